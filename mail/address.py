@@ -1,0 +1,163 @@
+"""Mailbox addresses, parsed strictly by RFC 5321 section 4.1.2 and RFC 6531 section 3.3.
+
+In charge of what an address is; never of whether it exists. An `Address` that exists is valid: it
+can be written into a command line as it stands, without a way to smuggle a space or a control character in.
+Source: RFC 5321, RFC 5322 section 3.2.3 (atoms), RFC 6531. Next: `mail/envelope.py`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+import idna
+
+# RFC 5321 section 4.5.3.1.1 and .2; the path limit (.3) counts the angle brackets.
+MAX_LOCAL_OCTETS = 64
+MAX_DOMAIN_OCTETS = 255
+MAX_PATH_OCTETS = 256
+
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]+"
+_DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*\Z")
+# RFC 6531 section 3.3: UTF8-non-ascii joins atext.
+_ATOM_UTF8 = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]+"
+_DOT_STRING_UTF8 = re.compile(rf"{_ATOM_UTF8}(?:\.{_ATOM_UTF8})*\Z")
+_QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\[ -~])*)"\Z')
+_QUOTED_UTF8 = re.compile(r'"((?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*)"\Z')
+# RFC 5321 sub-domain = Let-dig [Ldh-str]. The underscore is not in the grammar; Postfix lets it
+# through because hosts on the Internet use it, and so do we.
+_SUB_DOMAIN = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
+_DOMAIN = re.compile(rf"{_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*\Z")
+_C1_OR_SPACE = re.compile(r"[\u0080-\u00a0\u2028\u2029\ud800-\udfff\ufeff]")
+
+
+class AddressError(ValueError):
+    """The text is not an address; the message says why, in words fit for a reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A mailbox, `local@domain`.
+
+    `local` is the meaning of the local-part (quotes and escapes taken off), in the case it was written in;
+    `domain` is lower case, a name without a final dot (U-labels kept) or a literal in its brackets.
+    """
+
+    local: str
+    domain: str
+
+    @classmethod
+    def parse(cls, text: str, *, utf8: bool = False) -> Address:
+        """Read `local@domain`. With `utf8`, RFC 6531 addresses too. Raises AddressError."""
+        match = _PLAIN.match(text)
+        if match is not None and len(match[1]) <= MAX_LOCAL_OCTETS and len(text) <= MAX_PATH_OCTETS - 2:
+            domain = match[2]
+            if not _ENDS_IN_NUMBER.search(domain):
+                return cls(match[1], domain.lower())
+        return _parse_slowly(text, utf8=utf8)
+
+    @property
+    def key(self) -> str:
+        """What directories compare: local-part in lower case, domain in A-labels, so that both forms of a name are one.
+
+        RFC 5321 section 2.4 lets only the host of a mailbox fold its case. We are that host, and fold.
+        """
+        return f"{self.local.lower()}@{self.domain_ascii}"
+
+    @property
+    def domain_ascii(self) -> str:
+        """The domain as DNS knows it (A-labels), or the literal as it is."""
+        return domain_ascii(self.domain)
+
+    @property
+    def is_ascii(self) -> bool:
+        """False when the address needs SMTPUTF8 on its way."""
+        return self.local.isascii() and self.domain.isascii()
+
+    def __str__(self) -> str:
+        """The form of the wire, quoted where the local-part needs it."""
+        if _DOT_STRING_UTF8.match(self.local):
+            return f"{self.local}@{self.domain}"
+        quoted = self.local.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{quoted}"@{self.domain}'
+
+
+_PLAIN = re.compile(rf"({_ATOM}(?:\.{_ATOM})*)@({_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*)\Z")
+_ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)[0-9]+\Z")
+
+
+def _parse_slowly(text: str, *, utf8: bool) -> Address:
+    if not text.isascii() and not utf8:
+        raise AddressError("address is not ASCII and SMTPUTF8 was not given")  # RFC 6531 section 3.5
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_PATH_OCTETS - 2:
+        raise AddressError("address is too long")
+    if _C1_OR_SPACE.search(text):
+        raise AddressError("address holds a control or space character")
+    local_text, at, domain_text = text.rpartition("@")
+    if not at:
+        raise AddressError("address has no domain")
+    return Address(_parse_local(local_text, utf8=utf8), parse_domain(domain_text, utf8=utf8))
+
+
+def _parse_local(text: str, *, utf8: bool) -> str:
+    if len(text.encode()) > MAX_LOCAL_OCTETS:
+        raise AddressError("local-part is too long")
+    if (_DOT_STRING_UTF8 if utf8 else _DOT_STRING).match(text):
+        return text
+    quoted = (_QUOTED_UTF8 if utf8 else _QUOTED).match(text)
+    if quoted is None:
+        raise AddressError("local-part is malformed")
+    local = re.sub(r"\\(.)", r"\1", quoted[1])
+    if not local:
+        raise AddressError("local-part is empty")
+    return local
+
+
+def parse_domain(text: str, *, utf8: bool = False) -> str:
+    """A domain name or an address literal (RFC 5321 section 4.1.3), normalised. Raises AddressError."""
+    if text.startswith("["):
+        return _parse_literal(text)
+    if not text.isascii():
+        if not utf8:
+            raise AddressError("domain is not ASCII and SMTPUTF8 was not given")
+        try:
+            # The mapping turns full-width digits and dots into plain ones: what comes out is checked like any other.
+            return idna.decode(parse_domain(idna.encode(text, uts46=True).decode()))
+        except (idna.IDNAError, UnicodeError) as error:
+            raise AddressError("domain is not a valid internationalised name") from error
+    if len(text) > MAX_DOMAIN_OCTETS:
+        raise AddressError("domain is too long")
+    if not _DOMAIN.match(text):
+        raise AddressError("domain is malformed")
+    if _ENDS_IN_NUMBER.search(text):
+        # A bare IP address is not a domain (RFC 3696 section 2); it belongs into brackets.
+        raise AddressError("domain ends in a number")
+    return text.lower()
+
+
+def domain_ascii(domain: str) -> str:
+    """A domain of `parse_domain` in A-labels (RFC 5890 section 2.3.2.1)."""
+    return domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
+
+
+def _parse_literal(text: str) -> str:
+    if not text.endswith("]"):
+        raise AddressError("address literal is malformed")
+    inner = text[1:-1]
+    try:
+        if inner[:5].lower() == "ipv6:":
+            if "%" in inner:
+                raise AddressError("address literal has a zone")
+            return f"[IPv6:{ipaddress.IPv6Address(inner[5:]).compressed}]"
+        return f"[{ipaddress.IPv4Address(inner)}]"
+    except ipaddress.AddressValueError as error:
+        raise AddressError("address literal is malformed") from error
+
+
+def literal_ip(domain: str) -> str | None:
+    """The IP address inside a literal domain (`[192.0.2.1]`, `[IPv6:2001:db8::1]`), or None for a name."""
+    if not domain.startswith("["):
+        return None
+    inner = domain[1:-1]
+    return inner[5:] if inner[:5].lower() == "ipv6:" else inner

@@ -1,0 +1,152 @@
+"""The Directory port: which domains are ours, who has a mailbox, what an alias means, which tenant it belongs to.
+
+A `Snapshot` is immutable; a role takes the current one for each decision, so a reload never changes the world in the
+middle of one. Passwords are checked by `verify`, off the event loop. Adapters: `static` (tests), `file` (TOML).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol
+
+from mail.address import Address, domain_ascii
+from mail.route import ToRelay
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A customer. Limits of None mean none."""
+
+    name: str
+    dedicated: bool = False
+    messages_per_hour: int | None = None
+    storage_bytes: int | None = None
+    source_addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain we take mail for. With `relay_to` or `by_mx` it is a relay domain: its users live elsewhere."""
+
+    name: str
+    tenant: str
+    relay_to: ToRelay | None = None
+    by_mx: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        return self.relay_to is None and not self.by_mx
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A mailbox. `password` is an argon2 hash ("$argon2id$..."), empty for one that cannot log in."""
+
+    address: Address
+    password: str = field(repr=False, default="")
+    quota_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IsMailbox:
+    """Mail for the address goes into the mailbox of `owner` (an `Address.key`)."""
+
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class IsAlias:
+    """The address stands for `targets`, which may be anywhere and may be aliases themselves."""
+
+    targets: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IsRelayed:
+    """The domain is ours to forward."""
+
+    domain: Domain
+
+
+@dataclass(frozen=True, slots=True)
+class IsUnknown:
+    """The domain is ours, the address does not exist: 550 5.1.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class IsElsewhere:
+    """The domain is not ours."""
+
+
+Found = IsMailbox | IsAlias | IsRelayed | IsUnknown | IsElsewhere
+
+DEFAULT_TENANT = Tenant("default")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All of a directory at one instant. Keys: tenant name; `Address.domain_ascii` for domains; `Address.key` for users
+    and aliases.
+    """
+
+    tenants: Mapping[str, Tenant] = field(default_factory=lambda: {"default": DEFAULT_TENANT})
+    domains: Mapping[str, Domain] = field(default_factory=dict)
+    users: Mapping[str, User] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
+    delimiter: str = "+"  # user+detail@ is user@ (RFC 5233); empty: off
+
+    def find(self, address: Address) -> Found:
+        """What the address is here. Exact names win over names without their detail; `@domain` is the catch-all
+        alias.
+        """
+        name = address.domain_ascii
+        domain = self.domains.get(name)
+        key = address.key
+        targets = self.aliases.get(key)
+        if targets is not None:
+            return IsAlias(targets)
+        if domain is None:
+            return IsElsewhere()
+        if not domain.is_local:
+            return IsRelayed(domain)
+        if key in self.users:
+            return IsMailbox(key)
+        if self.delimiter:
+            base, found, _detail = address.local.lower().partition(self.delimiter)
+            if found and base:
+                base_key = f"{base}@{name}"
+                if base_key in self.users:
+                    return IsMailbox(base_key)
+                if base_key in self.aliases:
+                    return IsAlias(self.aliases[base_key])
+        catch_all = self.aliases.get(f"@{name}")
+        return IsAlias(catch_all) if catch_all is not None else IsUnknown()
+
+    def tenant_of(self, domain: str) -> Tenant:
+        """The tenant a domain of ours belongs to; the default one for the rest."""
+        known = self.domains.get(domain_ascii(domain))
+        return self.tenants.get(known.tenant if known else "default", DEFAULT_TENANT)
+
+
+class Directory(Protocol):
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest good snapshot. Cheap."""
+        ...
+
+    async def verify(self, login: str, password: str, *, timeout: timedelta = timedelta(seconds=10)) -> User | None:
+        """The user, when the password is right; None, after as long a time, when the user or the password is wrong.
+
+        Raises DirectoryUnavailable when that cannot be found out now.
+        """
+        ...
+
+
+class DirectoryUnavailable(Exception):
+    """The directory does not answer, or is too busy: 454 / try again."""
+
+
+class DirectoryUnusable(Exception):
+    """The directory cannot be loaded at all; the text names the file, line or key and says what to do."""

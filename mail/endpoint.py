@@ -1,0 +1,59 @@
+"""Where something listens, "HOST:PORT", and where mail is relayed to, "smtp://HOST:PORT". Pure.
+
+An IPv6 address stands in brackets ("[::1]:25"). Port 0 means any free one and makes sense only for listening.
+Next: `mail/settings_file.py`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from mail.address import AddressError, parse_domain
+from mail.route import Speaks, ToRelay
+
+_ENDPOINT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:/]+)):([0-9]{1,5})\Z")
+_RELAY = re.compile(r"(smtp|lmtp)://([^/]+)\Z")
+_EXPECTED = '"HOST:PORT" is expected, like "127.0.0.1:2525", "mx.example.test:25" or "[::1]:25"'
+
+
+def parse(text: str) -> tuple[str, int]:
+    """`"127.0.0.1:2525"` to `("127.0.0.1", 2525)`, `"[::1]:25"` to `("::1", 25)`. Raises ValueError that says what is
+    expected.
+    """
+    match = _ENDPOINT.match(text)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError(_EXPECTED)
+    if match[1] is not None:
+        try:
+            return str(ipaddress.IPv6Address(match[1])), int(match[3])
+        except ValueError as error:
+            raise ValueError(f"an IPv6 address stands in the brackets: {_EXPECTED}") from error
+    return _host(match[2]), int(match[3])
+
+
+def _host(text: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        pass
+    try:
+        return parse_domain(text.removesuffix("."))
+    except AddressError as error:
+        raise ValueError(_EXPECTED) from error
+
+
+def format(host: str, port: int) -> str:
+    """What `parse` reads back."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_relay(text: str) -> ToRelay:
+    """`"smtp://mail.example.test:25"` or `"lmtp://127.0.0.1:24"`. Raises ValueError that says what is expected."""
+    match = _RELAY.match(text)
+    if match is None:
+        raise ValueError('"smtp://HOST:PORT" or "lmtp://HOST:PORT" is expected')
+    host, port = parse(match[2])
+    if port == 0:
+        raise ValueError("a relay has a port from 1 to 65535")
+    return ToRelay(host, port, Speaks(match[1]))

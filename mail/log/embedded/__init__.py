@@ -1,0 +1,167 @@
+"""The embedded log: one SQLite file on one machine, as durable as its disk, behind the Log port.
+
+In charge of putting the parts together: the lock on the directory, the thread that writes, the shards that read. It
+promises that an append that returned survives kill -9 and power loss (synchronous=FULL; a whole group shares one
+flush), that router commits and finishes are one transaction each, and that when the disk fails callers get
+LogUnavailable and `condition()` says Down until it works again. Next: `mail/log/embedded/writer.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from mail.log import Backlog, Condition, Tend, TendDelivery
+from mail.log.codec import encode
+from mail.log.embedded.commit import Change, first_id, line_key, place_of
+from mail.log.embedded.history import Historian, Question, slice_of
+from mail.log.embedded.lock import DirectoryLock
+from mail.log.embedded.shards import EmbeddedDeliveryShard, EmbeddedRouterShard, Tail
+from mail.log.embedded.store import Store
+from mail.log.embedded.window import EmbeddedHistory as EmbeddedHistory
+from mail.log.embedded.window import Window
+from mail.log.embedded.writer import Request, Writer
+from mail.log.ownership import Turn
+from mail.log.topics import QUEUE, ShardCounts, place
+from mail.record import Accepted, Attempted, Dispatched, Event, Record
+from mail.settings import LogSettings
+from mail.telemetry import PRODUCE_DURATION
+
+TAIL_BYTES = 16 << 20  # of each topic, all shards: what owners are handed from memory
+_PURGE_SLICE = 1000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+class EmbeddedLog(Historian):
+    """The Log port over one file. One process at a time; all shards of a kind belong to one owner at a time."""
+
+    def __init__(self, path: Path, settings: LogSettings) -> None:
+        self._path = path.absolute()
+        self._settings = settings
+        self.counts = ShardCounts(settings.shards, settings.delivery_shards)
+        self.writer = Writer(self._path, self.counts, settings, self._arrived, self._reopened)
+        self._window = Window(self._path, self.frames)
+        self._lock: DirectoryLock | None = None
+        self._tails: dict[tuple[str, int], Tail[Any]] = {}
+        self._router_turn = Turn()
+        self._delivery_turn = Turn()
+
+    # --- life
+
+    async def start(self) -> None:
+        lock = DirectoryLock(self._path)
+        try:
+            await self.writer.start()
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
+        await self._window.start()
+
+    async def close(self) -> None:
+        await self._window.close()
+        await self.writer.close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    async def purge(self) -> None:
+        before = (datetime.now(UTC) - self._settings.events_kept - _EPOCH) // _MILLISECOND
+        more = True
+        while more:
+            more = await self.writer.ask(partial(Store.purge_events, before=before, limit=_PURGE_SLICE))
+
+    # --- Appender
+
+    async def append(self, record: Record) -> None:
+        began = perf_counter()
+        await self.writer.room()
+        records = (record,)
+        await self.writer.change(self.change_of(records), records)
+        PRODUCE_DURATION.observe(perf_counter() - began)
+
+    def condition(self) -> Condition:
+        return self.writer.condition()
+
+    # --- RouterLog, DeliveryLog
+
+    async def route(self, tend: Tend, stop: asyncio.Event) -> None:
+        share = TAIL_BYTES // self.counts.by_queue_id
+        await self._router_turn.own(
+            lambda: [EmbeddedRouterShard(self, number, share) for number in range(self.counts.by_queue_id)], tend, stop
+        )
+
+    async def deliver(self, tend: TendDelivery, stop: asyncio.Event) -> None:
+        share = TAIL_BYTES // self.counts.by_site
+        await self._delivery_turn.own(
+            lambda: [EmbeddedDeliveryShard(self, number, share) for number in range(self.counts.by_site)], tend, stop
+        )
+
+    # --- HistoryLog
+
+    async def frames(self, question: Question) -> AsyncIterator[bytes]:
+        after: int | str | None = None
+        while True:
+            part = await self.writer.ask(partial(slice_of, question=question, after=after))
+            for frame in part.frames:
+                yield frame
+            after = part.after
+            if after is None:
+                return
+
+    async def backlog(self) -> Backlog:
+        return self.writer.backlog
+
+    # --- for the shards
+
+    def where(self) -> str:
+        return f"the log at {self._path}"
+
+    def change_of(self, records: Sequence[Record]) -> Change:
+        change = Change()
+        counts = self.counts
+        size = 0
+        for record in records:
+            frame = encode(record)
+            if isinstance(record, Event):
+                assert frame is not None
+                change.events.append(((record.time - _EPOCH) // _MILLISECOND, record.queue_id, frame))
+            else:
+                topic, shard, key = place(record, counts)
+                if topic is QUEUE:
+                    change.lines[line_key(shard, key)] = frame
+                else:
+                    assert frame is not None
+                    change.entries.append((first_id(topic, shard), frame))
+            size += 200 if frame is None else len(frame)
+        change.size_bytes = size
+        return change
+
+    def gained(self, tail: Tail[Any]) -> None:
+        self._tails[tail.topic.name, tail.shard] = tail
+
+    def lost(self, tail: Tail[Any]) -> None:
+        if self._tails.get((tail.topic.name, tail.shard)) is tail:
+            del self._tails[tail.topic.name, tail.shard]
+
+    def _arrived(self, request: Request[Any], ids: Sequence[int]) -> None:
+        """Entries are durable: hand them to the owners of their shards."""
+        assert request.change is not None
+        frames = request.change.entries
+        at = 0
+        for record in request.records:
+            if isinstance(record, Accepted | Dispatched | Attempted):
+                tail = self._tails.get(place_of(ids[at]))
+                if tail is not None:
+                    tail.arrived(ids[at], record, len(frames[at][1]))
+                at += 1
+
+    def _reopened(self) -> None:
+        for tail in self._tails.values():
+            tail.reopened()

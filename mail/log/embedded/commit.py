@@ -1,0 +1,151 @@
+"""One commit as one statement: a batch of changes goes into the database packed, and is taken apart there.
+
+In charge of how changes become rows. The database's thread gives up the interpreter lock at every statement and has to
+fight the event loop for it afterwards: measured under load, a commit of a dozen statements cost both of them more than
+the rows did. So a batch goes in as one row of a view, its frames joined and its numbers in JSON, and the view's trigger
+does the rest. One statement outside a transaction is a transaction of its own: all or nothing, flushed once.
+
+View and trigger are temporary, the connection's own: the file knows nothing of them. Never here: SQLite's connection,
+threads. Next: `mail/log/embedded/store.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, Topic
+
+_OFFSET_BITS = 50
+_OFFSET_MASK = (1 << _OFFSET_BITS) - 1
+_SHARD_BITS = 11
+_TOPICS = (ACCEPTED, DISPATCHED, ATTEMPTED)  # in the order of their numbers, which are in the file
+_NUMBERS = {topic.name: number for number, topic in enumerate(_TOPICS)}
+
+OFFSET_MAX = _OFFSET_MASK
+
+# `entries` are [id, place, length], `lines` [key, place, length], `events` [id, time, queue id, place, length], where
+# the place (from 1) and the length are those of the frame in `frames`; `accepted` and `attempted` are runs of consumed
+# ids, [first, last]; `dispatched` are consumed ids; `arrived` is how many entries of each topic come in.
+UNPACK = """
+CREATE TEMP VIEW batch (frames, entries, lines, settled, events, arrived, accepted, dispatched, attempted, top_offset)
+AS SELECT 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
+
+CREATE TEMP TRIGGER unpack INSTEAD OF INSERT ON batch BEGIN
+    INSERT INTO entry (id, frame)
+        SELECT json_extract(value, '$[0]'), substr(NEW.frames, json_extract(value, '$[1]'), json_extract(value, '$[2]'))
+        FROM json_each(NEW.entries);
+    INSERT OR REPLACE INTO line (key, frame)
+        SELECT json_extract(value, '$[0]'), substr(NEW.frames, json_extract(value, '$[1]'), json_extract(value, '$[2]'))
+        FROM json_each(NEW.lines);
+    DELETE FROM line WHERE key IN (SELECT value FROM json_each(NEW.settled));
+    INSERT INTO event (id, time, queue_id, frame)
+        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+            substr(NEW.frames, json_extract(value, '$[3]'), json_extract(value, '$[4]'))
+        FROM json_each(NEW.events);
+    UPDATE counters SET
+        offset = NEW.top_offset,
+        accepted = accepted + json_extract(NEW.arrived, '$[0]'),
+        dispatched = dispatched + json_extract(NEW.arrived, '$[1]'),
+        attempted = attempted + json_extract(NEW.arrived, '$[2]');
+    DELETE FROM entry WHERE id IN (
+        SELECT entry.id FROM json_each(NEW.accepted) AS run CROSS JOIN entry
+        WHERE entry.id BETWEEN json_extract(run.value, '$[0]') AND json_extract(run.value, '$[1]')
+    );
+    UPDATE counters SET accepted = accepted - changes();
+    DELETE FROM entry WHERE id IN (SELECT value FROM json_each(NEW.dispatched));
+    UPDATE counters SET dispatched = dispatched - changes();
+    DELETE FROM entry WHERE id IN (
+        SELECT entry.id FROM json_each(NEW.attempted) AS run CROSS JOIN entry
+        WHERE entry.id BETWEEN json_extract(run.value, '$[0]') AND json_extract(run.value, '$[1]')
+    );
+    UPDATE counters SET attempted = attempted - changes();
+END;
+"""
+INSERT = "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def first_id(topic: Topic, shard: int) -> int:
+    """Below every entry of the shard; `+ offset` is an entry."""
+    return (_NUMBERS[topic.name] << _SHARD_BITS | shard) << _OFFSET_BITS
+
+
+def offset_of(entry_id: int) -> int:
+    return entry_id & _OFFSET_MASK
+
+
+def place_of(entry_id: int) -> tuple[str, int]:
+    """Topic name and shard of an entry."""
+    place = entry_id >> _OFFSET_BITS
+    return _TOPICS[place >> _SHARD_BITS].name, place & ((1 << _SHARD_BITS) - 1)
+
+
+def line_key(shard: int, key: str) -> str:
+    """Queue lines of one shard stand together, in the order of their queue ids."""
+    return f"{shard:04d}/{key}"
+
+
+@dataclass(slots=True)
+class Change:
+    """What one request wants durable: all of it or nothing."""
+
+    entries: list[tuple[int, bytes]] = field(default_factory=list)  # (first_id, frame); the offset is given at commit
+    lines: dict[str, bytes | None] = field(default_factory=dict)  # line_key -> frame, None: settled
+    events: list[tuple[int, str, bytes]] = field(default_factory=list)  # (milliseconds, queue id, frame)
+    ranges: list[tuple[int, int]] = field(default_factory=list)  # accepted or attempted consumed, from id to id
+    finished: list[int] = field(default_factory=list)  # dispatched consumed, one by one
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Changes, packed. `ids` are those of their entries, in their order; `row` is what INSERT takes."""
+
+    ids: Sequence[int]
+    row: tuple[bytes | str | int, ...]
+
+
+def pack(changes: Sequence[Change], offset: int) -> Batch:
+    """The changes as one row, their entries and events numbered from behind `offset`; a later line replaces an earlier
+    one.
+    """
+    frames: list[bytes] = []
+    place = 1
+    ids: list[int] = []
+    entries: list[tuple[int, int, int]] = []
+    events: list[tuple[int, int, str, int, int]] = []
+    arrived = [0, 0, 0]
+    consumed: tuple[list[tuple[int, int]], ...] = ([], [], [])
+    finished: list[int] = []
+    lines: dict[str, bytes | None] = {}
+    for change in changes:
+        for first, frame in change.entries:
+            offset += 1
+            ids.append(first + offset)
+            entries.append((first + offset, place, len(frame)))
+            frames.append(frame)
+            place += len(frame)
+            arrived[first >> _OFFSET_BITS + _SHARD_BITS] += 1
+        for time, queue_id, frame in change.events:
+            offset += 1
+            events.append((offset, time, queue_id, place, len(frame)))
+            frames.append(frame)
+            place += len(frame)
+        lines.update(change.lines)
+        for run in change.ranges:
+            consumed[run[0] >> _OFFSET_BITS + _SHARD_BITS].append(run)
+        finished += change.finished
+    open_lines: list[tuple[str, int, int]] = []
+    settled: list[str] = []
+    for key, line in lines.items():
+        if line is None:
+            settled.append(key)
+        else:
+            open_lines.append((key, place, len(line)))
+            frames.append(line)
+            place += len(line)
+    accepted, _, attempted = consumed
+    columns = (entries, open_lines, settled, events, arrived, accepted, finished, attempted)
+    return Batch(ids, (b"".join(frames), *(orjson.dumps(column).decode() for column in columns), offset))

@@ -1,0 +1,118 @@
+"""Structured logs: one line an event on stderr, JSON for machines or readable text for a terminal.
+
+Everybody else writes `log = structlog.get_logger()` and `log.info("accepted", queue_id=...)`. Levels below the chosen
+one cost a call of an empty function. What libraries log through `logging` comes out the same way, from WARNING on. A
+traceback is a field of its line, never lines of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import orjson
+import structlog
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("auto", "json", "text")
+
+_Event = MutableMapping[str, Any]
+
+
+def configure(level: str = "info", format: str = "auto", stream: TextIO | None = None) -> None:
+    """Set up the logs of this process. `level` is one of LEVELS, `format` one of FORMATS."""
+    out = sys.stderr if stream is None else stream
+    as_text = format == "text" or (format == "auto" and out.isatty())
+    number = getattr(logging, level.upper())
+    structlog.configure(
+        processors=[_add_level, _add_time, _add_traceback, _to_text if as_text else _to_json],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(out) if as_text else structlog.BytesLoggerFactory(out.buffer),
+        cache_logger_on_first_use=True,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [_ToStructlog()]
+    # aiosmtpd logs every command at INFO: ours tell the story, theirs only what went wrong.
+    root.setLevel(logging.DEBUG if level == "debug" else max(number, logging.WARNING))
+    for name in ("mail.log", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+        library.setLevel(max(number, logging.WARNING))
+
+
+class _ToStructlog(logging.Handler):
+    """Hands a library's line to ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            name = "debug" if record.levelno < logging.INFO else record.levelname.lower()
+            write = getattr(structlog.get_logger(), name, structlog.get_logger().error)
+            write(
+                record.getMessage(), library=record.name, **({"exc_info": record.exc_info} if record.exc_info else {})
+            )
+        except Exception:  # a log line never breaks its writer
+            self.handleError(record)
+
+
+def _add_level(_logger: Any, method: str, event: _Event) -> _Event:
+    event["level"] = method
+    return event
+
+
+def _add_time(_logger: Any, _method: str, event: _Event) -> _Event:
+    event["time"] = datetime.now(UTC)
+    return event
+
+
+def _add_traceback(_logger: Any, _method: str, event: _Event) -> _Event:
+    exc_info = event.pop("exc_info", None)
+    if exc_info is None or exc_info is False:
+        return event
+    if exc_info is True:
+        exc_info = sys.exc_info()
+    error = exc_info if isinstance(exc_info, BaseException) else exc_info[1]
+    if error is not None:
+        event["traceback"] = one_line_traceback(error)
+    return event
+
+
+def one_line_traceback(error: BaseException) -> str:
+    """The error and its frames, innermost first, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    cause = error.__cause__
+    if cause is not None and cause is not error:
+        return f"{text} at {places} caused by {one_line_traceback(cause)}"
+    return f"{text} at {places}"
+
+
+def _to_json(_logger: Any, _method: str, event: _Event) -> bytes:
+    return orjson.dumps(
+        {"time": event.pop("time"), "level": event.pop("level"), **event},
+        default=str,
+        option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS,
+    )
+
+
+def _to_text(_logger: Any, _method: str, event: _Event) -> str:
+    time: datetime = event.pop("time")
+    level, what = event.pop("level"), event.pop("event")
+    fields = " ".join(f"{key}={_word(value)}" for key, value in event.items())
+    line = f"{time.astimezone():%H:%M:%S.}{time.microsecond // 1000:03d} {level:7} {_safe(str(what))} {fields}"
+    return line.rstrip()
+
+
+def _word(value: object) -> str:
+    text = _safe(str(value))
+    return repr(text) if " " in text or not text else text
+
+
+def _safe(text: str) -> str:
+    """Nothing a peer sent moves the cursor of a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

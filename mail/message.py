@@ -1,0 +1,98 @@
+"""A message as eilpost carries it: its queue id, its envelope, where it came from and where its content lies.
+
+The content is never parsed and never re-serialised here. Next: `mail/route.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import NewType
+
+from mail.envelope import Envelope
+
+QueueId = NewType("QueueId", str)
+DeliveryId = NewType("DeliveryId", str)
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_RANDOM_BITS = (1 << 80) - 1
+_CROCKFORD_VALUE = {letter: value for value, letter in enumerate(_CROCKFORD)}
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who handed the message in. `user` is the authenticated login, None where there was none."""
+
+    ip: str
+    port: int
+    helo: str
+    protocol: str  # RFC 3848: "SMTP", "ESMTP", "ESMTPS", "ESMTPSA", ...
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is known of a message besides its content. `client` is None for what eilpost wrote itself (a DSN)."""
+
+    queue_id: QueueId
+    tenant: str
+    received: datetime  # aware, UTC
+    envelope: Envelope
+    size_bytes: int  # of the content, our Received header included
+    client: Client | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """Content that rides inside a record: the whole message, CRLF lines, not dot-stuffed."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """Content that lies in the spool under `name`; `digest` (BLAKE2b-128, hex) tells damage."""
+
+    name: str
+    size_bytes: int
+    digest: str
+
+
+Content = Inline | Spooled
+
+
+def make_queue_id(milliseconds: int, random: int) -> QueueId:
+    """The ULID of an instant (milliseconds since 1970) and 80 random bits: 26 characters that sort by time."""
+    value = (milliseconds << 80) | (random & _RANDOM_BITS)
+    letters = [""] * 26
+    for place in range(25, -1, -1):
+        letters[place] = _CROCKFORD[value & 31]
+        value >>= 5
+    return QueueId("".join(letters))
+
+
+def derived_queue_id(now: datetime, seed: str) -> QueueId:
+    """A queue id whose random part follows from `seed`: for messages a pure decision makes (DSNs)."""
+    digest = blake2b(seed.encode(), digest_size=10).digest()
+    return make_queue_id(int(now.timestamp() * 1000), int.from_bytes(digest))
+
+
+def queue_id_time(queue_id: QueueId) -> datetime:
+    """The instant at which a queue id was made. Raises ValueError for what is not a ULID."""
+    if len(queue_id) != 26 or any(letter not in _CROCKFORD_VALUE for letter in queue_id):
+        raise ValueError(f"{queue_id!r} is not a queue id (26 letters and digits)")
+    milliseconds = 0
+    for letter in queue_id[:10]:
+        milliseconds = milliseconds * 32 + _CROCKFORD_VALUE[letter]
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def delivery_id(queue_id: QueueId, number: int) -> DeliveryId:
+    """The id of a message's `number`-th delivery: `QUEUEID-number`."""
+    return DeliveryId(f"{queue_id}-{number}")
+
+
+def queue_id_of(delivery: DeliveryId) -> QueueId:
+    """The queue id inside a delivery id."""
+    return QueueId(delivery[:26])

@@ -1,0 +1,65 @@
+"""SMTP replies: a code, an enhanced status code and a text, as values.
+
+Every reply eilpost itself gives is a constant made here or beside its decision, with the RFC section that asks for it.
+It never formats for a socket (`wire()` returns the bytes, others send them) and cannot be built from a text that
+would inject a second reply line. Source: RFC 5321 section 4.2, RFC 2034, RFC 3463, RFC 7505. Next: `mail/outcome.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_ENHANCED = re.compile(r"([245])\.([0-9]{1,3})\.([0-9]{1,3})\Z")
+_UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one side said: `code` 200-599, `enhanced` like "5.1.1" or "" where none was given, `text` of one or more
+    lines (LF).
+    """
+
+    code: int
+    enhanced: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if not 200 <= self.code <= 599:
+            raise ValueError(f"reply code {self.code} is out of range")
+        if self.enhanced:
+            match = _ENHANCED.match(self.enhanced)
+            # RFC 2034 section 4: the class must agree with the first digit of the code.
+            if match is None or (self.code // 100 != int(match[1]) and self.code // 100 != 3):
+                raise ValueError(f"enhanced code {self.enhanced!r} does not fit {self.code}")
+
+    @property
+    def is_positive(self) -> bool:
+        return self.code < 400
+
+    @property
+    def is_temporary(self) -> bool:
+        return 400 <= self.code < 500
+
+    @property
+    def is_permanent(self) -> bool:
+        return self.code >= 500
+
+    @property
+    def status(self) -> str:
+        """The enhanced code, or the general one of its class (RFC 3463 section 3.1: X.0.0)."""
+        return self.enhanced or f"{self.code // 100}.0.0"
+
+    def wire(self) -> bytes:
+        """The reply as it goes over the wire, CRLF included; control characters become spaces."""
+        prefix = f"{self.enhanced} " if self.enhanced else ""
+        lines = [_UNSAFE.sub(" ", line) for line in self.text.split("\n")]
+        last = len(lines) - 1
+        return "".join(
+            f"{self.code}{' ' if number == last else '-'}{prefix}{line}\r\n" for number, line in enumerate(lines)
+        ).encode("utf-8", "replace")
+
+    def __str__(self) -> str:
+        """One line for people: `550 5.1.1 No such user here`."""
+        text = _UNSAFE.sub(" ", self.text.replace("\n", " "))
+        return " ".join(part for part in (str(self.code), self.enhanced, text) if part)

@@ -1,0 +1,67 @@
+"""Keeps DNS answers for their TTL, and asks each question once at a time however many wait for it (single flight).
+
+It knows nothing of DNS but that an answer comes with the seconds it may be kept; 0 means not at all.
+Nothing is served past its TTL (RFC 8767's stale answers are not for deciding to bounce).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+from cachetools import TLRUCache
+
+from mail.telemetry import DNS_CACHE
+
+Answer = TypeVar("Answer")
+Question = TypeVar("Question", bound=Hashable)
+
+
+class AnswerCache(Generic[Question, Answer]):
+    """`ask(question)` goes to the network and returns the answer and how many seconds it may be kept."""
+
+    def __init__(
+        self,
+        ask: Callable[[Question], Awaitable[tuple[Answer, float]]],
+        size: int,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ask = ask
+        self._kept: TLRUCache[Question, tuple[Answer, float]] = TLRUCache(
+            max(1, size), ttu=lambda _question, kept, now: now + (kept[1] if size else 0), timer=timer
+        )
+        self._in_flight: dict[Question, asyncio.Task[Answer]] = {}
+        self._hit, self._joined, self._miss = (DNS_CACHE.labels(result) for result in ("hit", "joined", "miss"))
+
+    async def answer(self, question: Question) -> Answer:
+        """From the cache, from a question under way, or from the network."""
+        kept = self._kept.get(question)
+        if kept is not None:
+            self._hit.inc()
+            return kept[0]
+        task = self._in_flight.get(question)
+        if task is None:
+            self._miss.inc()
+            task = self._in_flight[question] = asyncio.create_task(self._fetch(question))
+        else:
+            self._joined.inc()
+        return await asyncio.shield(task)  # one who stops waiting does not stop the others
+
+    async def _fetch(self, question: Question) -> Answer:
+        try:
+            answer, seconds = await self._ask(question)
+            if seconds > 0:
+                self._kept[question] = (answer, seconds)
+            return answer
+        finally:
+            del self._in_flight[question]
+
+    async def close(self) -> None:
+        """Stop every question under way."""
+        tasks = list(self._in_flight.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

@@ -1,0 +1,72 @@
+"""A resolver that is a struct of maps and a list of what fails: for tests. The same answers as DNS would give.
+
+A name in `mx` or `addresses` exists; any other does not. `slow` names answer after that many seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, MxAnswer, MxHosts, NoRecords, NoSuchDomain, NullMx
+
+
+class StaticResolver:
+    """`mx`: domain -> [(preference, host), ...], `[]` for none, `[(0, ".")]` for the null MX. `addresses`: host -> [ip,
+    ...]. `fail`: names that nobody answers for. `slow`: name -> seconds. `asked` counts the questions by name.
+    """
+
+    def __init__(
+        self,
+        mx: Mapping[str, Sequence[tuple[int, str]]] | None = None,
+        addresses: Mapping[str, Sequence[str]] | None = None,
+        fail: Collection[str] = frozenset(),
+        slow: Mapping[str, float] | None = None,
+    ) -> None:
+        self.mx_records = dict(mx or {})
+        self.address_records = dict(addresses or {})
+        self.fail = set(fail)
+        self.slow = dict(slow or {})
+        self.asked: Counter[str] = Counter()
+
+    async def mx(self, domain: str) -> MxAnswer:
+        name = await self._ask(domain)
+        if name in self.fail:
+            return DnsUnknown(f"DNS for {name} does not answer in time")
+        records = self.mx_records.get(name)
+        if records is None and name not in self.address_records:
+            return NoSuchDomain()
+        if not records:
+            return NoRecords()
+        hosts = sorted({(preference, _normal(host)) for preference, host in records})
+        named = tuple((preference, host) for preference, host in hosts if host)
+        return MxHosts(named) if named else NullMx()
+
+    async def addresses(self, host: str) -> AddressAnswer:
+        try:
+            return IpAddresses((str(ipaddress.ip_address(_normal(host))),))
+        except ValueError:
+            pass
+        name = await self._ask(host)
+        if name in self.fail:
+            return DnsUnknown(f"DNS for {name} does not answer in time")
+        records = self.address_records.get(name)
+        if records is None and name not in self.mx_records:
+            return NoSuchDomain()
+        return IpAddresses(tuple(records)) if records else NoRecords()
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+    async def _ask(self, name: str) -> str:
+        normal = _normal(name)
+        self.asked[normal] += 1
+        if normal in self.slow:
+            await asyncio.sleep(self.slow[normal])
+        return normal
+
+
+def _normal(name: str) -> str:
+    return name.rstrip(".").lower()

@@ -1,0 +1,70 @@
+"""Where a delivery goes: a mailbox here, a fixed relay, or the MX site of a domain.
+
+A *site* is the name under which deliveries share connections, windows and back-off: two domains with the same MX hosts
+are one site. Pure values. Next: `mail/outcome.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Speaks(StrEnum):
+    """The protocol of a relay."""
+
+    SMTP = "smtp"
+    LMTP = "lmtp"
+
+
+@dataclass(frozen=True, slots=True)
+class ToMailbox:
+    """Into the mailbox of `owner` (an `Address.key`) on this system."""
+
+    owner: str
+
+    @property
+    def site(self) -> str:
+        return "mailbox"
+
+
+@dataclass(frozen=True, slots=True)
+class ToRelay:
+    """To one host that was named in the configuration."""
+
+    host: str
+    port: int
+    speaks: Speaks = Speaks.SMTP
+
+    @property
+    def site(self) -> str:
+        return f"{self.speaks}://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ToMx:
+    """To the mail exchangers of `domain` (RFC 5321 section 5.1): `hosts` as (preference, name), best first.
+
+    A name may be an address literal's IP address. The site is the set of hosts, whatever the domain.
+    """
+
+    domain: str
+    hosts: tuple[tuple[int, str], ...]
+
+    @property
+    def site(self) -> str:
+        return "mx:" + ",".join(f"{preference}={name}" for preference, name in self.hosts)
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """Not known yet: DNS has not answered for `domain`. Such a delivery waits in the queue; it is never dispatched."""
+
+    domain: str
+
+    @property
+    def site(self) -> str:
+        return f"unresolved:{self.domain}"
+
+
+Route = ToMailbox | ToRelay | ToMx | Unresolved

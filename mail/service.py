@@ -1,0 +1,234 @@
+"""The life of a process: start roles, become ready, drain on SIGTERM, end with an honest exit status.
+
+A role is anything with a name and a `run`. It knows nothing about mail. A second signal cancels what is open, a third
+ends the process on the spot; nothing is lost by either, for what is ours is in the log. Next: `eilpost/compose.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Protocol
+
+import structlog
+
+from mail.directory import DirectoryUnusable
+from mail.log import LogUnusable
+from mail.logs import one_line_traceback
+from mail.settings import SettingsError
+from mail.spool import SpoolUnavailable
+from mail.telemetry import DRAINING, LOOP_LAG
+
+log = structlog.get_logger()
+
+EXIT_OK = 0
+EXIT_UNUSABLE = 2  # a person must mend something, and the line on stderr says what
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
+EXIT_INTERRUPTED = 130
+
+_BEAT_SECONDS = 0.25
+_ALIVE_SECONDS = 30.0  # a loop that did not turn for so long is stuck
+
+
+class ServiceError(Exception):
+    """A role cannot start or go on, and trying again will not help; one line for people that names the thing."""
+
+
+class Role(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
+        """Start, call `ready()` once when serving, work until `stop` is set, drain, return.
+
+        Raises ServiceError for what a person must mend (a port in use). Any other exception is a bug of ours.
+        """
+        ...
+
+
+class Health:
+    """What /healthz and /readyz answer from: which roles serve, whether we drain, when the event loop last turned."""
+
+    def __init__(self) -> None:
+        self.roles: dict[str, bool] = {}
+        self.is_draining = False
+        self._last_beat = time.monotonic()
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(self.roles) and all(self.roles.values()) and not self.is_draining
+
+    @property
+    def is_alive(self) -> bool:
+        return time.monotonic() - self._last_beat < _ALIVE_SECONDS
+
+    async def beat(self) -> None:
+        """Feel the event loop's pulse, for ever."""
+        while True:
+            due = time.monotonic() + _BEAT_SECONDS
+            await asyncio.sleep(_BEAT_SECONDS)
+            self._last_beat = time.monotonic()
+            LOOP_LAG.observe(max(0.0, self._last_beat - due))
+
+
+async def run_roles(
+    roles: Sequence[Role],
+    drain: timedelta,
+    on_ready: Callable[[], None] = lambda: None,
+    *,
+    support: Sequence[Role] = (),
+    health: Health | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run `roles` until SIGTERM, SIGINT or `stop`, drain them for at most `drain`, return.
+
+    `on_ready` is called once when every role is ready. `support` (metrics and health over HTTP) starts before the
+    roles, ends after them, and counts for readiness too. When a role fails all are stopped, and the first failure
+    is raised.
+    """
+    health = health or Health()
+    stop = stop or asyncio.Event()
+    everyone = [*support, *roles]
+    health.roles = {role.name: False for role in everyone}
+    stop_support = asyncio.Event()
+
+    is_serving = False
+
+    def ready(name: str) -> Callable[[], None]:
+        def call() -> None:
+            nonlocal is_serving
+            if health.roles[name]:
+                return
+            health.roles[name] = True
+            log.debug("ready", role=name)
+            if all(health.roles.values()) and not stop.is_set():
+                is_serving = True
+                gc.collect()  # what was made to start stays for good, and is not looked through again and again
+                gc.freeze()
+                on_ready()
+
+        return call
+
+    async def run(role: Role, end: asyncio.Event) -> None:
+        try:
+            await role.run(ready(role.name), end)
+            if not end.is_set():
+                raise ServiceError(f"{role.name} ended by itself, which it never should: please report it")
+        finally:
+            health.roles[role.name] = False
+            stop.set()
+
+    with _Signals(stop) as at_once:
+        beat = asyncio.create_task(health.beat(), name="heartbeat")
+        supporting = [asyncio.create_task(run(role, stop_support), name=role.name) for role in support]
+        working = [asyncio.create_task(run(role, stop), name=role.name) for role in roles]
+        try:
+            await stop.wait()
+            health.is_draining = True
+            DRAINING.set(1)
+            if is_serving:
+                log.info("draining", seconds=drain.total_seconds())
+            await _finish(working, drain, at_once)
+            stop_support.set()
+            await _finish(supporting, timedelta(seconds=2), at_once)
+        finally:
+            tasks = [beat, *working, *supporting]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            DRAINING.set(0)
+    for task in (*working, *supporting):
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+
+
+async def _finish(tasks: Sequence[asyncio.Task[None]], limit: timedelta, at_once: asyncio.Event) -> None:
+    """Wait for the tasks, for `limit` at most, or until a second signal."""
+    if not tasks:
+        return
+    impatience = asyncio.create_task(at_once.wait())
+    everything = asyncio.create_task(asyncio.wait(tasks))  # waits, and leaves them alone when it is cancelled
+    try:
+        await asyncio.wait([impatience, everything], timeout=limit.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
+        late = [task.get_name() for task in tasks if not task.done()]
+        if late:
+            log.warning("drain cut short", roles=late, by="a second signal" if at_once.is_set() else "the time limit")
+    finally:
+        impatience.cancel()
+        everything.cancel()
+
+
+class _Signals:
+    """SIGTERM and SIGINT set `stop`; a second one sets the event this context returns."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+        self._at_once = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._caught: list[signal.Signals] = []
+        self._seen = False
+
+    def _on_signal(self, name: str) -> None:
+        log.info("signal", name=name)
+        if self._at_once.is_set():
+            os._exit(EXIT_INTERRUPTED)
+        if self._seen:
+            self._at_once.set()
+        self._seen = True
+        self._stop.set()
+
+    def __enter__(self) -> asyncio.Event:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread: no signals for us
+                self._loop.add_signal_handler(number, self._on_signal, number.name)
+                self._caught.append(number)
+        return self._at_once
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._caught:
+            self._loop.remove_signal_handler(number)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """Run `main()` on the fastest event loop there is; the process's exit status. What a person must mend is one line
+    on stderr, and so is a bug of ours, whose traceback goes to the log.
+    """
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(main())
+    except Exception as error:  # the last place that can tell anybody
+        return report(error)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not built for this platform
+        return None
+    return uvloop.new_event_loop
+
+
+def report(error: Exception) -> int:
+    """Say in one line on stderr why we end; the exit status that goes with it."""
+    while isinstance(error, ExceptionGroup):  # the first of several tells the most
+        error = error.exceptions[0]
+    if isinstance(error, ServiceError | LogUnusable | DirectoryUnusable | SettingsError | SpoolUnavailable):
+        _say(str(error))
+        return EXIT_UNUSABLE
+    log.error("bug", traceback=one_line_traceback(error))
+    _say(f"internal error, please report it: {type(error).__name__}: {error}")
+    return EXIT_BUG
+
+
+def _say(text: str) -> None:
+    print(f"eilpost: {' '.join(text.split())}", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,293 @@
+"""Reads the settings: one TOML file, then the environment over it, then every check there is, in this one place.
+
+`mail/settings.py` is the table; here is what turns a wrong key, unit or value into one line that names the file (or the
+variable) and the key, says what was found and what is expected. Nothing starts on settings that did not pass.
+Next: `eilpost/compose.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BeforeValidator, ValidationError
+from pydantic.fields import FieldInfo
+
+from mail import endpoint
+from mail.address import AddressError, parse_domain
+from mail.logs import FORMATS, LEVELS
+from mail.settings import Section, Settings, SettingsError
+from mail.units import format_duration, parse_duration, parse_size
+
+ENVIRONMENT_PREFIX = "EILPOST_"
+
+# The adapters there are, by section; the roof opens them.
+SCHEMES: Mapping[str, Mapping[str, str]] = {
+    "log": {"embedded": '"embedded:FILE"', "memory": '"memory:"'},
+    "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"'},
+    "directory": {"file": '"file:FILE"'},
+    "mailboxes": {"maildir": '"maildir:DIRECTORY"', "memory": '"memory:"'},
+}
+
+_SECTIONS: Mapping[str, type[Section]] = {
+    name: info.annotation
+    for name, info in Settings.model_fields.items()
+    if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+}
+
+_Key = tuple[str, str]
+
+
+def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Settings:
+    """The effective settings: defaults, the file at `path` (None: no file), the environment. Raises SettingsError."""
+    values = _read(path) if path is not None else {}
+    file_name = str(path) if path is not None else "settings"
+    sources: dict[_Key, str] = {}
+    _check_keys(values, file_name)
+    for variable, section, key, value in _variables(os.environ if environment is None else environment):
+        values.setdefault(section, {})[key] = value
+        sources[section, key] = f"environment variable {variable}"
+
+    def name(section: str, key: str) -> str:
+        return f"{sources.get((section, key), file_name)}: {section}.{key}"
+
+    problems = list(_numbers_without_unit(values, name))
+    if not problems:
+        try:
+            settings = Settings.model_validate(values, strict=True)
+        except ValidationError as error:
+            problems = [_explain(line, name) for line in error.errors()]
+        else:
+            problems = list(_cross_checks(settings, name))
+    if problems:
+        raise SettingsError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError as error:
+        raise SettingsError(f"{path}: there is no such file; name one with --config, or make it") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: is not TOML: {error}") from error
+
+
+def _check_keys(values: Mapping[str, Any], file_name: str) -> None:
+    """Every section and key of the file is in the table."""
+    for section, keys in values.items():
+        table = _SECTIONS.get(section)
+        if table is None:
+            raise SettingsError(f"{file_name}: {_unknown_section(section, keys)}")
+        if not isinstance(keys, dict):
+            raise SettingsError(f"{file_name}: {section} is a section: write [{section}] and its keys below")
+        for key in keys:
+            if key not in table.model_fields:
+                raise SettingsError(f"{file_name}: {section}.{key}: {_unknown_key(section, key)}")
+
+
+def _unknown_section(section: str, keys: object) -> str:
+    what = f"there is no section [{section}]" if isinstance(keys, dict) else f"{section}: there is no such key here"
+    homes = [name for name, table in _SECTIONS.items() if section in table.model_fields]
+    if homes and not isinstance(keys, dict):
+        return f"{what}; it belongs into [{'] or ['.join(homes)}]"
+    return what + (_did_you_mean(section, _SECTIONS) or f"; there are {', '.join(_SECTIONS)}")
+
+
+def _unknown_key(section: str, key: str) -> str:
+    hint = _did_you_mean(key, _SECTIONS[section].model_fields)
+    homes = [f"{name}.{key}" for name, table in _SECTIONS.items() if key in table.model_fields]
+    if not hint and homes:
+        hint = f"; did you mean {' or '.join(homes)}?"
+    return "there is no such key" + (hint or f"; [{section}] has {', '.join(_SECTIONS[section].model_fields)}")
+
+
+def _did_you_mean(word: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str, Any]]:
+    """The variables that are settings, as (variable, section, key, value). Others, like EILPOST_TEST_KAFKA, have no
+    double underscore and are not ours.
+    """
+    for variable, text in sorted(environment.items()):
+        if not variable.upper().startswith(ENVIRONMENT_PREFIX) or "__" not in variable:
+            continue
+        section, _, key = variable[len(ENVIRONMENT_PREFIX) :].lower().partition("__")
+        where = f"environment variable {variable}"
+        table = _SECTIONS.get(section)
+        if table is None:
+            raise SettingsError(f"{where}: {_unknown_section(section, {})}")
+        if key not in table.model_fields:
+            raise SettingsError(f"{where}: {_unknown_key(section, key)}")
+        yield variable, section, key, _from_text(text, table.model_fields[key], f"{where}: {section}.{key}")
+
+
+def _from_text(text: str, field: FieldInfo, where: str) -> Any:
+    """A variable's text as TOML would have given it; lists as JSON or with commas."""
+    if get_origin(field.annotation) is list:
+        if not text.startswith("["):
+            return [part.strip() for part in text.split(",") if part.strip()]
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise SettingsError(f'{where}: {text!r} is not a list; write a,b or ["a", "b"]') from error
+    if field.annotation is bool:
+        word = text.strip().lower()
+        if word not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+            raise SettingsError(f"{where}: {text!r} is neither true nor false")
+        return word in ("true", "1", "yes", "on")
+    if field.annotation is int and not _has_unit(field, parse_size):
+        try:
+            return int(text)
+        except ValueError as error:
+            raise SettingsError(f"{where}: {text!r} is not a whole number") from error
+    return text
+
+
+def _has_unit(field: FieldInfo, parse: Callable[[object], object]) -> bool:
+    return any(isinstance(part, BeforeValidator) and part.func is parse for part in field.metadata)
+
+
+def _numbers_without_unit(values: Mapping[str, Mapping[str, Any]], name: Callable[[str, str], str]) -> Iterator[str]:
+    for section, keys in values.items():
+        for key, value in keys.items():
+            field = _SECTIONS[section].model_fields[key]
+            if isinstance(value, int | float) and _has_unit(field, parse_size):
+                yield f'{name(section, key)}: found {value!r}; a size has a unit, like "256KiB" or "25MiB"'
+            if isinstance(value, int | float) and _has_unit(field, parse_duration):
+                yield f'{name(section, key)}: found {value!r}; a time has a unit, like "30s", "5m" or "5d"'
+
+
+def _explain(line: Any, name: Callable[[str, str], str]) -> str:
+    """One of pydantic's complaints in our words."""
+    section, key, *place = (*map(str, line["loc"]), "", "")[:3]
+    where = name(section, key) + "".join(f"[{part}]" for part in place if part)
+    found = json.dumps(line["input"], default=str, ensure_ascii=False)
+    expected = _EXPECTED.get(line["type"])
+    if expected is not None:
+        return f"{where}: found {found}; {expected.format_map(line.get('ctx', {}))}"
+    return f"{where}: found {found}; {line['msg'].removeprefix('Value error, ')}"
+
+
+_EXPECTED = {
+    "string_type": 'a text in quotes is expected, like "..."',
+    "int_type": "a whole number without quotes is expected",
+    "bool_type": "true or false without quotes is expected",
+    "list_type": 'a list is expected, like ["...", "..."]',
+    "greater_than_equal": "at least {ge} is expected",
+    "less_than_equal": "at most {le} is expected",
+}
+
+
+def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterator[str]:
+    """What a type cannot say."""
+
+    def tried(section: str, key: str, value: str, parse: Callable[[str], object]) -> Iterator[str]:
+        try:
+            parse(value)
+        except ValueError as error:
+            yield f'{name(section, key)}: found "{value}"; {error}'
+
+    yield from tried("node", "hostname", settings.node.hostname, _hostname)
+    for key, value, known in (
+        ("log_level", settings.node.log_level, LEVELS),
+        ("log_format", settings.node.log_format, FORMATS),
+    ):
+        if value not in known:
+            yield f'{name("node", key)}: found "{value}"; one of {", ".join(known)} is expected'
+    for section, schemes in SCHEMES.items():
+        yield from tried(section, "url", getattr(settings, section).url, lambda url, s=schemes: _url(url, s))  # type: ignore[misc]
+    for section, key in (("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen")):
+        value = getattr(getattr(settings, section), key)
+        if value:
+            yield from tried(section, key, value, endpoint.parse)
+    for server in settings.resolver.servers:
+        yield from tried("resolver", "servers", server, name_server)
+    for network in settings.ingress.relay_networks:
+        yield from tried("ingress", "relay_networks", network, _network)
+    if settings.delivery.relay:
+        yield from tried("delivery", "relay", settings.delivery.relay, endpoint.parse_relay)
+    if not settings.router.retry:
+        yield f'{name("router", "retry")}: found an empty list; at least one time is expected, like ["5m"]'
+    for section, key in _TIMES:
+        value = getattr(getattr(settings, section), key)
+        for time in value if isinstance(value, list) else [value]:
+            if time.total_seconds() <= 0:
+                yield f'{name(section, key)}: found "{format_duration(time)}"; more than nothing is expected'
+    if settings.spool.expire <= settings.router.lifetime:
+        yield (
+            f'{name("spool", "expire")}: found "{format_duration(settings.spool.expire)}"; longer than router.lifetime '
+            f'("{format_duration(settings.router.lifetime)}") is expected, or queued mail would lose its content'
+        )
+    if settings.spool.inline_max > settings.ingress.bytes_in_flight:
+        yield f"{name('spool', 'inline_max')}: is larger than ingress.bytes_in_flight; make it smaller"
+    if settings.ingress.max_size > settings.ingress.bytes_in_flight:
+        yield (
+            f"{name('ingress', 'max_size')}: is larger than ingress.bytes_in_flight, so that no such message "
+            "could ever be taken; raise ingress.bytes_in_flight"
+        )
+
+
+def _is_time(field: FieldInfo) -> bool:
+    """A time or a list of times."""
+    of_elements = [part for element in get_args(field.annotation) for part in getattr(element, "__metadata__", ())]
+    parts = (*field.metadata, *of_elements)
+    return any(isinstance(part, BeforeValidator) and part.func is parse_duration for part in parts)
+
+
+_TIMES = [
+    (section, key)
+    for section, table in _SECTIONS.items()
+    for key, field in table.model_fields.items()
+    if _is_time(field) and (section, key) != ("node", "drain")  # no drain at all is a choice
+]
+
+
+def _hostname(text: str) -> None:
+    try:
+        parse_domain(text)
+    except AddressError as error:
+        raise ValueError('a host name is expected, like "mx.example.test"') from error
+
+
+def _url(url: str, schemes: Mapping[str, str]) -> None:
+    scheme, colon, rest = url.partition(":")
+    expected = f"{' or '.join(schemes.values())} is expected"
+    if not colon or scheme not in schemes:
+        raise ValueError(expected)
+    if scheme != "memory" and not rest.strip():
+        raise ValueError(f"a path is missing after {scheme}: - {expected}")
+
+
+def _network(text: str) -> None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f'a network is expected, like "10.0.0.0/8" or "::1/128" ({error})') from error
+
+
+def name_server(text: str) -> tuple[str, int]:
+    """`"127.0.0.1:5353"`, `"[::1]:53"` or a bare IP address (port 53). Raises ValueError."""
+    try:
+        return str(ipaddress.ip_address(text)), 53
+    except ValueError:
+        pass
+    try:
+        host, port = endpoint.parse(text)
+        return str(ipaddress.ip_address(host)), port
+    except ValueError as error:
+        raise ValueError('an IP address with a port is expected, like "127.0.0.1:5353"') from error

@@ -1,0 +1,43 @@
+"""Writes settings as the TOML that `mail/settings_file.py` reads, every key explained beside its value.
+
+The documentation, `eilpost config show` and the example file are this text, so that none of them can be out of date.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Any
+
+from mail.settings import Settings, show
+
+
+def default_toml() -> str:
+    """Every section and key with its default, explained."""
+    return render(Settings())
+
+
+def render(settings: Settings, *, explain: bool = True) -> str:
+    """`settings` as TOML; with `explain`, what each section and key means stands above it."""
+    lines: list[str] = []
+    for section, values in show(settings).items():
+        table = type(getattr(settings, section))
+        if lines:
+            lines.append("")
+        if explain:
+            lines += _comment(table.__doc__ or "")
+        lines.append(f"[{section}]")
+        for key, value in values.items():
+            if explain:
+                lines += _comment(table.model_fields[key].description or "")
+            lines.append(f"{key} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(" ".join(text.split()), 100)]
+
+
+def _toml(value: Any) -> str:
+    """JSON's texts, numbers, booleans and lists of them are TOML as they stand (DEL excepted, which nobody writes)."""
+    return json.dumps(value, ensure_ascii=False)

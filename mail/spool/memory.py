@@ -1,0 +1,57 @@
+"""A spool that forgets everything with the process: for tests and `spool.url = "memory:"`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import blake2b
+
+from mail.message import Spooled
+from mail.queueid import new_queue_id
+from mail.spool import SpoolDamaged
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class MemorySpool:
+    """`contents` is open to tests, which may damage it; `now` is the clock of what is kept."""
+
+    def __init__(self, now: Callable[[], datetime] = _now) -> None:
+        self.contents: dict[str, bytes] = {}
+        self._kept: dict[str, datetime] = {}
+        self._now = now
+
+    async def keep(self, content: bytes) -> Spooled:
+        name = f"memory/{new_queue_id()}"
+        self.contents[name] = bytes(content)
+        self._kept[name] = self._now()
+        return Spooled(name, len(content), _digest(content))
+
+    async def read(self, spooled: Spooled, limit_bytes: int | None = None) -> bytes:
+        content = self.contents.get(spooled.name)
+        if content is None:
+            raise SpoolDamaged(f"spool file {spooled.name} is missing: the spool in memory forgets with its process")
+        if limit_bytes is not None:
+            return content[:limit_bytes]
+        if len(content) != spooled.size_bytes or _digest(content) != spooled.digest:
+            raise SpoolDamaged(f"spool file {spooled.name} does not hold what was kept")
+        return content
+
+    async def sweep(self, older_than: datetime) -> int:
+        old = [name for name, kept in self._kept.items() if kept < older_than]
+        for name in old:
+            del self._kept[name]
+            self.contents.pop(name, None)
+        return len(old)
+
+    async def free_bytes(self) -> int | None:
+        return None
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+
+def _digest(content: bytes) -> str:
+    return blake2b(content, digest_size=16).hexdigest()

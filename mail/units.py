@@ -1,0 +1,67 @@
+"""Times and sizes as people write them in settings: "5m", "25MiB". Pure.
+
+Inside the program a time is a timedelta and a size an int of bytes. Next: `mail/settings.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from fractions import Fraction
+
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)\Z")
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)\Z")
+_BYTES = {
+    "B": 1,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
+
+
+def parse_duration(text: object) -> timedelta:
+    """`"500ms"`, `"30s"`, `"5m"`, `"2h"`, `"5d"`, `"1w"`. Raises ValueError that says what is expected."""
+    if isinstance(text, timedelta):
+        return text
+    match = _TIME.match(text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError('a time with its unit is expected, like "500ms", "30s", "5m", "2h" or "5d"')
+    try:
+        return timedelta(milliseconds=float(match[1]) * _MILLISECONDS[match[2]])
+    except OverflowError as error:
+        raise ValueError("a time of less than a million years is expected") from error
+
+
+def parse_size(text: object) -> int:
+    """`"256KiB"`, `"25MiB"`, `"10GB"`, to bytes. Raises ValueError that says what is expected."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text  # a default of ours; TOML numbers are turned away by the caller's strictness
+    match = _SIZE.match(text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError('a size with its unit is expected, like "256KiB", "25MiB" or "10GB"')
+    return int(Fraction(match[1]) * _BYTES[match[2]])
+
+
+def format_duration(value: timedelta) -> str:
+    """An exact text that `parse_duration` reads back, in the largest unit up to days that fits."""
+    milliseconds = value // timedelta(milliseconds=1)
+    for unit in ("d", "h", "m", "s"):
+        whole, rest = divmod(milliseconds, _MILLISECONDS[unit])
+        if whole and not rest:
+            return f"{whole}{unit}"
+    return f"{milliseconds}ms"
+
+
+def format_size(value: int) -> str:
+    """An exact text that `parse_size` reads back, in the largest unit that fits."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        whole, rest = divmod(value, _BYTES[unit])
+        if whole and not rest:
+            return f"{whole}{unit}"
+    return f"{value}B"
