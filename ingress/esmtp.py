@@ -1,0 +1,204 @@
+"""What a client's command lines say: verbs, paths and ESMTP parameters, parsed strictly. Pure.
+
+In charge of syntax, never of whether something is allowed (`policy`) or in order (`session`). A parser returns a
+value, or the Reply that refuses the line. A new extension is a field and a `case` here. Lenient where hosts on the
+Internet need it and nothing becomes ambiguous: blanks after "FROM:" and "TO:" and at the end of a line, and what
+follows EHLO. Source: RFC 5321 sections 4.1.1 and 4.1.2, RFC 1870, RFC 6152, RFC 6531. Next: `ingress/policy.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ingress import replies
+from mail.address import Address, AddressError, parse_domain
+from mail.envelope import Body
+from mail.reply import Reply
+
+LINE_MAX = 512  # RFC 5321 section 4.5.3.1.4, CRLF included
+# Each extension says what it adds: RFC 1870 section 3 (26), RFC 6152 section 2 (17), RFC 6531 section 3.1 item 9 (10).
+LINE_MAX_OF = {"MAIL": LINE_MAX + 26 + 17 + 10, "VRFY": LINE_MAX + 10, "EXPN": LINE_MAX + 10}
+LONGEST_LINE = max(LINE_MAX_OF.values())
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_VERB = re.compile(r"[A-Za-z]{1,16}\Z")
+_HELLO_NAME = re.compile(r"[!-~]{1,255}\Z")
+# Possessive quantifiers: no input makes this backtrack.
+_PATH = re.compile(r'<((?:[^<>"\\]|"(?:[^"\\]|\\.)*+")*+)>(.*)\Z')
+_KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9\-]*\Z")
+_VALUE = re.compile(r"[!-<>-~\u0080-\U0010ffff]+\Z")  # esmtp-value; RFC 6531 section 3.3 joins UTF-8 to it
+_SIZE = re.compile(r"[0-9]{1,20}\Z")  # RFC 1870 section 5
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A line that could be a command: the verb in upper case, and what follows it, blanks at the ends taken off."""
+
+    verb: str
+    argument: str
+
+
+@dataclass(frozen=True, slots=True)
+class MailFrom:
+    """MAIL. A `reverse_path` of None is `<>`; a `size` of None was not given."""
+
+    reverse_path: Address | None
+    size: int | None = None
+    body: Body = Body.SEVEN_BIT
+    smtputf8: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RcptTo:
+    """RCPT. A `forward_path` of None is `<Postmaster>` without a domain (RFC 5321 section 4.1.1.3)."""
+
+    forward_path: Address | None
+
+
+def parse_command(line: bytes) -> Command | Reply:
+    """A line without its CRLF."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return replies.BAD_CHARACTERS
+    if _CONTROL.search(text):
+        return replies.BAD_CHARACTERS
+    verb, _, argument = text.partition(" ")
+    if not _VERB.match(verb):
+        return replies.UNKNOWN_COMMAND
+    verb = verb.upper()
+    if len(line) + 2 > LINE_MAX_OF.get(verb, LINE_MAX):
+        return replies.LINE_TOO_LONG
+    return Command(verb, argument.strip(" "))  # RFC 5321 section 4.1.1: tolerate trailing blanks
+
+
+def parse_hello(argument: str) -> str | Reply:
+    """The name after EHLO or HELO. One visible ASCII word will do: RFC 5321 section 4.1.4 forbids to refuse mail
+    because the name is wrong, and many hosts have wrong ones. A literal or a name comes out normalised.
+    """
+    name = argument.partition(" ")[0]
+    if not _HELLO_NAME.match(name):
+        return replies.HELLO_SYNTAX
+    try:
+        return parse_domain(name)
+    except AddressError:
+        return name
+
+
+def parse_mail(argument: str, *, extended: bool) -> MailFrom | Reply:
+    """What follows MAIL. `extended`: the client said EHLO."""
+    split = _split_path(argument, "FROM:")
+    if split is None:
+        return replies.MAIL_SYNTAX
+    path, rest = split
+    size: int | None = None
+    body = Body.SEVEN_BIT
+    smtputf8 = False
+    if rest:
+        parameters = _parse_parameters(rest, extended=extended)
+        if isinstance(parameters, Reply):
+            return parameters
+        for keyword, value in parameters.items():
+            match keyword:
+                case "SIZE":
+                    if value is None or not _SIZE.match(value):
+                        return replies.PARAMETER_SYNTAX
+                    size = int(value)
+                case "BODY":
+                    # RFC 6152 section 2. BINARYMIME needs CHUNKING, which is not offered (RFC 3030 section 3).
+                    if value is None or value.upper() not in ("7BIT", "8BITMIME"):
+                        return replies.PARAMETER_SYNTAX
+                    body = Body(value.upper())
+                case "SMTPUTF8":
+                    if value is not None:  # RFC 6531 section 3.4
+                        return replies.PARAMETER_SYNTAX
+                    smtputf8 = True
+                case _:
+                    return replies.PARAMETER_UNKNOWN
+    if not path:
+        return MailFrom(None, size, body, smtputf8)
+    address = _parse_path(path, utf8=smtputf8, refusal=replies.BAD_SENDER_SYNTAX)
+    return address if isinstance(address, Reply) else MailFrom(address, size, body, smtputf8)
+
+
+def parse_rcpt(argument: str, *, extended: bool, utf8: bool) -> RcptTo | Reply:
+    """What follows RCPT. `utf8`: MAIL had SMTPUTF8."""
+    split = _split_path(argument, "TO:")
+    if split is None:
+        return replies.RCPT_SYNTAX
+    path, rest = split
+    if rest:
+        parameters = _parse_parameters(rest, extended=extended)
+        # No parameter of RCPT is offered yet.
+        return parameters if isinstance(parameters, Reply) else replies.PARAMETER_UNKNOWN
+    if path.lower() == "postmaster":
+        return RcptTo(None)
+    address = _parse_path(path, utf8=utf8, refusal=replies.BAD_RECIPIENT_SYNTAX)
+    return address if isinstance(address, Reply) else RcptTo(address)
+
+
+def parse_vrfy(argument: str) -> Address | str | Reply:
+    """What follows VRFY: an address, with or without brackets; or a user's name, which is a string (section 3.5.1)."""
+    text, _, parameter = argument.partition(" ")
+    utf8 = parameter.strip().upper() == "SMTPUTF8"  # RFC 6531 section 3.7.4
+    if not text or (parameter and not utf8):
+        return replies.VRFY_SYNTAX
+    if text.startswith("<") and text.endswith(">"):
+        text = text[1:-1]
+    if "@" not in text:
+        return text
+    return _parse_path(text, utf8=utf8, refusal=replies.VRFY_SYNTAX)
+
+
+def _split_path(argument: str, keyword: str) -> tuple[str, str] | None:
+    """What stands in the angle brackets, and what follows them."""
+    length = len(keyword)
+    if argument[:length].upper() != keyword:
+        return None
+    match = _PATH.match(argument[length:].lstrip(" "))
+    if match is None:
+        return None
+    path, rest = match[1], match[2]
+    if rest and not rest.startswith(" "):
+        return None
+    return path, rest
+
+
+def _parse_path(path: str, *, utf8: bool, refusal: Reply) -> Address | Reply:
+    if path.startswith("@"):
+        # RFC 5321 section 4.1.2, A-d-l: a source route is checked and ignored (appendix F.2).
+        route, colon, path = path.partition(":")
+        try:
+            for hop in route.split(","):
+                if not hop.startswith("@") or not colon:
+                    return refusal
+                parse_domain(hop[1:], utf8=utf8)
+        except AddressError:
+            return refusal
+    try:
+        return Address.parse(path, utf8=utf8)
+    except AddressError:
+        if not utf8 and not path.isascii():
+            return replies.NEEDS_SMTPUTF8
+        return refusal
+
+
+def _parse_parameters(rest: str, *, extended: bool) -> dict[str, str | None] | Reply:
+    """Keywords in upper case, values as given: ENVID and ORCPT keep their case."""
+    if not rest.strip(" "):
+        return {}
+    if not extended:
+        return replies.PARAMETER_NEEDS_EHLO
+    parameters: dict[str, str | None] = {}
+    for word in rest.split(" "):
+        if not word:
+            continue
+        keyword, equals, value = word.partition("=")
+        keyword = keyword.upper()
+        if not _KEYWORD.match(keyword) or (equals and not _VALUE.match(value)):
+            return replies.PARAMETER_SYNTAX
+        if keyword in parameters:
+            return replies.PARAMETER_REPEATED
+        parameters[keyword] = value if equals else None
+    return parameters

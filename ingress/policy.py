@@ -1,0 +1,214 @@
+"""May this client send from this person, to that one? Pure: facts in, a verdict out.
+
+Both persons are checked before the message is taken, so nobody gets a bounce for what could have been refused. It looks
+nothing up: the directory's snapshot is given, and what DNS must say is asked for by a verdict (`AskMx`, `AskAddresses`)
+and judged when it is known. Unknown means temporary. Next: `ingress/content.py`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import assert_never
+
+from mail.address import Address, literal_ip
+from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown, Snapshot
+from mail.envelope import Recipient
+from mail.reply import Reply
+from mail.resolver import (
+    AddressAnswer,
+    DnsUnknown,
+    IpAddresses,
+    MxAnswer,
+    MxHosts,
+    NoRecords,
+    NoSuchDomain,
+    NullMx,
+)
+
+_parsed_ip = lru_cache(maxsize=1024)(ipaddress.ip_address)  # clients come again
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a client may do here."""
+
+    may_relay: bool
+    sender_must_resolve: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fine:
+    """Nothing speaks against the sender."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskMx:
+    """Ask DNS for the MX records of `domain`, then `judge_mx`."""
+
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskAddresses:
+    """No MX: ask for the addresses of the domain (the implicit MX), then `judge_addresses`."""
+
+
+FINE = Fine()
+ASK_ADDRESSES = AskAddresses()
+
+
+def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    """`["127.0.0.0/8", "::1/128"]`. Raises ValueError that names the wrong one."""
+    networks = []
+    for text in texts:
+        try:
+            networks.append(ipaddress.ip_network(text))
+        except ValueError as error:
+            raise ValueError(f'{text!r} is not a network, like "192.0.2.0/24" or "2001:db8::/32": {error}') from error
+    return tuple(networks)
+
+
+def normal_ip(text: str) -> str:
+    """The client's address as people write it: an IPv4 one that came over an IPv6 socket is an IPv4 one."""
+    text = text.partition("%")[0]
+    if ":" not in text:
+        return text
+    address = ipaddress.IPv6Address(text)
+    return str(address.ipv4_mapped or address)
+
+
+def is_within(ip: str, networks: tuple[Network, ...]) -> bool:
+    address = _parsed_ip(ip)
+    return any(address in network for network in networks)
+
+
+def check_sender(reverse_path: Address | None, snapshot: Snapshot, terms: Terms) -> Fine | AskMx | Reply:
+    """The person of MAIL FROM. The null reverse-path is always fine (RFC 5321 section 4.5.5)."""
+    if reverse_path is None:
+        return FINE
+    match snapshot.find(reverse_path):
+        case IsMailbox() | IsAlias() | IsRelayed():
+            return FINE
+        case IsUnknown():
+            # RFC 3463 section 3.2 has no code for "this sender does not exist": X.1.1 speaks of a destination, X.1.8 of
+            # the sender's system. X.1.0, other address status, is what Postfix gives too.
+            return Reply(550, "5.1.0", f"{_named(reverse_path)}: sender does not exist here")
+        case IsElsewhere():
+            if not terms.sender_must_resolve or literal_ip(reverse_path.domain) is not None:
+                return FINE
+            return AskMx(reverse_path.domain_ascii)
+        case other:
+            assert_never(other)
+
+
+def judge_mx(answer: MxAnswer, domain: str) -> Fine | AskAddresses | Reply:
+    """What the MX records of a sender's domain mean."""
+    match answer:
+        case MxHosts():
+            return FINE
+        case NullMx():
+            return Reply(550, "5.7.27", f"{domain}: sender's domain takes no mail (null MX)")  # RFC 7505 section 4.2
+        case NoRecords():
+            return ASK_ADDRESSES  # RFC 5321 section 5.1: the implicit MX
+        case NoSuchDomain():
+            return _no_such_domain(domain)
+        case DnsUnknown():
+            return dns_unknown(domain)
+        case other:
+            assert_never(other)
+
+
+def judge_addresses(answer: AddressAnswer, domain: str) -> Fine | Reply:
+    """What the addresses of a sender's domain without MX mean."""
+    match answer:
+        case IpAddresses():
+            return FINE
+        case NoRecords() | NoSuchDomain():
+            return _no_such_domain(domain)
+        case DnsUnknown():
+            return dns_unknown(domain)
+        case other:
+            assert_never(other)
+
+
+def check_recipient(forward_path: Address | None, snapshot: Snapshot, terms: Terms, hostname: str) -> Recipient | Reply:
+    """The person of RCPT TO; None is `<Postmaster>`, who is always there."""
+    if forward_path is None:
+        address = postmaster(snapshot, hostname)
+        return Recipient(address, Address(address.local, hostname))
+    match snapshot.find(forward_path):
+        case IsMailbox() | IsAlias() | IsRelayed():
+            return Recipient(forward_path, forward_path)
+        case IsUnknown():
+            if forward_path.local.lower() == "postmaster":  # RFC 5321 section 4.5.1: of every local domain
+                return Recipient(postmaster(snapshot, hostname), forward_path)
+            return Reply(550, "5.1.1", f"{_named(forward_path)}: no such user here")
+        case IsElsewhere():
+            if terms.may_relay:
+                return Recipient(forward_path, forward_path)
+            if forward_path.local.lower() == "postmaster" and forward_path.domain == hostname.lower():
+                return Recipient(postmaster(snapshot, hostname), forward_path)
+            return Reply(550, "5.7.1", f"{_named(forward_path)}: relaying denied")
+        case other:
+            assert_never(other)
+
+
+def postmaster(snapshot: Snapshot, hostname: str) -> Address:
+    """Who gets mail for the postmaster (RFC 5321 section 4.5.1): postmaster@ our host name, or of the first local
+    domain that has one. Where nobody does, the first local domain's: the router then says so in a DSN.
+    """
+    local = [name for name, domain in snapshot.domains.items() if domain.is_local]
+    for domain in (hostname.lower(), *local):
+        address = Address("postmaster", domain)
+        if isinstance(snapshot.find(address), IsMailbox | IsAlias):
+            return address
+    return Address("postmaster", local[0] if local else hostname.lower())
+
+
+def verify(address: Address | str, snapshot: Snapshot) -> Reply:
+    """VRFY answered truthfully (RFC 5321 section 3.5). A bare name is looked for in each local domain, without
+    its catch-all.
+    """
+    if isinstance(address, str):
+        local = [Address(address, name) for name, domain in snapshot.domains.items() if domain.is_local]
+        found = [one for one in local if one.key in snapshot.users or one.key in snapshot.aliases]
+        if len(found) > 1:
+            return Reply(553, "5.1.4", "User ambiguous")  # section 3.5.1
+        return Reply(250, "2.1.5", f"<{found[0]}>") if found else Reply(550, "5.1.1", "No such user here")
+    match snapshot.find(address):
+        case IsMailbox() | IsAlias():
+            return Reply(250, "2.1.5", f"<{address}>" if address.is_ascii else "Ok")
+        case IsRelayed() | IsElsewhere():
+            return Reply(252, "2.5.0", "Not a user of this system")
+        case IsUnknown():
+            return Reply(550, "5.1.1", "No such user here")
+        case other:
+            assert_never(other)
+
+
+def tenant_of(reverse_path: Address | None, recipients: Iterable[Recipient], snapshot: Snapshot) -> str:
+    """Whose message it is: of the tenant of the sender, when the sender is ours; else of the first recipient."""
+    if reverse_path is not None and reverse_path.domain_ascii in snapshot.domains:
+        return snapshot.tenant_of(reverse_path.domain).name
+    for recipient in recipients:
+        return snapshot.tenant_of(recipient.address.domain).name
+    return snapshot.tenant_of("").name
+
+
+def _named(address: Address) -> str:
+    """The address, where a reply may hold it (RFC 6531 section 3.7.4.2 keeps UTF-8 out of most replies)."""
+    return f"<{address}>" if address.is_ascii else "Address"
+
+
+def _no_such_domain(domain: str) -> Reply:
+    return Reply(550, "5.1.8", f"{domain}: sender's domain does not exist or takes no mail")
+
+
+def dns_unknown(domain: str) -> Reply:
+    """Unknown is temporary."""
+    return Reply(450, "4.1.8", f"{domain}: sender's domain cannot be looked up now")

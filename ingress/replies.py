@@ -1,0 +1,62 @@
+"""The replies ingress gives that hold no variable part, named, each with the RFC section that asks for it.
+
+Pure values; which one is given is decided in `policy`, `esmtp` and `session`. Faults of ours are 4xx and generic:
+the log has the detail, the peer has not. Next: `ingress/esmtp.py`.
+"""
+
+from __future__ import annotations
+
+from mail.reply import Reply
+
+OK = Reply(250, "2.0.0", "Ok")
+SENDER_OK = Reply(250, "2.1.0", "Sender ok")
+RECIPIENT_OK = Reply(250, "2.1.5", "Recipient ok")
+GO_AHEAD = Reply(354, "", "End data with <CR><LF>.<CR><LF>")  # RFC 2034 section 4: no enhanced code on 3xx
+BYE = Reply(221, "2.0.0", "Bye")
+HELP = Reply(214, "2.0.0", "Commands: EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT; see RFC 5321")
+CANNOT_VRFY = Reply(252, "2.5.0", "Cannot VRFY user, but will take a message and try")  # RFC 5321 section 3.5.3
+
+# Syntax and order, RFC 5321 section 4.2.4 and 4.3.2; enhanced codes X.5.Z by RFC 3463 section 3.6.
+UNKNOWN_COMMAND = Reply(500, "5.5.1", "Command not recognized")
+NOT_IMPLEMENTED = Reply(502, "5.5.1", "Command not implemented")
+LINE_TOO_LONG = Reply(500, "5.5.2", "Line too long")  # RFC 5321 section 4.5.3.1.4
+BARE_LF = Reply(500, "5.5.2", "Line does not end in CR LF (RFC 5321 section 2.3.8)")
+BAD_CHARACTERS = Reply(500, "5.5.2", "Control or undecodable characters in command")
+NO_ARGUMENTS = Reply(501, "5.5.4", "No parameters are allowed here")
+HELLO_FIRST = Reply(503, "5.5.1", "Send EHLO or HELO first")
+NESTED_MAIL = Reply(503, "5.5.1", "Sender was already given")
+MAIL_FIRST = Reply(503, "5.5.1", "MAIL is needed first")
+RCPT_FIRST = Reply(503, "5.5.1", "RCPT is needed first")
+NO_VALID_RECIPIENTS = Reply(554, "5.5.1", "No valid recipients")  # RFC 5321 section 3.3
+HELLO_SYNTAX = Reply(501, "5.5.4", "Syntax: EHLO hostname")
+MAIL_SYNTAX = Reply(501, "5.5.4", "Syntax: MAIL FROM:<address>")
+RCPT_SYNTAX = Reply(501, "5.5.4", "Syntax: RCPT TO:<address>")
+VRFY_SYNTAX = Reply(501, "5.5.4", "Syntax: VRFY address")
+PARAMETER_SYNTAX = Reply(501, "5.5.4", "Malformed parameter")
+PARAMETER_REPEATED = Reply(501, "5.5.4", "Parameter given twice")
+PARAMETER_UNKNOWN = Reply(555, "5.5.4", "Parameter not recognized or not implemented")  # RFC 5321 section 4.1.1.11
+PARAMETER_NEEDS_EHLO = Reply(555, "5.5.4", "Parameters need EHLO")
+
+# Addresses, RFC 3463 section 3.2; RFC 6531 section 3.5 for 5.6.7.
+BAD_SENDER_SYNTAX = Reply(553, "5.1.7", "Sender address is malformed")
+BAD_RECIPIENT_SYNTAX = Reply(553, "5.1.3", "Recipient address is malformed")
+NEEDS_SMTPUTF8 = Reply(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not given")
+
+# Limits. RFC 1870 section 6.1 (552), RFC 5321 section 4.5.3.1.10 (452), section 6.3 (loops).
+TOO_LARGE = Reply(552, "5.3.4", "Message is too large")
+TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients")
+TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many Received lines: mail loop")
+
+# Closing the channel, RFC 5321 section 3.8.
+TOO_MANY_CONNECTIONS = Reply(421, "4.7.0", "Too many connections, try again later")
+TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors")
+NOT_SMTP = Reply(421, "4.7.0", "This is SMTP")
+TIMED_OUT = Reply(421, "4.4.2", "Timed out")
+SHUTTING_DOWN = Reply(421, "4.3.2", "Shutting down, try again later")
+NO_SERVICE = Reply(421, "4.3.2", "Service not available, try again later")
+
+# Ours, and temporary.
+NO_ROOM = Reply(452, "4.3.1", "Insufficient system storage, try again later")
+NOT_CONFIRMED = Reply(451, "4.3.0", "Message not confirmed, try again later")
+OUR_FAULT = Reply(451, "4.3.0", "Local error, try again later")
+OUR_FAULT_CLOSING = Reply(421, "4.3.0", "Local error, try again later")
