@@ -1,0 +1,234 @@
+"""Writes delivery status notifications: what the sender is told about recipients that failed. Pure.
+
+RFC 3464 in the frame of RFC 6522 (multipart/report), with the fields of RFC 3461 and the internationalised forms of
+RFC 6533 where an address or the message needs them. Every part is written by hand: what comes from others (replies,
+ENVID, ORCPT) is cleaned of control characters first, so nothing of it can start a field or a part. It never decides
+whether a report is due; `router/decide.py` does, and never sends one to the null reverse-path. Next: `mail/record.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from mail.address import Address
+from mail.envelope import Body, Envelope, Recipient
+from mail.message import Inline, Message, QueueId
+from mail.record import Accepted
+from mail.reply import Reply
+
+# The part of the original's header that a report quotes.
+MAX_QUOTED_BYTES = 32 << 10
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_MESSAGE_ID = re.compile(rb"^message-id:(?:[ \t]|\r?\n[ \t])*(<[!-;=?-~]{1,900}>)", re.IGNORECASE | re.MULTILINE)
+_HEX_PAIR = re.compile(r"\+([0-9A-F]{2})")
+_FOLD_AT = 900  # RFC 5322 section 2.1.1: 998 octets at most, and UTF-8 may grow
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One recipient that a report is about. `remote`: who said `reply`; None: we did."""
+
+    recipient: Recipient
+    reply: Reply
+    remote: str | None = None
+
+
+def failure_report(
+    original: Message, failures: Sequence[Failure], headers: bytes, hostname: str, queue_id: QueueId, now: datetime
+) -> Accepted:
+    """The report as a message of its own, from the null reverse-path to the original's sender.
+
+    `headers` is the beginning of the original's content, possibly cut, possibly empty.
+    """
+    sender = original.envelope.reverse_path
+    assert sender is not None, "RFC 5321 section 4.5.5: never a notification about a notification"
+    quoted = _header_block(headers)
+    utf8 = (
+        not sender.is_ascii
+        or not all(failure.recipient.address.is_ascii and failure.recipient.original.is_ascii for failure in failures)
+        or (original.envelope.smtputf8 and not quoted.isascii())
+    )
+    content = _write(original, sender, failures, quoted, hostname, queue_id, now, utf8)
+    envelope = Envelope(
+        reverse_path=None,  # RFC 3464 section 2
+        recipients=(Recipient(sender, sender),),
+        body=Body.SEVEN_BIT if content.isascii() else Body.EIGHT_BIT,
+        smtputf8=utf8,
+    )
+    message = Message(queue_id, original.tenant, now, envelope, len(content))
+    return Accepted(message, Inline(content))
+
+
+def _write(
+    original: Message,
+    sender: Address,
+    failures: Sequence[Failure],
+    quoted: bytes,
+    hostname: str,
+    queue_id: QueueId,
+    now: datetime,
+    utf8: bool,
+) -> bytes:
+    boundary = f"=_{queue_id}_{original.queue_id[-8:]}"
+    head = [
+        f"Date: {rfc5322_date(now)}",
+        f"From: Mail delivery at {_atom(hostname)} <MAILER-DAEMON@{hostname}>",
+        f"To: <{sender}>",
+        "Subject: Undelivered mail returned to sender",
+        f"Message-ID: <{queue_id}@{hostname}>",
+        "Auto-Submitted: auto-replied",  # RFC 3834 section 5
+        "MIME-Version: 1.0",
+        f'Content-Type: multipart/report; report-type=delivery-status; boundary="{boundary}"',
+    ]
+    original_id = _MESSAGE_ID.search(quoted)
+    if original_id is not None:
+        reference = original_id[1].decode("ascii")
+        head += [f"In-Reply-To: {reference}", f"References: {reference}"]
+    status_type, headers_type = (
+        ("message/global-delivery-status", "message/global-headers")  # RFC 6533 sections 4 and 6
+        if utf8
+        else ("message/delivery-status", "text/rfc822-headers")  # RFC 3464 section 2, RFC 6522 section 4
+    )
+    parts = [
+        ("text/plain; charset=utf-8", _for_people(original, failures, hostname)),
+        (status_type, _delivery_status(original, failures, hostname, now, utf8)),
+    ]
+    if quoted:
+        parts.append((headers_type, quoted))
+    out = ["\r\n".join(head).encode(), b"\r\n\r\n"]
+    for content_type, body in parts:
+        encoding = "7bit" if body.isascii() else "8bit"
+        out.append(
+            f"--{boundary}\r\nContent-Type: {content_type}\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n".encode()
+        )
+        out.append(body)
+        out.append(b"\r\n")
+    out.append(f"--{boundary}--\r\n".encode())
+    return b"".join(out)
+
+
+def _for_people(original: Message, failures: Sequence[Failure], hostname: str) -> bytes:
+    lines = [
+        f"This is the mail system at {hostname}.",
+        "",
+        "Your message could not be delivered to the following recipients, and will",
+        "not be tried again.",
+        "",
+    ]
+    for failure in failures:
+        final, given = failure.recipient.address, failure.recipient.original
+        lines.append(f"<{final}>" if final == given else f"<{final}> (you wrote to <{given}>)")
+        said = f"{_host(failure.remote)} said: " if failure.remote else ""
+        lines += _wrapped(f"{said}{_clean(str(failure.reply))}")
+        lines.append("")
+    lines += [
+        f"The message was received on {rfc5322_date(original.received)}",
+        f"and has the queue id {original.queue_id}.",
+    ]
+    return "\r\n".join(lines).encode("utf-8", "replace") + b"\r\n"
+
+
+def _delivery_status(original: Message, failures: Sequence[Failure], hostname: str, now: datetime, utf8: bool) -> bytes:
+    """RFC 3464 section 2.1: the fields of the message, then a block for each recipient."""
+    lines = []
+    if original.envelope.envid is not None:
+        lines.append(_field("Original-Envelope-Id", original.envelope.envid))
+    lines += [
+        f"Reporting-MTA: dns; {hostname}",
+        f"X-Eilpost-Queue-Id: {original.queue_id}",
+        f"Arrival-Date: {rfc5322_date(original.received)}",
+    ]
+    for failure in failures:
+        recipient, reply = failure.recipient, failure.reply
+        lines.append("")
+        if recipient.orcpt is not None:
+            lines.append(_field("Original-Recipient", original_recipient(recipient.orcpt)))
+        elif recipient.original != recipient.address:
+            lines.append(_field("Original-Recipient", typed(recipient.original)))
+        lines.append(_field("Final-Recipient", typed(recipient.address)))
+        lines.append("Action: failed")
+        lines.append(f"Status: {reply.status}")
+        if failure.remote is not None:
+            # Only what an SMTP server said is of type smtp (RFC 3464 section 2.3.6).
+            lines.append(_field("Remote-MTA", f"dns; {_host(failure.remote)}"))
+            lines.append(_field("Diagnostic-Code", f"smtp; {reply}"))
+        else:
+            lines.append(_field("Diagnostic-Code", f"X-Eilpost; {reply}"))
+        lines.append(f"Last-Attempt-Date: {rfc5322_date(now)}")
+    text = "\r\n".join(lines) + "\r\n"
+    return text.encode("utf-8", "replace") if utf8 else text.encode("ascii", "replace")
+
+
+def typed(address: Address) -> str:
+    """An address with its type: RFC 3464 section 2.3.2, RFC 6533 section 3."""
+    return f"{'rfc822' if address.is_ascii else 'utf-8'}; {address}"
+
+
+def original_recipient(orcpt: str) -> str:
+    """The ORCPT value as a report shows it: RFC 3461 section 6.3 (b), with its xtext decoded (section 4)."""
+    kind, semicolon, value = orcpt.partition(";")
+    if not semicolon:
+        return f"rfc822; {_clean(orcpt)}"
+    decoded = _HEX_PAIR.sub(lambda match: chr(int(match[1], 16)), value)
+    return f"{_clean(kind).strip()}; {_clean(decoded).strip()}"
+
+
+def _field(name: str, value: str) -> str:
+    """One field, free of control characters, folded at spaces so that no line is too long."""
+    return "\r\n ".join(_wrapped(f"{name}: {_clean(value)}", _FOLD_AT))
+
+
+def _wrapped(text: str, width: int = 76) -> list[str]:
+    """Lines of at most `width` characters, broken at spaces; a longer word is cut."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split(" "):
+        rest = word
+        if line and len(line) + 1 + len(rest) > width:
+            lines.append(line)
+            line = ""
+        while len(rest) > width:
+            lines.append(rest[:width])
+            rest = rest[width:]
+        line = f"{line} {rest}" if line else rest
+    lines.append(line)
+    return lines
+
+
+def _clean(text: str) -> str:
+    return _CONTROL.sub(" ", text)
+
+
+def _atom(text: str) -> str:
+    """What may stand unquoted in a display name, apart from dots which every reader takes."""
+    return re.sub(r"[^A-Za-z0-9.\-]", "-", text)
+
+
+def _host(remote: str) -> str:
+    """The host name of "mx.example.test[192.0.2.1]:25"."""
+    return _clean(remote).partition("[")[0] or _clean(remote)
+
+
+def _header_block(headers: bytes) -> bytes:
+    """The header of a message that begins with `headers`: up to the empty line, whole lines only, bounded, CRLF."""
+    end = headers.find(b"\r\n\r\n")
+    block = headers[: end + 2] if end >= 0 else headers
+    if headers.startswith(b"\r\n"):
+        return b""
+    if len(block) > MAX_QUOTED_BYTES or end < 0:
+        block = block[:MAX_QUOTED_BYTES]
+        last = block.rfind(b"\r\n")
+        block = block[: last + 2] if last >= 0 else b""
+    return block
+
+
+def rfc5322_date(time: datetime) -> str:
+    """RFC 5322 section 3.3; English whatever the locale."""
+    zone = time.strftime("%z")
+    return f"{_DAYS[time.weekday()]}, {time.day:02} {_MONTHS[time.month - 1]} {time.year:04} {time:%H:%M:%S} {zone}"

@@ -1,0 +1,107 @@
+"""Looks up the facts of a batch before anything is decided: what DNS says, and the headers of spooled messages.
+
+All questions of a batch are asked at once and get a short time together; what is not answered by then is left out (the
+decision lets such a delivery wait) but goes on being asked, so that the answer lies in the resolver's cache at the next
+try. DNS so never holds a shard up. It decides nothing. Next: `router/decide.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
+
+import structlog
+
+from mail.message import QueueId, Spooled
+from mail.record import Accepted, Pending
+from mail.resolver import AddressAnswer, DnsUnknown, MxAnswer, NoRecords, Resolver
+from mail.spool import Spool, SpoolDamaged, SpoolUnavailable
+from router.decide import questions_again
+from router.dsn import MAX_QUOTED_BYTES
+from router.expand import expand
+from router.nexthop import question
+from router.world import NO_ANSWERS, Answers, World
+
+log = structlog.get_logger()
+
+PATIENCE = timedelta(milliseconds=250)
+QUESTIONS_MAX = 1000  # asked at the same time by one router; more are left for the next batch
+
+
+class Questions:
+    """Asks DNS for whole batches. One for a router; `close()` drops what is still being asked."""
+
+    def __init__(self, resolver: Resolver, patience: timedelta = PATIENCE) -> None:
+        self._resolver = resolver
+        self._patience_seconds = patience.total_seconds()
+        self._asked: dict[str, asyncio.Task[tuple[MxAnswer, AddressAnswer | None]]] = {}
+
+    async def ask(self, domains: Collection[str]) -> Answers:
+        """The MX of each domain, and its addresses where it has none; without those that take too long."""
+        if not domains:
+            return NO_ANSWERS
+        asked = {domain: task for domain in domains if (task := self._task(domain)) is not None}
+        if asked:
+            await asyncio.wait(asked.values(), timeout=self._patience_seconds)
+        mx: dict[str, MxAnswer] = {}
+        addresses: dict[str, AddressAnswer] = {}
+        for domain, task in asked.items():
+            if task.done() and not task.cancelled():
+                answer, address = task.result()
+                mx[domain] = answer
+                if address is not None:
+                    addresses[domain] = address
+        return Answers(mx, addresses)
+
+    def _task(self, domain: str) -> asyncio.Task[tuple[MxAnswer, AddressAnswer | None]] | None:
+        task = self._asked.get(domain)
+        if task is None:
+            if len(self._asked) >= QUESTIONS_MAX:
+                return None
+            task = self._asked[domain] = asyncio.create_task(self._look_up(domain))
+            task.add_done_callback(lambda _: self._asked.pop(domain, None))
+        return task
+
+    async def _look_up(self, domain: str) -> tuple[MxAnswer, AddressAnswer | None]:
+        try:
+            answer = await self._resolver.mx(domain)
+            # RFC 5321 section 5.1: without MX, the address records make the domain its own exchanger.
+            return answer, await self._resolver.addresses(domain) if isinstance(answer, NoRecords) else None
+        except Exception as error:  # a bug of an adapter costs a delay, not the shard
+            log.exception("resolver failed", domain=domain)
+            return DnsUnknown(repr(error)), None
+
+    async def close(self) -> None:
+        tasks = list(self._asked.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def domains_in_question(accepted: Sequence[Accepted], due: Sequence[Pending], world: World) -> set[str]:
+    """The domains whose MX the decisions on these facts depend on. Pure."""
+    domains: set[str] = set()
+    if world.policy.relay is not None:
+        return domains  # a relay takes all that is not local
+    for fact in accepted:
+        for final in expand(fact.message.envelope.recipients, world.snapshot, world.policy.alias_depth).finals:
+            if (domain := question(final.recipient.address, final.place, world)) is not None:
+                domains.add(domain)
+    for line in due:
+        domains.update(questions_again(line.delivery, world))
+    return domains
+
+
+async def read_headers(spool: Spool, sources: Mapping[QueueId, Spooled]) -> dict[QueueId, bytes]:
+    """The beginning of each spooled message; empty when it cannot be read: a report without headers is a report."""
+
+    async def read(spooled: Spooled) -> bytes:
+        try:
+            return await spool.read(spooled, MAX_QUOTED_BYTES)
+        except (SpoolDamaged, SpoolUnavailable) as error:
+            log.warning("report goes without headers", reason=str(error))
+            return b""
+
+    found = await asyncio.gather(*(read(spooled) for spooled in sources.values()))
+    return dict(zip(sources, found, strict=True))

@@ -1,0 +1,131 @@
+"""Counts what a batch decided, for the ledger and the metrics. Pure; `router/shard.py` publishes it after the commit.
+
+The ledger's law: accepted + expanded - merged - delivered - failed - discarded = recipients open in the queue. All of
+it is read off the records, so no decision has to remember to count. Next: `router/shard.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import assert_never
+
+from mail.outcome import Delivered, Failed
+from mail.record import (
+    Accepted,
+    Attempted,
+    Bounced,
+    Closed,
+    Event,
+    Happening,
+    Pending,
+    Record,
+    Refused,
+    Resumed,
+    Routed,
+    Settled,
+    Took,
+    Tried,
+)
+from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
+from router.decide import Due, Fact
+
+
+class Tally:
+    """What one batch came to. Ledger entries are recipients; a message that grows by its aliases adds to `expanded`,
+    one that shrinks (two names of one mailbox) to `merged`.
+    """
+
+    def __init__(self) -> None:
+        self.ledger: Counter[str] = Counter()
+        self.routed: Counter[str] = Counter()  # recipients by kind of route
+        self.duplicates = 0
+        self.reports = 0
+        self.first_attempts: list[float] = []  # seconds from received to the first attempt's start
+        self.settled: list[tuple[str, float]] = []  # result, seconds from received
+        self._growth = 0
+
+    def note(self, fact: Fact, line: Pending | None, records: Sequence[Record], now: datetime) -> None:
+        """`line` is the fact's queue line before the decision; `records` all that the decision yielded."""
+        match fact:
+            case Accepted():
+                if not records:
+                    self.duplicates += 1
+            case Attempted():
+                if not records or line is None:
+                    self.duplicates += 1
+                    return
+                if fact.number == 1:
+                    self.first_attempts.append(_seconds(line, fact.started))
+            case Due():
+                pass
+            case _:
+                assert_never(fact)
+        failed = self.ledger["failed"] + self.ledger["discarded"]
+        is_new = isinstance(fact, Accepted)
+        closes = False
+        self._growth = 0
+        for record in records:
+            if isinstance(record, Event):
+                self._happened(record.what, is_new)
+            elif isinstance(record, Settled):
+                closes = True
+            elif isinstance(record, Accepted):
+                self.reports += 1
+        if self._growth > 0:
+            self.ledger["expanded"] += self._growth
+        elif self._growth < 0:
+            self.ledger["merged"] -= self._growth
+        if closes and line is not None:
+            any_failed = self.ledger["failed"] + self.ledger["discarded"] > failed
+            self.settled.append(("failed" if any_failed else "delivered", _seconds(line, now)))
+
+    def _happened(self, what: Happening, is_new: bool) -> None:
+        ledger = self.ledger
+        match what:
+            case Took():
+                recipients = len(what.message.envelope.recipients)
+                ledger["accepted"] += recipients
+                self._growth -= recipients
+            case Routed():
+                self._growth += len(what.recipients)
+                self.routed[kind_of(what.route)] += len(what.recipients)
+            case Refused():
+                ledger["failed"] += len(what.outcomes)
+                if is_new:
+                    self._growth += len(what.outcomes)
+                    self.routed["failed"] += len(what.outcomes)
+            case Tried():
+                for outcome in what.outcomes:
+                    if isinstance(outcome, Delivered):
+                        ledger["delivered"] += 1
+                    elif isinstance(outcome, Failed):
+                        ledger["failed"] += 1
+            case Bounced():
+                if what.dsn is None:  # nobody to tell: discarded instead
+                    ledger["failed"] -= len(what.recipients)
+                    ledger["discarded"] += len(what.recipients)
+            case Resumed() | Closed():
+                pass
+            case _:
+                assert_never(what)
+
+
+def kind_of(route: Route) -> str:
+    """The route's kind as metrics name it."""
+    match route:
+        case ToMailbox():
+            return "mailbox"
+        case ToRelay():
+            return "relay"
+        case ToMx():
+            return "mx"
+        case Unresolved():
+            return "unresolved"
+        case _:
+            assert_never(route)
+
+
+def _seconds(line: Pending, time: datetime) -> float:
+    return max(0.0, (time - line.delivery.message.received).total_seconds())
