@@ -1,0 +1,1 @@
+"""Carries a message once and reports what happened. Next: `delivery/worker.py`."""

@@ -1,0 +1,215 @@
+"""One attempt, from a dispatched record to the record of what became of it.
+
+In charge of getting the content, of choosing the courier, of keeping the content of what is deferred, and of turning
+every trouble of ours into a deferral. Never touches the log. It promises an `Attempted` with one outcome for each
+recipient, or an exception only when it is cancelled. Next: `delivery/smtp.py`, `delivery/mailbox.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import assert_never
+
+import structlog
+
+from delivery.courier import Courier
+from delivery.transaction import header_block
+from mail.message import Inline, Spooled
+from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.record import Attempted, Delivery, Dispatched
+from mail.reply import Reply
+from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
+from mail.spool import Spool, SpoolDamaged, SpoolUnavailable
+from mail.telemetry import ATTEMPT_DURATION, ATTEMPTS, FAILURES
+
+log = structlog.get_logger()
+
+OUR_FAULT = Reply(451, "4.3.0", "Internal error while carrying the message; see the log of the delivery worker")
+NO_SPOOL = Reply(451, "4.3.0", "The spool that holds the message does not answer")
+
+# How much of the message a report may quote.
+HEADERS_BYTES = 65536
+_SPOOL_BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Carriage:
+    """What became of one carry; `content` is empty when it could not be had."""
+
+    outcomes: tuple[Outcome, ...]
+    started: datetime
+    seconds: float
+    content: bytes
+
+
+class Attempts:
+    """Makes attempts with the couriers it is given."""
+
+    def __init__(self, *, smtp: Courier, mailbox: Courier, spool: Spool) -> None:
+        self._smtp = smtp
+        self._mailbox = mailbox
+        self._spool = spool
+        self._meters: dict[str, _Meter] = {}
+
+    async def carry(self, dispatched: Dispatched) -> Carriage:
+        """Carry once. Cancelled, it leaves nothing to report, unless the message is past its final dot."""
+        started = datetime.now(UTC)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        content = await self._content(dispatched)
+        if isinstance(content, Reply):
+            outcomes = _all_deferred(dispatched.delivery, content)
+        else:
+            outcomes = await self._carry(dispatched.delivery, content)
+        duration = clock() - began
+        self._report(dispatched, outcomes, duration)
+        return Carriage(outcomes, started, duration, b"" if isinstance(content, Reply) else content)
+
+    async def record(self, dispatched: Dispatched, carriage: Carriage) -> Attempted:
+        """What to report; the content of what is deferred is in the spool when this returns. Never to be cancelled
+        lightly: the mail may be delivered already.
+        """
+        outcomes = carriage.outcomes
+        headers = b""
+        kept: Spooled | None = None
+        if not all(isinstance(outcome, Delivered) for outcome in outcomes):
+            headers = header_block(carriage.content, HEADERS_BYTES)
+            if any(isinstance(outcome, Deferred) for outcome in outcomes):
+                match dispatched.content:
+                    case Spooled():
+                        kept = dispatched.content
+                    case Inline(data):
+                        kept = await self._keep(data)
+        return Attempted(
+            dispatched.delivery.id,
+            dispatched.number,
+            outcomes,
+            carriage.started,
+            timedelta(seconds=carriage.seconds),
+            kept,
+            headers,
+        )
+
+    async def _content(self, dispatched: Dispatched) -> bytes | Reply:
+        match dispatched.content:
+            case Inline(data):
+                return data
+            case Spooled() as spooled:
+                try:
+                    return await self._spool.read(spooled)
+                except SpoolDamaged as error:
+                    log.warning(
+                        "spool damaged",
+                        queue_id=dispatched.delivery.message.queue_id,
+                        spool=spooled.name,
+                        error=str(error),
+                    )
+                    return Reply(451, "4.3.0", f"Spooled content {spooled.name}: {error}")
+                except SpoolUnavailable as error:
+                    log.warning("spool unavailable", queue_id=dispatched.delivery.message.queue_id, error=str(error))
+                    return NO_SPOOL
+                except Exception:
+                    log.exception("spool failed", queue_id=dispatched.delivery.message.queue_id)
+                    return NO_SPOOL
+
+    async def _carry(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        try:
+            outcomes = await self._courier(delivery.route).carry(delivery, content)
+        except Exception:
+            log.exception("courier failed", queue_id=delivery.message.queue_id, delivery_id=delivery.id)
+            return _all_deferred(delivery, OUR_FAULT)
+        if len(outcomes) != len(delivery.message.envelope.recipients):
+            log.error("courier lost a recipient", queue_id=delivery.message.queue_id, delivery_id=delivery.id)
+            return _all_deferred(delivery, OUR_FAULT)
+        return outcomes
+
+    def _courier(self, route: Route) -> Courier:
+        match route:
+            case ToMailbox():
+                return self._mailbox
+            case ToRelay() | ToMx():
+                return self._smtp
+            case Unresolved():
+                raise ValueError("an unresolved route is never dispatched")
+            case _:
+                assert_never(route)
+
+    async def _keep(self, content: bytes) -> Spooled:
+        """Until the spool takes it: a deferral may not be reported before its content is safe."""
+        tries = 0
+        while True:
+            try:
+                return await self._spool.keep(content)
+            except SpoolUnavailable as error:
+                log.warning("spool unavailable", error=str(error))
+            except Exception:
+                log.exception("spool failed")
+            await asyncio.sleep(_SPOOL_BACKOFF_SECONDS[min(tries, len(_SPOOL_BACKOFF_SECONDS) - 1)])
+            tries += 1
+
+    def _report(self, dispatched: Dispatched, outcomes: tuple[Outcome, ...], duration: float) -> None:
+        """Metrics, and one line."""
+        route = dispatched.delivery.route
+        transport = (
+            "mailbox" if isinstance(route, ToMailbox) else route.speaks.value if isinstance(route, ToRelay) else "smtp"
+        )
+        meter = self._meters.get(transport)
+        if meter is None:
+            meter = self._meters[transport] = _Meter(transport)
+        delivered = meter.count(outcomes)
+        meter.duration.observe(duration)
+        worst = _worst(outcomes)
+        log.info(
+            "attempted",
+            queue_id=dispatched.delivery.message.queue_id,
+            delivery_id=dispatched.delivery.id,
+            number=dispatched.number,
+            delivered=delivered,
+            of=len(outcomes),
+            result=_RESULTS[type(worst)],
+            remote=worst.remote or transport,
+            reply=str(worst.reply),
+            seconds=round(duration, 3),
+        )
+
+
+class _Meter:
+    """The labelled children of one transport, bound once."""
+
+    def __init__(self, transport: str) -> None:
+        self._transport = transport
+        self.duration = ATTEMPT_DURATION.labels(transport)
+        self._results = {kind: ATTEMPTS.labels(transport, name) for kind, name in _RESULTS.items()}
+
+    def count(self, outcomes: tuple[Outcome, ...]) -> int:
+        delivered = 0
+        for outcome in outcomes:
+            self._results[type(outcome)].inc()
+            if isinstance(outcome, Delivered):
+                delivered += 1
+            else:
+                # class.subject only: the detail would make too many series
+                FAILURES.labels(self._transport, outcome.reply.status.rpartition(".")[0]).inc()
+        return delivered
+
+
+_RESULTS: dict[type[Delivered] | type[Deferred] | type[Failed], str] = {
+    Delivered: "delivered",
+    Deferred: "deferred",
+    Failed: "failed",
+}
+
+
+def _worst(outcomes: tuple[Outcome, ...]) -> Outcome:
+    """The one worth a line: failed before deferred before delivered."""
+    for kind in (Failed, Deferred):
+        for outcome in outcomes:
+            if isinstance(outcome, kind):
+                return outcome
+    return outcomes[0]
+
+
+def _all_deferred(delivery: Delivery, reply: Reply) -> tuple[Outcome, ...]:
+    return tuple(Deferred(recipient.address, reply) for recipient in delivery.message.envelope.recipients)

@@ -1,0 +1,219 @@
+"""One connection to a server: an asyncio protocol around a `Dialogue`.
+
+In charge of moving bytes, of deadlines and of noticing that the peer has gone; it knows nothing of what is said. Its
+deadline is a number that the pool's sweep looks at, not a timer: a message costs no `call_later`. Content goes out in
+slices under flow control, and each slice the peer takes renews the deadline (RFC 5321 section 4.5.3.2.5).
+Next: `delivery/pool.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+from delivery.dialogue import Deadlines, Dialogue, Phase
+from delivery.transaction import Carried
+from mail.envelope import Envelope
+from mail.reply import Reply
+from mail.telemetry import DELIVERY_CONNECTIONS
+
+SLICE_BYTES = 65536
+
+_WAITING = frozenset((Phase.GREETING, Phase.EHLO, Phase.HELO, Phase.ENVELOPE, Phase.CONTENT, Phase.QUIT))
+
+
+class Connection(asyncio.Protocol):
+    """Made by the pool through `loop.create_connection`. `transactions` counts those that were carried."""
+
+    __slots__ = (
+        "_deadlines",
+        "_loop",
+        "_on_gone",
+        "_paused",
+        "_transport",
+        "_unsent",
+        "_waiter",
+        "deadline",
+        "dialogue",
+        "idle_since",
+        "transactions",
+    )
+
+    def __init__(
+        self,
+        dialogue: Dialogue,
+        deadlines: Deadlines,
+        on_gone: Callable[[Connection], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.dialogue = dialogue
+        self.transactions = 0
+        self.idle_since = 0.0
+        self.deadline = float("inf")
+        self._deadlines = deadlines
+        self._on_gone = on_gone
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._unsent: deque[memoryview] = deque()
+        self._paused = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    # What the pool calls
+
+    async def introduce(self) -> Reply | None:
+        """Wait for the greeting and EHLO. None when the server is ready for a transaction, else why not."""
+        if self.dialogue.phase in (Phase.GREETING, Phase.EHLO, Phase.HELO):
+            self._renew()
+            await self._wait()
+        return self.dialogue.refusal
+
+    async def carry(self, envelope: Envelope, content: bytes) -> Carried:
+        """One transaction. Cancelled before the final dot, it gives the connection up; after it, it goes on to the
+        answer, until it is cancelled again.
+        """
+        dialogue = self.dialogue
+        dialogue.begin(envelope, content)
+        if dialogue.carried is None:
+            self._advance()
+            cancelled = False
+            while dialogue.carried is None:
+                try:
+                    await self._wait()
+                except asyncio.CancelledError:
+                    # The answer may have come in the same instant: then it counts, and not the cancelling.
+                    if dialogue.carried is None and (cancelled or not dialogue.past_dot):
+                        self.abort("given up")
+                        raise
+                    cancelled = True
+                    task = asyncio.current_task()
+                    if task is not None:
+                        task.uncancel()
+        self.transactions += 1
+        return dialogue.carried
+
+    @property
+    def usable(self) -> bool:
+        """Ready for a transaction, as far as one can know without asking."""
+        return (
+            self.dialogue.phase is Phase.READY
+            and not self._unsent
+            and self._transport is not None
+            and not self._transport.is_closing()
+        )
+
+    def quit(self) -> None:
+        """Say goodbye and go; the sweep ends it if the server does not answer."""
+        if self.usable:
+            self.dialogue.quit()
+            self._advance()
+        else:
+            self.abort("closed")
+
+    def abort(self, reason: str, enhanced: str = "4.4.2") -> None:
+        """Give up now."""
+        self.dialogue.lost(reason, enhanced)
+        self._unsent.clear()
+        if self._transport is not None:
+            self._transport.abort()
+        self._wake()
+
+    def check(self, now: float) -> None:
+        """The sweep: end what has been silent for too long."""
+        if now >= self.deadline:
+            self.abort("timed out")
+
+    # What the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self._renew()
+        DELIVERY_CONNECTIONS.inc()
+
+    def data_received(self, data: bytes) -> None:
+        # A server that drips an answer byte by byte is silent: only a whole answer renews the deadline.
+        if self.dialogue.receive(data):
+            self._advance()
+
+    def eof_received(self) -> bool:
+        self.dialogue.lost("connection closed")
+        self._advance()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        reason = "connection lost" if exc is None else f"connection lost ({type(exc).__name__})"
+        self.dialogue.lost(reason)
+        self._unsent.clear()
+        self.deadline = float("inf")
+        DELIVERY_CONNECTIONS.dec()
+        self._wake()
+        self._on_gone(self)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._pump()
+        self._renew()
+
+    # Within
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _advance(self) -> None:
+        """After the dialogue moved: write, set the deadline, wake whoever waits for what has come about."""
+        dialogue = self.dialogue
+        out = dialogue.to_send()
+        if out:
+            self._write(out)
+        phase = dialogue.phase
+        if phase is Phase.OVER:
+            self.deadline = self._loop.time() + self._deadlines.quit_seconds
+            if self._transport is not None:
+                self._transport.close()
+            self._wake()
+        elif phase is Phase.READY:
+            self.deadline = float("inf")  # the pool watches idle connections
+            self._wake()
+        else:
+            self._renew()
+
+    def _renew(self) -> None:
+        phase = self.dialogue.phase
+        if phase not in _WAITING:
+            return
+        sending = self._unsent or self._paused
+        seconds = self._deadlines.block_seconds if sending else self.dialogue.allowed_seconds(self._deadlines)
+        self.deadline = self._loop.time() + seconds
+
+    def _write(self, parts: list[bytes]) -> None:
+        transport = self._transport
+        assert transport is not None
+        if not self._unsent and not self._paused and sum(map(len, parts)) <= SLICE_BYTES:
+            if len(parts) == 1:
+                transport.write(parts[0])
+            else:
+                transport.writelines(parts)
+            return
+        for part in parts:
+            view = memoryview(part)
+            self._unsent.extend(view[start : start + SLICE_BYTES] for start in range(0, len(view), SLICE_BYTES))
+        self._pump()
+
+    def _pump(self) -> None:
+        transport = self._transport
+        unsent = self._unsent
+        while unsent and not self._paused and transport is not None and not transport.is_closing():
+            transport.write(unsent.popleft())

@@ -1,0 +1,63 @@
+"""The mailbox courier: final delivery into a mailbox of this system.
+
+In charge of what is written before the message (RFC 5321 section 4.4: Return-Path) and of what the store's troubles
+mean for the sender; never of how mail is stored. The message behind the two lines stays byte for byte what was sent.
+A second copy of the same delivery changes nothing (the store knows it by its delivery id).
+Next: `mailstore/mailboxes.py`.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from mail.directory import Directory
+from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.record import Delivery
+from mail.reply import Reply
+from mail.route import ToMailbox
+from mail.telemetry import DUPLICATES_SUPPRESSED
+from mailstore.mailboxes import Mailboxes, MailboxFull, MailboxUnavailable
+
+log = structlog.get_logger()
+
+KEPT = Reply(250, "2.0.0", "Kept in the mailbox")
+KEPT_BEFORE = Reply(250, "2.0.0", "Kept in the mailbox before; this second copy was dropped")
+USER_GONE = Reply(550, "5.1.1", "The mailbox does not exist any more")
+MAILBOX_FULL = Reply(452, "4.2.2", "The mailbox is full")
+STORE_UNAVAILABLE = Reply(451, "4.3.0", "The mail store does not answer")
+
+
+class MailboxCourier:
+    """Implements `delivery.courier.Courier` for ToMailbox."""
+
+    def __init__(self, *, mailboxes: Mailboxes, directory: Directory) -> None:
+        self._mailboxes = mailboxes
+        self._directory = directory
+        self._suppressed = DUPLICATES_SUPPRESSED.labels("mailbox")
+
+    async def carry(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        """See the port. However many recipients mean this one owner, one copy is kept."""
+        route = delivery.route
+        assert isinstance(route, ToMailbox)
+        recipients = [recipient.address for recipient in delivery.message.envelope.recipients]
+        user = self._directory.snapshot.users.get(route.owner)
+        if user is None:
+            return tuple(Failed(address, USER_GONE) for address in recipients)
+        sender = delivery.message.envelope.reverse_path
+        lines = [f"Return-Path: <{sender if sender is not None else ''}>\r\n"]
+        lines += [f"Delivered-To: {address}\r\n" for address in dict.fromkeys(recipients)]
+        try:
+            new = await self._mailboxes.keep(
+                route.owner, delivery.id, "".join(lines).encode() + content, user.quota_bytes
+            )
+        except MailboxFull:
+            return tuple(Deferred(address, MAILBOX_FULL) for address in recipients)
+        except MailboxUnavailable as error:
+            log.warning("mail store unavailable", queue_id=delivery.message.queue_id, reason=str(error))
+            return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
+        if not new:
+            self._suppressed.inc()
+        return tuple(Delivered(address, KEPT if new else KEPT_BEFORE) for address in recipients)
+
+    async def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,347 @@
+"""Connections to sites, shared by the deliveries that want them.
+
+In charge of who gets which connection, of how many there are (per site by `Pacing`, together by a cap), of idle ones
+and of the sweep that enforces every deadline. Never speaks SMTP itself. It promises that nobody waits for ever: a
+waiter is woken whenever a connection or a place becomes free, and when its site turns out to be dead.
+Next: `delivery/smtp.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import structlog
+
+from delivery.connection import Connection
+from delivery.dialogue import Deadlines, Dialogue
+from delivery.hosts import Hosts, NoTarget, Target
+from delivery.pacing import Pacing
+from mail.reply import Reply
+from mail.route import Route, Speaks, ToRelay
+from mail.settings import DeliverySettings
+from mail.telemetry import CONNECTION_ERRORS
+
+log = structlog.get_logger()
+
+_SITE_KEPT_SECONDS = 600.0  # the window of a site without connections is forgotten after this time
+_RECENT_SECONDS = 60.0
+# A site that was well a moment ago and refuses now is mostly restarting: ask again before giving it up.
+_REASK_SECONDS = (0.25, 0.75, 1.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """No connection could be had; `reply` is ours, 4xx where time may help."""
+
+    reply: Reply
+
+
+class Site:
+    """What is known of one site. `opened` are all live connections, `idle` those nobody uses, latest last."""
+
+    __slots__ = ("idle", "last_used", "last_well", "name", "opened", "opening", "pacing", "waiters")
+
+    def __init__(self, name: str, pacing: Pacing) -> None:
+        self.name = name
+        self.pacing = pacing
+        self.opened: set[Connection] = set()
+        self.opening = 0
+        self.idle: list[Connection] = []
+        self.waiters: deque[asyncio.Future[Connection | None]] = deque()
+        self.last_used = 0.0
+        self.last_well = float("-inf")
+
+    @property
+    def count(self) -> int:
+        return len(self.opened) + self.opening
+
+    def wake(self, connection: Connection | None = None) -> bool:
+        """Give the longest waiter a connection, or a reason to look again. False when nobody waits."""
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return True
+        return False
+
+
+class Pool:
+    """All outbound connections of this process."""
+
+    def __init__(
+        self, *, hosts: Hosts, settings: DeliverySettings, hostname: str, deadlines: Deadlines | None = None
+    ) -> None:
+        self._hosts = hosts
+        self._hostname = hostname
+        self._deadlines = deadlines or Deadlines()
+        self._per_site = settings.connections_per_site
+        self._cap = settings.connections
+        self._idle_seconds = settings.idle.total_seconds()
+        self._messages = settings.messages_per_connection
+        self._connect_seconds = settings.connect_timeout.total_seconds()
+        self._dead_seconds = settings.dead_site.total_seconds()
+        self._sites: dict[str, Site] = {}
+        self._starved: dict[Site, None] = {}  # sites that wait for the cap, longest first
+        self._connections: dict[Connection, Site] = {}
+        self._handshakes: set[Connection] = set()
+        self._total = 0
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        shortest = min(
+            self._idle_seconds,
+            self._deadlines.greeting_seconds,
+            self._deadlines.command_seconds,
+            self._deadlines.data_seconds,
+            self._deadlines.block_seconds,
+            self._deadlines.dot_seconds,
+            self._deadlines.quit_seconds,
+        )
+        self._sweep_seconds = max(0.01, min(1.0, shortest / 4))
+
+    async def acquire(self, route: Route) -> Connection | Unreached:
+        """A connection that is ready for a transaction; give it back by `release`."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._sweep()
+        name = route.site
+        site = self._sites.get(name)
+        if site is None:
+            site = self._sites[name] = Site(name, Pacing(self._per_site, self._dead_seconds))
+        while True:
+            now = self._loop.time()
+            site.last_used = now
+            if self._closed:
+                return Unreached(Reply(451, "4.3.2", "This system is shutting down"))
+            while site.idle:
+                connection = site.idle.pop()
+                if connection.usable:
+                    return connection
+                connection.abort("no longer usable")
+            if not site.opened and (reason := site.pacing.dead(now)) is not None:
+                site.wake()  # whoever waits learns it too, one after the other
+                return Unreached(Reply(451, "4.4.1", f"Not tried, the site did not answer a moment ago: {reason}"))
+            if site.count < site.pacing.window:
+                if self._total < self._cap:
+                    opened = await self._open(site, route)
+                    if opened is not None:
+                        return opened
+                    continue  # the site has enough connections: wait for one of them
+                self._starved[site] = None
+                self._make_room(site)
+            handed = await self._queue_up(site)
+            if handed is not None:
+                if handed.usable:
+                    return handed
+                handed.abort("no longer usable")
+
+    def release(self, route: Route, connection: Connection, *, lost: bool = False, setback: str | None = None) -> None:
+        """Take a connection back after a transaction; `lost` when it broke off, with why as `setback` when that was
+        its first transaction.
+        """
+        assert self._loop is not None
+        now = self._loop.time()
+        site = self._sites.get(route.site)
+        if site is None:  # forgotten, after a transaction of many minutes
+            connection.abort("closed")
+            return
+        if lost or not connection.usable:
+            if connection in site.opened:  # its place is free when it has gone
+                connection.quit()
+            site.pacing.on_push_back(site.count - (connection in site.opened))
+            if setback is not None:
+                site.pacing.on_setback(setback, now)
+            return
+        site.last_well = site.last_used = now
+        site.pacing.on_success()
+        if self._closed or connection.transactions >= self._messages:
+            connection.quit()
+            return
+        if site.wake(connection):
+            if site.waiters and site.count < site.pacing.window:
+                site.wake()  # the window has grown
+        elif self._starved:
+            connection.quit()  # other sites wait for a place
+        else:
+            connection.idle_since = now
+            site.idle.append(connection)
+
+    async def close(self) -> None:
+        """QUIT everywhere, within a second; then gone."""
+        self._closed = True
+        for site in self._sites.values():
+            site.idle.clear()
+            while site.wake():
+                pass
+        for connection in list(self._connections):
+            connection.quit()
+        for _ in range(100):
+            if not self._connections:
+                break
+            await asyncio.sleep(0.01)
+        for connection in list(self._connections):
+            connection.abort("closed")
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+    # Opening
+
+    async def _open(self, site: Site, route: Route) -> Connection | Unreached | None:
+        """A new connection; why there is none; or None: there are others to wait for."""
+        assert self._loop is not None
+        site.opening += 1
+        self._total += 1
+        opened: Connection | None = None
+        try:
+            waits = iter(_REASK_SECONDS)
+            while True:
+                failures: list[Reply] = []
+                async with aclosing(self._hosts.targets(route)) as targets:
+                    async for target in targets:
+                        result = target.reply if isinstance(target, NoTarget) else await self._connect(target, route)
+                        if isinstance(result, Connection):
+                            opened = result
+                            break
+                        failures.append(result)
+                if opened is not None:
+                    break
+                now = self._loop.time()
+                wait = next(waits, None)
+                if wait is None or site.count > 1 or now - site.last_well > _RECENT_SECONDS or self._closed:
+                    break
+                await asyncio.sleep(wait)
+        finally:
+            site.opening -= 1
+            if opened is not None and opened.usable:
+                site.opened.add(opened)
+                self._connections[opened] = site
+            else:
+                self._total -= 1
+                if opened is not None:
+                    opened.abort("closed")
+                self._wake_others(site)
+        if opened is not None:
+            if not opened.usable:
+                return Unreached(Reply(451, "4.4.2", f"{opened.dialogue.remote}: connection lost"))
+            return opened
+        return self._judge(site, failures)
+
+    def _judge(self, site: Site, failures: list[Reply]) -> Unreached | None:
+        """What it means that no target could be spoken to. A temporary failure outweighs permanent ones."""
+        assert self._loop is not None
+        reply = next((failure for failure in reversed(failures) if failure.is_temporary), failures[-1])
+        if reply.is_permanent:
+            return Unreached(reply)
+        if site.count:  # others live, or are being made: theirs is the last word
+            site.pacing.on_push_back(site.count)
+            return None
+        site.pacing.on_unreachable(reply.text, self._loop.time())
+        log.warning("site unreachable", site=site.name, reply=str(reply))
+        while site.wake():  # everybody looks again and finds the site dead
+            pass
+        return Unreached(reply)
+
+    async def _connect(self, target: Target, route: Route) -> Connection | Reply:
+        """To READY with one address, or why not."""
+        assert self._loop is not None
+        loop = self._loop
+        remote = str(target)
+        speaks = route.speaks if isinstance(route, ToRelay) else Speaks.SMTP
+        connection = Connection(Dialogue(self._hostname, remote, speaks), self._deadlines, self._gone, loop)
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                await loop.create_connection(lambda: connection, target.ip, target.port)
+        except TimeoutError:
+            CONNECTION_ERRORS.labels("timeout").inc()
+            return Reply(451, "4.4.1", f"{remote}: no answer to our connection")
+        except ConnectionRefusedError:
+            CONNECTION_ERRORS.labels("refused").inc()
+            return Reply(451, "4.4.1", f"{remote}: connection refused")
+        except OSError as error:
+            CONNECTION_ERRORS.labels("unreachable").inc()
+            return Reply(451, "4.4.1", f"{remote}: {error.strerror or type(error).__name__}")
+        self._handshakes.add(connection)
+        try:
+            refusal = await connection.introduce()
+        except asyncio.CancelledError:
+            connection.abort("given up")
+            raise
+        finally:
+            self._handshakes.discard(connection)
+        if refusal is not None:
+            CONNECTION_ERRORS.labels("greeting").inc()
+            return refusal
+        return connection
+
+    # Places
+
+    async def _queue_up(self, site: Site) -> Connection | None:
+        assert self._loop is not None
+        waiter: asyncio.Future[Connection | None] = self._loop.create_future()
+        site.waiters.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                # What was handed over in the same instant goes to the next one.
+                handed = waiter.result()
+                if not site.wake(handed) and handed is not None:
+                    handed.idle_since = self._loop.time()
+                    site.idle.append(handed)
+            raise
+
+    def _gone(self, connection: Connection) -> None:
+        site = self._connections.pop(connection, None)
+        if site is None:
+            return
+        site.opened.discard(connection)
+        if connection in site.idle:
+            site.idle.remove(connection)
+        self._total -= 1
+        self._wake_others(site)
+
+    def _wake_others(self, site: Site) -> None:
+        """A place has become free."""
+        site.wake()
+        while self._starved and self._total < self._cap:
+            starved = next(iter(self._starved))
+            del self._starved[starved]
+            if starved.wake():
+                break
+
+    def _make_room(self, wanting: Site) -> None:
+        """The cap is reached: the connection that has been idle for longest has to go."""
+        oldest = min(
+            (site.idle[0] for site in self._sites.values() if site.idle and site is not wanting),
+            key=lambda connection: connection.idle_since,
+            default=None,
+        )
+        if oldest is not None:
+            self._connections[oldest].idle.remove(oldest)
+            oldest.quit()
+
+    # Time
+
+    def _sweep(self) -> None:
+        assert self._loop is not None
+        now = self._loop.time()
+        for connection in [*self._connections, *self._handshakes]:
+            connection.check(now)
+        for name, site in list(self._sites.items()):
+            while site.idle and now - site.idle[0].idle_since >= self._idle_seconds:
+                site.idle.pop(0).quit()
+            if site.waiters and not site.count:
+                site.wake()  # never needed if the rest is right; cheap insurance against a waiter left behind
+            if (
+                not site.count
+                and not site.waiters
+                and now - site.last_used > _SITE_KEPT_SECONDS
+                and site.pacing.dead(now) is None
+            ):
+                del self._sites[name]
+        if not self._closed or self._connections:
+            self._sweeper = self._loop.call_later(self._sweep_seconds, self._sweep)
