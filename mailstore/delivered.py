@@ -1,0 +1,149 @@
+"""The delivery ids a mailbox has had: what makes a second `keep` change nothing.
+
+A journal in the mailbox, `eilpost-delivered`, shared by all processes that deliver there; its user holds the mailbox
+lock. Lines: `k ID` linked into `new`, `x ID` expunged by us, `b BOOT SECONDS` written first and after each start of
+the machine. `k` is not flushed (kill -9 does not lose it; after a power cut the directories are listed once instead),
+`x` is flushed before the file goes. Two files take turns, so an id is remembered for at least `remember_seconds`, and
+at most twice as long.
+Next: `mailstore/pop3/server.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from enum import Enum, auto
+from pathlib import Path
+
+JOURNAL = "eilpost-delivered"
+OLDER = "eilpost-delivered.old"
+
+
+class Knowledge(Enum):
+    NEVER = auto()  # not tried since the machine started, nor found when it did
+    PERHAPS = auto()  # marked before the machine last went down: only the directories know
+    KEPT = auto()
+
+
+def boot_id() -> str:
+    """Names the time since the machine started; where that has no name, the life of this process."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return uuid.uuid4().hex
+
+
+class Delivered:
+    """One mailbox's journal, read as far as it has grown. Every method but `size` needs the mailbox lock."""
+
+    def __init__(self, mailbox: Path, boot: str, remember_seconds: float) -> None:
+        self._path = mailbox / JOURNAL
+        self._older = mailbox / OLDER
+        self._boot = boot
+        self._remember_seconds = remember_seconds
+        self._sure: set[str] = set()
+        self._doubtful: set[str] = set()
+        self._inode = -1
+        self._read_bytes = 0
+        self._seen_boot = ""
+        self._begun = 0.0
+        self._looked = 0.0
+
+    @property
+    def size(self) -> int:
+        """Ids held in memory."""
+        return len(self._sure) + len(self._doubtful)
+
+    def refresh(self, now: float, list_ids: Callable[[], Iterable[str]]) -> None:
+        """Take in what others wrote. `list_ids` names every id in the directories; called once after a boot."""
+        try:
+            status = os.stat(self._path)
+            inode, size = status.st_ino, status.st_size
+        except FileNotFoundError:
+            inode, size = -1, 0
+        # A day without a look: the files may have taken turns twice, and an inode number may have come back.
+        stale = now - self._looked > 86_400
+        self._looked = now
+        if inode != self._inode or size < self._read_bytes or inode == -1 or stale:
+            self._reload(inode)
+        elif size > self._read_bytes:
+            self._take(self._path, self._read_bytes)
+        if self._inode != -1 and now - self._begun > self._remember_seconds:
+            os.replace(self._path, self._older)
+            self._reload(-1)
+        if self._inode == -1 or self._seen_boot != self._boot:
+            first = self._seen_boot != self._boot
+            found = [i for i in list_ids() if i not in self._sure] if first else []
+            self._append([f"b {self._boot} {int(now)}", *(f"k {i}" for i in found)])
+
+    def knows(self, delivery_id: str) -> Knowledge:
+        if delivery_id in self._sure:
+            return Knowledge.KEPT
+        return Knowledge.PERHAPS if delivery_id in self._doubtful else Knowledge.NEVER
+
+    def add(self, delivery_id: str) -> None:
+        """It has been linked."""
+        self._append([f"k {delivery_id}"])
+
+    def expunging(self, delivery_ids: Iterable[str]) -> None:
+        """They are about to be removed; durable when this returns."""
+        self._append([f"x {delivery_id}" for delivery_id in delivery_ids], flush=True)
+
+    def _reload(self, inode: int) -> None:
+        self._sure.clear()
+        self._doubtful.clear()
+        self._seen_boot, self._begun, self._inode, self._read_bytes = "", 0.0, inode, 0
+        self._take(self._older, 0)
+        self._begun, self._read_bytes = 0.0, 0
+        if inode != -1:
+            self._take(self._path, 0)
+
+    def _take(self, path: Path, start: int) -> None:
+        try:
+            with open(path, "rb") as file:
+                file.seek(start)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        whole = data.rfind(b"\n") + 1  # a torn last line counts for nothing
+        for line in data[:whole].decode("ascii", "replace").splitlines():
+            kind, _space, rest = line.partition(" ")
+            if kind == "k":
+                if self._seen_boot == self._boot:
+                    self._sure.add(rest)
+                    self._doubtful.discard(rest)
+                elif rest not in self._sure:
+                    self._doubtful.add(rest)
+            elif kind == "x":
+                self._sure.add(rest)
+                self._doubtful.discard(rest)
+            elif kind == "b":
+                boot, _space, seconds = rest.partition(" ")
+                self._seen_boot = boot
+                if not self._begun and seconds.isdigit():
+                    self._begun = float(seconds)
+        self._read_bytes = start + whole
+
+    def _append(self, lines: list[str], *, flush: bool = False) -> None:
+        data = "".join(f"{line}\n" for line in lines).encode("ascii")
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Behind the last whole line: what a killed writer left half-written is written over.
+            size = os.fstat(descriptor).st_size
+            start = min(self._read_bytes, size)
+            try:
+                os.ftruncate(descriptor, start)
+                rest, place = memoryview(data), start
+                while rest:
+                    written = os.pwrite(descriptor, rest, place)
+                    rest, place = rest[written:], place + written
+            except OSError:
+                os.ftruncate(descriptor, start)
+                raise
+            if flush:
+                os.fsync(descriptor)
+            self._inode = os.fstat(descriptor).st_ino
+        finally:
+            os.close(descriptor)
+        self._take(self._path, start)

@@ -1,0 +1,41 @@
+"""fsync of directories, shared among those who ask at the same time.
+
+A name is on the disk only after its directory was flushed. Never in charge of what is written there.
+Next: `mailstore/maildir.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+
+class SharedFlush:
+    """fsync of one directory for all who ask meanwhile: whoever comes while one runs shares the next."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._asked = 0
+        self._done = 0
+        self._count_lock = threading.Lock()
+        self._flush_lock = threading.Lock()
+
+    def flush(self) -> None:
+        with self._count_lock:
+            self._asked += 1
+            mine = self._asked
+        with self._flush_lock:
+            if self._done >= mine:
+                return  # a flush that began after we asked has ended
+            asked = self._asked
+            flush_directory(self._path)
+            self._done = asked
+
+
+def flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

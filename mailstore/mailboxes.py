@@ -1,0 +1,67 @@
+"""The Mailboxes port: mail at rest, each message kept exactly once per mailbox by its delivery id.
+
+Durable when `keep` returns, and a second `keep` of the same delivery id changes nothing, also after the owner has
+moved or
+deleted the first. Adapters: `maildir`, `memory`. Readers: `mailstore/pop3/`, later IMAP. Next: `mailstore/maildir.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from mail.message import DeliveryId
+
+
+class MailboxFull(Exception):
+    """The owner's quota does not allow it (552 5.2.2 is permanent; we answer 452 4.2.2: the owner may clean up)."""
+
+
+class MailboxUnavailable(Exception):
+    """The store does not answer, or its disk is full: try again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One message of a mailbox. `uid` is unique in the mailbox for ever and fit for UIDL (RFC 1939 section 7: 1-70
+    of 0x21-0x7E).
+    """
+
+    uid: str
+    size_bytes: int
+    received: datetime
+    seen: bool = False
+
+
+class Mailboxes(Protocol):
+    async def keep(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
+        """Keep `content` for `owner` (an `Address.key`); True when it is new, False when this delivery id was kept
+        before.
+
+        Raises MailboxFull, MailboxUnavailable.
+        """
+        ...
+
+    async def messages(self, owner: str) -> Sequence[Kept]:
+        """All messages, oldest first. A mailbox that was never written to is empty. Raises MailboxUnavailable."""
+        ...
+
+    async def read(self, owner: str, uid: str, start: int = 0, limit_bytes: int | None = None) -> bytes:
+        """The content, byte for byte as it was kept; with `start` and `limit_bytes` a part of it (b"" past its end),
+        so that no reader needs to hold a large message whole. Raises KeyError when it has gone, MailboxUnavailable.
+        """
+        ...
+
+    async def expunge(self, owner: str, uids: Collection[str]) -> None:
+        """Remove for good; what has gone already is no error. Raises MailboxUnavailable."""
+        ...
+
+    async def mark_seen(self, owner: str, uids: Collection[str]) -> None:
+        """Flag as read; what has gone already is no error."""
+        ...
+
+    async def used_bytes(self, owner: str) -> int:
+        """What the mailbox holds, for quotas."""
+        ...

@@ -1,0 +1,61 @@
+"""Mailboxes in memory, for tests and trials: nothing survives the process.
+
+Obeys the same contract suite as `maildir`. Next: `mailstore/pop3/server.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from mail.message import DeliveryId
+from mailstore.mailboxes import Kept, MailboxFull
+
+
+@dataclass(slots=True)
+class _Mailbox:
+    kept: dict[str, Kept] = field(default_factory=dict)
+    contents: dict[str, bytes] = field(default_factory=dict)
+    ids: set[DeliveryId] = field(default_factory=set)
+
+
+class MemoryMailboxes:
+    """The Mailboxes port over dictionaries."""
+
+    def __init__(self) -> None:
+        self._mailboxes: dict[str, _Mailbox] = {}
+
+    async def keep(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
+        mailbox = self._mailboxes.setdefault(owner, _Mailbox())
+        if delivery_id in mailbox.ids:
+            return False
+        used = sum(map(len, mailbox.contents.values()))
+        if quota_bytes is not None and used + len(content) > quota_bytes:
+            raise MailboxFull(f"{owner}: {used} of {quota_bytes} octets used")
+        mailbox.ids.add(delivery_id)
+        mailbox.contents[delivery_id] = content
+        mailbox.kept[delivery_id] = Kept(delivery_id, len(content), datetime.now(UTC))
+        return True
+
+    async def messages(self, owner: str) -> Sequence[Kept]:
+        return list(self._mailboxes.get(owner, _Mailbox()).kept.values())
+
+    async def read(self, owner: str, uid: str, start: int = 0, limit_bytes: int | None = None) -> bytes:
+        content = self._mailboxes.get(owner, _Mailbox()).contents[uid]
+        return content[start : None if limit_bytes is None else start + limit_bytes]
+
+    async def expunge(self, owner: str, uids: Collection[str]) -> None:
+        mailbox = self._mailboxes.get(owner, _Mailbox())
+        for uid in uids:
+            mailbox.kept.pop(uid, None)
+            mailbox.contents.pop(uid, None)
+
+    async def mark_seen(self, owner: str, uids: Collection[str]) -> None:
+        mailbox = self._mailboxes.get(owner, _Mailbox())
+        for uid in uids:
+            if uid in mailbox.kept:
+                mailbox.kept[uid] = replace(mailbox.kept[uid], seen=True)
+
+    async def used_bytes(self, owner: str) -> int:
+        return sum(map(len, self._mailboxes.get(owner, _Mailbox()).contents.values()))

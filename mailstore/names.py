@@ -1,0 +1,120 @@
+"""The names of files and directories in a Maildir. Pure.
+
+In charge of two mappings, both reversible: an owner to a directory that can never leave the root, and what is known
+of a message (when, delivery id, sizes, flags) to a file name. Never of what exists on disk.
+Source: https://cr.yp.to/proto/maildir.html; `S=` and `W=` as Dovecot and Maildir++ use them.
+Next: `mailstore/delivered.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from mail.message import DeliveryId
+
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_+.")
+_CHUNK = 200  # below NAME_MAX (255) of every file system, with room for the mark of a continued name
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_OURS = re.compile(
+    r"(?P<seconds>\d+)\.M(?P<micros>\d{6})_(?P<id>[A-Za-z0-9_-]{1,64})\.[^,:/]*,S=(?P<size>\d+),W=(?P<wire>\d+)"
+    r"(?::2,(?P<flags>[A-Za-z]*))?\Z"
+)
+_SECONDS = re.compile(r"(\d{1,11})\.")
+_WIRE_SIZE = re.compile(r",W=(\d+)(?=[,:]|\Z)")
+_UIDL = re.compile(r"[!-~]{1,70}\Z")  # RFC 1939 section 7
+
+
+def owner_directory(owner: str) -> str:
+    """`example.test/alice` for `alice@example.test`, relative to the root.
+
+    Each octet outside `a-z 0-9 - _ + .` is written `%XX`, and so is a leading dot; so `..`, `/`, NUL and upper case
+    (for file systems that fold it) never reach the file system. A part longer than a file name may be continues one
+    directory deeper, marked by a final `%`. The plain names are what Dovecot's `%d/%n` makes of the same user.
+    """
+    local, at, domain = owner.rpartition("@")
+    if not at or not local or not domain:
+        raise ValueError(f"{owner!r} is not the key of an address")
+    return f"{_encode(domain)}/{_encode(local)}"
+
+
+def directory_owner(directory: str) -> str:
+    """The owner a directory of `owner_directory` belongs to."""
+    domain, local = directory.replace("%/", "").split("/")
+    return f"{_decode(local)}@{_decode(domain)}"
+
+
+def _encode(text: str) -> str:
+    octets = text.encode("utf-8", "surrogatepass")
+    coded = [chr(octet) if octet in _PLAIN else f"%{octet:02X}" for octet in octets]
+    if coded[0] == ".":
+        coded[0] = "%2E"
+    parts: list[str] = []
+    part = ""
+    for piece in coded:
+        if len(part) + len(piece) > _CHUNK:
+            parts.append(part + "%")
+            part = ""
+        part += piece
+    return "/".join([*parts, part])
+
+
+def _decode(text: str) -> str:
+    octets = re.sub(rb"%([0-9A-F]{2})", lambda match: bytes([int(match[1], 16)]), text.encode())
+    return octets.decode("utf-8", "surrogatepass")
+
+
+@dataclass(frozen=True, slots=True)
+class MessageName:
+    """What a file name says. `delivery_id` is None for a file somebody else put there (Dovecot, a person);
+    `size_bytes` is what a reader gets (for foreign files: with CRLF line ends), None where the name does not tell;
+    `micros` is the time since 1970.
+    """
+
+    uid: str
+    delivery_id: DeliveryId | None
+    micros: int | None
+    size_bytes: int | None
+    flags: str
+
+    @property
+    def seen(self) -> bool:
+        return "S" in self.flags
+
+
+def message_name(now_micros: int, delivery_id: DeliveryId, hostname: str, size_bytes: int, wire_bytes: int) -> str:
+    """The name in `tmp` and `new`, without flags: `SECONDS.Mmicros_DELIVERY-ID.HOST,S=size,W=size`."""
+    if not _ID.match(delivery_id):
+        raise ValueError(f"{delivery_id!r} is not a delivery id")
+    seconds, micros = divmod(now_micros, 1_000_000)
+    host = hostname[:64].replace("/", "\\057").replace(":", "\\072").replace(",", "\\054")
+    return f"{seconds}.M{micros:06d}_{delivery_id}.{host},S={size_bytes},W={wire_bytes}"
+
+
+def parse_name(name: str) -> MessageName:
+    """What the name of a file in `new` or `cur` says; any name at all has an answer."""
+    ours = _OURS.match(name)
+    if ours is not None:
+        micros = int(ours["seconds"]) * 1_000_000 + int(ours["micros"])
+        identity = DeliveryId(ours["id"])
+        return MessageName(identity, identity, micros, int(ours["size"]), ours["flags"] or "")
+    base, _colon, info = name.partition(":")
+    seconds = _SECONDS.match(base)
+    wire = _WIRE_SIZE.search(base)
+    short = base.partition(",")[0]
+    uid = short if _UIDL.match(short) else blake2b(short.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return MessageName(
+        uid,
+        None,
+        int(seconds[1]) * 1_000_000 if seconds else None,
+        int(wire[1]) if wire else None,
+        info[2:] if info.startswith("2,") else "",
+    )
+
+
+def with_seen(name: str) -> str:
+    """The name in `cur` of the same message, flagged as seen."""
+    base, _colon, info = name.partition(":")
+    flags = set(info[2:]) if info.startswith("2,") else set()
+    return f"{base}:2,{''.join(sorted(flags | {'S'}))}"  # flags in ASCII order
