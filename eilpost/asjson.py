@@ -1,0 +1,118 @@
+"""Stories and queue lines for programs: what `--json` prints. Pure.
+
+Times are ISO 8601 in UTC, durations seconds, sizes bytes. Keys are added, never renamed. Next: `eilpost/trace.py`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, assert_never
+
+from eilpost.story import Story
+from eilpost.words import route_words, state_name
+from mail.message import Message, queue_id_of
+from mail.outcome import Outcome
+from mail.record import Bounced, Closed, Event, Pending, Refused, Resumed, Routed, Took, Tried, Waiting
+
+
+def story_json(story: Story, now: datetime) -> dict[str, Any]:
+    """The whole story of a message."""
+    message = story.message
+    start = message.received if message else None
+    return {
+        "queue_id": story.queue_id,
+        "state": str(story.state),
+        "message": message_json(message) if message else None,
+        "events": [event_json(event, start) for event in story.events],
+        "open": [pending_json(pending, now) for pending in story.open],
+        "bounces": list(story.bounces),
+    }
+
+
+def message_json(message: Message) -> dict[str, Any]:
+    client = message.client
+    reverse_path = message.envelope.reverse_path
+    return {
+        "received": message.received.isoformat(),
+        "sender": str(reverse_path) if reverse_path else "",
+        "recipients": [str(each.address) for each in message.envelope.recipients],
+        "original_recipients": [str(each.original) for each in message.envelope.recipients],
+        "size_bytes": message.size_bytes,
+        "tenant": message.tenant,
+        "client": {
+            "ip": client.ip,
+            "port": client.port,
+            "helo": client.helo,
+            "protocol": client.protocol,
+            "user": client.user,
+        }
+        if client
+        else None,
+    }
+
+
+def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
+    what = event.what
+    head: dict[str, Any] = {"time": event.time.isoformat(), "event": type(what).__name__.lower()}
+    if start is not None:
+        head["seconds"] = round((event.time - start).total_seconds(), 6)
+    match what:
+        case Took() | Closed():
+            return head
+        case Routed(delivery, route, recipients, waits):
+            return head | {
+                "delivery": delivery,
+                "route": route_words(route),
+                "site": route.site,
+                "recipients": [str(recipient) for recipient in recipients],
+                "waits": {"why": str(waits.why), "due": waits.due.isoformat(), "reason": waits.reason}
+                if waits
+                else None,
+            }
+        case Resumed(delivery, number, route):
+            return head | {"delivery": delivery, "attempt": number, "route": route_words(route), "site": route.site}
+        case Tried(delivery, number, outcomes, started, duration, next_due):
+            return head | {
+                "delivery": delivery,
+                "attempt": number,
+                "started": started.isoformat(),
+                "duration_seconds": round(duration.total_seconds(), 6),
+                "next_due": next_due.isoformat() if next_due else None,
+                "outcomes": [outcome_json(outcome) for outcome in outcomes],
+            }
+        case Refused(outcomes):
+            return head | {"outcomes": [outcome_json(outcome) for outcome in outcomes]}
+        case Bounced(recipients, dsn):
+            return head | {"recipients": [str(recipient) for recipient in recipients], "dsn": dsn}
+        case _:
+            assert_never(what)
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "recipient": str(outcome.recipient),
+        "result": type(outcome).__name__.lower(),
+        "reply": str(outcome.reply),
+        "status": outcome.reply.status,
+        "remote": outcome.remote,
+    }
+
+
+def pending_json(pending: Pending, now: datetime) -> dict[str, Any]:
+    """One queue line for programs."""
+    message = pending.delivery.message
+    waiting = pending.state if isinstance(pending.state, Waiting) else None
+    return {
+        "delivery": pending.delivery.id,
+        "queue_id": queue_id_of(pending.delivery.id),
+        "age_seconds": round((now - message.received).total_seconds(), 3),
+        **message_json(message),
+        "route": route_words(pending.delivery.route),
+        "site": pending.delivery.route.site,
+        "state": state_name(pending),
+        "next_attempt": waiting.due.isoformat() if waiting and waiting.due.year < 9000 else None,
+        "reason": waiting.reason if waiting else "",
+        "attempts": pending.attempts,
+        "last_reply": str(pending.last) if pending.last else None,
+        "last_remote": pending.last_remote,
+    }

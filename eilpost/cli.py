@@ -1,0 +1,354 @@
+"""The command line. It parses arguments, calls what does the work, and turns every fault into one line and a status.
+
+Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user); 2 cannot run as configured
+or called (settings, a port in use, a data directory that is held or unreadable), the line on stderr names the key;
+70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is set. What is slow to import
+is imported inside the commands. Next: `eilpost/configuration.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from datetime import datetime
+    from typing import Any
+
+    from mail.log import HistoryLog
+
+T = TypeVar("T")
+
+EXIT_NOT_FOUND = 1
+EXIT_UNUSABLE = 2
+
+app = typer.Typer(
+    name="eilpost",
+    help="A distributed, queue-backed mail transport cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit status: 0 done, 1 not found, 2 cannot run as configured, 70 a bug of ours.",
+)
+user_app = typer.Typer(help="Mailboxes: add, change a password, list.", no_args_is_help=True)
+config_app = typer.Typer(help="The configuration: show it, check it.", no_args_is_help=True)
+app.add_typer(user_app, name="user")
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The configuration. Default: $EILPOST_CONFIG, ./eilpost.toml, /etc/eilpost/eilpost.toml, the demo's.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `eilpost queue | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("EILPOST_DEBUG"):
+            raise
+        sys.exit(_report(error))
+
+
+def main_of(role: str) -> None:
+    """The entry point of `python -m ROLE`."""
+    sys.argv[:1] = ["eilpost", role]
+    main()
+
+
+def _report(error: Exception) -> int:
+    """One line on stderr; the exit status."""
+    from eilpost.users import NoSuchUser, UserExists
+    from mail import service
+
+    if isinstance(error, NoSuchUser | UserExists):
+        _say(str(error))
+        return EXIT_NOT_FOUND
+    if isinstance(error, OSError):
+        _say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return EXIT_UNUSABLE
+    return service.report(error)
+
+
+def _say(text: str) -> None:
+    print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _fail(text: str, status: int) -> NoReturn:
+    _say(text)
+    raise typer.Exit(status)
+
+
+@app.command()
+def up(config: ConfigOption = None) -> None:
+    """Run all roles in one process."""
+    from eilpost import configuration, onebox
+
+    raise typer.Exit(onebox.up(configuration.plan(config)))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIRECTORY", help="Where the demo keeps its things.")] = Path(
+        "var/demo"
+    ),
+) -> None:
+    """Run all roles on a small world of its own: example.test with alice and bob."""
+    from eilpost import configuration, onebox
+    from eilpost import demo as the_demo
+
+    path = the_demo.prepare(folder)
+    plan = configuration.plan(path)
+    program = sys.argv[0] if "/" in sys.argv[0] else "eilpost"
+    raise typer.Exit(onebox.up(plan, lambda: print(the_demo.banner(plan.settings, path, program), flush=True)))  # noqa: T201
+
+
+def _role(name: str) -> Callable[[Path | None], None]:
+    def command(config: ConfigOption = None) -> None:
+        from eilpost import configuration, onebox
+
+        onebox.refuse_alone(name, configuration.plan(config))
+
+    command.__doc__ = f"Run the {name} role alone; needs a log that processes can share (not in this version)."
+    return command
+
+
+for _name in ("ingress", "router", "delivery"):
+    app.command(_name)(_role(_name))
+
+
+@app.command()
+def mailstore(config: ConfigOption = None) -> None:
+    """Serve the mailboxes (POP3) and nothing else."""
+    from eilpost import configuration, onebox
+
+    raise typer.Exit(onebox.mailstore_alone(configuration.plan(config)))
+
+
+@app.command()
+def trace(
+    queue_id: Annotated[str, typer.Argument(help="As in the 250 reply, the Received header and the log lines.")],
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines until the message is closed.")
+    ] = False,
+    bounces: Annotated[bool, typer.Option("--bounces", "-b", help="Tell the stories of its bounces too.")] = False,
+) -> None:
+    """Tell the whole story of a message."""
+    from eilpost import asjson
+    from eilpost import trace as tracing
+    from eilpost.paper import Paper
+    from mail.message import QueueId, queue_id_time
+
+    wanted = QueueId(queue_id.strip().upper()[:26])
+    try:
+        queue_id_time(wanted)
+    except ValueError as error:
+        _fail(str(error), EXIT_NOT_FOUND)
+    if json and follow:
+        _fail("--json and --follow do not go together", EXIT_UNUSABLE)
+    paper = Paper()
+
+    async def tell(log: HistoryLog) -> bool:
+        if follow:
+            return await tracing.follow(log, wanted, paper, _now)
+        stories = await tracing.read(log, wanted, with_bounces=bounces)
+        if json:
+            told = [asjson.story_json(story, _now()) for story in stories]
+            if told:
+                _print_json(told if bounces else told[0])
+        else:
+            for story in stories:
+                tracing.write(story, paper, _now())
+        return bool(stories)
+
+    if not _with_history(config, tell):
+        _fail(f"{wanted}: no such message here, or older than its history is kept (log.events_kept)", EXIT_NOT_FOUND)
+
+
+@app.command()
+def queue(
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    site: Annotated[str | None, typer.Option(metavar="NAME", help="Only next hops whose name has this part.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="How many deliveries, the oldest first; 0: all.")] = 50,
+) -> None:
+    """Show what is open: age, next attempt, attempts, last reply."""
+    from eilpost import asjson, queueview
+    from eilpost.paper import Paper
+
+    async def show(log: HistoryLog) -> None:
+        view = await queueview.look(log.open_lines(), site=site, limit=limit)
+        if json:
+            _print_json([asjson.pending_json(pending, _now()) for pending in view.oldest])
+        else:
+            queueview.write(view, await log.backlog(), Paper(), _now())
+
+    _with_history(config, show)
+
+
+@user_app.command("add")
+def user_add(
+    address: str,
+    config: ConfigOption = None,
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
+    quota: Annotated[str, typer.Option(metavar="SIZE", help='Like "1GiB"; none: no limit.')] = "",
+) -> None:
+    """Add a mailbox."""
+    from eilpost import compose, configuration, users
+    from mail.units import parse_size
+
+    path = compose.directory_path(configuration.plan(config))
+    if quota:
+        try:
+            parse_size(quota)
+        except ValueError as error:
+            _fail(f"--quota {quota}: {error}", EXIT_UNUSABLE)
+    users.check_new(path, address)
+    print(f"{users.add(path, address, _password(password_stdin), quota)} added to {path}")  # noqa: T201
+
+
+@user_app.command("passwd")
+def user_passwd(
+    address: str,
+    config: ConfigOption = None,
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
+) -> None:
+    """Change the password of a mailbox."""
+    from eilpost import compose, configuration, users
+
+    path = compose.directory_path(configuration.plan(config))
+    users.check_known(path, address)
+    print(f"password of {users.change_password(path, address, _password(password_stdin))} changed")  # noqa: T201
+
+
+@user_app.command("list")
+def user_list(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """List the mailboxes."""
+    from dataclasses import asdict
+
+    from eilpost import compose, configuration, users
+
+    listed = users.listing(compose.directory_path(configuration.plan(config)))
+    if json:
+        _print_json([asdict(user) for user in listed])
+        return
+    for user in listed:
+        notes = [*([] if user.can_log_in else ["cannot log in"]), *([f"quota {user.quota}"] if user.quota else [])]
+        also = f"also {', '.join(user.aliases)}" if user.aliases else ""
+        print("  ".join(part for part in (user.address, ", ".join(notes), also) if part))  # noqa: T201
+
+
+@config_app.command("show")
+def config_show(
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    defaults: Annotated[bool, typer.Option("--defaults", help="Every key with its default and its meaning.")] = False,
+) -> None:
+    """Show the effective settings and where they came from."""
+    from eilpost import configuration
+
+    if defaults:
+        from mail.settings_text import default_toml
+
+        print(default_toml(), end="")  # noqa: T201
+        return
+    settings = list(configuration.effective(config))
+    if json:
+        tables: dict[str, dict[str, Any]] = {}
+        for each in settings:
+            tables.setdefault(each.section, {})[each.key] = {"value": each.value, "source": each.source}
+        _print_json(tables)
+        return
+    for line in configuration.as_toml(iter(settings)):
+        print(line)  # noqa: T201
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None) -> None:
+    """Check the configuration and the directory file without starting anything."""
+    from eilpost import compose, configuration
+
+    plan = configuration.plan(config)
+
+    async def read() -> str:
+        directory = compose.make_directory(plan)
+        await directory.start()
+        try:
+            known = directory.snapshot
+        finally:
+            await directory.close()
+        return f"domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
+
+    what = _run(read())
+    print(f"{configuration.find(config) or 'environment'}: ok; {what}")  # noqa: T201
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    import platform
+
+    from eilpost import __version__
+
+    print(f"eilpost {__version__} (Python {platform.python_version()})")  # noqa: T201
+
+
+def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]]) -> T:
+    from eilpost import compose, configuration
+
+    log = compose.make_history(configuration.plan(config))
+    return _run(read(log))
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+
+    return asyncio.run(main)
+
+
+def _password(from_stdin: bool) -> str:
+    """A new password, asked for twice without echo, or the first line of stdin."""
+    if from_stdin:
+        password = sys.stdin.readline().rstrip("\r\n")
+    else:
+        if not sys.stdin.isatty():
+            _fail("no terminal to ask for the password; use --password-stdin", EXIT_UNUSABLE)
+        import getpass
+
+        password = getpass.getpass("New password: ")
+        if getpass.getpass("Again: ") != password:
+            _fail("the two passwords differ", EXIT_UNUSABLE)
+    if not password:
+        _fail("the password is empty", EXIT_UNUSABLE)
+    return password
+
+
+def _now() -> datetime:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC)
+
+
+def _print_json(value: object) -> None:
+    import orjson
+
+    print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())  # noqa: T201

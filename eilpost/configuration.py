@@ -1,0 +1,91 @@
+"""Finds the configuration and shows it: which file, the effective value of every key, and where each came from.
+
+Reading and checking is `mail/settings_file.py`; here is the search order and the view of `eilpost config`.
+Next: `mail/settings_file.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eilpost.compose import Plan
+from mail.settings import SettingsError, show
+from mail.settings_file import ENVIRONMENT_PREFIX, load
+
+VARIABLE = "EILPOST_CONFIG"
+DEMO = Path("var/demo/eilpost.toml")
+
+
+def candidates() -> tuple[Path, ...]:
+    """Where a configuration is looked for when no --config is given, in this order."""
+    return (Path("eilpost.toml"), Path("/etc/eilpost/eilpost.toml"), DEMO)
+
+
+def find(given: Path | None) -> Path | None:
+    """The configuration file: the one given, $EILPOST_CONFIG, or the first candidate that exists. Raises
+    SettingsError for a file that was named and does not exist.
+    """
+    if given is None and (named := os.environ.get(VARIABLE)):
+        given = Path(named)
+        if not given.exists():
+            raise SettingsError(f"{VARIABLE}: {given}: there is no such file")
+    if given is not None:
+        return given
+    return next((path for path in candidates() if path.exists()), None)
+
+
+def plan(given: Path | None) -> Plan:
+    """Find and read the configuration. Without a file: the defaults and the environment, from the working
+    directory.
+    """
+    path = find(given)
+    if path is None and not any(_is_setting(name) for name in os.environ):
+        places = ", ".join(str(place) for place in candidates())
+        raise SettingsError(
+            f"no configuration: give --config FILE or {VARIABLE} (looked for {places}); or try `eilpost demo`"
+        )
+    return Plan(load(path), path.parent if path is not None else Path())
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    section: str
+    key: str
+    value: Any
+    source: str  # "default", the file's name, or the variable's
+
+
+def effective(given: Path | None) -> Iterator[Setting]:
+    """Every key with its effective value and where it came from."""
+    path = find(given)
+    settings = load(path)
+    in_file = tomllib.loads(path.read_text()) if path is not None else {}
+    variables = {name.upper(): name for name in os.environ if _is_setting(name)}
+    for section, keys in show(settings).items():
+        for key, value in keys.items():
+            variable = variables.get(f"{ENVIRONMENT_PREFIX}{section}__{key}".upper())
+            source = variable or (str(path) if key in in_file.get(section, {}) else "default")
+            yield Setting(section, key, value, source)
+
+
+def as_toml(settings: Iterator[Setting]) -> Iterator[str]:
+    """The effective settings as TOML that can be read again, each with its source as a comment."""
+    section = None
+    for each in settings:
+        if each.section != section:
+            if section is not None:
+                yield ""
+            section = each.section
+            yield f"[{section}]"
+        value = json.dumps(each.value, ensure_ascii=False)
+        yield f"{each.key} = {value}" + ("" if each.source == "default" else f"  # {each.source}")
+
+
+def _is_setting(variable: str) -> bool:
+    return variable.upper().startswith(ENVIRONMENT_PREFIX) and "__" in variable

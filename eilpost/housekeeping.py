@@ -1,0 +1,73 @@
+"""The chores of a process: consumed records purged, old content swept from the spool, the backlog measured.
+
+It never touches mail that is not settled: what may go is decided by the log (`purge`) and by the spool's age limit,
+which is longer than the queue lifetime. A chore that fails is logged and tried again at its next turn.
+Next: `eilpost/onebox.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from mail.log import LogUnavailable
+from mail.spool import SpoolUnavailable
+from mail.telemetry import CONSUMER_LAG
+
+if TYPE_CHECKING:
+    from mail.log import Log
+    from mail.settings import SpoolSettings
+    from mail.spool import Spool
+
+log = structlog.get_logger()
+
+MEASURE_EVERY = timedelta(seconds=5)
+PURGE_EVERY = timedelta(seconds=30)
+SWEEP_EVERY = timedelta(hours=1)
+
+
+class Housekeeping:
+    name = "housekeeping"
+
+    def __init__(self, *, settings: SpoolSettings, log: Log, spool: Spool) -> None:
+        self._settings = settings
+        self._log = log
+        self._spool = spool
+
+    async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
+        chores = [
+            asyncio.create_task(_every(MEASURE_EVERY, "measure", self.measure, stop), name="measure"),
+            asyncio.create_task(_every(PURGE_EVERY, "purge", self._log.purge, stop), name="purge"),
+            asyncio.create_task(_every(SWEEP_EVERY, "sweep", self.sweep, stop), name="sweep"),
+        ]
+        ready()
+        await asyncio.gather(*chores)
+
+    async def measure(self) -> None:
+        backlog = await self._log.backlog()
+        CONSUMER_LAG.labels("accepted").set(backlog.accepted)
+        CONSUMER_LAG.labels("dispatched").set(backlog.dispatched)
+        CONSUMER_LAG.labels("attempted").set(backlog.attempted)
+
+    async def sweep(self) -> None:
+        gone = await self._spool.sweep(datetime.now(UTC) - self._settings.expire)
+        if gone:
+            log.info("spool swept", files=gone, older_than_days=self._settings.expire.total_seconds() / 86400)
+
+
+async def _every(period: timedelta, name: str, chore: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+    """Do a chore now and then every `period`, until `stop`. A failure is a line in the log."""
+    while not stop.is_set():
+        try:
+            await chore()
+        except (LogUnavailable, SpoolUnavailable, OSError) as error:
+            log.warning("chore failed", chore=name, error=str(error))
+        try:
+            async with asyncio.timeout(period.total_seconds()):
+                await stop.wait()
+        except TimeoutError:
+            continue

@@ -1,0 +1,165 @@
+"""The HTTP face of a process: /metrics for Prometheus, /healthz for liveness, /readyz for readiness.
+
+Liveness is the heartbeat of the event loop and never the log: a broker that is away must not restart our processes.
+It serves nobody's mail and no control. It runs as a service's `support`: it ends last, so that draining can be
+watched. Source: Prometheus text format.
+Next: `eilpost/housekeeping.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import platform
+import socket
+from collections.abc import Callable, Generator
+from typing import Any, assert_never
+
+import uvicorn
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from eilpost import __version__
+from mail.endpoint import parse
+from mail.log import Appender, Down, Full, Usable
+from mail.service import Health, ServiceError
+from mail.settings import HttpSettings
+from mail.telemetry import BUILD_INFO, REGISTRY
+
+_NEED_THE_LOG = {"router", "delivery"}
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, telling when it listens."""
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening()
+
+
+class Http:
+    """The role. `log` is what the process appends to; None where it has no log (mailstore alone)."""
+
+    name = "http"
+
+    def __init__(self, *, settings: HttpSettings, health: Health, log: Appender | None = None) -> None:
+        self._settings = settings
+        self._health = health
+        self._log = log
+        self.address: tuple[str, int] | None = None  # once it listens; the port is real even where 0 was asked for
+
+    async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
+        BUILD_INFO.labels(__version__, platform.python_version()).set(1)
+        if self._settings.listen:
+            await self._serve(ready, stop)
+        else:
+            ready()
+            await stop.wait()
+
+    async def _serve(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
+        listener = _listen(self._settings.listen)
+        self.address = listener.getsockname()[:2]
+        config = uvicorn.Config(
+            self._application(),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            http="h11",
+            server_header=False,
+            limit_concurrency=64,
+            backlog=64,
+            timeout_keep_alive=10,
+            timeout_graceful_shutdown=1,
+        )
+        server = _Server(config, ready)
+
+        async def end() -> None:
+            await stop.wait()
+            server.should_exit = True
+
+        ending = asyncio.create_task(end(), name="http end")
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            ending.cancel()
+            listener.close()
+
+    def _application(self) -> Starlette:
+        async def metrics(_request: Request) -> Response:
+            return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+        async def healthz(_request: Request) -> Response:
+            if not self._health.is_alive:
+                return PlainTextResponse("the event loop was stuck\n", status_code=503)
+            return PlainTextResponse("ok\n")
+
+        async def readyz(_request: Request) -> Response:
+            is_ready, answer = readiness(self._health, self._log)
+            return JSONResponse(answer, status_code=200 if is_ready else 503)
+
+        return Starlette(
+            routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)],
+        )
+
+
+def readiness(health: Health, log: Appender | None) -> tuple[bool, dict[str, Any]]:
+    """Whether this process is ready, and why not, fit for JSON.
+
+    A log that is down makes workers unready. An ingress alone stays ready: it still answers, with 4xx.
+    """
+    reasons = ["draining"] if health.is_draining else []
+    reasons += [f"{name} is not ready" for name, is_ready in health.roles.items() if not is_ready]
+    answer: dict[str, Any] = {"roles": dict(health.roles)}
+    if log is not None:
+        match log.condition():
+            case Usable():
+                answer["log"] = {"condition": "usable"}
+            case Full(reason):
+                answer["log"] = {"condition": "full", "reason": reason}  # old mail flows: ready
+            case Down(reason):
+                answer["log"] = {"condition": "down", "reason": reason}
+                if _NEED_THE_LOG & health.roles.keys():
+                    reasons.append(f"the log is down: {reason}")
+            case unknown:
+                assert_never(unknown)
+    return not reasons, {"ready": not reasons, "reasons": reasons} | answer
+
+
+def _listen(endpoint: str) -> socket.socket:
+    """A listening socket, or a ServiceError that names `http.listen`."""
+    host, port = parse(endpoint)
+    try:
+        family, kind, proto, _name, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.setblocking(False)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        what = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+        raise ServiceError(
+            f"http.listen: cannot listen on {endpoint}: {what}; set another address there, or by "
+            "EILPOST_HTTP__LISTEN=HOST:PORT"
+        ) from None
+    return listener

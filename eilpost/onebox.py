@@ -1,0 +1,154 @@
+"""Runs roles in one process: opens what they need, in order, serves until a signal, drains, and closes in reverse.
+
+The embedded log has one holder, so on it all roles live here together (`up`). The mailstore alone needs no log and can
+stand beside. Every fault that a person can mend leaves as one line (ServiceError, SettingsError, LogUnusable, ...).
+Next: `ingress/session.py`, where a message begins its journey.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from eilpost.compose import (
+    ROLES,
+    Plan,
+    make_directory,
+    make_log,
+    make_mailboxes,
+    make_mailstore,
+    make_resolver,
+    make_role,
+    make_spool,
+)
+from eilpost.housekeeping import Housekeeping
+from mail import logs, service
+from mail.service import ServiceError
+from mail.settings import SettingsError
+
+if TYPE_CHECKING:
+    from mail.settings import Settings
+
+log = structlog.get_logger()
+
+
+def up(plan: Plan, on_ready: Callable[[], None] = lambda: None) -> int:
+    """Run all roles; the process's exit status."""
+    return _run(plan, lambda: _all_roles(plan, on_ready))
+
+
+def mailstore_alone(plan: Plan) -> int:
+    """Serve the mailboxes and nothing else; the process's exit status."""
+    if plan.settings.mailboxes.url.startswith("memory:"):
+        raise SettingsError('mailboxes.url = "memory:": a mailstore alone would serve mailboxes nobody can deliver to')
+    return _run(plan, lambda: _mailstore(plan))
+
+
+def refuse_alone(name: str, plan: Plan) -> None:
+    """Say why a role cannot run alone on this log. Always raises SettingsError."""
+    scheme = plan.settings.log.url.partition(":")[0]
+    if scheme not in ("embedded", "memory"):
+        make_log(plan)  # says that this version does not have it
+    raise SettingsError(
+        f'log.url = "{plan.settings.log.url}": only one process can hold this log, and {name} alone would pass mail to '
+        "nobody; run `eilpost up`, which runs all roles in one process (roles in processes of their own need Kafka, "
+        "which is not in this version)"
+    )
+
+
+def _run(plan: Plan, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    node = plan.settings.node
+    logs.configure(node.log_level, node.log_format)
+    os.umask(0o077)  # people's mail: what a process makes, no other user of the machine reads
+    _raise_open_files(plan.settings)
+
+    async def guarded() -> None:
+        try:
+            await main()
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise ServiceError(f"{error.filename}: {error.strerror}") from error
+
+    return service.run(guarded)
+
+
+def _raise_open_files(settings: Settings) -> None:
+    """As many open files as our own limits allow connections: the usual 1024 are fewer."""
+    wanted = settings.ingress.max_connections + settings.mailstore.max_connections + settings.delivery.connections + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        log.warning("fewer open files than connections allowed", limit=hard, wanted=wanted, see="ulimit -n")
+        wanted = hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _all_roles(plan: Plan, on_ready: Callable[[], None]) -> None:
+    from eilpost.http import Http
+
+    settings = plan.settings
+    async with AsyncExitStack() as stack:
+        directory = make_directory(plan)
+        await directory.start()
+        stack.push_async_callback(directory.close)
+        mail_log = make_log(plan)
+        await mail_log.start()
+        stack.push_async_callback(mail_log.close)
+        spool = make_spool(plan)
+        resolver = make_resolver(plan)
+        mailboxes = make_mailboxes(plan)
+        roles = [
+            make_role(
+                name, plan, log=mail_log, spool=spool, directory=directory, resolver=resolver, mailboxes=mailboxes
+            )
+            for name in ROLES
+        ]
+        health = service.Health()
+        await service.run_roles(
+            roles,
+            settings.node.drain,
+            _announced(settings, on_ready),
+            support=[
+                Http(settings=settings.http, health=health, log=mail_log),
+                Housekeeping(settings=settings.spool, log=mail_log, spool=spool),
+            ],
+            health=health,
+        )
+
+
+async def _mailstore(plan: Plan) -> None:
+    from eilpost.http import Http
+
+    settings = plan.settings
+    async with AsyncExitStack() as stack:
+        directory = make_directory(plan)
+        await directory.start()
+        stack.push_async_callback(directory.close)
+        health = service.Health()
+        await service.run_roles(
+            [make_mailstore(plan, mailboxes=make_mailboxes(plan), directory=directory)],
+            settings.node.drain,
+            _announced(settings),
+            support=[Http(settings=settings.http, health=health)],
+            health=health,
+        )
+
+
+def _announced(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> Callable[[], None]:
+    def announce() -> None:
+        on_ready()  # first: a person looks at the first lines
+        log.info(
+            "ready",
+            hostname=settings.node.hostname,
+            smtp=settings.ingress.mx,
+            pop3=settings.mailstore.pop3,
+            http=settings.http.listen,
+        )
+
+    return announce

@@ -1,0 +1,116 @@
+"""`eilpost trace`: the whole story of one message, read from a living log or a resting one, and written down.
+
+It reads through the HistoryLog port and changes nothing. Colours only on a terminal; `--follow` prints each new line
+as it happens and ends when the message is closed. Next: `eilpost/queueview.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from eilpost.paper import Paper
+from eilpost.story import Line, State, Story, Tone, lines_of, tell, what_next
+from eilpost.words import age_words, clock, names, sender_words, size_words
+from mail.log import HistoryLog
+from mail.message import DeliveryId, QueueId
+from mail.record import Closed, InHand, Waiting
+
+_MAX_STORIES = 20
+POLL = timedelta(milliseconds=300)
+_STYLE = {Tone.PLAIN: "", Tone.GOOD: "green", Tone.WAIT: "yellow", Tone.BAD: "red"}
+
+
+async def read(log: HistoryLog, queue_id: QueueId, *, with_bounces: bool = False) -> list[Story]:
+    """A message's story, and with bounces those of the reports about it; empty when it is unknown."""
+    stories: list[Story] = []
+    wanted = [queue_id]
+    while wanted and len(stories) < _MAX_STORIES:
+        story = await _read_one(log, wanted.pop(0))
+        if story is not None:
+            stories.append(story)
+            wanted.extend(story.bounces if with_bounces else ())
+    return stories
+
+
+async def _read_one(log: HistoryLog, queue_id: QueueId) -> Story | None:
+    events = [event async for event in log.history(queue_id)]
+    is_closed = any(isinstance(event.what, Closed) for event in events)
+    open_lines = [] if is_closed else [line async for line in log.open_lines() if line.delivery.id.startswith(queue_id)]
+    inputs = [] if events else list(await log.waiting_inputs(queue_id))
+    return tell(queue_id, events, open_lines, inputs)
+
+
+def write(story: Story, paper: Paper, now: datetime) -> None:
+    """Write a story: a head, the timeline, and what is next or how it ended."""
+    start = _head(story, paper)
+    for event in story.events:
+        for line in lines_of(event):
+            _line(line, start, paper)
+    _tail(story, paper, now)
+
+
+async def follow(log: HistoryLog, queue_id: QueueId, paper: Paper, now: Callable[[], datetime]) -> bool:
+    """Write a story as it happens, until the message is closed; False when it is unknown."""
+    written = -1
+    start: datetime | None = None
+    waiting: tuple[tuple[DeliveryId, InHand | Waiting], ...] = ()
+    while True:
+        story = await _read_one(log, queue_id)
+        if story is None:
+            return False
+        if written < 0:
+            start = _head(story, paper)
+            written = 0
+        for event in story.events[written:]:
+            for line in lines_of(event):
+                _line(line, start, paper)
+        written = len(story.events)
+        if story.state is State.CLOSED:
+            _tail(story, paper, now())
+            return True
+        states = tuple((pending.delivery.id, pending.state) for pending in story.open)
+        if states != waiting:
+            waiting = states
+            _tail(story, paper, now())
+        await asyncio.sleep(POLL.total_seconds())
+
+
+def _head(story: Story, paper: Paper) -> datetime | None:
+    paper.write((story.queue_id, "bold"))
+    message = story.message
+    if message is None:
+        paper.write(("  the first events of this message are older than the log keeps them", "dim"))
+        return story.events[0].time if story.events else None
+    paper.write(("  from   ", "dim"), (sender_words(message), ""))
+    paper.write(("  to     ", "dim"), (names([each.original for each in message.envelope.recipients], 10), ""))
+    paper.write(("  size   ", "dim"), (size_words(message.size_bytes), ""))
+    paper.write()
+    return message.received
+
+
+def _line(line: Line, start: datetime | None, paper: Paper) -> None:
+    time = line.time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    delta = f"+{age_words(line.time - start)}" if start is not None and line.time > start else ""
+    paper.write(
+        (f"  {time} ", "dim"),
+        (f"{delta:>14}  ", "cyan"),
+        (f"{line.delivery:<4}", "dim"),
+        (f"{line.verb:<10} ", _STYLE[line.tone] or "bold"),
+        (line.text, ""),
+    )
+
+
+def _tail(story: Story, paper: Paper, now: datetime) -> None:
+    paper.write()
+    if story.state is State.CLOSED:
+        taken = story.events[-1].time - story.message.received if story.message and story.events else None
+        paper.write((f"  closed{f' after {age_words(taken)}' if taken is not None else ''}", "bold"))
+    else:
+        paper.write((f"  {story.state}, now {clock(now)}", "bold"))
+        for line in what_next(story, now):
+            paper.write((f"  {line.delivery:<4}", "dim"), (f"{line.verb:<6}", "yellow"), (line.text, ""))
+    for bounce in story.bounces:
+        paper.write((f"  the report: eilpost trace {bounce}", "dim"))
+    paper.write()
