@@ -1,0 +1,92 @@
+"""`make bench`: eilpost against Debian's Postfix, turn by turn, smtp-source into smtp-sink; writes docs/performance.md.
+
+    python -m tests.bench                 about ten minutes; medians of 5 rounds; writes the report and its plot
+    python -m tests.bench --quick         about a minute; prints, writes nothing
+    python -m tests.bench profile         where the time of a message goes, by package and by function
+
+Load goes only to loopback and stops by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.bench import latency, profile, report
+from tests.bench.load import CountingSink, LoadFailed, Round, Scenario, drive
+from tests.bench.servers import EilpostServer, PostfixServer, Server
+from tests.support import postfix
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def scenarios(quick: bool, size_kb: int | None = None) -> list[Scenario]:
+    small, large = (2000, 400) if quick else (10_000, 2000)
+    every = [
+        Scenario(10_000, False, small),
+        Scenario(10_000, True, small),
+        Scenario(100_000, False, large),
+        Scenario(100_000, True, large),
+    ]
+    return [scenario for scenario in every if size_kb is None or scenario.size_bytes == size_kb * 1000]
+
+
+def compare(quick: bool, rounds: int, size_kb: int | None, *, only_eilpost: bool = False) -> report.Results:
+    results: report.Results = {}
+    with CountingSink() as sink:
+        servers: list[Server] = []
+        try:
+            if not only_eilpost:
+                servers.append(PostfixServer(sink.port))
+            servers.append(EilpostServer(sink.port))
+            for server in servers:
+                drive(server, sink, Scenario(10_000, False, 300))  # warm up
+            for scenario in scenarios(quick, size_kb):
+                lines: list[Round] = []
+                for number in range(1, rounds + 1):
+                    for server in servers:
+                        line = drive(server, sink, scenario)
+                        lines.append(line)
+                        print(f"{scenario.name:26} round {number}  {report.one_line(line)}", flush=True)
+                results[scenario] = lines
+        finally:
+            for server in servers:
+                server.stop()
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("what", nargs="?", choices=["compare", "profile", "latency"], default="compare")
+    parser.add_argument("--quick", action="store_true", help="small loads, three rounds, no report")
+    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--size", type=int, choices=[10, 100], help="only this size, in kB")
+    parser.add_argument("--eilpost", action="store_true", help="without Postfix")
+    parser.add_argument("--new", action="store_true", help="profile: a new connection for each message")
+    options = parser.parse_args()
+    if options.what == "profile":
+        return profile.run(messages=3000, size_bytes=(options.size or 10) * 1000, reused=not options.new)
+    why = postfix.why_missing()
+    if why is not None and not options.eilpost:
+        print(f"bench: {why}; smtp-source and smtp-sink come with it too", file=sys.stderr)
+        return 2
+    try:
+        if options.what == "latency":
+            for line in latency.measure(quick=options.quick):
+                print(latency.one_line(line))
+            return 0
+        rounds = options.rounds or (3 if options.quick else 5)
+        results = compare(options.quick, rounds, options.size, only_eilpost=options.eilpost)
+        print(report.table(results))
+        if not options.quick and not options.eilpost and options.size is None:
+            delays = latency.measure(quick=False)
+            report.write(DOCS, results, delays)
+            print(f"written: {DOCS / 'performance.md'}")
+    except LoadFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+sys.exit(main())

@@ -1,0 +1,70 @@
+"""What every test may rely on: no test leaves this machine, and a missing real part is never missed in silence.
+
+Real parts (Debian's Postfix and swaks, later Kafka and PostgreSQL) are named by a marker. Where one is not to be had,
+its tests are skipped and the run says so at its head and at its end; with CI=true they fail instead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import pytest
+
+from tests.support import postfix as _postfix
+
+# A busy machine is no defect of the code: examples have no deadline.
+hypothesis.settings.register_profile("eilpost", deadline=None)
+hypothesis.settings.load_profile("eilpost")
+
+_LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
+
+
+def _why_no_swaks() -> str | None:
+    return None if shutil.which("swaks") else "Debian's swaks package is not installed (apt-get install swaks)"
+
+
+_REAL_PARTS: dict[str, Callable[[], str | None]] = {"postfix": _postfix.why_missing, "swaks": _why_no_swaks}
+
+
+def _missing() -> dict[str, str]:
+    return {name: why for name, why_missing in _REAL_PARTS.items() if (why := why_missing()) is not None}
+
+
+def _is_ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    missing = _missing()
+    return [f"real {name}: " + (f"MISSING: {missing[name]}" if name in missing else "here") for name in _REAL_PARTS]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name, why in _missing().items():
+        if item.get_closest_marker(name) is not None:
+            if _is_ci():
+                pytest.fail(f"CI=true, and {why}", pytrace=False)
+            pytest.skip(f"no real {name}: {why}")
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    for name, why in _missing().items():
+        terminalreporter.write_line(f"NOT TESTED against a real {name}: {why}", red=True, bold=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_outside_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blocking connect to anything but loopback is a defect of the test."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(_LOOPBACK):
+            raise AssertionError(f"a test tried to connect to {address[0]}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)

@@ -1,0 +1,96 @@
+"""The log contract, for each adapter. A new one needs a harness here and nothing else."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from mail.log import Log
+from mail.log.embedded import EmbeddedLog, writer
+from mail.log.embedded.commit import Change, first_id
+from mail.log.embedded.store import Store
+from mail.log.memory import MemoryLog
+from mail.log.topics import Topic
+from mail.settings import LogSettings
+from tests.contract.log_contract import Harness, LogContract
+
+
+class MemoryHarness:
+    """One object is the store; settings of the first `make` hold."""
+
+    def __init__(self) -> None:
+        self._log: MemoryLog | None = None
+
+    async def make(self, settings: LogSettings) -> Log:
+        if self._log is None:
+            self._log = MemoryLog(settings)
+        await self._log.start()
+        return self._log
+
+    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes) -> None:
+        assert isinstance(log, MemoryLog)
+        log.partition(topic, shard).add(1, frame)
+
+    def fail_writes(self, log: Log) -> None:
+        assert isinstance(log, MemoryLog)
+        log.fail("the disk is broken")
+
+    def mend(self, log: Log) -> None:
+        assert isinstance(log, MemoryLog)
+        log.fail(None)
+
+
+class BrokenStore(Store):
+    """A disk that answers every write with an I/O error."""
+
+    broken = False
+
+    def __init__(self, *arguments: Any) -> None:
+        if self.broken:
+            raise sqlite3.OperationalError("disk I/O error")
+        super().__init__(*arguments)
+
+    def commit(self, changes: Any) -> list[int]:
+        if self.broken:
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().commit(changes)
+
+
+class EmbeddedHarness:
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._path = path
+        monkeypatch.setattr(BrokenStore, "broken", False)
+        monkeypatch.setattr(writer, "Store", BrokenStore)
+
+    async def make(self, settings: LogSettings) -> Log:
+        log = EmbeddedLog(self._path, settings)
+        await log.start()
+        return log
+
+    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes) -> None:
+        assert isinstance(log, EmbeddedLog)
+        await log.writer.change(Change(entries=[(first_id(topic, shard), frame)]))
+
+    def fail_writes(self, log: Log) -> None:
+        BrokenStore.broken = True
+
+    def mend(self, log: Log) -> None:
+        BrokenStore.broken = False
+
+
+@pytest.fixture(params=["memory", "embedded"])
+def harness(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
+    match cast("str", request.param):
+        case "memory":
+            return MemoryHarness()
+        case "embedded":
+            return EmbeddedHarness(tmp_path / "log.db", monkeypatch)
+        case unknown:
+            raise ValueError(unknown)
+
+
+class TestLog(LogContract):
+    """Every test of the contract, with every adapter."""

@@ -1,0 +1,131 @@
+"""The Mailboxes port: one suite, every implementation."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from mail.message import DeliveryId
+from mailstore.mailboxes import MailboxFull
+from mailstore.maildir import Maildir
+from mailstore.memory import MemoryMailboxes
+
+OWNER = "alice@example.test"
+CONTENT = b"Subject: hello\r\n\r\n.\r\n\x00\xff binary\r\nFrom here\r\n"
+
+Mailboxes = MemoryMailboxes | Maildir
+
+
+@pytest.fixture(params=["memory", "maildir"])
+def mailboxes(request: pytest.FixtureRequest, tmp_path: Path) -> Mailboxes:
+    return MemoryMailboxes() if request.param == "memory" else Maildir(tmp_path / "mail", "mx.example.test")
+
+
+def an_id(number: int) -> DeliveryId:
+    return DeliveryId(f"01JDXJ5Z8Q0000000000{number:06d}-0")
+
+
+async def test_a_mailbox_that_was_never_written_to_is_empty(mailboxes: Mailboxes) -> None:
+    assert list(await mailboxes.messages(OWNER)) == []
+    assert await mailboxes.used_bytes(OWNER) == 0
+    await mailboxes.expunge(OWNER, ["x"])
+    await mailboxes.mark_seen(OWNER, ["x"])
+    with pytest.raises(KeyError):
+        await mailboxes.read(OWNER, "x")
+
+
+async def test_content_is_read_byte_for_byte_whole_and_in_parts(mailboxes: Mailboxes) -> None:
+    assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is True
+    (kept,) = await mailboxes.messages(OWNER)
+    assert kept.size_bytes == len(CONTENT)
+    assert not kept.seen
+    assert 1 <= len(kept.uid) <= 70
+    assert all(0x21 <= octet <= 0x7E for octet in kept.uid.encode())
+    assert await mailboxes.read(OWNER, kept.uid) == CONTENT
+    parts = [await mailboxes.read(OWNER, kept.uid, start, 7) for start in range(0, len(CONTENT) + 7, 7)]
+    assert b"".join(parts) == CONTENT
+    assert await mailboxes.read(OWNER, kept.uid, len(CONTENT), 10) == b""
+    assert await mailboxes.read(OWNER, kept.uid, 5) == CONTENT[5:]
+
+
+@pytest.mark.parametrize("content", [b"", b"no line end", b"bare\nline\nfeeds\r\n", b"\r\n", b"x" * 300_000])
+async def test_odd_content_keeps_its_size(mailboxes: Mailboxes, content: bytes) -> None:
+    await mailboxes.keep(OWNER, an_id(1), content)
+    (kept,) = await mailboxes.messages(OWNER)
+    assert await mailboxes.read(OWNER, kept.uid) == content
+    assert kept.size_bytes == len(content)
+    assert await mailboxes.used_bytes(OWNER) == len(content)
+
+
+async def test_a_second_keep_of_an_id_changes_nothing(mailboxes: Mailboxes) -> None:
+    assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is True
+    assert await mailboxes.keep(OWNER, an_id(1), b"other") is False
+    (kept,) = await mailboxes.messages(OWNER)
+    assert await mailboxes.read(OWNER, kept.uid) == CONTENT
+    await mailboxes.mark_seen(OWNER, [kept.uid])
+    assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is False
+    assert len(await mailboxes.messages(OWNER)) == 1
+    await mailboxes.expunge(OWNER, [kept.uid])
+    assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is False
+    assert list(await mailboxes.messages(OWNER)) == []
+
+
+async def test_one_id_in_two_mailboxes_is_two_messages(mailboxes: Mailboxes) -> None:
+    assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is True
+    assert await mailboxes.keep("bob@example.test", an_id(1), CONTENT) is True
+
+
+async def test_oldest_first_and_uids_stay(mailboxes: Mailboxes) -> None:
+    for number in (3, 1, 2):
+        await mailboxes.keep(OWNER, an_id(number), b"%d\r\n" % number)
+    first = await mailboxes.messages(OWNER)
+    assert [await mailboxes.read(OWNER, kept.uid) for kept in first] == [b"3\r\n", b"1\r\n", b"2\r\n"]
+    assert [kept.received for kept in first] == sorted(kept.received for kept in first)
+    await mailboxes.mark_seen(OWNER, [first[1].uid])
+    again = await mailboxes.messages(OWNER)
+    assert [kept.uid for kept in again] == [kept.uid for kept in first]
+    assert [kept.seen for kept in again] == [False, True, False]
+    assert await mailboxes.read(OWNER, first[1].uid) == b"1\r\n"
+
+
+async def test_expunge_removes_what_it_is_told_and_no_more(mailboxes: Mailboxes) -> None:
+    for number in range(4):
+        await mailboxes.keep(OWNER, an_id(number), b"%d\r\n" % number)
+    kept = await mailboxes.messages(OWNER)
+    await mailboxes.expunge(OWNER, [kept[0].uid, kept[2].uid, "never-was"])
+    assert [left.uid for left in await mailboxes.messages(OWNER)] == [kept[1].uid, kept[3].uid]
+    with pytest.raises(KeyError):
+        await mailboxes.read(OWNER, kept[0].uid)
+    await mailboxes.expunge(OWNER, [kept[0].uid])
+    assert await mailboxes.used_bytes(OWNER) == 6
+
+
+async def test_quota_refuses_what_does_not_fit_and_forgives_after_an_expunge(mailboxes: Mailboxes) -> None:
+    assert await mailboxes.keep(OWNER, an_id(1), b"x" * 60, 100) is True
+    with pytest.raises(MailboxFull):
+        await mailboxes.keep(OWNER, an_id(2), b"x" * 41, 100)
+    with pytest.raises(MailboxFull):
+        await mailboxes.keep(OWNER, an_id(3), b"x" * 101, 100)
+    assert await mailboxes.keep(OWNER, an_id(4), b"x" * 40, 100) is True
+    # A repeat is no new message, however full the mailbox is.
+    assert await mailboxes.keep(OWNER, an_id(1), b"x" * 60, 100) is False
+    assert await mailboxes.keep(OWNER, an_id(1), b"x" * 60, 10) is False
+    kept = await mailboxes.messages(OWNER)
+    assert len(kept) == 2
+    await mailboxes.expunge(OWNER, [kept[0].uid])
+    assert await mailboxes.keep(OWNER, an_id(2), b"x" * 60, 100) is True  # the refusal was not remembered as a keep
+
+
+async def test_concurrent_keeps_of_one_id_make_one_message(mailboxes: Mailboxes) -> None:
+    results = await asyncio.gather(*(mailboxes.keep(OWNER, an_id(7), CONTENT) for _ in range(12)))
+    assert sorted(results) == [False] * 11 + [True]
+    assert len(await mailboxes.messages(OWNER)) == 1
+
+
+async def test_concurrent_keeps_into_one_mailbox_keep_all(mailboxes: Mailboxes) -> None:
+    results = await asyncio.gather(*(mailboxes.keep(OWNER, an_id(n), b"%d" % n) for n in range(40)))
+    assert all(results)
+    kept = await mailboxes.messages(OWNER)
+    assert {await mailboxes.read(OWNER, message.uid) for message in kept} == {b"%d" % n for n in range(40)}

@@ -1,0 +1,261 @@
+"""What every Resolver promises; then what only the one that asks the network does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+
+from mail.resolver import DnsUnknown, IpAddresses, MxHosts, NoRecords, NoSuchDomain, NullMx, Resolver
+from mail.resolver.cache import AnswerCache
+from mail.resolver.dnspython import DnsResolver
+from mail.resolver.static import StaticResolver
+from mail.settings import ResolverSettings
+from mail.units import parse_duration
+from tests.support.dns_server import DnsServer, Zone
+
+_MX = {
+    "example.test": [(20, "B.MX.example.test"), (10, "a.mx.Example.Test"), (10, "0.mx.example.test")],
+    "nomail.test": [(0, ".")],
+    "odd.test": [(0, "."), (10, "mx.odd.test")],
+    "twice.test": [(10, "mx.test"), (10, "MX.test")],
+}
+_ADDRESSES = {
+    "a.mx.example.test": ["192.0.2.1", "192.0.2.2", "2001:db8::1"],
+    "six.test": ["2001:db8::6"],
+    "plain.test": ["192.0.2.7"],
+}
+
+
+@pytest.fixture(params=["static", "dnspython"])
+async def resolver(request: pytest.FixtureRequest) -> AsyncIterator[Resolver]:
+    if request.param == "static":
+        yield StaticResolver(mx=_MX, addresses=_ADDRESSES, fail={"broken.test"})
+        return
+    async with DnsServer(Zone(mx=_MX, addresses=_ADDRESSES, fail={"broken.test"})) as server:
+        made = DnsResolver(ResolverSettings(servers=[server.address]))
+        yield made
+        await made.close()
+
+
+async def test_mx_hosts_are_lower_case_and_sorted_by_preference_then_name(resolver: Resolver) -> None:
+    expected = MxHosts(((10, "0.mx.example.test"), (10, "a.mx.example.test"), (20, "b.mx.example.test")))
+    assert await resolver.mx("example.test") == expected
+    assert await resolver.mx("EXAMPLE.test.") == expected
+
+
+async def test_the_null_mx_says_no_mail(resolver: Resolver) -> None:
+    assert await resolver.mx("nomail.test") == NullMx()
+
+
+async def test_a_root_beside_real_hosts_is_left_out(resolver: Resolver) -> None:
+    assert await resolver.mx("odd.test") == MxHosts(((10, "mx.odd.test"),))
+
+
+async def test_a_host_named_twice_is_one(resolver: Resolver) -> None:
+    assert await resolver.mx("twice.test") == MxHosts(((10, "mx.test"),))
+
+
+async def test_a_domain_without_mx_is_not_a_domain_that_does_not_exist(resolver: Resolver) -> None:
+    assert await resolver.mx("plain.test") == NoRecords()
+    assert await resolver.mx("nowhere.test") == NoSuchDomain()
+
+
+async def test_a_failing_server_is_not_a_no(resolver: Resolver) -> None:
+    for answer in (await resolver.mx("broken.test"), await resolver.addresses("broken.test")):
+        assert isinstance(answer, DnsUnknown)
+        assert "broken.test" in answer.reason
+
+
+async def test_addresses_of_both_families(resolver: Resolver) -> None:
+    found = await resolver.addresses("A.mx.example.test")
+    assert isinstance(found, IpAddresses)
+    assert set(found.addresses) == {"192.0.2.1", "192.0.2.2", "2001:db8::1"}
+    assert await resolver.addresses("six.test") == IpAddresses(("2001:db8::6",))
+
+
+async def test_addresses_that_are_not(resolver: Resolver) -> None:
+    assert await resolver.addresses("example.test") == NoRecords()
+    assert await resolver.addresses("nowhere.test") == NoSuchDomain()
+
+
+@pytest.mark.parametrize(("text", "expected"), [("192.0.2.9", "192.0.2.9"), ("2001:DB8::0", "2001:db8::")])
+async def test_an_ip_address_answers_itself(resolver: Resolver, text: str, expected: str) -> None:
+    assert await resolver.addresses(text) == IpAddresses((expected,))
+
+
+@pytest.mark.parametrize("name", ["a" * 64 + ".test", "x..test", ".".join(["abcdefgh"] * 40)])
+async def test_an_impossible_name_does_not_exist(resolver: Resolver, name: str) -> None:
+    assert await resolver.mx(name) == NoSuchDomain()
+    assert await resolver.addresses(name) == NoSuchDomain()
+
+
+# Only the one that asks the network.
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[tuple[DnsServer, Callable[..., DnsResolver]]]:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(DnsServer())
+
+        def make(**settings: object) -> DnsResolver:
+            values = {"servers": [server.address], **settings}
+            made = DnsResolver(ResolverSettings.model_validate(values))
+            stack.push_async_callback(made.close)
+            return made
+
+        yield server, make
+
+
+World = tuple[DnsServer, Callable[..., DnsResolver]]
+
+
+async def test_many_askers_are_one_question(world: World) -> None:
+    server, make = world
+    server.zone.mx["a.test"] = [(1, "mx.a.test")]
+    resolver = make()
+    answers = await asyncio.gather(*(resolver.mx("a.test") for _ in range(50)))
+    assert set(answers) == {MxHosts(((1, "mx.a.test"),))}
+    assert server.asked["a.test", "MX"] == 1
+    await resolver.mx("a.test")
+    assert server.asked["a.test", "MX"] == 1
+
+
+async def test_one_asker_who_leaves_does_not_take_the_answer_along(world: World) -> None:
+    server, make = world
+    server.zone.mx["a.test"] = [(1, "mx.a.test")]
+    resolver = make()
+    leaver = asyncio.create_task(resolver.mx("a.test"))
+    stayer = asyncio.create_task(resolver.mx("a.test"))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    assert await stayer == MxHosts(((1, "mx.a.test"),))
+    assert server.asked["a.test", "MX"] == 1
+
+
+async def test_a_no_is_kept_as_long_as_the_soa_says(world: World) -> None:
+    server, make = world
+    resolver = make()
+    assert await resolver.mx("later.test") == NoSuchDomain()
+    server.zone.mx["later.test"] = [(1, "mx.test")]
+    assert await resolver.mx("later.test") == NoSuchDomain()
+    server.zone.negative_seconds = 0
+    assert await resolver.mx("other.test") == NoSuchDomain()
+    server.zone.mx["other.test"] = [(1, "mx.test")]
+    assert await resolver.mx("other.test") == MxHosts(((1, "mx.test"),))
+
+
+async def test_a_no_without_soa_is_not_kept(world: World) -> None:
+    server, make = world
+    server.zone.has_soa = False
+    resolver = make()
+    assert await resolver.mx("later.test") == NoSuchDomain()
+    server.zone.mx["later.test"] = [(1, "mx.test")]
+    assert await resolver.mx("later.test") == MxHosts(((1, "mx.test"),))
+
+
+async def test_a_failure_is_not_kept(world: World) -> None:
+    server, make = world
+    server.zone.mx["a.test"] = [(1, "mx.test")]
+    server.zone.fail = {"a.test"}
+    resolver = make()
+    assert isinstance(await resolver.mx("a.test"), DnsUnknown)
+    server.zone.fail = set()
+    assert await resolver.mx("a.test") == MxHosts(((1, "mx.test"),))
+
+
+async def test_silence_is_unknown_within_its_time(world: World) -> None:
+    server, make = world
+    server.zone.silent = {"silent.test"}
+    answer = await make(timeout="300ms").mx("silent.test")
+    assert isinstance(answer, DnsUnknown)
+    assert "in time" in answer.reason
+
+
+async def test_one_family_that_fails_does_not_hide_the_other_but_is_no_no(world: World) -> None:
+    server, make = world
+    server.zone.addresses["a.test"] = ["192.0.2.1"]
+    answer = server.answer
+
+    def aaaa_fails(wire: bytes, *, tcp: bool) -> bytes | None:
+        server.zone.fail = {"a.test", "b.test"} if b"\x00\x1c\x00\x01" in wire else set()
+        return answer(wire, tcp=tcp)
+
+    server.answer = aaaa_fails  # type: ignore[method-assign]
+    server.zone.mx["b.test"] = []
+    resolver = make()
+    assert await resolver.addresses("a.test") == IpAddresses(("192.0.2.1",))
+    assert isinstance(await resolver.addresses("b.test"), DnsUnknown)
+
+
+async def test_a_truncated_answer_is_asked_again_over_tcp(world: World) -> None:
+    server, make = world
+    server.zone.mx["long.test"] = [(1, "mx.test")]
+    server.zone.truncated = {"long.test"}
+    assert await make().mx("long.test") == MxHosts(((1, "mx.test"),))
+    assert server.asked_tcp["long.test", "MX"] == 1
+    assert server.payloads == {1232}
+
+
+async def test_a_cname_is_followed(world: World) -> None:
+    server, make = world
+    server.zone.cname = {"www.test": "real.test", "gone.test": "nowhere.test"}
+    server.zone.addresses["real.test"] = ["192.0.2.1"]
+    server.zone.mx["real.test"] = [(5, "mx.test")]
+    resolver = make()
+    assert await resolver.addresses("www.test") == IpAddresses(("192.0.2.1",))
+    assert await resolver.mx("www.test") == MxHosts(((5, "mx.test"),))
+    assert await resolver.mx("gone.test") == NoSuchDomain()
+
+
+async def test_the_second_server_is_asked_when_the_first_fails(world: World) -> None:
+    server, make = world
+    async with DnsServer(Zone(fail={"a.test"})) as first:
+        server.zone.mx["a.test"] = [(1, "mx.test")]
+        resolver = make(servers=[first.address, server.address])
+        assert await resolver.mx("a.test") == MxHosts(((1, "mx.test"),))
+        assert first.asked["a.test", "MX"] >= 1
+
+
+async def test_a_cache_of_nothing_asks_each_time(world: World) -> None:
+    server, make = world
+    server.zone.mx["a.test"] = [(1, "mx.test")]
+    resolver = make(cache_max=0)
+    await resolver.mx("a.test")
+    await resolver.mx("a.test")
+    assert server.asked["a.test", "MX"] == 2
+
+
+async def test_nothing_is_served_past_its_ttl() -> None:
+    now = 0.0
+    asked = 0
+
+    async def ask(question: str) -> tuple[str, float]:
+        nonlocal asked
+        asked += 1
+        return f"{question} {asked}", parse_duration("10s").total_seconds()
+
+    cache: AnswerCache[str, str] = AnswerCache(ask, 10, lambda: now)
+    assert await cache.answer("a") == "a 1"
+    now = 9.9
+    assert await cache.answer("a") == "a 1"
+    now = 10.0
+    assert await cache.answer("a") == "a 2"
+
+
+async def test_an_error_in_asking_reaches_all_and_is_not_kept() -> None:
+    failing = True
+
+    async def ask(question: str) -> tuple[str, float]:
+        await asyncio.sleep(0)
+        if failing:
+            raise RuntimeError("boom")
+        return "fine", 10.0
+
+    cache: AnswerCache[str, str] = AnswerCache(ask, 10)
+    answers = await asyncio.gather(cache.answer("a"), cache.answer("a"), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [RuntimeError, RuntimeError]
+    failing = False
+    assert await cache.answer("a") == "fine"

@@ -1,0 +1,249 @@
+"""What every Spool promises; then what only the directory of this machine has: packs, hours, crashes, full disks."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from mail.message import Spooled
+from mail.spool import Spool, SpoolDamaged, SpoolUnavailable
+from mail.spool import disk as disk_module
+from mail.spool.disk import LARGE_BYTES, DiskSpool
+from mail.spool.memory import MemorySpool
+
+_LATER = timedelta(seconds=5)
+
+
+@pytest.fixture(params=["disk", "memory"])
+async def spool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Spool]:
+    made = DiskSpool(tmp_path / "spool") if request.param == "disk" else MemorySpool()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def disk(tmp_path: Path) -> AsyncIterator[DiskSpool]:
+    made = DiskSpool(tmp_path / "spool")
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"a line\r\n" * 1000, bytes(range(256)), b"L" * LARGE_BYTES, b"l" * (3 * LARGE_BYTES + 1)]
+)
+async def test_what_was_kept_is_read(spool: Spool, content: bytes) -> None:
+    spooled = await spool.keep(content)
+    assert spooled.size_bytes == len(content)
+    assert await spool.read(spooled) == content
+
+
+async def test_only_the_head_is_read(spool: Spool) -> None:
+    first, second = await asyncio.gather(spool.keep(b"0123456789"), spool.keep(b"abc"))
+    assert await spool.read(first, 4) == b"0123"
+    assert await spool.read(first, 100) == b"0123456789"
+    assert await spool.read(second, 100) == b"abc"
+    assert await spool.read(second, 0) == b""
+
+
+async def test_many_kept_at_once_do_not_mix(spool: Spool) -> None:
+    contents = [os.urandom(1 + number * 7 % 5000) for number in range(300)] + [os.urandom(LARGE_BYTES)]
+    kept = await asyncio.gather(*(spool.keep(content) for content in contents))
+    assert len({spooled.name for spooled in kept}) == len(contents)
+    assert await asyncio.gather(*(spool.read(spooled) for spooled in kept)) == contents
+
+
+async def test_equal_contents_are_two(spool: Spool) -> None:
+    one, other = await spool.keep(b"same"), await spool.keep(b"same")
+    assert one.name != other.name
+    assert one.digest == other.digest
+
+
+async def test_a_content_that_is_not_there_is_damage_that_names_it(spool: Spool) -> None:
+    missing = Spooled("2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@0", 3, "00" * 16)
+    for limit in (None, 1):
+        with pytest.raises(SpoolDamaged, match="01ARZ3NDEKTSV4RRFFQ69G5FAV"):
+            await spool.read(missing, limit)
+
+
+async def test_another_digest_is_damage(spool: Spool) -> None:
+    spooled = await spool.keep(b"content")
+    with pytest.raises(SpoolDamaged):
+        await spool.read(replace(spooled, digest="00" * 16))
+    assert await spool.read(spooled) == b"content"
+
+
+async def test_a_sweep_takes_what_is_older_and_nothing_else(spool: Spool) -> None:
+    spooled = await spool.keep(b"content")
+    now = datetime.now(UTC)
+    assert await spool.sweep(now - _LATER) == 0
+    assert await spool.read(spooled) == b"content"
+    assert await spool.sweep(now + _LATER) == 1
+    with pytest.raises(SpoolDamaged):
+        await spool.read(spooled)
+    assert await spool.read(await spool.keep(b"after")) == b"after"
+
+
+async def test_one_who_stops_waiting_does_not_hurt_the_others(spool: Spool) -> None:
+    leaver = asyncio.create_task(spool.keep(b"leaver"))
+    stayer = asyncio.create_task(spool.keep(b"stayer"))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    assert await spool.read(await stayer) == b"stayer"
+
+
+# Only on disk.
+
+
+def _files(disk: DiskSpool) -> list[Path]:
+    return sorted(path for path in disk._path.rglob("*") if path.is_file())
+
+
+async def test_contents_kept_together_share_a_file_and_its_flush(
+    disk: DiskSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await disk.keep(b"the hour's directory is there")
+    flushed = []
+    fsync = os.fsync
+    monkeypatch.setattr(disk_module.os, "fsync", lambda number: (flushed.append(number), fsync(number)))
+    kept = await asyncio.gather(*(disk.keep(b"x" * 10_000) for _ in range(500)))
+    assert len({spooled.name.partition("@")[0] for spooled in kept}) == 1
+    assert len(flushed) == 2  # the file and its directory
+
+
+async def test_a_pack_is_bounded(disk: DiskSpool) -> None:
+    kept = await asyncio.gather(*(disk.keep(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
+    assert max(file.stat().st_size for file in _files(disk)) <= disk_module.PACK_BYTES
+    assert len(await asyncio.gather(*map(disk.read, kept))) == 20
+
+
+async def test_what_is_kept_is_there_for_the_next_process(disk: DiskSpool) -> None:
+    spooled = await disk.keep(b"content")
+    other = DiskSpool(disk._path)
+    assert await other.read(spooled) == b"content"
+    await other.close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "../../etc/passwd",
+        "/etc/passwd",
+        "tmp/01ARZ3NDEKTSV4RRFFQ69G5FAV@0",
+        "2026010100/../../../etc/passwd@0",
+        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@-1",
+        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@0\n",
+        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@0\x00",
+    ],
+)
+async def test_no_name_leads_out_of_the_spool(disk: DiskSpool, name: str) -> None:
+    with pytest.raises(SpoolDamaged, match="not a name of the spool"):
+        await disk.read(Spooled(name, 1, ""))
+
+
+async def test_a_flipped_bit_and_a_cut_file_are_damage_that_name_the_file(disk: DiskSpool) -> None:
+    first, second = await asyncio.gather(disk.keep(b"first content"), disk.keep(b"second content"))
+    (file,) = _files(disk)
+    damaged = bytearray(file.read_bytes())
+    damaged[3] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(SpoolDamaged, match=f"{file.name} does not hold what was kept at 0: put it back"):
+        await disk.read(first)
+    assert await disk.read(second) == b"second content"
+    file.write_bytes(damaged[:-1])
+    with pytest.raises(SpoolDamaged, match=f"{file.name} ends after 13 of 14 bytes"):
+        await disk.read(second)
+    assert await disk.read(second, 6) == b"second"
+
+
+async def test_a_spool_that_is_gone_is_not_a_lost_file(disk: DiskSpool, tmp_path: Path) -> None:
+    spooled = await disk.keep(b"content")
+    disk._path.rename(tmp_path / "unmounted")
+    with pytest.raises(SpoolUnavailable):
+        await disk.read(spooled)
+    with pytest.raises(SpoolUnavailable):
+        await disk.keep(b"more")
+    (tmp_path / "unmounted").rename(disk._path)
+    assert await disk.read(spooled) == b"content"
+    assert await disk.read(await disk.keep(b"more")) == b"more"
+
+
+@pytest.mark.parametrize("size", [10, LARGE_BYTES])
+async def test_a_full_disk_is_unavailable_for_all_who_wait_and_leaves_nothing(
+    disk: DiskSpool, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    def full(_descriptor: int, _data: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk_module.os, "write", full)
+        answers = await asyncio.gather(*(disk.keep(b"x" * size) for _ in range(5)), return_exceptions=True)
+    assert {type(answer) for answer in answers} == {SpoolUnavailable}
+    assert "No space left" in str(answers[0])
+    assert _files(disk) == []
+    assert await disk.read(await disk.keep(b"later")) == b"later"
+
+
+async def test_a_failed_flush_is_not_taken_for_durable(disk: DiskSpool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(disk_module.os, "fsync", broken)
+    with pytest.raises(SpoolUnavailable):
+        await disk.keep(b"content")
+
+
+async def test_a_write_in_pieces_is_whole(disk: DiskSpool, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(disk_module.os, "write", lambda number, data: write(number, data[:1000]))
+    content = os.urandom(10_001)
+    assert await disk.read(await disk.keep(content)) == content
+
+
+async def test_a_sweep_takes_whole_hours_and_the_debris_of_crashes(disk: DiskSpool) -> None:
+    spooled = await disk.keep(b"new")
+    now = datetime.now(UTC)
+    old_hour = disk._path / "2020010100"
+    old_hour.mkdir()
+    long_ago = (now - timedelta(days=8)).timestamp()
+    debris, fresh = disk._path / "tmp" / "debris", disk._path / "tmp" / "fresh"
+    for file in (old_hour / "a", old_hour / "b", debris):
+        file.write_bytes(b"")
+        os.utime(file, (long_ago, long_ago))
+    fresh.write_bytes(b"")
+    stranger = disk._path / "lost+found"
+    stranger.mkdir()
+    assert await disk.sweep(now - timedelta(days=7)) == 3
+    assert not old_hour.exists()
+    assert not debris.exists()
+    assert fresh.exists()
+    assert stranger.exists()
+    assert await disk.read(spooled) == b"new"
+
+
+async def test_a_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SpoolUnavailable, match=r"cannot open the spool at .*file"):
+        DiskSpool(tmp_path / "file" / "spool")
+
+
+async def test_closing_finishes_what_is_being_written(tmp_path: Path) -> None:
+    made = DiskSpool(tmp_path / "spool")
+    keeping = asyncio.create_task(made.keep(b"content"))
+    await asyncio.sleep(0)
+    await made.close()
+    spooled = await keeping
+    again = DiskSpool(tmp_path / "spool")
+    assert await again.read(spooled) == b"content"
+    await again.close()
+    await again.close()
+    with pytest.raises(SpoolUnavailable, match="closed"):
+        await again.keep(b"more")

@@ -1,0 +1,67 @@
+"""01: a message from one user of ours to another, by hand over TCP and by smtplib; the owner fetches it by POP3."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from mail.outcome import Delivered
+from mail.record import Closed, Routed, Took, Tried
+from mail.route import ToMailbox
+from tests.support.world import World, queue_id_in
+
+LETTER = (
+    b"From: Bob <bob@example.test>\r\nTo: Alice <alice@example.test>\r\nSubject: lunch?\r\n\r\n"
+    b"Same place?\r\n.\r\n..two dots\r\n\ttab, trailing blanks   \r\n\xc3\xa4\xff eight bits\r\n\r\n\r\nBob\r\n"
+)
+
+
+async def test_by_hand_over_tcp_and_fetched_byte_for_byte() -> None:
+    async with World() as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.smtp_port)
+        # As `printf ... | nc` does it: everything at once, answers later.
+        writer.write(
+            b"EHLO client.test\r\nMAIL FROM:<bob@example.test> BODY=8BITMIME\r\n"
+            b"RCPT TO:<alice@example.test>\r\nDATA\r\n"
+        )
+        await asyncio.sleep(0.05)
+        writer.write(LETTER.replace(b"\r\n.", b"\r\n..") + b".\r\nQUIT\r\n")
+        said = (await asyncio.wait_for(reader.read(), 20)).decode()
+        writer.close()
+        codes = " ".join(line[:3] for line in said.splitlines() if line[3] == " ")
+        assert codes == "220 250 250 250 354 250 221"
+
+        queue_id = queue_id_in(said.splitlines()[-2])
+        took, routed, tried, closed = await world.closed(queue_id)
+
+        assert isinstance(took, Took)
+        assert str(took.message.envelope.reverse_path) == "bob@example.test"
+        assert isinstance(routed, Routed)
+        assert routed.route == ToMailbox("alice@example.test")
+        assert isinstance(tried, Tried)
+        assert [type(outcome) for outcome in tried.outcomes] == [Delivered]
+        assert isinstance(closed, Closed)
+        assert await world.queue() == []
+
+        (kept,) = await world.mailbox("alice")
+        assert kept.endswith(LETTER)
+        ours = kept[: -len(LETTER)].decode()
+        assert ours.startswith("Return-Path: <bob@example.test>\r\n")
+        assert re.search(rf"^Received: from client\.test .*\r\n(\t.*\r\n)*.*{queue_id}", ours, re.MULTILINE)
+        assert not re.search(r"^(?!Return-Path|Delivered-To|Received|[ \t])", ours.rstrip("\r\n"), re.MULTILINE)
+
+
+async def test_by_smtplib() -> None:
+    async with World() as world:
+        await world.closed(await world.send(LETTER, to=["alice@example.test"], options=["BODY=8BITMIME"]))
+        (kept,) = await world.mailbox("alice")
+        assert kept.endswith(LETTER)
+        assert await world.mailbox("bob") == []
+
+
+async def test_to_both_is_two_copies() -> None:
+    async with World() as world:
+        await world.closed(
+            await world.send(b"Subject: all\r\n\r\n.\r\n", to=["alice@example.test", "bob@example.test"])
+        )
+        assert len(await world.mailbox("alice")) == len(await world.mailbox("bob")) == 1

@@ -1,0 +1,80 @@
+"""02: out through a real Postfix next door and back to us: eilpost -> Postfix -> eilpost -> the mailbox."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mail.outcome import Delivered
+from mail.record import Tried
+from tests.support.ports import free_port, wait_until
+from tests.support.postfix import Postfix
+from tests.support.world import World
+
+pytestmark = pytest.mark.postfix
+
+# Complete, or Postfix adds what is missing.
+HEAD = (
+    b"From: bob@example.test\r\nTo: someone@away.test\r\nSubject: there and back\r\n"
+    b"Date: Mon, 23 Nov 2026 12:00:00 +0000\r\nMessage-ID: <1@example.test>\r\n\r\n"
+)
+BODY = b"Through another's hands.\r\n.leading dot\r\n" + b"line of the letter\r\n" * 500
+
+
+async def test_there_and_back() -> None:
+    postfix_port = free_port()
+    async with World(
+        {"delivery": {"relay": f"smtp://127.0.0.1:{postfix_port}"}},
+        aliases={"home@example.test": ["alice@example.test"]},
+    ) as world:
+        # Postfix takes mail for away.test and forwards it to home@example.test, here.
+        postfix = Postfix(
+            {
+                "virtual_alias_domains": "away.test",
+                "virtual_alias_maps": "inline:{{someone@away.test=home@example.test}}",
+                "relayhost": f"[127.0.0.1]:{world.smtp_port}",
+            },
+            port=postfix_port,
+        )
+        await asyncio.to_thread(postfix.__enter__)
+        try:
+            content = HEAD + BODY
+            queue_id = await world.send(content, to=["someone@away.test"])
+            await world.closed(queue_id)
+            (tried,) = await world.happened(queue_id, Tried)
+            (outcome,) = tried.outcomes
+            assert isinstance(outcome, Delivered)
+            assert outcome.remote is not None
+            assert str(postfix_port) in outcome.remote
+            assert "queued as" in outcome.reply.text  # Postfix's own words
+
+            async def arrived() -> bool:
+                return len(await world.mailbox("alice")) == 1
+
+            await wait_until(arrived, what=f"the way back; Postfix says: {postfix.log()[-1500:]}")
+        finally:
+            await asyncio.to_thread(postfix.stop)
+        (kept,) = await world.mailbox("alice")
+        assert kept.endswith(content)
+        head = kept[: -len(content)]
+        # Twice through our hands, once through Postfix's: the whole way can be read.
+        assert head.count(b"(eilpost)") == 2
+        assert head.count(b"(Postfix)") == 1
+
+
+async def test_a_recipient_postfix_refuses_bounces() -> None:
+    postfix = Postfix(
+        # We are a stranger to it.
+        {"mynetworks": "192.0.2.1/32", "smtpd_relay_restrictions": "permit_mynetworks, reject_unauth_destination"}
+    )
+    await asyncio.to_thread(postfix.__enter__)
+    try:
+        async with World({"delivery": {"relay": f"smtp://127.0.0.1:{postfix.port}"}}) as world:
+            queue_id = await world.send(b"Subject: refused\r\n\r\nhello\r\n", to=["someone@elsewhere.test"])
+            await world.bounce_of(queue_id)
+            (report,) = await world.mailbox("bob")
+    finally:
+        await asyncio.to_thread(postfix.stop)
+    assert b"Status: 5.7.1" in report
+    assert b"Relay access denied" in report

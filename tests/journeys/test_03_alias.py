@@ -1,0 +1,55 @@
+"""03: names that stand for others: several at once, names of names, and names that run in a circle."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+
+from mail.record import Refused, Routed
+from tests.support.remote import Remote
+from tests.support.world import World
+
+LETTER = b"Subject: to all\r\n\r\nhello\r\n"
+
+
+async def test_an_alias_of_aliases_reaches_each_person_once() -> None:
+    aliases = {
+        "team@example.test": ["alice@example.test", "leads@example.test"],
+        "leads@example.test": ["bob@example.test", "alice@example.test"],
+    }
+    async with World(aliases=aliases) as world:
+        queue_id = await world.send(LETTER, to=["team@example.test"])
+        await world.closed(queue_id)
+        routed = await world.happened(queue_id, Routed)
+        people = sorted(str(name) for delivery in routed for name in delivery.recipients)
+        assert people == ["alice@example.test", "bob@example.test"]
+        for user in ("alice", "bob"):
+            (kept,) = await world.mailbox(user)
+            assert kept.endswith(LETTER)
+
+
+async def test_an_alias_may_lead_out_of_the_house() -> None:
+    async with (
+        Remote() as remote,
+        World(
+            {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}},
+            aliases={"both@example.test": ["alice@example.test", "friend@elsewhere.test"]},
+        ) as world,
+    ):
+        await world.closed(await world.send(LETTER, to=["both@example.test"]))
+        assert len(await world.mailbox("alice")) == 1
+        (message,) = remote.messages
+        assert "<friend@elsewhere.test>" in message.rcpts[0]
+
+
+async def test_a_circle_is_refused_and_the_sender_told() -> None:
+    aliases = {"one@example.test": ["two@example.test"], "two@example.test": ["one@example.test"]}
+    async with World(aliases=aliases) as world:
+        queue_id = await world.send(LETTER, to=["one@example.test"])
+        await world.bounce_of(queue_id)
+        (refused,) = await world.happened(queue_id, Refused)
+        (outcome,) = refused.outcomes
+        assert outcome.reply.code // 100 == 5
+        (report,) = await world.mailbox("bob")
+        status = list(email.message_from_bytes(report, policy=email.policy.default).walk())
+        assert any(part["Final-Recipient"] and "one@example.test" in part["Final-Recipient"] for part in status)

@@ -1,0 +1,48 @@
+"""07: content too large to ride in a record goes by way of the spool, and arrives as it was sent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mail.record import Took
+from tests.support.remote import Remote
+from tests.support.world import World
+
+
+def letter(size_bytes: int) -> bytes:
+    lines = size_bytes // 78
+    return b"Subject: large\r\n\r\n" + b"".join(os.urandom(38).hex().encode() + b"\r\n" for _ in range(lines))
+
+
+@pytest.mark.parametrize("size_bytes", [2_000, 5_000_000])
+async def test_into_a_mailbox_and_to_a_remote(size_bytes: int, tmp_path: Path) -> None:
+    content = letter(size_bytes)
+    async with (
+        Remote() as remote,
+        World(
+            {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "spool": {"inline_max": "1KiB"}},
+            spool=tmp_path / "spool",
+        ) as world,
+    ):
+        queue_id = await world.send(content, to=["alice@example.test", "friend@elsewhere.test"])
+        await world.closed(queue_id)
+        (took,) = await world.happened(queue_id, Took)
+        assert took.message.size_bytes > len(content)  # our Received header included
+        spooled = sum(path.stat().st_size for path in (tmp_path / "spool").rglob("*") if path.is_file())
+        assert spooled >= len(content)
+        (kept,) = await world.mailbox("alice")
+        (message,) = remote.messages
+    assert kept.endswith(content)
+    assert message.content.endswith(content)
+
+
+async def test_too_large_is_refused_before_and_after_it_is_sent() -> None:
+    async with World({"ingress": {"max_size": "100KiB"}}) as world:
+        replies = await world.dialogue("MAIL FROM:<bob@example.test> SIZE=200000")
+        assert replies[-1].startswith("552 5.3.4 ")
+        with pytest.raises(AssertionError, match=r"5\.3\.4"):
+            await world.send(letter(200_000), to=["alice@example.test"])
+        assert await world.mailbox("alice") == []

@@ -1,0 +1,57 @@
+"""10: eilpost is stopped while mail waits, and started again: what was queued is delivered by the second life."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mail.log.embedded import EmbeddedLog
+from mail.record import Tried, Waiting
+from mail.settings import LogSettings
+from mailstore.memory import MemoryMailboxes
+from tests.support.ports import wait_until
+from tests.support.remote import Remote
+from tests.support.world import World
+
+LETTER = b"Subject: see you in the next life\r\n\r\nhello\r\n"
+
+
+async def test_queued_mail_survives(tmp_path: Path) -> None:
+    boxes = MemoryMailboxes()
+
+    def life(relay_port: int) -> World:
+        return World(
+            {
+                "delivery": {"relay": f"smtp://127.0.0.1:{relay_port}", "dead_site": "200ms"},
+                "router": {"retry": ["2s"]},
+            },
+            log=EmbeddedLog(tmp_path / "log.db", LogSettings()),
+            spool=tmp_path / "spool",
+            mailboxes=boxes,
+        )
+
+    async with Remote({"RCPT": ["451 4.3.0 not now"]}) as remote:
+        port = remote.port
+        async with life(port) as first:
+            queue_ids = [await first.send(LETTER, to=[f"friend{number}@elsewhere.test"]) for number in range(5)]
+            local = await first.send(LETTER, to=["alice@example.test"])
+            await first.closed(local)
+
+            async def all_wait() -> bool:
+                lines = await first.queue()
+                return len(lines) == 5 and all(isinstance(line.state, Waiting) for line in lines)
+
+            await wait_until(all_wait, what="five deferrals")
+            before = {line.delivery.id: line for line in await first.queue()}
+
+    async with Remote(port=port) as remote, life(port) as second:
+        assert {line.delivery.id for line in await second.queue()} <= set(before)
+        for queue_id in queue_ids:
+            await second.closed(queue_id)
+            attempts = [tried.number for tried in await second.happened(queue_id, Tried)]
+            assert attempts == list(range(1, len(attempts) + 1))  # the count goes on, it does not start over
+            assert len(attempts) >= 2
+        assert sorted(message.rcpts[0] for message in remote.messages) == [
+            f"TO:<friend{number}@elsewhere.test>" for number in range(5)
+        ]
+        assert all(message.content.endswith(LETTER) for message in remote.messages)
+        assert len(await second.mailbox("alice")) == 1

@@ -1,0 +1,44 @@
+"""12: swaks, the field's hand tool, sends to a running eilpost; the owner fetches it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.onebox import OneBox
+
+pytestmark = pytest.mark.swaks
+
+
+def test_swaks_sends(tmp_path: Path) -> None:
+    with OneBox(tmp_path) as box:
+        done = subprocess.run(
+            [
+                "swaks", "--server", f"127.0.0.1:{box.mx}", "--helo", "client.test",
+                "--from", "bob@example.test", "--to", "alice@example.test",
+                "--header", "Subject: from swaks", "--body", "hello from swaks",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "queued as" in done.stdout
+        end = time.monotonic() + 20
+        while not (kept := box.mailbox("alice")) and time.monotonic() < end:
+            time.sleep(0.05)
+        (message,) = kept
+        assert b"Subject: from swaks\r\n" in message
+        assert message.rstrip().endswith(b"hello from swaks")
+        refused = subprocess.run(
+            ["swaks", "--server", f"127.0.0.1:{box.mx}", "--helo", "client.test", "--to", "nobody@example.test",
+             "--from", "bob@example.test"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )  # fmt: skip
+        assert refused.returncode == 24  # swaks: no recipient was accepted
+        assert "550 5.1.1" in refused.stdout

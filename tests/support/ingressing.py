@@ -1,0 +1,188 @@
+"""An Ingress on a port of its own, in a small fixed world, with a log that a test can break or hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ingress.server import Ingress
+from mail.address import Address
+from mail.directory import Domain, Snapshot, User
+from mail.directory.static import StaticDirectory
+from mail.log import Condition, Usable
+from mail.message import Inline, Spooled
+from mail.record import Accepted, Record
+from mail.resolver.static import StaticResolver
+from mail.route import ToRelay
+from mail.settings import IngressSettings, LogSettings, NodeSettings, SpoolSettings
+
+LINE_SECONDS = 10.0
+
+
+class HeldLog:
+    """Keeps what is appended. `gate` unset holds appends; `error` is raised by them."""
+
+    def __init__(self) -> None:
+        self.accepted: list[Accepted] = []
+        self.now: Condition = Usable()
+        self.error: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.waiting = asyncio.Event()
+
+    async def append(self, record: Record) -> None:
+        self.waiting.set()
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        assert isinstance(record, Accepted)
+        self.accepted.append(record)
+
+    def condition(self) -> Condition:
+        return self.now
+
+
+class HeldSpool:
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+        self.error: Exception | None = None
+
+    async def keep(self, content: bytes) -> Spooled:
+        if self.error is not None:
+            raise self.error
+        name = f"file-{len(self.kept)}"
+        self.kept[name] = content
+        return Spooled(name, len(content), "digest")
+
+
+def world() -> Snapshot:
+    a = Address.parse
+    return Snapshot(
+        domains={
+            "example.test": Domain("example.test", "default"),
+            "catch.test": Domain("catch.test", "default"),
+            "relayed.test": Domain("relayed.test", "default", relay_to=ToRelay("127.0.0.1", 25)),
+        },
+        users={f"{name}@example.test": User(a(f"{name}@example.test")) for name in ("alice", "bob")},
+        aliases={
+            "postmaster@example.test": (a("alice@example.test"),),
+            "team@example.test": (a("alice@example.test"), a("bob@example.test")),
+            "@catch.test": (a("bob@example.test"),),
+        },
+    )
+
+
+def resolver() -> StaticResolver:
+    return StaticResolver(
+        mx={"good.test": [(10, "mx.good.test")], "null.test": [(0, ".")], "empty.test": []},
+        addresses={"implicit.test": ["192.0.2.1"]},
+        fail=["unknown.test"],
+    )
+
+
+class Client:
+    """Speaks bytes; reads whole replies."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def line(self) -> str:
+        async with asyncio.timeout(LINE_SECONDS):
+            return (await self.reader.readline()).decode()
+
+    async def reply(self) -> str:
+        """One reply, its lines joined by LF; empty at the end of the connection."""
+        lines = []
+        while line := await self.line():
+            assert line.endswith("\r\n"), line
+            lines.append(line[:-2])
+            if line[3:4] == " ":
+                break
+        return "\n".join(lines)
+
+    async def say(self, text: str) -> str:
+        self.send(text.encode() + b"\r\n")
+        return await self.reply()
+
+    async def begin(self, sender: str = "alice@example.test", recipient: str = "bob@example.test") -> None:
+        """From the greeting to the 354."""
+        assert (await self.reply()).startswith("220 ")
+        for command in ("EHLO client.test", f"MAIL FROM:<{sender}>", f"RCPT TO:<{recipient}>"):
+            assert (await self.say(command)).startswith("250"), command
+        assert (await self.say("DATA")).startswith("354 ")
+
+    async def rest(self) -> bytes:
+        async with asyncio.timeout(LINE_SECONDS):
+            return await self.reader.read()
+
+
+class Running:
+    """An Ingress that serves, and what it uses."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.log = HeldLog()
+        self.spool = HeldSpool()
+        self.resolver = resolver()
+        self.directory = StaticDirectory(world())
+        node = settings.pop("node", NodeSettings(hostname="mx.example.test", drain="2s"))
+        self.ingress = Ingress(
+            settings=IngressSettings(**{"mx": "127.0.0.1:0", **settings}),
+            node=node,
+            spool_settings=SpoolSettings(),
+            log_settings=LogSettings(),
+            log=self.log,
+            spool=self.spool,  # type: ignore[arg-type]  # ingress only keeps
+            directory=self.directory,
+            resolver=self.resolver,
+        )
+        self.stop = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self._clients: list[asyncio.StreamWriter] = []
+
+    async def start(self) -> None:
+        ready = asyncio.Event()
+        self.task = asyncio.create_task(self.ingress.run(ready.set, self.stop))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait({self.task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if self.task.done():
+            self.task.result()
+
+    async def connect(self) -> Client:
+        host, port = self.ingress.listening[0]
+        reader, writer = await asyncio.open_connection(host, port)
+        self._clients.append(writer)
+        return Client(reader, writer)
+
+    async def close(self) -> None:
+        self.stop.set()
+        self.log.gate.set()
+        if self.task is not None:
+            await self.task
+        for writer in self._clients:
+            writer.close()
+
+    def content(self, number: int = 0) -> bytes:
+        content = self.log.accepted[number].content
+        return content.data if isinstance(content, Inline) else self.spool.kept[content.name]
+
+    def body(self, number: int = 0) -> bytes:
+        """The content without our Received line."""
+        content = self.content(number)
+        assert content.startswith(b"Received: ")
+        return content.partition(b"+0000\r\n")[2]
+
+
+@asynccontextmanager
+async def running(**settings: Any) -> AsyncIterator[Running]:
+    one = Running(**settings)
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.close()

@@ -1,0 +1,58 @@
+"""Ports for servers that keep theirs across a restart: free now, outside the range the kernel gives clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import time
+
+_FIRST, _LAST = 20_000, 32_000
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 nobody listens on, never given twice in one process."""
+    for _ in range(1000):
+        port = random.SystemRandom().randint(_FIRST, _LAST)
+        if port in _given:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _given.add(port)
+        return port
+    raise RuntimeError("no free port")
+
+
+def wait_for_greeting(port: int, *, deadline_seconds: float = 20.0) -> bytes:
+    """The first line a server on `port` says, as soon as it says one. Raises TimeoutError."""
+    end = time.monotonic() + deadline_seconds
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=2) as peer:
+                line = peer.recv(512)
+                if line:
+                    with contextlib.suppress(OSError):
+                        peer.sendall(b"QUIT\r\n")
+                    return line
+        except OSError:
+            pass
+        time.sleep(0.02)
+    raise TimeoutError(f"nothing greets on port {port}")
+
+
+async def wait_until(true: object, *, deadline_seconds: float = 20.0, what: str = "it") -> None:
+    """Return once the callable `true` returns something true; awaits it when it is a coroutine function."""
+    end = time.monotonic() + deadline_seconds
+    while time.monotonic() < end:
+        value = true()  # type: ignore[operator]
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{what} did not happen within {deadline_seconds:.0f} s")

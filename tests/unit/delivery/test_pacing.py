@@ -1,0 +1,95 @@
+"""The two pure bookkeepers: what is in flight, and how hard a site is pressed."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from delivery.inflight import InFlight, Parked
+from delivery.pacing import START_CONNECTIONS, Pacing
+
+
+def test_the_window_grows_with_success_up_to_its_maximum() -> None:
+    pacing = Pacing(6, 30.0)
+    assert pacing.window == START_CONNECTIONS
+    for _ in range(10):
+        pacing.on_success()
+    assert pacing.window == 6
+    assert Pacing(1, 30.0).window == 1
+
+
+def test_the_window_falls_when_the_site_pushes_back_and_never_to_nothing() -> None:
+    pacing = Pacing(20, 30.0)
+    for _ in range(20):
+        pacing.on_success()
+    pacing.on_push_back(open_connections=19)
+    assert pacing.window == 10
+    pacing.on_push_back(open_connections=3)
+    assert pacing.window == 3
+    pacing.on_push_back(open_connections=0)
+    assert pacing.window == 1
+
+
+def test_a_dead_site_is_remembered_for_its_time() -> None:
+    pacing = Pacing(20, 30.0)
+    assert pacing.dead(100.0) is None
+    pacing.on_unreachable("refused", 100.0)
+    assert pacing.dead(129.9) == "refused"
+    assert pacing.dead(130.0) is None
+
+
+def test_setbacks_in_a_row_make_a_site_dead() -> None:
+    pacing = Pacing(20, 30.0)
+    for _ in range(2):
+        pacing.on_setback("silent", 0.0)
+        pacing.on_setback("silent", 0.0)
+        pacing.on_success()
+    assert pacing.dead(0.0) is None
+    for _ in range(3):
+        pacing.on_setback("silent", 0.0)
+    assert pacing.dead(0.0) == "silent"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50), st.integers(0, 60)), max_size=40),
+    st.integers(1, 6),
+    st.integers(10, 100),
+    st.data(),
+)
+def test_bounds_hold_and_everything_gets_its_turn(
+    items: list[tuple[str, int, int]], count: int, size: int, data: st.DataObject
+) -> None:
+    share = 2
+    inflight: InFlight[int] = InFlight(count=count, size_bytes=size, parked=100, share_of=lambda _: share)
+    for number, (site, held, more) in enumerate(items):
+        inflight.add(number, site, held, held + more)
+    at_work: list[Parked[int]] = []
+    seen: list[int] = []
+    while not inflight.empty:
+        started = inflight.start()
+        at_work += started
+        seen += [parked.item for parked in started]
+        assert at_work, "nothing can move"
+        assert len(at_work) == inflight.at_work <= count
+        for site in "abc":
+            assert sum(parked.site == site for parked in at_work) <= share
+        inflight.done(at_work.pop(data.draw(st.integers(0, len(at_work) - 1))))
+    assert sorted(seen) == list(range(len(items)))
+    assert inflight.held_bytes == 0
+    for site in "abc":  # in order within a site
+        mine = [number for number in seen if items[number][0] == site]
+        if all(items[number][2] == 0 for number in mine):
+            assert mine == sorted(mine)
+
+
+def test_room() -> None:
+    inflight: InFlight[str] = InFlight(count=1, size_bytes=100, parked=3, share_of=lambda _: 1)
+    assert inflight.room(1000) == 1  # something can always be taken when there is nothing
+    assert inflight.room(50) == 2
+    inflight.add("a", "site", 60, 60)
+    assert inflight.room(50) == 0
+    assert inflight.room(20) == 2
+    assert [parked.item for parked in inflight.unload(5)] == ["a"]
+    assert inflight.empty
+    inflight.add("a", "site", 0, 60)
+    assert inflight.unload(5) == []

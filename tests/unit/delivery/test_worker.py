@@ -1,0 +1,403 @@
+"""The worker on a shard in memory: nothing lost, nothing blocked, nothing over its bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from delivery.attempt import HEADERS_BYTES, Attempts
+from delivery.mailbox import MailboxCourier
+from delivery.worker import Worker
+from mail.directory import Snapshot, User
+from mail.directory.static import StaticDirectory
+from mail.message import DeliveryId, Spooled
+from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.record import Delivery
+from mail.reply import Reply
+from mail.settings import DeliverySettings
+from mailstore.mailboxes import MailboxFull, MailboxUnavailable
+from tests.support.delivering import (
+    CONTENT,
+    FakeShard,
+    FakeSpool,
+    address,
+    by_id,
+    delivery,
+    dispatched,
+    envelope,
+    mailbox,
+    relay,
+)
+
+OK = Reply(250, "2.0.0", "ok")
+LATER = Reply(450, "4.2.0", "later")
+NEVER = Reply(550, "5.1.1", "never")
+
+Carry = Callable[[Delivery, bytes], Awaitable[tuple[Outcome, ...]]]
+
+
+class FakeCourier:
+    """Does what `do` says; by default takes everything."""
+
+    def __init__(self, do: Carry | None = None) -> None:
+        self._do = do
+        self.carried: list[tuple[Delivery, bytes]] = []
+        self.at_work = 0
+        self.most = 0
+
+    async def carry(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        self.carried.append((delivery, content))
+        self.at_work += 1
+        self.most = max(self.most, self.at_work)
+        try:
+            if self._do is not None:
+                return await self._do(delivery, content)
+            await asyncio.sleep(0)
+            return all_of(delivery, Delivered, OK)
+        finally:
+            self.at_work -= 1
+
+    async def close(self) -> None:
+        pass
+
+
+def all_of(delivery: Delivery, kind: type[Delivered | Deferred | Failed], reply: Reply) -> tuple[Outcome, ...]:
+    return tuple(kind(recipient.address, reply) for recipient in delivery.message.envelope.recipients)
+
+
+@asynccontextmanager
+async def working(
+    courier: FakeCourier,
+    shard: FakeShard,
+    spool: FakeSpool | None = None,
+    drain_seconds: float = 5.0,
+    **settings: Any,
+) -> AsyncIterator[asyncio.Task[None]]:
+    stop = asyncio.Event()
+    spool = spool or FakeSpool()
+    attempts = Attempts(smtp=courier, mailbox=FakeCourier(), spool=spool)
+    worker = Worker(
+        shard=shard,
+        attempts=attempts,
+        spool=spool,
+        settings=DeliverySettings(**settings),
+        drain_seconds=drain_seconds,
+        stop=stop,
+    )
+    task = asyncio.create_task(worker.tend())
+    try:
+        yield task
+    finally:
+        shard.lose()
+        stop.set()
+        async with asyncio.timeout(10):
+            await task
+
+
+async def test_each_is_reported_once_in_any_order() -> None:
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        await asyncio.sleep(0.02 if delivery.id == records[0].delivery.id else 0)
+        return all_of(delivery, Delivered, OK)
+
+    shard = FakeShard()
+    records = [dispatched(relay(1)) for _ in range(20)]
+    async with working(FakeCourier(do), shard):
+        shard.put(*records)
+        reports = by_id(await shard.until(20))
+        assert set(reports) == {record.delivery.id for record in records}
+        assert shard.marks[-1] == 0  # the slow first one did not hold up the others
+        report = reports[records[0].delivery.id]
+        assert (report.number, report.content, report.headers) == (1, None, b"")
+
+
+async def test_what_is_deferred_is_kept_before_it_is_reported() -> None:
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        first, second, third = (recipient.address for recipient in delivery.message.envelope.recipients)
+        return Delivered(first, OK), Deferred(second, LATER), Failed(third, NEVER)
+
+    shard, spool = FakeShard(), FakeSpool()
+    spool.unavailable = 1
+    async with working(FakeCourier(do), shard, spool):
+        shard.put(dispatched(relay(1), "a@r.test", "b@r.test", "c@r.test"))
+        (report,) = await shard.until(1)
+    assert report.content is not None
+    assert spool.kept[report.content.name] == CONTENT
+    assert report.headers == b"Subject: hello\r\nFrom: a@example.test\r\n"
+
+
+async def test_what_has_failed_needs_its_headers_and_no_content() -> None:
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        return all_of(delivery, Failed, NEVER)
+
+    shard, spool = FakeShard(), FakeSpool()
+    async with working(FakeCourier(do), shard, spool):
+        shard.put(dispatched(relay(1), content=b"X: " + b"x" * 100_000 + b"\r\n\r\nbody"))
+        (report,) = await shard.until(1)
+    assert report.content is None
+    assert spool.kept == {}
+    assert len(report.headers) == HEADERS_BYTES
+
+
+async def test_spooled_content_is_read_and_stays() -> None:
+    shard, spool = FakeShard(), FakeSpool()
+    kept = await spool.keep(CONTENT)
+
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        return all_of(delivery, Deferred, LATER)
+
+    courier = FakeCourier(do)
+    async with working(courier, shard, spool):
+        shard.put(dispatched(relay(1), content=kept))
+        (report,) = await shard.until(1)
+    assert courier.carried[0][1] == CONTENT
+    assert report.content == kept
+    assert len(spool.kept) == 1
+
+
+async def test_a_damaged_or_silent_spool_defers() -> None:
+    shard, spool = FakeShard(), FakeSpool()
+    courier = FakeCourier()
+    gone = Spooled("2026/gone", 10, "00")
+    async with working(courier, shard, spool):
+        shard.put(dispatched(relay(1), content=gone))
+        (damaged,) = await shard.until(1)
+        spool.unavailable = 1
+        shard.put(dispatched(relay(1), content=gone))
+        _, silent = await shard.until(2)
+    assert courier.carried == []
+    for report in (damaged, silent):
+        assert isinstance(report.outcomes[0], Deferred)
+        assert report.outcomes[0].reply.enhanced == "4.3.0"
+        assert report.content == gone
+    assert "2026/gone" in damaged.outcomes[0].reply.text
+
+
+async def test_a_bug_in_a_courier_defers() -> None:
+    async def wrong(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        raise ZeroDivisionError("secret")
+
+    async def forgetful(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        return ()
+
+    for do in (wrong, forgetful):
+        shard = FakeShard()
+        async with working(FakeCourier(do), shard):
+            shard.put(dispatched(relay(1)))
+            (report,) = await shard.until(1)
+        (outcome,) = report.outcomes
+        assert isinstance(outcome, Deferred)
+        assert outcome.reply.enhanced == "4.3.0"
+        assert "secret" not in outcome.reply.text
+        assert report.content is not None
+
+
+async def test_the_log_may_be_away_for_a_while() -> None:
+    shard = FakeShard()
+    shard.unavailable = 3
+    courier = FakeCourier()
+    async with working(courier, shard):
+        shard.put(dispatched(relay(1)))
+        await shard.until(1)
+    assert len(courier.carried) == 1  # reported again, not carried again
+
+
+async def test_one_slow_site_holds_up_only_itself() -> None:
+    release = asyncio.Event()
+
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        if delivery.route == relay(1):
+            await release.wait()
+        return all_of(delivery, Delivered, OK)
+
+    shard, courier = FakeShard(), FakeCourier(do)
+    async with working(courier, shard, in_flight=10, connections_per_site=2):
+        shard.put(*(dispatched(relay(1)) for _ in range(300)))
+        shard.put(*(dispatched(relay(2)) for _ in range(50)))
+        reports = await shard.until(50)
+        assert all(offset >= 300 for offset in shard.marks)
+        assert courier.at_work == 4  # twice the site's connections
+        release.set()
+        assert len(by_id(reports)) == 50
+        await shard.until(350)
+    assert courier.most <= 10
+
+
+async def test_many_stalling_sites_hold_up_only_themselves() -> None:
+    """Tarpits, a hundred of them, each with more mail than a site may have at work."""
+
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        if delivery.route != relay(1):
+            await asyncio.Event().wait()
+        return all_of(delivery, Delivered, OK)
+
+    shard, courier = FakeShard(), FakeCourier(do)
+    async with working(courier, shard, drain_seconds=0.1):
+        for site in range(100):
+            shard.put(*(dispatched(relay(100 + site)) for _ in range(10)))
+        while shard.taken < 1000:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        shard.put(*(dispatched(relay(1)) for _ in range(50)))
+        assert all(offset >= 1000 for offset in shard.marks)
+        await shard.until(50)
+        assert 300 < courier.most <= 500  # and they are not starved either
+
+
+async def test_stalling_sites_with_large_messages_hold_up_only_themselves() -> None:
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        if delivery.route != relay(1):
+            await asyncio.Event().wait()
+        return all_of(delivery, Delivered, OK)
+
+    shard, spool, courier = FakeShard(), FakeSpool(), FakeCourier(do)
+    large = await spool.keep(b"x" * 300_000)
+    async with working(courier, shard, spool, drain_seconds=0.1, in_flight_bytes="4MiB"):
+        for site in range(4):
+            shard.put(*(dispatched(relay(100 + site), content=large) for _ in range(20)))
+        while shard.taken < 80 or courier.at_work < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        shard.put(*(dispatched(relay(1), content=b"y" * 100_000) for _ in range(50)))
+        await shard.until(50)
+        assert 4 <= sum(one.route != relay(1) for one, _ in courier.carried) <= 12
+
+
+async def test_memory_is_bounded_and_a_slow_site_moves_into_the_spool() -> None:
+    release = asyncio.Event()
+
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        if delivery.route == relay(1):
+            await release.wait()
+        return all_of(delivery, Delivered, OK)
+
+    shard, spool = FakeShard(), FakeSpool()
+    content = b"x" * 200_000
+    async with working(FakeCourier(do), shard, spool, in_flight=10, connections_per_site=1, in_flight_bytes="2MiB"):
+        shard.put(*(dispatched(relay(1), content=content) for _ in range(50)))
+        shard.put(*(dispatched(relay(2), content=content) for _ in range(20)))
+        await shard.until(20)
+        assert len(spool.kept) > 30
+        release.set()
+        await shard.until(70)
+
+
+async def test_large_spooled_messages_are_not_all_read_at_once() -> None:
+    shard, spool = FakeShard(), FakeSpool()
+    kept = await spool.keep(b"x" * 900_000)
+    courier = FakeCourier()
+    async with working(courier, shard, spool, in_flight_bytes="1MiB"):
+        shard.put(*(dispatched(relay(1), content=kept) for _ in range(5)))
+        await shard.until(5)
+    assert courier.most == 1
+
+
+async def test_lost_gives_up_what_is_before_the_dot_and_waits_for_what_is_past_it() -> None:
+    go = asyncio.Event()
+
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        if delivery.route == relay(1):
+            await asyncio.Event().wait()
+        try:
+            await go.wait()
+        except asyncio.CancelledError:  # as the SMTP courier past the final dot
+            await go.wait()
+        return all_of(delivery, Delivered, OK)
+
+    shard, courier = FakeShard(), FakeCourier(do)
+    async with working(courier, shard) as task:
+        shard.put(dispatched(relay(1)), dispatched(relay(2)))
+        while courier.at_work < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        shard.lose()
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        assert courier.at_work == 1
+        go.set()
+        await task
+        assert shard.marks == [1]
+
+
+async def test_a_drain_ends() -> None:
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.Event().wait()
+        raise AssertionError
+
+    shard, courier = FakeShard(), FakeCourier(do)
+    async with working(courier, shard, drain_seconds=0.1):
+        shard.put(dispatched(relay(1)))
+        while not courier.at_work:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert shard.finished == []
+
+
+async def test_lost_while_there_is_no_room() -> None:
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    shard, courier = FakeShard(), FakeCourier(do)
+    async with working(courier, shard, in_flight=1, in_flight_bytes="256KiB", connections_per_site=1):
+        shard.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(4)))
+        while not courier.at_work:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+
+
+class Box:
+    """A `Mailboxes` of which only `keep` is used."""
+
+    def __init__(self, trouble: Exception | None = None) -> None:
+        self._trouble = trouble
+        self.kept: dict[tuple[str, DeliveryId], bytes] = {}
+        self.quota: int | None = None
+
+    async def keep(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
+        self.quota = quota_bytes
+        if self._trouble is not None:
+            raise self._trouble
+        new = (owner, delivery_id) not in self.kept
+        self.kept.setdefault((owner, delivery_id), content)
+        return new
+
+
+def postman(box: Box) -> MailboxCourier:
+    alice = User(address("alice@example.test"), quota_bytes=1000)
+    directory = StaticDirectory(Snapshot(users={"alice@example.test": alice}), {})
+    return MailboxCourier(mailboxes=box, directory=directory)  # type: ignore[arg-type]
+
+
+async def test_a_mailbox_gets_the_message_behind_two_lines() -> None:
+    box = Box()
+    one = delivery(mailbox(), "alice+a@example.test", "Alice@example.test")
+    outcomes = await postman(box).carry(one, CONTENT)
+    assert [type(outcome) for outcome in outcomes] == [Delivered, Delivered]
+    ((owner, _), content), *others = box.kept.items()
+    assert not others
+    assert owner == "alice@example.test"
+    assert box.quota == 1000
+    assert content == (
+        b"Return-Path: <sender@example.test>\r\n"
+        b"Delivered-To: alice+a@example.test\r\nDelivered-To: Alice@example.test\r\n" + CONTENT
+    )
+    again = await postman(box).carry(one, CONTENT)
+    assert all(isinstance(outcome, Delivered) and "second copy" in outcome.reply.text for outcome in again)
+    assert len(box.kept) == 1
+
+
+async def test_the_null_sender_is_written_as_such() -> None:
+    box = Box()
+    await postman(box).carry(delivery(mailbox(), terms=envelope("alice@example.test", sender=None)), CONTENT)
+    assert next(iter(box.kept.values())).startswith(b"Return-Path: <>\r\n")
+
+
+async def test_troubles_of_a_mailbox() -> None:
+    for trouble, code in ((MailboxFull("x"), "452 4.2.2"), (MailboxUnavailable("x"), "451 4.3.0")):
+        (outcome,) = await postman(Box(trouble)).carry(delivery(mailbox(), "alice@example.test"), CONTENT)
+        assert isinstance(outcome, Deferred)
+        assert str(outcome.reply).startswith(code)
+    (outcome,) = await postman(Box()).carry(delivery(mailbox("bob@example.test"), "bob@example.test"), CONTENT)
+    assert isinstance(outcome, Failed)
+    assert outcome.reply.enhanced == "5.1.1"

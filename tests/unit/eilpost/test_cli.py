@@ -1,0 +1,206 @@
+"""The command line: every fault is one line on stderr and a status, never a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from eilpost import cli
+from mail.log.embedded import EmbeddedLog
+from mail.record import Pending, Took, Waiting, Why
+from mail.settings import LogSettings
+from tests.support import log_samples as samples
+from tests.support.onebox import OneBox, directory_toml
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a configuration."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("EILPOST_CONFIG", "EILPOST_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "eilpost.toml").write_text('[node]\nhostname = "mx.example.test"\n')
+    (tmp_path / "directory.toml").write_text(directory_toml())
+    return tmp_path
+
+
+@pytest.fixture
+def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["eilpost", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+def _one_line(err: str) -> str:
+    assert err.startswith("eilpost: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_version(run: Run) -> None:
+    assert run("version")[1].startswith("eilpost 0.1.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[node]\nhostnam = "x"\n', "node.hostnam"),
+        ("[router]\nlifetime = 5\n", "router.lifetime"),
+        ('[log]\nurl = "kafka://127.0.0.1:9092"\n', "log.url"),
+        ('[ingress]\nmx = "2525"\n', "ingress.mx"),
+        ("[nod]\n", "nod"),
+        ("node\n", "TOML"),
+        ('[directory]\nurl = "file:nix.toml"\n', "nix.toml"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line_that_names_the_key(run: Run, home: Path, text: str, says: str) -> None:
+    (home / "eilpost.toml").write_text(text)
+    status, _, err = run("config", "check")
+    assert status == 2
+    assert says in _one_line(err)
+
+
+def test_a_missing_configuration(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, _, err = run("up", "--config", "nix.toml")
+    assert (status, "nix.toml" in _one_line(err)) == (2, True)
+    (home / "eilpost.toml").unlink()
+    status, _, err = run("queue")
+    assert status == 2
+    assert "EILPOST_CONFIG" in _one_line(err) or "/etc/eilpost" in err
+    monkeypatch.setenv("EILPOST_CONFIG", "gone.toml")
+    status, _, err = run("queue")
+    assert (status, "gone.toml" in _one_line(err)) == (2, True)
+
+
+def test_the_effective_settings_tell_their_source(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EILPOST_ROUTER__LIFETIME", "2d")
+    status, out, _ = run("config", "show", "--json")
+    tables = json.loads(out)
+    assert status == 0
+    assert tables["node"]["hostname"] == {"value": "mx.example.test", "source": "eilpost.toml"}
+    assert tables["router"]["lifetime"] == {"value": "2d", "source": "EILPOST_ROUTER__LIFETIME"}
+    assert tables["http"]["listen"]["source"] == "default"
+
+
+def test_what_config_show_prints_can_be_read_again(run: Run, home: Path) -> None:
+    (home / "again.toml").write_text(run("config", "show")[1])
+    (home / "defaults.toml").write_text(run("config", "show", "--defaults")[1])
+    assert run("config", "check", "--config", "again.toml")[0] == 0
+    assert run("config", "check", "--config", "defaults.toml")[0] == 0
+
+
+@pytest.mark.parametrize("role", ["ingress", "router", "delivery"])
+def test_a_role_alone_on_an_embedded_log_is_refused(run: Run, role: str) -> None:
+    status, _, err = run(role)
+    assert status == 2
+    assert "eilpost up" in _one_line(err)
+
+
+def test_trace_of_what_is_not_there(run: Run, home: Path) -> None:
+    status, _, err = run("trace", "nonsense")
+    assert (status, "is not a queue id" in _one_line(err)) == (1, True)
+    status, _, err = run("trace", samples.queue_id(9))
+    assert status == 2
+    assert str(home / "var/log.db") in _one_line(err)
+
+
+@pytest.fixture
+def log(home: Path) -> Path:
+    """A log at rest with one waiting delivery and its first event."""
+    path = home / "var" / "log.db"
+
+    async def fill() -> None:
+        log = EmbeddedLog(path, LogSettings())
+        await log.start()
+        due = samples.NOON + timedelta(days=36500)
+        await log.append(Pending(samples.delivery(1), Waiting(due, Why.RETRY, ""), samples.SPOOLED, 1, samples.LATER))
+        await log.append(samples.event(1, Took(samples.message(1))))
+        await log.close()
+
+    path.parent.mkdir()
+    asyncio.run(fill())
+    return path
+
+
+def test_queue_and_trace_read_a_log_at_rest(run: Run, log: Path) -> None:
+    status, out, _ = run("queue")
+    assert (status, samples.delivery(1).id in out, "451 4.3.0 Try again later" in out) == (0, True, True)
+    [line] = json.loads(run("queue", "--json")[1])
+    assert (line["attempts"], line["state"], line["sender"]) == (1, "retry", str(samples.BOB))
+    status, out, _ = run("trace", samples.queue_id(1).lower())
+    assert (status, "on its way" in out) == (0, True)
+    assert json.loads(run("trace", samples.queue_id(1), "--json")[1])["events"][0]["event"] == "took"
+    status, _, err = run("trace", samples.queue_id(7))
+    assert (status, "no such message" in _one_line(err)) == (1, True)
+
+
+def test_users_by_stdin(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("secret\n"))
+    assert run("user", "add", "carol@example.test", "--password-stdin")[0] == 0
+    assert "carol@example.test" in run("user", "list")[1]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    status, _, err = run("user", "passwd", "carol@example.test", "--password-stdin")
+    assert (status, "empty" in _one_line(err)) == (2, True)
+    status, _, err = run("user", "passwd", "carol@example.test")
+    assert (status, "--password-stdin" in _one_line(err)) == (2, True)
+    status, _, err = run("user", "passwd", "nobody@example.test", "--password-stdin")
+    assert (status, "nobody@example.test" in _one_line(err)) == (1, True)
+
+
+def test_a_bug_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eilpost import users
+
+    def broken(_path: Path) -> None:
+        raise RuntimeError("oh\nno")
+
+    monkeypatch.setattr(users, "listing", broken)
+    status, _, err = run("user", "list")
+    assert status == 70
+    assert "internal error" in err
+
+
+def _starts(box: OneBox) -> tuple[int, str]:
+    """Run it to its end; its status and what it wrote on stderr."""
+    ended = subprocess.run(
+        [*box.command, "--config", str(box.config)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Traceback" not in ended.stderr
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize(("section", "key"), [("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen")])
+def test_a_port_in_use_names_the_key_and_the_variable(tmp_path: Path, section: str, key: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        box = OneBox(tmp_path, {section: {key: f"127.0.0.1:{taken.getsockname()[1]}"}})
+        status, err = _starts(box)
+    assert status == 2
+    assert _one_line(err).startswith(f"eilpost: {section}.{key}: cannot listen on 127.0.0.1:")
+    assert f"EILPOST_{section}__{key}".upper() in err
+
+
+def test_a_second_process_on_the_same_data_directory_is_one_line(tmp_path: Path) -> None:
+    with OneBox(tmp_path / "home") as first:
+        if not first.is_running:
+            first.start()
+        status, err = _starts(OneBox(tmp_path / "second", {"log": {"url": f"embedded:{first.home}/log.db"}}))
+        assert status == 2
+        assert str(first.home) in _one_line(err)
+        assert first.is_running

@@ -1,0 +1,81 @@
+"""Adapters are chosen by URL; what is wrong is one line that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eilpost import compose, onebox
+from eilpost.compose import Plan
+from mail.log.embedded import EmbeddedLog
+from mail.log.memory import MemoryLog
+from mail.route import Speaks, ToRelay
+from mail.settings import SettingsError
+from mail.settings_file import load
+
+
+def _plan(base: Path, **environment: str) -> Plan:
+    return Plan(load(None, {f"EILPOST_{key}": value for key, value in environment.items()}), base)
+
+
+def test_the_scheme_chooses(tmp_path: Path) -> None:
+    assert isinstance(compose.make_log(_plan(tmp_path)), EmbeddedLog)
+    assert isinstance(compose.make_log(_plan(tmp_path, LOG__URL="memory:")), MemoryLog)
+
+
+def test_relative_paths_start_from_the_configurations_folder(tmp_path: Path) -> None:
+    assert compose.directory_path(_plan(tmp_path)) == tmp_path / "directory.toml"
+    assert compose.directory_path(_plan(tmp_path, DIRECTORY__URL="file:/etc/d.toml")) == Path("/etc/d.toml")
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        (
+            "kafka://h1:9092",
+            r'^x\.url = "kafka://h1:9092": kafka is not in this version; use for example x\.url = "e:f"$',
+        ),
+        ("nonsense", r'^x\.url = "nonsense": the URL must begin with "e:" or "m:"'),
+        ("", "must begin with"),
+    ],
+)
+def test_an_unknown_scheme_is_one_line(url: str, line: str) -> None:
+    schemes = {"e": str, "m": str}
+    assert compose.choose("x.url", "e:a:b", schemes, "e:f") == "a:b"
+    with pytest.raises(SettingsError, match=line):
+        compose.choose("x.url", url, schemes, "e:f", later=("kafka",))
+
+
+def test_a_mail_folder_that_cannot_be_used_is_said_at_start(tmp_path: Path) -> None:
+    (tmp_path / "mail").touch()
+    with pytest.raises(SettingsError, match=r"^mailboxes\.url: .*mail: File exists"):
+        compose.make_mailboxes(_plan(tmp_path, MAILBOXES__URL="maildir:mail"))
+    compose.make_mailboxes(_plan(tmp_path, MAILBOXES__URL="maildir:deep/mail"))
+    assert (tmp_path / "deep" / "mail").is_dir()
+
+
+def test_the_relay_is_a_route(tmp_path: Path) -> None:
+    assert compose.relay_of(_plan(tmp_path).settings) is None
+    settings = _plan(tmp_path, DELIVERY__RELAY="lmtp://127.0.0.1:24").settings
+    assert compose.relay_of(settings) == ToRelay("127.0.0.1", 24, Speaks.LMTP)
+
+
+def test_every_role_can_be_made_from_its_ports(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, LOG__URL="memory:", SPOOL__URL="memory:", MAILBOXES__URL="memory:")
+    ports = {
+        "log": compose.make_log(plan),
+        "spool": compose.make_spool(plan),
+        "directory": compose.make_directory(plan),
+        "resolver": compose.make_resolver(plan),
+        "mailboxes": compose.make_mailboxes(plan),
+    }
+    names = [compose.make_role(name, plan, **ports).name for name in compose.ROLES]  # type: ignore[arg-type]
+    assert [name.partition(".")[0] for name in names] == list(compose.ROLES)
+
+
+def test_a_role_alone_says_why_not(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"only one process can hold this log.*eilpost up.*Kafka"):
+        onebox.refuse_alone("router", _plan(tmp_path))
+    with pytest.raises(SettingsError, match="nobody can deliver to"):
+        onebox.mailstore_alone(_plan(tmp_path, MAILBOXES__URL="memory:"))

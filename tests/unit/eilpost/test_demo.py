@@ -1,0 +1,69 @@
+"""The demo's world: made once, kept as its owner leaves it; and what the banner promises works."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from eilpost import demo
+from mail.directory.file import load
+from mail.settings_file import load as load_settings
+from tests.support.onebox import EILPOST, OneBox
+from tests.support.ports import wait_until
+
+
+def test_what_is_made_is_valid_and_kept(tmp_path: Path) -> None:
+    configuration = demo.prepare(tmp_path / "var" / "demo")
+    directory = configuration.parent / "directory.toml"
+    snapshot, _ = load(directory)
+    assert set(snapshot.users) == {"alice@example.test", "bob@example.test"}
+    assert all(user.password for user in snapshot.users.values())
+    assert directory.stat().st_mode & 0o777 == 0o600
+    assert load_settings(configuration, {}).ingress.mx == "127.0.0.1:2525"
+    configuration.write_text(configuration.read_text() + "# mine\n")
+    before = configuration.read_text(), directory.read_text()
+    demo.prepare(configuration.parent)
+    assert (configuration.read_text(), directory.read_text()) == before
+
+
+def test_the_banner_follows_the_settings(tmp_path: Path) -> None:
+    environment = {"EILPOST_INGRESS__MX": "127.0.0.1:4025", "EILPOST_MAILSTORE__POP3": "127.0.0.1:4110"}
+    text = demo.banner(load_settings(None, environment), tmp_path / "eilpost.toml", "eilpost")
+    first = text.strip().splitlines()[:2]
+    assert "127.0.0.1:4025" in first[0]
+    assert "127.0.0.1:4110" in first[0]
+    assert "alice@example.test" in first[1]
+    assert "eilpost-demo" in first[1]
+    assert "/dev/tcp/127.0.0.1/4025" in text
+    assert "POP3 off" in demo.banner(load_settings(None, {"EILPOST_MAILSTORE__POP3": ""}), tmp_path, "eilpost")
+
+
+async def test_the_commands_of_the_banner_work_as_they_stand(tmp_path: Path) -> None:
+    with OneBox(tmp_path / "home") as box:
+        settings = load_settings(box.config, {})
+        banner = demo.banner(settings, box.config, str(EILPOST))
+        by_hand = next(line.strip() for line in banner.splitlines() if "printf" in line)
+        fetch = next(line.strip() for line in banner.splitlines() if "poplib" in line)
+
+        def bash(command: str) -> str:
+            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        answer = bash(by_hand)
+        queue_id = re.search(r"queued as (\S+)", answer)
+        assert queue_id is not None, answer
+        await wait_until(lambda: box.maildir("alice"), what="the message in its mailbox")
+        assert "Hi Alice" in bash(fetch)
+        assert "delivered" in box.run("trace", queue_id[1])
+        assert box.run("queue") == "the queue is empty\n"
+
+
+def test_a_mailstore_alone_serves_pop3(tmp_path: Path) -> None:
+    box = OneBox(tmp_path / "home", command=(str(EILPOST), "mailstore"))
+    with box:
+        assert box.mailbox("alice") == []
+        assert set(json.loads(box.get("/readyz")[1])["roles"]) == {"http", "mailstore.pop3"}
+        assert box.stop() == 0

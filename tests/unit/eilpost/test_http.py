@@ -1,0 +1,103 @@
+"""The HTTP face: metrics, liveness that never asks the log, readiness with reasons."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+
+import pytest
+
+from eilpost.http import Http, readiness
+from mail.log import Condition, Down, Full, Usable
+from mail.record import Record
+from mail.service import Health, ServiceError
+from mail.settings import HttpSettings
+
+
+class _Log:
+    """A log in any condition."""
+
+    def __init__(self, now: Condition) -> None:
+        self.now = now
+
+    async def append(self, record: Record) -> None:
+        raise NotImplementedError
+
+    def condition(self) -> Condition:
+        return self.now
+
+
+def _health(**roles: bool) -> Health:
+    health = Health()
+    health.roles = roles
+    return health
+
+
+def test_ready_when_every_role_is() -> None:
+    assert readiness(_health(ingress=True, router=True), _Log(Usable()))[0]
+    is_ready, answer = readiness(_health(ingress=True, router=False), _Log(Usable()))
+    assert (is_ready, answer["reasons"]) == (False, ["router is not ready"])
+
+
+def test_draining_is_not_ready() -> None:
+    health = _health(ingress=True)
+    health.is_draining = True
+    assert readiness(health, None) == (False, {"ready": False, "reasons": ["draining"], "roles": {"ingress": True}})
+
+
+@pytest.mark.parametrize(
+    ("log", "roles", "ready"),
+    [
+        (Full("disk"), ("ingress", "router"), True),  # old mail flows
+        (Down("gone"), ("ingress", "router"), False),
+        (Down("gone"), ("ingress",), True),  # it answers, with 4xx
+    ],
+)
+def test_the_logs_condition_is_told_and_counts_for_workers(log: Condition, roles: tuple[str, ...], ready: bool) -> None:
+    is_ready, answer = readiness(_health(**dict.fromkeys(roles, True)), _Log(log))
+    assert is_ready is ready
+    assert answer["log"]["reason"] in ("disk", "gone")
+
+
+async def _get(port: int, path: str) -> tuple[int, str]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]
+
+
+async def test_over_the_wire() -> None:
+    health = _health(ingress=False)
+    http = Http(settings=HttpSettings(listen="127.0.0.1:0"), health=health, log=_Log(Down("gone")))
+    ready, stop = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(http.run(ready.set, stop))
+    await ready.wait()
+    assert http.address is not None
+    port = http.address[1]
+    assert await _get(port, "/healthz") == (200, "ok\n")
+    status, body = await _get(port, "/readyz")
+    assert (status, json.loads(body)["reasons"]) == (503, ["ingress is not ready"])
+    status, body = await _get(port, "/metrics")
+    assert status == 200
+    assert "eilpost_build_info{" in body
+    assert (await _get(port, "/"))[0] == 404
+    stop.set()
+    await running
+    with pytest.raises(OSError, match=r"."):
+        await _get(port, "/healthz")
+
+
+async def test_a_port_in_use_names_the_key() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        http = Http(settings=HttpSettings(listen=f"127.0.0.1:{taken.getsockname()[1]}"), health=Health())
+        with pytest.raises(ServiceError, match=r"^http\.listen: cannot listen on .*EILPOST_HTTP__LISTEN"):
+            await http.run(lambda: None, asyncio.Event())
+
+
+async def test_nothing_listens_when_the_key_is_empty() -> None:
+    stop = asyncio.Event()
+    http = Http(settings=HttpSettings(listen=""), health=Health())
+    await http.run(stop.set, stop)
+    assert http.address is None

@@ -1,0 +1,180 @@
+"""A message's history in words and for programs."""
+
+from __future__ import annotations
+
+import io
+from datetime import timedelta
+
+import pytest
+
+from eilpost import asjson, queueview, trace, words
+from eilpost.paper import Paper
+from eilpost.story import State, lines_of, tell, what_next
+from mail.address import Address
+from mail.log import Backlog
+from mail.outcome import Deferred, Delivered, Failed
+from mail.record import (
+    Bounced,
+    Closed,
+    Event,
+    Happening,
+    InHand,
+    Pending,
+    Refused,
+    Resumed,
+    Routed,
+    Took,
+    Tried,
+    Waiting,
+    Why,
+)
+from mail.reply import Reply
+from mail.route import ToMailbox, ToMx, Unresolved
+from tests.support import log_samples as samples
+from tests.support.log_samples import ALICE, HOST, LATER, NEVER, NOON, OK, RELAY
+
+ID = samples.queue_id(1)
+FIRST = samples.delivery(1).id
+SECOND = timedelta(seconds=1)
+BOUNCE = samples.queue_id(2)
+RETRY = Waiting(NOON + timedelta(minutes=1), Why.RETRY, str(LATER))
+
+HISTORY: tuple[Happening, ...] = (
+    Took(samples.message(1)),
+    Routed(FIRST, RELAY, (ALICE,), None),
+    Tried(FIRST, 1, (Deferred(ALICE, LATER, HOST),), NOON, SECOND, NOON + timedelta(minutes=1)),
+    Resumed(FIRST, 2, RELAY),
+    Tried(FIRST, 2, (Failed(ALICE, NEVER, HOST),), NOON, SECOND, None),
+    Bounced((ALICE,), BOUNCE),
+    Closed(),
+)
+
+
+def _events(*what: Happening) -> list[Event]:
+    return [Event(ID, NOON + number * SECOND, each) for number, each in enumerate(what)]
+
+
+def _written(*what: Happening, pending: tuple[Pending, ...] = ()) -> str:
+    story = tell(ID, _events(*what), pending, ())
+    assert story is not None
+    out = io.StringIO()
+    trace.write(story, Paper(out), NOON + timedelta(seconds=30))
+    return out.getvalue()
+
+
+def test_the_whole_story_in_order() -> None:
+    text = _written(*HISTORY)
+    verbs = ("accepted", "routed", "deferred", "waits", "resumed", "failed", "bounced", "closed after 6.0 s")
+    places = [text.index(f" {verb} ") if " " not in verb else text.index(verb) for verb in verbs]
+    assert places == sorted(places)
+    assert f"{HOST} said 451 4.3.0 Try again later" in text
+    assert f"eilpost trace {BOUNCE}" in text
+
+
+def test_a_message_on_its_way_says_what_is_next_and_when() -> None:
+    pending = Pending(samples.delivery(1), RETRY, None, attempts=1, last=LATER, last_remote=HOST)
+    text = _written(*HISTORY[:3], pending=(pending,))
+    assert "on its way" in text
+    assert "attempt 2 in 30 s (2026-03-01 12:01:00 UTC)" in text
+
+
+def test_before_the_router_read_it() -> None:
+    story = tell(ID, (), (), (samples.accepted(1),))
+    assert story is not None
+    assert story.state is State.ACCEPTED
+    assert "durable in the log" in what_next(story, NOON)[0].text
+
+
+def test_nothing_known_is_no_story() -> None:
+    assert tell(ID, (), (), ()) is None
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (
+            Routed(FIRST, Unresolved("example.org"), (ALICE,), Waiting(NOON, Why.RESOLVING, "no answer")),
+            "waits for DNS",
+        ),
+        (Routed(FIRST, RELAY, (ALICE,), Waiting(NOON, Why.WINDOW, "")), "waits for its turn"),
+        (Routed(FIRST, ToMx("example.org", ((1, "a.test"), (2, "b.test"))), (ALICE,), None), "(a.test, b.test)"),
+        (Refused((Failed(ALICE, NEVER),)), "no attempt"),
+        (Bounced((ALICE,), None), "the sender is <>"),
+        (Tried(FIRST, 1, (Delivered(ALICE, OK),), NOON, SECOND, None), "250 2.0.0 Ok: queued as 4F1C"),
+    ],
+)
+def test_each_happening_has_its_words(what: Happening, says: str) -> None:
+    assert any(says in line.text for line in lines_of(_events(what)[0]))
+
+
+def test_a_reply_cannot_speak_to_the_terminal() -> None:
+    rude = Reply(550, "5.0.0", "\x1b[2Jgone\r\nX")
+    text = _written(
+        HISTORY[0], Tried(FIRST, 1, (Failed(ALICE, rude, "evil\x1b]0;x\x07"),), NOON, SECOND, None), Closed()
+    )
+    assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_json_has_all_of_it() -> None:
+    story = tell(ID, _events(*HISTORY), (), ())
+    assert story is not None
+    told = asjson.story_json(story, NOON)
+    assert [event["event"] for event in told["events"]] == [type(what).__name__.lower() for what in HISTORY]
+    assert told["events"][2]["outcomes"][0] == {
+        "recipient": "alice@example.test",
+        "result": "deferred",
+        "reply": "451 4.3.0 Try again later",
+        "status": "4.3.0",
+        "remote": HOST,
+    }
+    assert told["state"] == "closed"
+    assert told["bounces"] == [BOUNCE]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [(-5, "0 ms"), (0.0123, "12 ms"), (3.44, "3.4 s"), (59.96, "1 min"), (125, "2 min 5 s"), (3600 * 30, "1 d 6 h")],
+)
+def test_ages_have_two_units_at_most(seconds: float, says: str) -> None:
+    assert words.age_words(timedelta(seconds=seconds)) == says
+
+
+@pytest.mark.parametrize(
+    ("size", "says"), [(999, "999 B"), (10_240, "10.2 kB"), (999_900, "1.0 MB"), (2_500_000_000, "2.5 GB")]
+)
+def test_sizes(size: int, says: str) -> None:
+    assert words.size_words(size) == says
+
+
+async def _queue(*lines: Pending, site: str | None = None, limit: int = 50) -> str:
+    async def walk():  # type: ignore[no-untyped-def]
+        for line in lines:
+            yield line
+
+    view = await queueview.look(walk(), site=site, limit=limit)
+    out = io.StringIO()
+    queueview.write(view, Backlog(0, 0, 0), Paper(out), NOON + timedelta(seconds=30))
+    return out.getvalue()
+
+
+async def test_the_queue_view_shows_the_oldest_and_sums_up_all() -> None:
+    mailbox = Pending(samples.delivery(1, ToMailbox("alice@example.test")), InHand(NOON), None)
+    retry = Pending(samples.delivery(2), RETRY, None, attempts=3, last=LATER, last_remote=HOST)
+    text = await _queue(mailbox, retry)
+    assert "in hand for 30 s, attempt 1" in text
+    assert "attempt 4 in 30 s" in text
+    assert "tried 3 times" in text
+    assert f"{HOST} said 451 4.3.0" in text
+    assert "mailbox" in await _queue(mailbox, retry, site="mailb")
+    assert "relay.example.test" not in await _queue(mailbox, retry, site="mailb")
+    assert "... and 1 more" in await _queue(mailbox, retry, limit=1)
+    assert text.splitlines()[-1].split()[:3] == ["all", "2", "2"]
+
+
+async def test_an_empty_queue_says_so() -> None:
+    assert await _queue() == "the queue is empty\n"
+
+
+def test_long_recipient_lists_are_counted() -> None:
+    many = [Address(f"u{number}", "example.test") for number in range(7)]
+    assert words.names(many).endswith("u4@example.test and 2 more")

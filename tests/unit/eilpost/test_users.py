@@ -1,0 +1,134 @@
+"""`eilpost user`: the directory file is edited as text and stays what it was, but for the change asked for."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from argon2 import PasswordHasher
+
+from eilpost import users
+from mail.directory import DirectoryUnusable
+from mail.settings import SettingsError
+
+FILE = """\
+# our house
+[tenants.default]
+
+[domains."example.test"]  # the one domain
+[domains."far.test"]
+relay = "mx"
+
+[users."alice@example.test"]
+# a comment of alice's
+quota = "1GiB"
+password = "$argon2id$v=19$m=19456,t=2,p=1$c29tZSBzYWx0IG9mIG91cnM$5q0dOwM8s2jgc0kXnxkpJ6FfLSWfE5fJMhhSVpyFh4E" # old
+
+[users."bob@example.test"]
+
+# who else
+[aliases]
+"postmaster@example.test" = [
+  "alice@example.test",
+]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "directory.toml"
+    path.write_text(FILE)
+    path.chmod(0o640)
+    return path
+
+
+def _verified(file: Path, user: str, password: str) -> bool:
+    return PasswordHasher().verify(tomllib.loads(file.read_text())["users"][user]["password"], password)
+
+
+def test_a_new_user_stands_after_the_last_one_and_comments_stay(file: Path) -> None:
+    assert users.add(file, "Carol@Example.TEST", 'p"w', "2GiB") == "Carol@example.test"
+    text = file.read_text()
+    assert _verified(file, "Carol@example.test", 'p"w')
+    start, end = text.index('[users."Carol'), text.index("# who else")
+    assert text[:start] + text[end:] == FILE
+    assert text[start:end].endswith('quota = "2GiB"\n\n')
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", FILE.split("[users")[0]])
+def test_the_first_user_of_a_file(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "directory.toml"
+    file.write_text(text or '[domains."example.test"]\n')
+    if "example.test" not in file.read_text():
+        with pytest.raises(SettingsError, match=r"add \[domains"):
+            users.add(file, "a@example.test", "x")
+        return
+    users.add(file, "a@example.test", "x")
+    assert _verified(file, "a@example.test", "x")
+
+
+def test_a_new_password_replaces_the_line_and_nothing_else(file: Path) -> None:
+    assert users.change_password(file, "ALICE@example.test", "new") == "alice@example.test"
+    assert _verified(file, "alice@example.test", "new")
+    changed = [new for old, new in zip(FILE.splitlines(), file.read_text().splitlines(), strict=True) if old != new]
+    assert len(changed) == 1
+    assert changed[0].endswith("# old")
+
+
+def test_a_user_without_a_password_gets_one(file: Path) -> None:
+    users.change_password(file, "bob@example.test", "new")
+    assert _verified(file, "bob@example.test", "new")
+
+
+def test_what_cannot_be_done_says_so_and_leaves_the_file_alone(file: Path) -> None:
+    with pytest.raises(users.UserExists, match="exists already"):
+        users.add(file, "alice@EXAMPLE.test", "x")
+    with pytest.raises(SettingsError, match="not a domain of ours"):
+        users.add(file, "a@other.test", "x")
+    with pytest.raises(SettingsError, match="relay domain"):
+        users.add(file, "a@far.test", "x")
+    with pytest.raises(SettingsError, match="not an address"):
+        users.add(file, "alice", "x")
+    with pytest.raises(users.NoSuchUser, match=r"no user nobody@example\.test"):
+        users.change_password(file, "nobody@example.test", "x")
+    assert file.read_text() == FILE
+
+
+def test_an_unusual_layout_is_refused_instead_of_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "directory.toml"
+    text = 'users."a@example.test".password = ""\n[domains."example.test"]\n'
+    file.write_text(text)
+    with pytest.raises(SettingsError, match="by hand"):
+        users.change_password(file, "a@example.test", "x")
+    assert file.read_text() == text
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "directory.toml"
+    with pytest.raises(SettingsError, match=r"directory\.toml: No such file"):
+        users.listing(file)
+    file.write_text("[users\n")
+    with pytest.raises(SettingsError, match="is not TOML"):
+        users.listing(file)
+    file.write_text('[domains."example.test"]\nrelai = "mx"\n')
+    with pytest.raises(DirectoryUnusable, match="relai"):
+        users.add(file, "a@example.test", "x")
+
+
+def test_the_list_tells_log_in_quota_and_aliases(file: Path) -> None:
+    alice, bob = users.listing(file)
+    assert alice == users.Listed("alice@example.test", True, "1GiB", ("postmaster@example.test",))
+    assert not bob.can_log_in
+
+
+@pytest.mark.parametrize("address", ['"odd \\" one"@example.test', "ünï@bücher.test", "a@BÜCHER.test"])
+def test_odd_addresses_are_added_once_and_found_again(tmp_path: Path, address: str) -> None:
+    file = tmp_path / "directory.toml"
+    file.write_text('[domains."example.test"]\n[domains."xn--bcher-kva.test"]\n')
+    name = users.add(file, address, "x")
+    with pytest.raises(users.UserExists):
+        users.add(file, address, "x")
+    assert users.change_password(file, address, "new") == name
+    assert _verified(file, name, "new")

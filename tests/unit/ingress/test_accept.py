@@ -1,0 +1,67 @@
+"""The one instant: nothing is confirmed before the record is durable, and the spool comes first."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from ingress import replies
+from ingress.accept import Acceptance
+from mail.envelope import Envelope
+from mail.log import LogUnavailable
+from mail.message import Inline, Message, QueueId, Spooled
+from mail.spool import SpoolUnavailable
+from tests.support.ingressing import HeldLog, HeldSpool
+
+MESSAGE = Message(
+    queue_id=QueueId("01M85DXKVK0FGNCFAQP8N9B05F"),
+    tenant="default",
+    received=datetime(2026, 3, 1, tzinfo=UTC),
+    envelope=Envelope(None, ()),
+    size_bytes=10,
+)
+
+
+def acceptance(log: HeldLog, spool: HeldSpool, timeout: float = 10.0) -> Acceptance:
+    return Acceptance(appender=log, spool=spool, inline_max=10, timeout_seconds=timeout)  # type: ignore[arg-type]
+
+
+async def test_no_250_before_the_append_returns() -> None:
+    log, spool = HeldLog(), HeldSpool()
+    log.gate.clear()
+    pending = asyncio.ensure_future(acceptance(log, spool).accept(MESSAGE, b"0123456789"))
+    await log.waiting.wait()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not pending.done()
+    log.gate.set()
+    assert str(await pending) == f"250 2.0.0 Ok: queued as {MESSAGE.queue_id}"
+    assert [record.content for record in log.accepted] == [Inline(b"0123456789")]
+    assert spool.kept == {}
+
+
+async def test_large_content_is_spooled_before_it_is_named() -> None:
+    log, spool = HeldLog(), HeldSpool()
+    assert (await acceptance(log, spool).accept(MESSAGE, b"0123456789+")).code == 250
+    (content,) = (record.content for record in log.accepted)
+    assert isinstance(content, Spooled)
+    assert spool.kept == {content.name: b"0123456789+"}
+
+
+async def test_without_the_spool_nothing_is_appended() -> None:
+    log, spool = HeldLog(), HeldSpool()
+    spool.error = SpoolUnavailable("full")
+    assert await acceptance(log, spool).accept(MESSAGE, b"0123456789+") == replies.NO_ROOM
+    assert log.accepted == []
+
+
+async def test_an_unconfirmed_append_is_451() -> None:
+    log, spool = HeldLog(), HeldSpool()
+    log.error = LogUnavailable("no quorum")
+    assert await acceptance(log, spool).accept(MESSAGE, b"x") == replies.NOT_CONFIRMED
+
+
+async def test_an_append_that_never_returns_is_451() -> None:
+    log, spool = HeldLog(), HeldSpool()
+    log.gate.clear()
+    assert await acceptance(log, spool, timeout=0.05).accept(MESSAGE, b"x") == replies.NOT_CONFIRMED

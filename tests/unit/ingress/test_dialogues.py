@@ -1,0 +1,68 @@
+"""Plays tests/dialogues/*.txt against a real server: what a client says (C:), what it must hear (S:).
+
+A file begins with directives (`set KEY = VALUE` for [ingress], `log down|full|fails`), then lines: `C:` is sent with
+CRLF, `R:` is sent raw with Python escapes, `S:` must be the next line heard ("..." at its end: any rest), `X` is the
+end of the connection, `ACCEPTED n` counts messages so far. `#` begins a comment.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mail.log import Down, Full, LogUnavailable
+from tests.support.ingressing import running
+
+FILES = sorted((Path(__file__).parents[2] / "dialogues").glob("*.txt"))
+
+
+def test_there_are_dialogues() -> None:
+    assert len(FILES) >= 8
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+async def test_dialogue(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    settings = {}
+    states = []
+    for line in lines:
+        word, _, rest = line.partition(" ")
+        if word == "set":
+            key, _, value = rest.partition(" = ")
+            settings[key] = json.loads(value)
+        elif word == "log":
+            states.append(rest)
+    async with running(**settings) as world:
+        for state in states:
+            if state == "down":
+                world.log.now = Down("test")
+            elif state == "full":
+                world.log.now = Full("test")
+            else:
+                world.log.error = LogUnavailable("test")
+        client = await world.connect()
+        for number, line in enumerate(lines):
+            word, _, rest = line.partition(" ")
+            where = f"{path.name}: {line!r} (step {number})"
+            match word:
+                case "C:":
+                    client.send(rest.encode() + b"\r\n")
+                case "R:":
+                    client.send(rest.encode().decode("unicode_escape").encode("latin-1"))
+                case "S:":
+                    heard = await client.line()
+                    assert heard.endswith("\r\n"), where
+                    if rest.endswith("..."):
+                        assert heard.startswith(rest[:-3]), where
+                    else:
+                        assert heard[:-2] == rest, where
+                case "X":
+                    assert await client.rest() == b"", where
+                case "ACCEPTED":
+                    assert len(world.log.accepted) == int(rest), where
+                case "set" | "log":
+                    pass
+                case _:
+                    raise AssertionError(f"{where}: unknown directive")

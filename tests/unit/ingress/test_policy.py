@@ -1,0 +1,84 @@
+"""May this client send from this person to that one: the facts and their verdicts."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingress import policy
+from ingress.policy import Terms, check_recipient, check_sender, is_within, normal_ip, parse_networks, postmaster
+from mail.address import Address
+from mail.directory import Domain, Snapshot, Tenant
+from mail.envelope import Recipient
+from mail.reply import Reply
+from tests.support.ingressing import world
+
+STRANGER = Terms(may_relay=False, sender_must_resolve=True)
+RELAY = Terms(may_relay=True, sender_must_resolve=True)
+LAX = Terms(may_relay=False, sender_must_resolve=False)
+A = Address.parse
+
+
+@pytest.mark.parametrize(
+    ("sender", "terms", "verdict"),
+    [
+        (None, STRANGER, policy.FINE),
+        (A("alice@example.test"), STRANGER, policy.FINE),
+        (A("Alice+x@EXAMPLE.test"), STRANGER, policy.FINE),
+        (A("any@catch.test"), STRANGER, policy.FINE),
+        (A("any@relayed.test"), STRANGER, policy.FINE),
+        (A("x@elsewhere.test"), STRANGER, policy.AskMx("elsewhere.test")),
+        (A("x@bücher.test", utf8=True), RELAY, policy.AskMx("xn--bcher-kva.test")),
+        (A("x@elsewhere.test"), LAX, policy.FINE),
+        (A("x@[192.0.2.1]"), STRANGER, policy.FINE),
+    ],
+)
+def test_senders(sender: Address | None, terms: Terms, verdict: object) -> None:
+    assert check_sender(sender, world(), terms) == verdict
+
+
+def test_a_local_sender_must_exist_even_where_nothing_is_looked_up() -> None:
+    for terms in (STRANGER, RELAY, LAX):
+        verdict = check_sender(A("nobody@example.test"), world(), terms)
+        assert isinstance(verdict, Reply)
+        assert (verdict.code, verdict.enhanced) == (550, "5.1.0")
+
+
+def test_only_relay_networks_send_elsewhere() -> None:
+    there = A("x@elsewhere.test")
+    refused = check_recipient(there, world(), STRANGER, "mx.example.test")
+    assert isinstance(refused, Reply)
+    assert (refused.code, refused.enhanced) == (550, "5.7.1")
+    assert check_recipient(there, world(), RELAY, "mx.example.test") == Recipient(there, there)
+    unknown = check_recipient(A("nobody@example.test"), world(), RELAY, "mx.example.test")
+    assert isinstance(unknown, Reply)
+    assert unknown.enhanced == "5.1.1"
+
+
+def test_the_postmaster_is_always_there() -> None:
+    assert postmaster(world(), "mx.example.test") == A("postmaster@example.test")
+    assert postmaster(Snapshot(), "mx.example.test") == A("postmaster@mx.example.test")
+    bare = Snapshot(domains={"only.test": Domain("only.test", "default")})
+    assert postmaster(bare, "mx.example.test") == A("postmaster@only.test")
+    assert isinstance(check_recipient(None, Snapshot(), STRANGER, "mx.example.test"), Recipient)
+
+
+def test_networks() -> None:
+    networks = parse_networks(["127.0.0.0/8", "2001:db8::/32"])
+    assert is_within("127.9.9.9", networks)
+    assert not is_within("128.0.0.1", networks)
+    assert is_within("2001:db8::7", networks)
+    assert is_within(normal_ip("::ffff:127.0.0.1"), networks)
+    assert normal_ip("fe80::1%eth0") == "fe80::1"
+    with pytest.raises(ValueError, match=r"10\.0\.0\.1/8"):
+        parse_networks(["10.0.0.1/8"])
+
+
+def test_a_message_is_of_its_senders_tenant_or_of_its_first_recipients() -> None:
+    snapshot = Snapshot(
+        tenants={name: Tenant(name) for name in ("default", "one", "two")},
+        domains={"one.test": Domain("one.test", "one"), "two.test": Domain("two.test", "two")},
+    )
+    to_two = [Recipient(A("x@two.test"), A("x@two.test"))]
+    assert policy.tenant_of(A("x@one.test"), to_two, snapshot) == "one"
+    assert policy.tenant_of(A("x@else.test"), to_two, snapshot) == "two"
+    assert policy.tenant_of(None, to_two, snapshot) == "two"

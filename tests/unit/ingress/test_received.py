@@ -1,0 +1,117 @@
+"""The trace line, the hop count, the mending of line ends, and what stands before a message without a header."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email import message_from_bytes, policy
+from email.utils import parsedate_to_datetime
+
+import pytest
+
+from ingress.content import begins_with_header, header_of
+from ingress.received import hops, protocol, received
+from mail.address import Address
+from mail.message import Client, QueueId
+from tests.support.ingressing import running
+
+NOW = datetime(2026, 3, 1, 4, 5, 6, tzinfo=UTC)
+QUEUE_ID = QueueId("01M85DXKVK0FGNCFAQP8N9B05F")
+
+
+def line(helo: str = "client.test", ip: str = "192.0.2.1", recipient: Address | None = None, **more: bool) -> bytes:
+    client = Client(ip=ip, port=1, helo=helo, protocol="ESMTP")
+    return received(client=client, hostname="mx.test", queue_id=QUEUE_ID, recipient=recipient, now=NOW, **more)
+
+
+def test_the_line() -> None:
+    assert line(recipient=Address("bob", "example.test")) == (
+        b"Received: from client.test ([192.0.2.1])\r\n"
+        b"\tby mx.test (eilpost) with ESMTP id 01M85DXKVK0FGNCFAQP8N9B05F\r\n"
+        b"\tfor <bob@example.test>;\r\n\tSun, 1 Mar 2026 04:05:06 +0000\r\n"
+    )
+    assert b"for" not in line()
+    assert b"([IPv6:2001:db8::1])" in line(ip="2001:db8::1")
+    assert b"for" not in line(recipient=Address("böb", "example.test"))
+    assert "for <böb@example.test>".encode() in line(recipient=Address("böb", "example.test"), smtputf8=True)
+
+
+def test_a_parser_reads_it_and_no_name_breaks_it() -> None:
+    for helo in ("x", "a(b", "a)b", 'a"b', "a\\b", "<a>;", "\x7f\x00\r\nX: y"):
+        message = message_from_bytes(line(helo) + b"Subject: x\r\n\r\n", policy=policy.default)
+        assert message.keys() == ["Received", "Subject"]
+        value = str(message["Received"])
+        assert parsedate_to_datetime(value.rpartition(";")[2].strip()) == NOW
+        assert not set('()\\"') & set(value.split(" ")[1])
+
+
+def test_protocol_names() -> None:
+    assert protocol(extended=False, smtputf8=False) == "SMTP"
+    assert protocol(extended=True, smtputf8=False, tls=True, authenticated=True) == "ESMTPSA"
+    assert protocol(extended=True, smtputf8=True, tls=True) == "UTF8SMTPS"
+
+
+def test_hops_are_counted_in_the_header_only() -> None:
+    content = b"Received: a\r\nRECEIVED:b\r\n\treceived: folded\r\nX-Received: c\r\n\r\nReceived: body\r\n"
+    assert hops(header_of(content)) == 2
+    assert hops(header_of(b"Received: a\r\nno end")) == 1
+
+
+@pytest.mark.parametrize(
+    ("opening", "is_header"),
+    [
+        (b"Subject: x\r\n", True),
+        (b"X-Odd :y\r\n", True),
+        (b"\r\nbody", True),
+        (b"\nbody", True),
+        (b"", False),
+        (b" folded\r\n", False),
+        (b".. x\r\n", False),
+        (b". :x\r\n", False),
+        (b"hello world\r\n", False),
+        (b"http://x\r\n", True),
+    ],
+)
+def test_what_begins_with_a_header(opening: bytes, is_header: bool) -> None:
+    assert begins_with_header(opening) == is_header
+
+
+@pytest.mark.parametrize("content", [b"hello\r\n", b" folds into ours\r\n", b"", b".\r\n", b"\r\nbody\r\n"])
+async def test_our_line_never_swallows_the_body(content: bytes) -> None:
+    async with running() as world:
+        client = await world.connect()
+        await client.begin()
+        client.send(content.replace(b".", b"..") + b".\r\n")
+        assert (await client.reply()).startswith("250")
+        message = message_from_bytes(world.content(), policy=policy.SMTP)
+        assert message.keys() == ["Received"]
+        assert world.content().endswith(b"\r\n\r\n" + content.removeprefix(b"\r\n"))
+
+
+async def test_what_is_accepted_says_where_it_came_from() -> None:
+    async with running() as world:
+        client = await world.connect()
+        await client.reply()
+        await client.say("EHLO [192.0.2.9]")
+        for command in (
+            "MAIL FROM:<böb@catch.test> SMTPUTF8",
+            "RCPT TO:<ülf@catch.test>",
+            "RCPT TO:<Postmaster>",
+            "DATA",
+        ):
+            assert (await client.say(command))[0] in "23", command
+        client.send("Subject: ü\r\n\r\n.\r\n".encode())
+        reply = await client.reply()
+        (accepted,) = world.log.accepted
+        message = accepted.message
+        assert reply == f"250 2.0.0 Ok: queued as {message.queue_id}"
+        assert message.size_bytes == len(world.content())
+        assert message.envelope.smtputf8
+        assert message.envelope.body == "8BITMIME"  # the client said nothing, but sent eight bits
+        assert [str(one.original) for one in message.envelope.recipients] == [
+            "ülf@catch.test",
+            "postmaster@mx.example.test",
+        ]
+        assert str(message.envelope.recipients[1].address) == "postmaster@example.test"
+        assert message.client is not None
+        assert (message.client.ip, message.client.protocol) == ("127.0.0.1", "UTF8SMTP")
+        assert b"with UTF8SMTP id " + message.queue_id.encode() in world.content()

@@ -1,0 +1,284 @@
+"""The directory file: what is refused and with which words, reloading, passwords, editing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from mail.address import Address
+from mail.directory import (
+    Directory,
+    DirectoryUnavailable,
+    DirectoryUnusable,
+    Domain,
+    IsAlias,
+    IsElsewhere,
+    IsMailbox,
+    IsRelayed,
+    IsUnknown,
+    Snapshot,
+    Tenant,
+    User,
+)
+from mail.directory import passwords as passwords_module
+from mail.directory.file import FileDirectory
+from mail.directory.passwords import hash_password
+from mail.directory.static import StaticDirectory
+from mail.directory.toml import parse_directory
+from mail.route import Speaks, ToRelay
+
+_HASH = hash_password("eilpost-demo")
+_OTHER_HASH = hash_password("another")
+
+_WHOLE = f"""
+delimiter = "-"
+[tenants.default]
+[tenants.big]
+hosting = "dedicated"
+messages_per_hour = 1000
+storage = "10GiB"
+source_addresses = ["192.0.2.1", "2001:db8::1"]
+[domains."example.test"]
+tenant = "big"
+[domains."branch.test"]
+relay = "smtp://10.0.0.1:25"
+[domains."lists.test"]
+relay = "lmtp://[::1]:24"
+[domains."backup.test"]
+relay = "mx"
+[domains."Bücher.test"]
+[users."Alice@Example.test"]
+password = "{_HASH}"
+quota = "1GiB"
+[users."bob@example.test"]
+[aliases]
+"postmaster@example.test" = ["alice@example.test", "Alice@example.test", "x@elsewhere.invalid"]
+"@example.test" = ["bob@example.test"]
+"team@branch.test" = ["bob@example.test"]
+"""
+
+
+def _address(text: str) -> Address:
+    return Address.parse(text, utf8=True)
+
+
+def test_a_whole_file() -> None:
+    snapshot = parse_directory(_WHOLE, "d.toml")
+    assert snapshot.tenants["big"] == Tenant("big", True, 1000, 10 << 30, ("192.0.2.1", "2001:db8::1"))
+    assert snapshot.domains["example.test"] == Domain("example.test", "big")
+    assert snapshot.domains["branch.test"] == Domain("branch.test", "default", ToRelay("10.0.0.1", 25))
+    assert snapshot.domains["lists.test"].relay_to == ToRelay("::1", 24, Speaks.LMTP)
+    assert snapshot.domains["backup.test"] == Domain("backup.test", "default", by_mx=True)
+    assert snapshot.users["alice@example.test"].quota_bytes == 1 << 30
+    assert snapshot.users["bob@example.test"].password == ""
+    assert snapshot.delimiter == "-"
+
+
+def test_what_addresses_are() -> None:
+    snapshot = parse_directory(_WHOLE, "d.toml")
+    assert snapshot.find(_address("ALICE@example.TEST")) == IsMailbox("alice@example.test")
+    assert snapshot.find(_address("alice-news@example.test")) == IsMailbox("alice@example.test")
+    found = snapshot.find(_address("postmaster@example.test"))
+    assert isinstance(found, IsAlias)
+    assert len(found.targets) == 3  # Alice and alice may differ for whoever hosts the target
+    assert snapshot.find(_address("nobody@example.test")) == IsAlias((_address("bob@example.test"),))
+    assert isinstance(snapshot.find(_address("any@branch.test")), IsRelayed)
+    assert isinstance(snapshot.find(_address("team@branch.test")), IsAlias)
+    assert snapshot.find(_address("nobody@bücher.test")) == IsUnknown()
+    assert snapshot.find(_address("a@elsewhere.invalid")) == IsElsewhere()
+    assert snapshot.tenant_of("example.test").dedicated
+    assert snapshot.tenant_of("elsewhere.invalid").name == "default"
+
+
+@pytest.mark.parametrize("domain", ["bücher.test", "BÜCHER.test", "xn--bcher-kva.test"])
+def test_a_domain_is_the_same_in_both_its_forms(domain: str) -> None:
+    assert parse_directory(_WHOLE, "d.toml").find(_address(f"a@{domain}")) == IsUnknown()
+
+
+def test_an_empty_file_is_a_directory_of_nobody() -> None:
+    assert parse_directory("", "d.toml") == Snapshot()
+
+
+_D = '[domains."a.test"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("x = ", "", "is not TOML"),
+        ("[user]", "user", "did you mean users?"),
+        ("delimiter = 1", "delimiter", "one character"),
+        ('delimiter = "@"', "delimiter", "one character"),
+        ('users = "x"', "users", "a table is expected"),
+        ('[tenants.t]\nhosting = "own"', "tenants.t.hosting", '"shared" or "dedicated"'),
+        ("[tenants.t]\nstorage = 5", "tenants.t.storage", "a size with its unit"),
+        ("[tenants.t]\nmessages_per_hour = true", "tenants.t.messages_per_hour", "whole number"),
+        ('[tenants.t]\nsource_addresses = ["x"]', "tenants.t.source_addresses", "an IP address"),
+        ("[tenants.t]\nstorag = 5", "tenants.t.storag", "did you mean storage?"),
+        ('[domains."a b"]', 'domains."a b"', "a domain is expected"),
+        (_D + 'tenant = "x"', 'domains."a.test".tenant', "there is no [tenants.x]"),
+        (_D + 'relay = "10.0.0.1"', 'domains."a.test".relay', '"smtp://HOST:PORT"'),
+        (_D + "relay = 1", 'domains."a.test".relay', '"smtp://HOST:PORT"'),
+        (_D + '[domains."A.test"]', 'domains."A.test"', "twice"),
+        ('[users."a@b.test"]', 'users."a@b.test"', 'there is no [domains."b.test"]'),
+        (_D + '[users."a"]', 'users."a"', "an address is expected"),
+        (_D + '[users."a@a.test"]\n[users."A@a.test"]', 'users."A@a.test"', "twice"),
+        (_D + '[users."a@a.test"]\npassword = "sesame"', 'users."a@a.test".password', "an argon2 hash"),
+        (_D + '[users."a@a.test"]\nquota = 5', 'users."a@a.test".quota', "a size with its unit"),
+        (_D + 'relay = "mx"\n[users."a@a.test"]', 'users."a@a.test"', "is a relay domain"),
+        (_D + '[aliases]\n"x@a.test" = "y@a.test"', 'aliases."x@a.test"', "a list of addresses"),
+        (_D + '[aliases]\n"x@a.test" = []', 'aliases."x@a.test"', "a list of addresses"),
+        (_D + '[aliases]\n"x@a.test" = ["y"]', 'aliases."x@a.test"', "'y'"),
+        (_D + '[aliases]\n"x@b.test" = ["y@a.test"]', 'aliases."x@b.test"', 'there is no [domains."b.test"]'),
+        (_D + '[aliases]\n"@" = ["y@a.test"]', 'aliases."@"', "a domain is expected"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_file_and_key(text: str, key: str, words: str) -> None:
+    with pytest.raises(DirectoryUnusable) as caught:
+        parse_directory(text, "d.toml", passwords_module.is_hash)
+    message = str(caught.value)
+    assert message.startswith(f"d.toml: {key}")
+    assert words in message
+    assert "\n" not in message
+    assert "sesame" not in message
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "directory.toml"
+    file.write_text(_WHOLE)
+    return file
+
+
+@pytest.fixture
+async def directory(path: Path) -> AsyncIterator[FileDirectory]:
+    made = FileDirectory(path, look_every=timedelta(milliseconds=5))
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def test_an_edit_in_place_and_a_replacement_are_seen(directory: FileDirectory, path: Path) -> None:
+    old = directory.snapshot
+    path.write_text(_WHOLE + '[domains."new.test"]\n')
+    await _until(lambda: "new.test" in directory.snapshot.domains)
+    assert "new.test" not in old.domains
+    tmp = path.with_suffix(".tmp")
+    tmp.write_text(_WHOLE + '[domains."wen.test"]\n')
+    tmp.replace(path)
+    await _until(lambda: "wen.test" in directory.snapshot.domains)
+
+
+async def test_a_bad_file_leaves_the_last_good_one_and_is_told_once(path: Path) -> None:
+    directory = FileDirectory(path, look_every=timedelta(hours=1))
+    await directory.start()
+    good = directory.snapshot
+    for bad in ("[users", '[users."x"]'):
+        path.write_text(bad)
+        assert [await directory.look() for _ in range(4)] == [False, True, False, False]
+        assert directory.snapshot is good
+    path.unlink()
+    assert [await directory.look() for _ in range(4)] == [False, True, False, False]
+    assert directory.snapshot is good
+    path.write_text("")
+    assert [await directory.look() for _ in range(2)] == [False, True]
+    assert directory.snapshot == Snapshot()
+    await directory.close()
+    await directory.close()
+
+
+async def test_a_file_that_is_being_written_is_not_read(path: Path) -> None:
+    directory = FileDirectory(path, look_every=timedelta(hours=1))
+    await directory.start()
+    for part in ("", "[tenants.default]\n", "[tenants.default]\n[tenants.new]\n"):
+        path.write_text(part)
+        assert not await directory.look()
+        assert "alice@example.test" in directory.snapshot.users
+    assert await directory.look()
+    assert "new" in directory.snapshot.tenants
+    await directory.close()
+
+
+async def test_the_first_load_is_strict(tmp_path: Path) -> None:
+    with pytest.raises(DirectoryUnusable, match=r"nothing\.toml: there is no such file"):
+        await FileDirectory(tmp_path / "nothing.toml").start()
+    with pytest.raises(DirectoryUnusable, match="cannot be read"):
+        await FileDirectory(tmp_path).start()
+    (tmp_path / "latin.toml").write_bytes(b"# \xfc")
+    with pytest.raises(DirectoryUnusable, match="UTF-8"):
+        await FileDirectory(tmp_path / "latin.toml").start()
+
+
+@pytest.fixture(params=["file", "static"])
+async def either(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[Directory]:
+    if request.param == "static":
+        yield StaticDirectory(parse_directory(_WHOLE, "d.toml"), {"alice@example.test": "eilpost-demo"})
+        return
+    made = FileDirectory(path)
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def test_only_the_right_password_opens(either: Directory) -> None:
+    user = await either.verify("ALICE@example.test", "eilpost-demo")
+    assert user is not None
+    assert user.address.key == "alice@example.test"
+    assert await either.verify("alice@example.test", "eilpost-demo") == user
+    for login, password in [
+        ("alice@example.test", "wrong"),
+        ("alice@example.test", ""),
+        ("alice@example.test", "x" * 2000),
+        ("alice@example.test", "eilpost-demo\x00"),
+        ("alice@example.test", "\udc80"),
+        ("bob@example.test", ""),
+        ("nobody@example.test", "eilpost-demo"),
+        ("not an address", "eilpost-demo"),
+    ]:
+        assert await either.verify(login, password) is None, (login, password)
+
+
+async def test_a_right_password_is_checked_once_a_minute(
+    directory: FileDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = []
+    verify = passwords_module._verify
+    monkeypatch.setattr(passwords_module, "_verify", lambda *a: (checked.append(a), verify(*a))[1])
+    for _ in range(3):
+        assert await directory.verify("alice@example.test", "eilpost-demo")
+        assert not await directory.verify("alice@example.test", "wrong")
+        assert not await directory.verify("nobody@example.test", "wrong")
+    assert len(checked) == 1 + 3 + 3  # strangers cost as much as users
+
+
+async def test_a_changed_password_is_not_taken_from_memory(directory: FileDirectory, path: Path) -> None:
+    assert await directory.verify("alice@example.test", "eilpost-demo")
+    path.write_text(_WHOLE.replace(_HASH, _OTHER_HASH))
+    await _until(lambda: directory.snapshot.users["alice@example.test"].password == _OTHER_HASH)
+    assert not await directory.verify("alice@example.test", "eilpost-demo")
+    assert await directory.verify("alice@example.test", "another")
+
+
+async def test_too_slow_and_too_many_are_unavailable(directory: FileDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DirectoryUnavailable):
+        await directory.verify("alice@example.test", "eilpost-demo", timeout=timedelta(0))
+    monkeypatch.setattr(passwords_module, "WAITING_MAX", 2)
+    answers = await asyncio.gather(
+        *(directory.verify("alice@example.test", f"{n}") for n in range(3)), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [type(None), type(None), DirectoryUnavailable]
+    assert await directory.verify("alice@example.test", "eilpost-demo")
+
+
+def test_no_password_shows_in_a_repr() -> None:
+    assert _HASH not in repr(User(_address("a@b.test"), _HASH))

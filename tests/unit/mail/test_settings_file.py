@@ -1,0 +1,171 @@
+"""Settings: what is read, and with which words what is wrong is refused."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from mail.settings import Settings, SettingsError, show
+from mail.settings_file import load
+from mail.settings_text import default_toml, render
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "eilpost.toml"
+
+
+def _refused(path: Path | None, environment: dict[str, str]) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(path, environment)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_explained_defaults_are_the_defaults(file: Path) -> None:
+    file.write_text(default_toml())
+    assert load(file, {}) == Settings() == load(None, {})
+
+
+def test_every_key_is_explained_above_its_default() -> None:
+    lines = default_toml().splitlines()
+    keys = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
+    assert len(keys) == sum(1 + len(values) for values in show(Settings()).values())
+    for number in keys:
+        assert lines[number - 1].startswith("# "), lines[number]
+
+
+def test_effective_settings_are_written_and_read_back(file: Path) -> None:
+    file.write_text('[router]\nretry = ["90s", "1h"]\n[node]\nhostname = "mx.example.test"\n[ingress]\nvrfy = true\n')
+    settings = load(file, {"EILPOST_INGRESS__MAX_SIZE": "1MB", "EILPOST_RESOLVER__SERVERS": "127.0.0.1:5353,::1"})
+    assert settings.router.retry == [timedelta(seconds=90), timedelta(hours=1)]
+    assert settings.ingress.max_size == 1_000_000
+    assert settings.resolver.servers == ["127.0.0.1:5353", "::1"]
+    file.write_text(render(settings, explain=False))
+    assert load(file, {}) == settings
+
+
+def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
+    file.write_text('[log]\nurl = "embedded:a.db"\nshards = 2\n')
+    settings = load(
+        file,
+        {
+            "EILPOST_LOG__URL": "memory:",
+            "eilpost_log__delivery_shards": "3",
+            "EILPOST_INGRESS__VRFY": "yes",
+            "EILPOST_ROUTER__RETRY": '["1m"]',
+            "EILPOST_INGRESS__MX": "",
+            "EILPOST_TEST_KAFKA": "127.0.0.1:9092",
+            "HOME": "/nowhere",
+        },
+    )
+    assert settings.log.url == "memory:"
+    assert (settings.log.shards, settings.log.delivery_shards) == (2, 3)
+    assert settings.ingress.vrfy
+    assert settings.ingress.mx == ""
+    assert settings.router.retry == [timedelta(minutes=1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("[log]\nurl = ", "", "is not TOML"),
+        ("[log]\nurl = x\n", "", "line 2"),
+        ("[ingres]\n", "", "there is no section [ingres]; did you mean ingress?"),
+        ("[xyz]\n", "", "there are node, log,"),
+        ('mx = "127.0.0.1:25"', "mx", "it belongs into [ingress]"),
+        ('log = "x"', "log", "write [log]"),
+        ('[ingress]\nmax_sise = "1MiB"', "ingress.max_sise", "did you mean max_size?"),
+        ('[ingress]\nlifetime = "5d"', "ingress.lifetime", "router.lifetime"),
+        ("[ingress]\nxyz = 1", "ingress.xyz", "[ingress] has mx,"),
+        ("[ingress]\nmax_size = 3", "ingress.max_size", "a size has a unit"),
+        ('[ingress]\nmax_size = "3"', "ingress.max_size", "a size with its unit"),
+        ("[router]\nlifetime = 5.5", "router.lifetime", "a time has a unit"),
+        ('[router]\nlifetime = "5 days"', "router.lifetime", "a time with its unit"),
+        ('[router]\nretry = ["1m", 5]', "router.retry[1]", "a time with its unit"),
+        ('[router]\nretry = "1m"', "router.retry", "a list is expected"),
+        ("[router]\nretry = []", "router.retry", "at least one time"),
+        ('[router]\nretry = ["0s"]', "router.retry", "more than nothing"),
+        ('[router]\nwindow = "5"', "router.window", "a whole number without quotes"),
+        ("[router]\nwindow = 0", "router.window", "at least 1"),
+        ("[log]\nshards = 5000", "log.shards", "at most 1024"),
+        ("[ingress]\nvrfy = 1", "ingress.vrfy", "true or false"),
+        ("[node]\nhostname = 5", "node.hostname", "a text in quotes"),
+        ('[node]\nhostname = "a b"', "node.hostname", "a host name"),
+        ('[node]\nlog_level = "loud"', "node.log_level", "debug, info"),
+        ('[node]\nlog_format = "xml"', "node.log_format", "auto, json"),
+        ('[ingress]\nmx = "2525"', "ingress.mx", '"HOST:PORT" is expected'),
+        ('[ingress]\nmx = "127.0.0.1:99999"', "ingress.mx", '"HOST:PORT" is expected'),
+        ('[http]\nlisten = "::1:25"', "http.listen", '"HOST:PORT" is expected'),
+        ('[mailstore]\npop3 = "x"', "mailstore.pop3", '"HOST:PORT" is expected'),
+        ('[ingress]\nrelay_networks = ["10.0.0.1/8"]', "ingress.relay_networks", "has host bits set"),
+        ('[resolver]\nservers = ["dns.example.test:53"]', "resolver.servers", "an IP address with a port"),
+        ('[delivery]\nrelay = "10.0.0.1:25"', "delivery.relay", '"smtp://HOST:PORT"'),
+        ('[delivery]\nrelay = "smtp://10.0.0.1:0"', "delivery.relay", "from 1 to 65535"),
+        ('[log]\nurl = "oracle:x"', "log.url", '"embedded:FILE" or "memory:"'),
+        ('[log]\nurl = "embedded:"', "log.url", "a path is missing"),
+        ('[spool]\nurl = "var/spool"', "spool.url", '"file:DIRECTORY"'),
+        ('[spool]\nexpire = "5d"', "spool.expire", "longer than router.lifetime"),
+        ('[router]\nlifetime = "8d"', "spool.expire", "longer than router.lifetime"),
+        ('[ingress]\nmax_size = "1GiB"', "ingress.max_size", "raise ingress.bytes_in_flight"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_file_and_key(file: Path, text: str, key: str, words: str) -> None:
+    file.write_text(text)
+    message = _refused(file, {})
+    assert message.startswith(f"{file}: {key}")
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("EILPOST_LOGS__URL", "x", "did you mean log?"),
+        ("EILPOST_LOG__URI", "x", "did you mean url?"),
+        ("EILPOST_LOG__SHARDS", "many", "log.shards: 'many' is not a whole number"),
+        ("EILPOST_INGRESS__VRFY", "perhaps", "ingress.vrfy: 'perhaps' is neither true nor false"),
+        ("EILPOST_INGRESS__MAX_SIZE", "3", "a size with its unit"),
+        ("EILPOST_ROUTER__RETRY", "[1m", "is not a list"),
+        ("EILPOST_ROUTER__LIFETIME", "5", "router.lifetime"),
+        ("EILPOST_LOG__URL", "oracle:", "log.url"),
+    ],
+)
+def test_a_wrong_variable_is_one_line_that_names_it(variable: str, value: str, words: str) -> None:
+    message = _refused(None, {variable: value})
+    assert message.startswith(f"environment variable {variable}: ")
+    assert words in message
+
+
+def test_several_faults_are_counted(file: Path) -> None:
+    file.write_text('[ingress]\nmx = "x"\n[http]\nlisten = "y"\n')
+    assert _refused(file, {}).endswith("(and 1 more)")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "there is no such file" in _refused(tmp_path / "none.toml", {})
+    assert "cannot be read" in _refused(tmp_path, {})
+    (tmp_path / "latin.toml").write_bytes(b'[node]\nhostname = "\xfc"')
+    assert "is not UTF-8" in _refused(tmp_path / "latin.toml", {})
+
+
+def test_settings_read_no_environment_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "EILPOST_LOG__URL", "memory:")
+    assert Settings().log.url == "embedded:var/log.db"
+    assert load(None).log.url == "memory:"
+
+
+def test_the_keys_of_the_design_keep_their_names() -> None:
+    text = default_toml()
+    values = tomllib.loads(text)
+    for section, key in [
+        ("node", "hostname"), ("log", "url"), ("spool", "url"), ("spool", "inline_max"), ("directory", "url"),
+        ("mailboxes", "url"), ("resolver", "servers"), ("ingress", "mx"), ("ingress", "relay_networks"),
+        ("ingress", "max_size"), ("ingress", "sender_domain_must_resolve"), ("router", "lifetime"),
+        ("router", "retry"), ("delivery", "relay"), ("mailstore", "pop3"), ("http", "listen"),
+    ]:  # fmt: skip
+        assert key in values[section]

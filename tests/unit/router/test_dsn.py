@@ -1,0 +1,136 @@
+"""Reports, read back by Python's own parser, which knows nothing of how they were written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mail.envelope import Body, Recipient
+from mail.message import Inline, QueueId
+from mail.record import Accepted
+from mail.reply import Reply
+from router.dsn import MAX_QUOTED_BYTES, Failure, failure_report, original_recipient
+from tests.support.routing import CONTENT, NEVER, REMOTE, START, address, message, recipient
+
+DSN_ID = QueueId("01M80000000000000000000DSN")
+HOST = "mx.example.test"
+
+
+def write(*failures: Failure, headers: bytes = CONTENT, sender: str = "sender@far.test", **terms: object) -> Accepted:
+    original = message(sender=sender)
+    original = replace(original, envelope=replace(original.envelope, **terms))
+    return failure_report(
+        original, failures or (Failure(recipient("u@far.test"), NEVER, REMOTE),), headers, HOST, DSN_ID, START
+    )
+
+
+def read(report: Accepted) -> tuple[EmailMessage, list[EmailMessage]]:
+    assert isinstance(report.content, Inline)
+    assert report.message.size_bytes == len(report.content.data)
+    assert b"\n" not in report.content.data.replace(b"\r\n", b"")
+    assert all(len(line) <= 998 for line in report.content.data.split(b"\r\n"))
+    parsed = message_from_bytes(report.content.data, _class=EmailMessage, policy=policy.default)
+    assert not parsed.defects
+    parts = list(parsed.iter_parts())
+    assert not any(part.defects for part in parts)
+    return parsed, parts  # type: ignore[return-value]
+
+
+def test_a_report_has_the_three_parts_of_rfc_3464_and_goes_from_nobody_to_the_sender() -> None:
+    report = write()
+    assert report.message.envelope.reverse_path is None
+    assert [str(one.address) for one in report.message.envelope.recipients] == ["sender@far.test"]
+    assert (report.message.envelope.body, report.message.envelope.smtputf8) == (Body.SEVEN_BIT, False)
+    parsed, (people, status, headers) = read(report)
+    assert parsed.get_content_type() == "multipart/report"
+    assert parsed["content-type"].params["report-type"] == "delivery-status"
+    assert parsed["auto-submitted"] == "auto-replied"
+    assert parsed["from"].addresses[0].addr_spec == f"MAILER-DAEMON@{HOST}"
+    assert parsed["in-reply-to"] == parsed["references"] == "<one@far.test>"
+    assert "No such user here" in people.get_content()
+    assert status.get_content_type() == "message/delivery-status"
+    fields, block = status.iter_parts()
+    assert fields["reporting-mta"] == f"dns; {HOST}"
+    assert block["final-recipient"] == "rfc822; u@far.test"
+    assert (block["action"], block["status"]) == ("failed", "5.1.1")
+    assert block["remote-mta"] == "dns; mx.far.test"
+    assert block["diagnostic-code"] == "smtp; 550 5.1.1 No such user here"
+    assert block["original-recipient"] is None
+    assert headers.get_content_type() == "text/rfc822-headers"
+    assert "body" not in headers.get_content()
+    assert "Subject: hello" in headers.get_content()
+
+
+def test_what_the_sender_gave_comes_back() -> None:
+    given_one = Recipient(address("u@far.test"), address("list@example.test"), orcpt="rfc822;Some+2BOne@example.test")
+    expanded = Recipient(address("v@far.test"), address("list@example.test"))
+    report = write(Failure(given_one, NEVER), Failure(expanded, NEVER), envid="QQ 314")
+    fields, first, second = read(report)[1][1].iter_parts()
+    assert fields["original-envelope-id"] == "QQ 314"
+    assert first["original-recipient"] == "rfc822; Some+One@example.test"
+    assert first["diagnostic-code"].startswith("X-Eilpost;")
+    assert first["remote-mta"] is None
+    assert second["original-recipient"] == "rfc822; list@example.test"
+
+
+def test_an_international_address_makes_a_global_report() -> None:
+    report = write(Failure(recipient("jürgen@bücher.test"), NEVER), sender="käthe@far.test")
+    assert report.message.envelope.smtputf8
+    assert report.message.envelope.body is Body.EIGHT_BIT
+    assert isinstance(report.content, Inline)
+    data = report.content.data
+    assert b"Content-Type: message/global-delivery-status" in data
+    assert b"Content-Type: message/global-headers" in data
+    assert "Final-Recipient: utf-8; jürgen@bücher.test".encode() in data
+
+
+@given(text=st.text(max_size=3000), envid=st.text(max_size=100), orcpt=st.text(max_size=100))
+def test_nothing_a_stranger_says_can_start_a_field_or_a_part(text: str, envid: str, orcpt: str) -> None:
+    one = Recipient(address("u@far.test"), address("u@far.test"), orcpt=orcpt)
+    report = write(Failure(one, Reply(550, "5.0.0", text), f"mx[{text}"), envid=envid)
+    _, parts = read(report)
+    assert len(parts) == 3
+    fields, block = parts[1].iter_parts()
+    of_message = "original-envelope-id reporting-mta x-eilpost-queue-id arrival-date"
+    of_recipient = "original-recipient final-recipient action status remote-mta diagnostic-code last-attempt-date"
+    assert {name.lower() for name in fields} == set(of_message.split())
+    assert {name.lower() for name in block} == set(of_recipient.split())
+
+
+@pytest.mark.parametrize(
+    ("headers", "quoted"),
+    [
+        (b"", None),
+        (b"\r\nno header at all", None),
+        (b"A: 1\r\nB: cut in the mid", b"A: 1\r\n"),
+        (b"A: 1\r\n\r\nbody", b"A: 1\r\n"),
+        (b"X: " + b"y" * 2 * MAX_QUOTED_BYTES, None),
+    ],
+)
+def test_only_whole_header_lines_are_quoted(headers: bytes, quoted: bytes | None) -> None:
+    parts = read_raw_parts(write(headers=headers))
+    assert len(parts) == (3 if quoted else 2)
+    if quoted:
+        assert parts[2].endswith(b"\r\n\r\n" + quoted + b"\r\n")
+
+
+def read_raw_parts(report: Accepted) -> list[bytes]:
+    assert isinstance(report.content, Inline)
+    boundary = message_from_bytes(report.content.data).get_boundary()
+    assert boundary is not None
+    return report.content.data.split(b"--" + boundary.encode())[1:-1]
+
+
+def test_a_notification_about_a_notification_cannot_be_written() -> None:
+    with pytest.raises(AssertionError):
+        failure_report(message(sender=None), (Failure(recipient("u@far.test"), NEVER),), b"", HOST, DSN_ID, START)
+
+
+def test_orcpt_is_shown_decoded_and_clean() -> None:
+    assert original_recipient("rfc822;a+0D+0AX-Bad: 1") == "rfc822; a X-Bad: 1"
+    assert original_recipient("plain") == "rfc822; plain"
