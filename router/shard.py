@@ -169,7 +169,8 @@ class _Batch:
             if copies > room:
                 too_many += riders
                 contents[id(data)] = data
-            room -= min(copies, room)
+            else:
+                room -= copies
         if not contents:
             return
         kept = dict(zip(contents, await asyncio.gather(*map(spool.keep, contents.values())), strict=True))

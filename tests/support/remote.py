@@ -20,6 +20,8 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tests.support.listener import Listener, settle, streams
+
 
 @dataclass(frozen=True)
 class Drop:
@@ -102,14 +104,11 @@ class Remote:
         self.script = {verb: list(answers) for verb, answers in (script or {}).items()}
         self.extensions = tuple(extensions)
         self.lmtp = lmtp
-        self.host = host
-        self.port = port
         self.messages: list[Received] = []
         self.sessions: list[Session] = []
         self.changed = asyncio.Condition()
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(streams(self._serve), host, port)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Remote:
         await self.start()
@@ -118,20 +117,26 @@ class Remote:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
+    @property
+    def port(self) -> int:
+        return self._listener.port
+
     async def start(self) -> None:
         """Listen; after `stop`, on the same port again."""
-        self._server = await asyncio.start_server(self._serve, self.host, self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        await self._listener.start()
 
     async def stop(self) -> None:
         """Close the listener and every connection."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        await self.drop_connections()
+        await self._end_conversations()
+        await self._listener.stop()
 
     async def drop_connections(self) -> None:
         """Close every open connection, now."""
+        await self._end_conversations()
+        await self._listener.close_connections()
+
+    async def _end_conversations(self) -> None:
+        await settle()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -22,6 +22,7 @@ from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, MxAnswer, NoSu
 from mail.route import ToMx
 from mail.settings import DeliverySettings
 from tests.support.delivering import CONTENT, delivery, relay
+from tests.support.listener import listening, streams
 from tests.support.remote import Drop, Remote, Stall, Then, Wait
 
 QUICK = Deadlines(0.2, 0.2, 0.2, 0.2, 0.2, 0.2)
@@ -384,9 +385,8 @@ async def test_a_server_that_drips_its_answer_is_given_up() -> None:
                 await writer.drain()
                 await asyncio.sleep(0.02)
 
-    server = await asyncio.start_server(drip, "127.0.0.1", 0)
-    async with server, courier(deadlines=QUICK) as smtp:
-        one = delivery(relay(server.sockets[0].getsockname()[1]))
+    async with listening(streams(drip)) as port, courier(deadlines=QUICK) as smtp:
+        one = delivery(relay(port))
         (outcome,) = await asyncio.wait_for(smtp.carry(one, CONTENT), 5)
         assert isinstance(outcome, Deferred)
         assert "timed out" in outcome.reply.text
@@ -407,16 +407,13 @@ async def test_a_server_that_stops_reading_is_given_up() -> None:
         writer.close()
 
     over = asyncio.Event()
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     content = b"x" * 76 + b"\r\n"
     content *= 300_000
-    async with courier(deadlines=QUICK) as smtp:
-        port = server.sockets[0].getsockname()[1]
+    async with listening(streams(serve)) as port, courier(deadlines=QUICK) as smtp:
         (outcome,) = await asyncio.wait_for(smtp.carry(delivery(relay(port), content=content), content), 10)
         assert isinstance(outcome, Deferred)
         assert "timed out" in outcome.reply.text
-    over.set()
-    server.close()
+        over.set()
 
 
 async def test_an_ordinary_server_agrees() -> None:
@@ -428,12 +425,11 @@ async def test_an_ordinary_server_agrees() -> None:
             got.append((terms.mail_from, terms.rcpt_tos, terms.content))
             return "250 2.0.0 ok"
 
-    loop = asyncio.get_running_loop()
-    make: Callable[[], asyncio.Protocol] = lambda: SMTP(Handler(), hostname="stock.test", enable_SMTPUTF8=True)  # noqa: E731
-    server = await loop.create_server(make, "127.0.0.1", 0)
+    def make() -> asyncio.Protocol:
+        return SMTP(Handler(), hostname="stock.test", enable_SMTPUTF8=True)
+
     content = "Subject: grüße\r\n\r\n..\r\n.a\r\n".encode()
-    async with courier() as smtp:
-        one = delivery(relay(server.sockets[0].getsockname()[1]), "jürgen@r.test", "b@r.test", content=content)
+    async with listening(make) as port, courier() as smtp:
+        one = delivery(relay(port), "jürgen@r.test", "b@r.test", content=content)
         assert kinds(await smtp.carry(one, content)) == ["Delivered", "Delivered"]
     assert got == [("sender@example.test", ["jürgen@r.test", "b@r.test"], content)]
-    server.close()
