@@ -62,22 +62,24 @@ class FrameError(ValueError):
     """These bytes are not a frame this version can read; the text says why."""
 
 
-def encode(record: Record) -> bytes | None:
-    """The frame of a record; None (a tombstone) for Settled."""
+def encode(record: Record, *, apart: bool = False) -> bytes | None:
+    """The frame of a record; None (a tombstone) for Settled. With `apart`, the inline content of Accepted and
+    Dispatched is left out: the caller keeps it, and gives it back to `decode`.
+    """
     content = b""
     match record:
         case Accepted():
             wire: Wire = {"k": "accepted", "m": _message(record.message)}
-            if isinstance(record.content, Inline):
-                content = record.content.data
-            else:
+            if isinstance(record.content, Spooled):
                 wire["c"] = _spooled(record.content)
+            elif not apart:
+                content = record.content.data
         case Dispatched():
             wire = {"k": "dispatched", "d": _delivery(record.delivery), "n": record.number}
-            if isinstance(record.content, Inline):
-                content = record.content.data
-            else:
+            if isinstance(record.content, Spooled):
                 wire["c"] = _spooled(record.content)
+            elif not apart:
+                content = record.content.data
         case Attempted():
             content = record.headers
             wire = {
@@ -117,11 +119,11 @@ def encode(record: Record) -> bytes | None:
     return b"".join((_PREFIX.pack(MAGIC, VERSION, len(header), len(content), checksum), header, content))
 
 
-def decode(frame: bytes) -> Record:
-    """The record of a frame. Raises FrameError, and nothing else."""
+def decode(frame: bytes, apart: bytes | None = None) -> Record:
+    """The record of a frame, with the content that was kept apart from it. Raises FrameError, and nothing else."""
     try:
         magic, version, header_bytes, content_bytes, checksum = _PREFIX.unpack_from(frame)
-    except error:
+    except (error, TypeError):  # SQLite may give text for a damaged row
         raise FrameError(f"it ends after {len(frame)} bytes, inside the prefix") from None
     if magic != MAGIC:
         raise FrameError("it does not begin as a frame of eilpost")
@@ -134,6 +136,8 @@ def decode(frame: bytes) -> Record:
     content = frame[content_at:]
     if zlib.crc32(content, zlib.crc32(header)) != checksum:
         raise FrameError("it is damaged (checksum)")
+    if apart is not None:
+        content = apart
     try:
         wire = orjson.loads(header)
         return _READERS[wire["k"]](wire, content)

@@ -10,7 +10,7 @@ import pytest
 
 from mail.log import Log
 from mail.log.embedded import EmbeddedLog, writer
-from mail.log.embedded.commit import Change, first_id
+from mail.log.embedded.commit import Change, NewEntry, first_id
 from mail.log.embedded.store import Store
 from mail.log.memory import MemoryLog
 from mail.log.topics import Topic
@@ -72,7 +72,7 @@ class EmbeddedHarness:
 
     async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes) -> None:
         assert isinstance(log, EmbeddedLog)
-        await log.writer.change(Change(entries=[(first_id(topic, shard), frame)]))
+        await log.writer.change(Change(entries=[NewEntry(first_id(topic, shard), frame)]))
 
     def fail_writes(self, log: Log) -> None:
         BrokenStore.broken = True

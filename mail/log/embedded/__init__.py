@@ -9,16 +9,17 @@ LogUnavailable and `condition()` says Down until it works again. Next: `mail/log
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 from mail.log import Backlog, Condition, Tend, TendDelivery
 from mail.log.codec import encode
-from mail.log.embedded.commit import Change, first_id, line_key, place_of
+from mail.log.embedded.commit import Change, NewEntry, first_id, line_key, place_of
 from mail.log.embedded.history import Historian, Question, slice_of
 from mail.log.embedded.lock import DirectoryLock
 from mail.log.embedded.shards import EmbeddedDeliveryShard, EmbeddedRouterShard, Tail
@@ -28,6 +29,7 @@ from mail.log.embedded.window import Window
 from mail.log.embedded.writer import Request, Writer
 from mail.log.ownership import Turn
 from mail.log.topics import QUEUE, ShardCounts, place
+from mail.message import Inline
 from mail.record import Accepted, Attempted, Dispatched, Event, Record
 from mail.settings import LogSettings
 from mail.telemetry import PRODUCE_DURATION
@@ -36,6 +38,7 @@ TAIL_BYTES = 16 << 20  # of each topic, all shards: what owners are handed from 
 _PURGE_SLICE = 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+NO_SOURCES: Mapping[int, int] = MappingProxyType({})
 
 
 class EmbeddedLog(Historian):
@@ -123,12 +126,15 @@ class EmbeddedLog(Historian):
     def where(self) -> str:
         return f"the log at {self._path}"
 
-    def change_of(self, records: Sequence[Record]) -> Change:
+    def change_of(self, records: Sequence[Record], sources: Mapping[int, int] = NO_SOURCES) -> Change:
+        """What the records mean to the database. `sources` are the entries whose content is in it already, by the
+        identity of their bytes.
+        """
         change = Change()
         counts = self.counts
         size = 0
         for record in records:
-            frame = encode(record)
+            frame = encode(record, apart=True)
             if isinstance(record, Event):
                 assert frame is not None
                 change.events.append(((record.time - _EPOCH) // _MILLISECOND, record.queue_id, frame))
@@ -138,7 +144,12 @@ class EmbeddedLog(Historian):
                     change.lines[line_key(shard, key)] = frame
                 else:
                     assert frame is not None
-                    change.entries.append((first_id(topic, shard), frame))
+                    content = _content(record)
+                    shares = sources.get(id(content), 0) if content else 0
+                    if shares:
+                        content = b""
+                    change.entries.append(NewEntry(first_id(topic, shard), frame, content, shares))
+                    size += len(content)
             size += 200 if frame is None else len(frame)
         change.size_bytes = size
         return change
@@ -153,15 +164,22 @@ class EmbeddedLog(Historian):
     def _arrived(self, request: Request[Any], ids: Sequence[int]) -> None:
         """Entries are durable: hand them to the owners of their shards."""
         assert request.change is not None
-        frames = request.change.entries
+        entries = request.change.entries
         at = 0
         for record in request.records:
             if isinstance(record, Accepted | Dispatched | Attempted):
                 tail = self._tails.get(place_of(ids[at]))
                 if tail is not None:
-                    tail.arrived(ids[at], record, len(frames[at][1]))
+                    tail.arrived(ids[at], record, len(entries[at].frame) + len(_content(record)))
                 at += 1
 
     def _reopened(self) -> None:
         for tail in self._tails.values():
             tail.reopened()
+
+
+def _content(record: Record) -> bytes:
+    """What is kept apart from the record's frame."""
+    if isinstance(record, Accepted | Dispatched) and isinstance(record.content, Inline):
+        return record.content.data
+    return b""

@@ -5,12 +5,16 @@ fight the event loop for it afterwards: measured under load, a commit of a dozen
 the rows did. So a batch goes in as one row of a view, its frames joined and its numbers in JSON, and the view's trigger
 does the rest. One statement outside a transaction is a transaction of its own: all or nothing, flushed once.
 
-View and trigger are temporary, the connection's own: the file knows nothing of them. Never here: SQLite's connection,
+View and trigger are temporary, the connection's own: the file knows nothing of them.
+
+Content is written once. An entry's inline content is a row of its own; the Dispatched that follows from an Accepted
+names the row of its input, and the row goes with the last entry that names it. Never here: SQLite's connection,
 threads. Next: `mail/log/embedded/store.py`.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,16 +30,26 @@ _NUMBERS = {topic.name: number for number, topic in enumerate(_TOPICS)}
 
 OFFSET_MAX = _OFFSET_MASK
 
-# `entries` are [id, place, length], `lines` [key, place, length], `events` [id, time, queue id, place, length], where
-# the place (from 1) and the length are those of the frame in `frames`; `accepted` and `attempted` are runs of consumed
-# ids, [first, last]; `dispatched` are consumed ids; `arrived` is how many entries of each topic come in.
+# `bodies` are [id, checksum, place, length], `entries` [id, body, entry with the same body, place, length] (0: none),
+# `lines` [key, place, length], `events` [id, time, queue id, place, length], where the place (from 1) and the length
+# are those of the bytes in `frames`; `accepted` and `attempted` are runs of consumed ids, [first, last]; `dispatched`
+# are consumed ids; `arrived` is how many entries of each topic come in. An entry that shares the body of one that is
+# not there gets NULL, which the table refuses, and the whole batch with it.
 UNPACK = """
-CREATE TEMP VIEW batch (frames, entries, lines, settled, events, arrived, accepted, dispatched, attempted, top_offset)
-AS SELECT 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
+CREATE TEMP VIEW batch (
+    frames, bodies, entries, lines, settled, events, arrived, accepted, dispatched, attempted, top_offset
+) AS SELECT 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
 
 CREATE TEMP TRIGGER unpack INSTEAD OF INSERT ON batch BEGIN
-    INSERT INTO entry (id, frame)
-        SELECT json_extract(value, '$[0]'), substr(NEW.frames, json_extract(value, '$[1]'), json_extract(value, '$[2]'))
+    INSERT INTO body (id, checksum, content)
+        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'),
+            substr(NEW.frames, json_extract(value, '$[2]'), json_extract(value, '$[3]'))
+        FROM json_each(NEW.bodies);
+    INSERT INTO entry (id, body, frame)
+        SELECT json_extract(value, '$[0]'),
+            CASE json_extract(value, '$[2]') WHEN 0 THEN json_extract(value, '$[1]')
+                ELSE (SELECT body FROM entry AS other WHERE other.id = json_extract(value, '$[2]')) END,
+            substr(NEW.frames, json_extract(value, '$[3]'), json_extract(value, '$[4]'))
         FROM json_each(NEW.entries);
     INSERT OR REPLACE INTO line (key, frame)
         SELECT json_extract(value, '$[0]'), substr(NEW.frames, json_extract(value, '$[1]'), json_extract(value, '$[2]'))
@@ -64,7 +78,7 @@ CREATE TEMP TRIGGER unpack INSTEAD OF INSERT ON batch BEGIN
     UPDATE counters SET attempted = attempted - changes();
 END;
 """
-INSERT = "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT = "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def first_id(topic: Topic, shard: int) -> int:
@@ -87,11 +101,25 @@ def line_key(shard: int, key: str) -> str:
     return f"{shard:04d}/{key}"
 
 
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """An entry to be written below `first` (its `first_id`); its offset is given at commit.
+
+    `content` is kept apart from the frame, as a row of its own; or the entry `shares` that of another one (an id; 0:
+    none), which must be there still.
+    """
+
+    first: int
+    frame: bytes
+    content: bytes = b""
+    shares: int = 0
+
+
 @dataclass(slots=True)
 class Change:
     """What one request wants durable: all of it or nothing."""
 
-    entries: list[tuple[int, bytes]] = field(default_factory=list)  # (first_id, frame); the offset is given at commit
+    entries: list[NewEntry] = field(default_factory=list)
     lines: dict[str, bytes | None] = field(default_factory=dict)  # line_key -> frame, None: settled
     events: list[tuple[int, str, bytes]] = field(default_factory=list)  # (milliseconds, queue id, frame)
     ranges: list[tuple[int, int]] = field(default_factory=list)  # accepted or attempted consumed, from id to id
@@ -114,20 +142,27 @@ def pack(changes: Sequence[Change], offset: int) -> Batch:
     frames: list[bytes] = []
     place = 1
     ids: list[int] = []
-    entries: list[tuple[int, int, int]] = []
+    entries: list[tuple[int, int, int, int, int]] = []
+    bodies: list[tuple[int, int, int, int]] = []
     events: list[tuple[int, int, str, int, int]] = []
     arrived = [0, 0, 0]
     consumed: tuple[list[tuple[int, int]], ...] = ([], [], [])
     finished: list[int] = []
     lines: dict[str, bytes | None] = {}
     for change in changes:
-        for first, frame in change.entries:
+        for entry in change.entries:
             offset += 1
-            ids.append(first + offset)
-            entries.append((first + offset, place, len(frame)))
+            number, frame, content, body = entry.first + offset, entry.frame, entry.content, 0
+            if content:
+                body = offset
+                bodies.append((body, zlib.crc32(content), place, len(content)))
+                frames.append(content)
+                place += len(content)
+            ids.append(number)
+            entries.append((number, body, entry.shares, place, len(frame)))
             frames.append(frame)
             place += len(frame)
-            arrived[first >> _OFFSET_BITS + _SHARD_BITS] += 1
+            arrived[entry.first >> _OFFSET_BITS + _SHARD_BITS] += 1
         for time, queue_id, frame in change.events:
             offset += 1
             events.append((offset, time, queue_id, place, len(frame)))
@@ -147,5 +182,5 @@ def pack(changes: Sequence[Change], offset: int) -> Batch:
             frames.append(line)
             place += len(line)
     accepted, _, attempted = consumed
-    columns = (entries, open_lines, settled, events, arrived, accepted, finished, attempted)
+    columns = (bodies, entries, open_lines, settled, events, arrived, accepted, finished, attempted)
     return Batch(ids, (b"".join(frames), *(orjson.dumps(column).decode() for column in columns), offset))

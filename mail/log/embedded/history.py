@@ -15,9 +15,9 @@ from typing import cast
 import orjson
 
 from mail.log import Backlog, LogUnusable
-from mail.log.codec import FrameError, decode
-from mail.log.embedded.commit import first_id
-from mail.log.embedded.store import Store
+from mail.log.codec import FrameError, decode, encode
+from mail.log.embedded.commit import first_id, offset_of
+from mail.log.embedded.store import EntryRow, Store
 from mail.log.topics import ACCEPTED, EVENTS, QUEUE, Topic, shard_of_message
 from mail.message import QueueId
 from mail.record import Accepted, Event, Pending, Record
@@ -60,11 +60,24 @@ def slice_of(store: Store, question: Question, after: int | str | None) -> Slice
             found = store.entries(ACCEPTED, shard, cast("int", after or first_id(ACCEPTED, shard)), _SLICE)
             wanted = question.queue_id.encode()
             return Slice(
-                [frame for _, frame in found.rows if wanted in frame[:4096]], found.rows[-1][0] if found.more else None
+                [_whole(row) for row in found.rows if wanted in row.frame[:4096]],
+                found.rows[-1].id if found.more else None,
             )
         case About.BACKLOG:
             now = store.backlog
             return Slice([orjson.dumps([now.accepted, now.dispatched, now.attempted])], None)
+
+
+def _whole(row: EntryRow) -> bytes:
+    """The entry as one frame. Raises LogUnusable."""
+    try:
+        frame = encode(row.record())
+    except FrameError as reason:
+        raise LogUnusable(
+            f"the entry at {ACCEPTED.name}, offset {offset_of(row.id)} cannot be read: {reason}"
+        ) from None
+    assert frame is not None
+    return frame
 
 
 class Historian:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -17,9 +17,10 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
 from mail.log.codec import FrameError, decode
 from mail.log.embedded.commit import Change, first_id, offset_of
-from mail.log.embedded.store import Store
+from mail.log.embedded.store import EntryRow, Store
 from mail.log.embedded.writer import Writer
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, Topic
+from mail.message import Inline
 from mail.record import Accepted, Attempted, Dispatched, Pending, Record
 
 R = TypeVar("R", Accepted, Attempted, Dispatched)
@@ -33,7 +34,7 @@ class Host(Protocol):
     @property
     def writer(self) -> Writer: ...
 
-    def change_of(self, records: Sequence[Record]) -> Change: ...
+    def change_of(self, records: Sequence[Record], sources: Mapping[int, int]) -> Change: ...
 
     def gained(self, tail: Tail[Any]) -> None: ...
 
@@ -129,9 +130,9 @@ class Tail(Generic[R]):
         try:
             question = partial(Store.entries, topic=self.topic, shard=self.shard, after=self._position, limit=limit)
             found = await self._host.writer.ask(question)
-            taken = [self._decode(entry_id, frame) for entry_id, frame in found.rows]
+            taken = [self._read_row(row) for row in found.rows]
             if found.rows:
-                self._position = found.rows[-1][0]
+                self._position = found.rows[-1].id
             self._unknown |= found.more
             done = True
             return taken
@@ -139,10 +140,10 @@ class Tail(Generic[R]):
             self._reading = False
             self._unknown |= not done
 
-    def _decode(self, entry_id: int, frame: bytes) -> Entry[R]:
-        offset = offset_of(entry_id)
+    def _read_row(self, row: EntryRow) -> Entry[R]:
+        offset = offset_of(row.id)
         try:
-            record = decode(frame)
+            record = row.record()
         except FrameError as reason:
             raise LogUnusable(
                 f"{self._host.where()}: the entry at {self.topic.name}, shard {self.shard}, offset {offset}"
@@ -199,7 +200,7 @@ class EmbeddedRouterShard:
         raise ShardLost
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> None:
-        change = self._host.change_of(outputs)
+        change = self._host.change_of(outputs, _sources(consumed))
         marks = {topic: [e.offset for e in consumed if e.topic == topic.name] for topic in (ATTEMPTED, ACCEPTED)}
         for topic, offsets in marks.items():
             taken = self._taken[topic.name]
@@ -243,9 +244,18 @@ class EmbeddedDeliveryShard:
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
         records = (attempted,)
-        change = self._host.change_of(records)
+        change = self._host.change_of(records, {})
         change.finished.append(first_id(DISPATCHED, entry.shard) + entry.offset)
         await self._host.writer.change(change, records)
+
+
+def _sources(consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> dict[int, int]:
+    """The entries that hold content already: by the identity of its bytes, which the caller keeps alive."""
+    return {
+        id(entry.record.content.data): first_id(ACCEPTED, entry.shard) + entry.offset
+        for entry in consumed
+        if isinstance(entry.record, Accepted) and isinstance(entry.record.content, Inline) and entry.record.content.data
+    }
 
 
 def read_line(frame: bytes, where: str, shard: int, key: str) -> Pending:

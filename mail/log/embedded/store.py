@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from typing import TypeVar
 import orjson
 
 from mail.log import Backlog, LogUnusable
+from mail.log.codec import FrameError, decode
 from mail.log.embedded.commit import INSERT, OFFSET_MAX, UNPACK, Change, first_id, line_key, pack
 from mail.log.topics import ShardCounts, Topic
+from mail.record import Record
 
 APPLICATION_ID = 0x65696C70  # "eilp"
-SCHEMA = 1
+SCHEMA = 2
 
 _UNUSED_PAGES = 1000  # kept for the next burst
 _TIDY_PAGES = 500  # in one step
@@ -38,7 +41,11 @@ CREATE TABLE counters (
     accepted INTEGER NOT NULL, dispatched INTEGER NOT NULL, attempted INTEGER NOT NULL
 );
 INSERT INTO counters VALUES (1, 0, 0, 0, 0);
-CREATE TABLE entry (id INTEGER PRIMARY KEY, frame BLOB NOT NULL);
+CREATE TABLE entry (id INTEGER PRIMARY KEY, body INTEGER NOT NULL, frame BLOB NOT NULL);
+CREATE TABLE body (id INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, content BLOB NOT NULL);
+CREATE INDEX entry_body ON entry (body) WHERE body > 0;
+CREATE TRIGGER release AFTER DELETE ON entry WHEN OLD.body > 0 BEGIN
+    DELETE FROM body WHERE id = OLD.body AND NOT EXISTS (SELECT 1 FROM entry WHERE body = OLD.body AND body > 0); END;
 CREATE TABLE line (key TEXT PRIMARY KEY, frame BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE event (
     id INTEGER PRIMARY KEY, time INTEGER NOT NULL, queue_id TEXT NOT NULL, frame BLOB NOT NULL
@@ -51,10 +58,31 @@ Key = TypeVar("Key", int, str)
 
 
 @dataclass(frozen=True, slots=True)
+class EntryRow:
+    """An entry as it is stored: its id, its frame, and the content kept apart from it (`body` 0: there is none)."""
+
+    id: int
+    frame: bytes
+    body: int
+    checksum: int | None
+    content: bytes | None
+
+    def record(self) -> Record:
+        """Raises FrameError."""
+        if not self.body:
+            return decode(self.frame)
+        if self.content is None:
+            raise FrameError("its content is missing")
+        if not isinstance(self.content, bytes) or zlib.crc32(self.content) != self.checksum:
+            raise FrameError("its content is damaged (checksum)")
+        return decode(self.frame, self.content)
+
+
+@dataclass(frozen=True, slots=True)
 class EntryRows:
     """`more` says whether others follow."""
 
-    rows: Sequence[tuple[int, bytes]]
+    rows: Sequence[EntryRow]
     more: bool
 
 
@@ -181,14 +209,16 @@ class Store:
         """The entries of a shard beyond id `after`, at most `limit` and about 4 MiB of them."""
         first = first_id(topic, shard)
         cursor = self._connection.execute(
-            "SELECT id, frame FROM entry WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",
+            "SELECT entry.id, frame, body, checksum, content FROM entry LEFT JOIN body ON body.id = entry.body"
+            " WHERE entry.id > ? AND entry.id <= ? ORDER BY entry.id LIMIT ?",
             (max(after, first), first + OFFSET_MAX, limit),
         )
-        rows: list[tuple[int, bytes]] = []
+        rows: list[EntryRow] = []
         size = 0
-        for row in cursor:
+        for values in cursor:
+            row = EntryRow(*values)
             rows.append(row)
-            size += len(row[1])
+            size += len(row.frame) + len(row.content or b"")
             if size >= _READ_BYTES:
                 cursor.close()
                 return EntryRows(rows, more=True)
