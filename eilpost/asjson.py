@@ -1,6 +1,7 @@
 """Stories and queue lines for programs: what `--json` prints. Pure.
 
-Times are ISO 8601 in UTC, durations seconds, sizes bytes. Keys are added, never renamed. Next: `eilpost/trace.py`.
+Times are ISO 8601 in UTC, durations seconds, sizes bytes. Keys are added, never renamed. What a terminal might obey is
+escaped, as JSON allows. Next: `eilpost/trace.py`.
 """
 
 from __future__ import annotations
@@ -8,11 +9,28 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, assert_never
 
+import orjson
+
 from eilpost.story import Story
 from eilpost.words import route_words, state_name
 from mail.message import Message, queue_id_of
 from mail.outcome import Outcome
 from mail.record import Bounced, Closed, Event, Pending, Refused, Resumed, Routed, Took, Tried, Waiting
+
+
+def text(value: object) -> str:
+    """The value as JSON text, with all escaped that does not print: replies and names come from strangers, and C1
+    control and direction-changing characters are no less an order to a terminal than ESC is.
+    """
+    plain = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    return plain if plain.isascii() and "\x7f" not in plain else "".join(map(_escaped, plain))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable() or character == "\n":
+        return character
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
 def story_json(story: Story, now: datetime) -> dict[str, Any]:

@@ -8,10 +8,12 @@ is imported inside the commands. Next: `eilpost/configuration.py`.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, TypeVar
 
 import typer
 
@@ -54,17 +56,33 @@ JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 def main() -> None:
     """The entry point."""
+    out = sys.stdout
+    if isinstance(out, TextIOWrapper):
+        out.reconfigure(errors="backslashreplace")  # a name in no script of this locale is no fault
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # `eilpost queue | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except SystemExit:
+        if _reader_went(out):
+            sys.exit(0)
+        raise
     except Exception as error:
         if os.environ.get("EILPOST_DEBUG"):
             raise
         sys.exit(_report(error))
+
+
+def _reader_went(out: TextIO) -> bool:
+    """Whether nobody reads our output any more, which is no fault: `eilpost queue | head`."""
+    gone = sys.stdout is not out  # typer saw it and put a silent one in its place
+    try:
+        out.flush()
+    except BrokenPipeError:
+        gone = True
+    if gone:  # what is left in the buffer would be complained about at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+    return gone
 
 
 def main_of(role: str) -> None:
@@ -75,6 +93,8 @@ def main_of(role: str) -> None:
 
 def _report(error: Exception) -> int:
     """One line on stderr; the exit status."""
+    import structlog
+
     from eilpost.users import NoSuchUser, UserExists
     from mail import service
 
@@ -84,6 +104,8 @@ def _report(error: Exception) -> int:
     if isinstance(error, OSError):
         _say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return EXIT_UNUSABLE
+    if not structlog.is_configured():  # a command, not a server: its output is no place for the traceback of a bug
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     return service.report(error)
 
 
@@ -158,11 +180,11 @@ def trace(
     from eilpost.paper import Paper
     from mail.message import QueueId, queue_id_time
 
-    wanted = QueueId(queue_id.strip().upper()[:26])
+    wanted = QueueId(queue_id.strip().upper().partition("-")[0])  # a delivery id will do
     try:
         queue_id_time(wanted)
-    except ValueError as error:
-        _fail(str(error), EXIT_NOT_FOUND)
+    except ValueError:
+        _fail(f"{queue_id!r} is not a queue id: 26 letters and digits, as in the 250 reply", EXIT_NOT_FOUND)
     if json and follow:
         _fail("--json and --follow do not go together", EXIT_UNUSABLE)
     paper = Paper()
@@ -328,7 +350,7 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
 def _password(from_stdin: bool) -> str:
     """A new password, asked for twice without echo, or the first line of stdin."""
     if from_stdin:
-        password = sys.stdin.readline().rstrip("\r\n")
+        password = _first_line()
     else:
         if not sys.stdin.isatty():
             _fail("no terminal to ask for the password; use --password-stdin", EXIT_UNUSABLE)
@@ -342,6 +364,16 @@ def _password(from_stdin: bool) -> str:
     return password
 
 
+def _first_line() -> str:
+    """The first line of stdin. A password is UTF-8, whatever the locale: it has to match what a mail client sends."""
+    stream = getattr(sys.stdin, "buffer", None)
+    try:
+        line: str = stream.readline().decode() if stream is not None else sys.stdin.readline()
+    except UnicodeDecodeError:
+        _fail("the password is not UTF-8", EXIT_UNUSABLE)
+    return line.rstrip("\r\n")
+
+
 def _now() -> datetime:
     from datetime import UTC, datetime
 
@@ -349,6 +381,6 @@ def _now() -> datetime:
 
 
 def _print_json(value: object) -> None:
-    import orjson
+    from eilpost.asjson import text
 
-    print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())  # noqa: T201
+    print(text(value))  # noqa: T201

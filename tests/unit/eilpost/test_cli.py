@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,13 +14,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 
 from eilpost import cli
 from mail.log.embedded import EmbeddedLog
 from mail.record import Pending, Took, Waiting, Why
 from mail.settings import LogSettings
 from tests.support import log_samples as samples
-from tests.support.onebox import OneBox, directory_toml
+from tests.support.onebox import EILPOST, OneBox, directory_toml
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -113,8 +116,9 @@ def test_a_role_alone_on_an_embedded_log_is_refused(run: Run, role: str) -> None
 
 
 def test_trace_of_what_is_not_there(run: Run, home: Path) -> None:
-    status, _, err = run("trace", "nonsense")
-    assert (status, "is not a queue id" in _one_line(err)) == (1, True)
+    for wrong in ("nonsense", "Z" * 26, samples.queue_id(9) + "X"):
+        status, _, err = run("trace", wrong)
+        assert (status, f"{wrong!r} is not a queue id" in _one_line(err)) == (1, True)
     status, _, err = run("trace", samples.queue_id(9))
     assert status == 2
     assert str(home / "var/log.db") in _one_line(err)
@@ -151,8 +155,6 @@ def test_queue_and_trace_read_a_log_at_rest(run: Run, log: Path) -> None:
 
 
 def test_users_by_stdin(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
     monkeypatch.setattr(sys, "stdin", io.StringIO("secret\n"))
     assert run("user", "add", "carol@example.test", "--password-stdin")[0] == 0
     assert "carol@example.test" in run("user", "list")[1]
@@ -172,9 +174,49 @@ def test_a_bug_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         raise RuntimeError("oh\nno")
 
     monkeypatch.setattr(users, "listing", broken)
-    status, _, err = run("user", "list")
-    assert status == 70
-    assert "internal error" in err
+    structlog.reset_defaults()
+    try:
+        status, out, err = run("user", "list")
+    finally:
+        structlog.reset_defaults()
+    assert (status, out) == (70, "")
+    assert "internal error" in _one_line(err)
+    monkeypatch.setenv("EILPOST_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["eilpost", "user", "list"])
+    with pytest.raises(RuntimeError):
+        cli.main()
+
+
+@pytest.mark.parametrize("users", [2, 2000], ids=["less-than-a-buffer", "more"])
+def test_a_reader_who_has_seen_enough_is_no_fault(home: Path, users: int) -> None:
+    (home / "directory.toml").write_text(directory_toml(tuple(f"u{number}" for number in range(users))))
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as nobody:
+        listed = subprocess.run(
+            [EILPOST, "user", "list"], cwd=home, stdout=nobody, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert (listed.returncode, listed.stderr) == (0, b"")
+
+
+def test_names_of_any_script_on_a_terminal_of_any_locale(home: Path) -> None:
+    (home / "directory.toml").write_text(directory_toml(("böb",)), encoding="utf-8")
+    listed = subprocess.run(
+        [EILPOST, "user", "list"],
+        cwd=home,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (listed.returncode, listed.stderr) == (0, b"")
+    assert listed.stdout.splitlines() == [rb"b\xf6b@example.test"]
+
+
+def test_a_password_that_is_no_text_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), "ascii", "surrogateescape"))
+    status, _, err = run("user", "passwd", "alice@example.test", "--password-stdin")
+    assert (status, "not UTF-8" in _one_line(err)) == (2, True)
 
 
 def _starts(box: OneBox) -> tuple[int, str]:

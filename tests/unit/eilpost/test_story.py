@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from datetime import timedelta
 
 import pytest
@@ -113,6 +114,14 @@ def test_a_reply_cannot_speak_to_the_terminal() -> None:
         HISTORY[0], Tried(FIRST, 1, (Failed(ALICE, rude, "evil\x1b]0;x\x07"),), NOON, SECOND, None), Closed()
     )
     assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_json_cannot_speak_to_the_terminal_and_says_the_same() -> None:
+    rude = {"reply": "\x9b2J \x1b[2J \u202eevil\u2069 \x7f \U000e0001 \n ü 漢 \U0001f600"}
+    told = asjson.text(rude)
+    assert json.loads(told) == rude
+    assert all(character.isprintable() or character == "\n" for character in told)
+    assert "ü 漢 \U0001f600" in told
 
 
 def test_json_has_all_of_it() -> None:
