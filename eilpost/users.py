@@ -1,16 +1,20 @@
 """`eilpost user`: adds a mailbox to the directory file, changes a password, lists who exists.
 
 It edits the file as text, so that comments and order stay; before the new text replaces the old, it is parsed again and
-must differ in exactly the change that was asked for, else nothing is written. A running server reloads it by itself.
+must differ in exactly the change that was asked for, else nothing is written. Editors take turns by a lock on the
+folder, and the change is on the disk when they are done. A running server reloads the file by itself.
 Next: `mail/directory/file.py`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import time
 import tomllib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,8 @@ from mail.address import Address, AddressError
 from mail.directory.passwords import hash_password
 from mail.directory.toml import parse_directory
 from mail.settings import SettingsError
+
+_TURN_SECONDS = 10.0  # how long to wait for another editor
 
 
 class NoSuchUser(Exception):
@@ -62,29 +68,31 @@ def check_known(path: Path, login: str) -> str:
 
 def add(path: Path, login: str, password: str, quota: str = "") -> str:
     """Add a mailbox; its address as it stands in the file."""
-    name = str(check_new(path, login))
-    text, tables = _read(path)
     entry = {"password": hash_password(password)} | ({"quota": quota} if quota else {})
-    lines = [f"[users.{_quoted(name)}]", *(f"{key} = {_quoted(value)}" for key, value in entry.items())]
-    place = _last_user_end(text)
-    before = text[:place].rstrip("\n")
-    new = (before + "\n\n" if before else "") + "\n".join(lines) + "\n" + _gap(text[place:])
-    _write(path, new, {**tables, "users": {**tables.get("users", {}), name: entry}})
+    with _turn(path):
+        name = str(check_new(path, login))
+        text, tables = _read(path)
+        lines = [f"[users.{_quoted(name)}]", *(f"{key} = {_quoted(value)}" for key, value in entry.items())]
+        place = _last_user_end(text)
+        before = text[:place].rstrip("\n")
+        new = (before + "\n\n" if before else "") + "\n".join(lines) + "\n" + _gap(text[place:])
+        _write(path, new, {**tables, "users": {**tables.get("users", {}), name: entry}})
     return name
 
 
 def change_password(path: Path, login: str, password: str) -> str:
     """Give a mailbox another password; its address as it stands in the file."""
-    name = check_known(path, login)
-    text, tables = _read(path)
     hashed = hash_password(password)
-    start, end = _table(path, text, name)
-    line = f"password = {_quoted(hashed)}"
-    body, count = _PASSWORD.subn(lambda match: match[1] + line, text[start:end], count=1)
-    if not count:
-        body = line + "\n" + text[start:end]
-    users = {**tables["users"], name: {**tables["users"][name], "password": hashed}}
-    _write(path, text[:start] + body + text[end:], {**tables, "users": users})
+    with _turn(path):
+        name = check_known(path, login)
+        text, tables = _read(path)
+        start, end = _table(path, text, name)
+        line = f"password = {_quoted(hashed)}"
+        body, count = _PASSWORD.subn(lambda match: match[1] + line, text[start:end], count=1)
+        if not count:
+            body = line + "\n" + text[start:end]
+        users = {**tables["users"], name: {**tables["users"][name], "password": hashed}}
+        _write(path, text[:start] + body + text[end:], {**tables, "users": users})
     return name
 
 
@@ -182,6 +190,34 @@ def _quoted(text: str) -> str:
     """A TOML basic string."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """One editor at a time: who reads, changes and replaces the file meanwhile would undo what another has done.
+
+    The lock is on the folder, since the file itself is replaced; it leaves nothing behind. Raises SettingsError when it
+    cannot be had in time.
+    """
+    target = path.resolve()
+    deadline = time.monotonic() + _TURN_SECONDS
+    try:
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SettingsError(f"directory.url: {path}: {error.strerror}") from None
+    try:
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise SettingsError(f"{path}: another program is editing it; try again") from None
+                time.sleep(0.01)
+        yield
+        os.fsync(folder)  # the new name is on the disk, and not only the new content
+    finally:
+        os.close(folder)
 
 
 def _write(path: Path, text: str, expected: dict[str, Any]) -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import stat
+import threading
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
@@ -132,3 +139,46 @@ def test_odd_addresses_are_added_once_and_found_again(tmp_path: Path, address: s
         users.add(file, address, "x")
     assert users.change_password(file, address, "new") == name
     assert _verified(file, name, "new")
+
+
+def test_two_editors_take_turns_and_no_change_is_lost(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(2)
+    read = users._read
+
+    def read_late(path: Path) -> Any:
+        found = read(path)
+        with suppress(threading.BrokenBarrierError):  # with turns, nobody meets anybody here
+            together.wait(0.2)
+        return found
+
+    monkeypatch.setattr(users, "_read", read_late)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: users.add(file, f"{name}@example.test", "x"), ("carol", "dave")))
+    assert {user.address for user in users.listing(file)} >= {"carol@example.test", "dave@example.test"}
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_an_editor_who_never_ends_is_one_line(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(users, "_TURN_SECONDS", 0.05)
+    folder = os.open(file.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(SettingsError, match=r"directory\.toml: another program is editing it"):
+            users.change_password(file, "bob@example.test", "new")
+    finally:
+        os.close(folder)
+    assert file.read_text() == FILE
+
+
+def test_the_new_name_is_flushed_after_it_is_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[tuple[bool, bool]] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        flushed.append((is_folder, "carol@" in file.read_text()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    users.add(file, "carol@example.test", "x")
+    assert flushed == [(False, False), (True, True)]
