@@ -22,11 +22,12 @@ from mail.log.codec import encode
 from mail.log.embedded.commit import Change, NewEntry, first_id, line_key, place_of
 from mail.log.embedded.history import Historian, Question, slice_of
 from mail.log.embedded.lock import DirectoryLock
+from mail.log.embedded.request import Request
 from mail.log.embedded.shards import EmbeddedDeliveryShard, EmbeddedRouterShard, Tail
 from mail.log.embedded.store import Store
 from mail.log.embedded.window import EmbeddedHistory as EmbeddedHistory
 from mail.log.embedded.window import Window
-from mail.log.embedded.writer import Request, Writer
+from mail.log.embedded.writer import Writer
 from mail.log.ownership import Turn
 from mail.log.topics import QUEUE, ShardCounts, place
 from mail.message import Inline

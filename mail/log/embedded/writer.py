@@ -18,12 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
 from mail.log import Backlog, Condition, Down, Full, LogUnavailable, LogUnusable, Usable
 from mail.log.embedded.commit import Change
+from mail.log.embedded.request import Request, fail, refuse, succeed, unusable
 from mail.log.embedded.store import Store
 from mail.log.topics import ShardCounts
 from mail.settings import LogSettings
@@ -46,24 +47,6 @@ _GATHER_SECONDS = 0.006
 _DISK_LOOK_SECONDS = 1.0
 
 Arrived = Callable[["Request[Any]", Sequence[int]], None]
-
-
-class Request(Generic[T]):
-    """A change or a question (exactly one of them), and the future that is told."""
-
-    __slots__ = ("answer", "ask", "change", "deadline", "error", "future", "late", "records")
-
-    def __init__(
-        self, future: asyncio.Future[T], deadline: float, change: Change | None, ask: Callable[[Store], T] | None
-    ) -> None:
-        self.future = future
-        self.deadline = deadline
-        self.change = change
-        self.ask = ask
-        self.records: Sequence[Any] = ()  # what the change's entries say, for those who wait for them
-        self.late = False  # its asker was told that it is not known; if it still waits, it is not made
-        self.answer: Any = None
-        self.error: Exception | None = None
 
 
 class Writer:
@@ -121,7 +104,7 @@ class Writer:
         if thread.is_alive():
             log.error("the log's disk does not answer, leaving it", path=str(self._path))
         for request in self._open:
-            _refuse(request, "the log was closed")
+            refuse(request, "the log was closed")
         self._open.clear()
 
     def condition(self) -> Condition:
@@ -185,7 +168,7 @@ class Writer:
             if not request.future.done():
                 self._down = f"the log's disk has not answered for {self._settings.append_timeout.total_seconds():g} s"
                 request.late = True
-                _refuse(request, self._down)
+                refuse(request, self._down)
         assert self._loop is not None
         self._sweeper = self._loop.call_later(min(1.0, self._timeout / 4), self._sweep)
 
@@ -240,12 +223,12 @@ class Writer:
         try:
             store = Store(self._path, self._counts)
         except Exception as error:
-            self._post(_fail, opened, _unusable(self._path, error))
+            self._post(fail, opened, unusable(self._path, error))
             return
         self._store = store
         self._look_at_disk()
         self._post(self._settle, (), (), store.backlog)
-        self._post(_succeed, opened)
+        self._post(succeed, opened)
         while True:
             if self._store is None:
                 self._reopen()
@@ -395,31 +378,3 @@ class Writer:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
-
-
-def _refuse(request: Request[Any], reason: str) -> None:
-    if not request.future.done():
-        PRODUCE_ERRORS.inc()
-        request.future.set_exception(LogUnavailable(reason))
-
-
-def _succeed(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _fail(future: asyncio.Future[None], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-def _unusable(path: Path, error: Exception) -> LogUnusable:
-    match error:
-        case LogUnusable():
-            return error
-        case OSError():
-            return LogUnusable(f"{path}: {error.strerror}: check log.url and the permissions of its directory")
-        case sqlite3.DatabaseError():
-            return LogUnusable(f"{path} cannot be opened as a log: {error}: restore it, or move it away to start anew")
-        case _:
-            return LogUnusable(f"{path}: {error}")

@@ -1,0 +1,66 @@
+"""What is asked of the log's thread, and how its asker is told.
+
+Asked and answered on the event loop, served on the thread; every future is told once. Next:
+`mail/log/embedded/writer.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from mail.log import LogUnavailable, LogUnusable
+from mail.log.embedded.commit import Change
+from mail.log.embedded.store import Store
+from mail.telemetry import PRODUCE_ERRORS
+
+T = TypeVar("T")
+
+
+class Request(Generic[T]):
+    """A change or a question (exactly one of them), and the future that is told."""
+
+    __slots__ = ("answer", "ask", "change", "deadline", "error", "future", "late", "records")
+
+    def __init__(
+        self, future: asyncio.Future[T], deadline: float, change: Change | None, ask: Callable[[Store], T] | None
+    ) -> None:
+        self.future = future
+        self.deadline = deadline
+        self.change = change
+        self.ask = ask
+        self.records: Sequence[Any] = ()  # what the change's entries say, for those who wait for them
+        self.late = False  # its asker was told that it is not known; if it still waits, it is not made
+        self.answer: Any = None
+        self.error: Exception | None = None
+
+
+def refuse(request: Request[Any], reason: str) -> None:
+    if not request.future.done():
+        PRODUCE_ERRORS.inc()
+        request.future.set_exception(LogUnavailable(reason))
+
+
+def succeed(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def fail(future: asyncio.Future[None], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def unusable(path: Path, error: Exception) -> LogUnusable:
+    match error:
+        case LogUnusable():
+            return error
+        case OSError():
+            return LogUnusable(f"{path}: {error.strerror}: check log.url and the permissions of its directory")
+        case sqlite3.DatabaseError():
+            return LogUnusable(f"{path} cannot be opened as a log: {error}: restore it, or move it away to start anew")
+        case _:
+            return LogUnusable(f"{path}: {error}")
