@@ -6,12 +6,13 @@ escaped, as JSON allows. Next: `eilpost/trace.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, assert_never
 
 import orjson
 
-from eilpost.story import Story
+from eilpost.story import Story, expanded
 from eilpost.words import route_words, state_name
 from mail.message import Message, queue_id_of
 from mail.outcome import Outcome
@@ -41,9 +42,22 @@ def story_json(story: Story, now: datetime) -> dict[str, Any]:
         "queue_id": story.queue_id,
         "state": str(story.state),
         "message": message_json(message) if message else None,
+        "expanded": expanded_json(story.events),
         "events": [event_json(event, start) for event in story.events],
         "open": [pending_json(pending, now) for pending in story.open],
         "bounces": list(story.bounces),
+    }
+
+
+def expanded_json(events: Sequence[Event]) -> dict[str, Any] | None:
+    """Which names of the envelope were aliases, and who came in for them; None: there were none."""
+    what = expanded(events)
+    if what is None:
+        return None
+    return {
+        "names": [str(address) for address in what.names],
+        "recipients": [str(address) for address in what.recipients],
+        "exact": what.is_exact,
     }
 
 

@@ -6,13 +6,14 @@ clock: `now` is an argument. Next: `eilpost/asjson.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import assert_never
 
 from eilpost.words import age_words, came_from, clock, names, route_words, state_words, suffix, why_words
+from mail.address import Address
 from mail.message import Message, QueueId
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import (
@@ -27,6 +28,7 @@ from mail.record import (
     Took,
     Tried,
 )
+from mail.route import ToMailbox
 
 
 class Tone(StrEnum):
@@ -53,6 +55,17 @@ class State(StrEnum):
     ACCEPTED = "accepted"  # the router has not read it yet
     ON_ITS_WAY = "on its way"
     CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """What aliases made of the envelope: `names` stood for others, `recipients` came in for them (none: they were named
+    already). `is_exact`: all of `recipients` came from the one name; else the history tells only the sums.
+    """
+
+    names: tuple[Address, ...]
+    recipients: tuple[Address, ...]
+    is_exact: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +99,51 @@ def tell(
         state = State.ACCEPTED
     bounces = tuple(event.what.dsn for event in events if isinstance(event.what, Bounced) and event.what.dsn)
     return Story(queue_id, message, state, tuple(events), tuple(open_lines), bounces)
+
+
+def expanded(events: Sequence[Event]) -> Expanded | None:
+    """What aliases made of the envelope, or None. Told by the events of the router's first decision, which bear one
+    time: who was named in `Took`, and who was routed or refused at once.
+    """
+    first = next((event for event in events if isinstance(event.what, Took)), None)
+    if first is None or not isinstance(first.what, Took):
+        return None
+    named = {each.address.key: each.original for each in first.what.message.envelope.recipients}
+    finals: dict[str, Address] = {}
+    owners: set[str] = set()  # whose mailbox it goes to under his own name
+    for event in events:
+        if event.time != first.time:
+            continue
+        if isinstance(event.what, Routed):
+            finals |= {address.key: address for address in event.what.recipients}
+            if isinstance(event.what.route, ToMailbox):
+                owners.add(event.what.route.owner)
+        elif isinstance(event.what, Refused):
+            finals |= {outcome.recipient.key: outcome.recipient for outcome in event.what.outcomes}
+    if not finals:
+        return None
+    gone = [address for key, address in named.items() if key not in finals]
+    come = [address for key, address in finals.items() if key not in named]
+    # An alias may keep a copy for the mailbox of the same name; then its name is among the recipients.
+    keepers = [named[key] for key in named if key in finals and key in owners] if come else []
+    if not gone and not come:
+        return None
+    sources = gone + keepers
+    return Expanded(tuple(gone or keepers), tuple(come), is_exact=len(sources) == 1)
+
+
+def _expanded_line(time: datetime, what: Expanded) -> Line:
+    to = names(what.recipients) if what.recipients else "recipients named already"
+    doubt = "" if what.is_exact else " (together; the history does not say who for whom)"
+    return Line(time, "", "expanded", f"{names(what.names)} -> {to}{doubt}")
+
+
+def lines_from(events: Sequence[Event], start: int = 0) -> Iterator[Line]:
+    """The lines of a history from event `start` on, and behind the first what aliases made of its recipients."""
+    for event in events[start:]:
+        yield from lines_of(event)
+        if isinstance(event.what, Took) and (what := expanded(events)) is not None:
+            yield _expanded_line(event.time, what)
 
 
 def lines_of(event: Event) -> tuple[Line, ...]:

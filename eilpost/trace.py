@@ -7,18 +7,21 @@ as it happens and ends when the message is closed. Next: `eilpost/queueview.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from eilpost.paper import Paper
-from eilpost.story import Line, State, Story, Tone, lines_of, tell, what_next
+from eilpost.story import Line, State, Story, Tone, lines_from, tell, what_next
 from eilpost.words import age_words, clock, names, sender_words, size_words
 from mail.log import HistoryLog
 from mail.message import DeliveryId, QueueId
-from mail.record import Closed, InHand, Waiting
+from mail.record import Closed, Event, InHand, Waiting
 
 _MAX_STORIES = 20
 POLL = timedelta(milliseconds=300)
+QUIET_LOOKS = (
+    50  # at the history, before the queue is read again for what leaves no event (a turn that is still to come)
+)
 _STYLE = {Tone.PLAIN: "", Tone.GOOD: "green", Tone.WAIT: "yellow", Tone.BAD: "red"}
 
 
@@ -35,19 +38,30 @@ async def read(log: HistoryLog, queue_id: QueueId, *, with_bounces: bool = False
 
 
 async def _read_one(log: HistoryLog, queue_id: QueueId) -> Story | None:
-    events = [event async for event in log.history(queue_id)]
+    story = await _complete(log, queue_id, await _history(log, queue_id))
+    if story is None:  # or the router took it from `accepted` between our two looks: now it has a history
+        story = await _complete(log, queue_id, await _history(log, queue_id))
+    return story
+
+
+async def _complete(log: HistoryLog, queue_id: QueueId, events: Sequence[Event]) -> Story | None:
+    """The story of `events`, with what is open, or waits to be read."""
     is_closed = any(isinstance(event.what, Closed) for event in events)
+    # This reads the whole queue.
     open_lines = [] if is_closed else [line async for line in log.open_lines() if line.delivery.id.startswith(queue_id)]
     inputs = [] if events else list(await log.waiting_inputs(queue_id))
     return tell(queue_id, events, open_lines, inputs)
 
 
+async def _history(log: HistoryLog, queue_id: QueueId) -> list[Event]:
+    return [event async for event in log.history(queue_id)]
+
+
 def write(story: Story, paper: Paper, now: datetime) -> None:
     """Write a story: a head, the timeline, and what is next or how it ended."""
     start = _head(story, paper)
-    for event in story.events:
-        for line in lines_of(event):
-            _line(line, start, paper)
+    for line in lines_from(story.events):
+        _line(line, start, paper)
     _tail(story, paper, now)
 
 
@@ -56,16 +70,22 @@ async def follow(log: HistoryLog, queue_id: QueueId, paper: Paper, now: Callable
     written = -1
     start: datetime | None = None
     waiting: tuple[tuple[DeliveryId, InHand | Waiting], ...] = ()
+    quiet = 0  # looks in a row at which nothing had happened
     while True:
-        story = await _read_one(log, queue_id)
+        events = await _history(log, queue_id)
+        if written > 0 and len(events) == written and quiet < QUIET_LOOKS:
+            quiet += 1
+            await asyncio.sleep(POLL.total_seconds())
+            continue
+        quiet = 0
+        story = await _complete(log, queue_id, events) or await _read_one(log, queue_id)
         if story is None:
             return False
         if written < 0:
             start = _head(story, paper)
             written = 0
-        for event in story.events[written:]:
-            for line in lines_of(event):
-                _line(line, start, paper)
+        for line in lines_from(story.events, written):
+            _line(line, start, paper)
         written = len(story.events)
         if story.state is State.CLOSED:
             _tail(story, paper, now())

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from eilpost import asjson, queueview, trace, words
 from eilpost.paper import Paper
-from eilpost.story import State, lines_of, tell, what_next
+from eilpost.story import State, lines_from, lines_of, tell, what_next
 from mail.address import Address
+from mail.envelope import Recipient
 from mail.log import Backlog
+from mail.message import DeliveryId, QueueId
 from mail.outcome import Deferred, Delivered, Failed
 from mail.record import (
+    Accepted,
     Bounced,
     Closed,
     Event,
@@ -77,6 +82,55 @@ def test_a_message_on_its_way_says_what_is_next_and_when() -> None:
     text = _written(*HISTORY[:3], pending=(pending,))
     assert "on its way" in text
     assert "attempt 2 in 30 s (2026-03-01 12:01:00 UTC)" in text
+
+
+def _expanded(named: str, mailboxes: str, refused: str = "", later: str = "") -> str:
+    """The trace's line about aliases, for recipients named and, at the same time, routed or refused."""
+
+    def address(name: str) -> Address:
+        return Address(name, "example.test")
+
+    took = samples.message(1)
+    recipients = tuple(Recipient(address(name), address(name)) for name in named.split())
+    took = replace(took, envelope=replace(took.envelope, recipients=recipients))
+    first: list[Happening] = [Took(took)]
+    first += [
+        Routed(DeliveryId(f"{ID}-1"), ToMailbox(f"{name}@example.test"), (address(name),), None)
+        for name in mailboxes.split()
+    ]
+    if refused:
+        first.append(Refused(tuple(Failed(address(name), NEVER) for name in refused.split())))
+    events = [Event(ID, NOON, what) for what in first]
+    events += [Event(ID, NOON + SECOND, Refused((Failed(address(name), NEVER),))) for name in later.split()]
+    lines = [line.text.replace("@example.test", "") for line in lines_from(events) if line.verb == "expanded"]
+    told = asjson.story_json(tell(ID, events, (), ()), NOON)["expanded"]  # type: ignore[arg-type]
+    assert (told is not None) == bool(lines)
+    assert len(lines) <= 1
+    return lines[0] if lines else ""
+
+
+DOUBT = " (together; the history does not say who for whom)"
+
+
+@pytest.mark.parametrize(
+    ("named", "mailboxes", "refused", "later", "says"),
+    [
+        ("alice", "alice", "", "", ""),
+        ("alice bob", "alice bob", "", "", ""),
+        ("Alice alice", "alice", "", "", ""),
+        ("alice", "alice", "", "alice", ""),
+        ("loop", "", "loop", "", ""),
+        ("team", "alice bob", "", "", "team -> alice, bob"),
+        ("team", "alice", "nobody", "", "team -> alice, nobody"),
+        ("team gone", "alice", "gone", "", "team -> alice"),
+        ("alice", "alice archive", "", "", "alice -> archive"),
+        ("team alice", "alice", "", "", "team -> recipients named already"),
+        ("team staff", "alice bob", "", "", "team, staff -> alice, bob" + DOUBT),
+        ("team alice", "alice bob", "", "", "team -> bob" + DOUBT),
+    ],
+)
+def test_who_became_whom(named: str, mailboxes: str, refused: str, later: str, says: str) -> None:
+    assert _expanded(named, mailboxes, refused, later) == says
 
 
 def test_before_the_router_read_it() -> None:
@@ -153,6 +207,65 @@ def test_ages_have_two_units_at_most(seconds: float, says: str) -> None:
 )
 def test_sizes(size: int, says: str) -> None:
     assert words.size_words(size) == says
+
+
+class Living:
+    """A HistoryLog in which something happens at each look at the history; the last stays."""
+
+    def __init__(self, *looks: tuple[int, bool], input_from: int = 0) -> None:
+        """`looks`: how many events there are, and whether a delivery is open."""
+        self._looks = looks
+        self._input_from = input_from
+        self.seen = -1
+        self.queue_reads = 0
+
+    def _now(self) -> tuple[int, bool]:
+        return self._looks[min(max(self.seen, 0), len(self._looks) - 1)]
+
+    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+        self.seen += 1
+        for event in _events(*HISTORY)[: self._now()[0]]:
+            yield event
+
+    async def open_lines(self) -> AsyncIterator[Pending]:
+        self.queue_reads += 1
+        if self._now()[1]:
+            yield Pending(samples.delivery(1), RETRY, None, attempts=1, last=LATER)
+
+    async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
+        return [samples.accepted(1)] if not self._now()[0] and self.seen < self._input_from else []
+
+    async def backlog(self) -> Backlog:
+        return Backlog(0, 0, 0)
+
+
+async def _followed(log: Living, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, str]:
+    monkeypatch.setattr(trace, "POLL", timedelta(0))
+    out = io.StringIO()
+    known = await trace.follow(log, ID, Paper(out), lambda: NOON)
+    return known, out.getvalue()
+
+
+async def test_following_writes_each_line_once_and_ends_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Living((0, False), (2, True), *[(3, True)] * 30, (5, True), (7, False), input_from=1)
+    known, text = await _followed(log, monkeypatch)
+    assert known
+    for verb in ("accepted   by", "routed", "deferred", "resumed", "failed", "bounced", "closed     nothing"):
+        assert text.count(verb) == 1, (verb, text)
+    assert log.queue_reads == 4  # not at each of the 30 looks at which nothing had happened
+
+
+async def test_following_looks_into_the_queue_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Living(*[(3, True)] * (3 * trace.QUIET_LOOKS), (7, False))
+    assert (await _followed(log, monkeypatch))[0]
+    assert 3 <= log.queue_reads <= 5
+
+
+async def test_a_message_the_router_takes_between_two_looks_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [story.state for story in await trace.read(Living((0, False), (7, False)), ID)] == [State.CLOSED]
+    assert (await _followed(Living((0, False), (7, False)), monkeypatch))[0]
+    assert await trace.read(Living((0, False)), ID) == []
+    assert await _followed(Living((0, False)), monkeypatch) == (False, "")
 
 
 async def _queue(*lines: Pending, site: str | None = None, limit: int = 50) -> str:
