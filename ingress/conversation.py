@@ -284,7 +284,7 @@ class Conversation:
         else:
             reply = await self._decide_and_accept(mail)
         if reply.code == 250:
-            self._junk = 0
+            self._junk = self.errors = 0  # who brings mail may be wrong now and then (as Postfix counts)
             _RECEIVED_ACCEPTED.inc()
             ACCEPT_DURATION.observe(perf_counter() - started)
         elif reply.is_temporary:

@@ -149,10 +149,11 @@ def check_recipient(forward_path: Address | None, snapshot: Snapshot, terms: Ter
                 return Recipient(postmaster(snapshot, hostname), forward_path)
             return Reply(550, "5.1.1", f"{_named(forward_path)}: no such user here")
         case IsElsewhere():
-            if terms.may_relay:
-                return Recipient(forward_path, forward_path)
+            # Before relaying: by MX our own host name leads back to us.
             if forward_path.local.lower() == "postmaster" and forward_path.domain == hostname.lower():
                 return Recipient(postmaster(snapshot, hostname), forward_path)
+            if terms.may_relay:
+                return Recipient(forward_path, forward_path)
             return Reply(550, "5.7.1", f"{_named(forward_path)}: relaying denied")
         case other:
             assert_never(other)
@@ -179,10 +180,10 @@ def verify(address: Address | str, snapshot: Snapshot) -> Reply:
         found = [one for one in local if one.key in snapshot.users or one.key in snapshot.aliases]
         if len(found) > 1:
             return Reply(553, "5.1.4", "User ambiguous")  # section 3.5.1
-        return Reply(250, "2.1.5", f"<{found[0]}>") if found else Reply(550, "5.1.1", "No such user here")
+        return _exists(found[0]) if found else Reply(550, "5.1.1", "No such user here")
     match snapshot.find(address):
         case IsMailbox() | IsAlias():
-            return Reply(250, "2.1.5", f"<{address}>" if address.is_ascii else "Ok")
+            return _exists(address)
         case IsRelayed() | IsElsewhere():
             return Reply(252, "2.5.0", "Not a user of this system")
         case IsUnknown():
@@ -198,6 +199,10 @@ def tenant_of(reverse_path: Address | None, recipients: Iterable[Recipient], sna
     for recipient in recipients:
         return snapshot.tenant_of(recipient.address.domain).name
     return snapshot.tenant_of("").name
+
+
+def _exists(address: Address) -> Reply:
+    return Reply(250, "2.1.5", f"<{address}>" if address.is_ascii else "Ok")
 
 
 def _named(address: Address) -> str:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import email
 import email.policy
+import io
+from datetime import UTC, datetime
 
+from eilpost import trace
+from eilpost.paper import Paper
+from mail.message import QueueId
 from mail.record import Refused, Routed
 from tests.support.remote import Remote
 from tests.support.world import World
@@ -26,6 +31,24 @@ async def test_an_alias_of_aliases_reaches_each_person_once() -> None:
         for user in ("alice", "bob"):
             (kept,) = await world.mailbox(user)
             assert kept.endswith(LETTER)
+        (line,) = [line for line in await told(world, queue_id) if " expanded " in line]
+        assert line.endswith("team@example.test -> alice@example.test, bob@example.test")
+
+
+async def told(world: World, queue_id: QueueId) -> list[str]:
+    """What `eilpost trace` says."""
+    out = io.StringIO()
+    for story in await trace.read(world.log, queue_id):
+        trace.write(story, Paper(out), datetime.now(UTC))
+    return out.getvalue().splitlines()
+
+
+async def test_the_postmaster_of_the_host_is_told_by_the_name_he_was_called() -> None:
+    async with World(aliases={"postmaster@example.test": ["alice@example.test"]}) as world:
+        queue_id = await world.send(LETTER, to=["postmaster@mx.example.test"])
+        await world.closed(queue_id)
+        assert len(await world.mailbox("alice")) == 1
+        assert any("postmaster@mx.example.test -> alice@example.test" in line for line in await told(world, queue_id))
 
 
 async def test_an_alias_may_lead_out_of_the_house() -> None:

@@ -7,7 +7,7 @@ import pytest
 from ingress import policy
 from ingress.policy import Terms, check_recipient, check_sender, is_within, normal_ip, parse_networks, postmaster
 from mail.address import Address
-from mail.directory import Domain, Snapshot, Tenant
+from mail.directory import Domain, Snapshot, Tenant, User
 from mail.envelope import Recipient
 from mail.reply import Reply
 from tests.support.ingressing import world
@@ -60,6 +60,11 @@ def test_the_postmaster_is_always_there() -> None:
     bare = Snapshot(domains={"only.test": Domain("only.test", "default")})
     assert postmaster(bare, "mx.example.test") == A("postmaster@only.test")
     assert isinstance(check_recipient(None, Snapshot(), STRANGER, "mx.example.test"), Recipient)
+    named = A("Postmaster@MX.example.test")
+    for terms in (STRANGER, RELAY):  # who may relay must not have it sent by MX, back to us
+        assert check_recipient(named, world(), terms, "mx.example.test") == Recipient(
+            A("postmaster@example.test"), named
+        )
 
 
 def test_networks() -> None:
@@ -82,3 +87,12 @@ def test_a_message_is_of_its_senders_tenant_or_of_its_first_recipients() -> None
     assert policy.tenant_of(A("x@one.test"), to_two, snapshot) == "one"
     assert policy.tenant_of(A("x@else.test"), to_two, snapshot) == "two"
     assert policy.tenant_of(None, to_two, snapshot) == "two"
+
+
+def test_vrfy_says_no_name_that_the_client_may_not_be_able_to_read() -> None:
+    snapshot = Snapshot(
+        domains={"example.test": Domain("example.test", "default")},
+        users={"böb@example.test": User(A("böb@example.test", utf8=True))},
+    )
+    for asked in ("böb", A("böb@example.test", utf8=True)):
+        assert policy.verify(asked, snapshot) == Reply(250, "2.1.5", "Ok")  # RFC 6531 section 3.7.4.2
