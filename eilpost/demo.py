@@ -95,8 +95,9 @@ def banner(settings: Settings, configuration: Path, program: str) -> str:
     message = r"Subject: Hello\r\n\r\nHi Alice\r\n"
     dialogue = rf"EHLO me\r\nMAIL FROM:<{bob}>\r\nRCPT TO:<{alice}>\r\nDATA\r\n{message}.\r\nQUIT\r\n"
     run = shlex.quote(program)
+    http = f"http://{settings.http.listen}/metrics" if settings.http.listen else "off"
     return f"""
-eilpost is ready: SMTP {settings.ingress.mx}, POP3 {settings.mailstore.pop3}, HTTP http://{settings.http.listen}/metrics
+eilpost is ready: SMTP {settings.ingress.mx}, POP3 {settings.mailstore.pop3}, HTTP {http}
 Mailboxes: {alice} and {bob}, password {PASSWORD}. Everything it keeps is in {configuration.parent}/. Stop: Ctrl-C.
 
 Try, in another terminal:

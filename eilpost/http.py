@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eilpost import __version__
 from mail.endpoint import parse
@@ -30,6 +31,8 @@ from mail.service import Health, ServiceError
 from mail.settings import HttpSettings
 from mail.telemetry import BUILD_INFO, REGISTRY
 
+_CONNECTIONS = 128  # open; with half of them the answer is 503
+_CONNECTION_SECONDS = 60.0  # in which a connection has asked all it wants to; Prometheus scrapes more seldom, and anew
 _NEED_THE_LOG = {"router", "delivery"}
 
 
@@ -47,6 +50,22 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._listening()
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, which waits for a request for ever: who opens connections and says nothing would have the probes
+    answered with 503, and take the open files of those who bring mail.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(_CONNECTION_SECONDS, transport.abort)
+        if len(self.connections) > _CONNECTIONS:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._patience.cancel()
+        super().connection_lost(exc)
 
 
 class Http:
@@ -78,9 +97,9 @@ class Http:
             access_log=False,
             lifespan="off",
             ws="none",
-            http="h11",
+            http=_Protocol,
             server_header=False,
-            limit_concurrency=64,
+            limit_concurrency=_CONNECTIONS // 2,
             backlog=64,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=1,

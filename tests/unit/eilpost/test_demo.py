@@ -37,6 +37,7 @@ def test_the_banner_follows_the_settings(tmp_path: Path) -> None:
     assert "alice@example.test" in first[1]
     assert "eilpost-demo" in first[1]
     assert "/dev/tcp/127.0.0.1/4025" in text
+    assert "HTTP off" in demo.banner(load_settings(None, {"EILPOST_HTTP__LISTEN": ""}), tmp_path, "eilpost")
     assert "POP3 off" in demo.banner(load_settings(None, {"EILPOST_MAILSTORE__POP3": ""}), tmp_path, "eilpost")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 
 import pytest
 
-from eilpost.http import Http, readiness
+from eilpost.http import _CONNECTIONS, Http, readiness
 from mail.log import Condition, Down, Full, Usable
 from mail.record import Record
 from mail.service import Health, ServiceError
@@ -87,6 +88,28 @@ async def test_over_the_wire() -> None:
     await running
     with pytest.raises(OSError, match=r"."):
         await _get(port, "/healthz")
+
+
+async def test_who_says_nothing_does_not_keep_the_probes_from_their_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eilpost.http._CONNECTION_SECONDS", 0.3)
+    http = Http(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
+    ready, stop = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(http.run(ready.set, stop))
+    await ready.wait()
+    assert http.address is not None
+    port = http.address[1]
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(_CONNECTIONS + 10)]
+    for number, (_reader, writer) in enumerate(silent):
+        if number % 2:
+            writer.write(b"GET /healthz HTTP/1.1\r\nX: ")  # and never an end
+    async with asyncio.timeout(10):
+        for reader, writer in silent:
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+    assert await _get(port, "/healthz") == (200, "ok\n")
+    stop.set()
+    await running
 
 
 async def test_a_port_in_use_names_the_key() -> None:
