@@ -1,12 +1,12 @@
 """What lies in a Maildir at this moment. Another program may change it at the next.
 
-In charge of listing and of what the names say; changes nothing. Next: `mailstore/maildir.py`.
+In charge of listing, of what the names say, and of finding again what has moved since. Next: `mailstore/maildir.py`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,15 @@ def list_files(path: Path, *, folders: bool = False) -> Iterator[Found]:
                     yield Found(folder, file, parse_name(file))
 
 
-def as_wire(found: Found) -> bytes:
-    """A file somebody else wrote, with CRLF line ends as `,W=` counts them."""
-    with open(found.path, "rb") as file:
-        content = file.read()
-    return content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+def change_files(path: Path, files: list[Found], change: Callable[[Found], None]) -> None:
+    """Change files that Dovecot may rename at the same time: those are looked for again; gone is no error."""
+    for _round in range(3):
+        missed: set[str] = set()
+        for found in files:
+            try:
+                change(found)
+            except FileNotFoundError:
+                missed.add(found.name.uid)
+        if not missed:
+            return
+        files = [found for found in list_files(path) if found.name.uid in missed]

@@ -1,8 +1,8 @@
 """The Mailboxes port: mail at rest, each message kept exactly once per mailbox by its delivery id.
 
-Durable when `keep` returns, and a second `keep` of the same delivery id changes nothing, also after the owner has
-moved or
-deleted the first. Adapters: `maildir`, `memory`. Readers: `mailstore/pop3/`, later IMAP. Next: `mailstore/maildir.py`.
+Durable when `keep` returns, and a second `keep` of the same delivery id changes nothing, also after the owner has moved
+or deleted the first. Adapters: `maildir`, `memory`. Readers: `mailstore/pop3/`, later IMAP.
+Next: `mailstore/maildir.py`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Mailboxes(Protocol):
         ...
 
     async def mark_seen(self, owner: str, uids: Collection[str]) -> None:
-        """Flag as read; what has gone already is no error."""
+        """Flag as read; what has gone already is no error. Raises MailboxUnavailable."""
         ...
 
     async def used_bytes(self, owner: str) -> int:

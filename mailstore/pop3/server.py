@@ -332,18 +332,23 @@ class _Connection:
             self._session.fetched(fetch.number)
 
     async def _update(self, expunge: tuple[str, ...], seen: tuple[str, ...]) -> str | None:
-        """Shielded: once QUIT was read, it is done whether or not the client waits for the answer."""
+        """Shielded: once QUIT was read, it is done whether or not the client waits for the answer. What it answers for
+        is the removal (RFC 1939 section 6); a flag that could not be set is for our log.
+        """
         assert self._owner is not None
         done = True
         try:
             if expunge:
                 await asyncio.shield(self._role.mailboxes.expunge(self._owner, expunge))
                 self._expunged = len(expunge)
-            if seen:
-                await asyncio.shield(self._role.mailboxes.mark_seen(self._owner, seen))
         except MailboxUnavailable as error:
             log.warning("mailbox not available", user=self._owner, reason=str(error))
             done = False
+        try:
+            if seen:
+                await asyncio.shield(self._role.mailboxes.mark_seen(self._owner, seen))
+        except MailboxUnavailable as error:
+            log.warning("messages not flagged as seen", user=self._owner, reason=str(error))
         return await self._carry_out(self._session.updated(done=done))
 
     async def _write(self, data: bytes) -> None:

@@ -20,10 +20,12 @@ from typing import Any
 import pytest
 
 from mail.message import DeliveryId
+from mailstore import box as box_module
 from mailstore import delivered as delivered_module
 from mailstore import flush as flush_module
 from mailstore import listing as listing_module
 from mailstore import maildir as maildir_module
+from mailstore import reading as reading_module
 from mailstore.mailboxes import MailboxFull, MailboxUnavailable
 from mailstore.maildir import Maildir
 
@@ -109,7 +111,7 @@ class Saboteur:
 
 
 def break_os(patch: pytest.MonkeyPatch, saboteur: Saboteur) -> None:
-    for module in (maildir_module, delivered_module, flush_module, listing_module):
+    for module in (maildir_module, box_module, delivered_module, flush_module, listing_module):
         patch.setattr(module, "os", saboteur)
 
 
@@ -183,7 +185,7 @@ def test_a_crash_at_any_step_and_a_second_keep_make_one_message(
     linked = 0
     for step in range(len(steps)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(maildir_module, "boot_id", lambda: "boot-1")
+            patch.setattr(box_module, "boot_id", lambda: "boot-1")
             if warm:
                 a_maildir(tmp_path).keep_now(OWNER, OTHER, b"other", None)
             break_os(patch, Saboteur(step, after=after))
@@ -197,7 +199,7 @@ def test_a_crash_at_any_step_and_a_second_keep_make_one_message(
         linked += any(ID in file.name for file in files(tmp_path, "new"))
         meanwhile(tmp_path)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(maildir_module, "boot_id", lambda: "boot-2" if reboot else "boot-1")
+            patch.setattr(box_module, "boot_id", lambda: "boot-2" if reboot else "boot-1")
             again = a_maildir(tmp_path)
             again.keep_now(OWNER, ID, CONTENT, 10_000)
             assert again.keep_now(OWNER, ID, CONTENT, 10_000) is False
@@ -271,7 +273,7 @@ async def test_an_id_is_known_after_a_power_cut_when_its_message_lies_in_a_folde
     (file,) = files(tmp_path, "new")
     file.rename(archive / f"{file.name}:2,S")
     lose_the_journal(tmp_path)
-    monkeypatch.setattr(maildir_module, "boot_id", lambda: "boot-2")
+    monkeypatch.setattr(box_module, "boot_id", lambda: "boot-2")
     again = a_maildir(tmp_path)
     assert await again.keep(OWNER, ID, CONTENT) is False
     assert await again.used_bytes(OWNER) == len(CONTENT)
@@ -281,7 +283,7 @@ async def test_a_name_lost_in_a_power_cut_is_delivered_again(tmp_path: Path, mon
     """The journal says kept, but neither the directory nor an expunge of ours does: rather twice than never."""
     await a_maildir(tmp_path).keep(OWNER, ID, CONTENT)
     files(tmp_path, "new")[0].unlink()
-    monkeypatch.setattr(maildir_module, "boot_id", lambda: "boot-2")
+    monkeypatch.setattr(box_module, "boot_id", lambda: "boot-2")
     assert await a_maildir(tmp_path).keep(OWNER, ID, CONTENT) is True
     assert await a_maildir(tmp_path).keep(OWNER, ID, CONTENT) is False
 
@@ -290,7 +292,7 @@ async def test_an_expunged_id_outlives_a_power_cut(tmp_path: Path, monkeypatch: 
     first = a_maildir(tmp_path)
     await first.keep(OWNER, ID, CONTENT)
     await first.expunge(OWNER, [ID])
-    monkeypatch.setattr(maildir_module, "boot_id", lambda: "boot-2")
+    monkeypatch.setattr(box_module, "boot_id", lambda: "boot-2")
     assert await a_maildir(tmp_path).keep(OWNER, ID, CONTENT) is False
 
 
@@ -399,7 +401,7 @@ async def test_a_lock_that_is_never_given_back_is_an_unavailable_mailbox(
 ) -> None:
     maildir = a_maildir(tmp_path)
     await maildir.keep(OWNER, OTHER, CONTENT)
-    monkeypatch.setattr(maildir_module, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(box_module, "LOCK_SECONDS", 0.05)
     holder = os.open(box(tmp_path) / "eilpost-lock", os.O_WRONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
     with pytest.raises(MailboxUnavailable, match="lock"):
@@ -422,8 +424,8 @@ async def test_no_listing_for_a_delivery_into_a_mailbox_that_is_known(
 async def test_forgetting_what_is_known_of_mailboxes_is_harmless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maildir_module, "BOXES_MAX", 2)
-    monkeypatch.setattr(maildir_module, "PLACES_MAX", 1)
+    monkeypatch.setattr(box_module, "BOXES_MAX", 2)
+    monkeypatch.setattr(reading_module, "PLACES_MAX", 1)
     maildir = a_maildir(tmp_path)
     owners = [f"user{n}@example.test" for n in range(5)]
     for owner in owners:
@@ -437,13 +439,13 @@ async def test_forgetting_what_is_known_of_mailboxes_is_harmless(
 
 
 async def test_what_is_known_of_mailboxes_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maildir_module, "IDS_MAX", 20)
-    monkeypatch.setattr(maildir_module, "CHECK_EVERY", 1)
+    monkeypatch.setattr(box_module, "IDS_MAX", 20)
+    monkeypatch.setattr(box_module, "CHECK_EVERY", 1)
     maildir = a_maildir(tmp_path)
     for owner in (OWNER, "bob@example.test"):
         for number in range(15):
             await maildir.keep(owner, DeliveryId(f"N{number}-0"), b"x")
-    assert sum(known.delivered.size for known in maildir._boxes.values()) <= 21
+    assert maildir._boxes.ids <= 21
     assert [await maildir.keep(OWNER, DeliveryId(f"N{number}-0"), b"x") for number in range(15)] == [False] * 15
 
 
@@ -475,7 +477,8 @@ async def test_many_messages_that_move_while_they_are_removed_are_found_again(
             move_to_cur(tmp_path)
         return iter(found)
 
-    monkeypatch.setattr(maildir_module, "list_files", list_and_move)
+    for module in (maildir_module, listing_module):
+        monkeypatch.setattr(module, "list_files", list_and_move)
     await maildir.expunge(OWNER, [f"N{number}-0" for number in range(15)])
     assert len(files(tmp_path, "new", "cur")) == 5
     assert listings == 2
@@ -511,7 +514,7 @@ def test_a_flush_is_shared_only_by_those_who_asked_before_it_began(
 
 async def test_a_journal_of_the_first_format_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mailboxes outlive releases: this text must stay readable."""
-    monkeypatch.setattr(maildir_module, "boot_id", lambda: "boot-2")
+    monkeypatch.setattr(box_module, "boot_id", lambda: "boot-2")
     await a_maildir(tmp_path).keep(OWNER, OTHER, CONTENT)
     maildir = a_maildir(tmp_path, clock=lambda: 1_700_100_000.0)
     (box(tmp_path) / "eilpost-delivered.old").write_text("b boot-0 1690000000\nk OLD-0\nx GONE-0\n")

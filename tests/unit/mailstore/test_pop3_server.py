@@ -234,6 +234,10 @@ async def test_a_directory_or_a_store_that_is_down_is_a_temporary_error(mailboxe
         assert (await all_answers(role, LOG_IN + b"DELE 1\r\nQUIT\r\n")).endswith(
             b"-ERR [SYS/TEMP] some messages were not removed\r\n"
         )
+        role.mailboxes = BrokenMailboxes(mailboxes, breaks="mark_seen")
+        answers = await all_answers(role, LOG_IN + b"RETR 1\r\nDELE 2\r\nQUIT\r\n")
+        assert answers.endswith(b"+OK bye\r\n")  # what it asked for has been done
+        assert [kept.uid for kept in await mailboxes.messages(OWNER)] == ["A-0"]
         role.mailboxes = BrokenMailboxes(mailboxes, breaks="read")
         answers = await all_answers(role, LOG_IN + b"RETR 1\r\nNOOP\r\nQUIT\r\n")
         assert answers.endswith(b"-ERR [SYS/TEMP] the message cannot be read now\r\n+OK\r\n+OK bye\r\n")
