@@ -1,9 +1,9 @@
 """The command line. It parses arguments, calls what does the work, and turns every fault into one line and a status.
 
-Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user); 2 cannot run as configured
-or called (settings, a port in use, a data directory that is held or unreadable), the line on stderr names the key;
-70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is set. What is slow to import
-is imported inside the commands. Next: `eilpost/configuration.py`.
+Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user), or does already; 2 cannot run
+as configured or called (settings, a port in use, a data directory that is held or unreadable), the line on stderr names
+the key; 70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is set. What is slow to
+import is imported inside the commands. Next: `eilpost/configuration.py`.
 """
 
 from __future__ import annotations
