@@ -107,7 +107,7 @@ async def test_killed_at_random_instants_nothing_is_lost(tmp_path: Path) -> None
             if sending is not None:
                 sending.cancel()
             box.kill()
-    assert "Traceback" not in box.output()
+    assert "traceback" not in box.output().lower()  # nor a bug that was caught: its log line has the word as a key
 
 
 async def queue_is_empty(box: OneBox) -> bool:

@@ -72,7 +72,7 @@ async def test_it_freezes_hangs_up_and_comes_back(tmp_path: Path) -> None:
             assert await asyncio.to_thread(box.stop) == 0
         finally:
             box.kill()
-    assert "Traceback" not in box.output()
+    assert "traceback" not in box.output().lower()  # nor a bug that was caught: its log line has the word as a key
 
 
 @pytest.mark.timeout(180)
