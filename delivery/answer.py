@@ -19,7 +19,7 @@ MAX_LINES = 200
 MAX_TEXT = 1000
 
 _ANSWER_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ \-])(.*))?\Z", re.DOTALL)
-_ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:\s+|\Z)")
+_ENHANCED = re.compile(r"([245])\.([0-9]{1,3})\.([0-9]{1,3})(?:\s+|\Z)")
 # C0, DEL, C1, and the separators some programs break lines at.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
 

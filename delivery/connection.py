@@ -133,7 +133,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         # A server that drips an answer byte by byte is silent: only a whole answer renews the deadline.
-        if self.dialogue.receive(data):
+        if self.dialogue.receive(data, unsent=bool(self._unsent)):
             self._advance()
 
     def eof_received(self) -> bool:

@@ -140,8 +140,10 @@ class Dialogue:
         """Nothing more will be said: the connection is to be closed."""
         return self.phase is Phase.OVER
 
-    def receive(self, data: bytes) -> bool:
-        """Take what the server sent; whether anything came of it, or it is a piece of an answer."""
+    def receive(self, data: bytes, *, unsent: bool = False) -> bool:
+        """Take what the server sent; whether anything came of it, or it is a piece of an answer. `unsent`: a part of
+        what `to_send` returned has not left us yet.
+        """
         if self.over:
             return False
         try:
@@ -150,11 +152,8 @@ class Dialogue:
             self._break_off("4.5.0", str(error))
             return True
         for answer in answers:
-            if self.phase is Phase.CONTENT and self._out and answer.positive:
-                # A 250 in the same breath as the 354 has taken nothing: the content has not left us yet.
-                self._out.clear()
-                self.past_dot = False
-                self._break_off("4.5.0", f"the server took the content before it was sent: {answer.reply()}")
+            if self.phase is Phase.CONTENT and (self._out or (unsent and not answer.negative)):
+                self._answered_early(answer)
             else:
                 self._answer(answer)
             if self.over:
@@ -306,6 +305,26 @@ class Dialogue:
             transaction.on_dot_for_all(answer)
         if not self._expected:
             self._finish(clean=True)
+
+    def _answered_early(self, answer: Answer) -> None:
+        """An answer to the final dot while the content is still with us: nothing was taken. A refusal holds; but the
+        content stays here, for the server may be waiting for a command and would read it as one.
+        """
+        self._out.clear()
+        self.past_dot = False
+        transaction = self._transaction
+        assert transaction is not None
+        if not answer.negative:
+            self._break_off("4.5.0", f"the server took the content before it was sent: {answer.reply()}")
+        elif answer.code == 421:
+            self._closing(_Verb.DATA, answer)
+        elif self._speaks is Speaks.LMTP:
+            transaction.on_dot_for_next(answer)
+            self._break_off("4.5.0", "the server answered before the content was sent")
+        else:
+            transaction.on_dot_for_all(answer)
+            self._finish(clean=False)
+            self.phase = Phase.OVER
 
     # Ways to end
 

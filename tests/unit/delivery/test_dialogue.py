@@ -149,6 +149,38 @@ def test_content_that_was_not_sent_was_not_taken() -> None:
     assert not dialogue.carried.past_dot
 
 
+def test_content_that_is_still_on_its_way_was_not_taken() -> None:
+    dialogue = ready()
+    begin(dialogue)
+    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    said(dialogue)
+    dialogue.receive(b"250 taken\r\n", unsent=True)
+    assert kinds(dialogue) == ["Deferred"]
+    assert dialogue.over
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [(b"554 5.7.1 spam\r\n", "Failed"), (b"452 x\r\n", "Deferred"), (b"421 x\r\n", "Deferred")]
+)
+def test_content_that_was_refused_before_it_was_sent_is_never_sent(answer: bytes, kind: str) -> None:
+    """The server may be waiting for a command, and the content would be read as commands."""
+    dialogue = ready()
+    begin(dialogue)
+    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n" + answer)
+    assert said(dialogue) == b""
+    assert kinds(dialogue) == [kind]
+    assert dialogue.over
+    assert dialogue.carried is not None
+    assert not dialogue.carried.past_dot
+
+    local = ready(FULL, Speaks.LMTP)
+    begin(local, "a@remote.test", "b@remote.test")
+    local.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n" + answer)
+    assert said(local) == b""
+    assert kinds(local) == [kind, "Deferred"]  # who was not answered for is not failed
+    assert local.over
+
+
 @pytest.mark.parametrize("refusal", [b"452 too many\r\n", b"452 4.5.3 too many\r\n", b"552 too many recipients\r\n"])
 def test_too_many_recipients_go_again_at_once(refusal: bytes) -> None:
     dialogue = ready()
@@ -280,6 +312,9 @@ def test_answers_are_sanitised() -> None:
     reply = answer.reply()
     assert reply.enhanced == "5.1.1"
     assert reply.text == "no [31m\nsuch user"
+    # digits of other scripts are a text like any other
+    strange = AnswerReader().feed("550 5.\u0661.1 x\r\n".encode())[0].reply()
+    assert (strange.enhanced, strange.text) == ("", "5.\u0661.1 x")
     # RFC 2034 section 4: a class that contradicts the code is dropped
     assert AnswerReader().feed(b"550 4.1.1 x\r\n")[0].reply().enhanced == ""
 
