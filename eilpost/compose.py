@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -141,6 +142,11 @@ def make_resolver(plan: Plan) -> Resolver:
     return DnsResolver(plan.settings.resolver)
 
 
+def _ids_kept(settings: Settings) -> timedelta:
+    """For how long a mailbox knows the delivery ids it has had: longer than any delivery can be tried again."""
+    return max(timedelta(days=14), 2 * settings.router.lifetime)
+
+
 def make_mailboxes(plan: Plan) -> Mailboxes:
     settings = plan.settings
 
@@ -149,7 +155,7 @@ def make_mailboxes(plan: Plan) -> Mailboxes:
 
         path = plan.path(_needs_path("mailboxes.url", settings.mailboxes.url, rest))
         _can_be_written("mailboxes.url", path)
-        return Maildir(path, settings.node.hostname)
+        return Maildir(path, settings.node.hostname, remember=_ids_kept(settings))
 
     def memory(_rest: str) -> Mailboxes:
         from mailstore.memory import MemoryMailboxes

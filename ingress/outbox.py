@@ -10,6 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import structlog
+
+log = structlog.get_logger()
+
 
 class Outbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -25,4 +29,7 @@ class Outbox:
     def _send(self) -> None:
         writes, self._writes = self._writes, []
         for write in writes:
-            write()
+            try:
+                write()
+            except Exception:  # one client's trouble must not become the others' silence
+                log.exception("reply not written")

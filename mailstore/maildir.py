@@ -56,6 +56,7 @@ class Maildir:
         """`remember` is for how long a delivery id is known at least; longer than the queue's lifetime."""
         self._root = path
         self._hostname = hostname
+        self.remember = remember
         self._remember_seconds = remember.total_seconds()
         self._clock = clock
         self._process = f"{os.getpid()}-{os.urandom(4).hex()}"

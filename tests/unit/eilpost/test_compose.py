@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mail.log.memory import MemoryLog
 from mail.route import Speaks, ToRelay
 from mail.settings import SettingsError
 from mail.settings_file import load
+from mailstore.maildir import Maildir
 
 
 def _plan(base: Path, **environment: str) -> Plan:
@@ -53,6 +55,13 @@ def test_a_mail_folder_that_cannot_be_used_is_said_at_start(tmp_path: Path) -> N
         compose.make_mailboxes(_plan(tmp_path, MAILBOXES__URL="maildir:mail"))
     compose.make_mailboxes(_plan(tmp_path, MAILBOXES__URL="maildir:deep/mail"))
     assert (tmp_path / "deep" / "mail").is_dir()
+
+
+@pytest.mark.parametrize(("lifetime", "days"), [("5d", 14), ("30d", 60)])
+def test_a_mailbox_knows_its_ids_for_longer_than_mail_can_be_queued(tmp_path: Path, lifetime: str, days: int) -> None:
+    boxes = compose.make_mailboxes(_plan(tmp_path, ROUTER__LIFETIME=lifetime, SPOOL__EXPIRE="40d"))
+    assert isinstance(boxes, Maildir)
+    assert boxes.remember == timedelta(days=days)
 
 
 def test_the_relay_is_a_route(tmp_path: Path) -> None:
