@@ -19,6 +19,8 @@ from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 
 # Postfix's smtp_mx_address_limit is 5 and smtp_mx_session_limit 2; RFC 5321 section 5.1 asks for at least two.
 MAX_TARGETS = 8
+# Hosts whose addresses are looked up in one attempt: a list of names without any must not hold it for hours.
+MAX_HOSTS = 20
 
 LOOPS_BACK = Reply(554, "5.4.6", "Mail for this domain loops back to this system: it is its best mail exchanger")
 NO_ADDRESS = Reply(550, "5.4.4", "No mail exchanger of the domain has an address")
@@ -68,7 +70,7 @@ class Hosts:
             case _:
                 assert_never(route)
         count = 0
-        for host in hosts:
+        for host in hosts[:MAX_HOSTS]:
             answer = await self._resolver.addresses(host)
             match answer:
                 case IpAddresses():
@@ -87,6 +89,8 @@ class Hosts:
                         yield NoTarget(NO_ADDRESS)
                 case _:
                     assert_never(answer)
+        if not count and len(hosts) > MAX_HOSTS:  # the others may have one
+            yield NoTarget(Reply(451, "4.4.4", f"None of the first {MAX_HOSTS} mail exchangers has an address"))
 
     def _exchangers(self, hosts: Sequence[tuple[int, str]]) -> list[str]:
         """By preference, shuffled among equals (RFC 5321 section 5.1), without ourselves and anything worse."""

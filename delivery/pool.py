@@ -28,6 +28,8 @@ log = structlog.get_logger()
 
 _SITE_KEPT_SECONDS = 600.0  # the window of a site without connections is forgotten after this time
 _RECENT_SECONDS = 60.0
+# While another site has no connection at all, a site's last one goes on to it after so many transactions.
+_TURN_TRANSACTIONS = 20
 # A site that was well a moment ago and refuses now is mostly restarting: ask again before giving it up.
 _REASK_SECONDS = (0.25, 0.75, 1.5)
 
@@ -148,7 +150,7 @@ class Pool:
         if site is None:  # forgotten, after a transaction of many minutes
             connection.abort("closed")
             return
-        if lost or not connection.usable:
+        if lost:
             if connection in site.opened:  # its place is free when it has gone
                 connection.quit()
             site.pacing.on_push_back(site.count - (connection in site.opened))
@@ -157,17 +159,27 @@ class Pool:
             return
         site.last_well = site.last_used = now
         site.pacing.on_success()
-        if self._closed or connection.transactions >= self._messages:
+        if (
+            self._closed
+            or not connection.usable  # the server answered and closed: its right, and no sign of too much
+            or connection.transactions >= self._messages
+            or self._has_to_yield(site, connection)
+        ):
             connection.quit()
-            return
-        if site.wake(connection):
-            if site.waiters and site.count < site.pacing.window:
-                site.wake()  # the window has grown
-        elif self._starved:
-            connection.quit()  # other sites wait for a place
-        else:
-            connection.idle_since = now
-            site.idle.append(connection)
+        elif not site.wake(connection):
+            if self._starved:
+                connection.quit()  # other sites wait for a place
+            else:
+                connection.idle_since = now
+                site.idle.append(connection)
+        if site.waiters and site.count < site.pacing.window:
+            site.wake()  # the window has grown
+
+    def _has_to_yield(self, site: Site, connection: Connection) -> bool:
+        """The cap is reached and some site has nothing at all: whose turn was long enough gives a place up."""
+        if site.count == 1 and connection.transactions % _TURN_TRANSACTIONS:
+            return False
+        return any(starved.waiters and not starved.count for starved in self._starved)
 
     async def close(self) -> None:
         """QUIT everywhere, within a second; then gone."""
@@ -292,6 +304,7 @@ class Pool:
                 if not site.wake(handed) and handed is not None:
                     handed.idle_since = self._loop.time()
                     site.idle.append(handed)
+                self._wake_starved()
             raise
 
     def _gone(self, connection: Connection) -> None:
@@ -305,8 +318,11 @@ class Pool:
         self._wake_others(site)
 
     def _wake_others(self, site: Site) -> None:
-        """A place has become free."""
+        """A place has become free. Who has waited for the cap comes first, or a busy site would always take it back."""
+        self._wake_starved()
         site.wake()
+
+    def _wake_starved(self) -> None:
         while self._starved and self._total < self._cap:
             starved = next(iter(self._starved))
             del self._starved[starved]
@@ -343,5 +359,6 @@ class Pool:
                 and site.pacing.dead(now) is None
             ):
                 del self._sites[name]
+        self._wake_starved()  # should one that was woken have had no use for its place
         if not self._closed or self._connections:
             self._sweeper = self._loop.call_later(self._sweep_seconds, self._sweep)

@@ -16,6 +16,7 @@ from aiosmtpd.smtp import SMTP
 from delivery.connection import Connection
 from delivery.dialogue import Deadlines, Dialogue
 from delivery.hosts import Hosts, NoTarget, Target
+from delivery.pool import Pool
 from delivery.smtp import SmtpCourier
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, MxAnswer, NoSuchDomain
@@ -249,6 +250,48 @@ async def test_the_cap_on_all_connections_is_shared() -> None:
         assert max(remote.open_connections for remote in (one, two, three)) <= 2
 
 
+async def test_a_busy_site_does_not_keep_its_connections_while_another_has_none() -> None:
+    async with Remote() as busy, Remote() as other, courier(connections=2) as smtp:
+        many = [asyncio.create_task(smtp.carry(delivery(relay(busy.port)), CONTENT)) for _ in range(300)]
+        await busy.until(10)
+        assert kinds(await smtp.carry(delivery(relay(other.port)), CONTENT)) == ["Delivered"]
+        assert len(busy.messages) < 200
+        assert all(kinds(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*many))
+
+
+async def test_the_only_connection_there_may_be_goes_from_site_to_site() -> None:
+    async with Remote() as one, Remote() as two, Remote() as three, courier(connections=1) as smtp:
+        many = [
+            asyncio.create_task(smtp.carry(delivery(relay(remote.port)), CONTENT))
+            for remote in (one, two)
+            for _ in range(200)
+        ]
+        await one.until(10)
+        assert kinds(await smtp.carry(delivery(relay(three.port)), CONTENT)) == ["Delivered"]
+        assert len(one.messages) + len(two.messages) < 200
+        assert all(kinds(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*many))
+
+
+async def test_a_site_that_closes_behind_its_answer_is_not_pressed_less_for_it() -> None:
+    terms = delivery(relay(1)).message.envelope
+    hosts = Hosts(resolver=Names(), hostname="us.test", port=25, prefer_ipv6=True)
+    pool = Pool(hosts=hosts, settings=DeliverySettings(), hostname="us.test")
+    async with Remote() as remote:
+        route = relay(remote.port)
+        for _ in range(3):
+            connection = await pool.acquire(route)
+            assert isinstance(connection, Connection)
+            carried = await connection.carry(terms, CONTENT)
+            assert not carried.lost
+            await remote.drop_connections()
+            await until(lambda connection=connection: not connection.usable)  # type: ignore[misc]
+            pool.release(route, connection)
+        async with asyncio.timeout(5):
+            together = await asyncio.gather(*(pool.acquire(route) for _ in range(6)))
+        assert all(isinstance(connection, Connection) for connection in together)
+        await pool.close()
+
+
 async def test_the_next_exchanger_is_tried() -> None:
     """Equal ports on different loopback addresses stand for different hosts."""
     async with Remote({"GREETING": ["554 5.7.1 no"]}) as first, Remote(port=first.port, host="127.0.0.3") as third:
@@ -303,6 +346,23 @@ async def test_targets_are_bounded() -> None:
     names = Names(mx=IpAddresses(tuple(f"192.0.2.{number}" for number in range(100))))
     hosts = Hosts(resolver=names, hostname="us.test", port=25, prefer_ipv6=True)
     assert len([item async for item in hosts.targets(ToMx("r.test", ((10, "mx.test"),)))]) == 8
+
+
+async def test_exchangers_without_an_address_are_not_asked_after_for_ever() -> None:
+    class Counting(Names):
+        asked = 0
+
+        async def addresses(self, host: str) -> AddressAnswer:
+            self.asked += 1
+            return NoSuchDomain()
+
+    names = Counting()
+    async with courier(names) as smtp:
+        hosts = tuple((10, f"mx{number}.test") for number in range(500))
+        (outcome,) = await smtp.carry(delivery(ToMx("r.test", hosts)), CONTENT)
+    assert names.asked == 20
+    assert isinstance(outcome, Deferred)  # who was not asked after may have one
+    assert outcome.reply.enhanced == "4.4.4"
 
 
 async def test_cancelled_before_the_dot_it_gives_up_and_after_it_goes_on() -> None:
