@@ -33,6 +33,7 @@ log = structlog.get_logger()
 
 _BACKLOG = 1024  # connections the kernel holds for us; smtp-source alone opens 20 at once
 _GRACE_SECONDS = 5.0  # the log's own time-out is this much shorter than ours
+_CUT_SECONDS = 5.0  # for a session that was told to end at once
 
 
 class Ingress:
@@ -139,6 +140,6 @@ class Ingress:
         for task in late:
             task.cancel()
         if late:
-            await asyncio.wait(late, timeout=_GRACE_SECONDS)
+            await asyncio.wait(late, timeout=_CUT_SECONDS)
         for session in list(self._sessions):
             session.cut()

@@ -22,6 +22,7 @@ from mailstore.pop3.command import MAX_COMMAND_OCTETS, MAX_RESPONSE_OCTETS, Comm
 
 MAX_LOGIN_FAILURES = 3
 MAX_ERRORS = 20
+MAX_EARLY = 100  # each command starts the idle time anew: a stranger must not stay for ever by it
 _SLICE = 500  # lines of a listing in one piece
 
 
@@ -106,6 +107,7 @@ class Session:
         self._login: bytes | None = None
         self._failures = 0
         self._errors = 0
+        self._early = 0  # lines before the log-in
         self._kept: Sequence[Kept] = ()
         self._deleted: set[int] = set()
         self._retrieved: set[int] = set()
@@ -117,6 +119,13 @@ class Session:
 
     def receive(self, line: bytes | TooLong) -> Iterator[Action]:
         """The client's next line; what to do about it, in this order."""
+        if self._state is not _State.TRANSACTION:
+            self._early += 1
+            if self._early > MAX_EARLY:
+                self._state = _State.ENDED
+                yield Say(b"-ERR too many commands without a log-in\r\n")
+                yield Close("error")
+                return
         if isinstance(line, TooLong):
             if self._state is _State.RESPONSE:
                 self._state = _State.AUTHORIZATION

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -168,6 +169,23 @@ def test_a_reply_cannot_speak_to_the_terminal() -> None:
         HISTORY[0], Tried(FIRST, 1, (Failed(ALICE, rude, "evil\x1b]0;x\x07"),), NOON, SECOND, None), Closed()
     )
     assert all(character.isprintable() or character == "\n" for character in text)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_the_only_orders_are_our_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = Terminal()
+    Paper(out).write(("\x1b[2J\x9b2J \u202e[red]not ours[/red] :smile: ", "bold"), ("x" * 300, "red"))
+    text = out.getvalue()
+    assert text.count("\n") == 1  # neither wrapped nor cut
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert plain == f"?[2J?2J ?[red]not ours[/red] :smile: {'x' * 300}\n"
+    assert text != plain
 
 
 def test_json_cannot_speak_to_the_terminal_and_says_the_same() -> None:

@@ -212,6 +212,23 @@ def test_a_client_that_talks_nonsense_is_sent_away() -> None:
     assert driver.end == "error"
 
 
+@pytest.mark.parametrize("line", [b"CAPA", b"USER alice", b"AUTH"])
+def test_who_never_logs_in_does_not_stay(line: bytes) -> None:
+    for allowed in (True, False):
+        driver = Driver(Session(clear_text_allowed=allowed))
+        for _ in range(100):
+            driver.say(line)
+            assert driver.end is None
+        assert driver.say(line) == b"-ERR too many commands without a log-in\r\n"
+        assert driver.end == "error"
+
+
+def test_who_has_logged_in_may_say_as_much_as_he_likes(inside: Driver) -> None:
+    for _ in range(300):
+        inside.say(b"NOOP")
+    assert inside.end is None
+
+
 def test_a_failed_update_is_told() -> None:
     session = Session(clear_text_allowed=True)
     list(session.logged_in(KEPT))
