@@ -25,7 +25,7 @@ from mail.telemetry import IN_FLIGHT
 
 log = structlog.get_logger()
 
-# What an entry may hold in memory at most; [spool] inline_max says so by default.
+# What an entry may hold in memory at most: [spool] inline_max by default, or the largest that was seen.
 _LARGEST_INLINE_BYTES = 256 * 1024
 _PARKED_MAX = 5000
 _TAKE_MAX = 250
@@ -66,6 +66,7 @@ class Worker:
         self._carrying: set[asyncio.Task[None]] = set()  # of them, those that may be given up
         self._room = asyncio.Event()
         self._lost = False
+        self._largest_bytes = _LARGEST_INLINE_BYTES
 
     async def tend(self) -> None:
         """Until the shard is lost; then what is past its final dot is waited for, and nothing else."""
@@ -98,20 +99,21 @@ class Worker:
         dispatched = entry.record
         content = dispatched.content
         held = len(content.data) if isinstance(content, Inline) else 0
+        self._largest_bytes = max(self._largest_bytes, held)
         size = held or dispatched.delivery.message.size_bytes
         self._inflight.add(entry, dispatched.delivery.route.site, held, size)
 
     async def _wait_for_room(self) -> int:
         """How many to take now; waits while the bounds are reached."""
         while True:
-            room = self._inflight.room(_LARGEST_INLINE_BYTES)
+            room = self._inflight.room(self._largest_bytes)
             if room:
                 return min(room, _TAKE_MAX)
             if self._lost or self._stop.is_set():
                 return 1  # take() will say so
+            self._room.clear()  # before the spool is asked: what ends meanwhile counts
             # Only bytes can be moved out of the way; too many deliveries have to be waited for.
             if self._inflight.parked >= _PARKED_MAX or not await self._unload():
-                self._room.clear()
                 await self._room.wait()
 
     async def _unload(self) -> bool:
@@ -152,6 +154,8 @@ class Worker:
         assert task is not None
         IN_FLIGHT.inc()
         try:
+            if self._lost:
+                return  # before it began: the next owner makes the attempt
             if job.site != _MAILBOX_SITE:  # keeping in a mailbox is soon over, and never worth giving up
                 self._carrying.add(task)
             try:

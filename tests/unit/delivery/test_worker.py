@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,11 +12,13 @@ from delivery.mailbox import MailboxCourier
 from delivery.worker import Worker
 from mail.directory import Snapshot, User
 from mail.directory.static import StaticDirectory
+from mail.log import Entry, ShardLost
 from mail.message import DeliveryId, Spooled
 from mail.outcome import Deferred, Delivered, Failed, Outcome
-from mail.record import Delivery
+from mail.record import Delivery, Dispatched
 from mail.reply import Reply
 from mail.settings import DeliverySettings
+from mail.spool import SpoolUnavailable
 from mailstore.mailboxes import MailboxFull, MailboxUnavailable
 from tests.support.delivering import (
     CONTENT,
@@ -315,6 +317,71 @@ async def test_lost_gives_up_what_is_before_the_dot_and_waits_for_what_is_past_i
         go.set()
         await task
         assert shard.marks == [1]
+
+
+async def test_what_had_not_begun_when_the_shard_was_lost_does_not_begin() -> None:
+    class LostAtOnce(FakeShard):
+        async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
+            if self.taken:
+                raise ShardLost
+            return await super().take(limit)
+
+    shard, courier = LostAtOnce(), FakeCourier()
+    shard.put(dispatched(relay(1)))
+    async with working(courier, shard) as task:
+        await task
+    assert courier.carried == []  # its next owner makes the attempt
+    assert shard.finished == []
+
+
+async def test_room_that_is_made_while_the_spool_fails_is_seen() -> None:
+    """Memory is full of what waits for a slow site, the spool takes nothing, and meanwhile a delivery ends."""
+    failing, ended = asyncio.Event(), asyncio.Event()
+
+    class Failing(FakeSpool):
+        async def keep(self, content: bytes) -> Spooled:
+            failing.set()
+            await ended.wait()
+            await asyncio.sleep(0.05)
+            raise SpoolUnavailable("full")
+
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        if delivery.route == relay(1):
+            await asyncio.Event().wait()
+        if delivery.route == relay(2):
+            await failing.wait()
+            asyncio.get_running_loop().call_later(0.02, ended.set)
+        return all_of(delivery, Delivered, OK)
+
+    shard = FakeShard()
+    heavy = b"x" * 250_000
+    async with working(
+        FakeCourier(do), shard, Failing(), drain_seconds=0.1, in_flight_bytes="1MiB", connections_per_site=1
+    ):
+        shard.put(*(dispatched(relay(1), content=heavy) for _ in range(3)), dispatched(relay(2), content=heavy))
+        await failing.wait()
+        shard.put(dispatched(relay(3)))
+        reports = await shard.until(2)
+    assert len(reports) == 2
+
+
+async def test_the_largest_content_that_was_seen_bounds_what_is_taken() -> None:
+    go = asyncio.Event()
+
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        await go.wait()
+        return all_of(delivery, Delivered, OK)
+
+    shard = FakeShard()
+    async with working(FakeCourier(do), shard, in_flight_bytes="4MiB"):  # a spool.inline_max of 1 MiB or more
+        shard.put(dispatched(relay(1), content=b"x" * 1_000_000))
+        while shard.taken < 1:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        shard.put(*(dispatched(relay(number), content=b"x" * 1_000_000) for number in range(2, 20)))
+        await asyncio.sleep(0.05)
+        assert shard.taken <= 4
+        go.set()
+        await shard.until(19)
 
 
 async def test_a_drain_ends() -> None:
