@@ -65,7 +65,7 @@ def effective(given: Path | None) -> Iterator[Setting]:
     """Every key with its effective value and where it came from."""
     path = find(given)
     settings = load(path)
-    in_file = tomllib.loads(path.read_text()) if path is not None else {}
+    in_file = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
     variables = {name.upper(): name for name in os.environ if _is_setting(name)}
     for section, keys in show(settings).items():
         for key, value in keys.items():

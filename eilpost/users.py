@@ -126,13 +126,16 @@ def _find(tables: dict[str, Any], address: Address) -> str | None:
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """The file's text and tables, once it is one that a server would take. Raises SettingsError, DirectoryUnusable."""
     try:
         text = path.read_text(encoding="utf-8")
-        return text, tomllib.loads(text)
+        tables = tomllib.loads(text)
     except OSError as error:
         raise SettingsError(f"directory.url: {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"directory.url: {path}: is not TOML: {error}") from None
+    parse_directory(text, str(path))
+    return text, tables
 
 
 _PASSWORD = re.compile(r"""^([ \t]*)password[ \t]*=[ \t]*(?:"[^"\n]*"|'[^'\n]*')""", re.M)

@@ -213,6 +213,14 @@ def test_names_of_any_script_on_a_terminal_of_any_locale(home: Path) -> None:
     assert listed.stdout.splitlines() == [rb"b\xf6b@example.test"]
 
 
+def test_a_configuration_is_utf8_whatever_the_locale(home: Path) -> None:
+    (home / "eilpost.toml").write_text("# für uns\n[node]\n", encoding="utf-8")
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for arguments in (["config", "show"], ["config", "check"], ["user", "list"]):
+        done = subprocess.run([EILPOST, *arguments], cwd=home, capture_output=True, timeout=60, check=False, env=plain)
+        assert (done.returncode, done.stderr) == (0, b""), arguments
+
+
 def test_a_password_that_is_no_text_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), "ascii", "surrogateescape"))
     status, _, err = run("user", "passwd", "alice@example.test", "--password-stdin")

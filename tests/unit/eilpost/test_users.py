@@ -122,6 +122,12 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     file.write_text('[domains."example.test"]\nrelai = "mx"\n')
     with pytest.raises(DirectoryUnusable, match="relai"):
         users.add(file, "a@example.test", "x")
+    for text in ("users = 3", '[users]\n"a@example.test" = 1', "[users]\na = {}", '[aliases]\n"a@example.test" = 7'):
+        file.write_text(text + '\n[domains."example.test"]\n')
+        with pytest.raises(DirectoryUnusable, match=r"directory\.toml"):
+            users.listing(file)
+        with pytest.raises(DirectoryUnusable, match=r"directory\.toml"):
+            users.change_password(file, "a@example.test", "x")
 
 
 def test_the_list_tells_log_in_quota_and_aliases(file: Path) -> None:
