@@ -176,7 +176,7 @@ def _on_attempted(queue: MailQueue, fact: Attempted, world: World, now: datetime
     yield Event(
         message.queue_id,
         now,
-        Tried(delivery.id, fact.number, fact.outcomes, fact.started, fact.duration, due),
+        Tried(delivery.id, fact.number, tuple(outcomes), fact.started, fact.duration, due),
     )
     if given_up:
         yield Event(message.queue_id, now, Refused(_as_outcomes(given_up)))

@@ -101,6 +101,8 @@ def _write(
     ]
     if quoted:
         parts.append((headers_type, quoted))
+    if not all(body.isascii() for _, body in parts):
+        head.append("Content-Transfer-Encoding: 8bit")  # RFC 2045 section 6.4: as its parts
     out = ["\r\n".join(head).encode(), b"\r\n\r\n"]
     for content_type, body in parts:
         encoding = "7bit" if body.isascii() else "8bit"

@@ -10,7 +10,7 @@ A slow site costs a look per batch, and never stands in another's way. Next: `ro
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Container, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from heapq import heapify, heappop, heappush
@@ -185,13 +185,13 @@ class MailQueue:
         decided on, or the queue thrown away.
         """
         self._wake(now)
-        picked: list[DeliveryId] = []
+        picked: dict[DeliveryId, None] = {}
         extra: dict[str, list[int]] = {}  # what the picked ones will add to their site's hand
         turn = list(self._ready.values())
         while turn and len(picked) < most:
             again: list[_Site] = []
             for site in turn:
-                line = self._first(site)
+                line = self._first(site, picked)
                 if line is None:
                     self._ready.pop(site.name, None)
                     continue
@@ -204,12 +204,12 @@ class MailQueue:
                 more[0] += 1
                 more[1] += size
                 self._take_turn(site)
-                picked.append(line.delivery.id)
+                picked[line.delivery.id] = None
                 if len(picked) == most:
                     break
                 again.append(site)
             turn = again
-        return picked
+        return list(picked)
 
     def _wake(self, now: datetime) -> None:
         """Move what is due by `now` from `_later` to the turns of its site."""
@@ -228,14 +228,21 @@ class MailQueue:
             queue.append(entry)
             self._ready[name] = site
 
-    def _first(self, site: _Site) -> Pending | None:
-        """The line whose turn it is at the site, once everything out of date is gone from the front."""
+    def _first(self, site: _Site, picked: Container[DeliveryId]) -> Pending | None:
+        """The line whose turn it is at the site, once everything out of date is gone from the front. A line may stand
+        there twice: one that was spooled was folded in twice.
+        """
         while site.turns:
             tenant, queue = next(iter(site.turns.items()))
             while queue:
                 due, delivery_id = queue[0]
                 line = self._lines.get(delivery_id)
-                if line is not None and _waits_since(line, due) and line.delivery.route.site == site.name:
+                if (
+                    line is not None
+                    and delivery_id not in picked
+                    and _waits_since(line, due)
+                    and line.delivery.route.site == site.name
+                ):
                     return line
                 queue.popleft()
             del site.turns[tenant]

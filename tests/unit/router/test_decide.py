@@ -158,6 +158,17 @@ def test_a_report_without_a_result_for_somebody_keeps_him_open() -> None:
     assert line.content == Spooled("big", 10, "0" * 32)
 
 
+def test_a_report_that_does_not_fit_leaves_the_ledger_whole() -> None:
+    one = desk()
+    one.decide(accepted("a@far.test", "b@far.test", content=Spooled("big", 10, "0" * 32)))
+    (given,) = one.in_hand
+    out = one.report(given, delivered(recipient("x@far.test")), delivered(recipient("b@far.test")))
+    assert one.ledger["delivered"] == 1
+    assert one.owed() == one.open_recipients() == 1
+    (tried,) = [what for what in events(out) if isinstance(what, Tried)]
+    assert [str(outcome.recipient) for outcome in tried.outcomes] == ["a@far.test", "b@far.test"]
+
+
 def test_lifetime_ends_with_a_last_attempt_and_a_report() -> None:
     one = desk(lifetime=timedelta(hours=1), retry=(timedelta(minutes=20),))
     one.decide(accepted("u@far.test", sender="alice@example.test"))

@@ -89,6 +89,23 @@ def test_an_international_address_makes_a_global_report() -> None:
     assert "Final-Recipient: utf-8; jürgen@bücher.test".encode() in data
 
 
+@pytest.mark.parametrize(
+    ("headers", "reply", "encoding"),
+    [
+        (CONTENT, NEVER, None),
+        ("Subject: grüße\r\n\r\n".encode(), NEVER, "8bit"),
+        (CONTENT, Reply(550, "5.1.1", "Kein Käfer"), "8bit"),
+    ],
+)
+def test_a_report_of_eight_bits_says_so_in_its_own_header(headers: bytes, reply: Reply, encoding: str | None) -> None:
+    """RFC 2045 section 6.4: a multipart with an 8-bit part is 8-bit itself."""
+    report = write(Failure(recipient("u@far.test"), reply, REMOTE), headers=headers)
+    parsed, parts = read(report)
+    assert parsed["content-transfer-encoding"] == encoding
+    assert any(part["content-transfer-encoding"] == "8bit" for part in parts) is (encoding is not None)
+    assert report.message.envelope.body is (Body.SEVEN_BIT if encoding is None else Body.EIGHT_BIT)
+
+
 @given(text=st.text(max_size=3000), envid=st.text(max_size=100), orcpt=st.text(max_size=100))
 def test_nothing_a_stranger_says_can_start_a_field_or_a_part(text: str, envid: str, orcpt: str) -> None:
     one = Recipient(address("u@far.test"), address("u@far.test"), orcpt=orcpt)

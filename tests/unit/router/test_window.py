@@ -86,6 +86,17 @@ def test_sites_take_turns_when_a_batch_is_short() -> None:
     assert {load.in_hand for name, load in one.queue.loads().items() if name.startswith("mx:")} == {4}
 
 
+def test_a_line_that_was_written_twice_has_one_turn() -> None:
+    """The line as it was decided, then the line with its content in the spool: so the loop folds what it spools."""
+    one = desk(Limits(site=4))
+    one.answers = Answers()
+    for _ in range(8):
+        one.decide(accepted("u@d0.test"))
+    one.now += timedelta(hours=1)
+    picked = one.queue.due(one.now, one.policy.limits, 100)
+    assert len(picked) == len(set(picked)) == 4
+
+
 def test_after_a_long_sleep_what_is_due_comes_in_bounded_batches() -> None:
     one = desk(Limits())
     one.answers = Answers()
