@@ -18,10 +18,10 @@ _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_+.")
 _CHUNK = 200  # below NAME_MAX (255) of every file system, with room for the mark of a continued name
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _OURS = re.compile(
-    r"(?P<seconds>\d+)\.M(?P<micros>\d{6})_(?P<id>[A-Za-z0-9_-]{1,64})\.[^,:/]*,S=(?P<size>\d+),W=(?P<wire>\d+)"
+    r"(?P<seconds>\d{1,11})\.M(?P<micros>\d{6})_(?P<id>[A-Za-z0-9_-]{1,64})\.[^,:/]*,S=(?P<size>\d+),W=(?P<wire>\d+)"
     r"(?::2,(?P<flags>[A-Za-z]*))?\Z"
 )
-_SECONDS = re.compile(r"(\d{1,11})\.")
+_SECONDS = re.compile(r"(\d{1,11})\.")  # until the year 5138; more would be no date
 _WIRE_SIZE = re.compile(r",W=(\d+)(?=[,:]|\Z)")
 _UIDL = re.compile(r"[!-~]{1,70}\Z")  # RFC 1939 section 7
 

@@ -310,6 +310,16 @@ async def test_files_of_others_are_served_with_crlf(tmp_path: Path) -> None:
     assert await maildir.read(OWNER, first.uid, 10, 4) == wire[10:14]
 
 
+async def test_a_name_of_no_possible_time_does_not_close_the_mailbox(tmp_path: Path) -> None:
+    maildir = a_maildir(tmp_path)
+    await maildir.keep(OWNER, ID, CONTENT)
+    for seconds in ("9" * 11, "9" * 15, "9" * 40):
+        (box(tmp_path) / "cur" / f"{seconds}.M000000_{seconds}.host,S=3,W=3:2,").write_bytes(b"x\r\n")
+    kept = await maildir.messages(OWNER)
+    assert len(kept) == 4
+    assert [await maildir.read(OWNER, each.uid) for each in kept].count(b"x\r\n") == 3
+
+
 async def test_reading_and_removing_follow_a_message_that_moves(tmp_path: Path) -> None:
     maildir = a_maildir(tmp_path)
     await maildir.keep(OWNER, ID, CONTENT)
