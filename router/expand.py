@@ -69,7 +69,7 @@ class _Walk:
         """Follow one recipient of the envelope to all its ends."""
         self._visit += 1
         fruitful = False
-        stack = [(recipient, 0, "")]
+        stack: list[tuple[Recipient, int, IsAlias | None]] = [(recipient, 0, None)]
         while stack:
             current, depth, parent = stack.pop()
             key = current.address.key
@@ -79,9 +79,10 @@ class _Walk:
             found = self._snapshot.find(current.address)
             match found:
                 case IsAlias():
-                    if key == parent and key in self._snapshot.users:
+                    itself = parent is not None and found.targets is parent.targets
+                    if itself and (own := self._snapshot.mailbox_of(current.address)) is not None:
                         # "alice = alice, archive": the alias keeps a copy for its own mailbox
-                        self.finals[key] = Final(current, IsMailbox(key))
+                        self.finals[key] = Final(current, IsMailbox(own))
                         fruitful = True
                     elif key in self._seen:
                         opened = self._seen[key]
@@ -96,7 +97,7 @@ class _Walk:
                             fruitful = True
                         else:
                             stack.extend(
-                                (replace(current, address=to), depth + 1, key) for to in reversed(found.targets)
+                                (replace(current, address=to), depth + 1, found) for to in reversed(found.targets)
                             )
                 case IsUnknown():
                     self.refused[key] = Refusal(current, UNKNOWN_USER)

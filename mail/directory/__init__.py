@@ -98,8 +98,8 @@ class Snapshot:
     delimiter: str = "+"  # user+detail@ is user@ (RFC 5233); empty: off
 
     def find(self, address: Address) -> Found:
-        """What the address is here. Exact names win over names without their detail; `@domain` is the catch-all
-        alias.
+        """What the address is here. Exact names win over names without their detail, an alias over the mailbox of its
+        name; `@domain` is the catch-all alias.
         """
         name = address.domain_ascii
         domain = self.domains.get(name)
@@ -113,16 +113,24 @@ class Snapshot:
             return IsRelayed(domain)
         if key in self.users:
             return IsMailbox(key)
-        if self.delimiter:
-            base, found, _detail = address.local.lower().partition(self.delimiter)
-            if found and base:
-                base_key = f"{base}@{name}"
-                if base_key in self.users:
-                    return IsMailbox(base_key)
-                if base_key in self.aliases:
-                    return IsAlias(self.aliases[base_key])
+        base_key = self._base_key(address)
+        if base_key in self.aliases:
+            return IsAlias(self.aliases[base_key])
+        if base_key in self.users:
+            return IsMailbox(base_key)
         catch_all = self.aliases.get(f"@{name}")
         return IsAlias(catch_all) if catch_all is not None else IsUnknown()
+
+    def mailbox_of(self, address: Address) -> str | None:
+        """The mailbox of the address's own name, whatever aliases there are: what an alias means that names itself."""
+        return next((key for key in (address.key, self._base_key(address)) if key in self.users), None)
+
+    def _base_key(self, address: Address) -> str:
+        """The key without its detail; empty when it has none."""
+        if not self.delimiter:
+            return ""
+        base, found, _detail = address.local.lower().partition(self.delimiter)
+        return f"{base}@{address.domain_ascii}" if found and base else ""
 
     def tenant_of(self, domain: str) -> Tenant:
         """The tenant a domain of ours belongs to; the default one for the rest."""

@@ -69,6 +69,22 @@ def test_an_alias_may_keep_a_copy_for_its_own_mailbox_but_a_redirect_keeps_none(
     assert [name for name, _ in names(redirect, "alice@example.test", "all@example.test")[0]] == ["x@far.test"]
 
 
+def test_an_address_with_a_detail_follows_the_alias_of_its_name() -> None:
+    copy = {"alice@example.test": ["alice@example.test", "x@far.test"]}
+    assert [name for name, _ in names(copy, "alice+news@example.test")[0]] == ["alice@example.test", "x@far.test"]
+    redirect = {"alice@example.test": ["x@far.test"]}
+    assert names(redirect, "alice+news@example.test") == ([("x@far.test", "alice+news@example.test")], [])
+    detailed = {"alice@example.test": ["alice+copy@example.test", "x@far.test"]}
+    for to in ("alice@example.test", "alice+news@example.test"):
+        assert [name for name, _ in names(detailed, to)[0]] == ["alice+copy@example.test", "x@far.test"]
+    own = {"alice+list@example.test": ["alice@example.test", "bob@example.test"]}  # an exact name wins
+    assert [name for name, _ in names(own, "alice+list@example.test")[0]] == ["alice@example.test", "bob@example.test"]
+    assert [name for name, _ in names(own | redirect, "alice+list@example.test")[0]] == [
+        "x@far.test",
+        "bob@example.test",
+    ]
+
+
 def test_depth_is_bounded_and_an_empty_list_is_refused() -> None:
     chain = {f"a{n}@example.test": [f"a{n + 1}@example.test"] for n in range(9)}
     assert names(chain | {"a9@example.test": ["bob@example.test"]}, "a0@example.test", depth=5) == (
