@@ -2,7 +2,7 @@
 
 Everybody else writes `log = structlog.get_logger()` and `log.info("accepted", queue_id=...)`. Levels below the chosen
 one cost a call of an empty function. What libraries log through `logging` comes out the same way, from WARNING on. A
-traceback is a field of its line, never lines of its own.
+traceback is a field of its line, never lines of its own. Next: `mail/service.py`.
 """
 
 from __future__ import annotations

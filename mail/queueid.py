@@ -1,6 +1,7 @@
 """Makes queue ids: ULIDs that rise strictly within this process, from any thread.
 
 The only impure part of a queue id (clock and chance); what an id means is in `mail/message.py`.
+Next: `mail/envelope.py`.
 """
 
 from __future__ import annotations

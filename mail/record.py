@@ -1,6 +1,7 @@
 """The records the roles exchange, frozen and named in the past tense; the only thing they exchange.
 
 Which topic and shard each belongs to: `mail/log/topics.py`; its bytes: `mail/log/codec.py`. Pure values.
+Next: `mail/log/topics.py`.
 
     ingress --Accepted--> router --Dispatched--> delivery --Attempted--> router
                             |  \\--Event--> anybody who asks for the history

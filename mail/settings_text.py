@@ -1,6 +1,7 @@
 """Writes settings as the TOML that `mail/settings_file.py` reads, every key explained beside its value.
 
 The documentation, `eilpost config show` and the example file are this text, so that none of them can be out of date.
+Next: `mail/settings_file.py`.
 """
 
 from __future__ import annotations

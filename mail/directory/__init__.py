@@ -2,6 +2,7 @@
 
 A `Snapshot` is immutable; a role takes the current one for each decision, so a reload never changes the world in the
 middle of one. Passwords are checked by `verify`, off the event loop. Adapters: `static` (tests), `file` (TOML).
+Next: `mail/directory/toml.py`.
 """
 
 from __future__ import annotations

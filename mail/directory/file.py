@@ -3,7 +3,7 @@
 The file is looked at every second (time, inode, size), which sees an atomic replacement, an edit in place and a changed
 Kubernetes mount alike. It is read when it looks the same twice in a row: an editor that empties a file before it writes
 it must not make everybody unknown for a second. A bad file leaves the last good snapshot in force and says so once, in
-the log and in the metric. Only the first load is strict: no snapshot, no service.
+the log and in the metric. Only the first load is strict: no snapshot, no service. Next: `mail/directory/passwords.py`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 A right password is remembered for a minute under a keyed hash that lives and dies with this process, so that a mail
 client that logs in again costs nothing; a changed password is another hash and is never taken from memory. Plain text
 is kept nowhere. Source: RFC 9106 (argon2); the parameters are argon2-cffi's low-memory profile (19 MiB, t=2, p=1).
+Next: `mail/resolver/__init__.py`.
 """
 
 from __future__ import annotations

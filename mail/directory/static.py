@@ -1,4 +1,7 @@
-"""A directory that is given whole and never changes by itself: for tests. Passwords are plain text."""
+"""A directory that is given whole and never changes by itself: for tests. Passwords are plain text.
+
+Next: `mail/directory/__init__.py`.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 It knows nothing of DNS but that an answer comes with the seconds it may be kept; 0 means not at all.
 Nothing is served past its TTL (RFC 8767's stale answers are not for deciding to bounce).
+Next: `mail/resolver/dnspython.py`.
 """
 
 from __future__ import annotations

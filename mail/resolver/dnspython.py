@@ -3,6 +3,7 @@
 A truncated answer over UDP is asked again over TCP (RFC 7766), EDNS asks for 1232 octets, CNAMEs are followed. "No" is
 kept apart from "do not know": NXDOMAIN and NODATA are answers, kept by the SOA's minimum (RFC 2308) and at most
 `NEGATIVE_MAX`; SERVFAIL, REFUSED and silence are `DnsUnknown` and are never kept. It does not validate DNSSEC.
+Next: `router/resolve.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A resolver that is a struct of maps and a list of what fails: for tests. The same answers as DNS would give.
 
 A name in `mx` or `addresses` exists; any other does not. `slow` names answer after that many seconds.
+Next: `mail/resolver/__init__.py`.
 """
 
 from __future__ import annotations

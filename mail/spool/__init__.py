@@ -1,7 +1,7 @@
 """The Spool port: content too large to ride in a record, or that has to wait.
 
 Durable when `keep` returns; never parsed; expires by age, which is longer than the queue lifetime, so nothing counts
-references. Adapters: `disk`; `objects` follows with the cluster.
+references. Adapters: `disk`; `objects` follows with the cluster. Next: `mail/spool/disk.py`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 Contents kept at the same time share one file (a *pack*) and one flush: group commit. A large content has a file of its
 own. Files lie in a directory per hour (UTC), so that a sweep by age removes whole directories. A name is
 `HOUR/ID@OFFSET`; how long the content is stands in `Spooled`. All disk work happens in threads of the spool's own.
+Next: `mail/spool/memory.py`.
 """
 
 from __future__ import annotations

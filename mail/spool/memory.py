@@ -1,4 +1,7 @@
-"""A spool that forgets everything with the process: for tests and `spool.url = "memory:"`."""
+"""A spool that forgets everything with the process: for tests and `spool.url = "memory:"`.
+
+Next: `mail/directory/__init__.py`.
+"""
 
 from __future__ import annotations
 
