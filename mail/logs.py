@@ -93,11 +93,16 @@ def one_line_traceback(error: BaseException) -> str:
 
 
 def _to_json(_logger: Any, _method: str, event: _Event) -> bytes:
-    return orjson.dumps(
-        {"time": event.pop("time"), "level": event.pop("level"), **event},
-        default=str,
-        option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS,
-    )
+    line = {"time": event.pop("time"), "level": event.pop("level"), **event}
+    option = orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
+    try:
+        return orjson.dumps(line, default=str, option=option)
+    except TypeError:  # a file name that is not UTF-8, a number beyond 64 bits
+        plain = {
+            key: value if isinstance(value, datetime) else str(value).encode("utf-8", "backslashreplace").decode()
+            for key, value in line.items()
+        }
+        return orjson.dumps(plain, option=option)
 
 
 def _to_text(_logger: Any, _method: str, event: _Event) -> str:

@@ -200,6 +200,15 @@ def test_a_line_is_json_with_its_traceback_inside(stream: _Stream) -> None:
     assert "\n" not in failed["traceback"]
 
 
+def test_a_line_that_is_no_json_is_written_all_the_same(stream: _Stream) -> None:
+    """A file name that is not UTF-8 (PEP 383), a number of too many digits: a log line never breaks its writer."""
+    logs.configure("info", "json", stream)
+    structlog.get_logger().info("odd file", name=os.fsdecode(b"caf\xe9"), number=1 << 80)
+    (line,) = _lines(stream)
+    assert (line["event"], line["level"]) == ("odd file", "info")
+    assert (line["name"], line["number"]) == ("caf\\udce9", str(1 << 80))
+
+
 def test_libraries_log_the_same_way_from_warning_on(stream: _Stream) -> None:
     logs.configure("info", "json", stream)
     logging.getLogger("mail.log").info("command by command")
