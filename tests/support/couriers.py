@@ -1,0 +1,55 @@
+"""What the tests of the SMTP courier and its pool share: a courier, names it can resolve, and short questions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from delivery.dialogue import Deadlines
+from delivery.smtp import SmtpCourier
+from mail.outcome import Outcome
+from mail.resolver import AddressAnswer, IpAddresses, MxAnswer
+from mail.settings import DeliverySettings
+
+QUICK = Deadlines(0.2, 0.2, 0.2, 0.2, 0.2, 0.2)
+
+
+class Names:
+    """A resolver of hosts; an IP address answers itself."""
+
+    def __init__(self, **hosts: AddressAnswer) -> None:
+        self.hosts = hosts
+
+    async def mx(self, domain: str) -> MxAnswer:
+        raise AssertionError("the router has asked already")
+
+    async def addresses(self, host: str) -> AddressAnswer:
+        return self.hosts.get(host.partition(".")[0]) or IpAddresses((host,))
+
+
+@asynccontextmanager
+async def courier(
+    resolver: Names | None = None, deadlines: Deadlines | None = None, **settings: Any
+) -> AsyncIterator[SmtpCourier]:
+    one = SmtpCourier(
+        settings=DeliverySettings(**settings),
+        hostname="us.test",
+        resolver=resolver or Names(),
+        deadlines=deadlines,
+    )
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - the remote has no event for each of these
+            await asyncio.sleep(0.01)
+
+
+def kinds(outcomes: tuple[Outcome, ...]) -> list[str]:
+    return [type(outcome).__name__ for outcome in outcomes]

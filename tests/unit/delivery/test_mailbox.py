@@ -1,0 +1,68 @@
+"""The mailbox courier: what it writes before a message, and what the store's troubles mean."""
+
+from __future__ import annotations
+
+from delivery.mailbox import MailboxCourier
+from mail.directory import Snapshot, User
+from mail.directory.static import StaticDirectory
+from mail.message import DeliveryId
+from mail.outcome import Deferred, Delivered, Failed
+from mailstore.mailboxes import MailboxFull, MailboxUnavailable
+from tests.support.delivering import CONTENT, address, delivery, envelope, mailbox
+
+
+class Box:
+    """A `Mailboxes` of which only `keep` is used."""
+
+    def __init__(self, trouble: Exception | None = None) -> None:
+        self._trouble = trouble
+        self.kept: dict[tuple[str, DeliveryId], bytes] = {}
+        self.quota: int | None = None
+
+    async def keep(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
+        self.quota = quota_bytes
+        if self._trouble is not None:
+            raise self._trouble
+        new = (owner, delivery_id) not in self.kept
+        self.kept.setdefault((owner, delivery_id), content)
+        return new
+
+
+def postman(box: Box) -> MailboxCourier:
+    alice = User(address("alice@example.test"), quota_bytes=1000)
+    directory = StaticDirectory(Snapshot(users={"alice@example.test": alice}), {})
+    return MailboxCourier(mailboxes=box, directory=directory)  # type: ignore[arg-type]
+
+
+async def test_a_mailbox_gets_the_message_behind_two_lines() -> None:
+    box = Box()
+    one = delivery(mailbox(), "alice+a@example.test", "Alice@example.test")
+    outcomes = await postman(box).carry(one, CONTENT)
+    assert [type(outcome) for outcome in outcomes] == [Delivered, Delivered]
+    ((owner, _), content), *others = box.kept.items()
+    assert not others
+    assert owner == "alice@example.test"
+    assert box.quota == 1000
+    assert content == (
+        b"Return-Path: <sender@example.test>\r\n"
+        b"Delivered-To: alice+a@example.test\r\nDelivered-To: Alice@example.test\r\n" + CONTENT
+    )
+    again = await postman(box).carry(one, CONTENT)
+    assert all(isinstance(outcome, Delivered) and "second copy" in outcome.reply.text for outcome in again)
+    assert len(box.kept) == 1
+
+
+async def test_the_null_sender_is_written_as_such() -> None:
+    box = Box()
+    await postman(box).carry(delivery(mailbox(), terms=envelope("alice@example.test", sender=None)), CONTENT)
+    assert next(iter(box.kept.values())).startswith(b"Return-Path: <>\r\n")
+
+
+async def test_troubles_of_a_mailbox() -> None:
+    for trouble, code in ((MailboxFull("x"), "452 4.2.2"), (MailboxUnavailable("x"), "451 4.3.0")):
+        (outcome,) = await postman(Box(trouble)).carry(delivery(mailbox(), "alice@example.test"), CONTENT)
+        assert isinstance(outcome, Deferred)
+        assert str(outcome.reply).startswith(code)
+    (outcome,) = await postman(Box()).carry(delivery(mailbox("bob@example.test"), "bob@example.test"), CONTENT)
+    assert isinstance(outcome, Failed)
+    assert outcome.reply.enhanced == "5.1.1"

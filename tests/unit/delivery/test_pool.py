@@ -1,0 +1,174 @@
+"""Connections shared by deliveries: reused, bounded, given up, and never kept from who has none."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from delivery.connection import Connection
+from delivery.hosts import Hosts
+from delivery.pool import Pool
+from delivery.smtp import SmtpCourier
+from mail.outcome import Deferred
+from mail.settings import DeliverySettings
+from tests.support.couriers import QUICK, Names, courier, kinds, until
+from tests.support.delivering import CONTENT, delivery, relay
+from tests.support.remote import Drop, Remote, Stall, Wait
+
+
+async def test_a_connection_is_given_up_after_its_messages_and_after_its_idle_time() -> None:
+    async with Remote() as remote, courier(messages_per_connection=2, idle=timedelta(seconds=0.1)) as smtp:
+        for _ in range(3):
+            await smtp.carry(delivery(relay(remote.port)), CONTENT)
+        assert [session.commands.count("DOT") for session in remote.sessions] == [2, 1]
+        await remote.until_said("QUIT")
+        await until(lambda: all(session.commands[-1] == "QUIT" for session in remote.sessions))
+
+
+async def test_a_stale_connection_costs_a_reconnect() -> None:
+    async with Remote({"MAIL": ["250 ok", Drop(), "250 ok"]}) as remote, courier() as smtp:
+        await smtp.carry(delivery(relay(remote.port)), CONTENT)
+        assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+        assert len(remote.sessions) == 2
+
+
+async def test_a_restarted_server_costs_no_deferral() -> None:
+    remote = Remote()
+    await remote.start()
+    async with courier() as smtp:
+        assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+        await remote.stop()
+        carrying = asyncio.gather(*(smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(10)))
+        await asyncio.sleep(0.3)
+        await remote.start()
+        assert [kinds(outcomes) for outcomes in await carrying] == [["Delivered"]] * 10
+    await remote.stop()
+
+
+async def test_a_dead_site_is_left_alone_for_a_while() -> None:
+    port = free_port()
+    async with courier(dead_site=timedelta(seconds=0.3)) as smtp:
+        (first,) = await smtp.carry(delivery(relay(port)), CONTENT)
+        assert isinstance(first, Deferred)
+        assert first.reply.enhanced == "4.4.1"
+        async with Remote(port=port) as remote:
+            (second,) = await smtp.carry(delivery(relay(port)), CONTENT)
+            assert isinstance(second, Deferred)
+            assert "Not tried" in second.reply.text
+            assert remote.sessions == []
+            await asyncio.sleep(0.4)
+            assert kinds(await smtp.carry(delivery(relay(port)), CONTENT)) == ["Delivered"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("trouble", [Stall(), Drop(), "421 4.7.0 not you"])
+async def test_a_site_that_breaks_every_transaction_holds_nobody_for_long(trouble: Any) -> None:
+    async with Remote({"MAIL": [trouble]}) as remote, courier(deadlines=QUICK) as smtp:
+        carrying = [smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
+        outcomes = await asyncio.wait_for(asyncio.gather(*carrying), 10)
+        assert all(kinds(outcome) == ["Deferred"] for outcome in outcomes)
+        assert len(remote.sessions) <= 8
+
+
+async def test_slow_start_and_the_limit_of_connections() -> None:
+    async with Remote() as remote, courier(connections_per_site=6) as smtp:
+        carrying = [smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
+        assert all(kinds(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*carrying))
+        assert len(remote.sessions) == 6
+
+
+async def test_slow_start_begins_small() -> None:
+    go = asyncio.Event()
+    async with Remote({"DOT": [Wait(go, "250 ok")]}) as remote, courier() as smtp:
+        carrying = [asyncio.create_task(smtp.carry(delivery(relay(remote.port)), CONTENT)) for _ in range(30)]
+        await remote.until_said("DOT")
+        await asyncio.sleep(0.1)
+        assert len(remote.sessions) == 4
+        go.set()
+        await asyncio.gather(*carrying)
+        assert len(remote.sessions) > 4
+
+
+async def test_a_server_that_limits_connections_is_used_within_its_limit() -> None:
+    async with Remote({"GREETING": ["220 a", "220 b", "421 4.7.0 too many"]}) as remote, courier() as smtp:
+        carrying = [smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(40)]
+        assert all(kinds(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*carrying))
+
+
+async def test_the_cap_on_all_connections_is_shared() -> None:
+    async with Remote() as one, Remote() as two, Remote() as three, courier(connections=2) as smtp:
+        remotes = [one, two, three] * 10
+        carrying = [smtp.carry(delivery(relay(remote.port)), CONTENT) for remote in remotes]
+        outcomes = await asyncio.wait_for(asyncio.gather(*carrying), 10)
+        assert all(kinds(outcome) == ["Delivered"] for outcome in outcomes)
+        assert max(remote.open_connections for remote in (one, two, three)) <= 2
+
+
+async def test_a_busy_site_does_not_keep_its_connections_while_another_has_none() -> None:
+    async with Remote() as busy, Remote() as other, courier(connections=2) as smtp:
+        many = [asyncio.create_task(smtp.carry(delivery(relay(busy.port)), CONTENT)) for _ in range(300)]
+        await busy.until(10)
+        assert kinds(await smtp.carry(delivery(relay(other.port)), CONTENT)) == ["Delivered"]
+        assert len(busy.messages) < 200
+        assert all(kinds(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*many))
+
+
+async def test_the_only_connection_there_may_be_goes_from_site_to_site() -> None:
+    async with Remote() as one, Remote() as two, Remote() as three, courier(connections=1) as smtp:
+        many = [
+            asyncio.create_task(smtp.carry(delivery(relay(remote.port)), CONTENT))
+            for remote in (one, two)
+            for _ in range(200)
+        ]
+        await one.until(10)
+        assert kinds(await smtp.carry(delivery(relay(three.port)), CONTENT)) == ["Delivered"]
+        assert len(one.messages) + len(two.messages) < 200
+        assert all(kinds(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*many))
+
+
+async def test_a_site_that_closes_behind_its_answer_is_not_pressed_less_for_it() -> None:
+    terms = delivery(relay(1)).message.envelope
+    hosts = Hosts(resolver=Names(), hostname="us.test", port=25, prefer_ipv6=True)
+    pool = Pool(hosts=hosts, settings=DeliverySettings(), hostname="us.test")
+    async with Remote() as remote:
+        route = relay(remote.port)
+        for _ in range(3):
+            connection = await pool.acquire(route)
+            assert isinstance(connection, Connection)
+            carried = await connection.carry(terms, CONTENT)
+            assert not carried.lost
+            await remote.drop_connections()
+            await until(lambda connection=connection: not connection.usable)  # type: ignore[misc]
+            pool.release(route, connection)
+        async with asyncio.timeout(5):
+            together = await asyncio.gather(*(pool.acquire(route) for _ in range(6)))
+        assert all(isinstance(connection, Connection) for connection in together)
+        await pool.close()
+
+
+async def test_a_cancelled_waiter_passes_its_turn_on() -> None:
+    async with Remote() as remote, courier(connections_per_site=1) as smtp:
+        carrying = [asyncio.create_task(smtp.carry(delivery(relay(remote.port)), CONTENT)) for _ in range(40)]
+        await remote.until(3)
+        for task in carrying[5::2]:
+            task.cancel()
+        results = await asyncio.wait_for(asyncio.gather(*carrying, return_exceptions=True), 10)
+        assert all(isinstance(result, asyncio.CancelledError) or kinds(result) == ["Delivered"] for result in results)  # type: ignore[arg-type]
+
+
+async def test_close_does_not_wait_for_a_silent_server() -> None:
+    async with Remote({"QUIT": [Stall()]}) as remote:
+        smtp = SmtpCourier(settings=DeliverySettings(), hostname="us.test", resolver=Names())
+        await smtp.carry(delivery(relay(remote.port)), CONTENT)
+        await asyncio.wait_for(smtp.close(), 5)
+        await remote.until_said("QUIT")
