@@ -27,6 +27,7 @@ from mail.telemetry import CONNECTION_ERRORS
 log = structlog.get_logger()
 
 _SITE_KEPT_SECONDS = 600.0  # the window of a site without connections is forgotten after this time
+_SITES_MAX = 5000  # beyond it, that of every site without connections is forgotten at once
 _RECENT_SECONDS = 60.0
 # While another site has no connection at all, a site's last one goes on to it after so many transactions.
 _TURN_TRANSACTIONS = 20
@@ -114,6 +115,7 @@ class Pool:
         if site is None:
             site = self._sites[name] = Site(name, Pacing(self._per_site, self._dead_seconds))
         while True:
+            site = self._sites.setdefault(name, site)  # the sweep may have come between a waking and its waiter
             now = self._loop.time()
             site.last_used = now
             if self._closed:
@@ -347,6 +349,7 @@ class Pool:
         now = self._loop.time()
         for connection in [*self._connections, *self._handshakes]:
             connection.check(now)
+        kept_seconds = _SITE_KEPT_SECONDS if len(self._sites) <= _SITES_MAX else 0.0
         for name, site in list(self._sites.items()):
             while site.idle and now - site.idle[0].idle_since >= self._idle_seconds:
                 site.idle.pop(0).quit()
@@ -355,7 +358,7 @@ class Pool:
             if (
                 not site.count
                 and not site.waiters
-                and now - site.last_used > _SITE_KEPT_SECONDS
+                and now - site.last_used > kept_seconds
                 and site.pacing.dead(now) is None
             ):
                 del self._sites[name]

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from delivery import pool as pool_module
 from delivery.connection import Connection
 from delivery.hosts import Hosts
-from delivery.pool import Pool
+from delivery.pool import Pool, Unreached
 from delivery.smtp import SmtpCourier
 from mail.outcome import Deferred
+from mail.resolver import NoSuchDomain
+from mail.route import ToMx
 from mail.settings import DeliverySettings
 from tests.support.couriers import QUICK, Names, courier, kinds, until
 from tests.support.delivering import CONTENT, delivery, relay
@@ -172,3 +175,13 @@ async def test_close_does_not_wait_for_a_silent_server() -> None:
         await smtp.carry(delivery(relay(remote.port)), CONTENT)
         await asyncio.wait_for(smtp.close(), 5)
         await remote.until_said("QUIT")
+
+
+async def test_sites_without_connections_are_not_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_SITES_MAX", 10)
+    hosts = Hosts(resolver=Names(mx=NoSuchDomain()), hostname="us.test", port=25, prefer_ipv6=True)
+    pool = Pool(hosts=hosts, settings=DeliverySettings(), hostname="us.test", deadlines=QUICK)
+    for number in range(50):
+        assert isinstance(await pool.acquire(ToMx("r.test", ((number, "mx.test"),))), Unreached)
+    await until(lambda: len(pool._sites) <= 10)
+    await pool.close()
