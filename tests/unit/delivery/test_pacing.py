@@ -93,3 +93,13 @@ def test_room() -> None:
     assert inflight.empty
     inflight.add("a", "site", 0, 60)
     assert inflight.unload(5) == []
+
+
+def test_what_sites_have_earned_is_not_remembered_without_end() -> None:
+    inflight: InFlight[int] = InFlight(count=10, size_bytes=100, parked=100, share_of=lambda _: 10)
+    for number in range(5000):
+        inflight.add(number, f"site{number}", 0, 0)
+        (started,) = inflight.start()
+        inflight.done(started)
+    assert inflight.empty
+    assert len(inflight._earned) <= 2000

@@ -181,7 +181,12 @@ async def test_sites_without_connections_are_not_all_remembered(monkeypatch: pyt
     monkeypatch.setattr(pool_module, "_SITES_MAX", 10)
     hosts = Hosts(resolver=Names(mx=NoSuchDomain()), hostname="us.test", port=25, prefer_ipv6=True)
     pool = Pool(hosts=hosts, settings=DeliverySettings(), hostname="us.test", deadlines=QUICK)
+    dead = relay(free_port())
+    assert isinstance(await pool.acquire(dead), Unreached)
     for number in range(50):
         assert isinstance(await pool.acquire(ToMx("r.test", ((number, "mx.test"),))), Unreached)
     await until(lambda: len(pool._sites) <= 10)
+    remembered = await pool.acquire(dead)
+    assert isinstance(remembered, Unreached)
+    assert "Not tried" in remembered.reply.text
     await pool.close()

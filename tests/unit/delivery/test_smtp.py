@@ -199,6 +199,32 @@ async def test_a_server_that_stops_reading_is_given_up() -> None:
         over.set()
 
 
+async def test_a_server_that_reads_slowly_and_steadily_is_waited_for() -> None:
+    """Each part it takes renews the deadline (RFC 5321 section 4.5.3.2.5)."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 hi\r\n")
+        for answer in (b"250 hi\r\n", b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+            await reader.readline()
+            writer.write(answer)
+        taken = 0
+        while taken < len(content):
+            part = await reader.read(65536)
+            if taken // 1_000_000 != (taken + len(part)) // 1_000_000:
+                await asyncio.sleep(0.05)
+            taken += len(part)
+        writer.write(b"250 ok\r\n")
+        await reader.readline()
+        writer.close()
+
+    content = b"x" * 76 + b"\r\n"
+    content *= 400_000
+    deadlines = Deadlines(block_seconds=0.5)
+    async with listening(streams(serve)) as port, courier(deadlines=deadlines) as smtp:
+        one = delivery(relay(port), content=content)
+        assert kinds(await asyncio.wait_for(smtp.carry(one, content), 30)) == ["Delivered"]
+
+
 async def test_an_ordinary_server_agrees() -> None:
     """The oracle: aiosmtpd's stock server."""
     got: list[tuple[str | None, list[str], bytes]] = []

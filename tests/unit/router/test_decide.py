@@ -34,6 +34,7 @@ from mail.record import (
 from mail.reply import Reply
 from mail.resolver import MxHosts
 from mail.route import ToMailbox, ToMx, ToRelay, Unresolved
+from router.tally import Tally
 from router.window import Limits
 from router.world import Answers
 from tests.support.routing import (
@@ -67,6 +68,21 @@ def desk(**rules: object) -> Desk:
         policy(relay=RELAY, **rules),
         snapshot(["alice@example.test"], {"list@example.test": ["alice@example.test", "u@far.test"]}),
     )
+
+
+def test_what_comes_twice_is_counted() -> None:
+    one, tally = desk(), Tally()
+    mail = accepted("u@far.test")
+    one.decide(mail)
+    (given,) = one.in_hand
+    line = one.queue.line(given)
+    assert line is not None
+    report = Attempted(given, 2, (delivered(recipient("u@far.test")),), START, timedelta(0))
+    tally.note(mail, None, one.decide(mail), START)
+    tally.note(report, line, one.decide(report), START)
+    assert tally.duplicates == 2
+    assert not tally.ledger
+    assert not tally.first_attempts
 
 
 def test_a_simple_message_from_accepted_to_closed() -> None:

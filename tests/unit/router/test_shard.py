@@ -13,8 +13,8 @@ import pytest
 from mail.directory.static import StaticDirectory
 from mail.log import DeliveryShard, Entry, LogUnavailable, LogUnusable, RouterLog, RouterShard, ShardLost, Tend
 from mail.log.memory import MemoryLog
-from mail.message import Inline, Spooled
-from mail.record import Accepted, Attempted, Closed, Dispatched, Pending, Record, Waiting, Why
+from mail.message import Inline, Spooled, delivery_id
+from mail.record import Accepted, Attempted, Closed, Delivery, Dispatched, Pending, Record, Waiting, Why
 from mail.resolver.static import StaticResolver
 from mail.route import ToRelay
 from mail.service import ServiceError
@@ -214,6 +214,17 @@ async def test_a_burst_beyond_the_window_is_spooled_and_all_of_it_delivered_in_t
     assert await setup.lines() == []
 
 
+async def test_what_is_due_goes_batch_after_batch_without_a_pause() -> None:
+    setup = Setup(relay=ToRelay("smart.test", 25), settings=RouterSettings(batch=10))
+    now, spooled = datetime.now(UTC), await setup.spool.keep(CONTENT)
+    for _ in range(60):
+        message = fresh("u@far.test").message
+        one = Delivery(delivery_id(message.queue_id, 1), message, ToRelay("smart.test", 25))
+        await setup.log.append(Pending(one, Waiting(now, Why.RETRY, "Greylisted"), spooled, 1))
+    async with setup.running(), asyncio.timeout(3):  # a look a second would take five
+        await until(lambda: len(setup.carried) == 60)
+
+
 async def test_a_letter_to_many_sites_does_not_fill_the_log_with_copies() -> None:
     sites = {f"d{number}.test": [(10, f"mx.d{number}.test")] for number in range(100)}
     setup = Setup(resolver=StaticResolver(mx=sites), deliver=succeed)
@@ -307,6 +318,17 @@ async def test_a_failed_rewind_is_repeated_before_anything_is_taken() -> None:
     router = router_on(Log(), setup)
     await router.run(lambda: None, asyncio.Event())
     assert calls == ["replay", "take", "commit", "rewind", "rewind", "replay", "take"]
+
+
+async def test_what_is_no_longer_ours_is_no_longer_counted() -> None:
+    def in_hand() -> float | None:
+        return REGISTRY.get_sample_value("eilpost_queue_recipients", {"state": "in_hand"})
+
+    setup = Setup(relay=ToRelay("smart.test", 25))
+    await setup.log.append(fresh("u@far.test"))
+    async with setup.running():
+        await until(lambda: in_hand() == 1)
+    assert in_hand() == 0
 
 
 async def test_a_log_that_cannot_be_read_ends_the_role_in_one_line() -> None:

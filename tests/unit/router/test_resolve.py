@@ -1,0 +1,62 @@
+"""Questions to DNS: asked together, never waited for long, bounded, and never the end of a shard."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+import structlog
+
+from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, MxAnswer, MxHosts, NoRecords
+from mail.resolver.static import StaticResolver
+from router import resolve
+from router.resolve import Questions
+
+QUICK = timedelta(milliseconds=20)
+FAR = MxHosts(((10, "mx.far.test"),))
+
+
+async def test_addresses_are_asked_for_where_there_is_no_mx() -> None:
+    resolver = StaticResolver(mx={"far.test": [(10, "mx.far.test")]}, addresses={"bare.test": ["192.0.2.9"]})
+    questions = Questions(resolver)
+    answers = await questions.ask(["far.test", "bare.test"])
+    assert answers.mx == {"far.test": FAR, "bare.test": NoRecords()}
+    assert answers.addresses == {"bare.test": IpAddresses(("192.0.2.9",))}
+
+
+async def test_a_late_answer_is_missing_and_its_question_is_not_asked_again() -> None:
+    resolver = StaticResolver(mx={"slow.test": [(10, "mx.far.test")]}, slow={"slow.test": 0.2})
+    questions = Questions(resolver, QUICK)
+    for _ in range(3):
+        assert (await questions.ask(["slow.test"])).mx == {}
+    patient = Questions(resolver)
+    assert (await patient.ask(["slow.test"])).mx == {"slow.test": FAR}
+    assert resolver.asked["slow.test"] == 2  # one for each who asks
+    await questions.close()
+
+
+async def test_a_flood_of_silent_domains_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "QUESTIONS_MAX", 10)
+    names = [f"d{number}.test" for number in range(30)]
+    resolver = StaticResolver(slow=dict.fromkeys(names, 3600.0))
+    questions = Questions(resolver, QUICK)
+    for _ in range(2):
+        assert (await questions.ask(names)).mx == {}
+    assert resolver.asked.total() == 10
+    await asyncio.wait_for(questions.close(), 5)
+    assert (await questions.ask(["known.test"])).mx.keys() == {"known.test"}  # and there is room again
+
+
+async def test_a_bug_in_the_resolver_is_an_answer_not_known() -> None:
+    class Broken:
+        async def mx(self, domain: str) -> MxAnswer:
+            raise ZeroDivisionError
+
+        async def addresses(self, host: str) -> AddressAnswer:
+            raise AssertionError
+
+    with structlog.testing.capture_logs() as lines:
+        answers = await Questions(Broken()).ask(["far.test"])
+    assert isinstance(answers.mx["far.test"], DnsUnknown)
+    assert [line["event"] for line in lines] == ["resolver failed"]
