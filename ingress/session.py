@@ -31,7 +31,6 @@ from mail.telemetry import SMTP_CONNECTIONS, SMTP_SESSIONS
 log = structlog.get_logger()
 
 _SURPLUS_MAX = 64 * 1024  # bytes a client may send ahead of us before we stop reading
-_DOTS_MAX = 64 * 1024  # what transparent dots may add to content on the wire beyond the size limit
 _SLOWEST_RATE = 1024  # bytes a second, for content that takes long
 _TURN = 100  # pipelined commands obeyed before the other sessions have theirs
 _LINGER_SECONDS = 5.0  # for a client that does not read our last words
@@ -178,7 +177,10 @@ class SmtpSession(SMTP):
             if talk.greet(entered=entered, draining=self._draining):
                 await self._converse()
         except asyncio.CancelledError:
-            talk.end = "cut"
+            if self._busy:
+                talk.end = "cut"  # whether the message under way is taken is not known: say nothing of it
+            else:
+                talk.finish(replies.SHUTTING_DOWN, "cut")  # RFC 5321 section 3.8
             raise
         finally:
             self._hang_up()
@@ -289,7 +291,8 @@ class SmtpSession(SMTP):
     async def read_content(self) -> bool:
         """Send the 354 and wait for the final dot. False: the client went away without it, or was sent away."""
         intake = self.intake
-        intake.begin_content(self._door.max_size + _DOTS_MAX)
+        # The limit is on the message (RFC 1870 section 3), not on its transparent dots: at most one in three octets.
+        intake.begin_content(self._door.max_size * 4 // 3 + 1)
         self._busy = False
         self._content_began = self.loop.time()
         self._account()

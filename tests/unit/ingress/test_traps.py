@@ -229,12 +229,12 @@ async def test_too_large_is_drained_and_the_session_goes_on() -> None:
         assert world.log.accepted == []
 
 
-@pytest.mark.parametrize(("octets", "code"), [(1024, "250"), (1025, "552")])
+@pytest.mark.parametrize(("octets", "code"), [(307_200, "250"), (307_201, "552")])
 async def test_the_size_limit_counts_what_is_stored(octets: int, code: str) -> None:
-    async with running(max_size="1KiB") as world:
+    async with running(max_size="300KiB") as world:
         client = await world.connect()
         await client.begin()
-        content = b"Subject: x\r\n\r\n" + b".\r\n" * 300
+        content = b"Subject: x\r\n\r\n" + b".\r\n" * 99_900  # 399.6 kB on the wire
         content += b"y" * (octets - len(content) - 2) + b"\r\n"
         assert len(content) == octets
         client.send(content.replace(b"\r\n.", b"\r\n..") + b".\r\n")  # dots on the wire do not count
@@ -346,7 +346,9 @@ async def test_draining_cuts_who_never_ends() -> None:
     await world.start()
     client = await world.connect()
     await client.begin()
+    client.send(b"Subject: x\r\n")
     await asyncio.wait_for(world.close(), 10)
+    assert await client.rest() == b"421 4.3.2 Shutting down, try again later\r\n"
     assert world.log.accepted == []
     assert world.ingress._sessions == set()
 
