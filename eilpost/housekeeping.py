@@ -1,7 +1,9 @@
 """The chores of a process: consumed records purged, old content swept from the spool, the backlog measured.
 
-It never touches mail that is not settled: what may go is decided by the log (`purge`) and by the spool's age limit,
-which is longer than the queue lifetime. A chore that fails is logged and tried again at its next turn.
+It never touches mail that is not settled: what may go is decided by the log (`purge`), and by the spool's age limit,
+which is longer than the queue lifetime. But nodes may have been down for longer than that, and clocks jump: nothing
+goes that is younger than the oldest message still in the queue, and nothing at all in the first hour, in which what
+was accepted before comes into the queue. A chore that fails is logged and tried again at its next turn.
 Next: `eilpost/onebox.py`.
 """
 
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from mail.log import LogUnavailable
+from mail.log import LogUnavailable, LogUnusable
 from mail.spool import SpoolUnavailable
 from mail.telemetry import CONSUMER_LAG
 
@@ -42,7 +44,7 @@ class Housekeeping:
         chores = [
             asyncio.create_task(_every(MEASURE_EVERY, "measure", self.measure, stop), name="measure"),
             asyncio.create_task(_every(PURGE_EVERY, "purge", self._log.purge, stop), name="purge"),
-            asyncio.create_task(_every(SWEEP_EVERY, "sweep", self.sweep, stop), name="sweep"),
+            asyncio.create_task(_every(SWEEP_EVERY, "sweep", self.sweep, stop, at_once=False), name="sweep"),
         ]
         ready()
         await asyncio.gather(*chores)
@@ -54,18 +56,26 @@ class Housekeeping:
         CONSUMER_LAG.labels("attempted").set(backlog.attempted)
 
     async def sweep(self) -> None:
-        gone = await self._spool.sweep(datetime.now(UTC) - self._settings.expire)
+        older_than = datetime.now(UTC) - self._settings.expire
+        async for line in self._log.open_lines():
+            older_than = min(older_than, line.delivery.message.received)
+        gone = await self._spool.sweep(older_than)
         if gone:
             log.info("spool swept", files=gone, older_than_days=self._settings.expire.total_seconds() / 86400)
 
 
-async def _every(period: timedelta, name: str, chore: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
-    """Do a chore now and then every `period`, until `stop`. A failure is a line in the log."""
+async def _every(
+    period: timedelta, name: str, chore: Callable[[], Awaitable[None]], stop: asyncio.Event, *, at_once: bool = True
+) -> None:
+    """Do a chore every `period`, until `stop`. A failure is a line in the log."""
+    due = at_once
     while not stop.is_set():
         try:
-            await chore()
-        except (LogUnavailable, SpoolUnavailable, OSError) as error:
+            if due:
+                await chore()
+        except (LogUnavailable, LogUnusable, SpoolUnavailable, OSError) as error:
             log.warning("chore failed", chore=name, error=str(error))
+        due = True
         try:
             async with asyncio.timeout(period.total_seconds()):
                 await stop.wait()

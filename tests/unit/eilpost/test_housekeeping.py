@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
+import pytest
+
 from eilpost.housekeeping import Housekeeping
-from mail.log import Backlog, Log, LogUnavailable
+from mail.log import Backlog, Log, LogUnavailable, LogUnusable
+from mail.record import Pending
 from mail.settings import SpoolSettings
 from mail.telemetry import REGISTRY
+from tests.support.log_samples import pending
 from tests.support.ports import wait_until
 
 
 class _Log:
-    def __init__(self) -> None:
+    def __init__(self, *lines: Pending) -> None:
         self.purges = 0
+        self.lines = lines
+        self.unreadable = False
+
+    async def open_lines(self) -> AsyncIterator[Pending]:
+        for line in self.lines:
+            yield line
+        if self.unreadable:
+            raise LogUnusable("a line cannot be read")
 
     async def purge(self) -> None:
         self.purges += 1
@@ -37,15 +51,52 @@ class _Spool:
         return 1
 
 
+def _role(log: _Log, spool: _Spool) -> Housekeeping:
+    return Housekeeping(settings=SpoolSettings(), log=cast("Log", log), spool=spool)  # type: ignore[arg-type]
+
+
 async def test_the_chores_are_done_at_start_and_end_at_stop() -> None:
     log, spool = _Log(), _Spool()
-    role = Housekeeping(settings=SpoolSettings(), log=cast("Log", log), spool=spool)  # type: ignore[arg-type]
+    role = _role(log, spool)
     ready, stop = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(role.run(ready.set, stop))
     await ready.wait()
-    await wait_until(lambda: spool.swept and log.purges, what="the first chores")
-    age = datetime.now(UTC) - spool.swept[0]
-    assert timedelta(days=7) <= age < timedelta(days=7, minutes=5)
+    await wait_until(lambda: log.purges, what="the first chores")
     assert REGISTRY.get_sample_value("eilpost_consumer_lag_records", {"topic": "accepted"}) == 3
     stop.set()
     await asyncio.wait_for(running, 5)
+    assert spool.swept == []  # what was accepted before this start may not be in the queue yet
+
+
+async def test_the_sweep_keeps_to_the_age_limit() -> None:
+    spool = _Spool()
+    await _role(_Log(_line(timedelta(days=1))), spool).sweep()
+    age = datetime.now(UTC) - spool.swept[0]
+    assert timedelta(days=7) <= age < timedelta(days=7, minutes=5)
+
+
+async def test_the_sweep_spares_what_the_queue_still_needs() -> None:
+    """After eight days without power, or when the clock has jumped."""
+    spool, old = _Spool(), _line(timedelta(days=8))
+    await _role(_Log(_line(timedelta(days=1)), old, _line(timedelta(days=2))), spool).sweep()
+    assert spool.swept == [old.delivery.message.received]
+
+
+async def test_nothing_is_swept_while_the_queue_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eilpost.housekeeping.SWEEP_EVERY", timedelta(milliseconds=10))
+    log, spool = _Log(), _Spool()
+    log.unreadable = True
+    stop = asyncio.Event()
+    running = asyncio.create_task(_role(log, spool).run(lambda: None, stop))
+    await asyncio.sleep(0.1)
+    assert spool.swept == []
+    log.unreadable = False
+    await wait_until(lambda: spool.swept, what="the sweep")
+    stop.set()
+    await asyncio.wait_for(running, 5)
+
+
+def _line(age: timedelta) -> Pending:
+    line = pending()
+    message = replace(line.delivery.message, received=datetime.now(UTC) - age)
+    return replace(line, delivery=replace(line.delivery, message=message))
