@@ -17,6 +17,8 @@ from time import perf_counter
 from types import MappingProxyType
 from typing import Any
 
+import structlog
+
 from mail.log import Backlog, Condition, Tend, TendDelivery
 from mail.log.codec import encode
 from mail.log.embedded.commit import Change, NewEntry, first_id, line_key, place_of
@@ -34,6 +36,8 @@ from mail.message import Inline
 from mail.record import Accepted, Attempted, Dispatched, Event, Record
 from mail.settings import LogSettings
 from mail.telemetry import PRODUCE_DURATION
+
+log = structlog.get_logger()
 
 TAIL_BYTES = 16 << 20  # of each topic, all shards: what owners are handed from memory
 _PURGE_SLICE = 1000
@@ -60,6 +64,11 @@ class EmbeddedLog(Historian):
 
     async def start(self) -> None:
         lock = DirectoryLock(self._path)
+        if lock.had_owner and (not self._path.exists() or self._path.stat().st_size == 0):
+            log.warning(
+                "the log is new, though there was one here before: what was queued in it is not here",
+                path=str(self._path),
+            )
         try:
             await self.writer.start()
         except BaseException:

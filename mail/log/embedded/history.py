@@ -17,7 +17,7 @@ import orjson
 from mail.log import Backlog, LogUnusable
 from mail.log.codec import FrameError, decode, encode
 from mail.log.embedded.commit import first_id, offset_of
-from mail.log.embedded.store import EntryRow, Store
+from mail.log.embedded.store import LEFT_ALONE, EntryRow, Store
 from mail.log.topics import ACCEPTED, EVENTS, QUEUE, Topic, shard_of_message
 from mail.message import QueueId
 from mail.record import Accepted, Event, Pending, Record
@@ -74,7 +74,7 @@ def _whole(row: EntryRow) -> bytes:
         frame = encode(row.record())
     except FrameError as reason:
         raise LogUnusable(
-            f"the entry at {ACCEPTED.name}, offset {offset_of(row.id)} cannot be read: {reason}"
+            f"the entry at {ACCEPTED.name}, offset {offset_of(row.id)} cannot be read: {reason}; {LEFT_ALONE}"
         ) from None
     assert frame is not None
     return frame
@@ -113,4 +113,6 @@ class Historian:
         try:
             return decode(frame)
         except FrameError as reason:
-            raise LogUnusable(f"{self.where()}: the entry at {topic.name}, {place} cannot be read: {reason}") from None
+            raise LogUnusable(
+                f"{self.where()}: the entry at {topic.name}, {place} cannot be read: {reason}; {LEFT_ALONE}"
+            ) from None

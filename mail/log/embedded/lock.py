@@ -32,6 +32,7 @@ class DirectoryLock:
                 f"another eilpost process ({owner or 'unknown'}) uses the directory {path.parent}: stop it first,"
                 " or set log.url to another place"
             ) from None
+        self.had_owner = os.fstat(self._file).st_size > 0  # somebody used this directory before
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.embedded.commit import Change
-from mail.log.embedded.store import Store
+from mail.log.embedded.store import WHAT_TO_DO, Store, is_damage
 from mail.telemetry import PRODUCE_ERRORS
 
 T = TypeVar("T")
@@ -61,6 +61,7 @@ def unusable(path: Path, error: Exception) -> LogUnusable:
         case OSError():
             return LogUnusable(f"{path}: {error.strerror}: check log.url and the permissions of its directory")
         case sqlite3.DatabaseError():
-            return LogUnusable(f"{path} cannot be opened as a log: {error}: restore it, or move it away to start anew")
+            what = WHAT_TO_DO if is_damage(error) else "restore it, or move it away to start anew"
+            return LogUnusable(f"{path} cannot be opened as a log: {error}: {what}")
         case _:
             return LogUnusable(f"{path}: {error}")

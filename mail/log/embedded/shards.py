@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
 from mail.log.codec import FrameError, decode
 from mail.log.embedded.commit import Change, first_id, offset_of
-from mail.log.embedded.store import EntryRow, Store
+from mail.log.embedded.store import LEFT_ALONE, EntryRow, Store
 from mail.log.embedded.writer import Writer
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, Topic
 from mail.message import Inline
@@ -147,7 +147,7 @@ class Tail(Generic[R]):
         except FrameError as reason:
             raise LogUnusable(
                 f"{self._host.where()}: the entry at {self.topic.name}, shard {self.shard}, offset {offset}"
-                f" cannot be read: {reason}"
+                f" cannot be read: {reason}; {LEFT_ALONE}"
             ) from None
         return Entry(self.topic.name, self.shard, offset, cast("R", record))
 
@@ -263,5 +263,6 @@ def read_line(frame: bytes, where: str, shard: int, key: str) -> Pending:
         return cast("Pending", decode(frame))
     except FrameError as reason:
         raise LogUnusable(
-            f"{where}: the entry at {QUEUE.name}, shard {shard}, key {key.partition('/')[2]} cannot be read: {reason}"
+            f"{where}: the entry at {QUEUE.name}, shard {shard}, key {key.partition('/')[2]} cannot be read: {reason};"
+            f" {LEFT_ALONE}"
         ) from None

@@ -22,9 +22,9 @@ import orjson
 import structlog
 
 from mail.log import LogUnavailable, LogUnusable
-from mail.log.embedded.history import About, Historian, Question, slice_of
+from mail.log.embedded.history import About, Historian, Question, Slice, slice_of
 from mail.log.embedded.lock import DirectoryLock
-from mail.log.embedded.store import Store
+from mail.log.embedded.store import WHAT_TO_DO, Store
 
 log = structlog.get_logger()
 
@@ -186,7 +186,7 @@ class EmbeddedHistory(Historian):
             try:
                 after: int | str | None = None
                 while True:
-                    part = await asyncio.to_thread(slice_of, store, question, after)
+                    part = await self._slice(store, question, after)
                     for frame in part.frames:
                         yield frame
                     after = part.after
@@ -196,6 +196,12 @@ class EmbeddedHistory(Historian):
                 store.close()
         finally:
             lock.release()
+
+    async def _slice(self, store: Store, question: Question, after: int | str | None) -> Slice:
+        try:
+            return await asyncio.to_thread(slice_of, store, question, after)
+        except sqlite3.Error as error:
+            raise LogUnusable(f"{self._path} cannot be read as a log: {error}: {WHAT_TO_DO}") from None
 
 
 async def _over(

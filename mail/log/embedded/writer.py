@@ -25,7 +25,7 @@ import structlog
 from mail.log import Backlog, Condition, Down, Full, LogUnavailable, LogUnusable, Usable
 from mail.log.embedded.commit import Change
 from mail.log.embedded.request import Request, fail, refuse, succeed, unusable
-from mail.log.embedded.store import Store
+from mail.log.embedded.store import WHAT_TO_DO, Store, is_damage
 from mail.log.topics import ShardCounts
 from mail.settings import LogSettings
 from mail.telemetry import LOG_COMMIT_RECORDS, PRODUCE_ERRORS
@@ -74,6 +74,8 @@ class Writer:
         self._waiting_bytes = 0
         self._room: deque[asyncio.Future[None]] = deque()
         self._down: str | None = None
+        self._gone: str | None = None
+        self._damaged = False
         self._low_disk: str | None = None
         self._looked_at_disk = 0.0
         self._probe_at = 0.0
@@ -108,8 +110,9 @@ class Writer:
         self._open.clear()
 
     def condition(self) -> Condition:
-        if self._down is not None:
-            return Down(self._down)
+        down = self._down or self._gone
+        if down is not None:
+            return Down(down)
         if self._low_disk is not None:
             return Full(self._low_disk)
         if self.backlog.accepted >= self._settings.backlog_max:
@@ -212,8 +215,10 @@ class Writer:
         self._down = None
         self._reopened()
 
-    def _saw_disk(self, low: str | None) -> None:
-        self._low_disk = low
+    def _saw_disk(self, low: str | None, gone: str | None) -> None:
+        if gone is not None and self._gone is None:
+            log.error("log is gone", reason=gone)
+        self._low_disk, self._gone = low, gone
 
     # --- on the thread
 
@@ -230,7 +235,7 @@ class Writer:
         self._post(self._settle, (), (), store.backlog)
         self._post(succeed, opened)
         while True:
-            if self._store is None:
+            if self._store is None and not self._damaged:
                 self._reopen()
             requests = self._gather()
             if requests:
@@ -323,11 +328,16 @@ class Writer:
         return self._store
 
     def _lost(self, error: Exception) -> None:
-        """Something failed: close, and open again at once, then every second."""
+        """Something failed: close, and open again at once, then every second. A damaged file stays closed: it would
+        open, and take mail into what cannot be read.
+        """
         if isinstance(error, LogUnavailable):
             return
         reason = f"the log at {self._path} cannot be written: {error}"
-        log.error("log failed", path=str(self._path), reason=str(error))
+        if is_damage(error):
+            self._damaged = True
+            reason = f"the log at {self._path} is damaged ({error}): {WHAT_TO_DO}"
+        log.error("log failed", reason=reason)
         self._post(self._came_down, reason)
         store, self._store = self._store, None
         if store is not None:
@@ -366,11 +376,15 @@ class Writer:
         try:
             facts = os.statvfs(self._path.parent)
         except OSError as error:
-            self._post(self._saw_disk, f"{self._path.parent}: {error.strerror}")
+            self._post(self._saw_disk, f"{self._path.parent}: {error.strerror}", None)
             return
         free = facts.f_bavail * facts.f_frsize
-        low = free < self._settings.min_free_disk
-        self._post(self._saw_disk, f"{free >> 20} MiB of disk are left at {self._path.parent}" if low else None)
+        low = gone = None
+        if free < self._settings.min_free_disk:
+            low = f"{free >> 20} MiB of disk are left at {self._path.parent}"
+        if self._store is not None and not self._store.is_in_place():
+            gone = f"{self._path} was removed or replaced while eilpost runs: put it back, or stop eilpost"
+        self._post(self._saw_disk, low, gone)
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None

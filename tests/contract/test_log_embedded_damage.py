@@ -1,0 +1,101 @@
+"""The embedded log's file, damaged, removed or lost: no mail is taken into what cannot be read again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+import structlog
+
+from mail.log import Down, LogUnavailable, LogUnusable, Usable
+from mail.log.embedded import EmbeddedHistory, EmbeddedLog
+from mail.settings import LogSettings
+from tests.contract.log_contract import routing
+from tests.contract.test_log_embedded import running
+from tests.support.log_samples import accepted, pending, queue_id
+from tests.support.ports import wait_until
+
+PAGE = 8192
+
+
+async def filled(path: Path) -> None:
+    async with running(path) as log, routing(log) as router:
+        await asyncio.gather(*(log.append(accepted(n, bytes(3000))) for n in range(100)))
+        await router.commit([pending(n) for n in range(500)], [])
+
+
+def overwrite(path: Path, *, spare: int = 2) -> None:
+    """Noise in every page but the first ones."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(spare * PAGE)
+        file.write(os.urandom(size - spare * PAGE))
+
+
+async def test_a_damaged_file_is_told_at_the_start_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    await filled(path)
+    overwrite(path)
+    before = path.read_bytes()
+    with pytest.raises(LogUnusable, match=rf"{path} is damaged .*: stop eilpost, copy the file"):
+        await EmbeddedLog(path, LogSettings()).start()
+    assert path.read_bytes() == before
+
+
+async def test_damage_that_shows_later_stops_the_log_for_good(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    await filled(path)
+    async with running(path) as log:
+        # What SQLite itself says of it: a page of the table is noise, and nothing of it is remembered.
+        overwrite(path, spare=4)
+        await log.writer.ask(lambda store: store._connection.execute("PRAGMA shrink_memory").fetchall())
+        with pytest.raises(LogUnavailable, match="malformed"):
+            async for _ in log.open_lines():
+                pass
+        await asyncio.sleep(1.2)  # it would have been opened again by now
+        condition = log.condition()
+        assert isinstance(condition, Down)
+        assert "is damaged" in condition.reason
+        with pytest.raises(LogUnavailable, match="is damaged"):
+            await log.append(accepted(999))
+
+
+async def test_who_looks_into_a_damaged_file_gets_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    await filled(path)
+    with sqlite3.connect(path) as connection:  # a table that points to nowhere: what is checked first is whole
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_schema SET rootpage = 99999 WHERE name = 'event'")
+    connection.close()
+    with pytest.raises(LogUnusable, match=str(path)):
+        async for _ in EmbeddedHistory(path).history(queue_id(1)):
+            pass
+
+
+async def test_a_file_that_was_removed_takes_no_mail_until_it_is_back(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    async with running(path) as log:
+        await log.append(accepted(1))
+        aside = tmp_path / "aside"
+        path.rename(aside)
+        await wait_until(lambda: isinstance(log.condition(), Down), what="the log to notice")
+        condition = log.condition()
+        assert isinstance(condition, Down)
+        assert f"{path} was removed or replaced" in condition.reason
+        aside.rename(path)
+        await wait_until(lambda: isinstance(log.condition(), Usable), what="the log to come back")
+
+
+async def test_a_new_file_where_one_was_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with structlog.testing.capture_logs() as lines:
+        await filled(path)
+    assert not [line for line in lines if line["log_level"] == "warning"]
+    path.unlink()
+    with structlog.testing.capture_logs() as lines:
+        async with running(path):
+            pass
+    assert ["the log is new" in line["event"] for line in lines if line["log_level"] == "warning"] == [True]
