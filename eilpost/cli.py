@@ -308,19 +308,15 @@ def config_show(
 def config_check(config: ConfigOption = None) -> None:
     """Check the configuration and the directory file without starting anything."""
     from eilpost import compose, configuration
+    from mail.directory.file import load
 
     plan = configuration.plan(config)
 
-    async def read() -> str:
-        directory = compose.make_directory(plan)
-        await directory.start()
-        try:
-            known = directory.snapshot
-        finally:
-            await directory.close()
-        return f"domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
-
-    what = _run(read())
+    path = compose.directory_path(plan)
+    known, _seen = load(path)
+    what = f"domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
+    if not known.domains:
+        _say(f"warning: {path}: has no domains: no mail is local, all of it is relayed")
     print(f"{configuration.find(config) or 'environment'}: ok; {what}")  # noqa: T201
 
 

@@ -3,7 +3,9 @@
 The file is looked at every second (time, inode, size), which sees an atomic replacement, an edit in place and a changed
 Kubernetes mount alike. It is read when it looks the same twice in a row: an editor that empties a file before it writes
 it must not make everybody unknown for a second. A bad file leaves the last good snapshot in force and says so once, in
-the log and in the metric. Only the first load is strict: no snapshot, no service. Next: `mail/directory/passwords.py`.
+the log and in the metric; so does one that has lost all its domains, for an emptied file would make our own mail
+somebody else's. Only the first load is strict: no snapshot, no service; there, no domains are a choice (a pure relay),
+and worth a warning. Next: `mail/directory/passwords.py`.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ class FileDirectory:
     async def start(self) -> None:
         """Load and begin to watch. Raises DirectoryUnusable."""
         self._snapshot, self._seen = await asyncio.to_thread(load, self._path)
+        if not self._snapshot.domains:
+            log.warning("directory has no domains: no mail is local, all of it is relayed", file=str(self._path))
         self._watch = asyncio.create_task(self._keep_watching(), name="directory-watch")
 
     async def close(self) -> None:
@@ -73,7 +77,7 @@ class FileDirectory:
             return False
         self._seen = seen
         try:
-            self._snapshot, self._seen = await asyncio.to_thread(load, self._path)
+            await self._load_again()
         except DirectoryUnusable as error:
             DIRECTORY_RELOADS.labels("failed").inc()
             log.error("directory not reloaded, the last good one stays", reason=str(error))  # noqa: TRY400
@@ -81,6 +85,15 @@ class FileDirectory:
             DIRECTORY_RELOADS.labels("loaded").inc()
             log.info("directory reloaded", file=str(self._path), users=len(self._snapshot.users))
         return True
+
+    async def _load_again(self) -> None:
+        snapshot, self._seen = await asyncio.to_thread(load, self._path)
+        if self._snapshot.domains and not snapshot.domains:
+            had = len(self._snapshot.domains)
+            raise DirectoryUnusable(
+                f"{self._path}: has no domains, the last good one had {had}; if you want none, restart"
+            )
+        self._snapshot = snapshot
 
     async def _keep_watching(self) -> None:
         while True:

@@ -47,7 +47,8 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         assert "Traceback" not in err
         return int(ended.value.code or 0), out, err
 
-    return call
+    yield call
+    structlog.reset_defaults()  # a command's logs are silent, and the next test's are not
 
 
 def _one_line(err: str) -> str:
@@ -77,6 +78,12 @@ def test_a_wrong_configuration_is_one_line_that_names_the_key(run: Run, home: Pa
     status, _, err = run("config", "check")
     assert status == 2
     assert says in _one_line(err)
+
+
+def test_a_directory_without_domains_is_worth_a_warning(run: Run, home: Path) -> None:
+    (home / "directory.toml").write_text("# nobody\n")
+    status, out, err = run("config", "check")
+    assert (status, "domains: 0" in out, "no domains" in _one_line(err)) == (0, True, True)
 
 
 def test_a_missing_configuration(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

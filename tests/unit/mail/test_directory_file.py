@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 
 from mail.address import Address
 from mail.directory import (
@@ -190,22 +191,50 @@ async def test_a_bad_file_leaves_the_last_good_one_and_is_told_once(path: Path) 
     path.unlink()
     assert [await directory.look() for _ in range(4)] == [False, True, False, False]
     assert directory.snapshot is good
-    path.write_text("")
+    path.write_text('[domains."other.test"]')
+    assert [await directory.look() for _ in range(2)] == [False, True]
+    assert list(directory.snapshot.domains) == ["other.test"]
+    await directory.close()
+    await directory.close()
+
+
+@pytest.mark.parametrize("emptied", ["", "# all gone\n", "[tenants.default]\n"])
+async def test_a_file_that_lost_all_its_domains_is_no_good_one(path: Path, emptied: str) -> None:
+    directory = FileDirectory(path, look_every=timedelta(hours=1))
+    await directory.start()
+    good = directory.snapshot
+    path.write_text(emptied)
+    with structlog.testing.capture_logs() as lines:
+        assert [await directory.look() for _ in range(4)] == [False, True, False, False]
+    assert directory.snapshot is good
+    [line] = lines
+    assert (line["log_level"], line["event"]) == ("error", "directory not reloaded, the last good one stays")
+    assert "has no domains, the last good one had 5" in line["reason"]
+    await directory.close()
+
+
+async def test_to_start_without_domains_is_a_choice_worth_a_warning(path: Path) -> None:
+    path.write_text("# a pure relay\n")
+    directory = FileDirectory(path, look_every=timedelta(hours=1))
+    with structlog.testing.capture_logs() as lines:
+        await directory.start()
+    assert [line["log_level"] for line in lines] == ["warning"]
+    assert "no domains" in lines[0]["event"]
+    path.write_text("# still one\n")
     assert [await directory.look() for _ in range(2)] == [False, True]
     assert directory.snapshot == Snapshot()
-    await directory.close()
     await directory.close()
 
 
 async def test_a_file_that_is_being_written_is_not_read(path: Path) -> None:
     directory = FileDirectory(path, look_every=timedelta(hours=1))
     await directory.start()
-    for part in ("", "[tenants.default]\n", "[tenants.default]\n[tenants.new]\n"):
+    for part in ("", "[tenants.default]\n", '[domains."new.test"]\n'):
         path.write_text(part)
         assert not await directory.look()
         assert "alice@example.test" in directory.snapshot.users
     assert await directory.look()
-    assert "new" in directory.snapshot.tenants
+    assert list(directory.snapshot.domains) == ["new.test"]
     await directory.close()
 
 
