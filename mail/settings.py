@@ -19,7 +19,10 @@ Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size)]
 
 
 class SettingsError(Exception):
-    """One line that names the key and says what to do."""
+    """One line that names the key and says what to do; what was found may hold anything, and is shown escaped."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
 
 
 class Section(BaseModel):
@@ -48,7 +51,7 @@ class LogSettings(Section):
     )
     events_kept: Duration = Field(parse_duration("7d"), description="How long a message's history can be read.")
     backlog_max: int = Field(
-        1_000_000, ge=1, description="Records waiting in `accepted` beyond which new mail gets 452."
+        1_000_000, ge=1, le=1_000_000_000, description="Records waiting in `accepted` beyond which new mail gets 452."
     )
     min_free_disk: Size = Field(parse_size("256MiB"), description="Less free disk than this: new mail gets 452.")
 
@@ -85,7 +88,7 @@ class ResolverSettings(Section):
 
     servers: list[str] = Field([], description='Addresses like "127.0.0.1:5353"; empty: those of the system.')
     timeout: Duration = Field(parse_duration("5s"), description="One question's time, all servers together.")
-    cache_max: int = Field(50_000, ge=0, description="Answers kept, each for its TTL.")
+    cache_max: int = Field(50_000, ge=0, le=10_000_000, description="Answers kept, each for its TTL.")
 
 
 class IngressSettings(Section):
@@ -100,14 +103,21 @@ class IngressSettings(Section):
         description="Clients from here may send to any domain; everyone else only to ours.",
     )
     max_size: Size = Field(parse_size("25MiB"), description="A larger message is refused (552 5.3.4).")
-    max_recipients: int = Field(1000, ge=100, description="Recipients in one message; RFC 5321 asks for at least 100.")
-    max_connections: int = Field(1000, ge=1, description="Open connections, all clients together; more get 421.")
-    max_connections_per_client: int = Field(
-        50, ge=1, description="Open connections from one address; more get 421. Relay networks are exempt."
+    max_recipients: int = Field(
+        1000, ge=100, le=100_000, description="Recipients in one message; RFC 5321 asks for at least 100."
     )
-    max_errors: int = Field(20, ge=1, description="Errors in one session before it is closed with 421.")
+    max_connections: int = Field(
+        1000, ge=1, le=1_000_000, description="Open connections, all clients together; more get 421."
+    )
+    max_connections_per_client: int = Field(
+        50,
+        ge=1,
+        le=1_000_000,
+        description="Open connections from one address; more get 421. Relay networks are exempt.",
+    )
+    max_errors: int = Field(20, ge=1, le=1000, description="Errors in one session before it is closed with 421.")
     max_hops: int = Field(
-        50, ge=1, description="Received lines beyond which a message is taken for a loop (554 5.4.6)."
+        50, ge=1, le=1000, description="Received lines beyond which a message is taken for a loop (554 5.4.6)."
     )
     bytes_in_flight: Size = Field(
         parse_size("128MiB"), description="Content in memory, all sessions together; beyond it: 452 4.3.1."
@@ -135,17 +145,19 @@ class RouterSettings(Section):
         description="Time before each retry, the last one repeated; each with jitter.",
     )
     window: int = Field(
-        1000, ge=1, description="Deliveries of one site in hand at the same time; more wait in the queue."
+        1000, ge=1, le=1_000_000, description="Deliveries of one site in hand at the same time; more wait in the queue."
     )
-    in_hand_max: int = Field(5000, ge=1, description="Deliveries of one shard in hand, all sites together.")
+    in_hand_max: int = Field(
+        5000, ge=1, le=1_000_000, description="Deliveries of one shard in hand, all sites together."
+    )
     window_bytes: Size = Field(
         parse_size("16MiB"), description="Bytes of one site in hand; at least one delivery always is."
     )
     recipients_per_delivery: int = Field(
-        100, ge=1, description="Recipients in one transaction (RFC 5321 section 4.5.3.1.8)."
+        100, ge=1, le=10_000, description="Recipients in one transaction (RFC 5321 section 4.5.3.1.8)."
     )
-    batch: int = Field(200, ge=1, description="Inputs decided on in one commit.")
-    alias_depth: int = Field(20, ge=1, description="Aliases of aliases, at most.")
+    batch: int = Field(200, ge=1, le=100_000, description="Inputs decided on in one commit.")
+    alias_depth: int = Field(20, ge=1, le=1000, description="Aliases of aliases, at most.")
 
 
 class DeliverySettings(Section):
@@ -156,12 +168,14 @@ class DeliverySettings(Section):
         description='"smtp://HOST:PORT" or "lmtp://HOST:PORT": everything that is not local goes there; empty: by MX.',
     )
     port: int = Field(25, ge=1, le=65535, description="The port of mail exchangers.")
-    connections_per_site: int = Field(20, ge=1, description="Connections to one site; reached by slow start.")
-    connections: int = Field(500, ge=1, description="Connections, all sites together.")
-    in_flight: int = Field(500, ge=1, description="Deliveries this process works on at the same time.")
+    connections_per_site: int = Field(
+        20, ge=1, le=100_000, description="Connections to one site; reached by slow start."
+    )
+    connections: int = Field(500, ge=1, le=1_000_000, description="Connections, all sites together.")
+    in_flight: int = Field(500, ge=1, le=1_000_000, description="Deliveries this process works on at the same time.")
     in_flight_bytes: Size = Field(parse_size("64MiB"), description="Their content in memory.")
     idle: Duration = Field(parse_duration("5s"), description="An unused connection is closed after this time.")
-    messages_per_connection: int = Field(1000, ge=1, description="Then a new one is made.")
+    messages_per_connection: int = Field(1000, ge=1, le=1_000_000, description="Then a new one is made.")
     connect_timeout: Duration = Field(parse_duration("30s"), description="Making a connection, one address.")
     dead_site: Duration = Field(
         parse_duration("30s"),
@@ -174,7 +188,7 @@ class MailstoreSettings(Section):
     """Serving mailboxes to their owners."""
 
     pop3: str = Field("127.0.0.1:2110", description='POP3, "HOST:PORT"; empty: not served.')
-    max_connections: int = Field(500, ge=1, description="Open connections; more are turned away.")
+    max_connections: int = Field(500, ge=1, le=1_000_000, description="Open connections; more are turned away.")
     idle: Duration = Field(
         parse_duration("10m"),
         description="A silent client is logged out (RFC 1939 section 3: at least 10 minutes).",

@@ -271,6 +271,8 @@ def _url(url: str, schemes: Mapping[str, str]) -> None:
         raise ValueError(expected)
     if scheme != "memory" and not rest.strip():
         raise ValueError(f"a path is missing after {scheme}: - {expected}")
+    if "\0" in rest:
+        raise ValueError("no path has such a character")
 
 
 def _network(text: str) -> None:

@@ -10,6 +10,8 @@ import json
 import textwrap
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from mail.settings import Settings, show
 
 
@@ -30,9 +32,17 @@ def render(settings: Settings, *, explain: bool = True) -> str:
         lines.append(f"[{section}]")
         for key, value in values.items():
             if explain:
-                lines += _comment(table.model_fields[key].description or "")
+                lines += _comment(f"{table.model_fields[key].description or ''}{_bounds(table.model_fields[key])}")
             lines.append(f"{key} = {_toml(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _bounds(field: FieldInfo) -> str:
+    """` 1 to 1000.`, where a number has bounds."""
+    low, high = (
+        next((getattr(part, end) for part in field.metadata if hasattr(part, end)), None) for end in ("ge", "le")
+    )
+    return "" if low is None or high is None else f" {low} to {high}."
 
 
 def _comment(text: str) -> list[str]:

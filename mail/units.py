@@ -11,6 +11,7 @@ from fractions import Fraction
 
 _TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)\Z")
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_LONGEST_MILLISECONDS = 36500 * 86_400_000  # a hundred years: a date plus it is still a date
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)\Z")
 _BYTES = {
     "B": 1,
@@ -23,6 +24,7 @@ _BYTES = {
     "GB": 10**9,
     "TB": 10**12,
 }
+_LARGEST_BYTES = 1 << 50  # fits any integer it may meet
 
 
 def parse_duration(text: object) -> timedelta:
@@ -32,10 +34,10 @@ def parse_duration(text: object) -> timedelta:
     match = _TIME.match(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError('a time with its unit is expected, like "500ms", "30s", "5m", "2h" or "5d"')
-    try:
-        return timedelta(milliseconds=float(match[1]) * _MILLISECONDS[match[2]])
-    except OverflowError as error:
-        raise ValueError("a time of less than a million years is expected") from error
+    milliseconds = float(match[1]) * _MILLISECONDS[match[2]]
+    if milliseconds > _LONGEST_MILLISECONDS:
+        raise ValueError("a time of at most 36500d is expected")
+    return timedelta(milliseconds=milliseconds)
 
 
 def parse_size(text: object) -> int:
@@ -45,7 +47,10 @@ def parse_size(text: object) -> int:
     match = _SIZE.match(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError('a size with its unit is expected, like "256KiB", "25MiB" or "10GB"')
-    return int(Fraction(match[1]) * _BYTES[match[2]])
+    size = int(Fraction(match[1]) * _BYTES[match[2]])
+    if size > _LARGEST_BYTES:
+        raise ValueError("a size of at most 1024TiB is expected")
+    return size
 
 
 def format_duration(value: timedelta) -> str:

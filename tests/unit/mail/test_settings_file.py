@@ -94,6 +94,12 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ('[router]\nwindow = "5"', "router.window", "a whole number without quotes"),
         ("[router]\nwindow = 0", "router.window", "at least 1"),
         ("[log]\nshards = 5000", "log.shards", "at most 1024"),
+        ('[log]\nmin_free_disk = "99999999999999999999999GiB"', "log.min_free_disk", "at most 1024TiB"),
+        ('[spool]\nexpire = "999999999d"', "spool.expire", "at most 36500d"),
+        ('[log]\nurl = "embedded:a\\u0000b"', "log.url", r'found "embedded:a\x00b"'),
+        ('[ingress]\nmx = "a\\nb"', "ingress.mx", r'found "a\nb"'),
+        ('[ingress]\n"a\\nb" = 1', r"ingress.a\nb", "there is no such key"),
+        ('["a\\nb"]', "there is no section", r"[a\nb]"),
         ("[ingress]\nvrfy = 1", "ingress.vrfy", "true or false"),
         ("[node]\nhostname = 5", "node.hostname", "a text in quotes"),
         ('[node]\nhostname = "a b"', "node.hostname", "a host name"),
@@ -120,6 +126,23 @@ def test_a_wrong_file_is_one_line_that_names_file_and_key(file: Path, text: str,
     message = _refused(file, {})
     assert message.startswith(f"{file}: {key}")
     assert words in message
+
+
+_NUMBERS = [
+    (section, key)
+    for section, table in ((name, type(value)) for name, value in Settings())
+    for key, field in table.model_fields.items()
+    if field.annotation is int and not isinstance(show(Settings())[section][key], str)
+]
+
+
+@pytest.mark.parametrize(("section", "key"), _NUMBERS)
+def test_no_number_is_without_bounds(file: Path, section: str, key: str) -> None:
+    file.write_text(f"[{section}]\n{key} = 99999999999999999999999\n")
+    assert "at most" in _refused(file, {})
+    name = f"EILPOST_{section}__{key}".upper()
+    most = _refused(None, {name: "99999999999999999999999"}).rpartition("at most ")[2].removesuffix(" is expected")
+    assert f" to {most}.\n{key} = " in default_toml()
 
 
 @pytest.mark.parametrize(
