@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mail.plainfile import open_plain
 from mailstore.delivered import Delivered, boot_id
 from mailstore.flush import SharedFlush
 from mailstore.names import owner_directory
@@ -46,7 +47,7 @@ class Box:
         if not self.lock.acquire(timeout=LOCK_SECONDS):
             raise TimeoutError(11, "the mailbox lock is held for too long", str(path))
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = open_plain(path, os.O_WRONLY | os.O_CREAT)
             try:
                 while True:
                     try:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from pathlib import Path
 
+from mail.plainfile import open_plain
+
 JOURNAL = "eilpost-delivered"
 OLDER = "eilpost-delivered.old"
 
@@ -101,7 +103,7 @@ class Delivered:
 
     def _take(self, path: Path, start: int) -> None:
         try:
-            with open(path, "rb") as file:
+            with open(open_plain(path), "rb") as file:
                 file.seek(start)
                 data = file.read()
         except FileNotFoundError:
@@ -127,7 +129,7 @@ class Delivered:
 
     def _append(self, lines: list[str], *, flush: bool = False) -> None:
         data = "".join(f"{line}\n" for line in lines).encode("ascii")
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_plain(self._path, os.O_WRONLY | os.O_CREAT)
         try:
             # Behind the last whole line: what a killed writer left half-written is written over.
             size = os.fstat(descriptor).st_size

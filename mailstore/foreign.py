@@ -11,6 +11,8 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from mail.plainfile import open_plain
+
 CHUNK_OCTETS = 64 * 1024
 _PLACES_MAX = 256  # files that are being read
 
@@ -31,7 +33,7 @@ class ForeignFiles:
         end = None if limit_bytes is None else start + limit_bytes
         resume = (wire, place, after_cr)
         parts: list[bytes] = []
-        with open(path, "rb") as file:
+        with open(open_plain(path), "rb") as file:
             file.seek(place)
             while end is None or wire < end:
                 chunk = file.read(CHUNK_OCTETS)
@@ -56,7 +58,7 @@ class ForeignFiles:
 def wire_size(path: Path) -> int:
     """How many octets of the wire a file is. Raises FileNotFoundError."""
     size, after_cr = 0, False
-    with open(path, "rb") as file:
+    with open(open_plain(path), "rb") as file:
         while chunk := file.read(CHUNK_OCTETS):
             size += len(_as_wire(chunk, after_cr=after_cr))
             after_cr = chunk.endswith(b"\r")

@@ -34,7 +34,9 @@ def drafts_of(tmp: Path, delivery_id: DeliveryId) -> list[str]:
 
 
 def list_files(path: Path, *, folders: bool = False) -> Iterator[Found]:
-    """The files of a mailbox, `new` before `cur`; with `folders` those of its Maildir++ folders too."""
+    """The files of a mailbox, `new` before `cur`; with `folders` those of its Maildir++ folders too. What is no plain
+    file (a link, a FIFO) is no message.
+    """
     places = [path]
     if folders:
         with suppress(FileNotFoundError):
@@ -43,7 +45,8 @@ def list_files(path: Path, *, folders: bool = False) -> Iterator[Found]:
         for part in ("new", "cur"):
             folder = place / part
             try:
-                files = os.listdir(folder)
+                with os.scandir(folder) as entries:
+                    files = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
             except (FileNotFoundError, NotADirectoryError):
                 continue
             for file in files:

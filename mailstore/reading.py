@@ -13,11 +13,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mail.plainfile import open_plain
 from mailstore.foreign import ForeignFiles, wire_size
 from mailstore.listing import change_files, list_files
 from mailstore.mailboxes import Kept
 from mailstore.names import owner_directory, parse_name, with_seen
 
+_LAST_SECOND = datetime.max.replace(microsecond=0, tzinfo=UTC).timestamp()
 PLACES_MAX = 100_000  # file names in memory (about 20 MB)
 
 
@@ -39,11 +41,11 @@ class Reading:
             name, micros, size = found.name, found.name.micros, found.name.size_bytes
             if micros is None or size is None:
                 try:
-                    micros = micros if micros is not None else os.stat(found.path).st_mtime_ns // 1000
+                    micros = micros if micros is not None else os.lstat(found.path).st_mtime_ns // 1000
                     size = size if size is not None else wire_size(found.path)
                 except OSError:
                     continue
-            kept.append(Kept(uid, size, datetime.fromtimestamp(micros / 1_000_000, UTC), name.seen))
+            kept.append(Kept(uid, size, _time(micros), name.seen))
         kept.sort(key=lambda message: (message.received, message.uid))
         with self._lock:
             # Of each only what finds it again: a large mailbox has many.
@@ -62,7 +64,7 @@ class Reading:
                 try:
                     if parse_name(path.name).delivery_id is None:
                         return self._foreign.read(path, start, limit_bytes)
-                    with open(path, "rb") as file:
+                    with open(open_plain(path), "rb") as file:
                         file.seek(start)
                         return file.read(-1 if limit_bytes is None else limit_bytes)
                 except FileNotFoundError:
@@ -83,6 +85,11 @@ class Reading:
         return self._root / owner_directory(owner)
 
 
+def _time(micros: int) -> datetime:
+    """The nearest time there is: a file may bear any."""
+    return datetime.fromtimestamp(min(max(micros / 1_000_000, 0.0), _LAST_SECOND), UTC)
+
+
 def used_bytes(path: Path) -> int:
     """The sizes of all messages of a mailbox, those in folders too."""
     total = 0
@@ -90,6 +97,6 @@ def used_bytes(path: Path) -> int:
         size = found.name.size_bytes
         if size is None:
             with suppress(OSError):
-                size = os.stat(found.path).st_size
+                size = os.lstat(found.path).st_size
         total += size or 0
     return total

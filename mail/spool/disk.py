@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mail.message import Spooled
+from mail.plainfile import NotPlain, open_plain
 from mail.queueid import new_queue_id
 from mail.spool import SpoolDamaged, SpoolUnavailable
 from mail.telemetry import SPOOL_BYTES, SPOOL_ERRORS
@@ -174,7 +175,9 @@ class DiskSpool:
     def _read_file(self, file: Path, offset: int, spooled: Spooled, limit_bytes: int | None) -> bytes:
         size = spooled.size_bytes if limit_bytes is None else min(limit_bytes, spooled.size_bytes)
         try:
-            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_plain(file)
+        except NotPlain as error:
+            raise _damaged(file, "is not a plain file") from error
         except FileNotFoundError as error:
             if not self._tmp.is_dir():  # an unmounted volume is not a lost file
                 raise
@@ -213,7 +216,9 @@ def _remove_older(directory: Path, older_than: datetime) -> int:
     removed = 0
     with os.scandir(directory) as entries:
         for entry in entries:
-            if entry.is_file(follow_symlinks=False) and entry.stat().st_mtime < older_than.timestamp():
+            if entry.is_dir(follow_symlinks=False):
+                continue
+            if entry.stat(follow_symlinks=False).st_mtime < older_than.timestamp():
                 os.unlink(entry.path)
                 removed += 1
     return removed

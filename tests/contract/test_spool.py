@@ -247,3 +247,21 @@ async def test_closing_finishes_what_is_being_written(tmp_path: Path) -> None:
     await again.close()
     with pytest.raises(SpoolUnavailable, match="closed"):
         await again.keep(b"more")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
+async def test_what_is_no_plain_file_is_damage_and_goes_with_age(disk: DiskSpool, tmp_path: Path, kind: str) -> None:
+    spooled = await disk.keep(b"content")
+    path = tmp_path / "spool" / spooled.name.partition("@")[0]
+    os.rename(path, tmp_path / "elsewhere")
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to(tmp_path / "elsewhere")
+        case _:
+            path.mkdir()
+    with pytest.raises(SpoolDamaged, match="is not a plain file"):
+        await asyncio.wait_for(disk.read(spooled), 5)
+    assert await disk.sweep(datetime.now(UTC) + _LATER) == (kind != "directory")
+    assert (tmp_path / "elsewhere").read_bytes() == b"content"

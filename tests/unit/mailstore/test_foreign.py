@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mail.message import DeliveryId
 from mailstore import foreign
 from mailstore.foreign import ForeignFiles, wire_size
+from mailstore.mailboxes import MailboxUnavailable
+from mailstore.maildir import Maildir
 
 
 def _wire(content: bytes) -> bytes:
@@ -67,3 +72,79 @@ def test_what_is_remembered_of_files_is_bounded(tmp_path: Path, monkeypatch: pyt
         assert files.read(tmp_path / str(number), 0, 2) == b"x\r"
     assert len(files._places) == 3
     assert files.read(tmp_path / "0", 2, 2) == b"\n"
+
+
+_OURS = "1700000000.M000000_01JDXJ5Z8QABCDEFGHJKMNPQRS-1.host,S=3,W=3"
+
+
+@pytest.mark.parametrize("name", [_OURS, "1700000000.x.host,W=3", "1700000000.x.host", "x"])
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
+async def test_what_is_no_plain_file_is_no_message(tmp_path: Path, kind: str, name: str) -> None:
+    (tmp_path / "secret").write_bytes(b"root:x:0:0")
+    maildir = Maildir(tmp_path, "mx.example.test")
+    await maildir.keep("alice@example.test", DeliveryId("01JDXJ5Z8QABCDEFGHJKMNPQRT-1"), b"a\r\n")
+    [own] = await maildir.messages("alice@example.test")
+    path = tmp_path / "example.test" / "alice" / "new" / name
+    _put(path, kind, tmp_path / "secret")
+    assert await maildir.messages("alice@example.test") == [own]
+    assert await maildir.used_bytes("alice@example.test") == 3
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
+@pytest.mark.parametrize("name", [_OURS, "1700000000.x.host,W=3"])
+async def test_what_became_something_else_is_not_read(tmp_path: Path, kind: str, name: str) -> None:
+    (tmp_path / "secret").write_bytes(b"root:x:0:0")
+    maildir = Maildir(tmp_path, "mx.example.test")
+    path = tmp_path / "example.test" / "alice" / "new" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a\r\n")
+    [listed] = await maildir.messages("alice@example.test")
+    path.unlink()
+    _put(path, kind, tmp_path / "secret")
+    with pytest.raises(MailboxUnavailable, match="is not a plain file"):
+        await asyncio.wait_for(maildir.read("alice@example.test", listed.uid), 5)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
+@pytest.mark.parametrize("name", ["eilpost-lock", "eilpost-delivered", "eilpost-delivered.old"])
+async def test_our_own_files_are_plain_ones_or_nothing_is_kept(tmp_path: Path, kind: str, name: str) -> None:
+    (tmp_path / "secret").write_bytes(b"k x\n")
+    box = tmp_path / "example.test" / "alice"
+    for part in ("new", "cur", "tmp"):
+        (box / part).mkdir(parents=True)
+    _put(box / name, kind, tmp_path / "secret")
+    maildir = Maildir(tmp_path, "mx.example.test")
+    with pytest.raises(MailboxUnavailable, match="is not a plain file"):
+        await asyncio.wait_for(
+            maildir.keep("alice@example.test", DeliveryId("01JDXJ5Z8QABCDEFGHJKMNPQRT-1"), b"a\r\n"), 5
+        )
+    assert (tmp_path / "secret").read_bytes() == b"k x\n"
+
+
+@pytest.mark.parametrize("seconds", [-5, 1 << 62, 300_000_000_000])
+async def test_a_file_of_an_impossible_time_is_listed(
+    tmp_path: Path, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maildir = Maildir(tmp_path, "mx.example.test")
+    path = tmp_path / "example.test" / "alice" / "new" / "x"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a\r\n")
+    status = os.lstat(path)
+
+    class Status:
+        st_mtime_ns = seconds * 1_000_000_000
+        st_size = status.st_size
+
+    monkeypatch.setattr(os, "lstat", lambda _path: Status)
+    [listed] = await maildir.messages("alice@example.test")
+    assert listed.size_bytes == 3
+
+
+def _put(path: Path, kind: str, secret: Path) -> None:
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to(secret)
+        case _:
+            path.mkdir()
