@@ -31,7 +31,6 @@ EXIT_UNUSABLE = 2
 
 app = typer.Typer(
     name="eilpost",
-    help="A distributed, queue-backed mail transport cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,6 +40,22 @@ user_app = typer.Typer(help="Mailboxes: add, change a password, list.", no_args_
 config_app = typer.Typer(help="The configuration: show it, check it.", no_args_is_help=True)
 app.add_typer(user_app, name="user")
 app.add_typer(config_app, name="config")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A distributed, queue-backed mail transport cluster."""
+
 
 ConfigOption = Annotated[
     Path | None,

@@ -7,8 +7,10 @@ Next: `ingress/session.py`, where a message begins its journey.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -28,13 +30,18 @@ from eilpost.compose import (
 )
 from eilpost.housekeeping import Housekeeping
 from mail import logs, service
+from mail.endpoint import parse
 from mail.service import ServiceError
 from mail.settings import SettingsError
+from mail.settings_file import ENVIRONMENT_PREFIX
 
 if TYPE_CHECKING:
     from mail.settings import Settings
 
 log = structlog.get_logger()
+
+# What is served, and the key that says where; empty: not served.
+INGRESS, POP3, HTTP = ("smtp", "ingress", "mx"), ("pop3", "mailstore", "pop3"), ("http", "http", "listen")
 
 
 def up(plan: Plan, on_ready: Callable[[], None] = lambda: None) -> int:
@@ -44,6 +51,10 @@ def up(plan: Plan, on_ready: Callable[[], None] = lambda: None) -> int:
 
 def mailstore_alone(plan: Plan) -> int:
     """Serve the mailboxes and nothing else; the process's exit status."""
+    if not plan.settings.mailstore.pop3:
+        raise SettingsError(
+            "mailstore.pop3 is empty, nothing to serve; set an address there, or by EILPOST_MAILSTORE__POP3=HOST:PORT"
+        )
     if plan.settings.mailboxes.url.startswith("memory:"):
         raise SettingsError('mailboxes.url = "memory:": a mailstore alone would serve mailboxes nobody can deliver to')
     return _run(plan, lambda: _mailstore(plan))
@@ -75,7 +86,10 @@ def _run(plan: Plan, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
                 raise
             raise ServiceError(f"{error.filename}: {error.strerror}") from error
 
-    return service.run(guarded)
+    status = service.run(guarded)
+    if status == service.EXIT_OK:
+        log.info("stopped")
+    return status
 
 
 def _raise_open_files(settings: Settings) -> None:
@@ -103,17 +117,20 @@ async def _all_roles(plan: Plan, on_ready: Callable[[], None]) -> None:
         spool = make_spool(plan)
         resolver = make_resolver(plan)
         mailboxes = make_mailboxes(plan)
+        served = {"ingress": settings.ingress.mx, "mailstore": settings.mailstore.pop3}  # with no address it is no role
         roles = [
             make_role(
                 name, plan, log=mail_log, spool=spool, directory=directory, resolver=resolver, mailboxes=mailboxes
             )
             for name in ROLES
+            if served.get(name, True)
         ]
+        _check_ports(settings, INGRESS, POP3, HTTP)
         health = service.Health()
         await service.run_roles(
             roles,
             settings.node.drain,
-            _announced(settings, on_ready),
+            _announced(settings, INGRESS, POP3, HTTP, on_ready=on_ready),
             support=[
                 Http(settings=settings.http, health=health, log=mail_log),
                 Housekeeping(settings=settings.spool, log=mail_log, spool=spool),
@@ -130,25 +147,51 @@ async def _mailstore(plan: Plan) -> None:
         directory = make_directory(plan)
         await directory.start()
         stack.push_async_callback(directory.close)
+        _check_ports(settings, POP3, HTTP)
         health = service.Health()
         await service.run_roles(
             [make_mailstore(plan, mailboxes=make_mailboxes(plan), directory=directory)],
             settings.node.drain,
-            _announced(settings),
+            _announced(settings, POP3, HTTP),
             support=[Http(settings=settings.http, health=health)],
             health=health,
         )
 
 
-def _announced(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> Callable[[], None]:
+def _check_ports(settings: Settings, *keys: tuple[str, str, str]) -> None:
+    """Name all addresses that are taken, when there are several. Each role says so of its own. Raises ServiceError."""
+    taken = [(section, key) for _, section, key in keys if _is_taken(getattr(getattr(settings, section), key))]
+    if len(taken) > 1:
+        names = ", ".join(f"{section}.{key}" for section, key in taken)
+        where = ", ".join(getattr(getattr(settings, section), key) for section, key in taken)
+        variables = ", ".join(f"{ENVIRONMENT_PREFIX}{section}__{key}".upper() for section, key in taken)
+        raise ServiceError(
+            f"{names}: cannot listen on {where}: the ports are in use (is eilpost running already?); "
+            f"set other addresses there, or by {variables}"
+        )
+
+
+def _is_taken(where: str) -> bool:
+    if not where:
+        return False
+    try:
+        host, port = parse(where)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _announced(
+    settings: Settings, *keys: tuple[str, str, str], on_ready: Callable[[], None] = lambda: None
+) -> Callable[[], None]:
+    served = {name: where for name, section, key in keys if (where := getattr(getattr(settings, section), key))}
+
     def announce() -> None:
         on_ready()  # first: a person looks at the first lines
-        log.info(
-            "ready",
-            hostname=settings.node.hostname,
-            smtp=settings.ingress.mx,
-            pop3=settings.mailstore.pop3,
-            http=settings.http.listen,
-        )
+        log.info("ready", hostname=settings.node.hostname, **served)
 
     return announce

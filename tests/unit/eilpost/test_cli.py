@@ -59,6 +59,7 @@ def _one_line(err: str) -> str:
 
 def test_version(run: Run) -> None:
     assert run("version")[1].startswith("eilpost 0.1.0")
+    assert run("--version") == run("version")
 
 
 @pytest.mark.parametrize(
@@ -251,6 +252,24 @@ def test_a_port_in_use_names_the_key_and_the_variable(tmp_path: Path, section: s
     assert status == 2
     assert _one_line(err).startswith(f"eilpost: {section}.{key}: cannot listen on 127.0.0.1:")
     assert f"EILPOST_{section}__{key}".upper() in err
+
+
+def test_all_ports_in_use_are_named_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [taken.getsockname()[1] for taken in (one, other)]
+        box = OneBox(
+            tmp_path, {"ingress": {"mx": f"127.0.0.1:{ports[0]}"}, "mailstore": {"pop3": f"127.0.0.1:{ports[1]}"}}
+        )
+        status, err = _starts(box)
+    assert status == 2
+    assert f"ingress.mx, mailstore.pop3: cannot listen on 127.0.0.1:{ports[0]}, 127.0.0.1:{ports[1]}:" in _one_line(err)
+    assert "EILPOST_INGRESS__MX, EILPOST_MAILSTORE__POP3" in err
+
+
+def test_a_mailstore_with_nothing_to_serve_is_one_line(run: Run, home: Path) -> None:
+    (home / "eilpost.toml").write_text('[mailstore]\npop3 = ""\n')
+    status, _, err = run("mailstore")
+    assert (status, "mailstore.pop3 is empty, nothing to serve" in _one_line(err)) == (2, True)
 
 
 def test_a_second_process_on_the_same_data_directory_is_one_line(tmp_path: Path) -> None:

@@ -68,3 +68,15 @@ def test_a_mailstore_alone_serves_pop3(tmp_path: Path) -> None:
         assert box.mailbox("alice") == []
         assert set(json.loads(box.get("/readyz")[1])["roles"]) == {"http", "mailstore.pop3"}
         assert box.stop() == 0
+        [ready] = [line for line in box.output().splitlines() if '"ready"' in line]
+        assert set(json.loads(ready)) == {"time", "level", "event", "hostname", "pop3", "http"}
+
+
+def test_what_is_not_served_is_not_said_to_be_ready(tmp_path: Path) -> None:
+    with OneBox(tmp_path / "home", {"mailstore": {"pop3": ""}}) as box:
+        roles = set(json.loads(box.get("/readyz")[1])["roles"])
+        assert roles == {"http", "housekeeping", "ingress", "router", "delivery"}
+        assert box.stop() == 0
+        events = [json.loads(line) for line in box.output().splitlines() if line.startswith("{")]
+        assert "pop3" not in next(event for event in events if event["event"] == "ready")
+        assert [event["event"] for event in events][-3:] == ["signal", "draining", "stopped"]
