@@ -34,6 +34,7 @@ from mail.telemetry import ACCEPT_DURATION, MESSAGE_SIZE, MESSAGES_RECEIVED, SMT
 log = structlog.get_logger()
 
 _JUNK_MAX = 100  # commands that carry no mail, between two messages; more count as errors
+_SHOWN_MAX = 20  # addresses in one line of the log
 _OPENING = 1024  # octets looked at to see whether a message begins with a header
 _DNS_SECONDS = 20.0  # last resort; the resolver gives up by itself before
 
@@ -105,7 +106,9 @@ class Conversation:
 
     def refuse(self, reply: Reply, **facts: object) -> None:
         """Say so, and one line for whoever is asked about it."""
-        log.info("refused", client=self.ip, helo=self.helo, verb=self.verb, reply=str(reply), **facts)
+        if self.helo is not None:
+            facts["helo"] = self.helo
+        log.info("refused", client=self.ip, verb=self.verb, reply=str(reply), **facts)
         self.say(reply)
 
     def finish(self, reply: Reply, end: str) -> None:
@@ -340,8 +343,9 @@ class Conversation:
             "accepted",
             queue_id=queue_id,
             sender=_text(mail.reverse_path),
+            to=[str(recipient.original) for recipient in recipients[:_SHOWN_MAX]],
             recipients=len(recipients),
-            size=size,
+            size=message.size_bytes,  # with our Received line, as trace and the queue say it
             client=self.ip,
             helo=client.helo,
             protocol=client.protocol,

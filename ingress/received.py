@@ -17,6 +17,7 @@ _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 # What a HELO name may not bring into a header: comments, quotes, anything invisible.
 _NOT_IN_HELO = re.compile(r"[^!#-'*-\[\]-~]")
+_HOP = re.compile(rb"\r\nreceived[ \t]*:")
 
 
 def protocol(*, extended: bool, smtputf8: bool, tls: bool = False, authenticated: bool = False) -> str:
@@ -56,6 +57,7 @@ def received(
 
 
 def hops(header: bytes) -> int:
-    """How many Received lines a header section has (RFC 5321 section 6.3 counts them to find loops)."""
-    lowered = header.lower()
-    return lowered.count(b"\r\nreceived:") + lowered.startswith(b"received:")
+    """How many Received lines a header section has (RFC 5321 section 6.3 counts them to find loops). A blank before the
+    colon is an old way to write one (RFC 5322 section 4.5).
+    """
+    return len(_HOP.findall(b"\r\n" + header.lower()))

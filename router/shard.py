@@ -20,7 +20,9 @@ import structlog
 from mail.directory import Directory
 from mail.log import LogUnavailable, RouterShard, ShardLost
 from mail.message import Inline, Spooled
-from mail.record import Accepted, Attempted, Bounced, Dispatched, Event, Pending, Record, Routed
+from mail.outcome import Failed
+from mail.record import Accepted, Attempted, Bounced, Dispatched, Event, Pending, Record, Refused, Routed, Tried
+from mail.reply import Reply
 from mail.spool import Spool, SpoolUnavailable
 from router.decide import Due, Fact, decide, quotes
 from router.mailqueue import MailQueue
@@ -33,6 +35,7 @@ log = structlog.get_logger()
 IDLE_WAIT = timedelta(seconds=1)  # an idle shard looks up this often: gauges, stop
 BACKOFF_FIRST = 0.1  # seconds before a failed batch is tried again, doubled each time
 BACKOFF_MAX = 5.0
+SHOWN_MAX = 20  # addresses in one line of the log
 COPIES_BYTES = 8 << 20  # that one commit may hold of contents it holds already
 
 
@@ -183,7 +186,8 @@ class _Batch:
 
 
 def _log_history(outputs: Sequence[Record]) -> None:
-    """One line per delivery that was made, and per report."""
+    """One line per delivery that was made, and per report, with the last reply it is about."""
+    failure: Reply | None = None
     for record in outputs:
         if not isinstance(record, Event):
             continue
@@ -195,10 +199,19 @@ def _log_history(outputs: Sequence[Record]) -> None:
                 delivery=what.delivery_id,
                 site=what.route.site,
                 recipients=len(what.recipients),
-                waits=None if what.waits is None else what.waits.why.value,
+                **({} if what.waits is None else {"waits": what.waits.why.value}),
             )
+        elif isinstance(what, Tried | Refused):
+            failure = next((each.reply for each in reversed(what.outcomes) if isinstance(each, Failed)), failure)
         elif isinstance(what, Bounced):
-            log.info("bounced", queue_id=record.queue_id, recipients=len(what.recipients), dsn=what.dsn)
+            log.info(
+                "bounced",
+                queue_id=record.queue_id,
+                to=[str(address) for address in what.recipients[:SHOWN_MAX]],
+                recipients=len(what.recipients),
+                **({} if failure is None else {"reply": str(failure)}),
+                **({"no_report": "the sender is <>"} if what.dsn is None else {"dsn": what.dsn}),
+            )
 
 
 async def _stopped(stop: asyncio.Event, seconds: float) -> bool:

@@ -193,7 +193,7 @@ class _Connection:
             POP3_SESSIONS.labels(end).inc()
             log.info(
                 "pop3 session",
-                user=self._owner,
+                **({} if self._owner is None else {"user": self._owner}),
                 ip=self.ip,
                 end=end,
                 fetched_bytes=self._fetched_bytes,

@@ -7,10 +7,12 @@ from email import message_from_bytes, policy
 from email.utils import parsedate_to_datetime
 
 import pytest
+import structlog
 
 from ingress.content import begins_with_header, header_of
 from ingress.received import hops, protocol, received
 from mail.address import Address
+from mail.log import Down
 from mail.message import Client, QueueId
 from tests.support.ingressing import running
 
@@ -56,6 +58,12 @@ def test_hops_are_counted_in_the_header_only() -> None:
     assert hops(header_of(b"Received: a\r\nno end")) == 1
 
 
+def test_a_blank_before_the_colon_hides_no_hop() -> None:
+    assert (
+        hops(b"Received : a\r\nreceived\t \t: b\r\n\tReceived : folded\r\nReceived-By : c\r\nReceived\r\n : d\r\n") == 2
+    )
+
+
 @pytest.mark.parametrize(
     ("opening", "is_header"),
     [
@@ -85,6 +93,35 @@ async def test_our_line_never_swallows_the_body(content: bytes) -> None:
         message = message_from_bytes(world.content(), policy=policy.SMTP)
         assert message.keys() == ["Received"]
         assert world.content().endswith(b"\r\n\r\n" + content.removeprefix(b"\r\n"))
+
+
+async def test_the_log_line_names_who_it_is_for_and_the_size_that_trace_tells() -> None:
+    async with running() as world:
+        client = await world.connect()
+        await client.reply()
+        await client.say("EHLO client.test")
+        await client.say("MAIL FROM:<bob@example.test>")
+        for number in range(25):
+            await client.say(f"RCPT TO:<u{number}@catch.test>")
+        await client.say("DATA")
+        with structlog.testing.capture_logs() as lines:
+            client.send(b"Subject: x\r\n\r\n.\r\n")
+            await client.reply()
+        [line] = [line for line in lines if line["event"] == "accepted"]
+        assert line["to"] == [f"u{number}@catch.test" for number in range(20)]
+        assert (line["recipients"], line["size"]) == (25, len(world.content()))
+        assert None not in line.values()
+
+
+async def test_what_is_refused_before_any_greeting_names_none() -> None:
+    async with running() as world:
+        client = await world.connect()
+        await client.reply()
+        world.log.now = Down("away")
+        with structlog.testing.capture_logs() as lines:
+            late = await world.connect()
+            await late.reply()
+        assert [(line["event"], None in line.values()) for line in lines] == [("refused", False)]
 
 
 async def test_what_is_accepted_says_where_it_came_from() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import structlog
 
 from mail.directory.static import StaticDirectory
 from mail.log import DeliveryShard, Entry, LogUnavailable, LogUnusable, RouterLog, RouterShard, ShardLost, Tend
@@ -132,6 +133,23 @@ async def test_a_message_goes_through_and_the_ledger_is_published() -> None:
         "failed": 1,
     }
     assert all(isinstance(given.content, Inline) for given in setup.carried)
+
+
+async def test_the_log_tells_who_got_no_mail_and_why() -> None:
+    setup = Setup(deliver=succeed)
+    mail = fresh("u@nowhere.test", "u@far.test", sender="alice@example.test")
+    unknown = fresh(*(f"u{number}@nowhere.test" for number in range(25)), sender=None)
+    with structlog.testing.capture_logs() as lines:
+        async with setup.running():
+            for each in (mail, unknown):
+                await setup.log.append(each)
+                await until(lambda each=each: setup.closed(each))  # type: ignore[misc]
+    told, silent = [line for line in lines if line["event"] == "bounced"]
+    assert (told["to"], told["recipients"]) == (["u@nowhere.test"], 1)
+    assert told["reply"].startswith("550 5.1.2")
+    assert told["dsn"]
+    assert (len(silent["to"]), silent["recipients"], silent["no_report"]) == (20, 25, "the sender is <>")
+    assert not any(None in line.values() for line in lines)
 
 
 async def test_a_commit_that_fails_is_made_again_from_a_fresh_replay() -> None:
