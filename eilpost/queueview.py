@@ -39,15 +39,18 @@ class View:
     oldest: list[Pending] = field(default_factory=list)
     total: _Sum = field(default_factory=_Sum)
     sums: dict[tuple[str, str], _Sum] = field(default_factory=dict)
+    site: str | None = None  # what was asked for
+    others: int = 0  # open deliveries that do not match
 
 
 async def look(lines: AsyncIterator[Pending], *, site: str | None, limit: int) -> View:
     """Gather a view. `site` is matched as a part of the site's name; a `limit` of 0 means all."""
-    view = View()
+    view = View(site=site)
     heap: list[tuple[float, str, Pending]] = []  # the newest of the oldest is on top
     async for pending in lines:
         name = site_words(pending.delivery.route)
         if site is not None and site not in name and site not in pending.delivery.route.site:
+            view.others += 1
             continue
         view.total.add(pending)
         view.sums.setdefault((name, state_name(pending)), _Sum()).add(pending)
@@ -75,7 +78,10 @@ def write(view: View, backlog: Backlog, paper: Paper, now: datetime) -> None:
         if pending.last is not None:
             said = f"{pending.last_remote} said " if pending.last_remote else ""
             paper.write((f"    {said}{pending.last}", ""))
-    if not view.total.deliveries:
+    if not view.total.deliveries and view.others:
+        count = f"{view.others:,} deliveries are" if view.others > 1 else "1 delivery is"
+        paper.write((f"no site has {view.site!r} in its name; {count} open elsewhere", "bold"))
+    elif not view.total.deliveries:
         paper.write(("the queue is empty", "bold"))
     else:
         hidden = view.total.deliveries - len(view.oldest)

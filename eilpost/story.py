@@ -171,7 +171,7 @@ def lines_of(event: Event) -> tuple[Line, ...]:
             return tuple(_outcome_line(time, "", outcome, "no attempt") for outcome in outcomes)
         case Bounced(recipients, dsn):
             if dsn is None:
-                text = f"no report about {names(recipients)}: the sender is <>, or asked for none"
+                text = f"no report about {names(recipients)}: the sender is <>, so there is nobody to tell"
                 return (Line(time, "", "no bounce", text),)
             return (Line(time, "", "bounced", f"a report about {names(recipients)} is message {dsn}", Tone.BAD),)
         case Closed():

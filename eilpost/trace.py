@@ -105,7 +105,7 @@ def _head(story: Story, paper: Paper) -> datetime | None:
         return story.events[0].time if story.events else None
     paper.write(("  from   ", "dim"), (sender_words(message), ""))
     paper.write(("  to     ", "dim"), (names([each.original for each in message.envelope.recipients], 10), ""))
-    paper.write(("  size   ", "dim"), (size_words(message.size_bytes), ""))
+    paper.write(("  size   ", "dim"), (f"{size_words(message.size_bytes)}, our Received line included", ""))
     paper.write()
     return message.received
 
@@ -123,12 +123,14 @@ def _line(line: Line, start: datetime | None, paper: Paper) -> None:
 
 
 def _tail(story: Story, paper: Paper, now: datetime) -> None:
-    paper.write()
+    if story.events:
+        paper.write()
     if story.state is State.CLOSED:
         taken = story.events[-1].time - story.message.received if story.message and story.events else None
         paper.write((f"  closed{f' after {age_words(taken)}' if taken is not None else ''}", "bold"))
     else:
-        paper.write((f"  {story.state}, now {clock(now)}", "bold"))
+        state = "accepted, not routed yet" if story.state is State.ACCEPTED else story.state
+        paper.write((f"  {state}, now {clock(now)}", "bold"))
         for line in what_next(story, now):
             paper.write((f"  {line.delivery:<4}", "dim"), (f"{line.verb:<6}", "yellow"), (line.text, ""))
     for bounce in story.bounces:

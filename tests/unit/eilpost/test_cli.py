@@ -124,7 +124,7 @@ def test_a_role_alone_on_an_embedded_log_is_refused(run: Run, role: str) -> None
 
 
 def test_trace_of_what_is_not_there(run: Run, home: Path) -> None:
-    for wrong in ("nonsense", "Z" * 26, samples.queue_id(9) + "X"):
+    for wrong in ("nonsense", "8" * 26, "Z" * 26, samples.queue_id(9) + "X"):
         status, _, err = run("trace", wrong)
         assert (status, f"{wrong!r} is not a queue id" in _one_line(err)) == (1, True)
     status, _, err = run("trace", samples.queue_id(9))

@@ -139,6 +139,14 @@ def test_before_the_router_read_it() -> None:
     assert story is not None
     assert story.state is State.ACCEPTED
     assert "durable in the log" in what_next(story, NOON)[0].text
+    out = io.StringIO()
+    trace.write(story, Paper(out), NOON)
+    assert "accepted, not routed yet" in out.getvalue()
+    assert "\n\n\n" not in out.getvalue()
+
+
+def test_the_size_says_what_it_is() -> None:
+    assert f"{samples.message(1).size_bytes} B, our Received line included\n" in _written(*HISTORY)
 
 
 def test_nothing_known_is_no_story() -> None:
@@ -155,7 +163,7 @@ def test_nothing_known_is_no_story() -> None:
         (Routed(FIRST, RELAY, (ALICE,), Waiting(NOON, Why.WINDOW, "")), "waits for its turn"),
         (Routed(FIRST, ToMx("example.org", ((1, "a.test"), (2, "b.test"))), (ALICE,), None), "(a.test, b.test)"),
         (Refused((Failed(ALICE, NEVER),)), "no attempt"),
-        (Bounced((ALICE,), None), "the sender is <>"),
+        (Bounced((ALICE,), None), "the sender is <>, so there is nobody to tell"),
         (Tried(FIRST, 1, (Delivered(ALICE, OK),), NOON, SECOND, None), "250 2.0.0 Ok: queued as 4F1C"),
     ],
 )
@@ -309,6 +317,13 @@ async def test_the_queue_view_shows_the_oldest_and_sums_up_all() -> None:
     assert "relay.example.test" not in await _queue(mailbox, retry, site="mailb")
     assert "... and 1 more" in await _queue(mailbox, retry, limit=1)
     assert text.splitlines()[-1].split()[:3] == ["all", "2", "2"]
+
+
+async def test_no_match_is_no_empty_queue() -> None:
+    line = Pending(samples.delivery(1), RETRY, None)
+    assert await _queue(line, site="zzz") == "no site has 'zzz' in its name; 1 delivery is open elsewhere\n"
+    assert "2 deliveries are open" in await _queue(line, replace(line, delivery=samples.delivery(2)), site="zzz")
+    assert await _queue(site="zzz") == "the queue is empty\n"
 
 
 async def test_an_empty_queue_says_so() -> None:
