@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from eilpost.compose import Plan
 from mail.settings import SettingsError, show
-from mail.settings_file import ENVIRONMENT_PREFIX, load
+from mail.settings_file import ENVIRONMENT_PREFIX, load, strangers
 
 VARIABLE = "EILPOST_CONFIG"
 DEMO = Path("var/demo/eilpost.toml")
@@ -41,15 +42,22 @@ def find(given: Path | None) -> Path | None:
 
 
 def plan(given: Path | None) -> Plan:
-    """Find and read the configuration. Without a file: the defaults and the environment, from the working
-    directory.
+    """Find and read the configuration. Without a file: the defaults and the environment, from the working directory,
+    and a line on stderr that says so. Variables that are misspelt have a line too.
     """
     path = find(given)
-    if path is None and not any(_is_setting(name) for name in os.environ):
+    if path is None:
         places = ", ".join(str(place) for place in candidates())
-        raise SettingsError(
-            f"no configuration: give --config FILE or {VARIABLE} (looked for {places}); or try `eilpost demo`"
+        variables = [name for name in sorted(os.environ) if _is_setting(name)]
+        if not variables:
+            raise SettingsError(
+                f"no configuration: give --config FILE or {VARIABLE} (looked for {places}); or try `eilpost demo`"
+            )
+        _warn(
+            f"no configuration file (looked for {places}): using the defaults, {', '.join(variables)}, and {Path.cwd()}"
         )
+    for line in strangers(os.environ):
+        _warn(line)
     return Plan(load(path), path.parent if path is not None else Path())
 
 
@@ -65,6 +73,8 @@ def effective(given: Path | None) -> Iterator[Setting]:
     """Every key with its effective value and where it came from."""
     path = find(given)
     settings = load(path)
+    for line in strangers(os.environ):
+        _warn(line)
     in_file = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
     variables = {name.upper(): name for name in os.environ if _is_setting(name)}
     for section, keys in show(settings).items():
@@ -85,6 +95,10 @@ def as_toml(settings: Iterator[Setting]) -> Iterator[str]:
             yield f"[{section}]"
         value = json.dumps(each.value, ensure_ascii=False)
         yield f"{each.key} = {value}" + ("" if each.source == "default" else f"  # {each.source}")
+
+
+def _warn(text: str) -> None:
+    print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _is_setting(variable: str) -> bool:

@@ -26,6 +26,7 @@ from mail.settings import Section, Settings, SettingsError
 from mail.units import format_duration, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "EILPOST_"
+_NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH")
 
 # The adapters there are, by section; the roof opens them.
 SCHEMES: Mapping[str, Mapping[str, str]] = {
@@ -134,6 +135,25 @@ def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str, 
         if key not in table.model_fields:
             raise SettingsError(f"{where}: {_unknown_key(section, key)}")
         yield variable, section, key, _from_text(text, table.model_fields[key], f"{where}: {section}.{key}")
+
+
+def strangers(environment: Mapping[str, str]) -> Iterator[str]:
+    """A line for each variable that looks like one of ours and is none: EILPOST_INGRESS_MX with one underscore. What
+    Kubernetes sets for a Service named eilpost-delivery (EILPOST_DELIVERY_PORT=tcp://...) is meant for nobody.
+    """
+    names = [
+        f"{ENVIRONMENT_PREFIX}{section}__{key}".upper()
+        for section in _SECTIONS
+        for key in _SECTIONS[section].model_fields
+    ]
+    for variable, text in sorted(environment.items()):
+        name = variable.upper()
+        if not name.startswith(ENVIRONMENT_PREFIX) or "__" in name or name.startswith(_NO_SETTINGS):
+            continue
+        if "_SERVICE_" in name or "_PORT_" in name or "://" in text:
+            continue
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+        yield f"environment variable {variable}: is no setting" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _from_text(text: str, field: FieldInfo, where: str) -> Any:

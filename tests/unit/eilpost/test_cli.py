@@ -99,6 +99,18 @@ def test_a_missing_configuration(run: Run, home: Path, monkeypatch: pytest.Monke
     assert (status, "gone.toml" in _one_line(err)) == (2, True)
 
 
+def test_without_a_file_it_says_what_it_runs_on(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "eilpost.toml").unlink()
+    monkeypatch.setenv("EILPOST_ROUTER__LIFETIME", "2d")
+    monkeypatch.setenv("EILPOST_INGRESS_MX", "127.0.0.1:25")
+    status, out, err = run("user", "list", "--json")
+    assert (status, len(json.loads(out))) == (0, 2)
+    first, second = err.splitlines()
+    assert first.startswith("eilpost: no configuration file (looked for eilpost.toml, ")
+    assert f"using the defaults, EILPOST_ROUTER__LIFETIME, and {home}" in first
+    assert "did you mean EILPOST_INGRESS__MX?" in second
+
+
 def test_the_effective_settings_tell_their_source(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EILPOST_ROUTER__LIFETIME", "2d")
     status, out, _ = run("config", "show", "--json")

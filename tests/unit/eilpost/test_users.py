@@ -89,6 +89,13 @@ def test_a_user_without_a_password_gets_one(file: Path) -> None:
     assert _verified(file, "bob@example.test", "new")
 
 
+def test_no_comment_of_the_example_is_wrong_once_there_is_a_password(tmp_path: Path) -> None:
+    file = tmp_path / "directory.toml"
+    file.write_text((Path(__file__).resolve().parents[3] / "directory.example.toml").read_text())
+    users.change_password(file, "alice@example.test", "new")
+    assert "no password" not in file.read_text()
+
+
 def test_what_cannot_be_done_says_so_and_leaves_the_file_alone(file: Path) -> None:
     with pytest.raises(users.UserExists, match="exists already"):
         users.add(file, "alice@EXAMPLE.test", "x")

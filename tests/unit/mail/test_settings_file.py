@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mail.settings import Settings, SettingsError, show
-from mail.settings_file import load
+from mail.settings_file import load, strangers
 from mail.settings_text import default_toml, render
 
 
@@ -162,6 +162,28 @@ def test_a_wrong_variable_is_one_line_that_names_it(variable: str, value: str, w
     message = _refused(None, {variable: value})
     assert message.startswith(f"environment variable {variable}: ")
     assert words in message
+
+
+def test_a_variable_that_is_no_setting_is_named() -> None:
+    lines = strangers(
+        {
+            "EILPOST_INGRESS_MX": "127.0.0.1:25",
+            "eilpost_mailbox_url": "maildir:x",
+            "EILPOST_FOO": "1",
+            "EILPOST_INGRESS__MX": "127.0.0.1:25",
+            "EILPOST_CONFIG": "x.toml",
+            "EILPOST_DEBUG": "1",
+            "EILPOST_TEST_KAFKA": "x",
+            "EILPOST_DELIVERY_PORT": "tcp://10.0.0.1:25",
+            "EILPOST_SERVICE_HOST": "10.0.0.1",
+            "HOME": "/",
+        }
+    )
+    assert list(lines) == [
+        "environment variable EILPOST_FOO: is no setting",
+        "environment variable EILPOST_INGRESS_MX: is no setting; did you mean EILPOST_INGRESS__MX?",
+        "environment variable eilpost_mailbox_url: is no setting; did you mean EILPOST_MAILBOXES__URL?",
+    ]
 
 
 def test_several_faults_are_counted(file: Path) -> None:
