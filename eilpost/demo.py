@@ -104,9 +104,9 @@ Try, in another terminal:
  1. send a message by hand (bash), or with swaks, or with any mail client:
       {{ printf '{dialogue}' >&3; cat <&3; }} 3<>/dev/tcp/{smtp_host}/{smtp}
       swaks --server {smtp_host}:{smtp} --from {bob} --to {alice}
- 2. fetch it:
+ 2. fetch the newest (the log-in name is the whole address):
       python3 -c "import poplib; p = poplib.POP3('{pop3_host}', {pop3}); p.user('{alice}'); p.pass_('{PASSWORD}'); \
-print(*(line.decode() for line in p.retr(len(p.list()[1]))[1]), sep='\\n')"
+print(*(line.decode(errors='replace') for line in p.retr(len(p.list()[1]))[1]), sep='\\n'); p.quit()"
  3. follow it by the queue id in the 250 reply, and see what is still open:
       {run} trace QUEUE_ID
       {run} queue

@@ -65,7 +65,8 @@ class SpoolSettings(Section):
     )
     expire: Duration = Field(
         parse_duration("7d"),
-        description="Spooled content is removed at this age; longer than router.lifetime.",
+        description="Spooled content is removed at this age, and stays until then whatever became of its message; "
+        "longer than router.lifetime.",
     )
 
 
@@ -142,7 +143,8 @@ class RouterSettings(Section):
     lifetime: Duration = Field(parse_duration("5d"), description="An undeliverable message is bounced at this age.")
     retry: list[Duration] = Field(
         [parse_duration(text) for text in ("1m", "5m", "15m", "30m", "1h", "2h", "4h")],
-        description="Time before each retry, the last one repeated; each with jitter.",
+        description="Time before each retry, the last one repeated; each wait is drawn between 10 % and 100 % of "
+        "its step.",
     )
     window: int = Field(
         1000, ge=1, le=1_000_000, description="Deliveries of one site in hand at the same time; more wait in the queue."

@@ -10,8 +10,14 @@ from pathlib import Path
 from eilpost import demo
 from mail.directory.file import load
 from mail.settings_file import load as load_settings
-from tests.support.onebox import EILPOST, OneBox
+from tests.support.onebox import EILPOST, OneBox, directory_toml
 from tests.support.ports import wait_until
+
+
+def _bash(command: str) -> str:
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_what_is_made_is_valid_and_kept(tmp_path: Path) -> None:
@@ -41,6 +47,24 @@ def test_the_banner_follows_the_settings(tmp_path: Path) -> None:
     assert "POP3 off" in demo.banner(load_settings(None, {"EILPOST_MAILSTORE__POP3": ""}), tmp_path, "eilpost")
 
 
+async def test_the_commands_of_the_readme_work_as_they_stand(tmp_path: Path) -> None:
+    aliases = {"team@example.test": ["alice@example.test", "bob@example.test"]}
+    with OneBox(tmp_path / "home", directory=directory_toml(aliases=aliases)) as box:
+        readme = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+        readme = readme.replace("2525", str(box.mx)).replace("2110", str(box.pop3))
+        send, fetch, several = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[:3]
+        for command in send.splitlines():
+            if command and not command.startswith(("#", "swaks")):
+                _bash(command)
+        await wait_until(lambda: len(box.maildir("alice")) == 2, what="both messages")
+        answer = _bash(several)
+        queue_id = re.search(r"queued as (\S+)", answer)
+        assert queue_id is not None, answer
+        await wait_until(lambda: box.maildir("bob"), what="the message for bob")
+        assert "team@example.test -> alice@example.test, bob@example.test" in box.run("trace", queue_id[1])
+        await wait_until(lambda: "Hi all" in _bash(fetch), what="the newest message")
+
+
 async def test_the_commands_of_the_banner_work_as_they_stand(tmp_path: Path) -> None:
     with OneBox(tmp_path / "home") as box:
         settings = load_settings(box.config, {})
@@ -48,16 +72,11 @@ async def test_the_commands_of_the_banner_work_as_they_stand(tmp_path: Path) -> 
         by_hand = next(line.strip() for line in banner.splitlines() if "printf" in line)
         fetch = next(line.strip() for line in banner.splitlines() if "poplib" in line)
 
-        def bash(command: str) -> str:
-            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
-        answer = bash(by_hand)
+        answer = _bash(by_hand)
         queue_id = re.search(r"queued as (\S+)", answer)
         assert queue_id is not None, answer
         await wait_until(lambda: box.maildir("alice"), what="the message in its mailbox")
-        assert "Hi Alice" in bash(fetch)
+        assert "Hi Alice" in _bash(fetch)
         assert "delivered" in box.run("trace", queue_id[1])
         assert box.run("queue") == "the queue is empty\n"
 
