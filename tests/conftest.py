@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import hypothesis
 import pytest
 
-from deploy.kafka.cluster import Cluster
 from tests.support import kafka as _kafka
 from tests.support import postfix as _postfix
 
@@ -90,18 +89,8 @@ def kafka_bootstrap() -> Iterator[str]:
         yield bootstrap
 
 
-class MakesClusters(Protocol):
-    def __call__(
-        self, nodes: int = 3, *, secure: bool = False, settings: Mapping[str, str] | None = None
-    ) -> Cluster: ...
-
-
 @pytest.fixture
-def kafka_cluster() -> Iterator[MakesClusters]:
+def kafka_cluster() -> Iterator[_kafka.MakesClusters]:
     """Makes running clusters that a test may break (marker kafka_cluster); they end with the test."""
     with ExitStack() as made:
-
-        def make(nodes: int = 3, *, secure: bool = False, settings: Mapping[str, str] | None = None) -> Cluster:
-            return made.enter_context(_kafka.cluster(nodes, secure=secure, settings=settings))
-
-        yield make
+        yield lambda nodes=3, **how: made.enter_context(_kafka.cluster(nodes, **how))

@@ -78,13 +78,17 @@ class Cluster:
         """Node `number`, from 1; a broker's id in Kafka's answers is the same number."""
         return self.nodes[number - 1]
 
+    def port(self, number: int) -> int:
+        """The port of node `number` for clients without encryption."""
+        return self._ports[number - 1].client
+
     def alive(self, *, asked: int | None = None) -> frozenset[int]:
         """The brokers that node `asked`, or the first that answers, counts as alive; none when nobody answers.
 
         A killed or frozen one is counted for another `broker.session.timeout.ms`, 9 s by default.
         """
         numbers = [asked] if asked else [node.number for node in self.nodes if node.running()]
-        answers = (frozenset(brokers_alive(self._ports[number - 1].client)) for number in numbers)
+        answers = (frozenset(brokers_alive(self.port(number))) for number in numbers)
         return next((answer for answer in answers if answer), frozenset())
 
     def start(self, *, timeout_seconds: float = 90.0) -> None:

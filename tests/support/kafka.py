@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from deploy.kafka import jars
 from deploy.kafka.cluster import Cluster
@@ -85,6 +85,14 @@ def cluster(nodes: int, *, secure: bool = False, settings: Mapping[str, str] | N
         # Nobody reads its data again, so nothing is handed over.
         made.stop(timeout_seconds=0)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class MakesClusters(Protocol):
+    """What the fixture `kafka_cluster` gives: `cluster` above, ended with the test."""
+
+    def __call__(
+        self, nodes: int = 3, *, secure: bool = False, settings: Mapping[str, str] | None = None
+    ) -> Cluster: ...
 
 
 @functools.cache
