@@ -21,6 +21,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from deploy.kafka import jars
+from deploy.kafka.archive import prepare
 from deploy.kafka.cluster import Cluster
 from deploy.kafka.jars import BrokerError
 from deploy.kafka.question import brokers_alive
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             case "status":
                 return _status(asked.dir)
             case _:
-                _say(str(jars.fetch()))
+                _say(str(prepare()))
                 return 0
     except BrokerError as error:
         print(error, file=sys.stderr)
@@ -68,6 +69,7 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
     with _only_one(directory) as note:
         if not jars.folder().is_dir():
             _say(f"Fetching Kafka {jars.VERSION} (once, about 45 MB) ...")
+        prepare()
         cluster = Cluster(nodes, directory, base_port=port, secure=secure)
         started = time.monotonic()
         cluster.start()

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deploy.kafka import jars
@@ -38,7 +38,8 @@ class Cluster:
 
     Ports: `base_port`, `base_port + 1`, ... for clients (controllers 100 above, secured listeners 200 above), or free
     ones. `settings` are put over every server.properties. `secure` adds a SASL_SSL listener; see `secured` after the
-    start.
+    start. `lasting` costs seconds at the start and gives the speed of Java's full compiler: for measurements. `archive`
+    is for `archive.py`.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Cluster:
         secure: bool = False,
         settings: Mapping[str, str] | None = None,
         heap: str = "384m",
+        lasting: bool = False,
+        archive: Sequence[str] = (),
     ) -> None:
         if nodes < 1:
             raise BrokerError("a cluster has at least one node")
@@ -59,9 +62,11 @@ class Cluster:
         self._base_port = base_port
         self._ports = _ports(nodes, base_port, secure=secure)
         self._settings = dict(settings or {})
+        self._archive = archive
         self._guard: subprocess.Popen[bytes] | None = None
         self.nodes = tuple(
-            Node(number, self.directory / f"node-{number}", jars.folder(), heap=heap) for number in range(1, nodes + 1)
+            Node(number, self.directory / f"node-{number}", heap=heap, lasting=lasting)
+            for number in range(1, nodes + 1)
         )
 
     @property
@@ -98,7 +103,7 @@ class Cluster:
             try:
                 self._lay_out()
                 for node in self.nodes:
-                    node.start(self._group())
+                    node.start(self._group(), archive=self._archive)
                 self.wait_ready(timeout_seconds=timeout_seconds)
                 return
             except _PortTakenError:

@@ -1,13 +1,14 @@
 """The jars a broker runs on: fetched once a version by Maven, kept outside the tree, shared by all that start brokers.
 
 They lie in `$EILPOST_KAFKA_JARS`, else in `~/.cache/eilpost/kafka-VERSION`. Any number of processes may ask at the same
-time: one fetches, the others wait, and nobody ever sees half a folder. Next: `deploy/kafka/node.py`.
+time: one fetches, the others wait, and nobody ever sees half a folder. Next: `deploy/kafka/archive.py`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import os
 import re
 import shutil
@@ -33,12 +34,26 @@ def folder() -> Path:
     return cache / "eilpost" / f"kafka-{VERSION}"
 
 
+def archive() -> Path:
+    """Where the classes a broker loads lie ready for the next start, if they do; `archive.py` makes it.
+
+    It belongs to these jars and this Java, and Java ignores one that does not fit.
+    """
+    java = hashlib.sha256(_java_version().encode()).hexdigest()[:12]
+    return folder() / f"classes-{java}.jsa"
+
+
+@functools.cache
+def _java_version() -> str:
+    return subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
+
+
 @functools.cache
 def why_missing() -> str | None:
     """Why no broker can be started here, for people; None when it can (the jars may still have to be fetched)."""
     if not shutil.which("java"):
         return f"no Java {_OLDEST_JAVA} or newer (apt-get install openjdk-17-jre-headless maven)"
-    said = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
+    said = _java_version()
     version = re.search(r'version "(\d+)', said)
     if version is None or int(version[1]) < _OLDEST_JAVA:
         return f"Java {_OLDEST_JAVA} or newer is needed, and `java -version` says: {said.strip().splitlines()[:1]}"

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from deploy.kafka import jars
+from deploy.kafka import archive, jars
 from deploy.kafka.cluster import Cluster
 from deploy.kafka.question import brokers_alive
 from tests.support.ports import free_port
@@ -53,7 +53,7 @@ def prepare() -> None:
     """Fetch what takes long and is needed once, before any test's time runs; called when some test needs it."""
     if why_no_cluster() is None:
         try:
-            jars.fetch()
+            archive.prepare()
         except jars.BrokerError as error:
             _could_not_fetch.append(str(error))
             why_missing.cache_clear()
