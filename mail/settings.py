@@ -58,7 +58,7 @@ class LogSettings(Section):
         0,
         ge=0,
         le=1024,
-        description="Shards of `dispatched`; on Kafka they may grow later. 0: what is there; in a new log 1, on Kafka 12.",
+        description="Shards of `dispatched`; on Kafka they may grow later. 0: as with shards.",
     )
     append_timeout: Duration = Field(
         parse_duration("20s"), description="No confirmation in this time: 451 to the client."
@@ -72,7 +72,8 @@ class LogSettings(Section):
     )
     prefix: str = Field("mail.", description="Kafka: stands before the names of topics, groups and transactional ids.")
     durability: Literal["safe", "dev"] = Field(
-        "safe", description='Kafka: "safe" refuses topics that could lose mail; "dev" takes any, on machines for trials.'
+        "safe",
+        description='Kafka: "safe" refuses topics that could lose mail; "dev" takes any, on machines for trials.',
     )
     replication: int = Field(3, ge=1, le=9, description="Kafka: replicas of topics that `eilpost topics create` makes.")
     session_timeout: Duration = Field(

@@ -6,7 +6,6 @@ stop for real are the faults' business.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -114,5 +113,3 @@ class KafkaHarness:
 
     def mend(self, log: Log) -> None:
         self._cable.is_cut = False
-
-

@@ -2,8 +2,8 @@
 
 In charge of putting the parts together for one process: who appends (`producing`), who owns which shard
 (`membership`), what a shard does (`router_shard`, `delivery_shard`), and what people read (`history`). It promises what
-the port promises, on topics that `topics.py` finds safe: an append that returned is on two nodes at least; a stale owner
-commits nothing; what is unconsumed is never removed. Next: `mail/log/kafka/access.py`.
+the port promises, on topics that `topics.py` finds safe: an append that returned is on two nodes at least; a stale
+owner commits nothing; what is unconsumed is never removed. Next: `mail/log/kafka/access.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mail.log.kafka.marks import Mark
 from mail.log.kafka.membership import Membership
 from mail.log.kafka.producing import Producing
 from mail.log.kafka.router_shard import KafkaRouterShard
-from mail.log.kafka.topics import counts_of, problems, unreachable
+from mail.log.kafka.topics import counts_of, refuse_unsafe, unreachable
 from mail.log.kafka.transacting import Transactor
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, place
 from mail.message import QueueId
@@ -65,13 +65,8 @@ class KafkaLog:
         try:
             found = await self._lookout.topics()
             self._counts = counts_of(found, self._access, self._settings)
-            unsafe = [problem for problem in problems(found, self._settings) if problem.fatal]
-            if unsafe and self._settings.durability != "dev":
-                more = f" (and {len(unsafe) - 1} more: see `eilpost doctor`)" if len(unsafe) > 1 else ""
-                raise LogUnusable(
-                    f"{self._access.where}: topic {unsafe[0].topic}: {unsafe[0].text}{more}; or, on a machine for"
-                    ' trials, log.durability = "dev"'
-                )
+            if self._settings.durability != "dev":
+                refuse_unsafe(found, self._access, self._settings)
             await self._producing.start()
         except (LogUnavailable, *FAULTS) as error:
             await self.close()
@@ -99,8 +94,8 @@ class KafkaLog:
                 self._counts = counts_of(found, self._access, self._settings)
 
     async def purge(self) -> None:
-        """DeleteRecords below the committed marks, of the shards this process owns. Of `events` the brokers remove whole
-        segments, by age; what is past its age and still there is no longer shown.
+        """DeleteRecords below the committed marks, of the shards this process owns. Of `events` the brokers remove
+        whole segments, by age; what is past its age and still there is no longer shown.
         """
         self._oldest = datetime.now(UTC) - self._settings.events_kept
         before: dict[TopicPartition, int] = {}
@@ -218,5 +213,3 @@ class KafkaLog:
         backlog = await self._historian().backlog()
         self._producing.waiting = backlog.accepted
         return backlog
-
-

@@ -14,6 +14,7 @@ from typing import Any
 
 from aiokafka import errors
 
+from mail.endpoint import parse_brokers
 from mail.log import LogUnusable
 from mail.settings import LogSettings
 
@@ -56,22 +57,9 @@ class Access:
         return f"{self.prefix}{role}"
 
 
-def parse_servers(url: str) -> tuple[str, ...]:
-    """The brokers of "kafka://h1:9092,h2:9092". Raises ValueError with what is wrong."""
-    rest = url.removeprefix("kafka:")
-    if not rest.startswith("//") or not rest[2:]:
-        raise ValueError("name the brokers, like kafka://h1:9092,h2:9092")
-    servers = tuple(part.strip() for part in rest[2:].split(","))
-    for server in servers:
-        host, colon, port = server.rpartition(":")
-        if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536 or "/" in server or "@" in server:
-            raise ValueError(f"{server!r} is not HOST:PORT; name the brokers like kafka://h1:9092,h2:9092")
-    return servers
-
-
 def make_access(settings: LogSettings) -> Access:
     """Raises LogUnusable for certificates that cannot be read, ValueError for the URL."""
-    return Access(parse_servers(settings.url), settings.prefix, _security(settings))
+    return Access(parse_brokers(settings.url), settings.prefix, _security(settings))
 
 
 def _security(settings: LogSettings) -> dict[str, Any]:

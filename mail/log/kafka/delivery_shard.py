@@ -48,14 +48,14 @@ class KafkaDeliveryShard:
         self._finished = finished
         self._reader = Reader(access, [self.partition])
         self._marks: Marks | None = None
-        self._lost = asyncio.Event()
+        self.lost = asyncio.Event()
         self._closed = False
 
     def lose(self) -> None:
-        self._lost.set()
+        self.lost.set()
 
     async def close(self) -> None:
-        self._lost.set()
+        self.lost.set()
         self._closed = True
         await self._reader.close()
 
@@ -81,7 +81,7 @@ class KafkaDeliveryShard:
 
     async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
         while True:
-            if self._lost.is_set():
+            if self.lost.is_set():
                 raise ShardLost
             marks = await self._open()
             if marks.are_many:
@@ -104,7 +104,7 @@ class KafkaDeliveryShard:
 
     async def _wait(self, limit: int) -> Sequence[ConsumerRecord[bytes, bytes]]:
         taking = asyncio.ensure_future(self._reader.take(limit, _WAIT_SECONDS))
-        losing = asyncio.ensure_future(self._lost.wait())
+        losing = asyncio.ensure_future(self.lost.wait())
         try:
             await asyncio.wait({taking, losing}, return_when=asyncio.FIRST_COMPLETED)
             if not taking.done():
@@ -124,5 +124,3 @@ class KafkaDeliveryShard:
             raise ShardLost  # the report is there, the mark is the next owner's: it makes the attempt again
         self._marks.finish(entry.offset)
         self._finished()
-
-

@@ -16,7 +16,7 @@ from typing import cast
 from aiokafka import ConsumerRecord, TopicPartition
 
 from mail.log import Backlog, LogUnavailable, LogUnusable
-from mail.log.kafka.access import Access
+from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.marks import Mark, Marks
 from mail.log.kafka.reading import Reader
@@ -115,8 +115,9 @@ def _waiting(end: int, mark: Mark | None, begin: int) -> int:
 class KafkaHistory:
     """HistoryLog for a command: connects for one question, and lets go. Raises LogUnusable when it cannot."""
 
-    def __init__(self, access: Access, settings: LogSettings) -> None:
-        self._access = access
+    def __init__(self, settings: LogSettings) -> None:
+        """Raises LogUnusable, ValueError as KafkaLog does."""
+        self._access = make_access(settings)
         self._settings = settings
 
     async def _historian(self, lookout: Lookout) -> KafkaHistorian:
@@ -143,5 +144,3 @@ class KafkaHistory:
     async def backlog(self) -> Backlog:
         async with Lookout(self._access) as lookout:
             return await (await self._historian(lookout)).backlog()
-
-

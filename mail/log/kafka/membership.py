@@ -1,9 +1,9 @@
 """Who owns which shard: one member of a consumer group, subscribed to the group's lead topic, reading nothing.
 
 In charge of one process's share of a role's shards: it starts the tending of what the group gives it and ends it when
-the group takes it back or `stop` is set. Two manners. *Drain first* (delivery): before a rebalance everything is told to
-go, and the group waits, at most `drain_seconds`, until all have gone; so two owners never work at the same time. *Keep
-going* (router): only what the next assignment does not have is told to go, after it; a stale owner's commit is fenced,
+the group takes it back or `stop` is set. Two manners. *Drain first* (delivery): before a rebalance everything is told
+to go, and the group waits, at most `drain_seconds`, until all have gone; so two owners never work at the same time.
+*Keep going* (router): only what the next assignment does not have is told to go, after it; a stale owner is fenced,
 so nothing pauses that stays. Never here: records, marks. Next: `mail/log/kafka/__init__.py`.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
@@ -99,7 +99,8 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         polling: asyncio.Task[None] | None = None
         try:
             polling = asyncio.create_task(self._poll(consumer), name=f"member-{self._role}")
-            await asyncio.wait({stopped, polling, self._failed}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {stopped, polling, self._failed}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             self._stopping = True
             self._changed.set()
             await self._let_go(frozenset(self._tasks), None if stop.is_set() else 0.0)
@@ -205,7 +206,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 except LogUnusable as error:
                     # One record that cannot be read stops its shard, and neither the others nor the process: ending it
                     # would only start it again. It is looked at again, for whoever mends it.
-                    log.error("shard stopped", role=self._role, shard=number, reason=str(error))
+                    log.error("shard stopped", role=self._role, shard=number, reason=str(error))  # noqa: TRY400
                     SHARDS_STOPPED.labels(self._role).inc()
                     pause = _STOPPED_SECONDS
                 finally:
@@ -235,7 +236,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                     await self._changed.wait()
 
     async def _let_go(self, numbers: frozenset[int], seconds: float | None) -> None:
-        """Tell them to go and wait for `seconds` (None: for as long as it takes); who has not gone then is cancelled."""
+        """Tell them to go and wait for `seconds` (None: as long as it takes); who has not gone then is cancelled."""
         tasks = {self._tasks[number] for number in numbers if number in self._tasks}
         if not tasks:
             return

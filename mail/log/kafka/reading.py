@@ -106,7 +106,8 @@ class Reader:
         assert self._consumer is not None
         try:
             async with asyncio.timeout(30):
-                return await self._consumer.end_offsets(list(self._partitions))
+                ends: Mapping[TopicPartition, int] = await self._consumer.end_offsets(list(self._partitions))
+                return ends
         except FAULTS as error:
             raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
 
@@ -116,7 +117,9 @@ class Reader:
             ends = await self.ends()
             behind = {at: self._positions[at] for at, end in ends.items() if end > self._positions[at]}
             if behind and behind == self._behind:
-                log.warning("reader is stuck, made anew", behind={f"{at.topic}/{at.partition}": ends[at] for at in behind})
+                log.warning(
+                    "reader is stuck, made anew", behind={f"{at.topic}/{at.partition}": ends[at] for at in behind}
+                )
                 await self.open(dict(self._positions))
             elif behind:
                 self._look_at = asyncio.get_running_loop().time() + _SECOND_LOOK_SECONDS

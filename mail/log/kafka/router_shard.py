@@ -146,7 +146,8 @@ class KafkaRouterShard:
 
 
 def _topic_of(partition: TopicPartition, access: Access) -> str:
-    return partition.topic.removeprefix(access.prefix)
+    topic: str = partition.topic
+    return topic.removeprefix(access.prefix)
 
 
 def _input(access: Access, record: ConsumerRecord[bytes, bytes]) -> Input:

@@ -20,6 +20,7 @@ from mail.log.kafka.access import FAULTS, RECORD_BYTES_MAX, Access, reason
 from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, EVENTS, ShardCounts, Topic
 from mail.settings import LogSettings
 
+RECORD_BYTES_NEEDED = 6 << 20  # the least `max.message.bytes`: inline content and an envelope of the usual limits
 SHARDS = 12  # partitions of a new topic, where the settings do not say
 REPLICATION_SAFE = 3
 IN_SYNC_SAFE = 2
@@ -171,7 +172,7 @@ def problems(found: Mapping[Topic, Found], settings: LogSettings) -> Iterator[Pr
             there = int(config.get("retention.ms", "-1"))
             if 0 <= there < kept:
                 yield Problem(each.name, f"retention.ms = {there} is less than log.events_kept ({kept})", fatal=False)
-        if int(config.get("max.message.bytes", "0")) < settings_need(settings):
+        if int(config.get("max.message.bytes", "0")) < RECORD_BYTES_NEEDED:
             yield Problem(
                 each.name,
                 f"max.message.bytes = {config.get('max.message.bytes')} is less than a record may need: set it to"
@@ -179,9 +180,15 @@ def problems(found: Mapping[Topic, Found], settings: LogSettings) -> Iterator[Pr
             )
 
 
-def settings_need(settings: LogSettings) -> int:
-    """The least `max.message.bytes` that records of the usual sizes need: inline content and its envelope."""
-    return 2 << 20
+def refuse_unsafe(found: Mapping[Topic, Found], access: Access, settings: LogSettings) -> None:
+    """Raises LogUnusable for topics that could lose mail."""
+    unsafe = [problem for problem in problems(found, settings) if problem.fatal]
+    if unsafe:
+        more = f" (and {len(unsafe) - 1} more: see `eilpost doctor`)" if len(unsafe) > 1 else ""
+        raise LogUnusable(
+            f"{access.where}: topic {unsafe[0].topic}: {unsafe[0].text}{more}; or, on a machine for trials,"
+            ' log.durability = "dev"'
+        )
 
 
 def _replication_problems(each: Found) -> Iterator[Problem]:
@@ -189,7 +196,9 @@ def _replication_problems(each: Found) -> Iterator[Problem]:
         yield Problem(each.name, f"has {each.replication} replicas: with fewer than 3 a lost node can lose mail")
     in_sync = int(each.config.get("min.insync.replicas", "1"))
     if in_sync < IN_SYNC_SAFE:
-        yield Problem(each.name, f"min.insync.replicas = {in_sync}: set it to 2, so that two nodes have what we confirm")
+        yield Problem(
+            each.name, f"min.insync.replicas = {in_sync}: set it to 2, so that two nodes have what we confirm"
+        )
     if each.in_sync < each.replication:
         yield Problem(each.name, f"has {each.in_sync} of {each.replication} replicas in sync", fatal=False)
 
@@ -247,5 +256,3 @@ def unreachable(access: Access, error: BaseException) -> str:
 
 def _are(noun: str, names: list[str]) -> str:
     return f"{noun} {names[0]} is" if len(names) == 1 else f"{noun}s {', '.join(names)} are"
-
-
