@@ -115,6 +115,8 @@ async def _all_roles(plan: Plan, on_ready: Callable[[], None]) -> None:
         await mail_log.start()
         stack.push_async_callback(mail_log.close)
         spool = make_spool(plan)
+        await spool.start()
+        stack.push_async_callback(spool.close)
         resolver = make_resolver(plan)
         mailboxes = make_mailboxes(plan)
         served = {"ingress": settings.ingress.mx, "mailstore": settings.mailstore.pop3}  # with no address it is no role

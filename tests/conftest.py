@@ -15,6 +15,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.support import objects as _objects
 from tests.support import postfix as _postfix
 
 # A busy machine is no defect of the code: examples have no deadline.
@@ -28,7 +29,11 @@ def _why_no_swaks() -> str | None:
     return None if shutil.which("swaks") else "Debian's swaks package is not installed (apt-get install swaks)"
 
 
-_REAL_PARTS: dict[str, Callable[[], str | None]] = {"postfix": _postfix.why_missing, "swaks": _why_no_swaks}
+_REAL_PARTS: dict[str, Callable[[], str | None]] = {
+    "postfix": _postfix.why_missing,
+    "swaks": _why_no_swaks,
+    "objects": _objects.why_missing,
+}
 
 
 def _missing() -> dict[str, str]:
@@ -42,6 +47,12 @@ def _is_ci() -> bool:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     missing = _missing()
     return [f"real {name}: " + (f"MISSING: {missing[name]}" if name in missing else "here") for name in _REAL_PARTS]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What takes longer than a test may is made before the first one."""
+    if any(item.get_closest_marker("objects") for item in session.items) and not session.config.option.collectonly:
+        _objects.prepare()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
