@@ -102,8 +102,8 @@ def reason(error: Exception) -> str:
         or status in ("401", "403")
     ):
         return (
-            f"access is refused ({code or status or 'no reason given'}): check spool.access_key and spool.secret_key, "
-            "and that they may list, read, write and delete objects"
+            f"access is refused ({code or status or 'no reason given'}): check spool.access_key and spool.secret_key "
+            "(or the environment's credentials), and that they may list, read, write and delete objects"
         )
     if status:
         return f"the store answered {status}{f' {code}' if code else ''}: check spool.endpoint, and look at its log"

@@ -68,7 +68,7 @@ def prepare() -> None:
     BIN.mkdir(parents=True, exist_ok=True)
     print(f"\nMaking versitygw {VERSION} with Go (once, about two minutes) ...", flush=True)
     with tempfile.TemporaryDirectory(dir=BIN, prefix="making-") as folder:
-        environment = {**os.environ, "GOBIN": folder}
+        environment = {**os.environ, "GOBIN": folder, "GOTOOLCHAIN": "auto"}  # Debian's says local
         try:
             made = subprocess.run(
                 ["go", "install", MODULE], env=environment, capture_output=True, text=True, timeout=900
