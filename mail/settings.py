@@ -10,12 +10,22 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
+from pydantic.fields import FieldInfo
 
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size)]
+
+HIDDEN = "***"  # how a secret is shown
+# Type a key so and it is hidden wherever settings are shown and wherever a wrong value is quoted. Its reader says
+# `.get_secret_value()`.
+Secret = Annotated[SecretStr, PlainSerializer(lambda secret: HIDDEN if secret.get_secret_value() else "")]
+
+
+def is_secret(field: FieldInfo) -> bool:
+    return field.annotation is SecretStr
 
 
 class SettingsError(Exception):
@@ -83,7 +93,11 @@ class LogSettings(Section):
         "", description="Kafka: how to log in; empty: not at all."
     )
     sasl_username: str = Field("", description="Kafka: the name to log in with.")
-    sasl_password: str = Field("", description="Kafka: the password to log in with.")
+    sasl_password: Secret = Field(
+        SecretStr(""),
+        description="Kafka: the password to log in with; better as EILPOST_LOG__SASL_PASSWORD than in a file. Never "
+        "shown.",
+    )
     tls: bool = Field(False, description="Kafka: talk TLS to the brokers.")
     tls_ca: str = Field("", description="Kafka: a PEM file of the authorities to trust; empty: those of the system.")
     tls_cert: str = Field("", description="Kafka: a PEM file of our certificate, where brokers ask for one.")

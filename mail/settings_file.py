@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from mail import endpoint
 from mail.address import AddressError, parse_domain
 from mail.logs import FORMATS, LEVELS
-from mail.settings import Section, Settings, SettingsError
+from mail.settings import HIDDEN, Section, Settings, SettingsError, is_secret
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "EILPOST_"
@@ -197,11 +197,15 @@ def _explain(line: Any, name: Callable[[str, str], str]) -> str:
     """One of pydantic's complaints in our words."""
     section, key, *place = (*map(str, line["loc"]), "", "")[:3]
     where = name(section, key) + "".join(f"[{part}]" for part in place if part)
-    found = json.dumps(line["input"], default=str, ensure_ascii=False)
+    found = HIDDEN if (section, key) in _SECRETS else _quoted(line["input"])
     expected = _EXPECTED.get(line["type"])
     if expected is not None:
         return f"{where}: found {found}; {expected.format_map(line.get('ctx', {}))}"
     return f"{where}: found {found}; {line['msg'].removeprefix('Value error, ')}"
+
+
+def _quoted(value: object) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 _EXPECTED = {
@@ -242,6 +246,9 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         yield from tried("ingress", "relay_networks", network, _network)
     if settings.delivery.relay:
         yield from tried("delivery", "relay", settings.delivery.relay, endpoint.parse_relay)
+    for section, key in _SECRETS:
+        if getattr(getattr(settings, section), key).get_secret_value() == HIDDEN:
+            yield f"{name(section, key)}: found {HIDDEN}, which is how a secret is shown; the secret itself is expected"
     if not settings.router.retry:
         yield f'{name("router", "retry")}: found an empty list; at least one time is expected, like ["5m"]'
     for section, key in _TIMES:
@@ -254,7 +261,9 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
             f'{name("spool", "expire")}: found "{format_duration(settings.spool.expire)}"; longer than router.lifetime '
             f'("{format_duration(settings.router.lifetime)}") is expected, or queued mail would lose its content'
         )
-    if settings.log.sasl_mechanism and not (settings.log.sasl_username and settings.log.sasl_password):
+    if settings.log.sasl_mechanism and not (
+        settings.log.sasl_username and settings.log.sasl_password.get_secret_value()
+    ):
         yield f"{name('log', 'sasl_username')}, log.sasl_password: log.sasl_mechanism needs both"
     if settings.log.session_timeout.total_seconds() < 6:
         yield f'{name("log", "session_timeout")}: at least "6s" is expected: brokers refuse less'
@@ -284,6 +293,13 @@ _TIMES = [
     for section, table in _SECTIONS.items()
     for key, field in table.model_fields.items()
     if _is_time(field) and (section, key) != ("node", "drain")  # no drain at all is a choice
+]
+
+_SECRETS = [
+    (section, key)
+    for section, table in _SECTIONS.items()
+    for key, field in table.model_fields.items()
+    if is_secret(field)
 ]
 
 

@@ -19,9 +19,10 @@ from mail.log import Backlog, LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.marks import Mark, Marks
+from mail.log.kafka.reaching import explain, reach_any
 from mail.log.kafka.reading import Reader
 from mail.log.kafka.router_shard import last_of_each_key, read, read_line
-from mail.log.kafka.topics import counts_of, unreachable
+from mail.log.kafka.topics import counts_of
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, shard_of_message
 from mail.message import QueueId, queue_id_time
 from mail.record import Accepted, Event, Pending
@@ -121,10 +122,11 @@ class KafkaHistory:
         self._settings = settings
 
     async def _historian(self, lookout: Lookout) -> KafkaHistorian:
+        await reach_any(self._access)
         try:
             found = await lookout.topics(with_config=False)
         except LogUnavailable as error:
-            raise LogUnusable(unreachable(self._access, error)) from None
+            raise LogUnusable(await explain(self._access, error)) from None
         return KafkaHistorian(self._access, lookout, counts_of(found, self._access, self._settings))
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
