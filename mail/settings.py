@@ -93,11 +93,7 @@ class LogSettings(Section):
         "", description="Kafka: how to log in; empty: not at all."
     )
     sasl_username: str = Field("", description="Kafka: the name to log in with.")
-    sasl_password: Secret = Field(
-        SecretStr(""),
-        description="Kafka: the password to log in with; better as EILPOST_LOG__SASL_PASSWORD than in a file. Never "
-        "shown.",
-    )
+    sasl_password: Secret = Field(SecretStr(""), description="Kafka: the password to log in with.")
     tls: bool = Field(False, description="Kafka: talk TLS to the brokers.")
     tls_ca: str = Field("", description="Kafka: a PEM file of the authorities to trust; empty: those of the system.")
     tls_cert: str = Field("", description="Kafka: a PEM file of our certificate, where brokers ask for one.")
@@ -107,7 +103,27 @@ class LogSettings(Section):
 class SpoolSettings(Section):
     """Where large and waiting content lies."""
 
-    url: str = Field("file:var/spool", description='"file:DIRECTORY", or "memory:" for tests.')
+    url: str = Field(
+        "file:var/spool",
+        description='"file:DIRECTORY" of this machine; "s3://BUCKET/PREFIX", "gs://BUCKET/PREFIX" or '
+        '"az://CONTAINER/PREFIX", an object store that all processes share; or "memory:" for tests.',
+    )
+    endpoint: str = Field(
+        "", description='Where an S3-compatible server listens, "https://HOST:PORT"; empty: the provider\'s own.'
+    )
+    region: str = Field("", description="The region of an s3:// bucket; empty: AWS_REGION, else us-east-1.")
+    access_key: str = Field(
+        "",
+        description="The id of the access key, or the name of the az:// account. Empty: the provider's usual "
+        "credentials, from the environment (AWS_ACCESS_KEY_ID, ...), the pod or the machine.",
+    )
+    secret_key: Secret = Field(
+        SecretStr(""),
+        description="The secret of the access key; better as EILPOST_SPOOL__SECRET_KEY than in a file. Never shown.",
+    )
+    allow_http: bool = Field(
+        False, description='Allow an endpoint of "http://": mail crosses the network in clear text.'
+    )
     inline_max: Size = Field(
         parse_size("256KiB"), description="Content up to this size rides inside the log's records."
     )

@@ -23,6 +23,7 @@ from mail import endpoint
 from mail.address import AddressError, parse_domain
 from mail.logs import FORMATS, LEVELS
 from mail.settings import HIDDEN, Section, Settings, SettingsError, is_secret
+from mail.spool import location
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "EILPOST_"
@@ -31,7 +32,7 @@ _NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BEN
 # The adapters there are, by section; the roof opens them.
 SCHEMES: Mapping[str, Mapping[str, str]] = {
     "log": {"embedded": '"embedded:FILE"', "kafka": '"kafka://HOST:PORT,..."', "memory": '"memory:"'},
-    "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"'},
+    "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"', **location.SCHEMES},
     "directory": {"file": '"file:FILE"'},
     "mailboxes": {"maildir": '"maildir:DIRECTORY"', "memory": '"memory:"'},
 }
@@ -246,6 +247,8 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         yield from tried("ingress", "relay_networks", network, _network)
     if settings.delivery.relay:
         yield from tried("delivery", "relay", settings.delivery.relay, endpoint.parse_relay)
+    for key, fault in location.faults(settings.spool):
+        yield f"{name('spool', key)}: {fault}"
     for section, key in _SECRETS:
         if getattr(getattr(settings, section), key).get_secret_value() == HIDDEN:
             yield f"{name(section, key)}: found {HIDDEN}, which is how a secret is shown; the secret itself is expected"
@@ -261,9 +264,7 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
             f'{name("spool", "expire")}: found "{format_duration(settings.spool.expire)}"; longer than router.lifetime '
             f'("{format_duration(settings.router.lifetime)}") is expected, or queued mail would lose its content'
         )
-    if settings.log.sasl_mechanism and not (
-        settings.log.sasl_username and settings.log.sasl_password.get_secret_value()
-    ):
+    if settings.log.sasl_mechanism and not (settings.log.sasl_username and settings.log.sasl_password):
         yield f"{name('log', 'sasl_username')}, log.sasl_password: log.sasl_mechanism needs both"
     if settings.log.session_timeout.total_seconds() < 6:
         yield f'{name("log", "session_timeout")}: at least "6s" is expected: brokers refuse less'
@@ -315,6 +316,9 @@ def _url(url: str, schemes: Mapping[str, str]) -> None:
     expected = f"{' or '.join(schemes.values())} is expected"
     if not colon or scheme not in schemes:
         raise ValueError(expected)
+    if scheme in location.SCHEMES:
+        location.parse_bucket(url)
+        return
     if scheme != "memory" and not rest.strip():
         raise ValueError(f"a path is missing after {scheme}: - {expected}")
     if "\0" in rest:
