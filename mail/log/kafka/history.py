@@ -30,7 +30,7 @@ from mail.settings import LogSettings
 
 ROUTER, DELIVERY = "router", "delivery"  # the roles whose groups have marks
 
-_CLOCKS_APART = timedelta(minutes=5)  # of the ingress that made a queue id and the brokers
+CLOCKS_APART = timedelta(minutes=5)  # of the ingress that made a queue id and the brokers
 _SILENCE_SECONDS = 15.0
 _TAKE = 1000
 
@@ -47,7 +47,7 @@ class KafkaHistorian:
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
         at = self._partition(EVENTS, shard_of_message(queue_id, self._counts))
-        since = queue_id_time(queue_id) - _CLOCKS_APART
+        since = queue_id_time(queue_id) - CLOCKS_APART
         begin = await self._lookout.offset_at(at, max(0, int(since.timestamp() * 1000)))
         if begin is None:
             return

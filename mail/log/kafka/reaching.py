@@ -104,7 +104,8 @@ async def explain(access: Access, error: BaseException) -> str:
         await reach_any(access)
     except LogUnusable as unreached:
         return str(unreached)
-    for wrong in await unreached_brokers(access):
+    answers = await asyncio.gather(*(reach(access, address) for address in access.servers))
+    for wrong in await unreached_brokers(access, answers):
         return str(wrong)
     return (
         f"log.url: {access.where}: the brokers do not serve us ({reason(error)}): see `eilpost doctor` and the"
@@ -112,9 +113,8 @@ async def explain(access: Access, error: BaseException) -> str:
     )
 
 
-async def unreached_brokers(access: Access) -> list[Unreached]:
-    """Those that the cluster names by an address that does not lead to them from here."""
-    answers = await asyncio.gather(*(reach(access, address) for address in access.servers))
+async def unreached_brokers(access: Access, answers: Sequence[Reached | Unreached]) -> list[Unreached]:
+    """Those that the cluster names by an address that does not lead to them from here; `answers` of our addresses."""
     named = {broker for answer in answers if isinstance(answer, Reached) for broker in answer.brokers}
     there = sorted(broker for broker in named if broker[1] not in access.servers)
     found = await asyncio.gather(*(reach(access, address) for _, address in there))
