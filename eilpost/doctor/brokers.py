@@ -170,7 +170,7 @@ async def _writes(access: Access, there: Mapping[Topic, Found]) -> list[Finding]
     except LogUnavailable as error:
         return [fail("append", f"is not confirmed: {error}", "until it is, new mail gets 4xx: see the lines above")]
     slowest = max(each.seconds for each in probes)
-    text = f"confirmed by {len(probes)} of the brokers in {age_words(timedelta(seconds=slowest))} at most"
+    text = f"confirmed in {age_words(timedelta(seconds=slowest))}" + (" at most" if len(probes) > 1 else "")
     say = ok("append", text)
     if slowest > _SLOW_SECONDS:
         say = warn("append", text, "every 250 waits for it: look at the brokers' disks and load")

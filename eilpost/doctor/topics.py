@@ -78,10 +78,9 @@ def findings(found: Mapping[Topic, Found], access: Access, settings: LogSettings
 def _in_words(view: TopicView) -> str:
     if view.found is None:
         return "is missing"
-    return (
-        f"{view.found.partitions} partitions, {view.found.replication} replicas ({view.found.in_sync} in sync, min ISR"
-        f" {view.config('min.insync.replicas')}), {_kept(view)}"
-    )
+    found, least = view.found, view.config("min.insync.replicas")
+    in_sync = f"{found.in_sync} in sync, min ISR {least}"
+    return f"partitions: {found.partitions}, replicas: {found.replication} ({in_sync}), kept {_kept(view)}"
 
 
 _HEAD = ("topic", "partitions", "replicas", "in sync", "min ISR", "kept", "cleanup", "unclean election", "record max")

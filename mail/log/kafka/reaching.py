@@ -90,7 +90,7 @@ async def reach_any(access: Access) -> None:
             if isinstance(await answer, Reached):
                 return
         first = asking[0].result()
-        more = f" (and {len(asking) - 1} more addresses fail: see `eilpost doctor`)" if len(asking) > 1 else ""
+        more = f" (and {len(asking) - 1} more: see `eilpost doctor`)" if len(asking) > 1 else ""
         raise LogUnusable(f"{first}{more}")
     finally:
         for task in asking:

@@ -195,15 +195,29 @@ def refuse_unsafe(found: Mapping[Topic, Found], access: Access, settings: LogSet
 
 
 def _replication_problems(each: Found) -> Iterator[Problem]:
-    if each.replication < REPLICATION_SAFE:
-        yield Problem(each.name, f"has {each.replication} replicas: with fewer than 3 a lost node can lose mail")
     in_sync = int(each.config.get("min.insync.replicas", "1"))
-    if in_sync < IN_SYNC_SAFE:
+    if each.replication < REPLICATION_SAFE:  # and min.insync.replicas = 2 would stop it at the first loss
+        replicas = "1 replica" if each.replication == 1 else f"{each.replication} replicas"
+        yield Problem(
+            each.name,
+            f"has {replicas}, and with fewer than 3 a lost node can lose mail: give it 3 by"
+            " kafka-reassign-partitions.sh",
+        )
+    elif in_sync < IN_SYNC_SAFE:
         yield Problem(
             each.name, f"min.insync.replicas = {in_sync}: set it to 2, so that two nodes have what we confirm"
         )
+    if in_sync > each.replication:
+        yield Problem(
+            each.name, f"min.insync.replicas = {in_sync} with {each.replication} replicas takes no writes: lower it"
+        )
     if each.in_sync < each.replication:
-        yield Problem(each.name, f"has {each.in_sync} of {each.replication} replicas in sync", fatal=False)
+        yield Problem(
+            each.name,
+            f"has {each.in_sync} of {each.replication} replicas in sync: start the missing broker, or wait until it has"
+            " caught up",
+            fatal=False,
+        )
 
 
 async def create(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
@@ -241,12 +255,14 @@ async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSetti
                 )
             if not code:
                 made = next(each for each in new if each.name == name)
-                done.append(f"{name}: made, {made.num_partitions} partitions, {settings.replication} replicas")
+                done.append(f"{name}: made, partitions: {made.num_partitions}, replicas: {settings.replication}")
         await _until_seen(admin, access, missing)
     dispatched = found.get(DISPATCHED)
     if dispatched is not None and dispatched.partitions < settings.delivery_shards:
         await admin.create_partitions({dispatched.name: NewPartitions(settings.delivery_shards)})
         done.append(f"{dispatched.name}: {dispatched.partitions} -> {settings.delivery_shards} partitions")
+        await _until_seen(admin, access, [DISPATCHED], settings.delivery_shards)
+    counts_of(await look(admin, access, with_config=False), access, settings)
     return done
 
 
@@ -258,11 +274,11 @@ def _partitions_beside(found: Mapping[Topic, Found], topic: Topic, settings: Log
     return wanted_partitions(topic, settings)
 
 
-async def _until_seen(admin: AIOKafkaAdminClient, access: Access, topics: Sequence[Topic]) -> None:
+async def _until_seen(admin: AIOKafkaAdminClient, access: Access, topics: Sequence[Topic], least: int = 1) -> None:
     """A broker hears a little later of what the controller has made."""
     for _ in range(_SEEN_TRIES):
         seen = await look(admin, access, with_config=False)
-        if all(topic in seen for topic in topics):
+        if all(topic in seen and seen[topic].partitions >= least for topic in topics):
             return
         await asyncio.sleep(_SEEN_PAUSE_SECONDS)
 
