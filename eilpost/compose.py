@@ -101,13 +101,13 @@ def _can_be_written(key: str, folder: Path) -> None:
         raise SettingsError(f"{key}: {folder} cannot be written by this user: change its owner, or name another folder")
 
 
-def _needs(module: str, key: str, url: str, extra: str) -> None:
+def needs(module: str, key: str, url: str, extra: str) -> None:
     """An adapter whose library is not installed is one line."""
     if find_spec(module) is None:
         raise SettingsError(f'{key} = "{url}": {module} is not installed: pip install "eilpost[{extra}]"')
 
 
-def _with_paths(plan: Plan) -> LogSettings:
+def log_settings(plan: Plan) -> LogSettings:
     """The log's settings, their files found from the configuration's folder."""
     log = plan.settings.log
     files = {key: str(plan.path(value)) for key in ("tls_ca", "tls_cert", "tls_key") if (value := getattr(log, key))}
@@ -129,14 +129,14 @@ def make_log(plan: Plan, directory: Directory | None = None) -> Log:
         return MemoryLog(settings)
 
     def kafka(_rest: str) -> Log:
-        _needs("aiokafka", "log.url", settings.url, "kafka")
+        needs("aiokafka", "log.url", settings.url, "kafka")
         from mail.log.kafka import KafkaLog
 
         def dedicated(tenant: str) -> bool:
             known = None if directory is None or plan.tenant else directory.snapshot.tenants.get(tenant)
             return known is not None and known.dedicated
 
-        return KafkaLog(_with_paths(plan), dedicated)
+        return KafkaLog(log_settings(plan), dedicated)
 
     return choose(
         "log.url", settings.url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"
@@ -156,10 +156,10 @@ def make_history(plan: Plan) -> HistoryLog:
         raise SettingsError('log.url = "memory:" keeps nothing that another process could read')
 
     def kafka(_rest: str) -> HistoryLog:
-        _needs("aiokafka", "log.url", url, "kafka")
+        needs("aiokafka", "log.url", url, "kafka")
         from mail.log.kafka import KafkaHistory
 
-        return KafkaHistory(_with_paths(plan))
+        return KafkaHistory(log_settings(plan))
 
     return choose("log.url", url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db")
 

@@ -27,8 +27,9 @@ from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.marks import Mark
 from mail.log.kafka.membership import Membership
 from mail.log.kafka.producing import Producing
+from mail.log.kafka.reaching import explain, reach_any
 from mail.log.kafka.router_shard import KafkaRouterShard
-from mail.log.kafka.topics import counts_of, refuse_unsafe, unreachable
+from mail.log.kafka.topics import counts_of, refuse_unsafe
 from mail.log.kafka.transacting import Transactor
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, place
 from mail.message import QueueId
@@ -68,6 +69,7 @@ class KafkaLog:
 
     async def start(self) -> None:
         try:
+            await reach_any(self._access)
             found = await self._lookout.topics()
             self._counts = counts_of(found, self._access, self._settings)
             if self._settings.durability != "dev":
@@ -75,7 +77,7 @@ class KafkaLog:
             await self._producing.start()
         except (LogUnavailable, *FAULTS) as error:
             await self.close()
-            raise LogUnusable(unreachable(self._access, error)) from None
+            raise LogUnusable(await explain(self._access, error)) from None
         except BaseException:
             await self.close()
             raise
