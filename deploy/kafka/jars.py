@@ -52,7 +52,7 @@ def _java_version() -> str:
 def why_missing() -> str | None:
     """Why no broker can be started here, for people; None when it can (the jars may still have to be fetched)."""
     if not shutil.which("java"):
-        return f"no Java {_OLDEST_JAVA} or newer (apt-get install openjdk-17-jre-headless maven)"
+        return f"no Java {_OLDEST_JAVA} or newer (apt-get install default-jre-headless maven)"
     said = _java_version()
     version = re.search(r'version "(\d+)', said)
     if version is None or int(version[1]) < _OLDEST_JAVA:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -164,7 +165,11 @@ def _who_names(folder: Path) -> list[str]:
 
 
 @pytest.mark.kafka_cluster
-def test_a_taken_port_and_another_number_of_nodes_are_named(tmp_path: Path, kafka_cluster: MakesClusters) -> None:
+def test_a_taken_port_and_another_number_of_nodes_are_named(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text('{"id": "x", "nodes": 3, "secure": false}')
     with pytest.raises(BrokerError, match=r"was made for 3 node"):
         Cluster(1, tmp_path).start()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BrokerError, match=f"another process listens on 127.0.0.1:{port}"):
+            Cluster(1, tmp_path / "other", base_port=port).start()
