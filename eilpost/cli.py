@@ -161,9 +161,9 @@ def _role(name: str) -> Callable[[Path | None], None]:
     def command(config: ConfigOption = None) -> None:
         from eilpost import configuration, onebox
 
-        onebox.refuse_alone(name, configuration.plan(config))
+        raise typer.Exit(onebox.alone(name, configuration.plan(config)))
 
-    command.__doc__ = f"Run the {name} role alone; needs a log that processes can share (not in this version)."
+    command.__doc__ = f"Run the {name} role alone, on a log that processes share (log.url = kafka://...)."
     return command
 
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from mail.resolver import Resolver
     from mail.route import ToRelay
     from mail.service import Role
-    from mail.settings import Settings
+    from mail.settings import LogSettings, Settings
     from mail.spool import Spool
     from mailstore.mailboxes import Mailboxes
 
@@ -71,6 +72,19 @@ def _can_be_written(key: str, folder: Path) -> None:
         raise SettingsError(f"{key}: {folder} cannot be written by this user: change its owner, or name another folder")
 
 
+def _needs(module: str, key: str, url: str, extra: str) -> None:
+    """An adapter whose library is not installed is one line."""
+    if find_spec(module) is None:
+        raise SettingsError(f'{key} = "{url}": {module} is not installed: pip install "eilpost[{extra}]"')
+
+
+def _with_paths(plan: Plan) -> LogSettings:
+    """The log's settings, their files found from the configuration's folder."""
+    log = plan.settings.log
+    files = {key: str(plan.path(value)) for key in ("tls_ca", "tls_cert", "tls_key") if (value := getattr(log, key))}
+    return log.model_copy(update=files)
+
+
 def make_log(plan: Plan) -> Log:
     settings = plan.settings.log
 
@@ -84,8 +98,14 @@ def make_log(plan: Plan) -> Log:
 
         return MemoryLog(settings)
 
+    def kafka(_rest: str) -> Log:
+        _needs("aiokafka", "log.url", settings.url, "kafka")
+        from mail.log.kafka import KafkaLog
+
+        return KafkaLog(_with_paths(plan))
+
     return choose(
-        "log.url", settings.url, {"embedded": embedded, "memory": memory}, "embedded:var/log.db", later=("kafka",)
+        "log.url", settings.url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"
     )
 
 
@@ -101,7 +121,13 @@ def make_history(plan: Plan) -> HistoryLog:
     def memory(_rest: str) -> HistoryLog:
         raise SettingsError('log.url = "memory:" keeps nothing that another process could read')
 
-    return choose("log.url", url, {"embedded": embedded, "memory": memory}, "embedded:var/log.db", later=("kafka",))
+    def kafka(_rest: str) -> HistoryLog:
+        _needs("aiokafka", "log.url", url, "kafka")
+        from mail.log.kafka import KafkaHistory
+
+        return KafkaHistory(_with_paths(plan))
+
+    return choose("log.url", url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db")
 
 
 def make_spool(plan: Plan) -> Spool:
@@ -192,9 +218,9 @@ def make_role(
     spool: Spool,
     directory: Directory,
     resolver: Resolver,
-    mailboxes: Mailboxes,
+    mailboxes: Mailboxes | None,
 ) -> Role:
-    """The one place that knows which ports a role needs."""
+    """The one place that knows which ports a role needs; `mailboxes` only those that keep or serve them."""
     settings = plan.settings
     match name:
         case "ingress":
@@ -225,6 +251,7 @@ def make_role(
         case "delivery":
             from delivery.server import Delivery
 
+            assert mailboxes is not None
             return Delivery(
                 settings=settings.delivery,
                 node=settings.node,
@@ -235,6 +262,7 @@ def make_role(
                 mailboxes=mailboxes,
             )
         case "mailstore":
+            assert mailboxes is not None
             return make_mailstore(plan, mailboxes=mailboxes, directory=directory)
         case _:
             raise ValueError(f"there is no role {name!r}")
