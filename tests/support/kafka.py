@@ -100,7 +100,7 @@ class MakesClusters(Protocol):
 def _docker_answers() -> bool:
     if not (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists()):
         return False
-    import docker  # only here: it takes half a second
+    import docker  # type: ignore[import-untyped,unused-ignore]  # only here: it takes half a second
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves a socket open where nothing answers
