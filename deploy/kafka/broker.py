@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
     with _only_one(directory) as note:
-        if not jars.folder().is_dir():
+        if not jars.are_here():
             _say(f"Fetching Kafka {jars.VERSION} (once, about 45 MB) ...")
         prepare()
         cluster = Cluster(nodes, directory, base_port=port, secure=secure)

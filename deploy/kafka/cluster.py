@@ -140,7 +140,6 @@ class Cluster:
         if timeout_seconds > 0:
             for node in self.nodes:
                 node.ask_to_end()
-                node.thaw()
         for node in self.nodes:
             node.ended(max(0.0, end - time.monotonic()))
         if self._guard is not None:
@@ -160,7 +159,10 @@ class Cluster:
         """The process group of the guard, which ends all brokers when this process ends."""
         if self._guard is None:
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(HERE / "guard.py")], stdin=subprocess.PIPE, process_group=0
+                [sys.executable, "-I", "-S", str(HERE / "guard.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                process_group=0,
             )
         return self._guard.pid
 
