@@ -84,7 +84,7 @@ async def test_three_nodes_and_one_dies_and_comes_back(kafka_cluster: MakesClust
     await _send(client, topic, b"with two")
     await wait_until(lambda: cluster.alive() == {1, 2}, what="the others see it go")
 
-    # A frozen one keeps its connections and answers nothing: the last one confirms nothing alone.
+    # A frozen one keeps its connections open, and answers nothing.
     cluster.node(2).freeze()
     assert cluster.alive(asked=2) == frozenset()
     cluster.node(2).thaw()

@@ -25,8 +25,8 @@ from deploy.kafka.question import brokers_alive
 from tests.support.ports import free_port
 
 GIVEN = "EILPOST_TEST_KAFKA"
-# For `settings`: a dead broker is noticed in 3 s and may come back then; by default that takes 9.
-QUICK = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
+# For `settings`: a dead broker is noticed in 4 s and may come back then; by default that takes 9.
+QUICK = {"broker.session.timeout.ms": "4000", "broker.heartbeat.interval.ms": "500"}
 _IMAGE = f"apache/kafka:{jars.VERSION}"
 _LOCAL = ("127.0.0.1", "localhost")
 
