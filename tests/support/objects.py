@@ -1,8 +1,8 @@
 """A real S3-compatible server (versitygw) next door: own directory and port, a bucket is a folder, nothing global.
 
 It is made once with Go, in a version that is named here, into `$XDG_CACHE_HOME/eilpost/bin`, before the first test that
-needs it (two minutes on a machine at rest). It is started in a session of its own and stopped by its pid. Used by the contract suite,
-the journeys and `tests.bench.spool`.
+needs it (two minutes on a machine at rest). It is started in a session of its own and stopped by its pid. Used by the
+contract suite, the journeys and `tests.bench.spool`.
 """
 
 from __future__ import annotations
