@@ -1,11 +1,13 @@
 # Everything a person needs: `make run` to try it, `make test` and `make check` before a commit, `make bench` to compare.
-# Nothing is needed but Python 3.11 or newer and make; the tools live in .venv.
+# `make kafka` starts a real Kafka (NODES=3: three) for development; it needs Java 17 and Maven.
+# Nothing else is needed but Python 3.11 or newer and make; the tools live in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NODES ?= 1
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup run test check format bench docs lock clean
+.PHONY: setup run kafka test check format bench docs lock clean
 
 setup: $(STAMP)
 
@@ -20,6 +22,9 @@ $(STAMP): requirements-dev.lock pyproject.toml
 
 run: setup
 	@$(BIN)/eilpost demo
+
+kafka:
+	@exec $(PYTHON) deploy/kafka/broker.py up --nodes $(NODES) --dir var/kafka-$(NODES)
 
 test: setup
 	$(BIN)/pytest

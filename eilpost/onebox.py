@@ -1,7 +1,8 @@
 """Runs roles in one process: opens what they need, in order, serves until a signal, drains, and closes in reverse.
 
-The embedded log has one holder, so on it all roles live here together (`up`). The mailstore alone needs no log and can
-stand beside. Every fault that a person can mend leaves as one line (ServiceError, SettingsError, LogUnusable, ...).
+The embedded log has one holder, so on it all roles live here together (`up`). On Kafka each role can be a process of
+its own, as many as there are shards (`alone`). The mailstore needs no log and can stand beside either. Every fault that
+a person can mend leaves as one line (ServiceError, SettingsError, LogUnusable, ...).
 Next: `ingress/session.py`, where a message begins its journey.
 """
 
@@ -11,7 +12,7 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ INGRESS, POP3, HTTP = ("smtp", "ingress", "mx"), ("pop3", "mailstore", "pop3"), 
 
 def up(plan: Plan, on_ready: Callable[[], None] = lambda: None) -> int:
     """Run all roles; the process's exit status."""
-    return _run(plan, lambda: _all_roles(plan, on_ready))
+    return _run(plan, lambda: _roles(plan, ROLES, on_ready))
 
 
 def mailstore_alone(plan: Plan) -> int:
@@ -60,16 +61,24 @@ def mailstore_alone(plan: Plan) -> int:
     return _run(plan, lambda: _mailstore(plan))
 
 
-def refuse_alone(name: str, plan: Plan) -> None:
-    """Say why a role cannot run alone on this log. Always raises SettingsError."""
+def alone(name: str, plan: Plan) -> int:
+    """Run one role, on a log that processes can share; the process's exit status."""
     scheme = plan.settings.log.url.partition(":")[0]
-    if scheme not in ("embedded", "memory"):
-        make_log(plan)  # says that this version does not have it
-    raise SettingsError(
-        f'log.url = "{plan.settings.log.url}": only one process can hold this log, and {name} alone would pass mail to '
-        "nobody; run `eilpost up`, which runs all roles in one process (roles in processes of their own need Kafka, "
-        "which is not in this version)"
-    )
+    if scheme in ("embedded", "memory"):
+        raise SettingsError(
+            f'log.url = "{plan.settings.log.url}": only one process can hold this log, and {name} alone would pass mail'
+            " to nobody; run `eilpost up`, which runs all roles in one process, or set log.url to a Kafka, like"
+            ' "kafka://127.0.0.1:9092"'
+        )
+    if name == "ingress" and not plan.settings.ingress.mx:
+        raise SettingsError(
+            "ingress.mx is empty, nothing to serve; set an address there, or by EILPOST_INGRESS__MX=HOST:PORT"
+        )
+    if plan.tenant and name not in ("router", "delivery"):
+        raise SettingsError(
+            f"--tenant {plan.tenant}: {name} serves all tenants; only router and delivery can be a tenant's"
+        )
+    return _run(plan, lambda: _roles(plan, (name,)))
 
 
 def _run(plan: Plan, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
@@ -103,36 +112,38 @@ def _raise_open_files(settings: Settings) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _all_roles(plan: Plan, on_ready: Callable[[], None]) -> None:
+async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] = lambda: None) -> None:
+    """Run these roles on one log."""
     from eilpost.http import Http
 
     settings = plan.settings
+    addresses = {"ingress": INGRESS, "mailstore": POP3}
+    served = [name for name in names if name not in addresses or _address(settings, addresses[name])]
+    listening = (*(addresses[name] for name in served if name in addresses), HTTP)
     async with AsyncExitStack() as stack:
         directory = make_directory(plan)
         await directory.start()
         stack.push_async_callback(directory.close)
-        mail_log = make_log(plan)
+        mail_log = make_log(plan, directory)
         await mail_log.start()
         stack.push_async_callback(mail_log.close)
         spool = make_spool(plan)
         await spool.start()
         stack.push_async_callback(spool.close)
         resolver = make_resolver(plan)
-        mailboxes = make_mailboxes(plan)
-        served = {"ingress": settings.ingress.mx, "mailstore": settings.mailstore.pop3}  # with no address it is no role
+        mailboxes = make_mailboxes(plan) if {"delivery", "mailstore"} & set(served) else None
         roles = [
             make_role(
                 name, plan, log=mail_log, spool=spool, directory=directory, resolver=resolver, mailboxes=mailboxes
             )
-            for name in ROLES
-            if served.get(name, True)
+            for name in served
         ]
-        _check_ports(settings, INGRESS, POP3, HTTP)
+        _check_ports(settings, *listening)
         health = service.Health()
         await service.run_roles(
             roles,
             settings.node.drain,
-            _announced(settings, INGRESS, POP3, HTTP, on_ready=on_ready),
+            _announced(settings, *listening, on_ready=on_ready),
             support=[
                 Http(settings=settings.http, health=health, log=mail_log),
                 Housekeeping(settings=settings.spool, log=mail_log, spool=spool),
@@ -158,6 +169,10 @@ async def _mailstore(plan: Plan) -> None:
             support=[Http(settings=settings.http, health=health)],
             health=health,
         )
+
+
+def _address(settings: Settings, key: tuple[str, str, str]) -> str:
+    return str(getattr(getattr(settings, key[1]), key[2]))
 
 
 def _check_ports(settings: Settings, *keys: tuple[str, str, str]) -> None:

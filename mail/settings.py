@@ -8,7 +8,7 @@ typed and carry their unit; roles get their own section, never the whole. Next: 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
 from pydantic.fields import FieldInfo
@@ -53,9 +53,23 @@ class NodeSettings(Section):
 class LogSettings(Section):
     """Where accepted mail is durable."""
 
-    url: str = Field("embedded:var/log.db", description='"embedded:FILE", or "memory:" for tests (nothing survives).')
-    shards: int = Field(1, ge=1, le=1024, description="Router shards; fixed when the log is made.")
-    delivery_shards: int = Field(1, ge=1, le=1024, description="Shards of `dispatched`; fixed when the log is made.")
+    url: str = Field(
+        "embedded:var/log.db",
+        description='"embedded:FILE" for one process, "kafka://HOST:PORT,HOST:PORT" for a cluster, or "memory:" for '
+        "tests (nothing survives).",
+    )
+    shards: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Router shards; fixed when the log is made. 0: what is there; in a new log 1, on Kafka 12.",
+    )
+    delivery_shards: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Shards of `dispatched`; on Kafka they may grow later. 0: as with shards.",
+    )
     append_timeout: Duration = Field(
         parse_duration("20s"), description="No confirmation in this time: 451 to the client."
     )
@@ -63,7 +77,27 @@ class LogSettings(Section):
     backlog_max: int = Field(
         1_000_000, ge=1, le=1_000_000_000, description="Records waiting in `accepted` beyond which new mail gets 452."
     )
-    min_free_disk: Size = Field(parse_size("256MiB"), description="Less free disk than this: new mail gets 452.")
+    min_free_disk: Size = Field(
+        parse_size("256MiB"), description="Less free disk than this: new mail gets 452 (embedded log)."
+    )
+    prefix: str = Field("mail.", description="Kafka: stands before the names of topics, groups and transactional ids.")
+    durability: Literal["safe", "dev"] = Field(
+        "safe",
+        description='Kafka: "safe" refuses topics that could lose mail; "dev" takes any, on machines for trials.',
+    )
+    replication: int = Field(3, ge=1, le=9, description="Kafka: replicas of topics that `eilpost topics create` makes.")
+    session_timeout: Duration = Field(
+        parse_duration("15s"), description="Kafka: a process that is silent for so long loses its shards to others."
+    )
+    sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "", description="Kafka: how to log in; empty: not at all."
+    )
+    sasl_username: str = Field("", description="Kafka: the name to log in with.")
+    sasl_password: Secret = Field(SecretStr(""), description="Kafka: the password to log in with.")
+    tls: bool = Field(False, description="Kafka: talk TLS to the brokers.")
+    tls_ca: str = Field("", description="Kafka: a PEM file of the authorities to trust; empty: those of the system.")
+    tls_cert: str = Field("", description="Kafka: a PEM file of our certificate, where brokers ask for one.")
+    tls_key: str = Field("", description="Kafka: a PEM file of its key.")
 
 
 class SpoolSettings(Section):

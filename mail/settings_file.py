@@ -24,14 +24,14 @@ from mail.address import AddressError, parse_domain
 from mail.logs import FORMATS, LEVELS
 from mail.settings import HIDDEN, Section, Settings, SettingsError, is_secret
 from mail.spool import location
-from mail.units import format_duration, parse_duration, parse_size
+from mail.units import format_duration, format_size, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "EILPOST_"
 _NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH")
 
 # The adapters there are, by section; the roof opens them.
 SCHEMES: Mapping[str, Mapping[str, str]] = {
-    "log": {"embedded": '"embedded:FILE"', "memory": '"memory:"'},
+    "log": {"embedded": '"embedded:FILE"', "kafka": '"kafka://HOST:PORT,..."', "memory": '"memory:"'},
     "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"', **location.SCHEMES},
     "directory": {"file": '"file:FILE"'},
     "mailboxes": {"maildir": '"maildir:DIRECTORY"', "memory": '"memory:"'},
@@ -44,6 +44,7 @@ _SECTIONS: Mapping[str, type[Section]] = {
 }
 
 _Key = tuple[str, str]
+_INLINE_ON_KAFKA = 4 << 20  # a record has to fit into a broker's memory several times
 
 
 def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -263,6 +264,15 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
             f'{name("spool", "expire")}: found "{format_duration(settings.spool.expire)}"; longer than router.lifetime '
             f'("{format_duration(settings.router.lifetime)}") is expected, or queued mail would lose its content'
         )
+    if settings.log.sasl_mechanism and not (settings.log.sasl_username and settings.log.sasl_password):
+        yield f"{name('log', 'sasl_username')}, log.sasl_password: log.sasl_mechanism needs both"
+    if settings.log.session_timeout.total_seconds() < 6:
+        yield f'{name("log", "session_timeout")}: at least "6s" is expected: brokers refuse less'
+    if settings.log.url.startswith("kafka:") and settings.spool.inline_max > _INLINE_ON_KAFKA:
+        yield (
+            f'{name("spool", "inline_max")}: found "{format_size(settings.spool.inline_max)}"; on Kafka at most '
+            f'"{format_size(_INLINE_ON_KAFKA)}" is expected, larger content goes to the spool'
+        )
     if settings.spool.inline_max > settings.ingress.bytes_in_flight:
         yield f"{name('spool', 'inline_max')}: is larger than ingress.bytes_in_flight; make it smaller"
     if settings.ingress.max_size > settings.ingress.bytes_in_flight:
@@ -313,6 +323,8 @@ def _url(url: str, schemes: Mapping[str, str]) -> None:
         raise ValueError(f"a path is missing after {scheme}: - {expected}")
     if "\0" in rest:
         raise ValueError("no path has such a character")
+    if scheme == "kafka":
+        endpoint.parse_brokers(url)
 
 
 def _network(text: str) -> None:

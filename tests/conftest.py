@@ -1,7 +1,7 @@
 """What every test may rely on: no test leaves this machine, and a missing real part is never missed in silence.
 
-Real parts (Debian's Postfix and swaks, later Kafka and PostgreSQL) are named by a marker. Where one is not to be had,
-its tests are skipped and the run says so at its head and at its end; with CI=true they fail instead.
+Real parts (Debian's Postfix and swaks, Apache Kafka, later PostgreSQL) are named by a marker. Where one is not to be
+had, its tests are skipped and the run says so at its head and at its end; with CI=true they fail instead.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import hypothesis
 import pytest
 
+from tests.support import kafka as _kafka
 from tests.support import objects as _objects
 from tests.support import postfix as _postfix
 
@@ -32,6 +34,8 @@ def _why_no_swaks() -> str | None:
 _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "postfix": _postfix.why_missing,
     "swaks": _why_no_swaks,
+    "kafka": _kafka.why_missing,
+    "kafka_cluster": _kafka.why_no_cluster,
     "objects": _objects.why_missing,
 }
 
@@ -51,7 +55,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What takes longer than a test may is made before the first one."""
-    if any(item.get_closest_marker("objects") for item in session.items) and not session.config.option.collectonly:
+    if session.config.option.collectonly:
+        return
+    if any(item.get_closest_marker(name) for item in session.items for name in ("kafka", "kafka_cluster")):
+        _kafka.prepare()
+    if any(item.get_closest_marker("objects") for item in session.items):
         _objects.prepare()
 
 
@@ -79,3 +87,17 @@ def _no_outside_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap() -> Iterator[str]:
+    """The address of one broker for the whole run, started when the first test asks. Use names nobody else uses."""
+    with _kafka.shared() as bootstrap:
+        yield bootstrap
+
+
+@pytest.fixture
+def kafka_cluster() -> Iterator[_kafka.MakesClusters]:
+    """Makes running clusters that a test may break (marker kafka_cluster); they end with the test."""
+    with ExitStack() as made:
+        yield lambda nodes=3, **how: made.enter_context(_kafka.cluster(nodes, **how))

@@ -20,7 +20,7 @@ from mail.spool.disk import DiskSpool
 from mail.spool.memory import MemorySpool
 from mail.spool.objects import ObjectSpool
 from mail.spool.packs import LARGE_BYTES, PACK_BYTES
-from tests.support.objects import BUCKET, ObjectServer, object_spool
+from tests.support.objects import ObjectServer, object_spool
 
 _LATER = timedelta(seconds=5)
 
@@ -45,7 +45,7 @@ async def spool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         case "memory-objects":
             made = ObjectSpool(MemoryStore(), "s3://memory")
         case _:
-            made = object_spool(request.getfixturevalue("server"), url=f"s3://{BUCKET}/{tmp_path.name}")
+            made = object_spool(request.getfixturevalue("server"), prefix=f"spool/{tmp_path.name}")  # its own place
     await made.start()
     yield made
     await made.close()

@@ -67,7 +67,7 @@ def test_version(run: Run) -> None:
     [
         ('[node]\nhostnam = "x"\n', "node.hostnam"),
         ("[router]\nlifetime = 5\n", "router.lifetime"),
-        ('[log]\nurl = "kafka://127.0.0.1:9092"\n', "log.url"),
+        ('[log]\nurl = "kafka://127.0.0.1"\n', "log.url"),
         ('[ingress]\nmx = "2525"\n', "ingress.mx"),
         ("[nod]\n", "nod"),
         ("node\n", "TOML"),

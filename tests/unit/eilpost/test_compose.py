@@ -101,6 +101,8 @@ def test_every_role_can_be_made_from_its_ports(tmp_path: Path) -> None:
 
 def test_a_role_alone_says_why_not(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"only one process can hold this log.*eilpost up.*Kafka"):
-        onebox.refuse_alone("router", _plan(tmp_path))
+        onebox.alone("router", _plan(tmp_path))
+    with pytest.raises(SettingsError, match=r"ingress\.mx is empty"):
+        onebox.alone("ingress", _plan(tmp_path, LOG__URL="kafka://127.0.0.1:1", INGRESS__MX=""))
     with pytest.raises(SettingsError, match="nobody can deliver to"):
         onebox.mailstore_alone(_plan(tmp_path, MAILBOXES__URL="memory:"))
