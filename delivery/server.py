@@ -57,7 +57,6 @@ class Delivery:
                 spool=self._spool,
                 settings=self._settings,
                 drain_seconds=self._drain_seconds,
-                stop=stop,
             )
             await worker.tend()
 

@@ -46,13 +46,11 @@ class Worker:
         spool: Spool,
         settings: DeliverySettings,
         drain_seconds: float,
-        stop: asyncio.Event,
     ) -> None:
         self._shard = shard
         self._attempts = attempts
         self._spool = spool
         self._drain_seconds = drain_seconds
-        self._stop = stop
         # A site gets as many as keep its connections busy, mailboxes half of all: nobody takes everything.
         half = max(1, settings.in_flight // 2)
         share = max(1, min(half, 2 * settings.connections_per_site))
@@ -70,8 +68,8 @@ class Worker:
 
     async def tend(self) -> None:
         """Until the shard is lost; then what is past its final dot is waited for, and nothing else."""
-        stopping = asyncio.create_task(self._stop.wait())
-        stopping.add_done_callback(lambda _: self._room.set())
+        losing = asyncio.create_task(self._shard.lost.wait())
+        losing.add_done_callback(lambda _: self._room.set())
         try:
             tries = 0
             while True:
@@ -90,7 +88,7 @@ class Worker:
                     self._add(entry)
                 self._start()
         finally:
-            stopping.cancel()
+            losing.cancel()
             await self._drain()
 
     # Taking
@@ -109,7 +107,7 @@ class Worker:
             room = self._inflight.room(self._largest_bytes)
             if room:
                 return min(room, _TAKE_MAX)
-            if self._lost or self._stop.is_set():
+            if self._lost or self._shard.lost.is_set():
                 return 1  # take() will say so
             self._room.clear()  # before the spool is asked: what ends meanwhile counts
             # Only bytes can be moved out of the way; too many deliveries have to be waited for.

@@ -132,6 +132,11 @@ class DeliveryShard(Protocol):
     @property
     def number(self) -> int: ...
 
+    @property
+    def lost(self) -> asyncio.Event:
+        """Set, once and for ever, when the shard is taken back or is to stop: for who is too busy to `take`."""
+        ...
+
     async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
         """The next dispatches, one to `limit`, in order, without those already finished; waits for the first.
 

@@ -254,16 +254,16 @@ class _MemoryDeliveryShard:
     def __init__(self, log: MemoryLog, number: int) -> None:
         self._log = log
         self.number = number
-        self._lost = False
+        self.lost = asyncio.Event()
         self._input: _Partition[Dispatched] = log.partition(DISPATCHED, number)
         self._input.rewind()
 
     def lose(self) -> None:
-        self._lost = True
+        self.lost.set()
         self._log.wake()
 
     async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
-        while not self._lost:
+        while not self.lost.is_set():
             taken = self._input.take(limit)
             if taken:
                 return taken

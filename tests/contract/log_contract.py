@@ -434,6 +434,21 @@ class LogContract:
         assert (await log.backlog()).dispatched == 0
         await log.close()
 
+    async def test_who_is_too_busy_to_take_is_told_that_the_shard_is_lost(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        stop = asyncio.Event()
+        before: list[bool] = []
+
+        async def tend(shard: DeliveryShard) -> None:
+            before.append(shard.lost.is_set())
+            stop.set()
+            await shard.lost.wait()
+
+        async with asyncio.timeout(10):
+            await log.deliver(tend, stop)
+        assert before == [False]
+        await log.close()
+
     async def test_take_of_dispatches_keeps_its_limit_and_waits(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with routing(log) as router, delivering(log) as shard:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from delivery.attempt import HEADERS_BYTES, Attempts
 from delivery.worker import Worker
 from mail.log import Entry, ShardLost
@@ -69,7 +71,6 @@ async def working(
     drain_seconds: float = 5.0,
     **settings: Any,
 ) -> AsyncIterator[asyncio.Task[None]]:
-    stop = asyncio.Event()
     spool = spool or FakeSpool()
     attempts = Attempts(smtp=courier, mailbox=FakeCourier(), spool=spool)
     worker = Worker(
@@ -78,14 +79,12 @@ async def working(
         spool=spool,
         settings=DeliverySettings(**settings),
         drain_seconds=drain_seconds,
-        stop=stop,
     )
     task = asyncio.create_task(worker.tend())
     try:
         yield task
     finally:
         shard.lose()
-        stop.set()
         async with asyncio.timeout(10):
             await task
 
@@ -392,14 +391,38 @@ async def test_a_drain_ends() -> None:
     assert shard.finished == []
 
 
-async def test_lost_while_there_is_no_room() -> None:
+async def test_lost_while_memory_is_full() -> None:
+    """The worker does not ask for more, so nothing but `lost` can tell it."""
+
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         await asyncio.Event().wait()
         raise AssertionError
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with working(courier, shard, in_flight=1, in_flight_bytes="256KiB", connections_per_site=1):
+    async with working(courier, shard, in_flight=1, in_flight_bytes="256KiB", connections_per_site=1) as task:
         shard.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(4)))
         while not courier.at_work:  # noqa: ASYNC110
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
+        shard.lose()
+        async with asyncio.timeout(0.5):
+            await task
+    assert shard.finished == []
+
+
+async def test_lost_while_as_many_are_parked_as_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("delivery.worker._PARKED_MAX", 20)
+
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    shard, courier = FakeShard(), FakeCourier(do)
+    async with working(courier, shard, in_flight=1) as task:
+        shard.put(*(dispatched(relay(1)) for _ in range(30)))
+        while shard.taken < 20:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        shard.lose()
+        async with asyncio.timeout(0.5):
+            await task
