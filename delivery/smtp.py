@@ -1,9 +1,9 @@
 """The SMTP (and LMTP) courier: one attempt to hand a message to a site.
 
 In charge of when a transaction may be repeated at once, and of nothing else: a connection that was reused and died
-before the final dot costs a reconnect and never a deferral, however many went stale; recipients the server had no room for go into the next
-transaction. After the final dot nothing is repeated: who was not answered is deferred, and the reply says so.
-Next: `delivery/worker.py` reports the outcomes.
+before the final dot costs a reconnect and never a deferral, however many went stale; recipients the server had no room
+for go into the next transaction. After the final dot nothing is repeated: who was not answered is deferred, and the
+reply says so. Next: `delivery/worker.py` reports the outcomes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class SmtpCourier:
         await self._pool.close()
 
     async def _transact(self, route: Route, envelope: Envelope, content: bytes) -> Carried:
-        """One transaction that counts; one that a stale connection swallowed does not, and the next is on a fresh one."""
+        """One transaction that counts: one that a stale connection swallowed does not, and the next has a fresh one."""
         pool = self._pool
         fresh = False
         while True:
