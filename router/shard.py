@@ -2,9 +2,9 @@
 
 It promises the law of DESIGN section 2: outputs and input marks go in one commit, and the state in memory never
 survives a commit that was not confirmed: it is thrown away, the shard rewound and replayed. The order within a batch:
-attempts first (they make room), then what is due, then new mail. New mail beyond a site's window is spooled, all of a
-batch in one flush. Leaving it in `accepted` for a second instead was tried: it saved little and was not kept, since it
-makes one busy site everybody's delay. Next: `router/decide.py`.
+attempts first (they make room), then what is due, then new mail. New mail beyond a site's window is spooled
+(`router/bodies.py`). Leaving it in `accepted` for a second instead was tried: it saved little and was not kept, since
+it makes one busy site everybody's delay. Next: `router/decide.py`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import structlog
 
 from mail.directory import Directory
 from mail.log import LogUnavailable, RouterShard, ShardLost
-from mail.message import Inline, Spooled
+from mail.message import Spooled
 from mail.outcome import Failed
-from mail.record import Accepted, Attempted, Bounced, Dispatched, Event, Pending, Record, Refused, Routed, Tried
+from mail.record import Accepted, Attempted, Bounced, Event, Record, Refused, Routed, Tried
 from mail.reply import Reply
 from mail.spool import Spool, SpoolUnavailable
+from router.bodies import Bodies
 from router.decide import Due, Fact, decide, quotes
 from router.mailqueue import MailQueue
 from router.resolve import Questions, domains_in_question, read_headers
@@ -36,7 +37,6 @@ IDLE_WAIT = timedelta(seconds=1)  # an idle shard looks up this often: gauges, s
 BACKOFF_FIRST = 0.1  # seconds before a failed batch is tried again, doubled each time
 BACKOFF_MAX = 5.0
 SHOWN_MAX = 20  # addresses in one line of the log
-COPIES_BYTES = 8 << 20  # that one commit may hold of contents it holds already
 
 
 def utc_now() -> datetime:
@@ -58,6 +58,7 @@ class Tools:
 
 async def tend(shard: RouterShard, tools: Tools, stop: asyncio.Event) -> None:
     """Route the shard's mail until it is lost or `stop` is set."""
+    bodies = Bodies(tools.spool)
     backoff = BACKOFF_FIRST
     must_rewind = False
     while True:
@@ -69,7 +70,7 @@ async def tend(shard: RouterShard, tools: Tools, stop: asyncio.Event) -> None:
             log.debug("shard ready", shard=shard.number, deliveries=len(queue))
             wait = timedelta(0)
             while True:
-                wait = await _route_batch(shard, queue, tools, wait)
+                wait = await _route_batch(shard, queue, bodies, tools, wait)
                 backoff = BACKOFF_FIRST
         except ShardLost:
             return
@@ -89,7 +90,9 @@ async def _replay(shard: RouterShard) -> MailQueue:
     return queue
 
 
-async def _route_batch(shard: RouterShard, queue: MailQueue, tools: Tools, wait: timedelta) -> timedelta:
+async def _route_batch(
+    shard: RouterShard, queue: MailQueue, bodies: Bodies, tools: Tools, wait: timedelta
+) -> timedelta:
     """One batch, from the inputs to the commit. Returns how long the next one may wait for inputs."""
     entries = await shard.take(tools.batch, wait)
     began = perf_counter()
@@ -106,7 +109,7 @@ async def _route_batch(shard: RouterShard, queue: MailQueue, tools: Tools, wait:
     for fact in facts:
         batch.decide(fact, world)
     if batch.outputs or entries:
-        await batch.spool_bodies(tools.spool)
+        await bodies.settle(batch.outputs, queue)
         await shard.commit(batch.outputs, entries)
         tools.publish(shard.number, batch.tally, queue, perf_counter() - began)
         _log_history(batch.outputs)
@@ -151,38 +154,6 @@ class _Batch:
             queue.apply(record)
             self.outputs.append(record)
         self.tally.note(fact, line, self.outputs[first:], self._now)
-
-    async def spool_bodies(self, spool: Spool) -> None:
-        """A queue line never carries a body: what waits with inline content has it moved to the spool. So has what
-        would ride in too many records at once (a letter to many sites). Contents kept together share a flush.
-        """
-        waiting: list[tuple[int, Pending, bytes]] = []
-        riding: dict[int, list[tuple[int, Dispatched, bytes]]] = {}  # by identity: a message's deliveries share theirs
-        for place, record in enumerate(self.outputs):
-            if isinstance(record, Pending) and isinstance(record.content, Inline):
-                waiting.append((place, record, record.content.data))
-            elif isinstance(record, Dispatched) and isinstance(record.content, Inline):
-                riding.setdefault(id(record.content.data), []).append((place, record, record.content.data))
-        contents = {id(data): data for _, _, data in waiting}
-        too_many: list[tuple[int, Dispatched, bytes]] = []
-        room = COPIES_BYTES
-        for riders in riding.values():
-            data = riders[0][2]
-            copies = (len(riders) - 1) * len(data)
-            if copies > room:
-                too_many += riders
-                contents[id(data)] = data
-            else:
-                room -= copies
-        if not contents:
-            return
-        kept = dict(zip(contents, await asyncio.gather(*map(spool.keep, contents.values())), strict=True))
-        for place, dispatched, data in too_many:
-            self.outputs[place] = replace(dispatched, content=kept[id(data)])
-        for place, line, data in waiting:
-            lean = replace(line, content=kept[id(data)])
-            self._queue.apply(lean)
-            self.outputs[place] = lean
 
 
 def _log_history(outputs: Sequence[Record]) -> None:
