@@ -29,7 +29,7 @@ from mail.log import (
 from mail.log.codec import encode
 from mail.log.topics import ACCEPTED, DISPATCHED, ShardCounts, Topic, place
 from mail.record import Accepted, Attempted, Dispatched, Pending, Record, Settled
-from mail.route import ToRelay
+from mail.route import Route, ToMailbox, ToMx, ToRelay
 from mail.settings import LogSettings
 from tests.support.log_samples import (
     accepted,
@@ -171,9 +171,14 @@ class LogContract:
                 assert not await shard.take(10, NOW)
         await log.close()
 
-    async def test_a_site_finds_its_shard(self, harness: Harness) -> None:
+    async def test_a_dispatch_finds_its_shard(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2, delivery_shards=3))
-        outputs = [dispatched(n, ToRelay(f"relay{n}.example.test", 25)) for n in range(9)]
+        routes: list[Route] = [
+            *(ToRelay(f"relay{n}.example.test", 25) for n in range(3)),
+            *(ToMailbox(f"user{n}@example.test") for n in range(6)),
+            *(ToMx(f"d{n}.test", ((10, f"mx{n}.test"),)) for n in range(6)),
+        ]
+        outputs = [dispatched(n, route) for n, route in enumerate(routes)]
         async with routing(log) as router:
             await router.commit(outputs, [])
         for number in range(3):
