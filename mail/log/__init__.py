@@ -187,8 +187,10 @@ class HistoryLog(Protocol):
         """The events of one message, oldest first; empty when it is unknown or older than `events` is kept."""
         ...
 
-    def open_lines(self) -> AsyncIterator[Pending]:
-        """Every open queue line, of all shards."""
+    def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        """Every open queue line, of all shards; or those of one message, without reading the others where that can be
+        helped.
+        """
         ...
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:

@@ -142,10 +142,11 @@ class MemoryLog:
         for _, frame in list(self._events.get(queue_id, ())):
             yield cast("Event", _read(frame, EVENTS, 0, f"key {queue_id}"))
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         for shard in range(self.counts.by_queue_id):
             for line in self.lines_of(shard):
-                yield line
+                if queue_id is None or line.delivery.message.queue_id == queue_id:
+                    yield line
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [

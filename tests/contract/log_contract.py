@@ -322,6 +322,18 @@ class LogContract:
             assert await lines(shard) == [pending(2, 5)]
         await log.close()
 
+    async def test_the_open_lines_of_one_message(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings(shards=3))
+        for number in range(30):
+            for part in (1, 2, 10):
+                await log.append(pending(number, part=part))
+        for number in (0, 17):
+            found = [line async for line in log.open_lines(queue_id(number))]
+            assert sorted(found, key=repr) == sorted((pending(number, part=p) for p in (1, 2, 10)), key=repr)
+        assert [line async for line in log.open_lines(queue_id(99))] == []
+        assert len([line async for line in log.open_lines()]) == 90
+        await log.close()
+
     async def test_a_replay_of_many_lines_comes_in_batches(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with routing(log) as shard:

@@ -20,6 +20,7 @@ import pytest
 
 from mail.log import LogUnusable
 from mail.log.embedded import EmbeddedHistory, EmbeddedLog
+from mail.log.embedded.store import Store
 from mail.record import Accepted
 from mail.settings import LogSettings
 from tests.contract.log_contract import delivering, dispatches, routing
@@ -129,6 +130,16 @@ async def test_others_look_in_while_it_runs_and_after(tmp_path: Path, depth: int
     await _look(history)
     async with running(path, LogSettings(shards=2)):  # looking let go of the lock
         pass
+
+
+async def test_the_lines_of_one_message_are_found_without_reading_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path / "log.db") as log:
+        await log.append(pending(3))
+        monkeypatch.setattr(Store, "all_lines", lambda *_: pytest.fail("the whole queue was read"))
+        for history in (log, EmbeddedHistory(tmp_path / "log.db")):
+            assert [line async for line in history.open_lines(queue_id(3))] == [pending(3)]
 
 
 async def test_another_process_looks_in(path: Path) -> None:

@@ -244,12 +244,14 @@ class Store:
                 return EntryRows(rows, more=True)
         return EntryRows(rows, more=len(rows) == limit)
 
-    def lines(self, shard: int, after: str, limit: int) -> Sequence[tuple[str, bytes]]:
-        """Queue lines of a shard beyond the key `after` ("": from the start), in order, about 4 MiB of them."""
-        low = max(after, line_key(shard, ""))
+    def lines(self, shard: int, after: str, limit: int, prefix: str = "") -> Sequence[tuple[str, bytes]]:
+        """Queue lines of a shard beyond the key `after` ("": from the start) whose delivery ids begin with `prefix`, in
+        order, about 4 MiB of them.
+        """
+        low = max(after, line_key(shard, prefix))
         cursor = self._connection.execute(
             "SELECT key, frame FROM line WHERE key > ? AND key < ? ORDER BY key LIMIT ?",
-            (low, line_key(shard, "\U0010ffff"), limit),
+            (low, line_key(shard, prefix + "\U0010ffff"), limit),
         )
         return _bounded(cursor)
 

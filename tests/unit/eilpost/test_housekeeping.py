@@ -12,6 +12,7 @@ import pytest
 
 from eilpost.housekeeping import Housekeeping
 from mail.log import Backlog, Log, LogUnavailable, LogUnusable
+from mail.message import QueueId
 from mail.record import Pending
 from mail.settings import SpoolSettings
 from mail.telemetry import REGISTRY
@@ -25,7 +26,7 @@ class _Log:
         self.lines = lines
         self.unreadable = False
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         for line in self.lines:
             yield line
         if self.unreadable:
