@@ -30,9 +30,10 @@ from mail.log.codec import FrameError, decode, encode
 from mail.log.ownership import Turn
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, place
 from mail.message import QueueId
-from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record
+from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record, received_time
 from mail.settings import LogSettings
 
+Input = Accepted | Attempted | Dispatched
 R = TypeVar("R", Accepted, Attempted, Dispatched)
 
 _REPLAY_BATCH = 500
@@ -100,6 +101,14 @@ class MemoryLog:
     def fail(self, reason: str | None) -> None:
         """Play a log that does not answer, until `fail(None)`."""
         self._failing = reason
+
+    async def oldest_unconsumed(self) -> datetime | None:
+        first = [
+            received_time(cast("Input", _read(frame, partition.topic, partition.shard, f"offset {offset}")))
+            for partition in self._partitions.values()
+            for offset, frame in islice(partition.kept.items(), 1)
+        ]
+        return min(first, default=None)
 
     async def purge(self) -> None:
         """Events past their age go; what is consumed went at once."""

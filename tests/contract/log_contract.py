@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -28,6 +29,7 @@ from mail.log import (
 )
 from mail.log.codec import encode
 from mail.log.topics import ACCEPTED, DISPATCHED, ShardCounts, Topic, place
+from mail.message import queue_id_time
 from mail.record import Accepted, Attempted, Dispatched, Pending, Record, Settled
 from mail.route import Route, ToMailbox, ToMx, ToRelay
 from mail.settings import LogSettings
@@ -117,6 +119,11 @@ async def lines(shard: RouterShard) -> list[Pending]:
 
 def numbers(entries: Sequence[Entry[Accepted] | Entry[Attempted]]) -> list[Record]:
     return [entry.record for entry in entries]
+
+
+def _aged(record: Accepted, days: int) -> Accepted:
+    received = record.message.received - timedelta(days=days)
+    return replace(record, message=replace(record.message, received=received))
 
 
 class LogContract:
@@ -521,6 +528,24 @@ class LogContract:
         log = await harness.make(LogSettings())
         backlog = await log.backlog()
         assert (backlog.accepted, backlog.dispatched, backlog.attempted) == (1, 1, 1)
+        await log.close()
+
+    async def test_the_oldest_record_that_is_not_consumed(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings(shards=2, delivery_shards=2))
+        assert await log.oldest_unconsumed() is None
+        old, older, oldest = (_aged(accepted(n), days=n) for n in (2, 3, 4))
+        for record in (oldest, old, older):
+            await log.append(record)
+        assert await log.oldest_unconsumed() == oldest.message.received
+        for number in range(2):
+            async with routing(log, number) as shard:
+                taken_here = await shard.take(100, NOW)
+                await shard.commit([dispatched(9)] if number else [], taken_here)
+        assert await log.oldest_unconsumed() == dispatched(9).delivery.message.received
+        async with delivering(log, place(dispatched(9), log.counts).shard) as carrying:
+            (entry,) = await dispatches(carrying, 1)
+            await carrying.finish(entry, attempted(9))
+        assert await log.oldest_unconsumed() == queue_id_time(queue_id(9))
         await log.close()
 
     async def test_over_the_mark_new_mail_is_turned_away_and_old_mail_flows(self, harness: Harness) -> None:
