@@ -30,6 +30,7 @@ from eilpost.compose import (
     make_spool,
 )
 from eilpost.housekeeping import Housekeeping
+from eilpost.tenants import queues_of_tenants
 from mail import logs, service
 from mail.endpoint import parse
 from mail.service import ServiceError
@@ -146,7 +147,13 @@ async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] 
             _announced(settings, *listening, on_ready=on_ready),
             support=[
                 Http(settings=settings.http, health=health, log=mail_log),
-                Housekeeping(settings=settings.spool, log=mail_log, spool=spool),
+                Housekeeping(
+                    settings=settings.spool,
+                    log=mail_log,
+                    spool=spool,
+                    sweeps="router" in served and not plan.tenant,
+                    others=lambda: queues_of_tenants(plan, directory.snapshot),
+                ),
             ],
             health=health,
         )

@@ -213,9 +213,12 @@ class KafkaLog:
         async for event in self._historian().history(queue_id):
             yield event
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
-        async for line in self._historian().open_lines():
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        async for line in self._historian().open_lines(queue_id):
             yield line
+
+    async def oldest_unconsumed(self) -> datetime | None:
+        return await self._historian().oldest_unconsumed()
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
         return await self._historian().waiting_inputs(queue_id)

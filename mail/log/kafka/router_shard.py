@@ -179,10 +179,10 @@ def _unreadable(access: Access, topic: str, shard: int, place: str, reason: Fram
 
 
 async def last_of_each_key(
-    access: Access, partitions: Sequence[TopicPartition]
+    access: Access, partitions: Sequence[TopicPartition], start: bytes = b""
 ) -> dict[tuple[TopicPartition, bytes], bytes]:
-    """What a compacted topic says: the last value of each key, without those that end in a tombstone. Raises
-    LogUnavailable.
+    """What a compacted topic says: the last value of each key that begins with `start`, without those that end in a
+    tombstone. Raises LogUnavailable.
     """
     found: dict[tuple[TopicPartition, bytes], bytes] = {}
     reader = Reader(access, partitions)
@@ -197,6 +197,8 @@ async def last_of_each_key(
             elif loop.time() > until:
                 raise LogUnavailable(f"{access.where}: the queue cannot be read to its end")
             for record in records:
+                if not (record.key or b"").startswith(start):
+                    continue
                 key = (TopicPartition(record.topic, record.partition), record.key or b"")
                 if record.value is None:
                     found.pop(key, None)

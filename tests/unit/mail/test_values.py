@@ -188,7 +188,7 @@ def test_a_delivery_id_knows_its_message() -> None:
         ("", 8, 0),
         ("123456789", 2**32, 0xCBF43926),  # the check value of CRC-32
         ("01ARZ3NDEKTSV4RRFFQ69G5FAV", 12, 9),
-        ("mx:10=mx.example.test", 12, 6),
+        ("mx:mx.example.test", 12, 6),
         ("smtp://127.0.0.1:2626", 48, 45),
         ("\u00fc", 1000, 789),
         ("anything", 1, 0),
@@ -217,7 +217,13 @@ def test_every_record_knows_its_place() -> None:
 
 def test_sites() -> None:
     hosts = ((10, "a.test"), (20, "b.test"))
-    assert ToMx("one.test", hosts).site == ToMx("two.test", hosts).site == "mx:10=a.test,20=b.test"
+    assert ToMx("one.test", hosts).site == ToMx("two.test", hosts).site == "mx:a.test|b.test"
+    assert ToMx("three.test", ((5, "a.test"), (10, "b.test"))).site == "mx:a.test|b.test"
+    assert ToMx("four.test", ((10, "b.test"), (20, "a.test"))).site == "mx:b.test|a.test"
+    same = ToMx("five.test", ((7, "b.test"), (7, "a.test"), (9, "c.test")))
+    assert (
+        same.site == ToMx("six.test", ((1, "a.test"), (1, "b.test"), (2, "c.test"))).site == "mx:a.test,b.test|c.test"
+    )
     assert ToMailbox("a@b.test").site == "mailbox"
     assert ToRelay("h.test", 24, Speaks.LMTP).site == "lmtp://h.test:24"
     assert Unresolved("a.test").site == "unresolved:a.test"
