@@ -15,13 +15,13 @@ from datetime import timedelta
 
 import structlog
 
+from mail.directory.expand import expand
 from mail.message import QueueId, Spooled
 from mail.record import Accepted, Pending
 from mail.resolver import AddressAnswer, DnsUnknown, MxAnswer, NoRecords, Resolver
 from mail.spool import Spool, SpoolDamaged, SpoolUnavailable
 from router.decide import questions_again
 from router.dsn import MAX_QUOTED_BYTES
-from router.expand import expand
 from router.nexthop import question
 from router.world import NO_ANSWERS, Answers, World
 

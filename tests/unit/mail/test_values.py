@@ -188,7 +188,7 @@ def test_a_delivery_id_knows_its_message() -> None:
         ("", 8, 0),
         ("123456789", 2**32, 0xCBF43926),  # the check value of CRC-32
         ("01ARZ3NDEKTSV4RRFFQ69G5FAV", 12, 9),
-        ("mx:mx.example.test", 12, 6),
+        ("mx:10=mx.example.test", 12, 6),
         ("smtp://127.0.0.1:2626", 48, 45),
         ("\u00fc", 1000, 789),
         ("anything", 1, 0),
@@ -211,7 +211,7 @@ def test_every_record_knows_its_place() -> None:
     assert place(Settled(key), counts) == Place(QUEUE, shard, key)
     assert place(Attempted(key, 1, (), _NOW, timedelta()), counts) == Place(ATTEMPTED, shard, key)
     dispatched = place(Dispatched(delivery, 1, Inline(b"")), counts)
-    assert dispatched == Place(DISPATCHED, shard_of("smtp://127.0.0.1:2626", 48), key)
+    assert dispatched == Place(DISPATCHED, shard_of(f"smtp://127.0.0.1:2626/{shard_of(queue_id, 16)}", 48), key)
     assert [counts.of(topic) for topic in ALL_TOPICS] == [12, 12, 48, 12, 12]
 
 
