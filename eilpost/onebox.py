@@ -99,7 +99,8 @@ def _run(plan: Plan, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
 
 def _raise_open_files(settings: Settings) -> None:
     """As many open files as our own limits allow connections: the usual 1024 are fewer."""
-    wanted = settings.ingress.max_connections + settings.mailstore.max_connections + settings.delivery.connections + 256
+    pop3 = 2 * settings.mailstore.max_connections  # a socket, and the mailbox a session has open
+    wanted = settings.ingress.max_connections + pop3 + settings.delivery.connections + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
         log.warning("fewer open files than connections allowed", limit=hard, wanted=wanted, see="ulimit -n")

@@ -8,6 +8,7 @@ Next: `mailstore/maildir.py`.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -17,6 +18,10 @@ from mail.message import DeliveryId
 
 class MailboxFull(Exception):
     """The owner's quota does not allow it (552 5.2.2 is permanent; we answer 452 4.2.2: the owner may clean up)."""
+
+
+class MailboxInUse(Exception):
+    """Another session has the mailbox open, here or in another process."""
 
 
 class MailboxUnavailable(Exception):
@@ -41,6 +46,12 @@ class Mailboxes(Protocol):
         before.
 
         Raises MailboxFull, MailboxUnavailable.
+        """
+        ...
+
+    def reserve(self, owner: str) -> AbstractAsyncContextManager[None]:
+        """Have the mailbox open alone among sessions of all processes (RFC 1939 section 4), until the context ends or
+        the process dies. `keep` and other programs go on. Raises MailboxInUse, at once; MailboxUnavailable.
         """
         ...
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from itertools import count
@@ -29,8 +29,9 @@ from mailstore.box import Box, Boxes
 from mailstore.delivered import Knowledge
 from mailstore.flush import flush_directory
 from mailstore.listing import change_files, drafts_of, list_files
-from mailstore.mailboxes import Kept, MailboxFull, MailboxUnavailable
-from mailstore.names import message_name, parse_name
+from mailstore.mailboxes import Kept, MailboxFull, MailboxInUse, MailboxUnavailable
+from mailstore.maildrop import MaildropLock
+from mailstore.names import message_name, owner_directory, parse_name
 from mailstore.reading import Reading, used_bytes
 
 log = structlog.get_logger()
@@ -74,6 +75,17 @@ class Maildir:
         MAILBOX_APPEND.observe(time.perf_counter() - begun)
         return new
 
+    @asynccontextmanager
+    async def reserve(self, owner: str) -> AsyncIterator[None]:
+        path = self._root / owner_directory(owner)
+        lock = MaildropLock(path)
+        try:
+            if not await self._in(self._readers, partial(self._take, path, lock)):
+                raise MailboxInUse(owner)
+            yield
+        finally:
+            lock.release()  # also when we were cancelled while a thread takes it
+
     async def messages(self, owner: str) -> Sequence[Kept]:
         return await self._in(self._readers, partial(self._reading.messages, owner))
 
@@ -94,6 +106,13 @@ class Maildir:
             return await asyncio.get_running_loop().run_in_executor(pool, job)
         except OSError as error:
             raise MailboxUnavailable(f"{error.filename or self._root}: {error.strerror or error}") from error
+
+    def _take(self, path: Path, lock: MaildropLock) -> bool:
+        try:
+            return lock.take()
+        except FileNotFoundError:
+            self._make(path)  # no mail yet
+            return lock.take()
 
     # Keeping
 
