@@ -2,8 +2,8 @@
 
 In charge of connections (how many, how long silent, how fast they read), of having the mailbox reserved as long as a
 session lasts, and of carrying out what that asks for. Promises: a client that never reads holds one slice of a message,
-not a message; a connection that breaks removes nothing; a wrong password takes as long as an unknown user. Never parses.
-Next: `mailstore/maildir.py`.
+not a message; a connection that breaks removes nothing; a wrong password takes as long as an unknown user.
+Never parses. Next: `mailstore/maildir.py`.
 """
 
 from __future__ import annotations
