@@ -53,7 +53,12 @@ class MailboxCourier:
         except MailboxFull:
             return tuple(Deferred(address, MAILBOX_FULL) for address in recipients)
         except MailboxUnavailable as error:
-            log.warning("mail store unavailable", queue_id=delivery.message.queue_id, reason=str(error))
+            log.warning(
+                "mail store unavailable",
+                queue_id=delivery.message.queue_id,
+                delivery_id=delivery.id,
+                reason=str(error),
+            )
             return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
         if not new:
             self._suppressed.inc()

@@ -151,7 +151,9 @@ class Maildir:
                         if not new:
                             raise
                         # It is kept, but only the name in `new` and the draft say so: leave the draft as a witness.
-                        log.warning("mailbox journal not written", owner=owner, reason=error.strerror)
+                        log.warning(
+                            "mailbox journal not written", owner=owner, delivery_id=delivery_id, reason=error.strerror
+                        )
                         witness = True
         except (OSError, MailboxFull):
             with suppress(OSError):
