@@ -121,6 +121,7 @@ async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] 
         directory = make_directory(plan)
         await directory.start()
         stack.push_async_callback(directory.close)
+        _check_ports(settings, *listening)  # before anything is made: a start that fails leaves nothing
         mail_log = make_log(plan)
         await mail_log.start()
         stack.push_async_callback(mail_log.close)
@@ -133,7 +134,6 @@ async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] 
             )
             for name in served
         ]
-        _check_ports(settings, *listening)
         health = service.Health()
         await service.run_roles(
             roles,
@@ -171,15 +171,16 @@ def _address(settings: Settings, key: tuple[str, str, str]) -> str:
 
 
 def _check_ports(settings: Settings, *keys: tuple[str, str, str]) -> None:
-    """Name all addresses that are taken, when there are several. Each role says so of its own. Raises ServiceError."""
+    """Name all addresses that are taken. Raises ServiceError."""
     taken = [(section, key) for _, section, key in keys if _is_taken(getattr(getattr(settings, section), key))]
-    if len(taken) > 1:
+    if taken:
+        several = len(taken) > 1
         names = ", ".join(f"{section}.{key}" for section, key in taken)
         where = ", ".join(getattr(getattr(settings, section), key) for section, key in taken)
         variables = ", ".join(f"{ENVIRONMENT_PREFIX}{section}__{key}".upper() for section, key in taken)
         raise ServiceError(
-            f"{names}: cannot listen on {where}: the ports are in use (is eilpost running already?); "
-            f"set other addresses there, or by {variables}"
+            f"{names}: cannot listen on {where}: the {'ports are' if several else 'port is'} in use (is eilpost running"
+            f" already?); set {'other addresses' if several else 'another address'} there, or by {variables}"
         )
 
 
