@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mail.settings import SettingsError
+from mail.spool.location import SCHEMES
 
 if TYPE_CHECKING:
     from mail.directory import Directory
@@ -148,7 +149,23 @@ def make_spool(plan: Plan) -> Spool:
 
         return MemorySpool()
 
-    return choose("spool.url", url, {"file": disk, "memory": memory}, "file:var/spool", later=("s3", "gs", "az"))
+    def objects(_rest: str) -> Spool:
+        from mail.spool.location import parse_bucket
+
+        try:
+            from mail.spool.objects import ObjectSpool
+            from mail.spool.stores import open_store
+        except ModuleNotFoundError as error:
+            if error.name != "obstore":
+                raise
+            raise SettingsError(
+                f'spool.url = "{url}": needs the package obstore: pip install "eilpost[objects]"'
+            ) from None
+        bucket = parse_bucket(url)
+        return ObjectSpool(open_store(bucket, plan.settings.spool), str(bucket))
+
+    schemes: dict[str, Callable[[str], Spool]] = {"file": disk, "memory": memory}
+    return choose("spool.url", url, schemes | dict.fromkeys(SCHEMES, objects), "file:var/spool")
 
 
 def directory_path(plan: Plan) -> Path:

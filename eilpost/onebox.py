@@ -126,6 +126,8 @@ async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] 
         await mail_log.start()
         stack.push_async_callback(mail_log.close)
         spool = make_spool(plan)
+        await spool.start()
+        stack.push_async_callback(spool.close)
         resolver = make_resolver(plan)
         mailboxes = make_mailboxes(plan) if {"delivery", "mailstore"} & set(served) else None
         roles = [

@@ -68,7 +68,7 @@ def _security(settings: LogSettings) -> dict[str, Any]:
         security = {
             "sasl_mechanism": settings.sasl_mechanism,
             "sasl_plain_username": settings.sasl_username,
-            "sasl_plain_password": settings.sasl_password,
+            "sasl_plain_password": settings.sasl_password.get_secret_value(),
         }
     if settings.tls:
         security["ssl_context"] = _context(settings)

@@ -36,7 +36,7 @@ _COMPACTED = {
     "delete.retention.ms": "3600000",
     "max.compaction.lag.ms": "86400000",
 }
-_PURGED = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", "segment.bytes": str(64 << 20)}
+_PURGED = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", "segment.bytes": str(32 << 20)}
 
 
 @dataclass(frozen=True, slots=True)
