@@ -20,6 +20,10 @@ class MailboxFull(Exception):
     """The owner's quota does not allow it (552 5.2.2 is permanent; we answer 452 4.2.2: the owner may clean up)."""
 
 
+class MessageTooLarge(Exception):
+    """The message alone is larger than the quota: it can never be kept (552 5.2.3, RFC 3463 X.2.3)."""
+
+
 class MailboxInUse(Exception):
     """Another session has the mailbox open, here or in another process."""
 
@@ -45,7 +49,7 @@ class Mailboxes(Protocol):
         """Keep `content` for `owner` (an `Address.key`); True when it is new, False when this delivery id was kept
         before.
 
-        Raises MailboxFull, MailboxUnavailable.
+        Raises MailboxFull, MessageTooLarge, MailboxUnavailable.
         """
         ...
 

@@ -29,7 +29,7 @@ from mailstore.box import Box, Boxes
 from mailstore.delivered import Knowledge
 from mailstore.flush import flush_directory
 from mailstore.listing import change_files, drafts_of, list_files
-from mailstore.mailboxes import Kept, MailboxFull, MailboxInUse, MailboxUnavailable
+from mailstore.mailboxes import Kept, MailboxFull, MailboxInUse, MailboxUnavailable, MessageTooLarge
 from mailstore.maildrop import MaildropLock
 from mailstore.names import message_name, owner_directory, parse_name
 from mailstore.reading import Reading, used_bytes
@@ -127,7 +127,7 @@ class Maildir:
             if self._kept_before(box, delivery_id, now):
                 self._flush_both(box.path)
                 return False
-            raise MailboxFull(f"{owner}: larger than the quota")
+            raise MessageTooLarge(f"{owner}: {len(content)} octets are more than the quota of {quota_bytes}")
         draft = box.path / "tmp" / f"{name}.{self._process}.{next(self._drafts)}"
         self._write(box, draft, content)  # 1: the content is on the disk
         witness = False

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from mail.message import DeliveryId
-from mailstore.mailboxes import Kept, MailboxFull, MailboxInUse
+from mailstore.mailboxes import Kept, MailboxFull, MailboxInUse, MessageTooLarge
 
 
 @dataclass(slots=True)
@@ -32,6 +32,8 @@ class MemoryMailboxes:
         mailbox = self._mailboxes.setdefault(owner, _Mailbox())
         if delivery_id in mailbox.ids:
             return False
+        if quota_bytes is not None and len(content) > quota_bytes:
+            raise MessageTooLarge(f"{owner}: {len(content)} octets are more than the quota of {quota_bytes}")
         used = sum(map(len, mailbox.contents.values()))
         if quota_bytes is not None and used + len(content) > quota_bytes:
             raise MailboxFull(f"{owner}: {used} of {quota_bytes} octets used")

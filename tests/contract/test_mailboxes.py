@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mail.message import DeliveryId
-from mailstore.mailboxes import MailboxFull, MailboxInUse
+from mailstore.mailboxes import MailboxFull, MailboxInUse, MessageTooLarge
 from mailstore.maildir import Maildir
 from mailstore.memory import MemoryMailboxes
 
@@ -106,7 +106,7 @@ async def test_quota_refuses_what_does_not_fit_and_forgives_after_an_expunge(mai
     assert await mailboxes.keep(OWNER, an_id(1), b"x" * 60, 100) is True
     with pytest.raises(MailboxFull):
         await mailboxes.keep(OWNER, an_id(2), b"x" * 41, 100)
-    with pytest.raises(MailboxFull):
+    with pytest.raises(MessageTooLarge):
         await mailboxes.keep(OWNER, an_id(3), b"x" * 101, 100)
     assert await mailboxes.keep(OWNER, an_id(4), b"x" * 40, 100) is True
     # A repeat is no new message, however full the mailbox is.
