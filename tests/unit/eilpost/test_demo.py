@@ -79,6 +79,8 @@ async def test_the_commands_of_the_readme_work_as_they_stand(tmp_path: Path) -> 
         await wait_until(lambda: box.maildir("bob"), what="the message for bob")
         assert "team@example.test -> alice@example.test, bob@example.test" in box.run("trace", queue_id[1])
         await wait_until(lambda: "Hi all" in _bash(fetch), what="the newest message")
+        box.stop()
+        assert '"session ended"' not in box.output()  # each of them says QUIT
 
 
 async def test_the_commands_of_the_banner_work_as_they_stand(tmp_path: Path) -> None:
