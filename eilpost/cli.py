@@ -1,9 +1,9 @@
 """The command line. It parses arguments, calls what does the work, and turns every fault into one line and a status.
 
-Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user), or does already; 2 cannot run
-as configured or called (settings, a port in use, a data directory that is held or unreadable), the line on stderr names
-the key; 70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is set. What is slow to
-import is imported inside the commands. Next: `eilpost/config_cli.py`.
+Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user), or does already, or a check
+fails; 2 cannot run as configured or called (settings, a port in use, a data directory that is held or unreadable), the
+line on stderr names the key; 70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is
+set. What is slow to import is imported inside the commands. Next: `eilpost/terminal.py`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 import typer
 
-from eilpost.config_cli import config_app
+from eilpost import cli_cluster
+from eilpost.cli_config import config_app
 from eilpost.terminal import (
     EXIT_NOT_FOUND,
     EXIT_UNUSABLE,
     ConfigOption,
     JsonOption,
+    TenantOption,
     commands,
     fail,
     misused,
+    now,
     print_json,
+    run,
     say,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from datetime import datetime
     from typing import Any
 
     from mail.log import HistoryLog
@@ -47,12 +50,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit status: 0 done; 1 what was asked about does not exist, or does already; 2 cannot run as configured or"
-    " called; 70 a bug of ours; 130 interrupted.",
+    epilog="Exit status: 0 done; 1 what was asked about does not exist, or does already, or a check fails; 2 cannot run"
+    " as configured or called; 70 a bug of ours; 130 interrupted.",
 )
 user_app = commands("Mailboxes: add, change a password, list.")
 app.add_typer(user_app, name="user")
 app.add_typer(config_app, name="config")
+cli_cluster.register(app)
 
 
 def _version(wanted: bool) -> None:
@@ -155,11 +159,11 @@ def demo(
     raise typer.Exit(onebox.up(plan, lambda: print(the_demo.banner(plan.settings, path, program), flush=True)))  # noqa: T201
 
 
-def _role(name: str) -> Callable[[Path | None], None]:
-    def command(config: ConfigOption = None) -> None:
+def _role(name: str) -> Callable[[Path | None, str], None]:
+    def command(config: ConfigOption = None, tenant: TenantOption = "") -> None:
         from eilpost import configuration, onebox
 
-        raise typer.Exit(onebox.alone(name, configuration.plan(config)))
+        raise typer.Exit(onebox.alone(name, configuration.plan(config).for_tenant(tenant)))
 
     command.__doc__ = f"Run the {name} role alone, on a log that processes share."
     return command
@@ -206,15 +210,15 @@ def trace(
 
     async def tell(log: HistoryLog) -> bool:
         if follow:
-            return await tracing.follow(log, wanted, paper, _now)
+            return await tracing.follow(log, wanted, paper, now)
         stories = await tracing.read(log, wanted, with_bounces=bounces)
         if json:
-            told = [asjson.story_json(story, _now()) for story in stories]
+            told = [asjson.story_json(story, now()) for story in stories]
             if told:
                 print_json(told if bounces else told[0])
         else:
             for story in stories:
-                tracing.write(story, paper, _now())
+                tracing.write(story, paper, now())
         return bool(stories)
 
     if not _with_history(config, tell):
@@ -225,6 +229,7 @@ def trace(
 def queue(
     config: ConfigOption = None,
     json: JsonOption = False,
+    tenant: TenantOption = "",
     site: Annotated[str | None, typer.Option(metavar="NAME", help="Only next hops whose name has this part.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="How many deliveries, the oldest first; 0: all.")] = 50,
 ) -> None:
@@ -235,13 +240,13 @@ def queue(
     async def show(log: HistoryLog) -> None:
         view = await queueview.look(log.open_lines(), site=site, limit=limit)
         if json:
-            print_json([asjson.pending_json(pending, _now()) for pending in view.oldest])
+            print_json([asjson.pending_json(pending, now()) for pending in view.oldest])
         else:
-            queueview.write(view, await log.backlog(), Paper(), _now())
+            queueview.write(view, await log.backlog(), Paper(), now())
         if compose.is_at_rest(log):
             say("no server runs on this log: nothing moves until one is started")
 
-    _with_history(config, show)
+    _with_history(config, show, tenant)
 
 
 @user_app.command("add")
@@ -307,17 +312,11 @@ def version() -> None:
     print(f"eilpost {__version__} (Python {platform.python_version()})")  # noqa: T201
 
 
-def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]]) -> T:
-    from eilpost import compose, configuration
+def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]], tenant: str = "") -> T:
+    from eilpost import configuration, tenants
 
-    log = compose.make_history(configuration.plan(config))
-    return _run(read(log))
-
-
-def _run(main: Coroutine[Any, Any, T]) -> T:
-    import asyncio
-
-    return asyncio.run(main)
+    log = tenants.history_of(configuration.plan(config).for_tenant(tenant))
+    return run(read(log))
 
 
 def _password(from_stdin: bool) -> str:
@@ -345,9 +344,3 @@ def _first_line() -> str:
     except UnicodeDecodeError:
         fail("the password is not UTF-8", EXIT_UNUSABLE)
     return line.rstrip("\r\n")
-
-
-def _now() -> datetime:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC)

@@ -1,15 +1,24 @@
-"""What all commands share: their common options, and how they speak: results on stdout, one line a fault on stderr.
+"""What all commands share: their options, a line for people on stderr, JSON on stdout, and an event loop to run in.
 
-Never in charge of what is said. Next: `eilpost/cli.py`.
+A command's output is its own: nothing is logged while one runs, unless EILPOST_DEBUG is set.
+Next: `eilpost/cli_cluster.py`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from datetime import datetime
+    from typing import Any
+
+T = TypeVar("T")
 
 EXIT_NOT_FOUND = 1
 EXIT_UNUSABLE = 2
@@ -23,6 +32,9 @@ ConfigOption = Annotated[
         help="The configuration. Default: $EILPOST_CONFIG, ./eilpost.toml, /etc/eilpost/eilpost.toml, the demo's.",
     ),
 ]
+TenantOption = Annotated[
+    str, typer.Option("--tenant", metavar="NAME", help="Only this dedicated tenant, which has topics of its own.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -32,13 +44,31 @@ def commands(help: str) -> typer.Typer:
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
     print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def fail(text: str, status: int) -> NoReturn:
     say(text)
     raise typer.Exit(status)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a command that waits for others."""
+    import asyncio
+
+    from mail import logs
+
+    if os.environ.get("EILPOST_DEBUG"):
+        logs.configure("debug", "text")
+    else:
+        logs.silence()
+    return asyncio.run(main)
+
+
+def now() -> datetime:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC)
 
 
 def print_json(value: object) -> None:

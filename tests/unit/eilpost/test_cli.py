@@ -176,7 +176,10 @@ def test_the_help_is_plain_and_whole(run: Run) -> None:
     assert status == 0
     assert "<bool>" not in out + run("trace", "--help")[1]
     said = " ".join(out.split())
-    assert "1 what was asked about does not exist, or does already; 2 cannot run as configured or called;" in said
+    assert (
+        "1 what was asked about does not exist, or does already, or a check fails; 2 cannot run as configured or"
+        in said
+    )
     assert "130 interrupted" in said
     status, out, err = run("user")
     assert (status, out, err.startswith("Usage: eilpost user")) == (2, "", True)
