@@ -164,6 +164,11 @@ def make_history(plan: Plan) -> HistoryLog:
     return choose("log.url", url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db")
 
 
+def is_at_rest(history: HistoryLog) -> bool:
+    """Whether what was read is a log that no process runs; a log of many processes cannot tell."""
+    return bool(getattr(history, "at_rest", False))
+
+
 def make_spool(plan: Plan) -> Spool:
     url = plan.settings.spool.url
 
