@@ -150,6 +150,23 @@ class OneBox:
             assert done.returncode == 0, f"eilpost {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
+    def freeze(self) -> None:
+        """SIGSTOP: its connections stay open and nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on as if no time had passed."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it stands still, by whosever hand."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        return False
+
     def kill(self) -> None:
         """SIGKILL, by pid, and see it gone."""
         if self._process is not None:
