@@ -22,6 +22,7 @@ from mail.log.kafka.committing import Committing
 from mail.log.kafka.delivery_shard import KafkaDeliveryShard
 from mail.log.kafka.history import DELIVERY, ROUTER, KafkaHistorian
 from mail.log.kafka.history import KafkaHistory as KafkaHistory
+from mail.log.kafka.leftovers import expect_leftovers
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.marks import Mark
 from mail.log.kafka.membership import Membership
@@ -62,6 +63,7 @@ class KafkaLog:
     # --- life
 
     async def start(self) -> None:
+        expect_leftovers()
         try:
             found = await self._lookout.topics()
             self._counts = counts_of(found, self._access, self._settings)
