@@ -50,6 +50,7 @@ class Source:
     sessions: int = 20
     per_connection: int = 50
     once: bool = False
+    dot_after_seconds: float = 0.0  # between the content and its final dot
     promised: dict[str, Posting] = field(default_factory=dict, repr=False)
     unknown: dict[str, Posting] = field(default_factory=dict)
     refused: dict[str, Posting] = field(default_factory=dict)
@@ -140,6 +141,8 @@ class Source:
         content = posting.content()
         writer.write(content.replace(b"\r\n.", b"\r\n.."))
         await writer.drain()
+        if self.dot_after_seconds:
+            await asyncio.sleep(self.dot_after_seconds)
         self.unknown[posting.id] = posting  # from the dot on, nobody knows until the reply is here
         self.sent_at[posting.id] = dot = time.monotonic()
         writer.write(b".\r\n")

@@ -87,7 +87,9 @@ class Load:
 
     def __init__(self, cluster: MailCluster, prefix: str, count: int, per_second: float, *, once: bool = False) -> None:
         self.count = count
-        self._sources = [Source(member.mx, sessions=10, once=once) for member in cluster.of("ingress")]
+        self._sources = [
+            Source(member.mx, sessions=10, once=once, dot_after_seconds=0.01) for member in cluster.of("ingress")
+        ]
         supply = postings(prefix, count)
         self._rate = per_second / len(self._sources)
         self._task = asyncio.create_task(self._send(supply))
