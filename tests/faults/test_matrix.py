@@ -1,7 +1,7 @@
 """The matrix, short: each fault at each instant of a message's way, under load, and nothing is lost.
 
-One wave hits a process of each role at the same time, each at its own instant; three waves make a fault's row. The long
-form, each cell alone, is `make faults`. Next: `docs/faults.md`.
+One wave hits several processes at the same time, each at its own instant, while the others of its role go on; two waves
+make a fault's row. The long form, each cell alone, is `make faults`. Next: `docs/faults.md`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(
 PER_SECOND = 60
 COUNT = 240
 WAVES = (
-    ("before-dot", "in-transaction", "in-data"),
-    ("after-append", "after-commit", "after-remote-250"),
-    ("after-250", "after-report"),
+    ("before-dot", "after-append", "in-transaction", "in-data"),
+    ("after-250", "after-commit", "after-remote-250", "after-report"),
 )
 
 

@@ -92,6 +92,7 @@ class Source:
                 greeting = await _reply(reader)
                 if not greeting.startswith(b"220"):
                     self._note(greeting)
+                    await asyncio.sleep(0.2)
                     raise _Away
                 await _say(reader, writer, b"EHLO source.test\r\n", b"250")
                 for _ in range(self.per_connection):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support.accounting import Posting, Sink, Source, digest
-from tests.support.faultpoints import POINTS
+from tests.support.faultpoints import POINTS, SIZED
 from tests.support.mailcluster import HOSTS, IN_FLIGHT, INLINE_MAX, MailCluster, Member
 from tests.support.mishaps import MISHAPS, Harm
 from tests.support.ports import wait_until
@@ -44,6 +44,7 @@ class Account:
     bound: int = 0
     pause_seconds: float = 0.0
     in_sync_seconds: float = 0.0
+    stood_seconds: float = 0.0  # from the first that stood to the harm
     prefix: str = ""
     hits: list[dict[str, Any]] = field(default_factory=list)
 
@@ -70,7 +71,7 @@ def postings(prefix: str, count: int) -> Iterator[Posting]:
                 recipients = (f"refused{prefix}{number}@{site}",)
             case 13:
                 recipients = (f"later{prefix}{number}@{site}",)
-        size = 3 * INLINE_MAX if number % 10 == 9 else 2000
+        size = 3 * INLINE_MAX if number % 5 == 4 else 2000
         yield Posting(f"{prefix}-{number}", "bob@example.test", recipients, size)
 
 
@@ -85,7 +86,9 @@ def letters_in(cluster: MailCluster, user: str) -> Counter[str]:
 class Load:
     """A source for each ingress, all with one supply of postings."""
 
-    def __init__(self, cluster: MailCluster, prefix: str, count: int, per_second: float, *, once: bool = False) -> None:
+    def __init__(
+        self, cluster: MailCluster, prefix: str, count: int, per_second: float, *, once: bool = False
+    ) -> None:
         self.count = count
         self._sources = [
             Source(member.mx, sessions=10, once=once, dot_after_seconds=0.01) for member in cluster.of("ingress")
@@ -169,7 +172,7 @@ async def run_cell(
         # What a lost spool could hurt is what lies in it.
         least = INLINE_MAX if fault == "spool" else 0
         for point, victim in zip(points, victims.values(), strict=True):
-            victim.arm(point, least_bytes=least if victim.role != "router" else 0)
+            victim.arm(point, least_bytes=least if point in SIZED else 0)
         await _all_stand(victims, points)
         harm = await MISHAPS[fault](cluster, list(victims.values()), turn)
         harm.ended = time.monotonic()
@@ -181,6 +184,7 @@ async def run_cell(
         for name, victim in victims.items():
             account.hits += victim.hits()[before[name] :]
         assert [hit["point"] for hit in account.hits] == list(points)
+        account.stood_seconds = harm.began - min(hit["time"] for hit in account.hits)
         await _account(account, load, sink, cluster, prefix)
         _check_instants(account, load, harm)
     finally:
@@ -196,7 +200,11 @@ async def run_cell(
 def _victims(cluster: MailCluster, points: tuple[str, ...], turn: int) -> Mapping[str, Member]:
     """For each point one process of its role, another one each time."""
     chosen = [cluster.of(_ROLE_OF[point]) for point in points]
-    victims = [members[turn % len(members)] for members in chosen]
+    met: Counter[str] = Counter()
+    victims = []
+    for members in chosen:
+        victims.append(members[(turn + met[members[0].role]) % len(members)])
+        met[members[0].role] += 1
     assert len({victim.name for victim in victims}) == len(points)
     return {victim.name: victim for victim in victims}
 

@@ -25,6 +25,8 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "delivery": ("in-data", "after-remote-250", "after-report"),
 }
 
+SIZED = ("before-dot", "after-append", "in-data", "after-remote-250", "after-report")  # those that see a message's size
+
 
 class Points:
     """Of this process. `on_cut(seconds, reset)` takes the network away."""
@@ -103,15 +105,16 @@ def install_router(points: Points) -> None:
     begin, end = Transactor._commit, AIOKafkaProducer.commit_transaction
 
     async def committing(self: Any, producer: Any, batches: Any, marks: Any) -> None:
+        producer.shard = int(self._id.rpartition("-")[2])
         producer.dispatches = sum(len(records) for at, records in batches.items() if at.topic.endswith("dispatched"))
         await begin(self, producer, batches, marks)
         if producer.dispatches:
-            points.passing("after-commit", dispatches=producer.dispatches)
+            points.passing("after-commit", shard=producer.shard, dispatches=producer.dispatches)
 
     async def ending(self: Any) -> None:
         if self.dispatches:
             # All is written, the marks too, and the broker was not told that this is the end.
-            points.passing("in-transaction", dispatches=self.dispatches)
+            points.passing("in-transaction", shard=self.shard, dispatches=self.dispatches)
         await end(self)
 
     Transactor._commit = committing  # type: ignore[method-assign]

@@ -25,12 +25,14 @@ from mail.log import LogUnavailable, LogUnusable
 from mail.log.kafka.access import FAULTS, make_access
 from mail.log.kafka.history import KafkaHistory
 from mail.record import Pending
+from mail.settings import LogSettings
 from tests.support.faultpoints import POINTS
 from tests.support.kafka_log import make_topics, settings_on
 from tests.support.onebox import OneBox, Sections, directory_toml
 from tests.support.ports import free_port
 
 ROLES = ("ingress", "router", "delivery", "mailstore")
+SESSION_SECONDS = 6  # who is silent for so long loses its shards
 IN_FLIGHT = 50  # deliveries a process works on at the same time: the most that one lost process may repeat
 INLINE_MAX = 8192  # larger messages go through the spool
 HOSTS = tuple(f"127.0.0.{number}" for number in range(1, 9))  # of the sink: so many sites
@@ -71,7 +73,9 @@ class Member(OneBox):
 
 
 class MailCluster:
-    """`counts` of each role; `settings` are sections of eilpost.toml on top of the usual ones."""
+    """`counts` of each role; `settings` are sections of eilpost.toml on top of the usual ones. `defaults`: time-outs as
+    a user has them, else short ones. `faulty`: processes that can be armed.
+    """
 
     def __init__(
         self,
@@ -82,12 +86,14 @@ class MailCluster:
         settings: Sections | None = None,
         users: tuple[str, ...] = ("alice", "bob"),
         faulty: bool = True,
+        defaults: bool = False,
     ) -> None:
         self.brokers = brokers
         self.folder = folder
         self.sink_port = free_port()
         self.spool = folder / "spool"
         self._faulty = faulty
+        self.session_seconds: float = SESSION_SECONDS
         self._directory = directory_toml(users)
         changes = {
             key: value for key, value in (settings or {}).get("log", {}).items() if key in ("shards", "delivery_shards")
@@ -99,8 +105,8 @@ class MailCluster:
             "log": {
                 "url": self.log.url,
                 "prefix": self.log.prefix,
-                "append_timeout": "6s",
-                "session_timeout": "6s",
+                "append_timeout": "12s",
+                "session_timeout": f"{SESSION_SECONDS}s",
             },
             "spool": {"url": f"file:{self.spool}", "inline_max": f"{INLINE_MAX}B"},
             "directory": {"url": f"file:{folder}/directory.toml"},
@@ -110,6 +116,10 @@ class MailCluster:
         }
         for name, section in (settings or {}).items():
             self._sections.setdefault(name, {}).update(section)
+        if defaults:
+            del self._sections["log"]["append_timeout"], self._sections["log"]["session_timeout"]
+        if "session_timeout" not in self._sections["log"]:
+            self.session_seconds = LogSettings().session_timeout.total_seconds()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "directory.toml").write_text(self._directory)
         self.members: dict[str, Member] = {}
@@ -152,6 +162,15 @@ class MailCluster:
         for path in (self.folder / "mail").glob(f"*/{user}/*/*"):
             if path.parent.name in ("new", "cur"):
                 yield path.read_bytes()
+
+    def owners(self, role: str) -> dict[str, list[int]]:
+        """The shards each running process of a role was last given, by its own log."""
+        owned: dict[str, list[int]] = {}
+        for member in self.of(role):
+            if member.is_running:
+                told = [line for line in member.output().splitlines() if '"shards assigned"' in line]
+                owned[member.name] = json.loads(told[-1])["shards"] if told else []
+        return owned
 
     def metric(self, role: str, name: str, **labels: str) -> float:
         """Summed over the processes of a role that answer."""

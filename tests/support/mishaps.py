@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from tests.support.mailcluster import MailCluster, Member
 
-SESSION_SECONDS = 6.0  # of the tests' clusters: who is silent for so long loses its shards
 AWAY_SECONDS = 3.0
 
 Victims = Sequence[Member]
@@ -44,7 +43,7 @@ async def kill(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
 async def freeze(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
     """SIGSTOP for longer than the group waits, then SIGCONT: it wakes up and does not know."""
     grouped = any(victim.role in ("router", "delivery") for victim in victims)
-    seconds = SESSION_SECONDS + 3.0 if grouped else AWAY_SECONDS
+    seconds = cluster.session_seconds + 3.0 if grouped else AWAY_SECONDS
     harm = Harm(f"SIGSTOP {seconds:.0f} s")
     await asyncio.sleep(seconds)
     _wake(victims)
@@ -83,7 +82,7 @@ async def lose_spool(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
 
 async def cut_network(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
     """Between the victims and all brokers: for some seconds, or for longer than the group waits and reset."""
-    seconds, reset = (SESSION_SECONDS + 3.0, True) if turn % 2 else (AWAY_SECONDS, False)
+    seconds, reset = (cluster.session_seconds + 3.0, True) if turn % 2 else (AWAY_SECONDS, False)
     harm = Harm(f"network cut {seconds:.0f} s" + (", then reset" if reset else ""))
     for victim in victims:
         victim.cut_network(seconds, reset=reset)
