@@ -151,6 +151,7 @@ class KafkaLog:
             ),
             committed=self._marks_of_router,
             consumed=self._consumed,
+            may_open=lambda: self._router is None or self._router.is_member,
         )
 
     async def _marks_of_router(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
