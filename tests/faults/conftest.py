@@ -39,6 +39,7 @@ def mail_cluster(_shared_cluster: MailCluster) -> MailCluster:
         node.thaw()
     _shared_cluster.brokers.start()
     _shared_cluster.start()
+    _shared_cluster.settle()
     return _shared_cluster
 
 

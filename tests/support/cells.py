@@ -104,6 +104,11 @@ class Load:
     def sources(self) -> list[Source]:
         return self._sources
 
+    @property
+    def answers(self) -> list[tuple[float, bytes]]:
+        """The 4xx ones, and when."""
+        return sorted(each for source in self._sources for each in source.answers)
+
     def __getattr__(self, name: str) -> Any:
         """`promised`, `unknown`, `refused`, ...: of all sources together."""
         merged: dict[str, Any] = {}
@@ -181,6 +186,8 @@ async def run_cell(
         await settle(load, sink, cluster)
         if fault == "broker":
             account.in_sync_seconds = await cluster.in_sync()
+        ended = [name for name, member in cluster.members.items() if not member.is_running]
+        assert not ended, f"{ended} ended by themselves"
         for name, victim in victims.items():
             account.hits += victim.hits()[before[name] :]
         assert [hit["point"] for hit in account.hits] == list(points)

@@ -105,7 +105,7 @@ class MailCluster:
             "log": {
                 "url": self.log.url,
                 "prefix": self.log.prefix,
-                "append_timeout": "12s",
+                "append_timeout": "15s",
                 "session_timeout": f"{SESSION_SECONDS}s",
             },
             "spool": {"url": f"file:{self.spool}", "inline_max": f"{INLINE_MAX}B"},
@@ -152,6 +152,23 @@ class MailCluster:
         with ThreadPoolExecutor(len(members)) as threads:
             list(threads.map(lambda member: member.wait_ready(60), members))
 
+    def settle(self, deadline_seconds: float = 60.0) -> None:
+        """Wait until every shard has its one owner: a broker's first minutes are slow."""
+        end = time.monotonic() + deadline_seconds
+        while not self._is_settled():
+            if time.monotonic() > end:
+                raise AssertionError(f"shards without owners: {self.owners('router')} {self.owners('delivery')}")
+            time.sleep(0.2)
+
+    def _is_settled(self) -> bool:
+        for role, shards in (("router", self.log.shards), ("delivery", self.log.delivery_shards)):
+            owned = self.owners(role)
+            if sorted(number for numbers in owned.values() for number in numbers) != list(range(shards)):
+                return False
+            if not all(owned.values()):
+                return False
+        return True
+
     def stop(self) -> None:
         """SIGKILL to all: nobody looks at them again."""
         for member in self.members.values():
@@ -168,7 +185,7 @@ class MailCluster:
         owned: dict[str, list[int]] = {}
         for member in self.of(role):
             if member.is_running:
-                told = [line for line in member.output().splitlines() if '"shards assigned"' in line]
+                told = [line for line in member.output_of_this_life().splitlines() if '"shards assigned"' in line]
                 owned[member.name] = json.loads(told[-1])["shards"] if told else []
         return owned
 

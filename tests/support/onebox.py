@@ -62,6 +62,7 @@ class OneBox:
         self.command = command or (str(EILPOST), "up")
         self.mx, self.pop3, self.http = free_port(), free_port(), free_port()
         self.lives = 0
+        self._begun_at = 0
         self._process: subprocess.Popen[bytes] | None = None
         sections: dict[str, dict[str, Any]] = {
             "node": {"hostname": "mx.example.test", "log_format": "json", "drain": "5s"},
@@ -93,6 +94,7 @@ class OneBox:
 
     def start(self, *, wait: bool = True) -> None:
         self.lives += 1
+        self._begun_at = len(self.output())
         output = (self.home / "output").open("ab")
         with output:
             self._process = subprocess.Popen(
@@ -140,6 +142,9 @@ class OneBox:
         """All it printed and logged, of all its lives."""
         path = self.home / "output"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def output_of_this_life(self) -> str:
+        return self.output()[self._begun_at :]
 
     def run(self, *arguments: str, ok: bool = True) -> str:
         """Another `eilpost` command on the same configuration; its standard output."""
