@@ -34,7 +34,9 @@ Committed = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartitio
 
 
 class KafkaRouterShard:
-    """`committed` asks for the group's marks; `consumed` is told how many accepted messages a commit took away."""
+    """`committed` asks for the group's marks; `consumed` is told how many accepted messages a commit took away.
+    `may_open`: whether the group still counts us in.
+    """
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class KafkaRouterShard:
         transactor: Transactor,
         committed: Committed,
         consumed: Callable[[int], None],
+        may_open: Callable[[], bool] = lambda: True,
     ) -> None:
         self.number = number
         self._access = access
@@ -52,6 +55,7 @@ class KafkaRouterShard:
         self._transactor = transactor
         self._committed = committed
         self._consumed = consumed
+        self._may_open = may_open
         self._attempted = TopicPartition(access.prefix + ATTEMPTED.name, number)
         self._accepted = TopicPartition(access.prefix + ACCEPTED.name, number)
         self._reader = Reader(access, [self._attempted, self._accepted])
@@ -74,6 +78,9 @@ class KafkaRouterShard:
             return
         if self._is_broken:
             raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the last commit failed")
+        if not self._may_open():
+            # We slept, and have not been told yet: to open now would fence the owner that the group has chosen.
+            raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the group is joined anew")
         await self._transactor.open()
         await self._reader.open(await self._committed([self._attempted, self._accepted]))
         self._taken = 0
