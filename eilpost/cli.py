@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, TypeVar
 
 import typer
 
+from eilpost import cli_move
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from datetime import datetime
@@ -40,6 +42,7 @@ user_app = typer.Typer(help="Mailboxes: add, change a password, list.", no_args_
 config_app = typer.Typer(help="The configuration: show it, check it.", no_args_is_help=True)
 app.add_typer(user_app, name="user")
 app.add_typer(config_app, name="config")
+cli_move.register(app)
 
 
 def _version(wanted: bool) -> None:
@@ -326,7 +329,6 @@ def config_check(config: ConfigOption = None) -> None:
     from mail.directory.file import load
 
     plan = configuration.plan(config)
-
     path = compose.directory_path(plan)
     known, _seen = load(path)
     what = f"domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
