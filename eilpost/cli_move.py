@@ -55,9 +55,8 @@ def move(
     from eilpost.asjson import text
     from eilpost.move import command
     from eilpost.move.ends import ends
-    from mail import logs
 
-    logs.configure("error", "text")  # what a person has to know is said below
+    _silence()
     here, there = ends(source, target, config)
     if dry_run:
         found = asyncio.run(command.count(here, there))
@@ -78,6 +77,18 @@ def move(
         print(text({**asdict(moved.tally), "lost": moved.lost, "seconds": round(moved.seconds, 3)}))  # noqa: T201
     else:
         print(_moved_words(moved))  # noqa: T201
+
+
+def _silence() -> None:
+    """What a person has to know is said here; what the parts log, aiokafka's own lines included, is for servers."""
+    import logging
+    import os
+
+    import structlog
+
+    if not os.environ.get("EILPOST_DEBUG"):
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        logging.disable(logging.CRITICAL)
 
 
 class _Shown:
