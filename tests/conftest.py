@@ -17,6 +17,7 @@ import hypothesis
 import pytest
 
 from tests.support import kafka as _kafka
+from tests.support import objects as _objects
 from tests.support import postfix as _postfix
 
 # A busy machine is no defect of the code: examples have no deadline.
@@ -35,6 +36,7 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "swaks": _why_no_swaks,
     "kafka": _kafka.why_missing,
     "kafka_cluster": _kafka.why_no_cluster,
+    "objects": _objects.why_missing,
 }
 
 
@@ -52,8 +54,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    """What takes longer than a test may is made before the first one."""
+    if session.config.option.collectonly:
+        return
     if any(item.get_closest_marker(name) for item in session.items for name in ("kafka", "kafka_cluster")):
         _kafka.prepare()
+    if any(item.get_closest_marker("objects") for item in session.items):
+        _objects.prepare()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -58,13 +58,13 @@ class KafkaRouterShard:
         self._taken = 0
         self._is_open = False
         self._is_broken = False  # a commit failed: only a rewind opens again
-        self._lost = asyncio.Event()
+        self.lost = asyncio.Event()
 
     def lose(self) -> None:
-        self._lost.set()
+        self.lost.set()
 
     async def close(self) -> None:
-        self._lost.set()
+        self.lost.set()
         self._is_open = False
         await self._reader.close()
         await self._transactor.close()
@@ -80,7 +80,7 @@ class KafkaRouterShard:
         self._is_open = True
 
     async def rewind(self) -> None:
-        if self._lost.is_set():
+        if self.lost.is_set():
             return  # it is for the next owner to open
         self._is_open = self._is_broken = False
         await self._open()
@@ -94,7 +94,7 @@ class KafkaRouterShard:
             await asyncio.sleep(0)
 
     async def take(self, limit: int, wait: timedelta) -> Sequence[Input]:
-        if self._lost.is_set():
+        if self.lost.is_set():
             raise ShardLost
         await self._open()
         # What came back from delivery goes first: it makes room.
@@ -114,7 +114,7 @@ class KafkaRouterShard:
     async def _wait(self, limit: int, seconds: float) -> Sequence[ConsumerRecord[bytes, bytes]]:
         """Wait for the first record, or for the loss of the shard."""
         taking = asyncio.ensure_future(self._reader.take(limit, seconds))
-        losing = asyncio.ensure_future(self._lost.wait())
+        losing = asyncio.ensure_future(self.lost.wait())
         try:
             await asyncio.wait({taking, losing}, return_when=asyncio.FIRST_COMPLETED)
             if not taking.done():
