@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eilpost.terminal import JsonOption, TenantOption, print_json, run, say
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -46,24 +48,22 @@ def move(
     lost_too: Annotated[
         bool, typer.Option("--lost-too", help="Move also what has lost its content, to be bounced there.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    tenant: TenantOption = "",
+    json: JsonOption = False,
 ) -> None:
     """Move everything that is queued from one log to another."""
-    import asyncio
     from dataclasses import asdict
 
-    from eilpost.asjson import text
     from eilpost.move import command
     from eilpost.move.ends import ends
 
-    _silence()
-    here, there = ends(source, target, config)
+    here, there = ends(source, target, config, tenant)
     if dry_run:
-        found = asyncio.run(command.count(here, there))
-        print(text(asdict(found)) if json else _count_words(found))  # noqa: T201
+        found = run(command.count(here, there))
+        print_json(asdict(found)) if json else print(_count_words(found))  # noqa: T201
         return
     with _Shown() as shown:
-        moved = asyncio.run(
+        moved = run(
             command.move(
                 here,
                 there,
@@ -74,21 +74,9 @@ def move(
             )
         )
     if json:
-        print(text({**asdict(moved.tally), "lost": moved.lost, "seconds": round(moved.seconds, 3)}))  # noqa: T201
+        print_json({**asdict(moved.tally), "lost": moved.lost, "seconds": round(moved.seconds, 3)})
     else:
         print(_moved_words(moved))  # noqa: T201
-
-
-def _silence() -> None:
-    """What a person has to know is said here; what the parts log, aiokafka's own lines included, is for servers."""
-    import logging
-    import os
-
-    import structlog
-
-    if not os.environ.get("EILPOST_DEBUG"):
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-        logging.disable(logging.CRITICAL)
 
 
 class _Shown:
@@ -135,7 +123,7 @@ class _Shown:
         if self._bar is not None:
             self._bar.console.print(f"eilpost: {text}", markup=False, highlight=False)
         else:
-            print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
+            say(text)
 
 
 def _count_words(found: Count) -> str:

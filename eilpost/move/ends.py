@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eilpost import configuration
-from eilpost.compose import Plan
+from eilpost.compose import Plan, log_settings
 from mail.endpoint import parse_brokers
 from mail.log import LogUnavailable, LogUnusable
 from mail.service import ServiceError
@@ -49,20 +49,23 @@ class End:
         return min(inline_max, INLINE_ON_KAFKA) if self.scheme == "kafka" else inline_max
 
 
-def ends(source: str, target: str, config: Path | None) -> tuple[End, End]:
-    """A URL stands for log.url of `config`, or of the other end's file, or of the configuration that is found. Raises
-    SettingsError.
+def ends(source: str, target: str, config: Path | None, tenant: str = "") -> tuple[End, End]:
+    """A URL stands for log.url of `config`, or of the other end's file, or of the configuration that is found. A
+    dedicated `tenant` is meant on the ends that are a Kafka, which has topics of its own for it. Raises SettingsError.
     """
     files = [Path(text) for text in (source, target) if not _is_url(text)]
     rest = config or (files[0] if files else None)
-    return _end("--from", source, rest), _end("--to", target, rest)
+    both = _end("--from", source, rest, tenant), _end("--to", target, rest, tenant)
+    if tenant and not any(end.plan.tenant for end in both):
+        raise SettingsError(f"--tenant {tenant}: neither end is a Kafka, and only there a tenant has topics of its own")
+    return both
 
 
 def _is_url(text: str) -> bool:
     return text.partition(":")[0] in _SCHEMES and ":" in text
 
 
-def _end(option: str, text: str, rest: Path | None) -> End:
+def _end(option: str, text: str, rest: Path | None, tenant: str) -> End:
     if not _is_url(text):
         if not Path(text).exists():
             raise SettingsError(
@@ -78,7 +81,7 @@ def _end(option: str, text: str, rest: Path | None) -> End:
     if option == "--from":
         changes["durability"] = "dev"  # what is unsafe may be left
     log = plan.settings.log.model_copy(update=changes)
-    end = End(option, Plan(plan.settings.model_copy(update={"log": log}), plan.base))
+    end = End(option, replace(plan, settings=plan.settings.model_copy(update={"log": log})))
     if end.scheme == "memory":
         raise SettingsError(f"{option} {text}: a log in memory is gone with its process, nothing can be moved")
     if end.scheme == "kafka":
@@ -86,6 +89,7 @@ def _end(option: str, text: str, rest: Path | None) -> End:
             parse_brokers(log.url)
         except ValueError as error:
             raise SettingsError(f"{option} {text}: {error}") from None
+        end = End(option, end.plan.for_tenant(tenant))
     return end
 
 
@@ -125,9 +129,10 @@ async def refuse_in_use(end: End, say: Callable[[str], None]) -> None:
     from mail.log.kafka.access import make_access
     from mail.log.kafka.history import DELIVERY, ROUTER
     from mail.log.kafka.lookout import Lookout
-    from mail.log.kafka.topics import unreachable
+    from mail.log.kafka.reaching import explain, reach_any
 
-    access = make_access(end.log)
+    access = make_access(log_settings(end.plan))
+    await reach_any(access)
     names = [access.group(ROUTER), access.group(DELIVERY)]
     loop = asyncio.get_running_loop()
     patience = end.log.session_timeout.total_seconds() + 2 * _POLL_SECONDS
@@ -138,7 +143,7 @@ async def refuse_in_use(end: End, say: Callable[[str], None]) -> None:
             try:
                 groups = await lookout.groups(names)
             except LogUnavailable as error:
-                raise LogUnusable(f"{end.option}: {unreachable(access, error)}") from None
+                raise LogUnusable(await explain(access, error)) from None
             alive = [f"{name} has {members}" for name, (_, members) in groups.items() if members]
             if not alive:
                 return

@@ -142,7 +142,7 @@ async def test_killed_with_sigkill_again_and_again(tmp_path: Path) -> None:
         ("embedded:nothing.db", "embedded:new.db", "there is no log at"),
         ("embedded:old.db", "memory:", "a log in memory is gone"),
         ("embedded:old.db", "kafka:nowhere", "--to kafka:nowhere: brokers are expected"),
-        ("embedded:old.db", "kafka://127.0.0.1:1", "no broker answers"),
+        ("embedded:old.db", "kafka://127.0.0.1:1", "127.0.0.1:1"),
         ("nothing.toml", "embedded:new.db", "neither a configuration file that exists nor the URL of a log"),
         ("embedded:spoilt.db", "embedded:new.db", "cannot be opened as a log: file is not a database"),
         ("embedded:spool", "embedded:new.db", "there is no log at"),
