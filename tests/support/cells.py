@@ -86,9 +86,7 @@ def letters_in(cluster: MailCluster, user: str) -> Counter[str]:
 class Load:
     """A source for each ingress, all with one supply of postings."""
 
-    def __init__(
-        self, cluster: MailCluster, prefix: str, count: int, per_second: float, *, once: bool = False
-    ) -> None:
+    def __init__(self, cluster: MailCluster, prefix: str, count: int, per_second: float, *, once: bool = False) -> None:
         self.count = count
         self._sources = [
             Source(member.mx, sessions=10, once=once, dot_after_seconds=0.01) for member in cluster.of("ingress")
