@@ -89,7 +89,8 @@ def _size(reached: Sequence[Reached], settings: LogSettings) -> list[Finding]:
     text = f"{brokers} alive, {needed} needed for {needed} replicas"
     start = "start the missing brokers"
     if alive >= IN_SYNC_SAFE and not is_dev:
-        return [warn("cluster size", f"{text}: one more that fails stops the mail", start)]
+        more = ": one more that fails stops the mail" if alive == IN_SYNC_SAFE else ""
+        return [warn("cluster size", text + more, start)]
     trial = 'or, on a machine for trials: log.durability = "dev" and log.replication = 1'
     return [fail("cluster size", text, start, trial)]
 
