@@ -1,240 +1,33 @@
-"""Journey 25: from wrong settings to a sound log on Kafka, by what eilpost says of each mistake.
-
-Every mistake is one line on stderr that names the key and says what to do, exit status 2, within 20 seconds, and
-nothing of a library's beside it. Then the topics are made, checked, and doctor finds what is ill and what is well.
-"""
+"""Journey 25: from no topics to a sound log on Kafka, by `eilpost topics`, and `eilpost doctor` finds what is ill."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import os
-import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from deploy.kafka.cluster import Cluster
-from eilpost import cli
-from mail.log.kafka import KafkaHistory
 from mail.log.kafka.access import make_access
 from mail.log.kafka.history import ROUTER
-from mail.settings import LogSettings
 from tests.support import kafka
 from tests.support import log_samples as samples
+from tests.support.commands import Run, commands, refused, secured_log
 from tests.support.kafka_log import running, settings_on
-from tests.support.onebox import OneBox, directory_toml, toml
+from tests.support.onebox import OneBox
 from tests.support.ports import free_port
-
-Run = Callable[..., tuple[int, str, str]]
-LIMIT_SECONDS = 20
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """`run("router", log={...})`: the command on these settings; its status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "directory.toml").write_text(directory_toml())
-    for name in ("EILPOST_CONFIG", "EILPOST_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
-    root = logging.getLogger()
-    handlers, level, umask = root.handlers[:], root.level, os.umask(0o022)
-
-    def call(*arguments: str, log: dict[str, Any], **sections: dict[str, Any]) -> tuple[int, str, str]:
-        usual: dict[str, dict[str, Any]] = {
-            "node": {"log_level": "warning"},
-            "log": {"durability": "dev", "replication": 1, "session_timeout": "6s"} | log,
-            "ingress": {"mx": f"127.0.0.1:{free_port()}", "sender_domain_must_resolve": False},
-            "delivery": {"relay": "smtp://127.0.0.1:2626"},
-            "mailstore": {"pop3": ""},
-            "http": {"listen": ""},
-        }
-        (tmp_path / "eilpost.toml").write_text(toml(usual | sections))
-        monkeypatch.setattr(sys, "argv", ["eilpost", *arguments])
-        began = time.monotonic()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert time.monotonic() - began < LIMIT_SECONDS
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    yield call
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    os.umask(umask)
-    structlog.reset_defaults()
-
-
-def _refused(answer: tuple[int, str, str]) -> str:
-    """The one line."""
-    status, out, err = answer
-    assert (status, out) == (2, "")
-    assert err.startswith("eilpost: ")
-    assert err.count("\n") == 1, err
-    return err
-
-
-@contextmanager
-def _stranger(greeting: bytes) -> Iterator[str]:
-    """Takes connections, greets, and says nothing more."""
-    peers = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def welcome() -> None:
-            with suppress(OSError):
-                while True:
-                    peer, _ = listener.accept()
-                    peers.append(peer)
-                    peer.sendall(greeting)
-
-        thread = threading.Thread(target=welcome, daemon=True)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
-            for peer in peers:
-                peer.close()
-
-
-# --- nobody there
-
-
-@pytest.mark.parametrize("command", [("router",), ("ingress",), ("topics", "create"), ("topics", "check"), ("queue",)])
-def test_nothing_listens(run: Run, command: tuple[str, ...]) -> None:
-    line = _refused(run(*command, log={"url": "kafka://127.0.0.1:1,127.0.0.1:2"}))
-    assert "log.url: 127.0.0.1:1 refuses the connection: start a broker there, or correct log.url (and 1 more" in line
-
-
-def test_a_name_that_does_not_resolve(run: Run) -> None:
-    line = _refused(run("router", log={"url": "kafka://no-such-host.invalid:9092"}))
-    assert "log.url: no-such-host.invalid:9092 has a name that leads nowhere" in line
-
-
-@pytest.mark.parametrize("tls", [False, True])
-@pytest.mark.parametrize(
-    ("greeting", "says"), [(b"220 mx.example.test ESMTP\r\n", "Kafka broker"), (b"", "")], ids=["smtp", "mute"]
-)
-def test_a_listener_that_is_no_kafka(run: Run, greeting: bytes, says: str, tls: bool) -> None:
-    with _stranger(greeting) as where:
-        line = _refused(run("router", log={"url": f"kafka://{where}", "tls": tls}))
-    assert "log.url: 127.0.0.1:" in line
-    assert says in line
-
-
-def test_a_certificate_that_is_not_there(run: Run) -> None:
-    line = _refused(run("router", log={"url": "kafka://127.0.0.1:1", "tls": True, "tls_ca": "nix.pem"}))
-    assert "log.tls_ca: " in line
-    assert "nix.pem" in line
-
-
-# --- a secured listener
-
-
-@pytest.fixture(scope="module")
-def secured_node() -> Iterator[Cluster]:
-    with kafka.cluster(1, secure=True) as cluster:
-        yield cluster
-
-
-def _secure(cluster: Cluster, **changes: Any) -> dict[str, Any]:
-    secured = cluster.secured
-    assert secured is not None
-    return {
-        "url": f"kafka://{cluster.secure_bootstrap}",
-        "sasl_mechanism": "SCRAM-SHA-256",
-        "sasl_username": secured.user,
-        "sasl_password": secured.password,
-        "tls": True,
-        "tls_ca": str(secured.ca),
-        **changes,
-    }
-
-
-@pytest.mark.kafka_cluster
-@pytest.mark.parametrize(
-    ("changes", "key", "says"),
-    [
-        ({"sasl_password": "not-this-one"}, "log.sasl_username, log.sasl_password", "refuses the log-in"),
-        ({"sasl_password": "not-this-one", "sasl_mechanism": "PLAIN"}, "log.sasl_username", "refuses the log-in"),
-        ({"sasl_mechanism": "SCRAM-SHA-512"}, "log.sasl_mechanism", "does not take SCRAM-SHA-512"),
-        ({"sasl_mechanism": ""}, "log.sasl_mechanism", "wants a log-in"),
-        ({"tls_ca": ""}, "log.tls_ca", "not to be trusted"),
-        ({"tls": False}, "log.tls", "talks TLS: set log.tls = true"),
-    ],
-)
-def test_a_secured_listener_that_does_not_take_us(
-    run: Run, secured_node: Cluster, changes: dict[str, Any], key: str, says: str
-) -> None:
-    line = _refused(run("router", log=_secure(secured_node, **changes)))
-    assert f" {key}" in line
-    assert says in line
-    assert "not-this-one" not in line
-    assert secured_node.secured is not None
-    assert secured_node.secured.password not in line
-
-
-@pytest.mark.kafka_cluster
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({}, "log.tls: {where} does not talk TLS: set log.tls = false"),
-        ({"tls": False}, "log.sasl_mechanism: {where} asks for no log-in"),
-    ],
-)
-def test_an_open_listener_where_a_secured_one_is_expected(
-    run: Run, secured_node: Cluster, changes: dict[str, Any], says: str
-) -> None:
-    where = secured_node.bootstrap
-    line = _refused(run("router", log=_secure(secured_node, url=f"kafka://{where}", **changes)))
-    assert says.format(where=where) in line
-
-
-@pytest.mark.kafka_cluster
-@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "PLAIN"])
-async def test_a_log_over_tls_with_a_log_in_takes_records_and_gives_them_back(
-    secured_node: Cluster, mechanism: str
-) -> None:
-    assert secured_node.secured is not None
-    certificate = {
-        "tls_cert": str(secured_node.secured.client_certificate),
-        "tls_key": str(secured_node.secured.client_key),
-    }
-    shown = LogSettings.model_validate(_secure(secured_node, sasl_mechanism=mechanism, **certificate))
-    settings = settings_on(secured_node.secure_bootstrap, shown, shards=1, delivery_shards=1)
-    event = samples.event(time=datetime.now(UTC))
-    async with running(settings) as log:
-        await log.append(samples.accepted())
-        await log.append(event)
-        assert await log.waiting_inputs(samples.queue_id(1)) == [samples.accepted()]
-        assert [each async for each in KafkaHistory(settings).history(samples.queue_id(1))] == [event]
-    for text in (repr(make_access(settings)), repr(settings), str(settings)):
-        assert secured_node.secured.password not in text
-
-
-@pytest.mark.kafka_cluster
-def test_doctor_on_a_secured_cluster(run: Run, secured_node: Cluster) -> None:
-    log = _secure(secured_node, prefix="secured.", shards=1, delivery_shards=1)
-    assert run("topics", "create", log=log)[0] == 0
-    status, out, err = run("doctor", "--json", log=log)
-    levels = {finding["what"]: finding["level"] for finding in json.loads(out)["findings"]}
-    assert (status, err) == (0, "")
-    assert levels[f"certificate {secured_node.secure_bootstrap}"] == "OK"
-    assert levels["append"] == levels["clock of broker 1"] == "OK"
-    assert secured_node.secured is not None
-    assert secured_node.secured.password not in out
+    with commands(tmp_path, monkeypatch, capsys) as call:
+        yield call
 
 
 # --- topics
@@ -243,7 +36,7 @@ def test_doctor_on_a_secured_cluster(run: Run, secured_node: Cluster) -> None:
 @pytest.mark.kafka
 def test_topics_are_made_grown_and_checked(run: Run, kafka_bootstrap: str) -> None:
     log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}.", "shards": 2, "delivery_shards": 3}
-    line = _refused(run("router", log=log))
+    line = refused(run("router", log=log))
     assert "run `eilpost topics create`" in line
     assert "log.prefix" in line
 
@@ -256,7 +49,7 @@ def test_topics_are_made_grown_and_checked(run: Run, kafka_bootstrap: str) -> No
     assert run("topics", "create", log=log) == (0, "nothing to do\n", "")
     assert run("topics", "create", log=log | {"delivery_shards": 2}) == (0, "nothing to do\n", "")
     grown = log | {"delivery_shards": 5}
-    assert "run `eilpost topics create`" in _refused(run("delivery", log=grown))
+    assert "run `eilpost topics create`" in refused(run("delivery", log=grown))
     assert run("topics", "create", log=grown) == (0, f"{log['prefix']}dispatched: 3 -> 5 partitions\n", "")
 
     status, out, _ = run("topics", "check", log=log)
@@ -264,14 +57,14 @@ def test_topics_are_made_grown_and_checked(run: Run, kafka_bootstrap: str) -> No
     status, out, _ = run("topics", "check", log=log | {"durability": "safe"})
     assert (status, out.splitlines()[-1]) == (1, "5 checks: 5 FAIL")
 
-    line = _refused(run("router", log=log | {"durability": "safe"}))
+    line = refused(run("router", log=log | {"durability": "safe"}))
     assert "has 1 replica" in line
     assert 'log.durability = "dev"' in line
-    line = _refused(run("router", log=log | {"shards": 7}))
+    line = refused(run("router", log=log | {"shards": 7}))
     assert "log.shards = 7, but topic" in line
     assert "set log.shards = 2" in line
-    assert "log.shards = 7" in _refused(run("topics", "create", log=log | {"shards": 7}))
-    line = _refused(run("topics", "create", log=log | {"prefix": f"{log['prefix']}x", "replication": 3}))
+    assert "log.shards = 7" in refused(run("topics", "create", log=log | {"shards": 7}))
+    line = refused(run("topics", "create", log=log | {"prefix": f"{log['prefix']}x", "replication": 3}))
     assert "log.replication = 3" in line
 
 
@@ -290,7 +83,7 @@ def test_a_lost_topic_comes_back_with_as_many_partitions_as_the_others_have(run:
     run("topics", "create", log=log | {"shards": 2, "delivery_shards": 1})
     name = f"{log['prefix']}events"
     asyncio.run(_with_admin(kafka_bootstrap, lambda admin: admin.delete_topics([name])))
-    assert name in _refused(run("ingress", log=log))
+    assert name in refused(run("ingress", log=log))
     assert run("topics", "create", log=log) == (0, f"{name}: made, partitions: 2, replicas: 1\n", "")
 
 
@@ -301,13 +94,13 @@ def test_partition_counts_that_disagree(run: Run, kafka_bootstrap: str) -> None:
     topics = [NewTopic(prefix + name, count, 1) for name, count in counts.items()]
     asyncio.run(_with_admin(kafka_bootstrap, lambda admin: admin.create_topics(topics)))
     for command in (("router",), ("topics", "create")):
-        line = _refused(run(*command, log={"url": f"kafka://{kafka_bootstrap}", "prefix": prefix}))
+        line = refused(run(*command, log={"url": f"kafka://{kafka_bootstrap}", "prefix": prefix}))
         assert f"topic {prefix}accepted has 2 partitions and {prefix}queue has 3" in line
         assert "use another log.prefix" in line
 
 
 @pytest.mark.kafka
-def test_a_topic_that_forgets_is_refused(run: Run, kafka_bootstrap: str) -> None:
+def test_a_topic_that_forgets_isrefused(run: Run, kafka_bootstrap: str) -> None:
     log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}.", "shards": 1, "delivery_shards": 1}
     run("topics", "create", log=log)
     resource = ConfigResource(
@@ -413,6 +206,28 @@ def test_doctor_sees_a_broker_die_and_an_address_that_leads_nowhere(run: Run, tm
 
     elsewhere = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"}
     with kafka.cluster(1, settings=elsewhere) as cluster:
-        line = _refused(run("router", log={"url": f"kafka://{cluster.bootstrap}"}))
+        line = refused(run("router", log={"url": f"kafka://{cluster.bootstrap}"}))
         assert f"log.url: 127.0.0.1:{port} refuses the connection, and broker 1 says that it is there" in line
         assert "advertised.listeners" in line
+
+
+# --- a secured listener
+
+
+@pytest.fixture(scope="module")
+def secured_node() -> Iterator[Cluster]:
+    with kafka.cluster(1, secure=True) as cluster:
+        yield cluster
+
+
+@pytest.mark.kafka_cluster
+def test_doctor_on_a_secured_cluster(run: Run, secured_node: Cluster) -> None:
+    log = secured_log(secured_node, prefix="secured.", shards=1, delivery_shards=1)
+    assert run("topics", "create", log=log)[0] == 0
+    status, out, err = run("doctor", "--json", log=log)
+    levels = {finding["what"]: finding["level"] for finding in json.loads(out)["findings"]}
+    assert (status, err) == (0, "")
+    assert levels[f"certificate {secured_node.secure_bootstrap}"] == "OK"
+    assert levels["append"] == levels["clock of broker 1"] == "OK"
+    assert secured_node.secured is not None
+    assert secured_node.secured.password not in out
