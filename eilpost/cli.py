@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 import typer
 
 from eilpost import cli_cluster
-from eilpost.terminal import EXIT_NOT_FOUND, EXIT_UNUSABLE, ConfigOption, JsonOption, fail, now, print_json, run, say
+from eilpost.terminal import (
+    EXIT_NOT_FOUND,
+    EXIT_UNUSABLE,
+    ConfigOption,
+    JsonOption,
+    TenantOption,
+    fail,
+    now,
+    print_json,
+    run,
+    say,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -137,11 +148,11 @@ def demo(
     raise typer.Exit(onebox.up(plan, lambda: print(the_demo.banner(plan.settings, path, program), flush=True)))  # noqa: T201
 
 
-def _role(name: str) -> Callable[[Path | None], None]:
-    def command(config: ConfigOption = None) -> None:
+def _role(name: str) -> Callable[[Path | None, str], None]:
+    def command(config: ConfigOption = None, tenant: TenantOption = "") -> None:
         from eilpost import configuration, onebox
 
-        raise typer.Exit(onebox.alone(name, configuration.plan(config)))
+        raise typer.Exit(onebox.alone(name, configuration.plan(config).for_tenant(tenant)))
 
     command.__doc__ = f"Run the {name} role alone, on a log that processes share (log.url = kafka://...)."
     return command
@@ -205,6 +216,7 @@ def trace(
 def queue(
     config: ConfigOption = None,
     json: JsonOption = False,
+    tenant: TenantOption = "",
     site: Annotated[str | None, typer.Option(metavar="NAME", help="Only next hops whose name has this part.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="How many deliveries, the oldest first; 0: all.")] = 50,
 ) -> None:
@@ -219,7 +231,7 @@ def queue(
         else:
             queueview.write(view, await log.backlog(), Paper(), now())
 
-    _with_history(config, show)
+    _with_history(config, show, tenant)
 
 
 @user_app.command("add")
@@ -325,10 +337,10 @@ def version() -> None:
     print(f"eilpost {__version__} (Python {platform.python_version()})")  # noqa: T201
 
 
-def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]]) -> T:
-    from eilpost import compose, configuration
+def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]], tenant: str = "") -> T:
+    from eilpost import configuration, tenants
 
-    log = compose.make_history(configuration.plan(config))
+    log = tenants.history_of(configuration.plan(config).for_tenant(tenant))
     return run(read(log))
 
 

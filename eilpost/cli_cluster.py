@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eilpost.terminal import ConfigOption, JsonOption, print_json, run
+from eilpost.terminal import ConfigOption, JsonOption, TenantOption, print_json, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,9 +31,9 @@ def register(app: typer.Typer) -> None:
 
 
 @topics_app.command("create")
-def topics_create(config: ConfigOption = None) -> None:
+def topics_create(config: ConfigOption = None, tenant: TenantOption = "") -> None:
     """Make what is missing: topics, and partitions of `dispatched`. What is there is left as it is."""
-    access = _access(config)
+    access = _access(config, tenant)
     if access is None:
         return
 
@@ -51,13 +51,13 @@ def topics_create(config: ConfigOption = None) -> None:
 
 
 @topics_app.command("check")
-def topics_check(config: ConfigOption = None, json: JsonOption = False) -> None:
+def topics_check(config: ConfigOption = None, json: JsonOption = False, tenant: TenantOption = "") -> None:
     """Show each topic as it is, and what is unsafe about it."""
     from eilpost.doctor import topics
     from eilpost.doctor.finding import status
     from eilpost.paper import Paper
 
-    access = _access(config, json=json)
+    access = _access(config, tenant, json=json)
     if access is None:
         return
     found = run(_found(access[0]))
@@ -69,14 +69,14 @@ def topics_check(config: ConfigOption = None, json: JsonOption = False) -> None:
     raise typer.Exit(status([*(view.level for view in seen), *(each.level for each in more)]))
 
 
-def doctor(config: ConfigOption = None, json: JsonOption = False) -> None:
+def doctor(config: ConfigOption = None, json: JsonOption = False, tenant: TenantOption = "") -> None:
     """Look at everything eilpost relies on, and say what to do about what is wrong."""
     from eilpost import configuration
     from eilpost.doctor import examine
     from eilpost.doctor.finding import as_json, status, write
     from eilpost.paper import Paper
 
-    findings = run(examine(configuration.plan(config)))
+    findings = run(examine(configuration.plan(config).for_tenant(tenant)))
     if json:
         print_json(as_json(findings))
     else:
@@ -84,11 +84,11 @@ def doctor(config: ConfigOption = None, json: JsonOption = False) -> None:
     raise typer.Exit(status([each.level for each in findings]))
 
 
-def _access(config: Path | None, *, json: bool = False) -> tuple[Access, LogSettings] | None:
+def _access(config: Path | None, tenant: str, *, json: bool = False) -> tuple[Access, LogSettings] | None:
     """How to reach the brokers; None on a log that has none, which is said."""
     from eilpost import compose, configuration
 
-    plan = configuration.plan(config)
+    plan = configuration.plan(config).for_tenant(tenant)
     url = plan.settings.log.url
     if not url.startswith("kafka:"):
         if json:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from mail.log.topics import prefix_of_tenant
 from mail.settings import SettingsError
 from mail.spool.location import SCHEMES
 
@@ -42,8 +43,35 @@ class Plan:
     settings: Settings
     base: Path
 
+    # The dedicated tenant this process works for; empty: the shared ones.
+    tenant: str = ""
+
     def path(self, text: str) -> Path:
         return self.base / text
+
+    def for_tenant(self, tenant: str) -> Plan:
+        """The same for one dedicated tenant: what it has of its own begins with its name. Raises SettingsError."""
+        if not tenant:
+            return self
+        log = self.settings.log
+        if not log.url.startswith("kafka:"):
+            raise SettingsError(
+                f'--tenant {tenant}: log.url = "{log.url}" is one log for all tenants; only Kafka has more'
+            )
+        from mail.directory.file import load
+
+        snapshot, _ = load(directory_path(self))
+        known = snapshot.tenants.get(tenant)
+        if known is None or not known.dedicated:
+            names = ", ".join(sorted(name for name, each in snapshot.tenants.items() if each.dedicated)) or "none"
+            raise SettingsError(
+                f"--tenant {tenant}: {directory_path(self)} has no [tenants.{tenant}] with hosting ="
+                f' "dedicated" (dedicated are: {names})'
+            )
+        # How many shards the shared topics have says nothing of a tenant's.
+        mine = {"prefix": prefix_of_tenant(log.prefix, tenant), "shards": 0, "delivery_shards": 0}
+        settings = self.settings.model_copy(update={"log": log.model_copy(update=mine)})
+        return replace(self, settings=settings, tenant=tenant)
 
 
 def choose(key: str, url: str, schemes: Mapping[str, Callable[[str], T]], example: str, later: Iterable[str] = ()) -> T:
@@ -86,7 +114,8 @@ def log_settings(plan: Plan) -> LogSettings:
     return log.model_copy(update=files)
 
 
-def make_log(plan: Plan) -> Log:
+def make_log(plan: Plan, directory: Directory | None = None) -> Log:
+    """`directory` says which tenants have topics of their own, for whoever takes their mail in."""
     settings = plan.settings.log
 
     def embedded(rest: str) -> Log:
@@ -103,7 +132,11 @@ def make_log(plan: Plan) -> Log:
         needs("aiokafka", "log.url", settings.url, "kafka")
         from mail.log.kafka import KafkaLog
 
-        return KafkaLog(log_settings(plan))
+        def dedicated(tenant: str) -> bool:
+            known = None if directory is None or plan.tenant else directory.snapshot.tenants.get(tenant)
+            return known is not None and known.dedicated
+
+        return KafkaLog(log_settings(plan), dedicated)
 
     return choose(
         "log.url", settings.url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"

@@ -32,6 +32,9 @@ ConfigOption = Annotated[
         help="The configuration. Default: $EILPOST_CONFIG, ./eilpost.toml, /etc/eilpost/eilpost.toml, the demo's.",
     ),
 ]
+TenantOption = Annotated[
+    str, typer.Option("--tenant", metavar="NAME", help="Only this dedicated tenant, which has topics of its own.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 

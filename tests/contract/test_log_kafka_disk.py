@@ -30,7 +30,11 @@ async def test_disk_use_falls_and_what_is_not_consumed_stays(
     cluster = await asyncio.to_thread(
         kafka_cluster,
         1,
-        settings={"log.retention.check.interval.ms": "500", "log.segment.delete.delay.ms": "500"},
+        settings={
+            "log.retention.check.interval.ms": "500",
+            "log.segment.delete.delay.ms": "500",
+            "log.initial.task.delay.ms": "500",
+        },
     )
     settings = settings_on(cluster.bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as log:

@@ -45,7 +45,7 @@ async def spool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         case "memory-objects":
             made = ObjectSpool(MemoryStore(), "s3://memory")
         case _:
-            made = object_spool(request.getfixturevalue("server"))
+            made = object_spool(request.getfixturevalue("server"), prefix=f"spool/{tmp_path.name}")  # its own place
     await made.start()
     yield made
     await made.close()

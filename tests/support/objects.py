@@ -38,9 +38,11 @@ BUCKET = "mail"
 _failure: list[str] = []
 
 
-def object_spool(server: ObjectServer, *, time_limit_seconds: float = 15.0, **over: Any) -> ObjectSpool:
+def object_spool(
+    server: ObjectServer, *, prefix: str = "spool", time_limit_seconds: float = 15.0, **over: Any
+) -> ObjectSpool:
     """A spool in it; `over` are settings on top of its own."""
-    settings = SpoolSettings(**{**server.settings(), **over})
+    settings = SpoolSettings(**{**server.settings(prefix), **over})
     bucket = parse_bucket(settings.url)
     return ObjectSpool(open_store(bucket, settings), str(bucket), time_limit_seconds=time_limit_seconds)
 
