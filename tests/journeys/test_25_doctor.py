@@ -111,6 +111,21 @@ def test_a_topic_that_forgets_isrefused(run: Run, kafka_bootstrap: str) -> None:
     assert (status, "retention.ms = 1000 removes undelivered mail: set it to -1" in out) == (1, True)
 
 
+@pytest.mark.kafka
+def test_a_dedicated_tenant_without_topics_is_found(run: Run, kafka_bootstrap: str, tmp_path: Path) -> None:
+    log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}.", "shards": 1, "delivery_shards": 1}
+    with (tmp_path / "directory.toml").open("a") as directory:
+        directory.write('\n[tenants.acme]\nhosting = "dedicated"\n')
+    assert run("topics", "create", log=log)[0] == 0
+    status, out, _ = run("doctor", log=log)
+    assert status == 1
+    assert out.count("FAIL  ") == 1
+    assert "-> run `eilpost topics create --tenant acme`" in out
+    assert run("topics", "create", "--tenant", "acme", log=log)[0] == 0
+    status, out, _ = run("doctor", log=log)
+    assert (status, "start `eilpost router --tenant acme`" in out) == (0, True)
+
+
 # --- an embedded log
 
 
