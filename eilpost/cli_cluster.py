@@ -61,7 +61,7 @@ def topics_check(config: ConfigOption = None, json: JsonOption = False, tenant: 
     if access is None:
         return
     found = run(_found(access[0]))
-    seen, more = topics.views(found, *access), topics.count_findings(found, *access)
+    seen, more = topics.views(found, *access, tenant), topics.count_findings(found, *access)
     if json:
         print_json(topics.as_json(seen, more))
     else:

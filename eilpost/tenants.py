@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def history_of(plan: Plan) -> HistoryLog:
     """What the plan's log has to tell, those of dedicated tenants included unless it is for one of them."""
     shared = make_history(plan)
-    names = [] if plan.tenant or not plan.settings.log.url.startswith("kafka:") else _dedicated(plan)
+    names = [] if plan.tenant or not plan.settings.log.url.startswith("kafka:") else dedicated(plan)
     return AllTenants(shared, [make_history(plan.for_tenant(name)) for name in names]) if names else shared
 
 
@@ -38,7 +38,8 @@ def queues_of_tenants(plan: Plan, snapshot: Snapshot) -> list[KafkaHistory]:
     return [KafkaHistory(log_settings(plan.for_tenant(name))) for name in names]
 
 
-def _dedicated(plan: Plan) -> list[str]:
+def dedicated(plan: Plan) -> list[str]:
+    """The names of the tenants that have topics of their own. Raises DirectoryUnusable."""
     from mail.directory.file import load
 
     snapshot, _ = load(directory_path(plan))

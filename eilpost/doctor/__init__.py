@@ -14,6 +14,8 @@ from typing import Any
 from eilpost.compose import Plan, log_settings, needs
 from eilpost.doctor import machine, ports
 from eilpost.doctor.finding import Finding, fail, ok
+from eilpost.tenants import dedicated
+from mail.directory import DirectoryUnusable
 
 LIMIT_SECONDS = 30.0
 
@@ -51,9 +53,22 @@ async def _log(plan: Plan) -> list[Finding]:
         needs("aiokafka", "log.url", plan.settings.log.url, "kafka")
         from eilpost.doctor import brokers
 
-        return await brokers.examine(log_settings(plan))
+        others = {name: log_settings(plan.for_tenant(name)) for name in _dedicated(plan)}
+        return await brokers.examine(log_settings(plan), plan.tenant, others)
     if scheme == "embedded":
         from eilpost.doctor import embedded
 
         return await embedded.examine(plan.path(rest), plan.settings.log)
     return [ok("log", f"{plan.settings.log.url} keeps nothing: for tests")]
+
+
+def _dedicated(plan: Plan) -> list[str]:
+    """The tenants with topics of their own, when we look at the shared ones. A directory that cannot be read is
+    another check's.
+    """
+    if plan.tenant:
+        return []
+    try:
+        return dedicated(plan)
+    except DirectoryUnusable:
+        return []

@@ -29,8 +29,10 @@ _SLOW_SECONDS = 0.5
 _RENEW = timedelta(days=30)
 
 
-async def examine(settings: LogSettings) -> list[Finding]:
-    """All there is to say of the log on Kafka; `settings` with absolute paths."""
+async def examine(settings: LogSettings, tenant: str, others: Mapping[str, LogSettings]) -> list[Finding]:
+    """All there is to say of the log on Kafka; `settings` with absolute paths. `tenant` is the dedicated one they are
+    for, if any; `others`: the settings of tenants whose topics are looked at too.
+    """
     try:
         access = make_access(settings)
     except LogUnusable as error:
@@ -45,14 +47,23 @@ async def examine(settings: LogSettings) -> list[Finding]:
     ]
     found += _versions(reached) + _size(reached, settings)
     found += _certificates(reached, settings) + _in_the_clear(settings)
+    said, there = await _topics_and_groups(access, settings, tenant)
+    found += said
+    for name, theirs in others.items():
+        found += (await _topics_and_groups(make_access(theirs), theirs, name))[0]
+    return found + await _writes(access, there)
+
+
+async def _topics_and_groups(
+    access: Access, settings: LogSettings, tenant: str
+) -> tuple[list[Finding], Mapping[Topic, Found]]:
     async with Lookout(access) as lookout:
         try:
             there = await lookout.topics()
         except LogUnavailable as error:
-            return [*found, fail("topics", f"cannot be looked at: {error}", "see the brokers' own logs")]
-        found += topics.findings(there, access, settings)
-        found += await _groups(lookout, access, settings, there)
-    return found + await _writes(access, there)
+            return [fail("topics", f"cannot be looked at: {error}", "see the brokers' own logs")], {}
+        found = topics.findings(there, access, settings, tenant)
+        return found + await _groups(lookout, access, settings, there, tenant), there
 
 
 def _address(answer: Reached | Unreached, *, some: bool) -> Finding:
@@ -89,7 +100,8 @@ def _size(reached: Sequence[Reached], settings: LogSettings) -> list[Finding]:
     text = f"{brokers} alive, {needed} needed for {needed} replicas"
     start = "start the missing brokers"
     if alive >= IN_SYNC_SAFE and not is_dev:
-        return [warn("cluster size", f"{text}: one more that fails stops the mail", start)]
+        more = ": one more that fails stops the mail" if alive == IN_SYNC_SAFE else ""
+        return [warn("cluster size", text + more, start)]
     trial = 'or, on a machine for trials: log.durability = "dev" and log.replication = 1'
     return [fail("cluster size", text, start, trial)]
 
@@ -129,7 +141,7 @@ def _in_the_clear(settings: LogSettings) -> list[Finding]:
 
 
 async def _groups(
-    lookout: Lookout, access: Access, settings: LogSettings, there: Mapping[Topic, Found]
+    lookout: Lookout, access: Access, settings: LogSettings, there: Mapping[Topic, Found], tenant: str
 ) -> list[Finding]:
     try:
         counts = counts_of(there, access, settings)
@@ -140,16 +152,18 @@ async def _groups(
     except LogUnavailable as error:
         return [fail("groups", f"cannot be looked at: {error}", "see the brokers' own logs")]
     return [
-        _group(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id),
-        _group(DELIVERY, access, states, backlog.dispatched, counts.by_site),
+        _group(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
+        _group(DELIVERY, access, states, backlog.dispatched, counts.by_site, tenant),
     ]
 
 
-def _group(role: str, access: Access, states: Mapping[str, tuple[str, int]], waiting: int, shards: int) -> Finding:
+def _group(
+    role: str, access: Access, states: Mapping[str, tuple[str, int]], waiting: int, shards: int, tenant: str = ""
+) -> Finding:
     name = access.group(role)
     state, members = states.get(name, ("Dead", 0))
     what, records = f"group {name}", "1 record waits" if waiting == 1 else f"{waiting} records wait"
-    start = f"start `eilpost {role}` with this log"
+    start = f"start `eilpost {role}{topics.option(tenant)}` with this log"
     if not members:
         text = f"no process of this role runs, {records}"
         return fail(what, text, start) if waiting else warn(what, text, start)

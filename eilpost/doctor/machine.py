@@ -128,7 +128,7 @@ async def directory(plan: Plan) -> list[Finding]:
 
 
 def _directory(known: Snapshot, path: Path) -> Finding:
-    text = f"{path}: {len(known.domains)} domains, {len(known.users)} users, {len(known.aliases)} aliases"
+    text = f"{path}: domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
     if not known.domains:
         return warn("directory", text, "without domains no mail is local, all of it is relayed: add [domains]")
     return ok("directory", text)

@@ -22,7 +22,7 @@ from mail.settings import LogSettings
 from mail.units import format_duration, format_size
 
 _CENTURY_MS = 36500 * 86_400_000
-_CREATE = "run `eilpost topics create`"
+_CREATE = "run `eilpost topics create{}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,18 @@ class TopicView:
         return self.found.config.get(key, "") if self.found is not None else ""
 
 
-def views(found: Mapping[Topic, Found], access: Access, settings: LogSettings) -> list[TopicView]:
+def option(tenant: str) -> str:
+    """What a command for a dedicated tenant's topics has more than one for the shared ones."""
+    return f" --tenant {tenant}" if tenant else ""
+
+
+def views(found: Mapping[Topic, Found], access: Access, settings: LogSettings, tenant: str = "") -> list[TopicView]:
     wrong = list(problems(found, settings))
     seen = []
     for topic in ALL_TOPICS:
         name, each = topic_name(access, topic), found.get(topic)
         if each is None:
-            seen.append(TopicView(Level.FAIL, name, topic, None, (f"it is missing: {_CREATE}",)))
+            seen.append(TopicView(Level.FAIL, name, topic, None, (f"it is missing: {_CREATE.format(option(tenant))}",)))
             continue
         own = [problem for problem in wrong if problem.topic == name]
         is_fatal = any(problem.fatal for problem in own) and settings.durability != "dev"
@@ -66,11 +71,14 @@ def count_findings(found: Mapping[Topic, Found], access: Access, settings: LogSe
     return []
 
 
-def findings(found: Mapping[Topic, Found], access: Access, settings: LogSettings) -> list[Finding]:
-    """A finding for each topic, and for counts that do not agree."""
+def findings(found: Mapping[Topic, Found], access: Access, settings: LogSettings, tenant: str = "") -> list[Finding]:
+    """A finding for each topic, and for counts that do not agree; one for all when there is none."""
+    if not found:
+        text = f"none of {access.prefix}* is there"
+        return [fail(f"topics {access.prefix}*", text, _CREATE.format(option(tenant)), "or correct log.prefix")]
     told = [
         Finding(view.level, f"topic {view.name}", _in_words(view), view.advice)
-        for view in views(found, access, settings)
+        for view in views(found, access, settings, tenant)
     ]
     return told + count_findings(found, access, settings)
 
