@@ -1,9 +1,10 @@
 """The command line. It parses arguments, calls what does the work, and turns every fault into one line and a status.
 
-Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user), or does already; 2 cannot run
+Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user), or does already, or a check
+fails; 2 cannot run
 as configured or called (settings, a port in use, a data directory that is held or unreadable), the line on stderr names
 the key; 70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is set. What is slow to
-import is imported inside the commands. Next: `eilpost/configuration.py`.
+import is imported inside the commands. Next: `eilpost/terminal.py`.
 """
 
 from __future__ import annotations
@@ -13,33 +14,44 @@ import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 import typer
 
+from eilpost import cli_cluster
+from eilpost.terminal import (
+    EXIT_NOT_FOUND,
+    EXIT_UNUSABLE,
+    ConfigOption,
+    JsonOption,
+    TenantOption,
+    fail,
+    now,
+    print_json,
+    run,
+    say,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from datetime import datetime
     from typing import Any
 
     from mail.log import HistoryLog
 
 T = TypeVar("T")
 
-EXIT_NOT_FOUND = 1
-EXIT_UNUSABLE = 2
-
 app = typer.Typer(
     name="eilpost",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit status: 0 done, 1 not found, 2 cannot run as configured, 70 a bug of ours.",
+    epilog="Exit status: 0 done, 1 not found or a check fails, 2 cannot run as configured, 70 a bug of ours.",
 )
 user_app = typer.Typer(help="Mailboxes: add, change a password, list.", no_args_is_help=True)
 config_app = typer.Typer(help="The configuration: show it, check it.", no_args_is_help=True)
 app.add_typer(user_app, name="user")
 app.add_typer(config_app, name="config")
+cli_cluster.register(app)
 
 
 def _version(wanted: bool) -> None:
@@ -55,18 +67,6 @@ def _options(
     ] = False,
 ) -> None:
     """A distributed, queue-backed mail transport cluster."""
-
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        metavar="FILE",
-        help="The configuration. Default: $EILPOST_CONFIG, ./eilpost.toml, /etc/eilpost/eilpost.toml, the demo's.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 def main() -> None:
@@ -114,23 +114,14 @@ def _report(error: Exception) -> int:
     from mail import service
 
     if isinstance(error, NoSuchUser | UserExists):
-        _say(str(error))
+        say(str(error))
         return EXIT_NOT_FOUND
     if isinstance(error, OSError):
-        _say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return EXIT_UNUSABLE
     if not structlog.is_configured():  # a command, not a server: its output is no place for the traceback of a bug
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     return service.report(error)
-
-
-def _say(text: str) -> None:
-    print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _fail(text: str, status: int) -> NoReturn:
-    _say(text)
-    raise typer.Exit(status)
 
 
 @app.command()
@@ -157,11 +148,11 @@ def demo(
     raise typer.Exit(onebox.up(plan, lambda: print(the_demo.banner(plan.settings, path, program), flush=True)))  # noqa: T201
 
 
-def _role(name: str) -> Callable[[Path | None], None]:
-    def command(config: ConfigOption = None) -> None:
+def _role(name: str) -> Callable[[Path | None, str], None]:
+    def command(config: ConfigOption = None, tenant: TenantOption = "") -> None:
         from eilpost import configuration, onebox
 
-        raise typer.Exit(onebox.alone(name, configuration.plan(config)))
+        raise typer.Exit(onebox.alone(name, configuration.plan(config).for_tenant(tenant)))
 
     command.__doc__ = f"Run the {name} role alone, on a log that processes share (log.url = kafka://...)."
     return command
@@ -199,32 +190,33 @@ def trace(
     try:
         queue_id_time(wanted)
     except ValueError:
-        _fail(f"{queue_id!r} is not a queue id: 26 letters and digits, as in the 250 reply", EXIT_NOT_FOUND)
+        fail(f"{queue_id!r} is not a queue id: 26 letters and digits, as in the 250 reply", EXIT_NOT_FOUND)
     if json and follow:
-        _fail("--json and --follow do not go together", EXIT_UNUSABLE)
+        fail("--json and --follow do not go together", EXIT_UNUSABLE)
     paper = Paper()
 
     async def tell(log: HistoryLog) -> bool:
         if follow:
-            return await tracing.follow(log, wanted, paper, _now)
+            return await tracing.follow(log, wanted, paper, now)
         stories = await tracing.read(log, wanted, with_bounces=bounces)
         if json:
-            told = [asjson.story_json(story, _now()) for story in stories]
+            told = [asjson.story_json(story, now()) for story in stories]
             if told:
-                _print_json(told if bounces else told[0])
+                print_json(told if bounces else told[0])
         else:
             for story in stories:
-                tracing.write(story, paper, _now())
+                tracing.write(story, paper, now())
         return bool(stories)
 
     if not _with_history(config, tell):
-        _fail(f"{wanted}: no such message here, or older than its history is kept (log.events_kept)", EXIT_NOT_FOUND)
+        fail(f"{wanted}: no such message here, or older than its history is kept (log.events_kept)", EXIT_NOT_FOUND)
 
 
 @app.command()
 def queue(
     config: ConfigOption = None,
     json: JsonOption = False,
+    tenant: TenantOption = "",
     site: Annotated[str | None, typer.Option(metavar="NAME", help="Only next hops whose name has this part.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="How many deliveries, the oldest first; 0: all.")] = 50,
 ) -> None:
@@ -235,11 +227,11 @@ def queue(
     async def show(log: HistoryLog) -> None:
         view = await queueview.look(log.open_lines(), site=site, limit=limit)
         if json:
-            _print_json([asjson.pending_json(pending, _now()) for pending in view.oldest])
+            print_json([asjson.pending_json(pending, now()) for pending in view.oldest])
         else:
-            queueview.write(view, await log.backlog(), Paper(), _now())
+            queueview.write(view, await log.backlog(), Paper(), now())
 
-    _with_history(config, show)
+    _with_history(config, show, tenant)
 
 
 @user_app.command("add")
@@ -258,7 +250,7 @@ def user_add(
         try:
             parse_size(quota)
         except ValueError as error:
-            _fail(f"--quota {quota}: {error}", EXIT_UNUSABLE)
+            fail(f"--quota {quota}: {error}", EXIT_UNUSABLE)
     users.check_new(path, address)
     print(f"{users.add(path, address, _password(password_stdin), quota)} added to {path}")  # noqa: T201
 
@@ -286,7 +278,7 @@ def user_list(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     listed = users.listing(compose.directory_path(configuration.plan(config)))
     if json:
-        _print_json([asdict(user) for user in listed])
+        print_json([asdict(user) for user in listed])
         return
     for user in listed:
         notes = [*([] if user.can_log_in else ["cannot log in"]), *([f"quota {user.quota}"] if user.quota else [])]
@@ -313,7 +305,7 @@ def config_show(
         tables: dict[str, dict[str, Any]] = {}
         for each in settings:
             tables.setdefault(each.section, {})[each.key] = {"value": each.value, "source": each.source}
-        _print_json(tables)
+        print_json(tables)
         return
     for line in configuration.as_toml(iter(settings)):
         print(line)  # noqa: T201
@@ -331,7 +323,7 @@ def config_check(config: ConfigOption = None) -> None:
     known, _seen = load(path)
     what = f"domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
     if not known.domains:
-        _say(f"warning: {path}: has no domains: no mail is local, all of it is relayed")
+        say(f"warning: {path}: has no domains: no mail is local, all of it is relayed")
     print(f"{configuration.find(config) or 'environment'}: ok; {what}")  # noqa: T201
 
 
@@ -345,17 +337,11 @@ def version() -> None:
     print(f"eilpost {__version__} (Python {platform.python_version()})")  # noqa: T201
 
 
-def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]]) -> T:
-    from eilpost import compose, configuration
+def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]], tenant: str = "") -> T:
+    from eilpost import configuration, tenants
 
-    log = compose.make_history(configuration.plan(config))
-    return _run(read(log))
-
-
-def _run(main: Coroutine[Any, Any, T]) -> T:
-    import asyncio
-
-    return asyncio.run(main)
+    log = tenants.history_of(configuration.plan(config).for_tenant(tenant))
+    return run(read(log))
 
 
 def _password(from_stdin: bool) -> str:
@@ -364,14 +350,14 @@ def _password(from_stdin: bool) -> str:
         password = _first_line()
     else:
         if not sys.stdin.isatty():
-            _fail("no terminal to ask for the password; use --password-stdin", EXIT_UNUSABLE)
+            fail("no terminal to ask for the password; use --password-stdin", EXIT_UNUSABLE)
         import getpass
 
         password = getpass.getpass("New password: ")
         if getpass.getpass("Again: ") != password:
-            _fail("the two passwords differ", EXIT_UNUSABLE)
+            fail("the two passwords differ", EXIT_UNUSABLE)
     if not password:
-        _fail("the password is empty", EXIT_UNUSABLE)
+        fail("the password is empty", EXIT_UNUSABLE)
     return password
 
 
@@ -381,17 +367,5 @@ def _first_line() -> str:
     try:
         line: str = stream.readline().decode() if stream is not None else sys.stdin.readline()
     except UnicodeDecodeError:
-        _fail("the password is not UTF-8", EXIT_UNUSABLE)
+        fail("the password is not UTF-8", EXIT_UNUSABLE)
     return line.rstrip("\r\n")
-
-
-def _now() -> datetime:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC)
-
-
-def _print_json(value: object) -> None:
-    from eilpost.asjson import text
-
-    print(text(value))  # noqa: T201

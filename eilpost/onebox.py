@@ -74,6 +74,10 @@ def alone(name: str, plan: Plan) -> int:
         raise SettingsError(
             "ingress.mx is empty, nothing to serve; set an address there, or by EILPOST_INGRESS__MX=HOST:PORT"
         )
+    if plan.tenant and name not in ("router", "delivery"):
+        raise SettingsError(
+            f"--tenant {plan.tenant}: {name} serves all tenants; only router and delivery can be a tenant's"
+        )
     return _run(plan, lambda: _roles(plan, (name,)))
 
 
@@ -120,10 +124,12 @@ async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] 
         directory = make_directory(plan)
         await directory.start()
         stack.push_async_callback(directory.close)
-        mail_log = make_log(plan)
+        mail_log = make_log(plan, directory)
         await mail_log.start()
         stack.push_async_callback(mail_log.close)
         spool = make_spool(plan)
+        await spool.start()
+        stack.push_async_callback(spool.close)
         resolver = make_resolver(plan)
         mailboxes = make_mailboxes(plan) if {"delivery", "mailstore"} & set(served) else None
         roles = [

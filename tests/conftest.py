@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import composefile as _composefile
 from tests.support import kafka as _kafka
+from tests.support import objects as _objects
 from tests.support import postfix as _postfix
 
 # A busy machine is no defect of the code: examples have no deadline.
@@ -37,11 +38,13 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "kafka": _kafka.why_missing,
     "kafka_cluster": _kafka.why_no_cluster,
     "compose": _composefile.why_missing,
+    "objects": _objects.why_missing,
 }
 _MADE_ONCE: dict[str, Callable[[], None]] = {
     "kafka": _kafka.prepare,
     "kafka_cluster": _kafka.prepare,
     "compose": _composefile.prepare,
+    "objects": _objects.prepare,
 }
 
 

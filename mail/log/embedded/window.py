@@ -142,6 +142,13 @@ class EmbeddedHistory(Historian):
     def where(self) -> str:
         return f"the log at {self._path}"
 
+    async def is_served(self) -> bool:
+        """Whether a process runs the log and lets us look into it. Raises LogUnusable for a stranger's."""
+        connection = await self._connect()
+        if connection is not None:
+            connection[1].close()
+        return connection is not None
+
     async def frames(self, question: Question) -> AsyncIterator[bytes]:
         if not await asyncio.to_thread(self._path.exists):
             raise LogUnusable(f"there is no log at {self._path}: eilpost has not run there yet, or log.url is another")

@@ -19,9 +19,10 @@ from mail.log import Backlog, LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.marks import Mark, Marks
+from mail.log.kafka.reaching import explain, reach_any
 from mail.log.kafka.reading import Reader
 from mail.log.kafka.router_shard import last_of_each_key, read, read_line
-from mail.log.kafka.topics import counts_of, unreachable
+from mail.log.kafka.topics import counts_of
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, shard_of_message
 from mail.message import QueueId, queue_id_time
 from mail.record import Accepted, Event, Pending
@@ -29,7 +30,7 @@ from mail.settings import LogSettings
 
 ROUTER, DELIVERY = "router", "delivery"  # the roles whose groups have marks
 
-_CLOCKS_APART = timedelta(minutes=5)  # of the ingress that made a queue id and the brokers
+CLOCKS_APART = timedelta(minutes=5)  # of the ingress that made a queue id and the brokers
 _SILENCE_SECONDS = 15.0
 _TAKE = 1000
 
@@ -46,7 +47,7 @@ class KafkaHistorian:
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
         at = self._partition(EVENTS, shard_of_message(queue_id, self._counts))
-        since = queue_id_time(queue_id) - _CLOCKS_APART
+        since = queue_id_time(queue_id) - CLOCKS_APART
         begin = await self._lookout.offset_at(at, max(0, int(since.timestamp() * 1000)))
         if begin is None:
             return
@@ -121,10 +122,11 @@ class KafkaHistory:
         self._settings = settings
 
     async def _historian(self, lookout: Lookout) -> KafkaHistorian:
+        await reach_any(self._access)
         try:
             found = await lookout.topics(with_config=False)
         except LogUnavailable as error:
-            raise LogUnusable(unreachable(self._access, error)) from None
+            raise LogUnusable(await explain(self._access, error)) from None
         return KafkaHistorian(self._access, lookout, counts_of(found, self._access, self._settings))
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:

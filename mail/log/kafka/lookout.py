@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from mail.log import LogUnavailable
@@ -24,6 +24,12 @@ T = TypeVar("T")
 
 _QUESTION_SECONDS = 15.0
 _CLOSE_SECONDS = 2.0
+_AGAIN_SECONDS = 0.3
+_NOT_YET = (
+    errors.GroupCoordinatorNotAvailableError,
+    errors.GroupLoadInProgressError,
+    errors.NotCoordinatorForGroupError,
+)
 # aiokafka: `for_code(response.error_code)` of a response that has none, when a partition has an error.
 _FAULTS = (*FAULTS, AttributeError)
 
@@ -99,7 +105,7 @@ class Lookout:
         async with self._lock:
             if self._admin is None:
                 self._admin = await self._started(AIOKafkaAdminClient(**self._access.client()))
-            return await self._answer(question(self._admin))
+            return await self._answer(_patiently(question, self._admin))
 
     async def _ask(self, question: Callable[[AIOKafkaConsumer], Awaitable[T]]) -> T:
         async with self._lock:
@@ -129,3 +135,12 @@ class Lookout:
         except _FAULTS as error:
             await self.close()  # what failed once is made anew
             raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+
+
+async def _patiently(question: Callable[[AIOKafkaAdminClient], Awaitable[T]], admin: AIOKafkaAdminClient) -> T:
+    """Ask again while the cluster makes or moves what it keeps of groups: a new one makes it at the first question."""
+    while True:
+        try:
+            return await question(admin)
+        except _NOT_YET:
+            await asyncio.sleep(_AGAIN_SECONDS)

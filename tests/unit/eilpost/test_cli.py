@@ -121,6 +121,21 @@ def test_the_effective_settings_tell_their_source(run: Run, monkeypatch: pytest.
     assert tables["http"]["listen"]["source"] == "default"
 
 
+def test_config_show_hides_secrets_and_says_where_they_came_from(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "eilpost.toml").write_text('[spool]\nurl = "s3://mail"\naccess_key = "me"\n')
+    monkeypatch.setenv("EILPOST_SPOOL__SECRET_KEY", "hush")
+    shown = run("config", "show")[1]
+    assert 'secret_key = "***"  # EILPOST_SPOOL__SECRET_KEY\n' in shown
+    assert "hush" not in shown + run("config", "show", "--json")[1]
+    assert run("config", "check")[0] == 0
+    monkeypatch.delenv("EILPOST_SPOOL__SECRET_KEY")
+    (home / "again.toml").write_text(shown)
+    status, _, err = run("config", "check", "--config", "again.toml")
+    assert (status, "the secret itself is expected" in _one_line(err)) == (2, True)
+
+
 def test_what_config_show_prints_can_be_read_again(run: Run, home: Path) -> None:
     (home / "again.toml").write_text(run("config", "show")[1])
     (home / "defaults.toml").write_text(run("config", "show", "--defaults")[1])

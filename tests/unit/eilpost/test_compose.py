@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mail.log.memory import MemoryLog
 from mail.route import Speaks, ToRelay
 from mail.settings import SettingsError
 from mail.settings_file import load
+from mail.spool.objects import ObjectSpool
 from mailstore.maildir import Maildir
 
 
@@ -24,6 +26,20 @@ def _plan(base: Path, **environment: str) -> Plan:
 def test_the_scheme_chooses(tmp_path: Path) -> None:
     assert isinstance(compose.make_log(_plan(tmp_path)), EmbeddedLog)
     assert isinstance(compose.make_log(_plan(tmp_path, LOG__URL="memory:")), MemoryLog)
+
+
+def test_a_bucket_is_a_spool(tmp_path: Path) -> None:
+    keys = {"SPOOL__ACCESS_KEY": "me", "SPOOL__SECRET_KEY": "aHVzaA=="}
+    for url in ("s3://mail/spool", "az://mail"):
+        assert isinstance(compose.make_spool(_plan(tmp_path, SPOOL__URL=url, **keys)), ObjectSpool)
+    assert isinstance(compose.make_spool(_plan(tmp_path, SPOOL__URL="gs://mail/spool")), ObjectSpool)
+
+
+def test_a_bucket_without_the_package_for_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mail.spool.objects", raising=False)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(SettingsError, match=r'^spool\.url = "s3://mail": needs the package obstore: pip install'):
+        compose.make_spool(_plan(tmp_path, SPOOL__URL="s3://mail"))
 
 
 def test_relative_paths_start_from_the_configurations_folder(tmp_path: Path) -> None:

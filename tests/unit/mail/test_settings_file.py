@@ -123,6 +123,12 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ('[log]\nurl = "kafka://h1:9092"\n[spool]\ninline_max = "5MiB"', "spool.inline_max", "on Kafka at most"),
         ('[log]\nurl = "embedded:"', "log.url", "a path is missing"),
         ('[spool]\nurl = "var/spool"', "spool.url", '"file:DIRECTORY"'),
+        ('[spool]\nurl = "s3:/mail"', "spool.url", '"s3://BUCKET/PREFIX" is expected'),
+        ('[spool]\nurl = "s3://mail/../x"', "spool.url", "no part begins with a dot"),
+        ('[spool]\nurl = "s3://mail"\nsecret_key = "hush"', "spool.access_key", "is missing"),
+        ('[spool]\nurl = "s3://mail"\nendpoint = "http://store:9000"', "spool.endpoint", "spool.allow_http = true"),
+        ("[spool]\nsecret_key = 4711", "spool.secret_key: found ***", "a text in quotes"),
+        ('[spool]\nsecret_key = "***"', "spool.secret_key", "how a secret is shown"),
         ('[spool]\nexpire = "5d"', "spool.expire", "longer than router.lifetime"),
         ('[router]\nlifetime = "8d"', "spool.expire", "longer than router.lifetime"),
         ('[ingress]\nmax_size = "1GiB"', "ingress.max_size", "raise ingress.bytes_in_flight"),
@@ -150,6 +156,21 @@ def test_no_number_is_without_bounds(file: Path, section: str, key: str) -> None
     name = f"EILPOST_{section}__{key}".upper()
     most = _refused(None, {name: "99999999999999999999999"}).rpartition("at most ")[2].removesuffix(" is expected")
     assert f" to {most}.\n{key} = " in default_toml()
+
+
+def test_a_secret_is_read_and_never_shown(file: Path) -> None:
+    file.write_text('[spool]\nurl = "s3://mail"\naccess_key = "me"\nsecret_key = "hush"\n')
+    by_file = load(file, {})
+    by_variable = load(None, {"EILPOST_SPOOL__ACCESS_KEY": "me", "EILPOST_SPOOL__SECRET_KEY": "hush"})
+    for settings in (by_file, by_variable):
+        assert settings.spool.secret_key.get_secret_value() == "hush"
+        assert show(settings)["spool"]["secret_key"] == "***"
+        assert 'secret_key = "***"' in render(settings)
+        assert "hush" not in f"{settings!r} {settings} {render(settings)} {show(settings)}"
+    assert show(Settings())["spool"]["secret_key"] == ""
+    for text in ("[spool]\nsecret_key = 4711", "[spool]\nsecret_key = [4711]"):
+        file.write_text(text)
+        assert "4711" not in _refused(file, {})
 
 
 @pytest.mark.parametrize(
