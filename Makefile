@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 NODES ?= 1
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup run kafka test check format bench docs lock clean
+.PHONY: setup run cluster kafka test check format bench docs lock clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,9 @@ $(STAMP): requirements-dev.lock pyproject.toml
 
 run: setup
 	@$(BIN)/eilpost demo
+
+cluster: setup
+	@$(BIN)/eilpost demo --cluster
 
 kafka:
 	@exec $(PYTHON) deploy/kafka/broker.py up --nodes $(NODES) --dir var/kafka-$(NODES)

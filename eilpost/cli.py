@@ -134,14 +134,27 @@ def up(config: ConfigOption = None) -> None:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", metavar="DIRECTORY", help="Where the demo keeps its things.")] = Path(
-        "var/demo"
-    ),
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir", metavar="DIRECTORY", help="Where the demo keeps its things: var/demo, or var/demo-cluster."
+        ),
+    ] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Two processes of each role, on a Kafka of three brokers.")
+    ] = False,
+    brokers: Annotated[str, typer.Option(metavar="URL", help="With --cluster: the Kafka.")] = "",
 ) -> None:
     """Run all roles on a small world of its own: example.test with alice and bob."""
     from eilpost import configuration, onebox
     from eilpost import demo as the_demo
 
+    if cluster:
+        from eilpost import demo_cluster
+
+        path = demo_cluster.prepare(folder or Path("var/demo-cluster"), brokers or demo_cluster.BROKERS)
+        raise typer.Exit(demo_cluster.run(path, demo_cluster.program()))
+    folder = folder or Path("var/demo")
     path = the_demo.prepare(folder)
     plan = configuration.plan(path)
     program = sys.argv[0] if "/" in sys.argv[0] else "eilpost"

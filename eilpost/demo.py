@@ -64,8 +64,8 @@ tenant = "default"
 """
 
 
-def prepare(folder: Path) -> Path:
-    """Make what is missing in `folder`; the configuration's path."""
+def prepare(folder: Path, text: str = CONFIGURATION) -> Path:
+    """Make what is missing in `folder`, `text` the configuration; its path."""
     folder.mkdir(parents=True, exist_ok=True)
     directory = folder / "directory.toml"
     if not directory.exists():
@@ -75,7 +75,7 @@ def prepare(folder: Path) -> Path:
         _write_new(directory, DIRECTORY.format(domain=DOMAIN, users=users + "\n"), mode=0o600)
     configuration = folder / "eilpost.toml"
     if not configuration.exists():
-        _write_new(configuration, CONFIGURATION, mode=0o644)
+        _write_new(configuration, text, mode=0o644)
     return configuration
 
 

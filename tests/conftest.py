@@ -37,14 +37,14 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "swaks": _why_no_swaks,
     "kafka": _kafka.why_missing,
     "kafka_cluster": _kafka.why_no_cluster,
-    "compose": _composefile.why_missing,
     "objects": _objects.why_missing,
+    "compose": _composefile.why_missing,
 }
 _MADE_ONCE: dict[str, Callable[[], None]] = {
     "kafka": _kafka.prepare,
     "kafka_cluster": _kafka.prepare,
-    "compose": _composefile.prepare,
     "objects": _objects.prepare,
+    "compose": _composefile.prepare,
 }
 
 

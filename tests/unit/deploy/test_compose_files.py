@@ -16,9 +16,11 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from argon2 import PasswordHasher
+from typer.main import get_command
 
 from deploy.kafka import jars
 from deploy.kafka.node import Node
+from eilpost.cli import app
 from mail.directory.file import find_user
 from mail.directory.passwords import is_hash
 from mail.directory.toml import parse_directory
@@ -72,6 +74,14 @@ def test_every_variable_is_a_setting_and_eilpost_takes_them(files: tuple[str, ..
         settings = load(None, told)
         assert settings.log.url.startswith("kafka://")
         assert settings.spool.url.startswith("s3://")
+
+
+def test_every_command_is_one_of_eilpost_s() -> None:
+    services = _read(ONE)
+    for role in (*ROLES, "topics"):
+        command: Any = get_command(app)
+        for word in services[role]["command"]:
+            command = command.commands[word]
 
 
 def test_all_roles_are_told_the_same() -> None:
