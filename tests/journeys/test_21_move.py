@@ -117,7 +117,7 @@ async def test_killed_with_sigkill_again_and_again(tmp_path: Path) -> None:
     killed = 0
     for milliseconds in (0, 80, 200, 400, 700):  # from when the target is made on: ever later in the move
         mover = begun("--from", "embedded:old.db", "--to", "embedded:new.db", "--config", config)
-        while not (tmp_path / "new.db").exists() and mover.poll() is None:  # noqa: ASYNC110
+        while not (tmp_path / "new.db").exists() and mover.poll() is None:
             await asyncio.sleep(0.005)
         try:
             mover.wait(milliseconds / 1000)

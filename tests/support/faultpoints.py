@@ -91,7 +91,8 @@ def install_ingress(points: Points) -> None:
             self.loop.call_later(0.003, points.passing, "after-250")
             points.describe = lambda: {"queue_id": queue_id}
 
-    assert Accepted and Spooled
+    assert Accepted
+    assert Spooled
     intake.Intake.feed = feeding  # type: ignore[method-assign]
     accept.Acceptance.accept = accepting  # type: ignore[method-assign]
     session.SmtpSession._write = writing  # type: ignore[method-assign]

@@ -98,7 +98,7 @@ async def log_in(role: Pop3) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.005)
 
 
