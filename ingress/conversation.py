@@ -255,6 +255,11 @@ class Conversation:
                 self._rcpt_refused = True
                 self.say(replies.TOO_MANY_RECIPIENTS)
                 return
+            first = next(iter(self._recipients), None)
+            if not policy.may_join(mail.reverse_path, first, verdict.address, self.door.directory.snapshot):
+                self._rcpt_refused = True
+                self.say(replies.ANOTHER_TRANSACTION)
+                return
             self._recipients[verdict.address] = verdict  # named twice: sent once
         if isinstance(verdict, Reply):
             self._rcpt_refused = True
