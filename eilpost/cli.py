@@ -1,10 +1,9 @@
 """The command line. It parses arguments, calls what does the work, and turns every fault into one line and a status.
 
 Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user), or does already, or a check
-fails; 2 cannot run
-as configured or called (settings, a port in use, a data directory that is held or unreadable), the line on stderr names
-the key; 70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is set. What is slow to
-import is imported inside the commands. Next: `eilpost/terminal.py`.
+fails; 2 cannot run as configured or called (settings, a port in use, a data directory that is held or unreadable), the
+line on stderr names the key; 70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is
+set. What is slow to import is imported inside the commands. Next: `eilpost/terminal.py`.
 """
 
 from __future__ import annotations
@@ -18,14 +17,17 @@ from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 import typer
 
-from eilpost import cli_cluster
+from eilpost import cli_cluster, cli_move
+from eilpost.cli_config import config_app
 from eilpost.terminal import (
     EXIT_NOT_FOUND,
     EXIT_UNUSABLE,
     ConfigOption,
     JsonOption,
     TenantOption,
+    commands,
     fail,
+    misused,
     now,
     print_json,
     run,
@@ -40,18 +42,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+EXIT_INTERRUPTED = 130
+
 app = typer.Typer(
     name="eilpost",
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit status: 0 done, 1 not found or a check fails, 2 cannot run as configured, 70 a bug of ours.",
+    epilog="Exit status: 0 done; 1 what was asked about does not exist, or does already, or a check fails; 2 cannot run"
+    " as configured or called; 70 a bug of ours; 130 interrupted.",
 )
-user_app = typer.Typer(help="Mailboxes: add, change a password, list.", no_args_is_help=True)
-config_app = typer.Typer(help="The configuration: show it, check it.", no_args_is_help=True)
+user_app = commands("Mailboxes: add, change a password, list.")
 app.add_typer(user_app, name="user")
 app.add_typer(config_app, name="config")
 cli_cluster.register(app)
+cli_move.register(app)
 
 
 def _version(wanted: bool) -> None:
@@ -69,20 +75,26 @@ def _options(
     """A distributed, queue-backed mail transport cluster."""
 
 
+AddressArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="A whole address, like alice@example.test.")]
+
+
 def main() -> None:
     """The entry point."""
     out = sys.stdout
     if isinstance(out, TextIOWrapper):
         out.reconfigure(errors="backslashreplace")  # a name in no script of this locale is no fault
     try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(app(standalone_mode=False))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(EXIT_INTERRUPTED)
     except SystemExit:
         if _reader_went(out):
             sys.exit(0)
         raise
     except Exception as error:
+        status = misused(error)
+        if status is not None:
+            sys.exit(status)
         if os.environ.get("EILPOST_DEBUG"):
             raise
         sys.exit(_report(error))
@@ -134,14 +146,27 @@ def up(config: ConfigOption = None) -> None:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", metavar="DIRECTORY", help="Where the demo keeps its things.")] = Path(
-        "var/demo"
-    ),
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir", metavar="DIRECTORY", help="Where the demo keeps its things: var/demo, or var/demo-cluster."
+        ),
+    ] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Two processes of each role, on a Kafka of three brokers.")
+    ] = False,
+    brokers: Annotated[str, typer.Option(metavar="URL", help="With --cluster: the Kafka.")] = "",
 ) -> None:
-    """Run all roles on a small world of its own: example.test with alice and bob."""
+    """Run all roles on a small world of its own, with alice and bob."""
     from eilpost import configuration, onebox
     from eilpost import demo as the_demo
 
+    if cluster:
+        from eilpost import demo_cluster
+
+        path = demo_cluster.prepare(folder or Path("var/demo-cluster"), brokers or demo_cluster.BROKERS)
+        raise typer.Exit(demo_cluster.run(path, demo_cluster.program()))
+    folder = folder or Path("var/demo")
     path = the_demo.prepare(folder)
     plan = configuration.plan(path)
     program = sys.argv[0] if "/" in sys.argv[0] else "eilpost"
@@ -154,7 +179,7 @@ def _role(name: str) -> Callable[[Path | None, str], None]:
 
         raise typer.Exit(onebox.alone(name, configuration.plan(config).for_tenant(tenant)))
 
-    command.__doc__ = f"Run the {name} role alone, on a log that processes share (log.url = kafka://...)."
+    command.__doc__ = f"Run the {name} role alone, on a log that processes share."
     return command
 
 
@@ -172,7 +197,9 @@ def mailstore(config: ConfigOption = None) -> None:
 
 @app.command()
 def trace(
-    queue_id: Annotated[str, typer.Argument(help="As in the 250 reply, the Received header and the log lines.")],
+    queue_id: Annotated[
+        str, typer.Argument(metavar="QUEUE_ID", help="As in the 250 reply, the Received header and the log lines.")
+    ],
     config: ConfigOption = None,
     json: JsonOption = False,
     follow: Annotated[
@@ -221,7 +248,7 @@ def queue(
     limit: Annotated[int, typer.Option(min=0, help="How many deliveries, the oldest first; 0: all.")] = 50,
 ) -> None:
     """Show what is open: age, next attempt, attempts, last reply."""
-    from eilpost import asjson, queueview
+    from eilpost import asjson, compose, queueview
     from eilpost.paper import Paper
 
     async def show(log: HistoryLog) -> None:
@@ -230,13 +257,15 @@ def queue(
             print_json([asjson.pending_json(pending, now()) for pending in view.oldest])
         else:
             queueview.write(view, await log.backlog(), Paper(), now())
+        if compose.is_at_rest(log):
+            say("no server runs on this log: nothing moves until one is started")
 
     _with_history(config, show, tenant)
 
 
 @user_app.command("add")
 def user_add(
-    address: str,
+    address: AddressArgument,
     config: ConfigOption = None,
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
     quota: Annotated[str, typer.Option(metavar="SIZE", help='Like "1GiB"; none: no limit.')] = "",
@@ -251,13 +280,14 @@ def user_add(
             parse_size(quota)
         except ValueError as error:
             fail(f"--quota {quota}: {error}", EXIT_UNUSABLE)
-    users.check_new(path, address)
+    if users.is_diverted(path, users.check_new(path, address)):
+        say(f"warning: {address} is an alias too: its mail goes where that leads, and not to this mailbox")
     print(f"{users.add(path, address, _password(password_stdin), quota)} added to {path}")  # noqa: T201
 
 
 @user_app.command("passwd")
 def user_passwd(
-    address: str,
+    address: AddressArgument,
     config: ConfigOption = None,
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
 ) -> None:
@@ -284,47 +314,6 @@ def user_list(config: ConfigOption = None, json: JsonOption = False) -> None:
         notes = [*([] if user.can_log_in else ["cannot log in"]), *([f"quota {user.quota}"] if user.quota else [])]
         also = f"also {', '.join(user.aliases)}" if user.aliases else ""
         print("  ".join(part for part in (user.address, ", ".join(notes), also) if part))  # noqa: T201
-
-
-@config_app.command("show")
-def config_show(
-    config: ConfigOption = None,
-    json: JsonOption = False,
-    defaults: Annotated[bool, typer.Option("--defaults", help="Every key with its default and its meaning.")] = False,
-) -> None:
-    """Show the effective settings and where they came from."""
-    from eilpost import configuration
-
-    if defaults:
-        from mail.settings_text import default_toml
-
-        print(default_toml(), end="")  # noqa: T201
-        return
-    settings = list(configuration.effective(config))
-    if json:
-        tables: dict[str, dict[str, Any]] = {}
-        for each in settings:
-            tables.setdefault(each.section, {})[each.key] = {"value": each.value, "source": each.source}
-        print_json(tables)
-        return
-    for line in configuration.as_toml(iter(settings)):
-        print(line)  # noqa: T201
-
-
-@config_app.command("check")
-def config_check(config: ConfigOption = None) -> None:
-    """Check the configuration and the directory file without starting anything."""
-    from eilpost import compose, configuration
-    from mail.directory.file import load
-
-    plan = configuration.plan(config)
-
-    path = compose.directory_path(plan)
-    known, _seen = load(path)
-    what = f"domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
-    if not known.domains:
-        say(f"warning: {path}: has no domains: no mail is local, all of it is relayed")
-    print(f"{configuration.find(config) or 'environment'}: ok; {what}")  # noqa: T201
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eilpost.terminal import ConfigOption, JsonOption, TenantOption, print_json, run
+from eilpost.terminal import ConfigOption, JsonOption, TenantOption, commands, print_json, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mail.log.topics import Topic
     from mail.settings import LogSettings
 
-topics_app = typer.Typer(help="The topics on Kafka: make them, check them.", no_args_is_help=True)
+topics_app = commands("The topics on Kafka: make them, check them.")
 
 
 def register(app: typer.Typer) -> None:

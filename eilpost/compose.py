@@ -164,6 +164,11 @@ def make_history(plan: Plan) -> HistoryLog:
     return choose("log.url", url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db")
 
 
+def is_at_rest(history: HistoryLog) -> bool:
+    """Whether what was read is a log that no process runs; a log of many processes cannot tell."""
+    return bool(getattr(history, "at_rest", False))
+
+
 def make_spool(plan: Plan) -> Spool:
     url = plan.settings.spool.url
 
@@ -281,6 +286,7 @@ def make_role(
                 node=settings.node,
                 spool_settings=settings.spool,
                 log_settings=settings.log,
+                alias_depth=settings.router.alias_depth,
                 log=log,
                 spool=spool,
                 directory=directory,

@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from eilpost.compose import Plan, directory_path, make_history
+from eilpost.compose import Plan, directory_path, log_settings, make_history
 from mail.log import Backlog, HistoryLog, LogUnusable
 
 if TYPE_CHECKING:
+    from mail.directory import Snapshot
+    from mail.log.kafka.history import KafkaHistory
     from mail.message import QueueId
     from mail.record import Accepted, Event, Pending
 
@@ -24,6 +26,16 @@ def history_of(plan: Plan) -> HistoryLog:
     shared = make_history(plan)
     names = [] if plan.tenant or not plan.settings.log.url.startswith("kafka:") else dedicated(plan)
     return AllTenants(shared, [make_history(plan.for_tenant(name)) for name in names]) if names else shared
+
+
+def queues_of_tenants(plan: Plan, snapshot: Snapshot) -> list[KafkaHistory]:
+    """The queues of dedicated tenants, where they have their own."""
+    if not plan.settings.log.url.startswith("kafka:"):
+        return []
+    from mail.log.kafka.history import KafkaHistory
+
+    names = sorted(name for name, tenant in snapshot.tenants.items() if tenant.dedicated)
+    return [KafkaHistory(log_settings(plan.for_tenant(name))) for name in names]
 
 
 def dedicated(plan: Plan) -> list[str]:
@@ -54,12 +66,12 @@ class AllTenants:
             if found:
                 return
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
-        async for line in self._shared.open_lines():
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        async for line in self._shared.open_lines(queue_id):
             yield line
         for tenant in self._tenants:
             with suppress(LogUnusable):
-                async for line in tenant.open_lines():
+                async for line in tenant.open_lines(queue_id):
                     yield line
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:

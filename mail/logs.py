@@ -2,7 +2,8 @@
 
 Everybody else writes `log = structlog.get_logger()` and `log.info("accepted", queue_id=...)`. Levels below the chosen
 one cost a call of an empty function. What libraries log through `logging` comes out the same way, from WARNING on;
-of those in `_TALKATIVE` at debug only. A traceback is a field of its line, never lines of its own.
+of those in `_TALKATIVE` at debug only. A traceback is a field of its line, never lines of its own; a field without a
+value (None) is left out.
 Next: `mail/service.py`.
 """
 
@@ -102,7 +103,8 @@ def one_line_traceback(error: BaseException) -> str:
 def _to_json(_logger: Any, method: str, event: _Event) -> bytes:
     if "exc_info" in event:
         event = _with_traceback(event)
-    line = {"time": datetime.now(UTC), "level": method, "event": event.pop("event"), **event}
+    line = {"time": datetime.now(UTC), "level": method, "event": event.pop("event")}
+    line.update((key, value) for key, value in event.items() if value is not None)
     option = orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
     try:
         return orjson.dumps(line, default=str, option=option)
@@ -116,12 +118,14 @@ def _to_json(_logger: Any, method: str, event: _Event) -> bytes:
 
 def _to_text(_logger: Any, method: str, event: _Event) -> str:
     time, what = datetime.now().astimezone(), event.pop("event")
-    fields = " ".join(f"{key}={_word(value)}" for key, value in _with_traceback(event).items())
+    fields = " ".join(f"{key}={_word(value)}" for key, value in _with_traceback(event).items() if value is not None)
     line = f"{time:%H:%M:%S.}{time.microsecond // 1000:03d} {method:7} {_safe(str(what))} {fields}"
     return line.rstrip()
 
 
 def _word(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_word, value)) or "''"
     text = _safe(str(value))
     return repr(text) if " " in text or not text else text
 

@@ -27,7 +27,7 @@ from mail.spool import location
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "EILPOST_"
-_NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH")
+_NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH", "EILPOST_KAFKA_")
 
 # The adapters there are, by section; the roof opens them.
 SCHEMES: Mapping[str, Mapping[str, str]] = {

@@ -16,6 +16,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.support import composefile as _composefile
 from tests.support import kafka as _kafka
 from tests.support import objects as _objects
 from tests.support import postfix as _postfix
@@ -37,6 +38,13 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "kafka": _kafka.why_missing,
     "kafka_cluster": _kafka.why_no_cluster,
     "objects": _objects.why_missing,
+    "compose": _composefile.why_missing,
+}
+_MADE_ONCE: dict[str, Callable[[], None]] = {
+    "kafka": _kafka.prepare,
+    "kafka_cluster": _kafka.prepare,
+    "objects": _objects.prepare,
+    "compose": _composefile.prepare,
 }
 
 
@@ -55,12 +63,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What takes longer than a test may is made before the first one."""
-    if session.config.option.collectonly:
-        return
-    if any(item.get_closest_marker(name) for item in session.items for name in ("kafka", "kafka_cluster")):
-        _kafka.prepare()
-    if any(item.get_closest_marker("objects") for item in session.items):
-        _objects.prepare()
+    if not session.config.option.collectonly:
+        for name, prepare in _MADE_ONCE.items():
+            if any(item.get_closest_marker(name) for item in session.items):
+                prepare()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -43,7 +43,7 @@ class Spool(Protocol):
         ...
 
     async def free_bytes(self) -> int | None:
-        """Room left, or None where that has no meaning."""
+        """Room left, or None where that has no meaning. Raises SpoolUnavailable while nothing can be kept."""
         ...
 
     async def close(self) -> None:

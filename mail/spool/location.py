@@ -22,6 +22,7 @@ SCHEMES = {
 
 _URL = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9])(?:/(.*))?\Z", re.DOTALL)
 _PREFIX = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*\Z")
+_REGION = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 _ENDPOINT = re.compile(r"(https?)://[A-Za-z0-9.:_\[\]-]+(?:/[A-Za-z0-9._/-]*)?\Z")
 
 
@@ -54,6 +55,8 @@ def faults(settings: SpoolSettings) -> Iterator[tuple[str, str]]:
         return
     if scheme != "s3" and settings.region:
         yield "region", f'found "{settings.region}"; only s3:// has regions, leave it empty'
+    elif settings.region and not _REGION.match(settings.region):
+        yield "region", f'found "{settings.region}"; the name of a region is expected, like "eu-central-1"'
     if scheme == "gs":
         for key in ("endpoint", "access_key", "secret_key"):
             if getattr(settings, key):

@@ -61,7 +61,10 @@ def open_store(bucket: Bucket, settings: SpoolSettings) -> ObjectStore:
                     retry_config=_RETRIES,
                 )
     except Exception as error:  # obstore's builders raise what they like
-        raise SettingsError(f'spool.url = "{bucket}": {_first_line(error)}') from None
+        raise SettingsError(
+            f'spool.url = "{bucket}": {_first_line(error)}: check spool.access_key, spool.secret_key and the '
+            "provider's variables in the environment"
+        ) from None
 
 
 def _s3(name: str, prefix: str | None, settings: SpoolSettings, client: ClientConfig) -> S3Store:

@@ -1,8 +1,8 @@
 """A real S3-compatible server (versitygw) next door: own directory and port, a bucket is a folder, nothing global.
 
 It is made once with Go, in a version that is named here, into `$XDG_CACHE_HOME/eilpost/bin`, before the first test that
-needs it (about two minutes). It is started in a session of its own and stopped by its pid. Used by the contract suite,
-the journeys and `tests.bench.spool`.
+needs it (two minutes on a machine at rest). It is started in a session of its own and stopped by its pid. Used by the
+contract suite, the journeys and `tests.bench.spool`.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ def prepare() -> None:
     if VERSITYGW.exists() or why_missing() is not None:
         return
     BIN.mkdir(parents=True, exist_ok=True)
-    print(f"\nMaking versitygw {VERSION} with Go (once, about two minutes) ...", flush=True)
+    print(f"\nMaking versitygw {VERSION} with Go (once, some minutes) ...", flush=True)
     with tempfile.TemporaryDirectory(dir=BIN, prefix="making-") as folder:
         environment = {**os.environ, "GOBIN": folder, "GOTOOLCHAIN": "auto"}  # Debian's says local
         try:
             made = subprocess.run(
-                ["go", "install", MODULE], env=environment, capture_output=True, text=True, timeout=900
+                ["go", "install", MODULE], env=environment, capture_output=True, text=True, timeout=1800
             )
         except subprocess.TimeoutExpired:
-            _failure.append(f"go install {MODULE} took longer than 15 minutes")
+            _failure.append(f"go install {MODULE} took longer than 30 minutes")
             return
         if made.returncode != 0:
             last = (made.stderr.strip().splitlines() or ["no output"])[-1]

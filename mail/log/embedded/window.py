@@ -138,6 +138,7 @@ class EmbeddedHistory(Historian):
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
+        self.at_rest = False  # the last answer came from a log that no process runs
 
     def where(self) -> str:
         return f"the log at {self._path}"
@@ -160,6 +161,7 @@ class EmbeddedHistory(Historian):
     async def _open(self) -> Callable[[Question], AsyncGenerator[bytes, None]]:
         for attempt in range(20):
             connection = await self._connect()
+            self.at_rest = connection is None
             if connection is not None:
                 return partial(_over, *connection)
             try:

@@ -23,6 +23,7 @@ from mail.log.kafka.delivery_shard import KafkaDeliveryShard
 from mail.log.kafka.history import DELIVERY, ROUTER, KafkaHistorian
 from mail.log.kafka.history import KafkaHistory as KafkaHistory
 from mail.log.kafka.lanes import Lanes
+from mail.log.kafka.leftovers import expect_leftovers
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.marks import Mark
 from mail.log.kafka.membership import Membership
@@ -68,6 +69,7 @@ class KafkaLog:
     # --- life
 
     async def start(self) -> None:
+        expect_leftovers()
         try:
             await reach_any(self._access)
             found = await self._lookout.topics()
@@ -160,6 +162,7 @@ class KafkaLog:
             ),
             committed=self._marks_of_router,
             consumed=self._consumed,
+            may_open=lambda: self._router is None or self._router.is_member,
         )
 
     async def _marks_of_router(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
@@ -213,9 +216,12 @@ class KafkaLog:
         async for event in self._historian().history(queue_id):
             yield event
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
-        async for line in self._historian().open_lines():
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        async for line in self._historian().open_lines(queue_id):
             yield line
+
+    async def oldest_unconsumed(self) -> datetime | None:
+        return await self._historian().oldest_unconsumed()
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
         return await self._historian().waiting_inputs(queue_id)

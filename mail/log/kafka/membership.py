@@ -18,6 +18,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError
+from aiokafka.protocol.commit import OffsetCommitRequest
 
 from mail.log import LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import FAULTS, Access, reason
@@ -90,6 +91,12 @@ class Membership(Generic[S], ConsumerRebalanceListener):
     @property
     def numbers(self) -> frozenset[int]:
         return self._assigned
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the group counts us in, as far as we know. After a long sleep, not before it has been asked."""
+        coordinator = getattr(self._consumer, "_coordinator", None)
+        return coordinator is not None and coordinator.generation != OffsetCommitRequest.DEFAULT_GENERATION_ID
 
     async def own(self, tend: Callable[[S], Awaitable[None]], stop: asyncio.Event) -> None:
         """As `RouterLog.route` and `DeliveryLog.deliver` say."""

@@ -34,7 +34,9 @@ Committed = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartitio
 
 
 class KafkaRouterShard:
-    """`committed` asks for the group's marks; `consumed` is told how many accepted messages a commit took away."""
+    """`committed` asks for the group's marks; `consumed` is told how many accepted messages a commit took away.
+    `may_open`: whether the group still counts us in.
+    """
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class KafkaRouterShard:
         transactor: Transactor,
         committed: Committed,
         consumed: Callable[[int], None],
+        may_open: Callable[[], bool] = lambda: True,
     ) -> None:
         self.number = number
         self._access = access
@@ -52,6 +55,7 @@ class KafkaRouterShard:
         self._transactor = transactor
         self._committed = committed
         self._consumed = consumed
+        self._may_open = may_open
         self._attempted = TopicPartition(access.prefix + ATTEMPTED.name, number)
         self._accepted = TopicPartition(access.prefix + ACCEPTED.name, number)
         self._reader = Reader(access, [self._attempted, self._accepted])
@@ -74,6 +78,9 @@ class KafkaRouterShard:
             return
         if self._is_broken:
             raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the last commit failed")
+        if not self._may_open():
+            # We slept, and have not been told yet: to open now would fence the owner that the group has chosen.
+            raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the group is joined anew")
         await self._transactor.open()
         await self._reader.open(await self._committed([self._attempted, self._accepted]))
         self._taken = 0
@@ -179,10 +186,10 @@ def _unreadable(access: Access, topic: str, shard: int, place: str, reason: Fram
 
 
 async def last_of_each_key(
-    access: Access, partitions: Sequence[TopicPartition]
+    access: Access, partitions: Sequence[TopicPartition], start: bytes = b""
 ) -> dict[tuple[TopicPartition, bytes], bytes]:
-    """What a compacted topic says: the last value of each key, without those that end in a tombstone. Raises
-    LogUnavailable.
+    """What a compacted topic says: the last value of each key that begins with `start`, without those that end in a
+    tombstone. Raises LogUnavailable.
     """
     found: dict[tuple[TopicPartition, bytes], bytes] = {}
     reader = Reader(access, partitions)
@@ -197,6 +204,8 @@ async def last_of_each_key(
             elif loop.time() > until:
                 raise LogUnavailable(f"{access.where}: the queue cannot be read to its end")
             for record in records:
+                if not (record.key or b"").startswith(start):
+                    continue
                 key = (TopicPartition(record.topic, record.partition), record.key or b"")
                 if record.value is None:
                     found.pop(key, None)

@@ -12,7 +12,7 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 from pydantic import SecretStr
 
-from mail.settings import SpoolSettings
+from mail.settings import SettingsError, SpoolSettings
 from mail.spool import SpoolUnavailable
 from mail.spool import objects as objects_module
 from mail.spool.location import Bucket, faults, parse_bucket
@@ -190,6 +190,7 @@ def test_urls_that_are_none(url: str) -> None:
             "GOOGLE_APPLICATION_CREDENTIALS",
         ),
         ({"url": "az://mail", "region": "north"}, "region", "only s3:// has regions"),
+        ({"url": "s3://mail", "region": "eu central"}, "region", "the name of a region"),
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, str], key: str, words: str) -> None:
@@ -220,6 +221,14 @@ def test_the_scheme_chooses_the_store(url: str, kind: type) -> None:
     store = open_store(parse_bucket(url), settings)
     assert isinstance(store, kind)
     assert "aHVzaA" not in repr(store)
+
+
+@pytest.mark.parametrize("secret", ["hush!!", ""])
+def test_credentials_that_are_none_name_the_keys_and_not_the_secret(secret: str) -> None:
+    settings = SpoolSettings(url="az://mail", access_key="me" if secret else "", secret_key=SecretStr(secret))
+    with pytest.raises(SettingsError, match=r'^spool\.url = "az://mail": .*: check spool\.access_key, spool') as caught:
+        open_store(parse_bucket("az://mail"), settings)
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
