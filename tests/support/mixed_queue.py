@@ -10,7 +10,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from eilpost.move.owning import owning
@@ -48,7 +48,7 @@ LOOK_AGAIN = timedelta(milliseconds=200)
 FOREVER = datetime.max.replace(tzinfo=UTC)
 KINDS = (
     "unread", "unread-spooled", "in-hand", "in-hand-spooled", "retry", "waits", "hold", "reported-done",
-    "reported-later", "reported-twice", "settled",
+    "reported-later", "reported-twice", "settled", "two",
 )  # fmt: skip
 
 
@@ -150,6 +150,18 @@ def _records(kind: str, message: Message, data: bytes, kept: Spooled) -> tuple[l
             return [*history, line, Dispatched(delivery, 1, Inline(data))], [later, later]
         case "settled":  # the same, after the router read the report
             return [*history, Dispatched(delivery, 1, Inline(data)), Settled(delivery.id)], [done]
+        case "two":  # one message, two deliveries in two states
+            bob = Address.parse("bob@example.test")
+            envelope = replace(message.envelope, recipients=(Recipient(bob, bob),))
+            other = Delivery(
+                delivery_id(message.queue_id, 2), replace(message, envelope=envelope), ToMailbox("bob@example.test")
+            )
+            return [
+                *history,
+                Pending(delivery, Waiting(soon, Why.RETRY, "later"), kept, 1, LATER, "h"),
+                Pending(other, InHand(now), None),
+                Dispatched(other, 1, Inline(data)),
+            ], []
     raise ValueError(kind)
 
 
