@@ -22,6 +22,7 @@ from typing import Any
 from mail.address import Address, AddressError
 from mail.directory.passwords import hash_password
 from mail.directory.toml import parse_directory
+from mail.plainfile import read_plain
 from mail.settings import SettingsError
 
 _TURN_SECONDS = 10.0  # how long to wait for another editor
@@ -128,7 +129,7 @@ def _find(tables: dict[str, Any], address: Address) -> str | None:
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     """The file's text and tables, once it is one that a server would take. Raises SettingsError, DirectoryUnusable."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_plain(path)[0].decode().replace("\r\n", "\n")
         tables = tomllib.loads(text)
     except OSError as error:
         raise SettingsError(f"directory.url: {path}: {error.strerror}") from None

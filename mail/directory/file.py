@@ -22,6 +22,7 @@ from mail.address import Address, AddressError
 from mail.directory import DirectoryUnusable, Snapshot, User
 from mail.directory.passwords import PasswordChecker, is_hash
 from mail.directory.toml import parse_directory
+from mail.plainfile import read_plain
 from mail.telemetry import DIRECTORY_RELOADS
 
 log = structlog.get_logger()
@@ -115,9 +116,8 @@ def find_user(snapshot: Snapshot, login: str) -> User | None:
 def load(path: Path) -> tuple[Snapshot, _Seen]:
     """The snapshot in the file and the state of the file it was read from. Raises DirectoryUnusable."""
     try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            text = file.read().decode()
+        octets, status = read_plain(path)
+        text = octets.decode()
     except FileNotFoundError as error:
         raise DirectoryUnusable(f"{path}: there is no such file (directory.url names it)") from error
     except OSError as error:
