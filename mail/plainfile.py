@@ -1,5 +1,5 @@
-"""Opens a file where there may be something else: a FIFO would hold a thread for ever, and where others write, a symbolic
-link lead out of the folder. Next: `mail/spool/disk.py`.
+"""Opens a file where there may be something else: a FIFO would hold a thread for ever, and where others write, a
+symbolic link lead out of the folder. Next: `mail/spool/disk.py`.
 """
 
 from __future__ import annotations
