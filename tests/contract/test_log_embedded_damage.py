@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 from pathlib import Path
@@ -12,6 +13,8 @@ import structlog
 
 from mail.log import Down, LogUnavailable, LogUnusable, Usable
 from mail.log.embedded import EmbeddedHistory, EmbeddedLog
+from mail.log.embedded.store import Store
+from mail.log.topics import ShardCounts
 from mail.settings import LogSettings
 from tests.contract.log_contract import routing
 from tests.contract.test_log_embedded import running
@@ -99,3 +102,24 @@ async def test_a_new_file_where_one_was_is_said(tmp_path: Path) -> None:
         async with running(path):
             pass
     assert ["the log is new" in line["event"] for line in lines if line["log_level"] == "warning"] == [True]
+
+
+async def test_a_first_start_on_a_full_disk_names_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.db"
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    create = Store._create
+
+    def cramped(store: Store, counts: ShardCounts) -> None:
+        store._connection.execute("PRAGMA max_page_count = 2")
+        create(store, counts)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(Store, "_create", cramped)
+    with pytest.raises(LogUnusable, match=r"log\.db: the disk is full: make room there, or set log\.url"):
+        await EmbeddedLog(path, LogSettings()).start()
+    monkeypatch.setattr(Store, "_create", create)
+    async with running(path):  # who holds the lock is for people to know; the log works without
+        pass
