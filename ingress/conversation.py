@@ -216,7 +216,8 @@ class Conversation:
         condition = self.door.log.condition()
         if isinstance(condition, Down):
             return replies.NO_SERVICE
-        if isinstance(condition, Full) or not self.door.meter.has_room(mail.size or 1):
+        is_full = isinstance(condition, Full) or self.door.storeroom.full is not None
+        if is_full or not self.door.meter.has_room(mail.size or 1):
             return replies.NO_ROOM
         return None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ingress import policy
 from ingress.accept import Acceptance
 from ingress.pressure import Crowd, Meter
+from ingress.storeroom import Storeroom
 from mail.directory import Directory
 from mail.log import Appender
 from mail.reply import Reply
@@ -38,6 +39,7 @@ class Door:
     acceptance: Acceptance
     crowd: Crowd
     meter: Meter
+    storeroom: Storeroom
     greeting: bytes
     ehlo: bytes
     helo: bytes

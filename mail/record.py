@@ -70,7 +70,8 @@ class Waiting:
 class Pending:
     """One line of the queue: an open delivery. Key: the delivery id. A later line replaces an earlier one.
 
-    `content` is None while the content rides inside `Dispatched`; a waiting line has it spooled.
+    `content` is None while the content rides inside `Dispatched`; a waiting line has it spooled, or inside itself where
+    the spool failed.
     `attempts` counts those reported; `last` is the last reply that was not a success.
     """
 

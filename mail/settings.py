@@ -53,7 +53,9 @@ class LogSettings(Section):
     backlog_max: int = Field(
         1_000_000, ge=1, le=1_000_000_000, description="Records waiting in `accepted` beyond which new mail gets 452."
     )
-    min_free_disk: Size = Field(parse_size("256MiB"), description="Less free disk than this: new mail gets 452.")
+    min_free_disk: Size = Field(
+        parse_size("256MiB"), description="Less free disk than this, of the log or the spool: new mail gets 452."
+    )
 
 
 class SpoolSettings(Section):

@@ -103,7 +103,7 @@ def _on_accepted(queue: MailQueue, fact: Accepted, world: World, now: datetime) 
             delivery = Delivery(delivery_id(queue_id, number), _carrying(message, part), route)
             yield from _set_out(queue, delivery, fact.content, world, now)
     if failures:
-        headers = fact.content.data if isinstance(fact.content, Inline) else world.headers.get(queue_id, b"")
+        headers = _opening(fact.content, queue_id, world)
         yield Event(queue_id, now, Refused(_as_outcomes(failures)))
         yield from _tell_sender(message, failures, headers, f"{queue_id}/accepted", world, now)
     if number == 0:
@@ -116,12 +116,21 @@ def _set_out(queue: MailQueue, delivery: Delivery, content: Content, world: Worl
     addresses = tuple(recipient.address for recipient in message.envelope.recipients)
     waits = _must_wait(queue, delivery, world, now)
     if waits is None:
-        # Inline content rides in Dispatched alone; the queue line never carries a body.
-        yield Pending(delivery, InHand(now), None if isinstance(content, Inline) else content)
+        yield Pending(delivery, InHand(now), _lean(content))
         yield Dispatched(delivery, 1, content)
     else:
         yield Pending(delivery, waits, content)  # the loop spools what is inline before it commits
     yield Event(message.queue_id, now, Routed(delivery.id, delivery.route, addresses, waits))
+
+
+def _lean(content: Content) -> Spooled | None:
+    """The content of a line in hand: what is inline rides in Dispatched alone."""
+    return None if isinstance(content, Inline) else content
+
+
+def _opening(content: Content | None, queue_id: QueueId, world: World) -> bytes:
+    """The message's first bytes, for a report."""
+    return content.data if isinstance(content, Inline) else world.headers.get(queue_id, b"")
 
 
 def _must_wait(queue: MailQueue, delivery: Delivery, world: World, now: datetime) -> Waiting | None:
@@ -202,7 +211,7 @@ def _on_due(queue: MailQueue, fact: Due, world: World, now: datetime) -> Iterato
     if isinstance(hop, Reply) or content is None:
         reply = hop if isinstance(hop, Reply) else CONTENT_LOST
         failures = [Failure(recipient, reply) for recipient in message.envelope.recipients]
-        headers = world.headers.get(queue_id, b"")
+        headers = _opening(content, queue_id, world)
         yield Settled(line.delivery.id)
         yield Event(queue_id, now, Refused(_as_outcomes(failures)))
         yield from _tell_sender(message, failures, headers, f"{line.delivery.id}/{line.attempts}/due", world, now)
@@ -213,7 +222,7 @@ def _on_due(queue: MailQueue, fact: Due, world: World, now: datetime) -> Iterato
     if waits is not None:
         yield replace(line, delivery=delivery, state=waits)
         return
-    yield replace(line, delivery=delivery, state=InHand(now))
+    yield replace(line, delivery=delivery, state=InHand(now), content=_lean(content))
     yield Dispatched(delivery, line.attempts + 1, content)
     yield Event(queue_id, now, Resumed(delivery.id, line.attempts + 1, hop))
 

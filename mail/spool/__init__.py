@@ -39,5 +39,5 @@ class Spool(Protocol):
         ...
 
     async def free_bytes(self) -> int | None:
-        """Room left, or None where that has no meaning."""
+        """Room left, or None where that has no meaning. Raises SpoolUnavailable while nothing can be kept."""
         ...

@@ -55,15 +55,14 @@ class DiskSpool:
         self._writer: asyncio.Task[None] | None = None
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="spool")
         self._large = asyncio.Semaphore(_THREADS - 1)  # a thread is left for packs and reads
+        self._failed = False  # the last write did
         self._written = SPOOL_BYTES.labels("written")
         self._read = SPOOL_BYTES.labels("read")
         try:
             self._tmp.mkdir(parents=True, exist_ok=True)
             _fsync_directory(path.absolute().parent)
             _fsync_directory(path)
-            probe = self._tmp / str(new_queue_id())
-            probe.write_bytes(b"")
-            probe.unlink()
+            self._probe()
         except OSError as error:
             raise self._unavailable("open", error) from error
 
@@ -89,7 +88,7 @@ class DiskSpool:
         return await self._in_thread("sweep", lambda: self._sweep(older_than, datetime.now(UTC)))
 
     async def free_bytes(self) -> int | None:
-        return await self._in_thread("look at", lambda: shutil.disk_usage(self._path).free)
+        return await self._in_thread("look at", self._look)
 
     async def close(self) -> None:
         """Finish what is being written. Idempotent."""
@@ -142,6 +141,21 @@ class DiskSpool:
 
     # In a thread from here on.
 
+    def _look(self) -> int:
+        if self._failed:  # not each trouble shows in what is free: a quota, a disk that turned read-only
+            self._probe(b"?" * 4096)
+            self._failed = False
+        return shutil.disk_usage(self._path).free
+
+    def _probe(self, content: bytes = b"") -> None:
+        probe = self._tmp / str(new_queue_id())
+        try:
+            with open(probe, "xb", buffering=0) as file:
+                _write_all(file.fileno(), content)
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+
     def _write(self, contents: Sequence[bytes]) -> list[Spooled]:
         file_name = str(new_queue_id())
         hour_name = datetime.now(UTC).strftime(_HOUR)
@@ -153,9 +167,11 @@ class DiskSpool:
                 os.fsync(file.fileno())
             self._publish(tmp, hour, file_name)
         except OSError:
+            self._failed = True
             with suppress(OSError):
                 tmp.unlink()
             raise
+        self._failed = False
         self._written.inc(sum(map(len, contents)))
         kept, offset = [], 0
         for content in contents:

@@ -48,6 +48,13 @@ class HeldSpool:
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
         self.error: Exception | None = None
+        self.free: int | None = None
+        self.out_of_order: Exception | None = None  # seen by who asks for room
+
+    async def free_bytes(self) -> int | None:
+        if self.out_of_order is not None:
+            raise self.out_of_order
+        return self.free
 
     async def keep(self, content: bytes) -> Spooled:
         if self.error is not None:
@@ -136,7 +143,7 @@ class Running:
             spool_settings=SpoolSettings(),
             log_settings=LogSettings(),
             log=self.log,
-            spool=self.spool,  # type: ignore[arg-type]  # ingress only keeps
+            spool=self.spool,  # type: ignore[arg-type]  # ingress only keeps, and asks for room
             directory=self.directory,
             resolver=self.resolver,
         )
