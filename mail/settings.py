@@ -160,7 +160,7 @@ class RouterSettings(Section):
     recipients_per_delivery: int = Field(
         100, ge=1, le=10_000, description="Recipients in one transaction (RFC 5321 section 4.5.3.1.8)."
     )
-    batch: int = Field(200, ge=1, le=100_000, description="Inputs decided on in one commit.")
+    batch: int = Field(200, ge=1, le=100_000, description="Inputs decided on in one commit, at most.")
     alias_depth: int = Field(20, ge=1, le=1000, description="Aliases of aliases, at most.")
 
 

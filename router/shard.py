@@ -29,6 +29,7 @@ from mail.spool import Spool, SpoolUnavailable
 from router.bodies import Bodies
 from router.decide import Due, Fact, decide, quotes
 from router.mailqueue import MailQueue
+from router.portion import Portion
 from router.putaside import put_aside
 from router.resolve import Questions, domains_in_question, read_headers
 from router.tally import Tally
@@ -40,6 +41,7 @@ IDLE_WAIT = timedelta(seconds=1)  # an idle shard looks up this often: gauges, s
 BACKOFF_FIRST = 0.1  # seconds before a failed batch is tried again, doubled each time
 BACKOFF_MAX = 5.0
 SHOWN_MAX = 20  # addresses in one line of the log
+TURN = 200  # records decided on, or told of, before others have their turn
 
 
 def utc_now() -> datetime:
@@ -61,7 +63,7 @@ class Tools:
 
 async def tend(shard: RouterShard, tools: Tools, stop: asyncio.Event) -> None:
     """Route the shard's mail until it is lost or `stop` is set."""
-    bodies = Bodies(tools.spool)
+    bodies, portion = Bodies(tools.spool), Portion(tools.batch)
     backoff = BACKOFF_FIRST
     must_rewind = bug = False
     while True:
@@ -76,7 +78,7 @@ async def tend(shard: RouterShard, tools: Tools, stop: asyncio.Event) -> None:
             log.debug("shard ready", shard=shard.number, deliveries=len(queue))
             wait = timedelta(0)
             while True:
-                wait = await _route_batch(shard, queue, bodies, tools, wait)
+                wait = await _route_batch(shard, queue, bodies, portion, tools, wait)
                 backoff = BACKOFF_FIRST
         except ShardLost:
             return
@@ -102,10 +104,19 @@ async def _replay(shard: RouterShard) -> MailQueue:
 
 
 async def _route_batch(
-    shard: RouterShard, queue: MailQueue, bodies: Bodies, tools: Tools, wait: timedelta
+    shard: RouterShard, queue: MailQueue, bodies: Bodies, portion: Portion, tools: Tools, wait: timedelta
 ) -> timedelta:
     """One batch, from the inputs to the commit. Returns how long the next one may wait for inputs."""
-    entries = await shard.take(tools.batch, wait)
+    entries: list[Entry[Accepted] | Entry[Attempted]] = []
+    snapshot = tools.directory.snapshot
+    portion.begin()
+    while step := portion.step:
+        more = await shard.take(step, timedelta(0) if entries else wait)
+        for entry in more:
+            portion.add(entry.record, snapshot, tools.policy.alias_depth)
+        entries += more
+        if len(more) < step:
+            break
     due = await _decide_and_commit(shard, queue, bodies, tools, entries, tools.batch)
     if due == tools.batch:
         return timedelta(0)  # more may be due
@@ -156,14 +167,14 @@ async def _decide_and_commit(
     accepted = [entry.record for entry in entries if isinstance(entry.record, Accepted)]
     world = World(tools.policy, tools.directory.snapshot)
     for report in attempted:
-        batch.decide(report, world)
+        await batch.decide(report, world)
     due = [Due(delivery_id) for delivery_id in queue.due(now, tools.policy.limits, due_max)] if due_max else []
     if picked is not None:
         picked += [fact.delivery_id for fact in due]
     world = await _look_up(queue, accepted, due, world, tools, now)
     facts: list[Fact] = [*due, *accepted]
     for fact in facts:
-        batch.decide(fact, world)
+        await batch.decide(fact, world)
     if batch.outputs or entries:
         await _commit(shard, bodies, tools, batch, entries, began)
     else:
@@ -183,7 +194,7 @@ async def _commit(
     await shard.commit(batch.outputs, entries)
     try:  # it is done, whatever goes wrong in telling of it
         tools.publish(shard.number, batch.tally, batch.queue, perf_counter() - began)
-        _log_history(batch.outputs)
+        await _log_history(batch.outputs)
     except Exception:
         log.exception("not told", shard=shard.number)
     batch.queue.tidy()
@@ -213,13 +224,15 @@ class _Batch:
         self.outputs: list[Record] = []
         self.tally = Tally()
 
-    def decide(self, fact: Fact, world: World) -> None:
+    async def decide(self, fact: Fact, world: World) -> None:
         queue = self.queue
         line = None if isinstance(fact, Accepted) else queue.line(fact.delivery_id)
         first = len(self.outputs)
         for record in decide(queue, fact, world, self._now):
             queue.apply(record)
             self.outputs.append(record)
+            if len(self.outputs) % TURN == 0:
+                await asyncio.sleep(0)
         self.tally.note(fact, line, self.outputs[first:], self._now)
 
     def put_aside(self, fact: Fact, reason: str, policy: Policy) -> None:
@@ -237,10 +250,12 @@ def _name_of(fact: Fact) -> str:
     return fact.message.queue_id if isinstance(fact, Accepted) else fact.delivery_id
 
 
-def _log_history(outputs: Sequence[Record]) -> None:
+async def _log_history(outputs: Sequence[Record]) -> None:
     """One line per delivery that was made, and per report, with the last reply it is about."""
     failure: Reply | None = None
-    for record in outputs:
+    for number, record in enumerate(outputs, 1):
+        if number % TURN == 0:
+            await asyncio.sleep(0)
         if not isinstance(record, Event):
             continue
         what = record.what

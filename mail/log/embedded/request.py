@@ -26,7 +26,7 @@ FULL = "{}: the disk is full: make room there, or set log.url to a file on anoth
 class Request(Generic[T]):
     """A change or a question (exactly one of them), and the future that is told."""
 
-    __slots__ = ("answer", "ask", "change", "deadline", "error", "future", "late", "records")
+    __slots__ = ("answer", "ask", "change", "deadline", "error", "future", "late", "patient", "records")
 
     def __init__(
         self, future: asyncio.Future[T], deadline: float, change: Change | None, ask: Callable[[Store], T] | None
@@ -37,6 +37,7 @@ class Request(Generic[T]):
         self.ask = ask
         self.records: Sequence[Any] = ()  # what the change's entries say, for those who wait for them
         self.late = False  # its asker was told that it is not known; if it still waits, it is not made
+        self.patient = False  # its asker waits for as long as it takes
         self.answer: Any = None
         self.error: Exception | None = None
 
