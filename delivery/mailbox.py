@@ -8,6 +8,8 @@ Next: `mailstore/mailboxes.py`.
 
 from __future__ import annotations
 
+import asyncio
+
 import structlog
 
 from mail.directory import Directory
@@ -25,6 +27,8 @@ KEPT_BEFORE = Reply(250, "2.0.0", "Kept in the mailbox before; this second copy 
 USER_GONE = Reply(550, "5.1.1", "The mailbox does not exist any more")
 MAILBOX_FULL = Reply(452, "4.2.2", "The mailbox is full")
 STORE_UNAVAILABLE = Reply(451, "4.3.0", "The mail store does not answer")
+
+KEEP_SECONDS = 30.0  # three times as long as a mailbox store waits for one lock
 
 
 class MailboxCourier:
@@ -47,9 +51,14 @@ class MailboxCourier:
         lines = [f"Return-Path: <{sender if sender is not None else ''}>\r\n"]
         lines += [f"Delivered-To: {address}\r\n" for address in dict.fromkeys(recipients)]
         try:
-            new = await self._mailboxes.keep(
-                route.owner, delivery.id, "".join(lines).encode() + content, user.quota_bytes
-            )
+            async with asyncio.timeout(KEEP_SECONDS):
+                new = await self._mailboxes.keep(
+                    route.owner, delivery.id, "".join(lines).encode() + content, user.quota_bytes
+                )
+        except TimeoutError:
+            # It may be kept all the same; the next attempt finds out, by the delivery id.
+            log.warning("mail store silent", queue_id=delivery.message.queue_id, seconds=KEEP_SECONDS)
+            return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
         except MailboxFull:
             return tuple(Deferred(address, MAILBOX_FULL) for address in recipients)
         except MailboxUnavailable as error:

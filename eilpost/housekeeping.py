@@ -2,8 +2,8 @@
 
 It never touches mail that is not settled: what may go is decided by the log (`purge`), and by the spool's age limit,
 which is longer than the queue lifetime. But nodes may have been down for longer than that, and clocks jump: nothing
-goes that is younger than the oldest message still in the queue, and nothing at all in the first hour, in which what
-was accepted before comes into the queue. A chore that fails is logged and tried again at its next turn.
+goes that is younger than the oldest message still in the queue, or than the oldest record nobody has read yet. A
+chore that fails is logged and tried again at its next turn.
 Next: `eilpost/onebox.py`.
 """
 
@@ -30,6 +30,7 @@ log = structlog.get_logger()
 MEASURE_EVERY = timedelta(seconds=5)
 PURGE_EVERY = timedelta(seconds=30)
 SWEEP_EVERY = timedelta(hours=1)
+OUT_OF_ORDER = timedelta(hours=1)  # records stand about in the order of their messages; clocks differ
 
 
 class Housekeeping:
@@ -57,6 +58,10 @@ class Housekeeping:
 
     async def sweep(self) -> None:
         older_than = datetime.now(UTC) - self._settings.expire
+        # The records first: what leaves them meanwhile is in the queue.
+        unread = await self._log.oldest_unconsumed()
+        if unread is not None:
+            older_than = min(older_than, unread - OUT_OF_ORDER)
         async for line in self._log.open_lines():
             older_than = min(older_than, line.delivery.message.received)
         gone = await self._spool.sweep(older_than)

@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import assert_never
 
 from mail.address import Address
-from mail.message import Content, DeliveryId, Message, QueueId, Spooled
+from mail.message import Content, DeliveryId, Message, QueueId, Spooled, queue_id_of, queue_id_time
 from mail.outcome import Outcome
 from mail.reply import Reply
 from mail.route import Route
@@ -187,4 +188,19 @@ class Event:
 
 
 QueueLine = Pending | Settled
+
+
+def received_time(record: Accepted | Dispatched | Attempted) -> datetime:
+    """When the message a record is about was received; of a report only its queue id says so."""
+    match record:
+        case Accepted():
+            return record.message.received
+        case Dispatched():
+            return record.delivery.message.received
+        case Attempted():
+            return queue_id_time(queue_id_of(record.delivery_id))
+        case _:
+            assert_never(record)
+
+
 Record = Accepted | Pending | Settled | Dispatched | Attempted | Event

@@ -1,7 +1,8 @@
 """Where a delivery goes: a mailbox here, a fixed relay, or the MX site of a domain.
 
 A *site* is the name under which deliveries share connections, windows and back-off: two domains with the same MX hosts
-are one site. Pure values. Next: `mail/outcome.py`.
+are one site. Which worker carries a delivery is another question (`partition_key` in `mail/log/topics.py`). Pure
+values. Next: `mail/outcome.py`.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class IngressSettings(Section):
     )
     max_size: Size = Field(parse_size("25MiB"), description="A larger message is refused (552 5.3.4).")
     max_recipients: int = Field(
-        1000, ge=100, le=100_000, description="Recipients in one message; RFC 5321 asks for at least 100."
+        1000, ge=100, le=10_000, description="Recipients in one message; RFC 5321 asks for at least 100."
     )
     max_connections: int = Field(
         1000, ge=1, le=1_000_000, description="Open connections, all clients together; more get 421."
@@ -158,7 +158,7 @@ class RouterSettings(Section):
         parse_size("16MiB"), description="Bytes of one site in hand; at least one delivery always is."
     )
     recipients_per_delivery: int = Field(
-        100, ge=1, le=10_000, description="Recipients in one transaction (RFC 5321 section 4.5.3.1.8)."
+        100, ge=1, le=1000, description="Recipients in one transaction (RFC 5321 section 4.5.3.1.8)."
     )
     batch: int = Field(200, ge=1, le=100_000, description="Inputs decided on in one commit, at most.")
     alias_depth: int = Field(20, ge=1, le=1000, description="Aliases of aliases, at most.")

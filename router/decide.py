@@ -51,6 +51,9 @@ from router.world import World
 CONTENT_LOST = Reply(554, "5.3.0", "The content of the message is lost")  # ours; never seen
 # Recipients in one report, so that it stays small enough to ride in its record, whatever the next hops said.
 REPORTED_MAX = 50
+TOLD_MAX = (
+    200  # recipients in one line of the history: a record has a size it may not pass (1 MiB in Kafka, by default)
+)
 NO_OUTCOME = Reply(451, "4.3.0", "The attempt was reported without a result")
 
 
@@ -104,7 +107,7 @@ def _on_accepted(queue: MailQueue, fact: Accepted, world: World, now: datetime) 
             yield from _set_out(queue, delivery, fact.content, world, now)
     if failures:
         headers = _opening(fact.content, queue_id, world)
-        yield Event(queue_id, now, Refused(_as_outcomes(failures)))
+        yield from _refused(queue_id, failures, now)
         yield from _tell_sender(message, failures, headers, f"{queue_id}/accepted", world, now)
     if number == 0:
         yield Event(queue_id, now, Closed())
@@ -190,7 +193,7 @@ def _on_attempted(queue: MailQueue, fact: Attempted, world: World, now: datetime
         Tried(delivery.id, fact.number, tuple(outcomes), fact.started, fact.duration, due),
     )
     if given_up:
-        yield Event(message.queue_id, now, Refused(_as_outcomes(given_up)))
+        yield from _refused(message.queue_id, given_up, now)
     if failures or given_up:
         seed = f"{delivery.id}/{fact.number}"
         yield from _tell_sender(message, failures + given_up, fact.headers, seed, world, now)
@@ -213,7 +216,7 @@ def _on_due(queue: MailQueue, fact: Due, world: World, now: datetime) -> Iterato
         failures = [Failure(recipient, reply) for recipient in message.envelope.recipients]
         headers = _opening(content, queue_id, world)
         yield Settled(line.delivery.id)
-        yield Event(queue_id, now, Refused(_as_outcomes(failures)))
+        yield from _refused(queue_id, failures, now)
         yield from _tell_sender(message, failures, headers, f"{line.delivery.id}/{line.attempts}/due", world, now)
         yield from _close(queue, queue_id, now)
         return
@@ -305,15 +308,15 @@ def _tell_sender(
     """The report or reports about `failures`, unless there is no sender, or none who wants it."""
     if message.envelope.reverse_path is None:
         # RFC 5321 section 4.5.5: nobody is told about a notification; it is discarded.
-        yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in failures), None))
+        for part in _parts(failures, TOLD_MAX):
+            yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in part), None))
         return
     # RFC 3461 section 4.1: without NOTIFY the sender is told of failures; NEVER and a list without FAILURE say no.
     wanted = [f for f in failures if f.recipient.notify is None or Notify.FAILURE in f.recipient.notify]
     if not wanted:
         return
-    for start in range(0, len(wanted), REPORTED_MAX):
-        part = wanted[start : start + REPORTED_MAX]
-        dsn_id = derived_queue_id(now, f"{seed}/{start}")
+    for number, part in enumerate(_parts(wanted, REPORTED_MAX)):
+        dsn_id = derived_queue_id(now, f"{seed}/{number * REPORTED_MAX}")
         yield failure_report(message, part, headers, world.policy.hostname, dsn_id, now)
         yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in part), dsn_id))
 
@@ -334,8 +337,16 @@ def _said(last: Deferred) -> str:
     return str(last.reply) if last.remote is None else f"{last.remote} said {last.reply}"
 
 
-def _as_outcomes(failures: Sequence[Failure]) -> tuple[Outcome, ...]:
-    return tuple(Failed(failure.recipient.address, failure.reply, failure.remote) for failure in failures)
+def _refused(queue_id: QueueId, failures: Sequence[Failure], now: datetime) -> Iterator[Event]:
+    """The history of what the router itself failed."""
+    for part in _parts(failures, TOLD_MAX):
+        outcomes = tuple(Failed(failure.recipient.address, failure.reply, failure.remote) for failure in part)
+        yield Event(queue_id, now, Refused(outcomes))
+
+
+def _parts(failures: Sequence[Failure], most: int) -> Iterator[Sequence[Failure]]:
+    for start in range(0, len(failures), most):
+        yield failures[start : start + most]
 
 
 def _carrying(message: Message, recipients: tuple[Recipient, ...]) -> Message:

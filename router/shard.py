@@ -21,7 +21,7 @@ import structlog
 
 from mail.directory import Directory
 from mail.log import Entry, LogUnavailable, LogUnusable, RouterShard, ShardLost
-from mail.message import DeliveryId, Spooled
+from mail.message import DeliveryId, QueueId, Spooled
 from mail.outcome import Failed
 from mail.record import Accepted, Attempted, Bounced, Event, Record, Refused, Routed, Tried
 from mail.reply import Reply
@@ -31,6 +31,7 @@ from router.decide import Due, Fact, decide, quotes
 from router.mailqueue import MailQueue
 from router.portion import Portion
 from router.putaside import put_aside
+from router.recent import Recent
 from router.resolve import Questions, domains_in_question, read_headers
 from router.tally import Tally
 from router.world import Policy, World
@@ -61,9 +62,20 @@ class Tools:
     now: Callable[[], datetime] = field(default=utc_now)
 
 
+class _Ours:
+    """What a shard's loop keeps while it owns the shard, whatever becomes of the queue in memory."""
+
+    def __init__(self, shard: RouterShard, tools: Tools) -> None:
+        self.shard = shard
+        self.tools = tools
+        self.bodies = Bodies(tools.spool)
+        self.portion = Portion(tools.batch)
+        self.recent = Recent()
+
+
 async def tend(shard: RouterShard, tools: Tools, stop: asyncio.Event) -> None:
     """Route the shard's mail until it is lost or `stop` is set."""
-    bodies, portion = Bodies(tools.spool), Portion(tools.batch)
+    ours = _Ours(shard, tools)
     backoff = BACKOFF_FIRST
     must_rewind = bug = False
     while True:
@@ -72,13 +84,13 @@ async def tend(shard: RouterShard, tools: Tools, stop: asyncio.Event) -> None:
                 await shard.rewind()
                 must_rewind = False
             if bug:
-                await _route_singly(shard, bodies, tools)
+                await _route_singly(ours)
                 bug = False
             queue = await _replay(shard)
             log.debug("shard ready", shard=shard.number, deliveries=len(queue))
             wait = timedelta(0)
             while True:
-                wait = await _route_batch(shard, queue, bodies, portion, tools, wait)
+                wait = await _route_batch(ours, queue, wait)
                 backoff = BACKOFF_FIRST
         except ShardLost:
             return
@@ -103,37 +115,44 @@ async def _replay(shard: RouterShard) -> MailQueue:
     return queue
 
 
-async def _route_batch(
-    shard: RouterShard, queue: MailQueue, bodies: Bodies, portion: Portion, tools: Tools, wait: timedelta
-) -> timedelta:
+async def _route_batch(ours: _Ours, queue: MailQueue, wait: timedelta) -> timedelta:
     """One batch, from the inputs to the commit. Returns how long the next one may wait for inputs."""
-    entries: list[Entry[Accepted] | Entry[Attempted]] = []
-    snapshot = tools.directory.snapshot
-    portion.begin()
-    while step := portion.step:
-        more = await shard.take(step, timedelta(0) if entries else wait)
-        for entry in more:
-            portion.add(entry.record, snapshot, tools.policy.alias_depth)
-        entries += more
-        if len(more) < step:
-            break
-    due = await _decide_and_commit(shard, queue, bodies, tools, entries, tools.batch)
+    tools = ours.tools
+    entries = await _take(ours, wait)
+    due = await _decide_and_commit(ours, queue, entries, tools.batch)
     if due == tools.batch:
         return timedelta(0)  # more may be due
     next_due = queue.next_due()
     return IDLE_WAIT if next_due is None else min(max(next_due - tools.now(), timedelta(0)), IDLE_WAIT)
 
 
-async def _route_singly(shard: RouterShard, bodies: Bodies, tools: Tools) -> None:
+async def _take(ours: _Ours, wait: timedelta) -> list[Entry[Accepted] | Entry[Attempted]]:
+    """The inputs of one commit: a few at a time, until what follows from them is enough."""
+    portion, tools = ours.portion, ours.tools
+    entries: list[Entry[Accepted] | Entry[Attempted]] = []
+    snapshot = tools.directory.snapshot
+    portion.begin()
+    while step := portion.step:
+        more = await ours.shard.take(step, timedelta(0) if entries else wait)
+        for entry in more:
+            portion.add(entry.record, snapshot, tools.policy.alias_depth)
+        entries += more
+        if len(more) < step:
+            break
+    return entries
+
+
+async def _route_singly(ours: _Ours) -> None:
     """After a bug: one fact at a time, each in a commit of its own; one that cannot be decided on is put aside. As many
     as may have been in the batch that failed, then the usual way again.
     """
+    shard, tools = ours.shard, ours.tools
     queue = await _replay(shard)
     for _ in range(2 * tools.batch):
         entries = await shard.take(1, timedelta(0))
         due: list[DeliveryId] = []
         try:
-            if await _decide_and_commit(shard, queue, bodies, tools, entries, 0 if entries else 1, due) + len(entries):
+            if await _decide_and_commit(ours, queue, entries, 0 if entries else 1, due) + len(entries):
                 continue
             return
         except (ShardLost, LogUnavailable, LogUnusable, SpoolUnavailable):
@@ -145,14 +164,12 @@ async def _route_singly(shard: RouterShard, bodies: Bodies, tools: Tools) -> Non
             batch = _Batch(queue, tools.now())
             for fact in facts:
                 batch.put_aside(fact, f"A bug of the router ({type(bug).__name__}); see its log", tools.policy)
-            await _commit(shard, bodies, tools, batch, entries, perf_counter())
+            await _commit(ours, batch, entries, perf_counter())
 
 
 async def _decide_and_commit(
-    shard: RouterShard,
+    ours: _Ours,
     queue: MailQueue,
-    bodies: Bodies,
-    tools: Tools,
     entries: Sequence[Entry[Accepted] | Entry[Attempted]],
     due_max: int,
     picked: list[DeliveryId] | None = None,
@@ -161,10 +178,11 @@ async def _decide_and_commit(
     they are decided on.
     """
     began = perf_counter()
+    tools = ours.tools
     now = tools.now()
     batch = _Batch(queue, now)
     attempted = [entry.record for entry in entries if isinstance(entry.record, Attempted)]
-    accepted = [entry.record for entry in entries if isinstance(entry.record, Accepted)]
+    accepted = _without_repeats([e.record for e in entries if isinstance(e.record, Accepted)], ours.recent, batch.tally)
     world = World(tools.policy, tools.directory.snapshot)
     for report in attempted:
         await batch.decide(report, world)
@@ -176,22 +194,19 @@ async def _decide_and_commit(
     for fact in facts:
         await batch.decide(fact, world)
     if batch.outputs or entries:
-        await _commit(shard, bodies, tools, batch, entries, began)
+        await _commit(ours, batch, entries, began)
     else:
-        tools.publish(shard.number, batch.tally, queue, 0.0)
+        tools.publish(ours.shard.number, batch.tally, queue, 0.0)
     return len(due)
 
 
 async def _commit(
-    shard: RouterShard,
-    bodies: Bodies,
-    tools: Tools,
-    batch: _Batch,
-    entries: Sequence[Entry[Accepted] | Entry[Attempted]],
-    began: float,
+    ours: _Ours, batch: _Batch, entries: Sequence[Entry[Accepted] | Entry[Attempted]], began: float
 ) -> None:
-    await bodies.settle(batch.outputs, batch.queue)
+    shard, tools = ours.shard, ours.tools
+    await ours.bodies.settle(batch.outputs, batch.queue)
     await shard.commit(batch.outputs, entries)
+    ours.recent.add((e.record.message.queue_id for e in entries if isinstance(e.record, Accepted)), tools.now())
     try:  # it is done, whatever goes wrong in telling of it
         tools.publish(shard.number, batch.tally, batch.queue, perf_counter() - began)
         await _log_history(batch.outputs)
@@ -244,6 +259,18 @@ class _Batch:
             self.outputs.append(record)
         with suppress(Exception):  # perhaps that is where the bug is
             self.tally.note(fact, line, self.outputs[first:], self._now)
+
+
+def _without_repeats(accepted: Sequence[Accepted], recent: Recent, tally: Tally) -> list[Accepted]:
+    """Those that were not taken a moment ago, or twice in this batch: the same append, made twice."""
+    first: dict[QueueId, Accepted] = {}
+    for fact in accepted:
+        queue_id = fact.message.queue_id
+        if queue_id in recent or queue_id in first:
+            tally.duplicates += 1
+        else:
+            first[queue_id] = fact
+    return list(first.values())
 
 
 def _name_of(fact: Fact) -> str:

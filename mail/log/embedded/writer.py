@@ -141,9 +141,7 @@ class Writer:
                 self._let_in()
 
     def change(self, change: Change, records: Sequence[Any] = (), *, patient: bool = False) -> asyncio.Future[None]:
-        """Ask for a change to be durable; `records` go to `arrived` with the ids of the change's entries. Who is
-        `patient` is answered when it is known, however late.
-        """
+        """Make a change durable; `records` go to `arrived` with the ids of its entries; the `patient` have no deadline."""
         request: Request[None] = self._request(change, None)
         request.patient, request.records = patient, records
         self._waiting_bytes += change.size_bytes
@@ -308,7 +306,8 @@ class Writer:
         try:
             if changes:
                 ids = self._opened().commit(changes)
-                backlog = self._opened().backlog
+            if self._store is not None:  # it answers, also where all came too late: else nobody would ask it again
+                backlog = self._store.backlog
         except Exception as error:
             self._lost(error)
             for request in wanted:

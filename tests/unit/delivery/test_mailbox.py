@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
 from delivery.mailbox import MailboxCourier
 from mail.directory import Snapshot, User
 from mail.directory.static import StaticDirectory
@@ -66,3 +70,16 @@ async def test_troubles_of_a_mailbox() -> None:
     (outcome,) = await postman(Box()).carry(delivery(mailbox("bob@example.test"), "bob@example.test"), CONTENT)
     assert isinstance(outcome, Failed)
     assert outcome.reply.enhanced == "5.1.1"
+
+
+async def test_a_store_that_does_not_answer_defers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Box):
+        async def keep(self, *_: object) -> bool:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr("delivery.mailbox.KEEP_SECONDS", 0.05)
+    async with asyncio.timeout(5):
+        (outcome,) = await postman(Silent()).carry(delivery(mailbox(), "alice@example.test"), CONTENT)
+    assert isinstance(outcome, Deferred)
+    assert outcome.reply.enhanced == "4.3.0"
