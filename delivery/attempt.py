@@ -32,6 +32,7 @@ NO_SPOOL = Reply(451, "4.3.0", "The spool that holds the message does not answer
 
 # How much of the message a report may quote.
 HEADERS_BYTES = 65536
+SOON_SECONDS = 60.0
 _SPOOL_BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -43,6 +44,11 @@ class Carriage:
     started: datetime
     seconds: float
     content: bytes
+
+    @property
+    def answered(self) -> bool:
+        """The next hop said something about a recipient, and soon: it is none that holds on to whoever calls."""
+        return self.seconds <= SOON_SECONDS and any(outcome.remote is not None for outcome in self.outcomes)
 
 
 class Attempts:

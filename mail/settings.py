@@ -176,7 +176,13 @@ class DeliverySettings(Section):
         20, ge=1, le=100_000, description="Connections to one site; reached by slow start."
     )
     connections: int = Field(500, ge=1, le=1_000_000, description="Connections, all sites together.")
-    in_flight: int = Field(500, ge=1, le=1_000_000, description="Deliveries this process works on at the same time.")
+    in_flight: int = Field(
+        500,
+        ge=1,
+        le=1_000_000,
+        description="Deliveries to other servers this process works on at the same time, sites that have not answered "
+        "lately at most half of them; mailboxes have half as many places of their own.",
+    )
     in_flight_bytes: Size = Field(parse_size("64MiB"), description="Their content in memory.")
     idle: Duration = Field(parse_duration("5s"), description="An unused connection is closed after this time.")
     messages_per_connection: int = Field(1000, ge=1, le=1_000_000, description="Then a new one is made.")

@@ -133,7 +133,12 @@ async def _take(ours: _Ours, wait: timedelta) -> list[Entry[Accepted] | Entry[At
     snapshot = tools.directory.snapshot
     portion.begin()
     while step := portion.step:
-        more = await ours.shard.take(step, timedelta(0) if entries else wait)
+        try:
+            more = await ours.shard.take(step, timedelta(0) if entries else wait)
+        except ShardLost:
+            if not entries:
+                raise
+            break  # what is in hand is finished
         for entry in more:
             portion.add(entry.record, snapshot, tools.policy.alias_depth)
         entries += more

@@ -141,7 +141,7 @@ class Writer:
                 self._let_in()
 
     def change(self, change: Change, records: Sequence[Any] = (), *, patient: bool = False) -> asyncio.Future[None]:
-        """Make a change durable; `records` go to `arrived` with the ids of its entries; the `patient` have no deadline."""
+        """Make a change durable; `records` go to `arrived` with the ids of its entries; the `patient` wait for ever."""
         request: Request[None] = self._request(change, None)
         request.patient, request.records = patient, records
         self._waiting_bytes += change.size_bytes
