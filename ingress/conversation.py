@@ -68,6 +68,10 @@ class Wire(Protocol):
         """Send the 354 and wait for the final dot. False: the client went away without it."""
         ...
 
+    def has_room(self, octets: int) -> bool:
+        """Whether there is memory for content of that size."""
+        ...
+
     @property
     def content_found_no_room(self) -> bool:
         """The content was dropped because too much was in flight, not because it was too large."""
@@ -217,7 +221,7 @@ class Conversation:
         if isinstance(condition, Down):
             return replies.NO_SERVICE
         is_full = isinstance(condition, Full) or self.door.storeroom.full is not None
-        if is_full or not self.door.meter.has_room(mail.size or 1):
+        if is_full or not self.wire.has_room(mail.size or 1):
             return replies.NO_ROOM
         return None
 
@@ -269,7 +273,7 @@ class Conversation:
             self.say(replies.HELLO_FIRST if self.helo is None else replies.MAIL_FIRST)
         elif not self._recipients:
             self.say(replies.NO_VALID_RECIPIENTS if self._rcpt_refused else replies.RCPT_FIRST)
-        elif not self.door.meter.has_room(mail.size or 1):
+        elif not self.wire.has_room(mail.size or 1):
             self.refuse(replies.NO_ROOM, sender=_text(mail.reverse_path))
         else:
             self.say(replies.GO_AHEAD)

@@ -123,7 +123,13 @@ class IngressSettings(Section):
         50, ge=1, le=1000, description="Received lines beyond which a message is taken for a loop (554 5.4.6)."
     )
     bytes_in_flight: Size = Field(
-        parse_size("128MiB"), description="Content in memory, all sessions together; beyond it: 452 4.3.1."
+        parse_size("128MiB"),
+        description="Content in memory, all sessions together; beyond it, content that comes slowly is cut with 421, "
+        "and where there is none, new mail gets 452 4.3.1.",
+    )
+    bytes_in_flight_per_client: Size = Field(
+        parse_size("32MiB"),
+        description="Of it, from one address; one message of max_size always fits. Relay networks are exempt.",
     )
     sender_domain_must_resolve: bool = Field(
         True,
