@@ -143,6 +143,11 @@ class Seat:
     def start(self) -> None:
         self._capacity.start()
 
+    def linger(self, job: Job, *, answered: bool) -> None:
+        """It is carried, and waits for the spool before it can be reported: its place may be another's."""
+        if self._capacity.inflight.linger(job, answered=answered):
+            self._capacity.changed()
+
     def done(self, job: Job, *, answered: bool) -> None:
         """`answered`: its site has, and soon: it may have more."""
         self._capacity.inflight.done(job, answered=answered)

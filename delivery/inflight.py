@@ -7,7 +7,8 @@ has two places, and all strangers together have half of them and half of the mem
 and halves when it does not (a tarpit never earns one); the last places, and some of the memory, are for sites that
 have nothing at work. A site that was *chosen* (a relay) is never a stranger, and one *apart* (the mailboxes) has
 places of its own, which no other can take. Each entry belongs to an *owner* (a shard), which may leave at any time and
-takes along only what it has parked. Knows nothing of mail: items and owners are anything. Next: `delivery/capacity.py`.
+takes along only what it has parked. What is carried and only waits to be reported *lingers*, without a place. Knows
+nothing of mail: items and owners are anything. Next: `delivery/capacity.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ O = TypeVar("O", bound=Hashable)  # noqa: E741  who parks it
 T = TypeVar("T")
 
 START_SHARE = 2  # of a stranger
+LINGERING = 4  # times as many as there are places
 CHOSEN_SHARE = 8  # of a site that was chosen, at first
 _REMEMBERED = 2000  # sites whose share is known; beyond it the one that grew least recently is a stranger again
 
@@ -81,6 +83,8 @@ class InFlight(Generic[O, T]):
         self._strangers = _Load()
         self._earned: dict[str, int] = {}  # the share each site has come to, the latest last
         self._strangers_first = False
+        self._lingering: set[int] = set()  # by identity: who calls keeps them
+        self._lingering_bytes = 0
         self.parked = 0
         self.at_work = 0
         self.held_bytes = 0
@@ -219,8 +223,31 @@ class InFlight(Generic[O, T]):
 
     def done(self, parked: Parked[O, T], *, answered: bool) -> None:
         """What `start` gave is finished or given up; `answered`: the site has, and soon."""
-        site = parked.site
         self.held_bytes -= parked.needed_bytes
+        if id(parked) in self._lingering:
+            self._lingering.remove(id(parked))
+            self._lingering_bytes -= parked.needed_bytes
+        else:
+            self._leave_place(parked, answered)
+
+    def linger(self, parked: Parked[O, T], *, answered: bool) -> bool:
+        """What `start` gave needs its memory for a while, but its place no more, if not too much does already; `done`
+        comes later. Whether the place is free.
+        """
+        room = self._bytes // 2 - self._lingering_bytes
+        if (
+            id(parked) in self._lingering
+            or parked.needed_bytes > room
+            or len(self._lingering) >= LINGERING * self._count
+        ):
+            return False
+        self._lingering.add(id(parked))
+        self._lingering_bytes += parked.needed_bytes
+        self._leave_place(parked, answered)
+        return True
+
+    def _leave_place(self, parked: Parked[O, T], answered: bool) -> None:
+        site = parked.site
         self._work(site, -1, -parked.needed_bytes)
         if site in self._apart:
             return

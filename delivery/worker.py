@@ -123,14 +123,18 @@ class Worker:
         """
         record = job.item.record
         carriage: Carriage | None = None
+
+        def waits() -> None:
+            self._seat.linger(job, answered=carriage is not None and carriage.answered)
+
         try:
             carriage = await self._carry(job)
-            await self._finish(job, await self._attempts.record(record, carriage))
+            await self._finish(job, await self._attempts.record(record, carriage, waits))
         except ShardLost:
             raise
         except Exception:
             log.exception("attempt not reported as it was", delivery_id=record.delivery.id)
-            await self._finish(job, await self._attempts.report_bug(record, carriage))
+            await self._finish(job, await self._attempts.report_bug(record, carriage, waits))
         return carriage is not None and carriage.answered
 
     async def _carry(self, job: Job) -> Carriage:

@@ -220,10 +220,9 @@ class Conversation:
         condition = self.door.log.condition()
         if isinstance(condition, Down):
             return replies.NO_SERVICE
-        is_full = isinstance(condition, Full) or self.door.storeroom.full is not None
-        if is_full or not self.wire.has_room(mail.size or 1):
+        if isinstance(condition, Full) or not self.wire.has_room(mail.size or 1):
             return replies.NO_ROOM
-        return None
+        return self.door.storeroom.refusal
 
     async def _check_sender(self, reverse_path: Address | None) -> Reply | None:
         verdict = policy.check_sender(reverse_path, self.door.directory.snapshot, self.terms)

@@ -9,6 +9,7 @@ Next: `mail/spool/memory.py`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -21,11 +22,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+
 from mail.message import Spooled
 from mail.plainfile import NotPlain, open_plain
 from mail.queueid import new_queue_id
 from mail.spool import SpoolDamaged, SpoolUnavailable
 from mail.telemetry import SPOOL_BYTES, SPOOL_ERRORS
+
+log = structlog.get_logger()
 
 LARGE_BYTES = 1 << 20  # from here a content has a file of its own
 PACK_BYTES = 8 << 20  # what one pack holds at most, so that nobody waits long for a stranger's bytes
@@ -59,9 +64,8 @@ class DiskSpool:
         self._written = SPOOL_BYTES.labels("written")
         self._read = SPOOL_BYTES.labels("read")
         try:
-            self._tmp.mkdir(parents=True, exist_ok=True)
-            _fsync_directory(path.absolute().parent)
-            _fsync_directory(path)
+            self._make()
+            self._device = os.stat(path).st_dev
             self._probe()
         except OSError as error:
             raise self._unavailable("open", error) from error
@@ -141,7 +145,26 @@ class DiskSpool:
 
     # In a thread from here on.
 
+    def _make(self) -> None:
+        self._tmp.mkdir(parents=True, exist_ok=True)
+        _fsync_directory(self._path.absolute().parent)
+        _fsync_directory(self._path)
+
+    def _make_again(self) -> None:
+        """After somebody removed the directory. One that was a volume of its own, and is not mounted any more, is not
+        ours to make: what was kept beneath would be hidden when it comes back.
+        """
+        there = self._path.absolute()
+        while not there.exists():
+            there = there.parent
+        if os.stat(there).st_dev != self._device:
+            raise OSError(errno.ENOENT, "it is not the volume it was when eilpost started; mount it", str(self._path))
+        self._make()
+        log.error("the spool was removed and is made again: what lay in it is lost", path=str(self._path))
+
     def _look(self) -> int:
+        if not self._tmp.is_dir():
+            self._make_again()
         if self._failed:  # not each trouble shows in what is free: a quota, a disk that turned read-only
             self._probe(b"?" * 4096)
             self._failed = False
@@ -161,6 +184,8 @@ class DiskSpool:
         hour_name = datetime.now(UTC).strftime(_HOUR)
         tmp, hour = self._tmp / file_name, self._path / hour_name
         try:
+            if not self._tmp.is_dir():
+                self._make_again()
             with open(tmp, "xb", buffering=0) as file:
                 for content in contents:
                     _write_all(file.fileno(), content)
