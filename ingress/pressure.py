@@ -45,7 +45,7 @@ class Crowd:
 class Content:
     """One message's content on its way in, and how fast it comes. `cut` ends its session and gives its memory back."""
 
-    __slots__ = ("_mark", "_mark_bytes", "_rate", "client", "cut", "exempt", "held_bytes", "is_whole")
+    __slots__ = ("_mark", "_mark_bytes", "client", "cut", "exempt", "held_bytes", "is_whole")
 
     def __init__(self, client: str, now: float, cut: Callable[[], None], *, exempt: bool) -> None:
         self.client = client
@@ -53,16 +53,16 @@ class Content:
         self.cut = cut
         self.held_bytes = 0
         self.is_whole = False  # what is whole is ours to hurry with, not the client's
-        self._mark = now
+        self._mark = now  # when it last had come on by a good piece
         self._mark_bytes = 0
-        self._rate = float("inf")  # nobody is slow at first
 
-    def rate(self, now: float) -> float:
-        """Bytes a second, over the last ten seconds or more."""
-        if now - self._mark >= RATED_SECONDS:
-            self._rate = (self.held_bytes - self._mark_bytes) / (now - self._mark)
-            self._mark, self._mark_bytes = now, self.held_bytes
-        return self._rate
+    def grown(self, octets: int, now: float) -> None:
+        self.held_bytes = octets
+        if octets >= self._mark_bytes + SLOW_RATE * RATED_SECONDS:
+            self._mark, self._mark_bytes = now, octets
+
+    def is_slow(self, now: float) -> bool:
+        return not self.is_whole and now - self._mark > RATED_SECONDS
 
 
 class Meter:
@@ -95,8 +95,7 @@ class Meter:
             and self._make_room(more, now, content)
         ):
             return False
-        content.rate(now)
-        content.held_bytes = octets
+        content.grown(octets, now)
         self.used_bytes += more
         self._by_client[content.client] += more
         return True
@@ -112,7 +111,7 @@ class Meter:
 
     def _make_room(self, octets: int, now: float, but: Content | None = None) -> bool:
         while self.used_bytes + octets > self._limit_bytes:
-            slow = [one for one in self._contents if one is not but and not one.is_whole and one.rate(now) < SLOW_RATE]
+            slow = [one for one in self._contents if one is not but and one.is_slow(now)]
             largest = max(slow, key=lambda one: one.held_bytes, default=None)
             if largest is None or not largest.held_bytes:
                 return False

@@ -57,7 +57,7 @@ def test_what_is_whole_or_comes_fast_is_never_cut() -> None:
         assert meter.hold(fast, second * 40_000, float(second))
     assert not meter.has_room("c", 1 << 19, 12.0, exempt=False)
     assert cuts == []
-    assert meter.has_room("c", 1 << 19, 60.0, exempt=False)
+    assert meter.has_room("c", 1 << 19, 25.0, exempt=False)
     assert cuts == ["fast 0"]
 
 
