@@ -48,7 +48,7 @@ class Capacity:
             chosen=lambda site: "://" in site,  # a relay; the sites of exchangers are whatever senders write to
         )
         self._spool = spool
-        self._seats: set[Seat] = set()
+        self._waiting: set[Seat] = set()  # seats whose workers wait for room
         self._making_room: asyncio.Task[None] | None = None
         self.largest_bytes = _LARGEST_INLINE_BYTES
 
@@ -60,12 +60,11 @@ class Capacity:
     def join(self, begin: Callable[[Job], None]) -> Seat:
         """A seat for a shard; `begin` is called with each of its entries when it may start."""
         seat = Seat(self, begin)
-        self._seats.add(seat)
         self.inflight.join(seat)
         return seat
 
     def leave(self, seat: Seat) -> None:
-        self._seats.remove(seat)
+        self._waiting.discard(seat)
         self.inflight.leave(seat)
         self.changed()
 
@@ -93,11 +92,15 @@ class Capacity:
         finally:
             self._making_room = None
 
+    def watch(self, seat: Seat) -> None:
+        self._waiting.add(seat)
+
     def changed(self) -> None:
         """Something ended: others may start, and more may be taken."""
         self.start()
-        for seat in self._seats:
+        for seat in self._waiting:
             seat.news.set()
+        self._waiting.clear()
 
     async def unload(self) -> bool:
         """Move content that waits for a slow site into the spool; False when there is none, or the spool fails."""
@@ -134,7 +137,7 @@ class Seat:
     def __init__(self, capacity: Capacity, begin: Callable[[Job], None]) -> None:
         self._capacity = capacity
         self.begin = begin
-        self.news = asyncio.Event()  # there may be room
+        self.news = asyncio.Event()  # since `watch`: there may be room
 
     def add(self, entry: Entry[Dispatched]) -> None:
         """Park what was taken; `start` lets it begin."""
@@ -156,6 +159,11 @@ class Seat:
     def room(self) -> int:
         """How many the shard may take now."""
         return self._capacity.inflight.room(self, self._capacity.largest_bytes)
+
+    def watch(self) -> None:
+        """From now on, tell by `news` when there may be room."""
+        self.news.clear()
+        self._capacity.watch(self)
 
     async def make_room(self) -> bool:
         """Try to; False when what is there has to be waited for."""

@@ -89,7 +89,7 @@ class Worker:
             room = seat.room()
             if room:
                 return min(room, _TAKE_MAX)
-            seat.news.clear()  # before the spool is asked: what ends meanwhile counts
+            seat.watch()  # before the spool is asked: what ends meanwhile counts
             if not await seat.make_room():
                 await seat.news.wait()
 

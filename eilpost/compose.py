@@ -210,6 +210,7 @@ def make_role(
                 node=settings.node,
                 spool_settings=settings.spool,
                 log_settings=settings.log,
+                alias_depth=settings.router.alias_depth,
                 log=log,
                 spool=spool,
                 directory=directory,

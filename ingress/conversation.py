@@ -20,6 +20,7 @@ import structlog
 from ingress import policy, replies
 from ingress.content import begins_with_header, clean, header_of
 from ingress.door import Door
+from ingress.ending import End
 from ingress.esmtp import MailFrom, parse_command, parse_hello, parse_mail, parse_rcpt, parse_vrfy
 from ingress.intake import Intake, Malformed
 from ingress.received import hops, protocol, received
@@ -88,7 +89,7 @@ class Conversation:
     port: int
     terms: policy.Terms
     out: list[bytes] = field(default_factory=list)
-    end: str = ""
+    end: End | None = None
     errors: int = 0
     helo: str | None = None
     verb: str = "CONNECT"
@@ -115,7 +116,7 @@ class Conversation:
         log.info("refused", client=self.ip, verb=self.verb, reply=str(reply), **facts)
         self.say(reply)
 
-    def finish(self, reply: Reply, end: str) -> None:
+    def finish(self, reply: Reply, end: End) -> None:
         """The last word."""
         self.say(reply)
         self.end = end
@@ -133,14 +134,14 @@ class Conversation:
             self._count(220)
             return True
         self.refuse(refusal)
-        self.end = "refused"
+        self.end = End.REFUSED
         return False
 
     def fail(self) -> None:
         """After a bug of ours: a generic, temporary answer, and a clean slate."""
         self.reset()
         if self.wire.intake.in_content:  # nobody knows any more what is content and what a command
-            self.finish(replies.OUR_FAULT_CLOSING, "error")
+            self.finish(replies.OUR_FAULT_CLOSING, End.ERROR)
         else:
             self.say(replies.OUR_FAULT)
 
@@ -161,13 +162,13 @@ class Conversation:
             else:
                 await self._dispatch(command.verb, command.argument)
         if self.errors >= self.door.max_errors and not self.end:
-            self.finish(replies.TOO_MANY_ERRORS, "errors")
+            self.finish(replies.TOO_MANY_ERRORS, End.ERRORS)
 
     async def _dispatch(self, verb: str, argument: str) -> None:
         method = _METHODS.get(verb)
         if method is None:
             if verb in _NOT_SMTP and self.helo is None:
-                self.finish(replies.NOT_SMTP, "errors")
+                self.finish(replies.NOT_SMTP, End.ERRORS)
             else:
                 self.say(replies.NOT_IMPLEMENTED if verb in _KNOWN else replies.UNKNOWN_COMMAND)
             return
@@ -209,7 +210,7 @@ class Conversation:
         if refusal is not None:
             self.refuse(refusal, sender=_text(mail.reverse_path))
             if refusal.code == 421:
-                self.end = "refused"
+                self.end = End.REFUSED
             return
         self._mail = mail
         self.say(replies.SENDER_OK)
@@ -250,7 +251,7 @@ class Conversation:
             self.refuse(rcpt, argument=arg)
             return
         verdict = policy.check_recipient(
-            rcpt.forward_path, self.door.directory.snapshot, self.terms, self.door.hostname
+            rcpt.forward_path, self.door.directory.snapshot, self.terms, self.door.hostname, self.door.alias_depth
         )
         if isinstance(verdict, Recipient) and verdict.address not in self._recipients:
             if len(self._recipients) >= self.door.max_recipients:
@@ -387,7 +388,7 @@ class Conversation:
         if arg:
             self.say(replies.NO_ARGUMENTS)
             return
-        self.finish(replies.BYE, "quit")
+        self.finish(replies.BYE, End.QUIT)
 
 
 _METHODS = {verb: getattr(Conversation, f"_do_{verb.lower()}") for verb in _VERBS}

@@ -31,6 +31,7 @@ class Door:
     max_recipients: int
     max_errors: int
     max_hops: int
+    alias_depth: int
     command_seconds: float
     data_seconds: float
     directory: Directory

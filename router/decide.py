@@ -15,7 +15,8 @@ from datetime import datetime
 from typing import assert_never
 
 from mail.address import Address
-from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown
+from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown, Place
+from mail.directory.expand import expand
 from mail.envelope import Notify, Recipient
 from mail.message import Content, DeliveryId, Inline, Message, QueueId, Spooled, delivery_id, derived_queue_id
 from mail.outcome import Deferred, Delivered, Failed, Outcome
@@ -42,9 +43,8 @@ from mail.record import (
 from mail.reply import Reply
 from mail.route import Route, ToMailbox, Unresolved
 from router.dsn import Failure, failure_report
-from router.expand import expand
 from router.mailqueue import MailQueue
-from router.nexthop import Place, next_hop, question
+from router.nexthop import next_hop, question
 from router.retry import due_again, is_over, resolve_again
 from router.world import World
 

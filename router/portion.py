@@ -9,9 +9,9 @@ is a portion of its own. Next: `router/decide.py`.
 from __future__ import annotations
 
 from mail.directory import Snapshot
+from mail.directory.expand import expand
 from mail.message import Inline
 from mail.record import Accepted, Attempted
-from router.expand import expand
 
 RECORDS = 2000
 CONTENT_BYTES = 8 << 20  # what rides in the inputs

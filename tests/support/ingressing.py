@@ -70,6 +70,7 @@ def world() -> Snapshot:
         domains={
             "example.test": Domain("example.test", "default"),
             "catch.test": Domain("catch.test", "default"),
+            "list.example.test": Domain("list.example.test", "default"),
             "relayed.test": Domain("relayed.test", "default", relay_to=ToRelay("127.0.0.1", 25)),
         },
         users={f"{name}@example.test": User(a(f"{name}@example.test")) for name in ("alice", "bob")},
@@ -77,6 +78,12 @@ def world() -> Snapshot:
             "postmaster@example.test": (a("alice@example.test"),),
             "team@example.test": (a("alice@example.test"), a("bob@example.test")),
             "@catch.test": (a("bob@example.test"),),
+            "round@example.test": (a("about@example.test"),),
+            "about@example.test": (a("round@example.test"),),
+            "nobody@list.example.test": (),
+            "gone@example.test": (a("left@example.test"), a("moved@example.test")),
+            "half@example.test": (a("left@example.test"), a("bob@example.test")),
+            "outside@example.test": (a("somebody@elsewhere.test"),),
         },
     )
 
@@ -135,13 +142,14 @@ class Running:
         self.log = HeldLog()
         self.spool = HeldSpool()
         self.resolver = resolver()
-        self.directory = StaticDirectory(world())
+        self.directory: Any = settings.pop("directory", None) or StaticDirectory(world())
         node = settings.pop("node", NodeSettings(hostname="mx.example.test", drain="2s"))
         self.ingress = Ingress(
             settings=IngressSettings(**{"mx": "127.0.0.1:0", **settings}),
             node=node,
             spool_settings=SpoolSettings(),
             log_settings=LogSettings(),
+            alias_depth=20,
             log=self.log,
             spool=self.spool,  # type: ignore[arg-type]  # ingress only keeps, and asks for room
             directory=self.directory,

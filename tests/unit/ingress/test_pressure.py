@@ -1,4 +1,6 @@
-"""Memory for content: a client has its share, and who begins and does not end has to go when others need it."""
+"""Connections and memory are counted and counted out again; a client has its share of both; who begins a message and
+does not end it has to go when others need the memory.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import asyncio
 
 import pytest
 
-from ingress.pressure import RATED_SECONDS, Content, Meter
+from ingress.pressure import RATED_SECONDS, Content, Crowd, Meter
 from tests.support.ingressing import running
 
 STALE = 3 * RATED_SECONDS
@@ -19,6 +21,25 @@ def content(
     meter.begin(one)
     assert meter.hold(one, octets, 0.0)
     return one
+
+
+def test_the_crowd_has_a_limit_and_so_has_each_client() -> None:
+    crowd = Crowd(limit=3, limit_per_client=2)
+    assert [crowd.enter("192.0.2.1", exempt=False) for _ in range(3)] == [True, True, False]
+    assert crowd.total == 2  # who was turned away is not counted
+    assert crowd.enter("192.0.2.2", exempt=False)
+    assert not crowd.enter("192.0.2.3", exempt=False)
+    crowd.leave("192.0.2.1")
+    assert crowd.enter("192.0.2.1", exempt=False)
+    for ip in ("192.0.2.1", "192.0.2.1", "192.0.2.2"):
+        crowd.leave(ip)
+    assert crowd.total == 0
+    assert not crowd._by_client  # no client is remembered for ever
+
+
+def test_an_exempt_client_is_bound_by_the_limit_of_all_only() -> None:
+    crowd = Crowd(limit=3, limit_per_client=1)
+    assert [crowd.enter("127.0.0.1", exempt=True) for _ in range(4)] == [True, True, True, False]
 
 
 def test_one_client_holds_no_more_than_its_share() -> None:
