@@ -26,11 +26,11 @@ class Limits:
         self, site_in_hand: int, site_bytes: int, shard_in_hand: int, size_bytes: int, *, is_local: bool = False
     ) -> bool:
         """May one more delivery of `size_bytes` to the site be in hand? `is_local`: it is our own mailboxes."""
-        if site_in_hand == 0:  # at least one always is, however large
-            return shard_in_hand < (self.shard if is_local else self.shard - self.shard // 5)
-        free = self.shard - shard_in_hand
+        shard = self.shard if is_local else self.shard - self.shard // 5
+        if site_in_hand == 0:
+            return shard_in_hand < shard  # at least one always is, however large
         return (
             site_in_hand < self.site
-            and site_in_hand * self.shard**2 < max(free, 0) ** 3
+            and site_in_hand * shard**2 < max(shard - shard_in_hand, 0) ** 3
             and site_bytes + size_bytes <= self.site_bytes
         )
