@@ -204,7 +204,8 @@ class Attempts:
             delivered=delivered,
             of=len(outcomes),
             result=_RESULTS[type(worst)],
-            remote=worst.remote or transport,
+            site=route.site,
+            remote=worst.remote,
             reply=str(worst.reply),
             seconds=round(duration, 3),
         )

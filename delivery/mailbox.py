@@ -18,7 +18,7 @@ from mail.record import Delivery
 from mail.reply import Reply
 from mail.route import ToMailbox
 from mail.telemetry import DUPLICATES_SUPPRESSED
-from mailstore.mailboxes import Mailboxes, MailboxFull, MailboxUnavailable
+from mailstore.mailboxes import Mailboxes, MailboxFull, MailboxUnavailable, MessageTooLarge
 
 log = structlog.get_logger()
 
@@ -26,6 +26,7 @@ KEPT = Reply(250, "2.0.0", "Kept in the mailbox")
 KEPT_BEFORE = Reply(250, "2.0.0", "Kept in the mailbox before; this second copy was dropped")
 USER_GONE = Reply(550, "5.1.1", "The mailbox does not exist any more")
 MAILBOX_FULL = Reply(452, "4.2.2", "The mailbox is full")
+TOO_LARGE = Reply(552, "5.2.3", "The message is larger than all the mailbox may hold")  # RFC 3463 X.2.3
 STORE_UNAVAILABLE = Reply(451, "4.3.0", "The mail store does not answer")
 
 KEEP_SECONDS = 30.0  # three times as long as a mailbox store waits for one lock
@@ -61,8 +62,15 @@ class MailboxCourier:
             return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
         except MailboxFull:
             return tuple(Deferred(address, MAILBOX_FULL) for address in recipients)
+        except MessageTooLarge:
+            return tuple(Failed(address, TOO_LARGE) for address in recipients)  # no retry could change that
         except MailboxUnavailable as error:
-            log.warning("mail store unavailable", queue_id=delivery.message.queue_id, reason=str(error))
+            log.warning(
+                "mail store unavailable",
+                queue_id=delivery.message.queue_id,
+                delivery_id=delivery.id,
+                reason=str(error),
+            )
             return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
         if not new:
             self._suppressed.inc()

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from mail.log.topics import prefix_of_tenant
 from mail.settings import SettingsError
+from mail.spool.location import SCHEMES
 
 if TYPE_CHECKING:
     from mail.directory import Directory
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from mail.resolver import Resolver
     from mail.route import ToRelay
     from mail.service import Role
-    from mail.settings import Settings
+    from mail.settings import LogSettings, Settings
     from mail.spool import Spool
     from mailstore.mailboxes import Mailboxes
 
@@ -40,8 +43,35 @@ class Plan:
     settings: Settings
     base: Path
 
+    # The dedicated tenant this process works for; empty: the shared ones.
+    tenant: str = ""
+
     def path(self, text: str) -> Path:
         return self.base / text
+
+    def for_tenant(self, tenant: str) -> Plan:
+        """The same for one dedicated tenant: what it has of its own begins with its name. Raises SettingsError."""
+        if not tenant:
+            return self
+        log = self.settings.log
+        if not log.url.startswith("kafka:"):
+            raise SettingsError(
+                f'--tenant {tenant}: log.url = "{log.url}" is one log for all tenants; only Kafka has more'
+            )
+        from mail.directory.file import load
+
+        snapshot, _ = load(directory_path(self))
+        known = snapshot.tenants.get(tenant)
+        if known is None or not known.dedicated:
+            names = ", ".join(sorted(name for name, each in snapshot.tenants.items() if each.dedicated)) or "none"
+            raise SettingsError(
+                f"--tenant {tenant}: {directory_path(self)} has no [tenants.{tenant}] with hosting ="
+                f' "dedicated" (dedicated are: {names})'
+            )
+        # How many shards the shared topics have says nothing of a tenant's.
+        mine = {"prefix": prefix_of_tenant(log.prefix, tenant), "shards": 0, "delivery_shards": 0}
+        settings = self.settings.model_copy(update={"log": log.model_copy(update=mine)})
+        return replace(self, settings=settings, tenant=tenant)
 
 
 def choose(key: str, url: str, schemes: Mapping[str, Callable[[str], T]], example: str, later: Iterable[str] = ()) -> T:
@@ -71,7 +101,21 @@ def _can_be_written(key: str, folder: Path) -> None:
         raise SettingsError(f"{key}: {folder} cannot be written by this user: change its owner, or name another folder")
 
 
-def make_log(plan: Plan) -> Log:
+def needs(module: str, key: str, url: str, extra: str) -> None:
+    """An adapter whose library is not installed is one line."""
+    if find_spec(module) is None:
+        raise SettingsError(f'{key} = "{url}": {module} is not installed: pip install "eilpost[{extra}]"')
+
+
+def log_settings(plan: Plan) -> LogSettings:
+    """The log's settings, their files found from the configuration's folder."""
+    log = plan.settings.log
+    files = {key: str(plan.path(value)) for key in ("tls_ca", "tls_cert", "tls_key") if (value := getattr(log, key))}
+    return log.model_copy(update=files)
+
+
+def make_log(plan: Plan, directory: Directory | None = None) -> Log:
+    """`directory` says which tenants have topics of their own, for whoever takes their mail in."""
     settings = plan.settings.log
 
     def embedded(rest: str) -> Log:
@@ -84,8 +128,18 @@ def make_log(plan: Plan) -> Log:
 
         return MemoryLog(settings)
 
+    def kafka(_rest: str) -> Log:
+        needs("aiokafka", "log.url", settings.url, "kafka")
+        from mail.log.kafka import KafkaLog
+
+        def dedicated(tenant: str) -> bool:
+            known = None if directory is None or plan.tenant else directory.snapshot.tenants.get(tenant)
+            return known is not None and known.dedicated
+
+        return KafkaLog(log_settings(plan), dedicated)
+
     return choose(
-        "log.url", settings.url, {"embedded": embedded, "memory": memory}, "embedded:var/log.db", later=("kafka",)
+        "log.url", settings.url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"
     )
 
 
@@ -101,7 +155,18 @@ def make_history(plan: Plan) -> HistoryLog:
     def memory(_rest: str) -> HistoryLog:
         raise SettingsError('log.url = "memory:" keeps nothing that another process could read')
 
-    return choose("log.url", url, {"embedded": embedded, "memory": memory}, "embedded:var/log.db", later=("kafka",))
+    def kafka(_rest: str) -> HistoryLog:
+        needs("aiokafka", "log.url", url, "kafka")
+        from mail.log.kafka import KafkaHistory
+
+        return KafkaHistory(log_settings(plan))
+
+    return choose("log.url", url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db")
+
+
+def is_at_rest(history: HistoryLog) -> bool:
+    """Whether what was read is a log that no process runs; a log of many processes cannot tell."""
+    return bool(getattr(history, "at_rest", False))
 
 
 def make_spool(plan: Plan) -> Spool:
@@ -122,7 +187,23 @@ def make_spool(plan: Plan) -> Spool:
 
         return MemorySpool()
 
-    return choose("spool.url", url, {"file": disk, "memory": memory}, "file:var/spool", later=("s3", "gs", "az"))
+    def objects(_rest: str) -> Spool:
+        from mail.spool.location import parse_bucket
+
+        try:
+            from mail.spool.objects import ObjectSpool
+            from mail.spool.stores import open_store
+        except ModuleNotFoundError as error:
+            if error.name != "obstore":
+                raise
+            raise SettingsError(
+                f'spool.url = "{url}": needs the package obstore: pip install "eilpost[objects]"'
+            ) from None
+        bucket = parse_bucket(url)
+        return ObjectSpool(open_store(bucket, plan.settings.spool), str(bucket))
+
+    schemes: dict[str, Callable[[str], Spool]] = {"file": disk, "memory": memory}
+    return choose("spool.url", url, schemes | dict.fromkeys(SCHEMES, objects), "file:var/spool")
 
 
 def directory_path(plan: Plan) -> Path:
@@ -197,9 +278,9 @@ def make_role(
     spool: Spool,
     directory: Directory,
     resolver: Resolver,
-    mailboxes: Mailboxes,
+    mailboxes: Mailboxes | None,
 ) -> Role:
-    """The one place that knows which ports a role needs."""
+    """The one place that knows which ports a role needs; `mailboxes` only those that keep or serve them."""
     settings = plan.settings
     match name:
         case "ingress":
@@ -231,6 +312,7 @@ def make_role(
         case "delivery":
             from delivery.server import Delivery
 
+            assert mailboxes is not None
             return Delivery(
                 settings=settings.delivery,
                 node=settings.node,
@@ -241,6 +323,7 @@ def make_role(
                 mailboxes=mailboxes,
             )
         case "mailstore":
+            assert mailboxes is not None
             return make_mailstore(plan, mailboxes=mailboxes, directory=directory)
         case _:
             raise ValueError(f"there is no role {name!r}")

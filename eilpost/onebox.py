@@ -1,7 +1,8 @@
 """Runs roles in one process: opens what they need, in order, serves until a signal, drains, and closes in reverse.
 
-The embedded log has one holder, so on it all roles live here together (`up`). The mailstore alone needs no log and can
-stand beside. Every fault that a person can mend leaves as one line (ServiceError, SettingsError, LogUnusable, ...).
+The embedded log has one holder, so on it all roles live here together (`up`). On Kafka each role can be a process of
+its own, as many as there are shards (`alone`). The mailstore needs no log and can stand beside either. Every fault that
+a person can mend leaves as one line (ServiceError, SettingsError, LogUnusable, ...).
 Next: `ingress/session.py`, where a message begins its journey.
 """
 
@@ -11,7 +12,7 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from eilpost.compose import (
     make_spool,
 )
 from eilpost.housekeeping import Housekeeping
+from eilpost.tenants import queues_of_tenants
 from mail import logs, service
 from mail.endpoint import parse
 from mail.service import ServiceError
@@ -46,7 +48,7 @@ INGRESS, POP3, HTTP = ("smtp", "ingress", "mx"), ("pop3", "mailstore", "pop3"), 
 
 def up(plan: Plan, on_ready: Callable[[], None] = lambda: None) -> int:
     """Run all roles; the process's exit status."""
-    return _run(plan, lambda: _all_roles(plan, on_ready))
+    return _run(plan, lambda: _roles(plan, ROLES, on_ready))
 
 
 def mailstore_alone(plan: Plan) -> int:
@@ -60,16 +62,24 @@ def mailstore_alone(plan: Plan) -> int:
     return _run(plan, lambda: _mailstore(plan))
 
 
-def refuse_alone(name: str, plan: Plan) -> None:
-    """Say why a role cannot run alone on this log. Always raises SettingsError."""
+def alone(name: str, plan: Plan) -> int:
+    """Run one role, on a log that processes can share; the process's exit status."""
     scheme = plan.settings.log.url.partition(":")[0]
-    if scheme not in ("embedded", "memory"):
-        make_log(plan)  # says that this version does not have it
-    raise SettingsError(
-        f'log.url = "{plan.settings.log.url}": only one process can hold this log, and {name} alone would pass mail to '
-        "nobody; run `eilpost up`, which runs all roles in one process (roles in processes of their own need Kafka, "
-        "which is not in this version)"
-    )
+    if scheme in ("embedded", "memory"):
+        raise SettingsError(
+            f'log.url = "{plan.settings.log.url}": only one process can hold this log, and {name} alone would pass mail'
+            " to nobody; run `eilpost up`, which runs all roles in one process, or set log.url to a Kafka, like"
+            ' "kafka://127.0.0.1:9092"'
+        )
+    if name == "ingress" and not plan.settings.ingress.mx:
+        raise SettingsError(
+            "ingress.mx is empty, nothing to serve; set an address there, or by EILPOST_INGRESS__MX=HOST:PORT"
+        )
+    if plan.tenant and name not in ("router", "delivery"):
+        raise SettingsError(
+            f"--tenant {plan.tenant}: {name} serves all tenants; only router and delivery can be a tenant's"
+        )
+    return _run(plan, lambda: _roles(plan, (name,)))
 
 
 def _run(plan: Plan, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
@@ -94,7 +104,8 @@ def _run(plan: Plan, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
 
 def _raise_open_files(settings: Settings) -> None:
     """As many open files as our own limits allow connections: the usual 1024 are fewer."""
-    wanted = settings.ingress.max_connections + settings.mailstore.max_connections + settings.delivery.connections + 256
+    pop3 = 2 * settings.mailstore.max_connections  # a socket, and the mailbox a session has open
+    wanted = settings.ingress.max_connections + pop3 + settings.delivery.connections + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
         log.warning("fewer open files than connections allowed", limit=hard, wanted=wanted, see="ulimit -n")
@@ -103,37 +114,47 @@ def _raise_open_files(settings: Settings) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _all_roles(plan: Plan, on_ready: Callable[[], None]) -> None:
+async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] = lambda: None) -> None:
+    """Run these roles on one log."""
     from eilpost.http import Http
 
     settings = plan.settings
+    addresses = {"ingress": INGRESS, "mailstore": POP3}
+    served = [name for name in names if name not in addresses or _address(settings, addresses[name])]
+    listening = (*(addresses[name] for name in served if name in addresses), HTTP)
     async with AsyncExitStack() as stack:
         directory = make_directory(plan)
         await directory.start()
         stack.push_async_callback(directory.close)
-        mail_log = make_log(plan)
+        _check_ports(settings, *listening)  # before anything is made: a start that fails leaves nothing
+        mail_log = make_log(plan, directory)
         await mail_log.start()
         stack.push_async_callback(mail_log.close)
         spool = make_spool(plan)
+        await spool.start()
+        stack.push_async_callback(spool.close)
         resolver = make_resolver(plan)
-        mailboxes = make_mailboxes(plan)
-        served = {"ingress": settings.ingress.mx, "mailstore": settings.mailstore.pop3}  # with no address it is no role
+        mailboxes = make_mailboxes(plan) if {"delivery", "mailstore"} & set(served) else None
         roles = [
             make_role(
                 name, plan, log=mail_log, spool=spool, directory=directory, resolver=resolver, mailboxes=mailboxes
             )
-            for name in ROLES
-            if served.get(name, True)
+            for name in served
         ]
-        _check_ports(settings, INGRESS, POP3, HTTP)
         health = service.Health()
         await service.run_roles(
             roles,
             settings.node.drain,
-            _announced(settings, INGRESS, POP3, HTTP, on_ready=on_ready),
+            _announced(settings, *listening, on_ready=on_ready),
             support=[
                 Http(settings=settings.http, health=health, log=mail_log),
-                Housekeeping(settings=settings.spool, log=mail_log, spool=spool),
+                Housekeeping(
+                    settings=settings.spool,
+                    log=mail_log,
+                    spool=spool,
+                    sweeps="router" in served and not plan.tenant,
+                    others=lambda: queues_of_tenants(plan, directory.snapshot),
+                ),
             ],
             health=health,
         )
@@ -158,16 +179,21 @@ async def _mailstore(plan: Plan) -> None:
         )
 
 
+def _address(settings: Settings, key: tuple[str, str, str]) -> str:
+    return str(getattr(getattr(settings, key[1]), key[2]))
+
+
 def _check_ports(settings: Settings, *keys: tuple[str, str, str]) -> None:
-    """Name all addresses that are taken, when there are several. Each role says so of its own. Raises ServiceError."""
+    """Name all addresses that are taken. Raises ServiceError."""
     taken = [(section, key) for _, section, key in keys if _is_taken(getattr(getattr(settings, section), key))]
-    if len(taken) > 1:
+    if taken:
+        several = len(taken) > 1
         names = ", ".join(f"{section}.{key}" for section, key in taken)
         where = ", ".join(getattr(getattr(settings, section), key) for section, key in taken)
         variables = ", ".join(f"{ENVIRONMENT_PREFIX}{section}__{key}".upper() for section, key in taken)
         raise ServiceError(
-            f"{names}: cannot listen on {where}: the ports are in use (is eilpost running already?); "
-            f"set other addresses there, or by {variables}"
+            f"{names}: cannot listen on {where}: the {'ports are' if several else 'port is'} in use (is eilpost running"
+            f" already?); set {'other addresses' if several else 'another address'} there, or by {variables}"
         )
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from time import perf_counter
-from typing import Protocol
 
 import structlog
 
@@ -22,8 +21,9 @@ from ingress.content import begins_with_header, clean, header_of
 from ingress.door import Door
 from ingress.ending import End
 from ingress.esmtp import MailFrom, parse_command, parse_hello, parse_mail, parse_rcpt, parse_vrfy
-from ingress.intake import Intake, Malformed
+from ingress.intake import Malformed
 from ingress.received import hops, protocol, received
+from ingress.wire import Wire
 from mail.address import Address
 from mail.envelope import Body, Envelope, Recipient
 from mail.log import Down, Full
@@ -57,26 +57,6 @@ _RECEIVED_TEMPFAIL = MESSAGES_RECEIVED.labels("tempfail")
 _RECEIVED_REJECTED = MESSAGES_RECEIVED.labels("rejected")
 
 _wire = lru_cache(maxsize=512)(Reply.wire)
-
-
-class Wire(Protocol):
-    """What a conversation needs of its connection."""
-
-    @property
-    def intake(self) -> Intake: ...
-
-    async def read_content(self) -> bool:
-        """Send the 354 and wait for the final dot. False: the client went away without it."""
-        ...
-
-    def has_room(self, octets: int) -> bool:
-        """Whether there is memory for content of that size."""
-        ...
-
-    @property
-    def content_found_no_room(self) -> bool:
-        """The content was dropped because too much was in flight, not because it was too large."""
-        ...
 
 
 @dataclass(slots=True)
@@ -257,6 +237,11 @@ class Conversation:
             if len(self._recipients) >= self.door.max_recipients:
                 self._rcpt_refused = True
                 self.say(replies.TOO_MANY_RECIPIENTS)
+                return
+            first = next(iter(self._recipients), None)
+            if not policy.may_join(mail.reverse_path, first, verdict.address, self.door.directory.snapshot):
+                self._rcpt_refused = True
+                self.say(replies.ANOTHER_TRANSACTION)
                 return
             self._recipients[verdict.address] = verdict  # named twice: sent once
         if isinstance(verdict, Reply):

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import assert_never
 
 from mail.address import Address, literal_ip
-from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown, Snapshot
+from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown, Snapshot, Tenant
 from mail.directory.expand import UNKNOWN_USER, dead_end
 from mail.envelope import Recipient
 from mail.reply import Reply
@@ -204,12 +204,36 @@ def verify(address: Address | str, snapshot: Snapshot) -> Reply:
 
 
 def tenant_of(reverse_path: Address | None, recipients: Iterable[Recipient], snapshot: Snapshot) -> str:
-    """Whose message it is: of the tenant of the sender, when the sender is ours; else of the first recipient."""
-    if reverse_path is not None and reverse_path.domain_ascii in snapshot.domains:
-        return snapshot.tenant_of(reverse_path.domain).name
+    """Whose message it is: of a dedicated tenant, when it is from one or for one; else of the sender's tenant, when the
+    sender is ours; else of the first recipient's.
+    """
+    sender = _tenant_of_sender(reverse_path, snapshot)
+    if sender is not None and sender.dedicated:
+        return sender.name
     for recipient in recipients:
-        return snapshot.tenant_of(recipient.address.domain).name
-    return snapshot.tenant_of("").name
+        tenant = snapshot.tenant_of(recipient.address.domain)
+        return tenant.name if tenant.dedicated or sender is None else sender.name
+    return (sender or snapshot.tenant_of("")).name
+
+
+def may_join(reverse_path: Address | None, first: Address | None, recipient: Address, snapshot: Snapshot) -> bool:
+    """Whether a recipient may be in one transaction with the `first`: mail of a dedicated tenant shares nothing with
+    others', so what is for several comes in several transactions.
+    """
+    if first is None:
+        return True
+    sender = _tenant_of_sender(reverse_path, snapshot)
+    if sender is not None and sender.dedicated:
+        return True  # it is all its own
+    one, other = snapshot.tenant_of(first.domain), snapshot.tenant_of(recipient.domain)
+    return one.name == other.name or not (one.dedicated or other.dedicated)
+
+
+def _tenant_of_sender(reverse_path: Address | None, snapshot: Snapshot) -> Tenant | None:
+    """None: the sender is not ours."""
+    if reverse_path is None or reverse_path.domain_ascii not in snapshot.domains:
+        return None
+    return snapshot.tenant_of(reverse_path.domain)
 
 
 def _exists(address: Address) -> Reply:

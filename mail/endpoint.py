@@ -1,4 +1,4 @@
-"""Where something listens, "HOST:PORT", and where mail is relayed to, "smtp://HOST:PORT". Pure.
+"""Where something listens, "HOST:PORT", where mail is relayed to, "smtp://HOST:PORT", and where brokers are. Pure.
 
 An IPv6 address stands in brackets ("[::1]:25"). Port 0 means any free one and makes sense only for listening.
 Next: `mail/settings_file.py`.
@@ -57,3 +57,19 @@ def parse_relay(text: str) -> ToRelay:
     if port == 0:
         raise ValueError("a relay has a port from 1 to 65535")
     return ToRelay(host, port, Speaks(match[1]))
+
+
+def parse_brokers(url: str) -> tuple[str, ...]:
+    """`"kafka://h1:9092,h2:9092"` to `("h1:9092", "h2:9092")`. Raises ValueError that says what is expected."""
+    rest = url.removeprefix("kafka:")
+    if not rest.startswith("//") or not rest[2:].strip():
+        raise ValueError('brokers are expected, like "kafka://h1:9092,h2:9092"')
+    brokers = tuple(part.strip() for part in rest[2:].split(","))
+    for broker in brokers:
+        try:
+            _, port = parse(broker)
+        except ValueError:
+            port = 0
+        if not port:
+            raise ValueError(f'"{broker}" is not HOST:PORT; brokers are expected, like "kafka://h1:9092,h2:9092"')
+    return brokers

@@ -8,14 +8,24 @@ typed and carry their unit; roles get their own section, never the whole. Next: 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
+from pydantic.fields import FieldInfo
 
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size)]
+
+HIDDEN = "***"  # how a secret is shown
+# Type a key so and it is hidden wherever settings are shown and wherever a wrong value is quoted. Its reader says
+# `.get_secret_value()`.
+Secret = Annotated[SecretStr, PlainSerializer(lambda secret: HIDDEN if secret.get_secret_value() else "")]
+
+
+def is_secret(field: FieldInfo) -> bool:
+    return field.annotation is SecretStr
 
 
 class SettingsError(Exception):
@@ -43,9 +53,23 @@ class NodeSettings(Section):
 class LogSettings(Section):
     """Where accepted mail is durable."""
 
-    url: str = Field("embedded:var/log.db", description='"embedded:FILE", or "memory:" for tests (nothing survives).')
-    shards: int = Field(1, ge=1, le=1024, description="Router shards; fixed when the log is made.")
-    delivery_shards: int = Field(1, ge=1, le=1024, description="Shards of `dispatched`; fixed when the log is made.")
+    url: str = Field(
+        "embedded:var/log.db",
+        description='"embedded:FILE" for one process, "kafka://HOST:PORT,HOST:PORT" for a cluster, or "memory:" for '
+        "tests (nothing survives).",
+    )
+    shards: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Router shards; fixed when the log is made. 0: what is there; in a new log 1, on Kafka 12.",
+    )
+    delivery_shards: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Shards of `dispatched`; on Kafka they may grow later. 0: as with shards.",
+    )
     append_timeout: Duration = Field(
         parse_duration("20s"), description="No confirmation in this time: 451 to the client."
     )
@@ -56,12 +80,50 @@ class LogSettings(Section):
     min_free_disk: Size = Field(
         parse_size("256MiB"), description="Less free disk than this, of the log or the spool: new mail gets 452."
     )
+    prefix: str = Field("mail.", description="Kafka: stands before the names of topics, groups and transactional ids.")
+    durability: Literal["safe", "dev"] = Field(
+        "safe",
+        description='Kafka: "safe" refuses topics that could lose mail; "dev" takes any, on machines for trials.',
+    )
+    replication: int = Field(3, ge=1, le=9, description="Kafka: replicas of topics that `eilpost topics create` makes.")
+    session_timeout: Duration = Field(
+        parse_duration("15s"), description="Kafka: a process that is silent for so long loses its shards to others."
+    )
+    sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "", description="Kafka: how to log in; empty: not at all."
+    )
+    sasl_username: str = Field("", description="Kafka: the name to log in with.")
+    sasl_password: Secret = Field(SecretStr(""), description="Kafka: the password to log in with.")
+    tls: bool = Field(False, description="Kafka: talk TLS to the brokers.")
+    tls_ca: str = Field("", description="Kafka: a PEM file of the authorities to trust; empty: those of the system.")
+    tls_cert: str = Field("", description="Kafka: a PEM file of our certificate, where brokers ask for one.")
+    tls_key: str = Field("", description="Kafka: a PEM file of its key.")
 
 
 class SpoolSettings(Section):
     """Where large and waiting content lies."""
 
-    url: str = Field("file:var/spool", description='"file:DIRECTORY", or "memory:" for tests.')
+    url: str = Field(
+        "file:var/spool",
+        description='"file:DIRECTORY" of this machine; "s3://BUCKET/PREFIX", "gs://BUCKET/PREFIX" or '
+        '"az://CONTAINER/PREFIX", an object store that all processes share; or "memory:" for tests.',
+    )
+    endpoint: str = Field(
+        "", description='Where an S3-compatible server listens, "https://HOST:PORT"; empty: the provider\'s own.'
+    )
+    region: str = Field("", description="The region of an s3:// bucket; empty: AWS_REGION, else us-east-1.")
+    access_key: str = Field(
+        "",
+        description="The id of the access key, or the name of the az:// account. Empty: the provider's usual "
+        "credentials, from the environment (AWS_ACCESS_KEY_ID, ...), the pod or the machine.",
+    )
+    secret_key: Secret = Field(
+        SecretStr(""),
+        description="The secret of the access key; better as EILPOST_SPOOL__SECRET_KEY than in a file. Never shown.",
+    )
+    allow_http: bool = Field(
+        False, description='Allow an endpoint of "http://": mail crosses the network in clear text.'
+    )
     inline_max: Size = Field(
         parse_size("256KiB"), description="Content up to this size rides inside the log's records."
     )

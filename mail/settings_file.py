@@ -23,16 +23,17 @@ from mail import endpoint
 from mail.address import AddressError, parse_domain
 from mail.logs import FORMATS, LEVELS
 from mail.plainfile import read_plain
-from mail.settings import Section, Settings, SettingsError
-from mail.units import format_duration, parse_duration, parse_size
+from mail.settings import HIDDEN, Section, Settings, SettingsError, is_secret
+from mail.spool import location
+from mail.units import format_duration, format_size, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "EILPOST_"
-_NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH")
+_NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH", "EILPOST_KAFKA_")
 
 # The adapters there are, by section; the roof opens them.
 SCHEMES: Mapping[str, Mapping[str, str]] = {
-    "log": {"embedded": '"embedded:FILE"', "memory": '"memory:"'},
-    "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"'},
+    "log": {"embedded": '"embedded:FILE"', "kafka": '"kafka://HOST:PORT,..."', "memory": '"memory:"'},
+    "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"', **location.SCHEMES},
     "directory": {"file": '"file:FILE"'},
     "mailboxes": {"maildir": '"maildir:DIRECTORY"', "memory": '"memory:"'},
 }
@@ -44,6 +45,7 @@ _SECTIONS: Mapping[str, type[Section]] = {
 }
 
 _Key = tuple[str, str]
+_INLINE_ON_KAFKA = 4 << 20  # a record has to fit into a broker's memory several times
 
 
 def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -197,11 +199,15 @@ def _explain(line: Any, name: Callable[[str, str], str]) -> str:
     """One of pydantic's complaints in our words."""
     section, key, *place = (*map(str, line["loc"]), "", "")[:3]
     where = name(section, key) + "".join(f"[{part}]" for part in place if part)
-    found = json.dumps(line["input"], default=str, ensure_ascii=False)
+    found = HIDDEN if (section, key) in _SECRETS else _quoted(line["input"])
     expected = _EXPECTED.get(line["type"])
     if expected is not None:
         return f"{where}: found {found}; {expected.format_map(line.get('ctx', {}))}"
     return f"{where}: found {found}; {line['msg'].removeprefix('Value error, ')}"
+
+
+def _quoted(value: object) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 _EXPECTED = {
@@ -242,6 +248,11 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         yield from tried("ingress", "relay_networks", network, _network)
     if settings.delivery.relay:
         yield from tried("delivery", "relay", settings.delivery.relay, endpoint.parse_relay)
+    for key, fault in location.faults(settings.spool):
+        yield f"{name('spool', key)}: {fault}"
+    for section, key in _SECRETS:
+        if getattr(getattr(settings, section), key).get_secret_value() == HIDDEN:
+            yield f"{name(section, key)}: found {HIDDEN}, which is how a secret is shown; the secret itself is expected"
     if not settings.router.retry:
         yield f'{name("router", "retry")}: found an empty list; at least one time is expected, like ["5m"]'
     for section, key in _TIMES:
@@ -253,6 +264,15 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         yield (
             f'{name("spool", "expire")}: found "{format_duration(settings.spool.expire)}"; longer than router.lifetime '
             f'("{format_duration(settings.router.lifetime)}") is expected, or queued mail would lose its content'
+        )
+    if settings.log.sasl_mechanism and not (settings.log.sasl_username and settings.log.sasl_password):
+        yield f"{name('log', 'sasl_username')}, log.sasl_password: log.sasl_mechanism needs both"
+    if settings.log.session_timeout.total_seconds() < 6:
+        yield f'{name("log", "session_timeout")}: at least "6s" is expected: brokers refuse less'
+    if settings.log.url.startswith("kafka:") and settings.spool.inline_max > _INLINE_ON_KAFKA:
+        yield (
+            f'{name("spool", "inline_max")}: found "{format_size(settings.spool.inline_max)}"; on Kafka at most '
+            f'"{format_size(_INLINE_ON_KAFKA)}" is expected, larger content goes to the spool'
         )
     if settings.spool.inline_max > settings.ingress.bytes_in_flight:
         yield f"{name('spool', 'inline_max')}: is larger than ingress.bytes_in_flight; make it smaller"
@@ -277,6 +297,13 @@ _TIMES = [
     if _is_time(field) and (section, key) != ("node", "drain")  # no drain at all is a choice
 ]
 
+_SECRETS = [
+    (section, key)
+    for section, table in _SECTIONS.items()
+    for key, field in table.model_fields.items()
+    if is_secret(field)
+]
+
 
 def _hostname(text: str) -> None:
     try:
@@ -290,10 +317,15 @@ def _url(url: str, schemes: Mapping[str, str]) -> None:
     expected = f"{' or '.join(schemes.values())} is expected"
     if not colon or scheme not in schemes:
         raise ValueError(expected)
+    if scheme in location.SCHEMES:
+        location.parse_bucket(url)
+        return
     if scheme != "memory" and not rest.strip():
         raise ValueError(f"a path is missing after {scheme}: - {expected}")
     if "\0" in rest:
         raise ValueError("no path has such a character")
+    if scheme == "kafka":
+        endpoint.parse_brokers(url)
 
 
 def _network(text: str) -> None:

@@ -84,6 +84,13 @@ LOG_COMMIT_RECORDS = Histogram(
     registry=REGISTRY,
 )
 CONSUMER_LAG = Gauge("eilpost_consumer_lag_records", "Records not yet consumed.", ["topic"], registry=REGISTRY)
+REBALANCES = Counter(
+    "eilpost_consumer_rebalances", "Times the group gave this process its shards.", ["role"], registry=REGISTRY
+)
+SHARDS_OWNED = Gauge("eilpost_shards_owned", "Shards this process tends.", ["role"], registry=REGISTRY)
+SHARDS_STOPPED = Gauge(
+    "eilpost_shards_stopped", "Shards that wait for a person: a record cannot be read.", ["role"], registry=REGISTRY
+)
 SPOOL_BYTES = Counter(
     "eilpost_spool_bytes", "Bytes written to and read from the spool.", ["direction"], registry=REGISTRY
 )

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from itertools import count
@@ -29,8 +29,9 @@ from mailstore.box import LOCK_SECONDS, Box, Boxes
 from mailstore.delivered import Knowledge
 from mailstore.flush import flush_directory
 from mailstore.listing import change_files, drafts_of, list_files
-from mailstore.mailboxes import Kept, MailboxFull, MailboxUnavailable
-from mailstore.names import message_name, parse_name
+from mailstore.mailboxes import Kept, MailboxFull, MailboxInUse, MailboxUnavailable, MessageTooLarge
+from mailstore.maildrop import MaildropLock
+from mailstore.names import message_name, owner_directory, parse_name
 from mailstore.reading import Reading, used_bytes
 from mailstore.turns import Turns
 
@@ -104,6 +105,17 @@ class Maildir:
         MAILBOX_APPEND.observe(time.perf_counter() - begun)
         return new
 
+    @asynccontextmanager
+    async def reserve(self, owner: str) -> AsyncIterator[None]:
+        path = self._root / owner_directory(owner)
+        lock = MaildropLock(path)
+        try:
+            if not await self._in(self._readers, partial(self._take, path, lock)):
+                raise MailboxInUse(owner)
+            yield
+        finally:
+            lock.release()  # also when we were cancelled while a thread takes it
+
     async def messages(self, owner: str) -> Sequence[Kept]:
         return await self._in(self._readers, partial(self._reading.messages, owner))
 
@@ -135,6 +147,13 @@ class Maildir:
     def _unavailable(self, error: OSError) -> MailboxUnavailable:
         return MailboxUnavailable(f"{error.filename or self._root}: {error.strerror or error}")
 
+    def _take(self, path: Path, lock: MaildropLock) -> bool:
+        try:
+            return lock.take()
+        except FileNotFoundError:
+            self._make(path)  # no mail yet
+            return lock.take()
+
     # Keeping
 
     def keep_now(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None) -> bool:
@@ -142,7 +161,7 @@ class Maildir:
         keeping = Keeping(owner, delivery_id, content, quota_bytes)
         try:
             return self._keep(keeping, LOCK_SECONDS)
-        except (OSError, MailboxFull):
+        except (OSError, MailboxFull, MessageTooLarge):
             keeping.give_up()
             raise
 
@@ -156,7 +175,7 @@ class Maildir:
             if self._kept_before(box, delivery_id, now, lock_seconds):
                 self._flush_both(box.path)
                 return False
-            raise MailboxFull(f"{owner}: larger than the quota")
+            raise MessageTooLarge(f"{owner}: {len(content)} octets are more than the quota of {quota_bytes}")
         if keeping.draft is None:
             wire_bytes = len(content) + content.count(b"\n") - content.count(b"\r\n")
             keeping.name = message_name(int(now * 1_000_000), delivery_id, self._hostname, len(content), wire_bytes)
@@ -184,7 +203,9 @@ class Maildir:
                     if not new:
                         raise
                     # It is kept, but only the name in `new` and the draft say so: leave the draft as a witness.
-                    log.warning("mailbox journal not written", owner=owner, reason=error.strerror)
+                    log.warning(
+                        "mailbox journal not written", owner=owner, delivery_id=delivery_id, reason=error.strerror
+                    )
                     witness = True
         keeping.draft = None
         if not witness:

@@ -295,7 +295,7 @@ async def _log_history(outputs: Sequence[Record]) -> None:
             log.info(
                 "routed",
                 queue_id=record.queue_id,
-                delivery=what.delivery_id,
+                delivery_id=what.delivery_id,
                 site=what.route.site,
                 recipients=len(what.recipients),
                 **({} if what.waits is None else {"waits": what.waits.why.value}),

@@ -1,7 +1,7 @@
 """What every test may rely on: no test leaves this machine, and a missing real part is never missed in silence.
 
-Real parts (Debian's Postfix and swaks, later Kafka and PostgreSQL) are named by a marker. Where one is not to be had,
-its tests are skipped and the run says so at its head and at its end; with CI=true they fail instead.
+Real parts (Debian's Postfix and swaks, Apache Kafka, later PostgreSQL) are named by a marker. Where one is not to be
+had, its tests are skipped and the run says so at its head and at its end; with CI=true they fail instead.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import hypothesis
 import pytest
 
+from tests.support import composefile as _composefile
+from tests.support import kafka as _kafka
+from tests.support import objects as _objects
 from tests.support import postfix as _postfix
 
 # A busy machine is no defect of the code: examples have no deadline.
@@ -28,7 +32,20 @@ def _why_no_swaks() -> str | None:
     return None if shutil.which("swaks") else "Debian's swaks package is not installed (apt-get install swaks)"
 
 
-_REAL_PARTS: dict[str, Callable[[], str | None]] = {"postfix": _postfix.why_missing, "swaks": _why_no_swaks}
+_REAL_PARTS: dict[str, Callable[[], str | None]] = {
+    "postfix": _postfix.why_missing,
+    "swaks": _why_no_swaks,
+    "kafka": _kafka.why_missing,
+    "kafka_cluster": _kafka.why_no_cluster,
+    "objects": _objects.why_missing,
+    "compose": _composefile.why_missing,
+}
+_MADE_ONCE: dict[str, Callable[[], None]] = {
+    "kafka": _kafka.prepare,
+    "kafka_cluster": _kafka.prepare,
+    "objects": _objects.prepare,
+    "compose": _composefile.prepare,
+}
 
 
 def _missing() -> dict[str, str]:
@@ -42,6 +59,14 @@ def _is_ci() -> bool:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     missing = _missing()
     return [f"real {name}: " + (f"MISSING: {missing[name]}" if name in missing else "here") for name in _REAL_PARTS]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What takes longer than a test may is made before the first one."""
+    if not session.config.option.collectonly:
+        for name, prepare in _MADE_ONCE.items():
+            if any(item.get_closest_marker(name) for item in session.items):
+                prepare()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -68,3 +93,17 @@ def _no_outside_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap() -> Iterator[str]:
+    """The address of one broker for the whole run, started when the first test asks. Use names nobody else uses."""
+    with _kafka.shared() as bootstrap:
+        yield bootstrap
+
+
+@pytest.fixture
+def kafka_cluster() -> Iterator[_kafka.MakesClusters]:
+    """Makes running clusters that a test may break (marker kafka_cluster); they end with the test."""
+    with ExitStack() as made:
+        yield lambda nodes=3, **how: made.enter_context(_kafka.cluster(nodes, **how))

@@ -72,9 +72,9 @@ class MemoryLog:
 
     def __init__(self, settings: LogSettings) -> None:
         self._settings = settings
-        self.counts = ShardCounts(settings.shards, settings.delivery_shards)
+        self.counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
         self._offset = 0
-        by_queue_id, by_site = range(settings.shards), range(settings.delivery_shards)
+        by_queue_id, by_site = range(self.counts.by_queue_id), range(self.counts.by_site)
         self._partitions: dict[tuple[str, int], _Partition[Any]] = {
             **{
                 (topic.name, shard): _Partition(topic, shard)

@@ -83,6 +83,11 @@ def shard_of_message(queue_id: QueueId, counts: ShardCounts) -> int:
     return shard_of(queue_id, counts.by_queue_id)
 
 
+def prefix_of_tenant(prefix: str, tenant: str) -> str:
+    """What stands before the topics, groups and transactional ids of a dedicated tenant, where a log has prefixes."""
+    return f"{prefix}{tenant}."
+
+
 def place(record: Record, counts: ShardCounts) -> Place:
     """Where a record belongs."""
     match record:

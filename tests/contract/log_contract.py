@@ -280,7 +280,7 @@ class LogContract:
             assert isinstance(log.condition(), Down)
             harness.mend(log)
             async with asyncio.timeout(10):
-                while not isinstance(log.condition(), Usable):  # noqa: ASYNC110
+                while not isinstance(log.condition(), Usable):
                     await asyncio.sleep(0.02)
             await shard.rewind()
             assert await lines(shard) == []
@@ -369,7 +369,7 @@ class LogContract:
                 await asyncio.sleep(0.02)
                 assert number not in owned
             async with asyncio.timeout(10):
-                while len(owned) < 2:  # noqa: ASYNC110 - the first has gone: the second gets its turn
+                while len(owned) < 2:
                     await asyncio.sleep(0.01)
             stop.set()
             await second

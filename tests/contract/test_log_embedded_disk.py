@@ -54,7 +54,7 @@ async def test_a_full_disk_loses_nothing_and_mends_itself(path: Path) -> None:
         with pytest.raises(LogUnavailable, match="full"):
             await log.append(accepted(2, bytes(1_000_000)))
         async with asyncio.timeout(10):
-            while not isinstance(log.condition(), Usable):  # noqa: ASYNC110
+            while not isinstance(log.condition(), Usable):
                 await asyncio.sleep(0.01)
         await log.append(accepted(3))
         async with routing(log) as shard:
@@ -74,7 +74,7 @@ async def test_a_disk_that_hangs_is_told_in_time_and_late_appends_are_not_made(p
             await blocked
         let_go.set()
         async with asyncio.timeout(10):
-            while not isinstance(log.condition(), Usable):  # noqa: ASYNC110
+            while not isinstance(log.condition(), Usable):
                 await asyncio.sleep(0.01)
         await log.append(accepted(2))
         async with routing(log) as shard:
@@ -103,7 +103,7 @@ async def test_a_hang_outside_of_any_request_is_over_when_it_is_over(
         assert isinstance(log.condition(), Down)
         let_go.set()
         async with asyncio.timeout(5):
-            while not isinstance(log.condition(), Usable):  # noqa: ASYNC110
+            while not isinstance(log.condition(), Usable):
                 await asyncio.sleep(0.01)
         await log.append(accepted(2))
         async with routing(log) as shard:
@@ -133,7 +133,7 @@ async def test_the_files_shrink_again_when_the_mail_is_gone(path: Path) -> None:
         async with routing(log) as shard:
             await shard.commit([], await take_all(shard, 800, limit=1000))
         async with asyncio.timeout(20):
-            while sum(f.stat().st_size for f in path.parent.iterdir()) > 24 << 20:  # noqa: ASYNC110
+            while sum(f.stat().st_size for f in path.parent.iterdir()) > 24 << 20:
                 await asyncio.sleep(0.05)
 
 
@@ -186,7 +186,7 @@ async def test_a_disk_that_stays_broken_is_down_until_it_works(path: Path, monke
             assert isinstance(condition, Down)
             assert str(path) in condition.reason
         async with asyncio.timeout(10):
-            while not isinstance(log.condition(), Usable):  # noqa: ASYNC110
+            while not isinstance(log.condition(), Usable):
                 await asyncio.sleep(0.01)
         await log.append(accepted(3))
         async with routing(log) as shard:

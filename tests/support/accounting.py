@@ -12,7 +12,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -41,14 +41,22 @@ class Posting:
 
 @dataclass(slots=True)
 class Source:
-    """Sends postings over `sessions` connections, again and again until each is promised, unknown or refused."""
+    """Sends postings over `sessions` connections, again and again until each is promised, unknown or refused.
+
+    With `once`, a 4xx before the dot is final too: such a posting is `turned_away`, and must not arrive.
+    """
 
     port: int
     sessions: int = 20
     per_connection: int = 50
+    once: bool = False
+    dot_after_seconds: float = 0.0  # between the content and its final dot
     promised: dict[str, Posting] = field(default_factory=dict, repr=False)
     unknown: dict[str, Posting] = field(default_factory=dict)
     refused: dict[str, Posting] = field(default_factory=dict)
+    turned_away: dict[str, Posting] = field(default_factory=dict)
+    queue_ids: dict[str, str] = field(default_factory=dict, repr=False)  # of what was promised
+    answers: list[tuple[float, bytes]] = field(default_factory=list, repr=False)  # the 4xx ones, and when
     accept_seconds: list[float] = field(default_factory=list, repr=False)  # from the dot to its 250
     sent_at: dict[str, float] = field(default_factory=dict, repr=False)
     connections_lost: int = 0
@@ -81,7 +89,11 @@ class Source:
             writer = None
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                await _expect(reader, b"220")
+                greeting = await _reply(reader)
+                if not greeting.startswith(b"220"):
+                    self._note(greeting)
+                    await asyncio.sleep(0.2)
+                    raise _Away
                 await _say(reader, writer, b"EHLO source.test\r\n", b"250")
                 for _ in range(self.per_connection):
                     if not await self._one(reader, writer, posting):
@@ -93,7 +105,7 @@ class Source:
                 writer.write(b"QUIT\r\n")
             except (OSError, asyncio.IncompleteReadError, _Away):
                 self.connections_lost += 1
-                if posting is not None and posting.id in self.unknown:
+                if posting is not None and (posting.id in self.unknown or posting.id in self.turned_away):
                     posting = await take()  # type: ignore[misc]
                 await asyncio.sleep(0.02)
             finally:
@@ -106,19 +118,32 @@ class Source:
         """True when the posting has its fate; False when it is to be sent again."""
         commands = [f"MAIL FROM:<{posting.sender}>\r\n", *(f"RCPT TO:<{name}>\r\n" for name in posting.recipients)]
         writer.write("".join(commands).encode() + b"DATA\r\n")
-        replies = [await _reply(reader) for _ in commands]
-        data = await _reply(reader)
+        replies = []
+        for _ in (*commands, "DATA"):
+            replies.append(await _reply(reader))
+            if replies[-1].startswith(b"421"):
+                self._note(replies[-1])
+                self.temporary_refusals += 1
+                if self.once:
+                    self.turned_away[posting.id] = posting
+                raise _Away
+        data = replies.pop()
         if not data.startswith(b"354"):
             worst = next((reply for reply in replies if reply[:1] in b"45"), data)
+            self._note(worst)
+            if self.once and worst.startswith(b"4"):
+                self.turned_away[posting.id] = posting
             await _say(reader, writer, b"RSET\r\n", b"250")
             if worst.startswith(b"5"):
                 self.refused[posting.id] = posting
                 return True
             self.temporary_refusals += 1
-            return False
+            return self.once
         content = posting.content()
         writer.write(content.replace(b"\r\n.", b"\r\n.."))
         await writer.drain()
+        if self.dot_after_seconds:
+            await asyncio.sleep(self.dot_after_seconds)
         self.unknown[posting.id] = posting  # from the dot on, nobody knows until the reply is here
         self.sent_at[posting.id] = dot = time.monotonic()
         writer.write(b".\r\n")
@@ -126,14 +151,20 @@ class Source:
         if reply.startswith(b"250"):
             self.accept_seconds.append(time.monotonic() - dot)
             self.promised[posting.id] = posting
+            self.queue_ids[posting.id] = reply.partition(b"queued as ")[2].decode().strip()
             del self.unknown[posting.id]
             return True
+        self._note(reply)
         if reply.startswith(b"5"):
             self.refused[posting.id] = posting
             del self.unknown[posting.id]
             return True
         self.temporary_refusals += 1  # a 4xx after the dot may still have been written: unknown for ever
         return True
+
+    def _note(self, reply: bytes) -> None:
+        if reply.startswith(b"4"):
+            self.answers.append((time.monotonic(), reply.strip()))
 
 
 class _Away(Exception):
@@ -177,8 +208,10 @@ class Sink:
     connections open and answers nothing, like a stopped process.
     """
 
-    def __init__(self, *, port: int = 0, keep: bool = False) -> None:
+    def __init__(self, *, port: int = 0, keep: bool = False, hosts: Sequence[str] = ("127.0.0.1",)) -> None:
+        """`hosts`: addresses of loopback, each a site of its own for whoever delivers to it."""
         self.port = port
+        self.hosts = hosts
         self.keep = keep
         self.taken: Counter[tuple[str, str]] = Counter()  # (id, recipient)
         self.contents: dict[str, set[bytes]] = {}  # digests of what arrived under an id, without the hops' headers
@@ -201,7 +234,7 @@ class Sink:
         return {id_ for id_, _ in self.taken}
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20, backlog=512)
+        self._server = await asyncio.start_server(self._serve, list(self.hosts), self.port, limit=1 << 20, backlog=512)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -211,6 +244,8 @@ class Sink:
                 writer.transport.abort()
             await self._server.wait_closed()
             self._server = None
+            while self._open:  # each sees its end
+                await asyncio.sleep(0)
 
     def pause(self) -> None:
         self._going.clear()

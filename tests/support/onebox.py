@@ -62,6 +62,7 @@ class OneBox:
         self.command = command or (str(EILPOST), "up")
         self.mx, self.pop3, self.http = free_port(), free_port(), free_port()
         self.lives = 0
+        self._begun_at = 0
         self._process: subprocess.Popen[bytes] | None = None
         sections: dict[str, dict[str, Any]] = {
             "node": {"hostname": "mx.example.test", "log_format": "json", "drain": "5s"},
@@ -93,6 +94,7 @@ class OneBox:
 
     def start(self, *, wait: bool = True) -> None:
         self.lives += 1
+        self._begun_at = len(self.output())
         output = (self.home / "output").open("ab")
         with output:
             self._process = subprocess.Popen(
@@ -141,6 +143,9 @@ class OneBox:
         path = self.home / "output"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def output_of_this_life(self) -> str:
+        return self.output()[self._begun_at :]
+
     def run(self, *arguments: str, ok: bool = True) -> str:
         """Another `eilpost` command on the same configuration; its standard output."""
         done = subprocess.run(
@@ -149,6 +154,23 @@ class OneBox:
         if ok:
             assert done.returncode == 0, f"eilpost {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+    def freeze(self) -> None:
+        """SIGSTOP: its connections stay open and nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on as if no time had passed."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it stands still, by whosever hand."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        return False
 
     def kill(self) -> None:
         """SIGKILL, by pid, and see it gone."""

@@ -70,7 +70,7 @@ class EmbeddedLog(Historian):
                 path=str(self._path),
             )
         try:
-            await self.writer.start()
+            self.counts = await self.writer.start()
         except BaseException:
             lock.release()
             raise

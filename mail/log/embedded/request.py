@@ -48,12 +48,12 @@ def refuse(request: Request[Any], reason: str) -> None:
         request.future.set_exception(LogUnavailable(reason))
 
 
-def succeed(future: asyncio.Future[None]) -> None:
+def succeed(future: asyncio.Future[T], answer: T) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(answer)
 
 
-def fail(future: asyncio.Future[None], error: Exception) -> None:
+def fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
 

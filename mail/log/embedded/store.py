@@ -149,7 +149,7 @@ class Store:
             self._connection.execute(statement)
         self._connection.executemany(
             "INSERT INTO meta VALUES (?, ?)",
-            [("shards", counts.by_queue_id), ("delivery_shards", counts.by_site)],
+            [("shards", counts.by_queue_id or 1), ("delivery_shards", counts.by_site or 1)],
         )
         self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
@@ -167,7 +167,7 @@ class Store:
         if counts is None:
             return
         for name, wanted in (("shards", counts.by_queue_id), ("delivery_shards", counts.by_site)):
-            if made.get(name) != wanted:
+            if wanted and made.get(name) != wanted:  # 0: whatever is there
                 raise LogUnusable(
                     f"{self._path} was made with log.{name} = {made.get(name)} and the settings say {wanted}:"
                     f" the number is fixed when a log is made, set it back"

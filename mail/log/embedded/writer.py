@@ -83,15 +83,16 @@ class Writer:
 
     # --- on the event loop
 
-    async def start(self) -> None:
-        """Open the database. Raises LogUnusable."""
+    async def start(self) -> ShardCounts:
+        """Open the database; how many shards it has. Raises LogUnusable."""
         self._loop = asyncio.get_running_loop()
-        opened: asyncio.Future[None] = self._loop.create_future()
+        opened: asyncio.Future[ShardCounts] = self._loop.create_future()
         self._closing = False
         self._thread = threading.Thread(target=self._run, args=(opened,), name="eilpost-log", daemon=True)
         self._thread.start()
-        await opened
+        self._counts = await opened
         self._sweep()
+        return self._counts
 
     async def close(self) -> None:
         """Make durable what waits, then let go."""
@@ -227,7 +228,7 @@ class Writer:
 
     # --- on the thread
 
-    def _run(self, opened: asyncio.Future[None]) -> None:
+    def _run(self, opened: asyncio.Future[ShardCounts]) -> None:
         loop = self._loop
         assert loop is not None
         try:
@@ -238,7 +239,7 @@ class Writer:
         self._store = store
         self._look_at_disk()
         self._post(self._settle, (), (), store.backlog)
-        self._post(succeed, opened)
+        self._post(succeed, opened, store.counts)
         while True:
             if self._store is None and not self._damaged:
                 self._reopen()

@@ -81,7 +81,7 @@ async def test_a_shard_that_is_lost_lets_go_of_its_own_and_the_others_go_on() ->
     async with working_within(capacity, courier, second, spool, drain_seconds=0.1):
         async with working_within(capacity, courier, first, spool, drain_seconds=0.1) as task:
             first.put(*(dispatched(relay(1)) for _ in range(5)))
-            while courier.at_work < 1:  # noqa: ASYNC110
+            while courier.at_work < 1:
                 await asyncio.sleep(0)
             second.put(dispatched(relay(2)))
             await asyncio.sleep(0.05)
@@ -112,7 +112,7 @@ async def test_what_another_shard_unloads_is_not_lost_when_that_shard_goes() -> 
     owner, other = FakeShard(), FakeShard()
     async with working_within(capacity, courier, owner, spool):
         owner.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(2)))
-        while owner.taken < 2:  # noqa: ASYNC110
+        while owner.taken < 2:
             await asyncio.sleep(0)
         async with working_within(capacity, courier, other, spool) as task:
             other.put(*(dispatched(relay(2), content=b"x" * 250_000) for _ in range(3)))
@@ -190,7 +190,7 @@ async def test_a_shard_that_was_given_up_is_taken_anew(monkeypatch: pytest.Monke
     running = asyncio.create_task(role.run(lambda: None, stop))
     await log.append(dispatched(mailbox()))
     async with asyncio.timeout(5):
-        while (await log.backlog()).attempted == 0:  # noqa: ASYNC110
+        while (await log.backlog()).attempted == 0:
             await asyncio.sleep(0.01)
         assert (await log.backlog()).dispatched == 0
         stop.set()

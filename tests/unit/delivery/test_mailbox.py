@@ -11,7 +11,7 @@ from mail.directory import Snapshot, User
 from mail.directory.static import StaticDirectory
 from mail.message import DeliveryId
 from mail.outcome import Deferred, Delivered, Failed
-from mailstore.mailboxes import MailboxFull, MailboxUnavailable
+from mailstore.mailboxes import MailboxFull, MailboxUnavailable, MessageTooLarge
 from tests.support.delivering import CONTENT, address, delivery, envelope, mailbox
 
 
@@ -67,6 +67,9 @@ async def test_troubles_of_a_mailbox() -> None:
         (outcome,) = await postman(Box(trouble)).carry(delivery(mailbox(), "alice@example.test"), CONTENT)
         assert isinstance(outcome, Deferred)
         assert str(outcome.reply).startswith(code)
+    (outcome,) = await postman(Box(MessageTooLarge("x"))).carry(delivery(mailbox(), "alice@example.test"), CONTENT)
+    assert isinstance(outcome, Failed)
+    assert str(outcome.reply).startswith("552 5.2.3")
     (outcome,) = await postman(Box()).carry(delivery(mailbox("bob@example.test"), "bob@example.test"), CONTENT)
     assert isinstance(outcome, Failed)
     assert outcome.reply.enhanced == "5.1.1"

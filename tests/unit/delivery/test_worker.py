@@ -159,7 +159,7 @@ async def test_many_stalling_sites_hold_up_only_themselves() -> None:
     async with working(courier, shard, drain_seconds=0.1):
         for site in range(100):
             shard.put(*(dispatched(relay(100 + site)) for _ in range(10)))
-        while shard.taken < 1000:  # noqa: ASYNC110
+        while shard.taken < 1000:
             await asyncio.sleep(0.01)
         shard.put(*(dispatched(relay(1)) for _ in range(50)))
         assert all(offset >= 1000 for offset in shard.marks)
@@ -178,7 +178,7 @@ async def test_stalling_sites_with_large_messages_hold_up_only_themselves() -> N
     async with working(courier, shard, spool, drain_seconds=0.1, in_flight_bytes="4MiB"):
         for site in range(4):
             shard.put(*(dispatched(relay(100 + site), content=large) for _ in range(20)))
-        while shard.taken < 80 or courier.at_work < 4:  # noqa: ASYNC110
+        while shard.taken < 80 or courier.at_work < 4:
             await asyncio.sleep(0.01)
         shard.put(*(dispatched(relay(1), content=b"y" * 100_000) for _ in range(50)))
         await shard.until(50)
@@ -229,7 +229,7 @@ async def test_lost_gives_up_what_is_before_the_dot_and_waits_for_what_is_past_i
     shard, courier = FakeShard(), FakeCourier(do)
     async with working(courier, shard) as task:
         shard.put(dispatched(relay(1)), dispatched(relay(2)))
-        while courier.at_work < 2:  # noqa: ASYNC110
+        while courier.at_work < 2:
             await asyncio.sleep(0)
         shard.lose()
         await asyncio.sleep(0.05)
@@ -296,7 +296,7 @@ async def test_the_largest_content_that_was_seen_bounds_what_is_taken() -> None:
     shard = FakeShard()
     async with working(FakeCourier(do), shard, in_flight_bytes="4MiB"):  # a spool.inline_max of 1 MiB or more
         shard.put(dispatched(relay(1), content=b"x" * 1_000_000))
-        while shard.taken < 1:  # noqa: ASYNC110
+        while shard.taken < 1:
             await asyncio.sleep(0)
         shard.put(*(dispatched(relay(number), content=b"x" * 1_000_000) for number in range(2, 20)))
         await asyncio.sleep(0.05)
@@ -316,7 +316,7 @@ async def test_a_drain_ends() -> None:
     shard, courier = FakeShard(), FakeCourier(do)
     async with working(courier, shard, drain_seconds=0.1):
         shard.put(dispatched(relay(1)))
-        while not courier.at_work:  # noqa: ASYNC110
+        while not courier.at_work:
             await asyncio.sleep(0)
     assert shard.finished == []
 
@@ -331,7 +331,7 @@ async def test_lost_while_memory_is_full() -> None:
     shard, courier = FakeShard(), FakeCourier(do)
     async with working(courier, shard, in_flight=1, in_flight_bytes="256KiB", connections_per_site=1) as task:
         shard.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(4)))
-        while not courier.at_work:  # noqa: ASYNC110
+        while not courier.at_work:
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
         shard.lose()
@@ -348,7 +348,7 @@ async def test_lost_while_as_many_are_parked_as_may_be() -> None:
     shard, courier = FakeShard(), FakeCourier(do)
     async with working(courier, shard, parked_max=20, in_flight=1) as task:
         shard.put(*(dispatched(relay(1)) for _ in range(30)))
-        while shard.taken < 20:  # noqa: ASYNC110
+        while shard.taken < 20:
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
         shard.lose()

@@ -88,7 +88,7 @@ async def test_content_that_does_not_end_is_cut_when_others_need_the_memory(monk
         slow, other = await world.connect(), await world.connect()
         await slow.begin()
         slow.send(b"x" * 60_000 + b"\r\n")
-        while world.ingress._meter.used_bytes < 60_000:  # noqa: ASYNC110
+        while world.ingress._meter.used_bytes < 60_000:
             await asyncio.sleep(0.01)
         for _ in range(4):
             await asyncio.sleep(0.15)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 MODULES = [
     path
-    for package in ("mail", "ingress", "router", "delivery", "mailstore", "eilpost")
+    for package in ("mail", "ingress", "router", "delivery", "mailstore", "eilpost", "deploy")
     for path in sorted((ROOT / package).rglob("*.py"))
     if path.name != "__main__.py" and path != ROOT / "mail" / "telemetry.py" and len(path.read_text()) > 200
 ]

@@ -1,0 +1,171 @@
+"""`python deploy/kafka/broker.py up|down|status|fetch`: a real Kafka for development, with Java 17 and Maven only.
+
+`up` runs in the foreground until Ctrl-C or `down`, and says how to point eilpost at it. Needs nothing but Python's own
+library, so it works before `make setup`. Next: `deploy/kafka/cluster.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Started as a file, Python looks for modules in the file's own folder; ours are named from the repository's.
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from deploy.kafka import jars
+from deploy.kafka.archive import prepare
+from deploy.kafka.cluster import Cluster
+from deploy.kafka.jars import BrokerError
+from deploy.kafka.question import brokers_alive
+
+_DIRECTORY = Path("var/kafka")
+_PORT = 9092
+_AGAIN_SECONDS = 20  # long enough to see the others do without it
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 nothing runs there (`down`, `status`), 2 cannot start."""
+    parser = argparse.ArgumentParser(prog="broker.py", description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="start it and stay in the foreground")
+    up.add_argument("--nodes", type=int, choices=(1, 3), default=1)
+    up.add_argument("--port", type=int, default=_PORT, help="of the first node; the others follow (default: 9092)")
+    up.add_argument("--secure", action="store_true", help="also listen for SASL_SSL, 200 ports above")
+    down = commands.add_parser("down", help="end the one that runs in --dir")
+    status = commands.add_parser("status", help="say which brokers are alive")
+    for command in (up, down, status):
+        command.add_argument("--dir", type=Path, default=_DIRECTORY, help="its data, kept (default: var/kafka)")
+    commands.add_parser("fetch", help="fetch the jars and start nothing")
+    asked = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        match asked.command:
+            case "up":
+                _up(asked.nodes, asked.dir, asked.port, secure=asked.secure)
+                return 0
+            case "down":
+                return _down(asked.dir)
+            case "status":
+                return _status(asked.dir)
+            case _:
+                _say(str(prepare()))
+                return 0
+    except BrokerError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+
+
+def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
+    with _only_one(directory) as note:
+        if not jars.are_here():
+            _say(f"Fetching Kafka {jars.VERSION} (once, about 45 MB) ...")
+        prepare()
+        cluster = Cluster(nodes, directory, base_port=port, secure=secure)
+        started = time.monotonic()
+        cluster.start()
+        note.write_text(f"{os.getpid()}\n{cluster.bootstrap}\n")
+        _say(
+            f"Kafka {jars.VERSION}, {nodes} node(s), started in {time.monotonic() - started:.1f} s: {cluster.bootstrap}"
+        )
+        _say(f'For eilpost: log.url = "kafka://{cluster.bootstrap}"')
+        _say(f'         or: EILPOST_LOG__URL="kafka://{cluster.bootstrap}"')
+        if nodes < 3:
+            _say('        and: durability = "dev" in [log], as one broker keeps one copy')
+        _say(f"For tests:   EILPOST_TEST_KAFKA={cluster.bootstrap}")
+        if cluster.secured is not None:
+            _say(f"Secured:     {cluster.secure_bootstrap} (SASL_SSL; PLAIN or SCRAM-SHA-256)")
+            _say(f"             user {cluster.secured.user}, password in {directory / 'secure' / 'password'}")
+            _say(f"             authority {cluster.secured.ca}")
+        _say(f"Its data and logs are in {directory}; Ctrl-C or `broker.py down --dir {directory}` ends it.")
+        try:
+            _keep(cluster)
+        finally:
+            cluster.stop()
+
+
+def _keep(cluster: Cluster) -> None:
+    """Until Ctrl-C. Of several nodes one may be killed, to see what a cluster makes of it: it is started again."""
+    for node in cluster.nodes:
+        _say(f"  node {node.number} is process {node.pid}")
+    while True:
+        time.sleep(0.2)
+        for node in cluster.nodes:
+            if node.running():
+                continue
+            if len(cluster.nodes) == 1:
+                raise BrokerError(f"the node ended by itself: see {node.log}")
+            _say(f"  node {node.number} has gone; started again in {_AGAIN_SECONDS} s")
+            time.sleep(_AGAIN_SECONDS)
+            cluster.restart(node.number)
+            _say(f"  node {node.number} is process {node.pid}")
+
+
+def _down(directory: Path) -> int:
+    note = _running(directory)
+    if note is None:
+        _say(f"nothing runs in {directory}")
+        return 1
+    os.kill(int(note[0]), signal.SIGTERM)
+    while _running(directory) is not None:
+        time.sleep(0.1)
+    return 0
+
+
+def _status(directory: Path) -> int:
+    note = _running(directory)
+    if note is None:
+        _say(f"nothing runs in {directory}")
+        return 1
+    bootstrap = note[1] if len(note) > 1 else ""
+    for address in bootstrap.split(",") if bootstrap else ():
+        alive = brokers_alive(int(address.rpartition(":")[2]))
+        _say(f"{address}: " + (f"alive, and counts as alive: {sorted(alive)}" if alive else "does not answer"))
+    if not bootstrap:
+        _say("it starts")
+    return 0
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[Path]:
+    """Hold `directory` for this process; yields the note that tells `down` and `status` about it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BrokerError(f"one runs in {directory} already") from None
+        note = directory / "running"
+        note.write_text(f"{os.getpid()}\n")
+        yield note
+
+
+def _running(directory: Path) -> list[str] | None:
+    """The lines of the note, if its writer still holds the folder."""
+    lock = directory / "lock"
+    if not lock.exists():
+        return None
+    with lock.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return (directory / "running").read_text().split()
+    return None
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

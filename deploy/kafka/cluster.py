@@ -1,0 +1,215 @@
+"""A real Kafka cluster of one node or three on this machine: start it, break it, mend it, end it.
+
+Blocking calls, for tests and for `broker.py`; each returns when what it says is so. All listens on 127.0.0.1, and
+nothing outlives the process that started it. A folder keeps its data from one start to the next. Next:
+`deploy/kafka/format.py`.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from deploy.kafka import jars
+from deploy.kafka.format import format_nodes
+from deploy.kafka.jars import HERE, BrokerError
+from deploy.kafka.node import Node
+from deploy.kafka.properties import HOST, Ports, server_properties
+from deploy.kafka.question import brokers_alive
+from deploy.kafka.secure import Secured, secured
+
+# Below the ports the kernel gives clients, and beside those that tests/support/ports.py gives servers.
+_FIRST, _LAST = 12_000, 20_000
+_CONTROLLERS_ABOVE, _SECURE_ABOVE = 100, 200
+_TRIES = 5
+
+
+class _PortTakenError(BrokerError):
+    pass
+
+
+class Cluster:
+    """`nodes` brokers in `directory`, numbered from 1.
+
+    Ports: `base_port`, `base_port + 1`, ... for clients (controllers 100 above, secured listeners 200 above), or free
+    ones. `settings` are put over every server.properties. `secure` adds a SASL_SSL listener; see `secured` after the
+    start. `lasting` costs seconds at the start and gives the speed of Java's full compiler: for measurements. `archive`
+    is for `archive.py`.
+    """
+
+    def __init__(
+        self,
+        nodes: int,
+        directory: Path,
+        *,
+        base_port: int | None = None,
+        secure: bool = False,
+        settings: Mapping[str, str] | None = None,
+        heap: str = "384m",
+        lasting: bool = False,
+        archive: Sequence[str] = (),
+    ) -> None:
+        if nodes < 1:
+            raise BrokerError("a cluster has at least one node")
+        self.directory = directory.absolute()
+        self.secured: Secured | None = None
+        self._secure = secure
+        self._base_port = base_port
+        self._ports = _ports(nodes, base_port, secure=secure)
+        self._settings = dict(settings or {})
+        self._archive = archive
+        self._guard: subprocess.Popen[bytes] | None = None
+        self.nodes = tuple(
+            Node(number, self.directory / f"node-{number}", heap=heap, lasting=lasting)
+            for number in range(1, nodes + 1)
+        )
+
+    @property
+    def bootstrap(self) -> str:
+        """Where clients connect: "127.0.0.1:9092,127.0.0.1:9093,..."."""
+        return ",".join(f"{HOST}:{ports.client}" for ports in self._ports)
+
+    @property
+    def secure_bootstrap(self) -> str:
+        """The same for the secured listeners."""
+        return ",".join(f"{HOST}:{ports.secure}" for ports in self._ports if ports.secure is not None)
+
+    def node(self, number: int) -> Node:
+        """Node `number`, from 1; a broker's id in Kafka's answers is the same number."""
+        return self.nodes[number - 1]
+
+    def port(self, number: int) -> int:
+        """The port of node `number` for clients without encryption."""
+        return self._ports[number - 1].client
+
+    def alive(self, *, asked: int | None = None) -> frozenset[int]:
+        """The brokers that node `asked`, or the first that answers, counts as alive; none when nobody answers.
+
+        A killed or frozen one is counted for another `broker.session.timeout.ms`, 9 s by default.
+        """
+        numbers = [asked] if asked else [node.number for node in self.nodes if node.running()]
+        answers = (frozenset(brokers_alive(self.port(number))) for number in numbers)
+        return next((answer for answer in answers if answer), frozenset())
+
+    def start(self, *, timeout_seconds: float = 90.0) -> None:
+        """Start every node that does not run, and wait until each serves and knows all. Raises BrokerError."""
+        jars.fetch()
+        for tries_left in range(_TRIES - 1, -1, -1):
+            try:
+                self._check_ports()
+                self._lay_out()
+                for node in self.nodes:
+                    node.start(self._group(), archive=self._archive)
+                self.wait_ready(timeout_seconds=timeout_seconds)
+                return
+            except _PortTakenError:
+                self.stop(timeout_seconds=0)
+                if self._base_port is not None or not tries_left:
+                    raise
+                # Another process was quicker: other ports.
+                self._ports = _ports(len(self.nodes), None, secure=self._secure)
+            except BaseException:
+                self.stop(timeout_seconds=0)
+                raise
+
+    def restart(self, number: int, *, timeout_seconds: float = 60.0) -> None:
+        """End node `number` if it runs, start it again, and wait until it serves."""
+        self.node(number).terminate()
+        self.node(number).start(self._group())
+        self.wait_ready([number], timeout_seconds=timeout_seconds)
+
+    def wait_ready(self, numbers: Iterable[int] | None = None, *, timeout_seconds: float = 60.0) -> None:
+        """Return when each of these nodes (all) answers and counts all of them as alive. Raises BrokerError."""
+        wanted = frozenset(numbers or (node.number for node in self.nodes))
+        end = time.monotonic() + timeout_seconds
+        waiting = set(wanted)
+        while waiting:
+            waiting -= {number for number in waiting if self.alive(asked=number) >= wanted}
+            for number in waiting:
+                self._check_start(self.node(number), in_time=time.monotonic() < end)
+            time.sleep(0.05)
+
+    def stop(self, *, timeout_seconds: float = 10.0) -> None:
+        """End all nodes: by SIGTERM, those that take longer than that by SIGKILL. The folder stays."""
+        end = time.monotonic() + timeout_seconds
+        if timeout_seconds > 0:
+            for node in self.nodes:
+                node.ask_to_end()
+        for node in self.nodes:
+            node.ended(max(0.0, end - time.monotonic()))
+        if self._guard is not None:
+            assert self._guard.stdin is not None
+            self._guard.stdin.close()
+            self._guard.wait(10)
+            self._guard = None
+
+    def __enter__(self) -> Cluster:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _group(self) -> int:
+        """The process group of the guard, which ends all brokers when this process ends."""
+        if self._guard is None:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(HERE / "guard.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                process_group=0,
+            )
+        return self._guard.pid
+
+    def _lay_out(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        settings = dict(self._settings)
+        if self._secure:
+            self.secured = secured(self.directory / "secure")
+            settings = {**self.secured.settings(), **settings}
+        for node in self.nodes:
+            node.folder.mkdir(exist_ok=True)
+            properties = server_properties(node.number, self._ports, node.data, more=settings)
+            path = node.folder / "server.properties"
+            path.touch(mode=0o600)
+            path.write_text(properties)
+        format_nodes(self.directory, self.nodes, self.secured)
+
+    def _check_ports(self) -> None:
+        for node, ports in zip(self.nodes, self._ports, strict=True):
+            for port in (ports.client, ports.controller, ports.secure):
+                if port is not None and not node.running() and _somebody_listens(port):
+                    raise _PortTakenError(f"another process listens on {HOST}:{port}, which node {node.number} needs")
+
+    def _check_start(self, node: Node, *, in_time: bool) -> None:
+        if in_time and node.running():
+            return
+        said = node.log_of_this_start()
+        if "Address already in use" in said:
+            raise _PortTakenError(f"another process listens on a port of node {node.number}: {self.bootstrap}")
+        what = "does not serve" if node.running() else "ended"
+        raise BrokerError(f"node {node.number} {what}; {node.log_path} ends: {said[-1500:].strip()}")
+
+
+def _somebody_listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def _ports(nodes: int, base: int | None, *, secure: bool) -> list[Ports]:
+    if base is not None:
+        return [
+            Ports(port, port + _CONTROLLERS_ABOVE, port + _SECURE_ABOVE if secure else None)
+            for port in range(base, base + nodes)
+        ]
+    free: set[int] = set()
+    while len(free) < 3 * nodes:
+        port = random.SystemRandom().randint(_FIRST, _LAST)
+        if not _somebody_listens(port):
+            free.add(port)
+    return [Ports(free.pop(), free.pop(), free.pop() if secure else None) for _ in range(nodes)]

@@ -1,0 +1,64 @@
+"""The first start of a cluster: a name for it and a formatted data folder for each node, by Kafka's own StorageTool.
+
+What a folder was made for (how many nodes, secured or not) is written into it, and a start for something else is
+refused with a line. Next: `deploy/kafka/properties.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.kafka.jars import BrokerError
+from deploy.kafka.node import Node
+from deploy.kafka.secure import Secured
+
+_FORMATTED = "meta.properties"
+
+
+def format_nodes(folder: Path, nodes: Sequence[Node], secured: Secured | None) -> None:
+    """Format each node that is not. Raises BrokerError."""
+    cluster_id = _name(folder, nodes=len(nodes), secure=secured is not None)
+    users = []
+    if secured is not None:
+        users = ["--add-scram", f"SCRAM-SHA-256=[name={secured.user},password={secured.password}]"]
+    started = [
+        subprocess.Popen(
+            node.java(
+                "kafka.tools.StorageTool",
+                *("format", "--cluster-id", cluster_id, "--config", str(node.folder / "server.properties"), *users),
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in nodes
+        if not (node.data / _FORMATTED).exists()
+    ]
+    said = [(process.communicate()[0], process.returncode) for process in started]
+    for text, status in said:
+        if status != 0:
+            raise BrokerError(f"Kafka's StorageTool: {text.strip()[-1500:]}")
+
+
+def _name(folder: Path, *, nodes: int, secure: bool) -> str:
+    path = folder / "cluster.json"
+    if path.exists():
+        made = json.loads(path.read_text())
+        if (made["nodes"], made["secure"]) != (nodes, secure):
+            raise BrokerError(
+                f"{folder} was made for {made['nodes']} node(s), secure: {made['secure']}. "
+                "Start it as that, remove it, or name another folder"
+            )
+        return str(made["id"])
+    # Kafka's form of a UUID; its tools take one that begins with a dash for an option.
+    identity = "-"
+    while identity.startswith("-"):
+        identity = base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b"=").decode()
+    path.write_text(json.dumps({"id": identity, "nodes": nodes, "secure": secure}))
+    return identity

@@ -1,0 +1,97 @@
+"""What a secured listener needs, made for one cluster and kept in its folder: an authority, certificates, one user.
+
+The listener is SASL_SSL with PLAIN and SCRAM-SHA-256 for the same user and password; a client may also show the
+client certificate made here. Made by the `openssl` command; readable for us only; nothing of it is ever committed.
+Next: `deploy/kafka/cluster.py`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.kafka.jars import BrokerError
+
+USER = "eilpost"
+_DAYS = "365"
+
+
+@dataclass(frozen=True, slots=True)
+class Secured:
+    """What a client of the secured listener says and trusts. All files are PEM."""
+
+    user: str
+    password: str
+    ca: Path
+    client_certificate: Path
+    client_key: Path
+    _broker: Path
+
+    def settings(self) -> Mapping[str, str]:
+        """The part of server.properties that is about the listener SECURE."""
+        listener = "listener.name.secure"
+        login = "org.apache.kafka.common.security"
+        return {
+            "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256",
+            f"{listener}.plain.sasl.jaas.config": f"{login}.plain.PlainLoginModule required "
+            f'user_{self.user}="{self.password}";',
+            f"{listener}.scram-sha-256.sasl.jaas.config": f"{login}.scram.ScramLoginModule required;",
+            f"{listener}.ssl.keystore.type": "PEM",
+            f"{listener}.ssl.keystore.location": str(self._broker),
+            f"{listener}.ssl.truststore.type": "PEM",
+            f"{listener}.ssl.truststore.location": str(self.ca),
+            f"{listener}.ssl.client.auth": "requested",
+        }
+
+
+def secured(folder: Path) -> Secured:
+    """Read what is in `folder`, or make it. Raises BrokerError."""
+    password = folder / "password"
+    if not password.exists():
+        _make(folder)
+        password.touch(mode=0o600)
+        password.write_text(secrets.token_urlsafe(18))
+    return Secured(
+        user=USER,
+        password=password.read_text(),
+        ca=folder / "ca.pem",
+        client_certificate=folder / "client.pem",
+        client_key=folder / "client.key",
+        _broker=folder / "broker-with-key.pem",
+    )
+
+
+def _make(folder: Path) -> None:
+    if shutil.which("openssl") is None:
+        raise BrokerError("a secured listener needs the openssl command (apt-get install openssl)")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _openssl(
+        folder,
+        *("req", "-x509", *_new_key("ca"), "-out", "ca.pem", "-days", _DAYS, "-subj", "/CN=eilpost development CA"),
+    )
+    _signed(folder, "broker", "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
+    _signed(folder, "client", "extendedKeyUsage=clientAuth\n")
+    (folder / "broker-with-key.pem").write_bytes(
+        (folder / "broker.key").read_bytes() + (folder / "broker.pem").read_bytes()
+    )
+
+
+def _signed(folder: Path, name: str, extensions: str) -> None:
+    (folder / f"{name}.ext").write_text(extensions)
+    _openssl(folder, "req", *_new_key(name), "-out", f"{name}.csr", "-subj", f"/CN={name}")
+    authority = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", f"{name}.ext")
+    _openssl(folder, "x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", "-days", _DAYS, *authority)
+
+
+def _new_key(name: str) -> tuple[str, ...]:
+    return ("-newkey", "rsa:2048", "-nodes", "-sha256", "-keyout", f"{name}.key")
+
+
+def _openssl(folder: Path, *arguments: str) -> None:
+    done = subprocess.run(["openssl", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BrokerError(f"openssl {arguments[0]}: {done.stderr.strip()[-500:]}")

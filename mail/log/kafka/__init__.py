@@ -1,0 +1,232 @@
+"""The log on Apache Kafka: any number of processes of every role, joined by nothing else, behind the Log port.
+
+In charge of putting the parts together for one process: who appends (`producing`), who owns which shard
+(`membership`), what a shard does (`router_shard`, `delivery_shard`), and what people read (`history`). It promises what
+the port promises, on topics that `topics.py` finds safe: an append that returned is on two nodes at least; a stale
+owner commits nothing; what is unconsumed is never removed. Next: `mail/log/kafka/access.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import structlog
+from aiokafka import TopicPartition
+
+from mail.log import Backlog, Condition, LogUnavailable, LogUnusable, Tend, TendDelivery
+from mail.log.kafka.access import FAULTS, Access, make_access
+from mail.log.kafka.committing import Committing
+from mail.log.kafka.delivery_shard import KafkaDeliveryShard
+from mail.log.kafka.history import DELIVERY, ROUTER, KafkaHistorian
+from mail.log.kafka.history import KafkaHistory as KafkaHistory
+from mail.log.kafka.lanes import Lanes
+from mail.log.kafka.leftovers import expect_leftovers
+from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.marks import Mark
+from mail.log.kafka.membership import Membership
+from mail.log.kafka.producing import Producing
+from mail.log.kafka.reaching import explain, reach_any
+from mail.log.kafka.router_shard import KafkaRouterShard
+from mail.log.kafka.topics import counts_of, refuse_unsafe
+from mail.log.kafka.transacting import Transactor
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, place
+from mail.message import QueueId
+from mail.record import Accepted, Event, Pending, Record
+from mail.settings import LogSettings
+
+log = structlog.get_logger()
+
+_DRAIN_SECONDS = 8.0  # for what is past its final dot, before the group gives the shard to somebody else
+_PURGE_LEAST = 1  # records below a mark, before it is worth a request
+_GROWTH_SECONDS = 30.0  # between two looks at how many partitions `dispatched` has
+
+
+class KafkaLog:
+    """The Log port. `dedicated(tenant)` says whether a tenant's messages have topics of their own. Raises LogUnusable
+    for certificates that cannot be read, ValueError for the URL.
+    """
+
+    def __init__(self, settings: LogSettings, dedicated: Callable[[str], bool] = lambda _tenant: False) -> None:
+        self._settings = settings
+        self._access: Access = make_access(settings)
+        self._counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
+        self._dedicated = dedicated
+        self._producing = Producing(self._access, settings)
+        self._lanes = Lanes(self._access, settings)
+        self._lookout = Lookout(self._access)
+        self._router: Membership[KafkaRouterShard] | None = None
+        self._delivery: Membership[KafkaDeliveryShard] | None = None
+        self._growth: asyncio.Task[None] | None = None
+        self._oldest: datetime | None = None
+
+    @property
+    def counts(self) -> ShardCounts:
+        return self._counts
+
+    # --- life
+
+    async def start(self) -> None:
+        expect_leftovers()
+        try:
+            await reach_any(self._access)
+            found = await self._lookout.topics()
+            self._counts = counts_of(found, self._access, self._settings)
+            if self._settings.durability != "dev":
+                refuse_unsafe(found, self._access, self._settings)
+            await self._producing.start()
+        except (LogUnavailable, *FAULTS) as error:
+            await self.close()
+            raise LogUnusable(await explain(self._access, error)) from None
+        except BaseException:
+            await self.close()
+            raise
+        self._growth = asyncio.create_task(self._watch_growth(), name="log-growth")
+
+    async def close(self) -> None:
+        if self._growth is not None:
+            self._growth.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._growth
+            self._growth = None
+        await self._producing.close()
+        await self._lanes.close()
+        await self._lookout.close()
+
+    async def _watch_growth(self) -> None:
+        """`dispatched` may get more partitions while we run; new dispatches go there too."""
+        while True:
+            await asyncio.sleep(_GROWTH_SECONDS)
+            with suppress(LogUnavailable, LogUnusable):
+                found = await self._lookout.topics(with_config=False)
+                self._counts = counts_of(found, self._access, self._settings)
+
+    async def purge(self) -> None:
+        """DeleteRecords below the committed marks, of the shards this process owns. Of `events` the brokers remove
+        whole segments, by age; what is past its age and still there is no longer shown.
+        """
+        self._oldest = datetime.now(UTC) - self._settings.events_kept
+        before: dict[TopicPartition, int] = {}
+        for role, topics, owned in (
+            (ROUTER, (ACCEPTED, ATTEMPTED), self._router),
+            (DELIVERY, (DISPATCHED,), self._delivery),
+        ):
+            if owned is None or not owned.numbers:
+                continue
+            names = {self._access.prefix + topic.name for topic in topics}
+            marks = await self._lookout.marks(self._access.group(role))
+            mine = {at: mark.low for at, mark in marks.items() if at.topic in names and at.partition in owned.numbers}
+            begins = await self._lookout.begins(mine)
+            before |= {at: low for at, low in mine.items() if low - begins.get(at, low) >= _PURGE_LEAST}
+        if before:
+            await self._lookout.delete_before(before)
+            log.debug("purged", partitions=len(before))
+
+    # --- Appender
+
+    async def append(self, record: Record) -> None:
+        if isinstance(record, Accepted) and self._dedicated(record.message.tenant):
+            await self._lanes.append(record.message.tenant, record)
+        else:
+            await self._producing.append(record, place(record, self._counts))
+
+    def condition(self) -> Condition:
+        return self._producing.condition()
+
+    # --- RouterLog
+
+    async def route(self, tend: Tend, stop: asyncio.Event) -> None:
+        self._router = member = Membership(
+            self._access,
+            role=ROUTER,
+            lead=self._access.prefix + ACCEPTED.name,
+            session_seconds=self._settings.session_timeout.total_seconds(),
+            make=self._router_shard,
+            drain_first=False,
+            drain_seconds=_DRAIN_SECONDS,
+        )
+        await member.own(tend, stop)
+
+    def _router_shard(self, number: int) -> KafkaRouterShard:
+        return KafkaRouterShard(
+            self._access,
+            number,
+            counts=lambda: self._counts,
+            transactor=Transactor(
+                self._access,
+                f"{self._access.group(ROUTER)}-{number}",
+                self._access.group(ROUTER),
+                self._settings.append_timeout.total_seconds(),
+            ),
+            committed=self._marks_of_router,
+            consumed=self._consumed,
+            may_open=lambda: self._router is None or self._router.is_member,
+        )
+
+    async def _marks_of_router(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        marks = await self._lookout.marks(self._access.group(ROUTER), partitions)
+        return {at: marks[at].low if at in marks else None for at in partitions}
+
+    def _consumed(self, count: int) -> None:
+        self._producing.waiting = max(0, self._producing.waiting - count)
+
+    # --- DeliveryLog
+
+    async def deliver(self, tend: TendDelivery, stop: asyncio.Event) -> None:
+        member: Membership[KafkaDeliveryShard]
+        committing = Committing(lambda: member.shards, lambda marks: member.commit(marks))
+
+        def make(number: int) -> KafkaDeliveryShard:
+            return KafkaDeliveryShard(
+                self._access,
+                number,
+                append=self.append,
+                committed=self._mark_of_delivery,
+                finished=committing.finished,
+            )
+
+        self._delivery = member = Membership(
+            self._access,
+            role=DELIVERY,
+            lead=self._access.prefix + DISPATCHED.name,
+            session_seconds=self._settings.session_timeout.total_seconds(),
+            make=make,
+            drain_first=True,
+            drain_seconds=_DRAIN_SECONDS,
+            settle=committing.settle,
+        )
+        running = asyncio.create_task(committing.run(), name="marks")
+        try:
+            await member.own(tend, stop)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    async def _mark_of_delivery(self, at: TopicPartition) -> Mark | None:
+        return (await self._lookout.marks(self._access.group(DELIVERY), [at])).get(at)
+
+    # --- HistoryLog
+
+    def _historian(self) -> KafkaHistorian:
+        return KafkaHistorian(self._access, self._lookout, self._counts, self._oldest)
+
+    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+        async for event in self._historian().history(queue_id):
+            yield event
+
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        async for line in self._historian().open_lines(queue_id):
+            yield line
+
+    async def oldest_unconsumed(self) -> datetime | None:
+        return await self._historian().oldest_unconsumed()
+
+    async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
+        return await self._historian().waiting_inputs(queue_id)
+
+    async def backlog(self) -> Backlog:
+        backlog = await self._historian().backlog()
+        self._producing.waiting = backlog.accepted
+        return backlog

@@ -1,0 +1,107 @@
+"""How to reach the brokers: addresses, security and time-outs as aiokafka takes them; and its errors in our words.
+
+Never a topic, never a record. What every client of a process has in common is made once here, so that no client
+forgets TLS, or waits longer than the others. Next: `mail/log/kafka/reaching.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import errors
+
+from mail.endpoint import parse_brokers
+from mail.log import LogUnusable
+from mail.settings import LogSettings
+
+# Waiting for one answer of one broker. A frozen broker costs this once; a dead one costs nothing.
+REQUEST_SECONDS = 10.0
+# Leaders and partition counts are looked at anew this often, and after every error that says so.
+METADATA_SECONDS = 30.0
+RECORD_BYTES_MAX = 16 << 20  # an envelope of 100,000 recipients; `max.message.bytes` of our topics
+BATCH_BYTES = 900_000  # one produce batch, about; below the broker's default for a batch it has to copy
+
+KafkaError = errors.KafkaError
+# What an aiokafka call may raise besides its own: it lets time-outs and the system's errors through.
+FAULTS = (errors.KafkaError, errors.ConsumerStoppedError, errors.IllegalOperation, TimeoutError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """`servers` are "host:port"; `prefix` stands before every topic, group and transactional id."""
+
+    servers: tuple[str, ...]
+    prefix: str
+    security: Mapping[str, Any] = field(repr=False)  # has the password
+
+    def client(self, request_seconds: float = REQUEST_SECONDS) -> dict[str, Any]:
+        """The arguments every aiokafka client gets."""
+        return {
+            "bootstrap_servers": list(self.servers),
+            "client_id": "eilpost",
+            "request_timeout_ms": int(request_seconds * 1000),
+            "metadata_max_age_ms": int(METADATA_SECONDS * 1000),
+            **self.security,
+        }
+
+    @property
+    def where(self) -> str:
+        return f"kafka://{','.join(self.servers)}"
+
+    def group(self, role: str) -> str:
+        """The consumer group of a role."""
+        return f"{self.prefix}{role}"
+
+
+def make_access(settings: LogSettings) -> Access:
+    """Raises LogUnusable for certificates that cannot be read, ValueError for the URL."""
+    return Access(parse_brokers(settings.url), settings.prefix, _security(settings))
+
+
+def _security(settings: LogSettings) -> dict[str, Any]:
+    security: dict[str, Any] = {}
+    if settings.sasl_mechanism:
+        security = {
+            "sasl_mechanism": settings.sasl_mechanism,
+            "sasl_plain_username": settings.sasl_username,
+            "sasl_plain_password": settings.sasl_password.get_secret_value(),
+        }
+    if settings.tls:
+        security["ssl_context"] = _context(settings)
+    security["security_protocol"] = ("SASL_" if settings.sasl_mechanism else "") + (
+        "SSL" if settings.tls else "PLAINTEXT"
+    )
+    return security
+
+
+def _context(settings: LogSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.tls_ca or None)
+    except (OSError, ssl.SSLError) as error:
+        raise LogUnusable(f"log.tls_ca: {settings.tls_ca}: {_short(error)}; name a file of PEM certificates") from None
+    if settings.tls_cert:
+        try:
+            context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+        except (OSError, ssl.SSLError) as error:
+            raise LogUnusable(
+                f"log.tls_cert, log.tls_key: {settings.tls_cert}: {_short(error)}; name the PEM files of a certificate"
+                " and its key"
+            ) from None
+    return context
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in a few words."""
+    if isinstance(error, asyncio.TimeoutError | errors.KafkaTimeoutError | errors.RequestTimedOutError):
+        return "the brokers did not answer in time"
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    return text if text.startswith(name) else f"{name}: {text}" if text else name
+
+
+def _short(error: Exception) -> str:
+    return getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)

@@ -1,0 +1,69 @@
+"""Commits the marks of a process's delivery shards: together, back to back, as the group's member.
+
+In charge of when; what is committed is each shard's `mark()`. A commit that the group refuses means that the shards
+are somebody else's now: they are told to go, and nothing is retried. Next: `mail/log/kafka/delivery_shard.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+
+import structlog
+from aiokafka import OffsetAndMetadata, TopicPartition
+
+from mail.log import LogUnavailable, ShardLost
+from mail.log.kafka.delivery_shard import KafkaDeliveryShard
+from mail.log.kafka.marks import Mark
+
+log = structlog.get_logger()
+
+_PAUSE_SECONDS = 0.005  # between two commits: what finishes meanwhile goes with the next
+_BACKOFF_SECONDS = 0.5
+
+Commit = Callable[[dict[TopicPartition, OffsetAndMetadata]], Awaitable[None]]
+
+
+class Committing:
+    """`shards` gives those that are owned now."""
+
+    def __init__(self, shards: Callable[[], Collection[KafkaDeliveryShard]], commit: Commit) -> None:
+        self._shards = shards
+        self._commit = commit
+        self._news = asyncio.Event()
+        self._last: dict[TopicPartition, Mark] = {}
+        self._lock = asyncio.Lock()
+
+    def finished(self) -> None:
+        self._news.set()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if not await self.settle():
+                self._news.set()
+                await asyncio.sleep(_BACKOFF_SECONDS)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def settle(self) -> bool:
+        """Commit what is finished now; False when the brokers did not answer, and it is to be done again."""
+        async with self._lock:
+            shards = list(self._shards())
+            marks = {shard.partition: mark for shard in shards if (mark := shard.mark()) is not None}
+            new = {at: mark for at, mark in marks.items() if self._last.get(at) != mark}
+            if not new:
+                return True
+            try:
+                await self._commit({at: OffsetAndMetadata(mark.low, mark.text) for at, mark in new.items()})
+            except ShardLost as error:
+                log.warning("marks refused, the shards have another owner", reason=str(error))
+                for shard in shards:
+                    shard.lose()
+                return True
+            except LogUnavailable as error:
+                log.warning("marks not committed", reason=str(error))
+                return False
+            self._last = {at: mark for at, mark in self._last.items() if at in marks} | new
+            return True

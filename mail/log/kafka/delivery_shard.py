@@ -1,0 +1,126 @@
+"""One shard of delivery on Kafka: dispatches in order, finishes in any order, marks that survive a kill.
+
+`finish` appends the report first and marks the dispatch done after it, never the other way round. The marks of all
+shards of a process are committed together by `Committing`, back to back, so that a kill repeats only what was in
+flight. A shard that was closed finishes nothing more: its next owner has begun. Next: `delivery/worker.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import cast
+
+import structlog
+from aiokafka import ConsumerRecord, TopicPartition
+
+from mail.log import Entry, LogUnusable, ShardLost
+from mail.log.kafka.access import Access
+from mail.log.kafka.marks import Mark, MarkError, Marks
+from mail.log.kafka.reading import Reader
+from mail.log.kafka.router_shard import read
+from mail.log.topics import DISPATCHED
+from mail.record import Attempted, Dispatched
+
+log = structlog.get_logger()
+
+_WAIT_SECONDS = 1.0
+_CROWDED_SECONDS = 0.05  # before looking again whether the marks have room
+
+
+class KafkaDeliveryShard:
+    """`append` makes a report durable; `committed` asks for the shard's mark; `finished` says that there is news."""
+
+    def __init__(
+        self,
+        access: Access,
+        number: int,
+        *,
+        append: Callable[[Attempted], Awaitable[None]],
+        committed: Callable[[TopicPartition], Awaitable[Mark | None]],
+        finished: Callable[[], None],
+    ) -> None:
+        self.number = number
+        self.partition = TopicPartition(access.prefix + DISPATCHED.name, number)
+        self._access = access
+        self._append = append
+        self._committed = committed
+        self._finished = finished
+        self._reader = Reader(access, [self.partition])
+        self._marks: Marks | None = None
+        self.lost = asyncio.Event()
+        self._closed = False
+
+    def lose(self) -> None:
+        self.lost.set()
+
+    async def close(self) -> None:
+        self.lost.set()
+        self._closed = True
+        await self._reader.close()
+
+    def mark(self) -> Mark | None:
+        """What to commit; None before the shard was read."""
+        return None if self._marks is None else self._marks.mark()
+
+    async def _open(self) -> Marks:
+        if self._marks is not None:
+            return self._marks
+        mark = await self._committed(self.partition)
+        try:
+            marks = Marks() if mark is None else Marks.of(mark)
+        except MarkError as reason:
+            raise LogUnusable(
+                f"{self._access.where}: the mark of {self.partition.topic}, shard {self.number} is not ours to read:"
+                f" {reason}; use the newer eilpost"
+            ) from None
+        await self._reader.open({self.partition: None if mark is None else marks.low})
+        marks.read_up_to(self._reader.position(self.partition) if mark is None else 0)
+        self._marks = marks
+        return marks
+
+    async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
+        while True:
+            if self.lost.is_set():
+                raise ShardLost
+            marks = await self._open()
+            if marks.are_many:
+                await asyncio.sleep(_CROWDED_SECONDS)
+                continue
+            entries = [self._entry(record) for record in await self._wait(limit) if self._is_new(marks, record)]
+            marks.read_up_to(self._reader.position(self.partition))
+            if entries:
+                return entries
+
+    @staticmethod
+    def _is_new(marks: Marks, record: ConsumerRecord[bytes, bytes]) -> bool:
+        if record.value is None or marks.is_finished(record.offset):
+            return False
+        marks.take(record.offset)
+        return True
+
+    def _entry(self, record: ConsumerRecord[bytes, bytes]) -> Entry[Dispatched]:
+        return Entry(DISPATCHED.name, record.partition, record.offset, cast("Dispatched", read(self._access, record)))
+
+    async def _wait(self, limit: int) -> Sequence[ConsumerRecord[bytes, bytes]]:
+        taking = asyncio.ensure_future(self._reader.take(limit, _WAIT_SECONDS))
+        losing = asyncio.ensure_future(self.lost.wait())
+        try:
+            await asyncio.wait({taking, losing}, return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
+                raise ShardLost
+            return taking.result()
+        finally:
+            losing.cancel()
+            if not taking.done():
+                taking.cancel()
+                await asyncio.gather(taking, return_exceptions=True)
+
+    async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
+        if self._closed:
+            raise ShardLost
+        await self._append(attempted)
+        if self._closed or self._marks is None:
+            raise ShardLost  # the report is there, the mark is the next owner's: it makes the attempt again
+        self._marks.finish(entry.offset)
+        self._finished()

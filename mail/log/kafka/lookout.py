@@ -1,0 +1,149 @@
+"""What the cluster says of itself: ends of partitions, marks of groups, topics. Reads no record, belongs to no group.
+
+One admin client and one consumer, opened when first needed and again after an error. Every question has a time limit,
+and what fails is LogUnavailable. Next: `mail/log/kafka/history.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from aiokafka import AIOKafkaConsumer, TopicPartition, errors
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from mail.log import LogUnavailable
+from mail.log.kafka.access import FAULTS, Access, reason
+from mail.log.kafka.marks import Mark
+from mail.log.kafka.topics import Found, look
+from mail.log.topics import Topic
+
+T = TypeVar("T")
+
+_QUESTION_SECONDS = 15.0
+_CLOSE_SECONDS = 2.0
+_AGAIN_SECONDS = 0.3
+_NOT_YET = (
+    errors.GroupCoordinatorNotAvailableError,
+    errors.GroupLoadInProgressError,
+    errors.NotCoordinatorForGroupError,
+)
+# aiokafka: `for_code(response.error_code)` of a response that has none, when a partition has an error.
+_FAULTS = (*FAULTS, AttributeError)
+
+
+class Lookout:
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._admin: AIOKafkaAdminClient | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._lock = asyncio.Lock()
+
+    async def close(self) -> None:
+        admin, self._admin = self._admin, None
+        consumer, self._consumer = self._consumer, None
+        with suppress(*FAULTS):
+            if admin is not None:
+                await asyncio.wait_for(admin.close(), _CLOSE_SECONDS)
+        with suppress(*FAULTS):
+            if consumer is not None:
+                await asyncio.wait_for(consumer.stop(), _CLOSE_SECONDS)
+
+    async def __aenter__(self) -> Lookout:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- questions
+
+    async def marks(
+        self, group: str, partitions: Sequence[TopicPartition] | None = None
+    ) -> Mapping[TopicPartition, Mark]:
+        """The committed marks of a group; partitions without one are missing."""
+        asked = None if partitions is None else list(partitions)
+        found = await self._ask_admin(lambda admin: admin.list_consumer_group_offsets(group, partitions=asked))
+        return {at: Mark(mark.offset, mark.metadata or "") for at, mark in found.items() if mark.offset >= 0}
+
+    async def ends(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Behind the last committed record."""
+        asked = list(partitions)
+        return await self._ask(lambda consumer: consumer.end_offsets(asked))
+
+    async def begins(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The first offset that is still there."""
+        asked = list(partitions)
+        return await self._ask(lambda consumer: consumer.beginning_offsets(asked))
+
+    async def offset_at(self, at: TopicPartition, milliseconds: int) -> int | None:
+        """The first offset of this time (since 1970) or later; None when there is none."""
+        found = await self._ask(lambda consumer: consumer.offsets_for_times({at: milliseconds}))
+        there = found.get(at)
+        return None if there is None else int(there.offset)
+
+    async def topics(self, *, with_config: bool = True) -> dict[Topic, Found]:
+        return await self._ask_admin(lambda admin: look(admin, self._access, with_config=with_config))
+
+    async def delete_before(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """DeleteRecords: what lies below each offset goes."""
+        asked = {at: RecordsToDelete(before_offset=offset) for at, offset in offsets.items()}
+        await self._ask_admin(lambda admin: admin.delete_records(asked))
+
+    async def groups(self, names: Sequence[str]) -> Mapping[str, tuple[str, int]]:
+        """State and number of members of each group. One at a time: aiokafka 0.14 reads the answer of version 3 as if
+        it were of version 2, and a second group in it makes it drop the connection.
+        """
+        found: dict[str, tuple[str, int]] = {}
+        for asked in names:
+            for response in await self._ask_admin(lambda admin, name=asked: admin.describe_consumer_groups([name])):  # type: ignore[misc]
+                for _code, name, state, _kind, _protocol, members, *_ in response.groups:
+                    found[name] = (state, len(members))
+        return found
+
+    # --- asking
+
+    async def _ask_admin(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
+        async with self._lock:
+            if self._admin is None:
+                self._admin = await self._started(AIOKafkaAdminClient(**self._access.client()))
+            return await self._answer(_patiently(question, self._admin))
+
+    async def _ask(self, question: Callable[[AIOKafkaConsumer], Awaitable[T]]) -> T:
+        async with self._lock:
+            if self._consumer is None:
+                self._consumer = await self._started(
+                    AIOKafkaConsumer(isolation_level="read_committed", **self._access.client())
+                )
+            return await self._answer(question(self._consumer))
+
+    async def _started(self, client: T) -> T:
+        close = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop  # type: ignore[attr-defined]
+        try:
+            async with asyncio.timeout(_QUESTION_SECONDS):
+                await client.start()  # type: ignore[attr-defined]
+        except FAULTS as error:
+            await close()
+            raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+        except BaseException:
+            await close()
+            raise
+        return client
+
+    async def _answer(self, answer: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(_QUESTION_SECONDS):
+                return await answer
+        except _FAULTS as error:
+            await self.close()  # what failed once is made anew
+            raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+
+
+async def _patiently(question: Callable[[AIOKafkaAdminClient], Awaitable[T]], admin: AIOKafkaAdminClient) -> T:
+    """Ask again while the cluster makes or moves what it keeps of groups: a new one makes it at the first question."""
+    while True:
+        try:
+            return await question(admin)
+        except _NOT_YET:
+            await asyncio.sleep(_AGAIN_SECONDS)

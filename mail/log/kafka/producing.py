@@ -1,0 +1,150 @@
+"""Appending outside transactions: what ingress accepts and what delivery reports, confirmed by all replicas in sync.
+
+The producer is plain, not idempotent: aiokafka's idempotent one never gives up on a dead broker, and writes what we
+said 451 to; ids make repeats harmless. In charge of the condition too (Usable, Full, Down): an append that fails or is
+overdue closes the log for new mail, and a *probe*, a record without a value written to the very partitions that
+failed, opens it again. Readers skip probes. Next: `mail/log/kafka/transacting.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from contextlib import suppress
+from time import perf_counter
+
+import structlog
+from aiokafka import AIOKafkaProducer, TopicPartition
+
+from mail.log import Condition, Down, Full, LogUnavailable, Usable
+from mail.log.codec import encode
+from mail.log.kafka.access import BATCH_BYTES, FAULTS, RECORD_BYTES_MAX, Access, reason
+from mail.log.topics import ACCEPTED, Place
+from mail.record import Record
+from mail.settings import LogSettings
+from mail.telemetry import PRODUCE_DURATION, PRODUCE_ERRORS
+
+log = structlog.get_logger()
+
+PROBE_KEY = b"probe"
+_PROBE_SECONDS = 1.0
+_OVERDUE_SHARE = 0.25  # of the append time-out, after which no more new mail is let in
+_STOP_SECONDS = 5.0
+
+
+class Producing:
+    """One plain producer and what is known of the log through it. Lives on the event loop."""
+
+    def __init__(self, access: Access, settings: LogSettings) -> None:
+        self._access = access
+        self._settings = settings
+        self._timeout = settings.append_timeout.total_seconds()
+        self._producer: AIOKafkaProducer | None = None
+        self._begun: OrderedDict[int, float] = OrderedDict()  # appends under way, the oldest first
+        self._count = 0
+        self._down: str | None = None
+        self._failed: set[TopicPartition] = set()
+        self._prober: asyncio.Task[None] | None = None
+        self.waiting = 0  # records in `accepted`: as last measured, plus what we appended since
+
+    async def start(self) -> None:
+        """Raises aiokafka's errors."""
+        self._producer = producer = AIOKafkaProducer(
+            acks="all",
+            max_batch_size=BATCH_BYTES,
+            max_request_size=RECORD_BYTES_MAX,
+            linger_ms=0,  # while a request is under way the next batch fills by itself
+            **self._access.client(self._timeout),
+        )
+        await producer.start()
+
+    async def close(self) -> None:
+        if self._prober is not None:
+            self._prober.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._prober
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await discard(producer, _STOP_SECONDS)
+
+    async def append(self, record: Record, at: Place) -> None:
+        """Return when the record is confirmed. Raises LogUnavailable."""
+        frame = encode(record)
+        assert frame is not None
+        partition = TopicPartition(self._access.prefix + at.topic.name, at.shard)
+        began = perf_counter()
+        await self._send(partition, at.key.encode(), frame)
+        PRODUCE_DURATION.observe(perf_counter() - began)
+        if at.topic is ACCEPTED:
+            self.waiting += 1
+
+    async def _send(self, partition: TopicPartition, key: bytes, value: bytes | None) -> None:
+        producer = self._producer
+        if producer is None:
+            raise LogUnavailable("the log is closed")
+        self._count += 1
+        ticket = self._count
+        self._begun[ticket] = perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout + 1.0):  # aiokafka gives up by itself before
+                sent = await producer.send(partition.topic, value, key, partition.partition)
+                await sent
+        except (*FAULTS, AssertionError) as error:  # aiokafka asserts that it knows the partition
+            PRODUCE_ERRORS.inc()
+            self._came_down(partition, reason(error))
+            raise LogUnavailable(f"{partition.topic}, partition {partition.partition}: {reason(error)}") from None
+        finally:
+            del self._begun[ticket]
+
+    def condition(self) -> Condition:
+        if self._down is not None:
+            return Down(self._down)
+        if self._begun:
+            overdue = perf_counter() - next(iter(self._begun.values()))
+            if overdue > self._timeout * _OVERDUE_SHARE:
+                return Down(f"an append has not been confirmed for {overdue:.0f} s")
+        if self.waiting >= self._settings.backlog_max:
+            return Full(f"{self.waiting} messages wait to be routed")
+        return Usable()
+
+    def _came_down(self, partition: TopicPartition, why: str) -> None:
+        if self._down is None:
+            log.error("log does not confirm", topic=partition.topic, partition=partition.partition, reason=why)
+        self._down = f"{partition.topic}, partition {partition.partition}: {why}"
+        self._failed.add(partition)
+        if self._prober is None or self._prober.done():
+            self._prober = asyncio.create_task(self._probe(), name="log-probe")
+
+    async def _probe(self) -> None:
+        """Write to what failed until all of it takes writes again."""
+        while self._failed:
+            await asyncio.sleep(_PROBE_SECONDS)
+            for partition in list(self._failed):
+                with suppress(LogUnavailable):
+                    await self._send(partition, PROBE_KEY, None)
+                    self._failed.discard(partition)
+        log.info("log confirms again")
+        self._down = None
+
+
+async def discard(producer: AIOKafkaProducer, seconds: float = 0.0) -> None:
+    """Stop a producer, politely for `seconds`, and then for good: what it has not sent it never will.
+
+    `AIOKafkaProducer.stop()` waits for its batches for ever, and cancelling it leaves the sender running, which would
+    write later what we said was not written. So the sender is ended by hand.
+    """
+    stopping = asyncio.ensure_future(producer.stop())
+    await asyncio.wait({stopping}, timeout=seconds)
+    sender = producer._sender.sender_task
+    if not stopping.done():
+        stopping.cancel()
+        if sender is not None:
+            sender.cancel()
+            await asyncio.wait({sender}, timeout=1.0)
+        with suppress(*FAULTS):
+            await asyncio.wait_for(producer.client.close(), 1.0)
+    for task in (stopping, sender):
+        if task is not None and task.done() and not task.cancelled():
+            task.exception()  # seen: nobody needs "exception was never retrieved"
+    if not stopping.done():
+        await asyncio.wait({stopping}, timeout=1.0)

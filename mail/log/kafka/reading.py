@@ -1,0 +1,136 @@
+"""Reading partitions: a position in each, moved by what is taken, and a watch over a reader that gets stuck.
+
+Membership of a group is kept apart (`membership.py`): this reader belongs to none, so a rebalance never touches what
+one shard has fetched, and one slow shard never holds up another's fetches. Only committed records are given. aiokafka
+can get stuck after brokers restarted, with no sign (aiokafka issues 712 and 1154), so whoever got nothing for a while
+asks the broker whether there is something, and makes a new consumer when there is. Next:
+`mail/log/kafka/router_shard.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+
+from mail.log import LogUnavailable
+from mail.log.kafka.access import FAULTS, Access, reason
+
+log = structlog.get_logger()
+
+FETCH_BYTES = 1 << 20  # a partition, ahead of what is taken
+_STUCK_SECONDS = 10.0  # of silence, before the broker is asked
+_SECOND_LOOK_SECONDS = 2.0
+_CLOSE_SECONDS = 2.0
+
+
+class Reader:
+    """The reading position in some partitions. One task reads at a time."""
+
+    def __init__(self, access: Access, partitions: Sequence[TopicPartition]) -> None:
+        self._access = access
+        self._partitions = tuple(partitions)
+        self._consumer: AIOKafkaConsumer | None = None
+        self._positions: dict[TopicPartition, int] = {}
+        self.ends_at_open: Mapping[TopicPartition, int] = {}  # behind the last committed record, as it was then
+        self._look_at = 0.0
+        self._behind: Mapping[TopicPartition, int] = {}
+
+    async def open(self, positions: Mapping[TopicPartition, int | None]) -> None:
+        """Begin at these offsets, or at the first there is (None). Raises LogUnavailable."""
+        await self.close()
+        consumer = AIOKafkaConsumer(
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=FETCH_BYTES,
+            check_crcs=False,  # our frames have a checksum of their own
+            **self._access.client(),
+        )
+        try:
+            async with asyncio.timeout(30):
+                await consumer.start()
+                # Asked before the first fetch: a broker answers one connection's requests in turn, and a fetch that
+                # waits for news would hold the question up for half a second.
+                self.ends_at_open = await consumer.end_offsets(list(self._partitions))
+                begins = await consumer.beginning_offsets([at for at, offset in positions.items() if offset is None])
+                self._positions = {at: begins[at] if offset is None else offset for at, offset in positions.items()}
+                consumer.assign(list(self._partitions))
+                for at, offset in self._positions.items():
+                    consumer.seek(at, offset)
+        except FAULTS as error:
+            await _close(consumer)
+            raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+        except BaseException:
+            await _close(consumer)
+            raise
+        self._consumer = consumer
+        self._look_at = asyncio.get_running_loop().time() + _STUCK_SECONDS
+
+    def position(self, partition: TopicPartition) -> int:
+        """The next offset to be taken, aborted records and the broker's own passed over."""
+        return self._positions[partition]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that was there at `open` is yet to be taken."""
+        return any(self._positions[at] < end for at, end in self.ends_at_open.items())
+
+    async def take(
+        self, limit: int, wait_seconds: float, partitions: Sequence[TopicPartition] = ()
+    ) -> Sequence[ConsumerRecord[bytes, bytes]]:
+        """At most `limit` of the next records, in order within each partition. Raises LogUnavailable."""
+        consumer = self._consumer
+        if consumer is None:
+            raise LogUnavailable(f"{self._access.where}: the reader is not open")
+        try:
+            found = await consumer.getmany(*partitions, timeout_ms=int(wait_seconds * 1000), max_records=limit)
+            for partition in partitions or self._partitions:
+                self._positions[partition] = await consumer.position(partition)
+        except FAULTS as error:
+            raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+        now = asyncio.get_running_loop().time()
+        if found:
+            self._look_at = now + _STUCK_SECONDS
+            self._behind = {}
+        elif wait_seconds and now >= self._look_at:
+            self._look_at = now + _STUCK_SECONDS
+            await self._watch()
+        return [record for records in found.values() for record in records]
+
+    async def ends(self) -> Mapping[TopicPartition, int]:
+        """Behind the last committed record of each partition. Raises LogUnavailable."""
+        assert self._consumer is not None
+        try:
+            async with asyncio.timeout(30):
+                ends: Mapping[TopicPartition, int] = await self._consumer.end_offsets(list(self._partitions))
+                return ends
+        except FAULTS as error:
+            raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+
+    async def _watch(self) -> None:
+        """After silence: is there really nothing? What is behind twice at the same position is not coming."""
+        with suppress(LogUnavailable):
+            ends = await self.ends()
+            behind = {at: self._positions[at] for at, end in ends.items() if end > self._positions[at]}
+            if behind and behind == self._behind:
+                log.warning(
+                    "reader is stuck, made anew", behind={f"{at.topic}/{at.partition}": ends[at] for at in behind}
+                )
+                await self.open(dict(self._positions))
+            elif behind:
+                self._look_at = asyncio.get_running_loop().time() + _SECOND_LOOK_SECONDS
+            self._behind = behind
+
+    async def close(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await _close(consumer)
+
+
+async def _close(consumer: AIOKafkaConsumer) -> None:
+    with suppress(*FAULTS):
+        await asyncio.wait_for(consumer.stop(), _CLOSE_SECONDS)

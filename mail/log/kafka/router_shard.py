@@ -1,0 +1,220 @@
+"""One shard of the router on Kafka: its inputs read by position, its outputs and marks in one transaction.
+
+Opening a shard is: take its transactional id (which fences every earlier owner, and settles what that one left open),
+then read the committed marks, then read from there. Replay reads the shard's `queue` partition to its end and keeps the
+last line of each key. Everything that fails in between ends in LogUnavailable, and `rewind` opens again.
+Next: `router/shard.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from itertools import islice
+from typing import cast
+
+from aiokafka import ConsumerRecord, TopicPartition
+
+from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
+from mail.log.codec import FrameError, decode
+from mail.log.kafka.access import Access
+from mail.log.kafka.reading import Reader
+from mail.log.kafka.transacting import Transactor, batches_of
+from mail.log.topics import ACCEPTED, ATTEMPTED, QUEUE, ShardCounts, Topic
+from mail.record import Accepted, Attempted, Pending, Record
+
+_REPLAY_BATCH = 500
+_REPLAY_TAKE = 2000
+_REPLAY_SILENCE_SECONDS = 30.0
+_THERE_SECONDS = 1.0
+
+Input = Entry[Accepted] | Entry[Attempted]
+Committed = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int | None]]]
+
+
+class KafkaRouterShard:
+    """`committed` asks for the group's marks; `consumed` is told how many accepted messages a commit took away.
+    `may_open`: whether the group still counts us in.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        number: int,
+        *,
+        counts: Callable[[], ShardCounts],
+        transactor: Transactor,
+        committed: Committed,
+        consumed: Callable[[int], None],
+        may_open: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.number = number
+        self._access = access
+        self._counts = counts
+        self._transactor = transactor
+        self._committed = committed
+        self._consumed = consumed
+        self._may_open = may_open
+        self._attempted = TopicPartition(access.prefix + ATTEMPTED.name, number)
+        self._accepted = TopicPartition(access.prefix + ACCEPTED.name, number)
+        self._reader = Reader(access, [self._attempted, self._accepted])
+        self._taken = 0
+        self._is_open = False
+        self._is_broken = False  # a commit failed: only a rewind opens again
+        self.lost = asyncio.Event()
+
+    def lose(self) -> None:
+        self.lost.set()
+
+    async def close(self) -> None:
+        self.lost.set()
+        self._is_open = False
+        await self._reader.close()
+        await self._transactor.close()
+
+    async def _open(self) -> None:
+        if self._is_open:
+            return
+        if self._is_broken:
+            raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the last commit failed")
+        if not self._may_open():
+            # We slept, and have not been told yet: to open now would fence the owner that the group has chosen.
+            raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the group is joined anew")
+        await self._transactor.open()
+        await self._reader.open(await self._committed([self._attempted, self._accepted]))
+        self._taken = 0
+        self._is_open = True
+
+    async def rewind(self) -> None:
+        if self.lost.is_set():
+            return  # it is for the next owner to open
+        self._is_open = self._is_broken = False
+        await self._open()
+
+    async def replay(self) -> AsyncIterator[Sequence[Pending]]:
+        await self._open()
+        frames = await last_of_each_key(self._access, [TopicPartition(self._access.prefix + QUEUE.name, self.number)])
+        lines = iter(frames.items())
+        while batch := list(islice(lines, _REPLAY_BATCH)):
+            yield [read_line(self._access, at, key, frame) for (at, key), frame in batch]
+            await asyncio.sleep(0)
+
+    async def take(self, limit: int, wait: timedelta) -> Sequence[Input]:
+        if self.lost.is_set():
+            raise ShardLost
+        await self._open()
+        # What came back from delivery goes first: it makes room.
+        records = list(await self._reader.take(limit, 0.0, [self._attempted]))
+        if len(records) < limit:
+            records += await self._reader.take(limit - len(records), 0.0, [self._accepted])
+        if not records:
+            seconds = wait.total_seconds()
+            if self._reader.is_behind:
+                seconds = max(seconds, _THERE_SECONDS)  # it is there, and on its way
+            if seconds:
+                records = list(await self._wait(limit, seconds))
+        inputs = [_input(self._access, record) for record in records if record.value is not None]  # no probes
+        self._taken += len(inputs)
+        return inputs
+
+    async def _wait(self, limit: int, seconds: float) -> Sequence[ConsumerRecord[bytes, bytes]]:
+        """Wait for the first record, or for the loss of the shard."""
+        taking = asyncio.ensure_future(self._reader.take(limit, seconds))
+        losing = asyncio.ensure_future(self.lost.wait())
+        try:
+            await asyncio.wait({taking, losing}, return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
+                raise ShardLost
+            return taking.result()
+        finally:
+            losing.cancel()
+            if not taking.done():
+                taking.cancel()
+                await asyncio.gather(taking, return_exceptions=True)
+
+    async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:
+        await self._open()
+        if len(consumed) != self._taken:
+            raise ValueError(f"{len(consumed)} inputs are to be marked, and {self._taken} were taken")
+        marks = {}
+        for partition in (self._attempted, self._accepted):
+            if any(entry.topic == _topic_of(partition, self._access) for entry in consumed):
+                marks[partition] = self._reader.position(partition)
+        if not outputs and not marks:
+            return
+        try:
+            await self._transactor.commit(batches_of(outputs, self._counts(), self._access.prefix), marks)
+        except (LogUnavailable, ShardLost):
+            self._is_open, self._is_broken = False, True
+            raise
+        self._taken = 0
+        self._consumed(sum(entry.topic == ACCEPTED.name for entry in consumed))
+
+
+def _topic_of(partition: TopicPartition, access: Access) -> str:
+    topic: str = partition.topic
+    return topic.removeprefix(access.prefix)
+
+
+def _input(access: Access, record: ConsumerRecord[bytes, bytes]) -> Input:
+    topic = record.topic.removeprefix(access.prefix)
+    return Entry(topic, record.partition, record.offset, cast("Accepted | Attempted", read(access, record)))  # type: ignore[return-value]
+
+
+def read(access: Access, record: ConsumerRecord[bytes, bytes]) -> Record:
+    """The record in a frame. Raises LogUnusable: what cannot be read stops the reader, and stays."""
+    try:
+        return decode(record.value or b"")
+    except FrameError as reason:
+        raise _unreadable(access, record.topic, record.partition, f"offset {record.offset}", reason) from None
+
+
+def read_line(access: Access, at: TopicPartition, key: bytes, frame: bytes) -> Pending:
+    """A queue line. Raises LogUnusable."""
+    try:
+        return cast("Pending", decode(frame))
+    except FrameError as reason:
+        raise _unreadable(access, at.topic, at.partition, f"key {key.decode(errors='replace')}", reason) from None
+
+
+def _unreadable(access: Access, topic: str, shard: int, place: str, reason: FrameError) -> LogUnusable:
+    return LogUnusable(
+        f"{access.where}: the record at {topic}, shard {shard}, {place} cannot be read: {reason};"
+        " it was left where it is, and nothing behind it is taken"
+    )
+
+
+async def last_of_each_key(
+    access: Access, partitions: Sequence[TopicPartition], start: bytes = b""
+) -> dict[tuple[TopicPartition, bytes], bytes]:
+    """What a compacted topic says: the last value of each key that begins with `start`, without those that end in a
+    tombstone. Raises LogUnavailable.
+    """
+    found: dict[tuple[TopicPartition, bytes], bytes] = {}
+    reader = Reader(access, partitions)
+    try:
+        await reader.open(dict.fromkeys(partitions))
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _REPLAY_SILENCE_SECONDS
+        while reader.is_behind:
+            records = await reader.take(_REPLAY_TAKE, 0.2)
+            if records:
+                until = loop.time() + _REPLAY_SILENCE_SECONDS
+            elif loop.time() > until:
+                raise LogUnavailable(f"{access.where}: the queue cannot be read to its end")
+            for record in records:
+                if not (record.key or b"").startswith(start):
+                    continue
+                key = (TopicPartition(record.topic, record.partition), record.key or b"")
+                if record.value is None:
+                    found.pop(key, None)
+                else:
+                    found[key] = record.value
+    finally:
+        await reader.close()
+    return found
+
+
+def topic_partition(access: Access, topic: Topic, shard: int) -> TopicPartition:
+    return TopicPartition(access.prefix + topic.name, shard)

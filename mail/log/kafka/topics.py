@@ -1,0 +1,299 @@
+"""Our topics as Kafka has them: names, configurations, partition counts; made by `eilpost topics`, checked at start.
+
+In charge of one table, what each topic must be so that no accepted mail can be lost, and of comparing it with what a
+cluster has. Never reads or writes a record. **Law: no undelivered mail is ever removed by a retention limit**, so what
+is consumed is purged by offset (`purge.py`), and only `events` goes by age. Next: `mail/log/kafka/producing.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from aiokafka import errors
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from mail.log import LogUnusable
+from mail.log.kafka.access import FAULTS, RECORD_BYTES_MAX, Access, reason
+from mail.log.kafka.reaching import explain, reach_any
+from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, EVENTS, ShardCounts, Topic
+from mail.settings import LogSettings
+
+RECORD_BYTES_NEEDED = 6 << 20  # the least `max.message.bytes`: inline content and an envelope of the usual limits
+SHARDS = 12  # partitions of a new topic, where the settings do not say
+REPLICATION_SAFE = 3
+IN_SYNC_SAFE = 2
+_SEEN_TRIES, _SEEN_PAUSE_SECONDS = 50, 0.1
+
+_MILLISECOND = timedelta(milliseconds=1)
+# Compaction keeps a shard's replay short: a tenth of a log dirty is enough to clean it, segments are small, and a
+# tombstone is kept for an hour, much longer than any replay takes.
+_COMPACTED = {
+    "cleanup.policy": "compact",
+    "min.cleanable.dirty.ratio": "0.1",
+    "segment.bytes": str(32 << 20),
+    "segment.ms": "3600000",
+    "delete.retention.ms": "3600000",
+    "max.compaction.lag.ms": "86400000",
+}
+_PURGED = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", "segment.bytes": str(32 << 20)}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A topic as the cluster has it."""
+
+    name: str
+    partitions: int
+    replication: int  # of its least replicated partition
+    in_sync: int  # of its partition with the fewest replicas in sync
+    config: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something about a topic. `fatal`: mail can be lost by it."""
+
+    topic: str
+    text: str
+    fatal: bool = True
+
+
+def topic_name(access: Access, topic: Topic) -> str:
+    return access.prefix + topic.name
+
+
+def wanted_config(topic: Topic, settings: LogSettings) -> dict[str, str]:
+    """The configuration a new topic gets."""
+    replication = settings.replication
+    common = {
+        "min.insync.replicas": str(IN_SYNC_SAFE if replication >= REPLICATION_SAFE else 1),
+        "unclean.leader.election.enable": "false",
+        "message.timestamp.type": "LogAppendTime",
+        "max.message.bytes": str(RECORD_BYTES_MAX),
+        "compression.type": "producer",
+    }
+    if topic.compacted:
+        return common | _COMPACTED
+    if topic is EVENTS:
+        kept = str(settings.events_kept // _MILLISECOND)
+        return common | {"cleanup.policy": "delete", "retention.ms": kept, "retention.bytes": "-1"}
+    return common | _PURGED
+
+
+def wanted_partitions(topic: Topic, settings: LogSettings) -> int:
+    return (settings.delivery_shards if topic is DISPATCHED else settings.shards) or SHARDS
+
+
+async def look(admin: AIOKafkaAdminClient, access: Access, *, with_config: bool = True) -> dict[Topic, Found]:
+    """Our topics that exist. Raises aiokafka's errors."""
+    names = {topic_name(access, topic): topic for topic in ALL_TOPICS}
+    described = await admin.describe_topics(list(names))
+    found: dict[Topic, Found] = {}
+    configs = await _configs(admin, [each["topic"] for each in described if not each["error_code"]], with_config)
+    for each in described:
+        name, partitions = each["topic"], each["partitions"]
+        if each["error_code"] or not partitions:
+            continue
+        found[names[name]] = Found(
+            name,
+            len(partitions),
+            min(len(partition["replicas"]) for partition in partitions),
+            min(len(partition["isr"]) for partition in partitions),
+            configs.get(name, {}),
+        )
+    return found
+
+
+async def _configs(admin: AIOKafkaAdminClient, names: list[str], wanted: bool) -> dict[str, dict[str, str]]:
+    if not wanted or not names:
+        return {}
+    configs: dict[str, dict[str, str]] = {}
+    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names]):
+        for code, text, _kind, name, entries in response.resources:
+            if code:
+                raise errors.for_code(code)(text)
+            configs[name] = {entry[0]: entry[1] for entry in entries}
+    return configs
+
+
+def counts_of(found: Mapping[Topic, Found], access: Access, settings: LogSettings) -> ShardCounts:
+    """The partition counts, once every topic is there and they agree. Raises LogUnusable with what to do."""
+    missing = [topic_name(access, topic) for topic in ALL_TOPICS if topic not in found]
+    if missing:
+        raise LogUnusable(
+            f"{access.where}: {_are('topic', missing)} missing: run `eilpost topics create` (or correct log.prefix,"
+            f' now "{access.prefix}")'
+        )
+    shards = found[ACCEPTED].partitions
+    for topic, each in found.items():
+        if topic is not DISPATCHED and each.partitions != shards:
+            raise LogUnusable(
+                f"{access.where}: topic {found[ACCEPTED].name} has {shards} partitions and {each.name} has"
+                f" {each.partitions}: they must have as many; this set of topics is damaged, use another log.prefix"
+            )
+    _agrees("log.shards", settings.shards, shards, found[ACCEPTED].name)
+    delivery = found[DISPATCHED].partitions
+    if settings.delivery_shards > delivery:
+        raise LogUnusable(
+            f"log.delivery_shards = {settings.delivery_shards}, but topic {found[DISPATCHED].name} has {delivery}"
+            " partitions: run `eilpost topics create`, which adds what is missing"
+        )
+    return ShardCounts(shards, delivery)
+
+
+def _agrees(key: str, wanted: int, there: int, name: str) -> None:
+    if wanted and wanted != there:
+        raise LogUnusable(
+            f"{key} = {wanted}, but topic {name} has {there} partitions, and that cannot change: set {key} = {there},"
+            " or 0 for what is there"
+        )
+
+
+def problems(found: Mapping[Topic, Found], settings: LogSettings) -> Iterator[Problem]:
+    """What is unsafe, or not as we would make it."""
+    for topic, each in found.items():
+        yield from _replication_problems(each)
+        config = each.config
+        if config.get("unclean.leader.election.enable") == "true":
+            yield Problem(each.name, "unclean.leader.election.enable = true can lose confirmed mail: set it to false")
+        policy = config.get("cleanup.policy", "")
+        if topic.compacted:
+            if policy != "compact":
+                yield Problem(each.name, f"cleanup.policy = {policy} removes open queue lines: set it to compact")
+        elif policy != "delete":
+            yield Problem(each.name, f"cleanup.policy = {policy} drops records by key: set it to delete")
+        elif topic is not EVENTS:
+            for key in ("retention.ms", "retention.bytes"):
+                if config.get(key) != "-1":
+                    yield Problem(each.name, f"{key} = {config.get(key)} removes undelivered mail: set it to -1")
+        else:
+            kept = settings.events_kept // _MILLISECOND
+            there = int(config.get("retention.ms", "-1"))
+            if 0 <= there < kept:
+                yield Problem(each.name, f"retention.ms = {there} is less than log.events_kept ({kept})", fatal=False)
+        if int(config.get("max.message.bytes", "0")) < RECORD_BYTES_NEEDED:
+            yield Problem(
+                each.name,
+                f"max.message.bytes = {config.get('max.message.bytes')} is less than a record may need: set it to"
+                f" {RECORD_BYTES_MAX}",
+            )
+
+
+def refuse_unsafe(found: Mapping[Topic, Found], access: Access, settings: LogSettings) -> None:
+    """Raises LogUnusable for topics that could lose mail."""
+    unsafe = [problem for problem in problems(found, settings) if problem.fatal]
+    if unsafe:
+        more = f" (and {len(unsafe) - 1} more: see `eilpost doctor`)" if len(unsafe) > 1 else ""
+        raise LogUnusable(
+            f"{access.where}: topic {unsafe[0].topic}: {unsafe[0].text}{more}; or, on a machine for trials,"
+            ' log.durability = "dev"'
+        )
+
+
+def _replication_problems(each: Found) -> Iterator[Problem]:
+    in_sync = int(each.config.get("min.insync.replicas", "1"))
+    if each.replication < REPLICATION_SAFE:  # and min.insync.replicas = 2 would stop it at the first loss
+        replicas = "1 replica" if each.replication == 1 else f"{each.replication} replicas"
+        yield Problem(
+            each.name,
+            f"has {replicas}, and with fewer than 3 a lost node can lose mail: give it 3 by"
+            " kafka-reassign-partitions.sh",
+        )
+    elif in_sync < IN_SYNC_SAFE:
+        yield Problem(
+            each.name, f"min.insync.replicas = {in_sync}: set it to 2, so that two nodes have what we confirm"
+        )
+    if in_sync > each.replication:
+        yield Problem(
+            each.name, f"min.insync.replicas = {in_sync} with {each.replication} replicas takes no writes: lower it"
+        )
+    if each.in_sync < each.replication:
+        yield Problem(
+            each.name,
+            f"has {each.in_sync} of {each.replication} replicas in sync: start the missing broker, or wait until it has"
+            " caught up",
+            fatal=False,
+        )
+
+
+async def create(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
+    """Make what is missing: topics, and partitions of `dispatched`. What was done, a line each. Idempotent. Raises
+    LogUnusable.
+    """
+    try:
+        return await _create(admin, access, settings)
+    except FAULTS as error:
+        raise LogUnusable(f"{access.where}: topics cannot be made: {reason(error)}: see the brokers' logs") from None
+
+
+async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
+    done: list[str] = []
+    found = await look(admin, access, with_config=False)
+    missing = [topic for topic in ALL_TOPICS if topic not in found]
+    new = [
+        NewTopic(
+            topic_name(access, topic),
+            _partitions_beside(found, topic, settings),
+            settings.replication,
+            topic_configs=wanted_config(topic, settings),
+        )
+        for topic in missing
+    ]
+    if new:
+        response = await admin.create_topics(new)
+        for name, code, *text in response.topic_errors:
+            kind = errors.for_code(code)
+            if code and kind is not errors.TopicAlreadyExistsError:
+                hint = ": log.replication needs as many brokers" if kind is errors.InvalidReplicationFactorError else ""
+                raise LogUnusable(
+                    f"{access.where}: topic {name} cannot be made: {text[0] if text and text[0] else ''}"
+                    f" ({kind.__name__}); log.replication = {settings.replication}{hint}"
+                )
+            if not code:
+                made = next(each for each in new if each.name == name)
+                done.append(f"{name}: made, partitions: {made.num_partitions}, replicas: {settings.replication}")
+        await _until_seen(admin, access, missing)
+    dispatched = found.get(DISPATCHED)
+    if dispatched is not None and dispatched.partitions < settings.delivery_shards:
+        await admin.create_partitions({dispatched.name: NewPartitions(settings.delivery_shards)})
+        done.append(f"{dispatched.name}: {dispatched.partitions} -> {settings.delivery_shards} partitions")
+        await _until_seen(admin, access, [DISPATCHED], settings.delivery_shards)
+    counts_of(await look(admin, access, with_config=False), access, settings)
+    return done
+
+
+def _partitions_beside(found: Mapping[Topic, Found], topic: Topic, settings: LogSettings) -> int:
+    """As many as the topics that are there have: of a set of which some are lost, the others tell."""
+    there = {each.partitions for other, each in found.items() if other is not DISPATCHED}
+    if topic is not DISPATCHED and not settings.shards and len(there) == 1:
+        return there.pop()
+    return wanted_partitions(topic, settings)
+
+
+async def _until_seen(admin: AIOKafkaAdminClient, access: Access, topics: Sequence[Topic], least: int = 1) -> None:
+    """A broker hears a little later of what the controller has made."""
+    for _ in range(_SEEN_TRIES):
+        seen = await look(admin, access, with_config=False)
+        if all(topic in seen and seen[topic].partitions >= least for topic in topics):
+            return
+        await asyncio.sleep(_SEEN_PAUSE_SECONDS)
+
+
+async def open_admin(access: Access) -> AIOKafkaAdminClient:
+    """A started admin client. Raises LogUnusable when no broker answers."""
+    await reach_any(access)
+    admin = AIOKafkaAdminClient(**access.client())
+    try:
+        await admin.start()
+    except FAULTS as error:
+        await admin.close()
+        raise LogUnusable(await explain(access, error)) from None
+    return admin
+
+
+def _are(noun: str, names: list[str]) -> str:
+    return f"{noun} {names[0]} is" if len(names) == 1 else f"{noun}s {', '.join(names)} are"

@@ -1,0 +1,151 @@
+"""The router's commit: outputs and input marks of one shard in one Kafka transaction, under one transactional id.
+
+Whoever starts a producer of this id fences every earlier one at the broker, so a stale owner can commit nothing: that
+is the lock of a shard, and there is no other. A transaction that failed in any way ends its producer; the next one
+begins by finding out from the broker what became of it. aiokafka does not look at the fate of its batches when it
+commits, so every one is awaited here first. Next: `mail/log/kafka/reading.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import structlog
+from aiokafka import AIOKafkaProducer, TopicPartition, errors
+
+from mail.log import LogUnavailable, ShardLost
+from mail.log.codec import encode
+from mail.log.kafka.access import BATCH_BYTES, FAULTS, RECORD_BYTES_MAX, Access, reason
+from mail.log.kafka.producing import discard
+from mail.log.topics import ShardCounts, place
+from mail.record import Record
+from mail.telemetry import PRODUCE_DURATION, PRODUCE_ERRORS
+
+log = structlog.get_logger()
+
+# A killed router's open transaction hides what others dispatched behind it until the broker ends it, or until the
+# shard's next owner does: the shorter the better, and longer than any batch takes.
+TRANSACTION_SECONDS = 15.0
+_STOP_SECONDS = 1.0
+_FENCED = (errors.ProducerFenced, errors.InvalidProducerEpoch, errors.InvalidProducerIdMapping)
+
+Batches = Mapping[TopicPartition, Sequence[tuple[bytes, bytes | None]]]  # (key, value) in order
+
+
+class Transactor:
+    """Owns the transactional id of one shard while `open`."""
+
+    def __init__(self, access: Access, transactional_id: str, group: str, timeout_seconds: float) -> None:
+        self._access = access
+        self._id = transactional_id
+        self._group = group
+        self._timeout = timeout_seconds
+        self._producer: AIOKafkaProducer | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._producer is not None
+
+    async def open(self) -> None:
+        """Fence every other holder of the id, and settle what it left open. Raises LogUnavailable."""
+        await self.close()
+        producer = AIOKafkaProducer(
+            transactional_id=self._id,
+            transaction_timeout_ms=int(TRANSACTION_SECONDS * 1000),
+            max_batch_size=BATCH_BYTES,
+            max_request_size=RECORD_BYTES_MAX,
+            **self._access.client(),
+        )
+        try:
+            async with asyncio.timeout(self._timeout):
+                await producer.start()
+        except FAULTS as error:
+            await discard(producer)
+            raise LogUnavailable(f"transactional id {self._id}: {reason(error)}") from None
+        except BaseException:
+            await discard(producer)
+            raise
+        self._producer = producer
+
+    async def commit(self, batches: Batches, marks: Mapping[TopicPartition, int]) -> None:
+        """All of it or nothing. Raises ShardLost when another holder has the id, LogUnavailable when the fate is not
+        known; in both cases `open` again before the next.
+        """
+        producer = self._producer
+        if producer is None:
+            raise LogUnavailable(f"transactional id {self._id}: the last transaction failed")
+        done = False
+        try:
+            async with asyncio.timeout(self._timeout):
+                with PRODUCE_DURATION.time():
+                    await self._commit(producer, batches, marks)
+            done = True
+        except _FENCED:
+            log.warning("shard taken over by another router", transactional_id=self._id)
+            raise ShardLost from None
+        except FAULTS as error:
+            PRODUCE_ERRORS.inc()
+            if _is_fenced(producer):
+                raise ShardLost from None
+            raise LogUnavailable(f"transactional id {self._id}: {reason(error)}") from None
+        finally:
+            if not done:
+                self._producer = None
+                await discard(producer)
+
+    async def _commit(self, producer: AIOKafkaProducer, batches: Batches, marks: Mapping[TopicPartition, int]) -> None:
+        for at in batches:
+            if at.partition not in await producer.partitions_for(at.topic):  # it has grown since we looked
+                await producer.client.force_metadata_update()
+                if at.partition not in await producer.partitions_for(at.topic):
+                    raise errors.UnknownTopicOrPartitionError(f"{at.topic}, partition {at.partition}")
+        await producer.begin_transaction()
+        sending = [asyncio.ensure_future(_send(producer, at, records)) for at, records in batches.items()]
+        try:
+            await asyncio.gather(*sending)
+        finally:
+            for task in sending:
+                task.cancel()
+        if marks:
+            await producer.send_offsets_to_transaction(dict(marks), self._group)
+        await producer.commit_transaction()
+
+    async def close(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await discard(producer, _STOP_SECONDS)
+
+
+async def _send(producer: AIOKafkaProducer, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+    """Write the records in their order, batch after batch; return when all are confirmed."""
+    confirmed = []
+    batch = producer.create_batch()
+    for key, value in records:
+        if batch.append(timestamp=None, key=key, value=value) is None:
+            batch.close()
+            confirmed.append(await producer.send_batch(batch, at.topic, partition=at.partition))
+            batch = producer.create_batch()
+            batch.append(timestamp=None, key=key, value=value)
+    batch.close()
+    confirmed.append(await producer.send_batch(batch, at.topic, partition=at.partition))
+    for future in confirmed:
+        await future
+
+
+def _is_fenced(producer: AIOKafkaProducer) -> bool:
+    """Whether the sender ended because another holder has the id: then the rest of the call only timed out."""
+    sender = producer._sender.sender_task
+    if sender is None or not sender.done() or sender.cancelled():
+        return False
+    return isinstance(sender.exception(), _FENCED)
+
+
+def batches_of(records: Sequence[Record], counts: ShardCounts, prefix: str) -> Batches:
+    """The records as keys and frames, by partition."""
+    batches: dict[TopicPartition, list[tuple[bytes, bytes | None]]] = {}
+    for record in records:
+        at = place(record, counts)
+        partition = TopicPartition(prefix + at.topic.name, at.shard)
+        batches.setdefault(partition, []).append((at.key.encode(), encode(record)))
+    return batches

@@ -1,0 +1,49 @@
+"""One three-broker Kafka and one eilpost cluster on it for all faults of a run: made when the first test asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+
+from tests.support import kafka
+from tests.support.mailcluster import MailCluster
+
+# A dead broker is noticed in 3 s instead of 9: the short form has minutes, not hours.
+QUICK = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
+
+_turns = count()
+
+
+@pytest.fixture(scope="session")
+def three_brokers() -> Iterator[kafka.Cluster]:
+    with kafka.cluster(3, settings=QUICK) as brokers:
+        yield brokers
+
+
+@pytest.fixture(scope="session")
+def _shared_cluster(three_brokers: kafka.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailCluster]:
+    cluster = MailCluster(three_brokers, tmp_path_factory.mktemp("cluster"))
+    cluster.make_topics()
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def mail_cluster(_shared_cluster: MailCluster) -> MailCluster:
+    """Two processes of each role, all of them up, whatever the test before did to them."""
+    for node in _shared_cluster.brokers.nodes:
+        node.thaw()
+    _shared_cluster.brokers.start()
+    _shared_cluster.start()
+    _shared_cluster.settle()
+    return _shared_cluster
+
+
+@pytest.fixture
+def turn() -> Iterator[int]:
+    """Counts cells over the whole run."""
+    return _turns

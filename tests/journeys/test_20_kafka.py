@@ -1,0 +1,173 @@
+"""Journey 20: a real Kafka comes up with one node and with three, takes records and gives them back, and a node dies.
+
+Nothing of eilpost is in it: it shows that the ground the cluster stands on is real, and that tests can break it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+
+from deploy.kafka.cluster import Cluster
+from deploy.kafka.jars import BrokerError
+from deploy.kafka.question import brokers_alive
+from tests.support.kafka import QUICK, MakesClusters
+from tests.support.ports import free_port, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+async def _make_topic(client: dict[str, Any], *, replicas: int) -> str:
+    topic = f"journey-20-{uuid.uuid4().hex}"
+    admin = AIOKafkaAdminClient(**client)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=replicas)])
+    finally:
+        await admin.close()
+    return topic
+
+
+async def _send(client: dict[str, Any], topic: str, *values: bytes) -> None:
+    async with AIOKafkaProducer(**client, acks="all", request_timeout_ms=20_000) as producer:
+        for value in values:
+            await producer.send_and_wait(topic, value, partition=0)
+
+
+async def _fetch(client: dict[str, Any], topic: str, count: int) -> list[bytes]:
+    async with AIOKafkaConsumer(**client, auto_offset_reset="earliest") as consumer:
+        consumer.assign([TopicPartition(topic, 0)])
+        async with asyncio.timeout(20):
+            return [(await consumer.getone()).value for _ in range(count)]
+
+
+@pytest.mark.kafka
+async def test_the_broker_of_the_run(kafka_bootstrap: str) -> None:
+    client = {"bootstrap_servers": kafka_bootstrap}
+    topic = await _make_topic(client, replicas=1)
+    await _send(client, topic, b"one", b"two")
+    assert await _fetch(client, topic, 2) == [b"one", b"two"]
+
+
+@pytest.mark.kafka
+async def test_no_topic_makes_itself(kafka_bootstrap: str) -> None:
+    async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap, request_timeout_ms=2000) as producer:
+        with pytest.raises(KafkaError) as refused:
+            await producer.send_and_wait("journey-20-nobody-made-me", b"lost", partition=0)
+    assert isinstance(refused.value, UnknownTopicOrPartitionError) or "journey-20" in str(refused.value)
+
+
+@pytest.mark.kafka_cluster
+async def test_three_nodes_and_one_dies_and_comes_back(kafka_cluster: MakesClusters) -> None:
+    cluster = await asyncio.to_thread(kafka_cluster, 3, settings=QUICK)
+    assert all(cluster.alive(asked=number) == {1, 2, 3} for number in (1, 2, 3))
+    client = {"bootstrap_servers": cluster.bootstrap}
+    topic = await _make_topic(client, replicas=3)
+    await _send(client, topic, b"with three")
+
+    dead = cluster.node(3)
+    dead.kill()
+    assert not dead.running()
+    assert brokers_alive(cluster.port(3)) == {}
+    await _send(client, topic, b"with two")
+    await wait_until(lambda: cluster.alive() == {1, 2}, what="the others see it go")
+
+    # A frozen one keeps its connections open, and answers nothing.
+    cluster.node(2).freeze()
+    assert cluster.alive(asked=2) == frozenset()
+    cluster.node(2).thaw()
+
+    await asyncio.to_thread(cluster.restart, 3)
+    await wait_until(lambda: cluster.alive(asked=1) == {1, 2, 3}, what="the others see it come back")
+    await _send(client, topic, b"with three again")
+    assert await _fetch(client, topic, 3) == [b"with three", b"with two", b"with three again"]
+
+
+@pytest.mark.kafka_cluster
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
+async def test_the_secured_listener(secured_node: Cluster, mechanism: str) -> None:
+    secured = secured_node.secured
+    assert secured is not None
+    trusting = ssl.create_default_context(cafile=str(secured.ca))
+    trusting.load_cert_chain(secured.client_certificate, secured.client_key)
+    client = {
+        "bootstrap_servers": secured_node.secure_bootstrap,
+        "security_protocol": "SASL_SSL",
+        "ssl_context": trusting,
+        "sasl_mechanism": mechanism,
+        "sasl_plain_username": secured.user,
+        "sasl_plain_password": secured.password,
+    }
+    topic = await _make_topic(client, replicas=1)
+    await _send(client, topic, b"in secret")
+    assert await _fetch(client, topic, 1) == [b"in secret"]
+
+    wrong = AIOKafkaProducer(**client | {"sasl_plain_password": "wrong"})
+    with pytest.raises(KafkaError):
+        await wrong.start()
+    await wrong.stop()
+
+
+@pytest.fixture(scope="module")
+def secured_node(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with Cluster(1, tmp_path_factory.mktemp("kafka"), secure=True) as cluster:
+        yield cluster
+
+
+@pytest.mark.kafka_cluster
+def test_the_command_and_brokers_that_do_not_outlive_it(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, str(ROOT / "deploy/kafka/broker.py")]
+    up = subprocess.Popen([*command, "up", "--dir", tmp_path, "--port", str(port)], stdout=subprocess.PIPE, text=True)
+    assert up.stdout is not None
+    try:
+        said = up.stdout.readline()
+        said += up.stdout.readline()
+        assert f'log.url = "kafka://127.0.0.1:{port}"' in said
+        assert brokers_alive(port) == {1: port}
+        status = subprocess.run([*command, "status", "--dir", tmp_path], capture_output=True, text=True, check=True)
+        assert "counts as alive: [1]" in status.stdout
+        second = subprocess.run([*command, "up", "--dir", tmp_path], capture_output=True, text=True)
+        assert (second.returncode, second.stderr.strip()) == (2, f"one runs in {tmp_path} already")
+    finally:
+        up.kill()
+        up.wait()
+        up.stdout.close()
+    asyncio.run(wait_until(lambda: not _who_names(tmp_path), what="the broker's end"))
+    assert subprocess.run([*command, "down", "--dir", tmp_path], capture_output=True).returncode == 1
+
+
+def _who_names(folder: Path) -> list[str]:
+    """The processes whose command line names the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(folder) in words:
+            found.append(process.name)
+    return found
+
+
+@pytest.mark.kafka_cluster
+def test_a_taken_port_and_another_number_of_nodes_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cluster.json").write_text('{"id": "x", "nodes": 3, "secure": false}')
+    with pytest.raises(BrokerError, match=r"was made for 3 node"):
+        Cluster(1, tmp_path).start()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BrokerError, match=f"another process listens on 127.0.0.1:{port}"):
+            Cluster(1, tmp_path / "other", base_port=port).start()

@@ -1,0 +1,302 @@
+"""One cell of the matrix: mail flows, some processes stop at chosen instants, a mishap happens, all is accounted for.
+
+accepted - delivered - bounced - queued = 0, message by message and recipient by recipient; what came twice is counted
+and held against what was in flight. A cell whose fault did not happen at its points fails. Next:
+`tests/faults/test_matrix.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.accounting import Posting, Sink, Source, digest
+from tests.support.faultpoints import POINTS, SIZED
+from tests.support.mailcluster import HOSTS, IN_FLIGHT, INLINE_MAX, MailCluster, Member
+from tests.support.mishaps import MISHAPS, Harm
+from tests.support.ports import wait_until
+
+_HIT_SECONDS = 30.0
+_SETTLE_SECONDS = 90.0
+_ROLE_OF = {point: role for role, points in POINTS.items() for point in points}
+_OWN_ID = re.compile(rb"^X-Id: (\S+)\r?$", re.MULTILINE)
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of one cell's mail. `pause_seconds`: the longest that a message took from its dot to its arrival."""
+
+    fault: str
+    points: tuple[str, ...]
+    harm: str = ""
+    accepted: int = 0
+    delivered: int = 0
+    bounced: int = 0
+    queued: int = 0
+    lost: int = 0
+    unknown: int = 0
+    duplicates: int = 0
+    bound: int = 0
+    pause_seconds: float = 0.0
+    in_sync_seconds: float = 0.0
+    stood_seconds: float = 0.0  # from the first that stood to the harm
+    prefix: str = ""
+    hits: list[dict[str, Any]] = field(default_factory=list)
+
+    def line(self) -> str:
+        return (
+            f"{self.fault} x {'+'.join(self.points)}: {self.harm}: accepted {self.accepted} - delivered"
+            f" {self.delivered} - bounced {self.bounced} - queued {self.queued} = lost {self.lost}; unknown"
+            f" {self.unknown}, duplicates {self.duplicates} of at most {self.bound}, pause {self.pause_seconds:.1f} s"
+        )
+
+
+def postings(prefix: str, count: int) -> Iterator[Posting]:
+    """Every kind of mail: out to eight sites, into a mailbox, both, refused for ever, refused once, through the
+    spool."""
+    for number in range(1, count + 1):
+        site = f"[{HOSTS[number % len(HOSTS)]}]"
+        recipients: tuple[str, ...] = (f"{prefix}r{number}@{site}",)
+        match number % 20:
+            case 3:
+                recipients = ("alice@example.test",)
+            case 7:
+                recipients = (*recipients, "alice@example.test")
+            case 11:
+                recipients = (f"refused{prefix}{number}@{site}",)
+            case 13:
+                recipients = (f"later{prefix}{number}@{site}",)
+        size = 3 * INLINE_MAX if number % 5 == 4 else 2000
+        yield Posting(f"{prefix}-{number}", "bob@example.test", recipients, size)
+
+
+def letters_in(cluster: MailCluster, user: str) -> Counter[str]:
+    """How often each id is in a mailbox; of reports, the id of what they are about."""
+    found: Counter[str] = Counter()
+    for content in cluster.mailbox_ids(user):
+        found.update({id_.decode() for id_ in _OWN_ID.findall(content)})
+    return found
+
+
+class Load:
+    """A source for each ingress, all with one supply of postings."""
+
+    def __init__(self, cluster: MailCluster, prefix: str, count: int, per_second: float, *, once: bool = False) -> None:
+        self.count = count
+        self._sources = [
+            Source(member.mx, sessions=10, once=once, dot_after_seconds=0.01) for member in cluster.of("ingress")
+        ]
+        supply = postings(prefix, count)
+        self._rate = per_second / len(self._sources)
+        self._task = asyncio.create_task(self._send(supply))
+
+    async def _send(self, supply: Iterator[Posting]) -> None:
+        await asyncio.gather(*(source.send(supply, per_second=self._rate) for source in self._sources))
+
+    @property
+    def sources(self) -> list[Source]:
+        return self._sources
+
+    @property
+    def answers(self) -> list[tuple[float, bytes]]:
+        """The 4xx ones, and when."""
+        return sorted(each for source in self._sources for each in source.answers)
+
+    def __getattr__(self, name: str) -> Any:
+        """`promised`, `unknown`, `refused`, ...: of all sources together."""
+        merged: dict[str, Any] = {}
+        for source in self._sources:
+            merged |= getattr(source, name)
+        return merged
+
+    async def ended(self, deadline_seconds: float) -> None:
+        await asyncio.wait_for(self._task, deadline_seconds)
+
+    def stop(self) -> None:
+        for source in self._sources:
+            source.stop()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+def missing(load: Load, sink: Sink, cluster: MailCluster) -> dict[tuple[str, str], str]:
+    """What was promised and has not arrived: (id, recipient) and the queue id."""
+    letters, reports = letters_in(cluster, "alice"), letters_in(cluster, "bob")
+    queue_ids = load.queue_ids
+    gone = {}
+    for id_, posting in load.promised.items():
+        for recipient in posting.recipients:
+            if recipient == "alice@example.test":
+                there = letters[id_]
+            elif recipient.startswith("refused"):
+                there = reports[id_]
+            else:
+                there = sink.taken[id_, recipient]
+            if not there:
+                gone[id_, recipient] = queue_ids[id_]
+    return gone
+
+
+async def settle(load: Load, sink: Sink, cluster: MailCluster, deadline_seconds: float = _SETTLE_SECONDS) -> None:
+    """Wait until all that was promised has arrived, or the time is over."""
+    end = time.monotonic() + deadline_seconds
+    while missing(load, sink, cluster) and time.monotonic() < end:
+        await asyncio.sleep(0.2)
+
+
+async def empty_queue(cluster: MailCluster, deadline_seconds: float = 60.0) -> list[str]:
+    """Wait until nothing is open; what still is, as lines for people."""
+    end = time.monotonic() + deadline_seconds
+    while True:
+        lines = await cluster.open_lines()
+        if not lines or time.monotonic() > end:
+            return [f"{line.delivery.id} {line.state} {line.last}" for line in lines]
+        await asyncio.sleep(0.3)
+
+
+async def run_cell(
+    cluster: MailCluster, sink: Sink, fault: str, points: tuple[str, ...], *, count: int, per_second: float, turn: int
+) -> Account:
+    """Several points: a victim of each role, all hit at the same time."""
+    prefix = f"{fault}{turn}"
+    account = Account(fault, points, prefix=prefix)
+    victims = _victims(cluster, points, turn)
+    before = {name: len(member.hits()) for name, member in victims.items()}
+    load = Load(cluster, prefix, count, per_second)
+    try:
+        await asyncio.sleep(min(1.0, count / per_second / 5))
+        # What a lost spool could hurt is what lies in it.
+        least = INLINE_MAX if fault == "spool" else 0
+        for point, victim in zip(points, victims.values(), strict=True):
+            victim.arm(point, least_bytes=least if point in SIZED else 0)
+        await _all_stand(victims, points)
+        harm = await MISHAPS[fault](cluster, list(victims.values()), turn)
+        harm.ended = time.monotonic()
+        account.harm = harm.what
+        await load.ended(count / per_second + 120.0)
+        await settle(load, sink, cluster)
+        if fault == "broker":
+            account.in_sync_seconds = await cluster.in_sync()
+        ended = [name for name, member in cluster.members.items() if not member.is_running]
+        assert not ended, f"{ended} ended by themselves"
+        for name, victim in victims.items():
+            account.hits += victim.hits()[before[name] :]
+        assert [hit["point"] for hit in account.hits] == list(points)
+        account.stood_seconds = harm.began - min(hit["time"] for hit in account.hits)
+        await _account(account, load, sink, cluster, prefix)
+        _check_instants(account, load, harm)
+    finally:
+        load.stop()
+        await load.close()
+        for victim in victims.values():
+            victim.disarm()
+            victim.thaw()
+    print(account.line(), flush=True)
+    return account
+
+
+def _victims(cluster: MailCluster, points: tuple[str, ...], turn: int) -> Mapping[str, Member]:
+    """For each point one process of its role, another one each time."""
+    chosen = [cluster.of(_ROLE_OF[point]) for point in points]
+    met: Counter[str] = Counter()
+    victims = []
+    for members in chosen:
+        victims.append(members[(turn + met[members[0].role]) % len(members)])
+        met[members[0].role] += 1
+    assert len({victim.name for victim in victims}) == len(points)
+    return {victim.name: victim for victim in victims}
+
+
+async def _all_stand(victims: Mapping[str, Member], points: tuple[str, ...]) -> None:
+    for victim, point in zip(victims.values(), points, strict=True):
+        await wait_until(
+            lambda victim=victim: victim.is_frozen,
+            deadline_seconds=_HIT_SECONDS,
+            what=f"{victim.name} at the point {point}",
+        )
+
+
+async def _account(account: Account, load: Load, sink: Sink, cluster: MailCluster, prefix: str) -> None:
+    gone = missing(load, sink, cluster)
+    queued = {line.delivery.message.queue_id for line in await cluster.open_lines()} if gone else set[str]()
+    promised = load.promised
+    recipients = [(id_, name) for id_, posting in promised.items() for name in posting.recipients]
+    account.accepted = len(recipients)
+    account.queued = sum(queue_id in queued for queue_id in gone.values())
+    account.lost = len(gone) - account.queued
+    arrived = [each for each in recipients if each not in gone]
+    account.bounced = sum(name.startswith("refused") for _, name in arrived)
+    account.delivered = len(arrived) - account.bounced
+    account.unknown = len(load.unknown)
+    account.duplicates = copies(sink, prefix)
+    account.bound = _bound(account)
+    sent = load.sent_at
+    delays = [
+        sink.first_at[id_] - sent[id_]
+        for id_, posting in promised.items()
+        if id_ in sink.first_at and not posting.recipients[0].startswith("later")
+    ]
+    account.pause_seconds = max(delays, default=0.0)
+    assert not account.lost, f"{account.line()}\n{list(gone.items())[:10]}"
+    assert account.accepted == account.delivered + account.bounced + account.queued
+    _check_contents(load, sink, cluster, prefix)
+
+
+def copies(sink: Sink, prefix: str) -> int:
+    """Beyond the first, of all messages of a cell."""
+    return sum(count - 1 for (id_, _), count in sink.taken.items() if id_.startswith(f"{prefix}-"))
+
+
+def check_copies(accounts: Iterable[Account], sink: Sink) -> None:
+    """When the queue is empty: what came late is counted too."""
+    for account in accounts:
+        account.duplicates = copies(sink, account.prefix)
+        assert account.duplicates <= account.bound, account.line()
+
+
+def _bound(account: Account) -> int:
+    """What was in flight: as a killed delivery process had it at the instant; else the most that those which are hit,
+    or cut off from the log, may have at work.
+    """
+    at_delivery = [hit for hit in account.hits if _ROLE_OF[hit["point"]] == "delivery"]
+    if account.fault == "kill":
+        return sum(hit["in_flight"] for hit in at_delivery)
+    if account.fault == "broker":
+        return 2 * IN_FLIGHT
+    return IN_FLIGHT * len(at_delivery)
+
+
+def _check_contents(load: Load, sink: Sink, cluster: MailCluster, prefix: str) -> None:
+    known = load.promised | load.unknown
+    for id_, name in sink.taken:
+        if id_.startswith(f"{prefix}-"):
+            assert name in known[id_].recipients
+            assert sink.contents[id_] == {digest(known[id_].content())}
+    for user in ("alice", "bob"):
+        letters = letters_in(cluster, user)
+        assert not {id_: count for id_, count in letters.items() if count > 1}, "twice in a mailbox"
+        assert {id_ for id_ in letters if id_.startswith(f"{prefix}-")} <= known.keys()
+
+
+def _check_instants(account: Account, load: Load, harm: Harm) -> None:
+    """The fault came between the two things it was to come between."""
+    promised = set(load.queue_ids.values())
+    for hit in account.hits:
+        assert hit["time"] <= harm.began
+        match hit["point"]:
+            case "after-250":
+                assert hit["queue_id"] in promised  # the client has its 250 ...
+            case "after-append":
+                if account.fault == "kill":
+                    assert hit["queue_id"] not in promised  # ... and here it never will
+            case "in-transaction" | "after-commit":
+                assert hit["dispatches"] > 0
+    if account.fault == "kill" and {"before-dot", "after-append"} & set(account.points):
+        assert load.unknown or account.points == ("before-dot",) or sum(s.connections_lost for s in load.sources)

@@ -1,0 +1,212 @@
+"""The instants at which a fault may hit, inside a real process, and how it comes to stand still at exactly one of them.
+
+In the child. A test arms a point by writing its name into `armed` in the process's folder; the next message that
+passes there writes a line into `hits`, and the process stops itself with SIGSTOP, all threads of it, between two
+instructions. What happens then is the test's business: kill it, let it sleep, take a broker away, and SIGCONT it. A
+line in `cut` (seconds, and `reset` or `whole`) makes the network of the process go away as it wakes. Product code
+knows nothing of this: the points are wrapped around it. Next: `tests/support/network.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+# role -> its points, in the order in which a message passes them
+POINTS: Mapping[str, tuple[str, ...]] = {
+    "ingress": ("before-dot", "after-append", "after-250"),
+    "router": ("in-transaction", "after-commit"),
+    "delivery": ("in-data", "after-remote-250", "after-report"),
+}
+
+SIZED = ("before-dot", "after-append", "in-data", "after-remote-250", "after-report")  # those that see a message's size
+
+
+class Points:
+    """Of this process. `on_cut(seconds, reset)` takes the network away."""
+
+    def __init__(self, folder: Path, on_cut: Callable[[float, bool], None]) -> None:
+        self._armed = folder / "armed"
+        self._hits = folder / "hits"
+        self._cut = folder / "cut"
+        self._on_cut = on_cut
+        self.describe: Callable[[], Mapping[str, Any]] = dict
+
+    def is_armed(self, name: str, *, size_bytes: int = 0) -> bool:
+        """Whether the next to pass `name` is to be hit; `NAME large` waits for a message that lies in the spool."""
+        try:
+            wanted, _, least = self._armed.read_text().partition(" ")
+        except FileNotFoundError:
+            return False
+        return wanted == name and size_bytes >= int(least or 0)
+
+    def hit(self, name: str, **what: Any) -> None:
+        """Stand still here, now, until somebody sends SIGCONT."""
+        self._armed.unlink()
+        line = {"point": name, "time": time.monotonic(), **what, **self.describe()}
+        with self._hits.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        if self._cut.exists():
+            seconds, _, manner = self._cut.read_text().partition(" ")
+            self._cut.unlink()
+            self._on_cut(float(seconds), manner == "reset")
+
+    def passing(self, name: str, *, size_bytes: int = 0, **what: Any) -> None:
+        if self.is_armed(name, size_bytes=size_bytes):
+            self.hit(name, **what)
+
+
+def install_ingress(points: Points) -> None:
+    from ingress import accept, intake, session
+    from mail.message import Spooled
+    from mail.record import Accepted
+
+    feed, append_was = intake.Intake.feed, accept.Acceptance.accept
+    write = session.SmtpSession._write
+
+    def feeding(self: Any, chunk: bytes) -> None:
+        feed(self, chunk)
+        if self.in_content and not self.content_is_complete and self.content_held:
+            points.passing("before-dot", size_bytes=self.content_held)
+
+    async def accepting(self: Any, message: Any, data: bytes) -> Any:
+        reply = await append_was(self, message, data)
+        if reply.code == 250:
+            points.passing("after-append", size_bytes=len(data), queue_id=message.queue_id)
+        return reply
+
+    def writing(self: Any) -> None:
+        queued = [part for part in self._talk.out if b"queued as " in part]
+        write(self)
+        if queued and points.is_armed("after-250"):
+            queue_id = queued[-1].partition(b"queued as ")[2][:26].decode()
+            # When the loop has turned, the reply has left the process.
+            self.loop.call_later(0.003, points.passing, "after-250")
+            points.describe = lambda: {"queue_id": queue_id}
+
+    assert Accepted
+    assert Spooled
+    intake.Intake.feed = feeding  # type: ignore[method-assign]
+    accept.Acceptance.accept = accepting  # type: ignore[method-assign]
+    session.SmtpSession._write = writing  # type: ignore[method-assign]
+
+
+def install_router(points: Points) -> None:
+    from aiokafka import AIOKafkaProducer
+
+    from mail.log.kafka.transacting import Transactor
+
+    begin, end = Transactor._commit, AIOKafkaProducer.commit_transaction
+
+    async def committing(self: Any, producer: Any, batches: Any, marks: Any) -> None:
+        producer.shard = int(self._id.rpartition("-")[2])
+        producer.dispatches = sum(len(records) for at, records in batches.items() if at.topic.endswith("dispatched"))
+        await begin(self, producer, batches, marks)
+        if producer.dispatches:
+            points.passing("after-commit", shard=producer.shard, dispatches=producer.dispatches)
+
+    async def ending(self: Any) -> None:
+        if self.dispatches:
+            # All is written, the marks too, and the broker was not told that this is the end.
+            points.passing("in-transaction", shard=self.shard, dispatches=self.dispatches)
+        await end(self)
+
+    Transactor._commit = committing  # type: ignore[method-assign]
+    AIOKafkaProducer.commit_transaction = ending
+
+
+class Tried:
+    """Deliveries that were begun and are not yet marked for good: what a kill at this instant may repeat."""
+
+    def __init__(self) -> None:
+        self.at_work: set[str] = set()
+        self.unmarked: set[str] = set()
+
+    def all(self) -> dict[str, int]:
+        return {"in_flight": len(self.at_work | self.unmarked)}
+
+
+def install_delivery(points: Points) -> None:
+    from delivery.connection import Connection
+    from delivery.dialogue import Phase
+    from delivery.worker import Worker
+    from mail.log.kafka.committing import Committing
+    from mail.log.kafka.delivery_shard import KafkaDeliveryShard
+    from mail.outcome import Delivered
+
+    tried = Tried()
+    points.describe = tried.all
+    work, settle, write, finish = Worker._work, Committing.settle, Connection._write, KafkaDeliveryShard.finish
+
+    async def working(self: Any, job: Any) -> None:
+        id_ = job.item.record.delivery.id
+        tried.at_work.add(id_)
+        try:
+            await work(self, job)
+        finally:
+            tried.at_work.discard(id_)
+
+    async def settling(self: Any) -> bool:
+        finished = set(tried.unmarked)
+        done = await settle(self)
+        if done:
+            tried.unmarked -= finished
+        return done
+
+    def writing(self: Any, parts: list[bytes]) -> None:
+        transport = self._transport
+        if (
+            self.dialogue.phase is Phase.CONTENT
+            and not transport.get_write_buffer_size()
+            and points.is_armed("in-data", size_bytes=sum(map(len, parts)))
+        ):
+            half = max(1, len(parts[0]) // 2)
+            sent = os.write(transport.get_extra_info("socket").fileno(), parts[0][:half])
+            points.hit("in-data")
+            parts = [parts[0][sent:], *parts[1:]]
+        write(self, parts)
+
+    async def finishing(self: Any, entry: Any, attempted: Any) -> None:
+        remote = any(isinstance(each, Delivered) and each.remote for each in attempted.outcomes)
+        size, id_ = entry.record.delivery.message.size_bytes, entry.record.delivery.id
+        if remote:
+            points.passing("after-remote-250", size_bytes=size, delivery_id=id_)
+        append = self._append
+
+        async def appending(record: Any) -> None:
+            await append(record)
+            tried.unmarked.add(id_)
+            if remote:
+                points.passing("after-report", size_bytes=size, delivery_id=id_)
+
+        # One shard, many calls: each has its own id in its own wrapper, for the length of its call.
+        await finish(_With(self, appending), entry, attempted)  # type: ignore[arg-type]
+
+    Worker._work = working  # type: ignore[method-assign]
+    Committing.settle = settling  # type: ignore[method-assign]
+    Connection._write = writing  # type: ignore[method-assign]
+    KafkaDeliveryShard.finish = finishing  # type: ignore[method-assign]
+
+
+class _With:
+    """A shard whose `_append` is another."""
+
+    def __init__(self, shard: Any, append: Any) -> None:
+        self._shard, self._append = shard, append
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shard, name)
+
+
+INSTALL: Mapping[str, Callable[[Points], None]] = {
+    "ingress": install_ingress,
+    "router": install_router,
+    "delivery": install_delivery,
+}

@@ -1,0 +1,115 @@
+"""Logs on a real Kafka for tests: a prefix of their own for each, topics made as `eilpost topics create` makes them.
+
+`cut()` plays a network that lets nothing through, at the client's connections and so with any broker; brokers that
+stop for real are the faults' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import KafkaConnectionError
+
+from mail.log import Log
+from mail.log.kafka import KafkaLog
+from mail.log.kafka.access import make_access
+from mail.log.kafka.topics import create, open_admin
+from mail.log.topics import Topic
+from mail.queueid import new_queue_id
+from mail.settings import LogSettings
+
+
+def settings_on(bootstrap: str, settings: LogSettings | None = None, **changes: Any) -> LogSettings:
+    """`settings` on the broker at `bootstrap`, with a prefix nobody else has, and short time-outs."""
+    base = {
+        "url": f"kafka://{bootstrap}",
+        "prefix": f"t{new_queue_id().lower()[-12:]}.",
+        "durability": "dev",
+        "replication": 1,
+        "append_timeout": timedelta(seconds=3),
+        "session_timeout": timedelta(seconds=6),
+    }
+    return (settings or LogSettings()).model_copy(update={**base, **changes})
+
+
+async def make_topics(settings: LogSettings) -> None:
+    access = make_access(settings)
+    admin = await open_admin(access)
+    try:
+        await create(admin, access, settings)
+    finally:
+        await admin.close()
+
+
+@asynccontextmanager
+async def running(settings: LogSettings) -> AsyncIterator[KafkaLog]:
+    """A started log on topics that are made when they are missing."""
+    await make_topics(settings)
+    log = KafkaLog(settings)
+    await log.start()
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+async def plant(settings: LogSettings, topic: Topic, shard: int, frame: bytes) -> None:
+    """Raw bytes as the next record of a shard."""
+    producer = AIOKafkaProducer(acks="all", **make_access(settings).client())
+    await producer.start()
+    try:
+        await producer.send_and_wait(settings.prefix + topic.name, frame, b"planted", partition=shard)
+    finally:
+        await producer.stop()
+
+
+class Cable:
+    """Between aiokafka and its brokers, all connections of the process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_cut = False
+        send = AIOKafkaConnection.send
+
+        def maybe(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+            if self.is_cut:
+                raise KafkaConnectionError("the network was cut")
+            return send(connection, request, expect_response)
+
+        monkeypatch.setattr(AIOKafkaConnection, "send", maybe)
+
+
+class KafkaHarness:
+    """For the log contract: one prefix is the store."""
+
+    def __init__(self, bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._base = settings_on(bootstrap)
+        self._cable = Cable(monkeypatch)
+        self._made = False
+        self._settings = self._base
+
+    async def make(self, settings: LogSettings) -> Log:
+        self._settings = settings_on(
+            "", settings, url=self._base.url, prefix=self._base.prefix, shards=settings.shards or 1,
+            delivery_shards=settings.delivery_shards or 1,
+        )  # fmt: skip
+        if not self._made:
+            await make_topics(self._settings)
+            self._made = True
+        log = KafkaLog(self._settings)
+        await log.start()
+        return log
+
+    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes) -> None:
+        await plant(self._settings, topic, shard, frame)
+
+    def fail_writes(self, log: Log) -> None:
+        self._cable.is_cut = True
+
+    def mend(self, log: Log) -> None:
+        self._cable.is_cut = False

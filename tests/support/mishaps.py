@@ -1,0 +1,105 @@
+"""What may befall a cluster, while some of its processes stand still at the instants a test chose.
+
+Each mishap is a coroutine: it begins with the victims frozen at their points, does its harm, wakes them (or what comes
+after them), and ends when the harm is mended; the load goes on all the while. Next: `tests/support/cells.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tests.support.mailcluster import MailCluster, Member
+
+AWAY_SECONDS = 3.0
+
+Victims = Sequence[Member]
+
+
+@dataclass(slots=True)
+class Harm:
+    """What was done, for people, and when."""
+
+    what: str
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
+
+
+Mishap = Callable[[MailCluster, Victims, int], Awaitable[Harm]]
+
+
+async def kill(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
+    """SIGKILL, and a new process after a second."""
+    harm = Harm("kill -9")
+    for victim in victims:
+        await asyncio.to_thread(victim.kill)
+    await asyncio.sleep(1.0)
+    await asyncio.to_thread(cluster.start, [victim.name for victim in victims])
+    return harm
+
+
+async def freeze(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
+    """SIGSTOP for longer than the group waits, then SIGCONT: it wakes up and does not know."""
+    grouped = any(victim.role in ("router", "delivery") for victim in victims)
+    seconds = cluster.session_seconds + 3.0 if grouped else AWAY_SECONDS
+    harm = Harm(f"SIGSTOP {seconds:.0f} s")
+    await asyncio.sleep(seconds)
+    _wake(victims)
+    return harm
+
+
+async def lose_broker(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
+    """One of three, each in its turn: killed, and every other time frozen."""
+    number = turn % 3 + 1
+    node = cluster.brokers.node(number)
+    if turn % 2:
+        harm = Harm(f"broker {number} SIGSTOP")
+        node.freeze()
+        _wake(victims)
+        await asyncio.sleep(AWAY_SECONDS + 3.0)
+        node.thaw()
+    else:
+        harm = Harm(f"broker {number} kill -9")
+        await asyncio.to_thread(node.kill)
+        _wake(victims)
+        await asyncio.sleep(AWAY_SECONDS)
+        await asyncio.to_thread(cluster.brokers.restart, number)
+    return harm
+
+
+async def lose_spool(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
+    """The directory is gone, as an unmounted volume is, and comes back."""
+    harm = Harm(f"spool away {AWAY_SECONDS:.0f} s")
+    away = cluster.spool.with_name("spool-away")
+    cluster.spool.rename(away)
+    _wake(victims)
+    await asyncio.sleep(AWAY_SECONDS)
+    away.rename(cluster.spool)
+    return harm
+
+
+async def cut_network(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
+    """Between the victims and all brokers: for some seconds, or for longer than the group waits and reset."""
+    seconds, reset = (cluster.session_seconds + 3.0, True) if turn % 2 else (AWAY_SECONDS, False)
+    harm = Harm(f"network cut {seconds:.0f} s" + (", then reset" if reset else ""))
+    for victim in victims:
+        victim.cut_network(seconds, reset=reset)
+    _wake(victims)
+    await asyncio.sleep(seconds)
+    return harm
+
+
+MISHAPS: Mapping[str, Mishap] = {
+    "kill": kill,
+    "freeze": freeze,
+    "broker": lose_broker,
+    "spool": lose_spool,
+    "network": cut_network,
+}
+
+
+def _wake(victims: Victims) -> None:
+    for victim in victims:
+        victim.thaw()

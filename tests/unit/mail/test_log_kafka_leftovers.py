@@ -1,0 +1,29 @@
+"""What aiokafka leaves behind is no error of ours; everybody else's is."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+
+import pytest
+from aiokafka.errors import ProducerFenced
+
+from mail.log.kafka.leftovers import expect_leftovers
+
+
+@pytest.mark.parametrize(("error", "said"), [(ProducerFenced(), False), (ValueError("ours"), True)])
+async def test_never_retrieved(error: Exception, said: bool, caplog: pytest.LogCaptureFixture) -> None:
+    expect_leftovers()
+    future = asyncio.get_running_loop().create_future()
+    future.set_exception(error)
+    with caplog.at_level(logging.ERROR, "asyncio"):
+        del future
+        gc.collect()
+    assert ("never retrieved" in caplog.text) is said
+
+
+def test_other_errors_of_aiokafka_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    expect_leftovers()
+    logging.getLogger("asyncio").error("callback failed", exc_info=ProducerFenced())
+    assert "callback failed" in caplog.text
