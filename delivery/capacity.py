@@ -35,14 +35,17 @@ class Capacity:
     """One for a process."""
 
     def __init__(self, settings: DeliverySettings, spool: Spool, *, parked_max: int = PARKED_MAX) -> None:
-        # A site gets as many as keep its connections busy, mailboxes half of all: nobody takes everything.
+        # A site gets as many as keep its connections busy; mailboxes have places of their own, half as many as all
+        # sites together: however slow the world is, mail for our own people is not.
         half = max(1, settings.in_flight // 2)
         share = max(1, min(half, 2 * settings.connections_per_site))
         self.inflight: InFlight[Seat, Entry[Dispatched]] = InFlight(
             count=settings.in_flight,
             size_bytes=settings.in_flight_bytes,
             parked=parked_max,
-            share_of=lambda site: half if site == MAILBOX_SITE else share,
+            share_of=lambda _: share,
+            apart={MAILBOX_SITE: half},
+            chosen=lambda site: "://" in site,  # a relay; the sites of exchangers are whatever senders write to
         )
         self._spool = spool
         self._waiting: set[Seat] = set()  # seats whose workers wait for room
@@ -143,8 +146,14 @@ class Seat:
     def start(self) -> None:
         self._capacity.start()
 
-    def done(self, job: Job) -> None:
-        self._capacity.inflight.done(job)
+    def linger(self, job: Job, *, answered: bool) -> None:
+        """It is carried, and waits for the spool before it can be reported: its place may be another's."""
+        if self._capacity.inflight.linger(job, answered=answered):
+            self._capacity.changed()
+
+    def done(self, job: Job, *, answered: bool) -> None:
+        """`answered`: its site has, and soon: it may have more."""
+        self._capacity.inflight.done(job, answered=answered)
         self._capacity.changed()
 
     def room(self) -> int:

@@ -308,7 +308,7 @@ async def test_a_failed_rewind_is_repeated_before_anything_is_taken() -> None:
     setup = Setup()
     router = router_on(Log(), setup)
     await router.run(lambda: None, asyncio.Event())
-    assert calls == ["replay", "take", "commit", "rewind", "rewind", "replay", "take"]
+    assert calls == ["replay", "take", "take", "commit", "rewind", "rewind", "replay", "take"]
 
 
 async def test_what_is_no_longer_ours_is_no_longer_counted() -> None:
