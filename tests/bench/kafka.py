@@ -215,8 +215,9 @@ carries over. What one process on its embedded log does stands in [performance.m
 {report.table(results)}
 
 Medians. One process each of ingress, router and delivery; {SHARDS} router shards, {DELIVERY_SHARDS} delivery shards.
-CPU and memory are the broker's and the three processes' together. A broker of one node confirms from its page cache, as Kafka does: what
-makes a confirmed record durable there is its copies on other nodes, and those take the place of disk flushes.
+CPU and memory are the broker's and the three processes' together. A broker of one node confirms from its page cache,
+as Kafka does: what makes a confirmed record durable there is its copies on other nodes, and those take the place of
+disk flushes.
 
 Where the CPU of a message goes, reused connections:
 
