@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from mail.log import Backlog, Condition, LogUnusable, Tend, TendDelivery
+from mail.log import Backlog, Condition, Joined, LogUnusable, Tend, TendDelivery
 from mail.log.codec import FrameError, decode, encode
 from mail.log.embedded.commit import Change, NewEntry, first_id, line_key, place_of
 from mail.log.embedded.history import Historian, Question, slice_of
@@ -120,16 +120,22 @@ class EmbeddedLog(Historian):
 
     # --- RouterLog, DeliveryLog
 
-    async def route(self, tend: Tend, stop: asyncio.Event) -> None:
+    async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
         share = TAIL_BYTES // self.counts.by_queue_id
         await self._router_turn.own(
-            lambda: [EmbeddedRouterShard(self, number, share) for number in range(self.counts.by_queue_id)], tend, stop
+            lambda: [EmbeddedRouterShard(self, number, share) for number in range(self.counts.by_queue_id)],
+            tend,
+            stop,
+            joined,
         )
 
-    async def deliver(self, tend: TendDelivery, stop: asyncio.Event) -> None:
+    async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
         share = TAIL_BYTES // self.counts.by_site
         await self._delivery_turn.own(
-            lambda: [EmbeddedDeliveryShard(self, number, share) for number in range(self.counts.by_site)], tend, stop
+            lambda: [EmbeddedDeliveryShard(self, number, share) for number in range(self.counts.by_site)],
+            tend,
+            stop,
+            joined,
         )
 
     # --- HistoryLog

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import structlog
 from aiokafka import TopicPartition
 
-from mail.log import Backlog, Condition, LogUnavailable, LogUnusable, Tend, TendDelivery
+from mail.log import Backlog, Condition, Joined, LogUnavailable, LogUnusable, Tend, TendDelivery
 from mail.log.kafka.access import FAULTS, Access, make_access
 from mail.log.kafka.committing import Committing
 from mail.log.kafka.delivery_shard import KafkaDeliveryShard
@@ -137,7 +137,7 @@ class KafkaLog:
 
     # --- RouterLog
 
-    async def route(self, tend: Tend, stop: asyncio.Event) -> None:
+    async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
         self._router = member = Membership(
             self._access,
             role=ROUTER,
@@ -147,7 +147,7 @@ class KafkaLog:
             drain_first=False,
             drain_seconds=_DRAIN_SECONDS,
         )
-        await member.own(tend, stop)
+        await member.own(tend, stop, joined)
 
     def _router_shard(self, number: int) -> KafkaRouterShard:
         return KafkaRouterShard(
@@ -174,7 +174,7 @@ class KafkaLog:
 
     # --- DeliveryLog
 
-    async def deliver(self, tend: TendDelivery, stop: asyncio.Event) -> None:
+    async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
         member: Membership[KafkaDeliveryShard]
         committing = Committing(lambda: member.shards, lambda marks: member.commit(marks))
 
@@ -199,7 +199,7 @@ class KafkaLog:
         )
         running = asyncio.create_task(committing.run(), name="marks")
         try:
-            await member.own(tend, stop)
+            await member.own(tend, stop, joined)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

@@ -75,6 +75,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._drain_seconds = drain_seconds
         self._settle = settle
         self._tend: Callable[[S], Awaitable[None]] | None = None
+        self._joined: Callable[[], None] | None = None
         self._assigned: frozenset[int] = frozenset()
         self._shards: dict[int, S] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -98,9 +99,12 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         coordinator = getattr(self._consumer, "_coordinator", None)
         return coordinator is not None and coordinator.generation != OffsetCommitRequest.DEFAULT_GENERATION_ID
 
-    async def own(self, tend: Callable[[S], Awaitable[None]], stop: asyncio.Event) -> None:
+    async def own(
+        self, tend: Callable[[S], Awaitable[None]], stop: asyncio.Event, joined: Callable[[], None] | None = None
+    ) -> None:
         """As `RouterLog.route` and `DeliveryLog.deliver` say."""
         self._tend = tend
+        self._joined = joined
         consumer = self._consumer = self._new_consumer()
         stopped = asyncio.ensure_future(stop.wait())
         polling: asyncio.Task[None] | None = None
@@ -177,6 +181,9 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._assigned = frozenset(partition.partition for partition in assigned)
         self._changed.set()
         REBALANCES.labels(self._role).inc()
+        joined, self._joined = self._joined, None
+        if joined is not None:
+            joined()
         SHARDS_OWNED.labels(self._role).set(len(self._assigned))
         log.info("shards assigned", role=self._role, shards=sorted(self._assigned))
         for number in frozenset(self._tasks) - self._assigned:
