@@ -90,7 +90,9 @@ async def test_a_stale_router_commits_nothing(mail_cluster: MailCluster, turn: I
             assert not again, "dispatched twice"
             assert len(dispatches.seen) > 200
             assert sink.duplicates == 0
-            await wait_until(lambda: all(mail_cluster.owners("router").values()), deadline_seconds=40, what="its return")
+            await wait_until(
+                lambda: all(mail_cluster.owners("router").values()), deadline_seconds=40, what="its return"
+            )
         finally:
             load.stop()
             await load.close()
