@@ -8,21 +8,24 @@ BIN := $(VENV)/bin
 NODES ?= 1
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup run kafka test check format bench faults docs lock clean
+.PHONY: setup run cluster kafka test check format bench faults docs lock clean
 
 setup: $(STAMP)
 
 $(STAMP): requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "eilpost needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
-	@echo "Setting up $(VENV) (once, about half a minute) ..."
+	@echo "Setting up $(VENV) (once, about two minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/python deploy/install.py requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
 run: setup
 	@$(BIN)/eilpost demo
+
+cluster: setup
+	@$(BIN)/eilpost demo --cluster
 
 kafka:
 	@exec $(PYTHON) deploy/kafka/broker.py up --nodes $(NODES) --dir var/kafka-$(NODES)

@@ -78,11 +78,6 @@ class AnswerReader:
         self._rest = b""
         self._lines: list[bytes] = []
 
-    @property
-    def idle(self) -> bool:
-        """Nothing half read."""
-        return not self._rest and not self._lines
-
     def feed(self, data: bytes) -> list[Answer]:
         """The answers completed by `data`. Raises GarbageAnswer; the reader is of no use after that."""
         if self._rest:

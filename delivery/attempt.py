@@ -27,6 +27,7 @@ from mail.telemetry import ATTEMPT_DURATION, ATTEMPTS, FAILURES
 log = structlog.get_logger()
 
 OUR_FAULT = Reply(451, "4.3.0", "Internal error while carrying the message; see the log of the delivery worker")
+TAKEN = Reply(250, "2.0.0", "Taken; what was said could not be recorded")
 NO_SPOOL = Reply(451, "4.3.0", "The spool that holds the message does not answer")
 
 # How much of the message a report may quote.
@@ -76,12 +77,7 @@ class Attempts:
         kept: Spooled | None = None
         if not all(isinstance(outcome, Delivered) for outcome in outcomes):
             headers = header_block(carriage.content, HEADERS_BYTES)
-            if any(isinstance(outcome, Deferred) for outcome in outcomes):
-                match dispatched.content:
-                    case Spooled():
-                        kept = dispatched.content
-                    case Inline(data):
-                        kept = await self._keep(data)
+            kept = await self._kept(dispatched, outcomes)
         return Attempted(
             dispatched.delivery.id,
             dispatched.number,
@@ -91,6 +87,31 @@ class Attempts:
             kept,
             headers,
         )
+
+    async def report_bug(self, dispatched: Dispatched, carriage: Carriage | None) -> Attempted:
+        """What to report when what there is cannot be, by a bug of ours: who has the message has it, everybody else is
+        deferred; all in our own words.
+        """
+        recipients = dispatched.delivery.message.envelope.recipients
+        outcomes = _all_deferred(dispatched.delivery, OUR_FAULT)
+        if carriage is not None and len(carriage.outcomes) == len(recipients):
+            outcomes = tuple(
+                Delivered(recipient.address, TAKEN) if isinstance(outcome, Delivered) else deferred
+                for recipient, outcome, deferred in zip(recipients, carriage.outcomes, outcomes, strict=True)
+            )
+        started = datetime.now(UTC) if carriage is None else carriage.started
+        kept = await self._kept(dispatched, outcomes)
+        return Attempted(dispatched.delivery.id, dispatched.number, outcomes, started, timedelta(0), kept)
+
+    async def _kept(self, dispatched: Dispatched, outcomes: tuple[Outcome, ...]) -> Spooled | None:
+        """Where the content lies, when it is needed once more."""
+        if not any(isinstance(outcome, Deferred) for outcome in outcomes):
+            return None
+        match dispatched.content:
+            case Spooled() as spooled:
+                return spooled
+            case Inline(data):
+                return await self._keep(data)
 
     async def _content(self, dispatched: Dispatched) -> bytes | Reply:
         match dispatched.content:
@@ -169,7 +190,8 @@ class Attempts:
             delivered=delivered,
             of=len(outcomes),
             result=_RESULTS[type(worst)],
-            remote=worst.remote or transport,
+            site=route.site,
+            remote=worst.remote,
             reply=str(worst.reply),
             seconds=round(duration, 3),
         )

@@ -40,10 +40,6 @@ class Capabilities:
         return "SMTPUTF8" in self.keywords  # RFC 6531
 
     @property
-    def enhanced_status_codes(self) -> bool:
-        return "ENHANCEDSTATUSCODES" in self.keywords  # RFC 2034
-
-    @property
     def size(self) -> bool:
         return "SIZE" in self.keywords  # RFC 1870
 

@@ -8,6 +8,8 @@ Next: `mailstore/mailboxes.py`.
 
 from __future__ import annotations
 
+import asyncio
+
 import structlog
 
 from mail.directory import Directory
@@ -16,7 +18,7 @@ from mail.record import Delivery
 from mail.reply import Reply
 from mail.route import ToMailbox
 from mail.telemetry import DUPLICATES_SUPPRESSED
-from mailstore.mailboxes import Mailboxes, MailboxFull, MailboxUnavailable
+from mailstore.mailboxes import Mailboxes, MailboxFull, MailboxUnavailable, MessageTooLarge
 
 log = structlog.get_logger()
 
@@ -24,7 +26,10 @@ KEPT = Reply(250, "2.0.0", "Kept in the mailbox")
 KEPT_BEFORE = Reply(250, "2.0.0", "Kept in the mailbox before; this second copy was dropped")
 USER_GONE = Reply(550, "5.1.1", "The mailbox does not exist any more")
 MAILBOX_FULL = Reply(452, "4.2.2", "The mailbox is full")
+TOO_LARGE = Reply(552, "5.2.3", "The message is larger than all the mailbox may hold")  # RFC 3463 X.2.3
 STORE_UNAVAILABLE = Reply(451, "4.3.0", "The mail store does not answer")
+
+KEEP_SECONDS = 30.0  # three times as long as a mailbox store waits for one lock
 
 
 class MailboxCourier:
@@ -47,13 +52,25 @@ class MailboxCourier:
         lines = [f"Return-Path: <{sender if sender is not None else ''}>\r\n"]
         lines += [f"Delivered-To: {address}\r\n" for address in dict.fromkeys(recipients)]
         try:
-            new = await self._mailboxes.keep(
-                route.owner, delivery.id, "".join(lines).encode() + content, user.quota_bytes
-            )
+            async with asyncio.timeout(KEEP_SECONDS):
+                new = await self._mailboxes.keep(
+                    route.owner, delivery.id, "".join(lines).encode() + content, user.quota_bytes
+                )
+        except TimeoutError:
+            # It may be kept all the same; the next attempt finds out, by the delivery id.
+            log.warning("mail store silent", queue_id=delivery.message.queue_id, seconds=KEEP_SECONDS)
+            return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
         except MailboxFull:
             return tuple(Deferred(address, MAILBOX_FULL) for address in recipients)
+        except MessageTooLarge:
+            return tuple(Failed(address, TOO_LARGE) for address in recipients)  # no retry could change that
         except MailboxUnavailable as error:
-            log.warning("mail store unavailable", queue_id=delivery.message.queue_id, reason=str(error))
+            log.warning(
+                "mail store unavailable",
+                queue_id=delivery.message.queue_id,
+                delivery_id=delivery.id,
+                reason=str(error),
+            )
             return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
         if not new:
             self._suppressed.inc()

@@ -105,8 +105,8 @@ class Pool:
         )
         self._sweep_seconds = max(0.01, min(1.0, shortest / 4))
 
-    async def acquire(self, route: Route) -> Connection | Unreached:
-        """A connection that is ready for a transaction; give it back by `release`."""
+    async def acquire(self, route: Route, *, fresh: bool = False) -> Connection | Unreached:
+        """A connection that is ready for a transaction, a new one if `fresh`; give it back by `release`."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._sweep()
@@ -120,7 +120,11 @@ class Pool:
             site.last_used = now
             if self._closed:
                 return Unreached(Reply(451, "4.3.2", "This system is shutting down"))
-            while site.idle:
+            if fresh and site.idle and (site.count >= site.pacing.window or self._total >= self._cap):
+                site.idle.pop(0).abort("its place is needed")
+                await asyncio.sleep(0)  # until it has gone
+                continue
+            while site.idle and not fresh:
                 connection = site.idle.pop()
                 if connection.usable:
                     return connection
@@ -138,9 +142,17 @@ class Pool:
                 self._make_room(site)
             handed = await self._queue_up(site)
             if handed is not None:
-                if handed.usable:
+                if handed.usable and not fresh:
                     return handed
-                handed.abort("no longer usable")
+                handed.quit()
+
+    def drop_idle(self, route: Route, remote: str) -> None:
+        """A connection to `remote` turned out to be stale: those that lie idle are likely to be as well."""
+        site = self._sites.get(route.site)
+        if site is not None:
+            for connection in [idle for idle in site.idle if idle.dialogue.remote == remote]:
+                site.idle.remove(connection)
+                connection.abort("stale, as another was")
 
     def release(self, route: Route, connection: Connection, *, lost: bool = False, setback: str | None = None) -> None:
         """Take a connection back after a transaction; `lost` when it broke off, with why as `setback` when that was

@@ -9,17 +9,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import structlog
+
 from delivery.attempt import Attempts
+from delivery.capacity import Capacity
 from delivery.dialogue import Deadlines
 from delivery.mailbox import MailboxCourier
 from delivery.smtp import SmtpCourier
-from delivery.worker import Worker
+from delivery.worker import Unreportable, Worker
 from mail.directory import Directory
 from mail.log import DeliveryLog, DeliveryShard
 from mail.resolver import Resolver
 from mail.settings import DeliverySettings, NodeSettings
 from mail.spool import Spool
 from mailstore.mailboxes import Mailboxes
+
+log = structlog.get_logger()
+
+_ANEW_SECONDS = 1.0  # before shards are taken anew, doubled each time
+_ANEW_SECONDS_MAX = 300.0
 
 
 class Delivery:
@@ -46,24 +54,39 @@ class Delivery:
         self._smtp = SmtpCourier(settings=settings, hostname=node.hostname, resolver=resolver, deadlines=deadlines)
         self._mailbox = MailboxCourier(mailboxes=mailboxes, directory=directory)
         self._attempts = Attempts(smtp=self._smtp, mailbox=self._mailbox, spool=spool)
+        self._capacity = Capacity(settings, spool)
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         """Deliver until `stop`; then drain, then QUIT everywhere."""
 
         async def tend(shard: DeliveryShard) -> None:
-            worker = Worker(
-                shard=shard,
-                attempts=self._attempts,
-                spool=self._spool,
-                settings=self._settings,
-                drain_seconds=self._drain_seconds,
-                stop=stop,
-            )
-            await worker.tend()
+            await Worker(
+                shard=shard, attempts=self._attempts, capacity=self._capacity, drain_seconds=self._drain_seconds
+            ).tend()
 
         ready()
         try:
-            await self._log.deliver(tend, stop)
+            waits = _ANEW_SECONDS
+            while True:
+                try:
+                    await self._log.deliver(tend, stop)
+                    break
+                except Unreportable as error:
+                    # Its mark stands before the attempt, so the shard's next owner, us again, makes it once more.
+                    log.error("deliveries are taken anew", seconds=waits, reason=str(error))  # noqa: TRY400
+                    if await _stopped(stop, waits):
+                        break
+                    waits = min(2 * waits, _ANEW_SECONDS_MAX)
         finally:
+            await self._capacity.close()
             await self._smtp.close()
             await self._mailbox.close()
+
+
+async def _stopped(stop: asyncio.Event, seconds: float) -> bool:
+    """Wait; True when `stop` was set meanwhile."""
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True

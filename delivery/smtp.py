@@ -1,9 +1,9 @@
 """The SMTP (and LMTP) courier: one attempt to hand a message to a site.
 
 In charge of when a transaction may be repeated at once, and of nothing else: a connection that was reused and died
-before the final dot costs a reconnect and never a deferral; recipients the server had no room for go into the next
-transaction. After the final dot nothing is repeated: who was not answered is deferred, and the reply says so.
-Next: `delivery/worker.py` reports the outcomes.
+before the final dot costs a reconnect and never a deferral, however many went stale; recipients the server had no room
+for go into the next transaction. After the final dot nothing is repeated: who was not answered is deferred, and the
+reply says so. Next: `delivery/worker.py` reports the outcomes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ from mail.route import Route
 from mail.settings import DeliverySettings
 
 log = structlog.get_logger()
-
-# A site whose pooled connections all went stale at the same time (it restarted) costs one try for each we happen on.
-MAX_STALE = 5
 
 
 class SmtpCourier:
@@ -77,11 +74,11 @@ class SmtpCourier:
         await self._pool.close()
 
     async def _transact(self, route: Route, envelope: Envelope, content: bytes) -> Carried:
-        """One transaction that counts; those that a stale connection swallowed do not."""
+        """One transaction that counts: one that a stale connection swallowed does not, and the next has a fresh one."""
         pool = self._pool
-        stale = 0
+        fresh = False
         while True:
-            connection = await pool.acquire(route)
+            connection = await pool.acquire(route, fresh=fresh)
             if isinstance(connection, Unreached):
                 return Carried(_all(envelope, connection.reply))
             reused = connection.transactions > 0
@@ -94,8 +91,9 @@ class SmtpCourier:
                     setback = carried.outcomes[-1].reply.text
             finally:
                 pool.release(route, connection, lost=lost, setback=setback)
-            if lost and reused and not carried.past_dot and stale < MAX_STALE:
-                stale += 1
+            if lost and reused and not carried.past_dot:
+                fresh = True
+                pool.drop_idle(route, connection.dialogue.remote)
                 continue
             return carried
 

@@ -1,193 +1,162 @@
 """The delivery worker: takes what was dispatched, has it tried once, and reports.
 
-In charge of one shard while it is owned: how much is taken, the order in which things start and that each is reported
-exactly when its `Attempted` is durable. Never decides about retries. It promises that no entry is lost whatever a
-courier, the spool or the log does: an entry that was not finished is taken again by the shard's next owner.
+In charge of one shard while it is owned: the order in which things start and that each is reported exactly when its
+`Attempted` is durable; how much is taken, all workers of a process share (`delivery/capacity.py`). Never decides about
+retries. It promises that no entry is lost whatever a courier, the spool or the log does: an entry that was not
+finished is taken again by the shard's next owner, and where finishing it is beyond us, the shard is given up.
 Next: `mailstore/maildir.py`, or the remote server.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from typing import Any
 
 import structlog
 
-from delivery.attempt import Attempts
-from delivery.inflight import InFlight, Parked
-from mail.log import DeliveryShard, Entry, LogUnavailable, ShardLost
-from mail.message import Inline
-from mail.record import Dispatched
-from mail.route import ToMailbox
-from mail.settings import DeliverySettings
-from mail.spool import Spool
+from delivery.attempt import Attempts, Carriage
+from delivery.capacity import MAILBOX_SITE, Capacity, Job
+from mail.log import DeliveryShard, LogUnavailable, ShardLost
+from mail.record import Attempted
 from mail.telemetry import IN_FLIGHT
 
 log = structlog.get_logger()
 
-# What an entry may hold in memory at most: [spool] inline_max by default, or the largest that was seen.
-_LARGEST_INLINE_BYTES = 256 * 1024
-_PARKED_MAX = 5000
 _TAKE_MAX = 250
 _BACKOFF_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
-_MAILBOX_SITE = ToMailbox("").site
 
-_Job = Parked[Entry[Dispatched]]
+
+class Unreportable(Exception):
+    """An attempt was made and could not be reported, by a bug of ours: the shard has to be taken anew."""
 
 
 class Worker:
     """Tends one shard of `dispatched`."""
 
-    def __init__(
-        self,
-        *,
-        shard: DeliveryShard,
-        attempts: Attempts,
-        spool: Spool,
-        settings: DeliverySettings,
-        drain_seconds: float,
-        stop: asyncio.Event,
-    ) -> None:
+    def __init__(self, *, shard: DeliveryShard, attempts: Attempts, capacity: Capacity, drain_seconds: float) -> None:
         self._shard = shard
         self._attempts = attempts
-        self._spool = spool
+        self._seat = capacity.join(self._begin)
         self._drain_seconds = drain_seconds
-        self._stop = stop
-        # A site gets as many as keep its connections busy, mailboxes half of all: nobody takes everything.
-        half = max(1, settings.in_flight // 2)
-        share = max(1, min(half, 2 * settings.connections_per_site))
-        self._inflight: InFlight[Entry[Dispatched]] = InFlight(
-            count=settings.in_flight,
-            size_bytes=settings.in_flight_bytes,
-            parked=_PARKED_MAX,
-            share_of=lambda site: half if site == _MAILBOX_SITE else share,
-        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._carrying: set[asyncio.Task[None]] = set()  # of them, those that may be given up
-        self._room = asyncio.Event()
         self._lost = False
-        self._largest_bytes = _LARGEST_INLINE_BYTES
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def tend(self) -> None:
-        """Until the shard is lost; then what is past its final dot is waited for, and nothing else."""
-        stopping = asyncio.create_task(self._stop.wait())
-        stopping.add_done_callback(lambda _: self._room.set())
+        """Until the shard is lost; then what is past its final dot is waited for, and nothing else. Raises
+        Unreportable.
+        """
+        losing = asyncio.create_task(self._shard.lost.wait())
+        taking = asyncio.create_task(self._take())
         try:
-            tries = 0
-            while True:
-                limit = await self._wait_for_room()
-                try:
-                    entries = await self._shard.take(limit)
-                except ShardLost:
-                    break
-                except LogUnavailable as error:
-                    log.warning("log unavailable", error=str(error))
-                    await asyncio.sleep(_BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)])
-                    tries += 1
-                    continue
-                tries = 0
-                for entry in entries:
-                    self._add(entry)
-                self._start()
+            ends: set[asyncio.Future[Any]] = {taking, losing, self._broken}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopping.cancel()
+            losing.cancel()
+            taking.cancel()
+            await asyncio.wait({taking})
             await self._drain()
+        if self._broken.done():
+            self._broken.result()
+        if not taking.cancelled():
+            taking.result()
 
-    # Taking
-
-    def _add(self, entry: Entry[Dispatched]) -> None:
-        dispatched = entry.record
-        content = dispatched.content
-        held = len(content.data) if isinstance(content, Inline) else 0
-        self._largest_bytes = max(self._largest_bytes, held)
-        size = held or dispatched.delivery.message.size_bytes
-        self._inflight.add(entry, dispatched.delivery.route.site, held, size)
+    async def _take(self) -> None:
+        """Until the shard is lost."""
+        tries = 0
+        while True:
+            limit = await self._wait_for_room()
+            try:
+                entries = await self._shard.take(limit)
+            except ShardLost:
+                self._lost = True  # what has not begun is its next owner's
+                return
+            except LogUnavailable as error:
+                log.warning("log unavailable", error=str(error))
+                await asyncio.sleep(_BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)])
+                tries += 1
+                continue
+            tries = 0
+            for entry in entries:
+                self._seat.add(entry)
+            self._seat.start()
 
     async def _wait_for_room(self) -> int:
         """How many to take now; waits while the bounds are reached."""
+        seat = self._seat
         while True:
-            room = self._inflight.room(self._largest_bytes)
+            room = seat.room()
             if room:
                 return min(room, _TAKE_MAX)
-            if self._lost or self._stop.is_set():
-                return 1  # take() will say so
-            self._room.clear()  # before the spool is asked: what ends meanwhile counts
-            # Only bytes can be moved out of the way; too many deliveries have to be waited for.
-            if self._inflight.parked >= _PARKED_MAX or not await self._unload():
-                await self._room.wait()
-
-    async def _unload(self) -> bool:
-        """Memory is full: move content that waits for a slow site into the spool, so that others go on."""
-        jobs = self._inflight.unload(100)
-        if not jobs:
-            return False
-        contents = [job.item.record.content for job in jobs]
-        kept = await asyncio.gather(
-            *(self._spool.keep(content.data) for content in contents if isinstance(content, Inline)),
-            return_exceptions=True,
-        )
-        ok = False
-        for job, result in zip(jobs, kept, strict=True):
-            entry = job.item
-            if isinstance(result, BaseException):
-                if not isinstance(result, Exception):
-                    raise result
-                log.warning("spool unavailable", error=str(result))
-                self._add(entry)
-                continue
-            ok = True
-            self._add(replace(entry, record=replace(entry.record, content=result)))
-        self._start()
-        return ok
+            seat.news.clear()  # before the spool is asked: what ends meanwhile counts
+            if not await seat.make_room():
+                await seat.news.wait()
 
     # Working
 
-    def _start(self) -> None:
-        for job in self._inflight.start():
-            task = asyncio.create_task(self._work(job))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _begin(self, job: Job) -> None:
+        task = asyncio.create_task(self._work(job))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _work(self, job: _Job) -> None:
-        entry = job.item
-        task = asyncio.current_task()
-        assert task is not None
+    async def _work(self, job: Job) -> None:
         IN_FLIGHT.inc()
         try:
             if self._lost:
                 return  # before it began: the next owner makes the attempt
-            if job.site != _MAILBOX_SITE:  # keeping in a mailbox is soon over, and never worth giving up
-                self._carrying.add(task)
-            try:
-                carriage = await self._attempts.carry(entry.record)
-            finally:
-                self._carrying.discard(task)
-            attempted = await self._attempts.record(entry.record, carriage)
-            tries = 0
-            while True:
-                try:
-                    await self._shard.finish(entry, attempted)
-                    break
-                except LogUnavailable as error:
-                    log.warning("log unavailable", queue_id=entry.record.delivery.message.queue_id, error=str(error))
-                    await asyncio.sleep(_BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)])
-                    tries += 1
+            await self._attempt(job)
         except ShardLost:
             self._lost = True  # the next owner makes the attempt again
-        except Exception:
-            # Not finished, so not lost: it is taken again after a restart. A bug of ours, and a loud one.
-            log.exception("attempt not reported", delivery_id=entry.record.delivery.id)
+        except Exception as error:
+            log.exception("attempt not reported, the shard is given up", delivery_id=job.item.record.delivery.id)
+            if not self._broken.done():
+                self._broken.set_exception(Unreportable(f"{job.item.record.delivery.id}: {error!r}"))
         finally:
             IN_FLIGHT.dec()
-            self._inflight.done(job)
-            self._room.set()
-            if not self._lost:
-                self._start()
+            self._seat.done(job)
+
+    async def _attempt(self, job: Job) -> None:
+        """Carry and report. A bug of ours is reported as a deferral: an entry that nobody finishes is one behind which
+        a log could never purge.
+        """
+        record = job.item.record
+        carriage: Carriage | None = None
+        try:
+            carriage = await self._carry(job)
+            await self._finish(job, await self._attempts.record(record, carriage))
+        except ShardLost:
+            raise
+        except Exception:
+            log.exception("attempt not reported as it was", delivery_id=record.delivery.id)
+            await self._finish(job, await self._attempts.report_bug(record, carriage))
+
+    async def _carry(self, job: Job) -> Carriage:
+        task = asyncio.current_task()
+        assert task is not None
+        if job.site != MAILBOX_SITE:  # keeping in a mailbox is soon over, and never worth giving up
+            self._carrying.add(task)
+        try:
+            return await self._attempts.carry(job.item.record)
+        finally:
+            self._carrying.discard(task)
+
+    async def _finish(self, job: Job, attempted: Attempted) -> None:
+        """Until the log has it."""
+        tries = 0
+        while True:
+            try:
+                await self._shard.finish(job.item, attempted)
+                return
+            except LogUnavailable as error:
+                log.warning("log unavailable", queue_id=job.item.record.delivery.message.queue_id, error=str(error))
+                await asyncio.sleep(_BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)])
+                tries += 1
 
     async def _drain(self) -> None:
         """Give up what is before its final dot; wait, for a while, for what is past it and for what is reported."""
         self._lost = True
-        self._inflight.clear()
+        self._seat.leave()
         for task in list(self._carrying):
             task.cancel()
         tasks = list(self._tasks)

@@ -1,9 +1,9 @@
 """The command line. It parses arguments, calls what does the work, and turns every fault into one line and a status.
 
-Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user), or does already; 2 cannot run
-as configured or called (settings, a port in use, a data directory that is held or unreadable), the line on stderr names
-the key; 70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is set. What is slow to
-import is imported inside the commands. Next: `eilpost/configuration.py`.
+Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user), or does already, or a check
+fails; 2 cannot run as configured or called (settings, a port in use, a data directory that is held or unreadable), the
+line on stderr names the key; 70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is
+set. What is slow to import is imported inside the commands. Next: `eilpost/terminal.py`.
 """
 
 from __future__ import annotations
@@ -13,33 +13,51 @@ import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 import typer
 
+from eilpost import cli_cluster, cli_move
+from eilpost.cli_config import config_app
+from eilpost.terminal import (
+    EXIT_NOT_FOUND,
+    EXIT_UNUSABLE,
+    ConfigOption,
+    JsonOption,
+    TenantOption,
+    commands,
+    fail,
+    misused,
+    now,
+    print_json,
+    run,
+    say,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from datetime import datetime
     from typing import Any
 
     from mail.log import HistoryLog
 
 T = TypeVar("T")
 
-EXIT_NOT_FOUND = 1
-EXIT_UNUSABLE = 2
+EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="eilpost",
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit status: 0 done, 1 not found, 2 cannot run as configured, 70 a bug of ours.",
+    epilog="Exit status: 0 done; 1 what was asked about does not exist, or does already, or a check fails; 2 cannot run"
+    " as configured or called; 70 a bug of ours; 130 interrupted.",
 )
-user_app = typer.Typer(help="Mailboxes: add, change a password, list.", no_args_is_help=True)
-config_app = typer.Typer(help="The configuration: show it, check it.", no_args_is_help=True)
+user_app = commands("Mailboxes: add, change a password, list.")
 app.add_typer(user_app, name="user")
 app.add_typer(config_app, name="config")
+cli_cluster.register(app)
+cli_move.register(app)
 
 
 def _version(wanted: bool) -> None:
@@ -57,16 +75,7 @@ def _options(
     """A distributed, queue-backed mail transport cluster."""
 
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        metavar="FILE",
-        help="The configuration. Default: $EILPOST_CONFIG, ./eilpost.toml, /etc/eilpost/eilpost.toml, the demo's.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+AddressArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="A whole address, like alice@example.test.")]
 
 
 def main() -> None:
@@ -75,14 +84,17 @@ def main() -> None:
     if isinstance(out, TextIOWrapper):
         out.reconfigure(errors="backslashreplace")  # a name in no script of this locale is no fault
     try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(app(standalone_mode=False))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(EXIT_INTERRUPTED)
     except SystemExit:
         if _reader_went(out):
             sys.exit(0)
         raise
     except Exception as error:
+        status = misused(error)
+        if status is not None:
+            sys.exit(status)
         if os.environ.get("EILPOST_DEBUG"):
             raise
         sys.exit(_report(error))
@@ -114,23 +126,14 @@ def _report(error: Exception) -> int:
     from mail import service
 
     if isinstance(error, NoSuchUser | UserExists):
-        _say(str(error))
+        say(str(error))
         return EXIT_NOT_FOUND
     if isinstance(error, OSError):
-        _say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return EXIT_UNUSABLE
     if not structlog.is_configured():  # a command, not a server: its output is no place for the traceback of a bug
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     return service.report(error)
-
-
-def _say(text: str) -> None:
-    print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _fail(text: str, status: int) -> NoReturn:
-    _say(text)
-    raise typer.Exit(status)
 
 
 @app.command()
@@ -143,27 +146,40 @@ def up(config: ConfigOption = None) -> None:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", metavar="DIRECTORY", help="Where the demo keeps its things.")] = Path(
-        "var/demo"
-    ),
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir", metavar="DIRECTORY", help="Where the demo keeps its things: var/demo, or var/demo-cluster."
+        ),
+    ] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Two processes of each role, on a Kafka of three brokers.")
+    ] = False,
+    brokers: Annotated[str, typer.Option(metavar="URL", help="With --cluster: the Kafka.")] = "",
 ) -> None:
-    """Run all roles on a small world of its own: example.test with alice and bob."""
+    """Run all roles on a small world of its own, with alice and bob."""
     from eilpost import configuration, onebox
     from eilpost import demo as the_demo
 
+    if cluster:
+        from eilpost import demo_cluster
+
+        path = demo_cluster.prepare(folder or Path("var/demo-cluster"), brokers or demo_cluster.BROKERS)
+        raise typer.Exit(demo_cluster.run(path, demo_cluster.program()))
+    folder = folder or Path("var/demo")
     path = the_demo.prepare(folder)
     plan = configuration.plan(path)
     program = sys.argv[0] if "/" in sys.argv[0] else "eilpost"
     raise typer.Exit(onebox.up(plan, lambda: print(the_demo.banner(plan.settings, path, program), flush=True)))  # noqa: T201
 
 
-def _role(name: str) -> Callable[[Path | None], None]:
-    def command(config: ConfigOption = None) -> None:
+def _role(name: str) -> Callable[[Path | None, str], None]:
+    def command(config: ConfigOption = None, tenant: TenantOption = "") -> None:
         from eilpost import configuration, onebox
 
-        raise typer.Exit(onebox.alone(name, configuration.plan(config)))
+        raise typer.Exit(onebox.alone(name, configuration.plan(config).for_tenant(tenant)))
 
-    command.__doc__ = f"Run the {name} role alone, on a log that processes share (log.url = kafka://...)."
+    command.__doc__ = f"Run the {name} role alone, on a log that processes share."
     return command
 
 
@@ -181,7 +197,9 @@ def mailstore(config: ConfigOption = None) -> None:
 
 @app.command()
 def trace(
-    queue_id: Annotated[str, typer.Argument(help="As in the 250 reply, the Received header and the log lines.")],
+    queue_id: Annotated[
+        str, typer.Argument(metavar="QUEUE_ID", help="As in the 250 reply, the Received header and the log lines.")
+    ],
     config: ConfigOption = None,
     json: JsonOption = False,
     follow: Annotated[
@@ -199,52 +217,55 @@ def trace(
     try:
         queue_id_time(wanted)
     except ValueError:
-        _fail(f"{queue_id!r} is not a queue id: 26 letters and digits, as in the 250 reply", EXIT_NOT_FOUND)
+        fail(f"{queue_id!r} is not a queue id: 26 letters and digits, as in the 250 reply", EXIT_NOT_FOUND)
     if json and follow:
-        _fail("--json and --follow do not go together", EXIT_UNUSABLE)
+        fail("--json and --follow do not go together", EXIT_UNUSABLE)
     paper = Paper()
 
     async def tell(log: HistoryLog) -> bool:
         if follow:
-            return await tracing.follow(log, wanted, paper, _now)
+            return await tracing.follow(log, wanted, paper, now)
         stories = await tracing.read(log, wanted, with_bounces=bounces)
         if json:
-            told = [asjson.story_json(story, _now()) for story in stories]
+            told = [asjson.story_json(story, now()) for story in stories]
             if told:
-                _print_json(told if bounces else told[0])
+                print_json(told if bounces else told[0])
         else:
             for story in stories:
-                tracing.write(story, paper, _now())
+                tracing.write(story, paper, now())
         return bool(stories)
 
     if not _with_history(config, tell):
-        _fail(f"{wanted}: no such message here, or older than its history is kept (log.events_kept)", EXIT_NOT_FOUND)
+        fail(f"{wanted}: no such message here, or older than its history is kept (log.events_kept)", EXIT_NOT_FOUND)
 
 
 @app.command()
 def queue(
     config: ConfigOption = None,
     json: JsonOption = False,
+    tenant: TenantOption = "",
     site: Annotated[str | None, typer.Option(metavar="NAME", help="Only next hops whose name has this part.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="How many deliveries, the oldest first; 0: all.")] = 50,
 ) -> None:
     """Show what is open: age, next attempt, attempts, last reply."""
-    from eilpost import asjson, queueview
+    from eilpost import asjson, compose, queueview
     from eilpost.paper import Paper
 
     async def show(log: HistoryLog) -> None:
         view = await queueview.look(log.open_lines(), site=site, limit=limit)
         if json:
-            _print_json([asjson.pending_json(pending, _now()) for pending in view.oldest])
+            print_json([asjson.pending_json(pending, now()) for pending in view.oldest])
         else:
-            queueview.write(view, await log.backlog(), Paper(), _now())
+            queueview.write(view, await log.backlog(), Paper(), now())
+        if compose.is_at_rest(log):
+            say("no server runs on this log: nothing moves until one is started")
 
-    _with_history(config, show)
+    _with_history(config, show, tenant)
 
 
 @user_app.command("add")
 def user_add(
-    address: str,
+    address: AddressArgument,
     config: ConfigOption = None,
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
     quota: Annotated[str, typer.Option(metavar="SIZE", help='Like "1GiB"; none: no limit.')] = "",
@@ -258,14 +279,15 @@ def user_add(
         try:
             parse_size(quota)
         except ValueError as error:
-            _fail(f"--quota {quota}: {error}", EXIT_UNUSABLE)
-    users.check_new(path, address)
+            fail(f"--quota {quota}: {error}", EXIT_UNUSABLE)
+    if users.is_diverted(path, users.check_new(path, address)):
+        say(f"warning: {address} is an alias too: its mail goes where that leads, and not to this mailbox")
     print(f"{users.add(path, address, _password(password_stdin), quota)} added to {path}")  # noqa: T201
 
 
 @user_app.command("passwd")
 def user_passwd(
-    address: str,
+    address: AddressArgument,
     config: ConfigOption = None,
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
 ) -> None:
@@ -286,53 +308,12 @@ def user_list(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     listed = users.listing(compose.directory_path(configuration.plan(config)))
     if json:
-        _print_json([asdict(user) for user in listed])
+        print_json([asdict(user) for user in listed])
         return
     for user in listed:
         notes = [*([] if user.can_log_in else ["cannot log in"]), *([f"quota {user.quota}"] if user.quota else [])]
         also = f"also {', '.join(user.aliases)}" if user.aliases else ""
         print("  ".join(part for part in (user.address, ", ".join(notes), also) if part))  # noqa: T201
-
-
-@config_app.command("show")
-def config_show(
-    config: ConfigOption = None,
-    json: JsonOption = False,
-    defaults: Annotated[bool, typer.Option("--defaults", help="Every key with its default and its meaning.")] = False,
-) -> None:
-    """Show the effective settings and where they came from."""
-    from eilpost import configuration
-
-    if defaults:
-        from mail.settings_text import default_toml
-
-        print(default_toml(), end="")  # noqa: T201
-        return
-    settings = list(configuration.effective(config))
-    if json:
-        tables: dict[str, dict[str, Any]] = {}
-        for each in settings:
-            tables.setdefault(each.section, {})[each.key] = {"value": each.value, "source": each.source}
-        _print_json(tables)
-        return
-    for line in configuration.as_toml(iter(settings)):
-        print(line)  # noqa: T201
-
-
-@config_app.command("check")
-def config_check(config: ConfigOption = None) -> None:
-    """Check the configuration and the directory file without starting anything."""
-    from eilpost import compose, configuration
-    from mail.directory.file import load
-
-    plan = configuration.plan(config)
-
-    path = compose.directory_path(plan)
-    known, _seen = load(path)
-    what = f"domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
-    if not known.domains:
-        _say(f"warning: {path}: has no domains: no mail is local, all of it is relayed")
-    print(f"{configuration.find(config) or 'environment'}: ok; {what}")  # noqa: T201
 
 
 @app.command()
@@ -345,17 +326,11 @@ def version() -> None:
     print(f"eilpost {__version__} (Python {platform.python_version()})")  # noqa: T201
 
 
-def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]]) -> T:
-    from eilpost import compose, configuration
+def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]], tenant: str = "") -> T:
+    from eilpost import configuration, tenants
 
-    log = compose.make_history(configuration.plan(config))
-    return _run(read(log))
-
-
-def _run(main: Coroutine[Any, Any, T]) -> T:
-    import asyncio
-
-    return asyncio.run(main)
+    log = tenants.history_of(configuration.plan(config).for_tenant(tenant))
+    return run(read(log))
 
 
 def _password(from_stdin: bool) -> str:
@@ -364,14 +339,14 @@ def _password(from_stdin: bool) -> str:
         password = _first_line()
     else:
         if not sys.stdin.isatty():
-            _fail("no terminal to ask for the password; use --password-stdin", EXIT_UNUSABLE)
+            fail("no terminal to ask for the password; use --password-stdin", EXIT_UNUSABLE)
         import getpass
 
         password = getpass.getpass("New password: ")
         if getpass.getpass("Again: ") != password:
-            _fail("the two passwords differ", EXIT_UNUSABLE)
+            fail("the two passwords differ", EXIT_UNUSABLE)
     if not password:
-        _fail("the password is empty", EXIT_UNUSABLE)
+        fail("the password is empty", EXIT_UNUSABLE)
     return password
 
 
@@ -381,17 +356,5 @@ def _first_line() -> str:
     try:
         line: str = stream.readline().decode() if stream is not None else sys.stdin.readline()
     except UnicodeDecodeError:
-        _fail("the password is not UTF-8", EXIT_UNUSABLE)
+        fail("the password is not UTF-8", EXIT_UNUSABLE)
     return line.rstrip("\r\n")
-
-
-def _now() -> datetime:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC)
-
-
-def _print_json(value: object) -> None:
-    from eilpost.asjson import text
-
-    print(text(value))  # noqa: T201

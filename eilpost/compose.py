@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from mail.log.topics import prefix_of_tenant
 from mail.settings import SettingsError
+from mail.spool.location import SCHEMES
 
 if TYPE_CHECKING:
     from mail.directory import Directory
@@ -41,8 +43,35 @@ class Plan:
     settings: Settings
     base: Path
 
+    # The dedicated tenant this process works for; empty: the shared ones.
+    tenant: str = ""
+
     def path(self, text: str) -> Path:
         return self.base / text
+
+    def for_tenant(self, tenant: str) -> Plan:
+        """The same for one dedicated tenant: what it has of its own begins with its name. Raises SettingsError."""
+        if not tenant:
+            return self
+        log = self.settings.log
+        if not log.url.startswith("kafka:"):
+            raise SettingsError(
+                f'--tenant {tenant}: log.url = "{log.url}" is one log for all tenants; only Kafka has more'
+            )
+        from mail.directory.file import load
+
+        snapshot, _ = load(directory_path(self))
+        known = snapshot.tenants.get(tenant)
+        if known is None or not known.dedicated:
+            names = ", ".join(sorted(name for name, each in snapshot.tenants.items() if each.dedicated)) or "none"
+            raise SettingsError(
+                f"--tenant {tenant}: {directory_path(self)} has no [tenants.{tenant}] with hosting ="
+                f' "dedicated" (dedicated are: {names})'
+            )
+        # How many shards the shared topics have says nothing of a tenant's.
+        mine = {"prefix": prefix_of_tenant(log.prefix, tenant), "shards": 0, "delivery_shards": 0}
+        settings = self.settings.model_copy(update={"log": log.model_copy(update=mine)})
+        return replace(self, settings=settings, tenant=tenant)
 
 
 def choose(key: str, url: str, schemes: Mapping[str, Callable[[str], T]], example: str, later: Iterable[str] = ()) -> T:
@@ -72,20 +101,21 @@ def _can_be_written(key: str, folder: Path) -> None:
         raise SettingsError(f"{key}: {folder} cannot be written by this user: change its owner, or name another folder")
 
 
-def _needs(module: str, key: str, url: str, extra: str) -> None:
+def needs(module: str, key: str, url: str, extra: str) -> None:
     """An adapter whose library is not installed is one line."""
     if find_spec(module) is None:
         raise SettingsError(f'{key} = "{url}": {module} is not installed: pip install "eilpost[{extra}]"')
 
 
-def _with_paths(plan: Plan) -> LogSettings:
+def log_settings(plan: Plan) -> LogSettings:
     """The log's settings, their files found from the configuration's folder."""
     log = plan.settings.log
     files = {key: str(plan.path(value)) for key in ("tls_ca", "tls_cert", "tls_key") if (value := getattr(log, key))}
     return log.model_copy(update=files)
 
 
-def make_log(plan: Plan) -> Log:
+def make_log(plan: Plan, directory: Directory | None = None) -> Log:
+    """`directory` says which tenants have topics of their own, for whoever takes their mail in."""
     settings = plan.settings.log
 
     def embedded(rest: str) -> Log:
@@ -99,10 +129,14 @@ def make_log(plan: Plan) -> Log:
         return MemoryLog(settings)
 
     def kafka(_rest: str) -> Log:
-        _needs("aiokafka", "log.url", settings.url, "kafka")
+        needs("aiokafka", "log.url", settings.url, "kafka")
         from mail.log.kafka import KafkaLog
 
-        return KafkaLog(_with_paths(plan))
+        def dedicated(tenant: str) -> bool:
+            known = None if directory is None or plan.tenant else directory.snapshot.tenants.get(tenant)
+            return known is not None and known.dedicated
+
+        return KafkaLog(log_settings(plan), dedicated)
 
     return choose(
         "log.url", settings.url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"
@@ -122,12 +156,17 @@ def make_history(plan: Plan) -> HistoryLog:
         raise SettingsError('log.url = "memory:" keeps nothing that another process could read')
 
     def kafka(_rest: str) -> HistoryLog:
-        _needs("aiokafka", "log.url", url, "kafka")
+        needs("aiokafka", "log.url", url, "kafka")
         from mail.log.kafka import KafkaHistory
 
-        return KafkaHistory(_with_paths(plan))
+        return KafkaHistory(log_settings(plan))
 
     return choose("log.url", url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db")
+
+
+def is_at_rest(history: HistoryLog) -> bool:
+    """Whether what was read is a log that no process runs; a log of many processes cannot tell."""
+    return bool(getattr(history, "at_rest", False))
 
 
 def make_spool(plan: Plan) -> Spool:
@@ -143,7 +182,23 @@ def make_spool(plan: Plan) -> Spool:
 
         return MemorySpool()
 
-    return choose("spool.url", url, {"file": disk, "memory": memory}, "file:var/spool", later=("s3", "gs", "az"))
+    def objects(_rest: str) -> Spool:
+        from mail.spool.location import parse_bucket
+
+        try:
+            from mail.spool.objects import ObjectSpool
+            from mail.spool.stores import open_store
+        except ModuleNotFoundError as error:
+            if error.name != "obstore":
+                raise
+            raise SettingsError(
+                f'spool.url = "{url}": needs the package obstore: pip install "eilpost[objects]"'
+            ) from None
+        bucket = parse_bucket(url)
+        return ObjectSpool(open_store(bucket, plan.settings.spool), str(bucket))
+
+    schemes: dict[str, Callable[[str], Spool]] = {"file": disk, "memory": memory}
+    return choose("spool.url", url, schemes | dict.fromkeys(SCHEMES, objects), "file:var/spool")
 
 
 def directory_path(plan: Plan) -> Path:
@@ -231,6 +286,7 @@ def make_role(
                 node=settings.node,
                 spool_settings=settings.spool,
                 log_settings=settings.log,
+                alias_depth=settings.router.alias_depth,
                 log=log,
                 spool=spool,
                 directory=directory,

@@ -50,14 +50,14 @@ def plan(given: Path | None) -> Plan:
         places = ", ".join(str(place) for place in candidates())
         variables = [name for name in sorted(os.environ) if _is_setting(name)]
         if not variables:
+            _warn_of_strangers()
             raise SettingsError(
                 f"no configuration: give --config FILE or {VARIABLE} (looked for {places}); or try `eilpost demo`"
             )
         _warn(
             f"no configuration file (looked for {places}): using the defaults, {', '.join(variables)}, and {Path.cwd()}"
         )
-    for line in strangers(os.environ):
-        _warn(line)
+    _warn_of_strangers()
     return Plan(load(path), path.parent if path is not None else Path())
 
 
@@ -73,8 +73,7 @@ def effective(given: Path | None) -> Iterator[Setting]:
     """Every key with its effective value and where it came from."""
     path = find(given)
     settings = load(path)
-    for line in strangers(os.environ):
-        _warn(line)
+    _warn_of_strangers()
     in_file = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
     variables = {name.upper(): name for name in os.environ if _is_setting(name)}
     for section, keys in show(settings).items():
@@ -95,6 +94,11 @@ def as_toml(settings: Iterator[Setting]) -> Iterator[str]:
             yield f"[{section}]"
         value = json.dumps(each.value, ensure_ascii=False)
         yield f"{each.key} = {value}" + ("" if each.source == "default" else f"  # {each.source}")
+
+
+def _warn_of_strangers() -> None:
+    for line in strangers(os.environ):
+        _warn(line)
 
 
 def _warn(text: str) -> None:

@@ -7,9 +7,11 @@ exists is overwritten, so a second start finds the mail of the first. It needs n
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
+from eilpost.configuration import VARIABLE, find
 from mail.directory.passwords import hash_password
 from mail.endpoint import parse
 from mail.settings import Settings
@@ -64,8 +66,8 @@ tenant = "default"
 """
 
 
-def prepare(folder: Path) -> Path:
-    """Make what is missing in `folder`; the configuration's path."""
+def prepare(folder: Path, text: str = CONFIGURATION) -> Path:
+    """Make what is missing in `folder`, `text` the configuration; its path."""
     folder.mkdir(parents=True, exist_ok=True)
     directory = folder / "directory.toml"
     if not directory.exists():
@@ -75,7 +77,7 @@ def prepare(folder: Path) -> Path:
         _write_new(directory, DIRECTORY.format(domain=DOMAIN, users=users + "\n"), mode=0o600)
     configuration = folder / "eilpost.toml"
     if not configuration.exists():
-        _write_new(configuration, CONFIGURATION, mode=0o644)
+        _write_new(configuration, text, mode=0o644)
     return configuration
 
 
@@ -86,6 +88,11 @@ def _write_new(path: Path, text: str, mode: int) -> None:
     temporary.replace(path)
 
 
+def _is_found(path: Path) -> bool:
+    """Whether a command finds this configuration without being told."""
+    return VARIABLE not in os.environ and find(None) == path
+
+
 def banner(settings: Settings, configuration: Path, program: str) -> str:
     """What to know and what to try, for the settings as they are."""
     if not settings.ingress.mx or not settings.mailstore.pop3:
@@ -94,7 +101,10 @@ def banner(settings: Settings, configuration: Path, program: str) -> str:
     alice, bob = (f"{user}@{DOMAIN}" for user in USERS)
     message = r"Subject: Hello\r\n\r\nHi Alice\r\n"
     dialogue = rf"EHLO me\r\nMAIL FROM:<{bob}>\r\nRCPT TO:<{alice}>\r\nDATA\r\n{message}.\r\nQUIT\r\n"
-    run = shlex.quote(program)
+    run, option = (
+        shlex.quote(program),
+        "" if _is_found(configuration) else f" --config {shlex.quote(str(configuration))}",
+    )
     http = f"http://{settings.http.listen}/metrics" if settings.http.listen else "off"
     return f"""
 eilpost is ready: SMTP {settings.ingress.mx}, POP3 {settings.mailstore.pop3}, HTTP {http}
@@ -108,6 +118,6 @@ Try, in another terminal:
       python3 -c "import poplib; p = poplib.POP3('{pop3_host}', {pop3}); p.user('{alice}'); p.pass_('{PASSWORD}'); \
 print(*(line.decode(errors='replace') for line in p.retr(len(p.list()[1]))[1]), sep='\\n'); p.quit()"
  3. follow it by the queue id in the 250 reply, and see what is still open:
-      {run} trace QUEUE_ID
-      {run} queue
+      {run} trace QUEUE_ID{option}
+      {run} queue{option}
 """

@@ -128,11 +128,18 @@ class Http:
 
         async def readyz(_request: Request) -> Response:
             is_ready, answer = readiness(self._health, self._log)
-            return JSONResponse(answer, status_code=200 if is_ready else 503)
+            return _Line(answer, status_code=200 if is_ready else 503)
 
         return Starlette(
             routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)],
         )
+
+
+class _Line(JSONResponse):
+    """JSON that a terminal shows as a line of its own."""
+
+    def render(self, content: Any) -> bytes:
+        return super().render(content) + b"\n"
 
 
 def readiness(health: Health, log: Appender | None) -> tuple[bool, dict[str, Any]]:
@@ -140,8 +147,7 @@ def readiness(health: Health, log: Appender | None) -> tuple[bool, dict[str, Any
 
     A log that is down makes workers unready. An ingress alone stays ready: it still answers, with 4xx.
     """
-    reasons = ["draining"] if health.is_draining else []
-    reasons += [f"{name} is not ready" for name, is_ready in health.roles.items() if not is_ready]
+    reasons = [f"{name} is not ready" for name, is_ready in health.roles.items() if not is_ready]
     answer: dict[str, Any] = {"roles": dict(health.roles)}
     if log is not None:
         match log.condition():
@@ -155,6 +161,8 @@ def readiness(health: Health, log: Appender | None) -> tuple[bool, dict[str, Any
                     reasons.append(f"the log is down: {reason}")
             case unknown:
                 assert_never(unknown)
+    if health.is_draining:
+        reasons = ["draining"]  # whatever else is missing follows from it
     return not reasons, {"ready": not reasons, "reasons": reasons} | answer
 
 

@@ -30,6 +30,7 @@ from eilpost.compose import (
     make_spool,
 )
 from eilpost.housekeeping import Housekeeping
+from eilpost.tenants import queues_of_tenants
 from mail import logs, service
 from mail.endpoint import parse
 from mail.service import ServiceError
@@ -74,6 +75,10 @@ def alone(name: str, plan: Plan) -> int:
         raise SettingsError(
             "ingress.mx is empty, nothing to serve; set an address there, or by EILPOST_INGRESS__MX=HOST:PORT"
         )
+    if plan.tenant and name not in ("router", "delivery"):
+        raise SettingsError(
+            f"--tenant {plan.tenant}: {name} serves all tenants; only router and delivery can be a tenant's"
+        )
     return _run(plan, lambda: _roles(plan, (name,)))
 
 
@@ -99,7 +104,8 @@ def _run(plan: Plan, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
 
 def _raise_open_files(settings: Settings) -> None:
     """As many open files as our own limits allow connections: the usual 1024 are fewer."""
-    wanted = settings.ingress.max_connections + settings.mailstore.max_connections + settings.delivery.connections + 256
+    pop3 = 2 * settings.mailstore.max_connections  # a socket, and the mailbox a session has open
+    wanted = settings.ingress.max_connections + pop3 + settings.delivery.connections + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
         log.warning("fewer open files than connections allowed", limit=hard, wanted=wanted, see="ulimit -n")
@@ -120,10 +126,13 @@ async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] 
         directory = make_directory(plan)
         await directory.start()
         stack.push_async_callback(directory.close)
-        mail_log = make_log(plan)
+        _check_ports(settings, *listening)  # before anything is made: a start that fails leaves nothing
+        mail_log = make_log(plan, directory)
         await mail_log.start()
         stack.push_async_callback(mail_log.close)
         spool = make_spool(plan)
+        await spool.start()
+        stack.push_async_callback(spool.close)
         resolver = make_resolver(plan)
         mailboxes = make_mailboxes(plan) if {"delivery", "mailstore"} & set(served) else None
         roles = [
@@ -132,7 +141,6 @@ async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] 
             )
             for name in served
         ]
-        _check_ports(settings, *listening)
         health = service.Health()
         await service.run_roles(
             roles,
@@ -140,7 +148,13 @@ async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] 
             _announced(settings, *listening, on_ready=on_ready),
             support=[
                 Http(settings=settings.http, health=health, log=mail_log),
-                Housekeeping(settings=settings.spool, log=mail_log, spool=spool),
+                Housekeeping(
+                    settings=settings.spool,
+                    log=mail_log,
+                    spool=spool,
+                    sweeps="router" in served and not plan.tenant,
+                    others=lambda: queues_of_tenants(plan, directory.snapshot),
+                ),
             ],
             health=health,
         )
@@ -170,15 +184,16 @@ def _address(settings: Settings, key: tuple[str, str, str]) -> str:
 
 
 def _check_ports(settings: Settings, *keys: tuple[str, str, str]) -> None:
-    """Name all addresses that are taken, when there are several. Each role says so of its own. Raises ServiceError."""
+    """Name all addresses that are taken. Raises ServiceError."""
     taken = [(section, key) for _, section, key in keys if _is_taken(getattr(getattr(settings, section), key))]
-    if len(taken) > 1:
+    if taken:
+        several = len(taken) > 1
         names = ", ".join(f"{section}.{key}" for section, key in taken)
         where = ", ".join(getattr(getattr(settings, section), key) for section, key in taken)
         variables = ", ".join(f"{ENVIRONMENT_PREFIX}{section}__{key}".upper() for section, key in taken)
         raise ServiceError(
-            f"{names}: cannot listen on {where}: the ports are in use (is eilpost running already?); "
-            f"set other addresses there, or by {variables}"
+            f"{names}: cannot listen on {where}: the {'ports are' if several else 'port is'} in use (is eilpost running"
+            f" already?); set {'other addresses' if several else 'another address'} there, or by {variables}"
         )
 
 

@@ -1,6 +1,7 @@
 """What the reading commands write on: plain lines, with colours when standard output is a terminal.
 
 Lines are never wrapped or cut: a terminal wraps them, and a pipe gets them whole. rich is loaded for a terminal only.
+Next: `eilpost/words.py`.
 """
 
 from __future__ import annotations

@@ -47,8 +47,7 @@ async def _read_one(log: HistoryLog, queue_id: QueueId) -> Story | None:
 async def _complete(log: HistoryLog, queue_id: QueueId, events: Sequence[Event]) -> Story | None:
     """The story of `events`, with what is open, or waits to be read."""
     is_closed = any(isinstance(event.what, Closed) for event in events)
-    # This reads the whole queue.
-    open_lines = [] if is_closed else [line async for line in log.open_lines() if line.delivery.id.startswith(queue_id)]
+    open_lines = [] if is_closed else [line async for line in log.open_lines(queue_id)]
     inputs = [] if events else list(await log.waiting_inputs(queue_id))
     return tell(queue_id, events, open_lines, inputs)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mail.address import Address, AddressError
+from mail.directory.file import read_text
 from mail.directory.passwords import hash_password
 from mail.directory.toml import parse_directory
 from mail.settings import SettingsError
@@ -55,6 +56,12 @@ def check_new(path: Path, login: str) -> Address:
     if _find(tables, address) is not None:
         raise UserExists(f"{address} exists already; change the password with `eilpost user passwd {address}`")
     return address
+
+
+def is_diverted(path: Path, address: Address) -> bool:
+    """Whether the address is an alias that does not lead to its own mailbox too."""
+    targets = parse_directory(_read(path)[0], str(path)).aliases.get(address.key, ())
+    return bool(targets) and all(target.key != address.key for target in targets)
 
 
 def check_known(path: Path, login: str) -> str:
@@ -126,16 +133,10 @@ def _find(tables: dict[str, Any], address: Address) -> str | None:
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
-    """The file's text and tables, once it is one that a server would take. Raises SettingsError, DirectoryUnusable."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        tables = tomllib.loads(text)
-    except OSError as error:
-        raise SettingsError(f"directory.url: {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"directory.url: {path}: is not TOML: {error}") from None
+    """The file's text and tables, once it is one that a server would take. Raises DirectoryUnusable."""
+    text, _ = read_text(path)
     parse_directory(text, str(path))
-    return text, tables
+    return text, tomllib.loads(text)
 
 
 _PASSWORD = re.compile(r"""^([ \t]*)password[ \t]*=[ \t]*(?:"[^"\n]*"|'[^'\n]*')""", re.M)

@@ -20,6 +20,7 @@ import structlog
 from ingress import policy, replies
 from ingress.content import begins_with_header, clean, header_of
 from ingress.door import Door
+from ingress.ending import End
 from ingress.esmtp import MailFrom, parse_command, parse_hello, parse_mail, parse_rcpt, parse_vrfy
 from ingress.intake import Intake, Malformed
 from ingress.received import hops, protocol, received
@@ -84,7 +85,7 @@ class Conversation:
     port: int
     terms: policy.Terms
     out: list[bytes] = field(default_factory=list)
-    end: str = ""
+    end: End | None = None
     errors: int = 0
     helo: str | None = None
     verb: str = "CONNECT"
@@ -111,7 +112,7 @@ class Conversation:
         log.info("refused", client=self.ip, verb=self.verb, reply=str(reply), **facts)
         self.say(reply)
 
-    def finish(self, reply: Reply, end: str) -> None:
+    def finish(self, reply: Reply, end: End) -> None:
         """The last word."""
         self.say(reply)
         self.end = end
@@ -129,14 +130,14 @@ class Conversation:
             self._count(220)
             return True
         self.refuse(refusal)
-        self.end = "refused"
+        self.end = End.REFUSED
         return False
 
     def fail(self) -> None:
         """After a bug of ours: a generic, temporary answer, and a clean slate."""
         self.reset()
         if self.wire.intake.in_content:  # nobody knows any more what is content and what a command
-            self.finish(replies.OUR_FAULT_CLOSING, "error")
+            self.finish(replies.OUR_FAULT_CLOSING, End.ERROR)
         else:
             self.say(replies.OUR_FAULT)
 
@@ -157,13 +158,13 @@ class Conversation:
             else:
                 await self._dispatch(command.verb, command.argument)
         if self.errors >= self.door.max_errors and not self.end:
-            self.finish(replies.TOO_MANY_ERRORS, "errors")
+            self.finish(replies.TOO_MANY_ERRORS, End.ERRORS)
 
     async def _dispatch(self, verb: str, argument: str) -> None:
         method = _METHODS.get(verb)
         if method is None:
             if verb in _NOT_SMTP and self.helo is None:
-                self.finish(replies.NOT_SMTP, "errors")
+                self.finish(replies.NOT_SMTP, End.ERRORS)
             else:
                 self.say(replies.NOT_IMPLEMENTED if verb in _KNOWN else replies.UNKNOWN_COMMAND)
             return
@@ -205,7 +206,7 @@ class Conversation:
         if refusal is not None:
             self.refuse(refusal, sender=_text(mail.reverse_path))
             if refusal.code == 421:
-                self.end = "refused"
+                self.end = End.REFUSED
             return
         self._mail = mail
         self.say(replies.SENDER_OK)
@@ -216,7 +217,8 @@ class Conversation:
         condition = self.door.log.condition()
         if isinstance(condition, Down):
             return replies.NO_SERVICE
-        if isinstance(condition, Full) or not self.door.meter.has_room(mail.size or 1):
+        is_full = isinstance(condition, Full) or self.door.storeroom.full is not None
+        if is_full or not self.door.meter.has_room(mail.size or 1):
             return replies.NO_ROOM
         return None
 
@@ -246,12 +248,17 @@ class Conversation:
             self.refuse(rcpt, argument=arg)
             return
         verdict = policy.check_recipient(
-            rcpt.forward_path, self.door.directory.snapshot, self.terms, self.door.hostname
+            rcpt.forward_path, self.door.directory.snapshot, self.terms, self.door.hostname, self.door.alias_depth
         )
         if isinstance(verdict, Recipient) and verdict.address not in self._recipients:
             if len(self._recipients) >= self.door.max_recipients:
                 self._rcpt_refused = True
                 self.say(replies.TOO_MANY_RECIPIENTS)
+                return
+            first = next(iter(self._recipients), None)
+            if not policy.may_join(mail.reverse_path, first, verdict.address, self.door.directory.snapshot):
+                self._rcpt_refused = True
+                self.say(replies.ANOTHER_TRANSACTION)
                 return
             self._recipients[verdict.address] = verdict  # named twice: sent once
         if isinstance(verdict, Reply):
@@ -383,7 +390,7 @@ class Conversation:
         if arg:
             self.say(replies.NO_ARGUMENTS)
             return
-        self.finish(replies.BYE, "quit")
+        self.finish(replies.BYE, End.QUIT)
 
 
 _METHODS = {verb: getattr(Conversation, f"_do_{verb.lower()}") for verb in _VERBS}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ingress import policy
 from ingress.accept import Acceptance
 from ingress.pressure import Crowd, Meter
+from ingress.storeroom import Storeroom
 from mail.directory import Directory
 from mail.log import Appender
 from mail.reply import Reply
@@ -30,6 +31,7 @@ class Door:
     max_recipients: int
     max_errors: int
     max_hops: int
+    alias_depth: int
     command_seconds: float
     data_seconds: float
     directory: Directory
@@ -38,6 +40,7 @@ class Door:
     acceptance: Acceptance
     crowd: Crowd
     meter: Meter
+    storeroom: Storeroom
     greeting: bytes
     ehlo: bytes
     helo: bytes

@@ -1,8 +1,8 @@
 """May this client send from this person, to that one? Pure: facts in, a verdict out.
 
-Both persons are checked before the message is taken, so nobody gets a bounce for what could have been refused. It looks
-nothing up: the directory's snapshot is given, and what DNS must say is asked for by a verdict (`AskMx`, `AskAddresses`)
-and judged when it is known. Unknown means temporary. Next: `ingress/content.py`.
+Both persons are checked before the message is taken, behind aliases too, so nobody gets a bounce for what could have
+been refused. It looks nothing up: the directory's snapshot is given, and what DNS must say is asked for by a verdict
+(`AskMx`, `AskAddresses`) and judged when it is known. Unknown means temporary. Next: `ingress/content.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import assert_never
 
 from mail.address import Address, literal_ip
-from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown, Snapshot
+from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown, Snapshot, Tenant
+from mail.directory.expand import UNKNOWN_USER, dead_end
 from mail.envelope import Recipient
 from mail.reply import Reply
 from mail.resolver import (
@@ -136,18 +137,28 @@ def judge_addresses(answer: AddressAnswer, domain: str) -> Fine | Reply:
             assert_never(other)
 
 
-def check_recipient(forward_path: Address | None, snapshot: Snapshot, terms: Terms, hostname: str) -> Recipient | Reply:
-    """The person of RCPT TO; None is `<Postmaster>`, who is always there."""
+def check_recipient(
+    forward_path: Address | None, snapshot: Snapshot, terms: Terms, hostname: str, alias_depth: int
+) -> Recipient | Reply:
+    """The person of RCPT TO; None is `<Postmaster>`, who is always there. An alias that leads to nobody is nobody."""
     if forward_path is None:
         address = postmaster(snapshot, hostname)
         return Recipient(address, Address(address.local, hostname))
     match snapshot.find(forward_path):
-        case IsMailbox() | IsAlias() | IsRelayed():
+        case IsMailbox() | IsRelayed():
             return Recipient(forward_path, forward_path)
+        case IsAlias():
+            reason = dead_end(forward_path, snapshot, alias_depth)
+            if reason is None:
+                return Recipient(forward_path, forward_path)
+            if reason.enhanced == UNKNOWN_USER.enhanced:
+                return _no_such_user(forward_path)
+            # RFC 5321 section 4.3.2 has 550 for RCPT, and no 554; RFC 3463 X.4.6 a loop, X.2.4 a list of nobody.
+            return Reply(550, reason.enhanced, f"{_named(forward_path)}: {reason.text}")
         case IsUnknown():
             if forward_path.local.lower() == "postmaster":  # RFC 5321 section 4.5.1: of every local domain
                 return Recipient(postmaster(snapshot, hostname), forward_path)
-            return Reply(550, "5.1.1", f"{_named(forward_path)}: no such user here")
+            return _no_such_user(forward_path)
         case IsElsewhere():
             # Before relaying: by MX our own host name leads back to us.
             if forward_path.local.lower() == "postmaster" and forward_path.domain == hostname.lower():
@@ -193,16 +204,44 @@ def verify(address: Address | str, snapshot: Snapshot) -> Reply:
 
 
 def tenant_of(reverse_path: Address | None, recipients: Iterable[Recipient], snapshot: Snapshot) -> str:
-    """Whose message it is: of the tenant of the sender, when the sender is ours; else of the first recipient."""
-    if reverse_path is not None and reverse_path.domain_ascii in snapshot.domains:
-        return snapshot.tenant_of(reverse_path.domain).name
+    """Whose message it is: of a dedicated tenant, when it is from one or for one; else of the sender's tenant, when the
+    sender is ours; else of the first recipient's.
+    """
+    sender = _tenant_of_sender(reverse_path, snapshot)
+    if sender is not None and sender.dedicated:
+        return sender.name
     for recipient in recipients:
-        return snapshot.tenant_of(recipient.address.domain).name
-    return snapshot.tenant_of("").name
+        tenant = snapshot.tenant_of(recipient.address.domain)
+        return tenant.name if tenant.dedicated or sender is None else sender.name
+    return (sender or snapshot.tenant_of("")).name
+
+
+def may_join(reverse_path: Address | None, first: Address | None, recipient: Address, snapshot: Snapshot) -> bool:
+    """Whether a recipient may be in one transaction with the `first`: mail of a dedicated tenant shares nothing with
+    others', so what is for several comes in several transactions.
+    """
+    if first is None:
+        return True
+    sender = _tenant_of_sender(reverse_path, snapshot)
+    if sender is not None and sender.dedicated:
+        return True  # it is all its own
+    one, other = snapshot.tenant_of(first.domain), snapshot.tenant_of(recipient.domain)
+    return one.name == other.name or not (one.dedicated or other.dedicated)
+
+
+def _tenant_of_sender(reverse_path: Address | None, snapshot: Snapshot) -> Tenant | None:
+    """None: the sender is not ours."""
+    if reverse_path is None or reverse_path.domain_ascii not in snapshot.domains:
+        return None
+    return snapshot.tenant_of(reverse_path.domain)
 
 
 def _exists(address: Address) -> Reply:
     return Reply(250, "2.1.5", f"<{address}>" if address.is_ascii else "Ok")
+
+
+def _no_such_user(address: Address) -> Reply:
+    return Reply(550, "5.1.1", f"{_named(address)}: no such user here")
 
 
 def _named(address: Address) -> str:

@@ -1,7 +1,7 @@
 """What all sessions of a process share and may run short of: connections, and memory for content. Pure counting.
 
 It never waits and never refuses by itself: it answers whether there is room, and the session says 421 or 452.
-Next: `ingress/accept.py`.
+Next: `ingress/storeroom.py`.
 """
 
 from __future__ import annotations

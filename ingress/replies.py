@@ -45,6 +45,8 @@ NEEDS_SMTPUTF8 = Reply(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not 
 # Limits. RFC 1870 section 6.1 (552), RFC 5321 section 4.5.3.1.10 (452), section 6.3 (loops).
 TOO_LARGE = Reply(552, "5.3.4", "Message is too large")
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients")
+# RFC 5321 section 4.5.3.1.10: the client sends the rest in another transaction, as for any other limit on recipients.
+ANOTHER_TRANSACTION = Reply(452, "4.5.3", "This recipient needs a transaction of its own, send it again")
 TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many Received lines: mail loop")
 
 # Closing the channel, RFC 5321 section 3.8.

@@ -19,6 +19,7 @@ from ingress.door import Door, ehlo
 from ingress.outbox import Outbox
 from ingress.pressure import Crowd, Meter
 from ingress.session import SmtpSession
+from ingress.storeroom import Storeroom
 from mail import endpoint
 from mail.directory import Directory
 from mail.log import Appender
@@ -48,6 +49,7 @@ class Ingress:
         node: NodeSettings,
         spool_settings: SpoolSettings,
         log_settings: LogSettings,
+        alias_depth: int,
         log: Appender,
         spool: Spool,
         directory: Directory,
@@ -56,6 +58,7 @@ class Ingress:
         self._settings = settings
         self._drain_seconds = node.drain.total_seconds()
         self._meter = Meter(settings.bytes_in_flight)
+        self._storeroom = Storeroom(spool, log_settings.min_free_disk)
         self._sessions: set[SmtpSession] = set()
         self.listening: list[tuple[str, int]] = []  # where, once ready; of use when the port was 0
         try:
@@ -73,6 +76,7 @@ class Ingress:
             max_recipients=settings.max_recipients,
             max_errors=settings.max_errors,
             max_hops=settings.max_hops,
+            alias_depth=alias_depth,
             command_seconds=settings.command_timeout.total_seconds(),
             data_seconds=settings.data_timeout.total_seconds(),
             directory=directory,
@@ -86,6 +90,7 @@ class Ingress:
             ),
             crowd=Crowd(settings.max_connections, settings.max_connections_per_client),
             meter=self._meter,
+            storeroom=self._storeroom,
             greeting=f"220 {node.hostname} ESMTP eilpost\r\n".encode(),
             ehlo=ehlo(node.hostname, settings.max_size),
             helo=Reply(250, "", node.hostname).wire(),
@@ -99,10 +104,12 @@ class Ingress:
             return
         server = await self._listen(self._settings.mx)
         BYTES_IN_FLIGHT.set_function(lambda: self._meter.used_bytes)
+        watching = asyncio.create_task(self._storeroom.watch(), name="storeroom")
         try:
             ready()
             await stop.wait()
         finally:
+            watching.cancel()
             server.close()
             await self._drain()
 

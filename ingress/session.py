@@ -22,6 +22,7 @@ from aiosmtpd.smtp import SMTP
 from ingress import replies
 from ingress.conversation import Conversation
 from ingress.door import Door
+from ingress.ending import End
 from ingress.esmtp import LONGEST_LINE
 from ingress.intake import Intake
 from ingress.outbox import Outbox
@@ -143,7 +144,7 @@ class SmtpSession(SMTP):
         elif self._busy:
             self._arm(now + 1.0)  # the wait is ours, not the client's
         else:
-            self._talk.finish(replies.TIMED_OUT, "timeout")
+            self._talk.finish(replies.TIMED_OUT, End.TIMEOUT)
             self._hang_up()
 
     def drain(self) -> None:
@@ -178,9 +179,9 @@ class SmtpSession(SMTP):
                 await self._converse()
         except asyncio.CancelledError:
             if self._busy:
-                talk.end = "cut"  # whether the message under way is taken is not known: say nothing of it
+                talk.end = End.CUT  # whether the message under way is taken is not known: say nothing of it
             else:
-                talk.finish(replies.SHUTTING_DOWN, "cut")  # RFC 5321 section 3.8
+                talk.finish(replies.SHUTTING_DOWN, End.CUT)  # RFC 5321 section 3.8
             raise
         finally:
             self._hang_up()
@@ -188,10 +189,11 @@ class SmtpSession(SMTP):
             if entered:
                 self._door.crowd.leave(talk.ip)
             connections.dec()
-            _sessions_at(self._door.name, talk.end).inc()
+            _sessions_at(self._door.name, (talk.end or End.ERROR).value).inc()
             self._sessions.discard(self)
             # Health checks connect and go without a word; refusals have their line already.
-            if talk.end not in ("quit", "refused") and (talk.helo is not None or talk.errors or talk.end != "lost"):
+            silent = talk.helo is None and not talk.errors and talk.end is End.LOST
+            if talk.end not in (End.QUIT, End.REFUSED) and not silent:
                 log.info("session ended", client=talk.ip, helo=talk.helo, end=talk.end, errors=talk.errors)
 
     async def _converse(self) -> None:
@@ -199,14 +201,14 @@ class SmtpSession(SMTP):
         obeyed = 0
         while not talk.end:
             if self._lost:  # nobody hears the answers; what was not answered will be sent again
-                talk.end = "lost"
+                talk.end = End.LOST
                 return
             line = self.intake.next_line()
             if line is None:
                 if self._draining:
-                    talk.finish(replies.SHUTTING_DOWN, "drained")
+                    talk.finish(replies.SHUTTING_DOWN, End.DRAINED)
                 elif not await self._more():
-                    talk.end = talk.end or "lost"
+                    talk.end = talk.end or End.LOST
                 continue
             self._busy = True
             try:
@@ -303,7 +305,7 @@ class SmtpSession(SMTP):
         self._busy = True
         if intake.content_is_complete and not self._talk.end:
             return True
-        self._talk.end = self._talk.end or "lost"
+        self._talk.end = self._talk.end or End.LOST
         return False
 
     def _expect_content(self) -> None:

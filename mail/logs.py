@@ -1,8 +1,10 @@
 """Structured logs: one line an event on stderr, JSON for machines or readable text for a terminal.
 
 Everybody else writes `log = structlog.get_logger()` and `log.info("accepted", queue_id=...)`. Levels below the chosen
-one cost a call of an empty function. What libraries log through `logging` comes out the same way, from WARNING on. A
-traceback is a field of its line, never lines of its own. Next: `mail/service.py`.
+one cost a call of an empty function. What libraries log through `logging` comes out the same way, from WARNING on;
+of those in `_TALKATIVE` at debug only. A traceback is a field of its line, never lines of its own; a field without a
+value (None) is left out.
+Next: `mail/service.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,11 @@ import structlog
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "json", "text")
+# aiokafka calls an error what it mends by itself (a rebalance, a broker that moves), and what it cannot mend it raises
+# as well: then we say it, once and with the key.
+_TALKATIVE = ("aiokafka",)
+
+_NEVER = logging.CRITICAL + 1
 
 _Event = MutableMapping[str, Any]
 
@@ -43,6 +50,15 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
         library.handlers.clear()
         library.propagate = True
         library.setLevel(max(number, logging.WARNING))
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.INFO if level == "debug" else _NEVER)
+
+
+def silence() -> None:
+    """For a command, whose output is its own: nothing is logged. A fault is one line on stderr, said by its caller."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    root = logging.getLogger()
+    root.handlers[:] = [logging.NullHandler()]
 
 
 class _ToStructlog(logging.Handler):
@@ -50,7 +66,8 @@ class _ToStructlog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            name = "debug" if record.levelno < logging.INFO else record.levelname.lower()
+            is_quiet = record.levelno < logging.INFO or record.name.partition(".")[0] in _TALKATIVE
+            name = "debug" if is_quiet else record.levelname.lower()
             write = getattr(structlog.get_logger(), name, structlog.get_logger().error)
             write(
                 record.getMessage(), library=record.name, **({"exc_info": record.exc_info} if record.exc_info else {})
@@ -86,7 +103,8 @@ def one_line_traceback(error: BaseException) -> str:
 def _to_json(_logger: Any, method: str, event: _Event) -> bytes:
     if "exc_info" in event:
         event = _with_traceback(event)
-    line = {"time": datetime.now(UTC), "level": method, "event": event.pop("event"), **event}
+    line = {"time": datetime.now(UTC), "level": method, "event": event.pop("event")}
+    line.update((key, value) for key, value in event.items() if value is not None)
     option = orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
     try:
         return orjson.dumps(line, default=str, option=option)
@@ -100,12 +118,14 @@ def _to_json(_logger: Any, method: str, event: _Event) -> bytes:
 
 def _to_text(_logger: Any, method: str, event: _Event) -> str:
     time, what = datetime.now().astimezone(), event.pop("event")
-    fields = " ".join(f"{key}={_word(value)}" for key, value in _with_traceback(event).items())
+    fields = " ".join(f"{key}={_word(value)}" for key, value in _with_traceback(event).items() if value is not None)
     line = f"{time:%H:%M:%S.}{time.microsecond // 1000:03d} {method:7} {_safe(str(what))} {fields}"
     return line.rstrip()
 
 
 def _word(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_word, value)) or "''"
     text = _safe(str(value))
     return repr(text) if " " in text or not text else text
 

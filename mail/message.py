@@ -90,7 +90,12 @@ def queue_id_time(queue_id: QueueId) -> datetime:
 
 def delivery_id(queue_id: QueueId, number: int) -> DeliveryId:
     """The id of a message's `number`-th delivery: `QUEUEID-number`."""
-    return DeliveryId(f"{queue_id}-{number}")
+    return DeliveryId(f"{delivery_prefix(queue_id)}{number}")
+
+
+def delivery_prefix(queue_id: QueueId) -> str:
+    """What the ids of a message's deliveries, and no others, begin with."""
+    return f"{queue_id}-"
 
 
 def queue_id_of(delivery: DeliveryId) -> QueueId:

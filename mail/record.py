@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import assert_never
 
 from mail.address import Address
-from mail.message import Content, DeliveryId, Message, QueueId, Spooled
+from mail.message import Content, DeliveryId, Message, QueueId, Spooled, queue_id_of, queue_id_time
 from mail.outcome import Outcome
 from mail.reply import Reply
 from mail.route import Route
@@ -70,7 +71,8 @@ class Waiting:
 class Pending:
     """One line of the queue: an open delivery. Key: the delivery id. A later line replaces an earlier one.
 
-    `content` is None while the content rides inside `Dispatched`; a waiting line has it spooled.
+    `content` is None while the content rides inside `Dispatched`; a waiting line has it spooled, or inside itself where
+    the spool failed.
     `attempts` counts those reported; `last` is the last reply that was not a success.
     """
 
@@ -186,4 +188,19 @@ class Event:
 
 
 QueueLine = Pending | Settled
+
+
+def received_time(record: Accepted | Dispatched | Attempted) -> datetime:
+    """When the message a record is about was received; of a report only its queue id says so."""
+    match record:
+        case Accepted():
+            return record.message.received
+        case Dispatched():
+            return record.delivery.message.received
+        case Attempted():
+            return queue_id_time(queue_id_of(record.delivery_id))
+        case _:
+            assert_never(record)
+
+
 Record = Accepted | Pending | Settled | Dispatched | Attempted | Event

@@ -1,13 +1,15 @@
 """Where a delivery goes: a mailbox here, a fixed relay, or the MX site of a domain.
 
 A *site* is the name under which deliveries share connections, windows and back-off: two domains with the same MX hosts
-are one site. Pure values. Next: `mail/outcome.py`.
+are one site. Which worker carries a delivery is another question (`partition_key` in `mail/log/topics.py`). Pure
+values. Next: `mail/outcome.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 
 class Speaks(StrEnum):
@@ -45,7 +47,8 @@ class ToRelay:
 class ToMx:
     """To the mail exchangers of `domain` (RFC 5321 section 5.1): `hosts` as (preference, name), best first.
 
-    A name may be an address literal's IP address. The site is the set of hosts, whatever the domain.
+    A name may be an address literal's IP address. The site is the hosts in groups of equal preference, best first,
+    whatever the domain and the numbers: 10 and 20 mean what 5 and 10 mean.
     """
 
     domain: str
@@ -53,7 +56,15 @@ class ToMx:
 
     @property
     def site(self) -> str:
-        return "mx:" + ",".join(f"{preference}={name}" for preference, name in self.hosts)
+        return _mx_site(self.hosts)
+
+
+@lru_cache(maxsize=10_000)  # asked for several times with each delivery
+def _mx_site(hosts: tuple[tuple[int, str], ...]) -> str:
+    groups: dict[int, list[str]] = {}
+    for preference, name in hosts:
+        groups.setdefault(preference, []).append(name)
+    return "mx:" + "|".join(",".join(sorted(names)) for _, names in sorted(groups.items()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,22 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
+from pydantic.fields import FieldInfo
 
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size)]
+
+HIDDEN = "***"  # how a secret is shown
+# Type a key so and it is hidden wherever settings are shown and wherever a wrong value is quoted. Its reader says
+# `.get_secret_value()`.
+Secret = Annotated[SecretStr, PlainSerializer(lambda secret: HIDDEN if secret.get_secret_value() else "")]
+
+
+def is_secret(field: FieldInfo) -> bool:
+    return field.annotation is SecretStr
 
 
 class SettingsError(Exception):
@@ -68,7 +78,7 @@ class LogSettings(Section):
         1_000_000, ge=1, le=1_000_000_000, description="Records waiting in `accepted` beyond which new mail gets 452."
     )
     min_free_disk: Size = Field(
-        parse_size("256MiB"), description="Less free disk than this: new mail gets 452 (embedded log)."
+        parse_size("256MiB"), description="Less free disk than this, of the log or the spool: new mail gets 452."
     )
     prefix: str = Field("mail.", description="Kafka: stands before the names of topics, groups and transactional ids.")
     durability: Literal["safe", "dev"] = Field(
@@ -83,7 +93,7 @@ class LogSettings(Section):
         "", description="Kafka: how to log in; empty: not at all."
     )
     sasl_username: str = Field("", description="Kafka: the name to log in with.")
-    sasl_password: str = Field("", description="Kafka: the password to log in with.")
+    sasl_password: Secret = Field(SecretStr(""), description="Kafka: the password to log in with.")
     tls: bool = Field(False, description="Kafka: talk TLS to the brokers.")
     tls_ca: str = Field("", description="Kafka: a PEM file of the authorities to trust; empty: those of the system.")
     tls_cert: str = Field("", description="Kafka: a PEM file of our certificate, where brokers ask for one.")
@@ -93,7 +103,27 @@ class LogSettings(Section):
 class SpoolSettings(Section):
     """Where large and waiting content lies."""
 
-    url: str = Field("file:var/spool", description='"file:DIRECTORY", or "memory:" for tests.')
+    url: str = Field(
+        "file:var/spool",
+        description='"file:DIRECTORY" of this machine; "s3://BUCKET/PREFIX", "gs://BUCKET/PREFIX" or '
+        '"az://CONTAINER/PREFIX", an object store that all processes share; or "memory:" for tests.',
+    )
+    endpoint: str = Field(
+        "", description='Where an S3-compatible server listens, "https://HOST:PORT"; empty: the provider\'s own.'
+    )
+    region: str = Field("", description="The region of an s3:// bucket; empty: AWS_REGION, else us-east-1.")
+    access_key: str = Field(
+        "",
+        description="The id of the access key, or the name of the az:// account. Empty: the provider's usual "
+        "credentials, from the environment (AWS_ACCESS_KEY_ID, ...), the pod or the machine.",
+    )
+    secret_key: Secret = Field(
+        SecretStr(""),
+        description="The secret of the access key; better as EILPOST_SPOOL__SECRET_KEY than in a file. Never shown.",
+    )
+    allow_http: bool = Field(
+        False, description='Allow an endpoint of "http://": mail crosses the network in clear text.'
+    )
     inline_max: Size = Field(
         parse_size("256KiB"), description="Content up to this size rides inside the log's records."
     )
@@ -139,7 +169,7 @@ class IngressSettings(Section):
     )
     max_size: Size = Field(parse_size("25MiB"), description="A larger message is refused (552 5.3.4).")
     max_recipients: int = Field(
-        1000, ge=100, le=100_000, description="Recipients in one message; RFC 5321 asks for at least 100."
+        1000, ge=100, le=10_000, description="Recipients in one message; RFC 5321 asks for at least 100."
     )
     max_connections: int = Field(
         1000, ge=1, le=1_000_000, description="Open connections, all clients together; more get 421."
@@ -190,7 +220,7 @@ class RouterSettings(Section):
         parse_size("16MiB"), description="Bytes of one site in hand; at least one delivery always is."
     )
     recipients_per_delivery: int = Field(
-        100, ge=1, le=10_000, description="Recipients in one transaction (RFC 5321 section 4.5.3.1.8)."
+        100, ge=1, le=1000, description="Recipients in one transaction (RFC 5321 section 4.5.3.1.8)."
     )
     batch: int = Field(200, ge=1, le=100_000, description="Inputs decided on in one commit.")
     alias_depth: int = Field(20, ge=1, le=1000, description="Aliases of aliases, at most.")

@@ -22,16 +22,17 @@ from pydantic.fields import FieldInfo
 from mail import endpoint
 from mail.address import AddressError, parse_domain
 from mail.logs import FORMATS, LEVELS
-from mail.settings import Section, Settings, SettingsError
+from mail.settings import HIDDEN, Section, Settings, SettingsError, is_secret
+from mail.spool import location
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "EILPOST_"
-_NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH")
+_NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH", "EILPOST_KAFKA_")
 
 # The adapters there are, by section; the roof opens them.
 SCHEMES: Mapping[str, Mapping[str, str]] = {
     "log": {"embedded": '"embedded:FILE"', "kafka": '"kafka://HOST:PORT,..."', "memory": '"memory:"'},
-    "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"'},
+    "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"', **location.SCHEMES},
     "directory": {"file": '"file:FILE"'},
     "mailboxes": {"maildir": '"maildir:DIRECTORY"', "memory": '"memory:"'},
 }
@@ -197,11 +198,15 @@ def _explain(line: Any, name: Callable[[str, str], str]) -> str:
     """One of pydantic's complaints in our words."""
     section, key, *place = (*map(str, line["loc"]), "", "")[:3]
     where = name(section, key) + "".join(f"[{part}]" for part in place if part)
-    found = json.dumps(line["input"], default=str, ensure_ascii=False)
+    found = HIDDEN if (section, key) in _SECRETS else _quoted(line["input"])
     expected = _EXPECTED.get(line["type"])
     if expected is not None:
         return f"{where}: found {found}; {expected.format_map(line.get('ctx', {}))}"
     return f"{where}: found {found}; {line['msg'].removeprefix('Value error, ')}"
+
+
+def _quoted(value: object) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 _EXPECTED = {
@@ -242,6 +247,11 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         yield from tried("ingress", "relay_networks", network, _network)
     if settings.delivery.relay:
         yield from tried("delivery", "relay", settings.delivery.relay, endpoint.parse_relay)
+    for key, fault in location.faults(settings.spool):
+        yield f"{name('spool', key)}: {fault}"
+    for section, key in _SECRETS:
+        if getattr(getattr(settings, section), key).get_secret_value() == HIDDEN:
+            yield f"{name(section, key)}: found {HIDDEN}, which is how a secret is shown; the secret itself is expected"
     if not settings.router.retry:
         yield f'{name("router", "retry")}: found an empty list; at least one time is expected, like ["5m"]'
     for section, key in _TIMES:
@@ -286,6 +296,13 @@ _TIMES = [
     if _is_time(field) and (section, key) != ("node", "drain")  # no drain at all is a choice
 ]
 
+_SECRETS = [
+    (section, key)
+    for section, table in _SECTIONS.items()
+    for key, field in table.model_fields.items()
+    if is_secret(field)
+]
+
 
 def _hostname(text: str) -> None:
     try:
@@ -299,6 +316,9 @@ def _url(url: str, schemes: Mapping[str, str]) -> None:
     expected = f"{' or '.join(schemes.values())} is expected"
     if not colon or scheme not in schemes:
         raise ValueError(expected)
+    if scheme in location.SCHEMES:
+        location.parse_bucket(url)
+        return
     if scheme != "memory" and not rest.strip():
         raise ValueError(f"a path is missing after {scheme}: - {expected}")
     if "\0" in rest:

@@ -32,9 +32,23 @@ def render(settings: Settings, *, explain: bool = True) -> str:
         lines.append(f"[{section}]")
         for key, value in values.items():
             if explain:
-                lines += _comment(f"{table.model_fields[key].description or ''}{_bounds(table.model_fields[key])}")
+                lines += _comment(_meaning(settings, section, key))
             lines.append(f"{key} = {_toml(value)}")
     return "\n".join(lines) + "\n"
+
+
+def default_tables() -> dict[str, dict[str, dict[str, Any]]]:
+    """The same for programs: section, key, its default and what it means."""
+    settings = Settings()
+    return {
+        section: {key: {"default": value, "meaning": _meaning(settings, section, key)} for key, value in values.items()}
+        for section, values in show(settings).items()
+    }
+
+
+def _meaning(settings: Settings, section: str, key: str) -> str:
+    field = type(getattr(settings, section)).model_fields[key]
+    return f"{field.description or ''}{_bounds(field)}"
 
 
 def _bounds(field: FieldInfo) -> str:

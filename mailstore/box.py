@@ -6,6 +6,7 @@ the disk (`eilpost-lock`). Never of messages. Next: `mailstore/maildir.py`.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -21,10 +22,14 @@ from mailstore.delivered import Delivered, boot_id
 from mailstore.flush import SharedFlush
 from mailstore.names import owner_directory
 
-LOCK_SECONDS = 10.0
+LOCK_SECONDS = 10.0  # how long a job waits for a mailbox before its mail is deferred
 BOXES_MAX = 1024
 IDS_MAX = 100_000  # delivery ids in memory, all mailboxes together (about 12 MB)
 CHECK_EVERY = 256  # calls between two counts of those ids
+
+
+class Locked(TimeoutError):
+    """The mailbox lock is held by somebody else; nothing was changed."""
 
 
 @dataclass(slots=True)
@@ -40,12 +45,12 @@ class Box:
     swept: bool = False
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """The mailbox lock among threads and processes of eilpost. Raises OSError when it cannot be had in time."""
-        deadline = time.monotonic() + LOCK_SECONDS
+    def locked(self, seconds: float) -> Iterator[None]:
+        """The mailbox lock among threads and processes of eilpost. Raises Locked after `seconds`, and OSError."""
+        deadline = time.monotonic() + seconds
         path = self.path / "eilpost-lock"
-        if not self.lock.acquire(timeout=LOCK_SECONDS):
-            raise TimeoutError(11, "the mailbox lock is held for too long", str(path))
+        if not self.lock.acquire(timeout=seconds):
+            raise Locked(errno.EAGAIN, "the mailbox lock is held for too long", str(path))
         try:
             descriptor = open_plain(path, os.O_WRONLY | os.O_CREAT)
             try:
@@ -55,7 +60,7 @@ class Box:
                         break
                     except BlockingIOError:
                         if time.monotonic() > deadline:
-                            raise TimeoutError(11, "the mailbox lock is held for too long", str(path)) from None
+                            raise Locked(errno.EAGAIN, "the mailbox lock is held for too long", str(path)) from None
                         time.sleep(0.002)
                 yield
             finally:

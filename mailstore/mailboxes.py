@@ -8,6 +8,7 @@ Next: `mailstore/maildir.py`.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -17,6 +18,14 @@ from mail.message import DeliveryId
 
 class MailboxFull(Exception):
     """The owner's quota does not allow it (552 5.2.2 is permanent; we answer 452 4.2.2: the owner may clean up)."""
+
+
+class MessageTooLarge(Exception):
+    """The message alone is larger than the quota: it can never be kept (552 5.2.3, RFC 3463 X.2.3)."""
+
+
+class MailboxInUse(Exception):
+    """Another session has the mailbox open, here or in another process."""
 
 
 class MailboxUnavailable(Exception):
@@ -40,7 +49,13 @@ class Mailboxes(Protocol):
         """Keep `content` for `owner` (an `Address.key`); True when it is new, False when this delivery id was kept
         before.
 
-        Raises MailboxFull, MailboxUnavailable.
+        Raises MailboxFull, MessageTooLarge, MailboxUnavailable.
+        """
+        ...
+
+    def reserve(self, owner: str) -> AbstractAsyncContextManager[None]:
+        """Have the mailbox open alone among sessions of all processes (RFC 1939 section 4), until the context ends or
+        the process dies. `keep` and other programs go on. Raises MailboxInUse, at once; MailboxUnavailable.
         """
         ...
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from itertools import count
@@ -25,13 +25,15 @@ import structlog
 
 from mail.message import DeliveryId
 from mail.telemetry import MAILBOX_APPEND
-from mailstore.box import Box, Boxes
+from mailstore.box import LOCK_SECONDS, Box, Boxes
 from mailstore.delivered import Knowledge
 from mailstore.flush import flush_directory
 from mailstore.listing import change_files, drafts_of, list_files
-from mailstore.mailboxes import Kept, MailboxFull, MailboxUnavailable
-from mailstore.names import message_name, parse_name
+from mailstore.mailboxes import Kept, MailboxFull, MailboxInUse, MailboxUnavailable, MessageTooLarge
+from mailstore.maildrop import MaildropLock
+from mailstore.names import message_name, owner_directory, parse_name
 from mailstore.reading import Reading, used_bytes
+from mailstore.turns import Turns
 
 log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -40,6 +42,26 @@ WRITERS = 16  # threads; each waits for the disk most of the time
 READERS = 4
 DEBRIS_SECONDS = 36 * 3600.0  # what the Maildir document and Dovecot say
 USED_SECONDS = 60.0  # how long a sum of sizes is believed; a message is never refused on an old sum
+
+
+class Keeping:
+    """One `keep`, over its tries for the mailbox lock: what was written before the first is there for the next."""
+
+    __slots__ = ("draft", "name", "terms")
+
+    def __init__(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None) -> None:
+        self.terms = owner, delivery_id, content, quota_bytes
+        self.draft: Path | None = None  # in `tmp`, until it is linked and unlinked
+        self.name = ""  # in `new`
+
+    def give_up(self) -> None:
+        """Remove what is left of it; only while no thread is at it. A caller that is cancelled leaves it: the next
+        `keep` of the id tidies up.
+        """
+        draft, self.draft = self.draft, None
+        if draft is not None:
+            with suppress(OSError):
+                os.unlink(draft)
 
 
 class Maildir:
@@ -63,6 +85,7 @@ class Maildir:
         self._drafts = count(1)
         self._boxes = Boxes(path, self._remember_seconds)
         self._reading = Reading(path)
+        self._turns = Turns()
         self._writers = ThreadPoolExecutor(WRITERS, "maildir-write")
         self._readers = ThreadPoolExecutor(READERS, "maildir-read")
 
@@ -70,9 +93,28 @@ class Maildir:
 
     async def keep(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
         begun = time.perf_counter()
-        new = await self._in(self._writers, partial(self.keep_now, owner, delivery_id, content, quota_bytes))
+        keeping = Keeping(owner, delivery_id, content, quota_bytes)
+        try:
+            new = await self._turns.run(owner, lambda seconds: self._write_in(partial(self._keep, keeping, seconds)))
+        except OSError as error:
+            keeping.give_up()
+            raise self._unavailable(error) from error
+        except MailboxFull:
+            keeping.give_up()
+            raise
         MAILBOX_APPEND.observe(time.perf_counter() - begun)
         return new
+
+    @asynccontextmanager
+    async def reserve(self, owner: str) -> AsyncIterator[None]:
+        path = self._root / owner_directory(owner)
+        lock = MaildropLock(path)
+        try:
+            if not await self._in(self._readers, partial(self._take, path, lock)):
+                raise MailboxInUse(owner)
+            yield
+        finally:
+            lock.release()  # also when we were cancelled while a thread takes it
 
     async def messages(self, owner: str) -> Sequence[Kept]:
         return await self._in(self._readers, partial(self._reading.messages, owner))
@@ -81,7 +123,11 @@ class Maildir:
         return await self._in(self._readers, partial(self._reading.read, owner, uid, start, limit_bytes))
 
     async def expunge(self, owner: str, uids: Collection[str]) -> None:
-        await self._in(self._writers, partial(self._expunge, owner, frozenset(uids)))
+        job = partial(self._expunge, owner, frozenset(uids))
+        try:
+            await self._turns.run(owner, lambda seconds: self._write_in(partial(job, seconds)))
+        except OSError as error:
+            raise self._unavailable(error) from error
 
     async def mark_seen(self, owner: str, uids: Collection[str]) -> None:
         await self._in(self._writers, partial(self._reading.mark_seen, owner, frozenset(uids)))
@@ -93,51 +139,75 @@ class Maildir:
         try:
             return await asyncio.get_running_loop().run_in_executor(pool, job)
         except OSError as error:
-            raise MailboxUnavailable(f"{error.filename or self._root}: {error.strerror or error}") from error
+            raise self._unavailable(error) from error
+
+    async def _write_in(self, job: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._writers, job)
+
+    def _unavailable(self, error: OSError) -> MailboxUnavailable:
+        return MailboxUnavailable(f"{error.filename or self._root}: {error.strerror or error}")
+
+    def _take(self, path: Path, lock: MaildropLock) -> bool:
+        try:
+            return lock.take()
+        except FileNotFoundError:
+            self._make(path)  # no mail yet
+            return lock.take()
 
     # Keeping
 
     def keep_now(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None) -> bool:
         """`keep`, in the calling thread. Raises OSError where the port raises MailboxUnavailable."""
+        keeping = Keeping(owner, delivery_id, content, quota_bytes)
+        try:
+            return self._keep(keeping, LOCK_SECONDS)
+        except (OSError, MailboxFull, MessageTooLarge):
+            keeping.give_up()
+            raise
+
+    def _keep(self, keeping: Keeping, lock_seconds: float) -> bool:
+        """After Locked, call it again with the same `keeping`, or let that `give_up`."""
+        owner, delivery_id, content, quota_bytes = keeping.terms
         box = self._boxes.of(owner)
         now = self._clock()
-        wire_bytes = len(content) + content.count(b"\n") - content.count(b"\r\n")
-        name = message_name(int(now * 1_000_000), delivery_id, self._hostname, len(content), wire_bytes)
         if quota_bytes is not None and len(content) > quota_bytes:
             # Kept before the quota shrank? Then it is no refusal.
-            if self._kept_before(box, delivery_id, now):
+            if self._kept_before(box, delivery_id, now, lock_seconds):
                 self._flush_both(box.path)
                 return False
-            raise MailboxFull(f"{owner}: larger than the quota")
-        draft = box.path / "tmp" / f"{name}.{self._process}.{next(self._drafts)}"
-        self._write(box, draft, content)  # 1: the content is on the disk
+            raise MessageTooLarge(f"{owner}: {len(content)} octets are more than the quota of {quota_bytes}")
+        if keeping.draft is None:
+            wire_bytes = len(content) + content.count(b"\n") - content.count(b"\r\n")
+            keeping.name = message_name(int(now * 1_000_000), delivery_id, self._hostname, len(content), wire_bytes)
+            draft = box.path / "tmp" / f"{keeping.name}.{self._process}.{next(self._drafts)}"
+            self._write(box, draft, content)  # 1: the content is on the disk
+            keeping.draft = draft
+        draft = keeping.draft
         witness = False
-        try:
-            with box.locked():
-                box.delivered.refresh(now, partial(self._ids, box.path, now))
-                if not box.swept:
-                    self._sweep(box, now)
-                drafts = [other for other in drafts_of(box.path / "tmp", delivery_id) if other != draft.name]
-                new = not self._was_kept(box, delivery_id, suspect=bool(drafts))
-                if new:
-                    if quota_bytes is not None:
-                        self._check_quota(box, owner, len(content), quota_bytes, now)
-                    self._link(box.path, draft, name)  # 2: it is in the mailbox
-                    if box.used_bytes is not None:
-                        box.used_bytes += len(content)
-                if box.delivered.knows(delivery_id) is not Knowledge.KEPT:
-                    try:
-                        box.delivered.add(delivery_id)  # 3: its id is known
-                    except OSError as error:
-                        if not new:
-                            raise
-                        # It is kept, but only the name in `new` and the draft say so: leave the draft as a witness.
-                        log.warning("mailbox journal not written", owner=owner, reason=error.strerror)
-                        witness = True
-        except (OSError, MailboxFull):
-            with suppress(OSError):
-                os.unlink(draft)
-            raise
+        with box.locked(lock_seconds):
+            box.delivered.refresh(now, partial(self._ids, box.path, now))
+            if not box.swept:
+                self._sweep(box, now)
+            drafts = [other for other in drafts_of(box.path / "tmp", delivery_id) if other != draft.name]
+            new = not self._was_kept(box, delivery_id, suspect=bool(drafts))
+            if new:
+                if quota_bytes is not None:
+                    self._check_quota(box, owner, len(content), quota_bytes, now)
+                self._link(box.path, draft, keeping.name)  # 2: it is in the mailbox
+                if box.used_bytes is not None:
+                    box.used_bytes += len(content)
+            if box.delivered.knows(delivery_id) is not Knowledge.KEPT:
+                try:
+                    box.delivered.add(delivery_id)  # 3: its id is known
+                except OSError as error:
+                    if not new:
+                        raise
+                    # It is kept, but only the name in `new` and the draft say so: leave the draft as a witness.
+                    log.warning(
+                        "mailbox journal not written", owner=owner, delivery_id=delivery_id, reason=error.strerror
+                    )
+                    witness = True
+        keeping.draft = None
         if not witness:
             for debris in [draft.name, *drafts]:
                 with suppress(OSError):
@@ -195,10 +265,10 @@ class Maildir:
             (path / name).mkdir(mode=0o700, exist_ok=True)
         flush_directory(path)
 
-    def _kept_before(self, box: Box, delivery_id: DeliveryId, now: float) -> bool:
+    def _kept_before(self, box: Box, delivery_id: DeliveryId, now: float, lock_seconds: float) -> bool:
         if not box.path.exists():
             return False
-        with box.locked():
+        with box.locked(lock_seconds):
             box.delivered.refresh(now, partial(self._ids, box.path, now))
             return self._was_kept(box, delivery_id, suspect=bool(drafts_of(box.path / "tmp", delivery_id)))
 
@@ -240,13 +310,13 @@ class Maildir:
 
     # Removing
 
-    def _expunge(self, owner: str, uids: frozenset[str]) -> None:
+    def _expunge(self, owner: str, uids: frozenset[str], lock_seconds: float) -> None:
         box = self._boxes.of(owner)
         now = self._clock()
         going = [found for found in list_files(box.path) if found.name.uid in uids]
         if not going:
             return
-        with box.locked():
+        with box.locked(lock_seconds):
             box.delivered.refresh(now, partial(self._ids, box.path, now))
             oldest = (now - self._remember_seconds) * 1_000_000
             ids = {f.name.delivery_id for f in going if f.name.delivery_id and (f.name.micros or 0) > oldest}

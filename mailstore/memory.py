@@ -5,12 +5,13 @@ Obeys the same contract suite as `maildir`. Next: `mailstore/pop3/server.py`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from mail.message import DeliveryId
-from mailstore.mailboxes import Kept, MailboxFull
+from mailstore.mailboxes import Kept, MailboxFull, MailboxInUse, MessageTooLarge
 
 
 @dataclass(slots=True)
@@ -25,11 +26,14 @@ class MemoryMailboxes:
 
     def __init__(self) -> None:
         self._mailboxes: dict[str, _Mailbox] = {}
+        self.reserved: set[str] = set()
 
     async def keep(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
         mailbox = self._mailboxes.setdefault(owner, _Mailbox())
         if delivery_id in mailbox.ids:
             return False
+        if quota_bytes is not None and len(content) > quota_bytes:
+            raise MessageTooLarge(f"{owner}: {len(content)} octets are more than the quota of {quota_bytes}")
         used = sum(map(len, mailbox.contents.values()))
         if quota_bytes is not None and used + len(content) > quota_bytes:
             raise MailboxFull(f"{owner}: {used} of {quota_bytes} octets used")
@@ -37,6 +41,16 @@ class MemoryMailboxes:
         mailbox.contents[delivery_id] = content
         mailbox.kept[delivery_id] = Kept(delivery_id, len(content), datetime.now(UTC))
         return True
+
+    @asynccontextmanager
+    async def reserve(self, owner: str) -> AsyncIterator[None]:
+        if owner in self.reserved:
+            raise MailboxInUse(owner)
+        self.reserved.add(owner)
+        try:
+            yield
+        finally:
+            self.reserved.discard(owner)
 
     async def messages(self, owner: str) -> Sequence[Kept]:
         return list(self._mailboxes.get(owner, _Mailbox()).kept.values())

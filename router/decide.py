@@ -15,7 +15,8 @@ from datetime import datetime
 from typing import assert_never
 
 from mail.address import Address
-from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown
+from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown, Place
+from mail.directory.expand import expand
 from mail.envelope import Notify, Recipient
 from mail.message import Content, DeliveryId, Inline, Message, QueueId, Spooled, delivery_id, derived_queue_id
 from mail.outcome import Deferred, Delivered, Failed, Outcome
@@ -42,15 +43,17 @@ from mail.record import (
 from mail.reply import Reply
 from mail.route import Route, ToMailbox, Unresolved
 from router.dsn import Failure, failure_report
-from router.expand import expand
 from router.mailqueue import MailQueue
-from router.nexthop import Place, next_hop, question
+from router.nexthop import next_hop, question
 from router.retry import due_again, is_over, resolve_again
 from router.world import World
 
 CONTENT_LOST = Reply(554, "5.3.0", "The content of the message is lost")  # ours; never seen
 # Recipients in one report, so that it stays small enough to ride in its record, whatever the next hops said.
 REPORTED_MAX = 50
+TOLD_MAX = (
+    200  # recipients in one line of the history: a record has a size it may not pass (1 MiB in Kafka, by default)
+)
 NO_OUTCOME = Reply(451, "4.3.0", "The attempt was reported without a result")
 
 
@@ -101,8 +104,8 @@ def _on_accepted(queue: MailQueue, fact: Accepted, world: World, now: datetime) 
             delivery = Delivery(delivery_id(queue_id, number), _carrying(message, part), route)
             yield from _set_out(queue, delivery, fact.content, world, now)
     if failures:
-        headers = fact.content.data if isinstance(fact.content, Inline) else world.headers.get(queue_id, b"")
-        yield Event(queue_id, now, Refused(_as_outcomes(failures)))
+        headers = _opening(fact.content, queue_id, world)
+        yield from _refused(queue_id, failures, now)
         yield from _tell_sender(message, failures, headers, f"{queue_id}/accepted", world, now)
     if number == 0:
         yield Event(queue_id, now, Closed())
@@ -114,12 +117,21 @@ def _set_out(queue: MailQueue, delivery: Delivery, content: Content, world: Worl
     addresses = tuple(recipient.address for recipient in message.envelope.recipients)
     waits = _must_wait(queue, delivery, world, now)
     if waits is None:
-        # Inline content rides in Dispatched alone; the queue line never carries a body.
-        yield Pending(delivery, InHand(now), None if isinstance(content, Inline) else content)
+        yield Pending(delivery, InHand(now), _lean(content))
         yield Dispatched(delivery, 1, content)
     else:
         yield Pending(delivery, waits, content)  # the loop spools what is inline before it commits
     yield Event(message.queue_id, now, Routed(delivery.id, delivery.route, addresses, waits))
+
+
+def _lean(content: Content) -> Spooled | None:
+    """The content of a line in hand: what is inline rides in Dispatched alone."""
+    return None if isinstance(content, Inline) else content
+
+
+def _opening(content: Content | None, queue_id: QueueId, world: World) -> bytes:
+    """The message's first bytes, for a report."""
+    return content.data if isinstance(content, Inline) else world.headers.get(queue_id, b"")
 
 
 def _must_wait(queue: MailQueue, delivery: Delivery, world: World, now: datetime) -> Waiting | None:
@@ -179,7 +191,7 @@ def _on_attempted(queue: MailQueue, fact: Attempted, world: World, now: datetime
         Tried(delivery.id, fact.number, tuple(outcomes), fact.started, fact.duration, due),
     )
     if given_up:
-        yield Event(message.queue_id, now, Refused(_as_outcomes(given_up)))
+        yield from _refused(message.queue_id, given_up, now)
     if failures or given_up:
         seed = f"{delivery.id}/{fact.number}"
         yield from _tell_sender(message, failures + given_up, fact.headers, seed, world, now)
@@ -200,9 +212,9 @@ def _on_due(queue: MailQueue, fact: Due, world: World, now: datetime) -> Iterato
     if isinstance(hop, Reply) or content is None:
         reply = hop if isinstance(hop, Reply) else CONTENT_LOST
         failures = [Failure(recipient, reply) for recipient in message.envelope.recipients]
-        headers = world.headers.get(queue_id, b"")
+        headers = _opening(content, queue_id, world)
         yield Settled(line.delivery.id)
-        yield Event(queue_id, now, Refused(_as_outcomes(failures)))
+        yield from _refused(queue_id, failures, now)
         yield from _tell_sender(message, failures, headers, f"{line.delivery.id}/{line.attempts}/due", world, now)
         yield from _close(queue, queue_id, now)
         return
@@ -211,7 +223,7 @@ def _on_due(queue: MailQueue, fact: Due, world: World, now: datetime) -> Iterato
     if waits is not None:
         yield replace(line, delivery=delivery, state=waits)
         return
-    yield replace(line, delivery=delivery, state=InHand(now))
+    yield replace(line, delivery=delivery, state=InHand(now), content=_lean(content))
     yield Dispatched(delivery, line.attempts + 1, content)
     yield Event(queue_id, now, Resumed(delivery.id, line.attempts + 1, hop))
 
@@ -294,15 +306,15 @@ def _tell_sender(
     """The report or reports about `failures`, unless there is no sender, or none who wants it."""
     if message.envelope.reverse_path is None:
         # RFC 5321 section 4.5.5: nobody is told about a notification; it is discarded.
-        yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in failures), None))
+        for part in _parts(failures, TOLD_MAX):
+            yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in part), None))
         return
     # RFC 3461 section 4.1: without NOTIFY the sender is told of failures; NEVER and a list without FAILURE say no.
     wanted = [f for f in failures if f.recipient.notify is None or Notify.FAILURE in f.recipient.notify]
     if not wanted:
         return
-    for start in range(0, len(wanted), REPORTED_MAX):
-        part = wanted[start : start + REPORTED_MAX]
-        dsn_id = derived_queue_id(now, f"{seed}/{start}")
+    for number, part in enumerate(_parts(wanted, REPORTED_MAX)):
+        dsn_id = derived_queue_id(now, f"{seed}/{number * REPORTED_MAX}")
         yield failure_report(message, part, headers, world.policy.hostname, dsn_id, now)
         yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in part), dsn_id))
 
@@ -323,8 +335,16 @@ def _said(last: Deferred) -> str:
     return str(last.reply) if last.remote is None else f"{last.remote} said {last.reply}"
 
 
-def _as_outcomes(failures: Sequence[Failure]) -> tuple[Outcome, ...]:
-    return tuple(Failed(failure.recipient.address, failure.reply, failure.remote) for failure in failures)
+def _refused(queue_id: QueueId, failures: Sequence[Failure], now: datetime) -> Iterator[Event]:
+    """The history of what the router itself failed."""
+    for part in _parts(failures, TOLD_MAX):
+        outcomes = tuple(Failed(failure.recipient.address, failure.reply, failure.remote) for failure in part)
+        yield Event(queue_id, now, Refused(outcomes))
+
+
+def _parts(failures: Sequence[Failure], most: int) -> Iterator[Sequence[Failure]]:
+    for start in range(0, len(failures), most):
+        yield failures[start : start + most]
 
 
 def _carrying(message: Message, recipients: tuple[Recipient, ...]) -> Message:

@@ -149,10 +149,8 @@ def _delivery_status(original: Message, failures: Sequence[Failure], hostname: s
     for failure in failures:
         recipient, reply = failure.recipient, failure.reply
         lines.append("")
-        if recipient.orcpt is not None:
+        if recipient.orcpt is not None:  # RFC 3461 section 6.3 (d): else the field MUST NOT appear
             lines.append(_field("Original-Recipient", original_recipient(recipient.orcpt)))
-        elif recipient.original != recipient.address:
-            lines.append(_field("Original-Recipient", typed(recipient.original)))
         lines.append(_field("Final-Recipient", typed(recipient.address)))
         lines.append("Action: failed")
         lines.append(f"Status: {reply.status}")
@@ -173,7 +171,7 @@ def typed(address: Address) -> str:
 
 
 def original_recipient(orcpt: str) -> str:
-    """The ORCPT value as a report shows it: RFC 3461 section 6.3 (b), with its xtext decoded (section 4)."""
+    """The ORCPT value as a report shows it: RFC 3461 section 6.3 (d), with its xtext decoded (section 4)."""
     kind, semicolon, value = orcpt.partition(";")
     if not semicolon:
         return f"rfc822; {_clean(orcpt)}"

@@ -17,7 +17,7 @@ from heapq import heapify, heappop, heappush
 from typing import TypeVar, assert_never, cast
 
 from mail.envelope import Recipient
-from mail.message import DeliveryId, QueueId
+from mail.message import DeliveryId, Inline, QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, InHand, Pending, Record, Settled, Waiting, Why
 from router.window import Limits
 
@@ -60,6 +60,7 @@ class MailQueue:
         self._messages: dict[QueueId, int] = {}  # open deliveries of each
         self._sites: dict[str, _Site] = {}
         self._in_hand = 0
+        self.inline_bytes = 0  # content in lines: there is some only while the spool fails
         self._recipients = dict.fromkeys(STATES, 0)
         self._later: list[tuple[datetime, DeliveryId]] = []  # heap
         self._ready: OrderedDict[str, _Site] = OrderedDict()  # sites where somebody is due
@@ -146,6 +147,7 @@ class MailQueue:
         if site is None:
             site = self._sites[name] = _Site(name)
         site.lines += 1
+        self.inline_bytes += _inline_bytes(line)
         state = line.state
         if isinstance(state, InHand):
             self._lines[delivery.id] = line
@@ -163,6 +165,7 @@ class MailQueue:
         message = line.delivery.message
         site = self._sites[line.delivery.route.site]
         site.lines -= 1
+        self.inline_bytes -= _inline_bytes(line)
         if isinstance(line.state, InHand):
             self._in_hand -= 1
             site.in_hand -= 1
@@ -331,3 +334,7 @@ class MailQueue:
 def _waits_since(line: Pending, due: datetime) -> bool:
     state = line.state
     return isinstance(state, Waiting) and state.due == due and state.why is not Why.HOLD
+
+
+def _inline_bytes(line: Pending) -> int:
+    return len(line.content.data) if isinstance(line.content, Inline) else 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from mail.address import Address, literal_ip
-from mail.directory import IsElsewhere, IsMailbox, IsRelayed
+from mail.directory import IsElsewhere, IsMailbox, IsRelayed, Place
 from mail.reply import Reply
 from mail.resolver import DnsUnknown, IpAddresses, MxHosts, NoRecords, NoSuchDomain, NullMx
 from mail.route import Route, ToMailbox, ToMx, Unresolved
@@ -21,8 +21,6 @@ TAKES_NO_MAIL = Reply(556, "5.1.10", "Recipient's domain takes no mail (null MX)
 NO_SUCH_DOMAIN = Reply(550, "5.1.2", "Recipient's domain does not exist")  # RFC 3463 X.1.2
 NO_HOST = Reply(550, "5.4.4", "Recipient's domain has no mail exchanger and no address")  # RFC 3463 X.4.4
 LOOPS_BACK = Reply(554, "5.4.6", "Mail for the recipient's domain loops back to myself")  # RFC 3463 X.4.6
-
-Place = IsMailbox | IsRelayed | IsElsewhere
 
 
 def next_hop(address: Address, place: Place, world: World) -> Route | Reply:

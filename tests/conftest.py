@@ -16,7 +16,9 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.support import composefile as _composefile
 from tests.support import kafka as _kafka
+from tests.support import objects as _objects
 from tests.support import postfix as _postfix
 
 # A busy machine is no defect of the code: examples have no deadline.
@@ -35,6 +37,14 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "swaks": _why_no_swaks,
     "kafka": _kafka.why_missing,
     "kafka_cluster": _kafka.why_no_cluster,
+    "objects": _objects.why_missing,
+    "compose": _composefile.why_missing,
+}
+_MADE_ONCE: dict[str, Callable[[], None]] = {
+    "kafka": _kafka.prepare,
+    "kafka_cluster": _kafka.prepare,
+    "objects": _objects.prepare,
+    "compose": _composefile.prepare,
 }
 
 
@@ -52,8 +62,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if any(item.get_closest_marker(name) for item in session.items for name in ("kafka", "kafka_cluster")):
-        _kafka.prepare()
+    """What takes longer than a test may is made before the first one."""
+    if not session.config.option.collectonly:
+        for name, prepare in _MADE_ONCE.items():
+            if any(item.get_closest_marker(name) for item in session.items):
+                prepare()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -28,6 +28,7 @@ from deploy.kafka.question import brokers_alive
 
 _DIRECTORY = Path("var/kafka")
 _PORT = 9092
+_AGAIN_SECONDS = 20  # long enough to see the others do without it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
     with _only_one(directory) as note:
-        if not jars.folder().is_dir():
+        if not jars.are_here():
             _say(f"Fetching Kafka {jars.VERSION} (once, about 45 MB) ...")
         prepare()
         cluster = Cluster(nodes, directory, base_port=port, secure=secure)
@@ -88,12 +89,26 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
             _say(f"             authority {cluster.secured.ca}")
         _say(f"Its data and logs are in {directory}; Ctrl-C or `broker.py down --dir {directory}` ends it.")
         try:
-            while all(node.running() for node in cluster.nodes):
-                time.sleep(0.2)
-            dead = [str(node.number) for node in cluster.nodes if not node.running()]
-            raise BrokerError(f"node {', '.join(dead)} ended by itself: see {directory}/node-*/log")
+            _keep(cluster)
         finally:
             cluster.stop()
+
+
+def _keep(cluster: Cluster) -> None:
+    """Until Ctrl-C. Of several nodes one may be killed, to see what a cluster makes of it: it is started again."""
+    for node in cluster.nodes:
+        _say(f"  node {node.number} is process {node.pid}")
+    while True:
+        time.sleep(0.2)
+        for node in cluster.nodes:
+            if node.running():
+                continue
+            if len(cluster.nodes) == 1:
+                raise BrokerError(f"the node ended by itself: see {node.log}")
+            _say(f"  node {node.number} has gone; started again in {_AGAIN_SECONDS} s")
+            time.sleep(_AGAIN_SECONDS)
+            cluster.restart(node.number)
+            _say(f"  node {node.number} is process {node.pid}")
 
 
 def _down(directory: Path) -> int:

@@ -101,6 +101,7 @@ class Cluster:
         jars.fetch()
         for tries_left in range(_TRIES - 1, -1, -1):
             try:
+                self._check_ports()
                 self._lay_out()
                 for node in self.nodes:
                     node.start(self._group(), archive=self._archive)
@@ -139,7 +140,6 @@ class Cluster:
         if timeout_seconds > 0:
             for node in self.nodes:
                 node.ask_to_end()
-                node.thaw()
         for node in self.nodes:
             node.ended(max(0.0, end - time.monotonic()))
         if self._guard is not None:
@@ -159,7 +159,10 @@ class Cluster:
         """The process group of the guard, which ends all brokers when this process ends."""
         if self._guard is None:
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(HERE / "guard.py")], stdin=subprocess.PIPE, process_group=0
+                [sys.executable, "-I", "-S", str(HERE / "guard.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                process_group=0,
             )
         return self._guard.pid
 
@@ -177,6 +180,12 @@ class Cluster:
             path.write_text(properties)
         format_nodes(self.directory, self.nodes, self.secured)
 
+    def _check_ports(self) -> None:
+        for node, ports in zip(self.nodes, self._ports, strict=True):
+            for port in (ports.client, ports.controller, ports.secure):
+                if port is not None and not node.running() and _somebody_listens(port):
+                    raise _PortTakenError(f"another process listens on {HOST}:{port}, which node {node.number} needs")
+
     def _check_start(self, node: Node, *, in_time: bool) -> None:
         if in_time and node.running():
             return
@@ -185,6 +194,11 @@ class Cluster:
             raise _PortTakenError(f"another process listens on a port of node {node.number}: {self.bootstrap}")
         what = "does not serve" if node.running() else "ended"
         raise BrokerError(f"node {node.number} {what}; {node.log_path} ends: {said[-1500:].strip()}")
+
+
+def _somebody_listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
 
 
 def _ports(nodes: int, base: int | None, *, secure: bool) -> list[Ports]:
@@ -196,7 +210,6 @@ def _ports(nodes: int, base: int | None, *, secure: bool) -> list[Ports]:
     free: set[int] = set()
     while len(free) < 3 * nodes:
         port = random.SystemRandom().randint(_FIRST, _LAST)
-        with socket.socket() as probe:
-            if port not in free and probe.connect_ex((HOST, port)) != 0:
-                free.add(port)
+        if not _somebody_listens(port):
+            free.add(port)
     return [Ports(free.pop(), free.pop(), free.pop() if secure else None) for _ in range(nodes)]

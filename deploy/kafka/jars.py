@@ -34,6 +34,11 @@ def folder() -> Path:
     return cache / "eilpost" / f"kafka-{VERSION}"
 
 
+def are_here() -> bool:
+    """Whether they were fetched."""
+    return next(folder().glob("kafka_*.jar"), None) is not None
+
+
 def archive() -> Path:
     """Where the classes a broker loads lie ready for the next start, if they do; `archive.py` makes it.
 
@@ -52,12 +57,12 @@ def _java_version() -> str:
 def why_missing() -> str | None:
     """Why no broker can be started here, for people; None when it can (the jars may still have to be fetched)."""
     if not shutil.which("java"):
-        return f"no Java {_OLDEST_JAVA} or newer (apt-get install openjdk-17-jre-headless maven)"
+        return f"no Java {_OLDEST_JAVA} or newer (apt-get install default-jre-headless maven)"
     said = _java_version()
     version = re.search(r'version "(\d+)', said)
     if version is None or int(version[1]) < _OLDEST_JAVA:
         return f"Java {_OLDEST_JAVA} or newer is needed, and `java -version` says: {said.strip().splitlines()[:1]}"
-    if not folder().is_dir() and not shutil.which("mvn"):
+    if not are_here() and not shutil.which("mvn"):
         return "Kafka's jars are not here and there is no Maven to fetch them (apt-get install maven)"
     return None
 
@@ -65,7 +70,7 @@ def why_missing() -> str | None:
 def fetch() -> Path:
     """The folder of the jars, filled. Raises BrokerError."""
     jars = folder()
-    if jars.is_dir():
+    if are_here():
         return jars
     missing = why_missing()
     if missing:
@@ -73,7 +78,7 @@ def fetch() -> Path:
     jars.parent.mkdir(parents=True, exist_ok=True)
     with jars.with_name(jars.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not jars.is_dir():
+        if not are_here():
             _fetch_into(jars)
     return jars
 

@@ -92,8 +92,9 @@ class Node:
         self.ended(timeout_seconds)
 
     def ask_to_end(self) -> None:
-        """SIGTERM, without waiting for what comes of it."""
+        """SIGTERM, without waiting for what comes of it. A frozen one is thawed, or it would never hear of it."""
         self._send(signal.SIGTERM)
+        self.thaw()
 
     def ended(self, timeout_seconds: float) -> None:
         """Return when it has ended; killed when that takes longer than the time given."""

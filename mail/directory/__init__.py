@@ -81,7 +81,8 @@ class IsElsewhere:
     """The domain is not ours."""
 
 
-Found = IsMailbox | IsAlias | IsRelayed | IsUnknown | IsElsewhere
+Place = IsMailbox | IsRelayed | IsElsewhere  # where a recipient no alias stands between is found
+Found = Place | IsAlias | IsUnknown
 
 DEFAULT_TENANT = Tenant("default")
 

@@ -114,17 +114,22 @@ def find_user(snapshot: Snapshot, login: str) -> User | None:
 
 def load(path: Path) -> tuple[Snapshot, _Seen]:
     """The snapshot in the file and the state of the file it was read from. Raises DirectoryUnusable."""
+    text, status = read_text(path)
+    return parse_directory(text, str(path), is_hash), (status.st_mtime_ns, status.st_ino, status.st_size)
+
+
+def read_text(path: Path) -> tuple[str, os.stat_result]:
+    """The file as text, and its state when it was read. Raises DirectoryUnusable."""
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
-            text = file.read().decode()
+            return file.read().decode(), status
     except FileNotFoundError as error:
         raise DirectoryUnusable(f"{path}: there is no such file (directory.url names it)") from error
     except OSError as error:
         raise DirectoryUnusable(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DirectoryUnusable(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    return parse_directory(text, str(path), is_hash), (status.st_mtime_ns, status.st_ino, status.st_size)
 
 
 def _look(path: Path) -> _Seen:

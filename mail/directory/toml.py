@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from mail.directory import DEFAULT_TENANT, DirectoryUnusable, Domain, Snapshot, 
 from mail.endpoint import parse_relay
 from mail.units import parse_size
 
+_TOPIC_PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SECTIONS = ("delimiter", "tenants", "domains", "users", "aliases")
 _Table = Mapping[str, Any]
 
@@ -69,6 +71,8 @@ class _Reader:
         hosting = table.get("hosting", "shared")
         if hosting not in ("shared", "dedicated"):
             raise self._wrong(f"{where}.hosting", hosting, '"shared" or "dedicated" is expected')
+        if hosting == "dedicated" and not _TOPIC_PART.fullmatch(key):
+            raise self._wrong(where, key, "a dedicated tenant names topics: letters, digits, - and _ are expected")
         per_hour = table.get("messages_per_hour")
         if per_hour is not None and (type(per_hour) is not int or per_hour < 0):
             raise self._wrong(f"{where}.messages_per_hour", per_hour, "a whole number is expected")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
 from mail.log.topics import Place as Place
@@ -132,6 +132,11 @@ class DeliveryShard(Protocol):
     @property
     def number(self) -> int: ...
 
+    @property
+    def lost(self) -> asyncio.Event:
+        """Set, once and for ever, when the shard is taken back or is to stop: for who is too busy to `take`."""
+        ...
+
     async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
         """The next dispatches, one to `limit`, in order, without those already finished; waits for the first.
 
@@ -182,8 +187,10 @@ class HistoryLog(Protocol):
         """The events of one message, oldest first; empty when it is unknown or older than `events` is kept."""
         ...
 
-    def open_lines(self) -> AsyncIterator[Pending]:
-        """Every open queue line, of all shards."""
+    def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        """Every open queue line, of all shards; or those of one message, without reading the others where that can be
+        helped.
+        """
         ...
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
@@ -201,6 +208,13 @@ class Log(Appender, RouterLog, DeliveryLog, HistoryLog, Protocol):
 
     async def start(self) -> None:
         """Open, lock, recover. Raises LogUnusable."""
+        ...
+
+    async def oldest_unconsumed(self) -> datetime | None:
+        """When the message was received that the first record which is not consumed is about (`received_time`), the
+        earliest of all shards of `accepted`, `dispatched` and `attempted`; None when nothing waits. Whatever such
+        records name in the spool is hardly older than that. Raises LogUnavailable, LogUnusable.
+        """
         ...
 
     async def purge(self) -> None:

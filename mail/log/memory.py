@@ -30,9 +30,10 @@ from mail.log.codec import FrameError, decode, encode
 from mail.log.ownership import Turn
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, place
 from mail.message import QueueId
-from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record
+from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record, received_time
 from mail.settings import LogSettings
 
+Input = Accepted | Attempted | Dispatched
 R = TypeVar("R", Accepted, Attempted, Dispatched)
 
 _REPLAY_BATCH = 500
@@ -101,6 +102,14 @@ class MemoryLog:
         """Play a log that does not answer, until `fail(None)`."""
         self._failing = reason
 
+    async def oldest_unconsumed(self) -> datetime | None:
+        first = [
+            received_time(cast("Input", _read(frame, partition.topic, partition.shard, f"offset {offset}")))
+            for partition in self._partitions.values()
+            for offset, frame in islice(partition.kept.items(), 1)
+        ]
+        return min(first, default=None)
+
     async def purge(self) -> None:
         """Events past their age go; what is consumed went at once."""
         oldest = datetime.now(UTC) - self._settings.events_kept
@@ -142,10 +151,11 @@ class MemoryLog:
         for _, frame in list(self._events.get(queue_id, ())):
             yield cast("Event", _read(frame, EVENTS, 0, f"key {queue_id}"))
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         for shard in range(self.counts.by_queue_id):
             for line in self.lines_of(shard):
-                yield line
+                if queue_id is None or line.delivery.message.queue_id == queue_id:
+                    yield line
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [
@@ -254,16 +264,16 @@ class _MemoryDeliveryShard:
     def __init__(self, log: MemoryLog, number: int) -> None:
         self._log = log
         self.number = number
-        self._lost = False
+        self.lost = asyncio.Event()
         self._input: _Partition[Dispatched] = log.partition(DISPATCHED, number)
         self._input.rewind()
 
     def lose(self) -> None:
-        self._lost = True
+        self.lost.set()
         self._log.wake()
 
     async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
-        while not self._lost:
+        while not self.lost.is_set():
             taken = self._input.take(limit)
             if taken:
                 return taken

@@ -2,8 +2,9 @@
 
 A record knows its place, so nobody passes topic names around: `place(record)` is the one table. `accepted`,
 `attempted`, `queue` and `events` share the number of shards and the partitioner (queue id), so one owner of shard *p*
-has all of a message; `dispatched` is partitioned by site. The partitioner is CRC-32 of the key, the same in every
-adapter and every language. Next: `mail/log/codec.py`.
+has all of a message; `dispatched` is partitioned by `partition_key`: what one worker has to see together, and no more
+than that. The partitioner is CRC-32 of the key, the same in every adapter and every language. Next:
+`mail/log/codec.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from datetime import timedelta
 from typing import NamedTuple, assert_never
 
 from mail.message import QueueId, queue_id_of
-from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record, Settled
+from mail.record import Accepted, Attempted, Delivery, Dispatched, Event, Pending, Record, Settled
+from mail.route import ToMailbox, ToMx, ToRelay, Unresolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,9 @@ class ShardCounts:
         return self.by_site if topic is DISPATCHED else self.by_queue_id
 
 
+RELAY_BUCKETS = 16
+
+
 class Place(NamedTuple):  # made for every record: half the price of a frozen dataclass
     topic: Topic
     shard: int
@@ -57,8 +62,30 @@ def shard_of(key: str, count: int) -> int:
     return 0 if count == 1 else zlib.crc32(key.encode()) % count
 
 
+def partition_key(delivery: Delivery) -> str:
+    """What decides which worker carries it: an owner's mail comes to one, and so does the mail of an MX site, whose
+    connections and back-off are one worker's. A relay that was configured takes what we give it, and may be the next
+    hop of all mail: its mail is spread over buckets, one message's in the same.
+    """
+    route = delivery.route
+    match route:
+        case ToMailbox():
+            return f"{route.site}/{route.owner}"
+        case ToRelay():
+            return f"{route.site}/{shard_of(queue_id_of(delivery.id), RELAY_BUCKETS)}"
+        case ToMx() | Unresolved():
+            return route.site
+        case _:
+            assert_never(route)
+
+
 def shard_of_message(queue_id: QueueId, counts: ShardCounts) -> int:
     return shard_of(queue_id, counts.by_queue_id)
+
+
+def prefix_of_tenant(prefix: str, tenant: str) -> str:
+    """What stands before the topics, groups and transactional ids of a dedicated tenant, where a log has prefixes."""
+    return f"{prefix}{tenant}."
 
 
 def place(record: Record, counts: ShardCounts) -> Place:
@@ -68,8 +95,8 @@ def place(record: Record, counts: ShardCounts) -> Place:
             queue_id = record.message.queue_id
             return Place(ACCEPTED, shard_of(queue_id, counts.by_queue_id), queue_id)
         case Dispatched():
-            site = record.delivery.route.site
-            return Place(DISPATCHED, shard_of(site, counts.by_site), record.delivery.id)
+            key = record.delivery.id
+            return Place(DISPATCHED, shard_of(partition_key(record.delivery), counts.by_site), key)
         case Attempted():
             key = record.delivery_id
             return Place(ATTEMPTED, shard_of(queue_id_of(key), counts.by_queue_id), key)

@@ -1,7 +1,7 @@
 """The Spool port: content too large to ride in a record, or that has to wait.
 
 Durable when `keep` returns; never parsed; expires by age, which is longer than the queue lifetime, so nothing counts
-references. Adapters: `disk`; `objects` follows with the cluster. Next: `mail/spool/disk.py`.
+references. Adapters: `disk` for one machine, `objects` for a cluster, `memory` for tests. Next: `mail/spool/packs.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ class SpoolDamaged(Exception):
 
 
 class Spool(Protocol):
+    async def start(self) -> None:
+        """See that it can be used, before anything relies on it. Raises SpoolUnavailable that names the setting."""
+        ...
+
     async def keep(self, content: bytes) -> Spooled:
         """Make `content` durable and return where it lies. Calls at the same time may share one flush. Raises
         SpoolUnavailable.
@@ -39,5 +43,9 @@ class Spool(Protocol):
         ...
 
     async def free_bytes(self) -> int | None:
-        """Room left, or None where that has no meaning."""
+        """Room left, or None where that has no meaning. Raises SpoolUnavailable while nothing can be kept."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is being written. Idempotent."""
         ...

@@ -1,23 +1,19 @@
 """The spool as a directory of this machine: written to tmp, fsync, rename, fsync of the directory; then it is durable.
 
-Contents kept at the same time share one file (a *pack*) and one flush: group commit. A large content has a file of its
-own. Files lie in a directory per hour (UTC), so that a sweep by age removes whole directories. A name is
-`HOUR/ID@OFFSET`; how long the content is stands in `Spooled`. All disk work happens in threads of the spool's own.
-Next: `mail/spool/memory.py`.
+Contents kept at the same time share one file and one flush (`mail/spool/packs.py`); a large content has a file of its
+own. Files lie in a directory per hour (UTC), so that a sweep by age removes whole directories. All disk work happens in
+threads of the spool's own. Next: `mail/spool/objects.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,24 +21,13 @@ from mail.message import Spooled
 from mail.plainfile import NotPlain, open_plain
 from mail.queueid import new_queue_id
 from mail.spool import SpoolDamaged, SpoolUnavailable
+from mail.spool.packs import LARGE_BYTES, PackName, Packs, digest_of, hour_begins, new_pack_name, place_of, placed
 from mail.telemetry import SPOOL_BYTES, SPOOL_ERRORS
 
-LARGE_BYTES = 1 << 20  # from here a content has a file of its own
-PACK_BYTES = 8 << 20  # what one pack holds at most, so that nobody waits long for a stranger's bytes
 TMP_KEPT = timedelta(hours=1)  # a file in tmp/ older than this belongs to no one alive
 _THREADS = 4
 
-_HOUR = "%Y%m%d%H"
-_NAME = re.compile(r"([0-9]{10})/([0-9A-Z]{26})@([0-9]{1,12})\Z")
-_HOUR_DIRECTORY = re.compile(r"[0-9]{10}\Z")
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    content: bytes
-    kept: asyncio.Future[Spooled]
 
 
 class DiskSpool:
@@ -51,51 +36,47 @@ class DiskSpool:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._tmp = path / "tmp"
-        self._waiting: list[_Waiting] = []
-        self._writer: asyncio.Task[None] | None = None
+        self._packs = Packs(self._write)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="spool")
         self._large = asyncio.Semaphore(_THREADS - 1)  # a thread is left for packs and reads
+        self._failed = False  # the last write did
         self._written = SPOOL_BYTES.labels("written")
         self._read = SPOOL_BYTES.labels("read")
         try:
             self._tmp.mkdir(parents=True, exist_ok=True)
             _fsync_directory(path.absolute().parent)
             _fsync_directory(path)
-            probe = self._tmp / str(new_queue_id())
-            probe.write_bytes(b"")
-            probe.unlink()
+            self._probe()
         except OSError as error:
             raise self._unavailable("open", error) from error
 
+    async def start(self) -> None:
+        """The constructor has looked."""
+
     async def keep(self, content: bytes) -> Spooled:
-        if len(content) >= LARGE_BYTES:
-            async with self._large:
-                return (await self._in_thread("write", lambda: self._write([content])))[0]
-        waiting = _Waiting(content, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write_packs(), name="spool-writer")
-        return await waiting.kept
+        if len(content) < LARGE_BYTES:
+            return await self._packs.keep(content)
+        async with self._large:
+            return (await self._write([content]))[0]
 
     async def read(self, spooled: Spooled, limit_bytes: int | None = None) -> bytes:
-        match = _NAME.match(spooled.name)
-        if match is None:  # never a path out of the spool
-            SPOOL_ERRORS.labels("damaged").inc()
-            raise SpoolDamaged(f"{spooled.name!r} is not a name of the spool: the queue line that holds it is damaged")
-        file, offset = self._path / match[1] / match[2], int(match[3])
+        pack, offset = place_of(spooled)
+        file = self._path / pack.hour / pack.id
         return await self._in_thread("read", lambda: self._read_file(file, offset, spooled, limit_bytes))
 
     async def sweep(self, older_than: datetime) -> int:
         return await self._in_thread("sweep", lambda: self._sweep(older_than, datetime.now(UTC)))
 
     async def free_bytes(self) -> int | None:
-        return await self._in_thread("look at", lambda: shutil.disk_usage(self._path).free)
+        return await self._in_thread("look at", self._look)
 
     async def close(self) -> None:
         """Finish what is being written. Idempotent."""
-        while self._writer is not None:
-            await asyncio.wait([self._writer])
+        await self._packs.finish()
         await asyncio.to_thread(self._threads.shutdown)
+
+    async def _write(self, contents: Sequence[bytes]) -> list[Spooled]:
+        return await self._in_thread("write", lambda: self._write_file(contents))
 
     async def _in_thread(self, verb: str, work: Callable[[], T]) -> T:
         try:
@@ -111,65 +92,49 @@ class DiskSpool:
         SPOOL_ERRORS.labels("unavailable").inc()
         return SpoolUnavailable(f"cannot {verb} the spool at {error.filename or self._path}: {error.strerror or error}")
 
-    async def _write_packs(self) -> None:
-        """Flush what waits, pack after pack, until nothing does. What comes meanwhile is the next pack."""
-        try:
-            while self._waiting:
-                pack = self._take_pack()
-                contents = [waiting.content for waiting in pack]
-                try:
-                    names = await self._in_thread("write", lambda contents=contents: self._write(contents))  # type: ignore[misc]
-                except Exception as error:
-                    for waiting in pack:
-                        if not waiting.kept.done():
-                            waiting.kept.set_exception(error)
-                    continue
-                for waiting, spooled in zip(pack, names, strict=True):
-                    if not waiting.kept.done():  # its caller may have gone
-                        waiting.kept.set_result(spooled)
-        finally:
-            self._writer = None
-
-    def _take_pack(self) -> list[_Waiting]:
-        size = 0
-        for number, waiting in enumerate(self._waiting):
-            size += len(waiting.content)
-            if size > PACK_BYTES:
-                pack, self._waiting = self._waiting[:number], self._waiting[number:]
-                return pack
-        pack, self._waiting = self._waiting, []
-        return pack
-
     # In a thread from here on.
 
-    def _write(self, contents: Sequence[bytes]) -> list[Spooled]:
-        file_name = str(new_queue_id())
-        hour_name = datetime.now(UTC).strftime(_HOUR)
-        tmp, hour = self._tmp / file_name, self._path / hour_name
+    def _look(self) -> int:
+        if self._failed:  # not each trouble shows in what is free: a quota, a disk that turned read-only
+            self._probe(b"?" * 4096)
+            self._failed = False
+        return shutil.disk_usage(self._path).free
+
+    def _probe(self, content: bytes = b"") -> None:
+        probe = self._tmp / str(new_queue_id())
+        try:
+            with open(probe, "xb", buffering=0) as file:
+                _write_all(file.fileno(), content)
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _write_file(self, contents: Sequence[bytes]) -> list[Spooled]:
+        name = new_pack_name()
+        tmp = self._tmp / name.id
         try:
             with open(tmp, "xb", buffering=0) as file:
                 for content in contents:
                     _write_all(file.fileno(), content)
                 os.fsync(file.fileno())
-            self._publish(tmp, hour, file_name)
+            self._publish(tmp, name)
         except OSError:
+            self._failed = True
             with suppress(OSError):
                 tmp.unlink()
             raise
+        self._failed = False
         self._written.inc(sum(map(len, contents)))
-        kept, offset = [], 0
-        for content in contents:
-            kept.append(Spooled(f"{hour_name}/{file_name}@{offset}", len(content), _digest(content)))
-            offset += len(content)
-        return kept
+        return placed(name, contents)
 
-    def _publish(self, tmp: Path, hour: Path, file_name: str) -> None:
+    def _publish(self, tmp: Path, name: PackName) -> None:
+        hour = self._path / name.hour
         try:
-            os.rename(tmp, hour / file_name)
+            os.rename(tmp, hour / name.id)
         except FileNotFoundError:
             hour.mkdir(exist_ok=True)  # the first of its hour
             _fsync_directory(self._path)
-            os.rename(tmp, hour / file_name)
+            os.rename(tmp, hour / name.id)
         _fsync_directory(hour)
 
     def _read_file(self, file: Path, offset: int, spooled: Spooled, limit_bytes: int | None) -> bytes:
@@ -188,7 +153,7 @@ class DiskSpool:
             os.close(descriptor)
         if len(content) != size:
             raise _damaged(file, f"ends after {len(content)} of {size} bytes at {offset}")
-        if limit_bytes is None and _digest(content) != spooled.digest:
+        if limit_bytes is None and digest_of(content) != spooled.digest:
             raise _damaged(file, f"does not hold what was kept at {offset}")
         self._read.inc(size)
         return content
@@ -197,11 +162,8 @@ class DiskSpool:
         """An hour that ended before `older_than` goes as a whole; in the hour it falls into, files go by their age."""
         removed = _remove_older(self._tmp, min(older_than, now - TMP_KEPT))
         for directory in sorted(self._path.iterdir()):
-            if not _HOUR_DIRECTORY.match(directory.name):
-                continue
-            try:
-                begins = datetime.strptime(directory.name, _HOUR).replace(tzinfo=UTC)
-            except ValueError:
+            begins = hour_begins(directory.name)
+            if begins is None:
                 continue  # not ours
             if begins >= older_than:
                 break
@@ -227,10 +189,6 @@ def _remove_older(directory: Path, older_than: datetime) -> int:
 def _damaged(file: Path, what: str) -> SpoolDamaged:
     SPOOL_ERRORS.labels("damaged").inc()
     return SpoolDamaged(f"spool file {file} {what}: put it back from a backup, or the mail that needs it will expire")
-
-
-def _digest(content: bytes) -> str:
-    return blake2b(content, digest_size=16).hexdigest()
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from hashlib import blake2b
 
 from mail.message import Spooled
 from mail.queueid import new_queue_id
 from mail.spool import SpoolDamaged
+from mail.spool.packs import digest_of
 
 
 def _now() -> datetime:
@@ -26,11 +26,14 @@ class MemorySpool:
         self._kept: dict[str, datetime] = {}
         self._now = now
 
+    async def start(self) -> None:
+        """Nothing to do."""
+
     async def keep(self, content: bytes) -> Spooled:
         name = f"memory/{new_queue_id()}"
         self.contents[name] = bytes(content)
         self._kept[name] = self._now()
-        return Spooled(name, len(content), _digest(content))
+        return Spooled(name, len(content), digest_of(content))
 
     async def read(self, spooled: Spooled, limit_bytes: int | None = None) -> bytes:
         content = self.contents.get(spooled.name)
@@ -38,7 +41,7 @@ class MemorySpool:
             raise SpoolDamaged(f"spool file {spooled.name} is missing: the spool in memory forgets with its process")
         if limit_bytes is not None:
             return content[:limit_bytes]
-        if len(content) != spooled.size_bytes or _digest(content) != spooled.digest:
+        if len(content) != spooled.size_bytes or digest_of(content) != spooled.digest:
             raise SpoolDamaged(f"spool file {spooled.name} does not hold what was kept")
         return content
 
@@ -54,7 +57,3 @@ class MemorySpool:
 
     async def close(self) -> None:
         """Nothing to do."""
-
-
-def _digest(content: bytes) -> str:
-    return blake2b(content, digest_size=16).hexdigest()

@@ -1,9 +1,9 @@
 """The POP3 role: sockets around `session`, and what a session may not do to us.
 
-In charge of connections (how many, how long silent, how fast they read), of the mailbox lock of this process, and of
-carrying out what a session asks for. Promises: a client that never reads holds one slice of a message, not a message; a
-connection that breaks removes nothing; a wrong password takes as long as an unknown user. Never parses.
-Next: `mailstore/maildir.py`.
+In charge of connections (how many, how long silent, how fast they read), of having the mailbox reserved as long as a
+session lasts, and of carrying out what that asks for. Promises: a client that never reads holds one slice of a message,
+not a message; a connection that breaks removes nothing; a wrong password takes as long as an unknown user.
+Never parses. Next: `mailstore/maildir.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import errno
 import ipaddress
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from typing import assert_never
 
@@ -24,7 +24,7 @@ from mail.directory import Directory, DirectoryUnavailable
 from mail.service import ServiceError
 from mail.settings import MailstoreSettings, NodeSettings
 from mail.telemetry import AUTH, POP3_CONNECTIONS, POP3_SESSIONS
-from mailstore.mailboxes import Mailboxes, MailboxUnavailable
+from mailstore.mailboxes import Mailboxes, MailboxInUse, MailboxUnavailable
 from mailstore.pop3.command import Lines, TooLong
 from mailstore.pop3.session import (
     GREETING,
@@ -78,7 +78,6 @@ class Pop3:
         self.failure_delay_seconds = failure_delay.total_seconds()
         self.write_timeout_seconds = write_timeout.total_seconds()
         self.idle_seconds = settings.idle.total_seconds()
-        self.in_use: set[str] = set()  # owners whose mailbox a session has open
         self.stopping = False
         self.port = 0
         self._connections: dict[asyncio.Task[None], _Connection] = {}
@@ -156,6 +155,7 @@ class _Connection:
         self._session = Session(clear_text_allowed=_is_loopback(self.ip))
         self._lines = Lines()
         self._owner: str | None = None
+        self._reserved = AsyncExitStack()  # the mailbox, from log-in to the end
         self._fetched_bytes = 0
         self._expunged = 0
         self._stopping = False
@@ -188,8 +188,7 @@ class _Connection:
         except Exception:
             log.exception("pop3 session failed", ip=self.ip)
         finally:
-            if self._owner is not None:
-                self._role.in_use.discard(self._owner)
+            await self._reserved.aclose()
             POP3_SESSIONS.labels(end).inc()
             log.info(
                 "pop3 session",
@@ -288,17 +287,16 @@ class _Connection:
         if user is None:
             return Denied.WRONG
         owner = user.address.key
-        if owner in self._role.in_use:
-            return Denied.IN_USE
-        self._role.in_use.add(owner)
-        self._owner = owner
         try:
+            await self._reserved.enter_async_context(self._role.mailboxes.reserve(owner))
             kept = await self._role.mailboxes.messages(owner)
+        except MailboxInUse:
+            return Denied.IN_USE
         except MailboxUnavailable as error:
-            self._role.in_use.discard(owner)
-            self._owner = None
+            await self._reserved.aclose()
             log.warning("mailbox not available", user=owner, reason=str(error))
             return Denied.UNAVAILABLE
+        self._owner = owner
         await self._carry_out(self._session.logged_in(kept))
         return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -28,8 +29,9 @@ from mail.log import (
 )
 from mail.log.codec import encode
 from mail.log.topics import ACCEPTED, DISPATCHED, ShardCounts, Topic, place
+from mail.message import queue_id_time
 from mail.record import Accepted, Attempted, Dispatched, Pending, Record, Settled
-from mail.route import ToRelay
+from mail.route import Route, ToMailbox, ToMx, ToRelay
 from mail.settings import LogSettings
 from tests.support.log_samples import (
     accepted,
@@ -119,6 +121,11 @@ def numbers(entries: Sequence[Entry[Accepted] | Entry[Attempted]]) -> list[Recor
     return [entry.record for entry in entries]
 
 
+def _aged(record: Accepted, days: int) -> Accepted:
+    received = record.message.received - timedelta(days=days)
+    return replace(record, message=replace(record.message, received=received))
+
+
 class LogContract:
     """Subclasses provide the fixture `harness`."""
 
@@ -171,9 +178,14 @@ class LogContract:
                 assert not await shard.take(10, NOW)
         await log.close()
 
-    async def test_a_site_finds_its_shard(self, harness: Harness) -> None:
+    async def test_a_dispatch_finds_its_shard(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2, delivery_shards=3))
-        outputs = [dispatched(n, ToRelay(f"relay{n}.example.test", 25)) for n in range(9)]
+        routes: list[Route] = [
+            *(ToRelay(f"relay{n}.example.test", 25) for n in range(3)),
+            *(ToMailbox(f"user{n}@example.test") for n in range(6)),
+            *(ToMx(f"d{n}.test", ((10, f"mx{n}.test"),)) for n in range(6)),
+        ]
+        outputs = [dispatched(n, route) for n, route in enumerate(routes)]
         async with routing(log) as router:
             await router.commit(outputs, [])
         for number in range(3):
@@ -268,7 +280,7 @@ class LogContract:
             assert isinstance(log.condition(), Down)
             harness.mend(log)
             async with asyncio.timeout(10):
-                while not isinstance(log.condition(), Usable):  # noqa: ASYNC110
+                while not isinstance(log.condition(), Usable):
                     await asyncio.sleep(0.02)
             await shard.rewind()
             assert await lines(shard) == []
@@ -317,6 +329,18 @@ class LogContract:
             assert await lines(shard) == [pending(2, 5)]
         await log.close()
 
+    async def test_the_open_lines_of_one_message(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings(shards=3))
+        for number in range(30):
+            for part in (1, 2, 10):
+                await log.append(pending(number, part=part))
+        for number in (0, 17):
+            found = [line async for line in log.open_lines(queue_id(number))]
+            assert sorted(found, key=repr) == sorted((pending(number, part=p) for p in (1, 2, 10)), key=repr)
+        assert [line async for line in log.open_lines(queue_id(99))] == []
+        assert len([line async for line in log.open_lines()]) == 90
+        await log.close()
+
     async def test_a_replay_of_many_lines_comes_in_batches(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with routing(log) as shard:
@@ -345,7 +369,7 @@ class LogContract:
                 await asyncio.sleep(0.02)
                 assert number not in owned
             async with asyncio.timeout(10):
-                while len(owned) < 2:  # noqa: ASYNC110 - the first has gone: the second gets its turn
+                while len(owned) < 2:
                     await asyncio.sleep(0.01)
             stop.set()
             await second
@@ -434,6 +458,21 @@ class LogContract:
         assert (await log.backlog()).dispatched == 0
         await log.close()
 
+    async def test_who_is_too_busy_to_take_is_told_that_the_shard_is_lost(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        stop = asyncio.Event()
+        before: list[bool] = []
+
+        async def tend(shard: DeliveryShard) -> None:
+            before.append(shard.lost.is_set())
+            stop.set()
+            await shard.lost.wait()
+
+        async with asyncio.timeout(10):
+            await log.deliver(tend, stop)
+        assert before == [False]
+        await log.close()
+
     async def test_take_of_dispatches_keeps_its_limit_and_waits(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with routing(log) as router, delivering(log) as shard:
@@ -489,6 +528,24 @@ class LogContract:
         log = await harness.make(LogSettings())
         backlog = await log.backlog()
         assert (backlog.accepted, backlog.dispatched, backlog.attempted) == (1, 1, 1)
+        await log.close()
+
+    async def test_the_oldest_record_that_is_not_consumed(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings(shards=2, delivery_shards=2))
+        assert await log.oldest_unconsumed() is None
+        old, older, oldest = (_aged(accepted(n), days=n) for n in (2, 3, 4))
+        for record in (oldest, old, older):
+            await log.append(record)
+        assert await log.oldest_unconsumed() == oldest.message.received
+        for number in range(2):
+            async with routing(log, number) as shard:
+                taken_here = await shard.take(100, NOW)
+                await shard.commit([dispatched(9)] if number else [], taken_here)
+        assert await log.oldest_unconsumed() == dispatched(9).delivery.message.received
+        async with delivering(log, place(dispatched(9), log.counts).shard) as carrying:
+            (entry,) = await dispatches(carrying, 1)
+            await carrying.finish(entry, attempted(9))
+        assert await log.oldest_unconsumed() == queue_id_time(queue_id(9))
         await log.close()
 
     async def test_over_the_mark_new_mail_is_turned_away_and_old_mail_flows(self, harness: Harness) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mail.message import DeliveryId
-from mailstore.mailboxes import MailboxFull
+from mailstore.mailboxes import MailboxFull, MailboxInUse, MessageTooLarge
 from mailstore.maildir import Maildir
 from mailstore.memory import MemoryMailboxes
 
@@ -106,7 +106,7 @@ async def test_quota_refuses_what_does_not_fit_and_forgives_after_an_expunge(mai
     assert await mailboxes.keep(OWNER, an_id(1), b"x" * 60, 100) is True
     with pytest.raises(MailboxFull):
         await mailboxes.keep(OWNER, an_id(2), b"x" * 41, 100)
-    with pytest.raises(MailboxFull):
+    with pytest.raises(MessageTooLarge):
         await mailboxes.keep(OWNER, an_id(3), b"x" * 101, 100)
     assert await mailboxes.keep(OWNER, an_id(4), b"x" * 40, 100) is True
     # A repeat is no new message, however full the mailbox is.
@@ -129,3 +129,25 @@ async def test_concurrent_keeps_into_one_mailbox_keep_all(mailboxes: Mailboxes) 
     assert all(results)
     kept = await mailboxes.messages(OWNER)
     assert {await mailboxes.read(OWNER, message.uid) for message in kept} == {b"%d" % n for n in range(40)}
+
+
+async def test_one_session_at_a_time_has_a_mailbox_open(mailboxes: Mailboxes) -> None:
+    async with mailboxes.reserve(OWNER):
+        with pytest.raises(MailboxInUse):
+            async with mailboxes.reserve(OWNER):
+                pass
+        async with mailboxes.reserve("bob@example.test"):
+            pass
+        assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is True  # mail comes in meanwhile
+        (kept,) = await mailboxes.messages(OWNER)
+        await mailboxes.expunge(OWNER, [kept.uid])
+    async with mailboxes.reserve(OWNER):
+        pass
+
+
+async def test_a_session_that_fails_gives_the_mailbox_back(mailboxes: Mailboxes) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with mailboxes.reserve(OWNER):
+            raise ZeroDivisionError
+    async with mailboxes.reserve(OWNER):
+        pass

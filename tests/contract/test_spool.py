@@ -5,25 +5,48 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
 
 from mail.message import Spooled
 from mail.spool import Spool, SpoolDamaged, SpoolUnavailable
 from mail.spool import disk as disk_module
-from mail.spool.disk import LARGE_BYTES, DiskSpool
+from mail.spool.disk import DiskSpool
 from mail.spool.memory import MemorySpool
+from mail.spool.objects import ObjectSpool
+from mail.spool.packs import LARGE_BYTES, PACK_BYTES
+from tests.support.objects import ObjectServer, object_spool
 
 _LATER = timedelta(seconds=5)
 
 
-@pytest.fixture(params=["disk", "memory"])
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        yield server
+
+
+_OBJECTS = pytest.param("objects", marks=pytest.mark.objects)
+
+
+@pytest.fixture(params=["disk", "memory", "memory-objects", _OBJECTS])
 async def spool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Spool]:
-    made = DiskSpool(tmp_path / "spool") if request.param == "disk" else MemorySpool()
+    made: Spool
+    match request.param:
+        case "disk":
+            made = DiskSpool(tmp_path / "spool")
+        case "memory":
+            made = MemorySpool()
+        case "memory-objects":
+            made = ObjectSpool(MemoryStore(), "s3://memory")
+        case _:
+            made = object_spool(request.getfixturevalue("server"), prefix=f"spool/{tmp_path.name}")  # its own place
+    await made.start()
     yield made
     await made.close()
 
@@ -72,10 +95,41 @@ async def test_a_content_that_is_not_there_is_damage_that_names_it(spool: Spool)
             await spool.read(missing, limit)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "../../etc/passwd",
+        "/etc/passwd",
+        "tmp/01ARZ3NDEKTSV4RRFFQ69G5FAV@0",
+        "2026010100/../../../etc/passwd@0",
+        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@-1",
+        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@0\n",
+        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@0\x00",
+    ],
+)
+@pytest.mark.parametrize("spool", ["disk", "memory-objects"], indirect=True)
+async def test_no_name_leads_out_of_the_spool(spool: Spool, name: str) -> None:
+    with pytest.raises(SpoolDamaged, match="not a name of the spool"):
+        await spool.read(Spooled(name, 1, ""))
+
+
 async def test_another_digest_is_damage(spool: Spool) -> None:
     spooled = await spool.keep(b"content")
     with pytest.raises(SpoolDamaged):
         await spool.read(replace(spooled, digest="00" * 16))
+    assert await spool.read(spooled) == b"content"
+
+
+async def test_a_content_beyond_the_end_is_damage(spool: Spool) -> None:
+    spooled = await spool.keep(b"content")
+    longer = [replace(spooled, size_bytes=8)]
+    if "@" in spooled.name:  # that in memory has no packs
+        longer.append(replace(spooled, name=spooled.name.replace("@0", "@900")))
+    for each in longer:
+        with pytest.raises(SpoolDamaged):
+            await spool.read(each)
     assert await spool.read(spooled) == b"content"
 
 
@@ -96,6 +150,14 @@ async def test_one_who_stops_waiting_does_not_hurt_the_others(spool: Spool) -> N
     await asyncio.sleep(0)
     leaver.cancel()
     assert await spool.read(await stayer) == b"stayer"
+
+
+async def test_closing_finishes_what_is_being_kept(spool: Spool) -> None:
+    keeping = [asyncio.create_task(spool.keep(content)) for content in (b"small", b"L" * LARGE_BYTES)]
+    await asyncio.sleep(0)
+    await spool.close()
+    assert {(await kept).size_bytes for kept in keeping} == {5, LARGE_BYTES}
+    await spool.close()
 
 
 # Only on disk.
@@ -119,7 +181,7 @@ async def test_contents_kept_together_share_a_file_and_its_flush(
 
 async def test_a_pack_is_bounded(disk: DiskSpool) -> None:
     kept = await asyncio.gather(*(disk.keep(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
-    assert max(file.stat().st_size for file in _files(disk)) <= disk_module.PACK_BYTES
+    assert max(file.stat().st_size for file in _files(disk)) <= PACK_BYTES
     assert len(await asyncio.gather(*map(disk.read, kept))) == 20
 
 
@@ -128,25 +190,6 @@ async def test_what_is_kept_is_there_for_the_next_process(disk: DiskSpool) -> No
     other = DiskSpool(disk._path)
     assert await other.read(spooled) == b"content"
     await other.close()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "../../etc/passwd",
-        "/etc/passwd",
-        "tmp/01ARZ3NDEKTSV4RRFFQ69G5FAV@0",
-        "2026010100/../../../etc/passwd@0",
-        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV",
-        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@-1",
-        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@0\n",
-        "2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@0\x00",
-    ],
-)
-async def test_no_name_leads_out_of_the_spool(disk: DiskSpool, name: str) -> None:
-    with pytest.raises(SpoolDamaged, match="not a name of the spool"):
-        await disk.read(Spooled(name, 1, ""))
 
 
 async def test_a_flipped_bit_and_a_cut_file_are_damage_that_name_the_file(disk: DiskSpool) -> None:
@@ -186,8 +229,11 @@ async def test_a_full_disk_is_unavailable_for_all_who_wait_and_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(disk_module.os, "write", full)
         answers = await asyncio.gather(*(disk.keep(b"x" * size) for _ in range(5)), return_exceptions=True)
-    assert {type(answer) for answer in answers} == {SpoolUnavailable}
-    assert "No space left" in str(answers[0])
+        assert {type(answer) for answer in answers} == {SpoolUnavailable}
+        assert "No space left" in str(answers[0])
+        with pytest.raises(SpoolUnavailable):  # whatever the file system says is free
+            await disk.free_bytes()
+    assert await disk.free_bytes()
     assert _files(disk) == []
     assert await disk.read(await disk.keep(b"later")) == b"later"
 

@@ -65,14 +65,27 @@ async def test_an_alias_may_lead_out_of_the_house() -> None:
         assert "<friend@elsewhere.test>" in message.rcpts[0]
 
 
-async def test_a_circle_is_refused_and_the_sender_told() -> None:
-    aliases = {"one@example.test": ["two@example.test"], "two@example.test": ["one@example.test"]}
+async def test_an_alias_that_leads_to_nobody_is_refused_and_nobody_gets_a_bounce() -> None:
+    aliases = {
+        "one@example.test": ["two@example.test"],
+        "two@example.test": ["one@example.test"],
+        "old@example.test": ["left@example.test"],
+    }
     async with World(aliases=aliases) as world:
-        queue_id = await world.send(LETTER, to=["one@example.test"])
+        replies = await world.dialogue(
+            "MAIL FROM:<bob@example.test>", "RCPT TO:<one@example.test>", "RCPT TO:<old@example.test>", "DATA"
+        )
+        assert [reply[:9] for reply in replies[-3:]] == ["550 5.4.6", "550 5.1.1", "554 5.5.1"]
+
+
+async def test_a_list_of_whom_some_are_gone_reaches_the_others_and_the_sender_is_told() -> None:
+    async with World(aliases={"all@example.test": ["left@example.test", "alice@example.test"]}) as world:
+        queue_id = await world.send(LETTER, to=["all@example.test"])
         await world.bounce_of(queue_id)
         (refused,) = await world.happened(queue_id, Refused)
         (outcome,) = refused.outcomes
-        assert outcome.reply.code // 100 == 5
+        assert outcome.reply.enhanced == "5.1.1"
         (report,) = await world.mailbox("bob")
         status = list(email.message_from_bytes(report, policy=email.policy.default).walk())
-        assert any(part["Final-Recipient"] and "one@example.test" in part["Final-Recipient"] for part in status)
+        assert any(part["Final-Recipient"] and "left@example.test" in part["Final-Recipient"] for part in status)
+        assert len(await world.mailbox("alice")) == 1

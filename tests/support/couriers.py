@@ -47,7 +47,7 @@ async def courier(
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the remote has no event for each of these
+        while not condition():
             await asyncio.sleep(0.01)
 
 

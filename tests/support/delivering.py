@@ -59,7 +59,7 @@ def dispatched(route: Route, *recipients: str, content: bytes | Content = CONTEN
 
 class FakeShard:
     """A `DeliveryShard` of what `put` was given. `finished` are the reports, in the order in which they came;
-    `unavailable` finishes fail before they work again.
+    `unavailable` finishes fail before they work again, and `broken` ones with a bug.
     """
 
     number = 0
@@ -69,8 +69,9 @@ class FakeShard:
         self._offset = 0
         self._changed = asyncio.Condition()
         self.taken = 0
-        self.lost = False
+        self.lost = asyncio.Event()
         self.unavailable = 0
+        self.broken = 0
         self.finished: list[Attempted] = []
         self.marks: list[int] = []
 
@@ -80,12 +81,12 @@ class FakeShard:
             self._offset += 1
 
     def lose(self) -> None:
-        self.lost = True
+        self.lost.set()
         self._waiting.put_nowait(None)
 
     async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
         assert limit >= 1
-        if self.lost:
+        if self.lost.is_set():
             raise ShardLost
         entries = []
         first = await self._waiting.get()
@@ -94,7 +95,7 @@ class FakeShard:
             if len(entries) >= limit or self._waiting.empty():
                 break
             first = self._waiting.get_nowait()
-        if self.lost:
+        if self.lost.is_set():
             raise ShardLost
         self.taken += len(entries)
         return entries
@@ -104,6 +105,9 @@ class FakeShard:
         if self.unavailable:
             self.unavailable -= 1
             raise LogUnavailable("the log does not answer")
+        if self.broken:
+            self.broken -= 1
+            raise ZeroDivisionError("a bug of the log's")
         self.finished.append(attempted)
         self.marks.append(entry.offset)
         async with self._changed:

@@ -48,6 +48,13 @@ class HeldSpool:
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
         self.error: Exception | None = None
+        self.free: int | None = None
+        self.out_of_order: Exception | None = None  # seen by who asks for room
+
+    async def free_bytes(self) -> int | None:
+        if self.out_of_order is not None:
+            raise self.out_of_order
+        return self.free
 
     async def keep(self, content: bytes) -> Spooled:
         if self.error is not None:
@@ -63,6 +70,7 @@ def world() -> Snapshot:
         domains={
             "example.test": Domain("example.test", "default"),
             "catch.test": Domain("catch.test", "default"),
+            "list.example.test": Domain("list.example.test", "default"),
             "relayed.test": Domain("relayed.test", "default", relay_to=ToRelay("127.0.0.1", 25)),
         },
         users={f"{name}@example.test": User(a(f"{name}@example.test")) for name in ("alice", "bob")},
@@ -70,6 +78,12 @@ def world() -> Snapshot:
             "postmaster@example.test": (a("alice@example.test"),),
             "team@example.test": (a("alice@example.test"), a("bob@example.test")),
             "@catch.test": (a("bob@example.test"),),
+            "round@example.test": (a("about@example.test"),),
+            "about@example.test": (a("round@example.test"),),
+            "nobody@list.example.test": (),
+            "gone@example.test": (a("left@example.test"), a("moved@example.test")),
+            "half@example.test": (a("left@example.test"), a("bob@example.test")),
+            "outside@example.test": (a("somebody@elsewhere.test"),),
         },
     )
 
@@ -135,8 +149,9 @@ class Running:
             node=node,
             spool_settings=SpoolSettings(),
             log_settings=LogSettings(),
+            alias_depth=20,
             log=self.log,
-            spool=self.spool,  # type: ignore[arg-type]  # ingress only keeps
+            spool=self.spool,  # type: ignore[arg-type]  # ingress only keeps, and asks for room
             directory=self.directory,
             resolver=self.resolver,
         )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
+import gc
 import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from deploy.kafka.question import brokers_alive
 from tests.support.ports import free_port
 
 GIVEN = "EILPOST_TEST_KAFKA"
+# For `settings`: a dead broker is noticed in 4 s and may come back then; by default that takes 9.
+QUICK = {"broker.session.timeout.ms": "4000", "broker.heartbeat.interval.ms": "500"}
 _IMAGE = f"apache/kafka:{jars.VERSION}"
 _LOCAL = ("127.0.0.1", "localhost")
 
@@ -97,17 +100,19 @@ class MakesClusters(Protocol):
 
 @functools.cache
 def _docker_answers() -> bool:
-    if importlib.util.find_spec("testcontainers") is None or not (
-        os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists()
-    ):
+    if not (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists()):
         return False
-    import docker  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    import docker  # type: ignore[import-untyped,unused-ignore]  # only here: it takes half a second
 
-    try:
-        with contextlib.closing(docker.from_env(timeout=5)) as client:
-            return bool(client.ping())
-    except Exception:
-        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves a socket open where nothing answers
+        try:
+            with contextlib.closing(docker.from_env(timeout=5)) as client:
+                return bool(client.ping())
+        except Exception:  # whatever it is, that engine is none for us
+            return False
+        finally:
+            gc.collect()
 
 
 @contextlib.contextmanager
@@ -116,9 +121,7 @@ def _container() -> Iterator[str]:
 
     Not run on our machines, which have no container engine.
     """
-    from testcontainers.core.container import (  # type: ignore[import-not-found,unused-ignore]
-        DockerContainer,
-    )
+    from testcontainers.core.container import DockerContainer
 
     port = free_port()
     environment = {
@@ -139,7 +142,8 @@ def _container() -> Iterator[str]:
         "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
         "KAFKA_HEAP_OPTS": "-Xmx384m",
     }
-    container: Any = DockerContainer(_IMAGE).with_bind_ports(port, ("127.0.0.1", port))
+    container: Any = DockerContainer(_IMAGE)
+    container.ports[f"{port}/tcp"] = ("127.0.0.1", port)
     for name, value in environment.items():
         container = container.with_env(name, value)
     with container:

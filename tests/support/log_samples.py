@@ -87,8 +87,8 @@ def attempted(number: int = 1) -> Attempted:
     return Attempted(delivery_id(queue_id(number), 1), 1, (taken,), NOON, timedelta(microseconds=1500))
 
 
-def pending(number: int = 1, attempts: int = 0) -> Pending:
-    return Pending(delivery(number), InHand(NOON), None, attempts)
+def pending(number: int = 1, attempts: int = 0, part: int = 1) -> Pending:
+    return Pending(delivery(number, part=part), InHand(NOON), None, attempts)
 
 
 def event(number: int = 1, what: Happening | None = None, time: datetime = NOON) -> Event:

@@ -10,7 +10,8 @@ It answers what the script says, records what it was told, and can misbehave at 
 Script keys: "GREETING", a verb ("EHLO", "LHLO", "HELO", "MAIL", "RCPT", "DATA", "RSET", "QUIT", "NOOP"), or "DOT" for
 the answer to the final dot (LMTP: one for each recipient taken). An answer is a string (lines separated by LF; written
 as they are, CRLF added), bytes (as they are), `Drop()`, `Stall()`, or `Then(answer, Drop())`: answer, then drop.
-`remote.messages` are those it took with a 2xx at the dot; `remote.sessions` one per connection, with all commands.
+`remote.messages` are those it took with a 2xx at the dot; `remote.sessions` one per connection, with all commands;
+the connections whose numbers are in `remote.tired` are closed at their next command.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class Remote:
         self.lmtp = lmtp
         self.messages: list[Received] = []
         self.sessions: list[Session] = []
+        self.tired: set[int] = set()
         self.changed = asyncio.Condition()
         self._listener = Listener(streams(self._serve), host, port)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -195,6 +197,8 @@ class Remote:
             verb = verb.upper()
             session.commands.append(line)
             await self._notify()
+            if number in self.tired:
+                raise _Over
             match verb:
                 case "EHLO" | "LHLO":
                     if verb not in self.script:

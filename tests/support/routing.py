@@ -47,10 +47,12 @@ def message(
     tenant: str = "default",
     size: int = len(CONTENT),
     received: datetime = START,
+    number: int | None = None,
 ) -> Message:
+    """A message like no other; with `number` the same at each call, for tests that are replayed: chance hashes ids."""
     parsed = tuple(recipient(one) if isinstance(one, str) else one for one in recipients or ("user@far.test",))
     envelope = Envelope(None if sender is None else address(sender), parsed)
-    queue_id = make_queue_id(int(received.timestamp() * 1000), next(_numbers))
+    queue_id = make_queue_id(int(received.timestamp() * 1000), next(_numbers) if number is None else number)
     return Message(queue_id, tenant, received, envelope, size)
 
 

@@ -100,6 +100,7 @@ class World:
                 node=node,
                 spool_settings=settings.spool,
                 log_settings=settings.log,
+                alias_depth=settings.router.alias_depth,
                 log=self.log,
                 spool=self.spool,
                 directory=who,

@@ -19,8 +19,8 @@ from typing import Any
 
 import structlog
 
-from mail.log import Backlog, Condition, Tend, TendDelivery
-from mail.log.codec import encode
+from mail.log import Backlog, Condition, LogUnusable, Tend, TendDelivery
+from mail.log.codec import FrameError, decode, encode
 from mail.log.embedded.commit import Change, NewEntry, first_id, line_key, place_of
 from mail.log.embedded.history import Historian, Question, slice_of
 from mail.log.embedded.lock import DirectoryLock
@@ -33,7 +33,7 @@ from mail.log.embedded.writer import Writer
 from mail.log.ownership import Turn
 from mail.log.topics import QUEUE, ShardCounts, place
 from mail.message import Inline
-from mail.record import Accepted, Attempted, Dispatched, Event, Record
+from mail.record import Accepted, Attempted, Dispatched, Event, Record, received_time
 from mail.settings import LogSettings
 from mail.telemetry import PRODUCE_DURATION
 
@@ -83,6 +83,20 @@ class EmbeddedLog(Historian):
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    async def oldest_unconsumed(self) -> datetime | None:
+        first = []
+        for entry_id, frame in await self.writer.ask(Store.first_entries):
+            topic, shard = place_of(entry_id)
+            try:
+                record = decode(frame, b"")
+            except FrameError as reason:
+                raise LogUnusable(
+                    f"{self.where()}: an entry of {topic}, shard {shard} cannot be read: {reason}"
+                ) from None
+            if isinstance(record, Accepted | Dispatched | Attempted):
+                first.append(received_time(record))
+        return min(first, default=None)
 
     async def purge(self) -> None:
         before = (datetime.now(UTC) - self._settings.events_kept - _EPOCH) // _MILLISECOND

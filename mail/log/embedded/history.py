@@ -19,7 +19,7 @@ from mail.log.codec import FrameError, decode, encode
 from mail.log.embedded.commit import first_id, offset_of
 from mail.log.embedded.store import LEFT_ALONE, EntryRow, Store
 from mail.log.topics import ACCEPTED, EVENTS, QUEUE, Topic, shard_of_message
-from mail.message import QueueId
+from mail.message import QueueId, delivery_prefix
 from mail.record import Accepted, Event, Pending, Record
 
 _SLICE = 500
@@ -53,7 +53,12 @@ def slice_of(store: Store, question: Question, after: int | str | None) -> Slice
             events = store.events(question.queue_id, cast("int", after or 0), _SLICE)
             return Slice([frame for _, frame in events], events[-1][0] if events else None)
         case About.LINES:
-            lines = store.all_lines(cast("str", after or ""), _SLICE)
+            key = cast("str", after or "")
+            if question.queue_id:
+                shard = shard_of_message(QueueId(question.queue_id), store.counts)
+                lines = store.lines(shard, key, _SLICE, delivery_prefix(QueueId(question.queue_id)))
+            else:
+                lines = store.all_lines(key, _SLICE)
             return Slice([frame for _, frame in lines], lines[-1][0] if lines else None)
         case About.INPUTS:
             shard = shard_of_message(QueueId(question.queue_id), store.counts)
@@ -93,8 +98,8 @@ class Historian:
         async for frame in self.frames(Question(About.HISTORY, queue_id)):
             yield cast("Event", self.read(frame, EVENTS, f"key {queue_id}"))
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
-        async for frame in self.frames(Question(About.LINES)):
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        async for frame in self.frames(Question(About.LINES, queue_id or "")):
             yield cast("Pending", self.read(frame, QUEUE, "a line"))
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:

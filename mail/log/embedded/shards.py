@@ -225,17 +225,18 @@ class EmbeddedDeliveryShard:
     def __init__(self, host: Host, number: int, bytes_max: int) -> None:
         self.number = number
         self._host = host
+        self.lost = asyncio.Event()
         self._news = News()
         self._dispatched: Tail[Dispatched] = Tail(host, DISPATCHED, number, self._news, bytes_max)
         host.gained(self._dispatched)
 
     def lose(self) -> None:
         self._host.lost(self._dispatched)
-        self._news.lost = True
+        self.lost.set()
         self._news.tell()
 
     async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
-        while not self._news.lost:
+        while not self.lost.is_set():
             taken = await self._dispatched.take(limit)
             if taken:
                 return taken

@@ -24,7 +24,7 @@ import orjson
 from mail.log import Backlog, LogUnusable
 from mail.log.codec import FrameError, decode
 from mail.log.embedded.commit import INSERT, OFFSET_MAX, UNPACK, Change, first_id, line_key, pack
-from mail.log.topics import ShardCounts, Topic
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, Topic
 from mail.record import Record
 
 APPLICATION_ID = 0x65696C70  # "eilp"
@@ -244,12 +244,26 @@ class Store:
                 return EntryRows(rows, more=True)
         return EntryRows(rows, more=len(rows) == limit)
 
-    def lines(self, shard: int, after: str, limit: int) -> Sequence[tuple[str, bytes]]:
-        """Queue lines of a shard beyond the key `after` ("": from the start), in order, about 4 MiB of them."""
-        low = max(after, line_key(shard, ""))
+    def first_entries(self) -> list[tuple[int, bytes]]:
+        """The first entry of every shard of every topic that has one: its id and its frame, without its content."""
+        found: list[tuple[int, bytes]] = []
+        for topic in (ACCEPTED, DISPATCHED, ATTEMPTED):
+            for shard in range(self.counts.of(topic)):
+                first = first_id(topic, shard)
+                found += self._connection.execute(
+                    "SELECT id, frame FROM entry WHERE id > ? AND id <= ? ORDER BY id LIMIT 1",
+                    (first, first + OFFSET_MAX),
+                )
+        return found
+
+    def lines(self, shard: int, after: str, limit: int, prefix: str = "") -> Sequence[tuple[str, bytes]]:
+        """Queue lines of a shard beyond the key `after` ("": from the start) whose delivery ids begin with `prefix`, in
+        order, about 4 MiB of them.
+        """
+        low = max(after, line_key(shard, prefix))
         cursor = self._connection.execute(
             "SELECT key, frame FROM line WHERE key > ? AND key < ? ORDER BY key LIMIT ?",
-            (low, line_key(shard, "\U0010ffff"), limit),
+            (low, line_key(shard, prefix + "\U0010ffff"), limit),
         )
         return _bounded(cursor)
 

@@ -138,9 +138,17 @@ class EmbeddedHistory(Historian):
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
+        self.at_rest = False  # the last answer came from a log that no process runs
 
     def where(self) -> str:
         return f"the log at {self._path}"
+
+    async def is_served(self) -> bool:
+        """Whether a process runs the log and lets us look into it. Raises LogUnusable for a stranger's."""
+        connection = await self._connect()
+        if connection is not None:
+            connection[1].close()
+        return connection is not None
 
     async def frames(self, question: Question) -> AsyncIterator[bytes]:
         if not await asyncio.to_thread(self._path.exists):
@@ -153,6 +161,7 @@ class EmbeddedHistory(Historian):
     async def _open(self) -> Callable[[Question], AsyncGenerator[bytes, None]]:
         for attempt in range(20):
             connection = await self._connect()
+            self.at_rest = connection is None
             if connection is not None:
                 return partial(_over, *connection)
             try:

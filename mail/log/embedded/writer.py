@@ -302,7 +302,8 @@ class Writer:
         try:
             if changes:
                 ids = self._opened().commit(changes)
-                backlog = self._opened().backlog
+            if self._store is not None:  # it answers, also where all came too late: else nobody would ask it again
+                backlog = self._store.backlog
         except Exception as error:
             self._lost(error)
             for request in wanted:

@@ -9,7 +9,7 @@ owner commits nothing; what is unconsumed is never removed. Next: `mail/log/kafk
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -22,13 +22,15 @@ from mail.log.kafka.committing import Committing
 from mail.log.kafka.delivery_shard import KafkaDeliveryShard
 from mail.log.kafka.history import DELIVERY, ROUTER, KafkaHistorian
 from mail.log.kafka.history import KafkaHistory as KafkaHistory
+from mail.log.kafka.lanes import Lanes
 from mail.log.kafka.leftovers import expect_leftovers
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.marks import Mark
 from mail.log.kafka.membership import Membership
 from mail.log.kafka.producing import Producing
+from mail.log.kafka.reaching import explain, reach_any
 from mail.log.kafka.router_shard import KafkaRouterShard
-from mail.log.kafka.topics import counts_of, refuse_unsafe, unreachable
+from mail.log.kafka.topics import counts_of, refuse_unsafe
 from mail.log.kafka.transacting import Transactor
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, place
 from mail.message import QueueId
@@ -43,13 +45,17 @@ _GROWTH_SECONDS = 30.0  # between two looks at how many partitions `dispatched` 
 
 
 class KafkaLog:
-    """The Log port. Raises LogUnusable for certificates that cannot be read, ValueError for the URL."""
+    """The Log port. `dedicated(tenant)` says whether a tenant's messages have topics of their own. Raises LogUnusable
+    for certificates that cannot be read, ValueError for the URL.
+    """
 
-    def __init__(self, settings: LogSettings) -> None:
+    def __init__(self, settings: LogSettings, dedicated: Callable[[str], bool] = lambda _tenant: False) -> None:
         self._settings = settings
         self._access: Access = make_access(settings)
         self._counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
+        self._dedicated = dedicated
         self._producing = Producing(self._access, settings)
+        self._lanes = Lanes(self._access, settings)
         self._lookout = Lookout(self._access)
         self._router: Membership[KafkaRouterShard] | None = None
         self._delivery: Membership[KafkaDeliveryShard] | None = None
@@ -65,6 +71,7 @@ class KafkaLog:
     async def start(self) -> None:
         expect_leftovers()
         try:
+            await reach_any(self._access)
             found = await self._lookout.topics()
             self._counts = counts_of(found, self._access, self._settings)
             if self._settings.durability != "dev":
@@ -72,7 +79,7 @@ class KafkaLog:
             await self._producing.start()
         except (LogUnavailable, *FAULTS) as error:
             await self.close()
-            raise LogUnusable(unreachable(self._access, error)) from None
+            raise LogUnusable(await explain(self._access, error)) from None
         except BaseException:
             await self.close()
             raise
@@ -85,6 +92,7 @@ class KafkaLog:
                 await self._growth
             self._growth = None
         await self._producing.close()
+        await self._lanes.close()
         await self._lookout.close()
 
     async def _watch_growth(self) -> None:
@@ -119,7 +127,10 @@ class KafkaLog:
     # --- Appender
 
     async def append(self, record: Record) -> None:
-        await self._producing.append(record, place(record, self._counts))
+        if isinstance(record, Accepted) and self._dedicated(record.message.tenant):
+            await self._lanes.append(record.message.tenant, record)
+        else:
+            await self._producing.append(record, place(record, self._counts))
 
     def condition(self) -> Condition:
         return self._producing.condition()
@@ -205,9 +216,12 @@ class KafkaLog:
         async for event in self._historian().history(queue_id):
             yield event
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
-        async for line in self._historian().open_lines():
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        async for line in self._historian().open_lines(queue_id):
             yield line
+
+    async def oldest_unconsumed(self) -> datetime | None:
+        return await self._historian().oldest_unconsumed()
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
         return await self._historian().waiting_inputs(queue_id)

@@ -1,7 +1,7 @@
 """How to reach the brokers: addresses, security and time-outs as aiokafka takes them; and its errors in our words.
 
 Never a topic, never a record. What every client of a process has in common is made once here, so that no client
-forgets TLS, or waits longer than the others. Next: `mail/log/kafka/topics.py`.
+forgets TLS, or waits longer than the others. Next: `mail/log/kafka/reaching.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import errors
@@ -36,7 +36,7 @@ class Access:
 
     servers: tuple[str, ...]
     prefix: str
-    security: Mapping[str, Any]
+    security: Mapping[str, Any] = field(repr=False)  # has the password
 
     def client(self, request_seconds: float = REQUEST_SECONDS) -> dict[str, Any]:
         """The arguments every aiokafka client gets."""
@@ -68,7 +68,7 @@ def _security(settings: LogSettings) -> dict[str, Any]:
         security = {
             "sasl_mechanism": settings.sasl_mechanism,
             "sasl_plain_username": settings.sasl_username,
-            "sasl_plain_password": settings.sasl_password,
+            "sasl_plain_password": settings.sasl_password.get_secret_value(),
         }
     if settings.tls:
         security["ssl_context"] = _context(settings)

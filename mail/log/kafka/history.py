@@ -19,17 +19,18 @@ from mail.log import Backlog, LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.marks import Mark, Marks
+from mail.log.kafka.reaching import explain, reach_any
 from mail.log.kafka.reading import Reader
 from mail.log.kafka.router_shard import last_of_each_key, read, read_line
-from mail.log.kafka.topics import counts_of, unreachable
+from mail.log.kafka.topics import counts_of
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, shard_of_message
 from mail.message import QueueId, queue_id_time
-from mail.record import Accepted, Event, Pending
+from mail.record import Accepted, Event, Pending, received_time
 from mail.settings import LogSettings
 
 ROUTER, DELIVERY = "router", "delivery"  # the roles whose groups have marks
 
-_CLOCKS_APART = timedelta(minutes=5)  # of the ingress that made a queue id and the brokers
+CLOCKS_APART = timedelta(minutes=5)  # of the ingress that made a queue id and the brokers
 _SILENCE_SECONDS = 15.0
 _TAKE = 1000
 
@@ -46,7 +47,7 @@ class KafkaHistorian:
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
         at = self._partition(EVENTS, shard_of_message(queue_id, self._counts))
-        since = queue_id_time(queue_id) - _CLOCKS_APART
+        since = queue_id_time(queue_id) - CLOCKS_APART
         begin = await self._lookout.offset_at(at, max(0, int(since.timestamp() * 1000)))
         if begin is None:
             return
@@ -55,11 +56,41 @@ class KafkaHistorian:
             if self._oldest is None or event.time >= self._oldest:
                 yield event
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
-        for shard in range(self._counts.by_queue_id):
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        """Of one message: only its shard is read, and only its lines are looked at."""
+        every = range(self._counts.by_queue_id)
+        start = b"" if queue_id is None else queue_id.encode()
+        for shard in every if queue_id is None else [shard_of_message(queue_id, self._counts)]:
             at = self._partition(QUEUE, shard)
-            for (_, key), frame in (await last_of_each_key(self._access, [at])).items():
+            for (_, key), frame in (await last_of_each_key(self._access, [at], start)).items():
                 yield read_line(self._access, at, key, frame)
+
+    async def oldest_unconsumed(self) -> datetime | None:
+        """Reads the first record that is not consumed of each partition."""
+        first = {
+            at: marks[at].low if at in marks else begin
+            for role, topics in ((ROUTER, (ACCEPTED, ATTEMPTED)), (DELIVERY, (DISPATCHED,)))
+            for marks in [await self._lookout.marks(self._access.group(role))]
+            for at, begin in (await self._lookout.begins(self._partitions(topics))).items()
+        }
+        ends = await self._lookout.ends(first)
+        waiting = {at: offset for at, offset in first.items() if offset < ends[at]}
+        times: list[datetime] = []
+        reader = Reader(self._access, list(waiting))
+        try:
+            if waiting:
+                await reader.open(waiting)
+            until = asyncio.get_running_loop().time() + _SILENCE_SECONDS
+            while waiting and reader.is_behind:
+                for at in list(waiting):
+                    taken = [record for record in await reader.take(_TAKE, 0.1, [at]) if record.value is not None]
+                    if taken and waiting.pop(at, None) is not None:
+                        times.append(received_time(cast("Accepted", read(self._access, taken[0]))))
+                if asyncio.get_running_loop().time() > until:
+                    raise LogUnavailable(f"{self._access.where}: what waits cannot be read")
+        finally:
+            await reader.close()
+        return min(times, default=None)
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
         at = self._partition(ACCEPTED, shard_of_message(queue_id, self._counts))
@@ -101,6 +132,9 @@ class KafkaHistorian:
         finally:
             await reader.close()
 
+    def _partitions(self, topics: Sequence[Topic]) -> list[TopicPartition]:
+        return [self._partition(topic, shard) for topic in topics for shard in range(self._counts.of(topic))]
+
     def _partition(self, topic: Topic, shard: int) -> TopicPartition:
         return TopicPartition(self._access.prefix + topic.name, shard)
 
@@ -121,10 +155,11 @@ class KafkaHistory:
         self._settings = settings
 
     async def _historian(self, lookout: Lookout) -> KafkaHistorian:
+        await reach_any(self._access)
         try:
             found = await lookout.topics(with_config=False)
         except LogUnavailable as error:
-            raise LogUnusable(unreachable(self._access, error)) from None
+            raise LogUnusable(await explain(self._access, error)) from None
         return KafkaHistorian(self._access, lookout, counts_of(found, self._access, self._settings))
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
@@ -132,10 +167,14 @@ class KafkaHistory:
             async for event in (await self._historian(lookout)).history(queue_id):
                 yield event
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         async with Lookout(self._access) as lookout:
-            async for line in (await self._historian(lookout)).open_lines():
+            async for line in (await self._historian(lookout)).open_lines(queue_id):
                 yield line
+
+    async def oldest_unconsumed(self) -> datetime | None:
+        async with Lookout(self._access) as lookout:
+            return await (await self._historian(lookout)).oldest_unconsumed()
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
         async with Lookout(self._access) as lookout:

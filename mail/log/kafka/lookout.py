@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from mail.log import LogUnavailable
@@ -24,6 +24,12 @@ T = TypeVar("T")
 
 _QUESTION_SECONDS = 15.0
 _CLOSE_SECONDS = 2.0
+_AGAIN_SECONDS = 0.3
+_NOT_YET = (
+    errors.GroupCoordinatorNotAvailableError,
+    errors.GroupLoadInProgressError,
+    errors.NotCoordinatorForGroupError,
+)
 # aiokafka: `for_code(response.error_code)` of a response that has none, when a partition has an error.
 _FAULTS = (*FAULTS, AttributeError)
 
@@ -86,11 +92,14 @@ class Lookout:
         await self._ask_admin(lambda admin: admin.delete_records(asked))
 
     async def groups(self, names: Sequence[str]) -> Mapping[str, tuple[str, int]]:
-        """State and number of members of each group."""
+        """State and number of members of each group. One at a time: aiokafka 0.14 reads the answer of version 3 as if
+        it were of version 2, and a second group in it makes it drop the connection.
+        """
         found: dict[str, tuple[str, int]] = {}
-        for response in await self._ask_admin(lambda admin: admin.describe_consumer_groups(list(names))):
-            for _code, name, state, _kind, _protocol, members, *_ in response.groups:
-                found[name] = (state, len(members))
+        for asked in names:
+            for response in await self._ask_admin(lambda admin, name=asked: admin.describe_consumer_groups([name])):  # type: ignore[misc]
+                for _code, name, state, _kind, _protocol, members, *_ in response.groups:
+                    found[name] = (state, len(members))
         return found
 
     # --- asking
@@ -99,7 +108,7 @@ class Lookout:
         async with self._lock:
             if self._admin is None:
                 self._admin = await self._started(AIOKafkaAdminClient(**self._access.client()))
-            return await self._answer(question(self._admin))
+            return await self._answer(_patiently(question, self._admin))
 
     async def _ask(self, question: Callable[[AIOKafkaConsumer], Awaitable[T]]) -> T:
         async with self._lock:
@@ -129,3 +138,12 @@ class Lookout:
         except _FAULTS as error:
             await self.close()  # what failed once is made anew
             raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+
+
+async def _patiently(question: Callable[[AIOKafkaAdminClient], Awaitable[T]], admin: AIOKafkaAdminClient) -> T:
+    """Ask again while the cluster makes or moves what it keeps of groups: a new one makes it at the first question."""
+    while True:
+        try:
+            return await question(admin)
+        except _NOT_YET:
+            await asyncio.sleep(_AGAIN_SECONDS)

@@ -62,13 +62,13 @@ class KafkaRouterShard:
         self._taken = 0
         self._is_open = False
         self._is_broken = False  # a commit failed: only a rewind opens again
-        self._lost = asyncio.Event()
+        self.lost = asyncio.Event()
 
     def lose(self) -> None:
-        self._lost.set()
+        self.lost.set()
 
     async def close(self) -> None:
-        self._lost.set()
+        self.lost.set()
         self._is_open = False
         await self._reader.close()
         await self._transactor.close()
@@ -87,7 +87,7 @@ class KafkaRouterShard:
         self._is_open = True
 
     async def rewind(self) -> None:
-        if self._lost.is_set():
+        if self.lost.is_set():
             return  # it is for the next owner to open
         self._is_open = self._is_broken = False
         await self._open()
@@ -101,7 +101,7 @@ class KafkaRouterShard:
             await asyncio.sleep(0)
 
     async def take(self, limit: int, wait: timedelta) -> Sequence[Input]:
-        if self._lost.is_set():
+        if self.lost.is_set():
             raise ShardLost
         await self._open()
         # What came back from delivery goes first: it makes room.
@@ -121,7 +121,7 @@ class KafkaRouterShard:
     async def _wait(self, limit: int, seconds: float) -> Sequence[ConsumerRecord[bytes, bytes]]:
         """Wait for the first record, or for the loss of the shard."""
         taking = asyncio.ensure_future(self._reader.take(limit, seconds))
-        losing = asyncio.ensure_future(self._lost.wait())
+        losing = asyncio.ensure_future(self.lost.wait())
         try:
             await asyncio.wait({taking, losing}, return_when=asyncio.FIRST_COMPLETED)
             if not taking.done():
@@ -186,10 +186,10 @@ def _unreadable(access: Access, topic: str, shard: int, place: str, reason: Fram
 
 
 async def last_of_each_key(
-    access: Access, partitions: Sequence[TopicPartition]
+    access: Access, partitions: Sequence[TopicPartition], start: bytes = b""
 ) -> dict[tuple[TopicPartition, bytes], bytes]:
-    """What a compacted topic says: the last value of each key, without those that end in a tombstone. Raises
-    LogUnavailable.
+    """What a compacted topic says: the last value of each key that begins with `start`, without those that end in a
+    tombstone. Raises LogUnavailable.
     """
     found: dict[tuple[TopicPartition, bytes], bytes] = {}
     reader = Reader(access, partitions)
@@ -204,6 +204,8 @@ async def last_of_each_key(
             elif loop.time() > until:
                 raise LogUnavailable(f"{access.where}: the queue cannot be read to its end")
             for record in records:
+                if not (record.key or b"").startswith(start):
+                    continue
                 key = (TopicPartition(record.topic, record.partition), record.key or b"")
                 if record.value is None:
                     found.pop(key, None)

@@ -7,7 +7,8 @@ is consumed is purged by offset (`purge.py`), and only `events` goes by age. Nex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,6 +18,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from mail.log import LogUnusable
 from mail.log.kafka.access import FAULTS, RECORD_BYTES_MAX, Access, reason
+from mail.log.kafka.reaching import explain, reach_any
 from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, EVENTS, ShardCounts, Topic
 from mail.settings import LogSettings
 
@@ -24,6 +26,7 @@ RECORD_BYTES_NEEDED = 6 << 20  # the least `max.message.bytes`: inline content a
 SHARDS = 12  # partitions of a new topic, where the settings do not say
 REPLICATION_SAFE = 3
 IN_SYNC_SAFE = 2
+_SEEN_TRIES, _SEEN_PAUSE_SECONDS = 50, 0.1
 
 _MILLISECOND = timedelta(milliseconds=1)
 # Compaction keeps a shard's replay short: a tenth of a log dirty is enough to clean it, segments are small, and a
@@ -36,7 +39,7 @@ _COMPACTED = {
     "delete.retention.ms": "3600000",
     "max.compaction.lag.ms": "86400000",
 }
-_PURGED = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", "segment.bytes": str(64 << 20)}
+_PURGED = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", "segment.bytes": str(32 << 20)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,66 +195,104 @@ def refuse_unsafe(found: Mapping[Topic, Found], access: Access, settings: LogSet
 
 
 def _replication_problems(each: Found) -> Iterator[Problem]:
-    if each.replication < REPLICATION_SAFE:
-        yield Problem(each.name, f"has {each.replication} replicas: with fewer than 3 a lost node can lose mail")
     in_sync = int(each.config.get("min.insync.replicas", "1"))
-    if in_sync < IN_SYNC_SAFE:
+    if each.replication < REPLICATION_SAFE:  # and min.insync.replicas = 2 would stop it at the first loss
+        replicas = "1 replica" if each.replication == 1 else f"{each.replication} replicas"
+        yield Problem(
+            each.name,
+            f"has {replicas}, and with fewer than 3 a lost node can lose mail: give it 3 by"
+            " kafka-reassign-partitions.sh",
+        )
+    elif in_sync < IN_SYNC_SAFE:
         yield Problem(
             each.name, f"min.insync.replicas = {in_sync}: set it to 2, so that two nodes have what we confirm"
         )
+    if in_sync > each.replication:
+        yield Problem(
+            each.name, f"min.insync.replicas = {in_sync} with {each.replication} replicas takes no writes: lower it"
+        )
     if each.in_sync < each.replication:
-        yield Problem(each.name, f"has {each.in_sync} of {each.replication} replicas in sync", fatal=False)
+        yield Problem(
+            each.name,
+            f"has {each.in_sync} of {each.replication} replicas in sync: start the missing broker, or wait until it has"
+            " caught up",
+            fatal=False,
+        )
 
 
 async def create(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
     """Make what is missing: topics, and partitions of `dispatched`. What was done, a line each. Idempotent. Raises
     LogUnusable.
     """
+    try:
+        return await _create(admin, access, settings)
+    except FAULTS as error:
+        raise LogUnusable(f"{access.where}: topics cannot be made: {reason(error)}: see the brokers' logs") from None
+
+
+async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
     done: list[str] = []
     found = await look(admin, access, with_config=False)
+    missing = [topic for topic in ALL_TOPICS if topic not in found]
     new = [
         NewTopic(
             topic_name(access, topic),
-            wanted_partitions(topic, settings),
+            _partitions_beside(found, topic, settings),
             settings.replication,
             topic_configs=wanted_config(topic, settings),
         )
-        for topic in ALL_TOPICS
-        if topic not in found
+        for topic in missing
     ]
     if new:
         response = await admin.create_topics(new)
         for name, code, *text in response.topic_errors:
-            if code and errors.for_code(code) is not errors.TopicAlreadyExistsError:
+            kind = errors.for_code(code)
+            if code and kind is not errors.TopicAlreadyExistsError:
+                hint = ": log.replication needs as many brokers" if kind is errors.InvalidReplicationFactorError else ""
                 raise LogUnusable(
                     f"{access.where}: topic {name} cannot be made: {text[0] if text and text[0] else ''}"
-                    f" ({errors.for_code(code).__name__}); log.replication is {settings.replication}"
+                    f" ({kind.__name__}); log.replication = {settings.replication}{hint}"
                 )
             if not code:
-                done.append(f"{name}: made")
+                made = next(each for each in new if each.name == name)
+                done.append(f"{name}: made, partitions: {made.num_partitions}, replicas: {settings.replication}")
+        await _until_seen(admin, access, missing)
     dispatched = found.get(DISPATCHED)
     if dispatched is not None and dispatched.partitions < settings.delivery_shards:
         await admin.create_partitions({dispatched.name: NewPartitions(settings.delivery_shards)})
         done.append(f"{dispatched.name}: {dispatched.partitions} -> {settings.delivery_shards} partitions")
+        await _until_seen(admin, access, [DISPATCHED], settings.delivery_shards)
+    counts_of(await look(admin, access, with_config=False), access, settings)
     return done
+
+
+def _partitions_beside(found: Mapping[Topic, Found], topic: Topic, settings: LogSettings) -> int:
+    """As many as the topics that are there have: of a set of which some are lost, the others tell."""
+    there = {each.partitions for other, each in found.items() if other is not DISPATCHED}
+    if topic is not DISPATCHED and not settings.shards and len(there) == 1:
+        return there.pop()
+    return wanted_partitions(topic, settings)
+
+
+async def _until_seen(admin: AIOKafkaAdminClient, access: Access, topics: Sequence[Topic], least: int = 1) -> None:
+    """A broker hears a little later of what the controller has made."""
+    for _ in range(_SEEN_TRIES):
+        seen = await look(admin, access, with_config=False)
+        if all(topic in seen and seen[topic].partitions >= least for topic in topics):
+            return
+        await asyncio.sleep(_SEEN_PAUSE_SECONDS)
 
 
 async def open_admin(access: Access) -> AIOKafkaAdminClient:
     """A started admin client. Raises LogUnusable when no broker answers."""
+    await reach_any(access)
     admin = AIOKafkaAdminClient(**access.client())
     try:
         await admin.start()
     except FAULTS as error:
         await admin.close()
-        raise LogUnusable(unreachable(access, error)) from None
+        raise LogUnusable(await explain(access, error)) from None
     return admin
-
-
-def unreachable(access: Access, error: BaseException) -> str:
-    return (
-        f"log.url = {access.where}: no broker answers ({reason(error)}): start one, or correct log.url, log.tls and"
-        " log.sasl_*"
-    )
 
 
 def _are(noun: str, names: list[str]) -> str:

@@ -95,6 +95,11 @@ class Transactor:
                 await discard(producer)
 
     async def _commit(self, producer: AIOKafkaProducer, batches: Batches, marks: Mapping[TopicPartition, int]) -> None:
+        for at in batches:
+            if at.partition not in await producer.partitions_for(at.topic):  # it has grown since we looked
+                await producer.client.force_metadata_update()
+                if at.partition not in await producer.partitions_for(at.topic):
+                    raise errors.UnknownTopicOrPartitionError(f"{at.topic}, partition {at.partition}")
         await producer.begin_transaction()
         sending = [asyncio.ensure_future(_send(producer, at, records)) for at, records in batches.items()]
         try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
 from delivery.mailbox import MailboxCourier
 from mail.directory import Snapshot, User
 from mail.directory.static import StaticDirectory
 from mail.message import DeliveryId
 from mail.outcome import Deferred, Delivered, Failed
-from mailstore.mailboxes import MailboxFull, MailboxUnavailable
+from mailstore.mailboxes import MailboxFull, MailboxUnavailable, MessageTooLarge
 from tests.support.delivering import CONTENT, address, delivery, envelope, mailbox
 
 
@@ -63,6 +67,22 @@ async def test_troubles_of_a_mailbox() -> None:
         (outcome,) = await postman(Box(trouble)).carry(delivery(mailbox(), "alice@example.test"), CONTENT)
         assert isinstance(outcome, Deferred)
         assert str(outcome.reply).startswith(code)
+    (outcome,) = await postman(Box(MessageTooLarge("x"))).carry(delivery(mailbox(), "alice@example.test"), CONTENT)
+    assert isinstance(outcome, Failed)
+    assert str(outcome.reply).startswith("552 5.2.3")
     (outcome,) = await postman(Box()).carry(delivery(mailbox("bob@example.test"), "bob@example.test"), CONTENT)
     assert isinstance(outcome, Failed)
     assert outcome.reply.enhanced == "5.1.1"
+
+
+async def test_a_store_that_does_not_answer_defers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Box):
+        async def keep(self, *_: object) -> bool:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr("delivery.mailbox.KEEP_SECONDS", 0.05)
+    async with asyncio.timeout(5):
+        (outcome,) = await postman(Silent()).carry(delivery(mailbox(), "alice@example.test"), CONTENT)
+    assert isinstance(outcome, Deferred)
+    assert outcome.reply.enhanced == "4.3.0"

@@ -60,10 +60,11 @@ def test_bounds_hold_and_everything_gets_its_turn(
     items: list[tuple[str, int, int]], count: int, size: int, data: st.DataObject
 ) -> None:
     share = 2
-    inflight: InFlight[int] = InFlight(count=count, size_bytes=size, parked=100, share_of=lambda _: share)
+    inflight: InFlight[str, int] = InFlight(count=count, size_bytes=size, parked=100, share_of=lambda _: share)
+    inflight.join("me")
     for number, (site, held, more) in enumerate(items):
-        inflight.add(number, site, held, held + more)
-    at_work: list[Parked[int]] = []
+        inflight.add("me", number, site, held, held + more)
+    at_work: list[Parked[str, int]] = []
     seen: list[int] = []
     while not inflight.empty:
         started = inflight.start()
@@ -83,23 +84,50 @@ def test_bounds_hold_and_everything_gets_its_turn(
 
 
 def test_room() -> None:
-    inflight: InFlight[str] = InFlight(count=1, size_bytes=100, parked=3, share_of=lambda _: 1)
-    assert inflight.room(1000) == 1  # something can always be taken when there is nothing
-    assert inflight.room(50) == 2
-    inflight.add("a", "site", 60, 60)
-    assert inflight.room(50) == 0
-    assert inflight.room(20) == 2
+    inflight: InFlight[str, str] = InFlight(count=1, size_bytes=100, parked=3, share_of=lambda _: 1)
+    inflight.join("me")
+    assert inflight.room("me", 1000) == 1  # something can always be taken when there is nothing
+    assert inflight.room("me", 50) == 2
+    inflight.add("me", "a", "site", 60, 60)
+    assert inflight.room("me", 50) == 0
+    assert inflight.room("me", 20) == 2
     assert [parked.item for parked in inflight.unload(5)] == ["a"]
     assert inflight.empty
-    inflight.add("a", "site", 0, 60)
+    inflight.add("me", "a", "site", 0, 60)
     assert inflight.unload(5) == []
 
 
 def test_what_sites_have_earned_is_not_remembered_without_end() -> None:
-    inflight: InFlight[int] = InFlight(count=10, size_bytes=100, parked=100, share_of=lambda _: 10)
+    inflight: InFlight[str, int] = InFlight(count=10, size_bytes=100, parked=100, share_of=lambda _: 10)
+    inflight.join("me")
     for number in range(5000):
-        inflight.add(number, f"site{number}", 0, 0)
+        inflight.add("me", number, f"site{number}", 0, 0)
         (started,) = inflight.start()
         inflight.done(started)
     assert inflight.empty
     assert len(inflight._earned) <= 2000
+
+
+def test_an_owner_takes_along_what_it_has_parked_and_nothing_else() -> None:
+    inflight: InFlight[str, int] = InFlight(count=2, size_bytes=100, parked=3, share_of=lambda _: 2)
+    for owner in ("me", "other"):
+        inflight.join(owner)
+        for number in range(3):
+            inflight.add(owner, number, "site", 10, 10)
+        assert not inflight.has_places(owner)
+    mine = inflight.start()
+    assert [parked.owner for parked in mine] == ["me", "me"]
+    inflight.leave("me")
+    assert (inflight.parked, inflight.at_work, inflight.held_bytes) == (3, 2, 50)
+    assert inflight.start() == []  # what is still at work counts
+    for parked in mine:
+        inflight.done(parked)
+    assert [parked.owner for parked in inflight.start()] == ["other", "other"]
+    assert (inflight.parked, inflight.at_work, inflight.held_bytes) == (1, 2, 30)
+
+
+def test_owners_who_wait_are_allowed_a_part_each() -> None:
+    inflight: InFlight[str, int] = InFlight(count=2, size_bytes=80, parked=50, share_of=lambda _: 2)
+    for number in range(4):
+        inflight.join(f"owner{number}")
+    assert [inflight.room(f"owner{number}", 10) for number in range(4)] == [2, 2, 2, 2]

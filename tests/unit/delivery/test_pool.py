@@ -39,6 +39,26 @@ async def test_a_stale_connection_costs_a_reconnect() -> None:
         assert len(remote.sessions) == 2
 
 
+@pytest.mark.parametrize("connections", [20, 8])
+async def test_any_number_of_stale_connections_costs_one_try(connections: int) -> None:
+    """They look alive, and hang up at the next MAIL: a firewall between us forgot them, or the server is tired."""
+    release = asyncio.Event()
+    script = {"DOT": [*[Wait(release, "250 ok")] * 8, "250 ok"]}
+    async with Remote(script) as remote, courier(connections_per_site=connections, connections=connections) as smtp:
+        carrying = asyncio.gather(*(smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(4)))
+        await until(lambda: len(remote.sessions) == 4)
+        release.set()
+        await carrying
+        carrying = asyncio.gather(*(smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(20)))
+        await carrying
+        idle = len(smtp._pool._sites[relay(remote.port).site].idle)
+        assert idle > 6
+        before = len(remote.sessions)
+        remote.tired = set(range(before))
+        assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+        assert len(remote.sessions) == before + 1
+
+
 async def test_a_restarted_server_costs_no_deferral() -> None:
     remote = Remote()
     await remote.start()

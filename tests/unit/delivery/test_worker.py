@@ -3,91 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Sequence
 
-from delivery.attempt import HEADERS_BYTES, Attempts
-from delivery.worker import Worker
+from delivery.attempt import HEADERS_BYTES
 from mail.log import Entry, ShardLost
 from mail.message import Spooled
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Delivery, Dispatched
 from mail.reply import Reply
-from mail.settings import DeliverySettings
 from mail.spool import SpoolUnavailable
-from tests.support.delivering import (
-    CONTENT,
-    FakeShard,
-    FakeSpool,
-    by_id,
-    dispatched,
-    relay,
-)
+from tests.support.delivering import CONTENT, FakeShard, FakeSpool, by_id, dispatched, relay
+from tests.support.working import OK, FakeCourier, all_of, working
 
-OK = Reply(250, "2.0.0", "ok")
 LATER = Reply(450, "4.2.0", "later")
 NEVER = Reply(550, "5.1.1", "never")
-
-Carry = Callable[[Delivery, bytes], Awaitable[tuple[Outcome, ...]]]
-
-
-class FakeCourier:
-    """Does what `do` says; by default takes everything."""
-
-    def __init__(self, do: Carry | None = None) -> None:
-        self._do = do
-        self.carried: list[tuple[Delivery, bytes]] = []
-        self.at_work = 0
-        self.most = 0
-
-    async def carry(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
-        self.carried.append((delivery, content))
-        self.at_work += 1
-        self.most = max(self.most, self.at_work)
-        try:
-            if self._do is not None:
-                return await self._do(delivery, content)
-            await asyncio.sleep(0)
-            return all_of(delivery, Delivered, OK)
-        finally:
-            self.at_work -= 1
-
-    async def close(self) -> None:
-        pass
-
-
-def all_of(delivery: Delivery, kind: type[Delivered | Deferred | Failed], reply: Reply) -> tuple[Outcome, ...]:
-    return tuple(kind(recipient.address, reply) for recipient in delivery.message.envelope.recipients)
-
-
-@asynccontextmanager
-async def working(
-    courier: FakeCourier,
-    shard: FakeShard,
-    spool: FakeSpool | None = None,
-    drain_seconds: float = 5.0,
-    **settings: Any,
-) -> AsyncIterator[asyncio.Task[None]]:
-    stop = asyncio.Event()
-    spool = spool or FakeSpool()
-    attempts = Attempts(smtp=courier, mailbox=FakeCourier(), spool=spool)
-    worker = Worker(
-        shard=shard,
-        attempts=attempts,
-        spool=spool,
-        settings=DeliverySettings(**settings),
-        drain_seconds=drain_seconds,
-        stop=stop,
-    )
-    task = asyncio.create_task(worker.tend())
-    try:
-        yield task
-    finally:
-        shard.lose()
-        stop.set()
-        async with asyncio.timeout(10):
-            await task
 
 
 async def test_each_is_reported_once_in_any_order() -> None:
@@ -230,7 +159,7 @@ async def test_many_stalling_sites_hold_up_only_themselves() -> None:
     async with working(courier, shard, drain_seconds=0.1):
         for site in range(100):
             shard.put(*(dispatched(relay(100 + site)) for _ in range(10)))
-        while shard.taken < 1000:  # noqa: ASYNC110
+        while shard.taken < 1000:
             await asyncio.sleep(0.01)
         shard.put(*(dispatched(relay(1)) for _ in range(50)))
         assert all(offset >= 1000 for offset in shard.marks)
@@ -249,7 +178,7 @@ async def test_stalling_sites_with_large_messages_hold_up_only_themselves() -> N
     async with working(courier, shard, spool, drain_seconds=0.1, in_flight_bytes="4MiB"):
         for site in range(4):
             shard.put(*(dispatched(relay(100 + site), content=large) for _ in range(20)))
-        while shard.taken < 80 or courier.at_work < 4:  # noqa: ASYNC110
+        while shard.taken < 80 or courier.at_work < 4:
             await asyncio.sleep(0.01)
         shard.put(*(dispatched(relay(1), content=b"y" * 100_000) for _ in range(50)))
         await shard.until(50)
@@ -300,7 +229,7 @@ async def test_lost_gives_up_what_is_before_the_dot_and_waits_for_what_is_past_i
     shard, courier = FakeShard(), FakeCourier(do)
     async with working(courier, shard) as task:
         shard.put(dispatched(relay(1)), dispatched(relay(2)))
-        while courier.at_work < 2:  # noqa: ASYNC110
+        while courier.at_work < 2:
             await asyncio.sleep(0)
         shard.lose()
         await asyncio.sleep(0.05)
@@ -367,7 +296,7 @@ async def test_the_largest_content_that_was_seen_bounds_what_is_taken() -> None:
     shard = FakeShard()
     async with working(FakeCourier(do), shard, in_flight_bytes="4MiB"):  # a spool.inline_max of 1 MiB or more
         shard.put(dispatched(relay(1), content=b"x" * 1_000_000))
-        while shard.taken < 1:  # noqa: ASYNC110
+        while shard.taken < 1:
             await asyncio.sleep(0)
         shard.put(*(dispatched(relay(number), content=b"x" * 1_000_000) for number in range(2, 20)))
         await asyncio.sleep(0.05)
@@ -387,19 +316,41 @@ async def test_a_drain_ends() -> None:
     shard, courier = FakeShard(), FakeCourier(do)
     async with working(courier, shard, drain_seconds=0.1):
         shard.put(dispatched(relay(1)))
-        while not courier.at_work:  # noqa: ASYNC110
+        while not courier.at_work:
             await asyncio.sleep(0)
     assert shard.finished == []
 
 
-async def test_lost_while_there_is_no_room() -> None:
+async def test_lost_while_memory_is_full() -> None:
+    """The worker does not ask for more, so nothing but `lost` can tell it."""
+
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         await asyncio.Event().wait()
         raise AssertionError
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with working(courier, shard, in_flight=1, in_flight_bytes="256KiB", connections_per_site=1):
+    async with working(courier, shard, in_flight=1, in_flight_bytes="256KiB", connections_per_site=1) as task:
         shard.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(4)))
-        while not courier.at_work:  # noqa: ASYNC110
+        while not courier.at_work:
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
+        shard.lose()
+        async with asyncio.timeout(0.5):
+            await task
+    assert shard.finished == []
+
+
+async def test_lost_while_as_many_are_parked_as_may_be() -> None:
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    shard, courier = FakeShard(), FakeCourier(do)
+    async with working(courier, shard, parked_max=20, in_flight=1) as task:
+        shard.put(*(dispatched(relay(1)) for _ in range(30)))
+        while shard.taken < 20:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        shard.lose()
+        async with asyncio.timeout(0.5):
+            await task

@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_version(run: Run) -> None:
     [
         ('[node]\nhostnam = "x"\n', "node.hostnam"),
         ("[router]\nlifetime = 5\n", "router.lifetime"),
-        ('[log]\nurl = "kafka://127.0.0.1:9092"\n', "log.url"),
+        ('[log]\nurl = "kafka://127.0.0.1"\n', "log.url"),
         ('[ingress]\nmx = "2525"\n', "ingress.mx"),
         ("[nod]\n", "nod"),
         ("node\n", "TOML"),
@@ -94,6 +94,11 @@ def test_a_missing_configuration(run: Run, home: Path, monkeypatch: pytest.Monke
     status, _, err = run("queue")
     assert status == 2
     assert "EILPOST_CONFIG" in _one_line(err) or "/etc/eilpost" in err
+    monkeypatch.setenv("EILPOST_INGRESS_MX", "127.0.0.1:25")
+    status, _, err = run("queue")
+    stranger, missing = err.splitlines()
+    assert "did you mean EILPOST_INGRESS__MX?" in stranger
+    assert missing.startswith("eilpost: no configuration: ")
     monkeypatch.setenv("EILPOST_CONFIG", "gone.toml")
     status, _, err = run("queue")
     assert (status, "gone.toml" in _one_line(err)) == (2, True)
@@ -121,11 +126,68 @@ def test_the_effective_settings_tell_their_source(run: Run, monkeypatch: pytest.
     assert tables["http"]["listen"]["source"] == "default"
 
 
+def test_config_show_hides_secrets_and_says_where_they_came_from(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "eilpost.toml").write_text('[spool]\nurl = "s3://mail"\naccess_key = "me"\n')
+    monkeypatch.setenv("EILPOST_SPOOL__SECRET_KEY", "hush")
+    shown = run("config", "show")[1]
+    assert 'secret_key = "***"  # EILPOST_SPOOL__SECRET_KEY\n' in shown
+    assert "hush" not in shown + run("config", "show", "--json")[1]
+    assert run("config", "check")[0] == 0
+    monkeypatch.delenv("EILPOST_SPOOL__SECRET_KEY")
+    (home / "again.toml").write_text(shown)
+    status, _, err = run("config", "check", "--config", "again.toml")
+    assert (status, "the secret itself is expected" in _one_line(err)) == (2, True)
+
+
 def test_what_config_show_prints_can_be_read_again(run: Run, home: Path) -> None:
     (home / "again.toml").write_text(run("config", "show")[1])
     (home / "defaults.toml").write_text(run("config", "show", "--defaults")[1])
     assert run("config", "check", "--config", "again.toml")[0] == 0
     assert run("config", "check", "--config", "defaults.toml")[0] == 0
+
+
+def test_the_defaults_are_there_for_programs_too(run: Run) -> None:
+    tables = json.loads(run("config", "show", "--defaults", "--json")[1])
+    assert tables["router"]["lifetime"]["default"] == "5d"
+    assert tables["log"]["url"]["meaning"].startswith('"embedded:FILE"')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("trace",), "QUEUE_ID"),
+        (("nonsense",), "'nonsense'; see `eilpost --help`"),
+        (("queue", "--limit", "x"), "--limit"),
+        (("user", "add", "a@example.test", "--nix"), "--nix"),
+    ],
+)
+def test_a_wrong_call_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], says: str
+) -> None:
+    monkeypatch.setenv("EILPOST_DEBUG", "1")
+    status, out, err = run(*arguments)
+    assert (status, out, says in _one_line(err)) == (2, "", True)
+
+
+def test_the_help_is_plain_and_whole(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    assert "<bool>" not in out + run("trace", "--help")[1]
+    said = " ".join(out.split())
+    assert (
+        "1 what was asked about does not exist, or does already, or a check fails; 2 cannot run as configured or"
+        in said
+    )
+    assert "130 interrupted" in said
+    status, out, err = run("user")
+    assert (status, out, err.startswith("Usage: eilpost user")) == (2, "", True)
+
+
+def test_without_a_directory_file_all_say_the_same(run: Run, home: Path) -> None:
+    (home / "directory.toml").unlink()
+    assert run("user", "list") == run("config", "check")
 
 
 @pytest.mark.parametrize("role", ["ingress", "router", "delivery"])
@@ -163,8 +225,9 @@ def log(home: Path) -> Path:
 
 
 def test_queue_and_trace_read_a_log_at_rest(run: Run, log: Path) -> None:
-    status, out, _ = run("queue")
+    status, out, err = run("queue")
     assert (status, samples.delivery(1).id in out, "451 4.3.0 Try again later" in out) == (0, True, True)
+    assert "no server runs on this log" in _one_line(err)
     [line] = json.loads(run("queue", "--json")[1])
     assert (line["attempts"], line["state"], line["sender"]) == (1, "retry", str(samples.BOB))
     status, out, _ = run("trace", samples.queue_id(1).lower())
@@ -181,7 +244,11 @@ def test_users_by_stdin(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     status, _, err = run("user", "passwd", "carol@example.test", "--password-stdin")
     assert (status, "empty" in _one_line(err)) == (2, True)
-    status, _, err = run("user", "passwd", "carol@example.test")
+    (home / "directory.toml").write_text(directory_toml(aliases={"dave@example.test": ["alice@example.test"]}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("secret\n"))
+    status, _, err = run("user", "add", "Dave@example.test", "--password-stdin")
+    assert (status, "is an alias too" in _one_line(err)) == (0, True)
+    status, _, err = run("user", "passwd", "dave@example.test")
     assert (status, "--password-stdin" in _one_line(err)) == (2, True)
     status, _, err = run("user", "passwd", "nobody@example.test", "--password-stdin")
     assert (status, "nobody@example.test" in _one_line(err)) == (1, True)
@@ -260,10 +327,12 @@ def _starts(box: OneBox) -> tuple[int, str]:
 def test_a_port_in_use_names_the_key_and_the_variable(tmp_path: Path, section: str, key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         box = OneBox(tmp_path, {section: {key: f"127.0.0.1:{taken.getsockname()[1]}"}})
+        before = {path.name for path in tmp_path.iterdir()}
         status, err = _starts(box)
     assert status == 2
     assert _one_line(err).startswith(f"eilpost: {section}.{key}: cannot listen on 127.0.0.1:")
     assert f"EILPOST_{section}__{key}".upper() in err
+    assert {path.name for path in tmp_path.iterdir()} == before  # a start that fails leaves nothing behind
 
 
 def test_all_ports_in_use_are_named_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mail.log.memory import MemoryLog
 from mail.route import Speaks, ToRelay
 from mail.settings import SettingsError
 from mail.settings_file import load
+from mail.spool.objects import ObjectSpool
 from mailstore.maildir import Maildir
 
 
@@ -24,6 +26,20 @@ def _plan(base: Path, **environment: str) -> Plan:
 def test_the_scheme_chooses(tmp_path: Path) -> None:
     assert isinstance(compose.make_log(_plan(tmp_path)), EmbeddedLog)
     assert isinstance(compose.make_log(_plan(tmp_path, LOG__URL="memory:")), MemoryLog)
+
+
+def test_a_bucket_is_a_spool(tmp_path: Path) -> None:
+    keys = {"SPOOL__ACCESS_KEY": "me", "SPOOL__SECRET_KEY": "aHVzaA=="}
+    for url in ("s3://mail/spool", "az://mail"):
+        assert isinstance(compose.make_spool(_plan(tmp_path, SPOOL__URL=url, **keys)), ObjectSpool)
+    assert isinstance(compose.make_spool(_plan(tmp_path, SPOOL__URL="gs://mail/spool")), ObjectSpool)
+
+
+def test_a_bucket_without_the_package_for_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mail.spool.objects", raising=False)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(SettingsError, match=r'^spool\.url = "s3://mail": needs the package obstore: pip install'):
+        compose.make_spool(_plan(tmp_path, SPOOL__URL="s3://mail"))
 
 
 def test_relative_paths_start_from_the_configurations_folder(tmp_path: Path) -> None:
@@ -85,6 +101,8 @@ def test_every_role_can_be_made_from_its_ports(tmp_path: Path) -> None:
 
 def test_a_role_alone_says_why_not(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"only one process can hold this log.*eilpost up.*Kafka"):
-        onebox.refuse_alone("router", _plan(tmp_path))
+        onebox.alone("router", _plan(tmp_path))
+    with pytest.raises(SettingsError, match=r"ingress\.mx is empty"):
+        onebox.alone("ingress", _plan(tmp_path, LOG__URL="kafka://127.0.0.1:1", INGRESS__MX=""))
     with pytest.raises(SettingsError, match="nobody can deliver to"):
         onebox.mailstore_alone(_plan(tmp_path, MAILBOXES__URL="memory:"))

@@ -7,6 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from eilpost import demo
 from mail.directory.file import load
 from mail.settings_file import load as load_settings
@@ -43,8 +45,22 @@ def test_the_banner_follows_the_settings(tmp_path: Path) -> None:
     assert "alice@example.test" in first[1]
     assert "eilpost-demo" in first[1]
     assert "/dev/tcp/127.0.0.1/4025" in text
+    assert f"eilpost trace QUEUE_ID --config {tmp_path}/eilpost.toml\n" in text
+    assert f"eilpost queue --config {tmp_path}/eilpost.toml\n" in text
     assert "HTTP off" in demo.banner(load_settings(None, {"EILPOST_HTTP__LISTEN": ""}), tmp_path, "eilpost")
     assert "POP3 off" in demo.banner(load_settings(None, {"EILPOST_MAILSTORE__POP3": ""}), tmp_path, "eilpost")
+
+
+def test_the_banner_names_the_configuration_where_it_would_not_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EILPOST_CONFIG", raising=False)
+    path = demo.prepare(Path("var/demo"))
+    settings = load_settings(path, {})
+    assert "--config" not in demo.banner(settings, path, "eilpost")
+    (tmp_path / "eilpost.toml").touch()
+    assert "eilpost queue --config var/demo/eilpost.toml\n" in demo.banner(settings, path, "eilpost")
 
 
 async def test_the_commands_of_the_readme_work_as_they_stand(tmp_path: Path) -> None:
@@ -63,6 +79,8 @@ async def test_the_commands_of_the_readme_work_as_they_stand(tmp_path: Path) -> 
         await wait_until(lambda: box.maildir("bob"), what="the message for bob")
         assert "team@example.test -> alice@example.test, bob@example.test" in box.run("trace", queue_id[1])
         await wait_until(lambda: "Hi all" in _bash(fetch), what="the newest message")
+        box.stop()
+        assert '"session ended"' not in box.output()  # each of them says QUIT
 
 
 async def test_the_commands_of_the_banner_work_as_they_stand(tmp_path: Path) -> None:
@@ -79,6 +97,13 @@ async def test_the_commands_of_the_banner_work_as_they_stand(tmp_path: Path) -> 
         assert "Hi Alice" in _bash(fetch)
         assert "delivered" in box.run("trace", queue_id[1])
         assert box.run("queue") == "the queue is empty\n"
+        assert box.get("/readyz")[1].endswith("}\n")
+        box.stop()
+        events = [json.loads(line) for line in box.output().splitlines() if line.startswith("{")]
+        routed, attempted = (next(e for e in events if e["event"] == name) for name in ("routed", "attempted"))
+        assert routed["delivery_id"] == attempted["delivery_id"] == f"{queue_id[1]}-1"
+        assert routed["site"] == attempted["site"]
+        assert "remote" not in attempted  # nobody else took it
 
 
 def test_a_mailstore_alone_serves_pop3(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import cast
 
 import pytest
 
-from eilpost.housekeeping import Housekeeping
+from eilpost.housekeeping import OUT_OF_ORDER, Housekeeping
 from mail.log import Backlog, Log, LogUnavailable, LogUnusable
+from mail.message import QueueId
 from mail.record import Pending
 from mail.settings import SpoolSettings
 from mail.telemetry import REGISTRY
@@ -24,8 +25,12 @@ class _Log:
         self.purges = 0
         self.lines = lines
         self.unreadable = False
+        self.unread: datetime | None = None
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
+    async def oldest_unconsumed(self) -> datetime | None:
+        return self.unread
+
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         for line in self.lines:
             yield line
         if self.unreadable:
@@ -80,6 +85,14 @@ async def test_the_sweep_spares_what_the_queue_still_needs() -> None:
     spool, old = _Spool(), _line(timedelta(days=8))
     await _role(_Log(_line(timedelta(days=1)), old, _line(timedelta(days=2))), spool).sweep()
     assert spool.swept == [old.delivery.message.received]
+
+
+async def test_the_sweep_spares_what_a_record_that_was_not_read_may_name() -> None:
+    """The router was down for eight days, while ingress went on."""
+    spool, log = _Spool(), _Log(_line(timedelta(days=1)))
+    log.unread = datetime.now(UTC) - timedelta(days=8)
+    await _role(log, spool).sweep()
+    assert spool.swept == [log.unread - OUT_OF_ORDER]
 
 
 async def test_nothing_is_swept_while_the_queue_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:

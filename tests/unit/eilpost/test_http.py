@@ -42,9 +42,11 @@ def test_ready_when_every_role_is() -> None:
 
 
 def test_draining_is_not_ready() -> None:
-    health = _health(ingress=True)
+    health = _health(ingress=True, router=False)
     health.is_draining = True
-    assert readiness(health, None) == (False, {"ready": False, "reasons": ["draining"], "roles": {"ingress": True}})
+    is_ready, answer = readiness(health, _Log(Down("gone")))
+    assert (is_ready, answer["reasons"]) == (False, ["draining"])  # the rest follows from it
+    assert answer["roles"] == {"ingress": True, "router": False}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,7 @@ async def test_over_the_wire() -> None:
     port = http.address[1]
     assert await _get(port, "/healthz") == (200, "ok\n")
     status, body = await _get(port, "/readyz")
+    assert body.endswith("}\n")
     assert (status, json.loads(body)["reasons"]) == (503, ["ingress is not ready"])
     status, body = await _get(port, "/metrics")
     assert status == 200

@@ -253,7 +253,8 @@ class Living:
         for event in _events(*HISTORY)[: self._now()[0]]:
             yield event
 
-    async def open_lines(self) -> AsyncIterator[Pending]:
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        assert queue_id is not None  # never the whole queue for one message
         self.queue_reads += 1
         if self._now()[1]:
             yield Pending(samples.delivery(1), RETRY, None, attempts=1, last=LATER)

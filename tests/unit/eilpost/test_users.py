@@ -121,10 +121,10 @@ def test_an_unusual_layout_is_refused_instead_of_damaged(tmp_path: Path) -> None
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "directory.toml"
-    with pytest.raises(SettingsError, match=r"directory\.toml: No such file"):
+    with pytest.raises(DirectoryUnusable, match=r"directory\.toml: there is no such file \(directory\.url names it\)"):
         users.listing(file)
     file.write_text("[users\n")
-    with pytest.raises(SettingsError, match="is not TOML"):
+    with pytest.raises(DirectoryUnusable, match="is not TOML"):
         users.listing(file)
     file.write_text('[domains."example.test"]\nrelai = "mx"\n')
     with pytest.raises(DirectoryUnusable, match="relai"):
@@ -195,3 +195,18 @@ def test_the_new_name_is_flushed_after_it_is_there(file: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "fsync", noted)
     users.add(file, "carol@example.test", "x")
     assert flushed == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize(
+    ("aliases", "diverted"),
+    [
+        ('"Carol@example.test" = ["bob@example.test"]', True),
+        ('"carol@example.test" = ["carol@example.test", "bob@example.test"]', False),
+        ('"@example.test" = ["bob@example.test"]', False),
+        ("", False),
+    ],
+)
+def test_who_is_an_alias_too_gets_no_mail(tmp_path: Path, aliases: str, diverted: bool) -> None:
+    file = tmp_path / "directory.toml"
+    file.write_text(f'[domains."example.test"]\n[users."bob@example.test"]\n[aliases]\n{aliases}\n')
+    assert users.is_diverted(file, users.check_new(file, "carol@example.test")) is diverted

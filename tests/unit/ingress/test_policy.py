@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ingress import policy
 from ingress.policy import Terms, check_recipient, check_sender, is_within, normal_ip, parse_networks, postmaster
 from mail.address import Address
-from mail.directory import Domain, Snapshot, Tenant, User
+from mail.directory import Domain, Found, Snapshot, Tenant, User
 from mail.envelope import Recipient
 from mail.reply import Reply
 from tests.support.ingressing import world
@@ -45,11 +47,11 @@ def test_a_local_sender_must_exist_even_where_nothing_is_looked_up() -> None:
 
 def test_only_relay_networks_send_elsewhere() -> None:
     there = A("x@elsewhere.test")
-    refused = check_recipient(there, world(), STRANGER, "mx.example.test")
+    refused = check_recipient(there, world(), STRANGER, "mx.example.test", 20)
     assert isinstance(refused, Reply)
     assert (refused.code, refused.enhanced) == (550, "5.7.1")
-    assert check_recipient(there, world(), RELAY, "mx.example.test") == Recipient(there, there)
-    unknown = check_recipient(A("nobody@example.test"), world(), RELAY, "mx.example.test")
+    assert check_recipient(there, world(), RELAY, "mx.example.test", 20) == Recipient(there, there)
+    unknown = check_recipient(A("nobody@example.test"), world(), RELAY, "mx.example.test", 20)
     assert isinstance(unknown, Reply)
     assert unknown.enhanced == "5.1.1"
 
@@ -59,12 +61,57 @@ def test_the_postmaster_is_always_there() -> None:
     assert postmaster(Snapshot(), "mx.example.test") == A("postmaster@mx.example.test")
     bare = Snapshot(domains={"only.test": Domain("only.test", "default")})
     assert postmaster(bare, "mx.example.test") == A("postmaster@only.test")
-    assert isinstance(check_recipient(None, Snapshot(), STRANGER, "mx.example.test"), Recipient)
+    assert isinstance(check_recipient(None, Snapshot(), STRANGER, "mx.example.test", 20), Recipient)
     named = A("Postmaster@MX.example.test")
     for terms in (STRANGER, RELAY):  # who may relay must not have it sent by MX, back to us
-        assert check_recipient(named, world(), terms, "mx.example.test") == Recipient(
+        assert check_recipient(named, world(), terms, "mx.example.test", 20) == Recipient(
             A("postmaster@example.test"), named
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "enhanced"),
+    [
+        ("gone@example.test", "5.1.1"),
+        ("round@example.test", "5.4.6"),
+        ("nobody@list.example.test", "5.2.4"),
+        ("half@example.test", None),
+        ("outside@example.test", None),
+        ("team@example.test", None),
+        ("any@catch.test", None),
+    ],
+)
+def test_an_alias_that_leads_to_nobody_is_refused_at_rcpt(name: str, enhanced: str | None) -> None:
+    verdict = check_recipient(A(name), world(), STRANGER, "mx.example.test", 20)
+    if enhanced is None:
+        assert verdict == Recipient(A(name), A(name))
+    else:
+        assert isinstance(verdict, Reply)
+        assert (verdict.code, verdict.enhanced) == (550, enhanced)
+        assert name in verdict.text
+
+
+def test_a_large_list_is_not_read_to_its_end_at_every_rcpt() -> None:
+    class Counting(Snapshot):
+        looks = 0
+
+        def find(self, address: Address) -> Found:
+            Counting.looks += 1
+            return super().find(address)
+
+    small = world()
+    many = tuple(A(f"user{number}@example.test") for number in range(10_000))
+    large = Counting(
+        domains=small.domains,
+        users={str(address): User(address) for address in many},
+        aliases={"everybody@example.test": many},
+    )
+    assert isinstance(check_recipient(A("everybody@example.test"), large, STRANGER, "mx.example.test", 20), Recipient)
+    begun = time.perf_counter()
+    for _ in range(100):
+        check_recipient(A("everybody@example.test"), large, STRANGER, "mx.example.test", 20)
+    assert time.perf_counter() - begun < 0.5
+    assert Counting.looks < 1000
 
 
 def test_networks() -> None:

@@ -165,7 +165,7 @@ async def directory(path: Path) -> AsyncIterator[FileDirectory]:
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.005)
 
 

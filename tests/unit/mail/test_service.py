@@ -185,7 +185,7 @@ def test_a_line_is_json_with_its_traceback_inside(stream: _Stream) -> None:
     logs.configure("info", "json", stream)
     log = structlog.get_logger()
     log.debug("unseen")
-    log.info("accepted", queue_id="Q", size=3, odd=b"\xff", text="a\nb")
+    log.info("accepted", queue_id="Q", size=3, odd=b"\xff", text="a\nb", helo=None)
     try:
         int("line\nbreak")
     except ValueError:
@@ -195,6 +195,7 @@ def test_a_line_is_json_with_its_traceback_inside(stream: _Stream) -> None:
         "accepted", "info", "Q", 3,
     )  # fmt: skip
     assert accepted["time"].endswith("Z")
+    assert "helo" not in accepted
     assert failed["level"] == "error"
     assert failed["traceback"].startswith("ValueError: invalid literal")
     assert "\n" not in failed["traceback"]
@@ -222,8 +223,9 @@ def test_text_cannot_move_the_cursor(stream: _Stream) -> None:
     logs.configure("debug", "auto", stream)
     stream.isatty = lambda: True  # type: ignore[method-assign]
     logs.configure("debug", "auto", stream)
-    structlog.get_logger().debug("hello", helo="evil\x1b[2J\nline", spaced="a b")
+    structlog.get_logger().debug("hello", helo="evil\x1b[2J\nline", spaced="a b", to=["a@x", "b@x\x1b"], none=None)
     (line,) = stream.getvalue().splitlines()
     assert "\x1b" not in line
     assert "evil" in line
     assert "spaced='a b'" in line
+    assert line.endswith(" to=a@x,b@x\\x1b")

@@ -113,9 +113,22 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ('[resolver]\nservers = ["dns.example.test:53"]', "resolver.servers", "an IP address with a port"),
         ('[delivery]\nrelay = "10.0.0.1:25"', "delivery.relay", '"smtp://HOST:PORT"'),
         ('[delivery]\nrelay = "smtp://10.0.0.1:0"', "delivery.relay", "from 1 to 65535"),
-        ('[log]\nurl = "oracle:x"', "log.url", '"embedded:FILE" or "memory:"'),
+        ('[log]\nurl = "oracle:x"', "log.url", '"embedded:FILE" or "kafka://HOST:PORT,..." or "memory:"'),
+        ('[log]\nurl = "kafka:h1:9092"', "log.url", 'like "kafka://h1:9092,h2:9092"'),
+        ('[log]\nurl = "kafka://h1:9092,h2"', "log.url", '"h2" is not HOST:PORT'),
+        ('[log]\nurl = "kafka://h1:0"', "log.url", '"h1:0" is not HOST:PORT'),
+        ('[log]\nsasl_mechanism = "PLAIN"', "log.sasl_username", "needs both"),
+        ('[log]\nsasl_mechanism = "GSSAPI"', "log.sasl_mechanism", "'SCRAM-SHA-256'"),
+        ('[log]\nsession_timeout = "2s"', "log.session_timeout", 'at least "6s"'),
+        ('[log]\nurl = "kafka://h1:9092"\n[spool]\ninline_max = "5MiB"', "spool.inline_max", "on Kafka at most"),
         ('[log]\nurl = "embedded:"', "log.url", "a path is missing"),
         ('[spool]\nurl = "var/spool"', "spool.url", '"file:DIRECTORY"'),
+        ('[spool]\nurl = "s3:/mail"', "spool.url", '"s3://BUCKET/PREFIX" is expected'),
+        ('[spool]\nurl = "s3://mail/../x"', "spool.url", "no part begins with a dot"),
+        ('[spool]\nurl = "s3://mail"\nsecret_key = "hush"', "spool.access_key", "is missing"),
+        ('[spool]\nurl = "s3://mail"\nendpoint = "http://store:9000"', "spool.endpoint", "spool.allow_http = true"),
+        ("[spool]\nsecret_key = 4711", "spool.secret_key: found ***", "a text in quotes"),
+        ('[spool]\nsecret_key = "***"', "spool.secret_key", "how a secret is shown"),
         ('[spool]\nexpire = "5d"', "spool.expire", "longer than router.lifetime"),
         ('[router]\nlifetime = "8d"', "spool.expire", "longer than router.lifetime"),
         ('[ingress]\nmax_size = "1GiB"', "ingress.max_size", "raise ingress.bytes_in_flight"),
@@ -143,6 +156,21 @@ def test_no_number_is_without_bounds(file: Path, section: str, key: str) -> None
     name = f"EILPOST_{section}__{key}".upper()
     most = _refused(None, {name: "99999999999999999999999"}).rpartition("at most ")[2].removesuffix(" is expected")
     assert f" to {most}.\n{key} = " in default_toml()
+
+
+def test_a_secret_is_read_and_never_shown(file: Path) -> None:
+    file.write_text('[spool]\nurl = "s3://mail"\naccess_key = "me"\nsecret_key = "hush"\n')
+    by_file = load(file, {})
+    by_variable = load(None, {"EILPOST_SPOOL__ACCESS_KEY": "me", "EILPOST_SPOOL__SECRET_KEY": "hush"})
+    for settings in (by_file, by_variable):
+        assert settings.spool.secret_key.get_secret_value() == "hush"
+        assert show(settings)["spool"]["secret_key"] == "***"
+        assert 'secret_key = "***"' in render(settings)
+        assert "hush" not in f"{settings!r} {settings} {render(settings)} {show(settings)}"
+    assert show(Settings())["spool"]["secret_key"] == ""
+    for text in ("[spool]\nsecret_key = 4711", "[spool]\nsecret_key = [4711]"):
+        file.write_text(text)
+        assert "4711" not in _refused(file, {})
 
 
 @pytest.mark.parametrize(

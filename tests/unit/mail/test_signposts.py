@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 MODULES = [
     path
-    for package in ("mail", "router", "delivery")
+    for package in ("mail", "ingress", "router", "delivery", "mailstore", "eilpost", "deploy")
     for path in sorted((ROOT / package).rglob("*.py"))
     if path.name != "__main__.py" and path != ROOT / "mail" / "telemetry.py" and len(path.read_text()) > 200
 ]
@@ -22,7 +22,7 @@ def test_the_next_file_exists(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     _, following, after = docstring.partition("Next:")
     assert following, "no Next: line"
-    named = re.findall(r"`([a-z_/]+\.py)`", after)
+    named = re.findall(r"`([a-z0-9_/]+\.py)`", after)
     assert named
     for name in named:
         assert (ROOT / name).is_file(), name

@@ -211,13 +211,19 @@ def test_every_record_knows_its_place() -> None:
     assert place(Settled(key), counts) == Place(QUEUE, shard, key)
     assert place(Attempted(key, 1, (), _NOW, timedelta()), counts) == Place(ATTEMPTED, shard, key)
     dispatched = place(Dispatched(delivery, 1, Inline(b"")), counts)
-    assert dispatched == Place(DISPATCHED, shard_of("smtp://127.0.0.1:2626", 48), key)
+    assert dispatched == Place(DISPATCHED, shard_of(f"smtp://127.0.0.1:2626/{shard_of(queue_id, 16)}", 48), key)
     assert [counts.of(topic) for topic in ALL_TOPICS] == [12, 12, 48, 12, 12]
 
 
 def test_sites() -> None:
     hosts = ((10, "a.test"), (20, "b.test"))
-    assert ToMx("one.test", hosts).site == ToMx("two.test", hosts).site == "mx:10=a.test,20=b.test"
+    assert ToMx("one.test", hosts).site == ToMx("two.test", hosts).site == "mx:a.test|b.test"
+    assert ToMx("three.test", ((5, "a.test"), (10, "b.test"))).site == "mx:a.test|b.test"
+    assert ToMx("four.test", ((10, "b.test"), (20, "a.test"))).site == "mx:b.test|a.test"
+    same = ToMx("five.test", ((7, "b.test"), (7, "a.test"), (9, "c.test")))
+    assert (
+        same.site == ToMx("six.test", ((1, "a.test"), (1, "b.test"), (2, "c.test"))).site == "mx:a.test,b.test|c.test"
+    )
     assert ToMailbox("a@b.test").site == "mailbox"
     assert ToRelay("h.test", 24, Speaks.LMTP).site == "lmtp://h.test:24"
     assert Unresolved("a.test").site == "unresolved:a.test"

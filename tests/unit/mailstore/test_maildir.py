@@ -411,7 +411,7 @@ async def test_a_lock_that_is_never_given_back_is_an_unavailable_mailbox(
 ) -> None:
     maildir = a_maildir(tmp_path)
     await maildir.keep(OWNER, OTHER, CONTENT)
-    monkeypatch.setattr(box_module, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("mailstore.turns.LOCK_SECONDS", 0.05)
     holder = os.open(box(tmp_path) / "eilpost-lock", os.O_WRONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
     with pytest.raises(MailboxUnavailable, match="lock"):

@@ -98,7 +98,7 @@ async def log_in(role: Pop3) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.005)
 
 
@@ -163,7 +163,7 @@ async def test_a_dropped_connection_deletes_nothing(mailboxes: MemoryMailboxes, 
                 writer.transport.abort()
             case "half":
                 writer.write_eof()
-        await until(lambda: not role.in_use)
+        await until(lambda: not mailboxes.reserved)
         assert len(await mailboxes.messages(OWNER)) == 2
         writer.close()
 
@@ -173,7 +173,7 @@ async def test_who_says_quit_and_hangs_up_has_quit(mailboxes: MemoryMailboxes) -
         _reader, writer = await log_in(role)
         writer.write(b"DELE 1\r\nQUIT\r\n")
         writer.close()
-        await until(lambda: not role.in_use)
+        await until(lambda: not mailboxes.reserved)
         assert [kept.uid for kept in await mailboxes.messages(OWNER)] == ["B-0"]
 
 
@@ -192,8 +192,21 @@ async def test_the_mailbox_is_locked_and_the_session_sees_a_snapshot(mailboxes: 
         writer.write(b"QUIT\r\n")
         await reader.read()
         writer.close()
-        await until(lambda: not role.in_use)
+        await until(lambda: not mailboxes.reserved)
         assert b"+OK 2 messages" in await all_answers(role, LOG_IN + b"QUIT\r\n")
+
+
+@pytest.mark.parametrize("end", [b"QUIT\r\n", b""])
+async def test_two_servers_of_one_maildir_share_the_lock(tmp_path: Path, end: bytes) -> None:
+    """RFC 1939 section 4: whatever process serves the mailbox. A user without mail has one too."""
+    async with serving(Maildir(tmp_path, "mx.one.test")) as one, serving(Maildir(tmp_path, "mx.two.test")) as two:
+        _reader, writer = await log_in(one)
+        for role in (one, two):
+            assert b"-ERR [IN-USE]" in await all_answers(role, LOG_IN + b"QUIT\r\n")
+        writer.write(end)
+        writer.close()
+        await until(lambda: not one._connections)
+        assert b"+OK 0 messages" in await all_answers(two, LOG_IN + b"QUIT\r\n")
 
 
 async def test_wrong_users_and_wrong_passwords_look_alike_and_three_are_enough(mailboxes: MemoryMailboxes) -> None:
@@ -229,7 +242,7 @@ async def test_a_directory_or_a_store_that_is_down_is_a_temporary_error(mailboxe
         directory.is_down = False
         role.mailboxes = BrokenMailboxes(mailboxes, breaks="messages")
         assert b"-ERR [SYS/TEMP]" in await all_answers(role, LOG_IN + b"QUIT\r\n")
-        assert not role.in_use
+        assert not mailboxes.reserved
         role.mailboxes = BrokenMailboxes(mailboxes, breaks="expunge")
         assert (await all_answers(role, LOG_IN + b"DELE 1\r\nQUIT\r\n")).endswith(
             b"-ERR [SYS/TEMP] some messages were not removed\r\n"
@@ -247,7 +260,7 @@ class BrokenMailboxes(MemoryMailboxes):
     """A store in which one call fails, from its `good`-th time on."""
 
     def __init__(self, whole: MemoryMailboxes, breaks: str, good: int = 0) -> None:
-        self._mailboxes = whole._mailboxes
+        self._mailboxes, self.reserved = whole._mailboxes, whole.reserved
         self._good = good
         real = getattr(self, breaks)
 
@@ -322,7 +335,7 @@ async def test_a_silent_client_is_logged_out_however_it_drips(mailboxes: MemoryM
         assert await asyncio.wait_for(reader.read(), 10) == b""
         dripping.cancel()
         writer.close()
-        await until(lambda: not role.in_use)
+        await until(lambda: not mailboxes.reserved)
         assert len(await mailboxes.messages(OWNER)) == 2
 
 
@@ -344,8 +357,8 @@ async def test_a_client_that_never_reads_holds_a_slice_and_is_cut_off(tmp_path: 
                     buffered = max(buffered, connection._writer.transport.get_write_buffer_size())
                 await asyncio.sleep(0.005)
         assert 0 < buffered <= 2 * pop3_server.SLICE_OCTETS + 100
-        assert not role.in_use
-        client.close()
+        async with boxes.reserve(OWNER):
+            client.close()
 
 
 async def test_too_many_connections_are_turned_away(mailboxes: MemoryMailboxes) -> None:

@@ -36,6 +36,27 @@ async def test_a_late_answer_is_missing_and_its_question_is_not_asked_again() ->
     await questions.close()
 
 
+async def test_a_domain_known_to_be_silent_costs_one_batch_and_no_other() -> None:
+    resolver = StaticResolver(slow={"silent.test": 3600.0}, mx={"far.test": [(10, "mx.far.test")]})
+    questions = Questions(resolver, timedelta(seconds=0.25))
+    clock = asyncio.get_running_loop().time
+    begun = clock()
+    assert (await questions.ask(["silent.test"])).mx == {}
+    assert clock() - begun >= 0.25
+    begun = clock()
+    for _ in range(6):
+        assert (await questions.ask(["silent.test", "far.test"])).mx == {"far.test": FAR}
+    assert clock() - begun < 0.2
+    await questions.close()
+
+
+async def test_two_shards_share_the_patience_with_a_question() -> None:
+    resolver = StaticResolver(slow={"slow.test": 0.1}, mx={"slow.test": [(10, "mx.far.test")]})
+    questions = Questions(resolver, timedelta(seconds=5))
+    answers = await asyncio.gather(*(questions.ask(["slow.test"]) for _ in range(2)))
+    assert [one.mx for one in answers] == [{"slow.test": FAR}] * 2
+
+
 async def test_a_flood_of_silent_domains_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolve, "QUESTIONS_MAX", 10)
     names = [f"d{number}.test" for number in range(30)]

@@ -20,7 +20,6 @@ from mail.resolver.static import StaticResolver
 from mail.route import ToRelay
 from mail.service import ServiceError
 from mail.settings import LogSettings, NodeSettings, RouterSettings
-from mail.spool import SpoolUnavailable
 from mail.spool.memory import MemorySpool
 from mail.telemetry import REGISTRY
 from router.server import Router
@@ -170,32 +169,6 @@ async def test_a_commit_that_fails_is_made_again_from_a_fresh_replay() -> None:
     assert await setup.lines() == []
     ids = [given.delivery.id for given in setup.carried]
     assert len(ids) == len(set(ids)) == 21
-
-
-async def test_a_spool_that_fails_holds_the_batch_back_and_loses_nothing() -> None:
-    class Failing(MemorySpool):
-        left = 2
-
-        async def keep(self, content: bytes) -> Spooled:
-            if self.left:
-                self.left -= 1
-                raise SpoolUnavailable("disk full")
-            return await super().keep(content)
-
-    setup = Setup(spool=Failing(), relay=ToRelay("smart.test", 25), settings=RouterSettings(window=1))
-    async with setup.running():
-        for _ in range(3):
-            await setup.log.append(fresh("u@far.test"))
-
-        async def all_there() -> bool:
-            return len(await setup.lines()) == 3
-
-        await until(all_there)
-    lines = await setup.lines()
-    waiting = [line for line in lines if isinstance(line.state, Waiting)]
-    assert len(waiting) == 2
-    assert all(isinstance(line.content, Spooled) for line in waiting)
-    assert len(setup.carried) == 1
 
 
 async def test_slow_dns_holds_nobody_else_up_and_its_mail_goes_when_it_answers() -> None:

@@ -1,5 +1,7 @@
 """Expands aliases and lists into final recipients. Pure; asks one snapshot of the directory.
 
+Ingress looks behind a name before it takes mail for it (`dead_end`), the router expands what was taken (`expand`).
+
 What a name stands for is a set: an alias that leads back to itself adds nothing, and only a name that leads nowhere
 else is a loop (5.4.6). A final recipient appears once in a message, however many ways lead to it, and remembers the
 address the sender wrote. The directory may have changed since ingress looked: who has gone meanwhile fails here
@@ -12,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown, Snapshot
+from mail.address import Address
+from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown, Place, Snapshot
 from mail.envelope import Recipient
 from mail.reply import Reply
-from router.nexthop import Place
 
 UNKNOWN_USER = Reply(550, "5.1.1", "No such mailbox")  # RFC 3463 X.1.1
 ALIAS_LOOP = Reply(554, "5.4.6", "The address is an alias that leads back to itself")  # RFC 3463 X.4.6
@@ -51,6 +53,36 @@ def expand(recipients: Sequence[Recipient], snapshot: Snapshot, depth: int) -> E
     for recipient in recipients:
         walk.visit(recipient)
     return Expansion(tuple(walk.finals.values()), tuple(walk.refused.values()))
+
+
+def dead_end(address: Address, snapshot: Snapshot, depth: int) -> Reply | None:
+    """Why mail for `address` would reach nobody at all, or None. Of a list it reads no more than up to the first member
+    who would get mail.
+    """
+    ways = [iter((address,))]
+    seen: set[str] = set()
+    while ways:
+        to = next(ways[-1], None)
+        if to is None:
+            ways.pop()
+            continue
+        found = snapshot.find(to)
+        match found:
+            case IsMailbox() | IsRelayed() | IsElsewhere():
+                return None
+            case IsAlias():
+                if to.key in seen:
+                    continue
+                seen.add(to.key)
+                if len(ways) <= depth:
+                    ways.append(iter(found.targets))
+            case IsUnknown():
+                pass
+            case _:
+                assert_never(found)
+    # Nobody, it seems; the router's own answer is the last word.
+    expansion = expand([Recipient(address, address)], snapshot, depth)
+    return None if expansion.finals else expansion.refused[0].reply
 
 
 class _Walk:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from router.expand import ALIAS_LOOP, ALIAS_TOO_DEEP, EMPTY_LIST, UNKNOWN_USER, expand
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mail.directory.expand import ALIAS_LOOP, ALIAS_TOO_DEEP, EMPTY_LIST, UNKNOWN_USER, dead_end, expand
 from tests.support.routing import recipient, snapshot
 
 USERS = ["alice@example.test", "bob@example.test"]
@@ -92,3 +95,27 @@ def test_depth_is_bounded_and_an_empty_list_is_refused() -> None:
         [("a5@example.test", ALIAS_TOO_DEEP)],
     )
     assert names({"none@example.test": []}, "none@example.test")[1] == [("none@example.test", EMPTY_LIST)]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "b", "c", "d", "alice"]),
+        st.lists(st.sampled_from(["a", "b", "c", "d", "alice", "nobody"]), max_size=3),
+        max_size=5,
+    ),
+    st.sampled_from(["a", "b", "alice"]),
+    st.integers(1, 4),
+)
+def test_a_dead_end_is_what_expands_to_nobody(aliases: dict[str, list[str]], name: str, depth: int) -> None:
+    """Ingress refuses exactly what the router could not deliver to anybody."""
+    world = snapshot(
+        ["alice@example.test"],
+        {f"{one}@example.test": [f"{to}@example.test" for to in targets] for one, targets in aliases.items()},
+    )
+    one = recipient(f"{name}@example.test")
+    expansion = expand([one], world, depth)
+    reason = dead_end(one.address, world, depth)
+    if expansion.finals:
+        assert reason is None
+    else:
+        assert reason == expansion.refused[0].reply

@@ -1,0 +1,116 @@
+"""The commands for who runs a cluster: `eilpost topics create`, `eilpost topics check`, `eilpost doctor`.
+
+Exit status of the checks: 0 all is well, or only warnings; 1 something fails; 2 it could not be asked (no broker
+answers `topics`, the settings cannot be read), and one line on stderr says why. `doctor` takes a broker that does not
+answer for a finding. Next: `eilpost/doctor/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from eilpost.terminal import ConfigOption, JsonOption, TenantOption, commands, print_json, run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mail.log.kafka.access import Access
+    from mail.log.kafka.topics import Found
+    from mail.log.topics import Topic
+    from mail.settings import LogSettings
+
+topics_app = commands("The topics on Kafka: make them, check them.")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(topics_app, name="topics")
+    app.command()(doctor)
+
+
+@topics_app.command("create")
+def topics_create(config: ConfigOption = None, tenant: TenantOption = "") -> None:
+    """Make what is missing: topics, and partitions of `dispatched`. What is there is left as it is."""
+    access = _access(config, tenant)
+    if access is None:
+        return
+
+    async def create() -> list[str]:
+        from mail.log.kafka.topics import create, open_admin
+
+        admin = await open_admin(access[0])
+        try:
+            return await create(admin, *access)
+        finally:
+            await admin.close()
+
+    for line in run(create()) or ["nothing to do"]:
+        print(line)  # noqa: T201
+
+
+@topics_app.command("check")
+def topics_check(config: ConfigOption = None, json: JsonOption = False, tenant: TenantOption = "") -> None:
+    """Show each topic as it is, and what is unsafe about it."""
+    from eilpost.doctor import topics
+    from eilpost.doctor.finding import status
+    from eilpost.paper import Paper
+
+    access = _access(config, tenant, json=json)
+    if access is None:
+        return
+    found = run(_found(access[0]))
+    seen, more = topics.views(found, *access, tenant), topics.count_findings(found, *access)
+    if json:
+        print_json(topics.as_json(seen, more))
+    else:
+        topics.write(seen, more, Paper())
+    raise typer.Exit(status([*(view.level for view in seen), *(each.level for each in more)]))
+
+
+def doctor(config: ConfigOption = None, json: JsonOption = False, tenant: TenantOption = "") -> None:
+    """Look at everything eilpost relies on, and say what to do about what is wrong."""
+    from eilpost import configuration
+    from eilpost.doctor import examine
+    from eilpost.doctor.finding import as_json, status, write
+    from eilpost.paper import Paper
+
+    findings = run(examine(configuration.plan(config).for_tenant(tenant)))
+    if json:
+        print_json(as_json(findings))
+    else:
+        write(findings, Paper())
+    raise typer.Exit(status([each.level for each in findings]))
+
+
+def _access(config: Path | None, tenant: str, *, json: bool = False) -> tuple[Access, LogSettings] | None:
+    """How to reach the brokers; None on a log that has none, which is said."""
+    from eilpost import compose, configuration
+
+    plan = configuration.plan(config).for_tenant(tenant)
+    url = plan.settings.log.url
+    if not url.startswith("kafka:"):
+        if json:
+            print_json({"level": "OK", "topics": [], "findings": []})
+        else:
+            print(f"{url}: this log has no topics, there is nothing to make")  # noqa: T201
+        return None
+    compose.needs("aiokafka", "log.url", url, "kafka")
+    from mail.log.kafka.access import make_access
+
+    settings = compose.log_settings(plan)
+    return make_access(settings), settings
+
+
+async def _found(access: Access) -> Mapping[Topic, Found]:
+    from mail.log import LogUnavailable, LogUnusable
+    from mail.log.kafka.lookout import Lookout
+    from mail.log.kafka.reaching import explain, reach_any
+
+    await reach_any(access)
+    async with Lookout(access) as lookout:
+        try:
+            return await lookout.topics()
+        except LogUnavailable as error:
+            raise LogUnusable(await explain(access, error)) from None

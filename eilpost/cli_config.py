@@ -1,0 +1,57 @@
+"""`eilpost config`: show the settings and where each comes from, check them. Next: `eilpost/configuration.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eilpost.terminal import ConfigOption, JsonOption, commands, print_json, say
+
+if TYPE_CHECKING:
+    from typing import Any
+
+config_app = commands("The configuration: show it, check it.")
+
+
+@config_app.command("show")
+def config_show(
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    defaults: Annotated[bool, typer.Option("--defaults", help="Every key with its default and its meaning.")] = False,
+) -> None:
+    """Show the effective settings and where they came from."""
+    from eilpost import configuration
+    from mail import settings_text
+
+    if defaults:
+        if json:
+            print_json(settings_text.default_tables())
+        else:
+            print(settings_text.default_toml(), end="")  # noqa: T201
+        return
+    settings = list(configuration.effective(config))
+    if json:
+        tables: dict[str, dict[str, Any]] = {}
+        for each in settings:
+            tables.setdefault(each.section, {})[each.key] = {"value": each.value, "source": each.source}
+        print_json(tables)
+        return
+    for line in configuration.as_toml(iter(settings)):
+        print(line)  # noqa: T201
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None) -> None:
+    """Check the configuration and the directory file without starting anything."""
+    from eilpost import compose, configuration
+    from mail.directory.file import load
+
+    plan = configuration.plan(config)
+
+    path = compose.directory_path(plan)
+    known, _seen = load(path)
+    what = f"domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
+    if not known.domains:
+        say(f"warning: {path}: has no domains: no mail is local, all of it is relayed")
+    print(f"{configuration.find(config) or 'environment'}: ok; {what}")  # noqa: T201

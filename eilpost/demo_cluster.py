@@ -1,0 +1,176 @@
+"""`eilpost demo --cluster`, what `make cluster` calls: two processes of each role on a Kafka of three brokers.
+
+A supervisor on one machine, as Kubernetes would be on many: it makes the demo's world and the topics, starts the
+processes, says when one has gone, and starts it again. So that a person can kill any of them while mail flows. It is no
+way to run a cluster for others: the brokers, the spool and the mailboxes share this machine. Next: `eilpost/demo.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eilpost import configuration, demo
+from eilpost.compose import log_settings
+
+BROKERS = "kafka://127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094"
+
+CONFIGURATION = """\
+# Made by `eilpost demo --cluster`, for all its processes; what differs between them (their ports) is set by the
+# environment. Relative paths start from the folder of this file.
+
+[node]
+hostname = "mx.example.test"
+drain = "10s"
+
+[log]
+url = "{brokers}"
+prefix = "demo."
+shards = 4
+delivery_shards = 8
+session_timeout = "6s"   # a killed process is missed sooner than by default; its work goes to the others then
+
+[spool]
+url = "file:spool"
+
+[directory]
+url = "file:directory.toml"
+
+[mailboxes]
+url = "maildir:mail"
+
+[ingress]
+sender_domain_must_resolve = false
+"""
+
+_AGAIN_SECONDS = 1.0
+_HTTP_FROM = 8025
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One process: a role, and the settings that are its own."""
+
+    name: str
+    role: str
+    environment: Mapping[str, str]
+
+
+def members() -> Sequence[Member]:
+    own = [
+        ("ingress-1", {"EILPOST_INGRESS__MX": "127.0.0.1:2525"}),
+        ("ingress-2", {"EILPOST_INGRESS__MX": "127.0.0.1:2526"}),
+        *((name, dict[str, str]()) for name in ("router-1", "router-2", "delivery-1", "delivery-2")),
+        ("mailstore-1", {"EILPOST_MAILSTORE__POP3": "127.0.0.1:2110"}),
+    ]
+    return [
+        Member(name, name.partition("-")[0], environment | {"EILPOST_HTTP__LISTEN": f"127.0.0.1:{_HTTP_FROM + number}"})
+        for number, (name, environment) in enumerate(own)
+    ]
+
+
+def prepare(folder: Path, brokers: str) -> Path:
+    """Make what is missing in `folder`; the configuration's path."""
+    return demo.prepare(folder, CONFIGURATION.format(brokers=brokers))
+
+
+def run(path: Path, program: str) -> int:
+    """Make the topics, run the processes until Ctrl-C; the exit status."""
+    return asyncio.run(_run(path, program))
+
+
+async def _run(path: Path, program: str) -> int:
+    await _make_topics(path)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    everyone = members()
+    _say(_banner(path, program, everyone))
+    await asyncio.gather(*(_supervise(member, path, program, stop) for member in everyone))
+    _say("all stopped; what was accepted is in Kafka and goes on at the next start")
+    return 0
+
+
+async def _make_topics(path: Path) -> None:
+    from mail.log.kafka.access import make_access
+    from mail.log.kafka.topics import create, open_admin
+
+    settings = log_settings(configuration.plan(path))
+    access = make_access(settings)
+    admin = await open_admin(access)
+    try:
+        done = await create(admin, access, settings)
+    finally:
+        await admin.close()
+    if done:
+        _say(f"topics: {len(done)} made")
+
+
+async def _supervise(member: Member, path: Path, program: str, stop: asyncio.Event) -> None:
+    """Run the process again and again until `stop`, then end it."""
+    stopping = asyncio.ensure_future(stop.wait())
+    log_file = path.parent / f"{member.name}.log"
+    quick = 0
+    try:
+        while not stop.is_set():
+            began = time.monotonic()
+            with log_file.open("ab") as output:
+                process = await asyncio.create_subprocess_exec(
+                    *shlex.split(program),
+                    *(member.role, "--config", str(path)),
+                    env=os.environ | member.environment,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,  # Ctrl-C is ours to pass on
+                )
+            _say(f"  {member.name:12} pid {process.pid:<8} log {log_file}")
+            ending = asyncio.ensure_future(process.wait())
+            await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                if process.returncode is None:
+                    process.terminate()
+                await ending
+                return
+            quick = quick + 1 if time.monotonic() - began < _AGAIN_SECONDS * 5 and ending.result() > 0 else 0
+            _say(f"  {member.name} {_how(ending.result())}; started again in a moment")
+            if quick == 3:
+                last = log_file.read_text(errors="replace").strip().rpartition("\n")[2]
+                _say(f"  {member.name} does not stay; its last line: {last}")
+            await asyncio.wait({stopping}, timeout=_AGAIN_SECONDS * min(30, 1 + quick * quick))
+    finally:
+        stopping.cancel()
+
+
+def _how(status: int) -> str:
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+def _banner(path: Path, program: str, everyone: Sequence[Member]) -> str:
+    run = f"{program} {{}} --config {shlex.quote(str(path))}"
+    return f"""
+A cluster of {len(everyone)} processes: SMTP 127.0.0.1:2525 and 2526, POP3 127.0.0.1:2110, HTTP from {_HTTP_FROM} on.
+Mailboxes: {" and ".join(f"{user}@{demo.DOMAIN}" for user in demo.USERS)}, password {demo.PASSWORD}. Stop: Ctrl-C.
+
+Try, in another terminal: send mail as README says, and meanwhile end any process below, or a broker, by `kill -9 PID`.
+  {run.format("doctor")}
+  {run.format("queue")}
+  {run.format("trace QUEUE_ID")}
+"""
+
+
+def program() -> str:
+    """How this command was called, to start others the same way."""
+    return shlex.join([sys.executable, "-m", "eilpost"])

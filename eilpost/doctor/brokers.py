@@ -1,0 +1,209 @@
+"""Doctor, the brokers: each address, versions, size of the cluster, topics, groups, a write, clocks, certificates.
+
+Every question has its time limit in `mail/log/kafka`. When no broker can be reached the rest is not asked, and that is
+said. Next: `eilpost/doctor/machine.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from eilpost.doctor import topics
+from eilpost.doctor.finding import Finding, fail, ok, warn
+from eilpost.words import age_words
+from mail.log import LogUnavailable, LogUnusable
+from mail.log.kafka.access import Access, make_access
+from mail.log.kafka.history import CLOCKS_APART, DELIVERY, ROUTER, KafkaHistorian
+from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.probing import Probe, probe
+from mail.log.kafka.reaching import Reached, Unreached, reach, unreached_brokers
+from mail.log.kafka.topics import IN_SYNC_SAFE, REPLICATION_SAFE, Found, counts_of
+from mail.log.topics import ALL_TOPICS, Topic
+from mail.settings import LogSettings
+
+_CLOCK_WARN_SECONDS = 2.0
+_SLOW_SECONDS = 0.5
+_RENEW = timedelta(days=30)
+
+
+async def examine(settings: LogSettings, tenant: str, others: Mapping[str, LogSettings]) -> list[Finding]:
+    """All there is to say of the log on Kafka; `settings` with absolute paths. `tenant` is the dedicated one they are
+    for, if any; `others`: the settings of tenants whose topics are looked at too.
+    """
+    try:
+        access = make_access(settings)
+    except LogUnusable as error:
+        return [fail("log", str(error))]
+    answers = await asyncio.gather(*(reach(access, address) for address in access.servers))
+    reached = [answer for answer in answers if isinstance(answer, Reached)]
+    found = [_address(answer, some=bool(reached)) for answer in answers]
+    if not reached:
+        return [*found, fail("log", "nothing more can be asked: no broker can be reached", "mend the lines above")]
+    found += [
+        fail(f"broker {each.address}", each.what, each.advice) for each in await unreached_brokers(access, answers)
+    ]
+    found += _versions(reached) + _size(reached, settings)
+    found += _certificates(reached, settings) + _in_the_clear(settings)
+    said, there = await _topics_and_groups(access, settings, tenant)
+    found += said
+    for name, theirs in others.items():
+        found += (await _topics_and_groups(make_access(theirs), theirs, name))[0]
+    return found + await _writes(access, there)
+
+
+async def _topics_and_groups(
+    access: Access, settings: LogSettings, tenant: str
+) -> tuple[list[Finding], Mapping[Topic, Found]]:
+    async with Lookout(access) as lookout:
+        try:
+            there = await lookout.topics()
+        except LogUnavailable as error:
+            return [fail("topics", f"cannot be looked at: {error}", "see the brokers' own logs")], {}
+        found = topics.findings(there, access, settings, tenant)
+        return found + await _groups(lookout, access, settings, there, tenant), there
+
+
+def _address(answer: Reached | Unreached, *, some: bool) -> Finding:
+    if isinstance(answer, Unreached):
+        say = warn if some else fail  # with one broker reached the others are found
+        return say(f"broker {answer.address}", answer.what, answer.advice)
+    text = f"answers in {age_words(timedelta(seconds=answer.seconds))}, Kafka {answer.greeting.release}"
+    if answer.seconds > _SLOW_SECONDS:
+        return warn(f"broker {answer.address}", text, "every 250 waits for it: look at its load and at the network")
+    return ok(f"broker {answer.address}", text)
+
+
+def _versions(reached: Sequence[Reached]) -> list[Finding]:
+    releases = sorted({answer.greeting.release for answer in reached})
+    levels = sorted({answer.greeting.level for answer in reached})
+    text = f"features of Kafka {', '.join(levels)}"
+    if len(releases) > 1:
+        return [warn("cluster", f"brokers of {' and '.join(releases)}: {text}", "finish the upgrade of the brokers")]
+    if releases[0].startswith(("before", "3.")):
+        return [warn("cluster", f"Kafka {releases[0]}: eilpost is tested on 4.x", "upgrade the brokers")]
+    if any(answer.greeting.is_behind for answer in reached):
+        upgrade = f"if no broker goes back: `kafka-features.sh upgrade --release-version {releases[0]}`"
+        return [warn("cluster", f"{text}, its brokers are of {releases[0]}", upgrade)]
+    return [ok("cluster", text)]
+
+
+def _size(reached: Sequence[Reached], settings: LogSettings) -> list[Finding]:
+    alive = max(len(answer.brokers) for answer in reached)
+    is_dev = settings.durability == "dev"
+    needed = settings.replication if is_dev else max(settings.replication, REPLICATION_SAFE)
+    brokers = "1 broker" if alive == 1 else f"{alive} brokers"
+    if alive >= needed:
+        return [ok("cluster size", f"{brokers} alive, log.replication = {settings.replication}")]
+    text = f"{brokers} alive, {needed} needed for {needed} replicas"
+    start = "start the missing brokers"
+    if alive >= IN_SYNC_SAFE and not is_dev:
+        more = ": one more that fails stops the mail" if alive == IN_SYNC_SAFE else ""
+        return [warn("cluster size", text + more, start)]
+    trial = 'or, on a machine for trials: log.durability = "dev" and log.replication = 1'
+    return [fail("cluster size", text, start, trial)]
+
+
+def _certificates(reached: Sequence[Reached], settings: LogSettings) -> list[Finding]:
+    now = datetime.now(UTC)
+    found = [
+        _certificate(f"certificate {answer.address}", answer.certificate_until, now, "renew it at the broker")
+        for answer in reached
+        if answer.certificate_until is not None
+    ]
+    if settings.tls and settings.tls_cert:
+        found.append(_certificate("log.tls_cert", _until(Path(settings.tls_cert)), now, "renew it"))
+    return found
+
+
+def _certificate(what: str, until: datetime, now: datetime, advice: str) -> Finding:
+    text = f"good until {until:%Y-%m-%d}"
+    if until <= now:
+        return fail(what, f"expired on {until:%Y-%m-%d}", advice)
+    return warn(what, f"{text}, {age_words(until - now)} left", advice) if until - now < _RENEW else ok(what, text)
+
+
+def _until(path: Path) -> datetime:
+    from cryptography.x509 import load_pem_x509_certificate
+
+    return load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+
+
+def _in_the_clear(settings: LogSettings) -> list[Finding]:
+    if settings.tls:
+        return []
+    if settings.sasl_mechanism == "PLAIN":
+        text = "the password crosses the network in clear text (log.sasl_mechanism = PLAIN without log.tls)"
+        return [warn("log.tls", text, "use listeners with TLS, or a SCRAM mechanism")]
+    return []
+
+
+async def _groups(
+    lookout: Lookout, access: Access, settings: LogSettings, there: Mapping[Topic, Found], tenant: str
+) -> list[Finding]:
+    try:
+        counts = counts_of(there, access, settings)
+        backlog = await KafkaHistorian(access, lookout, counts).backlog()
+        states = await lookout.groups([access.group(role) for role in (ROUTER, DELIVERY)])
+    except LogUnusable:
+        return []  # said of the topics
+    except LogUnavailable as error:
+        return [fail("groups", f"cannot be looked at: {error}", "see the brokers' own logs")]
+    return [
+        _group(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
+        _group(DELIVERY, access, states, backlog.dispatched, counts.by_site, tenant),
+    ]
+
+
+def _group(
+    role: str, access: Access, states: Mapping[str, tuple[str, int]], waiting: int, shards: int, tenant: str = ""
+) -> Finding:
+    name = access.group(role)
+    state, members = states.get(name, ("Dead", 0))
+    what, records = f"group {name}", "1 record waits" if waiting == 1 else f"{waiting} records wait"
+    start = f"start `eilpost {role}{topics.option(tenant)}` with this log"
+    if not members:
+        text = f"no process of this role runs, {records}"
+        return fail(what, text, start) if waiting else warn(what, text, start)
+    processes = "1 process" if members == 1 else f"{members} processes"
+    text = f"{processes}, {shards} shards, {records}"
+    if state != "Stable":
+        return warn(what, f"{text}, shards are being shared out anew ({state})", "look again in a minute: it settles")
+    if members > shards:
+        return warn(what, f"{text}: {members - shards} of them have nothing to do", f"run at most {shards} of them")
+    return ok(what, text)
+
+
+async def _writes(access: Access, there: Mapping[Topic, Found]) -> list[Finding]:
+    if len(there) < len(ALL_TOPICS):
+        return []
+    try:
+        probes = await probe(access)
+    except LogUnavailable as error:
+        return [fail("append", f"is not confirmed: {error}", "until it is, new mail gets 4xx: see the lines above")]
+    slowest = max(each.seconds for each in probes)
+    text = f"confirmed in {age_words(timedelta(seconds=slowest))}" + (" at most" if len(probes) > 1 else "")
+    say = ok("append", text)
+    if slowest > _SLOW_SECONDS:
+        say = warn("append", text, "every 250 waits for it: look at the brokers' disks and load")
+    return [say, *(_clock(each) for each in probes)]
+
+
+def _clock(each: Probe) -> Finding:
+    what = f"clock of broker {each.broker}"
+    sync = "keep all clocks right by NTP (chrony, systemd-timesyncd)"
+    if each.ahead_seconds is None:
+        return warn(
+            what,
+            "cannot be told: records do not carry the broker's time",
+            "set message.timestamp.type = LogAppendTime on our topics",
+        )
+    apart = abs(each.ahead_seconds)
+    if apart <= _CLOCK_WARN_SECONDS:
+        return ok(what, f"agrees with ours to {age_words(timedelta(seconds=max(apart, each.seconds)))}")
+    text = f"is {age_words(timedelta(seconds=apart))} {'ahead of' if each.ahead_seconds > 0 else 'behind'} ours"
+    if apart > CLOCKS_APART.total_seconds():
+        return fail(what, f"{text}: histories are not found, and retries come at wrong times", sync)
+    return warn(what, text, sync)

@@ -1,0 +1,41 @@
+"""Doctor, the embedded log: whether a process runs it, what waits in it, and whether there is room for more.
+
+A running server holds the log's lock, and is asked through its socket; one that rests is read as `eilpost queue` reads
+it. Next: `eilpost/doctor/finding.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from eilpost.doctor.finding import Finding, fail, ok, warn
+from eilpost.doctor.machine import folder_finding, owner_finding, space_finding
+from mail.log import LogUnavailable, LogUnusable
+from mail.log.embedded.window import EmbeddedHistory
+from mail.settings import LogSettings
+
+
+async def examine(path: Path, settings: LogSettings) -> list[Finding]:
+    space = space_finding("log space", path.parent, settings.min_free_disk)
+    if not os.path.exists(path):  # noqa: ASYNC240
+        missing = folder_finding("log", path.parent) or ok("log", f"{path} is not there yet")
+        return [Finding(missing.level, "log", f"{missing.text}; nothing was accepted here yet", missing.advice), space]
+    return [owner_finding("log", path) or await _look(path), space]
+
+
+async def _look(path: Path) -> Finding:
+    history = EmbeddedHistory(path)
+    try:
+        is_served = await history.is_served()
+        backlog = await history.backlog()
+    except (LogUnusable, LogUnavailable) as error:
+        text, _, advice = str(error).partition(": ")
+        return fail("log", text, *([advice] if advice else []))
+    waiting = f"{backlog.accepted} to be routed, {backlog.dispatched} to be carried, {backlog.attempted} reports"
+    if is_served:
+        return ok("log", f"{path}: a running eilpost serves it; {waiting}")
+    text = f"{path}: no process runs it; {waiting}"
+    if backlog.accepted or backlog.dispatched or backlog.attempted:
+        return warn("log", text, "mail waits: start `eilpost up`")
+    return ok("log", text)

@@ -1,0 +1,186 @@
+"""Doctor, this machine: the spool, free space, the mailboxes' folder, the directory, DNS.
+
+It writes only where the server would, and only as the user who owns the place: what another user made there the server
+could not touch. Next: `eilpost/doctor/ports.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from pwd import getpwuid
+from shutil import disk_usage
+from time import perf_counter
+
+from eilpost.compose import Plan, directory_path, make_spool
+from eilpost.doctor.finding import Finding, fail, ok, warn
+from eilpost.words import age_words, size_words
+from mail.directory import DirectoryUnusable, Snapshot
+from mail.directory.file import load
+from mail.resolver import DnsUnknown, IpAddresses
+from mail.settings import ResolverSettings, Settings, SettingsError
+from mail.spool import SpoolDamaged, SpoolUnavailable
+
+_CONTENT_BYTES = 64
+
+
+def owner_finding(what: str, path: Path) -> Finding | None:
+    """When `path` belongs to somebody else than who asks."""
+    owner = path.stat().st_uid
+    if owner == os.geteuid():
+        return None
+    try:
+        name = getpwuid(owner).pw_name
+    except KeyError:
+        name = str(owner)
+    return warn(what, f"{path} belongs to {name}, and was not tried", f"ask as {name}: sudo -u {name} eilpost doctor")
+
+
+def space_finding(what: str, path: Path, least: int) -> Finding:
+    """Free space where `path` is or will be."""
+    free = disk_usage(_nearest(path)).free
+    text = f"{size_words(free)} free at {path}"
+    if free < least:
+        return fail(what, f"{text}, less than log.min_free_disk", "make room: new mail gets 452")
+    return warn(what, f"{text}, soon less than log.min_free_disk", "make room") if free < 4 * least else ok(what, text)
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
+
+
+def folder_finding(what: str, path: Path) -> Finding | None:
+    """When a folder is not there yet, or the nearest one above it cannot be written."""
+    near = _nearest(path)
+    if not os.access(near, os.W_OK | os.X_OK):
+        return fail(what, f"{near} cannot be written by this user", "change its owner, or name another folder")
+    return ok(what, f"{path} is not there yet, and is made at the first start") if near != path else None
+
+
+# --- the spool
+
+
+async def spool(plan: Plan) -> list[Finding]:
+    """Keep a content and read it back."""
+    url = plan.settings.spool.url
+    found = _spool_shared(plan.settings)
+    if url.startswith("file:"):
+        path = plan.path(url.removeprefix("file:"))
+        found.append(space_finding("spool space", path, plan.settings.log.min_free_disk))
+        not_tried = folder_finding("spool", path) or owner_finding("spool", path)
+        if not_tried is not None:
+            return [not_tried, *found]
+    return [await _round_trip(plan), *found]
+
+
+async def _round_trip(plan: Plan) -> Finding:
+    url = plan.settings.spool.url
+    content = b"eilpost doctor " + secrets.token_hex(_CONTENT_BYTES // 2).encode()
+    began = perf_counter()
+    try:
+        spool = make_spool(plan)
+        try:
+            await spool.start()
+            back = await spool.read(await spool.keep(content))
+        finally:
+            await spool.close()
+    except (SpoolUnavailable, SpoolDamaged, SettingsError) as error:
+        return fail("spool", str(error), "see spool.url; until it works large mail gets 451, and waiting mail waits on")
+    if back != content:
+        return fail("spool", f"{url} gives back something else than was kept", "look for faults of its disk or store")
+    return ok("spool", f"{url} keeps and gives back, in {age_words(timedelta(seconds=perf_counter() - began))}")
+
+
+def _spool_shared(settings: Settings) -> list[Finding]:
+    if settings.log.url.startswith("kafka:") and not settings.spool.url.startswith(("s3:", "gs:", "az:")):
+        text = f"{settings.spool.url} has to be the same for all processes of the cluster"
+        return [warn("spool shared", text, "one machine: fine; several: an object store, spool.url = s3://BUCKET")]
+    return []
+
+
+# --- mailboxes and directory
+
+
+async def mailboxes(plan: Plan) -> list[Finding]:
+    url = plan.settings.mailboxes.url
+    if not url.startswith("maildir:"):
+        return []
+    path = plan.path(url.removeprefix("maildir:"))
+    found = folder_finding("mailboxes", path) or owner_finding("mailboxes", path)
+    return [
+        found or ok("mailboxes", f"{path} can be written"),
+        space_finding("mailboxes space", path, plan.settings.log.min_free_disk),
+    ]
+
+
+async def directory(plan: Plan) -> list[Finding]:
+    path = directory_path(plan)
+    try:
+        known, _ = await asyncio.to_thread(load, path)
+    except DirectoryUnusable as error:
+        return [fail("directory", str(error), "correct the file; a running server keeps the last good one")]
+    return [_directory(known, path)]
+
+
+def _directory(known: Snapshot, path: Path) -> Finding:
+    text = f"{path}: domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
+    if not known.domains:
+        return warn("directory", text, "without domains no mail is local, all of it is relayed: add [domains]")
+    return ok("directory", text)
+
+
+# --- DNS
+
+
+async def dns(plan: Plan) -> list[Finding]:
+    """Each configured server by itself, asked for our own host name; when mail goes by DNS at all."""
+    settings = plan.settings
+    by_mx = not settings.delivery.relay
+    if not (by_mx or settings.ingress.sender_domain_must_resolve):
+        return [ok("dns", "is not needed: delivery.relay is set, and sender domains are not looked up")]
+    servers = settings.resolver.servers
+    asked: Sequence[list[str]] = [[server] for server in servers] or [[]]
+    answers = await asyncio.gather(*(_ask(settings, each) for each in asked))
+    some = any(isinstance(answer, float) for answer, _ in answers)
+    found = [
+        _server(" ".join(each) or "of the system", answer, some=some)
+        for each, (answer, _) in zip(asked, answers, strict=True)
+    ]
+    if some and by_mx and not any(has_address for _, has_address in answers):
+        found.append(
+            warn(
+                "node.hostname",
+                f"{settings.node.hostname} has no address in DNS",
+                "other servers refuse mail from such a name: set node.hostname, or add the record",
+            )
+        )
+    return found
+
+
+async def _ask(settings: Settings, servers: list[str]) -> tuple[float | str, bool]:
+    """Seconds or what is wrong; whether our name has an address."""
+    from mail.resolver.dnspython import DnsResolver
+
+    resolver = DnsResolver(ResolverSettings(servers=servers, timeout=settings.resolver.timeout, cache_max=0))
+    began = perf_counter()
+    try:
+        answer = await resolver.addresses(settings.node.hostname)
+    finally:
+        await resolver.close()
+    if isinstance(answer, DnsUnknown):
+        return answer.reason, False
+    return perf_counter() - began, isinstance(answer, IpAddresses)
+
+
+def _server(name: str, answer: float | str, *, some: bool) -> Finding:
+    what = f"dns {name}"
+    if isinstance(answer, float):
+        return ok(what, f"answers in {age_words(timedelta(seconds=answer))}")
+    if some:
+        return warn(what, answer, "mend it or take it out of resolver.servers: questions wait for it")
+    return fail(what, answer, "set resolver.servers to a resolver that answers: without it mail waits")

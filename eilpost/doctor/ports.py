@@ -1,0 +1,91 @@
+"""Doctor, the ports: what is to be listened on is free, or eilpost listens there already, and what it says of itself.
+
+A port is tried by binding it for an instant; who has it is told by its greeting, and over HTTP by `/readyz`.
+Next: `eilpost/doctor/embedded.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from contextlib import suppress
+from typing import Any
+
+import orjson
+
+from eilpost.doctor.finding import Finding, fail, ok, warn
+from mail.endpoint import parse
+from mail.settings import Settings
+
+_GREETING_SECONDS = 3.0
+_GREETING_BYTES = 1 << 16
+_KEYS = (("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen"))
+_OURS = {"ingress.mx": b" ESMTP eilpost", "mailstore.pop3": b"+OK eilpost POP3"}
+_QUESTION = b"GET /readyz HTTP/1.1\r\nHost: doctor\r\nConnection: close\r\n\r\n"
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    places = [(f"{section}.{key}", str(getattr(getattr(settings, section), key))) for section, key in _KEYS]
+    return list(await asyncio.gather(*(_port(key, where) for key, where in places if where)))
+
+
+async def _port(key: str, where: str) -> Finding:
+    what, other = f"port {key}", f"set {key} to another address"
+    host, port = parse(where)
+    try:
+        family, _, _, _, address = (await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM))[
+            0
+        ]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return await _taken(key, what, where, other)
+        advice = "run as root or with CAP_NET_BIND_SERVICE, or take a port from 1024 on"
+        return fail(what, f"{where}: {error.strerror or error}", advice if error.errno == errno.EACCES else other)
+    return ok(what, f"{where} is free: nothing listens there now")
+
+
+async def _taken(key: str, what: str, where: str, other: str) -> Finding:
+    said = await _heard(where, _QUESTION if key == "http.listen" else b"")
+    if key == "http.listen":
+        ready = _readiness(said)
+        if ready is not None:
+            roles = ", ".join(ready.get("roles", {})) or "none"
+            if ready.get("ready"):
+                return ok(what, f"{where}: eilpost runs there and is ready: {roles}")
+            reasons = "; ".join(map(str, ready.get("reasons", [])))
+            return warn(what, f"{where}: eilpost runs there and is not ready: {reasons}", "see its log")
+    elif _OURS[key] in said:
+        return ok(what, f"{where}: eilpost runs there and greets")
+    if key == "ingress.mx" and said.startswith(b"421"):
+        return warn(
+            what, f"{where}: who listens there says {said[:80].decode(errors='replace').strip()}", "see its log"
+        )
+    return fail(what, f"{where} is taken by something else than eilpost", f"end that, or {other}")
+
+
+async def _heard(where: str, question: bytes) -> bytes:
+    """What is said there: to a question, up to the end; without one, the first line."""
+    with suppress(OSError, TimeoutError, asyncio.LimitOverrunError, asyncio.IncompleteReadError):
+        async with asyncio.timeout(_GREETING_SECONDS):
+            reader, writer = await asyncio.open_connection(*parse(where))
+            try:
+                if not question:
+                    return await reader.readuntil(b"\n")
+                writer.write(question)
+                return await reader.read(_GREETING_BYTES)
+            finally:
+                writer.transport.abort()
+    return b""
+
+
+def _readiness(answer: bytes) -> dict[str, Any] | None:
+    """`/readyz` as eilpost answers it."""
+    try:
+        told = orjson.loads(answer.partition(b"\r\n\r\n")[2])
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) and "ready" in told and "roles" in told else None

@@ -1,0 +1,94 @@
+"""What all commands share: their options, a line for people on stderr, JSON on stdout, and an event loop to run in.
+
+A command's output is its own: nothing is logged while one runs, unless EILPOST_DEBUG is set.
+Next: `eilpost/cli_cluster.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from datetime import datetime
+    from typing import Any
+
+T = TypeVar("T")
+
+EXIT_NOT_FOUND = 1
+EXIT_UNUSABLE = 2
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The configuration. Default: $EILPOST_CONFIG, ./eilpost.toml, /etc/eilpost/eilpost.toml, the demo's.",
+    ),
+]
+TenantOption = Annotated[
+    str, typer.Option("--tenant", metavar="NAME", help="Only this dedicated tenant, which has topics of its own.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def commands(help: str) -> typer.Typer:
+    """A group of commands under one name."""
+    return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None)
+
+
+def say(text: str) -> None:
+    print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def fail(text: str, status: int) -> NoReturn:
+    say(text)
+    raise typer.Exit(status)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a command that waits for others."""
+    import asyncio
+
+    from mail import logs
+
+    if os.environ.get("EILPOST_DEBUG"):
+        logs.configure("debug", "text")
+    else:
+        logs.silence()
+    return asyncio.run(main)
+
+
+def now() -> datetime:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC)
+
+
+def print_json(value: object) -> None:
+    from eilpost.asjson import text
+
+    print(text(value))  # noqa: T201
+
+
+def misused(error: Exception) -> int | None:
+    """Say what is wrong with a command line; the exit status. None: `error` is something else.
+
+    typer brings a click of its own, or takes the one it finds, so its errors are known by what they can do.
+    """
+    words, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
+    if words is None:
+        return None
+    text = str(words())
+    if text.startswith("Usage:"):  # a group without a command: its help
+        print(text, file=sys.stderr)  # noqa: T201
+    else:
+        hint = f"; see `{context.command_path} --help`" if context is not None else ""
+        say(f"{' '.join(text.split()).rstrip('.')}{hint}")
+    return EXIT_UNUSABLE

@@ -1,0 +1,89 @@
+"""What the spools do on this machine: `python -m tests.bench.spool`, a table of keeps and reads per second.
+
+One caller and fifty, each keeps the next as soon as the last is durable; then what was kept is read once. The object
+store is the tests' own server beside us on the same cores, which writes without fsync: these figures are about our
+side, not about a provider's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from mail.message import Spooled
+from mail.spool import Spool
+from mail.spool.disk import DiskSpool
+from tests.support import objects
+
+CALLERS = (1, 50)
+HEAD = ("spool", "content", "callers", "keeps/s", "MB/s", "p50 ms", "p99 ms", "in one write", "reads/s")
+SECONDS = 3.0
+SIZES = {"20 kB": 20_000, "1 MB": 1_000_000, "5 MB": 5_000_000}
+
+
+async def _keep(spool: Spool, size: int, callers: int, seconds: float) -> tuple[list[Spooled], list[float], float]:
+    """What was kept, how long each took, and how long all took."""
+    content = os.urandom(size)
+    kept: list[Spooled] = []
+    took: list[float] = []
+    began = time.perf_counter()
+
+    async def caller() -> None:
+        while (start := time.perf_counter()) < began + seconds:
+            kept.append(await spool.keep(content))
+            took.append(time.perf_counter() - start)
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return kept, took, time.perf_counter() - began
+
+
+async def _read(spool: Spool, kept: list[Spooled], callers: int) -> float:
+    began = time.perf_counter()
+    rest = iter(kept)
+
+    async def caller() -> None:
+        for spooled in rest:
+            await spool.read(spooled)
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return time.perf_counter() - began
+
+
+async def _row(name: str, spool: Spool, label: str, size: int, callers: int) -> None:
+    await _keep(spool, size, callers, 0.5)
+    kept, took, seconds = await _keep(spool, size, callers, SECONDS)
+    reading = kept[:2000]
+    read_seconds = await _read(spool, reading, callers)
+    p50, p99 = (statistics.quantiles(took, n=100)[at] * 1000 for at in (49, 98))
+    packs = len({spooled.name.partition("@")[0] for spooled in kept})
+    cells = (
+        *(name, label, callers, f"{len(kept) / seconds:,.0f}", f"{len(kept) * size / seconds / 1e6:,.0f}"),
+        *(f"{p50:.1f}", f"{p99:.1f}", f"{len(kept) / packs:.1f}", f"{len(reading) / read_seconds:,.0f}"),
+    )
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+async def main() -> None:
+    if (why := objects.why_missing()) is not None:
+        raise SystemExit(why)
+    objects.prepare()
+    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
+    for label, size in SIZES.items():
+        with objects.ObjectServer() as server, tempfile.TemporaryDirectory(prefix="eilpost-spool-") as folder:
+            for name, spool in (("objects", objects.object_spool(server)), ("disk", DiskSpool(Path(folder) / "spool"))):
+                for callers in CALLERS:
+                    await _row(name, spool, label, size, callers)
+                await spool.close()
+
+
+if __name__ == "__main__":
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main())
+    else:
+        uvloop.run(main())

@@ -1,0 +1,215 @@
+"""The embedded log on a disk that is full, fails or hangs: told in time, nothing lost, and well again afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from mail.log import Backlog, Down, Full, LogUnavailable, Usable
+from mail.log.embedded import EmbeddedLog
+from mail.log.embedded.store import EntryRows, Store
+from mail.log.embedded.writer import Writer
+from mail.log.topics import ACCEPTED, Topic
+from mail.record import Accepted
+from mail.settings import LogSettings
+from tests.contract.log_contract import routing, take_all
+from tests.support.log_samples import accepted, attempted, queue_id
+
+
+@asynccontextmanager
+async def running(path: Path, settings: LogSettings | None = None) -> AsyncIterator[EmbeddedLog]:
+    log = EmbeddedLog(path, settings or LogSettings())
+    await log.start()
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+async def test_little_disk_turns_new_mail_away(path: Path) -> None:
+    async with running(path, LogSettings(min_free_disk=1 << 60)) as log:
+        condition = log.condition()
+        assert isinstance(condition, Full)
+        assert str(path.parent) in condition.reason
+        await log.append(accepted())  # what is on its way is taken
+
+
+async def test_a_full_disk_loses_nothing_and_mends_itself(path: Path) -> None:
+    async with running(path) as log:
+        await log.append(accepted(1))
+        # SQLite's own limit gives its genuine "database or disk is full".
+        await log.writer.ask(lambda store: store._connection.execute("PRAGMA max_page_count = 20").fetchone())
+        with pytest.raises(LogUnavailable, match="full"):
+            await log.append(accepted(2, bytes(1_000_000)))
+        async with asyncio.timeout(10):
+            while not isinstance(log.condition(), Usable):
+                await asyncio.sleep(0.01)
+        await log.append(accepted(3))
+        async with routing(log) as shard:
+            taken = await take_all(shard, 2)
+        assert [entry.record for entry in taken] == [accepted(1), accepted(3)]
+
+
+async def test_a_disk_that_hangs_is_told_in_time_and_late_appends_are_not_made(path: Path) -> None:
+    let_go = threading.Event()
+    async with running(path, LogSettings(append_timeout=timedelta(milliseconds=300))) as log:
+        blocked = log.writer.ask(lambda _: let_go.wait(20))
+        await asyncio.sleep(0.05)
+        with pytest.raises(LogUnavailable):
+            await log.append(accepted(1))
+        assert isinstance(log.condition(), Down)
+        with pytest.raises(LogUnavailable):
+            await blocked
+        let_go.set()
+        async with asyncio.timeout(10):
+            while not isinstance(log.condition(), Usable):
+                await asyncio.sleep(0.01)
+        await log.append(accepted(2))
+        async with routing(log) as shard:
+            assert [entry.record for entry in await take_all(shard, 1)] == [accepted(2)]
+
+
+async def test_a_hang_outside_of_any_request_is_over_when_it_is_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever waits then is late, all of it; the log works all the same."""
+    let_go, hangs = threading.Event(), threading.Event()
+    look = Writer._look_at_disk
+
+    def hang(self: Writer) -> None:
+        if hangs.is_set():
+            hangs.clear()
+            let_go.wait(20)
+        look(self)
+
+    monkeypatch.setattr(Writer, "_look_at_disk", hang)
+    async with running(path, LogSettings(append_timeout=timedelta(milliseconds=300))) as log:
+        hangs.set()
+        await asyncio.sleep(0.3)  # the thread looks at the disk after every silence
+        with pytest.raises(LogUnavailable):
+            await log.append(accepted(1))
+        assert isinstance(log.condition(), Down)
+        let_go.set()
+        async with asyncio.timeout(5):
+            while not isinstance(log.condition(), Usable):
+                await asyncio.sleep(0.01)
+        await log.append(accepted(2))
+        async with routing(log) as shard:
+            assert [entry.record for entry in await take_all(shard, 1)] == [accepted(2)]
+
+
+async def test_what_waits_for_the_disk_is_bounded(path: Path) -> None:
+    let_go = threading.Event()
+    content = bytes(1 << 20)
+    async with running(path) as log:
+        blocked = log.writer.ask(lambda _: let_go.wait(20))
+        tasks = [asyncio.ensure_future(log.append(accepted(n, content))) for n in range(80)]
+        await asyncio.sleep(0.05)
+        assert log.writer._waiting_bytes < 34 << 20
+        let_go.set()
+        await blocked
+        await asyncio.gather(*tasks)
+        async with routing(log) as shard:
+            assert len(await take_all(shard, 80)) == 80
+
+
+async def test_the_files_shrink_again_when_the_mail_is_gone(path: Path) -> None:
+    content = bytes(100_000)
+    async with running(path) as log:
+        for _ in range(8):
+            await asyncio.gather(*(log.append(accepted(n, content)) for n in range(100)))
+        async with routing(log) as shard:
+            await shard.commit([], await take_all(shard, 800, limit=1000))
+        async with asyncio.timeout(20):
+            while sum(f.stat().st_size for f in path.parent.iterdir()) > 24 << 20:
+                await asyncio.sleep(0.05)
+
+
+async def test_memory_and_database_hand_over_each_entry_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mail.log.embedded.TAIL_BYTES", 20_000)  # some ten entries: the two take turns all the time
+    total = 2000
+    async with running(path) as log, routing(log) as shard:
+        numbers = iter(range(total))
+        order: list[str] = []
+
+        async def append() -> None:
+            for n in numbers:
+                await log.append(accepted(n, bytes(1500)))
+                order.append(queue_id(n))
+
+        appends = asyncio.gather(*(append() for _ in range(30)))
+        seen: list[int] = []
+        ids: list[str] = []
+        while len(ids) < total:
+            taken = await shard.take(len(ids) % 40 + 1, timedelta(seconds=5))
+            assert taken
+            seen += [entry.offset for entry in taken]
+            ids += [entry.record.message.queue_id for entry in taken if isinstance(entry.record, Accepted)]
+            if len(ids) % 3:
+                await shard.commit([], taken)
+                await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(0.002)
+                await shard.commit([], taken)
+        await appends
+        assert seen == sorted(set(seen))
+        assert sorted(ids) == [queue_id(n) for n in range(total)]
+        assert not await shard.take(1, timedelta(0))
+
+
+async def test_a_disk_that_stays_broken_is_down_until_it_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(path) as log:
+        await log.append(accepted(1))
+
+        def broken(*_: object) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as broken_disk:
+            broken_disk.setattr("mail.log.embedded.store.Store._open", broken)
+            broken_disk.setattr("mail.log.embedded.store.Store.commit", broken)
+            for _ in range(3):
+                with pytest.raises(LogUnavailable, match="disk I/O error"):
+                    await log.append(accepted(2))
+            condition = log.condition()
+            assert isinstance(condition, Down)
+            assert str(path) in condition.reason
+        async with asyncio.timeout(10):
+            while not isinstance(log.condition(), Usable):
+                await asyncio.sleep(0.01)
+        await log.append(accepted(3))
+        async with routing(log) as shard:
+            assert [entry.record for entry in await take_all(shard, 2)] == [accepted(1), accepted(3)]
+
+
+async def test_a_read_that_fails_loses_nothing_that_was_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(path) as log:
+        await log.append(accepted(1))
+        await log.append(attempted(2))
+        entries = Store.entries
+        failures = iter([True])
+
+        def fails_once(store: Store, topic: Topic, shard: int, after: int, limit: int) -> EntryRows:
+            if topic is ACCEPTED and next(failures, False):
+                raise sqlite3.OperationalError("disk I/O error")
+            return entries(store, topic, shard, after, limit)
+
+        monkeypatch.setattr(Store, "entries", fails_once)
+        async with routing(log) as shard:
+            taken = [*await take_all(shard, 1)]
+            assert [entry.record for entry in taken] == [attempted(2)]
+            taken += await take_all(shard, 1)
+            assert [entry.record for entry in taken] == [attempted(2), accepted(1)]
+            await shard.commit([], taken)
+            assert await log.backlog() == Backlog(0, 0, 0)

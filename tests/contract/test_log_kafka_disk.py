@@ -1,0 +1,55 @@
+"""What is consumed gives its disk back, on a broker that looks every half second instead of every five minutes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from mail.log.kafka import topics
+from tests.contract.log_contract import numbers, routing, take_all
+from tests.support.kafka import MakesClusters
+from tests.support.kafka_log import running, settings_on
+from tests.support.log_samples import accepted
+from tests.support.ports import wait_until
+
+pytestmark = pytest.mark.kafka_cluster
+
+MEGABYTE = 1 << 20
+
+
+def disk_use(folder: Path, topic: str) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*.log") if topic in str(file.parent.name))
+
+
+async def test_disk_use_falls_and_what_is_not_consumed_stays(
+    kafka_cluster: MakesClusters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(topics._PURGED, "segment.bytes", str(MEGABYTE))
+    cluster = await asyncio.to_thread(
+        kafka_cluster,
+        1,
+        settings={
+            "log.retention.check.interval.ms": "500",
+            "log.segment.delete.delay.ms": "500",
+            "log.initial.task.delay.ms": "500",
+        },
+    )
+    settings = settings_on(cluster.bootstrap, shards=1, delivery_shards=1)
+    async with running(settings) as log:
+        content = bytes(100_000)
+        for n in range(0, 120, 10):
+            await asyncio.gather(*(log.append(accepted(n + k, content)) for k in range(10)))
+        full = disk_use(cluster.directory, settings.prefix + "accepted")
+        assert full > 11 * MEGABYTE
+        async with routing(log) as router:
+            for _ in range(5):
+                await router.commit([], await take_all(router, 20, limit=20))
+            await log.purge()
+            await wait_until(
+                lambda: disk_use(cluster.directory, settings.prefix + "accepted") < 4 * MEGABYTE,
+                deadline_seconds=30,
+                what="less disk in use",
+            )
+            assert numbers(await take_all(router, 20)) == [accepted(n, content) for n in range(100, 120)]

@@ -1,0 +1,287 @@
+"""What only a log of several processes has: shards that move, owners that are stale, marks that a next owner reads.
+
+Two `KafkaLog`s of one test stand for two processes; real ones are killed and frozen in tests/faults/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+from aiokafka import TopicPartition
+
+from mail.log import DeliveryShard, Entry, RouterShard, ShardLost
+from mail.log.codec import encode
+from mail.log.kafka import KafkaLog, membership
+from mail.log.kafka.access import make_access
+from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.marks import Marks
+from mail.log.kafka.topics import create, open_admin
+from mail.log.kafka.transacting import Transactor, batches_of
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, place
+from mail.record import Dispatched
+from mail.route import ToMx
+from mail.settings import LogSettings
+from tests.contract.log_contract import delivering, dispatches, lines, numbers, routing, take_all
+from tests.support.kafka_log import make_topics, plant, running, settings_on
+from tests.support.log_samples import accepted, attempted, dispatched, event, pending, queue_id
+from tests.support.ports import wait_until
+
+pytestmark = pytest.mark.kafka
+
+SOON = timedelta(seconds=5)
+
+
+class Owner:
+    """A router or delivery that owns what the group gives it, and takes nothing."""
+
+    def __init__(self, own: Callable[..., Awaitable[None]]) -> None:
+        self.stop = asyncio.Event()
+        self.shards: dict[int, RouterShard | DeliveryShard] = {}
+        self.began: list[int] = []
+        self._task = asyncio.ensure_future(own(self._tend, self.stop))
+
+    async def _tend(self, shard: RouterShard | DeliveryShard) -> None:
+        self.began.append(shard.number)
+        self.shards[shard.number] = shard
+        try:
+            await shard.lost.wait()  # type: ignore[union-attr]
+        finally:
+            self.shards.pop(shard.number, None)
+
+    async def leave(self) -> None:
+        self.stop.set()
+        await self._task
+
+    async def owns(self, count: int) -> None:
+        await wait_until(lambda: len(self.shards) == count, what=f"owning {count} shards, not {sorted(self.shards)}")
+
+
+async def test_a_stale_owner_commits_nothing(kafka_bootstrap: str) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    async with running(settings) as log:
+        await log.append(accepted(1))
+        async with routing(log) as stale:
+            taken = await take_all(stale, 1)
+            next_owner = Transactor(make_access(settings), f"{settings.prefix}router-0", f"{settings.prefix}router", 5)
+            await next_owner.open()
+            with pytest.raises(ShardLost):
+                await stale.commit([pending(1), dispatched(1), event(1)], taken)
+            await next_owner.commit(batches_of([pending(2)], log.counts, settings.prefix), {})
+            await next_owner.close()
+        async with routing(log) as shard:
+            assert await lines(shard) == [pending(2)]
+            assert numbers(await take_all(shard, 1)) == [accepted(1)]
+        assert [e async for e in log.history(queue_id(1))] == []
+        assert (await log.backlog()).dispatched == 0
+
+
+async def test_what_a_stale_owner_left_open_is_ended_by_the_next(kafka_bootstrap: str) -> None:
+    """A transaction that was begun and never ended hides nothing once the shard has its next owner."""
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    async with running(settings) as log:
+        group = f"{settings.prefix}router"
+        killed = Transactor(make_access(settings), f"{group}-0", group, 5)
+        await killed.open()
+        producer = killed._producer
+        assert producer is not None
+        await producer.begin_transaction()
+        frame = encode(dispatched(1)) or b""
+        await (await producer.send(settings.prefix + DISPATCHED.name, frame, b"k", 0))
+        async with routing(log) as shard, delivering(log) as deliverer:
+            await shard.commit([dispatched(2)], [])
+            assert [e.record for e in await dispatches(deliverer, 1)] == [dispatched(2)]
+        await killed.close()
+
+
+async def test_a_router_that_joins_takes_some_and_disturbs_nobody_else(kafka_bootstrap: str) -> None:
+    settings = settings_on(kafka_bootstrap, shards=4, delivery_shards=1)
+    async with running(settings) as one, running(settings) as two:
+        first = Owner(one.route)
+        await first.owns(4)
+        second = Owner(two.route)
+        await second.owns(2)
+        await first.owns(2)
+        assert not set(first.shards) & set(second.shards)
+        assert sorted(first.began) == [0, 1, 2, 3]  # what stayed was never interrupted
+        await second.leave()
+        await first.owns(4)
+        await first.leave()
+
+
+async def test_a_busy_shard_is_told_and_its_drain_still_counts(kafka_bootstrap: str) -> None:
+    """Taken back while its owner works: what it finishes while it drains is not given to the next one."""
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    async with running(settings) as one, running(settings) as two:
+        async with routing(one) as router:
+            await router.commit([dispatched(n) for n in range(6)], [])
+        told = asyncio.Event()
+
+        async def work(shard: DeliveryShard) -> None:
+            entries = await dispatches(shard, 6)
+            await shard.finish(entries[4], attempted(4))
+            with pytest.raises(ShardLost):
+                await shard.take(1)
+            told.set()
+            await asyncio.sleep(0.3)
+            await shard.finish(entries[1], attempted(1))
+
+        stop = asyncio.Event()
+        busy = asyncio.ensure_future(one.deliver(work, stop))
+        await asyncio.sleep(1.5)
+        stop.set()
+        await told.wait()
+        async with delivering(two) as deliverer:
+            again = [entry.record for entry in await dispatches(deliverer, 4)]
+        await busy
+        assert again == [dispatched(n) for n in (0, 2, 3, 5)]
+
+
+async def test_marks_are_committed_while_work_goes_on(kafka_bootstrap: str) -> None:
+    """So a kill repeats what was in flight and nothing else: nothing is closed here before we look."""
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    at = TopicPartition(settings.prefix + DISPATCHED.name, 0)
+    async with running(settings) as log, Lookout(make_access(settings)) as lookout:
+        async with routing(log) as router:
+            await router.commit([dispatched(n) for n in range(10)], [])
+        async with delivering(log) as shard:
+            entries = await dispatches(shard, 10)
+            for n in (7, 0, 4, 9):
+                await shard.finish(entries[n], attempted(n))
+
+            async def is_marked() -> bool:
+                marks = await lookout.marks(f"{settings.prefix}delivery", [at])
+                return at in marks and [n for n in range(10) if Marks.of(marks[at]).is_finished(n)] == [0, 4, 7, 9]
+
+            await wait_until(is_marked, deadline_seconds=3, what="the marks of four finished")
+
+
+async def test_an_attempt_finished_after_its_shard_was_closed_is_the_next_owners(kafka_bootstrap: str) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    async with running(settings) as log:
+        async with routing(log) as router:
+            await router.commit([dispatched(1)], [])
+        async with delivering(log) as shard:
+            (entry,) = await dispatches(shard, 1)
+        with pytest.raises(ShardLost):
+            await shard.finish(entry, attempted(1))
+        async with routing(log) as router:
+            assert not await router.take(10, timedelta(0))
+
+
+async def test_purge_takes_what_is_consumed_and_nothing_else(kafka_bootstrap: str) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    first = [TopicPartition(settings.prefix + topic.name, 0) for topic in (ACCEPTED, DISPATCHED, ATTEMPTED)]
+    async with running(settings) as log, Lookout(make_access(settings)) as lookout:
+        for n in range(4):
+            await log.append(accepted(n))
+        async with routing(log) as router, delivering(log) as shard:
+            await log.purge()
+            assert [(await lookout.begins([at]))[at] for at in first] == [0, 0, 0]
+            taken = await take_all(router, 3, limit=3)
+            await router.commit([dispatched(n) for n in range(4)], taken)
+            entries = await dispatches(shard, 4)
+            for n in (0, 1, 3):
+                await shard.finish(entries[n], attempted(n))
+            reports = await take_all(router, 4)
+            assert len([r for r in numbers(reports) if r == accepted(3)]) == 1
+            await asyncio.sleep(0.5)  # the marks are committed
+            await log.purge()
+            begins = [(await lookout.begins([at]))[at] for at in first]
+            assert begins == [3, 2, 0]  # the third dispatch is in flight; four inputs are taken and not committed
+            await router.commit([], reports)
+            await shard.finish(entries[2], attempted(2))
+            await asyncio.sleep(0.5)
+            await log.purge()
+            begins = [(await lookout.begins([at]))[at] for at in first]
+            assert begins[0] == 4
+            assert begins[1] >= 4
+            assert begins[2] == 3
+            assert numbers(await take_all(router, 1)) == [attempted(2)]
+
+
+async def test_a_record_nobody_can_read_stops_its_shard_and_no_other(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=1)
+    await make_topics(settings)
+    frame = bytearray(encode(accepted(1)) or b"")
+    frame[2] = 9
+    await plant(settings, ACCEPTED, 0, bytes(frame))
+    monkeypatch.setattr(membership, "_STOPPED_SECONDS", 0.5)
+    seen: list[int] = []
+    tries = 0
+
+    async def tend(shard: RouterShard) -> None:
+        nonlocal tries
+        tries += shard.number == 0
+        while True:
+            seen.extend(entry.offset for entry in await shard.take(10, SOON))
+
+    async with running(settings) as log:
+        stop = asyncio.Event()
+        owning = asyncio.ensure_future(log.route(tend, stop))
+        other = next(n for n in range(100) if place(accepted(n), log.counts).shard == 1)
+        await log.append(accepted(other))
+        await wait_until(lambda: len(seen) == 1, what="the other shard's message")
+        await wait_until(lambda: tries >= 2, what="a second look at the one that is stopped")
+        assert not owning.done()
+        stop.set()
+        await owning
+
+
+async def test_dispatched_may_grow_and_nothing_is_lost(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mail.log.kafka._GROWTH_SECONDS", 0.3)
+    monkeypatch.setattr("mail.log.kafka.access.METADATA_SECONDS", 0.5)
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+
+    def out(n: int) -> Dispatched:
+        return dispatched(n, ToMx(f"d{n}.test", ((10, f"mx{n}.test"),)))
+
+    got: list[Entry[Dispatched]] = []
+
+    async def tend(shard: DeliveryShard) -> None:
+        while True:
+            for entry in await shard.take(10):
+                await shard.finish(entry, attempted(int(entry.record.delivery.route.site[8:].partition(".")[0])))
+                got.append(entry)
+
+    async with running(settings) as log:
+        stop = asyncio.Event()
+        delivery = asyncio.ensure_future(log.deliver(tend, stop))
+        async with routing(log) as router:
+            await router.commit([out(n) for n in range(10)], [])
+            await wait_until(lambda: len(got) == 10, what="ten")
+            grown = settings.model_copy(update={"delivery_shards": 4})
+            await grow(grown)
+            await wait_until(lambda: log.counts.by_site == 4, what="four shards")
+            await router.commit([out(n) for n in range(10, 50)], [])
+            await wait_until(lambda: len(got) == 50, what="all fifty")
+        stop.set()
+        await delivery
+    assert sorted(entry.record.delivery.id for entry in got) == sorted(out(n).delivery.id for n in range(50))
+    assert {entry.shard for entry in got} == {0, 1, 2, 3}
+
+
+async def grow(settings: LogSettings) -> None:
+    access = make_access(settings)
+    admin = await open_admin(access)
+    try:
+        done = await create(admin, access, settings)
+    finally:
+        await admin.close()
+    assert done == [f"{settings.prefix}dispatched: 1 -> 4 partitions"]
+
+
+async def test_two_lives_of_one_log(kafka_bootstrap: str) -> None:
+    """Started, closed and closed again: nothing hangs, nothing is left open."""
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    await make_topics(settings)
+    for n in range(2):
+        log = KafkaLog(settings)
+        await log.start()
+        await log.append(accepted(n))
+        await log.close()
+        await log.close()

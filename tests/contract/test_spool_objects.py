@@ -1,0 +1,259 @@
+"""What only the spool in an object store has, on a real server: packs, damage, a server that is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from mail.message import Spooled, make_queue_id
+from mail.spool import SpoolDamaged, SpoolUnavailable
+from mail.spool import objects as objects_module
+from mail.spool.objects import ObjectSpool
+from mail.spool.packs import LARGE_BYTES, PACK_BYTES
+from tests.support.objects import BUCKET, SECRET_KEY, ObjectServer, object_spool
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.objects
+
+
+@pytest.fixture
+def server() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def spool(server: ObjectServer) -> AsyncIterator[ObjectSpool]:
+    made = object_spool(server)
+    yield made
+    await made.close()
+
+
+async def _refusal(spool: ObjectSpool) -> str:
+    """What start says, on one line."""
+    with pytest.raises(SpoolUnavailable) as caught:
+        await spool.start()
+    text = str(caught.value)
+    assert text.startswith("spool.url: cannot write the spool s3://")
+    assert "\n" not in text
+    assert SECRET_KEY not in text
+    return text.partition(": ")[2].partition(": ")[2]
+
+
+async def test_contents_kept_together_share_an_object_and_large_ones_have_their_own(
+    server: ObjectServer, spool: ObjectSpool
+) -> None:
+    contents = [bytes([number]) * 10_000 for number in range(200)] + [b"L" * LARGE_BYTES]
+    kept = await asyncio.gather(*map(spool.keep, contents))
+    assert len(server.files()) == 2
+    assert {spooled.name.partition("@")[0] for spooled in kept} == {
+        f"{path.parent.name}/{path.name}" for path in server.files()
+    }
+    assert await asyncio.gather(*map(spool.read, kept)) == contents
+
+
+async def test_a_pack_is_bounded_and_several_are_written_at_once(server: ObjectServer, spool: ObjectSpool) -> None:
+    kept = await asyncio.gather(*(spool.keep(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
+    assert len(server.files()) == 3
+    assert max(path.stat().st_size for path in server.files()) <= PACK_BYTES
+    assert len(await asyncio.gather(*map(spool.read, kept))) == 20
+
+
+async def test_what_is_kept_is_there_for_another_process(server: ObjectServer, spool: ObjectSpool) -> None:
+    spooled = await spool.keep(b"content")
+    other = object_spool(server)
+    assert await other.read(spooled) == b"content"
+    await other.close()
+
+
+async def test_an_object_that_was_removed_is_damage_that_says_what_to_do(
+    server: ObjectServer, spool: ObjectSpool
+) -> None:
+    spooled = await spool.keep(b"content")
+    (file,) = server.files()
+    name = spooled.name.partition("@")[0]
+    file.rename(server.home / "backup")
+    for limit in (None, 3, 0):
+        with pytest.raises(SpoolDamaged, match=rf"^spool object s3://{BUCKET}/spool/{name} is missing: put it back"):
+            await spool.read(spooled, limit)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (server.home / "backup").rename(file)
+    assert await spool.read(spooled) == b"content"
+
+
+async def test_an_object_that_was_changed_or_cut_is_damage(server: ObjectServer, spool: ObjectSpool) -> None:
+    first, second = await asyncio.gather(spool.keep(b"first content"), spool.keep(b"second content"))
+    (file,) = server.files()
+    file.write_bytes(b"F" + file.read_bytes()[1:])
+    with pytest.raises(SpoolDamaged, match=f"{file.name} does not hold what was kept at 0: put it back"):
+        await spool.read(first)
+    assert await spool.read(second) == b"second content"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(SpoolDamaged, match=f"{file.name} ends at 26, before 27: put it back"):
+        await spool.read(second)
+    assert await spool.read(second, 6) == b"second"
+    file.write_bytes(b"")
+    with pytest.raises(SpoolDamaged, match="ends at 0, before"):
+        await spool.read(second, 6)
+
+
+async def test_a_bucket_that_is_gone_is_not_a_lost_object(server: ObjectServer, spool: ObjectSpool) -> None:
+    spooled = await spool.keep(b"content")
+    server.bucket.rename(server.home / "elsewhere")
+    with pytest.raises(SpoolUnavailable, match="there is no such bucket: make it, or"):
+        await spool.read(spooled)
+    with pytest.raises(SpoolUnavailable, match="no such bucket"):
+        await spool.keep(b"more")
+    with pytest.raises(SpoolUnavailable, match="no such bucket"):
+        await spool.sweep(datetime.now(UTC))
+    (server.home / "elsewhere").rename(server.bucket)
+    assert await spool.read(spooled) == b"content"
+
+
+async def test_a_server_that_is_stopped_is_unavailable_at_once_and_used_again_when_it_is_back(
+    server: ObjectServer, spool: ObjectSpool
+) -> None:
+    spooled = await spool.keep(b"content")
+    server.kill()
+    began = time.monotonic()
+    answers = await asyncio.gather(
+        *(spool.keep(b"x" * size) for size in (10, 10, LARGE_BYTES)),
+        spool.read(spooled),
+        spool.read(spooled, 0),
+        spool.sweep(datetime.now(UTC)),
+        return_exceptions=True,
+    )
+    assert {type(answer) for answer in answers} == {SpoolUnavailable}
+    assert {str(answer).partition("spool: ")[2] for answer in answers} == {
+        "the store refuses connections: start it, or correct spool.endpoint"
+    }
+    assert time.monotonic() - began < 10
+    server.start()
+    assert await spool.read(spooled) == b"content"
+    assert await spool.read(await spool.keep(b"more")) == b"more"
+
+
+async def test_a_server_that_says_nothing_is_unavailable_in_time_for_all_who_wait(server: ObjectServer) -> None:
+    spool = object_spool(server, time_limit_seconds=1.0)
+    spooled = await spool.keep(b"content")
+    with server.frozen():
+        began = time.monotonic()
+        waiting = [asyncio.create_task(spool.keep(b"x" * 1000)) for _ in range(10)]
+        await asyncio.sleep(0.3)  # behind the first pack by now
+        waiting += [asyncio.create_task(spool.keep(b"y" * 1000)) for _ in range(500)]
+        reading = [asyncio.create_task(spool.read(spooled)) for _ in range(3 * objects_module.REQUESTS)]
+        answers = await asyncio.gather(*waiting, *reading, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {SpoolUnavailable}
+        assert str(answers[-1]).endswith("the store does not answer: check spool.endpoint and the network")
+        assert time.monotonic() - began < 4
+    assert await spool.read(spooled) == b"content"
+    assert await spool.read(await spool.keep(b"more")) == b"more"
+    await spool.close()
+
+
+async def test_a_store_that_takes_connections_and_never_answers_is_given_up(server: ObjectServer) -> None:
+    assert objects_module.TIME_LIMIT_SECONDS == 15
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        spool = object_spool(server, time_limit_seconds=2, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        assert (await _refusal(spool)).startswith("the store does not answer")
+        assert 1.5 < time.monotonic() - began < 6
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({"access_key": "somebody"}, "access is refused (XAdminUserNotFound): check spool.access_key"),
+        ({"secret_key": "guessed"}, "access is refused (SignatureDoesNotMatch): check spool.access_key"),
+        ({"url": "s3://nobody-made-it/spool"}, "there is no such bucket: make it, or correct spool.url"),
+    ],
+)
+async def test_what_is_set_wrongly_is_said_at_start(server: ObjectServer, over: dict[str, str], words: str) -> None:
+    spool = object_spool(server, **over)
+    assert (await _refusal(spool)).startswith(words)
+    with pytest.raises(SpoolUnavailable):  # and never taken for lost mail
+        await spool.read(Spooled("2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@0", 3, "00" * 16))
+    with pytest.raises(SpoolUnavailable):
+        await spool.keep(b"content")
+    await spool.close()
+
+
+async def test_a_port_where_nobody_is_and_one_that_does_not_speak_tls(server: ObjectServer) -> None:
+    nobody = object_spool(server, endpoint=f"http://127.0.0.1:{free_port()}")
+    assert (await _refusal(nobody)).startswith("the store refuses connections: start it")
+    clear = object_spool(server, endpoint=f"https://127.0.0.1:{server.port}")
+    assert "check spool.endpoint" in await _refusal(clear)
+
+
+async def test_starting_leaves_nothing_behind(server: ObjectServer, spool: ObjectSpool) -> None:
+    await spool.start()
+    assert server.files() == []
+
+
+async def test_a_bucket_that_cannot_be_written_is_said_at_start(server: ObjectServer, spool: ObjectSpool) -> None:
+    (server.bucket / "spool").write_bytes(b"an object where our prefix is")
+    assert (await _refusal(spool)).startswith("the store answered 409 ObjectParentIsFile: check spool.endpoint")
+
+
+async def test_a_session_token_of_the_environment_is_not_mixed_with_our_keys(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of another key")
+    await object_spool(server).start()
+
+
+async def test_without_keys_those_of_the_environment_are_used(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = server.settings()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", str(settings["access_key"]))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", str(settings["secret_key"]))
+    await object_spool(server, access_key="", secret_key="").start()
+
+
+def _put_old(server: ObjectServer, age: timedelta, count: int) -> datetime:
+    """Objects as they would have been written then; when that was."""
+    then = datetime.now(UTC) - age
+    folder = server.bucket / "spool" / then.strftime("%Y%m%d%H")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        (folder / make_queue_id(int(then.timestamp() * 1000), number)).write_bytes(b"old")
+    return then
+
+
+async def test_a_sweep_goes_by_hours_and_by_the_time_in_the_names(server: ObjectServer, spool: ObjectSpool) -> None:
+    spooled = await spool.keep(b"new")
+    _put_old(server, timedelta(days=9), 2500)
+    boundary = _put_old(server, timedelta(days=7), 3)
+    strangers = [server.bucket / "spool" / "notes.txt", server.bucket / "spool" / "2020010100" / "notes.txt"]
+    strangers[1].parent.mkdir()
+    for stranger in strangers:
+        stranger.write_bytes(b"not ours")
+    assert await spool.sweep(boundary - timedelta(milliseconds=2)) == 2500
+    assert await spool.sweep(boundary + timedelta(milliseconds=2)) == 3
+    assert all(stranger.exists() for stranger in strangers)
+    assert len(server.files()) == 3
+    assert await spool.read(spooled) == b"new"
+
+
+async def test_a_prefix_of_several_parts_and_none_do_not_see_each_other(server: ObjectServer) -> None:
+    deep, root = (object_spool(server, url=f"s3://{BUCKET}{prefix}") for prefix in ("/eil/post", ""))
+    for spool in (deep, root):
+        await spool.start()
+    in_deep, in_root = await deep.keep(b"deep"), await root.keep(b"root")
+    assert len(server.files("eil/post")) == 1
+    assert await root.sweep(datetime.now(UTC) + timedelta(seconds=5)) == 1
+    assert await deep.read(in_deep) == b"deep"
+    with pytest.raises(SpoolDamaged):
+        await root.read(in_root)
+
+
+async def test_a_closed_spool_says_so(spool: ObjectSpool) -> None:
+    await spool.close()
+    with pytest.raises(SpoolUnavailable, match="closed"):
+        await spool.keep(b"more")

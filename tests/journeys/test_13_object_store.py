@@ -1,0 +1,124 @@
+"""13: a large message goes by way of an object store; a lost object is a deferral whose reason the queue shows."""
+
+from __future__ import annotations
+
+import asyncio
+import smtplib
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.journeys.test_07_large import letter
+from tests.support.objects import BUCKET, SECRET_KEY, ObjectServer
+from tests.support.onebox import OneBox
+from tests.support.ports import free_port
+from tests.support.remote import Remote
+from tests.support.world import queue_id_in
+
+pytestmark = pytest.mark.objects
+
+
+def _send(box: OneBox, content: bytes, to: str) -> str:
+    with smtplib.SMTP("127.0.0.1", box.mx, "client.test", timeout=30) as client:
+        client.ehlo()
+        client.mail("bob@example.test")
+        assert client.rcpt(to)[0] == 250
+        code, text = client.data(content)
+        assert code == 250, text
+        return queue_id_in(text.decode())
+
+
+def _wait_for(box: OneBox, *command: str, says: str) -> str:
+    """Ask until the answer has these words; the answer with its white space folded."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        answer = " ".join(box.run(*command, ok=False).split())
+        if says in answer:
+            return answer
+        time.sleep(0.2)
+    raise AssertionError(f"eilpost {' '.join(command)} does not say {says!r}:\n{answer}\n{box.output()[-3000:]}")
+
+
+def test_into_a_mailbox_by_way_of_the_store(tmp_path: Path) -> None:
+    content = letter(3_000_000)
+    with ObjectServer() as server, OneBox(tmp_path / "home", {"spool": server.settings("eil/post")}) as box:
+        queue_id = _send(box, content, "alice@example.test")
+        _wait_for(box, "trace", queue_id, says="closed after")
+        (kept,) = box.mailbox("alice")
+        assert kept.endswith(content)
+        (file,) = server.files("eil/post")
+        assert file.read_bytes().endswith(content)
+        assert SECRET_KEY not in box.output()
+        assert not (box.home / "spool").exists()
+        assert box.stop() == 0
+
+
+async def test_a_lost_object_is_a_deferral_in_the_queue_and_ends_when_it_is_put_back(tmp_path: Path) -> None:
+    content, port = letter(600_000), free_port()
+    settings = {
+        "delivery": {"relay": f"smtp://127.0.0.1:{port}", "dead_site": "100ms"},
+        "router": {"retry": ["1s"]},
+    }
+    with ObjectServer() as server, OneBox(tmp_path / "home", {"spool": server.settings(), **settings}) as box:
+
+        async def waits(says: str) -> str:
+            return await asyncio.to_thread(_wait_for, box, "queue", says=says)
+
+        queue_id = await asyncio.to_thread(_send, box, content, "friend@elsewhere.test")
+        await waits("connection refused")
+        (file,) = server.files()
+        file.rename(server.home / "backup")
+        queue = await waits("is missing")
+        name = f"{file.parent.name}/{file.name}"
+        assert (
+            f"451 4.3.0 Spooled content {name}@0: spool object s3://{BUCKET}/spool/{name} is missing: put it" in queue
+        )
+        file.parent.mkdir(exist_ok=True)
+        (server.home / "backup").rename(file)
+        async with Remote(port=port) as remote:
+            await asyncio.to_thread(_wait_for, box, "trace", queue_id, says="closed after")
+            (message,) = remote.messages
+        assert message.content.endswith(content)
+
+
+def test_a_store_that_is_away_is_4xx_and_mail_waits_for_it(tmp_path: Path) -> None:
+    content = letter(600_000)
+    with ObjectServer() as server, OneBox(tmp_path / "home", {"spool": server.settings()}) as box:
+        server.kill()
+        with pytest.raises(AssertionError, match=r"4\.3\.1"):
+            _send(box, content, "alice@example.test")
+        queue_id = _send(box, b"Subject: small\r\n\r\nneeds no spool\r\n", "alice@example.test")
+        _wait_for(box, "trace", queue_id, says="closed after")
+        server.start()
+        _wait_for(box, "trace", _send(box, content, "alice@example.test"), says="closed after")
+        assert len(box.mailbox("alice")) == 2  # what got a 4xx never came
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        (
+            {"secret_key": "guessed"},
+            "access is refused (SignatureDoesNotMatch): check spool.access_key and spool.",
+        ),
+        ({"url": "s3://nobody-made-it"}, "there is no such bucket: make it, or correct spool.url"),
+        (
+            {"endpoint": f"http://127.0.0.1:{free_port()}"},
+            "the store refuses connections: start it, or correct spool.",
+        ),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_one_line_at_start(tmp_path: Path, over: dict[str, str], words: str) -> None:
+    with ObjectServer() as server:
+        box = OneBox(tmp_path / "home", {"spool": server.settings() | over})
+        ended = subprocess.run(
+            [*box.command, "--config", str(box.config)], capture_output=True, text=True, timeout=60, check=False
+        )
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("eilpost: ")]
+    assert ended.returncode == 2
+    assert line.startswith("eilpost: spool.url: cannot write the spool s3://")
+    assert words in line
+    assert "Traceback" not in ended.stderr
+    assert "guessed" not in ended.stderr

@@ -1,0 +1,161 @@
+"""Journey 21: two customers on one cluster, one of them dedicated: its mail has topics and workers of its own.
+
+example.test is hosted on what is shared, acme.test on its own. Seen: each message is in the topics of its tenant and in
+no other's, `eilpost trace` finds both, a transaction for both is taken in two, and while acme's processes are away its
+mail waits and everybody else's flows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import smtplib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from aiokafka import TopicPartition
+
+from mail.log.kafka.access import make_access
+from mail.log.kafka.lookout import Lookout
+from mail.log.topics import ALL_TOPICS
+from mail.settings import LogSettings
+from tests.support.kafka_log import make_topics, settings_on
+from tests.support.onebox import EILPOST, OneBox, directory_toml
+from tests.support.ports import wait_until
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
+
+DIRECTORY = (
+    '[tenants.acme]\nhosting = "dedicated"\n\n[domains."acme.test"]\ntenant = "acme"\n\n'
+    + directory_toml(("alice", "bob"))
+    + '[users."wile@acme.test"]\n\n'
+)
+
+
+class Hosting:
+    """The processes of both customers, on one set of folders."""
+
+    def __init__(self, folder: Path, log: LogSettings) -> None:
+        self.folder = folder
+        shared = {
+            "log": {
+                "url": log.url,
+                "prefix": log.prefix,
+                "durability": "dev",
+                "session_timeout": "6s",
+                "replication": 1,
+            },
+            "spool": {"url": f"file:{folder}/spool"},
+            "mailboxes": {"url": f"maildir:{folder}/mail"},
+        }
+
+        def process(name: str, *command: str) -> OneBox:
+            return OneBox(folder / name, shared, directory=DIRECTORY, command=(str(EILPOST), *command))
+
+        self.ingress = process("ingress", "ingress")
+        self.shared = [process("router", "router"), process("delivery", "delivery")]
+        self.acme = [
+            process("acme-router", "router", "--tenant", "acme"),
+            process("acme-delivery", "delivery", "--tenant", "acme"),
+        ]
+
+    @contextlib.contextmanager
+    def running(self, processes: Sequence[OneBox]) -> Iterator[None]:
+        try:
+            for process in processes:
+                process.start(wait=False)
+            for process in processes:
+                process.wait_ready()
+            yield
+        finally:
+            for process in processes:
+                process.kill()
+
+    def kept(self, address: str) -> int:
+        user, _, domain = address.partition("@")
+        return sum(file.is_file() for file in (self.folder / "mail" / domain / user).glob("new/*"))
+
+
+def send(port: int, sender: str, *recipients: str) -> tuple[str, dict[str, tuple[int, bytes]]]:
+    """The queue id of what was taken, and who was refused."""
+    with smtplib.SMTP("127.0.0.1", port) as client:
+        client.ehlo()
+        client.mail(sender)
+        refused = {}
+        for recipient in recipients:
+            code, text = client.rcpt(recipient)
+            if code != 250:
+                refused[recipient] = (code, text)
+        code, text = client.data(b"Subject: x\r\n\r\nx\r\n")
+        assert code == 250
+        found = re.search(r"\b[0-9A-Z]{26}\b", text.decode())
+        assert found is not None
+        return found[0], refused
+
+
+async def records(log: LogSettings) -> dict[str, int]:
+    """Records ever written to each of the topics."""
+    access = make_access(log)
+    written = {}
+    async with Lookout(access) as lookout:
+        found = await lookout.topics(with_config=False)
+        for topic in ALL_TOPICS:
+            partitions = [TopicPartition(access.prefix + topic.name, n) for n in range(found[topic].partitions)]
+            written[topic.name] = sum((await lookout.ends(partitions)).values())
+    return written
+
+
+async def test_a_dedicated_tenant_shares_nothing(kafka_bootstrap: str, tmp_path: Path) -> None:
+    log = settings_on(kafka_bootstrap)
+    acme = log.model_copy(update={"prefix": f"{log.prefix}acme."})
+    await make_topics(log.model_copy(update={"shards": 2, "delivery_shards": 2}))
+    hosting = Hosting(tmp_path, log)
+    with hosting.running([hosting.ingress, *hosting.shared]):
+        # Before its topics are made, its mail is its sender's still.
+        with smtplib.SMTP("127.0.0.1", hosting.ingress.mx) as client:
+            client.ehlo()
+            client.mail("someone@elsewhere.test")
+            assert client.rcpt("wile@acme.test")[0] == 250
+            code, _ = client.data(b"Subject: x\r\n\r\nx\r\n")
+            assert code == 451
+        made = hosting.ingress.run("topics", "create", "--tenant", "acme")
+        assert made.count(": made") == len(ALL_TOPICS)
+        assert hosting.ingress.run("topics", "create", "--tenant", "acme") == "nothing to do\n"
+        await asyncio.sleep(5.1)  # the lane looks again
+
+        # Acme's own processes do not run yet: its mail waits, and nobody else's does.
+        to_acme, _ = await asyncio.to_thread(send, hosting.ingress.mx, "someone@elsewhere.test", "wile@acme.test")
+        before = await records(log)
+        to_alice, refused = await asyncio.to_thread(
+            send, hosting.ingress.mx, "someone@elsewhere.test", "alice@example.test", "wile@acme.test"
+        )
+        assert refused["wile@acme.test"][0] == 452  # its turn is in a transaction of its own
+        await wait_until(lambda: hosting.kept("alice@example.test") == 1, what="alice's letter")
+        assert hosting.kept("wile@acme.test") == 0
+        assert (await records(acme))["accepted"] == 1
+        shared = await records(log)
+        assert shared["accepted"] == before["accepted"] + 1
+
+        with hosting.running(hosting.acme):
+            await wait_until(lambda: hosting.kept("wile@acme.test") == 1, deadline_seconds=40, what="acme's letter")
+            # What acme sends is acme's, wherever it goes.
+            from_acme, _ = await asyncio.to_thread(send, hosting.ingress.mx, "wile@acme.test", "bob@example.test")
+            await wait_until(lambda: hosting.kept("bob@example.test") == 1, deadline_seconds=30, what="bob's letter")
+            assert (await records(acme))["accepted"] == 2
+            assert await records(log) == shared  # nothing of it ever touched what is shared
+
+            for queue_id in (to_acme, to_alice, from_acme):
+                story = await asyncio.to_thread(hosting.ingress.run, "trace", queue_id)
+                assert "delivered" in story
+            assert "empty" in await asyncio.to_thread(hosting.ingress.run, "queue", "--tenant", "acme")
+    for process in (hosting.ingress, *hosting.shared, *hosting.acme):
+        assert "traceback" not in process.output().lower()
+
+
+def test_a_tenant_that_is_not_dedicated_is_refused(tmp_path: Path) -> None:
+    box = OneBox(tmp_path, {"log": {"url": "kafka://127.0.0.1:1"}}, directory=DIRECTORY)
+    for name in ("nobody", "default"):
+        with pytest.raises(AssertionError, match=r"--tenant .*hosting = .dedicated. \(dedicated are: acme\)"):
+            box.run("queue", "--tenant", name)

@@ -1,0 +1,254 @@
+"""Journey 21: what is queued moves from the log of one machine to a Kafka and back, by the command, killed or not.
+
+Every record is planted or sent before, and after the move the roles deliver it: each message once. A move that is
+killed with SIGKILL is run again until it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eilpost.move.letters import Carrier
+from mail.log import Log
+from mail.log.embedded import EmbeddedLog
+from mail.log.kafka import KafkaLog
+from mail.settings import LogSettings
+from mail.spool.disk import DiskSpool
+from mail.spool.memory import MemorySpool
+from tests.support.kafka_log import make_topics, running, settings_on
+from tests.support.mixed_queue import Planted, arrived, is_empty, plant
+from tests.support.mortal import Killed, Life, moved
+from tests.support.onebox import EILPOST, OneBox, directory_toml, toml
+from tests.support.ports import wait_until
+from tests.support.world import World
+
+
+def configuration(folder: Path, log: LogSettings, spool: str = "spool") -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "eilpost.toml"
+    kafka = {"prefix": log.prefix, "durability": "dev", "session_timeout": "6s", "append_timeout": "3s"}
+    settings: dict[str, dict[str, Any]] = {
+        "log": {"url": log.url, **(kafka if log.url.startswith("kafka") else {})},
+        "spool": {"url": f"file:{spool}"},
+    }
+    path.write_text(toml(settings))
+    (folder / "directory.toml").write_text(directory_toml())
+    return path
+
+
+def move(*arguments: object, status: int = 0) -> str:
+    """The command's standard output, or its standard error when it is to fail."""
+    done = subprocess.run([str(EILPOST), "move", *map(str, arguments)], capture_output=True, text=True, timeout=90)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr if status else done.stdout
+
+
+def begun(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [str(EILPOST), "move", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[EmbeddedLog]:
+    log = EmbeddedLog(path, LogSettings())
+    await log.start()
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+async def deliver(log: Log, spool: Path | MemorySpool, planted: Planted) -> None:
+    """The roles run on the log until all is done; each message arrives once."""
+    world = World({"router": {"retry": ["1s"]}}, log=log, spool=spool if isinstance(spool, Path) else None)
+    if isinstance(spool, MemorySpool):
+        world.spool = spool
+    async with world:
+
+        async def is_through() -> bool:
+            return arrived(await world.mailbox("alice")).total() >= len(planted.expected) and len(
+                await world.queue()
+            ) <= len(planted.held)
+
+        with suppress(AssertionError):  # the comparison below says more
+            await wait_until(is_through, what="the end of the queue", deadline_seconds=60)
+        await asyncio.sleep(1.5)  # a retry of what came twice would be due by now
+        assert arrived(await world.mailbox("alice")) == dict.fromkeys(planted.expected, 1)
+        assert {line.delivery.message.queue_id for line in await world.queue()} == {
+            planted.messages[name] for name in planted.held
+        }
+
+
+# The command, on files
+
+
+async def test_from_file_to_file_by_two_configurations(tmp_path: Path) -> None:
+    old = configuration(tmp_path / "old", LogSettings(url="embedded:log.db"))
+    new = configuration(tmp_path / "new", LogSettings(url="embedded:new.db"))
+    async with opened(tmp_path / "old/log.db") as log:
+        planted = await plant(log, DiskSpool(tmp_path / "old/spool"), 3)
+    found = json.loads(move("--from", old, "--to", new, "--dry-run", "--json"))
+    assert (found["unread"], found["deliveries"], found["held"]) == (6, 24, 3)
+    assert not (tmp_path / "new/new.db").exists()
+    said = move("--from", old, "--to", new)
+    assert said.startswith("moved 30 messages (6 not yet read by the router), 24 deliveries, ")
+    again = json.loads(move("--from", old, "--to", new, "--json"))
+    assert (again["messages"], again["deliveries"], again["known"]) == (0, 0, 0)
+    shutil.rmtree(tmp_path / "old")
+    await deliver(EmbeddedLog(tmp_path / "new/new.db", LogSettings()), tmp_path / "new/spool", planted)
+
+
+async def test_killed_with_sigkill_again_and_again(tmp_path: Path) -> None:
+    config = configuration(tmp_path, LogSettings(url="embedded:old.db"))
+    async with opened(tmp_path / "old.db") as log:
+        planted = await plant(log, DiskSpool(tmp_path / "spool"), 300)
+    killed = 0
+    for milliseconds in (0, 80, 200, 400, 700):  # from when the target is made on: ever later in the move
+        mover = begun("--from", "embedded:old.db", "--to", "embedded:new.db", "--config", config)
+        while not (tmp_path / "new.db").exists() and mover.poll() is None:
+            await asyncio.sleep(0.005)
+        try:
+            mover.wait(milliseconds / 1000)
+        except subprocess.TimeoutExpired:
+            mover.send_signal(signal.SIGKILL)
+            killed += 1
+        if mover.wait() == 0:
+            break
+    assert killed
+    move("--from", "embedded:old.db", "--to", "embedded:new.db", "--config", config)
+    async with opened(tmp_path / "old.db") as log:
+        assert await is_empty(log)
+        assert (await log.backlog()).dispatched == 0
+    await deliver(EmbeddedLog(tmp_path / "new.db", LogSettings()), tmp_path / "spool", planted)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "says"),
+    [
+        ("embedded:old.db", "embedded:old.db", "are the same log"),
+        ("embedded:old.db", "embedded:./old.db", "are the same log"),
+        ("embedded:nothing.db", "embedded:new.db", "there is no log at"),
+        ("embedded:old.db", "memory:", "a log in memory is gone"),
+        ("embedded:old.db", "kafka:nowhere", "--to kafka:nowhere: brokers are expected"),
+        ("embedded:old.db", "kafka://127.0.0.1:1", "127.0.0.1:1"),
+        ("nothing.toml", "embedded:new.db", "neither a configuration file that exists nor the URL of a log"),
+        ("embedded:spoilt.db", "embedded:new.db", "cannot be opened as a log: file is not a database"),
+        ("embedded:spool", "embedded:new.db", "there is no log at"),
+    ],
+)
+async def test_what_cannot_be_is_one_line(tmp_path: Path, source: str, target: str, says: str) -> None:
+    config = configuration(tmp_path, LogSettings(url="embedded:old.db"))
+    async with opened(tmp_path / "old.db"):
+        pass
+    (tmp_path / "spoilt.db").write_bytes(b"SQLite format 3\0" + b"not really" * 1000)
+    (tmp_path / "spool").mkdir()
+    said = move("--from", source, "--to", target, "--config", config, status=2)
+    assert says in said
+    assert said.startswith("eilpost: ")
+    assert said.count("\n") == 1
+
+
+async def test_a_source_that_runs_is_left_alone(tmp_path: Path) -> None:
+    with OneBox(tmp_path / "box") as box:
+        said = move("--from", box.config, "--to", f"embedded:{tmp_path}/new.db", status=2)
+        assert "another eilpost process" in said
+        assert said.count("\n") == 1
+
+
+# On a real Kafka
+
+
+@pytest.mark.kafka
+async def test_to_a_kafka_and_back(kafka_bootstrap: str, tmp_path: Path) -> None:
+    settings = settings_on(kafka_bootstrap, shards=3, delivery_shards=2)
+    here, there = MemorySpool(), MemorySpool()
+    async with opened(tmp_path / "old.db") as source:
+        planted = await plant(source, here, 6)
+        async with running(settings) as target:
+            await moved(source, target, Carrier(here, there, 256 << 10), batch=50)
+            told = [event async for event in target.history(planted.messages["retry-1"])]
+            assert told == [event async for event in source.history(planted.messages["retry-1"])]
+            assert len(told) == 3
+            lines = {line.delivery.id: line async for line in target.open_lines()}
+            assert lines.keys() == planted.lines.keys()
+            assert all(lines[key].attempts == line.attempts for key, line in planted.lines.items())
+        assert await is_empty(source)
+    async with opened(tmp_path / "new.db") as target_file, running(settings) as cluster:
+        await moved(cluster, target_file, Carrier(there, here, 256 << 10), batch=50)
+        assert await is_empty(cluster)
+    await deliver(EmbeddedLog(tmp_path / "new.db", LogSettings()), here, planted)
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("after", [False, True])
+async def test_to_a_kafka_killed_between_its_commits(kafka_bootstrap: str, tmp_path: Path, after: bool) -> None:
+    settings = settings_on(kafka_bootstrap, shards=3, delivery_shards=2)
+    spool = MemorySpool()
+    async with opened(tmp_path / "old.db") as source:
+        planted = await plant(source, spool, 4)
+        for at in (2, 7, 4, 9):
+            async with running(settings) as target:
+                with pytest.raises(Killed):
+                    await moved(source, target, Carrier(None, spool, 256 << 10), Life(at, after=after))
+        async with running(settings) as target:
+            await moved(source, target, Carrier(None, spool, 256 << 10))
+        assert await is_empty(source)
+    await deliver(KafkaLog(settings), spool, planted)
+
+
+@pytest.mark.kafka
+async def test_the_command_to_a_kafka_killed_and_delivered(kafka_bootstrap: str, tmp_path: Path) -> None:
+    settings = settings_on(kafka_bootstrap, shards=3, delivery_shards=2)
+    await make_topics(settings)
+    new = configuration(tmp_path / "new", settings, spool="../spool")
+    old = configuration(tmp_path / "old", LogSettings(url="embedded:log.db"), spool="../spool")
+    async with opened(tmp_path / "old/log.db") as log:
+        planted = await plant(log, DiskSpool(tmp_path / "spool"), 100)
+    mover = begun("--from", old, "--to", new)
+    async with running(settings) as target:
+
+        async def has_begun() -> bool:
+            return mover.poll() is not None or (await target.backlog()).accepted > 0
+
+        await wait_until(has_begun, what="the first commit", deadline_seconds=40)
+    assert mover.poll() is None
+    mover.send_signal(signal.SIGKILL)
+    mover.wait()
+    done = await asyncio.to_thread(
+        subprocess.run, [str(EILPOST), "move", "--from", old, "--to", new], capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    assert "those that were killed are gone in" in done.stderr
+    assert done.stdout.startswith("moved ")
+    async with opened(tmp_path / "old/log.db") as log:
+        assert await is_empty(log)
+    await deliver(KafkaLog(settings), tmp_path / "spool", planted)
+
+
+@pytest.mark.kafka
+async def test_a_cluster_in_use_and_the_same_twice_are_refused(kafka_bootstrap: str, tmp_path: Path) -> None:
+    settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=2)
+    await make_topics(settings)
+    new = configuration(tmp_path / "new", settings)
+    old = configuration(tmp_path / "old", LogSettings(url="embedded:log.db"))
+    assert "are the same log" in move("--from", new, "--to", new, status=2)
+    async with opened(tmp_path / "old/log.db") as log:
+        planted = await plant(log, DiskSpool(tmp_path / "old/spool"), 1)
+    async with World(log=KafkaLog(settings)) as world:
+        said = await asyncio.to_thread(lambda: move("--from", old, "--to", new, status=2))
+        assert "is in use (members of its groups: " in said
+        assert not await world.queue()
+    async with opened(tmp_path / "old/log.db") as log:
+        assert Counter([line.delivery.id async for line in log.open_lines()]) == Counter(planted.lines.keys())

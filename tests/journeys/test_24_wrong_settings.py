@@ -1,0 +1,157 @@
+"""Journey 24: wrong settings of a log on Kafka, and right ones over TLS and with a log-in.
+
+Every mistake is one line on stderr that names the key and says what to do, exit status 2, within 20 seconds, and
+nothing of a library's beside it.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.kafka.cluster import Cluster
+from mail.log.kafka import KafkaHistory
+from mail.log.kafka.access import make_access
+from mail.settings import LogSettings
+from tests.support import kafka
+from tests.support import log_samples as samples
+from tests.support.commands import Run, commands, refused, secured_log
+from tests.support.kafka_log import running, settings_on
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    with commands(tmp_path, monkeypatch, capsys) as call:
+        yield call
+
+
+@contextmanager
+def _stranger(greeting: bytes) -> Iterator[str]:
+    """Takes connections, greets, and says nothing more."""
+    peers = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def welcome() -> None:
+            with suppress(OSError):
+                while True:
+                    peer, _ = listener.accept()
+                    peers.append(peer)
+                    peer.sendall(greeting)
+
+        thread = threading.Thread(target=welcome, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for peer in peers:
+                peer.close()
+
+
+# --- nobody there
+
+
+@pytest.mark.parametrize("command", [("router",), ("ingress",), ("topics", "create"), ("topics", "check"), ("queue",)])
+def test_nothing_listens(run: Run, command: tuple[str, ...]) -> None:
+    line = refused(run(*command, log={"url": "kafka://127.0.0.1:1,127.0.0.1:2"}))
+    assert "log.url: 127.0.0.1:1 refuses the connection: start a broker there, or correct log.url (and 1 more" in line
+
+
+def test_a_name_that_does_not_resolve(run: Run) -> None:
+    line = refused(run("router", log={"url": "kafka://no-such-host.invalid:9092"}))
+    assert "log.url: no-such-host.invalid:9092 has a name that leads nowhere" in line
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(
+    ("greeting", "says"), [(b"220 mx.example.test ESMTP\r\n", "Kafka broker"), (b"", "")], ids=["smtp", "mute"]
+)
+def test_a_listener_that_is_no_kafka(run: Run, greeting: bytes, says: str, tls: bool) -> None:
+    with _stranger(greeting) as where:
+        line = refused(run("router", log={"url": f"kafka://{where}", "tls": tls}))
+    assert "log.url: 127.0.0.1:" in line
+    assert says in line
+
+
+def test_a_certificate_that_is_not_there(run: Run) -> None:
+    line = refused(run("router", log={"url": "kafka://127.0.0.1:1", "tls": True, "tls_ca": "nix.pem"}))
+    assert "log.tls_ca: " in line
+    assert "nix.pem" in line
+
+
+# --- a secured listener
+
+
+@pytest.fixture(scope="module")
+def secured_node() -> Iterator[Cluster]:
+    with kafka.cluster(1, secure=True) as cluster:
+        yield cluster
+
+
+@pytest.mark.kafka_cluster
+@pytest.mark.parametrize(
+    ("changes", "key", "says"),
+    [
+        ({"sasl_password": "not-this-one"}, "log.sasl_username, log.sasl_password", "refuses the log-in"),
+        ({"sasl_password": "not-this-one", "sasl_mechanism": "PLAIN"}, "log.sasl_username", "refuses the log-in"),
+        ({"sasl_mechanism": "SCRAM-SHA-512"}, "log.sasl_mechanism", "does not take SCRAM-SHA-512"),
+        ({"sasl_mechanism": ""}, "log.sasl_mechanism", "wants a log-in"),
+        ({"tls_ca": ""}, "log.tls_ca", "not to be trusted"),
+        ({"tls": False}, "log.tls", "talks TLS: set log.tls = true"),
+    ],
+)
+def test_a_secured_listener_that_does_not_take_us(
+    run: Run, secured_node: Cluster, changes: dict[str, Any], key: str, says: str
+) -> None:
+    line = refused(run("router", log=secured_log(secured_node, **changes)))
+    assert f" {key}" in line
+    assert says in line
+    assert "not-this-one" not in line
+    assert secured_node.secured is not None
+    assert secured_node.secured.password not in line
+
+
+@pytest.mark.kafka_cluster
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "log.tls: {where} does not talk TLS: set log.tls = false"),
+        ({"tls": False}, "log.sasl_mechanism: {where} asks for no log-in"),
+    ],
+)
+def test_an_open_listener_where_a_secured_one_is_expected(
+    run: Run, secured_node: Cluster, changes: dict[str, Any], says: str
+) -> None:
+    where = secured_node.bootstrap
+    line = refused(run("router", log=secured_log(secured_node, url=f"kafka://{where}", **changes)))
+    assert says.format(where=where) in line
+
+
+@pytest.mark.kafka_cluster
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "PLAIN"])
+async def test_a_log_over_tls_with_a_log_in_takes_records_and_gives_them_back(
+    secured_node: Cluster, mechanism: str
+) -> None:
+    assert secured_node.secured is not None
+    certificate = {
+        "tls_cert": str(secured_node.secured.client_certificate),
+        "tls_key": str(secured_node.secured.client_key),
+    }
+    shown = LogSettings.model_validate(secured_log(secured_node, sasl_mechanism=mechanism, **certificate))
+    settings = settings_on(secured_node.secure_bootstrap, shown, shards=1, delivery_shards=1)
+    event = samples.event(time=datetime.now(UTC))
+    async with running(settings) as log:
+        await log.append(samples.accepted())
+        await log.append(event)
+        assert await log.waiting_inputs(samples.queue_id(1)) == [samples.accepted()]
+        assert [each async for each in KafkaHistory(settings).history(samples.queue_id(1))] == [event]
+    for text in (repr(make_access(settings)), repr(settings), str(settings)):
+        assert secured_node.secured.password not in text

@@ -1,0 +1,248 @@
+"""Journey 25: from no topics to a sound log on Kafka, by `eilpost topics`, and `eilpost doctor` finds what is ill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from deploy.kafka.cluster import Cluster
+from mail.log.kafka.access import make_access
+from mail.log.kafka.history import ROUTER
+from tests.support import kafka
+from tests.support import log_samples as samples
+from tests.support.commands import Run, commands, refused, secured_log
+from tests.support.kafka_log import running, settings_on
+from tests.support.onebox import OneBox
+from tests.support.ports import free_port
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    with commands(tmp_path, monkeypatch, capsys) as call:
+        yield call
+
+
+# --- topics
+
+
+@pytest.mark.kafka
+def test_topics_are_made_grown_and_checked(run: Run, kafka_bootstrap: str) -> None:
+    log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}.", "shards": 2, "delivery_shards": 3}
+    line = refused(run("router", log=log))
+    assert "run `eilpost topics create`" in line
+    assert "log.prefix" in line
+
+    status, out, _ = run("topics", "check", "--json", log=log)
+    assert (status, {each["partitions"] for each in json.loads(out)["topics"]}) == (1, {None})
+
+    status, out, err = run("topics", "create", log=log)
+    assert (status, err, len(out.splitlines())) == (0, "", 5)
+    assert f"{log['prefix']}dispatched: made, partitions: 3, replicas: 1" in out
+    assert run("topics", "create", log=log) == (0, "nothing to do\n", "")
+    assert run("topics", "create", log=log | {"delivery_shards": 2}) == (0, "nothing to do\n", "")
+    grown = log | {"delivery_shards": 5}
+    assert "run `eilpost topics create`" in refused(run("delivery", log=grown))
+    assert run("topics", "create", log=grown) == (0, f"{log['prefix']}dispatched: 3 -> 5 partitions\n", "")
+
+    status, out, _ = run("topics", "check", log=log)
+    assert (status, out.count("WARN"), out.splitlines()[-1]) == (0, 6, "5 checks: 5 WARN")  # one replica, in dev
+    status, out, _ = run("topics", "check", log=log | {"durability": "safe"})
+    assert (status, out.splitlines()[-1]) == (1, "5 checks: 5 FAIL")
+
+    line = refused(run("router", log=log | {"durability": "safe"}))
+    assert "has 1 replica" in line
+    assert 'log.durability = "dev"' in line
+    line = refused(run("router", log=log | {"shards": 7}))
+    assert "log.shards = 7, but topic" in line
+    assert "set log.shards = 2" in line
+    assert "log.shards = 7" in refused(run("topics", "create", log=log | {"shards": 7}))
+    line = refused(run("topics", "create", log=log | {"prefix": f"{log['prefix']}x", "replication": 3}))
+    assert "log.replication = 3" in line
+
+
+async def _with_admin(bootstrap: str, do: Callable[[AIOKafkaAdminClient], Any]) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await do(admin)
+    finally:
+        await admin.close()
+
+
+@pytest.mark.kafka
+def test_a_lost_topic_comes_back_with_as_many_partitions_as_the_others_have(run: Run, kafka_bootstrap: str) -> None:
+    log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}."}
+    run("topics", "create", log=log | {"shards": 2, "delivery_shards": 1})
+    name = f"{log['prefix']}events"
+    asyncio.run(_with_admin(kafka_bootstrap, lambda admin: admin.delete_topics([name])))
+    assert name in refused(run("ingress", log=log))
+    assert run("topics", "create", log=log) == (0, f"{name}: made, partitions: 2, replicas: 1\n", "")
+
+
+@pytest.mark.kafka
+def test_partition_counts_that_disagree(run: Run, kafka_bootstrap: str) -> None:
+    prefix = f"j25-{time.time_ns()}."
+    counts = {"accepted": 2, "queue": 3, "dispatched": 1, "attempted": 2, "events": 2}
+    topics = [NewTopic(prefix + name, count, 1) for name, count in counts.items()]
+    asyncio.run(_with_admin(kafka_bootstrap, lambda admin: admin.create_topics(topics)))
+    for command in (("router",), ("topics", "create")):
+        line = refused(run(*command, log={"url": f"kafka://{kafka_bootstrap}", "prefix": prefix}))
+        assert f"topic {prefix}accepted has 2 partitions and {prefix}queue has 3" in line
+        assert "use another log.prefix" in line
+
+
+@pytest.mark.kafka
+def test_a_topic_that_forgets_isrefused(run: Run, kafka_bootstrap: str) -> None:
+    log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}.", "shards": 1, "delivery_shards": 1}
+    run("topics", "create", log=log)
+    resource = ConfigResource(
+        ConfigResourceType.TOPIC, f"{log['prefix']}accepted", {"cleanup.policy": "delete", "retention.ms": "1000"}
+    )
+    asyncio.run(_with_admin(kafka_bootstrap, lambda admin: admin.alter_configs([resource])))
+    status, out, _ = run("topics", "check", log=log | {"durability": "safe"})
+    assert (status, "retention.ms = 1000 removes undelivered mail: set it to -1" in out) == (1, True)
+
+
+@pytest.mark.kafka
+def test_a_dedicated_tenant_without_topics_is_found(run: Run, kafka_bootstrap: str, tmp_path: Path) -> None:
+    log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}.", "shards": 1, "delivery_shards": 1}
+    with (tmp_path / "directory.toml").open("a") as directory:
+        directory.write('\n[tenants.acme]\nhosting = "dedicated"\n')
+    assert run("topics", "create", log=log)[0] == 0
+    status, out, _ = run("doctor", log=log)
+    assert status == 1
+    assert out.count("FAIL  ") == 1
+    assert "-> run `eilpost topics create --tenant acme`" in out
+    assert run("topics", "create", "--tenant", "acme", log=log)[0] == 0
+    status, out, _ = run("doctor", log=log)
+    assert (status, "start `eilpost router --tenant acme`" in out) == (0, True)
+
+
+# --- an embedded log
+
+
+@pytest.mark.parametrize("action", ["create", "check"])
+def test_an_embedded_log_has_no_topics(run: Run, action: str) -> None:
+    status, out, err = run("topics", action, log={"url": "embedded:var/log.db"})
+    assert (status, out, err) == (0, "embedded:var/log.db: this log has no topics, there is nothing to make\n", "")
+
+
+def test_doctor_on_an_embedded_log(run: Run) -> None:
+    status, out, err = run("doctor", log={"url": "embedded:var/log.db"})
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1].endswith("checks: all OK")
+
+
+# --- doctor
+
+
+@pytest.mark.kafka
+def test_doctor_without_brokers(run: Run) -> None:
+    status, out, err = run("doctor", log={"url": "kafka://127.0.0.1:1"})
+    assert (status, err) == (1, "")
+    assert "FAIL  broker 127.0.0.1:1" in out
+    assert "-> start a broker there, or correct log.url" in out
+    assert "OK    directory" in out  # the rest is looked at all the same
+
+
+@pytest.mark.kafka
+def test_mail_that_waits_for_nobody_is_found_and_a_group_that_works_is_well(
+    run: Run, kafka_bootstrap: str, tmp_path: Path
+) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    log = {"url": settings.url, "prefix": settings.prefix}
+
+    async def one_message() -> None:
+        async with running(settings) as kafka_log:
+            await kafka_log.append(samples.accepted())
+
+    asyncio.run(one_message())
+    group = f"group {make_access(settings).group(ROUTER)}"
+
+    def look() -> dict[str, Any]:
+        status, out, err = run("doctor", "--json", log=log)
+        assert (status in (0, 1), err) == (True, "")
+        return {finding["what"]: finding for finding in json.loads(out)["findings"]}
+
+    for _ in range(2):  # doctor's own probe is no mail that waits
+        finding = look()[group]
+        assert finding["level"] == "FAIL"
+        assert finding["text"] == "no process of this role runs, 1 record waits"
+        assert finding["advice"] == ["start `eilpost router` with this log"]
+
+    sections = {
+        "log": log | {"durability": "dev", "replication": 1, "session_timeout": "6s"},
+        "delivery": {"relay": f"smtp://127.0.0.1:{free_port()}"},
+    }
+    with OneBox(tmp_path / "box", sections):
+        end = time.monotonic() + 30
+        while (finding := look()[group])["level"] != "OK":
+            assert time.monotonic() < end, finding
+            time.sleep(0.5)
+    assert finding["text"].startswith("1 process, 1 shards, ")
+
+
+@pytest.mark.kafka_cluster
+def test_doctor_sees_a_broker_die_and_an_address_that_leads_nowhere(run: Run, tmp_path: Path) -> None:
+    port = free_port()
+    settings = {
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
+    }
+    with kafka.cluster(3, settings=settings) as cluster:
+        log = {
+            "url": f"kafka://{cluster.bootstrap}",
+            "durability": "safe",
+            "replication": 3,
+            "shards": 3,
+            "delivery_shards": 3,
+        }
+        assert run("topics", "create", log=log)[0] == 0
+        status, out, _ = run("doctor", log=log)
+        assert (status, "FAIL" in out) == (0, False), out
+        assert out.count("clock of broker") == 3
+
+        cluster.node(2).kill()
+        while len(cluster.alive(asked=1)) > 2:
+            time.sleep(0.2)
+        status, out, _ = run("doctor", log=log)
+        assert (status, "FAIL" in out) == (0, False), out  # mail flows
+        assert "WARN  cluster size" in out
+        assert "has 2 of 3 replicas in sync" in out
+        assert f"WARN  broker 127.0.0.1:{cluster.port(2)}" in out
+
+    elsewhere = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"}
+    with kafka.cluster(1, settings=elsewhere) as cluster:
+        line = refused(run("router", log={"url": f"kafka://{cluster.bootstrap}"}))
+        assert f"log.url: 127.0.0.1:{port} refuses the connection, and broker 1 says that it is there" in line
+        assert "advertised.listeners" in line
+
+
+# --- a secured listener
+
+
+@pytest.fixture(scope="module")
+def secured_node() -> Iterator[Cluster]:
+    with kafka.cluster(1, secure=True) as cluster:
+        yield cluster
+
+
+@pytest.mark.kafka_cluster
+def test_doctor_on_a_secured_cluster(run: Run, secured_node: Cluster) -> None:
+    log = secured_log(secured_node, prefix="secured.", shards=1, delivery_shards=1)
+    assert run("topics", "create", log=log)[0] == 0
+    status, out, err = run("doctor", "--json", log=log)
+    levels = {finding["what"]: finding["level"] for finding in json.loads(out)["findings"]}
+    assert (status, err) == (0, "")
+    assert levels[f"certificate {secured_node.secure_bootstrap}"] == "OK"
+    assert levels["append"] == levels["clock of broker 1"] == "OK"
+    assert secured_node.secured is not None
+    assert secured_node.secured.password not in out

@@ -1,0 +1,45 @@
+"""The image, as far as it can be known without building it: two stages, nobody's user, all of our packages, PID 1."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+LINES = (ROOT / "deploy" / "Dockerfile").read_text().splitlines()
+PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
+    "packages"
+]
+
+
+def _said(instruction: str) -> list[str]:
+    return [line.removeprefix(instruction).strip() for line in LINES if line.startswith(instruction + " ")]
+
+
+def test_two_stages_on_the_same_python() -> None:
+    assert _said("FROM") == ["python:3.13-slim AS build", "python:3.13-slim"]
+
+
+def test_every_package_is_in_it() -> None:
+    copied = {words.split()[0] for words in _said("COPY")}
+    assert set(PACKAGES) <= copied
+    allowed = {
+        line[1:] for line in (ROOT / "deploy/Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"
+    }
+    wanted = {word for words in _said("COPY") if "--from" not in words for word in words.split()[:-1]}
+    assert wanted == allowed
+    assert all((ROOT / name).exists() for name in wanted)
+
+
+def test_it_runs_as_nobody_else_and_gets_the_signals() -> None:
+    assert _said("USER") == ["10001:10001"]
+    assert json.loads(_said("ENTRYPOINT")[0]) == ["eilpost"]
+    assert _said("STOPSIGNAL") == ["SIGTERM"]
+
+
+def test_what_is_installed_is_locked() -> None:
+    text = "\n".join(LINES)
+    assert text.count("--require-hashes") == 2
+    assert re.search(r"pip install uv==[0-9.]+ ", text)

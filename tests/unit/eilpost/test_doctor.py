@@ -1,0 +1,285 @@
+"""Doctor on one machine: each thing it relies on, well and ill, and what it says to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eilpost import doctor
+from eilpost.compose import Plan
+from eilpost.doctor import machine, ports
+from eilpost.doctor.finding import Finding, Level, as_json, fail, ok, status, summary, warn, write
+from eilpost.paper import Paper
+from mail.log.embedded import EmbeddedLog
+from mail.settings import LogSettings
+from mail.settings_file import load
+from tests.support import log_samples as samples
+from tests.support.dns_server import DnsServer, Zone
+from tests.support.onebox import OneBox, directory_toml, toml
+from tests.support.ports import free_port
+
+MakePlan = Callable[..., Plan]
+
+
+@pytest.fixture
+def make_plan(tmp_path: Path) -> MakePlan:
+    """A plan on `tmp_path` whose ports are free; arguments are sections over it."""
+    (tmp_path / "directory.toml").write_text(directory_toml())
+
+    def make(**sections: dict[str, Any]) -> Plan:
+        usual: dict[str, dict[str, Any]] = {
+            "node": {"hostname": "mx.example.test"},
+            "ingress": {"mx": f"127.0.0.1:{free_port()}", "sender_domain_must_resolve": False},
+            "delivery": {"relay": "smtp://127.0.0.1:2626"},
+            "mailstore": {"pop3": f"127.0.0.1:{free_port()}"},
+            "http": {"listen": f"127.0.0.1:{free_port()}"},
+        }
+        for name, section in sections.items():
+            usual[name] = usual.get(name, {}) | section
+        path = tmp_path / "eilpost.toml"
+        path.write_text(toml(usual))
+        return Plan(load(path, {}), tmp_path)
+
+    return make
+
+
+def _by_what(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.what: finding for finding in findings}
+
+
+async def test_before_the_first_start_nothing_is_wrong_and_nothing_is_made(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan(log={"min_free_disk": "1KiB"})
+    before = sorted(tmp_path.rglob("*"))
+    findings = await doctor.examine(plan)
+    assert {finding.level for finding in findings} == {Level.OK}, findings
+    assert "not there yet" in _by_what(findings)["log"].text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+async def test_a_check_that_hangs_is_a_finding(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(plan: Plan) -> list[Finding]:
+        await asyncio.sleep(60)
+        return []
+
+    monkeypatch.setattr(machine, "directory", hang)
+    findings = await doctor.examine(make_plan(), 0.5)
+    assert _by_what(findings)["directory"].level is Level.FAIL
+    assert "no answer within" in _by_what(findings)["directory"].text
+
+
+# --- the log
+
+
+async def test_a_log_that_rests_tells_what_waits(make_plan: MakePlan, tmp_path: Path) -> None:
+    log = EmbeddedLog(tmp_path / "var" / "log.db", LogSettings())
+    await log.start()
+    await log.append(samples.accepted())
+    await log.close()
+    finding = _by_what(await doctor.examine(make_plan()))["log"]
+    assert (finding.level, finding.advice) == (Level.WARN, ("mail waits: start `eilpost up`",))
+    assert "no process runs it; 1 to be routed" in finding.text
+
+
+def test_a_running_server_is_asked(tmp_path: Path) -> None:
+    with OneBox(tmp_path / "home") as box:
+        plan = Plan(load(box.home / "eilpost.toml", {}), box.home)
+        found = _by_what(asyncio.run(doctor.examine(plan)))
+    assert found["log"].text.startswith(str(box.home / "log.db") + ": a running eilpost serves it; 0 to be routed")
+    assert found["port ingress.mx"].text.endswith("eilpost runs there and greets")
+    assert found["port mailstore.pop3"].text.endswith("eilpost runs there and greets")
+    assert "eilpost runs there and is ready: " in found["port http.listen"].text
+    assert "ingress, router, delivery, mailstore" in found["port http.listen"].text.replace("http, housekeeping, ", "")
+    assert "keeps and gives back" in found["spool"].text
+    assert {finding.level for finding in found.values()} <= {Level.OK, Level.WARN}
+
+
+async def test_a_damaged_log(make_plan: MakePlan, tmp_path: Path) -> None:
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "log.db").write_bytes(b"no database at all, and long enough to be looked at" * 100)
+    assert _by_what(await doctor.examine(make_plan()))["log"].level is Level.FAIL
+
+
+async def test_little_room(make_plan: MakePlan) -> None:
+    found = _by_what(await doctor.examine(make_plan(log={"min_free_disk": "1024TiB"})))
+    assert found["log space"].level is found["spool space"].level is Level.FAIL
+    assert "log.min_free_disk" in found["log space"].text
+
+
+# --- spool and directory
+
+
+async def test_the_spool_is_written_and_read(make_plan: MakePlan, tmp_path: Path) -> None:
+    (tmp_path / "var" / "spool").mkdir(parents=True)
+    plan = make_plan()
+    assert "keeps and gives back" in (await machine.spool(plan))[0].text
+    (tmp_path / "var" / "spool" / "tmp").rmdir()
+    (tmp_path / "var" / "spool" / "tmp").write_text("in the way")
+    finding = (await machine.spool(plan))[0]
+    assert (finding.level, "spool.url" in finding.advice[0]) == (Level.FAIL, True)
+
+
+async def test_what_belongs_to_another_user_is_left_alone(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "var" / "spool").mkdir(parents=True)
+    monkeypatch.setattr(os, "geteuid", lambda: 123_456)
+    finding = (await machine.spool(make_plan()))[0]
+    assert finding.level is Level.WARN
+    assert "belongs to" in finding.text
+    assert list((tmp_path / "var" / "spool").iterdir()) == []
+
+
+async def test_a_spool_of_one_machine_in_a_cluster_is_worth_a_word(make_plan: MakePlan) -> None:
+    plan = make_plan(log={"url": "kafka://127.0.0.1:9092"})
+    assert "same for all processes" in _by_what(await machine.spool(plan))["spool shared"].text
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "says"),
+    [
+        (None, Level.FAIL, "no such file"),
+        ("[users]\nnobody", Level.FAIL, "directory.toml"),
+        ("# nobody\n", Level.WARN, "domains: 0"),
+        (directory_toml(), Level.OK, "domains: 1, users: 2"),
+    ],
+)
+async def test_the_directory(make_plan: MakePlan, tmp_path: Path, text: str | None, level: Level, says: str) -> None:
+    plan = make_plan()
+    (tmp_path / "directory.toml").unlink() if text is None else (tmp_path / "directory.toml").write_text(text)
+    (finding,) = await machine.directory(plan)
+    assert (finding.level, says in finding.text, bool(finding.advice)) == (level, True, level is not Level.OK)
+
+
+# --- DNS
+
+
+@pytest.fixture
+async def dns_server() -> AsyncIterator[DnsServer]:
+    async with DnsServer(Zone(addresses={"mx.example.test": ["127.0.0.1"]})) as server:
+        yield server
+
+
+async def test_dns_answers(make_plan: MakePlan, dns_server: DnsServer) -> None:
+    plan = make_plan(delivery={"relay": ""}, resolver={"servers": [dns_server.address], "timeout": "500ms"})
+    (finding,) = await machine.dns(plan)
+    assert (finding.level, finding.what) == (Level.OK, f"dns {dns_server.address}")
+
+    dns_server.zone.addresses.clear()
+    _, finding = await machine.dns(plan)
+    assert (finding.level, finding.what) == (Level.WARN, "node.hostname")
+
+    dns_server.zone.fail.add("mx.example.test")
+    (finding,) = await machine.dns(plan)
+    assert (finding.level, "SERVFAIL" in finding.text) == (Level.FAIL, True)
+
+
+async def test_one_of_two_servers_that_is_silent_is_a_warning(make_plan: MakePlan, dns_server: DnsServer) -> None:
+    async with DnsServer(Zone(silent={"mx.example.test"})) as mute:
+        servers = [mute.address, dns_server.address]
+        plan = make_plan(
+            ingress={"sender_domain_must_resolve": True}, resolver={"servers": servers, "timeout": "500ms"}
+        )
+        found = await machine.dns(plan)
+    assert [(finding.what, finding.level) for finding in found] == [
+        (f"dns {mute.address}", Level.WARN),
+        (f"dns {dns_server.address}", Level.OK),
+    ]
+
+
+async def test_dns_nobody_needs_is_not_asked(make_plan: MakePlan) -> None:
+    (finding,) = await machine.dns(make_plan(resolver={"servers": ["127.0.0.1:1"]}))
+    assert (finding.level, "not needed" in finding.text) == (Level.OK, True)
+
+
+# --- ports
+
+
+@pytest.mark.parametrize(
+    ("key", "answer", "level", "says"),
+    [
+        ("ingress.mx", b"220 other.example.test ESMTP Postfix\r\n", Level.FAIL, "something else"),
+        ("ingress.mx", b"220 mx.example.test ESMTP eilpost\r\n", Level.OK, "eilpost runs there"),
+        ("ingress.mx", b"421 4.3.2 mx.example.test too busy\r\n", Level.WARN, "421"),
+        ("mailstore.pop3", b"+OK Dovecot ready.\r\n", Level.FAIL, "something else"),
+        ("http.listen", b"HTTP/1.1 200 OK\r\n\r\n<html>", Level.FAIL, "something else"),
+        (
+            "http.listen",
+            b'HTTP/1.1 503 x\r\n\r\n{"ready": false, "reasons": ["draining"], "roles": {"router": true}}',
+            Level.WARN,
+            "not ready: draining",
+        ),
+        (
+            "http.listen",
+            b'HTTP/1.1 200 OK\r\n\r\n{"ready": true, "roles": {"router": true}}',
+            Level.OK,
+            "ready: router",
+        ),
+    ],
+)
+async def test_a_port_in_use(make_plan: MakePlan, key: str, answer: bytes, level: Level, says: str) -> None:
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    section, name = key.split(".")
+    try:
+        where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        found = _by_what(await ports.examine(make_plan(**{section: {name: where}}).settings))
+    finally:
+        server.close()
+        await server.wait_closed()
+    assert (found[f"port {key}"].level, says in found[f"port {key}"].text) == (level, True)
+    assert [finding.level for what, finding in found.items() if what != f"port {key}"] == [Level.OK, Level.OK]
+
+
+async def test_an_address_of_another_machine(make_plan: MakePlan) -> None:
+    found = _by_what(await ports.examine(make_plan(ingress={"mx": "192.0.2.1:2525"}).settings))
+    assert found["port ingress.mx"].level is Level.FAIL
+    assert "ingress.mx" in found["port ingress.mx"].advice[0]
+
+
+# --- the page
+
+
+def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    findings = [ok("spool", "good"), warn("a long name", "so so", "look", "and look"), fail("x", "\x1b[2J", "do")]
+    write(findings, Paper())
+    assert capsys.readouterr().out.splitlines() == [
+        "OK    spool        good",
+        "WARN  a long name  so so",
+        "      -> look",
+        "      -> and look",
+        "FAIL  x            ?[2J",
+        "      -> do",
+        "",
+        "3 checks: 1 OK, 1 WARN, 1 FAIL",
+    ]
+    assert summary([Level.OK, Level.OK]) == "2 checks: all OK"
+    assert [status([]), status([Level.OK, Level.WARN]), status([Level.WARN, Level.FAIL, Level.OK])] == [0, 0, 1]
+    told = json.loads(json.dumps(as_json(findings)))
+    assert told["level"] == "FAIL"
+    assert told["findings"][1] == {
+        "level": "WARN",
+        "what": "a long name",
+        "text": "so so",
+        "advice": ["look", "and look"],
+    }
+
+
+def test_certificates_are_warned_of_in_time() -> None:
+    from datetime import UTC, datetime
+
+    from eilpost.doctor.brokers import _certificate
+
+    now = datetime(2026, 11, 25, tzinfo=UTC)
+    levels = [_certificate("x", now + timedelta(days=days), now, "renew it").level for days in (-1, 0, 29, 31)]
+    assert levels == [Level.FAIL, Level.FAIL, Level.WARN, Level.OK]

@@ -1,0 +1,205 @@
+"""What topics are judged by: everything that could lose mail is FAIL, unless the machine is one for trials."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from eilpost.doctor import brokers, topics
+from eilpost.doctor.finding import Level
+from eilpost.paper import Paper
+from mail.log.kafka.access import make_access
+from mail.log.kafka.greeting import Greeting
+from mail.log.kafka.probing import Probe
+from mail.log.kafka.reaching import Reached
+from mail.log.kafka.topics import Found, wanted_config
+from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, EVENTS, QUEUE, Topic
+from mail.settings import LogSettings
+
+SETTINGS = LogSettings(url="kafka://127.0.0.1:9092")
+ACCESS = make_access(SETTINGS)
+
+
+def sound() -> dict[Topic, Found]:
+    return {topic: Found(f"mail.{topic.name}", 12, 3, 3, wanted_config(topic, SETTINGS)) for topic in ALL_TOPICS}
+
+
+def changed(topic: Topic, *, config: dict[str, str] | None = None, **fields: Any) -> dict[Topic, Found]:
+    found = sound()
+    found[topic] = replace(found[topic], **fields, config={**found[topic].config, **(config or {})})
+    return found
+
+
+def view_of(found: dict[Topic, Found], topic: Topic, settings: LogSettings = SETTINGS) -> topics.TopicView:
+    return next(view for view in topics.views(found, ACCESS, settings) if view.topic is topic)
+
+
+def test_topics_as_we_make_them_are_sound() -> None:
+    assert [view.level for view in topics.views(sound(), ACCESS, SETTINGS)] == [Level.OK] * 5
+    assert topics.count_findings(sound(), ACCESS, SETTINGS) == []
+    assert {finding.level for finding in topics.findings(sound(), ACCESS, SETTINGS)} == {Level.OK}
+
+
+@pytest.mark.parametrize(
+    ("topic", "config", "fields", "level", "advice"),
+    [
+        (QUEUE, {"cleanup.policy": "delete"}, {}, Level.FAIL, "set it to compact"),
+        (QUEUE, {"cleanup.policy": "compact,delete"}, {}, Level.FAIL, "set it to compact"),
+        (ACCEPTED, {"cleanup.policy": "compact"}, {}, Level.FAIL, "set it to delete"),
+        (ACCEPTED, {"retention.ms": "604800000"}, {}, Level.FAIL, "set it to -1"),
+        (DISPATCHED, {"retention.bytes": "1000000"}, {}, Level.FAIL, "set it to -1"),
+        (EVENTS, {"retention.ms": "86400000"}, {}, Level.WARN, "less than log.events_kept"),
+        (EVENTS, {"unclean.leader.election.enable": "true"}, {}, Level.FAIL, "set it to false"),
+        (ACCEPTED, {"max.message.bytes": "1048588"}, {}, Level.FAIL, "set it to 16777216"),
+        (ACCEPTED, {"min.insync.replicas": "1"}, {}, Level.FAIL, "set it to 2"),
+        (ACCEPTED, {"min.insync.replicas": "4"}, {}, Level.FAIL, "lower it"),
+        (ACCEPTED, {"min.insync.replicas": "1"}, {"replication": 1, "in_sync": 1}, Level.FAIL, "give it 3"),
+        (ACCEPTED, {}, {"in_sync": 2}, Level.WARN, "start the missing broker"),
+    ],
+)
+def test_what_is_wrong(topic: Topic, config: dict[str, str], fields: dict[str, int], level: Level, advice: str) -> None:
+    found = changed(topic, config=config, **fields)
+    view = view_of(found, topic)
+    assert (view.level, advice in "".join(view.advice)) == (level, True), view
+    dev = view_of(found, topic, SETTINGS.model_copy(update={"durability": "dev"}))
+    assert (dev.level, dev.advice) == (Level.WARN, view.advice)
+    assert [each.level for each in topics.views(found, ACCESS, SETTINGS)].count(Level.OK) == 4
+
+
+def test_one_replica_is_not_told_to_wait_for_two() -> None:
+    """min.insync.replicas = 2 of one replica would stop all mail."""
+    view = view_of(changed(ACCEPTED, config={"min.insync.replicas": "1"}, replication=1, in_sync=1), ACCEPTED)
+    assert not any("min.insync" in line for line in view.advice)
+
+
+def test_a_missing_topic_and_counts_that_disagree() -> None:
+    found = sound()
+    del found[EVENTS]
+    view = view_of(found, EVENTS)
+    assert (view.level, "topics create" in view.advice[0]) == (Level.FAIL, True)
+    assert topics.count_findings(found, ACCESS, SETTINGS) == []
+
+    (finding,) = topics.count_findings(changed(EVENTS, partitions=11), ACCESS, SETTINGS)
+    assert "11" in finding.text + "".join(finding.advice)
+    (finding,) = topics.count_findings(sound(), ACCESS, SETTINGS.model_copy(update={"shards": 5}))
+    assert "log.shards = 5" in finding.text
+    assert finding.advice == ("set log.shards = 12, or 0 for what is there",)
+
+
+def test_a_tenants_topics_are_made_by_a_command_of_their_own() -> None:
+    (finding,) = topics.findings({}, ACCESS, SETTINGS, "acme")
+    assert (finding.level, finding.text) == (Level.FAIL, "none of mail.* is there")
+    assert finding.advice[0] == "run `eilpost topics create --tenant acme`"
+    finding = brokers._group("router", ACCESS, {}, 1, 12, "acme")
+    assert finding.advice == ("start `eilpost router --tenant acme` with this log",)
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    found = changed(QUEUE, config={"cleanup.policy": "delete", "retention.ms": "604800000"})
+    seen = topics.views(found, ACCESS, SETTINGS)
+    topics.write(seen, [], Paper())
+    lines = capsys.readouterr().out.splitlines()
+    words = [" ".join(line.split()) for line in lines]
+    assert words[0] == "topic partitions replicas in sync min ISR kept cleanup unclean election record max"
+    assert words[1] == "OK mail.accepted 12 3 3 2 until consumed delete no 16MiB"
+    assert words[2] == "FAIL mail.queue 12 3 3 2 7d delete no 16MiB"
+    assert lines[3] == "      -> cleanup.policy = delete removes open queue lines: set it to compact"
+    assert lines[-1] == "5 checks: 4 OK, 1 FAIL"
+    told = json.loads(json.dumps(topics.as_json(seen, [])))
+    assert (told["level"], told["topics"][1]["cleanup_policy"]) == ("FAIL", "delete")
+    assert told["topics"][0] == {
+        "level": "OK",
+        "topic": "mail.accepted",
+        "partitions": 12,
+        "replicas": 3,
+        "in_sync": 3,
+        "min_insync_replicas": 2,
+        "retention_ms": -1,
+        "retention_bytes": -1,
+        "cleanup_policy": "delete",
+        "unclean_leader_election": False,
+        "max_message_bytes": 16 << 20,
+        "advice": [],
+    }
+
+
+def test_a_retention_beyond_all_time(capsys: pytest.CaptureFixture[str]) -> None:
+    topics.write(topics.views(changed(EVENTS, config={"retention.ms": str(2**63 - 1)}), ACCESS, SETTINGS), [], Paper())
+    assert "36500d" in capsys.readouterr().out
+
+
+# --- groups, size, versions, clocks
+
+
+@pytest.mark.parametrize(
+    ("state", "members", "waiting", "level", "says"),
+    [
+        ("Stable", 2, 7, Level.OK, "2 processes, 12 shards, 7 records wait"),
+        ("Empty", 0, 1, Level.FAIL, "no process of this role runs, 1 record waits"),
+        ("Dead", 0, 0, Level.WARN, "no process of this role runs"),
+        ("PreparingRebalance", 1, 0, Level.WARN, "shared out anew"),
+        ("Stable", 13, 0, Level.WARN, "1 of them have nothing to do"),
+    ],
+)
+def test_groups(state: str, members: int, waiting: int, level: Level, says: str) -> None:
+    finding = brokers._group("router", ACCESS, {"mail.router": (state, members)}, waiting, 12)
+    assert (finding.level, says in finding.text, finding.what) == (level, True, "group mail.router")
+
+
+def _reached(brokers_alive: int = 3, known: int = 30, in_force: int = 30) -> Reached:
+    greeting = Greeting({"metadata.version": known}, {"metadata.version": in_force})
+    return Reached("h:9092", 0.001, greeting, tuple((n, f"h{n}:9092") for n in range(brokers_alive)), None)
+
+
+@pytest.mark.parametrize(
+    ("alive", "durability", "replication", "level"),
+    [
+        (3, "safe", 3, Level.OK),
+        (2, "safe", 3, Level.WARN),
+        (1, "safe", 3, Level.FAIL),
+        (1, "safe", 1, Level.FAIL),
+        (1, "dev", 1, Level.OK),
+        (1, "dev", 3, Level.FAIL),
+        (3, "safe", 5, Level.WARN),
+    ],
+)
+def test_the_size_of_the_cluster(alive: int, durability: str, replication: int, level: Level) -> None:
+    settings = SETTINGS.model_copy(update={"durability": durability, "replication": replication})
+    (finding,) = brokers._size([_reached(alive)], settings)
+    assert (finding.level, bool(finding.advice)) == (level, level is not Level.OK)
+
+
+def test_versions() -> None:
+    def level_of(*reached: Reached) -> Level:
+        return brokers._versions(reached)[0].level
+
+    assert level_of(_reached()) is Level.OK
+    assert level_of(_reached(), _reached(known=29, in_force=29)) is Level.WARN
+    assert level_of(_reached(in_force=21)) is Level.WARN
+    assert level_of(_reached(known=20, in_force=20)) is Level.WARN
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level"),
+    [
+        (0.0, Level.OK),
+        (-1.9, Level.OK),
+        (2.5, Level.WARN),
+        (-60.0, Level.WARN),
+        (301.0, Level.FAIL),
+        (None, Level.WARN),
+    ],
+)
+def test_clocks(ahead: float | None, level: Level) -> None:
+    finding = brokers._clock(Probe(2, 0.004, ahead))
+    assert (finding.level, finding.what) == (level, "clock of broker 2")
+
+
+def test_a_password_in_the_clear_is_worth_a_word() -> None:
+    assert brokers._in_the_clear(SETTINGS) == []
+    (finding,) = brokers._in_the_clear(SETTINGS.model_copy(update={"sasl_mechanism": "PLAIN"}))
+    assert finding.level is Level.WARN
+    assert brokers._in_the_clear(SETTINGS.model_copy(update={"sasl_mechanism": "PLAIN", "tls": True})) == []

@@ -1,0 +1,55 @@
+"""What a library says of its own weather is heard at debug only; what it says in a command, not at all."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from mail import logs
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+    logging.getLogger("aiokafka").setLevel(logging.NOTSET)
+    structlog.reset_defaults()
+
+
+def _said(level: str) -> str:
+    out = io.StringIO()
+    logs.configure(level, "text", out)
+    logging.getLogger("aiokafka.consumer.group_coordinator").error("Heartbeat failed: it is rebalancing")
+    logging.getLogger("aiokafka").debug("Sending metadata request")
+    logging.getLogger("somebody").error("it broke")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("level", ["info", "warning", "error"])
+def test_aiokafka_is_silent_and_others_are_heard(level: str) -> None:
+    said = _said(level)
+    assert "rebalancing" not in said
+    assert "it broke" in said
+
+
+def test_at_debug_it_is_heard_as_what_it_is() -> None:
+    said = _said("debug")
+    line = next(line for line in said.splitlines() if "rebalancing" in line)
+    assert " debug " in line
+    assert "library=aiokafka.consumer.group_coordinator" in line
+    assert "Sending metadata" not in said  # a line for every request
+
+
+def test_a_command_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.silence()
+    logging.getLogger("aiokafka").error("Unable connect")
+    logging.getLogger("asyncio").error("Task exception was never retrieved")
+    structlog.get_logger().error("log does not confirm")
+    assert capfd.readouterr() == ("", "")
