@@ -87,8 +87,8 @@ def _circumstances(figures: Figures, now: datetime) -> list[str]:
 
 def _table(figures: Figures) -> list[str]:
     head = (
-        "fault", "instant", "accepted", "delivered", "bounced", "queued", "lost", "in doubt", "twice", "at work", "at most",
-        "longest wait",
+        "fault", "instant", "accepted", "delivered", "bounced", "queued", "lost", "in doubt", "twice", "at work",
+        "at most", "longest wait",
     )  # fmt: skip
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * 2 + "---:|" * (len(head) - 2)]
     for account in figures.accounts:

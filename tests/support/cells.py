@@ -150,7 +150,7 @@ async def settle(load: Load, sink: Sink, cluster: MailCluster, deadline_seconds:
     """Wait until all that was promised has arrived, or the time is over."""
     with suppress(TimeoutError):
         async with asyncio.timeout(deadline_seconds):
-            while missing(load, sink, cluster):  # noqa: ASYNC110  # files on disk have no event
+            while missing(load, sink, cluster):  # files on disk have no event
                 await asyncio.sleep(0.2)
 
 

@@ -108,9 +108,9 @@ async def cut_network(cluster: MailCluster, victims: Victims, turn: int) -> Harm
 MISHAPS: Mapping[str, Mishap] = {
     "kill": kill,
     "freeze": freeze,
+    "network": cut_network,
     "broker": lose_broker,
     "spool": lose_spool,
-    "network": cut_network,
 }
 RARER: Mapping[str, Mishap] = {"two-brokers": lose_two_brokers}  # in the long form
 
