@@ -1,4 +1,5 @@
-# Everything a person needs: `make run` to try it, `make test` and `make check` before a commit, `make bench` to compare.
+# Everything a person needs: `make run` to try it, `make test` and `make check` before a commit, `make bench` to compare,
+# `make faults` for the long proof that nothing is lost (two hours; docs/faults.md).
 # `make kafka` starts a real Kafka (NODES=3: three) for development; it needs Java 17 and Maven.
 # Nothing else is needed but Python 3.11 or newer and make; the tools live in .venv.
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 NODES ?= 1
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup run cluster kafka test check format bench docs lock clean
+.PHONY: setup run cluster kafka test check format bench faults docs lock clean
 
 setup: $(STAMP)
 
@@ -44,6 +45,9 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m tests.bench
+
+faults: setup
+	$(BIN)/python -m tests.faults
 
 docs: setup
 	$(BIN)/python -m tests.support.docs

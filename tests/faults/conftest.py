@@ -16,6 +16,11 @@ QUICK = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "5
 _turns = count()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Last, and together: eleven processes next door would slow down everybody else."""
+    items.sort(key=lambda item: "three_brokers" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def three_brokers() -> Iterator[kafka.Cluster]:
     with kafka.cluster(3, settings=QUICK) as brokers:

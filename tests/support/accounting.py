@@ -93,7 +93,7 @@ class Source:
                 if not greeting.startswith(b"220"):
                     self._note(greeting)
                     await asyncio.sleep(0.2)
-                    raise _Away
+                    continue
                 await _say(reader, writer, b"EHLO source.test\r\n", b"250")
                 for _ in range(self.per_connection):
                     if not await self._one(reader, writer, posting):
@@ -244,7 +244,7 @@ class Sink:
                 writer.transport.abort()
             await self._server.wait_closed()
             self._server = None
-            while self._open:  # each sees its end
+            for _ in range(len(self._open) + 10):  # each sees its end
                 await asyncio.sleep(0)
 
     def pause(self) -> None:

@@ -65,10 +65,8 @@ class Points:
 
 def install_ingress(points: Points) -> None:
     from ingress import accept, intake, session
-    from mail.message import Spooled
-    from mail.record import Accepted
 
-    feed, append_was = intake.Intake.feed, accept.Acceptance.accept
+    feed, accept_was = intake.Intake.feed, accept.Acceptance.accept
     write = session.SmtpSession._write
 
     def feeding(self: Any, chunk: bytes) -> None:
@@ -77,7 +75,7 @@ def install_ingress(points: Points) -> None:
             points.passing("before-dot", size_bytes=self.content_held)
 
     async def accepting(self: Any, message: Any, data: bytes) -> Any:
-        reply = await append_was(self, message, data)
+        reply = await accept_was(self, message, data)
         if reply.code == 250:
             points.passing("after-append", size_bytes=len(data), queue_id=message.queue_id)
         return reply
@@ -91,8 +89,6 @@ def install_ingress(points: Points) -> None:
             self.loop.call_later(0.003, points.passing, "after-250")
             points.describe = lambda: {"queue_id": queue_id}
 
-    assert Accepted
-    assert Spooled
     intake.Intake.feed = feeding  # type: ignore[method-assign]
     accept.Acceptance.accept = accepting  # type: ignore[method-assign]
     session.SmtpSession._write = writing  # type: ignore[method-assign]

@@ -161,13 +161,13 @@ class MailCluster:
             time.sleep(0.2)
 
     def _is_settled(self) -> bool:
-        for role, shards in (("router", self.log.shards), ("delivery", self.log.delivery_shards)):
-            owned = self.owners(role)
-            if sorted(number for numbers in owned.values() for number in numbers) != list(range(shards)):
-                return False
-            if not all(owned.values()):
-                return False
-        return True
+        return self.has_owners("router", self.log.shards) and self.has_owners("delivery", self.log.delivery_shards)
+
+    def has_owners(self, role: str, shards: int) -> bool:
+        """Whether each shard has one, and each process has a shard."""
+        owned = self.owners(role)
+        numbers = sorted(number for numbers in owned.values() for number in numbers)
+        return numbers == list(range(shards)) and all(owned.values())
 
     def stop(self) -> None:
         """SIGKILL to all: nobody looks at them again."""

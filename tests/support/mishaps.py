@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from tests.support.mailcluster import MailCluster, Member
 
 AWAY_SECONDS = 3.0
+OUTAGE_SECONDS = 20.0
 
 Victims = Sequence[Member]
 
@@ -69,6 +70,19 @@ async def lose_broker(cluster: MailCluster, victims: Victims, turn: int) -> Harm
     return harm
 
 
+async def lose_two_brokers(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
+    """Two of three: one killed, one frozen. Nothing is accepted until they are back."""
+    number, other = turn % 3 + 1, (turn + 1) % 3 + 1
+    harm = Harm(f"broker {number} kill -9, broker {other} SIGSTOP {OUTAGE_SECONDS:.0f} s")
+    cluster.brokers.node(other).freeze()
+    await asyncio.to_thread(cluster.brokers.node(number).kill)
+    _wake(victims)
+    await asyncio.sleep(OUTAGE_SECONDS)
+    cluster.brokers.node(other).thaw()
+    await asyncio.to_thread(cluster.brokers.restart, number)
+    return harm
+
+
 async def lose_spool(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
     """The directory is gone, as an unmounted volume is, and comes back."""
     harm = Harm(f"spool away {AWAY_SECONDS:.0f} s")
@@ -94,10 +108,11 @@ async def cut_network(cluster: MailCluster, victims: Victims, turn: int) -> Harm
 MISHAPS: Mapping[str, Mishap] = {
     "kill": kill,
     "freeze": freeze,
+    "network": cut_network,
     "broker": lose_broker,
     "spool": lose_spool,
-    "network": cut_network,
 }
+RARER: Mapping[str, Mishap] = {"two-brokers": lose_two_brokers}  # in the long form
 
 
 def _wake(victims: Victims) -> None:

@@ -1,0 +1,126 @@
+"""`python -m tests.faults`: the matrix, long: each fault at each instant, alone, and the table in docs/faults.md.
+
+    python -m tests.faults                        10,000 messages a cell, about two hours on two cores
+    python -m tests.faults --messages 500         shorter; the page says how many
+    python -m tests.faults --only kill,network    some rows; prints, writes nothing
+
+Time-outs of brokers and processes are those a user has. Exit status 1 when a cell lost anything or hit nothing; the
+other cells run all the same. Next: `tests/support/cells.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.report import Figures, write
+from tests.support import kafka
+from tests.support.accounting import Sink
+from tests.support.cells import Account, check_copies, empty_queue, run_cell
+from tests.support.faultpoints import POINTS
+from tests.support.mailcluster import HOSTS, MailCluster
+from tests.support.mishaps import MISHAPS, RARER
+from tests.support.takeover import plant_lines, take_over
+
+LINES = 100_000
+_RARE_POINTS = ("after-append", "in-transaction", "after-remote-250")
+
+
+@dataclass(slots=True)
+class Run:
+    """What was measured so far."""
+
+    accounts: list[Account] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--messages", type=int, default=10_000, help="in each cell (default: 10,000)")
+    parser.add_argument("--per-second", type=float, default=150.0, help="how fast they come (default: 150)")
+    parser.add_argument("--only", default="", help="some faults, separated by commas; nothing is written")
+    asked = parser.parse_args()
+    faults = asked.only.split(",") if asked.only else [*MISHAPS, *RARER]
+    kafka.prepare()
+    run = Run()
+    began = time.monotonic()
+    with kafka.cluster(3) as brokers, tempfile.TemporaryDirectory(prefix="eilpost-faults-") as folder:
+        cells = [
+            (fault, point)
+            for fault in faults
+            for points in POINTS.values()
+            for point in points
+            if fault not in RARER or point in _RARE_POINTS
+        ]
+        cluster = MailCluster(brokers, Path(folder) / "matrix", defaults=True)
+        cluster.make_topics()
+        try:
+            cluster.start()
+            cluster.settle()
+            asyncio.run(_matrix(cluster, cells, run, asked.messages, asked.per_second))
+        finally:
+            cluster.stop()
+        takeovers = {} if asked.only else {kill: _takeover(brokers, Path(folder), kill=kill) for kill in (False, True)}
+    figures = Figures(
+        run.accounts, run.failures, asked.messages, asked.per_second, takeovers, LINES, time.monotonic() - began
+    )
+    if not asked.only:
+        write(figures)
+    for failure in run.failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    print(f"{len(run.accounts)} of {len(cells)} cells passed on {platform.node()}")
+    return 1 if run.failures else 0
+
+
+async def _matrix(
+    cluster: MailCluster, cells: list[tuple[str, str]], run: Run, messages: int, per_second: float
+) -> None:
+    async with Sink(port=cluster.sink_port, hosts=HOSTS) as sink:
+        for turn, (fault, point) in enumerate(cells):
+            try:
+                account = await run_cell(
+                    cluster, sink, fault, (point,), count=messages, per_second=per_second, turn=turn
+                )
+                left = await empty_queue(cluster)
+                assert not left, left[:5]
+                check_copies([account], sink)
+                run.accounts.append(account)
+            except AssertionError as error:
+                run.failures.append(f"{fault} x {point}: {str(error)[:2000]}")
+                print(run.failures[-1], flush=True)
+            await asyncio.to_thread(_mend, cluster)
+
+
+def _mend(cluster: MailCluster) -> None:
+    """All is up and has settled before the next cell."""
+    for node in cluster.brokers.nodes:
+        node.thaw()
+    cluster.brokers.start()
+    cluster.start()
+    cluster.settle()
+
+
+def _takeover(brokers: kafka.Cluster, folder: Path, *, kill: bool) -> float:
+    """The seconds in which a shard with many deferred deliveries changes hands."""
+    cluster = MailCluster(
+        brokers, folder / f"takeover-{kill}", counts={"router": 2}, faulty=False, defaults=True
+    )  # fmt: skip
+    cluster.make_topics()
+    try:
+        asyncio.run(plant_lines(cluster, LINES, 1))
+        cluster.start()
+        seconds = asyncio.run(take_over(cluster, LINES, 1, kill=kill))
+        print(f"{LINES} deferred deliveries taken over in {seconds:.1f} s ({'SIGKILL' if kill else 'SIGTERM'})")
+        return seconds
+    finally:
+        cluster.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
