@@ -76,6 +76,8 @@ class KafkaRouterShard:
     async def _open(self) -> None:
         if self._is_open:
             return
+        if self.lost.is_set():
+            raise ShardLost  # or whoever tends it would try to open it for ever
         if self._is_broken:
             raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the last commit failed")
         if not self._may_open():
