@@ -42,8 +42,9 @@ which the fault did not hit its instant fails. The short form, several instants 
 * *In doubt*: the client got no answer after its dot, or a 451 for an append that was not confirmed. It may arrive; the
   client sends it again.
 * *Twice*: copies beyond the first at the sink. *At work*: what the delivery process that was hit had begun and not yet
-  marked, counted inside it at the instant. *At most*: what the cell allows; after `kill -9` that is what was at work,
-  else what the processes concerned may have at work (`delivery.in_flight`, 50 here). Into a mailbox nothing came twice.
+  marked, counted inside it at the instant. *At most*: what the cell allows; after `kill -9` and SIGSTOP that is what
+  was at work, else what the processes concerned may have at work (`delivery.in_flight`, 50 here). Into a mailbox
+  nothing came twice.
 * *Longest wait*: from the dot to the arrival, of the message that waited longest; an accepted message is never lost by
   waiting. After `kill -9` and SIGSTOP it is the session time-out (`log.session_timeout`, 15 s) and a rebalance.
 """
