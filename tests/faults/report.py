@@ -16,6 +16,7 @@ from pathlib import Path
 
 from deploy.kafka import jars
 from tests.support.cells import Account
+from tests.support.mishaps import MISHAPS, RARER
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 
@@ -56,6 +57,7 @@ class Figures:
 
     accounts: Sequence[Account]
     failures: Sequence[str]
+    cells: int  # that were to be run
     messages: int
     per_second: float
     takeovers: Mapping[bool, float]
@@ -80,7 +82,7 @@ def _circumstances(figures: Figures, now: datetime) -> list[str]:
         f" {figures.per_second:.0f} a second. eilpost {version('eilpost')} at {commit}, Apache Kafka {jars.VERSION},"
         f" aiokafka {version('aiokafka')}, Python {platform.python_version()}, {os.cpu_count()} cores for everything.",
         "",
-        f"**{len(figures.accounts)} cells passed, {len(figures.failures)} failed;"
+        f"**Of {figures.cells} cells {len(figures.accounts)} passed, {len(figures.failures)} failed;"
         f" {sum(account.accepted for account in figures.accounts)} recipients accepted,"
         f" {sum(account.lost for account in figures.accounts)} lost.**",
     ]
@@ -92,7 +94,8 @@ def _table(figures: Figures) -> list[str]:
         "at most", "longest wait",
     )  # fmt: skip
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * 2 + "---:|" * (len(head) - 2)]
-    for account in figures.accounts:
+    rank = {fault: number for number, fault in enumerate((*MISHAPS, *RARER))}
+    for account in sorted(figures.accounts, key=lambda account: rank[account.fault]):
         cells = (
             account.harm,
             " + ".join(POINT_NAMES[point] for point in account.points),
@@ -113,6 +116,8 @@ def _table(figures: Figures) -> list[str]:
 
 
 def _takeover(figures: Figures) -> list[str]:
+    if not figures.takeovers:
+        return []
     lines = ["", "## A full shard changes hands", ""]
     for killed, seconds in figures.takeovers.items():
         how = (
