@@ -293,6 +293,34 @@ class LogContract:
             assert len(await dispatches(deliverer, 1)) == 1
         await log.close()
 
+    async def test_a_shard_lost_while_a_commit_fails_lets_its_tender_go(self, harness: Harness) -> None:
+        """A tender that rewinds and replays after the failure must learn that the shard is gone."""
+        log = await harness.make(LogSettings())
+        await log.append(accepted(1))
+        stop = asyncio.Event()
+
+        async def tend(shard: RouterShard) -> None:
+            taken = await take_all(shard, 1)
+            harness.fail_writes(log)
+            with pytest.raises(LogUnavailable):
+                await shard.commit([pending(1)], taken)
+            harness.mend(log)
+            stop.set()
+            await asyncio.sleep(0.1)  # it is told
+            while True:
+                try:
+                    await shard.rewind()
+                    await lines(shard)
+                    await shard.take(10, NOW)
+                except LogUnavailable:
+                    await asyncio.sleep(0.05)
+                except ShardLost:
+                    return
+
+        async with asyncio.timeout(20):
+            await log.route(tend, stop)
+        await log.close()
+
     async def test_replay_equals_the_fold_of_what_was_committed(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2))
         fold: dict[str, Pending] = {}

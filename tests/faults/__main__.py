@@ -16,6 +16,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,12 +51,24 @@ def main() -> int:
     kafka.prepare()
     run = Run()
     began = time.monotonic()
+    takeovers: dict[bool, float] = {}
+
+    def keep() -> None:
+        """After each cell: a run that is cut short leaves what it has."""
+        if not asked.only:
+            spent = time.monotonic() - began
+            write(
+                Figures(
+                    run.accounts, run.failures, len(cells), asked.messages, asked.per_second, takeovers, LINES, spent
+                )
+            )
+
     with kafka.cluster(3) as brokers, tempfile.TemporaryDirectory(prefix="eilpost-faults-") as folder:
         cells = [
             (fault, point)
-            for fault in faults
             for points in POINTS.values()
             for point in points
+            for fault in faults
             if fault not in RARER or point in _RARE_POINTS
         ]
         cluster = MailCluster(brokers, Path(folder) / "matrix", defaults=True)
@@ -63,15 +76,12 @@ def main() -> int:
         try:
             cluster.start()
             cluster.settle()
-            asyncio.run(_matrix(cluster, cells, run, asked.messages, asked.per_second))
+            asyncio.run(_matrix(cluster, cells, run, asked.messages, asked.per_second, keep))
         finally:
             cluster.stop()
-        takeovers = {} if asked.only else {kill: _takeover(brokers, Path(folder), kill=kill) for kill in (False, True)}
-    figures = Figures(
-        run.accounts, run.failures, asked.messages, asked.per_second, takeovers, LINES, time.monotonic() - began
-    )
-    if not asked.only:
-        write(figures)
+        for kill in () if asked.only else (False, True):
+            takeovers[kill] = _takeover(brokers, Path(folder), kill=kill)
+            keep()
     for failure in run.failures:
         print(f"FAILED {failure}", file=sys.stderr)
     print(f"{len(run.accounts)} of {len(cells)} cells passed on {platform.node()}")
@@ -79,7 +89,12 @@ def main() -> int:
 
 
 async def _matrix(
-    cluster: MailCluster, cells: list[tuple[str, str]], run: Run, messages: int, per_second: float
+    cluster: MailCluster,
+    cells: list[tuple[str, str]],
+    run: Run,
+    messages: int,
+    per_second: float,
+    keep: Callable[[], None],
 ) -> None:
     async with Sink(port=cluster.sink_port, hosts=HOSTS) as sink:
         for turn, (fault, point) in enumerate(cells):
@@ -94,6 +109,7 @@ async def _matrix(
             except AssertionError as error:
                 run.failures.append(f"{fault} x {point}: {str(error)[:2000]}")
                 print(run.failures[-1], flush=True)
+            keep()
             await asyncio.to_thread(_mend, cluster)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from deploy.kafka import jars
 from tests.support.cells import Account
+from tests.support.mishaps import MISHAPS, RARER
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 
@@ -42,8 +43,9 @@ which the fault did not hit its instant fails. The short form, several instants 
 * *In doubt*: the client got no answer after its dot, or a 451 for an append that was not confirmed. It may arrive; the
   client sends it again.
 * *Twice*: copies beyond the first at the sink. *At work*: what the delivery process that was hit had begun and not yet
-  marked, counted inside it at the instant. *At most*: what the cell allows; after `kill -9` that is what was at work,
-  else what the processes concerned may have at work (`delivery.in_flight`, 50 here). Into a mailbox nothing came twice.
+  marked, counted inside it at the instant. *At most*: what the cell allows; after `kill -9` and SIGSTOP that is what
+  was at work, else what the processes concerned may have at work (`delivery.in_flight`, 50 here). Into a mailbox
+  nothing came twice.
 * *Longest wait*: from the dot to the arrival, of the message that waited longest; an accepted message is never lost by
   waiting. After `kill -9` and SIGSTOP it is the session time-out (`log.session_timeout`, 15 s) and a rebalance.
 """
@@ -55,6 +57,7 @@ class Figures:
 
     accounts: Sequence[Account]
     failures: Sequence[str]
+    cells: int  # that were to be run
     messages: int
     per_second: float
     takeovers: Mapping[bool, float]
@@ -79,7 +82,7 @@ def _circumstances(figures: Figures, now: datetime) -> list[str]:
         f" {figures.per_second:.0f} a second. eilpost {version('eilpost')} at {commit}, Apache Kafka {jars.VERSION},"
         f" aiokafka {version('aiokafka')}, Python {platform.python_version()}, {os.cpu_count()} cores for everything.",
         "",
-        f"**{len(figures.accounts)} cells passed, {len(figures.failures)} failed;"
+        f"**Of {figures.cells} cells {len(figures.accounts)} passed, {len(figures.failures)} failed;"
         f" {sum(account.accepted for account in figures.accounts)} recipients accepted,"
         f" {sum(account.lost for account in figures.accounts)} lost.**",
     ]
@@ -91,7 +94,8 @@ def _table(figures: Figures) -> list[str]:
         "at most", "longest wait",
     )  # fmt: skip
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * 2 + "---:|" * (len(head) - 2)]
-    for account in figures.accounts:
+    rank = {fault: number for number, fault in enumerate((*MISHAPS, *RARER))}
+    for account in sorted(figures.accounts, key=lambda account: rank[account.fault]):
         cells = (
             account.harm,
             " + ".join(POINT_NAMES[point] for point in account.points),
@@ -112,6 +116,8 @@ def _table(figures: Figures) -> list[str]:
 
 
 def _takeover(figures: Figures) -> list[str]:
+    if not figures.takeovers:
+        return []
     lines = ["", "## A full shard changes hands", ""]
     for killed, seconds in figures.takeovers.items():
         how = (

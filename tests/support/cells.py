@@ -266,11 +266,11 @@ def check_copies(accounts: Iterable[Account], sink: Sink) -> None:
 
 
 def _bound(account: Account) -> int:
-    """What was in flight: as a killed delivery process had it at the instant; else the most that those which are hit,
-    or cut off from the log, may have at work.
+    """What was in flight: as a killed or frozen delivery process had it at the instant; else the most that those which
+    are cut off from the log may have at work.
     """
     at_delivery = [hit for hit in account.hits if _ROLE_OF[hit["point"]] == "delivery"]
-    if account.fault == "kill":
+    if account.fault in ("kill", "freeze"):
         return account.at_work
     if account.fault in ("broker", "two-brokers"):
         return 2 * IN_FLIGHT  # all of both processes

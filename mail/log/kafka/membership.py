@@ -33,6 +33,7 @@ _POLL_SECONDS = 1.0
 _AGAIN_SECONDS = 1.0  # before a shard that was fenced, and is still ours, is tended again
 _STOPPED_SECONDS = 60.0  # before a shard with a record that cannot be read is looked at again
 _LEAVE_SECONDS = 5.0
+_BEAT_SECONDS = 0.25  # between two looks at whether this process slept
 
 
 class Shard(Protocol):
@@ -108,6 +109,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         consumer = self._consumer = self._new_consumer()
         stopped = asyncio.ensure_future(stop.wait())
         polling: asyncio.Task[None] | None = None
+        watching = asyncio.create_task(self._watch_sleep(), name=f"sleep-{self._role}")
         try:
             polling = asyncio.create_task(self._poll(consumer), name=f"member-{self._role}")
             ends: set[asyncio.Future[Any]] = {stopped, polling, self._failed}
@@ -122,6 +124,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             self._stopping = True
             self._changed.set()
             stopped.cancel()
+            watching.cancel()
             if polling is not None:
                 polling.cancel()
                 await asyncio.gather(polling, return_exceptions=True)
@@ -165,6 +168,20 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             except FAULTS as error:
                 log.warning("group has a problem", role=self._role, reason=reason(error))
                 await asyncio.sleep(backoff)
+
+    async def _watch_sleep(self) -> None:
+        """Who slept for longer than a session (SIGSTOP, a paused machine) has lost all shards, and is told so a moment
+        after it begins to work again: what it had taken and not begun is for others now.
+        """
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            await asyncio.sleep(_BEAT_SECONDS)
+            slept = clock() - began
+            if slept > self._session_seconds:
+                log.warning("slept for longer than a session", role=self._role, seconds=round(slept, 1))
+                for shard in self.shards:
+                    shard.lose()
 
     # --- what the group says
 

@@ -61,7 +61,6 @@ class KafkaRouterShard:
         self._reader = Reader(access, [self._attempted, self._accepted])
         self._taken = 0
         self._is_open = False
-        self._is_closed = False  # its next owner may have begun
         self._is_broken = False  # a commit failed: only a rewind opens again
         self.lost = asyncio.Event()
 
@@ -70,15 +69,15 @@ class KafkaRouterShard:
 
     async def close(self) -> None:
         self.lost.set()
-        self._is_open, self._is_closed = False, True
+        self._is_open = False
         await self._reader.close()
         await self._transactor.close()
 
     async def _open(self) -> None:
         if self._is_open:
             return
-        if self._is_closed:
-            raise ShardLost
+        if self.lost.is_set():
+            raise ShardLost  # or whoever tends it would try to open it for ever
         if self._is_broken:
             raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the last commit failed")
         if not self._may_open():

@@ -27,6 +27,9 @@ log = structlog.get_logger()
 # A killed router's open transaction hides what others dispatched behind it until the broker ends it, or until the
 # shard's next owner does: the shorter the better, and longer than any batch takes.
 TRANSACTION_SECONDS = 15.0
+# Less than that, or it would wait for what the broker has ended. One that takes longer is made again, which is safe at
+# any point; aiokafka may wait for a dead coordinator twice as long.
+COMMIT_SECONDS = 10.0
 _STOP_SECONDS = 1.0
 _FENCED = (errors.ProducerFenced, errors.InvalidProducerEpoch, errors.InvalidProducerIdMapping)
 
@@ -40,7 +43,7 @@ class Transactor:
         self._access = access
         self._id = transactional_id
         self._group = group
-        self._timeout = timeout_seconds
+        self._timeout = min(timeout_seconds, COMMIT_SECONDS)
         self._producer: AIOKafkaProducer | None = None
 
     @property
