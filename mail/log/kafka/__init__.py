@@ -99,9 +99,11 @@ class KafkaLog:
         """`dispatched` may get more partitions while we run; new dispatches go there too."""
         while True:
             await asyncio.sleep(_GROWTH_SECONDS)
-            with suppress(LogUnavailable, LogUnusable):
+            try:
                 found = await self._lookout.topics(with_config=False)
                 self._counts = counts_of(found, self._access, self._settings)
+            except Exception as error:  # at its next turn
+                log.debug("topics not looked at", reason=str(error))
 
     async def purge(self) -> None:
         """DeleteRecords below the committed marks, of the shards this process owns. Of `events` the brokers remove
@@ -115,9 +117,11 @@ class KafkaLog:
         ):
             if owned is None or not owned.numbers:
                 continue
-            names = {self._access.prefix + topic.name for topic in topics}
-            marks = await self._lookout.marks(self._access.group(role))
-            mine = {at: mark.low for at, mark in marks.items() if at.topic in names and at.partition in owned.numbers}
+            partitions = [
+                TopicPartition(self._access.prefix + t.name, n) for t in topics for n in sorted(owned.numbers)
+            ]
+            marks = await self._lookout.marks(self._access.group(role), partitions)
+            mine = {at: mark.low for at, mark in marks.items()}
             begins = await self._lookout.begins(mine)
             before |= {at: low for at, low in mine.items() if low - begins.get(at, low) >= _PURGE_LEAST}
         if before:
