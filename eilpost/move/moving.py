@@ -206,11 +206,14 @@ class Moving:
                 await self._move(waiting[start : start + self._batch], shard, ())
 
     async def _see_empty(self, shard: RouterShard) -> None:
-        """The proof: read again what the source holds now."""
+        """The proof: read again, from the marks, what the source holds now."""
+        await shard.rewind()
         async for lines in shard.replay():
             for line in lines:
                 if line.delivery.id not in self._in_hand:
                     raise LogUnavailable(f"{line.delivery.id} is in the log to move from again; is it in use?")
+        if await shard.take(1, _NOW):
+            raise LogUnavailable("something is unread in the log to move from again; is it in use?")
 
     # --- one batch
 
