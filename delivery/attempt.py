@@ -8,6 +8,7 @@ recipient, or an exception only when it is cancelled. Next: `delivery/smtp.py`, 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
@@ -32,6 +33,7 @@ NO_SPOOL = Reply(451, "4.3.0", "The spool that holds the message does not answer
 
 # How much of the message a report may quote.
 HEADERS_BYTES = 65536
+SOON_SECONDS = 60.0
 _SPOOL_BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -43,6 +45,11 @@ class Carriage:
     started: datetime
     seconds: float
     content: bytes
+
+    @property
+    def answered(self) -> bool:
+        """The next hop said something about a recipient, and soon: it is none that holds on to whoever calls."""
+        return self.seconds <= SOON_SECONDS and any(outcome.remote is not None for outcome in self.outcomes)
 
 
 class Attempts:
@@ -68,16 +75,16 @@ class Attempts:
         self._report(dispatched, outcomes, duration)
         return Carriage(outcomes, started, duration, b"" if isinstance(content, Reply) else content)
 
-    async def record(self, dispatched: Dispatched, carriage: Carriage) -> Attempted:
+    async def record(self, dispatched: Dispatched, carriage: Carriage, waits: Callable[[], None]) -> Attempted:
         """What to report; the content of what is deferred is in the spool when this returns. Never to be cancelled
-        lightly: the mail may be delivered already.
+        lightly: the mail may be delivered already. `waits` is called when the spool fails, and may take long.
         """
         outcomes = carriage.outcomes
         headers = b""
         kept: Spooled | None = None
         if not all(isinstance(outcome, Delivered) for outcome in outcomes):
             headers = header_block(carriage.content, HEADERS_BYTES)
-            kept = await self._kept(dispatched, outcomes)
+            kept = await self._kept(dispatched, outcomes, waits)
         return Attempted(
             dispatched.delivery.id,
             dispatched.number,
@@ -88,7 +95,9 @@ class Attempts:
             headers,
         )
 
-    async def report_bug(self, dispatched: Dispatched, carriage: Carriage | None) -> Attempted:
+    async def report_bug(
+        self, dispatched: Dispatched, carriage: Carriage | None, waits: Callable[[], None]
+    ) -> Attempted:
         """What to report when what there is cannot be, by a bug of ours: who has the message has it, everybody else is
         deferred; all in our own words.
         """
@@ -100,10 +109,12 @@ class Attempts:
                 for recipient, outcome, deferred in zip(recipients, carriage.outcomes, outcomes, strict=True)
             )
         started = datetime.now(UTC) if carriage is None else carriage.started
-        kept = await self._kept(dispatched, outcomes)
+        kept = await self._kept(dispatched, outcomes, waits)
         return Attempted(dispatched.delivery.id, dispatched.number, outcomes, started, timedelta(0), kept)
 
-    async def _kept(self, dispatched: Dispatched, outcomes: tuple[Outcome, ...]) -> Spooled | None:
+    async def _kept(
+        self, dispatched: Dispatched, outcomes: tuple[Outcome, ...], waits: Callable[[], None]
+    ) -> Spooled | None:
         """Where the content lies, when it is needed once more."""
         if not any(isinstance(outcome, Deferred) for outcome in outcomes):
             return None
@@ -111,7 +122,7 @@ class Attempts:
             case Spooled() as spooled:
                 return spooled
             case Inline(data):
-                return await self._keep(data)
+                return await self._keep(data, waits)
 
     async def _content(self, dispatched: Dispatched) -> bytes | Reply:
         match dispatched.content:
@@ -157,16 +168,19 @@ class Attempts:
             case _:
                 assert_never(route)
 
-    async def _keep(self, content: bytes) -> Spooled:
+    async def _keep(self, content: bytes, waits: Callable[[], None]) -> Spooled:
         """Until the spool takes it: a deferral may not be reported before its content is safe."""
         tries = 0
         while True:
             try:
                 return await self._spool.keep(content)
             except SpoolUnavailable as error:
-                log.warning("spool unavailable", error=str(error))
+                if tries == 0:  # many may wait
+                    log.warning("spool unavailable", error=str(error))
             except Exception:
                 log.exception("spool failed")
+            if tries == 0:
+                waits()
             await asyncio.sleep(_SPOOL_BACKOFF_SECONDS[min(tries, len(_SPOOL_BACKOFF_SECONDS) - 1)])
             tries += 1
 

@@ -35,17 +35,20 @@ class Capacity:
     """One for a process."""
 
     def __init__(self, settings: DeliverySettings, spool: Spool, *, parked_max: int = PARKED_MAX) -> None:
-        # A site gets as many as keep its connections busy, mailboxes half of all: nobody takes everything.
+        # A site gets as many as keep its connections busy; mailboxes have places of their own, half as many as all
+        # sites together: however slow the world is, mail for our own people is not.
         half = max(1, settings.in_flight // 2)
         share = max(1, min(half, 2 * settings.connections_per_site))
         self.inflight: InFlight[Seat, Entry[Dispatched]] = InFlight(
             count=settings.in_flight,
             size_bytes=settings.in_flight_bytes,
             parked=parked_max,
-            share_of=lambda site: half if site == MAILBOX_SITE else share,
+            share_of=lambda _: share,
+            apart={MAILBOX_SITE: half},
+            chosen=lambda site: "://" in site,  # a relay; the sites of exchangers are whatever senders write to
         )
         self._spool = spool
-        self._seats: set[Seat] = set()
+        self._waiting: set[Seat] = set()  # seats whose workers wait for room
         self._making_room: asyncio.Task[None] | None = None
         self.largest_bytes = _LARGEST_INLINE_BYTES
 
@@ -57,12 +60,11 @@ class Capacity:
     def join(self, begin: Callable[[Job], None]) -> Seat:
         """A seat for a shard; `begin` is called with each of its entries when it may start."""
         seat = Seat(self, begin)
-        self._seats.add(seat)
         self.inflight.join(seat)
         return seat
 
     def leave(self, seat: Seat) -> None:
-        self._seats.remove(seat)
+        self._waiting.discard(seat)
         self.inflight.leave(seat)
         self.changed()
 
@@ -90,11 +92,15 @@ class Capacity:
         finally:
             self._making_room = None
 
+    def watch(self, seat: Seat) -> None:
+        self._waiting.add(seat)
+
     def changed(self) -> None:
         """Something ended: others may start, and more may be taken."""
         self.start()
-        for seat in self._seats:
+        for seat in self._waiting:
             seat.news.set()
+        self._waiting.clear()
 
     async def unload(self) -> bool:
         """Move content that waits for a slow site into the spool; False when there is none, or the spool fails."""
@@ -131,7 +137,7 @@ class Seat:
     def __init__(self, capacity: Capacity, begin: Callable[[Job], None]) -> None:
         self._capacity = capacity
         self.begin = begin
-        self.news = asyncio.Event()  # there may be room
+        self.news = asyncio.Event()  # since `watch`: there may be room
 
     def add(self, entry: Entry[Dispatched]) -> None:
         """Park what was taken; `start` lets it begin."""
@@ -140,13 +146,24 @@ class Seat:
     def start(self) -> None:
         self._capacity.start()
 
-    def done(self, job: Job) -> None:
-        self._capacity.inflight.done(job)
+    def linger(self, job: Job, *, answered: bool) -> None:
+        """It is carried, and waits for the spool before it can be reported: its place may be another's."""
+        if self._capacity.inflight.linger(job, answered=answered):
+            self._capacity.changed()
+
+    def done(self, job: Job, *, answered: bool) -> None:
+        """`answered`: its site has, and soon: it may have more."""
+        self._capacity.inflight.done(job, answered=answered)
         self._capacity.changed()
 
     def room(self) -> int:
         """How many the shard may take now."""
         return self._capacity.inflight.room(self, self._capacity.largest_bytes)
+
+    def watch(self) -> None:
+        """From now on, tell by `news` when there may be room."""
+        self.news.clear()
+        self._capacity.watch(self)
 
     async def make_room(self) -> bool:
         """Try to; False when what is there has to be waited for."""

@@ -64,12 +64,11 @@ class Delivery:
                 shard=shard, attempts=self._attempts, capacity=self._capacity, drain_seconds=self._drain_seconds
             ).tend()
 
-        ready()
         try:
             waits = _ANEW_SECONDS
             while True:
                 try:
-                    await self._log.deliver(tend, stop)
+                    await self._log.deliver(tend, stop, ready)
                     break
                 except Unreportable as error:
                     # Its mark stands before the attempt, so the shard's next owner, us again, makes it once more.

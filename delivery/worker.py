@@ -89,7 +89,7 @@ class Worker:
             room = seat.room()
             if room:
                 return min(room, _TAKE_MAX)
-            seat.news.clear()  # before the spool is asked: what ends meanwhile counts
+            seat.watch()  # before the spool is asked: what ends meanwhile counts
             if not await seat.make_room():
                 await seat.news.wait()
 
@@ -102,10 +102,11 @@ class Worker:
 
     async def _work(self, job: Job) -> None:
         IN_FLIGHT.inc()
+        answered = False
         try:
             if self._lost:
                 return  # before it began: the next owner makes the attempt
-            await self._attempt(job)
+            answered = await self._attempt(job)
         except ShardLost:
             self._lost = True  # the next owner makes the attempt again
         except Exception as error:
@@ -114,22 +115,27 @@ class Worker:
                 self._broken.set_exception(Unreportable(f"{job.item.record.delivery.id}: {error!r}"))
         finally:
             IN_FLIGHT.dec()
-            self._seat.done(job)
+            self._seat.done(job, answered=answered)
 
-    async def _attempt(self, job: Job) -> None:
-        """Carry and report. A bug of ours is reported as a deferral: an entry that nobody finishes is one behind which
-        a log could never purge.
+    async def _attempt(self, job: Job) -> bool:
+        """Carry and report; whether the site answered, and soon. A bug of ours is reported as a deferral: an entry
+        that nobody finishes is one behind which a log could never purge.
         """
         record = job.item.record
         carriage: Carriage | None = None
+
+        def waits() -> None:
+            self._seat.linger(job, answered=carriage is not None and carriage.answered)
+
         try:
             carriage = await self._carry(job)
-            await self._finish(job, await self._attempts.record(record, carriage))
+            await self._finish(job, await self._attempts.record(record, carriage, waits))
         except ShardLost:
             raise
         except Exception:
             log.exception("attempt not reported as it was", delivery_id=record.delivery.id)
-            await self._finish(job, await self._attempts.report_bug(record, carriage))
+            await self._finish(job, await self._attempts.report_bug(record, carriage, waits))
+        return carriage is not None and carriage.answered
 
     async def _carry(self, job: Job) -> Carriage:
         task = asyncio.current_task()

@@ -173,9 +173,14 @@ def make_spool(plan: Plan) -> Spool:
     url = plan.settings.spool.url
 
     def disk(rest: str) -> Spool:
+        from mail.spool import SpoolUnavailable
         from mail.spool.disk import DiskSpool
 
-        return DiskSpool(plan.path(_needs_path("spool.url", url, rest)))
+        path = plan.path(_needs_path("spool.url", url, rest))
+        try:
+            return DiskSpool(path)
+        except SpoolUnavailable as error:
+            raise SettingsError(f"spool.url: {error}") from None
 
     def memory(_rest: str) -> Spool:
         from mail.spool.memory import MemorySpool

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Generator
 from typing import Any, assert_never
 
+import h11
 import uvicorn
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -54,7 +55,8 @@ class _Server(uvicorn.Server):
 
 class _Protocol(H11Protocol):
     """uvicorn's, which waits for a request for ever: who opens connections and says nothing would have the probes
-    answered with 503, and take the open files of those who bring mail.
+    answered with 503, and take the open files of those who bring mail. And what strangers send is no error of ours:
+    uvicorn's answer to a malformed body and that of the application came into each other's way, with a traceback.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -66,6 +68,18 @@ class _Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._patience.cancel()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # what the application may still say goes nowhere
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # an answer is there already, and no second one may follow
+            self.transport.close()
+
+    def _should_upgrade(self) -> bool:
+        return False  # RFC 9110 section 7.8: a server may ignore it; uvicorn's tells the log what to install
 
 
 class Http:
@@ -93,7 +107,7 @@ class Http:
         config = uvicorn.Config(
             self._application(),
             log_config=None,
-            log_level="warning",
+            log_level="error",  # what strangers do is no news
             access_log=False,
             lifespan="off",
             ws="none",

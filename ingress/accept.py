@@ -43,7 +43,7 @@ class Acceptance:
                 await self._log.append(Accepted(message, content))
         except SpoolUnavailable as error:
             log.warning("not accepted", queue_id=message.queue_id, why="spool", error=str(error))
-            return replies.NO_ROOM
+            return replies.OUR_FAULT
         except (LogUnavailable, TimeoutError) as error:
             log.warning("not accepted", queue_id=message.queue_id, why="log", error=str(error) or "timed out")
             return replies.NOT_CONFIRMED

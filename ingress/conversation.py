@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from time import perf_counter
-from typing import Protocol
 
 import structlog
 
@@ -22,8 +21,9 @@ from ingress.content import begins_with_header, clean, header_of
 from ingress.door import Door
 from ingress.ending import End
 from ingress.esmtp import MailFrom, parse_command, parse_hello, parse_mail, parse_rcpt, parse_vrfy
-from ingress.intake import Intake, Malformed
+from ingress.intake import Malformed
 from ingress.received import hops, protocol, received
+from ingress.wire import Wire
 from mail.address import Address
 from mail.envelope import Body, Envelope, Recipient
 from mail.log import Down, Full
@@ -57,22 +57,6 @@ _RECEIVED_TEMPFAIL = MESSAGES_RECEIVED.labels("tempfail")
 _RECEIVED_REJECTED = MESSAGES_RECEIVED.labels("rejected")
 
 _wire = lru_cache(maxsize=512)(Reply.wire)
-
-
-class Wire(Protocol):
-    """What a conversation needs of its connection."""
-
-    @property
-    def intake(self) -> Intake: ...
-
-    async def read_content(self) -> bool:
-        """Send the 354 and wait for the final dot. False: the client went away without it."""
-        ...
-
-    @property
-    def content_found_no_room(self) -> bool:
-        """The content was dropped because too much was in flight, not because it was too large."""
-        ...
 
 
 @dataclass(slots=True)
@@ -217,10 +201,9 @@ class Conversation:
         condition = self.door.log.condition()
         if isinstance(condition, Down):
             return replies.NO_SERVICE
-        is_full = isinstance(condition, Full) or self.door.storeroom.full is not None
-        if is_full or not self.door.meter.has_room(mail.size or 1):
+        if isinstance(condition, Full) or not self.wire.has_room(mail.size or 1):
             return replies.NO_ROOM
-        return None
+        return self.door.storeroom.refusal
 
     async def _check_sender(self, reverse_path: Address | None) -> Reply | None:
         verdict = policy.check_sender(reverse_path, self.door.directory.snapshot, self.terms)
@@ -275,7 +258,7 @@ class Conversation:
             self.say(replies.HELLO_FIRST if self.helo is None else replies.MAIL_FIRST)
         elif not self._recipients:
             self.say(replies.NO_VALID_RECIPIENTS if self._rcpt_refused else replies.RCPT_FIRST)
-        elif not self.door.meter.has_room(mail.size or 1):
+        elif not self.wire.has_room(mail.size or 1):
             self.refuse(replies.NO_ROOM, sender=_text(mail.reverse_path))
         else:
             self.say(replies.GO_AHEAD)

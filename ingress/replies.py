@@ -54,6 +54,7 @@ TOO_MANY_CONNECTIONS = Reply(421, "4.7.0", "Too many connections, try again late
 TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors")
 NOT_SMTP = Reply(421, "4.7.0", "This is SMTP")
 TIMED_OUT = Reply(421, "4.4.2", "Timed out")
+TOO_SLOW = Reply(421, "4.3.1", "Too little room for content that comes so slowly, try again later")
 SHUTTING_DOWN = Reply(421, "4.3.2", "Shutting down, try again later")
 NO_SERVICE = Reply(421, "4.3.2", "Service not available, try again later")
 

@@ -57,7 +57,11 @@ class Ingress:
     ) -> None:
         self._settings = settings
         self._drain_seconds = node.drain.total_seconds()
-        self._meter = Meter(settings.bytes_in_flight)
+        self._meter = Meter(
+            settings.bytes_in_flight,
+            # One message always fits, all its lines with transparent dots (`session.read_content`).
+            max(settings.bytes_in_flight_per_client, min(settings.bytes_in_flight, settings.max_size * 4 // 3 + 1)),
+        )
         self._storeroom = Storeroom(spool, log_settings.min_free_disk)
         self._sessions: set[SmtpSession] = set()
         self.listening: list[tuple[str, int]] = []  # where, once ready; of use when the port was 0

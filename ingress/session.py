@@ -27,12 +27,13 @@ from ingress.esmtp import LONGEST_LINE
 from ingress.intake import Intake
 from ingress.outbox import Outbox
 from ingress.policy import Terms, normal_ip
+from ingress.pressure import Content
 from mail.telemetry import SMTP_CONNECTIONS, SMTP_SESSIONS
 
 log = structlog.get_logger()
 
 _SURPLUS_MAX = 64 * 1024  # bytes a client may send ahead of us before we stop reading
-_SLOWEST_RATE = 1024  # bytes a second, for content that takes long
+_SLOWEST_RATE = 16 * 1024  # bytes a second, for content that takes long: 25 MiB in less than an hour
 _TURN = 100  # pipelined commands obeyed before the other sessions have theirs
 _LINGER_SECONDS = 5.0  # for a client that does not read our last words
 
@@ -77,7 +78,7 @@ class SmtpSession(SMTP):
         self._reading_is_paused = False  # not `_paused`: that is asyncio's, and speaks of writing
         self._busy = False  # a command is being obeyed: the timer and the drain let it finish
         self._draining = False
-        self._held = 0  # bytes of the meter's that are ours
+        self._content: Content | None = None  # what the meter knows of ours
         self._content_began = 0.0
         self.content_found_no_room = False
 
@@ -297,6 +298,8 @@ class SmtpSession(SMTP):
         intake.begin_content(self._door.max_size * 4 // 3 + 1)
         self._busy = False
         self._content_began = self.loop.time()
+        self._content = Content(self._talk.ip, self._content_began, self._too_slow, exempt=self._talk.terms.may_relay)
+        self._door.meter.begin(self._content)
         self._account()
         self._expect_content()
         while not intake.content_is_complete and not self._talk.end:
@@ -310,29 +313,39 @@ class SmtpSession(SMTP):
 
     def _expect_content(self) -> None:
         """Time for the next part, not for the whole (RFC 5321 section 4.5.3.2.5). But a byte a minute does not hold a
-        connection for ever: after ten times the time-out the sender must have kept a rate.
+        connection for ever: after five times the time-out the sender must have kept a rate.
         """
         seconds = self._door.data_seconds
-        patience = 10 * seconds + self._held / _SLOWEST_RATE
+        patience = 5 * seconds + self.intake.content_held / _SLOWEST_RATE
         left = self._content_began + patience - self.loop.time()
         self._reset_timeout(max(0.001, min(seconds, left)))
 
+    def has_room(self, octets: int) -> bool:
+        """Whether there is memory for content of that size."""
+        talk = self._talk
+        return self._door.meter.has_room(talk.ip, octets, self.loop.time(), exempt=talk.terms.may_relay)
+
     def _account(self) -> None:
         """Keep the meter in step with what this session holds; beyond the cap, hold nothing."""
-        held = self.intake.content_held
-        if held > self._held and not self._door.meter.take(held - self._held):
+        content, meter, now = self._content, self._door.meter, self.loop.time()
+        if content is None:
+            return
+        content.is_whole = self.intake.content_is_complete
+        if not meter.hold(content, self.intake.content_held, now):
             self.intake.drop_content()
             self.content_found_no_room = True
-            held = 0
-        elif held > self._held:
-            self._held = held
-        if held < self._held:
-            self._door.meter.give(self._held - held)
-            self._held = held
+            meter.hold(content, 0, now)
+
+    def _too_slow(self) -> None:
+        """Others need the memory, and our client takes its time."""
+        log.info("content cut", client=self._talk.ip, octets=self.intake.content_held)
+        self.intake.drop_content()
+        self._talk.finish(replies.TOO_SLOW, End.SLOW)
+        self._hang_up()
 
     def _release(self) -> None:
         """The content is ours in the log, or gone."""
-        if self._held:
-            self._door.meter.give(self._held)
-            self._held = 0
+        if self._content is not None:
+            self._door.meter.end(self._content)
+            self._content = None
         self.content_found_no_room = False

@@ -1,5 +1,5 @@
-"""Opens a file where others may have put something else: a FIFO would hold a thread for ever, and a symbolic link lead
-out of the folder. Next: `mail/spool/disk.py`.
+"""Opens a file where there may be something else: a FIFO would hold a thread for ever, and where others write, a
+symbolic link lead out of the folder. Next: `mail/spool/disk.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ class NotPlain(OSError):
     """There is something else than a file."""
 
 
-def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
+def open_plain(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) -> int:
     """A descriptor of a file, and of nothing else; made with mode 0600 where `flags` has O_CREAT. Never waits.
+    `follow`: a symbolic link to a file will do, as in what an operator gives us (Kubernetes mounts are links).
 
     Raises OSError, NotPlain among them.
     """
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         if error.errno in _ELSE:
             raise _not_plain(path) from error
@@ -31,6 +33,13 @@ def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
         os.close(descriptor)
         raise _not_plain(path)
     return descriptor
+
+
+def read_plain(path: Path) -> tuple[bytes, os.stat_result]:
+    """The whole of a file, or of the one a link leads to, and the state it was in. Raises as `open_plain`."""
+    with open(open_plain(path, follow=True), "rb") as file:
+        status = os.fstat(file.fileno())
+        return file.read(), status
 
 
 def _not_plain(path: Path) -> NotPlain:

@@ -87,7 +87,7 @@ class LogSettings(Section):
     )
     replication: int = Field(3, ge=1, le=9, description="Kafka: replicas of topics that `eilpost topics create` makes.")
     session_timeout: Duration = Field(
-        parse_duration("15s"), description="Kafka: a process that is silent for so long loses its shards to others."
+        parse_duration("8s"), description="Kafka: a process that is silent for so long loses its shards to others."
     )
     sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
         "", description="Kafka: how to log in; empty: not at all."
@@ -185,7 +185,13 @@ class IngressSettings(Section):
         50, ge=1, le=1000, description="Received lines beyond which a message is taken for a loop (554 5.4.6)."
     )
     bytes_in_flight: Size = Field(
-        parse_size("128MiB"), description="Content in memory, all sessions together; beyond it: 452 4.3.1."
+        parse_size("128MiB"),
+        description="Content in memory, all sessions together; beyond it, content that comes slowly is cut with 421, "
+        "and where there is none, new mail gets 452 4.3.1.",
+    )
+    bytes_in_flight_per_client: Size = Field(
+        parse_size("32MiB"),
+        description="Of it, from one address; one message of max_size always fits. Relay networks are exempt.",
     )
     sender_domain_must_resolve: bool = Field(
         True,
@@ -222,7 +228,7 @@ class RouterSettings(Section):
     recipients_per_delivery: int = Field(
         100, ge=1, le=1000, description="Recipients in one transaction (RFC 5321 section 4.5.3.1.8)."
     )
-    batch: int = Field(200, ge=1, le=100_000, description="Inputs decided on in one commit.")
+    batch: int = Field(200, ge=1, le=100_000, description="Inputs decided on in one commit, at most.")
     alias_depth: int = Field(20, ge=1, le=1000, description="Aliases of aliases, at most.")
 
 
@@ -238,7 +244,13 @@ class DeliverySettings(Section):
         20, ge=1, le=100_000, description="Connections to one site; reached by slow start."
     )
     connections: int = Field(500, ge=1, le=1_000_000, description="Connections, all sites together.")
-    in_flight: int = Field(500, ge=1, le=1_000_000, description="Deliveries this process works on at the same time.")
+    in_flight: int = Field(
+        500,
+        ge=1,
+        le=1_000_000,
+        description="Deliveries to other servers this process works on at the same time, sites that have not answered "
+        "lately at most half of them; mailboxes have half as many places of their own.",
+    )
     in_flight_bytes: Size = Field(parse_size("64MiB"), description="Their content in memory.")
     idle: Duration = Field(parse_duration("5s"), description="An unused connection is closed after this time.")
     messages_per_connection: int = Field(1000, ge=1, le=1_000_000, description="Then a new one is made.")

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from mail import endpoint
 from mail.address import AddressError, parse_domain
 from mail.logs import FORMATS, LEVELS
+from mail.plainfile import read_plain
 from mail.settings import HIDDEN, Section, Settings, SettingsError, is_secret
 from mail.spool import location
 from mail.units import format_duration, format_size, parse_duration, parse_size
@@ -75,7 +76,7 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_bytes().decode()
+        text = read_plain(path)[0].decode()
     except FileNotFoundError as error:
         raise SettingsError(f"{path}: there is no such file; name one with --config, or make it") from error
     except UnicodeDecodeError as error:

@@ -75,7 +75,10 @@ class Bodies:
         for number, answer in zip(contents, answers, strict=True):
             if isinstance(answer, BaseException):
                 self._asked_again_at = clock() + PAUSE_SECONDS
-                raise answer
+                if isinstance(answer, SpoolUnavailable):
+                    raise answer
+                log.error("spool failed", exc_info=answer)  # a bug of its, no bug of the message's
+                raise SpoolUnavailable(repr(answer))
             kept[number] = answer
         return kept
 

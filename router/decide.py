@@ -98,9 +98,11 @@ def _on_accepted(queue: MailQueue, fact: Accepted, world: World, now: datetime) 
             groups.setdefault(hop, []).append(final.recipient)
     number = 0
     for route, recipients in groups.items():
-        for start in range(0, len(recipients), policy.recipients_per_delivery):
+        # A mailbox keeps one copy of a delivery, however many of its owner's addresses the message names.
+        most = len(recipients) if isinstance(route, ToMailbox) else policy.recipients_per_delivery
+        for start in range(0, len(recipients), most):
             number += 1
-            part = tuple(recipients[start : start + policy.recipients_per_delivery])
+            part = tuple(recipients[start : start + most])
             delivery = Delivery(delivery_id(queue_id, number), _carrying(message, part), route)
             yield from _set_out(queue, delivery, fact.content, world, now)
     if failures:

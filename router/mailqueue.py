@@ -19,9 +19,11 @@ from typing import TypeVar, assert_never, cast
 from mail.envelope import Recipient
 from mail.message import DeliveryId, Inline, QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, InHand, Pending, Record, Settled, Waiting, Why
+from mail.route import ToMailbox
 from router.window import Limits
 
 IN_HAND = "in_hand"
+LOCAL = ToMailbox("").site
 STATES = (IN_HAND, *(why.value for why in Why))
 
 # Shared values beyond this many are forgotten and collected anew: the table stays small beside the queue.
@@ -108,8 +110,8 @@ class MailQueue:
         """May one more delivery to the site be in hand?"""
         site = self._sites.get(site_name)
         if site is None:
-            return limits.allow(0, 0, self._in_hand, size_bytes)
-        return limits.allow(site.in_hand, site.in_hand_bytes, self._in_hand, size_bytes)
+            return limits.allow(0, 0, self._in_hand, size_bytes, is_local=site_name == LOCAL)
+        return limits.allow(site.in_hand, site.in_hand_bytes, self._in_hand, size_bytes, is_local=site_name == LOCAL)
 
     # How it changes
 
@@ -201,7 +203,11 @@ class MailQueue:
                 size = line.delivery.message.size_bytes
                 more = extra.setdefault(site.name, [0, 0])
                 if not limits.allow(
-                    site.in_hand + more[0], site.in_hand_bytes + more[1], self._in_hand + len(picked), size
+                    site.in_hand + more[0],
+                    site.in_hand_bytes + more[1],
+                    self._in_hand + len(picked),
+                    size,
+                    is_local=site.name == LOCAL,
                 ):
                     continue
                 more[0] += 1

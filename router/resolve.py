@@ -28,6 +28,7 @@ from router.world import NO_ANSWERS, Answers, World
 log = structlog.get_logger()
 
 PATIENCE = timedelta(milliseconds=250)
+SPOOL_SECONDS = 5.0
 QUESTIONS_MAX = 1000  # asked at the same time by one router; more are left for the next batch
 
 
@@ -110,9 +111,10 @@ async def read_headers(spool: Spool, sources: Mapping[QueueId, Spooled]) -> dict
 
     async def read(spooled: Spooled) -> bytes:
         try:
-            return await spool.read(spooled, MAX_QUOTED_BYTES)
-        except (SpoolDamaged, SpoolUnavailable) as error:
-            log.warning("report goes without headers", reason=str(error))
+            async with asyncio.timeout(SPOOL_SECONDS):
+                return await spool.read(spooled, MAX_QUOTED_BYTES)
+        except (SpoolDamaged, SpoolUnavailable, TimeoutError) as error:
+            log.warning("report goes without headers", reason=str(error) or "the spool does not answer")
             return b""
 
     found = await asyncio.gather(*(read(spooled) for spooled in sources.values()))

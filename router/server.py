@@ -75,9 +75,8 @@ class Router:
             finally:
                 metrics.forget(shard.number)
 
-        ready()  # without a shard too: in a cluster, shards come and go
         try:
-            await self._log.route(tend_shard, stop)
+            await self._log.route(tend_shard, stop, ready)  # without a shard too: in a cluster, shards come and go
         except LogUnusable as error:
             raise ServiceError(str(error)) from error
         finally:

@@ -29,6 +29,7 @@ from mail.spool import Spool, SpoolUnavailable
 from router.bodies import Bodies
 from router.decide import Due, Fact, decide, quotes
 from router.mailqueue import MailQueue
+from router.portion import Portion
 from router.putaside import put_aside
 from router.recent import Recent
 from router.resolve import Questions, domains_in_question, read_headers
@@ -41,6 +42,7 @@ IDLE_WAIT = timedelta(seconds=1)  # an idle shard looks up this often: gauges, s
 BACKOFF_FIRST = 0.1  # seconds before a failed batch is tried again, doubled each time
 BACKOFF_MAX = 5.0
 SHOWN_MAX = 20  # addresses in one line of the log
+TURN = 200  # records decided on, or told of, before others have their turn
 
 
 def utc_now() -> datetime:
@@ -67,6 +69,7 @@ class _Ours:
         self.shard = shard
         self.tools = tools
         self.bodies = Bodies(tools.spool)
+        self.portion = Portion(tools.batch)
         self.recent = Recent()
 
 
@@ -114,13 +117,34 @@ async def _replay(shard: RouterShard) -> MailQueue:
 
 async def _route_batch(ours: _Ours, queue: MailQueue, wait: timedelta) -> timedelta:
     """One batch, from the inputs to the commit. Returns how long the next one may wait for inputs."""
-    shard, tools = ours.shard, ours.tools
-    entries = await shard.take(tools.batch, wait)
+    tools = ours.tools
+    entries = await _take(ours, wait)
     due = await _decide_and_commit(ours, queue, entries, tools.batch)
     if due == tools.batch:
         return timedelta(0)  # more may be due
     next_due = queue.next_due()
     return IDLE_WAIT if next_due is None else min(max(next_due - tools.now(), timedelta(0)), IDLE_WAIT)
+
+
+async def _take(ours: _Ours, wait: timedelta) -> list[Entry[Accepted] | Entry[Attempted]]:
+    """The inputs of one commit: a few at a time, until what follows from them is enough."""
+    portion, tools = ours.portion, ours.tools
+    entries: list[Entry[Accepted] | Entry[Attempted]] = []
+    snapshot = tools.directory.snapshot
+    portion.begin()
+    while step := portion.step:
+        try:
+            more = await ours.shard.take(step, timedelta(0) if entries else wait)
+        except ShardLost:
+            if not entries:
+                raise
+            break  # what is in hand is finished
+        for entry in more:
+            portion.add(entry.record, snapshot, tools.policy.alias_depth)
+        entries += more
+        if len(more) < step:
+            break
+    return entries
 
 
 async def _route_singly(ours: _Ours) -> None:
@@ -166,14 +190,14 @@ async def _decide_and_commit(
     accepted = _without_repeats([e.record for e in entries if isinstance(e.record, Accepted)], ours.recent, batch.tally)
     world = World(tools.policy, tools.directory.snapshot)
     for report in attempted:
-        batch.decide(report, world)
+        await batch.decide(report, world)
     due = [Due(delivery_id) for delivery_id in queue.due(now, tools.policy.limits, due_max)] if due_max else []
     if picked is not None:
         picked += [fact.delivery_id for fact in due]
     world = await _look_up(queue, accepted, due, world, tools, now)
     facts: list[Fact] = [*due, *accepted]
     for fact in facts:
-        batch.decide(fact, world)
+        await batch.decide(fact, world)
     if batch.outputs or entries:
         await _commit(ours, batch, entries, began)
     else:
@@ -190,7 +214,7 @@ async def _commit(
     ours.recent.add((e.record.message.queue_id for e in entries if isinstance(e.record, Accepted)), tools.now())
     try:  # it is done, whatever goes wrong in telling of it
         tools.publish(shard.number, batch.tally, batch.queue, perf_counter() - began)
-        _log_history(batch.outputs)
+        await _log_history(batch.outputs)
     except Exception:
         log.exception("not told", shard=shard.number)
     batch.queue.tidy()
@@ -220,13 +244,15 @@ class _Batch:
         self.outputs: list[Record] = []
         self.tally = Tally()
 
-    def decide(self, fact: Fact, world: World) -> None:
+    async def decide(self, fact: Fact, world: World) -> None:
         queue = self.queue
         line = None if isinstance(fact, Accepted) else queue.line(fact.delivery_id)
         first = len(self.outputs)
         for record in decide(queue, fact, world, self._now):
             queue.apply(record)
             self.outputs.append(record)
+            if len(self.outputs) % TURN == 0:
+                await asyncio.sleep(0)
         self.tally.note(fact, line, self.outputs[first:], self._now)
 
     def put_aside(self, fact: Fact, reason: str, policy: Policy) -> None:
@@ -256,10 +282,12 @@ def _name_of(fact: Fact) -> str:
     return fact.message.queue_id if isinstance(fact, Accepted) else fact.delivery_id
 
 
-def _log_history(outputs: Sequence[Record]) -> None:
+async def _log_history(outputs: Sequence[Record]) -> None:
     """One line per delivery that was made, and per report, with the last reply it is about."""
     failure: Reply | None = None
-    for record in outputs:
+    for number, record in enumerate(outputs, 1):
+        if number % TURN == 0:
+            await asyncio.sleep(0)
         if not isinstance(record, Event):
             continue
         what = record.what

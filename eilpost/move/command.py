@@ -17,7 +17,7 @@ from eilpost.compose import make_history, make_log, make_spool
 from eilpost.move.ends import End, refuse, refuse_in_use, same_spool
 from eilpost.move.letters import Carrier
 from eilpost.move.moving import Moving, Progress, Tally
-from mail.log import Log, LogUnavailable, ShardLost
+from mail.log import HistoryLog, Log, LogUnavailable, ShardLost
 from mail.record import InHand, Why
 from mail.service import ServiceError
 from mail.spool import SpoolUnavailable
@@ -48,7 +48,13 @@ class Count:
 async def count(source: End, target: End) -> Count:
     """Read the source as `eilpost queue` does, also while it is in use; change nothing."""
     refuse(source, target)
-    history = make_history(source.plan)
+    try:
+        return await _count(make_history(source.plan))
+    except LogUnavailable as error:
+        raise ServiceError(f"{error}; run the command again when it answers") from None
+
+
+async def _count(history: HistoryLog) -> Count:
     found = Count(unread=(await history.backlog()).accepted)
     seen = set()
     async for line in history.open_lines():

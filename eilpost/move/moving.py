@@ -17,10 +17,11 @@ from eilpost.move.letters import Carrier, Letter, opened, unread
 from eilpost.move.owning import Owned, owning
 from mail.log import DeliveryShard, Entry, Log, LogUnavailable, LogUnusable, RouterShard
 from mail.log.topics import shard_of_message
-from mail.message import DeliveryId, Inline
+from mail.message import DeliveryId, Inline, QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, InHand, Pending, Record, Settled, Waiting
 
-BATCH = 250  # records under way at a time
+BATCH = 500  # records under way at a time
+BATCH_BYTES = 16 << 20  # of their contents, about: large ones go fewer at a time
 COMMIT_BYTES = 8 << 20  # of one commit on the target, about
 
 _NOW = timedelta(0)
@@ -84,6 +85,7 @@ class Moving:
         self._told: set[str] = set()  # queue ids on the target: their history is there
         self._in_hand: dict[DeliveryId, Pending] = {}
         self._moved_at = 0.0
+        self._limit = min(batch, BATCH // 10)  # until it is seen how large they are
 
     async def run(self) -> None:
         """Raises LogUnavailable, ShardLost, LogUnusable, SpoolUnavailable, ServiceError."""
@@ -125,14 +127,19 @@ class Moving:
     async def _move_inputs(self, shard: RouterShard) -> None:
         wait = _NOW
         while True:
-            entries: Sequence[Input] = await shard.take(self._batch, wait)
+            entries: Sequence[Input] = await shard.take(self._limit, wait)
             if entries:
+                self._see_size(entries)
                 letters = [self._letter_of(entry.record) for entry in entries]
                 await self._move([letter for letter in letters if letter is not None], shard, entries)
             elif wait:
                 return
             else:
                 wait = _LOOK_AGAIN  # what is on its way gets the time
+
+    def _see_size(self, entries: Sequence[Input] | Sequence[Entry[Dispatched]]) -> None:
+        each = max(1, sum(_inline_bytes(entry.record) for entry in entries) // max(1, len(entries)))
+        self._limit = max(1, min(self._batch, BATCH_BYTES // each))
 
     def _letter_of(self, record: Accepted | Attempted) -> Letter | None:
         if isinstance(record, Accepted):
@@ -155,7 +162,8 @@ class Moving:
 
         async def read(shard: DeliveryShard) -> None:
             while True:
-                entries = await shard.take(self._batch)
+                entries = await shard.take(self._limit)
+                self._see_size(entries)
                 async with working:
                     delivery.check()
                     await self._move_dispatched(shard, entries)
@@ -228,17 +236,26 @@ class Moving:
         parts: dict[int, list[Letter]] = {}
         for letter in carried:
             parts.setdefault(shard_of_message(letter.queue_id, self._target.counts), []).append(letter)
-        await all_of(self._write_to(self._to[number], part) for number, part in parts.items())
+        first = {letter.queue_id: letter for letter in carried if letter.queue_id not in self._told}
+        stories = dict(zip(first, await all_of(map(self._story, first.values())), strict=True))
+        await all_of(self._write_to(self._to[number], part, stories) for number, part in parts.items())
+        self._told |= first.keys()
+        self._tally.messages += len(first)
+        self._tally.size_bytes += sum(letter.size_bytes for letter in first.values())
+        self._tally.events += sum(map(len, stories.values()))
 
-    async def _write_to(self, shard: RouterShard, letters: Sequence[Letter]) -> None:
+    async def _write_to(
+        self, shard: RouterShard, letters: Sequence[Letter], stories: dict[QueueId, Sequence[Event]]
+    ) -> None:
         outputs: list[Record] = []
         size = 0
+        told: set[QueueId] = set()
         for letter in letters:
-            if letter.queue_id not in self._told:
-                self._told.add(letter.queue_id)
-                outputs += await self._story(letter)
+            if letter.queue_id not in told:
+                told.add(letter.queue_id)
+                outputs += stories.get(letter.queue_id, ())
             outputs += letter.records
-            size += _inline_bytes(letter)
+            size += _inline_bytes(letter.rest)
             if size >= COMMIT_BYTES:
                 await shard.commit(outputs, ())
                 outputs, size = [], 0
@@ -251,19 +268,14 @@ class Moving:
 
     async def _story(self, letter: Letter) -> Sequence[Event]:
         """What is told of a message with its first record."""
-        self._tally.messages += 1
-        self._tally.size_bytes += letter.size_bytes
         if not self._history or letter.line is None:  # what is unread has none
             return ()
-        events = [event async for event in self._source.history(letter.queue_id)]
-        self._tally.events += len(events)
-        return events
+        return [event async for event in self._source.history(letter.queue_id)]
 
 
-def _inline_bytes(letter: Letter) -> int:
-    rest = letter.rest
-    if isinstance(rest, Accepted | Dispatched) and isinstance(rest.content, Inline):
-        return len(rest.content.data)
+def _inline_bytes(record: Accepted | Attempted | Dispatched | None) -> int:
+    if isinstance(record, Accepted | Dispatched) and isinstance(record.content, Inline):
+        return len(record.content.data)
     return 0
 
 

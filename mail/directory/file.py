@@ -22,6 +22,7 @@ from mail.address import Address, AddressError
 from mail.directory import DirectoryUnusable, Snapshot, User
 from mail.directory.passwords import PasswordChecker, is_hash
 from mail.directory.toml import parse_directory
+from mail.plainfile import read_plain
 from mail.telemetry import DIRECTORY_RELOADS
 
 log = structlog.get_logger()
@@ -121,9 +122,8 @@ def load(path: Path) -> tuple[Snapshot, _Seen]:
 def read_text(path: Path) -> tuple[str, os.stat_result]:
     """The file as text, and its state when it was read. Raises DirectoryUnusable."""
     try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            return file.read().decode(), status
+        octets, status = read_plain(path)
+        return octets.decode(), status
     except FileNotFoundError as error:
         raise DirectoryUnusable(f"{path}: there is no such file (directory.url names it)") from error
     except OSError as error:

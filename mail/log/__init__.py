@@ -156,14 +156,15 @@ class DeliveryShard(Protocol):
 
 Tend = Callable[[RouterShard], Awaitable[None]]
 TendDelivery = Callable[[DeliveryShard], Awaitable[None]]
+Joined = Callable[[], None]
 
 
 class RouterLog(Protocol):
     """What the router needs."""
 
-    async def route(self, tend: Tend, stop: asyncio.Event) -> None:
+    async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
         """Run `tend(shard)` for every shard this process owns, while it owns it; return after `stop` is set and all
-        tends returned.
+        tends returned. `joined()` is called once, when this process is among the owners, with or without a shard.
 
         When a shard is taken back or `stop` is set, its `take` raises ShardLost; tend then finishes what is in flight
         and
@@ -175,7 +176,7 @@ class RouterLog(Protocol):
 class DeliveryLog(Protocol):
     """What delivery needs."""
 
-    async def deliver(self, tend: TendDelivery, stop: asyncio.Event) -> None:
+    async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
         """As `RouterLog.route`, for shards of `dispatched`. After ShardLost, `finish` still works for a drain time."""
         ...
 

@@ -19,6 +19,7 @@ from mail.log import (
     Down,
     Entry,
     Full,
+    Joined,
     LogUnavailable,
     LogUnusable,
     ShardLost,
@@ -135,14 +136,14 @@ class MemoryLog:
 
     # --- RouterLog, DeliveryLog
 
-    async def route(self, tend: Tend, stop: asyncio.Event) -> None:
+    async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
         await self._router_turn.own(
-            lambda: [_MemoryRouterShard(self, n) for n in range(self.counts.by_queue_id)], tend, stop
+            lambda: [_MemoryRouterShard(self, n) for n in range(self.counts.by_queue_id)], tend, stop, joined
         )
 
-    async def deliver(self, tend: TendDelivery, stop: asyncio.Event) -> None:
+    async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
         await self._delivery_turn.own(
-            lambda: [_MemoryDeliveryShard(self, n) for n in range(self.counts.by_site)], tend, stop
+            lambda: [_MemoryDeliveryShard(self, n) for n in range(self.counts.by_site)], tend, stop, joined
         )
 
     # --- HistoryLog

@@ -34,6 +34,7 @@ class Turn:
         gain: Callable[[], Sequence[Shard]],
         tend: Callable[[Shard], Awaitable[None]],
         stop: asyncio.Event,
+        joined: Callable[[], None] | None = None,
     ) -> None:
         """Wait for the turn, `gain()` the shards, tend each until `stop`; an exception out of a tend ends it all."""
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
@@ -42,6 +43,8 @@ class Turn:
             try:
                 await asyncio.wait({stopped, turn}, return_when=asyncio.FIRST_COMPLETED)
                 if turn.done() and not stopped.done():
+                    if joined is not None:
+                        joined()
                     await _tend_all(gain(), tend, stopped)
             finally:
                 if not turn.cancel():

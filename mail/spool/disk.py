@@ -8,6 +8,7 @@ threads of the spool's own. Next: `mail/spool/objects.py`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,12 +18,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+
 from mail.message import Spooled
 from mail.plainfile import NotPlain, open_plain
 from mail.queueid import new_queue_id
 from mail.spool import SpoolDamaged, SpoolUnavailable
 from mail.spool.packs import LARGE_BYTES, PackName, Packs, digest_of, hour_begins, new_pack_name, place_of, placed
 from mail.telemetry import SPOOL_BYTES, SPOOL_ERRORS
+
+log = structlog.get_logger()
 
 TMP_KEPT = timedelta(hours=1)  # a file in tmp/ older than this belongs to no one alive
 _THREADS = 4
@@ -43,9 +48,8 @@ class DiskSpool:
         self._written = SPOOL_BYTES.labels("written")
         self._read = SPOOL_BYTES.labels("read")
         try:
-            self._tmp.mkdir(parents=True, exist_ok=True)
-            _fsync_directory(path.absolute().parent)
-            _fsync_directory(path)
+            self._make()
+            self._device = os.stat(path).st_dev
             self._probe()
         except OSError as error:
             raise self._unavailable("open", error) from error
@@ -94,7 +98,26 @@ class DiskSpool:
 
     # In a thread from here on.
 
+    def _make(self) -> None:
+        self._tmp.mkdir(parents=True, exist_ok=True)
+        _fsync_directory(self._path.absolute().parent)
+        _fsync_directory(self._path)
+
+    def _make_again(self) -> None:
+        """After somebody removed the directory. One that was a volume of its own, and is not mounted any more, is not
+        ours to make: what was kept beneath would be hidden when it comes back.
+        """
+        there = self._path.absolute()
+        while not there.exists():
+            there = there.parent
+        if os.stat(there).st_dev != self._device:
+            raise OSError(errno.ENOENT, "it is not the volume it was when eilpost started; mount it", str(self._path))
+        self._make()
+        log.error("the spool was removed and is made again: what lay in it is lost", path=str(self._path))
+
     def _look(self) -> int:
+        if not self._tmp.is_dir():
+            self._make_again()
         if self._failed:  # not each trouble shows in what is free: a quota, a disk that turned read-only
             self._probe(b"?" * 4096)
             self._failed = False
@@ -113,6 +136,8 @@ class DiskSpool:
         name = new_pack_name()
         tmp = self._tmp / name.id
         try:
+            if not self._tmp.is_dir():
+                self._make_again()
             with open(tmp, "xb", buffering=0) as file:
                 for content in contents:
                     _write_all(file.fileno(), content)

@@ -2,6 +2,7 @@
 
     python -m tests.bench                 about ten minutes; medians of 5 rounds; writes the report and its plot
     python -m tests.bench --quick         about a minute; prints, writes nothing
+    python -m tests.bench kafka           eilpost on a real Kafka against Postfix, as a part of all of it
     python -m tests.bench profile         where the time of a message goes, by package and by function
 
 Load goes only to loopback and stops by itself.
@@ -13,9 +14,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import latency, profile, report
+from tests.bench import kafka, latency, profile, report
 from tests.bench.load import CountingSink, LoadFailed, Round, Scenario, drive
 from tests.bench.servers import EilpostServer, PostfixServer, Server
+from tests.support import kafka as kafka_part
 from tests.support import postfix
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -58,7 +60,7 @@ def compare(quick: bool, rounds: int, size_kb: int | None, *, only_eilpost: bool
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("what", nargs="?", choices=["compare", "profile", "latency"], default="compare")
+    parser.add_argument("what", nargs="?", choices=["compare", "profile", "latency", "kafka"], default="compare")
     parser.add_argument("--quick", action="store_true", help="small loads, three rounds, no report")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--size", type=int, choices=[10, 100], help="only this size, in kB")
@@ -71,7 +73,14 @@ def main() -> int:
     if why is not None and not options.eilpost:
         print(f"bench: {why}; smtp-source and smtp-sink come with it too", file=sys.stderr)
         return 2
+    no_kafka = kafka_part.why_no_cluster()
     try:
+        if options.what == "kafka":
+            if no_kafka is not None:
+                print(f"bench: {no_kafka}", file=sys.stderr)
+                return 2
+            kafka.run(DOCS, quick=options.quick)
+            return 0
         if options.what == "latency":
             for line in latency.measure(quick=options.quick):
                 print(latency.one_line(line))
@@ -83,6 +92,10 @@ def main() -> int:
             delays = latency.measure(quick=False)
             report.write(DOCS, results, delays)
             print(f"written: {DOCS / 'performance.md'}")
+            if no_kafka is None:
+                kafka.run(DOCS, quick=False)
+            else:
+                print(f"NOT MEASURED on a real Kafka: {no_kafka}", file=sys.stderr)
     except LoadFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

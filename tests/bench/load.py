@@ -115,9 +115,9 @@ def drive(server: Server, sink: CountingSink, scenario: Scenario) -> Round:
     """Send one load through `server` and wait until the sink has all of it."""
     expected = sink.count + scenario.messages
     flushes = machine.disk_flushes(server.disk)
-    busy, cpu, sink_cpu = machine.busy_seconds(), machine.cpu_seconds(server.leader), machine.cpu_seconds(sink.leader)
+    busy, cpu, sink_cpu = machine.busy_seconds(), server.cpu_seconds(), machine.cpu_seconds(sink.leader)
     source_cpu = _children_seconds()
-    with machine.Highest(lambda: machine.resident_bytes(server.leader)) as memory:
+    with machine.Highest(server.resident_bytes) as memory:
         begun = time.monotonic()
         command = ["smtp-source", "-s", str(SESSIONS), "-m", str(scenario.messages), "-l", str(scenario.size_bytes)]
         if scenario.reused:
@@ -132,7 +132,7 @@ def drive(server: Server, sink: CountingSink, scenario: Scenario) -> Round:
         done_at = sink.last_at
         time.sleep(0.3)  # what is left to settle counts as its work
     ended = time.monotonic()
-    server_cpu = machine.cpu_seconds(server.leader) - cpu
+    server_cpu = server.cpu_seconds() - cpu
     load_cpu = machine.cpu_seconds(sink.leader) - sink_cpu + _children_seconds() - source_cpu
     other = machine.busy_seconds() - busy - server_cpu - load_cpu
     after = machine.disk_flushes(server.disk)

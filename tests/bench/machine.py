@@ -57,6 +57,12 @@ def cpu_seconds(leader: int) -> float:
     return ticks / _TICK
 
 
+def own_seconds(pid: int) -> float:
+    """User and system time of one process so far."""
+    stat = _stat(pid)
+    return stat.own_ticks / _TICK if stat is not None else 0.0
+
+
 def busy_seconds() -> float:
     """User and system time of the whole machine since it started."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]

@@ -12,6 +12,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from tests.bench import machine
 from tests.support.onebox import OneBox
 from tests.support.postfix import Postfix
 
@@ -31,6 +32,13 @@ class Server(ABC):
     @abstractmethod
     def disk(self) -> Path:
         """Where its queue lies."""
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all its processes so far."""
+        return machine.cpu_seconds(self.leader)
+
+    def resident_bytes(self) -> int:
+        return machine.resident_bytes(self.leader)
 
     @abstractmethod
     def stop(self) -> None: ...

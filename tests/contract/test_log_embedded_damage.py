@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
+import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,11 @@ import structlog
 
 from mail.log import Down, LogUnavailable, LogUnusable, Usable
 from mail.log.embedded import EmbeddedHistory, EmbeddedLog
+from mail.log.embedded.store import Store
+from mail.log.topics import ShardCounts
+from mail.record import Accepted
 from mail.settings import LogSettings
-from tests.contract.log_contract import routing
+from tests.contract.log_contract import routing, take_all
 from tests.contract.test_log_embedded import running
 from tests.support.log_samples import accepted, pending, queue_id
 from tests.support.ports import wait_until
@@ -99,3 +105,61 @@ async def test_a_new_file_where_one_was_is_said(tmp_path: Path) -> None:
         async with running(path):
             pass
     assert ["the log is new" in line["event"] for line in lines if line["log_level"] == "warning"] == [True]
+
+
+async def test_a_first_start_on_a_full_disk_names_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.db"
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    create = Store._create
+
+    def cramped(store: Store, counts: ShardCounts) -> None:
+        store._connection.execute("PRAGMA max_page_count = 2")
+        create(store, counts)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(Store, "_create", cramped)
+    with pytest.raises(LogUnusable, match=r"log\.db: the disk is full: make room there, or set log\.url"):
+        await EmbeddedLog(path, LogSettings()).start()
+    monkeypatch.setattr(Store, "_create", create)
+    async with running(path):  # who holds the lock is for people to know; the log works without
+        pass
+
+
+async def test_a_commit_of_the_router_is_slow_and_not_a_failure(tmp_path: Path) -> None:
+    """Nobody waits for it at the door, and to make it once more would take as long again."""
+    let_go = threading.Event()
+    async with running(tmp_path / "log.db", LogSettings(append_timeout=timedelta(milliseconds=200))) as log:
+        await log.append(accepted(1))
+        async with routing(log) as shard:
+            taken = await take_all(shard, 1)
+            blocked = asyncio.ensure_future(log.writer.ask(lambda _: let_go.wait(20)))
+            await asyncio.sleep(0.05)
+            commit = asyncio.ensure_future(shard.commit([pending(1)], taken))
+            with pytest.raises(LogUnavailable):
+                await log.append(accepted(2))
+            await asyncio.gather(blocked, return_exceptions=True)
+            assert isinstance(log.condition(), Down)
+            assert not commit.done()
+            let_go.set()
+            await commit
+            assert (await log.backlog()).accepted == 0
+            assert [line async for line in log.open_lines()] == [pending(1)]
+
+
+async def test_few_at_a_time_are_all_in_order_when_they_are_read_from_the_file(tmp_path: Path) -> None:
+    async with running(tmp_path / "log.db") as log:
+        for number in range(30):
+            await log.append(accepted(number))
+        seen: list[Accepted] = []
+        async with routing(log) as shard:
+            for number in range(30, 60):
+                seen += [
+                    entry.record for entry in await shard.take(3, timedelta(0)) if isinstance(entry.record, Accepted)
+                ]
+                await log.append(accepted(number))
+            while more := await shard.take(7, timedelta(0)):
+                seen += [entry.record for entry in more if isinstance(entry.record, Accepted)]
+        assert seen == [accepted(number) for number in range(60)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import cast
 
 import pytest
 from aiokafka import TopicPartition
@@ -47,7 +48,7 @@ class Owner:
         self.began.append(shard.number)
         self.shards[shard.number] = shard
         try:
-            await shard.lost.wait()  # type: ignore[union-attr]
+            await cast("DeliveryShard", shard).lost.wait()
         finally:
             self.shards.pop(shard.number, None)
 
@@ -245,20 +246,24 @@ async def test_dispatched_may_grow_and_nothing_is_lost(kafka_bootstrap: str, mon
     async def tend(shard: DeliveryShard) -> None:
         while True:
             for entry in await shard.take(10):
-                await shard.finish(entry, attempted(int(entry.record.delivery.route.site[8:].partition(".")[0])))
+                await shard.finish(
+                    entry, attempted(int(entry.record.delivery.route.site.removeprefix("mx:mx").partition(".")[0]))
+                )
                 got.append(entry)
 
     async with running(settings) as log:
         stop = asyncio.Event()
         delivery = asyncio.ensure_future(log.deliver(tend, stop))
-        async with routing(log) as router:
-            await router.commit([out(n) for n in range(10)], [])
-            await wait_until(lambda: len(got) == 10, what="ten")
-            grown = settings.model_copy(update={"delivery_shards": 4})
-            await grow(grown)
-            await wait_until(lambda: log.counts.by_site == 4, what="four shards")
-            await router.commit([out(n) for n in range(10, 50)], [])
-            await wait_until(lambda: len(got) == 50, what="all fifty")
+        owner = Owner(log.route)
+        await owner.owns(1)
+        router = cast("RouterShard", owner.shards[0])
+        await router.commit([out(n) for n in range(10)], [])
+        await wait_until(lambda: len(got) == 10, what="ten")
+        await grow(settings.model_copy(update={"delivery_shards": 4}))
+        await wait_until(lambda: log.counts.by_site == 4, what="four shards")
+        await router.commit([out(n) for n in range(10, 50)], [])
+        await wait_until(lambda: len(got) == 50, deadline_seconds=40, what="all fifty")
+        await owner.leave()
         stop.set()
         await delivery
     assert sorted(entry.record.delivery.id for entry in got) == sorted(out(n).delivery.id for n in range(50))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -212,11 +213,27 @@ async def test_a_spool_that_is_gone_is_not_a_lost_file(disk: DiskSpool, tmp_path
     disk._path.rename(tmp_path / "unmounted")
     with pytest.raises(SpoolUnavailable):
         await disk.read(spooled)
-    with pytest.raises(SpoolUnavailable):
-        await disk.keep(b"more")
+    disk._device += 1  # what is beneath was another volume
+    for asked in (disk.keep(b"more"), disk.free_bytes()):
+        with pytest.raises(SpoolUnavailable, match="it is not the volume it was when eilpost started"):
+            await asked
+    assert not disk._path.exists()
     (tmp_path / "unmounted").rename(disk._path)
     assert await disk.read(spooled) == b"content"
     assert await disk.read(await disk.keep(b"more")) == b"more"
+
+
+@pytest.mark.parametrize("size", [10, LARGE_BYTES])
+@pytest.mark.parametrize("what", ["all", "tmp"])
+async def test_a_directory_that_was_removed_is_made_again(disk: DiskSpool, size: int, what: str) -> None:
+    lost = await disk.keep(b"content")
+    shutil.rmtree(disk._path if what == "all" else disk._tmp)
+    kept = await disk.keep(b"x" * size)
+    assert await disk.read(kept) == b"x" * size
+    shutil.rmtree(disk._path)
+    assert await disk.free_bytes()
+    with pytest.raises(SpoolDamaged, match="is missing"):
+        await disk.read(lost)
 
 
 @pytest.mark.parametrize("size", [10, LARGE_BYTES])

@@ -47,7 +47,7 @@ which the fault did not hit its instant fails. The short form, several instants 
   was at work, else what the processes concerned may have at work (`delivery.in_flight`, 50 here). Into a mailbox
   nothing came twice.
 * *Longest wait*: from the dot to the arrival, of the message that waited longest; an accepted message is never lost by
-  waiting. After `kill -9` and SIGSTOP it is the session time-out (`log.session_timeout`, 15 s) and a rebalance.
+  waiting. After `kill -9` and SIGSTOP it is `log.session_timeout` (8 s by default) and a rebalance.
 """
 
 

@@ -191,8 +191,7 @@ def test_mail_that_waits_for_nobody_is_found_and_a_group_that_works_is_well(
 
 
 @pytest.mark.kafka_cluster
-def test_doctor_sees_a_broker_die_and_an_address_that_leads_nowhere(run: Run, tmp_path: Path) -> None:
-    port = free_port()
+def test_doctor_sees_a_broker_die(run: Run) -> None:
     settings = {
         "broker.session.timeout.ms": "3000",
         "broker.heartbeat.interval.ms": "500",
@@ -219,11 +218,17 @@ def test_doctor_sees_a_broker_die_and_an_address_that_leads_nowhere(run: Run, tm
         assert "has 2 of 3 replicas in sync" in out
         assert f"WARN  broker 127.0.0.1:{cluster.port(2)}" in out
 
+
+@pytest.mark.kafka_cluster
+def test_brokers_that_name_themselves_by_an_address_that_leads_nowhere(run: Run) -> None:
+    port = free_port()
     elsewhere = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"}
     with kafka.cluster(1, settings=elsewhere) as cluster:
         line = refused(run("router", log={"url": f"kafka://{cluster.bootstrap}"}))
         assert f"log.url: 127.0.0.1:{port} refuses the connection, and broker 1 says that it is there" in line
         assert "advertised.listeners" in line
+        status, out, _ = run("doctor", log={"url": f"kafka://{cluster.bootstrap}"})
+        assert (status, f"FAIL  broker 127.0.0.1:{port}" in out) == (1, True)
 
 
 # --- a secured listener

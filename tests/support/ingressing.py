@@ -142,7 +142,7 @@ class Running:
         self.log = HeldLog()
         self.spool = HeldSpool()
         self.resolver = resolver()
-        self.directory = StaticDirectory(world())
+        self.directory: Any = settings.pop("directory", None) or StaticDirectory(world())
         node = settings.pop("node", NodeSettings(hostname="mx.example.test", drain="2s"))
         self.ingress = Ingress(
             settings=IngressSettings(**{"mx": "127.0.0.1:0", **settings}),

@@ -10,7 +10,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from eilpost.move.owning import owning
@@ -48,7 +48,7 @@ LOOK_AGAIN = timedelta(milliseconds=200)
 FOREVER = datetime.max.replace(tzinfo=UTC)
 KINDS = (
     "unread", "unread-spooled", "in-hand", "in-hand-spooled", "retry", "waits", "hold", "reported-done",
-    "reported-later", "reported-twice", "settled",
+    "reported-later", "reported-twice", "settled", "two",
 )  # fmt: skip
 
 
@@ -79,30 +79,34 @@ def message_of(size: int) -> Message:
 async def plant(log: Log, spool: Spool, each: int, size: int = 300, kinds: Iterable[str] = KINDS) -> Planted:
     """`each` messages of every kind."""
     planted = Planted()
+    names = [f"{kind}-{number}" for kind in kinds for number in range(each)]
+    contents = [content_of(name, size) for name in names]
+    spooled = [
+        kept
+        for at in range(0, len(names), 500)
+        for kept in await asyncio.gather(*map(spool.keep, contents[at : at + 500]))
+    ]
     by_shard: dict[int, list[Record]] = {}
     reports: list[Record] = []
-    for kind in kinds:
-        for number in range(each):
-            name = f"{kind}-{number}"
-            data = content_of(name, size)
-            message = message_of(len(data))
-            planted.messages[name] = message.queue_id
-            kept = await spool.keep(data)
-            lines, later = _records(kind, message, data, kept)
-            by_shard.setdefault(shard_of_message(message.queue_id, log.counts), []).extend(lines)
-            reports += later
-            for record in lines:
-                if isinstance(record, Pending):
-                    planted.lines[record.delivery.id] = record
-            if kind == "hold":
-                planted.held.add(name)
-            elif kind not in ("reported-done", "settled"):
-                planted.expected.add(name)
+    for name, data, kept in zip(names, contents, spooled, strict=True):
+        kind = name.rpartition("-")[0]
+        message = message_of(len(data))
+        planted.messages[name] = message.queue_id
+        lines, later = _records(kind, message, data, kept)
+        by_shard.setdefault(shard_of_message(message.queue_id, log.counts), []).extend(lines)
+        reports += later
+        for record in lines:
+            if isinstance(record, Pending):
+                planted.lines[record.delivery.id] = record
+        if kind == "hold":
+            planted.held.add(name)
+        elif kind not in ("reported-done", "settled"):
+            planted.expected.add(name)
     async with owning(log.route, log.counts.by_queue_id, "the log") as shards:
         for number, records in by_shard.items():
             await shards[number].commit(records, ())
-    for record in reports:
-        await log.append(record)
+    for at in range(0, len(reports), 500):
+        await asyncio.gather(*map(log.append, reports[at : at + 500]))
     return planted
 
 
@@ -146,6 +150,18 @@ def _records(kind: str, message: Message, data: bytes, kept: Spooled) -> tuple[l
             return [*history, line, Dispatched(delivery, 1, Inline(data))], [later, later]
         case "settled":  # the same, after the router read the report
             return [*history, Dispatched(delivery, 1, Inline(data)), Settled(delivery.id)], [done]
+        case "two":  # one message, two deliveries in two states
+            bob = Address.parse("bob@example.test")
+            envelope = replace(message.envelope, recipients=(Recipient(bob, bob),))
+            other = Delivery(
+                delivery_id(message.queue_id, 2), replace(message, envelope=envelope), ToMailbox("bob@example.test")
+            )
+            return [
+                *history,
+                Pending(delivery, Waiting(soon, Why.RETRY, "later"), kept, 1, LATER, "h"),
+                Pending(other, InHand(now), None),
+                Dispatched(other, 1, Inline(data)),
+            ], []
     raise ValueError(kind)
 
 

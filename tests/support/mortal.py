@@ -45,10 +45,10 @@ class Mortal:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
 
-    async def route(self, tend: Any, stop: asyncio.Event) -> None:
+    async def route(self, tend: Any, stop: asyncio.Event, joined: Any = None) -> None:
         await self._log.route(lambda shard: tend(MortalShard(shard, self._life)), stop)
 
-    async def deliver(self, tend: Any, stop: asyncio.Event) -> None:
+    async def deliver(self, tend: Any, stop: asyncio.Event, joined: Any = None) -> None:
         await self._log.deliver(lambda shard: tend(MortalShard(shard, self._life)), stop)
 
 

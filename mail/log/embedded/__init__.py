@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from mail.log import Backlog, Condition, LogUnusable, Tend, TendDelivery
+from mail.log import Backlog, Condition, Joined, LogUnusable, Tend, TendDelivery
 from mail.log.codec import FrameError, decode, encode
 from mail.log.embedded.commit import Change, NewEntry, first_id, line_key, place_of
 from mail.log.embedded.history import Historian, Question, slice_of
@@ -110,7 +110,9 @@ class EmbeddedLog(Historian):
         began = perf_counter()
         await self.writer.room()
         records = (record,)
-        await self.writer.change(self.change_of(records), records)
+        change = Change()
+        self.add_to(change, records)
+        await self.writer.change(change, records)
         PRODUCE_DURATION.observe(perf_counter() - began)
 
     def condition(self) -> Condition:
@@ -118,16 +120,22 @@ class EmbeddedLog(Historian):
 
     # --- RouterLog, DeliveryLog
 
-    async def route(self, tend: Tend, stop: asyncio.Event) -> None:
+    async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
         share = TAIL_BYTES // self.counts.by_queue_id
         await self._router_turn.own(
-            lambda: [EmbeddedRouterShard(self, number, share) for number in range(self.counts.by_queue_id)], tend, stop
+            lambda: [EmbeddedRouterShard(self, number, share) for number in range(self.counts.by_queue_id)],
+            tend,
+            stop,
+            joined,
         )
 
-    async def deliver(self, tend: TendDelivery, stop: asyncio.Event) -> None:
+    async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
         share = TAIL_BYTES // self.counts.by_site
         await self._delivery_turn.own(
-            lambda: [EmbeddedDeliveryShard(self, number, share) for number in range(self.counts.by_site)], tend, stop
+            lambda: [EmbeddedDeliveryShard(self, number, share) for number in range(self.counts.by_site)],
+            tend,
+            stop,
+            joined,
         )
 
     # --- HistoryLog
@@ -150,11 +158,10 @@ class EmbeddedLog(Historian):
     def where(self) -> str:
         return f"the log at {self._path}"
 
-    def change_of(self, records: Sequence[Record], sources: Mapping[int, int] = NO_SOURCES) -> Change:
-        """What the records mean to the database. `sources` are the entries whose content is in it already, by the
+    def add_to(self, change: Change, records: Sequence[Record], sources: Mapping[int, int] = NO_SOURCES) -> None:
+        """Add what the records mean to the database. `sources` are the entries whose content is in it already, by the
         identity of their bytes.
         """
-        change = Change()
         counts = self.counts
         size = 0
         for record in records:
@@ -175,8 +182,7 @@ class EmbeddedLog(Historian):
                     change.entries.append(NewEntry(first_id(topic, shard), frame, content, shares))
                     size += len(content)
             size += 200 if frame is None else len(frame)
-        change.size_bytes = size
-        return change
+        change.size_bytes += size
 
     def gained(self, tail: Tail[Any]) -> None:
         self._tails[tail.topic.name, tail.shard] = tail

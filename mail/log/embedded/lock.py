@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from mail.log import LogUnusable
@@ -33,8 +34,9 @@ class DirectoryLock:
                 " or set log.url to another place"
             ) from None
         self.had_owner = os.fstat(self._file).st_size > 0  # somebody used this directory before
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # it is for people; on a full disk the database says what is wrong, or does without
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let go. Idempotent. The file stays: removing it would race with the next owner."""

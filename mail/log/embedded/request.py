@@ -7,6 +7,7 @@ Asked and answered on the event loop, served on the thread; every future is told
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,16 +15,18 @@ from typing import Any, Generic, TypeVar
 
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.embedded.commit import Change
-from mail.log.embedded.store import WHAT_TO_DO, Store, is_damage
+from mail.log.embedded.store import WHAT_TO_DO, Store, is_damage, is_full
 from mail.telemetry import PRODUCE_ERRORS
 
 T = TypeVar("T")
+
+FULL = "{}: the disk is full: make room there, or set log.url to a file on another disk"
 
 
 class Request(Generic[T]):
     """A change or a question (exactly one of them), and the future that is told."""
 
-    __slots__ = ("answer", "ask", "change", "deadline", "error", "future", "late", "records")
+    __slots__ = ("answer", "ask", "change", "deadline", "error", "future", "late", "patient", "records")
 
     def __init__(
         self, future: asyncio.Future[T], deadline: float, change: Change | None, ask: Callable[[Store], T] | None
@@ -34,6 +37,7 @@ class Request(Generic[T]):
         self.ask = ask
         self.records: Sequence[Any] = ()  # what the change's entries say, for those who wait for them
         self.late = False  # its asker was told that it is not known; if it still waits, it is not made
+        self.patient = False  # its asker waits for as long as it takes
         self.answer: Any = None
         self.error: Exception | None = None
 
@@ -59,7 +63,11 @@ def unusable(path: Path, error: Exception) -> LogUnusable:
         case LogUnusable():
             return error
         case OSError():
+            if error.errno == errno.ENOSPC:
+                return LogUnusable(FULL.format(path))
             return LogUnusable(f"{path}: {error.strerror}: check log.url and the permissions of its directory")
+        case sqlite3.DatabaseError() if is_full(error):
+            return LogUnusable(FULL.format(path))
         case sqlite3.DatabaseError():
             what = WHAT_TO_DO if is_damage(error) else "restore it, or move it away to start anew"
             return LogUnusable(f"{path} cannot be opened as a log: {error}: {what}")

@@ -26,6 +26,8 @@ from mail.record import Accepted, Attempted, Dispatched, Pending, Record
 R = TypeVar("R", Accepted, Attempted, Dispatched)
 
 _REPLAY_BATCH = 500
+_READ_AHEAD = 200  # entries, read from the database together, however few are asked for
+_ENCODED_AT_ONCE = 500  # records, before the others have their turn
 
 
 class Host(Protocol):
@@ -34,7 +36,7 @@ class Host(Protocol):
     @property
     def writer(self) -> Writer: ...
 
-    def change_of(self, records: Sequence[Record], sources: Mapping[int, int]) -> Change: ...
+    def add_to(self, change: Change, records: Sequence[Record], sources: Mapping[int, int]) -> None: ...
 
     def gained(self, tail: Tail[Any]) -> None: ...
 
@@ -92,9 +94,10 @@ class Tail(Generic[R]):
         self._reading = False
 
     def arrived(self, entry_id: int, record: R, size: int) -> None:
-        if entry_id <= self._position:
+        end = self._entries[-1][0] if self._entries else self._position
+        if entry_id <= end:
             return
-        if self._reading or self._unknown or self._stored > self._position or self._bytes + size > self._bytes_max:
+        if self._reading or self._unknown or self._stored > end or self._bytes + size > self._bytes_max:
             self._stored = entry_id
         else:
             self._entries.append((entry_id, record, size))
@@ -113,6 +116,13 @@ class Tail(Generic[R]):
 
     async def take(self, limit: int) -> list[Entry[R]]:
         """The next entries, from memory, else from the database; empty when there are none. Raises LogUnavailable."""
+        taken = self._hand_out(limit)
+        if taken or limit <= 0 or not (self._unknown or self._stored > self._position):
+            return taken
+        await self._read(max(limit, _READ_AHEAD))
+        return self._hand_out(limit)
+
+    def _hand_out(self, limit: int) -> list[Entry[R]]:
         taken: list[Entry[R]] = []
         entries = self._entries
         while entries and len(taken) < limit:
@@ -120,36 +130,33 @@ class Tail(Generic[R]):
             self._bytes -= size
             self._position = entry_id
             taken.append(Entry(self.topic.name, self.shard, offset_of(entry_id), record))
-        if taken or limit <= 0 or not (self._unknown or self._stored > self._position):
-            return taken
-        return await self._read(limit)
+        return taken
 
-    async def _read(self, limit: int) -> list[Entry[R]]:
+    async def _read(self, limit: int) -> None:
         self._reading, self._unknown = True, False
         done = False
         try:
             question = partial(Store.entries, topic=self.topic, shard=self.shard, after=self._position, limit=limit)
             found = await self._host.writer.ask(question)
-            taken = [self._read_row(row) for row in found.rows]
-            if found.rows:
-                self._position = found.rows[-1].id
+            for row, record in [(row, self._read_row(row)) for row in found.rows]:
+                size = len(row.frame) + len(row.content or b"")
+                self._entries.append((row.id, record, size))
+                self._bytes += size
             self._unknown |= found.more
             done = True
-            return taken
         finally:
             self._reading = False
             self._unknown |= not done
 
-    def _read_row(self, row: EntryRow) -> Entry[R]:
+    def _read_row(self, row: EntryRow) -> R:
         offset = offset_of(row.id)
         try:
-            record = row.record()
+            return cast("R", row.record())
         except FrameError as reason:
             raise LogUnusable(
                 f"{self._host.where()}: the entry at {self.topic.name}, shard {self.shard}, offset {offset}"
                 f" cannot be read: {reason}; {LEFT_ALONE}"
             ) from None
-        return Entry(self.topic.name, self.shard, offset, cast("R", record))
 
 
 class EmbeddedRouterShard:
@@ -200,7 +207,11 @@ class EmbeddedRouterShard:
         raise ShardLost
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> None:
-        change = self._host.change_of(outputs, _sources(consumed))
+        change, sources = Change(), _sources(consumed)
+        for at in range(0, len(outputs), _ENCODED_AT_ONCE):
+            self._host.add_to(change, outputs[at : at + _ENCODED_AT_ONCE], sources)
+            if at:
+                await asyncio.sleep(0)
         marks = {topic: [e.offset for e in consumed if e.topic == topic.name] for topic in (ATTEMPTED, ACCEPTED)}
         for topic, offsets in marks.items():
             taken = self._taken[topic.name]
@@ -209,7 +220,7 @@ class EmbeddedRouterShard:
             if offsets:
                 first = first_id(topic, self.number)
                 change.ranges.append((first + offsets[0], first + offsets[-1]))
-        await self._host.writer.change(change, outputs)
+        await self._host.writer.change(change, outputs, patient=True)
         for topic, offsets in marks.items():
             for _ in offsets:
                 self._taken[topic.name].popleft()
@@ -245,7 +256,8 @@ class EmbeddedDeliveryShard:
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
         records = (attempted,)
-        change = self._host.change_of(records, {})
+        change = Change()
+        self._host.add_to(change, records, {})
         change.finished.append(first_id(DISPATCHED, entry.shard) + entry.offset)
         await self._host.writer.change(change, records)
 

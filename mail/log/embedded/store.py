@@ -35,6 +35,7 @@ _TIDY_PAGES = 500  # in one step
 _READ_BYTES = 4 << 20  # one read of frames, about
 _CHECKED_BYTES = 256 << 20  # a database up to this size is checked when it is opened, at a GB a second
 _DAMAGED = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
+_FULL = 13  # SQLITE_FULL
 
 _CREATE = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -283,6 +284,11 @@ class Store:
 def is_damage(error: Exception) -> bool:
     """Whether the database says that its content makes no sense: opening it again will not help."""
     return isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+
+
+def is_full(error: Exception) -> bool:
+    """Whether the database says that its disk is full."""
+    return isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", 0) & 0xFF == _FULL
 
 
 def _line(text: str) -> str:

@@ -141,10 +141,10 @@ class Writer:
             else:
                 self._let_in()
 
-    def change(self, change: Change, records: Sequence[Any] = ()) -> asyncio.Future[None]:
-        """Ask for a change to be durable; `records` go to `arrived` with the ids of the change's entries."""
+    def change(self, change: Change, records: Sequence[Any] = (), *, patient: bool = False) -> asyncio.Future[None]:
+        """Make a change durable; `records` go to `arrived` with the ids of its entries; the `patient` wait for ever."""
         request: Request[None] = self._request(change, None)
-        request.records = records
+        request.patient, request.records = patient, records
         self._waiting_bytes += change.size_bytes
         return request.future
 
@@ -165,14 +165,19 @@ class Writer:
         return request
 
     def _sweep(self) -> None:
-        """Answer requests that waited too long; the oldest stand first."""
+        """Answer requests that waited too long, unless they are patient; the oldest stand first."""
         now = monotonic()
+        patient: list[Request[Any]] = []
         while self._open and (self._open[0].future.done() or self._open[0].deadline <= now):
             request = self._open.popleft()
             if not request.future.done():
-                self._down = f"the log's disk has not answered for {self._settings.append_timeout.total_seconds():g} s"
-                request.late = True
-                refuse(request, self._down)
+                self._down = f"the log's disk has not answered for {self._timeout:g} s"
+                if request.patient:
+                    patient.append(request)
+                else:
+                    request.late = True
+                    refuse(request, self._down)
+        self._open.extendleft(reversed(patient))
         assert self._loop is not None
         self._sweeper = self._loop.call_later(min(1.0, self._timeout / 4), self._sweep)
 
@@ -380,9 +385,8 @@ class Writer:
         except OSError as error:
             self._post(self._saw_disk, f"{self._path.parent}: {error.strerror}", None)
             return
-        free = facts.f_bavail * facts.f_frsize
         low = gone = None
-        if free < self._settings.min_free_disk:
+        if (free := facts.f_bavail * facts.f_frsize) < self._settings.min_free_disk:
             low = f"{free >> 20} MiB of disk are left at {self._path.parent}"
         if self._store is not None and not self._store.is_in_place():
             gone = f"{self._path} was removed or replaced while eilpost runs: put it back, or stop eilpost"

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import structlog
 from aiokafka import TopicPartition
 
-from mail.log import Backlog, Condition, LogUnavailable, LogUnusable, Tend, TendDelivery
+from mail.log import Backlog, Condition, Joined, LogUnavailable, LogUnusable, Tend, TendDelivery
 from mail.log.kafka.access import FAULTS, Access, make_access
 from mail.log.kafka.committing import Committing
 from mail.log.kafka.delivery_shard import KafkaDeliveryShard
@@ -99,9 +99,11 @@ class KafkaLog:
         """`dispatched` may get more partitions while we run; new dispatches go there too."""
         while True:
             await asyncio.sleep(_GROWTH_SECONDS)
-            with suppress(LogUnavailable, LogUnusable):
+            try:
                 found = await self._lookout.topics(with_config=False)
                 self._counts = counts_of(found, self._access, self._settings)
+            except Exception as error:  # at its next turn
+                log.debug("topics not looked at", reason=str(error))
 
     async def purge(self) -> None:
         """DeleteRecords below the committed marks, of the shards this process owns. Of `events` the brokers remove
@@ -115,9 +117,11 @@ class KafkaLog:
         ):
             if owned is None or not owned.numbers:
                 continue
-            names = {self._access.prefix + topic.name for topic in topics}
-            marks = await self._lookout.marks(self._access.group(role))
-            mine = {at: mark.low for at, mark in marks.items() if at.topic in names and at.partition in owned.numbers}
+            partitions = [
+                TopicPartition(self._access.prefix + t.name, n) for t in topics for n in sorted(owned.numbers)
+            ]
+            marks = await self._lookout.marks(self._access.group(role), partitions)
+            mine = {at: mark.low for at, mark in marks.items()}
             begins = await self._lookout.begins(mine)
             before |= {at: low for at, low in mine.items() if low - begins.get(at, low) >= _PURGE_LEAST}
         if before:
@@ -137,7 +141,7 @@ class KafkaLog:
 
     # --- RouterLog
 
-    async def route(self, tend: Tend, stop: asyncio.Event) -> None:
+    async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
         self._router = member = Membership(
             self._access,
             role=ROUTER,
@@ -147,7 +151,7 @@ class KafkaLog:
             drain_first=False,
             drain_seconds=_DRAIN_SECONDS,
         )
-        await member.own(tend, stop)
+        await member.own(tend, stop, joined)
 
     def _router_shard(self, number: int) -> KafkaRouterShard:
         return KafkaRouterShard(
@@ -174,7 +178,7 @@ class KafkaLog:
 
     # --- DeliveryLog
 
-    async def deliver(self, tend: TendDelivery, stop: asyncio.Event) -> None:
+    async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
         member: Membership[KafkaDeliveryShard]
         committing = Committing(lambda: member.shards, lambda marks: member.commit(marks))
 
@@ -199,7 +203,7 @@ class KafkaLog:
         )
         running = asyncio.create_task(committing.run(), name="marks")
         try:
-            await member.own(tend, stop)
+            await member.own(tend, stop, joined)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

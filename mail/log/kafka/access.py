@@ -22,7 +22,7 @@ from mail.settings import LogSettings
 REQUEST_SECONDS = 10.0
 # Leaders and partition counts are looked at anew this often, and after every error that says so.
 METADATA_SECONDS = 30.0
-RECORD_BYTES_MAX = 16 << 20  # an envelope of 100,000 recipients; `max.message.bytes` of our topics
+RECORD_BYTES_MAX = 16 << 20  # an envelope of 10,000 recipients and content beside it; `max.message.bytes` of our topics
 BATCH_BYTES = 900_000  # one produce batch, about; below the broker's default for a batch it has to copy
 
 KafkaError = errors.KafkaError

@@ -87,17 +87,28 @@ class KafkaDeliveryShard:
             if marks.are_many:
                 await asyncio.sleep(_CROWDED_SECONDS)
                 continue
-            entries = [self._entry(record) for record in await self._wait(limit) if self._is_new(marks, record)]
+            if not self._reader.is_open:  # it was stuck, and could not be made anew at once
+                await self._reader.open({self.partition: marks.position})
+            entries = self._entries(marks, await self._wait(limit))
             marks.read_up_to(self._reader.position(self.partition))
             if entries:
                 return entries
 
-    @staticmethod
-    def _is_new(marks: Marks, record: ConsumerRecord[bytes, bytes]) -> bool:
-        if record.value is None or marks.is_finished(record.offset):
-            return False
-        marks.take(record.offset)
-        return True
+    def _entries(self, marks: Marks, records: Sequence[ConsumerRecord[bytes, bytes]]) -> list[Entry[Dispatched]]:
+        """Those that are not finished. One that cannot be read is raised once it is the first."""
+        entries: list[Entry[Dispatched]] = []
+        for record in records:
+            if record.value is None or marks.is_finished(record.offset):
+                continue
+            try:
+                entries.append(self._entry(record))
+            except LogUnusable:
+                self._reader.seek(self.partition, record.offset)
+                if entries:
+                    break
+                raise
+            marks.take(record.offset)
+        return entries
 
     def _entry(self, record: ConsumerRecord[bytes, bytes]) -> Entry[Dispatched]:
         return Entry(DISPATCHED.name, record.partition, record.offset, cast("Dispatched", read(self._access, record)))

@@ -18,7 +18,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from mail.log import Backlog, LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.lookout import Lookout
-from mail.log.kafka.marks import Mark, Marks
+from mail.log.kafka.marks import Mark, MarkError, Marks
 from mail.log.kafka.reaching import explain, reach_any
 from mail.log.kafka.reading import Reader
 from mail.log.kafka.router_shard import last_of_each_key, read, read_line
@@ -70,7 +70,7 @@ class KafkaHistorian:
         first = {
             at: marks[at].low if at in marks else begin
             for role, topics in ((ROUTER, (ACCEPTED, ATTEMPTED)), (DELIVERY, (DISPATCHED,)))
-            for marks in [await self._lookout.marks(self._access.group(role))]
+            for marks in [await self._lookout.marks(self._access.group(role), self._partitions(topics))]
             for at, begin in (await self._lookout.begins(self._partitions(topics))).items()
         }
         ends = await self._lookout.ends(first)
@@ -81,7 +81,7 @@ class KafkaHistorian:
             if waiting:
                 await reader.open(waiting)
             until = asyncio.get_running_loop().time() + _SILENCE_SECONDS
-            while waiting and reader.is_behind:
+            while any(reader.position(at) < ends[at] for at in waiting):
                 for at in list(waiting):
                     taken = [record for record in await reader.take(_TAKE, 0.1, [at]) if record.value is not None]
                     if taken and waiting.pop(at, None) is not None:
@@ -99,8 +99,8 @@ class KafkaHistorian:
         return [cast("Accepted", read(self._access, record)) async for record in self._records(at, begin, queue_id)]
 
     async def backlog(self) -> Backlog:
-        router = await self._lookout.marks(self._access.group(ROUTER))
-        delivery = await self._lookout.marks(self._access.group(DELIVERY))
+        router = await self._lookout.marks(self._access.group(ROUTER), self._partitions((ACCEPTED, ATTEMPTED)))
+        delivery = await self._lookout.marks(self._access.group(DELIVERY), self._partitions((DISPATCHED,)))
         sums = []
         for topic, marks in ((ACCEPTED, router), (DISPATCHED, delivery), (ATTEMPTED, router)):
             partitions = [self._partition(topic, shard) for shard in range(self._counts.of(topic))]
@@ -142,7 +142,10 @@ class KafkaHistorian:
 def _waiting(end: int, mark: Mark | None, begin: int) -> int:
     if mark is None:
         return max(0, end - begin)
-    marks = Marks.of(mark)
+    try:
+        marks = Marks.of(mark)
+    except MarkError as reason:
+        raise LogUnusable(f"a committed mark cannot be read: {reason}; use the newer eilpost") from None
     return marks.unfinished + max(0, end - marks.position)
 
 

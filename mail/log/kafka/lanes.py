@@ -64,6 +64,9 @@ class Lanes:
             log.error("no topics for a dedicated tenant", tenant=tenant, reason=text)  # noqa: TRY400
             self._failed[tenant] = now, f"tenant {tenant}: {text}"
             raise LogUnavailable(f"tenant {tenant}: {text}") from None
+        except BaseException:
+            await producing.close()
+            raise
         self._failed.pop(tenant, None)
         lane = self._open[tenant] = producing, counts
         return lane

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from aiokafka import AIOKafkaConsumer, TopicPartition, errors
+from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from mail.log import LogUnavailable
@@ -59,12 +59,23 @@ class Lookout:
 
     # --- questions
 
-    async def marks(
-        self, group: str, partitions: Sequence[TopicPartition] | None = None
-    ) -> Mapping[TopicPartition, Mark]:
-        """The committed marks of a group; partitions without one are missing."""
-        asked = None if partitions is None else list(partitions)
-        found = await self._ask_admin(lambda admin: admin.list_consumer_group_offsets(group, partitions=asked))
+    async def marks(self, group: str, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Mark]:
+        """The committed marks of a group; partitions without one are missing.
+
+        Only an offset of -1 means "none". A coordinator that loads or has moved answers with nothing at all, an error
+        that aiokafka does not look at: taken for "none", a shard would begin again at its first record.
+        """
+        asked = list(partitions)
+
+        async def question(admin: AIOKafkaAdminClient) -> Mapping[TopicPartition, OffsetAndMetadata]:
+            found: Mapping[TopicPartition, OffsetAndMetadata] = await admin.list_consumer_group_offsets(
+                group, partitions=asked
+            )
+            if any(at not in found for at in asked):
+                raise errors.GroupLoadInProgressError(group)
+            return found
+
+        found = await self._ask_admin(question) if asked else {}
         return {at: Mark(mark.offset, mark.metadata or "") for at, mark in found.items() if mark.offset >= 0}
 
     async def ends(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:

@@ -33,6 +33,7 @@ _POLL_SECONDS = 1.0
 _AGAIN_SECONDS = 1.0  # before a shard that was fenced, and is still ours, is tended again
 _STOPPED_SECONDS = 60.0  # before a shard with a record that cannot be read is looked at again
 _LEAVE_SECONDS = 5.0
+_COMMIT_SECONDS = 3.0  # less than a drain: what is not committed then is made again by the next owner
 _BEAT_SECONDS = 0.25  # between two looks at whether this process slept
 
 
@@ -76,11 +77,13 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._drain_seconds = drain_seconds
         self._settle = settle
         self._tend: Callable[[S], Awaitable[None]] | None = None
+        self._joined: Callable[[], None] | None = None
         self._assigned: frozenset[int] = frozenset()
         self._shards: dict[int, S] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._consumer: AIOKafkaConsumer | None = None
+        self._generation = OffsetCommitRequest.DEFAULT_GENERATION_ID  # that gave us the shards we tend
         self._stopping = False
         self._changed = asyncio.Event()  # what is assigned, or whether we stop
 
@@ -96,18 +99,23 @@ class Membership(Generic[S], ConsumerRebalanceListener):
     @property
     def is_member(self) -> bool:
         """Whether the group counts us in, as far as we know. After a long sleep, not before it has been asked."""
-        coordinator = getattr(self._consumer, "_coordinator", None)
-        return coordinator is not None and coordinator.generation != OffsetCommitRequest.DEFAULT_GENERATION_ID
+        return bool(self._generation_now() != OffsetCommitRequest.DEFAULT_GENERATION_ID)
 
-    async def own(self, tend: Callable[[S], Awaitable[None]], stop: asyncio.Event) -> None:
+    def _generation_now(self) -> int:
+        coordinator = getattr(self._consumer, "_coordinator", None)
+        return OffsetCommitRequest.DEFAULT_GENERATION_ID if coordinator is None else int(coordinator.generation)
+
+    async def own(
+        self, tend: Callable[[S], Awaitable[None]], stop: asyncio.Event, joined: Callable[[], None] | None = None
+    ) -> None:
         """As `RouterLog.route` and `DeliveryLog.deliver` say."""
         self._tend = tend
-        consumer = self._consumer = self._new_consumer()
+        self._joined = joined
         stopped = asyncio.ensure_future(stop.wait())
         polling: asyncio.Task[None] | None = None
         watching = asyncio.create_task(self._watch_sleep(), name=f"sleep-{self._role}")
         try:
-            polling = asyncio.create_task(self._poll(consumer), name=f"member-{self._role}")
+            polling = asyncio.create_task(self._belong(), name=f"member-{self._role}")
             ends: set[asyncio.Future[Any]] = {stopped, polling, self._failed}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             self._stopping = True
@@ -128,8 +136,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             if self._failed.done():
                 self._failed.exception()
             SHARDS_OWNED.labels(self._role).set(0)
-            with suppress(*FAULTS):
-                await asyncio.wait_for(consumer.stop(), _LEAVE_SECONDS)
+            await self._leave()
 
     def _new_consumer(self) -> AIOKafkaConsumer:
         # The assignor keeps its memory in its class: each member gets a class of its own.
@@ -147,8 +154,34 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             **self._access.client(REBALANCE_SECONDS + 5.0),
         )
 
+    async def _belong(self) -> None:
+        """Be a member, and become one anew when this one is a member in name only."""
+        while True:
+            consumer = self._consumer = self._new_consumer()
+            await self._poll(consumer)
+            log.error("membership has died, made anew", role=self._role)
+            self._assigned = frozenset()
+            self._changed.set()
+            await self._let_go(frozenset(self._tasks), self._drain_seconds)
+            await self._leave()
+
+    async def _leave(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with suppress(*FAULTS):
+                await asyncio.wait_for(consumer.stop(), _LEAVE_SECONDS)
+
+    def _is_dead(self, consumer: AIOKafkaConsumer) -> bool:
+        """Whether aiokafka has stopped telling the group that we live: its heartbeat ends at any error it does not
+        know, and its coordination with it, and it only repeats the error.
+        """
+        coordinator = consumer._coordinator
+        beat = getattr(coordinator, "_heartbeat_task", None)
+        ended = beat is not None and beat.done() and not beat.cancelled() and beat.exception() is not None
+        return bool(ended or coordinator._coordination_task.done())
+
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
-        """Join, and stay inside the consumer, where errors of the group come up."""
+        """Join, and stay inside the consumer, where errors of the group come up; return when it is dead."""
         backoff = _POLL_SECONDS
         while True:
             try:
@@ -158,7 +191,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 log.warning("group cannot be joined yet", role=self._role, reason=reason(error))
                 await asyncio.sleep(backoff)
         consumer.subscribe([self._lead], listener=self)
-        while True:
+        while not self._is_dead(consumer):
             try:
                 await consumer.getmany(timeout_ms=int(_POLL_SECONDS * 1000), max_records=1)
             except FAULTS as error:
@@ -192,12 +225,17 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if assigned:
             self._consumer.pause(*assigned)  # this consumer is a member, not a reader
         self._assigned = frozenset(partition.partition for partition in assigned)
+        self._generation = self._generation_now()
         self._changed.set()
         REBALANCES.labels(self._role).inc()
+        joined, self._joined = self._joined, None
+        if joined is not None:
+            joined()
         SHARDS_OWNED.labels(self._role).set(len(self._assigned))
         log.info("shards assigned", role=self._role, shards=sorted(self._assigned))
         for number in frozenset(self._tasks) - self._assigned:
-            self._shards[number].lose()  # and goes by itself
+            if number in self._shards:
+                self._shards[number].lose()  # and goes by itself
         for number in self._assigned:
             if number not in self._tasks and not self._stopping:
                 self._tasks[number] = asyncio.create_task(self._tend_one(number), name=f"{self._role}-shard-{number}")
@@ -207,8 +245,12 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         LogUnavailable.
         """
         assert self._consumer is not None
+        # A member that was left out commits without a generation, and an empty group takes that: an old mark over a
+        # newer one.
+        if self._generation_now() != self._generation:
+            raise ShardLost("the group has gone on without us")
         try:
-            await asyncio.wait_for(self._consumer.commit(marks), self._session_seconds)
+            await asyncio.wait_for(self._consumer.commit(marks), _COMMIT_SECONDS)
         except (CommitFailedError, IllegalStateError) as error:
             raise ShardLost(reason(error)) from None
         except FAULTS as error:
@@ -234,9 +276,11 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                     SHARDS_STOPPED.labels(self._role).inc()
                     pause = _STOPPED_SECONDS
                 finally:
-                    if self._settle is not None:
-                        await self._settle()
-                    await shard.close()
+                    try:
+                        if self._settle is not None:
+                            await self._settle()
+                    finally:
+                        await shard.close()
                 if number in self._assigned and not self._stopping:
                     await self._rest(number, pause)
                 if pause == _STOPPED_SECONDS:

@@ -37,6 +37,7 @@ class Reader:
         self._positions: dict[TopicPartition, int] = {}
         self.ends_at_open: Mapping[TopicPartition, int] = {}  # behind the last committed record, as it was then
         self._look_at = 0.0
+        self._gave: dict[TopicPartition, float] = {}  # when each gave something last
         self._behind: Mapping[TopicPartition, int] = {}
 
     async def open(self, positions: Mapping[TopicPartition, int | None]) -> None:
@@ -68,11 +69,23 @@ class Reader:
             await _close(consumer)
             raise
         self._consumer = consumer
-        self._look_at = asyncio.get_running_loop().time() + _STUCK_SECONDS
+        now = asyncio.get_running_loop().time()
+        self._look_at = now + _STUCK_SECONDS
+        self._gave = dict.fromkeys(self._partitions, now)
 
     def position(self, partition: TopicPartition) -> int:
         """The next offset to be taken, aborted records and the broker's own passed over."""
         return self._positions[partition]
+
+    @property
+    def is_open(self) -> bool:
+        return self._consumer is not None
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Take from here next."""
+        assert self._consumer is not None
+        self._consumer.seek(partition, offset)
+        self._positions[partition] = offset
 
     @property
     def is_behind(self) -> bool:
@@ -93,10 +106,11 @@ class Reader:
         except FAULTS as error:
             raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
         now = asyncio.get_running_loop().time()
-        if found:
-            self._look_at = now + _STUCK_SECONDS
-            self._behind = {}
-        elif wait_seconds and now >= self._look_at:
+        for partition in found:
+            self._gave[partition] = now
+        # Each partition for itself: one may be stuck while others give.
+        silent = now - min(self._gave.values(), default=now)
+        if wait_seconds and silent >= _STUCK_SECONDS and now >= self._look_at:
             self._look_at = now + _STUCK_SECONDS
             await self._watch()
         return [record for records in found.values() for record in records]
@@ -116,7 +130,7 @@ class Reader:
         with suppress(LogUnavailable):
             ends = await self.ends()
             behind = {at: self._positions[at] for at, end in ends.items() if end > self._positions[at]}
-            if behind and behind == self._behind:
+            if any(self._behind.get(at) == position for at, position in behind.items()):
                 log.warning(
                     "reader is stuck, made anew", behind={f"{at.topic}/{at.partition}": ends[at] for at in behind}
                 )

@@ -27,7 +27,7 @@ from mail.record import Accepted, Attempted, Pending, Record
 _REPLAY_BATCH = 500
 _REPLAY_TAKE = 2000
 _REPLAY_SILENCE_SECONDS = 30.0
-_THERE_SECONDS = 1.0
+_THERE_SECONDS = 10.0
 
 Input = Entry[Accepted] | Entry[Attempted]
 Committed = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int | None]]]
@@ -112,12 +112,30 @@ class KafkaRouterShard:
             records += await self._reader.take(limit - len(records), 0.0, [self._accepted])
         if not records:
             seconds = wait.total_seconds()
-            if self._reader.is_behind:
-                seconds = max(seconds, _THERE_SECONDS)  # it is there, and on its way
-            if seconds:
+            if self._reader.is_behind:  # it is there, and on its way: "nothing" would not be true
+                records = list(await self._wait(limit, _THERE_SECONDS))
+                if not records and self._reader.is_behind:
+                    raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: what is there does not come")
+            elif seconds:
                 records = list(await self._wait(limit, seconds))
-        inputs = [_input(self._access, record) for record in records if record.value is not None]  # no probes
+        inputs = self._inputs(records)
         self._taken += len(inputs)
+        return inputs
+
+    def _inputs(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> list[Input]:
+        """Without probes. One that cannot be read is raised once there is nothing before it, in any topic."""
+        inputs: list[Input] = []
+        unreadable: dict[str, LogUnusable] = {}
+        for record in records:
+            if record.value is None or record.topic in unreadable:
+                continue
+            try:
+                inputs.append(_input(self._access, record))
+            except LogUnusable as error:
+                unreadable[record.topic] = error
+                self._reader.seek(TopicPartition(record.topic, record.partition), record.offset)
+        if unreadable and not inputs:
+            raise next(iter(unreadable.values()))
         return inputs
 
     async def _wait(self, limit: int, seconds: float) -> Sequence[ConsumerRecord[bytes, bytes]]:

@@ -2,7 +2,7 @@
 
 In charge of one table, what each topic must be so that no accepted mail can be lost, and of comparing it with what a
 cluster has. Never reads or writes a record. **Law: no undelivered mail is ever removed by a retention limit**, so what
-is consumed is purged by offset (`purge.py`), and only `events` goes by age. Next: `mail/log/kafka/producing.py`.
+is consumed is purged by offset (`KafkaLog.purge`), and only `events` goes by age. Next: `mail/log/kafka/producing.py`.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ async def test_what_another_shard_unloads_is_not_lost_when_that_shard_goes() -> 
 
 
 async def test_a_bug_at_the_report_defers_and_who_has_it_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def wrong(self: Attempts, dispatched: Dispatched, carriage: Carriage) -> Attempted:
+    async def wrong(self: Attempts, dispatched: Dispatched, carriage: Carriage, waits: object) -> Attempted:
         raise ZeroDivisionError
 
     monkeypatch.setattr(Attempts, "record", wrong)

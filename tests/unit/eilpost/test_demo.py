@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from eilpost import demo
 from mail.directory.file import load
 from mail.settings_file import load as load_settings
 from tests.support.onebox import EILPOST, OneBox, directory_toml
-from tests.support.ports import wait_until
+from tests.support.ports import free_port, wait_for_greeting, wait_until
 
 
 def _bash(command: str) -> str:
@@ -81,6 +83,30 @@ async def test_the_commands_of_the_readme_work_as_they_stand(tmp_path: Path) -> 
         await wait_until(lambda: "Hi all" in _bash(fetch), what="the newest message")
         box.stop()
         assert '"session ended"' not in box.output()  # each of them says QUIT
+
+
+def test_it_starts_as_make_run_starts_it(tmp_path: Path) -> None:
+    """In a folder where there is nothing yet: it becomes ready, says what to try, and ends when told to."""
+    makefile = (Path(__file__).resolve().parents[3] / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^run: setup\n\t@\$\(BIN\)/eilpost (.*)$", makefile, re.MULTILINE)
+    assert recipe is not None
+    ports = {name: free_port() for name in ("EILPOST_INGRESS__MX", "EILPOST_MAILSTORE__POP3", "EILPOST_HTTP__LISTEN")}
+    environment = {**os.environ, **{name: f"127.0.0.1:{port}" for name, port in ports.items()}}
+    with (tmp_path / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [str(EILPOST), *recipe[1].split()], cwd=tmp_path, env=environment, stdout=output, stderr=output
+        )
+    try:
+        wait_for_greeting(ports["EILPOST_INGRESS__MX"], deadline_seconds=60)
+        wait_for_greeting(ports["EILPOST_MAILSTORE__POP3"])
+        assert (tmp_path / "var" / "demo" / "eilpost.toml").exists()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (0, 130)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    assert "alice@example.test" in (tmp_path / "output").read_text(encoding="utf-8")
 
 
 async def test_the_commands_of_the_banner_work_as_they_stand(tmp_path: Path) -> None:

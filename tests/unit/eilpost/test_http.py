@@ -115,6 +115,39 @@ async def test_who_says_nothing_does_not_keep_the_probes_from_their_answer(monke
     await running
 
 
+async def _raw(port: int, *parts: bytes) -> bytes:
+    """What comes back, until the server hangs up; a pause between the parts."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+async def test_what_strangers_send_is_answered_and_no_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    http = Http(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
+    ready, stop = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(http.run(ready.set, stop))
+    await ready.wait()
+    assert http.address is not None
+    port = http.address[1]
+    chunked = b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert (await _raw(port, chunked + b"zz\r\n")).startswith(b"HTTP/1.1 400 ")
+    late = await _raw(port, chunked, b"zz\r\n")
+    assert late.startswith(b"HTTP/1.1 200 ")
+    assert late.count(b"HTTP/1.1") == 1
+    assert (await _raw(port, b"\0\xff\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+    upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    assert (await _raw(port, upgrade)).startswith(b"HTTP/1.1 200 ")
+    assert await _get(port, "/healthz") == (200, "ok\n")
+    stop.set()
+    await running
+    assert [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"] == []
+
+
 async def test_a_port_in_use_names_the_key() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         http = Http(settings=HttpSettings(listen=f"127.0.0.1:{taken.getsockname()[1]}"), health=Health())

@@ -51,7 +51,7 @@ async def test_large_content_is_spooled_before_it_is_named() -> None:
 async def test_without_the_spool_nothing_is_appended() -> None:
     log, spool = HeldLog(), HeldSpool()
     spool.error = SpoolUnavailable("full")
-    assert await acceptance(log, spool).accept(MESSAGE, b"0123456789+") == replies.NO_ROOM
+    assert await acceptance(log, spool).accept(MESSAGE, b"0123456789+") == replies.OUR_FAULT
     assert log.accepted == []
 
 

@@ -1,4 +1,4 @@
-"""New mail is turned away while the spool has no room for it, and taken again afterwards."""
+"""New mail is turned away while the spool has no room for it or fails, and taken again afterwards."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from mail.spool import SpoolUnavailable
 from tests.support.ingressing import HeldSpool, running
 
 NO_ROOM = "452 4.3.1 Insufficient system storage, try again later"
+OUR_FAULT = "451 4.3.0 Local error, try again later"
 
 
 @pytest.mark.parametrize("trouble", ["little disk", "fails", "hangs"])
-async def test_no_room_in_the_spool_is_452_at_mail_until_there_is_some(
+async def test_no_room_in_the_spool_is_4xx_at_mail_until_there_is_some(
     monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     monkeypatch.setattr("ingress.storeroom.LOOK_SECONDS", 0.01)
@@ -40,7 +41,9 @@ async def test_no_room_in_the_spool_is_452_at_mail_until_there_is_some(
             case _:
                 hangs.clear()
         await asyncio.sleep(0.2)
-        assert await client.say("MAIL FROM:<alice@example.test>") == NO_ROOM
+        assert await client.say("MAIL FROM:<alice@example.test>") == (
+            NO_ROOM if trouble == "little disk" else OUR_FAULT
+        )
         world.spool.free, world.spool.out_of_order = 1 << 40, None
         hangs.set()
         await asyncio.sleep(0.2)

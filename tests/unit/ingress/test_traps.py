@@ -266,13 +266,13 @@ async def test_content_beyond_the_cap_of_all_sessions_is_452() -> None:
         assert world.ingress._meter.used_bytes == 0
 
 
-async def test_the_spool_out_of_order_is_452() -> None:
+async def test_the_spool_out_of_order_is_our_fault() -> None:
     async with running() as world:
         world.spool.error = SpoolUnavailable("disk full")
         client = await world.connect()
         await client.begin()
         client.send(b"x" * 300_000 + b"\r\n")
-        assert (await client.say(".")).startswith("452 4.3.1")
+        assert (await client.say(".")).startswith("451 4.3.0 Local error")
         assert world.log.accepted == []
 
 

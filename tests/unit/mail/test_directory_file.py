@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -195,6 +196,40 @@ async def test_a_bad_file_leaves_the_last_good_one_and_is_told_once(path: Path) 
     assert [await directory.look() for _ in range(2)] == [False, True]
     assert list(directory.snapshot.domains) == ["other.test"]
     await directory.close()
+    await directory.close()
+
+
+async def test_what_is_no_file_is_a_bad_one_and_never_waited_for(path: Path) -> None:
+    directory = FileDirectory(path, look_every=timedelta(hours=1))
+    await directory.start()
+    good = directory.snapshot
+    path.unlink()
+    os.mkfifo(path)
+    async with asyncio.timeout(5):
+        assert [await directory.look() for _ in range(3)] == [False, True, False]
+        assert directory.snapshot is good
+        with pytest.raises(DirectoryUnusable, match="cannot be read: is not a plain file"):
+            await FileDirectory(path).start()
+    await directory.close()
+
+
+async def test_a_changed_mount_is_a_link_that_leads_elsewhere(path: Path) -> None:
+    """Kubernetes: the file is a link into `..data`, itself a link that is replaced."""
+    for name, text in (("one", _WHOLE), ("two", '[domains."new.test"]\n')):
+        path.with_name(name).mkdir()
+        path.with_name(name).joinpath("directory.toml").write_text(text)
+    path.unlink()
+    path.symlink_to("data/directory.toml")
+    data = path.with_name("data")
+    data.symlink_to("one")
+    directory = FileDirectory(path, look_every=timedelta(hours=1))
+    await directory.start()
+    assert "example.test" in directory.snapshot.domains
+    fresh = path.with_name("data.tmp")
+    fresh.symlink_to("two")
+    fresh.replace(data)
+    assert [await directory.look() for _ in range(2)] == [False, True]
+    assert list(directory.snapshot.domains) == ["new.test"]
     await directory.close()
 
 

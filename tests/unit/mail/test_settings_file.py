@@ -27,6 +27,18 @@ def _refused(path: Path | None, environment: dict[str, str]) -> str:
     return message
 
 
+def test_what_is_no_file_is_refused_and_never_waited_for(file: Path) -> None:
+    os.mkfifo(file)
+    assert _refused(file, {}) == f"{file}: cannot be read: is not a plain file"
+    assert _refused(Path("/dev/zero"), {}) == "/dev/zero: cannot be read: is not a plain file"
+
+
+def test_a_link_to_the_file_will_do(file: Path) -> None:
+    file.with_name("real.toml").write_text('[node]\nhostname = "mx.example.test"\n')
+    file.symlink_to("real.toml")
+    assert load(file, {}).node.hostname == "mx.example.test"
+
+
 def test_the_explained_defaults_are_the_defaults(file: Path) -> None:
     file.write_text(default_toml())
     assert load(file, {}) == Settings() == load(None, {})

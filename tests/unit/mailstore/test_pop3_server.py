@@ -106,6 +106,23 @@ def metric(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
+@pytest.mark.parametrize(("name", "octets"), [("1795640000.x.host,W=100", 300_000), ("1795640000.x.host,W=9", 700)])
+async def test_a_message_whose_name_understates_its_size_is_sent_whole(tmp_path: Path, name: str, octets: int) -> None:
+    boxes = Maildir(tmp_path, "mx.example.test")
+    await boxes.keep(OWNER, DeliveryId("A-0"), FIRST)
+    body = b"line of text\r\n" * (octets // 14)
+    (tmp_path / "example.test" / "alice" / "cur" / f"{name}:2,").write_bytes(b"Subject: f\r\n\r\n" + body)
+    async with serving(boxes) as role:
+        lines = await with_poplib(role, lambda client: [*_logged_in(client).retr(1)[1], *client.retr(2)[1]])
+    assert lines.count(b"line of text") == octets // 14
+
+
+def _logged_in(client: poplib.POP3) -> poplib.POP3:
+    client.user(OWNER)
+    client.pass_("secret  word")
+    return client
+
+
 @pytest.mark.parametrize("kind", ["memory", "maildir"])
 async def test_poplib_fetches_byte_for_byte_and_deletes_at_quit(kind: str, tmp_path: Path) -> None:
     boxes = MemoryMailboxes() if kind == "memory" else Maildir(tmp_path, "mx.example.test")

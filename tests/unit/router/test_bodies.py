@@ -27,6 +27,7 @@ class Broken(MemorySpool):
 
     mended = False
     hangs = False
+    bug = False
     asked = 0
 
     async def keep(self, content: bytes) -> Spooled:
@@ -35,14 +36,16 @@ class Broken(MemorySpool):
             return await super().keep(content)
         if self.hangs:
             await asyncio.Event().wait()
+        if self.bug:
+            raise ZeroDivisionError
         raise SpoolUnavailable("disk full")
 
 
-@pytest.mark.parametrize("hangs", [False, True])
-async def test_a_message_that_must_wait_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
+@pytest.mark.parametrize("trouble", ["full", "hangs", "bug"])
+async def test_a_message_that_must_wait_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     monkeypatch.setattr("router.bodies.PATIENCE_SECONDS", 0.05)
     spool = Broken()
-    spool.hangs = hangs
+    spool.hangs, spool.bug = trouble == "hangs", trouble == "bug"
     setup = Setup(spool=spool, relay=SMART, settings=RouterSettings(window=5))
     for _ in range(7):
         await setup.log.append(fresh("u@far.test"))

@@ -113,6 +113,15 @@ def test_a_list_is_grouped_by_next_hop_and_cut_at_the_recipient_limit() -> None:
     assert one.ledger["expanded"] == 1
 
 
+def test_all_addresses_of_one_owner_stay_together() -> None:
+    one = desk(recipients_per_delivery=2)
+    mail = accepted(*(f"alice+{number}@example.test" for number in range(7)))
+    one.decide(mail)
+    [given] = one.in_hand.values()
+    assert given.delivery.route == ToMailbox("alice@example.test")
+    assert len(given.delivery.message.envelope.recipients) == 7
+
+
 def test_the_same_append_made_twice_changes_nothing() -> None:
     one = desk()
     mail = accepted("u@far.test")

@@ -8,8 +8,11 @@ from datetime import timedelta
 import pytest
 import structlog
 
+from mail.message import Spooled
+from mail.queueid import new_queue_id
 from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, MxAnswer, MxHosts, NoRecords
 from mail.resolver.static import StaticResolver
+from mail.spool.memory import MemorySpool
 from router import resolve
 from router.resolve import Questions
 
@@ -81,3 +84,15 @@ async def test_a_bug_in_the_resolver_is_an_answer_not_known() -> None:
         answers = await Questions(Broken()).ask(["far.test"])
     assert isinstance(answers.mx["far.test"], DnsUnknown)
     assert [line["event"] for line in lines] == ["resolver failed"]
+
+
+async def test_a_spool_that_hangs_costs_a_report_its_headers_and_not_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(MemorySpool):
+        async def read(self, spooled: Spooled, limit_bytes: int | None = None) -> bytes:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr(resolve, "SPOOL_SECONDS", 0.05)
+    queue_id = new_queue_id()
+    async with asyncio.timeout(5):
+        assert await resolve.read_headers(Hanging(), {queue_id: Spooled("a", 1, "d")}) == {queue_id: b""}

@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from mail.directory.static import StaticDirectory
-from mail.log import DeliveryShard, Entry, LogUnavailable, LogUnusable, RouterLog, RouterShard, ShardLost, Tend
+from mail.log import DeliveryShard, Entry, Joined, LogUnavailable, LogUnusable, RouterLog, RouterShard, ShardLost, Tend
 from mail.log.memory import MemoryLog
 from mail.message import Inline, Spooled, delivery_id
 from mail.record import Accepted, Attempted, Closed, Delivery, Dispatched, Pending, Record, Waiting, Why
@@ -301,14 +301,16 @@ async def test_a_failed_rewind_is_repeated_before_anything_is_taken() -> None:
                 raise LogUnavailable("no quorum")
 
     class Log:
-        async def route(self, tend: Tend, stop: asyncio.Event) -> None:
+        async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
+            assert joined is not None
+            joined()
             shard: RouterShard = Shard()
             await tend(shard)
 
     setup = Setup()
     router = router_on(Log(), setup)
     await router.run(lambda: None, asyncio.Event())
-    assert calls == ["replay", "take", "commit", "rewind", "rewind", "replay", "take"]
+    assert calls == ["replay", "take", "take", "commit", "rewind", "rewind", "replay", "take"]
 
 
 async def test_what_is_no_longer_ours_is_no_longer_counted() -> None:
@@ -324,7 +326,9 @@ async def test_what_is_no_longer_ours_is_no_longer_counted() -> None:
 
 async def test_a_log_that_cannot_be_read_ends_the_role_in_one_line() -> None:
     class Log:
-        async def route(self, tend: Tend, stop: asyncio.Event) -> None:
+        async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
+            assert joined is not None
+            joined()
             raise LogUnusable("var/log.db: frame version 9 is newer than this program")
 
     setup = Setup()

@@ -10,7 +10,7 @@ from mail.record import Waiting
 from mail.resolver import MxHosts
 from router.window import Limits
 from router.world import Answers
-from tests.support.routing import Desk, accepted, delivered, policy
+from tests.support.routing import Desk, accepted, delivered, policy, snapshot
 
 ANSWERS = Answers({f"d{n}.test": MxHosts(((1, f"mx.d{n}.test"),)) for n in range(50)})
 
@@ -36,6 +36,19 @@ def test_stalling_sites_leave_room_for_a_new_one_whatever_their_order() -> None:
     assert hands[0] == limits.site  # one busy site has its whole window
     assert hands[-1] >= 2
     assert sum(hands) < limits.shard - 300
+
+
+def test_thousands_of_stalling_sites_leave_room_for_our_own_mailboxes() -> None:
+    one = Desk(policy(limits=Limits(shard=40)), snapshot=snapshot(["alice@example.test"]), answers=ANSWERS)
+    for site in range(50):
+        one.decide(accepted(f"u@d{site}.test"))
+    assert one.queue.in_hand == 32
+    for _ in range(3):
+        one.decide(accepted("alice@example.test"))
+    assert one.queue.loads()["mailbox"].in_hand >= 1
+    settle(one, next(name for name, given in one.in_hand.items() if given.delivery.route.site == "mailbox"))
+    one.tick()
+    assert one.queue.loads()["mailbox"].in_hand >= 1
 
 
 def test_greedy_sites_share_what_there_is() -> None:

@@ -1,0 +1,245 @@
+"""eilpost on Kafka against Postfix, on the same processors and in the same run; writes docs/performance-kafka.md.
+
+One broker, and the roles as processes of their own, as in a cluster: what is measured is the whole path through five
+topics, not a network. Then the same with two routers, and with two deliveries, which must never be slower. Load goes
+only to loopback and stops by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import statistics
+import tempfile
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deploy.kafka.cluster import Cluster
+from tests.bench import latency, machine, report
+from tests.bench.load import CountingSink, Round, Scenario, drive
+from tests.bench.servers import PostfixServer, Server
+from tests.support.accounting import Posting, Sink, Source
+from tests.support.kafka import QUICK
+from tests.support.onebox import EILPOST, OneBox
+from tests.support.ports import wait_until
+
+SHARDS, DELIVERY_SHARDS = 4, 8
+RELAY = ("ingress", "router", "delivery")
+
+
+class KafkaServer(Server):
+    """A broker and the processes of each role."""
+
+    def __init__(self, sink_port: int, *, routers: int = 1, deliveries: int = 1, name: str = "eilpost") -> None:
+        self.name = name
+        self._home = Path(tempfile.mkdtemp(prefix="eilpost-bench-kafka-"))
+        self._cluster = Cluster(1, self._home / "kafka", settings=QUICK, heap="1g", lasting=True)
+        self._cluster.start()
+        shared = {
+            "log": {
+                "url": f"kafka://{self._cluster.bootstrap}",
+                "durability": "dev",
+                "replication": 1,
+                "shards": SHARDS,
+                "delivery_shards": DELIVERY_SHARDS,
+            },
+            "spool": {"url": f"file:{self._home}/spool"},
+            "mailboxes": {"url": f"maildir:{self._home}/mail"},
+            "delivery": {"relay": f"smtp://127.0.0.1:{sink_port}"},
+        }
+        counts = {"ingress": 1, "router": routers, "delivery": deliveries}
+        self._boxes = [
+            OneBox(self._home / f"{role}-{number}", shared, command=(str(EILPOST), role))
+            for role in RELAY
+            for number in range(counts[role])
+        ]
+        self._boxes[0].run("topics", "create")
+        for box in self._boxes:
+            box.start(wait=False)
+        for box in self._boxes:
+            box.wait_ready(60)
+        self.port = self._boxes[0].mx
+
+    @property
+    def leader(self) -> int:
+        return self._boxes[0].pid
+
+    @property
+    def disk(self) -> Path:
+        return self._home
+
+    def cpu_seconds(self) -> float:
+        brokers = sum(machine.own_seconds(node.pid) for node in self._cluster.nodes)
+        return brokers + sum(machine.cpu_seconds(box.pid) for box in self._boxes)
+
+    def resident_bytes(self) -> int:
+        brokers = sum(node.memory_bytes() for node in self._cluster.nodes)
+        return brokers + sum(machine.resident_bytes(box.pid) for box in self._boxes)
+
+    def by_process(self) -> dict[str, float]:
+        """CPU seconds so far."""
+        seconds = {"broker": sum(machine.own_seconds(node.pid) for node in self._cluster.nodes)}
+        for box in self._boxes:
+            seconds[box.home.name] = machine.cpu_seconds(box.pid)
+        return seconds
+
+    def stop(self) -> None:
+        try:
+            for box in self._boxes:
+                if box.is_running:
+                    box.stop(60)
+        finally:
+            self._cluster.stop(timeout_seconds=0)
+            shutil.rmtree(self._home, ignore_errors=True)
+
+
+def compare(*, quick: bool, rounds: int) -> tuple[report.Results, dict[str, float]]:
+    """Postfix and one process of each role, turn by turn; and where the CPU of a message goes."""
+    messages = 2000 if quick else 6000
+    results: report.Results = {}
+    shares: dict[str, float] = {}
+    with CountingSink() as sink:
+        servers: list[Server] = [PostfixServer(sink.port)]
+        try:
+            kafka = KafkaServer(sink.port)
+            servers.append(kafka)
+            for server in servers:
+                for _ in range(1 if server is not kafka else 3):  # Java compiles while it runs
+                    drive(server, sink, Scenario(10_000, False, 1000))
+            for scenario in (Scenario(10_000, False, messages), Scenario(10_000, True, messages)):
+                lines: list[Round] = []
+                for number in range(1, rounds + 1):
+                    for server in servers:
+                        before = kafka.by_process()
+                        line = drive(server, sink, scenario)
+                        if server is kafka:
+                            after = kafka.by_process()
+                            shares = {name: (after[name] - before[name]) * 1000 / messages for name in after}
+                        lines.append(line)
+                        print(f"{scenario.name:26} round {number}  {report.one_line(line)}", flush=True)
+                results[scenario] = lines
+        finally:
+            for server in servers:
+                server.stop()
+    return results, shares
+
+
+def scale(*, quick: bool, rounds: int) -> list[Round]:
+    """One process of each role, two routers, two deliveries: medians, turn by turn on brokers of their own."""
+    messages = 2000 if quick else 6000
+    kinds = (("1 + 1", 1, 1), ("2 routers", 2, 1), ("2 deliveries", 1, 2))
+    lines: list[Round] = []
+    with CountingSink() as sink:
+        for name, routers, deliveries in kinds:
+            server = KafkaServer(sink.port, routers=routers, deliveries=deliveries, name=name)
+            try:
+                for _ in range(3):
+                    drive(server, sink, Scenario(10_000, True, 1000))
+                for number in range(1, rounds + 1):
+                    line = drive(server, sink, Scenario(10_000, True, messages))
+                    lines.append(line)
+                    print(f"{name:26} round {number}  {report.one_line(line)}", flush=True)
+            finally:
+                server.stop()
+    return lines
+
+
+def append_delay(per_second: int, *, quick: bool) -> tuple[float, float]:
+    """Milliseconds from the dot to the 250 at a steady rate: median and 99th percentile."""
+    return asyncio.run(_append_delay(per_second, 300 if quick else 3000))
+
+
+async def _append_delay(per_second: int, messages: int) -> tuple[float, float]:
+    async with Sink() as sink:
+        server = await asyncio.to_thread(KafkaServer, sink.port)
+        try:
+            for count in (1000, messages):
+                source = Source(server.port, sessions=20, per_connection=1000)
+                run = uuid.uuid4().hex[:8]
+                ids = [f"{run}-{number}" for number in range(count)]
+                await source.send(
+                    (Posting(id_, "bench@sender.test", ("recipient@remote.test",), 10_000) for id_ in ids),
+                    per_second=per_second,
+                )
+                await wait_until(lambda ids=ids: sink.ids() >= set(ids), deadline_seconds=120, what="the last arrival")
+        finally:
+            await asyncio.to_thread(server.stop)
+    cuts = statistics.quantiles(source.accept_seconds, n=100)
+    return 1000 * cuts[49], 1000 * cuts[98]
+
+
+def run(docs: Path, *, quick: bool) -> None:
+    """Measure all of it; write the report unless `quick`."""
+    rounds = 2 if quick else 3
+    results, shares = compare(quick=quick, rounds=rounds)
+    scaled = scale(quick=quick, rounds=rounds)
+    rate = min(report.median(lines, "eilpost", lambda line: line.end_to_end_rate) for lines in results.values())
+    half = max(10, int(rate / 2))
+    delays = append_delay(half, quick=quick)
+    text = _text(results, shares, scaled, half, delays)
+    print(text)
+    if not quick:
+        (docs / "performance-kafka.md").write_text(text)
+        print(f"written: {docs / 'performance-kafka.md'}")
+
+
+def _text(
+    results: report.Results,
+    shares: dict[str, float],
+    scaled: Sequence[Round],
+    half: int,
+    delays: tuple[float, float],
+) -> str:
+    others = max(line.other_cpu_share for lines in [*results.values(), scaled] for line in lines)
+    care = "" if others < 0.15 else " **The machine was not quiet: take these figures with care.**"
+    names = list(dict.fromkeys(line.server for line in scaled))
+    rows = "".join(
+        f"| {name} | {report.median(scaled, name, lambda line: line.end_to_end_rate):.0f} "
+        f"| {report.median(scaled, name, lambda line: line.cpu_ms):.2f} |\n"
+        for name in names
+    )
+    spent = "".join(f"| {name} | {milliseconds:.2f} |\n" for name, milliseconds in shares.items())
+    facts = "\n".join(f"* {name}: {value}" for name, value in machine.description().items())
+    every = "\n".join(
+        f"{scenario.name:26} {report.one_line(line)}" for scenario, lines in results.items() for line in lines
+    )
+    return f"""\
+# Performance on Kafka
+
+The whole path through a real Apache Kafka of one node, the broker on the same processors as everything else, against
+Debian's Postfix in the same run. Written by `make bench` on {datetime.now(UTC):%d %B %Y}; the ratios are what
+carries over. What one process on its embedded log does stands in [performance.md](performance.md).
+
+{report.table(results)}
+
+Medians. One process each of ingress, router and delivery; {SHARDS} router shards, {DELIVERY_SHARDS} delivery shards.
+CPU and memory are the broker's and the three processes' together. A broker of one node confirms from its page cache,
+as Kafka does: what makes a confirmed record durable there is its copies on other nodes, and those take the place of
+disk flushes.
+
+Where the CPU of a message goes, reused connections:
+
+| process | ms a message |
+|---|---:|
+{spent}
+## More processes
+
+The same load, reused connections. On two processors there is nothing to win; there must be nothing to lose either.
+
+| processes | end to end /s | CPU ms a message |
+|---|---:|---:|
+{rows}
+## An append at half the load
+
+At a steady {half} messages of 10 kB a second ({latency.PER_SECOND} in performance.md): 250 after {delays[0]:.1f} ms
+(median), {delays[1]:.1f} ms (p99).
+
+* At most {others:.0%} of the machine was busy with anything but the servers and their load.{care}
+{facts}
+
+```
+{every}
+```
+"""

@@ -1,0 +1,69 @@
+"""`python -m tests.bench.move [HOST:PORT]`: how fast a queue of 10,000 messages of 10 kB moves.
+
+From an embedded log to another one or, with the address of a broker, to a Kafka of 12 shards; one state at a time, so
+that each way a message can take has a number of its own. Next: `tests/support/mixed_queue.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from eilpost.move.command import until_moved
+from eilpost.move.letters import Carrier
+from mail import logs
+from mail.log.embedded import EmbeddedLog
+from mail.settings import LogSettings
+from mail.spool.disk import DiskSpool
+from tests.support.kafka_log import running, settings_on
+from tests.support.mixed_queue import plant
+from tests.support.mortal import Quiet
+
+MESSAGES, SIZE = 10_000, 10_000
+KINDS = (("not read yet", "unread", True), ("in hand", "in-hand", True), ("waits, one spool", "retry", True),
+         ("waits, two spools", "retry", False))  # fmt: skip
+
+
+async def measure(bootstrap: str | None, kind: str, one_spool: bool, folder: Path) -> tuple[float, float]:
+    """Seconds of the clock and of this process's CPU."""
+    async with AsyncExitStack() as stack:
+        source = EmbeddedLog(folder / "old.db", LogSettings())
+        await source.start()
+        stack.push_async_callback(source.close)
+        here = DiskSpool(folder / "old")
+        there = here if one_spool else DiskSpool(folder / "new")
+        await plant(source, here, MESSAGES, SIZE, [kind])
+        target: Any
+        if bootstrap:
+            target = await stack.enter_async_context(running(settings_on(bootstrap, shards=12, delivery_shards=12)))
+        else:
+            target = EmbeddedLog(folder / "new.db", LogSettings())
+            await target.start()
+            stack.push_async_callback(target.close)
+        carrier = Carrier(None if one_spool else here, there, 256 << 10)
+        quiet = Quiet()
+        began, cpu = time.perf_counter(), time.process_time()
+        tally = await until_moved(source, target, carrier, history=True, progress=quiet, say=print)
+        seconds, used = time.perf_counter() - began, time.process_time() - cpu
+        assert tally.messages == MESSAGES, tally
+        return seconds, used
+
+
+def main() -> None:
+    logs.silence()
+    bootstrap = sys.argv[1] if len(sys.argv) > 1 else None
+    print(f"{MESSAGES:,} messages of {SIZE // 1000} kB, embedded to {bootstrap or 'embedded'}")
+    for words, kind, one_spool in KINDS:
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, cpu = asyncio.run(measure(bootstrap, kind, one_spool, Path(folder)))
+            rate, each = MESSAGES / seconds, cpu * 1000 / MESSAGES
+            print(f"{words:<20} {seconds:6.1f} s  {rate:8,.0f} a second  {each:5.2f} ms CPU a message", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What aiokafka and coordinators do to us, and what we make of it, on a real Kafka; most of it was found by review.
+
+A coordinator that loads answers with nothing; a member that was left out commits without a generation; a heartbeat
+that died is told to nobody; a reader gets stuck; a record cannot be read in the middle of good ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from aiokafka import OffsetAndMetadata, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import KafkaError
+
+from mail.log import DeliveryShard, LogUnavailable, LogUnusable, ShardLost
+from mail.log.codec import encode
+from mail.log.kafka import lookout as lookout_module
+from mail.log.kafka.access import make_access
+from mail.log.kafka.lookout import Lookout
+from mail.log.topics import ACCEPTED, DISPATCHED
+from tests.contract.log_contract import delivering, dispatches, numbers, routing, take_all
+from tests.contract.test_log_kafka_ownership import Owner
+from tests.support.kafka_log import plant, running, settings_on
+from tests.support.log_samples import accepted, attempted, dispatched
+from tests.support.ports import wait_until
+
+pytestmark = pytest.mark.kafka
+
+
+async def test_a_coordinator_that_says_nothing_has_not_said_none(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    at = TopicPartition(settings.prefix + DISPATCHED.name, 0)
+    asked = AIOKafkaAdminClient.list_consumer_group_offsets
+    silent = 3
+
+    async def loading(self: AIOKafkaAdminClient, *arguments: Any, **more: Any) -> Any:
+        nonlocal silent
+        silent -= 1
+        return {} if silent >= 0 else await asked(self, *arguments, **more)
+
+    async with running(settings) as log, Lookout(make_access(settings)) as lookout:
+        async with routing(log) as router:
+            await router.commit([dispatched(n) for n in range(3)], [])
+        async with delivering(log) as shard:
+            for n, entry in enumerate(await dispatches(shard, 3)):
+                await shard.finish(entry, attempted(n))
+        monkeypatch.setattr(AIOKafkaAdminClient, "list_consumer_group_offsets", loading)
+        assert (await lookout.marks(f"{settings.prefix}delivery", [at]))[at].low >= 3  # it asked again
+        silent = 1_000_000
+        monkeypatch.setattr(lookout_module, "_QUESTION_SECONDS", 1.0)
+        with pytest.raises(LogUnavailable):
+            await lookout.marks(f"{settings.prefix}delivery", [at])
+
+
+async def test_a_member_that_was_left_out_commits_nothing(kafka_bootstrap: str) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    at = TopicPartition(settings.prefix + DISPATCHED.name, 0)
+    async with running(settings) as log, Lookout(make_access(settings)) as lookout:
+        owner = Owner(log.deliver)
+        await owner.owns(1)
+        member = log._delivery
+        assert member is not None
+        assert member._consumer is not None
+        await member.commit({at: OffsetAndMetadata(7, "")})
+        # As after UnknownMemberId, before the group is joined anew.
+        coordinator: GroupCoordinator = member._consumer._coordinator
+        generation, coordinator.generation = coordinator.generation, -1
+        with pytest.raises(ShardLost):
+            await member.commit({at: OffsetAndMetadata(3, "")})
+        coordinator.generation = generation
+        assert (await lookout.marks(f"{settings.prefix}delivery", [at]))[at].low == 7
+        await owner.leave()
+
+
+async def test_a_heartbeat_that_died_is_missed_and_the_group_joined_anew(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=1)
+    beat = GroupCoordinator._do_heartbeat
+    hurt = False
+
+    async def once(self: GroupCoordinator) -> bool:
+        nonlocal hurt
+        if hurt:
+            hurt = False
+            raise KafkaError("a code it does not know")
+        return bool(await beat(self))
+
+    monkeypatch.setattr(GroupCoordinator, "_do_heartbeat", once)
+    async with running(settings) as log:
+        owner = Owner(log.route)
+        await owner.owns(2)
+        before = list(owner.began)
+        hurt = True
+        await wait_until(lambda: len(owner.began) >= len(before) + 2, deadline_seconds=30, what="owning both again")
+        await owner.owns(2)
+        async with Lookout(make_access(settings)) as lookout:
+            assert (await lookout.groups([f"{settings.prefix}router"]))[f"{settings.prefix}router"][1] == 1
+        await owner.leave()
+
+
+async def test_a_reader_that_gets_stuck_is_made_anew(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mail.log.kafka.reading._STUCK_SECONDS", 0.5)
+    monkeypatch.setattr("mail.log.kafka.reading._SECOND_LOOK_SECONDS", 0.3)
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    async with running(settings) as log:
+        async with routing(log) as router:
+            await router.commit([dispatched(0)], [])
+        got: list[int] = []
+
+        async def tend(shard: DeliveryShard) -> None:
+            while True:
+                for entry in await shard.take(10):
+                    got.append(entry.offset)
+
+        stop = asyncio.Event()
+        delivery = asyncio.ensure_future(log.deliver(tend, stop))
+        await wait_until(lambda: len(got) == 1, what="the first")
+        assert log._delivery is not None
+        (shard,) = log._delivery.shards
+        consumer = shard._reader._consumer
+        assert consumer is not None
+        consumer.pause(shard.partition)  # it fetches no more, and says nothing
+        async with routing(log) as router:
+            await router.commit([dispatched(1)], [])
+        await wait_until(lambda: len(got) == 2, deadline_seconds=20, what="the second, by another consumer")
+        stop.set()
+        await delivery
+
+
+async def test_what_stands_before_a_record_that_cannot_be_read_is_taken(kafka_bootstrap: str) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    async with running(settings) as log:
+        for n in range(3):
+            await log.append(accepted(n))
+        frame = bytearray(encode(accepted(9)) or b"")
+        frame[2] = 9
+        await plant(settings, ACCEPTED, 0, bytes(frame))
+        await log.append(accepted(3))
+        for _ in range(2):
+            async with routing(log) as router:
+                good = await take_all(router, 3)
+                assert numbers(good) == [accepted(n) for n in range(3)]
+                with pytest.raises(LogUnusable, match="offset 3"):
+                    await router.take(10, timedelta(seconds=1))
+        async with routing(log) as router:
+            await router.commit([dispatched(n) for n in range(2)], await take_all(router, 3))
+        bad = bytearray(encode(dispatched(9)) or b"")
+        bad[2] = 9
+        await plant(settings, DISPATCHED, 0, bytes(bad))
+        async with delivering(log) as shard:
+            entries = await dispatches(shard, 2)
+            for n, entry in enumerate(entries):
+                await shard.finish(entry, attempted(n))
+            with pytest.raises(LogUnusable, match="version is 9"):
+                await shard.take(10)
+        async with delivering(log) as shard:
+            with pytest.raises(LogUnusable, match="version is 9"):
+                await shard.take(10)
