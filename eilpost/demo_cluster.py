@@ -8,6 +8,7 @@ way to run a cluster for others: the brokers, the spool and the mailboxes share 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import shlex
 import signal
@@ -15,10 +16,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 from eilpost import configuration, demo
 from eilpost.compose import log_settings
+from mail.service import EXIT_UNUSABLE
 
 BROKERS = "kafka://127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094"
 
@@ -94,7 +97,9 @@ async def _run(path: Path, program: str) -> int:
         loop.add_signal_handler(number, stop.set)
     everyone = members()
     _say(_banner(path, program, everyone))
+    telling = asyncio.create_task(_tell_ready(everyone))
     await asyncio.gather(*(_supervise(member, path, program, stop) for member in everyone))
+    telling.cancel()
     _say("all stopped; what was accepted is in Kafka and goes on at the next start")
     return 0
 
@@ -140,14 +145,39 @@ async def _supervise(member: Member, path: Path, program: str, stop: asyncio.Eve
                     process.terminate()
                 await ending
                 return
-            quick = quick + 1 if time.monotonic() - began < _AGAIN_SECONDS * 5 and ending.result() > 0 else 0
-            _say(f"  {member.name} {_how(ending.result())}; started again in a moment")
-            if quick == 3:
+            status = ending.result()
+            if status == EXIT_UNUSABLE:  # it cannot run as things are, and says why
                 last = log_file.read_text(errors="replace").strip().rpartition("\n")[2]
-                _say(f"  {member.name} does not stay; its last line: {last}")
+                _say(f"  {member.name} cannot run: {last}")
+            else:
+                _say(f"  {member.name} {_how(status)}; started again in a moment")
+            quick = quick + 1 if time.monotonic() - began < _AGAIN_SECONDS * 5 and status > 0 else 0
             await asyncio.wait({stopping}, timeout=_AGAIN_SECONDS * min(30, 1 + quick * quick))
     finally:
         stopping.cancel()
+
+
+async def _tell_ready(everyone: Sequence[Member]) -> None:
+    """One line, once every process says that it is ready."""
+    waiting = {member.environment["EILPOST_HTTP__LISTEN"] for member in everyone}
+    while waiting:
+        await asyncio.sleep(0.5)
+        for where in list(waiting):
+            if await asyncio.to_thread(_is_ready, where):
+                waiting.discard(where)
+    _say("\nAll are ready: send mail now.\n")
+
+
+def _is_ready(where: str) -> bool:
+    host, _, port = where.partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=2)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _how(status: int) -> str:

@@ -35,6 +35,7 @@ log = structlog.get_logger()
 _SURPLUS_MAX = 64 * 1024  # bytes a client may send ahead of us before we stop reading
 _SLOWEST_RATE = 16 * 1024  # bytes a second, for content that takes long: 25 MiB in less than an hour
 _TURN = 100  # pipelined commands obeyed before the other sessions have theirs
+_GOODBYE_SECONDS = 0.5  # for a QUIT that is on its way when we drain
 _LINGER_SECONDS = 5.0  # for a client that does not read our last words
 
 # The labelled children, bound once: there are few doors, and few ways to end.
@@ -78,6 +79,7 @@ class SmtpSession(SMTP):
         self._reading_is_paused = False  # not `_paused`: that is asyncio's, and speaks of writing
         self._busy = False  # a command is being obeyed: the timer and the drain let it finish
         self._draining = False
+        self._goodbye_at = 0.0  # when a draining session has had its moment to say QUIT
         self._content: Content | None = None  # what the meter knows of ours
         self._content_began = 0.0
         self.content_found_no_room = False
@@ -151,6 +153,16 @@ class SmtpSession(SMTP):
     def drain(self) -> None:
         """Say 421 at the next moment at which no message is under way (RFC 5321 section 3.8)."""
         self._draining = True
+        self._leave_a_moment()
+
+    def _leave_a_moment(self) -> None:
+        """Who just had its 250 is about to say QUIT. A 421 in place of the 221 makes some clients (Python's smtplib)
+        take the whole for failed, and send it again.
+        """
+        self._goodbye_at = self.loop.time() + _GOODBYE_SECONDS
+        self.loop.call_at(self._goodbye_at + 0.001, self._goodbye)
+
+    def _goodbye(self) -> None:
         if not self.intake.in_content:
             self._wake()
 
@@ -206,7 +218,7 @@ class SmtpSession(SMTP):
                 return
             line = self.intake.next_line()
             if line is None:
-                if self._draining:
+                if self._draining and self.loop.time() >= self._goodbye_at:
                     talk.finish(replies.SHUTTING_DOWN, End.DRAINED)
                 elif not await self._more():
                     talk.end = talk.end or End.LOST
@@ -219,6 +231,8 @@ class SmtpSession(SMTP):
             self._busy = False
             self._release()
             self._reset_timeout()
+            if self._draining:
+                self._leave_a_moment()
             obeyed += 1
             if obeyed % _TURN == 0:  # nor are the replies hoarded for a client that does not read them
                 await self._flush()

@@ -29,13 +29,17 @@ async def _look(path: Path) -> Finding:
     try:
         is_served = await history.is_served()
         backlog = await history.backlog()
+        queued = sum([1 async for _ in history.open_lines()])
     except (LogUnusable, LogUnavailable) as error:
         text, _, advice = str(error).partition(": ")
         return fail("log", text, *([advice] if advice else []))
-    waiting = f"{backlog.accepted} to be routed, {backlog.dispatched} to be carried, {backlog.attempted} reports"
+    waiting = (
+        f"{queued} queued, {backlog.accepted} to be routed, {backlog.dispatched} to be carried,"
+        f" {backlog.attempted} reports"
+    )
     if is_served:
         return ok("log", f"{path}: a running eilpost serves it; {waiting}")
     text = f"{path}: no process runs it; {waiting}"
-    if backlog.accepted or backlog.dispatched or backlog.attempted:
+    if queued or backlog.accepted or backlog.dispatched or backlog.attempted:
         return warn("log", text, "mail waits: start `eilpost up`")
     return ok("log", text)

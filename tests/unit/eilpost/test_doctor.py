@@ -84,14 +84,16 @@ async def test_a_log_that_rests_tells_what_waits(make_plan: MakePlan, tmp_path: 
     await log.close()
     finding = _by_what(await doctor.examine(make_plan()))["log"]
     assert (finding.level, finding.advice) == (Level.WARN, ("mail waits: start `eilpost up`",))
-    assert "no process runs it; 1 to be routed" in finding.text
+    assert "no process runs it; 0 queued, 1 to be routed" in finding.text
 
 
 def test_a_running_server_is_asked(tmp_path: Path) -> None:
     with OneBox(tmp_path / "home") as box:
         plan = Plan(load(box.home / "eilpost.toml", {}), box.home)
         found = _by_what(asyncio.run(doctor.examine(plan)))
-    assert found["log"].text.startswith(str(box.home / "log.db") + ": a running eilpost serves it; 0 to be routed")
+    assert found["log"].text.startswith(
+        str(box.home / "log.db") + ": a running eilpost serves it; 0 queued, 0 to be routed"
+    )
     assert found["port ingress.mx"].text.endswith("eilpost runs there and greets")
     assert found["port mailstore.pop3"].text.endswith("eilpost runs there and greets")
     assert "eilpost runs there and is ready: " in found["port http.listen"].text

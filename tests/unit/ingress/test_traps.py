@@ -341,6 +341,23 @@ async def test_draining_says_421_to_the_idle_and_finishes_the_busy() -> None:
     assert len(world.log.accepted) == 1
 
 
+async def test_draining_leaves_a_moment_for_the_quit_that_is_on_its_way() -> None:
+    """Python's smtplib takes a 421 in place of the 221 for a failure, and its caller sends again what had its 250."""
+    world = Running(node=NodeSettings(hostname="mx.example.test", drain="20s"))
+    await world.start()
+    done, busy = await world.connect(), await world.connect()
+    await done.begin()
+    assert (await done.say("Subject: x\r\n\r\n.")).startswith("250 ")
+    await busy.begin()
+    world.stop.set()
+    await asyncio.sleep(0.1)
+    assert (await done.say("QUIT")).startswith("221 ")
+    await asyncio.sleep(0.7)
+    assert (await busy.say("Subject: x\r\n\r\n.")).startswith("250 ")
+    assert (await busy.say("QUIT")).startswith("221 ")
+    await world.close()
+
+
 async def test_draining_cuts_who_never_ends() -> None:
     world = Running(node=NodeSettings(hostname="mx.example.test", drain="100ms"))
     await world.start()
