@@ -122,10 +122,21 @@ class MailCluster:
             self.session_seconds = LogSettings().session_timeout.total_seconds()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "directory.toml").write_text(self._directory)
+        (folder / self.volume).mkdir(exist_ok=True)
+        self.point_spool_at(self.volume)
         self.members: dict[str, Member] = {}
         for role, count in (counts or dict.fromkeys(ROLES, 2)).items():
             for _ in range(count):
                 self.add(role)
+
+    volume = "spool-volume"
+
+    def point_spool_at(self, name: str) -> None:
+        """At once, for all processes: the spool is a link to a folder beside it, or to none."""
+        link = self.folder / "spool-link"
+        link.unlink(missing_ok=True)
+        link.symlink_to(name)
+        link.replace(self.spool)
 
     def add(self, role: str) -> Member:
         """One more process of a role, not yet started."""

@@ -84,13 +84,12 @@ async def lose_two_brokers(cluster: MailCluster, victims: Victims, turn: int) ->
 
 
 async def lose_spool(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
-    """The directory is gone, as an unmounted volume is, and comes back."""
+    """The directory is gone, as a volume that does not answer is, and comes back."""
     harm = Harm(f"spool away {AWAY_SECONDS:.0f} s")
-    away = cluster.spool.with_name("spool-away")
-    cluster.spool.rename(away)
+    cluster.point_spool_at("nowhere")
     _wake(victims)
     await asyncio.sleep(AWAY_SECONDS)
-    away.rename(cluster.spool)
+    cluster.point_spool_at(cluster.volume)
     return harm
 
 
