@@ -1,19 +1,35 @@
-"""The log contract on a real Kafka of one node, unchanged."""
+"""The log contract on a real Kafka, unchanged: of one node, and of three whose topics have three replicas."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 
 from tests.contract.log_contract import Harness, LogContract
+from tests.support import kafka
 from tests.support.kafka_log import KafkaHarness
 
-pytestmark = pytest.mark.kafka
 
-
-@pytest.fixture
-def harness(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> Harness:
-    return KafkaHarness(kafka_bootstrap, monkeypatch)
-
-
+@pytest.mark.kafka
 class TestLogOnKafka(LogContract):
     """Every test of the contract."""
+
+    @pytest.fixture
+    def harness(self, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> Harness:
+        return KafkaHarness(kafka_bootstrap, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def three_nodes() -> Iterator[str]:
+    with kafka.cluster(3) as cluster:
+        yield cluster.bootstrap
+
+
+@pytest.mark.kafka_cluster
+class TestLogOnThreeNodes(LogContract):
+    """Every test of the contract, on topics that start-up finds safe."""
+
+    @pytest.fixture
+    def harness(self, three_nodes: str, monkeypatch: pytest.MonkeyPatch) -> Harness:
+        return KafkaHarness(three_nodes, monkeypatch, replication=3, durability="safe")

@@ -87,8 +87,8 @@ class Cable:
 class KafkaHarness:
     """For the log contract: one prefix is the store."""
 
-    def __init__(self, bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._base = settings_on(bootstrap)
+    def __init__(self, bootstrap: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+        self._base = settings_on(bootstrap, **changes)
         self._cable = Cable(monkeypatch)
         self._made = False
         self._settings = self._base
@@ -96,7 +96,8 @@ class KafkaHarness:
     async def make(self, settings: LogSettings) -> Log:
         self._settings = settings_on(
             "", settings, url=self._base.url, prefix=self._base.prefix, shards=settings.shards or 1,
-            delivery_shards=settings.delivery_shards or 1,
+            delivery_shards=settings.delivery_shards or 1, replication=self._base.replication,
+            durability=self._base.durability,
         )  # fmt: skip
         if not self._made:
             await make_topics(self._settings)

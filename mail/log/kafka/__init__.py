@@ -32,7 +32,7 @@ from mail.log.kafka.reaching import explain, reach_any
 from mail.log.kafka.router_shard import KafkaRouterShard
 from mail.log.kafka.topics import counts_of, refuse_unsafe
 from mail.log.kafka.transacting import Transactor
-from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, place
+from mail.log.topics import ACCEPTED, ALL_TOPICS, ATTEMPTED, DISPATCHED, ShardCounts, place
 from mail.message import QueueId
 from mail.record import Accepted, Event, Pending, Record
 from mail.settings import LogSettings
@@ -40,6 +40,7 @@ from mail.settings import LogSettings
 log = structlog.get_logger()
 
 _DRAIN_SECONDS = 8.0  # for what is past its final dot, before the group gives the shard to somebody else
+_MISSING_TRIES, _MISSING_SECONDS = 6, 0.5  # before topics are said to be missing
 _PURGE_LEAST = 1  # records below a mark, before it is worth a request
 _GROWTH_SECONDS = 30.0  # between two looks at how many partitions `dispatched` has
 
@@ -73,6 +74,11 @@ class KafkaLog:
         try:
             await reach_any(self._access)
             found = await self._lookout.topics()
+            for _ in range(_MISSING_TRIES):  # brokers hear of new topics one after the other
+                if len(found) == len(ALL_TOPICS):
+                    break
+                await asyncio.sleep(_MISSING_SECONDS)
+                found = await self._lookout.topics()
             self._counts = counts_of(found, self._access, self._settings)
             if self._settings.durability != "dev":
                 refuse_unsafe(found, self._access, self._settings)
