@@ -52,6 +52,8 @@ async def test_a_session_that_is_cancelled_while_it_asks_leaves_nothing_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maildir, asked, go_on, taken = Maildir(tmp_path, "mx"), threading.Event(), threading.Event(), threading.Event()
+    async with maildir.reserve(OWNER):  # its directories are there: one look for the lock is enough
+        pass
     take = MaildropLock.take
 
     def slowly(lock: MaildropLock) -> bool:
