@@ -20,6 +20,7 @@ from delivery.worker import Unreportable, Worker
 from mail.directory import Directory
 from mail.log import DeliveryLog, DeliveryShard
 from mail.resolver import Resolver
+from mail.service import stopped_within
 from mail.settings import DeliverySettings, NodeSettings
 from mail.spool import Spool
 from mailstore.mailboxes import Mailboxes
@@ -73,19 +74,10 @@ class Delivery:
                 except Unreportable as error:
                     # Its mark stands before the attempt, so the shard's next owner, us again, makes it once more.
                     log.error("deliveries are taken anew", seconds=waits, reason=str(error))  # noqa: TRY400
-                    if await _stopped(stop, waits):
+                    if await stopped_within(stop, waits):
                         break
                     waits = min(2 * waits, _ANEW_SECONDS_MAX)
         finally:
             await self._capacity.close()
             await self._smtp.close()
             await self._mailbox.close()
-
-
-async def _stopped(stop: asyncio.Event, seconds: float) -> bool:
-    """Wait; True when `stop` was set meanwhile."""
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return False
-    return True

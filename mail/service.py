@@ -53,6 +53,15 @@ class Role(Protocol):
         ...
 
 
+async def stopped_within(stop: asyncio.Event, seconds: float) -> bool:
+    """Wait so long at most; True when `stop` was set meanwhile."""
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
 class Health:
     """What /healthz and /readyz answer from: which roles serve, whether we drain, when the event loop last turned."""
 

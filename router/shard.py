@@ -25,6 +25,7 @@ from mail.message import DeliveryId, QueueId, Spooled
 from mail.outcome import Failed
 from mail.record import Accepted, Attempted, Bounced, Event, Record, Refused, Routed, Tried
 from mail.reply import Reply
+from mail.service import stopped_within
 from mail.spool import Spool, SpoolUnavailable
 from router.bodies import Bodies
 from router.decide import Due, Fact, decide, quotes
@@ -102,7 +103,7 @@ async def tend(shard: RouterShard, tools: Tools, stop: asyncio.Event) -> None:
             log.exception("a bug in this batch: its facts are decided one by one", shard=shard.number)
             bug = True
         must_rewind = True  # the queue in memory may know what the log does not
-        if await _stopped(stop, backoff):
+        if await stopped_within(stop, backoff):
             return
         backoff = min(2 * backoff, BACKOFF_MAX)
 
@@ -311,12 +312,3 @@ async def _log_history(outputs: Sequence[Record]) -> None:
                 **({} if failure is None else {"reply": str(failure)}),
                 **({"no_report": "the sender is <>"} if what.dsn is None else {"dsn": what.dsn}),
             )
-
-
-async def _stopped(stop: asyncio.Event, seconds: float) -> bool:
-    """Wait; True when `stop` was set meanwhile."""
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return False
-    return True

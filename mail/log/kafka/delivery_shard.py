@@ -89,7 +89,7 @@ class KafkaDeliveryShard:
                 continue
             if not self._reader.is_open:  # it was stuck, and could not be made anew at once
                 await self._reader.open({self.partition: marks.position})
-            entries = self._entries(marks, await self._wait(limit))
+            entries = self._entries(marks, await self._reader.take_until(self.lost, limit, _WAIT_SECONDS))
             marks.read_up_to(self._reader.position(self.partition))
             if entries:
                 return entries
@@ -112,20 +112,6 @@ class KafkaDeliveryShard:
 
     def _entry(self, record: ConsumerRecord[bytes, bytes]) -> Entry[Dispatched]:
         return Entry(DISPATCHED.name, record.partition, record.offset, cast("Dispatched", read(self._access, record)))
-
-    async def _wait(self, limit: int) -> Sequence[ConsumerRecord[bytes, bytes]]:
-        taking = asyncio.ensure_future(self._reader.take(limit, _WAIT_SECONDS))
-        losing = asyncio.ensure_future(self.lost.wait())
-        try:
-            await asyncio.wait({taking, losing}, return_when=asyncio.FIRST_COMPLETED)
-            if not taking.done():
-                raise ShardLost
-            return taking.result()
-        finally:
-            losing.cancel()
-            if not taking.done():
-                taking.cancel()
-                await asyncio.gather(taking, return_exceptions=True)
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
         if self._closed:

@@ -16,7 +16,7 @@ from contextlib import suppress
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from mail.log import LogUnavailable
+from mail.log import LogUnavailable, ShardLost
 from mail.log.kafka.access import FAULTS, Access, reason
 
 log = structlog.get_logger()
@@ -114,6 +114,23 @@ class Reader:
             self._look_at = now + _STUCK_SECONDS
             await self._watch()
         return [record for records in found.values() for record in records]
+
+    async def take_until(
+        self, lost: asyncio.Event, limit: int, wait_seconds: float
+    ) -> Sequence[ConsumerRecord[bytes, bytes]]:
+        """As `take`, but not beyond the loss of the shard. Raises ShardLost, LogUnavailable."""
+        taking = asyncio.ensure_future(self.take(limit, wait_seconds))
+        losing = asyncio.ensure_future(lost.wait())
+        try:
+            await asyncio.wait({taking, losing}, return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
+                raise ShardLost
+            return taking.result()
+        finally:
+            losing.cancel()
+            if not taking.done():
+                taking.cancel()
+                await asyncio.gather(taking, return_exceptions=True)
 
     async def ends(self) -> Mapping[TopicPartition, int]:
         """Behind the last committed record of each partition. Raises LogUnavailable."""

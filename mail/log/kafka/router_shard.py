@@ -22,7 +22,7 @@ from mail.log.codec import FrameError, decode
 from mail.log.kafka.access import Access
 from mail.log.kafka.reading import Reader
 from mail.log.kafka.transacting import Transactor, batches_of
-from mail.log.topics import ACCEPTED, ATTEMPTED, QUEUE, ShardCounts, Topic
+from mail.log.topics import ACCEPTED, ATTEMPTED, QUEUE, ShardCounts
 from mail.record import Accepted, Attempted, Pending, Record
 
 _REPLAY_BATCH = 500
@@ -119,11 +119,11 @@ class KafkaRouterShard:
         if not records:
             seconds = wait.total_seconds()
             if self._reader.is_behind:  # it is there, and on its way: "nothing" would not be true
-                records = list(await self._wait(limit, _THERE_SECONDS))
+                records = list(await self._reader.take_until(self.lost, limit, _THERE_SECONDS))
                 if not records and self._reader.is_behind:
                     raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: what is there does not come")
             elif seconds:
-                records = list(await self._wait(limit, seconds))
+                records = list(await self._reader.take_until(self.lost, limit, seconds))
         inputs = self._inputs(records)
         self._taken += len(inputs)
         return inputs
@@ -152,21 +152,6 @@ class KafkaRouterShard:
         if unreadable and not inputs:
             raise next(iter(unreadable.values()))
         return inputs
-
-    async def _wait(self, limit: int, seconds: float) -> Sequence[ConsumerRecord[bytes, bytes]]:
-        """Wait for the first record, or for the loss of the shard."""
-        taking = asyncio.ensure_future(self._reader.take(limit, seconds))
-        losing = asyncio.ensure_future(self.lost.wait())
-        try:
-            await asyncio.wait({taking, losing}, return_when=asyncio.FIRST_COMPLETED)
-            if not taking.done():
-                raise ShardLost
-            return taking.result()
-        finally:
-            losing.cancel()
-            if not taking.done():
-                taking.cancel()
-                await asyncio.gather(taking, return_exceptions=True)
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:
         await self._open()
@@ -251,7 +236,3 @@ async def last_of_each_key(
     finally:
         await reader.close()
     return found
-
-
-def topic_partition(access: Access, topic: Topic, shard: int) -> TopicPartition:
-    return TopicPartition(access.prefix + topic.name, shard)

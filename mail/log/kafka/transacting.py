@@ -46,10 +46,6 @@ class Transactor:
         self._timeout = min(timeout_seconds, COMMIT_SECONDS)
         self._producer: AIOKafkaProducer | None = None
 
-    @property
-    def is_open(self) -> bool:
-        return self._producer is not None
-
     async def open(self) -> None:
         """Fence every other holder of the id, and settle what it left open. Raises LogUnavailable."""
         await self.close()
