@@ -23,7 +23,7 @@ from mail.log.embedded import EmbeddedHistory, EmbeddedLog
 from mail.log.embedded.store import Store
 from mail.record import Accepted
 from mail.settings import LogSettings
-from tests.contract.log_contract import delivering, dispatches, routing
+from tests.contract.log_contract.harness import delivering, dispatches, routing
 from tests.support.log_samples import accepted, event, pending, queue_id
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from mail.log.topics import ACCEPTED, DISPATCHED
 from mail.message import Inline
 from mail.record import Accepted, Dispatched
 from mail.settings import LogSettings
-from tests.contract.log_contract import delivering, dispatches, routing, take_all
+from tests.contract.log_contract.harness import delivering, dispatches, routing, take_all
 from tests.contract.test_log_embedded import running
 from tests.support.log_samples import accepted, attempted, delivery
 

@@ -19,7 +19,7 @@ from mail.log.embedded.store import Store
 from mail.log.topics import ShardCounts
 from mail.record import Accepted
 from mail.settings import LogSettings
-from tests.contract.log_contract import routing, take_all
+from tests.contract.log_contract.harness import routing, take_all
 from tests.contract.test_log_embedded import running
 from tests.support.log_samples import accepted, pending, queue_id
 from tests.support.ports import wait_until

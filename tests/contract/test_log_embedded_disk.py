@@ -19,7 +19,7 @@ from mail.log.embedded.writer import Writer
 from mail.log.topics import ACCEPTED, Topic
 from mail.record import Accepted
 from mail.settings import LogSettings
-from tests.contract.log_contract import routing, take_all
+from tests.contract.log_contract.harness import routing, take_all
 from tests.support.log_samples import accepted, attempted, queue_id
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mail.log.kafka import topics
-from tests.contract.log_contract import numbers, routing, take_all
+from tests.contract.log_contract.harness import numbers, routing, take_all
 from tests.support.kafka import MakesClusters
 from tests.support.kafka_log import running, settings_on
 from tests.support.log_samples import accepted

@@ -25,7 +25,7 @@ from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, place
 from mail.record import Dispatched
 from mail.route import ToMx
 from mail.settings import LogSettings
-from tests.contract.log_contract import delivering, dispatches, lines, numbers, routing, take_all
+from tests.contract.log_contract.harness import delivering, dispatches, lines, numbers, routing, take_all
 from tests.support.kafka_log import make_topics, plant, running, settings_on
 from tests.support.log_samples import accepted, attempted, dispatched, event, pending, queue_id
 from tests.support.ports import wait_until

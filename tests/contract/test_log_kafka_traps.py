@@ -22,7 +22,7 @@ from mail.log.kafka import lookout as lookout_module
 from mail.log.kafka.access import make_access
 from mail.log.kafka.lookout import Lookout
 from mail.log.topics import ACCEPTED, DISPATCHED
-from tests.contract.log_contract import delivering, dispatches, numbers, routing, take_all
+from tests.contract.log_contract.harness import delivering, dispatches, numbers, routing, take_all
 from tests.contract.test_log_kafka_ownership import Owner
 from tests.support.kafka_log import plant, running, settings_on
 from tests.support.log_samples import accepted, attempted, dispatched

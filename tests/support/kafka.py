@@ -27,6 +27,7 @@ from tests.support.ports import free_port
 GIVEN = "EILPOST_TEST_KAFKA"
 # For `settings`: a dead broker is noticed in 4 s and may come back then; by default that takes 9.
 QUICK = {"broker.session.timeout.ms": "4000", "broker.heartbeat.interval.ms": "500"}
+_STOCK = {"auto.create.topics.enable": "true"}
 _IMAGE = f"apache/kafka:{jars.VERSION}"
 _LOCAL = ("127.0.0.1", "localhost")
 
@@ -78,9 +79,11 @@ def shared() -> Iterator[str]:
 
 @contextlib.contextmanager
 def cluster(nodes: int, *, secure: bool = False, settings: Mapping[str, str] | None = None) -> Iterator[Cluster]:
-    """A running cluster of one's own by `deploy/kafka`; its folder is removed at the end."""
+    """A running cluster of one's own by `deploy/kafka`; its folder is removed at the end. As Kafka comes, it makes
+    topics that are asked for and missing: nothing of ours may ask like that.
+    """
     folder = Path(tempfile.mkdtemp(prefix="eilpost-kafka-"))
-    made = Cluster(nodes, folder, secure=secure, settings=settings)
+    made = Cluster(nodes, folder, secure=secure, settings={**_STOCK, **(settings or {})})
     try:
         made.start()
         yield made
@@ -133,7 +136,7 @@ def _container() -> Iterator[str]:
         "KAFKA_CONTROLLER_LISTENER_NAMES": "CONTROLLER",
         "KAFKA_INTER_BROKER_LISTENER_NAME": "PLAINTEXT",
         "KAFKA_CONTROLLER_QUORUM_VOTERS": "1@127.0.0.1:19093",
-        "KAFKA_AUTO_CREATE_TOPICS_ENABLE": "false",
+        "KAFKA_AUTO_CREATE_TOPICS_ENABLE": "true",
         "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
         "KAFKA_OFFSETS_TOPIC_NUM_PARTITIONS": "4",
         "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",

@@ -66,6 +66,7 @@ class KafkaRouterShard:
         self._taken = 0
         self._gather_until = 0.0
         self._is_open = False
+        self._has_committed = False  # since the transactional id was taken
         self._is_broken = False  # a commit failed: only a rewind opens again
         self.lost = asyncio.Event()
 
@@ -91,6 +92,7 @@ class KafkaRouterShard:
         await self._transactor.open()
         await self._reader.open(await self._committed([self._attempted, self._accepted]))
         self._taken = 0
+        self._has_committed = False
         self._is_open = True
 
     async def rewind(self) -> None:
@@ -101,6 +103,11 @@ class KafkaRouterShard:
 
     async def replay(self) -> AsyncIterator[Sequence[Pending]]:
         await self._open()
+        if self._has_committed:
+            # A commit returns when it cannot fail any more, and its records are seen some milliseconds later: when its
+            # markers are written, for which the next who takes the id has to wait.
+            await self._transactor.open()
+            self._has_committed = False
         frames = await last_of_each_key(self._access, [TopicPartition(self._access.prefix + QUEUE.name, self.number)])
         lines = iter(frames.items())
         while batch := list(islice(lines, _REPLAY_BATCH)):
@@ -171,6 +178,7 @@ class KafkaRouterShard:
             self._is_open, self._is_broken = False, True
             raise
         self._taken = 0
+        self._has_committed = True
         self._consumed(sum(entry.topic == ACCEPTED.name for entry in consumed))
 
 

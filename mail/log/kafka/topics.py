@@ -11,10 +11,12 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from aiokafka import errors
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.protocol.metadata import MetadataRequest
 
 from mail.log import LogUnusable
 from mail.log.kafka.access import FAULTS, RECORD_BYTES_MAX, Access, reason
@@ -91,7 +93,7 @@ def wanted_partitions(topic: Topic, settings: LogSettings) -> int:
 async def look(admin: AIOKafkaAdminClient, access: Access, *, with_config: bool = True) -> dict[Topic, Found]:
     """Our topics that exist. Raises aiokafka's errors."""
     names = {topic_name(access, topic): topic for topic in ALL_TOPICS}
-    described = await admin.describe_topics(list(names))
+    described = await _describe(admin, list(names))
     found: dict[Topic, Found] = {}
     configs = await _configs(admin, [each["topic"] for each in described if not each["error_code"]], with_config)
     for each in described:
@@ -106,6 +108,15 @@ async def look(admin: AIOKafkaAdminClient, access: Access, *, with_config: bool 
             configs.get(name, {}),
         )
     return found
+
+
+async def _describe(admin: AIOKafkaAdminClient, names: list[str], broker: int | None = None) -> list[dict[str, Any]]:
+    """What one broker knows of these topics, any or this. Not `describe_topics`: that makes each one that is missing,
+    as Kafka's default `auto.create.topics.enable = true` has it, with one partition and one replica.
+    """
+    answer = await admin._send_request(MetadataRequest(names, allow_auto_topic_creation=False), broker)
+    described: list[dict[str, Any]] = answer.to_object()["topics"]
+    return described
 
 
 async def _configs(admin: AIOKafkaAdminClient, names: list[str], wanted: bool) -> dict[str, dict[str, str]]:
@@ -275,12 +286,21 @@ def _partitions_beside(found: Mapping[Topic, Found], topic: Topic, settings: Log
 
 
 async def _until_seen(admin: AIOKafkaAdminClient, access: Access, topics: Sequence[Topic], least: int = 1) -> None:
-    """A broker hears a little later of what the controller has made."""
+    """Each broker hears a little later of what the controller has made, and whoever starts next may ask any of them."""
+    names = [topic_name(access, topic) for topic in topics]
     for _ in range(_SEEN_TRIES):
-        seen = await look(admin, access, with_config=False)
-        if all(topic in seen and seen[topic].partitions >= least for topic in topics):
+        brokers = [each["node_id"] for each in (await admin.describe_cluster())["brokers"]]
+        if all(await asyncio.gather(*(_is_seen(admin, names, least, broker) for broker in brokers))):
             return
         await asyncio.sleep(_SEEN_PAUSE_SECONDS)
+
+
+async def _is_seen(admin: AIOKafkaAdminClient, names: list[str], least: int, broker: int) -> bool:
+    try:
+        described = await _describe(admin, names, broker)
+    except errors.KafkaError:
+        return True  # it does not serve, and catches up before it does
+    return all(not each["error_code"] and len(each["partitions"]) >= least for each in described)
 
 
 async def open_admin(access: Access) -> AIOKafkaAdminClient:

@@ -1,0 +1,120 @@
+"""What the log contract needs of an adapter, and how its tests own, take and ask.
+
+A harness makes logs on one store: `make` finds what the last log left there; it breaks and mends what lies below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+from mail.log import (
+    DeliveryShard,
+    Entry,
+    Log,
+    RouterShard,
+)
+from mail.log.topics import Topic
+from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record
+from mail.settings import LogSettings
+from tests.support.log_samples import (
+    queue_id,
+)
+
+SOON = timedelta(seconds=5)
+NOW = timedelta(0)
+T = TypeVar("T")
+
+
+class Harness(Protocol):
+    async def make(self, settings: LogSettings) -> Log:
+        """A started log on this harness's store; after `close()` of the last one, it finds what that one left."""
+        ...
+
+    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes) -> None:
+        """Write raw bytes as the next entry of a shard."""
+        ...
+
+    def fail_writes(self, log: Log) -> None:
+        """From now on nothing is confirmed, until `mend`."""
+        ...
+
+    def mend(self, log: Log) -> None: ...
+
+
+@asynccontextmanager
+async def routing(log: Log, number: int = 0) -> AsyncIterator[RouterShard]:
+    """Own the router's shards; use one of them."""
+    async with _owning(log.route, number) as shard:
+        yield shard
+
+
+@asynccontextmanager
+async def delivering(log: Log, number: int = 0) -> AsyncIterator[DeliveryShard]:
+    async with _owning(log.deliver, number) as shard:
+        yield shard
+
+
+@asynccontextmanager
+async def _owning(own: Callable[..., Awaitable[None]], number: int) -> AsyncIterator[T]:  # type: ignore[type-var]
+    stop, found = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def tend(shard: T) -> None:
+        if shard.number == number:  # type: ignore[attr-defined]
+            found.set_result(shard)
+        await stop.wait()
+
+    owner = asyncio.ensure_future(own(tend, stop))
+    try:
+        async with asyncio.timeout(10):
+            yield await found
+    finally:
+        stop.set()
+        await owner
+
+
+async def take_all(shard: RouterShard, count: int, limit: int = 100) -> list[Entry[Accepted] | Entry[Attempted]]:
+    taken: list[Entry[Accepted] | Entry[Attempted]] = []
+    while len(taken) < count:
+        more = await shard.take(limit, SOON)
+        assert more, f"{count - len(taken)} inputs did not come"
+        assert len(more) <= limit
+        taken += more
+    return taken
+
+
+async def dispatches(shard: DeliveryShard, count: int) -> list[Entry[Dispatched]]:
+    taken: list[Entry[Dispatched]] = []
+    while len(taken) < count:
+        async with asyncio.timeout(5):
+            taken += await shard.take(100)
+    return taken
+
+
+async def lines(shard: RouterShard) -> list[Pending]:
+    return [line async for batch in shard.replay() for line in batch]
+
+
+def numbers(entries: Sequence[Entry[Accepted] | Entry[Attempted]]) -> list[Record]:
+    return [entry.record for entry in entries]
+
+
+async def seen(ask: Callable[[], Awaitable[T]], wanted: T) -> None:
+    """What was committed may be seen by somebody who only asks a moment later; by its owner it is seen at once."""
+    end = asyncio.get_running_loop().time() + 5
+    while (found := await ask()) != wanted and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(0.02)
+    assert found == wanted
+
+
+async def events(log: Log, number: int) -> list[Event]:
+    return [event async for event in log.history(queue_id(number))]
+
+
+def aged(record: Accepted, days: int) -> Accepted:
+    received = record.message.received - timedelta(days=days)
+    return replace(record, message=replace(record.message, received=received))

@@ -1,0 +1,163 @@
+"""The log contract: who owns a shard, and how it is told that it no longer does; delivery."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from mail.log import (
+    DeliveryShard,
+    RouterShard,
+    ShardLost,
+)
+from mail.settings import LogSettings
+from tests.contract.log_contract.harness import (
+    SOON,
+    Harness,
+    delivering,
+    dispatches,
+    lines,
+    numbers,
+    routing,
+    take_all,
+)
+from tests.support.log_samples import (
+    accepted,
+    attempted,
+    dispatched,
+    pending,
+)
+
+
+class Owning:
+    async def test_a_shard_has_one_owner_at_a_time(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings(shards=2))
+        for number in range(2):
+            async with routing(log, number):
+                owned: list[int] = []
+                stop = asyncio.Event()
+
+                async def tend(shard: RouterShard, owned: list[int] = owned, stop: asyncio.Event = stop) -> None:
+                    owned.append(shard.number)
+                    await stop.wait()
+
+                second = asyncio.ensure_future(log.route(tend, stop))
+                await asyncio.sleep(0.02)
+                assert number not in owned
+            async with asyncio.timeout(10):
+                while len(owned) < 2:
+                    await asyncio.sleep(0.01)
+            stop.set()
+            await second
+        await log.close()
+
+    async def test_stop_ends_a_take_and_the_drain_may_still_commit(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        await log.append(accepted(1))
+        stop, lost = asyncio.Event(), False
+
+        async def tend(shard: RouterShard) -> None:
+            nonlocal lost
+            taken = await take_all(shard, 1)
+            asyncio.get_running_loop().call_later(0.02, stop.set)
+            with pytest.raises(ShardLost):
+                await shard.take(10, SOON)
+            with pytest.raises(ShardLost):
+                await shard.take(10, SOON)
+            lost = True
+            await shard.commit([pending(1)], taken)
+
+        async with asyncio.timeout(10):
+            await log.route(tend, stop)
+        assert lost
+        async with routing(log) as shard:
+            assert await lines(shard) == [pending(1)]
+        await log.close()
+
+    async def test_an_exception_out_of_a_tend_ends_the_ownership_with_it(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings(shards=2))
+        other_ended = False
+
+        async def tend(shard: RouterShard) -> None:
+            nonlocal other_ended
+            if shard.number == 1:
+                raise ZeroDivisionError
+            try:
+                await shard.take(10, timedelta(hours=1))
+            finally:
+                other_ended = True
+
+        with pytest.raises(ZeroDivisionError):
+            async with asyncio.timeout(10):
+                await log.route(tend, asyncio.Event())
+        assert other_ended
+        await log.close()
+
+    async def test_what_is_finished_out_of_order_is_not_given_again_and_the_rest_is(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        async with routing(log) as router:
+            await router.commit([dispatched(n) for n in range(10)], [])
+        async with delivering(log) as shard:
+            entries = await dispatches(shard, 10)
+            for n in (7, 0, 4, 9):
+                await shard.finish(entries[n], attempted(n))
+            await shard.finish(entries[4], attempted(4))  # a repeat is harmless
+        await log.close()
+        log = await harness.make(LogSettings())
+        async with delivering(log) as shard:
+            again = await dispatches(shard, 6)
+            assert [e.record for e in again] == [dispatched(n) for n in (1, 2, 3, 5, 6, 8)]
+        async with routing(log) as router:
+            reports = numbers(await take_all(router, 5))
+        assert [r for r in reports if r != attempted(4)] == [attempted(n) for n in (7, 0, 9)]
+        await log.close()
+
+    async def test_finish_works_while_draining(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        async with routing(log) as router:
+            await router.commit([dispatched(1)], [])
+        stop = asyncio.Event()
+
+        async def tend(shard: DeliveryShard) -> None:
+            (entry,) = await dispatches(shard, 1)
+            stop.set()
+            with pytest.raises(ShardLost):
+                await shard.take(1)
+            await shard.finish(entry, attempted(1))
+
+        async with asyncio.timeout(10):
+            await log.deliver(tend, stop)
+        async with routing(log) as router:
+            assert numbers(await take_all(router, 1)) == [attempted(1)]
+        assert (await log.backlog()).dispatched == 0
+        await log.close()
+
+    async def test_who_is_too_busy_to_take_is_told_that_the_shard_is_lost(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        stop = asyncio.Event()
+        before: list[bool] = []
+
+        async def tend(shard: DeliveryShard) -> None:
+            before.append(shard.lost.is_set())
+            stop.set()
+            await shard.lost.wait()
+
+        async with asyncio.timeout(10):
+            await log.deliver(tend, stop)
+        assert before == [False]
+        await log.close()
+
+    async def test_take_of_dispatches_keeps_its_limit_and_waits(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        async with routing(log) as router, delivering(log) as shard:
+            waiting = asyncio.ensure_future(shard.take(2))
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            await router.commit([dispatched(n) for n in range(3)], [])
+            first = await waiting
+            assert 1 <= len(first) <= 2
+            rest = await dispatches(shard, 3 - len(first))
+            assert [e.record for e in [*first, *rest]] == [dispatched(n) for n in range(3)]
+        await log.close()

@@ -1,0 +1,153 @@
+"""The log contract: appending and taking."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from mail.log import (
+    LogUnusable,
+)
+from mail.log.codec import encode
+from mail.log.topics import ACCEPTED, DISPATCHED, ShardCounts, Topic, place
+from mail.record import Accepted
+from mail.route import Route, ToMailbox, ToMx, ToRelay
+from mail.settings import LogSettings
+from tests.contract.log_contract.harness import (
+    NOW,
+    SOON,
+    Harness,
+    delivering,
+    dispatches,
+    numbers,
+    routing,
+    take_all,
+)
+from tests.support.log_samples import (
+    accepted,
+    dispatched,
+    queue_id,
+)
+
+
+class Taking:
+    async def test_what_was_appended_is_taken_in_its_order(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        records = [accepted(n) for n in range(20)]
+        for record in records[:10]:
+            await log.append(record)
+        async with routing(log) as shard:
+            for record in records[10:]:
+                await log.append(record)
+            taken = await take_all(shard, 20, limit=7)
+        assert numbers(taken) == records
+        offsets = [entry.offset for entry in taken]
+        assert offsets == sorted(set(offsets))
+        assert {(entry.topic, entry.shard) for entry in taken} == {("accepted", 0)}
+        await log.close()
+
+    async def test_what_was_appended_survives_a_restart_and_offsets_go_on(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        await asyncio.gather(*(log.append(accepted(n)) for n in range(5)))
+        async with routing(log) as shard:
+            first = await take_all(shard, 5)
+            await shard.commit([], first)
+        await log.append(accepted(5))
+        await log.close()
+        log = await harness.make(LogSettings())
+        await log.append(accepted(6))
+        async with routing(log) as shard:
+            second = await take_all(shard, 2)
+        assert numbers(second) == [accepted(5), accepted(6)]
+        assert max(e.offset for e in first) < second[0].offset < second[1].offset
+        await log.close()
+
+    async def test_a_message_finds_the_shard_of_its_queue_id(self, harness: Harness) -> None:
+        settings = LogSettings(shards=3, delivery_shards=2)
+        log = await harness.make(settings)
+        assert log.counts == ShardCounts(3, 2)
+        records = [accepted(n) for n in range(12)]
+        for record in records:
+            await log.append(record)
+        for number in range(3):
+            mine = [record for record in records if place(record, log.counts).shard == number]
+            assert mine  # the sample reaches every shard
+            async with routing(log, number) as shard:
+                assert shard.number == number
+                assert numbers(await take_all(shard, len(mine))) == mine
+                assert not await shard.take(10, NOW)
+        await log.close()
+
+    async def test_a_dispatch_finds_its_shard(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings(shards=2, delivery_shards=3))
+        routes: list[Route] = [
+            *(ToRelay(f"relay{n}.example.test", 25) for n in range(3)),
+            *(ToMailbox(f"user{n}@example.test") for n in range(6)),
+            *(ToMx(f"d{n}.test", ((10, f"mx{n}.test"),)) for n in range(6)),
+        ]
+        outputs = [dispatched(n, route) for n, route in enumerate(routes)]
+        async with routing(log) as router:
+            await router.commit(outputs, [])
+        for number in range(3):
+            mine = [record for record in outputs if place(record, log.counts).shard == number]
+            assert mine
+            async with delivering(log, number) as shard:
+                assert [e.record for e in await dispatches(shard, len(mine))] == mine
+        await log.close()
+
+    async def test_take_waits_for_the_first_and_no_longer_than_told(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        async with routing(log) as shard:
+            assert not await shard.take(10, NOW)
+            assert not await shard.take(10, timedelta(milliseconds=20))
+            waiting = asyncio.ensure_future(shard.take(10, SOON))
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            await log.append(accepted(1))
+            assert numbers(await waiting) == [accepted(1)]
+        await log.close()
+
+    async def test_more_than_fits_into_memory_is_taken_in_order_too(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        content = bytes(256 * 1024)
+        async with routing(log) as shard:
+            for n in range(0, 120, 20):
+                await asyncio.gather(*(log.append(accepted(n + k, content)) for k in range(20)))
+            taken = await take_all(shard, 120, limit=50)
+            assert [e.record.message.queue_id for e in taken if isinstance(e.record, Accepted)] == [
+                queue_id(n) for n in range(120)
+            ]
+            await log.append(accepted(500))
+            assert numbers(await take_all(shard, 1)) == [accepted(500)]
+        await log.close()
+
+    @pytest.mark.parametrize("topic", [ACCEPTED, DISPATCHED], ids=lambda topic: topic.name)
+    async def test_a_frame_of_another_version_stops_the_reader_and_stays(self, harness: Harness, topic: Topic) -> None:
+        log = await harness.make(LogSettings())
+        frame = bytearray(encode(accepted(1)) or b"")
+        frame[2] = 9
+        await harness.plant(log, topic, 0, bytes(frame))
+        for _ in range(2):  # it is still there for the next owner
+            with pytest.raises(LogUnusable, match=rf"{topic.name}, shard 0, offset \d+.*version is 9"):  # noqa: PT012
+                if topic is ACCEPTED:
+                    async with routing(log) as router:
+                        await router.take(10, NOW)
+                else:
+                    async with delivering(log) as shard:
+                        await shard.take(10)
+        await log.close()
+
+    async def test_appends_may_be_cancelled_without_harm(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        tasks = [asyncio.ensure_future(log.append(accepted(n))) for n in range(10)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await log.append(accepted(99))
+        async with routing(log) as shard:
+            seen = {e.record.message.queue_id for e in await take_all(shard, 6) if isinstance(e.record, Accepted)}
+        assert {queue_id(n) for n in (1, 3, 5, 7, 9)} <= seen
+        await log.close()
