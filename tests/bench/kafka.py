@@ -28,6 +28,8 @@ from tests.support.ports import wait_until
 
 SHARDS, DELIVERY_SHARDS = 4, 8
 _SETTLE_SECONDS = 3.0
+_WARM_UP = 8  # loads before the first that counts: Java compiles what it runs, as long as it is new
+_SCALE_ROUNDS = 5
 RELAY = ("ingress", "router", "delivery")
 
 
@@ -120,8 +122,8 @@ def compare(*, quick: bool, rounds: int) -> tuple[report.Results, dict[str, floa
             kafka = KafkaServer(sink.port)
             servers.append(kafka)
             for server in servers:
-                for _ in range(1 if server is not kafka else 3):  # Java compiles while it runs
-                    drive(server, sink, Scenario(10_000, False, 1000))
+                for _ in range(1 if server is not kafka else _WARM_UP):
+                    drive(server, sink, Scenario(10_000, False, 1500))
             for scenario in (Scenario(10_000, False, messages), Scenario(10_000, True, messages)):
                 lines: list[Round] = []
                 for number in range(1, rounds + 1):
@@ -148,12 +150,13 @@ def scale(*, quick: bool, rounds: int) -> list[Round]:
     with CountingSink() as sink:
         server = KafkaServer(sink.port, routers=2, deliveries=2)
         try:
-            for _ in range(4):  # Java compiles while it runs
+            for _ in range(_WARM_UP):
                 drive(server, sink, Scenario(10_000, True, 1500))
             for number in range(1, rounds + 1):
                 for name, routers, deliveries in kinds:
                     server.run_only(routers=routers, deliveries=deliveries)
                     server.name = name
+                    drive(server, sink, Scenario(10_000, True, 1500))  # the shards have moved, and all have met
                     line = drive(server, sink, Scenario(10_000, True, messages))
                     lines.append(line)
                     print(f"{name:26} round {number}  {report.one_line(line)}", flush=True)
@@ -190,7 +193,7 @@ def run(docs: Path, *, quick: bool) -> None:
     """Measure all of it; write the report unless `quick`."""
     rounds = 2 if quick else 3
     results, shares = compare(quick=quick, rounds=rounds)
-    scaled = scale(quick=quick, rounds=rounds)
+    scaled = scale(quick=quick, rounds=2 if quick else _SCALE_ROUNDS)
     rate = min(report.median(lines, "eilpost", lambda line: line.end_to_end_rate) for lines in results.values())
     half = max(10, int(rate / 2))
     delays = append_delay(half, quick=quick)
