@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import structlog
 from aiokafka import TopicPartition
 
-from mail.log import Backlog, Condition, Joined, LogUnavailable, LogUnusable, Tend, TendDelivery
+from mail.log import Backlog, Condition, Down, Joined, LogUnavailable, LogUnusable, Tend, TendDelivery
 from mail.log.kafka.access import FAULTS, Access, make_access
 from mail.log.kafka.committing import Committing
 from mail.log.kafka.delivery_shard import KafkaDeliveryShard
@@ -34,7 +34,7 @@ from mail.log.kafka.topics import counts_of, refuse_unsafe
 from mail.log.kafka.transacting import Transactor
 from mail.log.topics import ACCEPTED, ALL_TOPICS, ATTEMPTED, DISPATCHED, ShardCounts, place
 from mail.message import QueueId
-from mail.record import Accepted, Event, Pending, Record
+from mail.record import Accepted, Attempted, Event, Pending, Record
 from mail.settings import LogSettings
 
 log = structlog.get_logger()
@@ -42,6 +42,9 @@ log = structlog.get_logger()
 _DRAIN_SECONDS = 8.0  # for what is past its final dot, before the group gives the shard to somebody else
 _MISSING_TRIES, _MISSING_SECONDS = 6, 0.5  # before topics are said to be missing
 _PURGE_LEAST = 1  # records below a mark, before it is worth a request
+# The next hop has the message, and only the router waits for the report. Measured on two processors: two deliveries
+# carry 0.99 of what one does, without it 0.89.
+_REPORT_LINGER_MS = 10
 _GROWTH_SECONDS = 30.0  # between two looks at how many partitions `dispatched` has
 
 
@@ -56,6 +59,7 @@ class KafkaLog:
         self._counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
         self._dedicated = dedicated
         self._producing = Producing(self._access, settings)
+        self._reporting = Producing(self._access, settings, linger_ms=_REPORT_LINGER_MS)
         self._lanes = Lanes(self._access, settings)
         self._lookout = Lookout(self._access)
         self._router: Membership[KafkaRouterShard] | None = None
@@ -83,6 +87,7 @@ class KafkaLog:
             if self._settings.durability != "dev":
                 refuse_unsafe(found, self._access, self._settings)
             await self._producing.start()
+            await self._reporting.start()
         except (LogUnavailable, *FAULTS) as error:
             await self.close()
             raise LogUnusable(await explain(self._access, error)) from None
@@ -98,6 +103,7 @@ class KafkaLog:
                 await self._growth
             self._growth = None
         await self._producing.close()
+        await self._reporting.close()
         await self._lanes.close()
         await self._lookout.close()
 
@@ -143,7 +149,11 @@ class KafkaLog:
             await self._producing.append(record, place(record, self._counts))
 
     def condition(self) -> Condition:
-        return self._producing.condition()
+        reporting = self._reporting.condition()
+        return reporting if isinstance(reporting, Down) else self._producing.condition()
+
+    async def _report(self, record: Attempted) -> None:
+        await self._reporting.append(record, place(record, self._counts))
 
     # --- RouterLog
 
@@ -192,7 +202,7 @@ class KafkaLog:
             return KafkaDeliveryShard(
                 self._access,
                 number,
-                append=self.append,
+                append=self._report,
                 committed=self._mark_of_delivery,
                 finished=committing.finished,
             )

@@ -35,9 +35,11 @@ _STOP_SECONDS = 5.0
 class Producing:
     """One plain producer and what is known of the log through it. Lives on the event loop."""
 
-    def __init__(self, access: Access, settings: LogSettings) -> None:
+    def __init__(self, access: Access, settings: LogSettings, *, linger_ms: int = 0) -> None:
+        """`linger_ms`: at most one request to each broker in so long, for what nobody waits for."""
         self._access = access
         self._settings = settings
+        self._linger_ms = linger_ms
         self._timeout = settings.append_timeout.total_seconds()
         self._producer: AIOKafkaProducer | None = None
         self._begun: OrderedDict[int, float] = OrderedDict()  # appends under way, the oldest first
@@ -53,7 +55,7 @@ class Producing:
             acks="all",
             max_batch_size=BATCH_BYTES,
             max_request_size=RECORD_BYTES_MAX,
-            linger_ms=0,  # while a request is under way the next batch fills by itself
+            linger_ms=self._linger_ms,  # even with 0: while a request is under way the next batch fills by itself
             **self._access.client(self._timeout),
         )
         await producer.start()
