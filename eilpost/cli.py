@@ -84,7 +84,7 @@ def main() -> None:
     if isinstance(out, TextIOWrapper):
         out.reconfigure(errors="backslashreplace")  # a name in no script of this locale is no fault
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="eilpost", standalone_mode=False))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(EXIT_INTERRUPTED)
     except SystemExit:

@@ -7,7 +7,7 @@ said. Next: `eilpost/doctor/machine.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -42,10 +42,10 @@ async def examine(settings: LogSettings, tenant: str, others: Mapping[str, LogSe
     found = [_address(answer, some=bool(reached)) for answer in answers]
     if not reached:
         return [*found, fail("log", "nothing more can be asked: no broker can be reached", "mend the lines above")]
-    found += [
-        fail(f"broker {each.address}", each.what, each.advice) for each in await unreached_brokers(access, answers)
-    ]
-    found += _versions(reached) + _size(reached, settings)
+    unreached = await unreached_brokers(access, answers)
+    found += [fail(f"broker {each.address}", each.what, each.advice) for each in unreached]
+    gone = {each.address for each in [*answers, *unreached] if isinstance(each, Unreached)}
+    found += _versions(reached) + _size(reached, gone, settings)
     found += _certificates(reached, settings) + _in_the_clear(settings)
     said, there = await _topics_and_groups(access, settings, tenant)
     found += said
@@ -90,8 +90,9 @@ def _versions(reached: Sequence[Reached]) -> list[Finding]:
     return [ok("cluster", text)]
 
 
-def _size(reached: Sequence[Reached], settings: LogSettings) -> list[Finding]:
-    alive = max(len(answer.brokers) for answer in reached)
+def _size(reached: Sequence[Reached], gone: Set[str], settings: LogSettings) -> list[Finding]:
+    """`gone`: addresses that do not answer. A broker that has just died is in the others' lists for a while."""
+    alive = max(sum(address not in gone for _, address in answer.brokers) for answer in reached)
     is_dev = settings.durability == "dev"
     needed = settings.replication if is_dev else max(settings.replication, REPLICATION_SAFE)
     brokers = "1 broker" if alive == 1 else f"{alive} brokers"

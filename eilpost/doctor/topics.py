@@ -16,7 +16,7 @@ from eilpost.doctor.finding import STYLES, Finding, Level, fail, summary, worst
 from eilpost.paper import Paper
 from mail.log import LogUnusable
 from mail.log.kafka.access import Access
-from mail.log.kafka.topics import Found, counts_of, problems, topic_name
+from mail.log.kafka.topics import Found, counts_of, problems
 from mail.log.topics import ALL_TOPICS, EVENTS, Topic
 from mail.settings import LogSettings
 from mail.units import format_duration, format_size
@@ -48,7 +48,7 @@ def views(found: Mapping[Topic, Found], access: Access, settings: LogSettings, t
     wrong = list(problems(found, settings))
     seen = []
     for topic in ALL_TOPICS:
-        name, each = topic_name(access, topic), found.get(topic)
+        name, each = access.topic(topic), found.get(topic)
         if each is None:
             seen.append(TopicView(Level.FAIL, name, topic, None, (f"it is missing: {_CREATE.format(option(tenant))}",)))
             continue

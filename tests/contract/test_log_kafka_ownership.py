@@ -70,7 +70,7 @@ async def test_a_stale_owner_commits_nothing(kafka_bootstrap: str) -> None:
             await next_owner.open()
             with pytest.raises(ShardLost):
                 await stale.commit([pending(1), dispatched(1), event(1)], taken)
-            await next_owner.commit(batches_of([pending(2)], log.counts, settings.prefix), {})
+            await next_owner.commit(batches_of([pending(2)], log.counts, make_access(settings)), {})
             await next_owner.close()
         async with routing(log) as shard:
             assert await lines(shard) == [pending(2)]

@@ -210,6 +210,9 @@ def test_doctor_sees_a_broker_die(run: Run) -> None:
         assert out.count("clock of broker") == 3
 
         cluster.node(2).kill()
+        _, out, _ = run("doctor", log=log)  # the others still have it in their list
+        assert "WARN  cluster size" in out, out
+        assert "2 brokers alive" in out
         while len(cluster.alive(asked=1)) > 2:
             time.sleep(0.2)
         status, out, _ = run("doctor", log=log)

@@ -129,9 +129,7 @@ class KafkaLog:
         ):
             if owned is None or not owned.numbers:
                 continue
-            partitions = [
-                TopicPartition(self._access.prefix + t.name, n) for t in topics for n in sorted(owned.numbers)
-            ]
+            partitions = [self._access.partition(t, n) for t in topics for n in sorted(owned.numbers)]
             marks = await self._lookout.marks(self._access.group(role), partitions)
             mine = {at: mark.low for at, mark in marks.items()}
             begins = await self._lookout.begins(mine)
@@ -161,7 +159,7 @@ class KafkaLog:
         self._router = member = Membership(
             self._access,
             role=ROUTER,
-            lead=self._access.prefix + ACCEPTED.name,
+            lead=self._access.topic(ACCEPTED),
             session_seconds=self._settings.session_timeout.total_seconds(),
             make=self._router_shard,
             drain_first=False,
@@ -210,7 +208,7 @@ class KafkaLog:
         self._delivery = member = Membership(
             self._access,
             role=DELIVERY,
-            lead=self._access.prefix + DISPATCHED.name,
+            lead=self._access.topic(DISPATCHED),
             session_seconds=self._settings.session_timeout.total_seconds(),
             make=make,
             drain_first=True,

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiokafka import errors
+from aiokafka import TopicPartition, errors
 
 from mail.endpoint import parse_brokers
 from mail.log import LogUnusable
+from mail.log.topics import Topic
 from mail.settings import LogSettings
 
 # Waiting for one answer of one broker. A frozen broker costs this once; a dead one costs nothing.
@@ -51,6 +52,13 @@ class Access:
     @property
     def where(self) -> str:
         return f"kafka://{','.join(self.servers)}"
+
+    def topic(self, topic: Topic) -> str:
+        """Its name at the brokers."""
+        return self.prefix + topic.name
+
+    def partition(self, topic: Topic, shard: int) -> TopicPartition:
+        return TopicPartition(self.topic(topic), shard)
 
     def group(self, role: str) -> str:
         """The consumer group of a role."""

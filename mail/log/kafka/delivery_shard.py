@@ -41,7 +41,7 @@ class KafkaDeliveryShard:
         finished: Callable[[], None],
     ) -> None:
         self.number = number
-        self.partition = TopicPartition(access.prefix + DISPATCHED.name, number)
+        self.partition = access.partition(DISPATCHED, number)
         self._access = access
         self._append = append
         self._committed = committed

@@ -46,7 +46,7 @@ class KafkaHistorian:
         self._oldest = oldest
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
-        at = self._partition(EVENTS, shard_of_message(queue_id, self._counts))
+        at = self._access.partition(EVENTS, shard_of_message(queue_id, self._counts))
         since = queue_id_time(queue_id) - CLOCKS_APART
         begin = await self._lookout.offset_at(at, max(0, int(since.timestamp() * 1000)))
         if begin is None:
@@ -61,7 +61,7 @@ class KafkaHistorian:
         every = range(self._counts.by_queue_id)
         start = b"" if queue_id is None else queue_id.encode()
         for shard in every if queue_id is None else [shard_of_message(queue_id, self._counts)]:
-            at = self._partition(QUEUE, shard)
+            at = self._access.partition(QUEUE, shard)
             for (_, key), frame in (await last_of_each_key(self._access, [at], start)).items():
                 yield read_line(self._access, at, key, frame)
 
@@ -93,7 +93,7 @@ class KafkaHistorian:
         return min(times, default=None)
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
-        at = self._partition(ACCEPTED, shard_of_message(queue_id, self._counts))
+        at = self._access.partition(ACCEPTED, shard_of_message(queue_id, self._counts))
         marks = await self._lookout.marks(self._access.group(ROUTER), [at])
         begin = marks[at].low if at in marks else (await self._lookout.begins([at]))[at]
         return [cast("Accepted", read(self._access, record)) async for record in self._records(at, begin, queue_id)]
@@ -103,7 +103,7 @@ class KafkaHistorian:
         delivery = await self._lookout.marks(self._access.group(DELIVERY), self._partitions((DISPATCHED,)))
         sums = []
         for topic, marks in ((ACCEPTED, router), (DISPATCHED, delivery), (ATTEMPTED, router)):
-            partitions = [self._partition(topic, shard) for shard in range(self._counts.of(topic))]
+            partitions = [self._access.partition(topic, shard) for shard in range(self._counts.of(topic))]
             ends = await self._lookout.ends(partitions)
             unmarked = [at for at in partitions if at not in marks]
             begins = await self._lookout.begins(unmarked) if unmarked else {}
@@ -133,10 +133,7 @@ class KafkaHistorian:
             await reader.close()
 
     def _partitions(self, topics: Sequence[Topic]) -> list[TopicPartition]:
-        return [self._partition(topic, shard) for topic in topics for shard in range(self._counts.of(topic))]
-
-    def _partition(self, topic: Topic, shard: int) -> TopicPartition:
-        return TopicPartition(self._access.prefix + topic.name, shard)
+        return [self._access.partition(topic, shard) for topic in topics for shard in range(self._counts.of(topic))]
 
 
 def _waiting(end: int, mark: Mark | None, begin: int) -> int:

@@ -37,7 +37,7 @@ class Probe:
 async def probe(access: Access) -> list[Probe]:
     """One partition of every broker that leads one. Raises LogUnavailable."""
     producer = AIOKafkaProducer(acks="all", linger_ms=0, **access.client(_PROBE_SECONDS))
-    topic = access.prefix + EVENTS.name
+    topic = access.topic(EVENTS)
     try:
         await producer.start()
         partitions = await producer.partitions_for(topic)

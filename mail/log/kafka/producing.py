@@ -73,7 +73,7 @@ class Producing:
         """Return when the record is confirmed. Raises LogUnavailable."""
         frame = encode(record)
         assert frame is not None
-        partition = TopicPartition(self._access.prefix + at.topic.name, at.shard)
+        partition = self._access.partition(at.topic, at.shard)
         began = perf_counter()
         await self._send(partition, at.key.encode(), frame)
         PRODUCE_DURATION.observe(perf_counter() - began)

@@ -61,8 +61,8 @@ class KafkaRouterShard:
         self._committed = committed
         self._consumed = consumed
         self._may_open = may_open
-        self._attempted = TopicPartition(access.prefix + ATTEMPTED.name, number)
-        self._accepted = TopicPartition(access.prefix + ACCEPTED.name, number)
+        self._attempted = access.partition(ATTEMPTED, number)
+        self._accepted = access.partition(ACCEPTED, number)
         self._reader = Reader(access, [self._attempted, self._accepted])
         self._taken = 0
         self._gather_until = 0.0
@@ -109,7 +109,7 @@ class KafkaRouterShard:
             # markers are written, for which the next who takes the id has to wait.
             await self._transactor.open()
             self._has_committed = False
-        frames = await last_of_each_key(self._access, [TopicPartition(self._access.prefix + QUEUE.name, self.number)])
+        frames = await last_of_each_key(self._access, [self._access.partition(QUEUE, self.number)])
         lines = iter(frames.items())
         while batch := list(islice(lines, _REPLAY_BATCH)):
             yield [read_line(self._access, at, key, frame) for (at, key), frame in batch]
@@ -174,7 +174,7 @@ class KafkaRouterShard:
         began = asyncio.get_running_loop().time()
         self._gather_until = began + _GATHER_SECONDS if len(consumed) >= _CROWD else 0.0
         try:
-            await self._transactor.commit(batches_of(outputs, self._counts(), self._access.prefix), marks)
+            await self._transactor.commit(batches_of(outputs, self._counts(), self._access), marks)
         except (LogUnavailable, ShardLost):
             self._is_open, self._is_broken = False, True
             raise

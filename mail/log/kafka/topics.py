@@ -64,10 +64,6 @@ class Problem:
     fatal: bool = True
 
 
-def topic_name(access: Access, topic: Topic) -> str:
-    return access.prefix + topic.name
-
-
 def wanted_config(topic: Topic, settings: LogSettings) -> dict[str, str]:
     """The configuration a new topic gets."""
     replication = settings.replication
@@ -92,7 +88,7 @@ def wanted_partitions(topic: Topic, settings: LogSettings) -> int:
 
 async def look(admin: AIOKafkaAdminClient, access: Access, *, with_config: bool = True) -> dict[Topic, Found]:
     """Our topics that exist. Raises aiokafka's errors."""
-    names = {topic_name(access, topic): topic for topic in ALL_TOPICS}
+    names = {access.topic(topic): topic for topic in ALL_TOPICS}
     described = await _describe(admin, list(names))
     found: dict[Topic, Found] = {}
     configs = await _configs(admin, [each["topic"] for each in described if not each["error_code"]], with_config)
@@ -133,11 +129,11 @@ async def _configs(admin: AIOKafkaAdminClient, names: list[str], wanted: bool) -
 
 def counts_of(found: Mapping[Topic, Found], access: Access, settings: LogSettings) -> ShardCounts:
     """The partition counts, once every topic is there and they agree. Raises LogUnusable with what to do."""
-    missing = [topic_name(access, topic) for topic in ALL_TOPICS if topic not in found]
+    missing = [access.topic(topic) for topic in ALL_TOPICS if topic not in found]
     if missing:
         raise LogUnusable(
-            f"{access.where}: {_are('topic', missing)} missing: run `eilpost topics create` (or correct log.prefix,"
-            f' now "{access.prefix}")'
+            f"{access.where}: {_are('topic', missing)} missing: run `eilpost topics create` (for a tenant's own"
+            f' with --tenant), or correct log.prefix, now "{access.prefix}"'
         )
     shards = found[ACCEPTED].partitions
     for topic, each in found.items():
@@ -247,7 +243,7 @@ async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSetti
     missing = [topic for topic in ALL_TOPICS if topic not in found]
     new = [
         NewTopic(
-            topic_name(access, topic),
+            access.topic(topic),
             _partitions_beside(found, topic, settings),
             settings.replication,
             topic_configs=wanted_config(topic, settings),
@@ -287,7 +283,7 @@ def _partitions_beside(found: Mapping[Topic, Found], topic: Topic, settings: Log
 
 async def _until_seen(admin: AIOKafkaAdminClient, access: Access, topics: Sequence[Topic], least: int = 1) -> None:
     """Each broker hears a little later of what the controller has made, and whoever starts next may ask any of them."""
-    names = [topic_name(access, topic) for topic in topics]
+    names = [access.topic(topic) for topic in topics]
     for _ in range(_SEEN_TRIES):
         brokers = [each["node_id"] for each in (await admin.describe_cluster())["brokers"]]
         if all(await asyncio.gather(*(_is_seen(admin, names, least, broker) for broker in brokers))):

@@ -140,11 +140,11 @@ def _is_fenced(producer: AIOKafkaProducer) -> bool:
     return isinstance(sender.exception(), _FENCED)
 
 
-def batches_of(records: Sequence[Record], counts: ShardCounts, prefix: str) -> Batches:
+def batches_of(records: Sequence[Record], counts: ShardCounts, access: Access) -> Batches:
     """The records as keys and frames, by partition."""
     batches: dict[TopicPartition, list[tuple[bytes, bytes | None]]] = {}
     for record in records:
         at = place(record, counts)
-        partition = TopicPartition(prefix + at.topic.name, at.shard)
+        partition = access.partition(at.topic, at.shard)
         batches.setdefault(partition, []).append((at.key.encode(), encode(record)))
     return batches

@@ -168,8 +168,11 @@ def _reached(brokers_alive: int = 3, known: int = 30, in_force: int = 30) -> Rea
 )
 def test_the_size_of_the_cluster(alive: int, durability: str, replication: int, level: Level) -> None:
     settings = SETTINGS.model_copy(update={"durability": durability, "replication": replication})
-    (finding,) = brokers._size([_reached(alive)], settings)
+    (finding,) = brokers._size([_reached(alive)], set(), settings)
     assert (finding.level, bool(finding.advice)) == (level, level is not Level.OK)
+    gone = {f"h{alive}:9092", "h99:9092"}  # one of its list that does not answer, and one that is in nobody's
+    (finding,) = brokers._size([_reached(alive + 1)], gone, settings)
+    assert finding.level is level
 
 
 def test_versions() -> None:
