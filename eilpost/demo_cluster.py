@@ -54,7 +54,15 @@ sender_domain_must_resolve = false
 """
 
 _AGAIN_SECONDS = 1.0
-_HTTP_FROM = 8025
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Of 127.0.0.1. `http`: of the first process; the others' follow."""
+
+    smtp: tuple[int, int] = (2525, 2526)
+    pop3: int = 2110
+    http: int = 8025
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +74,14 @@ class Member:
     environment: Mapping[str, str]
 
 
-def members() -> Sequence[Member]:
+def members(ports: Ports) -> Sequence[Member]:
     own = [
-        ("ingress-1", {"EILPOST_INGRESS__MX": "127.0.0.1:2525"}),
-        ("ingress-2", {"EILPOST_INGRESS__MX": "127.0.0.1:2526"}),
+        *((f"ingress-{n}", {"EILPOST_INGRESS__MX": f"127.0.0.1:{port}"}) for n, port in enumerate(ports.smtp, 1)),
         *((name, dict[str, str]()) for name in ("router-1", "router-2", "delivery-1", "delivery-2")),
-        ("mailstore-1", {"EILPOST_MAILSTORE__POP3": "127.0.0.1:2110"}),
+        ("mailstore-1", {"EILPOST_MAILSTORE__POP3": f"127.0.0.1:{ports.pop3}"}),
     ]
     return [
-        Member(name, name.partition("-")[0], environment | {"EILPOST_HTTP__LISTEN": f"127.0.0.1:{_HTTP_FROM + number}"})
+        Member(name, name.partition("-")[0], environment | {"EILPOST_HTTP__LISTEN": f"127.0.0.1:{ports.http + number}"})
         for number, (name, environment) in enumerate(own)
     ]
 
@@ -84,19 +91,19 @@ def prepare(folder: Path, brokers: str) -> Path:
     return demo.prepare(folder, CONFIGURATION.format(brokers=brokers))
 
 
-def run(path: Path, program: str) -> int:
+def run(path: Path, program: str, ports: Ports = Ports()) -> int:
     """Make the topics, run the processes until Ctrl-C; the exit status."""
-    return asyncio.run(_run(path, program))
+    return asyncio.run(_run(path, program, ports))
 
 
-async def _run(path: Path, program: str) -> int:
+async def _run(path: Path, program: str, ports: Ports) -> int:
     await _make_topics(path)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    everyone = members()
-    _say(_banner(path, program, everyone))
+    everyone = members(ports)
+    _say(_banner(path, program, ports, len(everyone)))
     telling = asyncio.create_task(_tell_ready(everyone))
     await asyncio.gather(*(_supervise(member, path, program, stop) for member in everyone))
     telling.cancel()
@@ -188,10 +195,11 @@ def _say(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
-def _banner(path: Path, program: str, everyone: Sequence[Member]) -> str:
+def _banner(path: Path, program: str, ports: Ports, count: int) -> str:
     run = f"{program} {{}} --config {shlex.quote(str(path))}"
     return f"""
-A cluster of {len(everyone)} processes: SMTP 127.0.0.1:2525 and 2526, POP3 127.0.0.1:2110, HTTP from {_HTTP_FROM} on.
+A cluster of {count} processes on 127.0.0.1: SMTP {ports.smtp[0]} and {ports.smtp[1]}, POP3 {ports.pop3}, HTTP from \
+{ports.http} on.
 Mailboxes: {" and ".join(f"{user}@{demo.DOMAIN}" for user in demo.USERS)}, password {demo.PASSWORD}. Stop: Ctrl-C.
 
 Try, in another terminal: send mail as README says, and meanwhile end any process below, or a broker, by `kill -9 PID`.

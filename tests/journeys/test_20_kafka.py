@@ -61,12 +61,17 @@ async def test_the_broker_of_the_run(kafka_bootstrap: str) -> None:
     assert await _fetch(client, topic, 2) == [b"one", b"two"]
 
 
-@pytest.mark.kafka
-async def test_no_topic_makes_itself(kafka_bootstrap: str) -> None:
-    async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap, request_timeout_ms=2000) as producer:
-        with pytest.raises(KafkaError) as refused:
-            await producer.send_and_wait("journey-20-nobody-made-me", b"lost", partition=0)
-    assert isinstance(refused.value, UnknownTopicOrPartitionError) or "journey-20" in str(refused.value)
+@pytest.mark.kafka_cluster
+async def test_no_topic_makes_itself(tmp_path: Path) -> None:
+    cluster = Cluster(1, tmp_path)
+    try:
+        await asyncio.to_thread(cluster.start)
+        async with AIOKafkaProducer(bootstrap_servers=cluster.bootstrap, request_timeout_ms=2000) as producer:
+            with pytest.raises(KafkaError) as refused:
+                await producer.send_and_wait("journey-20-nobody-made-me", b"lost", partition=0)
+        assert isinstance(refused.value, UnknownTopicOrPartitionError) or "journey-20" in str(refused.value)
+    finally:
+        cluster.stop(timeout_seconds=0)
 
 
 @pytest.mark.kafka_cluster

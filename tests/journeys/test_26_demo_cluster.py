@@ -1,0 +1,139 @@
+"""Journey 26: what `make cluster` runs. Mail goes in at both doors and is fetched, processes are ended and come again.
+
+Its ports are free ones, all else as a person gets it: three brokers, seven processes, and Ctrl-C at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import poplib
+import re
+import signal
+import smtplib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from eilpost import demo
+from tests.support.kafka import MakesClusters
+from tests.support.ports import free_port
+
+pytestmark = [pytest.mark.kafka_cluster, pytest.mark.timeout(180)]
+
+RUN = """
+import sys
+from pathlib import Path
+from eilpost import demo_cluster as demo
+folder, brokers, *ports = sys.argv[1:]
+one, two, pop3, http = map(int, ports)
+path = demo.prepare(Path(folder), brokers)
+raise SystemExit(demo.run(path, demo.program(), demo.Ports((one, two), pop3, http)))
+"""
+
+
+class Running:
+    def __init__(self, process: subprocess.Popen[bytes], said: Path) -> None:
+        self.process = process
+        self._said = said
+
+    def said(self) -> str:
+        return self._said.read_text()
+
+    def pid(self, name: str) -> int:
+        return int(re.findall(rf"{name} +pid (\d+)", self.said())[-1])
+
+
+@contextmanager
+def running(folder: Path, brokers: str, ports: tuple[int, ...]) -> Iterator[Running]:
+    said = folder / "said"
+    with said.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, str(folder / "demo"), brokers, *map(str, ports)],
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+        )
+    seen = Running(process, said)
+    try:
+        yield seen
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                for pid in map(int, re.findall(r"pid (\d+)", seen.said())):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+
+def until(what: Callable[[], bool], text: Callable[[], str], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, text()
+        time.sleep(0.1)
+
+
+def send(port: int, subject: str) -> None:
+    with smtplib.SMTP("127.0.0.1", port, timeout=20) as client:
+        client.sendmail("bob@example.test", ["alice@example.test"], f"Subject: {subject}\r\n\r\nhello\r\n")
+
+
+def subjects(port: int) -> set[str]:
+    client = poplib.POP3("127.0.0.1", port, timeout=20)
+    try:
+        client.user("alice@example.test")
+        client.pass_(demo.PASSWORD)
+        count, _ = client.stat()
+        lines = [line for number in range(1, count + 1) for line in client.retr(number)[1]]
+        return {line.removeprefix(b"Subject: ").decode() for line in lines if line.startswith(b"Subject: ")}
+    finally:
+        client.quit()
+
+
+def test_the_demo_cluster(kafka_cluster: MakesClusters, tmp_path: Path) -> None:
+    brokers = kafka_cluster(3)
+    smtp, pop3, http = (free_port(), free_port()), free_port(), _seven_free_ports()
+    with running(tmp_path, f"kafka://{brokers.bootstrap}", (*smtp, pop3, http)) as cluster:
+        until(lambda: "All are ready" in cluster.said(), cluster.said)
+        assert f"SMTP {smtp[0]} and {smtp[1]}, POP3 {pop3}" in cluster.said()
+        for number, port in enumerate(smtp):
+            send(port, f"before-{number}")
+
+        ended = {name: cluster.pid(name) for name in ("ingress-1", "router-1", "delivery-2")}
+        for pid in ended.values():
+            os.kill(pid, signal.SIGKILL)
+        send(smtp[1], "meanwhile")
+        until(lambda: all(cluster.pid(name) != pid for name, pid in ended.items()), cluster.said)
+        assert cluster.said().count("was ended by SIGKILL; started again in a moment") == len(ended)
+        until(lambda: subjects(pop3) == {"before-0", "before-1", "meanwhile"}, cluster.said)
+
+        cluster.process.send_signal(signal.SIGINT)
+        assert cluster.process.wait(60) == 0
+        assert "all stopped; what was accepted is in Kafka" in cluster.said()
+        assert "Traceback" not in cluster.said()
+
+
+def _seven_free_ports() -> int:
+    """The first of seven in a row."""
+    while True:
+        first = free_port()
+        if first + 7 < 65_536 and all(_is_free(first + n) for n in range(7)):
+            return first
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as trial:
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
