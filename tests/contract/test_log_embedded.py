@@ -11,8 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,24 +23,10 @@ from mail.log.embedded.store import Store
 from mail.record import Accepted
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import delivering, dispatches, routing
+from tests.support.embedded_log import running
 from tests.support.log_samples import accepted, event, pending, queue_id
 
 ROOT = Path(__file__).parents[2]
-
-
-@asynccontextmanager
-async def running(path: Path, settings: LogSettings | None = None) -> AsyncIterator[EmbeddedLog]:
-    log = EmbeddedLog(path, settings or LogSettings())
-    await log.start()
-    try:
-        yield log
-    finally:
-        await log.close()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "log.db"
 
 
 # --- opening

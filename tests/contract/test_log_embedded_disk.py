@@ -5,37 +5,20 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from mail.log import Backlog, Down, Full, LogUnavailable, Usable
-from mail.log.embedded import EmbeddedLog
 from mail.log.embedded.store import EntryRows, Store
 from mail.log.embedded.writer import Writer
 from mail.log.topics import ACCEPTED, Topic
 from mail.record import Accepted
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import routing, take_all
+from tests.support.embedded_log import running
 from tests.support.log_samples import accepted, attempted, queue_id
-
-
-@asynccontextmanager
-async def running(path: Path, settings: LogSettings | None = None) -> AsyncIterator[EmbeddedLog]:
-    log = EmbeddedLog(path, settings or LogSettings())
-    await log.start()
-    try:
-        yield log
-    finally:
-        await log.close()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "log.db"
 
 
 async def test_little_disk_turns_new_mail_away(path: Path) -> None:
