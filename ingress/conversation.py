@@ -243,12 +243,27 @@ class Conversation:
                 self._rcpt_refused = True
                 self.say(replies.ANOTHER_TRANSACTION)
                 return
+            if first is None and (closed := self._no_way_for(mail, verdict)):
+                self._rcpt_refused = True
+                self.say(closed)
+                return
             self._recipients[verdict.address] = verdict  # named twice: sent once
         if isinstance(verdict, Reply):
             self._rcpt_refused = True
             self.refuse(verdict, sender=_text(mail.reverse_path), recipient=_text(rcpt.forward_path))
             return
         self.say(replies.RECIPIENT_OK)
+
+    def _no_way_for(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
+        """A dedicated tenant has topics of its own, which may be full or away while everybody else's are not."""
+        tenant = policy.tenant_of(mail.reverse_path, [recipient], self.door.directory.snapshot)
+        match self.door.log.condition(tenant):
+            case Full():
+                return replies.NO_ROOM
+            case Down():
+                return replies.NOT_NOW
+            case _:
+                return None
 
     async def _do_data(self, arg: str) -> None:
         mail = self._mail

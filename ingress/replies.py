@@ -59,6 +59,7 @@ SHUTTING_DOWN = Reply(421, "4.3.2", "Shutting down, try again later")
 NO_SERVICE = Reply(421, "4.3.2", "Service not available, try again later")
 
 # Ours, and temporary.
+NOT_NOW = Reply(451, "4.3.2", "Not accepting this mail now, try again later")
 NO_ROOM = Reply(452, "4.3.1", "Insufficient system storage, try again later")
 NOT_CONFIRMED = Reply(451, "4.3.0", "Message not confirmed, try again later")
 OUR_FAULT = Reply(451, "4.3.0", "Local error, try again later")

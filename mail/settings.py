@@ -75,7 +75,10 @@ class LogSettings(Section):
     )
     events_kept: Duration = Field(parse_duration("7d"), description="How long a message's history can be read.")
     backlog_max: int = Field(
-        1_000_000, ge=1, le=1_000_000_000, description="Records waiting in `accepted` beyond which new mail gets 452."
+        1_000_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Records waiting in `accepted` beyond which new mail gets 452; a dedicated tenant's are its own.",
     )
     min_free_disk: Size = Field(
         parse_size("256MiB"), description="Less free disk than this, of the log or the spool: new mail gets 452."

@@ -88,8 +88,10 @@ class Appender(Protocol):
         """
         ...
 
-    def condition(self) -> Condition:
-        """Whether new mail can be taken now. Cheap: called at every MAIL."""
+    def condition(self, tenant: str = "", /) -> Condition:
+        """Whether new mail can be taken now; with `tenant`, of this one, which may have topics of its own. Cheap: called
+        at every MAIL, and at the first RCPT.
+        """
         ...
 
 

@@ -126,7 +126,7 @@ class MemoryLog:
     async def append(self, record: Record) -> None:
         self.write([record])
 
-    def condition(self) -> Condition:
+    def condition(self, _tenant: str = "", /) -> Condition:
         if self._failing is not None:
             return Down(self._failing)
         waiting = self._waiting(ACCEPTED)

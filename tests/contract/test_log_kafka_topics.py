@@ -5,19 +5,21 @@ a new topic in its own time.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.metadata import MetadataRequest
 
 from eilpost.doctor.brokers import examine
-from mail.log import LogUnusable
+from mail.log import Down, LogUnavailable, LogUnusable, Usable
 from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
 from mail.log.kafka.lookout import Lookout
-from mail.log.topics import ALL_TOPICS
+from mail.log.topics import ALL_TOPICS, prefix_of_tenant
 from tests.support import kafka
 from tests.support.kafka_log import make_topics, settings_on
+from tests.support.log_samples import accepted
 
 pytestmark = pytest.mark.kafka_cluster
 
@@ -36,6 +38,25 @@ async def test_asking_for_topics_that_are_missing_makes_none(bootstrap: str) -> 
     assert any("run `eilpost topics create`" in finding.advice for finding in findings)
     async with Lookout(make_access(settings)) as lookout:
         assert await lookout.topics() == {}
+
+
+async def test_a_dedicated_tenant_whose_topics_can_lose_mail_is_not_served(bootstrap: str) -> None:
+    shared = settings_on(bootstrap, replication=3, durability="safe")
+    await make_topics(shared)
+    unsafe = shared.model_copy(update={"prefix": prefix_of_tenant(shared.prefix, "acme"), "replication": 1})
+    await make_topics(unsafe)
+    log = KafkaLog(shared, dedicated=lambda tenant: tenant == "acme")
+    await log.start()
+    try:
+        assert isinstance(log.condition("acme"), Usable)  # nobody has asked
+        theirs = replace(accepted(1), message=replace(accepted(1).message, tenant="acme"))
+        with pytest.raises(LogUnavailable, match=r"acme.*has 1 replica"):
+            await log.append(theirs)
+        assert isinstance(log.condition("acme"), Down)
+        await log.append(accepted(2))
+        assert isinstance(log.condition(), Usable)
+    finally:
+        await log.close()
 
 
 async def test_topics_that_were_made_are_known_to_every_broker(bootstrap: str) -> None:

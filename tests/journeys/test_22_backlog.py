@@ -1,68 +1,116 @@
 """Journey 22: no router runs, so what is accepted waits; over `log.backlog_max` every ingress says 452, for a while.
 
 Each ingress counts what it appends and measures what the others did; nobody is turned away after the dot, and what was
-accepted before arrives.
+accepted before arrives. A dedicated tenant is counted for itself: when its own router is away its recipients get the
+452, and nobody else's.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import smtplib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mail.log.topics import prefix_of_tenant
+from mail.settings import LogSettings
 from tests.support.kafka_log import make_topics, settings_on
-from tests.support.onebox import EILPOST, OneBox
+from tests.support.onebox import EILPOST, OneBox, directory_toml
 from tests.support.ports import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 
 MOST = 5
+FULL = (452, b"4.3.1 Insufficient system storage, try again later")
+DIRECTORY = (
+    '[tenants.acme]\nhosting = "dedicated"\n\n[domains."acme.test"]\ntenant = "acme"\n\n'
+    + directory_toml(("alice", "bob"))
+    + '[users."wile@acme.test"]\n\n'
+)
 
 
-def try_to_send(port: int) -> tuple[int, bytes]:
+def sections(log: LogSettings, folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        "log": {"url": log.url, "prefix": log.prefix, "durability": "dev", "replication": 1, "backlog_max": MOST},
+        "spool": {"url": f"file:{folder}/spool"},
+        "mailboxes": {"url": f"maildir:{folder}/mail"},
+    }
+
+
+def try_to_send(port: int, recipient: str = "alice@example.test") -> tuple[int, bytes]:
     with smtplib.SMTP("127.0.0.1", port) as client:
         client.ehlo()
-        if (refused := client.mail("bob@example.test"))[0] != 250:
+        if (refused := client.mail("someone@elsewhere.test"))[0] != 250:
             return refused
-        assert client.rcpt("alice@example.test")[0] == 250
+        if (refused := client.rcpt(recipient))[0] != 250:
+            return refused
         return client.data(b"Subject: waits\r\n\r\nwaits\r\n")
+
+
+@contextmanager
+def running(*boxes: OneBox) -> Iterator[Sequence[OneBox]]:
+    with contextlib.ExitStack() as started:
+        for box in boxes:
+            started.callback(box.kill)
+            box.start()
+        yield boxes
 
 
 async def test_a_backlog_turns_new_mail_away_until_it_is_routed(kafka_bootstrap: str, tmp_path: Path) -> None:
     log = settings_on(kafka_bootstrap, shards=2, delivery_shards=2)
     await make_topics(log)
-    shared = {
-        "log": {"url": log.url, "prefix": log.prefix, "durability": "dev", "replication": 1, "backlog_max": MOST},
-        "spool": {"url": f"file:{tmp_path}/spool"},
-        "mailboxes": {"url": f"maildir:{tmp_path}/mail"},
-    }
-    roles = ("ingress", "ingress", "router", "delivery")
     first, second, *workers = (
-        OneBox(tmp_path / f"{role}-{number}", shared, command=(str(EILPOST), role)) for number, role in enumerate(roles)
+        OneBox(tmp_path / f"{role}-{number}", sections(log, tmp_path), command=(str(EILPOST), role))
+        for number, role in enumerate(("ingress", "ingress", "router", "delivery"))
     )
-    with contextlib.ExitStack() as running:
-        for ingress in (first, second):
-            running.callback(ingress.kill)
-            await asyncio.to_thread(ingress.start)
+    with running(first, second):
         for _ in range(MOST):
             assert try_to_send(first.mx)[0] == 250
-        assert try_to_send(first.mx) == (452, b"4.3.1 Insufficient system storage, try again later")
-        await wait_until(lambda: try_to_send(second.mx)[0] == 452, deadline_seconds=20, what="the second ingress's 452")
-        assert (first.get("/readyz")[0], '"condition":"full"' in first.get("/readyz")[1]) == (200, True)
+        assert try_to_send(first.mx) == FULL
+        await wait_until(lambda: try_to_send(second.mx) == FULL, deadline_seconds=20, what="the second ingress's 452")
+        status, said = first.get("/readyz")
+        assert (status, '"condition":"full"' in said) == (200, True)
 
-        for worker in workers:
-            running.callback(worker.kill)
-            await asyncio.to_thread(worker.start)
-        for ingress in (first, second):
+        with running(*workers):
+            for ingress in (first, second):
+                await wait_until(
+                    lambda ingress=ingress: try_to_send(ingress.mx)[0] == 250,
+                    deadline_seconds=30,
+                    what="its opening again",
+                )
+            inbox = tmp_path / "mail/example.test/alice/new"
             await wait_until(
-                lambda ingress=ingress: try_to_send(ingress.mx)[0] == 250, deadline_seconds=30, what="its opening again"
+                lambda: inbox.is_dir() and len(list(inbox.iterdir())) >= MOST + 2,
+                deadline_seconds=30,
+                what="what was accepted",
             )
-        inbox = tmp_path / "mail/example.test/alice/new"
-        await wait_until(
-            lambda: inbox.is_dir() and len(list(inbox.iterdir())) >= MOST + 2,
-            deadline_seconds=30,
-            what="what was accepted",
+
+
+async def test_the_backlog_of_a_dedicated_tenant_is_its_own(kafka_bootstrap: str, tmp_path: Path) -> None:
+    log = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    await make_topics(log)
+    await make_topics(log.model_copy(update={"prefix": prefix_of_tenant(log.prefix, "acme")}))
+    ingress, router, theirs = (
+        OneBox(
+            tmp_path / "-".join(command),
+            sections(log, tmp_path),
+            directory=DIRECTORY,
+            command=(str(EILPOST), *command),
         )
+        for command in (("ingress",), ("router",), ("router", "--tenant", "acme"))
+    )
+    with running(ingress, router):
+        for _ in range(MOST):
+            assert try_to_send(ingress.mx, "wile@acme.test")[0] == 250
+        assert try_to_send(ingress.mx, "wile@acme.test") == FULL
+        for _ in range(2 * MOST):
+            await wait_until(lambda: try_to_send(ingress.mx)[0] == 250, deadline_seconds=20, what="a place")
+        assert try_to_send(ingress.mx, "wile@acme.test") == FULL
+        with running(theirs):
+            await wait_until(
+                lambda: try_to_send(ingress.mx, "wile@acme.test")[0] == 250, deadline_seconds=30, what="acme's opening"
+            )

@@ -40,7 +40,7 @@ class HeldLog:
         assert isinstance(record, Accepted)
         self.accepted.append(record)
 
-    def condition(self) -> Condition:
+    def condition(self, _tenant: str = "", /) -> Condition:
         return self.now
 
 

@@ -115,7 +115,7 @@ class EmbeddedLog(Historian):
         await self.writer.change(change, records)
         PRODUCE_DURATION.observe(perf_counter() - began)
 
-    def condition(self) -> Condition:
+    def condition(self, _tenant: str = "", /) -> Condition:
         return self.writer.condition()
 
     # --- RouterLog, DeliveryLog

@@ -146,7 +146,9 @@ class KafkaLog:
         else:
             await self._producing.append(record, place(record, self._counts))
 
-    def condition(self) -> Condition:
+    def condition(self, tenant: str = "", /) -> Condition:
+        if tenant and self._dedicated(tenant):
+            return self._lanes.condition(tenant)
         reporting = self._reporting.condition()
         return reporting if isinstance(reporting, Down) else self._producing.condition()
 
@@ -179,16 +181,13 @@ class KafkaLog:
                 self._settings.append_timeout.total_seconds(),
             ),
             committed=self._marks_of_router,
-            consumed=self._consumed,
+            consumed=self._producing.routed,
             may_open=lambda: self._router is None or self._router.is_member,
         )
 
     async def _marks_of_router(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
         marks = await self._lookout.marks(self._access.group(ROUTER), partitions)
         return {at: marks[at].low if at in marks else None for at in partitions}
-
-    def _consumed(self, count: int) -> None:
-        self._producing.waiting = max(0, self._producing.waiting - count)
 
     # --- DeliveryLog
 
@@ -245,6 +244,8 @@ class KafkaLog:
         return await self._historian().waiting_inputs(queue_id)
 
     async def backlog(self) -> Backlog:
+        appended = self._producing.appended
         backlog = await self._historian().backlog()
-        self._producing.waiting = backlog.accepted
+        self._producing.measured(backlog.accepted, appended)
+        await self._lanes.measure(self._lookout)
         return backlog

@@ -1,7 +1,8 @@
 """Appends for dedicated tenants: each has topics of its own, and a producer of its own, so that nothing is shared.
 
 A tenant's topics have the log's prefix and the tenant's name before theirs ("mail.acme.accepted"). Its producer is
-opened with its first message. What ails one tenant's topics is LogUnavailable for its messages, and for nobody else's.
+opened with its first message, on topics as safe as those a start demands. What ails one tenant's topics is
+LogUnavailable for its messages, at once where it is known, and for nobody else's.
 Next: `mail/log/kafka/producing.py`.
 """
 
@@ -12,11 +13,12 @@ from dataclasses import replace
 
 import structlog
 
-from mail.log import LogUnavailable, LogUnusable
+from mail.log import Condition, Down, LogUnavailable, LogUnusable, Usable
 from mail.log.kafka.access import FAULTS, Access, reason
+from mail.log.kafka.history import KafkaHistorian
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.producing import Producing
-from mail.log.kafka.topics import counts_of
+from mail.log.kafka.topics import counts_of, refuse_unsafe
 from mail.log.topics import ShardCounts, place, prefix_of_tenant
 from mail.record import Accepted
 from mail.settings import LogSettings
@@ -43,20 +45,48 @@ class Lanes:
             async with self._locks.setdefault(tenant, asyncio.Lock()):
                 lane = self._open.get(tenant) or await self._open_lane(tenant)
         producing, counts = lane
+        condition = producing.condition()
+        if isinstance(condition, Down):  # or each of its messages would hold a session and its bytes for a time-out
+            raise LogUnavailable(f"tenant {tenant}: {condition.reason}")
         await producing.append(record, place(record, counts))
+
+    def condition(self, tenant: str) -> Condition:
+        """Usable until the first message has found out."""
+        lane = self._open.get(tenant)
+        if lane is not None:
+            return lane[0].condition()
+        since, why = self._failed.get(tenant, (-_AGAIN_SECONDS, ""))
+        return Down(why) if asyncio.get_running_loop().time() - since < _AGAIN_SECONDS else Usable()
+
+    async def measure(self, lookout: Lookout) -> None:
+        """See how much of what was appended is routed."""
+        for tenant, (producing, counts) in list(self._open.items()):
+            appended = producing.appended
+            try:
+                backlog = await KafkaHistorian(self._access_of(tenant), lookout, counts).backlog()
+            except (LogUnavailable, LogUnusable) as error:  # at the next turn; the others are measured
+                log.debug("backlog not measured", tenant=tenant, reason=str(error))
+            else:
+                producing.measured(backlog.accepted, appended)
+
+    def _access_of(self, tenant: str) -> Access:
+        return replace(self._access, prefix=prefix_of_tenant(self._access.prefix, tenant))
 
     async def _open_lane(self, tenant: str) -> tuple[Producing, ShardCounts]:
         now = asyncio.get_running_loop().time()
         since, why = self._failed.get(tenant, (-_AGAIN_SECONDS, ""))
         if now - since < _AGAIN_SECONDS:
             raise LogUnavailable(why)
-        access = replace(self._access, prefix=prefix_of_tenant(self._access.prefix, tenant))
+        access = self._access_of(tenant)
         # The settings say how many shards the shared topics have; a tenant's have what they have.
         settings = self._settings.model_copy(update={"shards": 0, "delivery_shards": 0})
         producing = Producing(access, settings)
         try:
             async with Lookout(access) as lookout:
-                counts = counts_of(await lookout.topics(with_config=False), access, settings)
+                found = await lookout.topics()
+            counts = counts_of(found, access, settings)
+            if settings.durability != "dev":
+                refuse_unsafe(found, access, settings)
             await producing.start()
         except (LogUnavailable, LogUnusable, *FAULTS) as error:
             await producing.close()

@@ -47,7 +47,8 @@ class Producing:
         self._down: str | None = None
         self._failed: set[TopicPartition] = set()
         self._prober: asyncio.Task[None] | None = None
-        self.waiting = 0  # records in `accepted`: as last measured, plus what we appended since
+        self.appended = 0  # records in `accepted`, by us
+        self._waiting = 0  # records in `accepted`: as last measured, plus what we appended since
 
     async def start(self) -> None:
         """Raises aiokafka's errors."""
@@ -78,7 +79,8 @@ class Producing:
         await self._send(partition, at.key.encode(), frame)
         PRODUCE_DURATION.observe(perf_counter() - began)
         if at.topic is ACCEPTED:
-            self.waiting += 1
+            self.appended += 1
+            self._waiting += 1
 
     async def _send(self, partition: TopicPartition, key: bytes, value: bytes | None) -> None:
         producer = self._producer
@@ -105,9 +107,16 @@ class Producing:
             overdue = perf_counter() - next(iter(self._begun.values()))
             if overdue > self._timeout * _OVERDUE_SHARE:
                 return Down(f"an append has not been confirmed for {overdue:.0f} s")
-        if self.waiting >= self._settings.backlog_max:
-            return Full(f"{self.waiting} messages wait to be routed")
+        if self._waiting >= self._settings.backlog_max:
+            return Full(f"{self._waiting} messages wait to be routed")
         return Usable()
+
+    def measured(self, waiting: int, appended: int) -> None:
+        """So many waited in `accepted` at a time when we had appended so many."""
+        self._waiting = waiting + self.appended - appended
+
+    def routed(self, count: int) -> None:
+        self._waiting = max(0, self._waiting - count)
 
     def _came_down(self, partition: TopicPartition, why: str) -> None:
         if self._down is None:

@@ -25,7 +25,7 @@ class _Log:
     async def append(self, record: Record) -> None:
         raise NotImplementedError
 
-    def condition(self) -> Condition:
+    def condition(self, _tenant: str = "", /) -> Condition:
         return self.now
 
 
