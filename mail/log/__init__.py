@@ -89,7 +89,7 @@ class Appender(Protocol):
         ...
 
     def condition(self, tenant: str = "", /) -> Condition:
-        """Whether new mail can be taken now; with `tenant`, of this one, which may have topics of its own. Cheap: called
+        """Whether new mail can be taken now; with `tenant`, of this one, which may have topics of its own. Cheap: asked
         at every MAIL, and at the first RCPT.
         """
         ...
