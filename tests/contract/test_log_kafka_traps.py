@@ -7,20 +7,24 @@ that died is told to nobody; a reader gets stuck; a record cannot be read in the
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from aiokafka import OffsetAndMetadata, TopicPartition
+from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import ConnectionGroup
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from mail.log import DeliveryShard, LogUnavailable, LogUnusable, ShardLost
 from mail.log.codec import encode
 from mail.log.kafka import lookout as lookout_module
 from mail.log.kafka.access import make_access
 from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.router_shard import KafkaRouterShard
 from mail.log.topics import ACCEPTED, DISPATCHED
 from tests.contract.log_contract.harness import delivering, dispatches, numbers, routing, take_all
 from tests.contract.test_log_kafka_ownership import Owner
@@ -132,6 +136,87 @@ async def test_a_reader_that_gets_stuck_is_made_anew(kafka_bootstrap: str, monke
         await wait_until(lambda: len(got) == 2, deadline_seconds=20, what="the second, by another consumer")
         stop.set()
         await delivery
+
+
+async def test_what_a_lost_shard_had_read_and_not_given_out_is_not_marked(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    popped, getmany = asyncio.Event(), AIOKafkaConsumer.getmany
+
+    async def slow(self: AIOKafkaConsumer, *partitions: TopicPartition, timeout_ms: int = 0, **more: Any) -> Any:
+        found = await getmany(self, *partitions, timeout_ms=timeout_ms, **more)
+        if found and timeout_ms:
+            popped.set()
+            await asyncio.sleep(60)
+        return found
+
+    async with running(settings) as log:
+        for n in range(3):
+            await log.append(accepted(n))
+        async with routing(log) as router:
+            first = await take_all(router, 3)
+            assert isinstance(router, KafkaRouterShard)
+            assert not await router.take(10, timedelta(seconds=0.2))
+            monkeypatch.setattr(AIOKafkaConsumer, "getmany", slow)
+            taking = asyncio.ensure_future(router.take(10, timedelta(seconds=30)))
+            await asyncio.sleep(0.1)
+            await log.append(accepted(3))
+            await popped.wait()
+            router.lose()
+            with pytest.raises(ShardLost):
+                await taking
+            await router.commit([], first)
+            monkeypatch.undo()
+        async with routing(log) as router:
+            assert numbers(await take_all(router, 1)) == [accepted(3)]
+
+
+async def test_a_member_that_the_group_does_not_hear_begins_nothing_more(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its way to the coordinator is cut: it reads, delivers and reports, while its shard has another owner."""
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    async with running(settings) as log, running(settings) as other, running(settings) as reporting:
+        given: dict[str, list[int]] = {"first": [], "second": []}
+        stop = asyncio.Event()
+
+        def tend_of(name: str) -> Callable[[DeliveryShard], Awaitable[None]]:
+            async def tend(shard: DeliveryShard) -> None:
+                while not stop.is_set():
+                    for entry in await shard.take(10):
+                        given[name].append(entry.offset)
+                        await shard.finish(entry, attempted(1))
+
+            return tend
+
+        first = asyncio.ensure_future(log.deliver(tend_of("first"), stop))
+        await wait_until(lambda: log._delivery is not None and bool(log._delivery.numbers), what="the first owner")
+        assert log._delivery is not None
+        assert log._delivery._consumer is not None
+        send = AIOKafkaConnection.send
+        mine = log._delivery._consumer._client
+
+        def maybe(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+            to_coordinator = [one for (_, group), one in mine._conns.items() if group == ConnectionGroup.COORDINATION]
+            if connection in to_coordinator:
+                raise KafkaConnectionError("the way to the coordinator is cut")
+            return send(connection, request, expect_response)
+
+        monkeypatch.setattr(AIOKafkaConnection, "send", maybe)
+        second = asyncio.ensure_future(other.deliver(tend_of("second"), stop))
+        for begin in range(0, 60, 15):
+            async with routing(reporting) as router:
+                for n in range(begin, begin + 15):
+                    await router.commit([dispatched(n)], [])
+                    await asyncio.sleep(0.25)
+        await wait_until(lambda: len(set(given["first"] + given["second"])) == 60, deadline_seconds=30, what="all")
+        stop.set()
+        monkeypatch.undo()
+        await asyncio.gather(first, second)
+        last = max(given["first"])
+        assert sum(offset > last for offset in given["second"]) > 5  # the second had it, and the first was at rest
+        assert len(given["first"]) < 60
 
 
 async def test_what_stands_before_a_record_that_cannot_be_read_is_taken(kafka_bootstrap: str) -> None:

@@ -193,7 +193,10 @@ class KafkaLog:
 
     async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
         member: Membership[KafkaDeliveryShard]
-        committing = Committing(lambda: member.shards, lambda marks: member.commit(marks))
+        committing = Committing(
+            lambda: [shard for shard in member.shards if member.holds(shard.partition)],
+            lambda marks: member.commit(marks),
+        )
 
         def make(number: int) -> KafkaDeliveryShard:
             return KafkaDeliveryShard(
@@ -202,6 +205,7 @@ class KafkaLog:
                 append=self._report,
                 committed=self._mark_of_delivery,
                 finished=committing.finished,
+                may_begin=lambda: member.is_member and not committing.is_behind,
             )
 
         self._delivery = member = Membership(
@@ -215,9 +219,13 @@ class KafkaLog:
             settle=committing.settle,
         )
         running = asyncio.create_task(committing.run(), name="marks")
+        owning = asyncio.create_task(member.own(tend, stop, joined), name="owning")
         try:
-            await member.own(tend, stop, joined)
+            await asyncio.wait({running, owning}, return_when=asyncio.FIRST_COMPLETED)
+            await (running if running.done() else owning)  # neither ends without the other, unless by a bug
         finally:
+            owning.cancel()
+            await asyncio.gather(owning, return_exceptions=True)
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 

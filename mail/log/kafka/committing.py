@@ -1,7 +1,9 @@
 """Commits the marks of a process's delivery shards: together, back to back, as the group's member.
 
 In charge of when; what is committed is each shard's `mark()`. A commit that the group refuses means that the shards
-are somebody else's now: they are told to go, and nothing is retried. Next: `mail/log/kafka/delivery_shard.py`.
+are somebody else's now: they are told to go, and nothing is retried. While commits are not confirmed no more than
+`_UNCONFIRMED_MOST` deliveries finish beyond them, which is what a next owner may repeat.
+Next: `mail/log/kafka/delivery_shard.py`.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ log = structlog.get_logger()
 _PAUSE_SECONDS = 0.005  # between two commits: what finishes meanwhile goes with the next
 _BACKOFF_SECONDS = 0.5
 
+_UNCONFIRMED_MOST = 100
+
 Commit = Callable[[dict[TopicPartition, OffsetAndMetadata]], Awaitable[None]]
 
 
 class Committing:
-    """`shards` gives those that are owned now."""
+    """`shards` gives those whose marks are ours to commit."""
 
     def __init__(self, shards: Callable[[], Collection[KafkaDeliveryShard]], commit: Commit) -> None:
         self._shards = shards
@@ -33,9 +37,16 @@ class Committing:
         self._news = asyncio.Event()
         self._last: dict[TopicPartition, Mark] = {}
         self._lock = asyncio.Lock()
+        self._unconfirmed = 0
 
     def finished(self) -> None:
+        self._unconfirmed += 1
         self._news.set()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much is finished and not confirmed that nothing more is to be begun."""
+        return self._unconfirmed >= _UNCONFIRMED_MOST
 
     async def run(self) -> None:
         """For ever."""
@@ -53,7 +64,9 @@ class Committing:
             shards = list(self._shards())
             marks = {shard.partition: mark for shard in shards if (mark := shard.mark()) is not None}
             new = {at: mark for at, mark in marks.items() if self._last.get(at) != mark}
+            finished = self._unconfirmed
             if not new:
+                self._unconfirmed = 0
                 return True
             try:
                 await self._commit({at: OffsetAndMetadata(mark.low, mark.text) for at, mark in new.items()})
@@ -66,4 +79,5 @@ class Committing:
                 log.warning("marks not committed", reason=str(error))
                 return False
             self._last = {at: mark for at, mark in self._last.items() if at in marks} | new
+            self._unconfirmed -= finished
             return True

@@ -29,7 +29,9 @@ _CROWDED_SECONDS = 0.05  # before looking again whether the marks have room
 
 
 class KafkaDeliveryShard:
-    """`append` makes a report durable; `committed` asks for the shard's mark; `finished` says that there is news."""
+    """`append` makes a report durable; `committed` asks for the shard's mark; `finished` says that there is news;
+    `may_begin`: whether more may be given out, which is not so while nobody confirms that the shard is ours.
+    """
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class KafkaDeliveryShard:
         append: Callable[[Attempted], Awaitable[None]],
         committed: Callable[[TopicPartition], Awaitable[Mark | None]],
         finished: Callable[[], None],
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
         self.number = number
         self.partition = access.partition(DISPATCHED, number)
@@ -46,6 +49,7 @@ class KafkaDeliveryShard:
         self._append = append
         self._committed = committed
         self._finished = finished
+        self._may_begin = may_begin
         self._reader = Reader(access, [self.partition])
         self._marks: Marks | None = None
         self.lost = asyncio.Event()
@@ -84,7 +88,7 @@ class KafkaDeliveryShard:
             if self.lost.is_set():
                 raise ShardLost
             marks = await self._open()
-            if marks.are_many:
+            if marks.are_many or not self._may_begin():
                 await asyncio.sleep(_CROWDED_SECONDS)
                 continue
             if not self._reader.is_open:  # it was stuck, and could not be made anew at once

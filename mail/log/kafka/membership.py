@@ -4,7 +4,7 @@ In charge of one process's share of a role's shards: it starts the tending of wh
 the group takes it back or `stop` is set. Two manners. *Drain first* (delivery): before a rebalance everything is told
 to go, and the group waits, at most `drain_seconds`, until all have gone; so two owners never work at the same time.
 *Keep going* (router): only what the next assignment does not have is told to go, after it; a stale owner is fenced,
-so nothing pauses that stays. Never here: records, marks. Next: `mail/log/kafka/__init__.py`.
+so nothing pauses that stays. Never here: records, marks. Next: `mail/log/kafka/hearing.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 
 from mail.log import LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import FAULTS, Access, reason
+from mail.log.kafka.hearing import Hearing
 from mail.telemetry import REBALANCES, SHARDS_OWNED, SHARDS_STOPPED
 
 log = structlog.get_logger()
@@ -83,6 +84,8 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._consumer: AIOKafkaConsumer | None = None
+        join_seconds = REBALANCE_SECONDS + 5.0  # a join waits at the coordinator until every member has come
+        self._hearing = Hearing(session_seconds, join_seconds, asyncio.get_running_loop().time)
         self._generation = OffsetCommitRequest.DEFAULT_GENERATION_ID  # that gave us the shards we tend
         self._stopping = False
         self._changed = asyncio.Event()  # what is assigned, or whether we stop
@@ -98,8 +101,13 @@ class Membership(Generic[S], ConsumerRebalanceListener):
 
     @property
     def is_member(self) -> bool:
-        """Whether the group counts us in, as far as we know. After a long sleep, not before it has been asked."""
-        return bool(self._generation_now() != OffsetCommitRequest.DEFAULT_GENERATION_ID)
+        """Whether the group counts us in: it has heard us within a session. After a long sleep it has to be asked."""
+        is_counted_in = self._generation_now() != OffsetCommitRequest.DEFAULT_GENERATION_ID
+        return is_counted_in and self._hearing.is_fresh
+
+    def holds(self, at: TopicPartition) -> bool:
+        """Whether a mark of this partition is ours to commit."""
+        return self._consumer is not None and at in self._consumer.assignment()
 
     def _generation_now(self) -> int:
         coordinator = getattr(self._consumer, "_coordinator", None)
@@ -150,8 +158,8 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             heartbeat_interval_ms=int(min(HEARTBEAT_SECONDS, self._session_seconds / 3) * 1000),
             rebalance_timeout_ms=int(REBALANCE_SECONDS * 1000),
             max_poll_interval_ms=_A_DAY_MS,
-            # A join waits at the coordinator until every member has come.
-            **self._access.client(REBALANCE_SECONDS + 5.0),
+            # A coordinator that hangs is given up, and the next one found, within the session.
+            **self._access.client(self._session_seconds / 2),
         )
 
     async def _belong(self) -> None:
@@ -186,6 +194,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         while True:
             try:
                 await consumer.start()
+                self._hearing.listen(consumer)
                 break
             except FAULTS as error:
                 log.warning("group cannot be joined yet", role=self._role, reason=reason(error))
@@ -226,6 +235,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             self._consumer.pause(*assigned)  # this consumer is a member, not a reader
         self._assigned = frozenset(partition.partition for partition in assigned)
         self._generation = self._generation_now()
+        self._hearing.heard()
         self._changed.set()
         REBALANCES.labels(self._role).inc()
         joined, self._joined = self._joined, None
@@ -244,7 +254,8 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         """Commit as this member, in this generation. Raises ShardLost when the group has gone on without it,
         LogUnavailable.
         """
-        assert self._consumer is not None
+        if self._consumer is None:
+            raise ShardLost("we have left the group")
         # A member that was left out commits without a generation, and an empty group takes that: an old mark over a
         # newer one.
         if self._generation_now() != self._generation:

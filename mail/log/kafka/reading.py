@@ -95,24 +95,26 @@ class Reader:
     async def take(
         self, limit: int, wait_seconds: float, partitions: Sequence[TopicPartition] = ()
     ) -> Sequence[ConsumerRecord[bytes, bytes]]:
-        """At most `limit` of the next records, in order within each partition. Raises LogUnavailable."""
+        """At most `limit` of the next records, in order within each partition. Raises LogUnavailable.
+
+        Nothing is awaited once records are out of the consumer: whoever gives up waiting has lost none of them.
+        """
+        loop = asyncio.get_running_loop()
+        # Each partition for itself: one may be stuck while others give.
+        silent = loop.time() - min(self._gave.values(), default=loop.time())
+        if wait_seconds and silent >= _STUCK_SECONDS and loop.time() >= self._look_at:
+            self._look_at = loop.time() + _STUCK_SECONDS
+            await self._watch()
         consumer = self._consumer
         if consumer is None:
             raise LogUnavailable(f"{self._access.where}: the reader is not open")
         try:
             found = await consumer.getmany(*partitions, timeout_ms=int(wait_seconds * 1000), max_records=limit)
             for partition in partitions or self._partitions:
-                self._positions[partition] = await consumer.position(partition)
+                self._positions[partition] = await consumer.position(partition)  # known, so at once
         except FAULTS as error:
             raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
-        now = asyncio.get_running_loop().time()
-        for partition in found:
-            self._gave[partition] = now
-        # Each partition for itself: one may be stuck while others give.
-        silent = now - min(self._gave.values(), default=now)
-        if wait_seconds and silent >= _STUCK_SECONDS and now >= self._look_at:
-            self._look_at = now + _STUCK_SECONDS
-            await self._watch()
+        self._gave |= dict.fromkeys(found, loop.time())
         return [record for records in found.values() for record in records]
 
     async def take_until(

@@ -65,6 +65,7 @@ class KafkaRouterShard:
         self._accepted = access.partition(ACCEPTED, number)
         self._reader = Reader(access, [self._attempted, self._accepted])
         self._taken = 0
+        self._given: dict[TopicPartition, int] = {}  # behind what `take` gave out, the one thing that may be marked
         self._gather_until = 0.0
         self._is_open = False
         self._has_committed = False  # since the transactional id was taken
@@ -92,6 +93,7 @@ class KafkaRouterShard:
             raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the group is joined anew")
         await self._transactor.open()
         await self._reader.open(await self._committed([self._attempted, self._accepted]))
+        self._given = {}
         self._taken = 0
         self._has_committed = False
         self._is_open = True
@@ -159,6 +161,7 @@ class KafkaRouterShard:
                 self._reader.seek(TopicPartition(record.topic, record.partition), record.offset)
         if unreadable and not inputs:
             raise next(iter(unreadable.values()))
+        self._given = {at: self._reader.position(at) for at in (self._attempted, self._accepted)}
         return inputs
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:
@@ -168,7 +171,7 @@ class KafkaRouterShard:
         marks = {}
         for partition in (self._attempted, self._accepted):
             if any(entry.topic == _topic_of(partition, self._access) for entry in consumed):
-                marks[partition] = self._reader.position(partition)
+                marks[partition] = self._given[partition]
         if not outputs and not marks:
             return
         began = asyncio.get_running_loop().time()

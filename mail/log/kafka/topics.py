@@ -8,10 +8,10 @@ is consumed is purged by offset (`KafkaLog.purge`), and only `events` goes by ag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from aiokafka import errors
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
@@ -24,10 +24,13 @@ from mail.log.kafka.reaching import explain, reach_any
 from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, EVENTS, ShardCounts, Topic
 from mail.settings import LogSettings
 
+T = TypeVar("T")
+
 RECORD_BYTES_NEEDED = 6 << 20  # the least `max.message.bytes`: inline content and an envelope of the usual limits
 SHARDS = 12  # partitions of a new topic, where the settings do not say
 REPLICATION_SAFE = 3
 IN_SYNC_SAFE = 2
+_ANY_TRIES = 9
 _SEEN_TRIES, _SEEN_PAUSE_SECONDS = 50, 0.1
 
 _MILLISECOND = timedelta(milliseconds=1)
@@ -89,7 +92,7 @@ def wanted_partitions(topic: Topic, settings: LogSettings) -> int:
 async def look(admin: AIOKafkaAdminClient, access: Access, *, with_config: bool = True) -> dict[Topic, Found]:
     """Our topics that exist. Raises aiokafka's errors."""
     names = {access.topic(topic): topic for topic in ALL_TOPICS}
-    described = await _describe(admin, list(names))
+    described = await _of_any(lambda: _describe(admin, list(names)))
     found: dict[Topic, Found] = {}
     configs = await _configs(admin, [each["topic"] for each in described if not each["error_code"]], with_config)
     for each in described:
@@ -106,6 +109,18 @@ async def look(admin: AIOKafkaAdminClient, access: Access, *, with_config: bool 
     return found
 
 
+async def _of_any(question: Callable[[], Awaitable[T]]) -> T:
+    """The answer of any broker: one that has just died is in the lists of the others for some seconds more, and
+    aiokafka asks at random. Raises aiokafka's errors.
+    """
+    for _ in range(_ANY_TRIES):
+        try:
+            return await question()
+        except (errors.NodeNotReadyError, errors.KafkaConnectionError):
+            await asyncio.sleep(_SEEN_PAUSE_SECONDS)
+    return await question()
+
+
 async def _describe(admin: AIOKafkaAdminClient, names: list[str], broker: int | None = None) -> list[dict[str, Any]]:
     """What one broker knows of these topics, any or this. Not `describe_topics`: that makes each one that is missing,
     as Kafka's default `auto.create.topics.enable = true` has it, with one partition and one replica.
@@ -119,7 +134,8 @@ async def _configs(admin: AIOKafkaAdminClient, names: list[str], wanted: bool) -
     if not wanted or not names:
         return {}
     configs: dict[str, dict[str, str]] = {}
-    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names]):
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    for response in await _of_any(lambda: admin.describe_configs(asked)):
         for code, text, _kind, name, entries in response.resources:
             if code:
                 raise errors.for_code(code)(text)
@@ -214,6 +230,13 @@ def _replication_problems(each: Found) -> Iterator[Problem]:
         yield Problem(
             each.name, f"min.insync.replicas = {in_sync}: set it to 2, so that two nodes have what we confirm"
         )
+    elif in_sync == each.replication:
+        yield Problem(
+            each.name,
+            f"min.insync.replicas = {in_sync} of {each.replication} replicas: one lost broker stops all mail, set it to"
+            f" {each.replication - 1}",
+            fatal=False,
+        )
     if in_sync > each.replication:
         yield Problem(
             each.name, f"min.insync.replicas = {in_sync} with {each.replication} replicas takes no writes: lower it"
@@ -285,7 +308,7 @@ async def _until_seen(admin: AIOKafkaAdminClient, access: Access, topics: Sequen
     """Each broker hears a little later of what the controller has made, and whoever starts next may ask any of them."""
     names = [access.topic(topic) for topic in topics]
     for _ in range(_SEEN_TRIES):
-        brokers = [each["node_id"] for each in (await admin.describe_cluster())["brokers"]]
+        brokers = [each["node_id"] for each in (await _of_any(admin.describe_cluster))["brokers"]]
         if all(await asyncio.gather(*(_is_seen(admin, names, least, broker) for broker in brokers))):
             return
         await asyncio.sleep(_SEEN_PAUSE_SECONDS)

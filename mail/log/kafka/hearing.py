@@ -1,0 +1,65 @@
+"""Whether the group hears its member: the one thing that says that nobody else has been given its shards.
+
+A coordinator that got no heartbeat for a session gives the member's shards to others, and cannot tell it so. aiokafka
+goes on as before: it only looks for another coordinator, and waits for every answer as long as for that of a join,
+which takes as long as a rebalance. So the answers to heartbeats are seen here, and only a join is waited for that long.
+Belongs to `membership.py`, and knows no shard. Next: `mail/log/kafka/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
+
+
+class Hearing:
+    """`join_seconds`: how long the answer to a join may take."""
+
+    def __init__(self, session_seconds: float, join_seconds: float, clock: Callable[[], float]) -> None:
+        self._session_seconds = session_seconds
+        self._join_seconds = join_seconds
+        self._clock = clock
+        self._heard_at = float("-inf")
+
+    def heard(self) -> None:
+        self._heard_at = self._clock()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the group has heard this member within a session, so that its shards are still its own."""
+        return self._clock() - self._heard_at <= self._session_seconds
+
+    def listen(self, consumer: AIOKafkaConsumer) -> None:
+        """To a consumer that has started as a member."""
+        coordinator: Any = consumer._coordinator
+        client: Any = consumer._client
+        beat, send = coordinator._do_heartbeat, client.send
+
+        async def beat_and_note() -> bool:
+            began = self._clock()
+            is_member = await beat()
+            if is_member:
+                self._heard_at = max(self._heard_at, began)  # it may have been heard no later than it was asked
+            return bool(is_member)
+
+        async def send_patiently(node: Any, request: Any, **group: Any) -> Any:
+            if not isinstance(request, JoinGroupRequest | SyncGroupRequest):
+                return await send(node, request, **group)
+            return await self._join(client, send, node, request, group)
+
+        coordinator._do_heartbeat = beat_and_note
+        client.send = send_patiently
+
+    async def _join(self, client: Any, send: Any, node: Any, request: Any, group: dict[str, Any]) -> Any:
+        await client.ready(node, **group)
+        connection = client._conns.get((node, group.get("group")))
+        if connection is None:
+            return await send(node, request, **group)
+        usual, connection._request_timeout = connection._request_timeout, self._join_seconds
+        try:
+            return await send(node, request, **group)
+        finally:
+            connection._request_timeout = usual
