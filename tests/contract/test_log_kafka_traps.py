@@ -7,12 +7,12 @@ that died is told to nobody; a reader gets stuck; a record cannot be read in the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
+from aiokafka import OffsetAndMetadata, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection
@@ -24,6 +24,7 @@ from mail.log.codec import encode
 from mail.log.kafka import lookout as lookout_module
 from mail.log.kafka.access import make_access
 from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.reading import Reader
 from mail.log.kafka.router_shard import KafkaRouterShard
 from mail.log.topics import ACCEPTED, DISPATCHED
 from tests.contract.log_contract.harness import delivering, dispatches, numbers, routing, take_all
@@ -142,11 +143,11 @@ async def test_what_a_lost_shard_had_read_and_not_given_out_is_not_marked(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
-    popped, getmany = asyncio.Event(), AIOKafkaConsumer.getmany
+    popped, take = asyncio.Event(), Reader.take
 
-    async def slow(self: AIOKafkaConsumer, *partitions: TopicPartition, timeout_ms: int = 0, **more: Any) -> Any:
-        found = await getmany(self, *partitions, timeout_ms=timeout_ms, **more)
-        if found and timeout_ms:
+    async def slow(self: Reader, limit: int, wait_seconds: float, partitions: Sequence[TopicPartition] = ()) -> Any:
+        found = await take(self, limit, wait_seconds, partitions)
+        if found and wait_seconds:
             popped.set()
             await asyncio.sleep(60)
         return found
@@ -158,7 +159,7 @@ async def test_what_a_lost_shard_had_read_and_not_given_out_is_not_marked(
             first = await take_all(router, 3)
             assert isinstance(router, KafkaRouterShard)
             assert not await router.take(10, timedelta(seconds=0.2))
-            monkeypatch.setattr(AIOKafkaConsumer, "getmany", slow)
+            monkeypatch.setattr(Reader, "take", slow)
             taking = asyncio.ensure_future(router.take(10, timedelta(seconds=30)))
             await asyncio.sleep(0.1)
             await log.append(accepted(3))
