@@ -54,6 +54,7 @@ sender_domain_must_resolve = false
 """
 
 _AGAIN_SECONDS = 1.0
+_STOP_SECONDS = 15.0  # `node.drain` above, and a little
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +99,14 @@ def run(path: Path, program: str, ports: Ports = Ports()) -> int:
 
 async def _run(path: Path, program: str, ports: Ports) -> int:
     await _make_topics(path)
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
     everyone = members(ports)
     _say(_banner(path, program, ports, len(everyone)))
     telling = asyncio.create_task(_tell_ready(everyone))
-    await asyncio.gather(*(_supervise(member, path, program, stop) for member in everyone))
+    await asyncio.gather(*(_supervise(member, path, program, stop, hurry) for member in everyone))
     telling.cancel()
     _say("all stopped; what was accepted is in Kafka and goes on at the next start")
     return 0
@@ -126,7 +127,7 @@ async def _make_topics(path: Path) -> None:
         _say(f"topics: {len(done)} made")
 
 
-async def _supervise(member: Member, path: Path, program: str, stop: asyncio.Event) -> None:
+async def _supervise(member: Member, path: Path, program: str, stop: asyncio.Event, hurry: asyncio.Event) -> None:
     """Run the process again and again until `stop`, then end it."""
     stopping = asyncio.ensure_future(stop.wait())
     log_file = path.parent / f"{member.name}.log"
@@ -148,9 +149,7 @@ async def _supervise(member: Member, path: Path, program: str, stop: asyncio.Eve
             ending = asyncio.ensure_future(process.wait())
             await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if stop.is_set():
-                if process.returncode is None:
-                    process.terminate()
-                await ending
+                await _end(process, ending, hurry)
                 return
             status = ending.result()
             if status == EXIT_UNUSABLE:  # it cannot run as things are, and says why
@@ -162,6 +161,19 @@ async def _supervise(member: Member, path: Path, program: str, stop: asyncio.Eve
             await asyncio.wait({stopping}, timeout=_AGAIN_SECONDS * min(30, 1 + quick * quick))
     finally:
         stopping.cancel()
+
+
+async def _end(process: asyncio.subprocess.Process, ending: asyncio.Future[int], hurry: asyncio.Event) -> None:
+    """Politely for `_STOP_SECONDS`, and less when `hurry` is set; then for good."""
+    if process.returncode is None:
+        process.terminate()
+        process.send_signal(signal.SIGCONT)  # one that a person has stopped hears nothing
+        hurrying = asyncio.ensure_future(hurry.wait())
+        await asyncio.wait({ending, hurrying}, timeout=_STOP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        if process.returncode is None:
+            process.kill()  # what was accepted is in Kafka
+    await ending
 
 
 async def _tell_ready(everyone: Sequence[Member]) -> None:

@@ -116,6 +116,7 @@ def test_the_demo_cluster(kafka_cluster: MakesClusters, tmp_path: Path) -> None:
         assert cluster.said().count("was ended by SIGKILL; started again in a moment") == len(ended)
         until(lambda: subjects(pop3) == {"before-0", "before-1", "meanwhile"}, cluster.said)
 
+        os.kill(cluster.pid("router-2"), signal.SIGSTOP)  # it has to be woken to hear that it is to end
         cluster.process.send_signal(signal.SIGINT)
         assert cluster.process.wait(60) == 0
         assert "all stopped; what was accepted is in Kafka" in cluster.said()

@@ -18,7 +18,7 @@ from mail.log import Entry, LogUnusable, ShardLost
 from mail.log.kafka.access import Access
 from mail.log.kafka.marks import Mark, MarkError, Marks
 from mail.log.kafka.reading import Reader
-from mail.log.kafka.router_shard import read
+from mail.log.kafka.records import read
 from mail.log.topics import DISPATCHED
 from mail.record import Attempted, Dispatched
 

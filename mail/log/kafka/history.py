@@ -21,7 +21,7 @@ from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.marks import Mark, MarkError, Marks
 from mail.log.kafka.reaching import explain, reach_any
 from mail.log.kafka.reading import Reader
-from mail.log.kafka.router_shard import last_of_each_key, read, read_line
+from mail.log.kafka.records import last_of_each_key, read, read_line
 from mail.log.kafka.topics import counts_of
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, shard_of_message
 from mail.message import QueueId, queue_id_time
@@ -118,17 +118,9 @@ class KafkaHistorian:
         reader = Reader(self._access, [at])
         try:
             await reader.open({at: begin})
-            loop = asyncio.get_running_loop()
-            until = loop.time() + _SILENCE_SECONDS
-            while reader.is_behind:
-                records = await reader.take(_TAKE, 0.2)
-                if records:
-                    until = loop.time() + _SILENCE_SECONDS
-                elif loop.time() > until:
-                    raise LogUnavailable(f"{self._access.where}: {at.topic} cannot be read to its end")
-                for record in records:
-                    if record.key == key and record.value is not None:
-                        yield record
+            async for record in reader.to_end(_SILENCE_SECONDS):
+                if record.key == key and record.value is not None:
+                    yield record
         finally:
             await reader.close()
 

@@ -3,14 +3,14 @@
 Membership of a group is kept apart (`membership.py`): this reader belongs to none, so a rebalance never touches what
 one shard has fetched, and one slow shard never holds up another's fetches. Only committed records are given. aiokafka
 can get stuck after brokers restarted, with no sign (aiokafka issues 712 and 1154), so whoever got nothing for a while
-asks the broker whether there is something, and makes a new consumer when there is. Next:
-`mail/log/kafka/router_shard.py`.
+asks the broker whether there is something, and makes a new consumer when there is.
+Next: `mail/log/kafka/records.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 
 import structlog
@@ -25,6 +25,7 @@ FETCH_BYTES = 1 << 20  # a partition, ahead of what is taken
 _STUCK_SECONDS = 10.0  # of silence, before the broker is asked
 _SECOND_LOOK_SECONDS = 2.0
 _CLOSE_SECONDS = 2.0
+_END_TAKE, _END_WAIT_SECONDS = 2000, 0.2
 
 
 class Reader:
@@ -116,6 +117,20 @@ class Reader:
             raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
         self._gave |= dict.fromkeys(found, loop.time())
         return [record for records in found.values() for record in records]
+
+    async def to_end(self, silence_seconds: float) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
+        """What was there at `open`, from the position on. Raises LogUnavailable when nothing comes for so long."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + silence_seconds
+        while self.is_behind:
+            records = await self.take(_END_TAKE, _END_WAIT_SECONDS)
+            if records:
+                until = loop.time() + silence_seconds
+            elif loop.time() > until:
+                names = ", ".join(sorted({at.topic for at in self._partitions}))
+                raise LogUnavailable(f"{self._access.where}: {names} cannot be read to the end")
+            for record in records:
+                yield record
 
     async def take_until(
         self, lost: asyncio.Event, limit: int, wait_seconds: float

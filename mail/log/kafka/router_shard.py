@@ -18,16 +18,14 @@ from typing import cast
 from aiokafka import ConsumerRecord, TopicPartition
 
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
-from mail.log.codec import FrameError, decode
 from mail.log.kafka.access import Access
 from mail.log.kafka.reading import Reader
+from mail.log.kafka.records import last_of_each_key, read, read_line
 from mail.log.kafka.transacting import Transactor, batches_of
 from mail.log.topics import ACCEPTED, ATTEMPTED, QUEUE, ShardCounts
 from mail.record import Accepted, Attempted, Pending, Record
 
 _REPLAY_BATCH = 500
-_REPLAY_TAKE = 2000
-_REPLAY_SILENCE_SECONDS = 30.0
 _THERE_SECONDS = 10.0
 # Measured on two processors, where the broker has its share: at 50 ms two router processes carried 0.87 of what one
 # did, at 100 ms as much (1,628 and 1,621 messages a second), at 200 ms deliveries begin to wait for work.
@@ -194,57 +192,3 @@ def _topic_of(partition: TopicPartition, access: Access) -> str:
 def _input(access: Access, record: ConsumerRecord[bytes, bytes]) -> Input:
     topic = record.topic.removeprefix(access.prefix)
     return Entry(topic, record.partition, record.offset, cast("Accepted | Attempted", read(access, record)))  # type: ignore[return-value]
-
-
-def read(access: Access, record: ConsumerRecord[bytes, bytes]) -> Record:
-    """The record in a frame. Raises LogUnusable: what cannot be read stops the reader, and stays."""
-    try:
-        return decode(record.value or b"")
-    except FrameError as reason:
-        raise _unreadable(access, record.topic, record.partition, f"offset {record.offset}", reason) from None
-
-
-def read_line(access: Access, at: TopicPartition, key: bytes, frame: bytes) -> Pending:
-    """A queue line. Raises LogUnusable."""
-    try:
-        return cast("Pending", decode(frame))
-    except FrameError as reason:
-        raise _unreadable(access, at.topic, at.partition, f"key {key.decode(errors='replace')}", reason) from None
-
-
-def _unreadable(access: Access, topic: str, shard: int, place: str, reason: FrameError) -> LogUnusable:
-    return LogUnusable(
-        f"{access.where}: the record at {topic}, shard {shard}, {place} cannot be read: {reason};"
-        " it was left where it is, and nothing behind it is taken"
-    )
-
-
-async def last_of_each_key(
-    access: Access, partitions: Sequence[TopicPartition], start: bytes = b""
-) -> dict[tuple[TopicPartition, bytes], bytes]:
-    """What a compacted topic says: the last value of each key that begins with `start`, without those that end in a
-    tombstone. Raises LogUnavailable.
-    """
-    found: dict[tuple[TopicPartition, bytes], bytes] = {}
-    reader = Reader(access, partitions)
-    try:
-        await reader.open(dict.fromkeys(partitions))
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _REPLAY_SILENCE_SECONDS
-        while reader.is_behind:
-            records = await reader.take(_REPLAY_TAKE, 0.2)
-            if records:
-                until = loop.time() + _REPLAY_SILENCE_SECONDS
-            elif loop.time() > until:
-                raise LogUnavailable(f"{access.where}: the queue cannot be read to its end")
-            for record in records:
-                if not (record.key or b"").startswith(start):
-                    continue
-                key = (TopicPartition(record.topic, record.partition), record.key or b"")
-                if record.value is None:
-                    found.pop(key, None)
-                else:
-                    found[key] = record.value
-    finally:
-        await reader.close()
-    return found
