@@ -195,11 +195,8 @@ def run(docs: Path, *, quick: bool) -> None:
     rounds = 2 if quick else 3
     results, shares = compare(quick=quick, rounds=rounds)
     scaled = scale(quick=quick, rounds=2 if quick else _SCALE_ROUNDS)
-    halves = [
-        max(10, int(report.median(lines, "eilpost", lambda line: line.end_to_end_rate) / 2))
-        for lines in results.values()
-    ]
-    delays = {half: append_delay(half, quick=quick) for half in halves}
+    rates = [report.median(lines, "eilpost", lambda line: line.end_to_end_rate) for lines in results.values()]
+    delays = {half: append_delay(half, quick=quick) for half in (max(10, int(rate / 2)) for rate in rates)}
     text = _text(results, shares, scaled, delays)
     print(text)
     if not quick:
@@ -218,7 +215,8 @@ def _text(
     rates = {kind[0]: [line.end_to_end_rate for line in scaled if line.server == kind[0]] for kind in _KINDS}
     usual = statistics.median(rates[_KINDS[0][0]])
     rows = "".join(
-        f"| {name} | {statistics.median(each):.0f} | {statistics.median(each) / usual:.2f} | {min(each):.0f} to {max(each):.0f} "
+        f"| {name} | {statistics.median(each):.0f} | {statistics.median(each) / usual:.2f} "
+        f"| {min(each):.0f} to {max(each):.0f} "
         f"| {report.median(scaled, name, lambda line: line.cpu_ms):.2f} |\n"
         for name, each in rates.items()
     )
@@ -250,9 +248,9 @@ Where the CPU of a message goes, reused connections:
 {spent}
 ## More processes
 
-The same load, reused connections, medians of {_SCALE_ROUNDS} rounds in turn. One router and one delivery with the broker
-fill two processors, so there is nothing to win here; more processes are for more machines. There must be nothing to lose
-either: the spread of the rounds is beside it.
+The same load, reused connections, medians of {_SCALE_ROUNDS} rounds in turn. One router and one delivery with the
+broker fill two processors, so there is nothing to win here; more processes are for more machines. There must be nothing
+to lose either: the spread of the rounds is beside it.
 
 | processes | end to end /s | ratio | rounds | CPU ms a message |
 |---|---:|---:|---:|---:|
