@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from eilpost import configuration, demo
 from eilpost.compose import log_settings
@@ -169,7 +170,8 @@ async def _end(process: asyncio.subprocess.Process, ending: asyncio.Future[int],
         process.terminate()
         process.send_signal(signal.SIGCONT)  # one that a person has stopped hears nothing
         hurrying = asyncio.ensure_future(hurry.wait())
-        await asyncio.wait({ending, hurrying}, timeout=_STOP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        ends: set[asyncio.Future[Any]] = {ending, hurrying}
+        await asyncio.wait(ends, timeout=_STOP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         hurrying.cancel()
         if process.returncode is None:
             process.kill()  # what was accepted is in Kafka
