@@ -15,6 +15,7 @@ import smtplib
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -41,7 +42,7 @@ class Roles:
     """An ingress, a router, a delivery, on folders they share."""
 
     def __init__(self, folder: Path, log: LogSettings) -> None:
-        shared = {
+        shared: dict[str, dict[str, Any]] = {
             "log": {
                 "url": log.url,
                 "prefix": log.prefix,
