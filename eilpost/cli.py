@@ -153,7 +153,8 @@ def demo(
         ),
     ] = None,
     cluster: Annotated[
-        bool, typer.Option("--cluster", help="Two processes of each role, on a Kafka of three brokers.")
+        bool,
+        typer.Option("--cluster", help="Seven processes, two of each role but mailstore, on a Kafka of three brokers."),
     ] = False,
     brokers: Annotated[str, typer.Option(metavar="URL", help="With --cluster: the Kafka.")] = "",
 ) -> None:
@@ -173,6 +174,14 @@ def demo(
     raise typer.Exit(onebox.up(plan, lambda: print(the_demo.banner(plan.settings, path, program), flush=True)))  # noqa: T201
 
 
+@app.command()
+def ingress(config: ConfigOption = None) -> None:
+    """Run the ingress role alone, for all tenants, on a log that processes share."""
+    from eilpost import configuration, onebox
+
+    raise typer.Exit(onebox.alone("ingress", configuration.plan(config)))
+
+
 def _role(name: str) -> Callable[[Path | None, str], None]:
     def command(config: ConfigOption = None, tenant: TenantOption = "") -> None:
         from eilpost import configuration, onebox
@@ -183,7 +192,7 @@ def _role(name: str) -> Callable[[Path | None, str], None]:
     return command
 
 
-for _name in ("ingress", "router", "delivery"):
+for _name in ("router", "delivery"):
     app.command(_name)(_role(_name))
 
 

@@ -1,8 +1,9 @@
-"""`eilpost demo --cluster`, what `make cluster` calls: two processes of each role on a Kafka of three brokers.
+"""`eilpost demo --cluster`, what `make cluster` calls: seven processes on a Kafka of three brokers.
 
-A supervisor on one machine, as Kubernetes would be on many: it makes the demo's world and the topics, starts the
-processes, says when one has gone, and starts it again. So that a person can kill any of them while mail flows. It is no
-way to run a cluster for others: the brokers, the spool and the mailboxes share this machine. Next: `eilpost/demo.py`.
+Two each of ingress, router and delivery, and one mailstore. A supervisor on one machine, as Kubernetes would be on
+many: it makes the demo's world and the topics, starts the processes, says when one has gone, and starts it again. So
+that a person can kill any of them while mail flows. It is no way to run a cluster for others: the brokers, the spool
+and the mailboxes share this machine. Next: `eilpost/demo.py`.
 """
 
 from __future__ import annotations

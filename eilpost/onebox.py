@@ -75,10 +75,6 @@ def alone(name: str, plan: Plan) -> int:
         raise SettingsError(
             "ingress.mx is empty, nothing to serve; set an address there, or by EILPOST_INGRESS__MX=HOST:PORT"
         )
-    if plan.tenant and name not in ("router", "delivery"):
-        raise SettingsError(
-            f"--tenant {plan.tenant}: {name} serves all tenants; only router and delivery can be a tenant's"
-        )
     return _run(plan, lambda: _roles(plan, (name,)))
 
 

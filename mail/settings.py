@@ -81,7 +81,8 @@ class LogSettings(Section):
         description="Records waiting in `accepted` beyond which new mail gets 452; a dedicated tenant's are its own.",
     )
     min_free_disk: Size = Field(
-        parse_size("256MiB"), description="Less free disk than this, of the log or the spool: new mail gets 452."
+        parse_size("256MiB"),
+        description="Less free disk than this, of an embedded log or of a spool in a directory: new mail gets 452.",
     )
     prefix: str = Field("mail.", description="Kafka: stands before the names of topics, groups and transactional ids.")
     durability: Literal["safe", "dev"] = Field(

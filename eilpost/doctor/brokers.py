@@ -1,7 +1,7 @@
 """Doctor, the brokers: each address, versions, size of the cluster, topics, groups, a write, clocks, certificates.
 
 Every question has its time limit in `mail/log/kafka`. When no broker can be reached the rest is not asked, and that is
-said. Next: `eilpost/doctor/machine.py`.
+said. Next: `eilpost/doctor/unreadable.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from eilpost.doctor import topics
+from eilpost.doctor import topics, unreadable
 from eilpost.doctor.finding import Finding, fail, ok, warn
 from eilpost.words import age_words
 from mail.log import LogUnavailable, LogUnusable
@@ -146,15 +146,20 @@ async def _groups(
 ) -> list[Finding]:
     try:
         counts = counts_of(there, access, settings)
-        backlog = await KafkaHistorian(access, lookout, counts).backlog()
-        states = await lookout.groups([access.group(role) for role in (ROUTER, DELIVERY)])
     except LogUnusable:
         return []  # said of the topics
+    historian = KafkaHistorian(access, lookout, counts)
+    try:
+        backlog = await historian.backlog()
+        states = await lookout.groups([access.group(role) for role in (ROUTER, DELIVERY)])
+    except LogUnusable as error:
+        return [fail("groups", str(error), "the shards of that group stand still until then")]
     except LogUnavailable as error:
         return [fail("groups", f"cannot be looked at: {error}", "see the brokers' own logs")]
     return [
         _group(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
         _group(DELIVERY, access, states, backlog.dispatched, counts.by_site, tenant),
+        *await unreadable.findings(historian, access, counts.by_queue_id),
     ]
 
 

@@ -3,7 +3,7 @@
 One port for one machine (embedded) and for a cluster (Kafka). It promises: an append that returned survives the death
 of any node; a shard has one owner at a time; **an input is marked consumed only after, or in the same commit as,
 everything that follows from it is durable** (the law of DESIGN section 2); nothing unconsumed is ever removed. It
-knows records, shards and marks, and nothing about mail. Adapters: `memory`, `embedded`; `kafka` follows. The contract
+knows records, shards and marks, and nothing about mail. Adapters: `memory`, `embedded`, `kafka`. The contract
 suite in `tests/contract/` holds for each. Next: `mail/log/topics.py`.
 """
 

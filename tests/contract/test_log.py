@@ -10,12 +10,14 @@ import pytest
 
 from mail.log import Log
 from mail.log.embedded import EmbeddedLog, writer
-from mail.log.embedded.commit import Change, NewEntry, first_id
+from mail.log.embedded.commit import Change, NewEntry, first_id, line_key
 from mail.log.embedded.store import Store
 from mail.log.memory import MemoryLog
-from mail.log.topics import Topic
+from mail.log.topics import EVENTS, QUEUE, Topic
+from mail.message import QueueId
 from mail.settings import LogSettings
 from tests.contract.log_contract import Harness, LogContract
+from tests.support.log_samples import NOON
 
 
 class MemoryHarness:
@@ -30,9 +32,14 @@ class MemoryHarness:
         await self._log.start()
         return self._log
 
-    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes) -> None:
+    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
         assert isinstance(log, MemoryLog)
-        log.partition(topic, shard).add(1, frame)
+        if topic is QUEUE:
+            log._lines[shard][key] = frame
+        elif topic is EVENTS:
+            log._events[QueueId(key)] = [(NOON, frame)]
+        else:
+            log.partition(topic, shard).add(1, frame)
 
     def fail_writes(self, log: Log) -> None:
         assert isinstance(log, MemoryLog)
@@ -70,9 +77,15 @@ class EmbeddedHarness:
         await log.start()
         return log
 
-    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes) -> None:
+    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
         assert isinstance(log, EmbeddedLog)
-        await log.writer.change(Change(entries=[NewEntry(first_id(topic, shard), frame)]))
+        if topic is QUEUE:
+            change = Change(lines={line_key(shard, key): frame})
+        elif topic is EVENTS:
+            change = Change(events=[(int(NOON.timestamp() * 1000), key, frame)])
+        else:
+            change = Change(entries=[NewEntry(first_id(topic, shard), frame)])
+        await log.writer.change(change)
 
     def fail_writes(self, log: Log) -> None:
         BrokenStore.broken = True

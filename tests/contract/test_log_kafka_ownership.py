@@ -27,7 +27,7 @@ from mail.route import ToMx
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import delivering, dispatches, lines, numbers, routing, take_all
 from tests.support.kafka_log import make_topics, plant, running, settings_on
-from tests.support.log_samples import accepted, attempted, dispatched, event, pending, queue_id
+from tests.support.log_samples import accepted, attempted, dispatched, event, frame_of_version, pending, queue_id
 from tests.support.ports import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -208,9 +208,7 @@ async def test_a_record_nobody_can_read_stops_its_shard_and_no_other(
 ) -> None:
     settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=1)
     await make_topics(settings)
-    frame = bytearray(encode(accepted(1)) or b"")
-    frame[2] = 9
-    await plant(settings, ACCEPTED, 0, bytes(frame))
+    await plant(settings, ACCEPTED, 0, frame_of_version(9, accepted(1)))
     monkeypatch.setattr(membership, "_STOPPED_SECONDS", 0.5)
     seen: list[int] = []
     tries = 0

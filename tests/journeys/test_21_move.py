@@ -238,6 +238,21 @@ async def test_the_command_to_a_kafka_killed_and_delivered(kafka_bootstrap: str,
 
 
 @pytest.mark.kafka
+async def test_by_two_urls_to_a_kafka_and_delivered(kafka_bootstrap: str, tmp_path: Path) -> None:
+    settings = settings_on(kafka_bootstrap, shards=3, delivery_shards=2)
+    await make_topics(settings)
+    config = configuration(tmp_path, settings)  # the prefix and the spool, which a URL leaves open
+    async with opened(tmp_path / "old.db") as log:
+        planted = await plant(log, DiskSpool(tmp_path / "spool"), 3)
+    urls = ("--from", "embedded:old.db", "--to", settings.url, "--config", config)
+    said = await asyncio.to_thread(move, *urls)
+    assert said.startswith("moved 33 messages (6 not yet read by the router), 30 deliveries, ")
+    async with opened(tmp_path / "old.db") as log:
+        assert await is_empty(log)
+    await deliver(KafkaLog(settings), tmp_path / "spool", planted)
+
+
+@pytest.mark.kafka
 async def test_a_cluster_in_use_and_the_same_twice_are_refused(kafka_bootstrap: str, tmp_path: Path) -> None:
     settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=2)
     await make_topics(settings)

@@ -16,6 +16,19 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from deploy.kafka.cluster import Cluster
 from mail.log.kafka.access import make_access
 from mail.log.kafka.history import ROUTER
+from mail.record import Settled
+from mail.settings import LogSettings
+from tests.contract.log_contract.harness import (
+    NOW,
+    delivering,
+    dispatches,
+    events,
+    lines,
+    numbers,
+    routing,
+    seen,
+    take_all,
+)
 from tests.support import kafka
 from tests.support import log_samples as samples
 from tests.support.commands import Run, commands, refused, secured_log
@@ -254,3 +267,31 @@ def test_doctor_on_a_secured_cluster(run: Run, secured_node: Cluster) -> None:
     assert levels["append"] == levels["clock of broker 1"] == "OK"
     assert secured_node.secured is not None
     assert secured_node.secured.password not in out
+
+
+@pytest.mark.kafka_cluster
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "PLAIN"])
+async def test_a_message_goes_all_its_way_over_a_secured_listener(secured_node: Cluster, mechanism: str) -> None:
+    """Both groups and the router's transactions, with a log-in and TLS."""
+    section = secured_log(secured_node, prefix=f"way-{mechanism.lower()}.", shards=1, delivery_shards=1)
+    settings = LogSettings.model_validate(
+        section | {"sasl_mechanism": mechanism, "durability": "dev", "replication": 1, "session_timeout": "6s"}
+    )
+    async with running(settings) as log:
+        await log.append(samples.accepted(1))
+        async with routing(log) as router:
+            taken = await take_all(router, 1)
+            await router.commit([samples.pending(1), samples.dispatched(1), samples.event(1)], taken)
+            assert await lines(router) == [samples.pending(1)]
+            async with delivering(log) as carrying:
+                (entry,) = await dispatches(carrying, 1)
+                await carrying.finish(entry, samples.attempted(1))
+            report = await take_all(router, 1)
+            assert numbers(report) == [samples.attempted(1)]
+            await router.commit([Settled(samples.delivery(1).id)], report)
+            assert await lines(router) == []
+        await seen(lambda: events(log, 1), [samples.event(1)])
+    async with running(settings) as log:  # the marks of both groups are there for who comes next
+        async with routing(log) as router:
+            assert not await router.take(10, NOW)
+        assert (await log.backlog()).dispatched == 0

@@ -1,6 +1,7 @@
 """Journey 26: what `make cluster` runs. Mail goes in at both doors and is fetched, processes are ended and come again.
 
-Its ports are free ones, all else as a person gets it: three brokers, seven processes, and Ctrl-C at the end.
+Its ports are free ones, all else as a person gets it: three brokers, seven processes, and Ctrl-C at the end. One of the
+brokers is killed too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import smtplib
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +26,9 @@ from eilpost import demo
 from tests.support.kafka import MakesClusters
 from tests.support.ports import free_port
 
-pytestmark = [pytest.mark.kafka_cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.kafka_cluster, pytest.mark.timeout(300)]
+
+LETTERS = 200
 
 RUN = """
 import sys
@@ -99,6 +103,37 @@ def subjects(port: int) -> set[str]:
         client.quit()
 
 
+class Letters:
+    """What a sender that repeats what got no 250 has come to."""
+
+    accepted = 0
+
+
+@contextmanager
+def flow(ports: tuple[int, int], count: int) -> Iterator[Letters]:
+    """README's sender: one letter after the other, at both doors in turn."""
+    letters, over = Letters(), threading.Event()
+
+    def run() -> None:
+        for number in range(count):
+            while not over.is_set():
+                try:
+                    send(ports[number % 2], f"flow-{number}")
+                    letters.accepted += 1
+                    break
+                except (OSError, smtplib.SMTPException):
+                    over.wait(1)
+            over.wait(0.05)
+
+    sender = threading.Thread(target=run)
+    sender.start()
+    try:
+        yield letters
+    finally:
+        over.set()
+        sender.join()
+
+
 def test_the_demo_cluster(kafka_cluster: MakesClusters, tmp_path: Path) -> None:
     brokers = kafka_cluster(3)
     smtp, pop3, http = (free_port(), free_port()), free_port(), _seven_free_ports()
@@ -115,6 +150,17 @@ def test_the_demo_cluster(kafka_cluster: MakesClusters, tmp_path: Path) -> None:
         until(lambda: all(cluster.pid(name) != pid for name, pid in ended.items()), cluster.said)
         assert cluster.said().count("was ended by SIGKILL; started again in a moment") == len(ended)
         until(lambda: subjects(pop3) == {"before-0", "before-1", "meanwhile"}, cluster.said)
+
+        mailstore = cluster.pid("mailstore-1")
+        with flow(smtp, LETTERS) as letters:
+            until(lambda: letters.accepted > LETTERS // 10, cluster.said)
+            brokers.node(2).kill()
+            os.kill(mailstore, signal.SIGKILL)
+            until(lambda: cluster.pid("mailstore-1") != mailstore, cluster.said)
+            assert letters.accepted < LETTERS, "all was over before anything was lost"
+            until(lambda: letters.accepted == LETTERS, lambda: f"{letters.accepted} accepted\n{cluster.said()}", 120)
+        flowed = {f"flow-{number}" for number in range(LETTERS)}
+        until(lambda: subjects(pop3) >= flowed, lambda: f"{flowed - subjects(pop3)}\n{cluster.said()}", 90)
 
         os.kill(cluster.pid("router-2"), signal.SIGSTOP)  # it has to be woken to hear that it is to end
         cluster.process.send_signal(signal.SIGINT)

@@ -59,12 +59,13 @@ async def running(settings: LogSettings) -> AsyncIterator[KafkaLog]:
         await log.close()
 
 
-async def plant(settings: LogSettings, topic: Topic, shard: int, frame: bytes) -> None:
-    """Raw bytes as the next record of a shard."""
+async def plant(settings: LogSettings, topic: Topic, shard: int, frame: bytes, key: str = "planted") -> int:
+    """Raw bytes as the next record of a shard; its offset."""
     producer = AIOKafkaProducer(acks="all", **make_access(settings).client())
     await producer.start()
     try:
-        await producer.send_and_wait(settings.prefix + topic.name, frame, b"planted", partition=shard)
+        there = await producer.send_and_wait(settings.prefix + topic.name, frame, key.encode(), partition=shard)
+        return int(there.offset)
     finally:
         await producer.stop()
 
@@ -106,8 +107,8 @@ class KafkaHarness:
         await log.start()
         return log
 
-    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes) -> None:
-        await plant(self._settings, topic, shard, frame)
+    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
+        await plant(self._settings, topic, shard, frame, key)
 
     def fail_writes(self, log: Log) -> None:
         self._cable.is_cut = True

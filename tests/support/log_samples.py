@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from mail.address import Address
 from mail.envelope import Body, Envelope, Notify, Recipient, Ret
+from mail.log.codec import encode
 from mail.message import Client, Content, DeliveryId, Inline, Message, QueueId, Spooled, delivery_id, make_queue_id
 from mail.outcome import Deferred, Delivered, Failed
 from mail.record import (
@@ -48,6 +49,13 @@ _RICH = (
     Recipient(Address("jörg", "bücher.example"), Address("jörg", "bücher.example"), frozenset({Notify.NEVER})),
     Recipient(Address("carol", "[IPv6:2001:db8::1]"), Address("carol", "[IPv6:2001:db8::1]")),
 )
+
+
+def frame_of_version(version: int, record: Record) -> bytes:
+    """As a newer eilpost, or a much older one, may have written it."""
+    frame = bytearray(encode(record) or b"")
+    frame[2] = version
+    return bytes(frame)
 
 
 def queue_id(number: int) -> QueueId:

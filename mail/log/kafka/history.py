@@ -59,14 +59,22 @@ class KafkaHistorian:
     async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         """Of one message: only its shard is read, and only its lines are looked at."""
         every = range(self._counts.by_queue_id)
-        start = b"" if queue_id is None else queue_id.encode()
         for shard in every if queue_id is None else [shard_of_message(queue_id, self._counts)]:
-            at = self._access.partition(QUEUE, shard)
-            for (_, key), frame in (await last_of_each_key(self._access, [at], start)).items():
-                yield read_line(self._access, at, key, frame)
+            async for line in self.lines_of(shard, queue_id):
+                yield line
+
+    async def lines_of(self, shard: int, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        at = self._access.partition(QUEUE, shard)
+        start = b"" if queue_id is None else queue_id.encode()
+        for (_, key), frame in (await last_of_each_key(self._access, [at], start)).items():
+            yield read_line(self._access, at, key, frame)
 
     async def oldest_unconsumed(self) -> datetime | None:
-        """Reads the first record that is not consumed of each partition."""
+        first = await self.first_unconsumed()
+        return min((received_time(cast("Accepted", read(self._access, each))) for each in first), default=None)
+
+    async def first_unconsumed(self) -> Sequence[ConsumerRecord[bytes, bytes]]:
+        """The first record that is not consumed of each partition where there is one."""
         first = {
             at: marks[at].low if at in marks else begin
             for role, topics in ((ROUTER, (ACCEPTED, ATTEMPTED)), (DELIVERY, (DISPATCHED,)))
@@ -75,7 +83,7 @@ class KafkaHistorian:
         }
         ends = await self._lookout.ends(first)
         waiting = {at: offset for at, offset in first.items() if offset < ends[at]}
-        times: list[datetime] = []
+        found: list[ConsumerRecord[bytes, bytes]] = []
         reader = Reader(self._access, list(waiting))
         try:
             if waiting:
@@ -85,12 +93,12 @@ class KafkaHistorian:
                 for at in list(waiting):
                     taken = [record for record in await reader.take(_TAKE, 0.1, [at]) if record.value is not None]
                     if taken and waiting.pop(at, None) is not None:
-                        times.append(received_time(cast("Accepted", read(self._access, taken[0]))))
+                        found.append(taken[0])
                 if asyncio.get_running_loop().time() > until:
                     raise LogUnavailable(f"{self._access.where}: what waits cannot be read")
         finally:
             await reader.close()
-        return min(times, default=None)
+        return found
 
     async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
         at = self._access.partition(ACCEPTED, shard_of_message(queue_id, self._counts))

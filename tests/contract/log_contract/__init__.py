@@ -7,8 +7,9 @@ from tests.contract.log_contract.asking import Asking
 from tests.contract.log_contract.committing import Committing
 from tests.contract.log_contract.harness import Harness as Harness
 from tests.contract.log_contract.owning import Owning
+from tests.contract.log_contract.refusing import Refusing
 from tests.contract.log_contract.taking import Taking
 
 
-class LogContract(Taking, Committing, Owning, Asking):
+class LogContract(Taking, Committing, Owning, Asking, Refusing):
     """Subclasses provide the fixture `harness`."""

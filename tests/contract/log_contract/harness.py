@@ -35,8 +35,8 @@ class Harness(Protocol):
         """A started log on this harness's store; after `close()` of the last one, it finds what that one left."""
         ...
 
-    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes) -> None:
-        """Write raw bytes as the next entry of a shard."""
+    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
+        """Write raw bytes as the next entry of a shard; `key` as `place` would have it for a record there."""
         ...
 
     def fail_writes(self, log: Log) -> None:

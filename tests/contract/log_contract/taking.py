@@ -5,13 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-import pytest
-
-from mail.log import (
-    LogUnusable,
-)
-from mail.log.codec import encode
-from mail.log.topics import ACCEPTED, DISPATCHED, ShardCounts, Topic, place
+from mail.log.topics import ShardCounts, place
 from mail.record import Accepted
 from mail.route import Route, ToMailbox, ToMx, ToRelay
 from mail.settings import LogSettings
@@ -121,22 +115,6 @@ class Taking:
             ]
             await log.append(accepted(500))
             assert numbers(await take_all(shard, 1)) == [accepted(500)]
-        await log.close()
-
-    @pytest.mark.parametrize("topic", [ACCEPTED, DISPATCHED], ids=lambda topic: topic.name)
-    async def test_a_frame_of_another_version_stops_the_reader_and_stays(self, harness: Harness, topic: Topic) -> None:
-        log = await harness.make(LogSettings())
-        frame = bytearray(encode(accepted(1)) or b"")
-        frame[2] = 9
-        await harness.plant(log, topic, 0, bytes(frame))
-        for _ in range(2):  # it is still there for the next owner
-            with pytest.raises(LogUnusable, match=rf"{topic.name}, shard 0, offset \d+.*version is 9"):  # noqa: PT012
-                if topic is ACCEPTED:
-                    async with routing(log) as router:
-                        await router.take(10, NOW)
-                else:
-                    async with delivering(log) as shard:
-                        await shard.take(10)
         await log.close()
 
     async def test_appends_may_be_cancelled_without_harm(self, harness: Harness) -> None:

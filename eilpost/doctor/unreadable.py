@@ -1,0 +1,63 @@
+"""Doctor, what cannot be read: a record of another version, or a damaged one, stops its shard, and stays.
+
+It reads what the roles would read next: the first record of each partition that is not consumed, and the open queue,
+as far as `_QUEUE_SECONDS` carry. Content is not looked at, and nothing is changed. Next: `eilpost/doctor/machine.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from eilpost.doctor.finding import Finding, fail, warn
+from mail.log import LogUnavailable, LogUnusable
+from mail.log.kafka.access import Access
+from mail.log.kafka.history import KafkaHistorian
+from mail.log.kafka.records import read
+from mail.log.topics import QUEUE
+
+_FIRST_SECONDS = 8.0
+_QUEUE_SECONDS = 4.0  # a longer queue is read in part: `eilpost queue` reads it all
+
+_ADVICE = (
+    "if a newer eilpost wrote it, run that one: the shard goes on by itself",
+    'if it is damaged: docs/operating-kafka.md, "A record that cannot be read"',
+)
+
+
+async def findings(historian: KafkaHistorian, access: Access, shards: int) -> list[Finding]:
+    """A FAIL for each shard that stands still for such a record; nothing when all is well."""
+    found: list[Finding] = []
+    try:
+        async with asyncio.timeout(_FIRST_SECONDS):
+            found += [finding async for finding in _first_records(historian, access)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_QUEUE_SECONDS):
+                async for finding in _lines(historian, access, shards):
+                    found.append(finding)
+    except TimeoutError:
+        return [warn("records", f"what waits does not come within {_FIRST_SECONDS:.0f} s", "see the brokers' own logs")]
+    except LogUnavailable as error:
+        return [*found, fail("records", f"cannot be looked at: {error}", "see the brokers' own logs")]
+    return found
+
+
+async def _first_records(historian: KafkaHistorian, access: Access) -> AsyncIterator[Finding]:
+    for record in await historian.first_unconsumed():
+        try:
+            read(access, record)
+        except LogUnusable as error:
+            yield _unreadable(access, record.topic, record.partition, error)
+
+
+async def _lines(historian: KafkaHistorian, access: Access, shards: int) -> AsyncIterator[Finding]:
+    for shard in range(shards):
+        try:
+            _ = [None async for _ in historian.lines_of(shard)]
+        except LogUnusable as error:
+            yield _unreadable(access, access.topic(QUEUE), shard, error)
+
+
+def _unreadable(access: Access, topic: str, shard: int, error: LogUnusable) -> Finding:
+    return fail(f"shard {shard} of {topic}", str(error).removeprefix(f"{access.where}: "), *_ADVICE)

@@ -1,0 +1,176 @@
+"""Journey 27: a record of another version lies in one shard. Its shard stands still and says so, all else goes on.
+
+Real processes on a real Kafka, for a router's shard and for a delivery's. No process ends or starts again; the log, a
+metric and `eilpost doctor` name the record. Then what docs/operating-kafka.md says of a damaged one is done: with the
+role's processes stopped the group's mark goes behind it, and what waited arrives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import smtplib
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from mail.log.kafka.access import make_access
+from mail.log.topics import ACCEPTED, DISPATCHED, QUEUE, ShardCounts, Topic, place, shard_of_message
+from mail.message import QueueId
+from mail.route import ToMailbox
+from mail.settings import LogSettings
+from tests.support.kafka_log import make_topics, plant, settings_on
+from tests.support.log_samples import accepted, dispatched, frame_of_version, pending
+from tests.support.onebox import EILPOST, OneBox, directory_toml
+from tests.support.ports import wait_until
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
+
+COUNTS = ShardCounts(2, 2)
+USERS = ("alice", "bob", "carol", "dave")
+LETTERS = 12
+STOPPED = 1  # the shard with the record
+
+
+class Roles:
+    """An ingress, a router, a delivery, on folders they share."""
+
+    def __init__(self, folder: Path, log: LogSettings) -> None:
+        shared: dict[str, dict[str, Any]] = {
+            "log": {
+                "url": log.url,
+                "prefix": log.prefix,
+                "durability": "dev",
+                "replication": 1,
+                "session_timeout": "6s",
+            },
+            "spool": {"url": f"file:{folder}/spool"},
+            "mailboxes": {"url": f"maildir:{folder}/mail"},
+        }
+        self.mail = folder / "mail/example.test"
+        self.ingress, self.router, self.delivery = self.everyone = tuple(
+            OneBox(folder / role, shared, directory=directory_toml(USERS), command=(str(EILPOST), role))
+            for role in ("ingress", "router", "delivery")
+        )
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        try:
+            for each in self.everyone:
+                each.start(wait=False)
+            for each in self.everyone:
+                each.wait_ready()
+            yield
+        finally:
+            for each in self.everyone:
+                each.kill()
+
+    def send(self, subjects: Sequence[str]) -> dict[str, tuple[QueueId, str]]:
+        """A letter to each user in turn; by subject, its queue id and whom it is for."""
+        sent = {}
+        with smtplib.SMTP("127.0.0.1", self.ingress.mx) as client:
+            client.ehlo()
+            for number, subject in enumerate(subjects):
+                user = USERS[number % len(USERS)]
+                client.mail("bob@example.test")
+                client.rcpt(f"{user}@example.test")
+                code, text = client.data(f"Subject: {subject}\r\n\r\nx\r\n".encode())
+                found = re.search(r"\b[0-9A-Z]{26}\b", text.decode())
+                assert (code, found is not None) == (250, True)
+                assert found is not None
+                sent[subject] = QueueId(found[0]), user
+        return sent
+
+    def arrived(self) -> list[str]:
+        texts = [path.read_text() for path in self.mail.glob("*/new/*")]
+        return sorted(match[1] for text in texts if (match := re.search(r"^Subject: (\S+)", text, re.MULTILINE)))
+
+
+def waits_for(topic: Topic, queue_id: QueueId, user: str) -> bool:
+    """Whether a letter goes through the shard that stands still."""
+    if topic is ACCEPTED:
+        return shard_of_message(queue_id, COUNTS) == STOPPED
+    return place(dispatched(1, ToMailbox(f"{user}@example.test")), COUNTS).shard == STOPPED
+
+
+async def skip(log: LogSettings, topic: Topic, role: str, offset: int) -> None:
+    """As `kafka-consumer-groups.sh --reset-offsets --to-offset` does for a group without members."""
+    access = make_access(log)
+    consumer = AIOKafkaConsumer(group_id=access.group(role), enable_auto_commit=False, **access.client())
+    await consumer.start()
+    try:
+        at = TopicPartition(access.topic(topic), STOPPED)
+        consumer.assign([at])
+        await consumer.commit({at: offset + 1})
+    finally:
+        await consumer.stop()
+
+
+@pytest.mark.parametrize(("topic", "role"), [(ACCEPTED, "router"), (DISPATCHED, "delivery")])
+async def test_a_record_of_another_version(kafka_bootstrap: str, tmp_path: Path, topic: Topic, role: str) -> None:
+    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
+    await make_topics(log)
+    roles = Roles(tmp_path, log)
+    reader = roles.router if topic is ACCEPTED else roles.delivery
+    record = accepted(1) if topic is ACCEPTED else dispatched(1)
+    with roles.running():
+        before = roles.send([f"before-{number}" for number in range(LETTERS)])
+        await wait_until(lambda: roles.arrived() == sorted(before), what="mail while all is well", deadline_seconds=40)
+        lives = {each.pid for each in roles.everyone}
+
+        offset = await plant(log, topic, STOPPED, frame_of_version(9, record))
+        after = roles.send([f"after-{number}" for number in range(LETTERS)])
+        waiting = {subject for subject, (queue_id, user) in after.items() if waits_for(topic, queue_id, user)}
+        assert 0 < len(waiting) < LETTERS
+        flows = sorted(before.keys() | after.keys() - waiting)
+        await wait_until(lambda: roles.arrived() == flows, what="the other shard's mail", deadline_seconds=40)
+        await wait_until(
+            lambda: reader.metric("eilpost_shards_stopped", role=role) == 1, what="the metric", deadline_seconds=20
+        )
+        await asyncio.sleep(3)  # long enough for a loop to show
+        assert roles.arrived() == flows
+        assert {each.pid for each in roles.everyone if each.is_running} == lives
+        (line,) = [line for line in reader.output().splitlines() if '"shard stopped"' in line]
+        place_of_it = f"{log.prefix}{topic.name}, shard {STOPPED}, offset {offset} cannot be read: its version is 9"
+        assert place_of_it in json.loads(line)["reason"]
+        assert reader.get("/readyz")[0] == reader.get("/healthz")[0] == 200  # its other shard is served
+
+        told = json.loads(await asyncio.to_thread(roles.ingress.run, "doctor", "--json", ok=False))
+        (finding,) = [
+            each for each in told["findings"] if each["what"] == f"shard {STOPPED} of {log.prefix}{topic.name}"
+        ]
+        assert (told["level"], finding["level"]) == ("FAIL", "FAIL")
+        assert place_of_it in finding["text"]
+        assert len(finding["advice"]) == 2
+
+        assert await asyncio.to_thread(reader.stop) == 0
+        await skip(log, topic, role, offset)
+        await asyncio.to_thread(reader.start)
+        everything = sorted(before.keys() | after.keys())
+        await wait_until(lambda: roles.arrived() == everything, what="what had waited", deadline_seconds=40)
+        assert reader.metric("eilpost_shards_stopped", role=role) == 0
+        told = json.loads(await asyncio.to_thread(roles.ingress.run, "doctor", "--json", ok=False))
+        assert not [each for each in told["findings"] if each["what"].startswith("shard ")]
+
+
+async def test_a_queue_line_of_another_version_is_told(kafka_bootstrap: str, tmp_path: Path) -> None:
+    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
+    await make_topics(log)
+    line = pending(1)
+    at = place(line, COUNTS)
+    await plant(log, QUEUE, at.shard, frame_of_version(9, line), at.key)
+    ingress = Roles(tmp_path, log).ingress  # its configuration; nothing runs
+    told = json.loads(await asyncio.to_thread(ingress.run, "doctor", "--json", ok=False))
+    (finding,) = [each for each in told["findings"] if each["what"] == f"shard {at.shard} of {log.prefix}queue"]
+    assert finding["level"] == "FAIL"
+    assert f"key {at.key} cannot be read: its version is 9" in finding["text"]
+    command = [EILPOST, "queue", "--config", ingress.config]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert finding["text"] in done.stderr
