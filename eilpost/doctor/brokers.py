@@ -7,7 +7,7 @@ said. Next: `eilpost/doctor/unreadable.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,31 +27,54 @@ from mail.settings import LogSettings
 _CLOCK_WARN_SECONDS = 2.0
 _SLOW_SECONDS = 0.5
 _RENEW = timedelta(days=30)
+_LIMIT_SECONDS = 26.0  # less than the page has for each of its parts
 
 
-async def examine(settings: LogSettings, tenant: str, others: Mapping[str, LogSettings]) -> list[Finding]:
+async def examine(
+    settings: LogSettings, tenant: str, others: Mapping[str, LogSettings], limit_seconds: float = _LIMIT_SECONDS
+) -> list[Finding]:
     """All there is to say of the log on Kafka; `settings` with absolute paths. `tenant` is the dedicated one they are
-    for, if any; `others`: the settings of tenants whose topics are looked at too.
+    for, if any; `others`: the settings of tenants whose topics are looked at too. What is known at the limit is told.
     """
     try:
         access = make_access(settings)
     except LogUnusable as error:
         return [fail("log", str(error))]
+    found: list[Finding] = []
+    try:
+        async with asyncio.timeout(limit_seconds):
+            async for part in _parts(access, settings, tenant, others):
+                found += part
+    except TimeoutError:
+        text = f"not everything was answered within {limit_seconds:.0f} s"
+        found.append(fail("log", text, "mend what stands above, then ask again"))
+    return found
+
+
+async def _parts(
+    access: Access, settings: LogSettings, tenant: str, others: Mapping[str, LogSettings]
+) -> AsyncIterator[list[Finding]]:
     answers = await asyncio.gather(*(reach(access, address) for address in access.servers))
     reached = [answer for answer in answers if isinstance(answer, Reached)]
-    found = [_address(answer, some=bool(reached)) for answer in answers]
+    yield [_address(answer, some=bool(reached)) for answer in answers]
     if not reached:
-        return [*found, fail("log", "nothing more can be asked: no broker can be reached", "mend the lines above")]
+        yield [fail("log", "nothing more can be asked: no broker can be reached", "mend the lines above")]
+        return
     unreached = await unreached_brokers(access, answers)
-    found += [fail(f"broker {each.address}", each.what, each.advice) for each in unreached]
+    yield [fail(f"broker {each.address}", each.what, each.advice) for each in unreached]
     gone = {each.address for each in [*answers, *unreached] if isinstance(each, Unreached)}
-    found += _versions(reached) + _size(reached, gone, settings)
-    found += _certificates(reached, settings) + _in_the_clear(settings)
-    said, there = await _topics_and_groups(access, settings, tenant)
-    found += said
-    for name, theirs in others.items():
-        found += (await _topics_and_groups(make_access(theirs), theirs, name))[0]
-    return found + await _writes(access, there)
+    yield _versions(reached) + _size(reached, gone, settings)
+    yield _certificates(reached, settings) + _in_the_clear(settings)
+    sets = [(access, settings, tenant), *((make_access(theirs), theirs, name) for name, theirs in others.items())]
+    asking = [asyncio.create_task(_topics_and_groups(*each), name=f"topics of {each[0].prefix}") for each in sets]
+    try:
+        for task in asking:
+            yield (await task)[0]
+        yield await _writes(access, (await asking[0])[1])
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def _topics_and_groups(

@@ -4,6 +4,7 @@ a new topic in its own time.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.metadata import MetadataRequest
 
-from eilpost.doctor.brokers import examine
+from eilpost.doctor import brokers
 from mail.log import Down, LogUnavailable, LogUnusable, Usable
 from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
@@ -34,7 +35,7 @@ async def test_asking_for_topics_that_are_missing_makes_none(bootstrap: str) -> 
     settings = settings_on(bootstrap)
     with pytest.raises(LogUnusable, match="run `eilpost topics create`"):
         await KafkaLog(settings).start()
-    findings = await examine(settings, "", {})
+    findings = await brokers.examine(settings, "", {})
     assert any("run `eilpost topics create`" in finding.advice for finding in findings)
     async with Lookout(make_access(settings)) as lookout:
         assert await lookout.topics() == {}
@@ -72,3 +73,15 @@ async def test_topics_that_were_made_are_known_to_every_broker(bootstrap: str) -
                 assert {name: code for code, name, *_ in answer.topics} == dict.fromkeys(names, 0)
     finally:
         await client.close()
+
+
+async def test_doctor_tells_what_it_knows_when_time_is_over(bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    settings = settings_on(bootstrap, replication=3)
+    await make_topics(settings)
+    monkeypatch.setattr(brokers, "_writes", never)
+    findings = await brokers.examine(settings, "", {}, limit_seconds=8.0)
+    assert sum(finding.what.startswith("broker ") for finding in findings) == 3
+    assert "not everything was answered within 8 s" in findings[-1].text

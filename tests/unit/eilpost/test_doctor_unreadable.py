@@ -15,7 +15,7 @@ from mail.log import LogUnavailable
 from mail.log.codec import encode
 from mail.log.kafka.access import make_access
 from mail.log.kafka.history import KafkaHistorian
-from mail.log.kafka.router_shard import read_line
+from mail.log.kafka.records import read_line
 from mail.log.topics import QUEUE
 from mail.record import Pending
 from mail.settings import LogSettings
