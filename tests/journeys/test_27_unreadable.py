@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 
 from mail.log.kafka.access import make_access
 from mail.log.topics import ACCEPTED, DISPATCHED, QUEUE, ShardCounts, Topic, place, shard_of_message
@@ -99,7 +99,7 @@ def waits_for(topic: Topic, queue_id: QueueId, user: str) -> bool:
     return place(dispatched(1, ToMailbox(f"{user}@example.test")), COUNTS).shard == STOPPED
 
 
-async def skip(log: LogSettings, topic: Topic, role: str, offset: int) -> None:
+async def set_mark(log: LogSettings, topic: Topic, role: str, offset: int, text: str = "") -> None:
     """As `kafka-consumer-groups.sh --reset-offsets --to-offset` does for a group without members."""
     access = make_access(log)
     consumer = AIOKafkaConsumer(group_id=access.group(role), enable_auto_commit=False, **access.client())
@@ -107,7 +107,7 @@ async def skip(log: LogSettings, topic: Topic, role: str, offset: int) -> None:
     try:
         at = TopicPartition(access.topic(topic), STOPPED)
         consumer.assign([at])
-        await consumer.commit({at: offset + 1})
+        await consumer.commit({at: OffsetAndMetadata(offset, text)})
     finally:
         await consumer.stop()
 
@@ -150,7 +150,7 @@ async def test_a_record_of_another_version(kafka_bootstrap: str, tmp_path: Path,
         assert len(finding["advice"]) == 2
 
         assert await asyncio.to_thread(reader.stop) == 0
-        await skip(log, topic, role, offset)
+        await set_mark(log, topic, role, offset + 1)
         await asyncio.to_thread(reader.start)
         everything = sorted(before.keys() | after.keys())
         await wait_until(lambda: roles.arrived() == everything, what="what had waited", deadline_seconds=40)
@@ -174,3 +174,15 @@ async def test_a_queue_line_of_another_version_is_told(kafka_bootstrap: str, tmp
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert finding["text"] in done.stderr
+
+
+async def test_a_mark_of_another_version_is_told(kafka_bootstrap: str, tmp_path: Path) -> None:
+    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
+    await make_topics(log)
+    await set_mark(log, DISPATCHED, "delivery", 0, "9 and so on")
+    ingress = Roles(tmp_path, log).ingress
+    told = json.loads(await asyncio.to_thread(ingress.run, "doctor", "--json", ok=False))
+    (finding,) = [each for each in told["findings"] if each["what"] == "groups"]
+    assert finding["level"] == "FAIL"
+    assert finding["text"].startswith("a committed mark cannot be read: it begins with '9'")
+    assert finding["text"].endswith("use the newer eilpost")
