@@ -16,6 +16,7 @@ import platform
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.support.faultpoints import POINTS
 from tests.support.mailcluster import HOSTS, MailCluster
 from tests.support.mishaps import MISHAPS, RARER
 from tests.support.takeover import plant_lines, take_over
+from tests.support.volume import Volume
 
 LINES = 100_000
 _RARE_POINTS = ("after-append", "in-transaction", "after-remote-250")
@@ -106,15 +108,25 @@ async def _matrix(
                 assert not left, left[:5]
                 check_copies([account], sink)
                 run.accounts.append(account)
-            except AssertionError as error:
-                run.failures.append(f"{fault} x {point}: {str(error)[:2000]}")
-                print(run.failures[-1], flush=True)
+            except Exception as error:  # whatever it is, the other cells are run
+                _failed(run, fault, point, error)
+            try:
+                await asyncio.to_thread(_mend, cluster)
+            except Exception as error:
+                _failed(run, fault, point, error, "after it ")
             keep()
-            await asyncio.to_thread(_mend, cluster)
+
+
+def _failed(run: Run, fault: str, point: str, error: Exception, when: str = "") -> None:
+    run.failures.append(f"{fault} x {point}: {when}{type(error).__name__}: {str(error)[:2000]}")
+    print(run.failures[-1], flush=True)
+    traceback.print_exception(error)
 
 
 def _mend(cluster: MailCluster) -> None:
     """All is up and has settled before the next cell."""
+    assert isinstance(cluster.spool, Volume)
+    cluster.spool.bring_back()
     for node in cluster.brokers.nodes:
         node.thaw()
     cluster.brokers.start()

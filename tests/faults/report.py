@@ -28,6 +28,7 @@ POINT_NAMES: Mapping[str, str] = {
     "after-commit": "router: committed, and does not know",
     "in-data": "delivery: inside the remote DATA",
     "after-remote-250": "delivery: after the remote 250, before the report",
+    "after-keep": "delivery: kept in the mailbox, before the report",
     "after-report": "delivery: reported, before the mark",
 }
 
@@ -42,12 +43,17 @@ which the fault did not hit its instant fails. The short form, several instants 
 
 * *In doubt*: the client got no answer after its dot, or a 451 for an append that was not confirmed. It may arrive; the
   client sends it again.
-* *Twice*: copies beyond the first at the sink. *At work*: what the delivery process that was hit had begun and not yet
-  marked, counted inside it at the instant. *At most*: what the cell allows; after `kill -9` and SIGSTOP that is what
-  was at work, else what the processes concerned may have at work (`delivery.in_flight`, 50 here). Into a mailbox
-  nothing came twice.
+* *Twice*: copies beyond the first at the sink. *At work*: what the delivery processes concerned had begun and not yet
+  marked at the instant of the fault, written down inside them (`tests/support/tried.py`): the process that was hit, or
+  both where the fault is what all need (a broker, the spool). *At most*: what the cell allows. After `kill -9` and
+  SIGSTOP that is what was at work. A process that lives and is cut off from its log goes on with what it has taken, so
+  after every other fault it is what was at work and what was begun since, without what was marked in the end; and no
+  more than these processes may have at work at the same time (`delivery.in_flight`, 50 here). Where nobody lost a
+  shard, all was marked, and *at most* is 0. Into a mailbox nothing came twice: no delivery id is there a second time.
 * *Longest wait*: from the dot to the arrival, of the message that waited longest; an accepted message is never lost by
-  waiting. After `kill -9` and SIGSTOP it is `log.session_timeout` (8 s by default) and a rebalance.
+  waiting. After `kill -9` and SIGSTOP of a router or a delivery it is `log.session_timeout` (8 s by default) and a
+  rebalance. An ingress has no shard that anybody waits for: its clients connect anew, to it or to another, or wait
+  until it wakes.
 """
 
 

@@ -30,7 +30,7 @@ async def test_an_object_is_lost_and_found(mail_cluster: MailCluster, turn: Iter
         load = None
         try:
             await wait_until(lambda: ingress.is_frozen, what="the object in the spool")
-            (file,) = (path for path in mail_cluster.spool.glob("[0-9]*/*") if path.stat().st_size > 1_000_000)
+            (file,) = (path for path in mail_cluster.spool.files() if path.stat().st_size > 1_000_000)
             backup = mail_cluster.folder / "backup"
             file.rename(backup)
             ingress.thaw()

@@ -11,18 +11,20 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from delivery.mailbox import KEPT_BEFORE
 from tests.support.accounting import Posting, Sink, Source, digest
 from tests.support.faultpoints import POINTS, SIZED
 from tests.support.mailcluster import HOSTS, IN_FLIGHT, INLINE_MAX, MailCluster, Member
-from tests.support.mishaps import MISHAPS, RARER, Harm
+from tests.support.mishaps import MISHAPS, RARER, STORED, Harm
 from tests.support.ports import wait_until
 
 _HIT_SECONDS = 30.0
+_MARKED_SECONDS = 0.3  # what arrived is reported and marked a moment later
 _SETTLE_SECONDS = 90.0
 _ROLE_OF = {point: role for role, points in POINTS.items() for point in points}
 _OWN_ID = re.compile(rb"^X-Id: (\S+)\r?$", re.MULTILINE)
@@ -45,7 +47,7 @@ class Account:
     bound: int = 0
     pause_seconds: float = 0.0
     in_sync_seconds: float = 0.0
-    at_work: int = 0  # begun and not marked, in the delivery processes that were hit, at the instant
+    at_work: int = 0  # begun and not marked, in the delivery processes concerned, at the instant of the fault
     stood_seconds: float = 0.0  # from the first that stood to the harm
     prefix: str = ""
     hits: list[dict[str, Any]] = field(default_factory=list)
@@ -54,7 +56,8 @@ class Account:
         return (
             f"{self.fault} x {'+'.join(self.points)}: {self.harm}: accepted {self.accepted} - delivered"
             f" {self.delivered} - bounced {self.bounced} - queued {self.queued} = lost {self.lost}; unknown"
-            f" {self.unknown}, duplicates {self.duplicates} of at most {self.bound}, pause {self.pause_seconds:.1f} s"
+            f" {self.unknown}, duplicates {self.duplicates} of at most {self.bound} with {self.at_work} at work, pause"
+            f" {self.pause_seconds:.1f} s"
         )
 
 
@@ -73,6 +76,8 @@ def postings(prefix: str, count: int) -> Iterator[Posting]:
                 recipients = (f"refused{prefix}{number}@{site}",)
             case 13:
                 recipients = (f"later{prefix}{number}@{site}",)
+            case 14:  # a large one
+                recipients = (*recipients, "alice@example.test")
         size = 3 * INLINE_MAX if number % 5 == 4 else 2000
         yield Posting(f"{prefix}-{number}", "bob@example.test", recipients, size)
 
@@ -86,19 +91,29 @@ def letters_in(cluster: MailCluster, user: str) -> Counter[str]:
 
 
 class Load:
-    """A source for each ingress, all with one supply of postings."""
+    """A source for each ingress, all with one supply of postings. `apart`: two, the other one for what is large, so
+    that nothing small waits behind it in a client.
+    """
 
-    def __init__(self, cluster: MailCluster, prefix: str, count: int, per_second: float, *, once: bool = False) -> None:
-        self.count = count
-        self._sources = [
-            Source(member.mx, sessions=10, once=once, dot_after_seconds=0.01) for member in cluster.of("ingress")
-        ]
-        supply = postings(prefix, count)
-        self._rate = per_second / len(self._sources)
-        self._task = asyncio.create_task(self._send(supply))
-
-    async def _send(self, supply: Iterator[Posting]) -> None:
-        await asyncio.gather(*(source.send(supply, per_second=self._rate) for source in self._sources))
+    def __init__(
+        self,
+        cluster: MailCluster,
+        prefix: str,
+        count: int,
+        per_second: float,
+        *,
+        once: bool = False,
+        apart: bool = False,
+    ) -> None:
+        self._sources: list[Source] = []
+        sendings = []
+        doors = [member.mx for member in cluster.of("ingress")]
+        for supply, share in _split(prefix, count) if apart else ((postings(prefix, count), 1.0),):
+            for door in doors:
+                source = Source(door, sessions=10, once=once, dot_after_seconds=0.01)
+                self._sources.append(source)
+                sendings.append(source.send(supply, per_second=per_second * share / len(doors)))
+        self._task = asyncio.gather(*sendings)
 
     @property
     def sources(self) -> list[Source]:
@@ -126,6 +141,13 @@ class Load:
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+
+
+def _split(prefix: str, count: int) -> tuple[tuple[Iterator[Posting], float], ...]:
+    """What is small and what is large, and each one's part of all."""
+    small = (posting for posting in postings(prefix, count) if posting.size_bytes <= INLINE_MAX)
+    large = (posting for posting in postings(prefix, count) if posting.size_bytes > INLINE_MAX)
+    return (small, 0.8), (large, 0.2)
 
 
 def missing(load: Load, sink: Sink, cluster: MailCluster) -> dict[tuple[str, str], str]:
@@ -165,22 +187,30 @@ async def empty_queue(cluster: MailCluster, deadline_seconds: float = 60.0) -> l
 
 
 async def run_cell(
-    cluster: MailCluster, sink: Sink, fault: str, points: tuple[str, ...], *, count: int, per_second: float, turn: int
+    cluster: MailCluster,
+    sink: Sink,
+    fault: str,
+    points: tuple[str, ...],
+    *,
+    count: int,
+    per_second: float,
+    turn: int,
+    check: Callable[[Load, Harm], None] | None = None,
 ) -> Account:
-    """Several points: a victim of each role, all hit at the same time."""
+    """Several points: a victim of each role, all hit at the same time. `check` looks at what it likes at the end."""
     prefix = f"{fault}{turn}"
     account = Account(fault, points, prefix=prefix)
     victims = _victims(cluster, points, turn)
     before = {name: len(member.hits()) for name, member in victims.items()}
-    load = Load(cluster, prefix, count, per_second)
+    load = Load(cluster, prefix, count, per_second, apart=fault in STORED)
     try:
         await asyncio.sleep(count / per_second / 5)
         # What a lost spool could hurt is what lies in it.
-        least = INLINE_MAX if fault == "spool" else 0
+        least = INLINE_MAX if fault == "spool" or fault in STORED else 0
         for point, victim in zip(points, victims.values(), strict=True):
             victim.arm(point, least_bytes=least if point in SIZED else 0)
         await _all_stand(victims, points)
-        harm = await (MISHAPS | RARER)[fault](cluster, list(victims.values()), turn)
+        harm = await (MISHAPS | RARER | STORED)[fault](cluster, list(victims.values()), turn)
         harm.ended = time.monotonic()
         account.harm = harm.what
         await load.ended(count / per_second + 120.0)
@@ -192,10 +222,12 @@ async def run_cell(
         for name, victim in victims.items():
             account.hits += victim.hits()[before[name] :]
         assert [hit["point"] for hit in account.hits] == list(points)
-        account.at_work = sum(hit.get("in_flight", 0) for hit in account.hits)
+        await _count_tried(account, harm, cluster, victims.values())
         account.stood_seconds = harm.began - min(hit["time"] for hit in account.hits)
         await _account(account, load, sink, cluster, prefix)
-        _check_instants(account, load, harm)
+        _check_instants(account, load, harm, cluster)
+        if check is not None:
+            check(load, harm)
     finally:
         load.stop()
         await load.close()
@@ -207,15 +239,15 @@ async def run_cell(
 
 
 def _victims(cluster: MailCluster, points: tuple[str, ...], turn: int) -> Mapping[str, Member]:
-    """For each point one process of its role, another one each time."""
-    chosen = [cluster.of(_ROLE_OF[point]) for point in points]
-    met: Counter[str] = Counter()
-    victims = []
-    for members in chosen:
-        victims.append(members[(turn + met[members[0].role]) % len(members)])
-        met[members[0].role] += 1
-    assert len({victim.name for victim in victims}) == len(points)
-    return {victim.name: victim for victim in victims}
+    """For each point one process of its role, another one each time; what is kept passes only the mailbox's owner."""
+    victims: dict[str, Member] = {}
+    for point in sorted(points, key=lambda point: point != "after-keep"):
+        free = [member for member in cluster.of(_ROLE_OF[point]) if member not in victims.values()]
+        if point == "after-keep":
+            free = [cluster.keeper("alice")]
+        assert free, point
+        victims[point] = free[turn % len(free)]
+    return {victims[point].name: victims[point] for point in points}
 
 
 async def _all_stand(victims: Mapping[str, Member], points: tuple[str, ...]) -> None:
@@ -240,7 +272,6 @@ async def _account(account: Account, load: Load, sink: Sink, cluster: MailCluste
     account.delivered = len(arrived) - account.bounced
     account.unknown = len(load.unknown)
     account.duplicates = copies(sink, prefix)
-    account.bound = _bound(account)
     sent = load.sent_at
     delays = [
         sink.first_at[id_] - sent[id_]
@@ -265,16 +296,22 @@ def check_copies(accounts: Iterable[Account], sink: Sink) -> None:
         assert account.duplicates <= account.bound, account.line()
 
 
-def _bound(account: Account) -> int:
-    """What was in flight: as a killed or frozen delivery process had it at the instant; else the most that those which
-    are cut off from the log may have at work.
+async def _count_tried(account: Account, harm: Harm, cluster: MailCluster, victims: Iterable[Member]) -> None:
+    """What was in flight in the delivery processes that the fault concerns: those that were hit, or all, when it is
+    what all of them need. A process that was killed or stood still does nothing more; one that lives and cannot mark
+    goes on with what it has taken, so what it began since and never marked is in flight too, but no more than a
+    process may have at work.
     """
-    at_delivery = [hit for hit in account.hits if _ROLE_OF[hit["point"]] == "delivery"]
+    alone = account.fault in ("kill", "freeze", "network")
+    concerned = [member for member in (victims if alone else cluster.of("delivery")) if member.role == "delivery"]
+    await asyncio.sleep(_MARKED_SECONDS)
+    now = time.monotonic()
+    tried = [member.tried.unmarked(harm.began, now) for member in concerned]
+    account.at_work = sum(each.at_once for each in tried)
     if account.fault in ("kill", "freeze"):
-        return account.at_work
-    if account.fault in ("broker", "two-brokers"):
-        return 2 * IN_FLIGHT  # all of both processes
-    return IN_FLIGHT * len(at_delivery)
+        account.bound = account.at_work
+    else:
+        account.bound = min(sum(each.in_all for each in tried), IN_FLIGHT * len(concerned))
 
 
 def _check_contents(load: Load, sink: Sink, cluster: MailCluster, prefix: str) -> None:
@@ -287,10 +324,12 @@ def _check_contents(load: Load, sink: Sink, cluster: MailCluster, prefix: str) -
         letters = letters_in(cluster, user)
         twice = {id_: count for id_, count in letters.items() if count > 1 and id_.startswith(f"{prefix}-")}
         assert not twice, f"twice in the mailbox of {user}: {twice}"
+        again = {id_: count for id_, count in cluster.kept(user).items() if count > 1}
+        assert not again, f"kept twice in the mailbox of {user}: {again}"
         assert {id_ for id_ in letters if id_.startswith(f"{prefix}-")} <= known.keys()
 
 
-def _check_instants(account: Account, load: Load, harm: Harm) -> None:
+def _check_instants(account: Account, load: Load, harm: Harm, cluster: MailCluster) -> None:
     """The fault came between the two things it was to come between."""
     promised = set(load.queue_ids.values())
     for hit in account.hits:
@@ -303,5 +342,11 @@ def _check_instants(account: Account, load: Load, harm: Harm) -> None:
                     assert hit["queue_id"] not in promised  # ... and here it never will
             case "in-transaction" | "after-commit":
                 assert hit["dispatches"] > 0
+            case "after-keep":
+                id_ = hit["delivery_id"]
+                assert sum(cluster.kept(user)[id_] for user in ("alice", "bob")) == 1
+                if account.fault == "kill":  # it was tried again, and known by its id
+                    lines = "\n".join(cluster.outputs().values()).splitlines()
+                    assert any(id_ in line and str(KEPT_BEFORE) in line for line in lines)
     if account.fault == "kill" and {"before-dot", "after-append"} & set(account.points):
         assert load.unknown or account.points == ("before-dot",) or sum(s.connections_lost for s in load.sources)

@@ -15,23 +15,29 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+
+from tests.support.tried import Ledger
 
 # role -> its points, in the order in which a message passes them
 POINTS: Mapping[str, tuple[str, ...]] = {
     "ingress": ("before-dot", "after-append", "after-250"),
     "router": ("in-transaction", "after-commit"),
-    "delivery": ("in-data", "after-remote-250", "after-report"),
+    "delivery": ("in-data", "after-remote-250", "after-keep", "after-report"),
 }
 
-SIZED = ("before-dot", "after-append", "in-data", "after-remote-250", "after-report")  # those that see a message's size
+# Those that see a message's size.
+SIZED = ("before-dot", "after-append", "in-data", "after-remote-250", "after-keep", "after-report")
+TRIED = "tried"  # the file in a delivery process's folder
 
 
 class Points:
     """Of this process. `on_cut(seconds, reset)` takes the network away."""
 
     def __init__(self, folder: Path, on_cut: Callable[[float, bool], None]) -> None:
+        self.folder = folder
         self._armed = folder / "armed"
         self._hits = folder / "hits"
         self._cut = folder / "cut"
@@ -118,17 +124,6 @@ def install_router(points: Points) -> None:
     AIOKafkaProducer.commit_transaction = ending
 
 
-class Tried:
-    """Deliveries that were begun and are not yet marked for good: what a kill at this instant may repeat."""
-
-    def __init__(self) -> None:
-        self.at_work: set[str] = set()
-        self.unmarked: set[str] = set()
-
-    def all(self) -> dict[str, int]:
-        return {"in_flight": len(self.at_work | self.unmarked)}
-
-
 def install_delivery(points: Points) -> None:
     from delivery.connection import Connection
     from delivery.dialogue import Phase
@@ -136,25 +131,28 @@ def install_delivery(points: Points) -> None:
     from mail.log.kafka.committing import Committing
     from mail.log.kafka.delivery_shard import KafkaDeliveryShard
     from mail.outcome import Delivered
+    from mail.route import ToMailbox
 
-    tried = Tried()
-    points.describe = tried.all
-    work, settle, write, finish = Worker._work, Committing.settle, Connection._write, KafkaDeliveryShard.finish
+    ledger = Ledger(points.folder / TRIED)
+    current: ContextVar[int] = ContextVar("current")  # each delivery is a task of its own
+    work, made, write, finish = Worker._work, Committing.__init__, Connection._write, KafkaDeliveryShard.finish
 
     async def working(self: Any, job: Any) -> None:
-        id_ = job.item.record.delivery.id
-        tried.at_work.add(id_)
+        number = ledger.begin()
+        current.set(number)
         try:
             await work(self, job)
         finally:
-            tried.at_work.discard(id_)
+            ledger.end(number)
 
-    async def settling(self: Any) -> bool:
-        finished = set(tried.unmarked)
-        done = await settle(self)
-        if done:
-            tried.unmarked -= finished
-        return done
+    def making(self: Any, shards: Any, commit: Any) -> None:
+        async def committing(marks: Any) -> None:
+            owned = list(shards())
+            numbers = ledger.marks([shard for shard in owned if shard.partition in marks], owned)
+            await commit(marks)
+            ledger.marked(numbers)
+
+        made(self, shards, committing)
 
     def writing(self: Any, parts: list[bytes]) -> None:
         transport = self._transport
@@ -170,23 +168,25 @@ def install_delivery(points: Points) -> None:
         write(self, parts)
 
     async def finishing(self: Any, entry: Any, attempted: Any) -> None:
-        remote = any(isinstance(each, Delivered) and each.remote for each in attempted.outcomes)
-        size, id_ = entry.record.delivery.message.size_bytes, entry.record.delivery.id
-        if remote:
-            points.passing("after-remote-250", size_bytes=size, delivery_id=id_)
+        delivery = entry.record.delivery
+        what = {"size_bytes": delivery.message.size_bytes, "delivery_id": delivery.id}
+        delivered = any(isinstance(each, Delivered) for each in attempted.outcomes)
+        remote = delivered and not isinstance(delivery.route, ToMailbox)
+        if delivered:
+            points.passing("after-remote-250" if remote else "after-keep", **what)
         append = self._append
 
         async def appending(record: Any) -> None:
             await append(record)
-            tried.unmarked.add(id_)
             if remote:
-                points.passing("after-report", size_bytes=size, delivery_id=id_)
+                points.passing("after-report", **what)
 
         # One shard, many calls: each has its own id in its own wrapper, for the length of its call.
         await finish(_With(self, appending), entry, attempted)  # type: ignore[arg-type]
+        ledger.finish(current.get(), self)
 
     Worker._work = working  # type: ignore[method-assign]
-    Committing.settle = settling  # type: ignore[method-assign]
+    Committing.__init__ = making  # type: ignore[method-assign]
     Connection._write = writing  # type: ignore[method-assign]
     KafkaDeliveryShard.finish = finishing  # type: ignore[method-assign]
 

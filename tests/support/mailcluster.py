@@ -1,8 +1,9 @@
 """A cluster of real eilpost processes on a real Kafka, any number of each role, as a user starts them.
 
 Each process has its folder (configuration, output, faults), its ports, and nothing else of its own: topics, spool,
-directory and mailboxes are the cluster's. `arm` makes a process stand still at an instant (`faultpoints.py`).
-Blocking calls; each returns when what it says is so. Next: `tests/support/mishaps.py`.
+directory and mailboxes are the cluster's. The spool is a volume of files or an object store. `arm` makes a process
+stand still at an instant (`faultpoints.py`). Blocking calls; each returns when what it says is so. Next:
+`tests/support/mishaps.py`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,19 @@ from deploy.kafka.cluster import Cluster
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.kafka.access import FAULTS, make_access
 from mail.log.kafka.history import KafkaHistory
+from mail.log.topics import partition_key, shard_of
 from mail.record import Pending
+from mail.route import ToMailbox
 from mail.settings import LogSettings
-from tests.support.faultpoints import POINTS
+from mailstore.names import parse_name
+from tests.support.faultpoints import POINTS, TRIED
 from tests.support.kafka_log import make_topics, settings_on
+from tests.support.log_samples import delivery
+from tests.support.objects import ObjectServer
 from tests.support.onebox import OneBox, Sections, directory_toml
 from tests.support.ports import free_port
+from tests.support.tried import Tried
+from tests.support.volume import Volume
 
 ROLES = ("ingress", "router", "delivery", "mailstore")
 SESSION_SECONDS = 6  # who is silent for so long loses its shards
@@ -46,6 +54,7 @@ class Member(OneBox):
         self.role = name.partition("-")[0]
         module = ("-m", "tests.support.faulty") if faulty else ("-m", "eilpost")
         super().__init__(home, settings, directory=directory, command=(sys.executable, *module, self.role))
+        self.tried = Tried(home / TRIED)  # of a delivery process that can be armed
 
     def arm(self, point: str, *, least_bytes: int = 0) -> None:
         """The next message to pass `point`, of at least so many bytes, stops the process there."""
@@ -73,8 +82,9 @@ class Member(OneBox):
 
 
 class MailCluster:
-    """`counts` of each role; `settings` are sections of eilpost.toml on top of the usual ones. `defaults`: time-outs as
-    a user has them, else short ones. `faulty`: processes that can be armed.
+    """`counts` of each role; `settings` are sections of eilpost.toml on top of the usual ones. `store` holds the spool,
+    which is a volume of files where there is none. `defaults`: time-outs as a user has them, else short ones.
+    `faulty`: processes that can be armed.
     """
 
     def __init__(
@@ -85,13 +95,15 @@ class MailCluster:
         counts: Mapping[str, int] | None = None,
         settings: Sections | None = None,
         users: tuple[str, ...] = ("alice", "bob"),
+        store: ObjectServer | None = None,
         faulty: bool = True,
         defaults: bool = False,
     ) -> None:
         self.brokers = brokers
         self.folder = folder
         self.sink_port = free_port()
-        self.spool = folder / "spool"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.spool: Volume | ObjectServer = store or Volume(folder)
         self._faulty = faulty
         self.session_seconds: float = SESSION_SECONDS
         self._directory = directory_toml(users)
@@ -108,7 +120,7 @@ class MailCluster:
                 "append_timeout": "15s",
                 "session_timeout": f"{SESSION_SECONDS}s",
             },
-            "spool": {"url": f"file:{self.spool}", "inline_max": f"{INLINE_MAX}B"},
+            "spool": {**self.spool.settings(), "inline_max": f"{INLINE_MAX}B"},
             "directory": {"url": f"file:{folder}/directory.toml"},
             "mailboxes": {"url": f"maildir:{folder}/mail"},
             "router": {"retry": ["1s"]},
@@ -120,23 +132,11 @@ class MailCluster:
             del self._sections["log"]["append_timeout"], self._sections["log"]["session_timeout"]
         if "session_timeout" not in self._sections["log"]:
             self.session_seconds = LogSettings().session_timeout.total_seconds()
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "directory.toml").write_text(self._directory)
-        (folder / self.volume).mkdir(exist_ok=True)
-        self.point_spool_at(self.volume)
         self.members: dict[str, Member] = {}
         for role, count in (counts or dict.fromkeys(ROLES, 2)).items():
             for _ in range(count):
                 self.add(role)
-
-    volume = "spool-volume"
-
-    def point_spool_at(self, name: str) -> None:
-        """At once, for all processes: the spool is a link to a folder beside it, or to none."""
-        link = self.folder / "spool-link"
-        link.unlink(missing_ok=True)
-        link.symlink_to(name)
-        link.replace(self.spool)
 
     def add(self, role: str) -> Member:
         """One more process of a role, not yet started."""
@@ -187,9 +187,17 @@ class MailCluster:
 
     def mailbox_ids(self, user: str) -> Iterator[bytes]:
         """The contents of a mailbox, from the files."""
+        for path in self._letters(user):
+            yield path.read_bytes()
+
+    def kept(self, user: str) -> Counter[str]:
+        """How many messages of a mailbox each delivery made, from the files' names."""
+        return Counter(parse_name(path.name).delivery_id or path.name for path in self._letters(user))
+
+    def _letters(self, user: str) -> Iterator[Path]:
         for path in (self.folder / "mail").glob(f"*/{user}/*/*"):
             if path.parent.name in ("new", "cur"):
-                yield path.read_bytes()
+                yield path
 
     def owners(self, role: str) -> dict[str, list[int]]:
         """The shards each running process of a role was last given, by its own log."""
@@ -199,6 +207,12 @@ class MailCluster:
                 told = [line for line in member.output_of_this_life().splitlines() if '"shards assigned"' in line]
                 owned[member.name] = json.loads(told[-1])["shards"] if told else []
         return owned
+
+    def keeper(self, user: str) -> Member:
+        """The delivery process that keeps a user's mail."""
+        mail = delivery(route=ToMailbox(f"{user}@example.test"))
+        shard = shard_of(partition_key(mail), self.log.delivery_shards)
+        return next(self.members[name] for name, shards in self.owners("delivery").items() if shard in shards)
 
     def metric(self, role: str, name: str, **labels: str) -> float:
         """Summed over the processes of a role that answer."""

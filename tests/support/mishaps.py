@@ -11,7 +11,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mail.spool.objects import TIME_LIMIT_SECONDS
 from tests.support.mailcluster import MailCluster, Member
+from tests.support.objects import ObjectServer
+from tests.support.volume import Volume
 
 AWAY_SECONDS = 3.0
 OUTAGE_SECONDS = 20.0
@@ -85,11 +88,35 @@ async def lose_two_brokers(cluster: MailCluster, victims: Victims, turn: int) ->
 
 async def lose_spool(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
     """The directory is gone, as a volume that does not answer is, and comes back."""
+    assert isinstance(cluster.spool, Volume)
     harm = Harm(f"spool away {AWAY_SECONDS:.0f} s")
-    cluster.point_spool_at("nowhere")
+    cluster.spool.take_away()
     _wake(victims)
     await asyncio.sleep(AWAY_SECONDS)
-    cluster.point_spool_at(cluster.volume)
+    cluster.spool.bring_back()
+    return harm
+
+
+async def freeze_store(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
+    """The object store takes connections and says nothing, for longer than anybody waits for it."""
+    assert isinstance(cluster.spool, ObjectServer)
+    seconds = TIME_LIMIT_SECONDS + 3.0
+    harm = Harm(f"object store SIGSTOP {seconds:.0f} s")
+    with cluster.spool.frozen():
+        _wake(victims)
+        await asyncio.sleep(seconds)
+    return harm
+
+
+async def kill_store(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
+    """The object store is killed, and refuses connections until it is started again."""
+    assert isinstance(cluster.spool, ObjectServer)
+    seconds = 2 * AWAY_SECONDS
+    harm = Harm(f"object store kill -9, {seconds:.0f} s")
+    cluster.spool.kill()
+    _wake(victims)
+    await asyncio.sleep(seconds)
+    await asyncio.to_thread(cluster.spool.start)
     return harm
 
 
@@ -112,6 +139,7 @@ MISHAPS: Mapping[str, Mishap] = {
     "spool": lose_spool,
 }
 RARER: Mapping[str, Mishap] = {"two-brokers": lose_two_brokers}  # in the long form
+STORED: Mapping[str, Mishap] = {"store-frozen": freeze_store, "store-killed": kill_store}  # where the spool is a store
 
 
 def _wake(victims: Victims) -> None:

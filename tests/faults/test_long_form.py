@@ -1,0 +1,50 @@
+"""The long form goes on whatever comes out of a cell: an hour of measuring does not end with one time-out."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tests.faults import __main__ as long_form
+from tests.support.cells import Account
+from tests.support.mailcluster import MailCluster
+from tests.support.ports import free_port
+
+
+async def test_a_cell_that_fails_is_a_line_and_the_others_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    troubles: dict[str, Exception] = {
+        "late": TimeoutError(),
+        "gone": ConnectionResetError("the sink is gone"),
+        "lost": AssertionError("lost 1"),
+    }
+    kept: list[int] = []
+
+    async def run_cell(_cluster: Any, _sink: Any, fault: str, points: tuple[str, ...], **_: Any) -> Account:
+        if fault in troubles:
+            raise troubles[fault]
+        return Account(fault, points)
+
+    async def empty_queue(_: Any) -> list[str]:
+        return []
+
+    def mend(_: Any) -> None:
+        if len(run.failures) == 3:
+            raise AssertionError("shards without owners")
+
+    run = long_form.Run()
+    monkeypatch.setattr(long_form, "run_cell", run_cell)
+    monkeypatch.setattr(long_form, "empty_queue", empty_queue)
+    monkeypatch.setattr(long_form, "_mend", mend)
+    cluster = cast("MailCluster", SimpleNamespace(sink_port=free_port()))
+    cells = [(fault, "in-data") for fault in ("late", "gone", "lost", "well")]
+    await long_form._matrix(cluster, cells, run, 1, 1.0, lambda: kept.append(len(run.failures)))
+    assert run.failures == [
+        "late x in-data: TimeoutError: ",
+        "gone x in-data: ConnectionResetError: the sink is gone",
+        "lost x in-data: AssertionError: lost 1",
+        "lost x in-data: after it AssertionError: shards without owners",
+    ]
+    assert [account.fault for account in run.accounts] == ["well"]
+    assert kept == [1, 2, 4, 4]
