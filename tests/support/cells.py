@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.accounting import Posting, Sink, Source, digest
+from tests.support.accounting import Answer, Posting, Sink, Source, digest
 from tests.support.faultpoints import POINTS, SIZED
 from tests.support.mailcluster import HOSTS, IN_FLIGHT, INLINE_MAX, MailCluster, Member
 from tests.support.mishaps import MISHAPS, RARER, Harm
@@ -80,18 +80,33 @@ def postings(prefix: str, count: int) -> Iterator[Posting]:
 def letters_in(cluster: MailCluster, user: str) -> Counter[str]:
     """How often each id is in a mailbox; of reports, the id of what they are about."""
     found: Counter[str] = Counter()
-    for content in cluster.mailbox_ids(user):
-        found.update({id_.decode() for id_ in _OWN_ID.findall(content)})
+    for path in cluster.letters(user):
+        found.update(own_ids(path.read_bytes()))
     return found
+
+
+def own_ids(content: bytes) -> set[str]:
+    """Of a letter, or of what a report is about."""
+    return {id_.decode() for id_ in _OWN_ID.findall(content)}
 
 
 class Load:
     """A source for each ingress, all with one supply of postings."""
 
-    def __init__(self, cluster: MailCluster, prefix: str, count: int, per_second: float, *, once: bool = False) -> None:
+    def __init__(
+        self,
+        cluster: MailCluster,
+        prefix: str,
+        count: int,
+        per_second: float,
+        *,
+        once: bool = False,
+        sessions: int = 10,
+    ) -> None:
         self.count = count
+        self.prefix = prefix
         self._sources = [
-            Source(member.mx, sessions=10, once=once, dot_after_seconds=0.01) for member in cluster.of("ingress")
+            Source(member.mx, sessions=sessions, once=once, dot_after_seconds=0.01) for member in cluster.of("ingress")
         ]
         supply = postings(prefix, count)
         self._rate = per_second / len(self._sources)
@@ -105,8 +120,8 @@ class Load:
         return self._sources
 
     @property
-    def answers(self) -> list[tuple[float, bytes]]:
-        """The 4xx ones, and when."""
+    def answers(self) -> list[Answer]:
+        """The 4xx ones, in their order."""
         return sorted(each for source in self._sources for each in source.answers)
 
     def __getattr__(self, name: str) -> Any:

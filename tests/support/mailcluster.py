@@ -105,7 +105,6 @@ class MailCluster:
             "log": {
                 "url": self.log.url,
                 "prefix": self.log.prefix,
-                "append_timeout": "15s",
                 "session_timeout": f"{SESSION_SECONDS}s",
             },
             "spool": {"url": f"file:{self.spool}", "inline_max": f"{INLINE_MAX}B"},
@@ -117,7 +116,8 @@ class MailCluster:
         for name, section in (settings or {}).items():
             self._sections.setdefault(name, {}).update(section)
         if defaults:
-            del self._sections["log"]["append_timeout"], self._sections["log"]["session_timeout"]
+            del self._sections["log"]["session_timeout"]
+            self._sections["node"] = {"drain": "30s"}
         if "session_timeout" not in self._sections["log"]:
             self.session_seconds = LogSettings().session_timeout.total_seconds()
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,11 +185,11 @@ class MailCluster:
         for member in self.members.values():
             member.kill()
 
-    def mailbox_ids(self, user: str) -> Iterator[bytes]:
-        """The contents of a mailbox, from the files."""
+    def letters(self, user: str) -> Iterator[Path]:
+        """The files of a mailbox."""
         for path in (self.folder / "mail").glob(f"*/{user}/*/*"):
             if path.parent.name in ("new", "cur"):
-                yield path.read_bytes()
+                yield path
 
     def owners(self, role: str) -> dict[str, list[int]]:
         """The shards each running process of a role was last given, by its own log."""
