@@ -89,7 +89,7 @@ async def test_join_and_leave(plain_cluster: MailCluster) -> None:
 
 
 async def test_a_silent_host_and_two_deaths(plain_cluster: MailCluster) -> None:
-    """The drain waits for all of its 8 s, as one host answers no final dot; and a router and a delivery are killed."""
+    """The drain waits for all of its time, as one host answers no final dot; and a router and a delivery are killed."""
     cluster, silent = plain_cluster, HOSTS[2]
     for role in ("router", "delivery"):
         cluster.add(role)
