@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import cast
 
@@ -22,7 +23,7 @@ from mail.log.kafka.marks import Marks
 from mail.log.kafka.topics import create, open_admin
 from mail.log.kafka.transacting import Transactor, batches_of
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, place
-from mail.record import Dispatched
+from mail.record import Attempted, Dispatched
 from mail.route import ToMx
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import delivering, dispatches, lines, numbers, routing, take_all
@@ -138,6 +139,68 @@ async def test_a_busy_shard_is_told_and_its_drain_still_counts(kafka_bootstrap: 
             again = [entry.record for entry in await dispatches(deliverer, 4)]
         await busy
         assert again == [dispatched(n) for n in (0, 2, 3, 5)]
+
+
+async def test_a_drain_that_takes_too_long_is_given_up(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for ever for who does not come back with its entries: the next owner gets all that is not finished,
+    after the first was given up, and what the first one finishes later is refused.
+    """
+    monkeypatch.setattr("mail.log.kafka._DRAIN_SECONDS", 0.5)
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=2)
+
+    def out(n: int) -> Dispatched:
+        return dispatched(n, ToMx(f"d{n}.test", ((10, f"mx{n}.test"),)))
+
+    held: dict[int, tuple[DeliveryShard, list[Entry[Dispatched]]]] = {}
+    given_up: list[int] = []
+    begun: dict[int, list[int]] = {}  # by the second, and what had been given up then
+    again: list[Entry[Dispatched]] = []
+
+    async with running(settings) as one, running(settings) as two:
+        shards = {n: place(out(n), one.counts).shard for n in range(20)}
+
+        async def hang(shard: DeliveryShard) -> None:
+            if shard.number in held:  # the one that stays here, begun anew
+                await shard.lost.wait()
+                return
+            entries = await dispatches(shard, sum(number == shard.number for number in shards.values()))
+            await shard.finish(entries[1], _report(entries[1]))
+            held[shard.number] = shard, entries
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                given_up.append(shard.number)
+                raise
+
+        async def take(shard: DeliveryShard) -> None:
+            begun[shard.number] = list(given_up)
+            again.extend(await dispatches(shard, len(held[shard.number][1]) - 1))
+            await shard.lost.wait()
+
+        async with routing(one) as router:
+            await router.commit([out(n) for n in shards], [])
+        stop = asyncio.Event()
+        first = asyncio.ensure_future(one.deliver(hang, stop))
+        await wait_until(lambda: len(held) == 2, what="both shards at work")
+        second = asyncio.ensure_future(two.deliver(take, stop))
+        await wait_until(lambda: again, deadline_seconds=30, what="the second owner's entries")
+        ((number, before),) = begun.items()
+        assert number in before
+        shard, entries = held[number]
+        assert again == [entry for entry in entries if entry is not entries[1]]
+        with pytest.raises(ShardLost):
+            await shard.finish(entries[0], _report(entries[0]))
+        stop.set()
+        await asyncio.gather(first, second)
+        async with routing(one) as router:
+            reports = numbers(await take_all(router, 2))
+            assert not await router.take(10, timedelta(0))
+    wanted = [_report(entries[1]) for _, entries in held.values()]
+    assert sorted(reports, key=repr) == sorted(wanted, key=repr)
+
+
+def _report(entry: Entry[Dispatched]) -> Attempted:
+    return replace(attempted(), delivery_id=entry.record.delivery.id)
 
 
 async def test_marks_are_committed_while_work_goes_on(kafka_bootstrap: str) -> None:

@@ -113,7 +113,7 @@ def test_partition_counts_that_disagree(run: Run, kafka_bootstrap: str) -> None:
 
 
 @pytest.mark.kafka
-def test_a_topic_that_forgets_isrefused(run: Run, kafka_bootstrap: str) -> None:
+def test_topics_check_finds_a_topic_that_forgets(run: Run, kafka_bootstrap: str) -> None:
     log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}.", "shards": 1, "delivery_shards": 1}
     run("topics", "create", log=log)
     resource = ConfigResource(

@@ -39,6 +39,16 @@ class Posting:
         return head + line * lines + (b"x" * max(0, rest - 2) + b"\r\n" if rest else b"")
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Answer:
+    """A 4xx: when it came, how long after what it answers ("connect", "MAIL", "RCPT", "DATA" or "dot")."""
+
+    at: float
+    to: str
+    seconds: float
+    reply: bytes
+
+
 @dataclass(slots=True)
 class Source:
     """Sends postings over `sessions` connections, again and again until each is promised, unknown or refused.
@@ -56,10 +66,12 @@ class Source:
     refused: dict[str, Posting] = field(default_factory=dict)
     turned_away: dict[str, Posting] = field(default_factory=dict)
     queue_ids: dict[str, str] = field(default_factory=dict, repr=False)  # of what was promised
-    answers: list[tuple[float, bytes]] = field(default_factory=list, repr=False)  # the 4xx ones, and when
+    answers: list[Answer] = field(default_factory=list, repr=False)
     accept_seconds: list[float] = field(default_factory=list, repr=False)  # from the dot to its 250
     sent_at: dict[str, float] = field(default_factory=dict, repr=False)
+    promised_at: dict[str, float] = field(default_factory=dict, repr=False)
     connections_lost: int = 0
+    silences: int = 0  # of them, those where no answer came at all
     temporary_refusals: int = 0
     _stop: bool = False
 
@@ -87,11 +99,12 @@ class Source:
         posting: Posting | None = await take()  # type: ignore[misc]
         while posting is not None and not self._stop:
             writer = None
+            began = time.monotonic()
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 greeting = await _reply(reader)
                 if not greeting.startswith(b"220"):
-                    self._note(greeting)
+                    self._note(greeting, "connect", began)
                     await asyncio.sleep(0.2)
                     continue
                 await _say(reader, writer, b"EHLO source.test\r\n", b"250")
@@ -103,8 +116,9 @@ class Source:
                     if posting is None or self._stop:
                         break
                 writer.write(b"QUIT\r\n")
-            except (OSError, asyncio.IncompleteReadError, _Away):
+            except (OSError, asyncio.IncompleteReadError, _Away) as error:
                 self.connections_lost += 1
+                self.silences += isinstance(error, TimeoutError)
                 if posting is not None and (posting.id in self.unknown or posting.id in self.turned_away):
                     posting = await take()  # type: ignore[misc]
                 await asyncio.sleep(0.02)
@@ -117,20 +131,24 @@ class Source:
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, posting: Posting) -> bool:
         """True when the posting has its fate; False when it is to be sent again."""
         commands = [f"MAIL FROM:<{posting.sender}>\r\n", *(f"RCPT TO:<{name}>\r\n" for name in posting.recipients)]
+        began = time.monotonic()
         writer.write("".join(commands).encode() + b"DATA\r\n")
         replies = []
-        for _ in (*commands, "DATA"):
+        for command in (*commands, "DATA"):
             replies.append(await _reply(reader))
             if replies[-1].startswith(b"421"):
-                self._note(replies[-1])
+                self._note(replies[-1], command[:4], began)
                 self.temporary_refusals += 1
                 if self.once:
                     self.turned_away[posting.id] = posting
                 raise _Away
         data = replies.pop()
         if not data.startswith(b"354"):
-            worst = next((reply for reply in replies if reply[:1] in b"45"), data)
-            self._note(worst)
+            worst, to = next(
+                ((reply, command) for reply, command in zip(replies, commands, strict=True) if reply[:1] in b"45"),
+                (data, "DATA"),
+            )
+            self._note(worst, to[:4], began)
             if self.once and worst.startswith(b"4"):
                 self.turned_away[posting.id] = posting
             await _say(reader, writer, b"RSET\r\n", b"250")
@@ -149,12 +167,13 @@ class Source:
         writer.write(b".\r\n")
         reply = await _reply(reader)
         if reply.startswith(b"250"):
-            self.accept_seconds.append(time.monotonic() - dot)
+            self.promised_at[posting.id] = time.monotonic()
+            self.accept_seconds.append(self.promised_at[posting.id] - dot)
             self.promised[posting.id] = posting
             self.queue_ids[posting.id] = reply.partition(b"queued as ")[2].decode().strip()
             del self.unknown[posting.id]
             return True
-        self._note(reply)
+        self._note(reply, "dot", dot)
         if reply.startswith(b"5"):
             self.refused[posting.id] = posting
             del self.unknown[posting.id]
@@ -162,9 +181,10 @@ class Source:
         self.temporary_refusals += 1  # a 4xx after the dot may still have been written: unknown for ever
         return True
 
-    def _note(self, reply: bytes) -> None:
+    def _note(self, reply: bytes, to: str, began: float) -> None:
         if reply.startswith(b"4"):
-            self.answers.append((time.monotonic(), reply.strip()))
+            now = time.monotonic()
+            self.answers.append(Answer(now, to, now - began, reply.strip()))
 
 
 class _Away(Exception):
@@ -205,7 +225,8 @@ class Sink:
     """An SMTP server that counts. Recipients whose local part starts with `refused` get 550; with `later`, 451 once.
 
     `stop()` hangs up on everybody at once and lets the port go; `start()` takes the same port again; `pause()` leaves
-    connections open and answers nothing, like a stopped process.
+    connections open and answers nothing, like a stopped process; `hush()` lets one host answer no final dot, and
+    take nothing, until `resume()`.
     """
 
     def __init__(self, *, port: int = 0, keep: bool = False, hosts: Sequence[str] = ("127.0.0.1",)) -> None:
@@ -224,6 +245,8 @@ class Sink:
         self._open: set[asyncio.StreamWriter] = set()
         self._going = asyncio.Event()
         self._going.set()
+        self._hushed: dict[str, asyncio.Event] = {}
+        self.held = 0  # messages whose final dot a hushed host leaves without an answer, now
 
     @property
     def duplicates(self) -> int:
@@ -250,8 +273,14 @@ class Sink:
     def pause(self) -> None:
         self._going.clear()
 
+    def hush(self, host: str) -> None:
+        self._hushed[host] = asyncio.Event()
+
     def resume(self) -> None:
         self._going.set()
+        for hushed in self._hushed.values():
+            hushed.set()
+        self._hushed.clear()
 
     async def __aenter__(self) -> Sink:
         await self.start()
@@ -273,6 +302,7 @@ class Sink:
             writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host = writer.get_extra_info("sockname")[0]
         await self._going.wait()
         writer.write(b"220 sink.test ESMTP\r\n")
         sender, recipients = "", list[str]()
@@ -297,6 +327,7 @@ class Sink:
                 writer.write(b"354 Go on\r\n")
                 content = (await _content(reader)).replace(b"\r\n..", b"\r\n.")
                 await self._going.wait()
+                await self._hold(host)
                 self._took(sender, recipients, content)
                 writer.write(b"250 2.0.0 Taken\r\n")
                 recipients = []
@@ -306,6 +337,13 @@ class Sink:
                 return
             else:
                 writer.write(b"250 2.0.0 Ok\r\n")
+
+    async def _hold(self, host: str) -> None:
+        hushed = self._hushed.get(host)
+        if hushed is not None:
+            self.held += 1
+            await hushed.wait()
+            self.held -= 1
 
     def _recipient(self, address: str) -> bytes:
         if address.startswith("refused"):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from delivery.mailbox import KEPT_BEFORE
-from tests.support.accounting import Posting, Sink, Source, digest
+from tests.support.accounting import Answer, Posting, Sink, Source, digest
 from tests.support.faultpoints import POINTS, SIZED
 from tests.support.mailcluster import HOSTS, IN_FLIGHT, INLINE_MAX, MailCluster, Member
 from tests.support.mishaps import MISHAPS, RARER, STORED, Harm
@@ -85,9 +85,14 @@ def postings(prefix: str, count: int) -> Iterator[Posting]:
 def letters_in(cluster: MailCluster, user: str) -> Counter[str]:
     """How often each id is in a mailbox; of reports, the id of what they are about."""
     found: Counter[str] = Counter()
-    for content in cluster.mailbox_ids(user):
-        found.update({id_.decode() for id_ in _OWN_ID.findall(content)})
+    for path in cluster.letters(user):
+        found.update(own_ids(path.read_bytes()))
     return found
+
+
+def own_ids(content: bytes) -> set[str]:
+    """Of a letter, or of what a report is about."""
+    return {id_.decode() for id_ in _OWN_ID.findall(content)}
 
 
 class Load:
@@ -104,13 +109,16 @@ class Load:
         *,
         once: bool = False,
         apart: bool = False,
+        sessions: int = 10,
     ) -> None:
+        self.count = count
+        self.prefix = prefix
         self._sources: list[Source] = []
         sendings = []
         doors = [member.mx for member in cluster.of("ingress")]
         for supply, share in _split(prefix, count) if apart else ((postings(prefix, count), 1.0),):
             for door in doors:
-                source = Source(door, sessions=10, once=once, dot_after_seconds=0.01)
+                source = Source(door, sessions=sessions, once=once, dot_after_seconds=0.01)
                 self._sources.append(source)
                 sendings.append(source.send(supply, per_second=per_second * share / len(doors)))
         self._task = asyncio.gather(*sendings)
@@ -120,8 +128,8 @@ class Load:
         return self._sources
 
     @property
-    def answers(self) -> list[tuple[float, bytes]]:
-        """The 4xx ones, and when."""
+    def answers(self) -> list[Answer]:
+        """The 4xx ones, in their order."""
         return sorted(each for source in self._sources for each in source.answers)
 
     def __getattr__(self, name: str) -> Any:

@@ -6,20 +6,24 @@ stop for real are the faults' business.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.admin import DescribeConfigsRequest
 
 from mail.log import Log
 from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
-from mail.log.kafka.topics import create, open_admin
+from mail.log.kafka.topics import create, open_admin, wanted_config
 from mail.log.topics import Topic
 from mail.queueid import new_queue_id
 from mail.settings import LogSettings
@@ -45,6 +49,27 @@ async def make_topics(settings: LogSettings) -> None:
         await create(admin, access, settings)
     finally:
         await admin.close()
+
+
+async def configure(settings: LogSettings, topic: Topic, changes: Mapping[str, str]) -> None:
+    """A topic as we make it, but for `changes`; returns when every broker knows of it."""
+    name, wanted = settings.prefix + topic.name, {**wanted_config(topic, settings), **changes}
+    resource = ConfigResource(ConfigResourceType.TOPIC, name, wanted)
+    admin = await open_admin(make_access(settings))
+    try:
+        await admin.alter_configs([resource])
+        question = DescribeConfigsRequest([(ConfigResourceType.TOPIC, name, list(wanted))], False)
+        for broker in (await admin.describe_cluster())["brokers"]:
+            async with asyncio.timeout(20):
+                while await _configured(admin, question, broker["node_id"]) != wanted:
+                    await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+
+
+async def _configured(admin: AIOKafkaAdminClient, question: DescribeConfigsRequest, broker: int) -> dict[str, str]:
+    ((*_, entries),) = (await admin._send_request(question, broker)).resources
+    return {entry[0]: entry[1] for entry in entries}
 
 
 @asynccontextmanager

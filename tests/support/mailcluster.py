@@ -117,7 +117,6 @@ class MailCluster:
             "log": {
                 "url": self.log.url,
                 "prefix": self.log.prefix,
-                "append_timeout": "15s",
                 "session_timeout": f"{SESSION_SECONDS}s",
             },
             "spool": {**self.spool.settings(), "inline_max": f"{INLINE_MAX}B"},
@@ -129,7 +128,8 @@ class MailCluster:
         for name, section in (settings or {}).items():
             self._sections.setdefault(name, {}).update(section)
         if defaults:
-            del self._sections["log"]["append_timeout"], self._sections["log"]["session_timeout"]
+            del self._sections["log"]["session_timeout"]
+            self._sections["node"] = {"drain": "30s"}
         if "session_timeout" not in self._sections["log"]:
             self.session_seconds = LogSettings().session_timeout.total_seconds()
         (folder / "directory.toml").write_text(self._directory)
@@ -187,14 +187,15 @@ class MailCluster:
 
     def mailbox_ids(self, user: str) -> Iterator[bytes]:
         """The contents of a mailbox, from the files."""
-        for path in self._letters(user):
+        for path in self.letters(user):
             yield path.read_bytes()
 
     def kept(self, user: str) -> Counter[str]:
         """How many messages of a mailbox each delivery made, from the files' names."""
-        return Counter(parse_name(path.name).delivery_id or path.name for path in self._letters(user))
+        return Counter(parse_name(path.name).delivery_id or path.name for path in self.letters(user))
 
-    def _letters(self, user: str) -> Iterator[Path]:
+    def letters(self, user: str) -> Iterator[Path]:
+        """The files of a mailbox."""
         for path in (self.folder / "mail").glob(f"*/{user}/*/*"):
             if path.parent.name in ("new", "cur"):
                 yield path

@@ -27,7 +27,7 @@ from mail.telemetry import REBALANCES, SHARDS_OWNED, SHARDS_STOPPED
 
 log = structlog.get_logger()
 
-HEARTBEAT_SECONDS = 1.0  # also how late a member hears that the group rebalances
+HEARTBEAT_SECONDS = 1.0  # how members hear of a rebalance: who hears of it first stands still until the last has
 REBALANCE_SECONDS = 20.0  # for every member to come back; one that does not is left out
 _A_DAY_MS = 86_400_000  # a member that reads nothing is not idle (aiokafka issue 1187)
 _POLL_SECONDS = 1.0

@@ -86,6 +86,7 @@ class Transactor:
         except FAULTS as error:
             PRODUCE_ERRORS.inc()
             if _is_fenced(producer):
+                log.warning("shard taken over by another router", transactional_id=self._id)
                 raise ShardLost from None
             raise LogUnavailable(f"transactional id {self._id}: {reason(error)}") from None
         finally:
