@@ -63,7 +63,8 @@ async def test_it_freezes_and_is_killed(stored_cluster: MailCluster, store: Obje
 
         def check(load: Load, harm: Harm) -> None:
             # A door that stood still may say 421 as it wakes; what is refused after its dot is large, all of it.
-            meanwhile = [reply for at, reply in load.answers if harm.began < at < harm.ended and reply[:3] != b"421"]
+            during = [answer.reply for answer in load.answers if harm.began < answer.at < harm.ended]
+            meanwhile = [reply for reply in during if not reply.startswith(b"421")]
             assert meanwhile, "nothing was answered 451"
             assert {reply[:9] for reply in meanwhile} == {b"451 4.3.0"}
             assert all(_is_large(posting) for posting in load.unknown.values())

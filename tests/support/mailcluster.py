@@ -185,11 +185,6 @@ class MailCluster:
         for member in self.members.values():
             member.kill()
 
-    def mailbox_ids(self, user: str) -> Iterator[bytes]:
-        """The contents of a mailbox, from the files."""
-        for path in self.letters(user):
-            yield path.read_bytes()
-
     def kept(self, user: str) -> Counter[str]:
         """How many messages of a mailbox each delivery made, from the files' names."""
         return Counter(parse_name(path.name).delivery_id or path.name for path in self.letters(user))
