@@ -223,7 +223,7 @@ async def run_cell(
         account.harm = harm.what
         await load.ended(count / per_second + 120.0)
         await settle(load, sink, cluster)
-        if fault in ("broker", "two-brokers"):
+        if fault in ("broker", "coordinator", "two-brokers"):
             account.in_sync_seconds = await cluster.in_sync()
         ended = [name for name, member in cluster.members.items() if not member.is_running]
         assert not ended, f"{ended} ended by themselves"

@@ -230,6 +230,16 @@ class MailCluster:
             await asyncio.sleep(1)
         raise AssertionError("the queue cannot be read")
 
+    async def coordinator(self, role: str) -> int:
+        """The number of the broker that coordinates the group of a role."""
+        access = make_access(self.log)
+        admin = AIOKafkaAdminClient(**access.client(5.0))
+        await admin.start()
+        try:
+            return int(await admin.find_coordinator(access.group(role)))
+        finally:
+            await admin.close()
+
     async def in_sync(self, deadline_seconds: float = 60.0) -> float:
         """Wait until every replica of every partition is in sync again; the seconds it took."""
         began = time.monotonic()

@@ -18,6 +18,7 @@ from tests.support.volume import Volume
 
 AWAY_SECONDS = 3.0
 OUTAGE_SECONDS = 20.0
+BROKER_SESSION_SECONDS = 9.0  # Kafka's default: a broker that is silent for so long is dead
 
 Victims = Sequence[Member]
 
@@ -70,6 +71,22 @@ async def lose_broker(cluster: MailCluster, victims: Victims, turn: int) -> Harm
         _wake(victims)
         await asyncio.sleep(AWAY_SECONDS)
         await asyncio.to_thread(cluster.brokers.restart, number)
+    return harm
+
+
+async def lose_coordinator(cluster: MailCluster, victims: Victims, turn: int) -> Harm:
+    """The broker that coordinates the victims' group is frozen until another one coordinates it, and has waited a
+    session for the members.
+    """
+    roles = {victim.role for victim in victims if victim.role in ("router", "delivery")} or {"delivery"}
+    number = await cluster.coordinator(min(roles))
+    seconds = BROKER_SESSION_SECONDS + cluster.session_seconds + 10.0
+    harm = Harm(f"coordinator SIGSTOP {seconds:.0f} s")
+    node = cluster.brokers.node(number)
+    node.freeze()
+    _wake(victims)
+    await asyncio.sleep(seconds)
+    node.thaw()
     return harm
 
 
@@ -138,7 +155,7 @@ MISHAPS: Mapping[str, Mishap] = {
     "broker": lose_broker,
     "spool": lose_spool,
 }
-RARER: Mapping[str, Mishap] = {"two-brokers": lose_two_brokers}  # in the long form
+RARER: Mapping[str, Mishap] = {"two-brokers": lose_two_brokers, "coordinator": lose_coordinator}  # in the long form
 STORED: Mapping[str, Mishap] = {"store-frozen": freeze_store, "store-killed": kill_store}  # where the spool is a store
 
 

@@ -20,7 +20,7 @@ from mail.log.kafka.marks import Mark
 
 log = structlog.get_logger()
 
-_PAUSE_SECONDS = 0.005  # between two commits: what finishes meanwhile goes with the next
+_PAUSE_SECONDS = 0.02  # between two commits: what finishes meanwhile goes with the next
 _BACKOFF_SECONDS = 0.5
 
 _UNCONFIRMED_MOST = 100
