@@ -72,6 +72,7 @@ class Committing:
                 await self._commit({at: OffsetAndMetadata(mark.low, mark.text) for at, mark in new.items()})
             except ShardLost as error:
                 log.warning("marks refused, the shards have another owner", reason=str(error))
+                self._unconfirmed = 0  # it is theirs to confirm, and nothing of it keeps us from beginning anew
                 for shard in shards:
                     shard.lose()
                 return True

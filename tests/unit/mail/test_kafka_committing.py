@@ -1,0 +1,90 @@
+"""The marks of a process: what is confirmed, what is not, and when no more is to be begun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from aiokafka import OffsetAndMetadata, TopicPartition
+
+from mail.log import LogUnavailable, ShardLost
+from mail.log.kafka.committing import Committing
+from mail.log.kafka.marks import Mark
+
+MANY = 1000
+
+
+@dataclass
+class Shard:
+    """As much of a delivery shard as its committing looks at."""
+
+    partition: TopicPartition = field(default_factory=lambda: TopicPartition("dispatched", 0))
+    low: int = 0
+    is_lost: bool = False
+
+    def mark(self) -> Mark:
+        return Mark(self.low, "")
+
+    def lose(self) -> None:
+        self.is_lost = True
+
+
+@dataclass
+class Group:
+    answers: Iterator[Exception | None]
+    committed: list[int] = field(default_factory=list)
+
+    async def commit(self, marks: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        answer = next(self.answers)
+        if answer is not None:
+            raise answer
+        self.committed += [mark.offset for mark in marks.values()]
+
+
+def committing(*answers: Exception | None) -> tuple[Committing, Shard, Group]:
+    shard, group = Shard(), Group(iter(answers))
+    return Committing(lambda: [shard], group.commit), shard, group  # type: ignore[list-item, return-value]
+
+
+def finish(one: Committing, shard: Shard, count: int) -> None:
+    for _ in range(count):
+        shard.low += 1
+        one.finished()
+
+
+async def test_what_is_not_confirmed_stops_what_would_begin() -> None:
+    one, shard, group = committing(LogUnavailable("the way is cut"), None)
+    finish(one, shard, MANY)
+    assert one.is_behind
+    assert not await one.settle()
+    assert one.is_behind
+    assert await one.settle()
+    assert (one.is_behind, group.committed) == (False, [MANY])
+
+
+async def test_what_somebody_else_owns_stops_nothing() -> None:
+    one, shard, group = committing(ShardLost("left out"), None)
+    finish(one, shard, MANY)
+    assert await one.settle()
+    assert (shard.is_lost, one.is_behind, group.committed) == (True, False, [])
+    finish(one, shard, 1)
+    assert await one.settle()
+    assert group.committed == [MANY + 1]
+
+
+async def test_what_is_confirmed_is_not_committed_again() -> None:
+    one, shard, group = committing(None)
+    finish(one, shard, 3)
+    assert await one.settle()
+    one.finished()  # news of a shard that is not ours any more
+    assert await one.settle()
+    assert (one.is_behind, group.committed) == (False, [3])
+
+
+@pytest.mark.parametrize("count", [1, 10])
+async def test_a_few_stop_nothing(count: int) -> None:
+    one, shard, _ = committing(LogUnavailable("slow"))
+    finish(one, shard, count)
+    assert not await one.settle()
+    assert not one.is_behind
