@@ -56,6 +56,7 @@ sender_domain_must_resolve = false
 """
 
 _AGAIN_SECONDS = 1.0
+_BROKERS_SECONDS = 60.0
 _STOP_SECONDS = 15.0  # `node.drain` above, and a little
 
 
@@ -100,6 +101,7 @@ def run(path: Path, program: str, ports: Ports = Ports()) -> int:
 
 
 async def _run(path: Path, program: str, ports: Ports) -> int:
+    await _await_brokers(path)
     await _make_topics(path)
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -112,6 +114,24 @@ async def _run(path: Path, program: str, ports: Ports) -> int:
     telling.cancel()
     _say("all stopped; what was accepted is in Kafka and goes on at the next start")
     return 0
+
+
+async def _await_brokers(path: Path) -> None:
+    """All of them, as after `make kafka` in another terminal; after a while those that are there have to do."""
+    from mail.log.kafka.access import make_access
+    from mail.log.kafka.reaching import Unreached, reach
+
+    access = make_access(log_settings(configuration.plan(path)))
+    until, is_told = time.monotonic() + _BROKERS_SECONDS, False
+    while time.monotonic() < until:
+        answers = await asyncio.gather(*(reach(access, address) for address in access.servers))
+        missing = [answer for answer in answers if isinstance(answer, Unreached)]
+        if not missing:
+            return
+        if not is_told:
+            _say(f"waiting for the brokers, which `make kafka NODES=3` starts: {missing[0].address} {missing[0].what}")
+            is_told = True
+        await asyncio.sleep(0.5)
 
 
 async def _make_topics(path: Path) -> None:

@@ -87,7 +87,9 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
             _say(f"Secured:     {cluster.secure_bootstrap} (SASL_SSL; PLAIN or SCRAM-SHA-256)")
             _say(f"             user {cluster.secured.user}, password in {directory / 'secure' / 'password'}")
             _say(f"             authority {cluster.secured.ca}")
-        _say(f"Its data and logs are in {directory}; Ctrl-C or `broker.py down --dir {directory}` ends it.")
+        _say(
+            f"Its data and logs are in {directory}; Ctrl-C or `deploy/kafka/broker.py down --dir {directory}` ends it."
+        )
         try:
             _keep(cluster)
         finally:

@@ -27,6 +27,9 @@ from mail.settings import LogSettings
 _CLOCK_WARN_SECONDS = 2.0
 _SLOW_SECONDS = 0.5
 _RENEW = timedelta(days=30)
+_AGAIN = (
+    "ask again in ten seconds: the cluster misses a broker that has just died by then; else see the brokers' own logs"
+)
 _LIMIT_SECONDS = 26.0  # less than the page has for each of its parts
 
 
@@ -84,7 +87,7 @@ async def _topics_and_groups(
         try:
             there = await lookout.topics()
         except LogUnavailable as error:
-            return [fail("topics", f"cannot be looked at: {error}", "see the brokers' own logs")], {}
+            return [fail("topics", f"cannot be looked at: {error}", _AGAIN)], {}
         found = topics.findings(there, access, settings, tenant)
         return found + await _groups(lookout, access, settings, there, tenant), there
 
@@ -178,7 +181,7 @@ async def _groups(
     except LogUnusable as error:
         return [fail("groups", str(error), "the shards of that group stand still until then")]
     except LogUnavailable as error:
-        return [fail("groups", f"cannot be looked at: {error}", "see the brokers' own logs")]
+        return [fail("groups", f"cannot be looked at: {error}", _AGAIN)]
     return [
         _group(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
         _group(DELIVERY, access, states, backlog.dispatched, counts.by_site, tenant),
@@ -211,7 +214,7 @@ async def _writes(access: Access, there: Mapping[Topic, Found]) -> list[Finding]
     try:
         probes = await probe(access)
     except LogUnavailable as error:
-        return [fail("append", f"is not confirmed: {error}", "until it is, new mail gets 4xx: see the lines above")]
+        return [fail("append", f"is not confirmed: {error}", "until it is, new mail gets 4xx: see above", _AGAIN)]
     slowest = max(each.seconds for each in probes)
     text = f"confirmed in {age_words(timedelta(seconds=slowest))}" + (" at most" if len(probes) > 1 else "")
     say = ok("append", text)

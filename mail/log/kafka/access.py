@@ -106,6 +106,8 @@ def reason(error: BaseException) -> str:
     """What went wrong, in a few words."""
     if isinstance(error, asyncio.TimeoutError | errors.KafkaTimeoutError | errors.RequestTimedOutError):
         return "the brokers did not answer in time"
+    if isinstance(error, errors.NodeNotReadyError):
+        return "a broker that the others still count in does not answer"
     text = " ".join(str(error).split())
     name = type(error).__name__
     return text if text.startswith(name) else f"{name}: {text}" if text else name

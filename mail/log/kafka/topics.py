@@ -277,11 +277,17 @@ async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSetti
         response = await admin.create_topics(new)
         for name, code, *text in response.topic_errors:
             kind = errors.for_code(code)
+            if kind is errors.InvalidReplicationFactorError:
+                alive = len((await _of_any(admin.describe_cluster))["brokers"])
+                raise LogUnusable(
+                    f"{access.where}: log.replication = {settings.replication}, and"
+                    f" {'1 broker is' if alive == 1 else f'{alive} brokers are'} there: start the others; or, on a"
+                    ' machine for trials, log.replication = 1 and log.durability = "dev"'
+                )
             if code and kind is not errors.TopicAlreadyExistsError:
-                hint = ": log.replication needs as many brokers" if kind is errors.InvalidReplicationFactorError else ""
                 raise LogUnusable(
                     f"{access.where}: topic {name} cannot be made: {text[0] if text and text[0] else ''}"
-                    f" ({kind.__name__}); log.replication = {settings.replication}{hint}"
+                    f" ({kind.__name__}); log.replication = {settings.replication}"
                 )
             if not code:
                 made = next(each for each in new if each.name == name)
