@@ -23,6 +23,7 @@ class Hearing:
         self._join_seconds = join_seconds
         self._clock = clock
         self._heard_at = float("-inf")
+        self._listened_at = float("-inf")
 
     def heard(self) -> None:
         self._heard_at = self._clock()
@@ -32,10 +33,17 @@ class Hearing:
         """Whether the group has heard this member within a session, so that its shards are still its own."""
         return self._clock() - self._heard_at <= self._session_seconds
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether the group has not answered for so long that this member hangs: longer than any join takes."""
+        silent = self._clock() - max(self._heard_at, self._listened_at)
+        return silent > self._session_seconds + self._join_seconds
+
     def listen(self, consumer: AIOKafkaConsumer) -> None:
         """To a consumer that has started as a member."""
         coordinator: Any = consumer._coordinator
         client: Any = consumer._client
+        self._listened_at = self._clock()
         beat, send = coordinator._do_heartbeat, client.send
 
         async def beat_and_note() -> bool:

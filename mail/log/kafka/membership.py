@@ -175,18 +175,23 @@ class Membership(Generic[S], ConsumerRebalanceListener):
 
     async def _leave(self) -> None:
         consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            with suppress(*FAULTS):
-                await asyncio.wait_for(consumer.stop(), _LEAVE_SECONDS)
+        if consumer is None:
+            return
+        with suppress(*FAULTS):
+            await asyncio.wait_for(consumer.stop(), _LEAVE_SECONDS)
+        coordinator = consumer._coordinator
+        for task in (coordinator._coordination_task, coordinator._heartbeat_task) if coordinator is not None else ():
+            if task is not None and not task.done():
+                task.cancel()  # what hangs must not come back as a member that tends nothing
 
     def _is_dead(self, consumer: AIOKafkaConsumer) -> bool:
         """Whether aiokafka has stopped telling the group that we live: its heartbeat ends at any error it does not
-        know, and its coordination with it, and it only repeats the error.
+        know, and its coordination with it, and it only repeats the error; or it waits for ever.
         """
         coordinator = consumer._coordinator
         beat = getattr(coordinator, "_heartbeat_task", None)
         ended = beat is not None and beat.done() and not beat.cancelled() and beat.exception() is not None
-        return bool(ended or coordinator._coordination_task.done())
+        return bool(ended or coordinator._coordination_task.done() or self._hearing.is_deaf)
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
         """Join, and stay inside the consumer, where errors of the group come up; return when it is dead."""
