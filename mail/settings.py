@@ -78,7 +78,7 @@ class LogSettings(Section):
         1_000_000,
         ge=1,
         le=1_000_000_000,
-        description="Records waiting in `accepted`, a dedicated tenant's apart, beyond which new mail gets 452.",
+        description="So many wait in `accepted` (dedicated tenants apart): new mail gets 452.",
     )
     min_free_disk: Size = Field(
         parse_size("256MiB"),
