@@ -19,8 +19,9 @@ from mail.log import LogUnusable
 from mail.log.topics import Topic
 from mail.settings import LogSettings
 
-# Waiting for one answer of one broker. A frozen broker costs this once; a dead one costs nothing.
-REQUEST_SECONDS = 10.0
+# Waiting for one answer of one broker. A frozen broker costs this a few times, as any of them may be asked who leads
+# now; a dead one costs nothing.
+REQUEST_SECONDS = 5.0
 # Leaders and partition counts are looked at anew this often, and after every error that says so.
 METADATA_SECONDS = 30.0
 RECORD_BYTES_MAX = 16 << 20  # an envelope of 10,000 recipients and content beside it; `max.message.bytes` of our topics

@@ -1,8 +1,8 @@
 """Errors that aiokafka leaves behind for nobody: said at debug level, where asyncio would say them as errors of ours.
 
 Whoever waited has had the error already, or has given up; a future nobody waits for any more (a batch of a fenced
-transaction, a commit on a connection that went) then complains as it is collected. Never hides any other error: only
-"never retrieved" ones that are aiokafka's own. Next: `mail/log/kafka/producing.py`.
+transaction, a commit on a connection that went) then complains as it is collected, and so does a task of a producer that
+was ended while a broker hung. Never hides any other error: only such as are aiokafka's own. Next: `mail/log/kafka/producing.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ log = structlog.get_logger()
 
 def _is_for_somebody(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    if not isinstance(error, KafkaError) or "exception was never retrieved" not in record.getMessage():
+    message = record.getMessage()
+    if message.startswith("Task was destroyed but it is pending") and "/aiokafka/" in message:
+        log.debug("left behind by aiokafka", error=" ".join(message.split()))
+        return False
+    if not isinstance(error, KafkaError) or "exception was never retrieved" not in message:
         return True
     log.debug("left behind by aiokafka", error=f"{type(error).__name__}: {error}")
     return False
