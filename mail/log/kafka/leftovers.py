@@ -1,8 +1,9 @@
 """Errors that aiokafka leaves behind for nobody: said at debug level, where asyncio would say them as errors of ours.
 
 Whoever waited has had the error already, or has given up; a future nobody waits for any more (a batch of a fenced
-transaction, a commit on a connection that went) then complains as it is collected, and so does a task of a producer that
-was ended while a broker hung. Never hides any other error: only such as are aiokafka's own. Next: `mail/log/kafka/producing.py`.
+transaction, a commit on a connection that went) then complains as it is collected, and so does a task of a producer
+that was ended while a broker hung. Never hides any other error: only such as are aiokafka's own.
+Next: `mail/log/kafka/producing.py`.
 """
 
 from __future__ import annotations

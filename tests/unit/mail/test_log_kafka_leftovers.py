@@ -27,3 +27,14 @@ def test_other_errors_of_aiokafka_are_said(caplog: pytest.LogCaptureFixture) -> 
     expect_leftovers()
     logging.getLogger("asyncio").error("callback failed", exc_info=ProducerFenced())
     assert "callback failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("where", "said"), [("/lib/aiokafka/producer/sender.py", False), ("/ours/router/shard.py", True)]
+)
+def test_a_task_that_was_destroyed(where: str, said: bool, caplog: pytest.LogCaptureFixture) -> None:
+    expect_leftovers()
+    logging.getLogger("asyncio").error(
+        "Task was destroyed but it is pending!\ntask: <Task pending coro=<x() at %s:1>>", where
+    )
+    assert ("destroyed" in caplog.text) is said
