@@ -24,6 +24,7 @@ from typing import Any
 from eilpost import configuration, demo
 from eilpost.compose import log_settings
 from mail.service import EXIT_UNUSABLE
+from mail.settings import LogSettings
 
 BROKERS = "kafka://127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094"
 
@@ -101,8 +102,9 @@ def run(path: Path, program: str, ports: Ports = Ports()) -> int:
 
 
 async def _run(path: Path, program: str, ports: Ports) -> int:
-    await _await_brokers(path)
-    await _make_topics(path)
+    settings = log_settings(configuration.plan(path))
+    await _await_brokers(settings)
+    await _make_topics(settings)
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -116,12 +118,12 @@ async def _run(path: Path, program: str, ports: Ports) -> int:
     return 0
 
 
-async def _await_brokers(path: Path) -> None:
+async def _await_brokers(settings: LogSettings) -> None:
     """All of them, as after `make kafka` in another terminal; after a while those that are there have to do."""
     from mail.log.kafka.access import make_access
     from mail.log.kafka.reaching import Unreached, reach
 
-    access = make_access(log_settings(configuration.plan(path)))
+    access = make_access(settings)
     until, is_told = time.monotonic() + _BROKERS_SECONDS, False
     while time.monotonic() < until:
         answers = await asyncio.gather(*(reach(access, address) for address in access.servers))
@@ -134,11 +136,10 @@ async def _await_brokers(path: Path) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _make_topics(path: Path) -> None:
+async def _make_topics(settings: LogSettings) -> None:
     from mail.log.kafka.access import make_access
     from mail.log.kafka.topics import create, open_admin
 
-    settings = log_settings(configuration.plan(path))
     access = make_access(settings)
     admin = await open_admin(access)
     try:

@@ -49,6 +49,14 @@ def _start(cluster: MailCluster, name: str) -> Awaitable[None]:
     return asyncio.to_thread(cluster.start, [name])
 
 
+async def _all_arrives(load: Load, sink: Sink, cluster: MailCluster) -> None:
+    load.stop()
+    await load.ended(60)
+    await settle(load, sink, cluster)
+    assert not missing(load, sink, cluster)
+    assert await empty_queue(cluster) == []
+
+
 def _show(pauses: dict[str, float], load: Load, sink: Sink) -> None:
     print(f"{len(load.promised)} accepted, {sink.duplicates} duplicates; the longest wait when")
     print("; ".join(f"{what}: {seconds:.1f} s" for what, seconds in pauses.items()))
@@ -70,11 +78,7 @@ async def test_join_and_leave(plain_cluster: MailCluster) -> None:
             for role in ("router", "delivery", "mailstore", "ingress"):
                 leaves = asyncio.to_thread(cluster.members[f"{role}-1"].stop)
                 await pauses.step(f"the first {role} leaves", leaves)
-            load.stop()
-            await load.ended(60)
-            await settle(load, sink, cluster)
-            assert not missing(load, sink, cluster)
-            assert await empty_queue(cluster) == []
+            await _all_arrives(load, sink, cluster)
         finally:
             load.stop()
             await load.close()
@@ -117,11 +121,7 @@ async def test_a_silent_host_and_two_deaths(plain_cluster: MailCluster) -> None:
                 victim = cluster.members[f"{role}-1"]
                 assert cluster.owners(role)[victim.name]
                 await pauses.step(f"a {role} dies", asyncio.to_thread(victim.kill))
-            load.stop()
-            await load.ended(60)
-            await settle(load, sink, cluster)
-            assert not missing(load, sink, cluster)
-            assert await empty_queue(cluster) == []
+            await _all_arrives(load, sink, cluster)
         finally:
             load.stop()
             await load.close()

@@ -1,8 +1,8 @@
 """Commits the marks of a process's delivery shards: together, back to back, as the group's member.
 
 In charge of when; what is committed is each shard's `mark()`. A commit that the group refuses means that the shards
-are somebody else's now: they are told to go, and nothing is retried. While commits are not confirmed no more than
-`_UNCONFIRMED_MOST` deliveries finish beyond them, which is what a next owner may repeat.
+are somebody else's now: they are told to go, and nothing is retried. With `_UNCONFIRMED_MOST` deliveries finished and
+not confirmed nothing more is begun: these, and what is at work then, are what a next owner may repeat.
 Next: `mail/log/kafka/delivery_shard.py`.
 """
 

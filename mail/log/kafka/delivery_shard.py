@@ -41,7 +41,7 @@ class KafkaDeliveryShard:
         append: Callable[[Attempted], Awaitable[None]],
         committed: Callable[[TopicPartition], Awaitable[Mark | None]],
         finished: Callable[[], None],
-        may_begin: Callable[[], bool] = lambda: True,
+        may_begin: Callable[[], bool],
     ) -> None:
         self.number = number
         self.partition = access.partition(DISPATCHED, number)

@@ -50,7 +50,7 @@ class Hearing:
             began = self._clock()
             is_member = await beat()
             if is_member:
-                self._heard_at = max(self._heard_at, began)  # it may have been heard no later than it was asked
+                self._heard_at = max(self._heard_at, began)  # the session runs from when it was heard: not before this
             return bool(is_member)
 
         async def send_patiently(node: Any, request: Any, **group: Any) -> Any:

@@ -66,7 +66,7 @@ class KafkaHistorian:
     async def lines_of(self, shard: int, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         at = self._access.partition(QUEUE, shard)
         start = b"" if queue_id is None else queue_id.encode()
-        for (_, key), frame in (await last_of_each_key(self._access, [at], start)).items():
+        for key, frame in (await last_of_each_key(self._access, at, start)).items():
             yield read_line(self._access, at, key, frame)
 
     async def oldest_unconsumed(self) -> datetime | None:
@@ -111,7 +111,7 @@ class KafkaHistorian:
         delivery = await self._lookout.marks(self._access.group(DELIVERY), self._partitions((DISPATCHED,)))
         sums = []
         for topic, marks in ((ACCEPTED, router), (DISPATCHED, delivery), (ATTEMPTED, router)):
-            partitions = [self._access.partition(topic, shard) for shard in range(self._counts.of(topic))]
+            partitions = self._partitions((topic,))
             ends = await self._lookout.ends(partitions)
             unmarked = [at for at in partitions if at not in marks]
             begins = await self._lookout.begins(unmarked) if unmarked else {}

@@ -45,7 +45,7 @@ class Lanes:
             async with self._locks.setdefault(tenant, asyncio.Lock()):
                 lane = self._open.get(tenant) or await self._open_lane(tenant)
         producing, counts = lane
-        condition = producing.condition()
+        condition = self.condition(tenant)
         if isinstance(condition, Down):  # or each of its messages would hold a session and its bytes for a time-out
             raise LogUnavailable(f"tenant {tenant}: {condition.reason}")
         await producing.append(record, place(record, counts))
@@ -55,8 +55,8 @@ class Lanes:
         lane = self._open.get(tenant)
         if lane is not None:
             return lane[0].condition()
-        since, why = self._failed.get(tenant, (-_AGAIN_SECONDS, ""))
-        return Down(why) if asyncio.get_running_loop().time() - since < _AGAIN_SECONDS else Usable()
+        why = self._why_not_again(tenant)
+        return Usable() if why is None else Down(why)
 
     async def measure(self, lookout: Lookout) -> None:
         """See how much of what was appended is routed."""
@@ -69,14 +69,19 @@ class Lanes:
             else:
                 producing.measured(backlog.accepted, appended)
 
+    def _why_not_again(self, tenant: str) -> str | None:
+        """What ailed the tenant's topics a moment ago."""
+        since, why = self._failed.get(tenant, (float("-inf"), ""))
+        return why if asyncio.get_running_loop().time() - since < _AGAIN_SECONDS else None
+
     def _access_of(self, tenant: str) -> Access:
         return replace(self._access, prefix=prefix_of_tenant(self._access.prefix, tenant))
 
     async def _open_lane(self, tenant: str) -> tuple[Producing, ShardCounts]:
-        now = asyncio.get_running_loop().time()
-        since, why = self._failed.get(tenant, (-_AGAIN_SECONDS, ""))
-        if now - since < _AGAIN_SECONDS:
+        why = self._why_not_again(tenant)
+        if why is not None:
             raise LogUnavailable(why)
+        now = asyncio.get_running_loop().time()
         access = self._access_of(tenant)
         # The settings say how many shards the shared topics have; a tenant's have what they have.
         settings = self._settings.model_copy(update={"shards": 0, "delivery_shards": 0})

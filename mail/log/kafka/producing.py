@@ -36,7 +36,7 @@ class Producing:
     """One plain producer and what is known of the log through it. Lives on the event loop."""
 
     def __init__(self, access: Access, settings: LogSettings, *, linger_ms: int = 0) -> None:
-        """`linger_ms`: at most one request to each broker in so long, for what nobody waits for."""
+        """`linger_ms`: how long a partition's batch waits for more, where nobody waits for it."""
         self._access = access
         self._settings = settings
         self._linger_ms = linger_ms

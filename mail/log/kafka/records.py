@@ -6,7 +6,6 @@ Used by whoever reads: shards and people. Next: `mail/log/kafka/router_shard.py`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 from aiokafka import ConsumerRecord, TopicPartition
@@ -43,20 +42,18 @@ def _unreadable(access: Access, topic: str, shard: int, place: str, reason: Fram
     )
 
 
-async def last_of_each_key(
-    access: Access, partitions: Sequence[TopicPartition], start: bytes = b""
-) -> dict[tuple[TopicPartition, bytes], bytes]:
-    """What a compacted topic says: the last value of each key that begins with `start`, without those that end in a
-    tombstone. Raises LogUnavailable.
+async def last_of_each_key(access: Access, at: TopicPartition, start: bytes = b"") -> dict[bytes, bytes]:
+    """What a partition of a compacted topic says: the last value of each key that begins with `start`, without those
+    that end in a tombstone. Raises LogUnavailable.
     """
-    found: dict[tuple[TopicPartition, bytes], bytes] = {}
-    reader = Reader(access, partitions)
+    found: dict[bytes, bytes] = {}
+    reader = Reader(access, [at])
     try:
-        await reader.open(dict.fromkeys(partitions))
+        await reader.open({at: None})
         async for record in reader.to_end(_SILENCE_SECONDS):
-            if not (record.key or b"").startswith(start):
+            key = record.key or b""
+            if not key.startswith(start):
                 continue
-            key = (TopicPartition(record.topic, record.partition), record.key or b"")
             if record.value is None:
                 found.pop(key, None)
             else:

@@ -109,10 +109,11 @@ class KafkaRouterShard:
             # markers are written, for which the next who takes the id has to wait.
             await self._transactor.open()
             self._has_committed = False
-        frames = await last_of_each_key(self._access, [self._access.partition(QUEUE, self.number)])
+        at = self._access.partition(QUEUE, self.number)
+        frames = await last_of_each_key(self._access, at)
         lines = iter(frames.items())
         while batch := list(islice(lines, _REPLAY_BATCH)):
-            yield [read_line(self._access, at, key, frame) for (at, key), frame in batch]
+            yield [read_line(self._access, at, key, frame) for key, frame in batch]
             await asyncio.sleep(0)
 
     async def take(self, limit: int, wait: timedelta) -> Sequence[Input]:

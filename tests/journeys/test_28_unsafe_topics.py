@@ -1,4 +1,4 @@
-"""Journey 27: topics on three brokers that could lose mail, and no role starts on them: not the one that takes mail,
+"""Journey 28: topics on three brokers that could lose mail, and no role starts on them: not the one that takes mail,
 not the one that routes it. On a machine for trials, `log.durability = "dev"`, both do.
 """
 
