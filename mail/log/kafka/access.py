@@ -1,7 +1,7 @@
-"""How to reach the brokers: addresses, security and time-outs as aiokafka takes them; and its errors in our words.
+"""How to reach the brokers: aiokafka's clients with our addresses, security and time-outs; its errors in our words.
 
-Never a topic, never a record. What every client of a process has in common is made once here, so that no client
-forgets TLS, or waits longer than the others. Next: `mail/log/kafka/reaching.py`.
+Never a topic, never a record. Every client of a process is made here, so that none forgets TLS, waits longer than the
+others, or waits for a broker that another has found silent. Next: `mail/log/kafka/reaching.py`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiokafka import TopicPartition, errors
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import create_conn
 
 from mail.endpoint import parse_brokers
 from mail.log import LogUnusable
+from mail.log.kafka.silent import Silent
 from mail.log.topics import Topic
 from mail.settings import LogSettings
 
-# Waiting for one answer of one broker. A frozen broker costs this a few times, as any of them may be asked who leads
-# now; a dead one costs nothing.
+# Waiting for one answer of one broker: what one that hangs costs, until it is found silent; a dead one costs nothing.
 REQUEST_SECONDS = 5.0
 # Leaders and partition counts are looked at anew this often, and after every error that says so.
 METADATA_SECONDS = 30.0
@@ -39,16 +41,32 @@ class Access:
     servers: tuple[str, ...]
     prefix: str
     security: Mapping[str, Any] = field(repr=False)  # has the password
+    silent: Silent = field(repr=False, compare=False)
 
     def client(self, request_seconds: float = REQUEST_SECONDS) -> dict[str, Any]:
         """The arguments every aiokafka client gets."""
         return {
-            "bootstrap_servers": list(self.servers),
+            "bootstrap_servers": self.silent.those_that_answer(self.servers),
             "client_id": "eilpost",
             "request_timeout_ms": int(request_seconds * 1000),
             "metadata_max_age_ms": int(METADATA_SECONDS * 1000),
             **self.security,
         }
+
+    def consumer(self, request_seconds: float = REQUEST_SECONDS, **more: Any) -> AIOKafkaConsumer:
+        consumer = AIOKafkaConsumer(**more, **self.client(request_seconds))
+        self.silent.guard(consumer._client)
+        return consumer
+
+    def producer(self, request_seconds: float = REQUEST_SECONDS, **more: Any) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(**more, **self.client(request_seconds))
+        self.silent.guard(producer.client)
+        return producer
+
+    def admin(self) -> AIOKafkaAdminClient:
+        admin = AIOKafkaAdminClient(**self.client())
+        self.silent.guard(admin._client)
+        return admin
 
     @property
     def where(self) -> str:
@@ -68,7 +86,12 @@ class Access:
 
 def make_access(settings: LogSettings) -> Access:
     """Raises LogUnusable for certificates that cannot be read, ValueError for the URL."""
-    return Access(parse_brokers(settings.url), settings.prefix, _security(settings))
+    security = _security(settings)
+
+    async def greet(host: str, port: int) -> None:
+        (await create_conn(host, port, client_id="eilpost", **security)).close()
+
+    return Access(parse_brokers(settings.url), settings.prefix, security, Silent(greet))
 
 
 def _security(settings: LogSettings) -> dict[str, Any]:

@@ -118,15 +118,13 @@ class Lookout:
     async def _ask_admin(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
         async with self._lock:
             if self._admin is None:
-                self._admin = await self._started(AIOKafkaAdminClient(**self._access.client()))
+                self._admin = await self._started(self._access.admin())
             return await self._answer(_patiently(question, self._admin))
 
     async def _ask(self, question: Callable[[AIOKafkaConsumer], Awaitable[T]]) -> T:
         async with self._lock:
             if self._consumer is None:
-                self._consumer = await self._started(
-                    AIOKafkaConsumer(isolation_level="read_committed", **self._access.client())
-                )
+                self._consumer = await self._started(self._access.consumer(isolation_level="read_committed"))
             return await self._answer(question(self._consumer))
 
     async def _started(self, client: T) -> T:

@@ -149,7 +149,8 @@ class Membership(Generic[S], ConsumerRebalanceListener):
     def _new_consumer(self) -> AIOKafkaConsumer:
         # The assignor keeps its memory in its class: each member gets a class of its own.
         assignor = type("StickyAssignor", (StickyPartitionAssignor,), {})
-        return AIOKafkaConsumer(
+        return self._access.consumer(
+            self._session_seconds / 2,  # a coordinator that hangs is given up, and the next one found, within a session
             group_id=self._access.group(self._role),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -158,8 +159,6 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             heartbeat_interval_ms=int(min(HEARTBEAT_SECONDS, self._session_seconds / 3) * 1000),
             rebalance_timeout_ms=int(REBALANCE_SECONDS * 1000),
             max_poll_interval_ms=_A_DAY_MS,
-            # A coordinator that hangs is given up, and the next one found, within the session.
-            **self._access.client(self._session_seconds / 2),
         )
 
     async def _belong(self) -> None:

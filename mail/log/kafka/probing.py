@@ -36,7 +36,7 @@ class Probe:
 
 async def probe(access: Access) -> list[Probe]:
     """One partition of every broker that leads one. Raises LogUnavailable."""
-    producer = AIOKafkaProducer(acks="all", linger_ms=0, **access.client(_PROBE_SECONDS))
+    producer = access.producer(_PROBE_SECONDS, acks="all", linger_ms=0)
     topic = access.topic(EVENTS)
     try:
         await producer.start()

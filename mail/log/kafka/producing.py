@@ -52,12 +52,12 @@ class Producing:
 
     async def start(self) -> None:
         """Raises aiokafka's errors."""
-        self._producer = producer = AIOKafkaProducer(
+        self._producer = producer = self._access.producer(
+            self._timeout,  # of a batch, until it is given up
             acks="all",
             max_batch_size=BATCH_BYTES,
             max_request_size=RECORD_BYTES_MAX,
             linger_ms=self._linger_ms,  # even with 0: while a request is under way the next batch fills by itself
-            **self._access.client(self._timeout),  # of a batch, until it is given up
         )
         # Of one answer less: a batch that a frozen broker does not answer goes to the next leader within its time, and
         # the question who that is to another broker.

@@ -40,17 +40,18 @@ class Reader:
         self._look_at = 0.0
         self._gave: dict[TopicPartition, float] = {}  # when each gave something last
         self._behind: Mapping[TopicPartition, int] = {}
+        self._is_stuck = False
+        self._watching: asyncio.Task[None] | None = None
 
     async def open(self, positions: Mapping[TopicPartition, int | None]) -> None:
         """Begin at these offsets, or at the first there is (None). Raises LogUnavailable."""
         await self.close()
-        consumer = AIOKafkaConsumer(
+        consumer = self._access.consumer(
             isolation_level="read_committed",
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=FETCH_BYTES,
             check_crcs=False,  # our frames have a checksum of their own
-            **self._access.client(),
         )
         try:
             async with asyncio.timeout(30):
@@ -70,6 +71,7 @@ class Reader:
             await _close(consumer)
             raise
         self._consumer = consumer
+        self._is_stuck = False
         now = asyncio.get_running_loop().time()
         self._look_at = now + _STUCK_SECONDS
         self._gave = dict.fromkeys(self._partitions, now)
@@ -105,7 +107,12 @@ class Reader:
         silent = loop.time() - min(self._gave.values(), default=loop.time())
         if wait_seconds and silent >= _STUCK_SECONDS and loop.time() >= self._look_at:
             self._look_at = loop.time() + _STUCK_SECONDS
-            await self._watch()
+            if self._consumer is not None and (self._watching is None or self._watching.done()):
+                # Beside the reading: a broker that hangs may answer late, and what was silent may come before it.
+                self._watching = asyncio.create_task(self._watch(), name="reader-watch")
+        if self._is_stuck:
+            with suppress(LogUnavailable):
+                await self.open(dict(self._positions))
         consumer = self._consumer
         if consumer is None:
             raise LogUnavailable(f"{self._access.where}: the reader is not open")
@@ -168,12 +175,16 @@ class Reader:
                 log.warning(
                     "reader is stuck, made anew", behind={f"{at.topic}/{at.partition}": ends[at] for at in behind}
                 )
-                await self.open(dict(self._positions))
+                self._is_stuck = True
             elif behind:
                 self._look_at = asyncio.get_running_loop().time() + _SECOND_LOOK_SECONDS
             self._behind = behind
 
     async def close(self) -> None:
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             await _close(consumer)

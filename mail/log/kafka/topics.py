@@ -331,7 +331,7 @@ async def _is_seen(admin: AIOKafkaAdminClient, names: list[str], least: int, bro
 async def open_admin(access: Access) -> AIOKafkaAdminClient:
     """A started admin client. Raises LogUnusable when no broker answers."""
     await reach_any(access)
-    admin = AIOKafkaAdminClient(**access.client())
+    admin = access.admin()
     try:
         await admin.start()
     except FAULTS as error:

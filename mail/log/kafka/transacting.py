@@ -49,12 +49,11 @@ class Transactor:
     async def open(self) -> None:
         """Fence every other holder of the id, and settle what it left open. Raises LogUnavailable."""
         await self.close()
-        producer = AIOKafkaProducer(
+        producer = self._access.producer(
             transactional_id=self._id,
             transaction_timeout_ms=int(TRANSACTION_SECONDS * 1000),
             max_batch_size=BATCH_BYTES,
             max_request_size=RECORD_BYTES_MAX,
-            **self._access.client(),
         )
         try:
             async with asyncio.timeout(self._timeout):

@@ -1,0 +1,64 @@
+"""A broker that hangs, on three real ones: the first client of a process finds out, and the others go round it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiokafka import client as aiokafka_client
+
+from mail.log import LogUnavailable
+from mail.log.kafka.access import make_access
+from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.reading import Reader
+from mail.log.topics import ACCEPTED, QUEUE
+from tests.support.kafka import QUICK, MakesClusters
+from tests.support.kafka_log import make_topics, settings_on
+from tests.support.ports import wait_until
+
+SHARDS = 3
+
+
+@pytest.mark.kafka_cluster
+async def test_nobody_is_connected_to_a_broker_that_is_known_to_hang(
+    kafka_cluster: MakesClusters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Counted out never, as long as this test runs: all the time its partitions are led by it.
+    patient = QUICK | {"broker.session.timeout.ms": "600000"}
+    brokers = await asyncio.to_thread(kafka_cluster, 3, settings=patient)
+    settings = settings_on(brokers.bootstrap, shards=SHARDS, delivery_shards=1, replication=3)
+    await make_topics(settings)
+    access = make_access(settings)
+    hung = f"127.0.0.1:{brokers.port(2)}"
+    asked: list[str] = []
+    make = aiokafka_client.create_conn
+
+    async def counting(host: str, port: int, **how: Any) -> Any:
+        asked.append(f"{host}:{port}")
+        return await make(host, port, **how)
+
+    monkeypatch.setattr(aiokafka_client, "create_conn", counting)
+    partitions = [access.partition(topic, n) for topic in (ACCEPTED, QUEUE) for n in range(SHARDS)]
+    reader = Reader(access, partitions)
+    brokers.node(2).freeze()
+    try:
+        await access.silent.suspect("127.0.0.1", brokers.port(2))
+        async with Lookout(access) as lookout:
+            assert len(await lookout.topics(with_config=False)) > 0
+        with pytest.raises(LogUnavailable):  # it leads some of these
+            await reader.open(dict.fromkeys(partitions))
+        assert asked
+        assert hung not in asked
+    finally:
+        brokers.node(2).thaw()
+    await wait_until(lambda: brokers.alive(asked=2) == {1, 2, 3}, what="broker 2 answers again")
+
+    async def is_used() -> bool:
+        await reader.open(dict.fromkeys(partitions))
+        return hung in asked
+
+    async with asyncio.timeout(30):
+        while not await is_used():
+            await asyncio.sleep(0.5)
+    await reader.close()

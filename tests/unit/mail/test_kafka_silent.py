@@ -1,0 +1,145 @@
+"""A broker that hangs is waited for once; what one client has learnt holds for the others of its process."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.conn import CloseReason
+from aiokafka.errors import KafkaConnectionError
+
+from mail.log.kafka.silent import Silent
+from tests.support.ports import wait_until
+
+HANGS, WELL = "hangs.test:9092", "well.test:9092"
+
+
+@dataclass
+class Brokers:
+    """Greets as told, and counts."""
+
+    answer: dict[str, bool] = field(default_factory=lambda: {HANGS: False, WELL: True})
+    greeted: list[str] = field(default_factory=list)
+
+    async def greet(self, host: str, port: int) -> None:
+        self.greeted.append(f"{host}:{port}")
+        if not self.answer[f"{host}:{port}"]:
+            raise KafkaConnectionError("hangs")
+
+
+class Client:
+    """As much of an AIOKafkaClient as `guard` touches."""
+
+    def __init__(self, *addresses: str) -> None:
+        brokers = {n: SimpleNamespace(host=a.partition(":")[0], port=9092) for n, a in enumerate(addresses)}
+        self.cluster = SimpleNamespace(broker_metadata=brokers.get, brokers=lambda: set(brokers))
+        self._loop = asyncio.get_running_loop()
+        self._request_timeout_ms = 100
+        self.connected: list[int] = []
+        self.refreshed = 0
+        self.late = False
+
+    async def _get_conn(self, node_id: int, **_: Any) -> object | None:
+        self.connected.append(node_id)
+        if self.late:
+            await asyncio.sleep(0.1)
+            return None
+        return object()
+
+    def _on_connection_closed(self, connection: Any, reason: CloseReason | None) -> None:
+        self.refreshed += 1
+
+    def force_metadata_update(self) -> None:
+        self.refreshed += 1
+
+
+def close_late(client: Client, address: str) -> None:
+    """A request to this broker has timed out."""
+    host = address.partition(":")[0]
+    client._on_connection_closed(SimpleNamespace(host=host, port=9092), CloseReason.CONNECTION_TIMEOUT)
+
+
+def two(silent: Silent) -> tuple[Client, Client]:
+    clients = Client(HANGS, WELL), Client(HANGS, WELL)
+    for client in clients:
+        silent.guard(client)
+    return clients
+
+
+async def test_what_one_client_waited_for_no_other_waits_for() -> None:
+    brokers = Brokers()
+    silent = Silent(brokers.greet)
+    one, other = two(silent)
+    close_late(one, HANGS)
+    assert await other._get_conn(0) is None
+    assert other.connected == []
+    assert other.refreshed == 1  # who leads now?
+    assert await other._get_conn(1) is not None
+    assert silent.those_that_answer([HANGS, WELL]) == [WELL]
+    assert silent.those_that_answer([HANGS]) == [HANGS]
+
+
+async def test_a_connection_that_does_not_come_about_in_time_is_learnt_from_too() -> None:
+    silent = Silent(Brokers().greet)
+    one, other = two(silent)
+    one.late = True
+    assert await one._get_conn(0) is None
+    assert await other._get_conn(0) is None
+    assert other.connected == []
+
+
+async def test_a_leader_that_only_waits_for_its_followers_answers_a_greeting() -> None:
+    brokers = Brokers({HANGS: True, WELL: True})
+    one, other = two(Silent(brokers.greet))
+    close_late(one, HANGS)
+    assert await other._get_conn(0) is not None
+    assert brokers.greeted == [HANGS]
+
+
+async def test_who_was_refused_in_time_suspects_nobody() -> None:
+    brokers = Brokers()
+    one, _ = two(Silent(brokers.greet))
+    one._on_connection_closed(SimpleNamespace(host="hangs.test", port=9092), CloseReason.CONNECTION_BROKEN)
+    assert await one._get_conn(0) is not None
+    assert brokers.greeted == []
+
+
+async def test_one_that_answers_again_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mail.log.kafka.silent._AGAIN_SECONDS", 0.0)
+    brokers = Brokers()
+    one, _ = two(Silent(brokers.greet))
+    close_late(one, HANGS)
+    assert await one._get_conn(0) is None
+    assert await one._get_conn(0) is None
+    brokers.answer[HANGS] = True
+
+    async def is_used() -> bool:
+        return await one._get_conn(0) is not None
+
+    for _ in range(100):
+        if await is_used():
+            break
+        await asyncio.sleep(0)
+    assert await is_used()
+    assert set(brokers.greeted) == {HANGS}
+
+
+async def test_a_silent_one_is_not_greeted_by_everybody_who_asks() -> None:
+    brokers = Brokers()
+    one, other = two(Silent(brokers.greet))
+    close_late(one, HANGS)
+    for client in (one, other) * 50:
+        assert await client._get_conn(0) is None
+    assert brokers.greeted == [HANGS]
+
+
+async def test_the_only_broker_is_always_asked() -> None:
+    silent = Silent(Brokers().greet)
+    only = Client(HANGS)
+    silent.guard(only)
+    close_late(only, HANGS)
+    await wait_until(lambda: silent.those_that_answer([HANGS, WELL]) == [WELL], what="known as silent")
+    assert await only._get_conn(0) is not None
