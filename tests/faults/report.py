@@ -51,7 +51,7 @@ which the fault did not hit its instant fails. The short form, several instants 
   more than these processes may have at work at the same time (`delivery.in_flight`, 50 here). Where nobody lost a
   shard, all was marked, and *at most* is 0. Into a mailbox nothing came twice: no delivery id is there a second time.
 * *Longest wait*: from the dot to the arrival, of the message that waited longest; an accepted message is never lost by
-  waiting. After `kill -9` and SIGSTOP of a router or a delivery it is `log.session_timeout` (8 s by default) and a
+  waiting. After `kill -9` and SIGSTOP of a router or a delivery it is `log.session_timeout` (7 s by default) and a
   rebalance. An ingress has no shard that anybody waits for: its clients connect anew, to it or to another, or wait
   until it wakes.
 """
