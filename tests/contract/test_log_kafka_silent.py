@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.reading import Reader
 from mail.log.topics import ACCEPTED, QUEUE
 from tests.support.kafka import QUICK, MakesClusters
-from tests.support.kafka_log import make_topics, settings_on
+from tests.support.kafka_log import make_topics, running, settings_on
 from tests.support.ports import wait_until
 
 SHARDS = 3
@@ -62,3 +63,16 @@ async def test_nobody_is_connected_to_a_broker_that_is_known_to_hang(
         while not await is_used():
             await asyncio.sleep(0.5)
     await reader.close()
+
+
+@pytest.mark.kafka
+async def test_a_start_finds_out_which_address_hangs(kafka_bootstrap: str) -> None:
+    """Or every client that is opened after it begins with it, a time-out each."""
+    with socket.create_server(("127.0.0.1", 0)) as hangs:  # connections come about, and nobody answers
+        hung = f"127.0.0.1:{hangs.getsockname()[1]}"
+        settings = settings_on(f"{hung},{kafka_bootstrap}", shards=1, delivery_shards=1)
+        async with running(settings) as log:
+            silent = log._access.silent
+            await wait_until(
+                lambda: silent.those_that_answer([hung, kafka_bootstrap]) == [kafka_bootstrap], what="known to hang"
+            )

@@ -88,6 +88,9 @@ async def reach_any(access: Access) -> None:
     try:
         for answer in asyncio.as_completed(asking):
             if isinstance(await answer, Reached):
+                for address, task in zip(access.servers, asking, strict=True):
+                    if not task.done():
+                        access.silent.suspect(*endpoint.parse(address))  # or each client would begin with it
                 return
         first = asking[0].result()
         more = f" (and {len(asking) - 1} more: see `eilpost doctor`)" if len(asking) > 1 else ""
