@@ -170,7 +170,8 @@ class RouterLog(Protocol):
 
         When a shard is taken back or `stop` is set, its `take` raises ShardLost; tend then finishes what is in flight
         and
-        returns. An exception out of tend ends route() with it.
+        returns. An exception out of tend ends route() with it. Once tend has returned, nothing more is written through
+        its shard: ShardLost.
         """
         ...
 
@@ -179,7 +180,9 @@ class DeliveryLog(Protocol):
     """What delivery needs."""
 
     async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
-        """As `RouterLog.route`, for shards of `dispatched`. After ShardLost, `finish` still works for a drain time."""
+        """As `RouterLog.route`, for shards of `dispatched`. After ShardLost, `finish` still works for a drain time, and
+        the next owner begins after that: at no instant two tend the same.
+        """
         ...
 
 
