@@ -139,8 +139,10 @@ class DeliveryShard(Protocol):
         """Set, once and for ever, when the shard is taken back or is to stop: for who is too busy to `take`."""
         ...
 
-    async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
-        """The next dispatches, one to `limit`, in order, without those already finished; waits for the first.
+    async def take(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+        """The next dispatches, one to `limit`, in order, without those already finished; waits for the first. With
+        `wait` it is empty when none came within that, and then everything that was there at the first take has been
+        given.
 
         Raises ShardLost, LogUnavailable (try again), LogUnusable.
         """

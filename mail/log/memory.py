@@ -283,12 +283,15 @@ class _MemoryDeliveryShard:
     def close(self) -> None:
         self._closed = True
 
-    async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
+    async def take(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+        loop = asyncio.get_running_loop()
+        until = None if wait is None else loop.time() + wait.total_seconds()
         while not self.lost.is_set():
             taken = self._input.take(limit)
-            if taken:
+            left = None if until is None else until - loop.time()
+            if taken or (left is not None and left <= 0):
                 return taken
-            await self._log.news(None)
+            await self._log.news(None if left is None else timedelta(seconds=left))
         raise ShardLost
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:

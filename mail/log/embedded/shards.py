@@ -256,12 +256,14 @@ class EmbeddedDeliveryShard:
     def close(self) -> None:
         self._closed = True
 
-    async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
+    async def take(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+        loop = asyncio.get_running_loop()
+        until = None if wait is None else loop.time() + wait.total_seconds()
         while not self.lost.is_set():
             taken = await self._dispatched.take(limit)
-            if taken:
+            if taken or (until is not None and loop.time() >= until):
                 return taken
-            await self._news.wait(None)
+            await self._news.wait(until)
         raise ShardLost
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
