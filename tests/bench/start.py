@@ -1,7 +1,7 @@
 """How long `make run` takes to be of use: from the start of its process to the first 250 for a message.
 
-It is `eilpost demo` on ports and in a folder of its own: where nothing is yet, so that its world is made first, and then
-once more on what is there. The setting up of `.venv` is not in it.
+It is `eilpost demo` on ports and in a folder of its own: where nothing is yet, so that its world is made first, and
+then once more on what is there. The setting up of `.venv` is not in it.
 """
 
 from __future__ import annotations
