@@ -7,7 +7,8 @@ a client that vanishes never undoes an append that has begun.
 Of aiosmtpd's SMTP class this keeps the protocol's life: connection, session object, task, writer, and the TLS and
 AUTH to come. It replaces its reading (line by line, LF ends a line), its parsing (lenient, in CPython's private
 parser), its timer (one for all of DATA) and its cancelling of work when the client hangs up.
-`tests/unit/ingress/test_traps.py` names each reason. Next: `ingress/accept.py`, by way of `ingress/conversation.py`.
+`tests/unit/ingress/test_traps.py`, and those it names, hold each reason. Next: `ingress/accept.py`, by way of
+`ingress/conversation.py`.
 """
 
 from __future__ import annotations

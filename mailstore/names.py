@@ -2,7 +2,8 @@
 
 In charge of two mappings, both reversible: an owner to a directory that can never leave the root, and what is known
 of a message (when, delivery id, sizes, flags) to a file name. Never of what exists on disk.
-Source: https://cr.yp.to/proto/maildir.html; `S=` and `W=` as Dovecot and Maildir++ use them.
+Source: https://cr.yp.to/proto/maildir.html; `S=` and `W=` as Dovecot and Maildir++ use them, and what Dovecot says of
+flags: letters, then perhaps a comma and fields of others, which stay as they are.
 Next: `mailstore/delivered.py`.
 """
 
@@ -19,7 +20,7 @@ _CHUNK = 200  # below NAME_MAX (255) of every file system, with room for the mar
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _OURS = re.compile(
     r"(?P<seconds>\d{1,11})\.M(?P<micros>\d{6})_(?P<id>[A-Za-z0-9_-]{1,64})\.[^,:/]*,S=(?P<size>\d+),W=(?P<wire>\d+)"
-    r"(?::2,(?P<flags>[A-Za-z]*))?\Z"
+    r"(?::2,(?P<flags>[A-Za-z]*)(?:,[^/:]*)?)?\Z"
 )
 _SECONDS = re.compile(r"(\d{1,11})\.")  # until the year 5138; more would be no date
 _WIRE_SIZE = re.compile(r",W=(\d+)(?=[,:]|\Z)")
@@ -109,12 +110,18 @@ def parse_name(name: str) -> MessageName:
         None,
         int(seconds[1]) * 1_000_000 if seconds else None,
         int(wire[1]) if wire else None,
-        info[2:] if info.startswith("2,") else "",
+        _flags(info)[0],
     )
 
 
 def with_seen(name: str) -> str:
     """The name in `cur` of the same message, flagged as seen."""
     base, _colon, info = name.partition(":")
-    flags = set(info[2:]) if info.startswith("2,") else set()
-    return f"{base}:2,{''.join(sorted(flags | {'S'}))}"  # flags in ASCII order
+    flags, fields = _flags(info)
+    return f"{base}:2,{''.join(sorted({*flags, 'S'}))}{fields}"  # flags in ASCII order
+
+
+def _flags(info: str) -> tuple[str, str]:
+    """The flags, and the fields behind them with their comma."""
+    flags, comma, fields = info[2:].partition(",") if info.startswith("2,") else ("", "", "")
+    return flags, comma + fields

@@ -11,7 +11,8 @@ as a member of their groups like any other; so on Kafka a stale owner, or it its
 2. *Inputs*: an unread `Accepted` goes as it is. An unread `Attempted` goes together with its line, which stays in hand,
    so that the target's router judges the report; one that its own router would ignore is dropped.
 3. *Dispatches*: an unfinished `Dispatched` goes together with its line, content and number; then it is finished with an
-   empty report, which no line answers to. One without a line in hand is out of date, and only finished.
+   empty report, which no line answers to. One without a line in hand is out of date, and only finished. The router's
+   shards are ours, so nobody dispatches meanwhile, and each delivery shard says when it has given all there is.
 4. *Lines that wait*, as they are; then the inputs once more (the empty reports, and what came late).
 
 Everything moves in one way: a *batch* is written to the target, in one commit for each of its shards; only then is it

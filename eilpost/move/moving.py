@@ -26,10 +26,6 @@ COMMIT_BYTES = 8 << 20  # of one commit on the target, about
 
 _NOW = timedelta(0)
 _LOOK_AGAIN = timedelta(milliseconds=200)
-_POLL_SECONDS = 0.05
-# Silence after which no more dispatches are waited for: when all lines in hand are found, and when some are not.
-_QUIET_SECONDS = 5.0
-_PATIENCE_SECONDS = 30.0
 _SHOWN = 5
 
 T = TypeVar("T")
@@ -84,7 +80,6 @@ class Moving:
         self._there: set[str] = set()  # keys on the target
         self._told: set[str] = set()  # queue ids on the target: their history is there
         self._in_hand: dict[DeliveryId, Pending] = {}
-        self._moved_at = 0.0
         self._limit = min(batch, BATCH // 10)  # until it is seen how large they are
 
     async def run(self) -> None:
@@ -155,38 +150,17 @@ class Moving:
         return self._in_hand.pop(delivery_id)
 
     async def _move_dispatches(self, delivery: Owned[DeliveryShard]) -> None:
-        """Take from all shards at once; ends when there is nothing any more, or nothing comes."""
+        """From all shards at once. The router's shards are ours, so nobody dispatches any more: each has an end."""
         working = asyncio.Lock()
-        loop = asyncio.get_running_loop()
-        self._moved_at = loop.time()
 
         async def read(shard: DeliveryShard) -> None:
-            while True:
-                entries = await shard.take(self._limit)
+            while entries := await shard.take(self._limit, _NOW):
                 self._see_size(entries)
                 async with working:
                     delivery.check()
                     await self._move_dispatched(shard, entries)
-                    self._moved_at = loop.time()
 
-        readers = [asyncio.ensure_future(read(shard)) for shard in delivery.all()]
-        try:
-            while True:
-                await asyncio.wait(readers, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                async with working:  # nobody is in the middle of a batch when it ends
-                    for reader in readers:
-                        if reader.done():
-                            reader.result()
-                    patience = _PATIENCE_SECONDS if self._in_hand else _QUIET_SECONDS
-                    is_quiet = loop.time() > self._moved_at + patience
-                    if is_quiet or not (await self._source.backlog()).dispatched:
-                        for reader in readers:
-                            reader.cancel()
-                        return
-        finally:
-            for reader in readers:
-                reader.cancel()
-            await asyncio.gather(*readers, return_exceptions=True)
+        await all_of(map(read, delivery.all()))
 
     async def _move_dispatched(self, shard: DeliveryShard, entries: Sequence[Entry[Dispatched]]) -> None:
         by_shard: dict[int, list[Letter]] = {}

@@ -139,8 +139,10 @@ class DeliveryShard(Protocol):
         """Set, once and for ever, when the shard is taken back or is to stop: for who is too busy to `take`."""
         ...
 
-    async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
-        """The next dispatches, one to `limit`, in order, without those already finished; waits for the first.
+    async def take(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+        """The next dispatches, one to `limit`, in order, without those already finished; waits for the first. With
+        `wait` it is empty when none came within that, and then everything that was there at the first take has been
+        given.
 
         Raises ShardLost, LogUnavailable (try again), LogUnusable.
         """
@@ -170,7 +172,8 @@ class RouterLog(Protocol):
 
         When a shard is taken back or `stop` is set, its `take` raises ShardLost; tend then finishes what is in flight
         and
-        returns. An exception out of tend ends route() with it.
+        returns. An exception out of tend ends route() with it. Once tend has returned, nothing more is written through
+        its shard: ShardLost.
         """
         ...
 
@@ -179,7 +182,9 @@ class DeliveryLog(Protocol):
     """What delivery needs."""
 
     async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
-        """As `RouterLog.route`, for shards of `dispatched`. After ShardLost, `finish` still works for a drain time."""
+        """As `RouterLog.route`, for shards of `dispatched`. After ShardLost, `finish` still works for a drain time, and
+        the next owner begins after that: at no instant two tend the same.
+        """
         ...
 
 

@@ -225,7 +225,7 @@ class _MemoryRouterShard:
     def __init__(self, log: MemoryLog, number: int) -> None:
         self._log = log
         self.number = number
-        self._lost = False
+        self._lost = self._closed = False
         self._inputs = [log.partition(ATTEMPTED, number), log.partition(ACCEPTED, number)]
         for partition in self._inputs:
             partition.rewind()
@@ -233,6 +233,9 @@ class _MemoryRouterShard:
     def lose(self) -> None:
         self._lost = True
         self._log.wake()
+
+    def close(self) -> None:
+        self._closed = True
 
     async def replay(self) -> AsyncIterator[Sequence[Pending]]:
         lines = iter(self._log.lines_of(self.number))
@@ -254,11 +257,14 @@ class _MemoryRouterShard:
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> None:
         await asyncio.sleep(0)
+        if self._closed:
+            raise ShardLost
         self._log.write(outputs, consumed)
 
     async def rewind(self) -> None:
-        for partition in self._inputs:
-            partition.rewind()
+        if not self._closed:
+            for partition in self._inputs:
+                partition.rewind()
 
 
 class _MemoryDeliveryShard:
@@ -266,6 +272,7 @@ class _MemoryDeliveryShard:
         self._log = log
         self.number = number
         self.lost = asyncio.Event()
+        self._closed = False
         self._input: _Partition[Dispatched] = log.partition(DISPATCHED, number)
         self._input.rewind()
 
@@ -273,15 +280,23 @@ class _MemoryDeliveryShard:
         self.lost.set()
         self._log.wake()
 
-    async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
+    def close(self) -> None:
+        self._closed = True
+
+    async def take(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+        loop = asyncio.get_running_loop()
+        until = None if wait is None else loop.time() + wait.total_seconds()
         while not self.lost.is_set():
             taken = self._input.take(limit)
-            if taken:
+            left = None if until is None else until - loop.time()
+            if taken or (left is not None and left <= 0):
                 return taken
-            await self._log.news(None)
+            await self._log.news(None if left is None else timedelta(seconds=left))
         raise ShardLost
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
+        if self._closed:
+            raise ShardLost
         self._log.write([attempted], [entry])
 
 

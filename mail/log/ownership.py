@@ -19,6 +19,10 @@ class Losable(Protocol):
         """From now on `take` raises ShardLost, one that waits included."""
         ...
 
+    def close(self) -> None:
+        """Nobody tends it any more: what is still to be written through it raises ShardLost."""
+        ...
+
 
 Shard = TypeVar("Shard", bound=Losable)
 
@@ -74,3 +78,5 @@ async def _tend_all(
             task.cancel()
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
+        for shard in shards:
+            shard.close()  # whoever kept it is not the owner any more

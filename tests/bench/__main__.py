@@ -3,6 +3,7 @@
     python -m tests.bench                 about ten minutes; medians of 5 rounds; writes the report and its plot
     python -m tests.bench --quick         about a minute; prints, writes nothing
     python -m tests.bench kafka           eilpost on a real Kafka against Postfix, as a part of all of it
+    python -m tests.bench start           from the start of `make run` to its first 250, as a part of all of it
     python -m tests.bench profile         where the time of a message goes, by package and by function
 
 Load goes only to loopback and stops by itself.
@@ -14,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import kafka, latency, profile, report
+from tests.bench import kafka, latency, profile, report, start
 from tests.bench.load import CountingSink, LoadFailed, Round, Scenario, drive
 from tests.bench.servers import EilpostServer, PostfixServer, Server
 from tests.support import kafka as kafka_part
@@ -60,7 +61,9 @@ def compare(quick: bool, rounds: int, size_kb: int | None, *, only_eilpost: bool
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("what", nargs="?", choices=["compare", "profile", "latency", "kafka"], default="compare")
+    parser.add_argument(
+        "what", nargs="?", choices=["compare", "profile", "latency", "start", "kafka"], default="compare"
+    )
     parser.add_argument("--quick", action="store_true", help="small loads, three rounds, no report")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--size", type=int, choices=[10, 100], help="only this size, in kB")
@@ -70,7 +73,7 @@ def main() -> int:
     if options.what == "profile":
         return profile.run(messages=3000, size_bytes=(options.size or 10) * 1000, reused=not options.new)
     why = postfix.why_missing()
-    if why is not None and not options.eilpost:
+    if why is not None and not options.eilpost and options.what != "start":
         print(f"bench: {why}; smtp-source and smtp-sink come with it too", file=sys.stderr)
         return 2
     no_kafka = kafka_part.why_no_cluster()
@@ -81,6 +84,10 @@ def main() -> int:
                 return 2
             kafka.run(DOCS, quick=options.quick)
             return 0
+        if options.what == "start":
+            for taken in start.measure(options.rounds or 5):
+                print(start.one_line(taken))
+            return 0
         if options.what == "latency":
             for line in latency.measure(quick=options.quick):
                 print(latency.one_line(line))
@@ -90,7 +97,7 @@ def main() -> int:
         print(report.table(results))
         if not options.quick and not options.eilpost and options.size is None:
             delays = latency.measure(quick=False)
-            report.write(DOCS, results, delays)
+            report.write(DOCS, results, delays, start.measure())
             print(f"written: {DOCS / 'performance.md'}")
             if no_kafka is None:
                 kafka.run(DOCS, quick=False)

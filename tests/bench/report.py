@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import latency, machine
+from tests.bench import latency, machine, start
 from tests.bench.latency import Delays
 from tests.bench.load import SESSIONS, Round, Scenario
+from tests.bench.start import Start
 
 Results = dict[Scenario, list[Round]]
 
@@ -52,7 +53,7 @@ def table(results: Mapping[Scenario, Sequence[Round]]) -> str:
     return "\n".join(rows)
 
 
-def write(docs: Path, results: Results, delays: Sequence[Delays]) -> None:
+def write(docs: Path, results: Results, delays: Sequence[Delays], starts: Sequence[Start]) -> None:
     """docs/performance.md and docs/performance.png."""
     docs.mkdir(exist_ok=True)
     plot(docs / "performance.png", results)
@@ -87,6 +88,11 @@ system time of the server's processes; memory is the highest sum of their propor
             f"| {line.end_to_end_p99:.1f} ms |\n"
             for line in delays
         )
+        + """
+## From the start to the first 250
+
+"""
+        + "".join(f"* {start.one_line(each)}\n" for each in starts)
         + f"""
 ## How it was measured
 
@@ -97,6 +103,8 @@ system time of the server's processes; memory is the highest sum of their propor
   connection cache on demand, queue file flushed before the 250), `relayhost` the sink; spared chroot, TLS and logging.
 * eilpost: `eilpost up` with its defaults (20 connections to one site), `delivery.relay` the sink, all roles in one
   process, one structured log line for each message and role.
+* The start: `eilpost demo`, which is what `make run` calls, from the start of its process to the 250 for its first
+  message, with all four roles and a log on the disk; the client tries again every few milliseconds.
 * Neither looks anything up in DNS. Disk flushes are those the disk reports, whoever asked for them.
 * At most {others:.0%} of the machine was busy with anything but the two and their load.{care}
 

@@ -23,6 +23,8 @@ from tests.support.log_samples import NOON
 class MemoryHarness:
     """One object is the store; settings of the first `make` hold."""
 
+    owners_share = False
+
     def __init__(self) -> None:
         self._log: MemoryLog | None = None
 
@@ -67,6 +69,8 @@ class BrokenStore(Store):
 
 
 class EmbeddedHarness:
+    owners_share = False
+
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._path = path
         monkeypatch.setattr(BrokenStore, "broken", False)

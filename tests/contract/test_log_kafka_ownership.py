@@ -222,19 +222,6 @@ async def test_marks_are_committed_while_work_goes_on(kafka_bootstrap: str) -> N
             await wait_until(is_marked, deadline_seconds=3, what="the marks of four finished")
 
 
-async def test_an_attempt_finished_after_its_shard_was_closed_is_the_next_owners(kafka_bootstrap: str) -> None:
-    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
-    async with running(settings) as log:
-        async with routing(log) as router:
-            await router.commit([dispatched(1)], [])
-        async with delivering(log) as shard:
-            (entry,) = await dispatches(shard, 1)
-        with pytest.raises(ShardLost):
-            await shard.finish(entry, attempted(1))
-        async with routing(log) as router:
-            assert not await router.take(10, timedelta(0))
-
-
 async def test_purge_takes_what_is_consumed_and_nothing_else(kafka_bootstrap: str) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     first = [TopicPartition(settings.prefix + topic.name, 0) for topic in (ACCEPTED, DISPATCHED, ATTEMPTED)]

@@ -113,6 +113,8 @@ class Cable:
 class KafkaHarness:
     """For the log contract: one prefix is the store."""
 
+    owners_share = True
+
     def __init__(self, bootstrap: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         self._base = settings_on(bootstrap, **changes)
         self._cable = Cable(monkeypatch)

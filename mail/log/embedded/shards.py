@@ -164,6 +164,7 @@ class EmbeddedRouterShard:
         self.number = number
         self._host = host
         self._news = News()
+        self._closed = False
         self._attempted: Tail[Attempted] = Tail(host, ATTEMPTED, number, self._news, bytes_max)
         self._accepted: Tail[Accepted] = Tail(host, ACCEPTED, number, self._news, bytes_max)
         self._taken: dict[str, deque[int]] = {ATTEMPTED.name: deque(), ACCEPTED.name: deque()}
@@ -175,6 +176,9 @@ class EmbeddedRouterShard:
         self._host.lost(self._accepted)
         self._news.lost = True
         self._news.tell()
+
+    def close(self) -> None:
+        self._closed = True
 
     async def replay(self) -> AsyncIterator[Sequence[Pending]]:
         after = ""
@@ -220,6 +224,8 @@ class EmbeddedRouterShard:
             if offsets:
                 first = first_id(topic, self.number)
                 change.ranges.append((first + offsets[0], first + offsets[-1]))
+        if self._closed:
+            raise ShardLost
         await self._host.writer.change(change, outputs, patient=True)
         for topic, offsets in marks.items():
             for _ in offsets:
@@ -237,6 +243,7 @@ class EmbeddedDeliveryShard:
         self.number = number
         self._host = host
         self.lost = asyncio.Event()
+        self._closed = False
         self._news = News()
         self._dispatched: Tail[Dispatched] = Tail(host, DISPATCHED, number, self._news, bytes_max)
         host.gained(self._dispatched)
@@ -246,15 +253,22 @@ class EmbeddedDeliveryShard:
         self.lost.set()
         self._news.tell()
 
-    async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
+    def close(self) -> None:
+        self._closed = True
+
+    async def take(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+        loop = asyncio.get_running_loop()
+        until = None if wait is None else loop.time() + wait.total_seconds()
         while not self.lost.is_set():
             taken = await self._dispatched.take(limit)
-            if taken:
+            if taken or (until is not None and loop.time() >= until):
                 return taken
-            await self._news.wait(None)
+            await self._news.wait(until)
         raise ShardLost
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
+        if self._closed:
+            raise ShardLost
         records = (attempted,)
         change = Change()
         self._host.add_to(change, records, {})

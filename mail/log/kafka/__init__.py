@@ -159,18 +159,19 @@ class KafkaLog:
     # --- RouterLog
 
     async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
+        member: Membership[KafkaRouterShard]
         self._router = member = Membership(
             self._access,
             role=ROUTER,
             lead=self._access.topic(ACCEPTED),
             session_seconds=self._settings.session_timeout.total_seconds(),
-            make=self._router_shard,
+            make=lambda number: self._router_shard(number, lambda: member.is_member),
             drain_first=False,
             drain_seconds=_DRAIN_SECONDS,
         )
         await member.own(tend, stop, joined)
 
-    def _router_shard(self, number: int) -> KafkaRouterShard:
+    def _router_shard(self, number: int, may_open: Callable[[], bool]) -> KafkaRouterShard:
         return KafkaRouterShard(
             self._access,
             number,
@@ -183,7 +184,7 @@ class KafkaLog:
             ),
             committed=self._marks_of_router,
             consumed=self._producing.routed,
-            may_open=lambda: self._router is None or self._router.is_member,
+            may_open=may_open,
         )
 
     async def _marks_of_router(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import cast
 
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 
-from mail.log import Entry, LogUnusable, ShardLost
+from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import Access
 from mail.log.kafka.marks import Mark, MarkError, Marks
 from mail.log.kafka.reading import Reader
@@ -25,6 +26,7 @@ from mail.record import Attempted, Dispatched
 log = structlog.get_logger()
 
 _WAIT_SECONDS = 1.0
+_THERE_SECONDS = 20.0  # for what is there to come: longer than a reader that is stuck takes to be made anew
 _CROWDED_SECONDS = 0.05  # before looking again whether the marks have room
 
 
@@ -83,7 +85,10 @@ class KafkaDeliveryShard:
         self._marks = marks
         return marks
 
-    async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
+    async def take(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+        clock = asyncio.get_running_loop().time
+        until = None if wait is None else clock() + wait.total_seconds()
+        there_until = clock() + _THERE_SECONDS
         while True:
             if self.lost.is_set():
                 raise ShardLost
@@ -93,10 +98,24 @@ class KafkaDeliveryShard:
                 continue
             if not self._reader.is_open:  # it was stuck, and could not be made anew at once
                 await self._reader.open({self.partition: marks.position})
-            entries = self._entries(marks, await self._reader.take_until(self.lost, limit, _WAIT_SECONDS))
-            marks.read_up_to(self._reader.position(self.partition))
+            before = self._reader.position(self.partition)
+            seconds = _WAIT_SECONDS
+            if until is not None and not self._reader.is_behind:
+                seconds = min(seconds, max(0.0, until - clock()))
+            entries = self._entries(marks, await self._reader.take_until(self.lost, limit, seconds))
+            position = self._reader.position(self.partition)
+            marks.read_up_to(position)
             if entries:
                 return entries
+            if until is None:
+                continue
+            if not self._reader.is_behind:
+                if clock() >= until:
+                    return ()
+            elif position > before:
+                there_until = clock() + _THERE_SECONDS
+            elif clock() > there_until:  # it is there, and on its way: "nothing" would not be true
+                raise LogUnavailable(f"{self.partition.topic}, shard {self.number}: what is there does not come")
 
     def _entries(self, marks: Marks, records: Sequence[ConsumerRecord[bytes, bytes]]) -> list[Entry[Dispatched]]:
         """Those that are not finished. One that cannot be read is raised once it is the first."""

@@ -31,6 +31,13 @@ T = TypeVar("T")
 
 
 class Harness(Protocol):
+    @property
+    def owners_share(self) -> bool:
+        """Whether the shards of a kind are spread over all who ask for them; else one owns all, and the next waits for
+        its turn.
+        """
+        ...
+
     async def make(self, settings: LogSettings) -> Log:
         """A started log on this harness's store; after `close()` of the last one, it finds what that one left."""
         ...
@@ -47,20 +54,20 @@ class Harness(Protocol):
 
 
 @asynccontextmanager
-async def routing(log: Log, number: int = 0) -> AsyncIterator[RouterShard]:
-    """Own the router's shards; use one of them."""
-    async with _owning(log.route, number) as shard:
+async def routing(log: Log, number: int = 0, seconds: float = 10) -> AsyncIterator[RouterShard]:
+    """Own the router's shards; use one of them, no longer than so."""
+    async with _owning(log.route, number, seconds) as shard:
         yield shard
 
 
 @asynccontextmanager
 async def delivering(log: Log, number: int = 0) -> AsyncIterator[DeliveryShard]:
-    async with _owning(log.deliver, number) as shard:
+    async with _owning(log.deliver, number, 10) as shard:
         yield shard
 
 
 @asynccontextmanager
-async def _owning(own: Callable[..., Awaitable[None]], number: int) -> AsyncIterator[T]:  # type: ignore[type-var]
+async def _owning(own: Callable[..., Awaitable[None]], number: int, seconds: float) -> AsyncIterator[T]:  # type: ignore[type-var]
     stop, found = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     async def tend(shard: T) -> None:
@@ -70,7 +77,7 @@ async def _owning(own: Callable[..., Awaitable[None]], number: int) -> AsyncIter
 
     owner = asyncio.ensure_future(own(tend, stop))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(seconds):
             yield await found
     finally:
         stop.set()

@@ -32,27 +32,6 @@ from tests.support.log_samples import (
 
 
 class Owning:
-    async def test_a_shard_has_one_owner_at_a_time(self, harness: Harness) -> None:
-        log = await harness.make(LogSettings(shards=2))
-        for number in range(2):
-            async with routing(log, number):
-                owned: list[int] = []
-                stop = asyncio.Event()
-
-                async def tend(shard: RouterShard, owned: list[int] = owned, stop: asyncio.Event = stop) -> None:
-                    owned.append(shard.number)
-                    await stop.wait()
-
-                second = asyncio.ensure_future(log.route(tend, stop))
-                await asyncio.sleep(0.02)
-                assert number not in owned
-            async with asyncio.timeout(10):
-                while len(owned) < 2:
-                    await asyncio.sleep(0.01)
-            stop.set()
-            await second
-        await log.close()
-
     async def test_stop_ends_a_take_and_the_drain_may_still_commit(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         await log.append(accepted(1))

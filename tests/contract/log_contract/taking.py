@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 
 from mail.log.topics import ShardCounts, place
-from mail.record import Accepted
+from mail.record import Accepted, Record
 from mail.route import Route, ToMailbox, ToMx, ToRelay
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import (
@@ -21,6 +21,7 @@ from tests.contract.log_contract.harness import (
 )
 from tests.support.log_samples import (
     accepted,
+    attempted,
     dispatched,
     queue_id,
 )
@@ -101,6 +102,32 @@ class Taking:
             assert not waiting.done()
             await log.append(accepted(1))
             assert numbers(await waiting) == [accepted(1)]
+        await log.close()
+
+    async def test_a_take_of_dispatches_that_does_not_wait_says_nothing_only_at_the_end(self, harness: Harness) -> None:
+        """Also just after the start, with everything yet to be fetched, and with finished ones in between and last."""
+        log = await harness.make(LogSettings())
+        async with routing(log) as router:
+            for start in range(0, 300, 50):
+                await router.commit([dispatched(n) for n in range(start, start + 50)], [])
+        async with delivering(log) as shard:
+            entries = await dispatches(shard, 300)
+            for n in (0, 1, 2, *range(100, 200), 297, 298, 299):
+                await shard.finish(entries[n], attempted(n))
+        await log.close()
+        log = await harness.make(LogSettings())
+        async with delivering(log) as shard:
+            given: list[Record] = []
+            while more := await shard.take(7, NOW):
+                given += [entry.record for entry in more]
+            assert given == [dispatched(n) for n in (*range(3, 100), *range(200, 297))]
+            assert not await shard.take(7, timedelta(milliseconds=20))
+            waiting = asyncio.ensure_future(shard.take(7, SOON))
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            async with routing(log) as router:
+                await router.commit([dispatched(300)], [])
+                assert [entry.record for entry in await waiting] == [dispatched(300)]
         await log.close()
 
     async def test_more_than_fits_into_memory_is_taken_in_order_too(self, harness: Harness) -> None:

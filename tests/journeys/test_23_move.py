@@ -1,4 +1,4 @@
-"""Journey 21: what is queued moves from the log of one machine to a Kafka and back, by the command, killed or not.
+"""Journey 23: what is queued moves from the log of one machine to a Kafka and back, by the command, killed or not.
 
 Every record is planted or sent before, and after the move the roles deliver it: each message once. A move that is
 killed with SIGKILL is run again until it ends.

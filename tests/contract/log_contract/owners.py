@@ -1,0 +1,201 @@
+"""Owners of shards that come and go while there is work, and a ledger of what they did, in the order of one loop.
+
+A delivery owner finishes late: what it has in hand when its shard goes it finishes while it drains, but for one entry,
+which is the next owner's. A router owner is a stale one whenever it can be: it commits what it has taken, lost or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from itertools import pairwise
+
+from mail.log import DeliveryShard, Entry, Log, LogUnavailable, RouterShard, ShardLost
+from mail.message import DeliveryId
+from mail.record import Accepted, Dispatched
+from tests.contract.log_contract.harness import SOON, Harness
+from tests.support.log_samples import attempted
+from tests.support.ports import wait_until
+
+_DRAIN_SECONDS = 0.3  # longer than an owner that does not wait for the other takes to begin
+_IN_HAND = 3
+
+
+class Ledger:
+    """Who tended which shard when; what was given, and what was finished."""
+
+    def __init__(self) -> None:
+        self.at_work: dict[int, list[str]] = defaultdict(list)
+        self.turns: dict[int, list[str]] = defaultdict(list)  # of each shard, its owners one after the other
+        self.overlaps: list[str] = []
+        self.given: Counter[DeliveryId] = Counter()
+        self.finished: set[DeliveryId] = set()
+        self.given_again: list[str] = []
+
+    @contextmanager
+    def tending(self, number: int, who: str) -> Iterator[None]:
+        others = self.at_work[number]
+        if others:
+            self.overlaps.append(f"{who} began with shard {number} while {', '.join(others)} was at work there")
+        others.append(who)
+        self.turns[number].append(who)
+        try:
+            yield
+        finally:
+            others.remove(who)
+
+    def give(self, entry: Entry[Dispatched], who: str) -> None:
+        delivery_id = entry.record.delivery.id
+        self.given[delivery_id] += 1
+        if delivery_id in self.finished:
+            self.given_again.append(f"{who} was given {delivery_id} of shard {entry.shard}, which was finished")
+
+    @property
+    def moves(self) -> int:
+        """How often a shard went from one owner to another."""
+        return sum(one != next_one for turns in self.turns.values() for one, next_one in pairwise(turns))
+
+
+class Owner:
+    """One member, under a name of its own, from `enter` until `leave`."""
+
+    def __init__(self, name: str, ledger: Ledger) -> None:
+        self.name = name
+        self.ledger = ledger
+        self.stop = asyncio.Event()
+        self.joined = asyncio.Event()
+        self.numbers: set[int] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def _own(self, joined: Callable[[], None]) -> None:
+        raise NotImplementedError
+
+    @contextmanager
+    def tending(self, number: int) -> Iterator[None]:
+        self.numbers.add(number)
+        try:
+            with self.ledger.tending(number, self.name):
+                yield
+        finally:
+            self.numbers.discard(number)
+
+    async def enter(self, harness: Harness, before: Owner | None, count: int) -> None:
+        """Return when it is certainly a member; where owners share, when each has shards and every shard has one."""
+        self._task = asyncio.create_task(self._own(self.joined.set), name=f"owner-{self.name}")
+        if before is None:
+            await self.has_all(count)
+        elif harness.owners_share:
+            await wait_until(
+                lambda: self.joined.is_set() and self._shares_with(before, count), what=f"{self.name} as a second owner"
+            )
+        else:
+            await asyncio.sleep(0.05)  # it waits for its turn
+
+    def _shares_with(self, other: Owner, count: int) -> bool:
+        return bool(self.numbers and other.numbers) and self.numbers | other.numbers == set(range(count))
+
+    async def has_all(self, count: int) -> None:
+        await wait_until(lambda: self.numbers == set(range(count)), what=f"{self.name} as the owner of all shards")
+
+    async def leave(self) -> None:
+        self.stop.set()
+        assert self._task is not None
+        await self._task
+
+
+class DeliveryOwner(Owner):
+    """`leaves`: how many of each shard's entries it has in hand and does not finish."""
+
+    def __init__(self, name: str, ledger: Ledger, log: Log, leaves: int = 1) -> None:
+        super().__init__(name, ledger)
+        self._log = log
+        self._leaves = leaves
+
+    async def _own(self, joined: Callable[[], None]) -> None:
+        await self._log.deliver(self._tend, self.stop, joined)
+
+    async def _tend(self, shard: DeliveryShard) -> None:
+        in_hand: list[Entry[Dispatched]] = []
+        with self.tending(shard.number):
+            while True:
+                try:
+                    taken = await shard.take(2)
+                except LogUnavailable:
+                    continue
+                except ShardLost:
+                    break
+                for entry in taken:
+                    self.ledger.give(entry, self.name)
+                in_hand += taken
+                while len(in_hand) > _IN_HAND:
+                    await self._finish(shard, in_hand.pop(0))
+            await asyncio.sleep(_DRAIN_SECONDS)
+            while len(in_hand) > self._leaves:
+                await self._finish(shard, in_hand.pop(0))
+
+    async def _finish(self, shard: DeliveryShard, entry: Entry[Dispatched]) -> None:
+        await asyncio.sleep(0.01)
+        delivery_id = entry.record.delivery.id
+        await shard.finish(entry, replace(attempted(), delivery_id=delivery_id))
+        self.ledger.finished.add(delivery_id)
+
+
+class RouterOwner(Owner):
+    """Writes one dispatch for each message, `dispatch` says which."""
+
+    def __init__(self, name: str, ledger: Ledger, log: Log, dispatch: Callable[[Accepted], Dispatched]) -> None:
+        super().__init__(name, ledger)
+        self._log = log
+        self._dispatch = dispatch
+
+    async def _own(self, joined: Callable[[], None]) -> None:
+        await self._log.route(self._tend, self.stop, joined)
+
+    async def _tend(self, shard: RouterShard) -> None:
+        with self.tending(shard.number):
+            while True:
+                try:
+                    taken = await shard.take(3, SOON)
+                    if not taken:
+                        continue
+                    await asyncio.sleep(0.1)  # in which the shard may go to another
+                    records = [entry.record for entry in taken]
+                    outputs = [self._dispatch(record) for record in records if isinstance(record, Accepted)]
+                    await shard.commit(outputs, taken)
+                except ShardLost:
+                    return
+                except LogUnavailable:
+                    await _rewound(shard)
+
+
+async def _rewound(shard: RouterShard) -> None:
+    while True:
+        try:
+            await shard.rewind()
+        except LogUnavailable:
+            await asyncio.sleep(0.05)
+        else:
+            return
+
+
+@asynccontextmanager
+async def feeding(feed: Callable[[int], Awaitable[None]]) -> AsyncIterator[list[int]]:
+    """Calls `feed` with 0, 1, 2 ... until the end of the context. The list has those whose call returned."""
+    fed: list[int] = []
+    enough = asyncio.Event()
+
+    async def feed_all() -> None:
+        while not enough.is_set():
+            await feed(len(fed))
+            fed.append(len(fed))
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(feed_all(), name="feeding")
+    try:
+        yield fed
+    finally:
+        enough.set()
+        await task

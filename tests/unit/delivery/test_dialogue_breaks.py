@@ -1,0 +1,165 @@
+"""The client dialogue with servers that break off, answer out of turn or talk garbage: one outcome a recipient."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from delivery.dialogue import Dialogue
+from mail.outcome import Deferred, Delivered, Failed
+from mail.route import Speaks
+from tests.support.delivering import envelope
+from tests.support.dialoguing import BARE, FULL, HELLO, begin, codes, kinds, ready, said
+
+
+def test_content_that_was_not_sent_was_not_taken() -> None:
+    dialogue = ready()
+    begin(dialogue)
+    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n250 taken\r\n")
+    assert kinds(dialogue) == ["Deferred"]
+    assert dialogue.over
+    assert said(dialogue) == b""
+    assert dialogue.carried is not None
+    assert not dialogue.carried.past_dot
+
+
+def test_content_that_is_still_on_its_way_was_not_taken() -> None:
+    dialogue = ready()
+    begin(dialogue)
+    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    said(dialogue)
+    dialogue.receive(b"250 taken\r\n", unsent=True)
+    assert kinds(dialogue) == ["Deferred"]
+    assert dialogue.over
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [(b"554 5.7.1 spam\r\n", "Failed"), (b"452 x\r\n", "Deferred"), (b"421 x\r\n", "Deferred")]
+)
+def test_content_that_was_refused_before_it_was_sent_is_never_sent(answer: bytes, kind: str) -> None:
+    """The server may be waiting for a command, and the content would be read as commands."""
+    dialogue = ready()
+    begin(dialogue)
+    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n" + answer)
+    assert said(dialogue) == b""
+    assert kinds(dialogue) == [kind]
+    assert dialogue.over
+    assert dialogue.carried is not None
+    assert not dialogue.carried.past_dot
+
+    local = ready(FULL, Speaks.LMTP)
+    begin(local, "a@remote.test", "b@remote.test")
+    local.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n" + answer)
+    assert said(local) == b""
+    assert kinds(local) == [kind, "Deferred"]  # who was not answered for is not failed
+    assert local.over
+
+
+@pytest.mark.parametrize(
+    ("before", "past_dot"),
+    [
+        (b"", False),
+        (b"250 ok\r\n", False),
+        (b"250 ok\r\n250 ok\r\n", False),
+        (b"250 ok\r\n250 ok\r\n550 5.1.1 no\r\n354 go\r\n", True),
+    ],
+)
+def test_421_and_loss_at_every_point(before: bytes, past_dot: bool) -> None:
+    closing = ready()
+    begin(closing, "a@remote.test", "b@remote.test")
+    closing.receive(before + b"421 4.3.2 closing\r\n")
+    assert closing.over
+    assert closing.carried is not None
+    assert closing.carried.lost
+    assert codes(closing)[0] == "421 4.3.2"
+
+    losing = ready()
+    begin(losing, "a@remote.test", "b@remote.test")
+    losing.receive(before)
+    losing.lost("connection lost")
+    assert losing.over
+    assert losing.carried is not None
+    assert losing.carried.lost
+    assert losing.carried.past_dot is past_dot
+    first = losing.carried.outcomes[0]
+    assert isinstance(first, Deferred)
+    assert ("may see it twice" in first.reply.text) is past_dot
+    if past_dot:
+        assert isinstance(losing.carried.outcomes[1], Failed)  # a verdict that was given stands
+
+
+@pytest.mark.parametrize(
+    "answers", [b"554 5.7.1 go away\r\n", b"421 busy\r\n", b"220 hi\r\n450 no\r\n", b"220 hi\r\n500 a\r\n550 b\r\n"]
+)
+def test_a_server_that_will_not_talk_only_defers(answers: bytes) -> None:
+    dialogue = Dialogue("us.test", "remote")
+    dialogue.receive(answers)
+    assert dialogue.over
+    assert dialogue.refusal is not None
+    assert dialogue.refusal.is_temporary
+
+
+@pytest.mark.parametrize("garbage", [b"hello\r\n", b"99 x\r\n", b"250x\r\n", b"100 wait\r\n", b"\r\n", b"999 x\r\n"])
+def test_garbage_defers(garbage: bytes) -> None:
+    dialogue = ready()
+    begin(dialogue)
+    dialogue.receive(garbage)
+    assert dialogue.over
+    assert kinds(dialogue) == ["Deferred"]
+
+
+@pytest.mark.parametrize("wrong", [b"354 go\r\n", b"250 ok\r\n250 ok\r\n250 go\r\n", b"250 ok\r\n334 a\r\n"])
+def test_an_answer_of_the_wrong_kind_defers(wrong: bytes) -> None:
+    dialogue = ready()
+    begin(dialogue)
+    dialogue.receive(wrong)
+    assert dialogue.over
+    assert kinds(dialogue) == ["Deferred"]
+
+
+def test_a_word_out_of_turn_ends_an_idle_connection() -> None:
+    dialogue = ready()
+    dialogue.receive(b"421 4.4.2 idle\r\n")
+    assert dialogue.over
+
+
+@given(st.binary(max_size=300), st.integers(1, 20))
+def test_no_bytes_break_the_dialogue(data: bytes, step: int) -> None:
+    dialogue = ready()
+    begin(dialogue, "a@remote.test", "b@remote.test")
+    for start in range(0, len(data), step):
+        dialogue.receive(data[start : start + step])
+    dialogue.lost("connection lost")
+    assert dialogue.carried is not None
+    assert len(dialogue.carried.outcomes) == 2
+
+
+_LINES = st.sampled_from(
+    [b"250 ok", b"250-more", b"354 go", b"450 4.2.0 a", b"550 5.1.1 b", b"421 c", b"452 d", b"503 e"]
+)
+
+
+@given(st.lists(_LINES, max_size=12), st.sampled_from([FULL, BARE]), st.sampled_from(list(Speaks)))
+def test_every_history_gives_each_recipient_one_outcome(lines: list[bytes], ehlo: bytes, speaks: Speaks) -> None:
+    """And none is delivered unless the content was sent."""
+    terms = envelope("a@remote.test", "b@remote.test", "c@remote.test")
+    dialogue = ready(ehlo, speaks)
+    dialogue.begin(terms, HELLO)
+    sent = said(dialogue)
+    for line in lines:
+        dialogue.receive(line + b"\r\n")
+        sent += said(dialogue)
+        if dialogue.carried is not None:
+            break
+    dialogue.lost("connection lost")
+    assert dialogue.carried is not None
+    outcomes = dialogue.carried.outcomes
+    assert [outcome.recipient for outcome in outcomes] == [one.address for one in terms.recipients]
+    if any(isinstance(outcome, Delivered) for outcome in outcomes):
+        assert HELLO + b".\r\n" in sent
+    for outcome in outcomes:
+        if isinstance(outcome, Deferred):
+            assert outcome.reply.is_temporary
+        elif isinstance(outcome, Failed):
+            assert outcome.reply.is_permanent

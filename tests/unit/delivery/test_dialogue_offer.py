@@ -1,0 +1,100 @@
+"""What the client dialogue offers a server: parameters it knows, content as on the wire, nothing it cannot take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from delivery.dialogue import Phase
+from mail.envelope import Body, Envelope
+from tests.support.delivering import envelope
+from tests.support.dialoguing import BARE, FULL, HELLO, begin, codes, kinds, ready, said
+
+
+@pytest.mark.parametrize(
+    ("content", "wire"),
+    [
+        (b"", b".\r\n"),
+        (b".\r\n", b"..\r\n.\r\n"),
+        (b"a", b"a\r\n.\r\n"),
+        (b"a\r\n", b"a\r\n.\r\n"),
+        (b"a\r\n.", b"a\r\n..\r\n.\r\n"),
+        (b"a\r\n.\r\n.\r\n", b"a\r\n..\r\n..\r\n.\r\n"),
+        (b"a.\r\nb", b"a.\r\nb\r\n.\r\n"),
+        (b"a\r", b"a\r\r\n.\r\n"),
+    ],
+)
+def test_dot_stuffing(content: bytes, wire: bytes) -> None:
+    dialogue = ready()
+    begin(dialogue, content=content)
+    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    assert said(dialogue) == wire
+
+
+@given(st.lists(st.sampled_from([b".", b"..", b"a", b"", b"a.b"]), max_size=8))
+def test_a_dotted_message_survives(lines: list[bytes]) -> None:
+    content = b"".join(line + b"\r\n" for line in lines)
+    dialogue = ready()
+    begin(dialogue, content=content)
+    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    wire = said(dialogue).split(b"\r\n")
+    assert wire[-2:] == [b".", b""]
+    assert b"." not in wire[:-2]
+    assert [line[1:] if line.startswith(b".") else line for line in wire[:-2]] == lines
+
+
+def _refused_before() -> Iterator[tuple[bytes, Envelope, bytes, str]]:
+    yield FULL, envelope(), b"x" * 1001, "552 5.3.4"
+    yield BARE, envelope("jürgen@remote.test"), HELLO, "553 5.6.7"
+    yield BARE, envelope(sender="jürgen@example.test"), HELLO, "553 5.6.7"
+    yield BARE, envelope(utf8=True), "Subject: grüße\r\n\r\n".encode(), "553 5.6.7"
+    yield FULL, envelope(body=Body.BINARY), HELLO, "554 5.6.3"
+
+
+@pytest.mark.parametrize(("ehlo", "terms", "content", "code"), list(_refused_before()))
+def test_what_a_server_cannot_take_is_not_offered(ehlo: bytes, terms: Envelope, content: bytes, code: str) -> None:
+    dialogue = ready(ehlo)
+    dialogue.begin(terms, content)
+    assert said(dialogue) == b""
+    assert codes(dialogue) == [code]
+    assert dialogue.phase is Phase.READY
+
+
+def test_only_the_recipient_that_needs_smtputf8_fails_without_it() -> None:
+    dialogue = ready(BARE)
+    dialogue.begin(envelope("jürgen@remote.test", "b@bücher.test"), HELLO)
+    said(dialogue)
+    dialogue.receive(b"250 ok\r\n")
+    assert said(dialogue) == b"RCPT TO:<b@xn--bcher-kva.test>\r\n"
+    dialogue.receive(b"250 ok\r\n")
+    dialogue.receive(b"354 ok\r\n")
+    said(dialogue)
+    dialogue.receive(b"250 ok\r\n")
+    assert kinds(dialogue) == ["Failed", "Delivered"]
+
+
+@pytest.mark.parametrize(
+    ("ehlo", "terms", "content", "parameters"),
+    [
+        (FULL, envelope(), HELLO, b" SIZE=22"),
+        (FULL, envelope(body=Body.EIGHT_BIT), HELLO, b" SIZE=22 BODY=8BITMIME"),
+        (FULL, envelope(), "é\r\n".encode(), b" SIZE=4 BODY=8BITMIME"),
+        (FULL, envelope(utf8=True), HELLO, b" SIZE=22 SMTPUTF8"),
+        (FULL, envelope("jürgen@remote.test"), HELLO, b" SIZE=22 SMTPUTF8"),
+        (BARE, envelope(body=Body.EIGHT_BIT), "é\r\n".encode(), b""),  # goes as it is
+        (BARE, envelope(utf8=True), HELLO, b""),  # asked for and not needed
+    ],
+)
+def test_mail_parameters(ehlo: bytes, terms: Envelope, content: bytes, parameters: bytes) -> None:
+    dialogue = ready(ehlo)
+    dialogue.begin(terms, content)
+    assert said(dialogue).split(b"\r\n")[0] == b"MAIL FROM:<sender@example.test>" + parameters
+
+
+def test_the_null_sender() -> None:
+    dialogue = ready(BARE)
+    dialogue.begin(envelope(sender=None), HELLO)
+    assert said(dialogue) == b"MAIL FROM:<>\r\n"

@@ -1,0 +1,116 @@
+"""Maildir: other programs at the same mailbox, which move, flag, remove and add as they like."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mail.message import DeliveryId
+from mailstore import listing as listing_module
+from mailstore import maildir as maildir_module
+from mailstore.mailboxes import MailboxFull
+from tests.support.maildirs import CONTENT, ID, OTHER, OWNER, a_maildir, box, files, move_to_cur
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_an_id_is_known_after_dovecot_moved_flagged_or_removed_the_message(
+    tmp_path: Path, restarted: bool
+) -> None:
+    first = a_maildir(tmp_path)
+    await first.keep(OWNER, ID, CONTENT)
+    move_to_cur(tmp_path)
+    second = a_maildir(tmp_path) if restarted else first
+    assert await second.keep(OWNER, ID, CONTENT) is False
+    files(tmp_path, "cur")[0].unlink()
+    third = a_maildir(tmp_path) if restarted else first
+    assert await third.keep(OWNER, ID, CONTENT) is False
+    assert await third.messages(OWNER) == []
+
+
+async def test_files_of_others_are_served_with_crlf(tmp_path: Path) -> None:
+    maildir = a_maildir(tmp_path)
+    await maildir.keep(OWNER, ID, CONTENT)
+    foreign = box(tmp_path) / "cur" / "1000000000.M1P1.host:2,S"
+    foreign.write_bytes(b"Subject: x\n\nbody\n")
+    (box(tmp_path) / "cur" / ".hidden").write_bytes(b"x")
+    first, _second = await maildir.messages(OWNER)
+    assert (first.uid, first.seen) == ("1000000000.M1P1.host", True)
+    wire = b"Subject: x\r\n\r\nbody\r\n"
+    assert first.size_bytes == len(wire)
+    assert await maildir.read(OWNER, first.uid) == wire
+    assert await maildir.read(OWNER, first.uid, 10, 4) == wire[10:14]
+
+
+async def test_a_name_of_no_possible_time_does_not_close_the_mailbox(tmp_path: Path) -> None:
+    maildir = a_maildir(tmp_path)
+    await maildir.keep(OWNER, ID, CONTENT)
+    for seconds in ("9" * 11, "9" * 15, "9" * 40):
+        (box(tmp_path) / "cur" / f"{seconds}.M000000_{seconds}.host,S=3,W=3:2,").write_bytes(b"x\r\n")
+    kept = await maildir.messages(OWNER)
+    assert len(kept) == 4
+    assert [await maildir.read(OWNER, each.uid) for each in kept].count(b"x\r\n") == 3
+
+
+async def test_reading_and_removing_follow_a_message_that_moves(tmp_path: Path) -> None:
+    maildir = a_maildir(tmp_path)
+    await maildir.keep(OWNER, ID, CONTENT)
+    await maildir.messages(OWNER)
+    move_to_cur(tmp_path)
+    assert await maildir.read(OWNER, ID) == CONTENT
+    await maildir.mark_seen(OWNER, [ID])
+    (file,) = files(tmp_path, "cur")
+    assert file.name.endswith(":2,FRS")
+    assert await maildir.read(OWNER, ID) == CONTENT
+    await maildir.expunge(OWNER, [ID])
+    assert files(tmp_path, "new", "cur") == []
+
+
+async def test_another_program_filled_the_mailbox(tmp_path: Path) -> None:
+    """A message is never refused on an old sum, and never taken for long on one."""
+    now = [1_700_000_000.0]
+    maildir = a_maildir(tmp_path, clock=lambda: now[0])
+    await maildir.keep(OWNER, ID, b"x" * 90, 100)
+    files(tmp_path, "new")[0].unlink()
+    assert await maildir.keep(OWNER, OTHER, b"x" * 90, 100) is True
+    (box(tmp_path) / "cur" / "1000000000.M1P1.host,S=50,W=50:2,").write_bytes(b"y" * 50)
+    now[0] += 120
+    with pytest.raises(MailboxFull):
+        await maildir.keep(OWNER, DeliveryId("C-0"), b"x" * 5, 100)
+
+
+async def test_a_mailbox_that_lost_its_directories_gets_new_ones(tmp_path: Path) -> None:
+    maildir = a_maildir(tmp_path)
+    await maildir.keep(OWNER, ID, CONTENT)
+    for name in ("new", "cur"):
+        shutil.rmtree(box(tmp_path) / name)
+    assert await maildir.keep(OWNER, OTHER, CONTENT) is True
+    shutil.rmtree(box(tmp_path))
+    assert await maildir.keep(OWNER, DeliveryId("C-0"), CONTENT) is True
+    assert len(await maildir.messages(OWNER)) == 1
+
+
+async def test_many_messages_that_move_while_they_are_removed_are_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maildir = a_maildir(tmp_path)
+    for number in range(20):
+        await maildir.keep(OWNER, DeliveryId(f"N{number}-0"), b"x")
+    listings = 0
+    real = maildir_module.list_files
+
+    def list_and_move(path: Path, *, folders: bool = False) -> Any:
+        nonlocal listings
+        listings += 1
+        found = list(real(path, folders=folders))
+        if listings == 1:
+            move_to_cur(tmp_path)
+        return iter(found)
+
+    for module in (maildir_module, listing_module):
+        monkeypatch.setattr(module, "list_files", list_and_move)
+    await maildir.expunge(OWNER, [f"N{number}-0" for number in range(15)])
+    assert len(files(tmp_path, "new", "cur")) == 5
+    assert listings == 2

@@ -1,0 +1,77 @@
+"""POP3 when something breaks: the connection, the directory, the store; nothing is deleted or cut short by it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mail.message import DeliveryId
+from mailstore.memory import MemoryMailboxes
+from tests.support.pop3 import LOG_IN, OWNER, BrokenMailboxes, a_directory, all_answers, log_in, serving, until
+
+
+@pytest.mark.parametrize("goodbye", ["close", "abort", "half"])
+async def test_a_dropped_connection_deletes_nothing(mailboxes: MemoryMailboxes, goodbye: str) -> None:
+    async with serving(mailboxes) as role:
+        reader, writer = await log_in(role)
+        writer.write(b"DELE 1\r\nDELE 2\r\nRETR 1\r\n")
+        await reader.readline()
+        match goodbye:
+            case "close":
+                writer.close()
+            case "abort":
+                writer.transport.abort()
+            case "half":
+                writer.write_eof()
+        await until(lambda: not mailboxes.reserved)
+        assert len(await mailboxes.messages(OWNER)) == 2
+        writer.close()
+
+
+async def test_who_says_quit_and_hangs_up_has_quit(mailboxes: MemoryMailboxes) -> None:
+    async with serving(mailboxes) as role:
+        _reader, writer = await log_in(role)
+        writer.write(b"DELE 1\r\nQUIT\r\n")
+        writer.close()
+        await until(lambda: not mailboxes.reserved)
+        assert [kept.uid for kept in await mailboxes.messages(OWNER)] == ["B-0"]
+
+
+async def test_a_directory_or_a_store_that_is_down_is_a_temporary_error(mailboxes: MemoryMailboxes) -> None:
+    directory = a_directory()
+    async with serving(mailboxes, directory=directory) as role:
+        directory.is_down = True
+        assert b"-ERR [SYS/TEMP]" in await all_answers(role, LOG_IN + b"QUIT\r\n")
+        directory.is_down = False
+        role.mailboxes = BrokenMailboxes(mailboxes, breaks="messages")
+        assert b"-ERR [SYS/TEMP]" in await all_answers(role, LOG_IN + b"QUIT\r\n")
+        assert not mailboxes.reserved
+        role.mailboxes = BrokenMailboxes(mailboxes, breaks="expunge")
+        assert (await all_answers(role, LOG_IN + b"DELE 1\r\nQUIT\r\n")).endswith(
+            b"-ERR [SYS/TEMP] some messages were not removed\r\n"
+        )
+        role.mailboxes = BrokenMailboxes(mailboxes, breaks="mark_seen")
+        answers = await all_answers(role, LOG_IN + b"RETR 1\r\nDELE 2\r\nQUIT\r\n")
+        assert answers.endswith(b"+OK bye\r\n")  # what it asked for has been done
+        assert [kept.uid for kept in await mailboxes.messages(OWNER)] == ["A-0"]
+        role.mailboxes = BrokenMailboxes(mailboxes, breaks="read")
+        answers = await all_answers(role, LOG_IN + b"RETR 1\r\nNOOP\r\nQUIT\r\n")
+        assert answers.endswith(b"-ERR [SYS/TEMP] the message cannot be read now\r\n+OK\r\n+OK bye\r\n")
+
+
+async def test_a_message_that_breaks_off_is_never_ended_with_a_dot(mailboxes: MemoryMailboxes) -> None:
+    await mailboxes.keep(OWNER, DeliveryId("C-0"), b"line\r\n" * 100_000)
+    async with serving(mailboxes) as role:
+        role.mailboxes = BrokenMailboxes(mailboxes, breaks="read", good=2)
+        reader, writer = await log_in(role)
+        writer.write(b"RETR 3\r\n")
+        received = b""
+        try:
+            while data := await asyncio.wait_for(reader.read(65536), 10):
+                received += data
+        except ConnectionResetError:
+            pass
+        assert not received.endswith(b"\r\n.\r\n")
+        assert len(received) < 600_000
+        writer.close()

@@ -1,0 +1,56 @@
+"""Who is let in to POP3: wrong users and wrong passwords look alike and cost time; over clear text only loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from mailstore.memory import MemoryMailboxes
+from mailstore.pop3 import server as pop3_server
+from tests.support.pop3 import LOG_IN, all_answers, metric, serving
+
+
+async def test_wrong_users_and_wrong_passwords_look_alike_and_three_are_enough(mailboxes: MemoryMailboxes) -> None:
+    async with serving(mailboxes) as role:
+        before = metric("eilpost_auth_total", service="pop3", result="wrong")
+        wrong = await all_answers(role, b"USER alice@example.test\r\nPASS no\r\n" * 4)
+        unknown = await all_answers(role, b"USER nobody@example.test\r\nPASS no\r\n" * 4)
+        assert wrong == unknown
+        assert wrong.count(b"-ERR [AUTH]") == 3
+        assert metric("eilpost_auth_total", service="pop3", result="wrong") == before + 6
+
+
+async def test_a_wrong_password_costs_time(mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float, result: Any = None) -> Any:
+        slept.append(seconds)
+        return await real(0, result)
+
+    async with serving(mailboxes, failure_delay=timedelta(seconds=2)) as role:
+        monkeypatch.setattr(pop3_server.asyncio, "sleep", sleep)
+        await all_answers(role, b"USER alice@example.test\r\nPASS no\r\n" * 3)
+        monkeypatch.undo()
+    assert slept == [2.0] * 3
+
+
+async def test_over_clear_text_from_elsewhere_no_password_reaches_the_directory(
+    mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pop3_server, "_is_loopback", lambda _ip: False)
+    async with serving(mailboxes) as role:
+        answers = await all_answers(role, LOG_IN + b"AUTH PLAIN AGEAYg==\r\nQUIT\r\n")
+        assert answers.count(b"-ERR [AUTH]") == 3
+
+
+@pytest.mark.parametrize(
+    ("ip", "loopback"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::ffff:127.0.0.1", True), ("192.0.2.1", False),
+     ("::ffff:192.0.2.1", False), ("fe80::1%lo", False), ("2001:db8::1", False), ("", False)],
+)  # fmt: skip
+def test_what_loopback_is(ip: str, loopback: bool) -> None:
+    assert pop3_server._is_loopback(ip) is loopback
