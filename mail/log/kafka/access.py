@@ -1,7 +1,7 @@
 """How to reach the brokers: addresses, security and time-outs as aiokafka takes them; and its errors in our words.
 
 Never a topic, never a record. What every client of a process has in common is made once here, so that no client
-forgets TLS, or waits longer than the others. Next: `mail/log/kafka/reaching.py`.
+forgets TLS, or waits longer than the others. Next: `mail/log/kafka/severed.py`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from mail.log import LogUnavailable
 from mail.log.kafka.access import FAULTS, Access, reason
 from mail.log.kafka.marks import Mark
+from mail.log.kafka.severed import heedful
 from mail.log.kafka.topics import Found, look
 from mail.log.topics import Topic
 
@@ -118,14 +119,14 @@ class Lookout:
     async def _ask_admin(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
         async with self._lock:
             if self._admin is None:
-                self._admin = await self._started(AIOKafkaAdminClient(**self._access.client()))
+                self._admin = await self._started(heedful(AIOKafkaAdminClient(**self._access.client())))
             return await self._answer(_patiently(question, self._admin))
 
     async def _ask(self, question: Callable[[AIOKafkaConsumer], Awaitable[T]]) -> T:
         async with self._lock:
             if self._consumer is None:
                 self._consumer = await self._started(
-                    AIOKafkaConsumer(isolation_level="read_committed", **self._access.client())
+                    heedful(AIOKafkaConsumer(isolation_level="read_committed", **self._access.client()))
                 )
             return await self._answer(question(self._consumer))
 

@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from mail.log import LogUnavailable
 from mail.log.kafka.access import FAULTS, Access, reason
 from mail.log.kafka.producing import PROBE_KEY, discard
+from mail.log.kafka.severed import heedful
 from mail.log.topics import EVENTS
 
 _PROBE_SECONDS = 6.0
@@ -36,7 +37,7 @@ class Probe:
 
 async def probe(access: Access) -> list[Probe]:
     """One partition of every broker that leads one. Raises LogUnavailable."""
-    producer = AIOKafkaProducer(acks="all", linger_ms=0, **access.client(_PROBE_SECONDS))
+    producer = heedful(AIOKafkaProducer(acks="all", linger_ms=0, **access.client(_PROBE_SECONDS)))
     topic = access.topic(EVENTS)
     try:
         await producer.start()

@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from mail.log import Condition, Down, Full, LogUnavailable, Usable
 from mail.log.codec import encode
 from mail.log.kafka.access import BATCH_BYTES, FAULTS, RECORD_BYTES_MAX, REQUEST_SECONDS, Access, reason
+from mail.log.kafka.severed import heedful
 from mail.log.topics import ACCEPTED, Place
 from mail.record import Record
 from mail.settings import LogSettings
@@ -52,12 +53,14 @@ class Producing:
 
     async def start(self) -> None:
         """Raises aiokafka's errors."""
-        self._producer = producer = AIOKafkaProducer(
-            acks="all",
-            max_batch_size=BATCH_BYTES,
-            max_request_size=RECORD_BYTES_MAX,
-            linger_ms=self._linger_ms,  # even with 0: while a request is under way the next batch fills by itself
-            **self._access.client(self._timeout),  # of a batch, until it is given up
+        self._producer = producer = heedful(
+            AIOKafkaProducer(
+                acks="all",
+                max_batch_size=BATCH_BYTES,
+                max_request_size=RECORD_BYTES_MAX,
+                linger_ms=self._linger_ms,  # even with 0: while a request is under way the next batch fills by itself
+                **self._access.client(self._timeout),  # of a batch, until it is given up
+            )
         )
         # Of one answer less: a batch that a frozen broker does not answer goes to the next leader within its time, and
         # the question who that is to another broker.

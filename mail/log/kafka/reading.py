@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from mail.log import LogUnavailable, ShardLost
 from mail.log.kafka.access import FAULTS, Access, reason
+from mail.log.kafka.severed import heedful
 
 log = structlog.get_logger()
 
@@ -44,13 +45,15 @@ class Reader:
     async def open(self, positions: Mapping[TopicPartition, int | None]) -> None:
         """Begin at these offsets, or at the first there is (None). Raises LogUnavailable."""
         await self.close()
-        consumer = AIOKafkaConsumer(
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            max_partition_fetch_bytes=FETCH_BYTES,
-            check_crcs=False,  # our frames have a checksum of their own
-            **self._access.client(),
+        consumer = heedful(
+            AIOKafkaConsumer(
+                isolation_level="read_committed",
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                max_partition_fetch_bytes=FETCH_BYTES,
+                check_crcs=False,  # our frames have a checksum of their own
+                **self._access.client(),
+            )
         )
         try:
             async with asyncio.timeout(30):

@@ -21,6 +21,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from mail.log import LogUnusable
 from mail.log.kafka.access import FAULTS, RECORD_BYTES_MAX, Access, reason
 from mail.log.kafka.reaching import explain, reach_any
+from mail.log.kafka.severed import heedful
 from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, EVENTS, ShardCounts, Topic
 from mail.settings import LogSettings
 
@@ -331,7 +332,7 @@ async def _is_seen(admin: AIOKafkaAdminClient, names: list[str], least: int, bro
 async def open_admin(access: Access) -> AIOKafkaAdminClient:
     """A started admin client. Raises LogUnusable when no broker answers."""
     await reach_any(access)
-    admin = AIOKafkaAdminClient(**access.client())
+    admin = heedful(AIOKafkaAdminClient(**access.client()))
     try:
         await admin.start()
     except FAULTS as error:

@@ -18,6 +18,7 @@ from mail.log import LogUnavailable, ShardLost
 from mail.log.codec import encode
 from mail.log.kafka.access import BATCH_BYTES, FAULTS, RECORD_BYTES_MAX, Access, reason
 from mail.log.kafka.producing import discard
+from mail.log.kafka.severed import heedful
 from mail.log.topics import ShardCounts, place
 from mail.record import Record
 from mail.telemetry import PRODUCE_DURATION, PRODUCE_ERRORS
@@ -49,12 +50,14 @@ class Transactor:
     async def open(self) -> None:
         """Fence every other holder of the id, and settle what it left open. Raises LogUnavailable."""
         await self.close()
-        producer = AIOKafkaProducer(
-            transactional_id=self._id,
-            transaction_timeout_ms=int(TRANSACTION_SECONDS * 1000),
-            max_batch_size=BATCH_BYTES,
-            max_request_size=RECORD_BYTES_MAX,
-            **self._access.client(),
+        producer = heedful(
+            AIOKafkaProducer(
+                transactional_id=self._id,
+                transaction_timeout_ms=int(TRANSACTION_SECONDS * 1000),
+                max_batch_size=BATCH_BYTES,
+                max_request_size=RECORD_BYTES_MAX,
+                **self._access.client(),
+            )
         )
         try:
             async with asyncio.timeout(self._timeout):
