@@ -1,4 +1,5 @@
-"""Whether the group hears its member: the one thing that says that nobody else has been given its shards.
+"""Whether the group hears its member: the one thing that says that nobody else has been given its shards; and how a
+member ends that cannot be heard any more.
 
 A coordinator that got no heartbeat for a session gives the member's shards to others, and cannot tell it so. aiokafka
 goes on as before: it only looks for another coordinator, and waits for every answer as long as for that of a join,
