@@ -22,7 +22,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from mail.log import DeliveryShard, LogUnavailable, LogUnusable, ShardLost
 from mail.log.codec import encode
 from mail.log.kafka import lookout as lookout_module
-from mail.log.kafka.access import make_access
+from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.reading import Reader
 from mail.log.kafka.router_shard import KafkaRouterShard
@@ -108,6 +108,26 @@ async def test_a_heartbeat_that_died_is_missed_and_the_group_joined_anew(
         async with Lookout(make_access(settings)) as lookout:
             assert (await lookout.groups([f"{settings.prefix}router"]))[f"{settings.prefix}router"][1] == 1
         await owner.leave()
+
+
+async def test_a_reader_opens_without_a_rest(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiokafka rests after a question whose leaders it does not know yet, and a shard that changes hands with it."""
+    client = Access.client
+
+    def resting(self: Access, *arguments: float) -> dict[str, Any]:
+        return {**client(self, *arguments), "retry_backoff_ms": 20_000}
+
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    async with running(settings):
+        access = make_access(settings)
+        partitions = [access.partition(topic, 0) for topic in (ACCEPTED, DISPATCHED)]
+        async with Lookout(access) as lookout:
+            await lookout.ends(partitions)  # every partition has its leader
+        monkeypatch.setattr(Access, "client", resting)
+        reader = Reader(access, partitions)
+        async with asyncio.timeout(5):
+            await reader.open(dict.fromkeys(partitions))
+        await reader.close()
 
 
 async def test_a_reader_that_gets_stuck_is_made_anew(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:

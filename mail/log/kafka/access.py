@@ -1,7 +1,8 @@
 """How to reach the brokers: aiokafka's clients with our addresses, security and time-outs; its errors in our words.
 
 Never a topic, never a record. Every client of a process is made here, so that none forgets TLS, waits longer than the
-others, or waits for a broker that another has found silent. Next: `mail/log/kafka/reaching.py`.
+others, waits for a broker that another has found silent, or ends at a connection that was reset. Next:
+`mail/log/kafka/severed.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from aiokafka.conn import create_conn
 
 from mail.endpoint import parse_brokers
 from mail.log import LogUnusable
+from mail.log.kafka.severed import heed
 from mail.log.kafka.silent import Silent
 from mail.log.topics import Topic
 from mail.settings import LogSettings
@@ -55,18 +57,22 @@ class Access:
 
     def consumer(self, request_seconds: float = REQUEST_SECONDS, **more: Any) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(**more, **self.client(request_seconds))
-        self.silent.guard(consumer._client)
+        self._care_for(consumer._client)
         return consumer
 
     def producer(self, request_seconds: float = REQUEST_SECONDS, **more: Any) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(**more, **self.client(request_seconds))
-        self.silent.guard(producer.client)
+        self._care_for(producer.client)
         return producer
 
     def admin(self) -> AIOKafkaAdminClient:
         admin = AIOKafkaAdminClient(**self.client())
-        self.silent.guard(admin._client)
+        self._care_for(admin._client)
         return admin
+
+    def _care_for(self, client: Any) -> None:
+        heed(client)
+        self.silent.guard(client)
 
     @property
     def where(self) -> str:

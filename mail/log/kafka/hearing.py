@@ -1,4 +1,5 @@
-"""Whether the group hears its member: the one thing that says that nobody else has been given its shards.
+"""Whether the group hears its member: the one thing that says that nobody else has been given its shards; and how a
+member ends that cannot be heard any more.
 
 A coordinator that got no heartbeat for a session gives the member's shards to others, and cannot tell it so. aiokafka
 goes on as before: it only looks for another coordinator, and waits for every answer as long as for that of a join,
@@ -8,11 +9,16 @@ Belongs to `membership.py`, and knows no shard. Next: `mail/log/kafka/__init__.p
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
+
+_LEAVE_SECONDS = 5.0
+_END_SECONDS = 1.0
 
 
 class Hearing:
@@ -38,6 +44,17 @@ class Hearing:
         """Whether the group has not answered for so long that this member hangs: longer than any join takes."""
         silent = self._clock() - max(self._heard_at, self._listened_at)
         return silent > self._session_seconds + self._join_seconds
+
+    def is_over(self, consumer: AIOKafkaConsumer) -> bool:
+        """Whether aiokafka has stopped telling the group that we live, or would wait for ever at the next rebalance.
+        Its heartbeat ends at any error it does not know, and its coordination with it, and it only repeats the error;
+        its look-out for metadata ends without a word. Or it waits for ever already.
+        """
+        coordinator: Any = consumer._coordinator
+        beat = coordinator._heartbeat_task
+        ended = beat is not None and beat.done() and not beat.cancelled() and beat.exception() is not None
+        ends = coordinator._coordination_task.done() or consumer._client._sync_task.done()
+        return bool(ended or ends or self.is_deaf)
 
     def listen(self, consumer: AIOKafkaConsumer) -> None:
         """To a consumer that has started as a member."""
@@ -71,3 +88,32 @@ class Hearing:
             return await send(node, request, **group)
         finally:
             connection._request_timeout = usual
+
+
+async def leave(consumer: AIOKafkaConsumer, *, hangs: bool = False) -> None:
+    """Leave the group and end the consumer, one whose tasks have ended in errors or hang included. Whatever comes of
+    it, nothing of it comes back as a member that tends nothing.
+    """
+    coordinator: Any = consumer._coordinator
+    client: Any = consumer._client
+    tasks = [] if coordinator is None else [coordinator._coordination_task, coordinator._heartbeat_task]
+    if hangs and tasks:
+        # Or leaving would wait for it, and the others for the end of our session.
+        await _end(tasks[0])
+    if client._sync_task is not None and client._sync_task.done():
+        client._sync_task = None  # or closing would raise its error, before any connection is closed
+    with suppress(Exception):
+        await asyncio.wait_for(consumer.stop(), _LEAVE_SECONDS)
+        return
+    for task in (*tasks, client._sync_task):
+        if task is not None:
+            await _end(task)
+    client._sync_task = None
+    for close in (consumer._fetcher.close, client.close) if consumer._fetcher is not None else (client.close,):
+        with suppress(Exception):
+            await asyncio.wait_for(close(), _END_SECONDS)
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task}, timeout=_END_SECONDS)

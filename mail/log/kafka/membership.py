@@ -22,7 +22,7 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 
 from mail.log import LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import FAULTS, Access, reason
-from mail.log.kafka.hearing import Hearing
+from mail.log.kafka.hearing import Hearing, leave
 from mail.telemetry import REBALANCES, SHARDS_OWNED, SHARDS_STOPPED
 
 log = structlog.get_logger()
@@ -33,7 +33,6 @@ _A_DAY_MS = 86_400_000  # a member that reads nothing is not idle (aiokafka issu
 _POLL_SECONDS = 1.0
 _AGAIN_SECONDS = 1.0  # before a shard that was fenced, and is still ours, is tended again
 _STOPPED_SECONDS = 60.0  # before a shard with a record that cannot be read is looked at again
-_LEAVE_SECONDS = 5.0
 _COMMIT_SECONDS = 3.0  # less than a drain: what is not committed then is made again by the next owner
 _BEAT_SECONDS = 0.25  # between two looks at whether this process slept
 
@@ -170,27 +169,12 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             self._assigned = frozenset()
             self._changed.set()
             await self._let_go(frozenset(self._tasks), self._drain_seconds)
-            await self._leave()
+            await self._leave(hangs=True)
 
-    async def _leave(self) -> None:
+    async def _leave(self, *, hangs: bool = False) -> None:
         consumer, self._consumer = self._consumer, None
-        if consumer is None:
-            return
-        with suppress(*FAULTS):
-            await asyncio.wait_for(consumer.stop(), _LEAVE_SECONDS)
-        coordinator = consumer._coordinator
-        for task in (coordinator._coordination_task, coordinator._heartbeat_task) if coordinator is not None else ():
-            if task is not None and not task.done():
-                task.cancel()  # what hangs must not come back as a member that tends nothing
-
-    def _is_dead(self, consumer: AIOKafkaConsumer) -> bool:
-        """Whether aiokafka has stopped telling the group that we live: its heartbeat ends at any error it does not
-        know, and its coordination with it, and it only repeats the error; or it waits for ever.
-        """
-        coordinator = consumer._coordinator
-        beat = getattr(coordinator, "_heartbeat_task", None)
-        ended = beat is not None and beat.done() and not beat.cancelled() and beat.exception() is not None
-        return bool(ended or coordinator._coordination_task.done() or self._hearing.is_deaf)
+        if consumer is not None:
+            await leave(consumer, hangs=hangs)
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
         """Join, and stay inside the consumer, where errors of the group come up; return when it is dead."""
@@ -204,7 +188,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 log.warning("group cannot be joined yet", role=self._role, reason=reason(error))
                 await asyncio.sleep(backoff)
         consumer.subscribe([self._lead], listener=self)
-        while not self._is_dead(consumer):
+        while not self._hearing.is_over(consumer):
             try:
                 await consumer.getmany(timeout_ms=int(_POLL_SECONDS * 1000), max_records=1)
             except FAULTS as error:

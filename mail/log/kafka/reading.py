@@ -56,6 +56,8 @@ class Reader:
         try:
             async with asyncio.timeout(30):
                 await consumer.start()
+                # Or the first question would find no leaders, and aiokafka rest for a tenth of a second at each topic.
+                await consumer._client.set_topics({at.topic for at in self._partitions})
                 # Asked before the first fetch: a broker answers one connection's requests in turn, and a fetch that
                 # waits for news would hold the question up for half a second.
                 self.ends_at_open = await consumer.end_offsets(list(self._partitions))

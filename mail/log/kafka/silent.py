@@ -63,7 +63,7 @@ class Silent:
         try:
             async with asyncio.timeout(_GREETING_SECONDS):
                 await self._greet(host, port)
-        except (KafkaError, TimeoutError, OSError):
+        except (KafkaError, TimeoutError, OSError, RuntimeError):  # the last: `severed.py`
             if address not in self._greeted_at:
                 log.warning("broker is silent, others are asked", broker=address)
             self._greeted_at[address] = asyncio.get_running_loop().time()
