@@ -100,7 +100,7 @@ def _access(config: Path | None, tenant: str, *, json: bool = False) -> tuple[Ac
     from mail.log.kafka.access import make_access
 
     settings = compose.log_settings(plan)
-    return make_access(settings), settings
+    return make_access(settings, tenant), settings
 
 
 async def _found(access: Access) -> Mapping[Topic, Found]:

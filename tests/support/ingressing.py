@@ -26,6 +26,7 @@ class HeldLog:
 
     def __init__(self) -> None:
         self.accepted: list[Accepted] = []
+        self.prepared: list[str] = []
         self.now: Condition = Usable()
         self.error: Exception | None = None
         self.gate = asyncio.Event()
@@ -39,6 +40,9 @@ class HeldLog:
             raise self.error
         assert isinstance(record, Accepted)
         self.accepted.append(record)
+
+    async def prepare(self, tenant: str, /) -> None:
+        self.prepared.append(tenant)
 
     def condition(self, _tenant: str = "", /) -> Condition:
         return self.now

@@ -17,7 +17,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from mail.log import Entry, LogUnusable, ShardLost
 from mail.log.kafka.access import Access
 from mail.log.kafka.marks import Mark, MarkError, Marks
-from mail.log.kafka.reading import Reader
+from mail.log.kafka.reading import MadeAnew, Reader
 from mail.log.kafka.records import read
 from mail.log.topics import DISPATCHED
 from mail.record import Attempted, Dispatched
@@ -58,6 +58,10 @@ class KafkaDeliveryShard:
     def lose(self) -> None:
         self.lost.set()
 
+    def forget(self) -> None:
+        self.lost.set()
+        self._marks = None
+
     async def close(self) -> None:
         self.lost.set()
         self._closed = True
@@ -79,7 +83,9 @@ class KafkaDeliveryShard:
                 f" {reason}; use the newer eilpost"
             ) from None
         await self._reader.open({self.partition: None if mark is None else marks.low})
-        marks.read_up_to(self._reader.position(self.partition) if mark is None else 0)
+        position = self._reader.position(self.partition)
+        if mark is None or position < marks.low:  # or it is the mark of a topic that is no more
+            marks = Marks(position)
         self._marks = marks
         return marks
 
@@ -93,7 +99,13 @@ class KafkaDeliveryShard:
                 continue
             if not self._reader.is_open:  # it was stuck, and could not be made anew at once
                 await self._reader.open({self.partition: marks.position})
-            entries = self._entries(marks, await self._reader.take_until(self.lost, limit, _WAIT_SECONDS))
+            try:
+                records = await self._reader.take_until(self.lost, limit, _WAIT_SECONDS)
+            except MadeAnew as error:
+                log.warning("shard begins anew", shard=self.number, reason=str(error))
+                self.forget()
+                raise ShardLost from None
+            entries = self._entries(marks, records)
             marks.read_up_to(self._reader.position(self.partition))
             if entries:
                 return entries
@@ -118,7 +130,7 @@ class KafkaDeliveryShard:
         return Entry(DISPATCHED.name, record.partition, record.offset, cast("Dispatched", read(self._access, record)))
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
-        if self._closed:
+        if self._closed or self._marks is None:
             raise ShardLost
         await self._append(attempted)
         if self._closed or self._marks is None:

@@ -64,6 +64,11 @@ class Producing:
         producer.client._request_timeout_ms = int(min(REQUEST_SECONDS, self._timeout) * 1000)
         await producer.start()
 
+    async def look_again(self) -> None:
+        """The topics are others than those we know: which partitions they have is asked anew."""
+        if self._producer is not None:
+            await self._producer.client.force_metadata_update()
+
     async def close(self) -> None:
         if self._prober is not None:
             self._prober.cancel()
@@ -98,8 +103,9 @@ class Producing:
                 await sent
         except (*FAULTS, AssertionError) as error:  # aiokafka asserts that it knows the partition
             PRODUCE_ERRORS.inc()
-            self._came_down(partition, reason(error))
-            raise LogUnavailable(f"{partition.topic}, partition {partition.partition}: {reason(error)}") from None
+            why = "it is not there" if isinstance(error, AssertionError) else reason(error)
+            self._came_down(partition, why)
+            raise LogUnavailable(f"{partition.topic}, partition {partition.partition}: {why}") from None
         finally:
             del self._begun[ticket]
 

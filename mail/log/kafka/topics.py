@@ -96,6 +96,8 @@ async def look(admin: AIOKafkaAdminClient, access: Access, *, with_config: bool 
     found: dict[Topic, Found] = {}
     configs = await _configs(admin, [each["topic"] for each in described if not each["error_code"]], with_config)
     for each in described:
+        if each["error_code"] == errors.TopicAuthorizationFailedError.errno:
+            raise errors.TopicAuthorizationFailedError(each["topic"])  # there or not: it is not missing
         name, partitions = each["topic"], each["partitions"]
         if each["error_code"] or not partitions:
             continue
@@ -147,9 +149,10 @@ def counts_of(found: Mapping[Topic, Found], access: Access, settings: LogSetting
     """The partition counts, once every topic is there and they agree. Raises LogUnusable with what to do."""
     missing = [access.topic(topic) for topic in ALL_TOPICS if topic not in found]
     if missing:
+        option = f" --tenant {access.tenant}" if access.tenant else ""
         raise LogUnusable(
-            f"{access.where}: {_are('topic', missing)} missing: run `eilpost topics create` (for a tenant's own"
-            f' with --tenant), or correct log.prefix, now "{access.prefix}"'
+            f"{access.where}: {_are('topic', missing)} missing: run `eilpost topics create{option}`, or correct"
+            f' log.prefix, now "{access.setting}"'
         )
     shards = found[ACCEPTED].partitions
     for topic, each in found.items():
@@ -286,8 +289,8 @@ async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSetti
                 )
             if code and kind is not errors.TopicAlreadyExistsError:
                 raise LogUnusable(
-                    f"{access.where}: topic {name} cannot be made: {text[0] if text and text[0] else ''}"
-                    f" ({kind.__name__}); log.replication = {settings.replication}"
+                    f"{access.where}: topic {name} cannot be made: {reason(kind())}"
+                    f"{f' ({text[0]})' if text and text[0] else ''}; log.replication = {settings.replication}"
                 )
             if not code:
                 made = next(each for each in new if each.name == name)

@@ -91,7 +91,7 @@ def test_a_missing_topic_and_counts_that_disagree() -> None:
 
 def test_a_tenants_topics_are_made_by_a_command_of_their_own() -> None:
     (finding,) = topics.findings({}, ACCESS, SETTINGS, "acme")
-    assert (finding.level, finding.text) == (Level.FAIL, "none of mail.* is there")
+    assert (finding.level, finding.text) == (Level.FAIL, "none of mail.* of tenant acme is there")
     assert finding.advice[0] == "run `eilpost topics create --tenant acme`"
     finding = brokers._group("router", ACCESS, {}, 1, 12, "acme")
     assert finding.advice == ("start `eilpost router --tenant acme` with this log",)

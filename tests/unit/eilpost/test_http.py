@@ -25,6 +25,9 @@ class _Log:
     async def append(self, record: Record) -> None:
         raise NotImplementedError
 
+    async def prepare(self, _tenant: str, /) -> None:
+        raise NotImplementedError
+
     def condition(self, _tenant: str = "", /) -> Condition:
         return self.now
 
