@@ -26,7 +26,6 @@ class HeldLog:
 
     def __init__(self) -> None:
         self.accepted: list[Accepted] = []
-        self.prepared: list[str] = []
         self.now: Condition = Usable()
         self.error: Exception | None = None
         self.gate = asyncio.Event()
@@ -41,8 +40,8 @@ class HeldLog:
         assert isinstance(record, Accepted)
         self.accepted.append(record)
 
-    async def prepare(self, tenant: str, /) -> None:
-        self.prepared.append(tenant)
+    async def prepare(self, _tenant: str, /) -> None:
+        pass
 
     def condition(self, _tenant: str = "", /) -> Condition:
         return self.now

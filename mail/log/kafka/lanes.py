@@ -82,7 +82,7 @@ class Lanes:
             appended = producing.appended
             access = self._access_of(tenant)
             try:
-                there = await look(lookout, access, self._settings, with_config=False)
+                there, _ = await look(lookout, access, self._settings, with_config=False)
                 if there.by_queue_id != counts.by_queue_id:
                     await self._shut(tenant)  # they were made anew: with the next recipient they are looked at
                     continue

@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from mail.log import LogUnavailable
 from mail.log.kafka.access import FAULTS, Access, reason
 from mail.log.kafka.marks import Mark
-from mail.log.kafka.topics import Found, look
+from mail.log.kafka.topics import Found, brokers_alive, look
 from mail.log.topics import Topic
 
 T = TypeVar("T")
@@ -97,6 +97,10 @@ class Lookout:
     async def topics(self, access: Access | None = None, *, with_config: bool = True) -> dict[Topic, Found]:
         """Ours, or those of another access to the same brokers."""
         return await self._ask_admin(lambda admin: look(admin, access or self._access, with_config=with_config))
+
+    async def brokers(self) -> int:
+        """How many the cluster counts in."""
+        return await self._ask_admin(brokers_alive)
 
     async def delete_before(self, offsets: Mapping[TopicPartition, int]) -> None:
         """DeleteRecords: what lies below each offset goes."""

@@ -23,7 +23,7 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from mail.log import LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import FAULTS, Access, reason
 from mail.log.kafka.hearing import Hearing
-from mail.telemetry import REBALANCES, SHARDS_OWNED, SHARDS_STOPPED
+from mail.telemetry import REBALANCES, SHARDS_OWNED, STOPPED_SHARDS
 
 log = structlog.get_logger()
 
@@ -304,7 +304,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                     # One record that cannot be read stops its shard, and neither the others nor the process: ending it
                     # would only start it again. It is looked at again, for whoever mends it.
                     log.error("shard stopped", role=self._role, shard=number, reason=str(error))  # noqa: TRY400
-                    SHARDS_STOPPED.labels(self._role).inc()
+                    STOPPED_SHARDS.stop(self._role, number, str(error))
                     pause = _STOPPED_SECONDS
                 finally:
                     try:
@@ -314,12 +314,12 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                         await shard.close()
                 if number in self._assigned and not self._stopping:
                     await self._rest(number, pause)
-                if pause == _STOPPED_SECONDS:
-                    SHARDS_STOPPED.labels(self._role).dec()
+                STOPPED_SHARDS.resume(self._role, number)
         except Exception as error:
             if not self._failed.done():
                 self._failed.set_exception(error)
         finally:
+            STOPPED_SHARDS.resume(self._role, number)
             del self._tasks[number]
             self._shards.pop(number, None)
             if number in self._assigned and not self._stopping and not self._failed.done():

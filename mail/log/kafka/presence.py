@@ -9,15 +9,15 @@ truthful: whatever starts it again would see it refused, again and again. What s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access
 from mail.log.kafka.lookout import Lookout
-from mail.log.kafka.topics import counts_of, refuse_unsafe
-from mail.log.topics import ALL_TOPICS, ShardCounts
+from mail.log.kafka.topics import Found, counts_of, fewer_replicas, refuse_unsafe, too_few
+from mail.log.topics import ALL_TOPICS, ShardCounts, Topic
 from mail.settings import LogSettings
 
 log = structlog.get_logger()
@@ -26,9 +26,11 @@ LOOK_SECONDS = 5.0
 _MISSING_TRIES, _MISSING_SECONDS = 6, 0.5  # before topics are said to be missing: brokers hear of new ones in turn
 
 
-async def look(lookout: Lookout, access: Access, settings: LogSettings, *, with_config: bool = True) -> ShardCounts:
-    """The partition counts. Raises LogUnusable for topics that are missing or, with their configuration, unsafe;
-    LogUnavailable.
+async def look(
+    lookout: Lookout, access: Access, settings: LogSettings, *, with_config: bool = True
+) -> tuple[ShardCounts, Mapping[Topic, Found]]:
+    """The partition counts, and the topics. Raises LogUnavailable; LogUnusable for topics that are missing or, where
+    their configuration is looked at, unsafe.
     """
     found = await lookout.topics(access, with_config=with_config)
     for _ in range(_MISSING_TRIES):
@@ -39,7 +41,7 @@ async def look(lookout: Lookout, access: Access, settings: LogSettings, *, with_
     counts = counts_of(found, access, settings)
     if with_config and settings.durability != "dev":
         refuse_unsafe(found, access, settings)
-    return counts
+    return counts, found
 
 
 class Presence:
@@ -64,7 +66,12 @@ class Presence:
 
     async def look(self) -> None:
         """At start. Raises LogUnusable, LogUnavailable."""
-        self.counts = await look(self._lookout, self._access, self._settings)
+        self.counts, found = await look(self._lookout, self._access, self._settings)
+        if fewer_replicas(found, self._settings):
+            # For new topics it would be asked for in vain; those that are there work as they are.
+            alive = await self._lookout.brokers()
+            if alive < self._settings.replication:
+                log.warning("more replicas than brokers", reason=too_few(alive, self._access, self._settings))
 
     async def watch(self) -> None:
         """For ever. `dispatched` may also get more partitions while we run; new dispatches go there too."""
@@ -82,14 +89,14 @@ class Presence:
     async def _look_again(self) -> None:
         was = self.counts
         if self.trouble is None:
-            counts = await look(self._lookout, self._access, self._settings, with_config=False)
+            counts, _ = await look(self._lookout, self._access, self._settings, with_config=False)
             if counts.by_queue_id == was.by_queue_id and counts.by_site >= was.by_site:
                 self.counts = counts
                 return
             log.warning("topics are not those they were", prefix=self._access.prefix)
             self._gone()
         # They are others now, made by somebody else than us perhaps.
-        self.counts = await look(self._lookout, self._access, self._settings)
+        self.counts, _ = await look(self._lookout, self._access, self._settings)
         await self._back()
         if self.trouble is not None:
             log.info("topics are there again", prefix=self._access.prefix)

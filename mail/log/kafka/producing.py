@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 PROBE_KEY = b"probe"
 _PROBE_SECONDS = 1.0
+_PROBES_MAX = 256  # at the same time; a few dozen bytes each
 _OVERDUE_SHARE = 0.25  # of the append time-out, after which no more new mail is let in
 _STOP_SECONDS = 5.0
 
@@ -139,12 +140,17 @@ class Producing:
         """Write to what failed until all of it takes writes again."""
         while self._failed:
             await asyncio.sleep(_PROBE_SECONDS)
-            for partition in list(self._failed):
-                with suppress(LogUnavailable):
-                    await self._send(partition, PROBE_KEY, None)
-                    self._failed.discard(partition)
+            # All at once: one after the other, each that still fails would hold up the rest for a time-out.
+            room = asyncio.Semaphore(_PROBES_MAX)
+            await asyncio.gather(*(self._probe_one(partition, room) for partition in self._failed))
         log.info("log confirms again")
         self._down = None
+
+    async def _probe_one(self, partition: TopicPartition, room: asyncio.Semaphore) -> None:
+        with suppress(LogUnavailable):
+            async with room:
+                await self._send(partition, PROBE_KEY, None)
+            self._failed.discard(partition)
 
 
 async def discard(producer: AIOKafkaProducer, seconds: float = 0.0) -> None:

@@ -182,7 +182,7 @@ def _agrees(key: str, wanted: int, there: int, name: str) -> None:
 def problems(found: Mapping[Topic, Found], settings: LogSettings) -> Iterator[Problem]:
     """What is unsafe, or not as we would make it."""
     for topic, each in found.items():
-        yield from _replication_problems(each)
+        yield from _replication_problems(each, settings)
         config = each.config
         if config.get("unclean.leader.election.enable") == "true":
             yield Problem(each.name, "unclean.leader.election.enable = true can lose confirmed mail: set it to false")
@@ -220,7 +220,12 @@ def refuse_unsafe(found: Mapping[Topic, Found], access: Access, settings: LogSet
         )
 
 
-def _replication_problems(each: Found) -> Iterator[Problem]:
+def fewer_replicas(found: Mapping[Topic, Found], settings: LogSettings) -> bool:
+    """Whether topics have less than `log.replication`, which is for new ones, asks for."""
+    return any(each.replication < settings.replication for each in found.values())
+
+
+def _replication_problems(each: Found, settings: LogSettings) -> Iterator[Problem]:
     in_sync = int(each.config.get("min.insync.replicas", "1"))
     if each.replication < REPLICATION_SAFE:  # and min.insync.replicas = 2 would stop it at the first loss
         replicas = "1 replica" if each.replication == 1 else f"{each.replication} replicas"
@@ -229,11 +234,18 @@ def _replication_problems(each: Found) -> Iterator[Problem]:
             f"has {replicas}, and with fewer than 3 a lost node can lose mail: give it 3 by"
             " kafka-reassign-partitions.sh",
         )
-    elif in_sync < IN_SYNC_SAFE:
+    elif each.replication < settings.replication:
+        yield Problem(
+            each.name,
+            f"has {each.replication} replicas, and log.replication = {settings.replication}: give it more by"
+            " kafka-reassign-partitions.sh, or lower log.replication",
+            fatal=False,
+        )
+    if each.replication >= REPLICATION_SAFE and in_sync < IN_SYNC_SAFE:
         yield Problem(
             each.name, f"min.insync.replicas = {in_sync}: set it to 2, so that two nodes have what we confirm"
         )
-    elif in_sync == each.replication:
+    elif each.replication >= REPLICATION_SAFE and in_sync == each.replication:
         yield Problem(
             each.name,
             f"min.insync.replicas = {in_sync} of {each.replication} replicas: one lost broker stops all mail, set it to"
@@ -281,12 +293,7 @@ async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSetti
         for name, code, *text in response.topic_errors:
             kind = errors.for_code(code)
             if kind is errors.InvalidReplicationFactorError:
-                alive = len((await _of_any(admin.describe_cluster))["brokers"])
-                raise LogUnusable(
-                    f"{access.where}: log.replication = {settings.replication}, and"
-                    f" {'1 broker is' if alive == 1 else f'{alive} brokers are'} there: start the others; or, on a"
-                    ' machine for trials, log.replication = 1 and log.durability = "dev"'
-                )
+                raise LogUnusable(too_few(await brokers_alive(admin), access, settings))
             if code and kind is not errors.TopicAlreadyExistsError:
                 raise LogUnusable(
                     f"{access.where}: topic {name} cannot be made: {reason(kind())}"
@@ -296,6 +303,8 @@ async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSetti
                 made = next(each for each in new if each.name == name)
                 done.append(f"{name}: made, partitions: {made.num_partitions}, replicas: {settings.replication}")
         await _until_seen(admin, access, missing)
+    if fewer_replicas(found, settings) and (alive := await brokers_alive(admin)) < settings.replication:
+        raise LogUnusable(too_few(alive, access, settings))
     dispatched = found.get(DISPATCHED)
     if dispatched is not None and dispatched.partitions < settings.delivery_shards:
         await admin.create_partitions({dispatched.name: NewPartitions(settings.delivery_shards)})
@@ -303,6 +312,24 @@ async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSetti
         await _until_seen(admin, access, [DISPATCHED], settings.delivery_shards)
     counts_of(await look(admin, access, with_config=False), access, settings)
     return done
+
+
+async def brokers_alive(admin: AIOKafkaAdminClient) -> int:
+    """How many brokers the cluster counts in. Raises aiokafka's errors."""
+    return len((await _of_any(admin.describe_cluster))["brokers"])
+
+
+def too_few(alive: int, access: Access, settings: LogSettings) -> str:
+    """The line about more replicas than brokers."""
+    lower = (
+        "or set log.replication = 3"
+        if alive >= REPLICATION_SAFE
+        else 'or, on a machine for trials, log.replication = 1 and log.durability = "dev"'
+    )
+    return (
+        f"{access.where}: log.replication = {settings.replication}, and"
+        f" {'1 broker is' if alive == 1 else f'{alive} brokers are'} there: start the others; {lower}"
+    )
 
 
 def _partitions_beside(found: Mapping[Topic, Found], topic: Topic, settings: LogSettings) -> int:
