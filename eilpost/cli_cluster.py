@@ -38,7 +38,7 @@ def topics_create(config: ConfigOption = None, tenant: TenantOption = "") -> Non
         return
 
     async def create() -> list[str]:
-        from mail.log.kafka.topics import create, open_admin
+        from mail.log.kafka.making import create, open_admin
 
         admin = await open_admin(access[0])
         try:

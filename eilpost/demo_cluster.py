@@ -143,7 +143,7 @@ async def _await_brokers(settings: LogSettings) -> None:
 
 async def _make_topics(settings: LogSettings) -> None:
     from mail.log.kafka.access import make_access
-    from mail.log.kafka.topics import create, open_admin
+    from mail.log.kafka.making import create, open_admin
 
     access = make_access(settings)
     admin = await open_admin(access)

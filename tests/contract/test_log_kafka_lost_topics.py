@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 from mail.log import DeliveryShard, LogUnavailable, RouterShard, ShardLost
 from mail.log.kafka import presence
 from mail.log.kafka.access import make_access
-from mail.log.kafka.topics import open_admin
+from mail.log.kafka.making import open_admin
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, Topic
 from mail.record import Accepted
 from mail.settings import LogSettings

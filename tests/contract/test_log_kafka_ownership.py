@@ -19,8 +19,8 @@ from mail.log.codec import encode
 from mail.log.kafka import KafkaLog, membership
 from mail.log.kafka.access import make_access
 from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.making import create, open_admin
 from mail.log.kafka.marks import Marks
-from mail.log.kafka.topics import create, open_admin
 from mail.log.kafka.transacting import Transactor, batches_of
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, place
 from mail.record import Attempted, Dispatched

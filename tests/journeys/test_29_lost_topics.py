@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mail.log.kafka.access import make_access
-from mail.log.kafka.topics import open_admin
+from mail.log.kafka.making import open_admin
 from mail.log.topics import ALL_TOPICS
 from mail.settings import LogSettings
 from tests.journeys.test_21_dedicated_tenant import Hosting, send
