@@ -295,7 +295,7 @@ async def test_a_record_nobody_can_read_stops_its_shard_and_no_other(
 
 
 async def test_dispatched_may_grow_and_nothing_is_lost(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka._GROWTH_SECONDS", 0.3)
+    monkeypatch.setattr("mail.log.kafka.presence.LOOK_SECONDS", 0.3)
     monkeypatch.setattr("mail.log.kafka.access.METADATA_SECONDS", 0.5)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
 
