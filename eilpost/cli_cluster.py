@@ -38,7 +38,7 @@ def topics_create(config: ConfigOption = None, tenant: TenantOption = "") -> Non
         return
 
     async def create() -> list[str]:
-        from mail.log.kafka.topics import create, open_admin
+        from mail.log.kafka.making import create, open_admin
 
         admin = await open_admin(access[0])
         try:
@@ -100,7 +100,7 @@ def _access(config: Path | None, tenant: str, *, json: bool = False) -> tuple[Ac
     from mail.log.kafka.access import make_access
 
     settings = compose.log_settings(plan)
-    return make_access(settings), settings
+    return make_access(settings, tenant), settings
 
 
 async def _found(access: Access) -> Mapping[Topic, Found]:

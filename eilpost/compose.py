@@ -136,7 +136,7 @@ def make_log(plan: Plan, directory: Directory | None = None) -> Log:
             known = None if directory is None or plan.tenant else directory.snapshot.tenants.get(tenant)
             return known is not None and known.dedicated
 
-        return KafkaLog(log_settings(plan), dedicated)
+        return KafkaLog(log_settings(plan), dedicated, plan.tenant)
 
     return choose(
         "log.url", settings.url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"
@@ -159,7 +159,7 @@ def make_history(plan: Plan) -> HistoryLog:
         needs("aiokafka", "log.url", url, "kafka")
         from mail.log.kafka import KafkaHistory
 
-        return KafkaHistory(log_settings(plan))
+        return KafkaHistory(log_settings(plan), plan.tenant)
 
     return choose("log.url", url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db")
 

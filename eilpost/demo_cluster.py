@@ -23,6 +23,7 @@ from typing import Any
 
 from eilpost import configuration, demo
 from eilpost.compose import log_settings
+from eilpost.guard import Guard
 from mail.service import EXIT_UNUSABLE
 from mail.settings import LogSettings
 
@@ -112,7 +113,11 @@ async def _run(path: Path, program: str, ports: Ports) -> int:
     everyone = members(ports)
     _say(_banner(path, program, ports, len(everyone)))
     telling = asyncio.create_task(_tell_ready(everyone))
-    await asyncio.gather(*(_supervise(member, path, program, stop, hurry) for member in everyone))
+    guard = Guard()
+    try:
+        await asyncio.gather(*(_supervise(member, path, program, guard, stop, hurry) for member in everyone))
+    finally:
+        guard.close()
     telling.cancel()
     _say("all stopped; what was accepted is in Kafka and goes on at the next start")
     return 0
@@ -138,7 +143,7 @@ async def _await_brokers(settings: LogSettings) -> None:
 
 async def _make_topics(settings: LogSettings) -> None:
     from mail.log.kafka.access import make_access
-    from mail.log.kafka.topics import create, open_admin
+    from mail.log.kafka.making import create, open_admin
 
     access = make_access(settings)
     admin = await open_admin(access)
@@ -150,8 +155,10 @@ async def _make_topics(settings: LogSettings) -> None:
         _say(f"topics: {len(done)} made")
 
 
-async def _supervise(member: Member, path: Path, program: str, stop: asyncio.Event, hurry: asyncio.Event) -> None:
-    """Run the process again and again until `stop`, then end it."""
+async def _supervise(
+    member: Member, path: Path, program: str, guard: Guard, stop: asyncio.Event, hurry: asyncio.Event
+) -> None:
+    """Run the process again and again until `stop`, then end it; it never outlives us."""
     stopping = asyncio.ensure_future(stop.wait())
     log_file = path.parent / f"{member.name}.log"
     quick = 0
@@ -166,7 +173,7 @@ async def _supervise(member: Member, path: Path, program: str, stop: asyncio.Eve
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    start_new_session=True,  # Ctrl-C is ours to pass on
+                    process_group=guard.group,  # Ctrl-C is ours to pass on
                 )
             _say(f"  {member.name:12} pid {process.pid:<8} log {log_file}")
             ending = asyncio.ensure_future(process.wait())

@@ -98,14 +98,18 @@ class Housekeeping:
 async def _every(
     period: timedelta, name: str, chore: Callable[[], Awaitable[None]], stop: asyncio.Event, *, at_once: bool = True
 ) -> None:
-    """Do a chore every `period`, until `stop`. A failure is a line in the log."""
+    """Do a chore every `period`, until `stop`. A failure is a line in the log, and so is each other one after it."""
     due = at_once
+    failure = ""
     while not stop.is_set():
         try:
             if due:
                 await chore()
+                failure = ""
         except (LogUnavailable, LogUnusable, SpoolUnavailable, OSError) as error:
-            log.warning("chore failed", chore=name, error=str(error))
+            if str(error) != failure:
+                log.warning("chore failed", chore=name, error=str(error))
+            failure = str(error)
         due = True
         try:
             async with asyncio.timeout(period.total_seconds()):

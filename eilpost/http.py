@@ -30,7 +30,7 @@ from mail.endpoint import parse
 from mail.log import Appender, Down, Full, Usable
 from mail.service import Health, ServiceError
 from mail.settings import HttpSettings
-from mail.telemetry import BUILD_INFO, REGISTRY
+from mail.telemetry import BUILD_INFO, REGISTRY, STOPPED_SHARDS
 
 _CONNECTIONS = 128  # open; with half of them the answer is 503
 _CONNECTION_SECONDS = 60.0  # in which a connection has asked all it wants to; Prometheus scrapes more seldom, and anew
@@ -159,7 +159,8 @@ class _Line(JSONResponse):
 def readiness(health: Health, log: Appender | None) -> tuple[bool, dict[str, Any]]:
     """Whether this process is ready, and why not, fit for JSON.
 
-    A log that is down makes workers unready. An ingress alone stays ready: it still answers, with 4xx.
+    A log that is down makes workers unready. An ingress alone stays ready: it still answers, with 4xx. A shard that
+    waits for a person is told, and its process stays ready: it serves the others, and a restart would mend nothing.
     """
     reasons = [f"{name} is not ready" for name, is_ready in health.roles.items() if not is_ready]
     answer: dict[str, Any] = {"roles": dict(health.roles)}
@@ -175,6 +176,8 @@ def readiness(health: Health, log: Appender | None) -> tuple[bool, dict[str, Any
                     reasons.append(f"the log is down: {reason}")
             case unknown:
                 assert_never(unknown)
+    if stopped := STOPPED_SHARDS.lines():
+        answer["stopped"] = stopped
     if health.is_draining:
         reasons = ["draining"]  # whatever else is missing follows from it
     return not reasons, {"ready": not reasons, "reasons": reasons} | answer

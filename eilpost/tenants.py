@@ -35,7 +35,7 @@ def queues_of_tenants(plan: Plan, snapshot: Snapshot) -> list[KafkaHistory]:
     from mail.log.kafka.history import KafkaHistory
 
     names = sorted(name for name, tenant in snapshot.tenants.items() if tenant.dedicated)
-    return [KafkaHistory(log_settings(plan.for_tenant(name))) for name in names]
+    return [KafkaHistory(log_settings(plan.for_tenant(name)), name) for name in names]
 
 
 def dedicated(plan: Plan) -> list[str]:

@@ -243,7 +243,7 @@ class Conversation:
                 self._rcpt_refused = True
                 self.say(replies.ANOTHER_TRANSACTION)
                 return
-            if first is None and (closed := self._no_way_for(mail, verdict)):
+            if first is None and (closed := await self._no_way_for(mail, verdict)):
                 self._rcpt_refused = True
                 self.say(closed)
                 return
@@ -254,9 +254,10 @@ class Conversation:
             return
         self.say(replies.RECIPIENT_OK)
 
-    def _no_way_for(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
+    async def _no_way_for(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
         """A dedicated tenant has topics of its own, which may be full or away while everybody else's are not."""
         tenant = policy.tenant_of(mail.reverse_path, [recipient], self.door.directory.snapshot)
+        await self.door.log.prepare(tenant)
         match self.door.log.condition(tenant):
             case Full():
                 return replies.NO_ROOM

@@ -91,7 +91,8 @@ class LogSettings(Section):
     )
     replication: int = Field(3, ge=1, le=9, description="Kafka: replicas of topics that `eilpost topics create` makes.")
     session_timeout: Duration = Field(
-        parse_duration("7s"), description="Kafka: a process that is silent for so long loses its shards to others."
+        parse_duration("7s"),
+        description="Kafka: a process that is silent for so long loses its shards to others; from 6s to 1m.",
     )
     sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
         "", description="Kafka: how to log in; empty: not at all."

@@ -11,6 +11,7 @@ import difflib
 import ipaddress
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -46,6 +47,11 @@ _SECTIONS: Mapping[str, type[Section]] = {
 
 _Key = tuple[str, str]
 _INLINE_ON_KAFKA = 4 << 20  # a record has to fit into a broker's memory several times
+# Brokers take 6 s to 30 min (group.min.session.timeout.ms, group.max.session.timeout.ms of Kafka 4). But for as long as
+# this the mail of a process that was killed stands still.
+_SESSION_SECONDS = 6.0, 60.0
+# Kafka takes 249 letters for a topic; behind the prefix come a tenant's name, of 64 at most, and our longest name.
+PREFIX_MAX = 249 - 64 - len(".dispatched")
 
 
 def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -267,8 +273,16 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         )
     if settings.log.sasl_mechanism and not (settings.log.sasl_username and settings.log.sasl_password):
         yield f"{name('log', 'sasl_username')}, log.sasl_password: log.sasl_mechanism needs both"
-    if settings.log.session_timeout.total_seconds() < 6:
+    yield from tried("log", "prefix", settings.log.prefix, _prefix)
+    session_seconds = settings.log.session_timeout.total_seconds()
+    if session_seconds < _SESSION_SECONDS[0]:
         yield f'{name("log", "session_timeout")}: at least "6s" is expected: brokers refuse less'
+    if session_seconds > _SESSION_SECONDS[1]:
+        found = format_duration(settings.log.session_timeout)
+        yield (
+            f'{name("log", "session_timeout")}: found "{found}"; at most "1m" is expected: for so long the mail of a'
+            " process that was killed stands still"
+        )
     if settings.log.url.startswith("kafka:") and settings.spool.inline_max > _INLINE_ON_KAFKA:
         yield (
             f'{name("spool", "inline_max")}: found "{format_size(settings.spool.inline_max)}"; on Kafka at most '
@@ -310,6 +324,15 @@ def _hostname(text: str) -> None:
         parse_domain(text)
     except AddressError as error:
         raise ValueError('a host name is expected, like "mx.example.test"') from error
+
+
+def _prefix(text: str) -> None:
+    """What stands before the names of topics: as Kafka takes them."""
+    wrong = re.search(r"[^A-Za-z0-9._-]", text)
+    if wrong is not None:
+        raise ValueError(f"Kafka takes letters, digits, '.', '_' and '-' in the name of a topic, and no {wrong[0]!r}")
+    if len(text) > PREFIX_MAX:
+        raise ValueError(f"it has {len(text)} letters, and Kafka leaves room for {PREFIX_MAX}")
 
 
 def _url(url: str, schemes: Mapping[str, str]) -> None:

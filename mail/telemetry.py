@@ -7,6 +7,8 @@ once by their users, off the hot path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -91,6 +93,31 @@ SHARDS_OWNED = Gauge("eilpost_shards_owned", "Shards this process tends.", ["rol
 SHARDS_STOPPED = Gauge(
     "eilpost_shards_stopped", "Shards that wait for a person: a record cannot be read.", ["role"], registry=REGISTRY
 )
+
+
+class StoppedShards:
+    """Those of this process that wait for a person, and why: counted in the metric, told in words by /readyz."""
+
+    def __init__(self) -> None:
+        self._why: dict[tuple[str, int], str] = {}
+
+    def stop(self, role: str, shard: int, why: str) -> None:
+        self._why[role, shard] = why
+        self._count(role)
+
+    def resume(self, role: str, shard: int) -> None:
+        """Idempotent."""
+        if self._why.pop((role, shard), None) is not None:
+            self._count(role)
+
+    def lines(self) -> Sequence[str]:
+        return [f"{role}, shard {shard}: {why}" for (role, shard), why in sorted(self._why.items())]
+
+    def _count(self, role: str) -> None:
+        SHARDS_STOPPED.labels(role).set(sum(each == role for each, _ in self._why))
+
+
+STOPPED_SHARDS = StoppedShards()
 SPOOL_BYTES = Counter(
     "eilpost_spool_bytes", "Bytes written to and read from the spool.", ["direction"], registry=REGISTRY
 )

@@ -94,6 +94,7 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
             _keep(cluster)
         finally:
             cluster.stop()
+            _say(f"Kafka has ended; its data is kept in {directory} for the next start.")
 
 
 def _keep(cluster: Cluster) -> None:

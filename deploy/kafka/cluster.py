@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import random
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deploy.kafka import jars
 from deploy.kafka.format import format_nodes
-from deploy.kafka.jars import HERE, BrokerError
+from deploy.kafka.jars import BrokerError
 from deploy.kafka.node import Node
 from deploy.kafka.properties import HOST, Ports, server_properties
 from deploy.kafka.question import brokers_alive
 from deploy.kafka.secure import Secured, secured
+from eilpost.guard import Guard
 
 # Below the ports the kernel gives clients, and beside those that tests/support/ports.py gives servers.
 _FIRST, _LAST = 12_000, 20_000
@@ -63,7 +62,7 @@ class Cluster:
         self._ports = _ports(nodes, base_port, secure=secure)
         self._settings = dict(settings or {})
         self._archive = archive
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
         self.nodes = tuple(
             Node(number, self.directory / f"node-{number}", heap=heap, lasting=lasting)
             for number in range(1, nodes + 1)
@@ -143,9 +142,7 @@ class Cluster:
         for node in self.nodes:
             node.ended(max(0.0, end - time.monotonic()))
         if self._guard is not None:
-            assert self._guard.stdin is not None
-            self._guard.stdin.close()
-            self._guard.wait(10)
+            self._guard.close()
             self._guard = None
 
     def __enter__(self) -> Cluster:
@@ -158,13 +155,8 @@ class Cluster:
     def _group(self) -> int:
         """The process group of the guard, which ends all brokers when this process ends."""
         if self._guard is None:
-            self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(HERE / "guard.py")],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                process_group=0,
-            )
-        return self._guard.pid
+            self._guard = Guard()
+        return self._guard.group
 
     def _lay_out(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """One broker: a Java process in the group of its cluster's guard, and the signals one sends to it.
 
 In charge of the process only; its configuration is made by `properties.py`, and whether it serves is asked by
-`question.py`. A node that was killed, terminated or thawed goes on with the data it has. Next: `deploy/kafka/guard.py`.
+`question.py`. A node that was killed, terminated or thawed goes on with the data it has. Next: `eilpost/guard.py`.
 """
 
 from __future__ import annotations

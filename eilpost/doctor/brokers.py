@@ -40,7 +40,7 @@ async def examine(
     for, if any; `others`: the settings of tenants whose topics are looked at too. What is known at the limit is told.
     """
     try:
-        access = make_access(settings)
+        access = make_access(settings, tenant)
     except LogUnusable as error:
         return [fail("log", str(error))]
     found: list[Finding] = []
@@ -68,7 +68,7 @@ async def _parts(
     gone = {each.address for each in [*answers, *unreached] if isinstance(each, Unreached)}
     yield _versions(reached) + _size(reached, gone, settings)
     yield _certificates(reached, settings) + _in_the_clear(settings)
-    sets = [(access, settings, tenant), *((make_access(theirs), theirs, name) for name, theirs in others.items())]
+    sets = [(access, settings, tenant), *((make_access(theirs, name), theirs, name) for name, theirs in others.items())]
     asking = [asyncio.create_task(_topics_and_groups(*each), name=f"topics of {each[0].prefix}") for each in sets]
     try:
         for task in asking:
@@ -87,7 +87,7 @@ async def _topics_and_groups(
         try:
             there = await lookout.topics()
         except LogUnavailable as error:
-            return [fail("topics", f"cannot be looked at: {error}", _AGAIN)], {}
+            return [fail(f"topics{topics.of(tenant)}", f"cannot be looked at: {error}", _AGAIN)], {}
         found = topics.findings(there, access, settings, tenant)
         return found + await _groups(lookout, access, settings, there, tenant), there
 
@@ -179,13 +179,13 @@ async def _groups(
         backlog = await historian.backlog()
         states = await lookout.groups([access.group(role) for role in (ROUTER, DELIVERY)])
     except LogUnusable as error:
-        return [fail("groups", str(error), "the shards of that group stand still until then")]
+        return [fail(f"groups{topics.of(tenant)}", str(error), "the shards of that group stand still until then")]
     except LogUnavailable as error:
-        return [fail("groups", f"cannot be looked at: {error}", _AGAIN)]
+        return [fail(f"groups{topics.of(tenant)}", f"cannot be looked at: {error}", _AGAIN)]
     return [
         _group(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
         _group(DELIVERY, access, states, backlog.dispatched, counts.by_site, tenant),
-        *await unreadable.findings(historian, access, counts.by_queue_id),
+        *await unreadable.findings(historian, access, counts.by_queue_id, topics.of(tenant)),
     ]
 
 

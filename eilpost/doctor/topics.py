@@ -44,6 +44,11 @@ def option(tenant: str) -> str:
     return f" --tenant {tenant}" if tenant else ""
 
 
+def of(tenant: str) -> str:
+    """Whose, behind a noun."""
+    return f" of tenant {tenant}" if tenant else ""
+
+
 def views(found: Mapping[Topic, Found], access: Access, settings: LogSettings, tenant: str = "") -> list[TopicView]:
     wrong = list(problems(found, settings))
     seen = []
@@ -59,7 +64,9 @@ def views(found: Mapping[Topic, Found], access: Access, settings: LogSettings, t
     return seen
 
 
-def count_findings(found: Mapping[Topic, Found], access: Access, settings: LogSettings) -> list[Finding]:
+def count_findings(
+    found: Mapping[Topic, Found], access: Access, settings: LogSettings, tenant: str = ""
+) -> list[Finding]:
     """What is wrong with the partition counts, once all topics are there."""
     if len(found) < len(ALL_TOPICS):
         return []
@@ -67,25 +74,25 @@ def count_findings(found: Mapping[Topic, Found], access: Access, settings: LogSe
         counts_of(found, access, settings)
     except LogUnusable as error:
         text, _, advice = str(error).partition(": ")
-        return [fail("partitions", text, advice)]
+        return [fail(f"partitions{of(tenant)}", text, advice)]
     return []
 
 
 def findings(found: Mapping[Topic, Found], access: Access, settings: LogSettings, tenant: str = "") -> list[Finding]:
     """A finding for each topic, and for counts that do not agree; one for all when there is none."""
     if not found:
-        text = f"none of {access.prefix}* is there"
+        text = f"none of {access.prefix}*{of(tenant)} is there"
         return [fail(f"topics {access.prefix}*", text, _CREATE.format(option(tenant)), "or correct log.prefix")]
     told = [
-        Finding(view.level, f"topic {view.name}", _in_words(view), view.advice)
+        Finding(view.level, f"topic {view.name}", _in_words(view, tenant), view.advice)
         for view in views(found, access, settings, tenant)
     ]
-    return told + count_findings(found, access, settings)
+    return told + count_findings(found, access, settings, tenant)
 
 
-def _in_words(view: TopicView) -> str:
+def _in_words(view: TopicView, tenant: str) -> str:
     if view.found is None:
-        return "is missing"
+        return f"is missing{', a topic' if tenant else ''}{of(tenant)}"
     found, least = view.found, view.config("min.insync.replicas")
     in_sync = f"{found.in_sync} in sync, min ISR {least}"
     return f"partitions: {found.partitions}, replicas: {found.replication} ({in_sync}), kept {_kept(view)}"

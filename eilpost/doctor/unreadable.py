@@ -26,8 +26,10 @@ _ADVICE = (
 )
 
 
-async def findings(historian: KafkaHistorian, access: Access, shards: int) -> list[Finding]:
-    """A FAIL for each shard that stands still for such a record; nothing when all is well."""
+async def findings(historian: KafkaHistorian, access: Access, shards: int, of: str = "") -> list[Finding]:
+    """A FAIL for each shard that stands still for such a record; nothing when all is well. `of`: whose, where it is
+    not told by the shard's topic.
+    """
     found: list[Finding] = []
     try:
         async with asyncio.timeout(_FIRST_SECONDS):
@@ -37,9 +39,11 @@ async def findings(historian: KafkaHistorian, access: Access, shards: int) -> li
                 async for finding in _lines(historian, access, shards):
                     found.append(finding)
     except TimeoutError:
-        return [warn("records", f"what waits does not come within {_FIRST_SECONDS:.0f} s", "see the brokers' own logs")]
+        return [
+            warn(f"records{of}", f"what waits does not come within {_FIRST_SECONDS:.0f} s", "see the brokers' own logs")
+        ]
     except LogUnavailable as error:
-        return [*found, fail("records", f"cannot be looked at: {error}", "see the brokers' own logs")]
+        return [*found, fail(f"records{of}", f"cannot be looked at: {error}", "see the brokers' own logs")]
     return found
 
 

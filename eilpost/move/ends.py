@@ -131,7 +131,7 @@ async def refuse_in_use(end: End, say: Callable[[str], None]) -> None:
     from mail.log.kafka.lookout import Lookout
     from mail.log.kafka.reaching import explain, reach_any
 
-    access = make_access(log_settings(end.plan))
+    access = make_access(log_settings(end.plan), end.plan.tenant)
     await reach_any(access)
     names = [access.group(ROUTER), access.group(DELIVERY)]
     loop = asyncio.get_running_loop()

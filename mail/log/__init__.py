@@ -88,6 +88,12 @@ class Appender(Protocol):
         """
         ...
 
+    async def prepare(self, tenant: str, /) -> None:
+        """Get ready for this tenant's mail, which may go to topics of its own: asked at the first RCPT, before
+        `condition`. Returns at once where there is nothing to do, after a few seconds at most, and never fails.
+        """
+        ...
+
     def condition(self, tenant: str = "", /) -> Condition:
         """Whether new mail can be taken now; with `tenant`, of this one, which may have topics of its own. Cheap: asked
         at every MAIL, and at the first RCPT.

@@ -126,6 +126,9 @@ class MemoryLog:
     async def append(self, record: Record) -> None:
         self.write([record])
 
+    async def prepare(self, _tenant: str, /) -> None:
+        """There is one log for all."""
+
     def condition(self, _tenant: str = "", /) -> Condition:
         if self._failing is not None:
             return Down(self._failing)

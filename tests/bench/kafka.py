@@ -59,7 +59,7 @@ class KafkaServer(Server):
         }
         counts = {"ingress": 1, "router": routers, "delivery": deliveries}
         self._boxes = [
-            OneBox(self._home / f"{role}-{number}", shared, command=(str(EILPOST), role))
+            OneBox(self._home / f"{role}-{number}", shared, command=(str(EILPOST), role), own_session=True)
             for role in RELAY
             for number in range(counts[role])
         ]

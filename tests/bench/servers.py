@@ -71,7 +71,7 @@ class EilpostServer(Server):
     def __init__(self, sink_port: int, command: tuple[str, ...] = ()) -> None:
         self._home = Path(tempfile.mkdtemp(prefix="eilpost-bench-"))
         self.settings = {"delivery": {"relay": f"smtp://127.0.0.1:{sink_port}"}}
-        self._box = OneBox(self._home, self.settings, command=command)
+        self._box = OneBox(self._home, self.settings, command=command, own_session=True)
         self._box.__enter__()
         self.port = self._box.mx
 

@@ -19,8 +19,8 @@ from mail.log.codec import encode
 from mail.log.kafka import KafkaLog, membership
 from mail.log.kafka.access import make_access
 from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.making import create, open_admin
 from mail.log.kafka.marks import Marks
-from mail.log.kafka.topics import create, open_admin
 from mail.log.kafka.transacting import Transactor, batches_of
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, place
 from mail.record import Attempted, Dispatched
@@ -282,7 +282,7 @@ async def test_a_record_nobody_can_read_stops_its_shard_and_no_other(
 
 
 async def test_dispatched_may_grow_and_nothing_is_lost(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka._GROWTH_SECONDS", 0.3)
+    monkeypatch.setattr("mail.log.kafka.presence.LOOK_SECONDS", 0.3)
     monkeypatch.setattr("mail.log.kafka.access.METADATA_SECONDS", 0.5)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
 

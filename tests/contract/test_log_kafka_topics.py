@@ -11,12 +11,14 @@ from dataclasses import replace
 import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.metadata import MetadataRequest
+from structlog.testing import capture_logs
 
 from eilpost.doctor import brokers
 from mail.log import Down, LogUnavailable, LogUnusable, Usable
 from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
 from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.topics import problems
 from mail.log.topics import ALL_TOPICS, prefix_of_tenant
 from tests.support import kafka
 from tests.support.kafka_log import make_topics, settings_on
@@ -50,6 +52,10 @@ async def test_a_dedicated_tenant_whose_topics_can_lose_mail_is_not_served(boots
     await log.start()
     try:
         assert isinstance(log.condition("acme"), Usable)  # nobody has asked
+        await log.prepare("acme")
+        condition = log.condition("acme")  # known before any content is asked for
+        assert isinstance(condition, Down)
+        assert "has 1 replica" in condition.reason
         theirs = replace(accepted(1), message=replace(accepted(1).message, tenant="acme"))
         with pytest.raises(LogUnavailable, match=r"acme.*has 1 replica"):
             await log.append(theirs)
@@ -58,6 +64,26 @@ async def test_a_dedicated_tenant_whose_topics_can_lose_mail_is_not_served(boots
         assert isinstance(log.condition(), Usable)
     finally:
         await log.close()
+
+
+async def test_more_replicas_than_brokers_are_a_line_that_counts_them(bootstrap: str) -> None:
+    line = "log.replication = 5, and 3 brokers are there: start the others; or set log.replication = 3"
+    settings = settings_on(bootstrap, replication=5, durability="safe")
+    with pytest.raises(LogUnusable, match=line):
+        await make_topics(settings)
+    await make_topics(settings.model_copy(update={"replication": 3}))
+    with pytest.raises(LogUnusable, match=line):  # nothing is to be made, and yet it is not as asked for
+        await make_topics(settings)
+    log = KafkaLog(settings)
+    with capture_logs() as said:
+        await log.start()  # what is there is safe
+    await log.close()
+    (warning,) = [each for each in said if each["event"] == "more replicas than brokers"]
+    assert line in warning["reason"]
+    async with Lookout(make_access(settings)) as lookout:
+        found = list(problems(await lookout.topics(), settings))
+    assert len(found) == len(ALL_TOPICS)
+    assert all("has 3 replicas, and log.replication = 5" in each.text and not each.fatal for each in found)
 
 
 async def test_topics_that_were_made_are_known_to_every_broker(bootstrap: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -23,6 +24,7 @@ from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from deploy.kafka.cluster import Cluster
 from deploy.kafka.jars import BrokerError
 from deploy.kafka.question import brokers_alive
+from tests.support import guarded
 from tests.support.kafka import QUICK, MakesClusters
 from tests.support.ports import free_port, wait_until
 
@@ -135,7 +137,8 @@ def secured_node(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_the_command_and_brokers_that_do_not_outlive_it(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, str(ROOT / "deploy/kafka/broker.py")]
-    up = subprocess.Popen([*command, "up", "--dir", tmp_path, "--port", str(port)], stdout=subprocess.PIPE, text=True)
+    start = [*command, "up", "--dir", tmp_path, "--port", str(port)]
+    up = subprocess.Popen(start, stdout=subprocess.PIPE, text=True, process_group=guarded.group())
     assert up.stdout is not None
     try:
         said = up.stdout.readline()
@@ -152,6 +155,18 @@ def test_the_command_and_brokers_that_do_not_outlive_it(tmp_path: Path) -> None:
         up.stdout.close()
     asyncio.run(wait_until(lambda: not _who_names(tmp_path), what="the broker's end"))
     assert subprocess.run([*command, "down", "--dir", tmp_path], capture_output=True).returncode == 1
+
+    up = subprocess.Popen(start, stdout=subprocess.PIPE, text=True, process_group=guarded.group())
+    try:
+        assert up.stdout is not None
+        while "is process" not in (line := up.stdout.readline()):
+            assert line, "it ended by itself"
+        up.send_signal(signal.SIGINT)
+        assert up.communicate(timeout=30)[0] == f"Kafka has ended; its data is kept in {tmp_path} for the next start.\n"
+        assert up.returncode == 0
+    finally:
+        up.kill()
+        up.wait()
 
 
 def _who_names(folder: Path) -> list[str]:

@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from eilpost import demo
+from tests.support import guarded
 from tests.support.kafka import MakesClusters
 from tests.support.ports import free_port
 
@@ -62,6 +63,7 @@ def running(folder: Path, brokers: str, ports: tuple[int, ...]) -> Iterator[Runn
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
+            process_group=guarded.group(),
         )
     seen = Running(process, said)
     try:
@@ -167,6 +169,26 @@ def test_the_demo_cluster(kafka_cluster: MakesClusters, tmp_path: Path) -> None:
         assert cluster.process.wait(60) == 0
         assert "all stopped; what was accepted is in Kafka" in cluster.said()
         assert "Traceback" not in cluster.said()
+
+
+def test_its_processes_do_not_outlive_a_demo_that_is_killed(kafka_cluster: MakesClusters, tmp_path: Path) -> None:
+    brokers = kafka_cluster(3)
+    ports = (free_port(), free_port(), free_port(), _seven_free_ports())
+    with running(tmp_path, f"kafka://{brokers.bootstrap}", ports) as cluster:
+        until(lambda: cluster.said().count(" pid ") == 7, cluster.said)
+        pids = [int(pid) for pid in re.findall(r" pid (\d+)", cluster.said())]
+        until(lambda: all(_lives(pid) for pid in pids), cluster.said)
+        os.kill(pids[0], signal.SIGSTOP)  # what is frozen could not end by itself
+        cluster.process.kill()
+        cluster.process.wait(10)
+        until(lambda: not any(_lives(pid) for pid in pids), lambda: f"{pids} live on", 10)
+
+
+def _lives(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return False
 
 
 def _seven_free_ports() -> int:

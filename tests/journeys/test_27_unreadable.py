@@ -139,7 +139,11 @@ async def test_a_record_of_another_version(kafka_bootstrap: str, tmp_path: Path,
         (line,) = [line for line in reader.output().splitlines() if '"shard stopped"' in line]
         place_of_it = f"{log.prefix}{topic.name}, shard {STOPPED}, offset {offset} cannot be read: its version is 9"
         assert place_of_it in json.loads(line)["reason"]
-        assert reader.get("/readyz")[0] == reader.get("/healthz")[0] == 200  # its other shard is served
+        (ready, answer), healthy = reader.get("/readyz"), reader.get("/healthz")[0]
+        assert (ready, healthy) == (200, 200)  # its other shard is served
+        (stopped,) = json.loads(answer)["stopped"]
+        assert stopped.startswith(f"{role}, shard {STOPPED}: ")
+        assert place_of_it in stopped
 
         told = json.loads(await asyncio.to_thread(roles.ingress.run, "doctor", "--json", ok=False))
         (finding,) = [
@@ -155,6 +159,7 @@ async def test_a_record_of_another_version(kafka_bootstrap: str, tmp_path: Path,
         everything = sorted(before.keys() | after.keys())
         await wait_until(lambda: roles.arrived() == everything, what="what had waited", deadline_seconds=40)
         assert reader.metric("eilpost_shards_stopped", role=role) == 0
+        assert "stopped" not in json.loads(reader.get("/readyz")[1])
         told = json.loads(await asyncio.to_thread(roles.ingress.run, "doctor", "--json", ok=False))
         assert not [each for each in told["findings"] if each["what"].startswith("shard ")]
 

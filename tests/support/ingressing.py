@@ -40,6 +40,9 @@ class HeldLog:
         assert isinstance(record, Accepted)
         self.accepted.append(record)
 
+    async def prepare(self, _tenant: str, /) -> None:
+        pass
+
     def condition(self, _tenant: str = "", /) -> Condition:
         return self.now
 

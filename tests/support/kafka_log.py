@@ -23,7 +23,8 @@ from aiokafka.protocol.admin import DescribeConfigsRequest
 from mail.log import Log
 from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
-from mail.log.kafka.topics import create, open_admin, wanted_config
+from mail.log.kafka.making import create, open_admin
+from mail.log.kafka.topics import wanted_config
 from mail.log.topics import Topic
 from mail.queueid import new_queue_id
 from mail.settings import LogSettings

@@ -24,6 +24,7 @@ from mail.settings import SpoolSettings
 from mail.spool.location import parse_bucket
 from mail.spool.objects import ObjectSpool
 from mail.spool.stores import open_store
+from tests.support import guarded
 from tests.support.ports import free_port
 
 VERSION = "v1.8.0"
@@ -124,7 +125,7 @@ class ObjectServer:
                 stdout=log,
                 stderr=log,
                 env={"PATH": os.defpath, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY},
-                start_new_session=True,
+                process_group=guarded.group(),
             )
         end = time.monotonic() + 20
         while time.monotonic() < end and self._process.poll() is None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from argon2 import PasswordHasher
 
+from tests.support import guarded
 from tests.support.ports import free_port
 
 EILPOST = Path(sys.executable).parent / "eilpost"
@@ -48,7 +49,9 @@ def directory_toml(users: tuple[str, ...] = ("alice", "bob"), aliases: Mapping[s
 
 
 class OneBox:
-    """`home` is its directory. `settings` are sections of eilpost.toml on top of the test's usual ones."""
+    """`home` is its directory. `settings` are sections of eilpost.toml on top of the test's usual ones. `own_session`:
+    it leads one, which a bench measures; else it ends with the run.
+    """
 
     def __init__(
         self,
@@ -57,8 +60,10 @@ class OneBox:
         *,
         directory: str | None = None,
         command: tuple[str, ...] = (),
+        own_session: bool = False,
     ) -> None:
         self.home = home
+        self._own_session = own_session
         self.command = command or (str(EILPOST), "up")
         self.mx, self.pop3, self.http = free_port(), free_port(), free_port()
         self.lives = 0
@@ -105,7 +110,8 @@ class OneBox:
                 env={
                     key: value for key, value in os.environ.items() if not key.startswith("EILPOST_") or "BENCH" in key
                 },
-                start_new_session=True,
+                start_new_session=self._own_session,
+                process_group=None if self._own_session else guarded.group(),
             )
         if wait:
             self.wait_ready()

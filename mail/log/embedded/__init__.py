@@ -115,6 +115,9 @@ class EmbeddedLog(Historian):
         await self.writer.change(change, records)
         PRODUCE_DURATION.observe(perf_counter() - began)
 
+    async def prepare(self, _tenant: str, /) -> None:
+        """There is one log for all."""
+
     def condition(self, _tenant: str = "", /) -> Condition:
         return self.writer.condition()
 

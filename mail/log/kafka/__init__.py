@@ -27,12 +27,12 @@ from mail.log.kafka.leftovers import expect_leftovers
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.marks import Mark
 from mail.log.kafka.membership import Membership
+from mail.log.kafka.presence import Presence
 from mail.log.kafka.producing import Producing
 from mail.log.kafka.reaching import explain, reach_any
 from mail.log.kafka.router_shard import KafkaRouterShard
-from mail.log.kafka.topics import counts_of, refuse_unsafe
 from mail.log.kafka.transacting import Transactor
-from mail.log.topics import ACCEPTED, ALL_TOPICS, ATTEMPTED, DISPATCHED, ShardCounts, place
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, place
 from mail.message import QueueId
 from mail.record import Accepted, Attempted, Event, Pending, Record
 from mail.settings import LogSettings
@@ -42,35 +42,35 @@ log = structlog.get_logger()
 # For what is past its final dot, before the group gives the shard to somebody else. All members wait for the slowest
 # drain, and one hears of the rebalance a heartbeat later than another: with 8 s and 3 s mail stood for up to 12 s.
 _DRAIN_SECONDS = 6.0
-_MISSING_TRIES, _MISSING_SECONDS = 6, 0.5  # before topics are said to be missing
 _PURGE_LEAST = 1  # records below a mark, before it is worth a request
 # The next hop has the message, and only the router waits for the report. Fewer requests: docs/performance-kafka.md.
 _REPORT_LINGER_MS = 10
-_GROWTH_SECONDS = 30.0  # between two looks at how many partitions `dispatched` has
 
 
 class KafkaLog:
-    """The Log port. `dedicated(tenant)` says whether a tenant's messages have topics of their own. Raises LogUnusable
-    for certificates that cannot be read, ValueError for the URL.
+    """The Log port. `dedicated(tenant)` says whether a tenant's messages have topics of their own; `tenant` is the one
+    whose own topics these are. Raises LogUnusable for certificates that cannot be read, ValueError for the URL.
     """
 
-    def __init__(self, settings: LogSettings, dedicated: Callable[[str], bool] = lambda _tenant: False) -> None:
+    def __init__(
+        self, settings: LogSettings, dedicated: Callable[[str], bool] = lambda _tenant: False, tenant: str = ""
+    ) -> None:
         self._settings = settings
-        self._access: Access = make_access(settings)
-        self._counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
+        self._access: Access = make_access(settings, tenant)
         self._dedicated = dedicated
         self._producing = Producing(self._access, settings)
         self._reporting = Producing(self._access, settings, linger_ms=_REPORT_LINGER_MS)
         self._lanes = Lanes(self._access, settings)
         self._lookout = Lookout(self._access)
+        self._presence = Presence(self._lookout, self._access, settings, gone=self._hold, back=self._release)
         self._router: Membership[KafkaRouterShard] | None = None
         self._delivery: Membership[KafkaDeliveryShard] | None = None
-        self._growth: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._oldest: datetime | None = None
 
     @property
     def counts(self) -> ShardCounts:
-        return self._counts
+        return self._presence.counts
 
     # --- life
 
@@ -78,15 +78,7 @@ class KafkaLog:
         expect_leftovers()
         try:
             await reach_any(self._access)
-            found = await self._lookout.topics()
-            for _ in range(_MISSING_TRIES):  # brokers hear of new topics one after the other
-                if len(found) == len(ALL_TOPICS):
-                    break
-                await asyncio.sleep(_MISSING_SECONDS)
-                found = await self._lookout.topics()
-            self._counts = counts_of(found, self._access, self._settings)
-            if self._settings.durability != "dev":
-                refuse_unsafe(found, self._access, self._settings)
+            await self._presence.look()
             await self._producing.start()
             await self._reporting.start()
         except (LogUnavailable, *FAULTS) as error:
@@ -95,33 +87,40 @@ class KafkaLog:
         except BaseException:
             await self.close()
             raise
-        self._growth = asyncio.create_task(self._watch_growth(), name="log-growth")
+        self._watching = asyncio.create_task(self._presence.watch(), name="log-topics")
 
     async def close(self) -> None:
-        if self._growth is not None:
-            self._growth.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
             with suppress(asyncio.CancelledError):
-                await self._growth
-            self._growth = None
+                await self._watching
+            self._watching = None
         await self._producing.close()
         await self._reporting.close()
         await self._lanes.close()
         await self._lookout.close()
 
-    async def _watch_growth(self) -> None:
-        """`dispatched` may get more partitions while we run; new dispatches go there too."""
-        while True:
-            await asyncio.sleep(_GROWTH_SECONDS)
-            try:
-                found = await self._lookout.topics(with_config=False)
-                self._counts = counts_of(found, self._access, self._settings)
-            except Exception as error:  # at its next turn
-                log.debug("topics not looked at", reason=str(error))
+    def _hold(self) -> None:
+        """The topics are gone, and what shards remember of them counts no more."""
+        for member in (self._router, self._delivery):
+            if member is not None:
+                member.hold()
+
+    async def _release(self) -> None:
+        await asyncio.gather(self._producing.look_again(), self._reporting.look_again())
+        for member in (self._router, self._delivery):
+            if member is not None:
+                member.release()
+
+    def _refuse_missing(self) -> None:
+        if self._presence.trouble is not None:
+            raise LogUnavailable(self._presence.trouble)
 
     async def purge(self) -> None:
         """DeleteRecords below the committed marks, of the shards this process owns. Of `events` the brokers remove
         whole segments, by age; what is past its age and still there is no longer shown.
         """
+        self._refuse_missing()
         self._oldest = datetime.now(UTC) - self._settings.events_kept
         before: dict[TopicPartition, int] = {}
         for role, topics, owned in (
@@ -145,16 +144,24 @@ class KafkaLog:
         if isinstance(record, Accepted) and self._dedicated(record.message.tenant):
             await self._lanes.append(record.message.tenant, record)
         else:
-            await self._producing.append(record, place(record, self._counts))
+            self._refuse_missing()
+            await self._producing.append(record, place(record, self.counts))
+
+    async def prepare(self, tenant: str, /) -> None:
+        if self._dedicated(tenant):
+            await self._lanes.prepare(tenant)
 
     def condition(self, tenant: str = "", /) -> Condition:
         if tenant and self._dedicated(tenant):
             return self._lanes.condition(tenant)
+        if self._presence.trouble is not None:
+            return Down(self._presence.trouble)
         reporting = self._reporting.condition()
         return reporting if isinstance(reporting, Down) else self._producing.condition()
 
     async def _report(self, record: Attempted) -> None:
-        await self._reporting.append(record, place(record, self._counts))
+        self._refuse_missing()
+        await self._reporting.append(record, place(record, self.counts))
 
     # --- RouterLog
 
@@ -169,13 +176,15 @@ class KafkaLog:
             drain_first=False,
             drain_seconds=_DRAIN_SECONDS,
         )
+        if self._presence.trouble is not None:
+            member.hold()
         await member.own(tend, stop, joined)
 
     def _router_shard(self, number: int, may_open: Callable[[], bool]) -> KafkaRouterShard:
         return KafkaRouterShard(
             self._access,
             number,
-            counts=lambda: self._counts,
+            counts=lambda: self.counts,
             transactor=Transactor(
                 self._access,
                 f"{self._access.group(ROUTER)}-{number}",
@@ -220,6 +229,8 @@ class KafkaLog:
             drain_seconds=_DRAIN_SECONDS,
             settle=committing.settle,
         )
+        if self._presence.trouble is not None:
+            member.hold()
         running = asyncio.create_task(committing.run(), name="marks")
         owning = asyncio.create_task(member.own(tend, stop, joined), name="owning")
         try:
@@ -237,7 +248,7 @@ class KafkaLog:
     # --- HistoryLog
 
     def _historian(self) -> KafkaHistorian:
-        return KafkaHistorian(self._access, self._lookout, self._counts, self._oldest)
+        return KafkaHistorian(self._access, self._lookout, self.counts, self._oldest)
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
         async for event in self._historian().history(queue_id):
@@ -254,6 +265,7 @@ class KafkaLog:
         return await self._historian().waiting_inputs(queue_id)
 
     async def backlog(self) -> Backlog:
+        self._refuse_missing()
         appended = self._producing.appended
         backlog = await self._historian().backlog()
         self._producing.measured(backlog.accepted, appended)

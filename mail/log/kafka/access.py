@@ -7,18 +7,21 @@ others, waits for a broker that another has found silent, or ends at a connectio
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import aiokafka.client
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
+from aiokafka.protocol.metadata import MetadataRequest
 
 from mail.endpoint import parse_brokers
 from mail.log import LogUnusable
+from mail.log.kafka.sentences import reason as reason
 from mail.log.kafka.severed import heed
 from mail.log.kafka.silent import Silent
 from mail.log.topics import Topic
@@ -34,16 +37,22 @@ BATCH_BYTES = 900_000  # one produce batch, about; below the broker's default fo
 KafkaError = errors.KafkaError
 # What an aiokafka call may raise besides its own: it lets time-outs and the system's errors through.
 FAULTS = (errors.KafkaError, errors.ConsumerStoppedError, errors.IllegalOperation, TimeoutError, OSError)
+# Every client asks again and again for the topics it uses, and Kafka's default is to make one that is asked for: a
+# topic deleted under us came back with one replica, forgetting after a week. It is to be missing, and told.
+aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """`servers` are "host:port"; `prefix` stands before every topic, group and transactional id."""
+    """`servers` are "host:port"; `prefix` stands before every topic, group and transactional id. `tenant`: the
+    dedicated one whose topics these are.
+    """
 
     servers: tuple[str, ...]
     prefix: str
     security: Mapping[str, Any] = field(repr=False)  # has the password
     silent: Silent = field(repr=False, compare=False)
+    tenant: str = ""
 
     def client(self, request_seconds: float = REQUEST_SECONDS) -> dict[str, Any]:
         """The arguments every aiokafka client gets."""
@@ -78,6 +87,11 @@ class Access:
     def where(self) -> str:
         return f"kafka://{','.join(self.servers)}"
 
+    @property
+    def setting(self) -> str:
+        """`log.prefix`, of which a dedicated tenant's prefix is made."""
+        return self.prefix.removesuffix(f"{self.tenant}.") if self.tenant else self.prefix
+
     def topic(self, topic: Topic) -> str:
         """Its name at the brokers."""
         return self.prefix + topic.name
@@ -90,14 +104,14 @@ class Access:
         return f"{self.prefix}{role}"
 
 
-def make_access(settings: LogSettings) -> Access:
+def make_access(settings: LogSettings, tenant: str = "") -> Access:
     """Raises LogUnusable for certificates that cannot be read, ValueError for the URL."""
     security = _security(settings)
 
     async def greet(host: str, port: int) -> None:
         (await create_conn(host, port, client_id="eilpost", **security)).close()
 
-    return Access(parse_brokers(settings.url), settings.prefix, security, Silent(greet))
+    return Access(parse_brokers(settings.url), settings.prefix, security, Silent(greet), tenant)
 
 
 def _security(settings: LogSettings) -> dict[str, Any]:
@@ -130,17 +144,6 @@ def _context(settings: LogSettings) -> ssl.SSLContext:
                 " and its key"
             ) from None
     return context
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong, in a few words."""
-    if isinstance(error, asyncio.TimeoutError | errors.KafkaTimeoutError | errors.RequestTimedOutError):
-        return "the brokers did not answer in time"
-    if isinstance(error, errors.NodeNotReadyError):
-        return "a broker that the others still count in does not answer"
-    text = " ".join(str(error).split())
-    name = type(error).__name__
-    return text if text.startswith(name) else f"{name}: {text}" if text else name
 
 
 def _short(error: Exception) -> str:

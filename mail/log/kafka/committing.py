@@ -64,6 +64,7 @@ class Committing:
             shards = list(self._shards())
             marks = {shard.partition: mark for shard in shards if (mark := shard.mark()) is not None}
             new = {at: mark for at, mark in marks.items() if self._last.get(at) != mark}
+            self._last = {at: mark for at, mark in self._last.items() if at in marks}
             finished = self._unconfirmed
             if not new:
                 self._unconfirmed = 0
@@ -79,6 +80,6 @@ class Committing:
             except LogUnavailable as error:
                 log.warning("marks not committed", reason=str(error))
                 return False
-            self._last = {at: mark for at, mark in self._last.items() if at in marks} | new
+            self._last |= new
             self._unconfirmed -= finished
             return True

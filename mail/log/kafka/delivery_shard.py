@@ -18,7 +18,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import Access
 from mail.log.kafka.marks import Mark, MarkError, Marks
-from mail.log.kafka.reading import Reader
+from mail.log.kafka.reading import MadeAnew, Reader
 from mail.log.kafka.records import read
 from mail.log.topics import DISPATCHED
 from mail.record import Attempted, Dispatched
@@ -60,6 +60,10 @@ class KafkaDeliveryShard:
     def lose(self) -> None:
         self.lost.set()
 
+    def forget(self) -> None:
+        self.lost.set()
+        self._marks = None
+
     async def close(self) -> None:
         self.lost.set()
         self._closed = True
@@ -81,7 +85,9 @@ class KafkaDeliveryShard:
                 f" {reason}; use the newer eilpost"
             ) from None
         await self._reader.open({self.partition: None if mark is None else marks.low})
-        marks.read_up_to(self._reader.position(self.partition) if mark is None else 0)
+        position = self._reader.position(self.partition)
+        if mark is None or position < marks.low:  # or it is the mark of a topic that is no more
+            marks = Marks(position)
         self._marks = marks
         return marks
 
@@ -102,7 +108,13 @@ class KafkaDeliveryShard:
             seconds = _WAIT_SECONDS
             if until is not None and not self._reader.is_behind:
                 seconds = min(seconds, max(0.0, until - clock()))
-            entries = self._entries(marks, await self._reader.take_until(self.lost, limit, seconds))
+            try:
+                records = await self._reader.take_until(self.lost, limit, seconds)
+            except MadeAnew as error:
+                log.warning("shard begins anew", shard=self.number, reason=str(error))
+                self.forget()
+                raise ShardLost from None
+            entries = self._entries(marks, records)
             position = self._reader.position(self.partition)
             marks.read_up_to(position)
             if entries:
@@ -137,7 +149,7 @@ class KafkaDeliveryShard:
         return Entry(DISPATCHED.name, record.partition, record.offset, cast("Dispatched", read(self._access, record)))
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
-        if self._closed:
+        if self._closed or self._marks is None:
             raise ShardLost
         await self._append(attempted)
         if self._closed or self._marks is None:

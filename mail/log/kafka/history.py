@@ -149,9 +149,9 @@ def _waiting(end: int, mark: Mark | None, begin: int) -> int:
 class KafkaHistory:
     """HistoryLog for a command: connects for one question, and lets go. Raises LogUnusable when it cannot."""
 
-    def __init__(self, settings: LogSettings) -> None:
+    def __init__(self, settings: LogSettings, tenant: str = "") -> None:
         """Raises LogUnusable, ValueError as KafkaLog does."""
-        self._access = make_access(settings)
+        self._access = make_access(settings, tenant)
         self._settings = settings
 
     async def _historian(self, lookout: Lookout) -> KafkaHistorian:

@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from mail.log import LogUnavailable
 from mail.log.kafka.access import FAULTS, Access, reason
 from mail.log.kafka.marks import Mark
-from mail.log.kafka.topics import Found, look
+from mail.log.kafka.topics import Found, brokers_alive, look
 from mail.log.topics import Topic
 
 T = TypeVar("T")
@@ -94,8 +94,13 @@ class Lookout:
         there = found.get(at)
         return None if there is None else int(there.offset)
 
-    async def topics(self, *, with_config: bool = True) -> dict[Topic, Found]:
-        return await self._ask_admin(lambda admin: look(admin, self._access, with_config=with_config))
+    async def topics(self, access: Access | None = None, *, with_config: bool = True) -> dict[Topic, Found]:
+        """Ours, or those of another access to the same brokers."""
+        return await self._ask_admin(lambda admin: look(admin, access or self._access, with_config=with_config))
+
+    async def brokers(self) -> int:
+        """How many the cluster counts in."""
+        return await self._ask_admin(brokers_alive)
 
     async def delete_before(self, offsets: Mapping[TopicPartition, int]) -> None:
         """DeleteRecords: what lies below each offset goes."""
@@ -146,7 +151,11 @@ class Lookout:
                 return await answer
         except _FAULTS as error:
             await self.close()  # what failed once is made anew
-            raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+            raise LogUnavailable(f"{self._access.where}: {_why(error)}") from None
+
+
+def _why(error: BaseException) -> str:
+    return "a partition is missing, or has no leader now" if isinstance(error, AttributeError) else reason(error)
 
 
 async def _patiently(question: Callable[[AIOKafkaAdminClient], Awaitable[T]], admin: AIOKafkaAdminClient) -> T:

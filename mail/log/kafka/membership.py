@@ -23,7 +23,7 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from mail.log import LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import FAULTS, Access, reason
 from mail.log.kafka.hearing import Hearing, leave
-from mail.telemetry import REBALANCES, SHARDS_OWNED, SHARDS_STOPPED
+from mail.telemetry import REBALANCES, SHARDS_OWNED, STOPPED_SHARDS
 
 log = structlog.get_logger()
 
@@ -43,6 +43,10 @@ class Shard(Protocol):
 
     def lose(self) -> None:
         """From now on `take` raises ShardLost, one that waits included."""
+        ...
+
+    def forget(self) -> None:
+        """As `lose`, and nothing it has come to is committed."""
         ...
 
     async def close(self) -> None:
@@ -87,7 +91,8 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._hearing = Hearing(session_seconds, join_seconds, asyncio.get_running_loop().time)
         self._generation = OffsetCommitRequest.DEFAULT_GENERATION_ID  # that gave us the shards we tend
         self._stopping = False
-        self._changed = asyncio.Event()  # what is assigned, or whether we stop
+        self._held = False
+        self._changed = asyncio.Event()  # what is assigned, whether we stop, or are held
 
     @property
     def shards(self) -> Collection[S]:
@@ -103,6 +108,16 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         """Whether the group counts us in: it has heard us within a session. After a long sleep it has to be asked."""
         is_counted_in = self._generation_now() != OffsetCommitRequest.DEFAULT_GENERATION_ID
         return is_counted_in and self._hearing.is_fresh
+
+    def hold(self) -> None:
+        """Put all shards down, and tend none until `release`: their topics are gone. We stay a member."""
+        self._held = True
+        for shard in self.shards:
+            shard.forget()
+
+    def release(self) -> None:
+        self._held = False
+        self._changed.set()
 
     def holds(self, at: TopicPartition) -> bool:
         """Whether a mark of this partition is ours to commit."""
@@ -261,7 +276,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         """Tend the shard as long as the group says that it is ours."""
         assert self._tend is not None
         try:
-            while number in self._assigned and not self._stopping:
+            while await self._is_to_be_tended(number):
                 shard = self._shards[number] = self._make(number)
                 pause = _AGAIN_SECONDS
                 try:
@@ -272,7 +287,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                     # One record that cannot be read stops its shard, and neither the others nor the process: ending it
                     # would only start it again. It is looked at again, for whoever mends it.
                     log.error("shard stopped", role=self._role, shard=number, reason=str(error))  # noqa: TRY400
-                    SHARDS_STOPPED.labels(self._role).inc()
+                    STOPPED_SHARDS.stop(self._role, number, str(error))
                     pause = _STOPPED_SECONDS
                 finally:
                     try:
@@ -282,17 +297,23 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                         await shard.close()
                 if number in self._assigned and not self._stopping:
                     await self._rest(number, pause)
-                if pause == _STOPPED_SECONDS:
-                    SHARDS_STOPPED.labels(self._role).dec()
+                STOPPED_SHARDS.resume(self._role, number)
         except Exception as error:
             if not self._failed.done():
                 self._failed.set_exception(error)
         finally:
+            STOPPED_SHARDS.resume(self._role, number)
             del self._tasks[number]
             self._shards.pop(number, None)
             if number in self._assigned and not self._stopping and not self._failed.done():
                 # Taken back and given again while it was going: the next owner is this process too.
                 self._tasks[number] = asyncio.create_task(self._tend_one(number), name=f"{self._role}-shard-{number}")
+
+    async def _is_to_be_tended(self, number: int) -> bool:
+        while self._held and number in self._assigned and not self._stopping:
+            self._changed.clear()
+            await self._changed.wait()
+        return number in self._assigned and not self._stopping
 
     async def _rest(self, number: int, seconds: float) -> None:
         """Wait before tending again, but not when there is nothing to wait for any more."""

@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 PROBE_KEY = b"probe"
 _PROBE_SECONDS = 1.0
+_PROBES_MAX = 256  # at the same time; a few dozen bytes each
 _OVERDUE_SHARE = 0.25  # of the append time-out, after which no more new mail is let in
 _STOP_SECONDS = 5.0
 
@@ -64,6 +65,11 @@ class Producing:
         producer.client._request_timeout_ms = int(min(REQUEST_SECONDS, self._timeout) * 1000)
         await producer.start()
 
+    async def look_again(self) -> None:
+        """The topics are others than those we know: which partitions they have is asked anew."""
+        if self._producer is not None:
+            await self._producer.client.force_metadata_update()
+
     async def close(self) -> None:
         if self._prober is not None:
             self._prober.cancel()
@@ -98,8 +104,9 @@ class Producing:
                 await sent
         except (*FAULTS, AssertionError) as error:  # aiokafka asserts that it knows the partition
             PRODUCE_ERRORS.inc()
-            self._came_down(partition, reason(error))
-            raise LogUnavailable(f"{partition.topic}, partition {partition.partition}: {reason(error)}") from None
+            why = "it is not there" if isinstance(error, AssertionError) else reason(error)
+            self._came_down(partition, why)
+            raise LogUnavailable(f"{partition.topic}, partition {partition.partition}: {why}") from None
         finally:
             del self._begun[ticket]
 
@@ -133,12 +140,17 @@ class Producing:
         """Write to what failed until all of it takes writes again."""
         while self._failed:
             await asyncio.sleep(_PROBE_SECONDS)
-            for partition in list(self._failed):
-                with suppress(LogUnavailable):
-                    await self._send(partition, PROBE_KEY, None)
-                    self._failed.discard(partition)
+            # All at once: one after the other, each that still fails would hold up the rest for a time-out.
+            room = asyncio.Semaphore(_PROBES_MAX)
+            await asyncio.gather(*(self._probe_one(partition, room) for partition in self._failed))
         log.info("log confirms again")
         self._down = None
+
+    async def _probe_one(self, partition: TopicPartition, room: asyncio.Semaphore) -> None:
+        with suppress(LogUnavailable):
+            async with room:
+                await self._send(partition, PROBE_KEY, None)
+            self._failed.discard(partition)
 
 
 async def discard(producer: AIOKafkaProducer, seconds: float = 0.0) -> None:

@@ -28,6 +28,10 @@ _CLOSE_SECONDS = 2.0
 _END_TAKE, _END_WAIT_SECONDS = 2000, 0.2
 
 
+class MadeAnew(LogUnavailable):
+    """What is read now is another topic of the same name: whatever was known of offsets is not true of it."""
+
+
 class Reader:
     """The reading position in some partitions. One task reads at a time."""
 
@@ -44,7 +48,9 @@ class Reader:
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self, positions: Mapping[TopicPartition, int | None]) -> None:
-        """Begin at these offsets, or at the first there is (None). Raises LogUnavailable."""
+        """Begin at these offsets, or at the first there is (None); at the first too where an offset lies behind the
+        end, since then the topic was made anew: better twice than not at all. Raises LogUnavailable.
+        """
         await self.close()
         consumer = self._access.consumer(
             isolation_level="read_committed",
@@ -61,8 +67,10 @@ class Reader:
                 # Asked before the first fetch: a broker answers one connection's requests in turn, and a fetch that
                 # waits for news would hold the question up for half a second.
                 self.ends_at_open = await consumer.end_offsets(list(self._partitions))
-                begins = await consumer.beginning_offsets([at for at, offset in positions.items() if offset is None])
-                self._positions = {at: begins[at] if offset is None else offset for at, offset in positions.items()}
+                ends = self.ends_at_open
+                known = {at: there for at, there in positions.items() if there is not None and there <= ends[at]}
+                begins = await consumer.beginning_offsets([at for at in positions if at not in known])
+                self._positions = {at: known[at] if at in known else begins[at] for at in positions}
                 consumer.assign(list(self._partitions))
                 for at, offset in self._positions.items():
                     consumer.seek(at, offset)
@@ -120,10 +128,14 @@ class Reader:
             raise LogUnavailable(f"{self._access.where}: the reader is not open")
         try:
             found = await consumer.getmany(*partitions, timeout_ms=int(wait_seconds * 1000), max_records=limit)
-            for partition in partitions or self._partitions:
-                self._positions[partition] = await consumer.position(partition)  # known, so at once
+            positions = {at: await consumer.position(at) for at in partitions or self._partitions}  # known, so at once
         except FAULTS as error:
             raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+        for at, position in positions.items():
+            if position < self._positions[at]:  # aiokafka begins anew where there is no such offset
+                await self.close()
+                raise MadeAnew(f"{self._access.where}: topic {at.topic} was made anew while it was read")
+        self._positions |= positions
         self._gave |= dict.fromkeys(found, loop.time())
         return [record for records in found.values() for record in records]
 

@@ -73,6 +73,10 @@ class KafkaRouterShard:
     def lose(self) -> None:
         self.lost.set()
 
+    def forget(self) -> None:
+        self.lost.set()
+        self._is_open = False  # what is in hand is not committed
+
     async def close(self) -> None:
         self.lost.set()
         self._is_open = False

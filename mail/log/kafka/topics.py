@@ -1,26 +1,25 @@
-"""Our topics as Kafka has them: names, configurations, partition counts; made by `eilpost topics`, checked at start.
+"""Our topics as Kafka has them: names, configurations, partition counts, what each has to be.
 
 In charge of one table, what each topic must be so that no accepted mail can be lost, and of comparing it with what a
 cluster has. Never reads or writes a record. **Law: no undelivered mail is ever removed by a retention limit**, so what
-is consumed is purged by offset (`KafkaLog.purge`), and only `events` goes by age. Next: `mail/log/kafka/producing.py`.
+is consumed is purged by offset (`KafkaLog.purge`), and only `events` goes by age. Next: `mail/log/kafka/making.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from aiokafka import errors
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.metadata import MetadataRequest
 
 from mail.log import LogUnusable
-from mail.log.kafka.access import FAULTS, RECORD_BYTES_MAX, Access, reason
-from mail.log.kafka.reaching import explain, reach_any
+from mail.log.kafka.access import RECORD_BYTES_MAX, Access
 from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, EVENTS, ShardCounts, Topic
 from mail.settings import LogSettings
 
@@ -30,8 +29,7 @@ RECORD_BYTES_NEEDED = 6 << 20  # the least `max.message.bytes`: inline content a
 SHARDS = 12  # partitions of a new topic, where the settings do not say
 REPLICATION_SAFE = 3
 IN_SYNC_SAFE = 2
-_ANY_TRIES = 9
-_SEEN_TRIES, _SEEN_PAUSE_SECONDS = 50, 0.1
+_ANY_TRIES, _ANY_PAUSE_SECONDS = 9, 0.1
 
 _MILLISECOND = timedelta(milliseconds=1)
 # Compaction keeps a shard's replay short: a tenth of a log dirty is enough to clean it, segments are small, and a
@@ -92,10 +90,12 @@ def wanted_partitions(topic: Topic, settings: LogSettings) -> int:
 async def look(admin: AIOKafkaAdminClient, access: Access, *, with_config: bool = True) -> dict[Topic, Found]:
     """Our topics that exist. Raises aiokafka's errors."""
     names = {access.topic(topic): topic for topic in ALL_TOPICS}
-    described = await _of_any(lambda: _describe(admin, list(names)))
+    described = await of_any(lambda: describe(admin, list(names)))
     found: dict[Topic, Found] = {}
     configs = await _configs(admin, [each["topic"] for each in described if not each["error_code"]], with_config)
     for each in described:
+        if each["error_code"] == errors.TopicAuthorizationFailedError.errno:
+            raise errors.TopicAuthorizationFailedError(each["topic"])  # there or not: it is not missing
         name, partitions = each["topic"], each["partitions"]
         if each["error_code"] or not partitions:
             continue
@@ -109,7 +109,7 @@ async def look(admin: AIOKafkaAdminClient, access: Access, *, with_config: bool 
     return found
 
 
-async def _of_any(question: Callable[[], Awaitable[T]]) -> T:
+async def of_any(question: Callable[[], Awaitable[T]]) -> T:
     """The answer of any broker: one that has just died is in the lists of the others for some seconds more, and
     aiokafka asks at random. Raises aiokafka's errors.
     """
@@ -117,11 +117,11 @@ async def _of_any(question: Callable[[], Awaitable[T]]) -> T:
         try:
             return await question()
         except (errors.NodeNotReadyError, errors.KafkaConnectionError):
-            await asyncio.sleep(_SEEN_PAUSE_SECONDS)
+            await asyncio.sleep(_ANY_PAUSE_SECONDS)
     return await question()
 
 
-async def _describe(admin: AIOKafkaAdminClient, names: list[str], broker: int | None = None) -> list[dict[str, Any]]:
+async def describe(admin: AIOKafkaAdminClient, names: list[str], broker: int | None = None) -> list[dict[str, Any]]:
     """What one broker knows of these topics, any or this. Not `describe_topics`: that makes each one that is missing,
     as Kafka's default `auto.create.topics.enable = true` has it, with one partition and one replica.
     """
@@ -135,7 +135,7 @@ async def _configs(admin: AIOKafkaAdminClient, names: list[str], wanted: bool) -
         return {}
     configs: dict[str, dict[str, str]] = {}
     asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-    for response in await _of_any(lambda: admin.describe_configs(asked)):
+    for response in await of_any(lambda: admin.describe_configs(asked)):
         for code, text, _kind, name, entries in response.resources:
             if code:
                 raise errors.for_code(code)(text)
@@ -147,9 +147,10 @@ def counts_of(found: Mapping[Topic, Found], access: Access, settings: LogSetting
     """The partition counts, once every topic is there and they agree. Raises LogUnusable with what to do."""
     missing = [access.topic(topic) for topic in ALL_TOPICS if topic not in found]
     if missing:
+        option = f" --tenant {access.tenant}" if access.tenant else ""
         raise LogUnusable(
-            f"{access.where}: {_are('topic', missing)} missing: run `eilpost topics create` (for a tenant's own"
-            f' with --tenant), or correct log.prefix, now "{access.prefix}"'
+            f"{access.where}: {_are('topic', missing)} missing: run `eilpost topics create{option}`, or correct"
+            f' log.prefix, now "{access.setting}"'
         )
     shards = found[ACCEPTED].partitions
     for topic, each in found.items():
@@ -179,7 +180,7 @@ def _agrees(key: str, wanted: int, there: int, name: str) -> None:
 def problems(found: Mapping[Topic, Found], settings: LogSettings) -> Iterator[Problem]:
     """What is unsafe, or not as we would make it."""
     for topic, each in found.items():
-        yield from _replication_problems(each)
+        yield from _replication_problems(each, settings)
         config = each.config
         if config.get("unclean.leader.election.enable") == "true":
             yield Problem(each.name, "unclean.leader.election.enable = true can lose confirmed mail: set it to false")
@@ -217,7 +218,12 @@ def refuse_unsafe(found: Mapping[Topic, Found], access: Access, settings: LogSet
         )
 
 
-def _replication_problems(each: Found) -> Iterator[Problem]:
+def fewer_replicas(found: Mapping[Topic, Found], settings: LogSettings) -> bool:
+    """Whether topics have less than `log.replication`, which is for new ones, asks for."""
+    return any(each.replication < settings.replication for each in found.values())
+
+
+def _replication_problems(each: Found, settings: LogSettings) -> Iterator[Problem]:
     in_sync = int(each.config.get("min.insync.replicas", "1"))
     if each.replication < REPLICATION_SAFE:  # and min.insync.replicas = 2 would stop it at the first loss
         replicas = "1 replica" if each.replication == 1 else f"{each.replication} replicas"
@@ -226,11 +232,18 @@ def _replication_problems(each: Found) -> Iterator[Problem]:
             f"has {replicas}, and with fewer than 3 a lost node can lose mail: give it 3 by"
             " kafka-reassign-partitions.sh",
         )
-    elif in_sync < IN_SYNC_SAFE:
+    elif each.replication < settings.replication:
+        yield Problem(
+            each.name,
+            f"has {each.replication} replicas, and log.replication = {settings.replication}: give it more by"
+            " kafka-reassign-partitions.sh, or lower log.replication",
+            fatal=False,
+        )
+    if each.replication >= REPLICATION_SAFE and in_sync < IN_SYNC_SAFE:
         yield Problem(
             each.name, f"min.insync.replicas = {in_sync}: set it to 2, so that two nodes have what we confirm"
         )
-    elif in_sync == each.replication:
+    elif each.replication >= REPLICATION_SAFE and in_sync == each.replication:
         yield Problem(
             each.name,
             f"min.insync.replicas = {in_sync} of {each.replication} replicas: one lost broker stops all mail, set it to"
@@ -250,94 +263,22 @@ def _replication_problems(each: Found) -> Iterator[Problem]:
         )
 
 
-async def create(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
-    """Make what is missing: topics, and partitions of `dispatched`. What was done, a line each. Idempotent. Raises
-    LogUnusable.
-    """
-    try:
-        return await _create(admin, access, settings)
-    except FAULTS as error:
-        raise LogUnusable(f"{access.where}: topics cannot be made: {reason(error)}: see the brokers' logs") from None
+async def brokers_alive(admin: AIOKafkaAdminClient) -> int:
+    """How many brokers the cluster counts in. Raises aiokafka's errors."""
+    return len((await of_any(admin.describe_cluster))["brokers"])
 
 
-async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
-    done: list[str] = []
-    found = await look(admin, access, with_config=False)
-    missing = [topic for topic in ALL_TOPICS if topic not in found]
-    new = [
-        NewTopic(
-            access.topic(topic),
-            _partitions_beside(found, topic, settings),
-            settings.replication,
-            topic_configs=wanted_config(topic, settings),
-        )
-        for topic in missing
-    ]
-    if new:
-        response = await admin.create_topics(new)
-        for name, code, *text in response.topic_errors:
-            kind = errors.for_code(code)
-            if kind is errors.InvalidReplicationFactorError:
-                alive = len((await _of_any(admin.describe_cluster))["brokers"])
-                raise LogUnusable(
-                    f"{access.where}: log.replication = {settings.replication}, and"
-                    f" {'1 broker is' if alive == 1 else f'{alive} brokers are'} there: start the others; or, on a"
-                    ' machine for trials, log.replication = 1 and log.durability = "dev"'
-                )
-            if code and kind is not errors.TopicAlreadyExistsError:
-                raise LogUnusable(
-                    f"{access.where}: topic {name} cannot be made: {text[0] if text and text[0] else ''}"
-                    f" ({kind.__name__}); log.replication = {settings.replication}"
-                )
-            if not code:
-                made = next(each for each in new if each.name == name)
-                done.append(f"{name}: made, partitions: {made.num_partitions}, replicas: {settings.replication}")
-        await _until_seen(admin, access, missing)
-    dispatched = found.get(DISPATCHED)
-    if dispatched is not None and dispatched.partitions < settings.delivery_shards:
-        await admin.create_partitions({dispatched.name: NewPartitions(settings.delivery_shards)})
-        done.append(f"{dispatched.name}: {dispatched.partitions} -> {settings.delivery_shards} partitions")
-        await _until_seen(admin, access, [DISPATCHED], settings.delivery_shards)
-    counts_of(await look(admin, access, with_config=False), access, settings)
-    return done
-
-
-def _partitions_beside(found: Mapping[Topic, Found], topic: Topic, settings: LogSettings) -> int:
-    """As many as the topics that are there have: of a set of which some are lost, the others tell."""
-    there = {each.partitions for other, each in found.items() if other is not DISPATCHED}
-    if topic is not DISPATCHED and not settings.shards and len(there) == 1:
-        return there.pop()
-    return wanted_partitions(topic, settings)
-
-
-async def _until_seen(admin: AIOKafkaAdminClient, access: Access, topics: Sequence[Topic], least: int = 1) -> None:
-    """Each broker hears a little later of what the controller has made, and whoever starts next may ask any of them."""
-    names = [access.topic(topic) for topic in topics]
-    for _ in range(_SEEN_TRIES):
-        brokers = [each["node_id"] for each in (await _of_any(admin.describe_cluster))["brokers"]]
-        if all(await asyncio.gather(*(_is_seen(admin, names, least, broker) for broker in brokers))):
-            return
-        await asyncio.sleep(_SEEN_PAUSE_SECONDS)
-
-
-async def _is_seen(admin: AIOKafkaAdminClient, names: list[str], least: int, broker: int) -> bool:
-    try:
-        described = await _describe(admin, names, broker)
-    except errors.KafkaError:
-        return True  # it does not serve, and catches up before it does
-    return all(not each["error_code"] and len(each["partitions"]) >= least for each in described)
-
-
-async def open_admin(access: Access) -> AIOKafkaAdminClient:
-    """A started admin client. Raises LogUnusable when no broker answers."""
-    await reach_any(access)
-    admin = access.admin()
-    try:
-        await admin.start()
-    except FAULTS as error:
-        await admin.close()
-        raise LogUnusable(await explain(access, error)) from None
-    return admin
+def too_few(alive: int, access: Access, settings: LogSettings) -> str:
+    """The line about more replicas than brokers."""
+    lower = (
+        "or set log.replication = 3"
+        if alive >= REPLICATION_SAFE
+        else 'or, on a machine for trials, log.replication = 1 and log.durability = "dev"'
+    )
+    return (
+        f"{access.where}: log.replication = {settings.replication}, and"
+        f" {'1 broker is' if alive == 1 else f'{alive} brokers are'} there: start the others; {lower}"
+    )
 
 
 def _are(noun: str, names: list[str]) -> str:

@@ -11,6 +11,7 @@ import pytest
 from eilpost.doctor import brokers, topics
 from eilpost.doctor.finding import Level
 from eilpost.paper import Paper
+from mail.log import LogUnavailable
 from mail.log.kafka.access import make_access
 from mail.log.kafka.greeting import Greeting
 from mail.log.kafka.probing import Probe
@@ -91,10 +92,40 @@ def test_a_missing_topic_and_counts_that_disagree() -> None:
 
 def test_a_tenants_topics_are_made_by_a_command_of_their_own() -> None:
     (finding,) = topics.findings({}, ACCESS, SETTINGS, "acme")
-    assert (finding.level, finding.text) == (Level.FAIL, "none of mail.* is there")
+    assert (finding.level, finding.text) == (Level.FAIL, "none of mail.* of tenant acme is there")
     assert finding.advice[0] == "run `eilpost topics create --tenant acme`"
     finding = brokers._group("router", ACCESS, {}, 1, 12, "acme")
     assert finding.advice == ("start `eilpost router --tenant acme` with this log",)
+
+
+class _Silent:
+    """A cluster that answers no question about groups."""
+
+    async def marks(self, *_: object) -> object:
+        raise LogUnavailable("kafka://127.0.0.1:9092: the brokers did not answer in time")
+
+    async def topics(self, *_: object) -> object:
+        raise LogUnavailable("kafka://127.0.0.1:9092: the brokers did not answer in time")
+
+    async def __aenter__(self) -> _Silent:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+async def test_what_cannot_be_looked_at_is_told_for_each_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(brokers, "Lookout", lambda _: _Silent())
+    for part in ("groups", "topics"):
+        told = []
+        for tenant in ("", "acme", "initech"):
+            if part == "groups":
+                found = await brokers._groups(_Silent(), ACCESS, SETTINGS, sound(), tenant)  # type: ignore[arg-type]
+            else:
+                found, _ = await brokers._topics_and_groups(ACCESS, SETTINGS, tenant)
+            told += found
+        assert [each.what for each in told] == [part, f"{part} of tenant acme", f"{part} of tenant initech"]
+        assert all(each.text.startswith("cannot be looked at: ") for each in told)
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from mail.log import Condition, Down, Full, Usable
 from mail.record import Record
 from mail.service import Health, ServiceError
 from mail.settings import HttpSettings
+from mail.telemetry import REGISTRY, STOPPED_SHARDS
 
 
 class _Log:
@@ -23,6 +24,9 @@ class _Log:
         self.now = now
 
     async def append(self, record: Record) -> None:
+        raise NotImplementedError
+
+    async def prepare(self, _tenant: str, /) -> None:
         raise NotImplementedError
 
     def condition(self, _tenant: str = "", /) -> Condition:
@@ -61,6 +65,23 @@ def test_the_logs_condition_is_told_and_counts_for_workers(log: Condition, roles
     is_ready, answer = readiness(_health(**dict.fromkeys(roles, True)), _Log(log))
     assert is_ready is ready
     assert answer["log"]["reason"] in ("disk", "gone")
+
+
+def test_a_shard_that_waits_for_a_person_is_told_and_its_process_stays_ready() -> None:
+    health = _health(router=True, delivery=True)
+    for role, shard in (("router", 3), ("delivery", 1)):
+        STOPPED_SHARDS.stop(role, shard, "a record cannot be read")
+    STOPPED_SHARDS.stop("router", 3, "its version is 9")  # looked at again
+    try:
+        is_ready, answer = readiness(health, _Log(Usable()))
+        assert is_ready
+        assert answer["stopped"] == ["delivery, shard 1: a record cannot be read", "router, shard 3: its version is 9"]
+        assert REGISTRY.get_sample_value("eilpost_shards_stopped", {"role": "router"}) == 1
+    finally:
+        STOPPED_SHARDS.resume("router", 3)
+        STOPPED_SHARDS.resume("delivery", 1)
+    assert "stopped" not in readiness(health, _Log(Usable()))[1]
+    assert REGISTRY.get_sample_value("eilpost_shards_stopped", {"role": "router"}) == 0
 
 
 async def _get(port: int, path: str) -> tuple[int, str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mail.log.topics import ALL_TOPICS, prefix_of_tenant
 from mail.settings import Settings, SettingsError, show
-from mail.settings_file import load, strangers
+from mail.settings_file import PREFIX_MAX, load, strangers
 from mail.settings_text import default_toml, render
 
 
@@ -132,6 +133,14 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ('[log]\nsasl_mechanism = "PLAIN"', "log.sasl_username", "needs both"),
         ('[log]\nsasl_mechanism = "GSSAPI"', "log.sasl_mechanism", "'SCRAM-SHA-256'"),
         ('[log]\nsession_timeout = "2s"', "log.session_timeout", 'at least "6s"'),
+        ('[log]\nsession_timeout = "10m"', "log.session_timeout", 'at most "1m" is expected'),
+        (
+            '[log]\nprefix = "mail:"',
+            "log.prefix",
+            "letters, digits, '.', '_' and '-' in the name of a topic, and no ':'",
+        ),
+        ('[log]\nprefix = "mäil."', "log.prefix", "and no 'ä'"),
+        (f'[log]\nprefix = "{"m" * 175}"', "log.prefix", "it has 175 letters, and Kafka leaves room for 174"),
         ('[log]\nurl = "kafka://h1:9092"\n[spool]\ninline_max = "5MiB"', "spool.inline_max", "on Kafka at most"),
         ('[log]\nurl = "embedded:"', "log.url", "a path is missing"),
         ('[spool]\nurl = "var/spool"', "spool.url", '"file:DIRECTORY"'),
@@ -151,6 +160,13 @@ def test_a_wrong_file_is_one_line_that_names_file_and_key(file: Path, text: str,
     message = _refused(file, {})
     assert message.startswith(f"{file}: {key}")
     assert words in message
+
+
+def test_the_longest_topic_of_the_longest_tenant_fits_behind_the_longest_prefix() -> None:
+    settings = load(None, {"EILPOST_LOG__PREFIX": "m" * PREFIX_MAX, "EILPOST_LOG__SESSION_TIMEOUT": "1m"})
+    longest = max(len(prefix_of_tenant(settings.log.prefix, "t" * 64) + topic.name) for topic in ALL_TOPICS)
+    assert longest == 249  # org.apache.kafka.common.internals.Topic
+    assert load(None, {"EILPOST_LOG__PREFIX": ""}).log.prefix == ""
 
 
 _NUMBERS = [

@@ -1,0 +1,110 @@
+"""Whether our topics are there, and safe, looked at when a process starts and every few seconds while it runs.
+
+In charge of the one line that says what is missing and what to do. A process whose topics are deleted under it stays:
+unready, with that line, and its shards put down; it works again when the topics are back. To end would not be more
+truthful: whatever starts it again would see it refused, again and again. What shards remember of deleted topics
+(positions, queues) counts no more, so they begin anew. Next: `mail/log/kafka/producing.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+
+from mail.log import LogUnavailable, LogUnusable
+from mail.log.kafka.access import Access
+from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.topics import Found, counts_of, fewer_replicas, refuse_unsafe, too_few
+from mail.log.topics import ALL_TOPICS, ShardCounts, Topic
+from mail.settings import LogSettings
+
+log = structlog.get_logger()
+
+LOOK_SECONDS = 5.0
+_MISSING_TRIES, _MISSING_SECONDS = 6, 0.5  # before topics are said to be missing: brokers hear of new ones in turn
+
+
+async def look(
+    lookout: Lookout, access: Access, settings: LogSettings, *, with_config: bool = True
+) -> tuple[ShardCounts, Mapping[Topic, Found]]:
+    """The partition counts, and the topics. Raises LogUnavailable; LogUnusable for topics that are missing or, where
+    their configuration is looked at, unsafe.
+    """
+    found = await lookout.topics(access, with_config=with_config)
+    for _ in range(_MISSING_TRIES):
+        if len(found) == len(ALL_TOPICS):
+            break
+        await asyncio.sleep(_MISSING_SECONDS)
+        found = await lookout.topics(access, with_config=with_config)
+    counts = counts_of(found, access, settings)
+    if with_config and settings.durability != "dev":
+        refuse_unsafe(found, access, settings)
+    return counts, found
+
+
+class Presence:
+    """Of one set of topics. `gone` is called when they are no longer there, or are others; `back` when they are."""
+
+    def __init__(
+        self,
+        lookout: Lookout,
+        access: Access,
+        settings: LogSettings,
+        *,
+        gone: Callable[[], None],
+        back: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._lookout = lookout
+        self._access = access
+        self._settings = settings
+        self._gone = gone
+        self._back = back
+        self.counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
+        self.trouble: str | None = None  # one line for people
+
+    async def look(self) -> None:
+        """At start. Raises LogUnusable, LogUnavailable."""
+        self.counts, found = await look(self._lookout, self._access, self._settings)
+        if fewer_replicas(found, self._settings):
+            # For new topics it would be asked for in vain; those that are there work as they are.
+            alive = await self._lookout.brokers()
+            if alive < self._settings.replication:
+                log.warning("more replicas than brokers", reason=too_few(alive, self._access, self._settings))
+
+    async def watch(self) -> None:
+        """For ever. `dispatched` may also get more partitions while we run; new dispatches go there too."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self._look_again()
+            except LogUnusable as error:
+                self._miss(str(error))
+            except LogUnavailable as error:  # who appends and reads says so
+                log.debug("topics not looked at", reason=str(error))
+            except Exception:  # at its next turn
+                log.exception("topics not looked at")
+
+    async def _look_again(self) -> None:
+        was = self.counts
+        if self.trouble is None:
+            counts, _ = await look(self._lookout, self._access, self._settings, with_config=False)
+            if counts.by_queue_id == was.by_queue_id and counts.by_site >= was.by_site:
+                self.counts = counts
+                return
+            log.warning("topics are not those they were", prefix=self._access.prefix)
+            self._gone()
+        # They are others now, made by somebody else than us perhaps.
+        self.counts, _ = await look(self._lookout, self._access, self._settings)
+        await self._back()
+        if self.trouble is not None:
+            log.info("topics are there again", prefix=self._access.prefix)
+        self.trouble = None
+
+    def _miss(self, line: str) -> None:
+        if self.trouble != line:
+            log.error("topics are not as they must be, mail stands still", reason=line)
+        if self.trouble is None:
+            self._gone()
+        self.trouble = line

@@ -1,0 +1,154 @@
+"""What went wrong at the brokers, in plain words: a sentence for every error of aiokafka that a person may meet.
+
+aiokafka's errors are names of classes, often without a word beside; they mean something to who knows Kafka's protocol.
+A line of ours says what is so, and where a person can do something, what. Never here: whether to try again.
+Next: `mail/log/kafka/access.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aiokafka import errors
+
+_NOT_IN_TIME = "the brokers did not answer in time"
+_MOVES = "the leader of a partition is being chosen anew"
+_GROUP_MOVES = "the group's coordinator is being chosen anew"
+_GROUP_ELSE = "the group has gone on without this process"
+_NO_CONNECTION = "there is no connection to the brokers"
+_FEW = "fewer replicas are in sync than min.insync.replicas asks for: start the missing brokers"
+_TOO_LARGE = "a record is larger than the topic takes: raise its max.message.bytes"
+_FENCED = "another process has taken this shard over"
+_DAMAGED = "records came damaged from a broker: look at its disks and at the network"
+_OURS = "the broker does not take what we asked: please report it"
+_NO_ACCESS = "the brokers' access rules do not let this user"
+_LOG_IN = "the log-in was refused: correct log.sasl_username and log.sasl_password"
+
+# A subclass may stand beside its base: the error's own class is looked up first.
+SENTENCES: Mapping[type[BaseException], str] = {
+    TimeoutError: _NOT_IN_TIME,
+    errors.KafkaTimeoutError: _NOT_IN_TIME,
+    errors.RequestTimedOutError: _NOT_IN_TIME,
+    errors.NodeNotReadyError: "a broker that the others still count in does not answer",
+    errors.BrokerNotAvailableError: "a broker that the others still count in does not answer",
+    # The network.
+    errors.KafkaConnectionError: _NO_CONNECTION,
+    errors.KafkaUnavailableError: _NO_CONNECTION,
+    errors.NoBrokersAvailable: _NO_CONNECTION,
+    errors.Cancelled: "the connection to a broker was closed",
+    errors.TooManyInFlightRequests: "a broker does not keep up with its requests",
+    errors.CorrelationIdError: "a broker answered another question: what listens there may be no Kafka",
+    errors.KafkaProtocolError: "a broker's answer cannot be read: what listens there may be no Kafka",
+    errors.MetadataEmptyBrokerList: "the cluster names no broker: wait until its brokers have started",
+    errors.UnrecognizedBrokerVersion: "the broker is of a release that this client does not know",
+    errors.IncompatibleBrokerVersion: "the broker is of a release that this client cannot talk to: use Kafka 4.x",
+    errors.UnsupportedVersionError: "the broker is of a release that this client cannot talk to: use Kafka 4.x",
+    # Topics and partitions.
+    errors.UnknownTopicOrPartitionError: (
+        "a topic or partition is missing: run `eilpost topics create`, or correct log.prefix"
+    ),
+    errors.InvalidTopicError: "the name of a topic is not allowed: correct log.prefix",
+    errors.TopicAlreadyExistsError: "the topic is there already",
+    errors.InvalidPartitionsError: "the brokers do not take this number of partitions: see log.shards",
+    errors.InvalidReplicationFactorError: (
+        "there are fewer brokers than replicas are asked for: start the others, or lower log.replication"
+    ),
+    errors.InvalidReplicationAssignmentError: "the brokers do not take this number of replicas: see log.replication",
+    errors.InvalidConfigurationError: "the brokers do not take a topic's configuration",
+    errors.PolicyViolationError: "a policy of the cluster forbids it (create.topic.policy.class.name and the like)",
+    errors.ReassignmentInProgress: "a partition is being moved to other brokers: wait until that is done",
+    errors.LeaderNotAvailableError: _MOVES,
+    errors.NotLeaderForPartitionError: _MOVES,
+    errors.ReplicaNotAvailableError: _MOVES,
+    errors.StaleLeaderEpochCodeError: _MOVES,
+    errors.StaleMetadata: _MOVES,
+    errors.ListenerNotFound: "a broker has no listener of the kind that log.url names: see its advertised.listeners",
+    errors.NotControllerError: "the cluster's controller is being chosen anew",
+    errors.StaleControllerEpochError: "the cluster's controller is being chosen anew",
+    # Records.
+    errors.NotEnoughReplicasError: _FEW,
+    errors.NotEnoughReplicasAfterAppendError: _FEW,
+    errors.MessageSizeTooLargeError: _TOO_LARGE,
+    errors.RecordTooLargeError: _TOO_LARGE,
+    errors.RecordListTooLargeError: "a batch is larger than a segment of the topic: raise its segment.bytes",
+    errors.CorruptRecordException: _DAMAGED,
+    errors.InvalidFetchRequestError: _DAMAGED,
+    errors.InvalidTimestampError: "the topic does not take our times: set its message.timestamp.type to LogAppendTime",
+    errors.OffsetOutOfRangeError: "what was to be read next is not there any more: the topic was cut or made anew",
+    errors.NoOffsetForPartitionError: "what was to be read next is not there any more: the topic was cut or made anew",
+    errors.UnsupportedCodecError: "records are packed in a way we cannot read: set compression.type = producer",
+    errors.UnsupportedForMessageFormatError: "the topic's records are of an old format: use Kafka 4.x",
+    errors.KafkaStorageError: "a broker cannot use its disk: look at its logs",
+    errors.LogDirNotFound: "a broker cannot use its disk: look at its logs",
+    errors.UnknownError: "a broker failed and does not say how: look at its logs",
+    # Groups.
+    errors.GroupLoadInProgressError: _GROUP_MOVES,
+    errors.GroupCoordinatorNotAvailableError: _GROUP_MOVES,
+    errors.NotCoordinatorForGroupError: _GROUP_MOVES,
+    errors.IllegalGenerationError: _GROUP_ELSE,
+    errors.UnknownMemberIdError: _GROUP_ELSE,
+    errors.CommitFailedError: _GROUP_ELSE,
+    errors.RebalanceInProgressError: "the group is sharing its shards out anew",
+    errors.MemberIdRequired: "the group is sharing its shards out anew",
+    errors.InconsistentGroupProtocolError: "the group has members of another program: use another log.prefix",
+    errors.InvalidGroupIdError: "the brokers do not take the name of the group: correct log.prefix",
+    errors.InvalidSessionTimeoutError: (
+        "the brokers do not take log.session_timeout: it has to lie between their group.min.session.timeout.ms and"
+        " group.max.session.timeout.ms"
+    ),
+    errors.OffsetMetadataTooLargeError: "the mark is larger than the brokers' offset.metadata.max.bytes: raise that",
+    errors.InvalidCommitOffsetSizeError: "the mark is larger than the brokers' offset.metadata.max.bytes: raise that",
+    # Transactions.
+    errors.ProducerFenced: _FENCED,
+    errors.InvalidProducerEpoch: _FENCED,
+    errors.InvalidProducerIdMapping: _FENCED,
+    errors.TransactionCoordinatorFenced: "the coordinator of transactions is being chosen anew",
+    errors.ConcurrentTransactions: "the last transaction is still being ended",
+    errors.InvalidTxnState: "the transaction was ended by the broker",
+    errors.UnknownProducerId: "the broker has forgotten this producer",
+    errors.OutOfOrderSequenceNumber: "a batch before this one is missing at the broker",
+    errors.DuplicateSequenceNumber: "the broker has this batch already",
+    errors.InvalidTransactionTimeout: "transaction.max.timeout.ms of the brokers is less than 15 s: raise it",
+    errors.ProducerClosed: "the producer is closed",
+    # Who may.
+    errors.TopicAuthorizationFailedError: f"{_NO_ACCESS} use a topic (ACLs: Read, Write, Describe)",
+    errors.GroupAuthorizationFailedError: f"{_NO_ACCESS} use the group (ACLs: Read, Describe)",
+    errors.ClusterAuthorizationFailedError: f"{_NO_ACCESS} act on the cluster (ACLs: Create, Describe)",
+    errors.TransactionalIdAuthorizationFailed: f"{_NO_ACCESS} use the transactional id (ACLs: Write, Describe)",
+    errors.AuthenticationFailedError: _LOG_IN,
+    errors.SaslAuthenticationFailed: _LOG_IN,
+    errors.AuthenticationMethodNotSupported: "the broker does not take this way to log in: see log.sasl_mechanism",
+    errors.UnsupportedSaslMechanismError: "the broker does not take this way to log in: see log.sasl_mechanism",
+    errors.IllegalSaslStateError: "the broker asks for no log-in, or for another one: see log.sasl_mechanism",
+    errors.SecurityDisabled: "the brokers have no access rules to change",
+    errors.QuotaViolationError: "the brokers' quota for this user is used up",
+    # What ends with its client, or should not be.
+    errors.ConsumerStoppedError: "the reader is closed",
+    errors.IllegalStateError: "the reader is not a member of its group",
+    errors.IllegalArgumentError: _OURS,
+    errors.IllegalOperation: _OURS,
+    errors.InvalidRequiredAcksError: _OURS,
+    errors.InvalidRequestError: _OURS,
+    errors.KafkaConfigurationError: _OURS,
+    errors.OperationNotAttempted: "the broker did not get to it",
+}
+# Their text says more: which connection, which topic.
+_WITH_TEXT = (errors.KafkaConnectionError, errors.UnknownTopicOrPartitionError, errors.TopicAuthorizationFailedError)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in plain words; never the name of a class."""
+    if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+        return error.strerror or _text_of(error) or _NO_CONNECTION
+    for kind in type(error).__mro__:
+        if kind in SENTENCES:
+            text = _text_of(error) if isinstance(error, _WITH_TEXT) else ""
+            return f"{SENTENCES[kind]} ({text})" if text else SENTENCES[kind]
+    if isinstance(error, errors.BrokerResponseError):
+        return f"a broker refuses it with error {error.errno} of Kafka's protocol"
+    return _text_of(error) or "the Kafka client failed and does not say how: please report it"
+
+
+def _text_of(error: BaseException) -> str:
+    """What was said beside its name."""
+    return " ".join(" ".join(map(str, error.args)).split())

@@ -1,0 +1,132 @@
+"""Topics on Kafka that are deleted and made anew between two looks: what was known of offsets is not true of them.
+
+Nothing new is passed over as read or as finished before. That topics are missing for longer is journey 29.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
+
+from mail.log import DeliveryShard, LogUnavailable, RouterShard, ShardLost
+from mail.log.kafka import presence
+from mail.log.kafka.access import make_access
+from mail.log.kafka.making import open_admin
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, Topic
+from mail.record import Accepted
+from mail.settings import LogSettings
+from tests.contract.log_contract.harness import SOON, delivering, dispatches, routing, take_all
+from tests.support.kafka_log import make_topics, running, settings_on
+from tests.support.log_samples import accepted, attempted, dispatched
+from tests.support.ports import wait_until
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture(autouse=True)
+def _nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "LOOK_SECONDS", 3600.0)
+
+
+async def remake(settings: LogSettings, *topics: Topic) -> None:
+    admin = await open_admin(make_access(settings))
+    try:
+        await admin.delete_topics([settings.prefix + topic.name for topic in topics])
+    finally:
+        await admin.close()
+    await make_topics(settings)
+
+
+class Owned:
+    """A role that tends its one shard as `work` says, again and again."""
+
+    def __init__(self, own: Callable[..., Awaitable[None]], work: Callable[[Any], Awaitable[None]]) -> None:
+        self._stop = asyncio.Event()
+
+        async def tend(shard: Any) -> None:
+            while not self._stop.is_set():
+                try:
+                    await work(shard)
+                except LogUnavailable:
+                    await asyncio.sleep(0.1)
+                    if hasattr(shard, "rewind"):
+                        await shard.rewind()
+                except ShardLost:
+                    return
+
+        self._task = asyncio.ensure_future(own(tend, self._stop))
+
+    async def leave(self) -> None:
+        self._stop.set()
+        await self._task
+
+
+async def test_dispatches_of_a_new_topic_are_not_taken_for_finished_ones(kafka_bootstrap: str) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    done: list[str] = []
+
+    async def carry(shard: DeliveryShard) -> None:
+        for entry in await shard.take(10):
+            await shard.finish(entry, attempted(0))
+            done.append(entry.record.delivery.id)
+
+    async with running(settings) as log:
+        async with routing(log) as router:
+            await router.commit([dispatched(n) for n in range(5)], [])
+        owned = Owned(log.deliver, carry)
+        await wait_until(lambda: len(done) == 5, what="the first five")
+        await remake(settings, DISPATCHED)
+        async with running(settings) as other, routing(other) as router:
+            await router.commit([dispatched(n) for n in range(5, 7)], [])
+        new = [dispatched(n).delivery.id for n in range(5, 7)]
+        await wait_until(lambda: done[5:] == new, deadline_seconds=30, what="what is new")
+        await owned.leave()
+
+
+async def test_inputs_of_a_new_topic_are_read_from_its_beginning(kafka_bootstrap: str) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    routed: list[object] = []
+
+    async def route(shard: RouterShard) -> None:
+        taken = await shard.take(10, SOON)
+        await shard.commit([], taken)
+        routed.extend(entry.record for entry in taken if isinstance(entry.record, Accepted))
+
+    async with running(settings) as log:
+        for n in range(5):
+            await log.append(accepted(n))
+        owned = Owned(log.route, route)
+        await wait_until(lambda: len(routed) == 5, what="the first five")
+        await remake(settings, ACCEPTED, ATTEMPTED)
+        async with running(settings) as other:
+            for n in range(5, 7):
+                await other.append(accepted(n))
+        new = [accepted(n) for n in range(5, 7)]
+        await wait_until(lambda: sorted(routed[5:], key=str) == new, deadline_seconds=30, what="what is new")
+        await owned.leave()
+
+
+@pytest.mark.parametrize("topic", [ACCEPTED, DISPATCHED])
+async def test_a_mark_behind_the_end_is_of_a_topic_that_is_no_more(kafka_bootstrap: str, topic: Topic) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    access = make_access(settings)
+    at, role = TopicPartition(access.topic(topic), 0), "router" if topic is ACCEPTED else "delivery"
+    async with running(settings) as log:
+        async with routing(log) as router:
+            await log.append(accepted(1))
+            await router.commit([dispatched(1)], [])
+        consumer = AIOKafkaConsumer(group_id=access.group(role), enable_auto_commit=False, **access.client())
+        await consumer.start()
+        consumer.assign([at])
+        await consumer.commit({at: OffsetAndMetadata(4711, "")})
+        await consumer.stop()
+        if topic is ACCEPTED:
+            async with routing(log) as router:
+                assert [entry.record for entry in await take_all(router, 1)] == [accepted(1)]
+        else:
+            async with delivering(log) as shard:
+                assert [entry.record for entry in await dispatches(shard, 1)] == [dispatched(1)]

@@ -1,0 +1,55 @@
+"""What failed is probed all at once, and what still fails holds nothing else up; no broker is needed to see it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import NotLeaderForPartitionError
+
+from mail.log import Down, LogUnavailable, Usable
+from mail.log.kafka import producing
+from mail.log.kafka.access import Access
+from mail.log.kafka.producing import Producing
+from mail.settings import LogSettings
+
+FAILED = 12
+SLOW_SECONDS = 0.4  # of each probe, until its time-out
+
+
+class Brokers:
+    """A producer whose records all take `SLOW_SECONDS`, and fail while `are_away`."""
+
+    def __init__(self) -> None:
+        self.are_away = True
+        self.under_way = self.most = 0
+
+    async def send(self, *_: Any) -> asyncio.Future[None]:
+        async def answer() -> None:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            await asyncio.sleep(SLOW_SECONDS)
+            self.under_way -= 1
+            if self.are_away:
+                raise NotLeaderForPartitionError
+
+        return asyncio.ensure_future(answer())
+
+
+async def test_what_failed_is_probed_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producing, "_PROBE_SECONDS", 0.05)
+    brokers = Brokers()
+    log = Producing(Access(("127.0.0.1:1",), "mail.", {}), LogSettings())
+    log._producer = brokers  # type: ignore[assignment]
+    sends = [log._send(TopicPartition("mail.accepted", n), b"", b"") for n in range(FAILED)]
+    assert all(isinstance(each, LogUnavailable) for each in await asyncio.gather(*sends, return_exceptions=True))
+    assert isinstance(log.condition(), Down)
+    brokers.most, brokers.are_away = 0, False
+    began = time.monotonic()
+    while not isinstance(log.condition(), Usable):
+        assert time.monotonic() < began + FAILED * SLOW_SECONDS / 2, "one after the other"
+        await asyncio.sleep(0.02)
+    assert brokers.most == FAILED

@@ -1,0 +1,68 @@
+"""Errors of aiokafka in plain words: every one of them is a sentence, and none the name of a class."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+from aiokafka import errors
+
+from mail.log.kafka.sentences import SENTENCES, reason
+
+EVERY_ERROR = sorted(
+    {kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)},
+    key=lambda kind: kind.__name__,
+)
+_CLASS_NAME = re.compile("|".join(rf"\b{kind.__name__}\b" for kind in EVERY_ERROR if kind.__name__ != "Cancelled"))
+# They are of what eilpost does not use, or no errors at all.
+_NOT_MET = {
+    errors.KafkaError,
+    errors.BrokerResponseError,
+    errors.NoError,
+    errors.DelegationTokenAuthDisabled,
+    errors.DelegationTokenNotFound,
+    errors.DelegationTokenOwnerMismatch,
+    errors.DelegationTokenRequestNotAllowed,
+    errors.DelegationTokenAuthorizationFailed,
+    errors.DelegationTokenExpired,
+    errors.InvalidPrincipalType,
+    errors.NonEmptyGroup,
+    errors.GroupIdNotFound,
+    errors.FetchSessionIdNotFound,
+    errors.InvalidFetchSessionEpoch,
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in EVERY_ERROR if kind is not errors.BrokerResponseError], ids=lambda kind: kind.__name__
+)
+def test_a_plain_sentence_for_every_error(kind: type[Exception]) -> None:
+    told = reason(kind())
+    assert told
+    assert not _CLASS_NAME.search(told), told
+    assert "\n" not in told
+
+
+def test_every_error_that_may_be_met_is_in_the_table() -> None:
+    assert set(EVERY_ERROR) - set(SENTENCES) == _NOT_MET
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TimeoutError(), "the brokers did not answer in time"),
+        (errors.UnknownTopicOrPartitionError(), "run `eilpost topics create`, or correct log.prefix"),
+        (errors.UnknownTopicOrPartitionError("mail.queue, partition 3"), "(mail.queue, partition 3)"),
+        (errors.KafkaConnectionError("No connection to node with id 1"), "(No connection to node with id 1)"),
+        (errors.NotEnoughReplicasError(), "start the missing brokers"),
+        (errors.InvalidSessionTimeoutError(), "log.session_timeout"),
+        (errors.NonEmptyGroup(), "a broker refuses it with error 68 of Kafka's protocol"),
+        (errors.KafkaError("Unable to\nfind it"), "Unable to find it"),
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (OSError(), "there is no connection to the brokers"),
+        (errors.KafkaError(), "please report it"),
+    ],
+)
+def test_what_it_says(error: Exception, told: str) -> None:
+    assert told in reason(error)
