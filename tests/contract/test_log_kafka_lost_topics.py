@@ -16,6 +16,7 @@ from mail.log import DeliveryShard, LogUnavailable, RouterShard, ShardLost
 from mail.log.kafka import presence
 from mail.log.kafka.access import make_access
 from mail.log.kafka.making import open_admin
+from mail.log.kafka.reading import MadeAnew, Reader
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, Topic
 from mail.record import Accepted
 from mail.settings import LogSettings
@@ -111,7 +112,11 @@ async def test_inputs_of_a_new_topic_are_read_from_its_beginning(kafka_bootstrap
 
 
 @pytest.mark.parametrize("topic", [ACCEPTED, DISPATCHED])
-async def test_a_mark_behind_the_end_is_of_a_topic_that_is_no_more(kafka_bootstrap: str, topic: Topic) -> None:
+async def test_a_mark_behind_the_end_is_of_a_topic_that_is_no_more(
+    kafka_bootstrap: str, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mail.log.kafka.reading._DOUBT_SECONDS", 0.5)
+    monkeypatch.setattr("mail.log.kafka.reading._DOUBT_LOOKS", 2)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     access = make_access(settings)
     at, role = TopicPartition(access.topic(topic), 0), "router" if topic is ACCEPTED else "delivery"
@@ -126,7 +131,58 @@ async def test_a_mark_behind_the_end_is_of_a_topic_that_is_no_more(kafka_bootstr
         await consumer.stop()
         if topic is ACCEPTED:
             async with routing(log) as router:
+                await doubted(router.rewind)
                 assert [entry.record for entry in await take_all(router, 1)] == [accepted(1)]
         else:
             async with delivering(log) as shard:
+                await doubted(lambda: shard.take(1, SOON))
                 assert [entry.record for entry in await dispatches(shard, 1)] == [dispatched(1)]
+
+
+async def doubted(look: Callable[[], Awaitable[object]]) -> None:
+    """One broker's word is not taken: it may have slept, or be cut off."""
+    for _ in range(2):
+        with pytest.raises(LogUnavailable, match="ends before what was marked in it"):
+            await look()
+        await asyncio.sleep(0.6)
+
+
+async def test_a_broker_that_was_behind_is_not_believed_when_it_has_caught_up(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    async with running(settings) as log:
+        for number in range(3):
+            await log.append(accepted(number))
+        at = make_access(settings).partition(ACCEPTED, 0)
+        reader = Reader(make_access(settings), [at])
+        ends = AIOKafkaConsumer.end_offsets
+
+        async def behind(*_: object) -> dict[TopicPartition, int]:
+            return {at: 1}
+
+        monkeypatch.setattr(AIOKafkaConsumer, "end_offsets", behind)
+        for _ in range(3):
+            with pytest.raises(LogUnavailable):
+                await reader.open({at: 2})
+        monkeypatch.setattr(AIOKafkaConsumer, "end_offsets", ends)
+        await reader.open({at: 2})
+        assert reader.position(at) == 2
+        await reader.close()
+
+
+async def test_a_reader_that_was_stuck_does_not_go_back_in_silence(kafka_bootstrap: str) -> None:
+    """It is made anew, on a topic that was: what its shard knows of offsets is not true of that."""
+    settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
+    async with running(settings) as log:
+        await log.append(accepted(1))
+        at = make_access(settings).partition(ACCEPTED, 0)
+        reader = Reader(make_access(settings), [at])
+        await reader.open({at: None})
+        assert await reader.take(1, 5.0)
+        reader._positions[at] += 5
+        reader._doubted[at] = float("-inf"), 1000
+        reader._is_stuck = True
+        with pytest.raises(MadeAnew):
+            await reader.take(1, 0.0)
+        await reader.close()

@@ -99,6 +99,7 @@ class KafkaLog:
         await self._reporting.close()
         await self._lanes.close()
         await self._lookout.close()
+        await self._access.silent.close()
 
     def _hold(self) -> None:
         """The topics are gone, and what shards remember of them counts no more."""

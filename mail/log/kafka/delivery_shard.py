@@ -102,13 +102,13 @@ class KafkaDeliveryShard:
             if marks.are_many or not self._may_begin():
                 await asyncio.sleep(_CROWDED_SECONDS)
                 continue
-            if not self._reader.is_open:  # it was stuck, and could not be made anew at once
-                await self._reader.open({self.partition: marks.position})
-            before = self._reader.position(self.partition)
-            seconds = _WAIT_SECONDS
-            if until is not None and not self._reader.is_behind:
-                seconds = min(seconds, max(0.0, until - clock()))
             try:
+                if not self._reader.is_open:  # it was stuck, and could not be made anew at once
+                    await self._reader.reopen({self.partition: marks.position})
+                before = self._reader.position(self.partition)
+                seconds = _WAIT_SECONDS
+                if until is not None and not self._reader.is_behind:
+                    seconds = min(seconds, max(0.0, until - clock()))
                 records = await self._reader.take_until(self.lost, limit, seconds)
             except MadeAnew as error:
                 log.warning("shard begins anew", shard=self.number, reason=str(error))

@@ -27,6 +27,7 @@ from mail.settings import LogSettings
 log = structlog.get_logger()
 
 _AGAIN_SECONDS = 5.0  # before topics that were missing are looked for again
+_OPEN_SECONDS_MOST = 30.0  # then the brokers do not answer
 _OPEN_SECONDS = 3.0  # that a recipient waits for a lane, which takes a tenth of a second where all is well
 
 Lane = tuple[Producing, ShardCounts]
@@ -116,15 +117,21 @@ class Lanes:
         producing = Producing(access, settings)
         is_open = False
         try:
-            async with Lookout(access) as lookout:
-                found = await lookout.topics()
-            counts = counts_of(found, access, settings)
-            if settings.durability != "dev":
-                refuse_unsafe(found, access, settings)
-            await producing.start()
+            async with asyncio.timeout(_OPEN_SECONDS_MOST):
+                async with Lookout(access) as lookout:
+                    found = await lookout.topics()
+                counts = counts_of(found, access, settings)
+                if settings.durability != "dev":
+                    refuse_unsafe(found, access, settings)
+                await producing.start()
             is_open = True
-        except (LogUnavailable, LogUnusable, *FAULTS) as error:
-            self._fail(tenant, str(error) if isinstance(error, LogUnavailable | LogUnusable) else reason(error))
+        except (LogUnavailable, LogUnusable) as error:
+            self._fail(tenant, str(error))
+        except FAULTS as error:
+            self._fail(tenant, reason(error))
+        except Exception as error:  # a bug; without a reason every message would only find the lane shut
+            log.exception("lane not opened", tenant=tenant)
+            self._fail(tenant, f"a bug of ours ({type(error).__name__})")
         finally:
             if not is_open:
                 await producing.close()
@@ -140,8 +147,9 @@ class Lanes:
         self._failed[tenant] = asyncio.get_running_loop().time(), why
 
     async def _shut(self, tenant: str) -> None:
-        producing, _ = self._open.pop(tenant)
-        await producing.close()
+        lane = self._open.pop(tenant, None)
+        if lane is not None:
+            await lane[0].close()
 
     async def close(self) -> None:
         opening = [task for _, task in self._opening.values()]

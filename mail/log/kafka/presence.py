@@ -1,4 +1,4 @@
-"""Whether our topics are there, and safe, looked at when a process starts and every few seconds while it runs.
+"""Whether our topics are there, looked at when a process starts (safe too, then) and every few seconds while it runs.
 
 In charge of the one line that says what is missing and what to do. A process whose topics are deleted under it stays:
 unready, with that line, and its shards put down; it works again when the topics are back. To end would not be more
@@ -23,6 +23,7 @@ from mail.settings import LogSettings
 log = structlog.get_logger()
 
 LOOK_SECONDS = 5.0
+_BACK_SECONDS = 15.0
 _MISSING_TRIES, _MISSING_SECONDS = 6, 0.5  # before topics are said to be missing: brokers hear of new ones in turn
 
 
@@ -63,6 +64,7 @@ class Presence:
         self._back = back
         self.counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
         self.trouble: str | None = None  # one line for people
+        self._is_gone = False  # `gone` was called, and `back` has not got through since
 
     async def look(self) -> None:
         """At start. Raises LogUnusable, LogUnavailable."""
@@ -87,24 +89,46 @@ class Presence:
                 log.exception("topics not looked at")
 
     async def _look_again(self) -> None:
-        was = self.counts
-        if self.trouble is None:
-            counts, _ = await look(self._lookout, self._access, self._settings, with_config=False)
-            if counts.by_queue_id == was.by_queue_id and counts.by_site >= was.by_site:
-                self.counts = counts
+        if not self._is_gone:
+            if await self._are_the_same():
                 return
-            log.warning("topics are not those they were", prefix=self._access.prefix)
-            self._gone()
-        # They are others now, made by somebody else than us perhaps.
+            self._put_down()
+        # They are missing, or others now, made by somebody else than us perhaps.
         self.counts, _ = await look(self._lookout, self._access, self._settings)
-        await self._back()
+        async with asyncio.timeout(_BACK_SECONDS):
+            await self._back()
+        self._is_gone = False
         if self.trouble is not None:
             log.info("topics are there again", prefix=self._access.prefix)
         self.trouble = None
 
+    async def _are_the_same(self) -> bool:
+        """As before, but for partitions that `dispatched` has got. One broker may say otherwise for a while: it has
+        slept.
+        """
+        was = self.counts
+        for number in range(_MISSING_TRIES):
+            if number:
+                await asyncio.sleep(_MISSING_SECONDS)
+            found = await self._lookout.topics(self._access, with_config=False)
+            try:
+                counts = counts_of(found, self._access, self._settings)
+            except LogUnusable:
+                continue
+            if counts.by_queue_id == was.by_queue_id and counts.by_site >= was.by_site:
+                self.counts = counts
+                return True
+        return False
+
+    def _put_down(self) -> None:
+        if not self._is_gone:
+            log.warning("topics are not those they were", prefix=self._access.prefix)
+            self._is_gone = True
+            self.trouble = f"topics {self._access.prefix}*: they are not those they were, and are looked at again"
+            self._gone()
+
     def _miss(self, line: str) -> None:
         if self.trouble != line:
             log.error("topics are not as they must be, mail stands still", reason=line)
-        if self.trouble is None:
-            self._gone()
+        self._put_down()
         self.trouble = line

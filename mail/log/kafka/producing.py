@@ -69,6 +69,9 @@ class Producing:
         """The topics are others than those we know: which partitions they have is asked anew."""
         if self._producer is not None:
             await self._producer.client.force_metadata_update()
+            known = self._producer.client.cluster.partitions_for_topic
+            # What is no more will never take a write, and would keep the log down for ever.
+            self._failed = {at for at in self._failed if at.partition in (known(at.topic) or ())}
 
     async def close(self) -> None:
         if self._prober is not None:
@@ -142,15 +145,20 @@ class Producing:
             await asyncio.sleep(_PROBE_SECONDS)
             # All at once: one after the other, each that still fails would hold up the rest for a time-out.
             room = asyncio.Semaphore(_PROBES_MAX)
-            await asyncio.gather(*(self._probe_one(partition, room) for partition in self._failed))
+            await asyncio.gather(*(self._probe_one(partition, room) for partition in list(self._failed)))
         log.info("log confirms again")
         self._down = None
 
     async def _probe_one(self, partition: TopicPartition, room: asyncio.Semaphore) -> None:
-        with suppress(LogUnavailable):
+        try:
             async with room:
                 await self._send(partition, PROBE_KEY, None)
-            self._failed.discard(partition)
+        except LogUnavailable:
+            return
+        except Exception:  # or nobody would probe any more, and nothing would open the log again
+            log.exception("probe failed", topic=partition.topic, partition=partition.partition)
+            return
+        self._failed.discard(partition)
 
 
 async def discard(producer: AIOKafkaProducer, seconds: float = 0.0) -> None:

@@ -25,6 +25,9 @@ FETCH_BYTES = 1 << 20  # a partition, ahead of what is taken
 _STUCK_SECONDS = 10.0  # of silence, before the broker is asked
 _SECOND_LOOK_SECONDS = 2.0
 _CLOSE_SECONDS = 2.0
+# A mark behind the end: the topic was made anew, or its log cut short; or a broker that is behind is asked. Its word is
+# not taken until it was the same for so long, and so often, each time with a new client, which asks any of them first.
+_DOUBT_SECONDS, _DOUBT_LOOKS = 15.0, 4
 _END_TAKE, _END_WAIT_SECONDS = 2000, 0.2
 
 
@@ -46,10 +49,11 @@ class Reader:
         self._behind: Mapping[TopicPartition, int] = {}
         self._is_stuck = False
         self._watching: asyncio.Task[None] | None = None
+        self._doubted: dict[TopicPartition, tuple[float, int]] = {}  # since when, and how often looked at
 
     async def open(self, positions: Mapping[TopicPartition, int | None]) -> None:
-        """Begin at these offsets, or at the first there is (None); at the first too where an offset lies behind the
-        end, since then the topic was made anew: better twice than not at all. Raises LogUnavailable.
+        """Begin at these offsets, or at the first there is (None); at the first too where an offset certainly lies
+        behind the end, since then the topic was made anew: better twice than not at all. Raises LogUnavailable.
         """
         await self.close()
         consumer = self._access.consumer(
@@ -67,8 +71,7 @@ class Reader:
                 # Asked before the first fetch: a broker answers one connection's requests in turn, and a fetch that
                 # waits for news would hold the question up for half a second.
                 self.ends_at_open = await consumer.end_offsets(list(self._partitions))
-                ends = self.ends_at_open
-                known = {at: there for at, there in positions.items() if there is not None and there <= ends[at]}
+                known = {at: there for at, there in positions.items() if there is not None and self._has(at, there)}
                 begins = await consumer.beginning_offsets([at for at in positions if at not in known])
                 self._positions = {at: known[at] if at in known else begins[at] for at in positions}
                 consumer.assign(list(self._partitions))
@@ -85,6 +88,36 @@ class Reader:
         now = asyncio.get_running_loop().time()
         self._look_at = now + _STUCK_SECONDS
         self._gave = dict.fromkeys(self._partitions, now)
+
+    async def reopen(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Go on at these offsets. Raises MadeAnew where they are not there any more, LogUnavailable."""
+        await self.open(positions)
+        await self._forbid_going_back(positions, self._positions)
+
+    async def _forbid_going_back(self, was: Mapping[TopicPartition, int], now: Mapping[TopicPartition, int]) -> None:
+        for at, position in now.items():
+            if position < was[at]:
+                await self.close()
+                raise MadeAnew(f"{self._access.where}: topic {at.topic} was made anew while it was read")
+
+    def _has(self, at: TopicPartition, offset: int) -> bool:
+        """Whether the offset is not behind the end. Raises LogUnavailable while that is in doubt."""
+        if offset <= self.ends_at_open[at]:
+            self._doubted.pop(at, None)
+            return True
+        now = asyncio.get_running_loop().time()
+        since, looks = self._doubted.get(at, (now, 0))
+        self._doubted[at] = since, looks + 1
+        if now - since < _DOUBT_SECONDS or looks < _DOUBT_LOOKS:
+            raise LogUnavailable(
+                f"{self._access.where}: {at.topic}, partition {at.partition}, ends before what was marked in it: a"
+                " broker that is behind, a log that was cut short, or a topic that was made anew"
+            )
+        log.warning(
+            "begins at the first record there is", topic=at.topic, partition=at.partition, marked=offset,
+            end=self.ends_at_open[at],
+        )  # fmt: skip
+        return False
 
     def position(self, partition: TopicPartition) -> int:
         """The next offset to be taken, aborted records and the broker's own passed over."""
@@ -121,8 +154,7 @@ class Reader:
                 # Beside the reading: a broker that hangs may answer late, and what was silent may come before it.
                 self._watching = asyncio.create_task(self._watch(), name="reader-watch")
         if self._is_stuck:
-            with suppress(LogUnavailable):
-                await self.open(dict(self._positions))
+            await self.reopen(dict(self._positions))
         consumer = self._consumer
         if consumer is None:
             raise LogUnavailable(f"{self._access.where}: the reader is not open")
@@ -131,10 +163,7 @@ class Reader:
             positions = {at: await consumer.position(at) for at in partitions or self._partitions}  # known, so at once
         except FAULTS as error:
             raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
-        for at, position in positions.items():
-            if position < self._positions[at]:  # aiokafka begins anew where there is no such offset
-                await self.close()
-                raise MadeAnew(f"{self._access.where}: topic {at.topic} was made anew while it was read")
+        await self._forbid_going_back(self._positions, positions)  # aiokafka begins anew where there is no such offset
         self._positions |= positions
         self._gave |= dict.fromkeys(found, loop.time())
         return [record for records in found.values() for record in records]
@@ -182,17 +211,20 @@ class Reader:
 
     async def _watch(self) -> None:
         """After silence: is there really nothing? What is behind twice at the same position is not coming."""
-        with suppress(LogUnavailable):
+        try:
             ends = await self.ends()
-            behind = {at: self._positions[at] for at, end in ends.items() if end > self._positions[at]}
-            if any(self._behind.get(at) == position for at, position in behind.items()):
-                log.warning(
-                    "reader is stuck, made anew", behind={f"{at.topic}/{at.partition}": ends[at] for at in behind}
-                )
-                self._is_stuck = True
-            elif behind:
-                self._look_at = asyncio.get_running_loop().time() + _SECOND_LOOK_SECONDS
-            self._behind = behind
+        except LogUnavailable:
+            return
+        except Exception:
+            log.exception("reader not watched")
+            return
+        behind = {at: self._positions[at] for at, end in ends.items() if end > self._positions[at]}
+        if any(self._behind.get(at) == position for at, position in behind.items()):
+            log.warning("reader is stuck, made anew", behind={f"{at.topic}/{at.partition}": ends[at] for at in behind})
+            self._is_stuck = True
+        elif behind:
+            self._look_at = asyncio.get_running_loop().time() + _SECOND_LOOK_SECONDS
+        self._behind = behind
 
     async def close(self) -> None:
         watching, self._watching = self._watching, None

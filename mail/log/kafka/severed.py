@@ -34,7 +34,10 @@ def heed(client: Any) -> None:
 
     async def bootstrap_heedful() -> None:
         try:
-            await bootstrap()
+            try:
+                await bootstrap()
+            except RuntimeError:  # of one address: aiokafka has not tried the others
+                await bootstrap()
         except RuntimeError as error:
             raise KafkaConnectionError(str(error)) from error
 

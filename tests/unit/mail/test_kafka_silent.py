@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.client import ConnectionGroup
 from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaConnectionError
 
@@ -35,9 +37,10 @@ class Client:
 
     def __init__(self, *addresses: str) -> None:
         brokers = {n: SimpleNamespace(host=a.partition(":")[0], port=9092) for n, a in enumerate(addresses)}
-        self.cluster = SimpleNamespace(broker_metadata=brokers.get, brokers=lambda: set(brokers))
+        self.cluster = SimpleNamespace(broker_metadata=brokers.get, brokers=lambda: list(brokers.values()))
         self._loop = asyncio.get_running_loop()
         self._request_timeout_ms = 100
+        self._conns: dict[tuple[int, ConnectionGroup], SimpleNamespace] = {}
         self.connected: list[int] = []
         self.refreshed = 0
         self.late = False
@@ -48,6 +51,19 @@ class Client:
             await asyncio.sleep(0.1)
             return None
         return object()
+
+    @property
+    def hosts(self) -> list[tuple[str, int, int]]:
+        return [(broker.host, broker.port, 0) for broker in self.cluster.brokers()]
+
+    async def bootstrap(self) -> None:
+        if self.late:
+            await asyncio.sleep(0.1)
+
+    async def _metadata_update(self, *_: Any) -> bool:
+        if self.late:
+            await asyncio.sleep(0.1)
+        return True
 
     def _on_connection_closed(self, connection: Any, reason: CloseReason | None) -> None:
         self.refreshed += 1
@@ -127,7 +143,8 @@ async def test_one_that_answers_again_is_used_again(monkeypatch: pytest.MonkeyPa
     assert set(brokers.greeted) == {HANGS}
 
 
-async def test_a_silent_one_is_not_greeted_by_everybody_who_asks() -> None:
+async def test_a_silent_one_is_not_greeted_by_everybody_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mail.log.kafka.silent._AGAIN_SECONDS", 3600.0)
     brokers = Brokers()
     one, other = two(Silent(brokers.greet))
     close_late(one, HANGS)
@@ -136,10 +153,65 @@ async def test_a_silent_one_is_not_greeted_by_everybody_who_asks() -> None:
     assert brokers.greeted == [HANGS]
 
 
-async def test_the_only_broker_is_always_asked() -> None:
-    silent = Silent(Brokers().greet)
+async def test_the_only_broker_is_not_suspected() -> None:
+    brokers = Brokers()
     only = Client(HANGS)
-    silent.guard(only)
+    Silent(brokers.greet).guard(only)
     close_late(only, HANGS)
-    await wait_until(lambda: silent.those_that_answer([HANGS, WELL]) == [WELL], what="known as silent")
     assert await only._get_conn(0) is not None
+    assert brokers.greeted == []
+
+
+async def test_where_all_are_silent_all_are_asked() -> None:
+    """Overloaded, perhaps: whoever went round all of them would ask nobody, and lose what they still serve."""
+    brokers = Brokers({HANGS: False, WELL: False})
+    one, other = two(Silent(brokers.greet))
+    close_late(one, HANGS)
+    assert await other._get_conn(0) is None
+    close_late(one, WELL)
+    assert await other._get_conn(1) is not None
+    assert await other._get_conn(0) is not None
+
+
+async def test_a_connection_on_which_it_has_answered_since_is_used() -> None:
+    brokers = Brokers()
+    one, other = two(Silent(brokers.greet))
+    close_late(one, HANGS)
+    assert await other._get_conn(0) is None
+    held = SimpleNamespace(connected=lambda: True, _last_action=time.monotonic() - 3600)
+    other._conns[0, ConnectionGroup.DEFAULT] = held
+    assert await other._get_conn(0) is None
+    held._last_action = time.monotonic() + 1
+    assert await other._get_conn(0) is not None
+
+
+@pytest.mark.parametrize("call", ["bootstrap", "_metadata_update"])
+async def test_a_round_of_questions_that_took_a_time_out_has_all_greeted(call: str) -> None:
+    """aiokafka does not say which of them let it wait."""
+    brokers = Brokers()
+    one, other = two(Silent(brokers.greet))
+    one.late = True
+    await getattr(one, call)()
+    assert await other._get_conn(0) is None
+    assert await other._get_conn(1) is not None
+    assert sorted(brokers.greeted) == [HANGS, WELL]
+
+
+async def test_an_address_that_only_log_url_has_is_greeted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mail.log.kafka.silent._AGAIN_SECONDS", 0.0)
+    brokers = Brokers({"alias.test:9092": False})
+    silent = Silent(brokers.greet)
+    await silent.suspect("alias.test", 9092)
+    addresses = ["alias.test:9092", WELL]
+    assert silent.those_that_answer(addresses) == [WELL]
+    brokers.answer["alias.test:9092"] = True
+    await wait_until(lambda: silent.those_that_answer(addresses) == addresses, what="it answers again")
+
+
+async def test_an_error_nobody_knows_is_no_answer() -> None:
+    async def greet(host: str, port: int) -> None:
+        raise KeyError("a broken log-in")
+
+    silent = Silent(greet)
+    assert not await silent.suspect("hangs.test", 9092)
+    await silent.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,3 +53,31 @@ async def test_what_failed_is_probed_at_the_same_time(monkeypatch: pytest.Monkey
     brokers.most, brokers.are_away = 0, False
     await wait_until(lambda: isinstance(log.condition(), Usable), what="the log takes writes again")
     assert brokers.most == FAILED
+
+
+async def test_a_partition_that_is_no_more_keeps_the_log_down_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producing, "_PROBE_SECONDS", 0.05)
+    log = Producing(make_access(SETTINGS), SETTINGS)
+    log._producer = Shrunk()  # type: ignore[assignment]
+    with pytest.raises(LogUnavailable, match="it is not there"):
+        await log._send(TopicPartition("mail.accepted", 2), b"", b"")
+    assert isinstance(log.condition(), Down)
+    await log.look_again()
+    await wait_until(lambda: isinstance(log.condition(), Usable), what="the log takes writes again")
+
+
+class Shrunk:
+    """A producer that knows of partitions 0 and 1."""
+
+    client: Any
+
+    def __init__(self) -> None:
+        async def update() -> bool:
+            return True
+
+        self.client = SimpleNamespace(
+            force_metadata_update=update, cluster=SimpleNamespace(partitions_for_topic=lambda _: {0, 1})
+        )
+
+    async def send(self, *_: Any) -> None:
+        raise AssertionError("unrecognized partition")

@@ -1,0 +1,105 @@
+"""A process puts its shards down when its topics are certainly gone, and takes them up when they are back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from mail.log import LogUnavailable
+from mail.log.kafka import presence
+from mail.log.kafka.access import make_access
+from mail.log.kafka.presence import Presence
+from mail.log.kafka.topics import Found
+from mail.log.topics import ALL_TOPICS, DISPATCHED, Topic
+from mail.settings import LogSettings
+
+SETTINGS = LogSettings(url="kafka://127.0.0.1:1", durability="dev")
+
+
+def topics(shards: int, delivery_shards: int) -> Mapping[Topic, Found]:
+    return {
+        topic: Found(f"mail.{topic.name}", delivery_shards if topic is DISPATCHED else shards, 3, 3, {})
+        for topic in ALL_TOPICS
+    }
+
+
+class World:
+    """What the brokers say next, the last of it again and again; and what was done."""
+
+    def __init__(self, *answers: Mapping[Topic, Found] | Exception) -> None:
+        self.answers = list(answers)
+        self.done: list[str] = []
+        self.back_fails = False
+        self.presence = Presence(
+            self,  # type: ignore[arg-type]
+            make_access(SETTINGS),
+            SETTINGS,
+            gone=lambda: self.done.append("gone"),
+            back=self.back,
+        )
+
+    async def back(self) -> None:
+        if self.back_fails:
+            raise LogUnavailable("not yet")
+        self.done.append("back")
+
+    async def topics(self, *_: Any, **__: Any) -> Mapping[Topic, Found]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "_MISSING_SECONDS", 0.0)
+
+
+async def world(*answers: Mapping[Topic, Found] | Exception) -> World:
+    made = World(topics(12, 24))
+    await made.presence.look()
+    made.answers = list(answers)
+    return made
+
+
+async def test_what_one_broker_says_for_a_while_puts_nothing_down() -> None:
+    """It has slept, and knows of fewer partitions, or of no topics yet."""
+    made = await world(topics(12, 12), {}, topics(6, 24), topics(12, 24))
+    await made.presence._look_again()
+    assert made.done == []
+    assert made.presence.trouble is None
+
+
+async def test_dispatched_may_grow() -> None:
+    made = await world(topics(12, 48))
+    await made.presence._look_again()
+    assert made.done == []
+    assert made.presence.counts.by_site == 48
+
+
+async def test_other_topics_are_begun_anew() -> None:
+    made = await world(topics(6, 24))
+    await made.presence._look_again()
+    assert made.done == ["gone", "back"]
+    assert made.presence.trouble is None
+
+
+@pytest.mark.parametrize("where", ["look", "back"])
+async def test_what_was_put_down_is_taken_up_however_often_that_fails(where: str) -> None:
+    """And the process is not ready until then."""
+    made = await world(topics(6, 24))
+    if where == "back":
+        made.back_fails = True
+    else:
+        made.answers = [*[topics(6, 24)] * presence._MISSING_TRIES, LogUnavailable("away")]
+    for _ in range(2):
+        with pytest.raises(LogUnavailable):
+            await made.presence._look_again()
+        assert made.done == ["gone"]
+        assert made.presence.trouble is not None
+    made.back_fails, made.answers = False, [topics(12, 24)]
+    await made.presence._look_again()
+    assert made.done == ["gone", "back"]
+    assert made.presence.trouble is None
