@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     up = commands.add_parser("up", help="start it and stay in the foreground")
     up.add_argument("--nodes", type=int, choices=(1, 3), default=1)
     up.add_argument("--port", type=int, default=_PORT, help="of the first node; the others follow (default: 9092)")
-    up.add_argument("--secure", action="store_true", help="also listen for SASL_SSL, 200 ports above")
+    up.add_argument("--secure", action="store_true", help="also listen with TLS and log-ins, 200 to 400 ports above")
     down = commands.add_parser("down", help="end the one that runs in --dir")
     status = commands.add_parser("status", help="say which brokers are alive")
     for command in (up, down, status):
@@ -85,6 +85,7 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
         _say(f"For tests:   EILPOST_TEST_KAFKA={cluster.bootstrap}")
         if cluster.secured is not None:
             _say(f"Secured:     {cluster.secure_bootstrap} (SASL_SSL; PLAIN or SCRAM-SHA-256)")
+            _say(f"             {cluster.tls_bootstrap} (TLS alone), {cluster.login_bootstrap} (SCRAM-SHA-512 alone)")
             _say(f"             user {cluster.secured.user}, password in {directory / 'secure' / 'password'}")
             _say(f"             authority {cluster.secured.ca}")
         _say(

@@ -24,7 +24,8 @@ from eilpost.guard import Guard
 
 # Below the ports the kernel gives clients, and beside those that tests/support/ports.py gives servers.
 _FIRST, _LAST = 12_000, 20_000
-_CONTROLLERS_ABOVE, _SECURE_ABOVE = 100, 200
+_CONTROLLERS_ABOVE = 100
+_SECURE_ABOVE = (200, 300, 400)
 _TRIES = 5
 
 
@@ -35,10 +36,10 @@ class _PortTakenError(BrokerError):
 class Cluster:
     """`nodes` brokers in `directory`, numbered from 1.
 
-    Ports: `base_port`, `base_port + 1`, ... for clients (controllers 100 above, secured listeners 200 above), or free
-    ones. `settings` are put over every server.properties. `secure` adds a SASL_SSL listener; see `secured` after the
-    start. `lasting` costs seconds at the start and gives the speed of Java's full compiler: for measurements. `archive`
-    is for `archive.py`.
+    Ports: `base_port`, `base_port + 1`, ... for clients (controllers 100 above, secured ones 200, 300 and 400 above),
+    or free ones. `settings` are put over every server.properties. `secure` adds listeners with TLS and a log-in, and
+    with each of them alone; see `secured` after the start. `lasting` costs seconds at the start and gives the speed of
+    Java's full compiler: for measurements. `archive` is for `archive.py`.
     """
 
     def __init__(
@@ -75,8 +76,18 @@ class Cluster:
 
     @property
     def secure_bootstrap(self) -> str:
-        """The same for the secured listeners."""
+        """The same for the listeners with TLS and a log-in."""
         return ",".join(f"{HOST}:{ports.secure}" for ports in self._ports if ports.secure is not None)
+
+    @property
+    def tls_bootstrap(self) -> str:
+        """The same with TLS alone."""
+        return ",".join(f"{HOST}:{ports.tls}" for ports in self._ports if ports.tls is not None)
+
+    @property
+    def login_bootstrap(self) -> str:
+        """The same with a log-in alone."""
+        return ",".join(f"{HOST}:{ports.login}" for ports in self._ports if ports.login is not None)
 
     def node(self, number: int) -> Node:
         """Node `number`, from 1; a broker's id in Kafka's answers is the same number."""
@@ -174,7 +185,7 @@ class Cluster:
 
     def _check_ports(self) -> None:
         for node, ports in zip(self.nodes, self._ports, strict=True):
-            for port in (ports.client, ports.controller, ports.secure):
+            for port in (ports.client, ports.controller, ports.secure, ports.tls, ports.login):
                 if port is not None and not node.running() and _somebody_listens(port):
                     raise _PortTakenError(f"another process listens on {HOST}:{port}, which node {node.number} needs")
 
@@ -196,12 +207,12 @@ def _somebody_listens(port: int) -> bool:
 def _ports(nodes: int, base: int | None, *, secure: bool) -> list[Ports]:
     if base is not None:
         return [
-            Ports(port, port + _CONTROLLERS_ABOVE, port + _SECURE_ABOVE if secure else None)
+            Ports(port, port + _CONTROLLERS_ABOVE, *(port + above for above in _SECURE_ABOVE if secure))
             for port in range(base, base + nodes)
         ]
     free: set[int] = set()
-    while len(free) < 3 * nodes:
+    while len(free) < 5 * nodes:
         port = random.SystemRandom().randint(_FIRST, _LAST)
         if not _somebody_listens(port):
             free.add(port)
-    return [Ports(free.pop(), free.pop(), free.pop() if secure else None) for _ in range(nodes)]
+    return [Ports(*(free.pop() for _ in range(5 if secure else 2))) for _ in range(nodes)]

@@ -23,9 +23,10 @@ _FORMATTED = "meta.properties"
 def format_nodes(folder: Path, nodes: Sequence[Node], secured: Secured | None) -> None:
     """Format each node that is not. Raises BrokerError."""
     cluster_id = _name(folder, nodes=len(nodes), secure=secured is not None)
-    users = []
+    users: list[str] = []
     if secured is not None:
-        users = ["--add-scram", f"SCRAM-SHA-256=[name={secured.user},password={secured.password}]"]
+        for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+            users += ["--add-scram", f"{mechanism}=[name={secured.user},password={secured.password}]"]
     started = [
         subprocess.Popen(
             node.java(

@@ -19,7 +19,9 @@ class Ports:
 
     client: int
     controller: int
-    secure: int | None = None
+    secure: int | None = None  # TLS and a log-in; and each of them alone:
+    tls: int | None = None
+    login: int | None = None
 
 
 def server_properties(
@@ -34,9 +36,11 @@ def server_properties(
     replicas, confirming = (3, 2) if nodes >= 3 else (1, 1)
     listeners = {"PLAINTEXT": own.client, "CONTROLLER": own.controller}
     protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT"
-    if own.secure is not None:
-        listeners["SECURE"] = own.secure
-        protocols += ",SECURE:SASL_SSL"
+    secured = (("SECURE", own.secure, "SASL_SSL"), ("TLS", own.tls, "SSL"), ("LOGIN", own.login, "SASL_PLAINTEXT"))
+    for name, port, protocol in secured:
+        if port is not None:
+            listeners[name] = port
+            protocols += f",{name}:{protocol}"
     settings: dict[str, object] = {
         "process.roles": "broker,controller",
         "node.id": node,

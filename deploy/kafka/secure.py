@@ -1,8 +1,8 @@
-"""What a secured listener needs, made for one cluster and kept in its folder: an authority, certificates, one user.
+"""What secured listeners need, made for one cluster and kept in its folder: an authority, certificates, one user.
 
-The listener is SASL_SSL with PLAIN and SCRAM-SHA-256 for the same user and password; a client may also show the
-client certificate made here. Made by the `openssl` command; readable for us only; nothing of it is ever committed.
-Next: `deploy/kafka/cluster.py`.
+SECURE is SASL_SSL with PLAIN and SCRAM-SHA-256 for the same user and password; a client may also show the client
+certificate made here. TLS asks for no log-in, and LOGIN, by SCRAM-SHA-512 only, has no encryption. Made by the
+`openssl` command; readable for us only; nothing of it is ever committed. Next: `deploy/kafka/cluster.py`.
 """
 
 from __future__ import annotations
@@ -32,19 +32,24 @@ class Secured:
     _broker: Path
 
     def settings(self) -> Mapping[str, str]:
-        """The part of server.properties that is about the listener SECURE."""
+        """The part of server.properties that is about the secured listeners."""
         listener = "listener.name.secure"
         login = "org.apache.kafka.common.security"
+        tls = {
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(self._broker),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(self.ca),
+            "ssl.client.auth": "requested",
+        }
         return {
-            "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256",
+            f"{listener}.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256",
+            "listener.name.login.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+            "listener.name.login.scram-sha-512.sasl.jaas.config": f"{login}.scram.ScramLoginModule required;",
             f"{listener}.plain.sasl.jaas.config": f"{login}.plain.PlainLoginModule required "
             f'user_{self.user}="{self.password}";',
             f"{listener}.scram-sha-256.sasl.jaas.config": f"{login}.scram.ScramLoginModule required;",
-            f"{listener}.ssl.keystore.type": "PEM",
-            f"{listener}.ssl.keystore.location": str(self._broker),
-            f"{listener}.ssl.truststore.type": "PEM",
-            f"{listener}.ssl.truststore.location": str(self.ca),
-            f"{listener}.ssl.client.auth": "requested",
+            **{f"listener.name.{name}.{key}": value for name in ("secure", "tls") for key, value in tls.items()},
         }
 
 

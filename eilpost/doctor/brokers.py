@@ -42,7 +42,8 @@ async def examine(
     try:
         access = make_access(settings, tenant)
     except LogUnusable as error:
-        return [fail("log", str(error))]
+        text, _, advice = str(error).rpartition("; ")
+        return [fail("log", text, advice)]
     found: list[Finding] = []
     try:
         async with asyncio.timeout(limit_seconds):

@@ -1,8 +1,11 @@
 """Processes of every role join, leave and die while mail flows, at the time-outs a user has: nothing is lost, and no
-rebalance keeps any mail waiting for 10 s.
+rebalance in which nobody dies keeps any mail waiting for 10 s.
 
 A process that joins or leaves makes nothing come twice; one that dies is missed after `log.session_timeout`, and at
-most what it had in flight comes twice.
+most what it had in flight comes twice. What is promised: under 10 s for a join, a leave and a drain; 10 s for a death,
+which is a session of 7 s, a heartbeat of 1 s and the opening of its shards. What is asserted of a death is only a limit
+of sanity, twice that, as a busy machine is no defect of the code. It is measured in docs/faults.md: of the message that
+waited longest, from its dot to its arrival.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from tests.support.takeover import plant_lines, take_over
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(240)]
 
 PAUSE_SECONDS = 10.0
-DEATH_SECONDS = 20.0  # the session of 8 s, and a rebalance
+DEATH_SECONDS = 20.0  # a limit of sanity; the promise is 10
 LINES = 10_000
 HANDED_OVER_SECONDS = {False: 30.0, True: 40.0}  # by whether the owner was killed
 

@@ -1,12 +1,16 @@
-"""13: a large message goes by way of an object store; a lost object is a deferral whose reason the queue shows."""
+"""13: a large message goes by way of an object store; a lost object is a deferral whose reason the queue shows; and
+doctor says how the store is.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import smtplib
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,3 +126,25 @@ def test_a_store_that_cannot_be_used_is_one_line_at_start(tmp_path: Path, over: 
     assert words in line
     assert "Traceback" not in ended.stderr
     assert "guessed" not in ended.stderr
+
+
+def test_doctor_says_how_the_store_is(tmp_path: Path) -> None:
+    with ObjectServer() as server:
+        settings = {"spool": server.settings("eil/post"), "delivery": {"relay": f"smtp://127.0.0.1:{free_port()}"}}
+        box = OneBox(tmp_path / "home", settings)  # its configuration; nothing runs
+
+        def look() -> dict[str, Any]:
+            answer = json.loads(box.run("doctor", "--json", ok=False))
+            (finding,) = [each for each in answer["findings"] if each["what"] == "spool"]
+            assert SECRET_KEY not in str(answer)
+            return dict(finding, page=answer["level"])
+
+        finding = look()
+        assert (finding["level"], finding["advice"]) == ("OK", [])
+        assert f"s3://{BUCKET}/eil/post keeps and gives back" in finding["text"]
+        assert len(server.files("eil/post")) == 1
+        server.kill()
+        finding = look()
+        assert (finding["level"], finding["page"]) == ("FAIL", "FAIL")
+        assert f"s3://{BUCKET}/eil/post" in finding["text"]
+        assert any("see spool.url" in line for line in finding["advice"])

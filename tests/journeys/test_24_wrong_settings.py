@@ -155,3 +155,20 @@ async def test_a_log_over_tls_with_a_log_in_takes_records_and_gives_them_back(
         assert [each async for each in KafkaHistory(settings).history(samples.queue_id(1))] == [event]
     for text in (repr(make_access(settings)), repr(settings), str(settings)):
         assert secured_node.secured.password not in text
+
+
+@pytest.mark.kafka_cluster
+@pytest.mark.parametrize("how", ["tls", "login"])
+async def test_a_log_over_tls_alone_or_with_a_log_in_alone_takes_a_message_and_gives_it_back(
+    secured_node: Cluster, how: str
+) -> None:
+    changes: dict[str, Any] = {"sasl_mechanism": "", "sasl_username": "", "sasl_password": ""}
+    where = secured_node.tls_bootstrap
+    if how == "login":
+        changes = {"tls": False, "tls_ca": "", "sasl_mechanism": "SCRAM-SHA-512"}
+        where = secured_node.login_bootstrap
+    section = secured_log(secured_node, url=f"kafka://{where}", **changes)
+    settings = settings_on(where, LogSettings.model_validate(section), shards=1, delivery_shards=1)
+    async with running(settings) as log:
+        await log.append(samples.accepted())
+        assert await log.waiting_inputs(samples.queue_id(1)) == [samples.accepted()]

@@ -1,4 +1,6 @@
-"""Journey 25: from no topics to a sound log on Kafka, by `eilpost topics`, and `eilpost doctor` finds what is ill."""
+"""Journey 25: from no topics to a sound log on Kafka, by `eilpost topics`, and `eilpost doctor` finds what is ill, and
+says of each such thing what to do.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,23 @@ from tests.support.ports import free_port
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     with commands(tmp_path, monkeypatch, capsys) as call:
-        yield call
+
+        def advised(*arguments: str, **sections: Any) -> tuple[int, str, str]:
+            answer = call(*arguments, **sections)
+            if arguments[0] == "doctor":
+                assert not (mute := without_advice(answer[1])), mute
+            return answer
+
+        yield advised
+
+
+def without_advice(page: str) -> list[Any]:
+    """What is not well and has no word on what to do, in doctor's answer as text or as JSON."""
+    if page.startswith("{"):
+        return [each for each in json.loads(page)["findings"] if each["level"] != "OK" and not any(each["advice"])]
+    lines = page.splitlines()
+    ill = [number for number, line in enumerate(lines) if line.startswith(("WARN  ", "FAIL  "))]
+    return [lines[number] for number in ill if not lines[number + 1].startswith("      -> ")]
 
 
 # --- topics
@@ -164,6 +182,14 @@ def test_doctor_without_brokers(run: Run) -> None:
     assert "FAIL  broker 127.0.0.1:1" in out
     assert "-> start a broker there, or correct log.url" in out
     assert "OK    directory" in out  # the rest is looked at all the same
+
+
+@pytest.mark.parametrize("how", [(), ("--json",)], ids=["text", "json"])
+def test_doctor_without_an_authority(run: Run, how: tuple[str, ...]) -> None:
+    status, out, err = run("doctor", *how, log={"url": "kafka://127.0.0.1:1", "tls": True, "tls_ca": "nix.pem"})
+    assert (status, err) == (1, "")
+    assert "nix.pem: no such file or directory" in out.lower()
+    assert "name a file of PEM certificates" in out
 
 
 @pytest.mark.kafka

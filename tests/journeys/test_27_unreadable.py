@@ -1,8 +1,8 @@
 """Journey 27: a record of another version lies in one shard. Its shard stands still and says so, all else goes on.
 
-Real processes on a real Kafka, for a router's shard and for a delivery's. No process ends or starts again; the log, a
-metric and `eilpost doctor` name the record. Then what docs/operating-kafka.md says of a damaged one is done: with the
-role's processes stopped the group's mark goes behind it, and what waited arrives.
+Real processes on a real Kafka, for each topic that a router or a delivery reads. No process ends or starts again; the
+log, a metric and `eilpost doctor` name the record. Then what docs/operating-kafka.md says of a damaged one is done:
+with the role's processes stopped the group's mark goes behind it, and what waited arrives.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import pytest
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 
 from mail.log.kafka.access import make_access
-from mail.log.topics import ACCEPTED, DISPATCHED, QUEUE, ShardCounts, Topic, place, shard_of_message
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, ShardCounts, Topic, place, shard_of_message
 from mail.message import QueueId
 from mail.route import ToMailbox
 from mail.settings import LogSettings
 from tests.support.kafka_log import make_topics, plant, settings_on
-from tests.support.log_samples import accepted, dispatched, frame_of_version, pending
+from tests.support.log_samples import accepted, attempted, dispatched, frame_of_version, pending
 from tests.support.onebox import EILPOST, OneBox, directory_toml
 from tests.support.ports import wait_until
 
@@ -94,9 +94,33 @@ class Roles:
 
 def waits_for(topic: Topic, queue_id: QueueId, user: str) -> bool:
     """Whether a letter goes through the shard that stands still."""
-    if topic is ACCEPTED:
-        return shard_of_message(queue_id, COUNTS) == STOPPED
-    return place(dispatched(1, ToMailbox(f"{user}@example.test")), COUNTS).shard == STOPPED
+    if topic is DISPATCHED:
+        return place(dispatched(1, ToMailbox(f"{user}@example.test")), COUNTS).shard == STOPPED
+    return shard_of_message(queue_id, COUNTS) == STOPPED
+
+
+async def stands(roles: Roles, role: str, what: str, flows: Sequence[str]) -> None:
+    """One shard of the role, and all that is not in `flows`, stands still, and this is said: once, and why."""
+    reader = {"router": roles.router, "delivery": roles.delivery}[role]
+    lives = {each.pid for each in roles.everyone}
+    await wait_until(lambda: roles.arrived() == flows, what="the other shard's mail", deadline_seconds=40)
+    await asyncio.sleep(3)  # long enough for a loop to show
+    assert roles.arrived() == flows
+    assert {each.pid for each in roles.everyone if each.is_running} == lives
+    assert reader.metric("eilpost_shards_stopped", role=role) == 1
+    (line,) = [line for line in reader.output().splitlines() if '"shard stopped"' in line]
+    assert what in json.loads(line)["reason"]
+    (ready, answer), healthy = reader.get("/readyz"), reader.get("/healthz")[0]
+    assert (ready, healthy) == (200, 200)  # its other shard is served
+    (stopped,) = json.loads(answer)["stopped"]
+    assert stopped.startswith(f"{role}, shard {STOPPED}: ")
+    assert what in stopped
+
+
+async def has_stopped(reader: OneBox, role: str) -> None:
+    await wait_until(
+        lambda: reader.metric("eilpost_shards_stopped", role=role) == 1, what="the metric", deadline_seconds=20
+    )
 
 
 async def set_mark(log: LogSettings, topic: Topic, role: str, offset: int, text: str = "") -> None:
@@ -112,38 +136,32 @@ async def set_mark(log: LogSettings, topic: Topic, role: str, offset: int, text:
         await consumer.stop()
 
 
-@pytest.mark.parametrize(("topic", "role"), [(ACCEPTED, "router"), (DISPATCHED, "delivery")])
+RECORDS = {ACCEPTED: accepted(1), ATTEMPTED: attempted(1), DISPATCHED: dispatched(1)}
+
+
+@pytest.mark.parametrize(
+    ("topic", "role"),
+    [(ACCEPTED, "router"), (ATTEMPTED, "router"), (DISPATCHED, "delivery")],
+    ids=lambda each: each if isinstance(each, str) else each.name,
+)
 async def test_a_record_of_another_version(kafka_bootstrap: str, tmp_path: Path, topic: Topic, role: str) -> None:
     log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
     await make_topics(log)
     roles = Roles(tmp_path, log)
-    reader = roles.router if topic is ACCEPTED else roles.delivery
-    record = accepted(1) if topic is ACCEPTED else dispatched(1)
+    reader = roles.delivery if role == "delivery" else roles.router
     with roles.running():
         before = roles.send([f"before-{number}" for number in range(LETTERS)])
         await wait_until(lambda: roles.arrived() == sorted(before), what="mail while all is well", deadline_seconds=40)
         lives = {each.pid for each in roles.everyone}
 
-        offset = await plant(log, topic, STOPPED, frame_of_version(9, record))
+        offset = await plant(log, topic, STOPPED, frame_of_version(9, RECORDS[topic]))
+        await has_stopped(reader, role)
         after = roles.send([f"after-{number}" for number in range(LETTERS)])
         waiting = {subject for subject, (queue_id, user) in after.items() if waits_for(topic, queue_id, user)}
         assert 0 < len(waiting) < LETTERS
-        flows = sorted(before.keys() | after.keys() - waiting)
-        await wait_until(lambda: roles.arrived() == flows, what="the other shard's mail", deadline_seconds=40)
-        await wait_until(
-            lambda: reader.metric("eilpost_shards_stopped", role=role) == 1, what="the metric", deadline_seconds=20
-        )
-        await asyncio.sleep(3)  # long enough for a loop to show
-        assert roles.arrived() == flows
-        assert {each.pid for each in roles.everyone if each.is_running} == lives
-        (line,) = [line for line in reader.output().splitlines() if '"shard stopped"' in line]
         place_of_it = f"{log.prefix}{topic.name}, shard {STOPPED}, offset {offset} cannot be read: its version is 9"
-        assert place_of_it in json.loads(line)["reason"]
-        (ready, answer), healthy = reader.get("/readyz"), reader.get("/healthz")[0]
-        assert (ready, healthy) == (200, 200)  # its other shard is served
-        (stopped,) = json.loads(answer)["stopped"]
-        assert stopped.startswith(f"{role}, shard {STOPPED}: ")
-        assert place_of_it in stopped
+        await stands(roles, role, place_of_it, sorted(before.keys() | after.keys() - waiting))
+        assert {each.pid for each in roles.everyone} == lives
 
         told = json.loads(await asyncio.to_thread(roles.ingress.run, "doctor", "--json", ok=False))
         (finding,) = [
@@ -162,6 +180,24 @@ async def test_a_record_of_another_version(kafka_bootstrap: str, tmp_path: Path,
         assert "stopped" not in json.loads(reader.get("/readyz")[1])
         told = json.loads(await asyncio.to_thread(roles.ingress.run, "doctor", "--json", ok=False))
         assert not [each for each in told["findings"] if each["what"].startswith("shard ")]
+
+
+async def test_a_router_that_starts_on_a_queue_line_of_another_version(kafka_bootstrap: str, tmp_path: Path) -> None:
+    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
+    await make_topics(log)
+    roles = Roles(tmp_path, log)
+    line = next(each for each in map(pending, range(1, 100)) if place(each, COUNTS).shard == STOPPED)
+    key = place(line, COUNTS).key
+    with roles.running():
+        assert await asyncio.to_thread(roles.router.stop) == 0
+        await plant(log, QUEUE, STOPPED, frame_of_version(9, line), key)
+        await asyncio.to_thread(roles.router.start)
+        await has_stopped(roles.router, "router")
+        sent = roles.send([f"letter-{number}" for number in range(LETTERS)])
+        flows = sorted(subject for subject, (queue_id, user) in sent.items() if not waits_for(QUEUE, queue_id, user))
+        assert 0 < len(flows) < LETTERS
+        place_of_it = f"{log.prefix}queue, shard {STOPPED}, key {key} cannot be read: its version is 9"
+        await stands(roles, "router", place_of_it, flows)
 
 
 async def test_a_queue_line_of_another_version_is_told(kafka_bootstrap: str, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Journey 28: topics on three brokers that could lose mail, and no role starts on them: not the one that takes mail,
-not the one that routes it. On a machine for trials, `log.durability = "dev"`, both do.
+"""Journey 28: topics on three brokers that could lose mail, and no role that uses the log starts on them: neither who
+takes mail, nor who routes it, nor who carries it. On a machine for trials, `log.durability = "dev"`, all do.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.support.onebox import EILPOST, OneBox
 
 pytestmark = pytest.mark.kafka_cluster
 
+ROLES = ("ingress", "router", "delivery")  # a mailstore reads no log
 UNSAFE = (
     (ACCEPTED, "retention.ms", "604800000", "removes undelivered mail: set it to -1"),
     (DISPATCHED, "retention.bytes", "1000000000", "removes undelivered mail: set it to -1"),
@@ -48,7 +49,7 @@ def section(settings: LogSettings, durability: str) -> dict[str, Any]:
     return {"url": settings.url, "prefix": settings.prefix, "durability": durability, "session_timeout": "6s"}
 
 
-@pytest.mark.parametrize("role", ["ingress", "router"])
+@pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize(("topic", "key", "value", "says"), UNSAFE, ids=[key for _, key, *_ in UNSAFE])
 def test_no_role_starts_on_a_topic_that_could_lose_mail(
     run: Run, safe: LogSettings, role: str, topic: Topic, key: str, value: str, says: str
@@ -63,7 +64,7 @@ def test_no_role_starts_on_a_topic_that_could_lose_mail(
     assert 'log.durability = "dev"' in line
 
 
-@pytest.mark.parametrize("role", ["ingress", "router"])
+@pytest.mark.parametrize("role", ROLES)
 def test_what_is_refused_is_taken_for_trials_and_what_is_safe_is_taken(
     run: Run, safe: LogSettings, role: str, tmp_path: Path
 ) -> None:
