@@ -157,6 +157,16 @@ def demo(
         typer.Option("--cluster", help="Seven processes, two of each role but mailstore, on a Kafka of three brokers."),
     ] = False,
     brokers: Annotated[str, typer.Option(metavar="URL", help="With --cluster: the Kafka.")] = "",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65526,
+            metavar="PORT",
+            help="With --cluster: ten ports from here on, two for SMTP, one for POP3, seven for HTTP; else 2525, 2526,"
+            " 2110, and 8025 and on.",
+        ),
+    ] = None,
 ) -> None:
     """Run all roles on a small world of its own, with alice and bob."""
     from eilpost import configuration, onebox
@@ -166,7 +176,8 @@ def demo(
         from eilpost import demo_cluster
 
         path = demo_cluster.prepare(folder or Path("var/demo-cluster"), brokers or demo_cluster.BROKERS)
-        raise typer.Exit(demo_cluster.run(path, demo_cluster.program()))
+        ports = demo_cluster.Ports() if port is None else demo_cluster.Ports.in_a_row(port)
+        raise typer.Exit(demo_cluster.run(path, demo_cluster.program(), ports))
     folder = folder or Path("var/demo")
     path = the_demo.prepare(folder)
     plan = configuration.plan(path)

@@ -70,6 +70,11 @@ class Ports:
     pop3: int = 2110
     http: int = 8025
 
+    @classmethod
+    def in_a_row(cls, first: int) -> Ports:
+        """Ten of them: two SMTP, POP3, seven HTTP."""
+        return cls((first, first + 1), first + 2, first + 3)
+
 
 @dataclass(frozen=True, slots=True)
 class Member:

@@ -108,7 +108,7 @@ def _keep(cluster: Cluster) -> None:
             if node.running():
                 continue
             if len(cluster.nodes) == 1:
-                raise BrokerError(f"the node ended by itself: see {node.log}")
+                raise BrokerError(f"the node ended by itself: see {node.log_path}")
             _say(f"  node {node.number} has gone; started again in {_AGAIN_SECONDS} s")
             time.sleep(_AGAIN_SECONDS)
             cluster.restart(node.number)

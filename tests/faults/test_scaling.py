@@ -14,7 +14,11 @@ import asyncio
 from collections.abc import Awaitable, Iterator
 
 import pytest
+from aiokafka import TopicPartition
 
+from mail.log.kafka.access import make_access
+from mail.log.kafka.lookout import Lookout
+from mail.log.topics import DISPATCHED
 from tests.support import kafka
 from tests.support.accounting import Sink
 from tests.support.cells import Load, empty_queue, missing, settle
@@ -28,6 +32,7 @@ pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(
 PAUSE_SECONDS = 10.0
 DEATH_SECONDS = 20.0  # a limit of sanity; the promise is 10
 LINES = 10_000
+GROWN = 12  # shards of deliveries, of 8
 HANDED_OVER_SECONDS = {False: 30.0, True: 40.0}  # by whether the owner was killed
 
 
@@ -93,6 +98,46 @@ async def test_join_and_leave(plain_cluster: MailCluster) -> None:
     # The second mailstore serves what both deliveries kept.
     left = cluster.members["mailstore-2"]
     assert len(await asyncio.to_thread(left.mailbox, "alice")) >= len(letters) > 0
+
+
+async def test_dispatched_grows(plain_cluster: MailCluster) -> None:
+    """Nobody is restarted. The group hears of new partitions when it next asks for what there is, each 30 s."""
+    cluster = plain_cluster
+    for role in ("router", "delivery"):
+        cluster.add(role)
+    await asyncio.to_thread(cluster.start)
+    await asyncio.to_thread(cluster.settle)
+    topic, was = cluster.log.prefix + DISPATCHED.name, cluster.log.delivery_shards
+
+    async def grow() -> None:
+        told = await asyncio.to_thread(
+            cluster.members["router-1"].run,
+            *("topics", "create"),
+            environment={"EILPOST_LOG__DELIVERY_SHARDS": str(GROWN)},
+        )
+        assert told == f"{topic}: {was} -> {GROWN} partitions\n"
+        await wait_until(
+            lambda: cluster.has_owners("delivery", GROWN), deadline_seconds=60, what="an owner for each new shard"
+        )
+
+    async with Sink(port=cluster.sink_port, hosts=HOSTS) as sink:
+        load = Load(cluster, "grow", 100_000, 30)
+        pauses = Pauses(load, sink, cluster)
+        try:
+            await pauses.step("nothing happens", asyncio.sleep(1))
+            await pauses.step("dispatched grows", grow())
+            await pauses.step("it has grown", asyncio.sleep(3))
+            await _all_arrives(load, sink, cluster)
+        finally:
+            load.stop()
+            await load.close()
+        _show(pauses.longest(), load, sink)
+        assert sink.duplicates == 0
+    new = [TopicPartition(topic, number) for number in range(was, GROWN)]
+    async with Lookout(make_access(cluster.log)) as lookout:
+        ends = await lookout.ends(new)
+    print({at.partition: end for at, end in ends.items()})
+    assert sum(ends.values()) > 0, "nothing went to the new partitions"
 
 
 async def test_a_silent_host_and_two_deaths(plain_cluster: MailCluster) -> None:

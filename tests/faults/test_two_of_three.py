@@ -1,4 +1,5 @@
-"""Two of three brokers are lost: clients get 4xx within 30 s, nothing accepted is lost, and it opens again by itself.
+"""Two of three brokers are lost, or the only one: clients get 4xx within 30 s, nothing accepted is lost, and it opens
+again by itself.
 
 What was in flight gets 451 when `log.append_timeout` is over, by default 20 s; who comes later gets 421 at once, on
 connect and at MAIL. What was turned away before its content was published is never delivered; what was answered 451
@@ -10,13 +11,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from mail.settings import LogSettings
 from tests.support.accounting import Sink
 from tests.support.cells import Load, empty_queue, letters_in, missing, settle
+from tests.support.kafka import QUICK, MakesClusters
+from tests.support.kafka_log import make_topics
 from tests.support.mailcluster import HOSTS, MailCluster
 from tests.support.ports import wait_until
 
@@ -31,14 +35,43 @@ SESSIONS = 60  # of each ingress: when the first are stuck after their dots, oth
 
 async def test_two_of_three_brokers(mail_cluster: MailCluster, turn: Iterator[int]) -> None:
     brokers = mail_cluster.brokers
+
+    def lose() -> None:
+        brokers.node(2).freeze()
+        brokers.node(1).kill()
+
+    def bring_back() -> None:
+        brokers.node(2).thaw()
+        brokers.restart(1)
+
+    await _outage(mail_cluster, f"{next(turn)}", lose, bring_back)
+
+
+async def test_the_only_broker(kafka_cluster: MakesClusters, tmp_path: Path) -> None:
+    """Every connection is refused while it is away; none hangs."""
+    brokers = kafka_cluster(1, settings=QUICK)
+    counts = {"ingress": 2, "router": 1, "delivery": 1}
+    settings = {"log": {"durability": "dev", "replication": 1}}
+    cluster = MailCluster(brokers, tmp_path, counts=counts, settings=settings, faulty=False)
+    try:
+        await make_topics(cluster.log)
+        await asyncio.to_thread(cluster.start)
+        await asyncio.to_thread(cluster.settle)
+        await _outage(cluster, "only", brokers.node(1).kill, lambda: brokers.restart(1))
+    finally:
+        cluster.stop()
+
+
+async def _outage(
+    mail_cluster: MailCluster, name: str, lose: Callable[[], None], bring_back: Callable[[], None]
+) -> None:
     async with Sink(port=mail_cluster.sink_port, hosts=HOSTS) as sink:
-        load = Load(mail_cluster, f"two{next(turn)}", 100_000, 20, once=True, sessions=SESSIONS)
+        load = Load(mail_cluster, f"two{name}", 100_000, 20, once=True, sessions=SESSIONS)
         late = None
         try:
             await wait_until(lambda: len(load.promised) > 40, what="mail that flows")
             assert not load.answers
-            brokers.node(2).freeze()
-            await asyncio.to_thread(brokers.node(1).kill)
+            await asyncio.to_thread(lose)
             await asyncio.sleep(1)
             promised = load.promised.keys()
             await asyncio.sleep(OUTAGE_SECONDS)
@@ -46,15 +79,14 @@ async def test_two_of_three_brokers(mail_cluster: MailCluster, turn: Iterator[in
             await load.ended(ANSWERED_SECONDS)  # whoever has begun is answered while the brokers are away
             assert load.promised.keys() == promised, "accepted without brokers"
             back_at = time.monotonic()
-            brokers.node(2).thaw()
-            await asyncio.to_thread(brokers.restart, 1)
+            await asyncio.to_thread(bring_back)
             await wait_until(
                 lambda: all(_is_open(member.mx) for member in mail_cluster.of("ingress")),
                 deadline_seconds=60,
                 what="the door's opening again",
             )
             opened = time.monotonic() - back_at
-            late = Load(mail_cluster, f"late{next(turn)}", 60, 40)
+            late = Load(mail_cluster, f"late{name}", 60, 40)
             await late.ended(60)
             for each in (load, late):
                 await settle(each, sink, mail_cluster)

@@ -1,7 +1,7 @@
-"""Journey 26: what `make cluster` runs. Mail goes in at both doors and is fetched, processes are ended and come again.
+"""Journey 26: what `make kafka NODES=3` and `make cluster` run. While mail flows in at both doors, a process of each
+role and a broker are killed, and come again.
 
-Its ports are free ones, all else as a person gets it: three brokers, seven processes, and Ctrl-C at the end. One of the
-brokers is killed too.
+Folders and ports are a test's own, all else as a person gets it: three brokers, seven processes, Ctrl-C at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -31,15 +31,8 @@ pytestmark = [pytest.mark.kafka_cluster, pytest.mark.timeout(300)]
 
 LETTERS = 200
 
-RUN = """
-import sys
-from pathlib import Path
-from eilpost import demo_cluster as demo
-folder, brokers, *ports = sys.argv[1:]
-one, two, pop3, http = map(int, ports)
-path = demo.prepare(Path(folder), brokers)
-raise SystemExit(demo.run(path, demo.program(), demo.Ports((one, two), pop3, http)))
-"""
+BROKER = Path(__file__).parents[2] / "deploy" / "kafka" / "broker.py"
+PORTS = 10  # two SMTP, POP3, seven HTTP
 
 
 class Running:
@@ -51,34 +44,56 @@ class Running:
         return self._said.read_text()
 
     def pid(self, name: str) -> int:
-        return int(re.findall(rf"{name} +pid (\d+)", self.said())[-1])
+        """Of a process of `make cluster` or a node of `make kafka`, by the last line that tells it."""
+        return int(re.findall(rf"{name} +(?:pid|is process) (\d+)", self.said())[-1])
+
+    def pids(self) -> set[int]:
+        return set(map(int, re.findall(r" (?:pid|is process) (\d+)", self.said())))
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit status."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
 
 
 @contextmanager
-def running(folder: Path, brokers: str, ports: tuple[int, ...]) -> Iterator[Running]:
-    said = folder / "said"
+def running(said: Path, *command: str) -> Iterator[Running]:
     with said.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", RUN, str(folder / "demo"), brokers, *map(str, ports)],
+            [sys.executable, *command],
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
             process_group=guarded.group(),
         )
-    seen = Running(process, said)
     try:
-        yield seen
+        yield Running(process, said)
     finally:
         if process.poll() is None:
             process.terminate()
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
-                process.kill()
+                process.kill()  # its guard ends what it started
                 process.wait()
-                for pid in map(int, re.findall(r"pid (\d+)", seen.said())):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+
+
+def make_cluster(folder: Path, brokers: str, first: int) -> AbstractContextManager[Running]:
+    """As `make cluster`, but for the places."""
+    given = ("--dir", str(folder / "demo"), "--brokers", brokers, "--port", str(first))
+    return running(folder / "said", "-m", "eilpost", "demo", "--cluster", *given)
+
+
+def make_kafka(folder: Path, first: int) -> AbstractContextManager[Running]:
+    """As `make kafka NODES=3`, but for the places."""
+    given = ("--nodes", "3", "--port", str(first), "--dir", str(folder / "kafka"))
+    return running(folder / "kafka-said", str(BROKER), "up", *given)
+
+
+def alive(folder: Path) -> list[str]:
+    """What `broker.py status` says of each broker."""
+    asked = [sys.executable, str(BROKER), "status", "--dir", str(folder / "kafka")]
+    return subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
 
 
 def until(what: Callable[[], bool], text: Callable[[], str], seconds: float = 60) -> None:
@@ -136,47 +151,49 @@ def flow(ports: tuple[int, int], count: int) -> Iterator[Letters]:
         sender.join()
 
 
-def test_the_demo_cluster(kafka_cluster: MakesClusters, tmp_path: Path) -> None:
-    brokers = kafka_cluster(3)
-    smtp, pop3, http = (free_port(), free_port()), free_port(), _seven_free_ports()
-    with running(tmp_path, f"kafka://{brokers.bootstrap}", (*smtp, pop3, http)) as cluster:
+def test_the_demo_cluster(tmp_path: Path) -> None:
+    kafka_port, first = _free_in_a_row(*range(3), *range(100, 103)), _free_in_a_row(*range(PORTS))
+    smtp, pop3 = (first, first + 1), first + 2
+    bootstrap = ",".join(f"127.0.0.1:{kafka_port + n}" for n in range(3))
+    with (
+        make_kafka(tmp_path, kafka_port) as kafka,
+        make_cluster(tmp_path, f"kafka://{bootstrap}", first) as cluster,  # it waits for the brokers
+    ):
+        until(lambda: len(kafka.pids()) == 3, kafka.said)
+        assert f'For eilpost: log.url = "kafka://{bootstrap}"' in kafka.said()
         until(lambda: "All are ready" in cluster.said(), cluster.said)
         assert f"SMTP {smtp[0]} and {smtp[1]}, POP3 {pop3}" in cluster.said()
-        for number, port in enumerate(smtp):
-            send(port, f"before-{number}")
 
-        ended = {name: cluster.pid(name) for name in ("ingress-1", "router-1", "delivery-2")}
-        for pid in ended.values():
-            os.kill(pid, signal.SIGKILL)
-        send(smtp[1], "meanwhile")
-        until(lambda: all(cluster.pid(name) != pid for name, pid in ended.items()), cluster.said)
-        assert cluster.said().count("was ended by SIGKILL; started again in a moment") == len(ended)
-        until(lambda: subjects(pop3) == {"before-0", "before-1", "meanwhile"}, cluster.said)
-
-        mailstore = cluster.pid("mailstore-1")
         with flow(smtp, LETTERS) as letters:
             until(lambda: letters.accepted > LETTERS // 10, cluster.said)
-            brokers.node(2).kill()
-            os.kill(mailstore, signal.SIGKILL)
-            until(lambda: cluster.pid("mailstore-1") != mailstore, cluster.said)
+            victims = ("ingress-1", "router-1", "delivery-2", "mailstore-1")
+            ended, node = {name: cluster.pid(name) for name in victims}, kafka.pid("node 2")
+            for pid in (*ended.values(), node):
+                os.kill(pid, signal.SIGKILL)
+            until(lambda: all(cluster.pid(name) != pid for name, pid in ended.items()), cluster.said)
             assert letters.accepted < LETTERS, "all was over before anything was lost"
             until(lambda: letters.accepted == LETTERS, lambda: f"{letters.accepted} accepted\n{cluster.said()}", 120)
+        assert cluster.said().count("was ended by SIGKILL; started again in a moment") == len(ended)
         flowed = {f"flow-{number}" for number in range(LETTERS)}
-        until(lambda: subjects(pop3) >= flowed, lambda: f"{flowed - subjects(pop3)}\n{cluster.said()}", 90)
+        until(lambda: subjects(pop3) == flowed, lambda: f"{flowed ^ subjects(pop3)}\n{cluster.said()}", 90)
+
+        assert "  node 2 has gone; started again in 20 s" in kafka.said()
+        until(lambda: kafka.pid("node 2") != node, kafka.said)
+        until(lambda: all(line.endswith(" alive: [1, 2, 3]") for line in alive(tmp_path)), lambda: str(alive(tmp_path)))
 
         os.kill(cluster.pid("router-2"), signal.SIGSTOP)  # it has to be woken to hear that it is to end
-        cluster.process.send_signal(signal.SIGINT)
-        assert cluster.process.wait(60) == 0
-        assert "all stopped; what was accepted is in Kafka" in cluster.said()
-        assert "Traceback" not in cluster.said()
+        for each, last in ((cluster, "all stopped; what was accepted is in Kafka"), (kafka, "Kafka has ended; its")):
+            assert each.interrupt() == 0
+            assert last in each.said()
+            assert "Traceback" not in each.said()
+            assert not any(_lives(pid) for pid in each.pids())
 
 
 def test_its_processes_do_not_outlive_a_demo_that_is_killed(kafka_cluster: MakesClusters, tmp_path: Path) -> None:
     brokers = kafka_cluster(3)
-    ports = (free_port(), free_port(), free_port(), _seven_free_ports())
-    with running(tmp_path, f"kafka://{brokers.bootstrap}", ports) as cluster:
+    with make_cluster(tmp_path, f"kafka://{brokers.bootstrap}", _free_in_a_row(*range(PORTS))) as cluster:
         until(lambda: cluster.said().count(" pid ") == 7, cluster.said)
-        pids = [int(pid) for pid in re.findall(r" pid (\d+)", cluster.said())]
+        pids = list(cluster.pids())
         until(lambda: all(_lives(pid) for pid in pids), cluster.said)
         os.kill(pids[0], signal.SIGSTOP)  # what is frozen could not end by itself
         cluster.process.kill()
@@ -191,11 +208,11 @@ def _lives(pid: int) -> bool:
     return False
 
 
-def _seven_free_ports() -> int:
-    """The first of seven in a row."""
+def _free_in_a_row(*steps: int) -> int:
+    """A port that is free, and those so many above it."""
     while True:
         first = free_port()
-        if first + 7 < 65_536 and all(_is_free(first + n) for n in range(7)):
+        if all(_is_free(first + step) for step in steps):
             return first
 
 

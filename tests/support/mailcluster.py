@@ -107,12 +107,9 @@ class MailCluster:
         self._faulty = faulty
         self.session_seconds: float = SESSION_SECONDS
         self._directory = directory_toml(users)
-        changes = {
-            key: value for key, value in (settings or {}).get("log", {}).items() if key in ("shards", "delivery_shards")
-        }
-        self.log = settings_on(
-            brokers.bootstrap, durability="safe", replication=3, **({"shards": 4, "delivery_shards": 8} | changes)
-        )
+        made = {"shards": 4, "delivery_shards": 8, "durability": "safe", "replication": 3}
+        changes = {key: value for key, value in (settings or {}).get("log", {}).items() if key in made}
+        self.log = settings_on(brokers.bootstrap, **(made | changes))
         self._sections: dict[str, dict[str, Any]] = {
             "log": {
                 "url": self.log.url,

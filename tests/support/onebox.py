@@ -152,10 +152,14 @@ class OneBox:
     def output_of_this_life(self) -> str:
         return self.output()[self._begun_at :]
 
-    def run(self, *arguments: str, ok: bool = True) -> str:
+    def run(self, *arguments: str, ok: bool = True, environment: Mapping[str, str] | None = None) -> str:
         """Another `eilpost` command on the same configuration; its standard output."""
         done = subprocess.run(
-            [str(EILPOST), *arguments, "--config", str(self.config)], capture_output=True, text=True, timeout=60
+            [str(EILPOST), *arguments, "--config", str(self.config)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | (environment or {}),
         )
         if ok:
             assert done.returncode == 0, f"eilpost {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"

@@ -1,0 +1,87 @@
+"""Where tests get their Kafka from, in which order; a missing one is a failure in CI, and told loudly elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.support import kafka
+
+ROOT = Path(__file__).resolve().parents[3]
+NOBODY = "127.0.0.1:1"
+
+
+@contextlib.contextmanager
+def _container() -> Iterator[str]:
+    yield "container"
+
+
+@contextlib.contextmanager
+def _cluster(nodes: int) -> Iterator[SimpleNamespace]:
+    assert nodes == 1
+    yield SimpleNamespace(bootstrap="deploy/kafka")
+
+
+@pytest.mark.parametrize(
+    ("given", "docker", "taken"),
+    [
+        ("127.0.0.1:9092", True, "127.0.0.1:9092"),
+        ("127.0.0.1:9092", False, "127.0.0.1:9092"),
+        ("", True, "container"),
+        ("", False, "deploy/kafka"),
+    ],
+)
+def test_the_given_one_then_a_container_then_ours(
+    given: str, docker: bool, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kafka.GIVEN, given)
+    monkeypatch.setattr(kafka, "_docker_answers", lambda: docker)
+    monkeypatch.setattr(kafka, "_container", _container)
+    monkeypatch.setattr(kafka, "cluster", _cluster)
+    with kafka.shared() as bootstrap:
+        assert bootstrap == taken
+
+
+def test_where_no_docker_is_none_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = kafka._docker_answers.__wrapped__  # what an earlier test was told does not count
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
+    assert asked() is False
+
+
+def _run(folder: Path, ci: str) -> tuple[int, str]:
+    """One test that needs Kafka, under our conftest.py, where no Kafka is."""
+    (folder / "conftest.py").write_text("from tests.conftest import *\n")
+    (folder / "test_one.py").write_text(
+        "import pytest\n\n@pytest.mark.kafka\ndef test_one(kafka_bootstrap):\n    assert kafka_bootstrap\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), folder],
+        env=os.environ | {"CI": ci, kafka.GIVEN: NOBODY, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_in_ci_a_missing_kafka_is_a_failure(tmp_path: Path) -> None:
+    status, said = _run(tmp_path, "true")
+    assert status == 1, said
+    assert f"CI=true, and nothing answers at {kafka.GIVEN}={NOBODY}" in said
+    assert "1 error" in said  # before the test itself began
+
+
+def test_elsewhere_it_is_skipped_and_told_at_the_end(tmp_path: Path) -> None:
+    status, said = _run(tmp_path, "")
+    assert status == 0, said
+    assert f"NOT TESTED against a real kafka: nothing answers at {kafka.GIVEN}={NOBODY}" in said
+    assert "1 skipped" in said
