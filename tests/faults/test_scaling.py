@@ -101,7 +101,7 @@ async def test_join_and_leave(plain_cluster: MailCluster) -> None:
 
 
 async def test_dispatched_grows(plain_cluster: MailCluster) -> None:
-    """Nobody is restarted. The group hears of new partitions when it next asks for what there is, each 30 s."""
+    """Nobody is restarted. Routers and the group hear of new partitions within a look, 5 s."""
     cluster = plain_cluster
     for role in ("router", "delivery"):
         cluster.add(role)

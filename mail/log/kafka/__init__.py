@@ -62,7 +62,9 @@ class KafkaLog:
         self._reporting = Producing(self._access, settings, linger_ms=_REPORT_LINGER_MS)
         self._lanes = Lanes(self._access, settings)
         self._lookout = Lookout(self._access)
-        self._presence = Presence(self._lookout, self._access, settings, gone=self._hold, back=self._release)
+        self._presence = Presence(
+            self._lookout, self._access, settings, gone=self._hold, back=self._release, grown=self._share_out
+        )
         self._router: Membership[KafkaRouterShard] | None = None
         self._delivery: Membership[KafkaDeliveryShard] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -106,6 +108,10 @@ class KafkaLog:
         for member in (self._router, self._delivery):
             if member is not None:
                 member.hold()
+
+    def _share_out(self) -> None:
+        if self._delivery is not None:
+            self._delivery.look_again()
 
     async def _release(self) -> None:
         await asyncio.gather(self._producing.look_again(), self._reporting.look_again())

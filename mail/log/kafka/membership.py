@@ -119,6 +119,11 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._held = False
         self._changed.set()
 
+    def look_again(self) -> None:
+        """The lead topic has more partitions: the group is to hear of them now."""
+        if self._consumer is not None:
+            self._consumer._client.force_metadata_update()
+
     def holds(self, at: TopicPartition) -> bool:
         """Whether a mark of this partition is ours to commit."""
         return self._consumer is not None and at in self._consumer.assignment()

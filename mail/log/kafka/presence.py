@@ -46,7 +46,9 @@ async def look(
 
 
 class Presence:
-    """Of one set of topics. `gone` is called when they are no longer there, or are others; `back` when they are."""
+    """Of one set of topics. `gone` is called when they are no longer there, or are others; `back` when they are;
+    `grown` when `dispatched` has got more partitions.
+    """
 
     def __init__(
         self,
@@ -56,12 +58,14 @@ class Presence:
         *,
         gone: Callable[[], None],
         back: Callable[[], Awaitable[None]],
+        grown: Callable[[], None] = lambda: None,
     ) -> None:
         self._lookout = lookout
         self._access = access
         self._settings = settings
         self._gone = gone
         self._back = back
+        self._grown = grown
         self.counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
         self.trouble: str | None = None  # one line for people
         self._is_gone = False  # `gone` was called, and `back` has not got through since
@@ -117,6 +121,8 @@ class Presence:
                 continue
             if counts.by_queue_id == was.by_queue_id and counts.by_site >= was.by_site:
                 self.counts = counts
+                if counts.by_site > was.by_site:
+                    self._grown()
                 return True
         return False
 

@@ -38,6 +38,7 @@ class World:
             SETTINGS,
             gone=lambda: self.done.append("gone"),
             back=self.back,
+            grown=lambda: self.done.append("grown"),
         )
 
     async def back(self) -> None:
@@ -75,7 +76,8 @@ async def test_what_one_broker_says_for_a_while_puts_nothing_down() -> None:
 async def test_dispatched_may_grow() -> None:
     made = await world(topics(12, 48))
     await made.presence._look_again()
-    assert made.done == []
+    await made.presence._look_again()
+    assert made.done == ["grown"]
     assert made.presence.counts.by_site == 48
 
 
