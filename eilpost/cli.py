@@ -348,9 +348,13 @@ def version() -> None:
 
 def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]], tenant: str = "") -> T:
     from eilpost import configuration, tenants
+    from mail.log import LogUnavailable
 
     log = tenants.history_of(configuration.plan(config).for_tenant(tenant))
-    return run(read(log))
+    try:
+        return run(read(log))
+    except LogUnavailable as error:
+        fail(f"{error}: ask again in ten seconds, or see `eilpost doctor`", EXIT_UNUSABLE)
 
 
 def _password(from_stdin: bool) -> str:

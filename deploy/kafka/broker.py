@@ -89,7 +89,8 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
             _say(f"             user {cluster.secured.user}, password in {directory / 'secure' / 'password'}")
             _say(f"             authority {cluster.secured.ca}")
         _say(
-            f"Its data and logs are in {directory}; Ctrl-C or `deploy/kafka/broker.py down --dir {directory}` ends it."
+            f"Its data and logs are in {directory}; Ctrl-C, or `python3 deploy/kafka/broker.py down --dir {directory}`,"
+            " ends it."
         )
         try:
             _keep(cluster)
@@ -102,6 +103,7 @@ def _keep(cluster: Cluster) -> None:
     """Until Ctrl-C. Of several nodes one may be killed, to see what a cluster makes of it: it is started again."""
     for node in cluster.nodes:
         _say(f"  node {node.number} is process {node.pid}")
+    gone: dict[int, float] = {}  # since when
     while True:
         time.sleep(0.2)
         for node in cluster.nodes:
@@ -109,10 +111,13 @@ def _keep(cluster: Cluster) -> None:
                 continue
             if len(cluster.nodes) == 1:
                 raise BrokerError(f"the node ended by itself: see {node.log_path}")
-            _say(f"  node {node.number} has gone; started again in {_AGAIN_SECONDS} s")
-            time.sleep(_AGAIN_SECONDS)
-            cluster.restart(node.number)
-            _say(f"  node {node.number} is process {node.pid}")
+            if node.number not in gone:
+                gone[node.number] = time.monotonic()
+                _say(f"  node {node.number} has gone; started again in {_AGAIN_SECONDS} s")
+            elif time.monotonic() - gone[node.number] >= _AGAIN_SECONDS:
+                del gone[node.number]
+                cluster.restart(node.number)
+                _say(f"  node {node.number} is process {node.pid}")
 
 
 def _down(directory: Path) -> int:

@@ -108,12 +108,20 @@ async def _with_admin(bootstrap: str, do: Callable[[AIOKafkaAdminClient], Any]) 
         await admin.close()
 
 
+async def _delete(admin: AIOKafkaAdminClient, name: str) -> None:
+    """And return when the broker shows it no more, which is a moment after it says that it is deleted."""
+    await admin.delete_topics([name])
+    async with asyncio.timeout(30):
+        while name in await admin.list_topics():
+            await asyncio.sleep(0.05)
+
+
 @pytest.mark.kafka
 def test_a_lost_topic_comes_back_with_as_many_partitions_as_the_others_have(run: Run, kafka_bootstrap: str) -> None:
     log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}."}
     run("topics", "create", log=log | {"shards": 2, "delivery_shards": 1})
     name = f"{log['prefix']}events"
-    asyncio.run(_with_admin(kafka_bootstrap, lambda admin: admin.delete_topics([name])))
+    asyncio.run(_with_admin(kafka_bootstrap, lambda admin: _delete(admin, name)))
     assert name in refused(run("ingress", log=log))
     assert run("topics", "create", log=log) == (0, f"{name}: made, partitions: 2, replicas: 1\n", "")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,8 +47,14 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (tmp_path / "eilpost.toml").write_text(toml(usual | sections))
         monkeypatch.setattr(sys, "argv", ["eilpost", *arguments])
         began = time.monotonic()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        # One that was to be refused, and runs, would run for ever.
+        ending = threading.Timer(LIMIT_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+        ending.start()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            ending.cancel()
         assert time.monotonic() - began < LIMIT_SECONDS
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err

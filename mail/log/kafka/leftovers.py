@@ -22,6 +22,9 @@ def _is_for_somebody(record: logging.LogRecord) -> bool:
     if message.startswith("Task was destroyed but it is pending") and "/aiokafka/" in message:
         log.debug("left behind by aiokafka", error=" ".join(message.split()))
         return False
+    if message.startswith("Unclosed AIOKafka"):  # one whose start failed or was given up: its tasks are ended by us
+        log.debug("left behind by aiokafka", error=message.partition("\n")[0])
+        return False
     if not isinstance(error, KafkaError) or "exception was never retrieved" not in message:
         return True
     log.debug("left behind by aiokafka", error=f"{type(error).__name__}: {error}")

@@ -1,0 +1,41 @@
+"""`eilpost queue` and `trace` beside brokers that are away: one line that says what to do, and not a bug of ours."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from eilpost import tenants
+from mail.log import LogUnavailable
+from mail.message import QueueId
+from mail.record import Event, Pending
+from tests.support.commands import Run, commands
+
+QUEUE_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+class Away:
+    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        raise LogUnavailable("kafka://127.0.0.1:1: the brokers did not answer in time")
+        yield
+
+    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+        raise LogUnavailable("kafka://127.0.0.1:1: the brokers did not answer in time")
+        yield
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    monkeypatch.setattr(tenants, "history_of", lambda _plan: Away())
+    with commands(tmp_path, monkeypatch, capsys) as call:
+        yield call
+
+
+@pytest.mark.parametrize("command", [("queue",), ("trace", QUEUE_ID)])
+def test_a_log_that_does_not_answer_is_one_line(run: Run, command: tuple[str, ...]) -> None:
+    status, out, err = run(*command, log={"url": "kafka://127.0.0.1:1"})
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "did not answer in time: ask again in ten seconds, or see `eilpost doctor`" in err
