@@ -64,6 +64,13 @@ async def _taken(key: str, what: str, where: str, other: str) -> Finding:
         return warn(
             what, f"{where}: who listens there says {said[:80].decode(errors='replace').strip()}", "see its log"
         )
+    if not said:
+        # Perhaps one of ours, which has too much to do.
+        return warn(
+            what,
+            f"{where}: who listens there says nothing within {_GREETING_SECONDS:.0f} s",
+            f"see whose it is, or {other}",
+        )
     return fail(what, f"{where} is taken by something else than eilpost", f"end that, or {other}")
 
 
@@ -76,7 +83,10 @@ async def _heard(where: str, question: bytes) -> bytes:
                 if not question:
                     return await reader.readuntil(b"\n")
                 writer.write(question)
-                return await reader.read(_GREETING_BYTES)
+                answer = b""
+                while len(answer) < _GREETING_BYTES and (more := await reader.read(_GREETING_BYTES)):
+                    answer += more  # head and body come one after the other
+                return answer
             finally:
                 writer.transport.abort()
     return b""

@@ -210,6 +210,7 @@ async def test_dns_nobody_needs_is_not_asked(make_plan: MakePlan) -> None:
         ("ingress.mx", b"220 mx.example.test ESMTP eilpost\r\n", Level.OK, "eilpost runs there"),
         ("ingress.mx", b"421 4.3.2 mx.example.test too busy\r\n", Level.WARN, "421"),
         ("mailstore.pop3", b"+OK Dovecot ready.\r\n", Level.FAIL, "something else"),
+        ("mailstore.pop3", b"", Level.WARN, "says nothing"),
         ("http.listen", b"HTTP/1.1 200 OK\r\n\r\n<html>", Level.FAIL, "something else"),
         (
             "http.listen",
@@ -227,8 +228,12 @@ async def test_dns_nobody_needs_is_not_asked(make_plan: MakePlan) -> None:
 )
 async def test_a_port_in_use(make_plan: MakePlan, key: str, answer: bytes, level: Level, says: str) -> None:
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer)
+        head, mark, body = answer.partition(b"\r\n\r\n")
+        writer.write(head + mark)
         await writer.drain()
+        if body:  # as it comes from a server with much to do
+            await asyncio.sleep(0.02)
+            writer.write(body)
         writer.close()
 
     server = await asyncio.start_server(greet, "127.0.0.1", 0)
