@@ -93,12 +93,12 @@ class Presence:
                 log.exception("topics not looked at")
 
     async def _look_again(self) -> None:
-        if not self._is_gone:
-            if await self._are_the_same():
-                return
-            self._put_down()
+        if not self._is_gone and await self._are_the_same():
+            return
         # They are missing, or others now, made by somebody else than us perhaps.
-        self.counts, _ = await look(self._lookout, self._access, self._settings)
+        counts, _ = await look(self._lookout, self._access, self._settings)
+        self._put_down()
+        self.counts = counts
         async with asyncio.timeout(_BACK_SECONDS):
             await self._back()
         self._is_gone = False
@@ -128,7 +128,6 @@ class Presence:
 
     def _put_down(self) -> None:
         if not self._is_gone:
-            log.warning("topics are not those they were", prefix=self._access.prefix)
             self._is_gone = True
             self.trouble = f"topics {self._access.prefix}*: they are not those they were, and are looked at again"
             self._gone()

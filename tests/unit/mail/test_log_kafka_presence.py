@@ -88,14 +88,10 @@ async def test_other_topics_are_begun_anew() -> None:
     assert made.presence.trouble is None
 
 
-@pytest.mark.parametrize("where", ["look", "back"])
-async def test_what_was_put_down_is_taken_up_however_often_that_fails(where: str) -> None:
+async def test_what_was_put_down_is_taken_up_however_often_that_fails() -> None:
     """And the process is not ready until then."""
     made = await world(topics(6, 24))
-    if where == "back":
-        made.back_fails = True
-    else:
-        made.answers = [*[topics(6, 24)] * presence._MISSING_TRIES, LogUnavailable("away")]
+    made.back_fails = True
     for _ in range(2):
         with pytest.raises(LogUnavailable):
             await made.presence._look_again()
