@@ -12,7 +12,7 @@ import pytest
 from aiokafka.client import ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection
 
-from mail.log.kafka import KafkaLog
+from mail.log.kafka import KafkaLog, membership
 from mail.log.kafka.access import make_access
 from mail.log.kafka.lookout import Lookout
 from tests.contract.log_contract.harness import numbers, routing, take_all
@@ -126,4 +126,21 @@ async def test_a_leader_whose_look_out_for_metadata_ended_comes_back_within_a_se
         group = f"{settings.prefix}router"
         async with Lookout(make_access(settings)) as lookout:
             assert (await lookout.groups([group]))[group][1] == 1
+        await owner.leave()
+
+
+async def test_a_leader_that_hangs_in_a_rebalance_is_missed_in_it(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiokafka's `getmany` does not return before a rebalance is over; whoever waits in it cannot look."""
+    monkeypatch.setattr(membership, "REBALANCE_SECONDS", 1.0)
+    async with running(settings_on(kafka_bootstrap, shards=2, delivery_shards=1)) as log:
+        owner = Owner(log.route)
+        await owner.owns(2)
+        consumer = _consumer(log)
+        consumer._client._maybe_wait_metadata = asyncio.Event().wait
+        consumer._coordinator.request_rejoin()
+        await wait_until(lambda: len(owner.began) == 4, deadline_seconds=25, what="owning both again")
+        await owner.owns(2)
+        assert _consumer(log) is not consumer
         await owner.leave()

@@ -210,7 +210,9 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         consumer.subscribe([self._lead], listener=self)
         while not self._hearing.is_over(consumer):
             try:
-                await consumer.getmany(timeout_ms=int(_POLL_SECONDS * 1000), max_records=1)
+                polling = consumer.getmany(timeout_ms=int(_POLL_SECONDS * 1000), max_records=1)
+                with suppress(TimeoutError):  # in a rebalance it returns after it, if ever, and nobody would look
+                    await asyncio.wait_for(polling, 2 * _POLL_SECONDS)
             except FAULTS as error:
                 log.warning("group has a problem", role=self._role, reason=reason(error))
                 await asyncio.sleep(backoff)
