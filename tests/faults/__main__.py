@@ -1,7 +1,7 @@
 """`python -m tests.faults`: the matrix, long: each fault at each instant, alone, and the table in docs/faults.md.
 
     python -m tests.faults                        10,000 messages a cell, 51 cells, over an hour
-    python -m tests.faults --per-second 220       the same in about 50 minutes, which two cores still carry
+    python -m tests.faults --per-second 220       the same in about an hour, which two cores still carry
     python -m tests.faults --messages 500         shorter; the page says how many
     python -m tests.faults --only kill,network    some rows; prints, writes nothing
 
