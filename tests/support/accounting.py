@@ -88,9 +88,10 @@ class Source:
         async def take() -> Posting | None:
             nonlocal count
             posting = next(supply, None)
-            if posting is not None and per_second:
-                await asyncio.sleep(max(0.0, begun + count / per_second - time.monotonic()))
-            count += 1
+            due = begun + count / per_second if per_second else begun
+            count += 1  # before the wait: or all sessions wait for the same instant, and come together
+            if posting is not None:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
             return posting
 
         await asyncio.gather(*(self._session(take) for _ in range(self.sessions)))

@@ -53,7 +53,7 @@ class Ledger:
             self._say("marked", *numbers)
 
     def _say(self, what: str, *numbers: int) -> None:
-        os.write(self._file, f"{time.monotonic():.6f} {what} {' '.join(map(str, numbers))}\n".encode())
+        os.write(self._file, f"{time.monotonic()!r} {what} {' '.join(map(str, numbers))}\n".encode())
 
 
 class Unmarked(NamedTuple):
