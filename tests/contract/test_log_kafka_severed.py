@@ -12,9 +12,11 @@ import pytest
 from aiokafka.client import ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection
 
-from mail.log.kafka import KafkaLog, membership
+from mail.log.kafka import KafkaLog, membership, reading
 from mail.log.kafka.access import make_access
 from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.reading import Reader
+from mail.log.topics import ACCEPTED
 from tests.contract.log_contract.harness import numbers, routing, take_all
 from tests.contract.test_log_kafka_ownership import Owner
 from tests.support.kafka_log import running, settings_on
@@ -144,3 +146,20 @@ async def test_a_leader_that_hangs_in_a_rebalance_is_missed_in_it(
         await owner.owns(2)
         assert _consumer(log) is not consumer
         await owner.leave()
+
+
+async def test_a_client_that_does_not_stop_in_time_keeps_no_connection(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_CLOSE_SECONDS", 0.1)
+    async with running(settings_on(kafka_bootstrap, shards=1, delivery_shards=1)) as log:
+        at = log._access.partition(ACCEPTED, 0)
+        reader = Reader(log._access, [at])
+        await reader.open({at: None})
+        consumer: Any = reader._consumer
+        connections = list(consumer._client._conns.values())
+        assert any(connection.connected() for connection in connections)
+        stop, consumer.stop = consumer.stop, asyncio.Event().wait
+        await reader.close()
+        assert not any(connection.connected() for connection in connections)
+        await asyncio.gather(asyncio.ensure_future(stop()), return_exceptions=True)  # what it left is ended too

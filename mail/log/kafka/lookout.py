@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import TypeVar
 
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition, errors
@@ -17,10 +16,12 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from mail.log import LogUnavailable
 from mail.log.kafka.access import FAULTS, Access, reason
 from mail.log.kafka.marks import Mark
+from mail.log.kafka.severed import stop_or_cut
 from mail.log.kafka.topics import Found, brokers_alive, look
 from mail.log.topics import Topic
 
 T = TypeVar("T")
+C = TypeVar("C", AIOKafkaAdminClient, AIOKafkaConsumer)
 
 _QUESTION_SECONDS = 15.0
 _CLOSE_SECONDS = 2.0
@@ -44,12 +45,9 @@ class Lookout:
     async def close(self) -> None:
         admin, self._admin = self._admin, None
         consumer, self._consumer = self._consumer, None
-        with suppress(*FAULTS):
-            if admin is not None:
-                await asyncio.wait_for(admin.close(), _CLOSE_SECONDS)
-        with suppress(*FAULTS):
-            if consumer is not None:
-                await asyncio.wait_for(consumer.stop(), _CLOSE_SECONDS)
+        for client in (admin, consumer):
+            if client is not None:
+                await _close(client)
 
     async def __aenter__(self) -> Lookout:
         return self
@@ -132,16 +130,15 @@ class Lookout:
                 self._consumer = await self._started(self._access.consumer(isolation_level="read_committed"))
             return await self._answer(question(self._consumer))
 
-    async def _started(self, client: T) -> T:
-        close = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop  # type: ignore[attr-defined]
+    async def _started(self, client: C) -> C:
         try:
             async with asyncio.timeout(_QUESTION_SECONDS):
-                await client.start()  # type: ignore[attr-defined]
+                await client.start()
         except FAULTS as error:
-            await close()
+            await _close(client)
             raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
         except BaseException:
-            await close()
+            await _close(client)
             raise
         return client
 
@@ -152,6 +149,11 @@ class Lookout:
         except _FAULTS as error:
             await self.close()  # what failed once is made anew
             raise LogUnavailable(f"{self._access.where}: {_why(error)}") from None
+
+
+async def _close(client: AIOKafkaAdminClient | AIOKafkaConsumer) -> None:
+    stop = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
+    await stop_or_cut(stop(), client._client, _CLOSE_SECONDS)
 
 
 def _why(error: BaseException) -> str:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from mail.log import LogUnavailable, ShardLost
 from mail.log.kafka.access import FAULTS, Access, reason
+from mail.log.kafka.severed import stop_or_cut
 
 log = structlog.get_logger()
 
@@ -237,5 +237,4 @@ class Reader:
 
 
 async def _close(consumer: AIOKafkaConsumer) -> None:
-    with suppress(*FAULTS):
-        await asyncio.wait_for(consumer.stop(), _CLOSE_SECONDS)
+    await stop_or_cut(consumer.stop(), consumer._client, _CLOSE_SECONDS)

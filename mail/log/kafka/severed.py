@@ -10,8 +10,10 @@ are due in the turn in which it hears of the reset. Next: `mail/log/kafka/reachi
 
 from __future__ import annotations
 
+import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from aiokafka.conn import AIOKafkaConnection, CloseReason
@@ -42,6 +44,18 @@ def heed(client: Any) -> None:
             raise KafkaConnectionError(str(error)) from error
 
     client._get_conn, client.bootstrap = connect_heedful, bootstrap_heedful
+
+
+async def stop_or_cut(stopping: Awaitable[object], client: Any, seconds: float) -> None:
+    """Wait for the owner of an AIOKafkaClient to stop, for so long; whatever comes of it, no connection stays."""
+    try:
+        with suppress(Exception):
+            await asyncio.wait_for(stopping, seconds)
+    finally:
+        if client._sync_task is not None:
+            client._sync_task.cancel()
+        for connection in client._conns.values():
+            connection.close()
 
 
 def _sender(connection: AIOKafkaConnection) -> Callable[..., Any]:
