@@ -1,8 +1,7 @@
 """A real S3-compatible server (versitygw) next door: own directory and port, a bucket is a folder, nothing global.
 
-It is made once with Go, in a version that is named here, into `$XDG_CACHE_HOME/eilpost/bin`, before the first test that
-needs it (two minutes on a machine at rest). It is started in a session of its own and stopped by its pid. Used by the
-contract suite, the journeys and `tests.bench.spool`.
+It is built once with Go, before the first test that needs it, and stopped by its pid. Used by the contract suite, the
+journeys and `tests.bench.spool`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -25,18 +23,14 @@ from mail.spool.location import parse_bucket
 from mail.spool.objects import ObjectSpool
 from mail.spool.stores import open_store
 from tests.support import guarded
+from tests.support.golang import GoProgram
 from tests.support.ports import free_port
 
-VERSION = "v1.8.0"
-MODULE = f"github.com/versity/versitygw/cmd/versitygw@{VERSION}"
-OLDEST_GO = (1, 21)  # fetches the Go that the module asks for by itself
-BIN = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eilpost" / "bin"
-VERSITYGW = BIN / f"versitygw-{VERSION}"
+VERSITYGW = GoProgram("versitygw", "github.com/versity/versitygw/cmd/versitygw", "v1.8.0")
+why_missing, prepare = VERSITYGW.why_missing, VERSITYGW.prepare
 
 ACCESS_KEY, SECRET_KEY = "eilpost", "eilpost-secret"
 BUCKET = "mail"
-
-_failure: list[str] = []
 
 
 def object_spool(
@@ -46,44 +40,6 @@ def object_spool(
     settings = SpoolSettings(**{**server.settings(prefix), **over})
     bucket = parse_bucket(settings.url)
     return ObjectSpool(open_store(bucket, settings), str(bucket), time_limit_seconds=time_limit_seconds)
-
-
-def why_missing() -> str | None:
-    """Why no S3-compatible server can be had here, for people; None when it can."""
-    if VERSITYGW.exists():
-        return None
-    if _failure:
-        return _failure[0]
-    go = shutil.which("go")
-    if go is None:
-        return "Go is not installed, which makes versitygw (apt-get install golang-go, or https://go.dev/dl)"
-    version = subprocess.run([go, "version"], capture_output=True, text=True, timeout=30).stdout
-    found = re.search(r"go([0-9]+)\.([0-9]+)", version)
-    if found is None or (int(found[1]), int(found[2])) < OLDEST_GO:
-        return f"Go is too old to make versitygw: {version.strip()}; 1.21 or newer is needed (https://go.dev/dl)"
-    return None
-
-
-def prepare() -> None:
-    """Make the server if there is none; a failure is what `why_missing` says from then on."""
-    if VERSITYGW.exists() or why_missing() is not None:
-        return
-    BIN.mkdir(parents=True, exist_ok=True)
-    print(f"\nMaking versitygw {VERSION} with Go (once, some minutes) ...", flush=True)
-    with tempfile.TemporaryDirectory(dir=BIN, prefix="making-") as folder:
-        environment = {**os.environ, "GOBIN": folder, "GOTOOLCHAIN": "auto"}  # Debian's says local
-        try:
-            made = subprocess.run(
-                ["go", "install", MODULE], env=environment, capture_output=True, text=True, timeout=1800
-            )
-        except subprocess.TimeoutExpired:
-            _failure.append(f"go install {MODULE} took longer than 30 minutes")
-            return
-        if made.returncode != 0:
-            last = (made.stderr.strip().splitlines() or ["no output"])[-1]
-            _failure.append(f"go install {MODULE} failed: {last}")
-            return
-        (Path(folder) / "versitygw").rename(VERSITYGW)  # at once: another run may be doing the same
 
 
 class ObjectServer:
@@ -117,7 +73,7 @@ class ObjectServer:
         with (self.home / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    str(VERSITYGW),
+                    str(VERSITYGW.path),
                     *("--port", f"127.0.0.1:{self.port}", "--keep-alive", "--quiet"),
                     *("posix", "--nometa", str(self.home / "buckets")),
                 ],
