@@ -1,0 +1,111 @@
+{{/* Settings of eilpost as environment variables. A unit is dict "root" "role" "tenant" "values". */}}
+
+{{/* "file" when content lies on a volume, "objects" when in an object store. */}}
+{{- define "eilpost.spoolKind" -}}
+{{- ternary "objects" "file" (ne (toString .Values.spool.url) "") -}}
+{{- end -}}
+
+{{/* The name of the Secret with the client certificate for Kafka; empty: none. */}}
+{{- define "eilpost.kafkaClientSecret" -}}
+{{- if .Values.certificates.kafkaClient.enabled -}}
+{{- printf "%s-kafka-client" (include "eilpost.fullname" .) -}}
+{{- else -}}
+{{- .Values.log.tls.clientSecret -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Settings that follow from other values, as JSON {section: {key: value}}; they cannot be given in `settings`. */}}
+{{- define "eilpost.derivedSettings" -}}
+{{- $values := .root.Values -}}
+{{- $log := dict "url" (printf "kafka://%s" $values.log.bootstrap) "prefix" $values.log.prefix "durability" $values.log.durability "replication" $values.log.replication "shards" $values.log.shards -}}
+{{- if eq .role "topics" -}}
+{{- $_ := set $log "delivery_shards" $values.log.deliveryShards -}}
+{{- end -}}
+{{- with $values.log.sasl -}}
+{{- if .mechanism -}}
+{{- $_ := set $log "sasl_mechanism" .mechanism -}}
+{{- $_ := set $log "sasl_username" .username -}}
+{{- end -}}
+{{- end -}}
+{{- if $values.log.tls.enabled -}}
+{{- $_ := set $log "tls" true -}}
+{{- if $values.log.tls.caSecret -}}
+{{- $_ := set $log "tls_ca" "/etc/eilpost-kafka/ca/ca.crt" -}}
+{{- end -}}
+{{- if include "eilpost.kafkaClientSecret" .root -}}
+{{- $_ := set $log "tls_cert" "/etc/eilpost-kafka/client/tls.crt" -}}
+{{- $_ := set $log "tls_key" "/etc/eilpost-kafka/client/tls.key" -}}
+{{- end -}}
+{{- end -}}
+{{- $spool := dict "url" "file:/var/lib/eilpost/spool" -}}
+{{- if eq (include "eilpost.spoolKind" .root) "objects" -}}
+{{- $spool = dict "url" $values.spool.url "endpoint" $values.spool.endpoint "region" $values.spool.region "allow_http" $values.spool.allowHttp -}}
+{{- end -}}
+{{- $delivery := dict "relay" $values.delivery.relay -}}
+{{- $unit := . -}}
+{{- range $values.tenants -}}
+{{- if and (eq .name $unit.tenant) (eq $unit.role "delivery") -}}
+{{- if .sourceAddresses -}}
+{{- $_ := set $delivery "source_addresses" .sourceAddresses -}}
+{{- end -}}
+{{- if .ehloName -}}
+{{- $_ := set $delivery "ehlo_name" .ehloName -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $settings := dict
+  "node" (dict "hostname" $values.hostname "drain" (printf "%ds" (int .values.drainSeconds)))
+  "log" $log
+  "spool" $spool
+  "directory" (dict "url" "file:/etc/eilpost/directory.toml")
+  "http" (dict "listen" "0.0.0.0:8025")
+  "ingress" (dict "mx" "0.0.0.0:2525")
+  "delivery" $delivery
+  "mailstore" (dict "pop3" "0.0.0.0:2110") -}}
+{{- if has .role (list "delivery" "mailstore" "test") -}}
+{{- $_ := set $settings "mailboxes" (dict "url" "maildir:/var/lib/eilpost/mail") -}}
+{{- end -}}
+{{- toJson $settings -}}
+{{- end -}}
+
+{{/* All settings of a unit as entries of `env`, sorted. */}}
+{{- define "eilpost.env" -}}
+{{- $given := mergeOverwrite (dict "node" (dict "log_format" "json")) (deepCopy .root.Values.settings) (deepCopy (.values.settings | default dict)) -}}
+{{- $all := mergeOverwrite $given (include "eilpost.derivedSettings" . | fromJson) -}}
+{{- range $section, $keys := $all }}
+{{- range $key, $value := $keys }}
+- name: EILPOST_{{ upper $section }}__{{ upper $key }}
+  value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}
+{{- end }}
+{{- end }}
+{{- if ne .role "mailstore" }}
+{{- with .root.Values.log.sasl }}
+{{- if .mechanism }}
+- name: EILPOST_LOG__SASL_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ .existingSecret }}
+      key: {{ .passwordKey }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if has .role (list "ingress" "router" "delivery" "test") }}
+{{- with .root.Values.spool }}
+{{- if .existingSecret }}
+- name: EILPOST_SPOOL__ACCESS_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ .existingSecret }}
+      key: {{ .accessKeyKey }}
+- name: EILPOST_SPOOL__SECRET_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ .existingSecret }}
+      key: {{ .secretKeyKey }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with .values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
