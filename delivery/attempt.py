@@ -16,6 +16,7 @@ from typing import assert_never
 import structlog
 
 from delivery.courier import Courier
+from delivery.provider import provider_of
 from delivery.transaction import header_block
 from mail.message import Inline, Spooled
 from mail.outcome import Deferred, Delivered, Failed, Outcome
@@ -23,7 +24,14 @@ from mail.record import Attempted, Delivery, Dispatched
 from mail.reply import Reply
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 from mail.spool import Spool, SpoolDamaged, SpoolUnavailable
-from mail.telemetry import ATTEMPT_DURATION, ATTEMPTS, FAILURES
+from mail.telemetry.delivery import (
+    ATTEMPT_DURATION,
+    ATTEMPTS,
+    DELIVERED_BYTES,
+    DELIVERED_MESSAGES,
+    FAILURES,
+    STATUSES,
+)
 
 log = structlog.get_logger()
 
@@ -59,7 +67,7 @@ class Attempts:
         self._smtp = smtp
         self._mailbox = mailbox
         self._spool = spool
-        self._meters: dict[str, _Meter] = {}
+        self._meters: dict[tuple[str, str], _Meter] = {}
 
     async def carry(self, dispatched: Dispatched) -> Carriage:
         """Carry once. Cancelled, it leaves nothing to report, unless the message is past its final dot."""
@@ -190,10 +198,11 @@ class Attempts:
         transport = (
             "mailbox" if isinstance(route, ToMailbox) else route.speaks.value if isinstance(route, ToRelay) else "smtp"
         )
-        meter = self._meters.get(transport)
+        pair = transport, provider_of(route)
+        meter = self._meters.get(pair)
         if meter is None:
-            meter = self._meters[transport] = _Meter(transport)
-        delivered = meter.count(outcomes)
+            meter = self._meters[pair] = _Meter(*pair)
+        delivered = meter.count(outcomes, dispatched.delivery.message.size_bytes)
         meter.duration.observe(duration)
         worst = _worst(outcomes)
         log.info(
@@ -212,22 +221,28 @@ class Attempts:
 
 
 class _Meter:
-    """The labelled children of one transport, bound once."""
+    """The labelled children of one transport and provider, bound once."""
 
-    def __init__(self, transport: str) -> None:
-        self._transport = transport
+    def __init__(self, transport: str, provider: str) -> None:
         self.duration = ATTEMPT_DURATION.labels(transport)
-        self._results = {kind: ATTEMPTS.labels(transport, name) for kind, name in _RESULTS.items()}
+        self._messages = DELIVERED_MESSAGES.labels(transport)
+        self._bytes = DELIVERED_BYTES.labels(transport)
+        self._results = {kind: ATTEMPTS.labels(transport, provider, name) for kind, name in _RESULTS.items()}
+        self._failures = {status: FAILURES.labels(transport, provider, status) for status in STATUSES}
 
-    def count(self, outcomes: tuple[Outcome, ...]) -> int:
+    def count(self, outcomes: tuple[Outcome, ...], size_bytes: int) -> int:
         delivered = 0
         for outcome in outcomes:
             self._results[type(outcome)].inc()
             if isinstance(outcome, Delivered):
                 delivered += 1
             else:
-                # class.subject only: the detail would make too many series
-                FAILURES.labels(self._transport, outcome.reply.status.rpartition(".")[0]).inc()
+                # RFC 3463 section 3.1: X.0 is "other or undefined".
+                known = self._failures.get(outcome.reply.status.rpartition(".")[0])
+                (known or self._failures["4.0" if isinstance(outcome, Deferred) else "5.0"]).inc()
+        if delivered:
+            self._messages.inc()
+            self._bytes.inc(size_bytes)
         return delivered
 
 

@@ -17,7 +17,7 @@ from delivery.dialogue import Deadlines, Dialogue, Phase
 from delivery.transaction import Carried
 from mail.envelope import Envelope
 from mail.reply import Reply
-from mail.telemetry import DELIVERY_CONNECTIONS
+from mail.telemetry.delivery import CONNECTIONS
 
 SLICE_BYTES = 65536
 
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
         self._renew()
-        DELIVERY_CONNECTIONS.inc()
+        CONNECTIONS.inc()
 
     def data_received(self, data: bytes) -> None:
         # A server that drips an answer byte by byte is silent: only a whole answer renews the deadline.
@@ -146,7 +146,7 @@ class Connection(asyncio.Protocol):
         self.dialogue.lost(reason)
         self._unsent.clear()
         self.deadline = float("inf")
-        DELIVERY_CONNECTIONS.dec()
+        CONNECTIONS.dec()
         self._wake()
         self._on_gone(self)
 

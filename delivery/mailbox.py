@@ -17,7 +17,7 @@ from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Delivery
 from mail.reply import Reply
 from mail.route import ToMailbox
-from mail.telemetry import DUPLICATES_SUPPRESSED
+from mail.telemetry.log import DUPLICATES_SUPPRESSED
 from mailstore.mailboxes import Mailboxes, MailboxFull, MailboxUnavailable, MessageTooLarge
 
 log = structlog.get_logger()

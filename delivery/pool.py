@@ -22,7 +22,7 @@ from delivery.pacing import Pacing
 from mail.reply import Reply
 from mail.route import Route, Speaks, ToRelay
 from mail.settings import DeliverySettings
-from mail.telemetry import CONNECTION_ERRORS
+from mail.telemetry.delivery import CONNECTION_ERRORS
 
 log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from delivery.attempt import Attempts, Carriage
 from delivery.capacity import MAILBOX_SITE, Capacity, Job
 from mail.log import DeliveryShard, LogUnavailable, ShardLost
 from mail.record import Attempted
-from mail.telemetry import IN_FLIGHT
+from mail.telemetry.delivery import IN_FLIGHT
 
 log = structlog.get_logger()
 

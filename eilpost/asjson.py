@@ -13,10 +13,10 @@ from typing import Any, assert_never
 import orjson
 
 from eilpost.story import Story, expanded
-from eilpost.words import route_words, state_name
+from eilpost.words import route_words
 from mail.message import Message, queue_id_of
 from mail.outcome import Outcome
-from mail.record import Bounced, Closed, Event, Pending, Refused, Resumed, Routed, Took, Tried, Waiting
+from mail.record import Bounced, Closed, Event, Pending, Refused, Resumed, Routed, Took, Tried, Waiting, state_name
 
 
 def text(value: object) -> str:
@@ -141,7 +141,7 @@ def pending_json(pending: Pending, now: datetime) -> dict[str, Any]:
         **message_json(message),
         "route": route_words(pending.delivery.route),
         "site": pending.delivery.route.site,
-        "state": state_name(pending),
+        "state": state_name(pending.state),
         "next_attempt": waiting.due.isoformat() if waiting and waiting.due.year < 9000 else None,
         "reason": waiting.reason if waiting else "",
         "attempts": pending.attempts,

@@ -18,7 +18,7 @@ import structlog
 
 from mail.log import LogUnavailable, LogUnusable
 from mail.spool import SpoolUnavailable
-from mail.telemetry import CONSUMER_LAG
+from mail.telemetry.log import CONSUMER_LAG
 
 if TYPE_CHECKING:
     from mail.log import Log

@@ -28,9 +28,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from eilpost import __version__
 from mail.endpoint import parse
 from mail.log import Appender, Down, Full, Usable
+from mail.log.stopped import STOPPED_SHARDS
 from mail.service import Health, ServiceError
 from mail.settings import HttpSettings
-from mail.telemetry import BUILD_INFO, REGISTRY, STOPPED_SHARDS
+from mail.telemetry import REGISTRY
+from mail.telemetry.runtime import BUILD_INFO, READY
 
 _CONNECTIONS = 128  # open; with half of them the answer is 503
 _CONNECTION_SECONDS = 60.0  # in which a connection has asked all it wants to; Prometheus scrapes more seldom, and anew
@@ -95,6 +97,7 @@ class Http:
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         BUILD_INFO.labels(__version__, platform.python_version()).set(1)
+        READY.set_function(lambda: float(readiness(self._health, self._log)[0]))
         if self._settings.listen:
             await self._serve(ready, stop)
         else:

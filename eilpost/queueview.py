@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from eilpost.paper import Paper
-from eilpost.words import age_words, names, sender_words, site_words, size_words, state_name, state_words
+from eilpost.words import age_words, names, sender_words, site_words, size_words, state_words
 from mail.log import Backlog
-from mail.record import Pending
+from mail.record import Pending, state_name
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ async def look(lines: AsyncIterator[Pending], *, site: str | None, limit: int) -
             view.others += 1
             continue
         view.total.add(pending)
-        view.sums.setdefault((name, state_name(pending)), _Sum()).add(pending)
+        view.sums.setdefault((name, state_name(pending.state)), _Sum()).add(pending)
         item = (-pending.delivery.message.received.timestamp(), pending.delivery.id, pending)
         if not limit or len(heap) < limit:
             heapq.heappush(heap, item)

@@ -26,11 +26,6 @@ def state_words(pending: Pending, now: datetime) -> str:
             assert_never(pending.state)
 
 
-def state_name(pending: Pending) -> str:
-    """ "in_hand", "retry", "window", "hold", "resolving": as the metrics call it."""
-    return "in_hand" if isinstance(pending.state, InHand) else str(pending.state.why)
-
-
 def why_words(waiting: Waiting, now: datetime | None = None, attempts: int = 0) -> str:
     due = f"at {clock(waiting.due)}"
     if now is not None:

@@ -30,7 +30,7 @@ from mail.log import Down, Full
 from mail.message import Client, Message
 from mail.queueid import new_queue_id
 from mail.reply import Reply
-from mail.telemetry import ACCEPT_DURATION, MESSAGE_SIZE, MESSAGES_RECEIVED, SMTP_REPLIES
+from mail.telemetry.ingress import ACCEPT_DURATION, MESSAGE_SIZE, MESSAGES_RECEIVED, SMTP_REPLIES
 
 log = structlog.get_logger()
 

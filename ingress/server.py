@@ -28,7 +28,7 @@ from mail.resolver import Resolver
 from mail.service import ServiceError
 from mail.settings import IngressSettings, LogSettings, NodeSettings, SpoolSettings
 from mail.spool import Spool
-from mail.telemetry import BYTES_IN_FLIGHT
+from mail.telemetry.ingress import IN_FLIGHT_BYTES
 
 log = structlog.get_logger()
 
@@ -107,7 +107,7 @@ class Ingress:
             await stop.wait()
             return
         server = await self._listen(self._settings.mx)
-        BYTES_IN_FLIGHT.set_function(lambda: self._meter.used_bytes)
+        IN_FLIGHT_BYTES.set_function(lambda: self._meter.used_bytes)
         watching = asyncio.create_task(self._storeroom.watch(), name="storeroom")
         try:
             ready()

@@ -29,7 +29,7 @@ from ingress.intake import Intake
 from ingress.outbox import Outbox
 from ingress.policy import Terms, normal_ip
 from ingress.pressure import Content
-from mail.telemetry import SMTP_CONNECTIONS, SMTP_SESSIONS
+from mail.telemetry.ingress import SMTP_CONNECTIONS, SMTP_SESSIONS
 
 log = structlog.get_logger()
 

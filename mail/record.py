@@ -67,6 +67,15 @@ class Waiting:
     reason: str  # for people: the last reply, "DNS for example.test does not answer", ...
 
 
+_STATE_NAMES = {Why.RETRY: "deferred", Why.WINDOW: "throttled", Why.HOLD: "held", Why.RESOLVING: "unresolved"}
+STATES = ("active", *_STATE_NAMES.values())
+
+
+def state_name(state: InHand | Waiting) -> str:
+    """The state of an open delivery as metrics and `eilpost queue` name it, one of `STATES`."""
+    return "active" if isinstance(state, InHand) else _STATE_NAMES[state.why]
+
+
 @dataclass(frozen=True, slots=True)
 class Pending:
     """One line of the queue: an open delivery. Key: the delivery id. A later line replaces an earlier one.

@@ -24,7 +24,7 @@ from mail.log import LogUnusable
 from mail.logs import one_line_traceback
 from mail.settings import SettingsError
 from mail.spool import SpoolUnavailable
-from mail.telemetry import DRAINING, LOOP_LAG
+from mail.telemetry.runtime import DRAINING, LOOP_LAG
 
 log = structlog.get_logger()
 

@@ -24,7 +24,7 @@ from typing import TypeVar
 import structlog
 
 from mail.message import DeliveryId
-from mail.telemetry import MAILBOX_APPEND
+from mail.telemetry.mailstore import MAILBOX_APPEND
 from mailstore.box import LOCK_SECONDS, Box, Boxes
 from mailstore.delivered import Knowledge
 from mailstore.flush import flush_directory

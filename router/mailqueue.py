@@ -18,13 +18,24 @@ from typing import TypeVar, assert_never, cast
 
 from mail.envelope import Recipient
 from mail.message import DeliveryId, Inline, QueueId
-from mail.record import Accepted, Attempted, Dispatched, Event, InHand, Pending, Record, Settled, Waiting, Why
+from mail.record import (
+    STATES,
+    Accepted,
+    Attempted,
+    Dispatched,
+    Event,
+    InHand,
+    Pending,
+    Record,
+    Settled,
+    Waiting,
+    Why,
+    state_name,
+)
 from mail.route import ToMailbox
 from router.window import Limits
 
-IN_HAND = "in_hand"
 LOCAL = ToMailbox("").site
-STATES = (IN_HAND, *(why.value for why in Why))
 
 # Shared values beyond this many are forgotten and collected anew: the table stays small beside the queue.
 SHARED_MAX = 20_000
@@ -96,7 +107,7 @@ class MailQueue:
         """When the oldest message of each state was received (seconds since 1970), where there is one. Reads all."""
         oldest: dict[str, datetime] = {}
         for line in self._lines.values():
-            state = IN_HAND if isinstance(line.state, InHand) else line.state.why.value
+            state = state_name(line.state)
             received = line.delivery.message.received
             if state not in oldest or received < oldest[state]:
                 oldest[state] = received
@@ -151,15 +162,14 @@ class MailQueue:
         site.lines += 1
         self.inline_bytes += _inline_bytes(line)
         state = line.state
+        self._recipients[state_name(state)] += len(message.envelope.recipients)
         if isinstance(state, InHand):
             self._lines[delivery.id] = line
             self._in_hand += 1
             site.in_hand += 1
             site.in_hand_bytes += message.size_bytes
-            self._recipients[IN_HAND] += len(message.envelope.recipients)
         else:
             self._lines[delivery.id] = self._lean(line)
-            self._recipients[state.why] += len(message.envelope.recipients)
             if state.why is not Why.HOLD:
                 heappush(self._later, (state.due, delivery.id))
 
@@ -168,13 +178,11 @@ class MailQueue:
         site = self._sites[line.delivery.route.site]
         site.lines -= 1
         self.inline_bytes -= _inline_bytes(line)
+        self._recipients[state_name(line.state)] -= len(message.envelope.recipients)
         if isinstance(line.state, InHand):
             self._in_hand -= 1
             site.in_hand -= 1
             site.in_hand_bytes -= message.size_bytes
-            self._recipients[IN_HAND] -= len(message.envelope.recipients)
-        else:
-            self._recipients[line.state.why] -= len(message.envelope.recipients)
         if site.lines == 0:
             del self._sites[site.name]
             self._ready.pop(site.name, None)

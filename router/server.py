@@ -17,18 +17,20 @@ from mail.route import ToRelay
 from mail.service import ServiceError
 from mail.settings import NodeSettings, RouterSettings
 from mail.spool import Spool
-from mail.telemetry import (
+from mail.telemetry.log import DUPLICATES_SUPPRESSED
+from mail.telemetry.router import (
     DSNS,
-    DUPLICATES_SUPPRESSED,
+    ENTRIES,
     FIRST_ATTEMPT_DELAY,
     LEDGER,
     QUEUE_OLDEST,
     QUEUE_RECIPIENTS,
     ROUTE_DURATION,
-    ROUTED,
+    ROUTED_RECIPIENTS,
+    STATES,
     TIME_IN_QUEUE,
 )
-from router.mailqueue import STATES, MailQueue
+from router.mailqueue import MailQueue
 from router.resolve import Questions
 from router.shard import Tools, tend
 from router.tally import Tally
@@ -100,11 +102,10 @@ class Metrics:
     """Publishes tallies; sums the gauges over the shards of this process."""
 
     def __init__(self) -> None:
-        self._ledger = {
-            entry: LEDGER.labels(entry)
-            for entry in ("accepted", "expanded", "merged", "delivered", "failed", "discarded")
+        self._ledger = {entry: LEDGER.labels(entry) for entry in ENTRIES}
+        self._routed = {
+            kind: ROUTED_RECIPIENTS.labels(kind) for kind in ("mailbox", "relay", "mx", "unresolved", "failed")
         }
-        self._routed = {kind: ROUTED.labels(kind) for kind in ("mailbox", "relay", "mx", "unresolved", "failed")}
         self._in_queue = {result: TIME_IN_QUEUE.labels(result) for result in ("delivered", "failed")}
         self._reports = DSNS.labels("failed")
         self._duplicates = DUPLICATES_SUPPRESSED.labels("router")

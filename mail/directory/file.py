@@ -23,7 +23,7 @@ from mail.directory import DirectoryUnusable, Snapshot, User
 from mail.directory.passwords import PasswordChecker, is_hash
 from mail.directory.toml import parse_directory
 from mail.plainfile import read_plain
-from mail.telemetry import DIRECTORY_RELOADS
+from mail.telemetry.lookup import DIRECTORY_RELOADS
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from cachetools import TLRUCache
 
-from mail.telemetry import DNS_CACHE
+from mail.telemetry.lookup import DNS_CACHE
 
 Answer = TypeVar("Answer")
 Question = TypeVar("Question", bound=Hashable)

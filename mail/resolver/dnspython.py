@@ -27,7 +27,7 @@ from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, MxAnswer, MxHo
 from mail.resolver.cache import AnswerCache
 from mail.settings import ResolverSettings
 from mail.settings_file import name_server
-from mail.telemetry import DNS_DURATION
+from mail.telemetry.lookup import DNS_DURATION
 
 POSITIVE_MAX = timedelta(days=1)
 NEGATIVE_MAX = timedelta(minutes=15)

@@ -25,7 +25,7 @@ from mail.plainfile import NotPlain, open_plain
 from mail.queueid import new_queue_id
 from mail.spool import SpoolDamaged, SpoolUnavailable
 from mail.spool.packs import LARGE_BYTES, PackName, Packs, digest_of, hour_begins, new_pack_name, place_of, placed
-from mail.telemetry import SPOOL_BYTES, SPOOL_ERRORS
+from mail.telemetry.spool import SPOOL_BYTES, SPOOL_ERRORS
 
 log = structlog.get_logger()
 

@@ -32,7 +32,7 @@ from mail.spool.packs import (
 )
 from mail.spool.room import Room
 from mail.spool.stores import reason
-from mail.telemetry import SPOOL_BYTES, SPOOL_ERRORS
+from mail.telemetry.spool import SPOOL_BYTES, SPOOL_ERRORS
 
 if TYPE_CHECKING:
     from obstore import ListStream, ObjectMeta

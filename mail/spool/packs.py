@@ -19,7 +19,7 @@ from typing import cast
 from mail.message import Spooled, queue_id_time
 from mail.queueid import new_queue_id
 from mail.spool import SpoolDamaged
-from mail.telemetry import SPOOL_ERRORS
+from mail.telemetry.spool import SPOOL_ERRORS
 
 LARGE_BYTES = 1 << 20  # from here a content is written by itself
 PACK_BYTES = 8 << 20  # what one pack holds at most, so that nobody waits long for a stranger's bytes

@@ -23,7 +23,7 @@ from mail import endpoint
 from mail.directory import Directory, DirectoryUnavailable
 from mail.service import ServiceError
 from mail.settings import MailstoreSettings, NodeSettings
-from mail.telemetry import AUTH, POP3_CONNECTIONS, POP3_SESSIONS
+from mail.telemetry.pop3 import AUTH, POP3_CONNECTIONS, POP3_SESSIONS
 from mailstore.mailboxes import Mailboxes, MailboxInUse, MailboxUnavailable
 from mailstore.pop3.command import Lines, TooLong
 from mailstore.pop3.session import (

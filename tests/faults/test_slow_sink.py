@@ -109,7 +109,7 @@ async def test_memory_with_ten_thousand_messages_queued(tmp_path: Path) -> None:
 
         async def all_wait() -> bool:
             await asyncio.sleep(0.3)
-            return box.metric("eilpost_queue_recipients", state="retry") == count
+            return box.metric("eilpost_queue_recipients", state="deferred") == count
 
         await wait_until(all_wait, deadline_seconds=100, what="ten thousand deferrals")
         resident, highest = box.resident_bytes(), box.resident_bytes("VmHWM")

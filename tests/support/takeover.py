@@ -83,4 +83,4 @@ async def take_over(cluster: MailCluster, count: int, shard: int, *, kill: bool)
 
 def lines_of(member: Member) -> int:
     """Deferred deliveries that a router has in its memory."""
-    return int(member.metric("eilpost_queue_recipients", state=Why.RETRY.value))
+    return int(member.metric("eilpost_queue_recipients", state="deferred"))

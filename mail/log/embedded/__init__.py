@@ -35,7 +35,7 @@ from mail.log.topics import QUEUE, ShardCounts, place
 from mail.message import Inline
 from mail.record import Accepted, Attempted, Dispatched, Event, Record, received_time
 from mail.settings import LogSettings
-from mail.telemetry import PRODUCE_DURATION
+from mail.telemetry.log import PRODUCE_DURATION
 
 log = structlog.get_logger()
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.embedded.commit import Change
 from mail.log.embedded.store import WHAT_TO_DO, Store, is_damage, is_full
-from mail.telemetry import PRODUCE_ERRORS
+from mail.telemetry.log import PRODUCE_ERRORS
 
 T = TypeVar("T")
 

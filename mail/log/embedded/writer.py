@@ -28,7 +28,7 @@ from mail.log.embedded.request import Request, fail, refuse, succeed, unusable
 from mail.log.embedded.store import WHAT_TO_DO, Store, is_damage
 from mail.log.topics import ShardCounts
 from mail.settings import LogSettings
-from mail.telemetry import LOG_COMMIT_RECORDS, PRODUCE_ERRORS
+from mail.telemetry.log import LOG_COMMIT_REQUESTS, PRODUCE_ERRORS
 
 log = structlog.get_logger()
 
@@ -315,7 +315,7 @@ class Writer:
                 request.error = LogUnavailable(str(error))
             PRODUCE_ERRORS.inc(len(wanted))
         else:
-            LOG_COMMIT_RECORDS.observe(len(changes))
+            LOG_COMMIT_REQUESTS.observe(len(changes))
         self._post(self._settle, requests, ids, backlog)
 
     def _answer(self, request: Request[Any]) -> None:

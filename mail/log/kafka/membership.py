@@ -23,7 +23,8 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from mail.log import LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import FAULTS, Access, reason
 from mail.log.kafka.hearing import Hearing, leave
-from mail.telemetry import REBALANCES, SHARDS_OWNED, STOPPED_SHARDS
+from mail.log.stopped import STOPPED_SHARDS
+from mail.telemetry.log import REBALANCES, SHARDS_OWNED
 
 log = structlog.get_logger()
 

@@ -22,7 +22,7 @@ from mail.log.kafka.access import BATCH_BYTES, FAULTS, RECORD_BYTES_MAX, REQUEST
 from mail.log.topics import ACCEPTED, Place
 from mail.record import Record
 from mail.settings import LogSettings
-from mail.telemetry import PRODUCE_DURATION, PRODUCE_ERRORS
+from mail.telemetry.log import PRODUCE_DURATION, PRODUCE_ERRORS
 
 log = structlog.get_logger()
 

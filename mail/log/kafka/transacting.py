@@ -20,7 +20,7 @@ from mail.log.kafka.access import BATCH_BYTES, FAULTS, RECORD_BYTES_MAX, Access,
 from mail.log.kafka.producing import discard
 from mail.log.topics import ShardCounts, place
 from mail.record import Record
-from mail.telemetry import PRODUCE_DURATION, PRODUCE_ERRORS
+from mail.telemetry.log import PRODUCE_DURATION, PRODUCE_ERRORS
 
 log = structlog.get_logger()
 

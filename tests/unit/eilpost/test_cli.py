@@ -229,7 +229,7 @@ def test_queue_and_trace_read_a_log_at_rest(run: Run, log: Path) -> None:
     assert (status, samples.delivery(1).id in out, "451 4.3.0 Try again later" in out) == (0, True, True)
     assert "no server runs on this log" in _one_line(err)
     [line] = json.loads(run("queue", "--json")[1])
-    assert (line["attempts"], line["state"], line["sender"]) == (1, "retry", str(samples.BOB))
+    assert (line["attempts"], line["state"], line["sender"]) == (1, "deferred", str(samples.BOB))
     status, out, _ = run("trace", samples.queue_id(1).lower())
     assert (status, "on its way" in out) == (0, True)
     assert json.loads(run("trace", samples.queue_id(1), "--json")[1])["events"][0]["event"] == "took"

@@ -11,10 +11,11 @@ import pytest
 
 from eilpost.http import _CONNECTIONS, Http, readiness
 from mail.log import Condition, Down, Full, Usable
+from mail.log.stopped import STOPPED_SHARDS
 from mail.record import Record
 from mail.service import Health, ServiceError
 from mail.settings import HttpSettings
-from mail.telemetry import REGISTRY, STOPPED_SHARDS
+from mail.telemetry import REGISTRY
 
 
 class _Log:

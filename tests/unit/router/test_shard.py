@@ -315,7 +315,7 @@ async def test_a_failed_rewind_is_repeated_before_anything_is_taken() -> None:
 
 async def test_what_is_no_longer_ours_is_no_longer_counted() -> None:
     def in_hand() -> float | None:
-        return REGISTRY.get_sample_value("eilpost_queue_recipients", {"state": "in_hand"})
+        return REGISTRY.get_sample_value("eilpost_queue_recipients", {"state": "active"})
 
     setup = Setup(relay=ToRelay("smart.test", 25))
     await setup.log.append(fresh("u@far.test"))

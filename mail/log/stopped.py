@@ -1,0 +1,33 @@
+"""Shards of this process that an operator must repair, with the reason.
+
+The number is a metric, and /readyz shows the reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mail.telemetry.log import SHARDS_STOPPED
+
+
+class StoppedShards:
+    def __init__(self) -> None:
+        self._why: dict[tuple[str, int], str] = {}
+
+    def stop(self, role: str, shard: int, why: str) -> None:
+        self._why[role, shard] = why
+        self._count(role)
+
+    def resume(self, role: str, shard: int) -> None:
+        """Idempotent."""
+        if self._why.pop((role, shard), None) is not None:
+            self._count(role)
+
+    def lines(self) -> Sequence[str]:
+        return [f"{role}, shard {shard}: {why}" for (role, shard), why in sorted(self._why.items())]
+
+    def _count(self, role: str) -> None:
+        SHARDS_STOPPED.labels(role).set(sum(each == role for each, _ in self._why))
+
+
+STOPPED_SHARDS = StoppedShards()

@@ -1,0 +1,125 @@
+"""Declaration of metric families: name, type, meaning, label values, exporting role and aggregation.
+
+Label values come from closed lists, never from mail: no domain, address, IP address or queue id. The children of
+closed labels exist from the start, so that `rate()` sees the first event. Callers bind children once, not per message.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.metrics import MetricWrapperBase
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+REGISTRY = CollectorRegistry(auto_describe=True)
+
+SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ATTEMPT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+QUEUE_SECONDS = (
+    *(0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 900.0),
+    *(3600.0, 14400.0, 86400.0, 172800.0, 432000.0),
+)
+
+M = TypeVar("M", bound=MetricWrapperBase)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric family. `name` is the exposed name; `combinations` are the children that may exist."""
+
+    name: str
+    kind: str
+    meaning: str
+    exporter: str
+    aggregation: str
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)  # no values: written at runtime, see `meaning`
+    combinations: frozenset[tuple[str, ...]] | None = None  # None: any combination of the values
+
+    @property
+    def children_max(self) -> int:
+        if self.combinations is not None:
+            return len(self.combinations)
+        return math.prod(len(values) or 1 for values in self.labels.values())
+
+    def allows(self, labels: Mapping[str, str]) -> bool:
+        """Whether a child may have these labels."""
+        if labels.keys() != self.labels.keys():
+            return False
+        if self.combinations is not None and tuple(labels.values()) not in self.combinations:
+            return False
+        return all(not self.labels[name] or value in self.labels[name] for name, value in labels.items())
+
+
+FAMILIES: dict[str, Family] = {}  # by exposed name
+
+
+class Component:
+    """Declares the families of one component. `exporter`: which processes export them, for the documentation."""
+
+    def __init__(self, exporter: str) -> None:
+        self._exporter = exporter
+
+    def counter(
+        self,
+        name: str,
+        meaning: str,
+        labels: Mapping[str, Sequence[str]] | None = None,
+        *,
+        combinations: Iterable[tuple[str, ...]] | None = None,
+        prepared: Iterable[tuple[str, ...]] | None = None,
+    ) -> Counter:
+        metric = Counter(f"eilpost_{name}", meaning, tuple(labels or ()), registry=REGISTRY)
+        family = self._family(f"eilpost_{name}_total", "counter", meaning, "`sum(rate())`", labels, combinations)
+        return _register(metric, family, prepared)
+
+    def gauge(
+        self,
+        name: str,
+        meaning: str,
+        labels: Mapping[str, Sequence[str]] | None = None,
+        *,
+        aggregation: str,
+        prepared: Iterable[tuple[str, ...]] | None = None,
+    ) -> Gauge:
+        metric = Gauge(f"eilpost_{name}", meaning, tuple(labels or ()), registry=REGISTRY)
+        return _register(metric, self._family(f"eilpost_{name}", "gauge", meaning, aggregation, labels, None), prepared)
+
+    def histogram(
+        self,
+        name: str,
+        meaning: str,
+        labels: Mapping[str, Sequence[str]] | None = None,
+        *,
+        buckets: Sequence[float] = SHORT_SECONDS,
+    ) -> Histogram:
+        metric = Histogram(f"eilpost_{name}", meaning, tuple(labels or ()), buckets=buckets, registry=REGISTRY)
+        aggregation = "`histogram_quantile(q, sum by (le) (rate(..._bucket)))`"
+        return _register(metric, self._family(f"eilpost_{name}", "histogram", meaning, aggregation, labels, None))
+
+    def _family(
+        self,
+        name: str,
+        kind: str,
+        meaning: str,
+        aggregation: str,
+        labels: Mapping[str, Sequence[str]] | None,
+        combinations: Iterable[tuple[str, ...]] | None,
+    ) -> Family:
+        allowed = None if combinations is None else frozenset(combinations)
+        return Family(name, kind, meaning, self._exporter, aggregation, labels or {}, allowed)
+
+
+def _register(metric: M, family: Family, prepared: Iterable[tuple[str, ...]] | None = None) -> M:
+    """Record the family and create its children: those `prepared`, else all that may exist."""
+    FAMILIES[family.name] = family
+    if prepared is None and family.labels:
+        prepared = product(*family.labels.values()) if family.combinations is None else sorted(family.combinations)
+    for values in prepared or ():
+        metric.labels(*values)
+    return metric

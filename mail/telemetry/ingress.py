@@ -1,0 +1,47 @@
+"""Metric families of the SMTP server."""
+
+from __future__ import annotations
+
+from mail.telemetry.family import Component
+
+_ingress = Component("ingress")
+
+VERBS = ("DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY")
+_STAGES = ("CONTENT", "CONNECT", "OTHER")
+_LISTENERS = ("mx",)
+
+SMTP_CONNECTIONS = _ingress.gauge(
+    "smtp_connections", "Open SMTP connections by listener.", {"listener": _LISTENERS}, aggregation="`sum`"
+)
+SMTP_SESSIONS = _ingress.counter(
+    "smtp_sessions",
+    "Ended SMTP sessions by listener and cause: quit, lost (the client disconnected), timeout, slow (message data too "
+    "slow while memory is short), refused, errors (too many errors of the client), error (an internal error), drained "
+    "and cut (the process is shutting down; cut: a message was in transfer).",
+    {
+        "listener": _LISTENERS,
+        "end": ("quit", "lost", "timeout", "slow", "refused", "errors", "error", "drained", "cut"),
+    },
+)
+SMTP_REPLIES = _ingress.counter(
+    "smtp_replies",
+    "SMTP replies by command and by the first digit of the reply code. CONTENT is the reply to the message data, "
+    "CONNECT the greeting, OTHER any other command.",
+    {"verb": (*VERBS, *_STAGES), "reply_class": ("2", "3", "4", "5")},
+)
+MESSAGES_RECEIVED = _ingress.counter(
+    "messages_received",
+    "Messages whose data a client sent, by result: accepted (250), tempfail (4xx), rejected (5xx).",
+    {"result": ("accepted", "tempfail", "rejected")},
+)
+MESSAGE_SIZE = _ingress.histogram(
+    "message_size_bytes",
+    "Size of accepted messages. The sum is the number of bytes accepted.",
+    buckets=(1e3, 4e3, 16e3, 64e3, 256e3, 1e6, 4e6, 16e6, 64e6),
+)
+ACCEPT_DURATION = _ingress.histogram(
+    "accept_duration_seconds", "Time from the final dot of a message to the reply that accepts it."
+)
+IN_FLIGHT_BYTES = _ingress.gauge(
+    "ingress_in_flight_bytes", "Message data in memory that is not accepted yet.", aggregation="`sum`"
+)

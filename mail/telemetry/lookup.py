@@ -1,0 +1,23 @@
+"""Metric families of DNS and of the directory."""
+
+from __future__ import annotations
+
+from mail.telemetry.family import Component
+
+_resolver = Component("router, delivery")
+_directory = Component("every process with a directory")
+
+DNS_DURATION = _resolver.histogram(
+    "dns_duration_seconds",
+    "Duration of DNS queries by result: found, nodata, nxdomain, unknown (no answer or an error). Cached answers are "
+    "not counted.",
+    {"result": ("found", "nodata", "nxdomain", "unknown")},
+)
+DNS_CACHE = _resolver.counter(
+    "dns_cache",
+    "DNS look-ups by cache result: hit, joined (the same query was already running), miss.",
+    {"result": ("hit", "joined", "miss")},
+)
+DIRECTORY_RELOADS = _directory.counter(
+    "directory_reloads", "Reloads of the directory file by result.", {"result": ("loaded", "failed")}
+)

@@ -1,0 +1,21 @@
+"""Metric families of the spool."""
+
+from __future__ import annotations
+
+from mail.telemetry.family import Component
+
+_spool = Component("ingress, router, delivery")
+
+SPOOL_BYTES = _spool.counter(
+    "spool_bytes", "Bytes written to and read from the spool.", {"direction": ("written", "read")}
+)
+SPOOL_ERRORS = _spool.counter(
+    "spool_errors",
+    "Spool errors: unavailable (an operation failed), damaged (content is missing or its checksum is wrong).",
+    {"kind": ("unavailable", "damaged")},
+)
+SPOOL_DURATION = _spool.histogram(
+    "spool_duration_seconds",
+    "Duration of successful spool operations, waiting for a shared write included.",
+    {"operation": ("write", "read", "sweep")},
+)
