@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 NODES ?= 1
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup run cluster kafka test check format bench faults docs lock clean
+.PHONY: setup run cluster kafka test test-cluster check format bench faults docs lock clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,10 @@ kafka:
 
 test: setup
 	$(BIN)/pytest
+
+# The part of it that needs root, Debian's containerd and Docker, and Go: docs/kubernetes.md is proven by it.
+test-cluster: setup
+	$(BIN)/pytest -m "kubernetes or helm or docker"
 
 check: setup
 	$(BIN)/ruff format --check .

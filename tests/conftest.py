@@ -20,6 +20,7 @@ from tests.support import composefile as _composefile
 from tests.support import kafka as _kafka
 from tests.support import objects as _objects
 from tests.support import postfix as _postfix
+from tests.support.kubernetes import programs as _kubernetes
 
 # A busy machine is no defect of the code: examples have no deadline.
 hypothesis.settings.register_profile("eilpost", deadline=None)
@@ -39,12 +40,20 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "kafka_cluster": _kafka.why_no_cluster,
     "objects": _objects.why_missing,
     "compose": _composefile.why_missing,
+    "helm": _kubernetes.HELM.why_missing,
+    "kubernetes": _kubernetes.why_missing,
+    "keda": _kubernetes.why_no_keda,
+    "kube_router": _kubernetes.KUBE_ROUTER.why_missing,
 }
 _MADE_ONCE: dict[str, Callable[[], None]] = {
     "kafka": _kafka.prepare,
     "kafka_cluster": _kafka.prepare,
     "objects": _objects.prepare,
     "compose": _composefile.prepare,
+    "helm": _kubernetes.HELM.prepare,
+    "kubernetes": _kubernetes.prepare,
+    "keda": _kubernetes.prepare_keda,
+    "kube_router": _kubernetes.KUBE_ROUTER.prepare,
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import json
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ _failures: dict[str, str] = {}  # by file name
 class GoProgram:
     """One program. `package` is built as `package@version`, or from the Go module in `source` where one is given.
 
+    `module`: built as a package of that module, whose `replace` directives `go install` would refuse.
     `flags` are passed to `go build`. `minutes` is what people are told; the time limit is four times as long.
     """
 
@@ -34,6 +36,7 @@ class GoProgram:
     package: str
     version: str
     source: Path | None = None
+    module: str = ""
     flags: Sequence[str] = ()
     minutes: int = 2
 
@@ -60,14 +63,17 @@ class GoProgram:
 
     def _build(self, folder: Path) -> None:
         environment = {**os.environ, "GOBIN": str(folder), "GOTOOLCHAIN": "auto", "CGO_ENABLED": "0"}
-        if self.source is None:
-            command = ["go", "install", *self.flags, f"{self.package}@{self.version}"]
-        else:
-            command = ["go", "build", *self.flags, "-o", f"{folder}/", self.package]
+        command = ["go", "build", *self.flags, "-o", f"{folder}/", self.package]
         try:
+            source = module_folder(self.module, self.version) if self.module else self.source
+            if source is None:
+                command = ["go", "install", *self.flags, f"{self.package}@{self.version}"]
             done = subprocess.run(
-                command, cwd=self.source, env=environment, capture_output=True, text=True, timeout=self.minutes * 240
+                command, cwd=source, env=environment, capture_output=True, text=True, timeout=self.minutes * 240
             )
+        except GoModuleError as error:
+            _failures[self.path.name] = str(error)
+            return
         except subprocess.TimeoutExpired:
             _failures[self.path.name] = f"{' '.join(command)} took longer than {self.minutes * 4} minutes"
             return
@@ -77,6 +83,20 @@ class GoProgram:
             return
         (built,) = folder.iterdir()
         built.rename(self.path)
+
+
+class GoModuleError(Exception):
+    """Why a Go module cannot be had, in words."""
+
+
+@functools.cache
+def module_folder(module: str, version: str) -> Path:
+    """The files of a Go module, in Go's module cache; downloaded and checked there unless they are there."""
+    command = ["go", "mod", "download", "-json", f"{module}@{version}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if done.returncode != 0:
+        raise GoModuleError(f"{' '.join(command)} failed: {(done.stdout + done.stderr).strip()}")
+    return Path(json.loads(done.stdout)["Dir"])
 
 
 @functools.cache

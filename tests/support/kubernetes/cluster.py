@@ -1,0 +1,217 @@
+"""A running one-node Kubernetes: started in namespaces of its own, spoken to by kubectl and helm, ended with them.
+
+Blocking calls. What a component printed is in `log(NAME)`. Next: `tests/support/kubernetes/namespaces.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.kubernetes import configuration, manifests
+from tests.support.kubernetes.certificates import Authority
+from tests.support.kubernetes.configuration import HOST, NODE, Layout
+from tests.support.kubernetes.images import write_archive
+from tests.support.kubernetes.namespaces import PREFIX, Namespaces, remove_stale
+from tests.support.kubernetes.programs import HELM, PAUSE
+from tests.support.kubernetes.programs import NODE as BINARY
+
+_PARENT = Path(tempfile.gettempdir())
+
+
+class CommandError(Exception):
+    """A command failed; the text is what it printed."""
+
+
+class Kubernetes:
+    """One cluster. `images`: archives in the format of `docker save`; nothing else can be pulled."""
+
+    def __init__(self, images: Sequence[Path] = ()) -> None:
+        remove_stale(_PARENT)
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_PARENT))
+        self.namespaces = Namespaces(self.folder)
+        self.at = Layout(self.folder, self.namespaces.cgroup)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._images = images
+        self.home = self.folder / "home"
+        self._environment = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(self.home),
+            "KUBECONFIG": str(self.at.kubeconfig("admin")),
+        }
+
+    # --- up and down -------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Kubernetes:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Return when the node is ready and metrics can be asked for."""
+        (self.folder / "logs").mkdir()
+        self.home.mkdir()
+        _issue(self.at)
+        configuration.write(self.at)
+        self._network()
+        binary = str(BINARY.path)
+        self.spawn("etcd", binary, *configuration.etcd(self.at))
+        self.spawn("kube-apiserver", binary, *configuration.api_server(self.at))
+        self.spawn("containerd", "containerd", "--config", f"{self.at.conf}/containerd.toml")
+        pause = self.folder / "pause.tar"
+        write_archive(pause, configuration.PAUSE_IMAGE, {"/pause": PAUSE.path}, ["/pause"])
+        self.until("containerd answers", lambda: self._ctr("version"))
+        for archive in (pause, *self._images):
+            self.import_image(archive)
+        self.until("the API server is ready", lambda: self.kubectl("get", "--raw", "/readyz"))
+        self.spawn("kube-controller-manager", binary, *configuration.controller_manager(self.at))
+        self.spawn("kube-scheduler", binary, *configuration.scheduler(self.at))
+        self.spawn("kubelet", binary, *configuration.kubelet(self.at))
+        self.spawn("kube-proxy", binary, *configuration.kube_proxy(self.at))
+        self.spawn("coredns", binary, *configuration.coredns(self.at))
+        self.spawn("metrics-server", binary, *configuration.metrics_server(self.at))
+        self.apply(manifests.METRICS)
+        self.until("the node is there", lambda: self.kubectl("get", "node", NODE))
+        self.kubectl("wait", "--for=condition=Ready", f"node/{NODE}", "--timeout=60s", timeout=70)
+        self._account("default")
+
+    def stop(self) -> None:
+        """End every process and leave nothing. Idempotent."""
+        self.namespaces.close()
+        for process in self._processes.values():
+            process.wait(10)
+
+    def _network(self) -> None:
+        """A default route into a pair of interfaces that lead nowhere: address translation needs a route to act on."""
+        lines = (
+            "ip link set lo up",
+            "ip link add node0 type veth peer name node0p",
+            "ip link set node0 up",
+            "ip link set node0p up",
+            f"ip addr add {HOST}/24 dev node0",
+            "ip route add default dev node0",
+        )
+        for line in lines:
+            self.run(*line.split())
+
+    # --- processes ---------------------------------------------------------------------------------------------------
+
+    def log(self, name: str) -> str:
+        path = self.folder / "logs" / name
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def spawn(self, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a process in the namespaces. It ends with them at the latest."""
+        with (self.folder / "logs" / name).open("ab") as log:
+            process = subprocess.Popen(
+                self.namespaces.enter(*command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**self._environment, **environment},
+                process_group=0,
+            )
+        self._processes[name] = process
+        return process
+
+    def run(self, *command: str, stdin: str | None = None, timeout: float = 60.0, status: int | None = 0) -> str:
+        """Run a command in the namespaces; what it wrote to standard output. Another exit status is a CommandError,
+        unless `status` is None.
+        """
+        done = subprocess.run(
+            self.namespaces.enter(*command, network_only=True),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            env=self._environment,
+            timeout=timeout,
+        )
+        if status is not None and done.returncode != status:
+            shown = " ".join(Path(word).name if "/" in word else word for word in command)
+            raise CommandError(f"{shown}: exit status {done.returncode}: {done.stderr.strip()} {done.stdout.strip()}")
+        return done.stdout
+
+    def until(self, what: str, attempt: Callable[[], object], timeout: float = 60.0) -> Any:
+        """Try until `attempt` returns something true without a CommandError; what it returned."""
+        end = time.monotonic() + timeout
+        last: object = None
+        while time.monotonic() < end:
+            dead = [name for name, process in self._processes.items() if process.poll() not in (None, 0)]
+            if dead:
+                raise CommandError(f"{dead[0]} ended: {self.log(dead[0])[-2000:]}")
+            try:
+                last = attempt()
+            except CommandError as error:
+                last = error
+            else:
+                if last:
+                    return last
+            time.sleep(0.2)
+        raise CommandError(f"waited {timeout:.0f} s until {what}; the last answer: {last}")
+
+    # --- containers --------------------------------------------------------------------------------------------------
+
+    def _ctr(self, *arguments: str, timeout: float = 60.0) -> str:
+        return self.run("ctr", "--address", str(self.at.containerd_socket), *arguments, timeout=timeout)
+
+    def import_image(self, archive: Path) -> None:
+        socket, path = str(self.at.containerd_socket), str(archive)
+        command = self.namespaces.enter("ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", path)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        if done.returncode != 0:
+            raise CommandError(f"importing {archive}: {done.stderr}")
+
+    # --- kubectl and helm --------------------------------------------------------------------------------------------
+
+    def kubectl(self, *arguments: str, **how: Any) -> str:
+        return self.run(str(BINARY.path), "kubectl", *arguments, **how)
+
+    def helm(self, *arguments: str, **how: Any) -> str:
+        return self.run(str(HELM.path), *arguments, **how)
+
+    def apply(self, objects: Iterable[dict[str, Any]]) -> None:
+        """Create or change these objects."""
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(listed))
+
+    def get(self, *arguments: str, namespace: str = "default") -> Any:
+        """What `kubectl get` finds, as plain values."""
+        return json.loads(self.kubectl("--namespace", namespace, "get", "-o", "json", *arguments))
+
+    @contextlib.contextmanager
+    def namespace(self, name: str) -> Iterator[str]:
+        """A namespace under the restricted Pod Security Standard, deleted at the end without waiting."""
+        self.apply([manifests.namespace(name)])
+        self._account(name)
+        try:
+            yield name
+        finally:
+            self.kubectl("delete", "namespace", name, "--wait=false")
+
+    def _account(self, namespace: str) -> None:
+        """Pods are refused until the controllers have made the namespace's service account."""
+        find = ("--namespace", namespace, "get", "serviceaccount", "default")
+        self.until(f"{namespace} has a service account", lambda: self.kubectl(*find))
+
+
+def _issue(at: Layout) -> None:
+    authority = Authority(at.keys)
+    authority.issue("apiserver", hosts=configuration.API_SERVER_NAMES)
+    authority.issue("front-proxy")
+    authority.key_pair("tokens")
+    for name, (user, groups) in configuration.USERS.items():
+        authority.issue(name, user, groups=groups, hosts=(HOST, NODE) if name == "kubelet" else ())
+        authority.kubeconfig(name, configuration.SERVER)

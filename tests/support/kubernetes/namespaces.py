@@ -1,0 +1,210 @@
+"""Linux namespaces for one test cluster: own network, mounts and processes, which end with the process that made them.
+
+`Namespaces` starts this file as a guardian, which forks the first process of a new PID namespace. When the guardian's
+standard input ends, whatever ended its starter, that first process exits, and the kernel kills every process of the
+namespace and drops its mounts and network. Then the guardian removes the cgroups and the folder; `remove_stale` does
+so for a guardian that was killed itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PREFIX = "eilpost-kubernetes-"  # of folders, and of the cgroups of the same name
+_LOCK = "lock"
+_CGROUPS = Path("/sys/fs/cgroup")
+_CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWPID, _CLONE_NEWNET = (
+    0x20000,
+    0x4000000,
+    0x8000000,
+    0x20000000,
+    0x40000000,
+)
+_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_SHARED = 0x1000, 0x4000, 0x40000, 0x100000
+# Kernel settings of the whole machine that kubelet changes where they differ. It gets files to write to.
+HOST_SETTINGS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops")
+_NETWORK_SETTINGS = ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables")
+_CHANGED_FOLDERS = (Path("/var/lib"), Path("/var/log"))  # kubelet and the CNI plugins write there
+
+
+class Namespaces:
+    """Namespaces with `folder` as their own. `enter` gives the command line that runs a command in them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._guardian = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,
+        )
+        assert self._guardian.stdout is not None
+        line = self._guardian.stdout.readline()
+        if not line.strip().isdigit():
+            self.close()
+            raise RuntimeError("no namespaces could be made; the error is above")
+        self.pid = int(line)
+
+    @property
+    def guardian_pid(self) -> int:
+        return self._guardian.pid
+
+    @property
+    def cgroup(self) -> str:
+        return f"/{self.folder.name}"
+
+    def enter(self, *command: str, network_only: bool = False) -> list[str]:
+        if network_only:
+            return ["nsenter", f"--net=/proc/{self.pid}/ns/net", "--", *command]
+        return [
+            *("nsenter", f"--target={self.pid}", "--mount", "--net", "--ipc", "--uts", "--pid", "--"),
+            *("env", f"--chdir={Path.cwd()}", *command),
+        ]
+
+    def close(self) -> None:
+        """End every process in them; return when nothing is left. Idempotent."""
+        assert self._guardian.stdin is not None
+        assert self._guardian.stdout is not None
+        self._guardian.stdin.close()
+        self._guardian.wait(60)
+        self._guardian.stdout.close()
+
+
+def remove_stale(parent: Path) -> None:
+    """Remove folders and cgroups of guardians that were killed. A running one holds its lock."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), (folder / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(folder)
+
+
+def cgroups(name: str) -> Iterator[Path]:
+    """The cgroup `name` in every hierarchy: one in version 2, one for each controller in version 1."""
+    if (_CGROUPS / "cgroup.controllers").exists():
+        yield _CGROUPS / name
+        return
+    for hierarchy in sorted(_CGROUPS.iterdir()):
+        if hierarchy.is_dir() and not hierarchy.is_symlink():
+            yield hierarchy / name
+
+
+def _make_cgroups(name: str) -> None:
+    for cgroup in cgroups(name):
+        cgroup.mkdir()
+        for setting in ("cpuset.cpus", "cpuset.mems"):  # empty in a new cgroup of version 1: no process could enter
+            if (cgroup / setting).exists() and not (cgroup / "cgroup.controllers").exists():
+                (cgroup / setting).write_text((cgroup.parent / setting).read_text())
+    if (_CGROUPS / "cgroup.controllers").exists():
+        enabled = " ".join(f"+{name}" for name in (_CGROUPS / "cgroup.controllers").read_text().split())
+        for parent in (_CGROUPS, _CGROUPS / name):
+            (parent / "cgroup.subtree_control").write_text(enabled)
+
+
+def _remove(folder: Path) -> None:
+    """Tried for some seconds: processes that are being killed leave their cgroup, and end writing, a moment later."""
+    end = time.monotonic() + 10
+    groups = list(cgroups(folder.name))
+    while time.monotonic() < end:
+        for group in groups:
+            for path, _, _ in os.walk(group, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
+        if not any(group.exists() for group in groups):
+            shutil.rmtree(folder, ignore_errors=True)  # last: it holds the lock that says who is to be cleaned up
+            if not folder.exists():
+                return
+        time.sleep(0.05)
+
+
+def _guard(folder: Path) -> None:
+    """Make the namespaces, tell the host's pid of their first process, and wait for the end of standard input."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.set_inheritable(lock.fileno(), False)
+        try:
+            _make_cgroups(folder.name)
+            alive, ours = os.pipe()
+            ready, told = os.pipe()
+            _call("unshare", _CLONE_NEWPID)
+            first = os.fork()
+            if first == 0:
+                os.close(ours)
+                os.close(ready)
+                lock.close()
+                _be_first(folder, alive, told)
+            os.close(alive)
+            os.close(told)
+            if os.read(ready, 1):
+                os.write(1, f"{first}\n".encode())
+                os.close(1)
+                while os.read(0, 1):
+                    pass
+            os.close(ours)
+            os.waitpid(first, 0)
+        finally:
+            _remove(folder)
+
+
+def _be_first(folder: Path, alive: int, told: int) -> None:
+    """The first process: mounts and network, then reap orphans until the guardian closes the pipe `alive`."""
+    os.close(0)
+    os.close(1)
+    try:
+        _call("unshare", _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS)
+        _mount("none", "/", flags=_MS_REC | _MS_PRIVATE)
+        _mount("none", "/", flags=_MS_REC | _MS_SHARED)  # with the containers, not with the host
+        _mount("proc", "/proc", kind="proc")
+        for setting in HOST_SETTINGS:
+            copy = folder / setting.replace("/", ".")
+            copy.write_text((Path("/proc/sys") / setting).read_text())
+            _mount(str(copy), f"/proc/sys/{setting}", flags=_MS_BIND)
+        _mount("tmpfs", "/run", kind="tmpfs")
+        for path in _CHANGED_FOLDERS:
+            upper, work = (folder / "overlays" / path.name / part for part in ("upper", "work"))
+            upper.mkdir(parents=True)
+            work.mkdir()
+            _mount("overlay", str(path), kind="overlay", data=f"lowerdir={path},upperdir={upper},workdir={work}")
+        for setting in _NETWORK_SETTINGS:
+            if (Path("/proc/sys") / setting).exists():
+                (Path("/proc/sys") / setting).write_text("1")
+        signal.signal(signal.SIGCHLD, _reap)
+        os.write(told, b"1")
+        os.close(told)
+        os.read(alive, 1)
+    except BaseException as error:
+        print(f"namespaces: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+def _reap(*_: object) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _mount(source: str, target: str, *, kind: str = "none", flags: int = 0, data: str = "") -> None:
+    _call("mount", source.encode(), target.encode(), kind.encode(), flags, data.encode())
+
+
+def _call(function: str, *arguments: bytes | int | None) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, function)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{function}{arguments}: {os.strerror(number)}")
+
+
+if __name__ == "__main__":
+    _guard(Path(sys.argv[1]))
