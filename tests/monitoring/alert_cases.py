@@ -1,0 +1,261 @@
+"""Faults for the alerts: the series of a healthy cluster, and for each alert what a fault changes in them.
+
+A series is a selector and promtool's notation of its values, one a minute: `0+60x150` grows by 60 each minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MINUTES = 150
+
+INGRESS = 'namespace="mail",tenant="shared",role="ingress",pod="ingress-0"'
+ROUTER = 'namespace="mail",tenant="shared",role="router",pod="router-0"'
+DELIVERY = 'namespace="mail",tenant="shared",role="delivery",pod="delivery-0"'
+MAILSTORE = 'namespace="mail",tenant="shared",role="mailstore",pod="mailstore-0"'
+HPA = 'namespace="mail",horizontalpodautoscaler="mail-eilpost-ingress"'
+
+
+def steady(value: float) -> str:
+    return f"{value}x{MINUTES}"
+
+
+def per_minute(count: float) -> str:
+    return f"0+{count}x{MINUTES}"
+
+
+def _histogram(name: str, labels: str, buckets: Mapping[str, float]) -> dict[str, str]:
+    """Observations per minute up to each bound, the last of which is +Inf."""
+    series = {f'{name}_bucket{{{labels},le="{le}"}}': per_minute(count) for le, count in buckets.items()}
+    return series | {f"{name}_count{{{labels}}}": per_minute(buckets["+Inf"])}
+
+
+def _accepts(fast: float, slow: float) -> dict[str, str]:
+    return _histogram(
+        "eilpost_accept_duration_seconds", INGRESS, {"0.1": fast, "2.5": fast, "5.0": fast + slow, "+Inf": fast + slow}
+    )
+
+
+def _first_attempts(punctual: float, late: float) -> dict[str, str]:
+    return _histogram(
+        "eilpost_first_attempt_delay_seconds",
+        ROUTER,
+        {"1.0": punctual, "60.0": punctual, "300.0": punctual + late, "+Inf": punctual + late},
+    )
+
+
+def _loop_lag(fast: float, slow: float) -> dict[str, str]:
+    return _histogram(
+        "eilpost_event_loop_lag_seconds", ROUTER, {"0.01": fast, "0.5": fast, "1.0": fast + slow, "+Inf": fast + slow}
+    )
+
+
+def _attempts(provider: str, delivered: float, deferred: float) -> dict[str, str]:
+    where = f'{DELIVERY},transport="smtp",provider="{provider}"'
+    return {
+        f'eilpost_delivery_attempts_total{{{where},result="delivered"}}': per_minute(delivered),
+        f'eilpost_delivery_attempts_total{{{where},result="deferred"}}': per_minute(deferred),
+        f'eilpost_delivery_attempts_total{{{where},result="failed"}}': per_minute(1),
+    }
+
+
+def _ready(labels: str) -> dict[str, str]:
+    return {f"up{{{labels}}}": steady(1), f"eilpost_ready{{{labels}}}": steady(1)}
+
+
+HEALTHY: Mapping[str, str] = {
+    **_ready(INGRESS),
+    **_ready(ROUTER),
+    **_ready(DELIVERY),
+    **_ready(MAILSTORE),
+    f'eilpost_messages_received_total{{{INGRESS},result="accepted"}}': per_minute(600),
+    f'eilpost_messages_received_total{{{INGRESS},result="tempfail"}}': per_minute(6),
+    f'eilpost_messages_received_total{{{INGRESS},result="rejected"}}': per_minute(30),
+    f'eilpost_smtp_replies_total{{{INGRESS},verb="CONNECT",reply_class="4"}}': per_minute(0),
+    **_accepts(600, 0),
+    f"eilpost_produce_errors_total{{{INGRESS}}}": steady(3),
+    f"eilpost_produce_errors_total{{{ROUTER}}}": steady(0),
+    f'eilpost_spool_errors_total{{{DELIVERY},kind="unavailable"}}': steady(2),
+    f'eilpost_spool_errors_total{{{DELIVERY},kind="damaged"}}': steady(0),
+    f'eilpost_consumer_lag_records{{{INGRESS},topic="accepted"}}': steady(40),
+    f'eilpost_consumer_lag_records{{{ROUTER},topic="accepted"}}': steady(40),
+    f'eilpost_consumed_records_total{{{ROUTER},topic="accepted"}}': per_minute(600),
+    f"eilpost_shards_stopped{{{ROUTER}}}": steady(0),
+    f"eilpost_routed_messages_total{{{ROUTER}}}": per_minute(600),
+    f"eilpost_queue_runnable_recipients{{{ROUTER}}}": steady(50),
+    f"eilpost_queue_oldest_runnable_timestamp_seconds{{{ROUTER}}}": f"0+60x{MINUTES}",  # since this minute
+    **_first_attempts(600, 3),
+    f"eilpost_ledger_drift_recipients{{{ROUTER}}}": steady(0),
+    f"eilpost_quarantined_deliveries{{{ROUTER}}}": steady(0),
+    **_attempts("google", 300, 20),
+    **_attempts("other", 280, 20),
+    f'eilpost_delivery_failures_total{{{DELIVERY},transport="smtp",provider="google",status="4.7"}}': per_minute(2),
+    f'eilpost_delivery_failures_total{{{DELIVERY},transport="smtp",provider="google",status="5.1"}}': per_minute(90),
+    f'eilpost_delivered_messages_total{{{DELIVERY},transport="smtp"}}': per_minute(580),
+    f"eilpost_delivery_sources_suspended{{{DELIVERY}}}": steady(0),
+    **_loop_lag(6000, 0),
+    f"eilpost_draining{{{ROUTER}}}": steady(0),
+    f'eilpost_directory_reloads_total{{{INGRESS},result="loaded"}}': per_minute(1),
+    f'eilpost_directory_reloads_total{{{INGRESS},result="failed"}}': steady(1),
+    f'eilpost_certificate_expiry_timestamp_seconds{{{ROUTER},use="kafka"}}': steady(90 * 86400),
+    f"kube_horizontalpodautoscaler_status_current_replicas{{{HPA}}}": steady(4),
+    f"kube_horizontalpodautoscaler_spec_max_replicas{{{HPA}}}": steady(10),
+}
+
+_MAIL = {"namespace": "mail"}
+_SHARED = _MAIL | {"tenant": "shared"}
+_ROUTER = _SHARED | {"role": "router"}
+_ROUTER_POD = _ROUTER | {"pod": "router-0"}
+_DELIVERY_POD = _SHARED | {"role": "delivery", "pod": "delivery-0"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`changes`: series by selector, None removes one. `labels`: those of the alert that fires, with it `also`."""
+
+    alert: str
+    labels: Mapping[str, str]
+    changes: Mapping[str, str | None]
+    also: frozenset[str] = field(default_factory=frozenset)
+    name: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.alert + (f"-{self.name}" if self.name else "")
+
+
+_NO_ATTEMPT_SUCCEEDS = {
+    **_attempts("google", 0, 320),
+    **_attempts("other", 0, 300),
+    f'eilpost_delivered_messages_total{{{DELIVERY},transport="smtp"}}': steady(86000),
+}
+
+FAULTS = (
+    Fault(
+        "EilpostIngressDown",
+        _MAIL,
+        {f"up{{{INGRESS}}}": steady(0), f"eilpost_ready{{{INGRESS}}}": None},
+        name="does-not-answer",
+    ),
+    Fault("EilpostIngressDown", _MAIL, {f"eilpost_ready{{{INGRESS}}}": steady(0)}, name="not-ready"),
+    Fault(
+        "EilpostIngressDown",
+        {"role": "ingress"},
+        {f"up{{{INGRESS}}}": None, f"eilpost_ready{{{INGRESS}}}": None},
+        name="no-target",
+    ),
+    Fault(
+        "EilpostIngressTempFailing",
+        _MAIL,
+        {f'eilpost_messages_received_total{{{INGRESS},result="tempfail"}}': per_minute(60)},
+        name="data",
+    ),
+    Fault(
+        "EilpostIngressTempFailing",
+        _MAIL,
+        {f'eilpost_smtp_replies_total{{{INGRESS},verb="CONNECT",reply_class="4"}}': per_minute(100)},
+        name="connect",
+    ),
+    Fault("EilpostAcceptSlow", _MAIL, _accepts(500, 100)),
+    Fault("EilpostProduceErrors", _ROUTER, {f"eilpost_produce_errors_total{{{ROUTER}}}": per_minute(1)}),
+    Fault(
+        "EilpostConsumerStalled",
+        _SHARED | {"topic": "accepted"},
+        {f'eilpost_consumed_records_total{{{ROUTER},topic="accepted"}}': steady(5000)},
+        name="reads-nothing",
+    ),
+    Fault(
+        "EilpostConsumerStalled",
+        _SHARED | {"topic": "accepted"},
+        {f'eilpost_consumed_records_total{{{ROUTER},topic="accepted"}}': None},
+        name="no-consumer",
+    ),
+    Fault("EilpostShardsStopped", _ROUTER_POD, {f"eilpost_shards_stopped{{{ROUTER}}}": steady(1)}),
+    Fault(
+        "EilpostSpoolErrors",
+        _SHARED | {"role": "delivery", "kind": "damaged"},
+        {f'eilpost_spool_errors_total{{{DELIVERY},kind="damaged"}}': per_minute(1)},
+    ),
+    Fault(
+        "EilpostNothingDelivered",
+        _SHARED,
+        _NO_ATTEMPT_SUCCEEDS,
+        also=frozenset({"EilpostDeferralsHigh"}),
+        name="attempts-fail",
+    ),
+    Fault(
+        "EilpostNothingDelivered",
+        _SHARED,
+        {
+            f"eilpost_routed_messages_total{{{ROUTER}}}": steady(0),
+            f'eilpost_delivered_messages_total{{{DELIVERY},transport="smtp"}}': steady(0),
+        },
+        name="no-attempts",
+    ),
+    Fault("EilpostFirstAttemptSLOBurn", _SHARED, _first_attempts(500, 100)),
+    Fault(
+        "EilpostLedgerDrift", _SHARED | {"pod": "router-0"}, {f"eilpost_ledger_drift_recipients{{{ROUTER}}}": "-1x150"}
+    ),
+    Fault(
+        "EilpostQueueAgeHigh",
+        _SHARED,
+        {f"eilpost_queue_oldest_runnable_timestamp_seconds{{{ROUTER}}}": steady(60)},
+    ),
+    Fault("EilpostQuarantinedMessages", _SHARED, {f"eilpost_quarantined_deliveries{{{ROUTER}}}": steady(1)}),
+    Fault("EilpostDeferralsHigh", _SHARED, _attempts("other", 100, 400)),
+    Fault(
+        "EilpostProviderBlocking",
+        _SHARED | {"provider": "google"},
+        {
+            f'eilpost_delivery_failures_total{{{DELIVERY},transport="smtp",provider="google",status="4.7"}}': per_minute(
+                50
+            )
+        },
+    ),
+    Fault(
+        "EilpostSourceSuspended",
+        _SHARED | {"pod": "delivery-0"},
+        {f"eilpost_delivery_sources_suspended{{{DELIVERY}}}": steady(1)},
+    ),
+    Fault("EilpostRoleDown", _ROUTER, {f"up{{{ROUTER}}}": steady(0), f"eilpost_ready{{{ROUTER}}}": None}),
+    Fault("EilpostEventLoopLag", _ROUTER_POD, _loop_lag(5000, 1000)),
+    Fault("EilpostDrainStuck", _ROUTER_POD, {f"eilpost_draining{{{ROUTER}}}": steady(1)}),
+    Fault(
+        "EilpostDirectoryReloadFailed",
+        _MAIL | {"role": "ingress"},
+        {f'eilpost_directory_reloads_total{{{INGRESS},result="failed"}}': per_minute(1)},
+    ),
+    Fault(
+        "EilpostCertificateExpiresSoon",
+        _ROUTER | {"use": "kafka"},
+        {f'eilpost_certificate_expiry_timestamp_seconds{{{ROUTER},use="kafka"}}': steady(10 * 86400)},
+    ),
+    Fault(
+        "EilpostAutoscalerSaturated",
+        _MAIL | {"horizontalpodautoscaler": "mail-eilpost-ingress"},
+        {f"kube_horizontalpodautoscaler_status_current_replicas{{{HPA}}}": steady(10)},
+    ),
+)
+
+# Ratios of a few events: these raise nothing.
+QUIET: Mapping[str, Mapping[str, str | None]] = {
+    "a message each five minutes, tempfailed": {
+        f'eilpost_messages_received_total{{{INGRESS},result="accepted"}}': steady(0),
+        f'eilpost_messages_received_total{{{INGRESS},result="rejected"}}': steady(0),
+        f'eilpost_messages_received_total{{{INGRESS},result="tempfail"}}': per_minute(0.2),
+    },
+    "a first attempt each ten minutes, late": _first_attempts(0, 0.1),
+    "a recipient each five minutes, deferred by policy": {
+        **_attempts("google", 0, 0.2),
+        **_attempts("other", 0, 0),
+        f'eilpost_delivery_failures_total{{{DELIVERY},transport="smtp",provider="google",status="4.7"}}': per_minute(
+            0.2
+        ),
+        f'eilpost_delivery_failures_total{{{DELIVERY},transport="smtp",provider="google",status="5.1"}}': per_minute(0),
+    },
+    "an empty queue": {
+        f"eilpost_queue_oldest_runnable_timestamp_seconds{{{ROUTER}}}": steady(0),
+        f"eilpost_queue_runnable_recipients{{{ROUTER}}}": steady(0),
+    },
+}

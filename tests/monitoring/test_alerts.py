@@ -1,0 +1,49 @@
+"""Each alert fires on its fault, alone, and none fires on a healthy cluster: promtool's unit tests of the shipped rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.monitoring.alert_cases import FAULTS, HEALTHY, QUIET, Fault
+from tests.monitoring.rules import FILES, alerts, play, promtool
+
+pytestmark = pytest.mark.prometheus
+
+
+def test_promtool_finds_nothing_wrong_in_the_rules() -> None:
+    promtool("check", "rules", "--lint=all", "--lint-fatal", *map(str, FILES))
+
+
+def test_no_alert_fires_on_a_healthy_cluster(tmp_path: Path) -> None:
+    play(tmp_path, HEALTHY, [])
+
+
+@pytest.mark.parametrize("changes", QUIET.values(), ids=QUIET.keys())
+def test_no_alert_fires_on_a_single_event(changes: Mapping[str, str | None], tmp_path: Path) -> None:
+    play(tmp_path, {**HEALTHY, **changes}, [])
+
+
+def _labels(alert: str, labels: Mapping[str, str]) -> dict[str, str]:
+    return {"alertname": alert, "alertstate": "firing", **alerts()[alert]["labels"], **labels}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
+def test_an_alert_fires_on_its_fault_and_no_other_does(fault: Fault, tmp_path: Path) -> None:
+    assert all(name in HEALTHY for name in fault.changes), "a fault changes series of the healthy cluster"
+    expected = [_labels(fault.alert, fault.labels), *(_labels(other, fault.labels) for other in fault.also)]
+    play(tmp_path, {**HEALTHY, **fault.changes}, expected)
+
+
+def test_every_alert_has_a_fault() -> None:
+    assert {fault.alert for fault in FAULTS} == alerts().keys()
+
+
+def test_texts_use_only_labels_that_an_alert_has() -> None:
+    for name, rule in alerts().items():
+        known = set[str]().union(*(fault.labels for fault in FAULTS if fault.alert == name)) | {"instance"}
+        for text in rule["annotations"].values():
+            assert set(re.findall(r"\$labels\.(\w+)", text)) <= known, name

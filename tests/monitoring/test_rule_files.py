@@ -1,0 +1,52 @@
+"""The rule files without Prometheus: names, severities, texts, runbook pages."""
+
+from __future__ import annotations
+
+import re
+
+from tests.monitoring.rules import ROOT, RUNBOOKS, alerts, records
+
+SECTIONS = ("What it means", "What users notice", "How to check", "What to do", "When it clears")
+
+
+def test_names_follow_the_conventions() -> None:
+    assert all(re.fullmatch(r"Eilpost[A-Z]\w+", name) for name in alerts())
+    assert all(re.fullmatch(r"[a-z_]+:eilpost_[a-z_]+:[a-z0-9_]+", name) for name in records())
+
+
+def test_every_recording_rule_is_used_by_an_alert() -> None:
+    expressions = " ".join(rule["expr"] for rule in alerts().values())
+    assert [name for name in records() if name not in expressions] == []
+
+
+def test_every_alert_says_how_bad_what_and_where_to_look() -> None:
+    for name, rule in alerts().items():
+        notes = rule["annotations"]
+        assert rule["labels"]["severity"] in ("critical", "warning"), name
+        assert notes["summary"].endswith(".") and len(notes["summary"]) <= 90, name
+        assert notes["description"].endswith("."), name
+        assert notes["runbook_url"] == f"docs/runbooks/{name}.md"
+        assert re.fullmatch(r"eilpost-\w+", notes["__dashboardUid__"]), name
+        assert notes["__panelId__"].isdigit(), name
+        assert notes.keys() == {"summary", "description", "runbook_url", "__dashboardUid__", "__panelId__"}
+
+
+def test_every_alert_has_a_page_and_every_page_an_alert() -> None:
+    pages = {page.stem for page in RUNBOOKS.glob("*.md")} - {"README"}
+    assert pages == alerts().keys()
+
+
+def test_the_index_names_every_alert_with_its_severity_and_summary() -> None:
+    index = (RUNBOOKS / "README.md").read_text()
+    for name, rule in alerts().items():
+        assert re.search(rf"^\| \[{name}\]\({name}\.md\) \| {rule['labels']['severity']} \| .+ \|$", index, re.M), name
+
+
+def test_every_page_has_the_same_sections() -> None:
+    for name in alerts():
+        text = (RUNBOOKS / f"{name}.md").read_text()
+        assert text.startswith(f"# {name}\n"), name
+        assert tuple(re.findall(r"^## (.+)$", text, re.M)) == SECTIONS, name
+        for link in re.findall(r"\]\(([^)#]+)", text):
+            assert link.startswith("http") or (RUNBOOKS / link).resolve().is_relative_to(ROOT), name
+            assert link.startswith("http") or (RUNBOOKS / link).exists(), (name, link)
