@@ -20,6 +20,7 @@ from tests.support import composefile as _composefile
 from tests.support import kafka as _kafka
 from tests.support import objects as _objects
 from tests.support import postfix as _postfix
+from tests.support import prometheus as _prometheus
 from tests.support.kubernetes import programs as _kubernetes
 
 # A busy machine is no defect of the code: examples have no deadline.
@@ -44,6 +45,7 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "kubernetes": _kubernetes.why_missing,
     "keda": _kubernetes.why_no_keda,
     "kube_router": _kubernetes.KUBE_ROUTER.why_missing,
+    "prometheus": _prometheus.why_missing,
 }
 _MADE_ONCE: dict[str, Callable[[], None]] = {
     "kafka": _kafka.prepare,

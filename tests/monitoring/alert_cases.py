@@ -64,6 +64,8 @@ def _ready(labels: str) -> dict[str, str]:
     return {f"up{{{labels}}}": steady(1), f"eilpost_ready{{{labels}}}": steady(1)}
 
 
+_POLICY_FAILURES = f'eilpost_delivery_failures_total{{{DELIVERY},transport="smtp",provider="google",status="4.7"}}'
+
 HEALTHY: Mapping[str, str] = {
     **_ready(INGRESS),
     **_ready(ROUTER),
@@ -90,7 +92,7 @@ HEALTHY: Mapping[str, str] = {
     f"eilpost_quarantined_deliveries{{{ROUTER}}}": steady(0),
     **_attempts("google", 300, 20),
     **_attempts("other", 280, 20),
-    f'eilpost_delivery_failures_total{{{DELIVERY},transport="smtp",provider="google",status="4.7"}}': per_minute(2),
+    _POLICY_FAILURES: per_minute(2),
     f'eilpost_delivery_failures_total{{{DELIVERY},transport="smtp",provider="google",status="5.1"}}': per_minute(90),
     f'eilpost_delivered_messages_total{{{DELIVERY},transport="smtp"}}': per_minute(580),
     f"eilpost_delivery_sources_suspended{{{DELIVERY}}}": steady(0),
@@ -207,11 +209,7 @@ FAULTS = (
     Fault(
         "EilpostProviderBlocking",
         _SHARED | {"provider": "google"},
-        {
-            f'eilpost_delivery_failures_total{{{DELIVERY},transport="smtp",provider="google",status="4.7"}}': per_minute(
-                50
-            )
-        },
+        {_POLICY_FAILURES: per_minute(50)},
     ),
     Fault(
         "EilpostSourceSuspended",
@@ -249,9 +247,7 @@ QUIET: Mapping[str, Mapping[str, str | None]] = {
     "a recipient each five minutes, deferred by policy": {
         **_attempts("google", 0, 0.2),
         **_attempts("other", 0, 0),
-        f'eilpost_delivery_failures_total{{{DELIVERY},transport="smtp",provider="google",status="4.7"}}': per_minute(
-            0.2
-        ),
+        _POLICY_FAILURES: per_minute(0.2),
         f'eilpost_delivery_failures_total{{{DELIVERY},transport="smtp",provider="google",status="5.1"}}': per_minute(0),
     },
     "an empty queue": {

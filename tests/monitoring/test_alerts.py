@@ -1,4 +1,4 @@
-"""Each alert fires on its fault, alone, and none fires on a healthy cluster: promtool's unit tests of the shipped rules."""
+"""promtool's unit tests of the shipped rules: each alert fires on its fault, alone, and none on a healthy cluster."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from tests.monitoring.commands import called, unknown_settings, why_wrong
 from tests.monitoring.rules import ROOT, RUNBOOKS, alerts, records
 
 SECTIONS = ("What it means", "What users notice", "How to check", "What to do", "When it clears")
@@ -23,7 +24,8 @@ def test_every_alert_says_how_bad_what_and_where_to_look() -> None:
     for name, rule in alerts().items():
         notes = rule["annotations"]
         assert rule["labels"]["severity"] in ("critical", "warning"), name
-        assert notes["summary"].endswith(".") and len(notes["summary"]) <= 90, name
+        assert notes["summary"].endswith("."), name
+        assert len(notes["summary"]) <= 90, name
         assert notes["description"].endswith("."), name
         assert notes["runbook_url"] == f"docs/runbooks/{name}.md"
         assert re.fullmatch(r"eilpost-\w+", notes["__dashboardUid__"]), name
@@ -50,3 +52,12 @@ def test_every_page_has_the_same_sections() -> None:
         for link in re.findall(r"\]\(([^)#]+)", text):
             assert link.startswith("http") or (RUNBOOKS / link).resolve().is_relative_to(ROOT), name
             assert link.startswith("http") or (RUNBOOKS / link).exists(), (name, link)
+
+
+def test_pages_name_commands_and_settings_that_exist() -> None:
+    pages = {page.name: page.read_text() for page in RUNBOOKS.glob("*.md")}
+    calls = {(name, call) for name, text in pages.items() for call in called(text)}
+    assert len(calls) > 15
+    assert {(name, wrong) for name, call in calls if (wrong := why_wrong(call))} == set()
+    later = {"delivery.source_addresses"}  # of the next slice
+    assert {(name, key) for name, text in pages.items() for key in unknown_settings(text) - later} == set()
