@@ -5,6 +5,7 @@ The pod template of every workload, of the topics job and of the test: dict "roo
 {{- define "eilpost.podSpec" -}}
 {{- $isRole := has .role (list "ingress" "router" "delivery" "mailstore") -}}
 {{- $values := .root.Values -}}
+{{- $client := include "eilpost.kafkaClient" .root | fromJson -}}
 {{- /* The shared topics are made without the directory, which a hook would precede. */}}
 {{- $hasDirectory := or (ne .role "topics") (ne .tenant "") -}}
 {{- if not .values.hook }}
@@ -123,7 +124,7 @@ containers:
         mountPath: /etc/eilpost-kafka/ca
         readOnly: true
       {{- end }}
-      {{- if and $values.log.tls.enabled (include "eilpost.kafkaClientSecret" .root) }}
+      {{- if $client.secret }}
       - name: kafka-client
         mountPath: /etc/eilpost-kafka/client
         readOnly: true
@@ -158,14 +159,14 @@ volumes:
         - key: {{ $values.log.tls.caKey }}
           path: ca.crt
   {{- end }}
-  {{- if and $values.log.tls.enabled (include "eilpost.kafkaClientSecret" .root) }}
+  {{- if $client.secret }}
   - name: kafka-client
     secret:
-      secretName: {{ include "eilpost.kafkaClientSecret" .root }}
+      secretName: {{ $client.secret }}
       items:
-        - key: {{ ternary "tls.crt" $values.log.tls.certKey $values.certificates.kafkaClient.enabled }}
+        - key: {{ $client.cert }}
           path: tls.crt
-        - key: {{ ternary "tls.key" $values.log.tls.keyKey $values.certificates.kafkaClient.enabled }}
+        - key: {{ $client.key }}
           path: tls.key
   {{- end }}
   {{- end }}

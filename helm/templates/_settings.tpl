@@ -5,12 +5,21 @@
 {{- ternary "objects" "file" (ne (toString .Values.spool.url) "") -}}
 {{- end -}}
 
-{{/* The name of the Secret with the client certificate for Kafka; empty: none. */}}
-{{- define "eilpost.kafkaClientSecret" -}}
-{{- if .Values.certificates.kafkaClient.enabled -}}
-{{- printf "%s-kafka-client" (include "eilpost.fullname" .) -}}
+{{/*
+The client certificate for Kafka, as JSON {secret, cert, key}: from cert-manager, from the KafkaUser that the chart
+creates, or from the Secret that is named. `secret` is empty where there is none.
+*/}}
+{{- define "eilpost.kafkaClient" -}}
+{{- $tls := .Values.log.tls -}}
+{{- $user := .Values.topics.strimzi.user -}}
+{{- if not $tls.enabled -}}
+{{- toJson (dict "secret" "") -}}
+{{- else if .Values.certificates.kafkaClient.enabled -}}
+{{- toJson (dict "secret" (printf "%s-kafka-client" (include "eilpost.fullname" .)) "cert" "tls.crt" "key" "tls.key") -}}
+{{- else if and $user.create (eq $user.authentication "tls") (not $tls.clientSecret) -}}
+{{- toJson (dict "secret" (include "eilpost.fullname" .) "cert" "user.crt" "key" "user.key") -}}
 {{- else -}}
-{{- .Values.log.tls.clientSecret -}}
+{{- toJson (dict "secret" $tls.clientSecret "cert" $tls.certKey "key" $tls.keyKey) -}}
 {{- end -}}
 {{- end -}}
 
@@ -32,7 +41,7 @@
 {{- if $values.log.tls.caSecret -}}
 {{- $_ := set $log "tls_ca" "/etc/eilpost-kafka/ca/ca.crt" -}}
 {{- end -}}
-{{- if include "eilpost.kafkaClientSecret" .root -}}
+{{- if (include "eilpost.kafkaClient" .root | fromJson).secret -}}
 {{- $_ := set $log "tls_cert" "/etc/eilpost-kafka/client/tls.crt" -}}
 {{- $_ := set $log "tls_key" "/etc/eilpost-kafka/client/tls.key" -}}
 {{- end -}}
@@ -84,7 +93,7 @@
 - name: EILPOST_LOG__SASL_PASSWORD
   valueFrom:
     secretKeyRef:
-      name: {{ .existingSecret }}
+      name: {{ include "eilpost.saslSecret" $.root }}
       key: {{ .passwordKey }}
 {{- end }}
 {{- end }}
@@ -108,4 +117,11 @@
 {{- with .values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* The Secret with the password for Kafka: the one that is named, or that of the KafkaUser which the chart creates. */}}
+{{- define "eilpost.saslSecret" -}}
+{{- $strimzi := .Values.topics.strimzi.user -}}
+{{- $ofUser := and $strimzi.create (eq $strimzi.authentication "scram-sha-512") -}}
+{{- .Values.log.sasl.existingSecret | default (ternary (include "eilpost.fullname" .) "" $ofUser) -}}
 {{- end -}}

@@ -1,4 +1,4 @@
-"""The parts of docs/ that follow from the code: `make docs` writes them, a test compares.
+"""The parts of docs/ and of the Helm chart that follow from the code: `make docs` writes them, a test compares.
 
 docs/settings.md holds the commented defaults; docs/rfc.md the list of sections and the files that cite them. What
 stands outside the marks is written by hand and kept.
@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from mail.settings_text import default_toml
+from tests.support import chart
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mail", "ingress", "router", "delivery", "mailstore", "eilpost")
@@ -48,7 +49,11 @@ def settings_block() -> str:
     return f"```toml\n{default_toml()}```\n"
 
 
-PAGES = {ROOT / "docs" / "settings.md": settings_block, ROOT / "docs" / "rfc.md": section_table}
+PAGES = {
+    ROOT / "docs" / "settings.md": settings_block,
+    ROOT / "docs" / "rfc.md": section_table,
+    chart.README: chart.table,
+}
 
 
 def with_part(text: str, part: str) -> str:
@@ -64,3 +69,5 @@ if __name__ == "__main__":
     for page, make in PAGES.items():
         page.write_text(with_part(page.read_text(encoding="utf-8"), make()), encoding="utf-8")
         print(page.relative_to(ROOT))
+    chart.SCHEMA.write_text(chart.schema_text(), encoding="utf-8")
+    print(chart.SCHEMA.relative_to(ROOT))

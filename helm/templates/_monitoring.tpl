@@ -1,0 +1,70 @@
+{{/* How a pod is scraped: the block of a PodMonitor or ServiceMonitor. The labels are those of the rules and dashboards. */}}
+{{- define "eilpost.endpoint" -}}
+port: http
+path: /metrics
+interval: {{ .interval }}
+scrapeTimeout: {{ .scrapeTimeout }}
+honorLabels: true
+relabelings:
+  - {sourceLabels: [__meta_kubernetes_namespace], targetLabel: namespace}
+  - {sourceLabels: [__meta_kubernetes_pod_name], targetLabel: pod}
+  - {sourceLabels: [__meta_kubernetes_pod_label_app_kubernetes_io_component], targetLabel: role}
+  - {sourceLabels: [__meta_kubernetes_pod_label_eilpost_tenant], targetLabel: tenant}
+{{- end -}}
+
+{{/* The selector of the pods that serve metrics: not the topics job and the test. */}}
+{{- define "eilpost.scraped" -}}
+matchLabels:
+  app.kubernetes.io/name: {{ include "eilpost.name" . }}
+  app.kubernetes.io/instance: {{ .Release.Name }}
+  eilpost/scrape: "true"
+{{- end -}}
+
+{{/*
+The groups of files/rules/*.yaml as a JSON list, with the changes of monitoring.rules.alerts. The threshold of an alert is
+the number behind the last comparison, with which its expression ends.
+*/}}
+{{- define "eilpost.ruleGroups" -}}
+{{- $rules := .Values.monitoring.rules -}}
+{{- $groups := list -}}
+{{- $known := list -}}
+{{- range $path, $_ := .Files.Glob "files/rules/*.yaml" -}}
+{{- range $group := ($.Files.Get $path | fromYaml).groups -}}
+{{- $kept := list -}}
+{{- range $rule := $group.rules -}}
+{{- if $rule.alert -}}
+{{- $known = append $known $rule.alert -}}
+{{- $change := get $rules.alerts $rule.alert | default dict -}}
+{{- if ne (toString $change.enabled) "false" -}}
+{{- $_ := set $rule "labels" (mergeOverwrite ($rule.labels | default dict) $rules.alertLabels ($change.labels | default dict)) -}}
+{{- with $change.for -}}
+{{- $_ := set $rule "for" . -}}
+{{- end -}}
+{{- if hasKey $change "threshold" -}}
+{{- $threshold := "([<>]=?|[!=]=)\\s*[-+0-9.e]+\\s*$" -}}
+{{- if not (regexMatch $threshold $rule.expr) -}}
+{{- fail (printf "monitoring.rules.alerts.%s.threshold: this alert compares with no number: remove it" $rule.alert) -}}
+{{- end -}}
+{{- $_ := set $rule "expr" (regexReplaceAll $threshold $rule.expr (printf "${1} %v" $change.threshold)) -}}
+{{- end -}}
+{{- with dig "annotations" "runbook_url" "" $rule -}}
+{{- $_ := set $rule.annotations "runbook_url" (printf "%s%s" $rules.runbookBaseUrl .) -}}
+{{- end -}}
+{{- $kept = append $kept $rule -}}
+{{- end -}}
+{{- else -}}
+{{- $kept = append $kept $rule -}}
+{{- end -}}
+{{- end -}}
+{{- if $kept -}}
+{{- $groups = append $groups (set $group "rules" $kept) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $alert, $_ := $rules.alerts -}}
+{{- if not (has $alert $known) -}}
+{{- fail (printf "monitoring.rules.alerts.%s: there is no such alert: see files/rules" $alert) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $groups -}}
+{{- end -}}

@@ -1,0 +1,38 @@
+{{/* The egress rules of a role, as a YAML list: dict "root" "role". A list of peers that is empty means anywhere. */}}
+{{- define "eilpost.egress" -}}
+{{- $values := .root.Values -}}
+{{- $policy := $values.networkPolicy -}}
+- to: {{ toJson $policy.dnsTo }}
+  ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+{{- if ne .role "mailstore" }}
+- to: {{ toJson $policy.kafkaTo }}
+  ports:
+    {{- range $policy.kafkaPorts | default (regexFindAll "[0-9]+(,|$)" $values.log.bootstrap -1) }}
+    - {port: {{ trimSuffix "," (toString .) }}, protocol: TCP}
+    {{- end }}
+{{- end }}
+{{- if and $values.spool.url (has .role (list "ingress" "router" "delivery" "test")) }}
+- to: {{ toJson $policy.objectsTo }}
+  ports:
+    - {port: {{ $policy.objectsPort | default (regexFind "[0-9]+$" $values.spool.endpoint) | default 443 }}, protocol: TCP}
+{{- end }}
+{{- if eq .role "delivery" }}
+- ports:
+    {{- $relay := regexFind "[0-9]+$" $values.delivery.relay }}
+    {{- range concat $policy.deliveryPorts (ternary (list $relay) list (ne $relay "")) | uniq }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+{{- end }}
+{{- if eq .role "test" }}
+- to:
+    - podSelector:
+        matchLabels:
+          app.kubernetes.io/name: {{ include "eilpost.name" .root }}
+          app.kubernetes.io/instance: {{ .root.Release.Name }}
+          app.kubernetes.io/component: ingress
+  ports: [{port: 2525, protocol: TCP}]
+{{- end }}
+{{- with $policy.extraEgress }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

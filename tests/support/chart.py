@@ -1,0 +1,106 @@
+"""The parts of the Helm chart that follow from other files: the table of values, and the schema of the settings.
+
+`make docs` writes them, a test compares. The table is made from the comments `# --` in values.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
+
+from mail.settings import Section, Settings
+from mail.units import parse_duration, parse_size
+
+CHART = Path(__file__).resolve().parents[2] / "helm"
+VALUES, SCHEMA, README = CHART / "values.yaml", CHART / "values.schema.json", CHART / "README.md"
+
+_KEY = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z]\w*):")
+_COMMENT = re.compile(r" *# -- (?P<text>.+)")
+_DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d|w)$"}
+_SIZE = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)$"}
+
+
+def commented(text: str) -> Iterator[tuple[str, str]]:
+    """The keys of values.yaml that have a comment, as (dotted key, comment), in the order of the file."""
+    path: list[str] = []
+    comment = ""
+    for line in text.splitlines():
+        if match := _COMMENT.match(line):
+            comment = match["text"]
+        elif match := _KEY.match(line):
+            path[len(match["indent"]) // 2 :] = [match["key"]]
+            if comment:
+                yield ".".join(path), comment
+            comment = ""
+
+
+def value_of(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def table() -> str:
+    """Key, default and description of every value with a comment."""
+    text = VALUES.read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    lines = ["| key | default | description |", "|---|---|---|"]
+    for key, comment in commented(text):
+        default = json.dumps(value_of(values, key), ensure_ascii=False)
+        shown = "see `values.yaml`" if len(default) > 80 else f"`{default}`"
+        lines.append(f"| `{key}` | {shown} | {comment.replace('|', '&#124;')} |")
+    return "\n".join(lines) + "\n"
+
+
+def settings_schema() -> dict[str, Any]:
+    """The JSON schema of `settings`: the sections and keys that eilpost knows."""
+    sections = {
+        name: _closed({key: _field_schema(field) for key, field in info.annotation.model_fields.items()})
+        for name, info in Settings.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+    }
+    return _closed(sections)
+
+
+def schema_text() -> str:
+    """values.schema.json with its part about settings made anew."""
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    schema["$defs"]["settings"] = settings_schema()
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _field_schema(field: FieldInfo) -> dict[str, Any]:
+    if get_origin(field.annotation) is list:
+        (element,) = get_args(field.annotation)
+        metadata = getattr(element, "__metadata__", ())
+        return {"type": "array", "items": _with_unit(metadata) or {"type": "string"}}
+    if get_origin(field.annotation) is Literal:
+        return {"enum": list(get_args(field.annotation))}
+    if schema := _with_unit(field.metadata):
+        return schema
+    if field.annotation is bool:
+        return {"type": "boolean"}
+    if field.annotation is int:
+        limits = {"minimum": getattr(part, "ge", None) for part in field.metadata if hasattr(part, "ge")}
+        limits |= {"maximum": getattr(part, "le", None) for part in field.metadata if hasattr(part, "le")}
+        return {"type": "integer", **limits}
+    return {"type": "string"}
+
+
+def _with_unit(metadata: Any) -> dict[str, Any] | None:
+    """The schema of a time or a size; None for anything else."""
+    parsers = [part.func for part in metadata if isinstance(part, BeforeValidator)]
+    if parse_duration in parsers:
+        return _DURATION
+    return _SIZE if parse_size in parsers else None
