@@ -92,8 +92,12 @@ def _field_schema(field: FieldInfo) -> dict[str, Any]:
     if field.annotation is bool:
         return {"type": "boolean"}
     if field.annotation is int:
-        limits = {"minimum": getattr(part, "ge", None) for part in field.metadata if hasattr(part, "ge")}
-        limits |= {"maximum": getattr(part, "le", None) for part in field.metadata if hasattr(part, "le")}
+        limits = {
+            keyword: getattr(part, attribute)
+            for part in field.metadata
+            for keyword, attribute in (("minimum", "ge"), ("maximum", "le"))
+            if hasattr(part, attribute)
+        }
         return {"type": "integer", **limits}
     return {"type": "string"}
 

@@ -1,7 +1,7 @@
 """The Helm test: sends a message through the Service, waits until it is delivered, and runs `eilpost doctor`.
 
-`send.py HOST PORT TIMEOUT_SECONDS [RECIPIENT]`; without a recipient the first user of the directory gets it. Exit status
-0: delivered, and doctor found nothing that fails.
+`send.py HOST PORT TIMEOUT_SECONDS [RECIPIENT]`; without a recipient the first user of the directory gets it. Exit
+status 0: delivered, and doctor found nothing that fails.
 """
 
 import json
