@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 import typer
 
-from eilpost import cli_cluster, cli_move
+from eilpost import cli_cluster, cli_load, cli_move
 from eilpost.cli_config import config_app
 from eilpost.terminal import (
     EXIT_NOT_FOUND,
@@ -57,6 +57,7 @@ user_app = commands("Mailboxes: add, change a password, list.")
 app.add_typer(user_app, name="user")
 app.add_typer(config_app, name="config")
 cli_cluster.register(app)
+cli_load.register(app)
 cli_move.register(app)
 
 

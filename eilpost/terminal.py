@@ -52,17 +52,18 @@ def fail(text: str, status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a command that waits for others."""
+def run(main: Coroutine[Any, Any, T], *, fast: bool = False) -> T:
+    """Run a command that waits for others; `fast`: on the event loop that servers run on."""
     import asyncio
 
-    from mail import logs
+    from mail import logs, service
 
     if os.environ.get("EILPOST_DEBUG"):
         logs.configure("debug", "text")
     else:
         logs.silence()
-    return asyncio.run(main)
+    with asyncio.Runner(loop_factory=service.loop_factory() if fast else None) as runner:
+        return runner.run(main)
 
 
 def now() -> datetime:

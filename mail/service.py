@@ -210,7 +210,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     on stderr, and so is a bug of ours, whose traceback goes to the log.
     """
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(main())
     except Exception as error:  # the last place that can tell anybody
         return report(error)
@@ -219,7 +219,8 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     return EXIT_OK
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Makes the fastest event loop there is; None: asyncio's own."""
     try:
         import uvloop
     except ImportError:  # not built for this platform

@@ -1,0 +1,162 @@
+"""`eilpost load` on the command line: its options, their checks, its result.
+
+Next: `eilpost/load/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from eilpost.terminal import EXIT_UNUSABLE, JsonOption, fail, print_json, run, say
+
+if TYPE_CHECKING:
+    from eilpost.load.command import Options
+
+T = TypeVar("T")
+
+_EPILOG = (
+    "The server has to relay to the sink (delivery.relay) and to take the sender's domain. Exit status: 0 every"
+    " accepted message was delivered or bounced; 1 something was lost, or arrived that should not have, or nothing was"
+    " accepted; 2 wrong options, or no target answers; 130 interrupted."
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("load", epilog=_EPILOG)(load)
+
+
+def load(
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", metavar="HOST:PORT", help="The server; several: in turn. Default: 127.0.0.1:2525."),
+    ] = None,
+    sink: Annotated[
+        str, typer.Option("--sink", metavar="HOST:PORT", help="Where to take what the server relays.")
+    ] = "127.0.0.1:2626",
+    rate: Annotated[
+        float, typer.Option(min=0, max=100_000, metavar="N", help="Messages per second; 0: as fast as they are taken.")
+    ] = 50,
+    duration: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help='How long to send, like "5m". Default: 60s, or no limit with --messages.'),
+    ] = None,
+    messages: Annotated[
+        int | None, typer.Option(min=1, max=5_000_000, metavar="N", help="How many messages to send at most.")
+    ] = None,
+    sessions: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Connections at the same time.")] = 20,
+    per_connection: Annotated[
+        int, typer.Option("--per-connection", min=1, metavar="N", help="Messages on one connection; 1: a new one each.")
+    ] = 100,
+    size: Annotated[
+        str, typer.Option(metavar="SIZES", help='Like "10kB", or with weights like "2kB:80,100kB:18,1MB:2".')
+    ] = "10kB",
+    recipients: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Recipients of each message.")] = 1,
+    domains: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Destination domains.")] = 10,
+    failing: Annotated[
+        str, typer.Option(metavar="SHARE", help='Recipients that the sink refuses for good (550), like "5%".')
+    ] = "0%",
+    deferring: Annotated[
+        str, typer.Option(metavar="SHARE", help='Recipients that the sink defers once (451), like "5%".')
+    ] = "0%",
+    domain: Annotated[
+        str, typer.Option(metavar="DOMAIN", help="Recipients are in domains below this one.")
+    ] = "load.test",
+    sender: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Bounces go here, so the server has to relay this domain to the sink."),
+    ] = "",
+    settle: Annotated[
+        str, typer.Option(metavar="TIME", help="What is open when nothing has moved for so long is lost.")
+    ] = "60s",
+    json: JsonOption = False,
+    allow_public: Annotated[
+        bool, typer.Option("--allow-public", help="Targets may be public addresses. Load nobody else's server.")
+    ] = False,
+    allow_any_domain: Annotated[
+        bool, typer.Option("--allow-any-domain", help="Domains may be other than .test, .example and .invalid ones.")
+    ] = False,
+) -> None:
+    """Send mail through a server into a sink, and account for every message."""
+    from eilpost.load.command import MAX_RECIPIENTS_IN_ALL, Options
+    from eilpost.load.command import load as run_load
+    from eilpost.load.plan import parse_share, parse_sizes
+    from eilpost.load.target import check_domain
+    from mail import endpoint
+    from mail.units import parse_duration
+
+    def seconds(text: str) -> float:
+        return parse_duration(text).total_seconds()
+
+    def reserved(text: str) -> str:
+        return check_domain(text, allow_any=allow_any_domain)
+
+    def address(text: str) -> str:
+        local, at, name = text.rpartition("@")
+        if not at or not local.replace(".", "").replace("-", "").isalnum() or not local.isascii():
+            raise ValueError("an address is expected, like sender@load.test")
+        return f"{local}@{reserved(name)}"
+
+    def server(text: str) -> tuple[str, int]:
+        host, port = endpoint.parse(text)
+        if not port:
+            raise ValueError("a port from 1 to 65535 is expected")
+        return host, port
+
+    options = Options(
+        targets=tuple(_parsed("--target", each, server) for each in target or ["127.0.0.1:2525"]),
+        sink=_parsed("--sink", sink, endpoint.parse),
+        rate=rate,
+        duration_seconds=_parsed("--duration", duration or "60s", seconds) if duration or not messages else None,
+        messages=messages,
+        sessions=sessions,
+        per_connection=per_connection,
+        sizes=_parsed("--size", size, parse_sizes),
+        domains=domains,
+        recipients=recipients,
+        failing=_parsed("--failing", failing, parse_share),
+        deferring=_parsed("--deferring", deferring, parse_share),
+        domain=_parsed("--domain", domain, reserved),
+        sender=_parsed("--sender", sender, address) if sender else "",
+        settle_seconds=_parsed("--settle", settle, seconds),
+        allow_public=allow_public,
+    )
+    _check(options, MAX_RECIPIENTS_IN_ALL)
+    result = run(run_load(options, say), fast=True)
+    from eilpost.load import report
+    from eilpost.paper import Paper
+
+    if json:
+        print_json(report.as_json(result))
+    else:
+        paper = Paper()
+        for line in report.lines(result):
+            paper.write(*line)
+    hint = report.hint(result)
+    if hint:
+        say(hint)
+    raise typer.Exit(result.status)
+
+
+def _parsed(option: str, text: str, parse: Callable[[str], T]) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        fail(f"{option} {text}: {error}", EXIT_UNUSABLE)
+
+
+def _check(options: Options, most: int) -> None:
+    """What single options cannot say."""
+    if options.failing + options.deferring > 1:
+        fail("--failing and --deferring: together at most 100% are expected", EXIT_UNUSABLE)
+    kinds = 1 + bool(options.failing) + bool(options.deferring)
+    if options.domains < kinds:
+        fail(f"--domains {options.domains}: at least {kinds}, one for each kind of destination", EXIT_UNUSABLE)
+    if options.messages is not None and options.messages * options.recipients > most:
+        fail(f"--messages and --recipients: at most {most:,} recipients in all are expected", EXIT_UNUSABLE)
+    if options.duration_seconds is not None and not 0 < options.duration_seconds <= 86400:
+        fail("--duration: a time above 0 and up to 24h is expected", EXIT_UNUSABLE)
+    if not 0 < options.settle_seconds <= 86400:
+        fail("--settle: a time above 0 and up to 24h is expected", EXIT_UNUSABLE)

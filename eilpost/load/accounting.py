@@ -1,0 +1,119 @@
+"""The two ends of a load and its ledger: what source and sink report becomes records.
+
+Next: `eilpost/load/report.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from delivery.answer import Answer
+from eilpost.load.dsn import failed_recipients
+from eilpost.load.ledger import Ledger
+from eilpost.load.plan import Kind, Outgoing, Plan, Recipient, find_load_id, parse_recipient
+from eilpost.load.source import Stage
+
+_FAILED = b"550 5.1.1 No such user at this destination of the load\r\n"
+_DEFERRED = b"451 4.3.0 This destination of the load takes mail at the second attempt\r\n"
+_VARIABLE = re.compile(r"<[^>]*>|\b[0-9A-Z]{8,}\b|\br?[0-9]+\.[0-9a-z]+@\S+")
+
+
+class Accounting:
+    """A Recorder of the source and the Destinations of the sink, over one ledger."""
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        self.plan = plan
+        self.ledger = ledger
+        self.retried = 0  # times a message was to be sent again, whatever for
+        self.connections_refused = 0
+        self.connections_lost = 0
+        self.reasons: Counter[str] = Counter()  # of refused and lost connections
+
+    def messages(self, limit: int | None) -> Iterator[Outgoing]:
+        """New messages, each with a record."""
+        while limit is None or self.ledger.counts.issued < limit:
+            yield self.plan.message(self.ledger.issue())
+
+    # Recorder
+
+    def dot(self, message: Outgoing) -> None:
+        self.ledger.dot(message.number, time.monotonic())
+
+    def accepted(self, message: Outgoing, answer: Answer) -> None:
+        self.ledger.accept_message(
+            message.number, self._indexes(message.recipients), message.size_bytes, answer.lines, time.monotonic()
+        )
+
+    def refused(self, message: Outgoing, answer: Answer, stage: Stage) -> None:
+        self.ledger.refuse(self._indexes(message.recipients), f"{stage}: {_general(answer)}")
+
+    def in_doubt(self, message: Outgoing) -> None:
+        self.connections_lost += 1
+        self.ledger.doubt(self._indexes(message.recipients))
+
+    def deferred(self, message: Outgoing, answer: Answer, stage: Stage, seconds: float) -> bool:  # noqa: ARG002
+        self.retried += 1
+        if stage is Stage.DOT:
+            self.ledger.resend(self._indexes(message.recipients))
+        self.ledger.defer(f"{stage}: {_general(answer)}")
+        return True
+
+    def connection_refused(self, why: str) -> None:
+        self.connections_refused += 1
+        self._reason(why)
+
+    def connection_lost(self, message: Outgoing, stage: Stage, error: Exception) -> bool:  # noqa: ARG002
+        self.connections_lost += 1
+        self.retried += 1
+        self._reason(str(error) or "no answer in time")
+        return True
+
+    def _reason(self, why: str) -> None:
+        if why in self.reasons or len(self.reasons) < 20:
+            self.reasons[why] += 1
+
+    def _indexes(self, recipients: Sequence[str]) -> list[int]:
+        return [found.index for name in recipients if (found := parse_recipient(name)) is not None]
+
+    # Destinations
+
+    def recipient(self, address: str) -> bytes | None:
+        found = self._own(address)
+        if found is None:
+            return None
+        if found.kind is Kind.FAILING:
+            return _FAILED
+        if found.kind is Kind.DEFERRING and self.ledger.first_attempt(found.index):
+            return _DEFERRED
+        return None
+
+    def message(self, sender: str, recipients: list[str], content: bytes) -> None:
+        found = find_load_id(content)
+        if not sender:
+            self._report(content, found)
+        elif found is None or found[0] != self.plan.run:
+            self.ledger.counts.foreign += 1
+        else:
+            number = found[1]
+            indexes = [own.index for name in recipients if (own := self._own(name)) is not None]
+            intact = number < self.ledger.counts.issued and content.endswith(self.plan.body(number))
+            self.ledger.arrive(number, indexes, intact, time.monotonic())
+
+    def _report(self, content: bytes, found: tuple[str, int] | None) -> None:
+        failed = [own.index for name in failed_recipients(content) if (own := self._own(name)) is not None]
+        if failed:
+            self.ledger.bounce(failed, time.monotonic())
+        elif found is None or found[0] != self.plan.run:
+            self.ledger.counts.foreign += 1
+
+    def _own(self, address: str) -> Recipient | None:
+        found = parse_recipient(address)
+        return found if found is not None and found.run == self.plan.run else None
+
+
+def _general(answer: Answer) -> str:
+    """A reply without what differs from message to message."""
+    return _VARIABLE.sub("...", str(answer.reply()))

@@ -1,0 +1,94 @@
+"""One SMTP client connection: commands out, whole replies in.
+
+It promises that a reply is returned once and in order, and that a closed connection raises ConnectionLost instead of
+waiting. Time limits are the caller's. Next: `eilpost/load/source.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import cast
+
+from delivery.answer import Answer, AnswerReader, GarbageAnswer
+
+
+class ConnectionLost(Exception):
+    """The server closed the connection, or said something that is not SMTP."""
+
+
+class Client(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.pipelining = False
+        self.takes_size = False
+        self.is_closed = False
+        self._reader = AnswerReader()
+        self._answers: deque[Answer] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._why = "the server closed the connection"
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._answers.extend(self._reader.feed(data))
+        except GarbageAnswer as error:
+            self._why = str(error)
+            self.abort()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_closed = True
+        if exc is not None:
+            self._why = str(exc) or type(exc).__name__
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can be used for a message: open, and the server has said nothing unasked (421 on time-out)."""
+        return not self.is_closed and not self._answers
+
+    def write(self, *parts: bytes) -> None:
+        if self._transport is not None and not self.is_closed:
+            self._transport.writelines(parts) if len(parts) > 1 else self._transport.write(parts[0])
+
+    async def reply(self) -> Answer:
+        """The next reply. Raises ConnectionLost."""
+        while not self._answers:
+            if self.is_closed:
+                raise ConnectionLost(self._why)
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._answers.popleft()
+
+    async def command(self, line: bytes) -> Answer:
+        self.write(line)
+        return await self.reply()
+
+    async def greet(self, name: str) -> Answer:
+        """The greeting, or the reply to EHLO once the greeting was 220."""
+        greeting = await self.reply()
+        if greeting.code != 220:
+            return greeting
+        hello = await self.command(f"EHLO {name}\r\n".encode())
+        words = {line.split(b" ", 1)[0].upper() for line in hello.lines[1:]}
+        self.pipelining = b"PIPELINING" in words
+        self.takes_size = b"SIZE" in words
+        return hello
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()

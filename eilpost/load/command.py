@@ -1,0 +1,275 @@
+"""`eilpost load` from its options to its result: starts the sink, sends, waits until all is settled.
+
+What is open when nothing moved for the settle time is lost. SIGINT and SIGTERM end the load early, with the result so
+far. Next: `eilpost/cli_load.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+from eilpost.load.accounting import Accounting
+from eilpost.load.client import Client, ConnectionLost
+from eilpost.load.ledger import Ledger
+from eilpost.load.plan import Plan, Size
+from eilpost.load.progress import Display, Meter
+from eilpost.load.report import Ended, Result
+from eilpost.load.sink import Sink
+from eilpost.load.source import Source
+from eilpost.load.supply import Supply
+from eilpost.load.target import Target, TargetRefused
+from mail import endpoint
+from mail.service import ServiceError
+
+MAX_RECIPIENTS_IN_ALL = 5_000_000  # some 40 bytes each
+
+_FIRST_REPLY_SECONDS = 10.0
+_LAST_REPLIES_SECONDS = 3.0  # after an interruption, for messages past their dot
+_LINGER_SECONDS = 1.0  # after the last arrival: a second copy may follow
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    targets: tuple[tuple[str, int], ...]
+    sink: tuple[str, int]
+    rate: float  # messages a second; 0: as fast as the server takes them
+    duration_seconds: float | None
+    messages: int | None
+    sessions: int
+    per_connection: int
+    sizes: tuple[Size, ...]
+    domains: int
+    recipients: int
+    failing: float
+    deferring: float
+    domain: str
+    sender: str
+    settle_seconds: float
+    allow_public: bool
+
+
+async def load(options: Options, show: Callable[[str], None]) -> Result:
+    """Raises ServiceError: the sink's address cannot be used, no target answers, a target is refused."""
+    plan = Plan(
+        secrets.token_hex(4),
+        domain=options.domain,
+        sender=options.sender,
+        domains=options.domains,
+        recipients=options.recipients,
+        failing=options.failing,
+        deferring=options.deferring,
+        sizes=options.sizes,
+        date=format_datetime(datetime.now(UTC)),
+    )
+    accounting = Accounting(plan, Ledger(plan.run, options.recipients))
+    targets = [Target(host, port, allow_public=options.allow_public) for host, port in options.targets]
+    async with _listening(accounting, options) as sink:
+        await _reach_any(targets, options.domain)
+        return await _Load(options, accounting, targets, sink).run(show)
+
+
+@asynccontextmanager
+async def _listening(accounting: Accounting, options: Options) -> AsyncIterator[Sink]:
+    host, port = options.sink
+    sink = Sink(accounting, (host,), port)
+    try:
+        await sink.start()
+    except OSError as error:
+        raise ServiceError(
+            f"--sink {endpoint.format(host, port)}: cannot be listened on: {error.strerror or error}"
+        ) from error
+    try:
+        yield sink
+    finally:
+        await sink.stop()
+
+
+async def _reach_any(targets: list[Target], name: str) -> None:
+    """Return when one target greets; the addresses of all are checked."""
+    problems = []
+    for target in targets:
+        try:
+            await target.address()
+        except TargetRefused as error:
+            raise ServiceError(f"--target {target}: {error}") from error
+        except OSError as error:
+            problems.append(f"{target}: {error}")
+    for target in targets:
+        client: Client | None = None
+        try:
+            async with asyncio.timeout(_FIRST_REPLY_SECONDS):
+                _, client = await asyncio.get_running_loop().create_connection(
+                    Client, await target.address(), target.port
+                )
+                answer = await client.greet(name)
+                if answer.code < 500:  # 4xx: busy, or about to start
+                    return
+                problems.append(f"{target}: {answer.reply()}")
+        except (OSError, ConnectionLost) as error:
+            if not isinstance(error, OSError) or not str(error).endswith("has no address"):
+                problems.append(f"{target}: {_words(error)}")
+        finally:
+            if client is not None:
+                client.write(b"QUIT\r\n")
+                client.close()
+    raise ServiceError(f"no target answers: {'; '.join(dict.fromkeys(problems))}")
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no SMTP greeting in time"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+class _Load:
+    def __init__(self, options: Options, accounting: Accounting, targets: list[Target], sink: Sink) -> None:
+        self._options = options
+        self._accounting = accounting
+        self._targets = targets
+        self._sink = sink
+        most = MAX_RECIPIENTS_IN_ALL // options.recipients
+        self._limit = most if options.messages is None else min(most, options.messages)
+        self._supply = Supply(accounting.messages(self._limit), per_second=options.rate or None)
+        self._source = Source(
+            targets,
+            self._supply,
+            accounting,
+            sessions=options.sessions,
+            per_connection=options.per_connection,
+            name=options.domain,
+        )
+        self._stop = asyncio.Event()
+        self._began = time.monotonic()
+        self._sent_at = 0.0
+        self._display = Display(Meter(accounting, self._began))
+
+    async def run(self, show: Callable[[str], None]) -> Result:
+        where = endpoint.format(self._options.sink[0], self._sink.port)
+        show(f"load {self._accounting.ledger.run}: sending to {', '.join(map(str, self._targets))}, sink on {where}")
+        display = asyncio.create_task(self._display.run())
+        sending = asyncio.create_task(self._source.run())
+        try:
+            with _signals(self._stop):
+                await self._send(sending)
+                await self._settle()
+        finally:
+            for task in (display, sending):
+                task.cancel()
+            await asyncio.gather(display, sending, return_exceptions=True)
+        now = time.monotonic()
+        return Result(
+            self._accounting,
+            Ended(
+                targets=tuple(map(str, self._targets)),
+                sink=where,
+                sessions=self._options.sessions,
+                rate=self._options.rate,
+                sending_seconds=(self._sent_at or now) - self._began,
+                seconds=now - self._began,
+                connections=self._source.connections,
+                unsent=self._supply.unsent,
+                interrupted=self._stop.is_set(),
+            ),
+        )
+
+    async def _send(self, sending: asyncio.Task[None]) -> None:
+        """Until every message has its fate, nothing moves any more, or a signal comes."""
+        duration = self._options.duration_seconds
+        still = _Still(self._accounting)
+        while not sending.done() and not self._stop.is_set():
+            now = time.monotonic()
+            if self._supply.is_sending_new:
+                if duration is not None and now - self._began >= duration:
+                    self._supply.end()
+                still.moved()
+            else:
+                self._sent_at = self._sent_at or now
+                self._display.phase, self._display.done = "settling", 1.0
+                if still.seconds() > self._options.settle_seconds:
+                    break
+            self._display.done = self._done(now)
+            await self._pause(sending)
+        self._sent_at = self._sent_at or time.monotonic()
+        self._supply.stop()
+        if sending.done():
+            await sending  # raises what it failed with
+        else:
+            await asyncio.wait([sending], timeout=_LAST_REPLIES_SECONDS)
+
+    async def _settle(self) -> None:
+        self._display.phase, self._display.done = "settling", 1.0
+        still = _Still(self._accounting)
+        ledger = self._accounting.ledger
+        while not self._stop.is_set():
+            wanted = self._options.settle_seconds if ledger.in_flight > 0 else _LINGER_SECONDS
+            if still.seconds() > wanted:
+                return
+            await self._pause()
+
+    async def _pause(self, sending: asyncio.Task[None] | None = None) -> None:
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait(
+            [stop, *([sending] if sending else [])], timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+        stop.cancel()
+
+    def _done(self, now: float) -> float:
+        shares = [self._accounting.ledger.counts.issued / self._limit]
+        if self._options.duration_seconds:
+            shares.append((now - self._began) / self._options.duration_seconds)
+        return min(1.0, max(shares))
+
+
+class _Still:
+    """How long nothing has moved."""
+
+    def __init__(self, accounting: Accounting) -> None:
+        self._accounting = accounting
+        self._seen = (0, 0, 0, 0)
+        self._since = time.monotonic()
+
+    def moved(self) -> None:
+        self._since = time.monotonic()
+
+    def seconds(self) -> float:
+        counts = self._accounting.ledger.counts
+        seen = (counts.arrivals, counts.accepted, counts.deferrals, counts.refused)
+        if seen != self._seen:
+            self._seen = seen
+            self.moved()
+        return time.monotonic() - self._since
+
+
+class _signals:  # noqa: N801  # a context manager
+    """SIGINT and SIGTERM set `stop`; a second one ends the process as usual."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
+                self._loop.add_signal_handler(number, self._caught)
+
+    def _caught(self) -> None:
+        self._stop.set()
+        self._remove()
+
+    def _remove(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.remove_signal_handler(number)
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()

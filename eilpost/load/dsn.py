@@ -1,0 +1,26 @@
+"""Reading delivery status notifications: which recipients failed, by the fields of RFC 3464. Pure.
+
+A report is recognised by its null reverse-path and a part of type message/delivery-status (or its form of RFC 6533).
+Next: `eilpost/load/sink.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+_LIMIT = 1 << 20
+_PART = re.compile(rb"^content-type:\s*message/(?:global-)?delivery-status", re.IGNORECASE | re.MULTILINE)
+_FIELD = re.compile(rb"^(final-recipient|action):\s*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+
+
+def failed_recipients(content: bytes) -> Iterator[str]:
+    """The final recipients with `Action: failed`; none if the content is no report."""
+    start = _PART.search(content, 0, _LIMIT)
+    if start is None:
+        return
+    for block in re.split(rb"\r?\n[ \t]*\r?\n", content[start.end() : _LIMIT]):
+        fields = {match[1].lower(): match[2] for match in _FIELD.finditer(block)}
+        if fields.get(b"action", b"").lower().startswith(b"failed") and b"final-recipient" in fields:
+            address = fields[b"final-recipient"].rpartition(b";")[2].strip()
+            yield address.strip(b"<>").decode("utf-8", "replace")

@@ -1,0 +1,247 @@
+"""The ledger of a load: what the server promised for each recipient, and what arrived. Pure: time is an argument.
+
+A record is one byte of state for each recipient and 34 bytes for each message, so a million messages take about 40 MB.
+Counters change with the records; `Ledger.recount` makes them again from the records, which tests compare.
+Next: `eilpost/load/source.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from eilpost.load.histogram import Histogram
+
+# Bits of a recipient's state.
+ACCEPTED = 1  # the server said 250 after the dot: the recipient must be delivered or bounced
+DELIVERED = 2
+BOUNCED = 4
+DEFERRED = 8  # the sink said 451 once
+IN_DOUBT = 16  # the connection was lost between the dot and the reply
+REFUSED = 32  # the server said 5xx
+RESENT = 64  # sent again after a 4xx at the dot, which the server may have written all the same
+
+_OPEN_STATES = tuple(bytes([ACCEPTED | deferred | resent]) for deferred in (0, DEFERRED) for resent in (0, RESENT))
+_SETTLED = DELIVERED | BOUNCED
+_QUEUE_ID = re.compile(rb"(?:queued as|id=)\s*([!-~]+)")
+_QUEUE_ID_OCTETS = 26
+_MAX_REPLY_TEXTS = 50
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A recipient of an accepted message that was neither delivered nor bounced."""
+
+    id: str
+    recipient_index: int
+    queue_id: str
+    deferred: bool  # the sink said 451 and was not tried again
+
+
+@dataclass(slots=True)
+class Counts:
+    """Recipients, unless a comment says otherwise."""
+
+    issued: int = 0  # messages begun
+    accepted: int = 0
+    accepted_bytes: int = 0
+    delivered: int = 0  # of those accepted
+    bounced: int = 0  # of those accepted
+    in_doubt: int = 0
+    in_doubt_settled: int = 0  # of those in doubt, delivered or bounced
+    refused: int = 0
+    resent: int = 0  # sent again after a 4xx at the dot
+    deferrals: int = 0  # 451 replies of the sink
+    arrivals: int = 0  # every copy the sink took, and every report: grows as long as there is progress
+    duplicates: int = 0  # copies beyond the first
+    duplicates_resent: int = 0  # of them, those of recipients that were sent again after a 4xx at the dot
+    duplicate_bounces: int = 0
+    damaged: int = 0  # copies whose body is not the one that was sent
+    misdirected: int = 0  # copies for a recipient of another message
+    unexpected: int = 0  # delivered or bounced although refused, or never sent
+    foreign: int = 0  # messages at the sink that are not of this run
+
+
+class Ledger:
+    """Every recipient has an index; message N has the `recipients` indexes from N * recipients on."""
+
+    def __init__(self, run: str, recipients: int = 1) -> None:
+        self.run = run
+        self.recipients = recipients
+        self.counts = Counts()
+        self.accept = Histogram()  # seconds from the dot to its 250
+        self.end_to_end = Histogram()  # seconds from the dot to the first copy at the sink
+        self.replies: Counter[str] = Counter()  # of refusals
+        self.deferral_replies: Counter[str] = Counter()  # 4xx of the server under test
+        self.first_accepted_at = self.last_accepted_at = 0.0
+        self.first_arrival_at = self.last_arrival_at = 0.0
+        self.duplicate_ids: list[str] = []  # the first of them
+        self._states = bytearray()
+        self._dots: array[float] = array("d")
+        self._queue_ids = bytearray()
+
+    def issue(self) -> int:
+        """A record for the next message; its number."""
+        number = self.counts.issued
+        self.counts.issued += 1
+        self._states.extend(bytes(self.recipients))
+        self._dots.append(0.0)
+        self._queue_ids.extend(bytes(_QUEUE_ID_OCTETS))
+        return number
+
+    def dot(self, number: int, now: float) -> None:
+        """The final dot is written."""
+        self._dots[number] = now
+
+    def accept_message(
+        self, number: int, indexes: Sequence[int], size_bytes: int, texts: Sequence[bytes], now: float
+    ) -> None:
+        """250 after the dot: the message is the server's for these recipients."""
+        counts = self.counts
+        for index in indexes:
+            state = self._states[index]
+            self._states[index] = state | ACCEPTED
+            if state & DELIVERED:  # the copy came before the reply
+                counts.delivered += 1
+            elif state & BOUNCED:
+                counts.bounced += 1
+        counts.accepted += len(indexes)
+        counts.accepted_bytes += size_bytes
+        self.accept.add(now - self._dots[number])
+        self.first_accepted_at = self.first_accepted_at or now
+        self.last_accepted_at = now
+        if texts and (match := _QUEUE_ID.search(texts[-1])) is not None:
+            queue_id = match[1][:_QUEUE_ID_OCTETS]
+            start = number * _QUEUE_ID_OCTETS
+            self._queue_ids[start : start + len(queue_id)] = queue_id
+
+    def refuse(self, indexes: Sequence[int], reply: str) -> None:
+        """5xx: the recipients are nobody's any more, and must not arrive."""
+        for index in indexes:
+            self._states[index] |= REFUSED
+        self.counts.refused += len(indexes)
+        _count_text(self.replies, reply, len(indexes))
+
+    def doubt(self, indexes: Sequence[int]) -> None:
+        """The connection was lost between the dot and the reply: arriving and not arriving are both right."""
+        for index in indexes:
+            self.counts.in_doubt_settled += bool(self._states[index] & _SETTLED)
+            self._states[index] |= IN_DOUBT
+        self.counts.in_doubt += len(indexes)
+
+    def resend(self, indexes: Sequence[int]) -> None:
+        """4xx after the dot: the message is sent again, though the server may have written this copy."""
+        for index in indexes:
+            self._states[index] |= RESENT
+        self.counts.resent += len(indexes)
+
+    def defer(self, reply: str) -> None:
+        """4xx from the server under test."""
+        _count_text(self.deferral_replies, reply, 1)
+
+    def first_attempt(self, index: int) -> bool:
+        """A deferring destination is asked at RCPT: whether it says 451, which it does once."""
+        if index >= len(self._states) or self._states[index] & DEFERRED:
+            return False
+        self._states[index] |= DEFERRED
+        self.counts.deferrals += 1
+        return True
+
+    def arrive(self, number: int, indexes: Sequence[int], intact: bool, now: float) -> None:
+        """The sink took message `number` for these recipients."""
+        for index in indexes:
+            if index >= len(self._states) or index // self.recipients != number:
+                self.counts.misdirected += 1
+                continue
+            self.counts.damaged += not intact
+            if self._settle(index, DELIVERED, now):
+                self.end_to_end.add(now - self._dots[number])
+
+    def bounce(self, indexes: Sequence[int], now: float) -> None:
+        """A report says that these recipients failed."""
+        for index in indexes:
+            if index < len(self._states):
+                self._settle(index, BOUNCED, now)
+
+    def _settle(self, index: int, how: int, now: float) -> bool:
+        """Record an arrival; whether it is the first one of this recipient."""
+        counts = self.counts
+        counts.arrivals += 1
+        self.first_arrival_at = self.first_arrival_at or now
+        self.last_arrival_at = now
+        state = self._states[index]
+        self._states[index] = state | how
+        if state & _SETTLED:
+            if how == DELIVERED:
+                counts.duplicates += 1
+                counts.duplicates_resent += bool(state & RESENT)
+            else:
+                counts.duplicate_bounces += 1
+            if len(self.duplicate_ids) < _MAX_LISTED:
+                self.duplicate_ids.append(self.id_of(index // self.recipients))
+            if how == DELIVERED and not state & DELIVERED and state & ACCEPTED:
+                counts.bounced -= 1  # reported as failed, and delivered: counted as delivered, once
+                counts.delivered += 1
+            return False
+        if state & ACCEPTED:
+            if how == DELIVERED:
+                counts.delivered += 1
+            else:
+                counts.bounced += 1
+        elif state & IN_DOUBT:
+            counts.in_doubt_settled += 1
+        elif state & REFUSED or not self._dots[index // self.recipients]:
+            counts.unexpected += 1
+        return True
+
+    @property
+    def in_flight(self) -> int:
+        """Recipients accepted and not settled."""
+        counts = self.counts
+        return counts.accepted - counts.delivered - counts.bounced
+
+    def oldest_dot(self) -> float | None:
+        """When the dot of the lowest-numbered message with an open recipient was written."""
+        index = min((at for state in _OPEN_STATES if (at := self._states.find(state)) >= 0), default=None)
+        return None if index is None else self._dots[index // self.recipients]
+
+    def open(self, limit: int | None = None) -> Iterator[Lost]:
+        """Recipients accepted and not settled, in their order."""
+        for index, state in enumerate(self._states):
+            if state & ACCEPTED and not state & _SETTLED:
+                if limit is not None:
+                    if not limit:
+                        return
+                    limit -= 1
+                number = index // self.recipients
+                yield Lost(self.id_of(number), index, self.queue_id(number), bool(state & DEFERRED))
+
+    def queue_id(self, number: int) -> str:
+        """As the 250 named it; empty: it named none."""
+        start = number * _QUEUE_ID_OCTETS
+        return self._queue_ids[start : start + _QUEUE_ID_OCTETS].rstrip(b"\0").decode()
+
+    def id_of(self, number: int) -> str:
+        return f"{self.run}-{number}"
+
+    def recount(self) -> tuple[int, int, int, int, int]:
+        """Accepted, delivered, bounced, in doubt, refused: counted from the records."""
+        accepted = [state for state in self._states if state & ACCEPTED]
+        return (
+            len(accepted),
+            sum(bool(state & DELIVERED) for state in accepted),
+            sum(bool(state & BOUNCED and not state & DELIVERED) for state in accepted),
+            sum(bool(state & IN_DOUBT) for state in self._states),
+            sum(bool(state & REFUSED) for state in self._states),
+        )
+
+
+def _count_text(texts: Counter[str], text: str, count: int) -> None:
+    """Count by text, in bounded memory: queue ids and addresses make every text different."""
+    if text not in texts and len(texts) >= _MAX_REPLY_TEXTS:
+        text = "other replies"
+    texts[text] += count

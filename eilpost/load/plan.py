@@ -1,0 +1,188 @@
+"""The plan of a load: which message has which size, sender and recipients. Pure.
+
+Messages are numbered from 0, and everything about a message follows from its number. Shares are spread evenly over
+the numbers by a Weyl sequence (multiples of an irrational number, modulo 1), so any part of the load has the shares
+asked for. Next: `eilpost/load/ledger.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mail.units import parse_size
+
+LOAD_ID = "X-Eilpost-Load-Id"
+MAX_MESSAGE_BYTES = 64 << 20
+
+_LOAD_ID = re.compile(rb"^X-Eilpost-Load-Id: ([0-9a-z]+)-([0-9]{1,9})\r?$", re.MULTILINE)
+_ADDRESS = re.compile(r"r([0-9]{1,10})\.([0-9a-z]+)@([a-z]+)[0-9]*\.")
+_SIZE = re.compile(r"([^:]+)(?::([0-9]+(?:\.[0-9]+)?))?\Z")
+_SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)%\Z")
+_LINE = b"0123456789 eilpost load writes lines like this one until a message is large enough\r\n"
+_GOLDEN, _SILVER = (math.sqrt(5) - 1) / 2, math.sqrt(2) - 1
+_LEAST_HEAD_BYTES = 300
+
+
+class Kind(StrEnum):
+    """What the sink answers at RCPT for a recipient; its domain's name begins with this."""
+
+    TAKING = "d"  # 250
+    FAILING = "failing"  # 550, always
+    DEFERRING = "deferring"  # 451 at the first attempt
+
+
+_KINDS = {str(kind): kind for kind in Kind}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A message size and its share of the messages."""
+
+    size_bytes: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message to send. `head` and `body` are content as it goes over the wire: CRLF lines, dots doubled."""
+
+    number: int
+    sender: str
+    recipients: tuple[str, ...]
+    head: bytes
+    body: bytes
+    attempts: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.head) + len(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """A recipient's address, taken apart. `index` counts the recipients of all messages."""
+
+    index: int
+    run: str
+    kind: Kind
+
+
+def parse_sizes(text: str) -> tuple[Size, ...]:
+    """`"10kB"`, `"2kB:80,100kB:18,1MB:2"` (size and weight). Raises ValueError that says what is expected."""
+    sizes = []
+    for part in text.split(","):
+        match = _SIZE.match(part.strip())
+        if match is None:
+            raise ValueError('a size like "10kB", or sizes with weights like "2kB:80,100kB:18,1MB:2", is expected')
+        size = Size(parse_size(match[1]), float(match[2]) if match[2] is not None else 1.0)
+        if not 1 <= size.size_bytes <= MAX_MESSAGE_BYTES:
+            raise ValueError(f"a message size from 1B to {MAX_MESSAGE_BYTES >> 20}MiB is expected")
+        sizes.append(size)
+    if len(sizes) > 20 or not sum(size.weight for size in sizes) > 0:
+        raise ValueError("at most 20 sizes are expected, with weights whose sum is above 0")
+    return tuple(sizes)
+
+
+def parse_share(text: str) -> float:
+    """`"5%"` to 0.05. Raises ValueError that says what is expected."""
+    match = _SHARE.match(text.strip())
+    if match is None or float(match[1]) > 100:
+        raise ValueError('a share from "0%" to "100%" is expected, like "5%"')
+    return float(match[1]) / 100
+
+
+def parse_recipient(address: str) -> Recipient | None:
+    """None: not an address of a load."""
+    match = _ADDRESS.match(address)
+    kind = _KINDS.get(match[3]) if match is not None else None
+    return Recipient(int(match[1]), match[2], kind) if match is not None and kind is not None else None
+
+
+def find_load_id(content: bytes, limit: int = 32768) -> tuple[str, int] | None:
+    """The run and the message number in a header field within the first `limit` bytes."""
+    match = _LOAD_ID.search(content, 0, limit)
+    return (match[1].decode(), int(match[2])) if match is not None else None
+
+
+class Plan:
+    """Everything about message N, for every N."""
+
+    def __init__(
+        self,
+        run: str,
+        *,
+        domain: str = "load.test",
+        sender: str = "",
+        domains: int = 10,
+        recipients: int = 1,
+        failing: float = 0.0,
+        deferring: float = 0.0,
+        sizes: Sequence[Size] = (Size(10_000, 1.0),),
+        date: str = "",
+    ) -> None:
+        """`date`: the value of the Date field; empty: no such field."""
+        self.run = run
+        self.recipients = recipients
+        self.sender = sender or f"sender@{domain}"
+        self._domain = domain
+        self._failing, self._deferring = failing, failing + deferring
+        self._counts = {
+            Kind.FAILING: max(1, round(domains * failing)),
+            Kind.DEFERRING: max(1, round(domains * deferring)),
+        }
+        self._counts[Kind.TAKING] = max(1, domains - round(domains * failing) - round(domains * deferring))
+        self._date = f"Date: {date}\r\n" if date else ""
+        total = sum(size.weight for size in sizes)
+        bound, bounds = 0.0, []
+        for size in sizes:
+            bound += size.weight / total
+            bounds.append((bound, _body(size.size_bytes)))
+        self._bodies = tuple(bounds)
+
+    def kind(self, index: int) -> Kind:
+        """Of the recipient with this index."""
+        share = (index + 1) * _GOLDEN % 1.0
+        if share < self._failing:
+            return Kind.FAILING
+        return Kind.DEFERRING if share < self._deferring else Kind.TAKING
+
+    def address(self, index: int) -> str:
+        kind = self.kind(index)
+        return f"r{index}.{self.run}@{kind}{1 + index % self._counts[kind]}.{self._domain}"
+
+    def body(self, number: int) -> bytes:
+        """The same object for all messages of one size."""
+        share = (number + 1) * _SILVER % 1.0
+        for bound, body in self._bodies:
+            if share < bound:
+                return body
+        return self._bodies[-1][1]
+
+    def message(self, number: int) -> Outgoing:
+        first = number * self.recipients
+        recipients = tuple(self.address(index) for index in range(first, first + self.recipients))
+        head = (
+            f"{self._date}From: <{self.sender}>\r\nTo: {self._names(recipients)}\r\n"
+            f"Subject: eilpost load {self.run} {number}\r\nMessage-ID: <{self.run}.{number}@{self._domain}>\r\n"
+            f"{LOAD_ID}: {self.run}-{number}\r\n\r\n"
+        )
+        return Outgoing(number, self.sender, recipients, head.encode(), self.body(number))
+
+    @staticmethod
+    def _names(recipients: Sequence[str]) -> str:
+        return ",\r\n ".join(f"<{name}>" for name in recipients)
+
+
+def _body(size_bytes: int) -> bytes:
+    """A body that makes the whole message about this large; its second line begins with a dot, doubled as on the
+    wire (RFC 5321 section 4.5.2).
+    """
+    lines, rest = divmod(max(0, size_bytes - _LEAST_HEAD_BYTES), len(_LINE))
+    parts = [_LINE, b"..", _LINE, _LINE * max(0, lines - 2)]
+    if rest > 2:
+        parts.append(b"x" * (rest - 2) + b"\r\n")
+    return b"".join(parts)

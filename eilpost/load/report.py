@@ -1,0 +1,253 @@
+"""The result of a load, as lines for people and as one JSON object. Pure.
+
+Next: `eilpost/load/progress.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eilpost.load.accounting import Accounting
+from eilpost.load.histogram import Histogram
+
+MAX_LISTED = 20
+
+_PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+_WARN, _BAD, _DIM = "yellow", "bold red", "dim"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a load went, beside its accounting."""
+
+    targets: tuple[str, ...]
+    sink: str
+    sessions: int
+    rate: float  # asked for; 0: no limit
+    sending_seconds: float
+    seconds: float
+    connections: int
+    unsent: int  # messages begun that have no fate
+    interrupted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    accounting: Accounting
+    ended: Ended
+
+    @property
+    def open(self) -> int:
+        """Accepted, and neither delivered nor bounced."""
+        return self.accounting.ledger.in_flight
+
+    @property
+    def lost(self) -> int:
+        """None of a load that was interrupted: what is open there is unfinished."""
+        return 0 if self.ended.interrupted else self.open
+
+    @property
+    def wrong(self) -> int:
+        """Copies that should not have come as they did."""
+        counts = self.accounting.ledger.counts
+        return counts.damaged + counts.misdirected + counts.unexpected
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        if self.ended.interrupted:
+            return 130
+        return 1 if self.lost or self.wrong or not self.accounting.ledger.counts.accepted else 0
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Accepted and delivered or bounced, per second between the first and the last."""
+        ledger = self.accounting.ledger
+        return (
+            _rate(ledger.counts.accepted, ledger.last_accepted_at - ledger.first_accepted_at),
+            _rate(ledger.counts.arrivals, ledger.last_arrival_at - ledger.first_arrival_at),
+        )
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """Durations in seconds, sizes in bytes; counts are recipients where a message has several."""
+    accounting, ended = result.accounting, result.ended
+    ledger, counts = accounting.ledger, accounting.ledger.counts
+    accepted_rate, settled_rate = result.rates
+    return {
+        "run": ledger.run,
+        "targets": list(ended.targets),
+        "sink": ended.sink,
+        "interrupted": ended.interrupted,
+        "seconds": round(ended.seconds, 3),
+        "sending_seconds": round(ended.sending_seconds, 3),
+        "messages": counts.issued,
+        "recipients": counts.issued * ledger.recipients,
+        "accepted": counts.accepted,
+        "accepted_bytes": counts.accepted_bytes,
+        "delivered": counts.delivered,
+        "bounced": counts.bounced,
+        "lost": result.lost,
+        "unfinished": result.open if ended.interrupted else 0,
+        "unsent": ended.unsent,
+        "in_doubt": counts.in_doubt,
+        "in_doubt_settled": counts.in_doubt_settled,
+        "refused": counts.refused,
+        "refusals": _texts(ledger.replies),
+        "retried": accounting.retried,
+        "temporary_refusals": _texts(ledger.deferral_replies),
+        "resent_after_dot": counts.resent,
+        "duplicates": counts.duplicates,
+        "duplicates_resent": counts.duplicates_resent,
+        "duplicate_bounces": counts.duplicate_bounces,
+        "duplicate_ids": ledger.duplicate_ids,
+        "damaged": counts.damaged,
+        "misdirected": counts.misdirected,
+        "unexpected": counts.unexpected,
+        "foreign": counts.foreign,
+        "sink_deferrals": counts.deferrals,
+        "connections": ended.connections,
+        "connections_refused": accounting.connections_refused,
+        "connections_lost": accounting.connections_lost,
+        "connection_errors": _texts(accounting.reasons),
+        "accepted_per_second": round(accepted_rate, 1),
+        "settled_per_second": round(settled_rate, 1),
+        "accept_seconds": _percentiles(ledger.accept),
+        "end_to_end_seconds": _percentiles(ledger.end_to_end),
+        "open": [
+            {
+                "id": lost.id,
+                "recipient": accounting.plan.address(lost.recipient_index),
+                "queue_id": lost.queue_id or None,
+                "deferred": lost.deferred,
+            }
+            for lost in ledger.open(MAX_LISTED)
+        ],
+    }
+
+
+Line = list[tuple[str, str]]
+
+
+def lines(result: Result) -> Iterator[Line]:
+    """(text, style) parts, as `eilpost/paper.py` writes them."""
+    accounting, ended = result.accounting, result.ended
+    counts = accounting.ledger.counts
+    accepted_rate, settled_rate = result.rates
+    yield [
+        (f"load {accounting.ledger.run}", "bold"),
+        (f" to {', '.join(ended.targets)}, sink {ended.sink}: {counts.issued:,} messages", ""),
+        (f" in {ended.sending_seconds:.1f} s over {ended.sessions} sessions; ended after {ended.seconds:.1f} s", ""),
+    ]
+    yield []
+    yield _row("accepted", counts.accepted, f"{accepted_rate:,.1f}/s, {counts.accepted_bytes / 1e6:,.1f} MB")
+    yield _row("delivered", counts.delivered, f"{settled_rate:,.1f}/s with the bounced ones")
+    yield _row("bounced", counts.bounced)
+    if ended.interrupted:
+        yield _row("unfinished", result.open, "interrupted: not counted as lost", _WARN)
+    else:
+        yield _row("lost", result.lost, style=_BAD)
+    yield _row(
+        "duplicates", counts.duplicates, _of(counts.duplicates_resent, "sent again after a 4xx at the dot"), _WARN
+    )
+    yield _row("in doubt", counts.in_doubt, _of(counts.in_doubt_settled, "arrived"), _WARN)
+    yield _row("refused", counts.refused, style=_WARN)
+    yield _row("retried", accounting.retried, style=_WARN)
+    if ended.unsent:
+        yield _row("unsent", ended.unsent, "messages begun and never accepted", _WARN)
+    yield _row(
+        "connections",
+        ended.connections,
+        f"{accounting.connections_refused:,} refused, {accounting.connections_lost:,} lost",
+    )
+    for name, count, note in (
+        ("damaged", counts.damaged, "arrived with another body than was sent"),
+        ("misdirected", counts.misdirected, "arrived for a recipient of another message"),
+        ("unexpected", counts.unexpected, "arrived although refused"),
+        ("bounced again", counts.duplicate_bounces, "second reports"),
+        ("foreign", counts.foreign, "messages at the sink that are not of this run"),
+    ):
+        if count:
+            yield _row(name, count, note, _WARN if name in ("foreign", "bounced again") else _BAD)
+    yield []
+    yield [("".join([f"{'':<14}", *(f"{name:>12}" for name in _PERCENTILES)]), _DIM)]
+    yield _latencies("dot to 250", accounting.ledger.accept)
+    yield _latencies("dot to sink", accounting.ledger.end_to_end)
+    yield from _causes(result)
+
+
+def _causes(result: Result) -> Iterator[Line]:
+    accounting, ended = result.accounting, result.ended
+    ledger = accounting.ledger
+    for title, texts in (
+        ("refused", ledger.replies),
+        ("retried", ledger.deferral_replies),
+        ("connection", accounting.reasons),
+    ):
+        if texts:
+            yield []
+        for text, count in texts.most_common(10):
+            yield [(f"{title:<11}", _DIM), (f"{count:>9,}  ", ""), (text, "")]
+    if result.open:
+        yield []
+    for lost in ledger.open(MAX_LISTED):
+        where = f", eilpost trace {lost.queue_id}" if lost.queue_id else ""
+        why = ", deferred by the sink and not tried again" if lost.deferred else ""
+        word, style = ("unfinished", _WARN) if ended.interrupted else ("lost", _BAD)
+        yield [
+            (word, style),
+            (f" {lost.id} to {accounting.plan.address(lost.recipient_index)}{why}{where}", ""),
+        ]
+    if result.open > MAX_LISTED:
+        yield [(f"and {result.open - MAX_LISTED:,} more", "")]
+
+
+def hint(result: Result) -> str:
+    """What is probably wrong when nothing went through; empty: nothing to say."""
+    counts = result.accounting.ledger.counts
+    if result.ended.interrupted:
+        return ""
+    if not counts.accepted:
+        return "the server accepted nothing"
+    if not counts.arrivals:
+        return (
+            f"nothing arrived at the sink: the server has to relay to it, delivery.relay ="
+            f' "smtp://{result.ended.sink}" as the server reaches it'
+        )
+    if any(lost.deferred for lost in result.accounting.ledger.open(MAX_LISTED)) and result.lost:
+        return "mail deferred by the sink waits for its retry (router.retry): --settle has to be longer than that"
+    return ""
+
+
+def _row(name: str, count: int, note: str = "", style: str = "") -> Line:
+    return [(f"{name:<13}", ""), (f"{count:>12,}", style if count else ""), (f"  {note}" if note else "", _DIM)]
+
+
+def _of(count: int, what: str) -> str:
+    return f"{count:,} of them {what}" if count else ""
+
+
+def _latencies(name: str, histogram: Histogram) -> Line:
+    values = (histogram.percentile(share) for share in _PERCENTILES.values())
+    return [("".join([f"{name:<14}", *(f"{seconds_words(value):>12}" for value in values)]), "")]
+
+
+def seconds_words(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _percentiles(histogram: Histogram) -> dict[str, float | None]:
+    found = {name: histogram.percentile(share) for name, share in _PERCENTILES.items()}
+    return {name: None if value is None else round(value, 6) for name, value in found.items()}
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
+
+
+def _texts(texts: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [{"text": text, "count": count} for text, count in sorted(texts.items(), key=lambda item: -item[1])]

@@ -1,0 +1,193 @@
+"""An SMTP server that plays the destinations of a load: it asks what to answer, and hands over what it took.
+
+It offers PIPELINING, 8BITMIME, SMTPUTF8, SIZE and ENHANCEDSTATUSCODES, and keeps no message. Connections beyond a
+limit get 421. Next: `eilpost/load/accounting.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, cast
+
+from eilpost.load.plan import MAX_MESSAGE_BYTES
+
+_LINE_OCTETS = 4096
+_MAX_CONNECTIONS = 2000
+_END = b"\r\n.\r\n"
+_EHLO = (
+    b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-SIZE %d\r\n250 ENHANCEDSTATUSCODES\r\n"
+    % MAX_MESSAGE_BYTES
+)
+
+
+class Destinations(Protocol):
+    """Decides and records for the sink."""
+
+    def recipient(self, address: str) -> bytes | None:
+        """The reply to RCPT if it is a refusal; None: the recipient is taken."""
+
+    def message(self, sender: str, recipients: list[str], content: bytes) -> None:
+        """A message was taken; `content` as it came over the wire, dots doubled. 250 follows."""
+
+
+class Sink:
+    """Listens on `hosts`; port 0: a free one, which stays the same when it is started again."""
+
+    def __init__(self, destinations: Destinations, hosts: tuple[str, ...] = ("127.0.0.1",), port: int = 0) -> None:
+        self.destinations = destinations
+        self.hosts = hosts
+        self.port = port
+        self.connections = 0  # made so far
+        self.open: set[SinkSession] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Raises OSError: the address cannot be listened on."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self.session, list(self.hosts), self.port, backlog=512)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Close every connection at once and let the port go."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.close()
+        for session in list(self.open):
+            session.abort()
+        await server.wait_closed()
+        while self.open:  # noqa: ASYNC110  # each sees its end in one of the next turns
+            await asyncio.sleep(0)
+
+    def session(self) -> SinkSession:
+        """Makes the protocol of a new connection."""
+        return SinkSession(self)
+
+    async def __aenter__(self) -> Sink:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+
+class SinkSession(asyncio.Protocol):
+    """One connection; everything happens when data comes, and the replies to all of it leave in one write."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self.host = ""  # the address of ours that the client connected to
+        self.transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._searched = 0  # of a message's content, so far without its end
+        self._in_data = self._closing = False
+        self._sender = ""
+        self._recipients: list[str] = []
+        self._out: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self.host = self.transport.get_extra_info("sockname")[0]
+        self.sink.open.add(self)
+        self.sink.connections += 1
+        self.greet()
+
+    def greet(self) -> None:
+        assert self.transport is not None
+        if len(self.sink.open) > _MAX_CONNECTIONS:
+            self.transport.write(b"421 4.3.2 Too many connections\r\n")
+            self.transport.close()
+        else:
+            self.transport.write(b"220 sink.test ESMTP\r\n")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self.sink.open.discard(self)
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        self.advance()
+
+    def advance(self) -> None:
+        """Obey what the buffer holds."""
+        while not self._closing and (self._read_content() if self._in_data else self._read_line()):
+            pass
+        if self._out and self.transport is not None:
+            self.transport.write(b"".join(self._out))
+            self._out.clear()
+        if self._closing and self.transport is not None:
+            self.transport.close()
+
+    def say(self, reply: bytes) -> None:
+        self._out.append(reply)
+
+    def _read_line(self) -> bool:
+        end = self._buffer.find(b"\n")
+        if end < 0:
+            if len(self._buffer) > _LINE_OCTETS:
+                self.say(b"500 5.5.6 Line too long\r\n")
+                self._closing = True
+            return False
+        line = bytes(self._buffer[: end + 1])
+        del self._buffer[: end + 1]
+        self._obey(line)
+        return True
+
+    def _obey(self, line: bytes) -> None:
+        verb = line[:4].upper()
+        if verb == b"RCPT":
+            address = _path(line)
+            refusal = self.sink.destinations.recipient(address)
+            if refusal is None:
+                self._recipients.append(address)
+            self.say(refusal or b"250 2.1.5 Ok\r\n")
+        elif verb == b"MAIL":
+            self._sender, self._recipients = _path(line), []
+            self.say(b"250 2.1.0 Ok\r\n")
+        elif verb == b"DATA" and not self._recipients:
+            self.say(b"554 5.5.1 No valid recipients\r\n")
+        elif verb == b"DATA":
+            self._in_data, self._searched = True, 0
+            self.say(b"354 Go on\r\n")
+        elif verb == b"EHLO":
+            self.say(_EHLO)
+        elif verb == b"QUIT":
+            self.say(b"221 2.0.0 Bye\r\n")
+            self._closing = True
+        elif verb == b"RSET":
+            self._recipients = []
+            self.say(b"250 2.0.0 Ok\r\n")
+        else:
+            self.say(b"250 2.0.0 Ok\r\n" if verb in (b"NOOP", b"HELO") else b"502 5.5.1 Not implemented\r\n")
+
+    def _read_content(self) -> bool:
+        buffer = self._buffer
+        if not self._searched and buffer.startswith(b".\r\n"):
+            end, rest = 0, 3
+        else:
+            end = buffer.find(_END, self._searched)
+            if end < 0:
+                self._searched = max(1, len(buffer) - len(_END)) if len(buffer) > 2 else 0
+                if len(buffer) > MAX_MESSAGE_BYTES + _LINE_OCTETS:
+                    self.abort()
+                return False
+            end, rest = end + 2, end + len(_END)
+        content = bytes(buffer[:end])
+        del buffer[:rest]
+        self._in_data = False
+        return self.take(content)
+
+    def take(self, content: bytes) -> bool:
+        """A whole message is here. False: its reply is left open, and nothing further is read until `advance()`."""
+        self.sink.destinations.message(self._sender, self._recipients, content)
+        self._recipients = []
+        self.say(b"250 2.0.0 Taken\r\n")
+        return True
+
+
+def _path(line: bytes) -> str:
+    start = line.find(b"<")
+    return line[start + 1 : line.find(b">", start)].decode("utf-8", "replace")

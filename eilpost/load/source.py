@@ -1,0 +1,298 @@
+"""The source of a load: sends messages over N sessions, and reports what the server said about each.
+
+A message is sent until it has its fate: accepted (250 after the dot), refused (5xx), or in doubt (the connection was
+lost between the dot and the reply). A 4xx, a refused connection and one that was lost before the dot are no fate: the
+message is sent again, to the next target, after a back-off. Next: `eilpost/load/sink.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+
+from delivery.answer import Answer
+from eilpost.load.client import Client, ConnectionLost
+from eilpost.load.plan import Outgoing
+from eilpost.load.supply import Supply
+from eilpost.load.target import NameNotResolved, Target
+
+_CONNECT_SECONDS = 10.0
+_QUIT_SECONDS = 2.0
+
+
+class Stage(StrEnum):
+    """What a reply answers."""
+
+    CONNECT = "connect"
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"
+    DOT = "dot"
+
+
+class Recorder(Protocol):
+    """Told about every message and connection, in the order of events. `message.recipients` are those concerned."""
+
+    def dot(self, message: Outgoing) -> None:
+        """The final dot is about to be written."""
+
+    def accepted(self, message: Outgoing, answer: Answer) -> None: ...
+
+    def refused(self, message: Outgoing, answer: Answer, stage: Stage) -> None: ...
+
+    def in_doubt(self, message: Outgoing) -> None: ...
+
+    def deferred(self, message: Outgoing, answer: Answer, stage: Stage, seconds: float) -> bool:
+        """A 4xx, `seconds` after what it answers; whether the message is to be sent again."""
+
+    def connection_refused(self, why: str) -> None: ...
+
+    def connection_lost(self, message: Outgoing, stage: Stage, error: Exception) -> bool:
+        """Before the dot; whether the message is to be sent again. TimeoutError: no reply came in time."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A transaction under way."""
+
+    message: Outgoing
+    stage: Stage = Stage.MAIL
+
+
+class Source:
+    """`per_connection`: messages on one connection. `again_seconds`: the first and the longest back-off."""
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        supply: Supply,
+        recorder: Recorder,
+        *,
+        sessions: int = 20,
+        per_connection: int = 100,
+        name: str = "load.test",
+        again_seconds: tuple[float, float] = (0.1, 5.0),
+        reply_seconds: float = 60.0,
+    ) -> None:
+        self.connections = 0  # made so far
+        self._targets = targets
+        self._supply = supply
+        self._recorder = recorder
+        self._sessions = sessions
+        self._per_connection = per_connection
+        self._name = name
+        self._again_seconds = again_seconds
+        self._reply_seconds = reply_seconds
+
+    async def run(self) -> None:
+        """Send until the supply ends. Raises TargetRefused. Cancelled: messages past their dot are in doubt."""
+        async with asyncio.TaskGroup() as sessions:
+            for number in range(self._sessions):
+                sessions.create_task(self._session(number))
+
+    async def _session(self, turn: int) -> None:
+        client: Client | None = None
+        sent = failures = 0
+        try:
+            while (message := await self._supply.take()) is not None:
+                if client is not None and (sent >= self._per_connection or not client.is_idle):
+                    await _quit(client)
+                    client = None
+                if client is None:
+                    client, turn = await self._connect(message, turn)
+                    sent = 0
+                    if client is None:  # the session waits too: or all of the rate would heap up here
+                        failures += 1
+                        seconds = self._back_off(failures)
+                        self._supply.again(message, seconds)
+                        await asyncio.sleep(seconds)
+                        continue
+                failures = 0
+                sent += 1
+                if not await self._send(client, message):
+                    client.abort()
+                    client = None
+                    turn += 1
+                elif sent >= self._per_connection:  # not when the next message is due: that may be long
+                    await _quit(client)
+                    client = None
+        finally:
+            if client is not None:
+                client.write(b"QUIT\r\n")
+                client.close()
+
+    async def _connect(self, message: Outgoing, turn: int) -> tuple[Client | None, int]:
+        """A greeted client of the first target that takes one, tried from `turn` on; None: none does."""
+        for _ in self._targets:
+            target = self._targets[turn % len(self._targets)]
+            client: Client | None = None
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    address = await target.address()
+                    _, client = await asyncio.get_running_loop().create_connection(Client, address, target.port)
+                    self.connections += 1
+                    answer = await client.greet(self._name)
+                if answer.positive:
+                    return client, turn
+                if answer.code < 500:
+                    self._recorder.deferred(message, answer, Stage.CONNECT, time.monotonic() - began)
+                else:
+                    self._recorder.connection_refused(str(answer.reply()))
+                await _quit(client)
+            except (OSError, TimeoutError, NameNotResolved) as error:
+                self._recorder.connection_refused(_why(error))
+                if client is not None:
+                    client.abort()
+            except ConnectionLost as error:
+                self._recorder.connection_lost(message, Stage.CONNECT, error)
+                assert client is not None
+                client.abort()
+            turn += 1
+        return None, turn
+
+    async def _send(self, client: Client, message: Outgoing) -> bool:
+        """One transaction; whether the connection can be used for another."""
+        attempt = _Attempt(message)
+        try:
+            async with asyncio.timeout(self._reply_seconds):
+                return await self._transaction(client, attempt)
+        except (ConnectionLost, TimeoutError) as error:
+            if attempt.stage is Stage.DOT:
+                self._recorder.in_doubt(attempt.message)
+                self._supply.finished()
+            elif self._recorder.connection_lost(attempt.message, attempt.stage, error):
+                self._supply.again(attempt.message, self._back_off(message.attempts))
+            else:
+                self._supply.finished()
+            return False
+        except asyncio.CancelledError:
+            if attempt.stage is Stage.DOT:
+                self._recorder.in_doubt(attempt.message)
+            raise
+
+    async def _transaction(self, client: Client, attempt: _Attempt) -> bool:
+        began = time.monotonic()
+        message = attempt.message
+        size = f" SIZE={message.size_bytes}" if client.takes_size else ""
+        commands = [
+            f"MAIL FROM:<{message.sender}>{size}\r\n".encode(),
+            *(f"RCPT TO:<{name}>\r\n".encode() for name in message.recipients),
+            b"DATA\r\n",
+        ]
+        answers = await self._commands(client, commands, attempt)
+        if answers[-1].code != 354 or len(answers) < len(commands):
+            return await self._not_taken(client, message, answers, began)
+        taken = [name for name, answer in zip(message.recipients, answers[1:-1], strict=True) if answer.positive]
+        if len(taken) < len(message.recipients):
+            message = attempt.message = self._split(message, taken, answers[1:-1], began)
+        if not taken:  # RFC 2920 section 3.1: a dot alone ends a DATA that has nobody to go to
+            await client.command(b".\r\n")
+            return True
+        await self.content(client, message)
+        attempt.stage = Stage.DOT
+        began = time.monotonic()
+        self._recorder.dot(message)
+        self.dot(client, message)
+        answer = await client.reply()
+        if answer.positive:
+            self._recorder.accepted(message, answer)
+            self._supply.finished()
+        else:
+            self._fate(message, answer, Stage.DOT, began)
+        return answer.code != 421
+
+    async def content(self, client: Client, message: Outgoing) -> None:
+        """Write what comes before the dot; by default nothing, and `dot` writes all of it at once."""
+
+    def dot(self, client: Client, message: Outgoing) -> None:
+        """Write what is left, with the final dot."""
+        client.write(message.head, message.body, b".\r\n")
+
+    async def _commands(self, client: Client, commands: Sequence[bytes], attempt: _Attempt) -> list[Answer]:
+        """The answers to MAIL, RCPT and DATA, all at once where the server offers PIPELINING (RFC 2920); without it
+        up to the first that makes the rest useless.
+        """
+        answers: list[Answer] = []
+        if client.pipelining:
+            client.write(b"".join(commands))
+        for number, command in enumerate(commands):
+            attempt.stage = _stage(number, len(commands))
+            if not client.pipelining:
+                if attempt.stage is Stage.DATA and not any(answer.positive for answer in answers[1:]):
+                    break
+                client.write(command)
+            answers.append(await client.reply())
+            if answers[-1].code == 421 or (not client.pipelining and answers[0].negative):
+                break
+        return answers
+
+    async def _not_taken(self, client: Client, message: Outgoing, answers: Sequence[Answer], began: float) -> bool:
+        """DATA was not answered 354: the first refusal decides. Whether the connection can be used on."""
+        count = len(message.recipients) + 2
+        at = next((at for at, answer in enumerate(answers) if answer.code == 421), None)
+        if at is None:
+            at = next((at for at, answer in enumerate(answers) if answer.negative), len(answers) - 1)
+        stage = _stage(at, count)
+        closing = answers[at].code == 421
+        if stage is Stage.RCPT and count > 3 and not closing:
+            self._split(message, (), answers[1 : count - 1], began)
+        else:
+            self._fate(message, answers[at], stage, began)
+        if closing:
+            return False
+        with suppress(ConnectionLost):  # the next message notices
+            await client.command(b"RSET\r\n")
+        return True
+
+    def _split(self, message: Outgoing, taken: Sequence[str], answers: Sequence[Answer], began: float) -> Outgoing:
+        """Decide about the recipients that were not taken; the message for those that were."""
+        for wanted in (4, 5):
+            names = tuple(
+                name for name, answer in zip(message.recipients, answers, strict=False) if answer.code // 100 == wanted
+            )
+            if names:
+                answer = next(answer for answer in answers if answer.code // 100 == wanted)
+                self._supply.split()
+                self._fate(replace(message, recipients=names), answer, Stage.RCPT, began)
+        if not taken:
+            self._supply.finished()
+        return replace(message, recipients=tuple(taken))
+
+    def _fate(self, message: Outgoing, answer: Answer, stage: Stage, began: float) -> None:
+        """A message that was not accepted."""
+        if answer.code >= 500:
+            self._recorder.refused(message, answer, stage)
+            self._supply.finished()
+        elif self._recorder.deferred(message, answer, stage, time.monotonic() - began):
+            self._supply.again(message, self._back_off(message.attempts))
+        else:
+            self._supply.finished()
+
+    def _back_off(self, failures: int) -> float:
+        """Exponential, with jitter."""
+        first, longest = self._again_seconds
+        return min(longest, first * 2.0 ** min(failures, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+async def _quit(client: Client) -> None:
+    with suppress(ConnectionLost, TimeoutError):
+        async with asyncio.timeout(_QUIT_SECONDS):
+            await client.command(b"QUIT\r\n")
+    client.close()
+
+
+def _stage(number: int, count: int) -> Stage:
+    return Stage.MAIL if number == 0 else Stage.DATA if number == count - 1 else Stage.RCPT
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,100 @@
+"""The servers under test: their addresses, and the rules that keep a load away from other people's servers.
+
+A target is a loopback, link-local or private address unless `--allow-public` is given, and never port 25 of a public
+address. Names are resolved again every few seconds, so that a name with changing addresses (a headless Service) is
+followed; every address is checked. Next: `eilpost/load/client.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import time
+
+from mail import endpoint
+from mail.address import AddressError, parse_domain
+
+_RESOLVED_SECONDS = 5.0
+_RESERVED = ("test", "example", "invalid", "localhost", "example.com", "example.net", "example.org")  # RFC 2606
+
+
+class TargetRefused(Exception):
+    """A load must not go there; one line that says why."""
+
+
+class NameNotResolved(OSError):
+    """The target's name has no address now."""
+
+
+def check_address(address: str, port: int, *, allow_public: bool) -> None:
+    """Raises TargetRefused for the public Internet."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if not ip.is_global and not ip.is_multicast:
+        return
+    if ip.is_multicast or not allow_public:
+        raise TargetRefused(
+            f"{endpoint.format(address, port)} is not a loopback, private or link-local address; a load goes only to"
+            " your own servers: --allow-public, if this is one"
+        )
+    if port == 25:
+        raise TargetRefused(
+            f"{endpoint.format(address, port)} is port 25 of a public address, which takes mail from strangers: use"
+            " another port or a private address of your server"
+        )
+
+
+def check_domain(domain: str, *, allow_any: bool) -> str:
+    """The domain in its normal form. Raises ValueError unless it is reserved for tests (RFC 2606)."""
+    try:
+        name = parse_domain(domain)
+    except AddressError as error:
+        raise ValueError(f"a domain is expected, like load.test: {error}") from error
+    if not allow_any and not any(name == reserved or name.endswith(f".{reserved}") for reserved in _RESERVED):
+        raise ValueError(
+            f"{name} is not below .test, .example or .invalid, which nobody owns; --allow-any-domain, if it is yours"
+        )
+    return name
+
+
+class Target:
+    """One server under test, HOST:PORT."""
+
+    def __init__(self, host: str, port: int, *, allow_public: bool = False) -> None:
+        self.host = host
+        self.port = port
+        self._allow_public = allow_public
+        self._addresses: list[str] = []
+        self._resolved_at = float("-inf")
+        self._turn = 0
+
+    def __str__(self) -> str:
+        return endpoint.format(self.host, self.port)
+
+    async def address(self) -> str:
+        """The next of its addresses, in turn. Raises NameNotResolved, TargetRefused."""
+        if time.monotonic() - self._resolved_at > _RESOLVED_SECONDS:
+            await self._resolve()
+        self._turn += 1
+        return self._addresses[self._turn % len(self._addresses)]
+
+    async def _resolve(self) -> None:
+        try:
+            ipaddress.ip_address(self.host)
+            found, lasting = [self.host], True
+        except ValueError:
+            lasting = False
+            try:
+                answers = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            except OSError as error:
+                if self._addresses:  # DNS is away: the old addresses are used until it is back
+                    self._resolved_at = time.monotonic()
+                    return
+                raise NameNotResolved(f"{self.host} has no address: {error.strerror or error}") from error
+            found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+        for address in found:
+            check_address(address, self.port, allow_public=self._allow_public)
+        self._addresses = found
+        self._resolved_at = float("inf") if lasting else time.monotonic()
