@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.support.onebox import EILPOST, OneBox
 from tests.support.ports import free_port
