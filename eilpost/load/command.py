@@ -1,7 +1,7 @@
 """`eilpost load` from its options to its result: starts the sink, sends, waits until all is settled.
 
-What is open when nothing moved for the settle time is lost. SIGINT and SIGTERM end the load early, with the result so
-far. Next: `eilpost/cli_load.py`.
+What is open when nothing moved for the settle time is lost. SIGTERM ends the sending early; SIGINT, or a second
+SIGTERM, ends the load with the result so far. Next: `eilpost/cli_load.py`.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ class _Load:
             name=options.domain,
         )
         self._stop = asyncio.Event()
+        self._enough = asyncio.Event()
         self._began = time.monotonic()
         self._sent_at = 0.0
         self._display = Display(Meter(accounting, self._began))
@@ -160,7 +161,7 @@ class _Load:
         display = asyncio.create_task(self._display.run())
         sending = asyncio.create_task(self._source.run())
         try:
-            with _signals(self._stop):
+            with _signals(self._stop, self._enough):
                 await self._send(sending)
                 await self._settle()
         finally:
@@ -190,7 +191,7 @@ class _Load:
         while not sending.done() and not self._stop.is_set():
             now = time.monotonic()
             if self._supply.is_sending_new:
-                if duration is not None and now - self._began >= duration:
+                if self._enough.is_set() or (duration is not None and now - self._began >= duration):
                     self._supply.end()
                 still.moved()
             else:
@@ -252,18 +253,22 @@ class _Still:
 
 
 class _signals:  # noqa: N801  # a context manager
-    """SIGINT and SIGTERM set `stop`; a second one ends the process as usual."""
+    """SIGTERM sets `enough`, SIGINT and a second SIGTERM set `stop`; the next one ends the process as usual."""
 
-    def __init__(self, stop: asyncio.Event) -> None:
+    def __init__(self, stop: asyncio.Event, enough: asyncio.Event) -> None:
         self._stop = stop
+        self._enough = enough
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
-                self._loop.add_signal_handler(number, self._caught)
+                self._loop.add_signal_handler(number, self._caught, number)
 
-    def _caught(self) -> None:
+    def _caught(self, number: int) -> None:
+        if number == signal.SIGTERM and not self._enough.is_set():
+            self._enough.set()
+            return
         self._stop.set()
         self._remove()
 

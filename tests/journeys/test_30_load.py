@@ -42,3 +42,21 @@ async def test_a_whole_server_under_load(tmp_path: Path) -> None:
     assert 110 <= result["sink_deferrals"] <= 130
     assert result["lost"] == result["duplicates"] == result["damaged"] == result["foreign"] == 0
     assert result["end_to_end_seconds"]["p50"] > 0
+
+
+async def test_sigterm_ends_the_sending_and_all_is_accounted_for(tmp_path: Path) -> None:
+    sink = free_port()
+    with OneBox(tmp_path, {"delivery": {"relay": f"smtp://127.0.0.1:{sink}"}}) as box:
+        options = ("--target", f"127.0.0.1:{box.mx}", "--sink", f"127.0.0.1:{sink}", "--rate", "50")
+        process = await asyncio.create_subprocess_exec(
+            *(str(EILPOST), "load", *options, "--duration", "5m", "--settle", "10s", "--json"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await asyncio.sleep(3)
+        process.terminate()
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+    result = json.loads(out)
+    assert process.returncode == 0
+    assert not result["interrupted"]
+    assert 0 < result["accepted"] == result["delivered"] == result["messages"]
