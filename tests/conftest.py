@@ -21,6 +21,8 @@ from tests.support import kafka as _kafka
 from tests.support import objects as _objects
 from tests.support import postfix as _postfix
 from tests.support import prometheus as _prometheus
+from tests.support.containers import engine as _docker
+from tests.support.containers import images as _images
 from tests.support.kubernetes import programs as _kubernetes
 
 # A busy machine is no defect of the code: examples have no deadline.
@@ -41,6 +43,7 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "kafka_cluster": _kafka.why_no_cluster,
     "objects": _objects.why_missing,
     "compose": _composefile.why_missing,
+    "docker": _images.why_missing,
     "helm": _kubernetes.HELM.why_missing,
     "kubernetes": _kubernetes.why_missing,
     "keda": _kubernetes.why_no_keda,
@@ -52,6 +55,7 @@ _MADE_ONCE: dict[str, Callable[[], None]] = {
     "kafka_cluster": _kafka.prepare,
     "objects": _objects.prepare,
     "compose": _composefile.prepare,
+    "docker": _images.prepare,
     "helm": _kubernetes.HELM.prepare,
     "kubernetes": _kubernetes.prepare,
     "keda": _kubernetes.prepare_keda,
@@ -118,3 +122,11 @@ def kafka_cluster() -> Iterator[_kafka.MakesClusters]:
     """Makes running clusters that a test may break (marker kafka_cluster); they end with the test."""
     with ExitStack() as made:
         yield lambda nodes=3, **how: made.enter_context(_kafka.cluster(nodes, **how))
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[_docker.Engine]:
+    """A Docker engine of this run alone (marker docker), without images: `Image.load_into` brings them."""
+    running = _docker.shared()
+    yield running
+    running.stop()

@@ -1,4 +1,4 @@
-"""The image, as far as it can be known without building it: two stages, nobody's user, all of our packages, PID 1."""
+"""The Dockerfile as text, where no Docker engine is to be had; tests/journeys/test_30_image.py builds and runs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def _said(instruction: str) -> list[str]:
 
 
 def test_two_stages_on_the_same_python() -> None:
-    assert _said("FROM") == ["python:3.13-slim AS build", "python:3.13-slim"]
+    assert LINES.index("ARG PYTHON_IMAGE=python:3.13-slim") < LINES.index("FROM ${PYTHON_IMAGE} AS build")
+    assert _said("FROM") == ["${PYTHON_IMAGE} AS build", "${PYTHON_IMAGE}"]
 
 
 def test_every_package_is_in_it() -> None:

@@ -1,0 +1,126 @@
+"""Journey 30: the image as `docker build -f deploy/Dockerfile` makes it, run in the ways its users run it.
+
+The base image is a stand-in with Debian's libraries and a Python of this machine (`tests/support/containers`).
+"""
+
+from __future__ import annotations
+
+import json
+import smtplib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+
+from tests.support.containers.engine import Engine, EngineError
+from tests.support.containers.images import image
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.docker
+
+HARDENED = (
+    "--read-only",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--tmpfs=/tmp",
+    "--tmpfs=/var/lib/eilpost:uid=10001,gid=10001,mode=0750",
+)
+FETCH = """
+import poplib
+box = poplib.POP3('127.0.0.1', 2110)
+box.user('alice@example.test'); box.pass_('eilpost-demo')
+print(b' '.join(box.retr(1)[1]).decode())"""
+
+
+@pytest.fixture(scope="module")
+def tag(docker_engine: Engine) -> str:
+    return image().load_into(docker_engine)
+
+
+@contextmanager
+def demo(engine: Engine, tag: str, name: str) -> Iterator[int]:
+    """The demo with nothing to write to but tmpfs; the port of its SMTP."""
+    port = free_port()
+    published = f"--publish=127.0.0.1:{port}:2525"
+    listens = "--env=EILPOST_INGRESS__MX=0.0.0.0:2525"
+    engine.docker("run", "--detach", f"--name={name}", *HARDENED, published, listens, tag, "demo")
+    try:
+        end = time.monotonic() + 60
+        while "eilpost is ready" not in engine.docker("logs", name):
+            assert time.monotonic() < end, engine.logs(name)
+            time.sleep(0.1)
+        yield port
+    finally:
+        engine.docker("rm", "--force", "--volumes", name)
+
+
+def test_it_runs_as_its_own_user_and_says_its_version(docker_engine: Engine, tag: str) -> None:
+    assert docker_engine.docker("run", "--rm", *HARDENED, tag, "version").startswith("eilpost 0.1.0 (Python 3.")
+    ids = docker_engine.docker("run", "--rm", *HARDENED, "--entrypoint=id", tag)
+    assert ids.startswith("uid=10001(eilpost) gid=10001(eilpost)")
+
+
+def test_it_has_no_tools_that_build_or_install(docker_engine: Engine, tag: str) -> None:
+    def in_it(script: str) -> str:
+        return docker_engine.docker("run", "--rm", "--entrypoint=sh", tag, "-c", script)
+
+    wanted = "gcc cc g++ make ld as uv uvx pip pip3 hatchling"
+    assert in_it(f"for name in {wanted} python; do command -v $name; done; true") == "/opt/eilpost/bin/python"
+    for python in ("/opt/eilpost/bin/python", "/usr/local/bin/python"):
+        modules = in_it(
+            f'for name in pip uv hatchling; do {python} -c "import $name" 2>/dev/null && echo $name; done; true'
+        )
+        assert modules == ""
+
+
+def test_its_layers_on_the_base_image_are_small(docker_engine: Engine, tag: str) -> None:
+    sizes = docker_engine.docker("history", "--human=false", "--format={{.Size}}", tag).split()
+    own = sum(map(int, sizes[:-1])) / 1e6  # the last is the base image
+    print(f"eilpost's own layers: {own:.0f} MB; the whole image: {sum(map(int, sizes)) / 1e6:.0f} MB")
+    assert own < 120
+
+
+def test_the_demo_runs_on_a_read_only_root_file_system(docker_engine: Engine, tag: str) -> None:
+    with demo(docker_engine, tag, "eilpost-demo") as port, smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        client.sendmail("bob@example.test", ["alice@example.test"], b"Subject: read-only\r\n\r\nHello\r\n")
+        end = time.monotonic() + 30
+        while True:
+            try:
+                assert "Subject: read-only" in docker_engine.docker("exec", "eilpost-demo", "python", "-c", FETCH)
+                break
+            except EngineError:  # not there yet
+                assert time.monotonic() < end
+                time.sleep(0.2)
+        with pytest.raises(EngineError, match="Read-only file system"):
+            docker_engine.docker("exec", "--user=0", "eilpost-demo", "touch", "/opt/eilpost/x")
+
+
+def test_sigterm_to_pid_1_drains(docker_engine: Engine, tag: str) -> None:
+    with (
+        demo(docker_engine, tag, "eilpost-drain") as port,
+        closing(smtplib.SMTP("127.0.0.1", port, timeout=30)) as client,
+    ):
+        assert docker_engine.docker("exec", "eilpost-drain", "cat", "/proc/1/comm") == "eilpost"
+        client.ehlo()
+        assert client.mail("bob@example.test")[0] == client.rcpt("alice@example.test")[0] == 250
+        assert client.docmd("DATA")[0] == 354
+        stop = threading.Thread(target=docker_engine.docker, args=("stop", "--time=40", "eilpost-drain"))
+        stop.start()
+        end = time.monotonic() + 20
+        while '"event":"draining"' not in docker_engine.logs("eilpost-drain"):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        client.send(b"Subject: in the drain\r\n\r\nHello\r\n.\r\n")
+        status, said = client.getreply()
+        assert status == 250, said
+        stop.join(60)
+        queue_id = said.decode().rpartition(" ")[2]
+        lines = [json.loads(line) for line in docker_engine.logs("eilpost-drain").splitlines() if line.startswith("{")]
+        events = [line["event"] for line in lines]
+        assert [line["queue_id"] for line in lines if line["event"] == "accepted"] == [queue_id]
+        assert events.index("signal") < events.index("draining") < events.index("accepted") < events.index("stopped")
+        state = docker_engine.inspect("eilpost-drain")["State"]
+        assert isinstance(state, dict)
+        assert (state["Status"], state["ExitCode"], state["OOMKilled"]) == ("exited", 0, False)

@@ -1,0 +1,262 @@
+"""A Docker engine for one test run: Debian's docker.io, as root, in PID, mount and network namespaces of its own.
+
+Its processes, mounts, bridges and packet filter rules end with the namespaces, and those end with the run, however it
+ends; its cgroups and its folder are removed at the end, or by the next start after an interrupted run. Containers reach
+no network but their own, and only ports published on 127.0.0.1 lead to them (`forwarder.py`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.support import guarded
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eilpost"
+PROXY_PORT = 3128  # inside the engine's network namespace
+_FORWARDER = Path(__file__).with_name("forwarder.py")
+_CGROUPS = Path("/sys/fs/cgroup")
+_PACKAGES = "docker.io containerd runc iptables iproute2 debootstrap"
+_PROGRAMS = ("dockerd", "docker", "containerd", "runc", "iptables", "ip", "debootstrap", "unshare")
+_SLOTS = 16  # engines of one user at the same time
+
+# $1 is the engine's folder. What the programs write to /run and /etc stays in the mount namespace.
+_OUTER = """
+set -e
+touch "$1/machine"
+mount --bind /proc/self/ns/net "$1/machine"
+exec unshare --fork --kill-child --pid --mount-proc --net -- sh -ec "$2" sh "$1" "$3"
+"""
+_INNER = """
+ip link set lo up
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -p /run/etc/upper /run/etc/work
+mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work overlay /etc
+containerd --config "$1/containerd.toml" >"$1/containerd.log" 2>&1 &
+while [ ! -S /run/containerd.sock ]; do sleep 0.02; done
+dockerd --host "unix://$1/docker.sock" --containerd /run/containerd.sock --data-root "$1/data" \
+  --pidfile /run/docker.pid --config-file "$1/daemon.json" --cgroup-parent "$2" \
+  --exec-opt native.cgroupdriver=cgroupfs --userland-proxy-path "$1/publish" \
+  --bip 10.212.0.1/24 --default-address-pool base=10.213.0.0/16,size=24 \
+  >"$1/dockerd.log" 2>&1 &
+wait
+"""
+_CONTAINERD = """
+version = 2
+root = "{folder}/containerd"
+state = "/run/ctd"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+address = "/run/containerd.sock"
+"""
+
+
+class EngineError(Exception):
+    """What the engine or its client said."""
+
+
+@functools.cache
+def why_missing() -> str | None:
+    """Why no Docker engine can be started here, in words; None when one can."""
+    if os.name != "posix" or os.geteuid() != 0:
+        return "the tests do not run as root, which starting a Docker engine needs"
+    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed (apt-get install {_PACKAGES})"
+    tried = subprocess.run(["unshare", "--fork", "--pid", "--mount", "--net", "true"], capture_output=True, text=True)
+    return f"no namespaces can be made here: {tried.stderr.strip()}" if tried.returncode != 0 else None
+
+
+class Engine:
+    """One engine. `start()` takes the first free slot; a slot that a dead run left behind is cleaned up first."""
+
+    def __init__(self) -> None:
+        self.folder = Path()
+        self._cgroup = ""
+        self._lock: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._egress: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """For DOCKER_HOST."""
+        return f"unix://{self.folder}/docker.sock"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For programs that speak to the engine."""
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "DOCKER_HOST": self.address,
+            "DOCKER_CONFIG": str(self.folder / "client"),
+            "DOCKER_BUILDKIT": "0",  # BuildKit needs a client plugin
+        }
+
+    def start(self) -> None:
+        """Return when the engine answers."""
+        group = guarded.group()  # its own end is registered before ours, and so comes after it
+        atexit.register(self.stop)
+        self._take_slot()
+        (self.folder / "client").mkdir(parents=True)
+        (self.folder / "daemon.json").write_text("{}")
+        (self.folder / "containerd.toml").write_text(_CONTAINERD.format(folder=self.folder))
+        publish = self.folder / "publish"
+        publish.write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" -IS "{_FORWARDER}" publish "{self.folder}/machine" "$@"\n'
+        )
+        publish.chmod(0o755)
+        with (self.folder / "start.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ["unshare", "--mount", "--", "sh", "-c", _OUTER, "sh", str(self.folder), _INNER, f"/{self._cgroup}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                process_group=group,
+            )
+        end = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(EngineError):
+                self.docker("version", timeout=5)
+                return
+            if time.monotonic() > end or self._process.poll() is not None:
+                raise EngineError(f"the Docker engine did not start: {self._said()}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End everything of the engine and remove its folder. Idempotent."""
+        if self._egress is not None:
+            self._egress.kill()
+            self._egress.wait()
+            self._egress = None
+        if self._process is not None:
+            first = self._first_process()
+            self._process.kill()
+            self._process.wait()
+            end = time.monotonic() + 30
+            while first is not None and first.exists() and time.monotonic() < end:
+                time.sleep(0.02)  # the kernel ends every process of the namespace before its first
+            self._process = None
+        if self._lock is not None:
+            self._clean()
+            os.close(self._lock)
+            self._lock = None
+        atexit.unregister(self.stop)
+
+    def docker(self, *words: str, timeout: float = 60, stdin: Path | None = None) -> str:
+        """The output of a `docker` command. Raises EngineError with what it said."""
+        with stdin.open("rb") if stdin else contextlib.nullcontext(subprocess.DEVNULL) as source:
+            done = subprocess.run(
+                ["docker", *words],
+                env=self.environment,
+                stdin=source,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+            )
+        if done.returncode != 0:
+            raise EngineError(f"docker {' '.join(words)}: {done.stderr.strip()[-3000:]}\n{done.stdout[-1500:]}")
+        return done.stdout.strip()
+
+    def logs(self, name: str) -> str:
+        """What a container wrote to its standard error and standard output."""
+        command = ["docker", "logs", name]
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, errors="replace", timeout=60
+        )
+        return done.stderr + done.stdout
+
+    def inspect(self, name: str) -> dict[str, object]:
+        """What the engine knows of a container or an image."""
+        (found,) = json.loads(self.docker("inspect", name))
+        return dict(found)
+
+    def has(self, tag: str) -> bool:
+        """Whether there is an image of this name."""
+        return bool(self.docker("images", "--quiet", tag))
+
+    def build(self, context: Path, tag: str, *words: str, dockerfile: str = "Dockerfile", timeout: float = 600) -> str:
+        """Build an image; only its steps may reach the network of this machine, for package registries."""
+        proxy = f"http://127.0.0.1:{PROXY_PORT}"
+        self._open_egress()
+        proxies = [f"--build-arg={name}={proxy}" for name in ("HTTPS_PROXY", "https_proxy")]
+        options = ["--network=host", "--pull=false", "--force-rm", *proxies, *words]
+        return self.docker(
+            "build", *options, "--file", str(context / dockerfile), "--tag", tag, str(context), timeout=timeout
+        )
+
+    def _open_egress(self) -> None:
+        if self._egress is not None:
+            return
+        first = self._first_process()
+        if first is None:
+            raise EngineError("the Docker engine does not run")
+        command = [sys.executable, "-IS", str(_FORWARDER), "egress", str(first / "ns/net"), str(PROXY_PORT)]
+        self._egress = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=guarded.group())
+
+    def _first_process(self) -> Path | None:
+        """The folder in /proc of the PID namespace's first process."""
+        assert self._process is not None
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+            return Path(f"/proc/{children[0]}") if children else None
+        return None
+
+    def _take_slot(self) -> None:
+        slots = CACHE / "docker"
+        slots.mkdir(parents=True, exist_ok=True)
+        for number in range(_SLOTS):
+            lock = os.open(slots / f"{number}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                continue
+            self._lock, self.folder = lock, slots / str(number)
+            # cgroups are the machine's, the slots those of one cache folder
+            self._cgroup = f"eilpost-docker-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
+            self._clean()
+            return
+        raise EngineError(f"all {_SLOTS} slots in {slots} are in use")
+
+    def _clean(self) -> None:
+        end = time.monotonic() + 10
+        while (groups := self._cgroup_folders()) and time.monotonic() < end:
+            for group in groups:
+                with contextlib.suppress(OSError):  # its last process has not quite ended
+                    group.rmdir()
+            time.sleep(0.05)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _cgroup_folders(self) -> Sequence[Path]:
+        """The engine's cgroups in every hierarchy (one with cgroup v2), children before parents."""
+        tops = [_CGROUPS / self._cgroup, *_CGROUPS.glob(f"*/{self._cgroup}")]
+        return [Path(folder) for top in tops for folder, _, _ in os.walk(top, topdown=False)]
+
+    def _said(self) -> str:
+        logs: Mapping[str, str] = {
+            name: path.read_text(errors="replace")[-1500:]
+            for name in ("start.log", "containerd.log", "dockerd.log")
+            if (path := self.folder / name).exists()
+        }
+        return "\n".join(f"{name}: {text}" for name, text in logs.items())
+
+
+@functools.cache
+def shared() -> Engine:
+    """The engine of this run, started when it is first asked for."""
+    engine = Engine()
+    engine.start()
+    return engine

@@ -1,0 +1,131 @@
+"""Images for tests: eilpost's own, built from `deploy/Dockerfile` on the stand-in for its base image.
+
+`image()` is what other tests use, those on Kubernetes too: `image().tag` is the name and `image().archive` the
+`docker save` file in the cache. It is built once for each content of the product, the lock files and the Dockerfile.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.containers import base, engine
+from tests.support.containers.engine import Engine, EngineError
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCKERFILE = "deploy/Dockerfile"
+_KEPT = 6  # archives of eilpost's image that stay in the cache
+
+_failure: list[str] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image by its name, and the `docker save` archive that holds it."""
+
+    tag: str
+    archive: Path
+
+    def load_into(self, running: Engine) -> str:
+        """Make it known to an engine; its name."""
+        if not running.has(self.tag):
+            running.docker("load", "--quiet", "--input", str(self.archive), timeout=300)
+        return self.tag
+
+
+def why_missing() -> str | None:
+    """Why images can be neither built nor run here; None when they can."""
+    return _failure[0] if _failure else engine.why_missing()
+
+
+def prepare() -> None:
+    """Build what takes longer than a test may. A failure is what `why_missing` returns from then on."""
+    if why_missing() is None:
+        try:
+            image()
+        except EngineError as error:
+            _failure.append(f"the image could not be built: {error}")
+
+
+@functools.cache
+def image() -> Image:
+    """eilpost's image as this tree makes it: the name of the image and its archive. Raises EngineError."""
+    digest = _digest(base.archive().name.encode(), _sources())
+    made = Image(f"eilpost.test/eilpost:{digest}", base.IMAGES / f"eilpost-{digest}.tar")
+    save(made, lambda running: _build(running, made.tag))
+    made.archive.touch()
+    for old in sorted(base.IMAGES.glob("eilpost-*.tar"), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+        old.unlink(missing_ok=True)
+    return made
+
+
+def base_image(running: Engine) -> str:
+    """The stand-in for the base image in this engine; its name."""
+    path = base.archive()
+    tag = f"eilpost.test/python:{path.stem}"
+    if not running.has(tag):
+        environment = ["PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
+        environment.append(f"SSL_CERT_FILE={base.CERTIFICATES}")  # uv has certificates of its own otherwise
+        changes = [f"--change=ENV {variable}" for variable in environment]
+        running.docker("import", *changes, '--change=CMD ["python3"]', str(path), tag, timeout=300)
+    return tag
+
+
+def _index_arguments() -> list[str]:
+    """Build arguments that name this machine's package index, where pip or uv is told one here."""
+    index = os.environ.get("PIP_INDEX_URL") or os.environ.get("UV_DEFAULT_INDEX")
+    return [f"--build-arg={name}={index}" for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX")] if index else []
+
+
+def save(made: Image, build: Callable[[Engine], None]) -> None:
+    """Build an image in this run's engine and write its archive, unless the cache has it."""
+    if made.archive.exists():
+        return
+    with made.archive.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.archive.exists():
+            print(f"\nBuilding the image {made.tag} ...", flush=True)
+            began = time.monotonic()
+            running = engine.shared()
+            build(running)
+            part = made.archive.with_suffix(".part")
+            running.docker("save", "--output", str(part), made.tag, timeout=300)
+            part.rename(made.archive)
+            size = made.archive.stat().st_size / 1e6
+            print(f"{made.tag}: {size:.0f} MB, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _sources() -> list[Path]:
+    """The files the image is made of, as `deploy/Dockerfile.dockerignore` lists them, and the Dockerfile."""
+    listed = (ROOT / f"{DOCKERFILE}.dockerignore").read_text().splitlines()
+    found = [ROOT / DOCKERFILE]
+    for name in (line[1:] for line in listed if line.startswith("!")):
+        path = ROOT / name
+        found += [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sorted(file for file in found if file.suffix != ".pyc")
+
+
+def _digest(start: bytes, files: Iterable[Path]) -> str:
+    digest = hashlib.sha256(start)
+    for file in files:
+        digest.update(f"\0{file.relative_to(ROOT)}\0{file.stat().st_mode & 0o111:o}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _build(running: Engine, tag: str) -> None:
+    """From a copy of the sources: the classic builder does not read `Dockerfile.dockerignore`."""
+    with tempfile.TemporaryDirectory(prefix="eilpost-image-") as folder:
+        for file in _sources():
+            copy = Path(folder) / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, copy)
+        options = [f"--build-arg=PYTHON_IMAGE={base_image(running)}", *_index_arguments()]
+        running.build(Path(folder), tag, *options, dockerfile=DOCKERFILE)
