@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from delivery.answer import Answer
 from eilpost.load.dsn import failed_recipients
 from eilpost.load.ledger import Ledger
 from eilpost.load.plan import Kind, Outgoing, Plan, Recipient, find_load_id, parse_recipient
-from eilpost.load.source import Stage
+from eilpost.load.source import Stage, why
 
 _FAILED = b"550 5.1.1 No such user at this destination of the load\r\n"
 _DEFERRED = b"451 4.3.0 This destination of the load takes mail at the second attempt\r\n"
@@ -27,10 +26,6 @@ class Accounting:
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         self.plan = plan
         self.ledger = ledger
-        self.retried = 0  # times a message was to be sent again, whatever for
-        self.connections_refused = 0
-        self.connections_lost = 0
-        self.reasons: Counter[str] = Counter()  # of refused and lost connections
 
     def messages(self, limit: int | None) -> Iterator[Outgoing]:
         """New messages, each with a record."""
@@ -50,30 +45,23 @@ class Accounting:
     def refused(self, message: Outgoing, answer: Answer, stage: Stage) -> None:
         self.ledger.refuse(self._indexes(message.recipients), f"{stage}: {_general(answer)}")
 
-    def in_doubt(self, message: Outgoing) -> None:
-        self.connections_lost += 1
+    def in_doubt(self, message: Outgoing, error: BaseException) -> None:
+        if isinstance(error, Exception):  # not: the load was interrupted
+            self.ledger.lose_connection(f"after the dot: {why(error)}", again=False)
         self.ledger.doubt(self._indexes(message.recipients))
 
     def deferred(self, message: Outgoing, answer: Answer, stage: Stage, seconds: float) -> bool:  # noqa: ARG002
-        self.retried += 1
         if stage is Stage.DOT:
             self.ledger.resend(self._indexes(message.recipients))
         self.ledger.defer(f"{stage}: {_general(answer)}")
         return True
 
-    def connection_refused(self, why: str) -> None:
-        self.connections_refused += 1
-        self._reason(why)
+    def connection_refused(self, reason: str) -> None:
+        self.ledger.refuse_connection(reason)
 
     def connection_lost(self, message: Outgoing, stage: Stage, error: Exception) -> bool:  # noqa: ARG002
-        self.connections_lost += 1
-        self.retried += 1
-        self._reason(str(error) or "no answer in time")
+        self.ledger.lose_connection(f"{stage}: {why(error)}", again=True)
         return True
-
-    def _reason(self, why: str) -> None:
-        if why in self.reasons or len(self.reasons) < 20:
-            self.reasons[why] += 1
 
     def _indexes(self, recipients: Sequence[str]) -> list[int]:
         return [found.index for name in recipients if (found := parse_recipient(name)) is not None]
@@ -90,7 +78,7 @@ class Accounting:
             return _DEFERRED
         return None
 
-    def message(self, sender: str, recipients: list[str], content: bytes) -> None:
+    def message(self, sender: str, recipients: list[str], content: bytes) -> bytes | None:
         found = find_load_id(content)
         if not sender:
             self._report(content, found)
@@ -101,6 +89,7 @@ class Accounting:
             indexes = [own.index for name in recipients if (own := self._own(name)) is not None]
             intact = number < self.ledger.counts.issued and content.endswith(self.plan.body(number))
             self.ledger.arrive(number, indexes, intact, time.monotonic())
+        return None
 
     def _report(self, content: bytes, found: tuple[str, int] | None) -> None:
         failed = [own.index for name in failed_recipients(content) if (own := self._own(name)) is not None]

@@ -23,7 +23,7 @@ from eilpost.load.plan import Plan, Size
 from eilpost.load.progress import Display, Meter
 from eilpost.load.report import Ended, Result
 from eilpost.load.sink import Sink
-from eilpost.load.source import Source
+from eilpost.load.source import Source, why
 from eilpost.load.supply import Supply
 from eilpost.load.target import Target, TargetRefused
 from mail import endpoint
@@ -94,42 +94,39 @@ async def _listening(accounting: Accounting, options: Options) -> AsyncIterator[
 
 
 async def _reach_any(targets: list[Target], name: str) -> None:
-    """Return when one target greets; the addresses of all are checked."""
-    problems = []
+    """Return when one target greets; the addresses of all are checked first."""
+    problems: dict[Target, str] = {}
     for target in targets:
         try:
             await target.address()
         except TargetRefused as error:
             raise ServiceError(f"--target {target}: {error}") from error
         except OSError as error:
-            problems.append(f"{target}: {error}")
+            problems[target] = str(error)
     for target in targets:
-        client: Client | None = None
-        try:
-            async with asyncio.timeout(_FIRST_REPLY_SECONDS):
-                _, client = await asyncio.get_running_loop().create_connection(
-                    Client, await target.address(), target.port
-                )
-                answer = await client.greet(name)
-                if answer.code < 500:  # 4xx: busy, or about to start
-                    return
-                problems.append(f"{target}: {answer.reply()}")
-        except (OSError, ConnectionLost) as error:
-            if not isinstance(error, OSError) or not str(error).endswith("has no address"):
-                problems.append(f"{target}: {_words(error)}")
-        finally:
-            if client is not None:
-                client.write(b"QUIT\r\n")
-                client.close()
-    raise ServiceError(f"no target answers: {'; '.join(dict.fromkeys(problems))}")
+        if target not in problems:
+            problem = await _greeted(target, name)
+            if not problem:
+                return
+            problems[target] = problem
+    raise ServiceError(f"no target answers: {'; '.join(f'{target}: {said}' for target, said in problems.items())}")
 
 
-def _words(error: Exception) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return "no SMTP greeting in time"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+async def _greeted(target: Target, name: str) -> str:
+    """Why the target cannot be used; empty: it greets, or answers 4xx because it is busy."""
+    client: Client | None = None
+    try:
+        async with asyncio.timeout(_FIRST_REPLY_SECONDS):
+            address = await target.address()
+            _, client = await asyncio.get_running_loop().create_connection(Client, address, target.port)
+            answer = await client.greet(name)
+        return str(answer.reply()) if answer.code >= 500 else ""
+    except (OSError, ConnectionLost) as error:
+        return why(error)
+    finally:
+        if client is not None:
+            client.write(b"QUIT\r\n")
+            client.close()
 
 
 class _Load:
@@ -153,7 +150,7 @@ class _Load:
         self._enough = asyncio.Event()
         self._began = time.monotonic()
         self._sent_at = 0.0
-        self._display = Display(Meter(accounting, self._began))
+        self._display = Display(Meter(accounting.ledger, self._began))
 
     async def run(self, show: Callable[[str], None]) -> Result:
         where = endpoint.format(self._options.sink[0], self._sink.port)
@@ -161,7 +158,7 @@ class _Load:
         display = asyncio.create_task(self._display.run())
         sending = asyncio.create_task(self._source.run())
         try:
-            with _signals(self._stop, self._enough):
+            with _Signals(self._stop, self._enough):
                 await self._send(sending)
                 await self._settle()
         finally:
@@ -170,7 +167,8 @@ class _Load:
             await asyncio.gather(display, sending, return_exceptions=True)
         now = time.monotonic()
         return Result(
-            self._accounting,
+            self._accounting.plan,
+            self._accounting.ledger,
             Ended(
                 targets=tuple(map(str, self._targets)),
                 sink=where,
@@ -187,7 +185,7 @@ class _Load:
     async def _send(self, sending: asyncio.Task[None]) -> None:
         """Until every message has its fate, nothing moves any more, or a signal comes."""
         duration = self._options.duration_seconds
-        still = _Still(self._accounting)
+        still = _Still(self._accounting.ledger)
         while not sending.done() and not self._stop.is_set():
             now = time.monotonic()
             if self._supply.is_sending_new:
@@ -210,7 +208,7 @@ class _Load:
 
     async def _settle(self) -> None:
         self._display.phase, self._display.done = "settling", 1.0
-        still = _Still(self._accounting)
+        still = _Still(self._accounting.ledger)
         ledger = self._accounting.ledger
         while not self._stop.is_set():
             wanted = self._options.settle_seconds if ledger.in_flight > 0 else _LINGER_SECONDS
@@ -235,8 +233,8 @@ class _Load:
 class _Still:
     """How long nothing has moved."""
 
-    def __init__(self, accounting: Accounting) -> None:
-        self._accounting = accounting
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._seen = (0, 0, 0, 0)
         self._since = time.monotonic()
 
@@ -244,7 +242,7 @@ class _Still:
         self._since = time.monotonic()
 
     def seconds(self) -> float:
-        counts = self._accounting.ledger.counts
+        counts = self._ledger.counts
         seen = (counts.arrivals, counts.accepted, counts.deferrals, counts.refused)
         if seen != self._seen:
             self._seen = seen
@@ -252,7 +250,7 @@ class _Still:
         return time.monotonic() - self._since
 
 
-class _signals:  # noqa: N801  # a context manager
+class _Signals:
     """SIGTERM sets `enough`, SIGINT and a second SIGTERM set `stop`; the next one ends the process as usual."""
 
     def __init__(self, stop: asyncio.Event, enough: asyncio.Event) -> None:

@@ -64,6 +64,9 @@ class Counts:
     misdirected: int = 0  # copies for a recipient of another message
     unexpected: int = 0  # delivered or bounced although refused, or never sent
     foreign: int = 0  # messages at the sink that are not of this run
+    retried: int = 0  # times a message was to be sent again, whatever for
+    connections_refused: int = 0
+    connections_lost: int = 0
 
 
 class Ledger:
@@ -77,6 +80,7 @@ class Ledger:
         self.end_to_end = Histogram()  # seconds from the dot to the first copy at the sink
         self.replies: Counter[str] = Counter()  # of refusals
         self.deferral_replies: Counter[str] = Counter()  # 4xx of the server under test
+        self.connection_errors: Counter[str] = Counter()
         self.first_accepted_at = self.last_accepted_at = 0.0
         self.first_arrival_at = self.last_arrival_at = 0.0
         self.duplicate_ids: list[str] = []  # the first of them
@@ -140,8 +144,19 @@ class Ledger:
         self.counts.resent += len(indexes)
 
     def defer(self, reply: str) -> None:
-        """4xx from the server under test."""
+        """4xx from the server under test; the message is sent again."""
+        self.counts.retried += 1
         _count_text(self.deferral_replies, reply, 1)
+
+    def refuse_connection(self, why: str) -> None:
+        self.counts.connections_refused += 1
+        _count_text(self.connection_errors, why, 1)
+
+    def lose_connection(self, why: str, *, again: bool) -> None:
+        """`again`: the message is sent again."""
+        self.counts.connections_lost += 1
+        self.counts.retried += again
+        _count_text(self.connection_errors, why, 1)
 
     def first_attempt(self, index: int) -> bool:
         """A deferring destination is asked at RCPT: whether it says 451, which it does once."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eilpost.load.accounting import Accounting
+from eilpost.load.ledger import Ledger
 from eilpost.load.report import seconds_words
 
 if TYPE_CHECKING:
@@ -59,13 +59,13 @@ class Moment:
 class Meter:
     """Rates and latencies of the last seconds."""
 
-    def __init__(self, accounting: Accounting, began: float) -> None:
-        self._accounting = accounting
+    def __init__(self, ledger: Ledger, began: float) -> None:
+        self._ledger = ledger
         self._began = began
         self._samples: deque[Sample] = deque([self._sample(began)])
 
     def _sample(self, now: float) -> Sample:
-        ledger = self._accounting.ledger
+        ledger = self._ledger
         counts = ledger.counts
         return Sample(now, counts.accepted, counts.delivered + counts.bounced, ledger.accept.counts())
 
@@ -74,7 +74,7 @@ class Meter:
         self._samples.append(sample)
         while len(self._samples) > 2 and self._samples[1].at <= now - _WINDOW_SECONDS:
             self._samples.popleft()
-        first, ledger = self._samples[0], self._accounting.ledger
+        first, ledger = self._samples[0], self._ledger
         counts, oldest = ledger.counts, ledger.oldest_dot()
         seconds = max(now - first.at, 1e-9)
         return Moment(
@@ -85,7 +85,7 @@ class Meter:
             delivered=counts.delivered,
             bounced=counts.bounced,
             in_flight=ledger.in_flight,
-            retried=self._accounting.retried,
+            retried=counts.retried,
             refused=counts.refused,
             in_doubt=counts.in_doubt,
             duplicates=counts.duplicates,

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eilpost.load.accounting import Accounting
 from eilpost.load.histogram import Histogram
+from eilpost.load.ledger import Ledger
+from eilpost.load.plan import Plan
 
 MAX_LISTED = 20
 
@@ -20,7 +21,7 @@ _WARN, _BAD, _DIM = "yellow", "bold red", "dim"
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a load went, beside its accounting."""
+    """How a load went, beside its ledger."""
 
     targets: tuple[str, ...]
     sink: str
@@ -35,13 +36,14 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    accounting: Accounting
+    plan: Plan
+    ledger: Ledger
     ended: Ended
 
     @property
     def open(self) -> int:
         """Accepted, and neither delivered nor bounced."""
-        return self.accounting.ledger.in_flight
+        return self.ledger.in_flight
 
     @property
     def lost(self) -> int:
@@ -51,7 +53,7 @@ class Result:
     @property
     def wrong(self) -> int:
         """Copies that should not have come as they did."""
-        counts = self.accounting.ledger.counts
+        counts = self.ledger.counts
         return counts.damaged + counts.misdirected + counts.unexpected
 
     @property
@@ -59,22 +61,21 @@ class Result:
         """The exit status."""
         if self.ended.interrupted:
             return 130
-        return 1 if self.lost or self.wrong or not self.accounting.ledger.counts.accepted else 0
+        return 1 if self.lost or self.wrong or not self.ledger.counts.accepted else 0
 
     @property
     def rates(self) -> tuple[float, float]:
         """Accepted and delivered or bounced, per second between the first and the last."""
-        ledger = self.accounting.ledger
+        ledger = self.ledger
         return (
             _rate(ledger.counts.accepted, ledger.last_accepted_at - ledger.first_accepted_at),
-            _rate(ledger.counts.arrivals, ledger.last_arrival_at - ledger.first_arrival_at),
+            _rate(ledger.counts.delivered + ledger.counts.bounced, ledger.last_arrival_at - ledger.first_arrival_at),
         )
 
 
 def as_json(result: Result) -> dict[str, Any]:
     """Durations in seconds, sizes in bytes; counts are recipients where a message has several."""
-    accounting, ended = result.accounting, result.ended
-    ledger, counts = accounting.ledger, accounting.ledger.counts
+    ledger, ended, counts = result.ledger, result.ended, result.ledger.counts
     accepted_rate, settled_rate = result.rates
     return {
         "run": ledger.run,
@@ -96,7 +97,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "in_doubt_settled": counts.in_doubt_settled,
         "refused": counts.refused,
         "refusals": _texts(ledger.replies),
-        "retried": accounting.retried,
+        "retried": counts.retried,
         "temporary_refusals": _texts(ledger.deferral_replies),
         "resent_after_dot": counts.resent,
         "duplicates": counts.duplicates,
@@ -109,9 +110,9 @@ def as_json(result: Result) -> dict[str, Any]:
         "foreign": counts.foreign,
         "sink_deferrals": counts.deferrals,
         "connections": ended.connections,
-        "connections_refused": accounting.connections_refused,
-        "connections_lost": accounting.connections_lost,
-        "connection_errors": _texts(accounting.reasons),
+        "connections_refused": counts.connections_refused,
+        "connections_lost": counts.connections_lost,
+        "connection_errors": _texts(ledger.connection_errors),
         "accepted_per_second": round(accepted_rate, 1),
         "settled_per_second": round(settled_rate, 1),
         "accept_seconds": _percentiles(ledger.accept),
@@ -119,7 +120,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "open": [
             {
                 "id": lost.id,
-                "recipient": accounting.plan.address(lost.recipient_index),
+                "recipient": result.plan.address(lost.recipient_index),
                 "queue_id": lost.queue_id or None,
                 "deferred": lost.deferred,
             }
@@ -133,11 +134,10 @@ Line = list[tuple[str, str]]
 
 def lines(result: Result) -> Iterator[Line]:
     """(text, style) parts, as `eilpost/paper.py` writes them."""
-    accounting, ended = result.accounting, result.ended
-    counts = accounting.ledger.counts
+    ledger, ended, counts = result.ledger, result.ended, result.ledger.counts
     accepted_rate, settled_rate = result.rates
     yield [
-        (f"load {accounting.ledger.run}", "bold"),
+        (f"load {ledger.run}", "bold"),
         (f" to {', '.join(ended.targets)}, sink {ended.sink}: {counts.issued:,} messages", ""),
         (f" in {ended.sending_seconds:.1f} s over {ended.sessions} sessions; ended after {ended.seconds:.1f} s", ""),
     ]
@@ -154,13 +154,13 @@ def lines(result: Result) -> Iterator[Line]:
     )
     yield _row("in doubt", counts.in_doubt, _of(counts.in_doubt_settled, "arrived"), _WARN)
     yield _row("refused", counts.refused, style=_WARN)
-    yield _row("retried", accounting.retried, style=_WARN)
+    yield _row("retried", counts.retried, style=_WARN)
     if ended.unsent:
         yield _row("unsent", ended.unsent, "messages begun and never accepted", _WARN)
     yield _row(
         "connections",
         ended.connections,
-        f"{accounting.connections_refused:,} refused, {accounting.connections_lost:,} lost",
+        f"{counts.connections_refused:,} refused, {counts.connections_lost:,} lost",
     )
     for name, count, note in (
         ("damaged", counts.damaged, "arrived with another body than was sent"),
@@ -173,18 +173,17 @@ def lines(result: Result) -> Iterator[Line]:
             yield _row(name, count, note, _WARN if name in ("foreign", "bounced again") else _BAD)
     yield []
     yield [("".join([f"{'':<14}", *(f"{name:>12}" for name in _PERCENTILES)]), _DIM)]
-    yield _latencies("dot to 250", accounting.ledger.accept)
-    yield _latencies("dot to sink", accounting.ledger.end_to_end)
+    yield _latencies("dot to 250", ledger.accept)
+    yield _latencies("dot to sink", ledger.end_to_end)
     yield from _causes(result)
 
 
 def _causes(result: Result) -> Iterator[Line]:
-    accounting, ended = result.accounting, result.ended
-    ledger = accounting.ledger
+    ledger, ended = result.ledger, result.ended
     for title, texts in (
         ("refused", ledger.replies),
         ("retried", ledger.deferral_replies),
-        ("connection", accounting.reasons),
+        ("connection", ledger.connection_errors),
     ):
         if texts:
             yield []
@@ -198,7 +197,7 @@ def _causes(result: Result) -> Iterator[Line]:
         word, style = ("unfinished", _WARN) if ended.interrupted else ("lost", _BAD)
         yield [
             (word, style),
-            (f" {lost.id} to {accounting.plan.address(lost.recipient_index)}{why}{where}", ""),
+            (f" {lost.id} to {result.plan.address(lost.recipient_index)}{why}{where}", ""),
         ]
     if result.open > MAX_LISTED:
         yield [(f"and {result.open - MAX_LISTED:,} more", "")]
@@ -206,7 +205,7 @@ def _causes(result: Result) -> Iterator[Line]:
 
 def hint(result: Result) -> str:
     """What is probably wrong when nothing went through; empty: nothing to say."""
-    counts = result.accounting.ledger.counts
+    counts = result.ledger.counts
     if result.ended.interrupted:
         return ""
     if not counts.accepted:
@@ -216,7 +215,7 @@ def hint(result: Result) -> str:
             f"nothing arrived at the sink: the server has to relay to it, delivery.relay ="
             f' "smtp://{result.ended.sink}" as the server reaches it'
         )
-    if any(lost.deferred for lost in result.accounting.ledger.open(MAX_LISTED)) and result.lost:
+    if any(lost.deferred for lost in result.ledger.open(MAX_LISTED)) and result.lost:
         return "mail deferred by the sink waits for its retry (router.retry): --settle has to be longer than that"
     return ""
 

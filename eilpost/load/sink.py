@@ -24,10 +24,10 @@ class Destinations(Protocol):
     """Decides and records for the sink."""
 
     def recipient(self, address: str) -> bytes | None:
-        """The reply to RCPT if it is a refusal; None: the recipient is taken."""
+        """The reply to RCPT, a refusal; None: 250, the recipient is taken."""
 
-    def message(self, sender: str, recipients: list[str], content: bytes) -> None:
-        """A message was taken; `content` as it came over the wire, dots doubled. 250 follows."""
+    def message(self, sender: str, recipients: list[str], content: bytes) -> bytes | None:
+        """A whole message is here, `content` as it came over the wire, dots doubled. The reply; None: 250."""
 
 
 class Sink:
@@ -182,9 +182,9 @@ class SinkSession(asyncio.Protocol):
 
     def take(self, content: bytes) -> bool:
         """A whole message is here. False: its reply is left open, and nothing further is read until `advance()`."""
-        self.sink.destinations.message(self._sender, self._recipients, content)
+        reply = self.sink.destinations.message(self._sender, self._recipients, content)
         self._recipients = []
-        self.say(b"250 2.0.0 Taken\r\n")
+        self.say(reply or b"250 2.0.0 Taken\r\n")
         return True
 
 

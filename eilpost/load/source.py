@@ -46,12 +46,13 @@ class Recorder(Protocol):
 
     def refused(self, message: Outgoing, answer: Answer, stage: Stage) -> None: ...
 
-    def in_doubt(self, message: Outgoing) -> None: ...
+    def in_doubt(self, message: Outgoing, error: BaseException) -> None:
+        """No reply to the dot: the connection was lost, no reply came in time, or the source was cancelled."""
 
     def deferred(self, message: Outgoing, answer: Answer, stage: Stage, seconds: float) -> bool:
         """A 4xx, `seconds` after what it answers; whether the message is to be sent again."""
 
-    def connection_refused(self, why: str) -> None: ...
+    def connection_refused(self, reason: str) -> None: ...
 
     def connection_lost(self, message: Outgoing, stage: Stage, error: Exception) -> bool:
         """Before the dot; whether the message is to be sent again. TimeoutError: no reply came in time."""
@@ -147,7 +148,7 @@ class Source:
                     self._recorder.connection_refused(str(answer.reply()))
                 await _quit(client)
             except (OSError, TimeoutError, NameNotResolved) as error:
-                self._recorder.connection_refused(_why(error))
+                self._recorder.connection_refused(why(error))
                 if client is not None:
                     client.abort()
             except ConnectionLost as error:
@@ -165,16 +166,17 @@ class Source:
                 return await self._transaction(client, attempt)
         except (ConnectionLost, TimeoutError) as error:
             if attempt.stage is Stage.DOT:
-                self._recorder.in_doubt(attempt.message)
+                self._recorder.in_doubt(attempt.message, error)
                 self._supply.finished()
             elif self._recorder.connection_lost(attempt.message, attempt.stage, error):
                 self._supply.again(attempt.message, self._back_off(message.attempts))
             else:
                 self._supply.finished()
             return False
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if attempt.stage is Stage.DOT:
-                self._recorder.in_doubt(attempt.message)
+                self._recorder.in_doubt(attempt.message, error)
+                self._supply.finished()
             raise
 
     async def _transaction(self, client: Client, attempt: _Attempt) -> bool:
@@ -292,7 +294,10 @@ def _stage(number: int, count: int) -> Stage:
     return Stage.MAIL if number == 0 else Stage.DATA if number == count - 1 else Stage.RCPT
 
 
-def _why(error: BaseException) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return "no answer in time"
+def why(error: BaseException) -> str:
+    """An error of a connection, in words."""
+    if isinstance(error, TimeoutError):
+        return "no reply in time"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

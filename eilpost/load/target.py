@@ -14,12 +14,13 @@ import time
 
 from mail import endpoint
 from mail.address import AddressError, parse_domain
+from mail.service import ServiceError
 
 _RESOLVED_SECONDS = 5.0
 _RESERVED = ("test", "example", "invalid", "localhost", "example.com", "example.net", "example.org")  # RFC 2606
 
 
-class TargetRefused(Exception):
+class TargetRefused(ServiceError):
     """A load must not go there; one line that says why."""
 
 

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.onebox import EILPOST, OneBox
-from tests.support.ports import free_port
+from tests.support.ports import free_port, wait_until
+from tests.support.relay import Relay, every
 
 
 async def load(*options: str, status: int = 0) -> dict[str, Any]:
@@ -60,3 +65,118 @@ async def test_sigterm_ends_the_sending_and_all_is_accounted_for(tmp_path: Path)
     assert process.returncode == 0
     assert not result["interrupted"]
     assert 0 < result["accepted"] == result["delivered"] == result["messages"]
+
+
+def through(relay: Relay, sink: int, messages: int, *more: str) -> list[str]:
+    return [
+        *("--target", f"127.0.0.1:{relay.port}", "--sink", f"127.0.0.1:{sink}", "--rate", "0"),
+        *("--messages", str(messages), "--size", "1kB", "--settle", "2s", *more),
+    ]
+
+
+async def test_lost_mail_is_found_and_listed() -> None:
+    sink = free_port()
+    async with Relay(sink, lose=every(100)) as relay:
+        result = await load(*through(relay, sink, 500), status=1)
+    assert result["accepted"] == 500
+    assert result["delivered"] == 495
+    assert result["lost"] == 5
+    assert sorted(lost["id"] for lost in result["open"]) == sorted(relay.lost)
+    assert all(lost["queue_id"].startswith("Q") for lost in result["open"])
+
+
+async def test_copies_and_damage_are_counted() -> None:
+    sink = free_port()
+    async with Relay(sink, copy=every(50)) as relay:
+        result = await load(*through(relay, sink, 500))
+        assert result["duplicates"] == 10
+        assert sorted(result["duplicate_ids"]) == sorted(relay.copied)
+        assert (result["delivered"], result["lost"]) == (500, 0)
+    async with Relay(sink, damage=every(50)) as relay:
+        result = await load(*through(relay, sink, 100), status=1)
+        assert (result["damaged"], result["lost"]) == (2, 0)
+
+
+async def test_refused_and_deferred_mail() -> None:
+    sink = free_port()
+    faults = {"refuse": every(20), "refuse_recipient": every(31), "defer_recipient": every(7), "defer": every(23)}
+    async with Relay(sink, **faults) as relay:
+        result = await load(*through(relay, sink, 500))
+    done = relay.done
+    assert min(done.values()) > 5
+    assert result["refused"] == done["refuse"] + done["refuse_recipient"]
+    assert {each["text"]: each["count"] for each in result["refusals"]} == {
+        "dot: 554 5.6.0 Not this one": done["refuse"],
+        "RCPT: 550 5.7.1 Not this one": done["refuse_recipient"],
+    }
+    assert result["retried"] == done["defer"] + done["defer_recipient"]
+    assert result["accepted"] == result["delivered"] == 500 - result["refused"]
+    # A 4xx after the dot leaves a copy that may arrive too; one that was refused at its second attempt is no duplicate.
+    assert result["resent_after_dot"] == done["defer"]
+    assert result["duplicates"] == result["duplicates_resent"] <= done["defer"]
+    assert result["unsent"] == 0
+
+
+async def test_closed_connections_leave_doubt_or_are_retried() -> None:
+    sink = free_port()
+    faults = {"hang_up": every(25), "hang_up_recipient": every(17), "hang_up_greeting": every(5)}
+    async with Relay(sink, **faults) as relay:
+        result = await load(*through(relay, sink, 500))
+    done = relay.done
+    assert min(done.values()) > 5
+    assert result["in_doubt"] == done["hang_up"]
+    assert result["in_doubt_settled"] == (done["hang_up"] + 1) // 2
+    assert result["connections_lost"] == sum(done.values())
+    assert result["accepted"] == result["delivered"] == 500 - result["in_doubt"]
+    assert result["duplicates"] == result["lost"] == result["unsent"] == 0
+
+
+async def test_a_target_that_is_away_is_passed_over() -> None:
+    sink, nobody = free_port(), free_port()
+    async with Relay(sink) as relay:
+        result = await load("--target", f"127.0.0.1:{nobody}", *through(relay, sink, 200, "--per-connection", "10"))
+    assert result["accepted"] == result["delivered"] == 200
+    assert result["connections_refused"] > 0
+
+
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]], ids=["SIGINT", "SIGTERM twice"]
+)
+async def test_an_interrupted_load_tells_what_it_knows(signals: list[signal.Signals]) -> None:
+    sink = free_port()
+    async with Relay(sink, lose=every(2)) as relay:
+        process = await asyncio.create_subprocess_exec(
+            *(str(EILPOST), "load", "--target", f"127.0.0.1:{relay.port}", "--sink", f"127.0.0.1:{sink}"),
+            *("--rate", "200", "--duration", "1h", "--size", "1kB"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await wait_until(lambda: relay.done["lose"] > 20, what="mail at the server")
+        for number in signals:
+            process.send_signal(number)
+            await asyncio.sleep(0.5)
+        out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 130, err
+    text = out.decode()
+    accepted, unfinished = (
+        int(re.findall(rf"^{name} +([0-9,]+)", text, re.MULTILINE)[0].replace(",", ""))
+        for name in ("accepted", "unfinished")
+    )
+    assert accepted >= 40
+    assert unfinished >= 20
+    assert "lost " not in text.replace("0 lost", "")
+    assert text.count("unfinished") > 1  # each by its id
+
+
+async def test_nothing_relays_to_the_sink() -> None:
+    sink = free_port()
+    async with Relay(sink, lose=every(1)) as relay:
+        process = await asyncio.create_subprocess_exec(
+            *(str(EILPOST), "load", *through(relay, sink, 3)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 1
+    assert re.search(r"^lost +3", out.decode(), re.MULTILINE)
+    assert "delivery.relay" in err.decode().splitlines()[-1]

@@ -1,0 +1,87 @@
+"""Every wrong option is one line that names it, and exit status 2."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from eilpost import cli
+from tests.support.ports import free_port
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*options: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["eilpost", "load", *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert not out
+        return int(ended.value.code or 0), err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--target", "nonsense"],
+        ["--target", "127.0.0.1:0"],
+        ["--target", "127.0.0.1:99999"],
+        ["--sink", "127.0.0.1"],
+        ["--rate", "-1"],
+        ["--rate", "many"],
+        ["--duration", "60"],
+        ["--duration", "0s"],
+        ["--duration", "25h"],
+        ["--settle", "soon"],
+        ["--messages", "0"],
+        ["--messages", "5000000", "--recipients", "2"],
+        ["--sessions", "0"],
+        ["--sessions", "1001"],
+        ["--per-connection", "0"],
+        ["--size", "10"],
+        ["--size", "10kB:x"],
+        ["--size", "65MiB"],
+        ["--recipients", "101"],
+        ["--domains", "0"],
+        ["--domains", "1", "--failing", "5%"],
+        ["--failing", "5"],
+        ["--deferring", "101%"],
+        ["--failing", "60%", "--deferring", "60%"],
+        ["--domain", "gmail.com"],
+        ["--sender", "someone@gmail.com"],
+        ["--sender", "nobody"],
+        ["--sender", "a b@load.test"],
+        ["--target", "8.8.8.8:2525"],
+        ["--target", "8.8.8.8:25", "--allow-public"],
+        ["--nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_option(run: Run, options: list[str]) -> None:
+    status, err = run("--sink", f"127.0.0.1:{free_port()}", *options)
+    assert status == 2
+    assert err.startswith("eilpost: ")
+    assert err.count("\n") == 1
+    assert options[0].lstrip("-") in err
+
+
+def test_nobody_listens(run: Run) -> None:
+    port = free_port()
+    status, err = run("--target", f"127.0.0.1:{port}", "--sink", f"127.0.0.1:{free_port()}")
+    assert (status, err) == (2, f"eilpost: no target answers: 127.0.0.1:{port}: connection refused\n")
+
+
+def test_the_port_of_the_sink_is_in_use(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, err = run("--target", f"127.0.0.1:{free_port()}", "--sink", f"127.0.0.1:{port}")
+    assert status == 2
+    assert err.startswith(f"eilpost: --sink 127.0.0.1:{port}: cannot be listened on: ")
+    assert err.count("\n") == 1
