@@ -126,6 +126,7 @@ class Ledger:
     def refuse(self, indexes: Sequence[int], reply: str) -> None:
         """5xx: the recipients are nobody's any more, and must not arrive."""
         for index in indexes:
+            self.counts.unexpected += _is_unexpected(self._states[index] | REFUSED)
             self._states[index] |= REFUSED
         self.counts.refused += len(indexes)
         _count_text(self.replies, reply, len(indexes))
@@ -209,7 +210,7 @@ class Ledger:
                 counts.bounced += 1
         elif state & IN_DOUBT:
             counts.in_doubt_settled += 1
-        elif state & REFUSED or not self._dots[index // self.recipients]:
+        elif _is_unexpected(state | how) or not self._dots[index // self.recipients]:
             counts.unexpected += 1
         return True
 
@@ -253,6 +254,11 @@ class Ledger:
             sum(bool(state & IN_DOUBT) for state in self._states),
             sum(bool(state & REFUSED) for state in self._states),
         )
+
+
+def _is_unexpected(state: int) -> bool:
+    """Settled although it was refused; a copy that was answered 4xx before may have been written."""
+    return bool(state & REFUSED and state & _SETTLED and not state & RESENT)
 
 
 def _count_text(texts: Counter[str], text: str, count: int) -> None:

@@ -23,6 +23,7 @@ class Histories(RuleBasedStateMachine):
         self.fates: dict[int, str] = {}  # by recipient
         self.copies: dict[int, int] = {}
         self.reports: dict[int, int] = {}
+        self.resent: set[int] = set()
 
     def some(self, data: st.DataObject) -> int:
         self.now += 0.5
@@ -47,6 +48,14 @@ class Histories(RuleBasedStateMachine):
             self.ledger.doubt(indexes)
         else:
             self.ledger.refuse(indexes, "550")
+
+    @precondition(lambda self: self.ledger.counts.issued)
+    @rule(data=st.data())
+    def resend(self, data: st.DataObject) -> None:
+        index = WIDE * self.some(data) + data.draw(st.integers(0, WIDE - 1))
+        if index not in self.fates and not self.copies.get(index) and not self.reports.get(index):
+            self.resent.add(index)
+            self.ledger.resend([index])
 
     @precondition(lambda self: self.ledger.counts.issued)
     @rule(data=st.data())
@@ -79,6 +88,8 @@ class Histories(RuleBasedStateMachine):
         assert counts.in_doubt_settled == sum(
             fate == "doubt" and index in settled for index, fate in self.fates.items()
         )
+        refused = {index for index, fate in self.fates.items() if fate == "refused"}
+        assert counts.unexpected == len((refused & settled) - self.resent)
         assert counts.arrivals == sum(self.copies.values()) + sum(self.reports.values())
         assert counts.arrivals - counts.duplicates - counts.duplicate_bounces == len(settled)
 
