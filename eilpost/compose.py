@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mail.log.topics import prefix_of_tenant
-from mail.settings import SettingsError
+from mail.settings import SettingsError, without_password
 from mail.spool.location import SCHEMES
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def choose(key: str, url: str, schemes: Mapping[str, Callable[[str], T]], exampl
     scheme, colon, rest = url.partition(":")
     if colon and scheme in schemes:
         return schemes[scheme](rest)
+    url = without_password(url)
     if scheme in later:
         raise SettingsError(f'{key} = "{url}": {scheme} is not in this version; use for example {key} = "{example}"')
     known = " or ".join(f'"{name}:"' for name in schemes)
@@ -267,7 +268,7 @@ def relay_of(settings: Settings) -> ToRelay | None:
     try:
         return parse_relay(url)
     except ValueError as error:
-        raise SettingsError(f'delivery.relay = "{url}": {error}; or "" to deliver by MX') from None
+        raise SettingsError(f'delivery.relay = "{without_password(url)}": {error}; or "" to deliver by MX') from None
 
 
 def make_role(

@@ -17,10 +17,11 @@ from typing import Any
 
 from eilpost.compose import Plan
 from mail.settings import SettingsError, show
-from mail.settings_file import ENVIRONMENT_PREFIX, load, strangers
+from mail.settings_file import ENVIRONMENT_PREFIX, is_setting, load
 
 VARIABLE = "EILPOST_CONFIG"
 DEMO = Path("var/demo/eilpost.toml")
+_LOG = "EILPOST_LOG__URL"  # what runs by its environment alone names its log there
 
 
 def candidates() -> tuple[Path, ...]:
@@ -43,22 +44,23 @@ def find(given: Path | None) -> Path | None:
 
 def plan(given: Path | None) -> Plan:
     """Find and read the configuration. Without a file: the defaults and the environment, from the working directory,
-    and a line on stderr that says so. Variables that are misspelt have a line too.
+    and a line on stderr that says so unless the environment names the log.
     """
     path = find(given)
+    settings = load(path)
     if path is None:
         places = ", ".join(str(place) for place in candidates())
-        variables = [name for name in sorted(os.environ) if _is_setting(name)]
+        variables = [name for name in sorted(os.environ) if is_setting(name)]
         if not variables:
-            _warn_of_strangers()
             raise SettingsError(
                 f"no configuration: give --config FILE or {VARIABLE} (looked for {places}); or try `eilpost demo`"
             )
-        _warn(
-            f"no configuration file (looked for {places}): using the defaults, {', '.join(variables)}, and {Path.cwd()}"
-        )
-    _warn_of_strangers()
-    return Plan(load(path), path.parent if path is not None else Path())
+        if _LOG not in map(str.upper, variables):
+            _say(
+                f"no configuration file (looked for {places}): using the defaults, {', '.join(variables)}, and"
+                f" {Path.cwd()}"
+            )
+    return Plan(settings, path.parent if path is not None else Path())
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,8 @@ def effective(given: Path | None) -> Iterator[Setting]:
     """Every key with its effective value and where it came from."""
     path = find(given)
     settings = load(path)
-    _warn_of_strangers()
     in_file = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-    variables = {name.upper(): name for name in os.environ if _is_setting(name)}
+    variables = {name.upper(): name for name in os.environ if is_setting(name)}
     for section, keys in show(settings).items():
         for key, value in keys.items():
             variable = variables.get(f"{ENVIRONMENT_PREFIX}{section}__{key}".upper())
@@ -96,14 +97,5 @@ def as_toml(settings: Iterator[Setting]) -> Iterator[str]:
         yield f"{each.key} = {value}" + ("" if each.source == "default" else f"  # {each.source}")
 
 
-def _warn_of_strangers() -> None:
-    for line in strangers(os.environ):
-        _warn(line)
-
-
-def _warn(text: str) -> None:
+def _say(text: str) -> None:
     print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _is_setting(variable: str) -> bool:
-    return variable.upper().startswith(ENVIRONMENT_PREFIX) and "__" in variable

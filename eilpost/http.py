@@ -27,7 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eilpost import __version__
 from mail.endpoint import parse
-from mail.log import Appender, Down, Full, Usable
+from mail.log import Down, Full, Log, Usable
 from mail.log.stopped import STOPPED_SHARDS
 from mail.service import Health, ServiceError
 from mail.settings import HttpSettings
@@ -36,7 +36,8 @@ from mail.telemetry.runtime import BUILD_INFO, READY
 
 _CONNECTIONS = 128  # open; with half of them the answer is 503
 _CONNECTION_SECONDS = 60.0  # in which a connection has asked all it wants to; Prometheus scrapes more seldom, and anew
-_NEED_THE_LOG = {"router", "delivery"}
+_WORKERS = {"router", "delivery"}
+_NOT_READY = {role: f"{role} has not joined its group yet" for role in _WORKERS}
 
 
 class _Server(uvicorn.Server):
@@ -85,11 +86,11 @@ class _Protocol(H11Protocol):
 
 
 class Http:
-    """The role. `log` is what the process appends to; None where it has no log (mailstore alone)."""
+    """The role. `log`: None where it has no log (mailstore alone)."""
 
     name = "http"
 
-    def __init__(self, *, settings: HttpSettings, health: Health, log: Appender | None = None) -> None:
+    def __init__(self, *, settings: HttpSettings, health: Health, log: Log | None = None) -> None:
         self._settings = settings
         self._health = health
         self._log = log
@@ -159,26 +160,30 @@ class _Line(JSONResponse):
         return super().render(content) + b"\n"
 
 
-def readiness(health: Health, log: Appender | None) -> tuple[bool, dict[str, Any]]:
-    """Whether this process is ready, and why not, fit for JSON.
+def readiness(health: Health, log: Log | None) -> tuple[bool, dict[str, Any]]:
+    """Whether this process is ready, and why not, fit for JSON (docs/operating-kafka.md, "Readiness").
 
-    A log that is down makes workers unready. An ingress alone stays ready: it still answers, with 4xx. A shard that
-    waits for a person is told, and its process stays ready: it serves the others, and a restart would mend nothing.
+    A router or delivery process is ready once it has joined its group and while the log is usable. An ingress is ready
+    once it has seen the log usable, and stays ready while the log is down: it answers with 4xx, and no endpoint of a
+    Service vanishes. A shard that waits for an operator is told, and its process stays ready: it serves the others.
     """
-    reasons = [f"{name} is not ready" for name, is_ready in health.roles.items() if not is_ready]
+    waiting = {name for name, is_ready in health.roles.items() if not is_ready}
     answer: dict[str, Any] = {"roles": dict(health.roles)}
+    reasons = []
     if log is not None:
-        match log.condition():
+        match log.worker_condition():
             case Usable():
                 answer["log"] = {"condition": "usable"}
             case Full(reason):
                 answer["log"] = {"condition": "full", "reason": reason}  # old mail flows: ready
             case Down(reason):
                 answer["log"] = {"condition": "down", "reason": reason}
-                if _NEED_THE_LOG & health.roles.keys():
+                if _WORKERS & health.roles.keys() or "ingress" in waiting:
                     reasons.append(f"the log is down: {reason}")
+                    waiting -= {"ingress", *_WORKERS}  # they wait for the log
             case unknown:
                 assert_never(unknown)
+    reasons += [_NOT_READY.get(name, f"{name} is not ready") for name in health.roles if name in waiting]
     if stopped := STOPPED_SHARDS.lines():
         answer["stopped"] = stopped
     if health.is_draining:

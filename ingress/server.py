@@ -22,10 +22,10 @@ from ingress.session import SmtpSession
 from ingress.storeroom import Storeroom
 from mail import endpoint
 from mail.directory import Directory
-from mail.log import Appender
+from mail.log import Appender, Down
 from mail.reply import Reply
 from mail.resolver import Resolver
-from mail.service import ServiceError
+from mail.service import ServiceError, stopped_within
 from mail.settings import IngressSettings, LogSettings, NodeSettings, SpoolSettings
 from mail.spool import Spool
 from mail.telemetry.ingress import IN_FLIGHT_BYTES
@@ -34,6 +34,7 @@ log = structlog.get_logger()
 
 _BACKLOG = 1024  # connections the kernel holds for us; smtp-source alone opens 20 at once
 _GRACE_SECONDS = 5.0  # the log's own time-out is this much shorter than ours
+_LOOK_SECONDS = 0.25
 _CUT_SECONDS = 5.0  # for a session that was told to end at once
 
 
@@ -63,6 +64,7 @@ class Ingress:
             max(settings.bytes_in_flight_per_client, min(settings.bytes_in_flight, settings.max_size * 4 // 3 + 1)),
         )
         self._storeroom = Storeroom(spool, log_settings.min_free_disk)
+        self._log = log
         self._sessions: set[SmtpSession] = set()
         self.listening: list[tuple[str, int]] = []  # where, once ready; of use when the port was 0
         try:
@@ -110,12 +112,18 @@ class Ingress:
         IN_FLIGHT_BYTES.set_function(lambda: self._meter.used_bytes)
         watching = asyncio.create_task(self._storeroom.watch(), name="storeroom")
         try:
+            await self._see_the_log(stop)
             ready()
             await stop.wait()
         finally:
             watching.cancel()
             server.close()
             await self._drain()
+
+    async def _see_the_log(self, stop: asyncio.Event) -> None:
+        """Wait until the log is usable once. Clients that come earlier get 421."""
+        while isinstance(self._log.condition(), Down) and not await stopped_within(stop, _LOOK_SECONDS):
+            pass
 
     async def _listen(self, where: str) -> asyncio.Server:
         try:

@@ -50,6 +50,10 @@ def format(host: str, port: int) -> str:
 
 def parse_relay(text: str) -> ToRelay:
     """`"smtp://mail.example.test:25"` or `"lmtp://127.0.0.1:24"`. Raises ValueError that says what is expected."""
+    if "@" in text:
+        raise ValueError(
+            '"smtp://HOST:PORT" is expected, without a user name and password: relays are used without AUTH'
+        )
     match = _RELAY.match(text)
     if match is None:
         raise ValueError('"smtp://HOST:PORT" or "lmtp://HOST:PORT" is expected')
@@ -64,6 +68,11 @@ def parse_brokers(url: str) -> tuple[str, ...]:
     rest = url.removeprefix("kafka:")
     if not rest.startswith("//") or not rest[2:].strip():
         raise ValueError('brokers are expected, like "kafka://h1:9092,h2:9092"')
+    if "@" in rest:
+        raise ValueError(
+            'brokers are expected, like "kafka://h1:9092,h2:9092", without a user name and password: those stand in'
+            " log.sasl_username and log.sasl_password"
+        )
     brokers = tuple(part.strip() for part in rest[2:].split(","))
     for broker in brokers:
         try:

@@ -7,6 +7,7 @@ typed and carry their unit; roles get their own section, never the whole. Next: 
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,15 @@ Secret = Annotated[SecretStr, PlainSerializer(lambda secret: HIDDEN if secret.ge
 
 def is_secret(field: FieldInfo) -> bool:
     return field.annotation is SecretStr
+
+
+# To the last @: a password may have others, and slashes.
+_USER_INFO = re.compile(r'\A("?(?:[A-Za-z][A-Za-z0-9+.-]*:/+)?).*@', re.DOTALL)
+
+
+def without_password(value: str) -> str:
+    """A setting's value with what stands before its `@` hidden: "smtp://***@host:587"."""
+    return _USER_INFO.sub(rf"\1{HIDDEN}@", value)
 
 
 class SettingsError(Exception):

@@ -24,12 +24,15 @@ from mail import endpoint
 from mail.address import AddressError, parse_domain
 from mail.logs import FORMATS, LEVELS
 from mail.plainfile import read_plain
-from mail.settings import HIDDEN, Section, Settings, SettingsError, is_secret
+from mail.settings import HIDDEN, Section, Settings, SettingsError, is_secret, without_password
 from mail.spool import location
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "EILPOST_"
 _NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH", "EILPOST_KAFKA_")
+# Kubernetes sets these in every pod for a Service named eilpost or eilpost-delivery.
+_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?\Z|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?\Z")
+_SERVICE_PORT = re.compile(r"(tcp|udp|sctp)://")
 
 # The adapters there are, by section; the roof opens them.
 SCHEMES: Mapping[str, Mapping[str, str]] = {
@@ -60,9 +63,12 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
     file_name = str(path) if path is not None else "settings"
     sources: dict[_Key, str] = {}
     _check_keys(values, file_name)
-    for variable, section, key, value in _variables(os.environ if environment is None else environment):
+    environment = os.environ if environment is None else environment
+    for variable, section, key, value in _variables(environment):
         values.setdefault(section, {})[key] = value
         sources[section, key] = f"environment variable {variable}"
+    if misspelt := next(_misspelt(environment), ""):
+        raise SettingsError(misspelt)
 
     def name(section: str, key: str) -> str:
         return f"{sources.get((section, key), file_name)}: {section}.{key}"
@@ -130,11 +136,9 @@ def _did_you_mean(word: str, known: Mapping[str, object]) -> str:
 
 
 def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str, Any]]:
-    """The variables that are settings, as (variable, section, key, value). Others, like EILPOST_TEST_KAFKA, have no
-    double underscore and are not ours.
-    """
+    """The variables that are settings, as (variable, section, key, value): those with a double underscore."""
     for variable, text in sorted(environment.items()):
-        if not variable.upper().startswith(ENVIRONMENT_PREFIX) or "__" not in variable:
+        if not is_setting(variable) or _is_of_kubernetes(variable, text):
             continue
         section, _, key = variable[len(ENVIRONMENT_PREFIX) :].lower().partition("__")
         where = f"environment variable {variable}"
@@ -146,23 +150,33 @@ def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str, 
         yield variable, section, key, _from_text(text, table.model_fields[key], f"{where}: {section}.{key}")
 
 
-def strangers(environment: Mapping[str, str]) -> Iterator[str]:
-    """A line for each variable that looks like one of ours and is none: EILPOST_INGRESS_MX with one underscore. What
-    Kubernetes sets for a Service named eilpost-delivery (EILPOST_DELIVERY_PORT=tcp://...) is meant for nobody.
+def is_setting(variable: str) -> bool:
+    """Whether the environment variable is read as a setting: `EILPOST_LOG__URL`."""
+    return variable.upper().startswith(ENVIRONMENT_PREFIX) and "__" in variable
+
+
+def _is_of_kubernetes(variable: str, text: str) -> bool:
+    name = variable.upper()
+    return bool(_SERVICE.search(name) or (name.endswith("_PORT") and _SERVICE_PORT.match(text)))
+
+
+def _misspelt(environment: Mapping[str, str]) -> Iterator[str]:
+    """A line for each variable with one underscore that begins with a section's name or is close to a setting's:
+    `EILPOST_INGRESS_MX`. Other variables that begin with EILPOST_ belong to other programs and are ignored.
     """
-    names = [
-        f"{ENVIRONMENT_PREFIX}{section}__{key}".upper()
-        for section in _SECTIONS
-        for key in _SECTIONS[section].model_fields
-    ]
+    names = [f"{section}__{key}".upper() for section, table in _SECTIONS.items() for key in table.model_fields]
+    sections = tuple(f"{section}_".upper() for section in _SECTIONS)
     for variable, text in sorted(environment.items()):
         name = variable.upper()
         if not name.startswith(ENVIRONMENT_PREFIX) or "__" in name or name.startswith(_NO_SETTINGS):
             continue
-        if "_SERVICE_" in name or "_PORT_" in name or "://" in text:
+        if _is_of_kubernetes(name, text):
             continue
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
-        yield f"environment variable {variable}: is no setting" + (f"; did you mean {near[0]}?" if near else "")
+        rest = name.removeprefix(ENVIRONMENT_PREFIX)
+        near = difflib.get_close_matches(rest, names, n=1, cutoff=0.8)
+        if near or rest.startswith(sections):
+            hint = f"did you mean {ENVIRONMENT_PREFIX}{near[0]}?" if near else "a setting is EILPOST_SECTION__KEY"
+            yield f"environment variable {variable}: is no setting; {hint}"
 
 
 def _from_text(text: str, field: FieldInfo, where: str) -> Any:
@@ -213,7 +227,7 @@ def _explain(line: Any, name: Callable[[str, str], str]) -> str:
 
 
 def _quoted(value: object) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
+    return without_password(json.dumps(value, default=str, ensure_ascii=False))
 
 
 _EXPECTED = {
@@ -233,7 +247,7 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         try:
             parse(value)
         except ValueError as error:
-            yield f'{name(section, key)}: found "{value}"; {error}'
+            yield f'{name(section, key)}: found "{without_password(value)}"; {error}'
 
     yield from tried("node", "hostname", settings.node.hostname, _hostname)
     for key, value, known in (

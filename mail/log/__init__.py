@@ -34,6 +34,12 @@ class LogUnusable(Exception):
     that names the file, topic or key and says what to do. Unknown frame versions end here: stop, never drop."""
 
 
+class LogNotReady(LogUnusable):
+    """The log cannot be used yet: its brokers cannot be reached, or its topics are missing. A command ends with this
+    line; a server waits for the log, unready with this line.
+    """
+
+
 R_co = TypeVar("R_co", covariant=True)
 
 
@@ -221,7 +227,13 @@ class Log(Appender, RouterLog, DeliveryLog, HistoryLog, Protocol):
     def counts(self) -> ShardCounts: ...
 
     async def start(self) -> None:
-        """Open, lock, recover. Raises LogUnusable."""
+        """Open, lock, recover. Raises LogUnusable; a log that is only not ready is waited for, Down."""
+        ...
+
+    def worker_condition(self) -> Condition:
+        """As `condition()`, and Down too while routers and delivery processes cannot work: no broker answers, or a
+        partition takes no writes. Cheap: asked by readiness probes.
+        """
         ...
 
     async def oldest_unconsumed(self) -> datetime | None:

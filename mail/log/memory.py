@@ -137,6 +137,9 @@ class MemoryLog:
             return Full(f"{waiting} messages wait to be routed")
         return Usable()
 
+    def worker_condition(self) -> Condition:
+        return self.condition()
+
     # --- RouterLog, DeliveryLog
 
     async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:

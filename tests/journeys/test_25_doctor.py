@@ -67,7 +67,7 @@ def without_advice(page: str) -> list[Any]:
 @pytest.mark.kafka
 def test_topics_are_made_grown_and_checked(run: Run, kafka_bootstrap: str) -> None:
     log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}.", "shards": 2, "delivery_shards": 3}
-    line = refused(run("router", log=log))
+    line = refused(run("queue", log=log))
     assert "run `eilpost topics create`" in line
     assert "log.prefix" in line
 
@@ -80,7 +80,7 @@ def test_topics_are_made_grown_and_checked(run: Run, kafka_bootstrap: str) -> No
     assert run("topics", "create", log=log) == (0, "nothing to do\n", "")
     assert run("topics", "create", log=log | {"delivery_shards": 2}) == (0, "nothing to do\n", "")
     grown = log | {"delivery_shards": 5}
-    assert "run `eilpost topics create`" in refused(run("delivery", log=grown))
+    assert "run `eilpost topics create`" in refused(run("queue", log=grown))
     assert run("topics", "create", log=grown) == (0, f"{log['prefix']}dispatched: 3 -> 5 partitions\n", "")
 
     status, out, _ = run("topics", "check", log=log)
@@ -122,7 +122,7 @@ def test_a_lost_topic_comes_back_with_as_many_partitions_as_the_others_have(run:
     run("topics", "create", log=log | {"shards": 2, "delivery_shards": 1})
     name = f"{log['prefix']}events"
     asyncio.run(_with_admin(kafka_bootstrap, lambda admin: _delete(admin, name)))
-    assert name in refused(run("ingress", log=log))
+    assert name in refused(run("queue", log=log))
     assert run("topics", "create", log=log) == (0, f"{name}: made, partitions: 2, replicas: 1\n", "")
 
 
@@ -274,7 +274,7 @@ def test_brokers_that_name_themselves_by_an_address_that_leads_nowhere(run: Run)
     port = free_port()
     elsewhere = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"}
     with kafka.cluster(1, settings=elsewhere) as cluster:
-        line = refused(run("router", log={"url": f"kafka://{cluster.bootstrap}"}))
+        line = refused(run("queue", log={"url": f"kafka://{cluster.bootstrap}"}))
         assert f"log.url: 127.0.0.1:{port} refuses the connection, and broker 1 says that it is there" in line
         assert "advertised.listeners" in line
         status, out, _ = run("doctor", log={"url": f"kafka://{cluster.bootstrap}"})

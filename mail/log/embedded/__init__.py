@@ -121,6 +121,9 @@ class EmbeddedLog(Historian):
     def condition(self, _tenant: str = "", /) -> Condition:
         return self.writer.condition()
 
+    def worker_condition(self) -> Condition:
+        return self.condition()
+
     # --- RouterLog, DeliveryLog
 
     async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:

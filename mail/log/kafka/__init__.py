@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import structlog
 from aiokafka import TopicPartition
 
-from mail.log import Backlog, Condition, Down, Joined, LogUnavailable, LogUnusable, Tend, TendDelivery
+from mail.log import Backlog, Condition, Down, Joined, LogNotReady, LogUnavailable, LogUnusable, Tend, TendDelivery
 from mail.log.kafka.access import FAULTS, Access, make_access
 from mail.log.kafka.committing import Committing
 from mail.log.kafka.delivery_shard import KafkaDeliveryShard
@@ -42,6 +42,7 @@ log = structlog.get_logger()
 # For what is past its final dot, before the group gives the shard to somebody else. All members wait for the slowest
 # drain, and one hears of the rebalance a heartbeat later than another: with 8 s and 3 s mail stood for up to 12 s.
 _DRAIN_SECONDS = 6.0
+_OPEN_AGAIN_SECONDS = 2.0  # while brokers or topics are missing at start
 _PURGE_LEAST = 1  # records below a mark, before it is worth a request
 # The next hop has the message, and only the router waits for the report. Fewer requests: docs/performance-kafka.md.
 _REPORT_LINGER_MS = 10
@@ -68,6 +69,9 @@ class KafkaLog:
         self._router: Membership[KafkaRouterShard] | None = None
         self._delivery: Membership[KafkaDeliveryShard] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._opened = asyncio.Event()
+        self._not_ready = "the log is being opened"  # why, until it is
         self._oldest: datetime | None = None
 
     @property
@@ -77,31 +81,72 @@ class KafkaLog:
     # --- life
 
     async def start(self) -> None:
+        """Where brokers or topics are missing the log is Down, and opened as soon as they are there."""
         expect_leftovers()
+        try:
+            await self._open()
+        except LogNotReady as error:
+            self._wait_for(error)
+            self._opening = asyncio.create_task(self._open_later(), name="log-opening")
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _open(self) -> None:
         try:
             await reach_any(self._access)
             await self._presence.look()
             await self._producing.start()
             await self._reporting.start()
-        except (LogUnavailable, *FAULTS) as error:
-            await self.close()
-            raise LogUnusable(await explain(self._access, error)) from None
-        except BaseException:
-            await self.close()
+        except BaseException as error:
+            await self._let_go()
+            if isinstance(error, (LogUnavailable, *FAULTS)):
+                raise LogNotReady(await explain(self._access, error)) from None
             raise
         self._watching = asyncio.create_task(self._presence.watch(), name="log-topics")
+        self._opened.set()
+
+    async def _open_later(self) -> None:
+        while not self._opened.is_set():
+            await asyncio.sleep(_OPEN_AGAIN_SECONDS)
+            try:
+                await self._open()
+                log.info("log is usable", url=self._access.where)
+            except LogUnusable as error:
+                self._wait_for(error)
+            except Exception:  # at the next turn
+                log.exception("log not opened")
+
+    def _wait_for(self, error: LogUnusable) -> None:
+        if self._not_ready != str(error):
+            log.error("log cannot be used yet", reason=str(error))
+        self._not_ready = str(error)
+
+    async def _is_open(self, stop: asyncio.Event) -> bool:
+        """Wait until the log is open; False when `stop` was set before."""
+        waiting = {asyncio.ensure_future(event.wait()) for event in (self._opened, stop)}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+        return self._opened.is_set()
 
     async def close(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watching
-            self._watching = None
+        for task in (self._opening, self._watching):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        self._opening = self._watching = None
+        await self._let_go()
+        await self._lanes.close()
+        await self._access.silent.close()
+
+    async def _let_go(self) -> None:
         await self._producing.close()
         await self._reporting.close()
-        await self._lanes.close()
         await self._lookout.close()
-        await self._access.silent.close()
 
     def _hold(self) -> None:
         """The topics are gone, and what shards remember of them counts no more."""
@@ -120,6 +165,8 @@ class KafkaLog:
                 member.release()
 
     def _refuse_missing(self) -> None:
+        if not self._opened.is_set():
+            raise LogUnavailable(self._not_ready)
         if self._presence.trouble is not None:
             raise LogUnavailable(self._presence.trouble)
 
@@ -159,12 +206,19 @@ class KafkaLog:
             await self._lanes.prepare(tenant)
 
     def condition(self, tenant: str = "", /) -> Condition:
+        if not self._opened.is_set():
+            return Down(self._not_ready)
         if tenant and self._dedicated(tenant):
             return self._lanes.condition(tenant)
         if self._presence.trouble is not None:
             return Down(self._presence.trouble)
         reporting = self._reporting.condition()
         return reporting if isinstance(reporting, Down) else self._producing.condition()
+
+    def worker_condition(self) -> Condition:
+        condition = self.condition()
+        outage = self._presence.outage
+        return condition if outage is None or isinstance(condition, Down) else Down(outage)
 
     async def _report(self, record: Attempted) -> None:
         self._refuse_missing()
@@ -173,6 +227,8 @@ class KafkaLog:
     # --- RouterLog
 
     async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
+        if not await self._is_open(stop):
+            return
         member: Membership[KafkaRouterShard]
         self._router = member = Membership(
             self._access,
@@ -210,6 +266,8 @@ class KafkaLog:
     # --- DeliveryLog
 
     async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
+        if not await self._is_open(stop):
+            return
         member: Membership[KafkaDeliveryShard]
         committing = Committing(
             lambda: [shard for shard in member.shards if member.holds(shard.partition)],
@@ -255,6 +313,7 @@ class KafkaLog:
     # --- HistoryLog
 
     def _historian(self) -> KafkaHistorian:
+        self._refuse_missing()
         return KafkaHistorian(self._access, self._lookout, self.counts, self._oldest)
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:

@@ -16,7 +16,7 @@ import structlog
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access
 from mail.log.kafka.lookout import Lookout
-from mail.log.kafka.topics import Found, counts_of, fewer_replicas, refuse_unsafe, too_few
+from mail.log.kafka.topics import Found, counts_of, fewer_replicas, not_writable, refuse_unsafe, too_few
 from mail.log.topics import ALL_TOPICS, ShardCounts, Topic
 from mail.settings import LogSettings
 
@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 LOOK_SECONDS = 5.0
 _BACK_SECONDS = 15.0
+_UNANSWERED_LOOKS = 2  # in a row, before it is an outage: a broker that dies costs one
 _MISSING_TRIES, _MISSING_SECONDS = 6, 0.5  # before topics are said to be missing: brokers hear of new ones in turn
 
 
@@ -68,11 +69,16 @@ class Presence:
         self._grown = grown
         self.counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
         self.trouble: str | None = None  # one line for people
+        # Why no mail moves although the topics are there: no broker answers, or a partition takes no writes.
+        self.outage: str | None = None
+        self._in_sync_needed: Mapping[Topic, int] = {}
+        self._unanswered = 0  # looks in a row
         self._is_gone = False  # `gone` was called, and `back` has not got through since
 
     async def look(self) -> None:
         """At start. Raises LogUnusable, LogUnavailable."""
         self.counts, found = await look(self._lookout, self._access, self._settings)
+        self._learn(found)
         if fewer_replicas(found, self._settings):
             # For new topics it would be asked for in vain; those that are there work as they are.
             alive = await self._lookout.brokers()
@@ -85,9 +91,13 @@ class Presence:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 await self._look_again()
+                self._unanswered = 0
             except LogUnusable as error:
                 self._miss(str(error))
             except LogUnavailable as error:  # who appends and reads says so
+                self._unanswered += 1
+                if self._unanswered >= _UNANSWERED_LOOKS:
+                    self.outage = str(error)
                 log.debug("topics not looked at", reason=str(error))
             except Exception:  # at its next turn
                 log.exception("topics not looked at")
@@ -96,7 +106,8 @@ class Presence:
         if not self._is_gone and await self._are_the_same():
             return
         # They are missing, or others now, made by somebody else than us perhaps.
-        counts, _ = await look(self._lookout, self._access, self._settings)
+        counts, found = await look(self._lookout, self._access, self._settings)
+        self._learn(found)
         self._put_down()
         self.counts = counts
         async with asyncio.timeout(_BACK_SECONDS):
@@ -115,6 +126,7 @@ class Presence:
             if number:
                 await asyncio.sleep(_MISSING_SECONDS)
             found = await self._lookout.topics(self._access, with_config=False)
+            self.outage = not_writable(found, self._in_sync_needed)
             try:
                 counts = counts_of(found, self._access, self._settings)
             except LogUnusable:
@@ -125,6 +137,14 @@ class Presence:
                     self._grown()
                 return True
         return False
+
+    def _learn(self, found: Mapping[Topic, Found]) -> None:
+        """`found` with its configuration."""
+        self._in_sync_needed = {
+            topic: min(int(each.config.get("min.insync.replicas", "1")), each.replication)
+            for topic, each in found.items()
+        }
+        self.outage = not_writable(found, self._in_sync_needed)
 
     def _put_down(self) -> None:
         if not self._is_gone:

@@ -22,7 +22,7 @@ from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from mail import endpoint
-from mail.log import LogUnusable
+from mail.log import LogNotReady, LogUnusable
 from mail.log.kafka import greeting
 from mail.log.kafka.access import FAULTS, Access, reason
 from mail.log.kafka.greeting import Greeting, NoBroker
@@ -49,21 +49,24 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class Unreached:
-    """`what` goes behind "ADDRESS"; `key` is the setting it is about."""
+    """`what` goes behind "ADDRESS"; `key` is the setting it is about. `may_pass`: a broker that starts there, or a name
+    that appears in DNS, mends it without a change of the settings.
+    """
 
     address: str
     key: str
     what: str
     advice: str
+    may_pass: bool = False
 
     def __str__(self) -> str:
         return f"{self.key}: {self.address} {self.what}: {self.advice}"
 
 
 class _Step(Exception):
-    def __init__(self, key: str, what: str, advice: str) -> None:
+    def __init__(self, key: str, what: str, advice: str, *, may_pass: bool = False) -> None:
         super().__init__(what)
-        self.words = (key, what, advice)
+        self.words = (key, what, advice, may_pass)
 
 
 async def reach(access: Access, address: str, seconds: float = REACH_SECONDS) -> Reached | Unreached:
@@ -79,11 +82,14 @@ async def reach(access: Access, address: str, seconds: float = REACH_SECONDS) ->
             "log.url",
             f"does not answer within {seconds:.0f} s",
             "start a broker there, let the network through, or correct log.url",
+            may_pass=True,
         )
 
 
 async def reach_any(access: Access) -> None:
-    """Return as soon as one broker can be reached. Raises LogUnusable with what is wrong at the first address."""
+    """Return as soon as one broker can be reached. Raises LogUnusable with what is wrong with the settings at the first
+    address that shows it; else LogNotReady with what is wrong at the first address.
+    """
     asking = [asyncio.create_task(reach(access, address), name=f"reach {address}") for address in access.servers]
     try:
         for answer in asyncio.as_completed(asking):
@@ -92,9 +98,10 @@ async def reach_any(access: Access) -> None:
                     if not task.done():
                         access.silent.suspect(*endpoint.parse(address))  # or each client would begin with it
                 return
-        first = asking[0].result()
+        answers = [each for task in asking if isinstance(each := task.result(), Unreached)]
+        first = min(answers, key=lambda each: each.may_pass)
         more = f" (and {len(asking) - 1} more: see `eilpost doctor`)" if len(asking) > 1 else ""
-        raise LogUnusable(f"{first}{more}")
+        raise (LogNotReady if first.may_pass else LogUnusable)(f"{first}{more}")
     finally:
         for task in asking:
             task.cancel()
@@ -161,27 +168,32 @@ async def _find(host: str, port: int) -> None:
     except (OSError, UnicodeError) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise _Step(
-            "log.url", f"has a name that leads nowhere ({what})", "correct log.url, or the DNS of this machine"
+            "log.url",
+            f"has a name that leads nowhere ({what})",
+            "correct log.url, or the DNS of this machine",
+            may_pass=True,
         ) from None
 
 
 async def _not_connected(error: OSError, host: str, port: int, *, tls: bool) -> NoReturn:
     if isinstance(error, ssl.SSLCertVerificationError):
         said = error.verify_message or str(error)
-        key, advice = "log.tls_ca", "name a PEM file with the authority that signed it in log.tls_ca"
+        key, advice, may_pass = "log.tls_ca", "name a PEM file with the authority that signed it in log.tls_ca", False
         if "expired" in said:
-            key, advice = "log.tls", "renew it at the broker"
+            key, advice, may_pass = "log.tls", "renew it at the broker", True
         elif "mismatch" in said or "not valid for" in said:
             key, advice = "log.url", "write the broker's name in log.url as its certificate has it"
-        raise _Step(key, f"shows a certificate that is not to be trusted ({said})", advice)
+        raise _Step(key, f"shows a certificate that is not to be trusted ({said})", advice, may_pass=may_pass)
     if tls and (isinstance(error, ssl.SSLError | ConnectionResetError)):
         if await _greets(host, port, None):
             raise _Step("log.tls", "does not talk TLS", "set log.tls = false, or name a port with TLS in log.url")
         raise _Step("log.url", "is no Kafka broker with TLS", "correct log.url")
     if isinstance(error, ConnectionRefusedError):
-        raise _Step("log.url", "refuses the connection", "start a broker there, or correct log.url")
+        raise _Step("log.url", "refuses the connection", "start a broker there, or correct log.url", may_pass=True)
     what = error.strerror or str(error)
-    raise _Step("log.url", f"cannot be connected to ({what})", "correct log.url, or this machine's network")
+    raise _Step(
+        "log.url", f"cannot be connected to ({what})", "correct log.url, or this machine's network", may_pass=True
+    )
 
 
 async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[Greeting, float]:
@@ -199,7 +211,9 @@ async def _no_greeting(error: Exception, host: str, port: int, *, tls: bool) -> 
     if not tls and await _greets(host, port, _trusting()):
         raise _Step("log.tls", "talks TLS", "set log.tls = true, and log.tls_ca where its authority is your own")
     if isinstance(error, TimeoutError):
-        raise _Step("log.url", "takes the connection and says nothing", "correct log.url, or mend the broker")
+        raise _Step(
+            "log.url", "takes the connection and says nothing", "correct log.url, or mend the broker", may_pass=True
+        )
     raise _Step("log.url", "is something else than a Kafka broker", "correct log.url")
 
 

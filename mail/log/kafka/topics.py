@@ -18,7 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.metadata import MetadataRequest
 
-from mail.log import LogUnusable
+from mail.log import LogNotReady, LogUnusable
 from mail.log.kafka.access import RECORD_BYTES_MAX, Access
 from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, EVENTS, ShardCounts, Topic
 from mail.settings import LogSettings
@@ -144,11 +144,13 @@ async def _configs(admin: AIOKafkaAdminClient, names: list[str], wanted: bool) -
 
 
 def counts_of(found: Mapping[Topic, Found], access: Access, settings: LogSettings) -> ShardCounts:
-    """The partition counts, once every topic is there and they agree. Raises LogUnusable with what to do."""
+    """The partition counts, once every topic is there and they agree. Raises LogUnusable with what to do, LogNotReady
+    where `eilpost topics create` has not been run yet.
+    """
     missing = [access.topic(topic) for topic in ALL_TOPICS if topic not in found]
     if missing:
         option = f" --tenant {access.tenant}" if access.tenant else ""
-        raise LogUnusable(
+        raise LogNotReady(
             f"{access.where}: {_are('topic', missing)} missing: run `eilpost topics create{option}`, or correct"
             f' log.prefix, now "{access.setting}"'
         )
@@ -162,7 +164,7 @@ def counts_of(found: Mapping[Topic, Found], access: Access, settings: LogSetting
     _agrees("log.shards", settings.shards, shards, found[ACCEPTED].name)
     delivery = found[DISPATCHED].partitions
     if settings.delivery_shards > delivery:
-        raise LogUnusable(
+        raise LogNotReady(
             f"log.delivery_shards = {settings.delivery_shards}, but topic {found[DISPATCHED].name} has {delivery}"
             " partitions: run `eilpost topics create`, which adds what is missing"
         )
@@ -216,6 +218,18 @@ def refuse_unsafe(found: Mapping[Topic, Found], access: Access, settings: LogSet
             f"{access.where}: topic {unsafe[0].topic}: {unsafe[0].text}{more}; or, on a machine for trials,"
             ' log.durability = "dev"'
         )
+
+
+def not_writable(found: Mapping[Topic, Found], in_sync_needed: Mapping[Topic, int]) -> str | None:
+    """A line for people when a partition has fewer replicas in sync than its topic needs to take writes, else None."""
+    for topic, each in found.items():
+        needed = in_sync_needed.get(topic, 1)
+        if each.in_sync < needed:
+            return (
+                f"topic {each.name}: a partition has {each.in_sync} replicas in sync and needs {needed}"
+                " (min.insync.replicas): start the missing brokers"
+            )
+    return None
 
 
 def fewer_replicas(found: Mapping[Topic, Found], settings: LogSettings) -> bool:

@@ -96,9 +96,8 @@ def test_a_missing_configuration(run: Run, home: Path, monkeypatch: pytest.Monke
     assert "EILPOST_CONFIG" in _one_line(err) or "/etc/eilpost" in err
     monkeypatch.setenv("EILPOST_INGRESS_MX", "127.0.0.1:25")
     status, _, err = run("queue")
-    stranger, missing = err.splitlines()
-    assert "did you mean EILPOST_INGRESS__MX?" in stranger
-    assert missing.startswith("eilpost: no configuration: ")
+    assert (status, "did you mean EILPOST_INGRESS__MX?" in _one_line(err)) == (2, True)
+    monkeypatch.delenv("EILPOST_INGRESS_MX")
     monkeypatch.setenv("EILPOST_CONFIG", "gone.toml")
     status, _, err = run("queue")
     assert (status, "gone.toml" in _one_line(err)) == (2, True)
@@ -107,13 +106,12 @@ def test_a_missing_configuration(run: Run, home: Path, monkeypatch: pytest.Monke
 def test_without_a_file_it_says_what_it_runs_on(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "eilpost.toml").unlink()
     monkeypatch.setenv("EILPOST_ROUTER__LIFETIME", "2d")
-    monkeypatch.setenv("EILPOST_INGRESS_MX", "127.0.0.1:25")
     status, out, err = run("user", "list", "--json")
     assert (status, len(json.loads(out))) == (0, 2)
-    first, second = err.splitlines()
-    assert first.startswith("eilpost: no configuration file (looked for eilpost.toml, ")
-    assert f"using the defaults, EILPOST_ROUTER__LIFETIME, and {home}" in first
-    assert "did you mean EILPOST_INGRESS__MX?" in second
+    assert _one_line(err).startswith("eilpost: no configuration file (looked for eilpost.toml, ")
+    assert f"using the defaults, EILPOST_ROUTER__LIFETIME, and {home}" in err
+    monkeypatch.setenv("EILPOST_LOG__URL", f"embedded:{home}/log.db")  # configured by its environment, as in a pod
+    assert run("user", "list", "--json") == (0, out, "")
 
 
 def test_the_effective_settings_tell_their_source(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

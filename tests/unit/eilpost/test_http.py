@@ -12,7 +12,6 @@ import pytest
 from eilpost.http import _CONNECTIONS, Http, readiness
 from mail.log import Condition, Down, Full, Usable
 from mail.log.stopped import STOPPED_SHARDS
-from mail.record import Record
 from mail.service import Health, ServiceError
 from mail.settings import HttpSettings
 from mail.telemetry import REGISTRY
@@ -24,13 +23,7 @@ class _Log:
     def __init__(self, now: Condition) -> None:
         self.now = now
 
-    async def append(self, record: Record) -> None:
-        raise NotImplementedError
-
-    async def prepare(self, _tenant: str, /) -> None:
-        raise NotImplementedError
-
-    def condition(self, _tenant: str = "", /) -> Condition:
+    def worker_condition(self) -> Condition:
         return self.now
 
 
@@ -43,7 +36,7 @@ def _health(**roles: bool) -> Health:
 def test_ready_when_every_role_is() -> None:
     assert readiness(_health(ingress=True, router=True), _Log(Usable()))[0]
     is_ready, answer = readiness(_health(ingress=True, router=False), _Log(Usable()))
-    assert (is_ready, answer["reasons"]) == (False, ["router is not ready"])
+    assert (is_ready, answer["reasons"]) == (False, ["router has not joined its group yet"])
 
 
 def test_draining_is_not_ready() -> None:
@@ -54,18 +47,28 @@ def test_draining_is_not_ready() -> None:
     assert answer["roles"] == {"ingress": True, "router": False}
 
 
+_DOWN = ["the log is down: gone"]
+
+
 @pytest.mark.parametrize(
-    ("log", "roles", "ready"),
+    ("log", "roles", "reasons"),
     [
-        (Full("disk"), ("ingress", "router"), True),  # old mail flows
-        (Down("gone"), ("ingress", "router"), False),
-        (Down("gone"), ("ingress",), True),  # it answers, with 4xx
+        (Full("disk"), {"ingress": True, "router": True}, []),  # old mail flows
+        (Down("gone"), {"ingress": True, "router": True}, _DOWN),
+        (Down("gone"), {"router": False}, _DOWN),  # it has not joined because the log is down
+        (Down("gone"), {"delivery": True}, _DOWN),
+        (Down("gone"), {"ingress": False}, _DOWN),  # it has not seen the log usable yet
+        (Down("gone"), {"ingress": True}, []),  # it answers, with 4xx
+        (Down("gone"), {"ingress": False, "mailstore": False}, [*_DOWN, "mailstore is not ready"]),
+        (Usable(), {"delivery": False}, ["delivery has not joined its group yet"]),
     ],
 )
-def test_the_logs_condition_is_told_and_counts_for_workers(log: Condition, roles: tuple[str, ...], ready: bool) -> None:
-    is_ready, answer = readiness(_health(**dict.fromkeys(roles, True)), _Log(log))
-    assert is_ready is ready
-    assert answer["log"]["reason"] in ("disk", "gone")
+def test_a_log_that_is_down_counts_for_workers_and_for_an_ingress_that_has_never_seen_it(
+    log: Condition, roles: dict[str, bool], reasons: list[str]
+) -> None:
+    is_ready, answer = readiness(_health(**roles), _Log(log))
+    assert (is_ready, answer["ready"], answer["reasons"]) == (not reasons, not reasons, reasons)
+    assert answer["log"]["condition"] == type(log).__name__.lower()
 
 
 def test_a_shard_that_waits_for_a_person_is_told_and_its_process_stays_ready() -> None:
@@ -104,7 +107,7 @@ async def test_over_the_wire() -> None:
     assert await _get(port, "/healthz") == (200, "ok\n")
     status, body = await _get(port, "/readyz")
     assert body.endswith("}\n")
-    assert (status, json.loads(body)["reasons"]) == (503, ["ingress is not ready"])
+    assert (status, json.loads(body)["reasons"]) == (503, ["the log is down: gone"])
     status, body = await _get(port, "/metrics")
     assert status == 200
     assert "eilpost_build_info{" in body

@@ -1,10 +1,91 @@
-"""What a process takes from the machine it runs on: open files enough, and nothing that others may read."""
+"""What a process takes from the machine it runs on: open files enough, nothing that others may read, and its settings
+from the environment alone where there is no file, as in a pod.
+"""
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support.onebox import EILPOST, OneBox
+import pytest
+
+from tests.support.onebox import EILPOST, OneBox, directory_toml
+from tests.support.ports import free_port
+
+
+def _in_a_pod(folder: Path, *arguments: str, **settings: str) -> subprocess.Popen[str]:
+    """`eilpost` with an environment that has its settings and nothing else, not even HOME or PATH."""
+    (folder / "directory.toml").write_text(directory_toml())
+    usual = {
+        "EILPOST_LOG__URL": f"embedded:{folder}/log.db",
+        "EILPOST_SPOOL__URL": f"file:{folder}/spool",
+        "EILPOST_DIRECTORY__URL": f"file:{folder}/directory.toml",
+        "EILPOST_MAILBOXES__URL": f"maildir:{folder}/mail",
+        "EILPOST_INGRESS__MX": f"127.0.0.1:{free_port()}",
+        "EILPOST_MAILSTORE__POP3": f"127.0.0.1:{free_port()}",
+        "EILPOST_HTTP__LISTEN": f"127.0.0.1:{free_port()}",
+        "EILPOST_NODE__LOG_FORMAT": "json",
+        "EILPOST_PORT": "tcp://10.96.0.7:25",  # of a Service named eilpost
+        "EILPOST_SERVICE_HOST": "10.96.0.7",
+    }
+    return subprocess.Popen(
+        [str(EILPOST), *arguments],
+        env=usual | settings,
+        cwd="/",
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "says"),
+    [
+        (("up",), {"EILPOST_LOG__URL": "kafka://k1"}, "log.url"),
+        (("up",), {"EILPOST_LOG__ULR": "kafka://k1:9092"}, "EILPOST_LOG__ULR: there is no such key; did you mean url?"),
+        (("up",), {"EILPOST_LOG_URL": "kafka://k1:9092"}, "did you mean EILPOST_LOG__URL?"),
+        (("up",), {"EILPOST_DELIVERY__RELAY": "smtp://me:hush@relay:587"}, 'delivery.relay: found "smtp://***@relay'),
+        (("up",), {"EILPOST_DIRECTORY__URL": "file:/gone.toml"}, "/gone.toml"),
+        (("up",), {"EILPOST_SPOOL__URL": "file:/dev/null/spool"}, "spool"),
+        (("up",), {"EILPOST_MAILBOXES__URL": "maildir:/dev/null/mail"}, "mailboxes.url"),
+        (("up",), {"EILPOST_HTTP__LISTEN": "192.0.2.1:80"}, "http.listen"),
+        (("up",), {"EILPOST_INGRESS__MX": "192.0.2.1:25"}, "ingress.mx"),
+        (("router",), {}, "log.url"),
+        (
+            ("router",),
+            {"EILPOST_LOG__URL": "kafka://127.0.0.1:1", "EILPOST_LOG__TLS": "yes", "EILPOST_LOG__TLS_CA": "/no.pem"},
+            "log.tls_ca",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_the_one_line_of_a_termination_message(
+    tmp_path: Path, arguments: tuple[str, ...], settings: Mapping[str, str], says: str
+) -> None:
+    process = _in_a_pod(tmp_path, *arguments, **settings)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    *before, last = err.splitlines()
+    assert last.startswith("eilpost: ")
+    assert says in last
+    assert "hush" not in err
+    assert [json.loads(line)["level"] for line in before if json.loads(line)["level"] != "info"] == []
+    assert "Traceback" not in err
+
+
+def test_it_runs_by_its_environment_alone_and_warns_of_nothing(tmp_path: Path) -> None:
+    process = _in_a_pod(tmp_path, "up")
+    try:
+        assert process.stderr is not None
+        first = json.loads(process.stderr.readline())
+        assert (first["event"], first["level"]) == ("ready", "info")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert {json.loads(line)["level"] for line in err.splitlines()} == {"info"}
 
 
 def test_it_may_open_what_its_limits_allow_and_makes_nothing_others_read(tmp_path: Path) -> None:

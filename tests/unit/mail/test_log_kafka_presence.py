@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from mail.log.kafka.presence import Presence
 from mail.log.kafka.topics import Found
 from mail.log.topics import ALL_TOPICS, DISPATCHED, Topic
 from mail.settings import LogSettings
+from tests.support.ports import wait_until
 
 SETTINGS = LogSettings(url="kafka://127.0.0.1:1", durability="dev")
 
@@ -101,3 +104,34 @@ async def test_what_was_put_down_is_taken_up_however_often_that_fails() -> None:
     await made.presence._look_again()
     assert made.done == ["gone", "back"]
     assert made.presence.trouble is None
+
+
+async def test_a_partition_below_min_insync_replicas_is_an_outage_until_it_is_in_sync_again() -> None:
+    whole = {topic: replace(each, config={"min.insync.replicas": "2"}) for topic, each in topics(12, 24).items()}
+    made = World(whole)
+    await made.presence.look()
+    assert made.presence.outage is None
+    made.answers = [{topic: replace(each, in_sync=1, config={}) for topic, each in whole.items()}, whole]
+    await made.presence._look_again()
+    assert made.presence.outage is not None
+    assert "topic mail.accepted: a partition has 1 replicas in sync and needs 2" in made.presence.outage
+    await made.presence._look_again()
+    assert made.presence.outage is None
+    assert made.done == []  # an outage puts nothing down
+
+
+async def test_looks_without_an_answer_are_an_outage_when_two_have_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "LOOK_SECONDS", 0.0)
+    made = await world(LogUnavailable("gone"), LogUnavailable("gone"), topics(12, 24))
+    seen = []
+    topics_of = made.topics
+
+    async def topics_seen(*arguments: Any, **more: Any) -> Mapping[Topic, Found]:
+        seen.append(made.presence.outage)
+        return await topics_of(*arguments, **more)
+
+    monkeypatch.setattr(made, "topics", topics_seen)
+    watching = asyncio.create_task(made.presence.watch())
+    await wait_until(lambda: len(seen) >= 4)
+    watching.cancel()
+    assert seen[:4] == [None, None, "gone", None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from datetime import timedelta
@@ -11,7 +12,7 @@ import pytest
 
 from mail.log.topics import ALL_TOPICS, prefix_of_tenant
 from mail.settings import Settings, SettingsError, show
-from mail.settings_file import PREFIX_MAX, load, strangers
+from mail.settings_file import PREFIX_MAX, load
 from mail.settings_text import default_toml, render
 
 
@@ -220,26 +221,62 @@ def test_a_wrong_variable_is_one_line_that_names_it(variable: str, value: str, w
     assert words in message
 
 
-def test_a_variable_that_is_no_setting_is_named() -> None:
-    lines = strangers(
-        {
-            "EILPOST_INGRESS_MX": "127.0.0.1:25",
-            "eilpost_mailbox_url": "maildir:x",
-            "EILPOST_FOO": "1",
-            "EILPOST_INGRESS__MX": "127.0.0.1:25",
-            "EILPOST_CONFIG": "x.toml",
-            "EILPOST_DEBUG": "1",
-            "EILPOST_TEST_KAFKA": "x",
-            "EILPOST_DELIVERY_PORT": "tcp://10.0.0.1:25",
-            "EILPOST_SERVICE_HOST": "10.0.0.1",
-            "HOME": "/",
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("EILPOST_INGRESS_MX", "did you mean EILPOST_INGRESS__MX?"),
+        ("EILPOST_NODE_HOSTNAME", "did you mean EILPOST_NODE__HOSTNAME?"),
+        ("eilpost_mailbox_url", "did you mean EILPOST_MAILBOXES__URL?"),
+        ("EILPOST_LOGURL", "did you mean EILPOST_LOG__URL?"),
+        ("EILPOST_HTTP_BACKEND", "a setting is EILPOST_SECTION__KEY"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_as_a_misspelt_key_is(variable: str, words: str) -> None:
+    message = _refused(None, {variable: "x"})
+    assert message == f"environment variable {variable}: is no setting; {words}"
+
+
+def test_variables_of_kubernetes_and_of_other_programs_are_no_settings() -> None:
+    services = {}
+    for service in ("EILPOST", "EILPOST_DELIVERY", "EILPOST_LOG", "EILPOST_INGRESS__MX"):
+        services |= {
+            f"{service}_SERVICE_HOST": "10.96.0.7",
+            f"{service}_SERVICE_PORT": "25",
+            f"{service}_SERVICE_PORT_SMTP": "25",
+            f"{service}_PORT": "tcp://10.96.0.7:25",
+            f"{service}_PORT_2525_TCP": "tcp://10.96.0.7:2525",
+            f"{service}_PORT_2525_TCP_PROTO": "tcp",
+            f"{service}_PORT_2525_TCP_PORT": "2525",
+            f"{service}_PORT_2525_TCP_ADDR": "10.96.0.7",
         }
-    )
-    assert list(lines) == [
-        "environment variable EILPOST_FOO: is no setting",
-        "environment variable EILPOST_INGRESS_MX: is no setting; did you mean EILPOST_INGRESS__MX?",
-        "environment variable eilpost_mailbox_url: is no setting; did you mean EILPOST_MAILBOXES__URL?",
-    ]
+    others = {"EILPOST_FOO": "1", "EILPOST_CONFIG": "x", "EILPOST_DEBUG": "1", "EILPOST_TEST_KAFKA": "x", "HOME": "/"}
+    assert load(None, services | others) == Settings()
+    assert load(None, services | others | {"EILPOST_DELIVERY__PORT": "26"}).delivery.port == 26
+    assert "did you mean" in _refused(None, {"EILPOST_DELIVERY_PORT": "26"})  # a number is no address of a Service
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("delivery.relay", "smtp://user:hush@mail.example.test:587"),
+        ("delivery.relay", "user:hush@mail.example.test:587"),
+        ("delivery.relay", "smtps://user:hush/hush@hush@mail.example.test:465"),
+        ("log.url", "kafka://user:hush,hush@k1:9092,hush@k2:9092"),
+        ("log.url", "amqp://user:hush@k1:9092"),
+        ("directory.url", "postgresql://user:hush@db/eilpost"),
+        ("spool.url", "s3://key:hush@bucket/prefix"),
+        ("http.listen", "http://user:hush@127.0.0.1:1"),
+        ("resolver.servers", "dns://user:hush@127.0.0.1"),
+    ],
+)
+def test_a_password_in_a_value_is_never_quoted(file: Path, key: str, value: str) -> None:
+    section, _, name = key.partition(".")
+    by_variable = _refused(None, {f"EILPOST_{section}__{name}".upper(): value})
+    file.write_text(f"[{section}]\n{name} = {json.dumps([value] if name == 'servers' else value)}\n")
+    for message in (by_variable, _refused(file, {})):
+        assert key in message
+        assert "***@" in message
+        assert "hush" not in message
 
 
 def test_several_faults_are_counted(file: Path) -> None:

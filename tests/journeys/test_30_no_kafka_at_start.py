@@ -1,0 +1,107 @@
+"""Journey 30: processes that start before their Kafka does, and keep running through an outage.
+
+Real processes and a real broker. Without a broker, and then without topics, no process ends: each is unready, and
+/readyz has the line that says what is missing. When brokers and topics appear, each becomes ready without a restart and
+mail flows. Later the broker is away again: workers are unready, the ingress stays ready and answers with 4xx.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import smtplib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.journeys.test_21_dedicated_tenant import Hosting, send
+from tests.support.kafka import MakesClusters
+from tests.support.kafka_log import settings_on
+from tests.support.onebox import EILPOST, OneBox
+from tests.support.ports import wait_until
+
+pytestmark = [pytest.mark.kafka_cluster, pytest.mark.timeout(240)]
+
+
+def readiness(process: OneBox) -> tuple[int, list[str]]:
+    """The status of /readyz and its reasons."""
+    status, body = process.get("/readyz")
+    return status, json.loads(body)["reasons"]
+
+
+async def becomes(processes: Sequence[OneBox], status: int, reason: str = "") -> None:
+    def is_so(process: OneBox) -> bool:
+        try:
+            found, reasons = readiness(process)
+        except OSError:
+            return False
+        return found == status and (not reason or [reason in each for each in reasons] == [True])
+
+    for each in processes:
+        try:
+            await wait_until(lambda one=each: is_so(one), what="", deadline_seconds=60)
+        except AssertionError:
+            raise AssertionError(f"{each.home.name}: {readiness(each)}, not {status} {reason}") from None
+
+
+def greeting(port: int) -> int:
+    """The code with which an ingress greets, or the first one that is not 2xx."""
+    with smtplib.SMTP() as client:
+        code, _ = client.connect("127.0.0.1", port)
+        if code != 220:
+            return code
+        client.ehlo()
+        return client.mail("someone@elsewhere.test")[0]
+
+
+async def test_every_role_starts_without_kafka_and_lives_through_an_outage(
+    kafka_cluster: MakesClusters, tmp_path: Path
+) -> None:
+    cluster = kafka_cluster(1)
+    hosting = Hosting(tmp_path, settings_on(cluster.bootstrap))
+    cluster.node(1).kill()
+    mailstore = OneBox(tmp_path / "mailstore", command=(str(EILPOST), "mailstore"))
+    workers = [*hosting.shared, *hosting.acme]
+    everyone = [hosting.ingress, *workers]
+    port = hosting.ingress.mx
+    try:
+        for each in (*everyone, mailstore):
+            each.start(wait=False)
+        await becomes([mailstore], 200)
+        await becomes(everyone, 503, f"the log is down: log.url: {cluster.bootstrap} refuses the connection")
+        assert [each.get("/healthz")[0] for each in everyone] == [200] * len(everyone)
+        assert await asyncio.to_thread(greeting, port) == 421
+
+        cluster.restart(1)
+        await becomes([hosting.ingress, *hosting.shared], 503, "missing: run `eilpost topics create`, or correct")
+        await becomes(hosting.acme, 503, "missing: run `eilpost topics create --tenant acme`, or correct")
+        assert await asyncio.to_thread(greeting, port) == 421
+        hosting.ingress.run("topics", "create")
+        hosting.ingress.run("topics", "create", "--tenant", "acme")
+        await becomes(everyone, 200)
+        lives = [each.pid for each in everyone]
+        for user in ("alice@example.test", "wile@acme.test"):
+            await asyncio.to_thread(send, port, "someone@elsewhere.test", user)
+            await wait_until(lambda user=user: hosting.kept(user) == 1, what=f"mail to {user}", deadline_seconds=40)
+
+        cluster.node(1).kill()  # and nothing is under way that would notice
+        await becomes(workers, 503, "the log is down: ")
+        assert readiness(hosting.ingress) == (200, [])
+        with smtplib.SMTP("127.0.0.1", port) as client, pytest.raises(smtplib.SMTPDataError, match="451"):
+            await asyncio.to_thread(
+                client.sendmail, "someone@elsewhere.test", "alice@example.test", "Subject: x\n\nx\n"
+            )
+        await wait_until(lambda: greeting(port) == 421, what="421", deadline_seconds=30)
+        assert readiness(hosting.ingress) == (200, [])
+        cluster.restart(1)
+        await becomes(everyone, 200)
+        await wait_until(lambda: greeting(port) == 250, what="open again", deadline_seconds=40)
+        await asyncio.to_thread(send, port, "someone@elsewhere.test", "bob@example.test")
+        await wait_until(lambda: hosting.kept("bob@example.test") == 1, what="mail after it", deadline_seconds=60)
+        assert [each.pid for each in everyone if each.is_running] == lives
+    finally:
+        for each in (*everyone, mailstore):
+            each.kill()
+    for each in everyone:
+        assert "traceback" not in each.output().lower()
