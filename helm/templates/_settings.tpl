@@ -71,6 +71,10 @@ creates, or from the Secret that is named. `secret` is empty where there is none
   "ingress" (dict "mx" "0.0.0.0:2525")
   "delivery" $delivery
   "mailstore" (dict "pop3" "0.0.0.0:2110") -}}
+{{- if eq .role "mailstore" -}}
+{{- /* It uses no log, and gets no password for one. */}}
+{{- $_ := unset $settings "log" -}}
+{{- end -}}
 {{- if has .role (list "delivery" "mailstore" "test") -}}
 {{- $_ := set $settings "mailboxes" (dict "url" "maildir:/var/lib/eilpost/mail") -}}
 {{- end -}}
