@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from time import monotonic
 
 import structlog
 
@@ -20,6 +21,7 @@ from mail.record import Dispatched
 from mail.route import ToMailbox
 from mail.settings import DeliverySettings
 from mail.spool import Spool
+from mail.telemetry.delivery import THROTTLE
 
 log = structlog.get_logger()
 
@@ -27,6 +29,7 @@ log = structlog.get_logger()
 _LARGEST_INLINE_BYTES = 256 * 1024
 _UNLOADED_AT_ONCE = 100
 _SPOOL_SECONDS = 1.0  # before a spool that failed is asked again
+_NO_WAIT_SECONDS = 0.001
 PARKED_MAX = 5000  # of one shard
 MAILBOX_SITE = ToMailbox("").site
 
@@ -68,17 +71,22 @@ class Capacity:
         self.inflight.leave(seat)
         self.changed()
 
-    def add(self, seat: Seat, entry: Entry[Dispatched]) -> None:
+    def add(self, seat: Seat, entry: Entry[Dispatched], since: float | None = None) -> None:
         dispatched = entry.record
         content = dispatched.content
         held = len(content.data) if isinstance(content, Inline) else 0
         self.largest_bytes = max(self.largest_bytes, held)
         size = held or dispatched.delivery.message.size_bytes
-        self.inflight.add(seat, entry, dispatched.delivery.route.site, held, size)
+        self.inflight.add(
+            seat, entry, dispatched.delivery.route.site, held, size, monotonic() if since is None else since
+        )
 
     def start(self) -> None:
         """Let begin what may, whosever it is."""
+        now = monotonic()
         for job in self.inflight.start():
+            if now - job.since > _NO_WAIT_SECONDS:
+                THROTTLE.observe(now - job.since)
             job.owner.begin(job)
         if self.inflight.cramped and self._making_room is None:
             self._making_room = asyncio.create_task(self._make_room(), name="make-room")
@@ -124,7 +132,7 @@ class Capacity:
         finally:  # also when the one who asked is given up: they may be others'
             for job, entry in zip(jobs, entries, strict=True):
                 if self.inflight.is_here(job.owner):
-                    self.add(job.owner, entry)
+                    self.add(job.owner, entry, job.since)
             self.start()
         if ok:
             self.changed()

@@ -27,13 +27,16 @@ _REMEMBERED = 2000  # sites whose share is known; beyond it the one that grew le
 
 
 class Parked(NamedTuple, Generic[O, T]):
-    """`held_bytes` are in memory while it is parked, `needed_bytes` while it is at work."""
+    """`held_bytes` are in memory while it is parked, `needed_bytes` while it is at work; `since` is when it was parked
+    first.
+    """
 
     owner: O
     item: T
     site: str
     held_bytes: int
     needed_bytes: int
+    since: float = 0.0
 
 
 class _Load:
@@ -131,13 +134,13 @@ class InFlight(Generic[O, T]):
             return min(places, part)
         return max(0, min(places, part, (self._bytes - self.held_bytes) // largest_bytes))
 
-    def add(self, owner: O, item: T, site: str, held_bytes: int, needed_bytes: int) -> None:
+    def add(self, owner: O, item: T, site: str, held_bytes: int, needed_bytes: int, since: float = 0.0) -> None:
         """Park what was taken; `start` says when it may go."""
         lines = self._lines_of(site)
         line = lines.get(site)
         if line is None:
             line = lines[site] = deque()
-        line.append(Parked(owner, item, site, held_bytes, needed_bytes))
+        line.append(Parked(owner, item, site, held_bytes, needed_bytes, since))
         self._parked_of[owner] += 1
         self.parked += 1
         self.held_bytes += held_bytes

@@ -22,7 +22,7 @@ from delivery.pacing import Pacing
 from mail.reply import Reply
 from mail.route import Route, Speaks, ToRelay
 from mail.settings import DeliverySettings
-from mail.telemetry.delivery import CONNECTION_ERRORS
+from mail.telemetry.delivery import CONNECTION_ERRORS, THROTTLE
 
 log = structlog.get_logger()
 
@@ -309,8 +309,11 @@ class Pool:
         assert self._loop is not None
         waiter: asyncio.Future[Connection | None] = self._loop.create_future()
         site.waiters.append(waiter)
+        began = self._loop.time()
         try:
-            return await waiter
+            handed = await waiter
+            THROTTLE.observe(self._loop.time() - began)
+            return handed
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 # What was handed over in the same instant goes to the next one.

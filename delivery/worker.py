@@ -19,10 +19,12 @@ from delivery.capacity import MAILBOX_SITE, Capacity, Job
 from mail.log import DeliveryShard, LogUnavailable, ShardLost
 from mail.record import Attempted
 from mail.telemetry.delivery import IN_FLIGHT
+from mail.telemetry.log import CONSUMED_RECORDS
 
 log = structlog.get_logger()
 
 _TAKE_MAX = 250
+_CONSUMED = CONSUMED_RECORDS.labels("dispatched")
 _BACKOFF_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -78,6 +80,7 @@ class Worker:
                 tries += 1
                 continue
             tries = 0
+            _CONSUMED.inc(len(entries))
             for entry in entries:
                 self._seat.add(entry)
             self._seat.start()

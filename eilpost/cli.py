@@ -267,17 +267,23 @@ def queue(
     tenant: TenantOption = "",
     site: Annotated[str | None, typer.Option(metavar="NAME", help="Only next hops whose name has this part.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="How many deliveries, the oldest first; 0: all.")] = 50,
+    top: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Only the N sites and states with the most recipients; 0: all."),
+    ] = None,
 ) -> None:
     """Show what is open: age, next attempt, attempts, last reply."""
     from eilpost import asjson, compose, queueview
     from eilpost.paper import Paper
 
     async def show(log: HistoryLog) -> None:
-        view = await queueview.look(log.open_lines(), site=site, limit=limit)
-        if json:
+        view = await queueview.look(log.open_lines(), site=site, limit=limit if top is None else 1)
+        if json and top is not None:
+            print_json([asjson.sum_json(*row) for row in view.top(top)])
+        elif json:
             print_json([asjson.pending_json(pending, now()) for pending in view.oldest])
         else:
-            queueview.write(view, await log.backlog(), Paper(), now())
+            queueview.write(view, await log.backlog(), Paper(), now(), top)
         if compose.is_at_rest(log):
             say("no server runs on this log: nothing moves until one is started")
 

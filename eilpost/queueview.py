@@ -16,9 +16,11 @@ from eilpost.words import age_words, names, sender_words, site_words, size_words
 from mail.log import Backlog
 from mail.record import Pending, state_name
 
+_SUMMARY_LINES = 20
+
 
 @dataclass(slots=True)
-class _Sum:
+class Sum:
     deliveries: int = 0
     recipients: int = 0
     bytes: int = 0
@@ -37,10 +39,15 @@ class View:
     """The oldest open deliveries, and sums over all that match."""
 
     oldest: list[Pending] = field(default_factory=list)
-    total: _Sum = field(default_factory=_Sum)
-    sums: dict[tuple[str, str], _Sum] = field(default_factory=dict)
+    total: Sum = field(default_factory=Sum)
+    sums: dict[tuple[str, str], Sum] = field(default_factory=dict)  # by site and state
     site: str | None = None  # what was asked for
     others: int = 0  # open deliveries that do not match
+
+    def top(self, limit: int) -> list[tuple[str, str, Sum]]:
+        """The sites and states with the most recipients; a `limit` of 0 means all."""
+        ranked = sorted(self.sums.items(), key=lambda item: -item[1].recipients)
+        return [(site, state, each) for (site, state), each in ranked[: limit or None]]
 
 
 async def look(lines: AsyncIterator[Pending], *, site: str | None, limit: int) -> View:
@@ -53,7 +60,7 @@ async def look(lines: AsyncIterator[Pending], *, site: str | None, limit: int) -
             view.others += 1
             continue
         view.total.add(pending)
-        view.sums.setdefault((name, state_name(pending.state)), _Sum()).add(pending)
+        view.sums.setdefault((name, state_name(pending.state)), Sum()).add(pending)
         item = (-pending.delivery.message.received.timestamp(), pending.delivery.id, pending)
         if not limit or len(heap) < limit:
             heapq.heappush(heap, item)
@@ -63,9 +70,9 @@ async def look(lines: AsyncIterator[Pending], *, site: str | None, limit: int) -
     return view
 
 
-def write(view: View, backlog: Backlog, paper: Paper, now: datetime) -> None:
-    """Write the view: two lines for each delivery, then the summary."""
-    for pending in view.oldest:
+def write(view: View, backlog: Backlog, paper: Paper, now: datetime, top: int | None = None) -> None:
+    """Write the view: two lines for each delivery, then the summary. With `top`, so many lines of the summary alone."""
+    for pending in view.oldest if top is None else ():
         message = pending.delivery.message
         recipients = names([each.address for each in message.envelope.recipients], 3)
         paper.write(
@@ -85,10 +92,11 @@ def write(view: View, backlog: Backlog, paper: Paper, now: datetime) -> None:
         paper.write(("the queue is empty", "bold"))
     else:
         hidden = view.total.deliveries - len(view.oldest)
-        if hidden:
-            paper.write((f"... and {hidden:,} more (--limit 0 shows all)", "dim"))
-        paper.write()
-        _summary(view, paper, now)
+        if top is None:
+            if hidden:
+                paper.write((f"... and {hidden:,} more (--limit 0 shows all)", "dim"))
+            paper.write()
+        _summary(view, paper, now, _SUMMARY_LINES if top is None else top)
     if backlog.accepted:
         paper.write((f"{backlog.accepted:,} accepted just now, not yet read by the router", "dim"))
 
@@ -97,16 +105,16 @@ def _tried(pending: Pending) -> str:
     return f"; tried {pending.attempts} time{'s' if pending.attempts != 1 else ''}" if pending.attempts else ""
 
 
-def _summary(view: View, paper: Paper, now: datetime, limit: int = 20) -> None:
+def _summary(view: View, paper: Paper, now: datetime, limit: int) -> None:
     paper.write((f"{'site':<36} {'state':<10} {'deliveries':>10} {'recipients':>10} {'size':>9}  oldest", "dim"))
-    ranked = sorted(view.sums.items(), key=lambda item: -item[1].deliveries)
-    for (site, state), each in ranked[:limit]:
+    shown = view.top(limit)
+    for site, state, each in shown:
         paper.write((_row(site, state, each, now), ""))
-    if len(ranked) > limit:
-        paper.write((f"... and {len(ranked) - limit} more sites and states", "dim"))
+    if len(view.sums) > len(shown):
+        paper.write((f"... and {len(view.sums) - len(shown)} more sites and states (--top 0 shows all)", "dim"))
     paper.write((_row("all", "", view.total, now), "bold"))
 
 
-def _row(site: str, state: str, each: _Sum, now: datetime) -> str:
+def _row(site: str, state: str, each: Sum, now: datetime) -> str:
     oldest = age_words(now - each.oldest) if each.oldest else ""
     return f"{site:<36} {state:<10} {each.deliveries:>10,} {each.recipients:>10,} {size_words(each.bytes):>9}  {oldest}"

@@ -19,7 +19,7 @@ def state_words(pending: Pending, now: datetime) -> str:
     """The state of an open delivery and what comes next."""
     match pending.state:
         case InHand(since):
-            return f"in hand for {age_words(now - since)}, attempt {pending.attempts + 1}"
+            return f"active for {age_words(now - since)}, attempt {pending.attempts + 1}"
         case Waiting() as waiting:
             return why_words(waiting, now, pending.attempts)
         case _:

@@ -33,9 +33,12 @@ from mail.record import (
     state_name,
 )
 from mail.route import ToMailbox
+from router.age import Ages
 from router.window import Limits
 
 LOCAL = ToMailbox("").site
+# The reason of a quarantined delivery begins so, in the records of every version.
+QUARANTINE = "A bug of the router"
 
 # Shared values beyond this many are forgotten and collected anew: the table stays small beside the queue.
 SHARED_MAX = 20_000
@@ -75,6 +78,8 @@ class MailQueue:
         self._in_hand = 0
         self.inline_bytes = 0  # content in lines: there is some only while the spool fails
         self._recipients = dict.fromkeys(STATES, 0)
+        self.quarantined = 0  # deliveries
+        self._ages = Ages(self._lines)
         self._later: list[tuple[datetime, DeliveryId]] = []  # heap
         self._ready: OrderedDict[str, _Site] = OrderedDict()  # sites where somebody is due
         self._shared: dict[Hashable, Hashable] = {}
@@ -103,15 +108,23 @@ class MailQueue:
         """Open recipients by state (`STATES`)."""
         return dict(self._recipients)
 
+    @property
+    def open_recipients(self) -> int:
+        return sum(self._recipients.values())
+
     def oldest(self) -> dict[str, float]:
-        """When the oldest message of each state was received (seconds since 1970), where there is one. Reads all."""
-        oldest: dict[str, datetime] = {}
-        for line in self._lines.values():
-            state = state_name(line.state)
-            received = line.delivery.message.received
-            if state not in oldest or received < oldest[state]:
-                oldest[state] = received
-        return {state: received.timestamp() for state, received in oldest.items()}
+        """When the oldest message of each state was received (seconds since 1970), where there is one."""
+        return self._ages.oldest()
+
+    def runnable_recipients(self) -> int:
+        """Recipients that could be delivered now: active, throttled, and deferred whose due time has come. "Now" is
+        the time that `due` was asked for last.
+        """
+        return self._ages.runnable_recipients
+
+    def oldest_runnable(self) -> float | None:
+        """Since when the delivery that has been runnable for the longest time is runnable (seconds since 1970)."""
+        return self._ages.oldest_runnable()
 
     def loads(self) -> dict[str, Load]:
         """Every site with open lines."""
@@ -163,6 +176,7 @@ class MailQueue:
         self.inline_bytes += _inline_bytes(line)
         state = line.state
         self._recipients[state_name(state)] += len(message.envelope.recipients)
+        self.quarantined += _is_quarantined(line)
         if isinstance(state, InHand):
             self._lines[delivery.id] = line
             self._in_hand += 1
@@ -172,6 +186,7 @@ class MailQueue:
             self._lines[delivery.id] = self._lean(line)
             if state.why is not Why.HOLD:
                 heappush(self._later, (state.due, delivery.id))
+        self._ages.put(line)
 
     def _uncount(self, line: Pending) -> None:
         message = line.delivery.message
@@ -179,6 +194,8 @@ class MailQueue:
         site.lines -= 1
         self.inline_bytes -= _inline_bytes(line)
         self._recipients[state_name(line.state)] -= len(message.envelope.recipients)
+        self.quarantined -= _is_quarantined(line)
+        self._ages.drop(line)
         if isinstance(line.state, InHand):
             self._in_hand -= 1
             site.in_hand -= 1
@@ -236,6 +253,7 @@ class MailQueue:
             line = self._lines.get(entry[1])
             if line is None or not _waits_since(line, entry[0]):
                 continue
+            self._ages.came_due(entry, line)
             name = line.delivery.route.site
             site = self._sites[name]
             tenant = line.delivery.message.tenant
@@ -244,6 +262,7 @@ class MailQueue:
                 queue = site.turns[tenant] = deque()
             queue.append(entry)
             self._ready[name] = site
+        self._ages.now(now)
 
     def _first(self, site: _Site, picked: Container[DeliveryId]) -> Pending | None:
         """The line whose turn it is at the site, once everything out of date is gone from the front. A line may stand
@@ -286,6 +305,7 @@ class MailQueue:
             ready = {entry for site in self._sites.values() for queue in site.turns.values() for entry in queue}
             self._later = list(entries - ready)
             heapify(self._later)
+        self._ages.tidy()
 
     def waiting(self) -> Iterator[DeliveryId]:
         """Every line an index can find again: what waits, and is not on hold."""
@@ -348,6 +368,11 @@ class MailQueue:
 def _waits_since(line: Pending, due: datetime) -> bool:
     state = line.state
     return isinstance(state, Waiting) and state.due == due and state.why is not Why.HOLD
+
+
+def _is_quarantined(line: Pending) -> bool:
+    state = line.state
+    return isinstance(state, Waiting) and state.why is Why.HOLD and state.reason.startswith(QUARANTINE)
 
 
 def _inline_bytes(line: Pending) -> int:

@@ -29,7 +29,8 @@ from mail.service import stopped_within
 from mail.spool import Spool, SpoolUnavailable
 from router.bodies import Bodies
 from router.decide import Due, Fact, decide, quotes
-from router.mailqueue import MailQueue
+from router.mailqueue import QUARANTINE, MailQueue
+from router.metrics import Metrics
 from router.portion import Portion
 from router.putaside import put_aside
 from router.recent import Recent
@@ -52,14 +53,14 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a shard's loop works with. `publish` gets each batch's tally after its commit, and the queue."""
+    """What a shard's loop works with."""
 
     policy: Policy
     batch: int
     spool: Spool
     directory: Directory
     questions: Questions
-    publish: Callable[[int, Tally, MailQueue, float], None]
+    metrics: Metrics
     now: Callable[[], datetime] = field(default=utc_now)
 
 
@@ -87,7 +88,7 @@ async def tend(shard: RouterShard, tools: Tools, stop: asyncio.Event) -> None:
             if bug:
                 await _route_singly(ours)
                 bug = False
-            queue = await _replay(shard)
+            queue = await _replay(ours)
             log.debug("shard ready", shard=shard.number, deliveries=len(queue))
             wait = timedelta(0)
             while True:
@@ -108,11 +109,12 @@ async def tend(shard: RouterShard, tools: Tools, stop: asyncio.Event) -> None:
         backoff = min(2 * backoff, BACKOFF_MAX)
 
 
-async def _replay(shard: RouterShard) -> MailQueue:
+async def _replay(ours: _Ours) -> MailQueue:
     queue = MailQueue()
-    async for batch in shard.replay():
+    async for batch in ours.shard.replay():
         for line in batch:
             queue.apply(line)
+    ours.tools.metrics.opened(ours.shard.number, queue)
     return queue
 
 
@@ -153,7 +155,7 @@ async def _route_singly(ours: _Ours) -> None:
     as may have been in the batch that failed, then the usual way again.
     """
     shard, tools = ours.shard, ours.tools
-    queue = await _replay(shard)
+    queue = await _replay(ours)
     for _ in range(2 * tools.batch):
         entries = await shard.take(1, timedelta(0))
         due: list[DeliveryId] = []
@@ -166,10 +168,10 @@ async def _route_singly(ours: _Ours) -> None:
         except Exception as bug:
             facts = [*(entry.record for entry in entries), *map(Due, due)]
             log.exception("put aside", shard=shard.number, facts=[_name_of(fact) for fact in facts])
-            queue = await _replay(shard)
+            queue = await _replay(ours)
             batch = _Batch(queue, tools.now())
             for fact in facts:
-                batch.put_aside(fact, f"A bug of the router ({type(bug).__name__}); see its log", tools.policy)
+                batch.put_aside(fact, f"{QUARANTINE} ({type(bug).__name__}); see its log", tools.policy)
             await _commit(ours, batch, entries, perf_counter())
 
 
@@ -188,7 +190,9 @@ async def _decide_and_commit(
     now = tools.now()
     batch = _Batch(queue, now)
     attempted = [entry.record for entry in entries if isinstance(entry.record, Attempted)]
-    accepted = _without_repeats([e.record for e in entries if isinstance(e.record, Accepted)], ours.recent, batch.tally)
+    accepted = [entry.record for entry in entries if isinstance(entry.record, Accepted)]
+    tools.metrics.consumed(accepted=len(accepted), attempted=len(attempted))
+    accepted = _without_repeats(accepted, ours.recent, batch.tally)
     world = World(tools.policy, tools.directory.snapshot)
     for report in attempted:
         await batch.decide(report, world)
@@ -202,7 +206,7 @@ async def _decide_and_commit(
     if batch.outputs or entries:
         await _commit(ours, batch, entries, began)
     else:
-        tools.publish(ours.shard.number, batch.tally, queue, 0.0)
+        tools.metrics.committed(ours.shard.number, batch.tally, queue, 0.0)
     return len(due)
 
 
@@ -214,7 +218,7 @@ async def _commit(
     await shard.commit(batch.outputs, entries)
     ours.recent.add((e.record.message.queue_id for e in entries if isinstance(e.record, Accepted)), tools.now())
     try:  # it is done, whatever goes wrong in telling of it
-        tools.publish(shard.number, batch.tally, batch.queue, perf_counter() - began)
+        tools.metrics.committed(shard.number, batch.tally, batch.queue, perf_counter() - began)
         await _log_history(batch.outputs)
     except Exception:
         log.exception("not told", shard=shard.number)

@@ -40,6 +40,7 @@ class Tally:
     def __init__(self) -> None:
         self.ledger: Counter[str] = Counter()
         self.routed: Counter[str] = Counter()  # recipients by kind of route
+        self.messages = self.bytes = 0  # accepted messages that were routed, and their size
         self.duplicates = 0
         self.reports = 0
         self.first_attempts: list[float] = []  # seconds from received to the first attempt's start
@@ -87,6 +88,8 @@ class Tally:
             case Took():
                 recipients = len(what.message.envelope.recipients)
                 ledger["accepted"] += recipients
+                self.messages += 1
+                self.bytes += what.message.size_bytes
                 self._growth -= recipients
             case Routed():
                 self._growth += len(what.recipients)
@@ -110,6 +113,22 @@ class Tally:
                 pass
             case _:
                 assert_never(what)
+
+
+class Ledger:
+    """What the tallies since a shard was opened say about the recipients in its queue. A drift is a bug."""
+
+    def __init__(self, open_recipients: int) -> None:
+        self._expected = open_recipients
+
+    def add(self, tally: Tally) -> None:
+        out = tally.ledger
+        self._expected += out["accepted"] + out["expanded"] - out["merged"]
+        self._expected -= out["delivered"] + out["failed"] + out["discarded"]
+
+    def drift(self, open_recipients: int) -> int:
+        """Recipients the ledger has too many (lost by the queue) or, negative, too few."""
+        return self._expected - open_recipients
 
 
 def kind_of(route: Route) -> str:

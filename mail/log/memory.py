@@ -87,8 +87,8 @@ class MemoryLog:
         self._lines: list[dict[str, bytes]] = [{} for _ in by_queue_id]
         self._events: dict[QueueId, list[tuple[datetime, bytes]]] = {}
         self._news: set[asyncio.Future[None]] = set()
-        self._router_turn = Turn()
-        self._delivery_turn = Turn()
+        self._router_turn = Turn("router")
+        self._delivery_turn = Turn("delivery")
         self._failing: str | None = None
 
     # --- life

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from mail.log import ShardLost
+from mail.telemetry.log import SHARDS_OWNED
 
 
 class Losable(Protocol):
@@ -28,10 +29,11 @@ Shard = TypeVar("Shard", bound=Losable)
 
 
 class Turn:
-    """Who owns the shards of one kind."""
+    """Who owns the shards that `role` processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, role: str) -> None:
         self._turn = asyncio.Lock()
+        self._owned = SHARDS_OWNED.labels(role)
 
     async def own(
         self,
@@ -49,7 +51,12 @@ class Turn:
                 if turn.done() and not stopped.done():
                     if joined is not None:
                         joined()
-                    await _tend_all(gain(), tend, stopped)
+                    shards = gain()
+                    self._owned.set(len(shards))
+                    try:
+                        await _tend_all(shards, tend, stopped)
+                    finally:
+                        self._owned.set(0)
             finally:
                 if not turn.cancel():
                     self._turn.release()

@@ -25,7 +25,7 @@ from mail.plainfile import NotPlain, open_plain
 from mail.queueid import new_queue_id
 from mail.spool import SpoolDamaged, SpoolUnavailable
 from mail.spool.packs import LARGE_BYTES, PackName, Packs, digest_of, hour_begins, new_pack_name, place_of, placed
-from mail.telemetry.spool import SPOOL_BYTES, SPOOL_ERRORS
+from mail.telemetry.spool import READING, SPOOL_BYTES, SPOOL_ERRORS, SWEEPING, WRITING
 
 log = structlog.get_logger()
 
@@ -58,18 +58,21 @@ class DiskSpool:
         """The constructor has looked."""
 
     async def keep(self, content: bytes) -> Spooled:
-        if len(content) < LARGE_BYTES:
-            return await self._packs.keep(content)
-        async with self._large:
-            return (await self._write([content]))[0]
+        with WRITING.time():
+            if len(content) < LARGE_BYTES:
+                return await self._packs.keep(content)
+            async with self._large:
+                return (await self._write([content]))[0]
 
     async def read(self, spooled: Spooled, limit_bytes: int | None = None) -> bytes:
         pack, offset = place_of(spooled)
         file = self._path / pack.hour / pack.id
-        return await self._in_thread("read", lambda: self._read_file(file, offset, spooled, limit_bytes))
+        with READING.time():
+            return await self._in_thread("read", lambda: self._read_file(file, offset, spooled, limit_bytes))
 
     async def sweep(self, older_than: datetime) -> int:
-        return await self._in_thread("sweep", lambda: self._sweep(older_than, datetime.now(UTC)))
+        with SWEEPING.time():
+            return await self._in_thread("sweep", lambda: self._sweep(older_than, datetime.now(UTC)))
 
     async def free_bytes(self) -> int | None:
         return await self._in_thread("look at", self._look)

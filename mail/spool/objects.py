@@ -32,7 +32,7 @@ from mail.spool.packs import (
 )
 from mail.spool.room import Room
 from mail.spool.stores import reason
-from mail.telemetry.spool import SPOOL_BYTES, SPOOL_ERRORS
+from mail.telemetry.spool import READING, SPOOL_BYTES, SPOOL_ERRORS, SWEEPING, WRITING
 
 if TYPE_CHECKING:
     from obstore import ListStream, ObjectMeta
@@ -86,15 +86,20 @@ class ObjectSpool:
             raise SpoolUnavailable(f"spool.url: {error}") from error
 
     async def keep(self, content: bytes) -> Spooled:
-        if len(content) >= LARGE_BYTES:
-            return (await self._write([content]))[0]
-        try:  # a pack has its own time; this is for those who wait behind one
-            async with asyncio.timeout(self._time_limit_seconds):
-                return await self._packs.keep(content)
-        except TimeoutError as error:
-            raise self._unavailable("write", error) from error
+        with WRITING.time():
+            if len(content) >= LARGE_BYTES:
+                return (await self._write([content]))[0]
+            try:  # a pack has its own time; this is for those who wait behind one
+                async with asyncio.timeout(self._time_limit_seconds):
+                    return await self._packs.keep(content)
+            except TimeoutError as error:
+                raise self._unavailable("write", error) from error
 
     async def read(self, spooled: Spooled, limit_bytes: int | None = None) -> bytes:
+        with READING.time():
+            return await self._read_whole(spooled, limit_bytes)
+
+    async def _read_whole(self, spooled: Spooled, limit_bytes: int | None) -> bytes:
         pack, offset = place_of(spooled)
         size = spooled.size_bytes if limit_bytes is None else min(limit_bytes, spooled.size_bytes)
         try:
@@ -113,6 +118,10 @@ class ObjectSpool:
         """By the hours in the names, and within the last of them by the time in the id: it is our clock that made both,
         and an object that was put back keeps its age.
         """
+        with SWEEPING.time():
+            return await self._sweep(older_than)
+
+    async def _sweep(self, older_than: datetime) -> int:
         found = await self._ask("list", 0, lambda: obstore.list_with_delimiter_async(self._store))
         removed = 0
         for hour in sorted(found["common_prefixes"]):

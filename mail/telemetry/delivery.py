@@ -66,7 +66,7 @@ DELIVERED_BYTES = _delivery.counter(
 THROTTLE = _delivery.histogram(
     "delivery_throttle_seconds",
     "Duration of waits of deliveries for a slot (concurrency limits) or for a connection to their site (pacing). "
-    "Deliveries that do not wait are not counted.",
+    "Waits shorter than 1 ms are not counted.",
     buckets=(0.001, 0.005, 0.01, *ATTEMPT_SECONDS),
 )
 SOURCES_SUSPENDED = _delivery.gauge(

@@ -1,4 +1,4 @@
-"""Declaration of metric families: name, type, meaning, label values, exporting role and aggregation.
+"""Declaration of metric families: name, type, meaning, label values, roles that feed them, aggregation.
 
 Label values come from closed lists, never from mail: no domain, address, IP address or queue id. The children of
 closed labels exist from the start, so that `rate()` sees the first event. Callers bind children once, not per message.
@@ -26,6 +26,8 @@ QUEUE_SECONDS = (
     *(3600.0, 14400.0, 86400.0, 172800.0, 432000.0),
 )
 
+ROLES = ("ingress", "router", "delivery", "mailstore")
+
 M = TypeVar("M", bound=MetricWrapperBase)
 
 
@@ -36,7 +38,7 @@ class Family:
     name: str
     kind: str
     meaning: str
-    exporter: str
+    roles: tuple[str, ...]  # that feed it; a process of another role may export it as 0
     aggregation: str
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)  # no values: written at runtime, see `meaning`
     combinations: frozenset[tuple[str, ...]] | None = None  # None: any combination of the values
@@ -51,19 +53,19 @@ class Family:
         """Whether a child may have these labels."""
         if labels.keys() != self.labels.keys():
             return False
-        if self.combinations is not None and tuple(labels.values()) not in self.combinations:
-            return False
-        return all(not self.labels[name] or value in self.labels[name] for name, value in labels.items())
+        if self.combinations is not None:
+            return tuple(labels[name] for name in self.labels) in self.combinations
+        return all(not values or labels[name] in values for name, values in self.labels.items())
 
 
 FAMILIES: dict[str, Family] = {}  # by exposed name
 
 
 class Component:
-    """Declares the families of one component. `exporter`: which processes export them, for the documentation."""
+    """Declares the families of one component, which these roles feed."""
 
-    def __init__(self, exporter: str) -> None:
-        self._exporter = exporter
+    def __init__(self, *roles: str) -> None:
+        self._roles = roles
 
     def counter(
         self,
@@ -112,7 +114,7 @@ class Component:
         combinations: Iterable[tuple[str, ...]] | None,
     ) -> Family:
         allowed = None if combinations is None else frozenset(combinations)
-        return Family(name, kind, meaning, self._exporter, aggregation, labels or {}, allowed)
+        return Family(name, kind, meaning, self._roles, aggregation, labels or {}, allowed)
 
 
 def _register(metric: M, family: Family, prepared: Iterable[tuple[str, ...]] | None = None) -> M:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mail.telemetry.family import Component
 
-_every = Component("every process with a log")
-_workers = Component("router, delivery")
+_every = Component("ingress", "router", "delivery")
+_workers = Component("router", "delivery")
 
 _ROLES = ("router", "delivery")
 _TOPICS = ("accepted", "dispatched", "attempted")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mail.telemetry.family import Component
+from mail.telemetry.family import ROLES, Component
 
-_resolver = Component("router, delivery")
-_directory = Component("every process with a directory")
+_resolver = Component("router", "delivery")
+_directory = Component(*ROLES)
 
 DNS_DURATION = _resolver.histogram(
     "dns_duration_seconds",

@@ -28,8 +28,7 @@ QUEUE_RECIPIENTS = _router.gauge(
 )
 QUEUE_OLDEST = _router.gauge(
     "queue_oldest_timestamp_seconds",
-    "Time at which the oldest message in each state was received, in seconds since 1970; 0: none. Updated every 10 s "
-    "at most.",
+    "Time at which the oldest message in each state was received, in seconds since 1970; 0: none.",
     {"state": STATES},
     aggregation="`min(... > 0)`",
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import ProcessCollector
 
-from mail.telemetry.family import REGISTRY, Component
+from mail.telemetry.family import REGISTRY, ROLES, Component
 
-_process = Component("every process")
+_process = Component(*ROLES)
 
 ProcessCollector(registry=REGISTRY)
 

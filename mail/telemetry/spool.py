@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mail.telemetry.family import Component
 
-_spool = Component("ingress, router, delivery")
+_spool = Component("ingress", "router", "delivery")
 
 SPOOL_BYTES = _spool.counter(
     "spool_bytes", "Bytes written to and read from the spool.", {"direction": ("written", "read")}
@@ -16,6 +16,7 @@ SPOOL_ERRORS = _spool.counter(
 )
 SPOOL_DURATION = _spool.histogram(
     "spool_duration_seconds",
-    "Duration of successful spool operations, waiting for a shared write included.",
+    "Duration of spool operations. A write includes the wait for the write that it shares with others.",
     {"operation": ("write", "read", "sweep")},
 )
+WRITING, READING, SWEEPING = (SPOOL_DURATION.labels(operation) for operation in ("write", "read", "sweep"))

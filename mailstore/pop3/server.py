@@ -23,7 +23,13 @@ from mail import endpoint
 from mail.directory import Directory, DirectoryUnavailable
 from mail.service import ServiceError
 from mail.settings import MailstoreSettings, NodeSettings
-from mail.telemetry.pop3 import AUTH, POP3_CONNECTIONS, POP3_SESSIONS
+from mail.telemetry.pop3 import (
+    AUTH,
+    POP3_CONNECTIONS,
+    POP3_RETRIEVED_BYTES,
+    POP3_RETRIEVED_MESSAGES,
+    POP3_SESSIONS,
+)
 from mailstore.mailboxes import Mailboxes, MailboxInUse, MailboxUnavailable
 from mailstore.pop3.command import Lines, TooLong
 from mailstore.pop3.session import (
@@ -316,6 +322,7 @@ class _Connection:
         while part:
             await self._write(transfer.slice(part))
             place += len(part)
+            POP3_RETRIEVED_BYTES.inc(len(part))
             # The size comes from the file's name, which may lie: only where it says the same is nothing left to read.
             if transfer.complete or (place == fetch.size_bytes and len(part) < SLICE_OCTETS):
                 break
@@ -328,6 +335,7 @@ class _Connection:
         await self._write(transfer.end())
         self._fetched_bytes += place
         if fetch.top_lines is None:
+            POP3_RETRIEVED_MESSAGES.inc()
             self._session.fetched(fetch.number)
 
     async def _update(self, expunge: tuple[str, ...], seen: tuple[str, ...]) -> str | None:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from mail.settings_text import default_toml
-from tests.support import chart
+from tests.support import chart, metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mail", "ingress", "router", "delivery", "mailstore", "eilpost")
@@ -52,6 +52,7 @@ def settings_block() -> str:
 PAGES = {
     ROOT / "docs" / "settings.md": settings_block,
     ROOT / "docs" / "rfc.md": section_table,
+    ROOT / "docs" / "reference" / "metrics.md": metrics.metric_tables,
     chart.README: chart.table,
 }
 

@@ -7,7 +7,7 @@ applied and committed. What it committed is kept, so a test can replay it, and t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -19,8 +19,9 @@ from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Accepted, Attempted, Dispatched, Event, Happening, Pending, Record, Settled
 from mail.reply import Reply
 from router.decide import Due, Fact, decide
-from router.mailqueue import MailQueue
-from router.tally import Tally
+from router.mailqueue import QUARANTINE, MailQueue
+from router.putaside import put_aside
+from router.tally import Ledger, Tally
 from router.world import Answers, Policy, World
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -102,19 +103,27 @@ class Desk:
     in_hand: dict[DeliveryId, Dispatched] = field(default_factory=dict)
     reports: list[Accepted] = field(default_factory=list)  # DSNs, not yet fed back
     ledger: Counter[str] = field(default_factory=Counter)
+    books: Ledger = field(default_factory=lambda: Ledger(0))  # since the queue was opened
     spooled: int = 0
 
     def decide(self, fact: Fact) -> list[Record]:
         """One fact, one commit; what came of it."""
-        world = World(self.policy, self.snapshot, self.answers, {})
+        return self._commit(fact, decide(self.queue, fact, World(self.policy, self.snapshot, self.answers), self.now))
+
+    def quarantine(self, fact: Fact) -> list[Record]:
+        """As if the decision on the fact had a bug."""
+        return self._commit(fact, put_aside(self.queue, fact, f"{QUARANTINE} (test)", self.policy, self.now))
+
+    def _commit(self, fact: Fact, records: Iterator[Record]) -> list[Record]:
         line = None if isinstance(fact, Accepted) else self.queue.line(fact.delivery_id)
         out: list[Record] = []
-        for record in decide(self.queue, fact, world, self.now):
+        for record in records:
             self.queue.apply(record)
             out.append(record)
         tally = Tally()
         tally.note(fact, line, out, self.now)
         self.ledger.update(tally.ledger)
+        self.books.add(tally)
         for place, record in enumerate(out):
             if isinstance(record, Pending) and isinstance(record.content, Inline):
                 self.spooled += 1
@@ -148,16 +157,18 @@ class Desk:
         return self.tick()
 
     def report(self, delivery_id: DeliveryId, *outcomes: Outcome, headers: bytes = b"") -> list[Record]:
-        """Delivery reports what it was given. Content that waits is spooled by delivery, as the contract says."""
+        """Delivery reports what it was given."""
+        return self.decide(self.attempted(delivery_id, *outcomes, headers=headers))
+
+    def attempted(self, delivery_id: DeliveryId, *outcomes: Outcome, headers: bytes = b"") -> Attempted:
+        """The report on what delivery was given. Content that waits is spooled by delivery, as the contract says."""
         given = self.in_hand.pop(delivery_id)
         content = None
         if any(isinstance(outcome, Deferred) for outcome in outcomes):
             content = given.content
             if isinstance(content, Inline):
                 content = Spooled(f"d-{delivery_id}", len(content.data), "0" * 32)
-        return self.decide(
-            Attempted(delivery_id, given.number, outcomes, self.now, timedelta(seconds=1), content, headers)
-        )
+        return Attempted(delivery_id, given.number, outcomes, self.now, timedelta(seconds=1), content, headers)
 
     def replayed(self) -> MailQueue:
         """The queue as another owner would find it."""
@@ -165,6 +176,11 @@ class Desk:
         for line in self.lines.values():
             queue.apply(line)
         return queue
+
+    def replay(self) -> None:
+        """Another owner opens the shard."""
+        self.queue = self.replayed()
+        self.books = Ledger(self.queue.open_recipients)
 
     def open_recipients(self) -> int:
         return sum(len(line.delivery.message.envelope.recipients) for line in self.lines.values())

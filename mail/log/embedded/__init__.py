@@ -57,8 +57,8 @@ class EmbeddedLog(Historian):
         self._window = Window(self._path, self.frames)
         self._lock: DirectoryLock | None = None
         self._tails: dict[tuple[str, int], Tail[Any]] = {}
-        self._router_turn = Turn()
-        self._delivery_turn = Turn()
+        self._router_turn = Turn("router")
+        self._delivery_turn = Turn("delivery")
 
     # --- life
 

@@ -22,6 +22,7 @@ from mail.log.embedded.writer import Writer
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, Topic
 from mail.message import Inline
 from mail.record import Accepted, Attempted, Dispatched, Pending, Record
+from mail.telemetry.log import PRODUCE_DURATION
 
 R = TypeVar("R", Accepted, Attempted, Dispatched)
 
@@ -226,7 +227,8 @@ class EmbeddedRouterShard:
                 change.ranges.append((first + offsets[0], first + offsets[-1]))
         if self._closed:
             raise ShardLost
-        await self._host.writer.change(change, outputs, patient=True)
+        with PRODUCE_DURATION.time():
+            await self._host.writer.change(change, outputs, patient=True)
         for topic, offsets in marks.items():
             for _ in offsets:
                 self._taken[topic.name].popleft()
@@ -273,7 +275,8 @@ class EmbeddedDeliveryShard:
         change = Change()
         self._host.add_to(change, records, {})
         change.finished.append(first_id(DISPATCHED, entry.shard) + entry.offset)
-        await self._host.writer.change(change, records)
+        with PRODUCE_DURATION.time():
+            await self._host.writer.change(change, records)
 
 
 def _sources(consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> dict[int, int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from eilpost import cli
+from eilpost import cli, words
 from mail.log.embedded import EmbeddedLog
 from mail.record import Pending, Took, Waiting, Why
 from mail.settings import LogSettings
@@ -228,6 +228,11 @@ def test_queue_and_trace_read_a_log_at_rest(run: Run, log: Path) -> None:
     assert "no server runs on this log" in _one_line(err)
     [line] = json.loads(run("queue", "--json")[1])
     assert (line["attempts"], line["state"], line["sender"]) == (1, "deferred", str(samples.BOB))
+    site = words.site_words(samples.delivery(1).route)
+    [row] = json.loads(run("queue", "--top", "3", "--json")[1])
+    assert (row["site"], row["state"], row["recipients"]) == (site, "deferred", 1)
+    out = run("queue", "--top", "3")[1]
+    assert (row["site"] in out, samples.delivery(1).id in out) == (True, False)
     status, out, _ = run("trace", samples.queue_id(1).lower())
     assert (status, "on its way" in out) == (0, True)
     assert json.loads(run("trace", samples.queue_id(1), "--json")[1])["events"][0]["event"] == "took"

@@ -25,7 +25,7 @@ def test_every_rfc_cited_has_a_status_and_every_status_is_about_one_cited() -> N
 
 
 def test_the_files_the_readme_and_docs_point_to_exist() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = page.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
             if "://" not in target:

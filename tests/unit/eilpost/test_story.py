@@ -295,14 +295,14 @@ async def test_a_message_the_router_takes_between_two_looks_is_known(monkeypatch
     assert await _followed(Living((0, False)), monkeypatch) == (False, "")
 
 
-async def _queue(*lines: Pending, site: str | None = None, limit: int = 50) -> str:
+async def _queue(*lines: Pending, site: str | None = None, limit: int = 50, top: int | None = None) -> str:
     async def walk():  # type: ignore[no-untyped-def]
         for line in lines:
             yield line
 
     view = await queueview.look(walk(), site=site, limit=limit)
     out = io.StringIO()
-    queueview.write(view, Backlog(0, 0, 0), Paper(out), NOON + timedelta(seconds=30))
+    queueview.write(view, Backlog(0, 0, 0), Paper(out), NOON + timedelta(seconds=30), top)
     return out.getvalue()
 
 
@@ -310,13 +310,16 @@ async def test_the_queue_view_shows_the_oldest_and_sums_up_all() -> None:
     mailbox = Pending(samples.delivery(1, ToMailbox("alice@example.test")), InHand(NOON), None)
     retry = Pending(samples.delivery(2), RETRY, None, attempts=3, last=LATER, last_remote=HOST)
     text = await _queue(mailbox, retry)
-    assert "in hand for 30 s, attempt 1" in text
+    assert "active for 30 s, attempt 1" in text
     assert "attempt 4 in 30 s" in text
     assert "tried 3 times" in text
     assert f"{HOST} said 451 4.3.0" in text
     assert "mailbox" in await _queue(mailbox, retry, site="mailb")
     assert "relay.example.test" not in await _queue(mailbox, retry, site="mailb")
     assert "... and 1 more" in await _queue(mailbox, retry, limit=1)
+    top = await _queue(mailbox, retry, retry, top=1)
+    assert "... and 1 more sites and states" in top
+    assert ("relay.example.test" in top, "mailbox" in top) == (True, False)
     assert text.splitlines()[-1].split()[:3] == ["all", "2", "2"]
 
 

@@ -15,9 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mail.directory import Domain
 from mail.message import DeliveryId, Inline, Spooled
-from mail.record import Accepted, Attempted, InHand, Pending, Waiting, Why
+from mail.record import Accepted, Attempted, InHand, Pending, Waiting, Why, state_name
 from mail.resolver import DnsUnknown, IpAddresses, MxHosts, NoRecords, NoSuchDomain, NullMx
 from mail.route import ToRelay
+from router.mailqueue import QUARANTINE
 from router.window import Limits
 from router.world import Answers
 from tests.support.routing import CONTENT, Desk, accepted, deferred, delivered, failed, policy, same, snapshot
@@ -59,6 +60,7 @@ class Histories(RuleBasedStateMachine):
             Answers(KNOWN, ADDRESS_ANSWERS),
         )
         self.past: list[Attempted] = []
+        self.latest = self.desk.now  # that the queue was told
         self.numbers = count(1)  # anew: a replay of the same choices must draw the same jitter
 
     @rule(
@@ -100,6 +102,20 @@ class Histories(RuleBasedStateMachine):
         self.desk.report(delivery_id, *outcomes, headers=CONTENT)
         self.past.append(Attempted(delivery_id, given.number, tuple(outcomes), self.desk.now, timedelta(0)))
 
+    @rule(to=st.lists(st.sampled_from(ADDRESSES), min_size=1, max_size=3))
+    def accept_what_breaks_the_decision(self, to: list[str]) -> None:
+        self.desk.quarantine(
+            accepted(*to, received=self.desk.now, number=next(self.numbers), content=Inline(CONTENT), tenant="default")
+        )
+
+    @precondition(lambda self: self.desk.in_hand)
+    @rule(data=st.data())
+    def attempt_whose_report_breaks_the_decision(self, data: st.DataObject) -> None:
+        delivery_id = data.draw(st.sampled_from(sorted(self.desk.in_hand)))
+        recipients = self.desk.in_hand[delivery_id].delivery.message.envelope.recipients
+        outcomes = [data.draw(st.sampled_from([delivered, deferred]))(one) for one in recipients]
+        self.desk.quarantine(self.desk.attempted(delivery_id, *outcomes))
+
     @precondition(lambda self: self.past)
     @rule(data=st.data())
     def attempt_reported_again(self, data: st.DataObject) -> None:
@@ -129,7 +145,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def another_owner_replays(self) -> None:
-        self.desk.queue = self.desk.replayed()
+        self.desk.replay()
+        self.latest = self.desk.now
 
     @precondition(lambda self: any(isinstance(line.state, Waiting) for line in self.desk.lines.values()))
     @rule(data=st.data(), hold=st.booleans())
@@ -150,6 +167,41 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def ledger_balances(self) -> None:
         assert self.desk.owed() == self.desk.open_recipients() == sum(self.desk.queue.recipients().values())
+
+    @invariant()
+    def ledger_does_not_drift(self) -> None:
+        assert self.desk.books.drift(self.desk.queue.open_recipients) == 0
+
+    @invariant()
+    def runnable_is_what_could_be_delivered(self) -> None:
+        queue, now = self.desk.queue, self.desk.now
+        self.latest = max(self.latest, now)
+        queue.due(now, self.desk.policy.limits, 0)
+        since = {
+            line.delivery.id: line.state.since if isinstance(line.state, InHand) else line.state.due
+            for line in self.desk.lines.values()
+            if isinstance(line.state, InHand)
+            or line.state.why is Why.WINDOW
+            or (line.state.why is Why.RETRY and line.state.due <= self.latest)
+        }
+        recipients = [len(self.desk.lines[each].delivery.message.envelope.recipients) for each in since]
+        assert queue.runnable_recipients() == sum(recipients)
+        assert queue.oldest_runnable() == min((each.timestamp() for each in since.values()), default=None)
+
+    @invariant()
+    def the_oldest_of_each_state_is_known(self) -> None:
+        oldest: dict[str, Pending] = {}
+        for delivery_id in sorted(self.desk.lines):
+            line = self.desk.lines[delivery_id]
+            oldest.setdefault(state_name(line.state), line)
+        assert self.desk.queue.oldest() == {
+            state: line.delivery.message.received.timestamp() for state, line in oldest.items()
+        }
+
+    @invariant()
+    def what_is_quarantined_is_counted(self) -> None:
+        reasons = [line.state.reason for line in self.desk.lines.values() if line.state == _held(line)]
+        assert self.desk.queue.quarantined == sum(reason.startswith(QUARANTINE) for reason in reasons)
 
     @invariant()
     def windows_hold(self) -> None:
