@@ -12,7 +12,6 @@ from typing import Any, assert_never
 
 import orjson
 
-from eilpost.queueview import Sum
 from eilpost.story import Story, expanded
 from eilpost.words import route_words
 from mail.message import Message, queue_id_of
@@ -148,16 +147,4 @@ def pending_json(pending: Pending, now: datetime) -> dict[str, Any]:
         "attempts": pending.attempts,
         "last_reply": str(pending.last) if pending.last else None,
         "last_remote": pending.last_remote,
-    }
-
-
-def sum_json(site: str, state: str, each: Sum) -> dict[str, Any]:
-    """The deliveries of one site in one state for programs."""
-    return {
-        "site": site,
-        "state": state,
-        "deliveries": each.deliveries,
-        "recipients": each.recipients,
-        "bytes": each.bytes,
-        "oldest": None if each.oldest is None else each.oldest.isoformat(),
     }

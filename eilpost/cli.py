@@ -279,7 +279,7 @@ def queue(
     async def show(log: HistoryLog) -> None:
         view = await queueview.look(log.open_lines(), site=site, limit=limit if top is None else 1)
         if json and top is not None:
-            print_json([asjson.sum_json(*row) for row in view.top(top)])
+            print_json([queueview.sum_json(*row) for row in view.top(top)])
         elif json:
             print_json([asjson.pending_json(pending, now()) for pending in view.oldest])
         else:

@@ -50,6 +50,18 @@ class View:
         return [(site, state, each) for (site, state), each in ranked[: limit or None]]
 
 
+def sum_json(site: str, state: str, each: Sum) -> dict[str, object]:
+    """The deliveries of one site in one state for programs."""
+    return {
+        "site": site,
+        "state": state,
+        "deliveries": each.deliveries,
+        "recipients": each.recipients,
+        "bytes": each.bytes,
+        "oldest": None if each.oldest is None else each.oldest.isoformat(),
+    }
+
+
 async def look(lines: AsyncIterator[Pending], *, site: str | None, limit: int) -> View:
     """Gather a view. `site` is matched as a part of the site's name; a `limit` of 0 means all."""
     view = View(site=site)

@@ -1,0 +1,81 @@
+"""30: a message goes in, is routed, delivered and fetched; /metrics counts it everywhere, with declared labels only."""
+
+from __future__ import annotations
+
+import poplib
+import smtplib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from mail.telemetry import FAMILIES
+from tests.support.metrics import exported_name, faults
+from tests.support.onebox import PASSWORD, OneBox
+from tests.support.ports import free_port
+
+SIZE = 100_000  # larger than what rides in a record: it lies in the spool
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+def send(box: OneBox, *to: str, size: int) -> None:
+    with smtplib.SMTP("127.0.0.1", box.mx, "client.test", timeout=30) as client:
+        client.sendmail("bob@example.test", to, b"Subject: counted\r\n\r\n" + b"x" * 70 + b"\r\n" * (size // 2))
+
+
+def test_every_stage_is_counted(tmp_path: Path) -> None:
+    relay = f"smtp://127.0.0.1:{free_port()}"
+    box = OneBox(
+        tmp_path,
+        {
+            "delivery": {"relay": relay},
+            "router": {"retry": ["1h"]},
+            "spool": {"url": f"file:{tmp_path}/spool", "inline_max": "16KiB"},
+        },
+    )
+    with box:
+        metric = box.metric
+        assert metric("eilpost_ready") == 1
+        assert metric("eilpost_shards_owned", role="router") > 0
+        assert metric("eilpost_shards_owned", role="delivery") > 0
+        send(box, "alice@example.test", "friend@elsewhere.test", size=SIZE)
+        until(lambda: metric("eilpost_delivered_messages_total", transport="mailbox") == 1, "delivered")
+        until(lambda: metric("eilpost_queue_recipients", state="deferred") == 1, "deferred")
+
+        assert metric("eilpost_routed_messages_total") == 1
+        assert metric("eilpost_routed_bytes_total") > SIZE
+        assert metric("eilpost_delivered_bytes_total") > SIZE
+        assert metric("eilpost_consumed_records_total", topic="accepted") == 1
+        assert metric("eilpost_consumed_records_total", topic="dispatched") == 2
+        assert metric("eilpost_consumed_records_total", topic="attempted") == 2
+        assert metric("eilpost_spool_duration_seconds_count", operation="write") >= 1
+        assert metric("eilpost_spool_duration_seconds_count", operation="read") >= 1
+        attempts = "eilpost_delivery_attempts_total"
+        assert metric(attempts, transport="mailbox", provider="local", result="delivered") == 1
+        assert metric(attempts, transport="smtp", provider="other", result="deferred") == 1
+        assert metric("eilpost_delivery_failures_total", transport="smtp", provider="other", status="4.4") == 1
+        until(lambda: metric("eilpost_queue_runnable_recipients") == 0, "nothing is runnable")
+        assert metric("eilpost_queue_oldest_runnable_timestamp_seconds") == 0
+        assert abs(time.time() - metric("eilpost_queue_oldest_timestamp_seconds", state="deferred")) < 60
+        assert metric("eilpost_ledger_drift_recipients") == 0
+
+        pop3 = poplib.POP3("127.0.0.1", box.pop3, timeout=10)
+        pop3.user("alice@example.test")
+        pop3.pass_(PASSWORD)
+        pop3.retr(1)
+        pop3.quit()
+        assert metric("eilpost_pop3_retrieved_messages_total") == 1
+        assert metric("eilpost_pop3_retrieved_bytes_total") > SIZE
+        assert metric("process_resident_memory_bytes") > 0
+
+        exported = list(text_string_to_metric_families(box.get("/metrics")[1]))
+        assert faults(exported) == []
+        assert {exported_name(each) for each in exported} >= set(FAMILIES)
+        assert box.stop() == 0
