@@ -8,7 +8,7 @@ Next: `delivery/connection.py`.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import assert_never
@@ -40,19 +40,33 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class NoTarget:
-    """A host gave no address; `reply` says why, 4xx where it may change by itself."""
+    """A host gave no address; `reply` says why, 4xx where it may change by itself. `no_source`: it has addresses, and
+    there is no source address to connect to them from.
+    """
 
     reply: Reply
+    no_source: bool = False
 
 
 class Hosts:
-    """Finds targets. `port` is that of mail exchangers, `hostname` ours."""
+    """Finds targets. `port` is that of mail exchangers, `hostname` ours. `no_source` says why there is no
+    source address for connections to an IP address; None: there is one.
+    """
 
-    def __init__(self, *, resolver: Resolver, hostname: str, port: int, prefer_ipv6: bool) -> None:
+    def __init__(
+        self,
+        *,
+        resolver: Resolver,
+        hostname: str,
+        port: int,
+        prefer_ipv6: bool,
+        no_source: Callable[[str], Reply | None] = lambda _ip: None,
+    ) -> None:
         self._resolver = resolver
         self._hostname = hostname.lower().rstrip(".")
         self._port = port
         self._prefer_ipv6 = prefer_ipv6
+        self._no_source = no_source
         self._random = random.Random()  # noqa: S311 - spreads load, keeps no secret
 
     async def targets(self, route: Route) -> AsyncGenerator[Target | NoTarget, None]:
@@ -74,11 +88,14 @@ class Hosts:
             answer = await self._resolver.addresses(host)
             match answer:
                 case IpAddresses():
-                    for ip in self._ordered(answer.addresses):
+                    why_not = {ip: self._no_source(ip) for ip in answer.addresses}
+                    for ip in self._ordered([ip for ip, reply in why_not.items() if reply is None]):
                         yield Target(host, ip, port)
                         count += 1
                         if count >= MAX_TARGETS:
                             return
+                    if all(why_not.values()):
+                        yield NoTarget(next(filter(None, why_not.values())), no_source=True)
                 case DnsUnknown():
                     yield NoTarget(Reply(451, "4.4.3", f"DNS has no answer for {host} now: {answer.reason}"))
                 case NoRecords() | NoSuchDomain():

@@ -19,6 +19,7 @@ from delivery.connection import Connection
 from delivery.dialogue import Deadlines, Dialogue
 from delivery.hosts import Hosts, NoTarget, Target
 from delivery.pacing import Pacing
+from delivery.sources import NoSource, Sources
 from mail.reply import Reply
 from mail.route import Route, Speaks, ToRelay
 from mail.settings import DeliverySettings
@@ -75,10 +76,17 @@ class Pool:
     """All outbound connections of this process."""
 
     def __init__(
-        self, *, hosts: Hosts, settings: DeliverySettings, hostname: str, deadlines: Deadlines | None = None
+        self,
+        *,
+        hosts: Hosts,
+        settings: DeliverySettings,
+        hostname: str,
+        sources: Sources | None = None,
+        deadlines: Deadlines | None = None,
     ) -> None:
         self._hosts = hosts
         self._hostname = hostname
+        self._sources = sources or Sources(())
         self._deadlines = deadlines or Deadlines()
         self._per_site = settings.connections_per_site
         self._cap = settings.connections
@@ -226,9 +234,17 @@ class Pool:
             waits = iter(_REASK_SECONDS)
             while True:
                 failures: list[Reply] = []
+                no_source: list[Reply] = []  # says nothing about the site
                 async with aclosing(self._hosts.targets(route)) as targets:
                     async for target in targets:
-                        result = target.reply if isinstance(target, NoTarget) else await self._connect(target, route)
+                        if isinstance(target, NoTarget):
+                            (no_source if target.no_source else failures).append(target.reply)
+                            continue
+                        try:
+                            result = await self._connect(target, route)
+                        except NoSource as error:
+                            no_source.append(error.reply)
+                            continue
                         if isinstance(result, Connection):
                             opened = result
                             break
@@ -237,7 +253,13 @@ class Pool:
                     break
                 now = self._loop.time()
                 wait = next(waits, None)
-                if wait is None or site.count > 1 or now - site.last_well > _RECENT_SECONDS or self._closed:
+                if (
+                    wait is None
+                    or not failures
+                    or site.count > 1
+                    or now - site.last_well > _RECENT_SECONDS
+                    or self._closed
+                ):
                     break
                 await asyncio.sleep(wait)
         finally:
@@ -254,6 +276,10 @@ class Pool:
             if not opened.usable:
                 return Unreached(Reply(451, "4.4.2", f"{opened.dialogue.remote}: connection lost"))
             return opened
+        if no_source and not any(failure.is_temporary for failure in failures):
+            if not site.count:
+                return Unreached(no_source[-1])
+            failures += no_source
         return self._judge(site, failures)
 
     def _judge(self, site: Site, failures: list[Reply]) -> Unreached | None:
@@ -272,7 +298,7 @@ class Pool:
         return Unreached(reply)
 
     async def _connect(self, target: Target, route: Route) -> Connection | Reply:
-        """To READY with one address, or why not."""
+        """To READY with one address, or why not. Raises NoSource."""
         assert self._loop is not None
         loop = self._loop
         remote = str(target)
@@ -280,7 +306,7 @@ class Pool:
         connection = Connection(Dialogue(self._hostname, remote, speaks), self._deadlines, self._gone, loop)
         try:
             async with asyncio.timeout(self._connect_seconds):
-                await loop.create_connection(lambda: connection, target.ip, target.port)
+                await self._sources.connect(lambda: connection, target.ip, target.port)
         except TimeoutError:
             CONNECTION_ERRORS.labels("timeout").inc()
             return Reply(451, "4.4.1", f"{remote}: no answer to our connection")
@@ -378,5 +404,6 @@ class Pool:
             ):
                 del self._sites[name]
         self._wake_starved()  # should one that was woken have had no use for its place
+        self._sources.retry(now)
         if not self._closed or self._connections:
             self._sweeper = self._loop.call_later(self._sweep_seconds, self._sweep)

@@ -16,6 +16,7 @@ import structlog
 from delivery.dialogue import Deadlines
 from delivery.hosts import Hosts
 from delivery.pool import Pool, Unreached
+from delivery.sources import Sources
 from delivery.transaction import Carried
 from mail.envelope import Envelope
 from mail.outcome import Deferred, Failed, Outcome
@@ -39,8 +40,21 @@ class SmtpCourier:
         resolver: Resolver,
         deadlines: Deadlines | None = None,
     ) -> None:
-        hosts = Hosts(resolver=resolver, hostname=hostname, port=settings.port, prefer_ipv6=settings.prefer_ipv6)
-        self._pool = Pool(hosts=hosts, settings=settings, hostname=hostname, deadlines=deadlines)
+        sources = Sources(settings.source_addresses)
+        hosts = Hosts(
+            resolver=resolver,
+            hostname=hostname,
+            port=settings.port,
+            prefer_ipv6=settings.prefer_ipv6,
+            no_source=sources.why_none,
+        )
+        self._pool = Pool(
+            hosts=hosts,
+            settings=settings,
+            hostname=settings.ehlo_name or hostname,
+            sources=sources,
+            deadlines=deadlines,
+        )
 
     async def carry(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         """See the port. Cancelled before the final dot, it gives up; after it, only at the second time; between two

@@ -275,6 +275,16 @@ class DeliverySettings(Section):
         description="A site that cannot be connected to is not tried again for this time.",
     )
     prefer_ipv6: bool = Field(True, description="Try IPv6 addresses of a host before its IPv4 ones.")
+    source_addresses: list[str] = Field(
+        [],
+        description="IPv4 and IPv6 addresses of this machine that outgoing connections are bound to, in turn within "
+        "the family of the destination's address; mail never leaves from another one. Empty: the system chooses.",
+    )
+    ehlo_name: str = Field(
+        "",
+        description="Our name in EHLO to other servers; DNS should lead from it to the source addresses and back. "
+        "Empty: node.hostname.",
+    )
 
 
 class MailstoreSettings(Section):

@@ -268,6 +268,13 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         yield from tried("ingress", "relay_networks", network, _network)
     if settings.delivery.relay:
         yield from tried("delivery", "relay", settings.delivery.relay, endpoint.parse_relay)
+    if settings.delivery.ehlo_name:
+        yield from tried("delivery", "ehlo_name", settings.delivery.ehlo_name, _hostname)
+    sources = settings.delivery.source_addresses
+    for source in sources:
+        yield from tried("delivery", "source_addresses", source, _source_address)
+    if doubled := next((one for one in sources if [*map(_normal_ip, sources)].count(_normal_ip(one)) > 1), None):
+        yield f'{name("delivery", "source_addresses")}: "{doubled}" stands there twice; name each address once'
     for key, fault in location.faults(settings.spool):
         yield f"{name('spool', key)}: {fault}"
     for section, key in _SECRETS:
@@ -363,6 +370,28 @@ def _url(url: str, schemes: Mapping[str, str]) -> None:
         raise ValueError("no path has such a character")
     if scheme == "kafka":
         endpoint.parse_brokers(url)
+
+
+def _source_address(text: str) -> None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        address = None
+    if (
+        address is None
+        or address.is_unspecified
+        or address.is_multicast
+        or getattr(address, "scope_id", None) is not None
+        or getattr(address, "ipv4_mapped", None) is not None
+    ):
+        raise ValueError('an IPv4 or IPv6 address of this machine is expected, like "192.0.2.10" or "2001:db8::10"')
+
+
+def _normal_ip(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return text
 
 
 def _network(text: str) -> None:

@@ -1,4 +1,5 @@
-"""Doctor, the ports: what is to be listened on is free, or eilpost listens there already, and what it says of itself.
+"""Doctor, the ports: what is to be listened on is free, or eilpost listens there already, and what it says of itself;
+and the source addresses of outgoing connections can be bound.
 
 A port is tried by binding it for an instant; who has it is told by its greeting, and over HTTP by `/readyz`.
 Next: `eilpost/doctor/embedded.py`.
@@ -14,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from delivery.sources import bind
 from eilpost.doctor.finding import Finding, fail, ok, warn
 from mail.endpoint import parse
 from mail.settings import Settings
@@ -27,7 +29,25 @@ _QUESTION = b"GET /readyz HTTP/1.1\r\nHost: doctor\r\nConnection: close\r\n\r\n"
 
 async def examine(settings: Settings) -> list[Finding]:
     places = [(f"{section}.{key}", str(getattr(getattr(settings, section), key))) for section, key in _KEYS]
-    return list(await asyncio.gather(*(_port(key, where) for key, where in places if where)))
+    return [
+        *await asyncio.gather(*(_port(key, where) for key, where in places if where)),
+        *sources(settings),
+    ]
+
+
+def sources(settings: Settings) -> list[Finding]:
+    """Whether connections to other servers can be made from each of `delivery.source_addresses`."""
+    findings = []
+    for address in settings.delivery.source_addresses:
+        what = f"source {address}"
+        try:
+            bind(address).close()
+        except OSError as error:
+            advice = "give the address to an interface of this machine, or correct delivery.source_addresses"
+            findings.append(fail(what, f"cannot be bound: {error.strerror}: no mail leaves from it", advice))
+        else:
+            findings.append(ok(what, "can be bound"))
+    return findings
 
 
 async def _port(key: str, where: str) -> Finding:

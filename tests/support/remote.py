@@ -79,8 +79,9 @@ class Received:
 
 @dataclass
 class Session:
-    """One connection. `writes` are the chunks as they came, for tests of pipelining."""
+    """One connection from the address `peer`. `writes` are the chunks as they came, for tests of pipelining."""
 
+    peer: str = ""
     commands: list[str] = field(default_factory=list)
     chunks: list[bytes] = field(default_factory=list)
     ended: bool = False
@@ -172,7 +173,7 @@ class Remote:
         assert task is not None
         self._tasks.add(task)
         number = len(self.sessions)
-        session = Session()
+        session = Session(writer.get_extra_info("peername")[0])
         self.sessions.append(session)
         try:
             await self._converse(number, session, reader, writer)

@@ -1,0 +1,138 @@
+"""Source addresses of outgoing connections (`delivery.source_addresses`), used round robin within an address family.
+
+An address that cannot be bound is suspended with a back-off and tried again by `retry`; mail never leaves from another
+address instead. Next: `delivery/pool.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import structlog
+
+from mail.reply import Reply
+from mail.telemetry.delivery import SOURCES_SUSPENDED
+
+logger = structlog.get_logger()
+
+BACKOFF_SECONDS = 30.0  # doubled each time
+BACKOFF_SECONDS_MAX = 600.0
+# Linux: the kernel chooses the port at connect(), so that two connections to different servers may share one.
+_BIND_ADDRESS_NO_PORT = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)
+_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # nothing is wrong with the address
+
+
+class NoSource(Exception):
+    """No source address can be used for this destination now; `reply` is what the delivery is deferred with."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(str(reply))
+        self.reply = reply
+
+
+@dataclass(slots=True)
+class _Source:
+    address: str
+    backoff_seconds: float = 0.0  # 0: not suspended
+    retry_at: float = 0.0
+
+
+class Sources:
+    """The source addresses of this process. Without any, the system chooses the address of each connection."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._sources: dict[int, list[_Source]] = {}
+        for address in map(ip_address, addresses):
+            self._sources.setdefault(address.version, []).append(_Source(str(address)))
+        self._update_gauge()
+
+    def why_none(self, ip: str) -> Reply | None:
+        """Why there is no source address for a connection to `ip` now; None: there is one."""
+        sources = self._sources.get(_family(ip), [])
+        if not self._sources or any(not source.backoff_seconds for source in sources):
+            return None
+        what = "are suspended: they cannot be bound" if sources else "are missing in delivery.source_addresses"
+        return Reply(451, "4.4.0", f"No source address to connect from: those for IPv{_family(ip)} {what}")
+
+    async def connect(self, protocol: Callable[[], asyncio.Protocol], ip: str, port: int) -> None:
+        """Connect to `ip` from the next source address. Raises NoSource, OSError."""
+        loop = asyncio.get_running_loop()
+        if not self._sources:
+            await loop.create_connection(protocol, ip, port)
+            return
+        bound = self._next_socket(ip, loop.time())
+        try:
+            await loop.sock_connect(bound, (ip, port))
+            await loop.create_connection(protocol, sock=bound)
+        except BaseException:
+            bound.close()
+            raise
+
+    def _next_socket(self, ip: str, now_seconds: float) -> socket.socket:
+        sources = self._sources.get(_family(ip), [])
+        for source in list(sources):
+            if source.backoff_seconds:
+                continue
+            sources.remove(source)
+            sources.append(source)
+            try:
+                return bind(source.address)
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    raise
+                self._suspend(source, error, now_seconds)
+        reply = self.why_none(ip)
+        assert reply is not None
+        raise NoSource(reply)
+
+    def retry(self, now_seconds: float) -> None:
+        """Bind the suspended addresses whose back-off is over, and use those again that can be bound."""
+        for source in (each for family in self._sources.values() for each in family):
+            if not source.backoff_seconds or now_seconds < source.retry_at:
+                continue
+            try:
+                bind(source.address).close()
+            except OSError as error:
+                self._suspend(source, error, now_seconds)
+            else:
+                source.backoff_seconds = 0.0
+                logger.info("source address is used again", source=source.address)
+                self._update_gauge()
+
+    def _suspend(self, source: _Source, error: OSError, now_seconds: float) -> None:
+        if not source.backoff_seconds:
+            logger.error(
+                "source address suspended",
+                source=source.address,
+                reason=f"cannot be bound: {error.strerror}",
+                see="delivery.source_addresses",
+            )
+        source.backoff_seconds = min(max(BACKOFF_SECONDS, 2 * source.backoff_seconds), BACKOFF_SECONDS_MAX)
+        source.retry_at = now_seconds + source.backoff_seconds
+        self._update_gauge()
+
+    def _update_gauge(self) -> None:
+        SOURCES_SUSPENDED.set(sum(bool(each.backoff_seconds) for family in self._sources.values() for each in family))
+
+
+def bind(address: str) -> socket.socket:
+    """A non-blocking TCP socket bound to `address`, any port. Raises OSError."""
+    bound = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        bound.setblocking(False)
+        if hasattr(socket, "SO_DOMAIN"):  # Linux
+            bound.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
+        bound.bind((address, 0))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def _family(ip: str) -> int:
+    return 6 if ":" in ip else 4

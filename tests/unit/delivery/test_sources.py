@@ -1,0 +1,171 @@
+"""Source addresses: used in turn, suspended when they cannot be bound, and never replaced by another one."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import uvloop
+from structlog.testing import capture_logs
+
+from delivery import sources
+from delivery.sources import Sources, bind
+from eilpost.doctor import ports
+from eilpost.doctor.finding import Level
+from mail.outcome import Deferred
+from mail.resolver import IpAddresses
+from mail.route import ToMx, ToRelay
+from mail.settings import DeliverySettings, Settings
+from mail.telemetry import REGISTRY
+from tests.support.couriers import Names, courier, kinds, until
+from tests.support.delivering import CONTENT, delivery, relay
+from tests.support.remote import Remote
+
+NOT_OURS = "192.0.2.7"  # RFC 5737: of no machine
+
+
+def suspended() -> float | None:
+    return REGISTRY.get_sample_value("eilpost_delivery_sources_suspended")
+
+
+def peers(remote: Remote) -> list[str]:
+    return [session.peer for session in remote.sessions]
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_connections_leave_from_each_address_in_turn(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def main() -> None:
+        async with (
+            Remote() as remote,
+            courier(
+                source_addresses=["127.0.0.2", "127.0.0.3"], messages_per_connection=1, ehlo_name="out.test"
+            ) as smtp,
+        ):
+            for _ in range(5):
+                assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+            assert peers(remote) == ["127.0.0.2", "127.0.0.3", "127.0.0.2", "127.0.0.3", "127.0.0.2"]
+            assert {session.commands[0] for session in remote.sessions} == {"EHLO out.test"}
+            assert suspended() == 0
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+async def test_the_address_is_of_the_family_of_the_destination() -> None:
+    names = Names(both=IpAddresses(("::1", "127.0.0.1")), six=IpAddresses(("::1",)))
+    async with Remote(host="::1") as six, Remote(port=six.port) as four:
+        route = ToRelay("both.test", six.port)
+        async with courier(names, source_addresses=["127.0.0.2", "::1", "127.0.0.3"]) as smtp:
+            assert kinds(await smtp.carry(delivery(route), CONTENT)) == ["Delivered"]
+            assert (peers(six), peers(four)) == (["::1"], [])
+        async with courier(names, source_addresses=["127.0.0.2"]) as smtp:  # IPv6 is preferred, and has no source
+            assert kinds(await smtp.carry(delivery(route), CONTENT)) == ["Delivered"]
+            assert (peers(six), peers(four)) == (["::1"], ["127.0.0.2"])
+            (outcome,) = await smtp.carry(delivery(ToRelay("six.test", six.port)), CONTENT)
+            assert isinstance(outcome, Deferred)
+            assert str(outcome.reply) == (
+                "451 4.4.0 No source address to connect from: those for IPv6 are missing in delivery.source_addresses"
+            )
+            assert peers(six) == ["::1"]
+
+
+async def test_without_source_addresses_the_system_chooses() -> None:
+    async with Remote() as remote, courier() as smtp:
+        assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+        assert peers(remote) == ["127.0.0.1"]
+
+
+async def test_an_address_that_cannot_be_bound_is_left_out() -> None:
+    async with (
+        Remote() as remote,
+        courier(source_addresses=[NOT_OURS, "127.0.0.2"], messages_per_connection=1) as smtp,
+    ):
+        with capture_logs() as lines:
+            for _ in range(3):
+                assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+        assert peers(remote) == ["127.0.0.2"] * 3
+        assert [line["source"] for line in lines if line["event"] == "source address suspended"] == [NOT_OURS]
+        assert suspended() == 1
+
+
+async def test_mail_waits_while_no_address_can_be_bound_and_leaves_from_none_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sources, "BACKOFF_SECONDS", 0.1)
+    monkeypatch.setattr(sources, "BACKOFF_SECONDS_MAX", 0.1)
+    is_away = True
+
+    def sometimes(address: str) -> socket.socket:
+        if is_away:
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        return bind(address)
+
+    monkeypatch.setattr(sources, "bind", sometimes)
+    async with Remote() as remote, courier(source_addresses=["127.0.0.2", "127.0.0.3"]) as smtp:
+        with capture_logs() as lines:
+            for route in (relay(remote.port), relay(remote.port), ToMx("far.test", ((10, "127.0.0.1"),))):
+                (outcome,) = await smtp.carry(delivery(route), CONTENT)
+                assert isinstance(outcome, Deferred)
+                assert str(outcome.reply) == (
+                    "451 4.4.0 No source address to connect from: those for IPv4 are suspended: they cannot be bound"
+                )
+            await asyncio.sleep(0.5)  # the back-off is over several times
+        assert remote.sessions == []
+        assert suspended() == 2
+        # Once for each address; and no site is called unreachable for it.
+        assert [line["event"] for line in lines] == ["source address suspended"] * 2
+        is_away = False
+        await until(lambda: suspended() == 0)
+        assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+        assert peers(remote) == ["127.0.0.2"]
+
+
+def test_the_back_off_grows_to_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+    now = 0.0
+
+    def never(_address: str) -> socket.socket:
+        tried.append(now)
+        raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    monkeypatch.setattr(sources, "bind", never)
+    one = Sources(["127.0.0.2"])
+    with pytest.raises(sources.NoSource):
+        one._next_socket("127.0.0.1", now)
+    while now < 4000:
+        now += 1.0
+        one.retry(now)
+    gaps = [later - earlier for earlier, later in pairwise(tried)]
+    assert gaps == [30, 60, 120, 240, 480, *[600] * 5]
+
+
+async def test_a_process_without_sockets_suspends_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_address: str) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(sources, "bind", none_left)
+    async with Remote() as remote, courier(source_addresses=["127.0.0.2"]) as smtp:
+        (outcome,) = await smtp.carry(delivery(relay(remote.port)), CONTENT)
+        assert "Too many open files" in str(outcome.reply)
+        assert (suspended(), remote.sessions) == (0, [])
+
+
+async def test_a_connection_that_fails_leaves_no_socket_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    async with courier(source_addresses=["127.0.0.2"]) as smtp:
+        (outcome,) = await smtp.carry(delivery(relay(port)), CONTENT)
+        assert "connection refused" in str(outcome.reply)
+        assert suspended() == 0  # pytest fails for a socket that is not closed
+
+
+def test_doctor_binds_each_address() -> None:
+    settings = Settings(delivery=DeliverySettings(source_addresses=["127.0.0.2", NOT_OURS]))
+    good, bad = ports.sources(settings)
+    assert (good.level, good.what) == (Level.OK, "source 127.0.0.2")
+    assert (bad.level, bad.what) == (Level.FAIL, f"source {NOT_OURS}")
+    assert "delivery.source_addresses" in bad.advice[0]
