@@ -21,8 +21,10 @@ from tests.support import kafka as _kafka
 from tests.support import objects as _objects
 from tests.support import postfix as _postfix
 from tests.support import prometheus as _prometheus
+from tests.support import strimzi as _strimzi
 from tests.support.containers import engine as _docker
 from tests.support.containers import images as _images
+from tests.support.helm import HELM_4 as _HELM_4
 from tests.support.kubernetes import programs as _kubernetes
 
 # A busy machine is no defect of the code: examples have no deadline.
@@ -45,6 +47,8 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "compose": _composefile.why_missing,
     "docker": _images.why_missing,
     "helm": _kubernetes.HELM.why_missing,
+    "helm_4": _HELM_4.why_missing,
+    "strimzi": _strimzi.why_missing,
     "kubernetes": _kubernetes.why_missing,
     "keda": _kubernetes.why_no_keda,
     "kube_router": _kubernetes.KUBE_ROUTER.why_missing,
@@ -57,6 +61,8 @@ _MADE_ONCE: dict[str, Callable[[], None]] = {
     "compose": _composefile.prepare,
     "docker": _images.prepare,
     "helm": _kubernetes.HELM.prepare,
+    "helm_4": _HELM_4.prepare,
+    "strimzi": _strimzi.prepare,
     "kubernetes": _kubernetes.prepare,
     "keda": _kubernetes.prepare_keda,
     "kube_router": _kubernetes.KUBE_ROUTER.prepare,

@@ -170,7 +170,6 @@ mailstore.pop3: mailstore.service
 http.listen: monitoring
 delivery.relay: delivery.relay
 delivery.source_addresses: tenants[].sourceAddresses of a dedicated tenant
-delivery.ehlo_name: tenants[].ehloName of a dedicated tenant
 {{- end -}}
 
 {{- define "eilpost.faultsOfSettings" -}}
@@ -207,9 +206,6 @@ tenants[{{ $index }}].name: directory.inline has no [tenants.{{ .name }}]: add i
 {{- end }}
 {{- if and (eq $.Values.topics.mode "job") (or .shards .deliveryShards) }}
 tenants[{{ $index }}].shards, tenants[{{ $index }}].deliveryShards: the topics Job makes 12 partitions for a tenant: remove them, or use topics.mode strimzi
-{{- end }}
-{{- if and .ehloName (not .sourceAddresses) }}
-tenants[{{ $index }}].ehloName: names source addresses, and there are none: set tenants[{{ $index }}].sourceAddresses
 {{- end }}
 {{- end }}
 {{- end -}}

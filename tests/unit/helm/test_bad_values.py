@@ -1,0 +1,41 @@
+"""Wrong values stop Helm with one line that names the key and says what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import helm
+
+pytestmark = pytest.mark.helm
+
+_BAD: dict[str, dict[str, Any]] = yaml.safe_load(
+    (Path(__file__).parent / "bad_values.yaml").read_text(encoding="utf-8")
+)
+_WHERE = re.compile(r"Error: execution error at \(eilpost/templates/\w+\.(yaml|tpl):\d+:\d+\): ")
+_HINT = "Use --debug flag to render out invalid YAML"
+
+
+def _said(folder: Path, values: str) -> list[str]:
+    """The lines that Helm writes."""
+    bad = folder / "bad.yaml"
+    bad.write_text(values, encoding="utf-8")
+    with pytest.raises(helm.HelmError) as raised:
+        helm.template(helm.file_of("minimal"), bad)
+    return [line for line in str(raised.value).splitlines() if line and line != _HINT]
+
+
+@pytest.mark.parametrize("what", [what for what, bad in _BAD.items() if "line" in bad])
+def test_one_line_names_the_key_and_says_what_to_do(what: str, tmp_path: Path) -> None:
+    (line,) = _said(tmp_path, _BAD[what]["values"])
+    assert _WHERE.sub("", line) == _BAD[what]["line"]
+
+
+@pytest.mark.parametrize("what", [what for what, bad in _BAD.items() if "schema" in bad])
+def test_the_schema_names_the_key(what: str, tmp_path: Path) -> None:
+    *_, line = _said(tmp_path, _BAD[what]["values"])
+    assert line == _BAD[what]["schema"]

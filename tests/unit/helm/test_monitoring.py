@@ -1,0 +1,154 @@
+"""What the chart tells Prometheus, Grafana and KEDA fits the code of eilpost and the shipped rules."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mail.log.kafka.access import Access
+from mail.log.kafka.silent import Silent
+from mail.log.topics import ACCEPTED
+from tests.support import helm
+from tests.support.chart import CHART
+
+pytestmark = pytest.mark.helm
+
+RULES = sorted((CHART / "files" / "rules").glob("*.yaml"))
+DASHBOARDS = sorted((CHART / "files" / "dashboards").glob("*.json"))
+THRESHOLD = re.compile(r"([<>]=?|[!=]=)\s*[-+0-9.e]+(\s*\*\s*[0-9.]+)*\s*$")
+
+
+def _shipped() -> list[dict[str, Any]]:
+    return [group for path in RULES for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]]
+
+
+def _with(tmp_path: Path, name: str, values: dict[str, Any]) -> list[dict[str, Any]]:
+    more = tmp_path / "more.yaml"
+    more.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return helm.template(helm.file_of(name), more)
+
+
+def _alerts(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    (found,) = [each for each in objects if each["kind"] == "PrometheusRule"]
+    return {rule["alert"]: rule for group in found["spec"]["groups"] for rule in group["rules"] if "alert" in rule}
+
+
+def test_targets_have_the_labels_of_the_rules_and_dashboards() -> None:
+    (endpoint,) = helm.one("full", "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint["honorLabels"]
+    assert {each["targetLabel"] for each in endpoint["relabelings"]} == {"namespace", "pod", "role", "tenant"}
+    (of_service,) = helm.one("external-tls", "ServiceMonitor")["spec"]["endpoints"]
+    assert of_service == endpoint
+
+
+def test_a_monitor_scrapes_the_pods_of_the_four_roles() -> None:
+    wanted = helm.one("full", "PodMonitor")["spec"]["selector"]["matchLabels"].items()
+    scraped = {
+        labels["app.kubernetes.io/component"] for _, labels, _ in helm.pod_templates("full") if wanted <= labels.items()
+    }
+    assert scraped == {"ingress", "router", "delivery", "mailstore"}
+
+
+def test_rules_are_the_shipped_ones() -> None:
+    rendered = helm.one("full", "PrometheusRule")["spec"]["groups"]
+    wanted = _shipped()
+    for group in wanted:
+        for rule in group["rules"]:
+            if "alert" in rule:
+                rule["annotations"]["runbook_url"] = (
+                    "https://example.test/eilpost/" + rule["annotations"]["runbook_url"]
+                )
+    assert rendered == wanted
+
+
+def test_an_alert_can_be_left_out_and_changed(tmp_path: Path) -> None:
+    first, second, *_ = [
+        rule for group in _shipped() for rule in group["rules"] if "alert" in rule and THRESHOLD.search(rule["expr"])
+    ]
+    changes = {
+        first["alert"]: {"enabled": False},
+        second["alert"]: {"for": "90m", "threshold": 0.125, "labels": {"severity": "info"}},
+    }
+    rules = {"alerts": changes, "alertLabels": {"team": "mail"}}
+    alerts = _alerts(_with(tmp_path, "full", {"monitoring": {"rules": rules}}))
+    assert first["alert"] not in alerts
+    changed = alerts[second["alert"]]
+    assert changed["for"] == "90m"
+    assert changed["labels"] == {**second["labels"], "severity": "info", "team": "mail"}
+    assert changed["expr"] == THRESHOLD.sub(r"\1 0.125", second["expr"])
+    assert all(alert["labels"]["team"] == "mail" for alert in alerts.values())
+
+
+def _shipped_alerts() -> list[dict[str, Any]]:
+    return [rule for group in _shipped() for rule in group["rules"] if "alert" in rule]
+
+
+def test_the_threshold_of_alerts_with_one_condition_can_be_changed(tmp_path: Path) -> None:
+    with_one = {rule["alert"] for rule in _shipped_alerts() if not re.search(r"\band\b", rule["expr"])}
+    changes = {"monitoring": {"rules": {"alerts": {name: {"threshold": 4711} for name in with_one}}}}
+    changed = _alerts(_with(tmp_path, "full", changes))
+    for name in with_one:
+        assert re.search(r"[<>=] 4711$", changed[name]["expr"]), name
+
+
+def test_the_threshold_of_alerts_with_several_cannot(tmp_path: Path) -> None:
+    changes = {"monitoring": {"rules": {"alerts": {"EilpostFirstAttemptSLOBurn": {"threshold": 0.2}}}}}
+    with pytest.raises(helm.HelmError, match=r"SLOBurn\.threshold: this alert has more than one condition: remove it"):
+        _with(tmp_path, "full", changes)
+
+
+def test_dashboards_are_the_shipped_ones() -> None:
+    found = {key: text for each in helm.of_kind("full", "ConfigMap") for key, text in each["data"].items()}
+    assert found == {path.name: path.read_text(encoding="utf-8") for path in DASHBOARDS}
+    for each in helm.of_kind("full", "ConfigMap"):
+        assert each["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def _trigger(objects: Any, ending: str) -> dict[str, Any]:
+    (scaled,) = [
+        each for each in objects if each["kind"] == "ScaledObject" and each["metadata"]["name"].endswith(ending)
+    ]
+    (trigger,) = scaled["spec"]["triggers"]
+    return trigger  # type: ignore[no-any-return]
+
+
+def _access(prefix: str) -> Access:
+    async def never(_host: str, _port: int) -> None:
+        raise AssertionError("nothing is to be connected to")
+
+    return Access(("kafka:9092",), prefix, {}, Silent(never))
+
+
+def test_keda_watches_the_group_and_topic_of_the_routers(tmp_path: Path) -> None:
+    trigger = _trigger(helm.objects("keda"), "-router")
+    access = _access("mail.")
+    assert trigger["type"] == "kafka"
+    assert trigger["metadata"]["topic"] == access.topic(ACCEPTED)
+    assert trigger["metadata"]["consumerGroup"] == access.group("router")
+    assert trigger["metadata"]["lagThreshold"] == "500"
+    of_tenant = _with(tmp_path, "dedicated-tenant", {"router": {"keda": {"enabled": True}}})
+    trigger, access = _trigger(of_tenant, "-router-acme"), _access("mail.acme.")
+    assert trigger["metadata"]["topic"] == access.topic(ACCEPTED)
+    assert trigger["metadata"]["consumerGroup"] == access.group("router")
+
+
+def test_keda_watches_runnable_recipients_for_deliveries() -> None:
+    trigger = _trigger(helm.objects("keda"), "-delivery")
+    assert trigger["type"] == "prometheus"
+    assert trigger["metadata"]["query"] == 'sum(eilpost_queue_runnable_recipients{namespace="mail",tenant="shared"})'
+    assert trigger["metadata"]["threshold"] == "2000"
+    assert trigger["metadata"]["ignoreNullValues"] == "false"
+
+
+@pytest.mark.parametrize("name", ["existing-secrets", "external-tls"])
+def test_keda_logs_in_as_the_routers_do(name: str) -> None:
+    trigger = _trigger(helm.objects(name), "-router")
+    login = helm.one(name, "TriggerAuthentication")
+    assert trigger["authenticationRef"] == {"name": login["metadata"]["name"]}
+    assert trigger["metadata"]["tls"] == "enable"
+    given = {each["parameter"] for key in ("env", "secretTargetRef") for each in login["spec"].get(key, [])}
+    assert given == ({"username", "password", "ca"} if name == "existing-secrets" else {"ca", "cert", "key"})

@@ -1,0 +1,213 @@
+"""What the manifests of the chart name fits together, and fits the code of eilpost."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pytest
+
+from mail.settings_file import load
+from tests.support import helm
+
+pytestmark = pytest.mark.helm
+
+ROLES = ("ingress", "router", "delivery", "mailstore")
+# Named in the values as existing: the chart does not render them.
+EXISTING = {
+    "full": {"eilpost-extra"},
+    "s3": {"eilpost-objects"},
+    "existing-secrets": {"eilpost-kafka", "kafka-cluster-ca", "eilpost-spool", "eilpost-mailboxes", "eilpost-people"},
+    "external-tls": {"kafka-cluster-ca"},
+    "strimzi": {"cluster-cluster-ca-cert"},
+}
+
+
+def _container(spec: helm.Object) -> helm.Object:
+    (container,) = spec["containers"]
+    return container  # type: ignore[no-any-return]
+
+
+def _environment(spec: helm.Object) -> dict[str, str]:
+    """The variables as a pod would have them; those from a Secret get a stand-in."""
+    return {each["name"]: each.get("value", "secret") for each in _container(spec)["env"]}
+
+
+def _role(labels: helm.Object) -> str:
+    return str(labels["app.kubernetes.io/component"])
+
+
+@pytest.mark.parametrize("name", helm.SETS)
+def test_every_variable_is_a_setting_that_eilpost_takes(name: str) -> None:
+    for _, labels, spec in helm.pod_templates(name):
+        settings = load(None, _environment(spec))  # raises SettingsError
+        assert settings.log.url.startswith("kafka://") != (_role(labels) == "mailstore")  # which uses no log
+        assert settings.directory.url == "file:/etc/eilpost/directory.toml"
+        if _role(labels) in ("delivery", "mailstore", "test"):
+            assert settings.mailboxes.url == "maildir:/var/lib/eilpost/mail"
+
+
+@pytest.mark.parametrize("name", helm.SETS)
+def test_grace_period_covers_the_pause_the_drain_and_ten_seconds(name: str) -> None:
+    for _, labels, spec in helm.pod_templates(name):
+        if _role(labels) not in ROLES:
+            continue
+        pause = int(
+            _container(spec).get("lifecycle", {}).get("preStop", {"exec": {"command": ["", "0"]}})["exec"]["command"][1]
+        )
+        drain = load(None, _environment(spec)).node.drain
+        assert timedelta(seconds=spec["terminationGracePeriodSeconds"]) == timedelta(seconds=pause + 10) + drain
+
+
+@pytest.mark.parametrize("name", helm.SETS)
+def test_ports_are_those_that_eilpost_listens_on(name: str) -> None:
+    for _, labels, spec in helm.pod_templates(name):
+        role, container = _role(labels), _container(spec)
+        ports = {each["name"]: each["containerPort"] for each in container.get("ports", [])}
+        settings = load(None, _environment(spec))
+        listening = {
+            "smtp": settings.ingress.mx if role == "ingress" else "",
+            "pop3": settings.mailstore.pop3 if role == "mailstore" else "",
+            "http": settings.http.listen if role in ROLES else "",
+        }
+        assert ports == {key: int(where.rpartition(":")[2]) for key, where in listening.items() if where}
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            if role in ROLES:
+                assert container[probe]["httpGet"]["port"] == "http"  # never SMTP
+
+
+@pytest.mark.parametrize("name", helm.SETS)
+def test_selectors_match_the_pods_they_are_for(name: str) -> None:
+    """A Service, Deployment or budget that selects nothing, or the pods of another role, is a fault."""
+    labels_of = {each: labels for each, labels, _ in helm.pod_templates(name)}
+    for each in helm.of_kind(name, "Deployment", "PodDisruptionBudget", "Service"):
+        found = each["metadata"]["name"]
+        selector = each["spec"]["selector"]
+        wanted = (selector.get("matchLabels") or selector).items()
+        selected = {pod for pod, labels in labels_of.items() if wanted <= labels.items()}
+        assert selected == ({found} if not found.endswith("-metrics") else {p for p in labels_of if _serves(name, p)})
+
+
+def _serves(name: str, pod: str) -> bool:
+    (labels,) = [labels for each, labels, _ in helm.pod_templates(name) if each == pod]
+    return _role(labels) in ROLES
+
+
+@pytest.mark.parametrize("name", helm.SETS)
+def test_what_pods_need_is_rendered_or_named_as_existing(name: str) -> None:
+    made = {each["metadata"]["name"] for each in helm.of_kind(name, "Secret", "ConfigMap", "PersistentVolumeClaim")}
+    made |= {each["spec"]["secretName"] for each in helm.of_kind(name, "Certificate")}
+    made |= {each["metadata"]["name"] for each in helm.of_kind(name, "KafkaUser")}
+    needed: set[str] = set()
+    for _, _, spec in helm.pod_templates(name):
+        for volume in spec["volumes"]:
+            needed |= {volume["secret"]["secretName"]} if "secret" in volume else set()
+            needed |= {volume["configMap"]["name"]} if "configMap" in volume else set()
+            needed |= {volume["persistentVolumeClaim"]["claimName"]} if "persistentVolumeClaim" in volume else set()
+        for variable in (*_container(spec)["env"], *_container(spec).get("envFrom", [])):
+            source = variable.get("valueFrom", variable)
+            needed |= {source[key]["name"] for key in ("secretKeyRef", "secretRef", "configMapKeyRef") if key in source}
+    for each in helm.of_kind(name, "TriggerAuthentication"):
+        needed |= {parameter["name"] for parameter in each["spec"].get("secretTargetRef", [])}
+    assert needed - made == EXISTING.get(name, set())
+
+
+@pytest.mark.parametrize("name", helm.SETS)
+def test_pods_keep_to_the_restricted_standard_and_need_no_token(name: str) -> None:
+    for _, _, spec in helm.pod_templates(name):
+        container = _container(spec)
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        }
+        assert not spec["automountServiceAccountToken"]
+        assert not spec["enableServiceLinks"]
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+        assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in spec["volumes"]}
+        assert not any("subPath" in each for each in container["volumeMounts"])
+
+
+def test_only_roles_with_mailboxes_mount_them() -> None:
+    """Ingress and router scale without the volume of the mailboxes."""
+    mounts = {
+        _role(labels): {each["mountPath"] for each in _container(spec)["volumeMounts"]}
+        for _, labels, spec in helm.pod_templates("minimal")
+    }
+    assert {role for role, paths in mounts.items() if "/var/lib/eilpost/mail" in paths} == {
+        "delivery",
+        "mailstore",
+        "test",
+    }
+    assert {role for role, paths in mounts.items() if "/var/lib/eilpost/spool" in paths} == {
+        "ingress",
+        "router",
+        "delivery",
+        "test",
+    }
+
+
+def test_claims_with_mail_survive_an_uninstall() -> None:
+    for each in helm.of_kind("minimal", "PersistentVolumeClaim"):
+        assert each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("hpa", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")])
+def test_what_is_scaled_has_no_fixed_number_of_replicas(name: str, kind: str) -> None:
+    scaled = {each["spec"]["scaleTargetRef"]["name"] for each in helm.of_kind(name, kind)}
+    fixed = {each["metadata"]["name"] for each in helm.of_kind(name, "Deployment") if "replicas" in each["spec"]}
+    everything = {each["metadata"]["name"] for each in helm.of_kind(name, "Deployment")}
+    assert scaled
+    assert scaled | fixed == everything
+    assert not scaled & fixed
+
+
+def test_a_balancer_keeps_the_addresses_of_clients() -> None:
+    assert helm.one("external-tls", "Service", "-ingress")["spec"]["externalTrafficPolicy"] == "Local"
+
+
+def test_network_policies_allow_the_ports_in_use_and_no_others() -> None:
+    def ports(name: str, way: str) -> set[int]:
+        rules = helm.one("netpol", "NetworkPolicy", f"-{name}")["spec"].get(way, [])
+        return {port["port"] for rule in rules for port in rule["ports"]}
+
+    assert {role: ports(role, "ingress") for role in (*ROLES, "topics", "test")} == {
+        "ingress": {2525, 8025},
+        "router": {8025},
+        "delivery": {8025},
+        "mailstore": {2110, 8025},
+        "topics": set(),
+        "test": set(),
+    }
+    assert {role: ports(role, "egress") for role in (*ROLES, "topics", "test")} == {
+        "ingress": {53, 9092},
+        "router": {53, 9092},
+        "delivery": {25, 53, 587, 9092},
+        "mailstore": {53},
+        "topics": {53, 9092},
+        "test": {53, 2525, 9092},
+    }
+
+
+def test_a_dedicated_tenant_has_workers_topics_and_addresses_of_its_own() -> None:
+    environments = {each: _environment(spec) for each, _, spec in helm.pod_templates("dedicated-tenant")}
+    arguments = {each: _container(spec)["args"] for each, _, spec in helm.pod_templates("dedicated-tenant")}
+    assert arguments["mail-eilpost-router-acme"] == ["router", "--tenant", "acme"]
+    assert arguments["mail-eilpost-delivery-acme"] == ["delivery", "--tenant", "acme"]
+    assert ["topics", "create", "--tenant", "acme"] in arguments.values()
+    with_addresses = {
+        each for each, variables in environments.items() if "EILPOST_DELIVERY__SOURCE_ADDRESSES" in variables
+    }
+    assert with_addresses == {"mail-eilpost-delivery-acme"}
+    settings = load(None, environments["mail-eilpost-delivery-acme"])
+    assert settings.delivery.source_addresses == ["192.0.2.10", "192.0.2.11"]
+    assert settings.delivery.ehlo_name == "out.acme.test"
+
+
+def test_a_changed_job_gets_another_name() -> None:
+    """The pod template of a Job is immutable: an upgrade that changed it in place would be refused."""
+    names = {helm.one(name, "Job")["metadata"]["name"] for name in ("minimal", "external-tls", "s3")}
+    assert len(names) == 3
+    assert all(re.fullmatch(r"mail-eilpost-topics-[0-9a-f]{8}", name) for name in names)

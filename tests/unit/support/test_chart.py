@@ -1,0 +1,51 @@
+"""What the chart has from the code and from its own values is as `make docs` makes it."""
+
+from __future__ import annotations
+
+import json
+
+import yaml
+
+from tests.support import chart
+
+
+def test_the_schema_of_settings_is_that_of_the_code() -> None:
+    assert chart.SCHEMA.read_text(encoding="utf-8") == chart.schema_text(), "run `make docs`"
+
+
+def test_the_schema_knows_exactly_the_keys_of_values_yaml() -> None:
+    """And the other way round, but for those that a block may take from `defaults`."""
+    schema = json.loads(chart.SCHEMA.read_text(encoding="utf-8"))
+    values = yaml.safe_load(chart.VALUES.read_text(encoding="utf-8"))
+    assert set(schema["properties"]) - {"global"} == set(values)
+    workload = set(schema["$defs"]["workload"]["properties"])
+    assert workload == set(values["defaults"])
+    for key, block in values.items():
+        properties = set(_resolved(schema, schema["properties"][key]).get("properties", ()))
+        if isinstance(block, dict) and properties and key != "settings":
+            assert set(block) <= properties, key
+            assert properties - set(block) <= (workload if workload <= properties else set()), key
+
+
+def _resolved(schema: dict[str, object], part: dict[str, object]) -> dict[str, object]:
+    reference = part.get("$ref")
+    for name in str(reference).split("/")[1:] if reference else ():
+        schema = schema[name]  # type: ignore[assignment]
+    return schema if reference else part
+
+
+def test_every_value_of_a_block_has_a_comment() -> None:
+    """A key of values.yaml that has no comment, and no key below it that has one, is in no table."""
+    values = yaml.safe_load(chart.VALUES.read_text(encoding="utf-8"))
+    explained = {key for key, _ in chart.commented(chart.VALUES.read_text(encoding="utf-8"))}
+    overrides = set(values["defaults"])
+    missing = [
+        f"{block}.{key}"
+        for block, keys in values.items()
+        if isinstance(keys, dict)
+        for key in keys
+        if block not in explained
+        and not any(each == f"{block}.{key}" or each.startswith(f"{block}.{key}.") for each in explained)
+        and not (block in ("ingress", "router", "delivery", "mailstore") and key in overrides)
+    ]
+    assert missing == []
