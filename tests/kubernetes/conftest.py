@@ -1,15 +1,59 @@
-"""The cluster that all tests of this folder share; each test makes namespaces of its own in it."""
+"""The cluster that all tests of this folder share, with a Kafka beside it; each test makes namespaces of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
+from tests.support.containers import images
+from tests.support.kubernetes import network
 from tests.support.kubernetes.cluster import Kubernetes
+from tests.support.kubernetes.release import Release
+
+_VOLUMES = 40
+
+
+@pytest.fixture(autouse=True)
+def _no_outside_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections to loopback only, and to the cluster's networks where they lead to the cluster alone."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        allowed = ("127.", *(network.NETWORKS if network.is_inside() else ()))
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(allowed):
+            raise AssertionError(f"a test tried to connect to {address[0]}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
 @pytest.fixture(scope="session")
 def kubernetes() -> Iterator[Kubernetes]:
-    with Kubernetes() as cluster:
+    with Kubernetes([images.image().archive]) as cluster:
+        cluster.add_volumes(_VOLUMES)
+        cluster.add_kafka()
         yield cluster
+
+
+@pytest.fixture
+def release(kubernetes: Kubernetes, request: pytest.FixtureRequest) -> Iterator[Callable[[], Release]]:
+    """Makes releases that are not installed yet, each in a namespace of its own; they end with the test."""
+    names = (f"{request.function.__name__[5:].replace('_', '-')[:40].strip('-')}-{n}" for n in itertools.count(1))
+    with ExitStack() as namespaces:
+        yield lambda: Release(
+            kubernetes, namespaces.enter_context(kubernetes.namespace(next(names))), images.image().tag
+        )
+
+
+@pytest.fixture(scope="session")
+def mail(kubernetes: Kubernetes) -> Iterator[Release]:
+    """A release that tests share: two pods of each role but mailstore, ready. Each test leaves it ready."""
+    with kubernetes.namespace("mail") as namespace:
+        shared = Release(kubernetes, namespace, images.image().tag)
+        shared.install("minimal", None, "--wait")
+        yield shared

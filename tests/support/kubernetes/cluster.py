@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
+import signal
 import subprocess
 import tempfile
 import time
@@ -14,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.kubernetes import configuration, manifests
+from tests.support.kubernetes import broker, configuration, manifests
 from tests.support.kubernetes.certificates import Authority
 from tests.support.kubernetes.configuration import HOST, NODE, Layout
 from tests.support.kubernetes.images import write_archive
@@ -86,6 +89,20 @@ class Kubernetes:
         self.until("the node is there", lambda: self.kubectl("get", "node", NODE))
         self.kubectl("wait", "--for=condition=Ready", f"node/{NODE}", "--timeout=60s", timeout=70)
         self._account("default")
+
+    def add_volumes(self, count: int) -> None:
+        """PersistentVolumes for any claim of the default storage class."""
+        folder = self.folder / "volumes"
+        for number in range(count):
+            (folder / str(number)).mkdir(parents=True)
+        self.apply(manifests.local_volumes(str(folder), count))
+
+    def add_kafka(self) -> None:
+        """A broker at `HOST`, and behind the Service `kafka` of the namespace `kafka`."""
+        folder = self.folder / "kafka"
+        self.spawn("kafka", *broker.command(folder))
+        self.apply([manifests.namespace("kafka"), *manifests.outside_service("kafka", "kafka", broker.PORT)])
+        self.until("Kafka serves", lambda: broker.ready(folder))
 
     def stop(self) -> None:
         """End every process and leave nothing. Idempotent."""
@@ -162,6 +179,20 @@ class Kubernetes:
             time.sleep(0.2)
         raise CommandError(f"waited {timeout:.0f} s until {what}; the last answer: {last}")
 
+    @contextlib.contextmanager
+    def forwarded(self, name: str, target: str, port: int, namespace: str) -> Iterator[int]:
+        """`kubectl port-forward` of `target`; the port of 127.0.0.1, in the cluster's network."""
+        arguments = ("--namespace", namespace, "port-forward", target, f":{port}")
+        process = self.spawn(name, str(BINARY.path), "kubectl", *arguments)
+        try:
+            found = self.until("the port is forwarded", lambda: re.search(r"127\.0\.0\.1:(\d+) ->", self.log(name)))
+            yield int(found[1])
+        finally:
+            del self._processes[name]
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(10)
+            (self.folder / "logs" / name).unlink()
+
     # --- containers --------------------------------------------------------------------------------------------------
 
     def _ctr(self, *arguments: str, timeout: float = 60.0) -> str:
@@ -173,6 +204,10 @@ class Kubernetes:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         if done.returncode != 0:
             raise CommandError(f"importing {archive}: {done.stderr}")
+
+    def kill_container(self, identity: str) -> None:
+        """SIGKILL to its first process."""
+        self._ctr("--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", identity)
 
     # --- kubectl and helm --------------------------------------------------------------------------------------------
 
@@ -193,7 +228,7 @@ class Kubernetes:
 
     @contextlib.contextmanager
     def namespace(self, name: str) -> Iterator[str]:
-        """A namespace under the restricted Pod Security Standard, deleted at the end without waiting."""
+        """A namespace that takes pods of the restricted Pod Security Standard only; deleted at the end."""
         self.apply([manifests.namespace(name)])
         self._account(name)
         try:

@@ -74,29 +74,33 @@ METRICS = [
 ]
 
 
-def local_volume(name: str, path: str, size: str = "1Gi") -> Object:
-    """A folder of the machine as a PersistentVolume, to be bound by a claim of the storage class `name`."""
+def local_volumes(folder: str, count: int) -> list[Object]:
+    """`count` empty folders of the machine as PersistentVolumes of the default storage class.
+
+    A local volume is mounted into any number of pods of its node, so that it can serve as one that all nodes share.
+    """
+    storage_class = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": "local", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "Immediate",
+    }
+    return [storage_class, *(_local_volume(f"local-{number}", f"{folder}/{number}") for number in range(count))]
+
+
+def _local_volume(name: str, path: str) -> Object:
     terms = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE]}]}]
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
         "metadata": {"name": name},
         "spec": {
-            "capacity": {"storage": size},
+            "capacity": {"storage": "100Gi"},
             "accessModes": ["ReadWriteMany", "ReadWriteOnce"],
             "persistentVolumeReclaimPolicy": "Retain",
-            "storageClassName": name,
+            "storageClassName": "local",
             "local": {"path": path},
             "nodeAffinity": {"required": {"nodeSelectorTerms": terms}},
         },
-    }
-
-
-def storage_class(name: str) -> Object:
-    return {
-        "apiVersion": "storage.k8s.io/v1",
-        "kind": "StorageClass",
-        "metadata": {"name": name},
-        "provisioner": "kubernetes.io/no-provisioner",
-        "volumeBindingMode": "Immediate",
     }

@@ -1,0 +1,110 @@
+"""Pods that are lost under load, in every way that Kubernetes loses them: what ingress accepted is delivered.
+
+A message comes twice at most where the process that was lost had it in hand.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.kubernetes.cluster import CommandError, Kubernetes
+from tests.support.kubernetes.configuration import NODE
+from tests.support.kubernetes.release import ROLES, Release, is_ready, name_of
+from tests.support.kubernetes.traffic import assert_nothing_lost, sending
+
+pytestmark = [pytest.mark.kubernetes, pytest.mark.helm, pytest.mark.docker, pytest.mark.timeout(180)]
+
+IN_FLIGHT = 500  # delivery.in_flight: what one delivery works on at the same time, at most
+
+
+@pytest.fixture(autouse=True)
+def _ready_again(mail: Release) -> Iterator[None]:
+    yield
+    for role in ROLES:
+        mail.kubectl("rollout", "status", f"deployment/mail-eilpost-{role}", "--timeout=90s", timeout=100)
+
+
+def _restarts(mail: Release, role: str) -> dict[str, int]:
+    return {name_of(pod): pod["status"]["containerStatuses"][0]["restartCount"] for pod in mail.pods(role)}
+
+
+def _last_state(mail: Release, pod: str) -> dict[str, Any]:
+    status = mail.cluster.get("pod", pod, namespace=mail.namespace)["status"]["containerStatuses"][0]
+    ended: dict[str, Any] = status["lastState"].get("terminated", {})
+    return ended
+
+
+def _evict(mail: Release, pod: str) -> None:
+    """What `kubectl drain` asks for each pod. Raises CommandError where a disruption budget does not allow it."""
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": mail.namespace},
+    }
+    path = f"/api/v1/namespaces/{mail.namespace}/pods/{pod}/eviction"
+    mail.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+
+
+@pytest.mark.parametrize("role", ["ingress", "router", "delivery"])
+def test_killed_process(mail: Release, role: str) -> None:
+    """SIGKILL to the process of one pod, from the node."""
+    victim = name_of(mail.pods(role)[0])
+    before = _restarts(mail, role)[victim]
+    with sending(mail) as traffic:
+        mail.kill(victim)
+        mail.cluster.until("it runs again", lambda: _restarts(mail, role)[victim] == before + 1)
+        time.sleep(3)
+        result = traffic.result()
+    assert _last_state(mail, victim)["exitCode"] == 128 + 9
+    assert_nothing_lost(result, most_duplicates=IN_FLIGHT if role == "delivery" else 0)
+
+
+def test_second_eviction_is_held_by_the_disruption_budget(mail: Release) -> None:
+    for role in ("ingress", "router", "delivery"):
+        mail.kubectl("rollout", "status", f"deployment/mail-eilpost-{role}", "--timeout=60s", timeout=70)
+    with sending(mail) as traffic:
+        for role in ("ingress", "router", "delivery"):
+            first, second = (name_of(pod) for pod in mail.pods(role))
+            _evict(mail, first)
+            with pytest.raises(CommandError, match="disruption budget"):
+                _evict(mail, second)
+        for role in ("ingress", "router", "delivery"):
+            mail.kubectl("rollout", "status", f"deployment/mail-eilpost-{role}", "--timeout=60s", timeout=70)
+        result = traffic.result()
+    assert_nothing_lost(result)
+
+
+def test_pod_out_of_memory(mail: Release) -> None:
+    """A process in a delivery's container takes memory until the kernel kills the container's processes."""
+    victim = name_of(mail.pods("delivery")[0])
+    before = _restarts(mail, "delivery")[victim]
+    with sending(mail) as traffic:
+        mail.exhaust_memory(victim)
+        mail.cluster.until("it was killed", lambda: _restarts(mail, "delivery")[victim] == before + 1)
+        time.sleep(3)
+        result = traffic.result()
+    assert _last_state(mail, victim)["reason"] == "OOMKilled"
+    assert_nothing_lost(result, most_duplicates=IN_FLIGHT)
+
+
+def test_drained_node(mail: Release, kubernetes: Kubernetes) -> None:
+    """The only node is drained; budgets let one pod of a role go, and the next when another node has its successor.
+    There is none, so that the drain does not end before the node takes pods again.
+    """
+    everything = {name_of(pod) for role in ROLES for pod in mail.pods(role)}
+    selector = "app.kubernetes.io/instance=mail,app.kubernetes.io/component in (ingress,router,delivery)"
+    with sending(mail) as traffic:
+        with pytest.raises(CommandError, match="disruption budget"):
+            kubernetes.kubectl("drain", NODE, "--pod-selector", selector, "--delete-emptydir-data", "--timeout=10s")
+        assert any(not is_ready(pod) for pod in mail.pods())
+        kubernetes.kubectl("uncordon", NODE)
+        for role in ROLES:
+            mail.kubectl("rollout", "status", f"deployment/mail-eilpost-{role}", "--timeout=60s", timeout=70)
+        result = traffic.result()
+    assert {name_of(pod) for role in ROLES for pod in mail.pods(role)} != everything
+    assert_nothing_lost(result)

@@ -1,0 +1,121 @@
+"""A release of eilpost's chart on the test cluster: installed, upgraded, looked at.
+
+Each lies in a namespace of its own and has topics of its own on the shared broker. Its values are a value set of
+`helm/ci`, the image of this tree, and what makes tests short: small requests, no long pauses at a pod's end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support.kubernetes.cluster import Kubernetes
+from tests.support.kubernetes.configuration import HOST
+
+CHART = Path(__file__).resolve().parents[3] / "helm"
+ROLES = ("ingress", "router", "delivery", "mailstore")
+DRAIN_SECONDS = 5
+_SINK_PORTS = itertools.count(2600)
+# What comes from beside the cluster to a Service has an address of the pods' network, after address translation.
+CLIENTS = ["10.123.0.0/24", "10.244.0.0/24"]
+
+
+def values(namespace: str, image: str, sink_port: int) -> dict[str, Any]:
+    """On top of any value set."""
+    repository, _, tag = image.rpartition(":")
+    small = {"resources": {"requests": {"cpu": "10m", "memory": "64Mi"}}}
+    return {
+        "image": {"repository": repository, "tag": tag},
+        "log": {
+            "bootstrap": "kafka.kafka.svc.cluster.local.:9092",
+            "prefix": f"{namespace}.",
+            "replication": 1,
+            "durability": "dev",
+        },
+        "settings": {"ingress": {"relay_networks": CLIENTS, "sender_domain_must_resolve": False}},
+        "defaults": {"drainSeconds": DRAIN_SECONDS, **small},
+        "ingress": small,
+        "router": small,
+        "delivery": {"relay": f"smtp://{HOST}:{sink_port}", **small},
+        "mailstore": small,
+    }
+
+
+def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Maps are merged, everything else of `other` replaces what is in `one`."""
+    result = dict(one)
+    for key, value in other.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+# With the highest score the first process is the one that the kernel chooses.
+_HOG = """
+open("/proc/1/oom_score_adj", "w").write("1000")
+held = [b"x" * 2**20 for _ in range(4096)]
+"""
+
+
+class Release:
+    """The release `mail` in `namespace`. Names of its objects begin with `mail-eilpost-`."""
+
+    name = "mail"
+
+    def __init__(self, cluster: Kubernetes, namespace: str, image: str) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+        self.sink_port = next(_SINK_PORTS)
+        self._values = values(namespace, image, self.sink_port)
+
+    def helm(self, command: str, *arguments: str, timeout: float = 150.0) -> str:
+        return self.cluster.helm(command, self.name, *arguments, "--namespace", self.namespace, timeout=timeout)
+
+    def kubectl(self, *arguments: str, **how: Any) -> str:
+        return self.cluster.kubectl("--namespace", self.namespace, *arguments, **how)
+
+    def install(self, value_set: str, over: Mapping[str, Any] | None = None, *options: str, seconds: int = 110) -> str:
+        """`helm install` of `helm/ci/VALUE_SET.yaml`; what it printed."""
+        return self._deploy("install", value_set, over or {}, f"--timeout={seconds}s", *options, timeout=seconds + 20)
+
+    def upgrade(self, value_set: str, over: Mapping[str, Any] | None = None, *options: str, seconds: int = 110) -> str:
+        return self._deploy("upgrade", value_set, over or {}, f"--timeout={seconds}s", *options, timeout=seconds + 20)
+
+    def _deploy(self, command: str, value_set: str, over: Mapping[str, Any], *options: str, timeout: float) -> str:
+        file = self.cluster.folder / f"{self.namespace}.values.json"
+        file.write_text(json.dumps(merged(self._values, over)))
+        sets = ("--values", str(CHART / "ci" / f"{value_set}.yaml"), "--values", str(file))
+        return self.helm(command, str(CHART), *sets, *options, timeout=timeout)
+
+    def pods(self, role: str = "") -> list[dict[str, Any]]:
+        """Its pods, or those of one role, without those that are being deleted."""
+        selector = f"app.kubernetes.io/instance={self.name}"
+        if role:
+            selector += f",app.kubernetes.io/component={role}"
+        found = self.cluster.get("pods", "--selector", selector, namespace=self.namespace)["items"]
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def kill(self, pod: str) -> None:
+        """SIGKILL to the first process of the pod's container, from the node."""
+        status = self.cluster.get("pod", pod, namespace=self.namespace)["status"]["containerStatuses"][0]
+        self.cluster.kill_container(status["containerID"].removeprefix("containerd://"))
+
+    def exhaust_memory(self, pod: str) -> None:
+        """A process of the container takes memory until the kernel kills the container's first process."""
+        self.kubectl("exec", pod, "--", "python", "-c", _HOG, status=None)
+
+    def address(self, role: str) -> tuple[str, int]:
+        """Of the Service in front of a role."""
+        service = self.cluster.get("service", f"{self.name}-eilpost-{role}", namespace=self.namespace)
+        return service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]
+
+
+def name_of(pod: Mapping[str, Any]) -> str:
+    name: str = pod["metadata"]["name"]
+    return name
+
+
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    return any(found["type"] == "Ready" and found["status"] == "True" for found in pod["status"].get("conditions", []))

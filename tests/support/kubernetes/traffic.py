@@ -1,0 +1,84 @@
+"""`eilpost load` in the network of the test cluster: through a Service in, from the deliveries into its sink.
+
+`Traffic` is a context in which the load runs; `result` ends the sending, waits until every message has its fate, and
+returns what `eilpost load --json` says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.support import guarded
+from tests.support.kubernetes.configuration import HOST
+from tests.support.kubernetes.release import Release
+
+ROOT = Path(__file__).resolve().parents[3]
+SESSIONS = 8
+_LONGEST = "5m"  # a load that nobody ends
+
+
+class Traffic:
+    """Started by `sending`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._result: dict[str, Any] | None = None
+
+    def result(self, timeout: float = 90.0) -> dict[str, Any]:
+        """End the sending; the accounting of all that was sent."""
+        if self._result is None:
+            self._process.terminate()
+            out, err = self._process.communicate(timeout=timeout)
+            assert out, f"eilpost load: exit status {self._process.returncode}: {err}"
+            self._result = json.loads(out)
+        return self._result
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate(timeout=10)
+
+
+@contextlib.contextmanager
+def sending(release: Release, *options: str, rate: float = 40.0, seconds: float = 2.0) -> Iterator[Traffic]:
+    """Mail is being sent to the release's ingress. The first `seconds` are over when the block begins."""
+    host, port = release.address("ingress")
+    command = [
+        *(sys.executable, "-m", "eilpost", "load", "--json"),
+        *("--target", f"{host}:{port}", "--sink", f"{HOST}:{release.sink_port}"),
+        *("--rate", f"{rate:g}", "--sessions", f"{SESSIONS}", "--per-connection", "5", "--duration", _LONGEST),
+        *("--size", "2kB:95,300kB:5", "--settle", "30s", *options),
+    ]
+    process = subprocess.Popen(
+        release.cluster.namespaces.enter(*command, network_only=True),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=guarded.group(),
+    )
+    traffic = Traffic(process)
+    try:
+        time.sleep(seconds)
+        yield traffic
+    finally:
+        traffic.kill()
+
+
+def assert_nothing_lost(result: dict[str, Any], *, most_duplicates: int = 0) -> None:
+    """Every message was taken in the end, and came out once; `most_duplicates` may have come out again."""
+    wrong = {name: result[name] for name in ("lost", "unsent", "refused", "damaged", "misdirected", "unexpected")}
+    assert not any(wrong.values()), (wrong, result)
+    assert result["accepted"] > 0
+    assert result["delivered"] + result["bounced"] >= result["accepted"]
+    assert result["duplicates"] <= most_duplicates, result
