@@ -80,7 +80,7 @@ def test_second_eviction_is_held_by_the_disruption_budget(mail: Release) -> None
 
 
 def test_pod_out_of_memory(mail: Release) -> None:
-    """A process in a delivery's container takes memory until the kernel kills the container's processes."""
+    """The memory of a delivery's container reaches its limit, and the kernel kills the process."""
     victim = name_of(mail.pods("delivery")[0])
     before = _restarts(mail, "delivery")[victim]
     with sending(mail) as traffic:

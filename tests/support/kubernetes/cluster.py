@@ -205,9 +205,9 @@ class Kubernetes:
         if done.returncode != 0:
             raise CommandError(f"importing {archive}: {done.stderr}")
 
-    def kill_container(self, identity: str) -> None:
-        """SIGKILL to its first process."""
-        self._ctr("--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", identity)
+    def task(self, *arguments: str) -> None:
+        """`ctr tasks` with these arguments: kill, pause or resume the processes of a container."""
+        self._ctr("--namespace", "k8s.io", "tasks", *arguments)
 
     # --- kubectl and helm --------------------------------------------------------------------------------------------
 

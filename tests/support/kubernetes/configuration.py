@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HOST = "10.123.0.1"
+from tests.support.kubernetes.namespaces import HOST
+
 NODE = "node1"
 SERVER = f"https://{HOST}:6443"
 PAUSE_IMAGE = "eilpost.test/pause:1"
-_PODS, _SERVICES, _FIRST_SERVICE = "10.244.0.0/24", "10.96.0.0/16", "10.96.0.1"
+SERVICES = "10.96.0.0/16"
+_PODS, _FIRST_SERVICE = "10.244.0.0/24", "10.96.0.1"
 _PROXY_USERS = ("kube-controller-manager", "kube-scheduler", "kube-proxy")
 
 API_SERVER_NAMES = ("127.0.0.1", HOST, _FIRST_SERVICE, "localhost", "kubernetes.default.svc")
@@ -168,7 +170,7 @@ def api_server(at: Layout) -> list[str]:
         "kube-apiserver",
         "--etcd-servers=http://127.0.0.1:2379",
         f"--advertise-address={HOST}",
-        f"--service-cluster-ip-range={_SERVICES}",
+        f"--service-cluster-ip-range={SERVICES}",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged",

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+HOST = "10.123.0.1"  # the address of the network namespace in its own network; a name server listens there
 PREFIX = "eilpost-kubernetes-"  # of folders, and of the cgroups of the same name
 _LOCK = "lock"
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -171,6 +172,7 @@ def _be_first(folder: Path, alive: int, told: int) -> None:
             copy.write_text((Path("/proc/sys") / setting).read_text())
             _mount(str(copy), f"/proc/sys/{setting}", flags=_MS_BIND)
         _mount("tmpfs", "/run", kind="tmpfs")
+        _resolve_by(HOST)
         for path in _CHANGED_FOLDERS:
             upper, work = (folder / "overlays" / path.name / part for part in ("upper", "work"))
             upper.mkdir(parents=True)
@@ -187,6 +189,17 @@ def _be_first(folder: Path, alive: int, told: int) -> None:
         print(f"namespaces: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     os._exit(0)
+
+
+def _resolve_by(server: str) -> None:
+    """Have processes of the namespaces ask the cluster's own name server."""
+    own = Path("/run/resolv.conf")
+    own.write_text(f"nameserver {server}\n")
+    used = Path("/etc/resolv.conf").resolve()
+    if used.is_relative_to("/run"):  # where it lay is hidden now
+        used.parent.mkdir(parents=True, exist_ok=True)
+        used.touch()
+    _mount(str(own), str(used), flags=_MS_BIND)
 
 
 def _reap(*_: object) -> None:

@@ -52,10 +52,17 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
 
-# With the highest score the first process is the one that the kernel chooses.
-_HOG = """
+
+# The kernel kills the process with the highest score: the first one, as the others are small.
+_MANY_PROCESSES = """
+import os, time
 open("/proc/1/oom_score_adj", "w").write("1000")
-held = [b"x" * 2**20 for _ in range(4096)]
+while True:
+    if not os.fork():
+        held = b"x" * (10 * 2**20)
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(0.02)
 """
 
 
@@ -67,6 +74,7 @@ class Release:
     def __init__(self, cluster: Kubernetes, namespace: str, image: str) -> None:
         self.cluster = cluster
         self.namespace = namespace
+        self.image = image
         self.sink_port = next(_SINK_PORTS)
         self._values = values(namespace, image, self.sink_port)
 
@@ -99,12 +107,23 @@ class Release:
 
     def kill(self, pod: str) -> None:
         """SIGKILL to the first process of the pod's container, from the node."""
+        self.cluster.task("kill", "--signal", "SIGKILL", self._container(pod))
+
+    def freeze(self, pod: str) -> None:
+        """The processes of the pod's container stand still until `thaw`."""
+        self.cluster.task("pause", self._container(pod))
+
+    def thaw(self, pod: str) -> None:
+        self.cluster.task("resume", self._container(pod))
+
+    def _container(self, pod: str) -> str:
         status = self.cluster.get("pod", pod, namespace=self.namespace)["status"]["containerStatuses"][0]
-        self.cluster.kill_container(status["containerID"].removeprefix("containerd://"))
+        identity: str = status["containerID"]
+        return identity.removeprefix("containerd://")
 
     def exhaust_memory(self, pod: str) -> None:
-        """A process of the container takes memory until the kernel kills the container's first process."""
-        self.kubectl("exec", pod, "--", "python", "-c", _HOG, status=None)
+        """Processes of the container take memory until the kernel kills the container's first process."""
+        self.kubectl("exec", pod, "--", "python", "-c", _MANY_PROCESSES, status=None)
 
     def address(self, role: str) -> tuple[str, int]:
         """Of the Service in front of a role."""
