@@ -24,6 +24,7 @@ from eilpost.load.target import NameNotResolved, Target
 
 _CONNECT_SECONDS = 10.0
 _QUIT_SECONDS = 2.0
+_SMALL_BYTES = 65536  # what a transport takes before it asks to wait
 
 
 class Stage(StrEnum):
@@ -197,11 +198,11 @@ class Source:
         if not taken:  # RFC 2920 section 3.1: a dot alone ends a DATA that has nobody to go to
             await client.command(b".\r\n")
             return True
-        await self.content(client, message)
+        rest = await self.write_content(client, message)
         attempt.stage = Stage.DOT
         began = time.monotonic()
         self._recorder.dot(message)
-        self.dot(client, message)
+        client.write(*rest)
         answer = await client.reply()
         if answer.positive:
             self._recorder.accepted(message, answer)
@@ -210,12 +211,13 @@ class Source:
             self._fate(message, answer, Stage.DOT, began)
         return answer.code != 421
 
-    async def content(self, client: Client, message: Outgoing) -> None:
-        """Write what comes before the dot; by default nothing, and `dot` writes all of it at once."""
-
-    def dot(self, client: Client, message: Outgoing) -> None:
-        """Write what is left, with the final dot."""
-        client.write(message.head, message.body, b".\r\n")
+    async def write_content(self, client: Client, message: Outgoing) -> tuple[bytes, ...]:
+        """Send a large content; what is left to write with the dot. A small one leaves together with its dot."""
+        if message.size_bytes <= _SMALL_BYTES:
+            return message.head, message.body, b".\r\n"
+        client.write(message.head, message.body)
+        await client.drain()
+        return (b".\r\n",)
 
     async def _commands(self, client: Client, commands: Sequence[bytes], attempt: _Attempt) -> list[Answer]:
         """The answers to MAIL, RCPT and DATA, all at once where the server offers PIPELINING (RFC 2920); without it
