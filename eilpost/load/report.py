@@ -145,7 +145,7 @@ def lines(result: Result) -> Iterator[Line]:
     asked = f" of {ended.rate:,g}/s asked for" if ended.rate and ledger.recipients == 1 else ""
     megabytes = counts.accepted_bytes / 1e6
     yield _row("accepted", counts.accepted, f"{accepted_rate:,.1f}/s{asked}, {megabytes:,.1f} MB")
-    yield _row("delivered", counts.delivered, f"{settled_rate:,.1f}/s with the bounced ones")
+    yield _row("delivered", counts.delivered, f"{settled_rate:,.1f}/s, bounced ones included")
     yield _row("bounced", counts.bounced)
     if ended.interrupted:
         yield _row("unfinished", result.open, "interrupted: not counted as lost", _WARN)
