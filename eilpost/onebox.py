@@ -136,6 +136,7 @@ async def _roles(
         mail_log = make_log(plan, directory)
         await mail_log.start()
         stack.push_async_callback(mail_log.close)
+        signals.on_reload(mail_log.reload)
         spool = make_spool(plan)
         await spool.start()
         stack.push_async_callback(spool.close)
