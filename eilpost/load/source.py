@@ -63,8 +63,9 @@ class Recorder(Protocol):
 class _Attempt:
     """A transaction under way."""
 
-    message: Outgoing
+    message: Outgoing  # for the recipients that are not decided yet
     stage: Stage = Stage.MAIL
+    is_decided: bool = False  # nothing is left to do for the message
 
 
 class Source:
@@ -103,7 +104,7 @@ class Source:
         sent = failures = 0
         try:
             while (message := await self._supply.take()) is not None:
-                if client is not None and (sent >= self._per_connection or not client.is_idle):
+                if client is not None and not client.is_idle:  # the server closed it meanwhile
                     await _quit(client)
                     client = None
                 if client is None:
@@ -124,6 +125,7 @@ class Source:
                 elif sent >= self._per_connection:  # not when the next message is due: that may be long
                     await _quit(client)
                     client = None
+                    turn += 1
         finally:
             if client is not None:
                 client.write(b"QUIT\r\n")
@@ -166,7 +168,9 @@ class Source:
             async with asyncio.timeout(self._reply_seconds):
                 return await self._transaction(client, attempt)
         except (ConnectionLost, TimeoutError) as error:
-            if attempt.stage is Stage.DOT:
+            if attempt.is_decided:
+                pass
+            elif attempt.stage is Stage.DOT:
                 self._recorder.in_doubt(attempt.message, error)
                 self._supply.finished()
             elif self._recorder.connection_lost(attempt.message, attempt.stage, error):
@@ -190,14 +194,15 @@ class Source:
             b"DATA\r\n",
         ]
         answers = await self._commands(client, commands, attempt)
-        if answers[-1].code != 354 or len(answers) < len(commands):
-            return await self._not_taken(client, message, answers, began)
-        taken = [name for name, answer in zip(message.recipients, answers[1:-1], strict=True) if answer.positive]
+        taken = [
+            name
+            for name, answer in zip(message.recipients, answers[1:-1], strict=False)
+            if answer.positive and answers[0].positive
+        ]
+        if answers[-1].code != 354 or not taken:
+            return await self._not_taken(client, attempt, answers, began)
         if len(taken) < len(message.recipients):
             message = attempt.message = self._split(message, taken, answers[1:-1], began)
-        if not taken:  # RFC 2920 section 3.1: a dot alone ends a DATA that has nobody to go to
-            await client.command(b".\r\n")
-            return True
         rest = await self.write_content(client, message)
         attempt.stage = Stage.DOT
         began = time.monotonic()
@@ -237,9 +242,9 @@ class Source:
                 break
         return answers
 
-    async def _not_taken(self, client: Client, message: Outgoing, answers: Sequence[Answer], began: float) -> bool:
-        """DATA was not answered 354: the first refusal decides. Whether the connection can be used on."""
-        count = len(message.recipients) + 2
+    async def _not_taken(self, client: Client, attempt: _Attempt, answers: Sequence[Answer], began: float) -> bool:
+        """No recipient is taken, or no DATA: the first refusal decides. Whether the connection can be used on."""
+        message, count = attempt.message, len(attempt.message.recipients) + 2
         at = next((at for at, answer in enumerate(answers) if answer.code == 421), None)
         if at is None:
             at = next((at for at, answer in enumerate(answers) if answer.negative), len(answers) - 1)
@@ -249,11 +254,11 @@ class Source:
             self._split(message, (), answers[1 : count - 1], began)
         else:
             self._fate(message, answers[at], stage, began)
-        if closing:
-            return False
-        with suppress(ConnectionLost):  # the next message notices
-            await client.command(b"RSET\r\n")
-        return True
+        attempt.is_decided = True
+        if not closing:
+            # RFC 2920 section 3.1: a dot alone ends a DATA that has nobody to go to.
+            await client.command(b".\r\n" if answers[-1].code == 354 else b"RSET\r\n")
+        return not closing
 
     def _split(self, message: Outgoing, taken: Sequence[str], answers: Sequence[Answer], began: float) -> Outgoing:
         """Decide about the recipients that were not taken; the message for those that were."""
