@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 NODES ?= 1
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup run cluster kafka test test-cluster check format bench faults docs lock clean
+.PHONY: setup run cluster kafka test test-cluster check format bench faults docs dashboards pictures lock clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,13 @@ faults: setup
 
 docs: setup
 	$(BIN)/python -m tests.support.docs
+	$(BIN)/python -m deploy.grafana
+
+dashboards: setup
+	$(BIN)/python -m deploy.grafana
+
+pictures: setup
+	$(BIN)/python -m tests.monitoring.draw
 
 lock:
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

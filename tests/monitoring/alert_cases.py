@@ -221,7 +221,7 @@ FAULTS = (
     Fault("EilpostDrainStuck", _ROUTER_POD, {f"eilpost_draining{{{ROUTER}}}": steady(1)}),
     Fault(
         "EilpostDirectoryReloadFailed",
-        _MAIL | {"role": "ingress"},
+        _MAIL,
         {f'eilpost_directory_reloads_total{{{INGRESS},result="failed"}}': per_minute(1)},
     ),
     Fault(

@@ -1,0 +1,194 @@
+"""The board of delivery: attempts, how they end, at which provider, and what limits them."""
+
+from deploy.grafana.board import Board
+from deploy.grafana.overview import DEFERRED
+from deploy.grafana.panels import (
+    ANY_IS_BAD,
+    BYTES_PER_SECOND,
+    COUNT,
+    ORANGE,
+    PER_SECOND,
+    RED,
+    SECONDS,
+    SHARE,
+    heat_map,
+    lines,
+    number,
+    rows,
+)
+from deploy.grafana.promql import process, quantile, rate, share, total
+
+_BY_PROVIDER = rate("delivery_attempts_total", "provider")
+_POLICY = "~[45][.]7"
+
+
+def _provider_share(result: str) -> str:
+    return f"({rate('delivery_attempts_total', 'provider', result=result)}) / ({_BY_PROVIDER} > 0)"
+
+
+_STATS = (
+    number(
+        1,
+        "Attempts",
+        "Recipients attempted, per second.",
+        rate("delivery_attempts_total"),
+        unit=PER_SECOND,
+        decimals=1,
+    ),
+    number(
+        2,
+        "Delivered",
+        "Deliveries per second of which at least one recipient was delivered.",
+        rate("delivered_messages_total"),
+        unit=PER_SECOND,
+        decimals=1,
+    ),
+    number(
+        3,
+        "Content delivered",
+        "Size of the deliveries made, per second.",
+        rate("delivered_bytes_total"),
+        unit=BYTES_PER_SECOND,
+        decimals=1,
+    ),
+    number(
+        4,
+        "Deferred",
+        "Share of the attempted recipients that were deferred. The alert is at 20 %.",
+        DEFERRED,
+        unit=SHARE,
+        thresholds=((0.1, ORANGE), (0.2, RED)),
+        decimals=1,
+    ),
+    number(
+        5,
+        "Failed",
+        "Share of the attempted recipients that failed for good.",
+        share(rate("delivery_attempts_total", result="failed"), rate("delivery_attempts_total")),
+        unit=SHARE,
+        thresholds=((0.05, ORANGE), (0.2, RED)),
+        decimals=1,
+    ),
+    number(
+        6,
+        "Suspended sources",
+        "Source addresses that cannot be bound and are not used at the moment.",
+        total("delivery_sources_suspended"),
+        thresholds=ANY_IS_BAD,
+    ),
+)
+
+_RESULTS = (
+    lines(
+        10,
+        "Recipients by result",
+        "Recipients attempted per second: delivered, deferred (tried again later), failed.",
+        {"{{result}}": rate("delivery_attempts_total", "result")},
+        stacked=True,
+    ),
+    lines(
+        11,
+        "Failures by status",
+        "Recipients deferred (4.x) or failed (5.x) by class and subject of the enhanced status code: 1 address, 2 "
+        "mailbox, 3 mail system, 4 network, 5 protocol, 6 content, 7 policy.",
+        {"{{status}}": f"{rate('delivery_failures_total', 'status')} > 0"},
+        stacked=True,
+    ),
+    lines(
+        12,
+        "Refused by policy, by provider",
+        "Share of the recipients attempted at a provider that were answered with X.7.X. The alert is at 10 %.",
+        {"{{provider}}": f"{rate('delivery_failures_total', 'provider', status=_POLICY)} / ({_BY_PROVIDER} > 0)"},
+        unit=SHARE,
+        limits=((0.1, RED),),
+    ),
+    lines(
+        18,
+        "Delivered by transport",
+        "Deliveries per second into mailboxes, by SMTP and by LMTP.",
+        {"{{transport}}": rate("delivered_messages_total", "transport")},
+        stacked=True,
+    ),
+    rows(
+        13,
+        "Providers",
+        "Attempts by provider: 20 well-known ones, `other`, and `local` for our own mailboxes.",
+        {
+            "attempts": (f"{_BY_PROVIDER} > 0", PER_SECOND),
+            "delivered": (_provider_share("delivered"), SHARE),
+            "deferred": (_provider_share("deferred"), SHARE),
+            "failed": (_provider_share("failed"), SHARE),
+            "refused by policy": (
+                f"{rate('delivery_failures_total', 'provider', status=_POLICY)} / ({_BY_PROVIDER} > 0)",
+                SHARE,
+            ),
+        },
+        ("provider",),
+        coloured={
+            "deferred": ((0.1, ORANGE), (0.2, RED)),
+            "failed": ((0.05, ORANGE), (0.2, RED)),
+            "refused by policy": ((0.05, ORANGE), (0.1, RED)),
+        },
+        width=24,
+        height=6,
+    ),
+)
+
+_TIME_AND_LIMITS = (
+    lines(
+        14,
+        "Duration of an attempt",
+        "By transport. An attempt by SMTP includes the connection where a new one is made.",
+        {
+            "{{transport}} p50": quantile(0.5, "delivery_attempt_duration_seconds", "transport"),
+            "{{transport}} p99": quantile(0.99, "delivery_attempt_duration_seconds", "transport"),
+        },
+        unit=SECONDS,
+    ),
+    heat_map(
+        19,
+        "Duration of an attempt, distribution",
+        "Attempts per second by duration, all transports.",
+        rate("delivery_attempt_duration_seconds_bucket", "le"),
+    ),
+    lines(
+        15,
+        "Connection errors",
+        "Outgoing connections that failed: time-out, refused, unreachable, no or a negative greeting.",
+        {"{{kind}}": rate("delivery_connection_errors_total", "kind")},
+    ),
+    lines(
+        16,
+        "In flight",
+        "Deliveries being attempted (at most delivery.in_flight in a process) and open connections.",
+        {"deliveries": total("delivery_in_flight"), "connections": total("delivery_connections")},
+        unit=COUNT,
+    ),
+    lines(
+        17,
+        "Waiting for a slot",
+        "Time that deliveries wait for a slot or for a connection to their site. Those that do not wait are not "
+        "counted.",
+        {f"p{q}": quantile(q / 100, "delivery_throttle_seconds") for q in (50, 95, 99)},
+        unit=SECONDS,
+    ),
+    lines(
+        20,
+        "Deliveries in flight by process",
+        "Is the load shared out evenly?",
+        {"{{process}}": process(total("delivery_in_flight", "pod, instance"))},
+        unit=COUNT,
+    ),
+)
+
+BOARD = Board(
+    "delivery",
+    "eilpost-delivery",
+    "Delivery",
+    "Attempts by result, failures by status and provider, and the limits of delivery.",
+    (
+        ("", _STATS),
+        ("Results", _RESULTS),
+        ("Time and limits", _TIME_AND_LIMITS),
+    ),
+)

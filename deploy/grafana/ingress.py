@@ -1,0 +1,154 @@
+"""The board of the SMTP servers: what clients send, what they are answered, and how long it takes."""
+
+from deploy.grafana.board import Board
+from deploy.grafana.overview import TEMPFAILED
+from deploy.grafana.panels import (
+    BYTES,
+    BYTES_PER_SECOND,
+    COUNT,
+    ORANGE,
+    PER_SECOND,
+    RED,
+    SECONDS,
+    SHARE,
+    heat_map,
+    lines,
+    number,
+)
+from deploy.grafana.promql import process, quantile, rate, total
+
+_CLASSES = {f"{digit}xx": rate("smtp_replies_total", reply_class=str(digit)) for digit in (2, 3, 4, 5)}
+
+_STATS = (
+    number(1, "Open connections", "SMTP connections that are open now.", total("smtp_connections")),
+    number(
+        2,
+        "Sessions",
+        "SMTP sessions that ended, per second.",
+        rate("smtp_sessions_total"),
+        unit=PER_SECOND,
+        decimals=1,
+    ),
+    number(
+        3,
+        "Accepted",
+        "Messages per second that were answered with 250.",
+        rate("messages_received_total", result="accepted"),
+        unit=PER_SECOND,
+        decimals=1,
+    ),
+    number(
+        4,
+        "Content accepted",
+        "Size of the accepted messages, per second.",
+        rate("message_size_bytes_sum"),
+        unit=BYTES_PER_SECOND,
+        decimals=1,
+    ),
+    number(
+        5,
+        "Tempfailed",
+        "Share of what clients tried to send that was answered with 4xx: message data, and connections refused "
+        "with 421. The alert is at 5 %.",
+        TEMPFAILED,
+        unit=SHARE,
+        thresholds=((0.01, ORANGE), (0.05, RED)),
+        decimals=1,
+    ),
+    number(
+        6,
+        "Accept time (p99)",
+        "From the final dot to the 250. The alert is at 2.5 s.",
+        quantile(0.99, "accept_duration_seconds"),
+        unit=SECONDS,
+        thresholds=((1, ORANGE), (2.5, RED)),
+    ),
+)
+
+_MESSAGES = (
+    lines(
+        10,
+        "Messages by result",
+        "Messages whose data a client sent: accepted (250), tempfail (4xx), rejected (5xx).",
+        {"{{result}}": rate("messages_received_total", "result")},
+        stacked=True,
+    ),
+    lines(
+        13,
+        "Accept time",
+        "From the final dot of a message to the 250: spool and log.",
+        {f"p{q}": quantile(q / 100, "accept_duration_seconds") for q in (50, 95, 99)},
+        unit=SECONDS,
+        limits=((2.5, RED),),
+    ),
+    heat_map(
+        14,
+        "Accept time, distribution",
+        "Messages per second by the time from the final dot to the 250.",
+        rate("accept_duration_seconds_bucket", "le"),
+    ),
+    heat_map(
+        15,
+        "Message size, distribution",
+        "Accepted messages per second by size.",
+        rate("message_size_bytes_bucket", "le"),
+        unit=BYTES,
+    ),
+)
+
+_SESSIONS_AND_REPLIES = (
+    lines(11, "Replies by class", "SMTP replies by the first digit of their code.", _CLASSES),
+    lines(
+        12,
+        "Replies 4xx and 5xx by command",
+        "CONNECT is the greeting, CONTENT the reply to the message data, OTHER an unknown command.",
+        {
+            "4xx {{verb}}": f"{rate('smtp_replies_total', 'verb', reply_class='4')} > 0",
+            "5xx {{verb}}": f"{rate('smtp_replies_total', 'verb', reply_class='5')} > 0",
+        },
+    ),
+    lines(
+        16,
+        "Sessions by end",
+        "How SMTP sessions ended. lost: the client went away; refused: at the greeting; drained and cut: this "
+        "process was shutting down.",
+        {"{{end}}": f"{rate('smtp_sessions_total', 'end')} > 0"},
+        stacked=True,
+    ),
+    lines(
+        17,
+        "Open connections by process",
+        "A process takes at most ingress.max_connections.",
+        {"{{process}}": process(total("smtp_connections", "pod, instance"))},
+        unit=COUNT,
+    ),
+)
+
+_PROCESSES = (
+    lines(
+        18,
+        "Message data in memory",
+        "Content that is not accepted yet, by process. Beyond ingress.bytes_in_flight new mail gets 452.",
+        {"{{process}}": process(total("ingress_in_flight_bytes", "pod, instance"))},
+        unit=BYTES,
+    ),
+    lines(
+        19,
+        "Accepted by process",
+        "Messages per second by process: is the load shared out evenly?",
+        {"{{process}}": process(rate("messages_received_total", "pod, instance", result="accepted"))},
+    ),
+)
+
+BOARD = Board(
+    "ingress",
+    "eilpost-ingress",
+    "Ingress",
+    "SMTP sessions, replies, accepted messages and the time it takes to accept one.",
+    (
+        ("", _STATS),
+        ("Messages", _MESSAGES),
+        ("Sessions and replies", _SESSIONS_AND_REPLIES),
+        ("Processes", _PROCESSES),
+    ),
+)

@@ -1,0 +1,163 @@
+"""The board of the log and the spool: lag, consumption, confirmation, rebalances, shards, content."""
+
+from deploy.grafana.board import Board
+from deploy.grafana.panels import (
+    ANY_IS_BAD,
+    BYTES_PER_SECOND,
+    COUNT,
+    ORANGE,
+    RED,
+    SECONDS,
+    lines,
+    number,
+)
+from deploy.grafana.promql import BY_ROLE, mean, process, quantile, rate, series, total
+
+
+def _lag(topic: str) -> str:
+    return f"sum(max by (namespace, tenant) ({series('consumer_lag_records', topic=topic)}))"
+
+
+_LAGGING = ((1000, ORANGE), (10000, RED))
+_LAG_TEXT = "Records of the topic that are not consumed yet, over all shards. "
+
+_STATS = (
+    number(
+        1,
+        "Lag of accepted",
+        _LAG_TEXT + "Routers consume it; the autoscaler of the router role looks at it.",
+        _lag("accepted"),
+        thresholds=_LAGGING,
+    ),
+    number(
+        2,
+        "Lag of dispatched",
+        _LAG_TEXT + "Deliveries consume it; deliveries in flight count.",
+        _lag("dispatched"),
+        thresholds=_LAGGING,
+    ),
+    number(3, "Lag of attempted", _LAG_TEXT + "Routers consume it.", _lag("attempted"), thresholds=_LAGGING),
+    number(
+        4,
+        "Produce time (p99)",
+        "From an append or a transaction to its confirmation by the log.",
+        quantile(0.99, "produce_duration_seconds", selected=BY_ROLE),
+        unit=SECONDS,
+        thresholds=((0.5, ORANGE), (2.5, RED)),
+    ),
+    number(
+        5,
+        "Stopped shards",
+        "Shards that are not processed because a record cannot be read. An operator must act.",
+        total("shards_stopped"),
+        thresholds=ANY_IS_BAD,
+    ),
+    number(
+        6,
+        "Produce errors",
+        "Appends and commits that the log did not confirm, in the chosen time.",
+        f"sum(increase({series('produce_errors_total', selected=BY_ROLE)}[$__range]))",
+        decimals=0,
+        thresholds=ANY_IS_BAD,
+    ),
+)
+
+_TOPICS = (
+    lines(
+        10,
+        "Lag by topic",
+        "Records not consumed yet, over all shards of the cluster.",
+        {"{{topic}}": f"sum by (topic) (max by (namespace, tenant, topic) ({series('consumer_lag_records')}))"},
+        unit=COUNT,
+    ),
+    lines(
+        11,
+        "Records consumed by topic",
+        "Records read for processing, per second.",
+        {"{{topic}}": rate("consumed_records_total", "topic")},
+    ),
+    lines(
+        12,
+        "Produce time",
+        "From an append or a transaction to its confirmation by the log. Every 250 of ingress waits for one.",
+        {f"p{q}": quantile(q / 100, "produce_duration_seconds", selected=BY_ROLE) for q in (50, 95, 99)},
+        unit=SECONDS,
+    ),
+    lines(
+        13,
+        "Produce errors by role",
+        "Appends and commits that the log did not confirm, per second.",
+        {"{{role}}": rate("produce_errors_total", "role", selected=BY_ROLE)},
+    ),
+    lines(
+        16,
+        "Requests in a commit of the embedded log",
+        "Mean number of requests that one commit writes. With Kafka there are no such commits.",
+        {"requests": mean("log_commit_requests"), "commits per second": rate("log_commit_requests_count")},
+        unit=COUNT,
+    ),
+    lines(
+        20,
+        "Produce time by role (p99)",
+        "From an append or a transaction to its confirmation by the log.",
+        {"{{role}}": quantile(0.99, "produce_duration_seconds", "role", selected=BY_ROLE)},
+        unit=SECONDS,
+    ),
+)
+
+_SHARDS = (
+    lines(
+        14,
+        "Rebalances by role",
+        "Completed rebalances of the consumer groups, per minute. Each stops the group for some seconds.",
+        {"{{role}}": f"60 * {rate('consumer_rebalances_total', 'role')}"},
+        unit="suffix: /min",
+        bars=True,
+    ),
+    lines(
+        15,
+        "Shards by process",
+        "Shards that a process owns, by the role that processes them.",
+        {"{{role}} {{process}}": process(f"({total('shards_owned', 'role, pod, instance')} > 0)")},
+        unit=COUNT,
+        stacked=True,
+    ),
+)
+
+_SPOOL = (
+    lines(
+        17,
+        "Spool bytes per second",
+        "Content of messages larger than spool.inline_max, written by ingress and read by delivery.",
+        {"{{direction}}": rate("spool_bytes_total", "direction", selected=BY_ROLE)},
+        unit=BYTES_PER_SECOND,
+        width=8,
+    ),
+    lines(
+        18,
+        "Duration of spool operations",
+        "p50 and p99 by operation; only operations that succeeded.",
+        {
+            "{{operation}} p50": quantile(0.5, "spool_duration_seconds", "operation", selected=BY_ROLE),
+            "{{operation}} p99": quantile(0.99, "spool_duration_seconds", "operation", selected=BY_ROLE),
+        },
+        unit=SECONDS,
+        width=8,
+    ),
+    lines(
+        19,
+        "Spool errors by kind",
+        "unavailable: an operation failed; damaged: content is missing or its checksum is wrong.",
+        {"{{kind}}": rate("spool_errors_total", "kind", selected=BY_ROLE)},
+        width=8,
+    ),
+)
+
+BOARD = Board(
+    "kafka-and-log",
+    "eilpost-log",
+    "Kafka and log",
+    "Lag and consumption of the topics, confirmation of writes, rebalances and shards, and the spool.",
+    (("", _STATS), ("Topics", _TOPICS), ("Shards", _SHARDS), ("Spool", _SPOOL)),
+    by_role=True,
+)

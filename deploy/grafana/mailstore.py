@@ -1,0 +1,134 @@
+"""The board of the mailboxes: what is stored, who fetches it by POP3, and who cannot log in."""
+
+from deploy.grafana.board import Board
+from deploy.grafana.panels import (
+    BYTES_PER_SECOND,
+    COUNT,
+    ORANGE,
+    PER_SECOND,
+    RED,
+    SECONDS,
+    SHARE,
+    heat_map,
+    lines,
+    number,
+)
+from deploy.grafana.promql import process, quantile, rate, series, share, total
+
+_BAD_LOGINS = f"sum(rate({series('auth_total', result='~unavailable|wrong')}[$__rate_interval]))"
+
+_STATS = (
+    number(1, "Open connections", "POP3 connections that are open now.", total("pop3_connections")),
+    number(
+        2,
+        "Sessions",
+        "POP3 sessions that ended, per second.",
+        rate("pop3_sessions_total"),
+        unit=PER_SECOND,
+        decimals=1,
+    ),
+    number(
+        3,
+        "Messages fetched",
+        "Messages that clients fetched completely, per second.",
+        rate("pop3_retrieved_messages_total"),
+        unit=PER_SECOND,
+        decimals=1,
+    ),
+    number(
+        4,
+        "Messages stored",
+        "Messages that delivery stored in mailboxes, per second.",
+        rate("mailbox_append_duration_seconds_count"),
+        unit=PER_SECOND,
+        decimals=1,
+    ),
+    number(
+        5,
+        "Log-ins refused",
+        "Share of the log-ins with a wrong password, or for which directory or mailbox were not available.",
+        share(_BAD_LOGINS, rate("auth_total")),
+        unit=SHARE,
+        thresholds=((0.2, ORANGE), (0.5, RED)),
+        decimals=1,
+    ),
+    number(
+        6,
+        "Store time (p99)",
+        "Time to store one message in a mailbox.",
+        quantile(0.99, "mailbox_append_duration_seconds"),
+        unit=SECONDS,
+        thresholds=((0.5, ORANGE), (2.5, RED)),
+    ),
+)
+
+_MAILBOXES = (
+    lines(
+        12,
+        "Messages stored and fetched",
+        "Messages that delivery stored in mailboxes, and that clients fetched by POP3.",
+        {
+            "stored": rate("mailbox_append_duration_seconds_count"),
+            "fetched": rate("pop3_retrieved_messages_total"),
+        },
+    ),
+    lines(
+        13,
+        "Bytes stored and fetched",
+        "Content delivered into mailboxes, and sent to POP3 clients.",
+        {
+            "stored": rate("delivered_bytes_total", transport="mailbox"),
+            "fetched": rate("pop3_retrieved_bytes_total"),
+        },
+        unit=BYTES_PER_SECOND,
+    ),
+    lines(
+        14,
+        "Time to store a message",
+        "One message into one mailbox, made durable.",
+        {f"p{q}": quantile(q / 100, "mailbox_append_duration_seconds") for q in (50, 95, 99)},
+        unit=SECONDS,
+    ),
+    heat_map(
+        16,
+        "Time to store a message, distribution",
+        "Messages per second by the time to store one.",
+        rate("mailbox_append_duration_seconds_bucket", "le"),
+    ),
+)
+
+_POP3 = (
+    lines(
+        10,
+        "POP3 sessions by end",
+        "quit: as it should be; denied: too many wrong passwords; dropped: the client went away; turned_away: the "
+        "connection limit.",
+        {"{{end}}": f"{rate('pop3_sessions_total', 'end')} > 0"},
+        stacked=True,
+        width=8,
+    ),
+    lines(
+        11,
+        "Log-ins by result",
+        "ok; wrong: user or password; unavailable: directory or mailbox; in_use: another session has the mailbox.",
+        {"{{result}}": rate("auth_total", "result")},
+        stacked=True,
+        width=8,
+    ),
+    lines(
+        15,
+        "POP3 connections by process",
+        "A process takes at most mailstore.max_connections.",
+        {"{{process}}": process(total("pop3_connections", "pod, instance"))},
+        unit=COUNT,
+        width=8,
+    ),
+)
+
+BOARD = Board(
+    "mailstore",
+    "eilpost-mailstore",
+    "Mailstore",
+    "Storing messages in mailboxes, and fetching them by POP3.",
+    (("", _STATS), ("Mailboxes", _MAILBOXES), ("POP3", _POP3)),
+)

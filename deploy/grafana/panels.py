@@ -1,0 +1,338 @@
+"""Panels in the style of all dashboards: stats on a coloured background, lines, stacked areas, tables, heat maps.
+
+A panel's number is part of the contract with the alerts (`__panelId__`), so it is given and not counted. Widths are in
+the 24 columns of Grafana's grid.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from grafana_foundation_sdk.builders import bargauge, common, dashboard, heatmap, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.models import common as options
+from grafana_foundation_sdk.models import dashboard as model
+from grafana_foundation_sdk.models import heatmap as heat
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+Panel: TypeAlias = "stat.Panel | timeseries.Panel | table.Panel | heatmap.Panel | bargauge.Panel"
+
+DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="$datasource")
+PER_SECOND = "suffix: /s"
+SECONDS, BYTES, BYTES_PER_SECOND, SHARE, COUNT = "s", "decbytes", "Bps", "percentunit", "short"
+GREEN, BLUE, PURPLE, CYAN = "#73BF69", "#5794F2", "#B877D9", "#37C2C2"
+YELLOW, ORANGE, RED, DARK_RED, GREY = "#FADE2A", "#FF9830", "#F2495C", "#C4162A", "#8E8E8E"
+
+# One colour for one meaning on all boards: by the label of the legend, "" for legends that are plain words.
+_COLOURED: Mapping[str, Mapping[str, str]] = {
+    "": {
+        GREEN: "delivered stored p50 deliveries 2xx",
+        BLUE: "received fetched runnable connections requests 3xx",
+        PURPLE: "routed",
+        YELLOW: "p95 tempfail",
+        ORANGE: "deferred p99 4xx late duplicates",
+        RED: "failed 5xx",
+        DARK_RED: "rejected",
+    },
+    "result": {
+        GREEN: "accepted delivered ok loaded found hit",
+        BLUE: "joined",
+        YELLOW: "tempfail in_use nodata",
+        ORANGE: "deferred unavailable nxdomain miss",
+        RED: "failed wrong unknown",
+        DARK_RED: "rejected",
+    },
+    "end": {
+        GREEN: "quit",
+        BLUE: "drained shutdown",
+        YELLOW: "lost dropped idle timeout",
+        ORANGE: "refused turned_away slow cut cut_off",
+        RED: "errors error denied",
+    },
+    "kind": {
+        GREEN: "mailbox",
+        BLUE: "relay",
+        PURPLE: "mx",
+        GREY: "unresolved",
+        RED: "failed damaged refused",
+        ORANGE: "timeout unavailable",
+        YELLOW: "unreachable",
+        CYAN: "greeting",
+    },
+    "transport": {GREEN: "mailbox", PURPLE: "smtp", CYAN: "lmtp"},
+    "provider": {GREEN: "local", GREY: "other"},
+    "state": {
+        GREEN: "active",
+        BLUE: "runnable",
+        YELLOW: "throttled",
+        ORANGE: "deferred",
+        RED: "held",
+        GREY: "unresolved",
+    },
+    "role": {BLUE: "ingress", PURPLE: "router", GREEN: "delivery", CYAN: "mailstore", GREY: "all"},
+    "topic": {GREEN: "accepted", BLUE: "dispatched", PURPLE: "attempted"},
+    "entry": {
+        BLUE: "accepted",
+        CYAN: "expanded",
+        YELLOW: "merged",
+        GREEN: "delivered",
+        RED: "failed",
+        GREY: "discarded",
+    },
+    "direction": {BLUE: "written", GREEN: "read"},
+    "tenant": {BLUE: "shared"},
+}
+
+
+def _colours(legends: Iterable[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for legend in legends:
+        label = re.fullmatch(r"\{\{(\w+)\}\}", legend)
+        for colour, names in _COLOURED.get(label[1] if label else "", {}).items():
+            found |= {name: colour for name in names.split() if label or name == legend}
+    return found
+
+
+def steps(*above: tuple[float, str], base: str = GREEN) -> dashboard.ThresholdsConfig:
+    """The colour below the first value, and from each value on."""
+    found = [
+        model.Threshold(value=None, color=base),
+        *(model.Threshold(value=at, color=colour) for at, colour in above),
+    ]
+    return dashboard.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(found)
+
+
+NEUTRAL = ((0.0, BLUE),)
+ANY_IS_BAD = ((1.0, RED),)
+
+
+def _query(expression: str, legend: str = "", ref: str = "A") -> prometheus.Dataquery:
+    return prometheus.Dataquery().expr(expression).legend_format(legend).ref_id(ref).range().datasource(DATASOURCE)
+
+
+def _link(board: str, title: str) -> dashboard.DashboardLink:
+    variables = "${datasource:queryparam}&${namespace:queryparam}&${tenant:queryparam}"
+    return dashboard.DashboardLink(title).url(f"/d/{board}?${{__url_time_range}}&{variables}")
+
+
+def number(
+    id_: int,
+    title: str,
+    description: str,
+    expression: str,
+    *,
+    unit: str = COUNT,
+    thresholds: Sequence[tuple[float, str]] = NEUTRAL,
+    base: str = GREEN,
+    decimals: int | None = None,
+    width: int = 4,
+    height: int = 4,
+    board: str = "",
+    names: str = "",
+) -> Panel:
+    """The last value on a background in its threshold's colour, with its course. `board`: where a click leads."""
+    panel = (
+        stat.Panel()
+        .id(id_)
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .with_target(_query(expression, names))
+        .unit(unit)
+        .thresholds(steps(*thresholds, base=base))
+        .color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.THRESHOLDS))
+        .color_mode(options.BigValueColorMode.BACKGROUND_SOLID)
+        .graph_mode(options.BigValueGraphMode.AREA)
+        .text_mode(options.BigValueTextMode.VALUE_AND_NAME if names else options.BigValueTextMode.VALUE)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .no_value("none")
+        .span(width)
+        .height(height)
+    )
+    if decimals is not None:
+        panel.decimals(decimals)
+    if board:
+        panel.data_links([_link(board, "Details")])
+    return panel
+
+
+def lines(
+    id_: int,
+    title: str,
+    description: str,
+    queries: Mapping[str, str],
+    *,
+    unit: str = PER_SECOND,
+    stacked: bool = False,
+    bars: bool = False,
+    log: bool = False,
+    limits: Sequence[tuple[float, str]] = (),
+    most: float | None = None,
+    least: float | None = 0,
+    width: int = 12,
+    height: int = 8,
+    board: str = "",
+) -> Panel:
+    """Time series. `queries`: expressions by legend. `limits`: thresholds drawn as dashed lines."""
+    panel = (
+        timeseries.Panel()
+        .id(id_)
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .targets([_query(each, legend, chr(65 + n)) for n, (legend, each) in enumerate(queries.items())])
+        .unit(unit)
+        .color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+        .draw_style(options.GraphDrawStyle.BARS if bars else options.GraphDrawStyle.LINE)
+        .line_width(1 if stacked else 2)
+        .fill_opacity(60 if bars else 35 if stacked else 8)
+        .show_points(options.VisibilityMode.NEVER)
+        .span_nulls(False)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(options.LegendDisplayMode.TABLE)
+            .placement(options.LegendPlacement.RIGHT)
+            .show_legend(True)
+            .calcs(["lastNotNull", "max"])
+        )
+        .tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING))
+        .span(width)
+        .height(height)
+    )
+    if least is not None and not log:
+        panel.min(least)
+    if most is not None:
+        panel.max(most)
+    if stacked:
+        panel.stacking(common.StackingConfig().mode(options.StackingMode.NORMAL).group("A"))
+    if log:
+        panel.scale_distribution(common.ScaleDistributionConfig().type(options.ScaleDistribution.LOG).log(10))
+    if limits:
+        panel.thresholds(steps(*limits, base="transparent"))
+        panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(options.GraphThresholdsStyleMode.DASHED))
+    if board:
+        panel.data_links([_link(board, "Details")])
+    for name, colour in _colours(queries).items():
+        fixed = {"mode": "fixed", "fixedColor": colour}
+        panel.override_by_name(name, [model.DynamicConfigValue(id_val="color", value=fixed)])
+    return panel
+
+
+def heat_map(
+    id_: int, title: str, description: str, expression: str, *, unit: str = SECONDS, width: int = 12, height: int = 8
+) -> Panel:
+    """The buckets of a histogram over time. `expression`: rates by `le`."""
+    query = _query(expression, "{{le}}").format(PromQueryFormat.HEATMAP)
+    return (
+        heatmap.Panel()
+        .id(id_)
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .with_target(query)
+        .calculate(False)
+        .color(heatmap.HeatmapColorOptions().mode(heat.HeatmapColorMode.SCHEME).scheme("Oranges").steps(64))
+        .y_axis(heatmap.YAxisConfig().unit(unit))
+        .cell_gap(1)
+        .show_legend()
+        .span(width)
+        .height(height)
+    )
+
+
+def ranking(
+    id_: int,
+    title: str,
+    description: str,
+    expression: str,
+    legend: str,
+    *,
+    unit: str = SHARE,
+    thresholds: Sequence[tuple[float, str]] = NEUTRAL,
+    most: float | None = None,
+    width: int = 12,
+    height: int = 8,
+) -> Panel:
+    """Horizontal bars, one for each series, by last value."""
+    panel = (
+        bargauge.Panel()
+        .id(id_)
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .with_target(_query(expression, legend))
+        .unit(unit)
+        .min(0)
+        .thresholds(steps(*thresholds))
+        .color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.THRESHOLDS))
+        .orientation(options.VizOrientation.HORIZONTAL)
+        .display_mode(options.BarGaugeDisplayMode.BASIC)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .no_value("none")
+        .span(width)
+        .height(height)
+    )
+    return panel if most is None else panel.max(most)
+
+
+def rows(
+    id_: int,
+    title: str,
+    description: str,
+    columns: Mapping[str, tuple[str, str]],
+    labels: Sequence[str],
+    *,
+    coloured: Mapping[str, Sequence[tuple[float, str]]] | None = None,
+    links: Mapping[str, str] | None = None,
+    hidden: Sequence[str] = (),
+    width: int = 24,
+    height: int = 8,
+    empty: str = "none",
+) -> Panel:
+    """A table: one row for each value of `labels`. `columns`: expression and unit by head."""
+    refs = {head: chr(65 + n) for n, head in enumerate(columns)}
+    value = {"Value" if len(columns) == 1 else f"Value #{ref}": head for head, ref in refs.items()}
+    panel = (
+        table.Panel()
+        .id(id_)
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .targets(
+            [
+                prometheus.Dataquery()
+                .expr(expression)
+                .ref_id(refs[head])
+                .instant()
+                .format(PromQueryFormat.TABLE)
+                .datasource(DATASOURCE)
+                for head, (expression, _unit) in columns.items()
+            ]
+        )
+        .with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
+        .with_transformation(
+            model.DataTransformerConfig(
+                id_val="organize",
+                options={
+                    "excludeByName": dict.fromkeys(("Time", *hidden), True),
+                    "indexByName": {name: n for n, name in enumerate((*labels, *value))},
+                    "renameByName": value,
+                },
+            )
+        )
+        .filterable(True)
+        .no_value(empty)
+        .span(width)
+        .height(height)
+    )
+    for head, (_expression, unit) in columns.items():
+        properties: list[tuple[str, Any]] = [("unit", unit)]
+        if coloured and head in coloured:
+            properties.append(("thresholds", steps(*coloured[head]).build()))
+            properties.append(("custom.cellOptions", {"type": "color-background", "mode": "basic"}))
+        panel.override_by_name(head, [model.DynamicConfigValue(id_val=name, value=each) for name, each in properties])
+    for label, url in (links or {}).items():
+        target = [{"title": "Open", "url": url}]
+        panel.override_by_name(label, [model.DynamicConfigValue(id_val="links", value=target)])
+    return panel

@@ -1,0 +1,74 @@
+"""Builders of the PromQL expressions of the dashboards.
+
+Every selector filters by the variables namespace and tenant. A rate is taken over `$__rate_interval`, which Grafana
+derives from the scrape interval of the data source.
+"""
+
+from __future__ import annotations
+
+SELECTED = 'namespace=~"$namespace",tenant=~"$tenant"'
+BY_ROLE = SELECTED + ',role=~"$role"'
+ROLES = 'role=~"ingress|router|delivery|mailstore|all"'  # "all": one process with every role (`eilpost up`)
+WINDOW = "$__rate_interval"
+
+
+def series(name: str, *, selected: str = SELECTED, **labels: str) -> str:
+    """A selector: `eilpost_NAME{...}`, or a `process_` family of the Prometheus client library. A label's value that
+    begins with ~ is a regular expression.
+    """
+    full = name if name.startswith("process_") else f"eilpost_{name}"
+    matchers = [
+        f'{label}=~"{value[1:]}"' if value.startswith("~") else f'{label}="{value}"' for label, value in labels.items()
+    ]
+    return f"{full}{{{','.join((selected, *matchers))}}}"
+
+
+def _by(labels: str) -> str:
+    return f" by ({labels})" if labels else ""
+
+
+def total(name: str, by: str = "", *, selected: str = SELECTED, **labels: str) -> str:
+    """The sum of a gauge."""
+    return f"sum{_by(by)} ({series(name, selected=selected, **labels)})"
+
+
+def rate(name: str, by: str = "", *, selected: str = SELECTED, **labels: str) -> str:
+    """The sum of a counter's rates, per second."""
+    return f"sum{_by(by)} (rate({series(name, selected=selected, **labels)}[{WINDOW}]))"
+
+
+def quantile(q: float, name: str, by: str = "", *, selected: str = SELECTED, **labels: str) -> str:
+    """A quantile of a histogram; by labels, only of those with observations."""
+    within = f"{by}, le" if by else "le"
+    found = f"histogram_quantile({q}, {rate(f'{name}_bucket', within, selected=selected, **labels)})"
+    return f"{found} >= 0" if by else found
+
+
+def mean(name: str, by: str = "", *, selected: str = SELECTED, **labels: str) -> str:
+    """The mean of a histogram's observations."""
+    part, count = (rate(f"{name}_{end}", by, selected=selected, **labels) for end in ("sum", "count"))
+    return f"{part} / {count}"
+
+
+def share(part: str, whole: str) -> str:
+    """0 where the whole is 0."""
+    return f"{part} / ({whole} > 0) or {whole} * 0"
+
+
+def process(expression: str) -> str:
+    """With a label `process`: the pod, or the instance where there are no pods."""
+    named = f'label_replace({expression}, "process", "$1", "instance", "(.+)")'
+    return f'label_replace({named}, "process", "$1", "pod", "(.+)")'
+
+
+def age(name: str, by: str = "", **labels: str) -> str:
+    """Seconds since the oldest of some timestamps; 0 means none."""
+    found = series(name, **labels)
+    return f"time() - min{_by(by)} ({found} > 0) or 0 * min{_by(by)} ({found})"
+
+
+def late_share(by: str = "") -> str:
+    """The share of the first attempts that began more than 60 s after acceptance."""
+    count = rate("first_attempt_delay_seconds_count", by)
+    punctual = rate("first_attempt_delay_seconds_bucket", by, le="60.0")
+    return share(f"({count} - {punctual})", count)

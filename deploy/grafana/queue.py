@@ -1,0 +1,177 @@
+"""The board of the routers and their queue: what waits, for how long, and whether the ledger agrees."""
+
+from deploy.grafana.board import Board
+from deploy.grafana.overview import DRIFT, OLDEST_RUNNABLE
+from deploy.grafana.panels import (
+    ANY_IS_BAD,
+    BYTES_PER_SECOND,
+    COUNT,
+    ORANGE,
+    RED,
+    SECONDS,
+    SHARE,
+    heat_map,
+    lines,
+    number,
+)
+from deploy.grafana.promql import age, late_share, quantile, rate, total
+
+_STATS = (
+    number(1, "In the queue", "Recipients in the queue, in every state.", total("queue_recipients")),
+    number(
+        2,
+        "Runnable",
+        "Recipients that could be delivered now: active, throttled, and deferred whose retry time has come.",
+        total("queue_runnable_recipients"),
+    ),
+    number(
+        3,
+        "Oldest runnable",
+        "How long the oldest runnable delivery has been runnable. The alert is at 15 minutes.",
+        OLDEST_RUNNABLE,
+        unit=SECONDS,
+        thresholds=((300, ORANGE), (900, RED)),
+        decimals=0,
+    ),
+    number(
+        4,
+        "First attempt (p99)",
+        "From the acceptance of a message to the start of the first attempt.",
+        quantile(0.99, "first_attempt_delay_seconds"),
+        unit=SECONDS,
+        thresholds=((30, ORANGE), (60, RED)),
+    ),
+    number(
+        5,
+        "Quarantined",
+        "Deliveries that the router holds because it could not process them.",
+        total("quarantined_deliveries"),
+        thresholds=ANY_IS_BAD,
+    ),
+    number(
+        6,
+        "Ledger drift",
+        "Recipients by which the ledger and the queue differ. Anything but 0 is a bug of eilpost.",
+        DRIFT,
+        thresholds=ANY_IS_BAD,
+    ),
+)
+
+_QUEUE = (
+    lines(
+        10,
+        "Queue by state",
+        "active: dispatched; deferred: waits for its retry time; throttled: waits for a free slot of its site; "
+        "held: stopped by an operator or in quarantine; unresolved: DNS has not answered.",
+        {"{{state}}": total("queue_recipients", "state")},
+        unit=COUNT,
+        stacked=True,
+    ),
+    lines(
+        11,
+        "Age of the oldest message by state",
+        "Time since the oldest message of each state was received, and since the oldest runnable delivery became "
+        "runnable.",
+        {"{{state}}": age("queue_oldest_timestamp_seconds", "state"), "runnable": OLDEST_RUNNABLE},
+        unit=SECONDS,
+    ),
+    heat_map(
+        14,
+        "Time to the first attempt, distribution",
+        "Deliveries per second by the time from acceptance to the start of the first attempt.",
+        rate("first_attempt_delay_seconds_bucket", "le"),
+    ),
+    lines(
+        15,
+        "Late first attempts",
+        "Share of the deliveries whose first attempt began more than 60 s after acceptance. Dashed: the objective "
+        "(1 %), and 14.4 times that, where the alert is.",
+        {"late": late_share()},
+        unit=SHARE,
+        limits=((0.01, ORANGE), (0.144, RED)),
+        most=0.25,
+    ),
+    lines(
+        16,
+        "Time in the queue",
+        "From the acceptance of a message to the end of each of its deliveries.",
+        {
+            "delivered p50": quantile(0.5, "time_in_queue_seconds", result="delivered"),
+            "delivered p99": quantile(0.99, "time_in_queue_seconds", result="delivered"),
+            "failed p50": quantile(0.5, "time_in_queue_seconds", result="failed"),
+        },
+        unit=SECONDS,
+        log=True,
+    ),
+    lines(
+        20,
+        "Runnable recipients",
+        "What could be delivered now: the number that the autoscaler of the delivery role looks at.",
+        {"runnable": total("queue_runnable_recipients")},
+        unit=COUNT,
+    ),
+)
+
+_ROUTER = (
+    lines(
+        12,
+        "Messages per second",
+        "Accepted by ingress and routed. Routed below received for long: the routers are behind.",
+        {
+            "received": rate("messages_received_total", result="accepted"),
+            "routed": rate("routed_messages_total"),
+        },
+    ),
+    lines(
+        13,
+        "Recipients routed by kind",
+        "mailbox: local; relay and mx: other servers; unresolved: DNS has not answered; failed: refused by the router.",
+        {"{{kind}}": rate("routed_recipients_total", "kind")},
+        stacked=True,
+    ),
+    lines(
+        17,
+        "Duration of a batch",
+        "One batch of the router: look-ups, decisions and commit.",
+        {f"p{q}": quantile(q / 100, "route_duration_seconds") for q in (50, 95, 99)},
+        unit=SECONDS,
+    ),
+    lines(
+        21,
+        "Bytes routed per second",
+        "Size of the messages routed.",
+        {"routed": rate("routed_bytes_total")},
+        unit=BYTES_PER_SECOND,
+    ),
+)
+
+_ACCOUNTING = (
+    lines(
+        18,
+        "Ledger entries per second",
+        "accepted + expanded - merged - delivered - failed - discarded is what the queue grows by.",
+        {"{{entry}}": rate("ledger_recipients_total", "entry")},
+    ),
+    lines(
+        19,
+        "DSNs and suppressed duplicates",
+        "Delivery status notifications sent, and repeats that were recognised and had no effect.",
+        {
+            "DSN {{action}}": rate("dsns_total", "action"),
+            "duplicate {{where}}": rate("duplicates_suppressed_total", "where"),
+        },
+    ),
+)
+
+BOARD = Board(
+    "router-and-queue",
+    "eilpost-queue",
+    "Router and queue",
+    "What is in the queue, for how long, what the routers decide, and the ledger of recipients.",
+    (
+        ("", _STATS),
+        ("Queue", _QUEUE),
+        ("Router", _ROUTER),
+        ("Accounting", _ACCOUNTING),
+    ),
+)

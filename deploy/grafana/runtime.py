@@ -1,0 +1,226 @@
+"""The board of the processes: readiness, CPU, memory, event loop, drain, certificates, DNS, directory."""
+
+from deploy.grafana.board import Board
+from deploy.grafana.overview import NOT_READY
+from deploy.grafana.panels import (
+    ANY_IS_BAD,
+    BYTES,
+    COUNT,
+    GREEN,
+    ORANGE,
+    RED,
+    SECONDS,
+    SHARE,
+    lines,
+    number,
+    rows,
+)
+from deploy.grafana.promql import BY_ROLE, SELECTED, process, quantile, rate, series, total
+
+_PROCESS = "pod, instance"
+_NOT_READY = NOT_READY.replace(SELECTED, BY_ROLE)
+
+
+def _each(name: str) -> str:
+    return series(name, selected=BY_ROLE)
+
+
+def _by_process(expression: str) -> str:
+    return process(f"sum by (role, {_PROCESS}) ({expression})")
+
+
+_STATS = (
+    number(1, "Ready", "Processes that answer /readyz with 200.", total("ready", selected=BY_ROLE), base=GREEN),
+    number(
+        2,
+        "Not ready",
+        "Targets of eilpost that do not answer, or answer /readyz with 503.",
+        _NOT_READY,
+        thresholds=ANY_IS_BAD,
+    ),
+    number(
+        3,
+        "Draining",
+        "Processes that got SIGTERM and finish their work.",
+        total("draining", selected=BY_ROLE),
+        thresholds=((1, ORANGE),),
+    ),
+    number(
+        4,
+        "Starts",
+        "Times that a process started anew under the same name, in the chosen time.",
+        f"sum(changes({_each('process_start_time_seconds')}[$__range]))",
+        thresholds=((1, ORANGE),),
+        decimals=0,
+    ),
+    number(
+        5,
+        "Busiest process",
+        "Processor cores that the busiest process uses. One event loop uses at most little more than one.",
+        f"max(rate({_each('process_cpu_seconds_total')}[$__rate_interval]))",
+        thresholds=((0.8, ORANGE), (1.0, RED)),
+        decimals=2,
+    ),
+    number(
+        6,
+        "Certificate expires in",
+        "Time until the first loaded certificate expires. The alert is at 14 days.",
+        f"min({_each('certificate_expiry_timestamp_seconds')}) - time()",
+        unit="dtdurations",
+        thresholds=((14 * 86400, ORANGE), (30 * 86400, GREEN)),
+        base=RED,
+    ),
+)
+
+_PROCESSES = (
+    lines(
+        10,
+        "Ready processes by role",
+        "Processes that answer /readyz with 200. A role without one does no work.",
+        {"{{role}}": total("ready", "role", selected=BY_ROLE)},
+        unit=COUNT,
+    ),
+    lines(
+        15,
+        "Draining processes by role",
+        "Processes that got SIGTERM and finish their work; node.drain (30 s) limits it.",
+        {"{{role}}": total("draining", "role", selected=BY_ROLE)},
+        unit=COUNT,
+    ),
+    rows(
+        20,
+        "Processes",
+        "Every process: ready, running since, processor, memory, open files, late timers.",
+        {
+            "ready": (_by_process(_each("ready")), COUNT),
+            "up for": (_by_process(f"time() - {_each('process_start_time_seconds')}"), "dtdurations"),
+            "CPU": (_by_process(f"rate({_each('process_cpu_seconds_total')}[$__rate_interval])"), COUNT),
+            "resident memory": (_by_process(_each("process_resident_memory_bytes")), BYTES),
+            "virtual memory": (_by_process(_each("process_virtual_memory_bytes")), BYTES),
+            "open files": (
+                _by_process(f"{_each('process_open_fds')} / {_each('process_max_fds')}"),
+                SHARE,
+            ),
+        },
+        ("role", "process"),
+        coloured={
+            "ready": ((1, GREEN),),
+            "CPU": ((0.8, ORANGE), (1.0, RED)),
+            "open files": ((0.5, ORANGE), (0.8, RED)),
+        },
+        hidden=("pod", "instance"),
+        height=9,
+    ),
+)
+
+_RESOURCES = (
+    lines(
+        11,
+        "CPU by process",
+        "Processor cores in use.",
+        {
+            "{{process}}": process(
+                rate("process_cpu_seconds_total", _PROCESS, selected=BY_ROLE),
+            )
+        },
+        unit=COUNT,
+    ),
+    lines(
+        12,
+        "Memory by process",
+        "Resident memory. A router holds the open queue of its shards in memory.",
+        {"{{process}}": process(total("process_resident_memory_bytes", _PROCESS, selected=BY_ROLE))},
+        unit=BYTES,
+    ),
+    lines(
+        13,
+        "Event loop lag (p99)",
+        "How late the event loop runs a timer, by process. The alert is at 0.5 s.",
+        {"{{process}}": process(quantile(0.99, "event_loop_lag_seconds", _PROCESS, selected=BY_ROLE))},
+        unit=SECONDS,
+        limits=((0.5, RED),),
+    ),
+    lines(
+        14,
+        "Open files",
+        "Share of the open files that a process may have, the highest of each role.",
+        {"{{role}}": f"max by (role) ({_each('process_open_fds')} / {_each('process_max_fds')})"},
+        unit=SHARE,
+    ),
+)
+
+_LOOKUPS = (
+    lines(
+        16,
+        "DNS queries by result",
+        "Queries that went to a server. unknown: no answer, or an error.",
+        {"{{result}}": rate("dns_duration_seconds_count", "result", selected=BY_ROLE)},
+    ),
+    lines(
+        17,
+        "Duration of DNS queries",
+        "By result; cached answers are not counted.",
+        {
+            "{{result}} p50": quantile(0.5, "dns_duration_seconds", "result", selected=BY_ROLE),
+            "{{result}} p99": quantile(0.99, "dns_duration_seconds", "result", selected=BY_ROLE),
+        },
+        unit=SECONDS,
+    ),
+    lines(
+        19,
+        "DNS look-ups by cache result",
+        "joined: the same query was already running.",
+        {"{{result}}": rate("dns_cache_total", "result", selected=BY_ROLE)},
+        stacked=True,
+    ),
+    lines(
+        18,
+        "Directory reloads",
+        "Reloads of the directory file, per minute. failed: the process works with the last good file.",
+        {"{{result}}": f"60 * {rate('directory_reloads_total', 'result', selected=BY_ROLE)}"},
+        unit="suffix: /min",
+        bars=True,
+    ),
+)
+
+_VERSIONS = (
+    rows(
+        21,
+        "Versions",
+        "Processes by version of eilpost and of Python. More than one version: a roll-out is under way.",
+        {"processes": (f"count by (version, python, role) ({_each('build_info')})", COUNT)},
+        ("role", "version", "python"),
+        width=12,
+        height=7,
+    ),
+    rows(
+        22,
+        "Certificates",
+        "Time until each loaded certificate expires.",
+        {
+            "expires in": (
+                f"min by (use, role) ({_each('certificate_expiry_timestamp_seconds')}) - time()",
+                "dtdurations",
+            )
+        },
+        ("role", "use"),
+        width=12,
+        height=7,
+        empty="no certificate is loaded",
+    ),
+)
+
+BOARD = Board(
+    "runtime",
+    "eilpost-runtime",
+    "Runtime",
+    "The processes: readiness, CPU, memory, event loop, drain, certificates, DNS and directory.",
+    (
+        ("", _STATS),
+        ("Processes", _PROCESSES),
+        ("Resources", _RESOURCES),
+        ("DNS and directory", _LOOKUPS),
+        ("Versions and certificates", _VERSIONS),
+    ),
+    by_role=True,
+)

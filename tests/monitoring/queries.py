@@ -1,0 +1,116 @@
+"""The queries of the shipped dashboards and rules, parsed, with the variables of Grafana filled in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import promql_parser
+
+from tests.monitoring.rules import ROOT, RUNBOOKS, rules
+
+DASHBOARDS = ROOT / "helm" / "files" / "dashboards"
+_NAMES = re.compile(r"\b(?:eilpost|process)_[a-z0-9_]+\b")
+_COMPARISONS = {"==", "!=", "<", "<=", ">", ">="}
+_SETS = {"and", "or", "unless"}
+
+
+@dataclass(frozen=True)
+class Query:
+    """`where` tells people whose it is."""
+
+    where: str
+    expression: str
+
+
+def boards() -> dict[str, dict[str, Any]]:
+    """The dashboards by file name."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(DASHBOARDS.glob("*.json"))}
+
+
+def panels(board: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [panel for panel in board["panels"] if panel["type"] != "row"]
+
+
+def filled_in(expression: str, window: str = "1m", span: str = "5m") -> str:
+    """With Grafana's variables replaced: everything selected."""
+    values = {"__rate_interval": window, "__range": span, "__interval": "1s"}
+    names = {"namespace": ".*", "role": ".*", "tenant": ".*"}
+    return re.sub(r"\$([a-z_]+)", lambda match: (values | names)[match[1]], expression)
+
+
+def panel_queries(window: str = "1m") -> Iterator[Query]:
+    for name, board in boards().items():
+        for panel in panels(board):
+            for target in panel["targets"]:
+                where = f"{name}, panel {panel['id']} {panel['title']!r}, query {target['refId']}"
+                yield Query(where, filled_in(target["expr"], window))
+
+
+def annotation_queries() -> Iterator[Query]:
+    for name, board in boards().items():
+        for each in board["annotations"]["list"]:
+            yield Query(f"{name}, annotation {each['name']!r}", filled_in(each["expr"]))
+
+
+def rule_queries() -> Iterator[Query]:
+    """Expressions of recording rules; of an alert what it compares, without the comparison."""
+    for rule in rules():
+        name = rule.get("record") or rule["alert"]
+        for part in compared(promql_parser.parse(rule["expr"])):
+            yield Query(name, part.prettify())
+
+
+def compared(expression: Any) -> Iterator[Any]:
+    """The left-hand sides of the outer comparisons: what has to be there for an alert to be able to fire."""
+    match expression:
+        case promql_parser.ParenExpr():
+            yield from compared(expression.expr)
+        case promql_parser.BinaryExpr() if str(expression.op) in _COMPARISONS:
+            yield from compared(expression.lhs)
+        case promql_parser.BinaryExpr() if str(expression.op) in _SETS:
+            yield from compared(expression.lhs)
+            yield from compared(expression.rhs)
+        case promql_parser.BinaryExpr() if _is_absent(expression.lhs):  # absent(...) * 0
+            yield from compared(expression.lhs)
+        case promql_parser.Call() if _is_absent(expression):
+            yield expression.args[0]
+        case _:
+            yield expression
+
+
+def _is_absent(expression: Any) -> bool:
+    return isinstance(expression, promql_parser.Call) and expression.func.name == "absent"
+
+
+def metrics(expression: str) -> set[str]:
+    """The names of the metrics that a query selects."""
+    found: set[str] = set()
+
+    def visit(node: Any) -> bool:
+        if isinstance(node, promql_parser.VectorSelector):
+            assert node.name, f"a selector without a name in {expression}"
+            found.add(node.name)
+        return True
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return found
+
+
+def named_in_pages() -> dict[str, set[str]]:
+    """The metrics that the runbooks name."""
+    return {page.name: set(_NAMES.findall(page.read_text())) for page in RUNBOOKS.glob("*.md")}
+
+
+def family(sample: str, families: Mapping[str, str]) -> str | None:
+    """The family of a sample's name, among those with their types; None when there is none."""
+    if sample in families:
+        return sample
+    for suffix in ("_total", "_bucket", "_sum", "_count"):
+        base = sample.removesuffix(suffix)
+        if base != sample and base in families and (suffix == "_total") == (families[base] == "counter"):
+            return base
+    return None

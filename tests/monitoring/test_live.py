@@ -1,0 +1,113 @@
+"""Every panel and every rule on a real Prometheus that has scraped a live pipeline under load.
+
+The pipeline runs once, for about a minute (`pipeline.py`): deferrals, failures, an alias, a dedicated tenant, POP3
+sessions, DSNs, a rebalance, a directory file that is wrong for some seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.monitoring.pipeline import Recording, record
+from tests.monitoring.queries import (
+    Query,
+    annotation_queries,
+    family,
+    filled_in,
+    metrics,
+    named_in_pages,
+    panel_queries,
+    rule_queries,
+)
+from tests.monitoring.rules import records, rules
+
+pytestmark = [pytest.mark.prometheus, pytest.mark.kafka_cluster, pytest.mark.timeout(300)]
+
+SECONDS = 50
+# Prometheus' own, and those of kube-state-metrics, by the one rule that names them.
+ALERTS = {"ALERTS", "ALERTS_FOR_STATE"}
+OWN = {"up", *ALERTS}
+OUTSIDE = {"kube_horizontalpodautoscaler_status_current_replicas", "kube_horizontalpodautoscaler_spec_max_replicas"}
+# Declared, without a sample until a process sets it. A sample fails the test below, so that this list shrinks.
+LATER = {"eilpost_certificate_expiry_timestamp_seconds"}
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
+    with record(tmp_path_factory.mktemp("pipeline"), seconds=SECONDS, per_second=6) as made:
+        yield made
+
+
+def _without_data(recording: Recording, queries: Iterator[Query]) -> str:
+    empty = []
+    for query in queries:
+        found = recording.prometheus.query(query.expression, at=recording.end)
+        if not any(sample["value"] == sample["value"] for sample in found):  # NaN is no data
+            empty.append(f"{query.where}: {query.expression}")
+    return "\n".join(empty)
+
+
+def test_the_pipeline_took_and_refused_mail(recording: Recording) -> None:
+    assert recording.replies["2"] > 100
+    assert recording.replies["5"] > 0
+
+
+def test_every_query_of_every_panel_returns_data(recording: Recording) -> None:
+    alerts = {query.where for query in panel_queries() if metrics(query.expression) <= ALERTS}
+    quiet = (query for query in panel_queries() if query.where not in alerts)
+    assert _without_data(recording, (query for query in quiet if not metrics(query.expression) & LATER)) == ""
+
+
+def test_what_comes_later_has_not_come(recording: Recording) -> None:
+    assert [name for name in LATER if recording.prometheus.query(name, at=recording.end)] == []
+
+
+def test_every_rule_has_what_it_compares(recording: Recording) -> None:
+    inside = (query for query in rule_queries() if not metrics(query.expression) & (OUTSIDE | LATER))
+    assert _without_data(recording, inside) == ""
+
+
+def test_prometheus_evaluates_every_rule_without_an_error(recording: Recording) -> None:
+    assert recording.prometheus.rule_errors() == {}
+    stored = recording.prometheus.names()
+    assert records().keys() <= stored
+
+
+def test_alerts_are_seen_by_the_panels_and_annotations_that_show_them(recording: Recording) -> None:
+    """The wrong directory file raises one without delay."""
+    shown = [query for query in panel_queries() if metrics(query.expression) <= ALERTS]
+    assert len(shown) >= 2
+    for query in (*shown, *annotation_queries()):
+        found = recording.prometheus.query(query.expression, at=recording.end)
+        assert found, query.where
+    names = {alert["metric"]["alertname"] for alert in recording.prometheus.query("ALERTS", at=recording.end)}
+    assert "EilpostDirectoryReloadFailed" in names
+
+
+def test_no_critical_alert_fires_on_the_pipeline(recording: Recording) -> None:
+    assert recording.prometheus.query('ALERTS{alertstate="firing",severity="critical"}', at=recording.end) == []
+
+
+def test_every_metric_that_is_named_is_exported(recording: Recording) -> None:
+    exported = recording.prometheus.types()
+    known = records().keys() | OWN | OUTSIDE
+    named = {query.where: metrics(query.expression) for query in (*panel_queries(), *annotation_queries())}
+    named |= {rule.get("record") or rule["alert"]: metrics(filled_in(rule["expr"])) for rule in rules()}
+    named |= named_in_pages()
+    unknown = [
+        f"{where}: {name}" for where, names in named.items() for name in names - known if family(name, exported) is None
+    ]
+    assert unknown == []
+
+
+def test_every_family_that_is_exported_is_named(recording: Recording) -> None:
+    exported = {
+        name: kind for name, kind in recording.prometheus.types().items() if name.startswith(("eilpost_", "process_"))
+    }
+    assert len(exported) > 50
+    named = {name for query in panel_queries() for name in metrics(query.expression)}
+    named |= {name for rule in rules() for name in metrics(filled_in(rule["expr"]))}
+    used = {found for name in named if (found := family(name, exported)) is not None}
+    assert exported.keys() - used == set()
