@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -81,6 +82,8 @@ AddressArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="A whole
 
 def main() -> None:
     """The entry point."""
+    if os.getpid() == 1:  # of a container: the kernel gives PID 1 no default action, and SIGTERM would be lost
+        signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
     out = sys.stdout
     if isinstance(out, TextIOWrapper):
         out.reconfigure(errors="backslashreplace")  # a name in no script of this locale is no fault

@@ -113,7 +113,7 @@ async def _run(path: Path, program: str, ports: Ports) -> int:
     await _make_topics(settings)
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
     everyone = members(ports)
     _say(_banner(path, program, ports, len(everyone)))

@@ -184,6 +184,8 @@ def readiness(health: Health, log: Log | None) -> tuple[bool, dict[str, Any]]:
             case unknown:
                 assert_never(unknown)
     reasons += [_NOT_READY.get(name, f"{name} is not ready") for name in health.roles if name in waiting]
+    if log is not None and (warnings := log.warnings()):
+        answer["warnings"] = list(warnings)
     if stopped := STOPPED_SHARDS.lines():
         answer["stopped"] = stopped
     if health.is_draining:

@@ -8,6 +8,7 @@ Next: `ingress/session.py`, where a message begins its journey.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
@@ -36,6 +37,7 @@ from mail.endpoint import parse
 from mail.service import ServiceError
 from mail.settings import SettingsError
 from mail.settings_file import ENVIRONMENT_PREFIX
+from mail.signals import Signals
 
 if TYPE_CHECKING:
     from mail.settings import Settings
@@ -48,7 +50,7 @@ INGRESS, POP3, HTTP = ("smtp", "ingress", "mx"), ("pop3", "mailstore", "pop3"), 
 
 def up(plan: Plan, on_ready: Callable[[], None] = lambda: None) -> int:
     """Run all roles; the process's exit status."""
-    return _run(plan, lambda: _roles(plan, ROLES, on_ready))
+    return _run(plan, lambda signals: _roles(plan, ROLES, signals, on_ready))
 
 
 def mailstore_alone(plan: Plan) -> int:
@@ -59,7 +61,7 @@ def mailstore_alone(plan: Plan) -> int:
         )
     if plan.settings.mailboxes.url.startswith("memory:"):
         raise SettingsError('mailboxes.url = "memory:": a mailstore alone would serve mailboxes nobody can deliver to')
-    return _run(plan, lambda: _mailstore(plan))
+    return _run(plan, lambda signals: _mailstore(plan, signals))
 
 
 def alone(name: str, plan: Plan) -> int:
@@ -75,10 +77,10 @@ def alone(name: str, plan: Plan) -> int:
         raise SettingsError(
             "ingress.mx is empty, nothing to serve; set an address there, or by EILPOST_INGRESS__MX=HOST:PORT"
         )
-    return _run(plan, lambda: _roles(plan, (name,)))
+    return _run(plan, lambda signals: _roles(plan, (name,), signals))
 
 
-def _run(plan: Plan, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
+def _run(plan: Plan, main: Callable[[Signals], Coroutine[Any, Any, None]]) -> int:
     node = plan.settings.node
     logs.configure(node.log_level, node.log_format)
     os.umask(0o077)  # people's mail: what a process makes, no other user of the machine reads
@@ -86,7 +88,12 @@ def _run(plan: Plan, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
 
     async def guarded() -> None:
         try:
-            await main()
+            with Signals() as signals:
+                signals.starting()
+                await main(signals)
+        except asyncio.CancelledError:
+            if not signals.stop.is_set():
+                raise
         except OSError as error:
             if error.filename is None:
                 raise
@@ -110,7 +117,9 @@ def _raise_open_files(settings: Settings) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] = lambda: None) -> None:
+async def _roles(
+    plan: Plan, names: Sequence[str], signals: Signals, on_ready: Callable[[], None] = lambda: None
+) -> None:
     """Run these roles on one log."""
     from eilpost.http import Http
 
@@ -122,10 +131,12 @@ async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] 
         directory = make_directory(plan)
         await directory.start()
         stack.push_async_callback(directory.close)
+        signals.on_reload(directory.reload)
         _check_ports(settings, *listening)  # before anything is made: a start that fails leaves nothing
         mail_log = make_log(plan, directory)
         await mail_log.start()
         stack.push_async_callback(mail_log.close)
+        signals.on_reload(mail_log.reload)
         spool = make_spool(plan)
         await spool.start()
         stack.push_async_callback(spool.close)
@@ -153,10 +164,11 @@ async def _roles(plan: Plan, names: Sequence[str], on_ready: Callable[[], None] 
                 ),
             ],
             health=health,
+            signals=signals,
         )
 
 
-async def _mailstore(plan: Plan) -> None:
+async def _mailstore(plan: Plan, signals: Signals) -> None:
     from eilpost.http import Http
 
     settings = plan.settings
@@ -164,6 +176,7 @@ async def _mailstore(plan: Plan) -> None:
         directory = make_directory(plan)
         await directory.start()
         stack.push_async_callback(directory.close)
+        signals.on_reload(directory.reload)
         _check_ports(settings, POP3, HTTP)
         health = service.Health()
         await service.run_roles(
@@ -172,6 +185,7 @@ async def _mailstore(plan: Plan) -> None:
             _announced(settings, POP3, HTTP),
             support=[Http(settings=settings.http, health=health)],
             health=health,
+            signals=signals,
         )
 
 

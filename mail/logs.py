@@ -9,12 +9,14 @@ Next: `mail/service.py`.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 import traceback
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import IO, Any, AnyStr, BinaryIO, Generic, TextIO, cast
 
 import orjson
 import structlog
@@ -38,7 +40,11 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
     structlog.configure(
         processors=[_to_text if as_text else _to_json],  # one: a chain of small ones cost a third of a line
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(out) if as_text else structlog.BytesLoggerFactory(out.buffer),
+        logger_factory=(
+            structlog.WriteLoggerFactory(cast("TextIO", _Lossy(out)))
+            if as_text
+            else structlog.BytesLoggerFactory(cast("BinaryIO", _Lossy(out.buffer)))
+        ),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -52,6 +58,26 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
         library.setLevel(max(number, logging.WARNING))
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.INFO if level == "debug" else _NEVER)
+
+
+class _Lossy(Generic[AnyStr]):
+    """A stream that drops what cannot be written: a log whose reader is gone or whose disk is full ends no process."""
+
+    def __init__(self, out: IO[AnyStr]) -> None:
+        self._out: IO[AnyStr] = out
+
+    def write(self, line: AnyStr) -> None:
+        try:
+            self._out.write(line)
+            self._out.flush()
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):  # nobody will read it; at exit Python writes what is buffered
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._out.fileno())
+                os.close(nowhere)
+
+    def flush(self) -> None:
+        """Each line is flushed as it is written."""
 
 
 def silence() -> None:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -23,6 +21,7 @@ from mail.directory import DirectoryUnusable
 from mail.log import LogUnusable
 from mail.logs import one_line_traceback
 from mail.settings import SettingsError
+from mail.signals import EXIT_INTERRUPTED, Signals
 from mail.spool import SpoolUnavailable
 from mail.telemetry.runtime import DRAINING, LOOP_LAG
 
@@ -31,7 +30,6 @@ log = structlog.get_logger()
 EXIT_OK = 0
 EXIT_UNUSABLE = 2  # a person must mend something, and the line on stderr says what
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
-EXIT_INTERRUPTED = 130
 
 _BEAT_SECONDS = 0.25
 _ALIVE_SECONDS = 30.0  # a loop that did not turn for so long is stuck
@@ -94,16 +92,18 @@ async def run_roles(
     *,
     support: Sequence[Role] = (),
     health: Health | None = None,
+    signals: Signals | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Run `roles` until SIGTERM, SIGINT or `stop`, drain them for at most `drain`, return.
+    """Run `roles` until `signals`, or its own where none are given, or `stop` end it, drain them for at most `drain`,
+    return.
 
     `on_ready` is called once when every role is ready. `support` (metrics and health over HTTP) starts before the
     roles, ends after them, and counts for readiness too. When a role fails all are stopped, and the first failure
     is raised.
     """
     health = health or Health()
-    stop = stop or asyncio.Event()
+    stop = signals.stop if signals is not None else stop or asyncio.Event()
     everyone = [*support, *roles]
     health.roles = {role.name: False for role in everyone}
     stop_support = asyncio.Event()
@@ -134,7 +134,9 @@ async def run_roles(
             health.roles[role.name] = False
             stop.set()
 
-    with _Signals(stop) as at_once:
+    with Signals(stop) if signals is None else nullcontext(signals) as caught:
+        caught.serving()
+        at_once = caught.at_once
         beat = asyncio.create_task(health.beat(), name="heartbeat")
         supporting = [asyncio.create_task(run(role, stop_support), name=role.name) for role in support]
         working = [asyncio.create_task(run(role, stop), name=role.name) for role in roles]
@@ -172,37 +174,6 @@ async def _finish(tasks: Sequence[asyncio.Task[None]], limit: timedelta, at_once
     finally:
         impatience.cancel()
         everything.cancel()
-
-
-class _Signals:
-    """SIGTERM and SIGINT set `stop`; a second one sets the event this context returns."""
-
-    def __init__(self, stop: asyncio.Event) -> None:
-        self._stop = stop
-        self._at_once = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._caught: list[signal.Signals] = []
-        self._seen = False
-
-    def _on_signal(self, name: str) -> None:
-        log.info("signal", name=name)
-        if self._at_once.is_set():
-            os._exit(EXIT_INTERRUPTED)
-        if self._seen:
-            self._at_once.set()
-        self._seen = True
-        self._stop.set()
-
-    def __enter__(self) -> asyncio.Event:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread: no signals for us
-                self._loop.add_signal_handler(number, self._on_signal, number.name)
-                self._caught.append(number)
-        return self._at_once
-
-    def __exit__(self, *_: object) -> None:
-        for number in self._caught:
-            self._loop.remove_signal_handler(number)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:

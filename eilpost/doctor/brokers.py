@@ -16,6 +16,7 @@ from eilpost.doctor.finding import Finding, fail, ok, warn
 from eilpost.words import age_words
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access, make_access
+from mail.log.kafka.certificates import expiry
 from mail.log.kafka.history import CLOCKS_APART, DELIVERY, ROUTER, KafkaHistorian
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.probing import Probe, probe
@@ -142,7 +143,7 @@ def _certificates(reached: Sequence[Reached], settings: LogSettings) -> list[Fin
         if answer.certificate_until is not None
     ]
     if settings.tls and settings.tls_cert:
-        found.append(_certificate("log.tls_cert", _until(Path(settings.tls_cert)), now, "renew it"))
+        found.append(_certificate("log.tls_cert", expiry(Path(settings.tls_cert)), now, "renew it"))
     return found
 
 
@@ -151,12 +152,6 @@ def _certificate(what: str, until: datetime, now: datetime, advice: str) -> Find
     if until <= now:
         return fail(what, f"expired on {until:%Y-%m-%d}", advice)
     return warn(what, f"{text}, {age_words(until - now)} left", advice) if until - now < _RENEW else ok(what, text)
-
-
-def _until(path: Path) -> datetime:
-    from cryptography.x509 import load_pem_x509_certificate
-
-    return load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
 
 
 def _in_the_clear(settings: LogSettings) -> list[Finding]:

@@ -25,6 +25,7 @@ class Client(asyncio.Protocol):
         self._reader = AnswerReader()
         self._answers: deque[Answer] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
         self._why = "the server closed the connection"
         self._transport: asyncio.Transport | None = None
 
@@ -43,7 +44,16 @@ class Client(asyncio.Protocol):
         self.is_closed = True
         if exc is not None:
             self._why = str(exc) or type(exc).__name__
+        self.resume_writing()
         self._wake()
+
+    def pause_writing(self) -> None:
+        self._room = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        self._room = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -57,6 +67,11 @@ class Client(asyncio.Protocol):
     def write(self, *parts: bytes) -> None:
         if self._transport is not None and not self.is_closed:
             self._transport.writelines(parts) if len(parts) > 1 else self._transport.write(parts[0])
+
+    async def drain(self) -> None:
+        """Wait until most of what was written is sent, or the connection is closed."""
+        if self._room is not None:
+            await self._room
 
     async def reply(self) -> Answer:
         """The next reply. Raises ConnectionLost."""

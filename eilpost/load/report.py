@@ -142,8 +142,10 @@ def lines(result: Result) -> Iterator[Line]:
         (f" in {ended.sending_seconds:.1f} s over {ended.sessions} sessions; ended after {ended.seconds:.1f} s", ""),
     ]
     yield []
-    yield _row("accepted", counts.accepted, f"{accepted_rate:,.1f}/s, {counts.accepted_bytes / 1e6:,.1f} MB")
-    yield _row("delivered", counts.delivered, f"{settled_rate:,.1f}/s with the bounced ones")
+    asked = f" of {ended.rate:,g}/s asked for" if ended.rate and ledger.recipients == 1 else ""
+    megabytes = counts.accepted_bytes / 1e6
+    yield _row("accepted", counts.accepted, f"{accepted_rate:,.1f}/s{asked}, {megabytes:,.1f} MB")
+    yield _row("delivered", counts.delivered, f"{settled_rate:,.1f}/s, bounced ones included")
     yield _row("bounced", counts.bounced)
     if ended.interrupted:
         yield _row("unfinished", result.open, "interrupted: not counted as lost", _WARN)

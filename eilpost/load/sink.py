@@ -116,7 +116,8 @@ class SinkSession(asyncio.Protocol):
         while not self._closing and (self._read_content() if self._in_data else self._read_line()):
             pass
         if self._out and self.transport is not None:
-            self.transport.write(b"".join(self._out))
+            if not self.transport.is_closing():
+                self.transport.write(b"".join(self._out))
             self._out.clear()
         if self._closing and self.transport is not None:
             self.transport.close()

@@ -24,6 +24,7 @@ from eilpost.load.target import NameNotResolved, Target
 
 _CONNECT_SECONDS = 10.0
 _QUIT_SECONDS = 2.0
+_SMALL_BYTES = 65536  # what a transport takes before it asks to wait
 
 
 class Stage(StrEnum):
@@ -62,8 +63,9 @@ class Recorder(Protocol):
 class _Attempt:
     """A transaction under way."""
 
-    message: Outgoing
+    message: Outgoing  # for the recipients that are not decided yet
     stage: Stage = Stage.MAIL
+    is_decided: bool = False  # nothing is left to do for the message
 
 
 class Source:
@@ -102,7 +104,7 @@ class Source:
         sent = failures = 0
         try:
             while (message := await self._supply.take()) is not None:
-                if client is not None and (sent >= self._per_connection or not client.is_idle):
+                if client is not None and not client.is_idle:  # the server closed it meanwhile
                     await _quit(client)
                     client = None
                 if client is None:
@@ -123,6 +125,7 @@ class Source:
                 elif sent >= self._per_connection:  # not when the next message is due: that may be long
                     await _quit(client)
                     client = None
+                    turn += 1
         finally:
             if client is not None:
                 client.write(b"QUIT\r\n")
@@ -165,7 +168,9 @@ class Source:
             async with asyncio.timeout(self._reply_seconds):
                 return await self._transaction(client, attempt)
         except (ConnectionLost, TimeoutError) as error:
-            if attempt.stage is Stage.DOT:
+            if attempt.is_decided:
+                pass
+            elif attempt.stage is Stage.DOT:
                 self._recorder.in_doubt(attempt.message, error)
                 self._supply.finished()
             elif self._recorder.connection_lost(attempt.message, attempt.stage, error):
@@ -189,19 +194,20 @@ class Source:
             b"DATA\r\n",
         ]
         answers = await self._commands(client, commands, attempt)
-        if answers[-1].code != 354 or len(answers) < len(commands):
-            return await self._not_taken(client, message, answers, began)
-        taken = [name for name, answer in zip(message.recipients, answers[1:-1], strict=True) if answer.positive]
+        taken = [
+            name
+            for name, answer in zip(message.recipients, answers[1:-1], strict=False)
+            if answer.positive and answers[0].positive
+        ]
+        if answers[-1].code != 354 or not taken:
+            return await self._not_taken(client, attempt, answers, began)
         if len(taken) < len(message.recipients):
             message = attempt.message = self._split(message, taken, answers[1:-1], began)
-        if not taken:  # RFC 2920 section 3.1: a dot alone ends a DATA that has nobody to go to
-            await client.command(b".\r\n")
-            return True
-        await self.content(client, message)
+        rest = await self.write_content(client, message)
         attempt.stage = Stage.DOT
         began = time.monotonic()
         self._recorder.dot(message)
-        self.dot(client, message)
+        client.write(*rest)
         answer = await client.reply()
         if answer.positive:
             self._recorder.accepted(message, answer)
@@ -210,12 +216,13 @@ class Source:
             self._fate(message, answer, Stage.DOT, began)
         return answer.code != 421
 
-    async def content(self, client: Client, message: Outgoing) -> None:
-        """Write what comes before the dot; by default nothing, and `dot` writes all of it at once."""
-
-    def dot(self, client: Client, message: Outgoing) -> None:
-        """Write what is left, with the final dot."""
-        client.write(message.head, message.body, b".\r\n")
+    async def write_content(self, client: Client, message: Outgoing) -> tuple[bytes, ...]:
+        """Send a large content; what is left to write with the dot. A small one leaves together with its dot."""
+        if message.size_bytes <= _SMALL_BYTES:
+            return message.head, message.body, b".\r\n"
+        client.write(message.head, message.body)
+        await client.drain()
+        return (b".\r\n",)
 
     async def _commands(self, client: Client, commands: Sequence[bytes], attempt: _Attempt) -> list[Answer]:
         """The answers to MAIL, RCPT and DATA, all at once where the server offers PIPELINING (RFC 2920); without it
@@ -235,9 +242,9 @@ class Source:
                 break
         return answers
 
-    async def _not_taken(self, client: Client, message: Outgoing, answers: Sequence[Answer], began: float) -> bool:
-        """DATA was not answered 354: the first refusal decides. Whether the connection can be used on."""
-        count = len(message.recipients) + 2
+    async def _not_taken(self, client: Client, attempt: _Attempt, answers: Sequence[Answer], began: float) -> bool:
+        """No recipient is taken, or no DATA: the first refusal decides. Whether the connection can be used on."""
+        message, count = attempt.message, len(attempt.message.recipients) + 2
         at = next((at for at, answer in enumerate(answers) if answer.code == 421), None)
         if at is None:
             at = next((at for at, answer in enumerate(answers) if answer.negative), len(answers) - 1)
@@ -247,11 +254,11 @@ class Source:
             self._split(message, (), answers[1 : count - 1], began)
         else:
             self._fate(message, answers[at], stage, began)
-        if closing:
-            return False
-        with suppress(ConnectionLost):  # the next message notices
-            await client.command(b"RSET\r\n")
-        return True
+        attempt.is_decided = True
+        if not closing:
+            # RFC 2920 section 3.1: a dot alone ends a DATA that has nobody to go to.
+            await client.command(b".\r\n" if answers[-1].code == 354 else b"RSET\r\n")
+        return not closing
 
     def _split(self, message: Outgoing, taken: Sequence[str], answers: Sequence[Answer], began: float) -> Outgoing:
         """Decide about the recipients that were not taken; the message for those that were."""

@@ -76,7 +76,12 @@ class FileDirectory:
         if seen != self._glimpsed:
             self._glimpsed = seen
             return False
-        self._seen = seen
+        await self.reload()
+        return True
+
+    async def reload(self) -> None:
+        """Read the file now. A bad one leaves the last good snapshot in force."""
+        self._seen = await asyncio.to_thread(_look, self._path)
         try:
             await self._load_again()
         except DirectoryUnusable as error:
@@ -85,7 +90,6 @@ class FileDirectory:
         else:
             DIRECTORY_RELOADS.labels("loaded").inc()
             log.info("directory reloaded", file=str(self._path), users=len(self._snapshot.users))
-        return True
 
     async def _load_again(self) -> None:
         snapshot, self._seen = await asyncio.to_thread(load, self._path)

@@ -236,6 +236,14 @@ class Log(Appender, RouterLog, DeliveryLog, HistoryLog, Protocol):
         """
         ...
 
+    def warnings(self) -> Sequence[str]:
+        """What an operator should see to before it stops the log: a certificate that expires soon. For /readyz."""
+        ...
+
+    async def reload(self) -> None:
+        """Read files again that the settings name (certificates). What cannot be used is logged and changes nothing."""
+        ...
+
     async def oldest_unconsumed(self) -> datetime | None:
         """When the message was received that the first record which is not consumed is about (`received_time`), the
         earliest of all shards of `accepted`, `dispatched` and `attempted`; None when nothing waits. Whatever such

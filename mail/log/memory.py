@@ -140,6 +140,12 @@ class MemoryLog:
     def worker_condition(self) -> Condition:
         return self.condition()
 
+    def warnings(self) -> Sequence[str]:
+        return ()
+
+    async def reload(self) -> None:
+        """It reads no files."""
+
     # --- RouterLog, DeliveryLog
 
     async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:

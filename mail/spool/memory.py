@@ -12,6 +12,7 @@ from mail.message import Spooled
 from mail.queueid import new_queue_id
 from mail.spool import SpoolDamaged
 from mail.spool.packs import digest_of
+from mail.telemetry.spool import READING, SWEEPING, WRITING
 
 
 def _now() -> datetime:
@@ -30,12 +31,17 @@ class MemorySpool:
         """Nothing to do."""
 
     async def keep(self, content: bytes) -> Spooled:
-        name = f"memory/{new_queue_id()}"
-        self.contents[name] = bytes(content)
-        self._kept[name] = self._now()
-        return Spooled(name, len(content), digest_of(content))
+        with WRITING.time():
+            name = f"memory/{new_queue_id()}"
+            self.contents[name] = bytes(content)
+            self._kept[name] = self._now()
+            return Spooled(name, len(content), digest_of(content))
 
     async def read(self, spooled: Spooled, limit_bytes: int | None = None) -> bytes:
+        with READING.time():
+            return self._read(spooled, limit_bytes)
+
+    def _read(self, spooled: Spooled, limit_bytes: int | None) -> bytes:
         content = self.contents.get(spooled.name)
         if content is None:
             raise SpoolDamaged(f"spool file {spooled.name} is missing: the spool in memory forgets with its process")
@@ -46,6 +52,10 @@ class MemorySpool:
         return content
 
     async def sweep(self, older_than: datetime) -> int:
+        with SWEEPING.time():
+            return self._sweep(older_than)
+
+    def _sweep(self, older_than: datetime) -> int:
         old = [name for name, kept in self._kept.items() if kept < older_than]
         for name in old:
             del self._kept[name]

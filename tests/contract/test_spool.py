@@ -21,6 +21,7 @@ from mail.spool.disk import DiskSpool
 from mail.spool.memory import MemorySpool
 from mail.spool.objects import ObjectSpool
 from mail.spool.packs import LARGE_BYTES, PACK_BYTES
+from tests.support.metrics import value
 from tests.support.objects import ObjectServer, object_spool
 
 _LATER = timedelta(seconds=5)
@@ -66,6 +67,18 @@ async def test_what_was_kept_is_read(spool: Spool, content: bytes) -> None:
     spooled = await spool.keep(content)
     assert spooled.size_bytes == len(content)
     assert await spool.read(spooled) == content
+
+
+async def test_every_operation_is_timed(spool: Spool) -> None:
+    def counts() -> list[float]:
+        return [value("spool_duration_seconds_count", operation=each) for each in ("write", "read", "sweep")]
+
+    before = counts()
+    kept = await spool.keep(b"x" * 100)
+    for _ in range(2):
+        await spool.read(kept)
+    await spool.sweep(datetime.now(UTC) - timedelta(days=30))
+    assert [after - first for after, first in zip(counts(), before, strict=True)] == [1, 2, 1]
 
 
 async def test_only_the_head_is_read(spool: Spool) -> None:

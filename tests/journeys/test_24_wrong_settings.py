@@ -1,7 +1,7 @@
 """Journey 24: wrong settings of a log on Kafka, and right ones over TLS and with a log-in.
 
 Every mistake is one line on stderr that names the key and says what to do, exit status 2, within 20 seconds, and
-nothing of a library's beside it. Brokers that cannot be reached end a command; servers wait for them (journey 30).
+nothing of a library's beside it. Brokers that cannot be reached end a command; servers wait for them (journey 32).
 """
 
 from __future__ import annotations

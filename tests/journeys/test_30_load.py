@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.onebox import EILPOST, OneBox
 from tests.support.ports import free_port, wait_until
+from tests.support.postfix import Postfix
 from tests.support.relay import Relay, every
 
 
@@ -65,6 +66,26 @@ async def test_sigterm_ends_the_sending_and_all_is_accounted_for(tmp_path: Path)
     assert process.returncode == 0
     assert not result["interrupted"]
     assert 0 < result["accepted"] == result["delivered"] == result["messages"]
+
+
+@pytest.mark.postfix
+async def test_another_mail_server(tmp_path: Path) -> None:
+    """Its own 250s, retries and reports are accounted for as well."""
+    sink = free_port()
+    settings = {"relayhost": f"[127.0.0.1]:{sink}", "minimal_backoff_time": "1s", "queue_run_delay": "1s"}
+    postfix = Postfix(settings)
+    await asyncio.to_thread(postfix.__enter__)
+    try:
+        result = await load(
+            *("--target", f"127.0.0.1:{postfix.port}", "--sink", f"127.0.0.1:{sink}", "--rate", "50"),
+            *("--messages", "100", "--failing", "10%", "--deferring", "5%", "--settle", "30s"),
+        )
+    finally:
+        await asyncio.to_thread(postfix.stop)
+    assert result["accepted"] == 100
+    assert (result["delivered"], result["bounced"]) == (90, 10)
+    assert 4 <= result["sink_deferrals"] <= 6
+    assert result["duplicates"] == result["damaged"] == result["lost"] == 0
 
 
 def through(relay: Relay, sink: int, messages: int, *more: str) -> list[str]:

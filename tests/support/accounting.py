@@ -8,13 +8,22 @@ may or may not arrive), or was refused (*refused*: it must not arrive). The sink
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+
+from delivery.answer import Answer as SmtpAnswer
+from eilpost.load.client import Client
+from eilpost.load.plan import Outgoing
+from eilpost.load.sink import Sink as ProductSink
+from eilpost.load.sink import SinkSession
+from eilpost.load.source import Source as ProductSource
+from eilpost.load.source import Stage
+from eilpost.load.supply import Supply
+from eilpost.load.target import Target
 
 X_ID = re.compile(rb"^X-Id: (\S+)\r?$", re.MULTILINE)
 
@@ -51,7 +60,8 @@ class Answer:
 
 @dataclass(slots=True)
 class Source:
-    """Sends postings over `sessions` connections, again and again until each is promised, unknown or refused.
+    """Sends postings over `sessions` connections, again and again until each is promised, unknown or refused: the
+    product's source, and what it reports, by posting.
 
     With `once`, a 4xx before the dot is final too: such a posting is `turned_away`, and must not arrive.
     """
@@ -73,318 +83,230 @@ class Source:
     connections_lost: int = 0
     silences: int = 0  # of them, those where no answer came at all
     temporary_refusals: int = 0
-    _stop: bool = False
+    _supply: Supply | None = None
+    _stopped: bool = False
 
     def stop(self) -> None:
         """No further message is begun."""
-        self._stop = True
+        self._stopped = True
+        if self._supply is not None:
+            self._supply.stop()
 
     async def send(self, postings: Iterable[Posting], *, per_second: float | None = None) -> None:
         """Return when every posting has its fate, or after `stop()`. Servers that are away are waited for."""
-        supply = iter(postings)
-        begun = time.monotonic()
-        count = 0
+        outgoing = (_Outgoing.of(number, posting) for number, posting in enumerate(postings))
+        self._supply = Supply(outgoing, per_second=per_second, waiting_max=self.sessions)
+        if self._stopped:
+            self._supply.stop()
+        source = _SlowDots(
+            [Target("127.0.0.1", self.port)],
+            self._supply,
+            _Notes(self),
+            sessions=self.sessions,
+            per_connection=self.per_connection,
+            name="source.test",
+            again_seconds=(0.05, 0.2),
+        )
+        source.dot_after_seconds = self.dot_after_seconds
+        await source.run()
 
-        async def take() -> Posting | None:
-            nonlocal count
-            posting = next(supply, None)
-            due = begun + count / per_second if per_second else begun
-            count += 1  # before the wait: or all sessions wait for the same instant, and come together
-            if posting is not None:
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-            return posting
 
-        await asyncio.gather(*(self._session(take) for _ in range(self.sessions)))
+class _Notes:
+    """What the product's source reports, written into ours."""
 
-    async def _session(self, take: Callable[[], object]) -> None:
-        posting: Posting | None = await take()  # type: ignore[misc]
-        while posting is not None and not self._stop:
-            writer = None
-            began = time.monotonic()
-            try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                greeting = await _reply(reader)
-                if not greeting.startswith(b"220"):
-                    self._note(greeting, "connect", began)
-                    await asyncio.sleep(0.2)
-                    continue
-                await _say(reader, writer, b"EHLO source.test\r\n", b"250")
-                for _ in range(self.per_connection):
-                    if not await self._one(reader, writer, posting):
-                        await asyncio.sleep(0.05)  # a 4xx before the dot: it is still to be sent
-                        break
-                    posting = await take()  # type: ignore[misc]
-                    if posting is None or self._stop:
-                        break
-                writer.write(b"QUIT\r\n")
-            except (OSError, asyncio.IncompleteReadError, _Away) as error:
-                self.connections_lost += 1
-                self.silences += isinstance(error, TimeoutError)
-                if posting is not None and (posting.id in self.unknown or posting.id in self.turned_away):
-                    posting = await take()  # type: ignore[misc]
-                await asyncio.sleep(0.02)
-            finally:
-                if writer is not None:
-                    writer.close()
-                    with contextlib.suppress(OSError):
-                        await writer.wait_closed()
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, posting: Posting) -> bool:
-        """True when the posting has its fate; False when it is to be sent again."""
-        commands = [f"MAIL FROM:<{posting.sender}>\r\n", *(f"RCPT TO:<{name}>\r\n" for name in posting.recipients)]
-        began = time.monotonic()
-        writer.write("".join(commands).encode() + b"DATA\r\n")
-        replies = []
-        for command in (*commands, "DATA"):
-            replies.append(await _reply(reader))
-            if replies[-1].startswith(b"421"):
-                self._note(replies[-1], command[:4], began)
-                self.temporary_refusals += 1
-                if self.once:
-                    self.turned_away[posting.id] = posting
-                raise _Away
-        data = replies.pop()
-        if not data.startswith(b"354"):
-            worst, to = next(
-                ((reply, command) for reply, command in zip(replies, commands, strict=True) if reply[:1] in b"45"),
-                (data, "DATA"),
-            )
-            self._note(worst, to[:4], began)
-            if self.once and worst.startswith(b"4"):
-                self.turned_away[posting.id] = posting
-            await _say(reader, writer, b"RSET\r\n", b"250")
-            if worst.startswith(b"5"):
-                self.refused[posting.id] = posting
-                return True
-            self.temporary_refusals += 1
-            return self.once
-        content = posting.content()
-        writer.write(content.replace(b"\r\n.", b"\r\n.."))
-        await writer.drain()
-        if self.dot_after_seconds:
-            await asyncio.sleep(self.dot_after_seconds)
-        self.unknown[posting.id] = posting  # from the dot on, nobody knows until the reply is here
-        self.sent_at[posting.id] = dot = time.monotonic()
-        writer.write(b".\r\n")
-        reply = await _reply(reader)
-        if reply.startswith(b"250"):
-            self.promised_at[posting.id] = time.monotonic()
-            self.accept_seconds.append(self.promised_at[posting.id] - dot)
-            self.promised[posting.id] = posting
-            self.queue_ids[posting.id] = reply.partition(b"queued as ")[2].decode().strip()
-            del self.unknown[posting.id]
+    def dot(self, message: Outgoing) -> None:
+        posting = _posting(message)
+        self._source.unknown[posting.id] = posting  # from the dot on, nobody knows until the reply is here
+        self._source.sent_at[posting.id] = time.monotonic()
+
+    def accepted(self, message: Outgoing, answer: SmtpAnswer) -> None:
+        source, posting, now = self._source, _posting(message), time.monotonic()
+        source.promised_at[posting.id] = now
+        source.accept_seconds.append(now - source.sent_at[posting.id])
+        source.promised[posting.id] = posting
+        source.queue_ids[posting.id] = answer.lines[-1].partition(b"queued as ")[2].decode().strip()
+        del source.unknown[posting.id]
+
+    def refused(self, message: Outgoing, answer: SmtpAnswer, stage: Stage) -> None:
+        posting = _posting(message)
+        self._source.refused[posting.id] = posting
+        self._source.unknown.pop(posting.id, None)
+
+    def in_doubt(self, message: Outgoing, error: BaseException) -> None:
+        self._lost(error)
+
+    def deferred(self, message: Outgoing, answer: SmtpAnswer, stage: Stage, seconds: float) -> bool:
+        source = self._source
+        reply = b"%d %b" % (answer.code, answer.lines[-1])
+        source.answers.append(Answer(time.monotonic(), str(stage), seconds, reply))
+        if stage is Stage.CONNECT:
             return True
-        self._note(reply, "dot", dot)
-        if reply.startswith(b"5"):
-            self.refused[posting.id] = posting
-            del self.unknown[posting.id]
-            return True
-        self.temporary_refusals += 1  # a 4xx after the dot may still have been written: unknown for ever
+        source.temporary_refusals += 1
+        if stage is Stage.DOT:  # may have been written all the same: unknown for ever
+            return False
+        if source.once:
+            source.turned_away[_posting(message).id] = _posting(message)
+        return not source.once
+
+    def connection_refused(self, reason: str) -> None:
+        self._source.connections_lost += 1
+
+    def connection_lost(self, message: Outgoing, stage: Stage, error: Exception) -> bool:
+        self._lost(error)
         return True
 
-    def _note(self, reply: bytes, to: str, began: float) -> None:
-        if reply.startswith(b"4"):
-            now = time.monotonic()
-            self.answers.append(Answer(now, to, now - began, reply.strip()))
+    def _lost(self, error: BaseException) -> None:
+        self._source.connections_lost += 1
+        self._source.silences += isinstance(error, TimeoutError)
 
 
-class _Away(Exception):
-    """The server hung up, or spoke out of turn."""
+@dataclass(frozen=True, slots=True)
+class _Outgoing(Outgoing):
+    posting: Posting | None = None
+
+    @classmethod
+    def of(cls, number: int, posting: Posting) -> _Outgoing:
+        body = posting.content().replace(b"\r\n.", b"\r\n..")
+        return cls(number, posting.sender, posting.recipients, b"", body, posting=posting)
 
 
-async def _reply(reader: asyncio.StreamReader) -> bytes:
-    while True:
-        line = await asyncio.wait_for(reader.readline(), 60)
-        if not line.endswith(b"\n"):
-            raise _Away
-        if line[3:4] != b"-":
-            return line
+def _posting(message: Outgoing) -> Posting:
+    assert isinstance(message, _Outgoing)
+    assert message.posting is not None
+    return message.posting
 
 
-async def _expect(reader: asyncio.StreamReader, code: bytes) -> None:
-    if not (await _reply(reader)).startswith(code):
-        raise _Away
+class _SlowDots(ProductSource):
+    dot_after_seconds = 0.0
+
+    async def write_content(self, client: Client, message: Outgoing) -> tuple[bytes, ...]:
+        rest = await super().write_content(client, message)
+        if self.dot_after_seconds:
+            if len(rest) > 1:
+                client.write(*rest[:-1])
+            await asyncio.sleep(self.dot_after_seconds)
+        return rest[-1:] if self.dot_after_seconds else rest
 
 
-async def _say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: bytes, code: bytes) -> None:
-    writer.write(line)
-    await _expect(reader, code)
-
-
-@dataclass(slots=True)
-class Arrival:
-    """What the sink took: the ids' owners, and when."""
-
-    id: str
-    recipient: str
-    at: float
-    sender: str
-    content: bytes
-
-
-class Sink:
-    """An SMTP server that counts. Recipients whose local part starts with `refused` get 550; with `later`, 451 once.
+class Sink(ProductSink):
+    """The product's sink, which counts by id and recipient, and can be in trouble. Recipients whose local part starts
+    with `refused` get 550; with `later`, 451 once.
 
     `stop()` hangs up on everybody at once and lets the port go; `start()` takes the same port again; `pause()` leaves
     connections open and answers nothing, like a stopped process; `hush()` lets one host answer no final dot, and
     take nothing, until `resume()`.
     """
 
-    def __init__(self, *, port: int = 0, keep: bool = False, hosts: Sequence[str] = ("127.0.0.1",)) -> None:
+    def __init__(self, *, port: int = 0, hosts: Sequence[str] = ("127.0.0.1",)) -> None:
         """`hosts`: addresses of loopback, each a site of its own for whoever delivers to it."""
-        self.port = port
-        self.hosts = hosts
-        self.keep = keep
+        super().__init__(self, tuple(hosts), port)
         self.taken: Counter[tuple[str, str]] = Counter()  # (id, recipient)
         self.contents: dict[str, set[bytes]] = {}  # digests of what arrived under an id, without the hops' headers
         self.first_at: dict[str, float] = {}
-        self.arrivals: list[Arrival] = []
-        self.without_id = 0
-        self.connections = 0
+        self.is_paused = False
         self._seen_later: set[str] = set()
-        self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
-        self._going = asyncio.Event()
-        self._going.set()
-        self._hushed: dict[str, asyncio.Event] = {}
-        self.held = 0  # messages whose final dot a hushed host leaves without an answer, now
+        self._hushed: set[str] = set()
+        self._held: list[_SinkSession] = []
 
     @property
     def duplicates(self) -> int:
         """Copies beyond the first, of all ids and recipients."""
         return sum(count - 1 for count in self.taken.values())
 
+    @property
+    def held(self) -> int:
+        """Messages whose final dot a hushed host leaves without an answer, now."""
+        return len(self._held)
+
     def ids(self) -> set[str]:
         return {id_ for id_, _ in self.taken}
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, list(self.hosts), self.port, limit=1 << 20, backlog=512)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            for writer in list(self._open):
-                writer.transport.abort()
-            await self._server.wait_closed()
-            self._server = None
-            for _ in range(len(self._open) + 10):  # each sees its end
-                await asyncio.sleep(0)
-
     def pause(self) -> None:
-        self._going.clear()
+        self.is_paused = True
 
     def hush(self, host: str) -> None:
-        self._hushed[host] = asyncio.Event()
+        self._hushed.add(host)
 
     def resume(self) -> None:
-        self._going.set()
-        for hushed in self._hushed.values():
-            hushed.set()
+        self.is_paused = False
         self._hushed.clear()
-
-    async def __aenter__(self) -> Sink:
-        await self.start()
-        return self
+        held, self._held = self._held, []
+        for session in [*held, *self.open]:
+            if isinstance(session, _SinkSession):
+                session.go_on()
 
     async def __aexit__(self, *_: object) -> None:
         self.resume()
         await self.stop()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
-        self.connections += 1
-        try:
-            await self._converse(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass
-        finally:
-            self._open.discard(writer)
-            writer.close()
+    def session(self) -> SinkSession:
+        return _SinkSession(self)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host = writer.get_extra_info("sockname")[0]
-        await self._going.wait()
-        writer.write(b"220 sink.test ESMTP\r\n")
-        sender, recipients = "", list[str]()
-        while line := await reader.readline():
-            await self._going.wait()
-            verb = line[:4].upper()
-            if verb == b"EHLO":
-                writer.write(
-                    b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES\r\n"
-                )
-            elif verb == b"MAIL":
-                sender, recipients = _path(line), []
-                writer.write(b"250 2.1.0 Ok\r\n")
-            elif verb == b"RCPT":
-                answer = self._recipient(_path(line))
-                if answer.startswith(b"250"):
-                    recipients.append(_path(line))
-                writer.write(answer)
-            elif verb == b"DATA" and not recipients:
-                writer.write(b"554 5.5.1 No valid recipients\r\n")
-            elif verb == b"DATA":
-                writer.write(b"354 Go on\r\n")
-                content = (await _content(reader)).replace(b"\r\n..", b"\r\n.")
-                await self._going.wait()
-                await self._hold(host)
-                self._took(sender, recipients, content)
-                writer.write(b"250 2.0.0 Taken\r\n")
-                recipients = []
-            elif verb == b"QUIT":
-                writer.write(b"221 2.0.0 Bye\r\n")
-                await writer.drain()
-                return
-            else:
-                writer.write(b"250 2.0.0 Ok\r\n")
+    def holds(self, session: _SinkSession) -> bool:
+        """A final dot is here; whether it is left without an answer."""
+        if session.host in self._hushed:
+            self._held.append(session)
+            return True
+        return False
 
-    async def _hold(self, host: str) -> None:
-        hushed = self._hushed.get(host)
-        if hushed is not None:
-            self.held += 1
-            await hushed.wait()
-            self.held -= 1
+    # The product's Destinations
 
-    def _recipient(self, address: str) -> bytes:
+    def recipient(self, address: str) -> bytes | None:
         if address.startswith("refused"):
             return b"550 5.1.1 No such user\r\n"
         if address.startswith("later") and address not in self._seen_later:
             self._seen_later.add(address)
             return b"451 4.3.0 Later\r\n"
-        return b"250 2.1.5 Ok\r\n"
+        return None
 
-    def _took(self, sender: str, recipients: list[str], content: bytes) -> None:
+    def message(self, sender: str, recipients: list[str], content: bytes) -> None:
         found = X_ID.search(content, 0, 8192)
-        if found is None:
-            self.without_id += 1
-            return
-        id_ = found[1].decode()
-        now = time.monotonic()
-        self.first_at.setdefault(id_, now)
-        self.contents.setdefault(id_, set()).add(digest(content))
-        for recipient in recipients:
-            self.taken[id_, recipient] += 1
-            if self.keep:
-                self.arrivals.append(Arrival(id_, recipient, now, sender, content))
+        if found is not None:
+            id_ = found[1].decode()
+            self.first_at.setdefault(id_, time.monotonic())
+            self.contents.setdefault(id_, set()).add(digest(content.replace(b"\r\n..", b"\r\n.")))
+            self.taken.update((id_, recipient) for recipient in recipients)
+
+
+class _SinkSession(SinkSession):
+    sink: Sink
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(sink)
+        self._is_greeted = False
+        self._late = bytearray()  # came while nothing is answered
+        self._content: bytes | None = None  # came, with its dot, for a host that is hushed
+
+    def greet(self) -> None:
+        self._is_greeted = not self.sink.is_paused
+        if self._is_greeted:
+            super().greet()
+
+    def data_received(self, data: bytes) -> None:
+        if self.sink.is_paused or self._content is not None:
+            self._late += data
+        else:
+            super().data_received(data)
+
+    def take(self, content: bytes) -> bool:
+        if self.sink.holds(self):
+            self._content = content
+            return False
+        return super().take(content)
+
+    def go_on(self) -> None:
+        if not self._is_greeted:
+            self.greet()
+        content, self._content = self._content, None
+        if content is not None:
+            self.take(content)  # also when the client has gone meanwhile
+        late, self._late = bytes(self._late), bytearray()
+        super().data_received(late)
 
 
 def digest(content: bytes) -> bytes:
     """Of a posting's content, whatever headers were put before it on its way."""
     return blake2b(content[content.index(b"From: <") :], digest_size=16).digest()
-
-
-async def _content(reader: asyncio.StreamReader) -> bytes:
-    parts: list[bytes] = [b"\r\n"]
-    while True:
-        try:
-            parts.append(await reader.readuntil(b"\r\n.\r\n"))
-        except asyncio.LimitOverrunError as error:
-            parts.append(await reader.readexactly(error.consumed))
-            continue
-        return b"".join(parts)[2:-3]
-
-
-def _path(line: bytes) -> str:
-    start = line.find(b"<")
-    return line[start + 1 : line.find(b">", start)].decode()

@@ -1,4 +1,4 @@
-"""Metric families in the tests: the tables of docs/reference/metrics.md, and the check of what a process exports."""
+"""Metric families in the tests: tables of docs/reference/metrics.md, values, and the check of what is exported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram, Metric
 
-from mail.telemetry.family import FAMILIES, ROLES, Family
+from mail.telemetry.family import FAMILIES, REGISTRY, ROLES, Family
 
 COMPONENTS = {
     "ingress": "Ingress",
@@ -50,6 +50,11 @@ def metric_tables() -> str:
 def _family_of(metric: Counter | Gauge | Histogram) -> Family | None:
     (described,) = metric.describe()
     return FAMILIES.get(described.name + "_total") or FAMILIES.get(described.name)
+
+
+def value(name: str, **labels: str) -> float:
+    """A sample of this process; 0 where there is none."""
+    return REGISTRY.get_sample_value(f"eilpost_{name}", labels) or 0.0
 
 
 def exported_name(metric: Metric) -> str:

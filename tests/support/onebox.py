@@ -188,6 +188,15 @@ class OneBox:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(10)
 
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self, deadline_seconds: float = 20.0) -> int:
+        """Its exit status, once it has ended."""
+        assert self._process is not None
+        return self._process.wait(deadline_seconds)
+
     def stop(self, deadline_seconds: float = 20.0) -> int:
         """SIGTERM; its exit status."""
         assert self._process is not None

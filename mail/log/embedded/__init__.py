@@ -124,6 +124,12 @@ class EmbeddedLog(Historian):
     def worker_condition(self) -> Condition:
         return self.condition()
 
+    def warnings(self) -> Sequence[str]:
+        return ()
+
+    async def reload(self) -> None:
+        """It reads no files."""
+
     # --- RouterLog, DeliveryLog
 
     async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:

@@ -70,6 +70,7 @@ class KafkaLog:
         self._delivery: Membership[KafkaDeliveryShard] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._opened = asyncio.Event()
         self._not_ready = "the log is being opened"  # why, until it is
         self._oldest: datetime | None = None
@@ -83,6 +84,8 @@ class KafkaLog:
     async def start(self) -> None:
         """Where brokers or topics are missing the log is Down, and opened as soon as they are there."""
         expect_leftovers()
+        if self._access.certificates is not None:
+            self._renewing = asyncio.create_task(self._access.certificates.watch(), name="log-certificates")
         try:
             await self._open()
         except LogNotReady as error:
@@ -133,12 +136,12 @@ class KafkaLog:
         return self._opened.is_set()
 
     async def close(self) -> None:
-        for task in (self._opening, self._watching):
+        for task in (self._opening, self._watching, self._renewing):
             if task is not None:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-        self._opening = self._watching = None
+        self._opening = self._watching = self._renewing = None
         await self._let_go()
         await self._lanes.close()
         await self._access.silent.close()
@@ -219,6 +222,13 @@ class KafkaLog:
         condition = self.condition()
         outage = self._presence.outage
         return condition if outage is None or isinstance(condition, Down) else Down(outage)
+
+    def warnings(self) -> Sequence[str]:
+        return self._access.certificates.warnings() if self._access.certificates is not None else ()
+
+    async def reload(self) -> None:
+        if self._access.certificates is not None:
+            await self._access.certificates.reload()
 
     async def _report(self, record: Attempted) -> None:
         self._refuse_missing()

@@ -7,7 +7,6 @@ others, waits for a broker that another has found silent, or ends at a connectio
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +19,7 @@ from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from mail.endpoint import parse_brokers
-from mail.log import LogUnusable
+from mail.log.kafka.certificates import Certificates
 from mail.log.kafka.sentences import reason as reason
 from mail.log.kafka.severed import heed
 from mail.log.kafka.silent import Silent
@@ -53,6 +52,7 @@ class Access:
     security: Mapping[str, Any] = field(repr=False)  # has the password
     silent: Silent = field(repr=False, compare=False)
     tenant: str = ""
+    certificates: Certificates | None = field(default=None, repr=False, compare=False)  # where there is TLS
 
     def client(self, request_seconds: float = REQUEST_SECONDS) -> dict[str, Any]:
         """The arguments every aiokafka client gets."""
@@ -106,15 +106,16 @@ class Access:
 
 def make_access(settings: LogSettings, tenant: str = "") -> Access:
     """Raises LogUnusable for certificates that cannot be read, ValueError for the URL."""
-    security = _security(settings)
+    certificates = Certificates(settings) if settings.tls else None
+    security = _security(settings, certificates)
 
     async def greet(host: str, port: int) -> None:
         (await create_conn(host, port, client_id="eilpost", **security)).close()
 
-    return Access(parse_brokers(settings.url), settings.prefix, security, Silent(greet), tenant)
+    return Access(parse_brokers(settings.url), settings.prefix, security, Silent(greet), tenant, certificates)
 
 
-def _security(settings: LogSettings) -> dict[str, Any]:
+def _security(settings: LogSettings, certificates: Certificates | None) -> dict[str, Any]:
     security: dict[str, Any] = {}
     if settings.sasl_mechanism:
         security = {
@@ -122,29 +123,9 @@ def _security(settings: LogSettings) -> dict[str, Any]:
             "sasl_plain_username": settings.sasl_username,
             "sasl_plain_password": settings.sasl_password.get_secret_value(),
         }
-    if settings.tls:
-        security["ssl_context"] = _context(settings)
+    if certificates is not None:
+        security["ssl_context"] = certificates.context
     security["security_protocol"] = ("SASL_" if settings.sasl_mechanism else "") + (
         "SSL" if settings.tls else "PLAINTEXT"
     )
     return security
-
-
-def _context(settings: LogSettings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.tls_ca or None)
-    except (OSError, ssl.SSLError) as error:
-        raise LogUnusable(f"log.tls_ca: {settings.tls_ca}: {_short(error)}; name a file of PEM certificates") from None
-    if settings.tls_cert:
-        try:
-            context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
-        except (OSError, ssl.SSLError) as error:
-            raise LogUnusable(
-                f"log.tls_cert, log.tls_key: {settings.tls_cert}: {_short(error)}; name the PEM files of a certificate"
-                " and its key"
-            ) from None
-    return context
-
-
-def _short(error: Exception) -> str:
-    return getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)

@@ -21,6 +21,7 @@ from mail.settings import DeliverySettings, LogSettings, NodeSettings
 from mailstore.memory import MemoryMailboxes
 from tests.support.couriers import Names
 from tests.support.delivering import FakeShard, FakeSpool, dispatched, mailbox, relay
+from tests.support.metrics import value
 from tests.support.routing import snapshot
 from tests.support.working import OK, FakeCourier, all_of, working, working_within
 
@@ -50,6 +51,27 @@ async def test_what_is_in_flight_is_counted_for_all_shards_together() -> None:
         for shard in shards:
             await shard.until(3)
     assert courier.most == 2
+
+
+async def test_a_wait_for_a_slot_is_counted_and_no_wait_is_not() -> None:
+    release = asyncio.Event()
+
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        await release.wait()
+        return all_of(delivery, Delivered, OK)
+
+    def waits() -> tuple[float, float]:
+        return value("delivery_throttle_seconds_count"), value("delivery_throttle_seconds_sum")
+
+    shard, (count, seconds) = FakeShard(), waits()
+    async with working(FakeCourier(do), shard, in_flight=8, connections_per_site=1):
+        shard.put(*(dispatched(relay(1)) for _ in range(3)))
+        await asyncio.sleep(0.2)
+        assert waits()[0] - count == 0
+        release.set()
+        await shard.until(3)
+        assert waits()[0] - count == 1
+        assert waits()[1] - seconds >= 0.15
 
 
 async def test_memory_is_counted_for_all_shards_together_and_each_gets_its_part() -> None:

@@ -20,6 +20,7 @@ from mail.route import ToMx
 from mail.settings import DeliverySettings
 from tests.support.couriers import QUICK, Names, courier, kinds, until
 from tests.support.delivering import CONTENT, delivery, relay
+from tests.support.metrics import value
 from tests.support.remote import Drop, Remote, Stall, Wait
 
 
@@ -108,6 +109,19 @@ async def test_slow_start_and_the_limit_of_connections() -> None:
         carrying = [smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
         assert all(kinds(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*carrying))
         assert len(remote.sessions) == 6
+
+
+async def test_a_wait_for_a_connection_is_counted() -> None:
+    release = asyncio.Event()
+    script = {"DOT": [Wait(release, "250 ok"), "250 ok"]}
+    async with Remote(script) as remote, courier(connections_per_site=1) as smtp:
+        before = value("delivery_throttle_seconds_count"), value("delivery_throttle_seconds_sum")
+        carrying = asyncio.gather(*(smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(2)))
+        await asyncio.sleep(0.2)
+        release.set()
+        await carrying
+        assert value("delivery_throttle_seconds_count") - before[0] == 1
+        assert value("delivery_throttle_seconds_sum") - before[1] >= 0.1
 
 
 async def test_slow_start_begins_small() -> None:

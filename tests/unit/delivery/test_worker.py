@@ -11,8 +11,10 @@ from mail.message import Spooled
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Delivery, Dispatched
 from mail.reply import Reply
+from mail.route import ToMx
 from mail.spool import SpoolUnavailable
 from tests.support.delivering import CONTENT, FakeShard, FakeSpool, by_id, dispatched, relay
+from tests.support.metrics import value
 from tests.support.working import OK, FakeCourier, all_of, working
 
 LATER = Reply(450, "4.2.0", "later")
@@ -48,6 +50,34 @@ async def test_what_is_deferred_is_kept_before_it_is_reported() -> None:
     assert report.content is not None
     assert spool.kept[report.content.name] == CONTENT
     assert report.headers == b"Subject: hello\r\nFrom: a@example.test\r\n"
+
+
+async def test_attempts_count_by_provider_and_status() -> None:
+    odd = Reply(550, "5.99.1", "an enhanced code whose subject RFC 3463 does not know")
+    results = [(Delivered, OK), (Deferred, LATER), (Failed, NEVER), (Failed, odd)]
+
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        recipients = delivery.message.envelope.recipients
+        return tuple(kind(each.address, reply) for each, (kind, reply) in zip(recipients, results, strict=True))
+
+    names = {"transport": "smtp", "provider": "google"}
+
+    def counts() -> list[float]:
+        return [
+            *(value("delivery_attempts_total", **names, result=each) for each in ("delivered", "deferred", "failed")),
+            *(value("delivery_failures_total", **names, status=each) for each in ("4.2", "5.1", "5.0")),
+            value("delivered_messages_total", transport="smtp"),
+            value("consumed_records_total", topic="dispatched"),
+        ]
+
+    before, shard = counts(), FakeShard()
+    record = dispatched(ToMx("r.test", ((10, "aspmx.l.google.com"),)), *(f"{each}@r.test" for each in "abcd"))
+    size = value("delivered_bytes_total", transport="smtp")
+    async with working(FakeCourier(do), shard):
+        shard.put(record)
+        await shard.until(1)
+    assert [after - first for after, first in zip(counts(), before, strict=True)] == [1, 1, 2, 1, 1, 1, 1, 1]
+    assert value("delivered_bytes_total", transport="smtp") - size == record.delivery.message.size_bytes
 
 
 async def test_what_has_failed_needs_its_headers_and_no_content() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from collections.abc import Sequence
 
 import pytest
 
@@ -25,6 +26,9 @@ class _Log:
 
     def worker_condition(self) -> Condition:
         return self.now
+
+    def warnings(self) -> Sequence[str]:
+        return ("renew it",) if isinstance(self.now, Full) else ()
 
 
 def _health(**roles: bool) -> Health:
@@ -69,6 +73,7 @@ def test_a_log_that_is_down_counts_for_workers_and_for_an_ingress_that_has_never
     is_ready, answer = readiness(_health(**roles), _Log(log))
     assert (is_ready, answer["ready"], answer["reasons"]) == (not reasons, not reasons, reasons)
     assert answer["log"]["condition"] == type(log).__name__.lower()
+    assert answer.get("warnings") == (["renew it"] if isinstance(log, Full) else None)
 
 
 def test_a_shard_that_waits_for_a_person_is_told_and_its_process_stays_ready() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -53,3 +55,16 @@ def test_a_command_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("asyncio").error("Task exception was never retrieved")
     structlog.get_logger().error("log does not confirm")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_a_line_that_cannot_be_written_is_dropped(format: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone, open("/dev/full", "w") as full:
+        for out in (full, gone):
+            logs.configure("info", format, out)
+            for number in range(3):
+                structlog.get_logger().info("a line", number=number)
+        with contextlib.suppress(OSError):
+            full.close()

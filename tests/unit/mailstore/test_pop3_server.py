@@ -70,7 +70,11 @@ async def test_poplib_fetches_byte_for_byte_and_deletes_at_quit(kind: str, tmp_p
 
     async with serving(boxes) as role:
         before = metric("eilpost_pop3_sessions_total", end="quit")
+        messages, octets = (metric(f"eilpost_pop3_retrieved_{what}_total") for what in ("messages", "bytes"))
         await with_poplib(role, first_session)
+        assert metric("eilpost_pop3_retrieved_messages_total") - messages == 3  # TOP retrieves none
+        whole = len(FIRST) + len(SECOND) + len(large)
+        assert metric("eilpost_pop3_retrieved_bytes_total") - octets >= whole
         left = await boxes.messages(OWNER)
         assert [kept.uid for kept in left] == ["M1-0", "M2-0"]
         assert [kept.seen for kept in left] == [True, True]

@@ -1,4 +1,4 @@
-"""Journey 30: processes that start before their Kafka does, and keep running through an outage.
+"""Journey 32: processes that start before their Kafka does, and keep running through an outage.
 
 Real processes and a real broker. Without a broker, and then without topics, no process ends: each is unready, and
 /readyz has the line that says what is missing. When brokers and topics appear, each becomes ready without a restart and

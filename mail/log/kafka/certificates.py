@@ -1,0 +1,121 @@
+"""The TLS context of the connections to the brokers, and its files (`log.tls_ca`, `tls_cert`, `tls_key`).
+
+The files are read again when they change: new connections use them, and open ones keep what they began with. A new pair
+that cannot be used is logged, and the loaded one stays. An authority that was removed is trusted until the process
+ends. Next: `mail/log/kafka/access.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from mail.log import LogUnusable
+from mail.settings import LogSettings
+from mail.telemetry.runtime import CERTIFICATE_EXPIRY
+
+logger = structlog.get_logger()
+
+LOOK_SECONDS = 5.0
+RENEW_BEFORE = timedelta(days=14)
+
+_State = tuple[tuple[int, int, int], ...]  # time, inode and size of each file; zeros: there is none
+
+
+class Certificates:
+    """Of one process. Raises LogUnusable for files that cannot be used."""
+
+    def __init__(self, settings: LogSettings) -> None:
+        self._ca, self._certificate, self._key = settings.tls_ca, settings.tls_cert, settings.tls_key or None
+        self._loaded = self._state()
+        self._glimpsed = self._loaded
+        self.context = self._new_context()
+        self.expires = self._expiry()
+
+    async def watch(self) -> None:
+        """For ever. Files that have changed are read once they look the same twice: pairs are written in two steps."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            state = await asyncio.to_thread(self._state)
+            if state != self._loaded and state == self._glimpsed:
+                await self.reload()
+            self._glimpsed = state
+
+    async def reload(self) -> None:
+        """Read the files now."""
+        self._loaded = self._state()
+        try:
+            self._new_context()  # a pair that does not match would leave the live context with half of it
+            self._load_pair(self.context)
+            if self._ca:
+                self.context.load_verify_locations(self._ca)
+            self.expires = self._expiry()
+        except (LogUnusable, OSError) as error:
+            logger.error("certificates not reloaded, the loaded ones stay", reason=str(error))  # noqa: TRY400
+        else:
+            logger.info("certificates reloaded", certificate=self._certificate, authority=self._ca)
+
+    def warnings(self) -> Sequence[str]:
+        """A line when the loaded certificate of this process has expired or soon does."""
+        now = datetime.now(UTC)
+        if self.expires is None or self.expires - now > RENEW_BEFORE:
+            return ()
+        verb = "expired" if self.expires <= now else "expires"
+        return (f"log.tls_cert: the loaded certificate {verb} on {self.expires:%Y-%m-%d}: renew it",)
+
+    def _state(self) -> _State:
+        return tuple(_look(path) for path in (self._ca, self._certificate, self._key) if path)
+
+    def _new_context(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=self._ca or None)
+        except (OSError, ssl.SSLError) as error:
+            raise LogUnusable(f"log.tls_ca: {self._ca}: {_short(error)}; name a file of PEM certificates") from None
+        self._load_pair(context)
+        return context
+
+    def _load_pair(self, context: ssl.SSLContext) -> None:
+        if not self._certificate:
+            return
+        try:
+            context.load_cert_chain(self._certificate, self._key, password="")  # else OpenSSL asks the terminal
+        except (OSError, ssl.SSLError) as error:
+            raise LogUnusable(
+                f"log.tls_cert, log.tls_key: {self._certificate}: {_short(error)}; name the PEM files of a certificate"
+                " and its key"
+            ) from None
+
+    def _expiry(self) -> datetime | None:
+        if not self._certificate:
+            return None
+        until = expiry(Path(self._certificate))
+        CERTIFICATE_EXPIRY.labels("kafka").set(until.timestamp())
+        return until
+
+
+def expiry(path: Path) -> datetime:
+    """When the first certificate of a PEM file expires. Raises LogUnusable."""
+    from cryptography.x509 import load_pem_x509_certificate  # 30 ms, and only where there is a certificate
+
+    try:
+        return load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        raise LogUnusable(f"log.tls_cert: {path}: {_short(error)}; name a file of PEM certificates") from None
+
+
+def _look(path: str) -> tuple[int, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _short(error: Exception) -> str:
+    return getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)

@@ -1,0 +1,100 @@
+"""Signal handlers of a server process (README, "Signals").
+
+No signal but SIGKILL ends a process without a drain. Before the roles are started there is nothing to drain: SIGTERM
+then cancels the task that starts them. Next: `mail/service.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
+
+import structlog
+
+logger = structlog.get_logger()
+
+EXIT_INTERRUPTED = 130
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+
+
+class Signals:
+    """While this context is open: the first ending signal sets `stop`, a second one `at_once`, and a third ends the
+    process. SIGHUP runs the functions that were given to `on_reload`.
+    """
+
+    def __init__(self, stop: asyncio.Event | None = None) -> None:
+        self.stop = stop or asyncio.Event()
+        self.at_once = asyncio.Event()
+        self._reloads: list[Callable[[], Awaitable[None]]] = []
+        self._reloading: set[asyncio.Task[None]] = set()
+        self._starting: asyncio.Task[object] | None = None  # what an ending signal cancels
+        self._seen = False
+        self._caught: list[signal.Signals] = []
+        self._had_terminal = sys.stderr is not None and sys.stderr.isatty()
+
+    def starting(self) -> None:
+        """Until `serving`, an ending signal cancels the current task."""
+        self._starting = asyncio.current_task()
+
+    def serving(self) -> None:
+        self._starting = None
+
+    def on_reload(self, function: Callable[[], Awaitable[None]]) -> None:
+        self._reloads.append(function)
+
+    def _on_ending(self, name: str) -> None:
+        if self.at_once.is_set():
+            os._exit(EXIT_INTERRUPTED)
+        if self._seen:
+            self.at_once.set()
+        self._seen = True
+        self.stop.set()
+        if self._starting is not None:
+            self._starting.cancel()
+        logger.info("signal", name=name)
+
+    def _on_hangup(self) -> None:
+        if self._had_terminal and not sys.stderr.isatty():  # the terminal was closed, and with it the log
+            self._on_ending("SIGHUP")
+            return
+        logger.info("signal", name="SIGHUP", does="reload")
+        for function in self._reloads:
+            task = asyncio.create_task(_reload(function), name="reload")
+            self._reloading.add(task)
+            task.add_done_callback(self._reloading.discard)
+
+    def _on_ignored(self, name: str) -> None:
+        logger.warning("signal ignored", name=name)
+
+    def __enter__(self) -> Signals:
+        for number in _ENDING:
+            self._catch(number, self._on_ending, number.name)
+        self._catch(signal.SIGHUP, self._on_hangup)
+        for number in _IGNORED:
+            self._catch(number, self._on_ignored, number.name)
+        return self
+
+    def _catch(self, number: signal.Signals, handler: Callable[..., object], *arguments: object) -> None:
+        with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
+            asyncio.get_running_loop().add_signal_handler(number, handler, *arguments)
+            self._caught.append(number)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number in self._caught:
+            asyncio.get_running_loop().remove_signal_handler(number)
+        for task in self._reloading:
+            task.cancel()
+
+
+async def _reload(function: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await function()
+    except Exception:  # the process goes on with what it has
+        logger.exception("reload failed")

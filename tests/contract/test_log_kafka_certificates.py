@@ -1,0 +1,69 @@
+"""A log whose broker asks for a client certificate: a renewed one is used without a restart, a broken one is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from deploy.kafka.cluster import Cluster
+from mail.log import Usable
+from mail.log.kafka import certificates
+from mail.settings import LogSettings
+from mail.telemetry import REGISTRY
+from tests.support import kafka
+from tests.support import log_samples as samples
+from tests.support.certificates import Authority, Mount
+from tests.support.commands import secured_log
+from tests.support.kafka_log import running, settings_on
+from tests.support.ports import wait_until
+
+pytestmark = pytest.mark.kafka_cluster
+
+
+@pytest.fixture
+def strict_node() -> Iterator[Cluster]:
+    with kafka.cluster(1, secure=True, settings={"listener.name.tls.ssl.client.auth": "required"}) as cluster:
+        yield cluster
+
+
+def expiry_shown() -> float:
+    return REGISTRY.get_sample_value("eilpost_certificate_expiry_timestamp_seconds", {"use": "kafka"}) or 0.0
+
+
+async def test_a_renewed_certificate_is_used_when_connections_are_made_anew(
+    strict_node: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "LOOK_SECONDS", 0.1)
+    secured = strict_node.secured
+    assert secured is not None
+    authority = Authority.read(secured.ca, secured.ca.parent / "ca.key")
+    mount = Mount(tmp_path / "mounted")
+    lives = timedelta(seconds=40)  # the first one is no good any more when the broker comes back
+    first, second = authority.issue("eilpost", lives), authority.issue("eilpost", timedelta(days=10))
+    mount.put(first.certificate, first.key)
+    ends = datetime.now(UTC) + lives
+    section = secured_log(
+        strict_node,
+        url=f"kafka://{strict_node.tls_bootstrap}",
+        tls_cert=str(mount.certificate),
+        tls_key=str(mount.key),
+        **dict.fromkeys(("sasl_mechanism", "sasl_username", "sasl_password"), ""),
+    )
+    settings = settings_on(strict_node.tls_bootstrap, LogSettings.model_validate(section), shards=1, delivery_shards=1)
+    async with running(settings) as log:
+        await log.append(samples.accepted(1))
+        with capture_logs() as lines:
+            mount.put(second.certificate, first.key)
+            await wait_until(lambda: lines, what="the line about a pair that does not match")
+        assert lines[0]["event"] == "certificates not reloaded, the loaded ones stay"
+        mount.put(second.certificate, second.key)
+        await wait_until(lambda: expiry_shown() > ends.timestamp() + 86400, what="the renewed certificate")
+        assert len(log.warnings()) == 1  # it lives for 10 days
+        await wait_until(lambda: datetime.now(UTC) > ends, deadline_seconds=60, what="the end of the first one")
+        strict_node.restart(1)
+        await wait_until(lambda: log.condition() == Usable(), deadline_seconds=30, what="the log")
+        await log.append(samples.accepted(2))

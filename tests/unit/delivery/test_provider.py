@@ -1,0 +1,39 @@
+"""The provider of a route: a well-known one by the name of its host, else `other`; `local` for mailboxes."""
+
+from __future__ import annotations
+
+import pytest
+
+from delivery.provider import DOMAINS, provider_of
+from mail.route import Route, Speaks, ToMailbox, ToMx, ToRelay, Unresolved
+
+
+def mx(*hosts: str) -> ToMx:
+    return ToMx("far.test", tuple((10 * place, host) for place, host in enumerate(hosts, 1)))
+
+
+@pytest.mark.parametrize(
+    ("route", "provider"),
+    [
+        (ToMailbox("alice@example.test"), "local"),
+        (mx("aspmx.l.google.com", "alt1.aspmx.l.google.com"), "google"),
+        (mx("Example-Test.mail.protection.OUTLOOK.com."), "microsoft"),
+        (mx("mta5.am0.yahoodns.net"), "yahoo"),
+        (mx("mx.far.test", "aspmx.l.google.com"), "other"),  # the best host decides
+        (mx("notgoogle.com"), "other"),  # a part of a label is no suffix
+        (mx("google.com.far.test"), "other"),
+        (mx("192.0.2.7"), "other"),
+        (mx(), "other"),
+        (ToRelay("email-smtp.eu-west-1.amazonaws.com", 587), "amazon"),
+        (ToRelay("smtp.sendgrid.net", 587), "sendgrid"),
+        (ToRelay("smart.test", 24, Speaks.LMTP), "other"),
+        (Unresolved("far.test"), "other"),
+    ],
+)
+def test_the_provider_of_a_route(route: Route, provider: str) -> None:
+    assert provider_of(route) == provider
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_each_domain_of_the_table_is_found_below_and_at_itself(domain: str) -> None:
+    assert provider_of(mx(f"mx1.{domain}")) == provider_of(mx(domain)) == DOMAINS[domain]

@@ -1,0 +1,105 @@
+"""Signals of real processes: none but SIGKILL ends a role without a drain (README, "Signals")."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.onebox import EILPOST, OneBox, directory_toml
+
+NO_KAFKA = {"log": {"url": "kafka://127.0.0.1:1", "durability": "dev"}}
+
+
+def wait_for(true: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler of its own for the signal."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt:"))
+    return bool(caught & 1 << number - 1)
+
+
+def events(box: OneBox, event: str) -> list[dict[str, object]]:
+    lines = (json.loads(line) for line in box.output().splitlines() if line.startswith("{"))
+    return [line for line in lines if line["event"] == event]
+
+
+@pytest.mark.parametrize("role", ["up", "mailstore", "ingress", "router", "delivery"])
+def test_signals_reload_or_are_ignored_or_drain(tmp_path: Path, role: str) -> None:
+    settings = {} if role in ("up", "mailstore") else NO_KAFKA  # a role of a cluster waits for its Kafka
+    box = OneBox(tmp_path, settings, command=(str(EILPOST), role))
+    try:
+        box.start(wait=False)
+        wait_for(lambda: catches(box.pid, signal.SIGALRM), "handlers")
+        ignored = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+        for number in ignored:
+            os.kill(box.pid, number)
+        wait_for(lambda: len(events(box, "signal ignored")) == len(ignored), "signals ignored")
+        (tmp_path / "directory.toml").write_text(directory_toml(("alice", "bob", "carol")))
+        wait_for(lambda: events(box, "directory reloaded"), "the directory's own watch")
+        os.kill(box.pid, signal.SIGHUP)
+        wait_for(lambda: len(events(box, "directory reloaded")) == 2, "reload by SIGHUP")
+        assert box.is_running
+        os.kill(box.pid, signal.SIGQUIT)
+        wait_for(lambda: not box.is_running, "the end")
+        assert box.stop() == 0
+        assert events(box, "stopped")
+    finally:
+        box.kill()
+
+
+def test_sigterm_during_the_start_ends_the_process_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections and says nothing: a start waits for it
+        box = OneBox(
+            tmp_path,
+            {"log": {"url": f"kafka://127.0.0.1:{mute.getsockname()[1]}"}},
+            command=(str(EILPOST), "router"),
+        )
+        try:
+            box.start(wait=False)
+            mute.settimeout(20)
+            with mute.accept()[0]:
+                began = time.monotonic()
+                assert box.stop() == 0
+                assert time.monotonic() - began < 4.5, box.output()  # and not the 6 s that a broker has for an answer
+            assert not events(box, "log cannot be used yet")
+            assert "traceback" not in box.output().lower()
+        finally:
+            box.kill()
+
+
+def test_a_closed_terminal_drains(tmp_path: Path) -> None:
+    box = OneBox(tmp_path)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [str(EILPOST), "up", "--config", str(box.config)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: os.close(os.open(os.ttyname(theirs), os.O_RDWR)),  # its controlling terminal
+    )
+    try:
+        os.close(theirs)
+        text = b""
+        while b"ready" not in text:
+            text += os.read(ours, 4096)
+        os.close(ours)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()

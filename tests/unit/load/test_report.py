@@ -1,0 +1,120 @@
+"""The result says what is lost, and only that; the display shows the last seconds."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+
+from eilpost.load.ledger import Ledger
+from eilpost.load.plan import Plan
+from eilpost.load.progress import Meter, one_line, panel
+from eilpost.load.report import Ended, Result, as_json, hint, lines
+
+ENDED = Ended(
+    targets=("127.0.0.1:2525",),
+    sink="127.0.0.1:2626",
+    sessions=20,
+    rate=50,
+    sending_seconds=10.0,
+    seconds=12.0,
+    connections=20,
+    unsent=0,
+    interrupted=False,
+)
+
+
+def result(messages: int = 30, delivered: int = 30, ended: Ended = ENDED) -> Result:
+    ledger = Ledger("run1")
+    for number in range(messages):
+        ledger.dot(ledger.issue(), 1.0 + number)
+        ledger.accept_message(number, [number], 1000, [b"queued as Q%d" % number], 1.5 + number)
+    for number in range(delivered):
+        ledger.arrive(number, [number], True, 2.0 + number)
+    return Result(Plan("run1"), ledger, ended)
+
+
+def text(result: Result) -> str:
+    return "\n".join("".join(part for part, _ in line) for line in lines(result))
+
+
+def test_all_is_well() -> None:
+    assert result().status == 0
+    assert hint(result()) == ""
+    said = as_json(result())
+    assert json.loads(json.dumps(said)) == said
+    assert (said["accepted"], said["delivered"], said["lost"], said["open"]) == (30, 30, 0, [])
+    assert said["accept_seconds"]["max"] == pytest.approx(0.5, rel=0.02)
+    assert said["end_to_end_seconds"]["p50"] == pytest.approx(1.0, rel=0.02)
+    assert said["accepted_per_second"] == pytest.approx(30 / 29, abs=0.1)
+
+
+def test_the_first_twenty_lost_are_listed_with_their_queue_ids() -> None:
+    lossy = result(30, 5)
+    assert lossy.status == 1
+    assert [each["id"] for each in as_json(lossy)["open"]] == [f"run1-{number}" for number in range(5, 25)]
+    assert "lost run1-5 to r5.run1@d6.load.test, eilpost trace Q5" in text(lossy)
+    assert "and 5 more" in text(lossy)
+
+
+def test_what_is_open_in_an_interrupted_load_is_unfinished() -> None:
+    interrupted = result(30, 5, replace(ENDED, interrupted=True))
+    assert interrupted.status == 130
+    assert (as_json(interrupted)["lost"], as_json(interrupted)["unfinished"]) == (0, 25)
+    assert "lost run1" not in text(interrupted)
+    assert "unfinished run1-5" in text(interrupted)
+
+
+def test_nothing_accepted_and_nothing_arrived_are_explained() -> None:
+    assert result(0, 0).status == 1
+    assert "accepted nothing" in hint(result(0, 0))
+    assert "delivery.relay" in hint(result(3, 0))
+
+
+def test_deferred_mail_that_was_not_tried_again_is_explained() -> None:
+    deferred = result(10, 9)
+    deferred.ledger.first_attempt(9)
+    assert "router.retry" in hint(deferred)
+    assert "deferred by the sink and not tried again" in text(deferred)
+
+
+@pytest.mark.parametrize("what", ["damaged", "misdirected", "unexpected"])
+def test_what_should_not_have_come_fails_the_load(what: str) -> None:
+    wrong = result()
+    setattr(wrong.ledger.counts, what, 1)
+    assert wrong.status == 1
+    assert what in text(wrong)
+
+
+def test_the_display_shows_the_last_seconds() -> None:
+    ledger = Ledger("run1")
+    meter = Meter(ledger, 100.0)
+
+    def send(count: int, now: float, seconds: float) -> None:
+        for _ in range(count):
+            number = ledger.issue()
+            ledger.dot(number, now - seconds)
+            ledger.accept_message(number, [number], 1000, [], now)
+
+    send(100, 101.0, 0.01)
+    first = meter.moment("sending", 0.1, 101.0)
+    assert (first.accepted, round(first.accepted_rate), first.in_flight) == (100, 100, 100)
+    assert first.oldest_seconds == pytest.approx(0.01)
+    for second in range(2, 10):
+        send(10, 100.0 + second, 1.0)
+        moment = meter.moment("sending", 0.1, 100.0 + second)
+    assert round(moment.accepted_rate) == 10  # the first second is over
+    assert moment.accept_p50 == pytest.approx(1.0, rel=0.03)
+    for number in range(ledger.counts.issued):
+        ledger.arrive(number, [number], True, 110.0)
+    moment = meter.moment("settling", 1.0, 110.0)
+    assert (moment.delivered, moment.in_flight, moment.oldest_seconds) == (180, 0, None)
+    assert "180" in one_line(moment)
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=100)
+    console.print(panel(moment))
+    assert "settling" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -1,0 +1,95 @@
+"""The sink takes messages whole, however their bytes come."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from eilpost.load import sink as module
+from eilpost.load.sink import Sink
+
+
+class Destinations:
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, list[str], bytes]] = []
+
+    def recipient(self, address: str) -> bytes | None:
+        return b"550 5.1.1 No\r\n" if address.startswith("no") else None
+
+    def message(self, sender: str, recipients: list[str], content: bytes) -> bytes | None:
+        self.messages.append((sender, list(recipients), content))
+        return b"451 4.3.0 Full\r\n" if b"full" in content else None
+
+
+async def talk(sent: bytes, chunk: int) -> tuple[list[bytes], list[tuple[str, list[str], bytes]]]:
+    """All replies to `sent`, written in chunks of this size, and what was taken."""
+    destinations = Destinations()
+    async with Sink(destinations) as sink:
+        reader, writer = await asyncio.open_connection("127.0.0.1", sink.port)
+        for start in range(0, len(sent), chunk):
+            writer.write(sent[start : start + chunk])
+            await asyncio.sleep(0)
+        replies = (await asyncio.wait_for(reader.read(), 10)).splitlines()
+        writer.close()
+    return [line for line in replies if line[3:4] != b"-"], destinations.messages
+
+
+def transaction(content: bytes, recipients: str = "a@x.test") -> bytes:
+    names = "".join(f"RCPT TO:<{name}>\r\n" for name in recipients.split())
+    return f"MAIL FROM:<s@load.test>\r\n{names}DATA\r\n".encode() + content + b".\r\n"
+
+
+CONTENTS = [b"", b"x\r\n", b"..\r\n", b"\r\n.\n\r\n", b"a\r\n..\r\nb\r\n", b"\r\n\r\n", b"x" * 70_000 + b"\r\n"]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 1000, 1 << 20])
+async def test_contents(chunk: int) -> None:
+    contents = [content for content in CONTENTS if chunk > 100 or len(content) < 1000]
+    sent = b"EHLO x\r\n" + b"".join(transaction(content) for content in contents) + b"QUIT\r\n"
+    replies, messages = await talk(sent, chunk)
+    assert messages == [("s@load.test", ["a@x.test"], content) for content in contents]
+    assert [line[:3] for line in replies] == [b"220", b"250", *[b"250", b"250", b"354", b"250"] * len(contents), b"221"]
+
+
+async def test_refusals_and_order() -> None:
+    sent = (
+        b"EHLO x\r\nDATA\r\n"
+        + b"MAIL FROM:<>\r\nRCPT TO:<no@x.test>\r\nDATA\r\nRSET\r\nVRFY x\r\nNOOP\r\n"
+        + transaction(b"full\r\n", "no@x.test a@x.test b@x.test")
+        + b"DATA\r\nQUIT\r\n"
+    )
+    replies, messages = await talk(sent, 1 << 20)
+    codes = [int(line[:3]) for line in replies]
+    assert codes == [220, 250, 554, 250, 550, 554, 250, 502, 250, 250, 550, 250, 250, 354, 451, 554, 221]
+    assert messages == [("s@load.test", ["a@x.test", "b@x.test"], b"full\r\n")]
+
+
+async def test_a_line_without_end_is_cut() -> None:
+    replies, _ = await talk(b"x" * 10_000, 1 << 20)
+    assert replies[-1].startswith(b"500")
+
+
+async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_CONNECTIONS", 1)
+    async with Sink(Destinations()) as sink:
+        _, first = await asyncio.open_connection("127.0.0.1", sink.port)
+        reader, second = await asyncio.open_connection("127.0.0.1", sink.port)
+        assert (await reader.readline()).startswith(b"421")
+        first.close()
+        second.close()
+
+
+async def test_it_hangs_up_and_takes_the_same_port_again() -> None:
+    sink = Sink(Destinations())
+    await sink.start()
+    port = sink.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    assert (await reader.readline()).startswith(b"220")
+    await sink.stop()
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(1)
+    writer.close()
+    await sink.start()
+    assert sink.port == port
+    await sink.stop()

@@ -1,0 +1,98 @@
+"""Gauges of the shards of a process, driven through a router on a log in memory."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from mail.message import Spooled
+from mail.record import Accepted, Attempted, Dispatched, Pending, Waiting, Why
+from mail.route import ToRelay
+from router import metrics
+from router.tally import Tally
+from tests.support.metrics import value
+from tests.support.routing import Desk, deferred, only, policy
+from tests.unit.router.test_putaside import breaks_at
+from tests.unit.router.test_shard import Setup, fresh, succeed, until
+
+SMART = ToRelay("smart.test", 25)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "GAUGE_SECONDS", 0.0)
+
+
+async def test_the_ledger_does_not_drift_whatever_a_shard_began_with() -> None:
+    setup = Setup(relay=SMART, deliver=succeed)
+    (line,) = only(Pending, Desk(policy=policy(relay=SMART)).decide(fresh("u@far.test")))
+    kept = await setup.spool.keep(b"x")
+    await setup.log.append(Pending(line.delivery, Waiting(datetime.now(UTC), Why.RETRY, "later"), kept, 1))
+    async with setup.running():
+        await until(lambda: len(setup.carried) == 1)
+        mail = fresh("alice@example.test", "v@far.test")
+        await setup.log.append(mail)
+        await until(lambda: setup.closed(mail))
+        assert value("ledger_drift_recipients") == 0
+
+
+@pytest.mark.parametrize(("entry", "sign"), [("accepted", -1), ("delivered", 1)])
+async def test_a_tally_that_forgets_an_entry_is_a_drift_until_the_shard_is_lost(
+    monkeypatch: pytest.MonkeyPatch, entry: str, sign: int
+) -> None:
+    note = Tally.note
+
+    def faulty(self: Tally, *arguments: object) -> None:
+        note(self, *arguments)  # type: ignore[arg-type]
+        self.ledger.pop(entry, None)
+
+    monkeypatch.setattr(Tally, "note", faulty)
+    setup = Setup(deliver=succeed)
+    async with setup.running():
+        assert value("ledger_drift_recipients") == 0
+        mail = fresh("alice@example.test", "u@far.test")
+        await setup.log.append(mail)
+        await until(lambda: setup.closed(mail))
+        await until(lambda: value("ledger_drift_recipients") == sign * 2)
+    assert value("ledger_drift_recipients") == 0
+
+
+async def test_a_quarantined_delivery_is_counted_and_survives_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup(deliver=succeed)
+    bad = fresh("alice@example.test")
+    breaks_at(monkeypatch, bad.message.queue_id, kind=Accepted)
+    await setup.log.append(bad)
+    for _ in range(2):
+        async with setup.running():
+            await until(lambda: value("quarantined_deliveries") == 1)
+            await until(lambda: value("queue_recipients", state="held") == 1)
+            assert value("queue_runnable_recipients") == 0
+            assert value("ledger_drift_recipients") == 0
+        assert value("quarantined_deliveries") == 0
+
+
+async def test_a_delivery_is_runnable_while_it_is_active_and_not_while_it_is_deferred() -> None:
+    def later(given: Dispatched) -> Attempted:
+        outcomes = tuple(map(deferred, given.delivery.message.envelope.recipients))
+        return Attempted(given.delivery.id, given.number, outcomes, datetime.now(UTC), timedelta(0), spooled)
+
+    setup = Setup(relay=SMART)
+    spooled: Spooled = await setup.spool.keep(b"x")
+    before = {name: value(name) for name in ("routed_messages_total", "routed_bytes_total")}
+    consumed = value("consumed_records_total", topic="accepted")
+    mail = fresh("u@far.test", "v@far.test")
+    await setup.log.append(mail)
+    async with setup.running():
+        await until(lambda: value("queue_runnable_recipients") == 2)
+        since = value("queue_oldest_runnable_timestamp_seconds")
+        assert abs(datetime.now(UTC).timestamp() - since) < 20
+        assert value("routed_messages_total") - before["routed_messages_total"] == 1
+        assert value("routed_bytes_total") - before["routed_bytes_total"] == mail.message.size_bytes
+        assert value("consumed_records_total", topic="accepted") - consumed == 1
+    assert value("queue_runnable_recipients") == 0
+    assert value("queue_oldest_runnable_timestamp_seconds") == 0
+    setup.deliver = later
+    async with setup.running():  # delivery is given it again
+        await until(lambda: value("queue_recipients", state="deferred") == 2)
+        assert value("queue_runnable_recipients") == 0
