@@ -10,26 +10,49 @@ import asyncio
 import json
 import re
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import guarded
 from tests.support.onebox import EILPOST, OneBox
 from tests.support.ports import free_port, wait_until
 from tests.support.postfix import Postfix
 from tests.support.relay import Relay, every
 
 
+@asynccontextmanager
+async def started(*options: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The command, running; it ends with the block."""
+    process = await asyncio.create_subprocess_exec(
+        *(str(EILPOST), "load", *options),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        process_group=guarded.group(),
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def load(*options: str, status: int = 0) -> dict[str, Any]:
     """Run the command; its JSON. The exit status has to be `status`."""
-    process = await asyncio.create_subprocess_exec(
-        str(EILPOST), "load", *options, "--json", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 100)
+    async with started(*options, "--json") as process:
+        out, err = await asyncio.wait_for(process.communicate(), 100)
     assert process.returncode == status, err.decode()[-2000:] + out.decode()[-2000:]
     result: dict[str, Any] = json.loads(out)
     return result
+
+
+async def is_sending(process: asyncio.subprocess.Process) -> None:
+    assert process.stderr is not None
+    assert b"sending to" in await process.stderr.readline()
 
 
 async def test_a_whole_server_under_load(tmp_path: Path) -> None:
@@ -54,14 +77,11 @@ async def test_sigterm_ends_the_sending_and_all_is_accounted_for(tmp_path: Path)
     sink = free_port()
     with OneBox(tmp_path, {"delivery": {"relay": f"smtp://127.0.0.1:{sink}"}}) as box:
         options = ("--target", f"127.0.0.1:{box.mx}", "--sink", f"127.0.0.1:{sink}", "--rate", "50")
-        process = await asyncio.create_subprocess_exec(
-            *(str(EILPOST), "load", *options, "--duration", "5m", "--settle", "10s", "--json"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        await asyncio.sleep(3)
-        process.terminate()
-        out, _ = await asyncio.wait_for(process.communicate(), 60)
+        async with started(*options, "--duration", "5m", "--settle", "10s", "--json") as process:
+            await is_sending(process)
+            await asyncio.sleep(2)
+            process.terminate()
+            out, _ = await asyncio.wait_for(process.communicate(), 60)
     result = json.loads(out)
     assert process.returncode == 0
     assert not result["interrupted"]
@@ -165,13 +185,13 @@ async def test_a_target_that_is_away_is_passed_over() -> None:
 )
 async def test_an_interrupted_load_tells_what_it_knows(signals: list[signal.Signals]) -> None:
     sink = free_port()
-    async with Relay(sink, lose=every(2)) as relay:
-        process = await asyncio.create_subprocess_exec(
-            *(str(EILPOST), "load", "--target", f"127.0.0.1:{relay.port}", "--sink", f"127.0.0.1:{sink}"),
+    async with (
+        Relay(sink, lose=every(2)) as relay,
+        started(
+            *("--target", f"127.0.0.1:{relay.port}", "--sink", f"127.0.0.1:{sink}"),
             *("--rate", "200", "--duration", "1h", "--size", "1kB"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        ) as process,
+    ):
         await wait_until(lambda: relay.done["lose"] > 20, what="mail at the server")
         for number in signals:
             process.send_signal(number)
@@ -191,12 +211,7 @@ async def test_an_interrupted_load_tells_what_it_knows(signals: list[signal.Sign
 
 async def test_nothing_relays_to_the_sink() -> None:
     sink = free_port()
-    async with Relay(sink, lose=every(1)) as relay:
-        process = await asyncio.create_subprocess_exec(
-            *(str(EILPOST), "load", *through(relay, sink, 3)),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+    async with Relay(sink, lose=every(1)) as relay, started(*through(relay, sink, 3)) as process:
         out, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 1
     assert re.search(r"^lost +3", out.decode(), re.MULTILINE)
