@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import stat
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -29,9 +30,10 @@ _CONTENT_BYTES = 64
 
 
 def owner_finding(what: str, path: Path) -> Finding | None:
-    """When `path` belongs to somebody else than who asks."""
-    owner = path.stat().st_uid
-    if owner == os.geteuid():
+    """When `path` belongs to another user, and no group of ours may write it (as a volume of Kubernetes lets it)."""
+    found = path.stat()
+    owner = found.st_uid
+    if owner == os.geteuid() or (found.st_mode & stat.S_IWGRP and found.st_gid in {os.getegid(), *os.getgroups()}):
         return None
     try:
         name = getpwuid(owner).pw_name

@@ -127,6 +127,19 @@ async def test_the_spool_is_written_and_read(make_plan: MakePlan, tmp_path: Path
     assert (finding.level, "spool.url" in finding.advice[0]) == (Level.FAIL, True)
 
 
+async def test_a_folder_that_our_group_may_write_is_tried(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume of Kubernetes belongs to root and to the group of the pod (fsGroup)."""
+    spool = tmp_path / "var" / "spool"
+    spool.mkdir(parents=True)
+    spool.chmod(0o2770)
+    monkeypatch.setattr(os, "geteuid", lambda: 123_456)
+    assert (await machine.spool(make_plan()))[0].level is Level.OK
+    spool.chmod(0o2750)
+    assert (await machine.spool(make_plan()))[0].level is Level.WARN
+
+
 async def test_what_belongs_to_another_user_is_left_alone(
     make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
