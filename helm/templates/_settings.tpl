@@ -50,7 +50,10 @@ creates, or from the Secret that is named. `secret` is empty where there is none
 {{- if eq (include "eilpost.spoolKind" .root) "objects" -}}
 {{- $spool = dict "url" $values.spool.url "endpoint" $values.spool.endpoint "region" $values.spool.region "allow_http" $values.spool.allowHttp -}}
 {{- end -}}
-{{- $delivery := dict "relay" $values.delivery.relay -}}
+{{- $delivery := dict -}}
+{{- if has .role (list "router" "delivery" "test") -}}
+{{- $_ := set $delivery "relay" $values.delivery.relay -}}
+{{- end -}}
 {{- $unit := . -}}
 {{- range $values.tenants -}}
 {{- if and (eq .name $unit.tenant) (eq $unit.role "delivery") -}}

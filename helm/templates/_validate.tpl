@@ -16,7 +16,7 @@ What the schema cannot say: each helper prints one line for each fault, "KEY: wh
 
 {{- define "eilpost.faultsOfBasics" -}}
 {{- if not (regexMatch "^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$" .Values.hostname) }}
-hostname: {{ .Values.hostname | quote }} is no host name: set the name by which other servers know this one, like mx.example.org
+hostname: {{ .Values.hostname | quote }} is not a host name: set the name by which other servers know this one, like mx.example.org
 {{- end }}
 {{- range $role := list "ingress" "mailstore" }}
 {{- with (index $.Values $role).service }}
@@ -35,9 +35,9 @@ hostname: {{ .Values.hostname | quote }} is no host name: set the name by which 
 {{- end }}
 {{- end }}
 {{- if not $sources }}
-directory: nobody exists: set one of directory.inline, directory.existingConfigMap and directory.existingSecret
+directory: there is no directory file: set one of directory.inline, directory.existingConfigMap and directory.existingSecret
 {{- else if gt (len $sources) 1 }}
-{{ join ", " $sources }}: there is one directory file: set only one of them
+{{ join ", " $sources }}: two sources of one file: set only one of them
 {{- end }}
 {{- end -}}
 
@@ -46,7 +46,7 @@ directory: nobody exists: set one of directory.inline, directory.existingConfigM
 {{- if not .bootstrap }}
 log.bootstrap: there is no Kafka address: set the brokers, like kafka-bootstrap.kafka.svc.cluster.local:9092
 {{- else if not (regexMatch "^[A-Za-z0-9._-]+:[0-9]+(,[A-Za-z0-9._-]+:[0-9]+)*$" .bootstrap) }}
-log.bootstrap: {{ .bootstrap | quote }} is no list of brokers: write HOST:PORT,HOST:PORT without spaces and without kafka://
+log.bootstrap: {{ .bootstrap | quote }} is not a list of brokers: write HOST:PORT,HOST:PORT without spaces and without kafka://
 {{- end }}
 {{- if and (eq .durability "safe") (lt (int .replication) 3) (ne $.Values.topics.mode "none") }}
 log.replication: {{ .replication }} can lose mail with a lost broker: set 3, or for trials log.durability: dev
@@ -75,7 +75,7 @@ log.tls.enabled: certificates.kafkaClient.enabled is set and TLS is off: set it 
 certificates.kafkaClient.issuerName: no issuer: name an Issuer or ClusterIssuer of cert-manager
 {{- end }}
 {{- if $.Values.log.tls.clientSecret }}
-log.tls.clientSecret, certificates.kafkaClient.enabled: there is one client certificate: set only one of them
+log.tls.clientSecret, certificates.kafkaClient.enabled: two client certificates: set only one of them
 {{- end }}
 {{- end }}
 {{- end }}
@@ -88,6 +88,16 @@ topics.strimzi.user.create: topics.mode is {{ .mode }}: set topics.mode to strim
 {{- end }}
 {{- if and .strimzi.user.create .strimzi.namespace (ne .strimzi.namespace $.Release.Namespace) }}
 topics.strimzi.user.create: its Secret would be in namespace {{ .strimzi.namespace }}, and the pods are in {{ $.Release.Namespace }}: create the KafkaUser yourself and copy its Secret
+{{- end }}
+{{- if and .strimzi.user.create (eq .mode "strimzi") }}
+{{- $name := include "eilpost.fullname" $ }}
+{{- $sasl := $.Values.log.sasl }}
+{{- if and (eq .strimzi.user.authentication "tls") (not $.Values.log.tls.enabled) }}
+log.tls.enabled: the KafkaUser of topics.strimzi.user logs in by a certificate: set it to true
+{{- end }}
+{{- if and (eq .strimzi.user.authentication "scram-sha-512") (or (ne $sasl.mechanism "SCRAM-SHA-512") (ne $sasl.username $name)) }}
+log.sasl: topics.strimzi.user creates the user {{ $name }}: set log.sasl.mechanism to SCRAM-SHA-512 and log.sasl.username to {{ $name }}
+{{- end }}
 {{- end }}
 {{- if and (eq .mode "job") .job.hook }}
 {{- if $.Values.certificates.kafkaClient.enabled }}
@@ -114,10 +124,10 @@ mailboxes.accessModes: ReadWriteOncePod gives the volume to one pod, and every d
 {{- with .Values.spool }}
 {{- if .url }}
 {{- if not (regexMatch "^(s3|gs|az)://[^/]" .url) }}
-spool.url: {{ .url | quote }} is no object store: write s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX, or use spool.volume
+spool.url: {{ .url | quote }} is not an object store: write s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX, or use spool.volume
 {{- end }}
 {{- if or .volume.existingClaim .volume.size }}
-spool.url, spool.volume: content lies in one place: set only one of them
+spool.url, spool.volume: two places for large content: set only one of them
 {{- end }}
 {{- if and (hasPrefix "http://" .endpoint) (not .allowHttp) }}
 spool.endpoint: {{ .endpoint | quote }} is not encrypted: use https://, or set spool.allowHttp to true
@@ -126,7 +136,7 @@ spool.endpoint: {{ .endpoint | quote }} is not encrypted: use https://, or set s
 {{- if and .volume.existingClaim .volume.size }}
 spool.volume.existingClaim, spool.volume.size: an existing claim has its size: set only one of them
 {{- else if not (or .volume.existingClaim .volume.size) }}
-spool: there is no place for large content that all pods share: set spool.url to an object store, or spool.volume.size for a ReadWriteMany claim
+spool: there is no storage for large content that all pods share: set spool.url to an object store, or spool.volume.size for a ReadWriteMany claim
 {{- end }}
 {{- range $key := list "endpoint" "region" "existingSecret" }}
 {{- if index $.Values.spool $key }}
@@ -198,7 +208,7 @@ delivery.source_addresses: tenants[].sourceAddresses of a dedicated tenant
 {{- $seen := list }}
 {{- range $index, $tenant := .Values.tenants }}
 {{- if has .name $seen }}
-tenants[{{ $index }}].name: {{ .name }} is there twice: remove one of them
+tenants[{{ $index }}].name: {{ .name }} is listed twice: remove one of them
 {{- end }}
 {{- $seen = append $seen .name }}
 {{- if and $.Values.directory.inline (not (regexMatch (printf "(?m)^\\s*\\[\\s*tenants\\s*\\.\\s*[\"']?%s[\"']?\\s*\\]" .name) $.Values.directory.inline)) }}
@@ -241,7 +251,7 @@ tenants[{{ $index }}].shards, tenants[{{ $index }}].deliveryShards: the topics J
 {{ $block }}.autoscaling.enabled, {{ $block }}.keda.enabled: two autoscalers would scale the same Deployment: set only one of them
 {{- end }}
 {{- if and .keda.enabled (not $partitions) }}
-{{ $block }}.keda.enabled: {{ $unit.role }} has no queue that KEDA could watch: use {{ $block }}.autoscaling
+{{ $block }}.keda.enabled: {{ $unit.role }} has no queue that KEDA can watch: use {{ $block }}.autoscaling
 {{- end }}
 {{- $most := dict "replicas" .replicas }}
 {{- range $key := list "autoscaling" "keda" }}
@@ -261,7 +271,7 @@ tenants[{{ $index }}].shards, tenants[{{ $index }}].deliveryShards: the topics J
 {{- if $unit.tenant }}
 {{- $name = "the partitions of a tenant's topics" }}
 {{- end }}
-{{ $block }}.{{ $key }}: {{ $value }} is more than {{ $name }}, {{ $partitions }}, and what is beyond would have no work: lower it
+{{ $block }}.{{ $key }}: {{ $value }} is more than {{ $name }}, {{ $partitions }}, and pods beyond that number get no partition: lower it
 {{- end }}
 {{- end }}
 {{- end }}
