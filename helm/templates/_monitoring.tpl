@@ -22,7 +22,7 @@ matchLabels:
 
 {{/*
 The groups of files/rules/*.yaml as a JSON list, with the changes of monitoring.rules.alerts. The threshold of an alert is
-the number (or product of numbers) behind the last comparison, with which its expression ends.
+the number (or product of numbers) behind the last comparison, with which its expression ends (a test sees to that).
 */}}
 {{- define "eilpost.ruleGroups" -}}
 {{- $rules := .Values.monitoring.rules -}}
@@ -42,9 +42,6 @@ the number (or product of numbers) behind the last comparison, with which its ex
 {{- end -}}
 {{- if hasKey $change "threshold" -}}
 {{- $threshold := "([<>]=?|[!=]=)\\s*[-+0-9.e]+(\\s*\\*\\s*[0-9.]+)*\\s*$" -}}
-{{- if or (regexMatch "\\band\\b" $rule.expr) (not (regexMatch $threshold $rule.expr)) -}}
-{{- fail (printf "monitoring.rules.alerts.%s.threshold: this alert has more than one condition: remove it" $rule.alert) -}}
-{{- end -}}
 {{- $_ := set $rule "expr" (regexReplaceAll $threshold $rule.expr (printf "${1} %v" $change.threshold)) -}}
 {{- end -}}
 {{- with dig "annotations" "runbook_url" "" $rule -}}
