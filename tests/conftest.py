@@ -17,6 +17,7 @@ import hypothesis
 import pytest
 
 from tests.support import composefile as _composefile
+from tests.support import crds as _crds
 from tests.support import kafka as _kafka
 from tests.support import objects as _objects
 from tests.support import postfix as _postfix
@@ -48,6 +49,7 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "docker": _images.why_missing,
     "helm": _kubernetes.HELM.why_missing,
     "helm_4": _HELM_4.why_missing,
+    "crds": _crds.why_missing,
     "strimzi": _strimzi.why_missing,
     "kubernetes": _kubernetes.why_missing,
     "keda": _kubernetes.why_no_keda,
@@ -62,6 +64,7 @@ _MADE_ONCE: dict[str, Callable[[], None]] = {
     "docker": _images.prepare,
     "helm": _kubernetes.HELM.prepare,
     "helm_4": _HELM_4.prepare,
+    "crds": _crds.prepare,
     "strimzi": _strimzi.prepare,
     "kubernetes": _kubernetes.prepare,
     "keda": _kubernetes.prepare_keda,

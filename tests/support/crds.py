@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from tests.support.golang import module_folder
+from tests.support.golang import GoModuleError, module_folder, why_no_go
 
 # API version and kind, the module, its version and the file.
 _DEFINITIONS = {
@@ -36,6 +36,22 @@ _DEFINITIONS["cert-manager.io/v1", "Certificate"] = (
     "deploy/crds/cert-manager.io_certificates.yaml",
 )
 KINDS = frozenset(_DEFINITIONS)
+_failures: list[str] = []
+
+
+def why_missing() -> str | None:
+    return _failures[0] if _failures else why_no_go("the definitions of custom resources")
+
+
+def prepare() -> None:
+    """Download the modules. A failure is what `why_missing` returns from then on."""
+    if why_missing() is not None:
+        return
+    try:
+        for module, version, _ in _DEFINITIONS.values():
+            module_folder(module, version)
+    except GoModuleError as error:
+        _failures.append(str(error))
 
 
 @functools.cache

@@ -34,14 +34,21 @@ class JavaClass:
     parent: str
 
 
+_failures: list[str] = []
+
+
 def why_missing() -> str | None:
-    if JAR.exists() or shutil.which("mvn"):
+    if JAR.exists():
         return None
-    return "there is no Maven to fetch Strimzi's API with (apt-get install maven)"
+    if _failures:
+        return _failures[0]
+    return None if shutil.which("mvn") else "there is no Maven to fetch Strimzi's API with (apt-get install maven)"
 
 
 def prepare() -> None:
-    """Fetch the jar unless it is there."""
+    """Fetch the jar unless it is there. A failure is what `why_missing` returns from then on."""
+    if why_missing() is not None:
+        return
     JAR.parent.mkdir(parents=True, exist_ok=True)
     with JAR.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -52,7 +59,11 @@ def prepare() -> None:
             *("mvn", "--quiet", "--batch-mode", "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"),
             *(f"-Dartifact=io.strimzi:api:{VERSION}", f"-DoutputDirectory={folder}"),
         ]
-        subprocess.run(command, check=True, timeout=300, cwd=JAR.parent)
+        try:
+            subprocess.run(command, check=True, timeout=300, cwd=JAR.parent, capture_output=True)
+        except subprocess.SubprocessError as error:
+            _failures.append(f"Maven could not fetch io.strimzi:api:{VERSION}: {error}")
+            return
         (fetched,) = folder.glob("*.jar")
         fetched.rename(JAR)
         folder.rmdir()

@@ -56,6 +56,7 @@ def test_strict_schemas_refuse_an_unknown_field() -> None:
         kubernetes_validate.validate(deployment, _versions()[-1], strict=True)
 
 
+@pytest.mark.crds
 @pytest.mark.parametrize("name", helm.SETS)
 def test_custom_resources_pass_their_definitions(name: str) -> None:
     for each in helm.objects(name):
@@ -63,6 +64,7 @@ def test_custom_resources_pass_their_definitions(name: str) -> None:
             assert crds.faults(each) == []
 
 
+@pytest.mark.crds
 def test_definitions_refuse_an_unknown_field() -> None:
     scaled: Any = copy.deepcopy(helm.one("keda", "ScaledObject", "-router"))
     scaled["spec"]["minReplicas"] = 2
