@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from grafana_foundation_sdk.builders import bargauge, common, dashboard, heatmap, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.models import common as options
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models import heatmap as heat
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-Panel: TypeAlias = "stat.Panel | timeseries.Panel | table.Panel | heatmap.Panel | bargauge.Panel"
+Panel: TypeAlias = "stat.Panel | timeseries.Panel | table.Panel | heatmap.Panel"
 
 DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="$datasource")
 PER_SECOND = "suffix: /s"
@@ -129,7 +129,6 @@ def number(
     width: int = 4,
     height: int = 4,
     board: str = "",
-    names: str = "",
 ) -> Panel:
     """The last value on a background in its threshold's colour, with its course. `board`: where a click leads."""
     panel = (
@@ -138,13 +137,13 @@ def number(
         .title(title)
         .description(description)
         .datasource(DATASOURCE)
-        .with_target(_query(expression, names))
+        .with_target(_query(expression))
         .unit(unit)
         .thresholds(steps(*thresholds, base=base))
         .color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.THRESHOLDS))
         .color_mode(options.BigValueColorMode.BACKGROUND_SOLID)
         .graph_mode(options.BigValueGraphMode.AREA)
-        .text_mode(options.BigValueTextMode.VALUE_AND_NAME if names else options.BigValueTextMode.VALUE)
+        .text_mode(options.BigValueTextMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .no_value("none")
         .span(width)
@@ -241,41 +240,6 @@ def heat_map(
     )
 
 
-def ranking(
-    id_: int,
-    title: str,
-    description: str,
-    expression: str,
-    legend: str,
-    *,
-    unit: str = SHARE,
-    thresholds: Sequence[tuple[float, str]] = NEUTRAL,
-    most: float | None = None,
-    width: int = 12,
-    height: int = 8,
-) -> Panel:
-    """Horizontal bars, one for each series, by last value."""
-    panel = (
-        bargauge.Panel()
-        .id(id_)
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .with_target(_query(expression, legend))
-        .unit(unit)
-        .min(0)
-        .thresholds(steps(*thresholds))
-        .color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.THRESHOLDS))
-        .orientation(options.VizOrientation.HORIZONTAL)
-        .display_mode(options.BarGaugeDisplayMode.BASIC)
-        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-        .no_value("none")
-        .span(width)
-        .height(height)
-    )
-    return panel if most is None else panel.max(most)
-
-
 def rows(
     id_: int,
     title: str,
@@ -284,7 +248,6 @@ def rows(
     labels: Sequence[str],
     *,
     coloured: Mapping[str, Sequence[tuple[float, str]]] | None = None,
-    links: Mapping[str, str] | None = None,
     hidden: Sequence[str] = (),
     width: int = 24,
     height: int = 8,
@@ -332,7 +295,4 @@ def rows(
             properties.append(("thresholds", steps(*coloured[head]).build()))
             properties.append(("custom.cellOptions", {"type": "color-background", "mode": "basic"}))
         panel.override_by_name(head, [model.DynamicConfigValue(id_val=name, value=each) for name, each in properties])
-    for label, url in (links or {}).items():
-        target = [{"title": "Open", "url": url}]
-        panel.override_by_name(label, [model.DynamicConfigValue(id_val="links", value=target)])
     return panel

@@ -211,7 +211,7 @@ def _paint_lines(canvas: _Canvas, box: _Box, panel: Mapping[str, Any], prometheu
     for step in defaults.get("thresholds", {}).get("steps", ())[1:]:
         if custom.get("thresholdsStyle", {}).get("mode") == "dashed" and step["value"] <= axes.get_ylim()[1]:
             axes.axhline(step["value"], color=step["color"], linewidth=1, linestyle=(0, (5, 4)))
-    _style(axes, span, unit)
+    _style(axes, span, unit, 6 if box.w > 600 else 2)
     _paint_legend(canvas, _Box(box.x + box.w - legend, box.y + 26, legend, box.h - 30), series, colours, unit)
 
 
@@ -229,7 +229,7 @@ def _colours(panel: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
     return found | {name: free[number % len(free)] for number, name in enumerate(others)}
 
 
-def _style(axes: Axes, span: Span, unit: str) -> None:
+def _style(axes: Axes, span: Span, unit: str, ticks: int = 6) -> None:
     axes.set_xlim(span.begin, span.end)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -243,7 +243,7 @@ def _style(axes: Axes, span: Span, unit: str) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=unit == "short" and high > 1.5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, unit)))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    axes.xaxis.set_major_locator(MultipleLocator(_nice((span.end - span.begin) / 6)))
+    axes.xaxis.set_major_locator(MultipleLocator(_nice((span.end - span.begin) / ticks)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{datetime.fromtimestamp(at, UTC):%H:%M:%S}"))
 
 

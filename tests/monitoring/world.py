@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import poplib
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import aiosmtplib
 
@@ -26,7 +26,7 @@ HOSTS = {  # the exchanger of each domain, and its address
     "slow.test": ("mx.slow.test", "127.0.0.6"),
 }
 DOWN = ("down.test", "mx.down.test", "127.0.0.5")  # nobody listens there
-KINDS = (*("ok",) * 27, "full", "full", "policy", "gone", "gone")  # of a recipient, one of them at random
+KINDS = (*("ok",) * 27, "full", "full", "policy", "gone", "gone")  # of recipients; one is drawn for each
 
 
 def zone() -> Zone:
@@ -193,7 +193,7 @@ async def fetch_mail(ports: Sequence[int], users: Sequence[str], stop: asyncio.E
 
 
 @contextlib.asynccontextmanager
-async def outside():  # type: ignore[no-untyped-def]
+async def outside() -> AsyncIterator[tuple[DnsServer, RemoteServers]]:
     """The DNS server and the remote servers, running."""
     remote = RemoteServers()
     async with DnsServer(zone()) as dns_server:
