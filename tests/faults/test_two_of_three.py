@@ -1,5 +1,5 @@
 """Two of three brokers are lost, or the only one: clients get 4xx within 30 s, nothing accepted is lost, and it opens
-again by itself.
+again by itself. Meanwhile routers and delivery processes are unready, and every ingress stays ready.
 
 What was in flight gets 451 when `log.append_timeout` is over, by default 20 s; who comes later gets 421 at once, on
 connect and at MAIL. What was turned away before its content was published is never delivered; what was answered 451
@@ -78,6 +78,10 @@ async def _outage(
             load.stop()
             await load.ended(ANSWERED_SECONDS)  # whoever has begun is answered while the brokers are away
             assert load.promised.keys() == promised, "accepted without brokers"
+            for member in mail_cluster.members.values():  # an ingress answers, with 4xx; workers cannot work
+                is_ready = member.role in ("ingress", "mailstore")
+                what = f"readiness of {member.name}: {is_ready}"
+                await wait_until(lambda one=member, so=is_ready: one.ready() is so, what=what, deadline_seconds=40)
             back_at = time.monotonic()
             await asyncio.to_thread(bring_back)
             await wait_until(
@@ -92,6 +96,8 @@ async def _outage(
                 await settle(each, sink, mail_cluster)
                 assert not missing(each, sink, mail_cluster)
             assert await empty_queue(mail_cluster) == []
+            for member in mail_cluster.members.values():
+                await wait_until(member.ready, what=f"{member.name} ready again", deadline_seconds=40)
             await mail_cluster.in_sync()
         finally:
             for each in (load, late):

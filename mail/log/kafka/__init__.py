@@ -68,6 +68,7 @@ class KafkaLog:
         )
         self._router: Membership[KafkaRouterShard] | None = None
         self._delivery: Membership[KafkaDeliveryShard] | None = None
+        self._committing: Committing | None = None
         self._watching: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
@@ -220,7 +221,12 @@ class KafkaLog:
 
     def worker_condition(self) -> Condition:
         condition = self.condition()
-        outage = self._presence.outage
+        outages = [self._presence.outage]
+        if self._router is not None:
+            outages += [shard.outage for shard in self._router.shards]
+        if self._committing is not None:
+            outages.append(self._committing.outage)
+        outage = next(filter(None, outages), None)
         return condition if outage is None or isinstance(condition, Down) else Down(outage)
 
     def warnings(self) -> Sequence[str]:
@@ -279,7 +285,7 @@ class KafkaLog:
         if not await self._is_open(stop):
             return
         member: Membership[KafkaDeliveryShard]
-        committing = Committing(
+        self._committing = committing = Committing(
             lambda: [shard for shard in member.shards if member.holds(shard.partition)],
             lambda marks: member.commit(marks),
         )

@@ -22,6 +22,7 @@ log = structlog.get_logger()
 
 _PAUSE_SECONDS = 0.02  # between two commits: what finishes meanwhile goes with the next
 _BACKOFF_SECONDS = 0.5
+_IDLE_SECONDS = 5.0  # without news, then a mark is committed again: that shows whether the brokers take writes
 
 _UNCONFIRMED_MOST = 100
 
@@ -38,6 +39,7 @@ class Committing:
         self._last: dict[TopicPartition, Mark] = {}
         self._lock = asyncio.Lock()
         self._unconfirmed = 0
+        self.outage: str | None = None  # why the last commit failed
 
     def finished(self) -> None:
         self._unconfirmed += 1
@@ -51,35 +53,51 @@ class Committing:
     async def run(self) -> None:
         """For ever."""
         while True:
-            await self._news.wait()
+            try:
+                async with asyncio.timeout(_IDLE_SECONDS):
+                    await self._news.wait()
+            except TimeoutError:
+                await self.settle(again=True)
+                continue
             self._news.clear()
             if not await self.settle():
                 self._news.set()
                 await asyncio.sleep(_BACKOFF_SECONDS)
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def settle(self) -> bool:
-        """Commit what is finished now; False when the brokers did not answer, and it is to be done again."""
+    async def settle(self, *, again: bool = False) -> bool:
+        """Commit what is finished now; False when the brokers did not answer, and it is to be done again.
+
+        `again`: where nothing is new, commit one mark as it is.
+        """
         async with self._lock:
             shards = list(self._shards())
             marks = {shard.partition: mark for shard in shards if (mark := shard.mark()) is not None}
             new = {at: mark for at, mark in marks.items() if self._last.get(at) != mark}
             self._last = {at: mark for at, mark in self._last.items() if at in marks}
             finished = self._unconfirmed
+            is_check = not new and again
+            if is_check:
+                new = dict([*marks.items()][:1])
             if not new:
                 self._unconfirmed = 0
                 return True
             try:
                 await self._commit({at: OffsetAndMetadata(mark.low, mark.text) for at, mark in new.items()})
             except ShardLost as error:
+                if is_check:  # the group is rebalancing, and tells by itself who has the shard
+                    return True
                 log.warning("marks refused, the shards have another owner", reason=str(error))
                 self._unconfirmed = 0  # it is theirs to confirm, and nothing of it keeps us from beginning anew
                 for shard in shards:
                     shard.lose()
                 return True
             except LogUnavailable as error:
-                log.warning("marks not committed", reason=str(error))
+                if self.outage is None:
+                    log.warning("marks not committed", reason=str(error))
+                self.outage = str(error)
                 return False
+            self.outage = None
             self._last |= new
             self._unconfirmed -= finished
             return True

@@ -69,6 +69,7 @@ class KafkaRouterShard:
         self._has_committed = False  # since the transactional id was taken
         self._is_broken = False  # a commit failed: only a rewind opens again
         self.lost = asyncio.Event()
+        self.outage: str | None = None  # why nothing can be committed now
 
     def lose(self) -> None:
         self.lost.set()
@@ -86,6 +87,14 @@ class KafkaRouterShard:
     async def _open(self) -> None:
         if self._is_open:
             return
+        try:
+            await self._open_anew()
+        except LogUnavailable as error:
+            self.outage = str(error)
+            raise
+        self.outage = None
+
+    async def _open_anew(self) -> None:
         if self.lost.is_set():
             raise ShardLost  # or whoever tends it would try to open it for ever
         if self._is_broken:
@@ -181,8 +190,9 @@ class KafkaRouterShard:
         self._gather_until = began + _GATHER_SECONDS if len(consumed) >= _CROWD else 0.0
         try:
             await self._transactor.commit(batches_of(outputs, self._counts(), self._access), marks)
-        except (LogUnavailable, ShardLost):
+        except (LogUnavailable, ShardLost) as error:
             self._is_open, self._is_broken = False, True
+            self.outage = str(error) if isinstance(error, LogUnavailable) else None
             raise
         self._taken = 0
         self._has_committed = True

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
 from aiokafka import OffsetAndMetadata, TopicPartition
+from structlog.testing import capture_logs
 
 from mail.log import LogUnavailable, ShardLost
+from mail.log.kafka import committing as committing_module
 from mail.log.kafka.committing import Committing
 from mail.log.kafka.marks import Mark
+from tests.support.ports import wait_until
 
 MANY = 1000
 
@@ -88,3 +92,26 @@ async def test_a_few_stop_nothing(count: int) -> None:
     finish(one, shard, count)
     assert not await one.settle()
     assert not one.is_behind
+
+
+async def test_without_news_a_mark_is_committed_again_and_shows_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committing_module, "_IDLE_SECONDS", 0.01)
+    one, shard, group = committing(
+        None, LogUnavailable("the way is cut"), LogUnavailable("the way is cut"), *[None] * 99
+    )
+    finish(one, shard, 3)
+    seen: list[str | None] = []
+    commit = group.commit
+
+    async def watched(marks: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        seen.append(one.outage)
+        await commit(marks)
+
+    one._commit = watched
+    with capture_logs() as lines:
+        running = asyncio.create_task(one.run())
+        await wait_until(lambda: len(group.committed) >= 3)
+        running.cancel()
+    assert set(group.committed) == {3}
+    assert seen[:5] == [None, None, "the way is cut", "the way is cut", None]
+    assert [line["event"] for line in lines] == ["marks not committed"]
