@@ -1,7 +1,7 @@
 """One SMTP client connection: commands out, whole replies in.
 
-It promises that a reply is returned once and in order, and that a closed connection raises ConnectionLost instead of
-waiting. Time limits are the caller's. Next: `eilpost/load/source.py`.
+Replies are returned once and in order; waiting for one on a closed connection raises ConnectionLost. Time limits are
+the caller's. Next: `eilpost/load/source.py`.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ class _Load:
         )
 
     async def _send(self, sending: asyncio.Task[None]) -> None:
-        """Until every message has its fate, nothing moves any more, or a signal comes."""
+        """Until every message has a final result, nothing has changed for the settle time, or a signal comes."""
         duration = self._options.duration_seconds
         still = _Still(self._accounting.ledger)
         while not sending.done() and not self._stop.is_set():

@@ -1,4 +1,4 @@
-"""The ledger of a load: what the server promised for each recipient, and what arrived. Pure: time is an argument.
+"""The ledger of a load: which recipients the server accepted, and what arrived for each. Pure: time is an argument.
 
 A record is one byte of state for each recipient and 34 bytes for each message, so a million messages take about 40 MB.
 Counters change with the records; `Ledger.recount` makes them again from the records, which tests compare.

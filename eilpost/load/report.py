@@ -30,7 +30,7 @@ class Ended:
     sending_seconds: float
     seconds: float
     connections: int
-    unsent: int  # messages begun that have no fate
+    unsent: int  # messages begun without a final result
     interrupted: bool
 
 
@@ -206,7 +206,7 @@ def _causes(result: Result) -> Iterator[Line]:
 
 
 def hint(result: Result) -> str:
-    """What is probably wrong when nothing went through; empty: nothing to say."""
+    """The probable cause when mail did not arrive; empty: none is known."""
     counts = result.ledger.counts
     if result.ended.interrupted:
         return ""

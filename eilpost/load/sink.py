@@ -1,4 +1,4 @@
-"""An SMTP server that plays the destinations of a load: it asks what to answer, and hands over what it took.
+"""An SMTP server for the destinations of a load; a `Destinations` object decides its replies and gets the messages.
 
 It offers PIPELINING, 8BITMIME, SMTPUTF8, SIZE and ENHANCEDSTATUSCODES, and keeps no message. Connections beyond a
 limit get 421. Next: `eilpost/load/accounting.py`.
@@ -56,7 +56,7 @@ class Sink:
         for session in list(self.open):
             session.abort()
         await server.wait_closed()
-        while self.open:  # noqa: ASYNC110  # each sees its end in one of the next turns
+        while self.open:  # noqa: ASYNC110  # connection_lost is called in one of the next iterations
             await asyncio.sleep(0)
 
     def session(self) -> SinkSession:
@@ -112,7 +112,7 @@ class SinkSession(asyncio.Protocol):
         self.advance()
 
     def advance(self) -> None:
-        """Obey what the buffer holds."""
+        """Process the buffered commands and content."""
         while not self._closing and (self._read_content() if self._in_data else self._read_line()):
             pass
         if self._out and self.transport is not None:
@@ -122,47 +122,47 @@ class SinkSession(asyncio.Protocol):
         if self._closing and self.transport is not None:
             self.transport.close()
 
-    def say(self, reply: bytes) -> None:
+    def reply(self, reply: bytes) -> None:
         self._out.append(reply)
 
     def _read_line(self) -> bool:
         end = self._buffer.find(b"\n")
         if end < 0:
             if len(self._buffer) > _LINE_OCTETS:
-                self.say(b"500 5.5.6 Line too long\r\n")
+                self.reply(b"500 5.5.6 Line too long\r\n")
                 self._closing = True
             return False
         line = bytes(self._buffer[: end + 1])
         del self._buffer[: end + 1]
-        self._obey(line)
+        self._handle(line)
         return True
 
-    def _obey(self, line: bytes) -> None:
+    def _handle(self, line: bytes) -> None:
         verb = line[:4].upper()
         if verb == b"RCPT":
             address = _path(line)
             refusal = self.sink.destinations.recipient(address)
             if refusal is None:
                 self._recipients.append(address)
-            self.say(refusal or b"250 2.1.5 Ok\r\n")
+            self.reply(refusal or b"250 2.1.5 Ok\r\n")
         elif verb == b"MAIL":
             self._sender, self._recipients = _path(line), []
-            self.say(b"250 2.1.0 Ok\r\n")
+            self.reply(b"250 2.1.0 Ok\r\n")
         elif verb == b"DATA" and not self._recipients:
-            self.say(b"554 5.5.1 No valid recipients\r\n")
+            self.reply(b"554 5.5.1 No valid recipients\r\n")
         elif verb == b"DATA":
             self._in_data, self._searched = True, 0
-            self.say(b"354 Go on\r\n")
+            self.reply(b"354 Go on\r\n")
         elif verb == b"EHLO":
-            self.say(_EHLO)
+            self.reply(_EHLO)
         elif verb == b"QUIT":
-            self.say(b"221 2.0.0 Bye\r\n")
+            self.reply(b"221 2.0.0 Bye\r\n")
             self._closing = True
         elif verb == b"RSET":
             self._recipients = []
-            self.say(b"250 2.0.0 Ok\r\n")
+            self.reply(b"250 2.0.0 Ok\r\n")
         else:
-            self.say(b"250 2.0.0 Ok\r\n" if verb in (b"NOOP", b"HELO") else b"502 5.5.1 Not implemented\r\n")
+            self.reply(b"250 2.0.0 Ok\r\n" if verb in (b"NOOP", b"HELO") else b"502 5.5.1 Not implemented\r\n")
 
     def _read_content(self) -> bool:
         buffer = self._buffer
@@ -185,7 +185,7 @@ class SinkSession(asyncio.Protocol):
         """A whole message is here. False: its reply is left open, and nothing further is read until `advance()`."""
         reply = self.sink.destinations.message(self._sender, self._recipients, content)
         self._recipients = []
-        self.say(reply or b"250 2.0.0 Taken\r\n")
+        self.reply(reply or b"250 2.0.0 Taken\r\n")
         return True
 
 

@@ -1,8 +1,8 @@
 """The source of a load: sends messages over N sessions, and reports what the server said about each.
 
-A message is sent until it has its fate: accepted (250 after the dot), refused (5xx), or in doubt (the connection was
-lost between the dot and the reply). A 4xx, a refused connection and one that was lost before the dot are no fate: the
-message is sent again, to the next target, after a back-off. Next: `eilpost/load/sink.py`.
+A message is sent until it has a final result: accepted (250 after the dot), refused (5xx), or in doubt (the connection
+was lost between the dot and the reply). A 4xx, a refused connection and one that was lost before the dot are not final:
+the message is sent again, to the next target, after a back-off. Next: `eilpost/load/sink.py`.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Source:
                 if client is None:
                     client, turn = await self._connect(message, turn)
                     sent = 0
-                    if client is None:  # the session waits too: or all of the rate would heap up here
+                    if client is None:  # the session waits too; otherwise waiting messages would grow at the full rate
                         failures += 1
                         seconds = self._back_off(failures)
                         self._supply.again(message, seconds)
@@ -213,7 +213,7 @@ class Source:
             self._recorder.accepted(message, answer)
             self._supply.finished()
         else:
-            self._fate(message, answer, Stage.DOT, began)
+            self._not_accepted(message, answer, Stage.DOT, began)
         return answer.code != 421
 
     async def write_content(self, client: Client, message: Outgoing) -> tuple[bytes, ...]:
@@ -253,7 +253,7 @@ class Source:
         if stage is Stage.RCPT and count > 3 and not closing:
             self._split(message, (), answers[1 : count - 1], began)
         else:
-            self._fate(message, answers[at], stage, began)
+            self._not_accepted(message, answers[at], stage, began)
         attempt.is_decided = True
         if not closing:
             # RFC 2920 section 3.1: a dot alone ends a DATA that has nobody to go to.
@@ -269,12 +269,12 @@ class Source:
             if names:
                 answer = next(answer for answer in answers if answer.code // 100 == wanted)
                 self._supply.split()
-                self._fate(replace(message, recipients=names), answer, Stage.RCPT, began)
+                self._not_accepted(replace(message, recipients=names), answer, Stage.RCPT, began)
         if not taken:
             self._supply.finished()
         return replace(message, recipients=tuple(taken))
 
-    def _fate(self, message: Outgoing, answer: Answer, stage: Stage, began: float) -> None:
+    def _not_accepted(self, message: Outgoing, answer: Answer, stage: Stage, began: float) -> None:
         """A message that was not accepted."""
         if answer.code >= 500:
             self._recorder.refused(message, answer, stage)

@@ -43,11 +43,11 @@ class Supply:
 
     @property
     def unsent(self) -> int:
-        """Messages begun that have no fate yet."""
+        """Messages begun without a final result."""
         return self._out + len(self._waiting)
 
     def end(self) -> None:
-        """No new messages; those that were begun are sent again until they have their fate."""
+        """No new messages; those that were begun are sent again until they have a final result."""
         self._exhausted = True
         self._changed.set()
 
@@ -93,7 +93,7 @@ class Supply:
             timer.cancel()
 
     def finished(self) -> None:
-        """A message that was taken has its fate."""
+        """A message that was taken has a final result."""
         self._out -= 1
         if self._exhausted:
             self._changed.set()
@@ -107,5 +107,5 @@ class Supply:
         self._changed.set()
 
     def split(self) -> None:
-        """A message that was taken became two: some of its recipients have another fate than the others."""
+        """A message that was taken became two: some of its recipients got another reply than the others."""
         self._out += 1

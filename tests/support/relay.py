@@ -136,8 +136,8 @@ class _Session(SinkSession):
         else:
             super().greet()
 
-    def say(self, reply: bytes) -> None:
+    def reply(self, reply: bytes) -> None:
         if reply is HANG_UP:
             self.abort()
         else:
-            super().say(reply)
+            super().reply(reply)
