@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -211,3 +212,14 @@ def test_a_changed_job_gets_another_name() -> None:
     names = {helm.one(name, "Job")["metadata"]["name"] for name in ("minimal", "external-tls", "s3")}
     assert len(names) == 3
     assert all(re.fullmatch(r"mail-eilpost-topics-[0-9a-f]{8}", name) for name in names)
+
+
+def test_topics_as_a_hook_need_nothing_of_the_release(tmp_path: Path) -> None:
+    """A hook runs before Helm creates the service account, the directory and the claims."""
+    hook = tmp_path / "hook.yaml"
+    hook.write_text("topics: {job: {hook: true}}", encoding="utf-8")
+    (job,) = [each for each in helm.template(helm.file_of("minimal"), hook) if each["kind"] == "Job"]
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    spec = job["spec"]["template"]["spec"]
+    assert "serviceAccountName" not in spec
+    assert [each["name"] for each in spec["volumes"]] == ["tmp"]
