@@ -23,6 +23,7 @@ from tests.support import objects as _objects
 from tests.support import postfix as _postfix
 from tests.support import prometheus as _prometheus
 from tests.support import strimzi as _strimzi
+from tests.support.containers import compose as _docker_compose
 from tests.support.containers import engine as _docker
 from tests.support.containers import images as _images
 from tests.support.helm import HELM_4 as _HELM_4
@@ -47,6 +48,7 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "objects": _objects.why_missing,
     "compose": _composefile.why_missing,
     "docker": _images.why_missing,
+    "docker_compose": _docker_compose.COMPOSE.why_missing,
     "helm": _kubernetes.HELM.why_missing,
     "helm_4": _HELM_4.why_missing,
     "crds": _crds.why_missing,
@@ -62,6 +64,7 @@ _MADE_ONCE: dict[str, Callable[[], None]] = {
     "objects": _objects.prepare,
     "compose": _composefile.prepare,
     "docker": _images.prepare,
+    "docker_compose": _docker_compose.COMPOSE.prepare,
     "helm": _kubernetes.HELM.prepare,
     "helm_4": _HELM_4.prepare,
     "crds": _crds.prepare,

@@ -43,12 +43,14 @@ ip link set lo up
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/etc/upper /run/etc/work
 mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work overlay /etc
+ip addr add 10.211.0.53/32 dev lo
+"$1/forwarder" names 10.211.0.53 >"$1/names.log" 2>&1 &
 containerd --config "$1/containerd.toml" >"$1/containerd.log" 2>&1 &
 while [ ! -S /run/containerd.sock ]; do sleep 0.02; done
 dockerd --host "unix://$1/docker.sock" --containerd /run/containerd.sock --data-root "$1/data" \
   --pidfile /run/docker.pid --config-file "$1/daemon.json" --cgroup-parent "$2" \
   --exec-opt native.cgroupdriver=cgroupfs --userland-proxy-path "$1/publish" \
-  --bip 10.212.0.1/24 --default-address-pool base=10.213.0.0/16,size=24 \
+  --bip 10.212.0.1/24 --dns 10.211.0.53 --default-address-pool base=10.213.0.0/16,size=24 \
   >"$1/dockerd.log" 2>&1 &
 wait
 """
@@ -81,8 +83,9 @@ def why_missing() -> str | None:
 class Engine:
     """One engine. `start()` takes the first free slot; a slot that a dead run left behind is cleaned up first."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: Path = CACHE / "docker") -> None:
         self.folder = Path()
+        self._slots = slots
         self._cgroup = ""
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -112,11 +115,10 @@ class Engine:
         (self.folder / "client").mkdir(parents=True)
         (self.folder / "daemon.json").write_text("{}")
         (self.folder / "containerd.toml").write_text(_CONTAINERD.format(folder=self.folder))
-        publish = self.folder / "publish"
-        publish.write_text(
-            f'#!/bin/sh\nexec "{sys.executable}" -IS "{_FORWARDER}" publish "{self.folder}/machine" "$@"\n'
-        )
-        publish.chmod(0o755)
+        forward = f'exec "{sys.executable}" -IS "{_FORWARDER}"'
+        for name, words in (("forwarder", ""), ("publish", f'publish "{self.folder}/machine"')):
+            (self.folder / name).write_text(f'#!/bin/sh\n{forward} {words} "$@"\n')
+            (self.folder / name).chmod(0o755)
         with (self.folder / "start.log").open("wb") as log:
             self._process = subprocess.Popen(
                 ["unshare", "--mount", "--", "sh", "-c", _OUTER, "sh", str(self.folder), _INNER, f"/{self._cgroup}"],
@@ -215,7 +217,7 @@ class Engine:
         return None
 
     def _take_slot(self) -> None:
-        slots = CACHE / "docker"
+        slots = self._slots
         slots.mkdir(parents=True, exist_ok=True)
         for number in range(_SLOTS):
             lock = os.open(slots / f"{number}.lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -1,8 +1,8 @@
-"""TCP forwarding across the network namespace of the tests' Docker engine. A script; Python's own library only.
+"""TCP forwarding across the network namespace of the tests' Docker engine; a script on Python's own library.
 
-`publish NETWORK ...` is the engine's userland proxy: it takes the arguments of docker-proxy, listens on loopback of
-the namespace NETWORK and connects to the container. `egress NETWORK PORT` is an HTTP proxy (CONNECT only) that listens
-on 127.0.0.1:PORT inside the namespace NETWORK and connects from this one: the way of an image build to the registries.
+`publish NETWORK ...` is the userland proxy: it takes docker-proxy's arguments, listens on loopback of the namespace
+NETWORK and connects to the container. `egress NETWORK PORT` is an HTTP proxy (CONNECT only) for image builds, on
+127.0.0.1:PORT of that namespace. `names ADDRESS` is the engine's DNS server, which knows no name outside.
 """
 
 from __future__ import annotations
@@ -132,9 +132,21 @@ def egress(network: Path, port: int) -> None:
     asyncio.run(_serve(_listener(network, "127.0.0.1", port), to_registry))
 
 
+def names(address: str) -> None:
+    """Answer every query on UDP port 53 of `address` with NXDOMAIN."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((address, 53))
+        while True:
+            query, client = server.recvfrom(4096)
+            end = query.find(b"\0", 12) + 5  # of the question: its name, type and class
+            server.sendto(query[:2] + b"\x81\x83\0\1\0\0\0\0\0\0" + query[12:end], client)
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.argv[1] == "publish":
         publish(Path(sys.argv[2]), sys.argv[3:])
+    elif sys.argv[1] == "names":
+        names(sys.argv[2])
     else:
         egress(Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,8 +1,8 @@
 """The compose files as they are shipped: what each part is told fits what the other parts are.
 
-No container engine runs where these tests do, so nothing here starts an image. What is checked: every setting is one of
-eilpost's and is taken by it, every host named is a service that listens there, nothing listens beyond 127.0.0.1, a real
-Kafka takes the brokers' settings, and the Compose Specification's own loader takes the files.
+Nothing here starts an image; tests/journeys/test_31_compose.py does. Checked: every setting is one of eilpost's and is
+taken by it, every host named is a service that listens there, nothing listens beyond 127.0.0.1, a real Kafka takes the
+brokers' settings, and the Compose Specification's own loader takes the files.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ def _read(files: tuple[str, ...]) -> dict[str, Any]:
     return services
 
 
+def _default(value: str) -> str:
+    """A value with compose's own variables at their defaults."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
+
+
 def _settings(service: dict[str, Any]) -> dict[str, str]:
     """Its EILPOST_ variables, with compose's own variables at their defaults."""
-    return {
-        name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
-        for name, value in service["environment"].items()
-        if name.startswith("EILPOST_")
-    }
+    return {name: _default(value) for name, value in service["environment"].items() if name.startswith("EILPOST_")}
 
 
 def _key(variable: str) -> tuple[str, str]:
@@ -209,7 +210,8 @@ def test_the_loader_refuses_what_is_wrong(tmp_path: Path) -> None:
 
 def test_versions_are_those_the_tests_run_against() -> None:
     services = _read(THREE)
-    images = {name: service["image"] for name, service in services.items()}
+    images = {name: _default(service["image"]) for name, service in services.items()}
+    assert all(service["image"].startswith("${") for service in services.values())
     assert {images[name] for name in images if name.startswith("kafka-")} == {f"apache/kafka:{jars.VERSION}"}
     pinned = re.compile(r"[a-z/]+:v?[0-9]+\.[0-9]+(\.[0-9]+)?")
     assert all(pinned.fullmatch(image) for image in images.values() if image != "eilpost:dev")
@@ -235,7 +237,19 @@ def test_prometheus_finds_every_process_of_every_role() -> None:
             "A",
             parse(told["EILPOST_HTTP__LISTEN"])[1],
         )
+    for job in jobs:
+        if job["job_name"] in ROLES:  # the target labels of the rules and the dashboards
+            labels = {rule["target_label"]: rule.get("replacement") for rule in job["relabel_configs"]}
+            assert labels == {"role": None, "namespace": "compose", "tenant": "shared"}
+            assert job["honor_labels"] is True
     source = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text())
     address = urlsplit(source["datasources"][0]["url"])
     assert address.hostname in services
     assert services["prometheus"]["ports"] == [f"127.0.0.1:9090:{address.port}"]
+
+
+def test_grafana_is_provisioned_with_the_dashboards_of_the_chart() -> None:
+    mounted = {volume.split(":")[1]: volume.split(":")[0] for volume in _read(ONE)["grafana"]["volumes"]}
+    provider = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/eilpost.yaml").read_text())["providers"][0]
+    assert mounted[provider["options"]["path"]] == "../helm/files/dashboards"
+    assert mounted["/etc/grafana/provisioning"] == "./grafana/provisioning"

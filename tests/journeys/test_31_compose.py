@@ -1,0 +1,197 @@
+"""Journey 31: `docker compose up` with the files in deploy/, as a reader of docs/deploy.md types it.
+
+Stand-ins take the place of the public images (`tests/support/containers/standins.py`), Grafana is not started, and the
+ports are free ones; everything else is as it stands in the files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import yaml
+
+from tests.support.accounting import Posting, Source
+from tests.support.containers import standins
+from tests.support.containers.compose import Project
+from tests.support.containers.engine import Engine
+from tests.support.ports import free_port
+
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.docker_compose,
+    pytest.mark.objects,
+    pytest.mark.kafka_cluster,
+    pytest.mark.prometheus,
+    pytest.mark.timeout(400),
+]
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+COUNT = """
+import poplib
+box = poplib.POP3('127.0.0.1', 2110)
+box.user('alice@example.test'); box.pass_('eilpost-demo')
+print(box.stat()[0])"""  # as docs/deploy.md has it
+ROLES = {"ingress": 2, "router": 2, "delivery": 2, "mailstore": 1}
+
+
+class Reset(list[str]):
+    """A list that replaces the one of an earlier file (`!override`)."""
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Dumper.add_representer(Reset, lambda dumper, data: dumper.represent_sequence("!override", list(data)))
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    project: Project
+    smtp: tuple[int, int]
+    sink: int
+    prometheus: int
+
+    def arrived(self) -> dict[str, int]:
+        """What the sink took: copies by id."""
+        return {id_: copies for id_, _, copies in _get(self.sink, "/")}
+
+    def in_mailbox(self) -> int:
+        return int(self.project.run("exec", "-T", "mailstore", "python", "-c", COUNT))
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """What Prometheus answers: labels and value of each series."""
+        answer = _get(self.prometheus, f"/api/v1/query?query={quote(expression)}")
+        return list(answer["data"]["result"])
+
+    def number(self, expression: str) -> float:
+        result = self.query(expression)
+        return float(result[0]["value"][1]) if result else 0.0
+
+
+def _get(port: int, path: str) -> Any:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+
+
+def _two_ports() -> int:
+    """The first of two neighbours that are free."""
+    while True:
+        first = free_port()
+        with socket.socket() as second:
+            try:
+                second.bind(("127.0.0.1", first + 1))
+            except OSError:
+                continue
+            return first
+
+
+def _until(holds: Callable[[], bool], project: Project, *, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            states = {one["Name"]: one["Status"] for one in project.containers()}
+            pytest.fail(f"not within {seconds} s: {states}\n{project.run('logs', '--tail=8')[-6000:]}")
+        time.sleep(0.5)
+
+
+@contextmanager
+def up(engine: Engine, images: Mapping[str, str], folder: Path, *files: str) -> Iterator[Running]:
+    smtp, sink, prometheus = _two_ports(), free_port(), free_port()
+    ports = {
+        "ingress": [f"127.0.0.1:{smtp}-{smtp + 1}:2525"],
+        "mailstore": [],
+        "sink": [f"127.0.0.1:{sink}:8025"],
+        "prometheus": [f"127.0.0.1:{prometheus}:9090"],
+        **{f"kafka-{number}": [] for number in range(1, 4 if len(files) > 1 else 2)},
+    }
+    services: dict[str, Any] = {name: {"ports": Reset(there)} for name, there in ports.items()}
+    services["grafana"] = {"profiles": ["not here"]}
+    over = folder / "ports.yaml"
+    over.write_text(yaml.dump({"services": services}, Dumper=_Dumper))
+    name = f"eilpost-{len(files)}"
+    with Project(engine, name, [*(DEPLOY / file for file in files), over], images) as project:
+        project.run("up", "--detach", "--no-build", "--pull=never", timeout=240)
+        running = Running(project, (smtp, smtp + 1), sink, prometheus)
+        _until(lambda: _all_healthy(project), project)
+        yield running
+
+
+def _all_healthy(project: Project) -> bool:
+    serving = [one for one in project.containers() if one["Service"] in ROLES]
+    return len(serving) == 7 and all(one["Health"] == "healthy" for one in serving)
+
+
+def _postings(name: str, count: int, recipient: str) -> list[Posting]:
+    return [Posting(f"{name}-{number}", "somebody@source.test", (recipient,)) for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def images(docker_engine: Engine) -> dict[str, str]:
+    return standins.all_images(docker_engine)
+
+
+async def test_mail_flows_and_a_router_is_added(docker_engine: Engine, images: dict[str, str], tmp_path: Path) -> None:
+    with up(docker_engine, images, tmp_path, "compose.yaml") as running:
+        project = running.project
+        topics = next(one for one in project.containers() if one["Service"] == "topics")
+        assert (topics["State"], topics["ExitCode"]) == ("exited", 0)
+
+        sources = [Source(port, sessions=4) for port in running.smtp]
+        large = [Posting("large", "somebody@source.test", ("outside@example.test",), size_bytes=3_000_000)]
+        await asyncio.gather(
+            sources[0].send(_postings("out", 40, "outside@example.test") + large),
+            sources[1].send(_postings("in", 40, "alice@example.test")),
+        )
+        assert (len(sources[0].promised), len(sources[1].promised)) == (41, 40)
+        _until(lambda: running.arrived().keys() == sources[0].promised.keys(), project)
+        _until(lambda: running.in_mailbox() == 40, project)
+
+        project.run("up", "--detach", "--no-build", "--pull=never", "--no-recreate", "--scale=router=3")
+        _until(lambda: running.number('count(eilpost_shards_owned{role="router"} > 0)') == 3, project)
+        assert running.number('sum(eilpost_shards_owned{role="router"})') == 12
+        await sources[0].send(_postings("more", 40, "outside@example.test"))
+        _until(lambda: running.arrived().keys() == sources[0].promised.keys(), project)
+
+        targets = running.query('up{job!="prometheus"} == 1')
+        found = {(one["metric"]["role"], one["metric"]["tenant"], one["metric"]["namespace"]) for one in targets}
+        assert found == {(role, "shared", "compose") for role in ROLES}
+        assert len(targets) == sum(ROLES.values()) + 1
+        groups = _get(running.prometheus, "/api/v1/rules")["data"]["groups"]
+        assert all(rule["health"] != "err" for group in groups for rule in group["rules"]), groups
+        assert len(groups) >= len(list((DEPLOY.parent / "helm/files/rules").glob("*.yaml")))
+
+
+async def test_a_broker_of_three_is_killed_and_nothing_is_lost(
+    docker_engine: Engine, images: dict[str, str], tmp_path: Path
+) -> None:
+    with up(docker_engine, images, tmp_path, "compose.yaml", "compose.three-brokers.yaml") as running:
+        source = Source(running.smtp[0], sessions=8)
+        sending = asyncio.create_task(
+            source.send(_postings("kept", 600, "outside@example.test"), per_second=30)  # 20 s, and what the kill costs
+        )
+        async with asyncio.timeout(240):
+            while len(source.promised) < 150:
+                await asyncio.sleep(0.1)
+            await asyncio.to_thread(running.project.run, "kill", "kafka-2")
+            before = len(source.promised)
+            await sending
+        assert before < len(source.promised)
+        states = {one["Service"]: one["State"] for one in running.project.containers()}
+        assert states["kafka-2"] == "exited"
+        _until(lambda: source.promised.keys() <= running.arrived().keys(), running.project)
+        arrived = running.arrived()
+        assert arrived.keys() <= source.promised.keys() | source.unknown.keys()
+        print(f"accepted {len(source.promised)}, lost 0, copies {sum(arrived.values()) - len(arrived)}")
