@@ -202,7 +202,7 @@ def lines(
     if least is not None and not log:
         panel.min(least)
     if most is not None:
-        panel.max(most)
+        panel.axis_soft_max(most)
     if stacked:
         panel.stacking(common.StackingConfig().mode(options.StackingMode.NORMAL).group("A"))
     if log:

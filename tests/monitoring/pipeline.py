@@ -154,7 +154,8 @@ async def _run(
     async with outside() as (dns_server, remote):
         fleet = Fleet(folder, brokers, dns_server.address, remote.port)
         ending.callback(fleet.kill)
-        prometheus = Prometheus(folder / "prometheus", fleet.targets(), rules=FILES)
+        every = "1s" if seconds < 120 else "2s"
+        prometheus = Prometheus(folder / "prometheus", fleet.targets(), rules=FILES, interval=every)
         await fleet.make_topics()
         await asyncio.to_thread(fleet.start)
         ending.enter_context(prometheus)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import poplib
 import random
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import aiosmtplib
@@ -168,28 +170,31 @@ class Senders:
 
 
 async def fetch_mail(ports: Sequence[int], users: Sequence[str], stop: asyncio.Event) -> None:
-    """Owners who fetch what they have, leave it or delete it, and sometimes mistype the password."""
-    chance = random.Random(2)
+    """Owners who fetch what they have every few seconds, and sometimes mistype the password."""
 
-    def fetch(port: int, user: str, password: str) -> None:
-        pop = poplib.POP3("127.0.0.1", port, timeout=20)
-        try:
-            pop.user(user)
-            pop.pass_(password)
-            for number in range(1, min(30, pop.stat()[0]) + 1):
-                pop.retr(number)
-                pop.dele(number)
-            pop.quit()
-        except poplib.error_proto:
-            pop.close()
-
-    while not stop.is_set():
-        for port in ports:
-            user = chance.choice(users)
-            password = PASSWORD if chance.random() < 0.85 else "mistyped"
+    async def owner(port: int, user: str, chance: random.Random) -> None:
+        while not stop.is_set():
             with contextlib.suppress(OSError, EOFError):
-                await asyncio.to_thread(fetch, port, user, password)
-        await asyncio.sleep(0.7)
+                await asyncio.to_thread(_fetch, port, user, chance)
+            await asyncio.sleep(chance.uniform(0.5, 3))
+
+    async with asyncio.TaskGroup() as owners:
+        for number, (port, user) in enumerate(itertools.product(ports, users)):
+            owners.create_task(owner(port, user, random.Random(number)))
+
+
+def _fetch(port: int, user: str, chance: random.Random) -> None:
+    pop = poplib.POP3("127.0.0.1", port, timeout=20)
+    try:
+        pop.user(user)
+        pop.pass_(PASSWORD if chance.random() < 0.85 else "mistyped")
+        for number in range(1, min(30, pop.stat()[0]) + 1):
+            pop.retr(number)
+            pop.dele(number)
+            time.sleep(chance.uniform(0, 0.1))  # a client on a slow line
+        pop.quit()
+    except poplib.error_proto:
+        pop.close()
 
 
 @contextlib.asynccontextmanager
