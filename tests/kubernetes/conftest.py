@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.containers import images
-from tests.support.kubernetes import network
+from tests.support.kubernetes import custom_resources, network
 from tests.support.kubernetes.cluster import Kubernetes
 from tests.support.kubernetes.release import Release
 
@@ -38,6 +38,13 @@ def kubernetes() -> Iterator[Kubernetes]:
         cluster.add_volumes(_VOLUMES)
         cluster.add_kafka()
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def operators(kubernetes: Kubernetes) -> Kubernetes:
+    """The cluster with the custom resources of KEDA, prometheus-operator and cert-manager, without these operators."""
+    custom_resources.define(kubernetes)
+    return kubernetes
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,9 @@ class Kubernetes:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._images = images
         self.home = self.folder / "home"
+        self._commands = self.folder / "bin"  # kubectl and helm, as a person has them
         self._environment = {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PATH": f"{self._commands}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.home),
             "KUBECONFIG": str(self.at.kubeconfig("admin")),
         }
@@ -66,6 +67,10 @@ class Kubernetes:
         """Return when the node is ready and metrics can be asked for."""
         (self.folder / "logs").mkdir()
         self.home.mkdir()
+        self._commands.mkdir()
+        (self._commands / "helm").symlink_to(HELM.path)
+        (self._commands / "kubectl").write_text(f'#!/bin/sh\nexec "{BINARY.path}" kubectl "$@"\n')
+        (self._commands / "kubectl").chmod(0o755)
         _issue(self.at)
         configuration.write(self.at)
         self._network()
@@ -143,9 +148,16 @@ class Kubernetes:
         self._processes[name] = process
         return process
 
-    def run(self, *command: str, stdin: str | None = None, timeout: float = 60.0, status: int | None = 0) -> str:
-        """Run a command in the namespaces; what it wrote to standard output. Another exit status is a CommandError,
-        unless `status` is None.
+    def run(
+        self,
+        *command: str,
+        stdin: str | None = None,
+        timeout: float = 60.0,
+        status: int | None = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> str:
+        """Run a command in the cluster's network; what it wrote to standard output. Another exit status is a
+        CommandError, unless `status` is None.
         """
         done = subprocess.run(
             self.namespaces.enter(*command, network_only=True),
@@ -153,7 +165,7 @@ class Kubernetes:
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
             text=True,
-            env=self._environment,
+            env={**self._environment, **(environment or {})},
             timeout=timeout,
         )
         if status is not None and done.returncode != status:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -99,4 +101,10 @@ def _why_not_on_this_machine() -> str | None:
     packages = [package for command, package in _DEBIAN.items() if not shutil.which(command)]
     if packages:
         return f"Debian's {', '.join(packages)} are not installed (apt-get install {' '.join(packages)})"
+    folder = tempfile.gettempdir()
+    found = subprocess.run(["findmnt", "--noheadings", "--output=FSTYPE", "--target", folder], capture_output=True)
+    if found.stdout.strip() == b"overlay":
+        return (
+            f"{folder} lies on an overlay file system, which cannot hold layers of images (set TMPDIR to another one)"
+        )
     return None

@@ -1,0 +1,102 @@
+"""Workloads that follow the load: ingress by its CPU use, routers and deliveries by the mail that waits, with KEDA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.kubernetes import keda, prometheus
+from tests.support.kubernetes.cluster import CommandError, Kubernetes
+from tests.support.kubernetes.release import Release, name_of
+from tests.support.kubernetes.traffic import assert_nothing_lost, sending
+
+pytestmark = [pytest.mark.kubernetes, pytest.mark.helm, pytest.mark.docker, pytest.mark.timeout(300)]
+
+QUICKLY = {
+    "scaleUp": {"stabilizationWindowSeconds": 0, "policies": [{"type": "Percent", "value": 200, "periodSeconds": 10}]},
+    "scaleDown": {"stabilizationWindowSeconds": 20, "policies": [{"type": "Pods", "value": 1, "periodSeconds": 5}]},
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(mail: Release) -> Iterator[None]:
+    yield
+    mail.upgrade("minimal", None, "--wait")
+
+
+def _wanted(mail: Release, role: str) -> int:
+    """Replicas that the Deployment is set to."""
+    found = mail.cluster.get("deployment", f"mail-eilpost-{role}", namespace=mail.namespace)
+    replicas: int = found["spec"]["replicas"]
+    return replicas
+
+
+def _until_wanted(mail: Release, role: str, replicas: int) -> None:
+    try:
+        mail.cluster.until(f"{replicas} of {role}", lambda: _wanted(mail, role) == replicas, timeout=120)
+    except CommandError as error:
+        raise AssertionError(f"{error}\n{mail.kubectl('describe', 'hpa')}") from error
+
+
+def _until_scaled(mail: Release, role: str, replicas: int) -> None:
+    """Until the autoscaler wants so many, and they are ready."""
+    _until_wanted(mail, role, replicas)
+    mail.kubectl("rollout", "status", f"deployment/mail-eilpost-{role}", "--timeout=60s", timeout=70)
+
+
+def test_ingress_grows_and_shrinks_with_its_cpu_use(mail: Release) -> None:
+    over: dict[str, Any] = {
+        "ingress": {
+            "resources": {"requests": {"cpu": "100m"}},
+            "autoscaling": {
+                "enabled": True,
+                "minReplicas": 1,
+                "maxReplicas": 3,
+                "targetCPUUtilizationPercentage": 30,
+                "behavior": QUICKLY,
+            },
+        }
+    }
+    mail.upgrade("hpa", over, "--wait")
+    with sending(mail, rate=120) as traffic:
+        _until_scaled(mail, "ingress", 3)
+        assert_nothing_lost(traffic.result())
+    with sending(mail, rate=3) as traffic:
+        _until_scaled(mail, "ingress", 1)
+        assert_nothing_lost(traffic.result())
+
+
+@pytest.fixture(scope="module")
+def scalers(operators: Kubernetes) -> None:
+    keda.start(operators)
+    prometheus.start(operators)
+
+
+# What KEDA asks for each role, and how many messages may come twice: those that a hanging delivery had in hand.
+TRIGGERS: dict[str, tuple[dict[str, Any], int]] = {
+    "router": ({"threshold": 20}, 0),
+    "delivery": ({"threshold": 20, "prometheusAddress": prometheus.URL}, 500),
+}
+
+
+@pytest.mark.keda
+@pytest.mark.prometheus
+@pytest.mark.parametrize("role", list(TRIGGERS))
+def test_pods_are_added_while_mail_waits(mail: Release, scalers: None, role: str) -> None:
+    """Both pods of a role hang, so that mail waits for it: KEDA adds others, which take over."""
+    trigger, most_duplicates = TRIGGERS[role]
+    scaled = {"enabled": True, "minReplicas": 2, "maxReplicas": 4, "pollingInterval": 2, "behavior": QUICKLY}
+    other = "delivery" if role == "router" else "router"
+    mail.upgrade("keda", {role: {"keda": {**scaled, **trigger}}, other: {"keda": {"enabled": False}}}, "--wait")
+    mail.cluster.until("KEDA made its autoscaler", lambda: mail.kubectl("get", "hpa", "--output=name"))
+    _until_scaled(mail, role, 2)
+    before = [name_of(pod) for pod in mail.pods(role)]
+    with sending(mail, "--settle", "60s", rate=30) as traffic:
+        for pod in before:
+            mail.freeze(pod)
+        _until_wanted(mail, role, 4)
+        for pod in before:
+            mail.thaw(pod)
+        assert_nothing_lost(traffic.result(timeout=150), most_duplicates=most_duplicates)

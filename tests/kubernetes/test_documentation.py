@@ -1,0 +1,40 @@
+"""Every shell command of docs/kubernetes.md, typed in order on a cluster that has a Kafka and nothing of eilpost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.containers import images
+from tests.support.kubernetes.cluster import Kubernetes
+from tests.support.kubernetes.release import CLIENTS
+from tests.support.page import script, shell_blocks
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "kubernetes.md"
+
+
+@pytest.mark.kubernetes
+@pytest.mark.helm
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_commands_of_the_page(kubernetes: Kubernetes, tmp_path: Path) -> None:
+    page = PAGE.read_text()
+    repository, _, tag = images.image().tag.rpartition(":")
+    choices = {
+        "IMAGE": repository,
+        "TAG": tag,
+        "KAFKA": "kafka.kafka.svc.cluster.local:9092",
+        "PREFIX": "documentation.",
+        "REPLICATION": "1",
+        "DURABILITY": "dev",
+        "CLIENTS": CLIENTS[1],
+        "VALUES": str(tmp_path),
+    }
+    try:
+        printed = kubernetes.run("bash", "-s", stdin=script(page), timeout=850, environment=choices)
+    finally:
+        kubernetes.kubectl("delete", "namespace", "eilpost", "--ignore-not-found", "--wait=false")
+    assert f"### block {len(shell_blocks(page))}" in printed
+    assert "Hi Alice" in printed
+    assert "lost                     0" in printed
