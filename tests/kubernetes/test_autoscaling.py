@@ -92,6 +92,7 @@ def test_pods_are_added_while_mail_waits(mail: Release, scalers: None, role: str
     mail.upgrade("keda", {role: {"keda": {**scaled, **trigger}}, other: {"keda": {"enabled": False}}}, "--wait")
     mail.cluster.until("KEDA made its autoscaler", lambda: mail.kubectl("get", "hpa", "--output=name"))
     _until_scaled(mail, role, 2)
+    prometheus.scrape(mail.cluster, mail.pods("router"))
     before = [name_of(pod) for pod in mail.pods(role)]
     with sending(mail, "--settle", "60s", rate=30) as traffic:
         for pod in before:

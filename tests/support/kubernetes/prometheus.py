@@ -1,37 +1,29 @@
-"""Debian's Prometheus beside the test cluster. It finds the pods by the API and labels them as the chart does."""
+"""Debian's Prometheus beside the test cluster, with the labels that the chart's PodMonitor sets.
+
+Debian builds it without the discovery of pods: which ones are scraped is told by `scrape`.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from tests.support.kubernetes.cluster import Kubernetes
 from tests.support.kubernetes.configuration import HOST
 
 URL = f"http://{HOST}:9090"
-_LABELS = {
-    "namespace": "__meta_kubernetes_namespace",
-    "pod": "__meta_kubernetes_pod_name",
-    "role": "__meta_kubernetes_pod_label_app_kubernetes_io_component",
-    "tenant": "__meta_kubernetes_pod_label_eilpost_tenant",
-}
+_HTTP = 8025
 
 
 def start(cluster: Kubernetes) -> None:
-    """Every pod that is labelled `eilpost/scrape` is scraped every two seconds, as soon as it is there."""
     folder = cluster.folder / "prometheus"
     folder.mkdir()
-    only = [
-        {"source_labels": ["__meta_kubernetes_pod_label_eilpost_scrape"], "regex": "true", "action": "keep"},
-        {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": "http", "action": "keep"},
-    ]
     job = {
         "job_name": "eilpost",
         "honor_labels": True,
-        "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": str(cluster.at.kubeconfig("admin"))}],
-        "relabel_configs": [
-            *only,
-            *({"source_labels": [source], "target_label": label} for label, source in _LABELS.items()),
-        ],
+        "file_sd_configs": [{"files": [str(_targets(cluster))], "refresh_interval": "1s"}],
     }
     every = {"scrape_interval": "2s", "scrape_timeout": "2s"}
     (folder / "prometheus.yml").write_text(json.dumps({"global": every, "scrape_configs": [job]}))
@@ -42,3 +34,26 @@ def start(cluster: Kubernetes) -> None:
         f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address={HOST}:9090",
     )
+
+
+def scrape(cluster: Kubernetes, pods: Iterable[Mapping[str, Any]]) -> None:
+    """From now on these pods are scraped, every two seconds."""
+    targets = [
+        {
+            "targets": [f"{pod['status']['podIP']}:{_HTTP}"],
+            "labels": {
+                "namespace": pod["metadata"]["namespace"],
+                "pod": pod["metadata"]["name"],
+                "role": pod["metadata"]["labels"]["app.kubernetes.io/component"],
+                "tenant": pod["metadata"]["labels"]["eilpost/tenant"],
+            },
+        }
+        for pod in pods
+    ]
+    part = _targets(cluster).with_suffix(".part")
+    part.write_text(json.dumps(targets))
+    part.rename(_targets(cluster))
+
+
+def _targets(cluster: Kubernetes) -> Path:
+    return cluster.folder / "prometheus" / "targets.json"
