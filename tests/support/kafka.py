@@ -70,7 +70,7 @@ def shared() -> Iterator[str]:
     if given:
         yield given
     elif _docker_answers():
-        with _container() as bootstrap:
+        with container() as bootstrap:
             yield bootstrap
     else:
         with cluster(1) as one:
@@ -119,11 +119,8 @@ def _docker_answers() -> bool:
 
 
 @contextlib.contextmanager
-def _container() -> Iterator[str]:
-    """`apache/kafka` in KRaft mode. Its port inside is the one outside, so that it finds itself by the same address.
-
-    Not run on our machines, which have no container engine.
-    """
+def container(image: str = _IMAGE) -> Iterator[str]:
+    """`apache/kafka` in KRaft mode: the address of the broker. Its port inside the container is the published one."""
     from testcontainers.core.container import DockerContainer
 
     port = free_port()
@@ -145,14 +142,14 @@ def _container() -> Iterator[str]:
         "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
         "KAFKA_HEAP_OPTS": "-Xmx384m",
     }
-    container: Any = DockerContainer(_IMAGE)
-    container.ports[f"{port}/tcp"] = ("127.0.0.1", port)
+    made: Any = DockerContainer(image)
+    made.ports[f"{port}/tcp"] = ("127.0.0.1", port)
     for name, value in environment.items():
-        container = container.with_env(name, value)
-    with container:
+        made = made.with_env(name, value)
+    with made:
         end = time.monotonic() + 60
         while not brokers_alive(port):
             if time.monotonic() > end:
-                raise RuntimeError(f"{_IMAGE} does not answer on port {port}")
+                raise RuntimeError(f"{image} does not answer on port {port}")
             time.sleep(0.1)
         yield f"127.0.0.1:{port}"

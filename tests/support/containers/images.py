@@ -22,7 +22,7 @@ from tests.support.containers.engine import Engine, EngineError
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILE = "deploy/Dockerfile"
-_KEPT = 6  # archives of eilpost's image that stay in the cache
+_KEPT = {"eilpost-*.tar": 6, "python-*.tar": 2}  # archives that stay in the cache
 
 _failure: list[str] = []
 
@@ -62,8 +62,10 @@ def image() -> Image:
     made = Image(f"eilpost.test/eilpost:{digest}", base.IMAGES / f"eilpost-{digest}.tar")
     save(made, lambda running: _build(running, made.tag))
     made.archive.touch()
-    for old in sorted(base.IMAGES.glob("eilpost-*.tar"), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
-        old.unlink(missing_ok=True)
+    base.archive().touch()
+    for pattern, kept in _KEPT.items():
+        for old in sorted(base.IMAGES.glob(pattern), key=lambda path: path.stat().st_mtime)[:-kept]:
+            old.unlink(missing_ok=True)
     return made
 
 

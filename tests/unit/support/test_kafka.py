@@ -43,7 +43,7 @@ def test_the_given_one_then_a_container_then_ours(
 ) -> None:
     monkeypatch.setenv(kafka.GIVEN, given)
     monkeypatch.setattr(kafka, "_docker_answers", lambda: docker)
-    monkeypatch.setattr(kafka, "_container", _container)
+    monkeypatch.setattr(kafka, "container", _container)
     monkeypatch.setattr(kafka, "cluster", _cluster)
     with kafka.shared() as bootstrap:
         assert bootstrap == taken
