@@ -79,12 +79,15 @@ class Committing:
             is_check = not new and again
             if is_check:
                 new = dict([*marks.items()][:1])
+            if not marks:
+                self.outage = None  # there is nothing of ours to commit
             if not new:
                 self._unconfirmed = 0
                 return True
             try:
                 await self._commit({at: OffsetAndMetadata(mark.low, mark.text) for at, mark in new.items()})
             except ShardLost as error:
+                self.outage = None  # the brokers answered
                 if is_check:  # the group is rebalancing, and tells by itself who has the shard
                     return True
                 log.warning("marks refused, the shards have another owner", reason=str(error))

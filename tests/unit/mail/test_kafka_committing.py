@@ -77,6 +77,26 @@ async def test_what_somebody_else_owns_stops_nothing() -> None:
     assert group.committed == [MANY + 1]
 
 
+async def test_an_outage_ends_when_the_shards_have_another_owner() -> None:
+    one, shard, _ = committing(LogUnavailable("the way is cut"), ShardLost("left out"))
+    finish(one, shard, 1)
+    assert not await one.settle()
+    assert one.outage == "the way is cut"
+    assert await one.settle()
+    assert one.outage is None
+
+
+async def test_an_outage_ends_when_no_shard_is_left() -> None:
+    shards = [Shard()]
+    group = Group(iter([LogUnavailable("the way is cut")]))
+    one = Committing(lambda: shards, group.commit)  # type: ignore[arg-type, return-value]
+    finish(one, shards[0], 1)
+    assert not await one.settle()
+    shards.clear()
+    assert await one.settle()
+    assert one.outage is None
+
+
 async def test_what_is_confirmed_is_not_committed_again() -> None:
     one, shard, group = committing(None)
     finish(one, shard, 3)
