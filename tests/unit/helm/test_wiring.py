@@ -192,6 +192,27 @@ def test_network_policies_allow_the_ports_in_use_and_no_others() -> None:
     }
 
 
+def test_the_helm_test_gets_through_where_smtp_clients_are_named() -> None:
+    rules = helm.one("netpol", "NetworkPolicy", "-ingress")["spec"]["ingress"]
+    (peers,) = [rule["from"] for rule in rules if rule["ports"][0]["port"] == 2525]
+    (labels,) = [each["podSelector"]["matchLabels"] for each in peers if "podSelector" in each]
+    pod = helm.one("netpol", "Pod", "-test")["metadata"]["labels"]
+    assert len(peers) == 2
+    assert labels.items() <= pod.items()
+
+
+def test_a_workload_can_be_recreated(tmp_path: Path) -> None:
+    other = tmp_path / "values.yaml"
+    other.write_text("mailstore: {strategy: {type: Recreate}}\n")
+    strategies = {
+        each["metadata"]["name"]: each["spec"]["strategy"]
+        for each in helm.template(helm.file_of("minimal"), other)
+        if each["kind"] == "Deployment"
+    }
+    assert strategies["mail-eilpost-mailstore"] == {"type": "Recreate"}  # rollingUpdate beside it is refused
+    assert strategies["mail-eilpost-ingress"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
 def test_a_dedicated_tenant_has_workers_topics_and_addresses_of_its_own() -> None:
     environments = {each: _environment(spec) for each, _, spec in helm.pod_templates("dedicated-tenant")}
     arguments = {each: _container(spec)["args"] for each, _, spec in helm.pod_templates("dedicated-tenant")}
