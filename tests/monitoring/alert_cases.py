@@ -143,7 +143,7 @@ FAULTS = (
     Fault("EilpostIngressDown", _MAIL, {f"eilpost_ready{{{INGRESS}}}": steady(0)}, name="not-ready"),
     Fault(
         "EilpostIngressDown",
-        {"role": "ingress"},
+        {},
         {f"up{{{INGRESS}}}": None, f"eilpost_ready{{{INGRESS}}}": None},
         name="no-target",
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.monitoring.alert_cases import FAULTS, HEALTHY, QUIET, Fault
+from tests.monitoring.alert_cases import FAULTS, HEALTHY, QUIET, Fault, steady
 from tests.monitoring.rules import FILES, alerts, play, promtool
 
 pytestmark = pytest.mark.prometheus
@@ -37,6 +37,13 @@ def test_an_alert_fires_on_its_fault_and_no_other_does(fault: Fault, tmp_path: P
     assert all(name in HEALTHY for name in fault.changes), "a fault changes series of the healthy cluster"
     expected = [_labels(fault.alert, fault.labels), *(_labels(other, fault.labels) for other in fault.also)]
     play(tmp_path, {**HEALTHY, **fault.changes}, expected)
+
+
+def test_ingress_down_fires_for_one_process_with_every_role(tmp_path: Path) -> None:
+    target = '{namespace="box",tenant="shared",role="all"}'
+    down = _labels("EilpostIngressDown", {"namespace": "box"})
+    play(tmp_path, {f"up{target}": steady(0)}, [down])
+    play(tmp_path, {f"up{target}": steady(1), f"eilpost_ready{target}": steady(1)}, [])
 
 
 def test_every_alert_has_a_fault() -> None:
