@@ -131,6 +131,8 @@ def up(engine: Engine, images: Mapping[str, str], folder: Path, *files: str) -> 
 
 def _all_healthy(project: Project) -> bool:
     serving = [one for one in project.containers() if one["Service"] in ROLES]
+    rest = [one for one in project.containers() if one["Service"] in ("sink", "prometheus")]
+    assert all(one["State"] == "running" for one in rest), project.run("logs", "sink", "prometheus")
     return len(serving) == 7 and all(one["Health"] == "healthy" for one in serving)
 
 

@@ -1,4 +1,4 @@
-"""The sink of the compose files' tests, in place of Mailpit: `tests.support.accounting.Sink` in a container.
+"""The sink of the compose files' tests, in place of Mailpit: `tests.support.accounting.Sink` on eilpost's image.
 
 SMTP on 1025. HTTP on 8025 answers every request with what was taken: a JSON list of [id, recipient, copies].
 """

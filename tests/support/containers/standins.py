@@ -44,19 +44,19 @@ ENTRYPOINT ["/bin/prometheus"]
 _SINK = """
 COPY tests /srv/tests
 WORKDIR /srv
-USER 65534
-ENTRYPOINT ["python3", "-m", "tests.support.containers.sink"]
+ENTRYPOINT ["python", "-m", "tests.support.containers.sink"]
 """
 
 
 def all_images(engine: Engine) -> dict[str, str]:
     """The variables of the compose files, with the names of images that this engine has."""
+    eilpost = images.image().load_into(engine)
     return {
-        "EILPOST_IMAGE": images.image().load_into(engine),
+        "EILPOST_IMAGE": eilpost,
         "KAFKA_IMAGE": kafka(engine),
         "OBJECTS_IMAGE": _built(engine, "objects", _OBJECTS, _put({"versitygw": VERSITYGW.path})),
         "PROMETHEUS_IMAGE": _built(engine, "prometheus", _PROMETHEUS, _put({"prometheus": _program("prometheus")})),
-        "SINK_IMAGE": _built(engine, "sink", _SINK, _put_sink),
+        "SINK_IMAGE": _built(engine, "sink", _SINK, _put_sink, start=eilpost),
     }
 
 
@@ -73,13 +73,13 @@ def kafka(engine: Engine) -> str:
     return _built(engine, "kafka", _KAFKA, put)
 
 
-def _built(engine: Engine, name: str, lines: str, put: Callable[[Path], None]) -> str:
-    """The image in this engine, built from the base image and what `put` lays beside the Dockerfile."""
+def _built(engine: Engine, name: str, lines: str, put: Callable[[Path], None], *, start: str = "") -> str:
+    """The image in this engine, built on the base image, or on `start`, from what `put` lays beside the Dockerfile."""
     tag = f"eilpost.test/{name}:test"
     if not engine.has(tag):
         with tempfile.TemporaryDirectory(prefix=f"eilpost-{name}-") as folder:
             put(Path(folder))
-            (Path(folder) / "Dockerfile").write_text(f"FROM {images.base_image(engine)}\n{_SIGNALS}{lines}")
+            (Path(folder) / "Dockerfile").write_text(f"FROM {start or images.base_image(engine)}\n{_SIGNALS}{lines}")
             engine.build(Path(folder), tag)
     return tag
 
