@@ -32,7 +32,7 @@ _STATS = (
     number(
         2,
         "Lag of dispatched",
-        _LAG_TEXT + "Deliveries consume it; deliveries in flight count.",
+        _LAG_TEXT + "Delivery processes consume it; deliveries in flight count.",
         _lag("dispatched"),
         thresholds=_LAGGING,
     ),

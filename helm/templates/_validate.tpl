@@ -118,7 +118,7 @@ mailboxes.existingClaim, mailboxes.size: an existing claim has its size: set onl
 mailboxes: delivery and mailstore have no volume for mailboxes: set mailboxes.existingClaim, or mailboxes.size for a new claim
 {{- end }}
 {{- if has "ReadWriteOncePod" .accessModes }}
-mailboxes.accessModes: ReadWriteOncePod gives the volume to one pod, and every delivery writes it: use ReadWriteMany
+mailboxes.accessModes: ReadWriteOncePod gives the volume to one pod, and every delivery process writes it: use ReadWriteMany
 {{- end }}
 {{- end }}
 {{- with .Values.spool }}
