@@ -92,9 +92,10 @@ class Accounting:
         return None
 
     def _report(self, content: bytes, found: tuple[str, int] | None) -> None:
-        failed = [own.index for name in failed_recipients(content) if (own := self._own(name)) is not None]
+        failed = [own for name in failed_recipients(content) if (own := self._own(name)) is not None]
         if failed:
-            self.ledger.bounce(failed, time.monotonic())
+            self.ledger.counts.wrong_bounces += sum(own.kind is not Kind.FAILING for own in failed)
+            self.ledger.bounce([own.index for own in failed], time.monotonic())
         elif found is None or found[0] != self.plan.run:
             self.ledger.counts.foreign += 1
 

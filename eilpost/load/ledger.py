@@ -63,6 +63,7 @@ class Counts:
     damaged: int = 0  # copies whose body is not the one that was sent
     misdirected: int = 0  # copies for a recipient of another message
     unexpected: int = 0  # delivered or bounced although refused, or never sent
+    wrong_bounces: int = 0  # reports of a failure at a destination that takes mail
     foreign: int = 0  # messages at the sink that are not of this run
     retried: int = 0  # times a message was to be sent again, whatever for
     connections_refused: int = 0

@@ -52,9 +52,9 @@ class Result:
 
     @property
     def wrong(self) -> int:
-        """Copies that should not have come as they did."""
+        """Copies and reports that should not have come as they did."""
         counts = self.ledger.counts
-        return counts.damaged + counts.misdirected + counts.unexpected
+        return counts.damaged + counts.misdirected + counts.unexpected + counts.wrong_bounces
 
     @property
     def status(self) -> int:
@@ -107,6 +107,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "damaged": counts.damaged,
         "misdirected": counts.misdirected,
         "unexpected": counts.unexpected,
+        "wrong_bounces": counts.wrong_bounces,
         "foreign": counts.foreign,
         "sink_deferrals": counts.deferrals,
         "connections": ended.connections,
@@ -168,6 +169,7 @@ def lines(result: Result) -> Iterator[Line]:
         ("damaged", counts.damaged, "arrived with another body than was sent"),
         ("misdirected", counts.misdirected, "arrived for a recipient of another message"),
         ("unexpected", counts.unexpected, "arrived although refused"),
+        ("wrong bounces", counts.wrong_bounces, "reports of a failure at a destination that takes mail"),
         ("bounced again", counts.duplicate_bounces, "second reports"),
         ("foreign", counts.foreign, "messages at the sink that are not of this run"),
     ):

@@ -77,7 +77,10 @@ def sending(release: Release, *options: str, rate: float = 40.0, seconds: float 
 
 def assert_nothing_lost(result: dict[str, Any], *, most_duplicates: int = 0) -> None:
     """Every message was taken in the end, and came out once; `most_duplicates` may have come out again."""
-    wrong = {name: result[name] for name in ("lost", "unsent", "refused", "damaged", "misdirected", "unexpected")}
+    wrong = {
+        name: result[name]
+        for name in ("lost", "unsent", "refused", "damaged", "misdirected", "unexpected", "wrong_bounces")
+    }
     assert not any(wrong.values()), (wrong, result)
     assert result["accepted"] > 0
     assert result["delivered"] + result["bounced"] >= result["accepted"]

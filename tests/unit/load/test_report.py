@@ -80,12 +80,12 @@ def test_deferred_mail_that_was_not_tried_again_is_explained() -> None:
     assert "deferred by the sink and not tried again" in text(deferred)
 
 
-@pytest.mark.parametrize("what", ["damaged", "misdirected", "unexpected"])
+@pytest.mark.parametrize("what", ["damaged", "misdirected", "unexpected", "wrong_bounces"])
 def test_what_should_not_have_come_fails_the_load(what: str) -> None:
     wrong = result()
     setattr(wrong.ledger.counts, what, 1)
     assert wrong.status == 1
-    assert what in text(wrong)
+    assert what.replace("_", " ") in text(wrong)
 
 
 def test_the_display_shows_the_last_seconds() -> None:
