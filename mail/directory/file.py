@@ -23,7 +23,7 @@ from mail.directory import DirectoryUnusable, Snapshot, User
 from mail.directory.passwords import PasswordChecker, is_hash
 from mail.directory.toml import parse_directory
 from mail.plainfile import read_plain
-from mail.telemetry.lookup import DIRECTORY_RELOADS
+from mail.telemetry.lookup import DIRECTORY_LAST_RELOAD, DIRECTORY_RELOADS
 
 log = structlog.get_logger()
 
@@ -51,6 +51,7 @@ class FileDirectory:
     async def start(self) -> None:
         """Load and begin to watch. Raises DirectoryUnusable."""
         self._snapshot, self._seen = await asyncio.to_thread(load, self._path)
+        DIRECTORY_LAST_RELOAD.set(1)
         if not self._snapshot.domains:
             log.warning("directory has no domains: no mail is local, all of it is relayed", file=str(self._path))
         self._watch = asyncio.create_task(self._keep_watching(), name="directory-watch")
@@ -86,9 +87,11 @@ class FileDirectory:
             await self._load_again()
         except DirectoryUnusable as error:
             DIRECTORY_RELOADS.labels("failed").inc()
+            DIRECTORY_LAST_RELOAD.set(0)
             log.error("directory not reloaded, the last good one stays", reason=str(error))  # noqa: TRY400
         else:
             DIRECTORY_RELOADS.labels("loaded").inc()
+            DIRECTORY_LAST_RELOAD.set(1)
             log.info("directory reloaded", file=str(self._path), users=len(self._snapshot.users))
 
     async def _load_again(self) -> None:

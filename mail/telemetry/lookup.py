@@ -21,3 +21,9 @@ DNS_CACHE = _resolver.counter(
 DIRECTORY_RELOADS = _directory.counter(
     "directory_reloads", "Reloads of the directory file by result.", {"result": ("loaded", "failed")}
 )
+DIRECTORY_LAST_RELOAD = _directory.gauge(
+    "directory_last_reload_successful",
+    "0 while the last reload of the directory file has failed and the process works with the last good one, else 1.",
+    aggregation="`min`",
+)
+DIRECTORY_LAST_RELOAD.set(1)

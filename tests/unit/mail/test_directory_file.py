@@ -32,6 +32,7 @@ from mail.directory.passwords import hash_password
 from mail.directory.static import StaticDirectory
 from mail.directory.toml import parse_directory
 from mail.route import Speaks, ToRelay
+from tests.support.metrics import value
 
 _HASH = hash_password("eilpost-demo")
 _OTHER_HASH = hash_password("another")
@@ -189,12 +190,14 @@ async def test_a_bad_file_leaves_the_last_good_one_and_is_told_once(path: Path) 
         path.write_text(bad)
         assert [await directory.look() for _ in range(4)] == [False, True, False, False]
         assert directory.snapshot is good
+        assert value("directory_last_reload_successful") == 0
     path.unlink()
     assert [await directory.look() for _ in range(4)] == [False, True, False, False]
     assert directory.snapshot is good
     path.write_text('[domains."other.test"]')
     assert [await directory.look() for _ in range(2)] == [False, True]
     assert list(directory.snapshot.domains) == ["other.test"]
+    assert value("directory_last_reload_successful") == 1
     await directory.close()
     await directory.close()
 
