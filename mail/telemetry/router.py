@@ -42,6 +42,13 @@ OLDEST_RUNNABLE = _router.gauge(
     "Time since which the oldest runnable delivery has been runnable, in seconds since 1970; 0: none.",
     aggregation="`min(... > 0)`",
 )
+OLDEST_BATCH = _router.gauge(
+    "shards_oldest_batch_timestamp_seconds",
+    "Of the shards that this process routes, the one without a finished batch for the longest time: when it finished "
+    "its last batch, or was taken over, in seconds since 1970. An idle shard finishes an empty batch each second. "
+    "0: the process owns no shard.",
+    aggregation="`min(... > 0)`",
+)
 FIRST_ATTEMPT_DELAY = _router.histogram(
     "first_attempt_delay_seconds",
     "Time from the acceptance of a message to the start of the first attempt of each of its deliveries.",

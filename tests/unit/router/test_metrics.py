@@ -10,6 +10,7 @@ from mail.message import Spooled
 from mail.record import Accepted, Attempted, Dispatched, Pending, Waiting, Why
 from mail.route import ToRelay
 from router import metrics
+from router.mailqueue import MailQueue
 from router.tally import Tally
 from tests.support.metrics import value
 from tests.support.routing import Desk, deferred, only, policy
@@ -96,3 +97,29 @@ async def test_a_delivery_is_runnable_while_it_is_active_and_not_while_it_is_def
     async with setup.running():  # delivery is given it again
         await until(lambda: value("queue_recipients", state="deferred") == 2)
         assert value("queue_runnable_recipients") == 0
+
+
+async def test_an_idle_shard_finishes_batches() -> None:
+    setup = Setup()
+    async with setup.running():
+        await until(lambda: value("shards_oldest_batch_timestamp_seconds") > 0)
+        first = value("shards_oldest_batch_timestamp_seconds")
+        await until(lambda: value("shards_oldest_batch_timestamp_seconds") > first)
+    assert value("shards_oldest_batch_timestamp_seconds") == 0
+
+
+def test_the_oldest_batch_is_that_of_the_shard_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(metrics, "time", lambda: now)
+    shards = metrics.Metrics()
+    hanging, working, queue = 0, 1, MailQueue()
+    for shard in (hanging, working):
+        shards.gained(shard)
+        shards.opened(shard, queue)
+    now = 1400.0
+    shards.committed(working, Tally(), queue, 0.0)
+    assert value("shards_oldest_batch_timestamp_seconds") == 1000
+    shards.closed(hanging)
+    assert value("shards_oldest_batch_timestamp_seconds") == 1400
+    shards.closed(working)
+    assert value("shards_oldest_batch_timestamp_seconds") == 0
