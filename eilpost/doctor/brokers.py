@@ -16,7 +16,7 @@ from eilpost.doctor.finding import Finding, fail, ok, warn
 from eilpost.words import age_words
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access, make_access
-from mail.log.kafka.certificates import expiry
+from mail.log.kafka.certificates import RENEW_BEFORE, expiry
 from mail.log.kafka.history import CLOCKS_APART, DELIVERY, ROUTER, KafkaHistorian
 from mail.log.kafka.lookout import Lookout
 from mail.log.kafka.probing import Probe, probe
@@ -27,7 +27,6 @@ from mail.settings import LogSettings
 
 _CLOCK_WARN_SECONDS = 2.0
 _SLOW_SECONDS = 0.5
-_RENEW = timedelta(days=30)
 _AGAIN = (
     "ask again in ten seconds: the cluster misses a broker that has just died by then; else see the brokers' own logs"
 )
@@ -151,7 +150,9 @@ def _certificate(what: str, until: datetime, now: datetime, advice: str) -> Find
     text = f"good until {until:%Y-%m-%d}"
     if until <= now:
         return fail(what, f"expired on {until:%Y-%m-%d}", advice)
-    return warn(what, f"{text}, {age_words(until - now)} left", advice) if until - now < _RENEW else ok(what, text)
+    return (
+        warn(what, f"{text}, {age_words(until - now)} left", advice) if until - now < RENEW_BEFORE else ok(what, text)
+    )
 
 
 def _in_the_clear(settings: LogSettings) -> list[Finding]:

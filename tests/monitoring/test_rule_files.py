@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from mail.log.kafka.certificates import RENEW_BEFORE
 from tests.monitoring.commands import called, unknown_settings, why_wrong
 from tests.monitoring.rules import ROOT, RUNBOOKS, alerts, records
 
@@ -60,3 +61,8 @@ def test_pages_name_commands_and_settings_that_exist() -> None:
     assert len(calls) > 15
     assert {(name, wrong) for name, call in calls if (wrong := why_wrong(call))} == set()
     assert {(name, key) for name, text in pages.items() for key in unknown_settings(text)} == set()
+
+
+def test_the_limit_of_certificates_is_that_of_readyz_and_doctor() -> None:
+    seconds = round(RENEW_BEFORE.total_seconds())
+    assert alerts()["EilpostCertificateExpiresSoon"]["expr"].strip().endswith(f"< {seconds}")

@@ -23,7 +23,7 @@ from mail.telemetry.runtime import CERTIFICATE_EXPIRY
 logger = structlog.get_logger()
 
 LOOK_SECONDS = 5.0
-RENEW_BEFORE = timedelta(days=14)
+RENEW_BEFORE = timedelta(days=14)  # /readyz and doctor warn; EilpostCertificateExpiresSoon has the same limit
 
 _State = tuple[tuple[int, int, int], ...]  # time, inode and size of each file; zeros: there is none
 

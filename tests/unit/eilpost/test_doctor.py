@@ -301,5 +301,5 @@ def test_certificates_are_warned_of_in_time() -> None:
     from eilpost.doctor.brokers import _certificate
 
     now = datetime(2026, 11, 25, tzinfo=UTC)
-    levels = [_certificate("x", now + timedelta(days=days), now, "renew it").level for days in (-1, 0, 29, 31)]
+    levels = [_certificate("x", now + timedelta(days=days), now, "renew it").level for days in (-1, 0, 13, 15)]
     assert levels == [Level.FAIL, Level.FAIL, Level.WARN, Level.OK]
