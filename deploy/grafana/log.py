@@ -11,7 +11,7 @@ from deploy.grafana.panels import (
     lines,
     number,
 )
-from deploy.grafana.promql import BY_ROLE, mean, process, quantile, rate, series, total
+from deploy.grafana.promql import BY_ROLE, age, mean, process, quantile, rate, series, total
 
 
 def _lag(topic: str) -> str:
@@ -113,6 +113,7 @@ _SHARDS = (
         {"{{role}}": f"60 * {rate('consumer_rebalances_total', 'role')}"},
         unit="suffix: /min",
         bars=True,
+        width=8,
     ),
     lines(
         15,
@@ -121,6 +122,17 @@ _SHARDS = (
         {"{{role}} {{process}}": process(f"({total('shards_owned', 'role, pod, instance')} > 0)")},
         unit=COUNT,
         stacked=True,
+        width=8,
+    ),
+    lines(
+        21,
+        "Time since the oldest batch of a shard",
+        "By router: the shard without a finished batch for the longest time. An idle shard finishes an empty batch "
+        "each second. The alert is at 5 minutes.",
+        {"{{process}}": process(age("shards_oldest_batch_timestamp_seconds", "pod, instance"))},
+        unit=SECONDS,
+        limits=((300, RED),),
+        width=8,
     ),
 )
 

@@ -181,6 +181,14 @@ _LOOKUPS = (
         unit="suffix: /min",
         bars=True,
     ),
+    lines(
+        23,
+        "Processes with an old directory file",
+        "Processes whose last reload of the directory file failed; they work with the last good one.",
+        {"{{role}}": f"sum by (role) (1 - {_each('directory_last_reload_successful')})"},
+        unit=COUNT,
+        width=24,
+    ),
 )
 
 _VERSIONS = (

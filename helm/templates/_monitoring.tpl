@@ -21,8 +21,9 @@ matchLabels:
 {{- end -}}
 
 {{/*
-The groups of files/rules/*.yaml as a JSON list, with the changes of monitoring.rules.alerts. The threshold of an alert is
-the number (or product of numbers) behind the last comparison, with which its expression ends (a test sees to that).
+The groups of files/rules/*.yaml as a JSON list, with the changes of monitoring.rules.alerts, and a group that records which
+workloads there should be, for EilpostRoleDown. The threshold of an alert is the number (or product of numbers) behind the
+last comparison, with which its expression ends (a test sees to that).
 */}}
 {{- define "eilpost.ruleGroups" -}}
 {{- $rules := .Values.monitoring.rules -}}
@@ -44,6 +45,9 @@ the number (or product of numbers) behind the last comparison, with which its ex
 {{- $threshold := "([<>]=?|[!=]=)\\s*[-+0-9.e]+(\\s*\\*\\s*[0-9.]+)*\\s*$" -}}
 {{- $_ := set $rule "expr" (regexReplaceAll $threshold $rule.expr (printf "${1} %v" $change.threshold)) -}}
 {{- end -}}
+{{- if not (contains "eilpost" (include "eilpost.fullname" $)) -}}
+{{- $_ := set $rule "expr" ($rule.expr | replace ".*eilpost.*" (printf ".*eilpost.*|(keda-hpa-)?%s-.+" (include "eilpost.fullname" $))) -}}
+{{- end -}}
 {{- with dig "annotations" "runbook_url" "" $rule -}}
 {{- $_ := set $rule.annotations "runbook_url" (printf "%s%s" $rules.runbookBaseUrl .) -}}
 {{- end -}}
@@ -62,6 +66,16 @@ the number (or product of numbers) behind the last comparison, with which its ex
 {{- if not (has $alert $known) -}}
 {{- fail (printf "monitoring.rules.alerts.%s: there is no such alert: see files/rules" $alert) -}}
 {{- end -}}
+{{- end -}}
+{{- $expected := list -}}
+{{- range $unit := include "eilpost.units" . | fromJsonArray -}}
+{{- if and (ne $unit.role "ingress") (or $unit.values.replicas $unit.values.autoscaling.enabled $unit.values.keda.enabled) -}}
+{{- $labels := dict "namespace" $.Release.Namespace "role" $unit.role "tenant" ($unit.tenant | default "shared") -}}
+{{- $expected = append $expected (dict "record" "namespace_tenant_role:eilpost_expected:info" "expr" "vector(1)" "labels" $labels) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $expected (ne (dig "EilpostRoleDown" "enabled" true $rules.alerts | toString) "false") -}}
+{{- $groups = append $groups (dict "name" "eilpost.expected" "rules" $expected) -}}
 {{- end -}}
 {{- toJson $groups -}}
 {{- end -}}

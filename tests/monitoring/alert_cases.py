@@ -14,6 +14,8 @@ INGRESS = 'namespace="mail",tenant="shared",role="ingress",pod="ingress-0"'
 ROUTER = 'namespace="mail",tenant="shared",role="router",pod="router-0"'
 DELIVERY = 'namespace="mail",tenant="shared",role="delivery",pod="delivery-0"'
 MAILSTORE = 'namespace="mail",tenant="shared",role="mailstore",pod="mailstore-0"'
+ACME = 'namespace="mail",tenant="acme",role="delivery",pod="delivery-acme-0"'
+EXPECTED = 'namespace_tenant_role:eilpost_expected:info{namespace="mail",tenant="acme",role="delivery"}'
 HPA = 'namespace="mail",horizontalpodautoscaler="mail-eilpost-ingress"'
 
 
@@ -71,6 +73,8 @@ HEALTHY: Mapping[str, str] = {
     **_ready(ROUTER),
     **_ready(DELIVERY),
     **_ready(MAILSTORE),
+    **_ready(ACME),
+    EXPECTED: steady(1),
     f'eilpost_messages_received_total{{{INGRESS},result="accepted"}}': per_minute(600),
     f'eilpost_messages_received_total{{{INGRESS},result="tempfail"}}': per_minute(6),
     f'eilpost_messages_received_total{{{INGRESS},result="rejected"}}': per_minute(30),
@@ -83,6 +87,11 @@ HEALTHY: Mapping[str, str] = {
     f'eilpost_consumer_lag_records{{{INGRESS},topic="accepted"}}': steady(40),
     f'eilpost_consumer_lag_records{{{ROUTER},topic="accepted"}}': steady(40),
     f'eilpost_consumed_records_total{{{ROUTER},topic="accepted"}}': per_minute(600),
+    f'eilpost_consumer_lag_records{{{ROUTER},topic="dispatched"}}': steady(200),
+    f'eilpost_consumed_records_total{{{DELIVERY},topic="dispatched"}}': per_minute(600),
+    f"process_start_time_seconds{{{ROUTER}}}": steady(60),
+    f"eilpost_shards_oldest_batch_timestamp_seconds{{{ROUTER}}}": f"0+60x{MINUTES}",  # this minute
+    f"eilpost_shards_oldest_batch_timestamp_seconds{{{INGRESS}}}": steady(0),  # it routes nothing
     f"eilpost_shards_stopped{{{ROUTER}}}": steady(0),
     f"eilpost_routed_messages_total{{{ROUTER}}}": per_minute(600),
     f"eilpost_queue_runnable_recipients{{{ROUTER}}}": steady(50),
@@ -97,9 +106,8 @@ HEALTHY: Mapping[str, str] = {
     f'eilpost_delivered_messages_total{{{DELIVERY},transport="smtp"}}': per_minute(580),
     f"eilpost_delivery_sources_suspended{{{DELIVERY}}}": steady(0),
     **_loop_lag(6000, 0),
-    f"eilpost_draining{{{ROUTER}}}": steady(0),
-    f'eilpost_directory_reloads_total{{{INGRESS},result="loaded"}}': per_minute(1),
-    f'eilpost_directory_reloads_total{{{INGRESS},result="failed"}}': steady(1),
+    f"eilpost_directory_last_reload_successful{{{INGRESS}}}": steady(1),
+    f"eilpost_directory_last_reload_successful{{{ROUTER}}}": steady(1),
     f'eilpost_certificate_expiry_timestamp_seconds{{{ROUTER},use="kafka"}}': steady(90 * 86400),
     f"kube_horizontalpodautoscaler_status_current_replicas{{{HPA}}}": steady(4),
     f"kube_horizontalpodautoscaler_spec_max_replicas{{{HPA}}}": steady(10),
@@ -163,15 +171,15 @@ FAULTS = (
     Fault("EilpostProduceErrors", _ROUTER, {f"eilpost_produce_errors_total{{{ROUTER}}}": per_minute(1)}),
     Fault(
         "EilpostConsumerStalled",
-        _SHARED | {"topic": "accepted"},
-        {f'eilpost_consumed_records_total{{{ROUTER},topic="accepted"}}': steady(5000)},
-        name="reads-nothing",
+        _SHARED,  # the others are processed: records are consumed as before
+        {f"eilpost_shards_oldest_batch_timestamp_seconds{{{ROUTER}}}": f"0+60x60 {steady(3600)}"},
+        name="one-shard-hangs",
     ),
     Fault(
         "EilpostConsumerStalled",
-        _SHARED | {"topic": "accepted"},
-        {f'eilpost_consumed_records_total{{{ROUTER},topic="accepted"}}': None},
-        name="no-consumer",
+        _SHARED,
+        {f"eilpost_shards_oldest_batch_timestamp_seconds{{{ROUTER}}}": steady(0)},
+        name="no-shard-is-owned",
     ),
     Fault("EilpostShardsStopped", _ROUTER_POD, {f"eilpost_shards_stopped{{{ROUTER}}}": steady(1)}),
     Fault(
@@ -216,13 +224,24 @@ FAULTS = (
         _SHARED | {"pod": "delivery-0"},
         {f"eilpost_delivery_sources_suspended{{{DELIVERY}}}": steady(1)},
     ),
-    Fault("EilpostRoleDown", _ROUTER, {f"up{{{ROUTER}}}": steady(0), f"eilpost_ready{{{ROUTER}}}": None}),
+    Fault(
+        "EilpostRoleDown",
+        _ROUTER,
+        {f"up{{{ROUTER}}}": steady(0), f"eilpost_ready{{{ROUTER}}}": None},
+        name="does-not-answer",
+    ),
+    Fault("EilpostRoleDown", _ROUTER, {f"up{{{ROUTER}}}": None, f"eilpost_ready{{{ROUTER}}}": None}, name="no-target"),
+    Fault(
+        "EilpostRoleDown",
+        _MAIL | {"tenant": "acme", "role": "delivery"},
+        {f"up{{{ACME}}}": None, f"eilpost_ready{{{ACME}}}": None},
+        name="no-target-of-a-dedicated-tenant",
+    ),
     Fault("EilpostEventLoopLag", _ROUTER_POD, _loop_lag(5000, 1000)),
-    Fault("EilpostDrainStuck", _ROUTER_POD, {f"eilpost_draining{{{ROUTER}}}": steady(1)}),
     Fault(
         "EilpostDirectoryReloadFailed",
         _MAIL,
-        {f'eilpost_directory_reloads_total{{{INGRESS},result="failed"}}': per_minute(1)},
+        {f"eilpost_directory_last_reload_successful{{{INGRESS}}}": steady(0)},
     ),
     Fault(
         "EilpostCertificateExpiresSoon",
@@ -254,6 +273,10 @@ QUIET: Mapping[str, Mapping[str, str | None]] = {
         f'eilpost_messages_received_total{{{INGRESS},result="tempfail"}}': "0x85 300x60",
         f'eilpost_smtp_replies_total{{{INGRESS},verb="CONNECT",reply_class="4"}}': "0x85 600x60",
         f"eilpost_produce_errors_total{{{ROUTER}}}": "0x85 40x60",
+    },
+    "slow destinations hold what was dispatched, and nothing else is read": {
+        f'eilpost_consumer_lag_records{{{ROUTER},topic="dispatched"}}': steady(5000),
+        f'eilpost_consumed_records_total{{{DELIVERY},topic="dispatched"}}': steady(9000),
     },
     "an empty queue": {
         f"eilpost_queue_oldest_runnable_timestamp_seconds{{{ROUTER}}}": steady(0),

@@ -191,13 +191,11 @@ async def _start_late(fleet: Fleet, after_seconds: float) -> None:
 
 
 async def _change_directory(fleet: Fleet, seconds: float) -> None:
-    """Once for the better; then it is wrong for some seconds."""
+    """Once for the better; then it is wrong until the end."""
     await asyncio.sleep(seconds * 0.3)
     fleet.write_directory(DIRECTORY + "# changed\n")
-    await asyncio.sleep(seconds * 0.2)
+    await asyncio.sleep(seconds * 0.5)  # after the last start of a process: none would start with a wrong file
     fleet.write_directory(DIRECTORY + "[nonsense\n")
-    await asyncio.sleep(5)
-    fleet.write_directory(DIRECTORY)
 
 
 async def _outage(fleet: Fleet, brokers: Cluster, seconds: float) -> None:

@@ -54,7 +54,8 @@ def test_a_monitor_scrapes_the_pods_of_the_four_roles() -> None:
 
 
 def test_rules_are_the_shipped_ones() -> None:
-    rendered = helm.one("full", "PrometheusRule")["spec"]["groups"]
+    *rendered, expected = helm.one("full", "PrometheusRule")["spec"]["groups"]
+    assert expected["name"] == "eilpost.expected"
     wanted = _shipped()
     for group in wanted:
         for rule in group["rules"]:
@@ -63,6 +64,31 @@ def test_rules_are_the_shipped_ones() -> None:
                     "https://example.test/eilpost/" + rule["annotations"]["runbook_url"]
                 )
     assert rendered == wanted
+
+
+def test_the_alert_of_autoscalers_finds_those_of_the_release(tmp_path: Path) -> None:
+    values = {"fullnameOverride": "post", "monitoring": {"rules": {"enabled": True}}}
+    objects = _with(tmp_path, "hpa", values)
+    rule = _alerts(objects)["EilpostAutoscalerSaturated"]["expr"]
+    selectors = re.findall(r'horizontalpodautoscaler=~"(.+?)"', rule)
+    assert len(selectors) == 2
+    names = [each["metadata"]["name"] for each in objects if each["kind"] == "HorizontalPodAutoscaler"]
+    assert names
+    for selector in selectors:
+        for name in (*names, *(f"keda-hpa-{name}" for name in names), "other-eilpost-router"):
+            assert re.fullmatch(selector, name)
+
+
+def test_the_rules_know_which_workloads_there_should_be(tmp_path: Path) -> None:
+    values = {"mailstore": {"replicas": 0}, "monitoring": {"rules": {"enabled": True}}}
+    objects = _with(tmp_path, "dedicated-tenant", values)
+    (rules,) = [each for each in objects if each["kind"] == "PrometheusRule"]
+    (group,) = [each for each in rules["spec"]["groups"] if each["name"] == "eilpost.expected"]
+    found = {(rule["labels"]["role"], rule["labels"]["tenant"]) for rule in group["rules"]}
+    assert {("router", "shared"), ("delivery", "shared"), ("router", "acme"), ("delivery", "acme")} <= found
+    assert ("mailstore", "shared") not in found
+    down = _alerts(objects)["EilpostRoleDown"]["expr"]
+    assert all(rule["record"] in down and rule["labels"]["namespace"] == "mail" for rule in group["rules"])
 
 
 def test_an_alert_can_be_left_out_and_changed(tmp_path: Path) -> None:
