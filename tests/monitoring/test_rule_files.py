@@ -66,3 +66,8 @@ def test_pages_name_commands_and_settings_that_exist() -> None:
 def test_the_limit_of_certificates_is_that_of_readyz_and_doctor() -> None:
     seconds = round(RENEW_BEFORE.total_seconds())
     assert alerts()["EilpostCertificateExpiresSoon"]["expr"].strip().endswith(f"< {seconds}")
+
+
+def test_documents_name_only_alerts_that_exist() -> None:
+    for page in (ROOT / "docs" / "monitoring.md", *RUNBOOKS.glob("*.md")):
+        assert set(re.findall(r"\bEilpost[A-Z]\w+", page.read_text())) <= alerts().keys(), page.name
