@@ -94,20 +94,24 @@ class Hosts:
                         count += 1
                         if count >= MAX_TARGETS:
                             return
-                    if all(why_not.values()):
+                    if not why_not:
+                        yield self._no_address(route, host)
+                    elif all(why_not.values()):
                         yield NoTarget(next(filter(None, why_not.values())), no_source=True)
                 case DnsUnknown():
                     yield NoTarget(Reply(451, "4.4.3", f"DNS has no answer for {host} now: {answer.reason}"))
                 case NoRecords() | NoSuchDomain():
-                    if isinstance(route, ToRelay):
-                        # A relay's name is our configuration, and ours to mend.
-                        yield NoTarget(Reply(451, "4.4.4", f"The relay {host} has no address"))
-                    else:
-                        yield NoTarget(NO_ADDRESS)
+                    yield self._no_address(route, host)
                 case _:
                     assert_never(answer)
         if not count and len(hosts) > MAX_HOSTS:  # the others may have one
             yield NoTarget(Reply(451, "4.4.4", f"None of the first {MAX_HOSTS} mail exchangers has an address"))
+
+    @staticmethod
+    def _no_address(route: Route, host: str) -> NoTarget:
+        if isinstance(route, ToRelay):  # a name in our configuration, which an operator will correct
+            return NoTarget(Reply(451, "4.4.4", f"The relay {host} has no address"))
+        return NoTarget(NO_ADDRESS)
 
     def _exchangers(self, hosts: Sequence[tuple[int, str]]) -> list[str]:
         """By preference, shuffled among equals (RFC 5321 section 5.1), without ourselves and anything worse."""

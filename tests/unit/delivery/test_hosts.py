@@ -7,7 +7,7 @@ import pytest
 from delivery.hosts import Hosts, NoTarget, Target
 from mail.outcome import Deferred, Delivered, Failed
 from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, NoSuchDomain
-from mail.route import ToMx
+from mail.route import ToMx, ToRelay
 from tests.support.couriers import Names, courier
 from tests.support.delivering import CONTENT, delivery
 from tests.support.remote import Remote
@@ -84,3 +84,14 @@ async def test_exchangers_without_an_address_are_not_asked_after_for_ever() -> N
     assert names.asked == 20
     assert isinstance(outcome, Deferred)  # who was not asked after may have one
     assert outcome.reply.enhanced == "4.4.4"
+
+
+@pytest.mark.parametrize(
+    ("route", "status"), [(ToMx("r.test", ((10, "mx.test"),)), "5.4.4"), (ToRelay("mx.test", 25), "4.4.4")]
+)
+async def test_an_answer_without_addresses_is_no_address(route: ToMx | ToRelay, status: str) -> None:
+    hosts = Hosts(resolver=Names(mx=IpAddresses(())), hostname="us.test", port=25, prefer_ipv6=True)
+    (only,) = [item async for item in hosts.targets(route)]
+    assert isinstance(only, NoTarget)
+    assert only.reply.enhanced == status
+    assert not only.no_source
