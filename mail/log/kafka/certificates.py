@@ -1,8 +1,8 @@
 """The TLS context of the connections to the brokers, and its files (`log.tls_ca`, `tls_cert`, `tls_key`).
 
 The files are read again when they change: new connections use them, and open ones keep what they began with. A new pair
-that cannot be used is logged, and the loaded one stays. An authority that was removed is trusted until the process
-ends. Next: `mail/log/kafka/access.py`.
+that cannot be used is logged and tried again at each look, and the loaded one stays. An authority that was removed is
+trusted until the process ends. Next: `mail/log/kafka/access.py`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Certificates:
         self._ca, self._certificate, self._key = settings.tls_ca, settings.tls_cert, settings.tls_key or None
         self._loaded = self._state()
         self._glimpsed = self._loaded
+        self._problem = ""  # why the last reload failed
         self.context = self._new_context()
         self.expires = self._expiry()
 
@@ -43,13 +44,19 @@ class Certificates:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             state = await asyncio.to_thread(self._state)
-            if state != self._loaded and state == self._glimpsed:
-                await self.reload()
+            if state == self._loaded:
+                self._problem = ""
+            elif state == self._glimpsed:
+                self._load(logged=self._problem)
             self._glimpsed = state
 
     async def reload(self) -> None:
         """Read the files now."""
-        self._loaded = self._state()
+        self._load()
+
+    def _load(self, *, logged: str = "") -> None:
+        """A failure is logged unless it is `logged`, as it is tried again at each look."""
+        state = self._state()
         try:
             self._new_context()  # a pair that does not match would leave the live context with half of it
             self._load_pair(self.context)
@@ -57,8 +64,11 @@ class Certificates:
                 self.context.load_verify_locations(self._ca)
             self.expires = self._expiry()
         except (LogUnusable, OSError) as error:
-            logger.error("certificates not reloaded, the loaded ones stay", reason=str(error))  # noqa: TRY400
+            self._problem = str(error)
+            if self._problem != logged:
+                logger.error("certificates not reloaded, the loaded ones stay", reason=self._problem)  # noqa: TRY400
         else:
+            self._loaded, self._problem = state, ""
             logger.info("certificates reloaded", certificate=self._certificate, authority=self._ca)
 
     def warnings(self) -> Sequence[str]:

@@ -167,6 +167,34 @@ async def test_an_added_authority_is_trusted(mount: Mount, authority: Authority,
         assert await presented(one.context, other, tmp_path) == theirs.serial
 
 
+async def test_a_reload_that_failed_for_a_passing_reason_is_tried_again(
+    mount: Mount, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files do not change again: only reading them failed, three times."""
+    first, second = authority.issue("first", YEAR), authority.issue("second", timedelta(days=300))
+    mount.put(first.certificate, first.key)
+    one = Certificates(settings(mount))
+    load, failures = one._load_pair, 3
+
+    def fails(context: ssl.SSLContext) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise LogUnusable("log.tls_cert: Stale file handle")
+        load(context)
+
+    monkeypatch.setattr(one, "_load_pair", fails)
+    mount.put(second.certificate, second.key)
+    with capture_logs() as lines:
+        watching = asyncio.create_task(one.watch())
+        await wait_until(lambda: shown_expiry() == expiry_of(second), what="the new certificate")
+        watching.cancel()
+    assert [line["event"] for line in lines] == [
+        "certificates not reloaded, the loaded ones stay",
+        "certificates reloaded",
+    ]
+
+
 def test_a_wrong_file_at_start_is_one_line(mount: Mount, tmp_path: Path) -> None:
     with pytest.raises(LogUnusable, match=r"log\.tls_cert, log\.tls_key: .*tls\.crt: No such file"):
         Certificates(settings(mount))
