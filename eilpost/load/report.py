@@ -61,7 +61,8 @@ class Result:
         """The exit status."""
         if self.ended.interrupted:
             return 130
-        return 1 if self.lost or self.wrong or not self.ledger.counts.accepted else 0
+        counts = self.ledger.counts
+        return 1 if self.lost or self.wrong or self.ended.unsent or counts.refused or not counts.accepted else 0
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -156,10 +157,11 @@ def lines(result: Result) -> Iterator[Line]:
         "duplicates", counts.duplicates, _of(counts.duplicates_resent, "sent again after a 4xx at the dot"), _WARN
     )
     yield _row("in doubt", counts.in_doubt, _of(counts.in_doubt_settled, "arrived"), _WARN)
-    yield _row("refused", counts.refused, style=_WARN)
+    yield _row("refused", counts.refused, style=_BAD)
     yield _row("retried", counts.retried, style=_WARN)
     if ended.unsent:
-        yield _row("unsent", ended.unsent, "messages begun and never accepted", _WARN)
+        note = "interrupted" if ended.interrupted else "no target took them"
+        yield _row("unsent", ended.unsent, note, _WARN if ended.interrupted else _BAD)
     yield _row(
         "connections",
         ended.connections,
@@ -219,6 +221,12 @@ def hint(result: Result) -> str:
             f"nothing arrived at the sink: the server has to relay to it, delivery.relay ="
             f' "smtp://{result.ended.sink}" as the server reaches it'
         )
+    if result.ended.unsent:
+        return (
+            f"{result.ended.unsent:,} messages were not taken by any target, though tried until the end: the load fails"
+        )
+    if counts.refused:
+        return f"the server refused {counts.refused:,} recipients with 5xx: the load fails"
     if any(lost.deferred for lost in result.ledger.open(MAX_LISTED)) and result.lost:
         return "mail deferred by the sink waits for its retry (router.retry): --settle has to be longer than that"
     return ""

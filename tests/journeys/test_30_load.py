@@ -142,7 +142,7 @@ async def test_refused_and_deferred_mail() -> None:
     sink = free_port()
     faults = {"refuse": every(20), "refuse_recipient": every(31), "defer_recipient": every(7), "defer": every(23)}
     async with Relay(sink, **faults) as relay:
-        result = await load(*through(relay, sink, 500))
+        result = await load(*through(relay, sink, 500), status=1)  # 5xx for valid mail
     done = relay.done
     assert min(done.values()) > 5
     assert result["refused"] == done["refuse"] + done["refuse_recipient"]
@@ -156,6 +156,27 @@ async def test_refused_and_deferred_mail() -> None:
     assert result["resent_after_dot"] == done["defer"]
     assert result["duplicates"] == result["duplicates_resent"] <= done["defer"]
     assert result["unsent"] == 0
+
+
+async def test_deferred_mail_alone_does_not_fail_the_load() -> None:
+    sink = free_port()
+    async with Relay(sink, defer_recipient=every(7)) as relay:
+        result = await load(*through(relay, sink, 100))
+    assert result["retried"] == relay.done["defer_recipient"] > 5
+
+
+async def test_messages_that_no_target_takes_fail_the_load() -> None:
+    """The server answers 451 to every recipient after the tenth."""
+    sink = free_port()
+    async with (
+        Relay(sink, defer_recipient=lambda number: number > 10) as relay,
+        started(*through(relay, sink, 20)) as process,
+    ):
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert re.search(r"^unsent +10", out.decode(), re.MULTILINE)
+    assert re.search(r"^lost +0$", out.decode(), re.MULTILINE)
+    assert "10 messages were not taken by any target" in err.decode().splitlines()[-1]
 
 
 async def test_closed_connections_leave_doubt_or_are_retried() -> None:

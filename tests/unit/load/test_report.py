@@ -80,6 +80,18 @@ def test_deferred_mail_that_was_not_tried_again_is_explained() -> None:
     assert "deferred by the sink and not tried again" in text(deferred)
 
 
+def test_unsent_and_refused_mail_fails_the_load() -> None:
+    unsent = result(ended=replace(ENDED, unsent=7))
+    assert unsent.status == 1
+    assert "unsent                  7  no target took them" in text(unsent)
+    assert "7 messages were not taken" in hint(unsent)
+    assert result(ended=replace(ENDED, unsent=7, interrupted=True)).status == 130
+    refused = result()
+    refused.ledger.refuse([refused.ledger.issue()], "RCPT: 550 5.7.1 no")
+    assert refused.status == 1
+    assert "refused 1 recipients" in hint(refused)
+
+
 @pytest.mark.parametrize("what", ["damaged", "misdirected", "unexpected", "wrong_bounces"])
 def test_what_should_not_have_come_fails_the_load(what: str) -> None:
     wrong = result()
