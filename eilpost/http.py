@@ -57,9 +57,9 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, which waits for a request for ever: who opens connections and says nothing would have the probes
-    answered with 503, and take the open files of those who bring mail. And what strangers send is no error of ours:
-    uvicorn's answer to a malformed body and that of the application came into each other's way, with a traceback.
+    """uvicorn's protocol with a time-out for requests. Without one, idle connections use up the limits: probes are
+    answered with 503, and file descriptors are missing for SMTP. A malformed request body is answered once: uvicorn's
+    reply and the application's reply to it collided, with a traceback.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -111,7 +111,7 @@ class Http:
         config = uvicorn.Config(
             self._application(),
             log_config=None,
-            log_level="error",  # what strangers do is no news
+            log_level="error",  # errors of clients are not logged
             access_log=False,
             lifespan="off",
             ws="none",

@@ -1,4 +1,4 @@
-"""The life of a process: start roles, become ready, drain on SIGTERM, end with an honest exit status.
+"""The life of a process: start roles, become ready, drain on SIGTERM, end with an exit status that says how it ended.
 
 A role is anything with a name and a `run`. It knows nothing about mail. A second signal cancels what is open, a third
 ends the process on the spot; nothing is lost by either, for what is ours is in the log. Next: `eilpost/compose.py`.
@@ -77,7 +77,7 @@ class Health:
         return time.monotonic() - self._last_beat < _ALIVE_SECONDS
 
     async def beat(self) -> None:
-        """Feel the event loop's pulse, for ever."""
+        """Measure the event loop's lag, for ever."""
         while True:
             due = time.monotonic() + _BEAT_SECONDS
             await asyncio.sleep(_BEAT_SECONDS)

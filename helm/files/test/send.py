@@ -39,10 +39,10 @@ def send(host, port, recipient):
     return queue_id[0]
 
 
-def story(queue_id):
+def history(queue_id):
     """The message's history; None while there is none."""
-    traced = subprocess.run(["eilpost", "trace", "--json", queue_id], capture_output=True, text=True)
-    return json.loads(traced.stdout) if traced.returncode == 0 else None
+    ended = subprocess.run(["eilpost", "trace", "--json", queue_id], capture_output=True, text=True)
+    return json.loads(ended.stdout) if ended.returncode == 0 else None
 
 
 def main(host, port, timeout, recipient=""):
@@ -50,12 +50,12 @@ def main(host, port, timeout, recipient=""):
     queue_id = send(host, int(port), recipient)
     print(f"accepted for {recipient}: {queue_id}", flush=True)
     until = time.monotonic() + float(timeout)
-    while (told := story(queue_id)) is None or told["state"] != "closed":
+    while (traced := history(queue_id)) is None or traced["state"] != "closed":
         if time.monotonic() > until:
             sys.exit(f"{queue_id} was not delivered in {timeout} s: eilpost trace {queue_id}")
         time.sleep(1)
     subprocess.run(["eilpost", "trace", queue_id], check=True)
-    results = [outcome["result"] for event in told["events"] for outcome in event.get("outcomes", ())]
+    results = [outcome["result"] for event in traced["events"] for outcome in event.get("outcomes", ())]
     if "delivered" not in results:
         sys.exit(f"{queue_id} was closed and not delivered")
     return subprocess.run(["eilpost", "doctor"]).returncode

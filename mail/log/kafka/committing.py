@@ -90,8 +90,8 @@ class Committing:
                 self.outage = None  # the brokers answered
                 if is_check:  # the group is rebalancing, and tells by itself who has the shard
                     return True
-                log.warning("marks refused, the shards have another owner", reason=str(error))
-                self._unconfirmed = 0  # it is theirs to confirm, and nothing of it keeps us from beginning anew
+                log.warning("offset commit refused: another process owns the shards", reason=str(error))
+                self._unconfirmed = 0  # the new owner commits them; a later generation of ours starts without them
                 for shard in shards:
                     shard.lose()
                 return True

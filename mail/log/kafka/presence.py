@@ -149,7 +149,7 @@ class Presence:
     def _put_down(self) -> None:
         if not self._is_gone:
             self._is_gone = True
-            self.trouble = f"topics {self._access.prefix}*: they are not those they were, and are looked at again"
+            self.trouble = f"topics {self._access.prefix}*: deleted and recreated; reloading"
             self._gone()
 
     def _miss(self, line: str) -> None:
