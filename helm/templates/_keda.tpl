@@ -1,4 +1,4 @@
-{{/* Triggers of KEDA, for a unit. */}}
+{{/* Triggers of KEDA 2.17 or newer (`fallback.behavior`), for a unit. */}}
 
 {{/* Records of `accepted` that the routers have not consumed. */}}
 {{- define "eilpost.routerTrigger" -}}
@@ -23,7 +23,8 @@
   {{- end }}
 {{- end -}}
 
-{{/* Recipients that could be tried now, of all routers of this tenant. No answer is a fault, and not zero. */}}
+{{/* Recipients that could be tried now, of all routers of this tenant in the namespace, whatever their release. No answer
+is a fault, and not zero. */}}
 {{- define "eilpost.deliveryTrigger" -}}
 - type: prometheus
   metadata:

@@ -3,7 +3,11 @@
 {{- $values := .root.Values -}}
 {{- $policy := $values.networkPolicy -}}
 - to: {{ toJson $policy.dnsTo }}
-  ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+  ports:
+    {{- range $policy.dnsPorts }}
+    - {port: {{ . }}, protocol: UDP}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
 {{- if ne .role "mailstore" }}
 - to: {{ toJson $policy.kafkaTo }}
   ports:
@@ -14,7 +18,9 @@
 {{- if and $values.spool.url (has .role (list "ingress" "router" "delivery" "test")) }}
 - to: {{ toJson $policy.objectsTo }}
   ports:
-    - {port: {{ $policy.objectsPort | default (regexFind "[0-9]+$" $values.spool.endpoint) | default 443 }}, protocol: TCP}
+    {{- $authority := regexFind "^https?://[^/]*" $values.spool.endpoint }}
+    {{- $port := regexFind ":[0-9]+$" $authority | trimPrefix ":" | default (ternary "80" "443" (hasPrefix "http://" $authority)) }}
+    - {port: {{ $policy.objectsPort | default $port }}, protocol: TCP}
 {{- end }}
 {{- if eq .role "delivery" }}
 - ports:

@@ -244,3 +244,37 @@ def test_topics_as_a_hook_need_nothing_of_the_release(tmp_path: Path) -> None:
     spec = job["spec"]["template"]["spec"]
     assert "serviceAccountName" not in spec
     assert [each["name"] for each in spec["volumes"]] == ["tmp"]
+
+
+def _egress_ports(tmp_path: Path, name: str, over: str) -> list[list[tuple[int, str]]]:
+    """The ports of each egress rule of a delivery's NetworkPolicy, with more values on top of a set."""
+    file = tmp_path / "over.yaml"
+    file.write_text(over)
+    policies = [each for each in helm.template(helm.file_of(name), file) if each["kind"] == "NetworkPolicy"]
+    (policy,) = [each for each in policies if each["metadata"]["name"].endswith("-delivery")]
+    return [[(port["port"], port["protocol"]) for port in rule["ports"]] for rule in policy["spec"]["egress"]]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("https://objects.example.test:9000", 9000),
+        ("https://objects.example.test:9000/", 9000),
+        ("https://objects.example.test:9000/storage/v1", 9000),
+        ("https://192.0.2.10", 443),
+        ("https://objects.example.test/v1", 443),
+        ("https://[2001:db8::10]:9000/", 9000),
+        ("https://[2001:db8::10]/", 443),
+        ("http://objects.example.test", 80),
+        ("", 443),
+    ],
+)
+def test_policy_lets_delivery_reach_the_port_of_the_object_store(tmp_path: Path, endpoint: str, port: int) -> None:
+    over = f'networkPolicy: {{enabled: true}}\nspool: {{endpoint: "{endpoint}", allowHttp: true}}\n'
+    assert [(port, "TCP")] in _egress_ports(tmp_path, "s3", over)
+
+
+def test_policy_allows_the_ports_of_dns(tmp_path: Path) -> None:
+    assert [(53, "UDP"), (53, "TCP")] in _egress_ports(tmp_path, "netpol", "")
+    over = "networkPolicy: {dnsPorts: [53, 5353]}\n"
+    assert [(53, "UDP"), (53, "TCP"), (5353, "UDP"), (5353, "TCP")] in _egress_ports(tmp_path, "netpol", over)
