@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +38,42 @@ def test_wrong_setting_is_the_termination_message(release: Callable[[], Release]
     assert "many" in message
 
 
+def test_broken_directory_is_the_termination_message(release: Callable[[], Release]) -> None:
+    mail = release()
+    mail.install("minimal", {"directory": {"inline": "[tenants.default\n"}, **ONE_OF_EACH})
+    for role in ROLES:
+        message = mail.cluster.until(f"{role} ended", lambda role=role: _ended(mail, role))
+        assert len(message.splitlines()) == 1
+        assert "/etc/eilpost/directory.toml: is not TOML" in message
+
+
+def _waiting(mail: Release, role: str, reason: str) -> str:
+    """What the node says about a container that it does not start for this reason."""
+    for pod in mail.pods(role):
+        for status in pod["status"].get("containerStatuses", []):
+            if status["state"].get("waiting", {}).get("reason") == reason:
+                message: str = status["state"]["waiting"].get("message", "")
+                return message
+    return ""
+
+
+def test_missing_certificate_and_missing_secret_key_are_named(release: Callable[[], Release]) -> None:
+    """Two roles of one release, each with a fault of its own."""
+    mail = release()
+    nowhere = "/etc/eilpost-kafka/ca/ca.crt"
+    tls = [{"name": "EILPOST_LOG__TLS", "value": "true"}, {"name": "EILPOST_LOG__TLS_CA", "value": nowhere}]
+    key = {"secretKeyRef": {"name": "mail-eilpost-directory", "key": "no-such-key"}}
+    no_key = [{"name": "EILPOST_LOG__SASL_PASSWORD", "valueFrom": key}]
+    mail.install("minimal", {"delivery": {"extraEnv": tls}, "router": {"extraEnv": no_key}, **ONE_OF_EACH})
+    message = mail.cluster.until("delivery ended", lambda: _ended(mail, "delivery"))
+    assert len(message.splitlines()) == 1
+    assert f"log.tls_ca: {nowhere}: No such file" in message
+    reason = "CreateContainerConfigError"
+    message = mail.cluster.until("router waits", lambda: _waiting(mail, "router", reason))
+    assert "no-such-key" in message
+    assert "mail-eilpost-directory" in message
+
+
 def _readiness(mail: Release, pod: dict[str, Any]) -> tuple[int, Any]:
     with inside(mail.cluster.namespaces.pid):
         connection = http.client.HTTPConnection(pod["status"]["podIP"], 8025, timeout=10)
@@ -61,13 +96,28 @@ def test_release_recovers_when_kafka_comes(release: Callable[[], Release]) -> No
         assert status == 503
         assert "later." in json.dumps(body), body
         assert not is_ready(pod)
-    time.sleep(5)
+    for role in ROLES[:3]:
+        for pod in mail.pods(role):
+            _until_two_probes_failed(mail, pod)
     assert not any(is_ready(pod) for role in ROLES[:3] for pod in mail.pods(role))
     mail.cluster.apply([endpoints])
     for role in ROLES:
         mail.kubectl("rollout", "status", f"deployment/mail-eilpost-{role}", "--timeout=90s", timeout=100)
         for pod in mail.pods(role):
             assert pod["status"]["containerStatuses"][0]["restartCount"] == 0, name_of(pod)
+
+
+def _failed_probes(mail: Release, pod: dict[str, Any]) -> int:
+    """How often /readyz said that the pod is not ready, as the node's events count it."""
+    selector = f"reason=Unhealthy,involvedObject.name={name_of(pod)}"
+    found = mail.cluster.get("events", "--field-selector", selector, namespace=mail.namespace)["items"]
+    return sum(each.get("count") or 1 for each in found if each["message"].startswith("Readiness probe failed"))
+
+
+def _until_two_probes_failed(mail: Release, pod: dict[str, Any]) -> None:
+    """Two more than until now."""
+    before = _failed_probes(mail, pod)
+    mail.cluster.until("two more probes failed", lambda: _failed_probes(mail, pod) >= before + 2)
 
 
 def _started(mail: Release, role: str) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from tests.support.kubernetes.configuration import HOST
 CHART = Path(__file__).resolve().parents[3] / "helm"
 ROLES = ("ingress", "router", "delivery", "mailstore")
 DRAIN_SECONDS = 5
+IN_FLIGHT = 20  # delivery.in_flight: what one delivery process works on at the same time; far less than tests send
 _SINK_PORTS = itertools.count(2600)
 # What comes from beside the cluster to a Service has an address of the pods' network, after address translation.
 CLIENTS = ["10.123.0.0/24", "10.244.0.0/24"]
@@ -35,7 +36,10 @@ def values(namespace: str, image: str, sink_port: int) -> dict[str, Any]:
             "replication": 1,
             "durability": "dev",
         },
-        "settings": {"ingress": {"relay_networks": CLIENTS, "sender_domain_must_resolve": False}},
+        "settings": {
+            "ingress": {"relay_networks": CLIENTS, "sender_domain_must_resolve": False},
+            "delivery": {"in_flight": IN_FLIGHT},
+        },
         "defaults": {"drainSeconds": DRAIN_SECONDS, **small},
         "ingress": small,
         "router": small,
