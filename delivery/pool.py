@@ -9,7 +9,6 @@ Next: `delivery/smtp.py`.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from delivery.connection import Connection
 from delivery.dialogue import Deadlines, Dialogue
 from delivery.hosts import Hosts, NoTarget, Target
 from delivery.pacing import Pacing
+from delivery.site import Site
 from delivery.sources import NoSource, Sources
 from mail.reply import Reply
 from mail.route import Route, Speaks, ToRelay
@@ -41,35 +41,6 @@ class Unreached:
     """No connection could be had; `reply` is ours, 4xx where time may help."""
 
     reply: Reply
-
-
-class Site:
-    """What is known of one site. `opened` are all live connections, `idle` those nobody uses, latest last."""
-
-    __slots__ = ("idle", "last_used", "last_well", "name", "opened", "opening", "pacing", "waiters")
-
-    def __init__(self, name: str, pacing: Pacing) -> None:
-        self.name = name
-        self.pacing = pacing
-        self.opened: set[Connection] = set()
-        self.opening = 0
-        self.idle: list[Connection] = []
-        self.waiters: deque[asyncio.Future[Connection | None]] = deque()
-        self.last_used = 0.0
-        self.last_well = float("-inf")
-
-    @property
-    def count(self) -> int:
-        return len(self.opened) + self.opening
-
-    def wake(self, connection: Connection | None = None) -> bool:
-        """Give the longest waiter a connection, or a reason to look again. False when nobody waits."""
-        while self.waiters:
-            waiter = self.waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(connection)
-                return True
-        return False
 
 
 class Pool:

@@ -8,7 +8,6 @@ Next: `eilpost/compose.py`.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import json
 import os
 import re
@@ -21,10 +20,19 @@ from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from mail import endpoint
-from mail.address import AddressError, parse_domain
 from mail.logs import FORMATS, LEVELS
 from mail.plainfile import read_plain
 from mail.settings import HIDDEN, Section, Settings, SettingsError, is_secret, without_password
+from mail.settings_values import (
+    SCHEMES,
+    adapter_url,
+    host_name,
+    ip_network,
+    name_server,
+    normal_ip,
+    source_address,
+    topic_prefix,
+)
 from mail.spool import location
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
@@ -33,14 +41,6 @@ _NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BEN
 # Kubernetes sets these in every pod for a Service named eilpost or eilpost-delivery.
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?\Z|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?\Z")
 _SERVICE_PORT = re.compile(r"(tcp|udp|sctp)://")
-
-# The adapters there are, by section; the roof opens them.
-SCHEMES: Mapping[str, Mapping[str, str]] = {
-    "log": {"embedded": '"embedded:FILE"', "kafka": '"kafka://HOST:PORT,..."', "memory": '"memory:"'},
-    "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"', **location.SCHEMES},
-    "directory": {"file": '"file:FILE"'},
-    "mailboxes": {"maildir": '"maildir:DIRECTORY"', "memory": '"memory:"'},
-}
 
 _SECTIONS: Mapping[str, type[Section]] = {
     name: info.annotation
@@ -53,8 +53,6 @@ _INLINE_ON_KAFKA = 4 << 20  # a record has to fit into a broker's memory several
 # Brokers take 6 s to 30 min (group.min.session.timeout.ms, group.max.session.timeout.ms of Kafka 4). But for as long as
 # this the mail of a process that was killed stands still.
 _SESSION_SECONDS = 6.0, 60.0
-# Kafka takes 249 letters for a topic; behind the prefix come a tenant's name, of 64 at most, and our longest name.
-PREFIX_MAX = 249 - 64 - len(".dispatched")
 
 
 def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -249,7 +247,7 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         except ValueError as error:
             yield f'{name(section, key)}: found "{without_password(value)}"; {error}'
 
-    yield from tried("node", "hostname", settings.node.hostname, _hostname)
+    yield from tried("node", "hostname", settings.node.hostname, host_name)
     for key, value, known in (
         ("log_level", settings.node.log_level, LEVELS),
         ("log_format", settings.node.log_format, FORMATS),
@@ -257,7 +255,7 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         if value not in known:
             yield f'{name("node", key)}: found "{value}"; one of {", ".join(known)} is expected'
     for section, schemes in SCHEMES.items():
-        yield from tried(section, "url", getattr(settings, section).url, lambda url, s=schemes: _url(url, s))  # type: ignore[misc]
+        yield from tried(section, "url", getattr(settings, section).url, lambda url, s=schemes: adapter_url(url, s))  # type: ignore[misc]
     for section, key in (("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen")):
         value = getattr(getattr(settings, section), key)
         if value:
@@ -265,15 +263,15 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
     for server in settings.resolver.servers:
         yield from tried("resolver", "servers", server, name_server)
     for network in settings.ingress.relay_networks:
-        yield from tried("ingress", "relay_networks", network, _network)
+        yield from tried("ingress", "relay_networks", network, ip_network)
     if settings.delivery.relay:
         yield from tried("delivery", "relay", settings.delivery.relay, endpoint.parse_relay)
     if settings.delivery.ehlo_name:
-        yield from tried("delivery", "ehlo_name", settings.delivery.ehlo_name, _hostname)
+        yield from tried("delivery", "ehlo_name", settings.delivery.ehlo_name, host_name)
     sources = settings.delivery.source_addresses
     for source in sources:
-        yield from tried("delivery", "source_addresses", source, _source_address)
-    if doubled := next((one for one in sources if [*map(_normal_ip, sources)].count(_normal_ip(one)) > 1), None):
+        yield from tried("delivery", "source_addresses", source, source_address)
+    if doubled := next((one for one in sources if [*map(normal_ip, sources)].count(normal_ip(one)) > 1), None):
         yield f'{name("delivery", "source_addresses")}: "{doubled}" stands there twice; name each address once'
     for key, fault in location.faults(settings.spool):
         yield f"{name('spool', key)}: {fault}"
@@ -294,7 +292,7 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         )
     if settings.log.sasl_mechanism and not (settings.log.sasl_username and settings.log.sasl_password):
         yield f"{name('log', 'sasl_username')}, log.sasl_password: log.sasl_mechanism needs both"
-    yield from tried("log", "prefix", settings.log.prefix, _prefix)
+    yield from tried("log", "prefix", settings.log.prefix, topic_prefix)
     session_seconds = settings.log.session_timeout.total_seconds()
     if session_seconds < _SESSION_SECONDS[0]:
         yield f'{name("log", "session_timeout")}: at least "6s" is expected: brokers refuse less'
@@ -338,77 +336,3 @@ _SECRETS = [
     for key, field in table.model_fields.items()
     if is_secret(field)
 ]
-
-
-def _hostname(text: str) -> None:
-    try:
-        parse_domain(text)
-    except AddressError as error:
-        raise ValueError('a host name is expected, like "mx.example.test"') from error
-
-
-def _prefix(text: str) -> None:
-    """What stands before the names of topics: as Kafka takes them."""
-    wrong = re.search(r"[^A-Za-z0-9._-]", text)
-    if wrong is not None:
-        raise ValueError(f"Kafka takes letters, digits, '.', '_' and '-' in the name of a topic, and no {wrong[0]!r}")
-    if len(text) > PREFIX_MAX:
-        raise ValueError(f"it has {len(text)} letters, and Kafka leaves room for {PREFIX_MAX}")
-
-
-def _url(url: str, schemes: Mapping[str, str]) -> None:
-    scheme, colon, rest = url.partition(":")
-    expected = f"{' or '.join(schemes.values())} is expected"
-    if not colon or scheme not in schemes:
-        raise ValueError(expected)
-    if scheme in location.SCHEMES:
-        location.parse_bucket(url)
-        return
-    if scheme != "memory" and not rest.strip():
-        raise ValueError(f"a path is missing after {scheme}: - {expected}")
-    if "\0" in rest:
-        raise ValueError("no path has such a character")
-    if scheme == "kafka":
-        endpoint.parse_brokers(url)
-
-
-def _source_address(text: str) -> None:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        address = None
-    if (
-        address is None
-        or address.is_unspecified
-        or address.is_multicast
-        or getattr(address, "scope_id", None) is not None
-        or getattr(address, "ipv4_mapped", None) is not None
-    ):
-        raise ValueError('an IPv4 or IPv6 address of this machine is expected, like "192.0.2.10" or "2001:db8::10"')
-
-
-def _normal_ip(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        return text
-
-
-def _network(text: str) -> None:
-    try:
-        ipaddress.ip_network(text)
-    except ValueError as error:
-        raise ValueError(f'a network is expected, like "10.0.0.0/8" or "::1/128" ({error})') from error
-
-
-def name_server(text: str) -> tuple[str, int]:
-    """`"127.0.0.1:5353"`, `"[::1]:53"` or a bare IP address (port 53). Raises ValueError."""
-    try:
-        return str(ipaddress.ip_address(text)), 53
-    except ValueError:
-        pass
-    try:
-        host, port = endpoint.parse(text)
-        return str(ipaddress.ip_address(host)), port
-    except ValueError as error:
-        raise ValueError('an IP address with a port is expected, like "127.0.0.1:5353"') from error

@@ -26,7 +26,7 @@ import dns.resolver
 from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, MxAnswer, MxHosts, NoRecords, NoSuchDomain, NullMx
 from mail.resolver.cache import AnswerCache
 from mail.settings import ResolverSettings
-from mail.settings_file import name_server
+from mail.settings_values import name_server
 from mail.telemetry.lookup import DNS_DURATION
 
 POSITIVE_MAX = timedelta(days=1)

@@ -12,8 +12,9 @@ import pytest
 
 from mail.log.topics import ALL_TOPICS, prefix_of_tenant
 from mail.settings import Settings, SettingsError, show
-from mail.settings_file import PREFIX_MAX, load
+from mail.settings_file import load
 from mail.settings_text import default_toml, render
+from mail.settings_values import PREFIX_MAX
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""Checks of single values of the settings: host names, addresses, URLs, prefixes.
+
+Each raises ValueError that says what is expected. Next: `mail/settings_file.py`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+
+from mail import endpoint
+from mail.address import AddressError, parse_domain
+from mail.spool import location
+
+# The adapters there are, by section; the roof opens them.
+SCHEMES: Mapping[str, Mapping[str, str]] = {
+    "log": {"embedded": '"embedded:FILE"', "kafka": '"kafka://HOST:PORT,..."', "memory": '"memory:"'},
+    "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"', **location.SCHEMES},
+    "directory": {"file": '"file:FILE"'},
+    "mailboxes": {"maildir": '"maildir:DIRECTORY"', "memory": '"memory:"'},
+}
+
+# Kafka takes 249 letters for a topic; behind the prefix come a tenant's name, of 64 at most, and our longest name.
+PREFIX_MAX = 249 - 64 - len(".dispatched")
+
+
+def host_name(text: str) -> None:
+    try:
+        parse_domain(text)
+    except AddressError as error:
+        raise ValueError('a host name is expected, like "mx.example.test"') from error
+
+
+def topic_prefix(text: str) -> None:
+    """What stands before the names of topics: as Kafka takes them."""
+    wrong = re.search(r"[^A-Za-z0-9._-]", text)
+    if wrong is not None:
+        raise ValueError(f"Kafka takes letters, digits, '.', '_' and '-' in the name of a topic, and no {wrong[0]!r}")
+    if len(text) > PREFIX_MAX:
+        raise ValueError(f"it has {len(text)} letters, and Kafka leaves room for {PREFIX_MAX}")
+
+
+def adapter_url(url: str, schemes: Mapping[str, str]) -> None:
+    scheme, colon, rest = url.partition(":")
+    expected = f"{' or '.join(schemes.values())} is expected"
+    if not colon or scheme not in schemes:
+        raise ValueError(expected)
+    if scheme in location.SCHEMES:
+        location.parse_bucket(url)
+        return
+    if scheme != "memory" and not rest.strip():
+        raise ValueError(f"a path is missing after {scheme}: - {expected}")
+    if "\0" in rest:
+        raise ValueError("no path has such a character")
+    if scheme == "kafka":
+        endpoint.parse_brokers(url)
+
+
+def source_address(text: str) -> None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        address = None
+    if (
+        address is None
+        or address.is_unspecified
+        or address.is_multicast
+        or getattr(address, "scope_id", None) is not None
+        or getattr(address, "ipv4_mapped", None) is not None
+    ):
+        raise ValueError('an IPv4 or IPv6 address of this machine is expected, like "192.0.2.10" or "2001:db8::10"')
+
+
+def normal_ip(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return text
+
+
+def ip_network(text: str) -> None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f'a network is expected, like "10.0.0.0/8" or "::1/128" ({error})') from error
+
+
+def name_server(text: str) -> tuple[str, int]:
+    """`"127.0.0.1:5353"`, `"[::1]:53"` or a bare IP address (port 53). Raises ValueError."""
+    try:
+        return str(ipaddress.ip_address(text)), 53
+    except ValueError:
+        pass
+    try:
+        host, port = endpoint.parse(text)
+        return str(ipaddress.ip_address(host)), port
+    except ValueError as error:
+        raise ValueError('an IP address with a port is expected, like "127.0.0.1:5353"') from error
