@@ -22,13 +22,14 @@ matchLabels:
 
 {{/*
 The groups of files/rules/*.yaml as a JSON list, with the changes of monitoring.rules.alerts, and a group that records which
-workloads there should be, for EilpostRoleDown. The threshold of an alert is the number (or product of numbers) behind the
-last comparison, with which its expression ends (a test sees to that).
+workloads there should be, for EilpostRoleDown. The alerts in files/thresholds.yaml take another threshold: the number behind
+the last comparison, with which their expressions end (a test sees to that).
 */}}
 {{- define "eilpost.ruleGroups" -}}
 {{- $rules := .Values.monitoring.rules -}}
 {{- $groups := list -}}
 {{- $known := list -}}
+{{- $units := .Files.Get "files/thresholds.yaml" | fromYaml -}}
 {{- range $path, $_ := .Files.Glob "files/rules/*.yaml" -}}
 {{- range $group := ($.Files.Get $path | fromYaml).groups -}}
 {{- $kept := list -}}
@@ -42,7 +43,14 @@ last comparison, with which its expression ends (a test sees to that).
 {{- $_ := set $rule "for" . -}}
 {{- end -}}
 {{- if hasKey $change "threshold" -}}
-{{- $threshold := "([<>]=?|[!=]=)\\s*[-+0-9.e]+(\\s*\\*\\s*[0-9.]+)*\\s*$" -}}
+{{- $key := printf "monitoring.rules.alerts.%s.threshold" $rule.alert -}}
+{{- $unit := get $units $rule.alert -}}
+{{- if not $unit -}}
+{{- fail (printf "%s: this alert has no threshold to choose; these have one: %s" $key (keys $units | sortAlpha | join ", ")) -}}
+{{- else if and (hasPrefix "share" $unit) (gt (float64 $change.threshold) 1.0) -}}
+{{- fail (printf "%s: %v is more than all: it is a %s, 0.2 for 20 %%" $key $change.threshold $unit) -}}
+{{- end -}}
+{{- $threshold := "([<>]=?)\\s*[0-9.]+\\s*$" -}}
 {{- $_ := set $rule "expr" (regexReplaceAll $threshold $rule.expr (printf "${1} %v" $change.threshold)) -}}
 {{- end -}}
 {{- if not (contains "eilpost" (include "eilpost.fullname" $)) -}}

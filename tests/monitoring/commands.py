@@ -1,17 +1,22 @@
-"""The commands and settings that texts for operators name, looked up in the program itself."""
+"""The commands, settings and values of the chart that texts for operators name, looked up in program and chart."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from typing import Any
 
 import typer
+import yaml
 
 from eilpost.cli import app
 from mail.settings import Settings
+from tests.support.chart import VALUES
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
-_SETTING = re.compile(r"`([a-z]+\.[a-z_0-9]+)(?: =[^`]*)?`")
+_KEY = re.compile(r"`([a-z]\w*(?:\.[A-Za-z]\w*)+)(?: =[^`]*)?`")
+_ROLES = ("ingress", "router", "delivery", "mailstore")
+_CHART: dict[str, Any] = yaml.safe_load(VALUES.read_text())
 
 
 def called(text: str) -> set[tuple[str, ...]]:
@@ -40,9 +45,22 @@ def why_wrong(call: tuple[str, ...]) -> str | None:
     return f"eilpost {call[0]} has no option {unknown[0]}" if unknown else None
 
 
-def unknown_settings(text: str) -> set[str]:
-    """Names in backquotes that look like a setting of eilpost and are none."""
-    sections = Settings.model_fields
-    names = {name for name in _SETTING.findall(text) if name.partition(".")[0] in sections}
-    known = {f"{section}.{key}" for section, field in sections.items() for key in field.annotation.model_fields}  # type: ignore[union-attr]
-    return names - known
+def _has(values: Any, keys: list[str]) -> bool:
+    for key in keys:
+        if not isinstance(values, dict) or key not in values:
+            return False
+        values = values[key]
+    return True
+
+
+def wrong_keys(page: str) -> list[str]:
+    """Dotted names in backquotes that begin like a setting or a value of the chart and are neither."""
+    defaults, sections = _CHART["defaults"], Settings.model_fields
+    wrong = []
+    for name in _KEY.findall(page):
+        first, *rest = name.split(".")
+        is_setting = first in sections and len(rest) == 1 and rest[0] in sections[first].annotation.model_fields  # type: ignore[union-attr]
+        is_value = _has(_CHART, [first, *rest]) or _has(defaults, [first, *rest] if first not in _ROLES else rest)
+        if (first in sections or first in _CHART or first in defaults) and not (is_setting or is_value):
+            wrong.append(name)
+    return wrong

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from mail.log.kafka.certificates import RENEW_BEFORE
-from tests.monitoring.commands import called, unknown_settings, why_wrong
+from tests.monitoring.commands import called, why_wrong
 from tests.monitoring.rules import ROOT, RUNBOOKS, alerts, records
 
 SECTIONS = ("What it means", "What users notice", "How to check", "What to do", "When it clears")
@@ -55,12 +55,11 @@ def test_every_page_has_the_same_sections() -> None:
             assert link.startswith("http") or (RUNBOOKS / link).exists(), (name, link)
 
 
-def test_pages_name_commands_and_settings_that_exist() -> None:
+def test_pages_name_commands_that_exist() -> None:
     pages = {page.name: page.read_text() for page in RUNBOOKS.glob("*.md")}
     calls = {(name, call) for name, text in pages.items() for call in called(text)}
     assert len(calls) > 15
     assert {(name, wrong) for name, call in calls if (wrong := why_wrong(call))} == set()
-    assert {(name, key) for name, text in pages.items() for key in unknown_settings(text)} == set()
 
 
 def test_the_limit_of_certificates_is_that_of_readyz_and_doctor() -> None:

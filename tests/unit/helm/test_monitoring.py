@@ -19,7 +19,8 @@ pytestmark = pytest.mark.helm
 
 RULES = sorted((CHART / "files" / "rules").glob("*.yaml"))
 DASHBOARDS = sorted((CHART / "files" / "dashboards").glob("*.json"))
-THRESHOLD = re.compile(r"([<>]=?|[!=]=)\s*[-+0-9.e]+(\s*\*\s*[0-9.]+)*\s*$")
+UNITS: dict[str, str] = yaml.safe_load((CHART / "files" / "thresholds.yaml").read_text(encoding="utf-8"))
+THRESHOLD = re.compile(r"([<>]=?)\s*[0-9.]+\s*$")
 
 
 def _shipped() -> list[dict[str, Any]]:
@@ -92,9 +93,7 @@ def test_the_rules_know_which_workloads_there_should_be(tmp_path: Path) -> None:
 
 
 def test_an_alert_can_be_left_out_and_changed(tmp_path: Path) -> None:
-    first, second, *_ = [
-        rule for group in _shipped() for rule in group["rules"] if "alert" in rule and THRESHOLD.search(rule["expr"])
-    ]
+    first, second, *_ = [rule for rule in _shipped_alerts() if rule["alert"] in UNITS]
     changes = {
         first["alert"]: {"enabled": False},
         second["alert"]: {"for": "90m", "threshold": 0.125, "labels": {"severity": "info"}},
@@ -113,12 +112,15 @@ def _shipped_alerts() -> list[dict[str, Any]]:
     return [rule for group in _shipped() for rule in group["rules"] if "alert" in rule]
 
 
-def test_the_threshold_of_every_alert_can_be_changed(tmp_path: Path) -> None:
-    names = [rule["alert"] for rule in _shipped_alerts()]
-    changes = {"monitoring": {"rules": {"alerts": {name: {"threshold": 4711} for name in names}}}}
+def test_the_threshold_of_every_alert_with_a_unit_can_be_changed(tmp_path: Path) -> None:
+    new = {name: 0.5 if unit.startswith("share") else 4711 for name, unit in UNITS.items()}
+    changes = {"monitoring": {"rules": {"alerts": {name: {"threshold": value} for name, value in new.items()}}}}
     changed = _alerts(_with(tmp_path, "full", changes))
-    for name in names:
-        assert re.search(r"[<>=] 4711$", changed[name]["expr"]), name
+    for rule in _shipped_alerts():
+        name = rule["alert"]
+        wanted = THRESHOLD.sub(rf"\1 {new[name]}", rule["expr"]) if name in UNITS else rule["expr"]
+        assert changed[name]["expr"] == wanted, name
+        assert name not in UNITS or changed[name]["expr"] != rule["expr"], name
 
 
 def test_dashboards_are_the_shipped_ones() -> None:
