@@ -30,7 +30,7 @@ class Sample:
 
     at: float
     accepted: int
-    settled: int
+    delivered: int
     accept_counts: Sequence[int]
 
 
@@ -50,7 +50,7 @@ class Moment:
     in_doubt: int
     duplicates: int
     accepted_rate: float
-    settled_rate: float
+    delivered_rate: float
     accept_p50: float | None
     accept_p99: float | None
     oldest_seconds: float | None
@@ -67,7 +67,7 @@ class Meter:
     def _sample(self, now: float) -> Sample:
         ledger = self._ledger
         counts = ledger.counts
-        return Sample(now, counts.accepted, counts.delivered + counts.bounced, ledger.accept.counts())
+        return Sample(now, counts.accepted, counts.delivered, ledger.accept.counts())
 
     def moment(self, phase: str, done: float, now: float) -> Moment:
         sample = self._sample(now)
@@ -90,7 +90,7 @@ class Meter:
             in_doubt=counts.in_doubt,
             duplicates=counts.duplicates,
             accepted_rate=(sample.accepted - first.accepted) / seconds,
-            settled_rate=(sample.settled - first.settled) / seconds,
+            delivered_rate=(sample.delivered - first.delivered) / seconds,
             accept_p50=ledger.accept.percentile(0.5, since=first.accept_counts),
             accept_p99=ledger.accept.percentile(0.99, since=first.accept_counts),
             oldest_seconds=None if oldest is None else now - oldest,
@@ -100,7 +100,7 @@ class Meter:
 def one_line(moment: Moment) -> str:
     return (
         f"{moment.elapsed:6.0f} s {moment.phase}: accepted {moment.accepted:,} ({moment.accepted_rate:,.0f}/s),"
-        f" delivered {moment.delivered:,} ({moment.settled_rate:,.0f}/s), bounced {moment.bounced:,},"
+        f" delivered {moment.delivered:,} ({moment.delivered_rate:,.0f}/s), bounced {moment.bounced:,},"
         f" in flight {moment.in_flight:,}, oldest {seconds_words(moment.oldest_seconds)},"
         f" retried {moment.retried:,}, refused {moment.refused:,}, in doubt {moment.in_doubt:,},"
         f" duplicates {moment.duplicates:,}, dot to 250 p50 {seconds_words(moment.accept_p50)}"
@@ -152,9 +152,9 @@ def panel(moment: Moment) -> RenderableType:
         ("dot to 250, p99", seconds_words(moment.accept_p99)),
         ("refused", f"{moment.refused:,}"),
     )
-    settled = (
+    delivered = (
         ("delivered", f"{moment.delivered:,}"),
-        ("settled per second", f"{moment.settled_rate:,.0f}"),
+        ("delivered per second", f"{moment.delivered_rate:,.0f}"),
         ("bounced", f"{moment.bounced:,}"),
         ("in flight", f"{moment.in_flight:,}"),
         ("oldest in flight", seconds_words(moment.oldest_seconds)),
@@ -170,7 +170,7 @@ def panel(moment: Moment) -> RenderableType:
     for _ in range(3):
         table.add_column(style="dim")
         table.add_column(justify="right")
-    for left, middle, right in zip(accepted, settled, troubles, strict=True):
+    for left, middle, right in zip(accepted, delivered, troubles, strict=True):
         table.add_row(*left, *middle, *right)
     head = Table.grid(padding=(0, 1))
     head.add_row(

@@ -66,18 +66,19 @@ class Result:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Accepted and delivered or bounced, per second between the first and the last."""
+        """Accepted per second between the first and the last 250, delivered per second between the first and the last
+        message or report at the sink."""
         ledger = self.ledger
         return (
             _rate(ledger.counts.accepted, ledger.last_accepted_at - ledger.first_accepted_at),
-            _rate(ledger.counts.delivered + ledger.counts.bounced, ledger.last_arrival_at - ledger.first_arrival_at),
+            _rate(ledger.counts.delivered, ledger.last_arrival_at - ledger.first_arrival_at),
         )
 
 
 def as_json(result: Result) -> dict[str, Any]:
     """Durations in seconds, sizes in bytes; counts are recipients where a message has several."""
     ledger, ended, counts = result.ledger, result.ended, result.ledger.counts
-    accepted_rate, settled_rate = result.rates
+    accepted_rate, delivered_rate = result.rates
     return {
         "run": ledger.run,
         "targets": list(ended.targets),
@@ -116,7 +117,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "connections_lost": counts.connections_lost,
         "connection_errors": _texts(ledger.connection_errors),
         "accepted_per_second": round(accepted_rate, 1),
-        "settled_per_second": round(settled_rate, 1),
+        "delivered_per_second": round(delivered_rate, 1),
         "accept_seconds": _percentiles(ledger.accept),
         "end_to_end_seconds": _percentiles(ledger.end_to_end),
         "open": [
@@ -137,7 +138,7 @@ Line = list[tuple[str, str]]
 def lines(result: Result) -> Iterator[Line]:
     """(text, style) parts, as `eilpost/paper.py` writes them."""
     ledger, ended, counts = result.ledger, result.ended, result.ledger.counts
-    accepted_rate, settled_rate = result.rates
+    accepted_rate, delivered_rate = result.rates
     yield [
         (f"load {ledger.run}", "bold"),
         (f" to {', '.join(ended.targets)}, sink {ended.sink}: {counts.issued:,} messages", ""),
@@ -147,7 +148,7 @@ def lines(result: Result) -> Iterator[Line]:
     asked = f" of {ended.rate:,g}/s asked for" if ended.rate and ledger.recipients == 1 else ""
     megabytes = counts.accepted_bytes / 1e6
     yield _row("accepted", counts.accepted, f"{accepted_rate:,.1f}/s{asked}, {megabytes:,.1f} MB")
-    yield _row("delivered", counts.delivered, f"{settled_rate:,.1f}/s, bounced ones included")
+    yield _row("delivered", counts.delivered, f"{delivered_rate:,.1f}/s")
     yield _row("bounced", counts.bounced)
     if ended.interrupted:
         yield _row("unfinished", result.open, "interrupted: not counted as lost", _WARN)
@@ -214,6 +215,12 @@ def hint(result: Result) -> str:
     counts = result.ledger.counts
     if result.ended.interrupted:
         return ""
+    if any("5.1.8" in text for text in result.ledger.replies):
+        return (
+            "the server refused the sender, whose domain is not in DNS (5.1.8): set"
+            " ingress.sender_check_exempts_relay = true, and name the address that the load comes from in"
+            " ingress.relay_networks"
+        )
     if not counts.accepted:
         return "the server accepted nothing"
     if not counts.arrivals:

@@ -92,6 +92,24 @@ def test_unsent_and_refused_mail_fails_the_load() -> None:
     assert "refused 1 recipients" in hint(refused)
 
 
+def test_a_sender_that_is_not_in_dns_is_explained() -> None:
+    refused = result(0, 0)
+    refused.ledger.refuse([refused.ledger.issue()], "RCPT: 550 5.1.8 load.test: sender's domain does not exist")
+    assert "ingress.sender_check_exempts_relay" in hint(refused)
+    assert "ingress.relay_networks" in hint(refused)
+
+
+def test_count_and_rate_of_delivered_mail_leave_bounces_out() -> None:
+    bounced = result(30, 20)
+    meter = Meter(bounced.ledger, 50.0)
+    bounced.ledger.bounce(list(range(20, 30)), 52.0)  # the first message arrived at 2 s
+    assert as_json(bounced)["bounced"] == 10
+    assert as_json(bounced)["delivered_per_second"] == pytest.approx(20 / 50, abs=0.05)
+    assert "delivered              20  0.4/s\n" in text(bounced)
+    moment = meter.moment("settling", 1.0, 55.0)
+    assert (moment.bounced, moment.delivered_rate) == (10, 0)
+
+
 @pytest.mark.parametrize("what", ["damaged", "misdirected", "unexpected", "wrong_bounces"])
 def test_what_should_not_have_come_fails_the_load(what: str) -> None:
     wrong = result()
