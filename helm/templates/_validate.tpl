@@ -14,9 +14,19 @@ What the schema cannot say: each helper prints one line for each fault, "KEY: wh
 {{- include "eilpost.faultsOfMonitoring" . }}
 {{- end -}}
 
+{{/* Regular expression of a host name with at least one dot. */}}
+{{- define "eilpost.fqdn" -}}
+^([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$
+{{- end -}}
+
 {{- define "eilpost.faultsOfBasics" -}}
-{{- if not (regexMatch "^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$" .Values.hostname) }}
-hostname: {{ .Values.hostname | quote }} is not a host name: set the name by which other servers know this one, like mx.example.org
+{{- if not (regexMatch (include "eilpost.fqdn" .) .Values.hostname) }}
+hostname: {{ .Values.hostname | quote }} is not a fully qualified host name: set the name by which other servers know this one, like mx.example.org
+{{- end }}
+{{- with .Values.delivery.relay }}
+{{- if not (regexMatch "^(smtp|lmtp)://[^/@\\s]+:[0-9]+$" .) }}
+delivery.relay: {{ regexReplaceAll "//.*@" . "//...@" | quote }} is not a relay: write smtp://HOST:PORT or lmtp://HOST:PORT, without a user
+{{- end }}
 {{- end }}
 {{- range $role := list "ingress" "mailstore" }}
 {{- with (index $.Values $role).service }}
@@ -129,7 +139,9 @@ spool.url: {{ .url | quote }} is not an object store: write s3://BUCKET/PREFIX, 
 {{- if or .volume.existingClaim .volume.size }}
 spool.url, spool.volume: two places for large content: set only one of them
 {{- end }}
-{{- if and (hasPrefix "http://" .endpoint) (not .allowHttp) }}
+{{- if and .endpoint (not (regexMatch "^https?://[A-Za-z0-9.:_\\[\\]-]+(/[A-Za-z0-9._/-]*)?$" .endpoint)) }}
+spool.endpoint: {{ regexReplaceAll "//.*@" .endpoint "//...@" | quote }} is not the address of a server: write https://HOST:PORT, without a user or a query
+{{- else if and (hasPrefix "http://" .endpoint) (not .allowHttp) }}
 spool.endpoint: {{ .endpoint | quote }} is not encrypted: use https://, or set spool.allowHttp to true
 {{- end }}
 {{- else }}
@@ -194,6 +206,16 @@ delivery.source_addresses: tenants[].sourceAddresses of a dedicated tenant
 {{- end }}
 {{- $reserved := include "eilpost.reservedSettings" . | fromYaml }}
 {{- range $place, $sections := $places }}
+{{- range (dig "ingress" "relay_networks" list $sections) }}
+{{- if regexMatch "/(0+|0\\.0\\.0\\.0)$" . }}
+{{ $place }}.ingress.relay_networks: {{ . }} makes an open relay, as every client could send to every domain: name only your own networks
+{{- end }}
+{{- end }}
+{{- with dig "delivery" "ehlo_name" "" $sections }}
+{{- if not (regexMatch (include "eilpost.fqdn" $) .) }}
+{{ $place }}.delivery.ehlo_name: {{ . | quote }} is not a fully qualified host name: write one like out.example.org
+{{- end }}
+{{- end }}
 {{- range $section, $keys := $sections }}
 {{- range $key, $_ := $keys }}
 {{- with index $reserved (printf "%s.%s" $section $key) }}
@@ -211,6 +233,9 @@ delivery.source_addresses: tenants[].sourceAddresses of a dedicated tenant
 tenants[{{ $index }}].name: {{ .name }} is listed twice: remove one of them
 {{- end }}
 {{- $seen = append $seen .name }}
+{{- if and .ehloName (not (regexMatch (include "eilpost.fqdn" $) .ehloName)) }}
+tenants[{{ $index }}].ehloName: {{ .ehloName | quote }} is not a fully qualified host name: write one like out.example.org
+{{- end }}
 {{- if and $.Values.directory.inline (not (regexMatch (printf "(?m)^\\s*\\[\\s*tenants\\s*\\.\\s*[\"']?%s[\"']?\\s*\\]" .name) $.Values.directory.inline)) }}
 tenants[{{ $index }}].name: directory.inline has no [tenants.{{ .name }}]: add it, with hosting = "dedicated"
 {{- end }}

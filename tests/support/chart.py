@@ -21,6 +21,8 @@ from mail.units import parse_duration, parse_size
 CHART = Path(__file__).resolve().parents[2] / "helm"
 VALUES, SCHEMA, README = CHART / "values.yaml", CHART / "values.schema.json", CHART / "README.md"
 
+WORKLOADS = ("ingress", "router", "delivery", "mailstore", "topics.job", "test")
+
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z]\w*):")
 _COMMENT = re.compile(r" *# -- (?P<text>.+)")
 _DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d|w)$"}
@@ -29,6 +31,11 @@ _SIZE = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|KiB|MiB|GiB|TiB|k
 
 def commented(text: str) -> Iterator[tuple[str, str]]:
     """The keys of values.yaml that have a comment, as (dotted key, comment), in the order of the file."""
+    return ((key, comment) for key, comment in keys(text) if comment)
+
+
+def keys(text: str) -> Iterator[tuple[str, str]]:
+    """The keys of values.yaml, as (dotted key, comment or empty), in the order of the file."""
     path: list[str] = []
     comment = ""
     for line in text.splitlines():
@@ -36,9 +43,16 @@ def commented(text: str) -> Iterator[tuple[str, str]]:
             comment = match["text"]
         elif match := _KEY.match(line):
             path[len(match["indent"]) // 2 :] = [match["key"]]
-            if comment:
-                yield ".".join(path), comment
+            yield ".".join(path), comment
             comment = ""
+
+
+def replaced_by(key: str) -> str:
+    """The key of `defaults` that a key of a workload replaces, whether or not `defaults` has it; "" for other keys."""
+    for workload in WORKLOADS:
+        if key.startswith(f"{workload}."):
+            return f"defaults.{key.removeprefix(f'{workload}.')}"
+    return ""
 
 
 def value_of(values: Any, key: str) -> Any:
@@ -48,12 +62,22 @@ def value_of(values: Any, key: str) -> Any:
 
 
 def table() -> str:
-    """Key, default and description of every value with a comment."""
+    """Key, default and description of every value with a comment, and of those that replace a value of `defaults`."""
     text = VALUES.read_text(encoding="utf-8")
     values = yaml.safe_load(text)
+    known = {key for key, _ in commented(text)}
     lines = ["| key | default | description |", "|---|---|---|"]
-    for key, comment in commented(text):
-        default = json.dumps(value_of(values, key), ensure_ascii=False)
+    for key, comment in keys(text):
+        replaced = replaced_by(key)
+        if replaced not in known:
+            replaced = ""
+        if not comment and not replaced:
+            continue
+        value = value_of(values, key)
+        if replaced and isinstance(value, dict):
+            value = value_of(values, replaced) | value
+        default = json.dumps(value, ensure_ascii=False)
+        comment = comment or f"Replaces the default of `{replaced}`."
         shown = "see `values.yaml`" if len(default) > 80 else f"`{default}`"
         lines.append(f"| `{key}` | {shown} | {comment.replace('|', '&#124;')} |")
     return "\n".join(lines) + "\n"
