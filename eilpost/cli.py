@@ -272,7 +272,9 @@ def queue(
     limit: Annotated[int, typer.Option(min=0, help="How many deliveries, the oldest first; 0: all.")] = 50,
     top: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Only the N sites and states with the most recipients; 0: all."),
+        typer.Option(
+            min=0, metavar="N", help="Only the N sites and states with the most recipients, like --top 10; 0: all."
+        ),
     ] = None,
 ) -> None:
     """Show what is open: age, next attempt, attempts, last reply."""
