@@ -1,7 +1,7 @@
 """Source addresses of outgoing connections (`delivery.source_addresses`), used round robin within an address family.
 
-An address that cannot be bound is suspended with a back-off and tried again by `retry`; mail never leaves from another
-address instead. Next: `delivery/pool.py`.
+An address that cannot be bound, or that the system replaces with another one, is suspended with a back-off and checked
+again by `retry`; mail never leaves from another address instead. Next: `delivery/pool.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import structlog
 
@@ -56,7 +56,7 @@ class Sources:
         sources = self._sources.get(_family(ip), [])
         if not self._sources or any(not source.backoff_seconds for source in sources):
             return None
-        what = "are suspended: they cannot be bound" if sources else "are missing in delivery.source_addresses"
+        what = "are suspended: they cannot be used" if sources else "are missing in delivery.source_addresses"
         return Reply(451, "4.4.0", f"No source address to connect from: those for IPv{_family(ip)} {what}")
 
     async def connect(self, protocol: Callable[[], asyncio.Protocol], ip: str, port: int) -> None:
@@ -65,15 +65,21 @@ class Sources:
         if not self._sources:
             await loop.create_connection(protocol, ip, port)
             return
-        bound = self._next_socket(ip, loop.time())
-        try:
-            await loop.sock_connect(bound, (ip, port))
-            await loop.create_connection(protocol, sock=bound)
-        except BaseException:
+        while True:
+            source, bound = self._next_socket(ip, loop.time())
+            try:
+                await loop.sock_connect(bound, (ip, port))
+                if (other := own_address(bound)) == ip_address(source.address):
+                    await loop.create_connection(protocol, sock=bound)
+                    return
+            except BaseException:
+                bound.close()
+                raise
             bound.close()
-            raise
+            if not source.backoff_seconds:  # another connection may have found out in the meantime
+                self._suspend(source, f"the system connects from {other} instead", loop.time())
 
-    def _next_socket(self, ip: str, now_seconds: float) -> socket.socket:
+    def _next_socket(self, ip: str, now_seconds: float) -> tuple[_Source, socket.socket]:
         sources = self._sources.get(_family(ip), [])
         for source in list(sources):
             if source.backoff_seconds:
@@ -81,35 +87,33 @@ class Sources:
             sources.remove(source)
             sources.append(source)
             try:
-                return bind(source.address)
+                return source, bind(source.address)
             except OSError as error:
                 if error.errno in _OUT_OF_RESOURCES:
                     raise
-                self._suspend(source, error, now_seconds)
+                self._suspend(source, f"cannot be bound: {error.strerror}", now_seconds)
         reply = self.why_none(ip)
         assert reply is not None
         raise NoSource(reply)
 
     def retry(self, now_seconds: float) -> None:
-        """Bind the suspended addresses whose back-off is over, and use those again that can be bound."""
+        """Check the suspended addresses whose back-off is over, and use those again that are found good."""
         for source in (each for family in self._sources.values() for each in family):
             if not source.backoff_seconds or now_seconds < source.retry_at:
                 continue
-            try:
-                bind(source.address).close()
-            except OSError as error:
-                self._suspend(source, error, now_seconds)
+            if (fault := why_unusable(source.address)) is not None:
+                self._suspend(source, fault, now_seconds)
             else:
                 source.backoff_seconds = 0.0
                 logger.info("source address is used again", source=source.address)
                 self._update_gauge()
 
-    def _suspend(self, source: _Source, error: OSError, now_seconds: float) -> None:
+    def _suspend(self, source: _Source, reason: str, now_seconds: float) -> None:
         if not source.backoff_seconds:
             logger.error(
                 "source address suspended",
                 source=source.address,
-                reason=f"cannot be bound: {error.strerror}",
+                reason=reason,
                 see="delivery.source_addresses",
             )
         source.backoff_seconds = min(max(BACKOFF_SECONDS, 2 * source.backoff_seconds), BACKOFF_SECONDS_MAX)
@@ -132,6 +136,26 @@ def bind(address: str) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+def why_unusable(address: str) -> str | None:
+    """Why no connection can be made from `address`; None: it can be bound and is no broadcast address."""
+    try:
+        bind(address).close()
+    except OSError as error:
+        return f"cannot be bound: {error.strerror}"
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))  # sends nothing; without SO_BROADCAST, EACCES for a broadcast address
+        except OSError as error:
+            if error.errno == errno.EACCES:
+                return "is a broadcast address"
+    return None
+
+
+def own_address(connected: socket.socket) -> IPv4Address | IPv6Address:
+    """The address that `connected` sends from, without the zone of a link-local one."""
+    return ip_address(connected.getsockname()[0].partition("%")[0])
 
 
 def _family(ip: str) -> int:

@@ -24,6 +24,8 @@ SCHEMES: Mapping[str, Mapping[str, str]] = {
 # Kafka takes 249 letters for a topic; behind the prefix come a tenant's name, of 64 at most, and our longest name.
 PREFIX_MAX = 249 - 64 - len(".dispatched")
 
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
 
 def host_name(text: str) -> None:
     try:
@@ -66,6 +68,7 @@ def source_address(text: str) -> None:
         address is None
         or address.is_unspecified
         or address.is_multicast
+        or address == _BROADCAST
         or getattr(address, "scope_id", None) is not None
         or getattr(address, "ipv4_mapped", None) is not None
     ):

@@ -1,5 +1,5 @@
 """Doctor, the ports: what is to be listened on is free, or eilpost listens there already, and what it says of itself;
-and the source addresses of outgoing connections can be bound.
+and the source addresses of outgoing connections can be bound and are no broadcast addresses.
 
 A port is tried by binding it for an instant; who has it is told by its greeting, and over HTTP by `/readyz`.
 Next: `eilpost/doctor/embedded.py`.
@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from delivery.sources import bind
+from delivery.sources import why_unusable
 from eilpost.doctor.finding import Finding, fail, ok, warn
 from mail.endpoint import parse
 from mail.settings import Settings
@@ -36,15 +36,14 @@ async def examine(settings: Settings) -> list[Finding]:
 
 
 def sources(settings: Settings) -> list[Finding]:
-    """Whether connections to other servers can be made from each of `delivery.source_addresses`."""
+    """Whether each of `delivery.source_addresses` can be bound and is no broadcast address; nothing is connected."""
     findings = []
     for address in settings.delivery.source_addresses:
         what = f"source {address}"
-        try:
-            bind(address).close()
-        except OSError as error:
+        fault = why_unusable(address)
+        if fault is not None:
             advice = "give the address to an interface of this machine, or correct delivery.source_addresses"
-            findings.append(fail(what, f"cannot be bound: {error.strerror}: no mail leaves from it", advice))
+            findings.append(fail(what, f"{fault}: no mail leaves from it", advice))
         else:
             findings.append(ok(what, "can be bound"))
     return findings

@@ -19,12 +19,14 @@ from eilpost.doctor.finding import Level
 from mail.outcome import Deferred
 from mail.resolver import IpAddresses
 from mail.route import ToMx, ToRelay
-from mail.settings import DeliverySettings, Settings
+from mail.settings import DeliverySettings, Settings, SettingsError
+from mail.settings_file import load
 from mail.telemetry import REGISTRY
 from tests.support.couriers import Names, courier, kinds, until
 from tests.support.delivering import CONTENT, delivery, relay
 from tests.support.remote import Remote
 
+BROADCAST = "127.255.255.255"  # of lo: Linux binds it and connects from 127.0.0.1
 NOT_OURS = "192.0.2.7"  # RFC 5737: of no machine
 
 
@@ -111,7 +113,7 @@ async def test_mail_waits_while_no_address_can_be_bound_and_leaves_from_none_els
                 (outcome,) = await smtp.carry(delivery(route), CONTENT)
                 assert isinstance(outcome, Deferred)
                 assert str(outcome.reply) == (
-                    "451 4.4.0 No source address to connect from: those for IPv4 are suspended: they cannot be bound"
+                    "451 4.4.0 No source address to connect from: those for IPv4 are suspended: they cannot be used"
                 )
             await asyncio.sleep(0.5)  # the back-off is over several times
         assert remote.sessions == []
@@ -161,6 +163,38 @@ async def test_a_connection_that_fails_leaves_no_socket_open() -> None:
         (outcome,) = await smtp.carry(delivery(relay(port)), CONTENT)
         assert "connection refused" in str(outcome.reply)
         assert suspended() == 0  # pytest fails for a socket that is not closed
+
+
+async def test_an_address_that_the_system_replaces_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "BACKOFF_SECONDS", 0.1)
+    monkeypatch.setattr(sources, "BACKOFF_SECONDS_MAX", 0.1)
+    async with Remote() as remote:
+        async with courier(source_addresses=[BROADCAST, "127.0.0.2"]) as smtp:
+            assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+        assert "127.0.0.2" in peers(remote)
+        remote.sessions.clear()
+        with capture_logs() as lines:
+            async with courier(source_addresses=[BROADCAST]) as smtp:
+                for _ in range(2):
+                    (outcome,) = await smtp.carry(delivery(relay(remote.port)), CONTENT)
+                    assert isinstance(outcome, Deferred)
+                    assert "those for IPv4 are suspended: they cannot be used" in str(outcome.reply)
+                await asyncio.sleep(0.5)  # the back-off is over several times
+                assert suspended() == 1
+        assert not [command for session in remote.sessions for command in session.commands]
+        (line,) = [line for line in lines if line["event"] == "source address suspended"]
+        assert line["reason"] == "the system connects from 127.0.0.1 instead"
+
+
+@pytest.mark.parametrize("address", ["255.255.255.255", "224.0.0.1", "ff02::1", "0.0.0.0", "::"])
+def test_what_is_no_address_of_one_interface_is_refused(address: str) -> None:
+    with pytest.raises(SettingsError, match=r"delivery\.source_addresses"):
+        load(None, {"EILPOST_DELIVERY__SOURCE_ADDRESSES": address})
+
+
+def test_doctor_finds_a_broadcast_address() -> None:
+    (bad,) = ports.sources(Settings(delivery=DeliverySettings(source_addresses=[BROADCAST])))
+    assert (bad.level, bad.text) == (Level.FAIL, "is a broadcast address: no mail leaves from it")
 
 
 def test_doctor_binds_each_address() -> None:
