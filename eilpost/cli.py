@@ -84,6 +84,9 @@ def main() -> None:
     """The entry point."""
     if os.getpid() == 1:  # of a container: the kernel gives PID 1 no default action, and SIGTERM would be lost
         signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed (2>&-): what is printed there is dropped
+            setattr(sys, name, Path(os.devnull).open("w"))
     out = sys.stdout
     if isinstance(out, TextIOWrapper):
         out.reconfigure(errors="backslashreplace")  # a name in no script of this locale is no fault

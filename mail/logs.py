@@ -34,7 +34,10 @@ _Event = MutableMapping[str, Any]
 
 def configure(level: str = "info", format: str = "auto", stream: TextIO | None = None) -> None:
     """Set up the logs of this process. `level` is one of LEVELS, `format` one of FORMATS."""
-    out = sys.stderr if stream is None else stream
+    out: TextIO | None = sys.stderr if stream is None else stream
+    if out is None:  # Python's sys.stderr when it was started with 2>&-
+        silence()
+        return
     as_text = format == "text" or (format == "auto" and out.isatty())
     number = getattr(logging, level.upper())
     structlog.configure(
@@ -81,7 +84,10 @@ class _Lossy(Generic[AnyStr]):
 
 
 def silence() -> None:
-    """For a command, whose output is its own: nothing is logged. A fault is one line on stderr, said by its caller."""
+    """For a command, whose output is its own, and for a closed stderr: nothing is logged.
+
+    A fault of a command is one line on stderr, said by its caller.
+    """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     root = logging.getLogger()
     root.handlers[:] = [logging.NullHandler()]

@@ -289,6 +289,14 @@ def test_a_reader_who_has_seen_enough_is_no_fault(home: Path, users: int) -> Non
     assert (listed.returncode, listed.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize(("closed", "status"), [("1", 0), ("2", 2)], ids=["stdout", "stderr"])
+def test_a_closed_output_is_no_fault_and_goes_nowhere_else(home: Path, closed: str, status: int) -> None:
+    (home / "eilpost.toml").write_text('[node]\nhostname = "mx.example.test"\n' if status == 0 else "node\n")
+    command = ["sh", "-c", f'exec "$0" config check {closed}>&-', str(EILPOST)]
+    done = subprocess.run(command, cwd=home, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
+
+
 def test_names_of_any_script_on_a_terminal_of_any_locale(home: Path) -> None:
     (home / "directory.toml").write_text(directory_toml(("böb",)), encoding="utf-8")
     listed = subprocess.run(

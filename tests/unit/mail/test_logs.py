@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -55,6 +56,14 @@ def test_a_command_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("asyncio").error("Task exception was never retrieved")
     structlog.get_logger().error("log does not confirm")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("format", ["auto", "json", "text"])
+def test_a_closed_stderr_is_no_fault(monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    logs.configure("info", format)
+    structlog.get_logger().error("a line")
+    logging.getLogger("somebody").error("it broke")
 
 
 @pytest.mark.parametrize("format", ["json", "text"])
