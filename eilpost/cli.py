@@ -86,7 +86,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed (2>&-): what is printed there is dropped
-            setattr(sys, name, Path(os.devnull).open("w"))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     out = sys.stdout
     if isinstance(out, TextIOWrapper):
         out.reconfigure(errors="backslashreplace")  # a name in no script of this locale is no fault

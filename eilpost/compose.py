@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mail.log.topics import prefix_of_tenant
-from mail.settings import SettingsError, without_password
+from mail.masking import shown
+from mail.settings import SettingsError
 from mail.spool.location import SCHEMES
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def choose(key: str, url: str, schemes: Mapping[str, Callable[[str], T]], exampl
     scheme, colon, rest = url.partition(":")
     if colon and scheme in schemes:
         return schemes[scheme](rest)
-    url = without_password(url)
+    url = shown(url)
     if scheme in later:
         raise SettingsError(f'{key} = "{url}": {scheme} is not in this version; use for example {key} = "{example}"')
     known = " or ".join(f'"{name}:"' for name in schemes)
@@ -88,7 +89,7 @@ def choose(key: str, url: str, schemes: Mapping[str, Callable[[str], T]], exampl
 
 def _needs_path(key: str, url: str, rest: str) -> str:
     if not rest or rest.startswith("//"):
-        raise SettingsError(f'{key} = "{url}": a path is missing after "{url.partition(":")[0]}:"')
+        raise SettingsError(f'{key} = "{shown(url)}": a path is missing after "{url.partition(":")[0]}:"')
     return rest
 
 
@@ -105,7 +106,7 @@ def _can_be_written(key: str, folder: Path) -> None:
 def needs(module: str, key: str, url: str, extra: str) -> None:
     """An adapter whose library is not installed is one line."""
     if find_spec(module) is None:
-        raise SettingsError(f'{key} = "{url}": {module} is not installed: pip install "eilpost[{extra}]"')
+        raise SettingsError(f'{key} = "{shown(url)}": {module} is not installed: pip install "eilpost[{extra}]"')
 
 
 def log_settings(plan: Plan) -> LogSettings:
@@ -198,7 +199,7 @@ def make_spool(plan: Plan) -> Spool:
             if error.name != "obstore":
                 raise
             raise SettingsError(
-                f'spool.url = "{url}": needs the package obstore: pip install "eilpost[objects]"'
+                f'spool.url = "{shown(url)}": needs the package obstore: pip install "eilpost[objects]"'
             ) from None
         bucket = parse_bucket(url)
         return ObjectSpool(open_store(bucket, plan.settings.spool), str(bucket))
@@ -268,7 +269,7 @@ def relay_of(settings: Settings) -> ToRelay | None:
     try:
         return parse_relay(url)
     except ValueError as error:
-        raise SettingsError(f'delivery.relay = "{without_password(url)}": {error}; or "" to deliver by MX') from None
+        raise SettingsError(f'delivery.relay = "{shown(url)}": {error}; or "" to deliver by MX') from None
 
 
 def make_role(

@@ -10,6 +10,7 @@ import ipaddress
 import re
 
 from mail.address import AddressError, parse_domain
+from mail.masking import shown
 from mail.route import Speaks, ToRelay
 
 _ENDPOINT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:/]+)):([0-9]{1,5})\Z")
@@ -80,5 +81,6 @@ def parse_brokers(url: str) -> tuple[str, ...]:
         except ValueError:
             port = 0
         if not port:
-            raise ValueError(f'"{broker}" is not HOST:PORT; brokers are expected, like "kafka://h1:9092,h2:9092"')
+            what = shown(f"kafka://{broker}").removeprefix("kafka://")
+            raise ValueError(f'"{what}" is not HOST:PORT; brokers are expected, like "kafka://h1:9092,h2:9092"')
     return brokers

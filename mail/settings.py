@@ -7,19 +7,18 @@ typed and carry their unit; roles get their own section, never the whole. Next: 
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
 from pydantic.fields import FieldInfo
 
+from mail.masking import HIDDEN
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size)]
 
-HIDDEN = "***"  # how a secret is shown
 # Type a key so and it is hidden wherever settings are shown and wherever a wrong value is quoted. Its reader says
 # `.get_secret_value()`.
 Secret = Annotated[SecretStr, PlainSerializer(lambda secret: HIDDEN if secret.get_secret_value() else "")]
@@ -27,15 +26,6 @@ Secret = Annotated[SecretStr, PlainSerializer(lambda secret: HIDDEN if secret.ge
 
 def is_secret(field: FieldInfo) -> bool:
     return field.annotation is SecretStr
-
-
-# To the last @: a password may have others, and slashes.
-_USER_INFO = re.compile(r'\A("?(?:[A-Za-z][A-Za-z0-9+.-]*:/+)?).*@', re.DOTALL)
-
-
-def without_password(value: str) -> str:
-    """A setting's value with what stands before its `@` hidden: "smtp://***@host:587"."""
-    return _USER_INFO.sub(rf"\1{HIDDEN}@", value)
 
 
 class SettingsError(Exception):

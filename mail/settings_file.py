@@ -21,8 +21,9 @@ from pydantic.fields import FieldInfo
 
 from mail import endpoint
 from mail.logs import FORMATS, LEVELS
+from mail.masking import HIDDEN, shown
 from mail.plainfile import read_plain
-from mail.settings import HIDDEN, Section, Settings, SettingsError, is_secret, without_password
+from mail.settings import Section, Settings, SettingsError, is_secret
 from mail.settings_values import (
     SCHEMES,
     adapter_url,
@@ -97,6 +98,10 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: is not TOML: {error}") from error
+    except ValueError as error:
+        raise SettingsError(f"{path}: has a number that is too long") from error
+    except RecursionError as error:
+        raise SettingsError(f"{path}: has lists or tables nested too deep") from error
 
 
 def _check_keys(values: Mapping[str, Any], file_name: str) -> None:
@@ -184,18 +189,18 @@ def _from_text(text: str, field: FieldInfo, where: str) -> Any:
             return [part.strip() for part in text.split(",") if part.strip()]
         try:
             return json.loads(text)
-        except ValueError as error:
-            raise SettingsError(f'{where}: {text!r} is not a list; write a,b or ["a", "b"]') from error
+        except (ValueError, RecursionError) as error:
+            raise SettingsError(f'{where}: {shown(text)!r} is not a list; write a,b or ["a", "b"]') from error
     if field.annotation is bool:
         word = text.strip().lower()
         if word not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-            raise SettingsError(f"{where}: {text!r} is neither true nor false")
+            raise SettingsError(f"{where}: {shown(text)!r} is neither true nor false")
         return word in ("true", "1", "yes", "on")
     if field.annotation is int and not _has_unit(field, parse_size):
         try:
             return int(text)
         except ValueError as error:
-            raise SettingsError(f"{where}: {text!r} is not a whole number") from error
+            raise SettingsError(f"{where}: {shown(text)!r} is not a whole number") from error
     return text
 
 
@@ -208,9 +213,9 @@ def _numbers_without_unit(values: Mapping[str, Mapping[str, Any]], name: Callabl
         for key, value in keys.items():
             field = _SECTIONS[section].model_fields[key]
             if isinstance(value, int | float) and _has_unit(field, parse_size):
-                yield f'{name(section, key)}: found {value!r}; a size has a unit, like "256KiB" or "25MiB"'
+                yield f'{name(section, key)}: found {shown(value)}; a size has a unit, like "256KiB" or "25MiB"'
             if isinstance(value, int | float) and _has_unit(field, parse_duration):
-                yield f'{name(section, key)}: found {value!r}; a time has a unit, like "30s", "5m" or "5d"'
+                yield f'{name(section, key)}: found {shown(value)}; a time has a unit, like "30s", "5m" or "5d"'
 
 
 def _explain(line: Any, name: Callable[[str, str], str]) -> str:
@@ -225,7 +230,7 @@ def _explain(line: Any, name: Callable[[str, str], str]) -> str:
 
 
 def _quoted(value: object) -> str:
-    return without_password(json.dumps(value, default=str, ensure_ascii=False))
+    return json.dumps(shown(value), ensure_ascii=False) if isinstance(value, str) else shown(value)
 
 
 _EXPECTED = {
@@ -245,7 +250,7 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         try:
             parse(value)
         except ValueError as error:
-            yield f'{name(section, key)}: found "{without_password(value)}"; {error}'
+            yield f'{name(section, key)}: found "{shown(value)}"; {error}'
 
     yield from tried("node", "hostname", settings.node.hostname, host_name)
     for key, value, known in (
@@ -253,7 +258,7 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         ("log_format", settings.node.log_format, FORMATS),
     ):
         if value not in known:
-            yield f'{name("node", key)}: found "{value}"; one of {", ".join(known)} is expected'
+            yield f'{name("node", key)}: found "{shown(value)}"; one of {", ".join(known)} is expected'
     for section, schemes in SCHEMES.items():
         yield from tried(section, "url", getattr(settings, section).url, lambda url, s=schemes: adapter_url(url, s))  # type: ignore[misc]
     for section, key in (("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen")):
@@ -272,7 +277,7 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
     for source in sources:
         yield from tried("delivery", "source_addresses", source, source_address)
     if doubled := next((one for one in sources if [*map(normal_ip, sources)].count(normal_ip(one)) > 1), None):
-        yield f'{name("delivery", "source_addresses")}: "{doubled}" stands there twice; name each address once'
+        yield f'{name("delivery", "source_addresses")}: "{shown(doubled)}" stands there twice; name each address once'
     for key, fault in location.faults(settings.spool):
         yield f"{name('spool', key)}: {fault}"
     for section, key in _SECRETS:

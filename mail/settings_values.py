@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from mail import endpoint
 from mail.address import AddressError, parse_domain
@@ -55,6 +56,8 @@ def adapter_url(url: str, schemes: Mapping[str, str]) -> None:
         raise ValueError(f"a path is missing after {scheme}: - {expected}")
     if "\0" in rest:
         raise ValueError("no path has such a character")
+    if scheme == "embedded" and not Path(rest).name:
+        raise ValueError(f"a file is missing after {scheme}: - {expected}")
     if scheme == "kafka":
         endpoint.parse_brokers(url)
 
@@ -86,7 +89,8 @@ def ip_network(text: str) -> None:
     try:
         ipaddress.ip_network(text)
     except ValueError as error:
-        raise ValueError(f'a network is expected, like "10.0.0.0/8" or "::1/128" ({error})') from error
+        reason = " (it has host bits set)" if "host bits" in str(error) else ""
+        raise ValueError(f'a network is expected, like "10.0.0.0/8" or "::1/128"{reason}') from error
 
 
 def name_server(text: str) -> tuple[str, int]:

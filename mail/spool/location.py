@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mail.masking import shown
+
 if TYPE_CHECKING:
     from mail.settings import SpoolSettings
 
@@ -54,9 +56,9 @@ def faults(settings: SpoolSettings) -> Iterator[tuple[str, str]]:
     if scheme not in SCHEMES:
         return
     if scheme != "s3" and settings.region:
-        yield "region", f'found "{settings.region}"; only s3:// has regions, leave it empty'
+        yield "region", f'found "{shown(settings.region)}"; only s3:// has regions, leave it empty'
     elif settings.region and not _REGION.match(settings.region):
-        yield "region", f'found "{settings.region}"; the name of a region is expected, like "eu-central-1"'
+        yield "region", f'found "{shown(settings.region)}"; the name of a region is expected, like "eu-central-1"'
     if scheme == "gs":
         for key in ("endpoint", "access_key", "secret_key"):
             if getattr(settings, key):
@@ -73,6 +75,6 @@ def faults(settings: SpoolSettings) -> Iterator[tuple[str, str]]:
         elif match[1] == "http" and not settings.allow_http:
             yield (
                 "endpoint",
-                f'found "{settings.endpoint}"; mail would go in clear text: use https://, or set '
+                f'found "{shown(settings.endpoint)}"; mail would go in clear text: use https://, or set '
                 "spool.allow_http = true where the network in between is yours",
             )

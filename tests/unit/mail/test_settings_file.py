@@ -221,6 +221,9 @@ def test_a_secret_is_read_and_never_shown(file: Path) -> None:
         ("EILPOST_INGRESS__VRFY", "perhaps", "ingress.vrfy: 'perhaps' is neither true nor false"),
         ("EILPOST_INGRESS__MAX_SIZE", "3", "a size with its unit"),
         ("EILPOST_ROUTER__RETRY", "[1m", "is not a list"),
+        ("EILPOST_ROUTER__RETRY", "[" * 100_000, "is not a list"),
+        ("EILPOST_LOG__URL", "embedded:/", "log.url: found"),
+        ("EILPOST_LOG__URL", "embedded:.", "a file is missing"),
         ("EILPOST_ROUTER__LIFETIME", "5", "router.lifetime"),
         ("EILPOST_LOG__URL", "oracle:", "log.url"),
     ],
@@ -287,6 +290,64 @@ def test_a_password_in_a_value_is_never_quoted(file: Path, key: str, value: str)
         assert key in message
         assert "***@" in message
         assert "hush" not in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "found"),
+    [
+        ("EILPOST_INGRESS__RELAY_NETWORKS", "http://u:S3CRET@h", "http://***@h"),
+        ("EILPOST_RESOLVER__SERVERS", "[u:S3CRET@h", "***@h"),
+        ("EILPOST_LOG__TLS", "u:S3CRET@h", "***@h"),
+        ("EILPOST_LOG__SHARDS", "u:S3CRET@h", "***@h"),
+        ("EILPOST_NODE__LOG_LEVEL", "u:S3CRET@h", "***@h"),
+        ("EILPOST_LOG__URL", "kafka://user:S3CRET%40h:1", "kafka://user:***"),
+        ("EILPOST_LOG__URL", "kafka://k1:9092,user:S3CRET%40h:1", "kafka://k1:9092,user:***"),
+        ("EILPOST_DELIVERY__RELAY", "smtp://u:S3CRET#h:25", "smtp://u:***"),
+        ("EILPOST_DELIVERY__RELAY", "smtp://u:S3?CRET@h:25", "smtp://***"),
+        ("EILPOST_SPOOL__URL", "s3://bucket/p?secret=S3CRET", "s3://bucket/p?***"),
+        ("EILPOST_SPOOL__URL", "s3://bucket/p?secret=x@S3CRET", "s3://***"),
+    ],
+)
+def test_what_may_be_a_password_is_never_quoted(variable: str, value: str, found: str) -> None:
+    message = _refused(None, {variable: value})
+    assert f'"{found}"' in message or f"'{found}'" in message
+    assert "S3" not in message
+    assert "CRET" not in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("EILPOST_LOG__URL", "kafka://k1:9092,[::1]:9092,k3"),
+        ("EILPOST_LOG__URL", "kafka://k1:99999"),
+        ("EILPOST_DELIVERY__RELAY", "smtp://[::1]"),
+        ("EILPOST_INGRESS__MX", "127.0.0.1:smtp"),
+        ("EILPOST_INGRESS__RELAY_NETWORKS", "10.0.0.1/8"),
+        ("EILPOST_SPOOL__URL", "s3://bucket/pre//fix"),
+    ],
+)
+def test_a_value_without_a_password_is_quoted_whole(variable: str, value: str) -> None:
+    assert f'found "{value}"' in _refused(None, {variable: value})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("log", "shards", "9" * 5000), ("router", "lifetime", "9" * 5000 + "s"), ("node", "log_level", "é" * 5000)],
+)
+def test_a_long_value_is_cut(file: Path, section: str, key: str, value: str) -> None:
+    file.write_text(f"[{section}]\n{key} = {json.dumps(value)}\n")
+    for message in (_refused(None, {f"EILPOST_{section}__{key}".upper(): value}), _refused(file, {})):
+        assert f"{section}.{key}" in message
+        assert value[:90] in message
+        assert len(message) < len(str(file)) + 250
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, "0x" + "f" * 5000, "[0x" + "f" * 5000 + "]"])
+def test_a_number_or_a_list_without_end_is_one_short_line(file: Path, text: str) -> None:
+    file.write_text(f"[log]\nshards = {text}\n")
+    message = _refused(file, {})
+    assert message.startswith(f"{file}: ")
+    assert len(message) < len(str(file)) + 250
 
 
 def test_several_faults_are_counted(file: Path) -> None:

@@ -1,0 +1,45 @@
+"""Values of settings as error lines quote them: without passwords, and of a length that can be read. Pure.
+
+Next: `mail/settings_file.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+HIDDEN = "***"
+LENGTH_MAX = 100
+
+_SCHEME = re.compile(r'"?(?:[A-Za-z][A-Za-z0-9+.-]*:/+)?')
+# What stands where a URL has its port, and is none, is taken for a password whose @ is missing or escaped.
+_NO_PORT = re.compile(
+    r'(\A"?[A-Za-z][A-Za-z0-9+.-]*://(?:(?:\[[^\[\]]*\]|[^/:,\[\]]*)(?::[0-9]{1,5})?,)*[^/:,\[\]]*:)'
+    r'(?![0-9]{1,5}(?:[/,"]|\Z)).+',
+    re.DOTALL,
+)
+
+
+def without_password(value: str) -> str:
+    """A setting's value with what stands before its last `@`, its query, and what may be a password hidden:
+    "smtp://***@host:587".
+    """
+    match = _SCHEME.match(value)
+    scheme = match[0] if match else ""
+    user, at, rest = value[len(scheme) :].rpartition("@")
+    if at and "?" in user:  # which of both holds the password is not known
+        return scheme + HIDDEN
+    rest, question, query = rest.partition("?")
+    shown = f"{scheme}{HIDDEN if at else ''}{at}{rest}{question}{HIDDEN if query else ''}"
+    return _NO_PORT.sub(rf"\1{HIDDEN}", shown)
+
+
+def shown(value: object) -> str:
+    """The same, cut to LENGTH_MAX characters: what every error line quotes."""
+    if not isinstance(value, str):
+        try:
+            value = json.dumps(value, default=str, ensure_ascii=False)
+        except (ValueError, RecursionError):  # an integer of more than 4300 digits, a list in a list in a list ...
+            return f"a value of the type {type(value).__name__}"
+    text = without_password(value)
+    return text if len(text) <= LENGTH_MAX else f"{text[: LENGTH_MAX - 3]}..."
