@@ -21,7 +21,8 @@ from mail.settings_file import ENVIRONMENT_PREFIX, is_setting, load
 
 VARIABLE = "EILPOST_CONFIG"
 DEMO = Path("var/demo/eilpost.toml")
-_LOG = "EILPOST_LOG__URL"  # what runs by its environment alone names its log there
+# Whoever names one of these has chosen where mail lies, and needs no warning of defaults.
+_CHOSEN = {"EILPOST_LOG__URL", "EILPOST_MAILBOXES__URL"}
 
 
 def candidates() -> tuple[Path, ...]:
@@ -44,7 +45,7 @@ def find(given: Path | None) -> Path | None:
 
 def plan(given: Path | None) -> Plan:
     """Find and read the configuration. Without a file: the defaults and the environment, from the working directory,
-    and a line on stderr that says so unless the environment names the log.
+    and a line on stderr that says so unless the environment says where mail lies.
     """
     path = find(given)
     settings = load(path)
@@ -55,7 +56,7 @@ def plan(given: Path | None) -> Plan:
             raise SettingsError(
                 f"no configuration: give --config FILE or {VARIABLE} (looked for {places}); or try `eilpost demo`"
             )
-        if _LOG not in map(str.upper, variables):
+        if not _CHOSEN & set(map(str.upper, variables)):
             _say(
                 f"no configuration file (looked for {places}): using the defaults, {', '.join(variables)}, and"
                 f" {Path.cwd()}"

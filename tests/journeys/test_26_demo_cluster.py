@@ -53,7 +53,7 @@ class Running:
     def interrupt(self) -> int:
         """Ctrl-C; the exit status."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
+        return self.process.wait(120)  # brokers hand their partitions over
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.containers import images
-from tests.support.kubernetes.cluster import Kubernetes
+from tests.support.kubernetes.cluster import CommandError, Kubernetes
 from tests.support.kubernetes.release import CLIENTS
 from tests.support.page import script, shell_blocks
 
@@ -33,6 +33,10 @@ def test_commands_of_the_page(kubernetes: Kubernetes, tmp_path: Path) -> None:
     }
     try:
         printed = kubernetes.run("bash", "-s", stdin=script(page), timeout=850, environment=choices)
+    except CommandError:
+        print(kubernetes.kubectl("--namespace", "eilpost", "get", "pods", "--output", "wide", status=None))
+        print(kubernetes.kubectl("--namespace", "eilpost", "logs", "job/load", "--tail", "40", status=None))
+        raise
     finally:
         kubernetes.kubectl("delete", "namespace", "eilpost", "--ignore-not-found", "--wait=false")
     assert f"### block {len(shell_blocks(page))}" in printed

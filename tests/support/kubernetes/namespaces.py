@@ -112,8 +112,8 @@ def _make_cgroups(name: str) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Tried for some seconds: processes that are being killed leave their cgroup, and end writing, a moment later."""
-    end = time.monotonic() + 10
+    """Tried for a minute: processes that are being killed leave their cgroup, and end writing, some seconds later."""
+    end = time.monotonic() + 60
     groups = list(cgroups(folder.name))
     while time.monotonic() < end:
         for group in groups:
