@@ -34,8 +34,9 @@ from mail.settings import HttpSettings
 from mail.telemetry import REGISTRY
 from mail.telemetry.runtime import BUILD_INFO, READY
 
-_CONNECTIONS = 128  # open; with half of them the answer is 503
-_CONNECTION_SECONDS = 60.0  # in which a connection has asked all it wants to; Prometheus scrapes more seldom, and anew
+_CONNECTIONS = 64  # open at once; above it the oldest without a request is closed
+_REQUEST_SECONDS = 5.0  # from the connection to the end of its first request's header
+_CONNECTION_SECONDS = 60.0  # of a connection in all
 _WORKERS = {"router", "delivery"}
 _NOT_READY = {role: f"{role} has not joined its group yet" for role in _WORKERS}
 
@@ -57,19 +58,31 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's protocol with a time-out for requests. Without one, idle connections use up the limits: probes are
-    answered with 503, and file descriptors are missing for SMTP. A malformed request body is answered once: uvicorn's
-    reply and the application's reply to it collided, with a traceback.
+    """uvicorn's protocol with time-outs and a bound on connections. Clients that connect and send nothing take neither
+    the answers of probes nor the file descriptors of SMTP. A malformed request body is answered once: uvicorn's reply
+    and the application's reply to it collided, with a traceback.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._patience = self.loop.call_later(_CONNECTION_SECONDS, transport.abort)
+        self._made_at = self.loop.time()
+        self._has_asked = False
+        self._limit = self.loop.call_later(_REQUEST_SECONDS, transport.abort)
         if len(self.connections) > _CONNECTIONS:
-            transport.abort()
+            idle = [each for each in self.connections if isinstance(each, _Protocol) and not each._has_asked]
+            oldest = min(idle, key=lambda each: each._made_at, default=self)
+            oldest.connections.discard(oldest)  # before its end is seen: a burst closes one each
+            oldest.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self._has_asked:
+            self._has_asked = True
+            self._limit.cancel()
+            self._limit = self.loop.call_later(_CONNECTION_SECONDS, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._patience.cancel()
+        self._limit.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -117,7 +130,6 @@ class Http:
             ws="none",
             http=_Protocol,
             server_header=False,
-            limit_concurrency=_CONNECTIONS // 2,
             backlog=64,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=1,

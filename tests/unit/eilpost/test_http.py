@@ -123,8 +123,7 @@ async def test_over_the_wire() -> None:
         await _get(port, "/healthz")
 
 
-async def test_who_says_nothing_does_not_keep_the_probes_from_their_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eilpost.http._CONNECTION_SECONDS", 0.3)
+async def test_idle_connections_do_not_keep_probes_from_their_answer() -> None:
     http = Http(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
     ready, stop = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(http.run(ready.set, stop))
@@ -135,12 +134,42 @@ async def test_who_says_nothing_does_not_keep_the_probes_from_their_answer(monke
     for number, (_reader, writer) in enumerate(silent):
         if number % 2:
             writer.write(b"GET /healthz HTTP/1.1\r\nX: ")  # and never an end
+    async with asyncio.timeout(2):
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert (await _get(port, path))[0] == 200
     async with asyncio.timeout(10):
         for reader, writer in silent:
             with contextlib.suppress(ConnectionError):
                 await reader.read()
             writer.close()
-    assert await _get(port, "/healthz") == (200, "ok\n")
+    stop.set()
+    await running
+
+
+async def test_more_requests_than_connections_close_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections with a request are not closed for others."""
+    monkeypatch.setattr("eilpost.http._CONNECTIONS", 2)
+    http = Http(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
+    ready, stop = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(http.run(ready.set, stop))
+    await ready.wait()
+    assert http.address is not None
+    port = http.address[1]
+    busy = []
+    for _ in range(2):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reader.readuntil(b"ok\n")
+        busy.append((reader, writer))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(2):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
+    for reader, writer in busy:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reader.readuntil(b"ok\n")
+        writer.close()
     stop.set()
     await running
 
