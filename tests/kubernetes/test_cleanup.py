@@ -22,11 +22,12 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(300)]
 
 # Starts a cluster with a running pod, says where it is, and waits.
 RUN = """
-import json, sys
+import json, signal, sys
 from tests.support.kubernetes.cluster import Kubernetes
 from tests.support.kubernetes.configuration import PAUSE_IMAGE
 from tests.support.kubernetes.manifests import pause_pod
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 with Kubernetes() as cluster:
     cluster.apply([pause_pod("waiting")])
     cluster.kubectl("wait", "--for=condition=Ready", "pod/waiting", "--timeout=30s")
@@ -105,8 +106,8 @@ def test_the_next_run_removes_what_a_killed_guardian_left(run: subprocess.Popen[
     run.wait(90)
     assert folder.exists()
     assert folder.name.startswith(PREFIX)
-    remove_stale(Path(tempfile.gettempdir()))
     end = time.monotonic() + 60
-    while _in_namespaces(namespaces) and time.monotonic() < end:  # the kernel is killing them
+    while _in_namespaces(namespaces) and time.monotonic() < end:  # the kernel is killing them; one holds the lock
         time.sleep(0.05)
+    remove_stale(Path(tempfile.gettempdir()))
     assert _left(folder, namespaces) == NOTHING
