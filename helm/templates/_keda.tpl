@@ -19,7 +19,7 @@
     {{- end }}
   {{- if include "eilpost.kafkaParameters" .root }}
   authenticationRef:
-    name: {{ .name }}
+    name: {{ .name | quote }}
   {{- end }}
 {{- end -}}
 
@@ -49,16 +49,16 @@ env:
 secretTargetRef:
   {{- if .tls.caSecret }}
   - parameter: ca
-    name: {{ .tls.caSecret }}
-    key: {{ .tls.caKey }}
+    name: {{ .tls.caSecret | quote }}
+    key: {{ .tls.caKey | quote }}
   {{- end }}
   {{- if $client.secret }}
   - parameter: cert
-    name: {{ $client.secret }}
-    key: {{ $client.cert }}
+    name: {{ $client.secret | quote }}
+    key: {{ $client.cert | quote }}
   - parameter: key
-    name: {{ $client.secret }}
-    key: {{ $client.key }}
+    name: {{ $client.secret | quote }}
+    key: {{ $client.key | quote }}
   {{- end }}
 {{- end }}
 {{- end }}

@@ -15,8 +15,8 @@ relabelings:
 {{/* The selector of the pods that serve metrics: not the topics job and the test. */}}
 {{- define "eilpost.scraped" -}}
 matchLabels:
-  app.kubernetes.io/name: {{ include "eilpost.name" . }}
-  app.kubernetes.io/instance: {{ .Release.Name }}
+  app.kubernetes.io/name: {{ include "eilpost.name" . | quote }}
+  app.kubernetes.io/instance: {{ .Release.Name | quote }}
   eilpost/scrape: "true"
 {{- end -}}
 

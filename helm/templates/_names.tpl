@@ -44,11 +44,19 @@
 {{- end -}}
 {{- end -}}
 
+{{/*
+A string as a YAML scalar, quoted only where it has to be. For the pod template, whose text is in the name of the topics
+Job: a quote too many would rename the Job.
+*/}}
+{{- define "eilpost.scalar" -}}
+{{- ternary . (quote .) (eq . (toYaml .)) -}}
+{{- end -}}
+
 {{/* Labels of every object. */}}
 {{- define "eilpost.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/name: {{ include "eilpost.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "eilpost.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- with .Values.commonLabels }}
@@ -58,16 +66,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* Labels that select the pods of one unit; never changed, a Deployment's selector is immutable. */}}
 {{- define "eilpost.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "eilpost.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ include "eilpost.name" .root | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .role }}
 eilpost/tenant: {{ .tenant | default "shared" | quote }}
 {{- end -}}
 
 {{/* Metadata of an object of one unit: dict "unit" "suffix". */}}
 {{- define "eilpost.unitMetadata" -}}
-name: {{ .name }}
-namespace: {{ .root.Release.Namespace }}
+name: {{ .name | quote }}
+namespace: {{ .root.Release.Namespace | quote }}
 labels:
   {{- include "eilpost.labels" .root | nindent 2 }}
   app.kubernetes.io/component: {{ .role }}
@@ -76,8 +84,8 @@ labels:
 
 {{/* Metadata of an object of the release: dict "root" "name". */}}
 {{- define "eilpost.metadata" -}}
-name: {{ .name }}
-namespace: {{ .namespace | default .root.Release.Namespace }}
+name: {{ .name | quote }}
+namespace: {{ .namespace | default .root.Release.Namespace | quote }}
 labels:
   {{- include "eilpost.labels" .root | nindent 2 }}
 {{- end -}}

@@ -33,8 +33,8 @@
 - to:
     - podSelector:
         matchLabels:
-          app.kubernetes.io/name: {{ include "eilpost.name" .root }}
-          app.kubernetes.io/instance: {{ .root.Release.Name }}
+          app.kubernetes.io/name: {{ include "eilpost.name" .root | quote }}
+          app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
           app.kubernetes.io/component: ingress
   ports: [{port: 2525, protocol: TCP}]
 {{- end }}

@@ -9,7 +9,7 @@ The pod template of every workload, of the topics job and of the test: dict "roo
 {{- /* The shared topics are made without the directory, which a hook would precede. */}}
 {{- $hasDirectory := or (ne .role "topics") (ne .tenant "") -}}
 {{- if not .values.hook }}
-serviceAccountName: {{ include "eilpost.serviceAccountName" .root }}
+serviceAccountName: {{ include "eilpost.serviceAccountName" .root | include "eilpost.scalar" }}
 {{- end }}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -18,7 +18,7 @@ imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ include "eilpost.scalar" . }}
 {{- end }}
 securityContext:
   runAsNonRoot: true
@@ -50,7 +50,7 @@ topologySpreadConstraints:
   {{- $unit := . }}
   {{- range .values.topologySpread.topologyKeys }}
   - maxSkew: {{ $unit.values.topologySpread.maxSkew }}
-    topologyKey: {{ . }}
+    topologyKey: {{ include "eilpost.scalar" . }}
     whenUnsatisfiable: {{ $unit.values.topologySpread.whenUnsatisfiable }}
     labelSelector:
       matchLabels:
@@ -154,31 +154,31 @@ volumes:
   {{- if and $values.log.tls.enabled $values.log.tls.caSecret }}
   - name: kafka-ca
     secret:
-      secretName: {{ $values.log.tls.caSecret }}
+      secretName: {{ include "eilpost.scalar" $values.log.tls.caSecret }}
       items:
-        - key: {{ $values.log.tls.caKey }}
+        - key: {{ include "eilpost.scalar" $values.log.tls.caKey }}
           path: ca.crt
   {{- end }}
   {{- if $client.secret }}
   - name: kafka-client
     secret:
-      secretName: {{ $client.secret }}
+      secretName: {{ include "eilpost.scalar" $client.secret }}
       items:
-        - key: {{ $client.cert }}
+        - key: {{ include "eilpost.scalar" $client.cert }}
           path: tls.crt
-        - key: {{ $client.key }}
+        - key: {{ include "eilpost.scalar" $client.key }}
           path: tls.key
   {{- end }}
   {{- end }}
   {{- if include "eilpost.hasSpoolVolume" . }}
   - name: spool
     persistentVolumeClaim:
-      claimName: {{ include "eilpost.claimName" (dict "root" .root "name" "spool" "volume" $values.spool.volume) }}
+      claimName: {{ include "eilpost.claimName" (dict "root" .root "name" "spool" "volume" $values.spool.volume) | include "eilpost.scalar" }}
   {{- end }}
   {{- if has .role (list "delivery" "mailstore" "test") }}
   - name: mailboxes
     persistentVolumeClaim:
-      claimName: {{ include "eilpost.claimName" (dict "root" .root "name" "mailboxes" "volume" $values.mailboxes) }}
+      claimName: {{ include "eilpost.claimName" (dict "root" .root "name" "mailboxes" "volume" $values.mailboxes) | include "eilpost.scalar" }}
   {{- end }}
   {{- with .values.extraVolumes }}
   {{- toYaml . | nindent 2 }}
@@ -202,13 +202,13 @@ true
 {{- with .Values.directory -}}
 {{- if .existingConfigMap -}}
 configMap:
-  name: {{ .existingConfigMap }}
+  name: {{ include "eilpost.scalar" .existingConfigMap }}
 {{- else -}}
 secret:
-  secretName: {{ .existingSecret | default (printf "%s-directory" (include "eilpost.fullname" $)) }}
+  secretName: {{ .existingSecret | default (printf "%s-directory" (include "eilpost.fullname" $)) | include "eilpost.scalar" }}
 {{- end }}
   items:
-    - key: {{ ternary "directory.toml" .key (ne .inline "") }}
+    - key: {{ ternary "directory.toml" .key (ne .inline "") | include "eilpost.scalar" }}
       path: directory.toml
 {{- end -}}
 {{- end -}}

@@ -100,8 +100,8 @@ creates, or from the Secret that is named. `secret` is empty where there is none
 - name: EILPOST_LOG__SASL_PASSWORD
   valueFrom:
     secretKeyRef:
-      name: {{ include "eilpost.saslSecret" $.root }}
-      key: {{ .passwordKey }}
+      name: {{ include "eilpost.saslSecret" $.root | include "eilpost.scalar" }}
+      key: {{ include "eilpost.scalar" .passwordKey }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -111,13 +111,13 @@ creates, or from the Secret that is named. `secret` is empty where there is none
 - name: EILPOST_SPOOL__ACCESS_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ .existingSecret }}
-      key: {{ .accessKeyKey }}
+      name: {{ include "eilpost.scalar" .existingSecret }}
+      key: {{ include "eilpost.scalar" .accessKeyKey }}
 - name: EILPOST_SPOOL__SECRET_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ .existingSecret }}
-      key: {{ .secretKeyKey }}
+      name: {{ include "eilpost.scalar" .existingSecret }}
+      key: {{ include "eilpost.scalar" .secretKeyKey }}
 {{- end }}
 {{- end }}
 {{- end }}

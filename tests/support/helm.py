@@ -47,10 +47,16 @@ def lint(name: str) -> str:
     return helm("lint", "--strict", "--kube-version", KUBERNETES, str(CHART), "--values", str(file_of(name)))
 
 
-def template(*files: Path, kubernetes: str = KUBERNETES, program: GoProgram = HELM) -> list[dict[str, Any]]:
+def template(
+    *files: Path,
+    kubernetes: str = KUBERNETES,
+    program: GoProgram = HELM,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+) -> list[dict[str, Any]]:
     """The objects that Helm renders from values files. Raises HelmError."""
-    options = ["--namespace", NAMESPACE, "--kube-version", kubernetes, *(f"--values={file}" for file in files)]
-    text = helm("template", RELEASE, str(CHART), *options, program=program)
+    options = ["--namespace", namespace, "--kube-version", kubernetes, *(f"--values={file}" for file in files)]
+    text = helm("template", release, str(CHART), *options, program=program)
     return [each for each in yaml.safe_load_all(text) if each]
 
 
