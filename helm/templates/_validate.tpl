@@ -228,11 +228,18 @@ delivery.source_addresses: tenants[].sourceAddresses of a dedicated tenant
 
 {{- define "eilpost.faultsOfTenants" -}}
 {{- $seen := list }}
+{{- $topicsOf := dict }}
 {{- range $index, $tenant := .Values.tenants }}
 {{- if has .name $seen }}
 tenants[{{ $index }}].name: {{ .name }} is listed twice: remove one of them
 {{- end }}
 {{- $seen = append $seen .name }}
+{{- $lowered := .name | lower | replace "_" "-" }}
+{{- $other := get $topicsOf $lowered | default .name }}
+{{- if and (eq $.Values.topics.mode "strimzi") (ne $other .name) }}
+tenants[{{ $index }}].name: the KafkaTopics of {{ .name }} and {{ $other }} would have the same names: rename one of the tenants, or use another topics.mode
+{{- end }}
+{{- $_ := set $topicsOf $lowered .name }}
 {{- if and .ehloName (not (regexMatch (include "eilpost.fqdn" $) .ehloName)) }}
 tenants[{{ $index }}].ehloName: {{ .ehloName | quote }} is not a fully qualified host name: write one like out.example.org
 {{- end }}
