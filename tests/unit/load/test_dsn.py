@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -54,6 +55,20 @@ def test_a_report_of_postfix() -> None:
 )
 def test_what_is_no_report(content: bytes) -> None:
     assert list(failed_recipients(content)) == []
+
+
+def test_folded_fields() -> None:
+    content = b"Content-Type: message/delivery-status\n\nFINAL-RECIPIENT:\r\n\trfc822;\r\n a@b.test \r\nAction:\n failed\n"
+    assert list(failed_recipients(content)) == ["a@b.test"]
+
+
+@pytest.mark.parametrize("filler", [b" ", b"\t", b"\r\n ", b"\n", b"\r", b":", b"Action:", b"Content-Type:\n"])
+def test_a_hostile_report_takes_linear_time(filler: bytes) -> None:
+    """Quadratic time blocked the event loop for minutes."""
+    content = b"Content-Type: message/delivery-status\r\n\r\nAction: a" + filler * (600_000 // len(filler)) + b"b\r\n"
+    began = time.process_time()
+    assert list(failed_recipients(content)) == []
+    assert time.process_time() - began < 5
 
 
 def test_a_report_of_ours() -> None:
