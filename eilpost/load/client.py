@@ -12,9 +12,12 @@ from typing import cast
 
 from delivery.answer import Answer, AnswerReader, GarbageAnswer
 
+_MAX_UNREAD = 1000  # replies that were not asked for yet; a transaction has at most 102
+_MAX_UNREAD_OCTETS = 1 << 20
+
 
 class ConnectionLost(Exception):
-    """The server closed the connection, or said something that is not SMTP."""
+    """The server closed the connection, sent what is not SMTP, or sent far more replies than there were commands."""
 
 
 class Client(asyncio.Protocol):
@@ -24,6 +27,7 @@ class Client(asyncio.Protocol):
         self.is_closed = False
         self._reader = AnswerReader()
         self._answers: deque[Answer] = deque()
+        self._unread_octets = 0  # since all replies were read
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._why = "the server closed the connection"
@@ -37,6 +41,11 @@ class Client(asyncio.Protocol):
             self._answers.extend(self._reader.feed(data))
         except GarbageAnswer as error:
             self._why = str(error)
+            self.abort()
+        self._unread_octets += len(data)
+        if len(self._answers) > _MAX_UNREAD or self._unread_octets > _MAX_UNREAD_OCTETS:
+            self._why = "unexpected replies"
+            self._answers.clear()
             self.abort()
         self._wake()
 
@@ -83,7 +92,10 @@ class Client(asyncio.Protocol):
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._answers.popleft()
+        answer = self._answers.popleft()
+        if not self._answers:
+            self._unread_octets = 0
+        return answer
 
     async def command(self, line: bytes) -> Answer:
         self.write(line)
