@@ -12,7 +12,9 @@ from typing import Protocol, cast
 from eilpost.load.plan import MAX_MESSAGE_BYTES
 
 _LINE_OCTETS = 4096
+_OUT_OCTETS = 65536  # of replies, in one write
 _MAX_CONNECTIONS = 2000
+_MAX_RECIPIENTS = 1000  # RFC 5321 section 4.5.3.1.8: at least 100
 _END = b"\r\n.\r\n"
 _EHLO = (
     b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-SIZE %d\r\n250 ENHANCEDSTATUSCODES\r\n"
@@ -72,7 +74,10 @@ class Sink:
 
 
 class SinkSession(asyncio.Protocol):
-    """One connection; everything happens when data comes, and the replies to all of it leave in one write."""
+    """One connection; everything happens when data comes, and the replies to all of it leave in one write.
+
+    While the client does not read its replies, none of its commands is read.
+    """
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
@@ -80,10 +85,10 @@ class SinkSession(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._searched = 0  # of a message's content, so far without its end
-        self._in_data = self._closing = False
+        self._in_data = self._closing = self._is_paused = False
         self._sender = ""
         self._recipients: list[str] = []
-        self._out: list[bytes] = []
+        self._out = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
@@ -111,19 +116,38 @@ class SinkSession(asyncio.Protocol):
         self._buffer += data
         self.advance()
 
+    def pause_writing(self) -> None:
+        self._is_paused = True
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self.data_received(b"")  # goes on with the buffered commands, and may pause again
+        if not self._is_paused and self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
     def advance(self) -> None:
         """Process the buffered commands and content."""
-        while not self._closing and (self._read_content() if self._in_data else self._read_line()):
-            pass
-        if self._out and self.transport is not None:
-            if not self.transport.is_closing():
-                self.transport.write(b"".join(self._out))
-            self._out.clear()
+        while self._can_go_on() and (self._read_content() if self._in_data else self._read_line()):
+            if len(self._out) >= _OUT_OCTETS:
+                self._flush()
+        self._flush()
         if self._closing and self.transport is not None:
             self.transport.close()
 
+    def _can_go_on(self) -> bool:
+        return not self._closing and not self._is_paused
+
+    def _flush(self) -> None:
+        if self._out and self.transport is not None:
+            out = bytes(self._out)
+            self._out.clear()
+            if not self.transport.is_closing():
+                self.transport.write(out)  # may call pause_writing()
+
     def reply(self, reply: bytes) -> None:
-        self._out.append(reply)
+        self._out += reply
 
     def _read_line(self) -> bool:
         end = self._buffer.find(b"\n")
@@ -139,7 +163,9 @@ class SinkSession(asyncio.Protocol):
 
     def _handle(self, line: bytes) -> None:
         verb = line[:4].upper()
-        if verb == b"RCPT":
+        if verb == b"RCPT" and len(self._recipients) >= _MAX_RECIPIENTS:  # RFC 5321 section 4.5.3.1.10
+            self.reply(b"452 4.5.3 Too many recipients\r\n")
+        elif verb == b"RCPT":
             address = _path(line)
             refusal = self.sink.destinations.recipient(address)
             if refusal is None:

@@ -70,6 +70,34 @@ async def test_a_line_without_end_is_cut() -> None:
     assert replies[-1].startswith(b"500")
 
 
+async def test_recipients_of_a_transaction_are_bounded() -> None:
+    names = " ".join(f"r{number}@x.test" for number in range(1002))
+    replies, messages = await talk(transaction(b"x\r\n", names) + transaction(b"y\r\n") + b"QUIT\r\n", 1 << 20)
+    codes = [line[:3] for line in replies]
+    assert codes == [b"220", *[b"250"] * 1001, b"452", b"452", b"354", *[b"250"] * 3, b"354", b"250", b"221"]
+    assert [len(recipients) for _, recipients, _ in messages] == [1000, 1]
+
+
+async def test_a_client_that_does_not_read_is_not_read() -> None:
+    """Its replies filled the memory."""
+    count = 100_000
+    async with Sink(Destinations()) as sink:
+        reader, writer = await asyncio.open_connection("127.0.0.1", sink.port, limit=1024)
+        writer.write(b"EHLO x\r\n" * count + transaction(b"x\r\n") + b"QUIT\r\n")
+        most = 0
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            [session] = sink.open
+            assert session.transport is not None
+            most = max(most, session.transport.get_write_buffer_size())
+        assert 0 < most < 1 << 20
+        lines = 0
+        while data := await asyncio.wait_for(reader.read(65536), 10):  # and all replies come when they are read
+            lines += data.count(b"\n")
+        writer.close()
+    assert lines == 1 + 6 * count + 4 + 1
+
+
 async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_CONNECTIONS", 1)
     async with Sink(Destinations()) as sink:
