@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 _EPILOG = (
     "The server has to relay to the sink (delivery.relay) and to take the sender's domain. Exit status: 0 every"
-    " message was accepted, and delivered or bounced; 1 something was lost, refused (5xx) or left unsent, or arrived"
+    " message was accepted, and delivered or bounced (messages in doubt, without a reply to the final dot, may or may"
+    " not arrive: they do not fail the load); 1 something was lost, refused (5xx) or left unsent, or arrived"
     " that should not have, or nothing was accepted; 2 wrong options, or no target answers; 130 interrupted. SIGTERM"
     " ends the sending and settles the rest; SIGINT, or a second SIGTERM, interrupts."
 )

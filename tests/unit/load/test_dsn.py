@@ -58,7 +58,9 @@ def test_what_is_no_report(content: bytes) -> None:
 
 
 def test_folded_fields() -> None:
-    content = b"Content-Type: message/delivery-status\n\nFINAL-RECIPIENT:\r\n\trfc822;\r\n a@b.test \r\nAction:\n failed\n"
+    content = (
+        b"Content-Type: message/delivery-status\n\nFINAL-RECIPIENT:\r\n\trfc822;\r\n a@b.test \r\nAction:\n failed\n"
+    )
     assert list(failed_recipients(content)) == ["a@b.test"]
 
 

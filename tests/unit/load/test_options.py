@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,21 @@ def test_a_wrong_option(run: Run, options: list[str]) -> None:
     assert err.startswith("eilpost: ")
     assert err.count("\n") == 1
     assert options[0].lstrip("-") in err
+
+
+def test_help_and_docs_agree_on_messages_in_doubt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["eilpost", "load", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = (
+        "every message was accepted, and delivered or bounced (messages in doubt, without a reply to the final dot, may"
+        " or may not arrive: they do not fail the load)"
+    )
+    assert f"0 {said}" in " ".join(capsys.readouterr().out.split())
+    page = Path(__file__).parents[3] / "docs" / "load.md"
+    assert f"| 0 | {said} |" in page.read_text(encoding="utf-8").replace("*", "")
 
 
 def test_nobody_listens(run: Run) -> None:
