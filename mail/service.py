@@ -77,7 +77,7 @@ class Health:
         return time.monotonic() - self._last_beat < _ALIVE_SECONDS
 
     async def beat(self) -> None:
-        """Measure the event loop's lag, for ever."""
+        """Measure the event loop's lag until cancelled."""
         while True:
             due = time.monotonic() + _BEAT_SECONDS
             await asyncio.sleep(_BEAT_SECONDS)

@@ -42,7 +42,7 @@ def check_address(address: str, port: int, *, allow_public: bool) -> None:
         )
     if port == 25:
         raise TargetRefused(
-            f"{endpoint.format(address, port)} is port 25 of a public address, which takes mail from strangers: use"
+            f"{endpoint.format(address, port)} is port 25 of a public address, where an MX host of others listens: use"
             " another port or a private address of your server"
         )
 

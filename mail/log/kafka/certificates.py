@@ -40,7 +40,7 @@ class Certificates:
         self.expires = self._expiry()
 
     async def watch(self) -> None:
-        """For ever. Files that have changed are read once they look the same twice: pairs are written in two steps."""
+        """Runs until cancelled. Reads changed files once they look the same twice: a pair is written in two steps."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             state = await asyncio.to_thread(self._state)
