@@ -1,4 +1,4 @@
-"""The board of the routers and their queue: what waits, for how long, and whether the ledger agrees."""
+"""The board of the routers and their queue: open recipients, their age, and the ledger."""
 
 from deploy.grafana.board import Board
 from deploy.grafana.overview import DRIFT, OLDEST_RUNNABLE

@@ -48,7 +48,7 @@ _STATS = (
     number(
         4,
         "Starts",
-        "Times that a process started anew under the same name, in the chosen time.",
+        "Restarts of a process under the same name, in the chosen time.",
         f"sum(changes({_each('process_start_time_seconds')}[$__range]))",
         thresholds=((1, ORANGE),),
         decimals=0,
