@@ -88,6 +88,7 @@ class Accounting:
             number = found[1]
             indexes = [own.index for name in recipients if (own := self._own(name)) is not None]
             intact = number < self.ledger.counts.issued and content.endswith(self.plan.body(number))
+            self.ledger.counts.misdirected += len(recipients) - len(indexes)
             self.ledger.arrive(number, indexes, intact, time.monotonic())
         return None
 

@@ -61,7 +61,7 @@ class Counts:
     duplicates_resent: int = 0  # of them, those of recipients that were sent again after a 4xx at the dot
     duplicate_bounces: int = 0
     damaged: int = 0  # copies whose body is not the one that was sent
-    misdirected: int = 0  # copies for a recipient of another message
+    misdirected: int = 0  # copies for a recipient that the message does not have
     unexpected: int = 0  # delivered or bounced although refused, or never sent
     wrong_bounces: int = 0  # reports of a failure at a destination that takes mail
     foreign: int = 0  # messages at the sink that are not of this run

@@ -170,7 +170,7 @@ def lines(result: Result) -> Iterator[Line]:
     )
     for name, count, note in (
         ("damaged", counts.damaged, "arrived with another body than was sent"),
-        ("misdirected", counts.misdirected, "arrived for a recipient of another message"),
+        ("misdirected", counts.misdirected, "arrived for a recipient that the message does not have"),
         ("unexpected", counts.unexpected, "arrived although refused"),
         ("wrong bounces", counts.wrong_bounces, "reports of a failure at a destination that takes mail"),
         ("bounced again", counts.duplicate_bounces, "second reports"),

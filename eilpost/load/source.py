@@ -243,7 +243,9 @@ class Source:
         return answers
 
     async def _not_taken(self, client: Client, attempt: _Attempt, answers: Sequence[Answer], began: float) -> bool:
-        """No recipient is taken, or no DATA: the first refusal decides. Whether the connection can be used on."""
+        """No recipient is taken, or no DATA: the first refusal decides, or each recipient's own reply and for those
+        taken the reply to DATA. Whether the connection can be used on.
+        """
         message, count = attempt.message, len(attempt.message.recipients) + 2
         at = next((at for at, answer in enumerate(answers) if answer.code == 421), None)
         if at is None:
@@ -251,7 +253,11 @@ class Source:
         stage = _stage(at, count)
         closing = answers[at].code == 421
         if stage is Stage.RCPT and count > 3 and not closing:
-            self._split(message, (), answers[1 : count - 1], began)
+            replies = answers[1 : count - 1]
+            taken = [name for name, answer in zip(message.recipients, replies, strict=False) if answer.positive]
+            rest = self._split(message, taken, replies, began)
+            if taken:
+                self._not_accepted(rest, answers[-1], Stage.DATA, began)
         else:
             self._not_accepted(message, answers[at], stage, began)
         attempt.is_decided = True
@@ -261,15 +267,17 @@ class Source:
         return not closing
 
     def _split(self, message: Outgoing, taken: Sequence[str], answers: Sequence[Answer], began: float) -> Outgoing:
-        """Decide about the recipients that were not taken; the message for those that were."""
-        for wanted in (4, 5):
-            names = tuple(
-                name for name, answer in zip(message.recipients, answers, strict=False) if answer.code // 100 == wanted
-            )
-            if names:
-                answer = next(answer for answer in answers if answer.code // 100 == wanted)
+        """Decide about the recipients that were not taken; the message for those that were. A 3xx counts as a 4xx."""
+        for is_final in (False, True):
+            refused = [
+                (name, answer)
+                for name, answer in zip(message.recipients, answers, strict=False)
+                if not answer.positive and (answer.code >= 500) == is_final
+            ]
+            if refused:
+                names = tuple(name for name, _ in refused)
                 self._supply.split()
-                self._not_accepted(replace(message, recipients=names), answer, Stage.RCPT, began)
+                self._not_accepted(replace(message, recipients=names), refused[0][1], Stage.RCPT, began)
         if not taken:
             self._supply.finished()
         return replace(message, recipients=tuple(taken))

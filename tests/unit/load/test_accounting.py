@@ -33,3 +33,13 @@ def test_only_a_failing_destination_may_be_reported(failing: float, wrong: int) 
     accounting.message("", [], REPORT.format(message.recipients[0]).encode())
     counts = accounting.ledger.counts
     assert (counts.arrivals, counts.wrong_bounces) == (1, wrong)
+
+
+def test_a_copy_for_a_recipient_outside_the_load_is_misdirected() -> None:
+    plan = Plan("run1")
+    accounting = Accounting(plan, Ledger("run1"))
+    (message,) = accounting.messages(1)
+    accounting.dot(message)
+    accounting.message(message.sender, [*message.recipients, "someone@else.test"], message.head + message.body)
+    counts = accounting.ledger.counts
+    assert (counts.arrivals, counts.misdirected, counts.foreign) == (1, 1, 0)

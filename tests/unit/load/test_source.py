@@ -103,6 +103,21 @@ async def test_messages_on_one_connection(extensions: tuple[str, ...]) -> None:
             (A, B),
             [f"deferred at RCPT {B}", f"refused at RCPT {A}", f"accepted {B}"],
         ),
+        (
+            {"RCPT": ["250 ok", "550 no", "250 ok"], "DATA": ["451 no", "354 go"]},
+            (A, B, C),
+            [f"refused at RCPT {B}", f"deferred at DATA {A} {C}", f"accepted {A} {C}"],
+        ),
+        (
+            {"RCPT": ["451 no", "250 ok"], "DATA": ["554 no", "354 go"]},
+            (A, B),
+            [f"deferred at RCPT {A}", f"refused at DATA {B}", f"accepted {A}"],
+        ),
+        (
+            {"RCPT": ["250 ok", "354 no", "250 ok"]},
+            (A, B),
+            [f"deferred at RCPT {B}", f"accepted {A}", f"accepted {B}"],
+        ),
         ({"DATA": ["451 no", "354 go"]}, (A,), [f"deferred at DATA {A}", f"accepted {A}"]),
         ({"DATA": ["554 no"]}, (A,), [f"refused at DATA {A}"]),
         ({"DOT": ["451 no", "250 ok"]}, (A,), [f"deferred at dot {A}", f"accepted {A}"]),
