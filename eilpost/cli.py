@@ -27,6 +27,7 @@ from eilpost.terminal import (
     JsonOption,
     TenantOption,
     commands,
+    drop_output,
     fail,
     misused,
     now,
@@ -108,14 +109,12 @@ def main() -> None:
 
 
 def _reader_went(out: TextIO) -> bool:
-    """Whether nobody reads our output any more, which is no fault: `eilpost queue | head`."""
+    """Whether the command ended early because nobody reads its output, which is no fault: `eilpost queue | head`."""
     gone = sys.stdout is not out  # typer saw it and put a silent one in its place
     try:
         out.flush()
     except BrokenPipeError:
-        gone = True
-    if gone:  # what is left in the buffer would be complained about at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        drop_output(out)
     return gone
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eilpost.terminal import ConfigOption, JsonOption, TenantOption, commands, print_json, run
+from eilpost.terminal import ConfigOption, JsonOption, TenantOption, commands, print_json, result_output, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,10 +62,11 @@ def topics_check(config: ConfigOption = None, json: JsonOption = False, tenant: 
         return
     found = run(_found(access[0]))
     seen, more = topics.views(found, *access, tenant), topics.count_findings(found, *access)
-    if json:
-        print_json(topics.as_json(seen, more))
-    else:
-        topics.write(seen, more, Paper())
+    with result_output():
+        if json:
+            print_json(topics.as_json(seen, more))
+        else:
+            topics.write(seen, more, Paper())
     raise typer.Exit(status([*(view.level for view in seen), *(each.level for each in more)]))
 
 
@@ -77,10 +78,11 @@ def doctor(config: ConfigOption = None, json: JsonOption = False, tenant: Tenant
     from eilpost.paper import Paper
 
     findings = run(examine(configuration.plan(config).for_tenant(tenant)))
-    if json:
-        print_json(as_json(findings))
-    else:
-        write(findings, Paper())
+    with result_output():
+        if json:
+            print_json(as_json(findings))
+        else:
+            write(findings, Paper())
     raise typer.Exit(status([each.level for each in findings]))
 
 

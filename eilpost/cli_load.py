@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from eilpost.terminal import EXIT_UNUSABLE, JsonOption, fail, print_json, run, say
+from eilpost.terminal import EXIT_UNUSABLE, JsonOption, fail, print_json, result_output, run, say
 
 if TYPE_CHECKING:
     from eilpost.load.command import Options
@@ -130,12 +130,13 @@ def load(
     from eilpost.load import report
     from eilpost.paper import Paper
 
-    if json:
-        print_json(report.as_json(result))
-    else:
-        paper = Paper()
-        for line in report.lines(result):
-            paper.write(*line)
+    with result_output():
+        if json:
+            print_json(report.as_json(result))
+        else:
+            paper = Paper()
+            for line in report.lines(result):
+                paper.write(*line)
     hint = report.hint(result)
     if hint:
         say(hint)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, TypeVar
 
 import typer
 
@@ -44,7 +46,27 @@ def commands(help: str) -> typer.Typer:
 
 
 def say(text: str) -> None:
-    print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
+    with suppress(OSError):  # its reader is gone or the disk is full: the exit status still tells
+        print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def result_output() -> Iterator[None]:
+    """For the output of a command whose exit status is its result: the command ends with that status even when the
+    reader of stdout goes away (`eilpost doctor | head`).
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output(sys.stdout)
+
+
+def drop_output(stream: TextIO) -> None:
+    """What is buffered and what follows goes nowhere; otherwise Python complains about it at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def fail(text: str, status: int) -> NoReturn:

@@ -11,7 +11,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -212,4 +212,5 @@ def report(error: Exception) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"eilpost: {' '.join(text.split())}", file=sys.stderr, flush=True)  # noqa: T201
+    with suppress(OSError):  # its reader is gone or the disk is full: the exit status still tells
+        print(f"eilpost: {' '.join(text.split())}", file=sys.stderr, flush=True)  # noqa: T201

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 from collections.abc import AsyncIterator
@@ -124,6 +125,23 @@ async def test_lost_mail_is_found_and_listed() -> None:
     assert result["lost"] == 5
     assert sorted(lost["id"] for lost in result["open"]) == sorted(relay.lost)
     assert all(lost["queue_id"].startswith("Q") for lost in result["open"])
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+async def test_the_exit_status_tells_of_lost_mail_though_nobody_reads(stream: str) -> None:
+    """`eilpost load --json | head` in a script with pipefail."""
+    sink = free_port()
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVNULL} | {stream: writer}
+    try:
+        async with Relay(sink, lose=every(10)) as relay:
+            process = await asyncio.create_subprocess_exec(
+                *(str(EILPOST), "load", "--json", *through(relay, sink, 20)), process_group=guarded.group(), **streams
+            )
+            assert await asyncio.wait_for(process.wait(), 60) == 1
+    finally:
+        os.close(writer)
 
 
 async def test_copies_and_damage_are_counted() -> None:

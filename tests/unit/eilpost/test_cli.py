@@ -289,6 +289,19 @@ def test_a_reader_who_has_seen_enough_is_no_fault(home: Path, users: int) -> Non
     assert (listed.returncode, listed.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize(("command", "text"), [("doctor", '[log]\nurl = "kafka://127.0.0.1:1"\n'), ("up", "node\n")])
+def test_the_exit_status_stands_though_nobody_reads(home: Path, command: str, text: str) -> None:
+    """`doctor` writes what it found to stdout, `up` what is wrong to stderr."""
+    (home / "eilpost.toml").write_text(text)
+    status = subprocess.run([EILPOST, command], cwd=home, capture_output=True, timeout=60, check=False).returncode
+    assert status > 0
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as nobody:
+        ended = subprocess.run([EILPOST, command], cwd=home, stdout=nobody, stderr=nobody, timeout=60, check=False)
+    assert ended.returncode == status
+
+
 @pytest.mark.parametrize(("closed", "status"), [("1", 0), ("2", 2)], ids=["stdout", "stderr"])
 def test_a_closed_output_is_no_fault_and_goes_nowhere_else(home: Path, closed: str, status: int) -> None:
     (home / "eilpost.toml").write_text('[node]\nhostname = "mx.example.test"\n' if status == 0 else "node\n")
