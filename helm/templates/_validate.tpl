@@ -3,6 +3,7 @@ What the schema cannot say: each helper prints one line for each fault, "KEY: wh
 */}}
 
 {{- define "eilpost.faults" -}}
+{{- include "eilpost.faultsOfNames" . }}
 {{- include "eilpost.faultsOfBasics" . }}
 {{- include "eilpost.faultsOfKafka" . }}
 {{- include "eilpost.faultsOfStorage" . }}
@@ -17,6 +18,37 @@ What the schema cannot say: each helper prints one line for each fault, "KEY: wh
 {{/* Regular expression of a host name with at least one dot. */}}
 {{- define "eilpost.fqdn" -}}
 ^([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$
+{{- end -}}
+
+{{/* Names of Services are DNS labels (RFC 1035), and a label that stands twice is taken from either place. */}}
+{{- define "eilpost.faultsOfNames" -}}
+{{- $full := include "eilpost.fullname" . }}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $full) }}
+fullnameOverride: {{ $full | quote }} cannot begin the name of a Service: set lower-case letters, digits and hyphens, a letter first
+{{- end }}
+{{- $ofPods := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "eilpost/tenant" "eilpost/scrape" }}
+{{- $ofAll := concat $ofPods (list "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") }}
+{{- range $key, $_ := .Values.commonLabels }}
+{{- if has $key $ofAll }}
+commonLabels: {{ $key }} is set by the chart: remove it
+{{- end }}
+{{- end }}
+{{- $blocks := dict "topics.job" .Values.topics.job "test" .Values.test }}
+{{- range $block := list "defaults" "ingress" "router" "delivery" "mailstore" }}
+{{- $_ := set $blocks $block (index $.Values $block) }}
+{{- end }}
+{{- range $index, $tenant := .Values.tenants }}
+{{- range $role := list "router" "delivery" }}
+{{- $_ := set $blocks (printf "tenants[%d].%s" $index $role) (index $tenant $role | default dict) }}
+{{- end }}
+{{- end }}
+{{- range $block, $values := $blocks }}
+{{- range $key, $_ := $values.podLabels }}
+{{- if has $key $ofPods }}
+{{ $block }}.podLabels: {{ $key }} is set by the chart: remove it
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{- define "eilpost.faultsOfBasics" -}}
@@ -230,6 +262,9 @@ delivery.source_addresses: tenants[].sourceAddresses of a dedicated tenant
 {{- $seen := list }}
 {{- $topicsOf := dict }}
 {{- range $index, $tenant := .Values.tenants }}
+{{- if eq .name "shared" }}
+tenants[{{ $index }}].name: shared is the label of the pods that serve all other tenants: rename the tenant
+{{- end }}
 {{- if has .name $seen }}
 tenants[{{ $index }}].name: {{ .name }} is listed twice: remove one of them
 {{- end }}
@@ -282,6 +317,9 @@ tenants[{{ $index }}].shards, tenants[{{ $index }}].deliveryShards: the topics J
 {{- if and .autoscaling.enabled .keda.enabled }}
 {{ $block }}.autoscaling.enabled, {{ $block }}.keda.enabled: two autoscalers would scale the same Deployment: set only one of them
 {{- end }}
+{{- if and .autoscaling.enabled (not (or (dig "cpu" "" (.resources.requests | default dict)) (dig "cpu" "" (.resources.limits | default dict)))) }}
+{{ $block }}.resources.requests.cpu: the autoscaler compares the use of CPU with it, and there is none: set it, like 200m
+{{- end }}
 {{- if and .keda.enabled (not $partitions) }}
 {{ $block }}.keda.enabled: {{ $unit.role }} has no queue that KEDA can watch: use {{ $block }}.autoscaling
 {{- end }}
@@ -326,6 +364,13 @@ tenants[{{ $index }}].shards, tenants[{{ $index }}].deliveryShards: the topics J
 {{- with .Values.monitoring }}
 {{- if and .podMonitor.enabled .serviceMonitor.enabled }}
 monitoring.podMonitor.enabled, monitoring.serviceMonitor.enabled: every pod would be scraped twice: set only one of them
+{{- end }}
+{{- range $key := list "podMonitor" "serviceMonitor" }}
+{{- with index $.Values.monitoring $key }}
+{{- if and .enabled (gt (include "eilpost.milliseconds" .scrapeTimeout | int) (include "eilpost.milliseconds" .interval | int)) }}
+monitoring.{{ $key }}.scrapeTimeout: {{ .scrapeTimeout }} is longer than the interval, {{ .interval }}, and Prometheus would not scrape: lower it
+{{- end }}
+{{- end }}
 {{- end }}
 {{- if and (or .podMonitor.enabled .serviceMonitor.enabled) $.Values.networkPolicy.enabled (not $.Values.networkPolicy.metricsNamespace) }}
 networkPolicy.metricsNamespace: no namespace may read the metrics: set that of Prometheus

@@ -39,3 +39,9 @@ def test_one_line_names_the_key_and_says_what_to_do(what: str, tmp_path: Path) -
 def test_the_schema_names_the_key(what: str, tmp_path: Path) -> None:
     *_, line = _said(tmp_path, _BAD[what]["values"])
     assert line == _BAD[what]["schema"]
+
+
+@pytest.mark.parametrize("release", ["123", "mail.one"])
+def test_a_release_name_that_no_service_can_begin_with_is_refused(release: str) -> None:
+    with pytest.raises(helm.HelmError, match="fullnameOverride: .* cannot begin the name of a Service"):
+        helm.template(helm.file_of("minimal"), release=release)
