@@ -186,7 +186,10 @@ class Conversation:
         if isinstance(mail, Reply):
             self.refuse(mail, argument=arg)
             return
-        refusal = self._no_room_for(mail) or await self._check_sender(mail.reverse_path)
+        refusal = self._no_room_for(mail)
+        if refusal is not None and refusal.is_temporary:
+            _RECEIVED_TEMPFAIL.inc()
+        refusal = refusal or await self._check_sender(mail.reverse_path)
         if refusal is not None:
             self.refuse(refusal, sender=_text(mail.reverse_path))
             if refusal.code == 421:
@@ -244,6 +247,8 @@ class Conversation:
                 self.say(replies.ANOTHER_TRANSACTION)
                 return
             if first is None and (closed := await self._no_way_for(mail, verdict)):
+                if not self._rcpt_refused:  # once for a message with several recipients
+                    _RECEIVED_TEMPFAIL.inc()
                 self._rcpt_refused = True
                 self.say(closed)
                 return
@@ -275,6 +280,7 @@ class Conversation:
         elif not self._recipients:
             self.say(replies.NO_VALID_RECIPIENTS if self._rcpt_refused else replies.RCPT_FIRST)
         elif not self.wire.has_room(mail.size or 1):
+            _RECEIVED_TEMPFAIL.inc()
             self.refuse(replies.NO_ROOM, sender=_text(mail.reverse_path))
         else:
             self.say(replies.GO_AHEAD)

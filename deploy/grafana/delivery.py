@@ -72,7 +72,7 @@ _STATS = (
     number(
         6,
         "Suspended sources",
-        "Source addresses that cannot be bound and are not used at the moment.",
+        "Source addresses that cannot be used at the moment and are suspended.",
         total("delivery_sources_suspended"),
         thresholds=ANY_IS_BAD,
     ),

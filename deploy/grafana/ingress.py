@@ -48,8 +48,8 @@ _STATS = (
     number(
         5,
         "Tempfailed",
-        "Share of what clients tried to send that was answered with 4xx: message data, and connections refused "
-        "with 421. The alert is at 5 %.",
+        "Share of what clients tried to send that was answered with 4xx: messages, and connections refused with 421. "
+        "The alert is at 5 %.",
         TEMPFAILED,
         unit=SHARE,
         thresholds=((0.01, ORANGE), (0.05, RED)),
@@ -69,7 +69,8 @@ _MESSAGES = (
     lines(
         10,
         "Messages by result",
-        "Messages whose data a client sent: accepted (250), tempfail (4xx), rejected (5xx).",
+        "accepted: 250; tempfail: 4xx to the data, or before it because ingress can take none now; rejected: 5xx to "
+        "the data.",
         {"{{result}}": rate("messages_received_total", "result")},
         stacked=True,
     ),

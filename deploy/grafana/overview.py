@@ -178,7 +178,7 @@ _FLOW = (
     lines(
         22,
         "Trouble per second",
-        "Message data answered with 4xx or 5xx by ingress, and recipients deferred or failed by delivery.",
+        "Messages answered with 4xx or 5xx by ingress, and recipients deferred or failed by delivery.",
         {
             "tempfail": rate("messages_received_total", result="tempfail"),
             "rejected": rate("messages_received_total", result="rejected"),

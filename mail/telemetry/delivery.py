@@ -71,6 +71,6 @@ THROTTLE = _delivery.histogram(
 )
 SOURCES_SUSPENDED = _delivery.gauge(
     "delivery_sources_suspended",
-    "Source addresses that are not used at the moment because they cannot be bound.",
+    "Source addresses that are suspended: they cannot be bound, or Linux connects from another address instead.",
     aggregation="`sum`",
 )

@@ -31,7 +31,8 @@ SMTP_REPLIES = _ingress.counter(
 )
 MESSAGES_RECEIVED = _ingress.counter(
     "messages_received",
-    "Messages whose data a client sent, by result: accepted (250), tempfail (4xx), rejected (5xx).",
+    "Messages by result: accepted (250), tempfail (4xx to the data, or before it because ingress can take none now: "
+    "the log or the disk is full, the log is down, too much is in memory), rejected (5xx to the data).",
     {"result": ("accepted", "tempfail", "rejected")},
 )
 MESSAGE_SIZE = _ingress.histogram(

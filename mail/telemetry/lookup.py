@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mail.telemetry.family import ROLES, Component
 
-_resolver = Component("router", "delivery")
+_resolver = Component("ingress", "router", "delivery")
 _directory = Component(*ROLES)
 
 DNS_DURATION = _resolver.histogram(

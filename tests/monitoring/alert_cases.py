@@ -151,7 +151,7 @@ FAULTS = (
     Fault("EilpostIngressDown", _MAIL, {f"eilpost_ready{{{INGRESS}}}": steady(0)}, name="not-ready"),
     Fault(
         "EilpostIngressDown",
-        {},
+        _MAIL,
         {f"up{{{INGRESS}}}": None, f"eilpost_ready{{{INGRESS}}}": None},
         name="no-target",
     ),

@@ -37,8 +37,12 @@ def metric_tables() -> str:
             "| metric | type | labels | meaning | fed by | aggregate |",
             "|---|---|---|---|---|---|",
         ]
+        shown: set[str] = set()  # a module may have names for children of a family too
         for metric in vars(_MODULES[component]).values():
             if isinstance(metric, Counter | Gauge | Histogram) and (family := _family_of(metric)) is not None:
+                if family.name in shown:
+                    continue
+                shown.add(family.name)
                 fed_by = "every process" if family.roles == ROLES else ", ".join(family.roles)
                 labels = "; ".join(f"`{name}`: {', '.join(values) or 'any'}" for name, values in family.labels.items())
                 row = (f"`{family.name}`", family.kind, labels, family.meaning, fed_by, family.aggregation)

@@ -43,5 +43,5 @@ def test_the_schema_names_the_key(what: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("release", ["123", "mail.one"])
 def test_a_release_name_that_no_service_can_begin_with_is_refused(release: str) -> None:
-    with pytest.raises(helm.HelmError, match="fullnameOverride: .* cannot begin the name of a Service"):
+    with pytest.raises(helm.HelmError, match=r"fullnameOverride: .* cannot begin the name of a Service"):
         helm.template(helm.file_of("minimal"), release=release)

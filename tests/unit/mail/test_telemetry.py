@@ -15,7 +15,7 @@ from mail.outcome import Outcome
 from mail.record import STATES
 from mail.telemetry import FAMILIES, REGISTRY, delivery, router
 from mailstore.pop3.session import Denied
-from tests.support.metrics import CHILDREN_MAX, WIDE, exported_name, faults
+from tests.support.metrics import CHILDREN_MAX, WIDE, exported_name, faults, metric_tables
 
 UNITS = ("_seconds", "_bytes", "_records", "_recipients", "_messages", "_deliveries")
 
@@ -100,3 +100,8 @@ def test_label_values_are_the_words_of_the_code() -> None:
     assert set(provider.DOMAINS.values()) == set(delivery.WELL_KNOWN)
     assert (provider.LOCAL, provider.OTHER) == (delivery.LOCAL, delivery.OTHER)
     assert len(delivery.WELL_KNOWN) <= 20
+
+
+def test_the_page_of_the_metrics_names_each_family_once() -> None:
+    names = [line.split("`")[1] for line in metric_tables().splitlines() if line.startswith("| `")]
+    assert sorted(names) == sorted(FAMILIES)
