@@ -362,11 +362,13 @@ def version() -> None:
 
 def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]], tenant: str = "") -> T:
     from eilpost import configuration, tenants
-    from mail.log import LogUnavailable
+    from mail.log import LogNotAuthorized, LogUnavailable
 
     log = tenants.history_of(configuration.plan(config).for_tenant(tenant))
     try:
         return run(read(log))
+    except LogNotAuthorized as error:
+        fail(str(error), EXIT_UNUSABLE)
     except LogUnavailable as error:
         fail(f"{error}: ask again in ten seconds, or see `eilpost doctor`", EXIT_UNUSABLE)
 

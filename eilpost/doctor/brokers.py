@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from eilpost.doctor import topics, unreadable
-from eilpost.doctor.finding import Finding, fail, ok, warn
+from eilpost.doctor.finding import RIGHTS, Finding, fail, ok, warn
 from eilpost.words import age_words
-from mail.log import LogUnavailable, LogUnusable
+from mail.log import LogNotAuthorized, LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.certificates import RENEW_BEFORE, expiry
 from mail.log.kafka.history import CLOCKS_APART, DELIVERY, ROUTER, KafkaHistorian
@@ -88,9 +88,15 @@ async def _topics_and_groups(
         try:
             there = await lookout.topics()
         except LogUnavailable as error:
-            return [fail(f"topics{topics.of(tenant)}", f"cannot be looked at: {error}", _AGAIN)], {}
+            return [_not_asked(f"topics{topics.of(tenant)}", error)], {}
         found = topics.findings(there, access, settings, tenant)
         return found + await _groups(lookout, access, settings, there, tenant), there
+
+
+def _not_asked(what: str, error: LogUnavailable) -> Finding:
+    if isinstance(error, LogNotAuthorized):
+        return fail(what, str(error), RIGHTS)
+    return fail(what, f"cannot be looked at: {error}", _AGAIN)
 
 
 def _address(answer: Reached | Unreached, *, some: bool) -> Finding:
@@ -178,7 +184,7 @@ async def _groups(
     except LogUnusable as error:
         return [fail(f"groups{topics.of(tenant)}", str(error), "the shards of that group stand still until then")]
     except LogUnavailable as error:
-        return [fail(f"groups{topics.of(tenant)}", f"cannot be looked at: {error}", _AGAIN)]
+        return [_not_asked(f"groups{topics.of(tenant)}", error)]
     return [
         _group(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
         _group(DELIVERY, access, states, backlog.dispatched, counts.by_site, tenant),
@@ -211,6 +217,8 @@ async def _writes(access: Access, there: Mapping[Topic, Found]) -> list[Finding]
     try:
         probes = await probe(access)
     except LogUnavailable as error:
+        if isinstance(error, LogNotAuthorized):
+            return [_not_asked("append", error)]
         return [fail("append", f"is not confirmed: {error}", "until it is, new mail gets 4xx: see above", _AGAIN)]
     slowest = max(each.seconds for each in probes)
     text = f"confirmed in {age_words(timedelta(seconds=slowest))}" + (" at most" if len(probes) > 1 else "")

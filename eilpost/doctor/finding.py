@@ -22,6 +22,7 @@ class Level(StrEnum):
 
 STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 _ORDER = (Level.OK, Level.WARN, Level.FAIL)
+RIGHTS = "add the ACL at the brokers; processes go on by themselves"
 _WIDEST = 28  # of `what`; a longer one pushes its own line only
 
 

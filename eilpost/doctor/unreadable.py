@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from eilpost.doctor.finding import Finding, fail, warn
-from mail.log import LogUnavailable, LogUnusable
+from eilpost.doctor.finding import RIGHTS, Finding, fail, warn
+from mail.log import LogNotAuthorized, LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access
 from mail.log.kafka.history import KafkaHistorian
 from mail.log.kafka.records import read
@@ -42,6 +42,8 @@ async def findings(historian: KafkaHistorian, access: Access, shards: int, of: s
         return [
             warn(f"records{of}", f"what waits does not come within {_FIRST_SECONDS:.0f} s", "see the brokers' own logs")
         ]
+    except LogNotAuthorized as error:
+        return [*found, fail(f"records{of}", str(error), RIGHTS)]
     except LogUnavailable as error:
         return [*found, fail(f"records{of}", f"cannot be looked at: {error}", "see the brokers' own logs")]
     return found

@@ -25,6 +25,10 @@ class LogUnavailable(Exception):
     """The log did not confirm. The records may or may not be written: answer 4xx, keep the input, try again."""
 
 
+class LogNotAuthorized(LogUnavailable):
+    """The log refuses this user; the text names the right that is missing. An operator has to give it."""
+
+
 class ShardLost(Exception):
     """This shard is no longer ours, or is being taken back: finish what is in flight and return."""
 

@@ -112,12 +112,23 @@ class Cable:
 
 
 class KafkaHarness:
-    """For the log contract: one prefix is the store."""
+    """For the log contract: one prefix is the store. `maker`: how the topics are made where `changes` log in as a user
+    who may not.
+    """
 
     owners_share = True
 
-    def __init__(self, bootstrap: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        maker: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> None:
         self._base = settings_on(bootstrap, **changes)
+        self._maker = dict(maker or {})
+        self._log_in = {key: value for key, value in changes.items() if key.startswith("sasl_")}
         self._cable = Cable(monkeypatch)
         self._made = False
         self._settings = self._base
@@ -126,10 +137,10 @@ class KafkaHarness:
         self._settings = settings_on(
             "", settings, url=self._base.url, prefix=self._base.prefix, shards=settings.shards or 1,
             delivery_shards=settings.delivery_shards or 1, replication=self._base.replication,
-            durability=self._base.durability,
+            durability=self._base.durability, **self._log_in,
         )  # fmt: skip
         if not self._made:
-            await make_topics(self._settings)
+            await make_topics(self._settings.model_copy(update=self._maker))
             self._made = True
         log = KafkaLog(self._settings)
         await log.start()

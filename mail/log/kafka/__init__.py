@@ -226,6 +226,9 @@ class KafkaLog:
             outages += [shard.outage for shard in self._router.shards]
         if self._committing is not None:
             outages.append(self._committing.outage)
+        for member in (self._router, self._delivery):
+            if member is not None:
+                outages += [member.refused, *(shard.refused for shard in member.shards)]
         outage = next(filter(None, outages), None)
         return condition if outage is None or isinstance(condition, Down) else Down(outage)
 

@@ -19,7 +19,9 @@ from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from mail.endpoint import parse_brokers
+from mail.log import LogNotAuthorized, LogUnavailable
 from mail.log.kafka.certificates import Certificates
+from mail.log.kafka.sentences import is_refusal as is_refusal
 from mail.log.kafka.sentences import reason as reason
 from mail.log.kafka.severed import heed
 from mail.log.kafka.silent import Silent
@@ -39,6 +41,12 @@ FAULTS = (errors.KafkaError, errors.ConsumerStoppedError, errors.IllegalOperatio
 # Every client asks again and again for the topics it uses, and Kafka's default is to make one that is asked for: a
 # topic deleted under us came back with one replica, forgetting after a week. It is to be missing, and told.
 aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
+
+
+def unavailable(what: str, error: BaseException, operation: str = "", name: str = "") -> LogUnavailable:
+    """LogUnavailable about `what`; `operation` and `name` as for `reason`."""
+    kind = LogNotAuthorized if is_refusal(error) else LogUnavailable
+    return kind(f"{what}: {reason(error, operation, name)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,11 @@ class KafkaDeliveryShard:
         self.lost = asyncio.Event()
         self._closed = False
 
+    @property
+    def refused(self) -> str | None:
+        """Why the brokers' authorizer lets nothing be read."""
+        return self._reader.refused
+
     def lose(self) -> None:
         self.lost.set()
 

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from mail.log import LogUnavailable
-from mail.log.kafka.access import FAULTS, Access, reason
+from mail.log.kafka.access import FAULTS, Access, unavailable
 from mail.log.kafka.marks import Mark
 from mail.log.kafka.severed import stop_or_cut
 from mail.log.kafka.topics import Found, brokers_alive, look
@@ -103,7 +103,8 @@ class Lookout:
     async def delete_before(self, offsets: Mapping[TopicPartition, int]) -> None:
         """DeleteRecords: what lies below each offset goes."""
         asked = {at: RecordsToDelete(before_offset=offset) for at, offset in offsets.items()}
-        await self._ask_admin(lambda admin: admin.delete_records(asked))
+        names = ", ".join(sorted({at.topic for at in offsets}))
+        await self._ask_admin(lambda admin: admin.delete_records(asked), "Delete", names)
 
     async def groups(self, names: Sequence[str]) -> Mapping[str, tuple[str, int]]:
         """State and number of members of each group. One at a time: aiokafka 0.14 reads the answer of version 3 as if
@@ -118,11 +119,13 @@ class Lookout:
 
     # --- asking
 
-    async def _ask_admin(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
+    async def _ask_admin(
+        self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]], operation: str = "", name: str = ""
+    ) -> T:
         async with self._lock:
             if self._admin is None:
                 self._admin = await self._started(self._access.admin())
-            return await self._answer(_patiently(question, self._admin))
+            return await self._answer(_patiently(question, self._admin), operation, name)
 
     async def _ask(self, question: Callable[[AIOKafkaConsumer], Awaitable[T]]) -> T:
         async with self._lock:
@@ -136,28 +139,27 @@ class Lookout:
                 await client.start()
         except FAULTS as error:
             await _close(client)
-            raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+            raise unavailable(self._access.where, error) from None
         except BaseException:
             await _close(client)
             raise
         return client
 
-    async def _answer(self, answer: Awaitable[T]) -> T:
+    async def _answer(self, answer: Awaitable[T], operation: str = "", name: str = "") -> T:
         try:
             async with asyncio.timeout(_QUESTION_SECONDS):
                 return await answer
         except _FAULTS as error:
             await self.close()  # what failed once is made anew
-            raise LogUnavailable(f"{self._access.where}: {_why(error)}") from None
+            if isinstance(error, AttributeError):
+                text = f"{self._access.where}: a partition is missing, or has no leader now"
+                raise LogUnavailable(text) from None
+            raise unavailable(self._access.where, error, operation, name) from None
 
 
 async def _close(client: AIOKafkaAdminClient | AIOKafkaConsumer) -> None:
     stop = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
     await stop_or_cut(stop(), client._client, _CLOSE_SECONDS)
-
-
-def _why(error: BaseException) -> str:
-    return "a partition is missing, or has no leader now" if isinstance(error, AttributeError) else reason(error)
 
 
 async def _patiently(question: Callable[[AIOKafkaAdminClient], Awaitable[T]], admin: AIOKafkaAdminClient) -> T:

@@ -13,7 +13,7 @@ from aiokafka import errors
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from mail.log import LogUnusable
-from mail.log.kafka.access import FAULTS, Access, reason
+from mail.log.kafka.access import FAULTS, Access, is_refusal, reason
 from mail.log.kafka.reaching import explain, reach_any
 from mail.log.kafka.topics import (
     Found,
@@ -40,7 +40,8 @@ async def create(admin: AIOKafkaAdminClient, access: Access, settings: LogSettin
     try:
         return await _create(admin, access, settings)
     except FAULTS as error:
-        raise LogUnusable(f"{access.where}: topics cannot be made: {reason(error)}: see the brokers' logs") from None
+        see = "" if is_refusal(error) else ": see the brokers' logs"
+        raise LogUnusable(f"{access.where}: topics cannot be made: {reason(error)}{see}") from None
 
 
 async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
@@ -62,6 +63,8 @@ async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSetti
             kind = errors.for_code(code)
             if kind is errors.InvalidReplicationFactorError:
                 raise LogUnusable(too_few(await brokers_alive(admin), access, settings))
+            if kind is errors.TopicAuthorizationFailedError:
+                raise kind(name, "Create")
             if code and kind is not errors.TopicAlreadyExistsError:
                 raise LogUnusable(
                     f"{access.where}: topic {name} cannot be made: {reason(kind())}"
@@ -75,7 +78,10 @@ async def _create(admin: AIOKafkaAdminClient, access: Access, settings: LogSetti
         raise LogUnusable(too_few(alive, access, settings))
     dispatched = found.get(DISPATCHED)
     if dispatched is not None and dispatched.partitions < settings.delivery_shards:
-        await admin.create_partitions({dispatched.name: NewPartitions(settings.delivery_shards)})
+        try:
+            await admin.create_partitions({dispatched.name: NewPartitions(settings.delivery_shards)})
+        except errors.TopicAuthorizationFailedError:
+            raise errors.TopicAuthorizationFailedError(dispatched.name, "Alter") from None
         done.append(f"{dispatched.name}: {dispatched.partitions} -> {settings.delivery_shards} partitions")
         await _until_seen(admin, access, [DISPATCHED], settings.delivery_shards)
     counts_of(await look(admin, access, with_config=False), access, settings)

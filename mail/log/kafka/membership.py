@@ -21,7 +21,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError
 from aiokafka.protocol.commit import OffsetCommitRequest
 
 from mail.log import LogUnavailable, LogUnusable, ShardLost
-from mail.log.kafka.access import FAULTS, Access, reason
+from mail.log.kafka.access import FAULTS, Access, is_refusal, reason
 from mail.log.kafka.hearing import Hearing, leave
 from mail.log.stopped import STOPPED_SHARDS
 from mail.telemetry.log import REBALANCES, SHARDS_OWNED
@@ -41,6 +41,11 @@ _BEAT_SECONDS = 0.25  # between two looks at whether this process slept
 class Shard(Protocol):
     @property
     def number(self) -> int: ...
+
+    @property
+    def refused(self) -> str | None:
+        """Why the brokers' authorizer lets nothing be read."""
+        ...
 
     def lose(self) -> None:
         """From now on `take` raises ShardLost, one that waits included."""
@@ -88,6 +93,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._consumer: AIOKafkaConsumer | None = None
+        self.refused: str | None = None  # by the brokers' authorizer
         join_seconds = REBALANCE_SECONDS + 5.0  # a join waits at the coordinator until every member has come
         self._hearing = Hearing(session_seconds, join_seconds, asyncio.get_running_loop().time)
         self._generation = OffsetCommitRequest.DEFAULT_GENERATION_ID  # that gave us the shards we tend
@@ -215,7 +221,10 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 with suppress(TimeoutError):  # in a rebalance it returns after it, if ever, and nobody would look
                     await asyncio.wait_for(polling, 2 * _POLL_SECONDS)
             except FAULTS as error:
-                log.warning("group has a problem", role=self._role, reason=reason(error))
+                why = reason(error)
+                if why != self.refused:  # or every second
+                    log.warning("group has a problem", role=self._role, reason=why)
+                self.refused = why if is_refusal(error) else None
                 await asyncio.sleep(backoff)
 
     async def _watch_sleep(self) -> None:
@@ -246,6 +255,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             self._consumer.pause(*assigned)  # this consumer is a member, not a reader
         self._assigned = frozenset(partition.partition for partition in assigned)
         self._generation = self._generation_now()
+        self.refused = None
         self._hearing.heard()
         self._changed.set()
         REBALANCES.labels(self._role).inc()
@@ -276,7 +286,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         except (CommitFailedError, IllegalStateError) as error:
             raise ShardLost(reason(error)) from None
         except FAULTS as error:
-            raise LogUnavailable(reason(error)) from None
+            raise LogUnavailable(reason(error, "Read")) from None
 
     # --- tending
 

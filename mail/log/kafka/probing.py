@@ -15,7 +15,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer, TopicPartition
 
 from mail.log import LogUnavailable
-from mail.log.kafka.access import FAULTS, Access, reason
+from mail.log.kafka.access import FAULTS, Access, unavailable
 from mail.log.kafka.producing import PROBE_KEY, discard
 from mail.log.topics import EVENTS
 
@@ -50,7 +50,7 @@ async def probe(access: Access) -> list[Probe]:
         await asyncio.gather(*(_send(producer, at) for at in leaders.values()))  # connections are made, unmeasured
         return [_probe(leader, *await _send(producer, at)) for leader, at in sorted(leaders.items())]
     except FAULTS as error:
-        raise LogUnavailable(f"{topic}: {reason(error)}") from None
+        raise unavailable(topic, error, "Write", topic) from None
     finally:
         await discard(producer, 1.0)
 

@@ -107,7 +107,7 @@ class Producing:
                 await sent
         except (*FAULTS, AssertionError) as error:  # aiokafka asserts that it knows the partition
             PRODUCE_ERRORS.inc()
-            why = "it is not there" if isinstance(error, AssertionError) else reason(error)
+            why = "it is not there" if isinstance(error, AssertionError) else reason(error, "Write", partition.topic)
             self._came_down(partition, why)
             raise LogUnavailable(f"{partition.topic}, partition {partition.partition}: {why}") from None
         finally:

@@ -22,7 +22,7 @@ from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from mail import endpoint
-from mail.log import LogNotReady, LogUnusable
+from mail.log import LogNotAuthorized, LogNotReady, LogUnusable
 from mail.log.kafka import greeting
 from mail.log.kafka.access import FAULTS, Access, reason
 from mail.log.kafka.greeting import Greeting, NoBroker
@@ -110,6 +110,8 @@ async def reach_any(access: Access) -> None:
 
 async def explain(access: Access, error: BaseException) -> str:
     """Why the log could not be opened, after one broker was reached: often an address that brokers give themselves."""
+    if isinstance(error, LogNotAuthorized):
+        return str(error)
     try:
         await reach_any(access)
     except LogUnusable as unreached:

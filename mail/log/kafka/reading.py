@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from mail.log import LogUnavailable, ShardLost
-from mail.log.kafka.access import FAULTS, Access, reason
+from mail.log import LogNotAuthorized, LogUnavailable, ShardLost
+from mail.log.kafka.access import FAULTS, Access, unavailable
 from mail.log.kafka.severed import stop_or_cut
 
 log = structlog.get_logger()
@@ -48,6 +48,7 @@ class Reader:
         self._gave: dict[TopicPartition, float] = {}  # when each gave something last
         self._behind: Mapping[TopicPartition, int] = {}
         self._is_stuck = False
+        self.refused: str | None = None  # by the brokers' authorizer
         self._watching: asyncio.Task[None] | None = None
         self._doubted: dict[TopicPartition, tuple[float, int]] = {}  # since when, and how often looked at
 
@@ -79,7 +80,7 @@ class Reader:
                     consumer.seek(at, offset)
         except FAULTS as error:
             await _close(consumer)
-            raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+            raise unavailable(self._access.where, error, "Read") from None
         except BaseException:
             await _close(consumer)
             raise
@@ -162,7 +163,11 @@ class Reader:
             found = await consumer.getmany(*partitions, timeout_ms=int(wait_seconds * 1000), max_records=limit)
             positions = {at: await consumer.position(at) for at in partitions or self._partitions}  # known, so at once
         except FAULTS as error:
-            raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+            unread = unavailable(self._access.where, error, "Read")
+            self.refused = str(unread) if isinstance(unread, LogNotAuthorized) else None
+            raise unread from None
+        if found or wait_seconds:  # without a wait there may have been no answer yet
+            self.refused = None
         await self._forbid_going_back(self._positions, positions)  # aiokafka begins anew where there is no such offset
         self._positions |= positions
         self._gave |= dict.fromkeys(found, loop.time())
@@ -207,7 +212,7 @@ class Reader:
                 ends: Mapping[TopicPartition, int] = await self._consumer.end_offsets(list(self._partitions))
                 return ends
         except FAULTS as error:
-            raise LogUnavailable(f"{self._access.where}: {reason(error)}") from None
+            raise unavailable(self._access.where, error, "Read") from None
 
     async def _watch(self) -> None:
         """After silence: is there really nothing? What is behind twice at the same position is not coming."""

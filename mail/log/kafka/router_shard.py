@@ -71,6 +71,11 @@ class KafkaRouterShard:
         self.lost = asyncio.Event()
         self.outage: str | None = None  # why nothing can be committed now
 
+    @property
+    def refused(self) -> str | None:
+        """Why the brokers' authorizer lets nothing be read."""
+        return self._reader.refused
+
     def lose(self) -> None:
         self.lost.set()
 

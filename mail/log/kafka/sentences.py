@@ -21,8 +21,16 @@ _TOO_LARGE = "a record is larger than the topic takes: raise its max.message.byt
 _FENCED = "another process has taken this shard over"
 _DAMAGED = "records came damaged from a broker: look at its disks and at the network"
 _OURS = "the broker does not take what we asked: please report it"
-_NO_ACCESS = "the brokers' access rules do not let this user"
+_NO_ACCESS = "not authorized"
 _LOG_IN = "the log-in was refused: correct log.sasl_username and log.sasl_password"
+
+# What the brokers' authorizer refused: the kind of resource, and the operation where the caller names no other.
+_REFUSED: Mapping[type[BaseException], tuple[str, str]] = {
+    errors.TopicAuthorizationFailedError: ("topic", "Describe"),
+    errors.GroupAuthorizationFailedError: ("group", "Read"),
+    errors.TransactionalIdAuthorizationFailed: ("transactional id", "Write"),
+    errors.ClusterAuthorizationFailedError: ("cluster", "Describe"),
+}
 
 # A subclass may stand beside its base: the error's own class is looked up first.
 SENTENCES: Mapping[type[BaseException], str] = {
@@ -111,10 +119,7 @@ SENTENCES: Mapping[type[BaseException], str] = {
     errors.InvalidTransactionTimeout: "transaction.max.timeout.ms of the brokers is less than 15 s: raise it",
     errors.ProducerClosed: "the producer is closed",
     # Who may.
-    errors.TopicAuthorizationFailedError: f"{_NO_ACCESS} use a topic (ACLs: Read, Write, Describe)",
-    errors.GroupAuthorizationFailedError: f"{_NO_ACCESS} use the group (ACLs: Read, Describe)",
-    errors.ClusterAuthorizationFailedError: f"{_NO_ACCESS} act on the cluster (ACLs: Create, Describe)",
-    errors.TransactionalIdAuthorizationFailed: f"{_NO_ACCESS} use the transactional id (ACLs: Write, Describe)",
+    **dict.fromkeys(_REFUSED, _NO_ACCESS),
     errors.AuthenticationFailedError: _LOG_IN,
     errors.SaslAuthenticationFailed: _LOG_IN,
     errors.AuthenticationMethodNotSupported: "the broker does not take this way to log in: see log.sasl_mechanism",
@@ -133,11 +138,20 @@ SENTENCES: Mapping[type[BaseException], str] = {
     errors.OperationNotAttempted: "the broker did not get to it",
 }
 # Their text says more: which connection, which topic.
-_WITH_TEXT = (errors.KafkaConnectionError, errors.UnknownTopicOrPartitionError, errors.TopicAuthorizationFailedError)
+_WITH_TEXT = (errors.KafkaConnectionError, errors.UnknownTopicOrPartitionError)
 
 
-def reason(error: BaseException) -> str:
-    """What went wrong, in plain words; never the name of a class."""
+def is_refusal(error: BaseException) -> bool:
+    """Whether the brokers' authorizer refused it."""
+    return isinstance(error, tuple(_REFUSED))
+
+
+def reason(error: BaseException, operation: str = "", name: str = "") -> str:
+    """What went wrong, in plain words; never the name of a class. `operation` and `name` say what was asked of which
+    topic, as ACLs name it; an error whose second argument is an operation knows better.
+    """
+    if is_refusal(error):
+        return _refusal(error, operation, name)
     if isinstance(error, OSError) and not isinstance(error, TimeoutError):
         return error.strerror or _text_of(error) or _NO_CONNECTION
     for kind in type(error).__mro__:
@@ -147,6 +161,27 @@ def reason(error: BaseException) -> str:
     if isinstance(error, errors.BrokerResponseError):
         return f"a broker refuses it with error {error.errno} of Kafka's protocol"
     return _text_of(error) or "the Kafka client failed and does not say how: please report it"
+
+
+def _refusal(error: BaseException, operation: str, name: str) -> str:
+    resource, usual = next(words for kind, words in _REFUSED.items() if isinstance(error, kind))
+    if resource != "topic":
+        operation = ""
+    operation = str(error.args[1]) if len(error.args) > 1 else operation or usual
+    on = f"{resource} {name or _name_in(error)}".strip()
+    return f'{_NO_ACCESS}: give this user the ACL {operation} on {on} (docs/operating-kafka.md, "Access rights")'
+
+
+def _name_in(error: BaseException) -> str:
+    """The resource that aiokafka names: alone, in a set, in a TopicPartition, or behind "id for"."""
+    match error.args[:1]:
+        case (set() as names,):
+            return ", ".join(sorted(names))
+        case ((str() as topic, int()),):
+            return topic
+        case (str() as text,):
+            return text.rpartition(" ")[2]
+    return ""
 
 
 def _text_of(error: BaseException) -> str:

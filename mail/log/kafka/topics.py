@@ -137,6 +137,8 @@ async def _configs(admin: AIOKafkaAdminClient, names: list[str], wanted: bool) -
     asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     for response in await of_any(lambda: admin.describe_configs(asked)):
         for code, text, _kind, name, entries in response.resources:
+            if code == errors.TopicAuthorizationFailedError.errno:
+                raise errors.TopicAuthorizationFailedError(name, "DescribeConfigs")
             if code:
                 raise errors.for_code(code)(text)
             configs[name] = {entry[0]: entry[1] for entry in entries}

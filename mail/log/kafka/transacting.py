@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition, errors
 
 from mail.log import LogUnavailable, ShardLost
 from mail.log.codec import encode
-from mail.log.kafka.access import BATCH_BYTES, FAULTS, RECORD_BYTES_MAX, Access, reason
+from mail.log.kafka.access import BATCH_BYTES, FAULTS, RECORD_BYTES_MAX, Access, unavailable
 from mail.log.kafka.producing import discard
 from mail.log.topics import ShardCounts, place
 from mail.record import Record
@@ -60,7 +60,7 @@ class Transactor:
                 await producer.start()
         except FAULTS as error:
             await discard(producer)
-            raise LogUnavailable(f"transactional id {self._id}: {reason(error)}") from None
+            raise unavailable(f"transactional id {self._id}", error, "Write") from None
         except BaseException:
             await discard(producer)
             raise
@@ -87,7 +87,7 @@ class Transactor:
             if _is_fenced(producer):
                 log.warning("shard taken over by another router", transactional_id=self._id)
                 raise ShardLost from None
-            raise LogUnavailable(f"transactional id {self._id}: {reason(error)}") from None
+            raise unavailable(f"transactional id {self._id}", error, "Write") from None
         finally:
             if not done:
                 self._producer = None

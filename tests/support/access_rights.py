@@ -1,0 +1,106 @@
+"""The ACLs of the chart's KafkaUser, and a broker whose authorizer allows nothing without them.
+
+Clients of the plain listener are the super user. A name given to `guarded_broker` logs in by PLAIN at the listener
+LOGIN, and has the rights that `grant` gives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import CreateAclsRequest
+
+from deploy.kafka.cluster import Cluster
+from tests.support import helm, kafka
+
+PASSWORD = "rights-of-a-test"
+_JAAS = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+# Codes of Kafka's protocol: ResourceType, PatternType, AclOperation, AclPermissionType.
+_RESOURCES = {"topic": 2, "group": 3, "cluster": 4, "transactionalId": 5}
+_PATTERNS = {"literal": 3, "prefix": 4}
+_OPERATIONS = {
+    "Read": 3,
+    "Write": 4,
+    "Create": 5,
+    "Delete": 6,
+    "Alter": 7,
+    "Describe": 8,
+    "DescribeConfigs": 10,
+    "IdempotentWrite": 12,
+}
+_ALLOW = 3
+
+
+class Right(NamedTuple):
+    """One operation on one resource pattern."""
+
+    resource: str
+    name: str
+    pattern: str
+    operation: str
+
+
+def rights_of_chart() -> list[Right]:
+    """The ACLs of the KafkaUser that the values of helm/ci/strimzi.yaml render."""
+    rules: list[dict[str, Any]] = helm.one("strimzi", "KafkaUser")["spec"]["authorization"]["acls"]
+    return [
+        Right(
+            rule["resource"]["type"],
+            rule["resource"].get("name", "kafka-cluster"),
+            rule["resource"].get("patternType", "literal"),
+            operation,
+        )
+        for rule in rules
+        for operation in rule["operations"]
+    ]
+
+
+@contextlib.contextmanager
+def guarded_broker(users: Sequence[str]) -> Iterator[Cluster]:
+    """One broker with Kafka's authorizer for KRaft; none of the users has a right."""
+    passwords = " ".join(f'user_{user}="{PASSWORD}"' for user in users)
+    settings = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "false",
+        "super.users": "User:ANONYMOUS",
+        "listener.name.login.sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.login.plain.sasl.jaas.config": f"{_JAAS} {passwords};",
+    }
+    with kafka.cluster(1, secure=True, settings=settings) as broker:
+        yield broker
+
+
+def log_in(broker: Cluster, user: str) -> dict[str, str]:
+    """Keys of `[log]` for a user of the broker."""
+    return {
+        "url": f"kafka://{broker.login_bootstrap}",
+        "sasl_mechanism": "PLAIN",
+        "sasl_username": user,
+        "sasl_password": PASSWORD,
+    }
+
+
+async def grant(broker: Cluster, user: str, rights: Iterable[Right]) -> None:
+    """Give a user these rights, as the super user."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    await admin.start()
+    try:
+        for right in rights:
+            answer = await admin._send_request(
+                CreateAclsRequest(
+                    _RESOURCES[right.resource],
+                    right.name,
+                    _PATTERNS[right.pattern],
+                    f"User:{user}",
+                    "*",
+                    _OPERATIONS[right.operation],
+                    _ALLOW,
+                )
+            )
+            for code, text in answer.creation_responses:
+                assert code == 0, (right, text)
+    finally:
+        await admin.close()
