@@ -15,6 +15,7 @@ from eilpost.doctor import topics, unreadable
 from eilpost.doctor.finding import RIGHTS, Finding, fail, ok, warn
 from eilpost.words import age_words
 from mail.log import LogNotAuthorized, LogUnavailable, LogUnusable
+from mail.log.kafka import rights
 from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.certificates import RENEW_BEFORE, expiry
 from mail.log.kafka.history import CLOCKS_APART, DELIVERY, ROUTER, KafkaHistorian
@@ -90,6 +91,9 @@ async def _topics_and_groups(
         except LogUnavailable as error:
             return [_not_asked(f"topics{topics.of(tenant)}", error)], {}
         found = topics.findings(there, access, settings, tenant)
+        if len(there) == len(ALL_TOPICS):
+            refused = await rights.missing(access, lookout)
+            found += [fail(f"access rights{topics.of(tenant)}", line, RIGHTS) for line in refused]
         return found + await _groups(lookout, access, settings, there, tenant), there
 
 

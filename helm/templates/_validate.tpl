@@ -131,6 +131,9 @@ topics.strimzi.user.create: topics.mode is {{ .mode }}: set topics.mode to strim
 {{- if and .strimzi.user.create .strimzi.namespace (ne .strimzi.namespace $.Release.Namespace) }}
 topics.strimzi.user.create: its Secret would be in namespace {{ .strimzi.namespace }}, and the pods are in {{ $.Release.Namespace }}: create the KafkaUser yourself and copy its Secret
 {{- end }}
+{{- if and .strimzi.user.create .strimzi.user.acls (not $.Values.log.prefix) }}
+topics.strimzi.user.acls: log.prefix is empty, and ACLs need one: set log.prefix, or topics.strimzi.user.acls to false
+{{- end }}
 {{- if and .strimzi.user.create (eq .mode "strimzi") }}
 {{- $name := include "eilpost.fullname" $ }}
 {{- $sasl := $.Values.log.sasl }}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
-from collections.abc import Awaitable, Iterator, Sequence
+import subprocess
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,8 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from deploy.kafka.cluster import Cluster
+from eilpost.doctor import brokers
+from eilpost.doctor.finding import RIGHTS, Level
 from mail.log import DeliveryShard, Down, LogUnavailable, RouterShard
 from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
@@ -27,13 +32,17 @@ from tests.contract.log_contract.harness import dispatches, take_all
 from tests.contract.log_contract.owning import Owning
 from tests.contract.log_contract.refusing import Refusing
 from tests.contract.log_contract.taking import Taking
+from tests.journeys.test_21_dedicated_tenant import DIRECTORY, Hosting, send
+from tests.journeys.test_32_no_kafka_at_start import becomes
 from tests.support import log_samples as samples
-from tests.support.access_rights import PASSWORD, Right, grant, guarded_broker, log_in, rights_of_chart
+from tests.support.access_rights import PASSWORD, Right, grant, guarded_broker, log_in, rights_of_chart, rights_of_page
 from tests.support.kafka_log import KafkaHarness, make_topics, settings_on
+from tests.support.onebox import EILPOST, OneBox
+from tests.support.ports import wait_until
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.helm]
 
-USER, NOBODY = "eilpost", "nobody"
+USER, MAKER, LATE = "eilpost", "maker", "late"  # `late` has no rights at first
 REFUSAL = re.compile(
     r"not authorized: give this user the ACL (\w+) on (topic|group|transactional id) (mail\..+) \(docs/"
 )
@@ -52,10 +61,12 @@ def rights() -> Sequence[Right]:
 def broker(rights: Sequence[Right]) -> Iterator[Cluster]:
     async def grant_all(running: Cluster) -> None:
         await grant(running, USER, rights)
+        to_make = [Right(resource, "mail.", "prefix", operation) for resource, operation in rights_of_page()[1]]
+        await grant(running, MAKER, [*rights, *to_make])
         for missing in rights:
             await grant(running, user_without(missing), [each for each in rights if each != missing])
 
-    with guarded_broker([USER, NOBODY, *map(user_without, rights)]) as running:
+    with guarded_broker([USER, MAKER, LATE, *map(user_without, rights)]) as running:
         asyncio.run(grant_all(running))
         yield running
 
@@ -79,7 +90,10 @@ def as_super_user(broker: Cluster) -> dict[str, Any]:
 
 
 class TestLogWithTheRightsOfTheChart(Taking, Committing, Owning, Asking, Refusing):
-    """The log contract but for `Moving`, whose requests are the same and which takes long."""
+    """The log contract without `Moving` and commits over a cut network: they take long and ask for no other right."""
+
+    test_a_commit_that_fails_does_nothing = None
+    test_a_shard_lost_while_a_commit_fails_lets_its_tender_go = None
 
     @pytest.fixture
     def harness(self, broker: Cluster, monkeypatch: pytest.MonkeyPatch) -> Harness:
@@ -95,24 +109,28 @@ class Journey:
         self._stop = asyncio.Event()
         self._ended: set[str] = set()
         self.refusals: set[str] = set()
+        self.unready: set[str] = set()  # what /readyz says of the log
 
     async def run(self) -> None:
         log = self._log
         await log.start()
         try:
             if isinstance(condition := log.condition(), Down):
-                self.refusals.add(condition.reason)
+                self.unready.add(condition.reason)
                 return
-            await self._note(log.append(samples.accepted(1)))
+            try:
+                await log.append(samples.accepted(1))
+            except LogUnavailable as error:
+                self.refusals.add(str(error))
             owning = [
                 asyncio.create_task(log.route(lambda shard: self._note(self._route(shard)), self._stop)),
                 asyncio.create_task(log.deliver(lambda shard: self._note(self._deliver(shard)), self._stop)),
             ]
             with suppress(TimeoutError):
                 async with asyncio.timeout(10):
-                    while len(self._ended) < 2 and not self.refusals:
+                    while len(self._ended) < 2 and not self.unready:
                         if isinstance(condition := log.worker_condition(), Down):
-                            self.refusals.add(condition.reason)
+                            self.unready.add(condition.reason)
                         await asyncio.sleep(0.05)
             self._stop.set()
             await asyncio.gather(*owning)
@@ -124,6 +142,7 @@ class Journey:
             await work
         except LogUnavailable as error:
             self.refusals.add(str(error))
+            await self._stop.wait()  # as a role, which keeps its shard and tries again
 
     async def _route(self, shard: RouterShard) -> None:
         inputs = await take_all(shard, 1)
@@ -131,7 +150,11 @@ class Journey:
         accepted = make_access(self._settings).partition(ACCEPTED, 0)
         async with Lookout(make_access(self._settings)) as lookout:
             while not (await lookout.begins([accepted]))[accepted]:
-                await self._log.purge()
+                try:
+                    await self._log.purge()
+                except LogUnavailable as error:  # a chore that failed: nothing stops for it
+                    self.refusals.add(str(error))
+                    break
         self._ended.add("route")
         await self._stop.wait()
 
@@ -158,21 +181,101 @@ async def journey(broker: Cluster, user: str) -> Journey:
 
 async def test_the_rights_of_the_chart_are_enough(broker: Cluster) -> None:
     made = await journey(broker, USER)
-    assert made.refusals == set()
+    assert (made.refusals, made.unready) == (set(), set())
     assert made.has_ended
-
-
-async def test_a_user_without_rights_is_told_so(broker: Cluster) -> None:
-    (line,) = (await journey(broker, NOBODY)).refusals
-    assert named(line) == ("topic", "Describe"), line
 
 
 async def test_each_right_of_the_chart_is_needed_and_named_when_it_is_missing(
     broker: Cluster, rights: Sequence[Right]
 ) -> None:
     made = await asyncio.gather(*(journey(broker, user_without(each)) for each in rights))
-    told = {missing: set(map(named, each.refusals)) for missing, each in zip(rights, made, strict=True)}
-    assert told == {missing: {(missing.resource, missing.operation)} for missing in rights}
+    for missing, each in zip(rights, made, strict=True):
+        wanted = {(missing.resource, missing.operation)}
+        assert set(map(named, each.refusals | each.unready)) == wanted
+        assert set(map(named, each.unready)) == (set() if missing.operation == "Delete" else wanted)
+
+
+async def test_doctor_finds_each_right_that_is_missing(broker: Cluster, rights: Sequence[Right]) -> None:
+    settings = [settings_on("", shards=1, delivery_shards=1, **as_user(broker, user_without(each))) for each in rights]
+    await make_topics(settings[0].model_copy(update=as_super_user(broker)))
+    prefix = {"prefix": settings[0].prefix}
+    pages = await asyncio.gather(*(brokers.examine(each.model_copy(update=prefix), "", {}) for each in settings))
+    for missing, page in zip(rights, pages, strict=True):
+        failed = [each for each in page if each.level is Level.FAIL]
+        assert {named(each.text) for each in failed} == {(missing.resource, missing.operation)}
+        assert all(each.advice == (RIGHTS,) for each in failed)
+
+
+@pytest.mark.timeout(180)
+async def test_every_role_waits_for_its_rights_and_works_with_them(
+    broker: Cluster, rights: Sequence[Right], tmp_path: Path
+) -> None:
+    user = as_user(broker, LATE)
+    settings = settings_on("", url=user["url"], prefix=user["prefix"])
+    maker = box(broker, MAKER, settings.prefix, tmp_path)
+    assert "12 -> 13 partitions" not in maker.run("topics", "create")
+    assert maker.run("topics", "create", "--tenant", "acme").count("made") == 5
+
+    hosting = Hosting(tmp_path, settings, log_in(broker, LATE))
+    mailstore = OneBox(tmp_path / "mailstore", command=(str(EILPOST), "mailstore"))
+    everyone = [hosting.ingress, *hosting.shared, *hosting.acme]
+    try:
+        for each in (*everyone, mailstore):
+            each.start(wait=False)
+        await becomes([mailstore], 200)
+        await becomes(everyone, 503, f"not authorized: give this user the ACL Describe on topic {settings.prefix}")
+        for command in (("queue",), ("trace", new_queue_id()), ("topics", "check"), ("topics", "create")):
+            line = one_line(hosting.ingress, *command)
+            assert named(line) == ("topic", "Describe"), line
+        assert "FAIL  topics" in hosting.ingress.run("doctor", ok=False)
+
+        await grant(broker, LATE, rights)
+        await becomes(everyone, 200)
+        queue_id = ""
+        for address in ("alice@example.test", "wile@acme.test"):
+            queue_id, _ = await asyncio.to_thread(send, hosting.ingress.mx, "someone@elsewhere.test", address)
+            await wait_until(lambda to=address: hosting.kept(to) == 1, what=f"mail to {address}", deadline_seconds=40)
+        assert "delivered" in hosting.ingress.run("trace", queue_id).lower()
+        assert hosting.ingress.run("queue")
+        hosting.ingress.run("topics", "check")
+        assert "FAIL" not in hosting.ingress.run("doctor")
+        assert all(each.is_running and each.lives == 1 for each in everyone)
+    finally:
+        for each in (*everyone, mailstore):
+            each.kill()
+    for each in everyone:
+        assert "traceback" not in each.output().lower()
+
+
+def test_making_topics_needs_its_rights_and_names_them(broker: Cluster, tmp_path: Path) -> None:
+    prefix = as_user(broker, MAKER)["prefix"]
+    user, maker = box(broker, USER, prefix, tmp_path), box(broker, MAKER, prefix, tmp_path)
+    assert named(one_line(user, "topics", "create")) == ("topic", "Create")
+    maker.run("topics", "create")
+    more = {"EILPOST_LOG__DELIVERY_SHARDS": "3"}
+    assert named(one_line(user, "topics", "create", environment=more)) == ("topic", "Alter")
+    assert "2 -> 3 partitions" in maker.run("topics", "create", environment=more)
+
+
+def box(broker: Cluster, user: str, prefix: str, folder: Path) -> OneBox:
+    """Commands as this user. It is not started."""
+    log = {**log_in(broker, user), "prefix": prefix, "durability": "dev", "replication": 1, "shards": 2}
+    return OneBox(
+        folder / user, {"log": {**log, "delivery_shards": 2}, "delivery": {"relay": "smtp://127.0.0.1:1"}},
+        directory=DIRECTORY,
+    )  # fmt: skip
+
+
+def one_line(process: OneBox, *command: str, environment: Mapping[str, str] | None = None) -> str:
+    """What a command that cannot run writes to stderr."""
+    done = subprocess.run(
+        [str(EILPOST), *command, "--config", str(process.config)],
+        capture_output=True, text=True, timeout=60, env=os.environ | (environment or {}), check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("eilpost: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr.rstrip("\n")
 
 
 def named(line: str) -> tuple[str, str]:

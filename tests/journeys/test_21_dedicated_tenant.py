@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import re
 import smtplib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -35,9 +35,9 @@ DIRECTORY = (
 
 
 class Hosting:
-    """The processes of both customers, on one set of folders."""
+    """The processes of both customers, on one set of folders. `log_in`: keys of `[log]` beside those of `log`."""
 
-    def __init__(self, folder: Path, log: LogSettings) -> None:
+    def __init__(self, folder: Path, log: LogSettings, log_in: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         shared = {
             "log": {
@@ -46,6 +46,7 @@ class Hosting:
                 "durability": "dev",
                 "session_timeout": "6s",
                 "replication": 1,
+                **(log_in or {}),
             },
             "spool": {"url": f"file:{folder}/spool"},
             "mailboxes": {"url": f"maildir:{folder}/mail"},

@@ -7,7 +7,9 @@ LOGIN, and has the rights that `grant` gives it.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient
@@ -16,6 +18,9 @@ from aiokafka.protocol.admin import CreateAclsRequest
 from deploy.kafka.cluster import Cluster
 from tests.support import helm, kafka
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "operating-kafka.md"
+_HEAD = "| resource | operation |"
+_ROW = re.compile(r"^\| `(\w+)` \| (\w+) \|", re.MULTILINE)
 PASSWORD = "rights-of-a-test"
 _JAAS = "org.apache.kafka.common.security.plain.PlainLoginModule required"
 # Codes of Kafka's protocol: ResourceType, PatternType, AclOperation, AclPermissionType.
@@ -104,3 +109,10 @@ async def grant(broker: Cluster, user: str, rights: Iterable[Right]) -> None:
                 assert code == 0, (right, text)
     finally:
         await admin.close()
+
+
+def rights_of_page() -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """The tables of docs/operating-kafka.md, as (resource, operation): for everything, and more for making topics."""
+    section = PAGE.read_text(encoding="utf-8").partition("### Access rights\n")[2].partition("\n#")[0]
+    first, second = (set(_ROW.findall(table)) for table in section.split(_HEAD)[1:])
+    return first, second

@@ -26,6 +26,7 @@ C = TypeVar("C", AIOKafkaAdminClient, AIOKafkaConsumer)
 _QUESTION_SECONDS = 15.0
 _CLOSE_SECONDS = 2.0
 _AGAIN_SECONDS = 0.3
+_TRANSACTION = 1  # the kind of coordinator, in FindCoordinator
 _NOT_YET = (
     errors.GroupCoordinatorNotAvailableError,
     errors.GroupLoadInProgressError,
@@ -105,6 +106,10 @@ class Lookout:
         asked = {at: RecordsToDelete(before_offset=offset) for at, offset in offsets.items()}
         names = ", ".join(sorted({at.topic for at in offsets}))
         await self._ask_admin(lambda admin: admin.delete_records(asked), "Delete", names)
+
+    async def find_transactions(self, transactional_id: str) -> None:
+        """Ask for the coordinator of a transactional id, which needs not exist."""
+        await self._ask_admin(lambda admin: admin.find_coordinator(transactional_id, _TRANSACTION))
 
     async def groups(self, names: Sequence[str]) -> Mapping[str, tuple[str, int]]:
         """State and number of members of each group. One at a time: aiokafka 0.14 reads the answer of version 3 as if

@@ -14,7 +14,6 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from mail.log import LogUnavailable
 from mail.log.kafka.access import FAULTS, Access, unavailable
 from mail.log.kafka.producing import PROBE_KEY, discard
 from mail.log.topics import EVENTS

@@ -13,6 +13,7 @@ from mail.log.topics import ALL_TOPICS, prefix_of_tenant
 from mail.settings import LogSettings
 from mail.units import parse_duration
 from tests.support import helm
+from tests.support.access_rights import rights_of_chart, rights_of_page
 
 pytestmark = pytest.mark.helm
 
@@ -60,6 +61,12 @@ def test_they_follow_the_settings_and_the_tenants(kept: str, replication: int, t
     wanted = _made_by_code(settings, "Acme_mail.")
     wanted |= _made_by_code(of_tenant, prefix_of_tenant("Acme_mail.", "big"))
     assert _rendered(helm.template(helm.file_of("strimzi"), changed)) == wanted
+
+
+def test_the_rights_of_the_user_are_those_of_the_page() -> None:
+    rights = rights_of_chart()
+    assert {(right.resource, right.operation) for right in rights} == rights_of_page()[0]
+    assert {(right.name, right.pattern) for right in rights} == {("mail.", "prefix")}
 
 
 def test_no_uninstall_deletes_a_topic() -> None:

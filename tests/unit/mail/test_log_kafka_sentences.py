@@ -6,7 +6,7 @@ import inspect
 import re
 
 import pytest
-from aiokafka import errors
+from aiokafka import TopicPartition, errors
 
 from mail.log.kafka.sentences import SENTENCES, reason
 
@@ -44,6 +44,13 @@ def test_a_plain_sentence_for_every_error(kind: type[Exception]) -> None:
     assert "\n" not in told
 
 
+def test_a_refusal_names_the_right_that_the_caller_needs() -> None:
+    told = reason(errors.TopicAuthorizationFailedError(), "Write", "mail.queue")
+    assert told == (
+        'not authorized: give this user the ACL Write on topic mail.queue (docs/operating-kafka.md, "Access rights")'
+    )
+
+
 def test_every_error_that_may_be_met_is_in_the_table() -> None:
     assert set(EVERY_ERROR) - set(SENTENCES) == _NOT_MET
 
@@ -62,6 +69,13 @@ def test_every_error_that_may_be_met_is_in_the_table() -> None:
         (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
         (OSError(), "there is no connection to the brokers"),
         (errors.KafkaError(), "please report it"),
+        (errors.GroupAuthorizationFailedError("mail.router"), "the ACL Read on group mail.router (docs/"),
+        (errors.GroupAuthorizationFailedError("Unable to get coordinator id for mail.router"), "group mail.router ("),
+        (errors.TransactionalIdAuthorizationFailed("mail.router-0"), "Write on transactional id mail.router-0 ("),
+        (errors.TopicAuthorizationFailedError(TopicPartition("mail.queue", 3)), "Describe on topic mail.queue ("),
+        (errors.TopicAuthorizationFailedError({"mail.queue", "mail.events"}), "on topic mail.events, mail.queue ("),
+        (errors.TopicAuthorizationFailedError("mail.queue", "Alter"), "Alter on topic mail.queue ("),
+        (errors.TopicAuthorizationFailedError(), "Describe on topic ("),
     ],
 )
 def test_what_it_says(error: Exception, told: str) -> None:
