@@ -18,9 +18,10 @@ from structlog.testing import capture_logs
 from deploy.kafka.cluster import Cluster
 from eilpost.doctor import brokers
 from eilpost.doctor.finding import RIGHTS, Level
-from mail.log import DeliveryShard, Down, LogUnavailable, RouterShard
+from mail.log import DeliveryShard, Down, LogNotAuthorized, LogUnavailable, RouterShard
 from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
+from mail.log.kafka.history import ROUTER
 from mail.log.kafka.lookout import Lookout
 from mail.log.topics import ACCEPTED
 from mail.queueid import new_queue_id
@@ -35,14 +36,23 @@ from tests.contract.log_contract.taking import Taking
 from tests.journeys.test_21_dedicated_tenant import DIRECTORY, Hosting, send
 from tests.journeys.test_32_no_kafka_at_start import becomes
 from tests.support import log_samples as samples
-from tests.support.access_rights import PASSWORD, Right, grant, guarded_broker, log_in, rights_of_chart, rights_of_page
+from tests.support.access_rights import (
+    PASSWORD,
+    Right,
+    grant,
+    guarded_broker,
+    log_in,
+    revoke,
+    rights_of_chart,
+    rights_of_page,
+)
 from tests.support.kafka_log import KafkaHarness, make_topics, settings_on
 from tests.support.onebox import EILPOST, OneBox
 from tests.support.ports import wait_until
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.helm]
 
-USER, MAKER, LATE = "eilpost", "maker", "late"  # `late` has no rights at first
+USER, MAKER, LATE, GROUPS_ONLY = "eilpost", "maker", "late", "groups-only"  # `late` has no rights at first
 REFUSAL = re.compile(
     r"not authorized: give this user the ACL (\w+) on (topic|group|transactional id) (mail\..+) \(docs/"
 )
@@ -63,10 +73,11 @@ def broker(rights: Sequence[Right]) -> Iterator[Cluster]:
         await grant(running, USER, rights)
         to_make = [Right(resource, "mail.", "prefix", operation) for resource, operation in rights_of_page()[1]]
         await grant(running, MAKER, [*rights, *to_make])
+        await grant(running, GROUPS_ONLY, [each for each in rights if each.resource == "group"])
         for missing in rights:
             await grant(running, user_without(missing), [each for each in rights if each != missing])
 
-    with guarded_broker([USER, MAKER, LATE, *map(user_without, rights)]) as running:
+    with guarded_broker([USER, MAKER, LATE, GROUPS_ONLY, *map(user_without, rights)]) as running:
         asyncio.run(grant_all(running))
         yield running
 
@@ -195,6 +206,16 @@ async def test_each_right_of_the_chart_is_needed_and_named_when_it_is_missing(
         assert set(map(named, each.unready)) == (set() if missing.operation == "Delete" else wanted)
 
 
+async def test_offsets_of_topics_that_this_user_may_not_see_are_a_refusal_and_not_none(broker: Cluster) -> None:
+    settings = settings_on("", shards=1, delivery_shards=1, **as_user(broker, GROUPS_ONLY))
+    await make_topics(settings.model_copy(update=as_super_user(broker)))
+    access = make_access(settings)
+    async with Lookout(access) as lookout:
+        with pytest.raises(LogNotAuthorized) as refused:
+            await lookout.marks(access.group(ROUTER), [access.partition(ACCEPTED, 0)])
+    assert named(str(refused.value)) == ("topic", "Describe")
+
+
 async def test_doctor_finds_each_right_that_is_missing(broker: Cluster, rights: Sequence[Right]) -> None:
     settings = [settings_on("", shards=1, delivery_shards=1, **as_user(broker, user_without(each))) for each in rights]
     await make_topics(settings[0].model_copy(update=as_super_user(broker)))
@@ -239,6 +260,12 @@ async def test_every_role_waits_for_its_rights_and_works_with_them(
         assert hosting.ingress.run("queue")
         hosting.ingress.run("topics", "check")
         assert "FAIL" not in hosting.ingress.run("doctor")
+
+        groups = [each for each in rights if each.resource == "group"]
+        await revoke(broker, LATE, groups)
+        await becomes([*hosting.shared, *hosting.acme], 503, "not authorized: give this user the ACL Read on group ")
+        await grant(broker, LATE, groups)
+        await becomes(everyone, 200)
         assert all(each.is_running and each.lives == 1 for each in everyone)
     finally:
         for each in (*everyone, mailstore):

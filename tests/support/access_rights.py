@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.admin import CreateAclsRequest
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
 from deploy.kafka.cluster import Cluster
 from tests.support import helm, kafka
@@ -90,23 +90,26 @@ def log_in(broker: Cluster, user: str) -> dict[str, str]:
 
 async def grant(broker: Cluster, user: str, rights: Iterable[Right]) -> None:
     """Give a user these rights, as the super user."""
+    for answer in await _send(broker, (CreateAclsRequest(*_acl(user, right)) for right in rights)):
+        assert [code for code, _ in answer.creation_responses] == [0], answer
+
+
+async def revoke(broker: Cluster, user: str, rights: Iterable[Right]) -> None:
+    """Take them from the user again."""
+    for answer in await _send(broker, (DeleteAclsRequest(*_acl(user, right)) for right in rights)):
+        assert [(code, len(gone)) for code, _, gone in answer.filter_responses] == [(0, 1)], answer
+
+
+def _acl(user: str, right: Right) -> tuple[int, str, int, str, str, int, int]:
+    resource, pattern, operation = _RESOURCES[right.resource], _PATTERNS[right.pattern], _OPERATIONS[right.operation]
+    return resource, right.name, pattern, f"User:{user}", "*", operation, _ALLOW
+
+
+async def _send(broker: Cluster, requests: Iterable[CreateAclsRequest | DeleteAclsRequest]) -> list[Any]:
     admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
     await admin.start()
     try:
-        for right in rights:
-            answer = await admin._send_request(
-                CreateAclsRequest(
-                    _RESOURCES[right.resource],
-                    right.name,
-                    _PATTERNS[right.pattern],
-                    f"User:{user}",
-                    "*",
-                    _OPERATIONS[right.operation],
-                    _ALLOW,
-                )
-            )
-            for code, text in answer.creation_responses:
-                assert code == 0, (right, text)
+        return [await admin._send_request(request) for request in requests]
     finally:
         await admin.close()
 

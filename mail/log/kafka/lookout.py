@@ -67,9 +67,13 @@ class Lookout:
         asked = list(partitions)
 
         async def question(admin: AIOKafkaAdminClient) -> Mapping[TopicPartition, OffsetAndMetadata]:
-            found: Mapping[TopicPartition, OffsetAndMetadata] = await admin.list_consumer_group_offsets(
-                group, partitions=asked
-            )
+            found: Mapping[TopicPartition, OffsetAndMetadata]
+            try:
+                found = await admin.list_consumer_group_offsets(group, partitions=asked)
+            except errors.NoError:
+                # aiokafka raises the error of the whole answer, which is none, where a partition has one. Kafka 4 gives
+                # a partition no other error than that this user may not see its topic.
+                raise errors.TopicAuthorizationFailedError(", ".join(sorted({at.topic for at in asked}))) from None
             if any(at not in found for at in asked):
                 raise errors.GroupLoadInProgressError(group)
             return found

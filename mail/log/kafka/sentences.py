@@ -180,7 +180,7 @@ def _name_in(error: BaseException) -> str:
         case ((str() as topic, int()),):
             return topic
         case (str() as text,):
-            return text.rpartition(" ")[2]
+            return text.rpartition(" id for ")[2]
     return ""
 
 
