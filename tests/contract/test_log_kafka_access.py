@@ -227,7 +227,7 @@ async def test_doctor_finds_each_right_that_is_missing(broker: Cluster, rights: 
         assert all(each.advice == (RIGHTS,) for each in failed)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_every_role_waits_for_its_rights_and_works_with_them(
     broker: Cluster, rights: Sequence[Right], tmp_path: Path
 ) -> None:
