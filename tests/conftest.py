@@ -98,11 +98,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for name, why in _missing().items():
-        if item.get_closest_marker(name) is not None:
-            if _is_ci():
-                pytest.fail(f"CI=true, and {why}", pytrace=False)
-            pytest.skip(f"no real {name}: {why}")
+    missing = {name: why for name, why in _missing().items() if item.get_closest_marker(name) is not None}
+    if missing and _is_ci():
+        pytest.fail(f"CI=true, and {'; '.join(dict.fromkeys(missing.values()))}", pytrace=False)
+    if missing:
+        pytest.skip("; ".join(f"no real {name}: {why}" for name, why in missing.items()))
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:

@@ -31,7 +31,7 @@ _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWPID, _CLONE_NEWNET = (
     0x20000000,
     0x40000000,
 )
-_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_SHARED = 0x1000, 0x4000, 0x40000, 0x100000
+MS_BIND, MS_REC, _MS_PRIVATE, _MS_SHARED = 0x1000, 0x4000, 0x40000, 0x100000
 # Kernel settings of the whole machine that kubelet changes where they differ. It gets files to write to.
 HOST_SETTINGS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops")
 _NETWORK_SETTINGS = ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables")
@@ -164,20 +164,20 @@ def _be_first(folder: Path, alive: int, told: int) -> None:
     os.close(1)
     try:
         _call("unshare", _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS)
-        _mount("none", "/", flags=_MS_REC | _MS_PRIVATE)
-        _mount("none", "/", flags=_MS_REC | _MS_SHARED)  # with the containers, not with the host
-        _mount("proc", "/proc", kind="proc")
+        mount("none", "/", flags=MS_REC | _MS_PRIVATE)
+        mount("none", "/", flags=MS_REC | _MS_SHARED)  # with the containers, not with the host
+        mount("proc", "/proc", kind="proc")
         for setting in HOST_SETTINGS:
             copy = folder / setting.replace("/", ".")
             copy.write_text((Path("/proc/sys") / setting).read_text())
-            _mount(str(copy), f"/proc/sys/{setting}", flags=_MS_BIND)
-        _mount("tmpfs", "/run", kind="tmpfs")
+            mount(str(copy), f"/proc/sys/{setting}", flags=MS_BIND)
+        mount("tmpfs", "/run", kind="tmpfs")
         _resolve_by(HOST)
         for path in _CHANGED_FOLDERS:
             upper, work = (folder / "overlays" / path.name / part for part in ("upper", "work"))
             upper.mkdir(parents=True)
             work.mkdir()
-            _mount("overlay", str(path), kind="overlay", data=f"lowerdir={path},upperdir={upper},workdir={work}")
+            mount("overlay", str(path), kind="overlay", data=f"lowerdir={path},upperdir={upper},workdir={work}")
         for setting in _NETWORK_SETTINGS:
             if (Path("/proc/sys") / setting).exists():
                 (Path("/proc/sys") / setting).write_text("1")
@@ -199,7 +199,7 @@ def _resolve_by(server: str) -> None:
     if used.is_relative_to("/run"):  # where it lay is hidden now
         used.parent.mkdir(parents=True, exist_ok=True)
         used.touch()
-    _mount(str(own), str(used), flags=_MS_BIND)
+    mount(str(own), str(used), flags=MS_BIND)
 
 
 def _reap(*_: object) -> None:
@@ -208,7 +208,7 @@ def _reap(*_: object) -> None:
             pass
 
 
-def _mount(source: str, target: str, *, kind: str = "none", flags: int = 0, data: str = "") -> None:
+def mount(source: str, target: str, *, kind: str = "none", flags: int = 0, data: str = "") -> None:
     _call("mount", source.encode(), target.encode(), kind.encode(), flags, data.encode())
 
 

@@ -1,0 +1,164 @@
+"""A command run as an ordinary user: no root, and a PATH without the programs of the tests' real parts.
+
+    with User() as user:
+        user.run(sys.executable, "-m", "pytest", cwd=ROOT)
+
+The user has a home and a folder for temporary files of its own. Where the tests run as root, the command gets another
+user id, and a mount namespace in which it reaches the interpreter and the tree though they lie below root's home.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import psutil
+
+from tests.support import guarded
+from tests.support.kubernetes.namespaces import MS_BIND, MS_REC, mount
+
+ROOT = Path(__file__).resolve().parents[2]
+HIDDEN = frozenset(
+    [
+        "conntrack",
+        "containerd",
+        "debootstrap",
+        "docker",
+        "dockerd",
+        "go",
+        "gofmt",
+        "helm",
+        "ip",
+        "ipset",
+        "iptables",
+        "java",
+        "kubectl",
+        "mvn",
+        "nft",
+        "nsenter",
+        "podman",
+        "postconf",
+        "postfix",
+        "prometheus",
+        "promtool",
+        "runc",
+        "sendmail",
+        "sudo",
+        "swaks",
+    ]
+)
+_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # anyone may write there
+
+
+class User:
+    """A context manager. Leaving it removes the home; `left` tells what else the user's commands left."""
+
+    def __init__(self) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="eilpost-user-"))
+        self.temporary, self._path = self.home / "tmp", self.home / "path"
+        self.id = os.geteuid() or 2_000_000 + os.getpid()  # nobody else's
+        self._before = self._files()
+
+    def __enter__(self) -> User:
+        self._path.mkdir()
+        (self._path / "python3").symlink_to(Path(sys.executable).resolve())
+        for folder in os.environ["PATH"].split(os.pathsep):
+            for program in sorted(Path(folder).glob("*")) if folder and os.access(folder, os.R_OK) else ():
+                link = self._path / program.name
+                if program.name not in HIDDEN and not link.is_symlink():
+                    link.symlink_to(program)
+        self.temporary.mkdir()
+        for folder in (self.home, self.temporary):
+            os.chown(folder, self.id, -1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.home)
+
+    def run(
+        self, *command: str, cwd: Path, environment: Mapping[str, str] | None = None, timeout: float = 110
+    ) -> subprocess.CompletedProcess[str]:
+        """Its output has stderr in stdout."""
+        start = list(command)
+        if os.geteuid() == 0:
+            start = ["unshare", "--mount", "--", sys.executable, "-m", __name__, str(self.id), str(self.home)]
+            start += [str(cwd), *command]
+        kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "LANG", "LC_"))}
+        return subprocess.run(
+            start,
+            cwd=ROOT if os.geteuid() == 0 else cwd,
+            env={
+                **kept,
+                "PATH": str(self._path),
+                "HOME": str(self.home),
+                "TMPDIR": str(self.temporary),
+                **(environment or {}),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            process_group=guarded.group(),
+        )
+
+    def processes(self) -> list[str]:
+        """The processes of this user that run now: those with its id, or with its home in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("HOME") == str(self.home) or process.uids().real == self.id != os.geteuid():
+                    found.append(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        return found
+
+    def left(self) -> set[str]:
+        """The files outside its home that its commands left where any user may write."""
+        return self._files() - self._before - {str(self.home)}
+
+    def _files(self) -> set[str]:
+        found = set()
+        for folder in _FOLDERS:
+            for path in Path(folder).glob("*"):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.lstat().st_uid == self.id:
+                        found.add(str(path))
+        return found
+
+
+def _closed(path: Path) -> Path | None:
+    """The first folder on the way to `path` that only its owner may pass."""
+    return next((folder for folder in reversed(path.parents) if not folder.stat().st_mode & 0o001), None)
+
+
+def _reach(paths: Iterable[Path]) -> None:
+    """Empty the closed folders on the way to `paths`, and put these alone into them. In this mount namespace only."""
+    closed = {path: folder for path in paths if (folder := _closed(path))}
+    opened = {path: os.open(path, os.O_PATH) for path in closed}
+    for folder in set(closed.values()):
+        mount("tmpfs", str(folder), kind="tmpfs", data="mode=755")
+    for path, file in opened.items():
+        path.mkdir(parents=True, exist_ok=True)
+        mount(f"/proc/self/fd/{file}", str(path), flags=MS_BIND | MS_REC)
+        os.close(file)
+
+
+def main(user: str, home: str, folder: str, *command: str) -> None:
+    _reach({Path(path) for path in (sys.base_prefix, sys.prefix, ROOT, home, folder)})
+    os.setgroups([])
+    os.setgid(int(user))
+    os.setuid(int(user))
+    os.chdir(folder)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
