@@ -24,34 +24,10 @@ from tests.support import guarded
 from tests.support.kubernetes.namespaces import MS_BIND, MS_REC, mount
 
 ROOT = Path(__file__).resolve().parents[2]
-HIDDEN = frozenset(
-    [
-        "conntrack",
-        "containerd",
-        "debootstrap",
-        "docker",
-        "dockerd",
-        "go",
-        "gofmt",
-        "helm",
-        "ip",
-        "ipset",
-        "iptables",
-        "java",
-        "kubectl",
-        "mvn",
-        "nft",
-        "nsenter",
-        "podman",
-        "postconf",
-        "postfix",
-        "prometheus",
-        "promtool",
-        "runc",
-        "sendmail",
-        "sudo",
-        "swaks",
-    ]
+HIDDEN = (
+    *("conntrack", "containerd", "debootstrap", "docker", "dockerd", "go", "gofmt", "helm", "ip"),
+    *("ipset", "iptables", "java", "kubectl", "mvn", "nft", "nsenter", "podman", "postconf"),
+    *("postfix", "prometheus", "promtool", "runc", "sendmail", "sudo", "swaks"),
 )
 _FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # anyone may write there
 

@@ -1,8 +1,8 @@
 """A Docker engine for one test run: Debian's docker.io, as root, in PID, mount and network namespaces of its own.
 
 Its processes, mounts, bridges and packet filter rules end with the namespaces, and those end with the run, however it
-ends; its cgroups and its folder are removed at the end, or by the next start after an interrupted run. Containers reach
-no network but their own, and only ports published on 127.0.0.1 lead to them (`forwarder.py`).
+ends; then a process of its own removes its cgroups and its folder. Containers reach no network but their own, and only
+ports published on 127.0.0.1 lead to them (`forwarder.py`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support import guarded
+from tests.support import guarded, removal
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eilpost"
 PROXY_PORT = 3128  # inside the engine's network namespace
 _FORWARDER = Path(__file__).with_name("forwarder.py")
-_CGROUPS = Path("/sys/fs/cgroup")
 _PACKAGES = "docker.io containerd runc iptables iproute2 debootstrap"
 _PROGRAMS = ("dockerd", "docker", "containerd", "runc", "iptables", "ip", "debootstrap", "unshare")
 _SLOTS = 16  # engines of one user at the same time
@@ -81,20 +80,27 @@ def why_missing() -> str | None:
 
 
 class Engine:
-    """One engine. `start()` takes the first free slot; a slot that a dead run left behind is cleaned up first."""
+    """One engine. `start()` takes the first free slot, and removes what is left in it first."""
 
     def __init__(self, slots: Path = CACHE / "docker") -> None:
         self.folder = Path()
         self._slots = slots
-        self._cgroup = ""
+        self.cgroup = ""
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._remover: subprocess.Popen[bytes] | None = None
         self._egress: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
         """For DOCKER_HOST."""
         return f"unix://{self.folder}/docker.sock"
+
+    @property
+    def remover_pid(self) -> int:
+        """Of the process that removes what is left when this run ends."""
+        assert self._remover is not None
+        return self._remover.pid
 
     @property
     def environment(self) -> dict[str, str]:
@@ -121,7 +127,7 @@ class Engine:
             (self.folder / name).chmod(0o755)
         with (self.folder / "start.log").open("wb") as log:
             self._process = subprocess.Popen(
-                ["unshare", "--mount", "--", "sh", "-c", _OUTER, "sh", str(self.folder), _INNER, f"/{self._cgroup}"],
+                ["unshare", "--mount", "--", "sh", "-c", _OUTER, "sh", str(self.folder), _INNER, f"/{self.cgroup}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -150,8 +156,10 @@ class Engine:
             while first is not None and first.exists() and time.monotonic() < end:
                 time.sleep(0.02)  # the kernel ends every process of the namespace before its first
             self._process = None
+        if self._remover is not None:
+            self._remover.communicate()
+            self._remover = None
         if self._lock is not None:
-            self._clean()
             os.close(self._lock)
             self._lock = None
         atexit.unregister(self.stop)
@@ -228,24 +236,11 @@ class Engine:
                 continue
             self._lock, self.folder = lock, slots / str(number)
             # cgroups are the machine's, the slots those of one cache folder
-            self._cgroup = f"eilpost-docker-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
-            self._clean()
+            self.cgroup = f"eilpost-docker-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
+            removal.remove(self.folder, self.cgroup)
+            self._remover = removal.at_the_end(self.folder, self.cgroup, [lock])
             return
         raise EngineError(f"all {_SLOTS} slots in {slots} are in use")
-
-    def _clean(self) -> None:
-        end = time.monotonic() + 10
-        while (groups := self._cgroup_folders()) and time.monotonic() < end:
-            for group in groups:
-                with contextlib.suppress(OSError):  # its last process has not quite ended
-                    group.rmdir()
-            time.sleep(0.05)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _cgroup_folders(self) -> Sequence[Path]:
-        """The engine's cgroups in every hierarchy (one with cgroup v2), children before parents."""
-        tops = [_CGROUPS / self._cgroup, *_CGROUPS.glob(f"*/{self._cgroup}")]
-        return [Path(folder) for top in tops for folder, _, _ in os.walk(top, topdown=False)]
 
     def _said(self) -> str:
         logs: Mapping[str, str] = {

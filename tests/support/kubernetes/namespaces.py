@@ -12,13 +12,12 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
+
+from tests.support.removal import ROOT, cgroups, remove
 
 HOST = "10.123.0.1"  # the address of the network namespace in its own network; a name server listens there
 PREFIX = "eilpost-kubernetes-"  # of folders, and of the cgroups of the same name
@@ -44,7 +43,8 @@ class Namespaces:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(folder)],
+            [sys.executable, "-S", "-m", __name__, str(folder)],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,
@@ -86,17 +86,7 @@ def remove_stale(parent: Path) -> None:
     for folder in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError), (folder / _LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(folder)
-
-
-def cgroups(name: str) -> Iterator[Path]:
-    """The cgroup `name` in every hierarchy: one in version 2, one for each controller in version 1."""
-    if (_CGROUPS / "cgroup.controllers").exists():
-        yield _CGROUPS / name
-        return
-    for hierarchy in sorted(_CGROUPS.iterdir()):
-        if hierarchy.is_dir() and not hierarchy.is_symlink():
-            yield hierarchy / name
+            remove(folder, folder.name)
 
 
 def _make_cgroups(name: str) -> None:
@@ -109,22 +99,6 @@ def _make_cgroups(name: str) -> None:
         enabled = " ".join(f"+{name}" for name in (_CGROUPS / "cgroup.controllers").read_text().split())
         for parent in (_CGROUPS, _CGROUPS / name):
             (parent / "cgroup.subtree_control").write_text(enabled)
-
-
-def _remove(folder: Path) -> None:
-    """Tried for a minute: processes that are being killed leave their cgroup, and end writing, some seconds later."""
-    end = time.monotonic() + 60
-    groups = list(cgroups(folder.name))
-    while time.monotonic() < end:
-        for group in groups:
-            for path, _, _ in os.walk(group, topdown=False):
-                with contextlib.suppress(OSError):
-                    os.rmdir(path)
-        if not any(group.exists() for group in groups):
-            shutil.rmtree(folder, ignore_errors=True)  # last: it holds the lock that says who is to be cleaned up
-            if not folder.exists():
-                return
-        time.sleep(0.05)
 
 
 def _guard(folder: Path) -> None:
@@ -155,7 +129,7 @@ def _guard(folder: Path) -> None:
             os.close(ours)
             os.waitpid(first, 0)
         finally:
-            _remove(folder)
+            remove(folder, folder.name)
 
 
 def _be_first(folder: Path, alive: int, told: int) -> None:

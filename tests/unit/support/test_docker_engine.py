@@ -5,33 +5,57 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import signal
 import subprocess
-import sys
+import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.containers import images
 from tests.support.containers.engine import Engine, EngineError
+from tests.support.interrupted import SIGNALS, InterruptedRun, until
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.docker
 
-ROOT = Path(__file__).resolve().parents[3]
 SERVE = ("python3", "-m", "http.server", "8000", "--directory", "/usr/share")
-RUN = """
-import sys, time
-from pathlib import Path
-from tests.support.containers import images
-from tests.support.containers.engine import Engine
-running = Engine(Path(sys.argv[1]))
-running.start()
-running.docker("run", "--detach", images.base_image(running), "sleep", "600")
-print(running.folder, running._cgroup, flush=True)
-time.sleep(600)
+# Two containers with a volume, a network and a published port.
+COMPOSE_FILE = """
+x-waiting: &waiting {image: "eilpost.test/sleep:1", command: [sleep, "600"], volumes: ["data:/data"]}
+services:
+  one: {<<: *waiting, ports: ["127.0.0.1::8000"]}
+  two: *waiting
+volumes: {data: {}}
 """
+COMPOSE_TEST = """
+from pathlib import Path
+from tests.support.containers.compose import Project
+from tests.support.interrupted import wait
+
+def test_compose(docker_engine):
+    here = Path(__file__).parent
+    docker_engine.docker("import", str(here / "sleep.tar"), "eilpost.test/sleep:1")
+    with Project(docker_engine, "waiting", [here / "compose.yaml"], {}) as project:
+        project.run("up", "--detach", "--pull=never")
+        wait(str(docker_engine.folder), docker_engine.cgroup)
+"""
+ENGINE_TEST = """
+from pathlib import Path
+from tests.support.containers.engine import Engine
+from tests.support.interrupted import wait
+
+def test_engine():
+    engine = Engine(Path(__file__).with_name("slots"))
+    engine.start()
+    wait(str(engine.folder), engine.cgroup, engine.remover_pid)
+"""
+
+
+NOTHING: dict[str, Any] = {"processes": [], "cgroups": [], "folder": False}
 
 
 def _machine() -> dict[str, str]:
@@ -49,6 +73,19 @@ def _processes_in(cgroup: str) -> list[str]:
             if cgroup in (process / "cgroup").read_text() or cgroup in (process / "cmdline").read_text():
                 found.append(process.name)
     return found
+
+
+def _write_image(path: Path) -> None:
+    """A root file system with /bin/sleep and the libraries that it loads."""
+    said = subprocess.run(["ldd", "/bin/sleep"], capture_output=True, text=True, check=True).stdout
+    with tarfile.open(path, "w", dereference=True) as archive:
+        for name in ("/bin/sleep", *re.findall(r"/\S+", said)):
+            archive.add(name)
+
+
+def _left(folder: str, cgroup: str) -> dict[str, Any]:
+    groups = [*Path("/sys/fs/cgroup").glob(cgroup), *Path("/sys/fs/cgroup").glob(f"*/{cgroup}")]
+    return {"processes": _processes_in(cgroup), "cgroups": groups, "folder": Path(folder).exists()}
 
 
 def test_only_published_ports_lead_to_containers_and_nothing_leads_out(docker_engine: Engine) -> None:
@@ -80,30 +117,34 @@ def test_a_port_is_published_on_loopback_only(docker_engine: Engine) -> None:
         docker_engine.docker("run", "--rm", f"--publish=127.0.0.2:{free_port()}:8000", base, "true")
 
 
-def test_an_engine_ends_with_a_killed_run_and_the_next_start_removes_its_folder(tmp_path: Path) -> None:
+@pytest.mark.docker_compose
+@SIGNALS
+def test_a_run_that_is_ended_leaves_nothing_of_its_compose_project(tmp_path: Path, number: signal.Signals) -> None:
     before = _machine()
-    killed = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert killed.stdout is not None
-        folder, cgroup = killed.stdout.readline().split()
-        assert _processes_in(cgroup)
+    (tmp_path / "compose.yaml").write_text(COMPOSE_FILE)
+    _write_image(tmp_path / "sleep.tar")
+    with InterruptedRun(tmp_path, COMPOSE_TEST) as run:
+        folder, cgroup = run.ready()
+        assert len(_processes_in(cgroup)) > 2
         assert _machine() == before
-    finally:
-        os.kill(killed.pid, signal.SIGKILL)
-        killed.wait()
-        killed.stdout.close()  # type: ignore[union-attr]
-    end = time.monotonic() + 20
-    while left := _processes_in(cgroup):
-        assert time.monotonic() < end, left
-        time.sleep(0.1)
+        run.end(number)
+    until(lambda: _left(folder, cgroup) == NOTHING)
+    assert _left(folder, cgroup) == NOTHING
+    assert _machine() == before
+
+
+def test_the_next_start_removes_what_a_killed_remover_left(tmp_path: Path) -> None:
+    with InterruptedRun(tmp_path, ENGINE_TEST) as run:
+        folder, cgroup, remover = run.ready()
+        os.kill(remover, signal.SIGKILL)
+        run.end(signal.SIGKILL)
+    until(lambda: not _processes_in(cgroup))
     assert Path(folder).exists()
-    engine = Engine(tmp_path)
+    engine = Engine(tmp_path / "slots")
     engine.start()
     try:
         assert str(engine.folder) == folder
         assert engine.docker("ps", "--all", "--quiet") == ""
     finally:
         engine.stop()
-    assert not Path(folder).exists()
-    assert not list(Path("/sys/fs/cgroup").glob(f"**/{cgroup}"))
-    assert _machine() == before
+    assert _left(folder, cgroup) == NOTHING

@@ -1,0 +1,84 @@
+"""A pytest run of one test that a signal ends, in a process group of its own, as a shell starts one.
+
+The test starts what has to end with the run, and calls `wait`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.removal import ROOT
+
+_READY = "READY "
+SIGNALS = pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name
+)
+
+
+class InterruptedRun:
+    """A context manager. The fixtures of tests/conftest.py are there for the test."""
+
+    def __init__(self, folder: Path, test: str) -> None:
+        file = folder / "test_waiting.py"
+        file.write_text(test)
+        self._process = subprocess.Popen(
+            [
+                # A background job of a shell ignores SIGINT, and so would all that it starts.
+                *("env", "--default-signal=INT", sys.executable, "-m", "pytest", "-q", "-s"),
+                *("-p", "no:cacheprovider", "-p", "tests.conftest", "-c", str(ROOT / "pyproject.toml"), str(file)),
+            ],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=0,
+        )
+
+    def __enter__(self) -> InterruptedRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def ready(self) -> Any:
+        """What the test passed to `wait`."""
+        assert self._process.stdout is not None
+        said = []
+        for line in self._process.stdout:
+            if _READY in line:
+                return json.loads(line.partition(_READY)[2])
+            said.append(line)
+        raise AssertionError(f"the run ended before it was ready: {''.join(said)}")
+
+    def end(self, number: signal.Signals) -> None:
+        """Send the signal to the process group, as a terminal does, and wait for the end of pytest."""
+        os.killpg(self._process.pid, number)
+        said, _ = self._process.communicate(timeout=90)
+        # SIGINT is a KeyboardInterrupt, after which pytest ends its fixtures. Nothing handles the others.
+        expected = pytest.ExitCode.INTERRUPTED if number == signal.SIGINT else -number
+        assert self._process.returncode == expected, said
+
+
+def wait(*facts: str | int) -> None:
+    """Called by the test: tell these to `InterruptedRun.ready`, and wait for the signal."""
+    print(f"\n{_READY}{json.dumps(facts)}", flush=True)
+    time.sleep(600)
+
+
+def until(holds: Callable[[], object], *, seconds: float = 60) -> None:
+    """Wait for what the ends of other processes bring about."""
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.05)
