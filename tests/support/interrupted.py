@@ -38,7 +38,7 @@ class InterruptedRun:
                 *("-p", "no:cacheprovider", "-p", "tests.conftest", "-c", str(ROOT / "pyproject.toml"), str(file)),
             ],
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -72,9 +72,9 @@ class InterruptedRun:
 
 
 def wait(*facts: str | int) -> None:
-    """Called by the test: tell these to `InterruptedRun.ready`, and wait for the signal."""
+    """Called by the test: tell these to `InterruptedRun.ready`, and wait for the signal or the caller's end."""
     print(f"\n{_READY}{json.dumps(facts)}", flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 
 
 def until(holds: Callable[[], object], *, seconds: float = 60) -> None:

@@ -1,7 +1,8 @@
 """A real Postfix next door: own configuration, queue and data directories, one private port, nothing global touched.
 
-`master` is started directly, in a session of its own, and stopped by its pid; it takes its daemons with it. Needs
-Debian's postfix package and root (Postfix's master insists). Used by the journeys and by `tests.bench`.
+`master` is started directly, in a session of its own, and stopped by its pid; it takes its daemons with it. After a run
+that was killed, a shell does that. Needs Debian's postfix package and root (Postfix's master insists). Used by the
+journeys and by `tests.bench`.
 """
 
 from __future__ import annotations
@@ -63,6 +64,15 @@ _PRIVATE_QUEUES = [
     "trace",
 ]
 
+# $1 is master's process group, $2 its folder. Standard input ends with the run, whatever ended that.
+_AT_THE_END = """
+trap "" HUP INT TERM
+cat >/dev/null
+kill -s TERM -- "-$1"
+while kill -s 0 -- "-$1"; do sleep 0.1; done
+rm -rf "$2"
+"""
+
 
 def why_missing() -> str | None:
     """Why no Postfix can be had here, for people; None when it can."""
@@ -82,6 +92,7 @@ class Postfix:
         self.home = Path(tempfile.mkdtemp(prefix="eilpost-postfix-"))
         self.home.chmod(0o755)
         self._process: subprocess.Popen[bytes] | None = None
+        self._at_the_end: subprocess.Popen[bytes] | None = None
         self._lay_out(settings, log)
 
     @property
@@ -141,6 +152,12 @@ class Postfix:
                 stderr=stderr,
                 start_new_session=True,
             )
+        self._at_the_end = subprocess.Popen(
+            ["sh", "-c", _AT_THE_END, "sh", str(self._process.pid), str(self.home)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
         try:
             wait_for_greeting(self.port)
         except TimeoutError as error:
@@ -162,6 +179,9 @@ class Postfix:
 
     def stop(self) -> None:
         """End master and its daemons (they share its session), and remove the directories."""
+        if self._at_the_end is not None:
+            self._at_the_end.kill()
+            self._at_the_end.communicate()
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
