@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eilpost.compose import Plan
+from mail.masking import without_url_password
 from mail.settings import SettingsError, show
 from mail.settings_file import ENVIRONMENT_PREFIX, is_setting, load
 
@@ -37,7 +38,7 @@ def find(given: Path | None) -> Path | None:
     if given is None and (named := os.environ.get(VARIABLE)):
         given = Path(named)
         if not given.exists():
-            raise SettingsError(f"{VARIABLE}: {given}: there is no such file")
+            raise SettingsError(f"{VARIABLE}: {without_url_password(named)}: there is no such file")
     if given is not None:
         return given
     return next((path for path in candidates() if path.exists()), None)

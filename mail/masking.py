@@ -34,6 +34,12 @@ def without_password(value: str) -> str:
     return _NO_PORT.sub(rf"\1{HIDDEN}", shown)
 
 
+def without_url_password(path: str) -> str:
+    """A path as it is; a URL that was given in place of one, without its password."""
+    scheme = _SCHEME.match(path)
+    return without_password(path) if scheme and scheme[0] else path
+
+
 def shown(value: object) -> str:
     """The same, cut to LENGTH_MAX characters: what every error line quotes."""
     if not isinstance(value, str):

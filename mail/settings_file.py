@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from mail import endpoint
 from mail.logs import FORMATS, LEVELS
-from mail.masking import HIDDEN, shown
+from mail.masking import HIDDEN, shown, without_url_password
 from mail.plainfile import read_plain
 from mail.settings import Section, Settings, SettingsError, is_secret
 from mail.settings_values import (
@@ -89,7 +89,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = read_plain(path)[0].decode()
     except FileNotFoundError as error:
-        raise SettingsError(f"{path}: there is no such file; name one with --config, or make it") from error
+        name = without_url_password(str(path))
+        raise SettingsError(f"{name}: there is no such file; name one with --config, or make it") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     except OSError as error:

@@ -103,6 +103,17 @@ def test_a_missing_configuration(run: Run, home: Path, monkeypatch: pytest.Monke
     assert (status, "gone.toml" in _one_line(err)) == (2, True)
 
 
+def test_a_url_in_place_of_a_file_is_shown_without_its_password(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://user:secret@example.test/eilpost.toml"
+    _, _, err = run("config", "check", "--config", url)
+    assert _one_line(err).startswith("eilpost: https:/***@example.test/eilpost.toml: there is no such file")
+    monkeypatch.setenv("EILPOST_CONFIG", url)
+    _, _, err = run("config", "check")
+    assert _one_line(err) == "eilpost: EILPOST_CONFIG: https://***@example.test/eilpost.toml: there is no such file\n"
+    _, _, err = run("config", "check", "--config", "/etc/mail@home/eilpost.toml")
+    assert "/etc/mail@home/eilpost.toml" in err
+
+
 def test_without_a_file_it_says_what_it_runs_on(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "eilpost.toml").unlink()
     monkeypatch.setenv("EILPOST_ROUTER__LIFETIME", "2d")
