@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import monotonic, time
+from time import monotonic
 
 from mail.telemetry.log import CONSUMED_RECORDS, DUPLICATES_SUPPRESSED
 from mail.telemetry.router import (
@@ -12,7 +12,6 @@ from mail.telemetry.router import (
     KINDS,
     LEDGER,
     LEDGER_DRIFT,
-    OLDEST_BATCH,
     OLDEST_RUNNABLE,
     QUARANTINED,
     QUEUE_OLDEST,
@@ -22,6 +21,7 @@ from mail.telemetry.router import (
     ROUTED_MESSAGES,
     ROUTED_RECIPIENTS,
     RUNNABLE_RECIPIENTS,
+    SHARDS_ROUTED,
     STATES,
     TIME_IN_QUEUE,
 )
@@ -29,10 +29,11 @@ from router.mailqueue import MailQueue
 from router.tally import Ledger, Tally
 
 GAUGE_SECONDS = 1.0  # between two updates of a shard's gauges
+ROUTED_SECONDS = 60.0  # since its last batch a shard counts as routed
 
 
 class Metrics:
-    """One per process. A shard is `gained`, `opened` after each replay, and `closed` when it is not ours any more."""
+    """One per process. A shard is `opened` after each replay, and `closed` when it is not ours any more."""
 
     def __init__(self) -> None:
         self._accepted = CONSUMED_RECORDS.labels("accepted")
@@ -45,11 +46,8 @@ class Metrics:
         self._recipients = {state: QUEUE_RECIPIENTS.labels(state) for state in STATES}
         self._oldest = {state: QUEUE_OLDEST.labels(state) for state in STATES}
         self._shards: dict[int, _ShardGauges] = {}
-        self._batches: dict[int, float] = {}  # when each shard finished its last one, in seconds since 1970
-
-    def gained(self, shard: int) -> None:
-        self._batches[shard] = time()
-        self._show()
+        self._batches: dict[int, float] = {}  # when each shard finished its last one, on the monotonic clock
+        SHARDS_ROUTED.set_function(self._routed_shards)  # also while nothing is committed
 
     def opened(self, shard: int, queue: MailQueue) -> None:
         self._shards[shard] = gauges = _ShardGauges(queue)
@@ -81,7 +79,7 @@ class Metrics:
         gauges = self._shards.get(shard)
         if gauges is None:  # lost meanwhile
             return
-        self._batches[shard] = time()
+        self._batches[shard] = monotonic()
         gauges.ledger.add(tally)
         if monotonic() >= gauges.next_look:
             gauges.look(queue)
@@ -92,6 +90,10 @@ class Metrics:
         self._batches.pop(shard, None)
         self._show()
 
+    def _routed_shards(self) -> float:
+        since = monotonic() - ROUTED_SECONDS
+        return sum(finished > since for finished in list(self._batches.values()))
+
     def _show(self) -> None:
         shards = self._shards.values()
         for state in STATES:
@@ -100,7 +102,6 @@ class Metrics:
         RUNNABLE_RECIPIENTS.set(sum(shard.runnable for shard in shards))
         runnable = [shard.oldest_runnable for shard in shards if shard.oldest_runnable is not None]
         OLDEST_RUNNABLE.set(min(runnable, default=0))
-        OLDEST_BATCH.set(min(self._batches.values(), default=0))
         QUARANTINED.set(sum(shard.quarantined for shard in shards))
         LEDGER_DRIFT.set(sum(shard.drift for shard in shards))
 

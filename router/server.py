@@ -52,7 +52,6 @@ class Router:
         tools = Tools(self._policy, self._settings.batch, self._spool, self._directory, questions, metrics)
 
         async def tend_shard(shard: RouterShard) -> None:
-            metrics.gained(shard.number)
             try:
                 await tend(shard, tools, stop)
             finally:

@@ -11,13 +11,15 @@ from deploy.grafana.panels import (
     lines,
     number,
 )
-from deploy.grafana.promql import BY_ROLE, age, mean, process, quantile, rate, series, total
+from deploy.grafana.promql import BY_ROLE, mean, process, quantile, rate, series, total
 
 
 def _lag(topic: str) -> str:
     return f"sum(max by (namespace, tenant) ({series('consumer_lag_records', topic=topic)}))"
 
 
+_PROCESS = "pod, instance"
+_ALL_SHARDS = series("shards", role="router")
 _LAGGING = ((1000, ORANGE), (10000, RED))
 _LAG_TEXT = "Records of the topic that are not consumed yet, over all shards. "
 
@@ -126,12 +128,16 @@ _SHARDS = (
     ),
     lines(
         21,
-        "Time since the oldest batch of a shard",
-        "By router: the shard without a finished batch for the longest time. An idle shard finishes an empty batch "
-        "each second. The alert is at 5 minutes.",
-        {"{{process}}": process(age("shards_oldest_batch_timestamp_seconds", "pod, instance"))},
-        unit=SECONDS,
-        limits=((300, RED),),
+        "Shards that are not processed",
+        "Shards of the routers without a finished batch in the last minute, by the router that owns them. An idle "
+        "shard finishes an empty batch each second. The alert is at 5 minutes.",
+        {
+            "{{process}}": process(
+                f"({total('shards_owned', _PROCESS, role='router')} - {total('shards_routed', _PROCESS)})"
+            ),
+            "no owner": f"sum(max by (namespace, tenant) ({_ALL_SHARDS})) - {total('shards_owned', role='router')}",
+        },
+        unit=COUNT,
         width=8,
     ),
 )

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from mail.log import ShardLost
-from mail.telemetry.log import SHARDS_OWNED
+from mail.telemetry.log import SHARDS, SHARDS_OWNED
 
 
 class Losable(Protocol):
@@ -34,6 +34,7 @@ class Turn:
     def __init__(self, role: str) -> None:
         self._turn = asyncio.Lock()
         self._owned = SHARDS_OWNED.labels(role)
+        self._all = SHARDS.labels(role)
 
     async def own(
         self,
@@ -53,6 +54,7 @@ class Turn:
                         joined()
                     shards = gain()
                     self._owned.set(len(shards))
+                    self._all.set(len(shards))
                     try:
                         await _tend_all(shards, tend, stopped)
                     finally:

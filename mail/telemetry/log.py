@@ -34,6 +34,12 @@ REBALANCES = _workers.counter(
 SHARDS_OWNED = _workers.gauge(
     "shards_owned", "Shards that this process owns, by role.", {"role": _ROLES}, aggregation="`sum`"
 )
+SHARDS = _workers.gauge(
+    "shards",
+    "Shards that a role has in all, over the whole cluster. 0: not known yet, or not by this process.",
+    {"role": _ROLES},
+    aggregation="`max`",
+)
 SHARDS_STOPPED = _workers.gauge(
     "shards_stopped",
     "Owned shards that are not processed because a record cannot be read, by role. An operator must act.",

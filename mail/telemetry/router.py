@@ -42,12 +42,11 @@ OLDEST_RUNNABLE = _router.gauge(
     "Time since which the oldest runnable delivery has been runnable, in seconds since 1970; 0: none.",
     aggregation="`min(... > 0)`",
 )
-OLDEST_BATCH = _router.gauge(
-    "shards_oldest_batch_timestamp_seconds",
-    "Of the shards that this process routes, the one without a finished batch for the longest time: when it finished "
-    "its last batch, or was taken over, in seconds since 1970. An idle shard finishes an empty batch each second. "
-    "0: the process owns no shard.",
-    aggregation="`min(... > 0)`",
+SHARDS_ROUTED = _router.gauge(
+    "shards_routed",
+    "Owned shards of which this process finished a batch in the last 60 s. An idle shard finishes an empty one each "
+    "second.",
+    aggregation="`sum`",
 )
 FIRST_ATTEMPT_DELAY = _router.histogram(
     "first_attempt_delay_seconds",

@@ -89,9 +89,9 @@ HEALTHY: Mapping[str, str] = {
     f'eilpost_consumed_records_total{{{ROUTER},topic="accepted"}}': per_minute(600),
     f'eilpost_consumer_lag_records{{{ROUTER},topic="dispatched"}}': steady(200),
     f'eilpost_consumed_records_total{{{DELIVERY},topic="dispatched"}}': per_minute(600),
-    f"process_start_time_seconds{{{ROUTER}}}": steady(60),
-    f"eilpost_shards_oldest_batch_timestamp_seconds{{{ROUTER}}}": f"0+60x{MINUTES}",  # this minute
-    f"eilpost_shards_oldest_batch_timestamp_seconds{{{INGRESS}}}": steady(0),  # it routes nothing
+    f"eilpost_shards{{{ROUTER}}}": steady(12),
+    f"eilpost_shards{{{INGRESS.replace('ingress', 'router', 1)}}}": steady(0),  # not known by an ingress
+    f"eilpost_shards_routed{{{ROUTER}}}": steady(12),
     f"eilpost_shards_stopped{{{ROUTER}}}": steady(0),
     f"eilpost_routed_messages_total{{{ROUTER}}}": per_minute(600),
     f"eilpost_queue_runnable_recipients{{{ROUTER}}}": steady(50),
@@ -172,14 +172,14 @@ FAULTS = (
     Fault(
         "EilpostConsumerStalled",
         _SHARED,  # the others are processed: records are consumed as before
-        {f"eilpost_shards_oldest_batch_timestamp_seconds{{{ROUTER}}}": f"0+60x60 {steady(3600)}"},
-        name="one-shard-hangs",
+        {f"eilpost_shards_routed{{{ROUTER}}}": steady(11)},
+        name="one-shard",
     ),
     Fault(
         "EilpostConsumerStalled",
         _SHARED,
-        {f"eilpost_shards_oldest_batch_timestamp_seconds{{{ROUTER}}}": steady(0)},
-        name="no-shard-is-owned",
+        {f"eilpost_shards_routed{{{ROUTER}}}": steady(0)},
+        name="all-shards",
     ),
     Fault("EilpostShardsStopped", _ROUTER_POD, {f"eilpost_shards_stopped{{{ROUTER}}}": steady(1)}),
     Fault(
@@ -274,6 +274,7 @@ QUIET: Mapping[str, Mapping[str, str | None]] = {
         f'eilpost_smtp_replies_total{{{INGRESS},verb="CONNECT",reply_class="4"}}': "0x85 600x60",
         f"eilpost_produce_errors_total{{{ROUTER}}}": "0x85 40x60",
     },
+    "shards that are given to another router": {f"eilpost_shards_routed{{{ROUTER}}}": "12x85 4x1 12x60"},
     "slow destinations hold what was dispatched, and nothing else is read": {
         f'eilpost_consumer_lag_records{{{ROUTER},topic="dispatched"}}': steady(5000),
         f'eilpost_consumed_records_total{{{DELIVERY},topic="dispatched"}}': steady(9000),

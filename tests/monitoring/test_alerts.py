@@ -50,7 +50,6 @@ def test_ingress_down_fires_for_one_namespace_of_two(tmp_path: Path) -> None:
     other = 'namespace="other",tenant="shared",role="ingress",pod="ingress-1"'
     workers = [f'namespace="other",tenant="shared",role="{role}",pod="{role}-1"' for role in ("router", "delivery")]
     healthy = {**HEALTHY, **{f"{name}{{{each}}}": steady(1) for name in ("up", "eilpost_ready") for each in workers}}
-    healthy |= {f"eilpost_shards_oldest_batch_timestamp_seconds{{{workers[0]}}}": "0+60x150"}
     ready = {f"up{{{other}}}": steady(1), f"eilpost_ready{{{other}}}": steady(1)}
     play(tmp_path, {**healthy, **ready}, [])
     play(tmp_path, healthy, [_labels("EilpostIngressDown", {"namespace": "other"})])

@@ -24,7 +24,7 @@ from mail.log import LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import FAULTS, Access, is_refusal, reason
 from mail.log.kafka.hearing import Hearing, leave
 from mail.log.stopped import STOPPED_SHARDS
-from mail.telemetry.log import REBALANCES, SHARDS_OWNED
+from mail.telemetry.log import REBALANCES, SHARDS, SHARDS_OWNED
 
 log = structlog.get_logger()
 
@@ -263,6 +263,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if joined is not None:
             joined()
         SHARDS_OWNED.labels(self._role).set(len(self._assigned))
+        SHARDS.labels(self._role).set(len(self._consumer.partitions_for_topic(self._access.topic(self._lead)) or ()))
         log.info("shards assigned", role=self._role, shards=sorted(self._assigned))
         for number in frozenset(self._tasks) - self._assigned:
             if number in self._shards:

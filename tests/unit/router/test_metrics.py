@@ -102,24 +102,24 @@ async def test_a_delivery_is_runnable_while_it_is_active_and_not_while_it_is_def
 async def test_an_idle_shard_finishes_batches() -> None:
     setup = Setup()
     async with setup.running():
-        await until(lambda: value("shards_oldest_batch_timestamp_seconds") > 0)
-        first = value("shards_oldest_batch_timestamp_seconds")
-        await until(lambda: value("shards_oldest_batch_timestamp_seconds") > first)
-    assert value("shards_oldest_batch_timestamp_seconds") == 0
+        await until(lambda: value("shards_routed") == value("shards", role="router") > 0)
+    assert value("shards_routed") == 0
 
 
-def test_the_oldest_batch_is_that_of_the_shard_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_hangs_or_never_finishes_a_batch_is_not_routed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(metrics, "time", lambda: now)
+    monkeypatch.setattr(metrics, "monotonic", lambda: now)
     shards = metrics.Metrics()
     hanging, working, queue = 0, 1, MailQueue()
     for shard in (hanging, working):
-        shards.gained(shard)
         shards.opened(shard, queue)
-    now = 1400.0
+    assert value("shards_routed") == 0
+    for shard in (hanging, working):
+        shards.committed(shard, Tally(), queue, 0.0)
+    assert value("shards_routed") == 2
+    now += metrics.ROUTED_SECONDS
     shards.committed(working, Tally(), queue, 0.0)
-    assert value("shards_oldest_batch_timestamp_seconds") == 1000
-    shards.closed(hanging)
-    assert value("shards_oldest_batch_timestamp_seconds") == 1400
-    shards.closed(working)
-    assert value("shards_oldest_batch_timestamp_seconds") == 0
+    assert value("shards_routed") == 1
+    shards.closed(working)  # opened again and again without a batch, as when it is fenced each time
+    shards.opened(working, queue)
+    assert value("shards_routed") == 0
