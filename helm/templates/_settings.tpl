@@ -65,15 +65,16 @@ creates, or from the Secret that is named. `secret` is empty where there is none
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- $any := ternary "[::]" "0.0.0.0" (eq $values.ipFamily "IPv6") -}}
 {{- $settings := dict
   "node" (dict "hostname" $values.hostname "drain" (printf "%ds" (int .values.drainSeconds)))
   "log" $log
   "spool" $spool
   "directory" (dict "url" "file:/etc/eilpost/directory.toml")
-  "http" (dict "listen" "0.0.0.0:8025")
-  "ingress" (dict "mx" "0.0.0.0:2525")
+  "http" (dict "listen" (printf "%s:8025" $any))
+  "ingress" (dict "mx" (printf "%s:2525" $any))
   "delivery" $delivery
-  "mailstore" (dict "pop3" "0.0.0.0:2110") -}}
+  "mailstore" (dict "pop3" (printf "%s:2110" $any)) -}}
 {{- if eq .role "mailstore" -}}
 {{- /* It uses no log, and gets no password for one. */}}
 {{- $_ := unset $settings "log" -}}

@@ -74,16 +74,8 @@ def compared(expression: Any) -> Iterator[Any]:
         case promql_parser.BinaryExpr() if str(expression.op) in _SETS:
             yield from compared(expression.lhs)
             yield from compared(expression.rhs)
-        case promql_parser.BinaryExpr() if _is_absent(expression.lhs):  # absent(...) * 0
-            yield from compared(expression.lhs)
-        case promql_parser.Call() if _is_absent(expression):
-            yield expression.args[0]
         case _:
             yield expression
-
-
-def _is_absent(expression: Any) -> bool:
-    return isinstance(expression, promql_parser.Call) and expression.func.name == "absent"
 
 
 def metrics(expression: str) -> set[str]:

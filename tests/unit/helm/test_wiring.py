@@ -77,6 +77,17 @@ def test_ports_are_those_that_eilpost_listens_on(name: str) -> None:
                 assert container[probe]["httpGet"]["port"] == "http"  # never SMTP
 
 
+def test_pods_listen_on_the_family_of_the_cluster(tmp_path: Path) -> None:
+    """The kubelet sends probes to the first address of a pod."""
+    over = tmp_path / "over.yaml"
+    over.write_text("ipFamily: IPv6\n")
+    for each in helm.template(helm.file_of("minimal"), over):
+        if each["kind"] == "Deployment":
+            settings = load(None, _environment(each["spec"]["template"]["spec"]))
+            listening = (settings.ingress.mx, settings.mailstore.pop3, settings.http.listen)
+            assert listening == ("[::]:2525", "[::]:2110", "[::]:8025")
+
+
 @pytest.mark.parametrize("name", helm.SETS)
 def test_selectors_match_the_pods_they_are_for(name: str) -> None:
     """A Service, Deployment or budget that selects nothing, or the pods of another role, is a fault."""
