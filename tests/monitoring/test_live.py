@@ -72,6 +72,16 @@ def test_every_rule_has_what_it_compares(recording: Recording) -> None:
     assert _without_data(recording, inside, SECONDS) == ""  # at the end perhaps nothing is runnable
 
 
+def test_every_shard_there_is_has_an_owner_and_is_processed(recording: Recording) -> None:
+    """What EilpostConsumerStalled compares: the partitions as the broker has them, and what the routers do."""
+    all_shards = 'max by (namespace, tenant) (eilpost_shards{role="router"})'
+    found = recording.prometheus.query(f"{all_shards} > 0", at=recording.end)
+    assert {each["metric"]["tenant"] for each in found} >= {"shared", "acme"}
+    for processed in ('eilpost_shards_owned{role="router"}', "eilpost_shards_routed"):
+        equal = f"{all_shards} == sum by (namespace, tenant) ({processed})"
+        assert len(recording.prometheus.query(equal, at=recording.end)) == len(found), processed
+
+
 def test_prometheus_evaluates_every_rule_without_an_error(recording: Recording) -> None:
     assert recording.prometheus.rule_errors() == {}
     stored = recording.prometheus.names()

@@ -263,7 +263,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if joined is not None:
             joined()
         SHARDS_OWNED.labels(self._role).set(len(self._assigned))
-        SHARDS.labels(self._role).set(len(self._consumer.partitions_for_topic(self._access.topic(self._lead)) or ()))
+        SHARDS.labels(self._role).set(len(self._consumer.partitions_for_topic(self._lead) or ()))
         log.info("shards assigned", role=self._role, shards=sorted(self._assigned))
         for number in frozenset(self._tasks) - self._assigned:
             if number in self._shards:
