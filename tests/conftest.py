@@ -24,6 +24,7 @@ from tests.support import objects as _objects
 from tests.support import postfix as _postfix
 from tests.support import prometheus as _prometheus
 from tests.support import strimzi as _strimzi
+from tests.support import unprivileged as _unprivileged
 from tests.support.containers import compose as _docker_compose
 from tests.support.containers import engine as _docker
 from tests.support.containers import images as _images
@@ -58,6 +59,7 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "keda": _kubernetes.why_no_keda,
     "kube_router": _kubernetes.KUBE_ROUTER.why_missing,
     "prometheus": _prometheus.why_missing,
+    "ordinary_user": _unprivileged.why_missing,
 }
 _MADE_ONCE: dict[str, Callable[[], None]] = {
     "kafka": _kafka.prepare,

@@ -10,6 +10,7 @@ user id, and a mount namespace in which it reaches the interpreter and the tree 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -22,8 +23,8 @@ import psutil
 
 from tests.support import guarded
 from tests.support.kubernetes.namespaces import MS_BIND, MS_REC, mount
+from tests.support.removal import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = (
     *("conntrack", "containerd", "debootstrap", "docker", "dockerd", "go", "gofmt", "helm", "ip"),
     *("ipset", "iptables", "java", "kubectl", "mvn", "nft", "nsenter", "podman", "postconf"),
@@ -32,13 +33,27 @@ HIDDEN = (
 _FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # anyone may write there
 
 
+@functools.cache
+def why_missing() -> str | None:
+    """Why no command can be run as an ordinary user here, in words; None when one can."""
+    if os.geteuid() != 0:
+        return None
+    command = _as_user(_other_user(), Path("/"), Path("/"), sys.executable, "-c", "")
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=60)
+    except OSError as error:
+        return f"root cannot run a command as another user here: {error}"
+    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    return f"root cannot run a command as another user here: {last}" if done.returncode != 0 else None
+
+
 class User:
     """A context manager. Leaving it removes the home; `left` tells what else the user's commands left."""
 
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="eilpost-user-"))
         self.temporary, self._path = self.home / "tmp", self.home / "path"
-        self.id = os.geteuid() or 2_000_000 + os.getpid()  # nobody else's
+        self.id = os.geteuid() or _other_user()
         self._before = self._files()
 
     def __enter__(self) -> User:
@@ -61,14 +76,11 @@ class User:
         self, *command: str, cwd: Path, environment: Mapping[str, str] | None = None, timeout: float = 110
     ) -> subprocess.CompletedProcess[str]:
         """Its output has stderr in stdout."""
-        start = list(command)
-        if os.geteuid() == 0:
-            start = ["unshare", "--mount", "--", sys.executable, "-m", __name__, str(self.id), str(self.home)]
-            start += [str(cwd), *command]
+        changes = os.geteuid() == 0
         kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "LANG", "LC_"))}
         return subprocess.run(
-            start,
-            cwd=ROOT if os.geteuid() == 0 else cwd,
+            _as_user(self.id, self.home, cwd, *command) if changes else command,
+            cwd=ROOT if changes else cwd,
             env={
                 **kept,
                 "PATH": str(self._path),
@@ -97,7 +109,10 @@ class User:
         return found
 
     def left(self) -> set[str]:
-        """The files outside its home that its commands left where any user may write."""
+        """The files outside its home that its commands left where any user may write.
+
+        Of a user who has other programs too, those with a name of ours.
+        """
         return self._files() - self._before - {str(self.home)}
 
     def _files(self) -> set[str]:
@@ -105,9 +120,21 @@ class User:
         for folder in _FOLDERS:
             for path in Path(folder).glob("*"):
                 with contextlib.suppress(FileNotFoundError):
-                    if path.lstat().st_uid == self.id:
+                    ours = self.id != os.geteuid() or path.name.startswith("eilpost-")
+                    if ours and path.lstat().st_uid == self.id:
                         found.add(str(path))
         return found
+
+
+def _other_user() -> int:
+    """A user id that nobody else has."""
+    return 2_000_000 + os.getpid()
+
+
+def _as_user(user: int, home: Path, folder: Path, *command: str) -> list[str]:
+    """To be run by root in `ROOT`."""
+    start = ["unshare", "--mount", "--", sys.executable, "-m", __name__, str(user), str(home), str(folder)]
+    return [*start, *command]
 
 
 def _closed(path: Path) -> Path | None:
@@ -128,6 +155,7 @@ def _reach(paths: Iterable[Path]) -> None:
 
 
 def main(user: str, home: str, folder: str, *command: str) -> None:
+    os.umask(0o022)
     _reach({Path(path) for path in (sys.base_prefix, sys.prefix, ROOT, home, folder)})
     os.setgroups([])
     os.setgid(int(user))

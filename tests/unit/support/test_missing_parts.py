@@ -86,6 +86,7 @@ def test_the_parts_are_those_of_the_markers(pytestconfig: pytest.Config) -> None
     assert [name for name in PARTS if f"mark.{name}" not in sources] == []
 
 
+@pytest.mark.ordinary_user
 def test_a_run_without_real_parts_passes_and_names_each_with_its_reason(user: User) -> None:
     mounts, tree = Path("/proc/mounts").read_text(), _tree()
     done = _tests(user, *FILES, NEEDS_NONE)
@@ -99,6 +100,7 @@ def test_a_run_without_real_parts_passes_and_names_each_with_its_reason(user: Us
     _assert_nothing_is_left(user, mounts, tree)
 
 
+@pytest.mark.ordinary_user
 def test_the_same_run_in_ci_fails_and_names_the_missing_part(user: User) -> None:
     mounts, tree = Path("/proc/mounts").read_text(), _tree()
     done = _tests(user, *FILES, CI="true")
