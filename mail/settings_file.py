@@ -28,9 +28,9 @@ from mail.settings_values import (
     SCHEMES,
     adapter_url,
     host_name,
-    ip_network,
     name_server,
     normal_ip,
+    relay_network,
     source_address,
     topic_prefix,
 )
@@ -269,7 +269,7 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
     for server in settings.resolver.servers:
         yield from tried("resolver", "servers", server, name_server)
     for network in settings.ingress.relay_networks:
-        yield from tried("ingress", "relay_networks", network, ip_network)
+        yield from tried("ingress", "relay_networks", network, relay_network)
     if settings.delivery.relay:
         yield from tried("delivery", "relay", settings.delivery.relay, endpoint.parse_relay)
     if settings.delivery.ehlo_name:
@@ -298,6 +298,11 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         )
     if settings.log.sasl_mechanism and not (settings.log.sasl_username and settings.log.sasl_password):
         yield f"{name('log', 'sasl_username')}, log.sasl_password: log.sasl_mechanism needs both"
+    if settings.log.sasl_username and not settings.log.sasl_mechanism:
+        yield (
+            f"{name('log', 'sasl_mechanism')}: log.sasl_username is set and no mechanism, so nobody would log in; set"
+            " PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, or remove the name"
+        )
     yield from tried("log", "prefix", settings.log.prefix, topic_prefix)
     session_seconds = settings.log.session_timeout.total_seconds()
     if session_seconds < _SESSION_SECONDS[0]:

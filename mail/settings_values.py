@@ -85,12 +85,23 @@ def normal_ip(text: str) -> str:
         return text
 
 
-def ip_network(text: str) -> None:
+# The largest blocks that one operator has, and the larger ones that are not part of the Internet.
+_SHORTEST_PREFIX = {4: 8, 6: 16}
+_PRIVATE = (ipaddress.ip_network("fc00::/7"), ipaddress.ip_network("fe80::/10"))
+
+
+def relay_network(text: str) -> None:
+    """A network whose clients may send to any domain; not a large part of the Internet. Raises ValueError."""
     try:
-        ipaddress.ip_network(text)
+        network = ipaddress.ip_network(text)
     except ValueError as error:
         reason = " (it has host bits set)" if "host bits" in str(error) else ""
         raise ValueError(f'a network is expected, like "10.0.0.0/8" or "::1/128"{reason}') from error
+    shortest = _SHORTEST_PREFIX[network.version]
+    if network.prefixlen < shortest and network not in _PRIVATE:
+        raise ValueError(
+            f"a network of at least /{shortest} is expected: a larger part of the Internet makes an open relay"
+        )
 
 
 def name_server(text: str) -> tuple[str, int]:

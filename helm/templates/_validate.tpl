@@ -102,6 +102,9 @@ log.sasl.existingSecret: log.sasl.mechanism needs a password: create a Secret wi
 {{- if and .sasl.existingSecret (not .sasl.mechanism) }}
 log.sasl.mechanism: log.sasl.existingSecret is set and no mechanism: set PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
 {{- end }}
+{{- if and .sasl.username (not .sasl.mechanism) }}
+log.sasl.mechanism: log.sasl.username is set and no mechanism, so no pod would log in: set PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, or remove the name
+{{- end }}
 {{- range $key := list "caSecret" "clientSecret" }}
 {{- if and (index $.Values.log.tls $key) (not $.Values.log.tls.enabled) }}
 log.tls.enabled: log.tls.{{ $key }} is set and TLS is off: set it to true, or remove log.tls.{{ $key }}
@@ -242,8 +245,8 @@ delivery.source_addresses: tenants[].sourceAddresses of a dedicated tenant
 {{- $reserved := include "eilpost.reservedSettings" . | fromYaml }}
 {{- range $place, $sections := $places }}
 {{- range (dig "ingress" "relay_networks" list $sections) }}
-{{- if regexMatch "/(0+|0\\.0\\.0\\.0)$" . }}
-{{ $place }}.ingress.relay_networks: {{ . }} makes an open relay, as every client could send to every domain: name only your own networks
+{{- if regexMatch (ternary "/0*([0-9]|1[0-5])$" "/0*([0-7]|(0|128|192|224|240|248|252|254)(\\.0+){3})$" (contains ":" .)) . | and (not (regexMatch "(?i)^(fc[0:]*/7|fe80[0:]*/10)$" .)) }}
+{{ $place }}.ingress.relay_networks: {{ . }} makes an open relay, as too large a part of the Internet could send to every domain: name only your own networks, at least /8 (IPv4) or /16 (IPv6)
 {{- end }}
 {{- end }}
 {{- with dig "delivery" "ehlo_name" "" $sections }}

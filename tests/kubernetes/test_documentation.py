@@ -17,7 +17,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "kubernetes.md"
 @pytest.mark.kubernetes
 @pytest.mark.helm
 @pytest.mark.docker
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_commands_of_the_page(kubernetes: Kubernetes, tmp_path: Path) -> None:
     page = PAGE.read_text()
     repository, _, tag = images.image().tag.rpartition(":")
@@ -32,7 +32,7 @@ def test_commands_of_the_page(kubernetes: Kubernetes, tmp_path: Path) -> None:
         "VALUES": str(tmp_path),
     }
     try:
-        printed = kubernetes.run("bash", "-s", stdin=script(page), timeout=850, environment=choices)
+        printed = kubernetes.run("bash", "-s", stdin=script(page), timeout=1150, environment=choices)
     except CommandError:
         print(kubernetes.kubectl("--namespace", "eilpost", "get", "pods", "--output", "wide", status=None))
         print(kubernetes.kubectl("--namespace", "eilpost", "logs", "job/load", "--tail", "40", status=None))

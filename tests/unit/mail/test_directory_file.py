@@ -118,6 +118,7 @@ _D = '[domains."a.test"]\n'
         ('delimiter = "@"', "delimiter", "one character"),
         ('users = "x"', "users", "a table is expected"),
         ('[tenants.t]\nhosting = "own"', "tenants.t.hosting", '"shared" or "dedicated"'),
+        ('[tenants.shared]\nhosting = "dedicated"', "tenants.shared", "another name"),
         ("[tenants.t]\nstorage = 5", "tenants.t.storage", "a size with its unit"),
         ("[tenants.t]\nmessages_per_hour = true", "tenants.t.messages_per_hour", "whole number"),
         ('[tenants.t]\nsource_addresses = ["x"]', "tenants.t.source_addresses", "an IP address"),

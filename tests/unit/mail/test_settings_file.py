@@ -125,6 +125,9 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ('[http]\nlisten = "::1:25"', "http.listen", '"HOST:PORT" is expected'),
         ('[mailstore]\npop3 = "x"', "mailstore.pop3", '"HOST:PORT" is expected'),
         ('[ingress]\nrelay_networks = ["10.0.0.1/8"]', "ingress.relay_networks", "has host bits set"),
+        ('[ingress]\nrelay_networks = ["0.0.0.0/0"]', "ingress.relay_networks", "an open relay"),
+        ('[ingress]\nrelay_networks = ["0.0.0.0/1", "128.0.0.0/1"]', "ingress.relay_networks", "at least /8"),
+        ('[ingress]\nrelay_networks = ["2000::/3"]', "ingress.relay_networks", "at least /16"),
         ('[resolver]\nservers = ["dns.example.test:53"]', "resolver.servers", "an IP address with a port"),
         ('[delivery]\nrelay = "10.0.0.1:25"', "delivery.relay", '"smtp://HOST:PORT"'),
         ('[delivery]\nrelay = "smtp://10.0.0.1:0"', "delivery.relay", "from 1 to 65535"),
@@ -142,6 +145,7 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ('[log]\nurl = "kafka://h1:9092,h2"', "log.url", '"h2" is not HOST:PORT'),
         ('[log]\nurl = "kafka://h1:0"', "log.url", '"h1:0" is not HOST:PORT'),
         ('[log]\nsasl_mechanism = "PLAIN"', "log.sasl_username", "needs both"),
+        ('[log]\nsasl_username = "eilpost"', "log.sasl_mechanism", "no mechanism"),
         ('[log]\nsasl_mechanism = "GSSAPI"', "log.sasl_mechanism", "'SCRAM-SHA-256'"),
         ('[log]\nsession_timeout = "2s"', "log.session_timeout", 'at least "6s"'),
         ('[log]\nsession_timeout = "10m"', "log.session_timeout", 'at most "1m" is expected'),
@@ -348,6 +352,11 @@ def test_a_number_or_a_list_without_end_is_one_short_line(file: Path, text: str)
     message = _refused(file, {})
     assert message.startswith(f"{file}: ")
     assert len(message) < len(str(file)) + 250
+
+
+def test_relay_networks_may_be_the_largest_private_ones(file: Path) -> None:
+    file.write_text('[ingress]\nrelay_networks = ["10.0.0.0/8", "fc00::/7", "fe80::/10"]\n')
+    assert load(file, {}).ingress.relay_networks == ["10.0.0.0/8", "fc00::/7", "fe80::/10"]
 
 
 def test_several_faults_are_counted(file: Path) -> None:
