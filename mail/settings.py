@@ -170,8 +170,8 @@ class IngressSettings(Section):
     )
     relay_networks: list[str] = Field(
         ["127.0.0.0/8", "::1/128"],
-        description="Clients from here may send to any domain; everyone else only to ours. At most a /8 (IPv4) or a /16 "
-        "(IPv6) each, or fc00::/7 or fe80::/10.",
+        description="Clients from here may send to any domain; everyone else only to ours. At most a /8 (IPv4) or a "
+        "/16 (IPv6) each, or fc00::/7 or fe80::/10.",
     )
     max_size: Size = Field(parse_size("25MiB"), description="A larger message is refused (552 5.3.4).")
     max_recipients: int = Field(

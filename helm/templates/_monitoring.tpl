@@ -56,6 +56,9 @@ the last comparison, with which their expressions end (a test sees to that).
 {{- if not (contains "eilpost" (include "eilpost.fullname" $)) -}}
 {{- $_ := set $rule "expr" ($rule.expr | replace ".*eilpost.*" (printf ".*eilpost.*|(keda-hpa-)?%s-.+" (include "eilpost.fullname" $))) -}}
 {{- end -}}
+{{- range $claim := list $.Values.mailboxes.existingClaim $.Values.spool.volume.existingClaim | compact -}}
+{{- $_ := set $rule "expr" ($rule.expr | replace "persistentvolumeclaim=~\"" (printf "persistentvolumeclaim=~\"%s|" (replace "." "[.]" $claim))) -}}
+{{- end -}}
 {{- with dig "annotations" "runbook_url" "" $rule -}}
 {{- $_ := set $rule.annotations "runbook_url" (printf "%s%s" $rules.runbookBaseUrl .) -}}
 {{- end -}}

@@ -74,7 +74,7 @@ class _Reader:
         if hosting == "dedicated" and not _TOPIC_PART.fullmatch(key):
             raise self._wrong(where, key, "a dedicated tenant names topics: letters, digits, - and _ are expected")
         if hosting == "dedicated" and key == "shared":
-            raise self._wrong(where, key, "metrics call the processes of all shared tenants so; another name is expected")
+            raise self._wrong(where, key, "it is the label of all shared tenants in metrics; another name is expected")
         per_hour = table.get("messages_per_hour")
         if per_hour is not None and (type(per_hour) is not int or per_hour < 0):
             raise self._wrong(f"{where}.messages_per_hour", per_hour, "a whole number is expected")

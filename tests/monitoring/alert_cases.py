@@ -16,6 +16,7 @@ DELIVERY = 'namespace="mail",tenant="shared",role="delivery",pod="delivery-0"'
 MAILSTORE = 'namespace="mail",tenant="shared",role="mailstore",pod="mailstore-0"'
 ACME = 'namespace="mail",tenant="acme",role="delivery",pod="delivery-acme-0"'
 EXPECTED = 'namespace_tenant_role:eilpost_expected:info{namespace="mail",tenant="acme",role="delivery"}'
+CLAIM = 'namespace="mail",persistentvolumeclaim="mail-eilpost-mailboxes"'
 HPA = 'namespace="mail",horizontalpodautoscaler="mail-eilpost-ingress"'
 
 
@@ -109,6 +110,8 @@ HEALTHY: Mapping[str, str] = {
     f"eilpost_directory_last_reload_successful{{{INGRESS}}}": steady(1),
     f"eilpost_directory_last_reload_successful{{{ROUTER}}}": steady(1),
     f'eilpost_certificate_expiry_timestamp_seconds{{{ROUTER},use="kafka"}}': steady(90 * 86400),
+    f"kubelet_volume_stats_available_bytes{{{CLAIM}}}": steady(60e9),
+    f"kubelet_volume_stats_capacity_bytes{{{CLAIM}}}": steady(100e9),
     f"kube_horizontalpodautoscaler_status_current_replicas{{{HPA}}}": steady(4),
     f"kube_horizontalpodautoscaler_spec_max_replicas{{{HPA}}}": steady(10),
 }
@@ -247,6 +250,17 @@ FAULTS = (
         "EilpostCertificateExpiresSoon",
         _ROUTER | {"use": "kafka"},
         {f'eilpost_certificate_expiry_timestamp_seconds{{{ROUTER},use="kafka"}}': steady(10 * 86400)},
+    ),
+    Fault(
+        "EilpostCertificateExpiryNear",
+        _ROUTER | {"use": "kafka"},
+        {f'eilpost_certificate_expiry_timestamp_seconds{{{ROUTER},use="kafka"}}': steady(2 * 86400)},
+        also=frozenset({"EilpostCertificateExpiresSoon"}),
+    ),
+    Fault(
+        "EilpostVolumeAlmostFull",
+        _MAIL | {"persistentvolumeclaim": "mail-eilpost-mailboxes"},
+        {f"kubelet_volume_stats_available_bytes{{{CLAIM}}}": steady(9e9)},
     ),
     Fault(
         "EilpostAutoscalerSaturated",

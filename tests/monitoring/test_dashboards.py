@@ -14,7 +14,8 @@ from deploy.grafana.board import Board
 from tests.monitoring.queries import annotation_queries, boards, metrics, panel_queries, panels
 from tests.monitoring.rules import alerts, records
 
-OUTSIDE = {"EilpostAutoscalerSaturated"}  # its series come from kube-state-metrics
+# Their series come from kube-state-metrics and the kubelet.
+OUTSIDE = {"EilpostAutoscalerSaturated", "EilpostVolumeAlmostFull"}
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.file)

@@ -29,12 +29,14 @@ from tests.monitoring.rules import records, rules
 pytestmark = [pytest.mark.prometheus, pytest.mark.kafka_cluster, pytest.mark.timeout(300)]
 
 SECONDS = 50
-# Prometheus' own; outside: those of kube-state-metrics, by the one rule that names them, and what the chart records.
+# Prometheus' own; outside: those of kube-state-metrics and the kubelet, by the rules that name them, and what the chart records.
 ALERTS = {"ALERTS", "ALERTS_FOR_STATE"}
 OWN = {"up", *ALERTS}
 OUTSIDE = {
     "kube_horizontalpodautoscaler_status_current_replicas",
     "kube_horizontalpodautoscaler_spec_max_replicas",
+    "kubelet_volume_stats_available_bytes",
+    "kubelet_volume_stats_capacity_bytes",
     "namespace_tenant_role:eilpost_expected:info",
 }
 

@@ -80,6 +80,21 @@ def test_the_alert_of_autoscalers_finds_those_of_the_release(tmp_path: Path) -> 
             assert re.fullmatch(selector, name)
 
 
+def test_the_alert_of_volumes_finds_the_claims_of_the_release(tmp_path: Path) -> None:
+    values = {
+        "fullnameOverride": "post",
+        "mailboxes": {"size": "", "existingClaim": "mail.boxes"},
+        "monitoring": {"rules": {"enabled": True}},
+    }
+    objects = _with(tmp_path, "minimal", values)
+    selectors = re.findall(r'persistentvolumeclaim=~"(.+?)"', _alerts(objects)["EilpostVolumeAlmostFull"]["expr"])
+    (made,) = [each["metadata"]["name"] for each in objects if each["kind"] == "PersistentVolumeClaim"]
+    assert len(selectors) == 2
+    for selector in selectors:
+        assert all(re.fullmatch(selector, name) for name in (made, "mail.boxes", "other-eilpost-spool"))
+        assert not re.fullmatch(selector, "mail-boxes")
+
+
 def test_the_rules_know_which_workloads_there_should_be(tmp_path: Path) -> None:
     values = {"mailstore": {"replicas": 0}, "monitoring": {"rules": {"enabled": True}}}
     objects = _with(tmp_path, "dedicated-tenant", values)
