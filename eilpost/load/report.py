@@ -223,10 +223,11 @@ def hint(result: Result) -> str:
         )
     if not counts.accepted:
         return "the server accepted nothing"
-    if not counts.arrivals:
+    if not counts.arrivals or (counts.wrong_bounces and not counts.delivered):
+        what = "nothing arrived at the sink" if not counts.arrivals else "every message bounced"
         return (
-            f"nothing arrived at the sink: the server has to relay to it, delivery.relay ="
-            f' "smtp://{result.ended.sink}" as the server reaches it'
+            f'{what}: the server has to relay to the sink: set delivery.relay = "smtp://{result.ended.sink}" in its'
+            " configuration, with the address at which it reaches the sink, and restart it"
         )
     if result.ended.unsent:
         return (

@@ -12,6 +12,7 @@ What the schema cannot say: each helper prints one line for each fault, "KEY: wh
 {{- range include "eilpost.units" . | fromJsonArray }}
 {{- include "eilpost.faultsOfUnit" (set . "root" $) }}
 {{- end }}
+{{- include "eilpost.faultsOfObjects" . }}
 {{- include "eilpost.faultsOfMonitoring" . }}
 {{- end -}}
 
@@ -24,7 +25,7 @@ What the schema cannot say: each helper prints one line for each fault, "KEY: wh
 {{- define "eilpost.faultsOfNames" -}}
 {{- $full := include "eilpost.fullname" . }}
 {{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $full) }}
-fullnameOverride: {{ $full | quote }} cannot begin the name of a Service: set lower-case letters, digits and hyphens, a letter first
+{{ ternary "nameOverride" "fullnameOverride" (and (not .Values.fullnameOverride) (ne .Values.nameOverride "")) }}: {{ $full | quote }} cannot begin the name of a Service: set lower-case letters, digits and hyphens, a letter first
 {{- end }}
 {{- $ofPods := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "eilpost/tenant" "eilpost/scrape" }}
 {{- $ofAll := concat $ofPods (list "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") }}
@@ -33,16 +34,7 @@ fullnameOverride: {{ $full | quote }} cannot begin the name of a Service: set lo
 commonLabels: {{ $key }} is set by the chart: remove it
 {{- end }}
 {{- end }}
-{{- $blocks := dict "topics.job" .Values.topics.job "test" .Values.test }}
-{{- range $block := list "defaults" "ingress" "router" "delivery" "mailstore" }}
-{{- $_ := set $blocks $block (index $.Values $block) }}
-{{- end }}
-{{- range $index, $tenant := .Values.tenants }}
-{{- range $role := list "router" "delivery" }}
-{{- $_ := set $blocks (printf "tenants[%d].%s" $index $role) (index $tenant $role | default dict) }}
-{{- end }}
-{{- end }}
-{{- range $block, $values := $blocks }}
+{{- range $block, $values := include "eilpost.blocks" . | fromJson }}
 {{- range $key, $_ := $values.podLabels }}
 {{- if has $key $ofPods }}
 {{ $block }}.podLabels: {{ $key }} is set by the chart: remove it
@@ -327,7 +319,11 @@ tenants[{{ $index }}].shards, tenants[{{ $index }}].deliveryShards: the topics J
 {{ $block }}.resources.requests.cpu: the autoscaler compares the use of CPU with it, and there is none: set it, like 200m
 {{- end }}
 {{- if and .keda.enabled (not $partitions) }}
+{{- if and $unit.root.Values.defaults.keda.enabled (not (dig "keda" "enabled" false (index $unit.root.Values $unit.role))) }}
+defaults.keda.enabled: {{ $unit.role }} has no queue that KEDA can watch: set router.keda.enabled and delivery.keda.enabled instead
+{{- else }}
 {{ $block }}.keda.enabled: {{ $unit.role }} has no queue that KEDA can watch: use {{ $block }}.autoscaling
+{{- end }}
 {{- end }}
 {{- $most := dict "replicas" .replicas }}
 {{- range $key := list "autoscaling" "keda" }}

@@ -29,7 +29,8 @@ from tests.monitoring.rules import records, rules
 pytestmark = [pytest.mark.prometheus, pytest.mark.kafka_cluster, pytest.mark.timeout(300)]
 
 SECONDS = 50
-# Prometheus' own; outside: those of kube-state-metrics and the kubelet, by the rules that name them, and what the chart records.
+# Prometheus' own. Outside: those of kube-state-metrics and the kubelet, by the rules that name them, and what the chart
+# records.
 ALERTS = {"ALERTS", "ALERTS_FOR_STATE"}
 OWN = {"up", *ALERTS}
 OUTSIDE = {

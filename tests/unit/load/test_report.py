@@ -73,6 +73,14 @@ def test_nothing_accepted_and_nothing_arrived_are_explained() -> None:
     assert "delivery.relay" in hint(result(3, 0))
 
 
+def test_mail_that_bounced_everywhere_is_explained_by_the_relay() -> None:
+    bounced = result(3, 0)
+    bounced.ledger.bounce([0, 1, 2], 9.0)
+    assert hint(bounced) == ""  # destinations that refuse
+    bounced.ledger.counts.wrong_bounces = 3
+    assert hint(bounced).startswith("every message bounced: the server has to relay to the sink: set delivery.relay")
+
+
 def test_deferred_mail_that_was_not_tried_again_is_explained() -> None:
     deferred = result(10, 9)
     deferred.ledger.first_attempt(9)
