@@ -34,7 +34,7 @@ from mail.settings import HttpSettings
 from mail.telemetry import REGISTRY
 from mail.telemetry.runtime import BUILD_INFO, READY
 
-_CONNECTIONS = 64  # open at once; above it the oldest without a request is closed
+_CONNECTIONS = 64  # open at once; above it one is closed: the oldest of those that wait for a request, or of all
 _REQUEST_SECONDS = 5.0  # from the connection to the end of its first request's header
 _CONNECTION_SECONDS = 60.0  # of a connection in all
 _WORKERS = {"router", "delivery"}
@@ -69,10 +69,14 @@ class _Protocol(H11Protocol):
         self._has_asked = False
         self._limit = self.loop.call_later(_REQUEST_SECONDS, transport.abort)
         if len(self.connections) > _CONNECTIONS:
-            idle = [each for each in self.connections if isinstance(each, _Protocol) and not each._has_asked]
-            oldest = min(idle, key=lambda each: each._made_at, default=self)
+            others = [each for each in self.connections if isinstance(each, _Protocol) and each is not self]
+            oldest = min(others, key=lambda each: (each._is_answering, each._made_at), default=self)
             oldest.connections.discard(oldest)  # before its end is seen: a burst closes one each
             oldest.transport.abort()
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -146,9 +146,7 @@ async def test_idle_connections_do_not_keep_probes_from_their_answer() -> None:
     await running
 
 
-async def test_more_requests_than_connections_close_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections with a request are not closed for others."""
-    monkeypatch.setattr("eilpost.http._CONNECTIONS", 2)
+async def test_connections_kept_open_after_a_request_do_not_keep_probes_from_their_answer() -> None:
     http = Http(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
     ready, stop = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(http.run(ready.set, stop))
@@ -156,19 +154,40 @@ async def test_more_requests_than_connections_close_the_newest(monkeypatch: pyte
     assert http.address is not None
     port = http.address[1]
     busy = []
-    for _ in range(2):
+    for _ in range(_CONNECTIONS):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert await reader.readuntil(b"ok\n")
-        busy.append((reader, writer))
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        busy.append(writer)
     async with asyncio.timeout(2):
-        with contextlib.suppress(ConnectionError):
-            assert await reader.read() == b""
-    writer.close()
-    for reader, writer in busy:
+        assert (await _get(port, "/healthz"))[0] == 200
+    for writer in busy:
+        writer.close()
+    stop.set()
+    await running
+
+
+async def test_a_connection_is_closed_for_another_only_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest that waits for a request."""
+    monkeypatch.setattr("eilpost.http._CONNECTIONS", 2)
+    http = Http(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
+    ready, stop = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(http.run(ready.set, stop))
+    await ready.wait()
+    assert http.address is not None
+    connections = []
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.address[1])
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert await reader.readuntil(b"ok\n")
+        connections.append((reader, writer))
+    async with asyncio.timeout(2):
+        with contextlib.suppress(ConnectionError):
+            assert await connections[0][0].read() == b""
+    for reader, writer in connections[1:]:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reader.readuntil(b"ok\n")
+    for _reader, writer in connections:
         writer.close()
     stop.set()
     await running
