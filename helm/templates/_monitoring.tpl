@@ -36,9 +36,9 @@ the last comparison, with which their expressions end (a test sees to that).
 {{- range $rule := $group.rules -}}
 {{- if $rule.alert -}}
 {{- $known = append $known $rule.alert -}}
-{{- $change := get $rules.alerts $rule.alert | default dict -}}
+{{- $change := get ($rules.alerts | default dict) $rule.alert | default dict -}}
 {{- if ne (toString $change.enabled) "false" -}}
-{{- $_ := set $rule "labels" (mergeOverwrite ($rule.labels | default dict) $rules.alertLabels ($change.labels | default dict)) -}}
+{{- $_ := set $rule "labels" (mergeOverwrite ($rule.labels | default dict) ($rules.alertLabels | default dict) ($change.labels | default dict)) -}}
 {{- with $change.for -}}
 {{- $_ := set $rule "for" . -}}
 {{- end -}}
@@ -60,7 +60,7 @@ the last comparison, with which their expressions end (a test sees to that).
 {{- $_ := set $rule "expr" ($rule.expr | replace "persistentvolumeclaim=~\"" (printf "persistentvolumeclaim=~\"%s|" (replace "." "[.]" $claim))) -}}
 {{- end -}}
 {{- with dig "annotations" "runbook_url" "" $rule -}}
-{{- $_ := set $rule.annotations "runbook_url" (printf "%s%s" $rules.runbookBaseUrl .) -}}
+{{- $_ := set $rule.annotations "runbook_url" (printf "%s%s" ($rules.runbookBaseUrl | default "") .) -}}
 {{- end -}}
 {{- $kept = append $kept $rule -}}
 {{- end -}}
@@ -85,7 +85,7 @@ the last comparison, with which their expressions end (a test sees to that).
 {{- $expected = append $expected (dict "record" "namespace_tenant_role:eilpost_expected:info" "expr" "vector(1)" "labels" $labels) -}}
 {{- end -}}
 {{- end -}}
-{{- if and $expected (ne (dig "EilpostRoleDown" "enabled" true $rules.alerts | toString) "false") -}}
+{{- if and $expected (ne (dig "EilpostRoleDown" "enabled" true ($rules.alerts | default dict) | toString) "false") -}}
 {{- $groups = append $groups (dict "name" "eilpost.expected" "rules" $expected) -}}
 {{- end -}}
 {{- toJson $groups -}}

@@ -18,13 +18,13 @@
 {{- if and $values.spool.url (has .role (list "ingress" "router" "delivery" "test")) }}
 - to: {{ toJson $policy.objectsTo }}
   ports:
-    {{- $authority := regexFind "^https?://[^/]*" $values.spool.endpoint }}
+    {{- $authority := regexFind "^https?://[^/]*" ($values.spool.endpoint | default "") }}
     {{- $port := regexFind ":[0-9]+$" $authority | trimPrefix ":" | default (ternary "80" "443" (hasPrefix "http://" $authority)) }}
     - {port: {{ $policy.objectsPort | default $port }}, protocol: TCP}
 {{- end }}
 {{- if eq .role "delivery" }}
 - ports:
-    {{- $relay := regexFind "[0-9]+$" $values.delivery.relay }}
+    {{- $relay := regexFind "[0-9]+$" ($values.delivery.relay | default "") }}
     {{- range concat $policy.deliveryPorts (ternary (list $relay) list (ne $relay "")) | uniq }}
     - {port: {{ . }}, protocol: TCP}
     {{- end }}

@@ -2,7 +2,7 @@
 
 {{/* "file" when content lies on a volume, "objects" when in an object store. */}}
 {{- define "eilpost.spoolKind" -}}
-{{- ternary "objects" "file" (ne (toString .Values.spool.url) "") -}}
+{{- ternary "objects" "file" (not (empty .Values.spool.url)) -}}
 {{- end -}}
 
 {{/*
@@ -48,11 +48,11 @@ creates, or from the Secret that is named. `secret` is empty where there is none
 {{- end -}}
 {{- $spool := dict "url" "file:/var/lib/eilpost/spool" -}}
 {{- if eq (include "eilpost.spoolKind" .root) "objects" -}}
-{{- $spool = dict "url" $values.spool.url "endpoint" $values.spool.endpoint "region" $values.spool.region "allow_http" $values.spool.allowHttp -}}
+{{- $spool = dict "url" $values.spool.url "endpoint" ($values.spool.endpoint | default "") "region" ($values.spool.region | default "") "allow_http" $values.spool.allowHttp -}}
 {{- end -}}
 {{- $delivery := dict -}}
 {{- if has .role (list "router" "delivery" "test") -}}
-{{- $_ := set $delivery "relay" $values.delivery.relay -}}
+{{- $_ := set $delivery "relay" ($values.delivery.relay | default "") -}}
 {{- end -}}
 {{- $unit := . -}}
 {{- range $values.tenants -}}
@@ -87,7 +87,7 @@ creates, or from the Secret that is named. `secret` is empty where there is none
 
 {{/* All settings of a unit as entries of `env`, sorted. */}}
 {{- define "eilpost.env" -}}
-{{- $given := mergeOverwrite (dict "node" (dict "log_format" "json")) (deepCopy .root.Values.settings) (deepCopy (.values.settings | default dict)) -}}
+{{- $given := mergeOverwrite (dict "node" (dict "log_format" "json")) (deepCopy (.root.Values.settings | default dict)) (deepCopy (.values.settings | default dict)) -}}
 {{- $all := mergeOverwrite $given (include "eilpost.derivedSettings" . | fromJson) -}}
 {{- range $section, $keys := $all }}
 {{- range $key, $value := $keys }}

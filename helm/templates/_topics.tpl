@@ -4,7 +4,7 @@ The topics as `eilpost topics create` makes them (mail/log/kafka/topics.py; a te
 */}}
 {{- define "eilpost.topics" -}}
 {{- $log := .root.Values.log -}}
-{{- $given := dig "log" dict .root.Values.settings -}}
+{{- $given := dig "log" dict (.root.Values.settings | default dict) -}}
 {{- $common := dict
   "min.insync.replicas" (ternary "2" "1" (ge (int $log.replication) 3))
   "unclean.leader.election.enable" "false"

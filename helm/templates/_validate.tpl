@@ -44,8 +44,8 @@ commonLabels: {{ $key }} is set by the chart: remove it
 {{- end -}}
 
 {{- define "eilpost.faultsOfBasics" -}}
-{{- if not (regexMatch (include "eilpost.fqdn" .) .Values.hostname) }}
-hostname: {{ .Values.hostname | quote }} is not a fully qualified host name: set the name by which other servers know this one, like mx.example.org
+{{- if not (regexMatch (include "eilpost.fqdn" .) (.Values.hostname | default "")) }}
+hostname: {{ .Values.hostname | default "" | quote }} is not a fully qualified host name: set the name by which other servers know this one, like mx.example.org
 {{- end }}
 {{- with .Values.delivery.relay }}
 {{- if not (regexMatch "^(smtp|lmtp)://[^/@\\s]+:[0-9]+$" .) }}
@@ -157,6 +157,9 @@ mailboxes.existingClaim, mailboxes.size: an existing claim has its size: set onl
 {{- else if not (or .existingClaim .size) }}
 mailboxes: delivery and mailstore have no volume for mailboxes: set mailboxes.existingClaim, or mailboxes.size for a new claim
 {{- end }}
+{{- if not (or (has "ReadWriteMany" .accessModes) (has "ReadWriteOnce" .accessModes) (has "ReadWriteOncePod" .accessModes)) }}
+mailboxes.accessModes: {{ join ", " .accessModes | default "none" }} lets nobody write, and delivery stores mail: use ReadWriteMany
+{{- end }}
 {{- if has "ReadWriteOncePod" .accessModes }}
 mailboxes.accessModes: ReadWriteOncePod gives the volume to one pod, and every delivery process writes it: use ReadWriteMany
 {{- end }}
@@ -184,6 +187,9 @@ spool: there is no storage for large content that all pods share: set spool.url 
 {{- if index $.Values.spool $key }}
 spool.url: spool.{{ $key }} is set and no bucket: set s3://BUCKET/PREFIX, or remove spool.{{ $key }}
 {{- end }}
+{{- end }}
+{{- if not (or (has "ReadWriteMany" .volume.accessModes) (has "ReadWriteOnce" .volume.accessModes) (has "ReadWriteOncePod" .volume.accessModes)) }}
+spool.volume.accessModes: {{ join ", " .volume.accessModes | default "none" }} lets nobody write, and ingress stores large content: use ReadWriteMany
 {{- end }}
 {{- if has "ReadWriteOncePod" .volume.accessModes }}
 spool.volume.accessModes: ReadWriteOncePod gives the volume to one pod, and ingress, router and delivery share it: use ReadWriteMany
@@ -225,7 +231,7 @@ delivery.source_addresses: tenants[].sourceAddresses of a dedicated tenant
 {{- end -}}
 
 {{- define "eilpost.faultsOfSettings" -}}
-{{- $places := dict "settings" .Values.settings }}
+{{- $places := dict "settings" (.Values.settings | default dict) }}
 {{- range $block := list "defaults" "ingress" "router" "delivery" "mailstore" }}
 {{- $_ := set $places (printf "%s.settings" $block) ((index $.Values $block).settings | default dict) }}
 {{- end }}
@@ -355,7 +361,7 @@ defaults.keda.enabled: {{ $unit.role }} has no queue that KEDA can watch: set ro
 {{- $own = append $own .name }}
 {{- end }}
 {{- range $index, $variable := .extraEnv }}
-{{- if has .name $own }}
+{{- if has (upper .name) $own }}
 {{ $block }}.extraEnv[{{ $index }}]: {{ .name }} is set by the chart: remove it, and use the value that it follows from
 {{- end }}
 {{- end }}

@@ -23,6 +23,10 @@ VALUES, SCHEMA, README = CHART / "values.yaml", CHART / "values.schema.json", CH
 
 WORKLOADS = ("ingress", "router", "delivery", "mailstore", "topics.job", "test")
 
+# Maps of Kubernetes: the templates pass them on, and null leaves one out.
+_MAY_BE_NULL = ("resources", "behavior", "labels", "dnsConfig")
+_FREE = ("strategy", "startup", "liveness", "readiness")
+
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z]\w*):")
 _COMMENT = re.compile(r" *# -- (?P<text>.+)")
 _DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d|w)$"}
@@ -93,10 +97,26 @@ def settings_schema() -> dict[str, Any]:
     return _closed(sections)
 
 
+def required_schema(values: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys that have a default: `key: null` removes it, and the templates rely on them."""
+    defaults = yaml.safe_load(VALUES.read_text(encoding="utf-8"))["defaults"]
+    required, properties = [], {}
+    for key, value in values.items():
+        dotted = ".".join((*path, key))
+        replaced = replaced_by(dotted).removeprefix("defaults.")
+        if value in (None, "", [], {}) or key in _MAY_BE_NULL or (replaced and replaced in defaults):
+            continue
+        required.append(key)
+        if isinstance(value, dict) and key not in _FREE and (below := required_schema(value, (*path, key))):
+            properties[key] = below
+    return ({"required": required} if required else {}) | ({"properties": properties} if properties else {})
+
+
 def schema_text() -> str:
-    """values.schema.json with its part about settings made anew."""
+    """values.schema.json with its parts about settings and about required keys made anew."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     schema["$defs"]["settings"] = settings_schema()
+    schema["allOf"] = [required_schema(yaml.safe_load(VALUES.read_text(encoding="utf-8")))]
     return json.dumps(schema, indent=2) + "\n"
 
 

@@ -189,3 +189,18 @@ def test_names_that_yaml_reads_as_numbers_stay_strings(name: str, word: str, tmp
         return [_types(each) for each in helm.template(file, release=word, namespace=word)]
 
     assert types(word) == types("mail")
+
+
+def test_null_takes_a_value_away(tmp_path: Path) -> None:
+    """As in a file with keys that have nothing behind them: it is as good as an empty value."""
+    values = tmp_path / "null.yaml"
+    values.write_text(
+        "{commonLabels: null, settings: null, delivery: {relay: null}, spool: {url: null, endpoint: null},"
+        " networkPolicy: {enabled: true, smtpFrom: null}, defaults: {resources: null, podLabels: null},"
+        " monitoring: {rules: {enabled: true, alerts: null, alertLabels: null, runbookBaseUrl: null}}}",
+        encoding="utf-8",
+    )
+    text = json.dumps(helm.template(helm.file_of("minimal"), values))
+    assert '"PersistentVolumeClaim"' in text
+    assert "<nil>" not in text
+    assert '"value": "null"' not in text
