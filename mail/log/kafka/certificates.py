@@ -1,8 +1,8 @@
 """The TLS context of the connections to the brokers, and its files (`log.tls_ca`, `tls_cert`, `tls_key`).
 
 The files are read again when they change: new connections use them, and open ones keep what they began with. A new pair
-that cannot be used is logged and tried again at each look, and the loaded one stays. An authority that was removed is
-trusted until the process ends. Next: `mail/log/kafka/access.py`.
+that cannot be used, or has expired, is logged and tried again at each look, and the loaded one stays. An authority that
+was removed is trusted until the process ends. Next: `mail/log/kafka/access.py`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Certificates:
         self._problem = ""  # why the last reload failed
         self.context = self._new_context()
         self.expires = self._expiry()
+        self._export_expiry()
 
     async def watch(self) -> None:
         """Runs until cancelled. Reads changed files once they look the same twice: a pair is written in two steps."""
@@ -59,10 +60,12 @@ class Certificates:
         state = self._state()
         try:
             self._new_context()  # a pair that does not match would leave the live context with half of it
+            expires = self._next_expiry()
             self._load_pair(self.context)
             if self._ca:
                 self.context.load_verify_locations(self._ca)
-            self.expires = self._expiry()
+            self.expires = expires
+            self._export_expiry()
         except (LogUnusable, OSError) as error:
             self._problem = str(error)
             if self._problem != logged:
@@ -85,7 +88,7 @@ class Certificates:
     def _new_context(self) -> ssl.SSLContext:
         try:
             context = ssl.create_default_context(cafile=self._ca or None)
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise LogUnusable(f"log.tls_ca: {self._ca}: {_short(error)}; name a file of PEM certificates") from None
         self._load_pair(context)
         return context
@@ -95,34 +98,41 @@ class Certificates:
             return
         try:
             context.load_cert_chain(self._certificate, self._key, password="")  # else OpenSSL asks the terminal
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise LogUnusable(
                 f"log.tls_cert, log.tls_key: {self._certificate}: {_short(error)}; name the PEM files of a certificate"
                 " and its key"
             ) from None
 
     def _expiry(self) -> datetime | None:
-        if not self._certificate:
-            return None
-        until = expiry(Path(self._certificate))
-        CERTIFICATE_EXPIRY.labels("kafka").set(until.timestamp())
-        return until
+        return expiry(Path(self._certificate)) if self._certificate else None
+
+    def _next_expiry(self) -> datetime | None:
+        """Of a pair that is to replace the loaded one, which must not be better."""
+        expires, now = self._expiry(), datetime.now(UTC)
+        if expires is not None and expires <= now and self.expires is not None and self.expires > now:
+            raise LogUnusable(f"log.tls_cert: {self._certificate}: expired on {expires:%Y-%m-%d}; renew it")
+        return expires
+
+    def _export_expiry(self) -> None:
+        if self.expires is not None:
+            CERTIFICATE_EXPIRY.labels("kafka").set(self.expires.timestamp())
 
 
 def expiry(path: Path) -> datetime:
     """When the first certificate of a PEM file expires. Raises LogUnusable."""
-    from cryptography.x509 import load_pem_x509_certificate  # 30 ms, and only where there is a certificate
+    from cryptography.x509 import InvalidVersion, load_pem_x509_certificate  # 30 ms, and only for a certificate
 
     try:
         return load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, InvalidVersion) as error:
         raise LogUnusable(f"log.tls_cert: {path}: {_short(error)}; name a file of PEM certificates") from None
 
 
 def _look(path: str) -> tuple[int, int, int]:
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return 0, 0, 0
     return status.st_mtime_ns, status.st_ino, status.st_size
 

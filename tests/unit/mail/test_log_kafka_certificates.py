@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate
 from structlog.testing import capture_logs
 
@@ -98,7 +99,10 @@ async def test_a_new_pair_is_shown_to_new_connections(mount: Mount, authority: A
         assert line.startswith("log.tls_cert: the loaded certificate expires on ")
 
 
-@pytest.mark.parametrize("how", ["no certificate", "another key", "no files", "a key with a passphrase"])
+@pytest.mark.parametrize(
+    "how",
+    ["no certificate", "another key", "no files", "a key with a passphrase", "expired", "a damaged version"],
+)
 async def test_a_broken_new_pair_leaves_the_loaded_one(
     mount: Mount, authority: Authority, tmp_path: Path, how: str
 ) -> None:
@@ -113,6 +117,13 @@ async def test_a_broken_new_pair_leaves_the_loaded_one(
                     mount.put(second.certificate, third.key)
                 case "a key with a passphrase":
                     mount.put(second.certificate, b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nx\n")
+                case "expired":
+                    old = authority.issue("old", -timedelta(days=1))
+                    mount.put(old.certificate, old.key)
+                case "a damaged version":  # OpenSSL takes it
+                    der = load_pem_x509_certificate(second.certificate).public_bytes(Encoding.DER)
+                    damaged = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03", 1)
+                    mount.put(ssl.DER_cert_to_PEM_cert(damaged).encode(), second.key)
                 case "no files":
                     (mount.certificate.parent / "..data").unlink()
             await wait_until(lambda: lines, what="a line")
