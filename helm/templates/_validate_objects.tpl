@@ -37,6 +37,7 @@ tenants[{{ $index }}].sourceAddresses: {{ . | quote }} is not an IP address: wri
 {{- end }}
 {{- end }}
 {{- end }}
+{{- $variables := .Files.Lines "files/variables.txt" }}
 {{- range $block, $values := include "eilpost.blocks" . | fromJson }}
 {{- range $kind := list "requests" "limits" }}
 {{- range $name, $quantity := index ($values.resources | default dict) $kind | default dict }}
@@ -47,6 +48,11 @@ tenants[{{ $index }}].sourceAddresses: {{ . | quote }} is not an IP address: wri
 {{- else if and (eq $name "memory") (regexMatch "^[0-9]{1,6}(\\.[0-9]*)?m?$" $text) }}
 {{ $block }}.resources.{{ $kind }}.{{ $name }}: {{ $text | quote }} is a number of bytes, too few for a process: add the unit, like 512Mi
 {{- end }}
+{{- end }}
+{{- end }}
+{{- range $index, $variable := $values.extraEnv }}
+{{- if and (hasPrefix "EILPOST_" .name) (not (has .name $variables)) }}
+{{ $block }}.extraEnv[{{ $index }}]: {{ .name }} is no variable that eilpost reads: write EILPOST_SECTION__KEY as in docs/settings.md, or remove it
 {{- end }}
 {{- end }}
 {{- with $values.podDisruptionBudget }}

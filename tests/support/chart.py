@@ -20,6 +20,7 @@ from mail.units import parse_duration, parse_size
 
 CHART = Path(__file__).resolve().parents[2] / "helm"
 VALUES, SCHEMA, README = CHART / "values.yaml", CHART / "values.schema.json", CHART / "README.md"
+VARIABLES = CHART / "files" / "variables.txt"
 
 WORKLOADS = ("ingress", "router", "delivery", "mailstore", "topics.job", "test")
 
@@ -118,6 +119,13 @@ def schema_text() -> str:
     schema["$defs"]["settings"] = settings_schema()
     schema["allOf"] = [required_schema(yaml.safe_load(VALUES.read_text(encoding="utf-8")))]
     return json.dumps(schema, indent=2) + "\n"
+
+
+def variables_text() -> str:
+    """The environment variables that eilpost reads, a line each, for the check of `extraEnv`."""
+    sections = settings_schema()["properties"]
+    names = [f"EILPOST_{name}__{key}".upper() for name, section in sections.items() for key in section["properties"]]
+    return "\n".join(sorted([*names, "EILPOST_CONFIG"])) + "\n"
 
 
 def _closed(properties: dict[str, Any]) -> dict[str, Any]:

@@ -71,4 +71,5 @@ if __name__ == "__main__":
         page.write_text(with_part(page.read_text(encoding="utf-8"), make()), encoding="utf-8")
         print(page.relative_to(ROOT))
     chart.SCHEMA.write_text(chart.schema_text(), encoding="utf-8")
-    print(chart.SCHEMA.relative_to(ROOT))
+    chart.VARIABLES.write_text(chart.variables_text(), encoding="utf-8")
+    print(chart.SCHEMA.relative_to(ROOT), chart.VARIABLES.relative_to(ROOT))

@@ -8,6 +8,13 @@ import yaml
 
 from tests.support import chart
 
+# What the topics Job and the test do not take from `defaults`.
+OF_DEPLOYMENTS = {"replicas", "autoscaling", "keda", "podDisruptionBudget", "topologySpread", "probes", "strategy"}
+
+
+def test_the_chart_knows_the_variables_of_this_version() -> None:
+    assert chart.VARIABLES.read_text(encoding="utf-8") == chart.variables_text(), "run `make docs`"
+
 
 def test_the_schema_of_settings_is_that_of_the_code() -> None:
     assert chart.SCHEMA.read_text(encoding="utf-8") == chart.schema_text(), "run `make docs`"
@@ -20,11 +27,14 @@ def test_the_schema_knows_exactly_the_keys_of_values_yaml() -> None:
     assert set(schema["properties"]) - {"global"} == set(values)
     workload = set(schema["$defs"]["workload"]["properties"])
     assert workload == set(values["defaults"])
+    of_pods = workload - OF_DEPLOYMENTS
+    assert set(schema["properties"]["topics"]["properties"]["job"]["properties"]) - {"hook"} == of_pods
     for key, block in values.items():
         properties = set(_resolved(schema, schema["properties"][key]).get("properties", ()))
         if isinstance(block, dict) and properties and key != "settings":
             assert set(block) <= properties, key
-            assert properties - set(block) <= (workload if workload <= properties else set()), key
+            taken = next((keys for keys in (workload, of_pods) if keys <= properties), set())
+            assert properties - set(block) <= taken, key
 
 
 def _resolved(schema: dict[str, object], part: dict[str, object]) -> dict[str, object]:
