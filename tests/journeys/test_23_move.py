@@ -26,6 +26,7 @@ from mail.log.kafka import KafkaLog
 from mail.settings import LogSettings
 from mail.spool.disk import DiskSpool
 from mail.spool.memory import MemorySpool
+from tests.support import guarded
 from tests.support.kafka_log import make_topics, running, settings_on
 from tests.support.mixed_queue import Planted, arrived, is_empty, plant
 from tests.support.mortal import Killed, Life, moved
@@ -57,7 +58,8 @@ def move(*arguments: object, status: int = 0) -> str:
 
 def begun(*arguments: object) -> subprocess.Popen[bytes]:
     command = [str(EILPOST), "move", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=nowhere, stderr=nowhere, process_group=guarded.group())
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ import pytest
 from eilpost import demo
 from mail.directory.file import load
 from mail.settings_file import load as load_settings
+from tests.support import guarded
 from tests.support.onebox import EILPOST, OneBox, directory_toml
 from tests.support.ports import free_port, wait_for_greeting, wait_until
 
@@ -94,7 +95,12 @@ def test_it_starts_as_make_run_starts_it(tmp_path: Path) -> None:
     environment = {**os.environ, **{name: f"127.0.0.1:{port}" for name, port in ports.items()}}
     with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(
-            [str(EILPOST), *recipe[1].split()], cwd=tmp_path, env=environment, stdout=output, stderr=output
+            [str(EILPOST), *recipe[1].split()],
+            cwd=tmp_path,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            process_group=guarded.group(),
         )
     try:
         wait_for_greeting(ports["EILPOST_INGRESS__MX"], deadline_seconds=60)

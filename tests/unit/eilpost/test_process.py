@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import guarded
 from tests.support.onebox import EILPOST, OneBox, directory_toml
 from tests.support.ports import free_port
 
@@ -38,6 +39,7 @@ def _in_a_pod(folder: Path, *arguments: str, **settings: str) -> subprocess.Pope
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        process_group=guarded.group(),
     )
 
 

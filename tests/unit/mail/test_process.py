@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import guarded
+
 _ROOT = Path(__file__).parents[3]
 _PROGRAM = """
 import asyncio, sys
@@ -59,7 +61,7 @@ sys.exit(service.run(main))
 def test_a_process_ends_as_it_should(how: str, signals: list[signal.Signals], status: int, said: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, how],
-        cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=guarded.group(),
     )  # fmt: skip
     try:
         assert process.stdout is not None
