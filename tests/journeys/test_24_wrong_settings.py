@@ -103,7 +103,7 @@ def secured_node() -> Iterator[Cluster]:
         ({"sasl_password": "not-this-one"}, "log.sasl_username, log.sasl_password", "refuses the log-in"),
         ({"sasl_password": "not-this-one", "sasl_mechanism": "PLAIN"}, "log.sasl_username", "refuses the log-in"),
         ({"sasl_mechanism": "SCRAM-SHA-512"}, "log.sasl_mechanism", "does not take SCRAM-SHA-512"),
-        ({"sasl_mechanism": ""}, "log.sasl_mechanism", "wants a log-in"),
+        ({"sasl_mechanism": "", "sasl_username": ""}, "log.sasl_mechanism", "wants a log-in"),
         ({"tls_ca": ""}, "log.tls_ca", "not to be trusted"),
         ({"tls": False}, "log.tls", "talks TLS: set log.tls = true"),
     ],
