@@ -29,6 +29,10 @@ def parse_directory(text: str, name: str, is_hash: Callable[[str], bool] = lambd
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DirectoryUnusable(f"{name}: is not TOML: {error}") from error
+    except ValueError as error:
+        raise DirectoryUnusable(f"{name}: has a number that is too long") from error
+    except RecursionError as error:
+        raise DirectoryUnusable(f"{name}: has lists or tables nested too deep") from error
     return _Reader(name, is_hash).snapshot(tables)
 
 

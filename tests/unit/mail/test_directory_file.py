@@ -113,6 +113,8 @@ _D = '[domains."a.test"]\n'
     ("text", "key", "words"),
     [
         ("x = ", "", "is not TOML"),
+        pytest.param("x = " + "9" * 5000, "", "a number that is too long", id="long number"),
+        pytest.param("x = " + "[" * 5000, "", "nested too deep", id="deep list"),
         ("[user]", "user", "did you mean users?"),
         ("delimiter = 1", "delimiter", "one character"),
         ('delimiter = "@"', "delimiter", "one character"),
