@@ -107,6 +107,8 @@ HEALTHY: Mapping[str, str] = {
     f'eilpost_delivered_messages_total{{{DELIVERY},transport="smtp"}}': per_minute(580),
     f"eilpost_delivery_sources_suspended{{{DELIVERY}}}": steady(0),
     **_loop_lag(6000, 0),
+    f'eilpost_dns_duration_seconds_count{{{ROUTER},result="found"}}': per_minute(60),
+    f'eilpost_dns_duration_seconds_count{{{ROUTER},result="unknown"}}': per_minute(3),
     f"eilpost_directory_last_reload_successful{{{INGRESS}}}": steady(1),
     f"eilpost_directory_last_reload_successful{{{ROUTER}}}": steady(1),
     f'eilpost_certificate_expiry_timestamp_seconds{{{ROUTER},use="kafka"}}': steady(90 * 86400),
@@ -184,7 +186,7 @@ FAULTS = (
         {f"eilpost_shards_routed{{{ROUTER}}}": steady(0)},
         name="all-shards",
     ),
-    Fault("EilpostShardsStopped", _ROUTER_POD, {f"eilpost_shards_stopped{{{ROUTER}}}": steady(1)}),
+    Fault("EilpostShardsStopped", _ROUTER_POD, {f"eilpost_shards_stopped{{{ROUTER}}}": steady(1), f"eilpost_shards_routed{{{ROUTER}}}": steady(11)}),
     Fault(
         "EilpostSpoolErrors",
         _SHARED | {"role": "delivery", "kind": "damaged"},
@@ -240,6 +242,14 @@ FAULTS = (
         {f"up{{{ACME}}}": None, f"eilpost_ready{{{ACME}}}": None},
         name="no-target-of-a-dedicated-tenant",
     ),
+    Fault(
+        "EilpostDnsFailing",
+        _MAIL,
+        {
+            f'eilpost_dns_duration_seconds_count{{{ROUTER},result="found"}}': steady(5000),
+            f'eilpost_dns_duration_seconds_count{{{ROUTER},result="unknown"}}': per_minute(20),
+        },
+    ),
     Fault("EilpostEventLoopLag", _ROUTER_POD, _loop_lag(5000, 1000)),
     Fault(
         "EilpostDirectoryReloadFailed",
@@ -292,6 +302,10 @@ QUIET: Mapping[str, Mapping[str, str | None]] = {
     "slow destinations hold what was dispatched, and nothing else is read": {
         f'eilpost_consumer_lag_records{{{ROUTER},topic="dispatched"}}': steady(5000),
         f'eilpost_consumed_records_total{{{DELIVERY},topic="dispatched"}}': steady(9000),
+    },
+    "a query each two minutes, unanswered": {
+        f'eilpost_dns_duration_seconds_count{{{ROUTER},result="found"}}': steady(5000),
+        f'eilpost_dns_duration_seconds_count{{{ROUTER},result="unknown"}}': per_minute(0.5),
     },
     "an empty queue": {
         f"eilpost_queue_oldest_runnable_timestamp_seconds{{{ROUTER}}}": steady(0),

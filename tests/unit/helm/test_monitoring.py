@@ -128,7 +128,7 @@ def _shipped_alerts() -> list[dict[str, Any]]:
 
 
 def test_the_threshold_of_every_alert_with_a_unit_can_be_changed(tmp_path: Path) -> None:
-    new = {name: 0.5 if unit.startswith("share") else 4711 for name, unit in UNITS.items()}
+    new = {name: 0.6 if unit.startswith("share") else 4711 for name, unit in UNITS.items()}
     changes = {"monitoring": {"rules": {"alerts": {name: {"threshold": value} for name, value in new.items()}}}}
     changed = _alerts(_with(tmp_path, "full", changes))
     for rule in _shipped_alerts():
