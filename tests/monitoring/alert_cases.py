@@ -186,7 +186,11 @@ FAULTS = (
         {f"eilpost_shards_routed{{{ROUTER}}}": steady(0)},
         name="all-shards",
     ),
-    Fault("EilpostShardsStopped", _ROUTER_POD, {f"eilpost_shards_stopped{{{ROUTER}}}": steady(1), f"eilpost_shards_routed{{{ROUTER}}}": steady(11)}),
+    Fault(
+        "EilpostShardsStopped",
+        _ROUTER_POD,
+        {f"eilpost_shards_stopped{{{ROUTER}}}": steady(1), f"eilpost_shards_routed{{{ROUTER}}}": steady(11)},
+    ),
     Fault(
         "EilpostSpoolErrors",
         _SHARED | {"role": "delivery", "kind": "damaged"},
