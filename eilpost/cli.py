@@ -46,6 +46,9 @@ T = TypeVar("T")
 
 EXIT_INTERRUPTED = 130
 
+_SERVERS = {"up", "demo", "ingress", "router", "delivery", "mailstore"}
+_HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+
 app = typer.Typer(
     name="eilpost",
     no_args_is_help=True,
@@ -85,6 +88,11 @@ def main() -> None:
     """The entry point."""
     if os.getpid() == 1:  # of a container: the kernel gives PID 1 no default action, and SIGTERM would be lost
         signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
+    if sys.argv[1:2] and sys.argv[1] in _SERVERS and not (sys.stderr is not None and sys.stderr.isatty()):
+        for (
+            signal_number
+        ) in _HARMLESS:  # until mail/signals.py catches them; as handlers, which programs do not inherit
+            signal.signal(signal_number, lambda _number, _frame: None)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed (2>&-): what is printed there is dropped
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))

@@ -23,7 +23,7 @@ def wait_for(true: Callable[[], object], what: str, seconds: float = 20.0) -> No
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, what
-        time.sleep(0.02)
+        time.sleep(0.002)
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
@@ -44,7 +44,7 @@ def test_signals_reload_or_are_ignored_or_drain(tmp_path: Path, role: str) -> No
     box = OneBox(tmp_path, settings, command=(str(EILPOST), role))
     try:
         box.start(wait=False)
-        wait_for(lambda: catches(box.pid, signal.SIGALRM), "handlers")
+        wait_for(lambda: catches(box.pid, signal.SIGTERM), "handlers")
         ignored = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
         for number in ignored:
             os.kill(box.pid, number)
@@ -58,6 +58,22 @@ def test_signals_reload_or_are_ignored_or_drain(tmp_path: Path, role: str) -> No
         wait_for(lambda: not box.is_running, "the end")
         assert box.stop() == 0
         assert events(box, "stopped")
+    finally:
+        box.kill()
+
+
+def test_signals_from_the_first_handler_on_end_no_start(tmp_path: Path) -> None:
+    box = OneBox(tmp_path)
+    try:
+        box.start(wait=False)
+        wait_for(lambda: catches(box.pid, signal.SIGHUP), "the first handler")
+        assert not catches(box.pid, signal.SIGTERM)  # the event loop does not run yet
+        while not events(box, "ready"):
+            for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+                os.kill(box.pid, number)
+            time.sleep(0.02)
+            assert box.is_running
+        assert box.stop() == 0
     finally:
         box.kill()
 
