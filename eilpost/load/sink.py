@@ -14,6 +14,7 @@ from eilpost.load.plan import MAX_MESSAGE_BYTES
 _LINE_OCTETS = 4096
 _OUT_OCTETS = 65536  # of replies, in one write
 _MAX_CONNECTIONS = 2000
+_MAX_BUFFERED_OCTETS = 1 << 30  # of all sessions; above it the one with the most is closed
 _MAX_RECIPIENTS = 1000  # RFC 5321 section 4.5.3.1.8: at least 100
 _END = b"\r\n.\r\n"
 _EHLO = (
@@ -40,6 +41,7 @@ class Sink:
         self.hosts = hosts
         self.port = port
         self.connections = 0  # made so far
+        self.buffered_octets = 0  # of content and commands that are not whole yet
         self.open: set[SinkSession] = set()
         self._server: asyncio.Server | None = None
 
@@ -84,6 +86,7 @@ class SinkSession(asyncio.Protocol):
         self.host = ""  # the address of ours that the client connected to
         self.transport: asyncio.Transport | None = None
         self._buffer = bytearray()
+        self._counted = 0  # of the buffer, in `Sink.buffered_octets`
         self._searched = 0  # of a message's content, so far without its end
         self._in_data = self._closing = self._is_paused = False
         self._sender = ""
@@ -107,6 +110,8 @@ class SinkSession(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self.sink.open.discard(self)
+        self._buffer.clear()
+        self._count()
 
     def abort(self) -> None:
         if self.transport is not None:
@@ -115,6 +120,13 @@ class SinkSession(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         self.advance()
+        self._count()
+        if self.sink.buffered_octets > _MAX_BUFFERED_OCTETS:
+            max(self.sink.open, key=lambda session: session._counted).abort()
+
+    def _count(self) -> None:
+        self.sink.buffered_octets += len(self._buffer) - self._counted
+        self._counted = len(self._buffer)
 
     def pause_writing(self) -> None:
         self._is_paused = True

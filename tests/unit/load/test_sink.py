@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -106,6 +107,26 @@ async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (await reader.readline()).startswith(b"421")
         first.close()
         second.close()
+
+
+async def test_half_messages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session that holds the most is closed, and the others go on."""
+    monkeypatch.setattr(module, "_MAX_BUFFERED_OCTETS", 300_000)
+    async with Sink(Destinations()) as sink, asyncio.timeout(10):
+        large, small = [await asyncio.open_connection("127.0.0.1", sink.port) for _ in range(2)]
+        half = transaction(b"x" * 250_000)[:-3]
+        large[1].write(half)
+        while sink.buffered_octets < 250_000:
+            await asyncio.sleep(0.01)
+        small[1].write(transaction(b"x" * 100_000)[:-3])
+        with contextlib.suppress(ConnectionError):
+            await large[0].read()
+        small[1].write(b"\r\n.\r\nQUIT\r\n")
+        replies = (await small[0].read()).splitlines()
+        assert replies[-2:] == [b"250 2.0.0 Taken", b"221 2.0.0 Bye"]
+        for _, writer in (large, small):
+            writer.close()
+    assert sink.buffered_octets == 0
 
 
 async def test_it_hangs_up_and_takes_the_same_port_again() -> None:
