@@ -114,6 +114,11 @@ def main() -> None:
         if os.environ.get("EILPOST_DEBUG"):
             raise
         sys.exit(_report(error))
+    finally:
+        try:
+            sys.stderr.flush()
+        except BrokenPipeError:  # a failed flush at exit would make the status 120
+            drop_output(sys.stderr)
 
 
 def _reader_went(out: TextIO) -> bool:
