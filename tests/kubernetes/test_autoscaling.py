@@ -83,6 +83,21 @@ TRIGGERS: dict[str, tuple[dict[str, Any], int]] = {
 
 @pytest.mark.keda
 @pytest.mark.prometheus
+def test_keda_leaves_a_stopped_role_alone_while_it_is_paused(mail: Release, scalers: None) -> None:
+    """As docs/kubernetes.md stops a role that KEDA scales."""
+    mail.upgrade(
+        "keda", {"router": {"keda": {"pollingInterval": 2}}, "delivery": {"keda": {"enabled": False}}}, "--wait"
+    )
+    mail.cluster.until("KEDA made its autoscaler", lambda: mail.kubectl("get", "hpa", "--output=name"))
+    paused = "autoscaling.keda.sh/paused-replicas"
+    mail.kubectl("annotate", "scaledobject", "mail-eilpost-router", f"{paused}=0")
+    _until_wanted(mail, "router", 0)
+    mail.kubectl("annotate", "scaledobject", "mail-eilpost-router", f"{paused}-")
+    _until_scaled(mail, "router", 2)
+
+
+@pytest.mark.keda
+@pytest.mark.prometheus
 @pytest.mark.parametrize("role", list(TRIGGERS))
 def test_pods_are_added_while_mail_waits(mail: Release, scalers: None, role: str) -> None:
     """Both pods of a role hang, so that mail waits for it: KEDA adds others, which take over."""
