@@ -17,7 +17,8 @@ LAST = "## Uninstall"
 RUNBOOK_VARIABLES = """```sh
 cd "$VALUES"
 NAMESPACE=eilpost RELEASE=mail ROLE=router
-POD="$(kubectl -n $NAMESPACE get pods -l app.kubernetes.io/component=$ROLE,eilpost/tenant=shared --output name | head -n 1)"
+POD="$(kubectl -n $NAMESPACE get pods -l app.kubernetes.io/component=$ROLE,eilpost/tenant=shared --output name |
+  head -n 1)"
 QUEUE_ID="$(kubectl -n $NAMESPACE exec $POD -- python -c "
 import smtplib
 with smtplib.SMTP('mail-eilpost-ingress', 25, timeout=30) as server:

@@ -22,6 +22,7 @@ _FENCED = "another process has taken this shard over"
 _DAMAGED = "records came damaged from a broker: look at its disks and at the network"
 _OURS = "the broker does not take what we asked: please report it"
 _NO_ACCESS = "not authorized"
+_TOO_MUCH_METADATA = "the metadata of an offset is larger than the brokers' offset.metadata.max.bytes: raise that"
 _LOG_IN = "the log-in was refused: correct log.sasl_username and log.sasl_password"
 
 # What the brokers' authorizer refused: the kind of resource, and the operation where the caller names no other.
@@ -104,8 +105,8 @@ SENTENCES: Mapping[type[BaseException], str] = {
         "the brokers do not take log.session_timeout: it has to lie between their group.min.session.timeout.ms and"
         " group.max.session.timeout.ms"
     ),
-    errors.OffsetMetadataTooLargeError: "the mark is larger than the brokers' offset.metadata.max.bytes: raise that",
-    errors.InvalidCommitOffsetSizeError: "the mark is larger than the brokers' offset.metadata.max.bytes: raise that",
+    errors.OffsetMetadataTooLargeError: _TOO_MUCH_METADATA,
+    errors.InvalidCommitOffsetSizeError: _TOO_MUCH_METADATA,
     # Transactions.
     errors.ProducerFenced: _FENCED,
     errors.InvalidProducerEpoch: _FENCED,
