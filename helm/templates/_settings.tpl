@@ -81,6 +81,9 @@ creates, or from the Secret that is named. `secret` is empty where there is none
 {{- end -}}
 {{- if has .role (list "delivery" "mailstore" "test") -}}
 {{- $_ := set $settings "mailboxes" (dict "url" "maildir:/var/lib/eilpost/mail") -}}
+{{- else if has .role (list "ingress" "router") -}}
+{{- /* They have no volume of mailboxes: `eilpost doctor` does not look for one. */}}
+{{- $_ := set $settings "mailboxes" (dict "url" "memory:") -}}
 {{- end -}}
 {{- toJson $settings -}}
 {{- end -}}
