@@ -1,5 +1,5 @@
 # Everything a person needs: `make run` to try it, `make test` and `make check` before a commit, `make bench` to compare,
-# `make faults` for the long proof that nothing is lost (over an hour; docs/faults.md).
+# `make faults` for the long proof that nothing is lost (over an hour; docs/reports/faults.md).
 # `make kafka` starts a real Kafka (NODES=3: three) for development; it needs Java 17 and Maven.
 # Nothing else is needed but Python 3.11 or newer and make; the tools live in .venv.
 PYTHON ?= python3
@@ -55,7 +55,7 @@ faults: setup
 	$(BIN)/python -m tests.faults
 
 docs: setup
-	$(BIN)/python -m tests.support.docs
+	$(BIN)/python -m tests.support.docs.generate
 	$(BIN)/python -m deploy.grafana
 
 dashboards: setup

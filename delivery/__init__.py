@@ -1,1 +1,1 @@
-"""Carries a message once and reports what happened. Next: `delivery/worker.py`."""
+"""Carries a message once and reports what happened."""

@@ -1,6 +1,6 @@
 """`python -m delivery --config FILE` is `eilpost delivery --config FILE`. It belongs to the roof, not to the role."""
 
-from eilpost.cli import main_of
+from eilpost.cli import run_role
 
 if __name__ == "__main__":
-    main_of("delivery")
+    run_role("delivery")

@@ -2,7 +2,7 @@
 
 In charge of getting the content, of choosing the courier, of keeping the content of what is deferred, and of turning
 every trouble of ours into a deferral. Never touches the log. It promises an `Attempted` with one outcome for each
-recipient, or an exception only when it is cancelled. Next: `delivery/smtp.py`, `delivery/mailbox.py`.
+recipient, or an exception only when it is cancelled.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from mail.telemetry.delivery import (
     STATUSES,
 )
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
-OUR_FAULT = Reply(451, "4.3.0", "Internal error while carrying the message; see the log of the delivery worker")
-TAKEN = Reply(250, "2.0.0", "Taken; what was said could not be recorded")
-NO_SPOOL = Reply(451, "4.3.0", "The spool that holds the message does not answer")
+INTERNAL_ERROR = Reply(451, "4.3.0", "Internal error while carrying the message; see the log of the delivery worker")
+DELIVERED_REPLY_LOST = Reply(250, "2.0.0", "Taken; what was said could not be recorded")
+SPOOL_UNAVAILABLE = Reply(451, "4.3.0", "The spool that holds the message does not answer")
 
 # How much of the message a report may quote.
-HEADERS_BYTES = 65536
-SOON_SECONDS = 60.0
+HEADERS_BYTES_MAX = 65536
+PROMPT_SECONDS = 60.0
 _SPOOL_BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Carriage:
-    """What became of one carry; `content` is empty when it could not be had."""
+class AttemptResult:
+    """The result of one attempt; `content` is empty when it could not be had."""
 
     outcomes: tuple[Outcome, ...]
     started: datetime
@@ -55,73 +55,75 @@ class Carriage:
     content: bytes
 
     @property
-    def answered(self) -> bool:
+    def is_responsive(self) -> bool:
         """The next hop said something about a recipient, and soon: it is none that holds on to whoever calls."""
-        return self.seconds <= SOON_SECONDS and any(outcome.remote is not None for outcome in self.outcomes)
+        return self.seconds <= PROMPT_SECONDS and any(outcome.remote is not None for outcome in self.outcomes)
 
 
-class Attempts:
+class AttemptRunner:
     """Makes attempts with the couriers it is given."""
 
     def __init__(self, *, smtp: Courier, mailbox: Courier, spool: Spool) -> None:
         self._smtp = smtp
         self._mailbox = mailbox
         self._spool = spool
-        self._meters: dict[tuple[str, str], _Meter] = {}
+        self._metrics: dict[tuple[str, str], _AttemptMetrics] = {}
 
-    async def carry(self, dispatched: Dispatched) -> Carriage:
-        """Carry once. Cancelled, it leaves nothing to report, unless the message is past its final dot."""
+    async def deliver(self, dispatched: Dispatched) -> AttemptResult:
+        """Deliver once. Cancelled, it leaves nothing to report, unless the message is past its final dot."""
         started = datetime.now(UTC)
         clock = asyncio.get_running_loop().time
-        began = clock()
-        content = await self._content(dispatched)
+        start = clock()
+        content = await self._read_content(dispatched)
         if isinstance(content, Reply):
             outcomes = _all_deferred(dispatched.delivery, content)
         else:
-            outcomes = await self._carry(dispatched.delivery, content)
-        duration = clock() - began
-        self._report(dispatched, outcomes, duration)
-        return Carriage(outcomes, started, duration, b"" if isinstance(content, Reply) else content)
+            outcomes = await self._deliver_by_courier(dispatched.delivery, content)
+        duration = clock() - start
+        self._observe(dispatched, outcomes, duration)
+        return AttemptResult(outcomes, started, duration, b"" if isinstance(content, Reply) else content)
 
-    async def record(self, dispatched: Dispatched, carriage: Carriage, waits: Callable[[], None]) -> Attempted:
+    async def attempted(
+        self, dispatched: Dispatched, result: AttemptResult, on_spool_wait: Callable[[], None]
+    ) -> Attempted:
         """What to report; the content of what is deferred is in the spool when this returns. Never to be cancelled
-        lightly: the mail may be delivered already. `waits` is called when the spool fails, and may take long.
+        lightly: the mail may be delivered already. `on_spool_wait` is called when the spool fails, and may take long.
         """
-        outcomes = carriage.outcomes
+        outcomes = result.outcomes
         headers = b""
-        kept: Spooled | None = None
+        spooled: Spooled | None = None
         if not all(isinstance(outcome, Delivered) for outcome in outcomes):
-            headers = header_block(carriage.content, HEADERS_BYTES)
-            kept = await self._kept(dispatched, outcomes, waits)
+            headers = header_block(result.content, HEADERS_BYTES_MAX)
+            spooled = await self._content_for_retry(dispatched, outcomes, on_spool_wait)
         return Attempted(
             dispatched.delivery.id,
             dispatched.number,
             outcomes,
-            carriage.started,
-            timedelta(seconds=carriage.seconds),
-            kept,
+            result.started,
+            timedelta(seconds=result.seconds),
+            spooled,
             headers,
         )
 
-    async def report_bug(
-        self, dispatched: Dispatched, carriage: Carriage | None, waits: Callable[[], None]
+    async def attempted_with_internal_error(
+        self, dispatched: Dispatched, result: AttemptResult | None, on_spool_wait: Callable[[], None]
     ) -> Attempted:
         """What to report when what there is cannot be, by a bug of ours: who has the message has it, everybody else is
         deferred; all in our own words.
         """
         recipients = dispatched.delivery.message.envelope.recipients
-        outcomes = _all_deferred(dispatched.delivery, OUR_FAULT)
-        if carriage is not None and len(carriage.outcomes) == len(recipients):
+        outcomes = _all_deferred(dispatched.delivery, INTERNAL_ERROR)
+        if result is not None and len(result.outcomes) == len(recipients):
             outcomes = tuple(
-                Delivered(recipient.address, TAKEN) if isinstance(outcome, Delivered) else deferred
-                for recipient, outcome, deferred in zip(recipients, carriage.outcomes, outcomes, strict=True)
+                Delivered(recipient.address, DELIVERED_REPLY_LOST) if isinstance(outcome, Delivered) else deferred
+                for recipient, outcome, deferred in zip(recipients, result.outcomes, outcomes, strict=True)
             )
-        started = datetime.now(UTC) if carriage is None else carriage.started
-        kept = await self._kept(dispatched, outcomes, waits)
-        return Attempted(dispatched.delivery.id, dispatched.number, outcomes, started, timedelta(0), kept)
+        started = datetime.now(UTC) if result is None else result.started
+        spooled = await self._content_for_retry(dispatched, outcomes, on_spool_wait)
+        return Attempted(dispatched.delivery.id, dispatched.number, outcomes, started, timedelta(0), spooled)
 
-    async def _kept(
-        self, dispatched: Dispatched, outcomes: tuple[Outcome, ...], waits: Callable[[], None]
+    async def _content_for_retry(
+        self, dispatched: Dispatched, outcomes: tuple[Outcome, ...], on_spool_wait: Callable[[], None]
     ) -> Spooled | None:
         """Where the content lies, when it is needed once more."""
         if not any(isinstance(outcome, Deferred) for outcome in outcomes):
@@ -130,9 +132,9 @@ class Attempts:
             case Spooled() as spooled:
                 return spooled
             case Inline(data):
-                return await self._keep(data, waits)
+                return await self._put_in_spool(data, on_spool_wait)
 
-    async def _content(self, dispatched: Dispatched) -> bytes | Reply:
+    async def _read_content(self, dispatched: Dispatched) -> bytes | Reply:
         match dispatched.content:
             case Inline(data):
                 return data
@@ -140,7 +142,7 @@ class Attempts:
                 try:
                     return await self._spool.read(spooled)
                 except SpoolDamaged as error:
-                    log.warning(
+                    logger.warning(
                         "spool damaged",
                         queue_id=dispatched.delivery.message.queue_id,
                         spool=spooled.name,
@@ -148,24 +150,24 @@ class Attempts:
                     )
                     return Reply(451, "4.3.0", f"Spooled content {spooled.name}: {error}")
                 except SpoolUnavailable as error:
-                    log.warning("spool unavailable", queue_id=dispatched.delivery.message.queue_id, error=str(error))
-                    return NO_SPOOL
+                    logger.warning("spool unavailable", queue_id=dispatched.delivery.message.queue_id, error=str(error))
+                    return SPOOL_UNAVAILABLE
                 except Exception:
-                    log.exception("spool failed", queue_id=dispatched.delivery.message.queue_id)
-                    return NO_SPOOL
+                    logger.exception("spool failed", queue_id=dispatched.delivery.message.queue_id)
+                    return SPOOL_UNAVAILABLE
 
-    async def _carry(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+    async def _deliver_by_courier(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         try:
-            outcomes = await self._courier(delivery.route).carry(delivery, content)
+            outcomes = await self._courier_for(delivery.route).deliver(delivery, content)
         except Exception:
-            log.exception("courier failed", queue_id=delivery.message.queue_id, delivery_id=delivery.id)
-            return _all_deferred(delivery, OUR_FAULT)
+            logger.exception("courier failed", queue_id=delivery.message.queue_id, delivery_id=delivery.id)
+            return _all_deferred(delivery, INTERNAL_ERROR)
         if len(outcomes) != len(delivery.message.envelope.recipients):
-            log.error("courier lost a recipient", queue_id=delivery.message.queue_id, delivery_id=delivery.id)
-            return _all_deferred(delivery, OUR_FAULT)
+            logger.error("courier lost a recipient", queue_id=delivery.message.queue_id, delivery_id=delivery.id)
+            return _all_deferred(delivery, INTERNAL_ERROR)
         return outcomes
 
-    def _courier(self, route: Route) -> Courier:
+    def _courier_for(self, route: Route) -> Courier:
         match route:
             case ToMailbox():
                 return self._mailbox
@@ -176,36 +178,40 @@ class Attempts:
             case _:
                 assert_never(route)
 
-    async def _keep(self, content: bytes, waits: Callable[[], None]) -> Spooled:
+    async def _put_in_spool(self, content: bytes, on_wait: Callable[[], None]) -> Spooled:
         """Until the spool takes it: a deferral may not be reported before its content is safe."""
         tries = 0
         while True:
             try:
-                return await self._spool.keep(content)
+                return await self._spool.put(content)
             except SpoolUnavailable as error:
                 if tries == 0:  # many may wait
-                    log.warning("spool unavailable", error=str(error))
+                    logger.warning("spool unavailable", error=str(error))
             except Exception:
-                log.exception("spool failed")
+                logger.exception("spool failed")
             if tries == 0:
-                waits()
+                on_wait()
             await asyncio.sleep(_SPOOL_BACKOFF_SECONDS[min(tries, len(_SPOOL_BACKOFF_SECONDS) - 1)])
             tries += 1
 
-    def _report(self, dispatched: Dispatched, outcomes: tuple[Outcome, ...], duration: float) -> None:
+    def _observe(self, dispatched: Dispatched, outcomes: tuple[Outcome, ...], duration: float) -> None:
         """Metrics, and one line."""
         route = dispatched.delivery.route
         transport = (
-            "mailbox" if isinstance(route, ToMailbox) else route.speaks.value if isinstance(route, ToRelay) else "smtp"
+            "mailbox"
+            if isinstance(route, ToMailbox)
+            else route.protocol.value
+            if isinstance(route, ToRelay)
+            else "smtp"
         )
-        pair = transport, provider_of(route)
-        meter = self._meters.get(pair)
-        if meter is None:
-            meter = self._meters[pair] = _Meter(*pair)
-        delivered = meter.count(outcomes, dispatched.delivery.message.size_bytes)
-        meter.duration.observe(duration)
+        labels = transport, provider_of(route)
+        metrics = self._metrics.get(labels)
+        if metrics is None:
+            metrics = self._metrics[labels] = _AttemptMetrics(*labels)
+        delivered = metrics.count(outcomes, dispatched.delivery.message.size_bytes)
+        metrics.duration.observe(duration)
         worst = _worst(outcomes)
-        log.info(
+        logger.info(
             "attempted",
             queue_id=dispatched.delivery.message.queue_id,
             delivery_id=dispatched.delivery.id,
@@ -220,7 +226,7 @@ class Attempts:
         )
 
 
-class _Meter:
+class _AttemptMetrics:
     """The labelled children of one transport and provider, bound once."""
 
     def __init__(self, transport: str, provider: str) -> None:

@@ -1,7 +1,7 @@
 """What a server offers in its EHLO answer (RFC 5321 section 4.1.1.1). Pure.
 
 Unknown keywords are kept by name, so that a later extension (DSN, STARTTLS, CHUNKING, AUTH) is one property here and
-one parameter in the dialogue. Next: `delivery/dialogue.py`.
+one parameter in the dialogue.
 """
 
 from __future__ import annotations

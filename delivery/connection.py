@@ -3,7 +3,6 @@
 In charge of moving bytes, of deadlines and of noticing that the peer has gone; it knows nothing of what is said. Its
 deadline is a number that the pool's sweep looks at, not a timer: a message costs no `call_later`. Content goes out in
 slices under flow control, and each slice the peer takes renews the deadline (RFC 5321 section 4.5.3.2.5).
-Next: `delivery/pool.py`.
 """
 
 from __future__ import annotations
@@ -13,25 +12,25 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
-from delivery.dialogue import Deadlines, Dialogue, Phase
-from delivery.transaction import Carried
+from delivery.dialogue import Dialogue, Phase, Timeouts
+from delivery.transaction import TransactionResult
 from mail.envelope import Envelope
 from mail.reply import Reply
 from mail.telemetry.delivery import CONNECTIONS
 
 SLICE_BYTES = 65536
 
-_WAITING = frozenset((Phase.GREETING, Phase.EHLO, Phase.HELO, Phase.ENVELOPE, Phase.CONTENT, Phase.QUIT))
+_PHASES_WITH_DEADLINE = frozenset((Phase.GREETING, Phase.EHLO, Phase.HELO, Phase.ENVELOPE, Phase.CONTENT, Phase.QUIT))
 
 
 class Connection(asyncio.Protocol):
-    """Made by the pool through `loop.create_connection`. `transactions` counts those that were carried."""
+    """Made by the pool through `loop.create_connection`. `transactions` counts those that ended."""
 
     __slots__ = (
-        "_deadlines",
         "_loop",
-        "_on_gone",
+        "_on_closed",
         "_paused",
+        "_timeouts",
         "_transport",
         "_unsent",
         "_waiter",
@@ -44,16 +43,16 @@ class Connection(asyncio.Protocol):
     def __init__(
         self,
         dialogue: Dialogue,
-        deadlines: Deadlines,
-        on_gone: Callable[[Connection], None],
+        timeouts: Timeouts,
+        on_closed: Callable[[Connection], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.dialogue = dialogue
         self.transactions = 0
         self.idle_since = 0.0
         self.deadline = float("inf")
-        self._deadlines = deadlines
-        self._on_gone = on_gone
+        self._timeouts = timeouts
+        self._on_closed = on_closed
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._unsent: deque[memoryview] = deque()
@@ -62,28 +61,28 @@ class Connection(asyncio.Protocol):
 
     # What the pool calls
 
-    async def introduce(self) -> Reply | None:
+    async def handshake(self) -> Reply | None:
         """Wait for the greeting and EHLO. None when the server is ready for a transaction, else why not."""
         if self.dialogue.phase in (Phase.GREETING, Phase.EHLO, Phase.HELO):
-            self._renew()
+            self._renew_deadline()
             await self._wait()
         return self.dialogue.refusal
 
-    async def carry(self, envelope: Envelope, content: bytes) -> Carried:
+    async def transact(self, envelope: Envelope, content: bytes) -> TransactionResult:
         """One transaction. Cancelled before the final dot, it gives the connection up; after it, it goes on to the
         answer, until it is cancelled again.
         """
         dialogue = self.dialogue
-        dialogue.begin(envelope, content)
-        if dialogue.carried is None:
-            self._advance()
+        dialogue.start_transaction(envelope, content)
+        if dialogue.result is None:
+            self._flush()
             cancelled = False
-            while dialogue.carried is None:
+            while dialogue.result is None:
                 try:
                     await self._wait()
                 except asyncio.CancelledError:
                     # The answer may have come in the same instant: then it counts, and not the cancelling.
-                    if dialogue.carried is None and (cancelled or not dialogue.past_dot):
+                    if dialogue.result is None and (cancelled or not dialogue.past_dot):
                         self.abort("given up")
                         raise
                     cancelled = True
@@ -91,7 +90,7 @@ class Connection(asyncio.Protocol):
                     if task is not None:
                         task.uncancel()
         self.transactions += 1
-        return dialogue.carried
+        return dialogue.result
 
     @property
     def usable(self) -> bool:
@@ -107,19 +106,19 @@ class Connection(asyncio.Protocol):
         """Say goodbye and go; the sweep ends it if the server does not answer."""
         if self.usable:
             self.dialogue.quit()
-            self._advance()
+            self._flush()
         else:
             self.abort("closed")
 
     def abort(self, reason: str, enhanced: str = "4.4.2") -> None:
         """Give up now."""
-        self.dialogue.lost(reason, enhanced)
+        self.dialogue.abort(reason, enhanced)
         self._unsent.clear()
         if self._transport is not None:
             self._transport.abort()
         self._wake()
 
-    def check(self, now: float) -> None:
+    def check_deadline(self, now: float) -> None:
         """The sweep: end what has been silent for too long."""
         if now >= self.deadline:
             self.abort("timed out")
@@ -128,35 +127,35 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        self._renew()
+        self._renew_deadline()
         CONNECTIONS.inc()
 
     def data_received(self, data: bytes) -> None:
         # A server that drips an answer byte by byte is silent: only a whole answer renews the deadline.
         if self.dialogue.receive(data, unsent=bool(self._unsent)):
-            self._advance()
+            self._flush()
 
     def eof_received(self) -> bool:
-        self.dialogue.lost("connection closed")
-        self._advance()
+        self.dialogue.abort("connection closed")
+        self._flush()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         reason = "connection lost" if exc is None else f"connection lost ({type(exc).__name__})"
-        self.dialogue.lost(reason)
+        self.dialogue.abort(reason)
         self._unsent.clear()
         self.deadline = float("inf")
         CONNECTIONS.dec()
         self._wake()
-        self._on_gone(self)
+        self._on_closed(self)
 
     def pause_writing(self) -> None:
         self._paused = True
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._pump()
-        self._renew()
+        self._write_unsent()
+        self._renew_deadline()
 
     # Within
 
@@ -172,15 +171,15 @@ class Connection(asyncio.Protocol):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _advance(self) -> None:
+    def _flush(self) -> None:
         """After the dialogue moved: write, set the deadline, wake whoever waits for what has come about."""
         dialogue = self.dialogue
         out = dialogue.to_send()
         if out:
             self._write(out)
         phase = dialogue.phase
-        if phase is Phase.OVER:
-            self.deadline = self._loop.time() + self._deadlines.quit_seconds
+        if phase is Phase.CLOSED:
+            self.deadline = self._loop.time() + self._timeouts.quit_seconds
             if self._transport is not None:
                 self._transport.close()
             self._wake()
@@ -188,14 +187,14 @@ class Connection(asyncio.Protocol):
             self.deadline = float("inf")  # the pool watches idle connections
             self._wake()
         else:
-            self._renew()
+            self._renew_deadline()
 
-    def _renew(self) -> None:
+    def _renew_deadline(self) -> None:
         phase = self.dialogue.phase
-        if phase not in _WAITING:
+        if phase not in _PHASES_WITH_DEADLINE:
             return
         sending = self._unsent or self._paused
-        seconds = self._deadlines.block_seconds if sending else self.dialogue.allowed_seconds(self._deadlines)
+        seconds = self._timeouts.block_seconds if sending else self.dialogue.timeout_seconds(self._timeouts)
         self.deadline = self._loop.time() + seconds
 
     def _write(self, parts: list[bytes]) -> None:
@@ -210,9 +209,9 @@ class Connection(asyncio.Protocol):
         for part in parts:
             view = memoryview(part)
             self._unsent.extend(view[start : start + SLICE_BYTES] for start in range(0, len(view), SLICE_BYTES))
-        self._pump()
+        self._write_unsent()
 
-    def _pump(self) -> None:
+    def _write_unsent(self) -> None:
         transport = self._transport
         unsent = self._unsent
         while unsent and not self._paused and transport is not None and not transport.is_closing():

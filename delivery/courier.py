@@ -1,9 +1,8 @@
-"""The Courier port: carries a message once to its next hop and says what became of each recipient.
+"""The Courier port: delivers a message once to its next hop and says what became of each recipient.
 
 A courier never decides about retries, never touches the log, and never raises for what a next hop did: that is an
 outcome.
-Two couriers: `delivery/smtp.py` (SMTP and LMTP) and `delivery/mailbox.py`; tests have a sink. Next:
-`delivery/worker.py`.
+Two couriers: `delivery/smtp_courier.py` (SMTP and LMTP) and `delivery/mailbox_courier.py`; tests have a sink.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from mail.record import Delivery
 
 
 class Courier(Protocol):
-    async def carry(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+    async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         """Try once; one outcome for each of the envelope's recipients, in their order. Bounded in time by the
         courier.
 

@@ -1,15 +1,14 @@
 """The client's side of an SMTP or LMTP connection, as a state machine over bytes (sans I/O). Pure.
 
 In charge of what is said and in which order, and of what each answer means for each recipient. Never here: sockets,
-clocks, pools, retries. Feed what the server sent with `receive`, send what `to_send` returns, and read `carried` when a
+clocks, pools, retries. Feed what the server sent with `receive`, send what `to_send` returns, and read `result` when a
 transaction is over. It promises one outcome for every recipient, whatever the server does, and that `past_dot` is
 true from the instant at which the server may have taken the message without our knowing.
 
-    GREETING -> EHLO [-> HELO] -> READY -> ENVELOPE -> CONTENT -> READY ... -> QUIT -> OVER
+    GREETING -> EHLO [-> HELO] -> READY -> ENVELOPE -> CONTENT -> READY ... -> QUIT -> CLOSED
 
-STARTTLS and AUTH will stand between EHLO and READY (`_introduced`).
+STARTTLS and AUTH will stand between EHLO and READY (`_on_ehlo_done`).
 Source: RFC 5321, RFC 2033 (LMTP), RFC 2920 (pipelining), RFC 1870 (SIZE), RFC 6152, RFC 6531.
-Next: `delivery/transaction.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from delivery.answer import Answer, AnswerReader, GarbageAnswer
 from delivery.capabilities import Capabilities
-from delivery.transaction import Carried, Transaction
+from delivery.reply_parser import MalformedReply, ReplyParser, ServerReply
+from delivery.transaction import Transaction, TransactionResult
 from mail.envelope import Envelope
 from mail.reply import Reply
-from mail.route import Speaks
+from mail.route import RelayProtocol
 
 
 class Phase(Enum):
@@ -36,7 +35,7 @@ class Phase(Enum):
     ENVELOPE = auto()
     CONTENT = auto()
     QUIT = auto()
-    OVER = auto()
+    CLOSED = auto()
 
 
 class _Verb(Enum):
@@ -53,7 +52,7 @@ class _Verb(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Deadlines:
+class Timeouts:
     """How long the server may be silent, in seconds (RFC 5321 section 4.5.3.2)."""
 
     greeting_seconds: float = 300.0  # .1
@@ -72,43 +71,43 @@ class Dialogue:
         "_hostname",
         "_needs_rset",
         "_out",
-        "_plan",
-        "_reader",
-        "_speaks",
+        "_parser",
+        "_protocol",
         "_transaction",
+        "_unsent_commands",
         "capabilities",
-        "carried",
         "past_dot",
         "phase",
         "refusal",
         "remote",
+        "result",
     )
 
-    def __init__(self, hostname: str, remote: str, speaks: Speaks = Speaks.SMTP) -> None:
+    def __init__(self, hostname: str, remote: str, protocol: RelayProtocol = RelayProtocol.SMTP) -> None:
         self.remote = remote
         self.phase = Phase.GREETING
         self.capabilities = Capabilities()
-        self.carried: Carried | None = None
+        self.result: TransactionResult | None = None
         self.refusal: Reply | None = None  # why the conversation ended before READY; 4xx
         self.past_dot = False
         self._hostname = hostname.encode("ascii", "replace")
-        self._speaks = speaks
-        self._reader = AnswerReader()
+        self._protocol = protocol
+        self._parser = ReplyParser()
         self._out: list[bytes] = []
         self._expected: deque[_Verb] = deque((_Verb.GREETING,))
-        self._plan: deque[tuple[_Verb, bytes]] = deque()  # what is still to be said, without pipelining
+        self._unsent_commands: deque[tuple[_Verb, bytes]] = deque()  # what is still to be said, without pipelining
         self._transaction: Transaction | None = None
         self._needs_rset = False
 
     # What the driver calls
 
-    def begin(self, envelope: Envelope, content: bytes) -> None:
-        """Start a transaction; only when READY. `carried` may be set at once, when nothing needs to be asked."""
+    def start_transaction(self, envelope: Envelope, content: bytes) -> None:
+        """Start a transaction; only when READY. `result` may be set at once, when nothing needs to be asked."""
         assert self.phase is Phase.READY
         self.past_dot = False
         transaction = Transaction(envelope, content, self.capabilities, self.remote)
-        self.carried = transaction.settled_before()
-        if self.carried is not None:
+        self.result = transaction.result_without_server()
+        if self.result is not None:
             return
         self._transaction = transaction
         self.phase = Phase.ENVELOPE
@@ -126,39 +125,39 @@ class Dialogue:
             expected.append(_Verb.DATA)
             self._out.append(b"".join(commands))
         else:
-            plan = self._plan
+            unsent = self._unsent_commands
             if self._needs_rset:
-                plan.append((_Verb.RSET, b"RSET\r\n"))
-            plan.append((_Verb.MAIL, transaction.mail))
-            plan.extend((_Verb.RCPT, rcpt) for rcpt in transaction.rcpts)
-            plan.append((_Verb.DATA, b"DATA\r\n"))
-            self._say_next()
+                unsent.append((_Verb.RSET, b"RSET\r\n"))
+            unsent.append((_Verb.MAIL, transaction.mail))
+            unsent.extend((_Verb.RCPT, rcpt) for rcpt in transaction.rcpts)
+            unsent.append((_Verb.DATA, b"DATA\r\n"))
+            self._send_next()
         self._needs_rset = False
 
     @property
-    def over(self) -> bool:
+    def closed(self) -> bool:
         """Nothing more will be said: the connection is to be closed."""
-        return self.phase is Phase.OVER
+        return self.phase is Phase.CLOSED
 
     def receive(self, data: bytes, *, unsent: bool = False) -> bool:
         """Take what the server sent; whether anything came of it, or it is a piece of an answer. `unsent`: a part of
         what `to_send` returned has not left us yet.
         """
-        if self.over:
+        if self.closed:
             return False
         try:
-            answers = self._reader.feed(data)
-        except GarbageAnswer as error:
-            self._break_off("4.5.0", str(error))
+            replies = self._parser.feed(data)
+        except MalformedReply as error:
+            self._abort("4.5.0", str(error))
             return True
-        for answer in answers:
-            if self.phase is Phase.CONTENT and (self._out or (unsent and not answer.negative)):
-                self._answered_early(answer)
+        for reply in replies:
+            if self.phase is Phase.CONTENT and (self._out or (unsent and not reply.negative)):
+                self._on_early_reply(reply)
             else:
-                self._answer(answer)
-            if self.over:
+                self._on_reply(reply)
+            if self.closed:
                 break
-        return bool(answers)
+        return bool(replies)
 
     def to_send(self) -> list[bytes]:
         """What has to be written now, once."""
@@ -167,146 +166,148 @@ class Dialogue:
             self._out = []
         return out
 
-    def lost(self, reason: str, enhanced: str = "4.4.2") -> None:
+    def abort(self, reason: str, enhanced: str = "4.4.2") -> None:
         """The connection is gone or too slow; `reason` like "connection lost" or "timed out"."""
-        if self.phase is not Phase.OVER:
-            self._break_off(enhanced, reason)
+        if self.phase is not Phase.CLOSED:
+            self._abort(enhanced, reason)
 
     def quit(self) -> None:
         """Say goodbye; only when READY (RFC 5321 section 4.1.1.10)."""
         assert self.phase is Phase.READY
-        self._ask(_Verb.QUIT, b"QUIT\r\n")
+        self._send(_Verb.QUIT, b"QUIT\r\n")
         self.phase = Phase.QUIT
 
-    def allowed_seconds(self, deadlines: Deadlines) -> float:
+    def timeout_seconds(self, timeouts: Timeouts) -> float:
         """How long the server may be silent now."""
         match self.phase:
             case Phase.GREETING:
-                return deadlines.greeting_seconds
+                return timeouts.greeting_seconds
             case Phase.EHLO | Phase.HELO | Phase.READY:
-                return deadlines.command_seconds
+                return timeouts.command_seconds
             case Phase.ENVELOPE:
                 waiting_for_data = len(self._expected) == 1 and self._expected[0] is _Verb.DATA
-                return deadlines.data_seconds if waiting_for_data else deadlines.command_seconds
+                return timeouts.data_seconds if waiting_for_data else timeouts.command_seconds
             case Phase.CONTENT:
-                return deadlines.dot_seconds
-            case Phase.QUIT | Phase.OVER:
-                return deadlines.quit_seconds
+                return timeouts.dot_seconds
+            case Phase.QUIT | Phase.CLOSED:
+                return timeouts.quit_seconds
 
     # What answers mean
 
-    def _answer(self, answer: Answer) -> None:
+    def _on_reply(self, reply: ServerReply) -> None:
         if not self._expected:
             # In READY this is a server that lets go of an idle connection, mostly by 421.
-            self._break_off("4.5.0", f"the server spoke unasked: {answer.reply()}")
+            self._abort("4.5.0", f"the server spoke unasked: {reply.to_reply()}")
             return
         verb = self._expected.popleft()
-        if answer.code == 421 and verb is not _Verb.QUIT:  # RFC 5321 section 3.8: the server closes, at any point
-            self._closing(verb, answer)
+        if reply.code == 421 and verb is not _Verb.QUIT:  # RFC 5321 section 3.8: the server closes, at any point
+            self._on_service_closing(verb, reply)
             return
         match verb:
             case _Verb.MAIL | _Verb.RCPT | _Verb.RSET:
-                self._on_envelope(verb, answer)
+                self._on_envelope(verb, reply)
             case _Verb.DATA:
-                self._on_data(answer)
+                self._on_data(reply)
             case _Verb.DOT:
-                self._on_dot(answer)
+                self._on_dot(reply)
             case _Verb.EMPTY_DOT:
-                self._finish(clean=False)  # nobody was named; the answer says nothing about anyone
+                self._finish_transaction(clean=False)  # nobody was named; the answer says nothing about anyone
             case _Verb.GREETING:
-                if answer.code == 220:
-                    self._ask(_Verb.EHLO, b"%s %s\r\n" % (self._hello, self._hostname))
+                if reply.code == 220:
+                    self._send(_Verb.EHLO, b"%s %s\r\n" % (self._ehlo_verb, self._hostname))
                     self.phase = Phase.EHLO
                 else:
-                    self._refused("greeted us with", answer)
+                    self._fail_handshake("greeted us with", reply)
             case _Verb.EHLO:
-                if answer.positive:
-                    self.capabilities = Capabilities.parse(answer.lines)
-                    self._introduced()
-                elif answer.code >= 500 and self._speaks is Speaks.SMTP:
+                if reply.positive:
+                    self.capabilities = Capabilities.parse(reply.lines)
+                    self._on_ehlo_done()
+                elif reply.code >= 500 and self._protocol is RelayProtocol.SMTP:
                     # RFC 5321 section 3.2: a server that does not know EHLO is asked by HELO.
-                    self._ask(_Verb.HELO, b"HELO %s\r\n" % self._hostname)
+                    self._send(_Verb.HELO, b"HELO %s\r\n" % self._hostname)
                     self.phase = Phase.HELO
                 else:
-                    self._refused(f"answered {self._hello.decode()} with", answer)
+                    self._fail_handshake(f"answered {self._ehlo_verb.decode()} with", reply)
             case _Verb.HELO:
-                if answer.positive:
-                    self._introduced()
+                if reply.positive:
+                    self._on_ehlo_done()
                 else:
-                    self._refused("answered HELO with", answer)
+                    self._fail_handshake("answered HELO with", reply)
             case _Verb.QUIT:
-                self.phase = Phase.OVER
+                self.phase = Phase.CLOSED
 
     @property
-    def _hello(self) -> bytes:
-        return b"EHLO" if self._speaks is Speaks.SMTP else b"LHLO"  # RFC 2033 section 4.1
+    def _ehlo_verb(self) -> bytes:
+        return b"EHLO" if self._protocol is RelayProtocol.SMTP else b"LHLO"  # RFC 2033 section 4.1
 
-    def _introduced(self) -> None:
+    def _on_ehlo_done(self) -> None:
         """Both sides know each other; STARTTLS or AUTH would be asked here, before READY."""
         self.phase = Phase.READY
 
-    def _on_envelope(self, verb: _Verb, answer: Answer) -> None:
+    def _on_envelope(self, verb: _Verb, reply: ServerReply) -> None:
         transaction = self._transaction
         assert transaction is not None
-        if not (answer.positive or answer.negative):
-            self._break_off("4.5.0", f"the server answered {verb.value} with {answer.code}")
+        if not (reply.positive or reply.negative):
+            self._abort("4.5.0", f"the server answered {verb.value} with {reply.code}")
             return
         match verb:
             case _Verb.MAIL:
-                transaction.on_mail(answer)
+                transaction.on_mail(reply)
             case _Verb.RCPT:
-                transaction.on_rcpt(answer)
+                transaction.on_rcpt(reply)
             case _:
-                if not answer.positive:  # RSET is never refused by a server in its right mind
-                    self._break_off("4.5.0", f"the server answered RSET with {answer.code}")
+                if not reply.positive:  # RSET is never refused by a server in its right mind
+                    self._abort("4.5.0", f"the server answered RSET with {reply.code}")
                     return
         if self._expected:
             return
-        if not transaction.goes_on or (self._plan and self._plan[0][0] is _Verb.DATA and not transaction.anyone):
+        if not transaction.mail_accepted or (
+            self._unsent_commands and self._unsent_commands[0][0] is _Verb.DATA and not transaction.has_accepted
+        ):
             # Said one by one: nobody is left, DATA is not said (RFC 5321 section 3.3).
-            self._plan.clear()
-            self._finish(clean=False)
+            self._unsent_commands.clear()
+            self._finish_transaction(clean=False)
             return
-        self._say_next()
+        self._send_next()
 
-    def _on_data(self, answer: Answer) -> None:
+    def _on_data(self, reply: ServerReply) -> None:
         transaction = self._transaction
         assert transaction is not None
-        if answer.code == 354:
-            if transaction.goes_on and transaction.anyone:
-                self._out.extend(transaction.wire_content())
+        if reply.code == 354:
+            if transaction.mail_accepted and transaction.has_accepted:
+                self._out.extend(transaction.dot_stuffed_content())
                 # RFC 2033 section 4.2: LMTP answers once for each recipient it took.
-                answers = transaction.taken if self._speaks is Speaks.LMTP else 1
-                self._expected.extend([_Verb.DOT] * answers)
+                replies = transaction.accepted_count if self._protocol is RelayProtocol.LMTP else 1
+                self._expected.extend([_Verb.DOT] * replies)
                 self.phase = Phase.CONTENT
                 self.past_dot = True
-            elif self._speaks is Speaks.SMTP:
+            elif self._protocol is RelayProtocol.SMTP:
                 # RFC 2920 section 3.1: nobody was taken and DATA was, so a lone dot ends it.
-                self._ask(_Verb.EMPTY_DOT, b".\r\n")
+                self._send(_Verb.EMPTY_DOT, b".\r\n")
             else:
                 # RFC 2033 section 4.2 forbids this 354; how many answers a dot would bring nobody knows.
-                self._finish(clean=False)
-                self.phase = Phase.OVER
-        elif answer.negative:
-            transaction.on_data_refused(answer)
-            self._finish(clean=False)
+                self._finish_transaction(clean=False)
+                self.phase = Phase.CLOSED
+        elif reply.negative:
+            transaction.on_data_refused(reply)
+            self._finish_transaction(clean=False)
         else:
-            self._break_off("4.5.0", f"the server answered DATA with {answer.code}")
+            self._abort("4.5.0", f"the server answered DATA with {reply.code}")
 
-    def _on_dot(self, answer: Answer) -> None:
+    def _on_dot(self, reply: ServerReply) -> None:
         transaction = self._transaction
         assert transaction is not None
-        if not (answer.positive or answer.negative):
-            self._break_off("4.5.0", f"the server answered the final dot with {answer.code}")
+        if not (reply.positive or reply.negative):
+            self._abort("4.5.0", f"the server answered the final dot with {reply.code}")
             return
-        if self._speaks is Speaks.LMTP:
-            transaction.on_dot_for_next(answer)
+        if self._protocol is RelayProtocol.LMTP:
+            transaction.on_dot_for_next(reply)
         else:
-            transaction.on_dot_for_all(answer)
+            transaction.on_dot_for_all(reply)
         if not self._expected:
-            self._finish(clean=True)
+            self._finish_transaction(clean=True)
 
-    def _answered_early(self, answer: Answer) -> None:
+    def _on_early_reply(self, reply: ServerReply) -> None:
         """An answer to the final dot while the content is still with us: nothing was taken. A refusal holds; but the
         content stays here, for the server may be waiting for a command and would read it as one.
         """
@@ -314,47 +315,47 @@ class Dialogue:
         self.past_dot = False
         transaction = self._transaction
         assert transaction is not None
-        if not answer.negative:
-            self._break_off("4.5.0", f"the server took the content before it was sent: {answer.reply()}")
-        elif answer.code == 421:
-            self._closing(_Verb.DATA, answer)
-        elif self._speaks is Speaks.LMTP:
-            transaction.on_dot_for_next(answer)
-            self._break_off("4.5.0", "the server answered before the content was sent")
+        if not reply.negative:
+            self._abort("4.5.0", f"the server took the content before it was sent: {reply.to_reply()}")
+        elif reply.code == 421:
+            self._on_service_closing(_Verb.DATA, reply)
+        elif self._protocol is RelayProtocol.LMTP:
+            transaction.on_dot_for_next(reply)
+            self._abort("4.5.0", "the server answered before the content was sent")
         else:
-            transaction.on_dot_for_all(answer)
-            self._finish(clean=False)
-            self.phase = Phase.OVER
+            transaction.on_dot_for_all(reply)
+            self._finish_transaction(clean=False)
+            self.phase = Phase.CLOSED
 
     # Ways to end
 
-    def _finish(self, *, clean: bool) -> None:
+    def _finish_transaction(self, *, clean: bool) -> None:
         """The transaction is over and the connection may carry the next, after an RSET unless it ended `clean`."""
         assert self._transaction is not None
-        self.carried = self._transaction.carried()
+        self.result = self._transaction.result()
         self._transaction = None
         self._needs_rset = not clean  # RFC 5321 section 4.1.1.4: after the final reply buffers are empty
         self.past_dot = False
         self.phase = Phase.READY
 
-    def _refused(self, how: str, answer: Answer) -> None:
+    def _fail_handshake(self, how: str, reply: ServerReply) -> None:
         """No conversation at all. A 5xx here is often about us and this hour (block lists), so it only defers."""
-        reply = answer.reply()
-        rest = reply.status.partition(".")[2]
-        self.refusal = Reply(450, f"4.{rest}", f"{self.remote} {how} {reply}")
-        self.phase = Phase.OVER
+        refusal = reply.to_reply()
+        rest = refusal.status.partition(".")[2]
+        self.refusal = Reply(450, f"4.{rest}", f"{self.remote} {how} {refusal}")
+        self.phase = Phase.CLOSED
 
-    def _closing(self, verb: _Verb, answer: Answer) -> None:
+    def _on_service_closing(self, verb: _Verb, reply: ServerReply) -> None:
         """421: whoever has no verdict yet is deferred by it."""
         if self._transaction is not None:
-            self.carried = self._transaction.closed_by(answer, past_dot=verb is _Verb.DOT)
+            self.result = self._transaction.on_service_closing(reply, past_dot=verb is _Verb.DOT)
             self._transaction = None
             self.past_dot = False
         else:
-            self._refused(f"answered {verb.value} with", answer)
-        self.phase = Phase.OVER
+            self._fail_handshake(f"answered {verb.value} with", reply)
+        self.phase = Phase.CLOSED
 
-    def _break_off(self, enhanced: str, reason: str) -> None:
+    def _abort(self, enhanced: str, reason: str) -> None:
         """The conversation cannot go on: whoever has no verdict yet is deferred in our own words."""
         waiting_for = self._expected[0].value if self._expected else ""
         during = f" (waiting for the answer to {waiting_for})" if waiting_for else ""
@@ -364,18 +365,18 @@ class Dialogue:
             text += "; the message was sent whole and not acknowledged, so the recipient may see it twice"
         reply = Reply(451, enhanced, text)
         if self._transaction is not None:
-            self.carried = self._transaction.broken_off(reply, past_dot=self.past_dot)
+            self.result = self._transaction.on_connection_lost(reply, past_dot=self.past_dot)
             self._transaction = None
         else:
             self.refusal = reply
-        self.phase = Phase.OVER
+        self.phase = Phase.CLOSED
 
     # Ways to speak
 
-    def _ask(self, verb: _Verb, command: bytes) -> None:
+    def _send(self, verb: _Verb, command: bytes) -> None:
         self._expected.append(verb)
         self._out.append(command)
 
-    def _say_next(self) -> None:
-        verb, command = self._plan.popleft()
-        self._ask(verb, command)
+    def _send_next(self) -> None:
+        verb, command = self._unsent_commands.popleft()
+        self._send(verb, command)

@@ -2,7 +2,6 @@
 
 In charge of MX preference, of chance among equals, and of which of a host's addresses come first (RFC 5321 section
 5.1); never of connecting. Addresses are looked up host by host, when they are needed, and bounded in number.
-Next: `delivery/connection.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from mail.resolver import DnsUnknown, IpAddresses, NoRecords, NoSuchDomain, Reso
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 
 # Postfix's smtp_mx_address_limit is 5 and smtp_mx_session_limit 2; RFC 5321 section 5.1 asks for at least two.
-MAX_TARGETS = 8
+TARGETS_MAX = 8
 # Hosts whose addresses are looked up in one attempt: a list of names without any must not hold it for hours.
-MAX_HOSTS = 20
+HOSTS_MAX = 20
 
 LOOPS_BACK = Reply(554, "5.4.6", "Mail for this domain loops back to this system: it is its best mail exchanger")
 NO_ADDRESS = Reply(550, "5.4.4", "No mail exchanger of the domain has an address")
@@ -48,7 +47,7 @@ class NoTarget:
     no_source: bool = False
 
 
-class Hosts:
+class TargetSelector:
     """Finds targets. `port` is that of mail exchangers, `hostname` ours. `no_source` says why there is no
     source address for connections to an IP address; None: there is one.
     """
@@ -84,28 +83,28 @@ class Hosts:
             case _:
                 assert_never(route)
         count = 0
-        for host in hosts[:MAX_HOSTS]:
+        for host in hosts[:HOSTS_MAX]:
             answer = await self._resolver.addresses(host)
             match answer:
                 case IpAddresses():
-                    why_not = {ip: self._no_source(ip) for ip in answer.addresses}
-                    for ip in self._ordered([ip for ip, reply in why_not.items() if reply is None]):
+                    no_source = {ip: self._no_source(ip) for ip in answer.addresses}
+                    for ip in self._order_addresses([ip for ip, reply in no_source.items() if reply is None]):
                         yield Target(host, ip, port)
                         count += 1
-                        if count >= MAX_TARGETS:
+                        if count >= TARGETS_MAX:
                             return
-                    if not why_not:
+                    if not no_source:
                         yield self._no_address(route, host)
-                    elif all(why_not.values()):
-                        yield NoTarget(next(filter(None, why_not.values())), no_source=True)
+                    elif all(no_source.values()):
+                        yield NoTarget(next(filter(None, no_source.values())), no_source=True)
                 case DnsUnknown():
                     yield NoTarget(Reply(451, "4.4.3", f"DNS has no answer for {host} now: {answer.reason}"))
                 case NoRecords() | NoSuchDomain():
                     yield self._no_address(route, host)
                 case _:
                     assert_never(answer)
-        if not count and len(hosts) > MAX_HOSTS:  # the others may have one
-            yield NoTarget(Reply(451, "4.4.4", f"None of the first {MAX_HOSTS} mail exchangers has an address"))
+        if not count and len(hosts) > HOSTS_MAX:  # the others may have one
+            yield NoTarget(Reply(451, "4.4.4", f"None of the first {HOSTS_MAX} mail exchangers has an address"))
 
     @staticmethod
     def _no_address(route: Route, host: str) -> NoTarget:
@@ -115,17 +114,17 @@ class Hosts:
 
     def _exchangers(self, hosts: Sequence[tuple[int, str]]) -> list[str]:
         """By preference, shuffled among equals (RFC 5321 section 5.1), without ourselves and anything worse."""
-        ours = min((preference for preference, name in hosts if name == self._hostname), default=None)
+        own_preference = min((preference for preference, name in hosts if name == self._hostname), default=None)
         ordered = []
-        for preference, equals in groupby(sorted(hosts), key=lambda host: host[0]):
-            if ours is not None and preference >= ours:
+        for preference, group in groupby(sorted(hosts), key=lambda host: host[0]):
+            if own_preference is not None and preference >= own_preference:
                 break
-            names = [name for _, name in equals]
+            names = [name for _, name in group]
             self._random.shuffle(names)
             ordered += names
         return ordered
 
-    def _ordered(self, addresses: Sequence[str]) -> list[str]:
+    def _order_addresses(self, addresses: Sequence[str]) -> list[str]:
         """All of a host's addresses: the preferred family first, shuffled within each."""
         shuffled = list(addresses)
         self._random.shuffle(shuffled)

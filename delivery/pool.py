@@ -3,7 +3,6 @@
 In charge of who gets which connection, of how many there are (per site by `Pacing`, together by a cap), of idle ones
 and of the sweep that enforces every deadline. Never speaks SMTP itself. It promises that nobody waits for ever: a
 waiter is woken whenever a connection or a place becomes free, and when its site turns out to be dead.
-Next: `delivery/smtp.py`.
 """
 
 from __future__ import annotations
@@ -15,29 +14,29 @@ from dataclasses import dataclass
 import structlog
 
 from delivery.connection import Connection
-from delivery.dialogue import Deadlines, Dialogue
-from delivery.hosts import Hosts, NoTarget, Target
+from delivery.dialogue import Dialogue, Timeouts
+from delivery.hosts import NoTarget, Target, TargetSelector
 from delivery.pacing import Pacing
 from delivery.site import Site
 from delivery.sources import NoSource, Sources
 from mail.reply import Reply
-from mail.route import Route, Speaks, ToRelay
+from mail.route import RelayProtocol, Route, ToRelay
 from mail.settings import DeliverySettings
 from mail.telemetry.delivery import CONNECTION_ERRORS, THROTTLE
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
-_SITE_KEPT_SECONDS = 600.0  # the window of a site without connections is forgotten after this time
+_SITE_RETENTION_SECONDS = 600.0  # the window of a site without connections is forgotten after this time
 _SITES_MAX = 5000  # beyond it, that of every site without connections is forgotten at once
-_RECENT_SECONDS = 60.0
+_RECENT_SUCCESS_SECONDS = 60.0
 # While another site has no connection at all, a site's last one goes on to it after so many transactions.
-_TURN_TRANSACTIONS = 20
+_YIELD_AFTER_TRANSACTIONS = 20
 # A site that was well a moment ago and refuses now is mostly restarting: ask again before giving it up.
-_REASK_SECONDS = (0.25, 0.75, 1.5)
+_RECONNECT_DELAYS_SECONDS = (0.25, 0.75, 1.5)
 
 
 @dataclass(frozen=True, slots=True)
-class Unreached:
+class NoConnection:
     """No connection could be had; `reply` is ours, 4xx where time may help."""
 
     reply: Reply
@@ -49,20 +48,20 @@ class Pool:
     def __init__(
         self,
         *,
-        hosts: Hosts,
+        targets: TargetSelector,
         settings: DeliverySettings,
         hostname: str,
         sources: Sources | None = None,
-        deadlines: Deadlines | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
-        self._hosts = hosts
+        self._targets = targets
         self._hostname = hostname
         self._sources = sources or Sources(())
-        self._deadlines = deadlines or Deadlines()
-        self._per_site = settings.connections_per_site
-        self._cap = settings.connections
+        self._timeouts = timeouts or Timeouts()
+        self._connections_per_site = settings.connections_per_site
+        self._connections_max = settings.connections
         self._idle_seconds = settings.idle.total_seconds()
-        self._messages = settings.messages_per_connection
+        self._messages_per_connection = settings.messages_per_connection
         self._connect_seconds = settings.connect_timeout.total_seconds()
         self._dead_seconds = settings.dead_site.total_seconds()
         self._sites: dict[str, Site] = {}
@@ -75,16 +74,16 @@ class Pool:
         self._sweeper: asyncio.TimerHandle | None = None
         shortest = min(
             self._idle_seconds,
-            self._deadlines.greeting_seconds,
-            self._deadlines.command_seconds,
-            self._deadlines.data_seconds,
-            self._deadlines.block_seconds,
-            self._deadlines.dot_seconds,
-            self._deadlines.quit_seconds,
+            self._timeouts.greeting_seconds,
+            self._timeouts.command_seconds,
+            self._timeouts.data_seconds,
+            self._timeouts.block_seconds,
+            self._timeouts.dot_seconds,
+            self._timeouts.quit_seconds,
         )
         self._sweep_seconds = max(0.01, min(1.0, shortest / 4))
 
-    async def acquire(self, route: Route, *, fresh: bool = False) -> Connection | Unreached:
+    async def acquire(self, route: Route, *, fresh: bool = False) -> Connection | NoConnection:
         """A connection that is ready for a transaction, a new one if `fresh`; give it back by `release`."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
@@ -92,14 +91,18 @@ class Pool:
         name = route.site
         site = self._sites.get(name)
         if site is None:
-            site = self._sites[name] = Site(name, Pacing(self._per_site, self._dead_seconds))
+            site = self._sites[name] = Site(name, Pacing(self._connections_per_site, self._dead_seconds))
         while True:
             site = self._sites.setdefault(name, site)  # the sweep may have come between a waking and its waiter
             now = self._loop.time()
             site.last_used = now
             if self._closed:
-                return Unreached(Reply(451, "4.3.2", "This system is shutting down"))
-            if fresh and site.idle and (site.count >= site.pacing.window or self._total >= self._cap):
+                return NoConnection(Reply(451, "4.3.2", "This system is shutting down"))
+            if (
+                fresh
+                and site.idle
+                and (site.count >= site.pacing.connection_limit or self._total >= self._connections_max)
+            ):
                 site.idle.pop(0).abort("its place is needed")
                 await asyncio.sleep(0)  # until it has gone
                 continue
@@ -108,22 +111,22 @@ class Pool:
                 if connection.usable:
                     return connection
                 connection.abort("no longer usable")
-            if not site.opened and (reason := site.pacing.dead(now)) is not None:
-                site.wake()  # whoever waits learns it too, one after the other
-                return Unreached(Reply(451, "4.4.1", f"Not tried, the site did not answer a moment ago: {reason}"))
-            if site.count < site.pacing.window:
-                if self._total < self._cap:
+            if not site.connections and (reason := site.pacing.dead_reason(now)) is not None:
+                site.wake_waiter()  # whoever waits learns it too, one after the other
+                return NoConnection(Reply(451, "4.4.1", f"Not tried, the site did not answer a moment ago: {reason}"))
+            if site.count < site.pacing.connection_limit:
+                if self._total < self._connections_max:
                     opened = await self._open(site, route)
                     if opened is not None:
                         return opened
                     continue  # the site has enough connections: wait for one of them
                 self._starved[site] = None
-                self._make_room(site)
-            handed = await self._queue_up(site)
-            if handed is not None:
-                if handed.usable and not fresh:
-                    return handed
-                handed.quit()
+                self._close_oldest_idle(site)
+            offered = await self._wait_for_connection(site)
+            if offered is not None:
+                if offered.usable and not fresh:
+                    return offered
+                offered.quit()
 
     def drop_idle(self, route: Route, remote: str) -> None:
         """A connection to `remote` turned out to be stale: those that lie idle are likely to be as well."""
@@ -133,8 +136,11 @@ class Pool:
                 site.idle.remove(connection)
                 connection.abort("stale, as another was")
 
-    def release(self, route: Route, connection: Connection, *, lost: bool = False, setback: str | None = None) -> None:
-        """Take a connection back after a transaction; `lost` when it broke off, with why as `setback` when that was
+    def release(
+        self, route: Route, connection: Connection, *, connection_lost: bool = False, failure: str | None = None
+    ) -> None:
+        """Take a connection back after a transaction; `connection_lost` when it broke off, with why as `failure`
+        when that was
         its first transaction.
         """
         assert self._loop is not None
@@ -143,34 +149,34 @@ class Pool:
         if site is None:  # forgotten, after a transaction of many minutes
             connection.abort("closed")
             return
-        if lost:
-            if connection in site.opened:  # its place is free when it has gone
+        if connection_lost:
+            if connection in site.connections:  # its place is free when it has gone
                 connection.quit()
-            site.pacing.on_push_back(site.count - (connection in site.opened))
-            if setback is not None:
-                site.pacing.on_setback(setback, now)
+            site.pacing.on_overload(site.count - (connection in site.connections))
+            if failure is not None:
+                site.pacing.on_first_transaction_failed(failure, now)
             return
-        site.last_well = site.last_used = now
+        site.last_success = site.last_used = now
         site.pacing.on_success()
         if (
             self._closed
             or not connection.usable  # the server answered and closed: its right, and no sign of too much
-            or connection.transactions >= self._messages
+            or connection.transactions >= self._messages_per_connection
             or self._has_to_yield(site, connection)
         ):
             connection.quit()
-        elif not site.wake(connection):
+        elif not site.wake_waiter(connection):
             if self._starved:
                 connection.quit()  # other sites wait for a place
             else:
                 connection.idle_since = now
                 site.idle.append(connection)
-        if site.waiters and site.count < site.pacing.window:
-            site.wake()  # the window has grown
+        if site.waiters and site.count < site.pacing.connection_limit:
+            site.wake_waiter()  # the window has grown
 
     def _has_to_yield(self, site: Site, connection: Connection) -> bool:
         """The cap is reached and some site has nothing at all: whose turn was long enough gives a place up."""
-        if site.count == 1 and connection.transactions % _TURN_TRANSACTIONS:
+        if site.count == 1 and connection.transactions % _YIELD_AFTER_TRANSACTIONS:
             return False
         return any(starved.waiters and not starved.count for starved in self._starved)
 
@@ -179,7 +185,7 @@ class Pool:
         self._closed = True
         for site in self._sites.values():
             site.idle.clear()
-            while site.wake():
+            while site.wake_waiter():
                 pass
         for connection in list(self._connections):
             connection.quit()
@@ -195,18 +201,18 @@ class Pool:
 
     # Opening
 
-    async def _open(self, site: Site, route: Route) -> Connection | Unreached | None:
+    async def _open(self, site: Site, route: Route) -> Connection | NoConnection | None:
         """A new connection; why there is none; or None: there are others to wait for."""
         assert self._loop is not None
         site.opening += 1
         self._total += 1
         opened: Connection | None = None
         try:
-            waits = iter(_REASK_SECONDS)
+            delays = iter(_RECONNECT_DELAYS_SECONDS)
             while True:
                 failures: list[Reply] = []
                 no_source: list[Reply] = []  # says nothing about the site
-                async with aclosing(self._hosts.targets(route)) as targets:
+                async with aclosing(self._targets.targets(route)) as targets:
                     async for target in targets:
                         if isinstance(target, NoTarget):
                             (no_source if target.no_source else failures).append(target.reply)
@@ -223,58 +229,60 @@ class Pool:
                 if opened is not None:
                     break
                 now = self._loop.time()
-                wait = next(waits, None)
+                delay = next(delays, None)
                 if (
-                    wait is None
+                    delay is None
                     or not failures
                     or site.count > 1
-                    or now - site.last_well > _RECENT_SECONDS
+                    or now - site.last_success > _RECENT_SUCCESS_SECONDS
                     or self._closed
                 ):
                     break
-                await asyncio.sleep(wait)
+                await asyncio.sleep(delay)
         finally:
             site.opening -= 1
             if opened is not None and opened.usable:
-                site.opened.add(opened)
+                site.connections.add(opened)
                 self._connections[opened] = site
             else:
                 self._total -= 1
                 if opened is not None:
                     opened.abort("closed")
-                self._wake_others(site)
+                self._wake_waiters(site)
         if opened is not None:
             if not opened.usable:
-                return Unreached(Reply(451, "4.4.2", f"{opened.dialogue.remote}: connection lost"))
+                return NoConnection(Reply(451, "4.4.2", f"{opened.dialogue.remote}: connection lost"))
             return opened
         if no_source and not any(failure.is_temporary for failure in failures):
             if not site.count:
-                return Unreached(no_source[-1])
+                return NoConnection(no_source[-1])
             failures += no_source
-        return self._judge(site, failures)
+        return self._on_connect_failed(site, failures)
 
-    def _judge(self, site: Site, failures: list[Reply]) -> Unreached | None:
+    def _on_connect_failed(self, site: Site, failures: list[Reply]) -> NoConnection | None:
         """What it means that no target could be spoken to. A temporary failure outweighs permanent ones."""
         assert self._loop is not None
         reply = next((failure for failure in reversed(failures) if failure.is_temporary), failures[-1])
         if reply.is_permanent:
-            return Unreached(reply)
+            return NoConnection(reply)
         if site.count:  # others live, or are being made: theirs is the last word
-            site.pacing.on_push_back(site.count)
+            site.pacing.on_overload(site.count)
             return None
         site.pacing.on_unreachable(reply.text, self._loop.time())
-        log.warning("site unreachable", site=site.name, reply=str(reply))
-        while site.wake():  # everybody looks again and finds the site dead
+        logger.warning("site unreachable", site=site.name, reply=str(reply))
+        while site.wake_waiter():  # everybody looks again and finds the site dead
             pass
-        return Unreached(reply)
+        return NoConnection(reply)
 
     async def _connect(self, target: Target, route: Route) -> Connection | Reply:
         """To READY with one address, or why not. Raises NoSource."""
         assert self._loop is not None
         loop = self._loop
         remote = str(target)
-        speaks = route.speaks if isinstance(route, ToRelay) else Speaks.SMTP
-        connection = Connection(Dialogue(self._hostname, remote, speaks), self._deadlines, self._gone, loop)
+        protocol = route.protocol if isinstance(route, ToRelay) else RelayProtocol.SMTP
+        connection = Connection(
+            Dialogue(self._hostname, remote, protocol), self._timeouts, self._on_connection_closed, loop
+        )
         try:
             async with asyncio.timeout(self._connect_seconds):
                 await self._sources.connect(lambda: connection, target.ip, target.port)
@@ -289,7 +297,7 @@ class Pool:
             return Reply(451, "4.4.1", f"{remote}: {error.strerror or type(error).__name__}")
         self._handshakes.add(connection)
         try:
-            refusal = await connection.introduce()
+            refusal = await connection.handshake()
         except asyncio.CancelledError:
             connection.abort("given up")
             raise
@@ -302,51 +310,51 @@ class Pool:
 
     # Places
 
-    async def _queue_up(self, site: Site) -> Connection | None:
+    async def _wait_for_connection(self, site: Site) -> Connection | None:
         assert self._loop is not None
         waiter: asyncio.Future[Connection | None] = self._loop.create_future()
         site.waiters.append(waiter)
         began = self._loop.time()
         try:
-            handed = await waiter
+            connection = await waiter
             THROTTLE.observe(self._loop.time() - began)
-            return handed
+            return connection
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 # What was handed over in the same instant goes to the next one.
-                handed = waiter.result()
-                if not site.wake(handed) and handed is not None:
-                    handed.idle_since = self._loop.time()
-                    site.idle.append(handed)
+                connection = waiter.result()
+                if not site.wake_waiter(connection) and connection is not None:
+                    connection.idle_since = self._loop.time()
+                    site.idle.append(connection)
                 self._wake_starved()
             raise
 
-    def _gone(self, connection: Connection) -> None:
+    def _on_connection_closed(self, connection: Connection) -> None:
         site = self._connections.pop(connection, None)
         if site is None:
             return
-        site.opened.discard(connection)
+        site.connections.discard(connection)
         if connection in site.idle:
             site.idle.remove(connection)
         self._total -= 1
-        self._wake_others(site)
+        self._wake_waiters(site)
 
-    def _wake_others(self, site: Site) -> None:
+    def _wake_waiters(self, site: Site) -> None:
         """A place has become free. Who has waited for the cap comes first, or a busy site would always take it back."""
         self._wake_starved()
-        site.wake()
+        site.wake_waiter()
 
     def _wake_starved(self) -> None:
-        while self._starved and self._total < self._cap:
+        while self._starved and self._total < self._connections_max:
             starved = next(iter(self._starved))
             del self._starved[starved]
-            if starved.wake():
+            if starved.wake_waiter():
                 break
 
-    def _make_room(self, wanting: Site) -> None:
+    def _close_oldest_idle(self, site_without_slot: Site) -> None:
         """The cap is reached: the connection that has been idle for longest has to go."""
         oldest = min(
-            (site.idle[0] for site in self._sites.values() if site.idle and site is not wanting),
+            (site.idle[0] for site in self._sites.values() if site.idle and site is not site_without_slot),
             key=lambda connection: connection.idle_since,
             default=None,
         )
@@ -360,18 +368,18 @@ class Pool:
         assert self._loop is not None
         now = self._loop.time()
         for connection in [*self._connections, *self._handshakes]:
-            connection.check(now)
-        kept_seconds = _SITE_KEPT_SECONDS if len(self._sites) <= _SITES_MAX else 0.0
+            connection.check_deadline(now)
+        retention_seconds = _SITE_RETENTION_SECONDS if len(self._sites) <= _SITES_MAX else 0.0
         for name, site in list(self._sites.items()):
             while site.idle and now - site.idle[0].idle_since >= self._idle_seconds:
                 site.idle.pop(0).quit()
             if site.waiters and not site.count:
-                site.wake()  # never needed if the rest is right; cheap insurance against a waiter left behind
+                site.wake_waiter()  # never needed if the rest is right; cheap insurance against a waiter left behind
             if (
                 not site.count
                 and not site.waiters
-                and now - site.last_used > kept_seconds
-                and site.pacing.dead(now) is None
+                and now - site.last_used > retention_seconds
+                and site.pacing.dead_reason(now) is None
             ):
                 del self._sites[name]
         self._wake_starved()  # should one that was woken have had no use for its place

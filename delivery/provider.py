@@ -60,9 +60,9 @@ def provider_of(route: Route) -> str:
         case ToMailbox():
             return LOCAL
         case ToRelay(host):
-            return _of_host(host)
+            return _provider_of_host(host)
         case ToMx(_, hosts):
-            return _of_host(hosts[0][1]) if hosts else OTHER
+            return _provider_of_host(hosts[0][1]) if hosts else OTHER
         case Unresolved():
             return OTHER
         case _:
@@ -70,7 +70,7 @@ def provider_of(route: Route) -> str:
 
 
 @lru_cache(maxsize=10_000)
-def _of_host(host: str) -> str:
+def _provider_of_host(host: str) -> str:
     name = host.lower().rstrip(".")
     while name:
         if name in DOMAINS:

@@ -1,7 +1,6 @@
 """The delivery role: couriers, and a worker for each shard this process owns.
 
 In charge of putting the pieces together and of their order at the end; decides nothing about mail.
-Next: `delivery/worker.py`.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from collections.abc import Callable
 
 import structlog
 
-from delivery.attempt import Attempts
+from delivery.attempt import AttemptRunner
 from delivery.capacity import Capacity
-from delivery.dialogue import Deadlines
-from delivery.mailbox import MailboxCourier
-from delivery.smtp import SmtpCourier
-from delivery.worker import Unreportable, Worker
+from delivery.dialogue import Timeouts
+from delivery.mailbox_courier import MailboxCourier
+from delivery.smtp_courier import SmtpCourier
+from delivery.worker import ReportFailed, Worker
 from mail.directory import Directory
 from mail.log import DeliveryLog, DeliveryShard
 from mail.resolver import Resolver
@@ -25,13 +24,13 @@ from mail.settings import DeliverySettings, NodeSettings
 from mail.spool import Spool
 from mailstore.mailboxes import Mailboxes
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
-_ANEW_SECONDS = 1.0  # before shards are taken anew, doubled each time
-_ANEW_SECONDS_MAX = 300.0
+_RESTART_SECONDS = 1.0  # before shards are taken anew, doubled each time
+_RESTART_SECONDS_MAX = 300.0
 
 
-class Delivery:
+class DeliveryAgent:
     """Implements `mail.service.Role`."""
 
     name = "delivery"
@@ -46,37 +45,40 @@ class Delivery:
         directory: Directory,
         resolver: Resolver,
         mailboxes: Mailboxes,
-        deadlines: Deadlines | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         self._settings = settings
         self._drain_seconds = node.drain.total_seconds()
         self._log = log
         self._spool = spool
-        self._smtp = SmtpCourier(settings=settings, hostname=node.hostname, resolver=resolver, deadlines=deadlines)
+        self._smtp = SmtpCourier(settings=settings, hostname=node.hostname, resolver=resolver, timeouts=timeouts)
         self._mailbox = MailboxCourier(mailboxes=mailboxes, directory=directory)
-        self._attempts = Attempts(smtp=self._smtp, mailbox=self._mailbox, spool=spool)
+        self._attempt_runner = AttemptRunner(smtp=self._smtp, mailbox=self._mailbox, spool=spool)
         self._capacity = Capacity(settings, spool)
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         """Deliver until `stop`; then drain, then QUIT everywhere."""
 
-        async def tend(shard: DeliveryShard) -> None:
+        async def run_worker(shard: DeliveryShard) -> None:
             await Worker(
-                shard=shard, attempts=self._attempts, capacity=self._capacity, drain_seconds=self._drain_seconds
-            ).tend()
+                shard=shard,
+                attempt_runner=self._attempt_runner,
+                capacity=self._capacity,
+                drain_seconds=self._drain_seconds,
+            ).run()
 
         try:
-            waits = _ANEW_SECONDS
+            backoff_seconds = _RESTART_SECONDS
             while True:
                 try:
-                    await self._log.deliver(tend, stop, ready)
+                    await self._log.own_delivery_shards(run_worker, stop, ready)
                     break
-                except Unreportable as error:
+                except ReportFailed as error:
                     # Its mark stands before the attempt, so the shard's next owner, us again, makes it once more.
-                    log.error("deliveries are taken anew", seconds=waits, reason=str(error))  # noqa: TRY400
-                    if await stopped_within(stop, waits):
+                    logger.error("deliveries are taken anew", seconds=backoff_seconds, reason=str(error))  # noqa: TRY400
+                    if await stopped_within(stop, backoff_seconds):
                         break
-                    waits = min(2 * waits, _ANEW_SECONDS_MAX)
+                    backoff_seconds = min(2 * backoff_seconds, _RESTART_SECONDS_MAX)
         finally:
             await self._capacity.close()
             await self._smtp.close()

@@ -1,7 +1,4 @@
-"""One site: its connections, and the deliveries that wait for one.
-
-Next: `delivery/pacing.py`.
-"""
+"""One site: its connections, and the deliveries that wait for one."""
 
 from __future__ import annotations
 
@@ -13,25 +10,25 @@ from delivery.pacing import Pacing
 
 
 class Site:
-    """What is known of one site. `opened` are all live connections, `idle` those nobody uses, latest last."""
+    """What is known of one site. `connections` are all live ones, `idle` those nobody uses, latest last."""
 
-    __slots__ = ("idle", "last_used", "last_well", "name", "opened", "opening", "pacing", "waiters")
+    __slots__ = ("connections", "idle", "last_success", "last_used", "name", "opening", "pacing", "waiters")
 
     def __init__(self, name: str, pacing: Pacing) -> None:
         self.name = name
         self.pacing = pacing
-        self.opened: set[Connection] = set()
+        self.connections: set[Connection] = set()
         self.opening = 0
         self.idle: list[Connection] = []
         self.waiters: deque[asyncio.Future[Connection | None]] = deque()
         self.last_used = 0.0
-        self.last_well = float("-inf")
+        self.last_success = float("-inf")
 
     @property
     def count(self) -> int:
-        return len(self.opened) + self.opening
+        return len(self.connections) + self.opening
 
-    def wake(self, connection: Connection | None = None) -> bool:
+    def wake_waiter(self, connection: Connection | None = None) -> bool:
         """Give the longest waiter a connection, or a reason to look again. False when nobody waits."""
         while self.waiters:
             waiter = self.waiters.popleft()

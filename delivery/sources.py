@@ -1,7 +1,7 @@
 """Source addresses of outgoing connections (`delivery.source_addresses`), used round robin within an address family.
 
 An address that cannot be bound, or that the system replaces with another one, is suspended with a back-off and checked
-again by `retry`; mail never leaves from another address instead. Next: `delivery/pool.py`.
+again by `retry`; mail never leaves from another address instead.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class Sources:
             self._sources.setdefault(address.version, []).append(_Source(str(address)))
         self._update_gauge()
 
-    def why_none(self, ip: str) -> Reply | None:
+    def no_source_reply(self, ip: str) -> Reply | None:
         """Why there is no source address for a connection to `ip` now; None: there is one."""
         sources = self._sources.get(_family(ip), [])
         if not self._sources or any(not source.backoff_seconds for source in sources):
             return None
-        what = "are suspended: they cannot be used" if sources else "are missing in delivery.source_addresses"
-        return Reply(451, "4.4.0", f"No source address to connect from: those for IPv{_family(ip)} {what}")
+        state = "are suspended: they cannot be used" if sources else "are missing in delivery.source_addresses"
+        return Reply(451, "4.4.0", f"No source address to connect from: those for IPv{_family(ip)} {state}")
 
     async def connect(self, protocol: Callable[[], asyncio.Protocol], ip: str, port: int) -> None:
         """Connect to `ip` from the next source address. Raises NoSource, OSError."""
@@ -69,7 +69,7 @@ class Sources:
             source, bound = self._next_socket(ip, loop.time())
             try:
                 await loop.sock_connect(bound, (ip, port))
-                if (other := own_address(bound)) == ip_address(source.address):
+                if (actual := local_address(bound)) == ip_address(source.address):
                     await loop.create_connection(protocol, sock=bound)
                     return
             except BaseException:
@@ -77,7 +77,7 @@ class Sources:
                 raise
             bound.close()
             if not source.backoff_seconds:  # another connection may have found out in the meantime
-                self._suspend(source, f"the system connects from {other} instead", loop.time())
+                self._suspend(source, f"the system connects from {actual} instead", loop.time())
 
     def _next_socket(self, ip: str, now_seconds: float) -> tuple[_Source, socket.socket]:
         sources = self._sources.get(_family(ip), [])
@@ -92,7 +92,7 @@ class Sources:
                 if error.errno in _OUT_OF_RESOURCES:
                     raise
                 self._suspend(source, f"cannot be bound: {error.strerror}", now_seconds)
-        reply = self.why_none(ip)
+        reply = self.no_source_reply(ip)
         assert reply is not None
         raise NoSource(reply)
 
@@ -101,8 +101,8 @@ class Sources:
         for source in (each for family in self._sources.values() for each in family):
             if not source.backoff_seconds or now_seconds < source.retry_at:
                 continue
-            if (fault := why_unusable(source.address)) is not None:
-                self._suspend(source, fault, now_seconds)
+            if (reason := unusable_reason(source.address)) is not None:
+                self._suspend(source, reason, now_seconds)
             else:
                 source.backoff_seconds = 0.0
                 logger.info("source address is used again", source=source.address)
@@ -138,7 +138,7 @@ def bind(address: str) -> socket.socket:
     return bound
 
 
-def why_unusable(address: str) -> str | None:
+def unusable_reason(address: str) -> str | None:
     """Why no connection can be made from `address`; None: it can be bound and is no broadcast address."""
     try:
         bind(address).close()
@@ -153,7 +153,7 @@ def why_unusable(address: str) -> str | None:
     return None
 
 
-def own_address(connected: socket.socket) -> IPv4Address | IPv6Address:
+def local_address(connected: socket.socket) -> IPv4Address | IPv6Address:
     """The address that `connected` sends from, without the zone of a link-local one."""
     return ip_address(connected.getsockname()[0].partition("%")[0])
 

@@ -1,8 +1,8 @@
-"""One mail transaction as the client sees it: its commands, and the verdict on each recipient. Pure.
+"""One mail transaction as the client sees it: its commands, and the outcome on each recipient. Pure.
 
 In charge of MAIL and RCPT parameters, of what cannot be sent to this server at all, of dot-stuffing, and of turning
 answers into outcomes; never of their order (`delivery/dialogue.py` calls). Exactly one outcome for each recipient.
-Source: RFC 5321, RFC 1870, RFC 6152, RFC 6531. Next: `delivery/smtp.py`.
+Source: RFC 5321, RFC 1870, RFC 6152, RFC 6531.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import idna
 
-from delivery.answer import Answer
 from delivery.capabilities import Capabilities
+from delivery.reply_parser import ServerReply
 from mail.address import Address
 from mail.envelope import Body, Envelope
 from mail.outcome import Deferred, Delivered, Failed, Outcome
@@ -22,19 +22,21 @@ from mail.reply import Reply
 NEEDS_SMTPUTF8 = Reply(553, "5.6.7", "The next hop does not offer SMTPUTF8, which this message needs")
 NEEDS_BINARYMIME = Reply(554, "5.6.3", "The message is BINARYMIME and cannot be converted for the next hop")
 
-_TOO_MANY = frozenset(("", "4.5.3", "5.5.3"))
+_TOO_MANY_RECIPIENTS = frozenset(("", "4.5.3", "5.5.3"))
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
-    """A transaction's end. `again` are the places of recipients that the server only had no room for in this
-    transaction: they may be tried in the next one at once, and are Deferred in `outcomes` meanwhile. `lost` says that
+class TransactionResult:
+    """A transaction's end. `retry_now` are the indexes
+    of recipients that the server only had no room for in this
+    transaction: they may be tried in the next one at once, and are Deferred in `outcomes` meanwhile. `connection_lost`
+    says that
     the server went away; `past_dot` that it may have taken the message all the same.
     """
 
     outcomes: tuple[Outcome, ...]
-    again: tuple[int, ...] = ()
-    lost: bool = False
+    retry_now: tuple[int, ...] = ()
+    connection_lost: bool = False
     past_dot: bool = False
 
 
@@ -42,15 +44,15 @@ class Transaction:
     """Made for one server's capabilities. `mail` and `rcpts` are commands, CRLF included."""
 
     __slots__ = (
-        "_again",
-        "_asked",
+        "_accepted",
         "_content",
-        "_next",
-        "_refused",
+        "_mail_refused",
+        "_next_dot",
+        "_next_rcpt",
+        "_outcomes",
         "_remote",
-        "_taken",
-        "_to_ask",
-        "_verdicts",
+        "_retry_now",
+        "_to_send",
         "mail",
         "rcpts",
         "recipients",
@@ -60,27 +62,29 @@ class Transaction:
         self.recipients = tuple(recipient.address for recipient in envelope.recipients)
         self._content = content
         self._remote = remote
-        self._verdicts: list[Outcome | None] = [None] * len(self.recipients)
-        self._taken: list[int] = []  # places of recipients the server took
-        self._next = 0  # of them, whose answer comes next (LMTP)
-        self._again: list[int] = []
-        self._refused = False
-        self._asked = 0
+        self._outcomes: list[Outcome | None] = [None] * len(self.recipients)
+        self._accepted: list[int] = []  # indexes of recipients the server took
+        self._next_dot = 0  # of them, whose answer comes next (LMTP)
+        self._retry_now: list[int] = []
+        self._mail_refused = False
+        self._next_rcpt = 0
 
-        self._judge(envelope, content, capabilities)
-        self._to_ask = [place for place, verdict in enumerate(self._verdicts) if verdict is None]
-        self.mail = _mail(envelope, content, capabilities) if self._to_ask else b""
-        self.rcpts = [b"RCPT TO:<%s>\r\n" % _written(self.recipients[place], capabilities) for place in self._to_ask]
+        self._fail_unsupported(envelope, content, capabilities)
+        self._to_send = [index for index, outcome in enumerate(self._outcomes) if outcome is None]
+        self.mail = _mail_command(envelope, content, capabilities) if self._to_send else b""
+        self.rcpts = [
+            b"RCPT TO:<%s>\r\n" % _encode_address(self.recipients[index], capabilities) for index in self._to_send
+        ]
 
-    def _judge(self, envelope: Envelope, content: bytes, capabilities: Capabilities) -> None:
+    def _fail_unsupported(self, envelope: Envelope, content: bytes, capabilities: Capabilities) -> None:
         """What this server can never take, without asking it."""
         if capabilities.max_size is not None and len(content) > capabilities.max_size:
             limit = capabilities.max_size
             text = f"The message has {len(content)} octets; {self._remote} takes {limit} at most"
-            self._fail_open(Reply(552, "5.3.4", text))  # RFC 1870 section 6.1 (3)
+            self._fail_all(Reply(552, "5.3.4", text))  # RFC 1870 section 6.1 (3)
             return
         if envelope.body is Body.BINARY:
-            self._fail_open(NEEDS_BINARYMIME)
+            self._fail_all(NEEDS_BINARYMIME)
             return
         if capabilities.smtputf8:
             return
@@ -88,38 +92,38 @@ class Transaction:
         if (sender is not None and not sender.local.isascii()) or (
             envelope.smtputf8 and not header_block(content).isascii()
         ):
-            self._fail_open(NEEDS_SMTPUTF8)
+            self._fail_all(NEEDS_SMTPUTF8)
             return
-        for place, address in enumerate(self.recipients):
+        for index, address in enumerate(self.recipients):
             if not address.local.isascii():
-                self._verdicts[place] = Failed(address, NEEDS_SMTPUTF8)
+                self._outcomes[index] = Failed(address, NEEDS_SMTPUTF8)
 
-    def _fail_open(self, reply: Reply) -> None:
-        for place, address in enumerate(self.recipients):
-            if self._verdicts[place] is None:
-                self._verdicts[place] = Failed(address, reply)
+    def _fail_all(self, reply: Reply) -> None:
+        for index, address in enumerate(self.recipients):
+            if self._outcomes[index] is None:
+                self._outcomes[index] = Failed(address, reply)
 
     # What the dialogue asks
 
-    def settled_before(self) -> Carried | None:
+    def result_without_server(self) -> TransactionResult | None:
         """The end, when nobody is left to ask the server about."""
-        return None if self._to_ask else self.carried()
+        return None if self._to_send else self.result()
 
     @property
-    def goes_on(self) -> bool:
+    def mail_accepted(self) -> bool:
         """MAIL was not refused."""
-        return not self._refused
+        return not self._mail_refused
 
     @property
-    def anyone(self) -> bool:
+    def has_accepted(self) -> bool:
         """The server took at least one recipient."""
-        return bool(self._taken)
+        return bool(self._accepted)
 
     @property
-    def taken(self) -> int:
-        return len(self._taken)
+    def accepted_count(self) -> int:
+        return len(self._accepted)
 
-    def wire_content(self) -> list[bytes]:
+    def dot_stuffed_content(self) -> list[bytes]:
         """The content as it goes out, the final dot included; not copied unless it has to be changed."""
         content = self._content
         parts = []
@@ -133,63 +137,63 @@ class Transaction:
 
     # What the server answered
 
-    def on_mail(self, answer: Answer) -> None:
-        if answer.negative:
-            self._refused = True
-            self._settle(self._to_ask, answer)
+    def on_mail(self, server_reply: ServerReply) -> None:
+        if server_reply.negative:
+            self._mail_refused = True
+            self._set_outcomes(self._to_send, server_reply)
 
-    def on_rcpt(self, answer: Answer) -> None:
-        place = self._to_ask[self._asked]
-        self._asked += 1
-        if self._refused:
+    def on_rcpt(self, server_reply: ServerReply) -> None:
+        index = self._to_send[self._next_rcpt]
+        self._next_rcpt += 1
+        if self._mail_refused:
             return  # MAIL's answer is the one that counts; this is its echo (503)
-        if answer.positive:
-            self._taken.append(place)
+        if server_reply.positive:
+            self._accepted.append(index)
             return
-        reply = answer.reply()
-        if answer.code in (452, 552) and self._taken and reply.enhanced in _TOO_MANY:
+        reply = server_reply.to_reply()
+        if server_reply.code in (452, 552) and self._accepted and reply.enhanced in _TOO_MANY_RECIPIENTS:
             # RFC 5321 section 4.5.3.1.10: no more recipients in this transaction, and 552 means 452.
-            self._again.append(place)
+            self._retry_now.append(index)
             reply = Reply(452, "4.5.3", reply.text)
-        self._verdicts[place] = self._outcome(place, reply)
+        self._outcomes[index] = self._outcome_for(index, reply)
 
-    def on_data_refused(self, answer: Answer) -> None:
-        self._settle(self._taken, answer)
+    def on_data_refused(self, server_reply: ServerReply) -> None:
+        self._set_outcomes(self._accepted, server_reply)
 
-    def on_dot_for_all(self, answer: Answer) -> None:
-        self._settle(self._taken, answer)
+    def on_dot_for_all(self, server_reply: ServerReply) -> None:
+        self._set_outcomes(self._accepted, server_reply)
 
-    def on_dot_for_next(self, answer: Answer) -> None:
-        self._settle(self._taken[self._next : self._next + 1], answer)
-        self._next += 1
+    def on_dot_for_next(self, server_reply: ServerReply) -> None:
+        self._set_outcomes(self._accepted[self._next_dot : self._next_dot + 1], server_reply)
+        self._next_dot += 1
 
-    def closed_by(self, answer: Answer, *, past_dot: bool) -> Carried:
-        """421: for those without a verdict. After the dot it is an answer like any other 4xx, for all of SMTP's
+    def on_service_closing(self, server_reply: ServerReply, *, past_dot: bool) -> TransactionResult:
+        """421: for those without an outcome. After the dot it is an answer like any other 4xx, for all of SMTP's
         recipients and LMTP's next ones alike.
         """
-        self._settle([place for place, verdict in enumerate(self._verdicts) if verdict is None], answer)
-        return self.carried(lost=True, past_dot=past_dot)
+        self._set_outcomes([index for index, outcome in enumerate(self._outcomes) if outcome is None], server_reply)
+        return self.result(connection_lost=True, past_dot=past_dot)
 
-    def broken_off(self, reply: Reply, *, past_dot: bool) -> Carried:
+    def on_connection_lost(self, reply: Reply, *, past_dot: bool) -> TransactionResult:
         """No answer came; `reply` is our own."""
-        for place, verdict in enumerate(self._verdicts):
-            if verdict is None:
-                self._verdicts[place] = Deferred(self.recipients[place], reply)
-        return self.carried(lost=True, past_dot=past_dot)
+        for index, outcome in enumerate(self._outcomes):
+            if outcome is None:
+                self._outcomes[index] = Deferred(self.recipients[index], reply)
+        return self.result(connection_lost=True, past_dot=past_dot)
 
-    def carried(self, *, lost: bool = False, past_dot: bool = False) -> Carried:
-        outcomes = tuple(verdict for verdict in self._verdicts if verdict is not None)
-        assert len(outcomes) == len(self.recipients), "a recipient without a verdict"
-        return Carried(outcomes, () if lost else tuple(self._again), lost, past_dot)
+    def result(self, *, connection_lost: bool = False, past_dot: bool = False) -> TransactionResult:
+        outcomes = tuple(outcome for outcome in self._outcomes if outcome is not None)
+        assert len(outcomes) == len(self.recipients), "a recipient without an outcome"
+        return TransactionResult(outcomes, () if connection_lost else tuple(self._retry_now), connection_lost, past_dot)
 
-    def _settle(self, places: list[int], answer: Answer) -> None:
-        reply = answer.reply()
-        for place in places:
-            if self._verdicts[place] is None:
-                self._verdicts[place] = self._outcome(place, reply)
+    def _set_outcomes(self, indexes: list[int], server_reply: ServerReply) -> None:
+        reply = server_reply.to_reply()
+        for index in indexes:
+            if self._outcomes[index] is None:
+                self._outcomes[index] = self._outcome_for(index, reply)
 
-    def _outcome(self, place: int, reply: Reply) -> Outcome:
-        address = self.recipients[place]
+    def _outcome_for(self, index: int, reply: Reply) -> Outcome:
+        address = self.recipients[index]
         if reply.is_positive:
             return Delivered(address, reply, self._remote)
         if reply.is_temporary:
@@ -205,9 +209,9 @@ def header_block(content: bytes, limit_bytes: int = 65536) -> bytes:
     return content[:limit_bytes] if end < 0 else content[: end + 2]
 
 
-def _mail(envelope: Envelope, content: bytes, capabilities: Capabilities) -> bytes:
+def _mail_command(envelope: Envelope, content: bytes, capabilities: Capabilities) -> bytes:
     sender = envelope.reverse_path
-    parts = [b"MAIL FROM:<%s>" % (b"" if sender is None else _written(sender, capabilities))]
+    parts = [b"MAIL FROM:<%s>" % (b"" if sender is None else _encode_address(sender, capabilities))]
     if capabilities.size:
         parts.append(b" SIZE=%d" % len(content))  # RFC 1870 section 6
     if capabilities.eight_bit_mime and (envelope.body is Body.EIGHT_BIT or not content.isascii()):
@@ -228,7 +232,7 @@ def _is_international(envelope: Envelope) -> bool:
     )
 
 
-def _written(address: Address, capabilities: Capabilities) -> bytes:
+def _encode_address(address: Address, capabilities: Capabilities) -> bytes:
     """The address as this server can read it: a U-label domain becomes A-labels where SMTPUTF8 is missing."""
     if capabilities.smtputf8 or address.domain.isascii():
         return str(address).encode()

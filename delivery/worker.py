@@ -14,165 +14,171 @@ from typing import Any
 
 import structlog
 
-from delivery.attempt import Attempts, Carriage
-from delivery.capacity import MAILBOX_SITE, Capacity, Job
+from delivery.attempt import AttemptResult, AttemptRunner
+from delivery.capacity import MAILBOX_SITE, Capacity, QueuedDelivery
 from mail.log import DeliveryShard, LogUnavailable, ShardLost
 from mail.record import Attempted
 from mail.telemetry.delivery import IN_FLIGHT
 from mail.telemetry.log import CONSUMED_RECORDS
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
-_TAKE_MAX = 250
+_READ_MAX = 250
 _CONSUMED = CONSUMED_RECORDS.labels("dispatched")
 _BACKOFF_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
-class Unreportable(Exception):
+class ReportFailed(Exception):
     """An attempt was made and could not be reported, by a bug of ours: the shard has to be taken anew."""
 
 
 class Worker:
     """Tends one shard of `dispatched`."""
 
-    def __init__(self, *, shard: DeliveryShard, attempts: Attempts, capacity: Capacity, drain_seconds: float) -> None:
+    def __init__(
+        self, *, shard: DeliveryShard, attempt_runner: AttemptRunner, capacity: Capacity, drain_seconds: float
+    ) -> None:
         self._shard = shard
-        self._attempts = attempts
-        self._seat = capacity.join(self._begin)
+        self._attempt_runner = attempt_runner
+        self._capacity = capacity.register(self._start)
         self._drain_seconds = drain_seconds
         self._tasks: set[asyncio.Task[None]] = set()
-        self._carrying: set[asyncio.Task[None]] = set()  # of them, those that may be given up
+        self._delivering: set[asyncio.Task[None]] = set()  # of them, those that may be given up
         self._lost = False
-        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def tend(self) -> None:
+    async def run(self) -> None:
         """Until the shard is lost; then what is past its final dot is waited for, and nothing else. Raises
-        Unreportable.
+        ReportFailed.
         """
-        losing = asyncio.create_task(self._shard.lost.wait())
-        taking = asyncio.create_task(self._take())
+        shard_lost = asyncio.create_task(self._shard.lost.wait())
+        reading = asyncio.create_task(self._read())
         try:
-            ends: set[asyncio.Future[Any]] = {taking, losing, self._broken}
+            ends: set[asyncio.Future[Any]] = {reading, shard_lost, self._failure}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            losing.cancel()
-            taking.cancel()
-            await asyncio.wait({taking})
+            shard_lost.cancel()
+            reading.cancel()
+            await asyncio.wait({reading})
             await self._drain()
-        if self._broken.done():
-            self._broken.result()
-        if not taking.cancelled():
-            taking.result()
+        if self._failure.done():
+            self._failure.result()
+        if not reading.cancelled():
+            reading.result()
 
-    async def _take(self) -> None:
+    async def _read(self) -> None:
         """Until the shard is lost."""
-        tries = 0
+        failures = 0
         while True:
-            limit = await self._wait_for_room()
+            limit = await self._wait_for_capacity()
             try:
-                entries = await self._shard.take(limit)
+                entries = await self._shard.read(limit)
             except ShardLost:
                 self._lost = True  # what has not begun is its next owner's
                 return
             except LogUnavailable as error:
-                log.warning("log unavailable", error=str(error))
-                await asyncio.sleep(_BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)])
-                tries += 1
+                logger.warning("log unavailable", error=str(error))
+                await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
+                failures += 1
                 continue
-            tries = 0
+            failures = 0
             _CONSUMED.inc(len(entries))
             for entry in entries:
-                self._seat.add(entry)
-            self._seat.start()
+                self._capacity.add(entry)
+            self._capacity.start()
 
-    async def _wait_for_room(self) -> int:
+    async def _wait_for_capacity(self) -> int:
         """How many to take now; waits while the bounds are reached."""
-        seat = self._seat
+        capacity = self._capacity
         while True:
-            room = seat.room()
-            if room:
-                return min(room, _TAKE_MAX)
-            seat.watch()  # before the spool is asked: what ends meanwhile counts
-            if not await seat.make_room():
-                await seat.news.wait()
+            limit = capacity.read_limit()
+            if limit:
+                return min(limit, _READ_MAX)
+            capacity.request_wakeup()  # before the spool is asked: what ends meanwhile counts
+            if not await capacity.free_memory():
+                await capacity.freed.wait()
 
     # Working
 
-    def _begin(self, job: Job) -> None:
-        task = asyncio.create_task(self._work(job))
+    def _start(self, queued: QueuedDelivery) -> None:
+        task = asyncio.create_task(self._run_delivery(queued))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _work(self, job: Job) -> None:
+    async def _run_delivery(self, queued: QueuedDelivery) -> None:
         IN_FLIGHT.inc()
-        answered = False
+        responsive = False
         try:
             if self._lost:
                 return  # before it began: the next owner makes the attempt
-            answered = await self._attempt(job)
+            responsive = await self._attempt_and_report(queued)
         except ShardLost:
             self._lost = True  # the next owner makes the attempt again
         except Exception as error:
-            log.exception("attempt not reported, the shard is given up", delivery_id=job.item.record.delivery.id)
-            if not self._broken.done():
-                self._broken.set_exception(Unreportable(f"{job.item.record.delivery.id}: {error!r}"))
+            logger.exception("attempt not reported, the shard is given up", delivery_id=queued.item.record.delivery.id)
+            if not self._failure.done():
+                self._failure.set_exception(ReportFailed(f"{queued.item.record.delivery.id}: {error!r}"))
         finally:
             IN_FLIGHT.dec()
-            self._seat.done(job, answered=answered)
+            self._capacity.finish(queued, responsive=responsive)
 
-    async def _attempt(self, job: Job) -> bool:
-        """Carry and report; whether the site answered, and soon. A bug of ours is reported as a deferral: an entry
+    async def _attempt_and_report(self, queued: QueuedDelivery) -> bool:
+        """Deliver and report; whether the site answered, and soon. A bug of ours is reported as a deferral: an entry
         that nobody finishes is one behind which a log could never purge.
         """
-        record = job.item.record
-        carriage: Carriage | None = None
+        record = queued.item.record
+        result: AttemptResult | None = None
 
-        def waits() -> None:
-            self._seat.linger(job, answered=carriage is not None and carriage.answered)
+        def on_spool_wait() -> None:
+            self._capacity.set_awaiting_spool(queued, responsive=result is not None and result.is_responsive)
 
         try:
-            carriage = await self._carry(job)
-            await self._finish(job, await self._attempts.record(record, carriage, waits))
+            result = await self._deliver(queued)
+            await self._report(queued, await self._attempt_runner.attempted(record, result, on_spool_wait))
         except ShardLost:
             raise
         except Exception:
-            log.exception("attempt not reported as it was", delivery_id=record.delivery.id)
-            await self._finish(job, await self._attempts.report_bug(record, carriage, waits))
-        return carriage is not None and carriage.answered
+            logger.exception("attempt not reported as it was", delivery_id=record.delivery.id)
+            await self._report(
+                queued, await self._attempt_runner.attempted_with_internal_error(record, result, on_spool_wait)
+            )
+        return result is not None and result.is_responsive
 
-    async def _carry(self, job: Job) -> Carriage:
+    async def _deliver(self, queued: QueuedDelivery) -> AttemptResult:
         task = asyncio.current_task()
         assert task is not None
-        if job.site != MAILBOX_SITE:  # keeping in a mailbox is soon over, and never worth giving up
-            self._carrying.add(task)
+        if queued.site != MAILBOX_SITE:  # keeping in a mailbox is soon over, and never worth giving up
+            self._delivering.add(task)
         try:
-            return await self._attempts.carry(job.item.record)
+            return await self._attempt_runner.deliver(queued.item.record)
         finally:
-            self._carrying.discard(task)
+            self._delivering.discard(task)
 
-    async def _finish(self, job: Job, attempted: Attempted) -> None:
+    async def _report(self, queued: QueuedDelivery, attempted: Attempted) -> None:
         """Until the log has it."""
-        tries = 0
+        failures = 0
         while True:
             try:
-                await self._shard.finish(job.item, attempted)
+                await self._shard.finish(queued.item, attempted)
                 return
             except LogUnavailable as error:
-                log.warning("log unavailable", queue_id=job.item.record.delivery.message.queue_id, error=str(error))
-                await asyncio.sleep(_BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)])
-                tries += 1
+                logger.warning(
+                    "log unavailable", queue_id=queued.item.record.delivery.message.queue_id, error=str(error)
+                )
+                await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
+                failures += 1
 
     async def _drain(self) -> None:
         """Give up what is before its final dot; wait, for a while, for what is past it and for what is reported."""
         self._lost = True
-        self._seat.leave()
-        for task in list(self._carrying):
+        self._capacity.unregister()
+        for task in list(self._delivering):
             task.cancel()
         tasks = list(self._tasks)
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=self._drain_seconds)
             if late:
-                log.warning("drain over", given_up=len(late))
+                logger.warning("drain over", given_up=len(late))
                 for task in late:
                     task.cancel()
                 await asyncio.wait(late, timeout=5.0)

@@ -1,6 +1,6 @@
 """`pip install` with one line that says how far it is; what went wrong comes out as pip says it.
 
-`make setup` runs it with the python of .venv, before anything is installed there. Next: `eilpost/cli.py`.
+`make setup` runs it with the python of .venv, before anything is installed there.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user), or does already, or a check
 fails; 2 cannot run as configured or called (settings, a port in use, a data directory that is held or unreadable), the
 line on stderr names the key; 70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is
-set. What is slow to import is imported inside the commands. Next: `eilpost/terminal.py`.
+set. What is slow to import is imported inside the commands.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from eilpost.terminal import (
     ConfigOption,
     JsonOption,
     TenantOption,
-    commands,
-    drop_output,
+    command_group,
+    discard_output,
     fail,
-    misused,
     now,
     print_json,
+    print_message,
     run,
-    say,
+    usage_error_status,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ app = typer.Typer(
     epilog="Exit status: 0 done; 1 what was asked about does not exist, or does already, or a check fails; 2 cannot run"
     " as configured or called; 70 a bug of ours; 130 interrupted.",
 )
-user_app = commands("Mailboxes: add, change a password, list.")
+user_app = command_group("Mailboxes: add, change a password, list.")
 app.add_typer(user_app, name="user")
 app.add_typer(config_app, name="config")
 cli_cluster.register(app)
@@ -104,40 +104,40 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(EXIT_INTERRUPTED)
     except SystemExit:
-        if _reader_went(out):
+        if _output_was_closed(out):
             sys.exit(0)
         raise
     except Exception as error:
-        status = misused(error)
+        status = usage_error_status(error)
         if status is not None:
             sys.exit(status)
         if os.environ.get("EILPOST_DEBUG"):
             raise
-        sys.exit(_report(error))
+        sys.exit(_report_error(error))
     finally:
         try:
             sys.stderr.flush()
         except BrokenPipeError:  # a failed flush at exit would make the status 120
-            drop_output(sys.stderr)
+            discard_output(sys.stderr)
 
 
-def _reader_went(out: TextIO) -> bool:
+def _output_was_closed(out: TextIO) -> bool:
     """Whether the command ended early because nobody reads its output, which is no fault: `eilpost queue | head`."""
     gone = sys.stdout is not out  # typer saw it and put a silent one in its place
     try:
         out.flush()
     except BrokenPipeError:
-        drop_output(out)
+        discard_output(out)
     return gone
 
 
-def main_of(role: str) -> None:
+def run_role(role: str) -> None:
     """The entry point of `python -m ROLE`."""
     sys.argv[:1] = ["eilpost", role]
     main()
 
 
-def _report(error: Exception) -> int:
+def _report_error(error: Exception) -> int:
     """One line on stderr; the exit status."""
     import structlog
 
@@ -145,10 +145,10 @@ def _report(error: Exception) -> int:
     from mail import service
 
     if isinstance(error, NoSuchUser | UserExists):
-        say(str(error))
+        print_message(str(error))
         return EXIT_NOT_FOUND
     if isinstance(error, OSError):
-        say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        print_message(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return EXIT_UNUSABLE
     if not structlog.is_configured():  # a command, not a server: its output is no place for the traceback of a bug
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -158,9 +158,9 @@ def _report(error: Exception) -> int:
 @app.command()
 def up(config: ConfigOption = None) -> None:
     """Run all roles in one process."""
-    from eilpost import configuration, onebox
+    from eilpost import configuration, process
 
-    raise typer.Exit(onebox.up(configuration.plan(config)))
+    raise typer.Exit(process.run_all(configuration.load_plan(config)))
 
 
 @app.command()
@@ -188,35 +188,35 @@ def demo(
     ] = None,
 ) -> None:
     """Run all roles on a small world of its own, with alice and bob."""
-    from eilpost import configuration, onebox
+    from eilpost import configuration, process
     from eilpost import demo as the_demo
 
     if cluster:
         from eilpost import demo_cluster
 
-        path = demo_cluster.prepare(folder or Path("var/demo-cluster"), brokers or demo_cluster.BROKERS)
-        ports = demo_cluster.Ports() if port is None else demo_cluster.Ports.in_a_row(port)
+        path = demo_cluster.create_files(folder or Path("var/demo-cluster"), brokers or demo_cluster.BROKERS)
+        ports = demo_cluster.Ports() if port is None else demo_cluster.Ports.consecutive(port)
         raise typer.Exit(demo_cluster.run(path, demo_cluster.program(), ports))
     folder = folder or Path("var/demo")
-    path = the_demo.prepare(folder)
-    plan = configuration.plan(path)
+    path = the_demo.create_files(folder)
+    plan = configuration.load_plan(path)
     program = sys.argv[0] if "/" in sys.argv[0] else "eilpost"
-    raise typer.Exit(onebox.up(plan, lambda: print(the_demo.banner(plan.settings, path, program), flush=True)))  # noqa: T201
+    raise typer.Exit(process.run_all(plan, lambda: print(the_demo.banner(plan.settings, path, program), flush=True)))  # noqa: T201
 
 
 @app.command()
 def ingress(config: ConfigOption = None) -> None:
     """Run the ingress role alone, for all tenants, on a log that processes share."""
-    from eilpost import configuration, onebox
+    from eilpost import configuration, process
 
-    raise typer.Exit(onebox.alone("ingress", configuration.plan(config)))
+    raise typer.Exit(process.run_role("ingress", configuration.load_plan(config)))
 
 
 def _role(name: str) -> Callable[[Path | None, str], None]:
     def command(config: ConfigOption = None, tenant: TenantOption = "") -> None:
-        from eilpost import configuration, onebox
+        from eilpost import configuration, process
 
-        raise typer.Exit(onebox.alone(name, configuration.plan(config).for_tenant(tenant)))
+        raise typer.Exit(process.run_role(name, configuration.load_plan(config).for_tenant(tenant)))
 
     command.__doc__ = f"Run the {name} role alone, on a log that processes share."
     return command
@@ -229,9 +229,9 @@ for _name in ("router", "delivery"):
 @app.command()
 def mailstore(config: ConfigOption = None) -> None:
     """Serve the mailboxes (POP3) and nothing else."""
-    from eilpost import configuration, onebox
+    from eilpost import configuration, process
 
-    raise typer.Exit(onebox.mailstore_alone(configuration.plan(config)))
+    raise typer.Exit(process.run_mailstore(configuration.load_plan(config)))
 
 
 @app.command()
@@ -247,9 +247,9 @@ def trace(
     bounces: Annotated[bool, typer.Option("--bounces", "-b", help="Tell the stories of its bounces too.")] = False,
 ) -> None:
     """Tell the whole story of a message."""
-    from eilpost import asjson
-    from eilpost import trace as tracing
-    from eilpost.paper import Paper
+    from eilpost import json_output
+    from eilpost import trace_view as tracing
+    from eilpost.output import Output
     from mail.message import QueueId, queue_id_time
 
     wanted = QueueId(queue_id.strip().upper().partition("-")[0])  # a delivery id will do
@@ -259,22 +259,22 @@ def trace(
         fail(f"{queue_id!r} is not a queue id: 26 letters and digits, as in the 250 reply", EXIT_NOT_FOUND)
     if json and follow:
         fail("--json and --follow do not go together", EXIT_UNUSABLE)
-    paper = Paper()
+    output = Output()
 
-    async def tell(log: HistoryLog) -> bool:
+    async def show(log: HistoryLog) -> bool:
         if follow:
-            return await tracing.follow(log, wanted, paper, now)
-        stories = await tracing.read(log, wanted, with_bounces=bounces)
+            return await tracing.follow(log, wanted, output, now)
+        timelines = await tracing.load_timelines(log, wanted, with_bounces=bounces)
         if json:
-            told = [asjson.story_json(story, now()) for story in stories]
-            if told:
-                print_json(told if bounces else told[0])
+            documents = [json_output.timeline_json(timeline, now()) for timeline in timelines]
+            if documents:
+                print_json(documents if bounces else documents[0])
         else:
-            for story in stories:
-                tracing.write(story, paper, now())
-        return bool(stories)
+            for timeline in timelines:
+                tracing.write(timeline, output, now())
+        return bool(timelines)
 
-    if not _with_history(config, tell):
+    if not _with_history(config, show):
         fail(f"{wanted}: no such message here, or older than its history is kept (log.events_kept)", EXIT_NOT_FOUND)
 
 
@@ -293,19 +293,19 @@ def queue(
     ] = None,
 ) -> None:
     """Show what is open: age, next attempt, attempts, last reply."""
-    from eilpost import asjson, compose, queueview
-    from eilpost.paper import Paper
+    from eilpost import json_output, queue_view, wiring
+    from eilpost.output import Output
 
     async def show(log: HistoryLog) -> None:
-        view = await queueview.look(log.open_lines(), site=site, limit=limit if top is None else 1)
+        view = await queue_view.load(log.pending_deliveries(), site=site, limit=limit if top is None else 1)
         if json and top is not None:
-            print_json([queueview.sum_json(*row) for row in view.top(top)])
+            print_json([queue_view.totals_json(*row) for row in view.top(top)])
         elif json:
-            print_json([asjson.pending_json(pending, now()) for pending in view.oldest])
+            print_json([json_output.pending_json(pending, now()) for pending in view.oldest])
         else:
-            queueview.write(view, await log.backlog(), Paper(), now(), top)
-        if compose.is_at_rest(log):
-            say("no server runs on this log: nothing moves until one is started")
+            queue_view.write(view, await log.backlog(), Output(), now(), top)
+        if wiring.is_offline(log):
+            print_message("no server runs on this log: nothing moves until one is started")
 
     _with_history(config, show, tenant)
 
@@ -318,17 +318,17 @@ def user_add(
     quota: Annotated[str, typer.Option(metavar="SIZE", help='Like "1GiB"; none: no limit.')] = "",
 ) -> None:
     """Add a mailbox."""
-    from eilpost import compose, configuration, users
+    from eilpost import configuration, users, wiring
     from mail.units import parse_size
 
-    path = compose.directory_path(configuration.plan(config))
+    path = wiring.directory_path(configuration.load_plan(config))
     if quota:
         try:
             parse_size(quota)
         except ValueError as error:
             fail(f"--quota {quota}: {error}", EXIT_UNUSABLE)
-    if users.is_diverted(path, users.check_new(path, address)):
-        say(f"warning: {address} is an alias too: its mail goes where that leads, and not to this mailbox")
+    if users.is_alias_elsewhere(path, users.check_new(path, address)):
+        print_message(f"warning: {address} is an alias too: its mail goes where that leads, and not to this mailbox")
     print(f"{users.add(path, address, _password(password_stdin), quota)} added to {path}")  # noqa: T201
 
 
@@ -339,10 +339,10 @@ def user_passwd(
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
 ) -> None:
     """Change the password of a mailbox."""
-    from eilpost import compose, configuration, users
+    from eilpost import configuration, users, wiring
 
-    path = compose.directory_path(configuration.plan(config))
-    users.check_known(path, address)
+    path = wiring.directory_path(configuration.load_plan(config))
+    users.check_exists(path, address)
     print(f"password of {users.change_password(path, address, _password(password_stdin))} changed")  # noqa: T201
 
 
@@ -351,9 +351,9 @@ def user_list(config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the mailboxes."""
     from dataclasses import asdict
 
-    from eilpost import compose, configuration, users
+    from eilpost import configuration, users, wiring
 
-    listed = users.listing(compose.directory_path(configuration.plan(config)))
+    listed = users.list_users(wiring.directory_path(configuration.load_plan(config)))
     if json:
         print_json([asdict(user) for user in listed])
         return
@@ -377,7 +377,7 @@ def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[An
     from eilpost import configuration, tenants
     from mail.log import LogNotAuthorized, LogUnavailable
 
-    log = tenants.history_of(configuration.plan(config).for_tenant(tenant))
+    log = tenants.open_history(configuration.load_plan(config).for_tenant(tenant))
     try:
         return run(read(log))
     except LogNotAuthorized as error:

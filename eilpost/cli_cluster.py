@@ -2,7 +2,7 @@
 
 Exit status of the checks: 0 all is well, or only warnings; 1 something fails; 2 it could not be asked (no broker
 answers `topics`, the settings cannot be read), and one line on stderr says why. `doctor` takes a broker that does not
-answer for a finding. Next: `eilpost/doctor/__init__.py`.
+answer for a finding.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eilpost.terminal import ConfigOption, JsonOption, TenantOption, commands, print_json, result_output, run
+from eilpost.terminal import ConfigOption, JsonOption, TenantOption, command_group, print_json, result_output, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from mail.log.kafka.access import Access
-    from mail.log.kafka.topics import Found
+    from mail.log.kafka.topics import TopicState
     from mail.log.topics import Topic
     from mail.settings import LogSettings
 
-topics_app = commands("The topics on Kafka: make them, check them.")
+topics_app = command_group("The topics on Kafka: make them, check them.")
 
 
 def register(app: typer.Typer) -> None:
@@ -38,11 +38,11 @@ def topics_create(config: ConfigOption = None, tenant: TenantOption = "") -> Non
         return
 
     async def create() -> list[str]:
-        from mail.log.kafka.making import create, open_admin
+        from mail.log.kafka.create_topics import create_missing, open_admin
 
         admin = await open_admin(access[0])
         try:
-            return await create(admin, *access)
+            return await create_missing(admin, *access)
         finally:
             await admin.close()
 
@@ -55,19 +55,22 @@ def topics_check(config: ConfigOption = None, json: JsonOption = False, tenant: 
     """Show each topic as it is, and what is unsafe about it."""
     from eilpost.doctor import topics
     from eilpost.doctor.finding import status
-    from eilpost.paper import Paper
+    from eilpost.output import Output
 
     access = _access(config, tenant, json=json)
     if access is None:
         return
-    found = run(_found(access[0]))
-    seen, more = topics.views(found, *access, tenant), topics.count_findings(found, *access)
+    topics_found = run(_load_topics(access[0]))
+    topic_views, count_findings = (
+        topics.topic_views(topics_found, *access, tenant),
+        topics.count_findings(topics_found, *access),
+    )
     with result_output():
         if json:
-            print_json(topics.as_json(seen, more))
+            print_json(topics.as_json(topic_views, count_findings))
         else:
-            topics.write(seen, more, Paper())
-    raise typer.Exit(status([*(view.level for view in seen), *(each.level for each in more)]))
+            topics.write(topic_views, count_findings, Output())
+    raise typer.Exit(status([*(view.level for view in topic_views), *(each.level for each in count_findings)]))
 
 
 def doctor(config: ConfigOption = None, json: JsonOption = False, tenant: TenantOption = "") -> None:
@@ -75,22 +78,22 @@ def doctor(config: ConfigOption = None, json: JsonOption = False, tenant: Tenant
     from eilpost import configuration
     from eilpost.doctor import examine
     from eilpost.doctor.finding import as_json, status, write
-    from eilpost.paper import Paper
+    from eilpost.output import Output
 
-    findings = run(examine(configuration.plan(config).for_tenant(tenant)))
+    findings = run(examine(configuration.load_plan(config).for_tenant(tenant)))
     with result_output():
         if json:
             print_json(as_json(findings))
         else:
-            write(findings, Paper())
+            write(findings, Output())
     raise typer.Exit(status([each.level for each in findings]))
 
 
 def _access(config: Path | None, tenant: str, *, json: bool = False) -> tuple[Access, LogSettings] | None:
     """How to reach the brokers; None on a log that has none, which is said."""
-    from eilpost import compose, configuration
+    from eilpost import configuration, wiring
 
-    plan = configuration.plan(config).for_tenant(tenant)
+    plan = configuration.load_plan(config).for_tenant(tenant)
     url = plan.settings.log.url
     if not url.startswith("kafka:"):
         if json:
@@ -98,21 +101,21 @@ def _access(config: Path | None, tenant: str, *, json: bool = False) -> tuple[Ac
         else:
             print(f"{url}: this log has no topics, there is nothing to make")  # noqa: T201
         return None
-    compose.needs("aiokafka", "log.url", url, "kafka")
+    wiring.require_package("aiokafka", "log.url", url, "kafka")
     from mail.log.kafka.access import make_access
 
-    settings = compose.log_settings(plan)
+    settings = wiring.log_settings(plan)
     return make_access(settings, tenant), settings
 
 
-async def _found(access: Access) -> Mapping[Topic, Found]:
+async def _load_topics(access: Access) -> Mapping[Topic, TopicState]:
     from mail.log import LogUnavailable, LogUnusable
-    from mail.log.kafka.lookout import Lookout
-    from mail.log.kafka.reaching import explain, reach_any
+    from mail.log.kafka.cluster_info import ClusterInfo
+    from mail.log.kafka.diagnose import explain_failure, require_broker
 
-    await reach_any(access)
-    async with Lookout(access) as lookout:
+    await require_broker(access)
+    async with ClusterInfo(access) as cluster_info:
         try:
-            return await lookout.topics()
+            return await cluster_info.topics()
         except LogUnavailable as error:
-            raise LogUnusable(await explain(access, error)) from None
+            raise LogUnusable(await explain_failure(access, error)) from None

@@ -1,4 +1,4 @@
-"""`eilpost config`: show the settings and where each comes from, check them. Next: `eilpost/configuration.py`."""
+"""`eilpost config`: show the settings and where each comes from, check them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eilpost.terminal import ConfigOption, JsonOption, commands, print_json, say
+from eilpost.terminal import ConfigOption, JsonOption, command_group, print_json, print_message
 
 if TYPE_CHECKING:
     from typing import Any
 
-config_app = commands("The configuration: show it, check it.")
+config_app = command_group("The configuration: show it, check it.")
 
 
 @config_app.command("show")
@@ -30,7 +30,7 @@ def config_show(
         else:
             print(settings_text.default_toml(), end="")  # noqa: T201
         return
-    settings = list(configuration.effective(config))
+    settings = list(configuration.effective_settings(config))
     if json:
         tables: dict[str, dict[str, Any]] = {}
         for each in settings:
@@ -44,14 +44,14 @@ def config_show(
 @config_app.command("check")
 def config_check(config: ConfigOption = None) -> None:
     """Check the configuration and the directory file without starting anything."""
-    from eilpost import compose, configuration
+    from eilpost import configuration, wiring
     from mail.directory.file import load
 
-    plan = configuration.plan(config)
+    plan = configuration.load_plan(config)
 
-    path = compose.directory_path(plan)
+    path = wiring.directory_path(plan)
     known, _seen = load(path)
     what = f"domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
     if not known.domains:
-        say(f"warning: {path}: has no domains: no mail is local, all of it is relayed")
+        print_message(f"warning: {path}: has no domains: no mail is local, all of it is relayed")
     print(f"{configuration.find(config) or 'environment'}: ok; {what}")  # noqa: T201

@@ -1,7 +1,4 @@
-"""`eilpost load` on the command line: its options, their checks, its result.
-
-Next: `eilpost/load/__init__.py`.
-"""
+"""`eilpost load` on the command line: its options, their checks, its result."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from eilpost.terminal import EXIT_UNUSABLE, JsonOption, fail, print_json, result_output, run, say
+from eilpost.terminal import EXIT_UNUSABLE, JsonOption, fail, print_json, print_message, result_output, run
 
 if TYPE_CHECKING:
     from eilpost.load.command import Options
@@ -126,20 +123,20 @@ def load(
         allow_public=allow_public,
     )
     _check(options, MAX_RECIPIENTS_IN_ALL)
-    result = run(run_load(options, say), fast=True)
+    result = run(run_load(options, print_message), fast=True)
     from eilpost.load import report
-    from eilpost.paper import Paper
+    from eilpost.output import Output
 
     with result_output():
         if json:
             print_json(report.as_json(result))
         else:
-            paper = Paper()
+            output = Output()
             for line in report.lines(result):
-                paper.write(*line)
+                output.write(*line)
     hint = report.hint(result)
     if hint:
-        say(hint)
+        print_message(hint)
     raise typer.Exit(result.status)
 
 

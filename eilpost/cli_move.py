@@ -1,6 +1,6 @@
 """`eilpost move` on the command line: its options, its progress on a terminal, its summary.
 
-Never opens a log. Next: `eilpost/move/__init__.py`, which says how a move goes.
+Never opens a log.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eilpost.terminal import JsonOption, TenantOption, print_json, run, say
+from eilpost.terminal import JsonOption, TenantOption, print_json, print_message, run
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from eilpost.move.command import Count, Moved
+    from eilpost.move.command import MoveCount, MoveResult
 
 _EPILOG = (
     "Stop everything on both sides first. Killed at any instant, the same command goes on where it stopped; start"
@@ -55,31 +55,31 @@ def move(
     from dataclasses import asdict
 
     from eilpost.move import command
-    from eilpost.move.ends import ends
+    from eilpost.move.endpoints import parse_endpoints
 
-    here, there = ends(source, target, config, tenant)
+    source_endpoint, target_endpoint = parse_endpoints(source, target, config, tenant)
     if dry_run:
-        found = run(command.count(here, there))
-        print_json(asdict(found)) if json else print(_count_words(found))  # noqa: T201
+        counted = run(command.count(source_endpoint, target_endpoint))
+        print_json(asdict(counted)) if json else print(_count_text(counted))  # noqa: T201
         return
-    with _Shown() as shown:
+    with _ProgressBar() as progress_bar:
         moved = run(
             command.move(
-                here,
-                there,
-                history=here.scheme != "kafka" if history is None else history,
+                source_endpoint,
+                target_endpoint,
+                history=source_endpoint.scheme != "kafka" if history is None else history,
                 lost_too=lost_too,
-                progress=shown,
-                say=shown.say,
+                progress=progress_bar,
+                print_message=progress_bar.print_message,
             )
         )
     if json:
-        print_json({**asdict(moved.tally), "lost": moved.lost, "seconds": round(moved.seconds, 3)})
+        print_json({**asdict(moved.totals), "lost": moved.lost, "seconds": round(moved.seconds, 3)})
     else:
-        print(_moved_words(moved))  # noqa: T201
+        print(_moved_text(moved))  # noqa: T201
 
 
-class _Shown:
+class _ProgressBar:
     """A bar on a terminal; nothing elsewhere."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class _Shown:
         self._task: TaskID | None = None
         self._total = 0
 
-    def __enter__(self) -> _Shown:
+    def __enter__(self) -> _ProgressBar:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -110,42 +110,42 @@ class _Shown:
         if self._bar is not None:
             self._bar.stop()
 
-    def expect(self, letters: int) -> None:
-        self._total += letters
+    def add_total(self, count: int) -> None:
+        self._total += count
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=self._total)
 
-    def moved(self, letters: int) -> None:
+    def advance(self, count: int) -> None:
         if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task, letters)
+            self._bar.advance(self._task, count)
 
-    def say(self, text: str) -> None:
+    def print_message(self, text: str) -> None:
         if self._bar is not None:
             self._bar.console.print(f"eilpost: {text}", markup=False, highlight=False)
         else:
-            say(text)
+            print_message(text)
 
 
-def _count_words(found: Count) -> str:
-    from eilpost.words import size_words
+def _count_text(counted: MoveCount) -> str:
+    from eilpost.format import format_bytes
 
     return (
-        f"to move: {found.messages:,} messages, {found.unread:,} of them not yet read by the router;"
-        f" {found.deliveries:,} deliveries ({found.in_hand:,} in hand, {found.held:,} on hold),"
-        f" {size_words(found.size_bytes)} in them"
+        f"to move: {counted.messages:,} messages, {counted.unread:,} of them not yet read by the router;"
+        f" {counted.deliveries:,} deliveries ({counted.in_hand:,} in hand, {counted.held:,} on hold),"
+        f" {format_bytes(counted.size_bytes)} in them"
     )
 
 
-def _moved_words(moved: Moved) -> str:
+def _moved_text(moved: MoveResult) -> str:
     from datetime import timedelta
 
-    from eilpost.words import age_words, size_words
+    from eilpost.format import format_age, format_bytes
 
-    tally = moved.tally
+    tally = moved.totals
     words = (
         f"moved {tally.messages:,} messages ({tally.unread:,} not yet read by the router), {tally.deliveries:,}"
-        f" deliveries, {size_words(tally.size_bytes)}, {tally.events:,} lines of history in"
-        f" {age_words(timedelta(seconds=moved.seconds))}"
+        f" deliveries, {format_bytes(tally.size_bytes)}, {tally.events:,} lines of history in"
+        f" {format_age(timedelta(seconds=moved.seconds))}"
     )
     if tally.known:
         words += f"; {tally.known:,} were there already, from a move that did not end"

@@ -1,7 +1,6 @@
 """Finds the configuration and shows it: which file, the effective value of every key, and where each came from.
 
 Reading and checking is `mail/settings_file.py`; here is the search order and the view of `eilpost config`.
-Next: `mail/settings_file.py`.
 """
 
 from __future__ import annotations
@@ -15,51 +14,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eilpost.compose import Plan
+from eilpost.wiring import Plan
 from mail.masking import without_url_password
-from mail.settings import SettingsError, show
+from mail.settings import SettingsError, dump
 from mail.settings_file import ENVIRONMENT_PREFIX, is_setting, load
 
-VARIABLE = "EILPOST_CONFIG"
-DEMO = Path("var/demo/eilpost.toml")
+CONFIG_VARIABLE = "EILPOST_CONFIG"
+DEMO_PATH = Path("var/demo/eilpost.toml")
 # Whoever names one of these has chosen where mail lies, and needs no warning of defaults.
-_CHOSEN = {"EILPOST_LOG__URL", "EILPOST_MAILBOXES__URL"}
+_STORAGE_VARIABLES = {"EILPOST_LOG__URL", "EILPOST_MAILBOXES__URL"}
 
 
-def candidates() -> tuple[Path, ...]:
+def search_path() -> tuple[Path, ...]:
     """Where a configuration is looked for when no --config is given, in this order."""
-    return (Path("eilpost.toml"), Path("/etc/eilpost/eilpost.toml"), DEMO)
+    return (Path("eilpost.toml"), Path("/etc/eilpost/eilpost.toml"), DEMO_PATH)
 
 
-def find(given: Path | None) -> Path | None:
+def find(explicit_path: Path | None) -> Path | None:
     """The configuration file: the one given, $EILPOST_CONFIG, or the first candidate that exists. Raises
     SettingsError for a file that was named and does not exist.
     """
-    if given is None and (named := os.environ.get(VARIABLE)):
-        given = Path(named)
-        if not given.exists():
-            raise SettingsError(f"{VARIABLE}: {without_url_password(named)}: there is no such file")
-    if given is not None:
-        return given
-    return next((path for path in candidates() if path.exists()), None)
+    if explicit_path is None and (named := os.environ.get(CONFIG_VARIABLE)):
+        explicit_path = Path(named)
+        if not explicit_path.exists():
+            raise SettingsError(f"{CONFIG_VARIABLE}: {without_url_password(named)}: there is no such file")
+    if explicit_path is not None:
+        return explicit_path
+    return next((path for path in search_path() if path.exists()), None)
 
 
-def plan(given: Path | None) -> Plan:
+def load_plan(explicit_path: Path | None) -> Plan:
     """Find and read the configuration. Without a file: the defaults and the environment, from the working directory,
     and a line on stderr that says so unless the environment says where mail lies.
     """
-    path = find(given)
+    path = find(explicit_path)
     settings = load(path)
     if path is None:
-        places = ", ".join(str(place) for place in candidates())
+        searched = ", ".join(str(place) for place in search_path())
         variables = [name for name in sorted(os.environ) if is_setting(name)]
         if not variables:
             raise SettingsError(
-                f"no configuration: give --config FILE or {VARIABLE} (looked for {places}); or try `eilpost demo`"
+                f"no configuration: give --config FILE or {CONFIG_VARIABLE} (looked for "
+                f"{searched}); or try `eilpost demo`"
             )
-        if not _CHOSEN & set(map(str.upper, variables)):
-            _say(
-                f"no configuration file (looked for {places}): using the defaults, {', '.join(variables)}, and"
+        if not _STORAGE_VARIABLES & set(map(str.upper, variables)):
+            _print_message(
+                f"no configuration file (looked for {searched}): using the defaults, {', '.join(variables)}, and"
                 f" {Path.cwd()}"
             )
     return Plan(settings, path.parent if path is not None else Path())
@@ -73,13 +73,13 @@ class Setting:
     source: str  # "default", the file's name, or the variable's
 
 
-def effective(given: Path | None) -> Iterator[Setting]:
+def effective_settings(explicit_path: Path | None) -> Iterator[Setting]:
     """Every key with its effective value and where it came from."""
-    path = find(given)
+    path = find(explicit_path)
     settings = load(path)
     in_file = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
     variables = {name.upper(): name for name in os.environ if is_setting(name)}
-    for section, keys in show(settings).items():
+    for section, keys in dump(settings).items():
         for key, value in keys.items():
             variable = variables.get(f"{ENVIRONMENT_PREFIX}{section}__{key}".upper())
             source = variable or (str(path) if key in in_file.get(section, {}) else "default")
@@ -99,5 +99,5 @@ def as_toml(settings: Iterator[Setting]) -> Iterator[str]:
         yield f"{each.key} = {value}" + ("" if each.source == "default" else f"  # {each.source}")
 
 
-def _say(text: str) -> None:
+def _print_message(text: str) -> None:
     print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,8 +1,7 @@
 """`eilpost demo`, what `make run` calls: a whole mail cluster in one process, on its own small world in `var/demo`.
 
 Made at first start: a configuration, a directory with the domain example.test and the users alice and bob. Nothing that
-exists is overwritten, so a second start finds the mail of the first. It needs no DNS and no root. Next:
-`eilpost/onebox.py`.
+exists is overwritten, so a second start finds the mail of the first. It needs no DNS and no root.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 import shlex
 from pathlib import Path
 
-from eilpost.configuration import VARIABLE, find
+from eilpost.configuration import CONFIG_VARIABLE, find
 from mail.directory.passwords import hash_password
 from mail.endpoint import parse
 from mail.settings import Settings
@@ -19,7 +18,7 @@ from mail.settings import Settings
 DOMAIN, USERS, PASSWORD = "example.test", ("alice", "bob"), "eilpost-demo"
 
 CONFIGURATION = """\
-# Made by `eilpost demo`. Every key and its default: `eilpost config show --defaults`, or docs/settings.md.
+# Made by `eilpost demo`. Every key and its default: `eilpost config show --defaults`, or docs/reference/settings.md.
 # Relative paths start from the folder of this file. `make run` keeps this file as you leave it.
 
 [node]
@@ -66,7 +65,7 @@ tenant = "default"
 """
 
 
-def prepare(folder: Path, text: str = CONFIGURATION) -> Path:
+def create_files(folder: Path, text: str = CONFIGURATION) -> Path:
     """Make what is missing in `folder`, `text` the configuration; its path."""
     folder.mkdir(parents=True, exist_ok=True)
     directory = folder / "directory.toml"
@@ -88,9 +87,9 @@ def _write_new(path: Path, text: str, mode: int) -> None:
     temporary.replace(path)
 
 
-def _is_found(path: Path) -> bool:
+def _is_default_configuration(path: Path) -> bool:
     """Whether a command finds this configuration without being told."""
-    return VARIABLE not in os.environ and find(None) == path
+    return CONFIG_VARIABLE not in os.environ and find(None) == path
 
 
 def banner(settings: Settings, configuration: Path, program: str) -> str:
@@ -103,7 +102,7 @@ def banner(settings: Settings, configuration: Path, program: str) -> str:
     dialogue = rf"EHLO me\r\nMAIL FROM:<{bob}>\r\nRCPT TO:<{alice}>\r\nDATA\r\n{message}.\r\nQUIT\r\n"
     run, option = (
         shlex.quote(program),
-        "" if _is_found(configuration) else f" --config {shlex.quote(str(configuration))}",
+        "" if _is_default_configuration(configuration) else f" --config {shlex.quote(str(configuration))}",
     )
     http = f"http://{settings.http.listen}/metrics" if settings.http.listen else "off"
     return f"""

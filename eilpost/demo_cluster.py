@@ -3,7 +3,7 @@
 Two each of ingress, router and delivery, and one mailstore. A supervisor on one machine, as Kubernetes would be on
 many: it makes the demo's world and the topics, starts the processes, says when one has gone, and starts it again. So
 that a person can kill any of them while mail flows. It is no way to run a cluster for others: the brokers, the spool
-and the mailboxes share this machine. Next: `eilpost/demo.py`.
+and the mailboxes share this machine.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from eilpost import configuration, demo
-from eilpost.compose import log_settings
-from eilpost.guard import Guard
+from eilpost.child_supervisor import ChildSupervisor
+from eilpost.wiring import log_settings
 from mail.service import EXIT_UNUSABLE
 from mail.settings import LogSettings
 
@@ -57,7 +57,7 @@ url = "maildir:mail"
 sender_domain_must_resolve = false
 """
 
-_AGAIN_SECONDS = 1.0
+_RESTART_SECONDS = 1.0
 _BROKERS_SECONDS = 60.0
 _STOP_SECONDS = 15.0  # `node.drain` above, and a little
 
@@ -71,7 +71,7 @@ class Ports:
     http: int = 8025
 
     @classmethod
-    def in_a_row(cls, first: int) -> Ports:
+    def consecutive(cls, first: int) -> Ports:
         """Ten of them: two SMTP, POP3, seven HTTP."""
         return cls((first, first + 1), first + 2, first + 3)
 
@@ -97,9 +97,9 @@ def members(ports: Ports) -> Sequence[Member]:
     ]
 
 
-def prepare(folder: Path, brokers: str) -> Path:
+def create_files(folder: Path, brokers: str) -> Path:
     """Make what is missing in `folder`; the configuration's path."""
-    return demo.prepare(folder, CONFIGURATION.format(brokers=brokers))
+    return demo.create_files(folder, CONFIGURATION.format(brokers=brokers))
 
 
 def run(path: Path, program: str, ports: Ports = Ports()) -> int:
@@ -108,65 +108,67 @@ def run(path: Path, program: str, ports: Ports = Ports()) -> int:
 
 
 async def _run(path: Path, program: str, ports: Ports) -> int:
-    settings = log_settings(configuration.plan(path))
+    settings = log_settings(configuration.load_plan(path))
     await _await_brokers(settings)
-    await _make_topics(settings)
-    stop, hurry = asyncio.Event(), asyncio.Event()
+    await _create_topics(settings)
+    stop, kill_now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
-    everyone = members(ports)
-    _say(_banner(path, program, ports, len(everyone)))
-    telling = asyncio.create_task(_tell_ready(everyone))
-    guard = Guard()
+        loop.add_signal_handler(number, lambda: (kill_now if stop.is_set() else stop).set())
+    all_members = members(ports)
+    _print_line(_banner(path, program, ports, len(all_members)))
+    ready_task = asyncio.create_task(_announce_ready(all_members))
+    supervisor = ChildSupervisor()
     try:
-        await asyncio.gather(*(_supervise(member, path, program, guard, stop, hurry) for member in everyone))
+        await asyncio.gather(*(_supervise(member, path, program, supervisor, stop, kill_now) for member in all_members))
     finally:
-        guard.close()
-    telling.cancel()
-    _say("all stopped; what was accepted is in Kafka and goes on at the next start")
+        supervisor.close()
+    ready_task.cancel()
+    _print_line("all stopped; what was accepted is in Kafka and goes on at the next start")
     return 0
 
 
 async def _await_brokers(settings: LogSettings) -> None:
     """All of them, as after `make kafka` in another terminal; after a while those that are there have to do."""
     from mail.log.kafka.access import make_access
-    from mail.log.kafka.reaching import Unreached, reach
+    from mail.log.kafka.diagnose import Unreachable, check_broker
 
     access = make_access(settings)
-    until, is_told = time.monotonic() + _BROKERS_SECONDS, False
+    until, is_announced = time.monotonic() + _BROKERS_SECONDS, False
     while time.monotonic() < until:
-        answers = await asyncio.gather(*(reach(access, address) for address in access.servers))
-        missing = [answer for answer in answers if isinstance(answer, Unreached)]
+        answers = await asyncio.gather(*(check_broker(access, address) for address in access.bootstrap_servers))
+        missing = [answer for answer in answers if isinstance(answer, Unreachable)]
         if not missing:
             return
-        if not is_told:
-            _say(f"waiting for the brokers, which `make kafka NODES=3` starts: {missing[0].address} {missing[0].what}")
-            is_told = True
+        if not is_announced:
+            _print_line(
+                f"waiting for the brokers, which `make kafka NODES=3` starts: {missing[0].address} {missing[0].what}"
+            )
+            is_announced = True
         await asyncio.sleep(0.5)
 
 
-async def _make_topics(settings: LogSettings) -> None:
+async def _create_topics(settings: LogSettings) -> None:
     from mail.log.kafka.access import make_access
-    from mail.log.kafka.making import create, open_admin
+    from mail.log.kafka.create_topics import create_missing, open_admin
 
     access = make_access(settings)
     admin = await open_admin(access)
     try:
-        done = await create(admin, access, settings)
+        done = await create_missing(admin, access, settings)
     finally:
         await admin.close()
     if done:
-        _say(f"topics: {len(done)} made")
+        _print_line(f"topics: {len(done)} made")
 
 
 async def _supervise(
-    member: Member, path: Path, program: str, guard: Guard, stop: asyncio.Event, hurry: asyncio.Event
+    member: Member, path: Path, program: str, supervisor: ChildSupervisor, stop: asyncio.Event, kill_now: asyncio.Event
 ) -> None:
     """Run the process again and again until `stop`, then end it; it never outlives us."""
     stopping = asyncio.ensure_future(stop.wait())
     log_file = path.parent / f"{member.name}.log"
-    quick = 0
+    quick_exits = 0
     try:
         while not stop.is_set():
             began = time.monotonic()
@@ -178,49 +180,49 @@ async def _supervise(
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    process_group=guard.group,  # Ctrl-C is ours to pass on
+                    process_group=supervisor.process_group,  # Ctrl-C is ours to pass on
                 )
-            _say(f"  {member.name:12} pid {process.pid:<8} log {log_file}")
+            _print_line(f"  {member.name:12} pid {process.pid:<8} log {log_file}")
             ending = asyncio.ensure_future(process.wait())
             await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if stop.is_set():
-                await _end(process, ending, hurry)
+                await _end(process, ending, kill_now)
                 return
             status = ending.result()
             if status == EXIT_UNUSABLE:  # it cannot run as things are, and says why
                 last = log_file.read_text(errors="replace").strip().rpartition("\n")[2]
-                _say(f"  {member.name} cannot run: {last}")
+                _print_line(f"  {member.name} cannot run: {last}")
             else:
-                _say(f"  {member.name} {_how(status)}; started again in a moment")
-            quick = quick + 1 if time.monotonic() - began < _AGAIN_SECONDS * 5 and status > 0 else 0
-            await asyncio.wait({stopping}, timeout=_AGAIN_SECONDS * min(30, 1 + quick * quick))
+                _print_line(f"  {member.name} {_exit_text(status)}; started again in a moment")
+            quick_exits = quick_exits + 1 if time.monotonic() - began < _RESTART_SECONDS * 5 and status > 0 else 0
+            await asyncio.wait({stopping}, timeout=_RESTART_SECONDS * min(30, 1 + quick_exits * quick_exits))
     finally:
         stopping.cancel()
 
 
-async def _end(process: asyncio.subprocess.Process, ending: asyncio.Future[int], hurry: asyncio.Event) -> None:
+async def _end(process: asyncio.subprocess.Process, ending: asyncio.Future[int], kill_now: asyncio.Event) -> None:
     """Politely for `_STOP_SECONDS`, and less when `hurry` is set; then for good."""
     if process.returncode is None:
         process.terminate()
         process.send_signal(signal.SIGCONT)  # one that a person has stopped hears nothing
-        hurrying = asyncio.ensure_future(hurry.wait())
-        ends: set[asyncio.Future[Any]] = {ending, hurrying}
+        kill_waiter = asyncio.ensure_future(kill_now.wait())
+        ends: set[asyncio.Future[Any]] = {ending, kill_waiter}
         await asyncio.wait(ends, timeout=_STOP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        hurrying.cancel()
+        kill_waiter.cancel()
         if process.returncode is None:
             process.kill()  # what was accepted is in Kafka
     await ending
 
 
-async def _tell_ready(everyone: Sequence[Member]) -> None:
+async def _announce_ready(all_members: Sequence[Member]) -> None:
     """One line, once every process says that it is ready."""
-    waiting = {member.environment["EILPOST_HTTP__LISTEN"] for member in everyone}
+    waiting = {member.environment["EILPOST_HTTP__LISTEN"] for member in all_members}
     while waiting:
         await asyncio.sleep(0.5)
         for where in list(waiting):
             if await asyncio.to_thread(_is_ready, where):
                 waiting.discard(where)
-    _say("\nAll are ready: send mail now.\n")
+    _print_line("\nAll are ready: send mail now.\n")
 
 
 def _is_ready(where: str) -> bool:
@@ -235,11 +237,11 @@ def _is_ready(where: str) -> bool:
         connection.close()
 
 
-def _how(status: int) -> str:
+def _exit_text(status: int) -> str:
     return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 

@@ -2,7 +2,6 @@
 
 For `trace` and `queue`: a person who looks for a message does not know whose topics it is in. The shared ones are asked
 first, then each dedicated tenant's, in the order of their names; a tenant whose topics are not made yet has no mail.
-Next: `mail/log/__init__.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from eilpost.compose import Plan, directory_path, log_settings, make_history
+from eilpost.wiring import Plan, directory_path, log_settings, make_history
 from mail.log import Backlog, HistoryLog, LogUnusable
 
 if TYPE_CHECKING:
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
     from mail.record import Accepted, Event, Pending
 
 
-def history_of(plan: Plan) -> HistoryLog:
+def open_history(plan: Plan) -> HistoryLog:
     """What the plan's log has to tell, those of dedicated tenants included unless it is for one of them."""
     shared = make_history(plan)
-    names = [] if plan.tenant or not plan.settings.log.url.startswith("kafka:") else dedicated(plan)
-    return AllTenants(shared, [make_history(plan.for_tenant(name)) for name in names]) if names else shared
+    names = [] if plan.tenant or not plan.settings.log.url.startswith("kafka:") else dedicated_tenants(plan)
+    return CombinedHistory(shared, [make_history(plan.for_tenant(name)) for name in names]) if names else shared
 
 
-def queues_of_tenants(plan: Plan, snapshot: Snapshot) -> list[KafkaHistory]:
+def tenant_queues(plan: Plan, snapshot: Snapshot) -> list[KafkaHistory]:
     """The queues of dedicated tenants, where they have their own."""
     if not plan.settings.log.url.startswith("kafka:"):
         return []
@@ -38,7 +37,7 @@ def queues_of_tenants(plan: Plan, snapshot: Snapshot) -> list[KafkaHistory]:
     return [KafkaHistory(log_settings(plan.for_tenant(name)), name) for name in names]
 
 
-def dedicated(plan: Plan) -> list[str]:
+def dedicated_tenants(plan: Plan) -> list[str]:
     """The names of the tenants that have topics of their own. Raises DirectoryUnusable."""
     from mail.directory.file import load
 
@@ -46,7 +45,7 @@ def dedicated(plan: Plan) -> list[str]:
     return sorted(name for name, tenant in snapshot.tenants.items() if tenant.dedicated)
 
 
-class AllTenants:
+class CombinedHistory:
     """HistoryLog over several."""
 
     def __init__(self, shared: HistoryLog, tenants: Sequence[HistoryLog]) -> None:
@@ -54,33 +53,33 @@ class AllTenants:
         self._tenants = tenants
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
-        found = False
+        is_found = False
         async for event in self._shared.history(queue_id):
-            found = True
+            is_found = True
             yield event
-        for tenant in () if found else self._tenants:
+        for tenant in () if is_found else self._tenants:
             with suppress(LogUnusable):
                 async for event in tenant.history(queue_id):
-                    found = True
+                    is_found = True
                     yield event
-            if found:
+            if is_found:
                 return
 
-    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
-        async for line in self._shared.open_lines(queue_id):
-            yield line
+    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        async for pending in self._shared.pending_deliveries(queue_id):
+            yield pending
         for tenant in self._tenants:
             with suppress(LogUnusable):
-                async for line in tenant.open_lines(queue_id):
-                    yield line
+                async for pending in tenant.pending_deliveries(queue_id):
+                    yield pending
 
-    async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
-        inputs = await self._shared.waiting_inputs(queue_id)
+    async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
+        inputs = await self._shared.unrouted_messages(queue_id)
         for tenant in self._tenants:
             if inputs:
                 break
             with suppress(LogUnusable):
-                inputs = await tenant.waiting_inputs(queue_id)
+                inputs = await tenant.unrouted_messages(queue_id)
         return inputs
 
     async def backlog(self) -> Backlog:

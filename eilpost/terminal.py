@@ -1,7 +1,6 @@
 """What all commands share: their options, a line for people on stderr, JSON on stdout, and an event loop to run in.
 
 A command's output is its own: nothing is logged while one runs, unless EILPOST_DEBUG is set.
-Next: `eilpost/cli_cluster.py`.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ TenantOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
-def commands(help: str) -> typer.Typer:
+def command_group(help: str) -> typer.Typer:
     """A group of commands under one name."""
     return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None)
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     with suppress(OSError):  # its reader is gone or the disk is full: the exit status still tells
         print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
@@ -59,10 +58,10 @@ def result_output() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        drop_output(sys.stdout)
+        discard_output(sys.stdout)
 
 
-def drop_output(stream: TextIO) -> None:
+def discard_output(stream: TextIO) -> None:
     """What is buffered and what follows goes nowhere; otherwise Python complains about it at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
@@ -70,7 +69,7 @@ def drop_output(stream: TextIO) -> None:
 
 
 def fail(text: str, status: int) -> NoReturn:
-    say(text)
+    print_message(text)
     raise typer.Exit(status)
 
 
@@ -78,12 +77,12 @@ def run(main: Coroutine[Any, Any, T], *, fast: bool = False) -> T:
     """Run a command that waits for others; `fast`: on the event loop that servers run on."""
     import asyncio
 
-    from mail import logs, service
+    from mail import logging_setup, service
 
     if os.environ.get("EILPOST_DEBUG"):
-        logs.configure("debug", "text")
+        logging_setup.configure("debug", "text")
     else:
-        logs.silence()
+        logging_setup.disable()
     with asyncio.Runner(loop_factory=service.loop_factory() if fast else None) as runner:
         return runner.run(main)
 
@@ -95,12 +94,12 @@ def now() -> datetime:
 
 
 def print_json(value: object) -> None:
-    from eilpost.asjson import text
+    from eilpost.json_output import to_json
 
-    print(text(value))  # noqa: T201
+    print(to_json(value))  # noqa: T201
 
 
-def misused(error: Exception) -> int | None:
+def usage_error_status(error: Exception) -> int | None:
     """Say what is wrong with a command line; the exit status. None: `error` is something else.
 
     typer brings a click of its own, or takes the one it finds, so its errors are known by what they can do.
@@ -113,5 +112,5 @@ def misused(error: Exception) -> int | None:
         print(text, file=sys.stderr)  # noqa: T201
     else:
         hint = f"; see `{context.command_path} --help`" if context is not None else ""
-        say(f"{' '.join(text.split()).rstrip('.')}{hint}")
+        print_message(f"{' '.join(text.split()).rstrip('.')}{hint}")
     return EXIT_UNUSABLE

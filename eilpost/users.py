@@ -3,7 +3,6 @@
 It edits the file as text, so that comments and order stay; before the new text replaces the old, it is parsed again and
 must differ in exactly the change that was asked for, else nothing is written. Editors take turns by a lock on the
 folder, and the change is on the disk when they are done. A running server reloads the file by itself.
-Next: `mail/directory/file.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from mail.directory.passwords import hash_password
 from mail.directory.toml import parse_directory
 from mail.settings import SettingsError
 
-_TURN_SECONDS = 10.0  # how long to wait for another editor
+_LOCK_SECONDS = 10.0  # how long to wait for another editor
 
 
 class NoSuchUser(Exception):
@@ -37,7 +36,7 @@ class UserExists(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class UserListing:
     address: str
     can_log_in: bool
     quota: str
@@ -53,21 +52,21 @@ def check_new(path: Path, login: str) -> Address:
         raise SettingsError(f'{path}: {address.domain} is not a domain of ours; add [domains."{address.domain}"]')
     if not domain.is_local:
         raise SettingsError(f"{path}: {address.domain} is a relay domain: its mailboxes are elsewhere")
-    if _find(tables, address) is not None:
+    if _find_user(tables, address) is not None:
         raise UserExists(f"{address} exists already; change the password with `eilpost user passwd {address}`")
     return address
 
 
-def is_diverted(path: Path, address: Address) -> bool:
+def is_alias_elsewhere(path: Path, address: Address) -> bool:
     """Whether the address is an alias that does not lead to its own mailbox too."""
     targets = parse_directory(_read(path)[0], str(path)).aliases.get(address.key, ())
     return bool(targets) and all(target.key != address.key for target in targets)
 
 
-def check_known(path: Path, login: str) -> str:
+def check_exists(path: Path, login: str) -> str:
     """The user's name as it stands in the file. Raises SettingsError, NoSuchUser."""
     address = _address(login)
-    name = _find(_read(path)[1], address)
+    name = _find_user(_read(path)[1], address)
     if name is None:
         raise NoSuchUser(f"{path}: there is no user {address}; add it with `eilpost user add {address}`")
     return name
@@ -76,13 +75,13 @@ def check_known(path: Path, login: str) -> str:
 def add(path: Path, login: str, password: str, quota: str = "") -> str:
     """Add a mailbox; its address as it stands in the file."""
     entry = {"password": hash_password(password)} | ({"quota": quota} if quota else {})
-    with _turn(path):
+    with _directory_lock(path):
         name = str(check_new(path, login))
         text, tables = _read(path)
-        lines = [f"[users.{_quoted(name)}]", *(f"{key} = {_quoted(value)}" for key, value in entry.items())]
-        place = _last_user_end(text)
-        before = text[:place].rstrip("\n")
-        new = (before + "\n\n" if before else "") + "\n".join(lines) + "\n" + _gap(text[place:])
+        lines = [f"[users.{_toml_string(name)}]", *(f"{key} = {_toml_string(value)}" for key, value in entry.items())]
+        position = _insert_position(text)
+        before = text[:position].rstrip("\n")
+        new = (before + "\n\n" if before else "") + "\n".join(lines) + "\n" + _separated(text[position:])
         _write(path, new, {**tables, "users": {**tables.get("users", {}), name: entry}})
     return name
 
@@ -90,11 +89,11 @@ def add(path: Path, login: str, password: str, quota: str = "") -> str:
 def change_password(path: Path, login: str, password: str) -> str:
     """Give a mailbox another password; its address as it stands in the file."""
     hashed = hash_password(password)
-    with _turn(path):
-        name = check_known(path, login)
+    with _directory_lock(path):
+        name = check_exists(path, login)
         text, tables = _read(path)
-        start, end = _table(path, text, name)
-        line = f"password = {_quoted(hashed)}"
+        start, end = _user_table(path, text, name)
+        line = f"password = {_toml_string(hashed)}"
         body, count = _PASSWORD.subn(lambda match: match[1] + line, text[start:end], count=1)
         if not count:
             body = line + "\n" + text[start:end]
@@ -103,7 +102,7 @@ def change_password(path: Path, login: str, password: str) -> str:
     return name
 
 
-def listing(path: Path) -> list[Listed]:
+def list_users(path: Path) -> list[UserListing]:
     """Everybody with a mailbox, and the addresses that lead to it directly."""
     _, tables = _read(path)
     aliases: dict[str, list[str]] = {}
@@ -111,7 +110,7 @@ def listing(path: Path) -> list[Listed]:
         for target in targets:
             aliases.setdefault(target.lower(), []).append(alias)
     return [
-        Listed(name, bool(user.get("password")), str(user.get("quota", "")), tuple(aliases.get(name.lower(), ())))
+        UserListing(name, bool(user.get("password")), str(user.get("quota", "")), tuple(aliases.get(name.lower(), ())))
         for name, user in sorted(tables.get("users", {}).items())
     ]
 
@@ -123,7 +122,7 @@ def _address(text: str) -> Address:
         raise SettingsError(f"{text!r} is not an address like alice@example.test: {error}") from None
 
 
-def _find(tables: dict[str, Any], address: Address) -> str | None:
+def _find_user(tables: dict[str, Any], address: Address) -> str | None:
     """The user's name as the file writes it: any case, quoted or not, either form of its domain."""
     for name in tables.get("users", {}):
         with suppress(AddressError):
@@ -165,14 +164,14 @@ def _path_of(header: str) -> list[str]:
     return path
 
 
-def _table(path: Path, text: str, name: str) -> tuple[int, int]:
+def _user_table(path: Path, text: str, name: str) -> tuple[int, int]:
     for header, start, end in _headers(text):
         if header == ["users", name]:
             return start, end
     raise SettingsError(f'{path}: {name} is not written as a table [users."{name}"]; change its password by hand')
 
 
-def _last_user_end(text: str) -> int:
+def _insert_position(text: str) -> int:
     """Where a new user goes: after the last one, before the comments of what follows; else at the end."""
     ends = [end for header, _, end in _headers(text) if header[:1] == ["users"]]
     if not ends:
@@ -186,25 +185,25 @@ def _last_user_end(text: str) -> int:
     return end
 
 
-def _gap(rest: str) -> str:
+def _separated(rest: str) -> str:
     return "\n" + rest.lstrip("\n") if rest.strip() else ""
 
 
-def _quoted(text: str) -> str:
+def _toml_string(text: str) -> str:
     """A TOML basic string."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
 @contextmanager
-def _turn(path: Path) -> Iterator[None]:
+def _directory_lock(path: Path) -> Iterator[None]:
     """One editor at a time: who reads, changes and replaces the file meanwhile would undo what another has done.
 
     The lock is on the folder, since the file itself is replaced; it leaves nothing behind. Raises SettingsError when it
     cannot be had in time.
     """
     target = path.resolve()
-    deadline = time.monotonic() + _TURN_SECONDS
+    deadline = time.monotonic() + _LOCK_SECONDS
     try:
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Takes messages in by SMTP. Next: `ingress/session.py`."""
+"""Takes messages in by SMTP."""

@@ -1,6 +1,6 @@
 """`python -m ingress --config FILE` is `eilpost ingress --config FILE`. It belongs to the roof, not to the role."""
 
-from eilpost.cli import main_of
+from eilpost.cli import run_role
 
 if __name__ == "__main__":
-    main_of("ingress")
+    run_role("ingress")

@@ -20,7 +20,7 @@ from mail.record import Accepted
 from mail.reply import Reply
 from mail.spool import Spool, SpoolUnavailable
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
 
 class Acceptance:
@@ -38,13 +38,13 @@ class Acceptance:
             async with asyncio.timeout(self._timeout_seconds):
                 content: Content = Inline(data)
                 if len(data) > self._inline_max:
-                    content = await self._spool.keep(data)
+                    content = await self._spool.put(data)
                 # When this line has run, the message is ours (state S2): it is durable, and 250 may be said.
                 await self._log.append(Accepted(message, content))
         except SpoolUnavailable as error:
-            log.warning("not accepted", queue_id=message.queue_id, why="spool", error=str(error))
-            return replies.OUR_FAULT
+            logger.warning("not accepted", queue_id=message.queue_id, why="spool", error=str(error))
+            return replies.LOCAL_ERROR
         except (LogUnavailable, TimeoutError) as error:
-            log.warning("not accepted", queue_id=message.queue_id, why="log", error=str(error) or "timed out")
+            logger.warning("not accepted", queue_id=message.queue_id, why="log", error=str(error) or "timed out")
             return replies.NOT_CONFIRMED
         return Reply(250, "2.0.0", f"Ok: queued as {message.queue_id}")

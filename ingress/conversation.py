@@ -3,7 +3,7 @@ of its own.
 
 In charge of the transaction's state and of the reply to each command. What a line means is in `esmtp`, what is
 allowed in `policy`, when a message is ours in `accept`; bytes and time-outs are `session`'s. A new verb is a method
-and an entry in `_VERBS`; a new extension a field in `esmtp` and a word in `door.ehlo`. Next: `ingress/accept.py`.
+and an entry in `_VERBS`; a new extension a field in `esmtp` and a word in `door.ehlo`.
 """
 
 from __future__ import annotations
@@ -17,34 +17,33 @@ from time import perf_counter
 import structlog
 
 from ingress import policy, replies
-from ingress.content import begins_with_header, clean, header_of
-from ingress.door import Door
-from ingress.ending import End
+from ingress.connection import Connection, SessionEnd
+from ingress.content import begins_with_header, header_section, normalize
 from ingress.esmtp import MailFrom, parse_command, parse_hello, parse_mail, parse_rcpt, parse_vrfy
-from ingress.intake import Malformed
-from ingress.received import hops, protocol, received
-from ingress.wire import Wire
+from ingress.framer import Malformed
+from ingress.listener import Listener
+from ingress.received import count_hops, received_field, with_protocol
 from mail.address import Address
 from mail.envelope import Body, Envelope, Recipient
 from mail.log import Down, Full
 from mail.message import Client, Message
-from mail.queueid import new_queue_id
+from mail.queue_id import new_queue_id
 from mail.reply import Reply
 from mail.telemetry.ingress import ACCEPT_DURATION, MESSAGE_SIZE, MESSAGES_RECEIVED, SMTP_REPLIES
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
 _JUNK_MAX = 100  # commands that carry no mail, between two messages; more count as errors
-_SHOWN_MAX = 20  # addresses in one line of the log
-_OPENING = 1024  # octets looked at to see whether a message begins with a header
-_DNS_SECONDS = 20.0  # last resort; the resolver gives up by itself before
+_LOGGED_RECIPIENTS_MAX = 20  # addresses in one line of the log
+_HEADER_CHECK_OCTETS = 1024  # octets looked at to see whether a message begins with a header
+_DNS_TIMEOUT_SECONDS = 20.0  # last resort; the resolver gives up by itself before
 
 _VERBS = ("DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY")
 # RFC 5321 section 4.2.4: known, not offered. 502, where an unknown word gets 500.
-_KNOWN = frozenset(("AUTH", "BDAT", "BURL", "ETRN", "SAML", "SEND", "SOML", "STARTTLS", "TURN"))
+_NOT_OFFERED = frozenset(("AUTH", "BDAT", "BURL", "ETRN", "SAML", "SEND", "SOML", "STARTTLS", "TURN"))
 # A browser was made to speak to us; nothing it says next is meant for a mail server (Postfix:
 # smtpd_forbidden_commands).
-_NOT_SMTP = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
+_FORBIDDEN_COMMANDS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 _JUNK = frozenset(("EHLO", "HELO", "HELP", "NOOP", "RSET", "VRFY", "EXPN"))
 
 _REPLIES = {
@@ -56,20 +55,20 @@ _RECEIVED_ACCEPTED = MESSAGES_RECEIVED.labels("accepted")
 _RECEIVED_TEMPFAIL = MESSAGES_RECEIVED.labels("tempfail")
 _RECEIVED_REJECTED = MESSAGES_RECEIVED.labels("rejected")
 
-_wire = lru_cache(maxsize=512)(Reply.wire)
+_encoded = lru_cache(maxsize=512)(Reply.to_bytes)
 
 
 @dataclass(slots=True)
 class Conversation:
     """The state of one session. Replies collect in `out`; `end` says why it is over, once it is."""
 
-    door: Door
-    wire: Wire
+    listener: Listener
+    connection: Connection
     ip: str
     port: int
-    terms: policy.Terms
-    out: list[bytes] = field(default_factory=list)
-    end: End | None = None
+    rights: policy.ClientRights
+    output: list[bytes] = field(default_factory=list)
+    end: SessionEnd | None = None
     errors: int = 0
     helo: str | None = None
     verb: str = "CONNECT"
@@ -79,154 +78,154 @@ class Conversation:
     _recipients: dict[Address, Recipient] = field(default_factory=dict)
     _rcpt_refused: bool = False
 
-    def say(self, reply: Reply) -> None:
+    def reply(self, reply: Reply) -> None:
         """Reply to the command under way. It leaves with those of its batch (RFC 2920 section 3.2)."""
-        self.out.append(_wire(reply))
-        self._count(reply.code)
+        self.output.append(_encoded(reply))
+        self._count_reply(reply.code)
 
-    def _count(self, code: int) -> None:
+    def _count_reply(self, code: int) -> None:
         _REPLIES[self.verb, code // 100].inc()
         if code >= 500:
             self.errors += 1
 
-    def refuse(self, reply: Reply, **facts: object) -> None:
+    def refuse(self, reply: Reply, **fields: object) -> None:
         """Say so, and one line for whoever is asked about it."""
         if self.helo is not None:
-            facts["helo"] = self.helo
-        log.info("refused", client=self.ip, verb=self.verb, reply=str(reply), **facts)
-        self.say(reply)
+            fields["helo"] = self.helo
+        logger.info("refused", client=self.ip, verb=self.verb, reply=str(reply), **fields)
+        self.reply(reply)
 
-    def finish(self, reply: Reply, end: End) -> None:
+    def close(self, reply: Reply, end: SessionEnd) -> None:
         """The last word."""
-        self.say(reply)
+        self.reply(reply)
         self.end = end
 
-    def greet(self, *, entered: bool, draining: bool) -> bool:
+    def greet(self, *, admitted: bool, draining: bool) -> bool:
         """Before any command. False: the client was turned away."""
         if draining:
             refusal = replies.SHUTTING_DOWN
-        elif not entered:
+        elif not admitted:
             refusal = replies.TOO_MANY_CONNECTIONS
-        elif isinstance(self.door.log.condition(), Down):
-            refusal = replies.NO_SERVICE
+        elif isinstance(self.listener.log.condition(), Down):
+            refusal = replies.SERVICE_NOT_AVAILABLE
         else:
-            self.out.append(self.door.greeting)
-            self._count(220)
+            self.output.append(self.listener.greeting_reply)
+            self._count_reply(220)
             return True
         self.refuse(refusal)
-        self.end = End.REFUSED
+        self.end = SessionEnd.REFUSED
         return False
 
-    def fail(self) -> None:
+    def reply_local_error(self) -> None:
         """After a bug of ours: a generic, temporary answer, and a clean slate."""
         self.reset()
-        if self.wire.intake.in_content:  # nobody knows any more what is content and what a command
-            self.finish(replies.OUR_FAULT_CLOSING, End.ERROR)
+        if self.connection.framer.in_data:  # nobody knows any more what is content and what a command
+            self.close(replies.LOCAL_ERROR_CLOSING, SessionEnd.INTERNAL_ERROR)
         else:
-            self.say(replies.OUR_FAULT)
+            self.reply(replies.LOCAL_ERROR)
 
     def reset(self) -> None:
         self._mail = None
         self._recipients = {}
         self._rcpt_refused = False
 
-    async def obey(self, line: bytes | Malformed) -> None:
+    async def handle(self, line: bytes | Malformed) -> None:
         """One command, one reply; two at DATA."""
         self.verb = "OTHER"
         if isinstance(line, Malformed):
-            self.say(replies.BARE_LF if line is Malformed.BARE_LF else replies.LINE_TOO_LONG)
+            self.reply(replies.BARE_LF if line is Malformed.BARE_LF else replies.LINE_TOO_LONG)
         else:
             command = parse_command(line)
             if isinstance(command, Reply):
-                self.say(command)
+                self.reply(command)
             else:
                 await self._dispatch(command.verb, command.argument)
-        if self.errors >= self.door.max_errors and not self.end:
-            self.finish(replies.TOO_MANY_ERRORS, End.ERRORS)
+        if self.errors >= self.listener.max_errors and not self.end:
+            self.close(replies.TOO_MANY_ERRORS, SessionEnd.TOO_MANY_ERRORS)
 
     async def _dispatch(self, verb: str, argument: str) -> None:
-        method = _METHODS.get(verb)
-        if method is None:
-            if verb in _NOT_SMTP and self.helo is None:
-                self.finish(replies.NOT_SMTP, End.ERRORS)
+        handler = _HANDLERS.get(verb)
+        if handler is None:
+            if verb in _FORBIDDEN_COMMANDS and self.helo is None:
+                self.close(replies.NOT_SMTP, SessionEnd.TOO_MANY_ERRORS)
             else:
-                self.say(replies.NOT_IMPLEMENTED if verb in _KNOWN else replies.UNKNOWN_COMMAND)
+                self.reply(replies.NOT_IMPLEMENTED if verb in _NOT_OFFERED else replies.UNKNOWN_COMMAND)
             return
         self.verb = verb
         if verb in _JUNK:
             self._junk += 1
             if self._junk > _JUNK_MAX:
                 self.errors += 1
-        await method(self, argument)
+        await handler(self, argument)
 
     async def _do_ehlo(self, arg: str) -> None:
-        self._greet(arg, extended=True)
+        self._hello(arg, extended=True)
 
     async def _do_helo(self, arg: str) -> None:
-        self._greet(arg, extended=False)
+        self._hello(arg, extended=False)
 
-    def _greet(self, arg: str, *, extended: bool) -> None:
+    def _hello(self, arg: str, *, extended: bool) -> None:
         name = parse_hello(arg)
         if isinstance(name, Reply):
-            self.say(name)
+            self.reply(name)
             return
         self.helo, self._extended = name, extended
         self.reset()  # RFC 5321 section 4.1.4
-        self.out.append(self.door.ehlo if extended else self.door.helo)
-        self._count(250)
+        self.output.append(self.listener.ehlo_reply if extended else self.listener.helo_reply)
+        self._count_reply(250)
 
     async def _do_mail(self, arg: str) -> None:
         if self.helo is None:
-            self.say(replies.HELLO_FIRST)
+            self.reply(replies.HELLO_FIRST)
             return
         if self._mail is not None:
-            self.say(replies.NESTED_MAIL)
+            self.reply(replies.NESTED_MAIL)
             return
         mail = parse_mail(arg, extended=self._extended)
         if isinstance(mail, Reply):
             self.refuse(mail, argument=arg)
             return
-        refusal = self._no_room_for(mail)
+        refusal = self._check_capacity(mail)
         if refusal is not None and refusal.is_temporary:
             _RECEIVED_TEMPFAIL.inc()
         refusal = refusal or await self._check_sender(mail.reverse_path)
         if refusal is not None:
-            self.refuse(refusal, sender=_text(mail.reverse_path))
+            self.refuse(refusal, sender=_path_text(mail.reverse_path))
             if refusal.code == 421:
-                self.end = End.REFUSED
+                self.end = SessionEnd.REFUSED
             return
         self._mail = mail
-        self.say(replies.SENDER_OK)
+        self.reply(replies.SENDER_OK)
 
-    def _no_room_for(self, mail: MailFrom) -> Reply | None:
-        if mail.size is not None and mail.size > self.door.max_size:
+    def _check_capacity(self, mail: MailFrom) -> Reply | None:
+        if mail.size is not None and mail.size > self.listener.max_size:
             return replies.TOO_LARGE  # RFC 1870 section 6.1
-        condition = self.door.log.condition()
+        condition = self.listener.log.condition()
         if isinstance(condition, Down):
-            return replies.NO_SERVICE
-        if isinstance(condition, Full) or not self.wire.has_room(mail.size or 1):
-            return replies.NO_ROOM
-        return self.door.storeroom.refusal
+            return replies.SERVICE_NOT_AVAILABLE
+        if isinstance(condition, Full) or not self.connection.has_capacity(mail.size or 1):
+            return replies.INSUFFICIENT_STORAGE
+        return self.listener.spool_monitor.refusal
 
     async def _check_sender(self, reverse_path: Address | None) -> Reply | None:
-        verdict = policy.check_sender(reverse_path, self.door.directory.snapshot, self.terms)
-        if isinstance(verdict, policy.AskMx):
+        verdict = policy.check_sender(reverse_path, self.listener.directory.snapshot, self.rights)
+        if isinstance(verdict, policy.QueryMx):
             domain = verdict.domain
-            resolver = self.door.resolver
+            resolver = self.listener.resolver
             try:
-                async with asyncio.timeout(_DNS_SECONDS):
-                    judged = policy.judge_mx(await resolver.mx(domain), domain)
-                    if isinstance(judged, policy.AskAddresses):
-                        judged = policy.judge_addresses(await resolver.addresses(domain), domain)
+                async with asyncio.timeout(_DNS_TIMEOUT_SECONDS):
+                    evaluated = policy.evaluate_mx(await resolver.mx(domain), domain)
+                    if isinstance(evaluated, policy.QueryAddresses):
+                        evaluated = policy.evaluate_addresses(await resolver.addresses(domain), domain)
             except TimeoutError:
-                return policy.dns_unknown(domain)
-            return judged if isinstance(judged, Reply) else None
+                return policy.sender_dns_failure(domain)
+            return evaluated if isinstance(evaluated, Reply) else None
         return verdict if isinstance(verdict, Reply) else None
 
     async def _do_rcpt(self, arg: str) -> None:
         mail = self._mail
         if mail is None:
-            self.say(replies.HELLO_FIRST if self.helo is None else replies.MAIL_FIRST)
+            self.reply(replies.HELLO_FIRST if self.helo is None else replies.MAIL_FIRST)
             return
         rcpt = parse_rcpt(arg, extended=self._extended, utf8=mail.smtputf8)
         if isinstance(rcpt, Reply):
@@ -234,70 +233,76 @@ class Conversation:
             self.refuse(rcpt, argument=arg)
             return
         verdict = policy.check_recipient(
-            rcpt.forward_path, self.door.directory.snapshot, self.terms, self.door.hostname, self.door.alias_depth
+            rcpt.forward_path,
+            self.listener.directory.snapshot,
+            self.rights,
+            self.listener.hostname,
+            self.listener.alias_depth,
         )
         if isinstance(verdict, Recipient) and verdict.address not in self._recipients:
-            if len(self._recipients) >= self.door.max_recipients:
+            if len(self._recipients) >= self.listener.max_recipients:
                 self._rcpt_refused = True
-                self.say(replies.TOO_MANY_RECIPIENTS)
+                self.reply(replies.TOO_MANY_RECIPIENTS)
                 return
             first = next(iter(self._recipients), None)
-            if not policy.may_join(mail.reverse_path, first, verdict.address, self.door.directory.snapshot):
+            if not policy.may_share_transaction(
+                mail.reverse_path, first, verdict.address, self.listener.directory.snapshot
+            ):
                 self._rcpt_refused = True
-                self.say(replies.ANOTHER_TRANSACTION)
+                self.reply(replies.SEPARATE_TRANSACTION)
                 return
-            if first is None and (closed := await self._no_way_for(mail, verdict)):
+            if first is None and (refusal := await self._check_tenant_log(mail, verdict)):
                 if not self._rcpt_refused:  # once for a message with several recipients
                     _RECEIVED_TEMPFAIL.inc()
                 self._rcpt_refused = True
-                self.say(closed)
+                self.reply(refusal)
                 return
             self._recipients[verdict.address] = verdict  # named twice: sent once
         if isinstance(verdict, Reply):
             self._rcpt_refused = True
-            self.refuse(verdict, sender=_text(mail.reverse_path), recipient=_text(rcpt.forward_path))
+            self.refuse(verdict, sender=_path_text(mail.reverse_path), recipient=_path_text(rcpt.forward_path))
             return
-        self.say(replies.RECIPIENT_OK)
+        self.reply(replies.RECIPIENT_OK)
 
-    async def _no_way_for(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
+    async def _check_tenant_log(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
         """A dedicated tenant has topics of its own, which may be full or away while everybody else's are not."""
-        tenant = policy.tenant_of(mail.reverse_path, [recipient], self.door.directory.snapshot)
-        await self.door.log.prepare(tenant)
-        match self.door.log.condition(tenant):
+        tenant = policy.tenant_of(mail.reverse_path, [recipient], self.listener.directory.snapshot)
+        await self.listener.log.open_tenant(tenant)
+        match self.listener.log.condition(tenant):
             case Full():
-                return replies.NO_ROOM
+                return replies.INSUFFICIENT_STORAGE
             case Down():
-                return replies.NOT_NOW
+                return replies.TENANT_NOT_AVAILABLE
             case _:
                 return None
 
     async def _do_data(self, arg: str) -> None:
         mail = self._mail
         if arg:
-            self.say(replies.NO_ARGUMENTS)
+            self.reply(replies.NO_ARGUMENTS)
         elif mail is None:
-            self.say(replies.HELLO_FIRST if self.helo is None else replies.MAIL_FIRST)
+            self.reply(replies.HELLO_FIRST if self.helo is None else replies.MAIL_FIRST)
         elif not self._recipients:
-            self.say(replies.NO_VALID_RECIPIENTS if self._rcpt_refused else replies.RCPT_FIRST)
-        elif not self.wire.has_room(mail.size or 1):
+            self.reply(replies.NO_VALID_RECIPIENTS if self._rcpt_refused else replies.RCPT_FIRST)
+        elif not self.connection.has_capacity(mail.size or 1):
             _RECEIVED_TEMPFAIL.inc()
-            self.refuse(replies.NO_ROOM, sender=_text(mail.reverse_path))
+            self.refuse(replies.INSUFFICIENT_STORAGE, sender=_path_text(mail.reverse_path))
         else:
-            self.say(replies.GO_AHEAD)
-            if await self.wire.read_content():
+            self.reply(replies.START_MAIL_INPUT)
+            if await self.connection.read_data():
                 self.verb = "CONTENT"
-                await self._take_message(mail)
+                await self._receive_message(mail)
             self.reset()
 
-    async def _take_message(self, mail: MailFrom) -> None:
+    async def _receive_message(self, mail: MailFrom) -> None:
         started = perf_counter()
-        intake = self.wire.intake
-        if intake.content_is_dropped:
-            intake.skip_content()
-            reply = replies.NO_ROOM if self.wire.content_found_no_room else replies.TOO_LARGE
-            self.refuse(reply, sender=_text(mail.reverse_path))
+        framer = self.connection.framer
+        if framer.data_is_discarded:
+            framer.skip_data()
+            reply = replies.INSUFFICIENT_STORAGE if self.connection.data_over_budget else replies.TOO_LARGE
+            self.refuse(reply, sender=_path_text(mail.reverse_path))
         else:
-            reply = await self._decide_and_accept(mail)
+            reply = await self._accept_message(mail)
         if reply.code == 250:
             self._junk = self.errors = 0  # who brings mail may be wrong now and then (as Postfix counts)
             _RECEIVED_ACCEPTED.inc()
@@ -307,99 +312,99 @@ class Conversation:
         else:
             _RECEIVED_REJECTED.inc()
 
-    async def _decide_and_accept(self, mail: MailFrom) -> Reply:
-        door = self.door
+    async def _accept_message(self, mail: MailFrom) -> Reply:
+        listener = self.listener
         now = datetime.now(UTC)
         queue_id = new_queue_id()
         client = Client(
             ip=self.ip,
             port=self.port,
             helo=self.helo or "",
-            protocol=protocol(extended=self._extended, smtputf8=mail.smtputf8),
+            protocol=with_protocol(extended=self._extended, smtputf8=mail.smtputf8),
         )
         recipients = tuple(self._recipients.values())
-        trace = received(
+        trace = received_field(
             client=client,
-            hostname=door.hostname,
+            hostname=listener.hostname,
             queue_id=queue_id,
             recipient=recipients[0].original if len(recipients) == 1 else None,
             now=now,
             smtputf8=mail.smtputf8,
         )
-        if not begins_with_header(self.wire.intake.opening(_OPENING)):
+        if not begins_with_header(self.connection.framer.peek_data(_HEADER_CHECK_OCTETS)):
             trace += b"\r\n"  # what follows is all body
-        content = clean(self.wire.intake.take_content(trace))
+        content = normalize(self.connection.framer.take_data(trace))
         size = len(content) - len(trace)
-        if size > door.max_size:
-            self.refuse(replies.TOO_LARGE, sender=_text(mail.reverse_path), size=size)
+        if size > listener.max_size:
+            self.refuse(replies.TOO_LARGE, sender=_path_text(mail.reverse_path), size=size)
             return replies.TOO_LARGE
-        if hops(header_of(content)) - 1 > door.max_hops:
-            self.refuse(replies.TOO_MANY_HOPS, sender=_text(mail.reverse_path))
+        if count_hops(header_section(content)) - 1 > listener.max_hops:
+            self.refuse(replies.TOO_MANY_HOPS, sender=_path_text(mail.reverse_path))
             return replies.TOO_MANY_HOPS
         # BODY says what the client meant to send; the next hop must be told what it did send (RFC 6152 section 3).
         body = mail.body if mail.body is not Body.SEVEN_BIT or content.isascii() else Body.EIGHT_BIT
         message = Message(
             queue_id=queue_id,
-            tenant=policy.tenant_of(mail.reverse_path, recipients, door.directory.snapshot),
+            tenant=policy.tenant_of(mail.reverse_path, recipients, listener.directory.snapshot),
             received=now,
             envelope=Envelope(mail.reverse_path, recipients, body, mail.smtputf8),
             size_bytes=len(content),
             client=client,
         )
-        reply = await door.acceptance.accept(message, content)
+        reply = await listener.acceptance.accept(message, content)
         if reply.code != 250:
-            self.refuse(reply, queue_id=queue_id, sender=_text(mail.reverse_path))
+            self.refuse(reply, queue_id=queue_id, sender=_path_text(mail.reverse_path))
             return reply
         MESSAGE_SIZE.observe(size)
-        log.info(
+        logger.info(
             "accepted",
             queue_id=queue_id,
-            sender=_text(mail.reverse_path),
-            to=[str(recipient.original) for recipient in recipients[:_SHOWN_MAX]],
+            sender=_path_text(mail.reverse_path),
+            to=[str(recipient.original) for recipient in recipients[:_LOGGED_RECIPIENTS_MAX]],
             recipients=len(recipients),
             size=message.size_bytes,  # with our Received line, as trace and the queue say it
             client=self.ip,
             helo=client.helo,
             protocol=client.protocol,
         )
-        self.out.append(reply.wire())
-        self._count(250)
+        self.output.append(reply.to_bytes())
+        self._count_reply(250)
         return reply
 
     async def _do_rset(self, arg: str) -> None:
         if arg:
-            self.say(replies.NO_ARGUMENTS)
+            self.reply(replies.NO_ARGUMENTS)
             return
         self.reset()
-        self.say(replies.OK)
+        self.reply(replies.OK)
 
     async def _do_noop(self, _arg: str) -> None:
-        self.say(replies.OK)
+        self.reply(replies.OK)
 
     async def _do_help(self, _arg: str) -> None:
-        self.say(replies.HELP)
+        self.reply(replies.HELP)
 
     async def _do_expn(self, _arg: str) -> None:
-        self.say(replies.NOT_IMPLEMENTED)
+        self.reply(replies.NOT_IMPLEMENTED)
 
     async def _do_vrfy(self, arg: str) -> None:
         address = parse_vrfy(arg)
         if isinstance(address, Reply):
-            self.say(address)
-        elif self.door.truthful_vrfy:
-            self.say(policy.verify(address, self.door.directory.snapshot))
+            self.reply(address)
+        elif self.listener.vrfy_enabled:
+            self.reply(policy.verify_address(address, self.listener.directory.snapshot))
         else:
-            self.say(replies.CANNOT_VRFY)
+            self.reply(replies.CANNOT_VRFY)
 
     async def _do_quit(self, arg: str) -> None:
         if arg:
-            self.say(replies.NO_ARGUMENTS)
+            self.reply(replies.NO_ARGUMENTS)
             return
-        self.finish(replies.BYE, End.QUIT)
+        self.close(replies.BYE, SessionEnd.QUIT)
 
 
-_METHODS = {verb: getattr(Conversation, f"_do_{verb.lower()}") for verb in _VERBS}
+_HANDLERS = {verb: getattr(Conversation, f"_do_{verb.lower()}") for verb in _VERBS}
 
 
-def _text(path: Address | None) -> str:
+def _path_text(path: Address | None) -> str:
     return "<>" if path is None else str(path)

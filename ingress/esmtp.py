@@ -3,7 +3,7 @@
 In charge of syntax, never of whether something is allowed (`policy`) or in order (`session`). A parser returns a
 value, or the Reply that refuses the line. A new extension is a field and a `case` here. Lenient where hosts on the
 Internet need it and nothing becomes ambiguous: blanks after "FROM:" and "TO:" and at the end of a line, and what
-follows EHLO. Source: RFC 5321 sections 4.1.1 and 4.1.2, RFC 1870, RFC 6152, RFC 6531. Next: `ingress/policy.py`.
+follows EHLO. Source: RFC 5321 sections 4.1.1 and 4.1.2, RFC 1870, RFC 6152, RFC 6531.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ def parse_hello(argument: str) -> str | Reply:
 
 def parse_mail(argument: str, *, extended: bool) -> MailFrom | Reply:
     """What follows MAIL. `extended`: the client said EHLO."""
-    split = _split_path(argument, "FROM:")
-    if split is None:
+    parts = _split_path(argument, "FROM:")
+    if parts is None:
         return replies.MAIL_SYNTAX
-    path, rest = split
+    path, rest = parts
     size: int | None = None
     body = Body.SEVEN_BIT
     smtputf8 = False
@@ -124,10 +124,10 @@ def parse_mail(argument: str, *, extended: bool) -> MailFrom | Reply:
 
 def parse_rcpt(argument: str, *, extended: bool, utf8: bool) -> RcptTo | Reply:
     """What follows RCPT. `utf8`: MAIL had SMTPUTF8."""
-    split = _split_path(argument, "TO:")
-    if split is None:
+    parts = _split_path(argument, "TO:")
+    if parts is None:
         return replies.RCPT_SYNTAX
-    path, rest = split
+    path, rest = parts
     if rest:
         parameters = _parse_parameters(rest, extended=extended)
         # No parameter of RCPT is offered yet.

@@ -2,7 +2,7 @@
 
 Both persons are checked before the message is taken, behind aliases too, so nobody gets a bounce for what could have
 been refused. It looks nothing up: the directory's snapshot is given, and what DNS must say is asked for by a verdict
-(`AskMx`, `AskAddresses`) and judged when it is known. Unknown means temporary. Next: `ingress/content.py`.
+(`AskMx`, `AskAddresses`) and judged when it is known. Unknown means temporary.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import lru_cache
 from typing import assert_never
 
 from mail.address import Address, literal_ip
-from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown, Snapshot, Tenant
-from mail.directory.expand import UNKNOWN_USER, dead_end
+from mail.directory import IsAlias, IsMailbox, IsRelayed, IsRemote, IsUnknown, Snapshot, Tenant
+from mail.directory.expand import UNKNOWN_USER, undeliverable_reply
 from mail.envelope import Recipient
 from mail.reply import Reply
 from mail.resolver import (
@@ -35,7 +35,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ClientRights:
     """What a client may do here."""
 
     may_relay: bool
@@ -43,24 +43,24 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Fine:
+class Ok:
     """Nothing speaks against the sender."""
 
 
 @dataclass(frozen=True, slots=True)
-class AskMx:
+class QueryMx:
     """Ask DNS for the MX records of `domain`, then `judge_mx`."""
 
     domain: str
 
 
 @dataclass(frozen=True, slots=True)
-class AskAddresses:
+class QueryAddresses:
     """No MX: ask for the addresses of the domain (the implicit MX), then `judge_addresses`."""
 
 
-FINE = Fine()
-ASK_ADDRESSES = AskAddresses()
+OK = Ok()
+QUERY_ADDRESSES = QueryAddresses()
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
@@ -74,7 +74,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
     return tuple(networks)
 
 
-def normal_ip(text: str) -> str:
+def normalize_ip(text: str) -> str:
     """The client's address as people write it: an IPv4 one that came over an IPv6 socket is an IPv4 one."""
     text = text.partition("%")[0]
     if ":" not in text:
@@ -88,84 +88,84 @@ def is_within(ip: str, networks: tuple[Network, ...]) -> bool:
     return any(address in network for network in networks)
 
 
-def check_sender(reverse_path: Address | None, snapshot: Snapshot, terms: Terms) -> Fine | AskMx | Reply:
+def check_sender(reverse_path: Address | None, snapshot: Snapshot, rights: ClientRights) -> Ok | QueryMx | Reply:
     """The person of MAIL FROM. The null reverse-path is always fine (RFC 5321 section 4.5.5)."""
     if reverse_path is None:
-        return FINE
-    match snapshot.find(reverse_path):
+        return OK
+    match snapshot.lookup(reverse_path):
         case IsMailbox() | IsAlias() | IsRelayed():
-            return FINE
+            return OK
         case IsUnknown():
             # RFC 3463 section 3.2 has no code for "this sender does not exist": X.1.1 speaks of a destination, X.1.8 of
             # the sender's system. X.1.0, other address status, is what Postfix gives too.
-            return Reply(550, "5.1.0", f"{_named(reverse_path)}: sender does not exist here")
-        case IsElsewhere():
-            if not terms.sender_must_resolve or literal_ip(reverse_path.domain) is not None:
-                return FINE
-            return AskMx(reverse_path.domain_ascii)
+            return Reply(550, "5.1.0", f"{_address_text(reverse_path)}: sender does not exist here")
+        case IsRemote():
+            if not rights.sender_must_resolve or literal_ip(reverse_path.domain) is not None:
+                return OK
+            return QueryMx(reverse_path.domain_ascii)
         case other:
             assert_never(other)
 
 
-def judge_mx(answer: MxAnswer, domain: str) -> Fine | AskAddresses | Reply:
+def evaluate_mx(answer: MxAnswer, domain: str) -> Ok | QueryAddresses | Reply:
     """What the MX records of a sender's domain mean."""
     match answer:
         case MxHosts():
-            return FINE
+            return OK
         case NullMx():
             return Reply(550, "5.7.27", f"{domain}: sender's domain takes no mail (null MX)")  # RFC 7505 section 4.2
         case NoRecords():
-            return ASK_ADDRESSES  # RFC 5321 section 5.1: the implicit MX
+            return QUERY_ADDRESSES  # RFC 5321 section 5.1: the implicit MX
         case NoSuchDomain():
             return _no_such_domain(domain)
         case DnsUnknown():
-            return dns_unknown(domain)
+            return sender_dns_failure(domain)
         case other:
             assert_never(other)
 
 
-def judge_addresses(answer: AddressAnswer, domain: str) -> Fine | Reply:
+def evaluate_addresses(answer: AddressAnswer, domain: str) -> Ok | Reply:
     """What the addresses of a sender's domain without MX mean."""
     match answer:
         case IpAddresses():
-            return FINE
+            return OK
         case NoRecords() | NoSuchDomain():
             return _no_such_domain(domain)
         case DnsUnknown():
-            return dns_unknown(domain)
+            return sender_dns_failure(domain)
         case other:
             assert_never(other)
 
 
 def check_recipient(
-    forward_path: Address | None, snapshot: Snapshot, terms: Terms, hostname: str, alias_depth: int
+    forward_path: Address | None, snapshot: Snapshot, rights: ClientRights, hostname: str, alias_depth: int
 ) -> Recipient | Reply:
     """The person of RCPT TO; None is `<Postmaster>`, who is always there. An alias that leads to nobody is nobody."""
     if forward_path is None:
         address = postmaster(snapshot, hostname)
         return Recipient(address, Address(address.local, hostname))
-    match snapshot.find(forward_path):
+    match snapshot.lookup(forward_path):
         case IsMailbox() | IsRelayed():
             return Recipient(forward_path, forward_path)
         case IsAlias():
-            reason = dead_end(forward_path, snapshot, alias_depth)
+            reason = undeliverable_reply(forward_path, snapshot, alias_depth)
             if reason is None:
                 return Recipient(forward_path, forward_path)
             if reason.enhanced == UNKNOWN_USER.enhanced:
                 return _no_such_user(forward_path)
             # RFC 5321 section 4.3.2 has 550 for RCPT, and no 554; RFC 3463 X.4.6 a loop, X.2.4 a list of nobody.
-            return Reply(550, reason.enhanced, f"{_named(forward_path)}: {reason.text}")
+            return Reply(550, reason.enhanced, f"{_address_text(forward_path)}: {reason.text}")
         case IsUnknown():
             if forward_path.local.lower() == "postmaster":  # RFC 5321 section 4.5.1: of every local domain
                 return Recipient(postmaster(snapshot, hostname), forward_path)
             return _no_such_user(forward_path)
-        case IsElsewhere():
+        case IsRemote():
             # Before relaying: by MX our own host name leads back to us.
             if forward_path.local.lower() == "postmaster" and forward_path.domain == hostname.lower():
                 return Recipient(postmaster(snapshot, hostname), forward_path)
-            if terms.may_relay:
+            if rights.may_relay:
                 return Recipient(forward_path, forward_path)
-            return Reply(550, "5.7.1", f"{_named(forward_path)}: relaying denied")
+            return Reply(550, "5.7.1", f"{_address_text(forward_path)}: relaying denied")
         case other:
             assert_never(other)
 
@@ -177,25 +177,25 @@ def postmaster(snapshot: Snapshot, hostname: str) -> Address:
     local = [name for name, domain in snapshot.domains.items() if domain.is_local]
     for domain in (hostname.lower(), *local):
         address = Address("postmaster", domain)
-        if isinstance(snapshot.find(address), IsMailbox | IsAlias):
+        if isinstance(snapshot.lookup(address), IsMailbox | IsAlias):
             return address
     return Address("postmaster", local[0] if local else hostname.lower())
 
 
-def verify(address: Address | str, snapshot: Snapshot) -> Reply:
+def verify_address(address: Address | str, snapshot: Snapshot) -> Reply:
     """VRFY answered truthfully (RFC 5321 section 3.5). A bare name is looked for in each local domain, without
     its catch-all.
     """
     if isinstance(address, str):
         local = [Address(address, name) for name, domain in snapshot.domains.items() if domain.is_local]
-        found = [one for one in local if one.key in snapshot.users or one.key in snapshot.aliases]
-        if len(found) > 1:
+        matches = [one for one in local if one.key in snapshot.users or one.key in snapshot.aliases]
+        if len(matches) > 1:
             return Reply(553, "5.1.4", "User ambiguous")  # section 3.5.1
-        return _exists(found[0]) if found else Reply(550, "5.1.1", "No such user here")
-    match snapshot.find(address):
+        return _user_exists(matches[0]) if matches else Reply(550, "5.1.1", "No such user here")
+    match snapshot.lookup(address):
         case IsMailbox() | IsAlias():
-            return _exists(address)
-        case IsRelayed() | IsElsewhere():
+            return _user_exists(address)
+        case IsRelayed() | IsRemote():
             return Reply(252, "2.5.0", "Not a user of this system")
         case IsUnknown():
             return Reply(550, "5.1.1", "No such user here")
@@ -216,7 +216,9 @@ def tenant_of(reverse_path: Address | None, recipients: Iterable[Recipient], sna
     return (sender or snapshot.tenant_of("")).name
 
 
-def may_join(reverse_path: Address | None, first: Address | None, recipient: Address, snapshot: Snapshot) -> bool:
+def may_share_transaction(
+    reverse_path: Address | None, first: Address | None, recipient: Address, snapshot: Snapshot
+) -> bool:
     """Whether a recipient may be in one transaction with the `first`: mail of a dedicated tenant shares nothing with
     others', so what is for several comes in several transactions.
     """
@@ -236,15 +238,15 @@ def _tenant_of_sender(reverse_path: Address | None, snapshot: Snapshot) -> Tenan
     return snapshot.tenant_of(reverse_path.domain)
 
 
-def _exists(address: Address) -> Reply:
+def _user_exists(address: Address) -> Reply:
     return Reply(250, "2.1.5", f"<{address}>" if address.is_ascii else "Ok")
 
 
 def _no_such_user(address: Address) -> Reply:
-    return Reply(550, "5.1.1", f"{_named(address)}: no such user here")
+    return Reply(550, "5.1.1", f"{_address_text(address)}: no such user here")
 
 
-def _named(address: Address) -> str:
+def _address_text(address: Address) -> str:
     """The address, where a reply may hold it (RFC 6531 section 3.7.4.2 keeps UTF-8 out of most replies)."""
     return f"<{address}>" if address.is_ascii else "Address"
 
@@ -253,6 +255,6 @@ def _no_such_domain(domain: str) -> Reply:
     return Reply(550, "5.1.8", f"{domain}: sender's domain does not exist or takes no mail")
 
 
-def dns_unknown(domain: str) -> Reply:
+def sender_dns_failure(domain: str) -> Reply:
     """Unknown is temporary."""
     return Reply(450, "4.1.8", f"{domain}: sender's domain cannot be looked up now")

@@ -2,7 +2,6 @@
 
 It never changes what a client sent: on the MX port nothing is added but this line (missing Date and Message-ID are for
 submission to mend, RFC 6409 section 8). Source: RFC 5321 section 4.4, RFC 3848, RFC 6531 section 4.3.
-Next: `ingress/accept.py`.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from mail.message import Client, QueueId
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 # What a HELO name may not bring into a header: comments, quotes, anything invisible.
-_NOT_IN_HELO = re.compile(r"[^!#-'*-\[\]-~]")
-_HOP = re.compile(rb"\r\nreceived[ \t]*:")
+_UNSAFE_IN_HELO = re.compile(r"[^!#-'*-\[\]-~]")
+_RECEIVED_FIELD = re.compile(rb"\r\nreceived[ \t]*:")
 
 
-def protocol(*, extended: bool, smtputf8: bool, tls: bool = False, authenticated: bool = False) -> str:
+def with_protocol(*, extended: bool, smtputf8: bool, tls: bool = False, authenticated: bool = False) -> str:
     """The "with" keyword: SMTP, ESMTP, ESMTPSA ... (RFC 3848), UTF8SMTP ... (RFC 6531 section 4.3)."""
     if smtputf8:
         return "UTF8SMTP" + ("S" if tls else "") + ("A" if authenticated else "")
@@ -29,7 +28,7 @@ def protocol(*, extended: bool, smtputf8: bool, tls: bool = False, authenticated
     return "ESMTP" + ("S" if tls else "") + ("A" if authenticated else "")
 
 
-def received(
+def received_field(
     *,
     client: Client,
     hostname: str,
@@ -42,7 +41,7 @@ def received(
     section 7.2 keeps their names from each other. `now` is aware, UTC.
     """
     literal = f"[IPv6:{client.ip}]" if ":" in client.ip else f"[{client.ip}]"
-    helo = _NOT_IN_HELO.sub("?", client.helo) or "unknown"
+    helo = _UNSAFE_IN_HELO.sub("?", client.helo) or "unknown"
     for_clause = ""
     if recipient is not None and (smtputf8 or recipient.is_ascii):
         for_clause = f"\r\n\tfor <{recipient}>"
@@ -56,8 +55,8 @@ def received(
     ).encode()
 
 
-def hops(header: bytes) -> int:
+def count_hops(header: bytes) -> int:
     """How many Received lines a header section has (RFC 5321 section 6.3 counts them to find loops). A blank before the
     colon is an old way to write one (RFC 5322 section 4.5).
     """
-    return len(_HOP.findall(b"\r\n" + header.lower()))
+    return len(_RECEIVED_FIELD.findall(b"\r\n" + header.lower()))

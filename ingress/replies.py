@@ -1,7 +1,7 @@
 """The replies ingress gives that hold no variable part, named, each with the RFC section that asks for it.
 
 Pure values; which one is given is decided in `policy`, `esmtp` and `session`. Faults of ours are 4xx and generic:
-the log has the detail, the peer has not. Next: `ingress/esmtp.py`.
+the log has the detail, the peer has not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from mail.reply import Reply
 OK = Reply(250, "2.0.0", "Ok")
 SENDER_OK = Reply(250, "2.1.0", "Sender ok")
 RECIPIENT_OK = Reply(250, "2.1.5", "Recipient ok")
-GO_AHEAD = Reply(354, "", "End data with <CR><LF>.<CR><LF>")  # RFC 2034 section 4: no enhanced code on 3xx
+START_MAIL_INPUT = Reply(354, "", "End data with <CR><LF>.<CR><LF>")  # RFC 2034 section 4: no enhanced code on 3xx
 BYE = Reply(221, "2.0.0", "Bye")
 HELP = Reply(214, "2.0.0", "Commands: EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT; see RFC 5321")
 CANNOT_VRFY = Reply(252, "2.5.0", "Cannot VRFY user, but will take a message and try")  # RFC 5321 section 3.5.3
@@ -46,7 +46,7 @@ NEEDS_SMTPUTF8 = Reply(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not 
 TOO_LARGE = Reply(552, "5.3.4", "Message is too large")
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients")
 # RFC 5321 section 4.5.3.1.10: the client sends the rest in another transaction, as for any other limit on recipients.
-ANOTHER_TRANSACTION = Reply(452, "4.5.3", "This recipient needs a transaction of its own, send it again")
+SEPARATE_TRANSACTION = Reply(452, "4.5.3", "This recipient needs a transaction of its own, send it again")
 TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many Received lines: mail loop")
 
 # Closing the channel, RFC 5321 section 3.8.
@@ -56,11 +56,11 @@ NOT_SMTP = Reply(421, "4.7.0", "This is SMTP")
 TIMED_OUT = Reply(421, "4.4.2", "Timed out")
 TOO_SLOW = Reply(421, "4.3.1", "Too little room for content that comes so slowly, try again later")
 SHUTTING_DOWN = Reply(421, "4.3.2", "Shutting down, try again later")
-NO_SERVICE = Reply(421, "4.3.2", "Service not available, try again later")
+SERVICE_NOT_AVAILABLE = Reply(421, "4.3.2", "Service not available, try again later")
 
 # Ours, and temporary.
-NOT_NOW = Reply(451, "4.3.2", "Not accepting this mail now, try again later")
-NO_ROOM = Reply(452, "4.3.1", "Insufficient system storage, try again later")
+TENANT_NOT_AVAILABLE = Reply(451, "4.3.2", "Not accepting this mail now, try again later")
+INSUFFICIENT_STORAGE = Reply(452, "4.3.1", "Insufficient system storage, try again later")
 NOT_CONFIRMED = Reply(451, "4.3.0", "Message not confirmed, try again later")
-OUR_FAULT = Reply(451, "4.3.0", "Local error, try again later")
-OUR_FAULT_CLOSING = Reply(421, "4.3.0", "Local error, try again later")
+LOCAL_ERROR = Reply(451, "4.3.0", "Local error, try again later")
+LOCAL_ERROR_CLOSING = Reply(421, "4.3.0", "Local error, try again later")

@@ -2,7 +2,7 @@
 
 It says "421 4.3.2" to whoever is between messages when the process ends, and waits for messages under way (DESIGN
 section 4: a client that has no 250 tries again, so nothing is lost by going). It knows nothing about commands or
-messages. Next: `ingress/session.py`.
+messages.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import structlog
 
 from ingress import policy
 from ingress.accept import Acceptance
-from ingress.door import Door, ehlo
-from ingress.outbox import Outbox
-from ingress.pressure import Crowd, Meter
+from ingress.limits import ConnectionLimiter, MemoryBudget
+from ingress.listener import Listener, make_ehlo_reply
 from ingress.session import SmtpSession
-from ingress.storeroom import Storeroom
+from ingress.spool_monitor import SpoolMonitor
+from ingress.write_coalescer import WriteCoalescer
 from mail import endpoint
 from mail.directory import Directory
 from mail.log import Appender, Down
@@ -30,12 +30,12 @@ from mail.settings import IngressSettings, LogSettings, NodeSettings, SpoolSetti
 from mail.spool import Spool
 from mail.telemetry.ingress import IN_FLIGHT_BYTES
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
 _BACKLOG = 1024  # connections the kernel holds for us; smtp-source alone opens 20 at once
 _GRACE_SECONDS = 5.0  # the log's own time-out is this much shorter than ours
-_LOOK_SECONDS = 0.25
-_CUT_SECONDS = 5.0  # for a session that was told to end at once
+_LOG_POLL_SECONDS = 0.25
+_ABORT_SECONDS = 5.0  # for a session that was told to end at once
 
 
 class Ingress:
@@ -58,26 +58,26 @@ class Ingress:
     ) -> None:
         self._settings = settings
         self._drain_seconds = node.drain.total_seconds()
-        self._meter = Meter(
+        self._memory_budget = MemoryBudget(
             settings.bytes_in_flight,
             # One message always fits, all its lines with transparent dots (`session.read_content`).
             max(settings.bytes_in_flight_per_client, min(settings.bytes_in_flight, settings.max_size * 4 // 3 + 1)),
         )
-        self._storeroom = Storeroom(spool, log_settings.min_free_disk)
+        self._spool_monitor = SpoolMonitor(spool, log_settings.min_free_disk)
         self._log = log
         self._sessions: set[SmtpSession] = set()
-        self.listening: list[tuple[str, int]] = []  # where, once ready; of use when the port was 0
+        self.bound_addresses: list[tuple[str, int]] = []  # where, once ready; of use when the port was 0
         try:
             networks = policy.parse_networks(settings.relay_networks)
         except ValueError as error:
             raise ServiceError(f"ingress.relay_networks: {error}") from None
-        self._door = Door(
+        self._listener = Listener(
             name="mx",
             hostname=node.hostname,
             relay_networks=networks,
             sender_must_resolve=settings.sender_domain_must_resolve,
             sender_check_exempts_relay=settings.sender_check_exempts_relay,
-            truthful_vrfy=settings.vrfy,
+            vrfy_enabled=settings.vrfy,
             max_size=settings.max_size,
             max_recipients=settings.max_recipients,
             max_errors=settings.max_errors,
@@ -94,12 +94,12 @@ class Ingress:
                 inline_max=spool_settings.inline_max,
                 timeout_seconds=log_settings.append_timeout.total_seconds() + _GRACE_SECONDS,
             ),
-            crowd=Crowd(settings.max_connections, settings.max_connections_per_client),
-            meter=self._meter,
-            storeroom=self._storeroom,
-            greeting=f"220 {node.hostname} ESMTP eilpost\r\n".encode(),
-            ehlo=ehlo(node.hostname, settings.max_size),
-            helo=Reply(250, "", node.hostname).wire(),
+            connection_limiter=ConnectionLimiter(settings.max_connections, settings.max_connections_per_client),
+            memory_budget=self._memory_budget,
+            spool_monitor=self._spool_monitor,
+            greeting_reply=f"220 {node.hostname} ESMTP eilpost\r\n".encode(),
+            ehlo_reply=make_ehlo_reply(node.hostname, settings.max_size),
+            helo_reply=Reply(250, "", node.hostname).to_bytes(),
         )
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
@@ -109,41 +109,41 @@ class Ingress:
             await stop.wait()
             return
         server = await self._listen(self._settings.mx)
-        IN_FLIGHT_BYTES.set_function(lambda: self._meter.used_bytes)
-        watching = asyncio.create_task(self._storeroom.watch(), name="storeroom")
+        IN_FLIGHT_BYTES.set_function(lambda: self._memory_budget.used_bytes)
+        monitor_task = asyncio.create_task(self._spool_monitor.run(), name="storeroom")
         try:
-            await self._see_the_log(stop)
+            await self._wait_for_log(stop)
             ready()
             await stop.wait()
         finally:
-            watching.cancel()
+            monitor_task.cancel()
             server.close()
             await self._drain()
 
-    async def _see_the_log(self, stop: asyncio.Event) -> None:
+    async def _wait_for_log(self, stop: asyncio.Event) -> None:
         """Wait until the log is usable once. Clients that come earlier get 421."""
-        while isinstance(self._log.condition(), Down) and not await stopped_within(stop, _LOOK_SECONDS):
+        while isinstance(self._log.condition(), Down) and not await stopped_within(stop, _LOG_POLL_SECONDS):
             pass
 
-    async def _listen(self, where: str) -> asyncio.Server:
+    async def _listen(self, address: str) -> asyncio.Server:
         try:
-            host, port = endpoint.parse(where)
+            host, port = endpoint.parse(address)
         except ValueError as error:
-            raise ServiceError(f"ingress.mx: {where!r}: {error}") from None
+            raise ServiceError(f"ingress.mx: {address!r}: {error}") from None
         loop = asyncio.get_running_loop()
-        outbox = Outbox(loop)
+        coalescer = WriteCoalescer(loop)
         try:
             server = await loop.create_server(
-                lambda: SmtpSession(self._door, self._sessions, outbox, loop), host, port, backlog=_BACKLOG
+                lambda: SmtpSession(self._listener, self._sessions, coalescer, loop), host, port, backlog=_BACKLOG
             )
         except OSError as error:
             reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
             raise ServiceError(
-                f"ingress.mx: cannot listen on {where}: {reason}; set another address there, or by "
+                f"ingress.mx: cannot listen on {address}: {reason}; set another address there, or by "
                 "EILPOST_INGRESS__MX=HOST:PORT"
             ) from None
-        self.listening = [socket.getsockname()[:2] for socket in server.sockets]
-        log.debug("listening", role=self.name, door=self._door.name, address=where)
+        self.bound_addresses = [socket.getsockname()[:2] for socket in server.sockets]
+        logger.debug("listening", role=self.name, door=self._listener.name, address=address)
         return server
 
     async def _drain(self) -> None:
@@ -153,12 +153,12 @@ class Ingress:
         tasks = {session.task for session in self._sessions if session.task is not None}
         if not tasks:
             return
-        _done, late = await asyncio.wait(tasks, timeout=self._drain_seconds)
-        if late:
-            log.warning("sessions cut", role=self.name, count=len(late))
-        for task in late:
+        _done, unfinished = await asyncio.wait(tasks, timeout=self._drain_seconds)
+        if unfinished:
+            logger.warning("sessions cut", role=self.name, count=len(unfinished))
+        for task in unfinished:
             task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=_CUT_SECONDS)
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=_ABORT_SECONDS)
         for session in list(self._sessions):
-            session.cut()
+            session.abort()

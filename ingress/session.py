@@ -7,7 +7,7 @@ a client that vanishes never undoes an append that has begun.
 Of aiosmtpd's SMTP class this keeps the protocol's life: connection, session object, task, writer, and the TLS and
 AUTH to come. It replaces its reading (line by line, LF ends a line), its parsing (lenient, in CPython's private
 parser), its timer (one for all of DATA) and its cancelling of work when the client hangs up.
-`tests/unit/ingress/test_traps.py`, and those it names, hold each reason. Next: `ingress/accept.py`, by way of
+`tests/unit/ingress/test_aiosmtpd_traps.py`, and those it names, hold each reason. Next: `ingress/accept.py`, by way of
 `ingress/conversation.py`.
 """
 
@@ -21,22 +21,22 @@ import structlog
 from aiosmtpd.smtp import SMTP
 
 from ingress import replies
+from ingress.connection import SessionEnd
 from ingress.conversation import Conversation
-from ingress.door import Door
-from ingress.ending import End
 from ingress.esmtp import LONGEST_LINE
-from ingress.intake import Intake
-from ingress.outbox import Outbox
-from ingress.policy import Terms, normal_ip
-from ingress.pressure import Content
+from ingress.framer import Framer
+from ingress.limits import IncomingData
+from ingress.listener import Listener
+from ingress.policy import ClientRights, normalize_ip
+from ingress.write_coalescer import WriteCoalescer
 from mail.telemetry.ingress import SMTP_CONNECTIONS, SMTP_SESSIONS
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
-_SURPLUS_MAX = 64 * 1024  # bytes a client may send ahead of us before we stop reading
-_SLOWEST_RATE = 16 * 1024  # bytes a second, for content that takes long: 25 MiB in less than an hour
-_TURN = 100  # pipelined commands obeyed before the other sessions have theirs
-_GOODBYE_SECONDS = 0.5  # for a QUIT that is on its way when we drain
+_PIPELINED_MAX_BYTES = 64 * 1024  # bytes a client may send ahead of us before we stop reading
+_MIN_BYTES_PER_SECOND = 16 * 1024  # bytes a second, for content that takes long: 25 MiB in less than an hour
+_COMMANDS_PER_TURN = 100  # pipelined commands obeyed before the other sessions have theirs
+_QUIT_GRACE_SECONDS = 0.5  # for a QUIT that is on its way when we drain
 _LINGER_SECONDS = 5.0  # for a client that does not read our last words
 
 # The labelled children, bound once: there are few doors, and few ways to end.
@@ -57,33 +57,37 @@ _NO_HOOKS = _NoHooks()
 class SmtpSession(SMTP):
     """A connection, from greeting to goodbye."""
 
-    def __init__(self, door: Door, sessions: set[SmtpSession], outbox: Outbox, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, listener: Listener, sessions: set[SmtpSession], coalescer: WriteCoalescer, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(
             _NO_HOOKS,
             data_size_limit=None,
             enable_SMTPUTF8=True,
-            hostname=door.hostname,  # else getfqdn(), a blocking look-up per connection
+            hostname=listener.hostname,  # else getfqdn(), a blocking look-up per connection
             ident="eilpost",
-            timeout=door.command_seconds,
+            timeout=listener.command_seconds,
             loop=loop,
         )
-        self._door = door
+        self._listener = listener
         self._sessions = sessions
-        self._outbox = outbox
-        self.intake = Intake(LONGEST_LINE)
-        self._talk = Conversation(door, self, "", 0, Terms(may_relay=False, sender_must_resolve=True))
+        self._coalescer = coalescer
+        self.framer = Framer(LONGEST_LINE)
+        self._conversation = Conversation(
+            listener, self, "", 0, ClientRights(may_relay=False, sender_must_resolve=True)
+        )
         self._waiter: asyncio.Future[None] | None = None
         self._deadline = 0.0
-        self._timer_due = 0.0
+        self._timer_at = 0.0
         self._eof = False  # the client says no more; it may still listen
         self._lost = False
         self._reading_is_paused = False  # not `_paused`: that is asyncio's, and speaks of writing
         self._busy = False  # a command is being obeyed: the timer and the drain let it finish
         self._draining = False
-        self._goodbye_at = 0.0  # when a draining session has had its moment to say QUIT
-        self._content: Content | None = None  # what the meter knows of ours
-        self._content_began = 0.0
-        self.content_found_no_room = False
+        self._drain_at = 0.0  # when a draining session has had its moment to say QUIT
+        self._incoming: IncomingData | None = None  # what the meter knows of ours
+        self._data_began = 0.0
+        self.data_over_budget = False
 
     def __dir__(self) -> list[str]:
         return []  # what aiosmtpd inspects with dir() and getmembers(), 360 us a connection
@@ -93,24 +97,28 @@ class SmtpSession(SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
-            self._talk.ip, self._talk.port = normal_ip(peer[0]), peer[1]
-            self._talk.terms = self._door.terms(self._talk.ip)
+            self._conversation.ip, self._conversation.port = normalize_ip(peer[0]), peer[1]
+            self._conversation.rights = self._listener.client_rights(self._conversation.ip)
         self._sessions.add(self)
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        intake = self.intake
-        intake.feed(data)
-        if intake.in_content and not self._busy:
-            self._account()
-            self._expect_content()
-            if intake.content_is_complete:
+        framer = self.framer
+        framer.feed(data)
+        if framer.in_data and not self._busy:
+            self._update_memory_budget()
+            self._reset_data_timeout()
+            if framer.data_is_complete:
                 self._wake()
-        elif self._waiter is not None and intake.line_is_due:
+        elif self._waiter is not None and framer.has_line:
             self._wake()
-        if not self._reading_is_paused and intake.surplus > _SURPLUS_MAX and self._pipe is not None:
+        if (
+            not self._reading_is_paused
+            and framer.pipelined_bytes > _PIPELINED_MAX_BYTES
+            and self._client_transport is not None
+        ):
             self._reading_is_paused = True
-            self._pipe.pause_reading()
+            self._client_transport.pause_reading()
 
     def eof_received(self) -> bool:
         # Not aiosmtpd's, which cancels the command under way. What was sent before the half-close still counts.
@@ -130,134 +138,142 @@ class SmtpSession(SMTP):
     def _reset_timeout(self, duration: float | None = None) -> None:
         # One timer per session that looks at a deadline when it fires; moving the deadline costs nothing.
         self._deadline = self.loop.time() + (duration or self._timeout_duration)
-        if self._timeout_handle is None or self._timer_due > self._deadline:
-            self._arm(self._deadline)
+        if self._timeout_handle is None or self._timer_at > self._deadline:
+            self._arm_timer(self._deadline)
 
-    def _arm(self, due: float) -> None:
+    def _arm_timer(self, due: float) -> None:
         if self._timeout_handle is not None:
             self._timeout_handle.cancel()
-        self._timer_due = due
+        self._timer_at = due
         self._timeout_handle = self.loop.call_at(due, self._timeout_cb)
 
     def _timeout_cb(self) -> None:
         now = self.loop.time()
         if self._deadline - now > 0.001:
-            self._arm(self._deadline)
-        elif self._talk.end:
-            self.cut()
+            self._arm_timer(self._deadline)
+        elif self._conversation.end:
+            self.abort()
         elif self._busy:
-            self._arm(now + 1.0)  # the wait is ours, not the client's
+            self._arm_timer(now + 1.0)  # the wait is ours, not the client's
         else:
-            self._talk.finish(replies.TIMED_OUT, End.TIMEOUT)
-            self._hang_up()
+            self._conversation.close(replies.TIMED_OUT, SessionEnd.TIMEOUT)
+            self._close_connection()
 
     def drain(self) -> None:
         """Say 421 at the next moment at which no message is under way (RFC 5321 section 3.8)."""
         self._draining = True
-        self._leave_a_moment()
+        self._schedule_drain()
 
-    def _leave_a_moment(self) -> None:
+    def _schedule_drain(self) -> None:
         """Who just had its 250 is about to say QUIT. A 421 in place of the 221 makes some clients (Python's smtplib)
         take the whole for failed, and send it again.
         """
-        self._goodbye_at = self.loop.time() + _GOODBYE_SECONDS
-        self.loop.call_at(self._goodbye_at + 0.001, self._goodbye)
+        self._drain_at = self.loop.time() + _QUIT_GRACE_SECONDS
+        self.loop.call_at(self._drain_at + 0.001, self._drain_if_idle)
 
-    def _goodbye(self) -> None:
-        if not self.intake.in_content:
+    def _drain_if_idle(self) -> None:
+        if not self.framer.in_data:
             self._wake()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Let go of the client at once."""
-        if self._pipe is not None:
-            self._pipe.abort()
+        if self._client_transport is not None:
+            self._client_transport.abort()
 
     @property
     def task(self) -> asyncio.Task[None] | None:
         return self._handler_coroutine
 
     @property
-    def _pipe(self) -> asyncio.Transport | None:
+    def _client_transport(self) -> asyncio.Transport | None:
         transport: asyncio.Transport | None = self.transport  # type: ignore[assignment]  # aiosmtpd says BaseTransport
         return transport
 
     # The loop: one line, one command, one reply.
 
     async def _handle_client(self) -> None:
-        talk = self._talk
-        entered = self._door.crowd.enter(talk.ip, exempt=talk.terms.may_relay)
-        connections = _connections_at(self._door.name)
+        conversation = self._conversation
+        admitted = self._listener.connection_limiter.acquire(conversation.ip, exempt=conversation.rights.may_relay)
+        connections = _connections_at(self._listener.name)
         connections.inc()
         try:
-            if talk.greet(entered=entered, draining=self._draining):
-                await self._converse()
+            if conversation.greet(admitted=admitted, draining=self._draining):
+                await self._run_commands()
         except asyncio.CancelledError:
             if self._busy:
-                talk.end = End.CUT  # whether the message under way is taken is not known: say nothing of it
+                conversation.end = (
+                    SessionEnd.ABORTED
+                )  # whether the message under way is taken is not known: say nothing of it
             else:
-                talk.finish(replies.SHUTTING_DOWN, End.CUT)  # RFC 5321 section 3.8
+                conversation.close(replies.SHUTTING_DOWN, SessionEnd.ABORTED)  # RFC 5321 section 3.8
             raise
         finally:
-            self._hang_up()
-            self._release()
-            if entered:
-                self._door.crowd.leave(talk.ip)
+            self._close_connection()
+            self._release_memory()
+            if admitted:
+                self._listener.connection_limiter.release(conversation.ip)
             connections.dec()
-            _sessions_at(self._door.name, (talk.end or End.ERROR).value).inc()
+            _sessions_at(self._listener.name, (conversation.end or SessionEnd.INTERNAL_ERROR).value).inc()
             self._sessions.discard(self)
             # Health checks connect and go without a word; refusals have their line already.
-            silent = talk.helo is None and not talk.errors and talk.end is End.LOST
-            if talk.end not in (End.QUIT, End.REFUSED) and not silent:
-                log.info("session ended", client=talk.ip, helo=talk.helo, end=talk.end, errors=talk.errors)
+            silent = conversation.helo is None and not conversation.errors and conversation.end is SessionEnd.LOST
+            if conversation.end not in (SessionEnd.QUIT, SessionEnd.REFUSED) and not silent:
+                logger.info(
+                    "session ended",
+                    client=conversation.ip,
+                    helo=conversation.helo,
+                    end=conversation.end,
+                    errors=conversation.errors,
+                )
 
-    async def _converse(self) -> None:
-        talk = self._talk
-        obeyed = 0
-        while not talk.end:
+    async def _run_commands(self) -> None:
+        conversation = self._conversation
+        handled = 0
+        while not conversation.end:
             if self._lost:  # nobody hears the answers; what was not answered will be sent again
-                talk.end = End.LOST
+                conversation.end = SessionEnd.LOST
                 return
-            line = self.intake.next_line()
+            line = self.framer.next_line()
             if line is None:
-                if self._draining and self.loop.time() >= self._goodbye_at:
-                    talk.finish(replies.SHUTTING_DOWN, End.DRAINED)
-                elif not await self._more():
-                    talk.end = talk.end or End.LOST
+                if self._draining and self.loop.time() >= self._drain_at:
+                    conversation.close(replies.SHUTTING_DOWN, SessionEnd.DRAINED)
+                elif not await self._wait_for_input():
+                    conversation.end = conversation.end or SessionEnd.LOST
                 continue
             self._busy = True
             try:
-                await talk.obey(line)
+                await conversation.handle(line)
             except Exception as error:  # a bug of ours must not become the client's
                 await self.handle_exception(error)
             self._busy = False
-            self._release()
+            self._release_memory()
             self._reset_timeout()
             if self._draining:
-                self._leave_a_moment()
-            obeyed += 1
-            if obeyed % _TURN == 0:  # nor are the replies hoarded for a client that does not read them
+                self._schedule_drain()
+            handled += 1
+            if handled % _COMMANDS_PER_TURN == 0:  # nor are the replies hoarded for a client that does not read them
                 await self._flush()
                 await asyncio.sleep(0)
 
     async def handle_exception(self, error: Exception) -> str:
         # aiosmtpd would tell the client the error's text, permanently.
-        log.error("session error", client=self._talk.ip, verb=self._talk.verb, exc_info=error)
-        self._talk.fail()
+        logger.error("session error", client=self._conversation.ip, verb=self._conversation.verb, exc_info=error)
+        self._conversation.reply_local_error()
         return ""
 
-    async def _more(self) -> bool:
+    async def _wait_for_input(self) -> bool:
         """Send what was said and wait for something new. False: there will be nothing."""
-        if self._is_behind():
+        if self._has_unsent_output():
             await self._flush()
-            if self._has_news():  # it came while we waited for the client to read
+            if self._has_input():  # it came while we waited for the client to read
                 return True
-        elif self._talk.out:
-            self._outbox.add(self._write)
+        elif self._conversation.output:
+            self._coalescer.add(self._write_output)
         if self._eof or self._lost:
             return False
-        if self._reading_is_paused and self._pipe is not None:
+        if self._reading_is_paused and self._client_transport is not None:
             self._reading_is_paused = False
-            self._pipe.resume_reading()
+            self._client_transport.resume_reading()
         self._waiter = self.loop.create_future()
         try:
             await self._waiter
@@ -265,9 +281,9 @@ class SmtpSession(SMTP):
             self._waiter = None
         return True
 
-    def _has_news(self) -> bool:
-        intake = self.intake
-        return bool(self._talk.end) or (intake.content_is_complete if intake.in_content else intake.line_is_due)
+    def _has_input(self) -> bool:
+        framer = self.framer
+        return bool(self._conversation.end) or (framer.data_is_complete if framer.in_data else framer.has_line)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -275,92 +291,96 @@ class SmtpSession(SMTP):
 
     async def push(self, status: Any) -> None:
         # As aiosmtpd's, but into the batch.
-        self._talk.out.append((status if isinstance(status, bytes) else str(status).encode()) + b"\r\n")
+        self._conversation.output.append((status if isinstance(status, bytes) else str(status).encode()) + b"\r\n")
 
-    def _is_behind(self) -> bool:
+    def _has_unsent_output(self) -> bool:
         """Whether the client has yet to read what was written before."""
-        return self._pipe is not None and self._pipe.get_write_buffer_size() > 0
+        return self._client_transport is not None and self._client_transport.get_write_buffer_size() > 0
 
     async def _flush(self) -> None:
-        self._write()
-        if self._is_behind():
+        self._write_output()
+        if self._has_unsent_output():
             try:
                 await self._writer.drain()
             except ConnectionError:
                 self._lost = True
 
-    def _write(self) -> None:
-        out = self._talk.out
-        if out and self._pipe is not None and not self._lost and not self._pipe.is_closing():
-            self._pipe.write(b"".join(out) if len(out) > 1 else out[0])
-            out.clear()
+    def _write_output(self) -> None:
+        output = self._conversation.output
+        if output and self._client_transport is not None and not self._lost and not self._client_transport.is_closing():
+            self._client_transport.write(b"".join(output) if len(output) > 1 else output[0])
+            output.clear()
 
-    def _hang_up(self) -> None:
+    def _close_connection(self) -> None:
         """Send what was said and close, but do not wait for ever for a client that does not read."""
-        self._write()
-        if self._pipe is not None:
-            self._pipe.close()
+        self._write_output()
+        if self._client_transport is not None:
+            self._client_transport.close()
             self._deadline = self.loop.time() + _LINGER_SECONDS
-            self._arm(self._deadline)
+            self._arm_timer(self._deadline)
         self._wake()
 
     # Content.
 
-    async def read_content(self) -> bool:
+    async def read_data(self) -> bool:
         """Send the 354 and wait for the final dot. False: the client went away without it, or was sent away."""
-        intake = self.intake
+        framer = self.framer
         # The limit is on the message (RFC 1870 section 3), not on its transparent dots: at most one in three octets.
-        intake.begin_content(self._door.max_size * 4 // 3 + 1)
+        framer.begin_data(self._listener.max_size * 4 // 3 + 1)
         self._busy = False
-        self._content_began = self.loop.time()
-        self._content = Content(self._talk.ip, self._content_began, self._too_slow, exempt=self._talk.terms.may_relay)
-        self._door.meter.begin(self._content)
-        self._account()
-        self._expect_content()
-        while not intake.content_is_complete and not self._talk.end:
-            if not await self._more():
+        self._data_began = self.loop.time()
+        self._incoming = IncomingData(
+            self._conversation.ip, self._data_began, self._abort_slow_data, exempt=self._conversation.rights.may_relay
+        )
+        self._listener.memory_budget.add(self._incoming)
+        self._update_memory_budget()
+        self._reset_data_timeout()
+        while not framer.data_is_complete and not self._conversation.end:
+            if not await self._wait_for_input():
                 break
         self._busy = True
-        if intake.content_is_complete and not self._talk.end:
+        if framer.data_is_complete and not self._conversation.end:
             return True
-        self._talk.end = self._talk.end or End.LOST
+        self._conversation.end = self._conversation.end or SessionEnd.LOST
         return False
 
-    def _expect_content(self) -> None:
+    def _reset_data_timeout(self) -> None:
         """Time for the next part, not for the whole (RFC 5321 section 4.5.3.2.5). But a byte a minute does not hold a
         connection for ever: after five times the time-out the sender must have kept a rate.
         """
-        seconds = self._door.data_seconds
-        patience = 5 * seconds + self.intake.content_held / _SLOWEST_RATE
-        left = self._content_began + patience - self.loop.time()
-        self._reset_timeout(max(0.001, min(seconds, left)))
+        seconds = self._listener.data_seconds
+        limit = 5 * seconds + self.framer.data_held_bytes / _MIN_BYTES_PER_SECOND
+        remaining = self._data_began + limit - self.loop.time()
+        self._reset_timeout(max(0.001, min(seconds, remaining)))
 
-    def has_room(self, octets: int) -> bool:
+    def has_capacity(self, octets: int) -> bool:
         """Whether there is memory for content of that size."""
-        talk = self._talk
-        return self._door.meter.has_room(talk.ip, octets, self.loop.time(), exempt=talk.terms.may_relay)
+        conversation = self._conversation
+        return self._listener.memory_budget.has_capacity(
+            conversation.ip, octets, self.loop.time(), exempt=conversation.rights.may_relay
+        )
 
-    def _account(self) -> None:
+    def _update_memory_budget(self) -> None:
         """Keep the meter in step with what this session holds; beyond the cap, hold nothing."""
-        content, meter, now = self._content, self._door.meter, self.loop.time()
-        if content is None:
+        incoming, budget, now = self._incoming, self._listener.memory_budget, self.loop.time()
+        if incoming is None:
             return
-        content.is_whole = self.intake.content_is_complete
-        if not meter.hold(content, self.intake.content_held, now):
-            self.intake.drop_content()
-            self.content_found_no_room = True
-            meter.hold(content, 0, now)
+        incoming.is_complete = self.framer.data_is_complete
+        if not budget.resize(incoming, self.framer.data_held_bytes, now):
+            self.framer.discard_data()
+            self.data_over_budget = True
+            budget.resize(incoming, 0, now)
 
-    def _too_slow(self) -> None:
+    def _abort_slow_data(self) -> None:
         """Others need the memory, and our client takes its time."""
-        log.info("content cut", client=self._talk.ip, octets=self.intake.content_held)
-        self.intake.drop_content()
-        self._talk.finish(replies.TOO_SLOW, End.SLOW)
-        self._hang_up()
+        logger.info("content cut", client=self._conversation.ip, octets=self.framer.data_held_bytes)
+        self.framer.discard_data()
+        self._conversation.close(replies.TOO_SLOW, SessionEnd.SLOW)
+        self._close_connection()
 
-    def _release(self) -> None:
+    def _release_memory(self) -> None:
         """The content is ours in the log, or gone."""
-        if self._content is not None:
-            self._door.meter.end(self._content)
-            self._content = None
-        self.content_found_no_room = False
+        if self._incoming is not None:
+            self._listener.memory_budget.remove(self._incoming)
+            self._incoming = None
+        self.data_over_budget = False

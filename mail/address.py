@@ -2,7 +2,7 @@
 
 In charge of what an address is; never of whether it exists. An `Address` that exists is valid: it
 can be written into a command line as it stands, without a way to smuggle a space or a control character in.
-Source: RFC 5321, RFC 5322 section 3.2.3 (atoms), RFC 6531. Next: `mail/envelope.py`.
+Source: RFC 5321, RFC 5322 section 3.2.3 (atoms), RFC 6531.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Address:
     @classmethod
     def parse(cls, text: str, *, utf8: bool = False) -> Address:
         """Read `local@domain`. With `utf8`, RFC 6531 addresses too. Raises AddressError."""
-        match = _PLAIN.match(text)
+        match = _COMMON_ADDRESS.match(text)
         if match is not None and len(match[1]) <= MAX_LOCAL_OCTETS and len(text) <= MAX_PATH_OCTETS - 2:
             domain = match[2]
             if not _ENDS_IN_NUMBER.search(domain):
                 return cls(match[1], domain.lower())
-        return _parse_slowly(text, utf8=utf8)
+        return _parse_strict(text, utf8=utf8)
 
     @property
     def key(self) -> str:
@@ -83,11 +83,11 @@ class Address:
         return f'"{quoted}"@{self.domain}'
 
 
-_PLAIN = re.compile(rf"({_ATOM}(?:\.{_ATOM})*)@({_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*)\Z")
+_COMMON_ADDRESS = re.compile(rf"({_ATOM}(?:\.{_ATOM})*)@({_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*)\Z")
 _ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)[0-9]+\Z")
 
 
-def _parse_slowly(text: str, *, utf8: bool) -> Address:
+def _parse_strict(text: str, *, utf8: bool) -> Address:
     if not text.isascii() and not utf8:
         raise AddressError("address is not ASCII and SMTPUTF8 was not given")  # RFC 6531 section 3.5
     if len(text.encode("utf-8", "surrogatepass")) > MAX_PATH_OCTETS - 2:

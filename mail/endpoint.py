@@ -1,7 +1,6 @@
 """Where something listens, "HOST:PORT", where mail is relayed to, "smtp://HOST:PORT", and where brokers are. Pure.
 
 An IPv6 address stands in brackets ("[::1]:25"). Port 0 means any free one and makes sense only for listening.
-Next: `mail/settings_file.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ import ipaddress
 import re
 
 from mail.address import AddressError, parse_domain
-from mail.masking import shown
-from mail.route import Speaks, ToRelay
+from mail.masking import masked
+from mail.route import RelayProtocol, ToRelay
 
 _ENDPOINT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:/]+)):([0-9]{1,5})\Z")
 _RELAY = re.compile(r"(smtp|lmtp)://([^/]+)\Z")
@@ -61,7 +60,7 @@ def parse_relay(text: str) -> ToRelay:
     host, port = parse(match[2])
     if port == 0:
         raise ValueError("a relay has a port from 1 to 65535")
-    return ToRelay(host, port, Speaks(match[1]))
+    return ToRelay(host, port, RelayProtocol(match[1]))
 
 
 def parse_brokers(url: str) -> tuple[str, ...]:
@@ -81,6 +80,6 @@ def parse_brokers(url: str) -> tuple[str, ...]:
         except ValueError:
             port = 0
         if not port:
-            what = shown(f"kafka://{broker}").removeprefix("kafka://")
+            what = masked(f"kafka://{broker}").removeprefix("kafka://")
             raise ValueError(f'"{what}" is not HOST:PORT; brokers are expected, like "kafka://h1:9092,h2:9092"')
     return brokers

@@ -1,6 +1,6 @@
 """The envelope: who sends, who receives, and under which terms (RFC 5321 section 2.3.1).
 
-Values only. Next: `mail/message.py`.
+Values only.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
-"""Values of settings as error lines quote them: without passwords, and of a length that can be read. Pure.
-
-Next: `mail/settings_file.py`.
-"""
+"""Values of settings as error lines quote them: without passwords, and of a length that can be read. Pure."""
 
 from __future__ import annotations
 
 import json
 import re
 
-HIDDEN = "***"
+MASK = "***"
 LENGTH_MAX = 100
 
 _SCHEME = re.compile(r'"?(?:[A-Za-z][A-Za-z0-9+.-]*:/+)?')
@@ -20,7 +17,7 @@ _NO_PORT = re.compile(
 )
 
 
-def without_password(value: str) -> str:
+def mask_password(value: str) -> str:
     """A setting's value with what stands before its last `@`, its query, and what may be a password hidden:
     "smtp://***@host:587".
     """
@@ -28,24 +25,24 @@ def without_password(value: str) -> str:
     scheme = match[0] if match else ""
     user, at, rest = value[len(scheme) :].rpartition("@")
     if at and "?" in user:  # which of both holds the password is not known
-        return scheme + HIDDEN
+        return scheme + MASK
     rest, question, query = rest.partition("?")
-    shown = f"{scheme}{HIDDEN if at else ''}{at}{rest}{question}{HIDDEN if query else ''}"
-    return _NO_PORT.sub(rf"\1{HIDDEN}", shown)
+    masked = f"{scheme}{MASK if at else ''}{at}{rest}{question}{MASK if query else ''}"
+    return _NO_PORT.sub(rf"\1{MASK}", masked)
 
 
 def without_url_password(path: str) -> str:
     """A path as it is; a URL that was given in place of one, without its password."""
     scheme = _SCHEME.match(path)
-    return without_password(path) if scheme and scheme[0] else path
+    return mask_password(path) if scheme and scheme[0] else path
 
 
-def shown(value: object) -> str:
+def masked(value: object) -> str:
     """The same, cut to LENGTH_MAX characters: what every error line quotes."""
     if not isinstance(value, str):
         try:
             value = json.dumps(value, default=str, ensure_ascii=False)
         except (ValueError, RecursionError):  # an integer of more than 4300 digits, a list in a list in a list ...
             return f"a value of the type {type(value).__name__}"
-    text = without_password(value)
+    text = mask_password(value)
     return text if len(text) <= LENGTH_MAX else f"{text[: LENGTH_MAX - 3]}..."

@@ -1,6 +1,6 @@
 """A message as eilpost carries it: its queue id, its envelope, where it came from and where its content lies.
 
-The content is never parsed and never re-serialised here. Next: `mail/route.py`.
+The content is never parsed and never re-serialised here.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def make_queue_id(milliseconds: int, random: int) -> QueueId:
     """The ULID of an instant (milliseconds since 1970) and 80 random bits: 26 characters that sort by time."""
     value = (milliseconds << 80) | (random & _RANDOM_BITS)
     letters = [""] * 26
-    for place in range(25, -1, -1):
-        letters[place] = _CROCKFORD[value & 31]
+    for index in range(25, -1, -1):
+        letters[index] = _CROCKFORD[value & 31]
         value >>= 5
     return QueueId("".join(letters))
 

@@ -1,6 +1,6 @@
 """What became of one recipient in one attempt: delivered, deferred or failed. Pure values.
 
-Unknown means deferred: only a 5xx from the next hop, or a permanent fact, is `Failed`. Next: `mail/record.py`.
+Unknown means deferred: only a 5xx from the next hop, or a permanent fact, is `Failed`.
 """
 
 from __future__ import annotations

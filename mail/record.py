@@ -1,11 +1,6 @@
 """The records the roles exchange, frozen and named in the past tense; the only thing they exchange.
 
 Which topic and shard each belongs to: `mail/log/topics.py`; its bytes: `mail/log/codec.py`. Pure values.
-Next: `mail/log/topics.py`.
-
-    ingress --Accepted--> router --Dispatched--> delivery --Attempted--> router
-                            |  \\--Event--> anybody who asks for the history
-                            \\--Pending / Settled (the queue, the router's memory)
 """
 
 from __future__ import annotations
@@ -43,19 +38,19 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class InHand:
+class Active:
     """Dispatched and not yet reported (state S3)."""
 
     since: datetime
 
 
-class Why(StrEnum):
+class WaitCause(StrEnum):
     """Why a delivery waits (state S4)."""
 
-    RETRY = "retry"  # the last attempt was deferred
-    WINDOW = "window"  # its site has as many in hand as it may
-    HOLD = "hold"  # a person holds it
-    RESOLVING = "resolving"  # DNS has not answered yet
+    DEFERRED = "retry"  # the last attempt was deferred
+    THROTTLED = "window"  # its site has as many in hand as it may
+    HELD = "hold"  # a person holds it
+    UNRESOLVED = "resolving"  # DNS has not answered yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +58,22 @@ class Waiting:
     """Not before `due` (state S4). A hold is due at the end of time and released by a command."""
 
     due: datetime
-    why: Why
+    cause: WaitCause
     reason: str  # for people: the last reply, "DNS for example.test does not answer", ...
 
 
-_STATE_NAMES = {Why.RETRY: "deferred", Why.WINDOW: "throttled", Why.HOLD: "held", Why.RESOLVING: "unresolved"}
+_STATE_NAMES = {
+    WaitCause.DEFERRED: "deferred",
+    WaitCause.THROTTLED: "throttled",
+    WaitCause.HELD: "held",
+    WaitCause.UNRESOLVED: "unresolved",
+}
 STATES = ("active", *_STATE_NAMES.values())
 
 
-def state_name(state: InHand | Waiting) -> str:
+def state_name(state: Active | Waiting) -> str:
     """The state of an open delivery as metrics and `eilpost queue` name it, one of `STATES`."""
-    return "active" if isinstance(state, InHand) else _STATE_NAMES[state.why]
+    return "active" if isinstance(state, Active) else _STATE_NAMES[state.cause]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Pending:
     """
 
     delivery: Delivery
-    state: InHand | Waiting
+    state: Active | Waiting
     content: Content | None
     attempts: int = 0
     last: Reply | None = None
@@ -127,7 +127,7 @@ class Attempted:
 
 
 @dataclass(frozen=True, slots=True)
-class Took:
+class Received:
     """History: the message was accepted from `client` and read by the router."""
 
     message: Message
@@ -140,7 +140,7 @@ class Routed:
     delivery_id: DeliveryId
     route: Route
     recipients: tuple[Address, ...]
-    waits: Waiting | None
+    waiting: Waiting | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class AttemptRecorded:
     """History: an attempt ended. `next_due` is set when something is left to try."""
 
     delivery_id: DeliveryId
@@ -184,7 +184,7 @@ class Closed:
     """History: nothing of the message is left to do."""
 
 
-Happening = Took | Routed | Resumed | Tried | Refused | Bounced | Closed
+EventDetail = Received | Routed | Resumed | AttemptRecorded | Refused | Bounced | Closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ class Event:
 
     queue_id: QueueId
     time: datetime
-    what: Happening
+    detail: EventDetail
 
 
 QueueLine = Pending | Settled

@@ -2,7 +2,7 @@
 
 Every reply eilpost itself gives is a constant made here or beside its decision, with the RFC section that asks for it.
 It never formats for a socket (`wire()` returns the bytes, others send them) and cannot be built from a text that
-would inject a second reply line. Source: RFC 5321 section 4.2, RFC 2034, RFC 3463, RFC 7505. Next: `mail/outcome.py`.
+would inject a second reply line. Source: RFC 5321 section 4.2, RFC 2034, RFC 3463, RFC 7505.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Reply:
         """The enhanced code, or the general one of its class (RFC 3463 section 3.1: X.0.0)."""
         return self.enhanced or f"{self.code // 100}.0.0"
 
-    def wire(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """The reply as it goes over the wire, CRLF included; control characters become spaces."""
         prefix = f"{self.enhanced} " if self.enhanced else ""
         lines = [_UNSAFE.sub(" ", line) for line in self.text.split("\n")]

@@ -2,7 +2,7 @@
 
 A *site* is the name under which deliveries share connections, windows and back-off: two domains with the same MX hosts
 are one site. Which worker carries a delivery is another question (`partition_key` in `mail/log/topics.py`). Pure
-values. Next: `mail/outcome.py`.
+values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 
-class Speaks(StrEnum):
+class RelayProtocol(StrEnum):
     """The protocol of a relay."""
 
     SMTP = "smtp"
@@ -36,11 +36,11 @@ class ToRelay:
 
     host: str
     port: int
-    speaks: Speaks = Speaks.SMTP
+    protocol: RelayProtocol = RelayProtocol.SMTP
 
     @property
     def site(self) -> str:
-        return f"{self.speaks}://{self.host}:{self.port}"
+        return f"{self.protocol}://{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

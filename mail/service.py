@@ -1,7 +1,7 @@
 """The life of a process: start roles, become ready, drain on SIGTERM, end with an exit status that says how it ended.
 
 A role is anything with a name and a `run`. It knows nothing about mail. A second signal cancels what is open, a third
-ends the process on the spot; nothing is lost by either, for what is ours is in the log. Next: `eilpost/compose.py`.
+ends the process on the spot; nothing is lost by either, for what is ours is in the log.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import structlog
 
 from mail.directory import DirectoryUnusable
 from mail.log import LogUnusable
-from mail.logs import one_line_traceback
+from mail.logging_setup import one_line_traceback
 from mail.settings import SettingsError
 from mail.signals import EXIT_INTERRUPTED, Signals
 from mail.spool import SpoolUnavailable
 from mail.telemetry.runtime import DRAINING, LOOP_LAG
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
 EXIT_OK = 0
 EXIT_UNUSABLE = 2  # a person must mend something, and the line on stderr says what
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
 
-_BEAT_SECONDS = 0.25
-_ALIVE_SECONDS = 30.0  # a loop that did not turn for so long is stuck
+_HEARTBEAT_SECONDS = 0.25
+_STALLED_SECONDS = 30.0  # a loop that did not turn for so long is stuck
 
 
 class ServiceError(Exception):
@@ -66,7 +66,7 @@ class Health:
     def __init__(self) -> None:
         self.roles: dict[str, bool] = {}
         self.is_draining = False
-        self._last_beat = time.monotonic()
+        self._last_heartbeat = time.monotonic()
 
     @property
     def is_ready(self) -> bool:
@@ -74,15 +74,15 @@ class Health:
 
     @property
     def is_alive(self) -> bool:
-        return time.monotonic() - self._last_beat < _ALIVE_SECONDS
+        return time.monotonic() - self._last_heartbeat < _STALLED_SECONDS
 
-    async def beat(self) -> None:
+    async def measure_loop_lag(self) -> None:
         """Measure the event loop's lag until cancelled."""
         while True:
-            due = time.monotonic() + _BEAT_SECONDS
-            await asyncio.sleep(_BEAT_SECONDS)
-            self._last_beat = time.monotonic()
-            LOOP_LAG.observe(max(0.0, self._last_beat - due))
+            due = time.monotonic() + _HEARTBEAT_SECONDS
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
+            self._last_heartbeat = time.monotonic()
+            LOOP_LAG.observe(max(0.0, self._last_heartbeat - due))
 
 
 async def run_roles(
@@ -104,26 +104,26 @@ async def run_roles(
     """
     health = health or Health()
     stop = signals.stop if signals is not None else stop or asyncio.Event()
-    everyone = [*support, *roles]
-    health.roles = {role.name: False for role in everyone}
-    stop_support = asyncio.Event()
+    all_roles = [*support, *roles]
+    health.roles = {role.name: False for role in all_roles}
+    support_stop = asyncio.Event()
 
     is_serving = False
 
     def ready(name: str) -> Callable[[], None]:
-        def call() -> None:
+        def mark_ready() -> None:
             nonlocal is_serving
             if health.roles[name]:
                 return
             health.roles[name] = True
-            log.debug("ready", role=name)
+            logger.debug("ready", role=name)
             if all(health.roles.values()) and not stop.is_set():
                 is_serving = True
                 gc.collect()  # what was made to start stays for good, and is not looked through again and again
                 gc.freeze()
                 on_ready()
 
-        return call
+        return mark_ready
 
     async def run(role: Role, end: asyncio.Event) -> None:
         try:
@@ -134,46 +134,48 @@ async def run_roles(
             health.roles[role.name] = False
             stop.set()
 
-    with Signals(stop) if signals is None else nullcontext(signals) as caught:
-        caught.serving()
-        at_once = caught.at_once
-        beat = asyncio.create_task(health.beat(), name="heartbeat")
-        supporting = [asyncio.create_task(run(role, stop_support), name=role.name) for role in support]
-        working = [asyncio.create_task(run(role, stop), name=role.name) for role in roles]
+    with Signals(stop) if signals is None else nullcontext(signals) as handlers:
+        handlers.startup_ended()
+        force_exit = handlers.force_exit
+        heartbeat = asyncio.create_task(health.measure_loop_lag(), name="heartbeat")
+        support_tasks = [asyncio.create_task(run(role, support_stop), name=role.name) for role in support]
+        role_tasks = [asyncio.create_task(run(role, stop), name=role.name) for role in roles]
         try:
             await stop.wait()
             health.is_draining = True
             DRAINING.set(1)
             if is_serving:
-                log.info("draining", seconds=drain.total_seconds())
-            await _finish(working, drain, at_once)
-            stop_support.set()
-            await _finish(supporting, timedelta(seconds=2), at_once)
+                logger.info("draining", seconds=drain.total_seconds())
+            await _wait_for(role_tasks, drain, force_exit)
+            support_stop.set()
+            await _wait_for(support_tasks, timedelta(seconds=2), force_exit)
         finally:
-            tasks = [beat, *working, *supporting]
+            tasks = [heartbeat, *role_tasks, *support_tasks]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
             DRAINING.set(0)
-    for task in (*working, *supporting):
+    for task in (*role_tasks, *support_tasks):
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error
 
 
-async def _finish(tasks: Sequence[asyncio.Task[None]], limit: timedelta, at_once: asyncio.Event) -> None:
+async def _wait_for(tasks: Sequence[asyncio.Task[None]], limit: timedelta, force_exit: asyncio.Event) -> None:
     """Wait for the tasks, for `limit` at most, or until a second signal."""
     if not tasks:
         return
-    impatience = asyncio.create_task(at_once.wait())
-    everything = asyncio.create_task(asyncio.wait(tasks))  # waits, and leaves them alone when it is cancelled
+    forced = asyncio.create_task(force_exit.wait())
+    finished = asyncio.create_task(asyncio.wait(tasks))  # waits, and leaves them alone when it is cancelled
     try:
-        await asyncio.wait([impatience, everything], timeout=limit.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
-        late = [task.get_name() for task in tasks if not task.done()]
-        if late:
-            log.warning("drain cut short", roles=late, by="a second signal" if at_once.is_set() else "the time limit")
+        await asyncio.wait([forced, finished], timeout=limit.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
+        unfinished = [task.get_name() for task in tasks if not task.done()]
+        if unfinished:
+            logger.warning(
+                "drain cut short", roles=unfinished, by="a second signal" if force_exit.is_set() else "the time limit"
+            )
     finally:
-        impatience.cancel()
-        everything.cancel()
+        forced.cancel()
+        finished.cancel()
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
@@ -204,13 +206,13 @@ def report(error: Exception) -> int:
     while isinstance(error, ExceptionGroup):  # the first of several tells the most
         error = error.exceptions[0]
     if isinstance(error, ServiceError | LogUnusable | DirectoryUnusable | SettingsError | SpoolUnavailable):
-        _say(str(error))
+        _print_error(str(error))
         return EXIT_UNUSABLE
-    log.error("bug", traceback=one_line_traceback(error))
-    _say(f"internal error, please report it: {type(error).__name__}: {error}")
+    logger.error("bug", traceback=one_line_traceback(error))
+    _print_error(f"internal error, please report it: {type(error).__name__}: {error}")
     return EXIT_BUG
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     with suppress(OSError):  # its reader is gone or the disk is full: the exit status still tells
         print(f"eilpost: {' '.join(text.split())}", file=sys.stderr, flush=True)  # noqa: T201

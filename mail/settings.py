@@ -2,7 +2,7 @@
 
 `EILPOST_LOG__URL=...` overrides `[log] url`. This is only the table; reading and checking it is in
 `mail/settings_file.py`, and a wrong key, unit or value is one line that names the key (`SettingsError`). Values are
-typed and carry their unit; roles get their own section, never the whole. Next: `mail/settings_file.py`.
+typed and carry their unit; roles get their own section, never the whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
 from pydantic.fields import FieldInfo
 
-from mail.masking import HIDDEN
+from mail.masking import MASK
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
@@ -21,7 +21,7 @@ Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size)]
 
 # Type a key so and it is hidden wherever settings are shown and wherever a wrong value is quoted. Its reader says
 # `.get_secret_value()`.
-Secret = Annotated[SecretStr, PlainSerializer(lambda secret: HIDDEN if secret.get_secret_value() else "")]
+Secret = Annotated[SecretStr, PlainSerializer(lambda secret: MASK if secret.get_secret_value() else "")]
 
 
 def is_secret(field: FieldInfo) -> bool:
@@ -311,6 +311,6 @@ class Settings(Section):
     http: HttpSettings = HttpSettings()
 
 
-def show(settings: Settings) -> dict[str, Any]:
+def dump(settings: Settings) -> dict[str, Any]:
     """The effective settings as plain values, times and sizes with their units."""
     return settings.model_dump(mode="json")

@@ -2,7 +2,6 @@
 
 `mail/settings.py` is the table; here is what turns a wrong key, unit or value into one line that names the file (or the
 variable) and the key, says what was found and what is expected. Nothing starts on settings that did not pass.
-Next: `eilpost/compose.py`.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from mail import endpoint
-from mail.logs import FORMATS, LEVELS
-from mail.masking import HIDDEN, shown, without_url_password
-from mail.plainfile import read_plain
+from mail.logging_setup import FORMATS, LEVELS
+from mail.masking import MASK, masked, without_url_password
+from mail.regular_file import read_regular
 from mail.settings import Section, Settings, SettingsError, is_secret
 from mail.settings_values import (
     SCHEMES,
     adapter_url,
     host_name,
     name_server,
-    normal_ip,
+    normalize_ip,
     relay_network,
     source_address,
     topic_prefix,
 )
-from mail.spool import location
+from mail.spool import bucket_url
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "EILPOST_"
-_NO_SETTINGS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH", "EILPOST_KAFKA_")
+_OTHER_PROGRAMS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH", "EILPOST_KAFKA_")
 # Kubernetes sets these in every pod for a Service named eilpost or eilpost-delivery.
-_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?\Z|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?\Z")
-_SERVICE_PORT = re.compile(r"(tcp|udp|sctp)://")
+_KUBERNETES_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?\Z|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?\Z")
+_KUBERNETES_SERVICE_PORT = re.compile(r"(tcp|udp|sctp)://")
 
 _SECTIONS: Mapping[str, type[Section]] = {
     name: info.annotation
@@ -87,7 +86,7 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = read_plain(path)[0].decode()
+        text = read_regular(path)[0].decode()
     except FileNotFoundError as error:
         name = without_url_password(str(path))
         raise SettingsError(f"{name}: there is no such file; name one with --config, or make it") from error
@@ -120,29 +119,29 @@ def _check_keys(values: Mapping[str, Any], file_name: str) -> None:
 
 def _unknown_section(section: str, keys: object) -> str:
     what = f"there is no section [{section}]" if isinstance(keys, dict) else f"{section}: there is no such key here"
-    homes = [name for name, table in _SECTIONS.items() if section in table.model_fields]
-    if homes and not isinstance(keys, dict):
-        return f"{what}; it belongs into [{'] or ['.join(homes)}]"
-    return what + (_did_you_mean(section, _SECTIONS) or f"; there are {', '.join(_SECTIONS)}")
+    sections = [name for name, table in _SECTIONS.items() if section in table.model_fields]
+    if sections and not isinstance(keys, dict):
+        return f"{what}; it belongs into [{'] or ['.join(sections)}]"
+    return what + (_suggestion(section, _SECTIONS) or f"; there are {', '.join(_SECTIONS)}")
 
 
 def _unknown_key(section: str, key: str) -> str:
-    hint = _did_you_mean(key, _SECTIONS[section].model_fields)
-    homes = [f"{name}.{key}" for name, table in _SECTIONS.items() if key in table.model_fields]
-    if not hint and homes:
-        hint = f"; did you mean {' or '.join(homes)}?"
+    hint = _suggestion(key, _SECTIONS[section].model_fields)
+    elsewhere = [f"{name}.{key}" for name, table in _SECTIONS.items() if key in table.model_fields]
+    if not hint and elsewhere:
+        hint = f"; did you mean {' or '.join(elsewhere)}?"
     return "there is no such key" + (hint or f"; [{section}] has {', '.join(_SECTIONS[section].model_fields)}")
 
 
-def _did_you_mean(word: str, known: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+def _suggestion(word: str, known: Mapping[str, object]) -> str:
+    matches = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str, Any]]:
     """The variables that are settings, as (variable, section, key, value): those with a double underscore."""
     for variable, text in sorted(environment.items()):
-        if not is_setting(variable) or _is_of_kubernetes(variable, text):
+        if not is_setting(variable) or _is_kubernetes_service(variable, text):
             continue
         section, _, key = variable[len(ENVIRONMENT_PREFIX) :].lower().partition("__")
         where = f"environment variable {variable}"
@@ -159,9 +158,9 @@ def is_setting(variable: str) -> bool:
     return variable.upper().startswith(ENVIRONMENT_PREFIX) and "__" in variable
 
 
-def _is_of_kubernetes(variable: str, text: str) -> bool:
+def _is_kubernetes_service(variable: str, text: str) -> bool:
     name = variable.upper()
-    return bool(_SERVICE.search(name) or (name.endswith("_PORT") and _SERVICE_PORT.match(text)))
+    return bool(_KUBERNETES_SERVICE.search(name) or (name.endswith("_PORT") and _KUBERNETES_SERVICE_PORT.match(text)))
 
 
 def _misspelt(environment: Mapping[str, str]) -> Iterator[str]:
@@ -172,14 +171,14 @@ def _misspelt(environment: Mapping[str, str]) -> Iterator[str]:
     sections = tuple(f"{section}_".upper() for section in _SECTIONS)
     for variable, text in sorted(environment.items()):
         name = variable.upper()
-        if not name.startswith(ENVIRONMENT_PREFIX) or "__" in name or name.startswith(_NO_SETTINGS):
+        if not name.startswith(ENVIRONMENT_PREFIX) or "__" in name or name.startswith(_OTHER_PROGRAMS):
             continue
-        if _is_of_kubernetes(name, text):
+        if _is_kubernetes_service(name, text):
             continue
         rest = name.removeprefix(ENVIRONMENT_PREFIX)
-        near = difflib.get_close_matches(rest, names, n=1, cutoff=0.8)
-        if near or rest.startswith(sections):
-            hint = f"did you mean {ENVIRONMENT_PREFIX}{near[0]}?" if near else "a setting is EILPOST_SECTION__KEY"
+        matches = difflib.get_close_matches(rest, names, n=1, cutoff=0.8)
+        if matches or rest.startswith(sections):
+            hint = f"did you mean {ENVIRONMENT_PREFIX}{matches[0]}?" if matches else "a setting is EILPOST_SECTION__KEY"
             yield f"environment variable {variable}: is no setting; {hint}"
 
 
@@ -191,17 +190,17 @@ def _from_text(text: str, field: FieldInfo, where: str) -> Any:
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise SettingsError(f'{where}: {shown(text)!r} is not a list; write a,b or ["a", "b"]') from error
+            raise SettingsError(f'{where}: {masked(text)!r} is not a list; write a,b or ["a", "b"]') from error
     if field.annotation is bool:
         word = text.strip().lower()
         if word not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-            raise SettingsError(f"{where}: {shown(text)!r} is neither true nor false")
+            raise SettingsError(f"{where}: {masked(text)!r} is neither true nor false")
         return word in ("true", "1", "yes", "on")
     if field.annotation is int and not _has_unit(field, parse_size):
         try:
             return int(text)
         except ValueError as error:
-            raise SettingsError(f"{where}: {shown(text)!r} is not a whole number") from error
+            raise SettingsError(f"{where}: {masked(text)!r} is not a whole number") from error
     return text
 
 
@@ -214,27 +213,27 @@ def _numbers_without_unit(values: Mapping[str, Mapping[str, Any]], name: Callabl
         for key, value in keys.items():
             field = _SECTIONS[section].model_fields[key]
             if isinstance(value, int | float) and _has_unit(field, parse_size):
-                yield f'{name(section, key)}: found {shown(value)}; a size has a unit, like "256KiB" or "25MiB"'
+                yield f'{name(section, key)}: found {masked(value)}; a size has a unit, like "256KiB" or "25MiB"'
             if isinstance(value, int | float) and _has_unit(field, parse_duration):
-                yield f'{name(section, key)}: found {shown(value)}; a time has a unit, like "30s", "5m" or "5d"'
+                yield f'{name(section, key)}: found {masked(value)}; a time has a unit, like "30s", "5m" or "5d"'
 
 
 def _explain(line: Any, name: Callable[[str, str], str]) -> str:
     """One of pydantic's complaints in our words."""
-    section, key, *place = (*map(str, line["loc"]), "", "")[:3]
-    where = name(section, key) + "".join(f"[{part}]" for part in place if part)
-    found = HIDDEN if (section, key) in _SECRETS else _quoted(line["input"])
-    expected = _EXPECTED.get(line["type"])
+    section, key, *index = (*map(str, line["loc"]), "", "")[:3]
+    where = name(section, key) + "".join(f"[{part}]" for part in index if part)
+    found = MASK if (section, key) in _SECRETS else _quoted(line["input"])
+    expected = _EXPECTATIONS.get(line["type"])
     if expected is not None:
         return f"{where}: found {found}; {expected.format_map(line.get('ctx', {}))}"
     return f"{where}: found {found}; {line['msg'].removeprefix('Value error, ')}"
 
 
 def _quoted(value: object) -> str:
-    return json.dumps(shown(value), ensure_ascii=False) if isinstance(value, str) else shown(value)
+    return json.dumps(masked(value), ensure_ascii=False) if isinstance(value, str) else masked(value)
 
 
-_EXPECTED = {
+_EXPECTATIONS = {
     "string_type": 'a text in quotes is expected, like "..."',
     "int_type": "a whole number without quotes is expected",
     "bool_type": "true or false without quotes is expected",
@@ -247,43 +246,43 @@ _EXPECTED = {
 def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterator[str]:
     """What a type cannot say."""
 
-    def tried(section: str, key: str, value: str, parse: Callable[[str], object]) -> Iterator[str]:
+    def check(section: str, key: str, value: str, parse: Callable[[str], object]) -> Iterator[str]:
         try:
             parse(value)
         except ValueError as error:
-            yield f'{name(section, key)}: found "{shown(value)}"; {error}'
+            yield f'{name(section, key)}: found "{masked(value)}"; {error}'
 
-    yield from tried("node", "hostname", settings.node.hostname, host_name)
+    yield from check("node", "hostname", settings.node.hostname, host_name)
     for key, value, known in (
         ("log_level", settings.node.log_level, LEVELS),
         ("log_format", settings.node.log_format, FORMATS),
     ):
         if value not in known:
-            yield f'{name("node", key)}: found "{shown(value)}"; one of {", ".join(known)} is expected'
+            yield f'{name("node", key)}: found "{masked(value)}"; one of {", ".join(known)} is expected'
     for section, schemes in SCHEMES.items():
-        yield from tried(section, "url", getattr(settings, section).url, lambda url, s=schemes: adapter_url(url, s))  # type: ignore[misc]
+        yield from check(section, "url", getattr(settings, section).url, lambda url, s=schemes: adapter_url(url, s))  # type: ignore[misc]
     for section, key in (("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen")):
         value = getattr(getattr(settings, section), key)
         if value:
-            yield from tried(section, key, value, endpoint.parse)
+            yield from check(section, key, value, endpoint.parse)
     for server in settings.resolver.servers:
-        yield from tried("resolver", "servers", server, name_server)
+        yield from check("resolver", "servers", server, name_server)
     for network in settings.ingress.relay_networks:
-        yield from tried("ingress", "relay_networks", network, relay_network)
+        yield from check("ingress", "relay_networks", network, relay_network)
     if settings.delivery.relay:
-        yield from tried("delivery", "relay", settings.delivery.relay, endpoint.parse_relay)
+        yield from check("delivery", "relay", settings.delivery.relay, endpoint.parse_relay)
     if settings.delivery.ehlo_name:
-        yield from tried("delivery", "ehlo_name", settings.delivery.ehlo_name, host_name)
+        yield from check("delivery", "ehlo_name", settings.delivery.ehlo_name, host_name)
     sources = settings.delivery.source_addresses
     for source in sources:
-        yield from tried("delivery", "source_addresses", source, source_address)
-    if doubled := next((one for one in sources if [*map(normal_ip, sources)].count(normal_ip(one)) > 1), None):
-        yield f'{name("delivery", "source_addresses")}: "{shown(doubled)}" stands there twice; name each address once'
-    for key, fault in location.faults(settings.spool):
+        yield from check("delivery", "source_addresses", source, source_address)
+    if doubled := next((one for one in sources if [*map(normalize_ip, sources)].count(normalize_ip(one)) > 1), None):
+        yield f'{name("delivery", "source_addresses")}: "{masked(doubled)}" stands there twice; name each address once'
+    for key, fault in bucket_url.setting_errors(settings.spool):
         yield f"{name('spool', key)}: {fault}"
     for section, key in _SECRETS:
-        if getattr(getattr(settings, section), key).get_secret_value() == HIDDEN:
-            yield f"{name(section, key)}: found {HIDDEN}, which is how a secret is shown; the secret itself is expected"
+        if getattr(getattr(settings, section), key).get_secret_value() == MASK:
+            yield f"{name(section, key)}: found {MASK}, which is how a secret is shown; the secret itself is expected"
     if not settings.router.retry:
         yield f'{name("router", "retry")}: found an empty list; at least one time is expected, like ["5m"]'
     for section, key in _TIMES:
@@ -303,7 +302,7 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
             f"{name('log', 'sasl_mechanism')}: log.sasl_username is set and no mechanism, so nobody would log in; set"
             " PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, or remove the name"
         )
-    yield from tried("log", "prefix", settings.log.prefix, topic_prefix)
+    yield from check("log", "prefix", settings.log.prefix, topic_prefix)
     session_seconds = settings.log.session_timeout.total_seconds()
     if session_seconds < _SESSION_SECONDS[0]:
         yield f'{name("log", "session_timeout")}: at least "6s" is expected: brokers refuse less'

@@ -1,7 +1,6 @@
 """Writes settings as the TOML that `mail/settings_file.py` reads, every key explained beside its value.
 
 The documentation, `eilpost config show` and the example file are this text, so that none of them can be out of date.
-Next: `mail/settings_file.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from mail.settings import Settings, show
+from mail.settings import Settings, dump
 
 
 def default_toml() -> str:
@@ -23,7 +22,7 @@ def default_toml() -> str:
 def render(settings: Settings, *, explain: bool = True) -> str:
     """`settings` as TOML; with `explain`, what each section and key means stands above it."""
     lines: list[str] = []
-    for section, values in show(settings).items():
+    for section, values in dump(settings).items():
         table = type(getattr(settings, section))
         if lines:
             lines.append("")
@@ -42,7 +41,7 @@ def default_tables() -> dict[str, dict[str, dict[str, Any]]]:
     settings = Settings()
     return {
         section: {key: {"default": value, "meaning": _meaning(settings, section, key)} for key, value in values.items()}
-        for section, values in show(settings).items()
+        for section, values in dump(settings).items()
     }
 
 

@@ -1,6 +1,6 @@
 """Checks of single values of the settings: host names, addresses, URLs, prefixes.
 
-Each raises ValueError that says what is expected. Next: `mail/settings_file.py`.
+Each raises ValueError that says what is expected.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from mail import endpoint
 from mail.address import AddressError, parse_domain
-from mail.spool import location
+from mail.spool import bucket_url
 
 # The adapters there are, by section; the roof opens them.
 SCHEMES: Mapping[str, Mapping[str, str]] = {
     "log": {"embedded": '"embedded:FILE"', "kafka": '"kafka://HOST:PORT,..."', "memory": '"memory:"'},
-    "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"', **location.SCHEMES},
+    "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"', **bucket_url.SCHEMES},
     "directory": {"file": '"file:FILE"'},
     "mailboxes": {"maildir": '"maildir:DIRECTORY"', "memory": '"memory:"'},
 }
@@ -37,9 +37,9 @@ def host_name(text: str) -> None:
 
 def topic_prefix(text: str) -> None:
     """What stands before the names of topics: as Kafka takes them."""
-    wrong = re.search(r"[^A-Za-z0-9._-]", text)
-    if wrong is not None:
-        raise ValueError(f"Kafka takes letters, digits, '.', '_' and '-' in the name of a topic, and no {wrong[0]!r}")
+    invalid = re.search(r"[^A-Za-z0-9._-]", text)
+    if invalid is not None:
+        raise ValueError(f"Kafka takes letters, digits, '.', '_' and '-' in the name of a topic, and no {invalid[0]!r}")
     if len(text) > PREFIX_MAX:
         raise ValueError(f"it has {len(text)} letters, and Kafka leaves room for {PREFIX_MAX}")
 
@@ -49,8 +49,8 @@ def adapter_url(url: str, schemes: Mapping[str, str]) -> None:
     expected = f"{' or '.join(schemes.values())} is expected"
     if not colon or scheme not in schemes:
         raise ValueError(expected)
-    if scheme in location.SCHEMES:
-        location.parse_bucket(url)
+    if scheme in bucket_url.SCHEMES:
+        bucket_url.parse_bucket(url)
         return
     if scheme != "memory" and not rest.strip():
         raise ValueError(f"a path is missing after {scheme}: - {expected}")
@@ -78,7 +78,7 @@ def source_address(text: str) -> None:
         raise ValueError('an IPv4 or IPv6 address of this machine is expected, like "192.0.2.10" or "2001:db8::10"')
 
 
-def normal_ip(text: str) -> str:
+def normalize_ip(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:

@@ -1,7 +1,7 @@
 """Signal handlers of a server process (README, "Signals").
 
 No signal but SIGKILL ends a process without a drain. Before the roles are started there is nothing to drain: SIGTERM
-then cancels the task that starts them. Next: `mail/service.py`.
+then cancels the task that starts them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = structlog.get_logger()
 
 EXIT_INTERRUPTED = 130
 
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_TERMINATING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 
 
@@ -31,65 +31,65 @@ class Signals:
 
     def __init__(self, stop: asyncio.Event | None = None) -> None:
         self.stop = stop or asyncio.Event()
-        self.at_once = asyncio.Event()
+        self.force_exit = asyncio.Event()
         self._reloads: list[Callable[[], Awaitable[None]]] = []
-        self._reloading: set[asyncio.Task[None]] = set()
-        self._starting: asyncio.Task[object] | None = None  # what an ending signal cancels
-        self._seen = False
-        self._caught: list[signal.Signals] = []
+        self._reload_tasks: set[asyncio.Task[None]] = set()
+        self._startup_task: asyncio.Task[object] | None = None  # what an ending signal cancels
+        self._terminating = False
+        self._handled: list[signal.Signals] = []
         self._had_terminal = sys.stderr is not None and sys.stderr.isatty()
 
-    def starting(self) -> None:
+    def startup_began(self) -> None:
         """Until `serving`, an ending signal cancels the current task."""
-        self._starting = asyncio.current_task()
+        self._startup_task = asyncio.current_task()
 
-    def serving(self) -> None:
-        self._starting = None
+    def startup_ended(self) -> None:
+        self._startup_task = None
 
     def on_reload(self, function: Callable[[], Awaitable[None]]) -> None:
         self._reloads.append(function)
 
-    def _on_ending(self, name: str) -> None:
-        if self.at_once.is_set():
+    def _on_terminate(self, name: str) -> None:
+        if self.force_exit.is_set():
             os._exit(EXIT_INTERRUPTED)
-        if self._seen:
-            self.at_once.set()
-        self._seen = True
+        if self._terminating:
+            self.force_exit.set()
+        self._terminating = True
         self.stop.set()
-        if self._starting is not None:
-            self._starting.cancel()
+        if self._startup_task is not None:
+            self._startup_task.cancel()
         logger.info("signal", name=name)
 
     def _on_hangup(self) -> None:
         if self._had_terminal and not sys.stderr.isatty():  # the terminal was closed, and with it the log
-            self._on_ending("SIGHUP")
+            self._on_terminate("SIGHUP")
             return
         logger.info("signal", name="SIGHUP", does="reload")
         for function in self._reloads:
             task = asyncio.create_task(_reload(function), name="reload")
-            self._reloading.add(task)
-            task.add_done_callback(self._reloading.discard)
+            self._reload_tasks.add(task)
+            task.add_done_callback(self._reload_tasks.discard)
 
     def _on_ignored(self, name: str) -> None:
         logger.warning("signal ignored", name=name)
 
     def __enter__(self) -> Signals:
-        for number in _ENDING:
-            self._catch(number, self._on_ending, number.name)
-        self._catch(signal.SIGHUP, self._on_hangup)
+        for number in _TERMINATING:
+            self._add_handler(number, self._on_terminate, number.name)
+        self._add_handler(signal.SIGHUP, self._on_hangup)
         for number in _IGNORED:
-            self._catch(number, self._on_ignored, number.name)
+            self._add_handler(number, self._on_ignored, number.name)
         return self
 
-    def _catch(self, number: signal.Signals, handler: Callable[..., object], *arguments: object) -> None:
+    def _add_handler(self, number: signal.Signals, handler: Callable[..., object], *arguments: object) -> None:
         with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
             asyncio.get_running_loop().add_signal_handler(number, handler, *arguments)
-            self._caught.append(number)
+            self._handled.append(number)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number in self._caught:
+        for number in self._handled:
             asyncio.get_running_loop().remove_signal_handler(number)
-        for task in self._reloading:
+        for task in self._reload_tasks:
             task.cancel()
 
 

@@ -1,6 +1,6 @@
 """Times and sizes as people write them in settings: "5m", "25MiB". Pure.
 
-Inside the program a time is a timedelta and a size an int of bytes. Next: `mail/settings.py`.
+Inside the program a time is a timedelta and a size an int of bytes.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Keeps mail until its owner fetches it. Next: `mailstore/mailboxes.py`."""
+"""Keeps mail until its owner fetches it."""

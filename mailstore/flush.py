@@ -1,7 +1,6 @@
 """fsync of directories, shared among those who ask at the same time.
 
 A name is on the disk only after its directory was flushed. Never in charge of what is written there.
-Next: `mailstore/maildir.py`.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ class SharedFlush:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._asked = 0
-        self._done = 0
+        self._requested = 0
+        self._completed = 0
         self._count_lock = threading.Lock()
         self._flush_lock = threading.Lock()
 
     def flush(self) -> None:
         with self._count_lock:
-            self._asked += 1
-            mine = self._asked
+            self._requested += 1
+            ticket = self._requested
         with self._flush_lock:
-            if self._done >= mine:
+            if self._completed >= ticket:
                 return  # a flush that began after we asked has ended
-            asked = self._asked
+            requested = self._requested
             flush_directory(self._path)
-            self._done = asked
+            self._completed = requested
 
 
 def flush_directory(path: Path) -> None:

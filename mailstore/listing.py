@@ -1,6 +1,6 @@
 """What lies in a Maildir at this moment. Another program may change it at the next.
 
-In charge of listing, of what the names say, and of finding again what has moved since. Next: `mailstore/maildir.py`.
+In charge of listing, of what the names say, and of finding again what has moved since.
 """
 
 from __future__ import annotations
@@ -16,53 +16,53 @@ from mailstore.names import MessageName, parse_name
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class MailboxFile:
     """A file of a mailbox."""
 
     folder: Path
-    file: str
+    filename: str
     name: MessageName
 
     @property
     def path(self) -> Path:
-        return self.folder / self.file
+        return self.folder / self.filename
 
 
-def drafts_of(tmp: Path, delivery_id: DeliveryId) -> list[str]:
-    mark = f"_{delivery_id}."
-    return [name for name in os.listdir(tmp) if mark in name]
+def tmp_files_of(tmp: Path, delivery_id: DeliveryId) -> list[str]:
+    infix = f"_{delivery_id}."
+    return [name for name in os.listdir(tmp) if infix in name]
 
 
-def list_files(path: Path, *, folders: bool = False) -> Iterator[Found]:
+def list_files(path: Path, *, folders: bool = False) -> Iterator[MailboxFile]:
     """The files of a mailbox, `new` before `cur`; with `folders` those of its Maildir++ folders too. What is no plain
     file (a link, a FIFO) is no message.
     """
-    places = [path]
+    directories = [path]
     if folders:
         with suppress(FileNotFoundError):
-            places += [path / name for name in os.listdir(path) if name.startswith(".") and len(name) > 1]
-    for place in places:
+            directories += [path / name for name in os.listdir(path) if name.startswith(".") and len(name) > 1]
+    for directory in directories:
         for part in ("new", "cur"):
-            folder = place / part
+            folder = directory / part
             try:
                 with os.scandir(folder) as entries:
                     files = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            for file in files:
-                if not file.startswith("."):
-                    yield Found(folder, file, parse_name(file))
+            for filename in files:
+                if not filename.startswith("."):
+                    yield MailboxFile(folder, filename, parse_name(filename))
 
 
-def change_files(path: Path, files: list[Found], change: Callable[[Found], None]) -> None:
+def change_files(path: Path, files: list[MailboxFile], change: Callable[[MailboxFile], None]) -> None:
     """Change files that Dovecot may rename at the same time: those are looked for again; gone is no error."""
     for _round in range(3):
-        missed: set[str] = set()
-        for found in files:
+        missing: set[str] = set()
+        for file in files:
             try:
-                change(found)
+                change(file)
             except FileNotFoundError:
-                missed.add(found.name.uid)
-        if not missed:
+                missing.add(file.name.uid)
+        if not missing:
             return
-        files = [found for found in list_files(path) if found.name.uid in missed]
+        files = [found for found in list_files(path) if found.name.uid in missing]

@@ -2,7 +2,6 @@
 
 Durable when `keep` returns, and a second `keep` of the same delivery id changes nothing, also after the owner has moved
 or deleted the first. Adapters: `maildir`, `memory`. Readers: `mailstore/pop3/`, later IMAP.
-Next: `mailstore/maildir.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class MailboxUnavailable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredMessage:
     """One message of a mailbox. `uid` is unique in the mailbox for ever and fit for UIDL (RFC 1939 section 7: 1-70
     of 0x21-0x7E).
     """
@@ -45,7 +44,7 @@ class Kept:
 
 
 class Mailboxes(Protocol):
-    async def keep(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
+    async def append(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
         """Keep `content` for `owner` (an `Address.key`); True when it is new, False when this delivery id was kept
         before.
 
@@ -53,13 +52,13 @@ class Mailboxes(Protocol):
         """
         ...
 
-    def reserve(self, owner: str) -> AbstractAsyncContextManager[None]:
+    def lock(self, owner: str) -> AbstractAsyncContextManager[None]:
         """Have the mailbox open alone among sessions of all processes (RFC 1939 section 4), until the context ends or
         the process dies. `keep` and other programs go on. Raises MailboxInUse, at once; MailboxUnavailable.
         """
         ...
 
-    async def messages(self, owner: str) -> Sequence[Kept]:
+    async def messages(self, owner: str) -> Sequence[StoredMessage]:
         """All messages, oldest first. A mailbox that was never written to is empty. Raises MailboxUnavailable."""
         ...
 

@@ -4,7 +4,7 @@ In charge of what comes and goes, and of its order on disk: content to `tmp`, fl
 to the journal; `tmp` unlinked; `new` flushed. Whichever of these a crash cuts off, a second `keep` of the id finds its
 traces (the journal line, or the file in `tmp`) and ends with one message. The mailbox lock (`box`) orders the processes
 of eilpost; Dovecot needs none. Content is stored byte for byte. Never decides who may read. docs/mailboxes.md is for
-people. Next: `mailstore/reading.py`.
+people. Next: `mailstore/maildir_reader.py`.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ import structlog
 
 from mail.message import DeliveryId
 from mail.telemetry.mailstore import MAILBOX_APPEND
-from mailstore.box import LOCK_SECONDS, Box, Boxes
-from mailstore.delivered import Knowledge
+from mailstore.delivery_journal import JournalState
 from mailstore.flush import flush_directory
-from mailstore.listing import change_files, drafts_of, list_files
-from mailstore.mailboxes import Kept, MailboxFull, MailboxInUse, MailboxUnavailable, MessageTooLarge
-from mailstore.maildrop import MaildropLock
+from mailstore.limiter import MailboxLimiter
+from mailstore.listing import change_files, list_files, tmp_files_of
+from mailstore.mailbox_lock import LOCK_SECONDS, Mailbox, MailboxCache
+from mailstore.mailboxes import MailboxFull, MailboxInUse, MailboxUnavailable, MessageTooLarge, StoredMessage
+from mailstore.maildir_reader import MaildirReader, used_bytes
 from mailstore.names import message_name, owner_directory, parse_name
-from mailstore.reading import Reading, used_bytes
-from mailstore.turns import Turns
+from mailstore.session_lock import SessionLock
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 _T = TypeVar("_T")
 
 WRITERS = 16  # threads; each waits for the disk most of the time
 READERS = 4
-DEBRIS_SECONDS = 36 * 3600.0  # what the Maildir document and Dovecot say
-USED_SECONDS = 60.0  # how long a sum of sizes is believed; a message is never refused on an old sum
+TMP_MAX_AGE_SECONDS = 36 * 3600.0  # what the Maildir document and Dovecot say
+USED_BYTES_TTL_SECONDS = 60.0  # how long a sum of sizes is believed; a message is never refused on an old sum
 
 
-class Keeping:
+class PendingAppend:
     """One `keep`, over its tries for the mailbox lock: what was written before the first is there for the next."""
 
-    __slots__ = ("draft", "name", "terms")
+    __slots__ = ("arguments", "name", "tmp_file")
 
     def __init__(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None) -> None:
-        self.terms = owner, delivery_id, content, quota_bytes
-        self.draft: Path | None = None  # in `tmp`, until it is linked and unlinked
+        self.arguments = owner, delivery_id, content, quota_bytes
+        self.tmp_file: Path | None = None  # in `tmp`, until it is linked and unlinked
         self.name = ""  # in `new`
 
-    def give_up(self) -> None:
+    def discard(self) -> None:
         """Remove what is left of it; only while no thread is at it. A caller that is cancelled leaves it: the next
         `keep` of the id tidies up.
         """
-        draft, self.draft = self.draft, None
-        if draft is not None:
+        tmp_file, self.tmp_file = self.tmp_file, None
+        if tmp_file is not None:
             with suppress(OSError):
-                os.unlink(draft)
+                os.unlink(tmp_file)
 
 
 class Maildir:
@@ -72,159 +72,161 @@ class Maildir:
         path: Path,
         hostname: str,
         *,
-        remember: timedelta = timedelta(days=14),
+        retention: timedelta = timedelta(days=14),
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`remember` is for how long a delivery id is known at least; longer than the queue's lifetime."""
         self._root = path
         self._hostname = hostname
-        self.remember = remember
-        self._remember_seconds = remember.total_seconds()
+        self.retention = retention
+        self._retention_seconds = retention.total_seconds()
         self._clock = clock
         self._process = f"{os.getpid()}-{os.urandom(4).hex()}"
-        self._drafts = count(1)
-        self._boxes = Boxes(path, self._remember_seconds)
-        self._reading = Reading(path)
-        self._turns = Turns()
+        self._tmp_counter = count(1)
+        self._mailboxes = MailboxCache(path, self._retention_seconds)
+        self._reader = MaildirReader(path)
+        self._limiter = MailboxLimiter()
         self._writers = ThreadPoolExecutor(WRITERS, "maildir-write")
         self._readers = ThreadPoolExecutor(READERS, "maildir-read")
 
     # The port: each call is one job of a bounded pool of threads.
 
-    async def keep(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
-        begun = time.perf_counter()
-        keeping = Keeping(owner, delivery_id, content, quota_bytes)
+    async def append(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
+        started = time.perf_counter()
+        pending = PendingAppend(owner, delivery_id, content, quota_bytes)
         try:
-            new = await self._turns.run(owner, lambda seconds: self._write_in(partial(self._keep, keeping, seconds)))
+            new = await self._limiter.run(
+                owner, lambda seconds: self._run_in_writers(partial(self._append, pending, seconds))
+            )
         except OSError as error:
-            keeping.give_up()
+            pending.discard()
             raise self._unavailable(error) from error
         except MailboxFull:
-            keeping.give_up()
+            pending.discard()
             raise
-        MAILBOX_APPEND.observe(time.perf_counter() - begun)
+        MAILBOX_APPEND.observe(time.perf_counter() - started)
         return new
 
     @asynccontextmanager
-    async def reserve(self, owner: str) -> AsyncIterator[None]:
+    async def lock(self, owner: str) -> AsyncIterator[None]:
         path = self._root / owner_directory(owner)
-        lock = MaildropLock(path)
+        session_lock = SessionLock(path)
         try:
-            if not await self._in(self._readers, partial(self._take, path, lock)):
+            if not await self._run_in(self._readers, partial(self._acquire_session_lock, path, session_lock)):
                 raise MailboxInUse(owner)
             yield
         finally:
-            lock.release()  # also when we were cancelled while a thread takes it
+            session_lock.release()  # also when we were cancelled while a thread takes it
 
-    async def messages(self, owner: str) -> Sequence[Kept]:
-        return await self._in(self._readers, partial(self._reading.messages, owner))
+    async def messages(self, owner: str) -> Sequence[StoredMessage]:
+        return await self._run_in(self._readers, partial(self._reader.messages, owner))
 
     async def read(self, owner: str, uid: str, start: int = 0, limit_bytes: int | None = None) -> bytes:
-        return await self._in(self._readers, partial(self._reading.read, owner, uid, start, limit_bytes))
+        return await self._run_in(self._readers, partial(self._reader.read, owner, uid, start, limit_bytes))
 
     async def expunge(self, owner: str, uids: Collection[str]) -> None:
         job = partial(self._expunge, owner, frozenset(uids))
         try:
-            await self._turns.run(owner, lambda seconds: self._write_in(partial(job, seconds)))
+            await self._limiter.run(owner, lambda seconds: self._run_in_writers(partial(job, seconds)))
         except OSError as error:
             raise self._unavailable(error) from error
 
     async def mark_seen(self, owner: str, uids: Collection[str]) -> None:
-        await self._in(self._writers, partial(self._reading.mark_seen, owner, frozenset(uids)))
+        await self._run_in(self._writers, partial(self._reader.mark_seen, owner, frozenset(uids)))
 
     async def used_bytes(self, owner: str) -> int:
-        return await self._in(self._readers, partial(self._reading.used_bytes, owner))
+        return await self._run_in(self._readers, partial(self._reader.used_bytes, owner))
 
-    async def _in(self, pool: ThreadPoolExecutor, job: Callable[[], _T]) -> _T:
+    async def _run_in(self, pool: ThreadPoolExecutor, job: Callable[[], _T]) -> _T:
         try:
             return await asyncio.get_running_loop().run_in_executor(pool, job)
         except OSError as error:
             raise self._unavailable(error) from error
 
-    async def _write_in(self, job: Callable[[], _T]) -> _T:
+    async def _run_in_writers(self, job: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._writers, job)
 
     def _unavailable(self, error: OSError) -> MailboxUnavailable:
         return MailboxUnavailable(f"{error.filename or self._root}: {error.strerror or error}")
 
-    def _take(self, path: Path, lock: MaildropLock) -> bool:
+    def _acquire_session_lock(self, path: Path, lock: SessionLock) -> bool:
         try:
-            return lock.take()
+            return lock.acquire()
         except FileNotFoundError:
-            self._make(path)  # no mail yet
-            return lock.take()
+            self._create_directories(path)  # no mail yet
+            return lock.acquire()
 
     # Keeping
 
-    def keep_now(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None) -> bool:
+    def append_blocking(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None) -> bool:
         """`keep`, in the calling thread. Raises OSError where the port raises MailboxUnavailable."""
-        keeping = Keeping(owner, delivery_id, content, quota_bytes)
+        pending = PendingAppend(owner, delivery_id, content, quota_bytes)
         try:
-            return self._keep(keeping, LOCK_SECONDS)
+            return self._append(pending, LOCK_SECONDS)
         except (OSError, MailboxFull, MessageTooLarge):
-            keeping.give_up()
+            pending.discard()
             raise
 
-    def _keep(self, keeping: Keeping, lock_seconds: float) -> bool:
+    def _append(self, pending: PendingAppend, lock_seconds: float) -> bool:
         """After Locked, call it again with the same `keeping`, or let that `give_up`."""
-        owner, delivery_id, content, quota_bytes = keeping.terms
-        box = self._boxes.of(owner)
+        owner, delivery_id, content, quota_bytes = pending.arguments
+        mailbox = self._mailboxes.get(owner)
         now = self._clock()
         if quota_bytes is not None and len(content) > quota_bytes:
             # Kept before the quota shrank? Then it is no refusal.
-            if self._kept_before(box, delivery_id, now, lock_seconds):
-                self._flush_both(box.path)
+            if self._appended_before(mailbox, delivery_id, now, lock_seconds):
+                self._flush_new_and_cur(mailbox.path)
                 return False
             raise MessageTooLarge(f"{owner}: {len(content)} octets are more than the quota of {quota_bytes}")
-        if keeping.draft is None:
-            wire_bytes = len(content) + content.count(b"\n") - content.count(b"\r\n")
-            keeping.name = message_name(int(now * 1_000_000), delivery_id, self._hostname, len(content), wire_bytes)
-            draft = box.path / "tmp" / f"{keeping.name}.{self._process}.{next(self._drafts)}"
-            self._write(box, draft, content)  # 1: the content is on the disk
-            keeping.draft = draft
-        draft = keeping.draft
-        witness = False
-        with box.locked(lock_seconds):
-            box.delivered.refresh(now, partial(self._ids, box.path, now))
-            if not box.swept:
-                self._sweep(box, now)
-            drafts = [other for other in drafts_of(box.path / "tmp", delivery_id) if other != draft.name]
-            new = not self._was_kept(box, delivery_id, suspect=bool(drafts))
+        if pending.tmp_file is None:
+            virtual_bytes = len(content) + content.count(b"\n") - content.count(b"\r\n")
+            pending.name = message_name(int(now * 1_000_000), delivery_id, self._hostname, len(content), virtual_bytes)
+            tmp_file = mailbox.path / "tmp" / f"{pending.name}.{self._process}.{next(self._tmp_counter)}"
+            self._write(mailbox, tmp_file, content)  # 1: the content is on the disk
+            pending.tmp_file = tmp_file
+        tmp_file = pending.tmp_file
+        keep_tmp_file = False
+        with mailbox.locked(lock_seconds):
+            mailbox.journal.refresh(now, partial(self._delivery_ids, mailbox.path, now))
+            if not mailbox.tmp_swept:
+                self._sweep_tmp(mailbox, now)
+            earlier = [other for other in tmp_files_of(mailbox.path / "tmp", delivery_id) if other != tmp_file.name]
+            new = not self._was_appended(mailbox, delivery_id, suspect=bool(earlier))
             if new:
                 if quota_bytes is not None:
-                    self._check_quota(box, owner, len(content), quota_bytes, now)
-                self._link(box.path, draft, keeping.name)  # 2: it is in the mailbox
-                if box.used_bytes is not None:
-                    box.used_bytes += len(content)
-            if box.delivered.knows(delivery_id) is not Knowledge.KEPT:
+                    self._check_quota(mailbox, owner, len(content), quota_bytes, now)
+                self._link(mailbox.path, tmp_file, pending.name)  # 2: it is in the mailbox
+                if mailbox.used_bytes is not None:
+                    mailbox.used_bytes += len(content)
+            if mailbox.journal.lookup(delivery_id) is not JournalState.RECORDED:
                 try:
-                    box.delivered.add(delivery_id)  # 3: its id is known
+                    mailbox.journal.record_append(delivery_id)  # 3: its id is known
                 except OSError as error:
                     if not new:
                         raise
                     # It is kept, but only the name in `new` and the draft say so: leave the draft as a witness.
-                    log.warning(
+                    logger.warning(
                         "mailbox journal not written", owner=owner, delivery_id=delivery_id, reason=error.strerror
                     )
-                    witness = True
-        keeping.draft = None
-        if not witness:
-            for debris in [draft.name, *drafts]:
+                    keep_tmp_file = True
+        pending.tmp_file = None
+        if not keep_tmp_file:
+            for name in [tmp_file.name, *earlier]:
                 with suppress(OSError):
-                    os.unlink(draft.parent / debris)  # 4: only the name in `new` is left
+                    os.unlink(tmp_file.parent / name)  # 4: only the name in `new` is left
         if new:
-            box.flush_new.flush()  # 5: that name is on the disk
+            mailbox.flush_new.flush()  # 5: that name is on the disk
         else:
-            self._flush_both(box.path)  # the first `keep` may have died, or failed, before its flush
+            self._flush_new_and_cur(mailbox.path)  # the first `keep` may have died, or failed, before its flush
         return new
 
-    def _write(self, box: Box, draft: Path, content: bytes) -> None:
+    def _write(self, mailbox: Mailbox, tmp_file: Path, content: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            descriptor = os.open(draft, flags, 0o600)
+            descriptor = os.open(tmp_file, flags, 0o600)
         except FileNotFoundError:
-            self._make(box.path)
-            descriptor = os.open(draft, flags, 0o600)
+            self._create_directories(mailbox.path)
+            descriptor = os.open(tmp_file, flags, 0o600)
         try:
             try:
                 rest = memoryview(content)
@@ -235,25 +237,25 @@ class Maildir:
                 os.close(descriptor)
         except OSError:
             with suppress(OSError):
-                os.unlink(draft)
+                os.unlink(tmp_file)
             raise
 
-    def _link(self, path: Path, draft: Path, name: str) -> None:
+    def _link(self, path: Path, tmp_file: Path, name: str) -> None:
         try:
-            os.link(draft, path / "new" / name)
+            os.link(tmp_file, path / "new" / name)
         except FileNotFoundError:
-            self._make(path)  # `new` is missing: somebody tidied up, or a power cut did
-            os.link(draft, path / "new" / name)
+            self._create_directories(path)  # `new` is missing: somebody tidied up, or a power cut did
+            os.link(tmp_file, path / "new" / name)
         except OSError:
-            if os.stat(draft).st_nlink < 2:  # over NFS an error may follow a link that was made
+            if os.stat(tmp_file).st_nlink < 2:  # over NFS an error may follow a link that was made
                 raise
 
-    def _flush_both(self, path: Path) -> None:
+    def _flush_new_and_cur(self, path: Path) -> None:
         for name in ("new", "cur"):
             with suppress(FileNotFoundError):
                 flush_directory(path / name)
 
-    def _make(self, path: Path) -> None:
+    def _create_directories(self, path: Path) -> None:
         """Make the directories of a mailbox, `tmp` last: where it is, the others are."""
         missing = [path]
         while not missing[-1].parent.exists():
@@ -265,63 +267,73 @@ class Maildir:
             (path / name).mkdir(mode=0o700, exist_ok=True)
         flush_directory(path)
 
-    def _kept_before(self, box: Box, delivery_id: DeliveryId, now: float, lock_seconds: float) -> bool:
-        if not box.path.exists():
+    def _appended_before(self, mailbox: Mailbox, delivery_id: DeliveryId, now: float, lock_seconds: float) -> bool:
+        if not mailbox.path.exists():
             return False
-        with box.locked(lock_seconds):
-            box.delivered.refresh(now, partial(self._ids, box.path, now))
-            return self._was_kept(box, delivery_id, suspect=bool(drafts_of(box.path / "tmp", delivery_id)))
+        with mailbox.locked(lock_seconds):
+            mailbox.journal.refresh(now, partial(self._delivery_ids, mailbox.path, now))
+            return self._was_appended(
+                mailbox, delivery_id, suspect=bool(tmp_files_of(mailbox.path / "tmp", delivery_id))
+            )
 
-    def _was_kept(self, box: Box, delivery_id: DeliveryId, *, suspect: bool) -> bool:
+    def _was_appended(self, mailbox: Mailbox, delivery_id: DeliveryId, *, suspect: bool) -> bool:
         """`suspect`: an earlier `keep` left a draft behind, so it may have been cut off after its link."""
-        match box.delivered.knows(delivery_id):
-            case Knowledge.KEPT:
+        match mailbox.journal.lookup(delivery_id):
+            case JournalState.RECORDED:
                 return True
-            case Knowledge.NEVER if not suspect:
+            case JournalState.ABSENT if not suspect:
                 return False
             case _:
-                return any(found.name.delivery_id == delivery_id for found in list_files(box.path, folders=True))
+                return any(file.name.delivery_id == delivery_id for file in list_files(mailbox.path, folders=True))
 
-    def _check_quota(self, box: Box, owner: str, size_bytes: int, quota_bytes: int, now: float) -> None:
-        if box.used_bytes is None or now - box.used_at > USED_SECONDS or box.used_bytes + size_bytes > quota_bytes:
-            box.used_bytes, box.used_at = used_bytes(box.path), now
-        if box.used_bytes + size_bytes > quota_bytes:
-            raise MailboxFull(f"{owner}: {box.used_bytes} of {quota_bytes} octets used")
+    def _check_quota(self, mailbox: Mailbox, owner: str, size_bytes: int, quota_bytes: int, now: float) -> None:
+        if (
+            mailbox.used_bytes is None
+            or now - mailbox.used_at > USED_BYTES_TTL_SECONDS
+            or mailbox.used_bytes + size_bytes > quota_bytes
+        ):
+            mailbox.used_bytes, mailbox.used_at = used_bytes(mailbox.path), now
+        if mailbox.used_bytes + size_bytes > quota_bytes:
+            raise MailboxFull(f"{owner}: {mailbox.used_bytes} of {quota_bytes} octets used")
 
-    def _ids(self, path: Path, now: float) -> Iterator[str]:
-        oldest = (now - self._remember_seconds) * 1_000_000
-        for found in list_files(path, folders=True):
-            if found.name.delivery_id is not None and (found.name.micros or 0) > oldest:
-                yield found.name.delivery_id
+    def _delivery_ids(self, path: Path, now: float) -> Iterator[str]:
+        oldest = (now - self._retention_seconds) * 1_000_000
+        for file in list_files(path, folders=True):
+            if file.name.delivery_id is not None and (file.name.micros or 0) > oldest:
+                yield file.name.delivery_id
 
-    def _sweep(self, box: Box, now: float) -> None:
+    def _sweep_tmp(self, mailbox: Mailbox, now: float) -> None:
         """Remove old debris of `tmp`; what had been linked is remembered first. Once per mailbox and process."""
-        box.swept = True
-        with os.scandir(box.path / "tmp") as entries:
+        mailbox.tmp_swept = True
+        with os.scandir(mailbox.path / "tmp") as entries:
             for entry in entries:
                 with suppress(OSError):
                     status = entry.stat(follow_symlinks=False)
-                    if now - status.st_mtime < DEBRIS_SECONDS:
+                    if now - status.st_mtime < TMP_MAX_AGE_SECONDS:
                         continue
                     delivery_id = parse_name(entry.name.rpartition(".")[0].rpartition(".")[0]).delivery_id
-                    if status.st_nlink > 1 and delivery_id and box.delivered.knows(delivery_id) is not Knowledge.KEPT:
-                        box.delivered.add(delivery_id)
+                    if (
+                        status.st_nlink > 1
+                        and delivery_id
+                        and mailbox.journal.lookup(delivery_id) is not JournalState.RECORDED
+                    ):
+                        mailbox.journal.record_append(delivery_id)
                     os.unlink(entry.path)
 
     # Removing
 
     def _expunge(self, owner: str, uids: frozenset[str], lock_seconds: float) -> None:
-        box = self._boxes.of(owner)
+        mailbox = self._mailboxes.get(owner)
         now = self._clock()
-        going = [found for found in list_files(box.path) if found.name.uid in uids]
-        if not going:
+        files = [found for found in list_files(mailbox.path) if found.name.uid in uids]
+        if not files:
             return
-        with box.locked(lock_seconds):
-            box.delivered.refresh(now, partial(self._ids, box.path, now))
-            oldest = (now - self._remember_seconds) * 1_000_000
-            ids = {f.name.delivery_id for f in going if f.name.delivery_id and (f.name.micros or 0) > oldest}
+        with mailbox.locked(lock_seconds):
+            mailbox.journal.refresh(now, partial(self._delivery_ids, mailbox.path, now))
+            oldest = (now - self._retention_seconds) * 1_000_000
+            ids = {f.name.delivery_id for f in files if f.name.delivery_id and (f.name.micros or 0) > oldest}
             if ids:
-                box.delivered.expunging(sorted(ids))
-            box.used_bytes = None
-            change_files(box.path, going, lambda found: os.unlink(found.path))
-        self._flush_both(box.path)
+                mailbox.journal.record_expunge(sorted(ids))
+            mailbox.used_bytes = None
+            change_files(mailbox.path, files, lambda found: os.unlink(found.path))
+        self._flush_new_and_cur(mailbox.path)

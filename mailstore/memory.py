@@ -1,6 +1,6 @@
 """Mailboxes in memory, for tests and trials: nothing survives the process.
 
-Obeys the same contract suite as `maildir`. Next: `mailstore/pop3/server.py`.
+Obeys the same contract suite as `maildir`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from mail.message import DeliveryId
-from mailstore.mailboxes import Kept, MailboxFull, MailboxInUse, MessageTooLarge
+from mailstore.mailboxes import MailboxFull, MailboxInUse, MessageTooLarge, StoredMessage
 
 
 @dataclass(slots=True)
 class _Mailbox:
-    kept: dict[str, Kept] = field(default_factory=dict)
+    messages: dict[str, StoredMessage] = field(default_factory=dict)
     contents: dict[str, bytes] = field(default_factory=dict)
     ids: set[DeliveryId] = field(default_factory=set)
 
@@ -26,9 +26,9 @@ class MemoryMailboxes:
 
     def __init__(self) -> None:
         self._mailboxes: dict[str, _Mailbox] = {}
-        self.reserved: set[str] = set()
+        self.locked: set[str] = set()
 
-    async def keep(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
+    async def append(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
         mailbox = self._mailboxes.setdefault(owner, _Mailbox())
         if delivery_id in mailbox.ids:
             return False
@@ -39,21 +39,21 @@ class MemoryMailboxes:
             raise MailboxFull(f"{owner}: {used} of {quota_bytes} octets used")
         mailbox.ids.add(delivery_id)
         mailbox.contents[delivery_id] = content
-        mailbox.kept[delivery_id] = Kept(delivery_id, len(content), datetime.now(UTC))
+        mailbox.messages[delivery_id] = StoredMessage(delivery_id, len(content), datetime.now(UTC))
         return True
 
     @asynccontextmanager
-    async def reserve(self, owner: str) -> AsyncIterator[None]:
-        if owner in self.reserved:
+    async def lock(self, owner: str) -> AsyncIterator[None]:
+        if owner in self.locked:
             raise MailboxInUse(owner)
-        self.reserved.add(owner)
+        self.locked.add(owner)
         try:
             yield
         finally:
-            self.reserved.discard(owner)
+            self.locked.discard(owner)
 
-    async def messages(self, owner: str) -> Sequence[Kept]:
-        return list(self._mailboxes.get(owner, _Mailbox()).kept.values())
+    async def messages(self, owner: str) -> Sequence[StoredMessage]:
+        return list(self._mailboxes.get(owner, _Mailbox()).messages.values())
 
     async def read(self, owner: str, uid: str, start: int = 0, limit_bytes: int | None = None) -> bytes:
         content = self._mailboxes.get(owner, _Mailbox()).contents[uid]
@@ -62,14 +62,14 @@ class MemoryMailboxes:
     async def expunge(self, owner: str, uids: Collection[str]) -> None:
         mailbox = self._mailboxes.get(owner, _Mailbox())
         for uid in uids:
-            mailbox.kept.pop(uid, None)
+            mailbox.messages.pop(uid, None)
             mailbox.contents.pop(uid, None)
 
     async def mark_seen(self, owner: str, uids: Collection[str]) -> None:
         mailbox = self._mailboxes.get(owner, _Mailbox())
         for uid in uids:
-            if uid in mailbox.kept:
-                mailbox.kept[uid] = replace(mailbox.kept[uid], seen=True)
+            if uid in mailbox.messages:
+                mailbox.messages[uid] = replace(mailbox.messages[uid], seen=True)
 
     async def used_bytes(self, owner: str) -> int:
         return sum(map(len, self._mailboxes.get(owner, _Mailbox()).contents.values()))

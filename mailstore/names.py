@@ -4,7 +4,6 @@ In charge of two mappings, both reversible: an owner to a directory that can nev
 of a message (when, delivery id, sizes, flags) to a file name. Never of what exists on disk.
 Source: https://cr.yp.to/proto/maildir.html; `S=` and `W=` as Dovecot and Maildir++ use them, and what Dovecot says of
 flags: letters, then perhaps a comma and fields of others, which stay as they are.
-Next: `mailstore/delivered.py`.
 """
 
 from __future__ import annotations
@@ -84,13 +83,13 @@ class MessageName:
         return "S" in self.flags
 
 
-def message_name(now_micros: int, delivery_id: DeliveryId, hostname: str, size_bytes: int, wire_bytes: int) -> str:
+def message_name(now_micros: int, delivery_id: DeliveryId, hostname: str, size_bytes: int, virtual_bytes: int) -> str:
     """The name in `tmp` and `new`, without flags: `SECONDS.Mmicros_DELIVERY-ID.HOST,S=size,W=size`."""
     if not _ID.match(delivery_id):
         raise ValueError(f"{delivery_id!r} is not a delivery id")
     seconds, micros = divmod(now_micros, 1_000_000)
     host = hostname[:64].replace("/", "\\057").replace(":", "\\072").replace(",", "\\054")
-    return f"{seconds}.M{micros:06d}_{delivery_id}.{host},S={size_bytes},W={wire_bytes}"
+    return f"{seconds}.M{micros:06d}_{delivery_id}.{host},S={size_bytes},W={virtual_bytes}"
 
 
 def parse_name(name: str) -> MessageName:
@@ -102,14 +101,14 @@ def parse_name(name: str) -> MessageName:
         return MessageName(identity, identity, micros, int(ours["size"]), ours["flags"] or "")
     base, _colon, info = name.partition(":")
     seconds = _SECONDS.match(base)
-    wire = _WIRE_SIZE.search(base)
+    virtual = _WIRE_SIZE.search(base)
     short = base.partition(",")[0]
     uid = short if _UIDL.match(short) else blake2b(short.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return MessageName(
         uid,
         None,
         int(seconds[1]) * 1_000_000 if seconds else None,
-        int(wire[1]) if wire else None,
+        int(virtual[1]) if virtual else None,
         _flags(info)[0],
     )
 

@@ -1,1 +1,1 @@
-"""Decides where each message goes, when it is tried again and when it is given up. Next: `router/decide.py`."""
+"""Decides where each message goes, when it is tried again and when it is given up."""

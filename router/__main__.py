@@ -1,6 +1,6 @@
 """`python -m router --config FILE` is `eilpost router --config FILE`. It belongs to the roof, not to the role."""
 
-from eilpost.cli import main_of
+from eilpost.cli import run_role
 
 if __name__ == "__main__":
-    main_of("router")
+    run_role("router")

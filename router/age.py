@@ -1,7 +1,7 @@
 """Age of the deliveries of a queue: the oldest of each state, and what is runnable (could be delivered now). Pure.
 
 Heaps whose entries are checked when they reach the top (lazy deletion): a change of the queue costs O(log n), so does a
-question, and nothing reads the whole queue. Next: `router/mailqueue.py`.
+question, and nothing reads the whole queue.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from heapq import heapify, heappop, heappush
 
 from mail.message import DeliveryId
-from mail.record import STATES, InHand, Pending, Waiting, Why, state_name
+from mail.record import STATES, Active, Pending, WaitCause, Waiting, state_name
 
-SPARE = 1000  # entries that may be out of date beyond three for each line
+STALE_ENTRIES_MAX = 1000  # entries that may be out of date beyond three for each line
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-class Ages:
-    """`lines` is the queue's own table of open lines. Each line is `put` after it was written there, and `drop`ped
+class AgeIndex:
+    """`lines` is the queue's own table of open lines. Each line is `add`ed after it was written there, and `remove`d
     before it is replaced or removed.
     """
 
@@ -27,33 +27,33 @@ class Ages:
         self._lines = lines
         self._by_state: dict[str, list[DeliveryId]] = {state: [] for state in STATES}  # ids sort by acceptance
         self._runnable: list[tuple[datetime, DeliveryId]] = []
-        self._last: tuple[datetime, DeliveryId] | None = None
+        self._last_due: tuple[datetime, DeliveryId] | None = None
         self._now = _NEVER  # what was due by then is counted
         self.runnable_recipients = 0
 
-    def put(self, line: Pending) -> None:
+    def add(self, line: Pending) -> None:
         heappush(self._by_state[state_name(line.state)], line.delivery.id)
         since = runnable_since(line.state, self._now)
         if since is not None:
             self.runnable_recipients += len(line.delivery.message.envelope.recipients)
             heappush(self._runnable, (since, line.delivery.id))
 
-    def drop(self, line: Pending) -> None:
+    def remove(self, line: Pending) -> None:
         if runnable_since(line.state, self._now) is not None:
             self.runnable_recipients -= len(line.delivery.message.envelope.recipients)
 
-    def came_due(self, entry: tuple[datetime, DeliveryId], line: Pending) -> None:
+    def on_due(self, entry: tuple[datetime, DeliveryId], line: Pending) -> None:
         """A line's due time has come. Entries come in their order, and one may come twice; `now` follows."""
-        if entry != self._last and runnable_since(line.state, self._now) is None:
-            self._last = entry
+        if entry != self._last_due and runnable_since(line.state, self._now) is None:
+            self._last_due = entry
             if runnable_since(line.state, entry[0]) is not None:
                 self.runnable_recipients += len(line.delivery.message.envelope.recipients)
                 heappush(self._runnable, entry)
 
-    def now(self, now: datetime) -> None:
+    def advance(self, now: datetime) -> None:
         """Every line that was due by `now` came due."""
         self._now = max(self._now, now)
-        self._last = None
+        self._last_due = None
 
     def oldest(self) -> dict[str, float]:
         """When the oldest message of each state was received (seconds since 1970), where there is one."""
@@ -75,9 +75,9 @@ class Ages:
             heappop(self._runnable)
         return None
 
-    def tidy(self) -> None:
+    def prune(self) -> None:
         """Drop entries that are out of date when they outnumber the lines."""
-        if len(self._runnable) + sum(map(len, self._by_state.values())) <= 3 * len(self._lines) + SPARE:
+        if len(self._runnable) + sum(map(len, self._by_state.values())) <= 3 * len(self._lines) + STALE_ENTRIES_MAX:
             return
         for state in STATES:
             self._by_state[state] = []
@@ -93,12 +93,12 @@ class Ages:
         return line is not None and runnable_since(line.state, self._now) == entry[0]
 
 
-def runnable_since(state: InHand | Waiting, now: datetime) -> datetime | None:
+def runnable_since(state: Active | Waiting, now: datetime) -> datetime | None:
     """Since when a delivery in this state is runnable: it is active, throttled, or deferred and its retry time has
     come. None: it waits for its retry time, for an operator or for DNS.
     """
-    if isinstance(state, InHand):
+    if isinstance(state, Active):
         return state.since
-    if state.why is Why.WINDOW or (state.why is Why.RETRY and state.due <= now):
+    if state.cause is WaitCause.THROTTLED or (state.cause is WaitCause.DEFERRED and state.due <= now):
         return state.due
     return None

@@ -3,7 +3,7 @@
 RFC 3464 in the frame of RFC 6522 (multipart/report), with the fields of RFC 3461 and the internationalised forms of
 RFC 6533 where an address or the message needs them. Every part is written by hand: what comes from others (replies,
 ENVID, ORCPT) is cleaned of control characters first, so nothing of it can start a field or a part. It never decides
-whether a report is due; `router/decide.py` does, and never sends one to the null reverse-path. Next: `mail/record.py`.
+whether a report is due; `router/decide.py` does, and never sends one to the null reverse-path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mail.record import Accepted
 from mail.reply import Reply
 
 # The part of the original's header that a report quotes.
-MAX_QUOTED_BYTES = 32 << 10
+QUOTED_BYTES_MAX = 32 << 10
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -31,7 +31,7 @@ _FOLD_AT = 900  # RFC 5322 section 2.1.1: 998 octets at most, and UTF-8 may grow
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailedRecipient:
     """One recipient that a report is about. `remote`: who said `reply`; None: we did."""
 
     recipient: Recipient
@@ -39,8 +39,13 @@ class Failure:
     remote: str | None = None
 
 
-def failure_report(
-    original: Message, failures: Sequence[Failure], headers: bytes, hostname: str, queue_id: QueueId, now: datetime
+def failure_dsn(
+    original: Message,
+    failures: Sequence[FailedRecipient],
+    headers: bytes,
+    hostname: str,
+    queue_id: QueueId,
+    now: datetime,
 ) -> Accepted:
     """The report as a message of its own, from the null reverse-path to the original's sender.
 
@@ -54,7 +59,7 @@ def failure_report(
         or not all(failure.recipient.address.is_ascii and failure.recipient.original.is_ascii for failure in failures)
         or (original.envelope.smtputf8 and not quoted.isascii())
     )
-    content = _write(original, sender, failures, quoted, hostname, queue_id, now, utf8)
+    content = _render(original, sender, failures, quoted, hostname, queue_id, now, utf8)
     envelope = Envelope(
         reverse_path=None,  # RFC 3464 section 2
         recipients=(Recipient(sender, sender),),
@@ -65,10 +70,10 @@ def failure_report(
     return Accepted(message, Inline(content))
 
 
-def _write(
+def _render(
     original: Message,
     sender: Address,
-    failures: Sequence[Failure],
+    failures: Sequence[FailedRecipient],
     quoted: bytes,
     hostname: str,
     queue_id: QueueId,
@@ -96,8 +101,8 @@ def _write(
         else ("message/delivery-status", "text/rfc822-headers")  # RFC 3464 section 2, RFC 6522 section 4
     )
     parts = [
-        ("text/plain; charset=utf-8", _for_people(original, failures, hostname)),
-        (status_type, _delivery_status(original, failures, hostname, now, utf8)),
+        ("text/plain; charset=utf-8", _human_readable_part(original, failures, hostname)),
+        (status_type, _delivery_status_part(original, failures, hostname, now, utf8)),
     ]
     if quoted:
         parts.append((headers_type, quoted))
@@ -115,7 +120,7 @@ def _write(
     return b"".join(out)
 
 
-def _for_people(original: Message, failures: Sequence[Failure], hostname: str) -> bytes:
+def _human_readable_part(original: Message, failures: Sequence[FailedRecipient], hostname: str) -> bytes:
     lines = [
         f"This is the mail system at {hostname}.",
         "",
@@ -126,8 +131,8 @@ def _for_people(original: Message, failures: Sequence[Failure], hostname: str) -
     for failure in failures:
         final, given = failure.recipient.address, failure.recipient.original
         lines.append(f"<{final}>" if final == given else f"<{final}> (you wrote to <{given}>)")
-        said = f"{_host(failure.remote)} said: " if failure.remote else ""
-        lines += _wrapped(f"{said}{_clean(str(failure.reply))}")
+        prefix = f"{_host(failure.remote)} said: " if failure.remote else ""
+        lines += _wrap(f"{prefix}{_without_control(str(failure.reply))}")
         lines.append("")
     lines += [
         f"The message was received on {rfc5322_date(original.received)}",
@@ -136,11 +141,13 @@ def _for_people(original: Message, failures: Sequence[Failure], hostname: str) -
     return "\r\n".join(lines).encode("utf-8", "replace") + b"\r\n"
 
 
-def _delivery_status(original: Message, failures: Sequence[Failure], hostname: str, now: datetime, utf8: bool) -> bytes:
+def _delivery_status_part(
+    original: Message, failures: Sequence[FailedRecipient], hostname: str, now: datetime, utf8: bool
+) -> bytes:
     """RFC 3464 section 2.1: the fields of the message, then a block for each recipient."""
     lines = []
     if original.envelope.envid is not None:
-        lines.append(_field("Original-Envelope-Id", original.envelope.envid))
+        lines.append(_header_field("Original-Envelope-Id", original.envelope.envid))
     lines += [
         f"Reporting-MTA: dns; {hostname}",
         f"X-Eilpost-Queue-Id: {original.queue_id}",
@@ -150,22 +157,22 @@ def _delivery_status(original: Message, failures: Sequence[Failure], hostname: s
         recipient, reply = failure.recipient, failure.reply
         lines.append("")
         if recipient.orcpt is not None:  # RFC 3461 section 6.3 (d): else the field MUST NOT appear
-            lines.append(_field("Original-Recipient", original_recipient(recipient.orcpt)))
-        lines.append(_field("Final-Recipient", typed(recipient.address)))
+            lines.append(_header_field("Original-Recipient", original_recipient(recipient.orcpt)))
+        lines.append(_header_field("Final-Recipient", typed_address(recipient.address)))
         lines.append("Action: failed")
         lines.append(f"Status: {reply.status}")
         if failure.remote is not None:
             # Only what an SMTP server said is of type smtp (RFC 3464 section 2.3.6).
-            lines.append(_field("Remote-MTA", f"dns; {_host(failure.remote)}"))
-            lines.append(_field("Diagnostic-Code", f"smtp; {reply}"))
+            lines.append(_header_field("Remote-MTA", f"dns; {_host(failure.remote)}"))
+            lines.append(_header_field("Diagnostic-Code", f"smtp; {reply}"))
         else:
-            lines.append(_field("Diagnostic-Code", f"X-Eilpost; {reply}"))
+            lines.append(_header_field("Diagnostic-Code", f"X-Eilpost; {reply}"))
         lines.append(f"Last-Attempt-Date: {rfc5322_date(now)}")
     text = "\r\n".join(lines) + "\r\n"
     return text.encode("utf-8", "replace") if utf8 else text.encode("ascii", "replace")
 
 
-def typed(address: Address) -> str:
+def typed_address(address: Address) -> str:
     """An address with its type: RFC 3464 section 2.3.2, RFC 6533 section 3."""
     return f"{'rfc822' if address.is_ascii else 'utf-8'}; {address}"
 
@@ -174,17 +181,17 @@ def original_recipient(orcpt: str) -> str:
     """The ORCPT value as a report shows it: RFC 3461 section 6.3 (d), with its xtext decoded (section 4)."""
     kind, semicolon, value = orcpt.partition(";")
     if not semicolon:
-        return f"rfc822; {_clean(orcpt)}"
+        return f"rfc822; {_without_control(orcpt)}"
     decoded = _HEX_PAIR.sub(lambda match: chr(int(match[1], 16)), value)
-    return f"{_clean(kind).strip()}; {_clean(decoded).strip()}"
+    return f"{_without_control(kind).strip()}; {_without_control(decoded).strip()}"
 
 
-def _field(name: str, value: str) -> str:
+def _header_field(name: str, value: str) -> str:
     """One field, free of control characters, folded at spaces so that no line is too long."""
-    return "\r\n ".join(_wrapped(f"{name}: {_clean(value)}", _FOLD_AT))
+    return "\r\n ".join(_wrap(f"{name}: {_without_control(value)}", _FOLD_AT))
 
 
-def _wrapped(text: str, width: int = 76) -> list[str]:
+def _wrap(text: str, width: int = 76) -> list[str]:
     """Lines of at most `width` characters, broken at spaces; a longer word is cut."""
     lines: list[str] = []
     line = ""
@@ -201,7 +208,7 @@ def _wrapped(text: str, width: int = 76) -> list[str]:
     return lines
 
 
-def _clean(text: str) -> str:
+def _without_control(text: str) -> str:
     return _CONTROL.sub(" ", text)
 
 
@@ -212,7 +219,7 @@ def _atom(text: str) -> str:
 
 def _host(remote: str) -> str:
     """The host name of "mx.example.test[192.0.2.1]:25"."""
-    return _clean(remote).partition("[")[0] or _clean(remote)
+    return _without_control(remote).partition("[")[0] or _without_control(remote)
 
 
 def _header_block(headers: bytes) -> bytes:
@@ -221,8 +228,8 @@ def _header_block(headers: bytes) -> bytes:
     block = headers[: end + 2] if end >= 0 else headers
     if headers.startswith(b"\r\n"):
         return b""
-    if len(block) > MAX_QUOTED_BYTES or end < 0:
-        block = block[:MAX_QUOTED_BYTES]
+    if len(block) > QUOTED_BYTES_MAX or end < 0:
+        block = block[:QUOTED_BYTES_MAX]
         last = block.rfind(b"\r\n")
         block = block[: last + 2] if last >= 0 else b""
     return block

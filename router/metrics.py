@@ -25,10 +25,10 @@ from mail.telemetry.router import (
     STATES,
     TIME_IN_QUEUE,
 )
-from router.mailqueue import MailQueue
-from router.tally import Ledger, Tally
+from router.accounting import BatchAccounting, Ledger
+from router.mail_queue import MailQueue
 
-GAUGE_SECONDS = 1.0  # between two updates of a shard's gauges
+GAUGE_INTERVAL_SECONDS = 1.0  # between two updates of a shard's gauges
 ROUTED_SECONDS = 60.0  # since its last batch a shard counts as routed
 
 
@@ -40,61 +40,61 @@ class Metrics:
         self._attempted = CONSUMED_RECORDS.labels("attempted")
         self._ledger = {entry: LEDGER.labels(entry) for entry in ENTRIES}
         self._routed = {kind: ROUTED_RECIPIENTS.labels(kind) for kind in KINDS}
-        self._in_queue = {result: TIME_IN_QUEUE.labels(result) for result in ("delivered", "failed")}
-        self._reports = DSNS.labels("failed")
+        self._time_in_queue = {result: TIME_IN_QUEUE.labels(result) for result in ("delivered", "failed")}
+        self._dsns = DSNS.labels("failed")
         self._duplicates = DUPLICATES_SUPPRESSED.labels("router")
         self._recipients = {state: QUEUE_RECIPIENTS.labels(state) for state in STATES}
         self._oldest = {state: QUEUE_OLDEST.labels(state) for state in STATES}
         self._shards: dict[int, _ShardGauges] = {}
-        self._batches: dict[int, float] = {}  # when each shard finished its last one, on the monotonic clock
+        self._last_batch: dict[int, float] = {}  # when each shard finished its last one, on the monotonic clock
         SHARDS_ROUTED.set_function(self._routed_shards)  # also while nothing is committed
 
-    def opened(self, shard: int, queue: MailQueue) -> None:
+    def shard_replayed(self, shard: int, queue: MailQueue) -> None:
         self._shards[shard] = gauges = _ShardGauges(queue)
-        gauges.look(queue)
-        self._show()
+        gauges.refresh(queue)
+        self._update_gauges()
 
-    def consumed(self, *, accepted: int, attempted: int) -> None:
+    def add_consumed(self, *, accepted: int, attempted: int) -> None:
         self._accepted.inc(accepted)
         self._attempted.inc(attempted)
 
-    def committed(self, shard: int, tally: Tally, queue: MailQueue, seconds: float) -> None:
+    def add_batch(self, shard: int, accounting: BatchAccounting, queue: MailQueue, seconds: float) -> None:
         """After a commit; `seconds` is 0 for an empty batch, which is not committed."""
         if seconds:
             ROUTE_DURATION.observe(seconds)
-        for entry, count in tally.ledger.items():
+        for entry, count in accounting.ledger.items():
             self._ledger[entry].inc(count)
-        for kind, count in tally.routed.items():
+        for kind, count in accounting.routed.items():
             self._routed[kind].inc(count)
-        ROUTED_MESSAGES.inc(tally.messages)
-        ROUTED_BYTES.inc(tally.bytes)
-        if tally.reports:
-            self._reports.inc(tally.reports)
-        if tally.duplicates:
-            self._duplicates.inc(tally.duplicates)
-        for delay in tally.first_attempts:
+        ROUTED_MESSAGES.inc(accounting.messages)
+        ROUTED_BYTES.inc(accounting.bytes)
+        if accounting.dsns:
+            self._dsns.inc(accounting.dsns)
+        if accounting.duplicates:
+            self._duplicates.inc(accounting.duplicates)
+        for delay in accounting.first_attempt_delays:
             FIRST_ATTEMPT_DELAY.observe(delay)
-        for result, delay in tally.settled:
-            self._in_queue[result].observe(delay)
+        for result, delay in accounting.times_in_queue:
+            self._time_in_queue[result].observe(delay)
         gauges = self._shards.get(shard)
         if gauges is None:  # lost meanwhile
             return
-        self._batches[shard] = monotonic()
-        gauges.ledger.add(tally)
-        if monotonic() >= gauges.next_look:
-            gauges.look(queue)
-            self._show()
+        self._last_batch[shard] = monotonic()
+        gauges.ledger.add(accounting)
+        if monotonic() >= gauges.next_refresh:
+            gauges.refresh(queue)
+            self._update_gauges()
 
-    def closed(self, shard: int) -> None:
+    def shard_released(self, shard: int) -> None:
         self._shards.pop(shard, None)
-        self._batches.pop(shard, None)
-        self._show()
+        self._last_batch.pop(shard, None)
+        self._update_gauges()
 
     def _routed_shards(self) -> float:
         since = monotonic() - ROUTED_SECONDS
-        return sum(finished > since for finished in list(self._batches.values()))
+        return sum(finished > since for finished in list(self._last_batch.values()))
 
-    def _show(self) -> None:
+    def _update_gauges(self) -> None:
         shards = self._shards.values()
         for state in STATES:
             self._recipients[state].set(sum(shard.recipients[state] for shard in shards))
@@ -112,8 +112,8 @@ class _ShardGauges:
     def __init__(self, queue: MailQueue) -> None:
         self.ledger = Ledger(queue.open_recipients)
 
-    def look(self, queue: MailQueue) -> None:
-        self.next_look = monotonic() + GAUGE_SECONDS
+    def refresh(self, queue: MailQueue) -> None:
+        self.next_refresh = monotonic() + GAUGE_INTERVAL_SECONDS
         self.recipients = queue.recipients()
         self.oldest = queue.oldest()
         self.runnable = queue.runnable_recipients()

@@ -3,7 +3,7 @@
 Full jitter (Brooker, "Exponential Backoff and Jitter"): the wait is spread over the whole step, so that what failed
 together does not come back together; its floor is a tenth of the step, so that a retry is never at once. The last
 attempt is made when the lifetime ends, and what it defers then is given up (RFC 5321 section 4.5.4.1: at least 4-5
-days). Next: `router/dsn.py`.
+days).
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from hashlib import blake2b
 
-FLOOR = 0.1
+JITTER_FLOOR = 0.1
 
 # DNS that did not answer is asked again after a quarter of the message's age, within these bounds.
-RESOLVE_SOONEST = timedelta(seconds=2)
-RESOLVE_LATEST = timedelta(minutes=15)
+RESOLVE_DELAY_MIN = timedelta(seconds=2)
+RESOLVE_DELAY_MAX = timedelta(minutes=15)
 
 
-def chance(seed: str) -> float:
+def hashed_fraction(seed: str) -> float:
     """A number in [0, 1) that follows from `seed`: what two decisions of the same fact agree on."""
     return int.from_bytes(blake2b(seed.encode(), digest_size=6).digest()) / (1 << 48)
 
 
-def step_of(schedule: Sequence[timedelta], attempts: int) -> timedelta:
+def retry_step(schedule: Sequence[timedelta], attempts: int) -> timedelta:
     """The schedule's step after `attempts` reported attempts (from 1); the last one repeats."""
     return schedule[min(max(attempts, 1), len(schedule)) - 1]
 
 
-def wait_after(schedule: Sequence[timedelta], attempts: int, seed: str) -> timedelta:
+def retry_delay(schedule: Sequence[timedelta], attempts: int, seed: str) -> timedelta:
     """The wait before the next attempt: between a tenth of the step and the whole of it."""
-    return step_of(schedule, attempts) * (FLOOR + (1 - FLOOR) * chance(f"{seed}/{attempts}"))
+    return retry_step(schedule, attempts) * (JITTER_FLOOR + (1 - JITTER_FLOOR) * hashed_fraction(f"{seed}/{attempts}"))
 
 
-def is_over(received: datetime, lifetime: timedelta, now: datetime) -> bool:
+def is_expired(received: datetime, lifetime: timedelta, now: datetime) -> bool:
     """True when the message's lifetime has ended."""
     return now - received >= lifetime
 
 
-def due_again(
+def next_attempt_time(
     schedule: Sequence[timedelta],
     lifetime: timedelta,
     attempts: int,
@@ -48,12 +48,12 @@ def due_again(
     now: datetime,
 ) -> datetime:
     """The next attempt's time; at the latest when the lifetime ends, so that a last one is made then."""
-    due = now + wait_after(schedule, attempts, seed)
+    due = now + retry_delay(schedule, attempts, seed)
     end = received + lifetime
     return min(due, end) if end > now else due
 
 
-def resolve_again(received: datetime, now: datetime, seed: str) -> datetime:
+def next_resolve_time(received: datetime, now: datetime, seed: str) -> datetime:
     """When a domain that DNS did not answer for is asked about again: seconds at first, minutes later."""
-    wait = min(max((now - received) / 4, RESOLVE_SOONEST), RESOLVE_LATEST)
-    return now + wait * (0.75 + 0.5 * chance(f"{seed}/{now.timestamp()}"))
+    wait = min(max((now - received) / 4, RESOLVE_DELAY_MIN), RESOLVE_DELAY_MAX)
+    return now + wait * (0.75 + 0.5 * hashed_fraction(f"{seed}/{now.timestamp()}"))

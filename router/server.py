@@ -1,7 +1,6 @@
 """The router as a role: owns shards of the log while the process lives, and routes their mail.
 
 It makes a policy of the settings; deciding is `decide.py`, looping `shard.py`.
-Next: `router/shard.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from mail.service import ServiceError
 from mail.settings import NodeSettings, RouterSettings
 from mail.spool import Spool
 from router.metrics import Metrics
-from router.resolve import Questions
-from router.shard import Tools, tend
-from router.window import Limits
-from router.world import Policy
+from router.resolve import BatchResolver
+from router.routing_context import Policy
+from router.shard import RouterContext, process_shard
+from router.site_limits import SiteLimits
 
 
 class Router:
@@ -40,39 +39,43 @@ class Router:
         resolver: Resolver,
     ) -> None:
         self._settings = settings
-        self._policy = policy_of(settings, node, relay)
+        self._policy = policy_from_settings(settings, node, relay)
         self._log = log
         self._spool = spool
         self._directory = directory
         self._resolver = resolver
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
-        questions = Questions(self._resolver)
+        batch_resolver = BatchResolver(self._resolver)
         metrics = Metrics()
-        tools = Tools(self._policy, self._settings.batch, self._spool, self._directory, questions, metrics)
+        context = RouterContext(
+            self._policy, self._settings.batch, self._spool, self._directory, batch_resolver, metrics
+        )
 
-        async def tend_shard(shard: RouterShard) -> None:
+        async def run_shard(shard: RouterShard) -> None:
             try:
-                await tend(shard, tools, stop)
+                await process_shard(shard, context, stop)
             finally:
-                metrics.closed(shard.number)
+                metrics.shard_released(shard.number)
 
         try:
-            await self._log.route(tend_shard, stop, ready)  # without a shard too: in a cluster, shards come and go
+            await self._log.own_router_shards(
+                run_shard, stop, ready
+            )  # without a shard too: in a cluster, shards come and go
         except LogUnusable as error:
             raise ServiceError(str(error)) from error
         finally:
-            await questions.close()
+            await batch_resolver.close()
 
 
-def policy_of(settings: RouterSettings, node: NodeSettings, relay: ToRelay | None) -> Policy:
+def policy_from_settings(settings: RouterSettings, node: NodeSettings, relay: ToRelay | None) -> Policy:
     """The rules as the settings have them."""
     return Policy(
         hostname=node.hostname,
         relay=relay,
         lifetime=settings.lifetime,
         retry=tuple(settings.retry) or Policy("").retry,
-        limits=Limits(settings.window, settings.window_bytes, settings.in_hand_max),
+        limits=SiteLimits(settings.window, settings.window_bytes, settings.in_hand_max),
         recipients_per_delivery=settings.recipients_per_delivery,
         alias_depth=settings.alias_depth,
     )

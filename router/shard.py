@@ -2,10 +2,11 @@
 
 It promises the law of DESIGN section 2: outputs and input marks go in one commit, and the state in memory never
 survives a commit that was not confirmed: it is thrown away, the shard rewound and replayed. A bug that one fact brings
-out stops neither the shard nor the process: that fact is put aside (`router/putaside.py`). The order within a batch:
+out stops neither the shard nor the process: that fact is put aside (`router/quarantine.py`). The order within a batch:
 attempts first (they make room), then what is due, then new mail. New mail beyond a site's window is spooled
-(`router/bodies.py`). Leaving it in `accepted` for a second instead was tried: it saved little and was not kept, since
-it makes one busy site everybody's delay. Next: `router/decide.py`.
+(`router/content_placement.py`). Leaving it in `accepted` for a second instead was tried: it saved little and was not
+kept, since
+it makes one busy site everybody's delay.
 """
 
 from __future__ import annotations
@@ -23,28 +24,28 @@ from mail.directory import Directory
 from mail.log import Entry, LogUnavailable, LogUnusable, RouterShard, ShardLost
 from mail.message import DeliveryId, QueueId, Spooled
 from mail.outcome import Failed
-from mail.record import Accepted, Attempted, Bounced, Event, Record, Refused, Routed, Tried
+from mail.record import Accepted, Attempted, AttemptRecorded, Bounced, Event, Record, Refused, Routed
 from mail.reply import Reply
 from mail.service import stopped_within
 from mail.spool import Spool, SpoolUnavailable
-from router.bodies import Bodies
-from router.decide import Due, Fact, decide, quotes
-from router.mailqueue import QUARANTINE, MailQueue
+from router.accounting import BatchAccounting
+from router.batch_budget import BatchBudget
+from router.content_placement import ContentPlacement
+from router.decide import Due, Fact, content_to_quote, decide
+from router.dedup import RecentQueueIds
+from router.mail_queue import QUARANTINE_REASON, MailQueue
 from router.metrics import Metrics
-from router.portion import Portion
-from router.putaside import put_aside
-from router.recent import Recent
-from router.resolve import Questions, domains_in_question, read_headers
-from router.tally import Tally
-from router.world import Policy, World
+from router.quarantine import quarantine
+from router.resolve import BatchResolver, domains_to_resolve, read_headers
+from router.routing_context import Policy, RoutingContext
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
 IDLE_WAIT = timedelta(seconds=1)  # an idle shard looks up this often: gauges, stop
-BACKOFF_FIRST = 0.1  # seconds before a failed batch is tried again, doubled each time
-BACKOFF_MAX = 5.0
-SHOWN_MAX = 20  # addresses in one line of the log
-TURN = 200  # records decided on, or told of, before others have their turn
+BACKOFF_SECONDS = 0.1  # seconds before a failed batch is tried again, doubled each time
+BACKOFF_SECONDS_MAX = 5.0
+LOGGED_ADDRESSES_MAX = 20  # addresses in one line of the log
+YIELD_INTERVAL = 200  # records decided on, or told of, before others have their turn
 
 
 def utc_now() -> datetime:
@@ -52,192 +53,199 @@ def utc_now() -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class RouterContext:
     """What a shard's loop works with."""
 
     policy: Policy
-    batch: int
+    batch_size: int
     spool: Spool
     directory: Directory
-    questions: Questions
+    batch_resolver: BatchResolver
     metrics: Metrics
     now: Callable[[], datetime] = field(default=utc_now)
 
 
-class _Ours:
+class ShardState:
     """What a shard's loop keeps while it owns the shard, whatever becomes of the queue in memory."""
 
-    def __init__(self, shard: RouterShard, tools: Tools) -> None:
+    def __init__(self, shard: RouterShard, router: RouterContext) -> None:
         self.shard = shard
-        self.tools = tools
-        self.bodies = Bodies(tools.spool)
-        self.portion = Portion(tools.batch)
-        self.recent = Recent()
+        self.router = router
+        self.content_placement = ContentPlacement(router.spool)
+        self.budget = BatchBudget(router.batch_size)
+        self.recent_queue_ids = RecentQueueIds()
 
 
-async def tend(shard: RouterShard, tools: Tools, stop: asyncio.Event) -> None:
+async def process_shard(shard: RouterShard, router: RouterContext, stop: asyncio.Event) -> None:
     """Route the shard's mail until it is lost or `stop` is set."""
-    ours = _Ours(shard, tools)
-    backoff = BACKOFF_FIRST
-    must_rewind = bug = False
+    state = ShardState(shard, router)
+    backoff = BACKOFF_SECONDS
+    must_rewind = one_by_one = False
     while True:
         try:
             if must_rewind:
                 await shard.rewind()
                 must_rewind = False
-            if bug:
-                await _route_singly(ours)
-                bug = False
-            queue = await _replay(ours)
-            log.debug("shard ready", shard=shard.number, deliveries=len(queue))
+            if one_by_one:
+                await _route_one_by_one(state)
+                one_by_one = False
+            queue = await _replay(state)
+            logger.debug("shard ready", shard=shard.number, deliveries=len(queue))
             wait = timedelta(0)
             while True:
-                wait = await _route_batch(ours, queue, wait)
-                backoff = BACKOFF_FIRST
+                wait = await _route_batch(state, queue, wait)
+                backoff = BACKOFF_SECONDS
         except ShardLost:
             return
         except (LogUnavailable, SpoolUnavailable) as error:
-            log.warning("routing pauses", shard=shard.number, seconds=backoff, reason=str(error))
+            logger.warning("routing pauses", shard=shard.number, seconds=backoff, reason=str(error))
         except LogUnusable:
             raise
         except Exception:
-            log.exception("a bug in this batch: its facts are decided one by one", shard=shard.number)
-            bug = True
+            logger.exception("a bug in this batch: its facts are decided one by one", shard=shard.number)
+            one_by_one = True
         must_rewind = True  # the queue in memory may know what the log does not
         if await stopped_within(stop, backoff):
             return
-        backoff = min(2 * backoff, BACKOFF_MAX)
+        backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
 
 
-async def _replay(ours: _Ours) -> MailQueue:
+async def _replay(state: ShardState) -> MailQueue:
     queue = MailQueue()
-    async for batch in ours.shard.replay():
+    async for batch in state.shard.replay():
         for line in batch:
             queue.apply(line)
-    ours.tools.metrics.opened(ours.shard.number, queue)
+    state.router.metrics.shard_replayed(state.shard.number, queue)
     return queue
 
 
-async def _route_batch(ours: _Ours, queue: MailQueue, wait: timedelta) -> timedelta:
+async def _route_batch(state: ShardState, queue: MailQueue, wait: timedelta) -> timedelta:
     """One batch, from the inputs to the commit. Returns how long the next one may wait for inputs."""
-    tools = ours.tools
-    entries = await _take(ours, wait)
-    due = await _decide_and_commit(ours, queue, entries, tools.batch)
-    if due == tools.batch:
+    router = state.router
+    entries = await _read_inputs(state, wait)
+    due = await _decide_and_commit(state, queue, entries, router.batch_size)
+    if due == router.batch_size:
         return timedelta(0)  # more may be due
     next_due = queue.next_due()
-    return IDLE_WAIT if next_due is None else min(max(next_due - tools.now(), timedelta(0)), IDLE_WAIT)
+    return IDLE_WAIT if next_due is None else min(max(next_due - router.now(), timedelta(0)), IDLE_WAIT)
 
 
-async def _take(ours: _Ours, wait: timedelta) -> list[Entry[Accepted] | Entry[Attempted]]:
+async def _read_inputs(state: ShardState, wait: timedelta) -> list[Entry[Accepted] | Entry[Attempted]]:
     """The inputs of one commit: a few at a time, until what follows from them is enough."""
-    portion, tools = ours.portion, ours.tools
+    budget, router = state.budget, state.router
     entries: list[Entry[Accepted] | Entry[Attempted]] = []
-    snapshot = tools.directory.snapshot
-    portion.begin()
-    while step := portion.step:
+    snapshot = router.directory.snapshot
+    budget.reset()
+    while limit := budget.read_limit:
         try:
-            more = await ours.shard.take(step, timedelta(0) if entries else wait)
+            more = await state.shard.read(limit, timedelta(0) if entries else wait)
         except ShardLost:
             if not entries:
                 raise
             break  # what is in hand is finished
         for entry in more:
-            portion.add(entry.record, snapshot, tools.policy.alias_depth)
+            budget.add(entry.record, snapshot, router.policy.alias_depth)
         entries += more
-        if len(more) < step:
+        if len(more) < limit:
             break
     return entries
 
 
-async def _route_singly(ours: _Ours) -> None:
+async def _route_one_by_one(state: ShardState) -> None:
     """After a bug: one fact at a time, each in a commit of its own; one that cannot be decided on is put aside. As many
     as may have been in the batch that failed, then the usual way again.
     """
-    shard, tools = ours.shard, ours.tools
-    queue = await _replay(ours)
-    for _ in range(2 * tools.batch):
-        entries = await shard.take(1, timedelta(0))
+    shard, router = state.shard, state.router
+    queue = await _replay(state)
+    for _ in range(2 * router.batch_size):
+        entries = await shard.read(1, timedelta(0))
         due: list[DeliveryId] = []
         try:
-            if await _decide_and_commit(ours, queue, entries, 0 if entries else 1, due) + len(entries):
+            if await _decide_and_commit(state, queue, entries, 0 if entries else 1, due) + len(entries):
                 continue
             return
         except (ShardLost, LogUnavailable, LogUnusable, SpoolUnavailable):
             raise
         except Exception as bug:
             facts = [*(entry.record for entry in entries), *map(Due, due)]
-            log.exception("put aside", shard=shard.number, facts=[_name_of(fact) for fact in facts])
-            queue = await _replay(ours)
-            batch = _Batch(queue, tools.now())
+            logger.exception("put aside", shard=shard.number, facts=[_fact_id(fact) for fact in facts])
+            queue = await _replay(state)
+            batch = _Batch(queue, router.now())
             for fact in facts:
-                batch.put_aside(fact, f"{QUARANTINE} ({type(bug).__name__}); see its log", tools.policy)
-            await _commit(ours, batch, entries, perf_counter())
+                batch.quarantine(fact, f"{QUARANTINE_REASON} ({type(bug).__name__}); see its log", router.policy)
+            await _commit(state, batch, entries, perf_counter())
 
 
 async def _decide_and_commit(
-    ours: _Ours,
+    state: ShardState,
     queue: MailQueue,
     entries: Sequence[Entry[Accepted] | Entry[Attempted]],
     due_max: int,
-    picked: list[DeliveryId] | None = None,
+    due_ids: list[DeliveryId] | None = None,
 ) -> int:
-    """From the inputs to the commit. Returns how many were due, at most `due_max`; `picked` learns which, before
+    """From the inputs to the commit. Returns how many were due, at most `due_max`; `due_ids` gets which, before
     they are decided on.
     """
-    began = perf_counter()
-    tools = ours.tools
-    now = tools.now()
+    started = perf_counter()
+    router = state.router
+    now = router.now()
     batch = _Batch(queue, now)
     attempted = [entry.record for entry in entries if isinstance(entry.record, Attempted)]
     accepted = [entry.record for entry in entries if isinstance(entry.record, Accepted)]
-    tools.metrics.consumed(accepted=len(accepted), attempted=len(attempted))
-    accepted = _without_repeats(accepted, ours.recent, batch.tally)
-    world = World(tools.policy, tools.directory.snapshot)
+    router.metrics.add_consumed(accepted=len(accepted), attempted=len(attempted))
+    accepted = _without_duplicates(accepted, state.recent_queue_ids, batch.accounting)
+    context = RoutingContext(router.policy, router.directory.snapshot)
     for report in attempted:
-        await batch.decide(report, world)
-    due = [Due(delivery_id) for delivery_id in queue.due(now, tools.policy.limits, due_max)] if due_max else []
-    if picked is not None:
-        picked += [fact.delivery_id for fact in due]
-    world = await _look_up(queue, accepted, due, world, tools, now)
+        await batch.decide(report, context)
+    due = [Due(delivery_id) for delivery_id in queue.due(now, router.policy.limits, due_max)] if due_max else []
+    if due_ids is not None:
+        due_ids += [fact.delivery_id for fact in due]
+    context = await _look_up_facts(queue, accepted, due, context, router, now)
     facts: list[Fact] = [*due, *accepted]
     for fact in facts:
-        await batch.decide(fact, world)
+        await batch.decide(fact, context)
     if batch.outputs or entries:
-        await _commit(ours, batch, entries, began)
+        await _commit(state, batch, entries, started)
     else:
-        tools.metrics.committed(ours.shard.number, batch.tally, queue, 0.0)
+        router.metrics.add_batch(state.shard.number, batch.accounting, queue, 0.0)
     return len(due)
 
 
 async def _commit(
-    ours: _Ours, batch: _Batch, entries: Sequence[Entry[Accepted] | Entry[Attempted]], began: float
+    state: ShardState, batch: _Batch, entries: Sequence[Entry[Accepted] | Entry[Attempted]], started: float
 ) -> None:
-    shard, tools = ours.shard, ours.tools
-    await ours.bodies.settle(batch.outputs, batch.queue)
+    shard, router = state.shard, state.router
+    await state.content_placement.offload(batch.outputs, batch.queue)
     await shard.commit(batch.outputs, entries)
-    ours.recent.add((e.record.message.queue_id for e in entries if isinstance(e.record, Accepted)), tools.now())
+    state.recent_queue_ids.add(
+        (e.record.message.queue_id for e in entries if isinstance(e.record, Accepted)), router.now()
+    )
     try:  # it is done, whatever goes wrong in telling of it
-        tools.metrics.committed(shard.number, batch.tally, batch.queue, perf_counter() - began)
-        await _log_history(batch.outputs)
+        router.metrics.add_batch(shard.number, batch.accounting, batch.queue, perf_counter() - started)
+        await _log_events(batch.outputs)
     except Exception:
-        log.exception("not told", shard=shard.number)
-    batch.queue.tidy()
+        logger.exception("not told", shard=shard.number)
+    batch.queue.prune()
 
 
-async def _look_up(
-    queue: MailQueue, accepted: Sequence[Accepted], due: Sequence[Due], world: World, tools: Tools, now: datetime
-) -> World:
-    """The world with all that the decisions on these facts may ask for."""
+async def _look_up_facts(
+    queue: MailQueue,
+    accepted: Sequence[Accepted],
+    due: Sequence[Due],
+    context: RoutingContext,
+    router: RouterContext,
+    now: datetime,
+) -> RoutingContext:
+    """The context with all that the decisions on these facts may ask for."""
     lines = [line for fact in due if (line := queue.line(fact.delivery_id)) is not None]
-    domains = domains_in_question(accepted, lines, world)
+    domains = domains_to_resolve(accepted, lines, context)
     if domains:
-        world = replace(world, answers=await tools.questions.ask(domains))
+        context = replace(context, answers=await router.batch_resolver.resolve(domains))
     facts: list[Fact] = [*due, *(fact for fact in accepted if isinstance(fact.content, Spooled))]
-    sources = dict(source for fact in facts if (source := quotes(queue, fact, world, now)) is not None)
-    if sources:
-        world = replace(world, headers=await read_headers(tools.spool, sources))
-    return world
+    quoted = dict(source for fact in facts if (source := content_to_quote(queue, fact, context, now)) is not None)
+    if quoted:
+        context = replace(context, headers=await read_headers(router.spool, quoted))
+    return context
 
 
 class _Batch:
@@ -247,72 +255,74 @@ class _Batch:
         self.queue = queue
         self._now = now
         self.outputs: list[Record] = []
-        self.tally = Tally()
+        self.accounting = BatchAccounting()
 
-    async def decide(self, fact: Fact, world: World) -> None:
+    async def decide(self, fact: Fact, context: RoutingContext) -> None:
         queue = self.queue
         line = None if isinstance(fact, Accepted) else queue.line(fact.delivery_id)
         first = len(self.outputs)
-        for record in decide(queue, fact, world, self._now):
+        for record in decide(queue, fact, context, self._now):
             queue.apply(record)
             self.outputs.append(record)
-            if len(self.outputs) % TURN == 0:
+            if len(self.outputs) % YIELD_INTERVAL == 0:
                 await asyncio.sleep(0)
-        self.tally.note(fact, line, self.outputs[first:], self._now)
+        self.accounting.add_decision(fact, line, self.outputs[first:], self._now)
 
-    def put_aside(self, fact: Fact, reason: str, policy: Policy) -> None:
+    def quarantine(self, fact: Fact, reason: str, policy: Policy) -> None:
         """What `decide` could not do."""
         line = None if isinstance(fact, Accepted) else self.queue.line(fact.delivery_id)
         first = len(self.outputs)
-        for record in put_aside(self.queue, fact, reason, policy, self._now):
+        for record in quarantine(self.queue, fact, reason, policy, self._now):
             self.queue.apply(record)
             self.outputs.append(record)
         with suppress(Exception):  # perhaps that is where the bug is
-            self.tally.note(fact, line, self.outputs[first:], self._now)
+            self.accounting.add_decision(fact, line, self.outputs[first:], self._now)
 
 
-def _without_repeats(accepted: Sequence[Accepted], recent: Recent, tally: Tally) -> list[Accepted]:
+def _without_duplicates(
+    accepted: Sequence[Accepted], recent: RecentQueueIds, accounting: BatchAccounting
+) -> list[Accepted]:
     """Those that were not taken a moment ago, or twice in this batch: the same append, made twice."""
     first: dict[QueueId, Accepted] = {}
     for fact in accepted:
         queue_id = fact.message.queue_id
         if queue_id in recent or queue_id in first:
-            tally.duplicates += 1
+            accounting.duplicates += 1
         else:
             first[queue_id] = fact
     return list(first.values())
 
 
-def _name_of(fact: Fact) -> str:
+def _fact_id(fact: Fact) -> str:
     return fact.message.queue_id if isinstance(fact, Accepted) else fact.delivery_id
 
 
-async def _log_history(outputs: Sequence[Record]) -> None:
+async def _log_events(outputs: Sequence[Record]) -> None:
     """One line per delivery that was made, and per report, with the last reply it is about."""
     failure: Reply | None = None
     for number, record in enumerate(outputs, 1):
-        if number % TURN == 0:
+        if number % YIELD_INTERVAL == 0:
             await asyncio.sleep(0)
         if not isinstance(record, Event):
             continue
-        what = record.what
-        if isinstance(what, Routed):
-            log.info(
+        detail = record.detail
+        if isinstance(detail, Routed):
+            logger.info(
                 "routed",
                 queue_id=record.queue_id,
-                delivery_id=what.delivery_id,
-                site=what.route.site,
-                recipients=len(what.recipients),
-                **({} if what.waits is None else {"waits": what.waits.why.value}),
+                delivery_id=detail.delivery_id,
+                site=detail.route.site,
+                recipients=len(detail.recipients),
+                **({} if detail.waiting is None else {"waits": detail.waiting.cause.value}),
             )
-        elif isinstance(what, Tried | Refused):
-            failure = next((each.reply for each in reversed(what.outcomes) if isinstance(each, Failed)), failure)
-        elif isinstance(what, Bounced):
-            log.info(
+        elif isinstance(detail, AttemptRecorded | Refused):
+            failure = next((each.reply for each in reversed(detail.outcomes) if isinstance(each, Failed)), failure)
+        elif isinstance(detail, Bounced):
+            logger.info(
                 "bounced",
                 queue_id=record.queue_id,
-                to=[str(address) for address in what.recipients[:SHOWN_MAX]],
-                recipients=len(what.recipients),
+                to=[str(address) for address in detail.recipients[:LOGGED_ADDRESSES_MAX]],
+                recipients=len(detail.recipients),
                 **({} if failure is None else {"reply": str(failure)}),
-                **({"no_report": "the sender is <>"} if what.dsn is None else {"dsn": what.dsn}),
+                **({"no_report": "the sender is <>"} if detail.dsn is None else {"dsn": detail.dsn}),
             )

@@ -17,19 +17,19 @@ import hypothesis
 import pytest
 import structlog
 
-from tests.support import composefile as _composefile
-from tests.support import crds as _crds
-from tests.support import kafka as _kafka
-from tests.support import objects as _objects
-from tests.support import postfix as _postfix
-from tests.support import prometheus as _prometheus
-from tests.support import strimzi as _strimzi
 from tests.support import unprivileged as _unprivileged
+from tests.support.chart import crds as _crds
+from tests.support.chart import strimzi as _strimzi
+from tests.support.chart.helm import HELM_4 as _HELM_4
 from tests.support.containers import compose as _docker_compose
+from tests.support.containers import compose_spec as _composefile
 from tests.support.containers import engine as _docker
 from tests.support.containers import images as _images
-from tests.support.helm import HELM_4 as _HELM_4
 from tests.support.kubernetes import programs as _kubernetes
+from tests.support.servers import kafka as _kafka
+from tests.support.servers import object_store as _objects
+from tests.support.servers import postfix as _postfix
+from tests.support.servers import prometheus as _prometheus
 
 # A busy machine is no defect of the code: examples have no deadline.
 hypothesis.settings.register_profile("eilpost", deadline=None)
@@ -141,7 +141,7 @@ def kafka_bootstrap() -> Iterator[str]:
 
 
 @pytest.fixture
-def kafka_cluster() -> Iterator[_kafka.MakesClusters]:
+def kafka_cluster() -> Iterator[_kafka.ClusterFactory]:
     """Makes running clusters that a test may break (marker kafka_cluster); they end with the test."""
     with ExitStack() as made:
         yield lambda nodes=3, **how: made.enter_context(_kafka.cluster(nodes, **how))

@@ -1,7 +1,7 @@
 """The classes of a broker, loaded and verified once: with this archive (Java's AppCDS) a node starts in half the time.
 
 Made once for the jars and the Java, beside the jars, by starting one broker and ending it; that takes some seconds.
-A broker starts without it just as well. Next: `deploy/kafka/cluster.py`.
+A broker starts without it just as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from deploy.kafka.cluster import Cluster
 def prepare() -> Path:
     """All that is needed once and takes long: the jars and the archive. The folder of both. Raises BrokerError."""
     folder = jars.fetch()
-    archive = jars.archive()
+    archive = jars.archive_path()
     if archive.exists():
         return folder
     with folder.with_name(folder.name + ".lock").open("w") as lock:

@@ -1,7 +1,7 @@
 """`python deploy/kafka/broker.py up|down|status|fetch`: a real Kafka for development, with Java 17 and Maven only.
 
 `up` runs in the foreground until Ctrl-C or `down`, and says how to point eilpost at it. Needs nothing but Python's own
-library, so it works before `make setup`. Next: `deploy/kafka/cluster.py`.
+library, so it works before `make setup`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from deploy.kafka import jars
 from deploy.kafka.archive import prepare
 from deploy.kafka.cluster import Cluster
 from deploy.kafka.jars import BrokerError
-from deploy.kafka.question import brokers_alive
+from deploy.kafka.question import live_brokers
 
 _DIRECTORY = Path("var/kafka")
 _PORT = 9092
-_AGAIN_SECONDS = 20  # long enough to see the others do without it
+_RESTART_SECONDS = 20  # long enough to see the others do without it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             case "status":
                 return _status(asked.dir)
             case _:
-                _say(str(prepare()))
+                _print_line(str(prepare()))
                 return 0
     except BrokerError as error:
         print(error, file=sys.stderr)
@@ -67,42 +67,46 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
-    with _only_one(directory) as note:
-        if not jars.are_here():
-            _say(f"Fetching Kafka {jars.VERSION} (once, about 45 MB) ...")
+    with _locked_directory(directory) as note:
+        if not jars.are_fetched():
+            _print_line(f"Fetching Kafka {jars.VERSION} (once, about 45 MB) ...")
         prepare()
         cluster = Cluster(nodes, directory, base_port=port, secure=secure)
         started = time.monotonic()
         cluster.start()
         note.write_text(f"{os.getpid()}\n{cluster.bootstrap}\n")
-        _say(
+        _print_line(
             f"Kafka {jars.VERSION}, {nodes} node(s), started in {time.monotonic() - started:.1f} s: {cluster.bootstrap}"
         )
-        _say(f'For eilpost: log.url = "kafka://{cluster.bootstrap}"')
-        _say(f'         or: EILPOST_LOG__URL="kafka://{cluster.bootstrap}"')
+        _print_line(f'For eilpost: log.url = "kafka://{cluster.bootstrap}"')
+        _print_line(f'         or: EILPOST_LOG__URL="kafka://{cluster.bootstrap}"')
         if nodes < 3:
-            _say('        and: durability = "dev" in [log], as one broker keeps one copy')
-        _say(f"For tests:   EILPOST_TEST_KAFKA={cluster.bootstrap}")
-        if cluster.secured is not None:
-            _say(f"Secured:     {cluster.secure_bootstrap} (SASL_SSL; PLAIN or SCRAM-SHA-256)")
-            _say(f"             {cluster.tls_bootstrap} (TLS alone), {cluster.login_bootstrap} (SCRAM-SHA-512 alone)")
-            _say(f"             user {cluster.secured.user}, password in {directory / 'secure' / 'password'}")
-            _say(f"             authority {cluster.secured.ca}")
-        _say(
+            _print_line('        and: durability = "dev" in [log], as one broker keeps one copy')
+        _print_line(f"For tests:   EILPOST_TEST_KAFKA={cluster.bootstrap}")
+        if cluster.credentials is not None:
+            _print_line(f"Secured:     {cluster.secure_bootstrap} (SASL_SSL; PLAIN or SCRAM-SHA-256)")
+            _print_line(
+                f"             {cluster.tls_bootstrap} (TLS alone), {cluster.login_bootstrap} (SCRAM-SHA-512 alone)"
+            )
+            _print_line(
+                f"             user {cluster.credentials.user}, password in {directory / 'secure' / 'password'}"
+            )
+            _print_line(f"             authority {cluster.credentials.ca}")
+        _print_line(
             f"Its data and logs are in {directory}; Ctrl-C, or `python3 deploy/kafka/broker.py down --dir {directory}`,"
             " ends it."
         )
         try:
-            _keep(cluster)
+            _supervise(cluster)
         finally:
             cluster.stop()
-            _say(f"Kafka has ended; its data is kept in {directory} for the next start.")
+            _print_line(f"Kafka has ended; its data is kept in {directory} for the next start.")
 
 
-def _keep(cluster: Cluster) -> None:
+def _supervise(cluster: Cluster) -> None:
     """Until Ctrl-C. Of several nodes one may be killed, to see what a cluster makes of it: it is started again."""
     for node in cluster.nodes:
-        _say(f"  node {node.number} is process {node.pid}")
+        _print_line(f"  node {node.number} is process {node.pid}")
     gone: dict[int, float] = {}  # since when
     while True:
         time.sleep(0.2)
@@ -113,17 +117,17 @@ def _keep(cluster: Cluster) -> None:
                 raise BrokerError(f"the node ended by itself: see {node.log_path}")
             if node.number not in gone:
                 gone[node.number] = time.monotonic()
-                _say(f"  node {node.number} has gone; started again in {_AGAIN_SECONDS} s")
-            elif time.monotonic() - gone[node.number] >= _AGAIN_SECONDS:
+                _print_line(f"  node {node.number} has gone; started again in {_RESTART_SECONDS} s")
+            elif time.monotonic() - gone[node.number] >= _RESTART_SECONDS:
                 del gone[node.number]
                 cluster.restart(node.number)
-                _say(f"  node {node.number} is process {node.pid}")
+                _print_line(f"  node {node.number} is process {node.pid}")
 
 
 def _down(directory: Path) -> int:
     note = _running(directory)
     if note is None:
-        _say(f"nothing runs in {directory}")
+        _print_line(f"nothing runs in {directory}")
         return 1
     os.kill(int(note[0]), signal.SIGTERM)
     while _running(directory) is not None:
@@ -134,19 +138,19 @@ def _down(directory: Path) -> int:
 def _status(directory: Path) -> int:
     note = _running(directory)
     if note is None:
-        _say(f"nothing runs in {directory}")
+        _print_line(f"nothing runs in {directory}")
         return 1
     bootstrap = note[1] if len(note) > 1 else ""
     for address in bootstrap.split(",") if bootstrap else ():
-        alive = brokers_alive(int(address.rpartition(":")[2]))
-        _say(f"{address}: " + (f"alive, and counts as alive: {sorted(alive)}" if alive else "does not answer"))
+        alive = live_brokers(int(address.rpartition(":")[2]))
+        _print_line(f"{address}: " + (f"alive, and counts as alive: {sorted(alive)}" if alive else "does not answer"))
     if not bootstrap:
-        _say("it starts")
+        _print_line("it starts")
     return 0
 
 
 @contextlib.contextmanager
-def _only_one(directory: Path) -> Iterator[Path]:
+def _locked_directory(directory: Path) -> Iterator[Path]:
     """Hold `directory` for this process; yields the note that tells `down` and `status` about it."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
@@ -172,7 +176,7 @@ def _running(directory: Path) -> list[str] | None:
     return None
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)
 
 

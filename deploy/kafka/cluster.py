@@ -1,8 +1,7 @@
 """A real Kafka cluster of one node or three on this machine: start it, break it, mend it, end it.
 
 Blocking calls, for tests and for `broker.py`; each returns when what it says is so. All listens on 127.0.0.1, and
-nothing outlives the process that started it. A folder keeps its data from one start to the next. Next:
-`deploy/kafka/format.py`.
+nothing outlives the process that started it. A folder keeps its data from one start to the next.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from deploy.kafka.format import format_nodes
 from deploy.kafka.jars import BrokerError
 from deploy.kafka.node import Node
 from deploy.kafka.properties import HOST, Ports, server_properties
-from deploy.kafka.question import brokers_alive
-from deploy.kafka.secure import Secured, secured
-from eilpost.guard import Guard
+from deploy.kafka.question import live_brokers
+from deploy.kafka.secure import ClientCredentials, load_or_create
+from eilpost.child_supervisor import ChildSupervisor
 
-# Below the ports the kernel gives clients, and beside those that tests/support/ports.py gives servers.
+# Below the ports the kernel gives clients, and beside those that tests/support/servers/ports.py gives servers.
 _FIRST, _LAST = 12_000, 20_000
 _CONTROLLERS_ABOVE = 100
 _SECURE_ABOVE = (200, 300, 400)
@@ -51,21 +50,21 @@ class Cluster:
         secure: bool = False,
         settings: Mapping[str, str] | None = None,
         heap: str = "384m",
-        lasting: bool = False,
+        optimized: bool = False,
         archive: Sequence[str] = (),
     ) -> None:
         if nodes < 1:
             raise BrokerError("a cluster has at least one node")
         self.directory = directory.absolute()
-        self.secured: Secured | None = None
+        self.credentials: ClientCredentials | None = None
         self._secure = secure
         self._base_port = base_port
         self._ports = _ports(nodes, base_port, secure=secure)
         self._settings = dict(settings or {})
         self._archive = archive
-        self._guard: Guard | None = None
+        self._supervisor: ChildSupervisor | None = None
         self.nodes = tuple(
-            Node(number, self.directory / f"node-{number}", heap=heap, lasting=lasting)
+            Node(number, self.directory / f"node-{number}", heap=heap, optimized=optimized)
             for number in range(1, nodes + 1)
         )
 
@@ -103,7 +102,7 @@ class Cluster:
         A killed or frozen one is counted for another `broker.session.timeout.ms`, 9 s by default.
         """
         numbers = [asked] if asked else [node.number for node in self.nodes if node.running()]
-        answers = (frozenset(brokers_alive(self.port(number))) for number in numbers)
+        answers = (frozenset(live_brokers(self.port(number))) for number in numbers)
         return next((answer for answer in answers if answer), frozenset())
 
     def start(self, *, timeout_seconds: float = 90.0) -> None:
@@ -112,9 +111,9 @@ class Cluster:
         for tries_left in range(_TRIES - 1, -1, -1):
             try:
                 self._check_ports()
-                self._lay_out()
+                self._write_files()
                 for node in self.nodes:
-                    node.start(self._group(), archive=self._archive)
+                    node.start(self._process_group(), archive=self._archive)
                 self.wait_ready(timeout_seconds=timeout_seconds)
                 return
             except _PortTakenError:
@@ -130,7 +129,7 @@ class Cluster:
     def restart(self, number: int, *, timeout_seconds: float = 60.0) -> None:
         """End node `number` if it runs, start it again, and wait until it serves."""
         self.node(number).terminate()
-        self.node(number).start(self._group())
+        self.node(number).start(self._process_group())
         self.wait_ready([number], timeout_seconds=timeout_seconds)
 
     def wait_ready(self, numbers: Iterable[int] | None = None, *, timeout_seconds: float = 60.0) -> None:
@@ -149,12 +148,12 @@ class Cluster:
         end = time.monotonic() + timeout_seconds
         if timeout_seconds > 0:
             for node in self.nodes:
-                node.ask_to_end()
+                node.request_stop()
         for node in self.nodes:
-            node.ended(max(0.0, end - time.monotonic()))
-        if self._guard is not None:
-            self._guard.close()
-            self._guard = None
+            node.wait_until_ended(max(0.0, end - time.monotonic()))
+        if self._supervisor is not None:
+            self._supervisor.close()
+            self._supervisor = None
 
     def __enter__(self) -> Cluster:
         self.start()
@@ -163,43 +162,43 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _group(self) -> int:
+    def _process_group(self) -> int:
         """The process group of the guard, which ends all brokers when this process ends."""
-        if self._guard is None:
-            self._guard = Guard()
-        return self._guard.group
+        if self._supervisor is None:
+            self._supervisor = ChildSupervisor()
+        return self._supervisor.process_group
 
-    def _lay_out(self) -> None:
+    def _write_files(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         settings = dict(self._settings)
         if self._secure:
-            self.secured = secured(self.directory / "secure")
-            settings = {**self.secured.settings(), **settings}
+            self.credentials = load_or_create(self.directory / "secure")
+            settings = {**self.credentials.settings(), **settings}
         for node in self.nodes:
             node.folder.mkdir(exist_ok=True)
             properties = server_properties(node.number, self._ports, node.data, more=settings)
             path = node.folder / "server.properties"
             path.touch(mode=0o600)
             path.write_text(properties)
-        format_nodes(self.directory, self.nodes, self.secured)
+        format_nodes(self.directory, self.nodes, self.credentials)
 
     def _check_ports(self) -> None:
         for node, ports in zip(self.nodes, self._ports, strict=True):
             for port in (ports.client, ports.controller, ports.secure, ports.tls, ports.login):
-                if port is not None and not node.running() and _somebody_listens(port):
+                if port is not None and not node.running() and _is_port_taken(port):
                     raise _PortTakenError(f"another process listens on {HOST}:{port}, which node {node.number} needs")
 
     def _check_start(self, node: Node, *, in_time: bool) -> None:
         if in_time and node.running():
             return
-        said = node.log_of_this_start()
-        if "Address already in use" in said:
+        log = node.log_of_this_start()
+        if "Address already in use" in log:
             raise _PortTakenError(f"another process listens on a port of node {node.number}: {self.bootstrap}")
         what = "does not serve" if node.running() else "ended"
-        raise BrokerError(f"node {node.number} {what}; {node.log_path} ends: {said[-1500:].strip()}")
+        raise BrokerError(f"node {node.number} {what}; {node.log_path} ends: {log[-1500:].strip()}")
 
 
-def _somebody_listens(port: int) -> bool:
+def _is_port_taken(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
 
@@ -213,6 +212,6 @@ def _ports(nodes: int, base: int | None, *, secure: bool) -> list[Ports]:
     free: set[int] = set()
     while len(free) < 5 * nodes:
         port = random.SystemRandom().randint(_FIRST, _LAST)
-        if not _somebody_listens(port):
+        if not _is_port_taken(port):
             free.add(port)
     return [Ports(*(free.pop() for _ in range(5 if secure else 2))) for _ in range(nodes)]

@@ -1,7 +1,7 @@
 """The first start of a cluster: a name for it and a formatted data folder for each node, by Kafka's own StorageTool.
 
 What a folder was made for (how many nodes, secured or not) is written into it, and a start for something else is
-refused with a line. Next: `deploy/kafka/properties.py`.
+refused with a line.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 
 from deploy.kafka.jars import BrokerError
 from deploy.kafka.node import Node
-from deploy.kafka.secure import Secured
+from deploy.kafka.secure import ClientCredentials
 
 _FORMATTED = "meta.properties"
 
 
-def format_nodes(folder: Path, nodes: Sequence[Node], secured: Secured | None) -> None:
+def format_nodes(folder: Path, nodes: Sequence[Node], credentials: ClientCredentials | None) -> None:
     """Format each node that is not. Raises BrokerError."""
-    cluster_id = _name(folder, nodes=len(nodes), secure=secured is not None)
+    cluster_id = _cluster_id(folder, nodes=len(nodes), secure=credentials is not None)
     users: list[str] = []
-    if secured is not None:
+    if credentials is not None:
         for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
-            users += ["--add-scram", f"{mechanism}=[name={secured.user},password={secured.password}]"]
+            users += ["--add-scram", f"{mechanism}=[name={credentials.user},password={credentials.password}]"]
     started = [
         subprocess.Popen(
             node.java(
@@ -47,7 +47,7 @@ def format_nodes(folder: Path, nodes: Sequence[Node], secured: Secured | None) -
             raise BrokerError(f"Kafka's StorageTool: {text.strip()[-1500:]}")
 
 
-def _name(folder: Path, *, nodes: int, secure: bool) -> str:
+def _cluster_id(folder: Path, *, nodes: int, secure: bool) -> str:
     path = folder / "cluster.json"
     if path.exists():
         made = json.loads(path.read_text())

@@ -1,7 +1,7 @@
 """The jars a broker runs on: fetched once a version by Maven, kept outside the tree, shared by all that start brokers.
 
 They lie in `$EILPOST_KAFKA_JARS`, else in `~/.cache/eilpost/kafka-VERSION`. Any number of processes may ask at the same
-time: one fetches, the others wait, and nobody ever sees half a folder. Next: `deploy/kafka/archive.py`.
+time: one fetches, the others wait, and nobody ever sees half a folder.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def folder() -> Path:
     return cache / "eilpost" / f"kafka-{VERSION}"
 
 
-def are_here() -> bool:
+def are_fetched() -> bool:
     """Whether they were fetched."""
     return next(folder().glob("kafka_*.jar"), None) is not None
 
 
-def archive() -> Path:
+def archive_path() -> Path:
     """Where the classes a broker loads lie ready for the next start, if they do; `archive.py` makes it.
 
     It belongs to these jars and this Java, and Java ignores one that does not fit.
@@ -62,7 +62,7 @@ def why_missing() -> str | None:
     version = re.search(r'version "(\d+)', said)
     if version is None or int(version[1]) < _OLDEST_JAVA:
         return f"Java {_OLDEST_JAVA} or newer is needed, and `java -version` says: {said.strip().splitlines()[:1]}"
-    if not are_here() and not shutil.which("mvn"):
+    if not are_fetched() and not shutil.which("mvn"):
         return "Kafka's jars are not here and there is no Maven to fetch them (apt-get install maven)"
     return None
 
@@ -70,7 +70,7 @@ def why_missing() -> str | None:
 def fetch() -> Path:
     """The folder of the jars, filled. Raises BrokerError."""
     jars = folder()
-    if are_here():
+    if are_fetched():
         return jars
     missing = why_missing()
     if missing:
@@ -78,7 +78,7 @@ def fetch() -> Path:
     jars.parent.mkdir(parents=True, exist_ok=True)
     with jars.with_name(jars.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not are_here():
+        if not are_fetched():
             _fetch_into(jars)
     return jars
 

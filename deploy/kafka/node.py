@@ -1,7 +1,7 @@
 """One broker: a Java process in the group of its cluster's guard, and the signals one sends to it.
 
 In charge of the process only; its configuration is made by `properties.py`, and whether it serves is asked by
-`question.py`. A node that was killed, terminated or thawed goes on with the data it has. Next: `eilpost/guard.py`.
+`question.py`. A node that was killed, terminated or thawed goes on with the data it has.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from deploy.kafka.jars import HERE, BrokerError
 
 # Measured, processor seconds from start to first answer, one node: 6.4 plain, 5.4 with the serial collector, 3.4 with
 # the quick compiler alone too, 1.8 with classes from the archive as well.
-_LEAN = ("-XX:+UseSerialGC", "-Xshare:auto", "-Xms64m", "-Djava.awt.headless=true")
-_QUICK = "-XX:TieredStopAtLevel=1"
+_JVM_OPTIONS = ("-XX:+UseSerialGC", "-Xshare:auto", "-Xms64m", "-Djava.awt.headless=true")
+_FAST_START_OPTION = "-XX:TieredStopAtLevel=1"
 
 
 class Node:
     """Node `number` in `folder`: server.properties, data/, log. Not started by making it."""
 
-    def __init__(self, number: int, folder: Path, *, heap: str, lasting: bool = False) -> None:
+    def __init__(self, number: int, folder: Path, *, heap: str, optimized: bool = False) -> None:
         self.number = number
         self.folder = folder
         self.data = folder / "data"
         self.log_path = folder / "log"
-        self.options = [f"-Xmx{heap}", *_LEAN, f"-Dlog4j2.configurationFile={HERE / 'log4j2.xml'}"]
-        if not lasting:
-            self.options.append(_QUICK)
+        self.options = [f"-Xmx{heap}", *_JVM_OPTIONS, f"-Dlog4j2.configurationFile={HERE / 'log4j2.xml'}"]
+        if not optimized:
+            self.options.append(_FAST_START_OPTION)
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
@@ -60,8 +60,8 @@ class Node:
         """The command line that runs a class of Kafka's; `archive` is options about the archive of classes."""
         (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
         options = [*self.options, f"-Djava.io.tmpdir={self.folder / 'tmp'}"]
-        if not archive and jars.archive().exists():
-            archive = [f"-XX:SharedArchiveFile={jars.archive()}"]
+        if not archive and jars.archive_path().exists():
+            archive = [f"-XX:SharedArchiveFile={jars.archive_path()}"]
         # In one order, whatever the file system's: the archive is for exactly this path.
         path = ":".join(str(jar) for jar in sorted(jars.folder().glob("*.jar")))
         return [shutil.which("java") or "java", *options, *archive, "-cp", path, main, *arguments]
@@ -88,15 +88,15 @@ class Node:
 
     def terminate(self, *, timeout_seconds: float = 30.0) -> None:
         """SIGTERM: leadership is handed over, then it ends. Killed when that takes longer than the time given."""
-        self.ask_to_end()
-        self.ended(timeout_seconds)
+        self.request_stop()
+        self.wait_until_ended(timeout_seconds)
 
-    def ask_to_end(self) -> None:
+    def request_stop(self) -> None:
         """SIGTERM, without waiting for what comes of it. A frozen one is thawed, or it would never hear of it."""
         self._send(signal.SIGTERM)
         self.thaw()
 
-    def ended(self, timeout_seconds: float) -> None:
+    def wait_until_ended(self, timeout_seconds: float) -> None:
         """Return when it has ended; killed when that takes longer than the time given."""
         if self._process is not None:
             try:

@@ -1,7 +1,7 @@
 """A node's server.properties: KRaft combined mode, everything on 127.0.0.1, small, and as safe as our topics need it.
 
 Pure. With three nodes every topic, Kafka's own included, has three replicas of which two must confirm; topics are
-made by `eilpost topics create` and never by themselves. Next: `deploy/kafka/secure.py`.
+made by `eilpost topics create` and never by themselves.
 """
 
 from __future__ import annotations

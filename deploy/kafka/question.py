@@ -1,7 +1,7 @@
 """One real question to a broker, in its own protocol: which brokers are alive? No client library is needed.
 
 A Metadata request, version 1 (spoken by every Kafka from 0.10 to 4.x), about no topic. A broker that answers it serves
-clients, and the brokers in the answer are those the controller counts as alive. Next: `deploy/kafka/cluster.py`.
+clients, and the brokers in the answer are those the controller counts as alive.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 _METADATA, _VERSION, _CORRELATION = 3, 1, 7
 
 
-def brokers_alive(port: int, *, host: str = "127.0.0.1", timeout_seconds: float = 2.0) -> Mapping[int, int]:
+def live_brokers(port: int, *, host: str = "127.0.0.1", timeout_seconds: float = 2.0) -> Mapping[int, int]:
     """Port by id of each broker alive, as the one at `port` sees it; empty while it does not answer."""
     client = b"eilpost-question"
     request = struct.pack(">hhih", _METADATA, _VERSION, _CORRELATION, len(client)) + client + struct.pack(">i", 0)
@@ -21,13 +21,13 @@ def brokers_alive(port: int, *, host: str = "127.0.0.1", timeout_seconds: float 
         with socket.create_connection((host, port), timeout=timeout_seconds) as peer:
             peer.settimeout(timeout_seconds)
             peer.sendall(struct.pack(">i", len(request)) + request)
-            (length,) = struct.unpack(">i", _exactly(peer, 4))
-            return _parse(_exactly(peer, min(length, 1_000_000)))
+            (length,) = struct.unpack(">i", _receive_exactly(peer, 4))
+            return _parse(_receive_exactly(peer, min(length, 1_000_000)))
     except (OSError, struct.error, EOFError):
         return {}
 
 
-def _exactly(peer: socket.socket, size: int) -> bytes:
+def _receive_exactly(peer: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
         more = peer.recv(size - len(data))

@@ -2,7 +2,7 @@
 
 SECURE is SASL_SSL with PLAIN and SCRAM-SHA-256 for the same user and password; a client may also show the client
 certificate made here. TLS asks for no log-in, and LOGIN, by SCRAM-SHA-512 only, has no encryption. Made by the
-`openssl` command; readable for us only; nothing of it is ever committed. Next: `deploy/kafka/cluster.py`.
+`openssl` command; readable for us only; nothing of it is ever committed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DAYS = "365"
 
 
 @dataclass(frozen=True, slots=True)
-class Secured:
+class ClientCredentials:
     """What a client of the secured listener says and trusts. All files are PEM."""
 
     user: str
@@ -53,14 +53,14 @@ class Secured:
         }
 
 
-def secured(folder: Path) -> Secured:
+def load_or_create(folder: Path) -> ClientCredentials:
     """Read what is in `folder`, or make it. Raises BrokerError."""
     password = folder / "password"
     if not password.exists():
         _make(folder)
         password.touch(mode=0o600)
         password.write_text(secrets.token_urlsafe(18))
-    return Secured(
+    return ClientCredentials(
         user=USER,
         password=password.read_text(),
         ca=folder / "ca.pem",
@@ -78,14 +78,16 @@ def _make(folder: Path) -> None:
         folder,
         *("req", "-x509", *_new_key("ca"), "-out", "ca.pem", "-days", _DAYS, "-subj", "/CN=eilpost development CA"),
     )
-    _signed(folder, "broker", "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
-    _signed(folder, "client", "extendedKeyUsage=clientAuth\n")
+    _create_signed(
+        folder, "broker", "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n"
+    )
+    _create_signed(folder, "client", "extendedKeyUsage=clientAuth\n")
     (folder / "broker-with-key.pem").write_bytes(
         (folder / "broker.key").read_bytes() + (folder / "broker.pem").read_bytes()
     )
 
 
-def _signed(folder: Path, name: str, extensions: str) -> None:
+def _create_signed(folder: Path, name: str, extensions: str) -> None:
     (folder / f"{name}.ext").write_text(extensions)
     _openssl(folder, "req", *_new_key(name), "-out", f"{name}.csr", "-subj", f"/CN={name}")
     authority = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", f"{name}.ext")

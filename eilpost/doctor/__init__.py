@@ -2,7 +2,7 @@
 
 In charge of which checks there are, of their order on the page, and of an end to each: a check that hangs is a
 finding. All of them run at the same time. It changes nothing but a probe in the log and one in the spool, which both
-go by age. Next: `eilpost/doctor/brokers.py`.
+go by age.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from eilpost.compose import Plan, log_settings, needs
 from eilpost.doctor import machine, ports
 from eilpost.doctor.finding import Finding, fail, ok
-from eilpost.tenants import dedicated
+from eilpost.tenants import dedicated_tenants
+from eilpost.wiring import Plan, log_settings, require_package
 from mail.directory import DirectoryUnusable
 
 LIMIT_SECONDS = 30.0
@@ -50,7 +50,7 @@ async def _within(seconds: float, what: str, check: Check) -> list[Finding]:
 async def _log(plan: Plan) -> list[Finding]:
     scheme, _, rest = plan.settings.log.url.partition(":")
     if scheme == "kafka":
-        needs("aiokafka", "log.url", plan.settings.log.url, "kafka")
+        require_package("aiokafka", "log.url", plan.settings.log.url, "kafka")
         from eilpost.doctor import brokers
 
         others = {name: log_settings(plan.for_tenant(name)) for name in _dedicated(plan)}
@@ -69,6 +69,6 @@ def _dedicated(plan: Plan) -> list[str]:
     if plan.tenant:
         return []
     try:
-        return dedicated(plan)
+        return dedicated_tenants(plan)
     except DirectoryUnusable:
         return []

@@ -1,7 +1,7 @@
 """Doctor, the brokers: each address, versions, size of the cluster, topics, groups, a write, clocks, certificates.
 
 Every question has its time limit in `mail/log/kafka`. When no broker can be reached the rest is not asked, and that is
-said. Next: `eilpost/doctor/unreadable.py`.
+said.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from pathlib import Path
 
 from eilpost.doctor import topics, unreadable
 from eilpost.doctor.finding import RIGHTS, Finding, fail, ok, warn
-from eilpost.words import age_words
+from eilpost.format import format_age
 from mail.log import LogNotAuthorized, LogUnavailable, LogUnusable
 from mail.log.kafka import rights
 from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.certificates import RENEW_BEFORE, expiry
-from mail.log.kafka.history import CLOCKS_APART, DELIVERY, ROUTER, KafkaHistorian
-from mail.log.kafka.lookout import Lookout
-from mail.log.kafka.probing import Probe, probe
-from mail.log.kafka.reaching import Reached, Unreached, reach, unreached_brokers
-from mail.log.kafka.topics import IN_SYNC_SAFE, REPLICATION_SAFE, Found, counts_of
+from mail.log.kafka.cluster_info import ClusterInfo
+from mail.log.kafka.diagnose import Reachable, Unreachable, check_broker, unreachable_brokers
+from mail.log.kafka.history import CLOCK_SKEW_MAX, DELIVERY, ROUTER, KafkaHistoryReader
+from mail.log.kafka.probe import Probe, probe_brokers
+from mail.log.kafka.topics import IN_SYNC_SAFE, REPLICATION_SAFE, TopicState, shard_counts_of
 from mail.log.topics import ALL_TOPICS, Topic
 from mail.settings import LogSettings
 
 _CLOCK_WARN_SECONDS = 2.0
 _SLOW_SECONDS = 0.5
-_AGAIN = (
+_RETRY_ADVICE = (
     "ask again in ten seconds: the cluster misses a broker that has just died by then; else see the brokers' own logs"
 )
 _LIMIT_SECONDS = 26.0  # less than the page has for each of its parts
@@ -45,37 +45,37 @@ async def examine(
     except LogUnusable as error:
         text, _, advice = str(error).rpartition("; ")
         return [fail("log", text, advice)]
-    found: list[Finding] = []
+    result: list[Finding] = []
     try:
         async with asyncio.timeout(limit_seconds):
-            async for part in _parts(access, settings, tenant, others):
-                found += part
+            async for part in _findings(access, settings, tenant, others):
+                result += part
     except TimeoutError:
         text = f"not everything was answered within {limit_seconds:.0f} s"
-        found.append(fail("log", text, "mend what stands above, then ask again"))
-    return found
+        result.append(fail("log", text, "mend what stands above, then ask again"))
+    return result
 
 
-async def _parts(
+async def _findings(
     access: Access, settings: LogSettings, tenant: str, others: Mapping[str, LogSettings]
 ) -> AsyncIterator[list[Finding]]:
-    answers = await asyncio.gather(*(reach(access, address) for address in access.servers))
-    reached = [answer for answer in answers if isinstance(answer, Reached)]
-    yield [_address(answer, some=bool(reached)) for answer in answers]
+    answers = await asyncio.gather(*(check_broker(access, address) for address in access.bootstrap_servers))
+    reached = [answer for answer in answers if isinstance(answer, Reachable)]
+    yield [_address_finding(answer, some=bool(reached)) for answer in answers]
     if not reached:
         yield [fail("log", "nothing more can be asked: no broker can be reached", "mend the lines above")]
         return
-    unreached = await unreached_brokers(access, answers)
+    unreached = await unreachable_brokers(access, answers)
     yield [fail(f"broker {each.address}", each.what, each.advice) for each in unreached]
-    gone = {each.address for each in [*answers, *unreached] if isinstance(each, Unreached)}
-    yield _versions(reached) + _size(reached, gone, settings)
-    yield _certificates(reached, settings) + _in_the_clear(settings)
+    gone = {each.address for each in [*answers, *unreached] if isinstance(each, Unreachable)}
+    yield _version_findings(reached) + _size_findings(reached, gone, settings)
+    yield _certificate_findings(reached, settings) + _cleartext_findings(settings)
     sets = [(access, settings, tenant), *((make_access(theirs, name), theirs, name) for name, theirs in others.items())]
     asking = [asyncio.create_task(_topics_and_groups(*each), name=f"topics of {each[0].prefix}") for each in sets]
     try:
         for task in asking:
             yield (await task)[0]
-        yield await _writes(access, (await asking[0])[1])
+        yield await _append_findings(access, (await asking[0])[1])
     finally:
         for task in asking:
             task.cancel()
@@ -84,52 +84,52 @@ async def _parts(
 
 async def _topics_and_groups(
     access: Access, settings: LogSettings, tenant: str
-) -> tuple[list[Finding], Mapping[Topic, Found]]:
-    async with Lookout(access) as lookout:
+) -> tuple[list[Finding], Mapping[Topic, TopicState]]:
+    async with ClusterInfo(access) as cluster_info:
         try:
-            there = await lookout.topics()
+            topics_found = await cluster_info.topics()
         except LogUnavailable as error:
-            return [_not_asked(f"topics{topics.of(tenant)}", error)], {}
-        found = topics.findings(there, access, settings, tenant)
-        if len(there) == len(ALL_TOPICS):
-            refused = await rights.missing(access, lookout)
-            found += [fail(f"access rights{topics.of(tenant)}", line, RIGHTS) for line in refused]
-        return found + await _groups(lookout, access, settings, there, tenant), there
+            return [_error_finding(f"topics{topics.of_tenant(tenant)}", error)], {}
+        result = topics.findings(topics_found, access, settings, tenant)
+        if len(topics_found) == len(ALL_TOPICS):
+            refused = await rights.missing_rights(access, cluster_info)
+            result += [fail(f"access rights{topics.of_tenant(tenant)}", line, RIGHTS) for line in refused]
+        return result + await _group_findings(cluster_info, access, settings, topics_found, tenant), topics_found
 
 
-def _not_asked(what: str, error: LogUnavailable) -> Finding:
+def _error_finding(what: str, error: LogUnavailable) -> Finding:
     if isinstance(error, LogNotAuthorized):
         return fail(what, str(error), RIGHTS)
-    return fail(what, f"cannot be looked at: {error}", _AGAIN)
+    return fail(what, f"cannot be looked at: {error}", _RETRY_ADVICE)
 
 
-def _address(answer: Reached | Unreached, *, some: bool) -> Finding:
-    if isinstance(answer, Unreached):
+def _address_finding(answer: Reachable | Unreachable, *, some: bool) -> Finding:
+    if isinstance(answer, Unreachable):
         say = warn if some else fail  # with one broker reached the others are found
         return say(f"broker {answer.address}", answer.what, answer.advice)
-    text = f"answers in {age_words(timedelta(seconds=answer.seconds))}, Kafka {answer.greeting.release}"
+    text = f"answers in {format_age(timedelta(seconds=answer.seconds))}, Kafka {answer.api_versions.release}"
     if answer.seconds > _SLOW_SECONDS:
         return warn(f"broker {answer.address}", text, "every 250 waits for it: look at its load and at the network")
     return ok(f"broker {answer.address}", text)
 
 
-def _versions(reached: Sequence[Reached]) -> list[Finding]:
-    releases = sorted({answer.greeting.release for answer in reached})
-    levels = sorted({answer.greeting.level for answer in reached})
+def _version_findings(reached: Sequence[Reachable]) -> list[Finding]:
+    releases = sorted({answer.api_versions.release for answer in reached})
+    levels = sorted({answer.api_versions.finalized_release for answer in reached})
     text = f"features of Kafka {', '.join(levels)}"
     if len(releases) > 1:
         return [warn("cluster", f"brokers of {' and '.join(releases)}: {text}", "finish the upgrade of the brokers")]
     if releases[0].startswith(("before", "3.")):
         return [warn("cluster", f"Kafka {releases[0]}: eilpost is tested on 4.x", "upgrade the brokers")]
-    if any(answer.greeting.is_behind for answer in reached):
+    if any(answer.api_versions.is_upgrade_unfinished for answer in reached):
         upgrade = f"if no broker goes back: `kafka-features.sh upgrade --release-version {releases[0]}`"
         return [warn("cluster", f"{text}, its brokers are of {releases[0]}", upgrade)]
     return [ok("cluster", text)]
 
 
-def _size(reached: Sequence[Reached], gone: Set[str], settings: LogSettings) -> list[Finding]:
+def _size_findings(reached: Sequence[Reachable], unreachable: Set[str], settings: LogSettings) -> list[Finding]:
     """`gone`: addresses that do not answer. A broker that has just died is in the others' lists for a while."""
-    alive = max(sum(address not in gone for _, address in answer.brokers) for answer in reached)
+    alive = max(sum(address not in unreachable for _, address in answer.brokers) for answer in reached)
     is_dev = settings.durability == "dev"
     needed = settings.replication if is_dev else max(settings.replication, REPLICATION_SAFE)
     brokers = "1 broker" if alive == 1 else f"{alive} brokers"
@@ -144,28 +144,28 @@ def _size(reached: Sequence[Reached], gone: Set[str], settings: LogSettings) -> 
     return [fail("cluster size", text, start, trial)]
 
 
-def _certificates(reached: Sequence[Reached], settings: LogSettings) -> list[Finding]:
+def _certificate_findings(reached: Sequence[Reachable], settings: LogSettings) -> list[Finding]:
     now = datetime.now(UTC)
-    found = [
-        _certificate(f"certificate {answer.address}", answer.certificate_until, now, "renew it at the broker")
+    result = [
+        _certificate_finding(f"certificate {answer.address}", answer.certificate_expires, now, "renew it at the broker")
         for answer in reached
-        if answer.certificate_until is not None
+        if answer.certificate_expires is not None
     ]
     if settings.tls and settings.tls_cert:
-        found.append(_certificate("log.tls_cert", expiry(Path(settings.tls_cert)), now, "renew it"))
-    return found
+        result.append(_certificate_finding("log.tls_cert", expiry(Path(settings.tls_cert)), now, "renew it"))
+    return result
 
 
-def _certificate(what: str, until: datetime, now: datetime, advice: str) -> Finding:
+def _certificate_finding(what: str, until: datetime, now: datetime, advice: str) -> Finding:
     text = f"good until {until:%Y-%m-%d}"
     if until <= now:
         return fail(what, f"expired on {until:%Y-%m-%d}", advice)
     return (
-        warn(what, f"{text}, {age_words(until - now)} left", advice) if until - now < RENEW_BEFORE else ok(what, text)
+        warn(what, f"{text}, {format_age(until - now)} left", advice) if until - now < RENEW_BEFORE else ok(what, text)
     )
 
 
-def _in_the_clear(settings: LogSettings) -> list[Finding]:
+def _cleartext_findings(settings: LogSettings) -> list[Finding]:
     if settings.tls:
         return []
     if settings.sasl_mechanism == "PLAIN":
@@ -174,35 +174,37 @@ def _in_the_clear(settings: LogSettings) -> list[Finding]:
     return []
 
 
-async def _groups(
-    lookout: Lookout, access: Access, settings: LogSettings, there: Mapping[Topic, Found], tenant: str
+async def _group_findings(
+    cluster_info: ClusterInfo, access: Access, settings: LogSettings, there: Mapping[Topic, TopicState], tenant: str
 ) -> list[Finding]:
     try:
-        counts = counts_of(there, access, settings)
+        counts = shard_counts_of(there, access, settings)
     except LogUnusable:
         return []  # said of the topics
-    historian = KafkaHistorian(access, lookout, counts)
+    history_reader = KafkaHistoryReader(access, cluster_info, counts)
     try:
-        backlog = await historian.backlog()
-        states = await lookout.groups([access.group(role) for role in (ROUTER, DELIVERY)])
+        backlog = await history_reader.backlog()
+        states = await cluster_info.describe_groups([access.group(role) for role in (ROUTER, DELIVERY)])
     except LogUnusable as error:
-        return [fail(f"groups{topics.of(tenant)}", str(error), "the shards of that group stand still until then")]
+        return [
+            fail(f"groups{topics.of_tenant(tenant)}", str(error), "the shards of that group stand still until then")
+        ]
     except LogUnavailable as error:
-        return [_not_asked(f"groups{topics.of(tenant)}", error)]
+        return [_error_finding(f"groups{topics.of_tenant(tenant)}", error)]
     return [
-        _group(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
-        _group(DELIVERY, access, states, backlog.dispatched, counts.by_site, tenant),
-        *await unreadable.findings(historian, access, counts.by_queue_id, topics.of(tenant)),
+        _group_finding(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
+        _group_finding(DELIVERY, access, states, backlog.dispatched, counts.by_site, tenant),
+        *await unreadable.findings(history_reader, access, counts.by_queue_id, topics.of_tenant(tenant)),
     ]
 
 
-def _group(
+def _group_finding(
     role: str, access: Access, states: Mapping[str, tuple[str, int]], waiting: int, shards: int, tenant: str = ""
 ) -> Finding:
     name = access.group(role)
     state, members = states.get(name, ("Dead", 0))
     what, records = f"group {name}", "1 record waits" if waiting == 1 else f"{waiting} records wait"
-    start = f"start `eilpost {role}{topics.option(tenant)}` with this log"
+    start = f"start `eilpost {role}{topics.tenant_option(tenant)}` with this log"
     if not members:
         text = f"no process of this role runs, {records}"
         return fail(what, text, start) if waiting else warn(what, text, start)
@@ -215,36 +217,38 @@ def _group(
     return ok(what, text)
 
 
-async def _writes(access: Access, there: Mapping[Topic, Found]) -> list[Finding]:
+async def _append_findings(access: Access, there: Mapping[Topic, TopicState]) -> list[Finding]:
     if len(there) < len(ALL_TOPICS):
         return []
     try:
-        probes = await probe(access)
+        probes = await probe_brokers(access)
     except LogUnavailable as error:
         if isinstance(error, LogNotAuthorized):
-            return [_not_asked("append", error)]
-        return [fail("append", f"is not confirmed: {error}", "until it is, new mail gets 4xx: see above", _AGAIN)]
+            return [_error_finding("append", error)]
+        return [
+            fail("append", f"is not confirmed: {error}", "until it is, new mail gets 4xx: see above", _RETRY_ADVICE)
+        ]
     slowest = max(each.seconds for each in probes)
-    text = f"confirmed in {age_words(timedelta(seconds=slowest))}" + (" at most" if len(probes) > 1 else "")
+    text = f"confirmed in {format_age(timedelta(seconds=slowest))}" + (" at most" if len(probes) > 1 else "")
     say = ok("append", text)
     if slowest > _SLOW_SECONDS:
         say = warn("append", text, "every 250 waits for it: look at the brokers' disks and load")
-    return [say, *(_clock(each) for each in probes)]
+    return [say, *(_clock_finding(each) for each in probes)]
 
 
-def _clock(each: Probe) -> Finding:
+def _clock_finding(each: Probe) -> Finding:
     what = f"clock of broker {each.broker}"
     sync = "keep all clocks right by NTP (chrony, systemd-timesyncd)"
-    if each.ahead_seconds is None:
+    if each.clock_offset_seconds is None:
         return warn(
             what,
             "cannot be told: records do not carry the broker's time",
             "set message.timestamp.type = LogAppendTime on our topics",
         )
-    apart = abs(each.ahead_seconds)
+    apart = abs(each.clock_offset_seconds)
     if apart <= _CLOCK_WARN_SECONDS:
-        return ok(what, f"agrees with ours to {age_words(timedelta(seconds=max(apart, each.seconds)))}")
-    text = f"is {age_words(timedelta(seconds=apart))} {'ahead of' if each.ahead_seconds > 0 else 'behind'} ours"
-    if apart > CLOCKS_APART.total_seconds():
+        return ok(what, f"agrees with ours to {format_age(timedelta(seconds=max(apart, each.seconds)))}")
+    text = f"is {format_age(timedelta(seconds=apart))} {'ahead of' if each.clock_offset_seconds > 0 else 'behind'} ours"
+    if apart > CLOCK_SKEW_MAX.total_seconds():
         return fail(what, f"{text}: histories are not found, and retries come at wrong times", sync)
     return warn(what, text, sync)

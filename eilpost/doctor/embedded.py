@@ -1,7 +1,7 @@
 """Doctor, the embedded log: whether a process runs it, what waits in it, and whether there is room for more.
 
 A running server holds the log's lock, and is asked through its socket; one that rests is read as `eilpost queue` reads
-it. Next: `eilpost/doctor/finding.py`.
+it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from eilpost.doctor.finding import Finding, fail, ok, warn
 from eilpost.doctor.machine import folder_finding, owner_finding, space_finding
 from mail.log import LogUnavailable, LogUnusable
-from mail.log.embedded.window import EmbeddedHistory
+from mail.log.embedded.query_socket import EmbeddedHistory
 from mail.settings import LogSettings
 
 
@@ -21,15 +21,15 @@ async def examine(path: Path, settings: LogSettings) -> list[Finding]:
     if not os.path.exists(path):  # noqa: ASYNC240
         missing = folder_finding("log", path.parent) or ok("log", f"{path} is not there yet")
         return [Finding(missing.level, "log", f"{missing.text}; nothing was accepted here yet", missing.advice), space]
-    return [owner_finding("log", path) or await _look(path), space]
+    return [owner_finding("log", path) or await _log_finding(path), space]
 
 
-async def _look(path: Path) -> Finding:
+async def _log_finding(path: Path) -> Finding:
     history = EmbeddedHistory(path)
     try:
-        is_served = await history.is_served()
+        is_running = await history.is_running()
         backlog = await history.backlog()
-        queued = sum([1 async for _ in history.open_lines()])
+        queued = sum([1 async for _ in history.pending_deliveries()])
     except (LogUnusable, LogUnavailable) as error:
         text, _, advice = str(error).partition(": ")
         return fail("log", text, *([advice] if advice else []))
@@ -37,7 +37,7 @@ async def _look(path: Path) -> Finding:
         f"{queued} queued, {backlog.accepted} to be routed, {backlog.dispatched} to be carried,"
         f" {backlog.attempted} reports"
     )
-    if is_served:
+    if is_running:
         return ok("log", f"{path}: a running eilpost serves it; {waiting}")
     text = f"{path}: no process runs it; {waiting}"
     if queued or backlog.accepted or backlog.dispatched or backlog.attempted:

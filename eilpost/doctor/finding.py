@@ -1,7 +1,8 @@
 """What a check found: a level, what was looked at, what is so, and what to do about it; and a page of findings.
 
-FAIL: mail is not taken, not carried, or could be lost. WARN: it works, and somebody should look. Pure but for the paper
-it is given. Next: `eilpost/doctor/__init__.py`.
+FAIL: mail is not taken, not carried, or could be lost. WARN: it works, and somebody should look. Pure but for the
+output
+it is given.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from eilpost.paper import Paper
+from eilpost.output import Output
 
 
 class Level(StrEnum):
@@ -57,14 +58,14 @@ def status(levels: Iterable[Level]) -> int:
     return 1 if worst(levels) is Level.FAIL else 0
 
 
-def write(findings: Sequence[Finding], paper: Paper) -> None:
+def write(findings: Sequence[Finding], output: Output) -> None:
     width = min(_WIDEST, max((len(each.what) for each in findings), default=0))
     for each in findings:
-        paper.write((f"{each.level:<4}", STYLES[each.level]), (f"  {each.what:<{width}}  ", "bold"), (each.text, ""))
+        output.write((f"{each.level:<4}", STYLES[each.level]), (f"  {each.what:<{width}}  ", "bold"), (each.text, ""))
         for line in each.advice:
-            paper.write((" " * 6 + "-> ", "dim"), (line, ""))
-    paper.write()
-    paper.write((summary([each.level for each in findings]), "bold"))
+            output.write((" " * 6 + "-> ", "dim"), (line, ""))
+    output.write()
+    output.write((summary([each.level for each in findings]), "bold"))
 
 
 def summary(levels: Sequence[Level]) -> str:

@@ -1,7 +1,7 @@
 """Doctor, this machine: the spool, free space, the mailboxes' folder, the directory, DNS.
 
 It writes only where the server would, and only as the user who owns the place: what another user made there the server
-could not touch. Next: `eilpost/doctor/ports.py`.
+could not touch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pwd import getpwuid
 from shutil import disk_usage
 from time import perf_counter
 
-from eilpost.compose import Plan, directory_path, make_spool
 from eilpost.doctor.finding import Finding, fail, ok, warn
-from eilpost.words import age_words, size_words
+from eilpost.format import format_age, format_bytes
+from eilpost.wiring import Plan, directory_path, make_spool
 from mail.directory import DirectoryUnusable, Snapshot
 from mail.directory.file import load
 from mail.resolver import DnsUnknown, IpAddresses
@@ -31,9 +31,11 @@ _CONTENT_BYTES = 64
 
 def owner_finding(what: str, path: Path) -> Finding | None:
     """When `path` belongs to another user, and no group of ours may write it (as a volume of Kubernetes lets it)."""
-    found = path.stat()
-    owner = found.st_uid
-    if owner == os.geteuid() or (found.st_mode & stat.S_IWGRP and found.st_gid in {os.getegid(), *os.getgroups()}):
+    file_status = path.stat()
+    owner = file_status.st_uid
+    if owner == os.geteuid() or (
+        file_status.st_mode & stat.S_IWGRP and file_status.st_gid in {os.getegid(), *os.getgroups()}
+    ):
         return None
     try:
         name = getpwuid(owner).pw_name
@@ -44,21 +46,21 @@ def owner_finding(what: str, path: Path) -> Finding | None:
 
 def space_finding(what: str, path: Path, least: int) -> Finding:
     """Free space where `path` is or will be."""
-    free = disk_usage(_nearest(path)).free
-    text = f"{size_words(free)} free at {path}"
+    free = disk_usage(_nearest_existing(path)).free
+    text = f"{format_bytes(free)} free at {path}"
     if free < least:
         return fail(what, f"{text}, less than log.min_free_disk", "make room: new mail gets 452")
     return warn(what, f"{text}, soon less than log.min_free_disk", "make room") if free < 4 * least else ok(what, text)
 
 
-def _nearest(path: Path) -> Path:
+def _nearest_existing(path: Path) -> Path:
     """The path, or the nearest folder above it that is there."""
     return next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
 
 
 def folder_finding(what: str, path: Path) -> Finding | None:
     """When a folder is not there yet, or the nearest one above it cannot be written."""
-    near = _nearest(path)
+    near = _nearest_existing(path)
     if not os.access(near, os.W_OK | os.X_OK):
         return fail(what, f"{near} cannot be written by this user", "change its owner, or name another folder")
     return ok(what, f"{path} is not there yet, and is made at the first start") if near != path else None
@@ -70,14 +72,14 @@ def folder_finding(what: str, path: Path) -> Finding | None:
 async def spool(plan: Plan) -> list[Finding]:
     """Keep a content and read it back."""
     url = plan.settings.spool.url
-    found = _spool_shared(plan.settings)
+    result = _spool_shared(plan.settings)
     if url.startswith("file:"):
         path = plan.path(url.removeprefix("file:"))
-        found.append(space_finding("spool space", path, plan.settings.log.min_free_disk))
-        not_tried = folder_finding("spool", path) or owner_finding("spool", path)
-        if not_tried is not None:
-            return [not_tried, *found]
-    return [await _round_trip(plan), *found]
+        result.append(space_finding("spool space", path, plan.settings.log.min_free_disk))
+        problem = folder_finding("spool", path) or owner_finding("spool", path)
+        if problem is not None:
+            return [problem, *result]
+    return [await _round_trip(plan), *result]
 
 
 async def _round_trip(plan: Plan) -> Finding:
@@ -88,14 +90,14 @@ async def _round_trip(plan: Plan) -> Finding:
         spool = make_spool(plan)
         try:
             await spool.start()
-            back = await spool.read(await spool.keep(content))
+            back = await spool.read(await spool.put(content))
         finally:
             await spool.close()
     except (SpoolUnavailable, SpoolDamaged, SettingsError) as error:
         return fail("spool", str(error), "see spool.url; until it works large mail gets 451, and waiting mail waits on")
     if back != content:
         return fail("spool", f"{url} gives back something else than was kept", "look for faults of its disk or store")
-    return ok("spool", f"{url} keeps and gives back, in {age_words(timedelta(seconds=perf_counter() - began))}")
+    return ok("spool", f"{url} keeps and gives back, in {format_age(timedelta(seconds=perf_counter() - began))}")
 
 
 def _spool_shared(settings: Settings) -> list[Finding]:
@@ -113,9 +115,9 @@ async def mailboxes(plan: Plan) -> list[Finding]:
     if not url.startswith("maildir:"):
         return []
     path = plan.path(url.removeprefix("maildir:"))
-    found = folder_finding("mailboxes", path) or owner_finding("mailboxes", path)
+    finding = folder_finding("mailboxes", path) or owner_finding("mailboxes", path)
     return [
-        found or ok("mailboxes", f"{path} can be written"),
+        finding or ok("mailboxes", f"{path} can be written"),
         space_finding("mailboxes space", path, plan.settings.log.min_free_disk),
     ]
 
@@ -147,24 +149,24 @@ async def dns(plan: Plan) -> list[Finding]:
         return [ok("dns", "is not needed: delivery.relay is set, and sender domains are not looked up")]
     servers = settings.resolver.servers
     asked: Sequence[list[str]] = [[server] for server in servers] or [[]]
-    answers = await asyncio.gather(*(_ask(settings, each) for each in asked))
+    answers = await asyncio.gather(*(_query_server(settings, each) for each in asked))
     some = any(isinstance(answer, float) for answer, _ in answers)
-    found = [
+    result = [
         _server(" ".join(each) or "of the system", answer, some=some)
         for each, (answer, _) in zip(asked, answers, strict=True)
     ]
     if some and by_mx and not any(has_address for _, has_address in answers):
-        found.append(
+        result.append(
             warn(
                 "node.hostname",
                 f"{settings.node.hostname} has no address in DNS",
                 "other servers refuse mail from such a name: set node.hostname, or add the record",
             )
         )
-    return found
+    return result
 
 
-async def _ask(settings: Settings, servers: list[str]) -> tuple[float | str, bool]:
+async def _query_server(settings: Settings, servers: list[str]) -> tuple[float | str, bool]:
     """Seconds or what is wrong; whether our name has an address."""
     from mail.resolver.dnspython import DnsResolver
 
@@ -182,7 +184,7 @@ async def _ask(settings: Settings, servers: list[str]) -> tuple[float | str, boo
 def _server(name: str, answer: float | str, *, some: bool) -> Finding:
     what = f"dns {name}"
     if isinstance(answer, float):
-        return ok(what, f"answers in {age_words(timedelta(seconds=answer))}")
+        return ok(what, f"answers in {format_age(timedelta(seconds=answer))}")
     if some:
         return warn(what, answer, "mend it or take it out of resolver.servers: questions wait for it")
     return fail(what, answer, "set resolver.servers to a resolver that answers: without it mail waits")

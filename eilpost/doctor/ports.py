@@ -2,7 +2,6 @@
 and the source addresses of outgoing connections can be bound and are no broadcast addresses.
 
 A port is tried by binding it for an instant; who has it is told by its greeting, and over HTTP by `/readyz`.
-Next: `eilpost/doctor/embedded.py`.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ from typing import Any
 
 import orjson
 
-from delivery.sources import why_unusable
+from delivery.sources import unusable_reason
 from eilpost.doctor.finding import Finding, fail, ok, warn
 from mail.endpoint import parse
 from mail.settings import Settings
 
-_GREETING_SECONDS = 3.0
-_GREETING_BYTES = 1 << 16
+_READ_SECONDS = 3.0
+_READ_BYTES = 1 << 16
 _KEYS = (("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen"))
-_OURS = {"ingress.mx": b" ESMTP eilpost", "mailstore.pop3": b"+OK eilpost POP3"}
-_QUESTION = b"GET /readyz HTTP/1.1\r\nHost: doctor\r\nConnection: close\r\n\r\n"
+_GREETINGS = {"ingress.mx": b" ESMTP eilpost", "mailstore.pop3": b"+OK eilpost POP3"}
+_READYZ_REQUEST = b"GET /readyz HTTP/1.1\r\nHost: doctor\r\nConnection: close\r\n\r\n"
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    places = [(f"{section}.{key}", str(getattr(getattr(settings, section), key))) for section, key in _KEYS]
+    addresses = [(f"{section}.{key}", str(getattr(getattr(settings, section), key))) for section, key in _KEYS]
     return [
-        *await asyncio.gather(*(_port(key, where) for key, where in places if where)),
+        *await asyncio.gather(*(_port_finding(key, where) for key, where in addresses if where)),
         *sources(settings),
     ]
 
@@ -40,7 +39,7 @@ def sources(settings: Settings) -> list[Finding]:
     findings = []
     for address in settings.delivery.source_addresses:
         what = f"source {address}"
-        fault = why_unusable(address)
+        fault = unusable_reason(address)
         if fault is not None:
             advice = "give the address to an interface of this machine, or correct delivery.source_addresses"
             findings.append(fail(what, f"{fault}: no mail leaves from it", advice))
@@ -49,7 +48,7 @@ def sources(settings: Settings) -> list[Finding]:
     return findings
 
 
-async def _port(key: str, where: str) -> Finding:
+async def _port_finding(key: str, where: str) -> Finding:
     what, other = f"port {key}", f"set {key} to another address"
     host, port = parse(where)
     try:
@@ -61,49 +60,49 @@ async def _port(key: str, where: str) -> Finding:
             probe.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return await _taken(key, what, where, other)
+            return await _taken_finding(key, what, where, other)
         advice = "run as root or with CAP_NET_BIND_SERVICE, or take a port from 1024 on"
         return fail(what, f"{where}: {error.strerror or error}", advice if error.errno == errno.EACCES else other)
     return ok(what, f"{where} is free: nothing listens there now")
 
 
-async def _taken(key: str, what: str, where: str, other: str) -> Finding:
-    said = await _heard(where, _QUESTION if key == "http.listen" else b"")
+async def _taken_finding(key: str, what: str, where: str, other: str) -> Finding:
+    response = await _read_response(where, _READYZ_REQUEST if key == "http.listen" else b"")
     if key == "http.listen":
-        ready = _readiness(said)
+        ready = _readiness(response)
         if ready is not None:
             roles = ", ".join(ready.get("roles", {})) or "none"
             if ready.get("ready"):
                 return ok(what, f"{where}: eilpost runs there and is ready: {roles}")
             reasons = "; ".join(map(str, ready.get("reasons", [])))
             return warn(what, f"{where}: eilpost runs there and is not ready: {reasons}", "see its log")
-    elif _OURS[key] in said:
+    elif _GREETINGS[key] in response:
         return ok(what, f"{where}: eilpost runs there and greets")
-    if key == "ingress.mx" and said.startswith(b"421"):
+    if key == "ingress.mx" and response.startswith(b"421"):
         return warn(
-            what, f"{where}: who listens there says {said[:80].decode(errors='replace').strip()}", "see its log"
+            what, f"{where}: who listens there says {response[:80].decode(errors='replace').strip()}", "see its log"
         )
-    if not said:
+    if not response:
         # Perhaps one of ours, which has too much to do.
         return warn(
             what,
-            f"{where}: who listens there says nothing within {_GREETING_SECONDS:.0f} s",
+            f"{where}: who listens there says nothing within {_READ_SECONDS:.0f} s",
             f"see whose it is, or {other}",
         )
     return fail(what, f"{where} is taken by something else than eilpost", f"end that, or {other}")
 
 
-async def _heard(where: str, question: bytes) -> bytes:
+async def _read_response(where: str, request: bytes) -> bytes:
     """What is said there: to a question, up to the end; without one, the first line."""
     with suppress(OSError, TimeoutError, asyncio.LimitOverrunError, asyncio.IncompleteReadError):
-        async with asyncio.timeout(_GREETING_SECONDS):
+        async with asyncio.timeout(_READ_SECONDS):
             reader, writer = await asyncio.open_connection(*parse(where))
             try:
-                if not question:
+                if not request:
                     return await reader.readuntil(b"\n")
-                writer.write(question)
+                writer.write(request)
                 answer = b""
-                while len(answer) < _GREETING_BYTES and (more := await reader.read(_GREETING_BYTES)):
+                while len(answer) < _READ_BYTES and (more := await reader.read(_READ_BYTES)):
                     answer += more  # head and body come one after the other
                 return answer
             finally:
@@ -114,7 +113,7 @@ async def _heard(where: str, question: bytes) -> bytes:
 def _readiness(answer: bytes) -> dict[str, Any] | None:
     """`/readyz` as eilpost answers it."""
     try:
-        told = orjson.loads(answer.partition(b"\r\n\r\n")[2])
+        body = orjson.loads(answer.partition(b"\r\n\r\n")[2])
     except ValueError:
         return None
-    return told if isinstance(told, dict) and "ready" in told and "roles" in told else None
+    return body if isinstance(body, dict) and "ready" in body and "roles" in body else None

@@ -2,7 +2,6 @@
 
 It asks nothing. What a topic must be is the table of `mail/log/kafka/topics.py`; here it becomes lines for people.
 What could lose mail is FAIL, and with log.durability = "dev", where it is allowed, WARN.
-Next: `eilpost/doctor/brokers.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from datetime import timedelta
 from typing import Any
 
 from eilpost.doctor.finding import STYLES, Finding, Level, fail, summary, worst
-from eilpost.paper import Paper
+from eilpost.output import Output
 from mail.log import LogUnusable
 from mail.log.kafka.access import Access
-from mail.log.kafka.topics import Found, counts_of, problems
+from mail.log.kafka.topics import TopicState, problems, shard_counts_of
 from mail.log.topics import ALL_TOPICS, EVENTS, Topic
 from mail.settings import LogSettings
 from mail.units import format_duration, format_size
@@ -32,30 +31,34 @@ class TopicView:
     level: Level
     name: str
     topic: Topic
-    found: Found | None
+    state: TopicState | None
     advice: tuple[str, ...]
 
     def config(self, key: str) -> str:
-        return self.found.config.get(key, "") if self.found is not None else ""
+        return self.state.config.get(key, "") if self.state is not None else ""
 
 
-def option(tenant: str) -> str:
+def tenant_option(tenant: str) -> str:
     """What a command for a dedicated tenant's topics has more than one for the shared ones."""
     return f" --tenant {tenant}" if tenant else ""
 
 
-def of(tenant: str) -> str:
+def of_tenant(tenant: str) -> str:
     """Whose, behind a noun."""
     return f" of tenant {tenant}" if tenant else ""
 
 
-def views(found: Mapping[Topic, Found], access: Access, settings: LogSettings, tenant: str = "") -> list[TopicView]:
-    wrong = list(problems(found, settings))
+def topic_views(
+    topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings, tenant: str = ""
+) -> list[TopicView]:
+    wrong = list(problems(topic_states, settings))
     seen = []
     for topic in ALL_TOPICS:
-        name, each = access.topic(topic), found.get(topic)
+        name, each = access.topic(topic), topic_states.get(topic)
         if each is None:
-            seen.append(TopicView(Level.FAIL, name, topic, None, (f"it is missing: {_CREATE.format(option(tenant))}",)))
+            seen.append(
+                TopicView(Level.FAIL, name, topic, None, (f"it is missing: {_CREATE.format(tenant_option(tenant))}",))
+            )
             continue
         own = [problem for problem in wrong if problem.topic == name]
         is_fatal = any(problem.fatal for problem in own) and settings.durability != "dev"
@@ -65,85 +68,87 @@ def views(found: Mapping[Topic, Found], access: Access, settings: LogSettings, t
 
 
 def count_findings(
-    found: Mapping[Topic, Found], access: Access, settings: LogSettings, tenant: str = ""
+    topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings, tenant: str = ""
 ) -> list[Finding]:
     """What is wrong with the partition counts, once all topics are there."""
-    if len(found) < len(ALL_TOPICS):
+    if len(topic_states) < len(ALL_TOPICS):
         return []
     try:
-        counts_of(found, access, settings)
+        shard_counts_of(topic_states, access, settings)
     except LogUnusable as error:
         text, _, advice = str(error).partition(": ")
-        return [fail(f"partitions{of(tenant)}", text, advice)]
+        return [fail(f"partitions{of_tenant(tenant)}", text, advice)]
     return []
 
 
-def findings(found: Mapping[Topic, Found], access: Access, settings: LogSettings, tenant: str = "") -> list[Finding]:
+def findings(
+    topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings, tenant: str = ""
+) -> list[Finding]:
     """A finding for each topic, and for counts that do not agree; one for all when there is none."""
-    if not found:
-        text = f"none of {access.prefix}*{of(tenant)} is there"
-        return [fail(f"topics {access.prefix}*", text, _CREATE.format(option(tenant)), "or correct log.prefix")]
-    told = [
-        Finding(view.level, f"topic {view.name}", _in_words(view, tenant), view.advice)
-        for view in views(found, access, settings, tenant)
+    if not topic_states:
+        text = f"none of {access.prefix}*{of_tenant(tenant)} is there"
+        return [fail(f"topics {access.prefix}*", text, _CREATE.format(tenant_option(tenant)), "or correct log.prefix")]
+    topic_findings = [
+        Finding(view.level, f"topic {view.name}", _topic_text(view, tenant), view.advice)
+        for view in topic_views(topic_states, access, settings, tenant)
     ]
-    return told + count_findings(found, access, settings, tenant)
+    return topic_findings + count_findings(topic_states, access, settings, tenant)
 
 
-def _in_words(view: TopicView, tenant: str) -> str:
-    if view.found is None:
-        return f"is missing{', a topic' if tenant else ''}{of(tenant)}"
-    found, least = view.found, view.config("min.insync.replicas")
-    in_sync = f"{found.in_sync} in sync, min ISR {least}"
-    return f"partitions: {found.partitions}, replicas: {found.replication} ({in_sync}), kept {_kept(view)}"
+def _topic_text(view: TopicView, tenant: str) -> str:
+    if view.state is None:
+        return f"is missing{', a topic' if tenant else ''}{of_tenant(tenant)}"
+    state, least = view.state, view.config("min.insync.replicas")
+    in_sync = f"{state.in_sync} in sync, min ISR {least}"
+    return f"partitions: {state.partitions}, replicas: {state.replication} ({in_sync}), kept {_retention(view)}"
 
 
 _HEAD = ("topic", "partitions", "replicas", "in sync", "min ISR", "kept", "cleanup", "unclean election", "record max")
-_LEFT = {0, 5, 6, 7}  # columns of words
+_LEFT_ALIGNED = {0, 5, 6, 7}  # columns of words
 
 
-def write(seen: Sequence[TopicView], more: Sequence[Finding], paper: Paper) -> None:
+def write(views: Sequence[TopicView], findings: Sequence[Finding], output: Output) -> None:
     """The table of `eilpost topics check`."""
-    rows = [_HEAD, *(_row(view) for view in seen)]
+    rows = [_HEAD, *(_row(view) for view in views)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     aligned = ["  ".join(map(_cell, range(len(_HEAD)), row, widths)) for row in rows]
-    paper.write(("      ", ""), (aligned[0], "bold"))
-    for view, line in zip(seen, aligned[1:], strict=True):
-        paper.write((f"{view.level:<4}", STYLES[view.level]), ("  ", ""), (line, ""))
-        _advise(view.advice, paper)
-    for each in more:
-        paper.write((f"{each.level:<4}", STYLES[each.level]), (f"  {each.text}", ""))
-        _advise(each.advice, paper)
-    paper.write()
-    paper.write((summary([*(view.level for view in seen), *(each.level for each in more)]), "bold"))
+    output.write(("      ", ""), (aligned[0], "bold"))
+    for view, line in zip(views, aligned[1:], strict=True):
+        output.write((f"{view.level:<4}", STYLES[view.level]), ("  ", ""), (line, ""))
+        _write_advice(view.advice, output)
+    for each in findings:
+        output.write((f"{each.level:<4}", STYLES[each.level]), (f"  {each.text}", ""))
+        _write_advice(each.advice, output)
+    output.write()
+    output.write((summary([*(view.level for view in views), *(each.level for each in findings)]), "bold"))
 
 
 def _cell(column: int, text: str, width: int) -> str:
-    return f"{text:<{width}}" if column in _LEFT else f"{text:>{width}}"
+    return f"{text:<{width}}" if column in _LEFT_ALIGNED else f"{text:>{width}}"
 
 
-def _advise(advice: Sequence[str], paper: Paper) -> None:
+def _write_advice(advice: Sequence[str], output: Output) -> None:
     for line in advice:
-        paper.write((" " * 6 + "-> ", "dim"), (line, ""))
+        output.write((" " * 6 + "-> ", "dim"), (line, ""))
 
 
 def _row(view: TopicView) -> tuple[str, ...]:
-    if view.found is None:
+    if view.state is None:
         return (view.name, *("-" for _ in _HEAD[1:]))
     return (
         view.name,
-        str(view.found.partitions),
-        str(view.found.replication),
-        str(view.found.in_sync),
+        str(view.state.partitions),
+        str(view.state.replication),
+        str(view.state.in_sync),
         view.config("min.insync.replicas"),
-        _kept(view),
+        _retention(view),
         view.config("cleanup.policy"),
         "yes" if view.config("unclean.leader.election.enable") == "true" else "no",
         format_size(_number(view, "max.message.bytes") or 0),
     )
 
 
-def _kept(view: TopicView) -> str:
+def _retention(view: TopicView) -> str:
     """For how long records stay."""
     if view.topic.compacted and view.config("cleanup.policy") == "compact":
         return "until settled"
@@ -164,16 +169,16 @@ def _number(view: TopicView, key: str) -> int | None:
         return None
 
 
-def as_json(seen: Sequence[TopicView], more: Sequence[Finding]) -> dict[str, Any]:
+def as_json(views: Sequence[TopicView], findings: Sequence[Finding]) -> dict[str, Any]:
     return {
-        "level": worst([*(view.level for view in seen), *(each.level for each in more)]),
+        "level": worst([*(view.level for view in views), *(each.level for each in findings)]),
         "topics": [
             {
                 "level": view.level,
                 "topic": view.name,
-                "partitions": view.found.partitions if view.found else None,
-                "replicas": view.found.replication if view.found else None,
-                "in_sync": view.found.in_sync if view.found else None,
+                "partitions": view.state.partitions if view.state else None,
+                "replicas": view.state.replication if view.state else None,
+                "in_sync": view.state.in_sync if view.state else None,
                 "min_insync_replicas": _number(view, "min.insync.replicas"),
                 "retention_ms": _number(view, "retention.ms"),
                 "retention_bytes": _number(view, "retention.bytes"),
@@ -182,7 +187,7 @@ def as_json(seen: Sequence[TopicView], more: Sequence[Finding]) -> dict[str, Any
                 "max_message_bytes": _number(view, "max.message.bytes"),
                 "advice": list(view.advice),
             }
-            for view in seen
+            for view in views
         ],
-        "findings": [{"level": each.level, "text": each.text, "advice": list(each.advice)} for each in more],
+        "findings": [{"level": each.level, "text": each.text, "advice": list(each.advice)} for each in findings],
     }

@@ -1,7 +1,7 @@
 """Doctor, what cannot be read: a record of another version, or a damaged one, stops its shard, and stays.
 
 It reads what the roles would read next: the first record of each partition that is not consumed, and the open queue,
-as far as `_QUEUE_SECONDS` carry. Content is not looked at, and nothing is changed. Next: `eilpost/doctor/machine.py`.
+as far as `_QUEUE_SECONDS` carry. Content is not looked at, and nothing is changed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextlib import suppress
 from eilpost.doctor.finding import RIGHTS, Finding, fail, warn
 from mail.log import LogNotAuthorized, LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access
-from mail.log.kafka.history import KafkaHistorian
-from mail.log.kafka.records import read
+from mail.log.kafka.decode import decode_record
+from mail.log.kafka.history import KafkaHistoryReader
 from mail.log.topics import QUEUE
 
 _FIRST_SECONDS = 8.0
@@ -22,48 +22,48 @@ _QUEUE_SECONDS = 4.0  # a longer queue is read in part: `eilpost queue` reads it
 
 _ADVICE = (
     "if a newer eilpost wrote it, run that one: the shard goes on by itself",
-    'if it is damaged: docs/operating-kafka.md, "A record that cannot be read"',
+    'if it is damaged: docs/kafka.md, "A record that cannot be read"',
 )
 
 
-async def findings(historian: KafkaHistorian, access: Access, shards: int, of: str = "") -> list[Finding]:
+async def findings(history_reader: KafkaHistoryReader, access: Access, shards: int, of: str = "") -> list[Finding]:
     """A FAIL for each shard that stands still for such a record; nothing when all is well. `of`: whose, where it is
     not told by the shard's topic.
     """
-    found: list[Finding] = []
+    result: list[Finding] = []
     try:
         async with asyncio.timeout(_FIRST_SECONDS):
-            found += [finding async for finding in _first_records(historian, access)]
+            result += [finding async for finding in _first_record_findings(history_reader, access)]
         with suppress(TimeoutError):
             async with asyncio.timeout(_QUEUE_SECONDS):
-                async for finding in _lines(historian, access, shards):
-                    found.append(finding)
+                async for finding in _pending_findings(history_reader, access, shards):
+                    result.append(finding)
     except TimeoutError:
         return [
             warn(f"records{of}", f"what waits does not come within {_FIRST_SECONDS:.0f} s", "see the brokers' own logs")
         ]
     except LogNotAuthorized as error:
-        return [*found, fail(f"records{of}", str(error), RIGHTS)]
+        return [*result, fail(f"records{of}", str(error), RIGHTS)]
     except LogUnavailable as error:
-        return [*found, fail(f"records{of}", f"cannot be looked at: {error}", "see the brokers' own logs")]
-    return found
+        return [*result, fail(f"records{of}", f"cannot be looked at: {error}", "see the brokers' own logs")]
+    return result
 
 
-async def _first_records(historian: KafkaHistorian, access: Access) -> AsyncIterator[Finding]:
-    for record in await historian.first_unconsumed():
+async def _first_record_findings(history_reader: KafkaHistoryReader, access: Access) -> AsyncIterator[Finding]:
+    for record in await history_reader.first_unconsumed():
         try:
-            read(access, record)
+            decode_record(access, record)
         except LogUnusable as error:
-            yield _unreadable(access, record.topic, record.partition, error)
+            yield _unreadable_finding(access, record.topic, record.partition, error)
 
 
-async def _lines(historian: KafkaHistorian, access: Access, shards: int) -> AsyncIterator[Finding]:
+async def _pending_findings(history_reader: KafkaHistoryReader, access: Access, shards: int) -> AsyncIterator[Finding]:
     for shard in range(shards):
         try:
-            _ = [None async for _ in historian.lines_of(shard)]
+            _ = [None async for _ in history_reader.pending_of_shard(shard)]
         except LogUnusable as error:
-            yield _unreadable(access, access.topic(QUEUE), shard, error)
+            yield _unreadable_finding(access, access.topic(QUEUE), shard, error)
 
 
-def _unreadable(access: Access, topic: str, shard: int, error: LogUnusable) -> Finding:
-    return fail(f"shard {shard} of {topic}", str(error).removeprefix(f"{access.where}: "), *_ADVICE)
+def _unreadable_finding(access: Access, topic: str, shard: int, error: LogUnusable) -> Finding:
+    return fail(f"shard {shard} of {topic}", str(error).removeprefix(f"{access.url}: "), *_ADVICE)

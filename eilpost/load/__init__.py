@@ -2,5 +2,4 @@
 
 The source sends numbered messages and records the server's replies; the sink stands for the destination servers and
 records what arrived; the ledger compares the two. Everything runs in one process on one event loop.
-Next: `eilpost/load/plan.py`.
 """

@@ -1,7 +1,7 @@
 """One SMTP client connection: commands out, whole replies in.
 
 Replies are returned once and in order; waiting for one on a closed connection raises ConnectionLost. Time limits are
-the caller's. Next: `eilpost/load/source.py`.
+the caller's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from typing import cast
 
-from delivery.answer import Answer, AnswerReader, GarbageAnswer
+from delivery.reply_parser import MalformedReply, ReplyParser, ServerReply
 
 _MAX_UNREAD = 1000  # replies that were not asked for yet; a transaction has at most 102
 _MAX_UNREAD_OCTETS = 1 << 20
@@ -23,14 +23,14 @@ class ConnectionLost(Exception):
 class Client(asyncio.Protocol):
     def __init__(self) -> None:
         self.pipelining = False
-        self.takes_size = False
+        self.supports_size = False
         self.is_closed = False
-        self._reader = AnswerReader()
-        self._answers: deque[Answer] = deque()
+        self._reader = ReplyParser()
+        self._answers: deque[ServerReply] = deque()
         self._unread_octets = 0  # since all replies were read
         self._waiter: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None
-        self._why = "the server closed the connection"
+        self._drain_waiter: asyncio.Future[None] | None = None
+        self._close_reason = "the server closed the connection"
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -39,12 +39,12 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self._answers.extend(self._reader.feed(data))
-        except GarbageAnswer as error:
-            self._why = str(error)
+        except MalformedReply as error:
+            self._close_reason = str(error)
             self.abort()
         self._unread_octets += len(data)
         if len(self._answers) > _MAX_UNREAD or self._unread_octets > _MAX_UNREAD_OCTETS:
-            self._why = "unexpected replies"
+            self._close_reason = "unexpected replies"
             self._answers.clear()
             self.abort()
         self._wake()
@@ -52,17 +52,17 @@ class Client(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_closed = True
         if exc is not None:
-            self._why = str(exc) or type(exc).__name__
+            self._close_reason = str(exc) or type(exc).__name__
         self.resume_writing()
         self._wake()
 
     def pause_writing(self) -> None:
-        self._room = asyncio.get_running_loop().create_future()
+        self._drain_waiter = asyncio.get_running_loop().create_future()
 
     def resume_writing(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
-        self._room = None
+        if self._drain_waiter is not None and not self._drain_waiter.done():
+            self._drain_waiter.set_result(None)
+        self._drain_waiter = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -79,14 +79,14 @@ class Client(asyncio.Protocol):
 
     async def drain(self) -> None:
         """Wait until most of what was written is sent, or the connection is closed."""
-        if self._room is not None:
-            await self._room
+        if self._drain_waiter is not None:
+            await self._drain_waiter
 
-    async def reply(self) -> Answer:
+    async def reply(self) -> ServerReply:
         """The next reply. Raises ConnectionLost."""
         while not self._answers:
             if self.is_closed:
-                raise ConnectionLost(self._why)
+                raise ConnectionLost(self._close_reason)
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -97,11 +97,11 @@ class Client(asyncio.Protocol):
             self._unread_octets = 0
         return answer
 
-    async def command(self, line: bytes) -> Answer:
+    async def command(self, line: bytes) -> ServerReply:
         self.write(line)
         return await self.reply()
 
-    async def greet(self, name: str) -> Answer:
+    async def greet(self, name: str) -> ServerReply:
         """The greeting, or the reply to EHLO once the greeting was 220."""
         greeting = await self.reply()
         if greeting.code != 220:
@@ -109,7 +109,7 @@ class Client(asyncio.Protocol):
         hello = await self.command(f"EHLO {name}\r\n".encode())
         words = {line.split(b" ", 1)[0].upper() for line in hello.lines[1:]}
         self.pipelining = b"PIPELINING" in words
-        self.takes_size = b"SIZE" in words
+        self.supports_size = b"SIZE" in words
         return hello
 
     def abort(self) -> None:

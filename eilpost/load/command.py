@@ -1,7 +1,7 @@
 """`eilpost load` from its options to its result: starts the sink, sends, waits until all is settled.
 
 What is open when nothing moved for the settle time is lost. SIGTERM ends the sending early; SIGINT, or a second
-SIGTERM, ends the load with the result so far. Next: `eilpost/cli_load.py`.
+SIGTERM, ends the load with the result so far.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
-from eilpost.load.accounting import Accounting
 from eilpost.load.client import Client, ConnectionLost
 from eilpost.load.ledger import Ledger
 from eilpost.load.plan import Plan, Size
-from eilpost.load.progress import Display, Meter
-from eilpost.load.report import Ended, Result
+from eilpost.load.progress import Display, RateMeter
+from eilpost.load.recorder import LoadRecorder
+from eilpost.load.report import LoadResult, LoadSummary
 from eilpost.load.sink import Sink
-from eilpost.load.source import Source, why
+from eilpost.load.source import Source, error_text
 from eilpost.load.supply import Supply
 from eilpost.load.target import Target, TargetRefused
 from mail import endpoint
@@ -57,7 +57,7 @@ class Options:
     allow_public: bool
 
 
-async def load(options: Options, show: Callable[[str], None]) -> Result:
+async def load(options: Options, show: Callable[[str], None]) -> LoadResult:
     """Raises ServiceError: the sink's address cannot be used, no target answers, a target is refused."""
     plan = Plan(
         secrets.token_hex(4),
@@ -70,17 +70,17 @@ async def load(options: Options, show: Callable[[str], None]) -> Result:
         sizes=options.sizes,
         date=format_datetime(datetime.now(UTC)),
     )
-    accounting = Accounting(plan, Ledger(plan.run, options.recipients))
+    recorder = LoadRecorder(plan, Ledger(plan.run, options.recipients))
     targets = [Target(host, port, allow_public=options.allow_public) for host, port in options.targets]
-    async with _listening(accounting, options) as sink:
-        await _reach_any(targets, options.domain)
-        return await _Load(options, accounting, targets, sink).run(show)
+    async with _listening(recorder, options) as sink:
+        await _require_target(targets, options.domain)
+        return await _Load(options, recorder, targets, sink).run(show)
 
 
 @asynccontextmanager
-async def _listening(accounting: Accounting, options: Options) -> AsyncIterator[Sink]:
+async def _listening(recorder: LoadRecorder, options: Options) -> AsyncIterator[Sink]:
     host, port = options.sink
-    sink = Sink(accounting, (host,), port)
+    sink = Sink(recorder, (host,), port)
     try:
         await sink.start()
     except OSError as error:
@@ -93,7 +93,7 @@ async def _listening(accounting: Accounting, options: Options) -> AsyncIterator[
         await sink.stop()
 
 
-async def _reach_any(targets: list[Target], name: str) -> None:
+async def _require_target(targets: list[Target], name: str) -> None:
     """Return when one target greets; the addresses of all are checked first."""
     problems: dict[Target, str] = {}
     for target in targets:
@@ -105,14 +105,14 @@ async def _reach_any(targets: list[Target], name: str) -> None:
             problems[target] = str(error)
     for target in targets:
         if target not in problems:
-            problem = await _greeted(target, name)
+            problem = await _check_target(target, name)
             if not problem:
                 return
             problems[target] = problem
     raise ServiceError(f"no target answers: {'; '.join(f'{target}: {said}' for target, said in problems.items())}")
 
 
-async def _greeted(target: Target, name: str) -> str:
+async def _check_target(target: Target, name: str) -> str:
     """Why the target cannot be used; empty: it greets, or answers 4xx because it is busy."""
     client: Client | None = None
     try:
@@ -120,9 +120,9 @@ async def _greeted(target: Target, name: str) -> str:
             address = await target.address()
             _, client = await asyncio.get_running_loop().create_connection(Client, address, target.port)
             answer = await client.greet(name)
-        return str(answer.reply()) if answer.code >= 500 else ""
+        return str(answer.to_reply()) if answer.code >= 500 else ""
     except (OSError, ConnectionLost) as error:
-        return why(error)
+        return error_text(error)
     finally:
         if client is not None:
             client.write(b"QUIT\r\n")
@@ -130,35 +130,35 @@ async def _greeted(target: Target, name: str) -> str:
 
 
 class _Load:
-    def __init__(self, options: Options, accounting: Accounting, targets: list[Target], sink: Sink) -> None:
+    def __init__(self, options: Options, recorder: LoadRecorder, targets: list[Target], sink: Sink) -> None:
         self._options = options
-        self._accounting = accounting
+        self._recorder = recorder
         self._targets = targets
         self._sink = sink
         most = MAX_RECIPIENTS_IN_ALL // options.recipients
         self._limit = most if options.messages is None else min(most, options.messages)
-        self._supply = Supply(accounting.messages(self._limit), per_second=options.rate or None)
+        self._supply = Supply(recorder.messages(self._limit), per_second=options.rate or None)
         self._source = Source(
             targets,
             self._supply,
-            accounting,
+            recorder,
             sessions=options.sessions,
             per_connection=options.per_connection,
             name=options.domain,
         )
         self._stop = asyncio.Event()
-        self._enough = asyncio.Event()
+        self._stop_sending = asyncio.Event()
         self._began = time.monotonic()
         self._sent_at = 0.0
-        self._display = Display(Meter(accounting.ledger, self._began))
+        self._display = Display(RateMeter(recorder.ledger, self._began))
 
-    async def run(self, show: Callable[[str], None]) -> Result:
+    async def run(self, show: Callable[[str], None]) -> LoadResult:
         where = endpoint.format(self._options.sink[0], self._sink.port)
-        show(f"load {self._accounting.ledger.run}: sending to {', '.join(map(str, self._targets))}, sink on {where}")
+        show(f"load {self._recorder.ledger.run}: sending to {', '.join(map(str, self._targets))}, sink on {where}")
         display = asyncio.create_task(self._display.run())
         sending = asyncio.create_task(self._source.run())
         try:
-            with _Signals(self._stop, self._enough):
+            with _Signals(self._stop, self._stop_sending):
                 await self._send(sending)
                 await self._settle()
         finally:
@@ -166,10 +166,10 @@ class _Load:
                 task.cancel()
             await asyncio.gather(display, sending, return_exceptions=True)
         now = time.monotonic()
-        return Result(
-            self._accounting.plan,
-            self._accounting.ledger,
-            Ended(
+        return LoadResult(
+            self._recorder.plan,
+            self._recorder.ledger,
+            LoadSummary(
                 targets=tuple(map(str, self._targets)),
                 sink=where,
                 sessions=self._options.sessions,
@@ -185,19 +185,19 @@ class _Load:
     async def _send(self, sending: asyncio.Task[None]) -> None:
         """Until every message has a final result, nothing has changed for the settle time, or a signal comes."""
         duration = self._options.duration_seconds
-        still = _Still(self._accounting.ledger)
+        still = _IdleTimer(self._recorder.ledger)
         while not sending.done() and not self._stop.is_set():
             now = time.monotonic()
             if self._supply.is_sending_new:
-                if self._enough.is_set() or (duration is not None and now - self._began >= duration):
-                    self._supply.end()
-                still.moved()
+                if self._stop_sending.is_set() or (duration is not None and now - self._began >= duration):
+                    self._supply.stop_new()
+                still.reset()
             else:
                 self._sent_at = self._sent_at or now
                 self._display.phase, self._display.done = "settling", 1.0
                 if still.seconds() > self._options.settle_seconds:
                     break
-            self._display.done = self._done(now)
+            self._display.done = self._done_share(now)
             await self._pause(sending)
         self._sent_at = self._sent_at or time.monotonic()
         self._supply.stop()
@@ -208,8 +208,8 @@ class _Load:
 
     async def _settle(self) -> None:
         self._display.phase, self._display.done = "settling", 1.0
-        still = _Still(self._accounting.ledger)
-        ledger = self._accounting.ledger
+        still = _IdleTimer(self._recorder.ledger)
+        ledger = self._recorder.ledger
         while not self._stop.is_set():
             wanted = self._options.settle_seconds if ledger.in_flight > 0 else _LINGER_SECONDS
             if still.seconds() > wanted:
@@ -223,14 +223,14 @@ class _Load:
         )
         stop.cancel()
 
-    def _done(self, now: float) -> float:
-        shares = [self._accounting.ledger.counts.issued / self._limit]
+    def _done_share(self, now: float) -> float:
+        shares = [self._recorder.ledger.counts.issued / self._limit]
         if self._options.duration_seconds:
             shares.append((now - self._began) / self._options.duration_seconds)
         return min(1.0, max(shares))
 
 
-class _Still:
+class _IdleTimer:
     """How long nothing has moved."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -238,7 +238,7 @@ class _Still:
         self._seen = (0, 0, 0, 0)
         self._since = time.monotonic()
 
-    def moved(self) -> None:
+    def reset(self) -> None:
         self._since = time.monotonic()
 
     def seconds(self) -> float:
@@ -246,26 +246,26 @@ class _Still:
         seen = (counts.arrivals, counts.accepted, counts.deferrals, counts.refused)
         if seen != self._seen:
             self._seen = seen
-            self.moved()
+            self.reset()
         return time.monotonic() - self._since
 
 
 class _Signals:
     """SIGTERM sets `enough`, SIGINT and a second SIGTERM set `stop`; the next one ends the process as usual."""
 
-    def __init__(self, stop: asyncio.Event, enough: asyncio.Event) -> None:
+    def __init__(self, stop: asyncio.Event, stop_sending: asyncio.Event) -> None:
         self._stop = stop
-        self._enough = enough
+        self._stop_sending = stop_sending
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
-                self._loop.add_signal_handler(number, self._caught, number)
+                self._loop.add_signal_handler(number, self._on_signal, number)
 
-    def _caught(self, number: int) -> None:
-        if number == signal.SIGTERM and not self._enough.is_set():
-            self._enough.set()
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGTERM and not self._stop_sending.is_set():
+            self._stop_sending.set()
             return
         self._stop.set()
         self._remove()

@@ -1,7 +1,6 @@
 """Reading delivery status notifications: which recipients failed, by the fields of RFC 3464. Pure.
 
 A report is recognised by its null reverse-path and a part of type message/delivery-status (or its form of RFC 6533).
-Next: `eilpost/load/sink.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A latency histogram with logarithmic buckets: percentiles within 2 % in constant memory. Pure.
-
-Next: `eilpost/load/ledger.py`.
-"""
+"""A latency histogram with logarithmic buckets: percentiles within 2 % in constant memory. Pure."""
 
 from __future__ import annotations
 

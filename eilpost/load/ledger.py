@@ -2,7 +2,6 @@
 
 A record is one byte of state for each recipient and 34 bytes for each message, so a million messages take about 40 MB.
 Counters change with the records; `Ledger.recount` makes them again from the records, which tests compare.
-Next: `eilpost/load/source.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _MAX_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class LostRecipient:
     """A recipient of an accepted message that was neither delivered nor bounced."""
 
     id: str
@@ -132,7 +131,7 @@ class Ledger:
         self.counts.refused += len(indexes)
         _count_text(self.replies, reply, len(indexes))
 
-    def doubt(self, indexes: Sequence[int]) -> None:
+    def mark_in_doubt(self, indexes: Sequence[int]) -> None:
         """The connection was lost between the dot and the reply: arriving and not arriving are both right."""
         for index in indexes:
             self.counts.in_doubt_settled += bool(self._states[index] & _SETTLED)
@@ -150,15 +149,15 @@ class Ledger:
         self.counts.retried += 1
         _count_text(self.deferral_replies, reply, 1)
 
-    def refuse_connection(self, why: str) -> None:
+    def refuse_connection(self, reason: str) -> None:
         self.counts.connections_refused += 1
-        _count_text(self.connection_errors, why, 1)
+        _count_text(self.connection_errors, reason, 1)
 
-    def lose_connection(self, why: str, *, again: bool) -> None:
+    def lose_connection(self, reason: str, *, is_retried: bool) -> None:
         """`again`: the message is sent again."""
         self.counts.connections_lost += 1
-        self.counts.retried += again
-        _count_text(self.connection_errors, why, 1)
+        self.counts.retried += is_retried
+        _count_text(self.connection_errors, reason, 1)
 
     def first_attempt(self, index: int) -> bool:
         """A deferring destination is asked at RCPT: whether it says 451, which it does once."""
@@ -184,34 +183,34 @@ class Ledger:
             if index < len(self._states):
                 self._settle(index, BOUNCED, now)
 
-    def _settle(self, index: int, how: int, now: float) -> bool:
+    def _settle(self, index: int, result: int, now: float) -> bool:
         """Record an arrival; whether it is the first one of this recipient."""
         counts = self.counts
         counts.arrivals += 1
         self.first_arrival_at = self.first_arrival_at or now
         self.last_arrival_at = now
         state = self._states[index]
-        self._states[index] = state | how
+        self._states[index] = state | result
         if state & _SETTLED:
-            if how == DELIVERED:
+            if result == DELIVERED:
                 counts.duplicates += 1
                 counts.duplicates_resent += bool(state & RESENT)
             else:
                 counts.duplicate_bounces += 1
             if len(self.duplicate_ids) < _MAX_LISTED:
                 self.duplicate_ids.append(self.id_of(index // self.recipients))
-            if how == DELIVERED and not state & DELIVERED and state & ACCEPTED:
+            if result == DELIVERED and not state & DELIVERED and state & ACCEPTED:
                 counts.bounced -= 1  # reported as failed, and delivered: counted as delivered, once
                 counts.delivered += 1
             return False
         if state & ACCEPTED:
-            if how == DELIVERED:
+            if result == DELIVERED:
                 counts.delivered += 1
             else:
                 counts.bounced += 1
         elif state & IN_DOUBT:
             counts.in_doubt_settled += 1
-        elif _is_unexpected(state | how) or not self._dots[index // self.recipients]:
+        elif _is_unexpected(state | result) or not self._dots[index // self.recipients]:
             counts.unexpected += 1
         return True
 
@@ -226,7 +225,7 @@ class Ledger:
         index = min((at for state in _OPEN_STATES if (at := self._states.find(state)) >= 0), default=None)
         return None if index is None else self._dots[index // self.recipients]
 
-    def open(self, limit: int | None = None) -> Iterator[Lost]:
+    def open(self, limit: int | None = None) -> Iterator[LostRecipient]:
         """Recipients accepted and not settled, in their order."""
         for index, state in enumerate(self._states):
             if state & ACCEPTED and not state & _SETTLED:
@@ -235,7 +234,7 @@ class Ledger:
                         return
                     limit -= 1
                 number = index // self.recipients
-                yield Lost(self.id_of(number), index, self.queue_id(number), bool(state & DEFERRED))
+                yield LostRecipient(self.id_of(number), index, self.queue_id(number), bool(state & DEFERRED))
 
     def queue_id(self, number: int) -> str:
         """As the 250 named it; empty: it named none."""

@@ -2,7 +2,7 @@
 
 Messages are numbered from 0, and everything about a message follows from its number. Shares are spread evenly over
 the numbers by a Weyl sequence (multiples of an irrational number, modulo 1), so any part of the load has the shares
-asked for. Next: `eilpost/load/ledger.py`.
+asked for.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _ADDRESS = re.compile(r"r([0-9]{1,10})\.([0-9a-z]+)@([a-z]+)[0-9]*\.")
 _SIZE = re.compile(r"([^:]+)(?::([0-9]+(?:\.[0-9]+)?))?\Z")
 _SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)%\Z")
 _LINE = b"0123456789 eilpost load writes lines like this one until a message is large enough\r\n"
-_GOLDEN, _SILVER = (math.sqrt(5) - 1) / 2, math.sqrt(2) - 1
-_LEAST_HEAD_BYTES = 300
+_GOLDEN_RATIO, _SILVER_RATIO = (math.sqrt(5) - 1) / 2, math.sqrt(2) - 1
+_HEAD_BYTES_MIN = 300
 
 
-class Kind(StrEnum):
+class DestinationKind(StrEnum):
     """What the sink answers at RCPT for a recipient; its domain's name begins with this."""
 
-    TAKING = "d"  # 250
+    ACCEPTING = "d"  # 250
     FAILING = "failing"  # 550, always
     DEFERRING = "deferring"  # 451 at the first attempt
 
 
-_KINDS = {str(kind): kind for kind in Kind}
+_KINDS = {str(kind): kind for kind in DestinationKind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class OutgoingMessage:
     """One message to send. `head` and `body` are content as it goes over the wire: CRLF lines, dots doubled."""
 
     number: int
@@ -68,7 +68,7 @@ class Recipient:
 
     index: int
     run: str
-    kind: Kind
+    kind: DestinationKind
 
 
 def parse_sizes(text: str) -> tuple[Size, ...]:
@@ -131,10 +131,12 @@ class Plan:
         self._domain = domain
         self._failing, self._deferring = failing, failing + deferring
         self._counts = {
-            Kind.FAILING: max(1, round(domains * failing)),
-            Kind.DEFERRING: max(1, round(domains * deferring)),
+            DestinationKind.FAILING: max(1, round(domains * failing)),
+            DestinationKind.DEFERRING: max(1, round(domains * deferring)),
         }
-        self._counts[Kind.TAKING] = max(1, domains - round(domains * failing) - round(domains * deferring))
+        self._counts[DestinationKind.ACCEPTING] = max(
+            1, domains - round(domains * failing) - round(domains * deferring)
+        )
         self._date = f"Date: {date}\r\n" if date else ""
         total = sum(size.weight for size in sizes)
         bound, bounds = 0.0, []
@@ -143,12 +145,12 @@ class Plan:
             bounds.append((bound, _body(size.size_bytes)))
         self._bodies = tuple(bounds)
 
-    def kind(self, index: int) -> Kind:
+    def kind(self, index: int) -> DestinationKind:
         """Of the recipient with this index."""
-        share = (index + 1) * _GOLDEN % 1.0
+        share = (index + 1) * _GOLDEN_RATIO % 1.0
         if share < self._failing:
-            return Kind.FAILING
-        return Kind.DEFERRING if share < self._deferring else Kind.TAKING
+            return DestinationKind.FAILING
+        return DestinationKind.DEFERRING if share < self._deferring else DestinationKind.ACCEPTING
 
     def address(self, index: int) -> str:
         kind = self.kind(index)
@@ -156,13 +158,13 @@ class Plan:
 
     def body(self, number: int) -> bytes:
         """The same object for all messages of one size."""
-        share = (number + 1) * _SILVER % 1.0
+        share = (number + 1) * _SILVER_RATIO % 1.0
         for bound, body in self._bodies:
             if share < bound:
                 return body
         return self._bodies[-1][1]
 
-    def message(self, number: int) -> Outgoing:
+    def message(self, number: int) -> OutgoingMessage:
         first = number * self.recipients
         recipients = tuple(self.address(index) for index in range(first, first + self.recipients))
         head = (
@@ -170,7 +172,7 @@ class Plan:
             f"Subject: eilpost load {self.run} {number}\r\nMessage-ID: <{self.run}.{number}@{self._domain}>\r\n"
             f"{LOAD_ID}: {self.run}-{number}\r\n\r\n"
         )
-        return Outgoing(number, self.sender, recipients, head.encode(), self.body(number))
+        return OutgoingMessage(number, self.sender, recipients, head.encode(), self.body(number))
 
     @staticmethod
     def _names(recipients: Sequence[str]) -> str:
@@ -181,7 +183,7 @@ def _body(size_bytes: int) -> bytes:
     """A body that makes the whole message about this large; its second line begins with a dot, doubled as on the
     wire (RFC 5321 section 4.5.2).
     """
-    lines, rest = divmod(max(0, size_bytes - _LEAST_HEAD_BYTES), len(_LINE))
+    lines, rest = divmod(max(0, size_bytes - _HEAD_BYTES_MIN), len(_LINE))
     parts = [_LINE, b"..", _LINE, _LINE * max(0, lines - 2)]
     if rest > 2:
         parts.append(b"x" * (rest - 2) + b"\r\n")

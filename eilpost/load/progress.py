@@ -1,7 +1,4 @@
-"""The live display of a load on stderr: a panel that is redrawn on a terminal, a line every ten seconds elsewhere.
-
-Next: `eilpost/load/command.py`.
-"""
+"""The live display of a load on stderr: a panel that is redrawn on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -14,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eilpost.load.ledger import Ledger
-from eilpost.load.report import seconds_words
+from eilpost.load.report import format_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _DRAW_SECONDS = 0.5
 _LINE_SECONDS = 10.0
-_WINDOW_SECONDS = 5.0
+_AVERAGING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class Snapshot:
     """What the display shows. Rates per second and latencies are of the last seconds."""
 
     phase: str  # "sending", "settling"
@@ -56,7 +53,7 @@ class Moment:
     oldest_seconds: float | None
 
 
-class Meter:
+class RateMeter:
     """Rates and latencies of the last seconds."""
 
     def __init__(self, ledger: Ledger, began: float) -> None:
@@ -69,15 +66,15 @@ class Meter:
         counts = ledger.counts
         return Sample(now, counts.accepted, counts.delivered, ledger.accept.counts())
 
-    def moment(self, phase: str, done: float, now: float) -> Moment:
+    def snapshot(self, phase: str, done: float, now: float) -> Snapshot:
         sample = self._sample(now)
         self._samples.append(sample)
-        while len(self._samples) > 2 and self._samples[1].at <= now - _WINDOW_SECONDS:
+        while len(self._samples) > 2 and self._samples[1].at <= now - _AVERAGING_SECONDS:
             self._samples.popleft()
         first, ledger = self._samples[0], self._ledger
         counts, oldest = ledger.counts, ledger.oldest_dot()
         seconds = max(now - first.at, 1e-9)
-        return Moment(
+        return Snapshot(
             phase=phase,
             elapsed=now - self._began,
             done=done,
@@ -97,21 +94,21 @@ class Meter:
         )
 
 
-def one_line(moment: Moment) -> str:
+def one_line(moment: Snapshot) -> str:
     return (
         f"{moment.elapsed:6.0f} s {moment.phase}: accepted {moment.accepted:,} ({moment.accepted_rate:,.0f}/s),"
         f" delivered {moment.delivered:,} ({moment.delivered_rate:,.0f}/s), bounced {moment.bounced:,},"
-        f" in flight {moment.in_flight:,}, oldest {seconds_words(moment.oldest_seconds)},"
+        f" in flight {moment.in_flight:,}, oldest {format_seconds(moment.oldest_seconds)},"
         f" retried {moment.retried:,}, refused {moment.refused:,}, in doubt {moment.in_doubt:,},"
-        f" duplicates {moment.duplicates:,}, dot to 250 p50 {seconds_words(moment.accept_p50)}"
-        f" p99 {seconds_words(moment.accept_p99)}"
+        f" duplicates {moment.duplicates:,}, dot to 250 p50 {format_seconds(moment.accept_p50)}"
+        f" p99 {format_seconds(moment.accept_p99)}"
     )
 
 
 class Display:
     """Runs beside the load. `phase` and `done` are set by the command."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: RateMeter) -> None:
         self.phase = "sending"
         self.done = 0.0
         self._meter = meter
@@ -120,8 +117,8 @@ class Display:
         """Until it is cancelled."""
         await (self._redraw() if sys.stderr.isatty() else self._lines())
 
-    def _moment(self) -> Moment:
-        return self._meter.moment(self.phase, self.done, time.monotonic())
+    def _moment(self) -> Snapshot:
+        return self._meter.snapshot(self.phase, self.done, time.monotonic())
 
     async def _lines(self) -> None:
         while True:
@@ -139,7 +136,7 @@ class Display:
                 await asyncio.sleep(_DRAW_SECONDS)
 
 
-def panel(moment: Moment) -> RenderableType:
+def panel(moment: Snapshot) -> RenderableType:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -148,8 +145,8 @@ def panel(moment: Moment) -> RenderableType:
     accepted = (
         ("accepted", f"{moment.accepted:,}"),
         ("accepted per second", f"{moment.accepted_rate:,.0f}"),
-        ("dot to 250, p50", seconds_words(moment.accept_p50)),
-        ("dot to 250, p99", seconds_words(moment.accept_p99)),
+        ("dot to 250, p50", format_seconds(moment.accept_p50)),
+        ("dot to 250, p99", format_seconds(moment.accept_p99)),
         ("refused", f"{moment.refused:,}"),
     )
     delivered = (
@@ -157,7 +154,7 @@ def panel(moment: Moment) -> RenderableType:
         ("delivered per second", f"{moment.delivered_rate:,.0f}"),
         ("bounced", f"{moment.bounced:,}"),
         ("in flight", f"{moment.in_flight:,}"),
-        ("oldest in flight", seconds_words(moment.oldest_seconds)),
+        ("oldest in flight", format_seconds(moment.oldest_seconds)),
     )
     troubles = (
         ("retried", f"{moment.retried:,}"),

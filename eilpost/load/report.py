@@ -1,7 +1,4 @@
-"""The result of a load, as lines for people and as one JSON object. Pure.
-
-Next: `eilpost/load/progress.py`.
-"""
+"""The result of a load, as lines for people and as one JSON object. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ _WARN, _BAD, _DIM = "yellow", "bold red", "dim"
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class LoadSummary:
     """How a load went, beside its ledger."""
 
     targets: tuple[str, ...]
@@ -35,10 +32,10 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class LoadResult:
     plan: Plan
     ledger: Ledger
-    ended: Ended
+    summary: LoadSummary
 
     @property
     def open(self) -> int:
@@ -48,7 +45,7 @@ class Result:
     @property
     def lost(self) -> int:
         """None of a load that was interrupted: what is open there is unfinished."""
-        return 0 if self.ended.interrupted else self.open
+        return 0 if self.summary.interrupted else self.open
 
     @property
     def wrong(self) -> int:
@@ -59,10 +56,10 @@ class Result:
     @property
     def status(self) -> int:
         """The exit status."""
-        if self.ended.interrupted:
+        if self.summary.interrupted:
             return 130
         counts = self.ledger.counts
-        return 1 if self.lost or self.wrong or self.ended.unsent or counts.refused or not counts.accepted else 0
+        return 1 if self.lost or self.wrong or self.summary.unsent or counts.refused or not counts.accepted else 0
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -75,9 +72,9 @@ class Result:
         )
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(result: LoadResult) -> dict[str, Any]:
     """Durations in seconds, sizes in bytes; counts are recipients where a message has several."""
-    ledger, ended, counts = result.ledger, result.ended, result.ledger.counts
+    ledger, ended, counts = result.ledger, result.summary, result.ledger.counts
     accepted_rate, delivered_rate = result.rates
     return {
         "run": ledger.run,
@@ -135,9 +132,9 @@ def as_json(result: Result) -> dict[str, Any]:
 Line = list[tuple[str, str]]
 
 
-def lines(result: Result) -> Iterator[Line]:
-    """(text, style) parts, as `eilpost/paper.py` writes them."""
-    ledger, ended, counts = result.ledger, result.ended, result.ledger.counts
+def lines(result: LoadResult) -> Iterator[Line]:
+    """(text, style) parts, as `eilpost/output.py` writes them."""
+    ledger, ended, counts = result.ledger, result.summary, result.ledger.counts
     accepted_rate, delivered_rate = result.rates
     yield [
         (f"load {ledger.run}", "bold"),
@@ -155,9 +152,12 @@ def lines(result: Result) -> Iterator[Line]:
     else:
         yield _row("lost", result.lost, style=_BAD)
     yield _row(
-        "duplicates", counts.duplicates, _of(counts.duplicates_resent, "sent again after a 4xx at the dot"), _WARN
+        "duplicates",
+        counts.duplicates,
+        _share_text(counts.duplicates_resent, "sent again after a 4xx at the dot"),
+        _WARN,
     )
-    yield _row("in doubt", counts.in_doubt, _of(counts.in_doubt_settled, "arrived"), _WARN)
+    yield _row("in doubt", counts.in_doubt, _share_text(counts.in_doubt_settled, "arrived"), _WARN)
     yield _row("refused", counts.refused, style=_BAD)
     yield _row("retried", counts.retried, style=_WARN)
     if ended.unsent:
@@ -185,8 +185,8 @@ def lines(result: Result) -> Iterator[Line]:
     yield from _causes(result)
 
 
-def _causes(result: Result) -> Iterator[Line]:
-    ledger, ended = result.ledger, result.ended
+def _causes(result: LoadResult) -> Iterator[Line]:
+    ledger, ended = result.ledger, result.summary
     for title, texts in (
         ("refused", ledger.replies),
         ("retried", ledger.deferral_replies),
@@ -210,10 +210,10 @@ def _causes(result: Result) -> Iterator[Line]:
         yield [(f"and {result.open - MAX_LISTED:,} more", "")]
 
 
-def hint(result: Result) -> str:
+def hint(result: LoadResult) -> str:
     """The probable cause when mail did not arrive; empty: none is known."""
     counts = result.ledger.counts
-    if result.ended.interrupted:
+    if result.summary.interrupted:
         return ""
     if any("5.1.8" in text for text in result.ledger.replies):
         return (
@@ -226,13 +226,12 @@ def hint(result: Result) -> str:
     if not counts.arrivals or (counts.wrong_bounces and not counts.delivered):
         what = "nothing arrived at the sink" if not counts.arrivals else "every message bounced"
         return (
-            f'{what}: the server has to relay to the sink: set delivery.relay = "smtp://{result.ended.sink}" in its'
+            f'{what}: the server has to relay to the sink: set delivery.relay = "smtp://{result.summary.sink}" in its'
             " configuration, with the address at which it reaches the sink, and restart it"
         )
-    if result.ended.unsent:
-        return (
-            f"{result.ended.unsent:,} messages were not taken by any target, though tried until the end: the load fails"
-        )
+    if result.summary.unsent:
+        return f"{result.summary.unsent:,} messages were not taken by any target, though tried until the end: "
+        "the load fails"
     if counts.refused:
         return f"the server refused {counts.refused:,} recipients with 5xx: the load fails"
     if any(lost.deferred for lost in result.ledger.open(MAX_LISTED)) and result.lost:
@@ -244,16 +243,16 @@ def _row(name: str, count: int, note: str = "", style: str = "") -> Line:
     return [(f"{name:<13}", ""), (f"{count:>12,}", style if count else ""), (f"  {note}" if note else "", _DIM)]
 
 
-def _of(count: int, what: str) -> str:
+def _share_text(count: int, what: str) -> str:
     return f"{count:,} of them {what}" if count else ""
 
 
 def _latencies(name: str, histogram: Histogram) -> Line:
     values = (histogram.percentile(share) for share in _PERCENTILES.values())
-    return [("".join([f"{name:<14}", *(f"{seconds_words(value):>12}" for value in values)]), "")]
+    return [("".join([f"{name:<14}", *(f"{format_seconds(value):>12}" for value in values)]), "")]
 
 
-def seconds_words(seconds: float | None) -> str:
+def format_seconds(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

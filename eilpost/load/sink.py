@@ -1,7 +1,7 @@
 """An SMTP server for the destinations of a load; a `Destinations` object decides its replies and gets the messages.
 
 It offers PIPELINING, 8BITMIME, SMTPUTF8, SIZE and ENHANCEDSTATUSCODES, and keeps no message. Connections beyond a
-limit get 421. Next: `eilpost/load/accounting.py`.
+limit get 421.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Sink:
     async def start(self) -> None:
         """Raises OSError: the address cannot be listened on."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self.session, list(self.hosts), self.port, backlog=512)
+        self._server = await loop.create_server(self.make_session, list(self.hosts), self.port, backlog=512)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -63,7 +63,7 @@ class Sink:
         while self.open:  # noqa: ASYNC110  # connection_lost is called in one of the next iterations
             await asyncio.sleep(0)
 
-    def session(self) -> SinkSession:
+    def make_session(self) -> SinkSession:
         """Makes the protocol of a new connection."""
         return SinkSession(self)
 
@@ -119,7 +119,7 @@ class SinkSession(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        self.advance()
+        self.process_buffer()
         self._count()
         if self.sink.buffered_octets > _MAX_BUFFERED_OCTETS:
             max(self.sink.open, key=lambda session: session._counted).abort()
@@ -139,16 +139,16 @@ class SinkSession(asyncio.Protocol):
         if not self._is_paused and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
-    def advance(self) -> None:
+    def process_buffer(self) -> None:
         """Process the buffered commands and content."""
-        while self._can_go_on() and (self._read_content() if self._in_data else self._read_line()):
+        while self._can_process() and (self._read_content() if self._in_data else self._read_line()):
             if len(self._out) >= _OUT_OCTETS:
                 self._flush()
         self._flush()
         if self._closing and self.transport is not None:
             self.transport.close()
 
-    def _can_go_on(self) -> bool:
+    def _can_process(self) -> bool:
         return not self._closing and not self._is_paused
 
     def _flush(self) -> None:
@@ -217,9 +217,9 @@ class SinkSession(asyncio.Protocol):
         content = bytes(buffer[:end])
         del buffer[:rest]
         self._in_data = False
-        return self.take(content)
+        return self.accept_message(content)
 
-    def take(self, content: bytes) -> bool:
+    def accept_message(self, content: bytes) -> bool:
         """A whole message is here. False: its reply is left open, and nothing further is read until `advance()`."""
         reply = self.sink.destinations.message(self._sender, self._recipients, content)
         self._recipients = []

@@ -2,7 +2,7 @@
 
 A message is sent until it has a final result: accepted (250 after the dot), refused (5xx), or in doubt (the connection
 was lost between the dot and the reply). A 4xx, a refused connection and one that was lost before the dot are not final:
-the message is sent again, to the next target, after a back-off. Next: `eilpost/load/sink.py`.
+the message is sent again, to the next target, after a back-off.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
-from delivery.answer import Answer
+from delivery.reply_parser import ServerReply
 from eilpost.load.client import Client, ConnectionLost
-from eilpost.load.plan import Outgoing
+from eilpost.load.plan import OutgoingMessage
 from eilpost.load.supply import Supply
 from eilpost.load.target import NameNotResolved, Target
 
@@ -40,22 +40,22 @@ class Stage(StrEnum):
 class Recorder(Protocol):
     """Told about every message and connection, in the order of events. `message.recipients` are those concerned."""
 
-    def dot(self, message: Outgoing) -> None:
+    def dot(self, message: OutgoingMessage) -> None:
         """The final dot is about to be written."""
 
-    def accepted(self, message: Outgoing, answer: Answer) -> None: ...
+    def accepted(self, message: OutgoingMessage, reply: ServerReply) -> None: ...
 
-    def refused(self, message: Outgoing, answer: Answer, stage: Stage) -> None: ...
+    def refused(self, message: OutgoingMessage, reply: ServerReply, stage: Stage) -> None: ...
 
-    def in_doubt(self, message: Outgoing, error: BaseException) -> None:
+    def in_doubt(self, message: OutgoingMessage, error: BaseException) -> None:
         """No reply to the dot: the connection was lost, no reply came in time, or the source was cancelled."""
 
-    def deferred(self, message: Outgoing, answer: Answer, stage: Stage, seconds: float) -> bool:
+    def deferred(self, message: OutgoingMessage, reply: ServerReply, stage: Stage, seconds: float) -> bool:
         """A 4xx, `seconds` after what it answers; whether the message is to be sent again."""
 
     def connection_refused(self, reason: str) -> None: ...
 
-    def connection_lost(self, message: Outgoing, stage: Stage, error: Exception) -> bool:
+    def connection_lost(self, message: OutgoingMessage, stage: Stage, error: Exception) -> bool:
         """Before the dot; whether the message is to be sent again. TimeoutError: no reply came in time."""
 
 
@@ -63,7 +63,7 @@ class Recorder(Protocol):
 class _Attempt:
     """A transaction under way."""
 
-    message: Outgoing  # for the recipients that are not decided yet
+    message: OutgoingMessage  # for the recipients that are not decided yet
     stage: Stage = Stage.MAIL
     is_decided: bool = False  # nothing is left to do for the message
 
@@ -80,7 +80,7 @@ class Source:
         sessions: int = 20,
         per_connection: int = 100,
         name: str = "load.test",
-        again_seconds: tuple[float, float] = (0.1, 5.0),
+        back_off_seconds: tuple[float, float] = (0.1, 5.0),
         reply_seconds: float = 60.0,
     ) -> None:
         self.connections = 0  # made so far
@@ -90,7 +90,7 @@ class Source:
         self._sessions = sessions
         self._per_connection = per_connection
         self._name = name
-        self._again_seconds = again_seconds
+        self._back_off_seconds = back_off_seconds
         self._reply_seconds = reply_seconds
 
     async def run(self) -> None:
@@ -99,7 +99,7 @@ class Source:
             for number in range(self._sessions):
                 sessions.create_task(self._session(number))
 
-    async def _session(self, turn: int) -> None:
+    async def _session(self, target_index: int) -> None:
         client: Client | None = None
         sent = failures = 0
         try:
@@ -108,12 +108,12 @@ class Source:
                     await _quit(client)
                     client = None
                 if client is None:
-                    client, turn = await self._connect(message, turn)
+                    client, target_index = await self._connect(message, target_index)
                     sent = 0
                     if client is None:  # the session waits too; otherwise waiting messages would grow at the full rate
                         failures += 1
                         seconds = self._back_off(failures)
-                        self._supply.again(message, seconds)
+                        self._supply.retry(message, seconds)
                         await asyncio.sleep(seconds)
                         continue
                 failures = 0
@@ -121,20 +121,20 @@ class Source:
                 if not await self._send(client, message):
                     client.abort()
                     client = None
-                    turn += 1
+                    target_index += 1
                 elif sent >= self._per_connection:  # not when the next message is due: that may be long
                     await _quit(client)
                     client = None
-                    turn += 1
+                    target_index += 1
         finally:
             if client is not None:
                 client.write(b"QUIT\r\n")
                 client.close()
 
-    async def _connect(self, message: Outgoing, turn: int) -> tuple[Client | None, int]:
+    async def _connect(self, message: OutgoingMessage, target_index: int) -> tuple[Client | None, int]:
         """A greeted client of the first target that takes one, tried from `turn` on; None: none does."""
         for _ in self._targets:
-            target = self._targets[turn % len(self._targets)]
+            target = self._targets[target_index % len(self._targets)]
             client: Client | None = None
             began = time.monotonic()
             try:
@@ -142,26 +142,26 @@ class Source:
                     address = await target.address()
                     _, client = await asyncio.get_running_loop().create_connection(Client, address, target.port)
                     self.connections += 1
-                    answer = await client.greet(self._name)
-                if answer.positive:
-                    return client, turn
-                if answer.code < 500:
-                    self._recorder.deferred(message, answer, Stage.CONNECT, time.monotonic() - began)
+                    reply = await client.greet(self._name)
+                if reply.positive:
+                    return client, target_index
+                if reply.code < 500:
+                    self._recorder.deferred(message, reply, Stage.CONNECT, time.monotonic() - began)
                 else:
-                    self._recorder.connection_refused(str(answer.reply()))
+                    self._recorder.connection_refused(str(reply.to_reply()))
                 await _quit(client)
             except (OSError, TimeoutError, NameNotResolved) as error:
-                self._recorder.connection_refused(why(error))
+                self._recorder.connection_refused(error_text(error))
                 if client is not None:
                     client.abort()
             except ConnectionLost as error:
                 self._recorder.connection_lost(message, Stage.CONNECT, error)
                 assert client is not None
                 client.abort()
-            turn += 1
-        return None, turn
+            target_index += 1
+        return None, target_index
 
-    async def _send(self, client: Client, message: Outgoing) -> bool:
+    async def _send(self, client: Client, message: OutgoingMessage) -> bool:
         """One transaction; whether the connection can be used for another."""
         attempt = _Attempt(message)
         try:
@@ -174,7 +174,7 @@ class Source:
                 self._recorder.in_doubt(attempt.message, error)
                 self._supply.finished()
             elif self._recorder.connection_lost(attempt.message, attempt.stage, error):
-                self._supply.again(attempt.message, self._back_off(message.attempts))
+                self._supply.retry(attempt.message, self._back_off(message.attempts))
             else:
                 self._supply.finished()
             return False
@@ -187,36 +187,36 @@ class Source:
     async def _transaction(self, client: Client, attempt: _Attempt) -> bool:
         began = time.monotonic()
         message = attempt.message
-        size = f" SIZE={message.size_bytes}" if client.takes_size else ""
+        size = f" SIZE={message.size_bytes}" if client.supports_size else ""
         commands = [
             f"MAIL FROM:<{message.sender}>{size}\r\n".encode(),
             *(f"RCPT TO:<{name}>\r\n".encode() for name in message.recipients),
             b"DATA\r\n",
         ]
         answers = await self._commands(client, commands, attempt)
-        taken = [
+        accepted = [
             name
-            for name, answer in zip(message.recipients, answers[1:-1], strict=False)
-            if answer.positive and answers[0].positive
+            for name, reply in zip(message.recipients, answers[1:-1], strict=False)
+            if reply.positive and answers[0].positive
         ]
-        if answers[-1].code != 354 or not taken:
-            return await self._not_taken(client, attempt, answers, began)
-        if len(taken) < len(message.recipients):
-            message = attempt.message = self._split(message, taken, answers[1:-1], began)
+        if answers[-1].code != 354 or not accepted:
+            return await self._handle_refusals(client, attempt, answers, began)
+        if len(accepted) < len(message.recipients):
+            message = attempt.message = self._split(message, accepted, answers[1:-1], began)
         rest = await self.write_content(client, message)
         attempt.stage = Stage.DOT
         began = time.monotonic()
         self._recorder.dot(message)
         client.write(*rest)
-        answer = await client.reply()
-        if answer.positive:
-            self._recorder.accepted(message, answer)
+        reply = await client.reply()
+        if reply.positive:
+            self._recorder.accepted(message, reply)
             self._supply.finished()
         else:
-            self._not_accepted(message, answer, Stage.DOT, began)
-        return answer.code != 421
+            self._not_accepted(message, reply, Stage.DOT, began)
+        return reply.code != 421
 
-    async def write_content(self, client: Client, message: Outgoing) -> tuple[bytes, ...]:
+    async def write_content(self, client: Client, message: OutgoingMessage) -> tuple[bytes, ...]:
         """Send a large content; what is left to write with the dot. A small one leaves together with its dot."""
         if message.size_bytes <= _SMALL_BYTES:
             return message.head, message.body, b".\r\n"
@@ -224,17 +224,17 @@ class Source:
         await client.drain()
         return (b".\r\n",)
 
-    async def _commands(self, client: Client, commands: Sequence[bytes], attempt: _Attempt) -> list[Answer]:
+    async def _commands(self, client: Client, commands: Sequence[bytes], attempt: _Attempt) -> list[ServerReply]:
         """The answers to MAIL, RCPT and DATA, all at once where the server offers PIPELINING (RFC 2920); without it
         up to the first that makes the rest useless.
         """
-        answers: list[Answer] = []
+        answers: list[ServerReply] = []
         if client.pipelining:
             client.write(b"".join(commands))
         for number, command in enumerate(commands):
             attempt.stage = _stage(number, len(commands))
             if not client.pipelining:
-                if attempt.stage is Stage.DATA and not any(answer.positive for answer in answers[1:]):
+                if attempt.stage is Stage.DATA and not any(reply.positive for reply in answers[1:]):
                     break
                 client.write(command)
             answers.append(await client.reply())
@@ -242,21 +242,23 @@ class Source:
                 break
         return answers
 
-    async def _not_taken(self, client: Client, attempt: _Attempt, answers: Sequence[Answer], began: float) -> bool:
+    async def _handle_refusals(
+        self, client: Client, attempt: _Attempt, answers: Sequence[ServerReply], began: float
+    ) -> bool:
         """No recipient is taken, or no DATA: the first refusal decides, or each recipient's own reply and for those
         taken the reply to DATA. Whether the connection can be used on.
         """
         message, count = attempt.message, len(attempt.message.recipients) + 2
-        at = next((at for at, answer in enumerate(answers) if answer.code == 421), None)
+        at = next((at for at, reply in enumerate(answers) if reply.code == 421), None)
         if at is None:
-            at = next((at for at, answer in enumerate(answers) if answer.negative), len(answers) - 1)
+            at = next((at for at, reply in enumerate(answers) if reply.negative), len(answers) - 1)
         stage = _stage(at, count)
         closing = answers[at].code == 421
         if stage is Stage.RCPT and count > 3 and not closing:
             replies = answers[1 : count - 1]
-            taken = [name for name, answer in zip(message.recipients, replies, strict=False) if answer.positive]
-            rest = self._split(message, taken, replies, began)
-            if taken:
+            accepted = [name for name, reply in zip(message.recipients, replies, strict=False) if reply.positive]
+            rest = self._split(message, accepted, replies, began)
+            if accepted:
                 self._not_accepted(rest, answers[-1], Stage.DATA, began)
         else:
             self._not_accepted(message, answers[at], stage, began)
@@ -266,35 +268,37 @@ class Source:
             await client.command(b".\r\n" if answers[-1].code == 354 else b"RSET\r\n")
         return not closing
 
-    def _split(self, message: Outgoing, taken: Sequence[str], answers: Sequence[Answer], began: float) -> Outgoing:
+    def _split(
+        self, message: OutgoingMessage, accepted: Sequence[str], answers: Sequence[ServerReply], began: float
+    ) -> OutgoingMessage:
         """Decide about the recipients that were not taken; the message for those that were. A 3xx counts as a 4xx."""
         for is_final in (False, True):
             refused = [
-                (name, answer)
-                for name, answer in zip(message.recipients, answers, strict=False)
-                if not answer.positive and (answer.code >= 500) == is_final
+                (name, reply)
+                for name, reply in zip(message.recipients, answers, strict=False)
+                if not reply.positive and (reply.code >= 500) == is_final
             ]
             if refused:
                 names = tuple(name for name, _ in refused)
                 self._supply.split()
                 self._not_accepted(replace(message, recipients=names), refused[0][1], Stage.RCPT, began)
-        if not taken:
+        if not accepted:
             self._supply.finished()
-        return replace(message, recipients=tuple(taken))
+        return replace(message, recipients=tuple(accepted))
 
-    def _not_accepted(self, message: Outgoing, answer: Answer, stage: Stage, began: float) -> None:
+    def _not_accepted(self, message: OutgoingMessage, reply: ServerReply, stage: Stage, began: float) -> None:
         """A message that was not accepted."""
-        if answer.code >= 500:
-            self._recorder.refused(message, answer, stage)
+        if reply.code >= 500:
+            self._recorder.refused(message, reply, stage)
             self._supply.finished()
-        elif self._recorder.deferred(message, answer, stage, time.monotonic() - began):
-            self._supply.again(message, self._back_off(message.attempts))
+        elif self._recorder.deferred(message, reply, stage, time.monotonic() - began):
+            self._supply.retry(message, self._back_off(message.attempts))
         else:
             self._supply.finished()
 
     def _back_off(self, failures: int) -> float:
         """Exponential, with jitter."""
-        first, longest = self._again_seconds
+        first, longest = self._back_off_seconds
         return min(longest, first * 2.0 ** min(failures, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
@@ -309,7 +313,7 @@ def _stage(number: int, count: int) -> Stage:
     return Stage.MAIL if number == 0 else Stage.DATA if number == count - 1 else Stage.RCPT
 
 
-def why(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An error of a connection, in words."""
     if isinstance(error, TimeoutError):
         return "no reply in time"

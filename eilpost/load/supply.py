@@ -1,7 +1,7 @@
 """The supply of a source: new messages at a steady rate, and messages to be sent again when their time has come.
 
 Sessions take turns (an asyncio.Lock is fair), so one of them waits for the next due time and the others wait for it.
-A source that falls behind its rate catches up at most one second's worth. Next: `eilpost/load/source.py`.
+A source that falls behind its rate catches up at most one second's worth.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from eilpost.load.plan import Outgoing
+from eilpost.load.plan import OutgoingMessage
 
 _CATCH_UP_SECONDS = 1.0
 _LEAST_WAIT_SECONDS = 0.001  # event loops do not wait for less
@@ -20,7 +20,7 @@ _LEAST_WAIT_SECONDS = 0.001  # event loops do not wait for less
 
 class Supply:
     def __init__(
-        self, messages: Iterator[Outgoing], *, per_second: float | None = None, waiting_max: int = 10_000
+        self, messages: Iterator[OutgoingMessage], *, per_second: float | None = None, waiting_max: int = 10_000
     ) -> None:
         """`per_second`: None: as fast as they are taken. `waiting_max`: with so many to be sent again, no new message
         is begun.
@@ -29,11 +29,11 @@ class Supply:
         self._interval = 1 / per_second if per_second else 0.0
         self._waiting_max = waiting_max
         self._due = 0.0  # of the next new message; 0: none was taken yet
-        self._waiting: list[tuple[float, int, Outgoing]] = []  # a heap, by time
+        self._waiting: list[tuple[float, int, OutgoingMessage]] = []  # a heap, by time
         self._order = 0
-        self._out = 0  # taken, and neither finished nor handed back
+        self._unfinished = 0  # taken, and neither finished nor handed back
         self._exhausted = self._stopped = False
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
 
     @property
@@ -44,9 +44,9 @@ class Supply:
     @property
     def unsent(self) -> int:
         """Messages begun without a final result."""
-        return self._out + len(self._waiting)
+        return self._unfinished + len(self._waiting)
 
-    def end(self) -> None:
+    def stop_new(self) -> None:
         """No new messages; those that were begun are sent again until they have a final result."""
         self._exhausted = True
         self._changed.set()
@@ -56,13 +56,13 @@ class Supply:
         self._stopped = True
         self._changed.set()
 
-    async def take(self) -> Outgoing | None:
+    async def take(self) -> OutgoingMessage | None:
         """The next message, when it is due; None: there will be none."""
-        async with self._turn:
+        async with self._lock:
             while not self._stopped:
                 now = time.monotonic()
                 if self._waiting and self._waiting[0][0] <= now:
-                    self._out += 1
+                    self._unfinished += 1
                     return heapq.heappop(self._waiting)[2]
                 due = self._waiting[0][0] if self._waiting else float("inf")
                 if not self._exhausted and len(self._waiting) < self._waiting_max:
@@ -70,12 +70,12 @@ class Supply:
                         message = next(self._messages, None)
                         if message is not None:
                             self._due = max(self._due or now, now - _CATCH_UP_SECONDS) + self._interval
-                            self._out += 1
+                            self._unfinished += 1
                             return message
                         self._exhausted = True
                     else:
                         due = min(due, self._due)
-                if self._exhausted and not self._waiting and not self._out:
+                if self._exhausted and not self._waiting and not self._unfinished:
                     return None
                 self._changed.clear()
                 await self._wait(max(due - now, _LEAST_WAIT_SECONDS))
@@ -94,18 +94,18 @@ class Supply:
 
     def finished(self) -> None:
         """A message that was taken has a final result."""
-        self._out -= 1
+        self._unfinished -= 1
         if self._exhausted:
             self._changed.set()
 
-    def again(self, message: Outgoing, seconds: float) -> None:
+    def retry(self, message: OutgoingMessage, seconds: float) -> None:
         """A message that was taken is to be sent again, after `seconds`."""
-        self._out -= 1
+        self._unfinished -= 1
         self._order += 1
-        again = replace(message, attempts=message.attempts + 1)
-        heapq.heappush(self._waiting, (time.monotonic() + seconds, self._order, again))
+        retried = replace(message, attempts=message.attempts + 1)
+        heapq.heappush(self._waiting, (time.monotonic() + seconds, self._order, retried))
         self._changed.set()
 
     def split(self) -> None:
         """A message that was taken became two: some of its recipients got another reply than the others."""
-        self._out += 1
+        self._unfinished += 1

@@ -2,7 +2,7 @@
 
 A target is a loopback, link-local or private address unless `--allow-public` is given, and never port 25 of a public
 address. Names are resolved again every few seconds, so that a name with changing addresses (a headless Service) is
-followed; every address is checked. Next: `eilpost/load/client.py`.
+followed; every address is checked.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Target:
         self._allow_public = allow_public
         self._addresses: list[str] = []
         self._resolved_at = float("-inf")
-        self._turn = 0
+        self._next_address = 0
 
     def __str__(self) -> str:
         return endpoint.format(self.host, self.port)
@@ -78,13 +78,13 @@ class Target:
         """The next of its addresses, in turn. Raises NameNotResolved, TargetRefused."""
         if time.monotonic() - self._resolved_at > _RESOLVED_SECONDS:
             await self._resolve()
-        self._turn += 1
-        return self._addresses[self._turn % len(self._addresses)]
+        self._next_address += 1
+        return self._addresses[self._next_address % len(self._addresses)]
 
     async def _resolve(self) -> None:
         try:
             ipaddress.ip_address(self.host)
-            found, lasting = [self.host], True
+            addresses, lasting = [self.host], True
         except ValueError:
             lasting = False
             try:
@@ -94,8 +94,8 @@ class Target:
                     self._resolved_at = time.monotonic()
                     return
                 raise NameNotResolved(f"{self.host} has no address: {error.strerror or error}") from error
-            found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-        for address in found:
+            addresses = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+        for address in addresses:
             check_address(address, self.port, allow_public=self._allow_public)
-        self._addresses = found
+        self._addresses = addresses
         self._resolved_at = float("inf") if lasting else time.monotonic()

@@ -31,5 +31,5 @@ A commit that was not confirmed is a death too: the mover lets everything go and
 
 Spooled content is read from the source's spool and kept in the target's before the batch is written, unless both use
 the same. What a killed run kept for nothing expires by age. The history of what is still open goes along, in the commit
-of the message's first record; that of closed messages stays. Next: `eilpost/move/moving.py`.
+of the message's first record; that of closed messages stays.
 """

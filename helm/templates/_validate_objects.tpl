@@ -52,7 +52,7 @@ tenants[{{ $index }}].sourceAddresses: {{ . | quote }} is not an IP address: wri
 {{- end }}
 {{- range $index, $variable := $values.extraEnv }}
 {{- if and (hasPrefix "EILPOST_" .name) (not (has .name $variables)) }}
-{{ $block }}.extraEnv[{{ $index }}]: {{ .name }} is no variable that eilpost reads: write EILPOST_SECTION__KEY as in docs/settings.md, or remove it
+{{ $block }}.extraEnv[{{ $index }}]: {{ .name }} is no variable that eilpost reads: write EILPOST_SECTION__KEY as in docs/reference/settings.md, or remove it
 {{- end }}
 {{- end }}
 {{- with $values.podDisruptionBudget }}

@@ -2,7 +2,6 @@
 
 A `Snapshot` is immutable; a role takes the current one for each decision, so a reload never changes the world in the
 middle of one. Passwords are checked by `verify`, off the event loop. Adapters: `static` (tests), `file` (TOML).
-Next: `mail/directory/toml.py`.
 """
 
 from __future__ import annotations
@@ -77,12 +76,12 @@ class IsUnknown:
 
 
 @dataclass(frozen=True, slots=True)
-class IsElsewhere:
+class IsRemote:
     """The domain is not ours."""
 
 
-Place = IsMailbox | IsRelayed | IsElsewhere  # where a recipient no alias stands between is found
-Found = Place | IsAlias | IsUnknown
+Destination = IsMailbox | IsRelayed | IsRemote  # where a recipient no alias stands between is found
+LookupResult = Destination | IsAlias | IsUnknown
 
 DEFAULT_TENANT = Tenant("default")
 
@@ -99,7 +98,7 @@ class Snapshot:
     aliases: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
     delimiter: str = "+"  # user+detail@ is user@ (RFC 5233); empty: off
 
-    def find(self, address: Address) -> Found:
+    def lookup(self, address: Address) -> LookupResult:
         """What the address is here. Exact names win over names without their detail, an alias over the mailbox of its
         name; `@domain` is the catch-all alias.
         """
@@ -110,7 +109,7 @@ class Snapshot:
         if targets is not None:
             return IsAlias(targets)
         if domain is None:
-            return IsElsewhere()
+            return IsRemote()
         if not domain.is_local:
             return IsRelayed(domain)
         if key in self.users:
@@ -131,8 +130,8 @@ class Snapshot:
         """The key without its detail; empty when it has none."""
         if not self.delimiter:
             return ""
-        base, found, _detail = address.local.lower().partition(self.delimiter)
-        return f"{base}@{address.domain_ascii}" if found and base else ""
+        base, delimiter, _detail = address.local.lower().partition(self.delimiter)
+        return f"{base}@{address.domain_ascii}" if delimiter and base else ""
 
     def tenant_of(self, domain: str) -> Tenant:
         """The tenant a domain of ours belongs to; the default one for the rest."""
@@ -146,7 +145,9 @@ class Directory(Protocol):
         """The newest good snapshot. Cheap."""
         ...
 
-    async def verify(self, login: str, password: str, *, timeout: timedelta = timedelta(seconds=10)) -> User | None:
+    async def authenticate(
+        self, login: str, password: str, *, timeout: timedelta = timedelta(seconds=10)
+    ) -> User | None:
         """The user, when the password is right; None, after as long a time, when the user or the password is wrong.
 
         Raises DirectoryUnavailable when that cannot be found out now.

@@ -5,7 +5,7 @@ Ingress looks behind a name before it takes mail for it (`dead_end`), the router
 What a name stands for is a set: an alias that leads back to itself adds nothing, and only a name that leads nowhere
 else is a loop (5.4.6). A final recipient appears once in a message, however many ways lead to it, and remembers the
 address the sender wrote. The directory may have changed since ingress looked: who has gone meanwhile fails here
-(5.1.1). Next: `router/nexthop.py`.
+(5.1.1).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from mail.address import Address
-from mail.directory import IsAlias, IsElsewhere, IsMailbox, IsRelayed, IsUnknown, Place, Snapshot
+from mail.directory import Destination, IsAlias, IsMailbox, IsRelayed, IsRemote, IsUnknown, Snapshot
 from mail.envelope import Recipient
 from mail.reply import Reply
 
@@ -26,11 +26,11 @@ EMPTY_LIST = Reply(550, "5.2.4", "The address is a list without members")  # RFC
 
 
 @dataclass(frozen=True, slots=True)
-class Final:
+class FinalRecipient:
     """A recipient no alias stands between any more."""
 
     recipient: Recipient
-    place: Place
+    destination: Destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,102 +43,102 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    finals: tuple[Final, ...]
+    final_recipients: tuple[FinalRecipient, ...]
     refused: tuple[Refusal, ...]
 
 
 def expand(recipients: Sequence[Recipient], snapshot: Snapshot, depth: int) -> Expansion:
     """All final recipients of a message, each once, in the order of the envelope."""
-    walk = _Walk(snapshot, depth)
+    expander = _Expander(snapshot, depth)
     for recipient in recipients:
-        walk.visit(recipient)
-    return Expansion(tuple(walk.finals.values()), tuple(walk.refused.values()))
+        expander.add(recipient)
+    return Expansion(tuple(expander.final_recipients.values()), tuple(expander.refused.values()))
 
 
-def dead_end(address: Address, snapshot: Snapshot, depth: int) -> Reply | None:
+def undeliverable_reply(address: Address, snapshot: Snapshot, depth: int) -> Reply | None:
     """Why mail for `address` would reach nobody at all, or None. Of a list it reads no more than up to the first member
     who would get mail.
     """
-    ways = [iter((address,))]
+    stack = [iter((address,))]
     seen: set[str] = set()
-    while ways:
-        to = next(ways[-1], None)
-        if to is None:
-            ways.pop()
+    while stack:
+        target = next(stack[-1], None)
+        if target is None:
+            stack.pop()
             continue
-        found = snapshot.find(to)
-        match found:
-            case IsMailbox() | IsRelayed() | IsElsewhere():
+        result = snapshot.lookup(target)
+        match result:
+            case IsMailbox() | IsRelayed() | IsRemote():
                 return None
             case IsAlias():
-                if to.key in seen:
+                if target.key in seen:
                     continue
-                seen.add(to.key)
-                if len(ways) <= depth:
-                    ways.append(iter(found.targets))
+                seen.add(target.key)
+                if len(stack) <= depth:
+                    stack.append(iter(result.targets))
             case IsUnknown():
                 pass
             case _:
-                assert_never(found)
+                assert_never(result)
     # Nobody, it seems; the router's own answer is the last word.
     expansion = expand([Recipient(address, address)], snapshot, depth)
-    return None if expansion.finals else expansion.refused[0].reply
+    return None if expansion.final_recipients else expansion.refused[0].reply
 
 
-class _Walk:
+class _Expander:
     """Depth first, with an explicit stack. `seen`: the aliases opened for this message, and by which visit."""
 
     def __init__(self, snapshot: Snapshot, depth: int) -> None:
         self._snapshot = snapshot
         self._depth = depth
-        self._visit = 0
-        self._seen: dict[str, int] = {}
-        self._fruitless: set[int] = set()
-        self.finals: dict[str, Final] = {}
+        self._current = 0
+        self._opened: dict[str, int] = {}
+        self._unresolved: set[int] = set()
+        self.final_recipients: dict[str, FinalRecipient] = {}
         self.refused: dict[str, Refusal] = {}
 
-    def visit(self, recipient: Recipient) -> None:
+    def add(self, recipient: Recipient) -> None:
         """Follow one recipient of the envelope to all its ends."""
-        self._visit += 1
-        fruitful = False
+        self._current += 1
+        resolved = False
         stack: list[tuple[Recipient, int, IsAlias | None]] = [(recipient, 0, None)]
         while stack:
             current, depth, parent = stack.pop()
             key = current.address.key
-            if key in self.finals or key in self.refused:
-                fruitful = True  # another way leads there as well
+            if key in self.final_recipients or key in self.refused:
+                resolved = True  # another way leads there as well
                 continue
-            found = self._snapshot.find(current.address)
-            match found:
+            result = self._snapshot.lookup(current.address)
+            match result:
                 case IsAlias():
-                    itself = parent is not None and found.targets is parent.targets
-                    if itself and (own := self._snapshot.mailbox_of(current.address)) is not None:
+                    is_self_reference = parent is not None and result.targets is parent.targets
+                    if is_self_reference and (own_mailbox := self._snapshot.mailbox_of(current.address)) is not None:
                         # "alice = alice, archive": the alias keeps a copy for its own mailbox
-                        self.finals[key] = Final(current, IsMailbox(own))
-                        fruitful = True
-                    elif key in self._seen:
-                        opened = self._seen[key]
-                        fruitful = fruitful or (opened != self._visit and opened not in self._fruitless)
+                        self.final_recipients[key] = FinalRecipient(current, IsMailbox(own_mailbox))
+                        resolved = True
+                    elif key in self._opened:
+                        opened_by = self._opened[key]
+                        resolved = resolved or (opened_by != self._current and opened_by not in self._unresolved)
                     else:
-                        self._seen[key] = self._visit
-                        if not found.targets:
+                        self._opened[key] = self._current
+                        if not result.targets:
                             self.refused[key] = Refusal(current, EMPTY_LIST)
-                            fruitful = True
+                            resolved = True
                         elif depth >= self._depth:
                             self.refused[key] = Refusal(current, ALIAS_TOO_DEEP)
-                            fruitful = True
+                            resolved = True
                         else:
                             stack.extend(
-                                (replace(current, address=to), depth + 1, found) for to in reversed(found.targets)
+                                (replace(current, address=to), depth + 1, result) for to in reversed(result.targets)
                             )
                 case IsUnknown():
                     self.refused[key] = Refusal(current, UNKNOWN_USER)
-                    fruitful = True
-                case IsMailbox() | IsRelayed() | IsElsewhere():
-                    self.finals[key] = Final(current, found)
-                    fruitful = True
+                    resolved = True
+                case IsMailbox() | IsRelayed() | IsRemote():
+                    self.final_recipients[key] = FinalRecipient(current, result)
+                    resolved = True
                 case _:
-                    assert_never(found)
-        if not fruitful:
-            self._fruitless.add(self._visit)
+                    assert_never(result)
+        if not resolved:
+            self._unresolved.add(self._current)
             self.refused[recipient.address.key] = Refusal(recipient, ALIAS_LOOP)

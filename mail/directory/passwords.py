@@ -3,7 +3,6 @@
 A right password is remembered for a minute under a keyed hash that lives and dies with this process, so that a mail
 client that logs in again costs nothing; a changed password is another hash and is never taken from memory. Plain text
 is kept nowhere. Source: RFC 9106 (argon2); the parameters are argon2-cffi's low-memory profile (19 MiB, t=2, p=1).
-Next: `mail/resolver/__init__.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from cachetools import TTLCache
 
 from mail.directory import DirectoryUnavailable, User
 
-REMEMBERED = timedelta(seconds=60)
-WAITING_MAX = 200  # checks queued beyond this are turned away: nobody waits for minutes
+CACHE_TTL = timedelta(seconds=60)
+PENDING_CHECKS_MAX = 200  # checks queued beyond this are turned away: nobody waits for minutes
 PASSWORD_MAX_OCTETS = 1024  # longer ones are wrong: hashing megabytes is a way to attack us
 
 _hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 # The hash of a password nobody knows, for users nobody knows: with our own parameters, so it takes as long.
-_NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$c29tZSBzYWx0IG9mIG91cnM$5q0dOwM8s2jgc0kXnxkpJ6FfLSWfE5fJMhhSVpyFh4E"
+_DUMMY_HASH = "$argon2id$v=19$m=19456,t=2,p=1$c29tZSBzYWx0IG9mIG91cnM$5q0dOwM8s2jgc0kXnxkpJ6FfLSWfE5fJMhhSVpyFh4E"
 
 
 def hash_password(password: str) -> str:
@@ -49,36 +48,36 @@ class PasswordChecker:
     def __init__(self, threads: int | None = None) -> None:
         count = threads or max(1, min(4, os.cpu_count() or 1))
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="argon2")
-        self._open = 0
+        self._pending = 0
         self._key = os.urandom(32)
-        self._right: TTLCache[bytes, None] = TTLCache(10_000, REMEMBERED.total_seconds())
+        self._verified: TTLCache[bytes, None] = TTLCache(10_000, CACHE_TTL.total_seconds())
 
-    async def is_right(self, user: User | None, password: str, timeout: timedelta) -> bool:
+    async def check(self, user: User | None, password: str, timeout: timedelta) -> bool:
         """Whether `password` opens `user`; False after as long a time where there is no such user. Raises
         DirectoryUnavailable when that cannot be found out in `timeout`.
         """
         octets = password.encode("utf-8", "surrogatepass")
         stored = user.password if user is not None else ""
-        memory = blake2b(octets + b"\0" + stored.encode(), key=self._key, digest_size=32).digest()
-        if stored and memory in self._right:
+        cache_key = blake2b(octets + b"\0" + stored.encode(), key=self._key, digest_size=32).digest()
+        if stored and cache_key in self._verified:
             return True
-        if self._open >= WAITING_MAX:
+        if self._pending >= PENDING_CHECKS_MAX:
             raise DirectoryUnavailable("too many passwords are being checked")
         if len(octets) > PASSWORD_MAX_OCTETS:
             octets, stored = b"", ""
-        self._open += 1
+        self._pending += 1
         try:
             async with asyncio.timeout(timeout.total_seconds()):
-                right = await asyncio.get_running_loop().run_in_executor(
-                    self._threads, _verify, stored or _NOBODY, octets
+                matches = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, _verify, stored or _DUMMY_HASH, octets
                 )
         except TimeoutError as error:
             raise DirectoryUnavailable("checking the password took too long") from error
         finally:
-            self._open -= 1
-        if right and stored:
-            self._right[memory] = None
-        return right and bool(stored)
+            self._pending -= 1
+        if matches and stored:
+            self._verified[cache_key] = None
+        return matches and bool(stored)
 
     async def close(self) -> None:
         """End the threads. Idempotent."""

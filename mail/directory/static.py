@@ -1,7 +1,4 @@
-"""A directory that is given whole and never changes by itself: for tests. Passwords are plain text.
-
-Next: `mail/directory/__init__.py`.
-"""
+"""A directory that is given whole and never changes by itself: for tests. Passwords are plain text."""
 
 from __future__ import annotations
 
@@ -26,7 +23,9 @@ class StaticDirectory:
     async def close(self) -> None:
         """Nothing to do."""
 
-    async def verify(self, login: str, password: str, *, timeout: timedelta = timedelta(seconds=10)) -> User | None:
+    async def authenticate(
+        self, login: str, password: str, *, timeout: timedelta = timedelta(seconds=10)
+    ) -> User | None:
         if self.is_down or timeout <= timedelta(0):
             raise DirectoryUnavailable("the static directory was told to be down")
         user = find_user(self.snapshot, login)

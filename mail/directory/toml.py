@@ -1,7 +1,7 @@
 """Reads a directory file: TOML text to a `Snapshot`, or one line that names the file and the key. Pure.
 
 Strict: an unknown key, an address that is none, a user of a domain that is not here, an unknown tenant, a malformed
-hash are all refused, for each would lose somebody's mail later. Next: `mail/directory/file.py`.
+hash are all refused, for each would lose somebody's mail later.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def parse_directory(text: str, name: str, is_hash: Callable[[str], bool] = lambd
         raise DirectoryUnusable(f"{name}: has a number that is too long") from error
     except RecursionError as error:
         raise DirectoryUnusable(f"{name}: has lists or tables nested too deep") from error
-    return _Reader(name, is_hash).snapshot(tables)
+    return _Parser(name, is_hash).snapshot(tables)
 
 
-class _Reader:
+class _Parser:
     def __init__(self, name: str, is_hash: Callable[[str], bool]) -> None:
         self._name = name
         self._is_hash = is_hash
 
     def snapshot(self, tables: _Table) -> Snapshot:
-        self._only(tables, _SECTIONS, "")
+        self._check_keys(tables, _SECTIONS, "")
         delimiter = tables.get("delimiter", "+")
         if not isinstance(delimiter, str) or len(delimiter) > 1 or delimiter in ("@", '"', "."):
-            raise self._wrong("delimiter", delimiter, 'one character like "+" or "-" is expected, or "" for none')
+            raise self._error("delimiter", delimiter, 'one character like "+" or "-" is expected, or "" for none')
         tenants = {"default": DEFAULT_TENANT} | {
             key: self._tenant(key, table) for key, table in self._section(tables, "tenants")
         }
@@ -53,43 +53,43 @@ class _Reader:
         for key, table in self._section(tables, "domains"):
             domain = self._domain(key, table, tenants)
             if domain.name in domains:
-                raise self._wrong(f'domains."{key}"', key, "the same domain stands here twice")
+                raise self._error(f'domains."{key}"', key, "the same domain stands here twice")
             domains[domain.name] = domain
         users: dict[str, User] = {}
         for key, table in self._section(tables, "users"):
             user = self._user(key, table, domains)
             if user.address.key in users:
-                raise self._wrong(f'users."{key}"', key, "the same address stands here twice (case does not matter)")
+                raise self._error(f'users."{key}"', key, "the same address stands here twice (case does not matter)")
             users[user.address.key] = user
         aliases: dict[str, tuple[Address, ...]] = {}
         for key, targets in _items(self._table("aliases", tables.get("aliases", {}))):
             alias, addresses = self._alias(key, targets, domains)
             if alias in aliases:
-                raise self._wrong(f'aliases."{key}"', key, "the same alias stands here twice (case does not matter)")
+                raise self._error(f'aliases."{key}"', key, "the same alias stands here twice (case does not matter)")
             aliases[alias] = addresses
         return Snapshot(tenants, domains, users, aliases, delimiter)
 
     def _tenant(self, key: str, table: _Table) -> Tenant:
         where = f"tenants.{key}"
-        self._only(table, ("hosting", "messages_per_hour", "storage", "source_addresses"), where)
+        self._check_keys(table, ("hosting", "messages_per_hour", "storage", "source_addresses"), where)
         hosting = table.get("hosting", "shared")
         if hosting not in ("shared", "dedicated"):
-            raise self._wrong(f"{where}.hosting", hosting, '"shared" or "dedicated" is expected')
+            raise self._error(f"{where}.hosting", hosting, '"shared" or "dedicated" is expected')
         if hosting == "dedicated" and not _TOPIC_PART.fullmatch(key):
-            raise self._wrong(where, key, "a dedicated tenant names topics: letters, digits, - and _ are expected")
+            raise self._error(where, key, "a dedicated tenant names topics: letters, digits, - and _ are expected")
         if hosting == "dedicated" and key == "shared":
-            raise self._wrong(where, key, "it is the label of all shared tenants in metrics; another name is expected")
+            raise self._error(where, key, "it is the label of all shared tenants in metrics; another name is expected")
         per_hour = table.get("messages_per_hour")
         if per_hour is not None and (type(per_hour) is not int or per_hour < 0):
-            raise self._wrong(f"{where}.messages_per_hour", per_hour, "a whole number is expected")
+            raise self._error(f"{where}.messages_per_hour", per_hour, "a whole number is expected")
         sources = table.get("source_addresses", [])
         if not isinstance(sources, list):
-            raise self._wrong(f"{where}.source_addresses", sources, "a list of IP addresses is expected")
+            raise self._error(f"{where}.source_addresses", sources, "a list of IP addresses is expected")
         for source in sources:
             try:
                 ipaddress.ip_address(source if isinstance(source, str) else "")
             except ValueError as error:
-                raise self._wrong(f"{where}.source_addresses", source, "an IP address is expected") from error
+                raise self._error(f"{where}.source_addresses", source, "an IP address is expected") from error
         storage = self._size(f"{where}.storage", table.get("storage"))
         return Tenant(key, hosting == "dedicated", per_hour, storage, tuple(sources))
 
@@ -98,11 +98,11 @@ class _Reader:
         try:
             name = domain_ascii(parse_domain(key, utf8=True))
         except AddressError as error:
-            raise self._wrong(where, key, f"a domain is expected ({error})") from error
-        self._only(table, ("tenant", "relay"), where)
+            raise self._error(where, key, f"a domain is expected ({error})") from error
+        self._check_keys(table, ("tenant", "relay"), where)
         tenant = table.get("tenant", "default")
         if tenant not in tenants:
-            raise self._wrong(f"{where}.tenant", tenant, f"there is no [tenants.{tenant}]")
+            raise self._error(f"{where}.tenant", tenant, f"there is no [tenants.{tenant}]")
         relay = table.get("relay")
         if relay is None:
             return Domain(name, tenant)
@@ -111,17 +111,17 @@ class _Reader:
         try:
             return Domain(name, tenant, relay_to=parse_relay(relay if isinstance(relay, str) else ""))
         except ValueError as error:
-            raise self._wrong(f"{where}.relay", relay, f'{error}, or "mx"') from error
+            raise self._error(f"{where}.relay", relay, f'{error}, or "mx"') from error
 
     def _user(self, key: str, table: _Table, domains: Mapping[str, Domain]) -> User:
         where = f'users."{key}"'
         address = self._address(where, key)
         domain = domains.get(address.domain_ascii)
         if domain is None:
-            raise self._wrong(where, key, f'there is no [domains."{address.domain}"]')
+            raise self._error(where, key, f'there is no [domains."{address.domain}"]')
         if not domain.is_local:
-            raise self._wrong(where, key, f"{address.domain} is a relay domain: its mailboxes are elsewhere")
-        self._only(table, ("password", "quota"), where)
+            raise self._error(where, key, f"{address.domain} is a relay domain: its mailboxes are elsewhere")
+        self._check_keys(table, ("password", "quota"), where)
         password = table.get("password", "")
         if not isinstance(password, str) or (password and not self._is_hash(password)):
             expected = 'an argon2 hash like "$argon2id$..." is expected; `eilpost user passwd` makes one'
@@ -134,15 +134,15 @@ class _Reader:
             try:
                 domain = domain_ascii(parse_domain(key[1:], utf8=True))
             except AddressError as error:
-                raise self._wrong(where, key, f"a domain is expected after the @ ({error})") from error
+                raise self._error(where, key, f"a domain is expected after the @ ({error})") from error
             alias = f"@{domain}"
         else:
             address = self._address(where, key)
             alias, domain = address.key, address.domain_ascii
         if domain not in domains:
-            raise self._wrong(where, key, f'there is no [domains."{domain}"]')
+            raise self._error(where, key, f'there is no [domains."{domain}"]')
         if not isinstance(targets, list) or not targets:
-            raise self._wrong(where, targets, 'a list of addresses is expected, like ["alice@example.test"]')
+            raise self._error(where, targets, 'a list of addresses is expected, like ["alice@example.test"]')
         addresses = (self._address(where, target) for target in targets)
         return alias, tuple(dict.fromkeys(addresses))
 
@@ -150,7 +150,7 @@ class _Reader:
         try:
             return Address.parse(text if isinstance(text, str) else "", utf8=True)
         except AddressError as error:
-            raise self._wrong(where, text, f"an address is expected ({error})") from error
+            raise self._error(where, text, f"an address is expected ({error})") from error
 
     def _size(self, where: str, value: object) -> int | None:
         if value is None:
@@ -158,7 +158,7 @@ class _Reader:
         try:
             return parse_size(value if isinstance(value, str) else None)
         except ValueError as error:
-            raise self._wrong(where, value, str(error)) from error
+            raise self._error(where, value, str(error)) from error
 
     def _section(self, tables: _Table, section: str) -> Iterable[tuple[str, _Table]]:
         for key, table in _items(self._table(section, tables.get(section, {}))):
@@ -166,18 +166,18 @@ class _Reader:
 
     def _table(self, where: str, value: object) -> _Table:
         if not isinstance(value, dict):
-            raise self._wrong(where, value, "a table is expected")
+            raise self._error(where, value, "a table is expected")
         return value
 
-    def _only(self, table: _Table, known: tuple[str, ...], where: str) -> None:
+    def _check_keys(self, table: _Table, known: tuple[str, ...], where: str) -> None:
         for key in table:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                matches = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {matches[0]}?" if matches else f"there are {', '.join(known)}"
                 raise DirectoryUnusable(f"{self._name}: {where + '.' if where else ''}{key}: no such key; {hint}")
 
-    def _wrong(self, where: str, found: object, expected: str) -> DirectoryUnusable:
-        return DirectoryUnusable(f"{self._name}: {where}: found {found!r}; {expected}")
+    def _error(self, where: str, value: object, expected: str) -> DirectoryUnusable:
+        return DirectoryUnusable(f"{self._name}: {where}: found {value!r}; {expected}")
 
 
 def _items(table: _Table) -> Iterable[tuple[str, Any]]:

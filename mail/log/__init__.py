@@ -4,7 +4,7 @@ One port for one machine (embedded) and for a cluster (Kafka). It promises: an a
 of any node; a shard has one owner at a time; **an input is marked consumed only after, or in the same commit as,
 everything that follows from it is durable** (the law of DESIGN section 2); nothing unconsumed is ever removed. It
 knows records, shards and marks, and nothing about mail. Adapters: `memory`, `embedded`, `kafka`. The contract
-suite in `tests/contract/` holds for each. Next: `mail/log/topics.py`.
+suite in `tests/contract/` holds for each.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Appender(Protocol):
         """
         ...
 
-    async def prepare(self, tenant: str, /) -> None:
+    async def open_tenant(self, tenant: str, /) -> None:
         """Get ready for this tenant's mail, which may go to topics of its own: asked at the first RCPT, before
         `condition`. Returns at once where there is nothing to do, after a few seconds at most, and never fails.
         """
@@ -121,7 +121,7 @@ class RouterShard(Protocol):
         """Every open queue line of this shard as it is now, in batches; each delivery once, tombstones gone."""
         ...
 
-    async def take(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
+    async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
         """The next inputs, at most `limit`, each topic in its order; empty when none came within `wait`.
 
         Moves the read position, not the mark. What was taken and never committed is taken again by the next owner.
@@ -155,7 +155,7 @@ class DeliveryShard(Protocol):
         """Set, once and for ever, when the shard is taken back or is to stop: for who is too busy to `take`."""
         ...
 
-    async def take(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
         """The next dispatches, one to `limit`, in order, without those already finished; waits for the first. With
         `wait` it is empty when none came within that, and then everything that was there at the first take has been
         given.
@@ -174,17 +174,19 @@ class DeliveryShard(Protocol):
         ...
 
 
-Tend = Callable[[RouterShard], Awaitable[None]]
-TendDelivery = Callable[[DeliveryShard], Awaitable[None]]
-Joined = Callable[[], None]
+RouterShardProcessor = Callable[[RouterShard], Awaitable[None]]
+DeliveryShardProcessor = Callable[[DeliveryShard], Awaitable[None]]
+OnReady = Callable[[], None]
 
 
 class RouterLog(Protocol):
     """What the router needs."""
 
-    async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
-        """Run `tend(shard)` for every shard this process owns, while it owns it; return after `stop` is set and all
-        tends returned. `joined()` is called once, when this process is among the owners, with or without a shard.
+    async def own_router_shards(
+        self, process: RouterShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None
+    ) -> None:
+        """Run `process(shard)` for every shard this process owns, while it owns it; return after `stop` is set and all
+        tends returned. `on_ready()` is called once, when this process is among the owners, with or without a shard.
 
         When a shard is taken back or `stop` is set, its `take` raises ShardLost; tend then finishes what is in flight
         and
@@ -197,7 +199,9 @@ class RouterLog(Protocol):
 class DeliveryLog(Protocol):
     """What delivery needs."""
 
-    async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
+    async def own_delivery_shards(
+        self, process: DeliveryShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None
+    ) -> None:
         """As `RouterLog.route`, for shards of `dispatched`. After ShardLost, `finish` still works for a drain time, and
         the next owner begins after that: at no instant two tend the same.
         """
@@ -211,13 +215,13 @@ class HistoryLog(Protocol):
         """The events of one message, oldest first; empty when it is unknown or older than `events` is kept."""
         ...
 
-    def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+    def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         """Every open queue line, of all shards; or those of one message, without reading the others where that can be
         helped.
         """
         ...
 
-    async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
+    async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         """The message's `Accepted` if the router has not consumed it yet: accepted a moment ago."""
         ...
 

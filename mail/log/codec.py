@@ -4,7 +4,7 @@ A frame is a fixed prefix (magic, version, lengths of header and content, CRC-32
 and the raw content bytes, never base64. Each record has its own pair of functions here, so renaming a
 field changes no wire. Readers of version 1 ignore header keys they do not know: a new key that old readers may ignore
 needs no new version, everything else does. What cannot be read raises FrameError; it is never dropped. Golden files in
-`tests/golden/` keep old frames readable. Next: `mail/log/embedded/__init__.py`.
+`tests/golden/` keep old frames readable.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import orjson
 
 from mail.log.wire import (
     Wire,
-    delivery_wire,
-    duration_wire,
-    happening_wire,
-    instant_wire,
-    message_wire,
-    outcome_wire,
-    reply_wire,
-    spooled_wire,
-    state_wire,
-    to_delivery,
-    to_happening,
-    to_instant,
-    to_message,
-    to_outcome,
-    to_state,
+    decode_delivery,
+    decode_event_detail,
+    decode_instant,
+    decode_message,
+    decode_outcome,
+    decode_state,
+    encode_delivery,
+    encode_duration,
+    encode_event_detail,
+    encode_instant,
+    encode_message,
+    encode_outcome,
+    encode_reply,
+    encode_spooled,
+    encode_state,
 )
 from mail.message import Content, DeliveryId, Inline, QueueId, Spooled
 from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record, Settled
@@ -50,23 +50,23 @@ class FrameError(ValueError):
     """These bytes are not a frame this version can read; the text says why."""
 
 
-def encode(record: Record, *, apart: bool = False) -> bytes | None:
+def encode(record: Record, *, without_content: bool = False) -> bytes | None:
     """The frame of a record; None (a tombstone) for Settled. With `apart`, the inline content of Accepted and
     Dispatched is left out: the caller keeps it, and gives it back to `decode`.
     """
     content = b""
     match record:
         case Accepted():
-            wire: Wire = {"k": "accepted", "m": message_wire(record.message)}
+            wire: Wire = {"k": "accepted", "m": encode_message(record.message)}
             if isinstance(record.content, Spooled):
-                wire["c"] = spooled_wire(record.content)
-            elif not apart:
+                wire["c"] = encode_spooled(record.content)
+            elif not without_content:
                 content = record.content.data
         case Dispatched():
-            wire = {"k": "dispatched", "d": delivery_wire(record.delivery), "n": record.number}
+            wire = {"k": "dispatched", "d": encode_delivery(record.delivery), "n": record.number}
             if isinstance(record.content, Spooled):
-                wire["c"] = spooled_wire(record.content)
-            elif not apart:
+                wire["c"] = encode_spooled(record.content)
+            elif not without_content:
                 content = record.content.data
         case Attempted():
             content = record.headers
@@ -74,17 +74,17 @@ def encode(record: Record, *, apart: bool = False) -> bytes | None:
                 "k": "attempted",
                 "d": record.delivery_id,
                 "n": record.number,
-                "o": [outcome_wire(outcome) for outcome in record.outcomes],
-                "t": instant_wire(record.started),
-                "u": duration_wire(record.duration),
+                "o": [encode_outcome(outcome) for outcome in record.outcomes],
+                "t": encode_instant(record.started),
+                "u": encode_duration(record.duration),
             }
             if record.content is not None:
-                wire["c"] = spooled_wire(record.content)
+                wire["c"] = encode_spooled(record.content)
         case Pending():
             wire = {
                 "k": "pending",
-                "d": delivery_wire(record.delivery),
-                "s": state_wire(record.state),
+                "d": encode_delivery(record.delivery),
+                "s": encode_state(record.state),
                 "n": record.attempts,
             }
             match record.content:
@@ -92,32 +92,32 @@ def encode(record: Record, *, apart: bool = False) -> bytes | None:
                     content = record.content.data
                     wire["c"] = 1
                 case Spooled():
-                    wire["c"] = spooled_wire(record.content)
+                    wire["c"] = encode_spooled(record.content)
                 case None:
                     pass
                 case _:
                     assert_never(record.content)
             if record.last is not None:
-                wire["l"] = reply_wire(record.last)
+                wire["l"] = encode_reply(record.last)
             if record.last_remote is not None:
                 wire["h"] = record.last_remote
         case Event():
             wire = {
                 "k": "event",
                 "q": record.queue_id,
-                "t": instant_wire(record.time),
-                "w": happening_wire(record.what),
+                "t": encode_instant(record.time),
+                "w": encode_event_detail(record.detail),
             }
         case Settled():
             return None
         case _:
             assert_never(record)
-    header = _dump(wire)
+    header = _dump_json(wire)
     checksum = zlib.crc32(content, zlib.crc32(header))
     return b"".join((_PREFIX.pack(MAGIC, VERSION, len(header), len(content), checksum), header, content))
 
 
-def decode(frame: bytes, apart: bytes | None = None) -> Record:
+def decode(frame: bytes, separate_content: bytes | None = None) -> Record:
     """The record of a frame, with the content that was kept apart from it. Raises FrameError, and nothing else."""
     try:
         magic, version, header_bytes, content_bytes, checksum = _PREFIX.unpack_from(frame)
@@ -127,38 +127,38 @@ def decode(frame: bytes, apart: bytes | None = None) -> Record:
         raise FrameError("it does not begin as a frame of eilpost")
     if version != VERSION:
         raise FrameError(f"its version is {version}; this eilpost reads version {VERSION}: use the newer one")
-    content_at = _PREFIX_BYTES + header_bytes
-    if len(frame) != content_at + content_bytes:
-        raise FrameError(f"it should have {content_at + content_bytes} bytes and has {len(frame)}")
-    header = frame[_PREFIX_BYTES:content_at]
-    content = frame[content_at:]
+    content_start = _PREFIX_BYTES + header_bytes
+    if len(frame) != content_start + content_bytes:
+        raise FrameError(f"it should have {content_start + content_bytes} bytes and has {len(frame)}")
+    header = frame[_PREFIX_BYTES:content_start]
+    content = frame[content_start:]
     if zlib.crc32(content, zlib.crc32(header)) != checksum:
         raise FrameError("it is damaged (checksum)")
-    if apart is not None:
-        content = apart
+    if separate_content is not None:
+        content = separate_content
     try:
         wire = orjson.loads(header)
-        return _READERS[wire["k"]](wire, content)
+        return _DECODERS[wire["k"]](wire, content)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as reason:
         raise FrameError(f"its header cannot be read ({type(reason).__name__}: {reason})") from reason
 
 
-def _dump(wire: Wire) -> bytes:
+def _dump_json(wire: Wire) -> bytes:
     try:
         return orjson.dumps(wire)
     except TypeError:
         # A peer's odd octets (lone surrogates) must not make its reply unwritable; they become "?".
-        return orjson.dumps(_scrubbed(wire))
+        return orjson.dumps(_replace_surrogates(wire))
 
 
-def _scrubbed(value: Any) -> Any:
+def _replace_surrogates(value: Any) -> Any:
     match value:
         case str():
             return value.encode("utf-8", "replace").decode()
         case dict():
-            return {key: _scrubbed(item) for key, item in value.items()}
+            return {key: _replace_surrogates(item) for key, item in value.items()}
         case list() | tuple():
-            return [_scrubbed(item) for item in value]
+            return [_replace_surrogates(item) for item in value]
         case _:
             return value
 
@@ -168,48 +168,52 @@ def _content_of(wire: Wire, content: bytes) -> Content:
     return Inline(content) if spooled is None else Spooled(*spooled)
 
 
-def _to_accepted(wire: Wire, content: bytes) -> Accepted:
-    return Accepted(to_message(wire["m"]), _content_of(wire, content))
+def _decode_accepted(wire: Wire, content: bytes) -> Accepted:
+    return Accepted(decode_message(wire["m"]), _content_of(wire, content))
 
 
-def _to_dispatched(wire: Wire, content: bytes) -> Dispatched:
-    return Dispatched(to_delivery(wire["d"]), wire["n"], _content_of(wire, content))
+def _decode_dispatched(wire: Wire, content: bytes) -> Dispatched:
+    return Dispatched(decode_delivery(wire["d"]), wire["n"], _content_of(wire, content))
 
 
-def _to_attempted(wire: Wire, content: bytes) -> Attempted:
+def _decode_attempted(wire: Wire, content: bytes) -> Attempted:
     spooled = wire.get("c")
     return Attempted(
         DeliveryId(wire["d"]),
         wire["n"],
-        tuple([to_outcome(outcome) for outcome in wire["o"]]),
-        to_instant(wire["t"]),
+        tuple([decode_outcome(outcome) for outcome in wire["o"]]),
+        decode_instant(wire["t"]),
         timedelta(microseconds=wire["u"]),
         None if spooled is None else Spooled(*spooled),
         content,
     )
 
 
-def _to_pending(wire: Wire, content: bytes) -> Pending:
-    where = wire.get("c")
+def _decode_pending(wire: Wire, content: bytes) -> Pending:
+    content_reference = wire.get("c")
     last = wire.get("l")
     return Pending(
-        to_delivery(wire["d"]),
-        to_state(wire["s"]),
-        None if where is None else Inline(content) if where == 1 else Spooled(*where),
+        decode_delivery(wire["d"]),
+        decode_state(wire["s"]),
+        None
+        if content_reference is None
+        else Inline(content)
+        if content_reference == 1
+        else Spooled(*content_reference),
         wire["n"],
         None if last is None else Reply(*last),
         wire.get("h"),
     )
 
 
-def _to_event(wire: Wire, _: bytes) -> Event:
-    return Event(QueueId(wire["q"]), to_instant(wire["t"]), to_happening(wire["w"]))
+def _decode_event(wire: Wire, _: bytes) -> Event:
+    return Event(QueueId(wire["q"]), decode_instant(wire["t"]), decode_event_detail(wire["w"]))
 
 
-_READERS: dict[str, Callable[[Wire, bytes], Record]] = {
-    "accepted": _to_accepted,
-    "dispatched": _to_dispatched,
-    "attempted": _to_attempted,
-    "pending": _to_pending,
-    "event": _to_event,
+_DECODERS: dict[str, Callable[[Wire, bytes], Record]] = {
+    "accepted": _decode_accepted,
+    "dispatched": _decode_dispatched,
+    "attempted": _decode_attempted,
+    "pending": _decode_pending,
+    "event": _decode_event,
 }

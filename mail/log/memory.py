@@ -1,7 +1,7 @@
 """A log in memory, for tests and trials: the whole contract of the port, and nothing survives the object.
 
 It keeps frames, not objects, so whatever cannot be written fails here too. `close()` and `start()` of the same object
-stand for a restart. `fail()` plays a log that does not answer. Next: `mail/log/embedded/__init__.py`.
+stand for a restart. `fail()` plays a log that does not answer.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any, Generic, TypeVar, cast
 from mail.log import (
     Backlog,
     Condition,
+    DeliveryShardProcessor,
     Down,
     Entry,
     Full,
-    Joined,
     LogUnavailable,
     LogUnusable,
+    OnReady,
+    RouterShardProcessor,
     ShardLost,
-    Tend,
-    TendDelivery,
     Usable,
 )
 from mail.log.codec import FrameError, decode, encode
-from mail.log.ownership import Turn
+from mail.log.ownership import ExclusiveOwnership
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, place
 from mail.message import QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record, received_time
@@ -46,26 +46,26 @@ class _Partition(Generic[R]):
     def __init__(self, topic: Topic, shard: int) -> None:
         self.topic = topic
         self.shard = shard
-        self.kept: dict[int, bytes] = {}
+        self.unconsumed: dict[int, bytes] = {}
         self.unread: deque[int] = deque()
 
-    def add(self, offset: int, frame: bytes) -> None:
-        self.kept[offset] = frame
+    def append(self, offset: int, frame: bytes) -> None:
+        self.unconsumed[offset] = frame
         self.unread.append(offset)
 
     def rewind(self) -> None:
-        self.unread = deque(self.kept)
+        self.unread = deque(self.unconsumed)
 
-    def take(self, limit: int) -> list[Entry[R]]:
-        taken: list[Entry[R]] = []
-        while self.unread and len(taken) < limit:
+    def read(self, limit: int) -> list[Entry[R]]:
+        entries: list[Entry[R]] = []
+        while self.unread and len(entries) < limit:
             offset = self.unread[0]
-            frame = self.kept.get(offset)
+            frame = self.unconsumed.get(offset)
             if frame is not None:  # finished after the last owner took it
-                record = _read(frame, self.topic, self.shard, f"offset {offset}")
-                taken.append(Entry(self.topic.name, self.shard, offset, cast("R", record)))
+                record = _decode(frame, self.topic, self.shard, f"offset {offset}")
+                entries.append(Entry(self.topic.name, self.shard, offset, cast("R", record)))
             self.unread.popleft()
-        return taken
+        return entries
 
 
 class MemoryLog:
@@ -84,12 +84,12 @@ class MemoryLog:
             },
             **{(DISPATCHED.name, shard): _Partition(DISPATCHED, shard) for shard in by_site},
         }
-        self._lines: list[dict[str, bytes]] = [{} for _ in by_queue_id]
+        self._pending: list[dict[str, bytes]] = [{} for _ in by_queue_id]
         self._events: dict[QueueId, list[tuple[datetime, bytes]]] = {}
-        self._news: set[asyncio.Future[None]] = set()
-        self._router_turn = Turn("router")
-        self._delivery_turn = Turn("delivery")
-        self._failing: str | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._router_ownership = ExclusiveOwnership("router")
+        self._delivery_ownership = ExclusiveOwnership("delivery")
+        self._failure: str | None = None
 
     # --- life
 
@@ -101,13 +101,13 @@ class MemoryLog:
 
     def fail(self, reason: str | None) -> None:
         """Play a log that does not answer, until `fail(None)`."""
-        self._failing = reason
+        self._failure = reason
 
     async def oldest_unconsumed(self) -> datetime | None:
         first = [
-            received_time(cast("Input", _read(frame, partition.topic, partition.shard, f"offset {offset}")))
+            received_time(cast("Input", _decode(frame, partition.topic, partition.shard, f"offset {offset}")))
             for partition in self._partitions.values()
-            for offset, frame in islice(partition.kept.items(), 1)
+            for offset, frame in islice(partition.unconsumed.items(), 1)
         ]
         return min(first, default=None)
 
@@ -115,9 +115,9 @@ class MemoryLog:
         """Events past their age go; what is consumed went at once."""
         oldest = datetime.now(UTC) - self._settings.events_kept
         for queue_id, events in list(self._events.items()):
-            kept = [(time, frame) for time, frame in events if time >= oldest]
-            if kept:
-                self._events[queue_id] = kept
+            remaining = [(time, frame) for time, frame in events if time >= oldest]
+            if remaining:
+                self._events[queue_id] = remaining
             else:
                 del self._events[queue_id]
 
@@ -126,13 +126,13 @@ class MemoryLog:
     async def append(self, record: Record) -> None:
         self.write([record])
 
-    async def prepare(self, _tenant: str, /) -> None:
+    async def open_tenant(self, _tenant: str, /) -> None:
         """There is one log for all."""
 
     def condition(self, _tenant: str = "", /) -> Condition:
-        if self._failing is not None:
-            return Down(self._failing)
-        waiting = self._waiting(ACCEPTED)
+        if self._failure is not None:
+            return Down(self._failure)
+        waiting = self._count_unconsumed(ACCEPTED)
         if waiting >= self._settings.backlog_max:
             return Full(f"{waiting} messages wait to be routed")
         return Usable()
@@ -148,39 +148,43 @@ class MemoryLog:
 
     # --- RouterLog, DeliveryLog
 
-    async def route(self, tend: Tend, stop: asyncio.Event, joined: Joined | None = None) -> None:
-        await self._router_turn.own(
-            lambda: [_MemoryRouterShard(self, n) for n in range(self.counts.by_queue_id)], tend, stop, joined
+    async def own_router_shards(
+        self, process: RouterShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None
+    ) -> None:
+        await self._router_ownership.run(
+            lambda: [_MemoryRouterShard(self, n) for n in range(self.counts.by_queue_id)], process, stop, on_ready
         )
 
-    async def deliver(self, tend: TendDelivery, stop: asyncio.Event, joined: Joined | None = None) -> None:
-        await self._delivery_turn.own(
-            lambda: [_MemoryDeliveryShard(self, n) for n in range(self.counts.by_site)], tend, stop, joined
+    async def own_delivery_shards(
+        self, process: DeliveryShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None
+    ) -> None:
+        await self._delivery_ownership.run(
+            lambda: [_MemoryDeliveryShard(self, n) for n in range(self.counts.by_site)], process, stop, on_ready
         )
 
     # --- HistoryLog
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
         for _, frame in list(self._events.get(queue_id, ())):
-            yield cast("Event", _read(frame, EVENTS, 0, f"key {queue_id}"))
+            yield cast("Event", _decode(frame, EVENTS, 0, f"key {queue_id}"))
 
-    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         for shard in range(self.counts.by_queue_id):
-            for line in self.lines_of(shard):
-                if queue_id is None or line.delivery.message.queue_id == queue_id:
-                    yield line
+            for pending in self.pending_of_shard(shard):
+                if queue_id is None or pending.delivery.message.queue_id == queue_id:
+                    yield pending
 
-    async def waiting_inputs(self, queue_id: QueueId) -> Sequence[Accepted]:
+    async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [
-            cast("Accepted", _read(frame, ACCEPTED, partition.shard, f"offset {offset}"))
+            cast("Accepted", _decode(frame, ACCEPTED, partition.shard, f"offset {offset}"))
             for (topic, _), partition in self._partitions.items()
             if topic == ACCEPTED.name
-            for offset, frame in partition.kept.items()
+            for offset, frame in partition.unconsumed.items()
         ]
         return [record for record in records if record.message.queue_id == queue_id]
 
     async def backlog(self) -> Backlog:
-        return Backlog(*(self._waiting(topic) for topic in (ACCEPTED, DISPATCHED, ATTEMPTED)))
+        return Backlog(*(self._count_unconsumed(topic) for topic in (ACCEPTED, DISPATCHED, ATTEMPTED)))
 
     # --- for the shards
 
@@ -189,48 +193,49 @@ class MemoryLog:
 
     def write(self, records: Sequence[Record], consumed: Sequence[Entry[Any]] = ()) -> None:
         """All of it or, when anything cannot be encoded or the log fails, none."""
-        if self._failing is not None:
-            raise LogUnavailable(self._failing)
-        places = [(place(record, self.counts), encode(record), record) for record in records]
-        for at, frame, record in places:
+        if self._failure is not None:
+            raise LogUnavailable(self._failure)
+        placed = [(place(record, self.counts), encode(record), record) for record in records]
+        for place_of_record, frame, record in placed:
             self._offset += 1
-            match at.topic.name:
+            match place_of_record.topic.name:
                 case QUEUE.name:
                     if frame is None:
-                        self._lines[at.shard].pop(at.key, None)
+                        self._pending[place_of_record.shard].pop(place_of_record.key, None)
                     else:
-                        self._lines[at.shard][at.key] = frame
+                        self._pending[place_of_record.shard][place_of_record.key] = frame
                 case EVENTS.name if isinstance(record, Event) and frame is not None:
                     self._events.setdefault(record.queue_id, []).append((record.time, frame))
                 case _:
                     assert frame is not None
-                    self.partition(at.topic, at.shard).add(self._offset, frame)
+                    self.partition(place_of_record.topic, place_of_record.shard).append(self._offset, frame)
         for entry in consumed:
-            self._partitions[entry.topic, entry.shard].kept.pop(entry.offset, None)
-        self.wake()
+            self._partitions[entry.topic, entry.shard].unconsumed.pop(entry.offset, None)
+        self.notify()
 
-    def lines_of(self, shard: int) -> list[Pending]:
+    def pending_of_shard(self, shard: int) -> list[Pending]:
         return [
-            cast("Pending", _read(frame, QUEUE, shard, f"key {key}")) for key, frame in list(self._lines[shard].items())
+            cast("Pending", _decode(frame, QUEUE, shard, f"key {key}"))
+            for key, frame in list(self._pending[shard].items())
         ]
 
-    def wake(self) -> None:
-        for waiter in self._news:
+    def notify(self) -> None:
+        for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        self._news.clear()
+        self._waiters.clear()
 
-    async def news(self, wait: timedelta | None) -> None:
+    async def wait_for_change(self, wait: timedelta | None) -> None:
         """Return when something was written or lost, or after `wait`."""
         waiter = asyncio.get_running_loop().create_future()
-        self._news.add(waiter)
+        self._waiters.add(waiter)
         try:
             await asyncio.wait({waiter}, timeout=None if wait is None else wait.total_seconds())
         finally:
-            self._news.discard(waiter)
+            self._waiters.discard(waiter)
 
-    def _waiting(self, topic: Topic) -> int:
-        return sum(len(p.kept) for (name, _), p in self._partitions.items() if name == topic.name)
+    def _count_unconsumed(self, topic: Topic) -> int:
+        return sum(len(p.unconsumed) for (name, _), p in self._partitions.items() if name == topic.name)
 
 
 class _MemoryRouterShard:
@@ -242,29 +247,29 @@ class _MemoryRouterShard:
         for partition in self._inputs:
             partition.rewind()
 
-    def lose(self) -> None:
+    def revoke(self) -> None:
         self._lost = True
-        self._log.wake()
+        self._log.notify()
 
     def close(self) -> None:
         self._closed = True
 
     async def replay(self) -> AsyncIterator[Sequence[Pending]]:
-        lines = iter(self._log.lines_of(self.number))
-        while batch := list(islice(lines, _REPLAY_BATCH)):
+        pending = iter(self._log.pending_of_shard(self.number))
+        while batch := list(islice(pending, _REPLAY_BATCH)):
             yield batch
 
-    async def take(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
+    async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
         loop = asyncio.get_running_loop()
-        until = loop.time() + wait.total_seconds()
+        deadline = loop.time() + wait.total_seconds()
         while not self._lost:
-            taken: list[Entry[Accepted] | Entry[Attempted]] = []
+            entries: list[Entry[Accepted] | Entry[Attempted]] = []
             for partition in self._inputs:
-                taken += partition.take(limit - len(taken))
-            left = until - loop.time()
-            if taken or left <= 0:
-                return taken
-            await self._log.news(timedelta(seconds=left))
+                entries += partition.read(limit - len(entries))
+            remaining = deadline - loop.time()
+            if entries or remaining <= 0:
+                return entries
+            await self._log.wait_for_change(timedelta(seconds=remaining))
         raise ShardLost
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> None:
@@ -288,22 +293,22 @@ class _MemoryDeliveryShard:
         self._input: _Partition[Dispatched] = log.partition(DISPATCHED, number)
         self._input.rewind()
 
-    def lose(self) -> None:
+    def revoke(self) -> None:
         self.lost.set()
-        self._log.wake()
+        self._log.notify()
 
     def close(self) -> None:
         self._closed = True
 
-    async def take(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
         loop = asyncio.get_running_loop()
-        until = None if wait is None else loop.time() + wait.total_seconds()
+        deadline = None if wait is None else loop.time() + wait.total_seconds()
         while not self.lost.is_set():
-            taken = self._input.take(limit)
-            left = None if until is None else until - loop.time()
-            if taken or (left is not None and left <= 0):
-                return taken
-            await self._log.news(None if left is None else timedelta(seconds=left))
+            entries = self._input.read(limit)
+            remaining = None if deadline is None else deadline - loop.time()
+            if entries or (remaining is not None and remaining <= 0):
+                return entries
+            await self._log.wait_for_change(None if remaining is None else timedelta(seconds=remaining))
         raise ShardLost
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
@@ -312,8 +317,8 @@ class _MemoryDeliveryShard:
         self._log.write([attempted], [entry])
 
 
-def _read(frame: bytes, topic: Topic, shard: int, where: str) -> Record:
+def _decode(frame: bytes, topic: Topic, shard: int, position: str) -> Record:
     try:
         return decode(frame)
     except FrameError as reason:
-        raise LogUnusable(f"the log in memory: {topic.name}, shard {shard}, {where}: {reason}") from None
+        raise LogUnusable(f"the log in memory: {topic.name}, shard {shard}, {position}: {reason}") from None

@@ -12,22 +12,22 @@ from mail.telemetry.log import SHARDS_STOPPED
 
 class StoppedShards:
     def __init__(self) -> None:
-        self._why: dict[tuple[str, int], str] = {}
+        self._reasons: dict[tuple[str, int], str] = {}
 
-    def stop(self, role: str, shard: int, why: str) -> None:
-        self._why[role, shard] = why
+    def stop(self, role: str, shard: int, reason: str) -> None:
+        self._reasons[role, shard] = reason
         self._count(role)
 
     def resume(self, role: str, shard: int) -> None:
         """Idempotent."""
-        if self._why.pop((role, shard), None) is not None:
+        if self._reasons.pop((role, shard), None) is not None:
             self._count(role)
 
-    def lines(self) -> Sequence[str]:
-        return [f"{role}, shard {shard}: {why}" for (role, shard), why in sorted(self._why.items())]
+    def reasons(self) -> Sequence[str]:
+        return [f"{role}, shard {shard}: {why}" for (role, shard), why in sorted(self._reasons.items())]
 
     def _count(self, role: str) -> None:
-        SHARDS_STOPPED.labels(role).set(sum(each == role for each, _ in self._why))
+        SHARDS_STOPPED.labels(role).set(sum(each == role for each, _ in self._reasons))
 
 
 STOPPED_SHARDS = StoppedShards()

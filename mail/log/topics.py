@@ -3,8 +3,7 @@
 A record knows its place, so nobody passes topic names around: `place(record)` is the one table. `accepted`,
 `attempted`, `queue` and `events` share the number of shards and the partitioner (queue id), so one owner of shard *p*
 has all of a message; `dispatched` is partitioned by `partition_key`: what one worker has to see together, and no more
-than that. The partitioner is CRC-32 of the key, the same in every adapter and every language. Next:
-`mail/log/codec.py`.
+than that. The partitioner is CRC-32 of the key, the same in every adapter and every language.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ class Topic:
 
     name: str
     compacted: bool = False
-    kept: timedelta | None = None
+    retention: timedelta | None = None
 
 
 ACCEPTED = Topic("accepted")
 QUEUE = Topic("queue", compacted=True)
 DISPATCHED = Topic("dispatched")
 ATTEMPTED = Topic("attempted")
-EVENTS = Topic("events", kept=timedelta(days=7))
+EVENTS = Topic("events", retention=timedelta(days=7))
 
 ALL_TOPICS = (ACCEPTED, QUEUE, DISPATCHED, ATTEMPTED, EVENTS)
 
@@ -83,7 +82,7 @@ def shard_of_message(queue_id: QueueId, counts: ShardCounts) -> int:
     return shard_of(queue_id, counts.by_queue_id)
 
 
-def prefix_of_tenant(prefix: str, tenant: str) -> str:
+def tenant_prefix(prefix: str, tenant: str) -> str:
     """What stands before the topics, groups and transactional ids of a dedicated tenant, where a log has prefixes."""
     return f"{prefix}{tenant}."
 

@@ -3,7 +3,6 @@
 Short keys, one pair of functions a value: `x_wire` gives what goes into a frame's header, `to_x` what came out of one.
 Addresses are taken as they were stored; they were parsed when they came in. What is not as it should be raises
 KeyError, IndexError, TypeError, ValueError, AttributeError or OverflowError: the frame's reader says which frame.
-Next: `mail/log/codec.py`.
 """
 
 from __future__ import annotations
@@ -16,46 +15,46 @@ from mail.envelope import Body, Envelope, Notify, Recipient, Ret
 from mail.message import Client, DeliveryId, Message, QueueId, Spooled
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import (
+    Active,
+    AttemptRecorded,
     Bounced,
     Closed,
     Delivery,
-    Happening,
-    InHand,
+    EventDetail,
+    Received,
     Refused,
     Resumed,
     Routed,
-    Took,
-    Tried,
+    WaitCause,
     Waiting,
-    Why,
 )
 from mail.reply import Reply
-from mail.route import Route, Speaks, ToMailbox, ToMx, ToRelay, Unresolved
+from mail.route import RelayProtocol, Route, ToMailbox, ToMx, ToRelay, Unresolved
 
 Wire = dict[str, Any]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _BODIES = {body.value: body for body in Body}
-_WHYS = {why.value: why for why in Why}
+_WAIT_REASONS = {why.value: why for why in WaitCause}
 
 
-def instant_wire(instant: datetime) -> int:
+def encode_instant(instant: datetime) -> int:
     return (instant - _EPOCH) // _MICROSECOND
 
 
-def duration_wire(duration: timedelta) -> int:
+def encode_duration(duration: timedelta) -> int:
     return duration // _MICROSECOND
 
 
-def address_wire(address: Address) -> list[str]:
+def encode_address(address: Address) -> list[str]:
     return [address.local, address.domain]
 
 
-def recipient_wire(recipient: Recipient) -> Wire:
+def encode_recipient(recipient: Recipient) -> Wire:
     wire: Wire = {"a": [recipient.address.local, recipient.address.domain]}
     if recipient.original != recipient.address:
-        wire["o"] = address_wire(recipient.original)
+        wire["o"] = encode_address(recipient.original)
     if recipient.notify is not None:
         wire["n"] = sorted(notify.value for notify in recipient.notify)
     if recipient.orcpt is not None:
@@ -63,17 +62,17 @@ def recipient_wire(recipient: Recipient) -> Wire:
     return wire
 
 
-def message_wire(message: Message) -> Wire:
+def encode_message(message: Message) -> Wire:
     envelope = message.envelope
     wire: Wire = {
         "q": message.queue_id,
         "t": message.tenant,
         "r": (message.received - _EPOCH) // _MICROSECOND,
         "s": message.size_bytes,
-        "to": [recipient_wire(recipient) for recipient in envelope.recipients],
+        "to": [encode_recipient(recipient) for recipient in envelope.recipients],
     }
     if envelope.reverse_path is not None:
-        wire["f"] = address_wire(envelope.reverse_path)
+        wire["f"] = encode_address(envelope.reverse_path)
     if envelope.body is not Body.SEVEN_BIT:
         wire["b"] = envelope.body.value
     if envelope.smtputf8:
@@ -88,16 +87,16 @@ def message_wire(message: Message) -> Wire:
     return wire
 
 
-def spooled_wire(spooled: Spooled) -> list[str | int]:
+def encode_spooled(spooled: Spooled) -> list[str | int]:
     return [spooled.name, spooled.size_bytes, spooled.digest]
 
 
-def route_wire(route: Route) -> list[Any]:
+def encode_route(route: Route) -> list[Any]:
     match route:
         case ToMailbox():
             return ["mailbox", route.owner]
         case ToRelay():
-            return ["relay", route.host, route.port, route.speaks.value]
+            return ["relay", route.host, route.port, route.protocol.value]
         case ToMx():
             return ["mx", route.domain, route.hosts]
         case Unresolved():
@@ -106,25 +105,25 @@ def route_wire(route: Route) -> list[Any]:
             assert_never(route)
 
 
-def delivery_wire(delivery: Delivery) -> Wire:
-    return {"i": delivery.id, "m": message_wire(delivery.message), "r": route_wire(delivery.route)}
+def encode_delivery(delivery: Delivery) -> Wire:
+    return {"i": delivery.id, "m": encode_message(delivery.message), "r": encode_route(delivery.route)}
 
 
-def state_wire(state: InHand | Waiting) -> list[Any]:
+def encode_state(state: Active | Waiting) -> list[Any]:
     match state:
-        case InHand():
-            return ["hand", instant_wire(state.since)]
+        case Active():
+            return ["hand", encode_instant(state.since)]
         case Waiting():
-            return [state.why.value, instant_wire(state.due), state.reason]
+            return [state.cause.value, encode_instant(state.due), state.reason]
         case _:
             assert_never(state)
 
 
-def reply_wire(reply: Reply) -> list[Any]:
+def encode_reply(reply: Reply) -> list[Any]:
     return [reply.code, reply.enhanced, reply.text]
 
 
-def outcome_wire(outcome: Outcome) -> list[Any]:
+def encode_outcome(outcome: Outcome) -> list[Any]:
     match outcome:
         case Delivered():
             kind = "delivered"
@@ -134,51 +133,51 @@ def outcome_wire(outcome: Outcome) -> list[Any]:
             kind = "failed"
         case _:
             assert_never(outcome)
-    return [kind, address_wire(outcome.recipient), reply_wire(outcome.reply), outcome.remote]
+    return [kind, encode_address(outcome.recipient), encode_reply(outcome.reply), outcome.remote]
 
 
-def happening_wire(what: Happening) -> list[Any]:
-    match what:
-        case Took():
-            return ["took", message_wire(what.message)]
+def encode_event_detail(detail: EventDetail) -> list[Any]:
+    match detail:
+        case Received():
+            return ["took", encode_message(detail.message)]
         case Routed():
             return [
                 "routed",
-                what.delivery_id,
-                route_wire(what.route),
-                [address_wire(recipient) for recipient in what.recipients],
-                None if what.waits is None else state_wire(what.waits),
+                detail.delivery_id,
+                encode_route(detail.route),
+                [encode_address(recipient) for recipient in detail.recipients],
+                None if detail.waiting is None else encode_state(detail.waiting),
             ]
         case Resumed():
-            return ["resumed", what.delivery_id, what.number, route_wire(what.route)]
-        case Tried():
+            return ["resumed", detail.delivery_id, detail.number, encode_route(detail.route)]
+        case AttemptRecorded():
             return [
                 "tried",
-                what.delivery_id,
-                what.number,
-                [outcome_wire(outcome) for outcome in what.outcomes],
-                instant_wire(what.started),
-                duration_wire(what.duration),
-                None if what.next_due is None else instant_wire(what.next_due),
+                detail.delivery_id,
+                detail.number,
+                [encode_outcome(outcome) for outcome in detail.outcomes],
+                encode_instant(detail.started),
+                encode_duration(detail.duration),
+                None if detail.next_due is None else encode_instant(detail.next_due),
             ]
         case Refused():
-            return ["refused", [outcome_wire(outcome) for outcome in what.outcomes]]
+            return ["refused", [encode_outcome(outcome) for outcome in detail.outcomes]]
         case Bounced():
-            return ["bounced", [address_wire(recipient) for recipient in what.recipients], what.dsn]
+            return ["bounced", [encode_address(recipient) for recipient in detail.recipients], detail.dsn]
         case Closed():
             return ["closed"]
         case _:
-            assert_never(what)
+            assert_never(detail)
 
 
 # --- and back
 
 
-def to_instant(microseconds: int) -> datetime:
+def decode_instant(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def to_recipient(wire: Wire) -> Recipient:
+def decode_recipient(wire: Wire) -> Recipient:
     local, domain = wire["a"]
     address = Address(local, domain)
     if len(wire) == 1:
@@ -193,14 +192,14 @@ def to_recipient(wire: Wire) -> Recipient:
     )
 
 
-def to_message(wire: Wire) -> Message:
+def decode_message(wire: Wire) -> Message:
     get = wire.get
     sender = get("f")
     body = get("b")
     ret = get("ret")
     envelope = Envelope(
         None if sender is None else Address(*sender),
-        tuple([to_recipient(recipient) for recipient in wire["to"]]),
+        tuple([decode_recipient(recipient) for recipient in wire["to"]]),
         Body.SEVEN_BIT if body is None else _BODIES[body],
         "u" in wire,
         None if ret is None else Ret(ret),
@@ -217,12 +216,12 @@ def to_message(wire: Wire) -> Message:
     )
 
 
-def to_route(wire: list[Any]) -> Route:
+def decode_route(wire: list[Any]) -> Route:
     match wire:
         case ["mailbox", owner]:
             return ToMailbox(owner)
         case ["relay", host, port, speaks]:
-            return ToRelay(host, port, Speaks(speaks))
+            return ToRelay(host, port, RelayProtocol(speaks))
         case ["mx", domain, hosts]:
             return ToMx(domain, tuple([(preference, name) for preference, name in hosts]))
         case ["unresolved", domain]:
@@ -231,19 +230,19 @@ def to_route(wire: list[Any]) -> Route:
             raise ValueError(f"route {wire!r}")
 
 
-def to_delivery(wire: Wire) -> Delivery:
-    return Delivery(DeliveryId(wire["i"]), to_message(wire["m"]), to_route(wire["r"]))
+def decode_delivery(wire: Wire) -> Delivery:
+    return Delivery(DeliveryId(wire["i"]), decode_message(wire["m"]), decode_route(wire["r"]))
 
 
-def to_state(wire: list[Any]) -> InHand | Waiting:
+def decode_state(wire: list[Any]) -> Active | Waiting:
     if wire[0] == "hand":
-        return InHand(to_instant(wire[1]))
-    return to_waiting(wire)
+        return Active(decode_instant(wire[1]))
+    return decode_waiting(wire)
 
 
-def to_waiting(wire: list[Any]) -> Waiting:
+def decode_waiting(wire: list[Any]) -> Waiting:
     why, due, reason = wire
-    return Waiting(to_instant(due), _WHYS[why], reason)
+    return Waiting(decode_instant(due), _WAIT_REASONS[why], reason)
 
 
 _OUTCOMES: dict[str, type[Delivered] | type[Deferred] | type[Failed]] = {
@@ -253,31 +252,31 @@ _OUTCOMES: dict[str, type[Delivered] | type[Deferred] | type[Failed]] = {
 }
 
 
-def to_outcome(wire: list[Any]) -> Outcome:
+def decode_outcome(wire: list[Any]) -> Outcome:
     kind, recipient, reply, remote = wire
     return _OUTCOMES[kind](Address(*recipient), Reply(*reply), remote)
 
 
-def to_happening(wire: list[Any]) -> Happening:
+def decode_event_detail(wire: list[Any]) -> EventDetail:
     match wire:
         case ["took", message]:
-            return Took(to_message(message))
+            return Received(decode_message(message))
         case ["routed", delivery, route, recipients, waits]:
             addresses = tuple([Address(*recipient) for recipient in recipients])
-            return Routed(delivery, to_route(route), addresses, None if waits is None else to_waiting(waits))
+            return Routed(delivery, decode_route(route), addresses, None if waits is None else decode_waiting(waits))
         case ["resumed", delivery, number, route]:
-            return Resumed(delivery, number, to_route(route))
+            return Resumed(delivery, number, decode_route(route))
         case ["tried", delivery, number, outcomes, started, duration, next_due]:
-            return Tried(
+            return AttemptRecorded(
                 delivery,
                 number,
-                tuple([to_outcome(outcome) for outcome in outcomes]),
-                to_instant(started),
+                tuple([decode_outcome(outcome) for outcome in outcomes]),
+                decode_instant(started),
                 timedelta(microseconds=duration),
-                None if next_due is None else to_instant(next_due),
+                None if next_due is None else decode_instant(next_due),
             )
         case ["refused", outcomes]:
-            return Refused(tuple([to_outcome(outcome) for outcome in outcomes]))
+            return Refused(tuple([decode_outcome(outcome) for outcome in outcomes]))
         case ["bounced", recipients, dsn]:
             return Bounced(tuple([Address(*recipient) for recipient in recipients]), dsn)
         case ["closed"]:

@@ -2,7 +2,7 @@
 
 Answers are cached by their TTL and asked once at a time (single flight) inside the adapter; no call raises for what DNS
 says. Adapters: `dnspython`; `static` (a struct of maps and a fail list) for tests.
-Source: RFC 5321 section 5.1, RFC 7505 (null MX), RFC 2308 (negative caching). Next: `mail/resolver/cache.py`.
+Source: RFC 5321 section 5.1, RFC 7505 (null MX), RFC 2308 (negative caching).
 """
 
 from __future__ import annotations

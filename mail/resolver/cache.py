@@ -2,7 +2,6 @@
 
 It knows nothing of DNS but that an answer comes with the seconds it may be kept; 0 means not at all.
 Nothing is served past its TTL (RFC 8767's stale answers are not for deciding to bounce).
-Next: `mail/resolver/dnspython.py`.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ class AnswerCache(Generic[Question, Answer]):
 
     def __init__(
         self,
-        ask: Callable[[Question], Awaitable[tuple[Answer, float]]],
+        query: Callable[[Question], Awaitable[tuple[Answer, float]]],
         size: int,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ask = ask
-        self._kept: TLRUCache[Question, tuple[Answer, float]] = TLRUCache(
+        self._query = query
+        self._entries: TLRUCache[Question, tuple[Answer, float]] = TLRUCache(
             max(1, size), ttu=lambda _question, kept, now: now + (kept[1] if size else 0), timer=timer
         )
         self._in_flight: dict[Question, asyncio.Task[Answer]] = {}
@@ -38,10 +37,10 @@ class AnswerCache(Generic[Question, Answer]):
 
     async def answer(self, question: Question) -> Answer:
         """From the cache, from a question under way, or from the network."""
-        kept = self._kept.get(question)
-        if kept is not None:
+        entry = self._entries.get(question)
+        if entry is not None:
             self._hit.inc()
-            return kept[0]
+            return entry[0]
         task = self._in_flight.get(question)
         if task is None:
             self._miss.inc()
@@ -52,9 +51,9 @@ class AnswerCache(Generic[Question, Answer]):
 
     async def _fetch(self, question: Question) -> Answer:
         try:
-            answer, seconds = await self._ask(question)
+            answer, seconds = await self._query(question)
             if seconds > 0:
-                self._kept[question] = (answer, seconds)
+                self._entries[question] = (answer, seconds)
             return answer
         finally:
             del self._in_flight[question]

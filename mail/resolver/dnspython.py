@@ -3,7 +3,6 @@
 A truncated answer over UDP is asked again over TCP (RFC 7766), EDNS asks for 1232 octets, CNAMEs are followed. "No" is
 kept apart from "do not know": NXDOMAIN and NODATA are answers, kept by the SOA's minimum (RFC 2308) and at most
 `NEGATIVE_MAX`; SERVFAIL, REFUSED and silence are `DnsUnknown` and are never kept. It does not validate DNSSEC.
-Next: `router/resolve.py`.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from mail.telemetry.lookup import DNS_DURATION
 POSITIVE_MAX = timedelta(days=1)
 NEGATIVE_MAX = timedelta(minutes=15)
 _EDNS_OCTETS = 1232  # DNS flag day 2020: no fragments
-_ONE_SERVER_SECONDS = 2.0  # then the next one is asked
-_AT_ONCE = 256  # questions under way; more wait for their turn, within their time
+_SERVER_TIMEOUT_SECONDS = 2.0  # then the next one is asked
+_CONCURRENT_QUERIES = 256  # questions under way; more wait for their turn, within their time
 
 _Question = tuple[str, str]  # name without final dot, "MX" | "A" | "AAAA"
 _Answer = MxAnswer | AddressAnswer
@@ -46,24 +45,24 @@ class DnsResolver:
         self._timeout_seconds = settings.timeout.total_seconds()
         self._backend = dns.asyncbackend.get_backend("asyncio")
         self._resolver = _make_resolver(settings)
-        self._turns = asyncio.Semaphore(_AT_ONCE)
-        self._cache: AnswerCache[_Question, _Answer] = AnswerCache(self._ask, settings.cache_max)
+        self._query_slots = asyncio.Semaphore(_CONCURRENT_QUERIES)
+        self._cache: AnswerCache[_Question, _Answer] = AnswerCache(self._query, settings.cache_max)
 
     async def mx(self, domain: str) -> MxAnswer:
-        answer = await self._cache.answer((_normal(domain), "MX"))
+        answer = await self._cache.answer((_normalize(domain), "MX"))
         assert not isinstance(answer, IpAddresses)
         return answer
 
     async def addresses(self, host: str) -> AddressAnswer:
-        name = _normal(host)
+        name = _normalize(host)
         try:
             return IpAddresses((str(ipaddress.ip_address(name)),))
         except ValueError:
             pass
         answers = await asyncio.gather(self._cache.answer((name, "A")), self._cache.answer((name, "AAAA")))
-        found = tuple(ip for answer in answers if isinstance(answer, IpAddresses) for ip in answer.addresses)
-        if found:
-            return IpAddresses(found)
+        ips = tuple(ip for answer in answers if isinstance(answer, IpAddresses) for ip in answer.addresses)
+        if ips:
+            return IpAddresses(ips)
         for answer in answers:  # what we do not know could have been an address
             if isinstance(answer, DnsUnknown):
                 return answer
@@ -73,10 +72,10 @@ class DnsResolver:
         """Stop what is being asked. Idempotent."""
         await self._cache.close()
 
-    async def _ask(self, question: _Question) -> tuple[_Answer, float]:
+    async def _query(self, question: _Question) -> tuple[_Answer, float]:
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(self._timeout_seconds + 1), self._turns:
+            async with asyncio.timeout(self._timeout_seconds + 1), self._query_slots:
                 answer, seconds = await self._resolve(*question)
         except TimeoutError:
             answer, seconds = DnsUnknown(f"DNS for {question[0]} does not answer in time"), 0.0
@@ -95,17 +94,17 @@ class DnsResolver:
                 absolute, kind, raise_on_no_answer=False, search=False, backend=self._backend
             )
         except dns.resolver.NXDOMAIN as error:
-            said: Any = error  # its methods are not typed
-            return NoSuchDomain(), _negative_seconds(said.response(said.qnames()[0]))
+            nxdomain: Any = error  # its methods are not typed
+            return NoSuchDomain(), _negative_seconds(nxdomain.response(nxdomain.qnames()[0]))
         except dns.resolver.LifetimeTimeout:
             return DnsUnknown(f"DNS for {name} does not answer in time"), 0.0
         except dns.resolver.NoNameservers as error:
-            return DnsUnknown(f"DNS for {name}: {_why(error)}"), 0.0
+            return DnsUnknown(f"DNS for {name}: {_failure_text(error)}"), 0.0
         except (dns.exception.DNSException, OSError) as error:
             return DnsUnknown(f"DNS for {name}: {type(error).__name__}"), 0.0
         if answer.rrset is None:
             return NoRecords(), _negative_seconds(answer.response)
-        return _read(kind, answer.rrset), min(answer.chaining_result.minimum_ttl, POSITIVE_MAX.total_seconds())
+        return _parse_records(kind, answer.rrset), min(answer.chaining_result.minimum_ttl, POSITIVE_MAX.total_seconds())
 
 
 _RESULTS = {NoRecords: "nodata", NoSuchDomain: "nxdomain", DnsUnknown: "unknown"}
@@ -122,21 +121,21 @@ def _make_resolver(settings: ResolverSettings) -> dns.asyncresolver.Resolver | N
         ]
     resolver.cache = None  # ours keeps "no" by the SOA, and joins questions
     resolver.lifetime = settings.timeout.total_seconds()
-    resolver.timeout = min(_ONE_SERVER_SECONDS, resolver.lifetime)
+    resolver.timeout = min(_SERVER_TIMEOUT_SECONDS, resolver.lifetime)
     resolver.use_edns(0, 0, _EDNS_OCTETS)
     return resolver
 
 
-def _read(kind: str, records: Iterable[Any]) -> MxHosts | NullMx | IpAddresses:
+def _parse_records(kind: str, records: Iterable[Any]) -> MxHosts | NullMx | IpAddresses:
     if kind != "MX":
         return IpAddresses(tuple(record.address for record in records))
-    hosts = sorted({(record.preference, _normal(record.exchange.to_text())) for record in records})
+    hosts = sorted({(record.preference, _normalize(record.exchange.to_text())) for record in records})
     named = tuple((preference, host) for preference, host in hosts if host)
     # RFC 7505 section 3: "." says no mail, and stands alone; beside real hosts it is a mistake and is left out.
     return MxHosts(named) if named else NullMx()
 
 
-def _normal(name: str) -> str:
+def _normalize(name: str) -> str:
     return name.rstrip(".").lower()
 
 
@@ -147,7 +146,7 @@ def _negative_seconds(response: Any) -> float:
     return float(min(response.resolve_chaining().minimum_ttl, NEGATIVE_MAX.total_seconds()))
 
 
-def _why(error: dns.resolver.NoNameservers) -> str:
+def _failure_text(error: dns.resolver.NoNameservers) -> str:
     """What the last server said: "SERVFAIL", "REFUSED", ..."""
     errors = error.kwargs.get("errors") or []
     last = errors[-1][3] if errors else "no server answers"

@@ -1,7 +1,6 @@
 """A resolver that is a struct of maps and a list of what fails: for tests. The same answers as DNS would give.
 
 A name in `mx` or `addresses` exists; any other does not. `slow` names answer after that many seconds.
-Next: `mail/resolver/__init__.py`.
 """
 
 from __future__ import annotations
@@ -28,30 +27,30 @@ class StaticResolver:
     ) -> None:
         self.mx_records = dict(mx or {})
         self.address_records = dict(addresses or {})
-        self.fail = set(fail)
+        self.failing = set(fail)
         self.slow = dict(slow or {})
-        self.asked: Counter[str] = Counter()
+        self.queries: Counter[str] = Counter()
 
     async def mx(self, domain: str) -> MxAnswer:
-        name = await self._ask(domain)
-        if name in self.fail:
+        name = await self._query(domain)
+        if name in self.failing:
             return DnsUnknown(f"DNS for {name} does not answer in time")
         records = self.mx_records.get(name)
         if records is None and name not in self.address_records:
             return NoSuchDomain()
         if not records:
             return NoRecords()
-        hosts = sorted({(preference, _normal(host)) for preference, host in records})
+        hosts = sorted({(preference, _normalize(host)) for preference, host in records})
         named = tuple((preference, host) for preference, host in hosts if host)
         return MxHosts(named) if named else NullMx()
 
     async def addresses(self, host: str) -> AddressAnswer:
         try:
-            return IpAddresses((str(ipaddress.ip_address(_normal(host))),))
+            return IpAddresses((str(ipaddress.ip_address(_normalize(host))),))
         except ValueError:
             pass
-        name = await self._ask(host)
-        if name in self.fail:
+        name = await self._query(host)
+        if name in self.failing:
             return DnsUnknown(f"DNS for {name} does not answer in time")
         records = self.address_records.get(name)
         if records is None and name not in self.mx_records:
@@ -61,13 +60,13 @@ class StaticResolver:
     async def close(self) -> None:
         """Nothing to do."""
 
-    async def _ask(self, name: str) -> str:
-        normal = _normal(name)
-        self.asked[normal] += 1
-        if normal in self.slow:
-            await asyncio.sleep(self.slow[normal])
-        return normal
+    async def _query(self, name: str) -> str:
+        normalized = _normalize(name)
+        self.queries[normalized] += 1
+        if normalized in self.slow:
+            await asyncio.sleep(self.slow[normalized])
+        return normalized
 
 
-def _normal(name: str) -> str:
+def _normalize(name: str) -> str:
     return name.rstrip(".").lower()

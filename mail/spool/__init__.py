@@ -1,7 +1,7 @@
 """The Spool port: content too large to ride in a record, or that has to wait.
 
 Durable when `keep` returns; never parsed; expires by age, which is longer than the queue lifetime, so nothing counts
-references. Adapters: `disk` for one machine, `objects` for a cluster, `memory` for tests. Next: `mail/spool/packs.py`.
+references. Adapters: `disk` for one machine, `objects` for a cluster, `memory` for tests.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Spool(Protocol):
         """See that it can be used, before anything relies on it. Raises SpoolUnavailable that names the setting."""
         ...
 
-    async def keep(self, content: bytes) -> Spooled:
+    async def put(self, content: bytes) -> Spooled:
         """Make `content` durable and return where it lies. Calls at the same time may share one flush. Raises
         SpoolUnavailable.
         """

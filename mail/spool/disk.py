@@ -1,8 +1,9 @@
 """The spool as a directory of this machine: written to tmp, fsync, rename, fsync of the directory; then it is durable.
 
-Contents kept at the same time share one file and one flush (`mail/spool/packs.py`); a large content has a file of its
+Contents kept at the same time share one file and one flush (`mail/spool/group_commit.py`); a large content has a file
+of its
 own. Files lie in a directory per hour (UTC), so that a sweep by age removes whole directories. All disk work happens in
-threads of the spool's own. Next: `mail/spool/objects.py`.
+threads of the spool's own.
 """
 
 from __future__ import annotations
@@ -21,15 +22,24 @@ from typing import TypeVar
 import structlog
 
 from mail.message import Spooled
-from mail.plainfile import NotPlain, open_plain
-from mail.queueid import new_queue_id
+from mail.queue_id import new_queue_id
+from mail.regular_file import NotRegularFile, open_regular
 from mail.spool import SpoolDamaged, SpoolUnavailable
-from mail.spool.packs import LARGE_BYTES, PackName, Packs, digest_of, hour_begins, new_pack_name, place_of, placed
-from mail.telemetry.spool import READING, SPOOL_BYTES, SPOOL_ERRORS, SWEEPING, WRITING
+from mail.spool.group_commit import (
+    LARGE_BYTES,
+    BatchName,
+    GroupCommit,
+    digest_of,
+    hour_start,
+    location_of,
+    new_batch_name,
+    spooled_contents,
+)
+from mail.telemetry.spool import READ_DURATION, SPOOL_BYTES, SPOOL_ERRORS, SWEEP_DURATION, WRITE_DURATION
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
-TMP_KEPT = timedelta(hours=1)  # a file in tmp/ older than this belongs to no one alive
+TMP_MAX_AGE = timedelta(hours=1)  # a file in tmp/ older than this belongs to no one alive
 _THREADS = 4
 
 T = TypeVar("T")
@@ -41,14 +51,14 @@ class DiskSpool:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._tmp = path / "tmp"
-        self._packs = Packs(self._write)
+        self._group_commit = GroupCommit(self._write)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="spool")
-        self._large = asyncio.Semaphore(_THREADS - 1)  # a thread is left for packs and reads
-        self._failed = False  # the last write did
-        self._written = SPOOL_BYTES.labels("written")
-        self._read = SPOOL_BYTES.labels("read")
+        self._large_writes = asyncio.Semaphore(_THREADS - 1)  # a thread is left for packs and reads
+        self._last_write_failed = False  # the last write did
+        self._written_bytes = SPOOL_BYTES.labels("written")
+        self._read_bytes = SPOOL_BYTES.labels("read")
         try:
-            self._make()
+            self._create()
             self._device = os.stat(path).st_dev
             self._probe()
         except OSError as error:
@@ -57,29 +67,29 @@ class DiskSpool:
     async def start(self) -> None:
         """The constructor has looked."""
 
-    async def keep(self, content: bytes) -> Spooled:
-        with WRITING.time():
+    async def put(self, content: bytes) -> Spooled:
+        with WRITE_DURATION.time():
             if len(content) < LARGE_BYTES:
-                return await self._packs.keep(content)
-            async with self._large:
+                return await self._group_commit.put(content)
+            async with self._large_writes:
                 return (await self._write([content]))[0]
 
     async def read(self, spooled: Spooled, limit_bytes: int | None = None) -> bytes:
-        pack, offset = place_of(spooled)
-        file = self._path / pack.hour / pack.id
-        with READING.time():
+        batch, offset = location_of(spooled)
+        file = self._path / batch.hour / batch.id
+        with READ_DURATION.time():
             return await self._in_thread("read", lambda: self._read_file(file, offset, spooled, limit_bytes))
 
     async def sweep(self, older_than: datetime) -> int:
-        with SWEEPING.time():
+        with SWEEP_DURATION.time():
             return await self._in_thread("sweep", lambda: self._sweep(older_than, datetime.now(UTC)))
 
     async def free_bytes(self) -> int | None:
-        return await self._in_thread("look at", self._look)
+        return await self._in_thread("look at", self._check_free)
 
     async def close(self) -> None:
         """Finish what is being written. Idempotent."""
-        await self._packs.finish()
+        await self._group_commit.drain()
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _write(self, contents: Sequence[bytes]) -> list[Spooled]:
@@ -87,11 +97,11 @@ class DiskSpool:
 
     async def _in_thread(self, verb: str, work: Callable[[], T]) -> T:
         try:
-            working = asyncio.get_running_loop().run_in_executor(self._threads, work)
+            future = asyncio.get_running_loop().run_in_executor(self._threads, work)
         except RuntimeError as error:
             raise SpoolUnavailable("the spool is closed") from error
         try:
-            return await working
+            return await future
         except OSError as error:
             raise self._unavailable(verb, error) from error
 
@@ -101,29 +111,29 @@ class DiskSpool:
 
     # In a thread from here on.
 
-    def _make(self) -> None:
+    def _create(self) -> None:
         self._tmp.mkdir(parents=True, exist_ok=True)
         _fsync_directory(self._path.absolute().parent)
         _fsync_directory(self._path)
 
-    def _make_again(self) -> None:
+    def _recreate(self) -> None:
         """After somebody removed the directory. One that was a volume of its own, and is not mounted any more, is not
         ours to make: what was kept beneath would be hidden when it comes back.
         """
-        there = self._path.absolute()
-        while not there.exists():
-            there = there.parent
-        if os.stat(there).st_dev != self._device:
+        ancestor = self._path.absolute()
+        while not ancestor.exists():
+            ancestor = ancestor.parent
+        if os.stat(ancestor).st_dev != self._device:
             raise OSError(errno.ENOENT, "it is not the volume it was when eilpost started; mount it", str(self._path))
-        self._make()
-        log.error("the spool was removed and is made again: what lay in it is lost", path=str(self._path))
+        self._create()
+        logger.error("the spool was removed and is made again: what lay in it is lost", path=str(self._path))
 
-    def _look(self) -> int:
+    def _check_free(self) -> int:
         if not self._tmp.is_dir():
-            self._make_again()
-        if self._failed:  # not each trouble shows in what is free: a quota, a disk that turned read-only
+            self._recreate()
+        if self._last_write_failed:  # not each trouble shows in what is free: a quota, a disk that turned read-only
             self._probe(b"?" * 4096)
-            self._failed = False
+            self._last_write_failed = False
         return shutil.disk_usage(self._path).free
 
     def _probe(self, content: bytes = b"") -> None:
@@ -136,26 +146,26 @@ class DiskSpool:
             probe.unlink(missing_ok=True)
 
     def _write_file(self, contents: Sequence[bytes]) -> list[Spooled]:
-        name = new_pack_name()
+        name = new_batch_name()
         tmp = self._tmp / name.id
         try:
             if not self._tmp.is_dir():
-                self._make_again()
+                self._recreate()
             with open(tmp, "xb", buffering=0) as file:
                 for content in contents:
                     _write_all(file.fileno(), content)
                 os.fsync(file.fileno())
             self._publish(tmp, name)
         except OSError:
-            self._failed = True
+            self._last_write_failed = True
             with suppress(OSError):
                 tmp.unlink()
             raise
-        self._failed = False
-        self._written.inc(sum(map(len, contents)))
-        return placed(name, contents)
+        self._last_write_failed = False
+        self._written_bytes.inc(sum(map(len, contents)))
+        return spooled_contents(name, contents)
 
-    def _publish(self, tmp: Path, name: PackName) -> None:
+    def _publish(self, tmp: Path, name: BatchName) -> None:
         hour = self._path / name.hour
         try:
             os.rename(tmp, hour / name.id)
@@ -168,8 +178,8 @@ class DiskSpool:
     def _read_file(self, file: Path, offset: int, spooled: Spooled, limit_bytes: int | None) -> bytes:
         size = spooled.size_bytes if limit_bytes is None else min(limit_bytes, spooled.size_bytes)
         try:
-            descriptor = open_plain(file)
-        except NotPlain as error:
+            descriptor = open_regular(file)
+        except NotRegularFile as error:
             raise _damaged(file, "is not a plain file") from error
         except FileNotFoundError as error:
             if not self._tmp.is_dir():  # an unmounted volume is not a lost file
@@ -183,20 +193,20 @@ class DiskSpool:
             raise _damaged(file, f"ends after {len(content)} of {size} bytes at {offset}")
         if limit_bytes is None and digest_of(content) != spooled.digest:
             raise _damaged(file, f"does not hold what was kept at {offset}")
-        self._read.inc(size)
+        self._read_bytes.inc(size)
         return content
 
     def _sweep(self, older_than: datetime, now: datetime) -> int:
         """An hour that ended before `older_than` goes as a whole; in the hour it falls into, files go by their age."""
-        removed = _remove_older(self._tmp, min(older_than, now - TMP_KEPT))
+        removed = _remove_older(self._tmp, min(older_than, now - TMP_MAX_AGE))
         for directory in sorted(self._path.iterdir()):
-            begins = hour_begins(directory.name)
-            if begins is None:
+            start = hour_start(directory.name)
+            if start is None:
                 continue  # not ours
-            if begins >= older_than:
+            if start >= older_than:
                 break
             removed += _remove_older(directory, older_than)
-            if begins + timedelta(hours=2) < now:  # nobody writes into it any more
+            if start + timedelta(hours=2) < now:  # nobody writes into it any more
                 with suppress(OSError):
                     directory.rmdir()
         return removed

@@ -1,7 +1,4 @@
-"""A spool that forgets everything with the process: for tests and `spool.url = "memory:"`.
-
-Next: `mail/directory/__init__.py`.
-"""
+"""A spool that forgets everything with the process: for tests and `spool.url = "memory:"`."""
 
 from __future__ import annotations
 
@@ -9,10 +6,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from mail.message import Spooled
-from mail.queueid import new_queue_id
+from mail.queue_id import new_queue_id
 from mail.spool import SpoolDamaged
-from mail.spool.packs import digest_of
-from mail.telemetry.spool import READING, SWEEPING, WRITING
+from mail.spool.group_commit import digest_of
+from mail.telemetry.spool import READ_DURATION, SWEEP_DURATION, WRITE_DURATION
 
 
 def _now() -> datetime:
@@ -24,21 +21,21 @@ class MemorySpool:
 
     def __init__(self, now: Callable[[], datetime] = _now) -> None:
         self.contents: dict[str, bytes] = {}
-        self._kept: dict[str, datetime] = {}
+        self._put_times: dict[str, datetime] = {}
         self._now = now
 
     async def start(self) -> None:
         """Nothing to do."""
 
-    async def keep(self, content: bytes) -> Spooled:
-        with WRITING.time():
+    async def put(self, content: bytes) -> Spooled:
+        with WRITE_DURATION.time():
             name = f"memory/{new_queue_id()}"
             self.contents[name] = bytes(content)
-            self._kept[name] = self._now()
+            self._put_times[name] = self._now()
             return Spooled(name, len(content), digest_of(content))
 
     async def read(self, spooled: Spooled, limit_bytes: int | None = None) -> bytes:
-        with READING.time():
+        with READ_DURATION.time():
             return self._read(spooled, limit_bytes)
 
     def _read(self, spooled: Spooled, limit_bytes: int | None) -> bytes:
@@ -52,13 +49,13 @@ class MemorySpool:
         return content
 
     async def sweep(self, older_than: datetime) -> int:
-        with SWEEPING.time():
+        with SWEEP_DURATION.time():
             return self._sweep(older_than)
 
     def _sweep(self, older_than: datetime) -> int:
-        old = [name for name, kept in self._kept.items() if kept < older_than]
+        old = [name for name, put_at in self._put_times.items() if put_at < older_than]
         for name in old:
-            del self._kept[name]
+            del self._put_times[name]
             self.contents.pop(name, None)
         return len(old)
 

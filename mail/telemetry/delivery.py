@@ -20,8 +20,8 @@ RESULTS = ("delivered", "deferred", "failed")
 STATUSES = tuple(f"{cls}.{subject}" for cls, subject in product("45", "01234567"))
 
 _PAIRS = (("mailbox", LOCAL), *product(("smtp", "lmtp"), (*WELL_KNOWN, OTHER)))
-_ALWAYS = (("mailbox", LOCAL), ("smtp", OTHER), ("lmtp", OTHER))
-_PREPARED = (*_ALWAYS, *product(("smtp",), WELL_KNOWN))
+_COMMON_PAIRS = (("mailbox", LOCAL), ("smtp", OTHER), ("lmtp", OTHER))
+_PREPARED_PAIRS = (*_COMMON_PAIRS, *product(("smtp",), WELL_KNOWN))
 _PROVIDER_TEXT = "provider: local for mailboxes, a well-known provider by the MX or relay host, else other"
 
 ATTEMPTS = _delivery.counter(
@@ -29,7 +29,7 @@ ATTEMPTS = _delivery.counter(
     f"Recipients tried, by transport, provider and result ({_PROVIDER_TEXT}).",
     {"transport": TRANSPORTS, "provider": PROVIDERS, "result": RESULTS},
     combinations=[(*pair, result) for pair in _PAIRS for result in RESULTS],
-    prepared=[(*pair, result) for pair in _PREPARED for result in RESULTS],
+    prepared=[(*pair, result) for pair in _PREPARED_PAIRS for result in RESULTS],
 )
 ATTEMPT_DURATION = _delivery.histogram(
     "delivery_attempt_duration_seconds",

@@ -37,7 +37,7 @@ class Family:
 
     name: str
     kind: str
-    meaning: str
+    help_text: str
     roles: tuple[str, ...]  # that feed it; a process of another role may export it as 0
     aggregation: str
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)  # no values: written at runtime, see `meaning`
@@ -70,51 +70,53 @@ class Component:
     def counter(
         self,
         name: str,
-        meaning: str,
+        help_text: str,
         labels: Mapping[str, Sequence[str]] | None = None,
         *,
         combinations: Iterable[tuple[str, ...]] | None = None,
         prepared: Iterable[tuple[str, ...]] | None = None,
     ) -> Counter:
-        metric = Counter(f"eilpost_{name}", meaning, tuple(labels or ()), registry=REGISTRY)
-        family = self._family(f"eilpost_{name}_total", "counter", meaning, "`sum(rate())`", labels, combinations)
+        metric = Counter(f"eilpost_{name}", help_text, tuple(labels or ()), registry=REGISTRY)
+        family = self._family(f"eilpost_{name}_total", "counter", help_text, "`sum(rate())`", labels, combinations)
         return _register(metric, family, prepared)
 
     def gauge(
         self,
         name: str,
-        meaning: str,
+        help_text: str,
         labels: Mapping[str, Sequence[str]] | None = None,
         *,
         aggregation: str,
         prepared: Iterable[tuple[str, ...]] | None = None,
     ) -> Gauge:
-        metric = Gauge(f"eilpost_{name}", meaning, tuple(labels or ()), registry=REGISTRY)
-        return _register(metric, self._family(f"eilpost_{name}", "gauge", meaning, aggregation, labels, None), prepared)
+        metric = Gauge(f"eilpost_{name}", help_text, tuple(labels or ()), registry=REGISTRY)
+        return _register(
+            metric, self._family(f"eilpost_{name}", "gauge", help_text, aggregation, labels, None), prepared
+        )
 
     def histogram(
         self,
         name: str,
-        meaning: str,
+        help_text: str,
         labels: Mapping[str, Sequence[str]] | None = None,
         *,
         buckets: Sequence[float] = SHORT_SECONDS,
     ) -> Histogram:
-        metric = Histogram(f"eilpost_{name}", meaning, tuple(labels or ()), buckets=buckets, registry=REGISTRY)
+        metric = Histogram(f"eilpost_{name}", help_text, tuple(labels or ()), buckets=buckets, registry=REGISTRY)
         aggregation = "`histogram_quantile(q, sum by (le) (rate(..._bucket)))`"
-        return _register(metric, self._family(f"eilpost_{name}", "histogram", meaning, aggregation, labels, None))
+        return _register(metric, self._family(f"eilpost_{name}", "histogram", help_text, aggregation, labels, None))
 
     def _family(
         self,
         name: str,
         kind: str,
-        meaning: str,
+        help_text: str,
         aggregation: str,
         labels: Mapping[str, Sequence[str]] | None,
         combinations: Iterable[tuple[str, ...]] | None,
     ) -> Family:
         allowed = None if combinations is None else frozenset(combinations)
-        return Family(name, kind, meaning, self._roles, aggregation, labels or {}, allowed)
+        return Family(name, kind, help_text, self._roles, aggregation, labels or {}, allowed)
 
 
 def _register(metric: M, family: Family, prepared: Iterable[tuple[str, ...]] | None = None) -> M:

@@ -19,4 +19,6 @@ SPOOL_DURATION = _spool.histogram(
     "Duration of spool operations. A write includes the wait for the write that it shares with others.",
     {"operation": ("write", "read", "sweep")},
 )
-WRITING, READING, SWEEPING = (SPOOL_DURATION.labels(operation) for operation in ("write", "read", "sweep"))
+WRITE_DURATION, READ_DURATION, SWEEP_DURATION = (
+    SPOOL_DURATION.labels(operation) for operation in ("write", "read", "sweep")
+)

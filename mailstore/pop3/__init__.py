@@ -1,1 +1,1 @@
-"""POP3 (RFC 1939): how owners fetch their mail. Next: `mailstore/pop3/command.py`."""
+"""POP3 (RFC 1939): how owners fetch their mail."""

@@ -1,7 +1,7 @@
 """What a POP3 client says, read into commands. Pure.
 
 In charge of line ends, the length limit of RFC 2449 section 4 and the grammar of RFC 1939 section 3; never of whether a
-command fits the moment. A command that exists has arguments of the right kind. Next: `mailstore/pop3/session.py`.
+command fits the moment. A command that exists has arguments of the right kind.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Delete:
 class Malformed:
     """Not a command; `why` is fit for a reply."""
 
-    why: str
+    reason: str
 
 
 Command = (
@@ -166,11 +166,11 @@ def _parse_auth(words: list[bytes]) -> Command:
 
 
 @dataclass(frozen=True, slots=True)
-class TooLong:
+class LineTooLong:
     """A line over the limit; it was thrown away up to its end."""
 
 
-class Lines:
+class LineReader:
     """Cuts what arrives into lines, holding no more than one line's limit of what is not finished."""
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ class Lines:
         """More octets arrived."""
         self._buffer += data
 
-    def next(self, limit_octets: int = MAX_COMMAND_OCTETS) -> bytes | TooLong | None:
+    def next_line(self, limit_octets: int = MAX_COMMAND_OCTETS) -> bytes | LineTooLong | None:
         """The next line without its end (CRLF, or a bare LF from a person at a terminal); None: not all here yet."""
         end = self._buffer.find(b"\n")
         if end < 0:
@@ -193,5 +193,5 @@ class Lines:
         del self._buffer[: end + 1]
         if self._dropping or len(line) > limit_octets:
             self._dropping = False
-            return TooLong()
+            return LineTooLong()
         return line[:-2] if line.endswith(b"\r\n") else line[:-1]

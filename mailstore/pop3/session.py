@@ -3,7 +3,6 @@
 In charge of what is answered and when; never of passwords, files or bytes of messages: for those it asks its driver by
 an action and takes the answer in a method. `receive` yields actions one by one; the driver carries out each before
 it takes the next, so a long listing is never whole in memory. Messages are removed by nothing but QUIT.
-Next: `mailstore/pop3/transfer.py`.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from enum import Enum, auto
 from itertools import islice
 from typing import assert_never
 
-from mailstore.mailboxes import Kept
-from mailstore.pop3 import command as said
-from mailstore.pop3.command import MAX_COMMAND_OCTETS, MAX_RESPONSE_OCTETS, Command, TooLong
+from mailstore.mailboxes import StoredMessage
+from mailstore.pop3 import command as commands
+from mailstore.pop3.command import MAX_COMMAND_OCTETS, MAX_RESPONSE_OCTETS, Command, LineTooLong
 
 MAX_LOGIN_FAILURES = 3
 MAX_ERRORS = 20
-MAX_EARLY = 100  # each command starts the idle time anew: a stranger must not stay for ever by it
-_SLICE = 500  # lines of a listing in one piece
+MAX_UNAUTHENTICATED_COMMANDS = 100  # each command starts the idle time anew: a stranger must not stay for ever by it
+_LISTING_LINES = 500  # lines of a listing in one piece
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class Send:
     """Write this."""
 
     data: bytes
@@ -42,7 +41,7 @@ class LogIn:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
+class SendMessage:
     """Send a message: all of it, or its header and `top_lines` lines of its body."""
 
     number: int
@@ -66,10 +65,10 @@ class Close:
     end: str  # the label of the metric: "quit", "denied", "error"
 
 
-Action = Say | LogIn | Fetch | Update | Close
+Action = Send | LogIn | SendMessage | Update | Close
 
 
-class Denied(Enum):
+class LoginFailure(Enum):
     """Why a log-in failed."""
 
     WRONG = auto()
@@ -84,17 +83,17 @@ class _State(Enum):
     ENDED = auto()
 
 
-GREETING = Say(b"+OK eilpost POP3 ready\r\n")  # no timestamp: APOP is not offered
-TOO_MANY = Say(b"-ERR [SYS/TEMP] too many connections, try again later\r\n")
-_CLEAR_TEXT = Say(b"-ERR [AUTH] passwords are not taken in clear text from here\r\n")  # RFC 3206 section 4
-_WRONG = Say(b"-ERR [AUTH] wrong user or password\r\n")
-_UNAVAILABLE = Say(b"-ERR [SYS/TEMP] the mailbox is not available, try again later\r\n")  # RFC 3206 section 3
-_IN_USE = Say(b"-ERR [IN-USE] another session has the mailbox open\r\n")  # RFC 2449 section 8.1.2
-_NO_SUCH = Say(b"-ERR no such message\r\n")
-_DELETED = Say(b"-ERR the message is marked as deleted\r\n")
-_NOT_NOW = Say(b"-ERR not in this state\r\n")
-_OK = Say(b"+OK\r\n")
-_END = Say(b".\r\n")
+GREETING = Send(b"+OK eilpost POP3 ready\r\n")  # no timestamp: APOP is not offered
+TOO_MANY_CONNECTIONS = Send(b"-ERR [SYS/TEMP] too many connections, try again later\r\n")
+_CLEAR_TEXT = Send(b"-ERR [AUTH] passwords are not taken in clear text from here\r\n")  # RFC 3206 section 4
+_WRONG = Send(b"-ERR [AUTH] wrong user or password\r\n")
+_UNAVAILABLE = Send(b"-ERR [SYS/TEMP] the mailbox is not available, try again later\r\n")  # RFC 3206 section 3
+_IN_USE = Send(b"-ERR [IN-USE] another session has the mailbox open\r\n")  # RFC 2449 section 8.1.2
+_NO_SUCH_MESSAGE = Send(b"-ERR no such message\r\n")
+_DELETED = Send(b"-ERR the message is marked as deleted\r\n")
+_WRONG_STATE = Send(b"-ERR not in this state\r\n")
+_OK = Send(b"+OK\r\n")
+_END = Send(b".\r\n")
 
 
 class Session:
@@ -107,8 +106,8 @@ class Session:
         self._login: bytes | None = None
         self._failures = 0
         self._errors = 0
-        self._early = 0  # lines before the log-in
-        self._kept: Sequence[Kept] = ()
+        self._unauthenticated_commands = 0  # lines before the log-in
+        self._messages: Sequence[StoredMessage] = ()
         self._deleted: set[int] = set()
         self._retrieved: set[int] = set()
 
@@ -117,78 +116,82 @@ class Session:
         """How long the next line may be, in octets with its end."""
         return MAX_RESPONSE_OCTETS if self._state is _State.RESPONSE else MAX_COMMAND_OCTETS
 
-    def receive(self, line: bytes | TooLong) -> Iterator[Action]:
+    def receive(self, line: bytes | LineTooLong) -> Iterator[Action]:
         """The client's next line; what to do about it, in this order."""
         if self._state is not _State.TRANSACTION:
-            self._early += 1
-            if self._early > MAX_EARLY:
+            self._unauthenticated_commands += 1
+            if self._unauthenticated_commands > MAX_UNAUTHENTICATED_COMMANDS:
                 self._state = _State.ENDED
-                yield Say(b"-ERR too many commands without a log-in\r\n")
+                yield Send(b"-ERR too many commands without a log-in\r\n")
                 yield Close("error")
                 return
-        if isinstance(line, TooLong):
+        if isinstance(line, LineTooLong):
             if self._state is _State.RESPONSE:
                 self._state = _State.AUTHORIZATION
             yield from self._error("line too long")
         elif self._state is _State.RESPONSE:
             self._state = _State.AUTHORIZATION
-            yield from self._plain(line)
+            yield from self._sasl_plain(line)
         else:
-            yield from self._command(said.parse(line))
+            yield from self._command(commands.parse(line))
 
     def _command(self, command: Command) -> Iterator[Action]:
         match command:
-            case said.Malformed(why):
+            case commands.Malformed(why):
                 yield from self._error(why)
-            case said.Capa():
+            case commands.Capa():
                 yield self._capabilities()
-            case said.Quit():
+            case commands.Quit():
                 yield from self._quit()
-            case said.User() | said.Password() | said.Auth():
+            case commands.User() | commands.Password() | commands.Auth():
                 if self._state is _State.AUTHORIZATION:
                     yield from self._authorization(command)
                 else:
-                    yield _NOT_NOW
+                    yield _WRONG_STATE
             case _ if self._state is not _State.TRANSACTION:
                 yield from self._error("log in first")
-            case said.Noop():
+            case commands.Noop():
                 yield _OK
-            case said.Stat():
-                left = [message for _number, message in self._left()]
-                yield Say(b"+OK %d %d\r\n" % (len(left), sum(message.size_bytes for message in left)))
-            case said.Reset():
+            case commands.Stat():
+                remaining = [message for _number, message in self._remaining()]
+                yield Send(b"+OK %d %d\r\n" % (len(remaining), sum(message.size_bytes for message in remaining)))
+            case commands.Reset():
                 self._deleted.clear()
-                yield Say(b"+OK %d messages\r\n" % len(self._kept))
-            case said.ListSizes(number) | said.ListUids(number):
-                yield from self._list(number, sizes=isinstance(command, said.ListSizes))
-            case said.Retrieve(number):
-                found = self._find(number)
-                yield found if isinstance(found, Say) else Fetch(number, found.uid, found.size_bytes)
-            case said.Top(number, lines):
-                found = self._find(number)
-                yield found if isinstance(found, Say) else Fetch(number, found.uid, found.size_bytes, lines)
-            case said.Delete(number):
-                found = self._find(number)
-                if isinstance(found, Say):
-                    yield found
+                yield Send(b"+OK %d messages\r\n" % len(self._messages))
+            case commands.ListSizes(number) | commands.ListUids(number):
+                yield from self._list(number, sizes=isinstance(command, commands.ListSizes))
+            case commands.Retrieve(number):
+                message = self._find(number)
+                yield message if isinstance(message, Send) else SendMessage(number, message.uid, message.size_bytes)
+            case commands.Top(number, lines):
+                message = self._find(number)
+                yield (
+                    message
+                    if isinstance(message, Send)
+                    else SendMessage(number, message.uid, message.size_bytes, lines)
+                )
+            case commands.Delete(number):
+                message = self._find(number)
+                if isinstance(message, Send):
+                    yield message
                 else:
                     self._deleted.add(number)
-                    yield Say(b"+OK message %d will be removed at QUIT\r\n" % number)
+                    yield Send(b"+OK message %d will be removed at QUIT\r\n" % number)
             case _:
                 assert_never(command)
 
     # The AUTHORIZATION state
 
-    def _authorization(self, command: said.User | said.Password | said.Auth) -> Iterator[Action]:
+    def _authorization(self, command: commands.User | commands.Password | commands.Auth) -> Iterator[Action]:
         match command:
-            case said.Auth():
+            case commands.Auth():
                 yield from self._auth(command)
             case _ if not self._clear_text_allowed:
                 yield _CLEAR_TEXT
-            case said.User(login):
+            case commands.User(login):
                 self._login = login
                 yield _OK  # whether or not there is such a user
-            case said.Password(secret):
+            case commands.Password(secret):
                 if self._login is None:
                     yield from self._error("USER first")
                     return
@@ -197,23 +200,23 @@ class Session:
             case _:
                 assert_never(command)
 
-    def _auth(self, command: said.Auth) -> Iterator[Action]:
+    def _auth(self, command: commands.Auth) -> Iterator[Action]:
         if command.mechanism is None:
-            yield Say(b"+OK\r\nPLAIN\r\n.\r\n" if self._clear_text_allowed else b"+OK\r\n.\r\n")
+            yield Send(b"+OK\r\nPLAIN\r\n.\r\n" if self._clear_text_allowed else b"+OK\r\n.\r\n")
         elif command.mechanism != "PLAIN":
             yield from self._error("unknown mechanism")
         elif not self._clear_text_allowed:
             yield _CLEAR_TEXT
         elif command.initial is None:
             self._state = _State.RESPONSE
-            yield Say(b"+ \r\n")  # RFC 5034 section 4: an empty challenge
+            yield Send(b"+ \r\n")  # RFC 5034 section 4: an empty challenge
         else:
-            yield from self._plain(b"" if command.initial == b"=" else command.initial)
+            yield from self._sasl_plain(b"" if command.initial == b"=" else command.initial)
 
-    def _plain(self, response: bytes) -> Iterator[Action]:
+    def _sasl_plain(self, response: bytes) -> Iterator[Action]:
         """SASL PLAIN (RFC 4616): authorization identity, NUL, login, NUL, password."""
         if response == b"*":
-            yield Say(b"-ERR AUTH cancelled\r\n")  # RFC 5034 section 4
+            yield Send(b"-ERR AUTH cancelled\r\n")  # RFC 5034 section 4
             return
         try:
             identity, login, password = base64.b64decode(response, validate=True).split(b"\0")
@@ -221,7 +224,7 @@ class Session:
             yield from self._error("malformed response")
             return
         if identity not in (b"", login):
-            yield from self.log_in_failed(Denied.WRONG)  # nobody may act for another
+            yield from self.log_in_failed(LoginFailure.WRONG)  # nobody may act for another
             return
         yield self._log_in(login, password)
 
@@ -229,50 +232,52 @@ class Session:
         # What is not UTF-8 is nobody's name and nobody's password; it is checked all the same, to take as long.
         return LogIn(login.decode("utf-8", "replace"), password.decode("utf-8", "replace"))
 
-    def logged_in(self, kept: Sequence[Kept]) -> Iterator[Action]:
+    def logged_in(self, messages: Sequence[StoredMessage]) -> Iterator[Action]:
         """The password is right and the mailbox is ours alone; `kept` is what the session sees until its end."""
-        self._kept = kept
+        self._messages = messages
         self._state = _State.TRANSACTION
-        yield Say(b"+OK %d messages (%d octets)\r\n" % (len(kept), sum(message.size_bytes for message in kept)))
+        yield Send(
+            b"+OK %d messages (%d octets)\r\n" % (len(messages), sum(message.size_bytes for message in messages))
+        )
 
-    def log_in_failed(self, denied: Denied) -> Iterator[Action]:
+    def log_in_failed(self, failure: LoginFailure) -> Iterator[Action]:
         """The driver has waited out the delay where there is one."""
-        match denied:
-            case Denied.WRONG:
+        match failure:
+            case LoginFailure.WRONG:
                 yield _WRONG
                 self._failures += 1
                 if self._failures >= MAX_LOGIN_FAILURES:
                     self._state = _State.ENDED
                     yield Close("denied")
-            case Denied.UNAVAILABLE:
+            case LoginFailure.UNAVAILABLE:
                 yield _UNAVAILABLE
-            case Denied.IN_USE:
+            case LoginFailure.IN_USE:
                 yield _IN_USE
             case _:
-                assert_never(denied)
+                assert_never(failure)
 
     # The TRANSACTION state
 
-    def _left(self) -> Iterator[tuple[int, Kept]]:
-        return ((n, message) for n, message in enumerate(self._kept, 1) if n not in self._deleted)
+    def _remaining(self) -> Iterator[tuple[int, StoredMessage]]:
+        return ((n, message) for n, message in enumerate(self._messages, 1) if n not in self._deleted)
 
-    def _find(self, number: int) -> Kept | Say:
-        if not 1 <= number <= len(self._kept):
-            return _NO_SUCH
-        return _DELETED if number in self._deleted else self._kept[number - 1]
+    def _find(self, number: int) -> StoredMessage | Send:
+        if not 1 <= number <= len(self._messages):
+            return _NO_SUCH_MESSAGE
+        return _DELETED if number in self._deleted else self._messages[number - 1]
 
     def _list(self, number: int | None, *, sizes: bool) -> Iterator[Action]:
         if number is not None:
-            found = self._find(number)
-            yield found if isinstance(found, Say) else Say(b"+OK " + _line(number, found, sizes=sizes))
+            message = self._find(number)
+            yield message if isinstance(message, Send) else Send(b"+OK " + _line(number, message, sizes=sizes))
             return
         yield _OK
-        left = self._left()
-        while piece := b"".join(_line(n, message, sizes=sizes) for n, message in islice(left, _SLICE)):
-            yield Say(piece)
+        remaining = self._remaining()
+        while piece := b"".join(_line(n, message, sizes=sizes) for n, message in islice(remaining, _LISTING_LINES)):
+            yield Send(piece)
         yield _END
 
-    def fetched(self, number: int) -> None:
+    def message_sent(self, number: int) -> None:
         """All of a message has been sent."""
         self._retrieved.add(number)
 
@@ -280,39 +285,39 @@ class Session:
 
     def _quit(self) -> Iterator[Action]:
         if self._state is _State.TRANSACTION:
-            gone = tuple(self._kept[number - 1].uid for number in sorted(self._deleted))
+            expunged = tuple(self._messages[number - 1].uid for number in sorted(self._deleted))
             seen = tuple(
-                self._kept[number - 1].uid
+                self._messages[number - 1].uid
                 for number in sorted(self._retrieved - self._deleted)
-                if not self._kept[number - 1].seen
+                if not self._messages[number - 1].seen
             )
-            yield Update(gone, seen)
+            yield Update(expunged, seen)
         else:
             yield from self.updated(done=True)
 
     def updated(self, *, done: bool) -> Iterator[Action]:
         """The mailbox is as the client wanted it, or is not (RFC 1939 section 6)."""
         self._state = _State.ENDED
-        yield Say(b"+OK bye\r\n" if done else b"-ERR [SYS/TEMP] some messages were not removed\r\n")
+        yield Send(b"+OK bye\r\n" if done else b"-ERR [SYS/TEMP] some messages were not removed\r\n")
         yield Close("quit")
 
-    def _capabilities(self) -> Say:
+    def _capabilities(self) -> Send:
         """RFC 2449; the ways to log in are named only where they may be used."""
-        ways = b"USER\r\nSASL PLAIN\r\n" if self._clear_text_allowed else b""
-        return Say(
-            b"+OK capabilities follow\r\n" + ways + b"TOP\r\nUIDL\r\nPIPELINING\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\n"
+        methods = b"USER\r\nSASL PLAIN\r\n" if self._clear_text_allowed else b""
+        return Send(
+            b"+OK capabilities follow\r\n" + methods + b"TOP\r\nUIDL\r\nPIPELINING\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\n"
             b"EXPIRE NEVER\r\nIMPLEMENTATION eilpost\r\n.\r\n"
         )
 
-    def _error(self, why: str) -> Iterator[Action]:
-        yield Say(f"-ERR {why}\r\n".encode("ascii"))
+    def _error(self, reason: str) -> Iterator[Action]:
+        yield Send(f"-ERR {reason}\r\n".encode("ascii"))
         self._errors += 1
         if self._errors >= MAX_ERRORS:
             self._state = _State.ENDED
             yield Close("error")
 
 
-def _line(number: int, message: Kept, *, sizes: bool) -> bytes:
+def _line(number: int, message: StoredMessage, *, sizes: bool) -> bytes:
     if sizes:
         return b"%d %d\r\n" % (number, message.size_bytes)
     return b"%d %s\r\n" % (number, message.uid.encode("ascii"))

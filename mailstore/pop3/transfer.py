@@ -1,13 +1,12 @@
 """A message on its way to a POP3 client, slice by slice: dots stuffed, cut for TOP, ended by a dot. Pure.
 
 Holds nothing but where in a line the last slice ended. Source: RFC 1939 sections 3 and 7 (TOP).
-Next: `mailstore/pop3/server.py`.
 """
 
 from __future__ import annotations
 
 
-class Transfer:
+class MultiLineResponse:
     """One multi-line response. `top_lines`: the header and so many lines of the body; None: all."""
 
     def __init__(self, top_lines: int | None = None) -> None:
@@ -16,10 +15,10 @@ class Transfer:
         self._in_header = top_lines is not None
         self.complete = False  # no more of the content is needed
 
-    def slice(self, content: bytes) -> bytes:
+    def encode(self, content: bytes) -> bytes:
         """The next part of the content, as it goes over the wire."""
         if self._lines_left is not None:
-            content = self._cut(content)
+            content = self._truncate(content)
         if not content:
             return b""
         stuffed = content.replace(b"\n.", b"\n..")
@@ -28,32 +27,32 @@ class Transfer:
         self._tail = (self._tail + content[-2:])[-2:]
         return stuffed
 
-    def end(self) -> bytes:
+    def terminator(self) -> bytes:
         """What ends the response: the last line's end where the content lacks it, and the dot."""
         return b".\r\n" if self._tail in (b"\n", b"\r\n") else b"\r\n.\r\n"
 
-    def _cut(self, content: bytes) -> bytes:
+    def _truncate(self, content: bytes) -> bytes:
         """What of it is header, or within the lines asked for."""
-        place = 0
+        position = 0
         if self._in_header:
-            place = self._header_end(content)
-            if place < 0:
+            position = self._header_end(content)
+            if position < 0:
                 return content
             self._in_header = False
         assert self._lines_left is not None
         while self._lines_left > 0:
-            end = content.find(b"\n", place)
+            end = content.find(b"\n", position)
             if end < 0:
                 return content
-            place = end + 1
+            position = end + 1
             self._lines_left -= 1
         self.complete = True
-        return content[:place]
+        return content[:position]
 
     def _header_end(self, content: bytes) -> int:
         """Where the body begins (behind the empty line); -1 when that is not in this slice."""
-        seam = self._tail + content  # an empty line may lie across two slices
-        ends = [(at, len(mark)) for mark in (b"\n\r\n", b"\n\n") if (at := seam.find(mark)) >= 0]
+        joined = self._tail + content  # an empty line may lie across two slices
+        ends = [(at, len(mark)) for mark in (b"\n\r\n", b"\n\n") if (at := joined.find(mark)) >= 0]
         if not ends:
             return -1
         at, length = min(ends)

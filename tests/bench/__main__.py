@@ -1,4 +1,5 @@
-"""`make bench`: eilpost against Debian's Postfix, turn by turn, smtp-source into smtp-sink; writes docs/performance.md.
+"""`make bench`: eilpost against Debian's Postfix, turn by turn, smtp-source into smtp-sink; writes
+docs/reports/performance.md.
 
     python -m tests.bench                 about ten minutes; medians of 5 rounds; writes the report and its plot
     python -m tests.bench --quick         about a minute; prints, writes nothing
@@ -18,8 +19,8 @@ from pathlib import Path
 from tests.bench import kafka, latency, profile, report, start
 from tests.bench.load import CountingSink, LoadFailed, Round, Scenario, drive
 from tests.bench.servers import EilpostServer, PostfixServer, Server
-from tests.support import kafka as kafka_part
-from tests.support import postfix
+from tests.support.servers import kafka as kafka_part
+from tests.support.servers import postfix
 
 DOCS = Path(__file__).parents[2] / "docs"
 

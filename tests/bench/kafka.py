@@ -1,4 +1,5 @@
-"""eilpost on Kafka against Postfix, on the same processors and in the same run; writes docs/performance-kafka.md.
+"""eilpost on Kafka against Postfix, on the same processors and in the same run; writes
+docs/reports/performance-kafka.md.
 
 One broker, and the roles as processes of their own, as in a cluster: what is measured is the whole path through five
 topics, not a network. Then the same with two routers, and with two deliveries, which must never be slower. Load goes
@@ -21,10 +22,10 @@ from deploy.kafka.cluster import Cluster
 from tests.bench import latency, machine, report
 from tests.bench.load import CountingSink, Round, Scenario, drive
 from tests.bench.servers import PostfixServer, Server
-from tests.support.accounting import Posting, Sink, Source
-from tests.support.kafka import QUICK
-from tests.support.onebox import EILPOST, OneBox
-from tests.support.ports import wait_until
+from tests.support.faults.accounting import AccountedMessage, Sink, Source
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess
+from tests.support.servers.kafka import QUICK
+from tests.support.servers.ports import wait_until
 
 SHARDS, DELIVERY_SHARDS = 4, 8
 _SETTLE_SECONDS = 3.0
@@ -43,7 +44,7 @@ class KafkaServer(Server):
     def __init__(self, sink_port: int, *, routers: int = 1, deliveries: int = 1, name: str = "eilpost") -> None:
         self.name = name
         self._home = Path(tempfile.mkdtemp(prefix="eilpost-bench-kafka-"))
-        self._cluster = Cluster(1, self._home / "kafka", settings=QUICK, heap="1g", lasting=True)
+        self._cluster = Cluster(1, self._home / "kafka", settings=QUICK, heap="1g", optimized=True)
         self._cluster.start()
         shared = {
             "log": {
@@ -59,7 +60,7 @@ class KafkaServer(Server):
         }
         counts = {"ingress": 1, "router": routers, "delivery": deliveries}
         self._boxes = [
-            OneBox(self._home / f"{role}-{number}", shared, command=(str(EILPOST), role), own_session=True)
+            EilpostProcess(self._home / f"{role}-{number}", shared, command=(str(EILPOST), role), own_session=True)
             for role in RELAY
             for number in range(counts[role])
         ]
@@ -184,7 +185,7 @@ async def _append_delay(per_second: int, messages: int) -> tuple[float, float]:
                 run = uuid.uuid4().hex[:8]
                 ids = [f"{run}-{number}" for number in range(count)]
                 await source.send(
-                    (Posting(id_, "bench@sender.test", ("recipient@remote.test",), 10_000) for id_ in ids),
+                    (AccountedMessage(id_, "bench@sender.test", ("recipient@remote.test",), 10_000) for id_ in ids),
                     per_second=per_second,
                 )
                 await wait_until(lambda ids=ids: sink.ids() >= set(ids), deadline_seconds=120, what="the last arrival")
@@ -204,7 +205,7 @@ def run(docs: Path, *, quick: bool) -> None:
     text = _text(results, shares, scaled, delays)
     print(text)
     if not quick:
-        (docs / "performance-kafka.md").write_text(text)
+        (docs / "reports" / "performance-kafka.md").write_text(text)
         print(f"written: {docs / 'performance-kafka.md'}")
 
 

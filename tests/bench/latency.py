@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench.servers import EilpostServer, PostfixServer, Server
-from tests.support.accounting import Posting, Sink, Source
-from tests.support.ports import wait_until
+from tests.support.faults.accounting import AccountedMessage, Sink, Source
+from tests.support.servers.ports import wait_until
 
 PER_SECOND = 100
 
@@ -50,7 +50,8 @@ async def _paced(server: Server, sink: Sink, messages: int) -> Source:
     run = uuid.uuid4().hex[:8]
     ids = [f"{run}-{number}" for number in range(messages)]
     await source.send(
-        (Posting(id_, "bench@sender.test", ("recipient@remote.test",), 10_000) for id_ in ids), per_second=PER_SECOND
+        (AccountedMessage(id_, "bench@sender.test", ("recipient@remote.test",), 10_000) for id_ in ids),
+        per_second=PER_SECOND,
     )
     await wait_until(lambda: sink.ids() >= set(ids), deadline_seconds=60, what="the last arrival")
     return source

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from tests.bench import machine
 from tests.bench.servers import Server
-from tests.support.ports import free_port, wait_for_greeting
+from tests.support.servers.ports import free_port, wait_for_greeting
 
 SESSIONS = 20
 

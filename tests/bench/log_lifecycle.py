@@ -21,21 +21,21 @@ from mail.log import DeliveryShard, RouterShard, ShardLost
 from mail.log.embedded import EmbeddedLog
 from mail.message import Client, Inline, Message, delivery_id
 from mail.outcome import Delivered
-from mail.queueid import new_queue_id
+from mail.queue_id import new_queue_id
 from mail.record import (
     Accepted,
+    Active,
     Attempted,
+    AttemptRecorded,
     Closed,
     Delivery,
     Dispatched,
     Event,
-    InHand,
     Pending,
+    Received,
     Record,
     Routed,
     Settled,
-    Took,
-    Tried,
 )
 from mail.reply import Reply
 from mail.route import ToRelay
@@ -55,7 +55,7 @@ def message(size: int) -> Message:
 async def route(shard: RouterShard, closed: asyncio.Semaphore) -> None:
     try:
         while True:
-            inputs = await shard.take(200, timedelta(seconds=1))
+            inputs = await shard.read(200, timedelta(seconds=1))
             outputs: list[Record] = []
             now = datetime.now(UTC)
             settled = 0
@@ -65,14 +65,16 @@ async def route(shard: RouterShard, closed: asyncio.Semaphore) -> None:
                     queue_id = record.message.queue_id
                     delivery = Delivery(delivery_id(queue_id, 1), record.message, ROUTE)
                     outputs += (
-                        Pending(delivery, InHand(now), None),
+                        Pending(delivery, Active(now), None),
                         Dispatched(delivery, 1, record.content),
-                        Event(queue_id, now, Took(record.message)),
+                        Event(queue_id, now, Received(record.message)),
                         Event(queue_id, now, Routed(delivery.id, ROUTE, (ALICE,), None)),
                     )
                 else:
                     queue_id = record.delivery_id[:26]
-                    tried = Tried(record.delivery_id, 1, record.outcomes, record.started, record.duration, None)
+                    tried = AttemptRecorded(
+                        record.delivery_id, 1, record.outcomes, record.started, record.duration, None
+                    )
                     outputs += (
                         Settled(record.delivery_id),
                         Event(queue_id, now, tried),
@@ -91,7 +93,7 @@ async def deliver(shard: DeliveryShard) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             while True:
-                for entry in await shard.take(100):
+                for entry in await shard.read(100):
                     outcome = Delivered(ALICE, TAKEN, "mx.example.test[192.0.2.1]:25")
                     attempted = Attempted(
                         entry.record.delivery.id, 1, (outcome,), datetime.now(UTC), timedelta(milliseconds=3)
@@ -108,8 +110,8 @@ async def main(count: int, size: int, appenders: int) -> None:
         await log.start()
         stop, closed = asyncio.Event(), asyncio.Semaphore(0)
         roles = [
-            asyncio.create_task(log.route(lambda shard: route(shard, closed), stop)),
-            asyncio.create_task(log.deliver(deliver, stop)),
+            asyncio.create_task(log.own_router_shards(lambda shard: route(shard, closed), stop)),
+            asyncio.create_task(log.own_delivery_shards(deliver, stop)),
         ]
         content = b"x" * size
         left = iter(range(count))

@@ -1,7 +1,7 @@
 """`python -m tests.bench.move [HOST:PORT]`: how fast a queue of 10,000 messages of 10 kB moves.
 
 From an embedded log to another one or, with the address of a broker, to a Kafka of 12 shards; one state at a time, so
-that each way a message can take has a number of its own. Next: `tests/support/mixed_queue.py`.
+that each way a message can take has a number of its own.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from eilpost.move.command import until_moved
-from eilpost.move.letters import Carrier
-from mail import logs
+from eilpost.move.command import move_until_done
+from eilpost.move.items import ContentCopier
+from mail import logging_setup
 from mail.log.embedded import EmbeddedLog
 from mail.settings import LogSettings
 from mail.spool.disk import DiskSpool
-from tests.support.kafka_log import running, settings_on
-from tests.support.mixed_queue import plant
-from tests.support.mortal import Quiet
+from tests.support.builders.mixed_queue import plant
+from tests.support.faults.killable_mover import RecordingProgress
+from tests.support.servers.kafka_log import running, settings_on
 
 MESSAGES, SIZE = 10_000, 10_000
 KINDS = (("not read yet", "unread", True), ("in hand", "in-hand", True), ("waits, one spool", "retry", True),
@@ -45,17 +45,17 @@ async def measure(bootstrap: str | None, kind: str, one_spool: bool, folder: Pat
             target = EmbeddedLog(folder / "new.db", LogSettings())
             await target.start()
             stack.push_async_callback(target.close)
-        carrier = Carrier(None if one_spool else here, there, 256 << 10)
-        quiet = Quiet()
+        carrier = ContentCopier(None if one_spool else here, there, 256 << 10)
+        quiet = RecordingProgress()
         began, cpu = time.perf_counter(), time.process_time()
-        tally = await until_moved(source, target, carrier, history=True, progress=quiet, say=print)
+        tally = await move_until_done(source, target, carrier, history=True, progress=quiet, print_message=print)
         seconds, used = time.perf_counter() - began, time.process_time() - cpu
         assert tally.messages == MESSAGES, tally
         return seconds, used
 
 
 def main() -> None:
-    logs.silence()
+    logging_setup.disable()
     bootstrap = sys.argv[1] if len(sys.argv) > 1 else None
     print(f"{MESSAGES:,} messages of {SIZE // 1000} kB, embedded to {bootstrap or 'embedded'}")
     for words, kind, one_spool in KINDS:

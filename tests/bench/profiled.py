@@ -33,13 +33,13 @@ def _begin(_frame: FrameType, _event: str, _argument: Any) -> None:
 
 def main() -> int:
     target = os.environ.pop("EILPOST_BENCH_PROFILE_TO")
-    from eilpost import configuration, onebox
+    from eilpost import configuration, process
 
     if sys.version_info < (3, 12):  # from 3.12 on only one thread at a time can be profiled
         threading.setprofile(_begin)
     profile = _here()
     try:
-        return onebox.up(configuration.plan(Path(sys.argv[-1])), on_ready=profile.enable)
+        return process.run_all(configuration.load_plan(Path(sys.argv[-1])), on_ready=profile.enable)
     finally:
         profile.disable()
         statistics = pstats.Stats(*_profiles)

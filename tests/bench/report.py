@@ -1,4 +1,4 @@
-"""Turns rounds into words: a line, a table, and docs/performance.md with its plot."""
+"""Turns rounds into words: a line, a table, and docs/reports/performance.md with its plot."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def table(results: Mapping[Scenario, Sequence[Round]]) -> str:
 
 
 def write(docs: Path, results: Results, delays: Sequence[Delays], starts: Sequence[Start]) -> None:
-    """docs/performance.md and docs/performance.png."""
+    """docs/reports/performance.md and docs/reports/performance.png."""
     docs.mkdir(exist_ok=True)
-    plot(docs / "performance.png", results)
+    plot(docs / "reports" / "performance.png", results)
     rounds = max(len(lines) for lines in results.values()) // 2
     others = max(line.other_cpu_share for lines in results.values() for line in lines)
     care = "" if others < 0.15 else " **The machine was not quiet: take these figures with care.**"
     facts = "\n".join(f"* {name}: {value}" for name, value in machine.description().items())
     loads = ", ".join(f"{scenario.messages:,} of {scenario.size_bytes // 1000} kB" for scenario in list(results)[::2])
     every = "\n".join(f"{scenario.name:26} {one_line(line)}" for scenario, lines in results.items() for line in lines)
-    (docs / "performance.md").write_text(
+    (docs / "reports" / "performance.md").write_text(
         f"""\
 # Performance
 

@@ -13,8 +13,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from tests.bench import machine
-from tests.support.onebox import OneBox
-from tests.support.postfix import Postfix
+from tests.support.servers.eilpost_process import EilpostProcess
+from tests.support.servers.postfix import Postfix
 
 
 class Server(ABC):
@@ -71,7 +71,7 @@ class EilpostServer(Server):
     def __init__(self, sink_port: int, command: tuple[str, ...] = ()) -> None:
         self._home = Path(tempfile.mkdtemp(prefix="eilpost-bench-"))
         self.settings = {"delivery": {"relay": f"smtp://127.0.0.1:{sink_port}"}}
-        self._box = OneBox(self._home, self.settings, command=command, own_session=True)
+        self._box = EilpostProcess(self._home, self.settings, command=command, own_session=True)
         self._box.__enter__()
         self.port = self._box.mx
 

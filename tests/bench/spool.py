@@ -17,7 +17,7 @@ from pathlib import Path
 from mail.message import Spooled
 from mail.spool import Spool
 from mail.spool.disk import DiskSpool
-from tests.support import objects
+from tests.support.servers import object_store
 
 CALLERS = (1, 50)
 HEAD = ("spool", "content", "callers", "keeps/s", "MB/s", "p50 ms", "p99 ms", "in one write", "reads/s")
@@ -34,7 +34,7 @@ async def _keep(spool: Spool, size: int, callers: int, seconds: float) -> tuple[
 
     async def caller() -> None:
         while (start := time.perf_counter()) < began + seconds:
-            kept.append(await spool.keep(content))
+            kept.append(await spool.put(content))
             took.append(time.perf_counter() - start)
 
     await asyncio.gather(*(caller() for _ in range(callers)))
@@ -68,13 +68,16 @@ async def _row(name: str, spool: Spool, label: str, size: int, callers: int) -> 
 
 
 async def main() -> None:
-    if (why := objects.why_missing()) is not None:
+    if (why := object_store.why_missing()) is not None:
         raise SystemExit(why)
-    objects.prepare()
+    object_store.prepare()
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
     for label, size in SIZES.items():
-        with objects.ObjectServer() as server, tempfile.TemporaryDirectory(prefix="eilpost-spool-") as folder:
-            for name, spool in (("objects", objects.object_spool(server)), ("disk", DiskSpool(Path(folder) / "spool"))):
+        with object_store.ObjectServer() as server, tempfile.TemporaryDirectory(prefix="eilpost-spool-") as folder:
+            for name, spool in (
+                ("objects", object_store.object_spool(server)),
+                ("disk", DiskSpool(Path(folder) / "spool")),
+            ):
                 for callers in CALLERS:
                     await _row(name, spool, label, size, callers)
                 await spool.close()

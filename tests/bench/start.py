@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.load import LoadFailed
-from tests.support.onebox import EILPOST
-from tests.support.ports import free_port
+from tests.support.servers.eilpost_process import EILPOST
+from tests.support.servers.ports import free_port
 
 _DEADLINE_SECONDS = 60.0
 _LOOK_AGAIN_SECONDS = 0.002

@@ -10,20 +10,20 @@ import pytest
 
 from mail.log import Log
 from mail.log.embedded import EmbeddedLog, writer
-from mail.log.embedded.commit import Change, NewEntry, first_id, line_key
+from mail.log.embedded.commit import Change, NewEntry, pending_key, shard_base_id
 from mail.log.embedded.store import Store
 from mail.log.memory import MemoryLog
 from mail.log.topics import EVENTS, QUEUE, Topic
 from mail.message import QueueId
 from mail.settings import LogSettings
 from tests.contract.log_contract import Harness, LogContract
-from tests.support.log_samples import NOON
+from tests.support.builders.records import NOON
 
 
 class MemoryHarness:
     """One object is the store; settings of the first `make` hold."""
 
-    owners_share = False
+    shards_are_shared = False
 
     def __init__(self) -> None:
         self._log: MemoryLog | None = None
@@ -34,20 +34,20 @@ class MemoryHarness:
         await self._log.start()
         return self._log
 
-    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
+    async def append_frame(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
         assert isinstance(log, MemoryLog)
         if topic is QUEUE:
-            log._lines[shard][key] = frame
+            log._pending[shard][key] = frame
         elif topic is EVENTS:
             log._events[QueueId(key)] = [(NOON, frame)]
         else:
-            log.partition(topic, shard).add(1, frame)
+            log.partition(topic, shard).append(1, frame)
 
     def fail_writes(self, log: Log) -> None:
         assert isinstance(log, MemoryLog)
         log.fail("the disk is broken")
 
-    def mend(self, log: Log) -> None:
+    def repair(self, log: Log) -> None:
         assert isinstance(log, MemoryLog)
         log.fail(None)
 
@@ -69,7 +69,7 @@ class BrokenStore(Store):
 
 
 class EmbeddedHarness:
-    owners_share = False
+    shards_are_shared = False
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._path = path
@@ -81,20 +81,20 @@ class EmbeddedHarness:
         await log.start()
         return log
 
-    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
+    async def append_frame(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
         assert isinstance(log, EmbeddedLog)
         if topic is QUEUE:
-            change = Change(lines={line_key(shard, key): frame})
+            change = Change(pending={pending_key(shard, key): frame})
         elif topic is EVENTS:
             change = Change(events=[(int(NOON.timestamp() * 1000), key, frame)])
         else:
-            change = Change(entries=[NewEntry(first_id(topic, shard), frame)])
+            change = Change(entries=[NewEntry(shard_base_id(topic, shard), frame)])
         await log.writer.change(change)
 
     def fail_writes(self, log: Log) -> None:
         BrokenStore.broken = True
 
-    def mend(self, log: Log) -> None:
+    def repair(self, log: Log) -> None:
         BrokenStore.broken = False
 
 

@@ -22,9 +22,9 @@ from mail.log.embedded import EmbeddedHistory, EmbeddedLog
 from mail.log.embedded.store import Store
 from mail.record import Accepted
 from mail.settings import LogSettings
-from tests.contract.log_contract.harness import delivering, dispatches, routing
-from tests.support.embedded_log import running
-from tests.support.log_samples import accepted, event, pending, queue_id
+from tests.contract.log_contract.harness import delivery_shard_of, read_dispatches, router_shard_of
+from tests.support.builders.records import accepted, event, pending, queue_id
+from tests.support.servers.embedded_log import running
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,15 +93,15 @@ async def test_a_directory_that_cannot_be_is_named(tmp_path: Path) -> None:
 
 async def _fill(log: EmbeddedLog) -> None:
     await log.append(accepted(5))
-    async with routing(log) as shard:
+    async with router_shard_of(log) as shard:
         await shard.commit([pending(n) for n in range(600)] + [event(1), event(1)], [])
 
 
 async def _look(history: EmbeddedHistory) -> None:
     assert [e async for e in history.history(queue_id(1))] == [event(1), event(1)]
     assert [e async for e in history.history(queue_id(2))] == []
-    assert len([line async for line in history.open_lines()]) == 600
-    assert list(await history.waiting_inputs(queue_id(5))) == [accepted(5)]
+    assert len([line async for line in history.pending_deliveries()]) == 600
+    assert list(await history.unrouted_messages(queue_id(5))) == [accepted(5)]
     assert (await history.backlog()).accepted == 1
 
 
@@ -122,16 +122,16 @@ async def test_the_lines_of_one_message_are_found_without_reading_the_queue(
 ) -> None:
     async with running(tmp_path / "log.db") as log:
         await log.append(pending(3))
-        monkeypatch.setattr(Store, "all_lines", lambda *_: pytest.fail("the whole queue was read"))
+        monkeypatch.setattr(Store, "all_pending", lambda *_: pytest.fail("the whole queue was read"))
         for history in (log, EmbeddedHistory(tmp_path / "log.db")):
-            assert [line async for line in history.open_lines(queue_id(3))] == [pending(3)]
+            assert [line async for line in history.pending_deliveries(queue_id(3))] == [pending(3)]
 
 
 async def test_another_process_looks_in(path: Path) -> None:
     code = (
         "import asyncio, sys; from pathlib import Path; from mail.log.embedded import EmbeddedHistory\n"
         "async def main():\n"
-        "    print(len([line async for line in EmbeddedHistory(Path(sys.argv[1])).open_lines()]))\n"
+        "    print(len([line async for line in EmbeddedHistory(Path(sys.argv[1])).pending_deliveries()]))\n"
         "asyncio.run(main())"
     )
     async with running(path, LogSettings(shards=2)) as log:
@@ -182,8 +182,8 @@ from pathlib import Path
 from mail.log.embedded import EmbeddedLog
 from mail.settings import LogSettings
 from mail.message import delivery_id
-from mail.record import Delivery, Dispatched, InHand, Pending
-from tests.support.log_samples import NOON, RELAY, accepted
+from mail.record import Delivery, Dispatched, Active, Pending
+from tests.support.builders.records import NOON, RELAY, accepted
 from datetime import timedelta
 
 async def main(path, start):
@@ -196,14 +196,14 @@ async def main(path, start):
             sys.stdout.write(f"a{n}\\n"); sys.stdout.flush()
     async def route(shard):
         while True:
-            taken = await shard.take(50, timedelta(seconds=1))
+            entries = await shard.read(50, timedelta(seconds=1))
             records = []
-            for entry in taken:
+            for entry in entries:
                 message = entry.record.message
                 delivery = Delivery(delivery_id(message.queue_id, 1), message, RELAY)
-                records += [Pending(delivery, InHand(NOON), None), Dispatched(delivery, 1, entry.record.content)]
-            await shard.commit(records, taken)
-    await asyncio.gather(log.route(route, asyncio.Event()), *(append() for _ in range(10)))
+                records += [Pending(delivery, Active(NOON), None), Dispatched(delivery, 1, entry.record.content)]
+            await shard.commit(records, entries)
+    await asyncio.gather(log.own_router_shards(route, asyncio.Event()), *(append() for _ in range(10)))
 
 asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
 """
@@ -226,14 +226,14 @@ async def test_kill_9_at_any_instant_keeps_every_append_and_no_half_commit(path:
         confirmed |= {int(word[1:]) for word in words if word.endswith("\n")}
         start = max(confirmed) + 1000
     async with running(path) as log:
-        async with routing(log) as shard:
+        async with router_shard_of(log) as shard:
             inputs: list[str] = []
-            while taken := await shard.take(500, timedelta(0)):
-                inputs += [e.record.message.queue_id for e in taken if isinstance(e.record, Accepted)]
+            while entries := await shard.read(500, timedelta(0)):
+                inputs += [e.record.message.queue_id for e in entries if isinstance(e.record, Accepted)]
             lines = [line.delivery.message.queue_id async for batch in shard.replay() for line in batch]
         count = (await log.backlog()).dispatched
-        async with delivering(log) as deliverer:
-            sent = [e.record.delivery.message.queue_id for e in await dispatches(deliverer, count)]
+        async with delivery_shard_of(log) as deliverer:
+            sent = [e.record.delivery.message.queue_id for e in await read_dispatches(deliverer, count)]
     assert sorted(lines) == sorted(sent), "a commit was made by half"
     assert not set(inputs) & set(lines), "an input was consumed and kept"
     assert len(inputs) == len(set(inputs))

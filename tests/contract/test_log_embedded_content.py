@@ -9,39 +9,39 @@ import pytest
 
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.embedded import EmbeddedLog
-from mail.log.embedded.commit import Change, NewEntry, first_id
+from mail.log.embedded.commit import Change, NewEntry, shard_base_id
 from mail.log.topics import ACCEPTED, DISPATCHED
 from mail.message import Inline
 from mail.record import Accepted, Dispatched
 from mail.settings import LogSettings
-from tests.contract.log_contract.harness import delivering, dispatches, routing, take_all
+from tests.contract.log_contract.harness import delivery_shard_of, read_dispatches, read_inputs, router_shard_of
 from tests.contract.test_log_embedded import running
-from tests.support.log_samples import accepted, attempted, delivery
+from tests.support.builders.records import accepted, attempted, delivery
 
 BODY = b"Subject: one\r\n\r\n" + b"x" * 20_000
 
 
 async def bodies(log: EmbeddedLog) -> Sequence[bytes]:
-    rows = await log.writer.ask(lambda store: store._connection.execute("SELECT content FROM body").fetchall())
+    rows = await log.writer.query(lambda store: store._connection.execute("SELECT content FROM body").fetchall())
     return [content for (content,) in rows]
 
 
 async def execute(log: EmbeddedLog, statement: str) -> None:
-    await log.writer.ask(lambda store: store._connection.execute(statement).fetchall())
+    await log.writer.query(lambda store: store._connection.execute(statement).fetchall())
 
 
 async def test_content_is_written_once_and_goes_with_the_last_entry(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     async with running(path) as log:
         await log.append(accepted(1, BODY))
-        async with routing(log) as router:
-            taken = await take_all(router, 1)
-            assert isinstance(taken[0].record, Accepted)
-            content = taken[0].record.content
-            await router.commit([Dispatched(delivery(part=part), 1, content) for part in (1, 2)], taken)
+        async with router_shard_of(log) as router:
+            entries = await read_inputs(router, 1)
+            assert isinstance(entries[0].record, Accepted)
+            content = entries[0].record.content
+            await router.commit([Dispatched(delivery(part=part), 1, content) for part in (1, 2)], entries)
         assert await bodies(log) == [BODY]
-    async with running(path) as log, delivering(log) as deliverer:  # from the database, not from memory
-        first, second = await dispatches(deliverer, 2)
+    async with running(path) as log, delivery_shard_of(log) as deliverer:  # from the database, not from memory
+        first, second = await read_dispatches(deliverer, 2)
         assert first.record.content == second.record.content == Inline(BODY)
         await deliverer.finish(second, attempted(1))
         assert await bodies(log) == [BODY]
@@ -52,26 +52,26 @@ async def test_content_is_written_once_and_goes_with_the_last_entry(tmp_path: Pa
 async def test_content_that_is_not_passed_on_goes_with_its_input(tmp_path: Path) -> None:
     async with running(tmp_path / "log.db") as log:
         await log.append(accepted(1, BODY))
-        async with routing(log) as router:
-            await router.commit([], await take_all(router, 1))
+        async with router_shard_of(log) as router:
+            await router.commit([], await read_inputs(router, 1))
         assert await bodies(log) == []
 
 
 async def test_equal_content_of_another_message_is_its_own(tmp_path: Path) -> None:
     async with running(tmp_path / "log.db") as log:
         await log.append(accepted(1, BODY))
-        async with routing(log) as router:
-            taken = await take_all(router, 1)
+        async with router_shard_of(log) as router:
+            entries = await read_inputs(router, 1)
             copy = bytes(bytearray(BODY))
-            await router.commit([Dispatched(delivery(), 1, Inline(copy)), accepted(2, copy)], taken)
+            await router.commit([Dispatched(delivery(), 1, Inline(copy)), accepted(2, copy)], entries)
         assert await bodies(log) == [BODY, BODY]
 
 
 async def test_a_share_of_nothing_is_refused_whole(tmp_path: Path) -> None:
     async with running(tmp_path / "log.db") as log:
-        orphan = NewEntry(first_id(DISPATCHED, 0), b"frame", shares=first_id(ACCEPTED, 0) + 77)
+        orphan = NewEntry(shard_base_id(DISPATCHED, 0), b"frame", content_of=shard_base_id(ACCEPTED, 0) + 77)
         with pytest.raises(LogUnavailable):
-            await log.writer.change(Change(entries=[NewEntry(first_id(ACCEPTED, 0), b"frame"), orphan]))
+            await log.writer.change(Change(entries=[NewEntry(shard_base_id(ACCEPTED, 0), b"frame"), orphan]))
         assert (await log.backlog()).accepted == (await log.backlog()).dispatched == 0
 
 
@@ -92,9 +92,9 @@ async def test_damaged_content_stops_its_reader_and_is_named(tmp_path: Path, sta
     await log.start()
     try:
         with pytest.raises(LogUnusable, match=rf"accepted, shard 0, offset 1 cannot be read: its {what}"):
-            async with routing(log) as router:
-                await take_all(router, 1)
+            async with router_shard_of(log) as router:
+                await read_inputs(router, 1)
         with pytest.raises((LogUnusable, LogUnavailable), match=what):
-            await log.waiting_inputs(accepted(1).message.queue_id)
+            await log.unrouted_messages(accepted(1).message.queue_id)
     finally:
         await log.close()

@@ -19,16 +19,16 @@ from mail.log.embedded.store import Store
 from mail.log.topics import ShardCounts
 from mail.record import Accepted
 from mail.settings import LogSettings
-from tests.contract.log_contract.harness import routing, take_all
+from tests.contract.log_contract.harness import read_inputs, router_shard_of
 from tests.contract.test_log_embedded import running
-from tests.support.log_samples import accepted, pending, queue_id
-from tests.support.ports import wait_until
+from tests.support.builders.records import accepted, pending, queue_id
+from tests.support.servers.ports import wait_until
 
 PAGE = 8192
 
 
 async def filled(path: Path) -> None:
-    async with running(path) as log, routing(log) as router:
+    async with running(path) as log, router_shard_of(log) as router:
         await asyncio.gather(*(log.append(accepted(n, bytes(3000))) for n in range(100)))
         await router.commit([pending(n) for n in range(500)], [])
 
@@ -57,9 +57,9 @@ async def test_damage_that_shows_later_stops_the_log_for_good(tmp_path: Path) ->
     async with running(path) as log:
         # What SQLite itself says of it: a page of the table is noise, and nothing of it is remembered.
         overwrite(path, spare=4)
-        await log.writer.ask(lambda store: store._connection.execute("PRAGMA shrink_memory").fetchall())
+        await log.writer.query(lambda store: store._connection.execute("PRAGMA shrink_memory").fetchall())
         with pytest.raises(LogUnavailable, match="malformed"):
-            async for _ in log.open_lines():
+            async for _ in log.pending_deliveries():
                 pass
         await asyncio.sleep(1.2)  # it would have been opened again by now
         condition = log.condition()
@@ -133,11 +133,11 @@ async def test_a_commit_of_the_router_is_slow_and_not_a_failure(tmp_path: Path) 
     let_go = threading.Event()
     async with running(tmp_path / "log.db", LogSettings(append_timeout=timedelta(milliseconds=200))) as log:
         await log.append(accepted(1))
-        async with routing(log) as shard:
-            taken = await take_all(shard, 1)
-            blocked = asyncio.ensure_future(log.writer.ask(lambda _: let_go.wait(20)))
+        async with router_shard_of(log) as shard:
+            entries = await read_inputs(shard, 1)
+            blocked = asyncio.ensure_future(log.writer.query(lambda _: let_go.wait(20)))
             await asyncio.sleep(0.05)
-            commit = asyncio.ensure_future(shard.commit([pending(1)], taken))
+            commit = asyncio.ensure_future(shard.commit([pending(1)], entries))
             with pytest.raises(LogUnavailable):
                 await log.append(accepted(2))
             await asyncio.gather(blocked, return_exceptions=True)
@@ -146,7 +146,7 @@ async def test_a_commit_of_the_router_is_slow_and_not_a_failure(tmp_path: Path) 
             let_go.set()
             await commit
             assert (await log.backlog()).accepted == 0
-            assert [line async for line in log.open_lines()] == [pending(1)]
+            assert [line async for line in log.pending_deliveries()] == [pending(1)]
 
 
 async def test_few_at_a_time_are_all_in_order_when_they_are_read_from_the_file(tmp_path: Path) -> None:
@@ -154,12 +154,12 @@ async def test_few_at_a_time_are_all_in_order_when_they_are_read_from_the_file(t
         for number in range(30):
             await log.append(accepted(number))
         seen: list[Accepted] = []
-        async with routing(log) as shard:
+        async with router_shard_of(log) as shard:
             for number in range(30, 60):
                 seen += [
-                    entry.record for entry in await shard.take(3, timedelta(0)) if isinstance(entry.record, Accepted)
+                    entry.record for entry in await shard.read(3, timedelta(0)) if isinstance(entry.record, Accepted)
                 ]
                 await log.append(accepted(number))
-            while more := await shard.take(7, timedelta(0)):
+            while more := await shard.read(7, timedelta(0)):
                 seen += [entry.record for entry in more if isinstance(entry.record, Accepted)]
         assert seen == [accepted(number) for number in range(60)]

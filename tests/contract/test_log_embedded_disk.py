@@ -16,9 +16,9 @@ from mail.log.embedded.writer import Writer
 from mail.log.topics import ACCEPTED, Topic
 from mail.record import Accepted
 from mail.settings import LogSettings
-from tests.contract.log_contract.harness import routing, take_all
-from tests.support.embedded_log import running
-from tests.support.log_samples import accepted, attempted, queue_id
+from tests.contract.log_contract.harness import read_inputs, router_shard_of
+from tests.support.builders.records import accepted, attempted, queue_id
+from tests.support.servers.embedded_log import running
 
 
 async def test_little_disk_turns_new_mail_away(path: Path) -> None:
@@ -33,22 +33,22 @@ async def test_a_full_disk_loses_nothing_and_mends_itself(path: Path) -> None:
     async with running(path) as log:
         await log.append(accepted(1))
         # SQLite's own limit gives its genuine "database or disk is full".
-        await log.writer.ask(lambda store: store._connection.execute("PRAGMA max_page_count = 20").fetchone())
+        await log.writer.query(lambda store: store._connection.execute("PRAGMA max_page_count = 20").fetchone())
         with pytest.raises(LogUnavailable, match="full"):
             await log.append(accepted(2, bytes(1_000_000)))
         async with asyncio.timeout(10):
             while not isinstance(log.condition(), Usable):
                 await asyncio.sleep(0.01)
         await log.append(accepted(3))
-        async with routing(log) as shard:
-            taken = await take_all(shard, 2)
+        async with router_shard_of(log) as shard:
+            taken = await read_inputs(shard, 2)
         assert [entry.record for entry in taken] == [accepted(1), accepted(3)]
 
 
 async def test_a_disk_that_hangs_is_told_in_time_and_late_appends_are_not_made(path: Path) -> None:
     let_go = threading.Event()
     async with running(path, LogSettings(append_timeout=timedelta(milliseconds=300))) as log:
-        blocked = log.writer.ask(lambda _: let_go.wait(20))
+        blocked = log.writer.query(lambda _: let_go.wait(20))
         await asyncio.sleep(0.05)
         with pytest.raises(LogUnavailable):
             await log.append(accepted(1))
@@ -60,8 +60,8 @@ async def test_a_disk_that_hangs_is_told_in_time_and_late_appends_are_not_made(p
             while not isinstance(log.condition(), Usable):
                 await asyncio.sleep(0.01)
         await log.append(accepted(2))
-        async with routing(log) as shard:
-            assert [entry.record for entry in await take_all(shard, 1)] == [accepted(2)]
+        async with router_shard_of(log) as shard:
+            assert [entry.record for entry in await read_inputs(shard, 1)] == [accepted(2)]
 
 
 async def test_a_hang_outside_of_any_request_is_over_when_it_is_over(
@@ -69,7 +69,7 @@ async def test_a_hang_outside_of_any_request_is_over_when_it_is_over(
 ) -> None:
     """Whatever waits then is late, all of it; the log works all the same."""
     let_go, hangs = threading.Event(), threading.Event()
-    look = Writer._look_at_disk
+    look = Writer._check_disk
 
     def hang(self: Writer) -> None:
         if hangs.is_set():
@@ -77,7 +77,7 @@ async def test_a_hang_outside_of_any_request_is_over_when_it_is_over(
             let_go.wait(20)
         look(self)
 
-    monkeypatch.setattr(Writer, "_look_at_disk", hang)
+    monkeypatch.setattr(Writer, "_check_disk", hang)
     async with running(path, LogSettings(append_timeout=timedelta(milliseconds=300))) as log:
         hangs.set()
         await asyncio.sleep(0.3)  # the thread looks at the disk after every silence
@@ -89,23 +89,23 @@ async def test_a_hang_outside_of_any_request_is_over_when_it_is_over(
             while not isinstance(log.condition(), Usable):
                 await asyncio.sleep(0.01)
         await log.append(accepted(2))
-        async with routing(log) as shard:
-            assert [entry.record for entry in await take_all(shard, 1)] == [accepted(2)]
+        async with router_shard_of(log) as shard:
+            assert [entry.record for entry in await read_inputs(shard, 1)] == [accepted(2)]
 
 
 async def test_what_waits_for_the_disk_is_bounded(path: Path) -> None:
     let_go = threading.Event()
     content = bytes(1 << 20)
     async with running(path) as log:
-        blocked = log.writer.ask(lambda _: let_go.wait(20))
+        blocked = log.writer.query(lambda _: let_go.wait(20))
         tasks = [asyncio.ensure_future(log.append(accepted(n, content))) for n in range(80)]
         await asyncio.sleep(0.05)
         assert log.writer._waiting_bytes < 34 << 20
         let_go.set()
         await blocked
         await asyncio.gather(*tasks)
-        async with routing(log) as shard:
-            assert len(await take_all(shard, 80)) == 80
+        async with router_shard_of(log) as shard:
+            assert len(await read_inputs(shard, 80)) == 80
 
 
 async def test_the_files_shrink_again_when_the_mail_is_gone(path: Path) -> None:
@@ -113,17 +113,19 @@ async def test_the_files_shrink_again_when_the_mail_is_gone(path: Path) -> None:
     async with running(path) as log:
         for _ in range(8):
             await asyncio.gather(*(log.append(accepted(n, content)) for n in range(100)))
-        async with routing(log) as shard:
-            await shard.commit([], await take_all(shard, 800, limit=1000))
+        async with router_shard_of(log) as shard:
+            await shard.commit([], await read_inputs(shard, 800, limit=1000))
         async with asyncio.timeout(20):
             while sum(f.stat().st_size for f in path.parent.iterdir()) > 24 << 20:
                 await asyncio.sleep(0.05)
 
 
 async def test_memory_and_database_hand_over_each_entry_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.embedded.TAIL_BYTES", 20_000)  # some ten entries: the two take turns all the time
+    monkeypatch.setattr(
+        "mail.log.embedded.READER_BUFFER_BYTES", 20_000
+    )  # some ten entries: the two take turns all the time
     total = 2000
-    async with running(path) as log, routing(log) as shard:
+    async with running(path) as log, router_shard_of(log) as shard:
         numbers = iter(range(total))
         order: list[str] = []
 
@@ -136,7 +138,7 @@ async def test_memory_and_database_hand_over_each_entry_once(path: Path, monkeyp
         seen: list[int] = []
         ids: list[str] = []
         while len(ids) < total:
-            taken = await shard.take(len(ids) % 40 + 1, timedelta(seconds=5))
+            taken = await shard.read(len(ids) % 40 + 1, timedelta(seconds=5))
             assert taken
             seen += [entry.offset for entry in taken]
             ids += [entry.record.message.queue_id for entry in taken if isinstance(entry.record, Accepted)]
@@ -149,7 +151,7 @@ async def test_memory_and_database_hand_over_each_entry_once(path: Path, monkeyp
         await appends
         assert seen == sorted(set(seen))
         assert sorted(ids) == [queue_id(n) for n in range(total)]
-        assert not await shard.take(1, timedelta(0))
+        assert not await shard.read(1, timedelta(0))
 
 
 async def test_a_disk_that_stays_broken_is_down_until_it_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +174,8 @@ async def test_a_disk_that_stays_broken_is_down_until_it_works(path: Path, monke
             while not isinstance(log.condition(), Usable):
                 await asyncio.sleep(0.01)
         await log.append(accepted(3))
-        async with routing(log) as shard:
-            assert [entry.record for entry in await take_all(shard, 2)] == [accepted(1), accepted(3)]
+        async with router_shard_of(log) as shard:
+            assert [entry.record for entry in await read_inputs(shard, 2)] == [accepted(1), accepted(3)]
 
 
 async def test_a_read_that_fails_loses_nothing_that_was_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,10 +191,10 @@ async def test_a_read_that_fails_loses_nothing_that_was_taken(path: Path, monkey
             return entries(store, topic, shard, after, limit)
 
         monkeypatch.setattr(Store, "entries", fails_once)
-        async with routing(log) as shard:
-            taken = [*await take_all(shard, 1)]
+        async with router_shard_of(log) as shard:
+            taken = [*await read_inputs(shard, 1)]
             assert [entry.record for entry in taken] == [attempted(2)]
-            taken += await take_all(shard, 1)
+            taken += await read_inputs(shard, 1)
             assert [entry.record for entry in taken] == [attempted(2), accepted(1)]
             await shard.commit([], taken)
             assert await log.backlog() == Backlog(0, 0, 0)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.contract.log_contract import Harness, LogContract
-from tests.support import kafka
-from tests.support.kafka_log import KafkaHarness
+from tests.support.servers import kafka
+from tests.support.servers.kafka_log import KafkaHarness
 
 
 @pytest.mark.kafka

@@ -21,21 +21,20 @@ from eilpost.doctor.finding import RIGHTS, Level
 from mail.log import DeliveryShard, Down, LogNotAuthorized, LogUnavailable, RouterShard
 from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
+from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.history import ROUTER
-from mail.log.kafka.lookout import Lookout
 from mail.log.topics import ACCEPTED
-from mail.queueid import new_queue_id
+from mail.queue_id import new_queue_id
 from mail.settings import LogSettings
 from tests.contract.log_contract import Harness
-from tests.contract.log_contract.asking import Asking
-from tests.contract.log_contract.committing import Committing
-from tests.contract.log_contract.harness import dispatches, take_all
-from tests.contract.log_contract.owning import Owning
-from tests.contract.log_contract.refusing import Refusing
-from tests.contract.log_contract.taking import Taking
+from tests.contract.log_contract.commits import CommitTests
+from tests.contract.log_contract.harness import read_dispatches, read_inputs
+from tests.contract.log_contract.ownership import OwnershipTests
+from tests.contract.log_contract.queries import QueryTests
+from tests.contract.log_contract.reads import ReadTests
+from tests.contract.log_contract.unknown_versions import UnknownVersionTests
 from tests.journeys.test_21_dedicated_tenant import DIRECTORY, Hosting, send
 from tests.journeys.test_32_no_kafka_at_start import becomes
-from tests.support import log_samples as samples
 from tests.support.access_rights import (
     PASSWORD,
     Right,
@@ -46,9 +45,10 @@ from tests.support.access_rights import (
     rights_of_chart,
     rights_of_page,
 )
-from tests.support.kafka_log import KafkaHarness, make_topics, settings_on
-from tests.support.onebox import EILPOST, OneBox
-from tests.support.ports import wait_until
+from tests.support.builders import records as samples
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess
+from tests.support.servers.kafka_log import KafkaHarness, make_topics, settings_on
+from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.helm]
 
@@ -100,7 +100,7 @@ def as_super_user(broker: Cluster) -> dict[str, Any]:
     }
 
 
-class TestLogWithTheRightsOfTheChart(Taking, Committing, Owning, Asking, Refusing):
+class TestLogWithTheRightsOfTheChart(ReadTests, CommitTests, OwnershipTests, QueryTests, UnknownVersionTests):
     """The log contract without `Moving` and commits over a cut network: they take long and ask for no other right."""
 
     test_a_commit_that_fails_does_nothing = None
@@ -134,8 +134,10 @@ class Journey:
             except LogUnavailable as error:
                 self.refusals.add(str(error))
             owning = [
-                asyncio.create_task(log.route(lambda shard: self._note(self._route(shard)), self._stop)),
-                asyncio.create_task(log.deliver(lambda shard: self._note(self._deliver(shard)), self._stop)),
+                asyncio.create_task(log.own_router_shards(lambda shard: self._note(self._route(shard)), self._stop)),
+                asyncio.create_task(
+                    log.own_delivery_shards(lambda shard: self._note(self._deliver(shard)), self._stop)
+                ),
             ]
             with suppress(TimeoutError):
                 async with asyncio.timeout(10):
@@ -156,11 +158,11 @@ class Journey:
             await self._stop.wait()  # as a role, which keeps its shard and tries again
 
     async def _route(self, shard: RouterShard) -> None:
-        inputs = await take_all(shard, 1)
+        inputs = await read_inputs(shard, 1)
         await shard.commit([samples.pending(1), samples.dispatched(1), samples.event(1)], inputs)
         accepted = make_access(self._settings).partition(ACCEPTED, 0)
-        async with Lookout(make_access(self._settings)) as lookout:
-            while not (await lookout.begins([accepted]))[accepted]:
+        async with ClusterInfo(make_access(self._settings)) as cluster_info:
+            while not (await cluster_info.beginning_offsets([accepted]))[accepted]:
                 try:
                     await self._log.purge()
                 except LogUnavailable as error:  # a chore that failed: nothing stops for it
@@ -170,7 +172,7 @@ class Journey:
         await self._stop.wait()
 
     async def _deliver(self, shard: DeliveryShard) -> None:
-        (entry,) = await dispatches(shard, 1)
+        (entry,) = await read_dispatches(shard, 1)
         await shard.finish(entry, samples.attempted(1))
         self._ended.add("deliver")
         await self._stop.wait()
@@ -210,9 +212,9 @@ async def test_offsets_of_topics_that_this_user_may_not_see_are_a_refusal_and_no
     settings = settings_on("", shards=1, delivery_shards=1, **as_user(broker, GROUPS_ONLY))
     await make_topics(settings.model_copy(update=as_super_user(broker)))
     access = make_access(settings)
-    async with Lookout(access) as lookout:
+    async with ClusterInfo(access) as cluster_info:
         with pytest.raises(LogNotAuthorized) as refused:
-            await lookout.marks(access.group(ROUTER), [access.partition(ACCEPTED, 0)])
+            await cluster_info.committed_offsets(access.group(ROUTER), [access.partition(ACCEPTED, 0)])
     assert named(str(refused.value)) == ("topic", "Describe")
 
 
@@ -238,7 +240,7 @@ async def test_every_role_waits_for_its_rights_and_works_with_them(
     assert maker.run("topics", "create", "--tenant", "acme").count("made") == 5
 
     hosting = Hosting(tmp_path, settings, log_in(broker, LATE))
-    mailstore = OneBox(tmp_path / "mailstore", command=(str(EILPOST), "mailstore"))
+    mailstore = EilpostProcess(tmp_path / "mailstore", command=(str(EILPOST), "mailstore"))
     everyone = [hosting.ingress, *hosting.shared, *hosting.acme]
     try:
         for each in (*everyone, mailstore):
@@ -266,7 +268,7 @@ async def test_every_role_waits_for_its_rights_and_works_with_them(
         await becomes([*hosting.shared, *hosting.acme], 503, "not authorized: give this user the ACL Read on group ")
         await grant(broker, LATE, groups)
         await becomes(everyone, 200)
-        assert all(each.is_running and each.lives == 1 for each in everyone)
+        assert all(each.is_running and each.starts == 1 for each in everyone)
     finally:
         for each in (*everyone, mailstore):
             each.kill()
@@ -284,16 +286,16 @@ def test_making_topics_needs_its_rights_and_names_them(broker: Cluster, tmp_path
     assert "2 -> 3 partitions" in maker.run("topics", "create", environment=more)
 
 
-def box(broker: Cluster, user: str, prefix: str, folder: Path) -> OneBox:
+def box(broker: Cluster, user: str, prefix: str, folder: Path) -> EilpostProcess:
     """Commands as this user. It is not started."""
     log = {**log_in(broker, user), "prefix": prefix, "durability": "dev", "replication": 1, "shards": 2}
-    return OneBox(
+    return EilpostProcess(
         folder / user, {"log": {**log, "delivery_shards": 2}, "delivery": {"relay": "smtp://127.0.0.1:1"}},
         directory=DIRECTORY,
     )  # fmt: skip
 
 
-def one_line(process: OneBox, *command: str, environment: Mapping[str, str] | None = None) -> str:
+def one_line(process: EilpostProcess, *command: str, environment: Mapping[str, str] | None = None) -> str:
     """What a command that cannot run writes to stderr."""
     done = subprocess.run(
         [str(EILPOST), *command, "--config", str(process.config)],

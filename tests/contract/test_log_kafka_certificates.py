@@ -14,12 +14,12 @@ from mail.log import Usable
 from mail.log.kafka import certificates
 from mail.settings import LogSettings
 from mail.telemetry import REGISTRY
-from tests.support import kafka
-from tests.support import log_samples as samples
-from tests.support.certificates import Authority, Mount
-from tests.support.commands import secured_log
-from tests.support.kafka_log import running, settings_on
-from tests.support.ports import wait_until
+from tests.support.builders import records as samples
+from tests.support.builders.certificates import Authority, Mount
+from tests.support.clients.commands import secured_log
+from tests.support.servers import kafka
+from tests.support.servers.kafka_log import running, settings_on
+from tests.support.servers.ports import wait_until
 
 pytestmark = pytest.mark.kafka_cluster
 
@@ -37,8 +37,8 @@ def expiry_shown() -> float:
 async def test_a_renewed_certificate_is_used_when_connections_are_made_anew(
     strict_node: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(certificates, "LOOK_SECONDS", 0.1)
-    secured = strict_node.secured
+    monkeypatch.setattr(certificates, "POLL_SECONDS", 0.1)
+    secured = strict_node.credentials
     assert secured is not None
     authority = Authority.read(secured.ca, secured.ca.parent / "ca.key")
     mount = Mount(tmp_path / "mounted")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from mail.log.kafka import topics
-from tests.contract.log_contract.harness import numbers, routing, take_all
-from tests.support.kafka import MakesClusters
-from tests.support.kafka_log import running, settings_on
-from tests.support.log_samples import accepted
-from tests.support.ports import wait_until
+from tests.contract.log_contract.harness import read_inputs, records_of, router_shard_of
+from tests.support.builders.records import accepted
+from tests.support.servers.kafka import ClusterFactory
+from tests.support.servers.kafka_log import running, settings_on
+from tests.support.servers.ports import wait_until
 
 pytestmark = pytest.mark.kafka_cluster
 
@@ -24,7 +24,7 @@ def disk_use(folder: Path, topic: str) -> int:
 
 
 async def test_disk_use_falls_and_what_is_not_consumed_stays(
-    kafka_cluster: MakesClusters, monkeypatch: pytest.MonkeyPatch
+    kafka_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(topics._PURGED, "segment.bytes", str(MEGABYTE))
     cluster = await asyncio.to_thread(
@@ -43,13 +43,13 @@ async def test_disk_use_falls_and_what_is_not_consumed_stays(
             await asyncio.gather(*(log.append(accepted(n + k, content)) for k in range(10)))
         full = disk_use(cluster.directory, settings.prefix + "accepted")
         assert full > 11 * MEGABYTE
-        async with routing(log) as router:
+        async with router_shard_of(log) as router:
             for _ in range(5):
-                await router.commit([], await take_all(router, 20, limit=20))
+                await router.commit([], await read_inputs(router, 20, limit=20))
             await log.purge()
             await wait_until(
                 lambda: disk_use(cluster.directory, settings.prefix + "accepted") < 4 * MEGABYTE,
                 deadline_seconds=30,
                 what="less disk in use",
             )
-            assert numbers(await take_all(router, 20)) == [accepted(n, content) for n in range(100, 120)]
+            assert records_of(await read_inputs(router, 20)) == [accepted(n, content) for n in range(100, 120)]

@@ -13,27 +13,27 @@ import pytest
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 
 from mail.log import DeliveryShard, LogUnavailable, RouterShard, ShardLost
-from mail.log.kafka import presence
+from mail.log.kafka import topic_watcher
 from mail.log.kafka.access import make_access
-from mail.log.kafka.making import open_admin
-from mail.log.kafka.reading import MadeAnew, Reader
+from mail.log.kafka.create_topics import open_admin
+from mail.log.kafka.partition_reader import PartitionReader, TopicRecreated
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, Topic
 from mail.record import Accepted
 from mail.settings import LogSettings
-from tests.contract.log_contract.harness import SOON, delivering, dispatches, routing, take_all
-from tests.support.kafka_log import make_topics, running, settings_on
-from tests.support.log_samples import accepted, attempted, dispatched
-from tests.support.ports import wait_until
+from tests.contract.log_contract.harness import SOON, delivery_shard_of, read_dispatches, read_inputs, router_shard_of
+from tests.support.builders.records import accepted, attempted, dispatched
+from tests.support.servers.kafka_log import make_topics, running, settings_on
+from tests.support.servers.ports import wait_until
 
 pytestmark = pytest.mark.kafka
 
 
 @pytest.fixture(autouse=True)
-def _nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "LOOK_SECONDS", 3600.0)
+def _without_topic_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topic_watcher, "POLL_SECONDS", 3600.0)
 
 
-async def remake(settings: LogSettings, *topics: Topic) -> None:
+async def recreate_topics(settings: LogSettings, *topics: Topic) -> None:
     admin = await open_admin(make_access(settings))
     try:
         await admin.delete_topics([settings.prefix + topic.name for topic in topics])
@@ -42,13 +42,13 @@ async def remake(settings: LogSettings, *topics: Topic) -> None:
     await make_topics(settings)
 
 
-class Owned:
+class ShardOwner:
     """A role that tends its one shard as `work` says, again and again."""
 
     def __init__(self, own: Callable[..., Awaitable[None]], work: Callable[[Any], Awaitable[None]]) -> None:
         self._stop = asyncio.Event()
 
-        async def tend(shard: Any) -> None:
+        async def process(shard: Any) -> None:
             while not self._stop.is_set():
                 try:
                     await work(shard)
@@ -59,7 +59,7 @@ class Owned:
                 except ShardLost:
                     return
 
-        self._task = asyncio.ensure_future(own(tend, self._stop))
+        self._task = asyncio.ensure_future(own(process, self._stop))
 
     async def leave(self) -> None:
         self._stop.set()
@@ -71,17 +71,17 @@ async def test_dispatches_of_a_new_topic_are_not_taken_for_finished_ones(kafka_b
     done: list[str] = []
 
     async def carry(shard: DeliveryShard) -> None:
-        for entry in await shard.take(10):
+        for entry in await shard.read(10):
             await shard.finish(entry, attempted(0))
             done.append(entry.record.delivery.id)
 
     async with running(settings) as log:
-        async with routing(log) as router:
+        async with router_shard_of(log) as router:
             await router.commit([dispatched(n) for n in range(5)], [])
-        owned = Owned(log.deliver, carry)
+        owned = ShardOwner(log.own_delivery_shards, carry)
         await wait_until(lambda: len(done) == 5, what="the first five")
-        await remake(settings, DISPATCHED)
-        async with running(settings) as other, routing(other) as router:
+        await recreate_topics(settings, DISPATCHED)
+        async with running(settings) as other, router_shard_of(other) as router:
             await router.commit([dispatched(n) for n in range(5, 7)], [])
         new = [dispatched(n).delivery.id for n in range(5, 7)]
         await wait_until(lambda: done[5:] == new, deadline_seconds=30, what="what is new")
@@ -93,16 +93,16 @@ async def test_inputs_of_a_new_topic_are_read_from_its_beginning(kafka_bootstrap
     routed: list[object] = []
 
     async def route(shard: RouterShard) -> None:
-        taken = await shard.take(10, SOON)
-        await shard.commit([], taken)
-        routed.extend(entry.record for entry in taken if isinstance(entry.record, Accepted))
+        entries = await shard.read(10, SOON)
+        await shard.commit([], entries)
+        routed.extend(entry.record for entry in entries if isinstance(entry.record, Accepted))
 
     async with running(settings) as log:
         for n in range(5):
             await log.append(accepted(n))
-        owned = Owned(log.route, route)
+        owned = ShardOwner(log.own_router_shards, route)
         await wait_until(lambda: len(routed) == 5, what="the first five")
-        await remake(settings, ACCEPTED, ATTEMPTED)
+        await recreate_topics(settings, ACCEPTED, ATTEMPTED)
         async with running(settings) as other:
             for n in range(5, 7):
                 await other.append(accepted(n))
@@ -115,32 +115,32 @@ async def test_inputs_of_a_new_topic_are_read_from_its_beginning(kafka_bootstrap
 async def test_a_mark_behind_the_end_is_of_a_topic_that_is_no_more(
     kafka_bootstrap: str, topic: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mail.log.kafka.reading._DOUBT_SECONDS", 0.5)
-    monkeypatch.setattr("mail.log.kafka.reading._DOUBT_LOOKS", 2)
+    monkeypatch.setattr("mail.log.kafka.partition_reader._TRUNCATION_SECONDS", 0.5)
+    monkeypatch.setattr("mail.log.kafka.partition_reader._TRUNCATION_CHECKS", 2)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     access = make_access(settings)
     at, role = TopicPartition(access.topic(topic), 0), "router" if topic is ACCEPTED else "delivery"
     async with running(settings) as log:
-        async with routing(log) as router:
+        async with router_shard_of(log) as router:
             await log.append(accepted(1))
             await router.commit([dispatched(1)], [])
-        consumer = AIOKafkaConsumer(group_id=access.group(role), enable_auto_commit=False, **access.client())
+        consumer = AIOKafkaConsumer(group_id=access.group(role), enable_auto_commit=False, **access.client_options())
         await consumer.start()
         consumer.assign([at])
         await consumer.commit({at: OffsetAndMetadata(4711, "")})
         await consumer.stop()
         if topic is ACCEPTED:
-            async with routing(log) as router:
+            async with router_shard_of(log) as router:
                 await doubted(router.rewind)
-                assert [entry.record for entry in await take_all(router, 1)] == [accepted(1)]
+                assert [entry.record for entry in await read_inputs(router, 1)] == [accepted(1)]
         else:
-            async with delivering(log) as shard:
-                await doubted(lambda: shard.take(1, SOON))
-                assert [entry.record for entry in await dispatches(shard, 1)] == [dispatched(1)]
+            async with delivery_shard_of(log) as shard:
+                await doubted(lambda: shard.read(1, SOON))
+                assert [entry.record for entry in await read_dispatches(shard, 1)] == [dispatched(1)]
 
 
 async def doubted(look: Callable[[], Awaitable[object]]) -> None:
-    """One broker's word is not taken: it may have slept, or be cut off."""
+    """One broker's word is not entries: it may have slept, or be cut off."""
     for _ in range(2):
         with pytest.raises(LogUnavailable, match="ends before what was marked in it"):
             await look()
@@ -155,7 +155,7 @@ async def test_a_broker_that_was_behind_is_not_believed_when_it_has_caught_up(
         for number in range(3):
             await log.append(accepted(number))
         at = make_access(settings).partition(ACCEPTED, 0)
-        reader = Reader(make_access(settings), [at])
+        reader = PartitionReader(make_access(settings), [at])
         ends = AIOKafkaConsumer.end_offsets
 
         async def behind(*_: object) -> dict[TopicPartition, int]:
@@ -177,12 +177,12 @@ async def test_a_reader_that_was_stuck_does_not_go_back_in_silence(kafka_bootstr
     async with running(settings) as log:
         await log.append(accepted(1))
         at = make_access(settings).partition(ACCEPTED, 0)
-        reader = Reader(make_access(settings), [at])
+        reader = PartitionReader(make_access(settings), [at])
         await reader.open({at: None})
-        assert await reader.take(1, 5.0)
+        assert await reader.read(1, 5.0)
         reader._positions[at] += 5
-        reader._doubted[at] = float("-inf"), 1000
+        reader._offsets_beyond_end[at] = float("-inf"), 1000
         reader._is_stuck = True
-        with pytest.raises(MadeAnew):
-            await reader.take(1, 0.0)
+        with pytest.raises(TopicRecreated):
+            await reader.read(1, 0.0)
         await reader.close()

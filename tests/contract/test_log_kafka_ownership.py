@@ -18,34 +18,41 @@ from mail.log import DeliveryShard, Entry, RouterShard, ShardLost
 from mail.log.codec import encode
 from mail.log.kafka import KafkaLog, membership
 from mail.log.kafka.access import make_access
-from mail.log.kafka.lookout import Lookout
-from mail.log.kafka.making import create, open_admin
-from mail.log.kafka.marks import Marks
-from mail.log.kafka.transacting import Transactor, batches_of
+from mail.log.kafka.cluster_info import ClusterInfo
+from mail.log.kafka.committed_offset import OffsetTracker
+from mail.log.kafka.create_topics import create_missing, open_admin
+from mail.log.kafka.transactional_producer import TransactionalProducer, batch_by_partition
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, place
 from mail.record import Attempted, Dispatched
 from mail.route import ToMx
 from mail.settings import LogSettings
-from tests.contract.log_contract.harness import delivering, dispatches, lines, numbers, routing, take_all
-from tests.support.kafka_log import make_topics, plant, running, settings_on
-from tests.support.log_samples import accepted, attempted, dispatched, event, frame_of_version, pending, queue_id
-from tests.support.ports import wait_until
+from tests.contract.log_contract.harness import (
+    delivery_shard_of,
+    read_dispatches,
+    read_inputs,
+    records_of,
+    replay_all,
+    router_shard_of,
+)
+from tests.support.builders.records import accepted, attempted, dispatched, event, frame_of_version, pending, queue_id
+from tests.support.servers.kafka_log import append_frame, make_topics, running, settings_on
+from tests.support.servers.ports import wait_until
 
 pytestmark = pytest.mark.kafka
 
 SOON = timedelta(seconds=5)
 
 
-class Owner:
+class ShardOwner:
     """A router or delivery that owns what the group gives it, and takes nothing."""
 
     def __init__(self, own: Callable[..., Awaitable[None]]) -> None:
         self.stop = asyncio.Event()
         self.shards: dict[int, RouterShard | DeliveryShard] = {}
         self.began: list[int] = []
-        self._task = asyncio.ensure_future(own(self._tend, self.stop))
+        self._task = asyncio.ensure_future(own(self._process, self.stop))
 
-    async def _tend(self, shard: RouterShard | DeliveryShard) -> None:
+    async def _process(self, shard: RouterShard | DeliveryShard) -> None:
         self.began.append(shard.number)
         self.shards[shard.number] = shard
         try:
@@ -65,17 +72,19 @@ async def test_a_stale_owner_commits_nothing(kafka_bootstrap: str) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as log:
         await log.append(accepted(1))
-        async with routing(log) as stale:
-            taken = await take_all(stale, 1)
-            next_owner = Transactor(make_access(settings), f"{settings.prefix}router-0", f"{settings.prefix}router", 5)
+        async with router_shard_of(log) as stale:
+            taken = await read_inputs(stale, 1)
+            next_owner = TransactionalProducer(
+                make_access(settings), f"{settings.prefix}router-0", f"{settings.prefix}router", 5
+            )
             await next_owner.open()
             with pytest.raises(ShardLost):
                 await stale.commit([pending(1), dispatched(1), event(1)], taken)
-            await next_owner.commit(batches_of([pending(2)], log.counts, make_access(settings)), {})
+            await next_owner.commit(batch_by_partition([pending(2)], log.counts, make_access(settings)), {})
             await next_owner.close()
-        async with routing(log) as shard:
-            assert await lines(shard) == [pending(2)]
-            assert numbers(await take_all(shard, 1)) == [accepted(1)]
+        async with router_shard_of(log) as shard:
+            assert await replay_all(shard) == [pending(2)]
+            assert records_of(await read_inputs(shard, 1)) == [accepted(1)]
         assert [e async for e in log.history(queue_id(1))] == []
         assert (await log.backlog()).dispatched == 0
 
@@ -85,25 +94,25 @@ async def test_what_a_stale_owner_left_open_is_ended_by_the_next(kafka_bootstrap
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as log:
         group = f"{settings.prefix}router"
-        killed = Transactor(make_access(settings), f"{group}-0", group, 5)
+        killed = TransactionalProducer(make_access(settings), f"{group}-0", group, 5)
         await killed.open()
         producer = killed._producer
         assert producer is not None
         await producer.begin_transaction()
         frame = encode(dispatched(1)) or b""
         await (await producer.send(settings.prefix + DISPATCHED.name, frame, b"k", 0))
-        async with routing(log) as shard, delivering(log) as deliverer:
+        async with router_shard_of(log) as shard, delivery_shard_of(log) as deliverer:
             await shard.commit([dispatched(2)], [])
-            assert [e.record for e in await dispatches(deliverer, 1)] == [dispatched(2)]
+            assert [e.record for e in await read_dispatches(deliverer, 1)] == [dispatched(2)]
         await killed.close()
 
 
 async def test_a_router_that_joins_takes_some_and_disturbs_nobody_else(kafka_bootstrap: str) -> None:
     settings = settings_on(kafka_bootstrap, shards=4, delivery_shards=1)
     async with running(settings) as one, running(settings) as two:
-        first = Owner(one.route)
+        first = ShardOwner(one.own_router_shards)
         await first.owns(4)
-        second = Owner(two.route)
+        second = ShardOwner(two.own_router_shards)
         await second.owns(2)
         await first.owns(2)
         assert not set(first.shards) & set(second.shards)
@@ -117,26 +126,26 @@ async def test_a_busy_shard_is_told_and_its_drain_still_counts(kafka_bootstrap: 
     """Taken back while its owner works: what it finishes while it drains is not given to the next one."""
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as one, running(settings) as two:
-        async with routing(one) as router:
+        async with router_shard_of(one) as router:
             await router.commit([dispatched(n) for n in range(6)], [])
         told = asyncio.Event()
 
         async def work(shard: DeliveryShard) -> None:
-            entries = await dispatches(shard, 6)
+            entries = await read_dispatches(shard, 6)
             await shard.finish(entries[4], attempted(4))
             with pytest.raises(ShardLost):
-                await shard.take(1)
+                await shard.read(1)
             told.set()
             await asyncio.sleep(0.3)
             await shard.finish(entries[1], attempted(1))
 
         stop = asyncio.Event()
-        busy = asyncio.ensure_future(one.deliver(work, stop))
+        busy = asyncio.ensure_future(one.own_delivery_shards(work, stop))
         await asyncio.sleep(1.5)
         stop.set()
         await told.wait()
-        async with delivering(two) as deliverer:
-            again = [entry.record for entry in await dispatches(deliverer, 4)]
+        async with delivery_shard_of(two) as deliverer:
+            again = [entry.record for entry in await read_dispatches(deliverer, 4)]
         await busy
         assert again == [dispatched(n) for n in (0, 2, 3, 5)]
 
@@ -163,7 +172,7 @@ async def test_a_drain_that_takes_too_long_is_given_up(kafka_bootstrap: str, mon
             if shard.number in held:  # the one that stays here, begun anew
                 await shard.lost.wait()
                 return
-            entries = await dispatches(shard, sum(number == shard.number for number in shards.values()))
+            entries = await read_dispatches(shard, sum(number == shard.number for number in shards.values()))
             await shard.finish(entries[1], _report(entries[1]))
             held[shard.number] = shard, entries
             try:
@@ -174,15 +183,15 @@ async def test_a_drain_that_takes_too_long_is_given_up(kafka_bootstrap: str, mon
 
         async def take(shard: DeliveryShard) -> None:
             begun[shard.number] = list(given_up)
-            again.extend(await dispatches(shard, len(held[shard.number][1]) - 1))
+            again.extend(await read_dispatches(shard, len(held[shard.number][1]) - 1))
             await shard.lost.wait()
 
-        async with routing(one) as router:
+        async with router_shard_of(one) as router:
             await router.commit([out(n) for n in shards], [])
         stop = asyncio.Event()
-        first = asyncio.ensure_future(one.deliver(hang, stop))
+        first = asyncio.ensure_future(one.own_delivery_shards(hang, stop))
         await wait_until(lambda: len(held) == 2, what="both shards at work")
-        second = asyncio.ensure_future(two.deliver(take, stop))
+        second = asyncio.ensure_future(two.own_delivery_shards(take, stop))
         await wait_until(lambda: again, deadline_seconds=30, what="the second owner's entries")
         ((number, before),) = begun.items()
         assert number in before
@@ -192,9 +201,9 @@ async def test_a_drain_that_takes_too_long_is_given_up(kafka_bootstrap: str, mon
             await shard.finish(entries[0], _report(entries[0]))
         stop.set()
         await asyncio.gather(first, second)
-        async with routing(one) as router:
-            reports = numbers(await take_all(router, 2))
-            assert not await router.take(10, timedelta(0))
+        async with router_shard_of(one) as router:
+            reports = records_of(await read_inputs(router, 2))
+            assert not await router.read(10, timedelta(0))
     wanted = [_report(entries[1]) for _, entries in held.values()]
     assert sorted(reports, key=repr) == sorted(wanted, key=repr)
 
@@ -207,17 +216,19 @@ async def test_marks_are_committed_while_work_goes_on(kafka_bootstrap: str) -> N
     """So a kill repeats what was in flight and nothing else: nothing is closed here before we look."""
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     at = TopicPartition(settings.prefix + DISPATCHED.name, 0)
-    async with running(settings) as log, Lookout(make_access(settings)) as lookout:
-        async with routing(log) as router:
+    async with running(settings) as log, ClusterInfo(make_access(settings)) as cluster_info:
+        async with router_shard_of(log) as router:
             await router.commit([dispatched(n) for n in range(10)], [])
-        async with delivering(log) as shard:
-            entries = await dispatches(shard, 10)
+        async with delivery_shard_of(log) as shard:
+            entries = await read_dispatches(shard, 10)
             for n in (7, 0, 4, 9):
                 await shard.finish(entries[n], attempted(n))
 
             async def is_marked() -> bool:
-                marks = await lookout.marks(f"{settings.prefix}delivery", [at])
-                return at in marks and [n for n in range(10) if Marks.of(marks[at]).is_finished(n)] == [0, 4, 7, 9]
+                marks = await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at])
+                return at in marks and [
+                    n for n in range(10) if OffsetTracker.from_committed(marks[at]).is_finished(n)
+                ] == [0, 4, 7, 9]
 
             await wait_until(is_marked, deadline_seconds=3, what="the marks of four finished")
 
@@ -225,32 +236,32 @@ async def test_marks_are_committed_while_work_goes_on(kafka_bootstrap: str) -> N
 async def test_purge_takes_what_is_consumed_and_nothing_else(kafka_bootstrap: str) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     first = [TopicPartition(settings.prefix + topic.name, 0) for topic in (ACCEPTED, DISPATCHED, ATTEMPTED)]
-    async with running(settings) as log, Lookout(make_access(settings)) as lookout:
+    async with running(settings) as log, ClusterInfo(make_access(settings)) as cluster_info:
         for n in range(4):
             await log.append(accepted(n))
-        async with routing(log) as router, delivering(log) as shard:
+        async with router_shard_of(log) as router, delivery_shard_of(log) as shard:
             await log.purge()
-            assert [(await lookout.begins([at]))[at] for at in first] == [0, 0, 0]
-            taken = await take_all(router, 3, limit=3)
+            assert [(await cluster_info.beginning_offsets([at]))[at] for at in first] == [0, 0, 0]
+            taken = await read_inputs(router, 3, limit=3)
             await router.commit([dispatched(n) for n in range(4)], taken)
-            entries = await dispatches(shard, 4)
+            entries = await read_dispatches(shard, 4)
             for n in (0, 1, 3):
                 await shard.finish(entries[n], attempted(n))
-            reports = await take_all(router, 4)
-            assert len([r for r in numbers(reports) if r == accepted(3)]) == 1
+            reports = await read_inputs(router, 4)
+            assert len([r for r in records_of(reports) if r == accepted(3)]) == 1
             await asyncio.sleep(0.5)  # the marks are committed
             await log.purge()
-            begins = [(await lookout.begins([at]))[at] for at in first]
+            begins = [(await cluster_info.beginning_offsets([at]))[at] for at in first]
             assert begins == [3, 2, 0]  # the third dispatch is in flight; four inputs are taken and not committed
             await router.commit([], reports)
             await shard.finish(entries[2], attempted(2))
             await asyncio.sleep(0.5)
             await log.purge()
-            begins = [(await lookout.begins([at]))[at] for at in first]
+            begins = [(await cluster_info.beginning_offsets([at]))[at] for at in first]
             assert begins[0] == 4
             assert begins[1] >= 4
             assert begins[2] == 3
-            assert numbers(await take_all(router, 1)) == [attempted(2)]
+            assert records_of(await read_inputs(router, 1)) == [attempted(2)]
 
 
 async def test_a_record_nobody_can_read_stops_its_shard_and_no_other(
@@ -258,20 +269,20 @@ async def test_a_record_nobody_can_read_stops_its_shard_and_no_other(
 ) -> None:
     settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=1)
     await make_topics(settings)
-    await plant(settings, ACCEPTED, 0, frame_of_version(9, accepted(1)))
-    monkeypatch.setattr(membership, "_STOPPED_SECONDS", 0.5)
+    await append_frame(settings, ACCEPTED, 0, frame_of_version(9, accepted(1)))
+    monkeypatch.setattr(membership, "_UNREADABLE_RETRY_SECONDS", 0.5)
     seen: list[int] = []
     tries = 0
 
-    async def tend(shard: RouterShard) -> None:
+    async def process(shard: RouterShard) -> None:
         nonlocal tries
         tries += shard.number == 0
         while True:
-            seen.extend(entry.offset for entry in await shard.take(10, SOON))
+            seen.extend(entry.offset for entry in await shard.read(10, SOON))
 
     async with running(settings) as log:
         stop = asyncio.Event()
-        owning = asyncio.ensure_future(log.route(tend, stop))
+        owning = asyncio.ensure_future(log.own_router_shards(process, stop))
         other = next(n for n in range(100) if place(accepted(n), log.counts).shard == 1)
         await log.append(accepted(other))
         await wait_until(lambda: len(seen) == 1, what="the other shard's message")
@@ -282,7 +293,7 @@ async def test_a_record_nobody_can_read_stops_its_shard_and_no_other(
 
 
 async def test_dispatched_may_grow_and_nothing_is_lost(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka.presence.LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("mail.log.kafka.topic_watcher.POLL_SECONDS", 0.3)
     monkeypatch.setattr("mail.log.kafka.access.METADATA_SECONDS", 0.5)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
 
@@ -291,9 +302,9 @@ async def test_dispatched_may_grow_and_nothing_is_lost(kafka_bootstrap: str, mon
 
     got: list[Entry[Dispatched]] = []
 
-    async def tend(shard: DeliveryShard) -> None:
+    async def process(shard: DeliveryShard) -> None:
         while True:
-            for entry in await shard.take(10):
+            for entry in await shard.read(10):
                 await shard.finish(
                     entry, attempted(int(entry.record.delivery.route.site.removeprefix("mx:mx").partition(".")[0]))
                 )
@@ -301,13 +312,13 @@ async def test_dispatched_may_grow_and_nothing_is_lost(kafka_bootstrap: str, mon
 
     async with running(settings) as log:
         stop = asyncio.Event()
-        delivery = asyncio.ensure_future(log.deliver(tend, stop))
-        owner = Owner(log.route)
+        delivery = asyncio.ensure_future(log.own_delivery_shards(process, stop))
+        owner = ShardOwner(log.own_router_shards)
         await owner.owns(1)
         router = cast("RouterShard", owner.shards[0])
         await router.commit([out(n) for n in range(10)], [])
         await wait_until(lambda: len(got) == 10, what="ten")
-        await grow(settings.model_copy(update={"delivery_shards": 4}))
+        await add_partitions(settings.model_copy(update={"delivery_shards": 4}))
         await wait_until(lambda: log.counts.by_site == 4, what="four shards")
         await router.commit([out(n) for n in range(10, 50)], [])
         await wait_until(lambda: len(got) == 50, deadline_seconds=40, what="all fifty")
@@ -318,11 +329,11 @@ async def test_dispatched_may_grow_and_nothing_is_lost(kafka_bootstrap: str, mon
     assert {entry.shard for entry in got} == {0, 1, 2, 3}
 
 
-async def grow(settings: LogSettings) -> None:
+async def add_partitions(settings: LogSettings) -> None:
     access = make_access(settings)
     admin = await open_admin(access)
     try:
-        done = await create(admin, access, settings)
+        done = await create_missing(admin, access, settings)
     finally:
         await admin.close()
     assert done == [f"{settings.prefix}dispatched: 1 -> 4 partitions"]

@@ -17,12 +17,12 @@ from eilpost.doctor import brokers
 from mail.log import Down, LogUnavailable, LogUnusable, Usable
 from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
-from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.topics import problems
-from mail.log.topics import ALL_TOPICS, prefix_of_tenant
-from tests.support import kafka
-from tests.support.kafka_log import make_topics, settings_on
-from tests.support.log_samples import accepted
+from mail.log.topics import ALL_TOPICS, tenant_prefix
+from tests.support.builders.records import accepted
+from tests.support.servers import kafka
+from tests.support.servers.kafka_log import make_topics, settings_on
 
 pytestmark = pytest.mark.kafka_cluster
 
@@ -45,20 +45,20 @@ async def test_asking_for_topics_that_are_missing_makes_none(bootstrap: str) -> 
         await log.close()
     findings = await brokers.examine(settings, "", {})
     assert any("run `eilpost topics create`" in finding.advice for finding in findings)
-    async with Lookout(make_access(settings)) as lookout:
-        assert await lookout.topics() == {}
+    async with ClusterInfo(make_access(settings)) as cluster_info:
+        assert await cluster_info.topics() == {}
 
 
 async def test_a_dedicated_tenant_whose_topics_can_lose_mail_is_not_served(bootstrap: str) -> None:
     shared = settings_on(bootstrap, replication=3, durability="safe")
     await make_topics(shared)
-    unsafe = shared.model_copy(update={"prefix": prefix_of_tenant(shared.prefix, "acme"), "replication": 1})
+    unsafe = shared.model_copy(update={"prefix": tenant_prefix(shared.prefix, "acme"), "replication": 1})
     await make_topics(unsafe)
     log = KafkaLog(shared, dedicated=lambda tenant: tenant == "acme")
     await log.start()
     try:
         assert isinstance(log.condition("acme"), Usable)  # nobody has asked
-        await log.prepare("acme")
+        await log.open_tenant("acme")
         condition = log.condition("acme")  # known before any content is asked for
         assert isinstance(condition, Down)
         assert "has 1 replica" in condition.reason
@@ -86,8 +86,8 @@ async def test_more_replicas_than_brokers_are_a_line_that_counts_them(bootstrap:
     await log.close()
     (warning,) = [each for each in said if each["event"] == "more replicas than brokers"]
     assert line in warning["reason"]
-    async with Lookout(make_access(settings)) as lookout:
-        found = list(problems(await lookout.topics(), settings))
+    async with ClusterInfo(make_access(settings)) as cluster_info:
+        found = list(problems(await cluster_info.topics(), settings))
     assert len(found) == len(ALL_TOPICS)
     assert all("has 3 replicas, and log.replication = 5" in each.text and not each.fatal for each in found)
 
@@ -113,7 +113,7 @@ async def test_doctor_tells_what_it_knows_when_time_is_over(bootstrap: str, monk
 
     settings = settings_on(bootstrap, replication=3)
     await make_topics(settings)
-    monkeypatch.setattr(brokers, "_writes", never)
+    monkeypatch.setattr(brokers, "_append_findings", never)
     findings = await brokers.examine(settings, "", {}, limit_seconds=8.0)
     assert sum(finding.what.startswith("broker ") for finding in findings) == 3
     assert "not everything was answered within 8 s" in findings[-1].text

@@ -22,17 +22,23 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 
 from mail.log import DeliveryShard, LogUnavailable, LogUnusable, ShardLost
 from mail.log.codec import encode
-from mail.log.kafka import lookout as lookout_module
+from mail.log.kafka import cluster_info as lookout_module
 from mail.log.kafka.access import Access, make_access
-from mail.log.kafka.lookout import Lookout
-from mail.log.kafka.reading import Reader
+from mail.log.kafka.cluster_info import ClusterInfo
+from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.router_shard import KafkaRouterShard
 from mail.log.topics import ACCEPTED, DISPATCHED
-from tests.contract.log_contract.harness import delivering, dispatches, numbers, routing, take_all
-from tests.contract.test_log_kafka_ownership import Owner
-from tests.support.kafka_log import plant, running, settings_on
-from tests.support.log_samples import accepted, attempted, dispatched
-from tests.support.ports import wait_until
+from tests.contract.log_contract.harness import (
+    delivery_shard_of,
+    read_dispatches,
+    read_inputs,
+    records_of,
+    router_shard_of,
+)
+from tests.contract.test_log_kafka_ownership import ShardOwner
+from tests.support.builders.records import accepted, attempted, dispatched
+from tests.support.servers.kafka_log import append_frame, running, settings_on
+from tests.support.servers.ports import wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -43,25 +49,27 @@ async def test_a_coordinator_that_says_nothing_has_not_said_none(
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     at = TopicPartition(settings.prefix + DISPATCHED.name, 0)
     asked = AIOKafkaAdminClient.list_consumer_group_offsets
-    silent = 3
+    circuit_breaker = 3
 
     async def loading(self: AIOKafkaAdminClient, *arguments: Any, **more: Any) -> Any:
-        nonlocal silent
-        silent -= 1
-        return {} if silent >= 0 else await asked(self, *arguments, **more)
+        nonlocal circuit_breaker
+        circuit_breaker -= 1
+        return {} if circuit_breaker >= 0 else await asked(self, *arguments, **more)
 
-    async with running(settings) as log, Lookout(make_access(settings)) as lookout:
-        async with routing(log) as router:
+    async with running(settings) as log, ClusterInfo(make_access(settings)) as cluster_info:
+        async with router_shard_of(log) as router:
             await router.commit([dispatched(n) for n in range(3)], [])
-        async with delivering(log) as shard:
-            for n, entry in enumerate(await dispatches(shard, 3)):
+        async with delivery_shard_of(log) as shard:
+            for n, entry in enumerate(await read_dispatches(shard, 3)):
                 await shard.finish(entry, attempted(n))
         monkeypatch.setattr(AIOKafkaAdminClient, "list_consumer_group_offsets", loading)
-        assert (await lookout.marks(f"{settings.prefix}delivery", [at]))[at].low >= 3  # it asked again
-        silent = 1_000_000
-        monkeypatch.setattr(lookout_module, "_QUESTION_SECONDS", 1.0)
+        assert (await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at]))[
+            at
+        ].offset >= 3  # it asked again
+        circuit_breaker = 1_000_000
+        monkeypatch.setattr(lookout_module, "_CALL_SECONDS", 1.0)
         with pytest.raises(LogUnavailable):
-            await lookout.marks(f"{settings.prefix}delivery", [at])
+            await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at])
 
 
 async def test_a_member_that_was_left_out_commits_nothing(
@@ -71,8 +79,8 @@ async def test_a_member_that_was_left_out_commits_nothing(
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     group = f"{settings.prefix}delivery"
     at = TopicPartition(settings.prefix + DISPATCHED.name, 0)
-    async with running(settings) as log, Lookout(make_access(settings)) as lookout:
-        owner = Owner(log.deliver)
+    async with running(settings) as log, ClusterInfo(make_access(settings)) as cluster_info:
+        owner = ShardOwner(log.own_delivery_shards)
         await owner.owns(1)
         member = log._delivery
         assert member is not None
@@ -90,13 +98,13 @@ async def test_a_member_that_was_left_out_commits_nothing(
 
         monkeypatch.setattr(AIOKafkaConnection, "send", maybe)
         async with asyncio.timeout(40):
-            while (await lookout.groups([group]))[group][1]:
+            while (await cluster_info.describe_groups([group]))[group][1]:
                 await asyncio.sleep(0.2)
         # As after UnknownMemberId, before the group is joined anew.
         generation, coordinator.generation = coordinator.generation, -1
         with pytest.raises(ShardLost):
             await member.commit({at: OffsetAndMetadata(3, "")})
-        assert (await lookout.marks(group, [at]))[at].low == 7
+        assert (await cluster_info.committed_offsets(group, [at]))[at].offset == 7
         coordinator.generation = generation
         monkeypatch.undo()
         await owner.leave()
@@ -118,20 +126,22 @@ async def test_a_heartbeat_that_died_is_missed_and_the_group_joined_anew(
 
     monkeypatch.setattr(GroupCoordinator, "_do_heartbeat", once)
     async with running(settings) as log:
-        owner = Owner(log.route)
+        owner = ShardOwner(log.own_router_shards)
         await owner.owns(2)
         before = list(owner.began)
         hurt = True
         await wait_until(lambda: len(owner.began) >= len(before) + 2, deadline_seconds=30, what="owning both again")
         await owner.owns(2)
-        async with Lookout(make_access(settings)) as lookout:
-            assert (await lookout.groups([f"{settings.prefix}router"]))[f"{settings.prefix}router"][1] == 1
+        async with ClusterInfo(make_access(settings)) as cluster_info:
+            assert (await cluster_info.describe_groups([f"{settings.prefix}router"]))[f"{settings.prefix}router"][
+                1
+            ] == 1
         await owner.leave()
 
 
 async def test_a_reader_opens_without_a_rest(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """aiokafka rests after a question whose leaders it does not know yet, and a shard that changes hands with it."""
-    client = Access.client
+    client = Access.client_options
 
     def resting(self: Access, *arguments: float) -> dict[str, Any]:
         return {**client(self, *arguments), "retry_backoff_ms": 20_000}
@@ -140,38 +150,38 @@ async def test_a_reader_opens_without_a_rest(kafka_bootstrap: str, monkeypatch: 
     async with running(settings):
         access = make_access(settings)
         partitions = [access.partition(topic, 0) for topic in (ACCEPTED, DISPATCHED)]
-        async with Lookout(access) as lookout:
-            await lookout.ends(partitions)  # every partition has its leader
-        monkeypatch.setattr(Access, "client", resting)
-        reader = Reader(access, partitions)
+        async with ClusterInfo(access) as cluster_info:
+            await cluster_info.end_offsets(partitions)  # every partition has its leader
+        monkeypatch.setattr(Access, "client_options", resting)
+        reader = PartitionReader(access, partitions)
         async with asyncio.timeout(5):
             await reader.open(dict.fromkeys(partitions))
         await reader.close()
 
 
 async def test_a_reader_that_gets_stuck_is_made_anew(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka.reading._STUCK_SECONDS", 0.5)
-    monkeypatch.setattr("mail.log.kafka.reading._SECOND_LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("mail.log.kafka.partition_reader._STUCK_SECONDS", 0.5)
+    monkeypatch.setattr("mail.log.kafka.partition_reader._RECHECK_SECONDS", 0.3)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as log:
-        async with routing(log) as router:
+        async with router_shard_of(log) as router:
             await router.commit([dispatched(0)], [])
         got: list[int] = []
 
-        async def tend(shard: DeliveryShard) -> None:
+        async def process(shard: DeliveryShard) -> None:
             while True:
-                for entry in await shard.take(10):
+                for entry in await shard.read(10):
                     got.append(entry.offset)
 
         stop = asyncio.Event()
-        delivery = asyncio.ensure_future(log.deliver(tend, stop))
+        delivery = asyncio.ensure_future(log.own_delivery_shards(process, stop))
         await wait_until(lambda: len(got) == 1, what="the first")
         assert log._delivery is not None
         (shard,) = log._delivery.shards
         consumer = shard._reader._consumer
         assert consumer is not None
         consumer.pause(shard.partition)  # it fetches no more, and says nothing
-        async with routing(log) as router:
+        async with router_shard_of(log) as router:
             await router.commit([dispatched(1)], [])
         await wait_until(lambda: len(got) == 2, deadline_seconds=20, what="the second, by another consumer")
         stop.set()
@@ -182,9 +192,11 @@ async def test_what_a_lost_shard_had_read_and_not_given_out_is_not_marked(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
-    popped, take = asyncio.Event(), Reader.take
+    popped, take = asyncio.Event(), PartitionReader.read
 
-    async def slow(self: Reader, limit: int, wait_seconds: float, partitions: Sequence[TopicPartition] = ()) -> Any:
+    async def slow(
+        self: PartitionReader, limit: int, wait_seconds: float, partitions: Sequence[TopicPartition] = ()
+    ) -> Any:
         found = await take(self, limit, wait_seconds, partitions)
         if found and wait_seconds:
             popped.set()
@@ -194,22 +206,22 @@ async def test_what_a_lost_shard_had_read_and_not_given_out_is_not_marked(
     async with running(settings) as log:
         for n in range(3):
             await log.append(accepted(n))
-        async with routing(log) as router:
-            first = await take_all(router, 3)
+        async with router_shard_of(log) as router:
+            first = await read_inputs(router, 3)
             assert isinstance(router, KafkaRouterShard)
-            assert not await router.take(10, timedelta(seconds=0.2))
-            monkeypatch.setattr(Reader, "take", slow)
-            taking = asyncio.ensure_future(router.take(10, timedelta(seconds=30)))
+            assert not await router.read(10, timedelta(seconds=0.2))
+            monkeypatch.setattr(PartitionReader, "read", slow)
+            taking = asyncio.ensure_future(router.read(10, timedelta(seconds=30)))
             await asyncio.sleep(0.1)
             await log.append(accepted(3))
             await popped.wait()
-            router.lose()
+            router.revoke()
             with pytest.raises(ShardLost):
                 await taking
             await router.commit([], first)
             monkeypatch.undo()
-        async with routing(log) as router:
-            assert numbers(await take_all(router, 1)) == [accepted(3)]
+        async with router_shard_of(log) as router:
+            assert records_of(await read_inputs(router, 1)) == [accepted(3)]
 
 
 async def test_a_member_that_the_group_does_not_hear_begins_nothing_more(
@@ -222,16 +234,16 @@ async def test_a_member_that_the_group_does_not_hear_begins_nothing_more(
         stop = asyncio.Event()
 
         def tend_of(name: str) -> Callable[[DeliveryShard], Awaitable[None]]:
-            async def tend(shard: DeliveryShard) -> None:
+            async def process(shard: DeliveryShard) -> None:
                 while not stop.is_set():
-                    for entry in await shard.take(10):
+                    for entry in await shard.read(10):
                         given[name].append(entry.offset)
                         await shard.finish(entry, attempted(1))
 
-            return tend
+            return process
 
-        first = asyncio.ensure_future(log.deliver(tend_of("first"), stop))
-        await wait_until(lambda: log._delivery is not None and bool(log._delivery.numbers), what="the first owner")
+        first = asyncio.ensure_future(log.own_delivery_shards(tend_of("first"), stop))
+        await wait_until(lambda: log._delivery is not None and bool(log._delivery.assigned), what="the first owner")
         assert log._delivery is not None
         assert log._delivery._consumer is not None
         send = AIOKafkaConnection.send
@@ -244,9 +256,9 @@ async def test_a_member_that_the_group_does_not_hear_begins_nothing_more(
             return send(connection, request, expect_response)
 
         monkeypatch.setattr(AIOKafkaConnection, "send", maybe)
-        second = asyncio.ensure_future(other.deliver(tend_of("second"), stop))
+        second = asyncio.ensure_future(other.own_delivery_shards(tend_of("second"), stop))
         for begin in range(0, 60, 15):
-            async with routing(reporting) as router:
+            async with router_shard_of(reporting) as router:
                 for n in range(begin, begin + 15):
                     await router.commit([dispatched(n)], [])
                     await asyncio.sleep(0.25)
@@ -266,25 +278,25 @@ async def test_what_stands_before_a_record_that_cannot_be_read_is_taken(kafka_bo
             await log.append(accepted(n))
         frame = bytearray(encode(accepted(9)) or b"")
         frame[2] = 9
-        await plant(settings, ACCEPTED, 0, bytes(frame))
+        await append_frame(settings, ACCEPTED, 0, bytes(frame))
         await log.append(accepted(3))
         for _ in range(2):
-            async with routing(log) as router:
-                good = await take_all(router, 3)
-                assert numbers(good) == [accepted(n) for n in range(3)]
+            async with router_shard_of(log) as router:
+                good = await read_inputs(router, 3)
+                assert records_of(good) == [accepted(n) for n in range(3)]
                 with pytest.raises(LogUnusable, match="offset 3"):
-                    await router.take(10, timedelta(seconds=1))
-        async with routing(log) as router:
-            await router.commit([dispatched(n) for n in range(2)], await take_all(router, 3))
+                    await router.read(10, timedelta(seconds=1))
+        async with router_shard_of(log) as router:
+            await router.commit([dispatched(n) for n in range(2)], await read_inputs(router, 3))
         bad = bytearray(encode(dispatched(9)) or b"")
         bad[2] = 9
-        await plant(settings, DISPATCHED, 0, bytes(bad))
-        async with delivering(log) as shard:
-            entries = await dispatches(shard, 2)
+        await append_frame(settings, DISPATCHED, 0, bytes(bad))
+        async with delivery_shard_of(log) as shard:
+            entries = await read_dispatches(shard, 2)
             for n, entry in enumerate(entries):
                 await shard.finish(entry, attempted(n))
             with pytest.raises(LogUnusable, match="version is 9"):
-                await shard.take(10)
-        async with delivering(log) as shard:
+                await shard.read(10)
+        async with delivery_shard_of(log) as shard:
             with pytest.raises(LogUnusable, match="version is 9"):
-                await shard.take(10)
+                await shard.read(10)

@@ -37,7 +37,7 @@ async def test_a_mailbox_that_was_never_written_to_is_empty(mailboxes: Mailboxes
 
 
 async def test_content_is_read_byte_for_byte_whole_and_in_parts(mailboxes: Mailboxes) -> None:
-    assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is True
+    assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True
     (kept,) = await mailboxes.messages(OWNER)
     assert kept.size_bytes == len(CONTENT)
     assert not kept.seen
@@ -52,7 +52,7 @@ async def test_content_is_read_byte_for_byte_whole_and_in_parts(mailboxes: Mailb
 
 @pytest.mark.parametrize("content", [b"", b"no line end", b"bare\nline\nfeeds\r\n", b"\r\n", b"x" * 300_000])
 async def test_odd_content_keeps_its_size(mailboxes: Mailboxes, content: bytes) -> None:
-    await mailboxes.keep(OWNER, an_id(1), content)
+    await mailboxes.append(OWNER, an_id(1), content)
     (kept,) = await mailboxes.messages(OWNER)
     assert await mailboxes.read(OWNER, kept.uid) == content
     assert kept.size_bytes == len(content)
@@ -60,26 +60,26 @@ async def test_odd_content_keeps_its_size(mailboxes: Mailboxes, content: bytes) 
 
 
 async def test_a_second_keep_of_an_id_changes_nothing(mailboxes: Mailboxes) -> None:
-    assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is True
-    assert await mailboxes.keep(OWNER, an_id(1), b"other") is False
+    assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True
+    assert await mailboxes.append(OWNER, an_id(1), b"other") is False
     (kept,) = await mailboxes.messages(OWNER)
     assert await mailboxes.read(OWNER, kept.uid) == CONTENT
     await mailboxes.mark_seen(OWNER, [kept.uid])
-    assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is False
+    assert await mailboxes.append(OWNER, an_id(1), CONTENT) is False
     assert len(await mailboxes.messages(OWNER)) == 1
     await mailboxes.expunge(OWNER, [kept.uid])
-    assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is False
+    assert await mailboxes.append(OWNER, an_id(1), CONTENT) is False
     assert list(await mailboxes.messages(OWNER)) == []
 
 
 async def test_one_id_in_two_mailboxes_is_two_messages(mailboxes: Mailboxes) -> None:
-    assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is True
-    assert await mailboxes.keep("bob@example.test", an_id(1), CONTENT) is True
+    assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True
+    assert await mailboxes.append("bob@example.test", an_id(1), CONTENT) is True
 
 
 async def test_oldest_first_and_uids_stay(mailboxes: Mailboxes) -> None:
     for number in (3, 1, 2):
-        await mailboxes.keep(OWNER, an_id(number), b"%d\r\n" % number)
+        await mailboxes.append(OWNER, an_id(number), b"%d\r\n" % number)
     first = await mailboxes.messages(OWNER)
     assert [await mailboxes.read(OWNER, kept.uid) for kept in first] == [b"3\r\n", b"1\r\n", b"2\r\n"]
     assert [kept.received for kept in first] == sorted(kept.received for kept in first)
@@ -92,7 +92,7 @@ async def test_oldest_first_and_uids_stay(mailboxes: Mailboxes) -> None:
 
 async def test_expunge_removes_what_it_is_told_and_no_more(mailboxes: Mailboxes) -> None:
     for number in range(4):
-        await mailboxes.keep(OWNER, an_id(number), b"%d\r\n" % number)
+        await mailboxes.append(OWNER, an_id(number), b"%d\r\n" % number)
     kept = await mailboxes.messages(OWNER)
     await mailboxes.expunge(OWNER, [kept[0].uid, kept[2].uid, "never-was"])
     assert [left.uid for left in await mailboxes.messages(OWNER)] == [kept[1].uid, kept[3].uid]
@@ -103,51 +103,51 @@ async def test_expunge_removes_what_it_is_told_and_no_more(mailboxes: Mailboxes)
 
 
 async def test_quota_refuses_what_does_not_fit_and_forgives_after_an_expunge(mailboxes: Mailboxes) -> None:
-    assert await mailboxes.keep(OWNER, an_id(1), b"x" * 60, 100) is True
+    assert await mailboxes.append(OWNER, an_id(1), b"x" * 60, 100) is True
     with pytest.raises(MailboxFull):
-        await mailboxes.keep(OWNER, an_id(2), b"x" * 41, 100)
+        await mailboxes.append(OWNER, an_id(2), b"x" * 41, 100)
     with pytest.raises(MessageTooLarge):
-        await mailboxes.keep(OWNER, an_id(3), b"x" * 101, 100)
-    assert await mailboxes.keep(OWNER, an_id(4), b"x" * 40, 100) is True
+        await mailboxes.append(OWNER, an_id(3), b"x" * 101, 100)
+    assert await mailboxes.append(OWNER, an_id(4), b"x" * 40, 100) is True
     # A repeat is no new message, however full the mailbox is.
-    assert await mailboxes.keep(OWNER, an_id(1), b"x" * 60, 100) is False
-    assert await mailboxes.keep(OWNER, an_id(1), b"x" * 60, 10) is False
+    assert await mailboxes.append(OWNER, an_id(1), b"x" * 60, 100) is False
+    assert await mailboxes.append(OWNER, an_id(1), b"x" * 60, 10) is False
     kept = await mailboxes.messages(OWNER)
     assert len(kept) == 2
     await mailboxes.expunge(OWNER, [kept[0].uid])
-    assert await mailboxes.keep(OWNER, an_id(2), b"x" * 60, 100) is True  # the refusal was not remembered as a keep
+    assert await mailboxes.append(OWNER, an_id(2), b"x" * 60, 100) is True  # the refusal was not remembered as a keep
 
 
 async def test_concurrent_keeps_of_one_id_make_one_message(mailboxes: Mailboxes) -> None:
-    results = await asyncio.gather(*(mailboxes.keep(OWNER, an_id(7), CONTENT) for _ in range(12)))
+    results = await asyncio.gather(*(mailboxes.append(OWNER, an_id(7), CONTENT) for _ in range(12)))
     assert sorted(results) == [False] * 11 + [True]
     assert len(await mailboxes.messages(OWNER)) == 1
 
 
 async def test_concurrent_keeps_into_one_mailbox_keep_all(mailboxes: Mailboxes) -> None:
-    results = await asyncio.gather(*(mailboxes.keep(OWNER, an_id(n), b"%d" % n) for n in range(40)))
+    results = await asyncio.gather(*(mailboxes.append(OWNER, an_id(n), b"%d" % n) for n in range(40)))
     assert all(results)
     kept = await mailboxes.messages(OWNER)
     assert {await mailboxes.read(OWNER, message.uid) for message in kept} == {b"%d" % n for n in range(40)}
 
 
 async def test_one_session_at_a_time_has_a_mailbox_open(mailboxes: Mailboxes) -> None:
-    async with mailboxes.reserve(OWNER):
+    async with mailboxes.lock(OWNER):
         with pytest.raises(MailboxInUse):
-            async with mailboxes.reserve(OWNER):
+            async with mailboxes.lock(OWNER):
                 pass
-        async with mailboxes.reserve("bob@example.test"):
+        async with mailboxes.lock("bob@example.test"):
             pass
-        assert await mailboxes.keep(OWNER, an_id(1), CONTENT) is True  # mail comes in meanwhile
+        assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True  # mail comes in meanwhile
         (kept,) = await mailboxes.messages(OWNER)
         await mailboxes.expunge(OWNER, [kept.uid])
-    async with mailboxes.reserve(OWNER):
+    async with mailboxes.lock(OWNER):
         pass
 
 
 async def test_a_session_that_fails_gives_the_mailbox_back(mailboxes: Mailboxes) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with mailboxes.reserve(OWNER):
+        async with mailboxes.lock(OWNER):
             raise ZeroDivisionError
-    async with mailboxes.reserve(OWNER):
+    async with mailboxes.lock(OWNER):
         pass

@@ -14,7 +14,7 @@ from mail.resolver.dnspython import DnsResolver
 from mail.resolver.static import StaticResolver
 from mail.settings import ResolverSettings
 from mail.units import parse_duration
-from tests.support.dns_server import DnsServer, Zone
+from tests.support.servers.dns import DnsServer, Zone
 
 _MX = {
     "example.test": [(20, "B.MX.example.test"), (10, "a.mx.Example.Test"), (10, "0.mx.example.test")],

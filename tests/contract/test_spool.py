@@ -18,11 +18,11 @@ from mail.message import Spooled
 from mail.spool import Spool, SpoolDamaged, SpoolUnavailable
 from mail.spool import disk as disk_module
 from mail.spool.disk import DiskSpool
+from mail.spool.group_commit import BATCH_MAX_BYTES, LARGE_BYTES
 from mail.spool.memory import MemorySpool
-from mail.spool.objects import ObjectSpool
-from mail.spool.packs import LARGE_BYTES, PACK_BYTES
-from tests.support.metrics import value
-from tests.support.objects import ObjectServer, object_spool
+from mail.spool.object_spool import ObjectSpool
+from tests.support.docs.metrics import value
+from tests.support.servers.object_store import ObjectServer, object_spool
 
 _LATER = timedelta(seconds=5)
 
@@ -64,7 +64,7 @@ async def disk(tmp_path: Path) -> AsyncIterator[DiskSpool]:
     "content", [b"", b"x", b"a line\r\n" * 1000, bytes(range(256)), b"L" * LARGE_BYTES, b"l" * (3 * LARGE_BYTES + 1)]
 )
 async def test_what_was_kept_is_read(spool: Spool, content: bytes) -> None:
-    spooled = await spool.keep(content)
+    spooled = await spool.put(content)
     assert spooled.size_bytes == len(content)
     assert await spool.read(spooled) == content
 
@@ -74,7 +74,7 @@ async def test_every_operation_is_timed(spool: Spool) -> None:
         return [value("spool_duration_seconds_count", operation=each) for each in ("write", "read", "sweep")]
 
     before = counts()
-    kept = await spool.keep(b"x" * 100)
+    kept = await spool.put(b"x" * 100)
     for _ in range(2):
         await spool.read(kept)
     await spool.sweep(datetime.now(UTC) - timedelta(days=30))
@@ -82,7 +82,7 @@ async def test_every_operation_is_timed(spool: Spool) -> None:
 
 
 async def test_only_the_head_is_read(spool: Spool) -> None:
-    first, second = await asyncio.gather(spool.keep(b"0123456789"), spool.keep(b"abc"))
+    first, second = await asyncio.gather(spool.put(b"0123456789"), spool.put(b"abc"))
     assert await spool.read(first, 4) == b"0123"
     assert await spool.read(first, 100) == b"0123456789"
     assert await spool.read(second, 100) == b"abc"
@@ -91,13 +91,13 @@ async def test_only_the_head_is_read(spool: Spool) -> None:
 
 async def test_many_kept_at_once_do_not_mix(spool: Spool) -> None:
     contents = [os.urandom(1 + number * 7 % 5000) for number in range(300)] + [os.urandom(LARGE_BYTES)]
-    kept = await asyncio.gather(*(spool.keep(content) for content in contents))
+    kept = await asyncio.gather(*(spool.put(content) for content in contents))
     assert len({spooled.name for spooled in kept}) == len(contents)
     assert await asyncio.gather(*(spool.read(spooled) for spooled in kept)) == contents
 
 
 async def test_equal_contents_are_two(spool: Spool) -> None:
-    one, other = await spool.keep(b"same"), await spool.keep(b"same")
+    one, other = await spool.put(b"same"), await spool.put(b"same")
     assert one.name != other.name
     assert one.digest == other.digest
 
@@ -130,14 +130,14 @@ async def test_no_name_leads_out_of_the_spool(spool: Spool, name: str) -> None:
 
 
 async def test_another_digest_is_damage(spool: Spool) -> None:
-    spooled = await spool.keep(b"content")
+    spooled = await spool.put(b"content")
     with pytest.raises(SpoolDamaged):
         await spool.read(replace(spooled, digest="00" * 16))
     assert await spool.read(spooled) == b"content"
 
 
 async def test_a_content_beyond_the_end_is_damage(spool: Spool) -> None:
-    spooled = await spool.keep(b"content")
+    spooled = await spool.put(b"content")
     longer = [replace(spooled, size_bytes=8)]
     if "@" in spooled.name:  # that in memory has no packs
         longer.append(replace(spooled, name=spooled.name.replace("@0", "@900")))
@@ -148,26 +148,26 @@ async def test_a_content_beyond_the_end_is_damage(spool: Spool) -> None:
 
 
 async def test_a_sweep_takes_what_is_older_and_nothing_else(spool: Spool) -> None:
-    spooled = await spool.keep(b"content")
+    spooled = await spool.put(b"content")
     now = datetime.now(UTC)
     assert await spool.sweep(now - _LATER) == 0
     assert await spool.read(spooled) == b"content"
     assert await spool.sweep(now + _LATER) == 1
     with pytest.raises(SpoolDamaged):
         await spool.read(spooled)
-    assert await spool.read(await spool.keep(b"after")) == b"after"
+    assert await spool.read(await spool.put(b"after")) == b"after"
 
 
 async def test_one_who_stops_waiting_does_not_hurt_the_others(spool: Spool) -> None:
-    leaver = asyncio.create_task(spool.keep(b"leaver"))
-    stayer = asyncio.create_task(spool.keep(b"stayer"))
+    leaver = asyncio.create_task(spool.put(b"leaver"))
+    stayer = asyncio.create_task(spool.put(b"stayer"))
     await asyncio.sleep(0)
     leaver.cancel()
     assert await spool.read(await stayer) == b"stayer"
 
 
 async def test_closing_finishes_what_is_being_kept(spool: Spool) -> None:
-    keeping = [asyncio.create_task(spool.keep(content)) for content in (b"small", b"L" * LARGE_BYTES)]
+    keeping = [asyncio.create_task(spool.put(content)) for content in (b"small", b"L" * LARGE_BYTES)]
     await asyncio.sleep(0)
     await spool.close()
     assert {(await kept).size_bytes for kept in keeping} == {5, LARGE_BYTES}
@@ -184,30 +184,30 @@ def _files(disk: DiskSpool) -> list[Path]:
 async def test_contents_kept_together_share_a_file_and_its_flush(
     disk: DiskSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await disk.keep(b"the hour's directory is there")
+    await disk.put(b"the hour's directory is there")
     flushed = []
     fsync = os.fsync
     monkeypatch.setattr(disk_module.os, "fsync", lambda number: (flushed.append(number), fsync(number)))
-    kept = await asyncio.gather(*(disk.keep(b"x" * 10_000) for _ in range(500)))
+    kept = await asyncio.gather(*(disk.put(b"x" * 10_000) for _ in range(500)))
     assert len({spooled.name.partition("@")[0] for spooled in kept}) == 1
     assert len(flushed) == 2  # the file and its directory
 
 
 async def test_a_pack_is_bounded(disk: DiskSpool) -> None:
-    kept = await asyncio.gather(*(disk.keep(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
-    assert max(file.stat().st_size for file in _files(disk)) <= PACK_BYTES
+    kept = await asyncio.gather(*(disk.put(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
+    assert max(file.stat().st_size for file in _files(disk)) <= BATCH_MAX_BYTES
     assert len(await asyncio.gather(*map(disk.read, kept))) == 20
 
 
 async def test_what_is_kept_is_there_for_the_next_process(disk: DiskSpool) -> None:
-    spooled = await disk.keep(b"content")
+    spooled = await disk.put(b"content")
     other = DiskSpool(disk._path)
     assert await other.read(spooled) == b"content"
     await other.close()
 
 
 async def test_a_flipped_bit_and_a_cut_file_are_damage_that_name_the_file(disk: DiskSpool) -> None:
-    first, second = await asyncio.gather(disk.keep(b"first content"), disk.keep(b"second content"))
+    first, second = await asyncio.gather(disk.put(b"first content"), disk.put(b"second content"))
     (file,) = _files(disk)
     damaged = bytearray(file.read_bytes())
     damaged[3] ^= 1
@@ -222,26 +222,26 @@ async def test_a_flipped_bit_and_a_cut_file_are_damage_that_name_the_file(disk: 
 
 
 async def test_a_spool_that_is_gone_is_not_a_lost_file(disk: DiskSpool, tmp_path: Path) -> None:
-    spooled = await disk.keep(b"content")
+    spooled = await disk.put(b"content")
     disk._path.rename(tmp_path / "unmounted")
     with pytest.raises(SpoolUnavailable):
         await disk.read(spooled)
     disk._device += 1  # what is beneath was another volume
-    for asked in (disk.keep(b"more"), disk.free_bytes()):
+    for asked in (disk.put(b"more"), disk.free_bytes()):
         with pytest.raises(SpoolUnavailable, match="it is not the volume it was when eilpost started"):
             await asked
     assert not disk._path.exists()
     (tmp_path / "unmounted").rename(disk._path)
     assert await disk.read(spooled) == b"content"
-    assert await disk.read(await disk.keep(b"more")) == b"more"
+    assert await disk.read(await disk.put(b"more")) == b"more"
 
 
 @pytest.mark.parametrize("size", [10, LARGE_BYTES])
 @pytest.mark.parametrize("what", ["all", "tmp"])
 async def test_a_directory_that_was_removed_is_made_again(disk: DiskSpool, size: int, what: str) -> None:
-    lost = await disk.keep(b"content")
+    lost = await disk.put(b"content")
     shutil.rmtree(disk._path if what == "all" else disk._tmp)
-    kept = await disk.keep(b"x" * size)
+    kept = await disk.put(b"x" * size)
     assert await disk.read(kept) == b"x" * size
     shutil.rmtree(disk._path)
     assert await disk.free_bytes()
@@ -258,14 +258,14 @@ async def test_a_full_disk_is_unavailable_for_all_who_wait_and_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(disk_module.os, "write", full)
-        answers = await asyncio.gather(*(disk.keep(b"x" * size) for _ in range(5)), return_exceptions=True)
+        answers = await asyncio.gather(*(disk.put(b"x" * size) for _ in range(5)), return_exceptions=True)
         assert {type(answer) for answer in answers} == {SpoolUnavailable}
         assert "No space left" in str(answers[0])
         with pytest.raises(SpoolUnavailable):  # whatever the file system says is free
             await disk.free_bytes()
     assert await disk.free_bytes()
     assert _files(disk) == []
-    assert await disk.read(await disk.keep(b"later")) == b"later"
+    assert await disk.read(await disk.put(b"later")) == b"later"
 
 
 async def test_a_failed_flush_is_not_taken_for_durable(disk: DiskSpool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,18 +274,18 @@ async def test_a_failed_flush_is_not_taken_for_durable(disk: DiskSpool, monkeypa
 
     monkeypatch.setattr(disk_module.os, "fsync", broken)
     with pytest.raises(SpoolUnavailable):
-        await disk.keep(b"content")
+        await disk.put(b"content")
 
 
 async def test_a_write_in_pieces_is_whole(disk: DiskSpool, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(disk_module.os, "write", lambda number, data: write(number, data[:1000]))
     content = os.urandom(10_001)
-    assert await disk.read(await disk.keep(content)) == content
+    assert await disk.read(await disk.put(content)) == content
 
 
 async def test_a_sweep_takes_whole_hours_and_the_debris_of_crashes(disk: DiskSpool) -> None:
-    spooled = await disk.keep(b"new")
+    spooled = await disk.put(b"new")
     now = datetime.now(UTC)
     old_hour = disk._path / "2020010100"
     old_hour.mkdir()
@@ -313,7 +313,7 @@ async def test_a_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
 
 async def test_closing_finishes_what_is_being_written(tmp_path: Path) -> None:
     made = DiskSpool(tmp_path / "spool")
-    keeping = asyncio.create_task(made.keep(b"content"))
+    keeping = asyncio.create_task(made.put(b"content"))
     await asyncio.sleep(0)
     await made.close()
     spooled = await keeping
@@ -322,12 +322,12 @@ async def test_closing_finishes_what_is_being_written(tmp_path: Path) -> None:
     await again.close()
     await again.close()
     with pytest.raises(SpoolUnavailable, match="closed"):
-        await again.keep(b"more")
+        await again.put(b"more")
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
 async def test_what_is_no_plain_file_is_damage_and_goes_with_age(disk: DiskSpool, tmp_path: Path, kind: str) -> None:
-    spooled = await disk.keep(b"content")
+    spooled = await disk.put(b"content")
     path = tmp_path / "spool" / spooled.name.partition("@")[0]
     os.rename(path, tmp_path / "elsewhere")
     match kind:

@@ -12,11 +12,11 @@ import pytest
 
 from mail.message import Spooled, make_queue_id
 from mail.spool import SpoolDamaged, SpoolUnavailable
-from mail.spool import objects as objects_module
-from mail.spool.objects import ObjectSpool
-from mail.spool.packs import LARGE_BYTES, PACK_BYTES
-from tests.support.objects import BUCKET, SECRET_KEY, ObjectServer, object_spool
-from tests.support.ports import free_port
+from mail.spool import object_spool as objects_module
+from mail.spool.group_commit import BATCH_MAX_BYTES, LARGE_BYTES
+from mail.spool.object_spool import ObjectSpool
+from tests.support.servers.object_store import BUCKET, SECRET_KEY, ObjectServer, object_spool
+from tests.support.servers.ports import free_port
 
 pytestmark = pytest.mark.objects
 
@@ -49,7 +49,7 @@ async def test_contents_kept_together_share_an_object_and_large_ones_have_their_
     server: ObjectServer, spool: ObjectSpool
 ) -> None:
     contents = [bytes([number]) * 10_000 for number in range(200)] + [b"L" * LARGE_BYTES]
-    kept = await asyncio.gather(*map(spool.keep, contents))
+    kept = await asyncio.gather(*map(spool.put, contents))
     assert len(server.files()) == 2
     assert {spooled.name.partition("@")[0] for spooled in kept} == {
         f"{path.parent.name}/{path.name}" for path in server.files()
@@ -58,14 +58,14 @@ async def test_contents_kept_together_share_an_object_and_large_ones_have_their_
 
 
 async def test_a_pack_is_bounded_and_several_are_written_at_once(server: ObjectServer, spool: ObjectSpool) -> None:
-    kept = await asyncio.gather(*(spool.keep(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
+    kept = await asyncio.gather(*(spool.put(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
     assert len(server.files()) == 3
-    assert max(path.stat().st_size for path in server.files()) <= PACK_BYTES
+    assert max(path.stat().st_size for path in server.files()) <= BATCH_MAX_BYTES
     assert len(await asyncio.gather(*map(spool.read, kept))) == 20
 
 
 async def test_what_is_kept_is_there_for_another_process(server: ObjectServer, spool: ObjectSpool) -> None:
-    spooled = await spool.keep(b"content")
+    spooled = await spool.put(b"content")
     other = object_spool(server)
     assert await other.read(spooled) == b"content"
     await other.close()
@@ -74,7 +74,7 @@ async def test_what_is_kept_is_there_for_another_process(server: ObjectServer, s
 async def test_an_object_that_was_removed_is_damage_that_says_what_to_do(
     server: ObjectServer, spool: ObjectSpool
 ) -> None:
-    spooled = await spool.keep(b"content")
+    spooled = await spool.put(b"content")
     (file,) = server.files()
     name = spooled.name.partition("@")[0]
     file.rename(server.home / "backup")
@@ -87,7 +87,7 @@ async def test_an_object_that_was_removed_is_damage_that_says_what_to_do(
 
 
 async def test_an_object_that_was_changed_or_cut_is_damage(server: ObjectServer, spool: ObjectSpool) -> None:
-    first, second = await asyncio.gather(spool.keep(b"first content"), spool.keep(b"second content"))
+    first, second = await asyncio.gather(spool.put(b"first content"), spool.put(b"second content"))
     (file,) = server.files()
     file.write_bytes(b"F" + file.read_bytes()[1:])
     with pytest.raises(SpoolDamaged, match=f"{file.name} does not hold what was kept at 0: put it back"):
@@ -103,12 +103,12 @@ async def test_an_object_that_was_changed_or_cut_is_damage(server: ObjectServer,
 
 
 async def test_a_bucket_that_is_gone_is_not_a_lost_object(server: ObjectServer, spool: ObjectSpool) -> None:
-    spooled = await spool.keep(b"content")
+    spooled = await spool.put(b"content")
     server.bucket.rename(server.home / "elsewhere")
     with pytest.raises(SpoolUnavailable, match="there is no such bucket: make it, or"):
         await spool.read(spooled)
     with pytest.raises(SpoolUnavailable, match="no such bucket"):
-        await spool.keep(b"more")
+        await spool.put(b"more")
     with pytest.raises(SpoolUnavailable, match="no such bucket"):
         await spool.sweep(datetime.now(UTC))
     (server.home / "elsewhere").rename(server.bucket)
@@ -118,11 +118,11 @@ async def test_a_bucket_that_is_gone_is_not_a_lost_object(server: ObjectServer, 
 async def test_a_server_that_is_stopped_is_unavailable_at_once_and_used_again_when_it_is_back(
     server: ObjectServer, spool: ObjectSpool
 ) -> None:
-    spooled = await spool.keep(b"content")
+    spooled = await spool.put(b"content")
     server.kill()
     began = time.monotonic()
     answers = await asyncio.gather(
-        *(spool.keep(b"x" * size) for size in (10, 10, LARGE_BYTES)),
+        *(spool.put(b"x" * size) for size in (10, 10, LARGE_BYTES)),
         spool.read(spooled),
         spool.read(spooled, 0),
         spool.sweep(datetime.now(UTC)),
@@ -135,24 +135,24 @@ async def test_a_server_that_is_stopped_is_unavailable_at_once_and_used_again_wh
     assert time.monotonic() - began < 10
     server.start()
     assert await spool.read(spooled) == b"content"
-    assert await spool.read(await spool.keep(b"more")) == b"more"
+    assert await spool.read(await spool.put(b"more")) == b"more"
 
 
 async def test_a_server_that_says_nothing_is_unavailable_in_time_for_all_who_wait(server: ObjectServer) -> None:
     spool = object_spool(server, time_limit_seconds=1.0)
-    spooled = await spool.keep(b"content")
+    spooled = await spool.put(b"content")
     with server.frozen():
         began = time.monotonic()
-        waiting = [asyncio.create_task(spool.keep(b"x" * 1000)) for _ in range(10)]
+        waiting = [asyncio.create_task(spool.put(b"x" * 1000)) for _ in range(10)]
         await asyncio.sleep(0.3)  # behind the first pack by now
-        waiting += [asyncio.create_task(spool.keep(b"y" * 1000)) for _ in range(500)]
-        reading = [asyncio.create_task(spool.read(spooled)) for _ in range(3 * objects_module.REQUESTS)]
+        waiting += [asyncio.create_task(spool.put(b"y" * 1000)) for _ in range(500)]
+        reading = [asyncio.create_task(spool.read(spooled)) for _ in range(3 * objects_module.REQUESTS_IN_FLIGHT_MAX)]
         answers = await asyncio.gather(*waiting, *reading, return_exceptions=True)
         assert {type(answer) for answer in answers} == {SpoolUnavailable}
         assert str(answers[-1]).endswith("the store does not answer: check spool.endpoint and the network")
         assert time.monotonic() - began < 4
     assert await spool.read(spooled) == b"content"
-    assert await spool.read(await spool.keep(b"more")) == b"more"
+    assert await spool.read(await spool.put(b"more")) == b"more"
     await spool.close()
 
 
@@ -179,7 +179,7 @@ async def test_what_is_set_wrongly_is_said_at_start(server: ObjectServer, over: 
     with pytest.raises(SpoolUnavailable):  # and never taken for lost mail
         await spool.read(Spooled("2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@0", 3, "00" * 16))
     with pytest.raises(SpoolUnavailable):
-        await spool.keep(b"content")
+        await spool.put(b"content")
     await spool.close()
 
 
@@ -227,7 +227,7 @@ def _put_old(server: ObjectServer, age: timedelta, count: int) -> datetime:
 
 
 async def test_a_sweep_goes_by_hours_and_by_the_time_in_the_names(server: ObjectServer, spool: ObjectSpool) -> None:
-    spooled = await spool.keep(b"new")
+    spooled = await spool.put(b"new")
     _put_old(server, timedelta(days=9), 2500)
     boundary = _put_old(server, timedelta(days=7), 3)
     strangers = [server.bucket / "spool" / "notes.txt", server.bucket / "spool" / "2020010100" / "notes.txt"]
@@ -245,7 +245,7 @@ async def test_a_prefix_of_several_parts_and_none_do_not_see_each_other(server: 
     deep, root = (object_spool(server, url=f"s3://{BUCKET}{prefix}") for prefix in ("/eil/post", ""))
     for spool in (deep, root):
         await spool.start()
-    in_deep, in_root = await deep.keep(b"deep"), await root.keep(b"root")
+    in_deep, in_root = await deep.put(b"deep"), await root.put(b"root")
     assert len(server.files("eil/post")) == 1
     assert await root.sweep(datetime.now(UTC) + timedelta(seconds=5)) == 1
     assert await deep.read(in_deep) == b"deep"
@@ -256,4 +256,4 @@ async def test_a_prefix_of_several_parts_and_none_do_not_see_each_other(server: 
 async def test_a_closed_spool_says_so(spool: ObjectSpool) -> None:
     await spool.close()
     with pytest.raises(SpoolUnavailable, match="closed"):
-        await spool.keep(b"more")
+        await spool.put(b"more")

@@ -1,4 +1,5 @@
-"""`python -m tests.faults`: the matrix, long: each fault at each instant, alone, and the table in docs/faults.md.
+"""`python -m tests.faults`: the matrix, long: each fault at each instant, alone, and the table in
+docs/reports/faults.md.
 
     python -m tests.faults                        10,000 messages a cell, 51 cells, over an hour
     python -m tests.faults --per-second 220       the same in about an hour, which two cores still carry
@@ -6,7 +7,7 @@
     python -m tests.faults --only kill,network    some rows; prints, writes nothing
 
 Time-outs of brokers and processes are those a user has. Exit status 1 when a cell lost anything or hit nothing; the
-other cells run all the same. Next: `tests/support/cells.py`.
+other cells run all the same.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.report import Figures, write
-from tests.support import kafka
-from tests.support.accounting import Sink
-from tests.support.cells import Account, check_copies, empty_queue, run_cell
-from tests.support.faultpoints import POINTS
-from tests.support.mailcluster import HOSTS, MailCluster
-from tests.support.mishaps import MISHAPS, RARER
-from tests.support.takeover import plant_lines, take_over
-from tests.support.volume import Volume
+from tests.support.faults.accounting import Sink
+from tests.support.faults.cases import CaseResult, check_copies, run_case, wait_for_empty_queue
+from tests.support.faults.faults import FAULTS, RARE_FAULTS
+from tests.support.faults.points import POINTS
+from tests.support.faults.takeover import take_over, write_pending
+from tests.support.faults.volume import Volume
+from tests.support.servers import kafka
+from tests.support.servers.mail_cluster import HOSTS, MailCluster
 
 LINES = 100_000
 _RARE_POINTS = ("after-append", "in-transaction", "after-remote-250")
@@ -40,7 +41,7 @@ _RARE_POINTS = ("after-append", "in-transaction", "after-remote-250")
 class Run:
     """What was measured so far."""
 
-    accounts: list[Account] = field(default_factory=list)
+    accounts: list[CaseResult] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
 
@@ -50,7 +51,7 @@ def main() -> int:
     parser.add_argument("--per-second", type=float, default=150.0, help="how fast they come (default: 150)")
     parser.add_argument("--only", default="", help="some faults, separated by commas; nothing is written")
     asked = parser.parse_args()
-    faults = asked.only.split(",") if asked.only else [*MISHAPS, *RARER]
+    faults = asked.only.split(",") if asked.only else [*FAULTS, *RARE_FAULTS]
     kafka.prepare()
     run = Run()
     began = time.monotonic()
@@ -72,13 +73,13 @@ def main() -> int:
             for points in POINTS.values()
             for point in points
             for fault in faults
-            if fault not in RARER or point in _RARE_POINTS
+            if fault not in RARE_FAULTS or point in _RARE_POINTS
         ]
         cluster = MailCluster(brokers, Path(folder) / "matrix", defaults=True)
         cluster.make_topics()
         try:
             cluster.start()
-            cluster.settle()
+            cluster.wait_for_owners()
             asyncio.run(_matrix(cluster, cells, run, asked.messages, asked.per_second, keep))
         finally:
             cluster.stop()
@@ -100,12 +101,12 @@ async def _matrix(
     keep: Callable[[], None],
 ) -> None:
     async with Sink(port=cluster.sink_port, hosts=HOSTS) as sink:
-        for turn, (fault, point) in enumerate(cells):
+        for round_number, (fault, point) in enumerate(cells):
             try:
-                account = await run_cell(
-                    cluster, sink, fault, (point,), count=messages, per_second=per_second, turn=turn
+                account = await run_case(
+                    cluster, sink, fault, (point,), count=messages, per_second=per_second, round_number=round_number
                 )
-                left = await empty_queue(cluster)
+                left = await wait_for_empty_queue(cluster)
                 assert not left, left[:5]
                 check_copies([account], sink)
                 run.accounts.append(account)
@@ -127,12 +128,12 @@ def _failed(run: Run, fault: str, point: str, error: Exception, when: str = "") 
 def _mend(cluster: MailCluster) -> None:
     """All is up and has settled before the next cell."""
     assert isinstance(cluster.spool, Volume)
-    cluster.spool.bring_back()
+    cluster.spool.mount()
     for node in cluster.brokers.nodes:
         node.thaw()
     cluster.brokers.start()
     cluster.start()
-    cluster.settle()
+    cluster.wait_for_owners()
 
 
 def _takeover(brokers: kafka.Cluster, folder: Path, *, kill: bool) -> float:
@@ -142,7 +143,7 @@ def _takeover(brokers: kafka.Cluster, folder: Path, *, kill: bool) -> float:
     )  # fmt: skip
     cluster.make_topics()
     try:
-        asyncio.run(plant_lines(cluster, LINES, 1))
+        asyncio.run(write_pending(cluster, LINES, 1))
         cluster.start()
         seconds = asyncio.run(take_over(cluster, LINES, 1, kill=kill))
         print(f"{LINES} deferred deliveries taken over in {seconds:.1f} s ({'SIGKILL' if kill else 'SIGTERM'})")

@@ -7,8 +7,8 @@ from itertools import count
 
 import pytest
 
-from tests.support import kafka
-from tests.support.mailcluster import MailCluster
+from tests.support.servers import kafka
+from tests.support.servers.mail_cluster import MailCluster
 
 # A dead broker is noticed in 3 s instead of 9: the short form has minutes, not hours.
 QUICK = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
@@ -44,11 +44,11 @@ def mail_cluster(_shared_cluster: MailCluster) -> MailCluster:
         node.thaw()
     _shared_cluster.brokers.start()
     _shared_cluster.start()
-    _shared_cluster.settle()
+    _shared_cluster.wait_for_owners()
     return _shared_cluster
 
 
 @pytest.fixture
-def turn() -> Iterator[int]:
+def round_number() -> Iterator[int]:
     """Counts cells over the whole run."""
     return _turns

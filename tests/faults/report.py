@@ -1,6 +1,6 @@
-"""docs/faults.md: the table of the long matrix, with the machine, the versions and the date it was made on.
+"""docs/reports/faults.md: the table of the long matrix, with the machine, the versions and the date it was made on.
 
-In charge of the page only. Next: `docs/faults.md`.
+In charge of the page only.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from deploy.kafka import jars
-from tests.support.cells import Account
-from tests.support.mishaps import MISHAPS, RARER
+from tests.support.faults.cases import CaseResult
+from tests.support.faults.faults import FAULTS, RARE_FAULTS
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reports" / "faults.md"
 
 POINT_NAMES: Mapping[str, str] = {
     "before-dot": "ingress: inside DATA, before the dot",
@@ -38,13 +38,16 @@ _HEAD = """\
 Written by `make faults`; do not edit. **accepted - delivered - bounced - queued = lost**, recipient by recipient of
 every message that got its 250, on three Kafka brokers, two processes of each role, an SMTP sink of eight sites and the
 mailboxes of one folder. A cell is one fault at one instant of one process: the process stops itself exactly there
-(`tests/support/faultpoints.py`), the fault happens, and it goes on or is replaced; mail flows all the while. A cell in
+(`tests/support/faults/points.py`), the fault happens, and it goes on or is replaced; mail flows all the while. A cell
+in
 which the fault did not hit its instant fails. The short form, several instants at a time, is part of `make test`.
 
 * *In doubt*: the client got no answer after its dot, or a 451 for an append that was not confirmed. It may arrive; the
   client sends it again.
-* *Twice*: copies beyond the first at the sink. *At work*: what the delivery processes concerned had begun and not yet
-  marked at the instant of the fault, written down inside them (`tests/support/tried.py`): the process that was hit, or
+* *Twice*: copies beyond the first at the sink. *At work*: what the delivery processes concerned had begun and not
+yet
+  marked at the instant of the fault, written down inside them (`tests/support/faults/attempt_ledger.py`): the process
+  that was hit, or
   both where the fault is what all need (a broker, the spool). *At most*: what the cell allows. After `kill -9` and
   SIGSTOP that is what was at work. A process that lives and is cut off from its log goes on with what it has taken, so
   after every other fault it is what was at work and what was begun since, without what was marked in the end; and no
@@ -61,7 +64,7 @@ which the fault did not hit its instant fails. The short form, several instants 
 class Figures:
     """`takeovers`: seconds, by whether the owner was killed (True) or told to go."""
 
-    accounts: Sequence[Account]
+    accounts: Sequence[CaseResult]
     failures: Sequence[str]
     cells: int  # that were to be run
     messages: int
@@ -100,10 +103,10 @@ def _table(figures: Figures) -> list[str]:
         "at most", "longest wait",
     )  # fmt: skip
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * 2 + "---:|" * (len(head) - 2)]
-    rank = {fault: number for number, fault in enumerate((*MISHAPS, *RARER))}
+    rank = {fault: number for number, fault in enumerate((*FAULTS, *RARE_FAULTS))}
     for account in sorted(figures.accounts, key=lambda account: rank[account.fault]):
         cells = (
-            account.harm,
+            account.fault_record,
             " + ".join(POINT_NAMES[point] for point in account.points),
             account.accepted,
             account.delivered,
@@ -112,7 +115,7 @@ def _table(figures: Figures) -> list[str]:
             account.lost,
             account.unknown,
             account.duplicates,
-            account.at_work,
+            account.in_flight,
             account.bound,
             f"{account.pause_seconds:.1f} s",
         )

@@ -20,10 +20,10 @@ from mail.log.kafka.access import make_access
 from mail.log.topics import DISPATCHED, shard_of
 from mail.message import queue_id_of
 from mail.record import Dispatched
-from tests.support.accounting import Sink
-from tests.support.cells import Load, empty_queue, missing, settle
-from tests.support.mailcluster import HOSTS, MailCluster
-from tests.support.ports import wait_until
+from tests.support.faults.accounting import Sink
+from tests.support.faults.cases import MailLoad, missing, settle, wait_for_empty_queue
+from tests.support.servers.mail_cluster import HOSTS, MailCluster
+from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -38,7 +38,7 @@ class Dispatches:
         self._log = cluster.log
 
     async def __aenter__(self) -> Dispatches:
-        self._consumer = AIOKafkaConsumer(isolation_level="read_committed", **make_access(self._log).client())
+        self._consumer = AIOKafkaConsumer(isolation_level="read_committed", **make_access(self._log).client_options())
         await self._consumer.start()
         partitions = [TopicPartition(self._log.prefix + DISPATCHED.name, n) for n in range(self._log.delivery_shards)]
         self._consumer.assign(partitions)
@@ -61,9 +61,9 @@ class Dispatches:
         await self._consumer.stop()
 
 
-async def test_a_stale_router_commits_nothing(mail_cluster: MailCluster, turn: Iterator[int]) -> None:
+async def test_a_stale_router_commits_nothing(mail_cluster: MailCluster, round_number: Iterator[int]) -> None:
     async with Sink(port=mail_cluster.sink_port, hosts=HOSTS) as sink, Dispatches(mail_cluster) as dispatches:
-        load = Load(mail_cluster, f"fence{next(turn)}", 100_000, 40)
+        load = MailLoad(mail_cluster, f"fence{next(round_number)}", 100_000, 40)
         try:
             for _ in range(TRIES):
                 if await _sleeps_and_is_fenced(mail_cluster, dispatches):
@@ -71,10 +71,10 @@ async def test_a_stale_router_commits_nothing(mail_cluster: MailCluster, turn: I
             else:
                 raise AssertionError(f"woken {TRIES} times, and each time it gave its commit up before it was refused")
             load.stop()
-            await load.ended(60)
+            await load.wait_until_done(60)
             await settle(load, sink, mail_cluster)
             assert not missing(load, sink, mail_cluster)
-            assert await empty_queue(mail_cluster) == []
+            assert await wait_for_empty_queue(mail_cluster) == []
             again = {key: count for key, count in dispatches.seen.items() if count > 1}
             assert not again, "dispatched twice"
             assert len(dispatches.seen) > 200
@@ -88,7 +88,7 @@ async def _sleeps_and_is_fenced(cluster: MailCluster, dispatches: Dispatches) ->
     """A router sleeps inside its transaction until another has committed in that shard, and goes on. Whether the
     brokers refused its commit because of that; False: it slept for too long, and gave up by itself.
     """
-    stale = cluster.of("router")[0]
+    stale = cluster.members_of("router")[0]
     await wait_until(
         lambda: cluster.has_owners("router", cluster.log.shards), deadline_seconds=40, what="an owner each"
     )

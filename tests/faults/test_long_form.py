@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from tests.faults import __main__ as long_form
-from tests.support.cells import Account
-from tests.support.mailcluster import MailCluster
-from tests.support.ports import free_port
+from tests.support.faults.cases import CaseResult
+from tests.support.servers.mail_cluster import MailCluster
+from tests.support.servers.ports import free_port
 
 
 async def test_a_cell_that_fails_is_a_line_and_the_others_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,10 +21,10 @@ async def test_a_cell_that_fails_is_a_line_and_the_others_are_run(monkeypatch: p
     }
     kept: list[int] = []
 
-    async def run_cell(_cluster: Any, _sink: Any, fault: str, points: tuple[str, ...], **_: Any) -> Account:
+    async def run_cell(_cluster: Any, _sink: Any, fault: str, points: tuple[str, ...], **_: Any) -> CaseResult:
         if fault in troubles:
             raise troubles[fault]
-        return Account(fault, points)
+        return CaseResult(fault, points)
 
     async def empty_queue(_: Any) -> list[str]:
         return []
@@ -34,8 +34,8 @@ async def test_a_cell_that_fails_is_a_line_and_the_others_are_run(monkeypatch: p
             raise AssertionError("shards without owners")
 
     run = long_form.Run()
-    monkeypatch.setattr(long_form, "run_cell", run_cell)
-    monkeypatch.setattr(long_form, "empty_queue", empty_queue)
+    monkeypatch.setattr(long_form, "run_case", run_cell)
+    monkeypatch.setattr(long_form, "wait_for_empty_queue", empty_queue)
     monkeypatch.setattr(long_form, "_mend", mend)
     cluster = cast("MailCluster", SimpleNamespace(sink_port=free_port()))
     cells = [(fault, "in-data") for fault in ("late", "gone", "lost", "well")]

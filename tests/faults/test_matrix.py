@@ -4,17 +4,17 @@ One wave hits several processes at the same time, each at its own instant: both 
 then one ingress, both deliveries and the other router; two waves make a fault's row. How it goes on without one process
 alone is the long form's, each cell by itself: `make faults`. Faults of two kinds go by the turn (`mishaps.py`), the
 number of the wave: in the first a broker is killed and the network is cut for 3 s, in the second a broker is frozen and
-the network is cut for longer than a session, then reset. Next: `docs/faults.md`.
+the network is cut for longer than a session, then reset.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from tests.support.accounting import Sink
-from tests.support.cells import check_copies, empty_queue, run_cell
-from tests.support.mailcluster import HOSTS, MailCluster
-from tests.support.mishaps import MISHAPS
+from tests.support.faults.accounting import Sink
+from tests.support.faults.cases import check_copies, run_case, wait_for_empty_queue
+from tests.support.faults.faults import FAULTS
+from tests.support.servers.mail_cluster import HOSTS, MailCluster
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(300)]
 
@@ -26,14 +26,16 @@ WAVES = (
 )
 
 
-@pytest.mark.parametrize("fault", list(MISHAPS))
+@pytest.mark.parametrize("fault", list(FAULTS))
 async def test_matrix(fault: str, mail_cluster: MailCluster) -> None:
     async with Sink(port=mail_cluster.sink_port, hosts=HOSTS) as sink:
         accounts = [
-            await run_cell(mail_cluster, sink, fault, points, count=COUNT, per_second=PER_SECOND, turn=turn)
-            for turn, points in enumerate(WAVES)
+            await run_case(
+                mail_cluster, sink, fault, points, count=COUNT, per_second=PER_SECOND, round_number=round_number
+            )
+            for round_number, points in enumerate(WAVES)
         ]
-        assert await empty_queue(mail_cluster) == []
+        assert await wait_for_empty_queue(mail_cluster) == []
         check_copies(accounts, sink)
     for name, output in mail_cluster.outputs().items():
         assert "traceback" not in output.lower(), name

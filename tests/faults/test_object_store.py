@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import kafka
-from tests.support.accounting import Posting, Sink
-from tests.support.cells import Load, check_copies, empty_queue, run_cell
-from tests.support.mailcluster import HOSTS, INLINE_MAX, MailCluster
-from tests.support.mishaps import Harm
-from tests.support.objects import SECRET_KEY, ObjectServer
+from tests.support.faults.accounting import AccountedMessage, Sink
+from tests.support.faults.cases import MailLoad, check_copies, run_case, wait_for_empty_queue
+from tests.support.faults.faults import FaultRecord
+from tests.support.servers import kafka
+from tests.support.servers.mail_cluster import HOSTS, INLINE_MAX, MailCluster
+from tests.support.servers.object_store import SECRET_KEY, ObjectServer
 
 pytestmark = [
     pytest.mark.kafka_cluster,
@@ -52,18 +52,20 @@ def stored_cluster(
     cluster.make_topics()
     try:
         cluster.start()
-        cluster.settle()
+        cluster.wait_for_owners()
         yield cluster
     finally:
         cluster.stop()
 
 
-async def test_it_freezes_and_is_killed(stored_cluster: MailCluster, store: ObjectServer, turn: Iterator[int]) -> None:
+async def test_it_freezes_and_is_killed(
+    stored_cluster: MailCluster, store: ObjectServer, round_number: Iterator[int]
+) -> None:
     async with Sink(port=stored_cluster.sink_port, hosts=HOSTS) as sink:
 
-        def check(load: Load, harm: Harm) -> None:
+        def check(load: MailLoad, fault_record: FaultRecord) -> None:
             # A door that stood still may say 421 as it wakes; what is refused after its dot is large, all of it.
-            during = [answer.reply for answer in load.answers if harm.began < answer.at < harm.ended]
+            during = [answer.reply for answer in load.answers if fault_record.began < answer.at < fault_record.ended]
             meanwhile = [reply for reply in during if not reply.startswith(b"421")]
             assert meanwhile, "nothing was answered 451"
             assert {reply[:9] for reply in meanwhile} == {b"451 4.3.0"}
@@ -71,19 +73,27 @@ async def test_it_freezes_and_is_killed(stored_cluster: MailCluster, store: Obje
             flowed = [
                 id_
                 for id_, posting in load.promised.items()
-                if not _is_large(posting) and harm.began < load.sent_at[id_] < sink.first_at.get(id_, 0) < harm.ended
+                if not _is_large(posting)
+                and fault_record.began < load.sent_at[id_] < sink.first_at.get(id_, 0) < fault_record.ended
             ]
             print(f"{len(meanwhile)} answered 451 and {len(flowed)} small ones accepted and delivered meanwhile")
-            assert len(flowed) > 0.5 * PER_SECOND * (harm.ended - harm.began) * 0.5
+            assert len(flowed) > 0.5 * PER_SECOND * (fault_record.ended - fault_record.began) * 0.5
             assert any(_is_large(posting) for posting in load.promised.values())
 
         accounts = [
-            await run_cell(
-                stored_cluster, sink, fault, points, count=count, per_second=PER_SECOND, turn=next(turn), check=check
+            await run_case(
+                stored_cluster,
+                sink,
+                fault,
+                points,
+                count=count,
+                per_second=PER_SECOND,
+                round_number=next(round_number),
+                check=check,
             )
             for fault, points, count in CELLS
         ]
-        assert await empty_queue(stored_cluster) == []
+        assert await wait_for_empty_queue(stored_cluster) == []
         check_copies(accounts, sink)
     assert store.files()
     for name, output in stored_cluster.outputs().items():
@@ -91,5 +101,5 @@ async def test_it_freezes_and_is_killed(stored_cluster: MailCluster, store: Obje
         assert SECRET_KEY not in output, name
 
 
-def _is_large(posting: Posting) -> bool:
+def _is_large(posting: AccountedMessage) -> bool:
     return posting.size_bytes > INLINE_MAX

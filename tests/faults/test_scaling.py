@@ -4,7 +4,8 @@ rebalance in which nobody dies keeps any mail waiting for 10 s.
 A process that joins or leaves makes nothing come twice; one that dies is missed after `log.session_timeout`, and at
 most what it had in flight comes twice. What is promised: under 10 s for a join, a leave and a drain; 10 s for a death,
 which is a session of 7 s, a heartbeat of 1 s and the opening of its shards. What is asserted of a death is only a limit
-of sanity, twice that, as a busy machine is no defect of the code. It is measured in docs/faults.md: of the message that
+of sanity, twice that, as a busy machine is no defect of the code. It is measured in docs/reports/faults.md: of the
+message that
 waited longest, from its dot to its arrival.
 """
 
@@ -17,15 +18,15 @@ import pytest
 from aiokafka import TopicPartition
 
 from mail.log.kafka.access import make_access
-from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.topics import DISPATCHED
-from tests.support import kafka
-from tests.support.accounting import Sink
-from tests.support.cells import Load, empty_queue, missing, settle
-from tests.support.mailcluster import HOSTS, IN_FLIGHT, MailCluster
-from tests.support.pauses import Pauses
-from tests.support.ports import wait_until
-from tests.support.takeover import plant_lines, take_over
+from tests.support.faults.accounting import Sink
+from tests.support.faults.cases import MailLoad, missing, settle, wait_for_empty_queue
+from tests.support.faults.interruption import Interruptions
+from tests.support.faults.takeover import take_over, write_pending
+from tests.support.servers import kafka
+from tests.support.servers.mail_cluster import HOSTS, IN_FLIGHT, MailCluster
+from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -57,15 +58,15 @@ def _start(cluster: MailCluster, name: str) -> Awaitable[None]:
     return asyncio.to_thread(cluster.start, [name])
 
 
-async def _all_arrives(load: Load, sink: Sink, cluster: MailCluster) -> None:
+async def _all_arrives(load: MailLoad, sink: Sink, cluster: MailCluster) -> None:
     load.stop()
-    await load.ended(60)
+    await load.wait_until_done(60)
     await settle(load, sink, cluster)
     assert not missing(load, sink, cluster)
-    assert await empty_queue(cluster) == []
+    assert await wait_for_empty_queue(cluster) == []
 
 
-def _show(pauses: dict[str, float], load: Load, sink: Sink) -> None:
+def _show(pauses: dict[str, float], load: MailLoad, sink: Sink) -> None:
     print(f"{len(load.promised)} accepted, {sink.duplicates} duplicates; the longest wait when")
     print("; ".join(f"{what}: {seconds:.1f} s" for what, seconds in pauses.items()))
 
@@ -74,10 +75,10 @@ async def test_join_and_leave(plain_cluster: MailCluster) -> None:
     cluster = plain_cluster
     first = [member.name for member in cluster.members.values() if member.name != "ingress-2"]
     await asyncio.to_thread(cluster.start, first)
-    await asyncio.to_thread(cluster.settle)
+    await asyncio.to_thread(cluster.wait_for_owners)
     async with Sink(port=cluster.sink_port, hosts=HOSTS) as sink:
-        load = Load(cluster, "scale", 100_000, 30)
-        pauses = Pauses(load, sink, cluster)
+        load = MailLoad(cluster, "scale", 100_000, 30)
+        pauses = Interruptions(load, sink, cluster)
         try:
             await pauses.step("nothing happens", asyncio.sleep(1))
             await pauses.step("a second ingress joins", _start(cluster, "ingress-2"))
@@ -106,7 +107,7 @@ async def test_dispatched_grows(plain_cluster: MailCluster) -> None:
     for role in ("router", "delivery"):
         cluster.add(role)
     await asyncio.to_thread(cluster.start)
-    await asyncio.to_thread(cluster.settle)
+    await asyncio.to_thread(cluster.wait_for_owners)
     topic, was = cluster.log.prefix + DISPATCHED.name, cluster.log.delivery_shards
 
     async def grow() -> None:
@@ -121,8 +122,8 @@ async def test_dispatched_grows(plain_cluster: MailCluster) -> None:
         )
 
     async with Sink(port=cluster.sink_port, hosts=HOSTS) as sink:
-        load = Load(cluster, "grow", 100_000, 30)
-        pauses = Pauses(load, sink, cluster)
+        load = MailLoad(cluster, "grow", 100_000, 30)
+        pauses = Interruptions(load, sink, cluster)
         try:
             await pauses.step("nothing happens", asyncio.sleep(1))
             await pauses.step("dispatched grows", grow())
@@ -134,8 +135,8 @@ async def test_dispatched_grows(plain_cluster: MailCluster) -> None:
         _show(pauses.longest(), load, sink)
         assert sink.duplicates == 0
     new = [TopicPartition(topic, number) for number in range(was, GROWN)]
-    async with Lookout(make_access(cluster.log)) as lookout:
-        ends = await lookout.ends(new)
+    async with ClusterInfo(make_access(cluster.log)) as lookout:
+        ends = await lookout.end_offsets(new)
     print({at.partition: end for at, end in ends.items()})
     assert sum(ends.values()) > 0, "nothing went to the new partitions"
 
@@ -146,17 +147,17 @@ async def test_a_silent_host_and_two_deaths(plain_cluster: MailCluster) -> None:
     for role in ("router", "delivery"):
         cluster.add(role)
     await asyncio.to_thread(cluster.start)
-    await asyncio.to_thread(cluster.settle)
+    await asyncio.to_thread(cluster.wait_for_owners)
     async with Sink(port=cluster.sink_port, hosts=HOSTS) as sink:
-        load = Load(cluster, "deaths", 100_000, 30)
-        pauses = Pauses(load, sink, cluster, silent=silent)
+        load = MailLoad(cluster, "deaths", 100_000, 30)
+        pauses = Interruptions(load, sink, cluster, silent=silent)
         try:
             await pauses.step("nothing happens", asyncio.sleep(1))
-            sink.hush(silent)
-            await wait_until(lambda: sink.held >= 3, what="mail past its final dot, without an answer")
+            sink.stall_host(silent)
+            await wait_until(lambda: sink.stalled_count >= 3, what="mail past its final dot, without an answer")
             joins = "a third delivery joins beside a silent host"
             await pauses.step(joins, _start(cluster, cluster.add("delivery").name))
-            drained = [member.name for member in cluster.of("delivery") if '"drain over"' in member.output()]
+            drained = [member.name for member in cluster.members_of("delivery") if '"drain over"' in member.output()]
             sink.resume()
             assert drained, "nothing was past its final dot"
             await settle(load, sink, cluster, 20)
@@ -184,7 +185,7 @@ async def test_a_silent_host_and_two_deaths(plain_cluster: MailCluster) -> None:
 
 async def test_a_full_shard_changes_hands(plain_cluster: MailCluster) -> None:
     cluster = plain_cluster
-    await plant_lines(cluster, LINES, 1)
+    await write_pending(cluster, LINES, 1)
     cluster.add("router")
     for kill, allowed_seconds in HANDED_OVER_SECONDS.items():
         await asyncio.to_thread(cluster.start, ["router-1", "router-2"])

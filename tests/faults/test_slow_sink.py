@@ -12,22 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.accounting import Posting, Sink, Source, digest
-from tests.support.onebox import OneBox
-from tests.support.ports import free_port, wait_until
+from tests.support.faults.accounting import AccountedMessage, Sink, Source, digest
+from tests.support.servers.eilpost_process import EilpostProcess
+from tests.support.servers.ports import free_port, wait_until
 
 pytestmark = pytest.mark.fault
 
 MB = 1_000_000
 
 
-def relayed(count: int, size_bytes: int, prefix: str = "m") -> Iterator[Posting]:
+def relayed(count: int, size_bytes: int, prefix: str = "m") -> Iterator[AccountedMessage]:
     for number in range(count):
-        yield Posting(f"{prefix}{number}", "bob@example.test", (f"r{number}@remote.test",), size_bytes)
+        yield AccountedMessage(f"{prefix}{number}", "bob@example.test", (f"r{number}@remote.test",), size_bytes)
 
 
-def box_for(home: Path, sink_port: int, retry: str = "300ms") -> OneBox:
-    return OneBox(
+def box_for(home: Path, sink_port: int, retry: str = "300ms") -> EilpostProcess:
+    return EilpostProcess(
         home,
         {
             "node": {"log_level": "warning"},

@@ -10,23 +10,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.accounting import Posting, Sink, Source
-from tests.support.cells import Load, empty_queue, missing, settle
-from tests.support.mailcluster import HOSTS, MailCluster
-from tests.support.ports import wait_until
+from tests.support.faults.accounting import AccountedMessage, Sink, Source
+from tests.support.faults.cases import MailLoad, missing, settle, wait_for_empty_queue
+from tests.support.servers.mail_cluster import HOSTS, MailCluster
+from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(180)]
 
 LARGE_BYTES = 1_200_000  # a file of its own
 
 
-async def test_an_object_is_lost_and_found(mail_cluster: MailCluster, turn: Iterator[int]) -> None:
-    ingress = mail_cluster.of("ingress")[0]
-    id_, to = f"object{next(turn)}", f"one@[{HOSTS[2]}]"
+async def test_an_object_is_lost_and_found(mail_cluster: MailCluster, round_number: Iterator[int]) -> None:
+    ingress = mail_cluster.members_of("ingress")[0]
+    id_, to = f"object{next(round_number)}", f"one@[{HOSTS[2]}]"
     source = Source(ingress.mx, sessions=1)
     async with Sink(port=mail_cluster.sink_port, hosts=HOSTS) as sink:
         ingress.arm("after-append", least_bytes=1_000_000)
-        sending = asyncio.create_task(source.send([Posting(id_, "bob@example.test", (to,), LARGE_BYTES)]))
+        sending = asyncio.create_task(source.send([AccountedMessage(id_, "bob@example.test", (to,), LARGE_BYTES)]))
         load = None
         try:
             await wait_until(lambda: ingress.is_frozen, what="the object in the spool")
@@ -36,13 +36,13 @@ async def test_an_object_is_lost_and_found(mail_cluster: MailCluster, turn: Iter
             ingress.thaw()
             await asyncio.wait_for(sending, 30)
             queue_id = source.queue_ids[id_]
-            load = Load(mail_cluster, f"flows{next(turn)}", 100, 40)
-            await load.ended(60)
+            load = MailLoad(mail_cluster, f"flows{next(round_number)}", 100, 40)
+            await load.wait_until_done(60)
             await settle(load, sink, mail_cluster)
             assert not missing(load, sink, mail_cluster)
 
             def told() -> str:
-                return mail_cluster.of("router")[0].run("queue")
+                return mail_cluster.members_of("router")[0].run("queue")
 
             await wait_until(lambda: asyncio.to_thread(lambda: "is missing" in told()), what="the reason in the queue")
             text = await asyncio.to_thread(told)
@@ -51,7 +51,7 @@ async def test_an_object_is_lost_and_found(mail_cluster: MailCluster, turn: Iter
             assert id_ not in sink.ids()
             backup.rename(file)
             await wait_until(lambda: id_ in sink.ids(), deadline_seconds=30, what="its delivery")
-            assert await empty_queue(mail_cluster) == []
+            assert await wait_for_empty_queue(mail_cluster) == []
             assert sink.taken[id_, to] == 1
         finally:
             ingress.disarm()

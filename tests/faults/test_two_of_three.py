@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from mail.settings import LogSettings
-from tests.support.accounting import Sink
-from tests.support.cells import Load, empty_queue, letters_in, missing, settle
-from tests.support.kafka import QUICK, MakesClusters
-from tests.support.kafka_log import make_topics
-from tests.support.mailcluster import HOSTS, MailCluster
-from tests.support.ports import wait_until
+from tests.support.faults.accounting import Sink
+from tests.support.faults.cases import MailLoad, count_in_mailbox, missing, settle, wait_for_empty_queue
+from tests.support.servers.kafka import QUICK, ClusterFactory
+from tests.support.servers.kafka_log import make_topics
+from tests.support.servers.mail_cluster import HOSTS, MailCluster
+from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -33,7 +33,7 @@ PROMISED = {"connect": b"421 4.3.2 ", "MAIL": b"421 4.3.2 ", "dot": b"451 4.3.0 
 SESSIONS = 60  # of each ingress: when the first are stuck after their dots, others still come
 
 
-async def test_two_of_three_brokers(mail_cluster: MailCluster, turn: Iterator[int]) -> None:
+async def test_two_of_three_brokers(mail_cluster: MailCluster, round_number: Iterator[int]) -> None:
     brokers = mail_cluster.brokers
 
     def lose() -> None:
@@ -44,10 +44,10 @@ async def test_two_of_three_brokers(mail_cluster: MailCluster, turn: Iterator[in
         brokers.node(2).thaw()
         brokers.restart(1)
 
-    await _outage(mail_cluster, f"{next(turn)}", lose, bring_back)
+    await _outage(mail_cluster, f"{next(round_number)}", lose, bring_back)
 
 
-async def test_the_only_broker(kafka_cluster: MakesClusters, tmp_path: Path) -> None:
+async def test_the_only_broker(kafka_cluster: ClusterFactory, tmp_path: Path) -> None:
     """Every connection is refused while it is away; none hangs."""
     brokers = kafka_cluster(1, settings=QUICK)
     counts = {"ingress": 2, "router": 1, "delivery": 1}
@@ -56,7 +56,7 @@ async def test_the_only_broker(kafka_cluster: MakesClusters, tmp_path: Path) -> 
     try:
         await make_topics(cluster.log)
         await asyncio.to_thread(cluster.start)
-        await asyncio.to_thread(cluster.settle)
+        await asyncio.to_thread(cluster.wait_for_owners)
         await _outage(cluster, "only", brokers.node(1).kill, lambda: brokers.restart(1))
     finally:
         cluster.stop()
@@ -66,7 +66,7 @@ async def _outage(
     mail_cluster: MailCluster, name: str, lose: Callable[[], None], bring_back: Callable[[], None]
 ) -> None:
     async with Sink(port=mail_cluster.sink_port, hosts=HOSTS) as sink:
-        load = Load(mail_cluster, f"two{name}", 100_000, 20, once=True, sessions=SESSIONS)
+        load = MailLoad(mail_cluster, f"two{name}", 100_000, 20, once=True, sessions=SESSIONS)
         late = None
         try:
             await wait_until(lambda: len(load.promised) > 40, what="mail that flows")
@@ -76,7 +76,7 @@ async def _outage(
             promised = load.promised.keys()
             await asyncio.sleep(OUTAGE_SECONDS)
             load.stop()
-            await load.ended(ANSWERED_SECONDS)  # whoever has begun is answered while the brokers are away
+            await load.wait_until_done(ANSWERED_SECONDS)  # whoever has begun is answered while the brokers are away
             assert load.promised.keys() == promised, "accepted without brokers"
             for member in mail_cluster.members.values():  # an ingress answers, with 4xx; workers cannot work
                 is_ready = member.role in ("ingress", "mailstore")
@@ -85,17 +85,17 @@ async def _outage(
             back_at = time.monotonic()
             await asyncio.to_thread(bring_back)
             await wait_until(
-                lambda: all(_is_open(member.mx) for member in mail_cluster.of("ingress")),
+                lambda: all(_is_open(member.mx) for member in mail_cluster.members_of("ingress")),
                 deadline_seconds=60,
                 what="the door's opening again",
             )
             opened = time.monotonic() - back_at
-            late = Load(mail_cluster, f"late{name}", 60, 40)
-            await late.ended(60)
+            late = MailLoad(mail_cluster, f"late{name}", 60, 40)
+            await late.wait_until_done(60)
             for each in (load, late):
                 await settle(each, sink, mail_cluster)
                 assert not missing(each, sink, mail_cluster)
-            assert await empty_queue(mail_cluster) == []
+            assert await wait_for_empty_queue(mail_cluster) == []
             for member in mail_cluster.members.values():
                 await wait_until(member.ready, what=f"{member.name} ready again", deadline_seconds=40)
             await mail_cluster.in_sync()
@@ -111,23 +111,23 @@ async def _outage(
             f" again {opened:.1f} s after their start"
         )
         assert turned_away
-        arrived = sink.ids() | {id_ for user in ("alice", "bob") for id_ in letters_in(mail_cluster, user)}
+        arrived = sink.ids() | {id_ for user in ("alice", "bob") for id_ in count_in_mailbox(mail_cluster, user)}
         assert not turned_away & arrived, "turned away, and delivered"
         mine = {id_ for id_ in arrived if id_.startswith((load.prefix, late.prefix))}
         assert mine <= load.promised.keys() | load.unknown.keys() | late.promised.keys()
 
 
-def _check_answers(load: Load) -> dict[str, str]:
+def _check_answers(load: MailLoad) -> dict[str, str]:
     """Everybody got the answer that is promised, and in time. The longest time to each kind, for people."""
     seconds: dict[str, list[float]] = defaultdict(list)
     for answer in load.answers:
-        assert answer.reply.startswith(PROMISED[answer.to]), answer
-        seconds[answer.to].append(answer.seconds)
+        assert answer.reply.startswith(PROMISED[answer.stage]), answer
+        seconds[answer.stage].append(answer.seconds)
     assert seconds.keys() == PROMISED.keys()
     assert max(map(max, seconds.values())) < ANSWERED_SECONDS
     # Nobody waits who is not counted above: each dot has its answer, and no connection was left without one.
     assert len(seconds["dot"]) == len(load.unknown)
-    assert sum(source.silences for source in load.sources) == 0
+    assert sum(source.timeouts for source in load.sources) == 0
     return {kind: f"{max(found):.1f} s of {len(found)}" for kind, found in seconds.items()}
 
 

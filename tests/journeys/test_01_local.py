@@ -6,9 +6,9 @@ import asyncio
 import re
 
 from mail.outcome import Delivered
-from mail.record import Closed, Routed, Took, Tried
+from mail.record import AttemptRecorded, Closed, Received, Routed
 from mail.route import ToMailbox
-from tests.support.world import World, queue_id_in
+from tests.support.servers.in_memory import InMemoryMailServer, queue_id_in
 
 LETTER = (
     b"From: Bob <bob@example.test>\r\nTo: Alice <alice@example.test>\r\nSubject: lunch?\r\n\r\n"
@@ -17,8 +17,8 @@ LETTER = (
 
 
 async def test_by_hand_over_tcp_and_fetched_byte_for_byte() -> None:
-    async with World() as world:
-        reader, writer = await asyncio.open_connection("127.0.0.1", world.smtp_port)
+    async with InMemoryMailServer() as mail_server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", mail_server.smtp_port)
         # As `printf ... | nc` does it: everything at once, answers later.
         writer.write(
             b"EHLO client.test\r\nMAIL FROM:<bob@example.test> BODY=8BITMIME\r\n"
@@ -32,18 +32,18 @@ async def test_by_hand_over_tcp_and_fetched_byte_for_byte() -> None:
         assert codes == "220 250 250 250 354 250 221"
 
         queue_id = queue_id_in(said.splitlines()[-2])
-        took, routed, tried, closed = await world.closed(queue_id)
+        took, routed, tried, closed = await mail_server.wait_closed(queue_id)
 
-        assert isinstance(took, Took)
+        assert isinstance(took, Received)
         assert str(took.message.envelope.reverse_path) == "bob@example.test"
         assert isinstance(routed, Routed)
         assert routed.route == ToMailbox("alice@example.test")
-        assert isinstance(tried, Tried)
+        assert isinstance(tried, AttemptRecorded)
         assert [type(outcome) for outcome in tried.outcomes] == [Delivered]
         assert isinstance(closed, Closed)
-        assert await world.queue() == []
+        assert await mail_server.queue() == []
 
-        (kept,) = await world.mailbox("alice")
+        (kept,) = await mail_server.mailbox("alice")
         assert kept.endswith(LETTER)
         ours = kept[: -len(LETTER)].decode()
         assert ours.startswith("Return-Path: <bob@example.test>\r\n")
@@ -52,16 +52,18 @@ async def test_by_hand_over_tcp_and_fetched_byte_for_byte() -> None:
 
 
 async def test_by_smtplib() -> None:
-    async with World() as world:
-        await world.closed(await world.send(LETTER, to=["alice@example.test"], options=["BODY=8BITMIME"]))
-        (kept,) = await world.mailbox("alice")
+    async with InMemoryMailServer() as mail_server:
+        await mail_server.wait_closed(
+            await mail_server.send(LETTER, to=["alice@example.test"], options=["BODY=8BITMIME"])
+        )
+        (kept,) = await mail_server.mailbox("alice")
         assert kept.endswith(LETTER)
-        assert await world.mailbox("bob") == []
+        assert await mail_server.mailbox("bob") == []
 
 
 async def test_to_both_is_two_copies() -> None:
-    async with World() as world:
-        await world.closed(
-            await world.send(b"Subject: all\r\n\r\n.\r\n", to=["alice@example.test", "bob@example.test"])
+    async with InMemoryMailServer() as mail_server:
+        await mail_server.wait_closed(
+            await mail_server.send(b"Subject: all\r\n\r\n.\r\n", to=["alice@example.test", "bob@example.test"])
         )
-        assert len(await world.mailbox("alice")) == len(await world.mailbox("bob")) == 1
+        assert len(await mail_server.mailbox("alice")) == len(await mail_server.mailbox("bob")) == 1

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from mail.outcome import Delivered
-from mail.record import Tried
-from tests.support.ports import free_port, wait_until
-from tests.support.postfix import Postfix
-from tests.support.world import World
+from mail.record import AttemptRecorded
+from tests.support.servers.in_memory import InMemoryMailServer
+from tests.support.servers.ports import free_port, wait_until
+from tests.support.servers.postfix import Postfix
 
 pytestmark = pytest.mark.postfix
 
@@ -24,25 +24,25 @@ BODY = b"Through another's hands.\r\n.leading dot\r\n" + b"line of the letter\r\
 
 async def test_there_and_back() -> None:
     postfix_port = free_port()
-    async with World(
+    async with InMemoryMailServer(
         {"delivery": {"relay": f"smtp://127.0.0.1:{postfix_port}"}},
         aliases={"home@example.test": ["alice@example.test"]},
-    ) as world:
+    ) as mail_server:
         # Postfix takes mail for away.test and forwards it to home@example.test, here.
         postfix = Postfix(
             {
                 "virtual_alias_domains": "away.test",
                 "virtual_alias_maps": "inline:{{someone@away.test=home@example.test}}",
-                "relayhost": f"[127.0.0.1]:{world.smtp_port}",
+                "relayhost": f"[127.0.0.1]:{mail_server.smtp_port}",
             },
             port=postfix_port,
         )
         await asyncio.to_thread(postfix.__enter__)
         try:
             content = HEAD + BODY
-            queue_id = await world.send(content, to=["someone@away.test"])
-            await world.closed(queue_id)
-            (tried,) = await world.happened(queue_id, Tried)
+            queue_id = await mail_server.send(content, to=["someone@away.test"])
+            await mail_server.wait_closed(queue_id)
+            (tried,) = await mail_server.details(queue_id, AttemptRecorded)
             (outcome,) = tried.outcomes
             assert isinstance(outcome, Delivered)
             assert outcome.remote is not None
@@ -50,12 +50,12 @@ async def test_there_and_back() -> None:
             assert "queued as" in outcome.reply.text  # Postfix's own words
 
             async def arrived() -> bool:
-                return len(await world.mailbox("alice")) == 1
+                return len(await mail_server.mailbox("alice")) == 1
 
             await wait_until(arrived, what=f"the way back; Postfix says: {postfix.log()[-1500:]}")
         finally:
             await asyncio.to_thread(postfix.stop)
-        (kept,) = await world.mailbox("alice")
+        (kept,) = await mail_server.mailbox("alice")
         assert kept.endswith(content)
         head = kept[: -len(content)]
         # Twice through our hands, once through Postfix's: the whole way can be read.
@@ -70,10 +70,10 @@ async def test_a_recipient_postfix_refuses_bounces() -> None:
     )
     await asyncio.to_thread(postfix.__enter__)
     try:
-        async with World({"delivery": {"relay": f"smtp://127.0.0.1:{postfix.port}"}}) as world:
-            queue_id = await world.send(b"Subject: refused\r\n\r\nhello\r\n", to=["someone@elsewhere.test"])
-            await world.bounce_of(queue_id)
-            (report,) = await world.mailbox("bob")
+        async with InMemoryMailServer({"delivery": {"relay": f"smtp://127.0.0.1:{postfix.port}"}}) as mail_server:
+            queue_id = await mail_server.send(b"Subject: refused\r\n\r\nhello\r\n", to=["someone@elsewhere.test"])
+            await mail_server.wait_bounce(queue_id)
+            (report,) = await mail_server.mailbox("bob")
     finally:
         await asyncio.to_thread(postfix.stop)
     assert b"Status: 5.7.1" in report

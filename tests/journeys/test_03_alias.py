@@ -7,12 +7,12 @@ import email.policy
 import io
 from datetime import UTC, datetime
 
-from eilpost import trace
-from eilpost.paper import Paper
+from eilpost import trace_view
+from eilpost.output import Output
 from mail.message import QueueId
 from mail.record import Refused, Routed
-from tests.support.remote import Remote
-from tests.support.world import World
+from tests.support.servers.in_memory import InMemoryMailServer
+from tests.support.servers.scripted_remote import ScriptedRemote
 
 LETTER = b"Subject: to all\r\n\r\nhello\r\n"
 
@@ -22,45 +22,47 @@ async def test_an_alias_of_aliases_reaches_each_person_once() -> None:
         "team@example.test": ["alice@example.test", "leads@example.test"],
         "leads@example.test": ["bob@example.test", "alice@example.test"],
     }
-    async with World(aliases=aliases) as world:
-        queue_id = await world.send(LETTER, to=["team@example.test"])
-        await world.closed(queue_id)
-        routed = await world.happened(queue_id, Routed)
+    async with InMemoryMailServer(aliases=aliases) as mail_server:
+        queue_id = await mail_server.send(LETTER, to=["team@example.test"])
+        await mail_server.wait_closed(queue_id)
+        routed = await mail_server.details(queue_id, Routed)
         people = sorted(str(name) for delivery in routed for name in delivery.recipients)
         assert people == ["alice@example.test", "bob@example.test"]
         for user in ("alice", "bob"):
-            (kept,) = await world.mailbox(user)
+            (kept,) = await mail_server.mailbox(user)
             assert kept.endswith(LETTER)
-        (line,) = [line for line in await told(world, queue_id) if " expanded " in line]
+        (line,) = [line for line in await told(mail_server, queue_id) if " expanded " in line]
         assert line.endswith("team@example.test -> alice@example.test, bob@example.test")
 
 
-async def told(world: World, queue_id: QueueId) -> list[str]:
+async def told(mail_server: InMemoryMailServer, queue_id: QueueId) -> list[str]:
     """What `eilpost trace` says."""
     out = io.StringIO()
-    for story in await trace.read(world.log, queue_id):
-        trace.write(story, Paper(out), datetime.now(UTC))
+    for story in await trace_view.load_timelines(mail_server.log, queue_id):
+        trace_view.write(story, Output(out), datetime.now(UTC))
     return out.getvalue().splitlines()
 
 
 async def test_the_postmaster_of_the_host_is_told_by_the_name_he_was_called() -> None:
-    async with World(aliases={"postmaster@example.test": ["alice@example.test"]}) as world:
-        queue_id = await world.send(LETTER, to=["postmaster@mx.example.test"])
-        await world.closed(queue_id)
-        assert len(await world.mailbox("alice")) == 1
-        assert any("postmaster@mx.example.test -> alice@example.test" in line for line in await told(world, queue_id))
+    async with InMemoryMailServer(aliases={"postmaster@example.test": ["alice@example.test"]}) as mail_server:
+        queue_id = await mail_server.send(LETTER, to=["postmaster@mx.example.test"])
+        await mail_server.wait_closed(queue_id)
+        assert len(await mail_server.mailbox("alice")) == 1
+        assert any(
+            "postmaster@mx.example.test -> alice@example.test" in line for line in await told(mail_server, queue_id)
+        )
 
 
 async def test_an_alias_may_lead_out_of_the_house() -> None:
     async with (
-        Remote() as remote,
-        World(
+        ScriptedRemote() as remote,
+        InMemoryMailServer(
             {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}},
             aliases={"both@example.test": ["alice@example.test", "friend@elsewhere.test"]},
-        ) as world,
+        ) as mail_server,
     ):
-        await world.closed(await world.send(LETTER, to=["both@example.test"]))
-        assert len(await world.mailbox("alice")) == 1
+        await mail_server.wait_closed(await mail_server.send(LETTER, to=["both@example.test"]))
+        assert len(await mail_server.mailbox("alice")) == 1
         (message,) = remote.messages
         assert "<friend@elsewhere.test>" in message.rcpts[0]
 
@@ -71,21 +73,23 @@ async def test_an_alias_that_leads_to_nobody_is_refused_and_nobody_gets_a_bounce
         "two@example.test": ["one@example.test"],
         "old@example.test": ["left@example.test"],
     }
-    async with World(aliases=aliases) as world:
-        replies = await world.dialogue(
+    async with InMemoryMailServer(aliases=aliases) as mail_server:
+        replies = await mail_server.smtp_dialogue(
             "MAIL FROM:<bob@example.test>", "RCPT TO:<one@example.test>", "RCPT TO:<old@example.test>", "DATA"
         )
         assert [reply[:9] for reply in replies[-3:]] == ["550 5.4.6", "550 5.1.1", "554 5.5.1"]
 
 
 async def test_a_list_of_whom_some_are_gone_reaches_the_others_and_the_sender_is_told() -> None:
-    async with World(aliases={"all@example.test": ["left@example.test", "alice@example.test"]}) as world:
-        queue_id = await world.send(LETTER, to=["all@example.test"])
-        await world.bounce_of(queue_id)
-        (refused,) = await world.happened(queue_id, Refused)
+    async with InMemoryMailServer(
+        aliases={"all@example.test": ["left@example.test", "alice@example.test"]}
+    ) as mail_server:
+        queue_id = await mail_server.send(LETTER, to=["all@example.test"])
+        await mail_server.wait_bounce(queue_id)
+        (refused,) = await mail_server.details(queue_id, Refused)
         (outcome,) = refused.outcomes
         assert outcome.reply.enhanced == "5.1.1"
-        (report,) = await world.mailbox("bob")
+        (report,) = await mail_server.mailbox("bob")
         status = list(email.message_from_bytes(report, policy=email.policy.default).walk())
         assert any(part["Final-Recipient"] and "left@example.test" in part["Final-Recipient"] for part in status)
-        assert len(await world.mailbox("alice")) == 1
+        assert len(await mail_server.mailbox("alice")) == 1

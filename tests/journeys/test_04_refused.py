@@ -3,48 +3,50 @@
 from __future__ import annotations
 
 from mail.settings import IngressSettings
-from tests.support.world import World
+from tests.support.servers.in_memory import InMemoryMailServer
 
 OUTSIDE = {"ingress": {"relay_networks": ["192.0.2.0/24"]}}  # nobody who can reach this test
 
 
 async def test_an_unknown_user() -> None:
-    async with World() as world:
-        replies = await world.dialogue("MAIL FROM:<bob@example.test>", "RCPT TO:<nobody@example.test>", "DATA")
+    async with InMemoryMailServer() as mail_server:
+        replies = await mail_server.smtp_dialogue(
+            "MAIL FROM:<bob@example.test>", "RCPT TO:<nobody@example.test>", "DATA"
+        )
         assert replies[-2].startswith("550 5.1.1 ")
         assert replies[-1].startswith("554 5.5.1 ")
 
 
 async def test_an_unknown_user_beside_a_known_one() -> None:
-    async with World() as world:
-        replies = await world.dialogue(
+    async with InMemoryMailServer() as mail_server:
+        replies = await mail_server.smtp_dialogue(
             "MAIL FROM:<bob@example.test>", "RCPT TO:<nobody@example.test>", "RCPT TO:<alice@example.test>", "DATA"
         )
         assert [reply[:3] for reply in replies[-3:]] == ["550", "250", "354"]
 
 
 async def test_a_local_sender_who_does_not_exist() -> None:
-    async with World() as world:
-        replies = await world.dialogue("MAIL FROM:<nobody@example.test>", "RCPT TO:<alice@example.test>")
+    async with InMemoryMailServer() as mail_server:
+        replies = await mail_server.smtp_dialogue("MAIL FROM:<nobody@example.test>", "RCPT TO:<alice@example.test>")
         assert any(reply.startswith("550 5.1.") for reply in replies), replies
 
 
 async def test_no_relaying_for_the_outside() -> None:
-    async with World(OUTSIDE) as world:
-        replies = await world.dialogue("MAIL FROM:<someone@elsewhere.test>", "RCPT TO:<other@third.test>")
+    async with InMemoryMailServer(OUTSIDE) as mail_server:
+        replies = await mail_server.smtp_dialogue("MAIL FROM:<someone@elsewhere.test>", "RCPT TO:<other@third.test>")
         assert replies[-1].startswith("550 5.7.1 ")
-        replies = await world.dialogue("MAIL FROM:<someone@elsewhere.test>", "RCPT TO:<alice@example.test>")
+        replies = await mail_server.smtp_dialogue("MAIL FROM:<someone@elsewhere.test>", "RCPT TO:<alice@example.test>")
         assert replies[-1].startswith("250 ")
 
 
 async def test_a_sender_domain_that_does_not_exist() -> None:
-    assert IngressSettings().sender_domain_must_resolve  # the default; the journeys' world has it off
-    async with World({"ingress": {"sender_domain_must_resolve": True}}) as world:
-        world.resolver.address_records["real.test"] = ["192.0.2.7"]
-        world.resolver.fail.add("silent.test")
+    assert IngressSettings().sender_domain_must_resolve  # the default; the journeys' server has it off
+    async with InMemoryMailServer({"ingress": {"sender_domain_must_resolve": True}}) as mail_server:
+        mail_server.resolver.address_records["real.test"] = ["192.0.2.7"]
+        mail_server.resolver.failing.add("silent.test")
 
         async def answer(domain: str) -> str:
-            replies = await world.dialogue(f"MAIL FROM:<someone@{domain}>", "RCPT TO:<alice@example.test>")
+            replies = await mail_server.smtp_dialogue(f"MAIL FROM:<someone@{domain}>", "RCPT TO:<alice@example.test>")
             return next((reply for reply in replies if reply[0] in "45"), replies[-1])
 
         assert (await answer("real.test")).startswith("250 ")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mail.message import Spooled
 from mail.outcome import Deferred, Delivered
-from mail.record import Resumed, Tried, Waiting, Why
-from tests.support.ports import wait_until
-from tests.support.remote import Remote
-from tests.support.world import World
+from mail.record import AttemptRecorded, Resumed, WaitCause, Waiting
+from tests.support.servers.in_memory import InMemoryMailServer
+from tests.support.servers.ports import wait_until
+from tests.support.servers.scripted_remote import ScriptedRemote
 
 LETTER = b"Subject: patience\r\n\r\nhello\r\n" + b"a line that must not be in the queue twice\r\n" * 50
 QUICK = {"retry": ["300ms"]}
@@ -15,12 +15,12 @@ QUICK = {"retry": ["300ms"]}
 
 async def test_deferred_then_delivered() -> None:
     async with (
-        Remote({"RCPT": ["451 4.7.1 greylisted", "451 4.7.1 still", "250 ok"]}) as remote,
-        World({"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "router": QUICK}) as world,
+        ScriptedRemote({"RCPT": ["451 4.7.1 greylisted", "451 4.7.1 still", "250 ok"]}) as remote,
+        InMemoryMailServer({"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "router": QUICK}) as mail_server,
     ):
-        queue_id = await world.send(LETTER, to=["friend@elsewhere.test"])
-        story = await world.closed(queue_id)
-        tried = [what for what in story if isinstance(what, Tried)]
+        queue_id = await mail_server.send(LETTER, to=["friend@elsewhere.test"])
+        story = await mail_server.wait_closed(queue_id)
+        tried = [what for what in story if isinstance(what, AttemptRecorded)]
         assert [attempt.number for attempt in tried] == [1, 2, 3]
         assert [type(attempt.outcomes[0]) for attempt in tried] == [Deferred, Deferred, Delivered]
         assert tried[0].outcomes[0].reply.text == "greylisted"
@@ -33,41 +33,43 @@ async def test_deferred_then_delivered() -> None:
 
 async def test_while_it_waits_the_queue_says_why() -> None:
     async with (
-        Remote({"MAIL": ["450 4.3.2 shutting down"]}) as remote,
-        World({"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "router": {"retry": ["1h"]}}) as world,
+        ScriptedRemote({"MAIL": ["450 4.3.2 shutting down"]}) as remote,
+        InMemoryMailServer(
+            {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "router": {"retry": ["1h"]}}
+        ) as mail_server,
     ):
-        queue_id = await world.send(LETTER, to=["friend@elsewhere.test"])
+        queue_id = await mail_server.send(LETTER, to=["friend@elsewhere.test"])
 
         async def waits() -> bool:
-            return any(isinstance(line.state, Waiting) for line in await world.queue())
+            return any(isinstance(line.state, Waiting) for line in await mail_server.queue())
 
         await wait_until(waits, what="the deferral")
-        (line,) = await world.queue()
+        (line,) = await mail_server.queue()
         assert line.delivery.message.queue_id == queue_id
         assert isinstance(line.state, Waiting)
-        assert line.state.why is Why.RETRY
+        assert line.state.cause is WaitCause.DEFERRED
         assert "450 4.3.2 shutting down" in line.state.reason
         assert line.attempts == 1
         assert line.last is not None
         assert line.last.code == 450
         assert isinstance(line.content, Spooled)  # a queue line never carries a body
-        assert (await world.spool.read(line.content)).endswith(LETTER)
+        assert (await mail_server.spool.read(line.content)).endswith(LETTER)
 
 
 async def test_nobody_listens_there() -> None:
-    async with Remote() as gone:
+    async with ScriptedRemote() as gone:
         port = gone.port
-    async with World(
+    async with InMemoryMailServer(
         {"delivery": {"relay": f"smtp://127.0.0.1:{port}", "dead_site": "200ms"}, "router": QUICK}
-    ) as world:
-        queue_id = await world.send(LETTER, to=["friend@elsewhere.test"])
+    ) as mail_server:
+        queue_id = await mail_server.send(LETTER, to=["friend@elsewhere.test"])
 
         async def tried() -> bool:
-            return bool(await world.happened(queue_id, Tried))
+            return bool(await mail_server.details(queue_id, AttemptRecorded))
 
         await wait_until(tried, what="an attempt")
-        (outcome,) = (await world.happened(queue_id, Tried))[0].outcomes
+        (outcome,) = (await mail_server.details(queue_id, AttemptRecorded))[0].outcomes
         assert isinstance(outcome, Deferred)  # unknown means temporary
-        async with Remote(port=port) as remote:
-            await world.closed(queue_id)
+        async with ScriptedRemote(port=port) as remote:
+            await mail_server.wait_closed(queue_id)
             assert len(remote.messages) == 1

@@ -7,9 +7,9 @@ import email.policy
 from email.message import EmailMessage
 
 from mail.outcome import Failed
-from mail.record import Bounced, Tried
-from tests.support.remote import Remote
-from tests.support.world import World
+from mail.record import AttemptRecorded, Bounced
+from tests.support.servers.in_memory import InMemoryMailServer
+from tests.support.servers.scripted_remote import ScriptedRemote
 
 LETTER = (
     b"From: bob@example.test\r\nTo: gone@elsewhere.test\r\nSubject: are you there?\r\n"
@@ -36,17 +36,17 @@ def fields_of(report: EmailMessage) -> tuple[EmailMessage, list[EmailMessage]]:
 
 async def test_refused_by_the_next_hop() -> None:
     async with (
-        Remote({"RCPT": ["550 5.1.1 <gone@elsewhere.test>: no such user"]}) as remote,
-        World({"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}}) as world,
+        ScriptedRemote({"RCPT": ["550 5.1.1 <gone@elsewhere.test>: no such user"]}) as remote,
+        InMemoryMailServer({"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}}) as mail_server,
     ):
-        queue_id = await world.send(LETTER, to=["gone@elsewhere.test"])
-        report_id = await world.bounce_of(queue_id)
-        (tried,) = await world.happened(queue_id, Tried)
+        queue_id = await mail_server.send(LETTER, to=["gone@elsewhere.test"])
+        report_id = await mail_server.wait_bounce(queue_id)
+        (tried,) = await mail_server.details(queue_id, AttemptRecorded)
         assert [type(outcome) for outcome in tried.outcomes] == [Failed]
-        (bounced,) = await world.happened(queue_id, Bounced)
+        (bounced,) = await mail_server.details(queue_id, Bounced)
         assert [str(name) for name in bounced.recipients] == ["gone@elsewhere.test"]
         assert bounced.dsn == report_id
-        (kept,) = await world.mailbox("bob")
+        (kept,) = await mail_server.mailbox("bob")
 
     report = parse(kept)
     assert report["Return-Path"] == "<>"  # RFC 3461 section 6: never bounce a report
@@ -71,18 +71,18 @@ async def test_refused_by_the_next_hop() -> None:
 
 async def test_the_lifetime_is_over() -> None:
     async with (
-        Remote({"RCPT": ["451 4.2.1 later"]}) as remote,
-        World(
+        ScriptedRemote({"RCPT": ["451 4.2.1 later"]}) as remote,
+        InMemoryMailServer(
             {
                 "delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"},
                 "router": {"retry": ["200ms"], "lifetime": "1s"},
             }
-        ) as world,
+        ) as mail_server,
     ):
-        queue_id = await world.send(LETTER, to=["gone@elsewhere.test"])
-        await world.bounce_of(queue_id)
-        assert len(await world.happened(queue_id, Tried)) >= 2
-        (kept,) = await world.mailbox("bob")
+        queue_id = await mail_server.send(LETTER, to=["gone@elsewhere.test"])
+        await mail_server.wait_bounce(queue_id)
+        assert len(await mail_server.details(queue_id, AttemptRecorded)) >= 2
+        (kept,) = await mail_server.mailbox("bob")
         _about, (recipient,) = fields_of(parse(kept))
         assert recipient["Action"] == "failed"
         assert "451 4.2.1 later" in recipient["Diagnostic-Code"]  # what the next hop said last

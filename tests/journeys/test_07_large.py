@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mail.record import Took
-from tests.support.remote import Remote
-from tests.support.world import World
+from mail.record import Received
+from tests.support.servers.in_memory import InMemoryMailServer
+from tests.support.servers.scripted_remote import ScriptedRemote
 
 
 def letter(size_bytes: int) -> bytes:
@@ -21,28 +21,28 @@ def letter(size_bytes: int) -> bytes:
 async def test_into_a_mailbox_and_to_a_remote(size_bytes: int, tmp_path: Path) -> None:
     content = letter(size_bytes)
     async with (
-        Remote() as remote,
-        World(
+        ScriptedRemote() as remote,
+        InMemoryMailServer(
             {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "spool": {"inline_max": "1KiB"}},
             spool=tmp_path / "spool",
-        ) as world,
+        ) as mail_server,
     ):
-        queue_id = await world.send(content, to=["alice@example.test", "friend@elsewhere.test"])
-        await world.closed(queue_id)
-        (took,) = await world.happened(queue_id, Took)
+        queue_id = await mail_server.send(content, to=["alice@example.test", "friend@elsewhere.test"])
+        await mail_server.wait_closed(queue_id)
+        (took,) = await mail_server.details(queue_id, Received)
         assert took.message.size_bytes > len(content)  # our Received header included
         spooled = sum(path.stat().st_size for path in (tmp_path / "spool").rglob("*") if path.is_file())
         assert spooled >= len(content)
-        (kept,) = await world.mailbox("alice")
+        (kept,) = await mail_server.mailbox("alice")
         (message,) = remote.messages
     assert kept.endswith(content)
     assert message.content.endswith(content)
 
 
 async def test_too_large_is_refused_before_and_after_it_is_sent() -> None:
-    async with World({"ingress": {"max_size": "100KiB"}}) as world:
-        replies = await world.dialogue("MAIL FROM:<bob@example.test> SIZE=200000")
+    async with InMemoryMailServer({"ingress": {"max_size": "100KiB"}}) as mail_server:
+        replies = await mail_server.smtp_dialogue("MAIL FROM:<bob@example.test> SIZE=200000")
         assert replies[-1].startswith("552 5.3.4 ")
         with pytest.raises(AssertionError, match=r"5\.3\.4"):
-            await world.send(letter(200_000), to=["alice@example.test"])
-        assert await world.mailbox("alice") == []
+            await mail_server.send(letter(200_000), to=["alice@example.test"])
+        assert await mail_server.mailbox("alice") == []

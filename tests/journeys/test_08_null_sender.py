@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from mail.record import Bounced, Closed
-from tests.support.remote import Remote
-from tests.support.world import World
+from tests.support.servers.in_memory import InMemoryMailServer
+from tests.support.servers.scripted_remote import ScriptedRemote
 
 
 async def test_a_bounce_of_a_bounce_is_discarded() -> None:
     async with (
-        Remote({"RCPT": ["550 5.1.1 no such user"]}) as remote,
-        World({"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}}) as world,
+        ScriptedRemote({"RCPT": ["550 5.1.1 no such user"]}) as remote,
+        InMemoryMailServer({"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}}) as mail_server,
     ):
         # Somebody elsewhere sends to somebody elsewhere: neither can be reached.
-        queue_id = await world.send(
+        queue_id = await mail_server.send(
             b"Subject: x\r\n\r\nhello\r\n", to=["gone@elsewhere.test"], sender="also-gone@third.test"
         )
-        report = await world.bounce_of(queue_id)
-        (about_report,) = await world.happened(report, Bounced)
+        report = await mail_server.wait_bounce(queue_id)
+        (about_report,) = await mail_server.details(report, Bounced)
         assert about_report.dsn is None
-        assert isinstance((await world.story(report))[-1], Closed)
-        assert await world.queue() == []
+        assert isinstance((await mail_server.history(report))[-1], Closed)
+        assert await mail_server.queue() == []
         asked = [command for session in remote.sessions for command in session.commands]
         assert sum(command.startswith("MAIL FROM:<>") for command in asked) == 1  # the report was tried, once
 
 
 async def test_the_null_sender_may_write_to_us() -> None:
-    async with World() as world:
-        await world.closed(await world.send(b"Subject: report\r\n\r\nhello\r\n", to=["alice@example.test"], sender=""))
-        (kept,) = await world.mailbox("alice")
+    async with InMemoryMailServer() as mail_server:
+        await mail_server.wait_closed(
+            await mail_server.send(b"Subject: report\r\n\r\nhello\r\n", to=["alice@example.test"], sender="")
+        )
+        (kept,) = await mail_server.mailbox("alice")
         assert kept.startswith(b"Return-Path: <>\r\n")

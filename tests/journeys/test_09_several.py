@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mail.outcome import Deferred, Delivered, Failed
-from mail.record import Tried
-from tests.support.remote import Remote
-from tests.support.world import World
+from mail.record import AttemptRecorded
+from tests.support.servers.in_memory import InMemoryMailServer
+from tests.support.servers.scripted_remote import ScriptedRemote
 
 LETTER = b"Subject: to all of you\r\n\r\nhello\r\n"
 
@@ -13,15 +13,17 @@ LETTER = b"Subject: to all of you\r\n\r\nhello\r\n"
 async def test_each_recipient_has_an_end_of_its_own() -> None:
     script = {"RCPT": ["250 2.1.5 ok", "550 5.1.1 no such user", "451 4.2.0 busy", "250 2.1.5 ok now"]}
     async with (
-        Remote(script) as remote,
-        World({"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "router": {"retry": ["300ms"]}}) as world,
+        ScriptedRemote(script) as remote,
+        InMemoryMailServer(
+            {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "router": {"retry": ["300ms"]}}
+        ) as mail_server,
     ):
-        queue_id = await world.send(
+        queue_id = await mail_server.send(
             LETTER, to=["alice@example.test", "good@elsewhere.test", "gone@elsewhere.test", "busy@elsewhere.test"]
         )
-        await world.bounce_of(queue_id)
+        await mail_server.wait_bounce(queue_id)
         ends = {}
-        for tried in await world.happened(queue_id, Tried):
+        for tried in await mail_server.details(queue_id, AttemptRecorded):
             for outcome in tried.outcomes:
                 ends.setdefault(str(outcome.recipient), []).append(type(outcome))
         assert ends == {
@@ -30,10 +32,10 @@ async def test_each_recipient_has_an_end_of_its_own() -> None:
             "gone@elsewhere.test": [Failed],
             "busy@elsewhere.test": [Deferred, Delivered],
         }
-        assert len(await world.mailbox("alice")) == 1
+        assert len(await mail_server.mailbox("alice")) == 1
         taken = [recipient for message in remote.messages for recipient in message.rcpts]
         assert sorted(taken) == ["TO:<busy@elsewhere.test>", "TO:<good@elsewhere.test>"]
-        (report,) = await world.mailbox("bob")
+        (report,) = await mail_server.mailbox("bob")
         assert b"Final-Recipient: rfc822; gone@elsewhere.test" in report
         assert b"Final-Recipient: rfc822; good@elsewhere.test" not in report
         assert b"Final-Recipient: rfc822; busy@elsewhere.test" not in report

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from mail.log.embedded import EmbeddedLog
-from mail.record import Tried, Waiting
+from mail.record import AttemptRecorded, Waiting
 from mail.settings import LogSettings
 from mailstore.memory import MemoryMailboxes
-from tests.support.ports import wait_until
-from tests.support.remote import Remote
-from tests.support.world import World
+from tests.support.servers.in_memory import InMemoryMailServer
+from tests.support.servers.ports import wait_until
+from tests.support.servers.scripted_remote import ScriptedRemote
 
 LETTER = b"Subject: see you in the next life\r\n\r\nhello\r\n"
 
@@ -18,8 +18,8 @@ LETTER = b"Subject: see you in the next life\r\n\r\nhello\r\n"
 async def test_queued_mail_survives(tmp_path: Path) -> None:
     boxes = MemoryMailboxes()
 
-    def life(relay_port: int) -> World:
-        return World(
+    def life(relay_port: int) -> InMemoryMailServer:
+        return InMemoryMailServer(
             {
                 "delivery": {"relay": f"smtp://127.0.0.1:{relay_port}", "dead_site": "200ms"},
                 "router": {"retry": ["2s"]},
@@ -29,12 +29,12 @@ async def test_queued_mail_survives(tmp_path: Path) -> None:
             mailboxes=boxes,
         )
 
-    async with Remote({"RCPT": ["451 4.3.0 not now"]}) as remote:
+    async with ScriptedRemote({"RCPT": ["451 4.3.0 not now"]}) as remote:
         port = remote.port
         async with life(port) as first:
             queue_ids = [await first.send(LETTER, to=[f"friend{number}@elsewhere.test"]) for number in range(5)]
             local = await first.send(LETTER, to=["alice@example.test"])
-            await first.closed(local)
+            await first.wait_closed(local)
 
             async def all_wait() -> bool:
                 lines = await first.queue()
@@ -43,11 +43,11 @@ async def test_queued_mail_survives(tmp_path: Path) -> None:
             await wait_until(all_wait, what="five deferrals")
             before = {line.delivery.id: line for line in await first.queue()}
 
-    async with Remote(port=port) as remote, life(port) as second:
+    async with ScriptedRemote(port=port) as remote, life(port) as second:
         assert {line.delivery.id for line in await second.queue()} <= set(before)
         for queue_id in queue_ids:
-            await second.closed(queue_id)
-            attempts = [tried.number for tried in await second.happened(queue_id, Tried)]
+            await second.wait_closed(queue_id)
+            attempts = [tried.number for tried in await second.details(queue_id, AttemptRecorded)]
             assert attempts == list(range(1, len(attempts) + 1))  # the count goes on, it does not start over
             assert len(attempts) >= 2
         assert sorted(message.rcpts[0] for message in remote.messages) == [

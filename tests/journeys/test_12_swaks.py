@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.onebox import OneBox
+from tests.support.servers.eilpost_process import EilpostProcess
 
 pytestmark = pytest.mark.swaks
 
 
 def test_swaks_sends(tmp_path: Path) -> None:
-    with OneBox(tmp_path) as box:
+    with EilpostProcess(tmp_path) as box:
         done = subprocess.run(
             [
                 "swaks", "--server", f"127.0.0.1:{box.mx}", "--helo", "client.test",

@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 
 from tests.journeys.test_07_large import letter
-from tests.support.objects import BUCKET, SECRET_KEY, ObjectServer
-from tests.support.onebox import OneBox
-from tests.support.ports import free_port
-from tests.support.remote import Remote
-from tests.support.world import queue_id_in
+from tests.support.servers.eilpost_process import EilpostProcess
+from tests.support.servers.in_memory import queue_id_in
+from tests.support.servers.object_store import BUCKET, SECRET_KEY, ObjectServer
+from tests.support.servers.ports import free_port
+from tests.support.servers.scripted_remote import ScriptedRemote
 
 pytestmark = pytest.mark.objects
 
 
-def _send(box: OneBox, content: bytes, to: str) -> str:
+def _send(box: EilpostProcess, content: bytes, to: str) -> str:
     with smtplib.SMTP("127.0.0.1", box.mx, "client.test", timeout=30) as client:
         client.ehlo()
         client.mail("bob@example.test")
@@ -34,7 +34,7 @@ def _send(box: OneBox, content: bytes, to: str) -> str:
         return queue_id_in(text.decode())
 
 
-def _wait_for(box: OneBox, *command: str, says: str) -> str:
+def _wait_for(box: EilpostProcess, *command: str, says: str) -> str:
     """Ask until the answer has these words; the answer with its white space folded."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
@@ -47,7 +47,7 @@ def _wait_for(box: OneBox, *command: str, says: str) -> str:
 
 def test_into_a_mailbox_by_way_of_the_store(tmp_path: Path) -> None:
     content = letter(3_000_000)
-    with ObjectServer() as server, OneBox(tmp_path / "home", {"spool": server.settings("eil/post")}) as box:
+    with ObjectServer() as server, EilpostProcess(tmp_path / "home", {"spool": server.settings("eil/post")}) as box:
         queue_id = _send(box, content, "alice@example.test")
         _wait_for(box, "trace", queue_id, says="closed after")
         (kept,) = box.mailbox("alice")
@@ -65,7 +65,7 @@ async def test_a_lost_object_is_a_deferral_in_the_queue_and_ends_when_it_is_put_
         "delivery": {"relay": f"smtp://127.0.0.1:{port}", "dead_site": "100ms"},
         "router": {"retry": ["1s"]},
     }
-    with ObjectServer() as server, OneBox(tmp_path / "home", {"spool": server.settings(), **settings}) as box:
+    with ObjectServer() as server, EilpostProcess(tmp_path / "home", {"spool": server.settings(), **settings}) as box:
 
         async def waits(says: str) -> str:
             return await asyncio.to_thread(_wait_for, box, "queue", says=says)
@@ -81,7 +81,7 @@ async def test_a_lost_object_is_a_deferral_in_the_queue_and_ends_when_it_is_put_
         )
         file.parent.mkdir(exist_ok=True)
         (server.home / "backup").rename(file)
-        async with Remote(port=port) as remote:
+        async with ScriptedRemote(port=port) as remote:
             await asyncio.to_thread(_wait_for, box, "trace", queue_id, says="closed after")
             (message,) = remote.messages
         assert message.content.endswith(content)
@@ -89,7 +89,7 @@ async def test_a_lost_object_is_a_deferral_in_the_queue_and_ends_when_it_is_put_
 
 def test_a_store_that_is_away_is_4xx_and_mail_waits_for_it(tmp_path: Path) -> None:
     content = letter(600_000)
-    with ObjectServer() as server, OneBox(tmp_path / "home", {"spool": server.settings()}) as box:
+    with ObjectServer() as server, EilpostProcess(tmp_path / "home", {"spool": server.settings()}) as box:
         server.kill()
         with pytest.raises(AssertionError, match=r"451|4\.3\.0"):
             _send(box, content, "alice@example.test")
@@ -116,7 +116,7 @@ def test_a_store_that_is_away_is_4xx_and_mail_waits_for_it(tmp_path: Path) -> No
 )
 def test_a_store_that_cannot_be_used_is_one_line_at_start(tmp_path: Path, over: dict[str, str], words: str) -> None:
     with ObjectServer() as server:
-        box = OneBox(tmp_path / "home", {"spool": server.settings() | over})
+        box = EilpostProcess(tmp_path / "home", {"spool": server.settings() | over})
         ended = subprocess.run(
             [*box.command, "--config", str(box.config)], capture_output=True, text=True, timeout=60, check=False
         )
@@ -131,7 +131,7 @@ def test_a_store_that_cannot_be_used_is_one_line_at_start(tmp_path: Path, over: 
 def test_doctor_says_how_the_store_is(tmp_path: Path) -> None:
     with ObjectServer() as server:
         settings = {"spool": server.settings("eil/post"), "delivery": {"relay": f"smtp://127.0.0.1:{free_port()}"}}
-        box = OneBox(tmp_path / "home", settings)  # its configuration; nothing runs
+        box = EilpostProcess(tmp_path / "home", settings)  # its configuration; nothing runs
 
         def look() -> dict[str, Any]:
             answer = json.loads(box.run("doctor", "--json", ok=False))

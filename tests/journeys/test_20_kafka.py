@@ -23,10 +23,10 @@ from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from deploy.kafka.cluster import Cluster
 from deploy.kafka.jars import BrokerError
-from deploy.kafka.question import brokers_alive
-from tests.support import guarded
-from tests.support.kafka import QUICK, MakesClusters
-from tests.support.ports import free_port, wait_until
+from deploy.kafka.question import live_brokers
+from tests.support.servers import supervised
+from tests.support.servers.kafka import QUICK, ClusterFactory
+from tests.support.servers.ports import free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +77,7 @@ async def test_no_topic_makes_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.kafka_cluster
-async def test_three_nodes_and_one_dies_and_comes_back(kafka_cluster: MakesClusters) -> None:
+async def test_three_nodes_and_one_dies_and_comes_back(kafka_cluster: ClusterFactory) -> None:
     cluster = await asyncio.to_thread(kafka_cluster, 3, settings=QUICK)
     assert all(cluster.alive(asked=number) == {1, 2, 3} for number in (1, 2, 3))
     client = {"bootstrap_servers": cluster.bootstrap}
@@ -87,7 +87,7 @@ async def test_three_nodes_and_one_dies_and_comes_back(kafka_cluster: MakesClust
     dead = cluster.node(3)
     dead.kill()
     assert not dead.running()
-    assert brokers_alive(cluster.port(3)) == {}
+    assert live_brokers(cluster.port(3)) == {}
     await _send(client, topic, b"with two")
     await wait_until(lambda: cluster.alive() == {1, 2}, what="the others see it go")
 
@@ -105,7 +105,7 @@ async def test_three_nodes_and_one_dies_and_comes_back(kafka_cluster: MakesClust
 @pytest.mark.kafka_cluster
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
 async def test_the_secured_listener(secured_node: Cluster, mechanism: str) -> None:
-    secured = secured_node.secured
+    secured = secured_node.credentials
     assert secured is not None
     trusting = ssl.create_default_context(cafile=str(secured.ca))
     trusting.load_cert_chain(secured.client_certificate, secured.client_key)
@@ -138,13 +138,13 @@ def test_the_command_and_brokers_that_do_not_outlive_it(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, str(ROOT / "deploy/kafka/broker.py")]
     start = [*command, "up", "--dir", tmp_path, "--port", str(port)]
-    up = subprocess.Popen(start, stdout=subprocess.PIPE, text=True, process_group=guarded.group())
+    up = subprocess.Popen(start, stdout=subprocess.PIPE, text=True, process_group=supervised.group())
     assert up.stdout is not None
     try:
         said = up.stdout.readline()
         said += up.stdout.readline()
         assert f'log.url = "kafka://127.0.0.1:{port}"' in said
-        assert brokers_alive(port) == {1: port}
+        assert live_brokers(port) == {1: port}
         status = subprocess.run([*command, "status", "--dir", tmp_path], capture_output=True, text=True, check=True)
         assert "counts as alive: [1]" in status.stdout
         second = subprocess.run([*command, "up", "--dir", tmp_path], capture_output=True, text=True)
@@ -156,7 +156,7 @@ def test_the_command_and_brokers_that_do_not_outlive_it(tmp_path: Path) -> None:
     asyncio.run(wait_until(lambda: not _who_names(tmp_path), what="the broker's end"))
     assert subprocess.run([*command, "down", "--dir", tmp_path], capture_output=True).returncode == 1
 
-    up = subprocess.Popen(start, stdout=subprocess.PIPE, text=True, process_group=guarded.group())
+    up = subprocess.Popen(start, stdout=subprocess.PIPE, text=True, process_group=supervised.group())
     try:
         assert up.stdout is not None
         while "is process" not in (line := up.stdout.readline()):

@@ -18,12 +18,12 @@ import pytest
 from aiokafka import TopicPartition
 
 from mail.log.kafka.access import make_access
-from mail.log.kafka.lookout import Lookout
+from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.topics import ALL_TOPICS
 from mail.settings import LogSettings
-from tests.support.kafka_log import make_topics, settings_on
-from tests.support.onebox import EILPOST, OneBox, directory_toml
-from tests.support.ports import wait_until
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
+from tests.support.servers.kafka_log import make_topics, settings_on
+from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
@@ -52,8 +52,8 @@ class Hosting:
             "mailboxes": {"url": f"maildir:{folder}/mail"},
         }
 
-        def process(name: str, *command: str) -> OneBox:
-            return OneBox(folder / name, shared, directory=DIRECTORY, command=(str(EILPOST), *command))
+        def process(name: str, *command: str) -> EilpostProcess:
+            return EilpostProcess(folder / name, shared, directory=DIRECTORY, command=(str(EILPOST), *command))
 
         self.ingress = process("ingress", "ingress")
         self.shared = [process("router", "router"), process("delivery", "delivery")]
@@ -63,7 +63,7 @@ class Hosting:
         ]
 
     @contextlib.contextmanager
-    def running(self, processes: Sequence[OneBox]) -> Iterator[None]:
+    def running(self, processes: Sequence[EilpostProcess]) -> Iterator[None]:
         try:
             for process in processes:
                 process.start(wait=False)
@@ -100,11 +100,11 @@ async def records(log: LogSettings) -> dict[str, int]:
     """Records ever written to each of the topics."""
     access = make_access(log)
     written = {}
-    async with Lookout(access) as lookout:
-        found = await lookout.topics(with_config=False)
+    async with ClusterInfo(access) as cluster_info:
+        found = await cluster_info.topics(with_config=False)
         for topic in ALL_TOPICS:
             partitions = [TopicPartition(access.prefix + topic.name, n) for n in range(found[topic].partitions)]
-            written[topic.name] = sum((await lookout.ends(partitions)).values())
+            written[topic.name] = sum((await cluster_info.end_offsets(partitions)).values())
     return written
 
 
@@ -155,7 +155,7 @@ async def test_a_dedicated_tenant_shares_nothing(kafka_bootstrap: str, tmp_path:
 
 
 def test_a_tenant_that_is_not_dedicated_is_refused(tmp_path: Path) -> None:
-    box = OneBox(tmp_path, {"log": {"url": "kafka://127.0.0.1:1"}}, directory=DIRECTORY)
+    box = EilpostProcess(tmp_path, {"log": {"url": "kafka://127.0.0.1:1"}}, directory=DIRECTORY)
     for name in ("nobody", "default"):
         with pytest.raises(AssertionError, match=r"--tenant .*hosting = .dedicated. \(dedicated are: acme\)"):
             box.run("queue", "--tenant", name)

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from mail.log.topics import prefix_of_tenant
+from mail.log.topics import tenant_prefix
 from mail.settings import LogSettings
-from tests.support.kafka_log import make_topics, settings_on
-from tests.support.onebox import EILPOST, OneBox, directory_toml
-from tests.support.ports import wait_until
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
+from tests.support.servers.kafka_log import make_topics, settings_on
+from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 
@@ -52,7 +52,7 @@ def try_to_send(port: int, recipient: str = "alice@example.test") -> tuple[int, 
 
 
 @contextmanager
-def running(*boxes: OneBox) -> Iterator[Sequence[OneBox]]:
+def running(*boxes: EilpostProcess) -> Iterator[Sequence[EilpostProcess]]:
     with contextlib.ExitStack() as started:
         for box in boxes:
             started.callback(box.kill)
@@ -64,7 +64,7 @@ async def test_a_backlog_turns_new_mail_away_until_it_is_routed(kafka_bootstrap:
     log = settings_on(kafka_bootstrap, shards=2, delivery_shards=2)
     await make_topics(log)
     first, second, *workers = (
-        OneBox(tmp_path / f"{role}-{number}", sections(log, tmp_path), command=(str(EILPOST), role))
+        EilpostProcess(tmp_path / f"{role}-{number}", sections(log, tmp_path), command=(str(EILPOST), role))
         for number, role in enumerate(("ingress", "ingress", "router", "delivery"))
     )
     with running(first, second):
@@ -93,9 +93,9 @@ async def test_a_backlog_turns_new_mail_away_until_it_is_routed(kafka_bootstrap:
 async def test_the_backlog_of_a_dedicated_tenant_is_its_own(kafka_bootstrap: str, tmp_path: Path) -> None:
     log = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     await make_topics(log)
-    await make_topics(log.model_copy(update={"prefix": prefix_of_tenant(log.prefix, "acme")}))
+    await make_topics(log.model_copy(update={"prefix": tenant_prefix(log.prefix, "acme")}))
     ingress, router, theirs = (
-        OneBox(
+        EilpostProcess(
             tmp_path / "-".join(command),
             sections(log, tmp_path),
             directory=DIRECTORY,

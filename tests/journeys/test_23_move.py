@@ -19,20 +19,20 @@ from typing import Any
 
 import pytest
 
-from eilpost.move.letters import Carrier
+from eilpost.move.items import ContentCopier
 from mail.log import Log
 from mail.log.embedded import EmbeddedLog
 from mail.log.kafka import KafkaLog
 from mail.settings import LogSettings
 from mail.spool.disk import DiskSpool
 from mail.spool.memory import MemorySpool
-from tests.support import guarded
-from tests.support.kafka_log import make_topics, running, settings_on
-from tests.support.mixed_queue import Planted, arrived, is_empty, plant
-from tests.support.mortal import Killed, Life, moved
-from tests.support.onebox import EILPOST, OneBox, directory_toml, toml
-from tests.support.ports import wait_until
-from tests.support.world import World
+from tests.support.builders.mixed_queue import Planted, arrived, is_empty, plant
+from tests.support.faults.killable_mover import Killed, KillSwitch, run_move
+from tests.support.servers import supervised
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml, toml
+from tests.support.servers.in_memory import InMemoryMailServer
+from tests.support.servers.kafka_log import make_topics, running, settings_on
+from tests.support.servers.ports import wait_until
 
 
 def configuration(folder: Path, log: LogSettings, spool: str = "spool") -> Path:
@@ -59,7 +59,7 @@ def move(*arguments: object, status: int = 0) -> str:
 def begun(*arguments: object) -> subprocess.Popen[bytes]:
     command = [str(EILPOST), "move", *map(str, arguments)]
     nowhere = subprocess.DEVNULL
-    return subprocess.Popen(command, stdout=nowhere, stderr=nowhere, process_group=guarded.group())
+    return subprocess.Popen(command, stdout=nowhere, stderr=nowhere, process_group=supervised.group())
 
 
 @asynccontextmanager
@@ -74,21 +74,23 @@ async def opened(path: Path) -> AsyncIterator[EmbeddedLog]:
 
 async def deliver(log: Log, spool: Path | MemorySpool, planted: Planted) -> None:
     """The roles run on the log until all is done; each message arrives once."""
-    world = World({"router": {"retry": ["1s"]}}, log=log, spool=spool if isinstance(spool, Path) else None)
+    mail_server = InMemoryMailServer(
+        {"router": {"retry": ["1s"]}}, log=log, spool=spool if isinstance(spool, Path) else None
+    )
     if isinstance(spool, MemorySpool):
-        world.spool = spool
-    async with world:
+        mail_server.spool = spool
+    async with mail_server:
 
         async def is_through() -> bool:
-            return arrived(await world.mailbox("alice")).total() >= len(planted.expected) and len(
-                await world.queue()
+            return arrived(await mail_server.mailbox("alice")).total() >= len(planted.expected) and len(
+                await mail_server.queue()
             ) <= len(planted.held)
 
         with suppress(AssertionError):  # the comparison below says more
             await wait_until(is_through, what="the end of the queue", deadline_seconds=60)
         await asyncio.sleep(1.5)  # a retry of what came twice would be due by now
-        assert arrived(await world.mailbox("alice")) == dict.fromkeys(planted.expected, 1)
-        assert {line.delivery.message.queue_id for line in await world.queue()} == {
+        assert arrived(await mail_server.mailbox("alice")) == dict.fromkeys(planted.expected, 1)
+        assert {line.delivery.message.queue_id for line in await mail_server.queue()} == {
             planted.messages[name] for name in planted.held
         }
 
@@ -163,7 +165,7 @@ async def test_what_cannot_be_is_one_line(tmp_path: Path, source: str, target: s
 
 
 async def test_a_source_that_runs_is_left_alone(tmp_path: Path) -> None:
-    with OneBox(tmp_path / "box") as box:
+    with EilpostProcess(tmp_path / "box") as box:
         said = move("--from", box.config, "--to", f"embedded:{tmp_path}/new.db", status=2)
         assert "another eilpost process" in said
         assert said.count("\n") == 1
@@ -179,16 +181,16 @@ async def test_to_a_kafka_and_back(kafka_bootstrap: str, tmp_path: Path) -> None
     async with opened(tmp_path / "old.db") as source:
         planted = await plant(source, here, 6)
         async with running(settings) as target:
-            await moved(source, target, Carrier(here, there, 256 << 10), batch=50)
+            await run_move(source, target, ContentCopier(here, there, 256 << 10), batch=50)
             told = [event async for event in target.history(planted.messages["retry-1"])]
             assert told == [event async for event in source.history(planted.messages["retry-1"])]
             assert len(told) == 3
-            lines = {line.delivery.id: line async for line in target.open_lines()}
+            lines = {line.delivery.id: line async for line in target.pending_deliveries()}
             assert lines.keys() == planted.lines.keys()
             assert all(lines[key].attempts == line.attempts for key, line in planted.lines.items())
         assert await is_empty(source)
     async with opened(tmp_path / "new.db") as target_file, running(settings) as cluster:
-        await moved(cluster, target_file, Carrier(there, here, 256 << 10), batch=50)
+        await run_move(cluster, target_file, ContentCopier(there, here, 256 << 10), batch=50)
         assert await is_empty(cluster)
     await deliver(EmbeddedLog(tmp_path / "new.db", LogSettings()), here, planted)
 
@@ -203,9 +205,9 @@ async def test_to_a_kafka_killed_between_its_commits(kafka_bootstrap: str, tmp_p
         for at in (2, 7, 4, 9):
             async with running(settings) as target:
                 with pytest.raises(Killed):
-                    await moved(source, target, Carrier(None, spool, 256 << 10), Life(at, after=after))
+                    await run_move(source, target, ContentCopier(None, spool, 256 << 10), KillSwitch(at, after=after))
         async with running(settings) as target:
-            await moved(source, target, Carrier(None, spool, 256 << 10))
+            await run_move(source, target, ContentCopier(None, spool, 256 << 10))
         assert await is_empty(source)
     await deliver(KafkaLog(settings), spool, planted)
 
@@ -263,9 +265,9 @@ async def test_a_cluster_in_use_and_the_same_twice_are_refused(kafka_bootstrap: 
     assert "are the same log" in move("--from", new, "--to", new, status=2)
     async with opened(tmp_path / "old/log.db") as log:
         planted = await plant(log, DiskSpool(tmp_path / "old/spool"), 1)
-    async with World(log=KafkaLog(settings)) as world:
+    async with InMemoryMailServer(log=KafkaLog(settings)) as mail_server:
         said = await asyncio.to_thread(lambda: move("--from", old, "--to", new, status=2))
         assert "is in use (members of its groups: " in said
-        assert not await world.queue()
+        assert not await mail_server.queue()
     async with opened(tmp_path / "old/log.db") as log:
-        assert Counter([line.delivery.id async for line in log.open_lines()]) == Counter(planted.lines.keys())
+        assert Counter([line.delivery.id async for line in log.pending_deliveries()]) == Counter(planted.lines.keys())

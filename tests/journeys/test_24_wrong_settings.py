@@ -20,10 +20,10 @@ from deploy.kafka.cluster import Cluster
 from mail.log.kafka import KafkaHistory
 from mail.log.kafka.access import make_access
 from mail.settings import LogSettings
-from tests.support import kafka
-from tests.support import log_samples as samples
-from tests.support.commands import Run, commands, refused, secured_log
-from tests.support.kafka_log import running, settings_on
+from tests.support.builders import records as samples
+from tests.support.clients.commands import Run, commands, refused, secured_log
+from tests.support.servers import kafka
+from tests.support.servers.kafka_log import running, settings_on
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def test_a_secured_listener_that_does_not_take_us(
     assert f" {key}" in line
     assert says in line
     assert "not-this-one" not in line
-    assert secured_node.secured is not None
-    assert secured_node.secured.password not in line
+    assert secured_node.credentials is not None
+    assert secured_node.credentials.password not in line
 
 
 @pytest.mark.kafka_cluster
@@ -140,10 +140,10 @@ def test_an_open_listener_where_a_secured_one_is_expected(
 async def test_a_log_over_tls_with_a_log_in_takes_records_and_gives_them_back(
     secured_node: Cluster, mechanism: str
 ) -> None:
-    assert secured_node.secured is not None
+    assert secured_node.credentials is not None
     certificate = {
-        "tls_cert": str(secured_node.secured.client_certificate),
-        "tls_key": str(secured_node.secured.client_key),
+        "tls_cert": str(secured_node.credentials.client_certificate),
+        "tls_key": str(secured_node.credentials.client_key),
     }
     shown = LogSettings.model_validate(secured_log(secured_node, sasl_mechanism=mechanism, **certificate))
     settings = settings_on(secured_node.secure_bootstrap, shown, shards=1, delivery_shards=1)
@@ -151,10 +151,10 @@ async def test_a_log_over_tls_with_a_log_in_takes_records_and_gives_them_back(
     async with running(settings) as log:
         await log.append(samples.accepted())
         await log.append(event)
-        assert await log.waiting_inputs(samples.queue_id(1)) == [samples.accepted()]
+        assert await log.unrouted_messages(samples.queue_id(1)) == [samples.accepted()]
         assert [each async for each in KafkaHistory(settings).history(samples.queue_id(1))] == [event]
     for text in (repr(make_access(settings)), repr(settings), str(settings)):
-        assert secured_node.secured.password not in text
+        assert secured_node.credentials.password not in text
 
 
 @pytest.mark.kafka_cluster
@@ -171,4 +171,4 @@ async def test_a_log_over_tls_alone_or_with_a_log_in_alone_takes_a_message_and_g
     settings = settings_on(where, LogSettings.model_validate(section), shards=1, delivery_shards=1)
     async with running(settings) as log:
         await log.append(samples.accepted())
-        assert await log.waiting_inputs(samples.queue_id(1)) == [samples.accepted()]
+        assert await log.unrouted_messages(samples.queue_id(1)) == [samples.accepted()]

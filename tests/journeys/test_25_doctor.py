@@ -22,21 +22,21 @@ from mail.record import Settled
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import (
     NOW,
-    delivering,
-    dispatches,
+    delivery_shard_of,
     events,
-    lines,
-    numbers,
-    routing,
-    seen,
-    take_all,
+    eventually_equals,
+    read_dispatches,
+    read_inputs,
+    records_of,
+    replay_all,
+    router_shard_of,
 )
-from tests.support import kafka
-from tests.support import log_samples as samples
-from tests.support.commands import Run, commands, refused, secured_log
-from tests.support.kafka_log import running, settings_on
-from tests.support.onebox import OneBox
-from tests.support.ports import free_port
+from tests.support.builders import records as samples
+from tests.support.clients.commands import Run, commands, refused, secured_log
+from tests.support.servers import kafka
+from tests.support.servers.eilpost_process import EilpostProcess
+from tests.support.servers.kafka_log import running, settings_on
+from tests.support.servers.ports import free_port
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_mail_that_waits_for_nobody_is_found_and_a_group_that_works_is_well(
         "log": log | {"durability": "dev", "replication": 1, "session_timeout": "6s"},
         "delivery": {"relay": f"smtp://127.0.0.1:{free_port()}"},
     }
-    with OneBox(tmp_path / "box", sections):
+    with EilpostProcess(tmp_path / "box", sections):
         end = time.monotonic() + 30
         while (finding := look()[group])["level"] != "OK":
             assert time.monotonic() < end, finding
@@ -299,8 +299,8 @@ def test_doctor_on_a_secured_cluster(run: Run, secured_node: Cluster) -> None:
     assert (status, err) == (0, "")
     assert levels[f"certificate {secured_node.secure_bootstrap}"] == "OK"
     assert levels["append"] == levels["clock of broker 1"] == "OK"
-    assert secured_node.secured is not None
-    assert secured_node.secured.password not in out
+    assert secured_node.credentials is not None
+    assert secured_node.credentials.password not in out
 
 
 @pytest.mark.kafka_cluster
@@ -313,19 +313,19 @@ async def test_a_message_goes_all_its_way_over_a_secured_listener(secured_node: 
     )
     async with running(settings) as log:
         await log.append(samples.accepted(1))
-        async with routing(log) as router:
-            taken = await take_all(router, 1)
+        async with router_shard_of(log) as router:
+            taken = await read_inputs(router, 1)
             await router.commit([samples.pending(1), samples.dispatched(1), samples.event(1)], taken)
-            assert await lines(router) == [samples.pending(1)]
-            async with delivering(log) as carrying:
-                (entry,) = await dispatches(carrying, 1)
+            assert await replay_all(router) == [samples.pending(1)]
+            async with delivery_shard_of(log) as carrying:
+                (entry,) = await read_dispatches(carrying, 1)
                 await carrying.finish(entry, samples.attempted(1))
-            report = await take_all(router, 1)
-            assert numbers(report) == [samples.attempted(1)]
+            report = await read_inputs(router, 1)
+            assert records_of(report) == [samples.attempted(1)]
             await router.commit([Settled(samples.delivery(1).id)], report)
-            assert await lines(router) == []
-        await seen(lambda: events(log, 1), [samples.event(1)])
+            assert await replay_all(router) == []
+        await eventually_equals(lambda: events(log, 1), [samples.event(1)])
     async with running(settings) as log:  # the marks of both groups are there for who comes next
-        async with routing(log) as router:
-            assert not await router.take(10, NOW)
+        async with router_shard_of(log) as router:
+            assert not await router.read(10, NOW)
         assert (await log.backlog()).dispatched == 0

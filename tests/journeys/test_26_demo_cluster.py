@@ -23,9 +23,9 @@ from pathlib import Path
 import pytest
 
 from eilpost import demo
-from tests.support import guarded
-from tests.support.kafka import MakesClusters
-from tests.support.ports import free_port
+from tests.support.servers import supervised
+from tests.support.servers.kafka import ClusterFactory
+from tests.support.servers.ports import free_port
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.timeout(300)]
 
@@ -64,7 +64,7 @@ def running(said: Path, *command: str) -> Iterator[Running]:
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
-            process_group=guarded.group(),
+            process_group=supervised.group(),
         )
     try:
         yield Running(process, said)
@@ -189,7 +189,7 @@ def test_the_demo_cluster(tmp_path: Path) -> None:
             assert not any(_lives(pid) for pid in each.pids())
 
 
-def test_its_processes_do_not_outlive_a_demo_that_is_killed(kafka_cluster: MakesClusters, tmp_path: Path) -> None:
+def test_its_processes_do_not_outlive_a_demo_that_is_killed(kafka_cluster: ClusterFactory, tmp_path: Path) -> None:
     brokers = kafka_cluster(3)
     with make_cluster(tmp_path, f"kafka://{brokers.bootstrap}", _free_in_a_row(*range(PORTS))) as cluster:
         until(lambda: cluster.said().count(" pid ") == 7, cluster.said)

@@ -1,7 +1,7 @@
 """Journey 27: a record of another version lies in one shard. Its shard stands still and says so, all else goes on.
 
 Real processes on a real Kafka, for each topic that a router or a delivery reads. No process ends or starts again; the
-log, a metric and `eilpost doctor` name the record. Then what docs/operating-kafka.md says of a damaged one is done:
+log, a metric and `eilpost doctor` name the record. Then what docs/kafka.md says of a damaged one is done:
 with the role's processes stopped the group's mark goes behind it, and what waited arrives.
 """
 
@@ -25,10 +25,10 @@ from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, ShardCounts,
 from mail.message import QueueId
 from mail.route import ToMailbox
 from mail.settings import LogSettings
-from tests.support.kafka_log import make_topics, plant, settings_on
-from tests.support.log_samples import accepted, attempted, dispatched, frame_of_version, pending
-from tests.support.onebox import EILPOST, OneBox, directory_toml
-from tests.support.ports import wait_until
+from tests.support.builders.records import accepted, attempted, dispatched, frame_of_version, pending
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
+from tests.support.servers.kafka_log import append_frame, make_topics, settings_on
+from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
@@ -55,7 +55,7 @@ class Roles:
         }
         self.mail = folder / "mail/example.test"
         self.ingress, self.router, self.delivery = self.everyone = tuple(
-            OneBox(folder / role, shared, directory=directory_toml(USERS), command=(str(EILPOST), role))
+            EilpostProcess(folder / role, shared, directory=directory_toml(USERS), command=(str(EILPOST), role))
             for role in ("ingress", "router", "delivery")
         )
 
@@ -117,7 +117,7 @@ async def stands(roles: Roles, role: str, what: str, flows: Sequence[str]) -> No
     assert what in stopped
 
 
-async def has_stopped(reader: OneBox, role: str) -> None:
+async def has_stopped(reader: EilpostProcess, role: str) -> None:
     await wait_until(
         lambda: reader.metric("eilpost_shards_stopped", role=role) == 1, what="the metric", deadline_seconds=20
     )
@@ -126,7 +126,7 @@ async def has_stopped(reader: OneBox, role: str) -> None:
 async def set_mark(log: LogSettings, topic: Topic, role: str, offset: int, text: str = "") -> None:
     """As `kafka-consumer-groups.sh --reset-offsets --to-offset` does for a group without members."""
     access = make_access(log)
-    consumer = AIOKafkaConsumer(group_id=access.group(role), enable_auto_commit=False, **access.client())
+    consumer = AIOKafkaConsumer(group_id=access.group(role), enable_auto_commit=False, **access.client_options())
     await consumer.start()
     try:
         at = TopicPartition(access.topic(topic), STOPPED)
@@ -154,7 +154,7 @@ async def test_a_record_of_another_version(kafka_bootstrap: str, tmp_path: Path,
         await wait_until(lambda: roles.arrived() == sorted(before), what="mail while all is well", deadline_seconds=40)
         lives = {each.pid for each in roles.everyone}
 
-        offset = await plant(log, topic, STOPPED, frame_of_version(9, RECORDS[topic]))
+        offset = await append_frame(log, topic, STOPPED, frame_of_version(9, RECORDS[topic]))
         await has_stopped(reader, role)
         after = roles.send([f"after-{number}" for number in range(LETTERS)])
         waiting = {subject for subject, (queue_id, user) in after.items() if waits_for(topic, queue_id, user)}
@@ -190,7 +190,7 @@ async def test_a_router_that_starts_on_a_queue_line_of_another_version(kafka_boo
     key = place(line, COUNTS).key
     with roles.running():
         assert await asyncio.to_thread(roles.router.stop) == 0
-        await plant(log, QUEUE, STOPPED, frame_of_version(9, line), key)
+        await append_frame(log, QUEUE, STOPPED, frame_of_version(9, line), key)
         await asyncio.to_thread(roles.router.start)
         await has_stopped(roles.router, "router")
         sent = roles.send([f"letter-{number}" for number in range(LETTERS)])
@@ -205,7 +205,7 @@ async def test_a_queue_line_of_another_version_is_told(kafka_bootstrap: str, tmp
     await make_topics(log)
     line = pending(1)
     at = place(line, COUNTS)
-    await plant(log, QUEUE, at.shard, frame_of_version(9, line), at.key)
+    await append_frame(log, QUEUE, at.shard, frame_of_version(9, line), at.key)
     ingress = Roles(tmp_path, log).ingress  # its configuration; nothing runs
     told = json.loads(await asyncio.to_thread(ingress.run, "doctor", "--json", ok=False))
     (finding,) = [each for each in told["findings"] if each["what"] == f"shard {at.shard} of {log.prefix}queue"]

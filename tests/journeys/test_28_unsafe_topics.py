@@ -13,10 +13,10 @@ import pytest
 
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, Topic
 from mail.settings import LogSettings
-from tests.support import kafka
-from tests.support.commands import Run, commands, refused
-from tests.support.kafka_log import configure, make_topics, settings_on
-from tests.support.onebox import EILPOST, OneBox
+from tests.support.clients.commands import Run, commands, refused
+from tests.support.servers import kafka
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess
+from tests.support.servers.kafka_log import configure, make_topics, settings_on
 
 pytestmark = pytest.mark.kafka_cluster
 
@@ -73,7 +73,9 @@ def test_what_is_refused_is_taken_for_trials_and_what_is_safe_is_taken(
         unsafe.setdefault(topic, {})[key] = value
 
     def starts(durability: str) -> None:
-        process = OneBox(tmp_path / durability, {"log": section(safe, durability)}, command=(str(EILPOST), role))
+        process = EilpostProcess(
+            tmp_path / durability, {"log": section(safe, durability)}, command=(str(EILPOST), role)
+        )
         try:
             process.start()
             assert process.stop() == 0

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 
 from mail.log.kafka.access import make_access
-from mail.log.kafka.making import open_admin
+from mail.log.kafka.create_topics import open_admin
 from mail.log.topics import ALL_TOPICS
 from mail.settings import LogSettings
 from tests.journeys.test_21_dedicated_tenant import Hosting, send
-from tests.support.kafka_log import make_topics, settings_on
-from tests.support.onebox import OneBox
-from tests.support.ports import wait_until
+from tests.support.servers.eilpost_process import EilpostProcess
+from tests.support.servers.kafka_log import make_topics, settings_on
+from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
@@ -36,13 +36,13 @@ async def delete(log: LogSettings, names: Sequence[str]) -> None:
         await admin.close()
 
 
-def told(process: OneBox, what: str) -> list[str]:
+def told(process: EilpostProcess, what: str) -> list[str]:
     """The lines of its log that are about missing topics."""
     lines = [json.loads(line) for line in process.output().splitlines() if line.startswith("{")]
     return [line["reason"] for line in lines if line["event"] == what]
 
 
-def reasons(process: OneBox) -> list[str]:
+def reasons(process: EilpostProcess) -> list[str]:
     """Why it is not ready."""
     found: list[str] = json.loads(process.get("/readyz")[1])["reasons"]
     return found

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.containers.engine import Engine, EngineError
 from tests.support.containers.images import image
-from tests.support.ports import free_port
+from tests.support.servers.ports import free_port
 
 pytestmark = pytest.mark.docker
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from tests.support import guarded
-from tests.support.onebox import EILPOST, OneBox
-from tests.support.ports import free_port, wait_until
-from tests.support.postfix import Postfix
-from tests.support.relay import Relay, every
+from tests.support.servers import supervised
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess
+from tests.support.servers.faulty_relay import FaultyRelay, every
+from tests.support.servers.ports import free_port, wait_until
+from tests.support.servers.postfix import Postfix
 
 
 @asynccontextmanager
@@ -32,7 +32,7 @@ async def started(*options: str) -> AsyncIterator[asyncio.subprocess.Process]:
         *(str(EILPOST), "load", *options),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        process_group=guarded.group(),
+        process_group=supervised.group(),
     )
     try:
         yield process
@@ -59,7 +59,7 @@ async def is_sending(process: asyncio.subprocess.Process) -> None:
 async def test_a_whole_server_under_load(tmp_path: Path) -> None:
     sink = free_port()
     settings = {"delivery": {"relay": f"smtp://127.0.0.1:{sink}"}, "router": {"retry": ["300ms"]}}
-    with OneBox(tmp_path, settings) as box:
+    with EilpostProcess(tmp_path, settings) as box:
         result = await load(
             *("--target", f"127.0.0.1:{box.mx}", "--sink", f"127.0.0.1:{sink}", "--rate", "200", "--messages", "600"),
             *("--size", "2kB:90,300kB:10", "--recipients", "2", "--failing", "10%", "--deferring", "10%"),
@@ -76,7 +76,7 @@ async def test_a_whole_server_under_load(tmp_path: Path) -> None:
 
 async def test_sigterm_ends_the_sending_and_all_is_accounted_for(tmp_path: Path) -> None:
     sink = free_port()
-    with OneBox(tmp_path, {"delivery": {"relay": f"smtp://127.0.0.1:{sink}"}}) as box:
+    with EilpostProcess(tmp_path, {"delivery": {"relay": f"smtp://127.0.0.1:{sink}"}}) as box:
         options = ("--target", f"127.0.0.1:{box.mx}", "--sink", f"127.0.0.1:{sink}", "--rate", "50")
         async with started(*options, "--duration", "5m", "--settle", "10s", "--json") as process:
             await is_sending(process)
@@ -109,7 +109,7 @@ async def test_another_mail_server(tmp_path: Path) -> None:
     assert result["duplicates"] == result["damaged"] == result["lost"] == 0
 
 
-def through(relay: Relay, sink: int, messages: int, *more: str) -> list[str]:
+def through(relay: FaultyRelay, sink: int, messages: int, *more: str) -> list[str]:
     return [
         *("--target", f"127.0.0.1:{relay.port}", "--sink", f"127.0.0.1:{sink}", "--rate", "0"),
         *("--messages", str(messages), "--size", "1kB", "--settle", "2s", *more),
@@ -118,7 +118,7 @@ def through(relay: Relay, sink: int, messages: int, *more: str) -> list[str]:
 
 async def test_lost_mail_is_found_and_listed() -> None:
     sink = free_port()
-    async with Relay(sink, lose=every(100)) as relay:
+    async with FaultyRelay(sink, lose=every(100)) as relay:
         result = await load(*through(relay, sink, 500), status=1)
     assert result["accepted"] == 500
     assert result["delivered"] == 495
@@ -135,9 +135,11 @@ async def test_the_exit_status_tells_of_lost_mail_though_nobody_reads(stream: st
     os.close(reader)
     streams = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVNULL} | {stream: writer}
     try:
-        async with Relay(sink, lose=every(10)) as relay:
+        async with FaultyRelay(sink, lose=every(10)) as relay:
             process = await asyncio.create_subprocess_exec(
-                *(str(EILPOST), "load", "--json", *through(relay, sink, 20)), process_group=guarded.group(), **streams
+                *(str(EILPOST), "load", "--json", *through(relay, sink, 20)),
+                process_group=supervised.group(),
+                **streams,
             )
             assert await asyncio.wait_for(process.wait(), 60) == 1
     finally:
@@ -146,12 +148,12 @@ async def test_the_exit_status_tells_of_lost_mail_though_nobody_reads(stream: st
 
 async def test_copies_and_damage_are_counted() -> None:
     sink = free_port()
-    async with Relay(sink, copy=every(50)) as relay:
+    async with FaultyRelay(sink, copy=every(50)) as relay:
         result = await load(*through(relay, sink, 500))
         assert result["duplicates"] == 10
         assert sorted(result["duplicate_ids"]) == sorted(relay.copied)
         assert (result["delivered"], result["lost"]) == (500, 0)
-    async with Relay(sink, damage=every(50)) as relay:
+    async with FaultyRelay(sink, damage=every(50)) as relay:
         result = await load(*through(relay, sink, 100), status=1)
         assert (result["damaged"], result["lost"]) == (2, 0)
 
@@ -159,9 +161,9 @@ async def test_copies_and_damage_are_counted() -> None:
 async def test_refused_and_deferred_mail() -> None:
     sink = free_port()
     faults = {"refuse": every(20), "refuse_recipient": every(31), "defer_recipient": every(7), "defer": every(23)}
-    async with Relay(sink, **faults) as relay:
+    async with FaultyRelay(sink, **faults) as relay:
         result = await load(*through(relay, sink, 500), status=1)  # 5xx for valid mail
-    done = relay.done
+    done = relay.fault_counts
     assert min(done.values()) > 5
     assert result["refused"] == done["refuse"] + done["refuse_recipient"]
     assert {each["text"]: each["count"] for each in result["refusals"]} == {
@@ -178,16 +180,16 @@ async def test_refused_and_deferred_mail() -> None:
 
 async def test_deferred_mail_alone_does_not_fail_the_load() -> None:
     sink = free_port()
-    async with Relay(sink, defer_recipient=every(7)) as relay:
+    async with FaultyRelay(sink, defer_recipient=every(7)) as relay:
         result = await load(*through(relay, sink, 100))
-    assert result["retried"] == relay.done["defer_recipient"] > 5
+    assert result["retried"] == relay.fault_counts["defer_recipient"] > 5
 
 
 async def test_messages_that_no_target_takes_fail_the_load() -> None:
     """The server answers 451 to every recipient after the tenth."""
     sink = free_port()
     async with (
-        Relay(sink, defer_recipient=lambda number: number > 10) as relay,
+        FaultyRelay(sink, defer_recipient=lambda number: number > 10) as relay,
         started(*through(relay, sink, 20)) as process,
     ):
         out, err = await asyncio.wait_for(process.communicate(), 60)
@@ -200,9 +202,9 @@ async def test_messages_that_no_target_takes_fail_the_load() -> None:
 async def test_closed_connections_leave_doubt_or_are_retried() -> None:
     sink = free_port()
     faults = {"hang_up": every(25), "hang_up_recipient": every(17), "hang_up_greeting": every(5)}
-    async with Relay(sink, **faults) as relay:
+    async with FaultyRelay(sink, **faults) as relay:
         result = await load(*through(relay, sink, 500))
-    done = relay.done
+    done = relay.fault_counts
     assert min(done.values()) > 5
     assert result["in_doubt"] == done["hang_up"]
     assert result["in_doubt_settled"] == (done["hang_up"] + 1) // 2
@@ -213,7 +215,7 @@ async def test_closed_connections_leave_doubt_or_are_retried() -> None:
 
 async def test_a_target_that_is_away_is_passed_over() -> None:
     sink, nobody = free_port(), free_port()
-    async with Relay(sink) as relay:
+    async with FaultyRelay(sink) as relay:
         result = await load("--target", f"127.0.0.1:{nobody}", *through(relay, sink, 200, "--per-connection", "10"))
     assert result["accepted"] == result["delivered"] == 200
     assert result["connections_refused"] > 0
@@ -225,13 +227,13 @@ async def test_a_target_that_is_away_is_passed_over() -> None:
 async def test_an_interrupted_load_tells_what_it_knows(signals: list[signal.Signals]) -> None:
     sink = free_port()
     async with (
-        Relay(sink, lose=every(2)) as relay,
+        FaultyRelay(sink, lose=every(2)) as relay,
         started(
             *("--target", f"127.0.0.1:{relay.port}", "--sink", f"127.0.0.1:{sink}"),
             *("--rate", "200", "--duration", "1h", "--size", "1kB"),
         ) as process,
     ):
-        await wait_until(lambda: relay.done["lose"] > 20, what="mail at the server")
+        await wait_until(lambda: relay.fault_counts["lose"] > 20, what="mail at the server")
         for number in signals:
             process.send_signal(number)
             await asyncio.sleep(0.5)
@@ -250,7 +252,7 @@ async def test_an_interrupted_load_tells_what_it_knows(signals: list[signal.Sign
 
 async def test_nothing_relays_to_the_sink() -> None:
     sink = free_port()
-    async with Relay(sink, lose=every(1)) as relay, started(*through(relay, sink, 3)) as process:
+    async with FaultyRelay(sink, lose=every(1)) as relay, started(*through(relay, sink, 3)) as process:
         out, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 1
     assert re.search(r"^lost +3", out.decode(), re.MULTILINE)

@@ -11,9 +11,9 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from mail.telemetry import FAMILIES
-from tests.support.metrics import exported_name, faults
-from tests.support.onebox import PASSWORD, OneBox
-from tests.support.ports import free_port
+from tests.support.docs.metrics import exported_name, faults
+from tests.support.servers.eilpost_process import PASSWORD, EilpostProcess
+from tests.support.servers.ports import free_port
 
 SIZE = 100_000  # larger than what rides in a record: it lies in the spool
 
@@ -25,14 +25,14 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def send(box: OneBox, *to: str, size: int) -> None:
+def send(box: EilpostProcess, *to: str, size: int) -> None:
     with smtplib.SMTP("127.0.0.1", box.mx, "client.test", timeout=30) as client:
         client.sendmail("bob@example.test", to, b"Subject: counted\r\n\r\n" + b"x" * 70 + b"\r\n" * (size // 2))
 
 
 def test_every_stage_is_counted(tmp_path: Path) -> None:
     relay = f"smtp://127.0.0.1:{free_port()}"
-    box = OneBox(
+    box = EilpostProcess(
         tmp_path,
         {
             "delivery": {"relay": relay},

@@ -1,4 +1,4 @@
-"""Journey 31: `docker compose up` with the files in deploy/, as a reader of docs/deploy.md types it.
+"""Journey 31: `docker compose up` with the files in deploy/, as a reader of docs/install.md types it.
 
 Stand-ins take the place of the public images (`tests/support/containers/standins.py`), Grafana is not started, and the
 ports are free ones; everything else is as it stands in the files.
@@ -21,11 +21,11 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from tests.support.accounting import Posting, Source
 from tests.support.containers import standins
 from tests.support.containers.compose import Project
 from tests.support.containers.engine import Engine
-from tests.support.ports import free_port
+from tests.support.faults.accounting import AccountedMessage, Source
+from tests.support.servers.ports import free_port
 
 pytestmark = [
     pytest.mark.docker,
@@ -41,7 +41,7 @@ COUNT = """
 import poplib
 box = poplib.POP3('127.0.0.1', 2110)
 box.user('alice@example.test'); box.pass_('eilpost-demo')
-print(box.stat()[0])"""  # as docs/deploy.md has it
+print(box.stat()[0])"""  # as docs/install.md has it
 ROLES = {"ingress": 2, "router": 2, "delivery": 2, "mailstore": 1}
 
 
@@ -136,8 +136,8 @@ def _all_healthy(project: Project) -> bool:
     return len(serving) == 7 and all(one["Health"] == "healthy" for one in serving)
 
 
-def _postings(name: str, count: int, recipient: str) -> list[Posting]:
-    return [Posting(f"{name}-{number}", "somebody@source.test", (recipient,)) for number in range(count)]
+def _postings(name: str, count: int, recipient: str) -> list[AccountedMessage]:
+    return [AccountedMessage(f"{name}-{number}", "somebody@source.test", (recipient,)) for number in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ async def test_mail_flows_and_a_router_is_added(docker_engine: Engine, images: d
         assert (topics["State"], topics["ExitCode"]) == ("exited", 0)
 
         sources = [Source(port, sessions=4) for port in running.smtp]
-        large = [Posting("large", "somebody@source.test", ("outside@example.test",), size_bytes=3_000_000)]
+        large = [AccountedMessage("large", "somebody@source.test", ("outside@example.test",), size_bytes=3_000_000)]
         await asyncio.gather(
             sources[0].send(_postings("out", 40, "outside@example.test") + large),
             sources[1].send(_postings("in", 40, "alice@example.test")),

@@ -16,22 +16,22 @@ from pathlib import Path
 import pytest
 
 from tests.journeys.test_21_dedicated_tenant import Hosting, send
-from tests.support.kafka import MakesClusters
-from tests.support.kafka_log import settings_on
-from tests.support.onebox import EILPOST, OneBox
-from tests.support.ports import wait_until
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess
+from tests.support.servers.kafka import ClusterFactory
+from tests.support.servers.kafka_log import settings_on
+from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.timeout(240)]
 
 
-def readiness(process: OneBox) -> tuple[int, list[str]]:
+def readiness(process: EilpostProcess) -> tuple[int, list[str]]:
     """The status of /readyz and its reasons."""
     status, body = process.get("/readyz")
     return status, json.loads(body)["reasons"]
 
 
-async def becomes(processes: Sequence[OneBox], status: int, reason: str = "") -> None:
-    def is_so(process: OneBox) -> bool:
+async def becomes(processes: Sequence[EilpostProcess], status: int, reason: str = "") -> None:
+    def is_so(process: EilpostProcess) -> bool:
         try:
             found, reasons = readiness(process)
         except OSError:
@@ -56,12 +56,12 @@ def greeting(port: int) -> int:
 
 
 async def test_every_role_starts_without_kafka_and_lives_through_an_outage(
-    kafka_cluster: MakesClusters, tmp_path: Path
+    kafka_cluster: ClusterFactory, tmp_path: Path
 ) -> None:
     cluster = kafka_cluster(1)
     hosting = Hosting(tmp_path, settings_on(cluster.bootstrap))
     cluster.node(1).kill()
-    mailstore = OneBox(tmp_path / "mailstore", command=(str(EILPOST), "mailstore"))
+    mailstore = EilpostProcess(tmp_path / "mailstore", command=(str(EILPOST), "mailstore"))
     workers = [*hosting.shared, *hosting.acme]
     everyone = [hosting.ingress, *workers]
     port = hosting.ingress.mx

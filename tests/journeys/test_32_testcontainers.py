@@ -1,7 +1,8 @@
 """Journey 32: a project tests against eilpost as it would against any server, with testcontainers.
 
 The image and a broker run on a network of their own on this run's Docker engine; the tests' own way to a broker in a
-container (`tests.support.kafka`) is taken on the same engine. The broker's image is a stand-in for `apache/kafka`.
+container (`tests.support.servers.kafka`) is taken on the same engine. The broker's image is a stand-in for
+`apache/kafka`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
-from tests.support import kafka
 from tests.support.containers import standins
 from tests.support.containers.engine import Engine
 from tests.support.containers.images import image
-from tests.support.ports import wait_until
+from tests.support.servers import kafka
+from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.kafka_cluster, pytest.mark.timeout(240)]
 

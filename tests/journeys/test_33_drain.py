@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.onebox import OneBox
-from tests.support.ports import wait_until
-from tests.support.remote import Remote, Stall, Wait
+from tests.support.servers.eilpost_process import EilpostProcess
+from tests.support.servers.ports import wait_until
+from tests.support.servers.scripted_remote import ScriptedRemote, Stall, Wait
 
 pytestmark = pytest.mark.timeout(120)
 
 
-def make(home: Path, remote: Remote) -> OneBox:
+def make(home: Path, remote: ScriptedRemote) -> EilpostProcess:
     relayed = {"relay": f"smtp://127.0.0.1:{remote.port}"}
-    return OneBox(home, {"node": {"drain": "60s"}, "delivery": relayed, "router": {"retry": ["1s"]}})
+    return EilpostProcess(home, {"node": {"drain": "60s"}, "delivery": relayed, "router": {"retry": ["1s"]}})
 
 
-async def send(box: OneBox, recipient: str) -> None:
+async def send(box: EilpostProcess, recipient: str) -> None:
     def one() -> None:
         with smtplib.SMTP("127.0.0.1", box.mx) as client:
             client.sendmail("me@elsewhere.test", recipient, f"Subject: {recipient}\n\nx\n")
@@ -37,12 +37,12 @@ async def send(box: OneBox, recipient: str) -> None:
 async def test_a_drain_ends_what_is_idle_and_waits_for_what_is_under_way(tmp_path: Path) -> None:
     answer = asyncio.Event()
     script = {"MAIL": ["250 ok", Stall(), "250 ok"], "DOT": [Wait(answer, "250 2.0.0 taken"), "250 2.0.0 taken"]}
-    async with Remote(script) as remote:
+    async with ScriptedRemote(script) as remote:
         box = make(tmp_path, remote)
         try:
             await asyncio.to_thread(box.start)
             await send(box, "past@far.test")
-            await remote.until_said("DOT")
+            await remote.wait_command("DOT")
             await send(box, "before@far.test")
             await wait_until(lambda: sum("MAIL" in each for each in remote.commands) == 2, what="a second connection")
             idle = await asyncio.open_connection("127.0.0.1", box.mx)
@@ -74,7 +74,7 @@ async def test_a_drain_ends_what_is_idle_and_waits_for_what_is_under_way(tmp_pat
             assert "drain cut short" not in box.output()
 
             await asyncio.to_thread(box.start)
-            await remote.until(2, timeout=30)
+            await remote.wait_messages(2, timeout=30)
             await wait_until(lambda: len(box.maildir("alice")) == 1, what="the message that came in the drain")
             assert [message.rcpts for message in remote.messages] == [["TO:<past@far.test>"], ["TO:<before@far.test>"]]
         finally:
@@ -82,12 +82,12 @@ async def test_a_drain_ends_what_is_idle_and_waits_for_what_is_under_way(tmp_pat
 
 
 async def test_a_second_sigterm_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
-    async with Remote({"DOT": [Stall(), "250 2.0.0 taken"]}) as remote:
+    async with ScriptedRemote({"DOT": [Stall(), "250 2.0.0 taken"]}) as remote:
         box = make(tmp_path, remote)
         try:
             await asyncio.to_thread(box.start)
             await send(box, "past@far.test")
-            await remote.until_said("DOT")
+            await remote.wait_command("DOT")
             box.signal(signal.SIGTERM)
             await wait_until(lambda: "draining" in box.output(), what="the drain")
             await asyncio.sleep(0.5)
@@ -95,6 +95,6 @@ async def test_a_second_sigterm_ends_at_once_and_loses_nothing(tmp_path: Path) -
             assert await asyncio.to_thread(box.stop, 15.0) == 0  # the second one
             assert "drain cut short" in box.output()
             await asyncio.to_thread(box.start)
-            await remote.until(1, timeout=30)
+            await remote.wait_messages(1, timeout=30)
         finally:
             box.kill()

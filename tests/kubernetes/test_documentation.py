@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.containers import images
+from tests.support.docs.shell_blocks import script, shell_blocks
 from tests.support.kubernetes.cluster import CommandError, Kubernetes
 from tests.support.kubernetes.release import CLIENTS
-from tests.support.page import script, shell_blocks
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "kubernetes.md"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.docs.shell_blocks import script
 from tests.support.kubernetes.release import Release
-from tests.support.page import script
 
 INDEX = Path(__file__).resolve().parents[2] / "docs" / "runbooks" / "README.md"
 # A message to follow, and the pod of each role; the names of pods change from run to run.

@@ -11,7 +11,7 @@ import yaml
 
 from eilpost.cli import app
 from mail.settings import Settings
-from tests.support.chart import VALUES
+from tests.support.docs.chart import VALUES
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
 _KEY = re.compile(r"`([a-z]\w*(?:\.[A-Za-z]\w*)+)(?: =[^`]*)?`")

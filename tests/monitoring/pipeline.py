@@ -18,10 +18,10 @@ from typing import Any
 from deploy.kafka.cluster import Cluster
 from tests.monitoring.rules import FILES
 from tests.monitoring.world import Senders, fetch_mail, outside
-from tests.support import kafka
-from tests.support.kafka_log import make_topics, settings_on
-from tests.support.onebox import EILPOST, OneBox, directory_toml
-from tests.support.prometheus import Prometheus
+from tests.support.servers import kafka
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
+from tests.support.servers.kafka_log import make_topics, settings_on
+from tests.support.servers.prometheus import Prometheus
 
 USERS = ("alice", "bob", "carol")
 LOCAL = ("alice@example.test", "bob@example.test", "carol@example.test", "team@example.test", "wile@acme.test")
@@ -46,7 +46,7 @@ class Fleet:
     def __init__(self, folder: Path, brokers: Cluster, dns: str, remote_port: int) -> None:
         self._folder = folder
         self.log = settings_on(brokers.bootstrap, shards=4, delivery_shards=4)
-        secured = brokers.secured
+        secured = brokers.credentials
         assert secured is not None
         tls = {
             "url": f"kafka://{brokers.tls_bootstrap}",
@@ -65,7 +65,7 @@ class Fleet:
             "delivery": {"port": remote_port, "connections_per_site": 3, "dead_site": "5s", "connect_timeout": "2s"},
         }
         shared = {"url": self.log.url, "prefix": self.log.prefix, "durability": "dev", "replication": 1}
-        self.boxes: dict[str, OneBox] = {}
+        self.boxes: dict[str, EilpostProcess] = {}
         for pod, more in (
             ("ingress-0", {}),
             ("ingress-1", tls),
@@ -78,7 +78,7 @@ class Fleet:
             ("acme-delivery-0", {}),
         ):
             self._add(pod, {**shared, "session_timeout": "6s", **more})
-        self.onebox = OneBox(
+        self.onebox = EilpostProcess(
             folder / "onebox",
             {**self._common, **{name: {"url": f"{kind}:{folder}/onebox/{name}"} for name, kind in
                                 (("spool", "file"), ("mailboxes", "maildir"))}},
@@ -90,7 +90,7 @@ class Fleet:
     def _add(self, pod: str, log: Mapping[str, Any]) -> None:
         tenant, role = self._place(pod)
         command = (str(EILPOST), role, *(("--tenant", tenant) if tenant != "shared" else ()))
-        self.boxes[pod] = OneBox(
+        self.boxes[pod] = EilpostProcess(
             self._folder / pod, {**self._common, "log": dict(log)}, directory=DIRECTORY, command=command
         )
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from tests.monitoring.queries import filled_in
 from tests.monitoring.units import shown
-from tests.support.prometheus import Prometheus
+from tests.support.servers.prometheus import Prometheus
 
 COLUMN, ROW, GAP, HEAD = 66, 36, 8, 54  # pixels
 DPI = 100

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from eilpost.asjson import pending_json, text
-from mail.record import Pending, Waiting, Why
+from eilpost.json_output import pending_json, to_json
+from mail.record import Pending, WaitCause, Waiting
 from tests.monitoring.commands import wrong_keys
 from tests.monitoring.rules import RUNBOOKS, alerts
-from tests.support import log_samples as samples
-from tests.support.chart import CHART
+from tests.support.builders import records as samples
+from tests.support.docs.chart import CHART
 
 PAGES = {name: (RUNBOOKS / f"{name}.md").read_text() for name in alerts()}
 BOARDS = [json.loads(file.read_text()) for file in sorted((CHART / "files" / "dashboards").glob("*.json"))]
@@ -91,8 +91,11 @@ def test_the_command_that_lists_held_deliveries_reads_what_eilpost_queue_prints(
     due = samples.NOON + timedelta(hours=1)
     lines = [
         Pending(samples.delivery(number), Waiting(due, why, reason), samples.SPOOLED, 1, samples.LATER)
-        for number, why, reason in ((1, Why.RETRY, "later"), (2, Why.HOLD, "A bug of the router: KeyError"))
+        for number, why, reason in (
+            (1, WaitCause.DEFERRED, "later"),
+            (2, WaitCause.HELD, "A bug of the router: KeyError"),
+        )
     ]
-    printed = text([pending_json(line, samples.NOON) for line in lines])
+    printed = to_json([pending_json(line, samples.NOON) for line in lines])
     done = subprocess.run([sys.executable, "-c", code], input=printed, capture_output=True, text=True, timeout=30)
     assert done.stdout == f"{samples.queue_id(2)} A bug of the router: KeyError\n", done.stderr

@@ -16,10 +16,10 @@ from collections.abc import AsyncIterator, Sequence
 
 import aiosmtplib
 
-from tests.support.dns_server import DnsServer, Zone
-from tests.support.listener import Listener, streams
-from tests.support.onebox import PASSWORD
-from tests.support.ports import free_port
+from tests.support.servers.dns import DnsServer, Zone
+from tests.support.servers.eilpost_process import PASSWORD
+from tests.support.servers.listener import Listener, streams
+from tests.support.servers.ports import free_port
 
 HOSTS = {  # the exchanger of each domain, and its address
     "remote.test": ("mx.remote.test", "127.0.0.2"),

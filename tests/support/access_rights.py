@@ -16,9 +16,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
 from deploy.kafka.cluster import Cluster
-from tests.support import helm, kafka
+from tests.support.chart import helm
+from tests.support.servers import kafka
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "operating-kafka.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "kafka.md"
 _HEAD = "| resource | operation |"
 _ROW = re.compile(r"^\| `(\w+)` \| (\w+) \|", re.MULTILINE)
 PASSWORD = "rights-of-a-test"
@@ -115,7 +116,7 @@ async def _send(broker: Cluster, requests: Iterable[CreateAclsRequest | DeleteAc
 
 
 def rights_of_page() -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-    """The tables of docs/operating-kafka.md, as (resource, operation): for everything, and more for making topics."""
+    """The tables of docs/kafka.md, as (resource, operation): for everything, and more for making topics."""
     section = PAGE.read_text(encoding="utf-8").partition("### Access rights\n")[2].partition("\n#")[0]
     first, second = (set(_ROW.findall(table)) for table in section.split(_HEAD)[1:])
     return first, second

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.support import guarded
 from tests.support.kubernetes.namespaces import MS_BIND, MS_REC, mount
 from tests.support.removal import ROOT
+from tests.support.servers import supervised
 
 HIDDEN = (
     *("conntrack", "containerd", "debootstrap", "docker", "dockerd", "go", "gofmt", "helm", "ip"),
@@ -94,7 +94,7 @@ class User:
             text=True,
             errors="replace",
             timeout=timeout,
-            process_group=guarded.group(),
+            process_group=supervised.group(),
         )
 
     def processes(self) -> list[str]:

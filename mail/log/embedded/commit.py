@@ -9,7 +9,7 @@ View and trigger are temporary, the connection's own: the file knows nothing of 
 
 Content is written once. An entry's inline content is a row of its own; the Dispatched that follows from an Accepted
 names the row of its input, and the row goes with the last entry that names it. Never here: SQLite's connection,
-threads. Next: `mail/log/embedded/store.py`.
+threads.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ END;
 INSERT = "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
-def first_id(topic: Topic, shard: int) -> int:
+def shard_base_id(topic: Topic, shard: int) -> int:
     """Below every entry of the shard; `+ offset` is an entry."""
     return (_NUMBERS[topic.name] << _SHARD_BITS | shard) << _OFFSET_BITS
 
@@ -90,13 +90,13 @@ def offset_of(entry_id: int) -> int:
     return entry_id & _OFFSET_MASK
 
 
-def place_of(entry_id: int) -> tuple[str, int]:
+def topic_and_shard_of(entry_id: int) -> tuple[str, int]:
     """Topic name and shard of an entry."""
-    place = entry_id >> _OFFSET_BITS
-    return _TOPICS[place >> _SHARD_BITS].name, place & ((1 << _SHARD_BITS) - 1)
+    shard_number = entry_id >> _OFFSET_BITS
+    return _TOPICS[shard_number >> _SHARD_BITS].name, shard_number & ((1 << _SHARD_BITS) - 1)
 
 
-def line_key(shard: int, key: str) -> str:
+def pending_key(shard: int, key: str) -> str:
     """Queue lines of one shard stand together, in the order of their queue ids."""
     return f"{shard:04d}/{key}"
 
@@ -109,10 +109,10 @@ class NewEntry:
     none), which must be there still.
     """
 
-    first: int
+    shard_base: int
     frame: bytes
     content: bytes = b""
-    shares: int = 0
+    content_of: int = 0
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ class Change:
     """What one request wants durable: all of it or nothing."""
 
     entries: list[NewEntry] = field(default_factory=list)
-    lines: dict[str, bytes | None] = field(default_factory=dict)  # line_key -> frame, None: settled
+    pending: dict[str, bytes | None] = field(default_factory=dict)  # line_key -> frame, None: settled
     events: list[tuple[int, str, bytes]] = field(default_factory=list)  # (milliseconds, queue id, frame)
     ranges: list[tuple[int, int]] = field(default_factory=list)  # accepted or attempted consumed, from id to id
     finished: list[int] = field(default_factory=list)  # dispatched consumed, one by one
@@ -140,47 +140,47 @@ def pack(changes: Sequence[Change], offset: int) -> Batch:
     one.
     """
     frames: list[bytes] = []
-    place = 1
+    position = 1
     ids: list[int] = []
     entries: list[tuple[int, int, int, int, int]] = []
     bodies: list[tuple[int, int, int, int]] = []
     events: list[tuple[int, int, str, int, int]] = []
-    arrived = [0, 0, 0]
+    appended = [0, 0, 0]
     consumed: tuple[list[tuple[int, int]], ...] = ([], [], [])
     finished: list[int] = []
-    lines: dict[str, bytes | None] = {}
+    pending: dict[str, bytes | None] = {}
     for change in changes:
         for entry in change.entries:
             offset += 1
-            number, frame, content, body = entry.first + offset, entry.frame, entry.content, 0
+            number, frame, content, body = entry.shard_base + offset, entry.frame, entry.content, 0
             if content:
                 body = offset
-                bodies.append((body, zlib.crc32(content), place, len(content)))
+                bodies.append((body, zlib.crc32(content), position, len(content)))
                 frames.append(content)
-                place += len(content)
+                position += len(content)
             ids.append(number)
-            entries.append((number, body, entry.shares, place, len(frame)))
+            entries.append((number, body, entry.content_of, position, len(frame)))
             frames.append(frame)
-            place += len(frame)
-            arrived[entry.first >> _OFFSET_BITS + _SHARD_BITS] += 1
+            position += len(frame)
+            appended[entry.shard_base >> _OFFSET_BITS + _SHARD_BITS] += 1
         for time, queue_id, frame in change.events:
             offset += 1
-            events.append((offset, time, queue_id, place, len(frame)))
+            events.append((offset, time, queue_id, position, len(frame)))
             frames.append(frame)
-            place += len(frame)
-        lines.update(change.lines)
-        for run in change.ranges:
-            consumed[run[0] >> _OFFSET_BITS + _SHARD_BITS].append(run)
+            position += len(frame)
+        pending.update(change.pending)
+        for id_range in change.ranges:
+            consumed[id_range[0] >> _OFFSET_BITS + _SHARD_BITS].append(id_range)
         finished += change.finished
-    open_lines: list[tuple[str, int, int]] = []
+    open_rows: list[tuple[str, int, int]] = []
     settled: list[str] = []
-    for key, line in lines.items():
-        if line is None:
+    for key, frame_or_none in pending.items():
+        if frame_or_none is None:
             settled.append(key)
         else:
-            open_lines.append((key, place, len(line)))
-            frames.append(line)
-            place += len(line)
+            open_rows.append((key, position, len(frame_or_none)))
+            frames.append(frame_or_none)
+            position += len(frame_or_none)
     accepted, _, attempted = consumed
-    columns = (bodies, entries, open_lines, settled, events, arrived, accepted, finished, attempted)
+    columns = (bodies, entries, open_rows, settled, events, appended, accepted, finished, attempted)
     return Batch(ids, (b"".join(frames), *(orjson.dumps(column).decode() for column in columns), offset))

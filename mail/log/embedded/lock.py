@@ -1,6 +1,6 @@
 """One process per data directory: an flock on a file beside the database, with the owner's process id in it.
 
-It goes with the process, however that dies. Next: `mail/log/embedded/store.py`.
+It goes with the process, however that dies.
 """
 
 from __future__ import annotations

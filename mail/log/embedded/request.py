@@ -1,7 +1,6 @@
 """What is asked of the log's thread, and how its asker is told.
 
-Asked and answered on the event loop, served on the thread; every future is told once. Next:
-`mail/log/embedded/writer.py`.
+Asked and answered on the event loop, served on the thread; every future is told once.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.embedded.commit import Change
-from mail.log.embedded.store import WHAT_TO_DO, Store, is_damage, is_full
+from mail.log.embedded.store import DAMAGE_ADVICE, Store, is_damage, is_full
 from mail.telemetry.log import PRODUCE_ERRORS
 
 T = TypeVar("T")
@@ -26,23 +25,33 @@ FULL = "{}: the disk is full: make room there, or set log.url to a file on anoth
 class Request(Generic[T]):
     """A change or a question (exactly one of them), and the future that is told."""
 
-    __slots__ = ("answer", "ask", "change", "deadline", "error", "future", "late", "patient", "records")
+    __slots__ = (
+        "answer",
+        "change",
+        "deadline",
+        "error",
+        "future",
+        "query",
+        "records",
+        "timed_out",
+        "waits_without_limit",
+    )
 
     def __init__(
-        self, future: asyncio.Future[T], deadline: float, change: Change | None, ask: Callable[[Store], T] | None
+        self, future: asyncio.Future[T], deadline: float, change: Change | None, query: Callable[[Store], T] | None
     ) -> None:
         self.future = future
         self.deadline = deadline
         self.change = change
-        self.ask = ask
+        self.query = query
         self.records: Sequence[Any] = ()  # what the change's entries say, for those who wait for them
-        self.late = False  # its asker was told that it is not known; if it still waits, it is not made
-        self.patient = False  # its asker waits for as long as it takes
+        self.timed_out = False  # its asker was told that it is not known; if it still waits, it is not made
+        self.waits_without_limit = False  # its asker waits for as long as it takes
         self.answer: Any = None
         self.error: Exception | None = None
 
 
-def refuse(request: Request[Any], reason: str) -> None:
+def reject(request: Request[Any], reason: str) -> None:
     if not request.future.done():
         PRODUCE_ERRORS.inc()
         request.future.set_exception(LogUnavailable(reason))
@@ -69,7 +78,7 @@ def unusable(path: Path, error: Exception) -> LogUnusable:
         case sqlite3.DatabaseError() if is_full(error):
             return LogUnusable(FULL.format(path))
         case sqlite3.DatabaseError():
-            what = WHAT_TO_DO if is_damage(error) else "restore it, or move it away to start anew"
+            what = DAMAGE_ADVICE if is_damage(error) else "restore it, or move it away to start anew"
             return LogUnusable(f"{path} cannot be opened as a log: {error}: {what}")
         case _:
             return LogUnusable(f"{path}: {error}")

@@ -2,7 +2,7 @@
 
 A `Tail` is a reading position. Entries that become durable while their shard is owned are handed over from memory, as
 the records they were, up to a bound; what does not fit, and what was there before, is read from the database. Both
-ways give each entry once, in order. Next: `router/decide.py`.
+ways give each entry once, in order.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
 from mail.log.codec import FrameError, decode
-from mail.log.embedded.commit import Change, first_id, offset_of
-from mail.log.embedded.store import LEFT_ALONE, EntryRow, Store
+from mail.log.embedded.commit import Change, offset_of, shard_base_id
+from mail.log.embedded.store import UNREADABLE_ADVICE, EntryRow, Store
 from mail.log.embedded.writer import Writer
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, Topic
 from mail.message import Inline
@@ -28,155 +28,155 @@ R = TypeVar("R", Accepted, Attempted, Dispatched)
 
 _REPLAY_BATCH = 500
 _READ_AHEAD = 200  # entries, read from the database together, however few are asked for
-_ENCODED_AT_ONCE = 500  # records, before the others have their turn
+_ENCODE_BATCH = 500  # records, before the others have their turn
 
 
-class Host(Protocol):
+class ShardHost(Protocol):
     """What a shard needs of the log it belongs to."""
 
     @property
     def writer(self) -> Writer: ...
 
-    def add_to(self, change: Change, records: Sequence[Record], sources: Mapping[int, int]) -> None: ...
+    def add_records(self, change: Change, records: Sequence[Record], sources: Mapping[int, int]) -> None: ...
 
-    def gained(self, tail: Tail[Any]) -> None: ...
+    def register_reader(self, reader: PartitionReader[Any]) -> None: ...
 
-    def lost(self, tail: Tail[Any]) -> None: ...
+    def unregister_reader(self, reader: PartitionReader[Any]) -> None: ...
 
-    def where(self) -> str: ...
+    def location(self) -> str: ...
 
 
-class News:
+class Wakeup:
     """Wakes the one who waits for a shard."""
 
     def __init__(self) -> None:
         self._waiter: asyncio.Future[None] | None = None
-        self._told = False
+        self._notified = False
         self.lost = False
 
-    def tell(self) -> None:
-        self._told = True
+    def notify(self) -> None:
+        self._notified = True
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     async def wait(self, until: float | None) -> None:
         """Return when told, since the last wait or from now on, or when the loop's clock says `until`."""
-        if self._told:  # while the one who waits now was reading
-            self._told = False
+        if self._notified:  # while the one who waits now was reading
+            self._notified = False
             return
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
-        timer = None if until is None else loop.call_at(until, self.tell)
+        timer = None if until is None else loop.call_at(until, self.notify)
         try:
             await self._waiter
         finally:
             self._waiter = None
-            self._told = False
+            self._notified = False
             if timer is not None:
                 timer.cancel()
 
 
-class Tail(Generic[R]):
+class PartitionReader(Generic[R]):
     """The reading position in one shard of one topic."""
 
-    def __init__(self, host: Host, topic: Topic, shard: int, news: News, bytes_max: int) -> None:
+    def __init__(self, host: ShardHost, topic: Topic, shard: int, wakeup: Wakeup, bytes_max: int) -> None:
         self.topic = topic
         self.shard = shard
         self._host = host
-        self._news = news
+        self._wakeup = wakeup
         self._bytes_max = bytes_max
         self._entries: deque[tuple[int, R, int]] = deque()  # id, record, size
         self._bytes = 0
-        self._first = first_id(topic, shard)
-        self._position = self._first  # the last entry handed out
-        self._stored = 0  # the last entry that is only in the database, as far as we were told
-        self._unknown = True  # there may be entries in the database that nobody told us of
-        self._reading = False
+        self._base_id = shard_base_id(topic, shard)
+        self._position = self._base_id  # the last entry handed out
+        self._last_stored = 0  # the last entry that is only in the database, as far as we were told
+        self._must_query = True  # there may be entries in the database that nobody told us of
+        self._is_querying = False
 
-    def arrived(self, entry_id: int, record: R, size: int) -> None:
+    def on_appended(self, entry_id: int, record: R, size: int) -> None:
         end = self._entries[-1][0] if self._entries else self._position
         if entry_id <= end:
             return
-        if self._reading or self._unknown or self._stored > end or self._bytes + size > self._bytes_max:
-            self._stored = entry_id
+        if self._is_querying or self._must_query or self._last_stored > end or self._bytes + size > self._bytes_max:
+            self._last_stored = entry_id
         else:
             self._entries.append((entry_id, record, size))
             self._bytes += size
-        self._news.tell()
+        self._wakeup.notify()
 
     def rewind(self) -> None:
         self._entries.clear()
         self._bytes = 0
-        self._position = self._first
-        self._unknown = True
+        self._position = self._base_id
+        self._must_query = True
 
-    def reopened(self) -> None:
-        self._unknown = True
-        self._news.tell()
+    def on_reopened(self) -> None:
+        self._must_query = True
+        self._wakeup.notify()
 
-    async def take(self, limit: int) -> list[Entry[R]]:
+    async def read(self, limit: int) -> list[Entry[R]]:
         """The next entries, from memory, else from the database; empty when there are none. Raises LogUnavailable."""
-        taken = self._hand_out(limit)
-        if taken or limit <= 0 or not (self._unknown or self._stored > self._position):
-            return taken
-        await self._read(max(limit, _READ_AHEAD))
-        return self._hand_out(limit)
+        entries = self._read_buffered(limit)
+        if entries or limit <= 0 or not (self._must_query or self._last_stored > self._position):
+            return entries
+        await self._query(max(limit, _READ_AHEAD))
+        return self._read_buffered(limit)
 
-    def _hand_out(self, limit: int) -> list[Entry[R]]:
-        taken: list[Entry[R]] = []
+    def _read_buffered(self, limit: int) -> list[Entry[R]]:
+        read_entries: list[Entry[R]] = []
         entries = self._entries
-        while entries and len(taken) < limit:
+        while entries and len(read_entries) < limit:
             entry_id, record, size = entries.popleft()
             self._bytes -= size
             self._position = entry_id
-            taken.append(Entry(self.topic.name, self.shard, offset_of(entry_id), record))
-        return taken
+            read_entries.append(Entry(self.topic.name, self.shard, offset_of(entry_id), record))
+        return read_entries
 
-    async def _read(self, limit: int) -> None:
-        self._reading, self._unknown = True, False
+    async def _query(self, limit: int) -> None:
+        self._is_querying, self._must_query = True, False
         done = False
         try:
-            question = partial(Store.entries, topic=self.topic, shard=self.shard, after=self._position, limit=limit)
-            found = await self._host.writer.ask(question)
-            for row, record in [(row, self._read_row(row)) for row in found.rows]:
+            query = partial(Store.entries, topic=self.topic, shard=self.shard, after=self._position, limit=limit)
+            entry_rows = await self._host.writer.query(query)
+            for row, record in [(row, self._decode_row(row)) for row in entry_rows.rows]:
                 size = len(row.frame) + len(row.content or b"")
                 self._entries.append((row.id, record, size))
                 self._bytes += size
-            self._unknown |= found.more
+            self._must_query |= entry_rows.more
             done = True
         finally:
-            self._reading = False
-            self._unknown |= not done
+            self._is_querying = False
+            self._must_query |= not done
 
-    def _read_row(self, row: EntryRow) -> R:
+    def _decode_row(self, row: EntryRow) -> R:
         offset = offset_of(row.id)
         try:
             return cast("R", row.record())
         except FrameError as reason:
             raise LogUnusable(
-                f"{self._host.where()}: the entry at {self.topic.name}, shard {self.shard}, offset {offset}"
-                f" cannot be read: {reason}; {LEFT_ALONE}"
+                f"{self._host.location()}: the entry at {self.topic.name}, shard {self.shard}, offset {offset}"
+                f" cannot be read: {reason}; {UNREADABLE_ADVICE}"
             ) from None
 
 
 class EmbeddedRouterShard:
-    def __init__(self, host: Host, number: int, bytes_max: int) -> None:
+    def __init__(self, host: ShardHost, number: int, bytes_max: int) -> None:
         self.number = number
         self._host = host
-        self._news = News()
+        self._wakeup = Wakeup()
         self._closed = False
-        self._attempted: Tail[Attempted] = Tail(host, ATTEMPTED, number, self._news, bytes_max)
-        self._accepted: Tail[Accepted] = Tail(host, ACCEPTED, number, self._news, bytes_max)
-        self._taken: dict[str, deque[int]] = {ATTEMPTED.name: deque(), ACCEPTED.name: deque()}
-        host.gained(self._attempted)
-        host.gained(self._accepted)
+        self._attempted: PartitionReader[Attempted] = PartitionReader(host, ATTEMPTED, number, self._wakeup, bytes_max)
+        self._accepted: PartitionReader[Accepted] = PartitionReader(host, ACCEPTED, number, self._wakeup, bytes_max)
+        self._uncommitted: dict[str, deque[int]] = {ATTEMPTED.name: deque(), ACCEPTED.name: deque()}
+        host.register_reader(self._attempted)
+        host.register_reader(self._accepted)
 
-    def lose(self) -> None:
-        self._host.lost(self._attempted)
-        self._host.lost(self._accepted)
-        self._news.lost = True
-        self._news.tell()
+    def revoke(self) -> None:
+        self._host.unregister_reader(self._attempted)
+        self._host.unregister_reader(self._accepted)
+        self._wakeup.lost = True
+        self._wakeup.notify()
 
     def close(self) -> None:
         self._closed = True
@@ -184,88 +184,92 @@ class EmbeddedRouterShard:
     async def replay(self) -> AsyncIterator[Sequence[Pending]]:
         after = ""
         while True:
-            question = partial(Store.lines, shard=self.number, after=after, limit=_REPLAY_BATCH)
-            rows = await self._host.writer.ask(question)
+            query = partial(Store.pending, shard=self.number, after=after, limit=_REPLAY_BATCH)
+            rows = await self._host.writer.query(query)
             if not rows:
                 return
             after = rows[-1][0]
-            yield [read_line(frame, self._host.where(), self.number, key) for key, frame in rows]
+            yield [decode_pending(frame, self._host.location(), self.number, key) for key, frame in rows]
 
-    async def take(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
-        until = asyncio.get_running_loop().time() + wait.total_seconds()
-        while not self._news.lost:
+    async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
+        deadline = asyncio.get_running_loop().time() + wait.total_seconds()
+        while not self._wakeup.lost:
             # What came back from delivery goes first: it makes room.
-            attempted = await self._attempted.take(limit)
-            self._taken[ATTEMPTED.name].extend(entry.offset for entry in attempted)
+            attempted = await self._attempted.read(limit)
+            self._uncommitted[ATTEMPTED.name].extend(entry.offset for entry in attempted)
             try:
-                accepted = await self._accepted.take(limit - len(attempted))
+                accepted = await self._accepted.read(limit - len(attempted))
             except LogUnavailable:
                 if not attempted:
                     raise
                 accepted = []  # what is already taken must not be lost with the exception
-            self._taken[ACCEPTED.name].extend(entry.offset for entry in accepted)
+            self._uncommitted[ACCEPTED.name].extend(entry.offset for entry in accepted)
             if attempted or accepted:
                 return [*attempted, *accepted]
-            if asyncio.get_running_loop().time() >= until:
+            if asyncio.get_running_loop().time() >= deadline:
                 return ()
-            await self._news.wait(until)
+            await self._wakeup.wait(deadline)
         raise ShardLost
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> None:
-        change, sources = Change(), _sources(consumed)
-        for at in range(0, len(outputs), _ENCODED_AT_ONCE):
-            self._host.add_to(change, outputs[at : at + _ENCODED_AT_ONCE], sources)
+        change, sources = Change(), _content_sources(consumed)
+        for at in range(0, len(outputs), _ENCODE_BATCH):
+            self._host.add_records(change, outputs[at : at + _ENCODE_BATCH], sources)
             if at:
                 await asyncio.sleep(0)
-        marks = {topic: [e.offset for e in consumed if e.topic == topic.name] for topic in (ATTEMPTED, ACCEPTED)}
-        for topic, offsets in marks.items():
-            taken = self._taken[topic.name]
+        consumed_offsets = {
+            topic: [e.offset for e in consumed if e.topic == topic.name] for topic in (ATTEMPTED, ACCEPTED)
+        }
+        for topic, offsets in consumed_offsets.items():
+            taken = self._uncommitted[topic.name]
             if offsets != [offset for offset, _ in zip(taken, offsets, strict=False)]:
                 raise ValueError(f"consumed is not what was taken of {topic.name}, in its order")
             if offsets:
-                first = first_id(topic, self.number)
+                first = shard_base_id(topic, self.number)
                 change.ranges.append((first + offsets[0], first + offsets[-1]))
         if self._closed:
             raise ShardLost
         with PRODUCE_DURATION.time():
-            await self._host.writer.change(change, outputs, patient=True)
-        for topic, offsets in marks.items():
+            await self._host.writer.change(change, outputs, waits_without_limit=True)
+        for topic, offsets in consumed_offsets.items():
             for _ in offsets:
-                self._taken[topic.name].popleft()
+                self._uncommitted[topic.name].popleft()
 
     async def rewind(self) -> None:
         # A commit that was not confirmed may still be made; the reads that follow stand behind it and see it whole.
-        for tail in (self._attempted, self._accepted):
-            tail.rewind()
-            self._taken[tail.topic.name].clear()
+        for reader in (self._attempted, self._accepted):
+            reader.rewind()
+            self._uncommitted[reader.topic.name].clear()
 
 
 class EmbeddedDeliveryShard:
-    def __init__(self, host: Host, number: int, bytes_max: int) -> None:
+    def __init__(self, host: ShardHost, number: int, bytes_max: int) -> None:
         self.number = number
         self._host = host
         self.lost = asyncio.Event()
         self._closed = False
-        self._news = News()
-        self._dispatched: Tail[Dispatched] = Tail(host, DISPATCHED, number, self._news, bytes_max)
-        host.gained(self._dispatched)
+        self._wakeup = Wakeup()
+        self._dispatched: PartitionReader[Dispatched] = PartitionReader(
+            host, DISPATCHED, number, self._wakeup, bytes_max
+        )
+        host.register_reader(self._dispatched)
 
-    def lose(self) -> None:
-        self._host.lost(self._dispatched)
+    def revoke(self) -> None:
+        self._host.unregister_reader(self._dispatched)
         self.lost.set()
-        self._news.tell()
+        self._wakeup.notify()
 
     def close(self) -> None:
         self._closed = True
 
-    async def take(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
         loop = asyncio.get_running_loop()
-        until = None if wait is None else loop.time() + wait.total_seconds()
+        deadline = None if wait is None else loop.time() + wait.total_seconds()
         while not self.lost.is_set():
-            taken = await self._dispatched.take(limit)
-            if taken or (until is not None and loop.time() >= until):
-                return taken
-            await self._news.wait(until)
+            entries = await self._dispatched.read(limit)
+            if entries or (deadline is not None and loop.time() >= deadline):
+                return entries
+            await self._wakeup.wait(deadline)
         raise ShardLost
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
@@ -273,26 +277,27 @@ class EmbeddedDeliveryShard:
             raise ShardLost
         records = (attempted,)
         change = Change()
-        self._host.add_to(change, records, {})
-        change.finished.append(first_id(DISPATCHED, entry.shard) + entry.offset)
+        self._host.add_records(change, records, {})
+        change.finished.append(shard_base_id(DISPATCHED, entry.shard) + entry.offset)
         with PRODUCE_DURATION.time():
             await self._host.writer.change(change, records)
 
 
-def _sources(consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> dict[int, int]:
+def _content_sources(consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> dict[int, int]:
     """The entries that hold content already: by the identity of its bytes, which the caller keeps alive."""
     return {
-        id(entry.record.content.data): first_id(ACCEPTED, entry.shard) + entry.offset
+        id(entry.record.content.data): shard_base_id(ACCEPTED, entry.shard) + entry.offset
         for entry in consumed
         if isinstance(entry.record, Accepted) and isinstance(entry.record.content, Inline) and entry.record.content.data
     }
 
 
-def read_line(frame: bytes, where: str, shard: int, key: str) -> Pending:
+def decode_pending(frame: bytes, location: str, shard: int, key: str) -> Pending:
     try:
         return cast("Pending", decode(frame))
     except FrameError as reason:
         raise LogUnusable(
-            f"{where}: the entry at {QUEUE.name}, shard {shard}, key {key.partition('/')[2]} cannot be read: {reason};"
-            f" {LEFT_ALONE}"
+            f"{location}: the entry at {QUEUE.name}, shard {shard}, key {key.partition('/')[2]} cannot be "
+            f"read: {reason};"
+            f" {UNREADABLE_ADVICE}"
         ) from None

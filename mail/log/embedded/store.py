@@ -6,7 +6,6 @@ of shards cannot change under its content.
 
 Accepted, dispatched and attempted entries share one table whose key is topic, shard and offset in one integer: a
 shard's entries stand together, in order, without an index. Consumed rows are deleted in the consuming transaction.
-Next: `mail/log/embedded/writer.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import orjson
 
 from mail.log import Backlog, LogUnusable
 from mail.log.codec import FrameError, decode
-from mail.log.embedded.commit import INSERT, OFFSET_MAX, UNPACK, Change, first_id, line_key, pack
+from mail.log.embedded.commit import INSERT, OFFSET_MAX, UNPACK, Change, pack, pending_key, shard_base_id
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, Topic
 from mail.record import Record
 
@@ -31,7 +30,7 @@ APPLICATION_ID = 0x65696C70  # "eilp"
 SCHEMA = 2
 
 _UNUSED_PAGES = 1000  # kept for the next burst
-_TIDY_PAGES = 500  # in one step
+_VACUUM_PAGES = 500  # in one step
 _READ_BYTES = 4 << 20  # one read of frames, about
 _CHECKED_BYTES = 256 << 20  # a database up to this size is checked when it is opened, at a GB a second
 _DAMAGED = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
@@ -57,9 +56,9 @@ CREATE INDEX event_queue_id ON event (queue_id);
 """
 
 
-WHAT_TO_DO = "stop eilpost, copy the file, and restore a backup or recover what is left (sqlite3 FILE .recover)"
+DAMAGE_ADVICE = "stop eilpost, copy the file, and restore a backup or recover what is left (sqlite3 FILE .recover)"
 
-LEFT_ALONE = "it was left as it is; restore a backup of the log, or run the version of eilpost that wrote it"
+UNREADABLE_ADVICE = "it was left as it is; restore a backup of the log, or run the version of eilpost that wrote it"
 
 Key = TypeVar("Key", int, str)
 
@@ -112,9 +111,9 @@ class Store:
         facts = path.stat()
         self._identity = facts.st_dev, facts.st_ino
         self._offset = 0
-        self._waiting = [0, 0, 0]
-        self._tidied = False
-        self._recount()
+        self._unconsumed = [0, 0, 0]
+        self._vacuumed = False
+        self._load_counters()
 
     def _open(self, counts: ShardCounts | None) -> None:
         execute = self._connection.execute
@@ -123,9 +122,9 @@ class Store:
             execute("PRAGMA page_size = 8192")  # measured: a tenth less CPU than 4096 at 10 kB a message
             execute("PRAGMA auto_vacuum = INCREMENTAL")
         elif self._path.stat().st_size <= _CHECKED_BYTES:
-            found = execute("PRAGMA quick_check(1)").fetchone()[0]
-            if found != "ok":
-                raise LogUnusable(f"{self._path} is damaged ({_line(found)}): {WHAT_TO_DO}")
+            check_result = execute("PRAGMA quick_check(1)").fetchone()[0]
+            if check_result != "ok":
+                raise LogUnusable(f"{self._path} is damaged ({_one_line(check_result)}): {DAMAGE_ADVICE}")
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")
         execute("PRAGMA temp_store = MEMORY")
@@ -181,16 +180,16 @@ class Store:
             return False
         return (facts.st_dev, facts.st_ino) == self._identity
 
-    def _recount(self) -> None:
+    def _load_counters(self) -> None:
         row = self._connection.execute("SELECT offset, accepted, dispatched, attempted FROM counters").fetchone()
-        self._offset, *self._waiting = row
+        self._offset, *self._unconsumed = row
 
     def close(self) -> None:
         self._connection.close()
 
     @property
     def backlog(self) -> Backlog:
-        return Backlog(accepted=self._waiting[0], dispatched=self._waiting[1], attempted=self._waiting[2])
+        return Backlog(accepted=self._unconsumed[0], dispatched=self._unconsumed[1], attempted=self._unconsumed[2])
 
     # --- writing
 
@@ -198,7 +197,7 @@ class Store:
         """Make the changes durable in one transaction; returns the ids of their entries, in their order."""
         batch = pack(changes, self._offset)
         self._connection.execute(INSERT, batch.row)
-        self._recount()
+        self._load_counters()
         return batch.ids
 
     def purge_events(self, before: int, limit: int) -> bool:
@@ -210,25 +209,25 @@ class Store:
             self._connection.execute(statement, (orjson.dumps(old).decode(),))
         return len(old) == limit
 
-    def tidy(self) -> bool:
+    def vacuum(self) -> bool:
         """When nothing else is to do: return some unused pages to the file system; whether there are more."""
         execute = self._connection.execute
         unused = execute("PRAGMA freelist_count").fetchone()[0]
         if unused > _UNUSED_PAGES:
             # Every page is a step of the statement; only a script is stepped to its end.
-            self._connection.executescript(f"PRAGMA incremental_vacuum({min(unused - _UNUSED_PAGES, _TIDY_PAGES)})")
-            self._tidied = True
+            self._connection.executescript(f"PRAGMA incremental_vacuum({min(unused - _UNUSED_PAGES, _VACUUM_PAGES)})")
+            self._vacuumed = True
             return True
-        if self._tidied:
+        if self._vacuumed:
             execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            self._tidied = False
+            self._vacuumed = False
         return False
 
     # --- reading
 
     def entries(self, topic: Topic, shard: int, after: int, limit: int) -> EntryRows:
         """The entries of a shard beyond id `after`, at most `limit` and about 4 MiB of them."""
-        first = first_id(topic, shard)
+        first = shard_base_id(topic, shard)
         cursor = self._connection.execute(
             "SELECT entry.id, frame, body, checksum, content FROM entry LEFT JOIN body ON body.id = entry.body"
             " WHERE entry.id > ? AND entry.id <= ? ORDER BY entry.id LIMIT ?",
@@ -247,28 +246,28 @@ class Store:
 
     def first_entries(self) -> list[tuple[int, bytes]]:
         """The first entry of every shard of every topic that has one: its id and its frame, without its content."""
-        found: list[tuple[int, bytes]] = []
+        entries: list[tuple[int, bytes]] = []
         for topic in (ACCEPTED, DISPATCHED, ATTEMPTED):
             for shard in range(self.counts.of(topic)):
-                first = first_id(topic, shard)
-                found += self._connection.execute(
+                first = shard_base_id(topic, shard)
+                entries += self._connection.execute(
                     "SELECT id, frame FROM entry WHERE id > ? AND id <= ? ORDER BY id LIMIT 1",
                     (first, first + OFFSET_MAX),
                 )
-        return found
+        return entries
 
-    def lines(self, shard: int, after: str, limit: int, prefix: str = "") -> Sequence[tuple[str, bytes]]:
+    def pending(self, shard: int, after: str, limit: int, prefix: str = "") -> Sequence[tuple[str, bytes]]:
         """Queue lines of a shard beyond the key `after` ("": from the start) whose delivery ids begin with `prefix`, in
         order, about 4 MiB of them.
         """
-        low = max(after, line_key(shard, prefix))
+        low = max(after, pending_key(shard, prefix))
         cursor = self._connection.execute(
             "SELECT key, frame FROM line WHERE key > ? AND key < ? ORDER BY key LIMIT ?",
-            (low, line_key(shard, prefix + "\U0010ffff"), limit),
+            (low, pending_key(shard, prefix + "\U0010ffff"), limit),
         )
         return _bounded(cursor)
 
-    def all_lines(self, after: str, limit: int) -> Sequence[tuple[str, bytes]]:
+    def all_pending(self, after: str, limit: int) -> Sequence[tuple[str, bytes]]:
         """As `lines`, of all shards."""
         return _bounded(
             self._connection.execute("SELECT key, frame FROM line WHERE key > ? ORDER BY key LIMIT ?", (after, limit))
@@ -291,7 +290,7 @@ def is_full(error: Exception) -> bool:
     return isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", 0) & 0xFF == _FULL
 
 
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
     return " ".join(text.replace("*", " ").split())
 
 

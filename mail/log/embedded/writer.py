@@ -3,7 +3,6 @@
 In charge of group commit, deadlines, the bound on what waits, and of coming back when the disk failed. Never here:
 records, shards. It promises that every request is answered (done, or LogUnavailable), in the order of asking: a read
 sees every change asked for before it. A change that timed out while it still waited is never made.
-Next: `mail/log/embedded/shards.py`.
 """
 
 from __future__ import annotations
@@ -24,61 +23,66 @@ import structlog
 
 from mail.log import Backlog, Condition, Down, Full, LogUnavailable, LogUnusable, Usable
 from mail.log.embedded.commit import Change
-from mail.log.embedded.request import Request, fail, refuse, succeed, unusable
-from mail.log.embedded.store import WHAT_TO_DO, Store, is_damage
+from mail.log.embedded.request import Request, fail, reject, succeed, unusable
+from mail.log.embedded.store import DAMAGE_ADVICE, Store, is_damage
 from mail.log.topics import ShardCounts
 from mail.settings import LogSettings
 from mail.telemetry.log import LOG_COMMIT_REQUESTS, PRODUCE_ERRORS
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
 T = TypeVar("T")
 
 WAITING_BYTES_MAX = 32 << 20  # frames on their way to the thread; beyond it, appends wait
 _COMMIT_BYTES = 8 << 20  # one transaction, about
 _COMMIT_REQUESTS = 1000
-_PROBE_SECONDS = 1.0
-_SILENCE_SECONDS = 0.2  # then there is time to tidy up
+_REOPEN_SECONDS = 1.0
+_IDLE_SECONDS = 0.2  # then there is time to tidy up
 # PostgreSQL's commit_siblings and commit_delay: after a group of so many requests the next one gathers, so long from
 # the beginning of the last. Measured at 1,000 new connections a second: a fifth less CPU for everything, and a single
 # client waits for nobody.
-_CROWD = 4
-_GATHER_SECONDS = 0.006
-_DISK_LOOK_SECONDS = 1.0
+_COMMIT_SIBLINGS = 4
+_COMMIT_DELAY_SECONDS = 0.006
+_DISK_CHECK_SECONDS = 1.0
 
-Arrived = Callable[["Request[Any]", Sequence[int]], None]
+OnAppended = Callable[["Request[Any]", Sequence[int]], None]
 
 
 class Writer:
     """Lives on the event loop's side; the thread inside is its own."""
 
     def __init__(
-        self, path: Path, counts: ShardCounts, settings: LogSettings, arrived: Arrived, reopened: Callable[[], None]
+        self,
+        path: Path,
+        counts: ShardCounts,
+        settings: LogSettings,
+        on_appended: OnAppended,
+        on_reopened: Callable[[], None],
     ) -> None:
         self._path = path
         self._counts = counts
         self._settings = settings
-        self._arrived = arrived
-        self._reopened = reopened
+        self._on_appended = on_appended
+        self._on_reopened = on_reopened
         self._timeout = settings.append_timeout.total_seconds()
         self._inbox: deque[Request[Any]] = deque()
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._idle = False
-        self._gather_until = 0.0
+        self._next_commit_at = 0.0
         self._closing = False
         self._store: Store | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._open: deque[Request[Any]] = deque()
+        self._expiry_timer: asyncio.TimerHandle | None = None
+        self._unanswered: deque[Request[Any]] = deque()
         self._waiting_bytes = 0
-        self._room: deque[asyncio.Future[None]] = deque()
+        self._space_waiters: deque[asyncio.Future[None]] = deque()
         self._down: str | None = None
-        self._gone: str | None = None
+        self._file_missing: str | None = None
         self._damaged = False
         self._low_disk: str | None = None
-        self._looked_at_disk = 0.0
-        self._probe_at = 0.0
+        self._disk_checked_at = 0.0
+        self._next_reopen_at = 0.0
         self.backlog = Backlog(0, 0, 0)
 
     # --- on the event loop
@@ -91,7 +95,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, args=(opened,), name="eilpost-log", daemon=True)
         self._thread.start()
         self._counts = await opened
-        self._sweep()
+        self._expire_requests()
         return self._counts
 
     async def close(self) -> None:
@@ -101,17 +105,17 @@ class Writer:
             return
         self._closing = True
         self._wake.put(None)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
         await asyncio.to_thread(thread.join, self._timeout)
         if thread.is_alive():
-            log.error("the log's disk does not answer, leaving it", path=str(self._path))
-        for request in self._open:
-            refuse(request, "the log was closed")
-        self._open.clear()
+            logger.error("the log's disk does not answer, leaving it", path=str(self._path))
+        for request in self._unanswered:
+            reject(request, "the log was closed")
+        self._unanswered.clear()
 
     def condition(self) -> Condition:
-        down = self._down or self._gone
+        down = self._down or self._file_missing
         if down is not None:
             return Down(down)
         if self._low_disk is not None:
@@ -120,15 +124,15 @@ class Writer:
             return Full(f"{self.backlog.accepted} messages wait to be routed")
         return Usable()
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         """Wait until new mail may join the queue to the thread. Raises LogUnavailable."""
         if self._down is not None:
             raise LogUnavailable(self._down)
-        if self._waiting_bytes < WAITING_BYTES_MAX and not self._room:
+        if self._waiting_bytes < WAITING_BYTES_MAX and not self._space_waiters:
             return
         assert self._loop is not None
         waiter = self._loop.create_future()
-        self._room.append(waiter)
+        self._space_waiters.append(waiter)
         try:
             async with asyncio.timeout(self._timeout):
                 await waiter
@@ -136,52 +140,54 @@ class Writer:
             PRODUCE_ERRORS.inc()
             raise LogUnavailable("the log's disk is too slow for what is coming in") from None
         finally:
-            if waiter in self._room:
-                self._room.remove(waiter)
+            if waiter in self._space_waiters:
+                self._space_waiters.remove(waiter)
             else:
-                self._let_in()
+                self._wake_space_waiters()
 
-    def change(self, change: Change, records: Sequence[Any] = (), *, patient: bool = False) -> asyncio.Future[None]:
+    def change(
+        self, change: Change, records: Sequence[Any] = (), *, waits_without_limit: bool = False
+    ) -> asyncio.Future[None]:
         """Make a change durable; `records` go to `arrived` with the ids of its entries; the `patient` wait for ever."""
         request: Request[None] = self._request(change, None)
-        request.patient, request.records = patient, records
+        request.waits_without_limit, request.records = waits_without_limit, records
         self._waiting_bytes += change.size_bytes
         return request.future
 
-    def ask(self, question: Callable[[Store], T]) -> asyncio.Future[T]:
+    def query(self, query: Callable[[Store], T]) -> asyncio.Future[T]:
         """Run a read on the thread, after all changes asked for so far."""
-        return self._request(None, question).future
+        return self._request(None, query).future
 
-    def _request(self, change: Change | None, question: Callable[[Store], T] | None) -> Request[T]:
+    def _request(self, change: Change | None, query: Callable[[Store], T] | None) -> Request[T]:
         loop = self._loop
         if loop is None or self._thread is None:
             raise LogUnavailable("the log is closed")
-        request: Request[T] = Request(loop.create_future(), monotonic() + self._timeout, change, question)
-        self._open.append(request)
+        request: Request[T] = Request(loop.create_future(), monotonic() + self._timeout, change, query)
+        self._unanswered.append(request)
         self._inbox.append(request)
         if self._idle:
             self._idle = False
             self._wake.put(None)
         return request
 
-    def _sweep(self) -> None:
+    def _expire_requests(self) -> None:
         """Answer requests that waited too long, unless they are patient; the oldest stand first."""
         now = monotonic()
-        patient: list[Request[Any]] = []
-        while self._open and (self._open[0].future.done() or self._open[0].deadline <= now):
-            request = self._open.popleft()
+        unlimited: list[Request[Any]] = []
+        while self._unanswered and (self._unanswered[0].future.done() or self._unanswered[0].deadline <= now):
+            request = self._unanswered.popleft()
             if not request.future.done():
                 self._down = f"the log's disk has not answered for {self._timeout:g} s"
-                if request.patient:
-                    patient.append(request)
+                if request.waits_without_limit:
+                    unlimited.append(request)
                 else:
-                    request.late = True
-                    refuse(request, self._down)
-        self._open.extendleft(reversed(patient))
+                    request.timed_out = True
+                    reject(request, self._down)
+        self._unanswered.extendleft(reversed(unlimited))
         assert self._loop is not None
-        self._sweeper = self._loop.call_later(min(1.0, self._timeout / 4), self._sweep)
+        self._expiry_timer = self._loop.call_later(min(1.0, self._timeout / 4), self._expire_requests)
 
-    def _settle(self, requests: Sequence[Request[Any]], ids: Sequence[int], backlog: Backlog | None) -> None:
+    def _complete(self, requests: Sequence[Request[Any]], ids: Sequence[int], backlog: Backlog | None) -> None:
         """One group is done: tell those who wait for its entries, then those who asked."""
         at = 0
         for request in requests:
@@ -189,7 +195,7 @@ class Writer:
                 self._waiting_bytes -= request.change.size_bytes
                 if request.error is None and request.change.entries:
                     count = len(request.change.entries)
-                    self._arrived(request, ids[at : at + count])
+                    self._on_appended(request, ids[at : at + count])
                     at += count
                 request.change = None
             future = request.future
@@ -202,29 +208,29 @@ class Writer:
         if backlog is not None:
             self.backlog = backlog
             self._down = None  # it answers
-        while self._open and self._open[0].future.done():
-            self._open.popleft()
-        self._let_in()
+        while self._unanswered and self._unanswered[0].future.done():
+            self._unanswered.popleft()
+        self._wake_space_waiters()
 
-    def _let_in(self) -> None:
-        room = WAITING_BYTES_MAX - self._waiting_bytes
-        while self._room and room > 0:
-            waiter = self._room.popleft()
+    def _wake_space_waiters(self) -> None:
+        free_bytes = WAITING_BYTES_MAX - self._waiting_bytes
+        while self._space_waiters and free_bytes > 0:
+            waiter = self._space_waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                room -= 256 << 10  # an append is hardly larger; an estimate is enough here
+                free_bytes -= 256 << 10  # an append is hardly larger; an estimate is enough here
 
-    def _came_down(self, reason: str) -> None:
+    def _set_down(self, reason: str) -> None:
         self._down = reason
 
-    def _came_up(self) -> None:
+    def _set_up(self) -> None:
         self._down = None
-        self._reopened()
+        self._on_reopened()
 
-    def _saw_disk(self, low: str | None, gone: str | None) -> None:
-        if gone is not None and self._gone is None:
-            log.error("log is gone", reason=gone)
-        self._low_disk, self._gone = low, gone
+    def _set_disk_state(self, low: str | None, file_missing: str | None) -> None:
+        if file_missing is not None and self._file_missing is None:
+            logger.error("log is gone", reason=file_missing)
+        self._low_disk, self._file_missing = low, file_missing
 
     # --- on the thread
 
@@ -237,37 +243,37 @@ class Writer:
             self._post(fail, opened, unusable(self._path, error))
             return
         self._store = store
-        self._look_at_disk()
-        self._post(self._settle, (), (), store.backlog)
+        self._check_disk()
+        self._post(self._complete, (), (), store.backlog)
         self._post(succeed, opened, store.counts)
         while True:
             if self._store is None and not self._damaged:
                 self._reopen()
-            requests = self._gather()
+            requests = self._collect()
             if requests:
                 self._serve(requests)
             elif self._closing and not self._inbox:
                 break
             else:
-                self._tidy()
-            self._look_at_disk()
+                self._vacuum()
+            self._check_disk()
         if self._store is not None:
             try:
                 self._store.close()
             except sqlite3.Error as error:
-                log.warning("the log did not close cleanly, it recovers at the next start", reason=str(error))
+                logger.warning("the log did not close cleanly, it recovers at the next start", reason=str(error))
 
-    def _gather(self) -> list[Request[Any]]:
+    def _collect(self) -> list[Request[Any]]:
         """What waits, up to one transaction's worth; empty after some silence."""
         inbox = self._inbox
         if not inbox:
             self._idle = True
             if not inbox and not self._closing:
                 with suppress(Empty):
-                    self._wake.get(timeout=_SILENCE_SECONDS)
+                    self._wake.get(timeout=_IDLE_SECONDS)
             self._idle = False
         if inbox and not self._closing:
-            sleep(max(0.0, self._gather_until - monotonic()))
+            sleep(max(0.0, self._next_commit_at - monotonic()))
         requests: list[Request[Any]] = []
         size = 0
         while inbox and len(requests) < _COMMIT_REQUESTS and size < _COMMIT_BYTES:
@@ -275,7 +281,7 @@ class Writer:
             requests.append(request)
             if request.change is not None:
                 size += request.change.size_bytes
-        self._gather_until = monotonic() + _GATHER_SECONDS if len(requests) >= _CROWD else 0.0
+        self._next_commit_at = monotonic() + _COMMIT_DELAY_SECONDS if len(requests) >= _COMMIT_SIBLINGS else 0.0
         return requests
 
     def _serve(self, requests: list[Request[Any]]) -> None:
@@ -283,7 +289,7 @@ class Writer:
         at = 0
         while at < len(requests):
             if requests[at].change is None:
-                self._answer(requests[at])
+                self._run_query(requests[at])
                 at += 1
                 continue
             end = at
@@ -297,7 +303,7 @@ class Writer:
         changes: list[Change] = []
         for request in requests:
             change = request.change
-            if change is None or request.late:
+            if change is None or request.timed_out:
                 request.error = LogUnavailable("too late")
             else:
                 wanted.append(request)
@@ -306,35 +312,35 @@ class Writer:
         backlog: Backlog | None = None
         try:
             if changes:
-                ids = self._opened().commit(changes)
+                ids = self._require_store().commit(changes)
             if self._store is not None:  # it answers, also where all came too late: else nobody would ask it again
                 backlog = self._store.backlog
         except Exception as error:
-            self._lost(error)
+            self._fail_store(error)
             for request in wanted:
                 request.error = LogUnavailable(str(error))
             PRODUCE_ERRORS.inc(len(wanted))
         else:
             LOG_COMMIT_REQUESTS.observe(len(changes))
-        self._post(self._settle, requests, ids, backlog)
+        self._post(self._complete, requests, ids, backlog)
 
-    def _answer(self, request: Request[Any]) -> None:
-        assert request.ask is not None
-        if not request.late:
+    def _run_query(self, request: Request[Any]) -> None:
+        assert request.query is not None
+        if not request.timed_out:
             try:
-                request.answer = request.ask(self._opened())
+                request.answer = request.query(self._require_store())
             except Exception as error:
                 if isinstance(error, (sqlite3.Error, OSError)):
-                    self._lost(error)
+                    self._fail_store(error)
                 request.error = LogUnavailable(str(error))
-        self._post(self._settle, (request,), (), None if self._store is None else self._store.backlog)
+        self._post(self._complete, (request,), (), None if self._store is None else self._store.backlog)
 
-    def _opened(self) -> Store:
+    def _require_store(self) -> Store:
         if self._store is None:
             raise LogUnavailable(self._down or "the log is being opened again")
         return self._store
 
-    def _lost(self, error: Exception) -> None:
+    def _fail_store(self, error: Exception) -> None:
         """Something failed: close, and open again at once, then every second. A damaged file stays closed: it would
         open, and take mail into what cannot be read.
         """
@@ -343,54 +349,54 @@ class Writer:
         reason = f"the log at {self._path} cannot be written: {error}"
         if is_damage(error):
             self._damaged = True
-            reason = f"the log at {self._path} is damaged ({error}): {WHAT_TO_DO}"
-        log.error("log failed", reason=reason)
-        self._post(self._came_down, reason)
+            reason = f"the log at {self._path} is damaged ({error}): {DAMAGE_ADVICE}"
+        logger.error("log failed", reason=reason)
+        self._post(self._set_down, reason)
         store, self._store = self._store, None
         if store is not None:
             try:
                 store.close()
             except sqlite3.Error as second:
-                log.warning("log did not close", path=str(self._path), reason=str(second))
+                logger.warning("log did not close", path=str(self._path), reason=str(second))
 
     def _reopen(self) -> None:
-        if monotonic() < self._probe_at:
+        if monotonic() < self._next_reopen_at:
             return
-        self._probe_at = monotonic() + _PROBE_SECONDS
+        self._next_reopen_at = monotonic() + _REOPEN_SECONDS
         try:
             store = Store(self._path, self._counts)
             store.commit([Change()])  # a write, to see that it can
         except (sqlite3.Error, OSError, LogUnusable) as error:
-            self._post(self._came_down, f"the log at {self._path} cannot be opened: {error}")
+            self._post(self._set_down, f"the log at {self._path} cannot be opened: {error}")
             return
         self._store = store
-        log.info("log works again", path=str(self._path))
-        self._post(self._came_up)
+        logger.info("log works again", path=str(self._path))
+        self._post(self._set_up)
 
-    def _tidy(self) -> None:
+    def _vacuum(self) -> None:
         """Nothing to do: give back what the file does not need, step by step."""
         try:
-            while self._store is not None and not self._inbox and not self._closing and self._store.tidy():
+            while self._store is not None and not self._inbox and not self._closing and self._store.vacuum():
                 pass
         except sqlite3.Error as error:
-            self._lost(error)
+            self._fail_store(error)
 
-    def _look_at_disk(self) -> None:
+    def _check_disk(self) -> None:
         now = monotonic()
-        if now - self._looked_at_disk < _DISK_LOOK_SECONDS:
+        if now - self._disk_checked_at < _DISK_CHECK_SECONDS:
             return
-        self._looked_at_disk = now
+        self._disk_checked_at = now
         try:
             facts = os.statvfs(self._path.parent)
         except OSError as error:
-            self._post(self._saw_disk, f"{self._path.parent}: {error.strerror}", None)
+            self._post(self._set_disk_state, f"{self._path.parent}: {error.strerror}", None)
             return
-        low = gone = None
+        low = file_missing = None
         if (free := facts.f_bavail * facts.f_frsize) < self._settings.min_free_disk:
             low = f"{free >> 20} MiB of disk are left at {self._path.parent}"
         if self._store is not None and not self._store.is_in_place():
-            gone = f"{self._path} was removed or replaced while eilpost runs: put it back, or stop eilpost"
-        self._post(self._saw_disk, low, gone)
+            file_missing = f"{self._path} was removed or replaced while eilpost runs: put it back, or stop eilpost"
+        self._post(self._set_disk_state, low, file_missing)
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None

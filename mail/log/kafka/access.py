@@ -1,8 +1,7 @@
 """How to reach the brokers: aiokafka's clients with our addresses, security and time-outs; its errors in our words.
 
 Never a topic, never a record. Every client of a process is made here, so that none forgets TLS, waits longer than the
-others, waits for a broker that another has found silent, or ends at a connection that was reset. Next:
-`mail/log/kafka/severed.py`.
+others, waits for a broker that another has found silent, or ends at a connection that was reset.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from aiokafka.protocol.metadata import MetadataRequest
 from mail.endpoint import parse_brokers
 from mail.log import LogNotAuthorized, LogUnavailable
 from mail.log.kafka.certificates import Certificates
-from mail.log.kafka.sentences import is_refusal as is_refusal
-from mail.log.kafka.sentences import reason as reason
-from mail.log.kafka.severed import heed
-from mail.log.kafka.silent import Silent
+from mail.log.kafka.circuit_breaker import CircuitBreaker
+from mail.log.kafka.error_messages import error_message as error_message
+from mail.log.kafka.error_messages import is_refusal as is_refusal
+from mail.log.kafka.uvloop_workaround import handle_resets
 from mail.log.topics import Topic
 from mail.settings import LogSettings
 
@@ -37,7 +36,7 @@ BATCH_BYTES = 900_000  # one produce batch, about; below the broker's default fo
 
 KafkaError = errors.KafkaError
 # What an aiokafka call may raise besides its own: it lets time-outs and the system's errors through.
-FAULTS = (errors.KafkaError, errors.ConsumerStoppedError, errors.IllegalOperation, TimeoutError, OSError)
+CLIENT_ERRORS = (errors.KafkaError, errors.ConsumerStoppedError, errors.IllegalOperation, TimeoutError, OSError)
 # Every client asks again and again for the topics it uses, and Kafka's default is to make one that is asked for: a
 # topic deleted under us came back with one replica, forgetting after a week. It is to be missing, and told.
 aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
@@ -46,7 +45,7 @@ aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_crea
 def unavailable(what: str, error: BaseException, operation: str = "", name: str = "") -> LogUnavailable:
     """LogUnavailable about `what`; `operation` and `name` as for `reason`."""
     kind = LogNotAuthorized if is_refusal(error) else LogUnavailable
-    return kind(f"{what}: {reason(error, operation, name)}")
+    return kind(f"{what}: {error_message(error, operation, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,48 +54,48 @@ class Access:
     dedicated one whose topics these are.
     """
 
-    servers: tuple[str, ...]
+    bootstrap_servers: tuple[str, ...]
     prefix: str
     security: Mapping[str, Any] = field(repr=False)  # has the password
-    silent: Silent = field(repr=False, compare=False)
+    circuit_breaker: CircuitBreaker = field(repr=False, compare=False)
     tenant: str = ""
     certificates: Certificates | None = field(default=None, repr=False, compare=False)  # where there is TLS
 
-    def client(self, request_seconds: float = REQUEST_SECONDS) -> dict[str, Any]:
+    def client_options(self, request_seconds: float = REQUEST_SECONDS) -> dict[str, Any]:
         """The arguments every aiokafka client gets."""
         return {
-            "bootstrap_servers": self.silent.those_that_answer(self.servers),
+            "bootstrap_servers": self.circuit_breaker.available(self.bootstrap_servers),
             "client_id": "eilpost",
             "request_timeout_ms": int(request_seconds * 1000),
             "metadata_max_age_ms": int(METADATA_SECONDS * 1000),
             **self.security,
         }
 
-    def consumer(self, request_seconds: float = REQUEST_SECONDS, **more: Any) -> AIOKafkaConsumer:
-        consumer = AIOKafkaConsumer(**more, **self.client(request_seconds))
-        self._care_for(consumer._client)
+    def consumer(self, request_seconds: float = REQUEST_SECONDS, **options: Any) -> AIOKafkaConsumer:
+        consumer = AIOKafkaConsumer(**options, **self.client_options(request_seconds))
+        self._install_workarounds(consumer._client)
         return consumer
 
-    def producer(self, request_seconds: float = REQUEST_SECONDS, **more: Any) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(**more, **self.client(request_seconds))
-        self._care_for(producer.client)
+    def producer(self, request_seconds: float = REQUEST_SECONDS, **options: Any) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(**options, **self.client_options(request_seconds))
+        self._install_workarounds(producer.client)
         return producer
 
     def admin(self) -> AIOKafkaAdminClient:
-        admin = AIOKafkaAdminClient(**self.client())
-        self._care_for(admin._client)
+        admin = AIOKafkaAdminClient(**self.client_options())
+        self._install_workarounds(admin._client)
         return admin
 
-    def _care_for(self, client: Any) -> None:
-        heed(client)
-        self.silent.guard(client)
+    def _install_workarounds(self, client: Any) -> None:
+        handle_resets(client)
+        self.circuit_breaker.install(client)
 
     @property
-    def where(self) -> str:
-        return f"kafka://{','.join(self.servers)}"
+    def url(self) -> str:
+        return f"kafka://{','.join(self.bootstrap_servers)}"
 
     @property
-    def setting(self) -> str:
+    def log_prefix(self) -> str:
         """`log.prefix`, of which a dedicated tenant's prefix is made."""
         return self.prefix.removesuffix(f"{self.tenant}.") if self.tenant else self.prefix
 
@@ -117,10 +116,10 @@ def make_access(settings: LogSettings, tenant: str = "") -> Access:
     certificates = Certificates(settings) if settings.tls else None
     security = _security(settings, certificates)
 
-    async def greet(host: str, port: int) -> None:
+    async def probe(host: str, port: int) -> None:
         (await create_conn(host, port, client_id="eilpost", **security)).close()
 
-    return Access(parse_brokers(settings.url), settings.prefix, security, Silent(greet), tenant, certificates)
+    return Access(parse_brokers(settings.url), settings.prefix, security, CircuitBreaker(probe), tenant, certificates)
 
 
 def _security(settings: LogSettings, certificates: Certificates | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 The files are read again when they change: new connections use them, and open ones keep what they began with. A new pair
 that cannot be used, or has expired, is logged and tried again at each look, and the loaded one stays. An authority that
-was removed is trusted until the process ends. Next: `mail/log/kafka/access.py`.
+was removed is trusted until the process ends.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mail.telemetry.runtime import CERTIFICATE_EXPIRY
 
 logger = structlog.get_logger()
 
-LOOK_SECONDS = 5.0
+POLL_SECONDS = 5.0
 RENEW_BEFORE = timedelta(days=14)  # /readyz and doctor warn; EilpostCertificateExpiresSoon has the same limit
 
-_State = tuple[tuple[int, int, int], ...]  # time, inode and size of each file; zeros: there is none
+_FilesState = tuple[tuple[int, int, int], ...]  # time, inode and size of each file; zeros: there is none
 
 
 class Certificates:
@@ -33,8 +33,8 @@ class Certificates:
 
     def __init__(self, settings: LogSettings) -> None:
         self._ca, self._certificate, self._key = settings.tls_ca, settings.tls_cert, settings.tls_key or None
-        self._loaded = self._state()
-        self._glimpsed = self._loaded
+        self._loaded = self._files_state()
+        self._last_seen = self._loaded
         self._problem = ""  # why the last reload failed
         self.context = self._new_context()
         self.expires = self._expiry()
@@ -43,21 +43,21 @@ class Certificates:
     async def watch(self) -> None:
         """Runs until cancelled. Reads changed files once they look the same twice: a pair is written in two steps."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            state = await asyncio.to_thread(self._state)
+            await asyncio.sleep(POLL_SECONDS)
+            state = await asyncio.to_thread(self._files_state)
             if state == self._loaded:
                 self._problem = ""
-            elif state == self._glimpsed:
-                self._load(logged=self._problem)
-            self._glimpsed = state
+            elif state == self._last_seen:
+                self._load(already_logged=self._problem)
+            self._last_seen = state
 
     async def reload(self) -> None:
         """Read the files now."""
         self._load()
 
-    def _load(self, *, logged: str = "") -> None:
+    def _load(self, *, already_logged: str = "") -> None:
         """A failure is logged unless it is `logged`, as it is tried again at each look."""
-        state = self._state()
+        state = self._files_state()
         try:
             self._new_context()  # a pair that does not match would leave the live context with half of it
             expires = self._next_expiry()
@@ -68,7 +68,7 @@ class Certificates:
             self._export_expiry()
         except (LogUnusable, OSError) as error:
             self._problem = str(error)
-            if self._problem != logged:
+            if self._problem != already_logged:
                 logger.error("certificates not reloaded, the loaded ones stay", reason=self._problem)  # noqa: TRY400
         else:
             self._loaded, self._problem = state, ""
@@ -82,14 +82,16 @@ class Certificates:
         verb = "expired" if self.expires <= now else "expires"
         return (f"log.tls_cert: the loaded certificate {verb} on {self.expires:%Y-%m-%d}: renew it",)
 
-    def _state(self) -> _State:
-        return tuple(_look(path) for path in (self._ca, self._certificate, self._key) if path)
+    def _files_state(self) -> _FilesState:
+        return tuple(_file_state(path) for path in (self._ca, self._certificate, self._key) if path)
 
     def _new_context(self) -> ssl.SSLContext:
         try:
             context = ssl.create_default_context(cafile=self._ca or None)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise LogUnusable(f"log.tls_ca: {self._ca}: {_short(error)}; name a file of PEM certificates") from None
+            raise LogUnusable(
+                f"log.tls_ca: {self._ca}: {_error_text(error)}; name a file of PEM certificates"
+            ) from None
         self._load_pair(context)
         return context
 
@@ -100,7 +102,8 @@ class Certificates:
             context.load_cert_chain(self._certificate, self._key, password="")  # else OpenSSL asks the terminal
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise LogUnusable(
-                f"log.tls_cert, log.tls_key: {self._certificate}: {_short(error)}; name the PEM files of a certificate"
+                f"log.tls_cert, log.tls_key: {self._certificate}: {_error_text(error)}; name the PEM "
+                f"files of a certificate"
                 " and its key"
             ) from None
 
@@ -126,10 +129,10 @@ def expiry(path: Path) -> datetime:
     try:
         return load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
     except (OSError, ValueError, InvalidVersion) as error:
-        raise LogUnusable(f"log.tls_cert: {path}: {_short(error)}; name a file of PEM certificates") from None
+        raise LogUnusable(f"log.tls_cert: {path}: {_error_text(error)}; name a file of PEM certificates") from None
 
 
-def _look(path: str) -> tuple[int, int, int]:
+def _file_state(path: str) -> tuple[int, int, int]:
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -137,5 +140,5 @@ def _look(path: str) -> tuple[int, int, int]:
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-def _short(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)

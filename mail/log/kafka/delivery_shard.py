@@ -2,7 +2,7 @@
 
 `finish` appends the report first and marks the dispatch done after it, never the other way round. The marks of all
 shards of a process are committed together by `Committing`, back to back, so that a kill repeats only what was in
-flight. A shard that was closed finishes nothing more: its next owner has begun. Next: `delivery/worker.py`.
+flight. A shard that was closed finishes nothing more: its next owner has begun.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import Access
-from mail.log.kafka.marks import Mark, MarkError, Marks
-from mail.log.kafka.reading import MadeAnew, Reader
-from mail.log.kafka.records import read
+from mail.log.kafka.committed_offset import CommittedOffset, OffsetMetadataError, OffsetTracker
+from mail.log.kafka.decode import decode_record
+from mail.log.kafka.partition_reader import PartitionReader, TopicRecreated
 from mail.log.topics import DISPATCHED
 from mail.record import Attempted, Dispatched
 
-log = structlog.get_logger()
+logger = structlog.get_logger()
 
 _WAIT_SECONDS = 1.0
-_THERE_SECONDS = 20.0  # for what is there to come: longer than a reader that is stuck takes to be made anew
-_CROWDED_SECONDS = 0.05  # before looking again whether the marks have room
+_ARRIVAL_SECONDS = 20.0  # for what is there to come: longer than a reader that is stuck takes to be made anew
+_FULL_POLL_SECONDS = 0.05  # before looking again whether the marks have room
 
 
 class KafkaDeliveryShard:
@@ -41,19 +41,19 @@ class KafkaDeliveryShard:
         number: int,
         *,
         append: Callable[[Attempted], Awaitable[None]],
-        committed: Callable[[TopicPartition], Awaitable[Mark | None]],
-        finished: Callable[[], None],
-        may_begin: Callable[[], bool],
+        fetch_committed: Callable[[TopicPartition], Awaitable[CommittedOffset | None]],
+        on_finished: Callable[[], None],
+        may_read: Callable[[], bool],
     ) -> None:
         self.number = number
         self.partition = access.partition(DISPATCHED, number)
         self._access = access
         self._append = append
-        self._committed = committed
-        self._finished = finished
-        self._may_begin = may_begin
-        self._reader = Reader(access, [self.partition])
-        self._marks: Marks | None = None
+        self._fetch_committed = fetch_committed
+        self._on_finished = on_finished
+        self._may_read = may_read
+        self._reader = PartitionReader(access, [self.partition])
+        self._offsets: OffsetTracker | None = None
         self.lost = asyncio.Event()
         self._closed = False
 
@@ -62,83 +62,85 @@ class KafkaDeliveryShard:
         """Why the brokers' authorizer lets nothing be read."""
         return self._reader.refused
 
-    def lose(self) -> None:
+    def revoke(self) -> None:
         self.lost.set()
 
-    def forget(self) -> None:
+    def abandon(self) -> None:
         self.lost.set()
-        self._marks = None
+        self._offsets = None
 
     async def close(self) -> None:
         self.lost.set()
         self._closed = True
         await self._reader.close()
 
-    def mark(self) -> Mark | None:
+    def to_commit(self) -> CommittedOffset | None:
         """What to commit; None before the shard was read."""
-        return None if self._marks is None else self._marks.mark()
+        return None if self._offsets is None else self._offsets.to_commit()
 
-    async def _open(self) -> Marks:
-        if self._marks is not None:
-            return self._marks
-        mark = await self._committed(self.partition)
+    async def _open(self) -> OffsetTracker:
+        if self._offsets is not None:
+            return self._offsets
+        committed = await self._fetch_committed(self.partition)
         try:
-            marks = Marks() if mark is None else Marks.of(mark)
-        except MarkError as reason:
+            offsets = OffsetTracker() if committed is None else OffsetTracker.from_committed(committed)
+        except OffsetMetadataError as reason:
             raise LogUnusable(
-                f"{self._access.where}: the mark of {self.partition.topic}, shard {self.number} is not ours to read:"
+                f"{self._access.url}: the mark of {self.partition.topic}, shard {self.number} is not ours to read:"
                 f" {reason}; use the newer eilpost"
             ) from None
-        await self._reader.open({self.partition: None if mark is None else marks.low})
+        await self._reader.open({self.partition: None if committed is None else offsets.low_water_mark})
         position = self._reader.position(self.partition)
-        if mark is None or position < marks.low:  # or it is the mark of a topic that is no more
-            marks = Marks(position)
-        self._marks = marks
-        return marks
+        if committed is None or position < offsets.low_water_mark:  # or it is the mark of a topic that is no more
+            offsets = OffsetTracker(position)
+        self._offsets = offsets
+        return offsets
 
-    async def take(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
         clock = asyncio.get_running_loop().time
-        until = None if wait is None else clock() + wait.total_seconds()
-        there_until = clock() + _THERE_SECONDS
+        deadline = None if wait is None else clock() + wait.total_seconds()
+        arrival_deadline = clock() + _ARRIVAL_SECONDS
         while True:
             if self.lost.is_set():
                 raise ShardLost
-            marks = await self._open()
-            if marks.are_many or not self._may_begin():
-                await asyncio.sleep(_CROWDED_SECONDS)
+            offsets = await self._open()
+            if offsets.is_full or not self._may_read():
+                await asyncio.sleep(_FULL_POLL_SECONDS)
                 continue
             try:
                 if not self._reader.is_open:  # it was stuck, and could not be made anew at once
-                    await self._reader.reopen({self.partition: marks.position})
+                    await self._reader.reopen({self.partition: offsets.position})
                 before = self._reader.position(self.partition)
                 seconds = _WAIT_SECONDS
-                if until is not None and not self._reader.is_behind:
-                    seconds = min(seconds, max(0.0, until - clock()))
-                records = await self._reader.take_until(self.lost, limit, seconds)
-            except MadeAnew as error:
-                log.warning("shard begins anew", shard=self.number, reason=str(error))
-                self.forget()
+                if deadline is not None and not self._reader.is_behind:
+                    seconds = min(seconds, max(0.0, deadline - clock()))
+                records = await self._reader.read_until_lost(self.lost, limit, seconds)
+            except TopicRecreated as error:
+                logger.warning("shard begins anew", shard=self.number, reason=str(error))
+                self.abandon()
                 raise ShardLost from None
-            entries = self._entries(marks, records)
+            entries = self._entries(offsets, records)
             position = self._reader.position(self.partition)
-            marks.read_up_to(position)
+            offsets.advance_to(position)
             if entries:
                 return entries
-            if until is None:
+            if deadline is None:
                 continue
             if not self._reader.is_behind:
-                if clock() >= until:
+                if clock() >= deadline:
                     return ()
             elif position > before:
-                there_until = clock() + _THERE_SECONDS
-            elif clock() > there_until:  # it is there, and on its way: "nothing" would not be true
+                arrival_deadline = clock() + _ARRIVAL_SECONDS
+            elif clock() > arrival_deadline:  # it is there, and on its way: "nothing" would not be true
                 raise LogUnavailable(f"{self.partition.topic}, shard {self.number}: what is there does not come")
 
-    def _entries(self, marks: Marks, records: Sequence[ConsumerRecord[bytes, bytes]]) -> list[Entry[Dispatched]]:
+    def _entries(
+        self, offsets: OffsetTracker, records: Sequence[ConsumerRecord[bytes, bytes]]
+    ) -> list[Entry[Dispatched]]:
         """Those that are not finished. One that cannot be read is raised once it is the first."""
         entries: list[Entry[Dispatched]] = []
         for record in records:
-            if record.value is None or marks.is_finished(record.offset):
+            if record.value is None or offsets.is_finished(record.offset):
                 continue
             try:
                 entries.append(self._entry(record))
@@ -147,17 +149,19 @@ class KafkaDeliveryShard:
                 if entries:
                     break
                 raise
-            marks.take(record.offset)
+            offsets.start(record.offset)
         return entries
 
     def _entry(self, record: ConsumerRecord[bytes, bytes]) -> Entry[Dispatched]:
-        return Entry(DISPATCHED.name, record.partition, record.offset, cast("Dispatched", read(self._access, record)))
+        return Entry(
+            DISPATCHED.name, record.partition, record.offset, cast("Dispatched", decode_record(self._access, record))
+        )
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
-        if self._closed or self._marks is None:
+        if self._closed or self._offsets is None:
             raise ShardLost
         await self._append(attempted)
-        if self._closed or self._marks is None:
+        if self._closed or self._offsets is None:
             raise ShardLost  # the report is there, the mark is the next owner's: it makes the attempt again
-        self._marks.finish(entry.offset)
-        self._finished()
+        self._offsets.finish(entry.offset)
+        self._on_finished()

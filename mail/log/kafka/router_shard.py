@@ -3,7 +3,6 @@
 Opening a shard is: take its transactional id (which fences every earlier owner, and settles what that one left open),
 then read the committed marks, then read from there. Replay reads the shard's `queue` partition to its end and keeps the
 last line of each key. Everything that fails in between ends in LogUnavailable, and `rewind` opens again.
-Next: `router/shard.py`.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import Access
-from mail.log.kafka.reading import Reader
-from mail.log.kafka.records import last_of_each_key, read, read_line
-from mail.log.kafka.transacting import Transactor, batches_of
+from mail.log.kafka.decode import decode_pending, decode_record, read_compacted
+from mail.log.kafka.partition_reader import PartitionReader
+from mail.log.kafka.transactional_producer import TransactionalProducer, batch_by_partition
 from mail.log.topics import ACCEPTED, ATTEMPTED, QUEUE, ShardCounts
 from mail.record import Accepted, Attempted, Pending, Record
 
 _REPLAY_BATCH = 500
-_THERE_SECONDS = 10.0
+_ARRIVAL_SECONDS = 10.0
 # Measured on two processors, where the broker has its share: at 50 ms two router processes carried 0.87 of what one
 # did, at 100 ms 0.97 to 1.01; at 200 ms deliveries begin to wait for work.
-_GATHER_SECONDS = 0.1
-_CROWD = 4  # inputs of a commit that was worth sharing
+_BATCH_INTERVAL_SECONDS = 0.1
+_BUSY_INPUTS = 4  # inputs of a commit that was worth sharing
 
 Input = Entry[Accepted] | Entry[Attempted]
-Committed = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int | None]]]
+FetchCommitted = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int | None]]]
 
 
 class KafkaRouterShard:
@@ -47,27 +46,29 @@ class KafkaRouterShard:
         number: int,
         *,
         counts: Callable[[], ShardCounts],
-        transactor: Transactor,
-        committed: Committed,
-        consumed: Callable[[int], None],
+        producer: TransactionalProducer,
+        fetch_committed: FetchCommitted,
+        on_routed: Callable[[int], None],
         may_open: Callable[[], bool] = lambda: True,
     ) -> None:
         self.number = number
         self._access = access
         self._counts = counts
-        self._transactor = transactor
-        self._committed = committed
-        self._consumed = consumed
+        self._producer = producer
+        self._fetch_committed = fetch_committed
+        self._on_routed = on_routed
         self._may_open = may_open
         self._attempted = access.partition(ATTEMPTED, number)
         self._accepted = access.partition(ACCEPTED, number)
-        self._reader = Reader(access, [self._attempted, self._accepted])
-        self._taken = 0
-        self._given: dict[TopicPartition, int] = {}  # behind what `take` gave out, the one thing that may be marked
-        self._gather_until = 0.0
+        self._reader = PartitionReader(access, [self._attempted, self._accepted])
+        self._read_count = 0
+        self._read_positions: dict[
+            TopicPartition, int
+        ] = {}  # behind what `take` gave out, the one thing that may be marked
+        self._next_read_at = 0.0
         self._is_open = False
         self._has_committed = False  # since the transactional id was taken
-        self._is_broken = False  # a commit failed: only a rewind opens again
+        self._needs_rewind = False  # a commit failed: only a rewind opens again
         self.lost = asyncio.Event()
         self.outage: str | None = None  # why nothing can be committed now
 
@@ -76,10 +77,10 @@ class KafkaRouterShard:
         """Why the brokers' authorizer lets nothing be read."""
         return self._reader.refused
 
-    def lose(self) -> None:
+    def revoke(self) -> None:
         self.lost.set()
 
-    def forget(self) -> None:
+    def abandon(self) -> None:
         self.lost.set()
         self._is_open = False  # what is in hand is not committed
 
@@ -87,37 +88,37 @@ class KafkaRouterShard:
         self.lost.set()
         self._is_open = False
         await self._reader.close()
-        await self._transactor.close()
+        await self._producer.close()
 
     async def _open(self) -> None:
         if self._is_open:
             return
         try:
-            await self._open_anew()
+            await self._open_shard()
         except LogUnavailable as error:
             self.outage = str(error)
             raise
         self.outage = None
 
-    async def _open_anew(self) -> None:
+    async def _open_shard(self) -> None:
         if self.lost.is_set():
             raise ShardLost  # or whoever tends it would try to open it for ever
-        if self._is_broken:
+        if self._needs_rewind:
             raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the last commit failed")
         if not self._may_open():
             # We slept, and have not been told yet: to open now would fence the owner that the group has chosen.
             raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the group is joined anew")
-        await self._transactor.open()
-        await self._reader.open(await self._committed([self._attempted, self._accepted]))
-        self._given = {}
-        self._taken = 0
+        await self._producer.open()
+        await self._reader.open(await self._fetch_committed([self._attempted, self._accepted]))
+        self._read_positions = {}
+        self._read_count = 0
         self._has_committed = False
         self._is_open = True
 
     async def rewind(self) -> None:
         if self.lost.is_set():
             return  # it is for the next owner to open
-        self._is_open = self._is_broken = False
+        self._is_open = self._needs_rewind = False
         await self._open()
 
     async def replay(self) -> AsyncIterator[Sequence[Pending]]:
@@ -125,41 +126,41 @@ class KafkaRouterShard:
         if self._has_committed:
             # A commit returns when it cannot fail any more, and its records are seen some milliseconds later: when its
             # markers are written, for which the next who takes the id has to wait.
-            await self._transactor.open()
+            await self._producer.open()
             self._has_committed = False
         at = self._access.partition(QUEUE, self.number)
-        frames = await last_of_each_key(self._access, at)
-        lines = iter(frames.items())
-        while batch := list(islice(lines, _REPLAY_BATCH)):
-            yield [read_line(self._access, at, key, frame) for key, frame in batch]
+        frames = await read_compacted(self._access, at)
+        items = iter(frames.items())
+        while batch := list(islice(items, _REPLAY_BATCH)):
+            yield [decode_pending(self._access, at, key, frame) for key, frame in batch]
             await asyncio.sleep(0)
 
-    async def take(self, limit: int, wait: timedelta) -> Sequence[Input]:
+    async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
         if self.lost.is_set():
             raise ShardLost
         await self._open()
-        await self._gather()
+        await self._wait_for_batch()
         # What came back from delivery goes first: it makes room.
-        records = list(await self._reader.take(limit, 0.0, [self._attempted]))
+        records = list(await self._reader.read(limit, 0.0, [self._attempted]))
         if len(records) < limit:
-            records += await self._reader.take(limit - len(records), 0.0, [self._accepted])
+            records += await self._reader.read(limit - len(records), 0.0, [self._accepted])
         if not records:
             seconds = wait.total_seconds()
             if self._reader.is_behind:  # it is there, and on its way: "nothing" would not be true
-                records = list(await self._reader.take_until(self.lost, limit, _THERE_SECONDS))
+                records = list(await self._reader.read_until_lost(self.lost, limit, _ARRIVAL_SECONDS))
                 if not records and self._reader.is_behind:
                     raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: what is there does not come")
             elif seconds:
-                records = list(await self._reader.take_until(self.lost, limit, seconds))
+                records = list(await self._reader.read_until_lost(self.lost, limit, seconds))
         inputs = self._inputs(records)
-        self._taken += len(inputs)
+        self._read_count += len(inputs)
         return inputs
 
-    async def _gather(self) -> None:
+    async def _wait_for_batch(self) -> None:
         """A transaction costs five round trips, however little is in it. So after one that was shared by several the
         next begins no sooner than `_GATHER_SECONDS` after it: a shard with little to do waits for nobody.
         """
-        seconds = self._gather_until - asyncio.get_running_loop().time()
+        seconds = self._next_read_at - asyncio.get_running_loop().time()
         if seconds > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.lost.wait(), seconds)
@@ -172,36 +173,36 @@ class KafkaRouterShard:
             if record.value is None or record.topic in unreadable:
                 continue
             try:
-                inputs.append(_input(self._access, record))
+                inputs.append(_decode_input(self._access, record))
             except LogUnusable as error:
                 unreadable[record.topic] = error
                 self._reader.seek(TopicPartition(record.topic, record.partition), record.offset)
         if unreadable and not inputs:
             raise next(iter(unreadable.values()))
-        self._given = {at: self._reader.position(at) for at in (self._attempted, self._accepted)}
+        self._read_positions = {at: self._reader.position(at) for at in (self._attempted, self._accepted)}
         return inputs
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:
         await self._open()
-        if len(consumed) != self._taken:
-            raise ValueError(f"{len(consumed)} inputs are to be marked, and {self._taken} were taken")
-        marks = {}
+        if len(consumed) != self._read_count:
+            raise ValueError(f"{len(consumed)} inputs are to be marked, and {self._read_count} were taken")
+        offsets = {}
         for partition in (self._attempted, self._accepted):
             if any(entry.topic == _topic_of(partition, self._access) for entry in consumed):
-                marks[partition] = self._given[partition]
-        if not outputs and not marks:
+                offsets[partition] = self._read_positions[partition]
+        if not outputs and not offsets:
             return
         began = asyncio.get_running_loop().time()
-        self._gather_until = began + _GATHER_SECONDS if len(consumed) >= _CROWD else 0.0
+        self._next_read_at = began + _BATCH_INTERVAL_SECONDS if len(consumed) >= _BUSY_INPUTS else 0.0
         try:
-            await self._transactor.commit(batches_of(outputs, self._counts(), self._access), marks)
+            await self._producer.commit(batch_by_partition(outputs, self._counts(), self._access), offsets)
         except (LogUnavailable, ShardLost) as error:
-            self._is_open, self._is_broken = False, True
+            self._is_open, self._needs_rewind = False, True
             self.outage = str(error) if isinstance(error, LogUnavailable) else None
             raise
-        self._taken = 0
+        self._read_count = 0
         self._has_committed = True
-        self._consumed(sum(entry.topic == ACCEPTED.name for entry in consumed))
+        self._on_routed(sum(entry.topic == ACCEPTED.name for entry in consumed))
 
 
 def _topic_of(partition: TopicPartition, access: Access) -> str:
@@ -209,6 +210,6 @@ def _topic_of(partition: TopicPartition, access: Access) -> str:
     return topic.removeprefix(access.prefix)
 
 
-def _input(access: Access, record: ConsumerRecord[bytes, bytes]) -> Input:
+def _decode_input(access: Access, record: ConsumerRecord[bytes, bytes]) -> Input:
     topic = record.topic.removeprefix(access.prefix)
-    return Entry(topic, record.partition, record.offset, cast("Accepted | Attempted", read(access, record)))  # type: ignore[return-value]
+    return Entry(topic, record.partition, record.offset, cast("Accepted | Attempted", decode_record(access, record)))  # type: ignore[return-value]

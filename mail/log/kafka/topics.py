@@ -2,7 +2,7 @@
 
 In charge of one table, what each topic must be so that no accepted mail can be lost, and of comparing it with what a
 cluster has. Never reads or writes a record. **Law: no undelivered mail is ever removed by a retention limit**, so what
-is consumed is purged by offset (`KafkaLog.purge`), and only `events` goes by age. Next: `mail/log/kafka/making.py`.
+is consumed is purged by offset (`KafkaLog.purge`), and only `events` goes by age.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PURGED = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": 
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class TopicState:
     """A topic as the cluster has it."""
 
     name: str
@@ -87,11 +87,13 @@ def wanted_partitions(topic: Topic, settings: LogSettings) -> int:
     return (settings.delivery_shards if topic is DISPATCHED else settings.shards) or SHARDS
 
 
-async def look(admin: AIOKafkaAdminClient, access: Access, *, with_config: bool = True) -> dict[Topic, Found]:
+async def find_topics(
+    admin: AIOKafkaAdminClient, access: Access, *, with_config: bool = True
+) -> dict[Topic, TopicState]:
     """Our topics that exist. Raises aiokafka's errors."""
     names = {access.topic(topic): topic for topic in ALL_TOPICS}
-    described = await of_any(lambda: describe(admin, list(names)))
-    found: dict[Topic, Found] = {}
+    described = await from_any_broker(lambda: describe_topics(admin, list(names)))
+    topic_states: dict[Topic, TopicState] = {}
     configs = await _configs(admin, [each["topic"] for each in described if not each["error_code"]], with_config)
     for each in described:
         if each["error_code"] == errors.TopicAuthorizationFailedError.errno:
@@ -99,29 +101,31 @@ async def look(admin: AIOKafkaAdminClient, access: Access, *, with_config: bool 
         name, partitions = each["topic"], each["partitions"]
         if each["error_code"] or not partitions:
             continue
-        found[names[name]] = Found(
+        topic_states[names[name]] = TopicState(
             name,
             len(partitions),
             min(len(partition["replicas"]) for partition in partitions),
             min(len(partition["isr"]) for partition in partitions),
             configs.get(name, {}),
         )
-    return found
+    return topic_states
 
 
-async def of_any(question: Callable[[], Awaitable[T]]) -> T:
+async def from_any_broker(call: Callable[[], Awaitable[T]]) -> T:
     """The answer of any broker: one that has just died is in the lists of the others for some seconds more, and
     aiokafka asks at random. Raises aiokafka's errors.
     """
     for _ in range(_ANY_TRIES):
         try:
-            return await question()
+            return await call()
         except (errors.NodeNotReadyError, errors.KafkaConnectionError):
             await asyncio.sleep(_ANY_PAUSE_SECONDS)
-    return await question()
+    return await call()
 
 
-async def describe(admin: AIOKafkaAdminClient, names: list[str], broker: int | None = None) -> list[dict[str, Any]]:
+async def describe_topics(
+    admin: AIOKafkaAdminClient, names: list[str], broker: int | None = None
+) -> list[dict[str, Any]]:
     """What one broker knows of these topics, any or this. Not `describe_topics`: that makes each one that is missing,
     as Kafka's default `auto.create.topics.enable = true` has it, with one partition and one replica.
     """
@@ -135,7 +139,7 @@ async def _configs(admin: AIOKafkaAdminClient, names: list[str], wanted: bool) -
         return {}
     configs: dict[str, dict[str, str]] = {}
     asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-    for response in await of_any(lambda: admin.describe_configs(asked)):
+    for response in await from_any_broker(lambda: admin.describe_configs(asked)):
         for code, text, _kind, name, entries in response.resources:
             if code == errors.TopicAuthorizationFailedError.errno:
                 raise errors.TopicAuthorizationFailedError(name, "DescribeConfigs")
@@ -145,45 +149,46 @@ async def _configs(admin: AIOKafkaAdminClient, names: list[str], wanted: bool) -
     return configs
 
 
-def counts_of(found: Mapping[Topic, Found], access: Access, settings: LogSettings) -> ShardCounts:
+def shard_counts_of(topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings) -> ShardCounts:
     """The partition counts, once every topic is there and they agree. Raises LogUnusable with what to do, LogNotReady
     where `eilpost topics create` has not been run yet.
     """
-    missing = [access.topic(topic) for topic in ALL_TOPICS if topic not in found]
+    missing = [access.topic(topic) for topic in ALL_TOPICS if topic not in topic_states]
     if missing:
         option = f" --tenant {access.tenant}" if access.tenant else ""
         raise LogNotReady(
-            f"{access.where}: {_are('topic', missing)} missing: run `eilpost topics create{option}`, or correct"
-            f' log.prefix, now "{access.setting}"'
+            f"{access.url}: {_plural('topic', missing)} missing: run `eilpost topics create{option}`, or correct"
+            f' log.prefix, now "{access.log_prefix}"'
         )
-    shards = found[ACCEPTED].partitions
-    for topic, each in found.items():
+    shards = topic_states[ACCEPTED].partitions
+    for topic, each in topic_states.items():
         if topic is not DISPATCHED and each.partitions != shards:
             raise LogUnusable(
-                f"{access.where}: topic {found[ACCEPTED].name} has {shards} partitions and {each.name} has"
+                f"{access.url}: topic {topic_states[ACCEPTED].name} has {shards} partitions and {each.name} has"
                 f" {each.partitions}: they must have as many; this set of topics is damaged, use another log.prefix"
             )
-    _agrees("log.shards", settings.shards, shards, found[ACCEPTED].name)
-    delivery = found[DISPATCHED].partitions
+    _require_partition_count("log.shards", settings.shards, shards, topic_states[ACCEPTED].name)
+    delivery = topic_states[DISPATCHED].partitions
     if settings.delivery_shards > delivery:
         raise LogNotReady(
-            f"log.delivery_shards = {settings.delivery_shards}, but topic {found[DISPATCHED].name} has {delivery}"
+            f"log.delivery_shards = {settings.delivery_shards}, but topic "
+            f"{topic_states[DISPATCHED].name} has {delivery}"
             " partitions: run `eilpost topics create`, which adds what is missing"
         )
     return ShardCounts(shards, delivery)
 
 
-def _agrees(key: str, wanted: int, there: int, name: str) -> None:
-    if wanted and wanted != there:
+def _require_partition_count(key: str, wanted: int, actual: int, name: str) -> None:
+    if wanted and wanted != actual:
         raise LogUnusable(
-            f"{key} = {wanted}, but topic {name} has {there} partitions, and that cannot change: set {key} = {there},"
+            f"{key} = {wanted}, but topic {name} has {actual} partitions, and that cannot change: set {key} = {actual},"
             " or 0 for what is there"
         )
 
 
-def problems(found: Mapping[Topic, Found], settings: LogSettings) -> Iterator[Problem]:
+def problems(topic_states: Mapping[Topic, TopicState], settings: LogSettings) -> Iterator[Problem]:
     """What is unsafe, or not as we would make it."""
-    for topic, each in found.items():
+    for topic, each in topic_states.items():
         yield from _replication_problems(each, settings)
         config = each.config
         if config.get("unclean.leader.election.enable") == "true":
@@ -211,20 +216,20 @@ def problems(found: Mapping[Topic, Found], settings: LogSettings) -> Iterator[Pr
             )
 
 
-def refuse_unsafe(found: Mapping[Topic, Found], access: Access, settings: LogSettings) -> None:
+def refuse_unsafe(topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings) -> None:
     """Raises LogUnusable for topics that could lose mail."""
-    unsafe = [problem for problem in problems(found, settings) if problem.fatal]
+    unsafe = [problem for problem in problems(topic_states, settings) if problem.fatal]
     if unsafe:
         more = f" (and {len(unsafe) - 1} more: see `eilpost doctor`)" if len(unsafe) > 1 else ""
         raise LogUnusable(
-            f"{access.where}: topic {unsafe[0].topic}: {unsafe[0].text}{more}; or, on a machine for trials,"
+            f"{access.url}: topic {unsafe[0].topic}: {unsafe[0].text}{more}; or, on a machine for trials,"
             ' log.durability = "dev"'
         )
 
 
-def not_writable(found: Mapping[Topic, Found], in_sync_needed: Mapping[Topic, int]) -> str | None:
+def not_writable(topic_states: Mapping[Topic, TopicState], in_sync_needed: Mapping[Topic, int]) -> str | None:
     """A line for people when a partition has fewer replicas in sync than its topic needs to take writes, else None."""
-    for topic, each in found.items():
+    for topic, each in topic_states.items():
         needed = in_sync_needed.get(topic, 1)
         if each.in_sync < needed:
             return (
@@ -234,12 +239,12 @@ def not_writable(found: Mapping[Topic, Found], in_sync_needed: Mapping[Topic, in
     return None
 
 
-def fewer_replicas(found: Mapping[Topic, Found], settings: LogSettings) -> bool:
+def has_fewer_replicas(topic_states: Mapping[Topic, TopicState], settings: LogSettings) -> bool:
     """Whether topics have less than `log.replication`, which is for new ones, asks for."""
-    return any(each.replication < settings.replication for each in found.values())
+    return any(each.replication < settings.replication for each in topic_states.values())
 
 
-def _replication_problems(each: Found, settings: LogSettings) -> Iterator[Problem]:
+def _replication_problems(each: TopicState, settings: LogSettings) -> Iterator[Problem]:
     in_sync = int(each.config.get("min.insync.replicas", "1"))
     if each.replication < REPLICATION_SAFE:  # and min.insync.replicas = 2 would stop it at the first loss
         replicas = "1 replica" if each.replication == 1 else f"{each.replication} replicas"
@@ -279,23 +284,23 @@ def _replication_problems(each: Found, settings: LogSettings) -> Iterator[Proble
         )
 
 
-async def brokers_alive(admin: AIOKafkaAdminClient) -> int:
+async def count_live_brokers(admin: AIOKafkaAdminClient) -> int:
     """How many brokers the cluster counts in. Raises aiokafka's errors."""
-    return len((await of_any(admin.describe_cluster))["brokers"])
+    return len((await from_any_broker(admin.describe_cluster))["brokers"])
 
 
-def too_few(alive: int, access: Access, settings: LogSettings) -> str:
+def too_few_brokers(live_brokers: int, access: Access, settings: LogSettings) -> str:
     """The line about more replicas than brokers."""
     lower = (
         "or set log.replication = 3"
-        if alive >= REPLICATION_SAFE
+        if live_brokers >= REPLICATION_SAFE
         else 'or, on a machine for trials, log.replication = 1 and log.durability = "dev"'
     )
     return (
-        f"{access.where}: log.replication = {settings.replication}, and"
-        f" {'1 broker is' if alive == 1 else f'{alive} brokers are'} there: start the others; {lower}"
+        f"{access.url}: log.replication = {settings.replication}, and"
+        f" {'1 broker is' if live_brokers == 1 else f'{live_brokers} brokers are'} there: start the others; {lower}"
     )
 
 
-def _are(noun: str, names: list[str]) -> str:
+def _plural(noun: str, names: list[str]) -> str:
     return f"{noun} {names[0]} is" if len(names) == 1 else f"{noun}s {', '.join(names)} are"

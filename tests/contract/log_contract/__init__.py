@@ -3,14 +3,14 @@
 The suite asserts on records only.
 """
 
-from tests.contract.log_contract.asking import Asking
-from tests.contract.log_contract.committing import Committing
+from tests.contract.log_contract.commits import CommitTests
 from tests.contract.log_contract.harness import Harness as Harness
-from tests.contract.log_contract.moving import Moving
-from tests.contract.log_contract.owning import Owning
-from tests.contract.log_contract.refusing import Refusing
-from tests.contract.log_contract.taking import Taking
+from tests.contract.log_contract.ownership import OwnershipTests
+from tests.contract.log_contract.queries import QueryTests
+from tests.contract.log_contract.reads import ReadTests
+from tests.contract.log_contract.rebalancing import RebalanceTests
+from tests.contract.log_contract.unknown_versions import UnknownVersionTests
 
 
-class LogContract(Taking, Committing, Owning, Moving, Asking, Refusing):
+class LogContract(ReadTests, CommitTests, OwnershipTests, RebalanceTests, QueryTests, UnknownVersionTests):
     """Subclasses provide the fixture `harness`."""

@@ -21,7 +21,7 @@ from mail.log import (
 from mail.log.topics import Topic
 from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record
 from mail.settings import LogSettings
-from tests.support.log_samples import (
+from tests.support.builders.records import (
     queue_id,
 )
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 class Harness(Protocol):
     @property
-    def owners_share(self) -> bool:
+    def shards_are_shared(self) -> bool:
         """Whether the shards of a kind are spread over all who ask for them; else one owns all, and the next waits for
         its turn.
         """
@@ -42,7 +42,7 @@ class Harness(Protocol):
         """A started log on this harness's store; after `close()` of the last one, it finds what that one left."""
         ...
 
-    async def plant(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
+    async def append_frame(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
         """Write raw bytes as the next entry of a shard; `key` as `place` would have it for a record there."""
         ...
 
@@ -50,32 +50,32 @@ class Harness(Protocol):
         """From now on nothing is confirmed, until `mend`."""
         ...
 
-    def mend(self, log: Log) -> None: ...
+    def repair(self, log: Log) -> None: ...
 
 
 @asynccontextmanager
-async def routing(log: Log, number: int = 0, seconds: float = 10) -> AsyncIterator[RouterShard]:
+async def router_shard_of(log: Log, number: int = 0, seconds: float = 10) -> AsyncIterator[RouterShard]:
     """Own the router's shards; use one of them, no longer than so."""
-    async with _owning(log.route, number, seconds) as shard:
+    async with _owned_shard(log.own_router_shards, number, seconds) as shard:
         yield shard
 
 
 @asynccontextmanager
-async def delivering(log: Log, number: int = 0) -> AsyncIterator[DeliveryShard]:
-    async with _owning(log.deliver, number, 10) as shard:
+async def delivery_shard_of(log: Log, number: int = 0) -> AsyncIterator[DeliveryShard]:
+    async with _owned_shard(log.own_delivery_shards, number, 10) as shard:
         yield shard
 
 
 @asynccontextmanager
-async def _owning(own: Callable[..., Awaitable[None]], number: int, seconds: float) -> AsyncIterator[T]:  # type: ignore[type-var]
+async def _owned_shard(own: Callable[..., Awaitable[None]], number: int, seconds: float) -> AsyncIterator[T]:  # type: ignore[type-var]
     stop, found = asyncio.Event(), asyncio.get_running_loop().create_future()
 
-    async def tend(shard: T) -> None:
+    async def process(shard: T) -> None:
         if shard.number == number:  # type: ignore[attr-defined]
             found.set_result(shard)
         await stop.wait()
 
-    owner = asyncio.ensure_future(own(tend, stop))
+    owner = asyncio.ensure_future(own(process, stop))
     try:
         async with asyncio.timeout(seconds):
             yield await found
@@ -84,36 +84,36 @@ async def _owning(own: Callable[..., Awaitable[None]], number: int, seconds: flo
         await owner
 
 
-async def take_all(shard: RouterShard, count: int, limit: int = 100) -> list[Entry[Accepted] | Entry[Attempted]]:
-    taken: list[Entry[Accepted] | Entry[Attempted]] = []
-    while len(taken) < count:
-        more = await shard.take(limit, SOON)
-        assert more, f"{count - len(taken)} inputs did not come"
+async def read_inputs(shard: RouterShard, count: int, limit: int = 100) -> list[Entry[Accepted] | Entry[Attempted]]:
+    inputs: list[Entry[Accepted] | Entry[Attempted]] = []
+    while len(inputs) < count:
+        more = await shard.read(limit, SOON)
+        assert more, f"{count - len(inputs)} inputs did not come"
         assert len(more) <= limit
-        taken += more
-    return taken
+        inputs += more
+    return inputs
 
 
-async def dispatches(shard: DeliveryShard, count: int) -> list[Entry[Dispatched]]:
-    taken: list[Entry[Dispatched]] = []
-    while len(taken) < count:
+async def read_dispatches(shard: DeliveryShard, count: int) -> list[Entry[Dispatched]]:
+    entries: list[Entry[Dispatched]] = []
+    while len(entries) < count:
         async with asyncio.timeout(5):
-            taken += await shard.take(100)
-    return taken
+            entries += await shard.read(100)
+    return entries
 
 
-async def lines(shard: RouterShard) -> list[Pending]:
+async def replay_all(shard: RouterShard) -> list[Pending]:
     return [line async for batch in shard.replay() for line in batch]
 
 
-def numbers(entries: Sequence[Entry[Accepted] | Entry[Attempted]]) -> list[Record]:
+def records_of(entries: Sequence[Entry[Accepted] | Entry[Attempted]]) -> list[Record]:
     return [entry.record for entry in entries]
 
 
-async def seen(ask: Callable[[], Awaitable[T]], wanted: T) -> None:
+async def eventually_equals(query: Callable[[], Awaitable[T]], wanted: T) -> None:
     """What was committed may be seen by somebody who only asks a moment later; by its owner it is seen at once."""
     end = asyncio.get_running_loop().time() + 5
-    while (found := await ask()) != wanted and asyncio.get_running_loop().time() < end:
+    while (found := await query()) != wanted and asyncio.get_running_loop().time() < end:
         await asyncio.sleep(0.02)
     assert found == wanted
 
@@ -122,6 +122,6 @@ async def events(log: Log, number: int) -> list[Event]:
     return [event async for event in log.history(queue_id(number))]
 
 
-def aged(record: Accepted, days: int) -> Accepted:
+def received_earlier(record: Accepted, days: int) -> Accepted:
     received = record.message.received - timedelta(days=days)
     return replace(record, message=replace(record.message, received=received))

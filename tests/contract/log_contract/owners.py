@@ -1,7 +1,8 @@
 """Owners of shards that come and go while there is work, and a ledger of what they did, in the order of one loop.
 
 A delivery owner finishes late: what it has in hand when its shard goes it finishes while it drains, but for one entry,
-which is the next owner's. A router owner is a stale one whenever it can be: it commits what it has taken, lost or not.
+which is the next owner's. A router owner is a stale one whenever it can be: it commits what it has entries, lost or
+not.
 """
 
 from __future__ import annotations
@@ -17,79 +18,80 @@ from mail.log import DeliveryShard, Entry, Log, LogUnavailable, RouterShard, Sha
 from mail.message import DeliveryId
 from mail.record import Accepted, Dispatched
 from tests.contract.log_contract.harness import SOON, Harness
-from tests.support.log_samples import attempted
-from tests.support.ports import wait_until
+from tests.support.builders.records import attempted
+from tests.support.servers.ports import wait_until
 
 _DRAIN_SECONDS = 0.3  # longer than an owner that does not wait for the other takes to begin
-_IN_HAND = 3
+_IN_FLIGHT = 3
 
 
-class Ledger:
+class OwnershipLedger:
     """Who tended which shard when; what was given, and what was finished."""
 
     def __init__(self) -> None:
-        self.at_work: dict[int, list[str]] = defaultdict(list)
-        self.turns: dict[int, list[str]] = defaultdict(list)  # of each shard, its owners one after the other
+        self.active_owners: dict[int, list[str]] = defaultdict(list)
+        self.owners_by_shard: dict[int, list[str]] = defaultdict(list)  # of each shard, its owners one after the other
         self.overlaps: list[str] = []
-        self.given: Counter[DeliveryId] = Counter()
+        self.deliveries_read: Counter[DeliveryId] = Counter()
         self.finished: set[DeliveryId] = set()
-        self.given_again: list[str] = []
+        self.read_after_finish: list[str] = []
 
     @contextmanager
-    def tending(self, number: int, who: str) -> Iterator[None]:
-        others = self.at_work[number]
+    def processing(self, number: int, who: str) -> Iterator[None]:
+        others = self.active_owners[number]
         if others:
             self.overlaps.append(f"{who} began with shard {number} while {', '.join(others)} was at work there")
         others.append(who)
-        self.turns[number].append(who)
+        self.owners_by_shard[number].append(who)
         try:
             yield
         finally:
             others.remove(who)
 
-    def give(self, entry: Entry[Dispatched], who: str) -> None:
+    def record_read(self, entry: Entry[Dispatched], who: str) -> None:
         delivery_id = entry.record.delivery.id
-        self.given[delivery_id] += 1
+        self.deliveries_read[delivery_id] += 1
         if delivery_id in self.finished:
-            self.given_again.append(f"{who} was given {delivery_id} of shard {entry.shard}, which was finished")
+            self.read_after_finish.append(f"{who} was given {delivery_id} of shard {entry.shard}, which was finished")
 
     @property
-    def moves(self) -> int:
+    def handovers(self) -> int:
         """How often a shard went from one owner to another."""
-        return sum(one != next_one for turns in self.turns.values() for one, next_one in pairwise(turns))
+        return sum(one != next_one for turns in self.owners_by_shard.values() for one, next_one in pairwise(turns))
 
 
 class Owner:
     """One member, under a name of its own, from `enter` until `leave`."""
 
-    def __init__(self, name: str, ledger: Ledger) -> None:
+    def __init__(self, name: str, ledger: OwnershipLedger) -> None:
         self.name = name
         self.ledger = ledger
         self.stop = asyncio.Event()
-        self.joined = asyncio.Event()
+        self.is_ready = asyncio.Event()
         self.numbers: set[int] = set()
         self._task: asyncio.Task[None] | None = None
 
-    async def _own(self, joined: Callable[[], None]) -> None:
+    async def _run(self, on_ready: Callable[[], None]) -> None:
         raise NotImplementedError
 
     @contextmanager
-    def tending(self, number: int) -> Iterator[None]:
+    def processing(self, number: int) -> Iterator[None]:
         self.numbers.add(number)
         try:
-            with self.ledger.tending(number, self.name):
+            with self.ledger.processing(number, self.name):
                 yield
         finally:
             self.numbers.discard(number)
 
-    async def enter(self, harness: Harness, before: Owner | None, count: int) -> None:
+    async def join(self, harness: Harness, before: Owner | None, count: int) -> None:
         """Return when it is certainly a member; where owners share, when each has shards and every shard has one."""
-        self._task = asyncio.create_task(self._own(self.joined.set), name=f"owner-{self.name}")
+        self._task = asyncio.create_task(self._run(self.is_ready.set), name=f"owner-{self.name}")
         if before is None:
             await self.has_all(count)
-        elif harness.owners_share:
+        elif harness.shards_are_shared:
             await wait_until(
-                lambda: self.joined.is_set() and self._shares_with(before, count), what=f"{self.name} as a second owner"
+                lambda: self.is_ready.is_set() and self._shares_with(before, count),
+                what=f"{self.name} as a second owner",
             )
         else:
             await asyncio.sleep(0.05)  # it waits for its turn
@@ -109,32 +111,32 @@ class Owner:
 class DeliveryOwner(Owner):
     """`leaves`: how many of each shard's entries it has in hand and does not finish."""
 
-    def __init__(self, name: str, ledger: Ledger, log: Log, leaves: int = 1) -> None:
+    def __init__(self, name: str, ledger: OwnershipLedger, log: Log, unfinished: int = 1) -> None:
         super().__init__(name, ledger)
         self._log = log
-        self._leaves = leaves
+        self._unfinished = unfinished
 
-    async def _own(self, joined: Callable[[], None]) -> None:
-        await self._log.deliver(self._tend, self.stop, joined)
+    async def _run(self, on_ready: Callable[[], None]) -> None:
+        await self._log.own_delivery_shards(self._process, self.stop, on_ready)
 
-    async def _tend(self, shard: DeliveryShard) -> None:
-        in_hand: list[Entry[Dispatched]] = []
-        with self.tending(shard.number):
+    async def _process(self, shard: DeliveryShard) -> None:
+        in_flight: list[Entry[Dispatched]] = []
+        with self.processing(shard.number):
             while True:
                 try:
-                    taken = await shard.take(2)
+                    entries = await shard.read(2)
                 except LogUnavailable:
                     continue
                 except ShardLost:
                     break
-                for entry in taken:
-                    self.ledger.give(entry, self.name)
-                in_hand += taken
-                while len(in_hand) > _IN_HAND:
-                    await self._finish(shard, in_hand.pop(0))
+                for entry in entries:
+                    self.ledger.record_read(entry, self.name)
+                in_flight += entries
+                while len(in_flight) > _IN_FLIGHT:
+                    await self._finish(shard, in_flight.pop(0))
             await asyncio.sleep(_DRAIN_SECONDS)
-            while len(in_hand) > self._leaves:
-                await self._finish(shard, in_hand.pop(0))
+            while len(in_flight) > self._unfinished:
+                await self._finish(shard, in_flight.pop(0))
 
     async def _finish(self, shard: DeliveryShard, entry: Entry[Dispatched]) -> None:
         await asyncio.sleep(0.01)
@@ -146,32 +148,34 @@ class DeliveryOwner(Owner):
 class RouterOwner(Owner):
     """Writes one dispatch for each message, `dispatch` says which."""
 
-    def __init__(self, name: str, ledger: Ledger, log: Log, dispatch: Callable[[Accepted], Dispatched]) -> None:
+    def __init__(
+        self, name: str, ledger: OwnershipLedger, log: Log, dispatch: Callable[[Accepted], Dispatched]
+    ) -> None:
         super().__init__(name, ledger)
         self._log = log
         self._dispatch = dispatch
 
-    async def _own(self, joined: Callable[[], None]) -> None:
-        await self._log.route(self._tend, self.stop, joined)
+    async def _run(self, on_ready: Callable[[], None]) -> None:
+        await self._log.own_router_shards(self._process, self.stop, on_ready)
 
-    async def _tend(self, shard: RouterShard) -> None:
-        with self.tending(shard.number):
+    async def _process(self, shard: RouterShard) -> None:
+        with self.processing(shard.number):
             while True:
                 try:
-                    taken = await shard.take(3, SOON)
-                    if not taken:
+                    entries = await shard.read(3, SOON)
+                    if not entries:
                         continue
                     await asyncio.sleep(0.1)  # in which the shard may go to another
-                    records = [entry.record for entry in taken]
+                    records = [entry.record for entry in entries]
                     outputs = [self._dispatch(record) for record in records if isinstance(record, Accepted)]
-                    await shard.commit(outputs, taken)
+                    await shard.commit(outputs, entries)
                 except ShardLost:
                     return
                 except LogUnavailable:
-                    await _rewound(shard)
+                    await _rewind_until_done(shard)
 
 
-async def _rewound(shard: RouterShard) -> None:
+async def _rewind_until_done(shard: RouterShard) -> None:
     while True:
         try:
             await shard.rewind()
@@ -182,20 +186,20 @@ async def _rewound(shard: RouterShard) -> None:
 
 
 @asynccontextmanager
-async def feeding(feed: Callable[[int], Awaitable[None]]) -> AsyncIterator[list[int]]:
+async def call_repeatedly(feed: Callable[[int], Awaitable[None]]) -> AsyncIterator[list[int]]:
     """Calls `feed` with 0, 1, 2 ... until the end of the context. The list has those whose call returned."""
-    fed: list[int] = []
-    enough = asyncio.Event()
+    returned: list[int] = []
+    stop = asyncio.Event()
 
     async def feed_all() -> None:
-        while not enough.is_set():
-            await feed(len(fed))
-            fed.append(len(fed))
+        while not stop.is_set():
+            await feed(len(returned))
+            returned.append(len(returned))
             await asyncio.sleep(0.02)
 
     task = asyncio.create_task(feed_all(), name="feeding")
     try:
-        yield fed
+        yield returned
     finally:
-        enough.set()
+        stop.set()
         await task

@@ -21,7 +21,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support import guarded, removal
+from tests.support import removal
+from tests.support.servers import supervised
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eilpost"
 PROXY_PORT = 3128  # inside the engine's network namespace
@@ -115,7 +116,7 @@ class Engine:
 
     def start(self) -> None:
         """Return when the engine answers."""
-        group = guarded.group()  # its own end is registered before ours, and so comes after it
+        group = supervised.group()  # its own end is registered before ours, and so comes after it
         atexit.register(self.stop)
         self._take_slot()
         (self.folder / "client").mkdir(parents=True)
@@ -214,7 +215,7 @@ class Engine:
         if first is None:
             raise EngineError("the Docker engine does not run")
         command = [sys.executable, "-IS", str(_FORWARDER), "egress", str(first / "ns/net"), str(PROXY_PORT)]
-        self._egress = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=guarded.group())
+        self._egress = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=supervised.group())
 
     def _first_process(self) -> Path | None:
         """The folder in /proc of the PID namespace's first process."""

@@ -1,4 +1,4 @@
-"""The sink of the compose files' tests, in place of Mailpit: `tests.support.accounting.Sink` on eilpost's image.
+"""The sink of the compose files' tests, in place of Mailpit: `tests.support.faults.accounting.Sink` on eilpost's image.
 
 SMTP on 1025. HTTP on 8025 answers every request with what was taken: a JSON list of [id, recipient, copies].
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from tests.support.accounting import Sink
+from tests.support.faults.accounting import Sink
 
 
 async def main() -> None:

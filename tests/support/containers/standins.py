@@ -15,7 +15,7 @@ from pathlib import Path
 from deploy.kafka import jars
 from tests.support.containers import images
 from tests.support.containers.engine import Engine
-from tests.support.objects import VERSITYGW
+from tests.support.servers.object_store import VERSITYGW
 
 _HERE = Path(__file__).parent
 _NOT_OF_A_RUNTIME = shutil.ignore_patterns("jmods", "src.zip", "man", "docs", "include", "ct.sym", "demo", "legal")

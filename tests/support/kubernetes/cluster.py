@@ -1,6 +1,6 @@
 """A running one-node Kubernetes: started in namespaces of its own, spoken to by kubectl and helm, ended with them.
 
-Blocking calls. What a component printed is in `log(NAME)`. Next: `tests/support/kubernetes/namespaces.py`.
+Blocking calls. What a component printed is in `log(NAME)`.
 """
 
 from __future__ import annotations

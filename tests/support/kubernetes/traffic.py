@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support import guarded
 from tests.support.kubernetes.configuration import HOST
 from tests.support.kubernetes.release import Release
+from tests.support.servers import supervised
 
 ROOT = Path(__file__).resolve().parents[3]
 SESSIONS = 8
@@ -65,7 +65,7 @@ def sending(release: Release, *options: str, rate: float = 40.0, seconds: float 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        process_group=guarded.group(),
+        process_group=supervised.group(),
     )
     traffic = Traffic(process)
     try:

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import pytest
 
-from delivery.dialogue import Deadlines, Dialogue, Phase
-from mail.route import Speaks
-from tests.support.dialoguing import BARE, FULL, HELLO, begin, codes, kinds, ready, said
+from delivery.dialogue import Dialogue, Phase, Timeouts
+from mail.route import RelayProtocol
+from tests.support.clients.dialogue import (
+    BARE,
+    FULL,
+    HELLO,
+    outcome_names,
+    ready_dialogue,
+    reply_codes,
+    sent_bytes,
+    start_transaction,
+)
 
 
 def test_pipelined_transaction_is_two_writes() -> None:
-    dialogue = ready()
-    assert begin(dialogue, "a@remote.test", "b@remote.test") == (
+    dialogue = ready_dialogue()
+    assert start_transaction(dialogue, "a@remote.test", "b@remote.test") == (
         b"MAIL FROM:<sender@example.test> SIZE=22\r\nRCPT TO:<a@remote.test>\r\nRCPT TO:<b@remote.test>\r\nDATA\r\n"
     )
     assert not dialogue.past_dot
     dialogue.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n")
     assert dialogue.past_dot
     assert dialogue.phase is Phase.CONTENT
-    assert said(dialogue) == HELLO + b".\r\n"
+    assert sent_bytes(dialogue) == HELLO + b".\r\n"
     dialogue.receive(b"250 2.0.0 queued as X\r\n")
     assert dialogue.phase is Phase.READY
-    assert kinds(dialogue) == ["Delivered", "Delivered"]
-    assert dialogue.carried is not None
-    assert str(dialogue.carried.outcomes[0].reply) == "250 2.0.0 queued as X"
-    assert dialogue.carried.outcomes[0].remote == "remote.test[192.0.2.1]:25"
-    assert begin(dialogue).startswith(b"MAIL")  # RFC 5321 section 4.1.1.4: no RSET after a success
+    assert outcome_names(dialogue) == ["Delivered", "Delivered"]
+    assert dialogue.result is not None
+    assert str(dialogue.result.outcomes[0].reply) == "250 2.0.0 queued as X"
+    assert dialogue.result.outcomes[0].remote == "remote.test[192.0.2.1]:25"
+    assert start_transaction(dialogue).startswith(b"MAIL")  # RFC 5321 section 4.1.1.4: no RSET after a success
 
 
 def test_without_pipelining_nothing_is_said_ahead() -> None:
-    dialogue = ready(BARE)
-    assert begin(dialogue, "a@remote.test", "b@remote.test") == b"MAIL FROM:<sender@example.test>\r\n"
+    dialogue = ready_dialogue(BARE)
+    assert start_transaction(dialogue, "a@remote.test", "b@remote.test") == b"MAIL FROM:<sender@example.test>\r\n"
     for answer, next_command in [
         (b"250 ok\r\n", b"RCPT TO:<a@remote.test>\r\n"),
         (b"550 5.1.1 no\r\n", b"RCPT TO:<b@remote.test>\r\n"),
@@ -38,22 +47,22 @@ def test_without_pipelining_nothing_is_said_ahead() -> None:
         (b"354 go\r\n", HELLO + b".\r\n"),
     ]:
         dialogue.receive(answer)
-        assert said(dialogue) == next_command
+        assert sent_bytes(dialogue) == next_command
     dialogue.receive(b"250 ok\r\n")
-    assert kinds(dialogue) == ["Failed", "Delivered"]
+    assert outcome_names(dialogue) == ["Failed", "Delivered"]
 
 
 def test_without_pipelining_data_is_not_said_for_nobody() -> None:
-    dialogue = ready(BARE)
-    begin(dialogue)
+    dialogue = ready_dialogue(BARE)
+    start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n")
-    said(dialogue)
+    sent_bytes(dialogue)
     dialogue.receive(b"450 4.2.0 later\r\n")
-    assert said(dialogue) == b""
-    assert codes(dialogue) == ["450 4.2.0"]
-    assert begin(dialogue) == b"RSET\r\n"
+    assert sent_bytes(dialogue) == b""
+    assert reply_codes(dialogue) == ["450 4.2.0"]
+    assert start_transaction(dialogue) == b"RSET\r\n"
     dialogue.receive(b"250 ok\r\n")
-    assert said(dialogue).startswith(b"MAIL")
+    assert sent_bytes(dialogue).startswith(b"MAIL")
 
 
 @pytest.mark.parametrize(
@@ -71,91 +80,91 @@ def test_without_pipelining_data_is_not_said_for_nobody() -> None:
 )
 def test_pipelined_answers(answers: bytes, expected: list[str]) -> None:
     for step in (len(answers), 1, 7):
-        dialogue = ready()
-        begin(dialogue, "a@remote.test", "b@remote.test")
+        dialogue = ready_dialogue()
+        start_transaction(dialogue, "a@remote.test", "b@remote.test")
         envelope_answers, go, dot_answer = answers.partition(b"354 go\r\n")
         for part in (envelope_answers + go, dot_answer):
             for start in range(0, len(part), step):
                 dialogue.receive(part[start : start + step])
-            said(dialogue)
-        assert codes(dialogue) == expected
+            sent_bytes(dialogue)
+        assert reply_codes(dialogue) == expected
         assert dialogue.phase is Phase.READY
 
 
 def test_354_for_nobody_gets_a_lone_dot() -> None:
-    dialogue = ready()
-    begin(dialogue)
+    dialogue = ready_dialogue()
+    start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n550 5.1.1 no\r\n354 go\r\n")
-    assert said(dialogue) == b".\r\n"
-    assert dialogue.carried is None
+    assert sent_bytes(dialogue) == b".\r\n"
+    assert dialogue.result is None
     assert not dialogue.past_dot
     dialogue.receive(b"250 2.0.0 whatever\r\n")  # RFC 2920 section 3.1: says nothing about the refused
-    assert codes(dialogue) == ["550 5.1.1"]
-    assert begin(dialogue).startswith(b"RSET\r\nMAIL")
+    assert reply_codes(dialogue) == ["550 5.1.1"]
+    assert start_transaction(dialogue).startswith(b"RSET\r\nMAIL")
     dialogue.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n")
-    said(dialogue)
+    sent_bytes(dialogue)
     dialogue.receive(b"250 ok\r\n")
-    assert kinds(dialogue) == ["Delivered"]
+    assert outcome_names(dialogue) == ["Delivered"]
 
 
 @pytest.mark.parametrize("refusal", [b"452 too many\r\n", b"452 4.5.3 too many\r\n", b"552 too many recipients\r\n"])
 def test_too_many_recipients_go_again_at_once(refusal: bytes) -> None:
-    dialogue = ready()
-    begin(dialogue, "a@remote.test", "b@remote.test", "c@remote.test")
+    dialogue = ready_dialogue()
+    start_transaction(dialogue, "a@remote.test", "b@remote.test", "c@remote.test")
     dialogue.receive(b"250 ok\r\n250 ok\r\n" + refusal * 2 + b"354 go\r\n")
-    said(dialogue)
+    sent_bytes(dialogue)
     dialogue.receive(b"250 ok\r\n")
-    assert kinds(dialogue) == ["Delivered", "Deferred", "Deferred"]
-    assert dialogue.carried is not None
-    assert dialogue.carried.again == (1, 2)
+    assert outcome_names(dialogue) == ["Delivered", "Deferred", "Deferred"]
+    assert dialogue.result is not None
+    assert dialogue.result.retry_now == (1, 2)
 
 
 def test_a_first_recipient_is_never_too_many() -> None:
-    dialogue = ready()
-    begin(dialogue)
+    dialogue = ready_dialogue()
+    start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n452 4.5.3 too many\r\n503 none\r\n")
-    assert dialogue.carried is not None
-    assert dialogue.carried.again == ()
-    assert codes(dialogue) == ["452 4.5.3"]
+    assert dialogue.result is not None
+    assert dialogue.result.retry_now == ()
+    assert reply_codes(dialogue) == ["452 4.5.3"]
 
 
 def test_lmtp_answers_for_each_recipient() -> None:
-    dialogue = ready(FULL, Speaks.LMTP)
-    begin(dialogue, "a@remote.test", "b@remote.test", "c@remote.test", "d@remote.test")
+    dialogue = ready_dialogue(FULL, RelayProtocol.LMTP)
+    start_transaction(dialogue, "a@remote.test", "b@remote.test", "c@remote.test", "d@remote.test")
     dialogue.receive(b"250 ok\r\n250 ok\r\n550 5.1.1 no\r\n250 ok\r\n250 ok\r\n354 go\r\n")
-    said(dialogue)
+    sent_bytes(dialogue)
     dialogue.receive(b"250 2.0.0 a\r\n452 4.2.2 full\r\n")
-    assert dialogue.carried is None
-    dialogue.lost("connection lost")
-    assert kinds(dialogue) == ["Delivered", "Failed", "Deferred", "Deferred"]
+    assert dialogue.result is None
+    dialogue.abort("connection lost")
+    assert outcome_names(dialogue) == ["Delivered", "Failed", "Deferred", "Deferred"]
 
 
 def test_lmtp_354_for_nobody_ends_the_connection() -> None:
-    dialogue = ready(FULL, Speaks.LMTP)
-    begin(dialogue)
+    dialogue = ready_dialogue(FULL, RelayProtocol.LMTP)
+    start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n550 5.1.1 no\r\n354 go\r\n")
-    assert codes(dialogue) == ["550 5.1.1"]
-    assert dialogue.over
+    assert reply_codes(dialogue) == ["550 5.1.1"]
+    assert dialogue.closed
 
 
 def test_helo_when_ehlo_is_unknown() -> None:
     dialogue = Dialogue("us.test", "remote")
     dialogue.receive(b"220 hi\r\n")
-    said(dialogue)
+    sent_bytes(dialogue)
     dialogue.receive(b"502 5.5.1 what?\r\n")
-    assert said(dialogue) == b"HELO us.test\r\n"
+    assert sent_bytes(dialogue) == b"HELO us.test\r\n"
     dialogue.receive(b"250 hello\r\n")
     assert dialogue.phase is Phase.READY
     assert not dialogue.capabilities.pipelining
 
 
 def test_deadlines_follow_the_phase() -> None:
-    limits = Deadlines()
+    limits = Timeouts()
     dialogue = Dialogue("us.test", "remote")
-    assert dialogue.allowed_seconds(limits) == 300
-    dialogue = ready()
-    begin(dialogue)
+    assert dialogue.timeout_seconds(limits) == 300
+    dialogue = ready_dialogue()
+    start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n250 ok\r\n")
-    assert dialogue.allowed_seconds(limits) == 120
+    assert dialogue.timeout_seconds(limits) == 120
     dialogue.receive(b"354 go\r\n")
-    assert dialogue.allowed_seconds(limits) == 600
+    assert dialogue.timeout_seconds(limits) == 600

@@ -8,30 +8,39 @@ from hypothesis import strategies as st
 
 from delivery.dialogue import Dialogue
 from mail.outcome import Deferred, Delivered, Failed
-from mail.route import Speaks
-from tests.support.delivering import envelope
-from tests.support.dialoguing import BARE, FULL, HELLO, begin, codes, kinds, ready, said
+from mail.route import RelayProtocol
+from tests.support.builders.delivery import envelope
+from tests.support.clients.dialogue import (
+    BARE,
+    FULL,
+    HELLO,
+    outcome_names,
+    ready_dialogue,
+    reply_codes,
+    sent_bytes,
+    start_transaction,
+)
 
 
 def test_content_that_was_not_sent_was_not_taken() -> None:
-    dialogue = ready()
-    begin(dialogue)
+    dialogue = ready_dialogue()
+    start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n250 taken\r\n")
-    assert kinds(dialogue) == ["Deferred"]
-    assert dialogue.over
-    assert said(dialogue) == b""
-    assert dialogue.carried is not None
-    assert not dialogue.carried.past_dot
+    assert outcome_names(dialogue) == ["Deferred"]
+    assert dialogue.closed
+    assert sent_bytes(dialogue) == b""
+    assert dialogue.result is not None
+    assert not dialogue.result.past_dot
 
 
 def test_content_that_is_still_on_its_way_was_not_taken() -> None:
-    dialogue = ready()
-    begin(dialogue)
+    dialogue = ready_dialogue()
+    start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
-    said(dialogue)
+    sent_bytes(dialogue)
     dialogue.receive(b"250 taken\r\n", unsent=True)
-    assert kinds(dialogue) == ["Deferred"]
-    assert dialogue.over
+    assert outcome_names(dialogue) == ["Deferred"]
+    assert dialogue.closed
 
 
 @pytest.mark.parametrize(
@@ -39,21 +48,21 @@ def test_content_that_is_still_on_its_way_was_not_taken() -> None:
 )
 def test_content_that_was_refused_before_it_was_sent_is_never_sent(answer: bytes, kind: str) -> None:
     """The server may be waiting for a command, and the content would be read as commands."""
-    dialogue = ready()
-    begin(dialogue)
+    dialogue = ready_dialogue()
+    start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n" + answer)
-    assert said(dialogue) == b""
-    assert kinds(dialogue) == [kind]
-    assert dialogue.over
-    assert dialogue.carried is not None
-    assert not dialogue.carried.past_dot
+    assert sent_bytes(dialogue) == b""
+    assert outcome_names(dialogue) == [kind]
+    assert dialogue.closed
+    assert dialogue.result is not None
+    assert not dialogue.result.past_dot
 
-    local = ready(FULL, Speaks.LMTP)
-    begin(local, "a@remote.test", "b@remote.test")
+    local = ready_dialogue(FULL, RelayProtocol.LMTP)
+    start_transaction(local, "a@remote.test", "b@remote.test")
     local.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n" + answer)
-    assert said(local) == b""
-    assert kinds(local) == [kind, "Deferred"]  # who was not answered for is not failed
-    assert local.over
+    assert sent_bytes(local) == b""
+    assert outcome_names(local) == [kind, "Deferred"]  # who was not answered for is not failed
+    assert local.closed
 
 
 @pytest.mark.parametrize(
@@ -66,27 +75,27 @@ def test_content_that_was_refused_before_it_was_sent_is_never_sent(answer: bytes
     ],
 )
 def test_421_and_loss_at_every_point(before: bytes, past_dot: bool) -> None:
-    closing = ready()
-    begin(closing, "a@remote.test", "b@remote.test")
+    closing = ready_dialogue()
+    start_transaction(closing, "a@remote.test", "b@remote.test")
     closing.receive(before + b"421 4.3.2 closing\r\n")
-    assert closing.over
-    assert closing.carried is not None
-    assert closing.carried.lost
-    assert codes(closing)[0] == "421 4.3.2"
+    assert closing.closed
+    assert closing.result is not None
+    assert closing.result.connection_lost
+    assert reply_codes(closing)[0] == "421 4.3.2"
 
-    losing = ready()
-    begin(losing, "a@remote.test", "b@remote.test")
+    losing = ready_dialogue()
+    start_transaction(losing, "a@remote.test", "b@remote.test")
     losing.receive(before)
-    losing.lost("connection lost")
-    assert losing.over
-    assert losing.carried is not None
-    assert losing.carried.lost
-    assert losing.carried.past_dot is past_dot
-    first = losing.carried.outcomes[0]
+    losing.abort("connection lost")
+    assert losing.closed
+    assert losing.result is not None
+    assert losing.result.connection_lost
+    assert losing.result.past_dot is past_dot
+    first = losing.result.outcomes[0]
     assert isinstance(first, Deferred)
     assert ("may see it twice" in first.reply.text) is past_dot
     if past_dot:
-        assert isinstance(losing.carried.outcomes[1], Failed)  # a verdict that was given stands
+        assert isinstance(losing.result.outcomes[1], Failed)  # a verdict that was given stands
 
 
 @pytest.mark.parametrize(
@@ -95,44 +104,44 @@ def test_421_and_loss_at_every_point(before: bytes, past_dot: bool) -> None:
 def test_a_server_that_will_not_talk_only_defers(answers: bytes) -> None:
     dialogue = Dialogue("us.test", "remote")
     dialogue.receive(answers)
-    assert dialogue.over
+    assert dialogue.closed
     assert dialogue.refusal is not None
     assert dialogue.refusal.is_temporary
 
 
 @pytest.mark.parametrize("garbage", [b"hello\r\n", b"99 x\r\n", b"250x\r\n", b"100 wait\r\n", b"\r\n", b"999 x\r\n"])
 def test_garbage_defers(garbage: bytes) -> None:
-    dialogue = ready()
-    begin(dialogue)
+    dialogue = ready_dialogue()
+    start_transaction(dialogue)
     dialogue.receive(garbage)
-    assert dialogue.over
-    assert kinds(dialogue) == ["Deferred"]
+    assert dialogue.closed
+    assert outcome_names(dialogue) == ["Deferred"]
 
 
 @pytest.mark.parametrize("wrong", [b"354 go\r\n", b"250 ok\r\n250 ok\r\n250 go\r\n", b"250 ok\r\n334 a\r\n"])
 def test_an_answer_of_the_wrong_kind_defers(wrong: bytes) -> None:
-    dialogue = ready()
-    begin(dialogue)
+    dialogue = ready_dialogue()
+    start_transaction(dialogue)
     dialogue.receive(wrong)
-    assert dialogue.over
-    assert kinds(dialogue) == ["Deferred"]
+    assert dialogue.closed
+    assert outcome_names(dialogue) == ["Deferred"]
 
 
 def test_a_word_out_of_turn_ends_an_idle_connection() -> None:
-    dialogue = ready()
+    dialogue = ready_dialogue()
     dialogue.receive(b"421 4.4.2 idle\r\n")
-    assert dialogue.over
+    assert dialogue.closed
 
 
 @given(st.binary(max_size=300), st.integers(1, 20))
 def test_no_bytes_break_the_dialogue(data: bytes, step: int) -> None:
-    dialogue = ready()
-    begin(dialogue, "a@remote.test", "b@remote.test")
+    dialogue = ready_dialogue()
+    start_transaction(dialogue, "a@remote.test", "b@remote.test")
     for start in range(0, len(data), step):
         dialogue.receive(data[start : start + step])
-    dialogue.lost("connection lost")
-    assert dialogue.carried is not None
-    assert len(dialogue.carried.outcomes) == 2
+    dialogue.abort("connection lost")
+    assert dialogue.result is not None
+    assert len(dialogue.result.outcomes) == 2
 
 
 _LINES = st.sampled_from(
@@ -140,21 +149,21 @@ _LINES = st.sampled_from(
 )
 
 
-@given(st.lists(_LINES, max_size=12), st.sampled_from([FULL, BARE]), st.sampled_from(list(Speaks)))
-def test_every_history_gives_each_recipient_one_outcome(lines: list[bytes], ehlo: bytes, speaks: Speaks) -> None:
+@given(st.lists(_LINES, max_size=12), st.sampled_from([FULL, BARE]), st.sampled_from(list(RelayProtocol)))
+def test_every_history_gives_each_recipient_one_outcome(lines: list[bytes], ehlo: bytes, speaks: RelayProtocol) -> None:
     """And none is delivered unless the content was sent."""
     terms = envelope("a@remote.test", "b@remote.test", "c@remote.test")
-    dialogue = ready(ehlo, speaks)
-    dialogue.begin(terms, HELLO)
-    sent = said(dialogue)
+    dialogue = ready_dialogue(ehlo, speaks)
+    dialogue.start_transaction(terms, HELLO)
+    sent = sent_bytes(dialogue)
     for line in lines:
         dialogue.receive(line + b"\r\n")
-        sent += said(dialogue)
-        if dialogue.carried is not None:
+        sent += sent_bytes(dialogue)
+        if dialogue.result is not None:
             break
-    dialogue.lost("connection lost")
-    assert dialogue.carried is not None
-    outcomes = dialogue.carried.outcomes
+    dialogue.abort("connection lost")
+    assert dialogue.result is not None
+    outcomes = dialogue.result.outcomes
     assert [outcome.recipient for outcome in outcomes] == [one.address for one in terms.recipients]
     if any(isinstance(outcome, Delivered) for outcome in outcomes):
         assert HELLO + b".\r\n" in sent

@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 
 from delivery.dialogue import Phase
 from mail.envelope import Body, Envelope
-from tests.support.delivering import envelope
-from tests.support.dialoguing import BARE, FULL, HELLO, begin, codes, kinds, ready, said
+from tests.support.builders.delivery import envelope
+from tests.support.clients.dialogue import (
+    BARE,
+    FULL,
+    HELLO,
+    outcome_names,
+    ready_dialogue,
+    reply_codes,
+    sent_bytes,
+    start_transaction,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,19 +37,19 @@ from tests.support.dialoguing import BARE, FULL, HELLO, begin, codes, kinds, rea
     ],
 )
 def test_dot_stuffing(content: bytes, wire: bytes) -> None:
-    dialogue = ready()
-    begin(dialogue, content=content)
+    dialogue = ready_dialogue()
+    start_transaction(dialogue, content=content)
     dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
-    assert said(dialogue) == wire
+    assert sent_bytes(dialogue) == wire
 
 
 @given(st.lists(st.sampled_from([b".", b"..", b"a", b"", b"a.b"]), max_size=8))
 def test_a_dotted_message_survives(lines: list[bytes]) -> None:
     content = b"".join(line + b"\r\n" for line in lines)
-    dialogue = ready()
-    begin(dialogue, content=content)
+    dialogue = ready_dialogue()
+    start_transaction(dialogue, content=content)
     dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
-    wire = said(dialogue).split(b"\r\n")
+    wire = sent_bytes(dialogue).split(b"\r\n")
     assert wire[-2:] == [b".", b""]
     assert b"." not in wire[:-2]
     assert [line[1:] if line.startswith(b".") else line for line in wire[:-2]] == lines
@@ -56,24 +65,24 @@ def _refused_before() -> Iterator[tuple[bytes, Envelope, bytes, str]]:
 
 @pytest.mark.parametrize(("ehlo", "terms", "content", "code"), list(_refused_before()))
 def test_what_a_server_cannot_take_is_not_offered(ehlo: bytes, terms: Envelope, content: bytes, code: str) -> None:
-    dialogue = ready(ehlo)
-    dialogue.begin(terms, content)
-    assert said(dialogue) == b""
-    assert codes(dialogue) == [code]
+    dialogue = ready_dialogue(ehlo)
+    dialogue.start_transaction(terms, content)
+    assert sent_bytes(dialogue) == b""
+    assert reply_codes(dialogue) == [code]
     assert dialogue.phase is Phase.READY
 
 
 def test_only_the_recipient_that_needs_smtputf8_fails_without_it() -> None:
-    dialogue = ready(BARE)
-    dialogue.begin(envelope("jürgen@remote.test", "b@bücher.test"), HELLO)
-    said(dialogue)
+    dialogue = ready_dialogue(BARE)
+    dialogue.start_transaction(envelope("jürgen@remote.test", "b@bücher.test"), HELLO)
+    sent_bytes(dialogue)
     dialogue.receive(b"250 ok\r\n")
-    assert said(dialogue) == b"RCPT TO:<b@xn--bcher-kva.test>\r\n"
+    assert sent_bytes(dialogue) == b"RCPT TO:<b@xn--bcher-kva.test>\r\n"
     dialogue.receive(b"250 ok\r\n")
     dialogue.receive(b"354 ok\r\n")
-    said(dialogue)
+    sent_bytes(dialogue)
     dialogue.receive(b"250 ok\r\n")
-    assert kinds(dialogue) == ["Failed", "Delivered"]
+    assert outcome_names(dialogue) == ["Failed", "Delivered"]
 
 
 @pytest.mark.parametrize(
@@ -89,12 +98,12 @@ def test_only_the_recipient_that_needs_smtputf8_fails_without_it() -> None:
     ],
 )
 def test_mail_parameters(ehlo: bytes, terms: Envelope, content: bytes, parameters: bytes) -> None:
-    dialogue = ready(ehlo)
-    dialogue.begin(terms, content)
-    assert said(dialogue).split(b"\r\n")[0] == b"MAIL FROM:<sender@example.test>" + parameters
+    dialogue = ready_dialogue(ehlo)
+    dialogue.start_transaction(terms, content)
+    assert sent_bytes(dialogue).split(b"\r\n")[0] == b"MAIL FROM:<sender@example.test>" + parameters
 
 
 def test_the_null_sender() -> None:
-    dialogue = ready(BARE)
-    dialogue.begin(envelope(sender=None), HELLO)
-    assert said(dialogue) == b"MAIL FROM:<>\r\n"
+    dialogue = ready_dialogue(BARE)
+    dialogue.start_transaction(envelope(sender=None), HELLO)
+    assert sent_bytes(dialogue) == b"MAIL FROM:<>\r\n"

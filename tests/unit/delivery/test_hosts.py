@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from delivery.hosts import Hosts, NoTarget, Target
+from delivery.hosts import NoTarget, Target, TargetSelector
 from mail.outcome import Deferred, Delivered, Failed
 from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, NoSuchDomain
 from mail.route import ToMx, ToRelay
-from tests.support.couriers import Names, courier
-from tests.support.delivering import CONTENT, delivery
-from tests.support.remote import Remote
+from tests.support.builders.delivery import CONTENT, delivery
+from tests.support.clients.couriers import HostResolver, courier
+from tests.support.servers.scripted_remote import ScriptedRemote
 
 
 async def test_mail_does_not_loop_back_to_us() -> None:
-    hosts = Hosts(resolver=Names(), hostname="us.test", port=25, prefer_ipv6=True)
+    hosts = TargetSelector(resolver=HostResolver(), hostname="us.test", port=25, prefer_ipv6=True)
     better = [
         item async for item in hosts.targets(ToMx("r.test", ((5, "10.0.0.1"), (10, "us.test"), (20, "10.0.0.2"))))
     ]
@@ -26,8 +26,8 @@ async def test_mail_does_not_loop_back_to_us() -> None:
 
 @pytest.mark.parametrize("prefer_ipv6", [True, False])
 async def test_order_of_targets(prefer_ipv6: bool) -> None:
-    names = Names(mx=IpAddresses(("192.0.2.1", "2001:db8::1", "192.0.2.2")))
-    hosts = Hosts(resolver=names, hostname="us.test", port=25, prefer_ipv6=prefer_ipv6)
+    names = HostResolver(mx=IpAddresses(("192.0.2.1", "2001:db8::1", "192.0.2.2")))
+    hosts = TargetSelector(resolver=names, hostname="us.test", port=25, prefer_ipv6=prefer_ipv6)
     seen = set()
     for _ in range(50):
         route = ToMx("r.test", ((10, "mx.test"), (20, "203.0.113.1"), (20, "203.0.113.2")))
@@ -38,39 +38,42 @@ async def test_order_of_targets(prefer_ipv6: bool) -> None:
 
 
 async def test_targets_are_bounded() -> None:
-    names = Names(mx=IpAddresses(tuple(f"192.0.2.{number}" for number in range(100))))
-    hosts = Hosts(resolver=names, hostname="us.test", port=25, prefer_ipv6=True)
+    names = HostResolver(mx=IpAddresses(tuple(f"192.0.2.{number}" for number in range(100))))
+    hosts = TargetSelector(resolver=names, hostname="us.test", port=25, prefer_ipv6=True)
     assert len([item async for item in hosts.targets(ToMx("r.test", ((10, "mx.test"),)))]) == 8
 
 
 async def test_the_next_exchanger_is_tried() -> None:
     """Equal ports on different loopback addresses stand for different hosts."""
-    async with Remote({"GREETING": ["554 5.7.1 no"]}) as first, Remote(port=first.port, host="127.0.0.3") as third:
-        names = Names(
+    async with (
+        ScriptedRemote({"GREETING": ["554 5.7.1 no"]}) as first,
+        ScriptedRemote(port=first.port, host="127.0.0.3") as third,
+    ):
+        names = HostResolver(
             mx1=IpAddresses(("127.0.0.2",)), mx2=IpAddresses(("127.0.0.1",)), mx3=IpAddresses(("127.0.0.3",)),
             mx0=NoSuchDomain(), mxx=DnsUnknown("SERVFAIL"),
         )  # fmt: skip
         hosts = ((0, "mx0.test"), (1, "mxx.test"), (10, "mx1.test"), (20, "mx2.test"), (30, "mx3.test"))
         async with courier(names, port=first.port) as smtp:
-            (outcome,) = await smtp.carry(delivery(ToMx("r.test", hosts)), CONTENT)
+            (outcome,) = await smtp.deliver(delivery(ToMx("r.test", hosts)), CONTENT)
             assert isinstance(outcome, Delivered)
             assert outcome.remote == f"mx3.test[127.0.0.3]:{third.port}"
             assert len(first.sessions) == 1
 
 
 async def test_no_exchanger_has_an_address() -> None:
-    async with courier(Names(mx=NoSuchDomain())) as smtp:
-        (outcome,) = await smtp.carry(delivery(ToMx("r.test", ((10, "mx.test"),))), CONTENT)
+    async with courier(HostResolver(mx=NoSuchDomain())) as smtp:
+        (outcome,) = await smtp.deliver(delivery(ToMx("r.test", ((10, "mx.test"),))), CONTENT)
         assert isinstance(outcome, Failed)
         assert outcome.reply.enhanced == "5.4.4"
-    async with courier(Names(mx=NoSuchDomain(), my=DnsUnknown("time-out"))) as smtp:
-        (outcome,) = await smtp.carry(delivery(ToMx("r.test", ((10, "my.test"), (20, "mx.test")))), CONTENT)
+    async with courier(HostResolver(mx=NoSuchDomain(), my=DnsUnknown("time-out"))) as smtp:
+        (outcome,) = await smtp.deliver(delivery(ToMx("r.test", ((10, "my.test"), (20, "mx.test")))), CONTENT)
         assert isinstance(outcome, Deferred)
         assert outcome.reply.enhanced == "4.4.3"
 
 
 async def test_exchangers_without_an_address_are_not_asked_after_for_ever() -> None:
-    class Counting(Names):
+    class Counting(HostResolver):
         asked = 0
 
         async def addresses(self, host: str) -> AddressAnswer:
@@ -80,7 +83,7 @@ async def test_exchangers_without_an_address_are_not_asked_after_for_ever() -> N
     names = Counting()
     async with courier(names) as smtp:
         hosts = tuple((10, f"mx{number}.test") for number in range(500))
-        (outcome,) = await smtp.carry(delivery(ToMx("r.test", hosts)), CONTENT)
+        (outcome,) = await smtp.deliver(delivery(ToMx("r.test", hosts)), CONTENT)
     assert names.asked == 20
     assert isinstance(outcome, Deferred)  # who was not asked after may have one
     assert outcome.reply.enhanced == "4.4.4"
@@ -90,7 +93,7 @@ async def test_exchangers_without_an_address_are_not_asked_after_for_ever() -> N
     ("route", "status"), [(ToMx("r.test", ((10, "mx.test"),)), "5.4.4"), (ToRelay("mx.test", 25), "4.4.4")]
 )
 async def test_an_answer_without_addresses_is_no_address(route: ToMx | ToRelay, status: str) -> None:
-    hosts = Hosts(resolver=Names(mx=IpAddresses(())), hostname="us.test", port=25, prefer_ipv6=True)
+    hosts = TargetSelector(resolver=HostResolver(mx=IpAddresses(())), hostname="us.test", port=25, prefer_ipv6=True)
     (only,) = [item async for item in hosts.targets(route)]
     assert isinstance(only, NoTarget)
     assert only.reply.enhanced == status

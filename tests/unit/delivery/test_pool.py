@@ -11,32 +11,32 @@ import pytest
 
 from delivery import pool as pool_module
 from delivery.connection import Connection
-from delivery.hosts import Hosts
-from delivery.pool import Pool, Unreached
-from delivery.smtp import SmtpCourier
+from delivery.hosts import TargetSelector
+from delivery.pool import NoConnection, Pool
+from delivery.smtp_courier import SmtpCourier
 from mail.outcome import Deferred
 from mail.resolver import NoSuchDomain
 from mail.route import ToMx
 from mail.settings import DeliverySettings
-from tests.support.couriers import QUICK, Names, courier, kinds, until
-from tests.support.delivering import CONTENT, delivery, relay
-from tests.support.metrics import value
-from tests.support.remote import Drop, Remote, Stall, Wait
+from tests.support.builders.delivery import CONTENT, delivery, relay
+from tests.support.clients.couriers import SHORT_TIMEOUTS, HostResolver, courier, outcome_names, wait_until
+from tests.support.docs.metrics import value
+from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Stall, Wait
 
 
 async def test_a_connection_is_given_up_after_its_messages_and_after_its_idle_time() -> None:
-    async with Remote() as remote, courier(messages_per_connection=2, idle=timedelta(seconds=0.1)) as smtp:
+    async with ScriptedRemote() as remote, courier(messages_per_connection=2, idle=timedelta(seconds=0.1)) as smtp:
         for _ in range(3):
-            await smtp.carry(delivery(relay(remote.port)), CONTENT)
+            await smtp.deliver(delivery(relay(remote.port)), CONTENT)
         assert [session.commands.count("DOT") for session in remote.sessions] == [2, 1]
-        await remote.until_said("QUIT")
-        await until(lambda: all(session.commands[-1] == "QUIT" for session in remote.sessions))
+        await remote.wait_command("QUIT")
+        await wait_until(lambda: all(session.commands[-1] == "QUIT" for session in remote.sessions))
 
 
 async def test_a_stale_connection_costs_a_reconnect() -> None:
-    async with Remote({"MAIL": ["250 ok", Drop(), "250 ok"]}) as remote, courier() as smtp:
-        await smtp.carry(delivery(relay(remote.port)), CONTENT)
-        assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+    async with ScriptedRemote({"MAIL": ["250 ok", Drop(), "250 ok"]}) as remote, courier() as smtp:
+        await smtp.deliver(delivery(relay(remote.port)), CONTENT)
+        assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
         assert len(remote.sessions) == 2
 
 
@@ -45,47 +45,50 @@ async def test_any_number_of_stale_connections_costs_one_try(connections: int) -
     """They look alive, and hang up at the next MAIL: a firewall between us forgot them, or the server is tired."""
     release = asyncio.Event()
     script = {"DOT": [*[Wait(release, "250 ok")] * 8, "250 ok"]}
-    async with Remote(script) as remote, courier(connections_per_site=connections, connections=connections) as smtp:
-        carrying = asyncio.gather(*(smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(4)))
-        await until(lambda: len(remote.sessions) == 4)
+    async with (
+        ScriptedRemote(script) as remote,
+        courier(connections_per_site=connections, connections=connections) as smtp,
+    ):
+        carrying = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(4)))
+        await wait_until(lambda: len(remote.sessions) == 4)
         release.set()
         await carrying
-        carrying = asyncio.gather(*(smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(20)))
+        carrying = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(20)))
         await carrying
         idle = len(smtp._pool._sites[relay(remote.port).site].idle)
         assert idle > 6
         before = len(remote.sessions)
-        remote.tired = set(range(before))
-        assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+        remote.close_at_next_command = set(range(before))
+        assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
         assert len(remote.sessions) == before + 1
 
 
 async def test_a_restarted_server_costs_no_deferral() -> None:
-    remote = Remote()
+    remote = ScriptedRemote()
     await remote.start()
     async with courier() as smtp:
-        assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+        assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
         await remote.stop()
-        carrying = asyncio.gather(*(smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(10)))
+        carrying = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(10)))
         await asyncio.sleep(0.3)
         await remote.start()
-        assert [kinds(outcomes) for outcomes in await carrying] == [["Delivered"]] * 10
+        assert [outcome_names(outcomes) for outcomes in await carrying] == [["Delivered"]] * 10
     await remote.stop()
 
 
 async def test_a_dead_site_is_left_alone_for_a_while() -> None:
     port = free_port()
     async with courier(dead_site=timedelta(seconds=0.3)) as smtp:
-        (first,) = await smtp.carry(delivery(relay(port)), CONTENT)
+        (first,) = await smtp.deliver(delivery(relay(port)), CONTENT)
         assert isinstance(first, Deferred)
         assert first.reply.enhanced == "4.4.1"
-        async with Remote(port=port) as remote:
-            (second,) = await smtp.carry(delivery(relay(port)), CONTENT)
+        async with ScriptedRemote(port=port) as remote:
+            (second,) = await smtp.deliver(delivery(relay(port)), CONTENT)
             assert isinstance(second, Deferred)
             assert "Not tried" in second.reply.text
             assert remote.sessions == []
             await asyncio.sleep(0.4)
-            assert kinds(await smtp.carry(delivery(relay(port)), CONTENT)) == ["Delivered"]
+            assert outcome_names(await smtp.deliver(delivery(relay(port)), CONTENT)) == ["Delivered"]
 
 
 def free_port() -> int:
@@ -97,26 +100,26 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("trouble", [Stall(), Drop(), "421 4.7.0 not you"])
 async def test_a_site_that_breaks_every_transaction_holds_nobody_for_long(trouble: Any) -> None:
-    async with Remote({"MAIL": [trouble]}) as remote, courier(deadlines=QUICK) as smtp:
-        carrying = [smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
+    async with ScriptedRemote({"MAIL": [trouble]}) as remote, courier(timeouts=SHORT_TIMEOUTS) as smtp:
+        carrying = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
         outcomes = await asyncio.wait_for(asyncio.gather(*carrying), 10)
-        assert all(kinds(outcome) == ["Deferred"] for outcome in outcomes)
+        assert all(outcome_names(outcome) == ["Deferred"] for outcome in outcomes)
         assert len(remote.sessions) <= 8
 
 
 async def test_slow_start_and_the_limit_of_connections() -> None:
-    async with Remote() as remote, courier(connections_per_site=6) as smtp:
-        carrying = [smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
-        assert all(kinds(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*carrying))
+    async with ScriptedRemote() as remote, courier(connections_per_site=6) as smtp:
+        carrying = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
+        assert all(outcome_names(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*carrying))
         assert len(remote.sessions) == 6
 
 
 async def test_a_wait_for_a_connection_is_counted() -> None:
     release = asyncio.Event()
     script = {"DOT": [Wait(release, "250 ok"), "250 ok"]}
-    async with Remote(script) as remote, courier(connections_per_site=1) as smtp:
+    async with ScriptedRemote(script) as remote, courier(connections_per_site=1) as smtp:
         before = value("delivery_throttle_seconds_count"), value("delivery_throttle_seconds_sum")
-        carrying = asyncio.gather(*(smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(2)))
+        carrying = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(2)))
         await asyncio.sleep(0.2)
         release.set()
         await carrying
@@ -126,9 +129,9 @@ async def test_a_wait_for_a_connection_is_counted() -> None:
 
 async def test_slow_start_begins_small() -> None:
     go = asyncio.Event()
-    async with Remote({"DOT": [Wait(go, "250 ok")]}) as remote, courier() as smtp:
-        carrying = [asyncio.create_task(smtp.carry(delivery(relay(remote.port)), CONTENT)) for _ in range(30)]
-        await remote.until_said("DOT")
+    async with ScriptedRemote({"DOT": [Wait(go, "250 ok")]}) as remote, courier() as smtp:
+        carrying = [asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT)) for _ in range(30)]
+        await remote.wait_command("DOT")
         await asyncio.sleep(0.1)
         assert len(remote.sessions) == 4
         go.set()
@@ -137,55 +140,65 @@ async def test_slow_start_begins_small() -> None:
 
 
 async def test_a_server_that_limits_connections_is_used_within_its_limit() -> None:
-    async with Remote({"GREETING": ["220 a", "220 b", "421 4.7.0 too many"]}) as remote, courier() as smtp:
-        carrying = [smtp.carry(delivery(relay(remote.port)), CONTENT) for _ in range(40)]
-        assert all(kinds(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*carrying))
+    async with ScriptedRemote({"GREETING": ["220 a", "220 b", "421 4.7.0 too many"]}) as remote, courier() as smtp:
+        carrying = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(40)]
+        assert all(outcome_names(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*carrying))
 
 
 async def test_the_cap_on_all_connections_is_shared() -> None:
-    async with Remote() as one, Remote() as two, Remote() as three, courier(connections=2) as smtp:
+    async with (
+        ScriptedRemote() as one,
+        ScriptedRemote() as two,
+        ScriptedRemote() as three,
+        courier(connections=2) as smtp,
+    ):
         remotes = [one, two, three] * 10
-        carrying = [smtp.carry(delivery(relay(remote.port)), CONTENT) for remote in remotes]
+        carrying = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for remote in remotes]
         outcomes = await asyncio.wait_for(asyncio.gather(*carrying), 10)
-        assert all(kinds(outcome) == ["Delivered"] for outcome in outcomes)
+        assert all(outcome_names(outcome) == ["Delivered"] for outcome in outcomes)
         assert max(remote.open_connections for remote in (one, two, three)) <= 2
 
 
 async def test_a_busy_site_does_not_keep_its_connections_while_another_has_none() -> None:
-    async with Remote() as busy, Remote() as other, courier(connections=2) as smtp:
-        many = [asyncio.create_task(smtp.carry(delivery(relay(busy.port)), CONTENT)) for _ in range(300)]
-        await busy.until(10)
-        assert kinds(await smtp.carry(delivery(relay(other.port)), CONTENT)) == ["Delivered"]
+    async with ScriptedRemote() as busy, ScriptedRemote() as other, courier(connections=2) as smtp:
+        many = [asyncio.create_task(smtp.deliver(delivery(relay(busy.port)), CONTENT)) for _ in range(300)]
+        await busy.wait_messages(10)
+        assert outcome_names(await smtp.deliver(delivery(relay(other.port)), CONTENT)) == ["Delivered"]
         assert len(busy.messages) < 200
-        assert all(kinds(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*many))
+        assert all(outcome_names(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*many))
 
 
 async def test_the_only_connection_there_may_be_goes_from_site_to_site() -> None:
-    async with Remote() as one, Remote() as two, Remote() as three, courier(connections=1) as smtp:
+    async with (
+        ScriptedRemote() as one,
+        ScriptedRemote() as two,
+        ScriptedRemote() as three,
+        courier(connections=1) as smtp,
+    ):
         many = [
-            asyncio.create_task(smtp.carry(delivery(relay(remote.port)), CONTENT))
+            asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT))
             for remote in (one, two)
             for _ in range(200)
         ]
-        await one.until(10)
-        assert kinds(await smtp.carry(delivery(relay(three.port)), CONTENT)) == ["Delivered"]
+        await one.wait_messages(10)
+        assert outcome_names(await smtp.deliver(delivery(relay(three.port)), CONTENT)) == ["Delivered"]
         assert len(one.messages) + len(two.messages) < 200
-        assert all(kinds(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*many))
+        assert all(outcome_names(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*many))
 
 
 async def test_a_site_that_closes_behind_its_answer_is_not_pressed_less_for_it() -> None:
     terms = delivery(relay(1)).message.envelope
-    hosts = Hosts(resolver=Names(), hostname="us.test", port=25, prefer_ipv6=True)
-    pool = Pool(hosts=hosts, settings=DeliverySettings(), hostname="us.test")
-    async with Remote() as remote:
+    hosts = TargetSelector(resolver=HostResolver(), hostname="us.test", port=25, prefer_ipv6=True)
+    pool = Pool(targets=hosts, settings=DeliverySettings(), hostname="us.test")
+    async with ScriptedRemote() as remote:
         route = relay(remote.port)
         for _ in range(3):
             connection = await pool.acquire(route)
             assert isinstance(connection, Connection)
-            carried = await connection.carry(terms, CONTENT)
-            assert not carried.lost
+            carried = await connection.transact(terms, CONTENT)
+            assert not carried.connection_lost
             await remote.drop_connections()
-            await until(lambda connection=connection: not connection.usable)  # type: ignore[misc]
+            await wait_until(lambda connection=connection: not connection.usable)  # type: ignore[misc]
             pool.release(route, connection)
         async with asyncio.timeout(5):
             together = await asyncio.gather(*(pool.acquire(route) for _ in range(6)))
@@ -194,33 +207,35 @@ async def test_a_site_that_closes_behind_its_answer_is_not_pressed_less_for_it()
 
 
 async def test_a_cancelled_waiter_passes_its_turn_on() -> None:
-    async with Remote() as remote, courier(connections_per_site=1) as smtp:
-        carrying = [asyncio.create_task(smtp.carry(delivery(relay(remote.port)), CONTENT)) for _ in range(40)]
-        await remote.until(3)
+    async with ScriptedRemote() as remote, courier(connections_per_site=1) as smtp:
+        carrying = [asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT)) for _ in range(40)]
+        await remote.wait_messages(3)
         for task in carrying[5::2]:
             task.cancel()
         results = await asyncio.wait_for(asyncio.gather(*carrying, return_exceptions=True), 10)
-        assert all(isinstance(result, asyncio.CancelledError) or kinds(result) == ["Delivered"] for result in results)  # type: ignore[arg-type]
+        assert all(
+            isinstance(result, asyncio.CancelledError) or outcome_names(result) == ["Delivered"] for result in results
+        )  # type: ignore[arg-type]
 
 
 async def test_close_does_not_wait_for_a_silent_server() -> None:
-    async with Remote({"QUIT": [Stall()]}) as remote:
-        smtp = SmtpCourier(settings=DeliverySettings(), hostname="us.test", resolver=Names())
-        await smtp.carry(delivery(relay(remote.port)), CONTENT)
+    async with ScriptedRemote({"QUIT": [Stall()]}) as remote:
+        smtp = SmtpCourier(settings=DeliverySettings(), hostname="us.test", resolver=HostResolver())
+        await smtp.deliver(delivery(relay(remote.port)), CONTENT)
         await asyncio.wait_for(smtp.close(), 5)
-        await remote.until_said("QUIT")
+        await remote.wait_command("QUIT")
 
 
 async def test_sites_without_connections_are_not_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "_SITES_MAX", 10)
-    hosts = Hosts(resolver=Names(mx=NoSuchDomain()), hostname="us.test", port=25, prefer_ipv6=True)
-    pool = Pool(hosts=hosts, settings=DeliverySettings(), hostname="us.test", deadlines=QUICK)
+    hosts = TargetSelector(resolver=HostResolver(mx=NoSuchDomain()), hostname="us.test", port=25, prefer_ipv6=True)
+    pool = Pool(targets=hosts, settings=DeliverySettings(), hostname="us.test", timeouts=SHORT_TIMEOUTS)
     dead = relay(free_port())
-    assert isinstance(await pool.acquire(dead), Unreached)
+    assert isinstance(await pool.acquire(dead), NoConnection)
     for number in range(50):
-        assert isinstance(await pool.acquire(ToMx("r.test", ((number, "mx.test"),))), Unreached)
-    await until(lambda: len(pool._sites) <= 10)
+        assert isinstance(await pool.acquire(ToMx("r.test", ((number, "mx.test"),))), NoConnection)
+    await wait_until(lambda: len(pool._sites) <= 10)
     remembered = await pool.acquire(dead)
-    assert isinstance(remembered, Unreached)
+    assert isinstance(remembered, NoConnection)
     assert "Not tried" in remembered.reply.text
     await pool.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from delivery.provider import DOMAINS, provider_of
-from mail.route import Route, Speaks, ToMailbox, ToMx, ToRelay, Unresolved
+from mail.route import RelayProtocol, Route, ToMailbox, ToMx, ToRelay, Unresolved
 
 
 def mx(*hosts: str) -> ToMx:
@@ -26,7 +26,7 @@ def mx(*hosts: str) -> ToMx:
         (mx(), "other"),
         (ToRelay("email-smtp.eu-west-1.amazonaws.com", 587), "amazon"),
         (ToRelay("smtp.sendgrid.net", 587), "sendgrid"),
-        (ToRelay("smart.test", 24, Speaks.LMTP), "other"),
+        (ToRelay("smart.test", 24, RelayProtocol.LMTP), "other"),
         (Unresolved("far.test"), "other"),
     ],
 )

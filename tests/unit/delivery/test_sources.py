@@ -22,9 +22,9 @@ from mail.route import ToMx, ToRelay
 from mail.settings import DeliverySettings, Settings, SettingsError
 from mail.settings_file import load
 from mail.telemetry import REGISTRY
-from tests.support.couriers import Names, courier, kinds, until
-from tests.support.delivering import CONTENT, delivery, relay
-from tests.support.remote import Remote
+from tests.support.builders.delivery import CONTENT, delivery, relay
+from tests.support.clients.couriers import HostResolver, courier, outcome_names, wait_until
+from tests.support.servers.scripted_remote import ScriptedRemote
 
 BROADCAST = "127.255.255.255"  # of lo: Linux binds it and connects from 127.0.0.1
 NOT_OURS = "192.0.2.7"  # RFC 5737: of no machine
@@ -34,7 +34,7 @@ def suspended() -> float | None:
     return REGISTRY.get_sample_value("eilpost_delivery_sources_suspended")
 
 
-def peers(remote: Remote) -> list[str]:
+def peers(remote: ScriptedRemote) -> list[str]:
     return [session.peer for session in remote.sessions]
 
 
@@ -42,13 +42,13 @@ def peers(remote: Remote) -> list[str]:
 def test_connections_leave_from_each_address_in_turn(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def main() -> None:
         async with (
-            Remote() as remote,
+            ScriptedRemote() as remote,
             courier(
                 source_addresses=["127.0.0.2", "127.0.0.3"], messages_per_connection=1, ehlo_name="out.test"
             ) as smtp,
         ):
             for _ in range(5):
-                assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+                assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
             assert peers(remote) == ["127.0.0.2", "127.0.0.3", "127.0.0.2", "127.0.0.3", "127.0.0.2"]
             assert {session.commands[0] for session in remote.sessions} == {"EHLO out.test"}
             assert suspended() == 0
@@ -58,16 +58,16 @@ def test_connections_leave_from_each_address_in_turn(loop: Callable[[], asyncio.
 
 
 async def test_the_address_is_of_the_family_of_the_destination() -> None:
-    names = Names(both=IpAddresses(("::1", "127.0.0.1")), six=IpAddresses(("::1",)))
-    async with Remote(host="::1") as six, Remote(port=six.port) as four:
+    names = HostResolver(both=IpAddresses(("::1", "127.0.0.1")), six=IpAddresses(("::1",)))
+    async with ScriptedRemote(host="::1") as six, ScriptedRemote(port=six.port) as four:
         route = ToRelay("both.test", six.port)
         async with courier(names, source_addresses=["127.0.0.2", "::1", "127.0.0.3"]) as smtp:
-            assert kinds(await smtp.carry(delivery(route), CONTENT)) == ["Delivered"]
+            assert outcome_names(await smtp.deliver(delivery(route), CONTENT)) == ["Delivered"]
             assert (peers(six), peers(four)) == (["::1"], [])
         async with courier(names, source_addresses=["127.0.0.2"]) as smtp:  # IPv6 is preferred, and has no source
-            assert kinds(await smtp.carry(delivery(route), CONTENT)) == ["Delivered"]
+            assert outcome_names(await smtp.deliver(delivery(route), CONTENT)) == ["Delivered"]
             assert (peers(six), peers(four)) == (["::1"], ["127.0.0.2"])
-            (outcome,) = await smtp.carry(delivery(ToRelay("six.test", six.port)), CONTENT)
+            (outcome,) = await smtp.deliver(delivery(ToRelay("six.test", six.port)), CONTENT)
             assert isinstance(outcome, Deferred)
             assert str(outcome.reply) == (
                 "451 4.4.0 No source address to connect from: those for IPv6 are missing in delivery.source_addresses"
@@ -76,19 +76,19 @@ async def test_the_address_is_of_the_family_of_the_destination() -> None:
 
 
 async def test_without_source_addresses_the_system_chooses() -> None:
-    async with Remote() as remote, courier() as smtp:
-        assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+    async with ScriptedRemote() as remote, courier() as smtp:
+        assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
         assert peers(remote) == ["127.0.0.1"]
 
 
 async def test_an_address_that_cannot_be_bound_is_left_out() -> None:
     async with (
-        Remote() as remote,
+        ScriptedRemote() as remote,
         courier(source_addresses=[NOT_OURS, "127.0.0.2"], messages_per_connection=1) as smtp,
     ):
         with capture_logs() as lines:
             for _ in range(3):
-                assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+                assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
         assert peers(remote) == ["127.0.0.2"] * 3
         assert [line["source"] for line in lines if line["event"] == "source address suspended"] == [NOT_OURS]
         assert suspended() == 1
@@ -107,10 +107,10 @@ async def test_mail_waits_while_no_address_can_be_bound_and_leaves_from_none_els
         return bind(address)
 
     monkeypatch.setattr(sources, "bind", sometimes)
-    async with Remote() as remote, courier(source_addresses=["127.0.0.2", "127.0.0.3"]) as smtp:
+    async with ScriptedRemote() as remote, courier(source_addresses=["127.0.0.2", "127.0.0.3"]) as smtp:
         with capture_logs() as lines:
             for route in (relay(remote.port), relay(remote.port), ToMx("far.test", ((10, "127.0.0.1"),))):
-                (outcome,) = await smtp.carry(delivery(route), CONTENT)
+                (outcome,) = await smtp.deliver(delivery(route), CONTENT)
                 assert isinstance(outcome, Deferred)
                 assert str(outcome.reply) == (
                     "451 4.4.0 No source address to connect from: those for IPv4 are suspended: they cannot be used"
@@ -121,8 +121,8 @@ async def test_mail_waits_while_no_address_can_be_bound_and_leaves_from_none_els
         # Once for each address; and no site is called unreachable for it.
         assert [line["event"] for line in lines] == ["source address suspended"] * 2
         is_away = False
-        await until(lambda: suspended() == 0)
-        assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+        await wait_until(lambda: suspended() == 0)
+        assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
         assert peers(remote) == ["127.0.0.2"]
 
 
@@ -150,8 +150,8 @@ async def test_a_process_without_sockets_suspends_no_address(monkeypatch: pytest
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(sources, "bind", none_left)
-    async with Remote() as remote, courier(source_addresses=["127.0.0.2"]) as smtp:
-        (outcome,) = await smtp.carry(delivery(relay(remote.port)), CONTENT)
+    async with ScriptedRemote() as remote, courier(source_addresses=["127.0.0.2"]) as smtp:
+        (outcome,) = await smtp.deliver(delivery(relay(remote.port)), CONTENT)
         assert "Too many open files" in str(outcome.reply)
         assert (suspended(), remote.sessions) == (0, [])
 
@@ -160,7 +160,7 @@ async def test_a_connection_that_fails_leaves_no_socket_open() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     async with courier(source_addresses=["127.0.0.2"]) as smtp:
-        (outcome,) = await smtp.carry(delivery(relay(port)), CONTENT)
+        (outcome,) = await smtp.deliver(delivery(relay(port)), CONTENT)
         assert "connection refused" in str(outcome.reply)
         assert suspended() == 0  # pytest fails for a socket that is not closed
 
@@ -168,15 +168,15 @@ async def test_a_connection_that_fails_leaves_no_socket_open() -> None:
 async def test_an_address_that_the_system_replaces_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "BACKOFF_SECONDS", 0.1)
     monkeypatch.setattr(sources, "BACKOFF_SECONDS_MAX", 0.1)
-    async with Remote() as remote:
+    async with ScriptedRemote() as remote:
         async with courier(source_addresses=[BROADCAST, "127.0.0.2"]) as smtp:
-            assert kinds(await smtp.carry(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
+            assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
         assert "127.0.0.2" in peers(remote)
         remote.sessions.clear()
         with capture_logs() as lines:
             async with courier(source_addresses=[BROADCAST]) as smtp:
                 for _ in range(2):
-                    (outcome,) = await smtp.carry(delivery(relay(remote.port)), CONTENT)
+                    (outcome,) = await smtp.deliver(delivery(relay(remote.port)), CONTENT)
                     assert isinstance(outcome, Deferred)
                     assert "those for IPv4 are suspended: they cannot be used" in str(outcome.reply)
                 await asyncio.sleep(0.5)  # the back-off is over several times

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from delivery.answer import Answer
 from delivery.capabilities import Capabilities
+from delivery.reply_parser import ServerReply
 from delivery.transaction import NEEDS_BINARYMIME, NEEDS_SMTPUTF8, Transaction, header_block
 from mail.envelope import Body, Envelope
 from mail.outcome import Outcome
 from mail.reply import Reply
-from tests.support.delivering import CONTENT, envelope
+from tests.support.builders.delivery import CONTENT, envelope
 
 REMOTE = "mx.far.test[192.0.2.1]:25"
 FULL = Capabilities({"SIZE": "1000", "8BITMIME": "", "SMTPUTF8": "", "PIPELINING": ""})
 BARE = Capabilities()
-OK = Answer(250, [b"2.0.0 ok"])
+OK = ServerReply(250, [b"2.0.0 ok"])
 
 
 def make(terms: Envelope, content: bytes = CONTENT, capabilities: Capabilities = FULL) -> Transaction:
     return Transaction(terms, content, capabilities, REMOTE)
 
 
-def said(outcomes: tuple[Outcome, ...]) -> list[tuple[str, str]]:
+def outcome_codes(outcomes: tuple[Outcome, ...]) -> list[tuple[str, str]]:
     return [(type(outcome).__name__, outcome.reply.enhanced) for outcome in outcomes]
 
 
@@ -46,45 +46,45 @@ def test_parameters_are_given_to_who_offers_them() -> None:
 def test_what_the_server_can_never_take_is_not_asked_for(
     terms: Envelope, content: bytes, capabilities: Capabilities, reply: Reply
 ) -> None:
-    carried = make(terms, content, capabilities).settled_before()
-    assert carried is not None
-    assert said(carried.outcomes) == [("Failed", reply.enhanced)]
+    result = make(terms, content, capabilities).result_without_server()
+    assert result is not None
+    assert outcome_codes(result.outcomes) == [("Failed", reply.enhanced)]
 
 
 def test_each_recipient_has_its_own_answer_and_the_dot_is_for_those_taken() -> None:
     one = make(envelope("a@r.test", "b@r.test", "c@r.test", "d@r.test"))
     one.on_mail(OK)
-    for answer in (OK, Answer(550, [b"5.1.1 who?"]), Answer(450, [b"4.2.0 later"]), OK):
+    for answer in (OK, ServerReply(550, [b"5.1.1 who?"]), ServerReply(450, [b"4.2.0 later"]), OK):
         one.on_rcpt(answer)
-    assert (one.anyone, one.taken) == (True, 2)
-    one.on_dot_for_all(Answer(250, [b"2.0.0 queued"]))
-    carried = one.carried()
-    assert said(carried.outcomes) == [
+    assert (one.has_accepted, one.accepted_count) == (True, 2)
+    one.on_dot_for_all(ServerReply(250, [b"2.0.0 queued"]))
+    result = one.result()
+    assert outcome_codes(result.outcomes) == [
         ("Delivered", "2.0.0"),
         ("Failed", "5.1.1"),
         ("Deferred", "4.2.0"),
         ("Delivered", "2.0.0"),
     ]
-    assert carried.again == ()
+    assert result.retry_now == ()
 
 
 def test_lmtp_answers_the_dot_for_each() -> None:
     one = make(envelope("a@r.test", "b@r.test", "c@r.test"))
     one.on_mail(OK)
-    for answer in (OK, Answer(550, [b"5.1.1 who?"]), OK):
+    for answer in (OK, ServerReply(550, [b"5.1.1 who?"]), OK):
         one.on_rcpt(answer)
-    one.on_dot_for_next(Answer(250, [b"2.0.0 ok"]))
-    one.on_dot_for_next(Answer(452, [b"4.2.2 full"]))
-    assert [name for name, _ in said(one.carried().outcomes)] == ["Delivered", "Failed", "Deferred"]
+    one.on_dot_for_next(ServerReply(250, [b"2.0.0 ok"]))
+    one.on_dot_for_next(ServerReply(452, [b"4.2.2 full"]))
+    assert [name for name, _ in outcome_codes(one.result().outcomes)] == ["Delivered", "Failed", "Deferred"]
 
 
 def test_a_refused_mail_is_everybodys_answer() -> None:
     one = make(envelope("a@r.test", "b@r.test"))
-    one.on_mail(Answer(451, [b"4.7.1 greylisted"]))
+    one.on_mail(ServerReply(451, [b"4.7.1 greylisted"]))
     for _ in range(2):  # the echo of a pipelined MAIL
-        one.on_rcpt(Answer(503, [b"5.5.1 no MAIL"]))
-    assert not one.goes_on
-    assert said(one.carried().outcomes) == [("Deferred", "4.7.1")] * 2
+        one.on_rcpt(ServerReply(503, [b"5.5.1 no MAIL"]))
+    assert not one.mail_accepted
+    assert outcome_codes(one.result().outcomes) == [("Deferred", "4.7.1")] * 2
 
 
 @pytest.mark.parametrize("code", [452, 552])
@@ -93,30 +93,30 @@ def test_too_many_recipients_are_for_the_next_transaction(code: int) -> None:
     one.on_mail(OK)
     one.on_rcpt(OK)
     for _ in range(2):
-        one.on_rcpt(Answer(code, [b"too many recipients"]))
+        one.on_rcpt(ServerReply(code, [b"too many recipients"]))
     one.on_dot_for_all(OK)
-    carried = one.carried()
-    assert carried.again == (1, 2)
-    assert said(carried.outcomes) == [("Delivered", "2.0.0"), ("Deferred", "4.5.3"), ("Deferred", "4.5.3")]
+    result = one.result()
+    assert result.retry_now == (1, 2)
+    assert outcome_codes(result.outcomes) == [("Delivered", "2.0.0"), ("Deferred", "4.5.3"), ("Deferred", "4.5.3")]
 
 
 def test_nothing_is_for_the_next_transaction_when_the_server_took_nobody() -> None:
     """Or it would never end."""
     one = make(envelope("a@r.test"))
     one.on_mail(OK)
-    one.on_rcpt(Answer(452, [b"4.5.3 too many"]))
-    assert one.carried().again == ()
+    one.on_rcpt(ServerReply(452, [b"4.5.3 too many"]))
+    assert one.result().retry_now == ()
 
 
 def test_who_has_no_answer_when_it_breaks_off_is_deferred_and_who_has_one_keeps_it() -> None:
     one = make(envelope("a@r.test", "b@r.test"))
     one.on_mail(OK)
-    one.on_rcpt(Answer(550, [b"5.1.1 who?"]))
-    carried = one.broken_off(Reply(451, "4.4.2", "lost"), past_dot=False)
-    assert said(carried.outcomes) == [("Failed", "5.1.1"), ("Deferred", "4.4.2")]
-    assert carried.lost
-    closed = make(envelope("a@r.test")).closed_by(Answer(421, [b"4.3.2 bye"]), past_dot=True)
-    assert (said(closed.outcomes), closed.past_dot) == ([("Deferred", "4.3.2")], True)
+    one.on_rcpt(ServerReply(550, [b"5.1.1 who?"]))
+    result = one.on_connection_lost(Reply(451, "4.4.2", "lost"), past_dot=False)
+    assert outcome_codes(result.outcomes) == [("Failed", "5.1.1"), ("Deferred", "4.4.2")]
+    assert result.connection_lost
+    closed = make(envelope("a@r.test")).on_service_closing(ServerReply(421, [b"4.3.2 bye"]), past_dot=True)
+    assert (outcome_codes(closed.outcomes), closed.past_dot) == ([("Deferred", "4.3.2")], True)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_who_has_no_answer_when_it_breaks_off_is_deferred_and_who_has_one_keeps_
     ],
 )
 def test_dots_are_stuffed(content: bytes, wire: bytes) -> None:
-    assert b"".join(make(envelope("a@r.test"), content).wire_content()) == wire
+    assert b"".join(make(envelope("a@r.test"), content).dot_stuffed_content()) == wire
 
 
 def test_the_header_block() -> None:

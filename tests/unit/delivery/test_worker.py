@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from delivery.attempt import HEADERS_BYTES
+from delivery.attempt import HEADERS_BYTES_MAX
 from mail.log import Entry, ShardLost
 from mail.message import Spooled
 from mail.outcome import Deferred, Delivered, Failed, Outcome
@@ -13,26 +13,26 @@ from mail.record import Delivery, Dispatched
 from mail.reply import Reply
 from mail.route import ToMx
 from mail.spool import SpoolUnavailable
-from tests.support.delivering import CONTENT, FakeShard, FakeSpool, by_id, dispatched, relay
-from tests.support.metrics import value
-from tests.support.working import OK, FakeCourier, all_of, working
+from tests.support.builders.delivery import CONTENT, FakeShard, FakeSpool, by_id, dispatched, relay
+from tests.support.docs.metrics import value
+from tests.support.servers.delivery_worker import OK, FakeCourier, outcomes_for_all, running_worker
 
-LATER = Reply(450, "4.2.0", "later")
-NEVER = Reply(550, "5.1.1", "never")
+DEFERRED_REPLY = Reply(450, "4.2.0", "later")
+FAILED_REPLY = Reply(550, "5.1.1", "never")
 
 
 async def test_each_is_reported_once_in_any_order() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         await asyncio.sleep(0.02 if delivery.id == records[0].delivery.id else 0)
-        return all_of(delivery, Delivered, OK)
+        return outcomes_for_all(delivery, Delivered, OK)
 
     shard = FakeShard()
     records = [dispatched(relay(1)) for _ in range(20)]
-    async with working(FakeCourier(do), shard):
+    async with running_worker(FakeCourier(do), shard):
         shard.put(*records)
-        reports = by_id(await shard.until(20))
+        reports = by_id(await shard.wait_finished(20))
         assert set(reports) == {record.delivery.id for record in records}
-        assert shard.marks[-1] == 0  # the slow first one did not hold up the others
+        assert shard.committed[-1] == 0  # the slow first one did not hold up the others
         report = reports[records[0].delivery.id]
         assert (report.number, report.content, report.headers) == (1, None, b"")
 
@@ -40,21 +40,21 @@ async def test_each_is_reported_once_in_any_order() -> None:
 async def test_what_is_deferred_is_kept_before_it_is_reported() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         first, second, third = (recipient.address for recipient in delivery.message.envelope.recipients)
-        return Delivered(first, OK), Deferred(second, LATER), Failed(third, NEVER)
+        return Delivered(first, OK), Deferred(second, DEFERRED_REPLY), Failed(third, FAILED_REPLY)
 
     shard, spool = FakeShard(), FakeSpool()
     spool.unavailable = 1
-    async with working(FakeCourier(do), shard, spool):
+    async with running_worker(FakeCourier(do), shard, spool):
         shard.put(dispatched(relay(1), "a@r.test", "b@r.test", "c@r.test"))
-        (report,) = await shard.until(1)
+        (report,) = await shard.wait_finished(1)
     assert report.content is not None
-    assert spool.kept[report.content.name] == CONTENT
+    assert spool.contents[report.content.name] == CONTENT
     assert report.headers == b"Subject: hello\r\nFrom: a@example.test\r\n"
 
 
 async def test_attempts_count_by_provider_and_status() -> None:
     odd = Reply(550, "5.99.1", "an enhanced code whose subject RFC 3463 does not know")
-    results = [(Delivered, OK), (Deferred, LATER), (Failed, NEVER), (Failed, odd)]
+    results = [(Delivered, OK), (Deferred, DEFERRED_REPLY), (Failed, FAILED_REPLY), (Failed, odd)]
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         recipients = delivery.message.envelope.recipients
@@ -73,53 +73,53 @@ async def test_attempts_count_by_provider_and_status() -> None:
     before, shard = counts(), FakeShard()
     record = dispatched(ToMx("r.test", ((10, "aspmx.l.google.com"),)), *(f"{each}@r.test" for each in "abcd"))
     size = value("delivered_bytes_total", transport="smtp")
-    async with working(FakeCourier(do), shard):
+    async with running_worker(FakeCourier(do), shard):
         shard.put(record)
-        await shard.until(1)
+        await shard.wait_finished(1)
     assert [after - first for after, first in zip(counts(), before, strict=True)] == [1, 1, 2, 1, 1, 1, 1, 1]
     assert value("delivered_bytes_total", transport="smtp") - size == record.delivery.message.size_bytes
 
 
 async def test_what_has_failed_needs_its_headers_and_no_content() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
-        return all_of(delivery, Failed, NEVER)
+        return outcomes_for_all(delivery, Failed, FAILED_REPLY)
 
     shard, spool = FakeShard(), FakeSpool()
-    async with working(FakeCourier(do), shard, spool):
+    async with running_worker(FakeCourier(do), shard, spool):
         shard.put(dispatched(relay(1), content=b"X: " + b"x" * 100_000 + b"\r\n\r\nbody"))
-        (report,) = await shard.until(1)
+        (report,) = await shard.wait_finished(1)
     assert report.content is None
-    assert spool.kept == {}
-    assert len(report.headers) == HEADERS_BYTES
+    assert spool.contents == {}
+    assert len(report.headers) == HEADERS_BYTES_MAX
 
 
 async def test_spooled_content_is_read_and_stays() -> None:
     shard, spool = FakeShard(), FakeSpool()
-    kept = await spool.keep(CONTENT)
+    kept = await spool.put(CONTENT)
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
-        return all_of(delivery, Deferred, LATER)
+        return outcomes_for_all(delivery, Deferred, DEFERRED_REPLY)
 
     courier = FakeCourier(do)
-    async with working(courier, shard, spool):
+    async with running_worker(courier, shard, spool):
         shard.put(dispatched(relay(1), content=kept))
-        (report,) = await shard.until(1)
-    assert courier.carried[0][1] == CONTENT
+        (report,) = await shard.wait_finished(1)
+    assert courier.delivered[0][1] == CONTENT
     assert report.content == kept
-    assert len(spool.kept) == 1
+    assert len(spool.contents) == 1
 
 
 async def test_a_damaged_or_silent_spool_defers() -> None:
     shard, spool = FakeShard(), FakeSpool()
     courier = FakeCourier()
     gone = Spooled("2026/gone", 10, "00")
-    async with working(courier, shard, spool):
+    async with running_worker(courier, shard, spool):
         shard.put(dispatched(relay(1), content=gone))
-        (damaged,) = await shard.until(1)
+        (damaged,) = await shard.wait_finished(1)
         spool.unavailable = 1
         shard.put(dispatched(relay(1), content=gone))
-        _, silent = await shard.until(2)
-    assert courier.carried == []
+        _, silent = await shard.wait_finished(2)
+    assert courier.delivered == []
     for report in (damaged, silent):
         assert isinstance(report.outcomes[0], Deferred)
         assert report.outcomes[0].reply.enhanced == "4.3.0"
@@ -136,9 +136,9 @@ async def test_a_bug_in_a_courier_defers() -> None:
 
     for do in (wrong, forgetful):
         shard = FakeShard()
-        async with working(FakeCourier(do), shard):
+        async with running_worker(FakeCourier(do), shard):
             shard.put(dispatched(relay(1)))
-            (report,) = await shard.until(1)
+            (report,) = await shard.wait_finished(1)
         (outcome,) = report.outcomes
         assert isinstance(outcome, Deferred)
         assert outcome.reply.enhanced == "4.3.0"
@@ -150,10 +150,10 @@ async def test_the_log_may_be_away_for_a_while() -> None:
     shard = FakeShard()
     shard.unavailable = 3
     courier = FakeCourier()
-    async with working(courier, shard):
+    async with running_worker(courier, shard):
         shard.put(dispatched(relay(1)))
-        await shard.until(1)
-    assert len(courier.carried) == 1  # reported again, not carried again
+        await shard.wait_finished(1)
+    assert len(courier.delivered) == 1  # reported again, not carried again
 
 
 async def test_one_slow_site_holds_up_only_itself() -> None:
@@ -162,19 +162,19 @@ async def test_one_slow_site_holds_up_only_itself() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         if delivery.route == relay(1):
             await release.wait()
-        return all_of(delivery, Delivered, OK)
+        return outcomes_for_all(delivery, Delivered, OK)
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with working(courier, shard, in_flight=10, connections_per_site=2):
+    async with running_worker(courier, shard, in_flight=10, connections_per_site=2):
         shard.put(*(dispatched(relay(1)) for _ in range(300)))
         shard.put(*(dispatched(relay(2)) for _ in range(50)))
-        reports = await shard.until(50)
-        assert all(offset >= 300 for offset in shard.marks)
-        assert courier.at_work == 4  # twice the site's connections
+        reports = await shard.wait_finished(50)
+        assert all(offset >= 300 for offset in shard.committed)
+        assert courier.active == 4  # twice the site's connections
         release.set()
         assert len(by_id(reports)) == 50
-        await shard.until(350)
-    assert courier.most <= 10
+        await shard.wait_finished(350)
+    assert courier.active_max <= 10
 
 
 async def test_many_stalling_sites_hold_up_only_themselves() -> None:
@@ -183,36 +183,36 @@ async def test_many_stalling_sites_hold_up_only_themselves() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         if delivery.route != relay(1):
             await asyncio.Event().wait()
-        return all_of(delivery, Delivered, OK)
+        return outcomes_for_all(delivery, Delivered, OK)
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with working(courier, shard, drain_seconds=0.1):
+    async with running_worker(courier, shard, drain_seconds=0.1):
         for site in range(100):
             shard.put(*(dispatched(relay(100 + site)) for _ in range(10)))
-        while shard.taken < 1000:
+        while shard.read_count < 1000:
             await asyncio.sleep(0.01)
         shard.put(*(dispatched(relay(1)) for _ in range(50)))
-        assert all(offset >= 1000 for offset in shard.marks)
-        await shard.until(50)
-        assert 300 < courier.most <= 500  # and they are not starved either
+        assert all(offset >= 1000 for offset in shard.committed)
+        await shard.wait_finished(50)
+        assert 300 < courier.active_max <= 500  # and they are not starved either
 
 
 async def test_stalling_sites_with_large_messages_hold_up_only_themselves() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         if delivery.route != relay(1):
             await asyncio.Event().wait()
-        return all_of(delivery, Delivered, OK)
+        return outcomes_for_all(delivery, Delivered, OK)
 
     shard, spool, courier = FakeShard(), FakeSpool(), FakeCourier(do)
-    large = await spool.keep(b"x" * 300_000)
-    async with working(courier, shard, spool, drain_seconds=0.1, in_flight_bytes="4MiB"):
+    large = await spool.put(b"x" * 300_000)
+    async with running_worker(courier, shard, spool, drain_seconds=0.1, in_flight_bytes="4MiB"):
         for site in range(4):
             shard.put(*(dispatched(relay(100 + site), content=large) for _ in range(20)))
-        while shard.taken < 80 or courier.at_work < 4:
+        while shard.read_count < 80 or courier.active < 4:
             await asyncio.sleep(0.01)
         shard.put(*(dispatched(relay(1), content=b"y" * 100_000) for _ in range(50)))
-        await shard.until(50)
-        assert 4 <= sum(one.route != relay(1) for one, _ in courier.carried) <= 12
+        await shard.wait_finished(50)
+        assert 4 <= sum(one.route != relay(1) for one, _ in courier.delivered) <= 12
 
 
 async def test_memory_is_bounded_and_a_slow_site_moves_into_the_spool() -> None:
@@ -221,27 +221,29 @@ async def test_memory_is_bounded_and_a_slow_site_moves_into_the_spool() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         if delivery.route == relay(1):
             await release.wait()
-        return all_of(delivery, Delivered, OK)
+        return outcomes_for_all(delivery, Delivered, OK)
 
     shard, spool = FakeShard(), FakeSpool()
     content = b"x" * 200_000
-    async with working(FakeCourier(do), shard, spool, in_flight=10, connections_per_site=1, in_flight_bytes="2MiB"):
+    async with running_worker(
+        FakeCourier(do), shard, spool, in_flight=10, connections_per_site=1, in_flight_bytes="2MiB"
+    ):
         shard.put(*(dispatched(relay(1), content=content) for _ in range(50)))
         shard.put(*(dispatched(relay(2), content=content) for _ in range(20)))
-        await shard.until(20)
-        assert len(spool.kept) > 30
+        await shard.wait_finished(20)
+        assert len(spool.contents) > 30
         release.set()
-        await shard.until(70)
+        await shard.wait_finished(70)
 
 
 async def test_large_spooled_messages_are_not_all_read_at_once() -> None:
     shard, spool = FakeShard(), FakeSpool()
-    kept = await spool.keep(b"x" * 900_000)
+    kept = await spool.put(b"x" * 900_000)
     courier = FakeCourier()
-    async with working(courier, shard, spool, in_flight_bytes="1MiB"):
+    async with running_worker(courier, shard, spool, in_flight_bytes="1MiB"):
         shard.put(*(dispatched(relay(1), content=kept) for _ in range(5)))
-        await shard.until(5)
-    assert courier.most == 1
+        await shard.wait_finished(5)
+    assert courier.active_max == 1
 
 
 async def test_lost_gives_up_what_is_before_the_dot_and_waits_for_what_is_past_it() -> None:
@@ -254,34 +256,34 @@ async def test_lost_gives_up_what_is_before_the_dot_and_waits_for_what_is_past_i
             await go.wait()
         except asyncio.CancelledError:  # as the SMTP courier past the final dot
             await go.wait()
-        return all_of(delivery, Delivered, OK)
+        return outcomes_for_all(delivery, Delivered, OK)
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with working(courier, shard) as task:
+    async with running_worker(courier, shard) as task:
         shard.put(dispatched(relay(1)), dispatched(relay(2)))
-        while courier.at_work < 2:
+        while courier.active < 2:
             await asyncio.sleep(0)
-        shard.lose()
+        shard.revoke()
         await asyncio.sleep(0.05)
         assert not task.done()
-        assert courier.at_work == 1
+        assert courier.active == 1
         go.set()
         await task
-        assert shard.marks == [1]
+        assert shard.committed == [1]
 
 
 async def test_what_had_not_begun_when_the_shard_was_lost_does_not_begin() -> None:
     class LostAtOnce(FakeShard):
-        async def take(self, limit: int) -> Sequence[Entry[Dispatched]]:
-            if self.taken:
+        async def read(self, limit: int) -> Sequence[Entry[Dispatched]]:
+            if self.read_count:
                 raise ShardLost
-            return await super().take(limit)
+            return await super().read(limit)
 
     shard, courier = LostAtOnce(), FakeCourier()
     shard.put(dispatched(relay(1)))
-    async with working(courier, shard) as task:
+    async with running_worker(courier, shard) as task:
         await task
-    assert courier.carried == []  # its next owner makes the attempt
+    assert courier.delivered == []  # its next owner makes the attempt
     assert shard.finished == []
 
 
@@ -290,7 +292,7 @@ async def test_room_that_is_made_while_the_spool_fails_is_seen() -> None:
     failing, ended = asyncio.Event(), asyncio.Event()
 
     class Failing(FakeSpool):
-        async def keep(self, content: bytes) -> Spooled:
+        async def put(self, content: bytes) -> Spooled:
             failing.set()
             await ended.wait()
             await asyncio.sleep(0.05)
@@ -302,17 +304,17 @@ async def test_room_that_is_made_while_the_spool_fails_is_seen() -> None:
         if delivery.route == relay(2):
             await failing.wait()
             asyncio.get_running_loop().call_later(0.02, ended.set)
-        return all_of(delivery, Delivered, OK)
+        return outcomes_for_all(delivery, Delivered, OK)
 
     shard = FakeShard()
     heavy = b"x" * 250_000
-    async with working(
+    async with running_worker(
         FakeCourier(do), shard, Failing(), drain_seconds=0.1, in_flight_bytes="1MiB", connections_per_site=1
     ):
         shard.put(*(dispatched(relay(1), content=heavy) for _ in range(3)), dispatched(relay(2), content=heavy))
         await failing.wait()
         shard.put(dispatched(relay(3)))
-        reports = await shard.until(2)
+        reports = await shard.wait_finished(2)
     assert len(reports) == 2
 
 
@@ -321,18 +323,18 @@ async def test_the_largest_content_that_was_seen_bounds_what_is_taken() -> None:
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         await go.wait()
-        return all_of(delivery, Delivered, OK)
+        return outcomes_for_all(delivery, Delivered, OK)
 
     shard = FakeShard()
-    async with working(FakeCourier(do), shard, in_flight_bytes="4MiB"):  # a spool.inline_max of 1 MiB or more
+    async with running_worker(FakeCourier(do), shard, in_flight_bytes="4MiB"):  # a spool.inline_max of 1 MiB or more
         shard.put(dispatched(relay(1), content=b"x" * 1_000_000))
-        while shard.taken < 1:
+        while shard.read_count < 1:
             await asyncio.sleep(0)
         shard.put(*(dispatched(relay(number), content=b"x" * 1_000_000) for number in range(2, 20)))
         await asyncio.sleep(0.05)
-        assert shard.taken <= 4
+        assert shard.read_count <= 4
         go.set()
-        await shard.until(19)
+        await shard.wait_finished(19)
 
 
 async def test_a_drain_ends() -> None:
@@ -344,9 +346,9 @@ async def test_a_drain_ends() -> None:
         raise AssertionError
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with working(courier, shard, drain_seconds=0.1):
+    async with running_worker(courier, shard, drain_seconds=0.1):
         shard.put(dispatched(relay(1)))
-        while not courier.at_work:
+        while not courier.active:
             await asyncio.sleep(0)
     assert shard.finished == []
 
@@ -359,12 +361,12 @@ async def test_lost_while_memory_is_full() -> None:
         raise AssertionError
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with working(courier, shard, in_flight=1, in_flight_bytes="256KiB", connections_per_site=1) as task:
+    async with running_worker(courier, shard, in_flight=1, in_flight_bytes="256KiB", connections_per_site=1) as task:
         shard.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(4)))
-        while not courier.at_work:
+        while not courier.active:
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
-        shard.lose()
+        shard.revoke()
         async with asyncio.timeout(0.5):
             await task
     assert shard.finished == []
@@ -376,11 +378,11 @@ async def test_lost_while_as_many_are_parked_as_may_be() -> None:
         raise AssertionError
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with working(courier, shard, parked_max=20, in_flight=1) as task:
+    async with running_worker(courier, shard, queued_max=20, in_flight=1) as task:
         shard.put(*(dispatched(relay(1)) for _ in range(30)))
-        while shard.taken < 20:
+        while shard.read_count < 20:
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
-        shard.lose()
+        shard.revoke()
         async with asyncio.timeout(0.5):
             await task

@@ -28,7 +28,7 @@ from mail.endpoint import parse
 from mail.settings import Settings
 from mail.settings_file import load
 from mail.units import parse_duration
-from tests.support import composefile
+from tests.support.containers import compose_spec
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 ONE, THREE = ("compose.yaml",), ("compose.yaml", "compose.three-brokers.yaml")
@@ -190,7 +190,7 @@ def test_a_real_kafka_takes_the_settings_of_the_brokers(files: tuple[str, ...], 
 @both
 @pytest.mark.compose
 def test_the_specification_s_own_loader_takes_them(files: tuple[str, ...]) -> None:
-    model = composefile.load(DEPLOY, *files)
+    model = compose_spec.load(DEPLOY, *files)
     assert set(model["services"]) == set(_read(files))
     for name, service in model["services"].items():
         for volume in service.get("volumes", []):
@@ -205,7 +205,7 @@ def test_the_specification_s_own_loader_takes_them(files: tuple[str, ...]) -> No
 def test_the_loader_refuses_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "compose.yaml").write_text("services: {a: {image: b, prots: ['1:1']}}")
     with pytest.raises(AssertionError, match="prots"):
-        composefile.load(tmp_path, "compose.yaml")
+        compose_spec.load(tmp_path, "compose.yaml")
 
 
 def test_versions_are_those_the_tests_run_against() -> None:

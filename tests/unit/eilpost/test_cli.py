@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import structlog
 
-from eilpost import cli, words
+from eilpost import cli, format
 from mail.log.embedded import EmbeddedLog
-from mail.record import Pending, Took, Waiting, Why
+from mail.record import Pending, Received, WaitCause, Waiting
 from mail.settings import LogSettings
-from tests.support import log_samples as samples
-from tests.support.onebox import EILPOST, OneBox, directory_toml
+from tests.support.builders import records as samples
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -224,8 +224,10 @@ def log(home: Path) -> Path:
         log = EmbeddedLog(path, LogSettings())
         await log.start()
         due = samples.NOON + timedelta(days=36500)
-        await log.append(Pending(samples.delivery(1), Waiting(due, Why.RETRY, ""), samples.SPOOLED, 1, samples.LATER))
-        await log.append(samples.event(1, Took(samples.message(1))))
+        await log.append(
+            Pending(samples.delivery(1), Waiting(due, WaitCause.DEFERRED, ""), samples.SPOOLED, 1, samples.LATER)
+        )
+        await log.append(samples.event(1, Received(samples.message(1))))
         await log.close()
 
     path.parent.mkdir()
@@ -239,7 +241,7 @@ def test_queue_and_trace_read_a_log_at_rest(run: Run, log: Path) -> None:
     assert "no server runs on this log" in _one_line(err)
     [line] = json.loads(run("queue", "--json")[1])
     assert (line["attempts"], line["state"], line["sender"]) == (1, "deferred", str(samples.BOB))
-    site = words.site_words(samples.delivery(1).route)
+    site = format.format_site(samples.delivery(1).route)
     [row] = json.loads(run("queue", "--top", "3", "--json")[1])
     assert (row["site"], row["state"], row["recipients"]) == (site, "deferred", 1)
     out = run("queue", "--top", "3")[1]
@@ -274,7 +276,7 @@ def test_a_bug_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     def broken(_path: Path) -> None:
         raise RuntimeError("oh\nno")
 
-    monkeypatch.setattr(users, "listing", broken)
+    monkeypatch.setattr(users, "list_users", broken)
     structlog.reset_defaults()
     try:
         status, out, err = run("user", "list")
@@ -352,7 +354,7 @@ def test_a_password_that_is_no_text_is_one_line(run: Run, monkeypatch: pytest.Mo
     assert (status, "not UTF-8" in _one_line(err)) == (2, True)
 
 
-def _starts(box: OneBox) -> tuple[int, str]:
+def _starts(box: EilpostProcess) -> tuple[int, str]:
     """Run it to its end; its status and what it wrote on stderr."""
     ended = subprocess.run(
         [*box.command, "--config", str(box.config)], capture_output=True, text=True, timeout=60, check=False
@@ -364,7 +366,7 @@ def _starts(box: OneBox) -> tuple[int, str]:
 @pytest.mark.parametrize(("section", "key"), [("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen")])
 def test_a_port_in_use_names_the_key_and_the_variable(tmp_path: Path, section: str, key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        box = OneBox(tmp_path, {section: {key: f"127.0.0.1:{taken.getsockname()[1]}"}})
+        box = EilpostProcess(tmp_path, {section: {key: f"127.0.0.1:{taken.getsockname()[1]}"}})
         before = {path.name for path in tmp_path.iterdir()}
         status, err = _starts(box)
     assert status == 2
@@ -376,7 +378,7 @@ def test_a_port_in_use_names_the_key_and_the_variable(tmp_path: Path, section: s
 def test_all_ports_in_use_are_named_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [taken.getsockname()[1] for taken in (one, other)]
-        box = OneBox(
+        box = EilpostProcess(
             tmp_path, {"ingress": {"mx": f"127.0.0.1:{ports[0]}"}, "mailstore": {"pop3": f"127.0.0.1:{ports[1]}"}}
         )
         status, err = _starts(box)
@@ -392,10 +394,10 @@ def test_a_mailstore_with_nothing_to_serve_is_one_line(run: Run, home: Path) -> 
 
 
 def test_a_second_process_on_the_same_data_directory_is_one_line(tmp_path: Path) -> None:
-    with OneBox(tmp_path / "home") as first:
+    with EilpostProcess(tmp_path / "home") as first:
         if not first.is_running:
             first.start()
-        status, err = _starts(OneBox(tmp_path / "second", {"log": {"url": f"embedded:{first.home}/log.db"}}))
+        status, err = _starts(EilpostProcess(tmp_path / "second", {"log": {"url": f"embedded:{first.home}/log.db"}}))
         assert status == 2
         assert str(first.home) in _one_line(err)
         assert first.is_running

@@ -11,13 +11,13 @@ from eilpost import tenants
 from mail.log import LogUnavailable
 from mail.message import QueueId
 from mail.record import Event, Pending
-from tests.support.commands import Run, commands
+from tests.support.clients.commands import Run, commands
 
 QUEUE_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
-class Away:
-    async def open_lines(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+class UnavailableHistory:
+    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         raise LogUnavailable("kafka://127.0.0.1:1: the brokers did not answer in time")
         yield
 
@@ -28,7 +28,7 @@ class Away:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    monkeypatch.setattr(tenants, "history_of", lambda _plan: Away())
+    monkeypatch.setattr(tenants, "open_history", lambda _plan: UnavailableHistory())
     with commands(tmp_path, monkeypatch, capsys) as call:
         yield call
 

@@ -14,9 +14,9 @@ import pytest
 from eilpost import demo
 from mail.directory.file import load
 from mail.settings_file import load as load_settings
-from tests.support import guarded
-from tests.support.onebox import EILPOST, OneBox, directory_toml
-from tests.support.ports import free_port, wait_for_greeting, wait_until
+from tests.support.servers import supervised
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
+from tests.support.servers.ports import free_port, wait_for_greeting, wait_until
 
 
 def _bash(command: str) -> str:
@@ -26,7 +26,7 @@ def _bash(command: str) -> str:
 
 
 def test_what_is_made_is_valid_and_kept(tmp_path: Path) -> None:
-    configuration = demo.prepare(tmp_path / "var" / "demo")
+    configuration = demo.create_files(tmp_path / "var" / "demo")
     directory = configuration.parent / "directory.toml"
     snapshot, _ = load(directory)
     assert set(snapshot.users) == {"alice@example.test", "bob@example.test"}
@@ -35,7 +35,7 @@ def test_what_is_made_is_valid_and_kept(tmp_path: Path) -> None:
     assert load_settings(configuration, {}).ingress.mx == "127.0.0.1:2525"
     configuration.write_text(configuration.read_text() + "# mine\n")
     before = configuration.read_text(), directory.read_text()
-    demo.prepare(configuration.parent)
+    demo.create_files(configuration.parent)
     assert (configuration.read_text(), directory.read_text()) == before
 
 
@@ -59,7 +59,7 @@ def test_the_banner_names_the_configuration_where_it_would_not_be_found(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EILPOST_CONFIG", raising=False)
-    path = demo.prepare(Path("var/demo"))
+    path = demo.create_files(Path("var/demo"))
     settings = load_settings(path, {})
     assert "--config" not in demo.banner(settings, path, "eilpost")
     (tmp_path / "eilpost.toml").touch()
@@ -68,7 +68,7 @@ def test_the_banner_names_the_configuration_where_it_would_not_be_found(
 
 async def test_the_commands_of_the_readme_work_as_they_stand(tmp_path: Path) -> None:
     aliases = {"team@example.test": ["alice@example.test", "bob@example.test"]}
-    with OneBox(tmp_path / "home", directory=directory_toml(aliases=aliases)) as box:
+    with EilpostProcess(tmp_path / "home", directory=directory_toml(aliases=aliases)) as box:
         readme = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
         readme = readme.replace("2525", str(box.mx)).replace("2110", str(box.pop3))
         send, fetch, several = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[:3]
@@ -100,7 +100,7 @@ def test_it_starts_as_make_run_starts_it(tmp_path: Path) -> None:
             env=environment,
             stdout=output,
             stderr=output,
-            process_group=guarded.group(),
+            process_group=supervised.group(),
         )
     try:
         wait_for_greeting(ports["EILPOST_INGRESS__MX"], deadline_seconds=60)
@@ -116,7 +116,7 @@ def test_it_starts_as_make_run_starts_it(tmp_path: Path) -> None:
 
 
 async def test_the_commands_of_the_banner_work_as_they_stand(tmp_path: Path) -> None:
-    with OneBox(tmp_path / "home") as box:
+    with EilpostProcess(tmp_path / "home") as box:
         settings = load_settings(box.config, {})
         banner = demo.banner(settings, box.config, str(EILPOST))
         by_hand = next(line.strip() for line in banner.splitlines() if "printf" in line)
@@ -139,7 +139,7 @@ async def test_the_commands_of_the_banner_work_as_they_stand(tmp_path: Path) -> 
 
 
 def test_a_mailstore_alone_serves_pop3(tmp_path: Path) -> None:
-    box = OneBox(tmp_path / "home", command=(str(EILPOST), "mailstore"))
+    box = EilpostProcess(tmp_path / "home", command=(str(EILPOST), "mailstore"))
     with box:
         assert box.mailbox("alice") == []
         assert set(json.loads(box.get("/readyz")[1])["roles"]) == {"http", "mailstore.pop3"}
@@ -149,7 +149,7 @@ def test_a_mailstore_alone_serves_pop3(tmp_path: Path) -> None:
 
 
 def test_what_is_not_served_is_not_said_to_be_ready(tmp_path: Path) -> None:
-    with OneBox(tmp_path / "home", {"mailstore": {"pop3": ""}}) as box:
+    with EilpostProcess(tmp_path / "home", {"mailstore": {"pop3": ""}}) as box:
         roles = set(json.loads(box.get("/readyz")[1])["roles"])
         assert roles == {"http", "housekeeping", "ingress", "router", "delivery"}
         assert box.stop() == 0

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import docs
+from tests.support.docs import generate
 
-ROOT = docs.ROOT
+ROOT = generate.ROOT
 
 
-@pytest.mark.parametrize("page", docs.PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", generate.PAGES, ids=lambda page: page.name)
 def test_the_pages_made_from_the_code_are_current(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert text == docs.with_part(text, docs.PAGES[page]()), "run `make docs`"
+    assert text == generate.with_part(text, generate.PAGES[page]()), "run `make docs`"
 
 
 def test_every_rfc_cited_has_a_status_and_every_status_is_about_one_cited() -> None:
-    table = (ROOT / "docs" / "rfc.md").read_text(encoding="utf-8").partition(docs.BEGIN)[0]
+    table = (ROOT / "docs" / "reference" / "rfc.md").read_text(encoding="utf-8").partition(generate.BEGIN)[0]
     rows = re.findall(r"^\| (\d{3,5}) \| [^|]+ \| (yes|partly|reference) \|", table, re.MULTILINE)
-    assert sorted(int(number) for number, _ in rows) == sorted(docs.cited())
+    assert sorted(int(number) for number, _ in rows) == sorted(generate.cited())
 
 
 def test_the_files_the_readme_and_docs_point_to_exist() -> None:

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 
 from eilpost import doctor
-from eilpost.compose import Plan
 from eilpost.doctor import machine, ports
 from eilpost.doctor.finding import Finding, Level, as_json, fail, ok, status, summary, warn, write
-from eilpost.paper import Paper
+from eilpost.output import Output
+from eilpost.wiring import Plan
 from mail.log.embedded import EmbeddedLog
 from mail.settings import LogSettings
 from mail.settings_file import load
-from tests.support import log_samples as samples
-from tests.support.dns_server import DnsServer, Zone
-from tests.support.onebox import OneBox, directory_toml, toml
-from tests.support.ports import free_port
+from tests.support.builders import records as samples
+from tests.support.servers.dns import DnsServer, Zone
+from tests.support.servers.eilpost_process import EilpostProcess, directory_toml, toml
+from tests.support.servers.ports import free_port
 
 MakePlan = Callable[..., Plan]
 
@@ -88,7 +88,7 @@ async def test_a_log_that_rests_tells_what_waits(make_plan: MakePlan, tmp_path: 
 
 
 def test_a_running_server_is_asked(tmp_path: Path) -> None:
-    with OneBox(tmp_path / "home") as box:
+    with EilpostProcess(tmp_path / "home") as box:
         plan = Plan(load(box.home / "eilpost.toml", {}), box.home)
         found = _by_what(asyncio.run(doctor.examine(plan)))
     assert found["log"].text.startswith(
@@ -272,7 +272,7 @@ async def test_an_address_of_another_machine(make_plan: MakePlan) -> None:
 
 def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     findings = [ok("spool", "good"), warn("a long name", "so so", "look", "and look"), fail("x", "\x1b[2J", "do")]
-    write(findings, Paper())
+    write(findings, Output())
     assert capsys.readouterr().out.splitlines() == [
         "OK    spool        good",
         "WARN  a long name  so so",
@@ -298,8 +298,8 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
 def test_certificates_are_warned_of_in_time() -> None:
     from datetime import UTC, datetime
 
-    from eilpost.doctor.brokers import _certificate
+    from eilpost.doctor.brokers import _certificate_finding
 
     now = datetime(2026, 11, 25, tzinfo=UTC)
-    levels = [_certificate("x", now + timedelta(days=days), now, "renew it").level for days in (-1, 0, 13, 15)]
+    levels = [_certificate_finding("x", now + timedelta(days=days), now, "renew it").level for days in (-1, 0, 13, 15)]
     assert levels == [Level.FAIL, Level.FAIL, Level.WARN, Level.OK]

@@ -10,13 +10,13 @@ import pytest
 
 from eilpost.doctor import brokers, topics
 from eilpost.doctor.finding import Level
-from eilpost.paper import Paper
+from eilpost.output import Output
 from mail.log import LogUnavailable
 from mail.log.kafka.access import make_access
-from mail.log.kafka.greeting import Greeting
-from mail.log.kafka.probing import Probe
-from mail.log.kafka.reaching import Reached
-from mail.log.kafka.topics import Found, wanted_config
+from mail.log.kafka.api_versions import ApiVersions
+from mail.log.kafka.diagnose import Reachable
+from mail.log.kafka.probe import Probe
+from mail.log.kafka.topics import TopicState, wanted_config
 from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, EVENTS, QUEUE, Topic
 from mail.settings import LogSettings
 
@@ -24,22 +24,22 @@ SETTINGS = LogSettings(url="kafka://127.0.0.1:9092")
 ACCESS = make_access(SETTINGS)
 
 
-def sound() -> dict[Topic, Found]:
-    return {topic: Found(f"mail.{topic.name}", 12, 3, 3, wanted_config(topic, SETTINGS)) for topic in ALL_TOPICS}
+def sound() -> dict[Topic, TopicState]:
+    return {topic: TopicState(f"mail.{topic.name}", 12, 3, 3, wanted_config(topic, SETTINGS)) for topic in ALL_TOPICS}
 
 
-def changed(topic: Topic, *, config: dict[str, str] | None = None, **fields: Any) -> dict[Topic, Found]:
+def changed(topic: Topic, *, config: dict[str, str] | None = None, **fields: Any) -> dict[Topic, TopicState]:
     found = sound()
     found[topic] = replace(found[topic], **fields, config={**found[topic].config, **(config or {})})
     return found
 
 
-def view_of(found: dict[Topic, Found], topic: Topic, settings: LogSettings = SETTINGS) -> topics.TopicView:
-    return next(view for view in topics.views(found, ACCESS, settings) if view.topic is topic)
+def view_of(found: dict[Topic, TopicState], topic: Topic, settings: LogSettings = SETTINGS) -> topics.TopicView:
+    return next(view for view in topics.topic_views(found, ACCESS, settings) if view.topic is topic)
 
 
 def test_topics_as_we_make_them_are_sound() -> None:
-    assert [view.level for view in topics.views(sound(), ACCESS, SETTINGS)] == [Level.OK] * 5
+    assert [view.level for view in topics.topic_views(sound(), ACCESS, SETTINGS)] == [Level.OK] * 5
     assert topics.count_findings(sound(), ACCESS, SETTINGS) == []
     assert {finding.level for finding in topics.findings(sound(), ACCESS, SETTINGS)} == {Level.OK}
 
@@ -67,7 +67,7 @@ def test_what_is_wrong(topic: Topic, config: dict[str, str], fields: dict[str, i
     assert (view.level, advice in "".join(view.advice)) == (level, True), view
     dev = view_of(found, topic, SETTINGS.model_copy(update={"durability": "dev"}))
     assert (dev.level, dev.advice) == (Level.WARN, view.advice)
-    assert [each.level for each in topics.views(found, ACCESS, SETTINGS)].count(Level.OK) == 4
+    assert [each.level for each in topics.topic_views(found, ACCESS, SETTINGS)].count(Level.OK) == 4
 
 
 def test_one_replica_is_not_told_to_wait_for_two() -> None:
@@ -94,20 +94,20 @@ def test_a_tenants_topics_are_made_by_a_command_of_their_own() -> None:
     (finding,) = topics.findings({}, ACCESS, SETTINGS, "acme")
     assert (finding.level, finding.text) == (Level.FAIL, "none of mail.* of tenant acme is there")
     assert finding.advice[0] == "run `eilpost topics create --tenant acme`"
-    finding = brokers._group("router", ACCESS, {}, 1, 12, "acme")
+    finding = brokers._group_finding("router", ACCESS, {}, 1, 12, "acme")
     assert finding.advice == ("start `eilpost router --tenant acme` with this log",)
 
 
-class _Silent:
+class _UnavailableCluster:
     """A cluster that answers no question about groups."""
 
-    async def marks(self, *_: object) -> object:
+    async def committed_offsets(self, *_: object) -> object:
         raise LogUnavailable("kafka://127.0.0.1:9092: the brokers did not answer in time")
 
     async def topics(self, *_: object) -> object:
         raise LogUnavailable("kafka://127.0.0.1:9092: the brokers did not answer in time")
 
-    async def __aenter__(self) -> _Silent:
+    async def __aenter__(self) -> _UnavailableCluster:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -115,12 +115,12 @@ class _Silent:
 
 
 async def test_what_cannot_be_looked_at_is_told_for_each_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brokers, "Lookout", lambda _: _Silent())
+    monkeypatch.setattr(brokers, "ClusterInfo", lambda _: _UnavailableCluster())
     for part in ("groups", "topics"):
         told = []
         for tenant in ("", "acme", "initech"):
             if part == "groups":
-                found = await brokers._groups(_Silent(), ACCESS, SETTINGS, sound(), tenant)  # type: ignore[arg-type]
+                found = await brokers._group_findings(_UnavailableCluster(), ACCESS, SETTINGS, sound(), tenant)  # type: ignore[arg-type]
             else:
                 found, _ = await brokers._topics_and_groups(ACCESS, SETTINGS, tenant)
             told += found
@@ -130,8 +130,8 @@ async def test_what_cannot_be_looked_at_is_told_for_each_tenant(monkeypatch: pyt
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     found = changed(QUEUE, config={"cleanup.policy": "delete", "retention.ms": "604800000"})
-    seen = topics.views(found, ACCESS, SETTINGS)
-    topics.write(seen, [], Paper())
+    seen = topics.topic_views(found, ACCESS, SETTINGS)
+    topics.write(seen, [], Output())
     lines = capsys.readouterr().out.splitlines()
     words = [" ".join(line.split()) for line in lines]
     assert words[0] == "topic partitions replicas in sync min ISR kept cleanup unclean election record max"
@@ -158,7 +158,9 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_retention_beyond_all_time(capsys: pytest.CaptureFixture[str]) -> None:
-    topics.write(topics.views(changed(EVENTS, config={"retention.ms": str(2**63 - 1)}), ACCESS, SETTINGS), [], Paper())
+    topics.write(
+        topics.topic_views(changed(EVENTS, config={"retention.ms": str(2**63 - 1)}), ACCESS, SETTINGS), [], Output()
+    )
     assert "36500d" in capsys.readouterr().out
 
 
@@ -176,13 +178,13 @@ def test_a_retention_beyond_all_time(capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_groups(state: str, members: int, waiting: int, level: Level, says: str) -> None:
-    finding = brokers._group("router", ACCESS, {"mail.router": (state, members)}, waiting, 12)
+    finding = brokers._group_finding("router", ACCESS, {"mail.router": (state, members)}, waiting, 12)
     assert (finding.level, says in finding.text, finding.what) == (level, True, "group mail.router")
 
 
-def _reached(brokers_alive: int = 3, known: int = 30, in_force: int = 30) -> Reached:
-    greeting = Greeting({"metadata.version": known}, {"metadata.version": in_force})
-    return Reached("h:9092", 0.001, greeting, tuple((n, f"h{n}:9092") for n in range(brokers_alive)), None)
+def _reached(brokers_alive: int = 3, known: int = 30, in_force: int = 30) -> Reachable:
+    greeting = ApiVersions({"metadata.version": known}, {"metadata.version": in_force})
+    return Reachable("h:9092", 0.001, greeting, tuple((n, f"h{n}:9092") for n in range(brokers_alive)), None)
 
 
 @pytest.mark.parametrize(
@@ -199,16 +201,16 @@ def _reached(brokers_alive: int = 3, known: int = 30, in_force: int = 30) -> Rea
 )
 def test_the_size_of_the_cluster(alive: int, durability: str, replication: int, level: Level) -> None:
     settings = SETTINGS.model_copy(update={"durability": durability, "replication": replication})
-    (finding,) = brokers._size([_reached(alive)], set(), settings)
+    (finding,) = brokers._size_findings([_reached(alive)], set(), settings)
     assert (finding.level, bool(finding.advice)) == (level, level is not Level.OK)
     gone = {f"h{alive}:9092", "h99:9092"}  # one of its list that does not answer, and one that is in nobody's
-    (finding,) = brokers._size([_reached(alive + 1)], gone, settings)
+    (finding,) = brokers._size_findings([_reached(alive + 1)], gone, settings)
     assert finding.level is level
 
 
 def test_versions() -> None:
-    def level_of(*reached: Reached) -> Level:
-        return brokers._versions(reached)[0].level
+    def level_of(*reached: Reachable) -> Level:
+        return brokers._version_findings(reached)[0].level
 
     assert level_of(_reached()) is Level.OK
     assert level_of(_reached(), _reached(known=29, in_force=29)) is Level.WARN
@@ -228,12 +230,12 @@ def test_versions() -> None:
     ],
 )
 def test_clocks(ahead: float | None, level: Level) -> None:
-    finding = brokers._clock(Probe(2, 0.004, ahead))
+    finding = brokers._clock_finding(Probe(2, 0.004, ahead))
     assert (finding.level, finding.what) == (level, "clock of broker 2")
 
 
 def test_a_password_in_the_clear_is_worth_a_word() -> None:
-    assert brokers._in_the_clear(SETTINGS) == []
-    (finding,) = brokers._in_the_clear(SETTINGS.model_copy(update={"sasl_mechanism": "PLAIN"}))
+    assert brokers._cleartext_findings(SETTINGS) == []
+    (finding,) = brokers._cleartext_findings(SETTINGS.model_copy(update={"sasl_mechanism": "PLAIN"}))
     assert finding.level is Level.WARN
-    assert brokers._in_the_clear(SETTINGS.model_copy(update={"sasl_mechanism": "PLAIN", "tls": True})) == []
+    assert brokers._cleartext_findings(SETTINGS.model_copy(update={"sasl_mechanism": "PLAIN", "tls": True})) == []

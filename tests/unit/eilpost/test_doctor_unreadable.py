@@ -14,18 +14,18 @@ from eilpost.doctor.finding import Finding, Level
 from mail.log import LogUnavailable
 from mail.log.codec import encode
 from mail.log.kafka.access import make_access
-from mail.log.kafka.history import KafkaHistorian
-from mail.log.kafka.records import read_line
+from mail.log.kafka.decode import decode_pending
+from mail.log.kafka.history import KafkaHistoryReader
 from mail.log.topics import QUEUE
 from mail.record import Pending
 from mail.settings import LogSettings
-from tests.support.log_samples import accepted, frame_of_version, pending
+from tests.support.builders.records import accepted, frame_of_version, pending
 
 ACCESS = make_access(LogSettings(url="kafka://127.0.0.1:9092"))
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class FakeConsumerRecord:
     """A record as a consumer gives it."""
 
     topic: str
@@ -34,10 +34,10 @@ class Waiting:
     value: bytes
 
 
-class Historian:
+class FakeHistoryReader:
     """Answers from what it was given: `first`, or the error to raise; of the queue a frame of each shard."""
 
-    def __init__(self, first: Sequence[Waiting] | Exception = (), queue: Sequence[bytes] = ()) -> None:
+    def __init__(self, first: Sequence[FakeConsumerRecord] | Exception = (), queue: Sequence[bytes] = ()) -> None:
         self._first = first
         self._queue = queue
         self.hangs_at_shard: int | None = None
@@ -50,24 +50,31 @@ class Historian:
             raise self._first
         return self._first
 
-    async def lines_of(self, shard: int) -> AsyncIterator[Pending]:
+    async def pending_of_shard(self, shard: int) -> AsyncIterator[Pending]:
         if shard == self.hangs_at_shard:
             await asyncio.sleep(60)
-        yield read_line(ACCESS, ACCESS.partition(QUEUE, shard), b"a-key", self._queue[shard])
+        yield decode_pending(ACCESS, ACCESS.partition(QUEUE, shard), b"a-key", self._queue[shard])
 
 
-async def look(historian: Historian, shards: int = 0) -> list[Finding]:
-    return await unreadable.findings(cast("KafkaHistorian", historian), ACCESS, shards)
+async def look(history_reader: FakeHistoryReader, shards: int = 0) -> list[Finding]:
+    return await unreadable.findings(cast("KafkaHistoryReader", history_reader), ACCESS, shards)
 
 
 async def test_what_can_be_read_is_no_finding() -> None:
     good = encode(accepted()) or b""
-    assert await look(Historian([Waiting("mail.accepted", 0, 5, good)], [encode(pending()) or b""]), 1) == []
+    assert (
+        await look(FakeHistoryReader([FakeConsumerRecord("mail.accepted", 0, 5, good)], [encode(pending()) or b""]), 1)
+        == []
+    )
 
 
 async def test_a_record_is_named_by_topic_shard_and_offset_with_what_to_do() -> None:
     good, bad = encode(accepted()) or b"", frame_of_version(9, accepted())
-    (found,) = await look(Historian([Waiting("mail.accepted", 0, 5, good), Waiting("mail.accepted", 3, 17, bad)]))
+    (found,) = await look(
+        FakeHistoryReader(
+            [FakeConsumerRecord("mail.accepted", 0, 5, good), FakeConsumerRecord("mail.accepted", 3, 17, bad)]
+        )
+    )
     assert (found.level, found.what) == (Level.FAIL, "shard 3 of mail.accepted")
     assert found.text.startswith("the record at mail.accepted, shard 3, offset 17 cannot be read: its version is 9;")
     assert "run that one" in found.advice[0]
@@ -75,23 +82,23 @@ async def test_a_record_is_named_by_topic_shard_and_offset_with_what_to_do() -> 
 
 async def test_each_shard_of_the_queue_is_looked_at() -> None:
     bad, good = frame_of_version(9, pending()), encode(pending()) or b""
-    found = await look(Historian(queue=[bad, good, bad]), 3)
+    found = await look(FakeHistoryReader(queue=[bad, good, bad]), 3)
     assert [each.what for each in found] == ["shard 0 of mail.queue", "shard 2 of mail.queue"]
     assert "key a-key cannot be read" in found[0].text
 
 
 async def test_a_queue_too_long_to_read_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unreadable, "_QUEUE_SECONDS", 0.05)
-    historian = Historian(queue=[frame_of_version(9, pending())])
-    historian.hangs_at_shard = 1
-    assert [each.what for each in await look(historian, 2)] == ["shard 0 of mail.queue"]
+    history_reader = FakeHistoryReader(queue=[frame_of_version(9, pending())])
+    history_reader.hangs_at_shard = 1
+    assert [each.what for each in await look(history_reader, 2)] == ["shard 0 of mail.queue"]
 
 
 async def test_brokers_that_do_not_answer_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = await look(Historian(LogUnavailable("no leader")))
+    (found,) = await look(FakeHistoryReader(LogUnavailable("no leader")))
     assert (found.level, found.text) == (Level.FAIL, "cannot be looked at: no leader")
     monkeypatch.setattr(unreadable, "_FIRST_SECONDS", 0.05)
-    historian = Historian()
-    historian.hangs = True
-    (found,) = await look(historian)
+    history_reader = FakeHistoryReader()
+    history_reader.hangs = True
+    (found,) = await look(history_reader)
     assert (found.level, found.what) == (Level.WARN, "records")

@@ -12,24 +12,24 @@ from typing import Any
 
 import pytest
 
-from eilpost.move.command import until_moved
-from eilpost.move.letters import Carrier
+from eilpost.move.command import move_until_done
+from eilpost.move.items import ContentCopier
 from mail.log import Backlog, LogUnavailable, LogUnusable
 from mail.log.embedded import EmbeddedLog
 from mail.log.memory import MemoryLog
 from mail.message import Spooled
-from mail.record import InHand, Pending
+from mail.record import Active, Pending
 from mail.service import ServiceError
 from mail.settings import LogSettings
 from mail.spool.memory import MemorySpool
-from tests.support.mixed_queue import KINDS, Planted, arrived, is_empty, plant
-from tests.support.mortal import Killed, Life, Mortal, Quiet, moved
-from tests.support.ports import wait_until
-from tests.support.world import World
+from tests.support.builders.mixed_queue import KINDS, Planted, arrived, is_empty, plant
+from tests.support.faults.killable_mover import KillableLog, Killed, KillSwitch, RecordingProgress, run_move
+from tests.support.servers.in_memory import InMemoryMailServer
+from tests.support.servers.ports import wait_until
 
 
-def carrier(source: Any, target: Any, **more: Any) -> Carrier:
-    return Carrier(None if source is target else source, target, 256 << 10, **more)
+def carrier(source: Any, target: Any, **more: Any) -> ContentCopier:
+    return ContentCopier(None if source is target else source, target, 256 << 10, **more)
 
 
 @asynccontextmanager
@@ -45,7 +45,7 @@ async def logs(kind: str, folder: Path, name: str, shards: int, delivery_shards:
 
 async def check_lines(target: Any, planted: Planted) -> None:
     """Attempts, due times, last replies and history survived."""
-    lines = {line.delivery.id: line async for line in target.open_lines()}
+    lines = {line.delivery.id: line async for line in target.pending_deliveries()}
     assert lines.keys() == planted.lines.keys()
     for key, line in lines.items():
         before = planted.lines[key]
@@ -54,21 +54,21 @@ async def check_lines(target: Any, planted: Planted) -> None:
         )  # fmt: skip
 
 
-async def _deliver(world: World, planted: Planted) -> None:
+async def _deliver(mail_server: InMemoryMailServer, planted: Planted) -> None:
     async def is_through() -> bool:
-        backlog = await world.log.backlog()
+        backlog = await mail_server.log.backlog()
         waiting = backlog.accepted + backlog.dispatched + backlog.attempted
-        return not waiting and len(await world.queue()) <= len(planted.held)
+        return not waiting and len(await mail_server.queue()) <= len(planted.held)
 
     await wait_until(is_through, what="the end of the queue", deadline_seconds=30)
-    assert arrived(await world.mailbox("alice")) == dict.fromkeys(planted.expected, 1)
-    assert {line.delivery.message.queue_id for line in await world.queue()} == {
+    assert arrived(await mail_server.mailbox("alice")) == dict.fromkeys(planted.expected, 1)
+    assert {line.delivery.message.queue_id for line in await mail_server.queue()} == {
         planted.messages[name] for name in planted.held
     }
 
 
-class WorldOn(World):
-    """A world on a log and a spool that are there."""
+class MailServerOn(InMemoryMailServer):
+    """A mail server on a log and a spool that are there."""
 
     def __init__(self, log: Any, spool: Any) -> None:
         super().__init__({"router": {"retry": ["1s"]}}, log=log)
@@ -86,7 +86,7 @@ async def test_a_mixed_queue_moves_and_is_delivered_once(
         stories = {
             name: [event async for event in source.history(queue_id)] for name, queue_id in planted.messages.items()
         }
-        tally = await moved(source, target, carrier(here, there))
+        tally = await run_move(source, target, carrier(here, there))
         assert await is_empty(source)
         assert (await source.backlog()).dispatched == 0
         here.contents.clear()  # nothing of the old side is needed any more
@@ -97,8 +97,8 @@ async def test_a_mixed_queue_moves_and_is_delivered_once(
             told = [event async for event in target.history(queue_id)]
             assert told == ([] if name.startswith("settled") else stories[name])
         await target.close()
-        async with WorldOn(target if kind == "memory" else again(target), there) as world:
-            await _deliver(world, planted)
+        async with MailServerOn(target if kind == "memory" else again(target), there) as mail_server:
+            await _deliver(mail_server, planted)
 
 
 def again(log: EmbeddedLog) -> EmbeddedLog:
@@ -109,7 +109,7 @@ def again(log: EmbeddedLog) -> EmbeddedLog:
 @pytest.fixture
 def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in memory is never on its way."""
-    for name in ("eilpost.move.moving._LOOK_AGAIN", "tests.support.mixed_queue.LOOK_AGAIN"):
+    for name in ("eilpost.move.run._RETRY_WAIT", "tests.support.builders.mixed_queue.LOOK_AGAIN"):
         monkeypatch.setattr(name, timedelta(milliseconds=1))
 
 
@@ -120,12 +120,12 @@ async def test_killed_at_every_instant_and_run_again(after: bool) -> None:
         here, there = MemorySpool(), MemorySpool()
         source, target = MemoryLog(LogSettings(shards=2)), MemoryLog(LogSettings(shards=3))
         planted = await plant(source, here, 2)
-        life = Life(at, after=after)
+        life = KillSwitch(at, after=after)
         with suppress(Killed):
-            await moved(source, target, carrier(here, there), life)
-        if not life.is_over:
+            await run_move(source, target, carrier(here, there), life)
+        if not life.is_dead:
             break
-        await moved(source, target, carrier(here, there))
+        await run_move(source, target, carrier(here, there))
         await check_moved(source, target, planted, f"killed {'after' if after else 'before'} change {at}")
     assert at > 20, "the move has fewer changes than it had"
 
@@ -134,10 +134,10 @@ async def check_moved(source: Any, target: Any, planted: Planted, when: str) -> 
     """Nothing lost, nothing twice: every record is on the target, and once."""
     assert await is_empty(source), when
     assert (await source.backlog()).dispatched == 0, when
-    lines = {line.delivery.id async for line in target.open_lines()}
+    lines = {line.delivery.id async for line in target.pending_deliveries()}
     assert lines == planted.lines.keys(), when
     now = await target.backlog()
-    in_hand = sum(isinstance(line.state, InHand) for line in planted.lines.values())
+    in_hand = sum(isinstance(line.state, Active) for line in planted.lines.values())
     assert now.accepted == 4, when
     # The report or the dispatch of each line in hand. What was reported twice came with one of both reports.
     assert now.dispatched + now.attempted == in_hand, when
@@ -154,10 +154,10 @@ async def test_killed_twice_in_a_row_and_delivered(after: bool) -> None:
     planted = await plant(source, here, 4)
     for at in (9, 5, 13, 2):
         with pytest.raises(Killed):
-            await moved(source, target, carrier(here, there), Life(at, after=after))
-    await moved(source, target, carrier(here, there))
-    async with WorldOn(target, there) as world:
-        await _deliver(world, planted)
+            await run_move(source, target, carrier(here, there), KillSwitch(at, after=after))
+    await run_move(source, target, carrier(here, there))
+    async with MailServerOn(target, there) as mail_server:
+        await _deliver(mail_server, planted)
 
 
 @pytest.mark.parametrize("at", [1, 4, 11])
@@ -166,12 +166,17 @@ async def test_a_commit_that_is_not_confirmed_is_tried_again(at: int, monkeypatc
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings(shards=2)), MemoryLog(LogSettings(shards=3))
     planted = await plant(source, spool, 2)
-    life = Life(at, after=True, how=LogUnavailable("the brokers did not answer in time"))
-    quiet = Quiet()
-    tally = await until_moved(
-        Mortal(source, life), Mortal(target, life), carrier(spool, spool), history=True, progress=quiet, say=quiet.say  # type: ignore[arg-type]
-    )  # fmt: skip
-    assert quiet.said == ["trying again: the brokers did not answer in time"]
+    life = KillSwitch(at, after=True, error=LogUnavailable("the brokers did not answer in time"))
+    quiet = RecordingProgress()
+    tally = await move_until_done(
+        KillableLog(source, life),
+        KillableLog(target, life),
+        carrier(spool, spool),
+        history=True,
+        progress=quiet,
+        print_message=quiet.print_message,
+    )
+    assert quiet.messages == ["trying again: the brokers did not answer in time"]
     assert tally.known >= 0
     await check_moved(source, target, planted, f"failed at {at}")
 
@@ -182,38 +187,40 @@ async def test_a_log_that_never_answers_is_one_line(monkeypatch: pytest.MonkeyPa
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     await plant(source, spool, 1)
     target.fail("no broker answers")
-    quiet = Quiet()
+    quiet = RecordingProgress()
     with pytest.raises(ServiceError, match="no broker answers; nothing is lost, run the command again"):
-        await until_moved(source, target, carrier(spool, spool), history=True, progress=quiet, say=quiet.say)
+        await move_until_done(
+            source, target, carrier(spool, spool), history=True, progress=quiet, print_message=quiet.print_message
+        )
 
 
 @pytest.mark.parametrize("counted", [0, 3], ids=["too little", "too much"])
 async def test_the_end_of_what_is_dispatched_is_told_by_its_shards(counted: int) -> None:
     """Not by a count, which on Kafka has its own marks in it, and not by silence: a shard may be slow to give."""
 
-    class Dawdling:
+    class SlowShard:
         def __init__(self, shard: Any) -> None:
             self._shard = shard
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._shard, name)
 
-        async def take(self, limit: int, wait: timedelta | None = None) -> Any:
+        async def read(self, limit: int, wait: timedelta | None = None) -> Any:
             await asyncio.sleep(0.2)
-            return await self._shard.take(limit, wait)
+            return await self._shard.read(limit, wait)
 
-    class Inexact(MemoryLog):
-        async def deliver(self, tend: Any, stop: asyncio.Event, joined: Any = None) -> None:
-            await super().deliver(lambda shard: tend(Dawdling(shard)), stop, joined)
+    class InexactLog(MemoryLog):
+        async def own_delivery_shards(self, process: Any, stop: asyncio.Event, on_ready: Any = None) -> None:
+            await super().own_delivery_shards(lambda shard: process(SlowShard(shard)), stop, on_ready)
 
         async def backlog(self) -> Backlog:
             return replace(await super().backlog(), dispatched=counted)
 
     spool = MemorySpool()
-    source, target = Inexact(LogSettings(delivery_shards=2)), MemoryLog(LogSettings())
+    source, target = InexactLog(LogSettings(delivery_shards=2)), MemoryLog(LogSettings())
     planted = await plant(source, spool, 2, kinds=["in-hand", "in-hand-spooled", "two"])
-    await moved(source, target, carrier(spool, spool), batch=500)
-    assert {line.delivery.id async for line in target.open_lines()} == planted.lines.keys()
+    await run_move(source, target, carrier(spool, spool), batch=500)
+    assert {line.delivery.id async for line in target.pending_deliveries()} == planted.lines.keys()
     assert (await target.backlog()).dispatched == 6
     assert await is_empty(source)
 
@@ -222,23 +229,23 @@ async def test_a_line_in_hand_without_its_dispatch_stays_and_is_named() -> None:
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     planted = await plant(source, spool, 2)
-    dispatched = source._partitions["dispatched", 0].kept
+    dispatched = source._partitions["dispatched", 0].unconsumed
     del dispatched[next(iter(dispatched))]
     with pytest.raises(LogUnusable, match=r"damaged: \w+-1: in hand, and neither .* everything else was moved"):
-        await moved(source, target, carrier(spool, spool))
-    left = [line async for line in source.open_lines()]
+        await run_move(source, target, carrier(spool, spool))
+    left = [line async for line in source.pending_deliveries()]
     assert len(left) == 1
-    assert len([line async for line in target.open_lines()]) == len(planted.lines) - 1
+    assert len([line async for line in target.pending_deliveries()]) == len(planted.lines) - 1
 
 
 async def test_a_frame_that_cannot_be_read_stops_the_move_and_stays() -> None:
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     await plant(source, spool, 1)
-    source._lines[0]["broken"] = b"EP\xff not a frame"
+    source._pending[0]["broken"] = b"EP\xff not a frame"
     with pytest.raises(LogUnusable, match="queue, shard 0, key broken"):
-        await moved(source, target, carrier(spool, spool))
-    assert [line async for line in target.open_lines()] == []
+        await run_move(source, target, carrier(spool, spool))
+    assert [line async for line in target.pending_deliveries()] == []
 
 
 async def test_lost_content_stops_the_move_unless_it_may_go() -> None:
@@ -247,12 +254,12 @@ async def test_lost_content_stops_the_move_unless_it_may_go() -> None:
     planted = await plant(source, here, 1, kinds=["unread", "retry", "hold"])
     here.contents.clear()
     with pytest.raises(ServiceError, match=r"spool file .* is missing: .*--lost-too"):
-        await moved(source, target, carrier(here, there))
-    brave = carrier(here, there, lost_too=True)
-    await moved(source, target, brave)
-    assert brave.lost == 2
+        await run_move(source, target, carrier(here, there))
+    brave = carrier(here, there, allow_lost=True)
+    await run_move(source, target, brave)
+    assert brave.lost_count == 2
     assert await is_empty(source)
-    lines: Sequence[Pending] = [line async for line in target.open_lines()]
+    lines: Sequence[Pending] = [line async for line in target.pending_deliveries()]
     assert {line.delivery.id for line in lines} == planted.lines.keys()
 
 
@@ -260,12 +267,12 @@ async def test_content_too_large_to_ride_on_the_target_goes_to_its_spool() -> No
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     planted = await plant(source, spool, 2, size=5000, kinds=["unread", "in-hand"])
-    await moved(source, target, Carrier(None, spool, 1000))
+    await run_move(source, target, ContentCopier(None, spool, 1000))
     for queue_id in planted.messages.values():
-        for accepted in await target.waiting_inputs(queue_id):
+        for accepted in await target.unrouted_messages(queue_id):
             assert isinstance(accepted.content, Spooled)
-    async with WorldOn(target, spool) as world:
-        await _deliver(world, planted)
+    async with MailServerOn(target, spool) as mail_server:
+        await _deliver(mail_server, planted)
 
 
 async def test_a_target_that_has_mail_of_its_own_keeps_it() -> None:
@@ -273,7 +280,7 @@ async def test_a_target_that_has_mail_of_its_own_keeps_it() -> None:
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings(shards=2))
     own = await plant(target, spool, 1, kinds=["in-hand", "retry", "unread"])
     planted = await plant(source, spool, 1, kinds=["waits", "unread-spooled", "in-hand-spooled"])
-    await moved(source, target, carrier(spool, spool))
+    await run_move(source, target, carrier(spool, spool))
     own.expected |= planted.expected
-    async with WorldOn(target, spool) as world:
-        await _deliver(world, own)
+    async with MailServerOn(target, spool) as mail_server:
+        await _deliver(mail_server, own)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import guarded
-from tests.support.onebox import EILPOST, OneBox, directory_toml
-from tests.support.ports import free_port
+from tests.support.servers import supervised
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
+from tests.support.servers.ports import free_port
 
 
 def _in_a_pod(folder: Path, *arguments: str, **settings: str) -> subprocess.Popen[str]:
@@ -39,7 +39,7 @@ def _in_a_pod(folder: Path, *arguments: str, **settings: str) -> subprocess.Pope
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        process_group=guarded.group(),
+        process_group=supervised.group(),
     )
 
 
@@ -92,7 +92,7 @@ def test_it_runs_by_its_environment_alone_and_warns_of_nothing(tmp_path: Path) -
 
 def test_it_may_open_what_its_limits_allow_and_makes_nothing_others_read(tmp_path: Path) -> None:
     poor = ("bash", "-c", 'ulimit -Sn 128; umask 000; exec "$0" "$@"', str(EILPOST), "up")
-    with OneBox(tmp_path / "home", {"ingress": {"max_connections": 700}}, command=poor) as box:
+    with EilpostProcess(tmp_path / "home", {"ingress": {"max_connections": 700}}, command=poor) as box:
         limits = Path(f"/proc/{box.pid}/limits").read_text().splitlines()
         soft = next(line.split()[3] for line in limits if line.startswith("Max open files"))
         assert int(soft) >= 700 + 500 + 500

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.onebox import EILPOST, OneBox, directory_toml
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
 
 NO_KAFKA = {"log": {"url": "kafka://127.0.0.1:1", "durability": "dev"}}
 
@@ -33,7 +33,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(caught & 1 << number - 1)
 
 
-def events(box: OneBox, event: str) -> list[dict[str, object]]:
+def events(box: EilpostProcess, event: str) -> list[dict[str, object]]:
     lines = (json.loads(line) for line in box.output().splitlines() if line.startswith("{"))
     return [line for line in lines if line["event"] == event]
 
@@ -41,7 +41,7 @@ def events(box: OneBox, event: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize("role", ["up", "mailstore", "ingress", "router", "delivery"])
 def test_signals_reload_or_are_ignored_or_drain(tmp_path: Path, role: str) -> None:
     settings = {} if role in ("up", "mailstore") else NO_KAFKA  # a role of a cluster waits for its Kafka
-    box = OneBox(tmp_path, settings, command=(str(EILPOST), role))
+    box = EilpostProcess(tmp_path, settings, command=(str(EILPOST), role))
     try:
         box.start(wait=False)
         wait_for(lambda: catches(box.pid, signal.SIGTERM), "handlers")
@@ -63,7 +63,7 @@ def test_signals_reload_or_are_ignored_or_drain(tmp_path: Path, role: str) -> No
 
 
 def test_signals_from_the_first_handler_on_end_no_start(tmp_path: Path) -> None:
-    box = OneBox(tmp_path)
+    box = EilpostProcess(tmp_path)
     try:
         box.start(wait=False)
         wait_for(lambda: catches(box.pid, signal.SIGHUP), "the first handler")
@@ -80,7 +80,7 @@ def test_signals_from_the_first_handler_on_end_no_start(tmp_path: Path) -> None:
 
 def test_sigterm_during_the_start_ends_the_process_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections and says nothing: a start waits for it
-        box = OneBox(
+        box = EilpostProcess(
             tmp_path,
             {"log": {"url": f"kafka://127.0.0.1:{mute.getsockname()[1]}"}},
             command=(str(EILPOST), "router"),
@@ -99,7 +99,7 @@ def test_sigterm_during_the_start_ends_the_process_at_once(tmp_path: Path) -> No
 
 
 def test_a_closed_terminal_drains(tmp_path: Path) -> None:
-    box = OneBox(tmp_path)
+    box = EilpostProcess(tmp_path)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [str(EILPOST), "up", "--config", str(box.config)],

@@ -122,24 +122,24 @@ def test_an_unusual_layout_is_refused_instead_of_damaged(tmp_path: Path) -> None
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "directory.toml"
     with pytest.raises(DirectoryUnusable, match=r"directory\.toml: there is no such file \(directory\.url names it\)"):
-        users.listing(file)
+        users.list_users(file)
     file.write_text("[users\n")
     with pytest.raises(DirectoryUnusable, match="is not TOML"):
-        users.listing(file)
+        users.list_users(file)
     file.write_text('[domains."example.test"]\nrelai = "mx"\n')
     with pytest.raises(DirectoryUnusable, match="relai"):
         users.add(file, "a@example.test", "x")
     for text in ("users = 3", '[users]\n"a@example.test" = 1', "[users]\na = {}", '[aliases]\n"a@example.test" = 7'):
         file.write_text(text + '\n[domains."example.test"]\n')
         with pytest.raises(DirectoryUnusable, match=r"directory\.toml"):
-            users.listing(file)
+            users.list_users(file)
         with pytest.raises(DirectoryUnusable, match=r"directory\.toml"):
             users.change_password(file, "a@example.test", "x")
 
 
 def test_the_list_tells_log_in_quota_and_aliases(file: Path) -> None:
-    alice, bob = users.listing(file)
-    assert alice == users.Listed("alice@example.test", True, "1GiB", ("postmaster@example.test",))
+    alice, bob = users.list_users(file)
+    assert alice == users.UserListing("alice@example.test", True, "1GiB", ("postmaster@example.test",))
     assert not bob.can_log_in
 
 
@@ -167,12 +167,12 @@ def test_two_editors_take_turns_and_no_change_is_lost(file: Path, monkeypatch: p
     monkeypatch.setattr(users, "_read", read_late)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda name: users.add(file, f"{name}@example.test", "x"), ("carol", "dave")))
-    assert {user.address for user in users.listing(file)} >= {"carol@example.test", "dave@example.test"}
+    assert {user.address for user in users.list_users(file)} >= {"carol@example.test", "dave@example.test"}
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 def test_an_editor_who_never_ends_is_one_line(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(users, "_TURN_SECONDS", 0.05)
+    monkeypatch.setattr(users, "_LOCK_SECONDS", 0.05)
     folder = os.open(file.parent, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     try:
@@ -209,4 +209,4 @@ def test_the_new_name_is_flushed_after_it_is_there(file: Path, monkeypatch: pyte
 def test_who_is_an_alias_too_gets_no_mail(tmp_path: Path, aliases: str, diverted: bool) -> None:
     file = tmp_path / "directory.toml"
     file.write_text(f'[domains."example.test"]\n[users."bob@example.test"]\n[aliases]\n{aliases}\n')
-    assert users.is_diverted(file, users.check_new(file, "carol@example.test")) is diverted
+    assert users.is_alias_elsewhere(file, users.check_new(file, "carol@example.test")) is diverted

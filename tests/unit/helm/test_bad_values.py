@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import helm
+from tests.support.chart import helm
 
 pytestmark = pytest.mark.helm
 

@@ -11,7 +11,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from tests.support import crds, helm
+from tests.support.chart import crds, helm
 
 pytestmark = pytest.mark.helm
 

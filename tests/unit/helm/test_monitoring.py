@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from mail.log.kafka.access import Access
-from mail.log.kafka.silent import Silent
+from mail.log.kafka.circuit_breaker import CircuitBreaker
 from mail.log.topics import ACCEPTED
-from tests.support import helm
-from tests.support.chart import CHART
+from tests.support.chart import helm
+from tests.support.docs.chart import CHART
 
 pytestmark = pytest.mark.helm
 
@@ -158,7 +158,7 @@ def _access(prefix: str) -> Access:
     async def never(_host: str, _port: int) -> None:
         raise AssertionError("nothing is to be connected to")
 
-    return Access(("kafka:9092",), prefix, {}, Silent(never))
+    return Access(("kafka:9092",), prefix, {}, CircuitBreaker(never))
 
 
 def test_keda_watches_the_group_and_topic_of_the_routers(tmp_path: Path) -> None:

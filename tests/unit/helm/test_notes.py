@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support import helm
-from tests.support.chart import CHART
+from tests.support.chart import helm
+from tests.support.docs.chart import CHART
 
 pytestmark = pytest.mark.helm
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import helm, strimzi
+from tests.support.chart import helm, strimzi
 
 pytestmark = [pytest.mark.helm, pytest.mark.strimzi]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import helm
-from tests.support.chart import CHART, SCHEMA
+from tests.support.chart import helm
+from tests.support.docs.chart import CHART, SCHEMA
 
 pytestmark = pytest.mark.helm
 

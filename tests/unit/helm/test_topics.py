@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from mail.log.kafka.topics import wanted_config, wanted_partitions
-from mail.log.topics import ALL_TOPICS, prefix_of_tenant
+from mail.log.topics import ALL_TOPICS, tenant_prefix
 from mail.settings import LogSettings
 from mail.units import parse_duration
-from tests.support import helm
 from tests.support.access_rights import rights_of_chart, rights_of_page
+from tests.support.chart import helm
 
 pytestmark = pytest.mark.helm
 
@@ -59,7 +59,7 @@ def test_they_follow_the_settings_and_the_tenants(kept: str, replication: int, t
     settings = LogSettings(shards=6, delivery_shards=48, replication=replication, events_kept=parse_duration(kept))
     of_tenant = settings.model_copy(update={"shards": 24, "delivery_shards": 36})
     wanted = _made_by_code(settings, "Acme_mail.")
-    wanted |= _made_by_code(of_tenant, prefix_of_tenant("Acme_mail.", "big"))
+    wanted |= _made_by_code(of_tenant, tenant_prefix("Acme_mail.", "big"))
     assert _rendered(helm.template(helm.file_of("strimzi"), changed)) == wanted
 
 

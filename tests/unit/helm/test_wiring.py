@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mail.settings_file import load
-from tests.support import helm
+from tests.support.chart import helm
 
 pytestmark = pytest.mark.helm
 

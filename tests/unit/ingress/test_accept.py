@@ -11,7 +11,7 @@ from mail.envelope import Envelope
 from mail.log import LogUnavailable
 from mail.message import Inline, Message, QueueId, Spooled
 from mail.spool import SpoolUnavailable
-from tests.support.ingressing import HeldLog, HeldSpool
+from tests.support.servers.ingress import StubLog, StubSpool
 
 MESSAGE = Message(
     queue_id=QueueId("01M85DXKVK0FGNCFAQP8N9B05F"),
@@ -22,12 +22,12 @@ MESSAGE = Message(
 )
 
 
-def acceptance(log: HeldLog, spool: HeldSpool, timeout: float = 10.0) -> Acceptance:
+def acceptance(log: StubLog, spool: StubSpool, timeout: float = 10.0) -> Acceptance:
     return Acceptance(appender=log, spool=spool, inline_max=10, timeout_seconds=timeout)  # type: ignore[arg-type]
 
 
 async def test_no_250_before_the_append_returns() -> None:
-    log, spool = HeldLog(), HeldSpool()
+    log, spool = StubLog(), StubSpool()
     log.gate.clear()
     pending = asyncio.ensure_future(acceptance(log, spool).accept(MESSAGE, b"0123456789"))
     await log.waiting.wait()
@@ -37,31 +37,31 @@ async def test_no_250_before_the_append_returns() -> None:
     log.gate.set()
     assert str(await pending) == f"250 2.0.0 Ok: queued as {MESSAGE.queue_id}"
     assert [record.content for record in log.accepted] == [Inline(b"0123456789")]
-    assert spool.kept == {}
+    assert spool.contents == {}
 
 
 async def test_large_content_is_spooled_before_it_is_named() -> None:
-    log, spool = HeldLog(), HeldSpool()
+    log, spool = StubLog(), StubSpool()
     assert (await acceptance(log, spool).accept(MESSAGE, b"0123456789+")).code == 250
     (content,) = (record.content for record in log.accepted)
     assert isinstance(content, Spooled)
-    assert spool.kept == {content.name: b"0123456789+"}
+    assert spool.contents == {content.name: b"0123456789+"}
 
 
 async def test_without_the_spool_nothing_is_appended() -> None:
-    log, spool = HeldLog(), HeldSpool()
+    log, spool = StubLog(), StubSpool()
     spool.error = SpoolUnavailable("full")
-    assert await acceptance(log, spool).accept(MESSAGE, b"0123456789+") == replies.OUR_FAULT
+    assert await acceptance(log, spool).accept(MESSAGE, b"0123456789+") == replies.LOCAL_ERROR
     assert log.accepted == []
 
 
 async def test_an_unconfirmed_append_is_451() -> None:
-    log, spool = HeldLog(), HeldSpool()
+    log, spool = StubLog(), StubSpool()
     log.error = LogUnavailable("no quorum")
     assert await acceptance(log, spool).accept(MESSAGE, b"x") == replies.NOT_CONFIRMED
 
 
 async def test_an_append_that_never_returns_is_451() -> None:
-    log, spool = HeldLog(), HeldSpool()
+    log, spool = StubLog(), StubSpool()
     log.gate.clear()
     assert await acceptance(log, spool, timeout=0.05).accept(MESSAGE, b"x") == replies.NOT_CONFIRMED

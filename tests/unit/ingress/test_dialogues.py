@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mail.log import Down, Full, LogUnavailable
-from tests.support.ingressing import running
+from tests.support.servers.ingress import running_ingress
 
 FILES = sorted((Path(__file__).parents[2] / "dialogues").glob("*.txt"))
 
@@ -34,15 +34,15 @@ async def test_dialogue(path: Path) -> None:
             settings[key] = json.loads(value)
         elif word == "log":
             states.append(rest)
-    async with running(**settings) as world:
+    async with running_ingress(**settings) as server:
         for state in states:
             if state == "down":
-                world.log.now = Down("test")
+                server.log.current_condition = Down("test")
             elif state == "full":
-                world.log.now = Full("test")
+                server.log.current_condition = Full("test")
             else:
-                world.log.error = LogUnavailable("test")
-        client = await world.connect()
+                server.log.error = LogUnavailable("test")
+        client = await server.connect()
         for number, line in enumerate(lines):
             word, _, rest = line.partition(" ")
             where = f"{path.name}: {line!r} (step {number})"
@@ -52,16 +52,16 @@ async def test_dialogue(path: Path) -> None:
                 case "R:":
                     client.send(rest.encode().decode("unicode_escape").encode("latin-1"))
                 case "S:":
-                    heard = await client.line()
+                    heard = await client.read_line()
                     assert heard.endswith("\r\n"), where
                     if rest.endswith("..."):
                         assert heard.startswith(rest[:-3]), where
                     else:
                         assert heard[:-2] == rest, where
                 case "X":
-                    assert await client.rest() == b"", where
+                    assert await client.read_to_end() == b"", where
                 case "ACCEPTED":
-                    assert len(world.log.accepted) == int(rest), where
+                    assert len(server.log.accepted) == int(rest), where
                 case "set" | "log":
                     pass
                 case _:

@@ -9,12 +9,12 @@ from email.utils import parsedate_to_datetime
 import pytest
 import structlog
 
-from ingress.content import begins_with_header, header_of
-from ingress.received import hops, protocol, received
+from ingress.content import begins_with_header, header_section
+from ingress.received import count_hops, received_field, with_protocol
 from mail.address import Address
 from mail.log import Down
 from mail.message import Client, QueueId
-from tests.support.ingressing import running
+from tests.support.servers.ingress import running_ingress
 
 NOW = datetime(2026, 3, 1, 4, 5, 6, tzinfo=UTC)
 QUEUE_ID = QueueId("01M85DXKVK0FGNCFAQP8N9B05F")
@@ -22,7 +22,7 @@ QUEUE_ID = QueueId("01M85DXKVK0FGNCFAQP8N9B05F")
 
 def line(helo: str = "client.test", ip: str = "192.0.2.1", recipient: Address | None = None, **more: bool) -> bytes:
     client = Client(ip=ip, port=1, helo=helo, protocol="ESMTP")
-    return received(client=client, hostname="mx.test", queue_id=QUEUE_ID, recipient=recipient, now=NOW, **more)
+    return received_field(client=client, hostname="mx.test", queue_id=QUEUE_ID, recipient=recipient, now=NOW, **more)
 
 
 def test_the_line() -> None:
@@ -47,20 +47,23 @@ def test_a_parser_reads_it_and_no_name_breaks_it() -> None:
 
 
 def test_protocol_names() -> None:
-    assert protocol(extended=False, smtputf8=False) == "SMTP"
-    assert protocol(extended=True, smtputf8=False, tls=True, authenticated=True) == "ESMTPSA"
-    assert protocol(extended=True, smtputf8=True, tls=True) == "UTF8SMTPS"
+    assert with_protocol(extended=False, smtputf8=False) == "SMTP"
+    assert with_protocol(extended=True, smtputf8=False, tls=True, authenticated=True) == "ESMTPSA"
+    assert with_protocol(extended=True, smtputf8=True, tls=True) == "UTF8SMTPS"
 
 
 def test_hops_are_counted_in_the_header_only() -> None:
     content = b"Received: a\r\nRECEIVED:b\r\n\treceived: folded\r\nX-Received: c\r\n\r\nReceived: body\r\n"
-    assert hops(header_of(content)) == 2
-    assert hops(header_of(b"Received: a\r\nno end")) == 1
+    assert count_hops(header_section(content)) == 2
+    assert count_hops(header_section(b"Received: a\r\nno end")) == 1
 
 
 def test_a_blank_before_the_colon_hides_no_hop() -> None:
     assert (
-        hops(b"Received : a\r\nreceived\t \t: b\r\n\tReceived : folded\r\nReceived-By : c\r\nReceived\r\n : d\r\n") == 2
+        count_hops(
+            b"Received : a\r\nreceived\t \t: b\r\n\tReceived : folded\r\nReceived-By : c\r\nReceived\r\n : d\r\n"
+        )
+        == 2
     )
 
 
@@ -75,7 +78,7 @@ def test_a_blank_before_the_colon_hides_no_hop() -> None:
         (b" folded\r\n", False),
         (b".. x\r\n", False),
         (b". :x\r\n", False),
-        (b"hello world\r\n", False),
+        (b"hello server\r\n", False),
         (b"http://x\r\n", True),
     ],
 )
@@ -85,63 +88,63 @@ def test_what_begins_with_a_header(opening: bytes, is_header: bool) -> None:
 
 @pytest.mark.parametrize("content", [b"hello\r\n", b" folds into ours\r\n", b"", b".\r\n", b"\r\nbody\r\n"])
 async def test_our_line_never_swallows_the_body(content: bytes) -> None:
-    async with running() as world:
-        client = await world.connect()
-        await client.begin()
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.start_data()
         client.send(content.replace(b".", b"..") + b".\r\n")
-        assert (await client.reply()).startswith("250")
-        message = message_from_bytes(world.content(), policy=policy.SMTP)
+        assert (await client.read_reply()).startswith("250")
+        message = message_from_bytes(server.content(), policy=policy.SMTP)
         assert message.keys() == ["Received"]
-        assert world.content().endswith(b"\r\n\r\n" + content.removeprefix(b"\r\n"))
+        assert server.content().endswith(b"\r\n\r\n" + content.removeprefix(b"\r\n"))
 
 
 async def test_the_log_line_names_who_it_is_for_and_the_size_that_trace_tells() -> None:
-    async with running() as world:
-        client = await world.connect()
-        await client.reply()
-        await client.say("EHLO client.test")
-        await client.say("MAIL FROM:<bob@example.test>")
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.read_reply()
+        await client.command("EHLO client.test")
+        await client.command("MAIL FROM:<bob@example.test>")
         for number in range(25):
-            await client.say(f"RCPT TO:<u{number}@catch.test>")
-        await client.say("DATA")
+            await client.command(f"RCPT TO:<u{number}@catch.test>")
+        await client.command("DATA")
         with structlog.testing.capture_logs() as lines:
             client.send(b"Subject: x\r\n\r\n.\r\n")
-            await client.reply()
+            await client.read_reply()
         [line] = [line for line in lines if line["event"] == "accepted"]
         assert line["to"] == [f"u{number}@catch.test" for number in range(20)]
-        assert (line["recipients"], line["size"]) == (25, len(world.content()))
+        assert (line["recipients"], line["size"]) == (25, len(server.content()))
         assert None not in line.values()
 
 
 async def test_what_is_refused_before_any_greeting_names_none() -> None:
-    async with running() as world:
-        client = await world.connect()
-        await client.reply()
-        world.log.now = Down("away")
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.read_reply()
+        server.log.current_condition = Down("away")
         with structlog.testing.capture_logs() as lines:
-            late = await world.connect()
-            await late.reply()
+            late = await server.connect()
+            await late.read_reply()
         assert [(line["event"], None in line.values()) for line in lines] == [("refused", False)]
 
 
 async def test_what_is_accepted_says_where_it_came_from() -> None:
-    async with running() as world:
-        client = await world.connect()
-        await client.reply()
-        await client.say("EHLO [192.0.2.9]")
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.read_reply()
+        await client.command("EHLO [192.0.2.9]")
         for command in (
             "MAIL FROM:<böb@catch.test> SMTPUTF8",
             "RCPT TO:<ülf@catch.test>",
             "RCPT TO:<Postmaster>",
             "DATA",
         ):
-            assert (await client.say(command))[0] in "23", command
+            assert (await client.command(command))[0] in "23", command
         client.send("Subject: ü\r\n\r\n.\r\n".encode())
-        reply = await client.reply()
-        (accepted,) = world.log.accepted
+        reply = await client.read_reply()
+        (accepted,) = server.log.accepted
         message = accepted.message
         assert reply == f"250 2.0.0 Ok: queued as {message.queue_id}"
-        assert message.size_bytes == len(world.content())
+        assert message.size_bytes == len(server.content())
         assert message.envelope.smtputf8
         assert message.envelope.body == "8BITMIME"  # the client said nothing, but sent eight bits
         assert [str(one.original) for one in message.envelope.recipients] == [
@@ -151,4 +154,4 @@ async def test_what_is_accepted_says_where_it_came_from() -> None:
         assert str(message.envelope.recipients[1].address) == "postmaster@example.test"
         assert message.client is not None
         assert (message.client.ip, message.client.protocol) == ("127.0.0.1", "UTF8SMTP")
-        assert b"with UTF8SMTP id " + message.queue_id.encode() in world.content()
+        assert b"with UTF8SMTP id " + message.queue_id.encode() in server.content()

@@ -1,4 +1,4 @@
-"""A directory that is read again while somebody is connected: the session stays, and knows the new world."""
+"""A directory that is read again while somebody is connected: the session stays, and knows the new server."""
 
 from __future__ import annotations
 
@@ -6,36 +6,38 @@ from datetime import timedelta
 from pathlib import Path
 
 from mail.directory.file import FileDirectory
-from tests.support.ingressing import Running
-from tests.support.onebox import directory_toml
+from tests.support.servers.eilpost_process import directory_toml
+from tests.support.servers.ingress import RunningIngress
 
 
 async def test_a_session_stays_open_across_a_reload(tmp_path: Path) -> None:
     path = tmp_path / "directory.toml"
     path.write_text(directory_toml(("alice",)))
-    directory = FileDirectory(path, look_every=timedelta(hours=1))
+    directory = FileDirectory(path, poll_interval=timedelta(hours=1))
     await directory.start()
-    world = Running(directory=directory)
-    await world.start()
+    server = RunningIngress(directory=directory)
+    await server.start()
     try:
-        client = await world.connect()
-        await client.begin(recipient="alice@example.test")
+        client = await server.connect()
+        await client.start_data(recipient="alice@example.test")
         path.write_text(directory_toml(("alice", "bob")))  # between the 354 and the dot
-        assert not await directory.look()  # seen once; twice the same means that it has come to rest
-        assert await directory.look()
+        assert not await directory.poll()  # seen once; twice the same means that it has come to rest
+        assert await directory.poll()
         client.send(b"Subject: one\r\n\r\n")
-        assert (await client.say(".")).startswith("250 2.0.0 Ok: queued")
-        assert (await client.say("MAIL FROM:<alice@example.test>")).startswith("250")
-        assert (await client.say("RCPT TO:<bob@example.test>")).startswith("250")
+        assert (await client.command(".")).startswith("250 2.0.0 Ok: queued")
+        assert (await client.command("MAIL FROM:<alice@example.test>")).startswith("250")
+        assert (await client.command("RCPT TO:<bob@example.test>")).startswith("250")
         path.write_text(directory_toml(("alice",)))  # in the middle of a transaction
-        await directory.look()
-        assert await directory.look()
-        assert (await client.say("RCPT TO:<bob@example.test>")).startswith("550 5.1.1")
-        assert (await client.say("DATA")).startswith("354")  # who was taken stays taken: the router has the last word
+        await directory.poll()
+        assert await directory.poll()
+        assert (await client.command("RCPT TO:<bob@example.test>")).startswith("550 5.1.1")
+        assert (await client.command("DATA")).startswith(
+            "354"
+        )  # who was taken stays taken: the router has the last word
         client.send(b"Subject: two\r\n\r\n")
-        assert (await client.say(".")).startswith("250")
-        assert (await client.say("QUIT")).startswith("221")
+        assert (await client.command(".")).startswith("250")
+        assert (await client.command("QUIT")).startswith("221")
     finally:
-        await world.close()
+        await server.close()
         await directory.close()
-    assert len(world.log.accepted) == 2
+    assert len(server.log.accepted) == 2

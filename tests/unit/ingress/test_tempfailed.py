@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mail.log import Condition, Down, Full
-from tests.support.ingressing import running
-from tests.support.metrics import value
+from tests.support.docs.metrics import value
+from tests.support.servers.ingress import running_ingress
 
 
 def _tempfailed() -> float:
@@ -15,32 +15,32 @@ def _tempfailed() -> float:
 
 @pytest.mark.parametrize(("condition", "code"), [(Full("test"), "452 4.3.1"), (Down("test"), "421 4.3.2")])
 async def test_mail_that_is_refused_because_of_the_log_counts(condition: Condition, code: str) -> None:
-    async with running() as world:
-        client = await world.connect()
-        await client.reply()
-        await client.say("EHLO client.test")
-        before, world.log.now = _tempfailed(), condition
-        assert (await client.say("MAIL FROM:<>")).startswith(code)
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.read_reply()
+        await client.command("EHLO client.test")
+        before, server.log.current_condition = _tempfailed(), condition
+        assert (await client.command("MAIL FROM:<>")).startswith(code)
         assert _tempfailed() == before + 1
 
 
 async def test_a_message_to_a_tenant_whose_log_is_full_counts_once() -> None:
-    async with running() as world:
-        client = await world.connect()
-        await client.reply()
-        await client.say("EHLO client.test")
-        await client.say("MAIL FROM:<>")
-        before, world.log.now = _tempfailed(), Full("test")
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.read_reply()
+        await client.command("EHLO client.test")
+        await client.command("MAIL FROM:<>")
+        before, server.log.current_condition = _tempfailed(), Full("test")
         for name in ("alice", "bob"):
-            assert (await client.say(f"RCPT TO:<{name}@example.test>")).startswith("452 4.3.1")
+            assert (await client.command(f"RCPT TO:<{name}@example.test>")).startswith("452 4.3.1")
         assert _tempfailed() == before + 1
 
 
 async def test_a_sender_whose_domain_cannot_be_looked_up_does_not_count() -> None:
-    async with running() as world:
-        client = await world.connect()
-        await client.reply()
-        await client.say("EHLO client.test")
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.read_reply()
+        await client.command("EHLO client.test")
         before = _tempfailed()
-        assert (await client.say("MAIL FROM:<somebody@unknown.test>")).startswith("450 4.1.8")
+        assert (await client.command("MAIL FROM:<somebody@unknown.test>")).startswith("450 4.1.8")
         assert _tempfailed() == before

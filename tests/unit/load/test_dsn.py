@@ -13,7 +13,7 @@ from mail.address import Address
 from mail.envelope import Envelope, Recipient
 from mail.message import Message, QueueId
 from mail.reply import Reply
-from router.dsn import Failure, failure_report
+from router.dsn import FailedRecipient, failure_dsn
 
 POSTFIX = b"""\
 Content-Type: multipart/report; report-type=delivery-status; boundary="b/mx"\r
@@ -81,11 +81,9 @@ def test_a_report_of_ours() -> None:
     queue_id = QueueId("01M85Z6AY04KY16VEBBMPVZX8A")
     original = Message(queue_id, "default", now, envelope, sent.size_bytes)
     failures = [
-        Failure(Recipient(name, name), Reply(550, "5.1.1", "no"), "sink.test[127.0.0.1]:2626") for name in names
+        FailedRecipient(Recipient(name, name), Reply(550, "5.1.1", "no"), "sink.test[127.0.0.1]:2626") for name in names
     ]
-    report = failure_report(
-        original, failures, sent.head, "mx.example.test", QueueId("01M85Z6AY04KY16VEBBMPVZX8B"), now
-    )
+    report = failure_dsn(original, failures, sent.head, "mx.example.test", QueueId("01M85Z6AY04KY16VEBBMPVZX8B"), now)
     content = report.content.data  # type: ignore[union-attr]
     assert list(failed_recipients(content)) == list(sent.recipients)
     assert find_load_id(content) == ("run1", 5)

@@ -13,7 +13,7 @@ from eilpost.load.ledger import Ledger
 WIDE = 3  # recipients of a message
 
 
-class Histories(RuleBasedStateMachine):
+class LedgerMachine(RuleBasedStateMachine):
     """Any order of replies, copies and reports: the counters are those that the records give."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Histories(RuleBasedStateMachine):
         if fate == "accepted":
             self.ledger.accept_message(number, indexes, 100, [b"2.0.0 Ok: queued as Q1"], self.now)
         elif fate == "doubt":
-            self.ledger.doubt(indexes)
+            self.ledger.mark_in_doubt(indexes)
         else:
             self.ledger.refuse(indexes, "550")
 
@@ -94,7 +94,7 @@ class Histories(RuleBasedStateMachine):
         assert counts.arrivals - counts.duplicates - counts.duplicate_bounces == len(settled)
 
 
-TestHistories = Histories.TestCase
+TestHistories = LedgerMachine.TestCase
 TestHistories.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 

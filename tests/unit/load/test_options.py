@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eilpost import cli
-from tests.support.ports import free_port
+from tests.support.servers.ports import free_port
 
 Run = Callable[..., tuple[int, str]]
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from eilpost.load.plan import Kind, Plan, Size, find_load_id, parse_recipient, parse_share, parse_sizes
+from eilpost.load.plan import DestinationKind, Plan, Size, find_load_id, parse_recipient, parse_share, parse_sizes
 
 
 def test_sizes_with_and_without_weights() -> None:
@@ -35,8 +35,8 @@ def test_shares_hold_over_any_part_of_the_load() -> None:
     plan = Plan("run1", failing=0.05, deferring=0.2, domains=20, sizes=parse_sizes("1kB:90,5kB:10"))
     for start in (0, 12_345):
         kinds = Counter(plan.kind(index) for index in range(start, start + 2000))
-        assert abs(kinds[Kind.FAILING] - 100) <= 5
-        assert abs(kinds[Kind.DEFERRING] - 400) <= 5
+        assert abs(kinds[DestinationKind.FAILING] - 100) <= 5
+        assert abs(kinds[DestinationKind.DEFERRING] - 400) <= 5
         large = sum(plan.message(number).size_bytes > 3000 for number in range(start, start + 2000))
         assert abs(large - 200) <= 5
 

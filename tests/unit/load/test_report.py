@@ -10,10 +10,10 @@ import pytest
 
 from eilpost.load.ledger import Ledger
 from eilpost.load.plan import Plan
-from eilpost.load.progress import Meter, one_line, panel
-from eilpost.load.report import Ended, Result, as_json, hint, lines
+from eilpost.load.progress import RateMeter, one_line, panel
+from eilpost.load.report import LoadResult, LoadSummary, as_json, hint, lines
 
-ENDED = Ended(
+ENDED = LoadSummary(
     targets=("127.0.0.1:2525",),
     sink="127.0.0.1:2626",
     sessions=20,
@@ -26,17 +26,17 @@ ENDED = Ended(
 )
 
 
-def result(messages: int = 30, delivered: int = 30, ended: Ended = ENDED) -> Result:
+def result(messages: int = 30, delivered: int = 30, ended: LoadSummary = ENDED) -> LoadResult:
     ledger = Ledger("run1")
     for number in range(messages):
         ledger.dot(ledger.issue(), 1.0 + number)
         ledger.accept_message(number, [number], 1000, [b"queued as Q%d" % number], 1.5 + number)
     for number in range(delivered):
         ledger.arrive(number, [number], True, 2.0 + number)
-    return Result(Plan("run1"), ledger, ended)
+    return LoadResult(Plan("run1"), ledger, ended)
 
 
-def text(result: Result) -> str:
+def text(result: LoadResult) -> str:
     return "\n".join("".join(part for part, _ in line) for line in lines(result))
 
 
@@ -109,12 +109,12 @@ def test_a_sender_that_is_not_in_dns_is_explained() -> None:
 
 def test_count_and_rate_of_delivered_mail_leave_bounces_out() -> None:
     bounced = result(30, 20)
-    meter = Meter(bounced.ledger, 50.0)
+    meter = RateMeter(bounced.ledger, 50.0)
     bounced.ledger.bounce(list(range(20, 30)), 52.0)  # the first message arrived at 2 s
     assert as_json(bounced)["bounced"] == 10
     assert as_json(bounced)["delivered_per_second"] == pytest.approx(20 / 50, abs=0.05)
     assert "delivered              20  0.4/s\n" in text(bounced)
-    moment = meter.moment("settling", 1.0, 55.0)
+    moment = meter.snapshot("settling", 1.0, 55.0)
     assert (moment.bounced, moment.delivered_rate) == (10, 0)
 
 
@@ -128,7 +128,7 @@ def test_what_should_not_have_come_fails_the_load(what: str) -> None:
 
 def test_the_display_shows_the_last_seconds() -> None:
     ledger = Ledger("run1")
-    meter = Meter(ledger, 100.0)
+    meter = RateMeter(ledger, 100.0)
 
     def send(count: int, now: float, seconds: float) -> None:
         for _ in range(count):
@@ -137,17 +137,17 @@ def test_the_display_shows_the_last_seconds() -> None:
             ledger.accept_message(number, [number], 1000, [], now)
 
     send(100, 101.0, 0.01)
-    first = meter.moment("sending", 0.1, 101.0)
+    first = meter.snapshot("sending", 0.1, 101.0)
     assert (first.accepted, round(first.accepted_rate), first.in_flight) == (100, 100, 100)
     assert first.oldest_seconds == pytest.approx(0.01)
     for second in range(2, 10):
         send(10, 100.0 + second, 1.0)
-        moment = meter.moment("sending", 0.1, 100.0 + second)
+        moment = meter.snapshot("sending", 0.1, 100.0 + second)
     assert round(moment.accepted_rate) == 10  # the first second is over
     assert moment.accept_p50 == pytest.approx(1.0, rel=0.03)
     for number in range(ledger.counts.issued):
         ledger.arrive(number, [number], True, 110.0)
-    moment = meter.moment("settling", 1.0, 110.0)
+    moment = meter.snapshot("settling", 1.0, 110.0)
     assert (moment.delivered, moment.in_flight, moment.oldest_seconds) == (180, 0, None)
     assert "180" in one_line(moment)
 

@@ -7,50 +7,54 @@ from typing import Any
 
 import pytest
 
-from delivery.answer import Answer
-from eilpost.load.plan import Outgoing
+from delivery.reply_parser import ServerReply
+from eilpost.load.plan import OutgoingMessage
 from eilpost.load.source import Source, Stage
 from eilpost.load.supply import Supply
 from eilpost.load.target import Target
-from tests.support.remote import Drop, Remote, Stall, Then
+from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Stall, Then
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
 
 
-class Notes:
+class RecordedCalls:
     """A recorder that writes one line for each call."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def dot(self, message: Outgoing) -> None:
+    def dot(self, message: OutgoingMessage) -> None:
         pass
 
-    def accepted(self, message: Outgoing, answer: Answer) -> None:
+    def accepted(self, message: OutgoingMessage, answer: ServerReply) -> None:
         self.lines.append(f"accepted {' '.join(message.recipients)}")
 
-    def refused(self, message: Outgoing, answer: Answer, stage: Stage) -> None:
+    def refused(self, message: OutgoingMessage, answer: ServerReply, stage: Stage) -> None:
         self.lines.append(f"refused at {stage} {' '.join(message.recipients)}")
 
-    def in_doubt(self, message: Outgoing, error: BaseException) -> None:
+    def in_doubt(self, message: OutgoingMessage, error: BaseException) -> None:
         self.lines.append(f"in doubt {' '.join(message.recipients)}")
 
-    def deferred(self, message: Outgoing, answer: Answer, stage: Stage, seconds: float) -> bool:
+    def deferred(self, message: OutgoingMessage, answer: ServerReply, stage: Stage, seconds: float) -> bool:
         self.lines.append(f"deferred at {stage} {' '.join(message.recipients)}")
         return True
 
     def connection_refused(self, reason: str) -> None:
         self.lines.append("connection refused")
 
-    def connection_lost(self, message: Outgoing, stage: Stage, error: Exception) -> bool:
+    def connection_lost(self, message: OutgoingMessage, stage: Stage, error: Exception) -> bool:
         self.lines.append(f"lost at {stage}")
         return True
 
 
 async def send(
-    remotes: Sequence[int], messages: Sequence[Outgoing], *, per_connection: int = 100, reply_seconds: float = 20.0
+    remotes: Sequence[int],
+    messages: Sequence[OutgoingMessage],
+    *,
+    per_connection: int = 100,
+    reply_seconds: float = 20.0,
 ) -> tuple[list[str], Source]:
-    notes = Notes()
+    notes = RecordedCalls()
     supply = Supply(iter(messages))
     source = Source(
         [Target("127.0.0.1", port) for port in remotes],
@@ -58,7 +62,7 @@ async def send(
         notes,
         sessions=1,
         per_connection=per_connection,
-        again_seconds=(0.001, 0.01),
+        back_off_seconds=(0.001, 0.01),
         reply_seconds=reply_seconds,
     )
     await source.run()
@@ -66,15 +70,15 @@ async def send(
     return notes.lines, source
 
 
-def message(number: int = 0, recipients: tuple[str, ...] = (A,), size: int = 100) -> Outgoing:
-    return Outgoing(
+def message(number: int = 0, recipients: tuple[str, ...] = (A,), size: int = 100) -> OutgoingMessage:
+    return OutgoingMessage(
         number, "s@load.test", recipients, b"Subject: x\r\n\r\n", b"..dot\r\n" + b"x" * (size - 2) + b"\r\n"
     )
 
 
 @pytest.mark.parametrize("extensions", [(), ("PIPELINING", "SIZE")], ids=["one by one", "pipelined"])
 async def test_messages_on_one_connection(extensions: tuple[str, ...]) -> None:
-    async with Remote(extensions=extensions) as remote:
+    async with ScriptedRemote(extensions=extensions) as remote:
         lines, source = await send([remote.port], [message(0), message(1, (A, B), 300_000)])
     assert lines == [f"accepted {A}", f"accepted {A} {B}"]
     assert source.connections == 1
@@ -138,7 +142,7 @@ async def test_messages_on_one_connection(extensions: tuple[str, ...]) -> None:
 async def test_the_fate_of_a_message(
     extensions: tuple[str, ...], script: Mapping[str, Any], recipients: tuple[str, ...], expected: list[str]
 ) -> None:
-    async with Remote(script, extensions=extensions) as remote:
+    async with ScriptedRemote(script, extensions=extensions) as remote:
         lines, _ = await send([remote.port], [message(0, recipients)])
         assert lines == expected
         again, _ = await send([remote.port], [message(1)])  # and the connection, or a new one, can be used
@@ -146,23 +150,25 @@ async def test_the_fate_of_a_message(
 
 
 async def test_a_server_that_says_nothing() -> None:
-    async with Remote({"DOT": [Stall()]}) as remote:
+    async with ScriptedRemote({"DOT": [Stall()]}) as remote:
         assert (await send([remote.port], [message()], reply_seconds=0.3))[0] == [f"in doubt {A}"]
-    async with Remote({"MAIL": [Stall(), "250 ok"]}) as remote:
+    async with ScriptedRemote({"MAIL": [Stall(), "250 ok"]}) as remote:
         lines, _ = await send([remote.port], [message()], reply_seconds=0.3)
         assert lines == ["lost at MAIL", f"accepted {A}"]
 
 
 async def test_data_that_goes_nowhere_is_ended_by_a_dot_alone() -> None:
     """RFC 2920 section 3.1: a server may answer 354 although it took no recipient."""
-    async with Remote({"RCPT": ["550 no", "250 ok"], "DATA": ["354 go"], "DOT": ["554 nobody", "250 ok"]}) as remote:
+    async with ScriptedRemote(
+        {"RCPT": ["550 no", "250 ok"], "DATA": ["354 go"], "DOT": ["554 nobody", "250 ok"]}
+    ) as remote:
         lines, source = await send([remote.port], [message(0), message(1)])
     assert lines == [f"refused at RCPT {A}", f"accepted {A}"]
     assert source.connections == 1
 
 
 async def test_targets_are_used_in_turn() -> None:
-    async with Remote() as first, Remote() as second:
+    async with ScriptedRemote() as first, ScriptedRemote() as second:
         messages = [message(number) for number in range(8)]
         _, source = await send([first.port, second.port], messages, per_connection=2)
         assert (len(first.messages), len(second.messages)) == (4, 4)
@@ -174,8 +180,8 @@ async def test_targets_are_used_in_turn() -> None:
 
 
 async def test_a_connection_that_was_closed_while_idle_costs_nothing() -> None:
-    async with Remote() as remote:
-        notes = Notes()
+    async with ScriptedRemote() as remote:
+        notes = RecordedCalls()
 
         def slowly() -> Any:
             yield message(0)

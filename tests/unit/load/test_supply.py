@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections.abc import Iterator
 
-from eilpost.load.plan import Outgoing, Plan
+from eilpost.load.plan import OutgoingMessage, Plan
 from eilpost.load.supply import Supply
 
 
-def messages(count: int) -> Iterator[Outgoing]:
+def messages(count: int) -> Iterator[OutgoingMessage]:
     plan = Plan("run1")
     return (plan.message(number) for number in range(count))
 
@@ -53,7 +53,7 @@ async def test_a_message_comes_again_when_its_time_has_come_and_the_end_waits_fo
     assert message is not None
     began = time.monotonic()
     other = asyncio.create_task(supply.take())
-    supply.again(message, 0.2)
+    supply.retry(message, 0.2)
     again = await other
     assert again is not None
     assert time.monotonic() - began >= 0.19
@@ -71,7 +71,7 @@ async def test_too_many_to_be_sent_again_hold_up_new_ones() -> None:
     for _ in range(2):
         message = await supply.take()
         assert message is not None
-        supply.again(message, 0.1)
+        supply.retry(message, 0.1)
     message = await supply.take()
     assert message is not None
     assert message.attempts == 1
@@ -89,8 +89,8 @@ async def test_a_stop_wakes_who_waits_and_an_end_begins_nothing_new() -> None:
     supply = Supply(messages(10))
     message = await supply.take()
     assert message is not None
-    supply.again(message, 0.0)
-    supply.end()
+    supply.retry(message, 0.0)
+    supply.stop_new()
     again = await supply.take()
     assert again is not None
     assert again.number == message.number

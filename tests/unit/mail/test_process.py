@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import guarded
+from tests.support.servers import supervised
 
 _ROOT = Path(__file__).parents[3]
 _PROGRAM = """
 import asyncio, sys
 from datetime import timedelta
-from mail import logs, service
+from mail import logging_setup, service
 
 how = sys.argv[1]
 
@@ -42,7 +42,7 @@ class Works:
 async def main():
     await service.run_roles([Works()], timedelta(seconds=900), lambda: print("ready", flush=True))
 
-logs.configure("info", "json")
+logging_setup.configure("info", "json")
 sys.exit(service.run(main))
 """
 
@@ -61,7 +61,7 @@ sys.exit(service.run(main))
 def test_a_process_ends_as_it_should(how: str, signals: list[signal.Signals], status: int, said: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, how],
-        cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=guarded.group(),
+        cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=supervised.group(),
     )  # fmt: skip
     try:
         assert process.stdout is not None

@@ -15,7 +15,7 @@ import orjson
 import pytest
 import structlog
 
-from mail import logs, service
+from mail import logging_setup, service
 from mail.directory import DirectoryUnusable
 from mail.log import LogUnusable
 from mail.service import Health, ServiceError, run_roles
@@ -26,27 +26,27 @@ from mail.telemetry import REGISTRY
 _DRAIN = timedelta(seconds=20)
 
 
-class Scripted:
+class ScriptedRole:
     """A role that does as it is told and writes down when."""
 
-    def __init__(self, name: str, story: list[str], *, fail: BaseException | None = None, drain: float = 0) -> None:
+    def __init__(self, name: str, events: list[str], *, fail: BaseException | None = None, drain: float = 0) -> None:
         self.name = name
-        self._story, self._fail, self._drain = story, fail, drain
+        self._events, self._fail, self._drain = events, fail, drain
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
-        self._story.append(f"{self.name} starts")
+        self._events.append(f"{self.name} starts")
         await asyncio.sleep(0)
         if self._fail is not None:
             raise self._fail
         ready()
         await stop.wait()
-        self._story.append(f"{self.name} drains")
+        self._events.append(f"{self.name} drains")
         try:
             await asyncio.sleep(self._drain)
         except asyncio.CancelledError:
-            self._story.append(f"{self.name} is cut")
+            self._events.append(f"{self.name} is cut")
             raise
-        self._story.append(f"{self.name} ends")
+        self._events.append(f"{self.name} ends")
 
 
 async def test_ready_when_all_are_and_drained_on_sigterm() -> None:
@@ -59,8 +59,8 @@ async def test_ready_when_all_are_and_drained_on_sigterm() -> None:
         seen.append((dict(health.roles), health.is_ready))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    roles = [Scripted("a", story), Scripted("b", story)]
-    await run_roles(roles, _DRAIN, on_ready, support=[Scripted("http", story, drain=0.01)], health=health)
+    roles = [ScriptedRole("a", story), ScriptedRole("b", story)]
+    await run_roles(roles, _DRAIN, on_ready, support=[ScriptedRole("http", story, drain=0.01)], health=health)
     assert seen == [({"http": True, "a": True, "b": True}, True)]
     assert story.count("ready") == 1
     assert story.index("ready") > story.index("b starts")
@@ -79,14 +79,14 @@ async def test_a_second_signal_ends_at_once() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
 
-    await run_roles([Scripted("a", story, drain=1000)], timedelta(seconds=1000), on_ready)
+    await run_roles([ScriptedRole("a", story, drain=1000)], timedelta(seconds=1000), on_ready)
     assert story[-1] == "a is cut"
 
 
 async def test_a_drain_has_an_end() -> None:
     story: list[str] = []
     stop = asyncio.Event()
-    roles = [Scripted("slow", story, drain=1000), Scripted("quick", story)]
+    roles = [ScriptedRole("slow", story, drain=1000), ScriptedRole("quick", story)]
     await run_roles(roles, timedelta(milliseconds=30), stop.set, stop=stop)
     assert story[-1] == "slow is cut"
     assert "quick ends" in story
@@ -96,13 +96,13 @@ async def test_the_pulse_of_the_loop_is_felt_and_its_absence_noticed(monkeypatch
     def beats() -> float:
         return REGISTRY.get_sample_value("eilpost_event_loop_lag_seconds_count") or 0.0
 
-    monkeypatch.setattr(service, "_BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(service, "_HEARTBEAT_SECONDS", 0.001)
     health, stop, before = Health(), asyncio.Event(), beats()
     asyncio.get_running_loop().call_later(0.05, stop.set)
-    await run_roles([Scripted("a", [])], _DRAIN, health=health, stop=stop)
+    await run_roles([ScriptedRole("a", [])], _DRAIN, health=health, stop=stop)
     assert beats() > before
     assert health.is_alive
-    monkeypatch.setattr(service, "_ALIVE_SECONDS", -1.0)  # as if the last beat were long ago
+    monkeypatch.setattr(service, "_STALLED_SECONDS", -1.0)  # as if the last beat were long ago
     assert not health.is_alive
 
 
@@ -111,7 +111,9 @@ async def test_a_role_that_fails_ends_all_and_is_told(fail: Exception) -> None:
     story: list[str] = []
     ready = []
     with pytest.raises(type(fail), match=str(fail)):
-        await run_roles([Scripted("a", story), Scripted("b", story, fail=fail)], _DRAIN, lambda: ready.append(1))
+        await run_roles(
+            [ScriptedRole("a", story), ScriptedRole("b", story, fail=fail)], _DRAIN, lambda: ready.append(1)
+        )
     assert "a ends" in story
     assert not ready
 
@@ -182,7 +184,7 @@ def _lines(stream: _Stream) -> list[dict[str, Any]]:
 
 
 def test_a_line_is_json_with_its_traceback_inside(stream: _Stream) -> None:
-    logs.configure("info", "json", stream)
+    logging_setup.configure("info", "json", stream)
     log = structlog.get_logger()
     log.debug("unseen")
     log.info("accepted", queue_id="Q", size=3, odd=b"\xff", text="a\nb", helo=None)
@@ -203,7 +205,7 @@ def test_a_line_is_json_with_its_traceback_inside(stream: _Stream) -> None:
 
 def test_a_line_that_is_no_json_is_written_all_the_same(stream: _Stream) -> None:
     """A file name that is not UTF-8 (PEP 383), a number of too many digits: a log line never breaks its writer."""
-    logs.configure("info", "json", stream)
+    logging_setup.configure("info", "json", stream)
     structlog.get_logger().info("odd file", name=os.fsdecode(b"caf\xe9"), number=1 << 80)
     (line,) = _lines(stream)
     assert (line["event"], line["level"]) == ("odd file", "info")
@@ -211,7 +213,7 @@ def test_a_line_that_is_no_json_is_written_all_the_same(stream: _Stream) -> None
 
 
 def test_libraries_log_the_same_way_from_warning_on(stream: _Stream) -> None:
-    logs.configure("info", "json", stream)
+    logging_setup.configure("info", "json", stream)
     logging.getLogger("mail.log").info("command by command")
     logging.getLogger("asyncio").error("Task %s", "lost", exc_info=ValueError("x"))
     (line,) = _lines(stream)
@@ -220,9 +222,9 @@ def test_libraries_log_the_same_way_from_warning_on(stream: _Stream) -> None:
 
 
 def test_text_cannot_move_the_cursor(stream: _Stream) -> None:
-    logs.configure("debug", "auto", stream)
+    logging_setup.configure("debug", "auto", stream)
     stream.isatty = lambda: True  # type: ignore[method-assign]
-    logs.configure("debug", "auto", stream)
+    logging_setup.configure("debug", "auto", stream)
     structlog.get_logger().debug("hello", helo="evil\x1b[2J\nline", spaced="a b", to=["a@x", "b@x\x1b"], none=None)
     (line,) = stream.getvalue().splitlines()
     assert "\x1b" not in line

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mail.log.topics import ALL_TOPICS, prefix_of_tenant
-from mail.settings import Settings, SettingsError, show
+from mail.log.topics import ALL_TOPICS, tenant_prefix
+from mail.settings import Settings, SettingsError, dump
 from mail.settings_file import load
 from mail.settings_text import default_toml, render
 from mail.settings_values import PREFIX_MAX
@@ -50,7 +50,7 @@ def test_the_explained_defaults_are_the_defaults(file: Path) -> None:
 def test_every_key_is_explained_above_its_default() -> None:
     lines = default_toml().splitlines()
     keys = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
-    assert len(keys) == sum(1 + len(values) for values in show(Settings()).values())
+    assert len(keys) == sum(1 + len(values) for values in dump(Settings()).values())
     for number in keys:
         assert lines[number - 1].startswith("# "), lines[number]
 
@@ -179,7 +179,7 @@ def test_a_wrong_file_is_one_line_that_names_file_and_key(file: Path, text: str,
 
 def test_the_longest_topic_of_the_longest_tenant_fits_behind_the_longest_prefix() -> None:
     settings = load(None, {"EILPOST_LOG__PREFIX": "m" * PREFIX_MAX, "EILPOST_LOG__SESSION_TIMEOUT": "1m"})
-    longest = max(len(prefix_of_tenant(settings.log.prefix, "t" * 64) + topic.name) for topic in ALL_TOPICS)
+    longest = max(len(tenant_prefix(settings.log.prefix, "t" * 64) + topic.name) for topic in ALL_TOPICS)
     assert longest == 249  # org.apache.kafka.common.internals.Topic
     assert load(None, {"EILPOST_LOG__PREFIX": ""}).log.prefix == ""
 
@@ -188,7 +188,7 @@ _NUMBERS = [
     (section, key)
     for section, table in ((name, type(value)) for name, value in Settings())
     for key, field in table.model_fields.items()
-    if field.annotation is int and not isinstance(show(Settings())[section][key], str)
+    if field.annotation is int and not isinstance(dump(Settings())[section][key], str)
 ]
 
 
@@ -207,10 +207,10 @@ def test_a_secret_is_read_and_never_shown(file: Path) -> None:
     by_variable = load(None, {"EILPOST_SPOOL__ACCESS_KEY": "me", "EILPOST_SPOOL__SECRET_KEY": "hush"})
     for settings in (by_file, by_variable):
         assert settings.spool.secret_key.get_secret_value() == "hush"
-        assert show(settings)["spool"]["secret_key"] == "***"
+        assert dump(settings)["spool"]["secret_key"] == "***"
         assert 'secret_key = "***"' in render(settings)
-        assert "hush" not in f"{settings!r} {settings} {render(settings)} {show(settings)}"
-    assert show(Settings())["spool"]["secret_key"] == ""
+        assert "hush" not in f"{settings!r} {settings} {render(settings)} {dump(settings)}"
+    assert dump(Settings())["spool"]["secret_key"] == ""
     for text in ("[spool]\nsecret_key = 4711", "[spool]\nsecret_key = [4711]"):
         file.write_text(text)
         assert "4711" not in _refused(file, {})

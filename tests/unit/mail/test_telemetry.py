@@ -10,12 +10,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from delivery import provider
-from ingress.ending import End
+from ingress.connection import SessionEnd
 from mail.outcome import Outcome
 from mail.record import STATES
 from mail.telemetry import FAMILIES, REGISTRY, delivery, router
-from mailstore.pop3.session import Denied
-from tests.support.metrics import CHILDREN_MAX, WIDE, exported_name, faults, metric_tables
+from mailstore.pop3.session import LoginFailure
+from tests.support.docs.metrics import CHILDREN_MAX, WIDE, exported_name, faults, metric_tables
 
 UNITS = ("_seconds", "_bytes", "_records", "_recipients", "_messages", "_deliveries")
 
@@ -41,7 +41,7 @@ def test_a_family_has_a_name_with_its_unit_and_a_sentence(name: str) -> None:
     family = FAMILIES[name]
     assert name.startswith("eilpost_")
     assert name.endswith("_total") == (family.kind == "counter")
-    assert family.meaning.endswith(".")
+    assert family.help_text.endswith(".")
     assert family.aggregation
     assert family.roles
     if family.kind == "histogram" and name != "eilpost_log_commit_requests":
@@ -94,8 +94,8 @@ def test_a_role_exports_no_families_of_another(module: str, own: str) -> None:
 
 def test_label_values_are_the_words_of_the_code() -> None:
     assert tuple(router.STATES) == STATES
-    assert set(FAMILIES["eilpost_smtp_sessions_total"].labels["end"]) == {end.value for end in End}
-    assert set(FAMILIES["eilpost_auth_total"].labels["result"]) == {"ok", *(each.name.lower() for each in Denied)}
+    assert set(FAMILIES["eilpost_smtp_sessions_total"].labels["end"]) == {end.value for end in SessionEnd}
+    assert set(FAMILIES["eilpost_auth_total"].labels["result"]) == {"ok", *(each.name.lower() for each in LoginFailure)}
     assert set(delivery.RESULTS) == {kind.__name__.lower() for kind in get_args(Outcome)}
     assert set(provider.DOMAINS.values()) == set(delivery.WELL_KNOWN)
     assert (provider.LOCAL, provider.OTHER) == (delivery.LOCAL, delivery.OTHER)

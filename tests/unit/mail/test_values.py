@@ -33,10 +33,10 @@ from mail.message import (
     queue_id_of,
     queue_id_time,
 )
-from mail.queueid import _Monotonic, new_queue_id
-from mail.record import Accepted, Attempted, Closed, Delivery, Dispatched, Event, InHand, Pending, Settled
+from mail.queue_id import _MonotonicGenerator, new_queue_id
+from mail.record import Accepted, Active, Attempted, Closed, Delivery, Dispatched, Event, Pending, Settled
 from mail.reply import Reply
-from mail.route import Speaks, ToMailbox, ToMx, ToRelay, Unresolved
+from mail.route import RelayProtocol, ToMailbox, ToMx, ToRelay, Unresolved
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 _NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
@@ -47,16 +47,16 @@ _NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
 
 def test_a_reply_of_two_lines() -> None:
     reply = Reply(550, "5.1.1", "No such user\nhere")
-    assert reply.wire() == b"550-5.1.1 No such user\r\n550 5.1.1 here\r\n"
+    assert reply.to_bytes() == b"550-5.1.1 No such user\r\n550 5.1.1 here\r\n"
     assert str(reply) == "550 5.1.1 No such user here"
     assert (reply.is_positive, reply.is_temporary, reply.is_permanent) == (False, False, True)
-    assert Reply(354, "", "Go ahead").wire() == b"354 Go ahead\r\n"
+    assert Reply(354, "", "Go ahead").to_bytes() == b"354 Go ahead\r\n"
     assert Reply(451, "", "Later").status == "4.0.0"
 
 
 @given(st.text() | st.text(st.sampled_from("\r\n\0\x0b\x0c\x1c\x85\u2028\x7f a5.-")))
 def test_no_text_can_inject_a_line(text: str) -> None:
-    wire = Reply(550, "5.7.1", text).wire()
+    wire = Reply(550, "5.7.1", text).to_bytes()
     lines = wire.split(b"\r\n")
     assert lines.pop() == b""
     assert len(lines) == text.count("\n") + 1
@@ -140,7 +140,7 @@ def test_the_specifications_example_of_a_ulid() -> None:
 
 def test_queue_ids_rise_whatever_the_clock_does() -> None:
     clock = [5, 5, 5, 4, 0, 6, 6, 5, 7]
-    made = _Monotonic()
+    made = _MonotonicGenerator()
     ids = [made.make(now) for now in clock]
     assert ids == sorted(set(ids))
 
@@ -159,8 +159,8 @@ def test_queue_ids_of_many_threads_are_different_and_rise_in_each() -> None:
 
 
 def test_two_processes_do_not_make_the_same_ids() -> None:
-    first = _Monotonic().make(1)
-    assert first != _Monotonic().make(1)
+    first = _MonotonicGenerator().make(1)
+    assert first != _MonotonicGenerator().make(1)
 
 
 def test_derived_ids_follow_from_their_seed() -> None:
@@ -207,7 +207,7 @@ def test_every_record_knows_its_place() -> None:
     key = delivery.id
     assert place(Accepted(message, Inline(b"")), counts) == Place(ACCEPTED, shard, queue_id)
     assert place(Event(queue_id, _NOW, Closed()), counts) == Place(EVENTS, shard, queue_id)
-    assert place(Pending(delivery, InHand(_NOW), None), counts) == Place(QUEUE, shard, key)
+    assert place(Pending(delivery, Active(_NOW), None), counts) == Place(QUEUE, shard, key)
     assert place(Settled(key), counts) == Place(QUEUE, shard, key)
     assert place(Attempted(key, 1, (), _NOW, timedelta()), counts) == Place(ATTEMPTED, shard, key)
     dispatched = place(Dispatched(delivery, 1, Inline(b"")), counts)
@@ -225,7 +225,7 @@ def test_sites() -> None:
         same.site == ToMx("six.test", ((1, "a.test"), (1, "b.test"), (2, "c.test"))).site == "mx:a.test,b.test|c.test"
     )
     assert ToMailbox("a@b.test").site == "mailbox"
-    assert ToRelay("h.test", 24, Speaks.LMTP).site == "lmtp://h.test:24"
+    assert ToRelay("h.test", 24, RelayProtocol.LMTP).site == "lmtp://h.test:24"
     assert Unresolved("a.test").site == "unresolved:a.test"
 
 
@@ -260,7 +260,7 @@ def test_not_endpoints(text: str) -> None:
 
 def test_relays() -> None:
     assert endpoint.parse_relay("smtp://127.0.0.1:2626") == ToRelay("127.0.0.1", 2626)
-    assert endpoint.parse_relay("lmtp://[::1]:24") == ToRelay("::1", 24, Speaks.LMTP)
+    assert endpoint.parse_relay("lmtp://[::1]:24") == ToRelay("::1", 24, RelayProtocol.LMTP)
 
 
 @pytest.mark.parametrize(

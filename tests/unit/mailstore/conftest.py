@@ -6,12 +6,12 @@ import pytest
 
 from mail.message import DeliveryId
 from mailstore.memory import MemoryMailboxes
-from tests.support.pop3 import FIRST, OWNER, SECOND
+from tests.support.clients.pop3 import FIRST, OWNER, SECOND
 
 
 @pytest.fixture
 async def mailboxes() -> MemoryMailboxes:
     boxes = MemoryMailboxes()
-    await boxes.keep(OWNER, DeliveryId("A-0"), FIRST)
-    await boxes.keep(OWNER, DeliveryId("B-0"), SECOND)
+    await boxes.append(OWNER, DeliveryId("A-0"), FIRST)
+    await boxes.append(OWNER, DeliveryId("B-0"), SECOND)
     return boxes

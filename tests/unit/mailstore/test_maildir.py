@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 from mail.message import DeliveryId
-from mailstore import box as box_module
 from mailstore import flush as flush_module
+from mailstore import mailbox_lock as mailbox_lock_module
 from mailstore import maildir as maildir_module
-from mailstore import reading as reading_module
+from mailstore import maildir_reader as maildir_reader_module
 from mailstore.mailboxes import MailboxUnavailable
-from tests.support.maildirs import CONTENT, ID, OTHER, OWNER, a_maildir, box, files
+from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, mailbox_path, make_maildir
 
 
 async def test_the_layout_is_a_maildir_for_its_user_alone(tmp_path: Path) -> None:
     os.umask(os.umask(0o022))
-    await a_maildir(tmp_path).keep(OWNER, ID, CONTENT)
+    await make_maildir(tmp_path).append(OWNER, ID, CONTENT)
     (file,) = files(tmp_path, "new", "cur", "tmp")
     assert file.parent.name == "new"
     assert file.read_bytes() == CONTENT
@@ -32,12 +32,12 @@ async def test_the_layout_is_a_maildir_for_its_user_alone(tmp_path: Path) -> Non
     assert file.name.endswith(f".mx.example.test,S={len(CONTENT)},W={len(CONTENT)}")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert file.stat().st_nlink == 1
-    for folder in (box(tmp_path), *(box(tmp_path) / name for name in ("tmp", "new", "cur"))):
+    for folder in (mailbox_path(tmp_path), *(mailbox_path(tmp_path) / name for name in ("tmp", "new", "cur"))):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 async def test_bare_line_feeds_count_twice_in_w(tmp_path: Path) -> None:
-    await a_maildir(tmp_path).keep(OWNER, ID, b"a\nb\r\nc\n")
+    await make_maildir(tmp_path).append(OWNER, ID, b"a\nb\r\nc\n")
     (file,) = files(tmp_path, "new")
     assert file.name.endswith(",S=7,W=9")
 
@@ -46,7 +46,7 @@ def test_two_processes_deliver_the_same_ids_once(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from mailstore.maildir import Maildir\n"
         "maildir = Maildir(Path(sys.argv[1]), 'mx')\n"
-        "print(sum(maildir.keep_now('alice@example.test', f'ID{n}-0', b'x', None) for n in range(60)))\n"
+        "print(sum(maildir.append_blocking('alice@example.test', f'ID{n}-0', b'x', None) for n in range(60)))\n"
     )
     started = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "mail")], stdout=subprocess.PIPE, text=True)
@@ -61,54 +61,54 @@ def test_two_processes_deliver_the_same_ids_once(tmp_path: Path) -> None:
 async def test_a_lock_that_is_never_given_back_is_an_unavailable_mailbox(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, OTHER, CONTENT)
-    monkeypatch.setattr("mailstore.turns.LOCK_SECONDS", 0.05)
-    holder = os.open(box(tmp_path) / "eilpost-lock", os.O_WRONLY)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, OTHER, CONTENT)
+    monkeypatch.setattr("mailstore.limiter.LOCK_SECONDS", 0.05)
+    holder = os.open(mailbox_path(tmp_path) / "eilpost-lock", os.O_WRONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
     with pytest.raises(MailboxUnavailable, match="lock"):
-        await maildir.keep(OWNER, ID, CONTENT)
+        await maildir.append(OWNER, ID, CONTENT)
     assert files(tmp_path, "tmp") == []
     os.close(holder)
-    assert await maildir.keep(OWNER, ID, CONTENT) is True
+    assert await maildir.append(OWNER, ID, CONTENT) is True
 
 
 async def test_no_listing_for_a_delivery_into_a_mailbox_that_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT, 10_000)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT, 10_000)
     monkeypatch.setattr(maildir_module, "list_files", lambda *_a, **_m: pytest.fail("the mailbox was listed"))
-    assert await maildir.keep(OWNER, OTHER, CONTENT, 10_000) is True
-    assert await maildir.keep(OWNER, ID, CONTENT, 10_000) is False
+    assert await maildir.append(OWNER, OTHER, CONTENT, 10_000) is True
+    assert await maildir.append(OWNER, ID, CONTENT, 10_000) is False
 
 
 async def test_forgetting_what_is_known_of_mailboxes_is_harmless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(box_module, "BOXES_MAX", 2)
-    monkeypatch.setattr(reading_module, "PLACES_MAX", 1)
-    maildir = a_maildir(tmp_path)
+    monkeypatch.setattr(mailbox_lock_module, "MAILBOXES_MAX", 2)
+    monkeypatch.setattr(maildir_reader_module, "FILENAMES_MAX", 1)
+    maildir = make_maildir(tmp_path)
     owners = [f"user{n}@example.test" for n in range(5)]
     for owner in owners:
-        assert await maildir.keep(owner, ID, owner.encode()) is True
+        assert await maildir.append(owner, ID, owner.encode()) is True
     for owner in owners:
         assert len(await maildir.messages(owner)) == 1
-        assert await maildir.keep(owner, ID, b"again") is False
+        assert await maildir.append(owner, ID, b"again") is False
     for owner in owners:
         assert await maildir.read(owner, ID) == owner.encode()
-    assert len(maildir._boxes) == 2
+    assert len(maildir._mailboxes) == 2
 
 
 async def test_what_is_known_of_mailboxes_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(box_module, "IDS_MAX", 20)
-    monkeypatch.setattr(box_module, "CHECK_EVERY", 1)
-    maildir = a_maildir(tmp_path)
+    monkeypatch.setattr(mailbox_lock_module, "IDS_MAX", 20)
+    monkeypatch.setattr(mailbox_lock_module, "CHECK_EVERY", 1)
+    maildir = make_maildir(tmp_path)
     for owner in (OWNER, "bob@example.test"):
         for number in range(15):
-            await maildir.keep(owner, DeliveryId(f"N{number}-0"), b"x")
-    assert maildir._boxes.ids <= 21
-    assert [await maildir.keep(OWNER, DeliveryId(f"N{number}-0"), b"x") for number in range(15)] == [False] * 15
+            await maildir.append(owner, DeliveryId(f"N{number}-0"), b"x")
+    assert maildir._mailboxes.ids <= 21
+    assert [await maildir.append(OWNER, DeliveryId(f"N{number}-0"), b"x") for number in range(15)] == [False] * 15
 
 
 def test_a_flush_is_shared_only_by_those_who_asked_before_it_began(
@@ -131,7 +131,7 @@ def test_a_flush_is_shared_only_by_those_who_asked_before_it_began(
     for thread in threads[1:]:
         thread.start()
     deadline = time.monotonic() + 10
-    while flush._asked < 6 and time.monotonic() < deadline:
+    while flush._requested < 6 and time.monotonic() < deadline:
         time.sleep(0.001)
     go_on.set()
     for thread in threads:

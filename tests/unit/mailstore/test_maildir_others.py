@@ -12,30 +12,30 @@ from mail.message import DeliveryId
 from mailstore import listing as listing_module
 from mailstore import maildir as maildir_module
 from mailstore.mailboxes import MailboxFull
-from tests.support.maildirs import CONTENT, ID, OTHER, OWNER, a_maildir, box, files, move_to_cur
+from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, mailbox_path, make_maildir, move_to_cur
 
 
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_an_id_is_known_after_dovecot_moved_flagged_or_removed_the_message(
     tmp_path: Path, restarted: bool
 ) -> None:
-    first = a_maildir(tmp_path)
-    await first.keep(OWNER, ID, CONTENT)
+    first = make_maildir(tmp_path)
+    await first.append(OWNER, ID, CONTENT)
     move_to_cur(tmp_path)
-    second = a_maildir(tmp_path) if restarted else first
-    assert await second.keep(OWNER, ID, CONTENT) is False
+    second = make_maildir(tmp_path) if restarted else first
+    assert await second.append(OWNER, ID, CONTENT) is False
     files(tmp_path, "cur")[0].unlink()
-    third = a_maildir(tmp_path) if restarted else first
-    assert await third.keep(OWNER, ID, CONTENT) is False
+    third = make_maildir(tmp_path) if restarted else first
+    assert await third.append(OWNER, ID, CONTENT) is False
     assert await third.messages(OWNER) == []
 
 
 async def test_files_of_others_are_served_with_crlf(tmp_path: Path) -> None:
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
-    foreign = box(tmp_path) / "cur" / "1000000000.M1P1.host:2,S"
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
+    foreign = mailbox_path(tmp_path) / "cur" / "1000000000.M1P1.host:2,S"
     foreign.write_bytes(b"Subject: x\n\nbody\n")
-    (box(tmp_path) / "cur" / ".hidden").write_bytes(b"x")
+    (mailbox_path(tmp_path) / "cur" / ".hidden").write_bytes(b"x")
     first, _second = await maildir.messages(OWNER)
     assert (first.uid, first.seen) == ("1000000000.M1P1.host", True)
     wire = b"Subject: x\r\n\r\nbody\r\n"
@@ -45,18 +45,18 @@ async def test_files_of_others_are_served_with_crlf(tmp_path: Path) -> None:
 
 
 async def test_a_name_of_no_possible_time_does_not_close_the_mailbox(tmp_path: Path) -> None:
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
     for seconds in ("9" * 11, "9" * 15, "9" * 40):
-        (box(tmp_path) / "cur" / f"{seconds}.M000000_{seconds}.host,S=3,W=3:2,").write_bytes(b"x\r\n")
+        (mailbox_path(tmp_path) / "cur" / f"{seconds}.M000000_{seconds}.host,S=3,W=3:2,").write_bytes(b"x\r\n")
     kept = await maildir.messages(OWNER)
     assert len(kept) == 4
     assert [await maildir.read(OWNER, each.uid) for each in kept].count(b"x\r\n") == 3
 
 
 async def test_reading_and_removing_follow_a_message_that_moves(tmp_path: Path) -> None:
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
     await maildir.messages(OWNER)
     move_to_cur(tmp_path)
     assert await maildir.read(OWNER, ID) == CONTENT
@@ -71,33 +71,33 @@ async def test_reading_and_removing_follow_a_message_that_moves(tmp_path: Path) 
 async def test_another_program_filled_the_mailbox(tmp_path: Path) -> None:
     """A message is never refused on an old sum, and never taken for long on one."""
     now = [1_700_000_000.0]
-    maildir = a_maildir(tmp_path, clock=lambda: now[0])
-    await maildir.keep(OWNER, ID, b"x" * 90, 100)
+    maildir = make_maildir(tmp_path, clock=lambda: now[0])
+    await maildir.append(OWNER, ID, b"x" * 90, 100)
     files(tmp_path, "new")[0].unlink()
-    assert await maildir.keep(OWNER, OTHER, b"x" * 90, 100) is True
-    (box(tmp_path) / "cur" / "1000000000.M1P1.host,S=50,W=50:2,").write_bytes(b"y" * 50)
+    assert await maildir.append(OWNER, OTHER, b"x" * 90, 100) is True
+    (mailbox_path(tmp_path) / "cur" / "1000000000.M1P1.host,S=50,W=50:2,").write_bytes(b"y" * 50)
     now[0] += 120
     with pytest.raises(MailboxFull):
-        await maildir.keep(OWNER, DeliveryId("C-0"), b"x" * 5, 100)
+        await maildir.append(OWNER, DeliveryId("C-0"), b"x" * 5, 100)
 
 
 async def test_a_mailbox_that_lost_its_directories_gets_new_ones(tmp_path: Path) -> None:
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
     for name in ("new", "cur"):
-        shutil.rmtree(box(tmp_path) / name)
-    assert await maildir.keep(OWNER, OTHER, CONTENT) is True
-    shutil.rmtree(box(tmp_path))
-    assert await maildir.keep(OWNER, DeliveryId("C-0"), CONTENT) is True
+        shutil.rmtree(mailbox_path(tmp_path) / name)
+    assert await maildir.append(OWNER, OTHER, CONTENT) is True
+    shutil.rmtree(mailbox_path(tmp_path))
+    assert await maildir.append(OWNER, DeliveryId("C-0"), CONTENT) is True
     assert len(await maildir.messages(OWNER)) == 1
 
 
 async def test_many_messages_that_move_while_they_are_removed_are_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maildir = a_maildir(tmp_path)
+    maildir = make_maildir(tmp_path)
     for number in range(20):
-        await maildir.keep(OWNER, DeliveryId(f"N{number}-0"), b"x")
+        await maildir.append(OWNER, DeliveryId(f"N{number}-0"), b"x")
     listings = 0
     real = maildir_module.list_files
 

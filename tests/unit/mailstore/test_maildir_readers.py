@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mail.message import DeliveryId
-from tests.support.maildirs import CONTENT, ID, OTHER, OWNER, a_maildir, box, files
+from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, mailbox_path, make_maildir
 
 LETTERS = {ID: CONTENT, OTHER: b"Subject: bare\n\n.\r\nFrom here\r\n\xff\x00", DeliveryId("C-0"): b""}
 
@@ -19,8 +19,8 @@ LETTERS = {ID: CONTENT, OTHER: b"Subject: bare\n\n.\r\nFrom here\r\n\xff\x00", D
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
     """Opens what is there; made by Python where nothing is."""
-    box(tmp_path).parent.mkdir(parents=True)
-    with_python = Reader(box(tmp_path))
+    mailbox_path(tmp_path).parent.mkdir(parents=True)
+    with_python = Reader(mailbox_path(tmp_path))
     yield with_python
     with_python.close()
 
@@ -31,14 +31,14 @@ def flag(tmp_path: Path, reader: Reader, key: str, flags: str) -> None:
     message.set_flags(flags)
     message.set_subdir("cur")
     (path,) = (file for file in files(tmp_path, "new", "cur") if file.name.partition(":")[0] == key)
-    path.rename(box(tmp_path) / message.get_subdir() / f"{key}:{message.get_info()}")
+    path.rename(mailbox_path(tmp_path) / message.get_subdir() / f"{key}:{message.get_info()}")
 
 
 async def test_what_we_deliver_is_there_new_and_whole(tmp_path: Path) -> None:
-    maildir = a_maildir(tmp_path)
+    maildir = make_maildir(tmp_path)
     for delivery_id, content in LETTERS.items():
-        await maildir.keep(OWNER, delivery_id, content)
-    reader = Reader(box(tmp_path), create=False)
+        await maildir.append(OWNER, delivery_id, content)
+    reader = Reader(mailbox_path(tmp_path), create=False)
     assert sorted(reader.get_bytes(key) for key in reader.iterkeys()) == sorted(LETTERS.values())
     for message in reader:
         assert (message.get_subdir(), message.get_flags(), message.get_info()) == ("new", "", "")
@@ -46,9 +46,9 @@ async def test_what_we_deliver_is_there_new_and_whole(tmp_path: Path) -> None:
 
 
 async def test_flags_of_both_sides_join(tmp_path: Path, reader: Reader) -> None:
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
-    await maildir.keep(OWNER, OTHER, CONTENT)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
+    await maildir.append(OWNER, OTHER, CONTENT)
     await maildir.mark_seen(OWNER, [ID])
     seen, unseen = sorted(reader.keys(), key=lambda key: ID not in key)
     assert [(reader[key].get_subdir(), reader[key].get_flags()) for key in (seen, unseen)] == [
@@ -74,8 +74,8 @@ async def test_what_it_adds_is_ours_to_list_read_flag_and_remove(
     message.set_subdir(subdir)
     message.set_flags(flags)
     key = reader.add(message)
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
     (kept,) = [each for each in await maildir.messages(OWNER) if each.uid != ID]
     assert kept.seen is ("S" in flags)
     wire = b"Subject: uploaded\r\n\r\nbody\r\n"
@@ -89,26 +89,26 @@ async def test_what_it_adds_is_ours_to_list_read_flag_and_remove(
 
 
 async def test_its_folders_hold_no_mail_of_the_inbox_and_count_for_the_quota(tmp_path: Path, reader: Reader) -> None:
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
-    await maildir.keep(OWNER, OTHER, CONTENT)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
+    await maildir.append(OWNER, OTHER, CONTENT)
     archive = reader.add_folder("Archive")
     (key,) = [key for key in reader.iterkeys() if ID in key]
     archived = archive.add(reader[key])
     reader.remove(key)
     assert [kept.uid for kept in await maildir.messages(OWNER)] == [OTHER]
-    assert await maildir.keep(OWNER, ID, CONTENT) is False
+    assert await maildir.append(OWNER, ID, CONTENT) is False
     size = len(archive.get_bytes(archived))
     assert size > 0
     assert await maildir.used_bytes(OWNER) == len(CONTENT) + size
-    await maildir.keep(OWNER, DeliveryId("C-0"), b"x")
+    await maildir.append(OWNER, DeliveryId("C-0"), b"x")
     assert (reader.list_folders(), len(reader), len(archive)) == (["Archive"], 2, 1)
 
 
 async def test_what_it_removes_is_gone_and_what_we_remove_too(tmp_path: Path, reader: Reader) -> None:
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
-    await maildir.keep(OWNER, OTHER, CONTENT)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
+    await maildir.append(OWNER, OTHER, CONTENT)
     (key,) = [key for key in reader.iterkeys() if ID in key]
     reader.remove(key)
     assert [kept.uid for kept in await maildir.messages(OWNER)] == [OTHER]
@@ -117,12 +117,12 @@ async def test_what_it_removes_is_gone_and_what_we_remove_too(tmp_path: Path, re
 
 
 async def test_its_tidying_leaves_our_mail_and_our_journal(tmp_path: Path, reader: Reader) -> None:
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
-    old = box(tmp_path) / "tmp" / "old"
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
+    old = mailbox_path(tmp_path) / "tmp" / "old"
     old.touch()
     os.utime(old, (0, 0))
     reader.clean()
     assert not old.exists()
     assert len(reader) == 1
-    assert await a_maildir(tmp_path).keep(OWNER, ID, CONTENT) is False
+    assert await make_maildir(tmp_path).append(OWNER, ID, CONTENT) is False

@@ -14,16 +14,16 @@ import pytest
 from mail.message import DeliveryId
 from mailstore.maildir import Maildir
 from mailstore.names import parse_name, with_seen
-from tests.support.maildirs import CONTENT, ID, OTHER, OWNER, a_maildir, box, files
+from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, mailbox_path, make_maildir
 
 
 async def test_a_name_is_unique_whatever_the_clock_says(tmp_path: Path) -> None:
     """Dovecot's, "Mail Delivery": all that matters is a name that is guaranteed to be unique; a clock may go back."""
     now = [1_700_000_000.0]
-    maildir = a_maildir(tmp_path, clock=lambda: now[0])
+    maildir = make_maildir(tmp_path, clock=lambda: now[0])
     for number in range(50):
         now[0] -= number % 2
-        await maildir.keep(OWNER, DeliveryId(f"N{number}-0"), CONTENT)
+        await maildir.append(OWNER, DeliveryId(f"N{number}-0"), CONTENT)
     bases = {file.name.partition(":")[0].partition(",")[0] for file in files(tmp_path, "new")}
     assert len(bases) == 50
 
@@ -33,7 +33,7 @@ async def test_a_name_begins_with_the_time_and_holds_no_slash_colon_or_leading_d
     tmp_path: Path, hostname: str
 ) -> None:
     """The Maildir document: `/` and `:` of a host become `\\057` and `\\072`; names with a leading dot are skipped."""
-    await Maildir(tmp_path / "mail", hostname).keep(OWNER, ID, CONTENT)
+    await Maildir(tmp_path / "mail", hostname).append(OWNER, ID, CONTENT)
     (file,) = files(tmp_path, "new")
     assert file.name.partition(".")[0].isdigit()
     assert ":" not in file.name
@@ -44,7 +44,7 @@ async def test_a_name_begins_with_the_time_and_holds_no_slash_colon_or_leading_d
 @pytest.mark.parametrize("content", [b"", b"a\r\nb\r\n", b"a\nb\n", b"a\nb\r\nc", b"\r\r\n\n"])
 async def test_s_is_the_files_size_and_w_the_size_with_crlf(tmp_path: Path, content: bytes) -> None:
     """Dovecot's, "Maildir Filename Extensions": `,S=<size>` instead of a stat(), `,W=<vsize>` is RFC822.SIZE."""
-    await a_maildir(tmp_path).keep(OWNER, ID, content)
+    await make_maildir(tmp_path).append(OWNER, ID, content)
     (file,) = files(tmp_path, "new")
     wire = file.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     assert file.name.endswith(f",S={file.stat().st_size},W={len(wire)}")
@@ -52,8 +52,8 @@ async def test_s_is_the_files_size_and_w_the_size_with_crlf(tmp_path: Path, cont
 
 async def test_a_new_message_has_no_flags_and_a_seen_one_is_in_cur(tmp_path: Path) -> None:
     """The Maildir document: what is in `new` has no info; a reader moves it to `cur`, as `unique:2,flags`."""
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
     (new,) = files(tmp_path, "new")
     await maildir.mark_seen(OWNER, [ID])
     assert [file.name for file in files(tmp_path, "new", "cur")] == [f"{new.name}:2,S"]
@@ -65,10 +65,10 @@ async def test_a_new_message_has_no_flags_and_a_seen_one_is_in_cur(tmp_path: Pat
 )
 async def test_flags_are_in_ascii_order_keywords_last(tmp_path: Path, before: str, after: str) -> None:
     """The Maildir document: flags in ASCII order. Dovecot's, "IMAP Keywords": `a..z` in the same field."""
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
     (new,) = files(tmp_path, "new")
-    new.rename(box(tmp_path) / "cur" / f"{new.name}:2,{before}")
+    new.rename(mailbox_path(tmp_path) / "cur" / f"{new.name}:2,{before}")
     await maildir.mark_seen(OWNER, [ID])
     assert [file.name for file in files(tmp_path, "new", "cur")] == [f"{new.name}:2,{after}"]
 
@@ -76,11 +76,11 @@ async def test_flags_are_in_ascii_order_keywords_last(tmp_path: Path, before: st
 @pytest.mark.parametrize("fields", [",", ",x=S", ",Z,1=2"])
 async def test_what_follows_a_comma_behind_the_flags_is_left_alone(tmp_path: Path, fields: str) -> None:
     """Dovecot's, "Maildir Filename Extensions": `<flags>[,<non-standard fields>]`, never touched behind the comma."""
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
     (new,) = files(tmp_path, "new")
-    new.rename(box(tmp_path) / "cur" / f"{new.name}:2,T{fields}")
-    foreign = box(tmp_path) / "cur" / f"1000000000.M1P1.host:2,F{fields}"
+    new.rename(mailbox_path(tmp_path) / "cur" / f"{new.name}:2,T{fields}")
+    foreign = mailbox_path(tmp_path) / "cur" / f"1000000000.M1P1.host:2,F{fields}"
     foreign.write_bytes(b"x\r\n")
     kept = await maildir.messages(OWNER)
     assert [(each.uid, each.seen) for each in kept] == [("1000000000.M1P1.host", False), (ID, False)]
@@ -93,13 +93,13 @@ async def test_what_follows_a_comma_behind_the_flags_is_left_alone(tmp_path: Pat
 
 async def test_a_message_never_changes_nor_does_its_time(tmp_path: Path) -> None:
     """Dovecot's, "Usage of Timestamps" and "IMAP UID mapping": mtime is INTERNALDATE; messages are immutable."""
-    maildir = a_maildir(tmp_path)
-    await maildir.keep(OWNER, ID, CONTENT)
+    maildir = make_maildir(tmp_path)
+    await maildir.append(OWNER, ID, CONTENT)
     (file,) = files(tmp_path, "new")
     os.utime(file, (1_600_000_000,) * 2)
     before = file.stat()
     await maildir.mark_seen(OWNER, [ID])
-    await maildir.keep(OWNER, ID, b"other")
+    await maildir.append(OWNER, ID, b"other")
     (file,) = files(tmp_path, "cur")
     after = file.stat()
     assert (after.st_ino, after.st_mtime_ns, after.st_size) == (before.st_ino, before.st_mtime_ns, before.st_size)
@@ -110,15 +110,15 @@ async def test_no_file_of_ours_looks_like_a_folder_and_no_dot_file_is_a_message(
     """Dovecot's, "Directory Layout": what begins with a dot is a folder of Maildir++. The Maildir document: in `new`
     and `cur` it is no message.
     """
-    maildir = a_maildir(tmp_path)
+    maildir = make_maildir(tmp_path)
     owners = (OWNER, '".hidden"@example.test', ".hidden@example.test", "a@.example.test")
     for owner in owners:
-        await maildir.keep(owner, ID, CONTENT)
-        async with maildir.reserve(owner):
+        await maildir.append(owner, ID, CONTENT)
+        async with maildir.lock(owner):
             await maildir.mark_seen(owner, [ID])
     assert [path for path in (tmp_path / "mail").rglob("*") if path.name.startswith(".")] == []
     for folder in ("new", "cur"):
-        (box(tmp_path) / folder / ".nfs0001").write_bytes(b"x")
-    await maildir.keep(OWNER, OTHER, CONTENT)
+        (mailbox_path(tmp_path) / folder / ".nfs0001").write_bytes(b"x")
+    await maildir.append(OWNER, OTHER, CONTENT)
     assert {kept.uid for kept in await maildir.messages(OWNER)} == {ID, OTHER}
     assert await maildir.used_bytes(OWNER) == 2 * len(CONTENT)

@@ -8,12 +8,21 @@ import pytest
 
 from mail.message import DeliveryId
 from mailstore.memory import MemoryMailboxes
-from tests.support.pop3 import LOG_IN, OWNER, BrokenMailboxes, a_directory, all_answers, log_in, serving, until
+from tests.support.clients.pop3 import (
+    LOG_IN,
+    OWNER,
+    FailingMailboxes,
+    exchange,
+    log_in,
+    make_directory,
+    running_pop3,
+    wait_until,
+)
 
 
 @pytest.mark.parametrize("goodbye", ["close", "abort", "half"])
 async def test_a_dropped_connection_deletes_nothing(mailboxes: MemoryMailboxes, goodbye: str) -> None:
-    async with serving(mailboxes) as role:
+    async with running_pop3(mailboxes) as role:
         reader, writer = await log_in(role)
         writer.write(b"DELE 1\r\nDELE 2\r\nRETR 1\r\n")
         await reader.readline()
@@ -24,46 +33,46 @@ async def test_a_dropped_connection_deletes_nothing(mailboxes: MemoryMailboxes, 
                 writer.transport.abort()
             case "half":
                 writer.write_eof()
-        await until(lambda: not mailboxes.reserved)
+        await wait_until(lambda: not mailboxes.locked)
         assert len(await mailboxes.messages(OWNER)) == 2
         writer.close()
 
 
 async def test_who_says_quit_and_hangs_up_has_quit(mailboxes: MemoryMailboxes) -> None:
-    async with serving(mailboxes) as role:
+    async with running_pop3(mailboxes) as role:
         _reader, writer = await log_in(role)
         writer.write(b"DELE 1\r\nQUIT\r\n")
         writer.close()
-        await until(lambda: not mailboxes.reserved)
+        await wait_until(lambda: not mailboxes.locked)
         assert [kept.uid for kept in await mailboxes.messages(OWNER)] == ["B-0"]
 
 
 async def test_a_directory_or_a_store_that_is_down_is_a_temporary_error(mailboxes: MemoryMailboxes) -> None:
-    directory = a_directory()
-    async with serving(mailboxes, directory=directory) as role:
+    directory = make_directory()
+    async with running_pop3(mailboxes, directory=directory) as role:
         directory.is_down = True
-        assert b"-ERR [SYS/TEMP]" in await all_answers(role, LOG_IN + b"QUIT\r\n")
+        assert b"-ERR [SYS/TEMP]" in await exchange(role, LOG_IN + b"QUIT\r\n")
         directory.is_down = False
-        role.mailboxes = BrokenMailboxes(mailboxes, breaks="messages")
-        assert b"-ERR [SYS/TEMP]" in await all_answers(role, LOG_IN + b"QUIT\r\n")
-        assert not mailboxes.reserved
-        role.mailboxes = BrokenMailboxes(mailboxes, breaks="expunge")
-        assert (await all_answers(role, LOG_IN + b"DELE 1\r\nQUIT\r\n")).endswith(
+        role.mailboxes = FailingMailboxes(mailboxes, method="messages")
+        assert b"-ERR [SYS/TEMP]" in await exchange(role, LOG_IN + b"QUIT\r\n")
+        assert not mailboxes.locked
+        role.mailboxes = FailingMailboxes(mailboxes, method="expunge")
+        assert (await exchange(role, LOG_IN + b"DELE 1\r\nQUIT\r\n")).endswith(
             b"-ERR [SYS/TEMP] some messages were not removed\r\n"
         )
-        role.mailboxes = BrokenMailboxes(mailboxes, breaks="mark_seen")
-        answers = await all_answers(role, LOG_IN + b"RETR 1\r\nDELE 2\r\nQUIT\r\n")
+        role.mailboxes = FailingMailboxes(mailboxes, method="mark_seen")
+        answers = await exchange(role, LOG_IN + b"RETR 1\r\nDELE 2\r\nQUIT\r\n")
         assert answers.endswith(b"+OK bye\r\n")  # what it asked for has been done
         assert [kept.uid for kept in await mailboxes.messages(OWNER)] == ["A-0"]
-        role.mailboxes = BrokenMailboxes(mailboxes, breaks="read")
-        answers = await all_answers(role, LOG_IN + b"RETR 1\r\nNOOP\r\nQUIT\r\n")
+        role.mailboxes = FailingMailboxes(mailboxes, method="read")
+        answers = await exchange(role, LOG_IN + b"RETR 1\r\nNOOP\r\nQUIT\r\n")
         assert answers.endswith(b"-ERR [SYS/TEMP] the message cannot be read now\r\n+OK\r\n+OK bye\r\n")
 
 
 async def test_a_message_that_breaks_off_is_never_ended_with_a_dot(mailboxes: MemoryMailboxes) -> None:
-    await mailboxes.keep(OWNER, DeliveryId("C-0"), b"line\r\n" * 100_000)
-    async with serving(mailboxes) as role:
-        role.mailboxes = BrokenMailboxes(mailboxes, breaks="read", good=2)
+    await mailboxes.append(OWNER, DeliveryId("C-0"), b"line\r\n" * 100_000)
+    async with running_pop3(mailboxes) as role:
+        role.mailboxes = FailingMailboxes(mailboxes, method="read", good=2)
         reader, writer = await log_in(role)
         writer.write(b"RETR 3\r\n")
         received = b""

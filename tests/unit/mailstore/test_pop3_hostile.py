@@ -13,20 +13,20 @@ from mail.message import DeliveryId
 from mailstore.maildir import Maildir
 from mailstore.memory import MemoryMailboxes
 from mailstore.pop3 import server as pop3_server
-from tests.support.pop3 import LOG_IN, OWNER, all_answers, dial, log_in, metric, serving, until
+from tests.support.clients.pop3 import LOG_IN, OWNER, connect, exchange, log_in, metric, running_pop3, wait_until
 
 
 async def test_garbage_long_lines_and_silence_before_a_good_session(mailboxes: MemoryMailboxes) -> None:
-    async with serving(mailboxes) as role:
-        garbage = await all_answers(role, bytes(range(256)) * 200 + b"\r\n" * 30)
+    async with running_pop3(mailboxes) as role:
+        garbage = await exchange(role, bytes(range(256)) * 200 + b"\r\n" * 30)
         assert garbage.startswith(b"+OK")
         assert garbage.count(b"-ERR") == 20
-        long_line = await all_answers(role, b"USER " + b"a" * 200_000 + b"\r\n" + LOG_IN + b"QUIT\r\n")
+        long_line = await exchange(role, b"USER " + b"a" * 200_000 + b"\r\n" + LOG_IN + b"QUIT\r\n")
         assert b"-ERR line too long\r\n+OK\r\n+OK 2 messages" in long_line
 
 
 async def test_a_silent_client_is_logged_out_however_it_drips(mailboxes: MemoryMailboxes) -> None:
-    async with serving(mailboxes, idle="200ms") as role:
+    async with running_pop3(mailboxes, idle="200ms") as role:
         reader, writer = await log_in(role)
         writer.write(b"DELE 1\r\n")
         await reader.readline()
@@ -40,15 +40,15 @@ async def test_a_silent_client_is_logged_out_however_it_drips(mailboxes: MemoryM
         assert await asyncio.wait_for(reader.read(), 10) == b""
         dripping.cancel()
         writer.close()
-        await until(lambda: not mailboxes.reserved)
+        await wait_until(lambda: not mailboxes.locked)
         assert len(await mailboxes.messages(OWNER)) == 2
 
 
 async def test_a_client_that_never_reads_holds_a_slice_and_is_cut_off(tmp_path: Path) -> None:
     boxes = Maildir(tmp_path, "mx.example.test")
-    await boxes.keep(OWNER, DeliveryId("A-0"), b"x" * 70 + b"\r\n" + b"y" * 30_000_000 + b"\r\n")
+    await boxes.append(OWNER, DeliveryId("A-0"), b"x" * 70 + b"\r\n" + b"y" * 30_000_000 + b"\r\n")
     before = metric("eilpost_pop3_sessions_total", end="slow")
-    async with serving(boxes, write_timeout=timedelta(seconds=0.3)) as role:
+    async with running_pop3(boxes, write_timeout=timedelta(seconds=0.3)) as role:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         client.setblocking(False)
@@ -62,20 +62,20 @@ async def test_a_client_that_never_reads_holds_a_slice_and_is_cut_off(tmp_path: 
                     buffered = max(buffered, connection._writer.transport.get_write_buffer_size())
                 await asyncio.sleep(0.005)
         assert 0 < buffered <= 2 * pop3_server.SLICE_OCTETS + 100
-        async with boxes.reserve(OWNER):
+        async with boxes.lock(OWNER):
             client.close()
 
 
 async def test_too_many_connections_are_turned_away(mailboxes: MemoryMailboxes) -> None:
-    async with serving(mailboxes, max_connections=2) as role:
-        held = [await dial(role) for _ in range(2)]
+    async with running_pop3(mailboxes, max_connections=2) as role:
+        held = [await connect(role) for _ in range(2)]
         for reader, _writer in held:
             await reader.readline()
-        assert (await all_answers(role, b"")).startswith(b"-ERR [SYS/TEMP] too many connections")
+        assert (await exchange(role, b"")).startswith(b"-ERR [SYS/TEMP] too many connections")
         held[0][1].write(b"QUIT\r\n")
         await held[0][0].read()
-        await until(lambda: len(role._connections) < 2)
-        assert (await all_answers(role, b"QUIT\r\n")).startswith(b"+OK eilpost")
+        await wait_until(lambda: len(role._connections) < 2)
+        assert (await exchange(role, b"QUIT\r\n")).startswith(b"+OK eilpost")
         for _reader, writer in held:
             writer.close()
 
@@ -83,14 +83,14 @@ async def test_too_many_connections_are_turned_away(mailboxes: MemoryMailboxes) 
 async def test_one_client_cannot_hold_all_connections_without_a_log_in(
     mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(mailboxes) as role:
+    async with running_pop3(mailboxes) as role:
         reader, writer = await log_in(role)  # who has logged in does not count
         monkeypatch.setattr(pop3_server, "_is_loopback", lambda _ip: False)
-        monkeypatch.setattr(pop3_server, "MAX_STRANGERS_PER_CLIENT", 3)
-        held = [await dial(role) for _ in range(3)]
+        monkeypatch.setattr(pop3_server, "MAX_UNAUTHENTICATED_PER_CLIENT", 3)
+        held = [await connect(role) for _ in range(3)]
         for stranger, _writer in held:
             assert (await stranger.readline()).startswith(b"+OK")
-        assert (await all_answers(role, b"")).startswith(b"-ERR [SYS/TEMP] too many connections")
+        assert (await exchange(role, b"")).startswith(b"-ERR [SYS/TEMP] too many connections")
         writer.write(b"NOOP\r\n")
         assert await reader.readline() == b"+OK\r\n"
         for _reader, other in [*held, (reader, writer)]:

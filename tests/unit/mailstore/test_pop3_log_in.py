@@ -10,14 +10,14 @@ import pytest
 
 from mailstore.memory import MemoryMailboxes
 from mailstore.pop3 import server as pop3_server
-from tests.support.pop3 import LOG_IN, all_answers, metric, serving
+from tests.support.clients.pop3 import LOG_IN, exchange, metric, running_pop3
 
 
 async def test_wrong_users_and_wrong_passwords_look_alike_and_three_are_enough(mailboxes: MemoryMailboxes) -> None:
-    async with serving(mailboxes) as role:
+    async with running_pop3(mailboxes) as role:
         before = metric("eilpost_auth_total", service="pop3", result="wrong")
-        wrong = await all_answers(role, b"USER alice@example.test\r\nPASS no\r\n" * 4)
-        unknown = await all_answers(role, b"USER nobody@example.test\r\nPASS no\r\n" * 4)
+        wrong = await exchange(role, b"USER alice@example.test\r\nPASS no\r\n" * 4)
+        unknown = await exchange(role, b"USER nobody@example.test\r\nPASS no\r\n" * 4)
         assert wrong == unknown
         assert wrong.count(b"-ERR [AUTH]") == 3
         assert metric("eilpost_auth_total", service="pop3", result="wrong") == before + 6
@@ -31,9 +31,9 @@ async def test_a_wrong_password_costs_time(mailboxes: MemoryMailboxes, monkeypat
         slept.append(seconds)
         return await real(0, result)
 
-    async with serving(mailboxes, failure_delay=timedelta(seconds=2)) as role:
+    async with running_pop3(mailboxes, failure_delay=timedelta(seconds=2)) as role:
         monkeypatch.setattr(pop3_server.asyncio, "sleep", sleep)
-        await all_answers(role, b"USER alice@example.test\r\nPASS no\r\n" * 3)
+        await exchange(role, b"USER alice@example.test\r\nPASS no\r\n" * 3)
         monkeypatch.undo()
     assert slept == [2.0] * 3
 
@@ -42,8 +42,8 @@ async def test_over_clear_text_from_elsewhere_no_password_reaches_the_directory(
     mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pop3_server, "_is_loopback", lambda _ip: False)
-    async with serving(mailboxes) as role:
-        answers = await all_answers(role, LOG_IN + b"AUTH PLAIN AGEAYg==\r\nQUIT\r\n")
+    async with running_pop3(mailboxes) as role:
+        answers = await exchange(role, LOG_IN + b"AUTH PLAIN AGEAYg==\r\nQUIT\r\n")
         assert answers.count(b"-ERR [AUTH]") == 3
 
 

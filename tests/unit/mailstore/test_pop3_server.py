@@ -13,19 +13,19 @@ from mail.service import ServiceError
 from mail.settings import MailstoreSettings, NodeSettings
 from mailstore.maildir import Maildir
 from mailstore.memory import MemoryMailboxes
-from mailstore.pop3.server import Pop3
-from tests.support.pop3 import (
+from mailstore.pop3.server import Pop3Server
+from tests.support.clients.pop3 import (
     FIRST,
     LOG_IN,
     OWNER,
     SECOND,
-    a_directory,
-    all_answers,
-    dial,
+    connect,
+    exchange,
     log_in,
+    make_directory,
     metric,
-    serving,
-    until,
+    running_pop3,
+    wait_until,
     with_poplib,
 )
 
@@ -33,10 +33,10 @@ from tests.support.pop3 import (
 @pytest.mark.parametrize(("name", "octets"), [("1795640000.x.host,W=100", 300_000), ("1795640000.x.host,W=9", 700)])
 async def test_a_message_whose_name_understates_its_size_is_sent_whole(tmp_path: Path, name: str, octets: int) -> None:
     boxes = Maildir(tmp_path, "mx.example.test")
-    await boxes.keep(OWNER, DeliveryId("A-0"), FIRST)
+    await boxes.append(OWNER, DeliveryId("A-0"), FIRST)
     body = b"line of text\r\n" * (octets // 14)
     (tmp_path / "example.test" / "alice" / "cur" / f"{name}:2,").write_bytes(b"Subject: f\r\n\r\n" + body)
-    async with serving(boxes) as role:
+    async with running_pop3(boxes) as role:
         lines = await with_poplib(role, lambda client: [*_logged_in(client).retr(1)[1], *client.retr(2)[1]])
     assert lines.count(b"line of text") == octets // 14
 
@@ -52,7 +52,7 @@ async def test_poplib_fetches_byte_for_byte_and_deletes_at_quit(kind: str, tmp_p
     boxes = MemoryMailboxes() if kind == "memory" else Maildir(tmp_path, "mx.example.test")
     large = b"Subject: large\r\n\r\n" + b"".join(b".%d\r\n" % n for n in range(40_000))
     for number, content in enumerate((FIRST, SECOND, large)):
-        await boxes.keep(OWNER, DeliveryId(f"M{number}-0"), content)
+        await boxes.append(OWNER, DeliveryId(f"M{number}-0"), content)
 
     def first_session(client: poplib.POP3) -> None:
         client.user(OWNER)
@@ -68,7 +68,7 @@ async def test_poplib_fetches_byte_for_byte_and_deletes_at_quit(kind: str, tmp_p
         client.dele(1)
         client.quit()
 
-    async with serving(boxes) as role:
+    async with running_pop3(boxes) as role:
         before = metric("eilpost_pop3_sessions_total", end="quit")
         messages, octets = (metric(f"eilpost_pop3_retrieved_{what}_total") for what in ("messages", "bytes"))
         await with_poplib(role, first_session)
@@ -78,13 +78,13 @@ async def test_poplib_fetches_byte_for_byte_and_deletes_at_quit(kind: str, tmp_p
         left = await boxes.messages(OWNER)
         assert [kept.uid for kept in left] == ["M1-0", "M2-0"]
         assert [kept.seen for kept in left] == [True, True]
-        await until(lambda: metric("eilpost_pop3_sessions_total", end="quit") == before + 1)
-        await until(lambda: metric("eilpost_pop3_connections") == 0)
+        await wait_until(lambda: metric("eilpost_pop3_sessions_total", end="quit") == before + 1)
+        await wait_until(lambda: metric("eilpost_pop3_connections") == 0)
 
 
 async def test_a_pipelined_session_is_answered_in_order(mailboxes: MemoryMailboxes) -> None:
-    async with serving(mailboxes) as role:
-        answers = await all_answers(
+    async with running_pop3(mailboxes) as role:
+        answers = await exchange(
             role, b"CAPA\n" + LOG_IN + b"STAT\r\nDELE 1\r\nSTAT\r\nRSET\r\nNOOP\r\nQUIT\r\nSTAT\r\n"
         )
         size = len(FIRST) + len(SECOND)
@@ -96,11 +96,11 @@ async def test_a_pipelined_session_is_answered_in_order(mailboxes: MemoryMailbox
 
 
 async def test_the_mailbox_is_locked_and_the_session_sees_a_snapshot(mailboxes: MemoryMailboxes) -> None:
-    async with serving(mailboxes) as role:
+    async with running_pop3(mailboxes) as role:
         reader, writer = await log_in(role)
-        assert b"-ERR [IN-USE]" in await all_answers(role, LOG_IN + b"QUIT\r\n")
-        assert b"+OK 0 messages" in await all_answers(role, b"USER bob@example.test\r\nPASS bobs\r\nQUIT\r\n")
-        await mailboxes.keep(OWNER, DeliveryId("C-0"), b"new\r\n")
+        assert b"-ERR [IN-USE]" in await exchange(role, LOG_IN + b"QUIT\r\n")
+        assert b"+OK 0 messages" in await exchange(role, b"USER bob@example.test\r\nPASS bobs\r\nQUIT\r\n")
+        await mailboxes.append(OWNER, DeliveryId("C-0"), b"new\r\n")
         await mailboxes.expunge(OWNER, ["A-0"])
         writer.write(b"STAT\r\nRETR 1\r\nRETR 3\r\nRETR 2\r\n")
         assert (await reader.readline()) == b"+OK 2 %d\r\n" % (len(FIRST) + len(SECOND))
@@ -110,52 +110,59 @@ async def test_the_mailbox_is_locked_and_the_session_sees_a_snapshot(mailboxes: 
         writer.write(b"QUIT\r\n")
         await reader.read()
         writer.close()
-        await until(lambda: not mailboxes.reserved)
-        assert b"+OK 2 messages" in await all_answers(role, LOG_IN + b"QUIT\r\n")
+        await wait_until(lambda: not mailboxes.locked)
+        assert b"+OK 2 messages" in await exchange(role, LOG_IN + b"QUIT\r\n")
 
 
 @pytest.mark.parametrize("end", [b"QUIT\r\n", b""])
 async def test_two_servers_of_one_maildir_share_the_lock(tmp_path: Path, end: bytes) -> None:
     """RFC 1939 section 4: whatever process serves the mailbox. A user without mail has one too."""
-    async with serving(Maildir(tmp_path, "mx.one.test")) as one, serving(Maildir(tmp_path, "mx.two.test")) as two:
+    async with (
+        running_pop3(Maildir(tmp_path, "mx.one.test")) as one,
+        running_pop3(Maildir(tmp_path, "mx.two.test")) as two,
+    ):
         _reader, writer = await log_in(one)
         for role in (one, two):
-            assert b"-ERR [IN-USE]" in await all_answers(role, LOG_IN + b"QUIT\r\n")
+            assert b"-ERR [IN-USE]" in await exchange(role, LOG_IN + b"QUIT\r\n")
         writer.write(end)
         writer.close()
-        await until(lambda: not one._connections)
-        assert b"+OK 0 messages" in await all_answers(two, LOG_IN + b"QUIT\r\n")
+        await wait_until(lambda: not one._connections)
+        assert b"+OK 0 messages" in await exchange(two, LOG_IN + b"QUIT\r\n")
 
 
 async def test_a_port_in_use_names_the_role(mailboxes: MemoryMailboxes) -> None:
-    async with serving(mailboxes) as role:
+    async with running_pop3(mailboxes) as role:
         settings = MailstoreSettings(pop3=f"127.0.0.1:{role.port}")
-        second = Pop3(settings=settings, node=NodeSettings(), mailboxes=mailboxes, directory=a_directory())
+        second = Pop3Server(settings=settings, node=NodeSettings(), mailboxes=mailboxes, directory=make_directory())
         with pytest.raises(ServiceError, match=rf"^mailstore\.pop3: cannot listen on 127\.0\.0\.1:{role.port}: "):
             await second.run(lambda: None, asyncio.Event())
 
 
 @pytest.mark.parametrize("bad", ["nonsense", "127.0.0.1", "127.0.0.1:99999"])
 async def test_an_address_that_is_none_names_the_key(mailboxes: MemoryMailboxes, bad: str) -> None:
-    role = Pop3(settings=MailstoreSettings(pop3=bad), node=NodeSettings(), mailboxes=mailboxes, directory=a_directory())
+    role = Pop3Server(
+        settings=MailstoreSettings(pop3=bad), node=NodeSettings(), mailboxes=mailboxes, directory=make_directory()
+    )
     with pytest.raises(ServiceError, match=r"mailstore\.pop3"):
         await role.run(lambda: None, asyncio.Event())
 
 
 async def test_an_empty_address_is_not_served(mailboxes: MemoryMailboxes) -> None:
-    role = Pop3(settings=MailstoreSettings(pop3=""), node=NodeSettings(), mailboxes=mailboxes, directory=a_directory())
+    role = Pop3Server(
+        settings=MailstoreSettings(pop3=""), node=NodeSettings(), mailboxes=mailboxes, directory=make_directory()
+    )
     stop = asyncio.Event()
     await asyncio.wait_for(role.run(stop.set, stop), 5)
 
 
 async def test_stopping_ends_idle_sessions_at_once_and_lets_a_transfer_finish(mailboxes: MemoryMailboxes) -> None:
-    await mailboxes.keep(OWNER, DeliveryId("C-0"), b"line\r\n" * 2_000_000)
+    await mailboxes.append(OWNER, DeliveryId("C-0"), b"line\r\n" * 2_000_000)
     settings = MailstoreSettings(pop3="127.0.0.1:0")
-    role = Pop3(settings=settings, node=NodeSettings(), mailboxes=mailboxes, directory=a_directory())
+    role = Pop3Server(settings=settings, node=NodeSettings(), mailboxes=mailboxes, directory=make_directory())
     ready, stop = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(role.run(ready.set, stop))
     await ready.wait()
-    idle_reader, idle_writer = await dial(role)
+    idle_reader, idle_writer = await connect(role)
     await idle_reader.readline()
     reader, writer = await log_in(role)
     writer.write(b"RETR 3\r\nSTAT\r\n")
@@ -167,6 +174,6 @@ async def test_stopping_ends_idle_sessions_at_once_and_lets_a_transfer_finish(ma
     assert rest.endswith(b"line\r\n.\r\n")  # and no answer to STAT
     await asyncio.wait_for(running, 10)
     with pytest.raises(OSError, match="onnect"):
-        await dial(role)
+        await connect(role)
     idle_writer.close()
     writer.close()

@@ -9,47 +9,49 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailstore.mailboxes import Kept
-from mailstore.pop3 import command as said
-from mailstore.pop3.command import Lines, TooLong, parse
-from mailstore.pop3.session import Action, Close, Denied, Fetch, LogIn, Say, Session, Update
-from mailstore.pop3.transfer import Transfer
+from mailstore.mailboxes import StoredMessage
+from mailstore.pop3 import command as commands
+from mailstore.pop3.command import LineReader, LineTooLong, parse
+from mailstore.pop3.session import Action, Close, LogIn, LoginFailure, Send, SendMessage, Session, Update
+from mailstore.pop3.transfer import MultiLineResponse
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-KEPT = [Kept("A-0", 120, NOW), Kept("B-0", 200, NOW, seen=True), Kept("C-0", 30, NOW)]
+MESSAGES = [StoredMessage("A-0", 120, NOW), StoredMessage("B-0", 200, NOW, seen=True), StoredMessage("C-0", 30, NOW)]
 
 
 class Driver:
     """Carries out what a session asks for, as the server does, and writes down what is said."""
 
-    def __init__(self, session: Session | None = None, denied: Denied | None = None) -> None:
+    def __init__(self, session: Session | None = None, denied: LoginFailure | None = None) -> None:
         self.session = session or Session(clear_text_allowed=True)
-        self.denied = denied
-        self.asked: list[Action] = []
+        self.failure = denied
+        self.actions: list[Action] = []
         self.end: str | None = None
-        self._said = bytearray()
+        self._output = bytearray()
 
-    def say(self, line: bytes | TooLong) -> bytes:
-        self._said.clear()
-        self._carry_out(self.session.receive(line))
-        return bytes(self._said)
+    def send(self, line: bytes | LineTooLong) -> bytes:
+        self._output.clear()
+        self._execute(self.session.receive(line))
+        return bytes(self._output)
 
-    def _carry_out(self, actions: object) -> None:
+    def _execute(self, actions: object) -> None:
         for action in actions:  # type: ignore[attr-defined]
             match action:
-                case Say(data):
-                    self._said += data
+                case Send(data):
+                    self._output += data
                 case LogIn():
-                    self.asked.append(action)
-                    follow = self.session.log_in_failed(self.denied) if self.denied else self.session.logged_in(KEPT)
-                    self._carry_out(follow)
-                case Fetch(number):
-                    self.asked.append(action)
+                    self.actions.append(action)
+                    follow = (
+                        self.session.log_in_failed(self.failure) if self.failure else self.session.logged_in(MESSAGES)
+                    )
+                    self._execute(follow)
+                case SendMessage(number):
+                    self.actions.append(action)
                     if action.top_lines is None:
-                        self.session.fetched(number)
+                        self.session.message_sent(number)
                 case Update():
-                    self.asked.append(action)
-                    self._carry_out(self.session.updated(done=True))
+                    self.actions.append(action)
+                    self._execute(self.session.updated(done=True))
                 case Close(end):
                     self.end = end
 
@@ -57,46 +59,46 @@ class Driver:
 @pytest.fixture
 def inside() -> Driver:
     driver = Driver()
-    driver.say(b"USER alice@example.test")
-    assert driver.say(b"PASS secret") == b"+OK 3 messages (350 octets)\r\n"
-    driver.asked.clear()
+    driver.send(b"USER alice@example.test")
+    assert driver.send(b"PASS secret") == b"+OK 3 messages (350 octets)\r\n"
+    driver.actions.clear()
     return driver
 
 
 def test_a_whole_session(inside: Driver) -> None:
-    assert inside.say(b"STAT") == b"+OK 3 350\r\n"
-    assert inside.say(b"LIST") == b"+OK\r\n1 120\r\n2 200\r\n3 30\r\n.\r\n"
-    assert inside.say(b"uidl") == b"+OK\r\n1 A-0\r\n2 B-0\r\n3 C-0\r\n.\r\n"
-    assert inside.say(b"LIST 2") == b"+OK 2 200\r\n"
-    assert inside.say(b"UIDL 3") == b"+OK 3 C-0\r\n"
-    assert inside.say(b"NOOP") == b"+OK\r\n"
-    inside.say(b"RETR 1")
-    inside.say(b"TOP 3 10")
-    assert inside.asked == [Fetch(1, "A-0", 120), Fetch(3, "C-0", 30, 10)]
-    assert inside.say(b"DELE 2").startswith(b"+OK")
-    assert inside.say(b"DELE 2").startswith(b"-ERR")
-    assert inside.say(b"RETR 2").startswith(b"-ERR")
-    assert inside.say(b"LIST 2").startswith(b"-ERR")
-    assert inside.say(b"STAT") == b"+OK 2 150\r\n"
-    assert inside.say(b"LIST") == b"+OK\r\n1 120\r\n3 30\r\n.\r\n"  # numbers are stable
-    assert inside.say(b"QUIT") == b"+OK bye\r\n"
-    assert inside.asked[-1] == Update(("B-0",), ("A-0",))
+    assert inside.send(b"STAT") == b"+OK 3 350\r\n"
+    assert inside.send(b"LIST") == b"+OK\r\n1 120\r\n2 200\r\n3 30\r\n.\r\n"
+    assert inside.send(b"uidl") == b"+OK\r\n1 A-0\r\n2 B-0\r\n3 C-0\r\n.\r\n"
+    assert inside.send(b"LIST 2") == b"+OK 2 200\r\n"
+    assert inside.send(b"UIDL 3") == b"+OK 3 C-0\r\n"
+    assert inside.send(b"NOOP") == b"+OK\r\n"
+    inside.send(b"RETR 1")
+    inside.send(b"TOP 3 10")
+    assert inside.actions == [SendMessage(1, "A-0", 120), SendMessage(3, "C-0", 30, 10)]
+    assert inside.send(b"DELE 2").startswith(b"+OK")
+    assert inside.send(b"DELE 2").startswith(b"-ERR")
+    assert inside.send(b"RETR 2").startswith(b"-ERR")
+    assert inside.send(b"LIST 2").startswith(b"-ERR")
+    assert inside.send(b"STAT") == b"+OK 2 150\r\n"
+    assert inside.send(b"LIST") == b"+OK\r\n1 120\r\n3 30\r\n.\r\n"  # numbers are stable
+    assert inside.send(b"QUIT") == b"+OK bye\r\n"
+    assert inside.actions[-1] == Update(("B-0",), ("A-0",))
     assert inside.end == "quit"
 
 
 def test_rset_takes_deletions_back(inside: Driver) -> None:
-    inside.say(b"DELE 1")
-    inside.say(b"DELE 3")
-    assert inside.say(b"RSET") == b"+OK 3 messages\r\n"
-    assert inside.say(b"STAT") == b"+OK 3 350\r\n"
-    inside.say(b"QUIT")
-    assert inside.asked == [Update((), ())]
+    inside.send(b"DELE 1")
+    inside.send(b"DELE 3")
+    assert inside.send(b"RSET") == b"+OK 3 messages\r\n"
+    assert inside.send(b"STAT") == b"+OK 3 350\r\n"
+    inside.send(b"QUIT")
+    assert inside.actions == [Update((), ())]
 
 
 @pytest.mark.parametrize("line", [b"RETR 0", b"RETR 4", b"DELE 99", b"TOP 4 1", b"LIST 0", b"UIDL 4"])
 def test_messages_there_are_not(inside: Driver, line: bytes) -> None:
-    assert inside.say(line) == b"-ERR no such message\r\n"
-    assert inside.asked == []
+    assert inside.send(line) == b"-ERR no such message\r\n"
+    assert inside.actions == []
 
 
 @pytest.mark.parametrize(
@@ -108,63 +110,63 @@ def test_messages_there_are_not(inside: Driver, line: bytes) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_command(inside: Driver, line: bytes) -> None:
-    said_back = inside.say(line)
+    said_back = inside.send(line)
     assert said_back.startswith(b"-ERR ")
     assert said_back.count(b"\r\n") == 1
-    assert inside.asked == []
+    assert inside.actions == []
 
 
 @pytest.mark.parametrize("line", [b"STAT", b"LIST", b"RETR 1", b"DELE 1", b"NOOP", b"RSET", b"TOP 1 1", b"UIDL"])
 def test_nothing_before_the_log_in(line: bytes) -> None:
     driver = Driver()
-    assert driver.say(line).startswith(b"-ERR")
-    assert driver.asked == []
+    assert driver.send(line).startswith(b"-ERR")
+    assert driver.actions == []
 
 
 @pytest.mark.parametrize("line", [b"USER bob", b"PASS x", b"AUTH PLAIN AGEAYg=="])
 def test_no_second_log_in(inside: Driver, line: bytes) -> None:
-    assert inside.say(line) == b"-ERR not in this state\r\n"
-    assert inside.asked == []
+    assert inside.send(line) == b"-ERR not in this state\r\n"
+    assert inside.actions == []
 
 
 def test_pass_needs_user_and_takes_the_whole_line() -> None:
-    driver = Driver(denied=Denied.WRONG)
-    assert driver.say(b"PASS x") == b"-ERR USER first\r\n"
-    driver.say(b"USER alice")
-    driver.say("PASS  two  blanks, ü ".encode())
-    assert driver.asked == [LogIn("alice", " two  blanks, ü ")]
-    assert driver.say(b"PASS x") == b"-ERR USER first\r\n"  # a wrong password forgets the user
+    driver = Driver(denied=LoginFailure.WRONG)
+    assert driver.send(b"PASS x") == b"-ERR USER first\r\n"
+    driver.send(b"USER alice")
+    driver.send("PASS  two  blanks, ü ".encode())
+    assert driver.actions == [LogIn("alice", " two  blanks, ü ")]
+    assert driver.send(b"PASS x") == b"-ERR USER first\r\n"  # a wrong password forgets the user
 
 
 def test_three_wrong_passwords_end_the_session_and_busy_or_broken_do_not() -> None:
-    driver = Driver(denied=Denied.WRONG)
+    driver = Driver(denied=LoginFailure.WRONG)
     answers = []
     for _ in range(3):
-        driver.say(b"USER alice")
-        answers.append(driver.say(b"PASS wrong"))
+        driver.send(b"USER alice")
+        answers.append(driver.send(b"PASS wrong"))
     assert answers == [b"-ERR [AUTH] wrong user or password\r\n"] * 3
     assert driver.end == "denied"
-    for denied, code in ((Denied.UNAVAILABLE, b"-ERR [SYS/TEMP]"), (Denied.IN_USE, b"-ERR [IN-USE]")):
+    for denied, code in ((LoginFailure.UNAVAILABLE, b"-ERR [SYS/TEMP]"), (LoginFailure.IN_USE, b"-ERR [IN-USE]")):
         driver = Driver(denied=denied)
         for _ in range(5):
-            driver.say(b"USER alice")
-            assert driver.say(b"PASS right").startswith(code)
+            driver.send(b"USER alice")
+            assert driver.send(b"PASS right").startswith(code)
         assert driver.end is None
 
 
 def test_no_password_is_taken_over_clear_text_from_elsewhere() -> None:
     driver = Driver(Session(clear_text_allowed=False))
     for line in (b"USER alice", b"PASS secret", b"AUTH PLAIN AGEAYg==", b"AUTH PLAIN"):
-        assert driver.say(line).startswith(b"-ERR [AUTH] "), line
-    capabilities = driver.say(b"CAPA")
+        assert driver.send(line).startswith(b"-ERR [AUTH] "), line
+    capabilities = driver.send(b"CAPA")
     assert b"USER" not in capabilities
     assert b"SASL" not in capabilities
-    assert driver.say(b"AUTH") == b"+OK\r\n.\r\n"
-    assert driver.asked == []
+    assert driver.send(b"AUTH") == b"+OK\r\n.\r\n"
+    assert driver.actions == []
 
 
 def test_capabilities() -> None:
-    lines = Driver().say(b"CAPA").split(b"\r\n")
+    lines = Driver().send(b"CAPA").split(b"\r\n")
     assert lines[0].startswith(b"+OK")
     assert lines[-2:] == [b".", b""]
     assert set(lines[1:-2]) == {
@@ -180,12 +182,12 @@ def b64(identity: bytes, login: bytes, password: bytes) -> bytes:
 def test_sasl_plain() -> None:
     for first in (b"AUTH PLAIN " + b64(b"", b"alice", b"s p"), b"auth plain " + b64(b"alice", b"alice", b"s p")):
         driver = Driver()
-        assert driver.say(first).startswith(b"+OK 3")
-        assert driver.asked == [LogIn("alice", "s p")]
+        assert driver.send(first).startswith(b"+OK 3")
+        assert driver.actions == [LogIn("alice", "s p")]
     driver = Driver()
-    assert driver.say(b"AUTH PLAIN") == b"+ \r\n"
+    assert driver.send(b"AUTH PLAIN") == b"+ \r\n"
     assert driver.session.line_limit > 1000
-    assert driver.say(b64(b"", b"alice", b"x" * 500)).startswith(b"+OK 3")
+    assert driver.send(b64(b"", b"alice", b"x" * 500)).startswith(b"+OK 3")
     driver = Driver()
     for response in (
         b"*",
@@ -194,21 +196,21 @@ def test_sasl_plain() -> None:
         b"AAAA",
         base64.b64encode(b"\0a\0b\0c"),
         b64(b"root", b"alice", b"x"),
-        TooLong(),
+        LineTooLong(),
     ):
-        assert driver.say(b"AUTH PLAIN") == b"+ \r\n"
-        assert driver.say(response).startswith(b"-ERR"), response
-    assert driver.say(b"AUTH CRAM-MD5").startswith(b"-ERR")
-    assert driver.say(b"AUTH PLAIN =").startswith(b"-ERR")
-    assert driver.asked == []
-    assert driver.say(b"AUTH") == b"+OK\r\nPLAIN\r\n.\r\n"
+        assert driver.send(b"AUTH PLAIN") == b"+ \r\n"
+        assert driver.send(response).startswith(b"-ERR"), response
+    assert driver.send(b"AUTH CRAM-MD5").startswith(b"-ERR")
+    assert driver.send(b"AUTH PLAIN =").startswith(b"-ERR")
+    assert driver.actions == []
+    assert driver.send(b"AUTH") == b"+OK\r\nPLAIN\r\n.\r\n"
 
 
 def test_a_client_that_talks_nonsense_is_sent_away() -> None:
     driver = Driver()
     for _ in range(20):
         assert driver.end is None
-        driver.say(b"GET / HTTP/1.1")
+        driver.send(b"GET / HTTP/1.1")
     assert driver.end == "error"
 
 
@@ -217,34 +219,34 @@ def test_who_never_logs_in_does_not_stay(line: bytes) -> None:
     for allowed in (True, False):
         driver = Driver(Session(clear_text_allowed=allowed))
         for _ in range(100):
-            driver.say(line)
+            driver.send(line)
             assert driver.end is None
-        assert driver.say(line) == b"-ERR too many commands without a log-in\r\n"
+        assert driver.send(line) == b"-ERR too many commands without a log-in\r\n"
         assert driver.end == "error"
 
 
 def test_who_has_logged_in_may_say_as_much_as_he_likes(inside: Driver) -> None:
     for _ in range(300):
-        inside.say(b"NOOP")
+        inside.send(b"NOOP")
     assert inside.end is None
 
 
 def test_a_failed_update_is_told() -> None:
     session = Session(clear_text_allowed=True)
-    list(session.logged_in(KEPT))
+    list(session.logged_in(MESSAGES))
     assert list(session.receive(b"QUIT")) == [
         Update((), ()),
     ]
     assert list(session.updated(done=False)) == [
-        Say(b"-ERR [SYS/TEMP] some messages were not removed\r\n"),
+        Send(b"-ERR [SYS/TEMP] some messages were not removed\r\n"),
         Close("quit"),
     ]
 
 
 def test_a_listing_of_many_comes_in_slices() -> None:
     session = Session(clear_text_allowed=True)
-    list(session.logged_in([Kept(f"U-{n}", n, NOW) for n in range(1, 20_001)]))
-    pieces = [action.data for action in session.receive(b"UIDL") if isinstance(action, Say)]
+    list(session.logged_in([StoredMessage(f"U-{n}", n, NOW) for n in range(1, 20_001)]))
+    pieces = [action.data for action in session.receive(b"UIDL") if isinstance(action, Send)]
     assert max(map(len, pieces)) < 32_000
     assert b"".join(pieces) == b"+OK\r\n" + b"".join(b"%d U-%d\r\n" % (n, n) for n in range(1, 20_001)) + b".\r\n"
 
@@ -254,11 +256,11 @@ def test_a_listing_of_many_comes_in_slices() -> None:
 
 @given(st.binary(max_size=600), st.lists(st.integers(1, 40), max_size=60))
 def test_lines_are_the_same_however_they_arrive(data: bytes, cuts: list[int]) -> None:
-    def read(parts: list[bytes]) -> list[bytes | TooLong]:
-        lines, found = Lines(), []
+    def read(parts: list[bytes]) -> list[bytes | LineTooLong]:
+        lines, found = LineReader(), []
         for part in parts:
             lines.feed(part)
-            while (line := lines.next()) is not None:
+            while (line := lines.next_line()) is not None:
                 found.append(line)
         return found
 
@@ -271,43 +273,43 @@ def test_lines_are_the_same_however_they_arrive(data: bytes, cuts: list[int]) ->
 
 
 def test_the_limit_of_a_line_counts_its_end() -> None:
-    lines = Lines()
+    lines = LineReader()
     lines.feed(b"x" * 253 + b"\r\n" + b"y" * 254 + b"\r\n" + b"NOOP\r\nQUIT\n")
-    assert [lines.next() for _ in range(5)] == [b"x" * 253, TooLong(), b"NOOP", b"QUIT", None]
+    assert [lines.next_line() for _ in range(5)] == [b"x" * 253, LineTooLong(), b"NOOP", b"QUIT", None]
 
 
 def test_a_line_without_end_holds_no_memory() -> None:
-    lines = Lines()
+    lines = LineReader()
     for _ in range(100):
         lines.feed(b"z" * 8192)
-        assert lines.next() is None
+        assert lines.next_line() is None
         assert len(lines._buffer) <= 8192
     lines.feed(b"tail\r\nNOOP\r\n")
-    assert lines.next() == TooLong()
-    assert lines.next() == b"NOOP"
+    assert lines.next_line() == LineTooLong()
+    assert lines.next_line() == b"NOOP"
 
 
 def test_commands_parse_to_values() -> None:
-    assert parse(b"top 12 0") == said.Top(12, 0)
-    assert parse(b"List") == said.ListSizes(None)
-    assert parse(b"PASS ") == said.Malformed("PASS needs a password")
-    assert parse(b"RETR  7 ") == said.Retrieve(7)
+    assert parse(b"top 12 0") == commands.Top(12, 0)
+    assert parse(b"List") == commands.ListSizes(None)
+    assert parse(b"PASS ") == commands.Malformed("PASS needs a password")
+    assert parse(b"RETR  7 ") == commands.Retrieve(7)
 
 
 # Transfers
 
 
 def wire(content: bytes, size: int, top_lines: int | None = None) -> bytes:
-    transfer = Transfer(top_lines)
+    transfer = MultiLineResponse(top_lines)
     out = bytearray()
     for start in range(0, len(content), size):
-        out += transfer.slice(content[start : start + size])
+        out += transfer.encode(content[start : start + size])
         if transfer.complete:
             break
-    return bytes(out + transfer.end())
+    return bytes(out + transfer.terminator())
 
 
-def understand(octets: bytes) -> list[bytes]:
+def unstuff(octets: bytes) -> list[bytes]:
     """A client by RFC 1939 section 3."""
     lines = octets.split(b"\r\n")
     assert lines[-2:] == [b".", b""]
@@ -323,14 +325,14 @@ _CONTENT = st.lists(_LINE, max_size=12).map(lambda lines: b"".join(line + b"\r\n
 def test_a_transfer_is_read_back_byte_for_byte_however_it_is_sliced(content: bytes, size: int) -> None:
     octets = wire(content, size)
     assert octets == wire(content, len(content) + 1)
-    assert b"".join(line + b"\r\n" for line in understand(octets)) == content
+    assert b"".join(line + b"\r\n" for line in unstuff(octets)) == content
 
 
 @given(_CONTENT, st.integers(1, 20), st.integers(0, 5))
 def test_top_is_the_header_and_so_many_lines(content: bytes, size: int, count: int) -> None:
     lines = content.split(b"\r\n")[:-1]
     empty = lines.index(b"") + 1 if b"" in lines else len(lines)
-    assert understand(wire(content, size, count)) == lines[: empty + count]
+    assert unstuff(wire(content, size, count)) == lines[: empty + count]
 
 
 def test_content_without_a_last_line_end_gets_one() -> None:

@@ -7,18 +7,20 @@ from datetime import timedelta
 from time import perf_counter
 
 from mail.message import Spooled, delivery_id
-from mail.record import Delivery, InHand, Pending, Settled, Waiting, Why
+from mail.record import Active, Delivery, Pending, Settled, WaitCause, Waiting
 from mail.route import ToRelay
-from router.age import SPARE
-from router.mailqueue import QUARANTINE, MailQueue
-from router.window import Limits
-from tests.support.routing import START, message
+from router.age import STALE_ENTRIES_MAX
+from router.mail_queue import QUARANTINE_REASON, MailQueue
+from router.site_limits import SiteLimits
+from tests.support.builders.routing import START, message
 
 SPOOLED = Spooled("big", 10, "0" * 32)
 ROUTE = ToRelay("smart.test", 25)
 
 
-def line(number: int, why: Why = Why.RETRY, *, due: int = 0, recipients: int = 1, reason: str = "later") -> Pending:
+def line(
+    number: int, why: WaitCause = WaitCause.DEFERRED, *, due: int = 0, recipients: int = 1, reason: str = "later"
+) -> Pending:
     one = message(*(f"u{number}-{place}@far.test" for place in range(recipients)), number=number)
     delivery = Delivery(delivery_id(one.queue_id, 1), one, ROUTE)
     return Pending(delivery, Waiting(START + timedelta(seconds=due), why, reason), SPOOLED, 1)
@@ -26,7 +28,7 @@ def line(number: int, why: Why = Why.RETRY, *, due: int = 0, recipients: int = 1
 
 def at(queue: MailQueue, seconds: int) -> tuple[int, float | None]:
     """Runnable recipients, and for how many seconds the oldest is runnable."""
-    queue.due(START + timedelta(seconds=seconds), Limits(), 0)
+    queue.due(START + timedelta(seconds=seconds), SiteLimits(), 0)
     since = queue.oldest_runnable()
     return queue.runnable_recipients(), None if since is None else START.timestamp() + seconds - since
 
@@ -41,12 +43,12 @@ def test_a_deferred_delivery_is_runnable_from_its_retry_time_on() -> None:
 
 def test_active_and_throttled_are_runnable_held_and_unresolved_are_not() -> None:
     queue = MailQueue()
-    for each in (line(1, Why.HOLD), line(2, Why.RESOLVING)):
+    for each in (line(1, WaitCause.HELD), line(2, WaitCause.UNRESOLVED)):
         queue.apply(each)
     assert at(queue, 10) == (0, None)
-    queue.apply(line(3, Why.WINDOW, due=4))
+    queue.apply(line(3, WaitCause.THROTTLED, due=4))
     assert at(queue, 10) == (1, 6)
-    queue.apply(replace(line(4, recipients=2), state=InHand(START + timedelta(seconds=1))))
+    queue.apply(replace(line(4, recipients=2), state=Active(START + timedelta(seconds=1))))
     assert at(queue, 10) == (3, 9)
     queue.apply(Settled(line(4).delivery.id))
     assert at(queue, 10) == (1, 6)
@@ -73,23 +75,23 @@ def test_a_clock_that_is_set_back_hides_nothing() -> None:
 
 def test_quarantined_is_what_a_bug_stopped_and_not_what_an_operator_holds() -> None:
     queue = MailQueue()
-    queue.apply(line(1, Why.HOLD, reason=f"{QUARANTINE} (KeyError); see its log"))
-    queue.apply(line(2, Why.HOLD, reason="by hand"))
+    queue.apply(line(1, WaitCause.HELD, reason=f"{QUARANTINE_REASON} (KeyError); see its log"))
+    queue.apply(line(2, WaitCause.HELD, reason="by hand"))
     assert queue.quarantined == 1
-    queue.apply(line(1, Why.RETRY))
+    queue.apply(line(1, WaitCause.DEFERRED))
     assert queue.quarantined == 0
 
 
 def test_entries_that_are_out_of_date_do_not_pile_up() -> None:
     queue = MailQueue()
-    queue.apply(line(1, Why.HOLD))  # the oldest stays for ever
-    queue.apply(replace(line(2), state=InHand(START)))
+    queue.apply(line(1, WaitCause.HELD))  # the oldest stays for ever
+    queue.apply(replace(line(2), state=Active(START)))
     for number in range(3, 5000):
-        queue.apply(replace(line(number), state=InHand(START + timedelta(seconds=number))))
+        queue.apply(replace(line(number), state=Active(START + timedelta(seconds=number))))
         queue.apply(Settled(line(number).delivery.id))
-        queue.tidy()
-    ages = queue._ages
-    assert len(ages._runnable) + sum(map(len, ages._by_state.values())) <= 3 * 2 + SPARE + 1
+        queue.prune()
+    ages = queue._age_index
+    assert len(ages._runnable) + sum(map(len, ages._by_state.values())) <= 3 * 2 + STALE_ENTRIES_MAX + 1
     assert at(queue, 5000) == (1, 5000)
     assert queue.oldest()["held"] == START.timestamp()
 
@@ -101,7 +103,7 @@ def test_a_question_does_not_read_the_queue() -> None:
         queue = MailQueue()
         for number in range(size):
             queue.apply(line(number, due=number % 7 * 1000))
-        queue.due(START + timedelta(seconds=3000), Limits(), 0)
+        queue.due(START + timedelta(seconds=3000), SiteLimits(), 0)
         best = float("inf")
         for _ in range(20):
             began = perf_counter()

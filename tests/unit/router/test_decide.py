@@ -15,145 +15,149 @@ from mail.message import Inline, Spooled
 from mail.outcome import Deferred, Failed
 from mail.record import (
     Accepted,
+    Active,
     Attempted,
+    AttemptRecorded,
     Bounced,
     Closed,
     Dispatched,
     Event,
-    InHand,
     Pending,
+    Received,
     Refused,
     Resumed,
     Routed,
     Settled,
-    Took,
-    Tried,
+    WaitCause,
     Waiting,
-    Why,
 )
 from mail.reply import Reply
 from mail.resolver import MxHosts
 from mail.route import ToMailbox, ToMx, ToRelay, Unresolved
-from router.tally import Tally
-from router.window import Limits
-from router.world import Answers
-from tests.support.routing import (
+from router.accounting import BatchAccounting
+from router.routing_context import DnsAnswers
+from router.site_limits import SiteLimits
+from tests.support.builders.routing import (
     CONTENT,
-    LATER,
+    DEFERRED_REPLY,
     REMOTE,
     START,
-    Desk,
+    RouterSimulator,
     accepted,
     address,
     deferred,
     delivered,
     events,
     failed,
-    only,
+    of_kind,
     policy,
     recipient,
     snapshot,
 )
 
-FAR = Answers({"far.test": MxHosts(((10, "mx.far.test"),))})
+FAR = DnsAnswers({"far.test": MxHosts(((10, "mx.far.test"),))})
 RELAY = ToRelay("smart.test", 25)
 
 
 def kinds(records: list[object]) -> list[type]:
-    return [type(record.what) if isinstance(record, Event) else type(record) for record in records]
+    return [type(record.detail) if isinstance(record, Event) else type(record) for record in records]
 
 
-def desk(**rules: object) -> Desk:
-    return Desk(
+def simulator(**rules: object) -> RouterSimulator:
+    return RouterSimulator(
         policy(relay=RELAY, **rules),
         snapshot(["alice@example.test"], {"list@example.test": ["alice@example.test", "u@far.test"]}),
     )
 
 
 def test_what_comes_twice_is_counted() -> None:
-    one, tally = desk(), Tally()
+    one, tally = simulator(), BatchAccounting()
     mail = accepted("u@far.test")
     one.decide(mail)
-    (given,) = one.in_hand
+    (given,) = one.dispatched
     line = one.queue.line(given)
     assert line is not None
     report = Attempted(given, 2, (delivered(recipient("u@far.test")),), START, timedelta(0))
-    tally.note(mail, None, one.decide(mail), START)
-    tally.note(report, line, one.decide(report), START)
+    tally.add_decision(mail, None, one.decide(mail), START)
+    tally.add_decision(report, line, one.decide(report), START)
     assert tally.duplicates == 2
     assert not tally.ledger
-    assert not tally.first_attempts
+    assert not tally.first_attempt_delays
 
 
 def test_a_simple_message_from_accepted_to_closed() -> None:
-    one = desk()
+    one = simulator()
     mail = accepted("u@far.test")
     out = one.decide(mail)
-    assert kinds(out) == [Took, Pending, Dispatched, Routed]
+    assert kinds(out) == [Received, Pending, Dispatched, Routed]
     pending, dispatched = out[1], out[2]
     assert isinstance(pending, Pending)
     assert isinstance(dispatched, Dispatched)
     assert pending.content is None  # the body rides in Dispatched alone
     assert (dispatched.content, dispatched.number, dispatched.delivery.route) == (mail.content, 1, RELAY)
     assert dispatched.delivery.id == f"{mail.message.queue_id}-1"
-    out = one.report(dispatched.delivery.id, delivered(recipient("u@far.test")))
-    assert kinds(out) == [Settled, Tried, Closed]
+    out = one.attempt(dispatched.delivery.id, delivered(recipient("u@far.test")))
+    assert kinds(out) == [Settled, AttemptRecorded, Closed]
     assert len(one.queue) == 0
 
 
 def test_a_list_is_grouped_by_next_hop_and_cut_at_the_recipient_limit() -> None:
-    one = desk(recipients_per_delivery=2)
+    one = simulator(recipients_per_delivery=2)
     many = [f"u{n}@far.test" for n in range(5)]
     out = one.decide(accepted("list@example.test", *many))
-    parts = {line.delivery.id[-1]: line.delivery for line in only(Pending, out)}
+    parts = {line.delivery.id[-1]: line.delivery for line in of_kind(Pending, out)}
     assert [type(parts[n].route) for n in "1234"] == [ToMailbox, ToRelay, ToRelay, ToRelay]
     assert [len(parts[n].message.envelope.recipients) for n in "1234"] == [1, 2, 2, 2]
     assert [str(r.original) for r in parts["2"].message.envelope.recipients] == ["list@example.test", "u0@far.test"]
-    assert one.owed() == 7
+    assert one.open_by_ledger() == 7
     assert one.ledger["expanded"] == 1
 
 
 def test_all_addresses_of_one_owner_stay_together() -> None:
-    one = desk(recipients_per_delivery=2)
+    one = simulator(recipients_per_delivery=2)
     mail = accepted(*(f"alice+{number}@example.test" for number in range(7)))
     one.decide(mail)
-    [given] = one.in_hand.values()
+    [given] = one.dispatched.values()
     assert given.delivery.route == ToMailbox("alice@example.test")
     assert len(given.delivery.message.envelope.recipients) == 7
 
 
 def test_the_same_append_made_twice_changes_nothing() -> None:
-    one = desk()
+    one = simulator()
     mail = accepted("u@far.test")
     one.decide(mail)
     assert one.decide(mail) == []
 
 
 def test_partial_results_leave_only_who_is_deferred_and_tell_only_about_who_failed() -> None:
-    one = desk()
+    one = simulator()
     one.decide(accepted("a@far.test", "b@far.test", "c@far.test", sender="alice@example.test"))
-    (given,) = one.in_hand
+    (given,) = one.dispatched
     a, b, c = (recipient(f"{name}@far.test") for name in "abc")
-    out = one.report(given, delivered(a), failed(b), deferred(c), headers=CONTENT)
-    assert kinds(out) == [Pending, Tried, Accepted, Bounced]
+    out = one.attempt(given, delivered(a), failed(b), deferred(c), headers=CONTENT)
+    assert kinds(out) == [Pending, AttemptRecorded, Accepted, Bounced]
     line, tried, report, bounced = out[0], out[1], out[2], out[3]
     assert isinstance(line, Pending)
     assert line.delivery.message.envelope.recipients == (c,)
-    assert (line.attempts, line.last, line.content) == (1, LATER, Spooled(f"d-{given}", len(CONTENT), "0" * 32))
+    assert (line.attempts, line.last, line.content) == (
+        1,
+        DEFERRED_REPLY,
+        Spooled(f"d-{given}", len(CONTENT), "0" * 32),
+    )
     assert isinstance(line.state, Waiting)
-    assert (line.state.why, line.state.reason) == (Why.RETRY, str(LATER))
+    assert (line.state.cause, line.state.reason) == (WaitCause.DEFERRED, str(DEFERRED_REPLY))
     assert isinstance(tried, Event)
     outcomes = (delivered(a), failed(b), deferred(c))
-    assert tried.what == Tried(given, 1, outcomes, START, timedelta(seconds=1), line.state.due)
+    assert tried.detail == AttemptRecorded(given, 1, outcomes, START, timedelta(seconds=1), line.state.due)
     assert isinstance(report, Accepted)
     assert isinstance(report.content, Inline)
     assert b"b@far.test" in report.content.data
     assert b"c@far.test" not in report.content.data
     assert b"Subject: hello" in report.content.data
     assert isinstance(bounced, Event)
-    assert bounced.what == Bounced((address("b@far.test"),), report.message.queue_id)
-    assert only(Dispatched, one.tick()) == []  # not due yet
-    resumed = one.wait(timedelta(minutes=2))
+    assert bounced.detail == Bounced((address("b@far.test"),), report.message.queue_id)
+    assert of_kind(Dispatched, one.route_due()) == []  # not due yet
+    resumed = one.advance(timedelta(minutes=2))
     assert kinds(resumed) == [Pending, Dispatched, Resumed]
     again = resumed[1]
     assert isinstance(again, Dispatched)
@@ -162,21 +166,21 @@ def test_partial_results_leave_only_who_is_deferred_and_tell_only_about_who_fail
 
 @pytest.mark.parametrize("repeat", [1, 2, 3])
 def test_a_report_that_is_repeated_or_out_of_date_is_ignored(repeat: int) -> None:
-    one = desk()
+    one = simulator()
     one.decide(accepted("u@far.test"))
-    (given,) = one.in_hand
-    one.report(given, deferred(recipient("u@far.test")))
+    (given,) = one.dispatched
+    one.attempt(given, deferred(recipient("u@far.test")))
     stale = Attempted(given, repeat, (delivered(recipient("u@far.test")),), START, timedelta(0))
     assert one.decide(stale) == []  # it waits: nothing is in hand
-    one.wait(timedelta(minutes=2))
+    one.advance(timedelta(minutes=2))
     assert bool(one.decide(stale)) == (repeat == 2)  # the attempt that is in hand
 
 
 def test_a_report_without_a_result_for_somebody_keeps_him_open() -> None:
-    one = desk()
+    one = simulator()
     one.decide(accepted("a@far.test", "b@far.test", content=Spooled("big", 10, "0" * 32)))
-    (given,) = one.in_hand
-    out = one.report(given, delivered(recipient("b@far.test")))
+    (given,) = one.dispatched
+    out = one.attempt(given, delivered(recipient("b@far.test")))
     line = out[0]
     assert isinstance(line, Pending)
     assert [str(r.address) for r in line.delivery.message.envelope.recipients] == ["a@far.test"]
@@ -184,28 +188,28 @@ def test_a_report_without_a_result_for_somebody_keeps_him_open() -> None:
 
 
 def test_a_report_that_does_not_fit_leaves_the_ledger_whole() -> None:
-    one = desk()
+    one = simulator()
     one.decide(accepted("a@far.test", "b@far.test", content=Spooled("big", 10, "0" * 32)))
-    (given,) = one.in_hand
-    out = one.report(given, delivered(recipient("x@far.test")), delivered(recipient("b@far.test")))
+    (given,) = one.dispatched
+    out = one.attempt(given, delivered(recipient("x@far.test")), delivered(recipient("b@far.test")))
     assert one.ledger["delivered"] == 1
-    assert one.owed() == one.open_recipients() == 1
-    (tried,) = [what for what in events(out) if isinstance(what, Tried)]
+    assert one.open_by_ledger() == one.open_recipients() == 1
+    (tried,) = [what for what in events(out) if isinstance(what, AttemptRecorded)]
     assert [str(outcome.recipient) for outcome in tried.outcomes] == ["a@far.test", "b@far.test"]
 
 
 def test_lifetime_ends_with_a_last_attempt_and_a_report() -> None:
-    one = desk(lifetime=timedelta(hours=1), retry=(timedelta(minutes=20),))
+    one = simulator(lifetime=timedelta(hours=1), retry=(timedelta(minutes=20),))
     one.decide(accepted("u@far.test", sender="alice@example.test"))
     attempts = 0
     while one.lines:
-        for given in list(one.in_hand):
+        for given in list(one.dispatched):
             attempts += 1
-            out = one.report(given, deferred(recipient("u@far.test")), headers=CONTENT)
-        one.wait(timedelta(minutes=1))
+            out = one.attempt(given, deferred(recipient("u@far.test")), headers=CONTENT)
+        one.advance(timedelta(minutes=1))
     assert attempts >= 4
     assert one.now - START <= timedelta(minutes=62)
-    assert kinds(out) == [Settled, Tried, Refused, Accepted, Bounced, Closed]
+    assert kinds(out) == [Settled, AttemptRecorded, Refused, Accepted, Bounced, Closed]
     assert isinstance(out[3], Accepted)
     assert isinstance(out[3].content, Inline)
     assert b"Status: 5.4.7" in out[3].content.data
@@ -214,17 +218,17 @@ def test_lifetime_ends_with_a_last_attempt_and_a_report() -> None:
 
 
 def test_who_is_given_up_is_told_his_own_last_reply_and_that_giving_up_was_ours() -> None:
-    one = desk(lifetime=timedelta(hours=1))
+    one = simulator(lifetime=timedelta(hours=1))
     one.decide(accepted("a@far.test", "b@far.test", sender="alice@example.test"))
     one.now += timedelta(hours=2)
     full = Deferred(address("a@far.test"), Reply(452, "4.2.2", "Mailbox full"), REMOTE)
-    one.report(next(iter(one.in_hand)), full, deferred(recipient("b@far.test")), headers=CONTENT)
-    (report,) = one.reports
+    one.attempt(next(iter(one.dispatched)), full, deferred(recipient("b@far.test")), headers=CONTENT)
+    (report,) = one.dsns
     assert isinstance(report.content, Inline)
     parsed = message_from_bytes(report.content.data, policy=email_policy.default)
     blocks = list(parsed.get_payload(1).get_payload())[1:]  # type: ignore[union-attr, arg-type]
     assert [block["Final-Recipient"] for block in blocks] == ["rfc822; a@far.test", "rfc822; b@far.test"]
-    for block, reply in zip(blocks, ("452 4.2.2 Mailbox full", str(LATER)), strict=True):
+    for block, reply in zip(blocks, ("452 4.2.2 Mailbox full", str(DEFERRED_REPLY)), strict=True):
         assert block["Status"] == "5.4.7"
         assert block["Remote-MTA"] is None
         assert block["Diagnostic-Code"].startswith("X-Eilpost; 554 5.4.7 ")
@@ -232,16 +236,16 @@ def test_who_is_given_up_is_told_his_own_last_reply_and_that_giving_up_was_ours(
 
 
 def test_many_failures_make_several_reports_each_small_enough_for_its_record() -> None:
-    one = desk(recipients_per_delivery=120)
+    one = simulator(recipients_per_delivery=120)
     names = [f"u{number}@far.test" for number in range(120)]
     one.decide(accepted(*names, sender="alice@example.test"))
     long = Reply(550, "5.7.1", "No " * 330)
-    one.report(
-        next(iter(one.in_hand)), *(Failed(address(name), long, REMOTE) for name in names), headers=b"X: y\r\n" * 9000
+    one.attempt(
+        next(iter(one.dispatched)), *(Failed(address(name), long, REMOTE) for name in names), headers=b"X: y\r\n" * 9000
     )
-    assert len({report.message.queue_id for report in one.reports}) == 3
+    assert len({report.message.queue_id for report in one.dsns}) == 3
     said = b""
-    for report in one.reports:
+    for report in one.dsns:
         assert isinstance(report.content, Inline)
         assert len(report.content.data) < 256 << 10
         said += report.content.data
@@ -259,121 +263,121 @@ def test_many_failures_make_several_reports_each_small_enough_for_its_record() -
     ],
 )
 def test_notify_is_honoured(notify: frozenset[Notify] | None, told: bool) -> None:
-    one = desk()
+    one = simulator()
     who = Recipient(address("gone@example.test"), address("gone@example.test"), notify)
     out = one.decide(accepted(who, sender="alice@example.test"))
-    assert bool(only(Accepted, out)) == told
+    assert bool(of_kind(Accepted, out)) == told
     assert one.ledger["failed"] == 1
     assert kinds(out)[-1] is Closed
 
 
 def test_a_notification_that_cannot_be_delivered_is_discarded() -> None:
-    one = desk()
+    one = simulator()
     out = one.decide(accepted("gone@example.test", sender=None))
-    assert kinds(out) == [Took, Refused, Bounced, Closed]
+    assert kinds(out) == [Received, Refused, Bounced, Closed]
     assert events(out)[2] == Bounced((address("gone@example.test"),), None)
-    assert (one.ledger["discarded"], one.ledger["failed"], one.owed()) == (1, 0, 0)
+    assert (one.ledger["discarded"], one.ledger["failed"], one.open_by_ledger()) == (1, 0, 0)
 
 
 def test_a_full_window_lets_wait_and_room_lets_go_in_order() -> None:
-    one = desk(limits=Limits(site=1))
+    one = simulator(limits=SiteLimits(deliveries_per_site=1))
     for name in "abc":
         one.decide(accepted(f"{name}@far.test"))
         one.now += timedelta(milliseconds=1)
     waiting = [line.state for line in one.lines.values() if isinstance(line.state, Waiting)]
-    assert [state.why for state in waiting] == [Why.WINDOW, Why.WINDOW]
+    assert [state.cause for state in waiting] == [WaitCause.THROTTLED, WaitCause.THROTTLED]
     order = []
     for _ in "abc":
-        (given,) = one.in_hand
-        (who,) = one.in_hand[given].delivery.message.envelope.recipients
+        (given,) = one.dispatched
+        (who,) = one.dispatched[given].delivery.message.envelope.recipients
         order.append(who.address.local)
-        one.report(given, delivered(who))
-        one.tick()
+        one.attempt(given, delivered(who))
+        one.route_due()
     assert order == ["a", "b", "c"]
 
 
 def test_a_clock_that_is_set_back_loses_nobodys_turn() -> None:
-    one = desk(limits=Limits(site=1))
+    one = simulator(limits=SiteLimits(deliveries_per_site=1))
     for name in "ab":
         one.decide(accepted(f"{name}@far.test"))
-        one.tick()  # from here on b is due, and only the window is in its way
+        one.route_due()  # from here on b is due, and only the window is in its way
     one.now -= timedelta(hours=1)
-    (given,) = one.in_hand.values()
-    one.report(given.delivery.id, delivered(recipient("a@far.test")))
-    one.tick()
-    (given,) = one.in_hand.values()
+    (given,) = one.dispatched.values()
+    one.attempt(given.delivery.id, delivered(recipient("a@far.test")))
+    one.route_due()
+    (given,) = one.dispatched.values()
     assert given.delivery.message.envelope.recipients == (recipient("b@far.test"),)
 
 
 def test_dns_that_does_not_answer_lets_wait_then_goes_or_expires() -> None:
-    one = Desk(policy())
+    one = RouterSimulator(policy())
     out = one.decide(accepted("u@far.test"))
-    (line,) = only(Pending, out)
+    (line,) = of_kind(Pending, out)
     assert line.delivery.route == Unresolved("far.test")
-    assert line.state.why is Why.RESOLVING
+    assert line.state.cause is WaitCause.UNRESOLVED
     assert isinstance(line.content, Spooled)
-    assert one.in_hand == {}
-    one.wait(timedelta(seconds=5))
+    assert one.dispatched == {}
+    one.advance(timedelta(seconds=5))
     one.answers = FAR
-    one.wait(timedelta(seconds=5))
-    (given,) = one.in_hand.values()
+    one.advance(timedelta(seconds=5))
+    (given,) = one.dispatched.values()
     assert isinstance(given.delivery.route, ToMx)
     assert given.number == 1
 
-    silent = Desk(policy(lifetime=timedelta(hours=1)))
+    silent = RouterSimulator(policy(lifetime=timedelta(hours=1)))
     silent.decide(accepted("u@far.test", sender="alice@example.test"))
     for _ in range(20):
-        silent.wait(timedelta(minutes=20))
+        silent.advance(timedelta(minutes=20))
     assert silent.lines == {}
-    assert len(silent.reports) == 1
+    assert len(silent.dsns) == 1
 
 
 def test_a_retry_follows_the_exchangers_of_today() -> None:
-    one = Desk(policy(), answers=FAR)
+    one = RouterSimulator(policy(), answers=FAR)
     one.decide(accepted("u@far.test"))
-    one.report(next(iter(one.in_hand)), deferred(recipient("u@far.test")))
-    one.answers = Answers({"far.test": MxHosts(((10, "new.far.test"),))})
-    one.wait(timedelta(minutes=2))
-    (given,) = one.in_hand.values()
+    one.attempt(next(iter(one.dispatched)), deferred(recipient("u@far.test")))
+    one.answers = DnsAnswers({"far.test": MxHosts(((10, "new.far.test"),))})
+    one.advance(timedelta(minutes=2))
+    (given,) = one.dispatched.values()
     assert given.delivery.route == ToMx("far.test", ((10, "new.far.test"),))
-    assert set(one.queue.loads()) == {"mx:new.far.test"}
-    one.report(given.delivery.id, deferred(recipient("u@far.test")))
+    assert set(one.queue.site_loads()) == {"mx:new.far.test"}
+    one.attempt(given.delivery.id, deferred(recipient("u@far.test")))
     one.policy = replace(one.policy, relay=RELAY)  # and a relay that was configured meanwhile
-    one.wait(timedelta(hours=1))
-    assert next(iter(one.in_hand.values())).delivery.route == RELAY
+    one.advance(timedelta(hours=1))
+    assert next(iter(one.dispatched.values())).delivery.route == RELAY
 
 
 def test_a_domain_that_moves_in_or_out_takes_its_waiting_mail_along() -> None:
-    one = Desk(policy(), answers=FAR)
+    one = RouterSimulator(policy(), answers=FAR)
     one.decide(accepted("u@far.test"))
-    one.report(next(iter(one.in_hand)), deferred(recipient("u@far.test")))
+    one.attempt(next(iter(one.dispatched)), deferred(recipient("u@far.test")))
     one.snapshot = snapshot(["u@far.test"], domains=[Domain("far.test", "default")])  # and MX now says: us
-    one.answers = Answers({"far.test": MxHosts(((10, "mx.example.test"),))})
-    one.wait(timedelta(minutes=2))
-    (given,) = one.in_hand.values()
+    one.answers = DnsAnswers({"far.test": MxHosts(((10, "mx.example.test"),))})
+    one.advance(timedelta(minutes=2))
+    (given,) = one.dispatched.values()
     assert given.delivery.route == ToMailbox("u@far.test")
-    one.report(given.delivery.id, deferred(recipient("u@far.test")))
+    one.attempt(given.delivery.id, deferred(recipient("u@far.test")))
     one.snapshot = snapshot(domains=[Domain("far.test", "default", relay_to=RELAY)])
-    one.wait(timedelta(hours=1))
-    (given,) = one.in_hand.values()
+    one.advance(timedelta(hours=1))
+    (given,) = one.dispatched.values()
     assert given.delivery.route == RELAY
-    one.report(given.delivery.id, deferred(recipient("u@far.test")))
+    one.attempt(given.delivery.id, deferred(recipient("u@far.test")))
     one.snapshot = snapshot(domains=[Domain("far.test", "default")])  # ours, and nobody of that name
-    one.wait(timedelta(hours=1))
-    assert next(iter(one.in_hand.values())).delivery.route == RELAY
+    one.advance(timedelta(hours=1))
+    assert next(iter(one.dispatched.values())).delivery.route == RELAY
 
 
 def test_a_mailbox_beside_an_alias_of_its_name_is_kept() -> None:
     own = {"alice@example.test": ["alice@example.test", "u@far.test"]}
-    one = Desk(policy(), snapshot(["alice@example.test"], own), FAR)
+    one = RouterSimulator(policy(), snapshot(["alice@example.test"], own), FAR)
     one.decide(accepted("alice@example.test"))
-    (mailbox,) = [given for given in one.in_hand.values() if isinstance(given.delivery.route, ToMailbox)]
-    one.report(mailbox.delivery.id, deferred(recipient("alice@example.test")))
-    one.wait(timedelta(minutes=2))
-    assert one.in_hand[mailbox.delivery.id].delivery.route == ToMailbox("alice@example.test")
+    (mailbox,) = [given for given in one.dispatched.values() if isinstance(given.delivery.route, ToMailbox)]
+    one.attempt(mailbox.delivery.id, deferred(recipient("alice@example.test")))
+    one.advance(timedelta(minutes=2))
+    assert one.dispatched[mailbox.delivery.id].delivery.route == ToMailbox("alice@example.test")
 
 
 def test_decisions_are_made_without_chance() -> None:
     mail = accepted("gone@example.test", "u@far.test", sender="alice@example.test")
-    assert desk().decide(mail) == desk().decide(mail)
-    assert isinstance(only(Pending, desk().decide(mail))[0].state, InHand)
+    assert simulator().decide(mail) == simulator().decide(mail)
+    assert isinstance(of_kind(Pending, simulator().decide(mail))[0].state, Active)

@@ -14,18 +14,25 @@ from mail.envelope import Body, Recipient
 from mail.message import Inline, QueueId
 from mail.record import Accepted
 from mail.reply import Reply
-from router.dsn import MAX_QUOTED_BYTES, Failure, failure_report, original_recipient
-from tests.support.routing import CONTENT, NEVER, REMOTE, START, address, message, recipient
+from router.dsn import QUOTED_BYTES_MAX, FailedRecipient, failure_dsn, original_recipient
+from tests.support.builders.routing import CONTENT, FAILED_REPLY, REMOTE, START, address, message, recipient
 
 DSN_ID = QueueId("01M80000000000000000000DSN")
 HOST = "mx.example.test"
 
 
-def write(*failures: Failure, headers: bytes = CONTENT, sender: str = "sender@far.test", **terms: object) -> Accepted:
+def write(
+    *failures: FailedRecipient, headers: bytes = CONTENT, sender: str = "sender@far.test", **terms: object
+) -> Accepted:
     original = message(sender=sender)
     original = replace(original, envelope=replace(original.envelope, **terms))
-    return failure_report(
-        original, failures or (Failure(recipient("u@far.test"), NEVER, REMOTE),), headers, HOST, DSN_ID, START
+    return failure_dsn(
+        original,
+        failures or (FailedRecipient(recipient("u@far.test"), FAILED_REPLY, REMOTE),),
+        headers,
+        HOST,
+        DSN_ID,
+        START,
     )
 
 
@@ -69,7 +76,7 @@ def test_a_report_has_the_three_parts_of_rfc_3464_and_goes_from_nobody_to_the_se
 def test_what_the_sender_gave_comes_back() -> None:
     given_one = Recipient(address("u@far.test"), address("list@example.test"), orcpt="rfc822;Some+2BOne@example.test")
     expanded = Recipient(address("v@far.test"), address("list@example.test"))
-    report = write(Failure(given_one, NEVER), Failure(expanded, NEVER), envid="QQ 314")
+    report = write(FailedRecipient(given_one, FAILED_REPLY), FailedRecipient(expanded, FAILED_REPLY), envid="QQ 314")
     fields, first, second = read(report)[1][1].iter_parts()
     assert fields["original-envelope-id"] == "QQ 314"
     assert first["original-recipient"] == "rfc822; Some+One@example.test"
@@ -79,7 +86,7 @@ def test_what_the_sender_gave_comes_back() -> None:
 
 
 def test_an_international_address_makes_a_global_report() -> None:
-    report = write(Failure(recipient("jürgen@bücher.test"), NEVER), sender="käthe@far.test")
+    report = write(FailedRecipient(recipient("jürgen@bücher.test"), FAILED_REPLY), sender="käthe@far.test")
     assert report.message.envelope.smtputf8
     assert report.message.envelope.body is Body.EIGHT_BIT
     assert isinstance(report.content, Inline)
@@ -92,14 +99,14 @@ def test_an_international_address_makes_a_global_report() -> None:
 @pytest.mark.parametrize(
     ("headers", "reply", "encoding"),
     [
-        (CONTENT, NEVER, None),
-        ("Subject: grüße\r\n\r\n".encode(), NEVER, "8bit"),
+        (CONTENT, FAILED_REPLY, None),
+        ("Subject: grüße\r\n\r\n".encode(), FAILED_REPLY, "8bit"),
         (CONTENT, Reply(550, "5.1.1", "Kein Käfer"), "8bit"),
     ],
 )
 def test_a_report_of_eight_bits_says_so_in_its_own_header(headers: bytes, reply: Reply, encoding: str | None) -> None:
     """RFC 2045 section 6.4: a multipart with an 8-bit part is 8-bit itself."""
-    report = write(Failure(recipient("u@far.test"), reply, REMOTE), headers=headers)
+    report = write(FailedRecipient(recipient("u@far.test"), reply, REMOTE), headers=headers)
     parsed, parts = read(report)
     assert parsed["content-transfer-encoding"] == encoding
     assert any(part["content-transfer-encoding"] == "8bit" for part in parts) is (encoding is not None)
@@ -109,7 +116,7 @@ def test_a_report_of_eight_bits_says_so_in_its_own_header(headers: bytes, reply:
 @given(text=st.text(max_size=3000), envid=st.text(max_size=100), orcpt=st.text(max_size=100))
 def test_nothing_a_stranger_says_can_start_a_field_or_a_part(text: str, envid: str, orcpt: str) -> None:
     one = Recipient(address("u@far.test"), address("u@far.test"), orcpt=orcpt)
-    report = write(Failure(one, Reply(550, "5.0.0", text), f"mx[{text}"), envid=envid)
+    report = write(FailedRecipient(one, Reply(550, "5.0.0", text), f"mx[{text}"), envid=envid)
     _, parts = read(report)
     assert len(parts) == 3
     fields, block = parts[1].iter_parts()
@@ -126,7 +133,7 @@ def test_nothing_a_stranger_says_can_start_a_field_or_a_part(text: str, envid: s
         (b"\r\nno header at all", None),
         (b"A: 1\r\nB: cut in the mid", b"A: 1\r\n"),
         (b"A: 1\r\n\r\nbody", b"A: 1\r\n"),
-        (b"X: " + b"y" * 2 * MAX_QUOTED_BYTES, None),
+        (b"X: " + b"y" * 2 * QUOTED_BYTES_MAX, None),
     ],
 )
 def test_only_whole_header_lines_are_quoted(headers: bytes, quoted: bytes | None) -> None:
@@ -145,7 +152,9 @@ def read_raw_parts(report: Accepted) -> list[bytes]:
 
 def test_a_notification_about_a_notification_cannot_be_written() -> None:
     with pytest.raises(AssertionError):
-        failure_report(message(sender=None), (Failure(recipient("u@far.test"), NEVER),), b"", HOST, DSN_ID, START)
+        failure_dsn(
+            message(sender=None), (FailedRecipient(recipient("u@far.test"), FAILED_REPLY),), b"", HOST, DSN_ID, START
+        )
 
 
 def test_orcpt_is_shown_decoded_and_clean() -> None:

@@ -7,34 +7,34 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mail.message import Spooled
-from mail.record import Accepted, Attempted, Dispatched, Pending, Waiting, Why
+from mail.record import Accepted, Attempted, Dispatched, Pending, WaitCause, Waiting
 from mail.route import ToRelay
 from router import metrics
-from router.mailqueue import MailQueue
-from router.tally import Tally
-from tests.support.metrics import value
-from tests.support.routing import Desk, deferred, only, policy
-from tests.unit.router.test_putaside import breaks_at
-from tests.unit.router.test_shard import Setup, fresh, succeed, until
+from router.accounting import BatchAccounting
+from router.mail_queue import MailQueue
+from tests.support.builders.routing import RouterSimulator, deferred, of_kind, policy
+from tests.support.docs.metrics import value
+from tests.unit.router.test_quarantine import break_decide
+from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed, wait_until
 
 SMART = ToRelay("smart.test", 25)
 
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "GAUGE_SECONDS", 0.0)
+    monkeypatch.setattr(metrics, "GAUGE_INTERVAL_SECONDS", 0.0)
 
 
 async def test_the_ledger_does_not_drift_whatever_a_shard_began_with() -> None:
-    setup = Setup(relay=SMART, deliver=succeed)
-    (line,) = only(Pending, Desk(policy=policy(relay=SMART)).decide(fresh("u@far.test")))
-    kept = await setup.spool.keep(b"x")
-    await setup.log.append(Pending(line.delivery, Waiting(datetime.now(UTC), Why.RETRY, "later"), kept, 1))
+    setup = RouterSetup(relay=SMART, deliver=succeed)
+    (line,) = of_kind(Pending, RouterSimulator(policy=policy(relay=SMART)).decide(accepted_now("u@far.test")))
+    kept = await setup.spool.put(b"x")
+    await setup.log.append(Pending(line.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), kept, 1))
     async with setup.running():
-        await until(lambda: len(setup.carried) == 1)
-        mail = fresh("alice@example.test", "v@far.test")
+        await wait_until(lambda: len(setup.dispatched) == 1)
+        mail = accepted_now("alice@example.test", "v@far.test")
         await setup.log.append(mail)
-        await until(lambda: setup.closed(mail))
+        await wait_until(lambda: setup.is_closed(mail))
         assert value("ledger_drift_recipients") == 0
 
 
@@ -42,32 +42,32 @@ async def test_the_ledger_does_not_drift_whatever_a_shard_began_with() -> None:
 async def test_a_tally_that_forgets_an_entry_is_a_drift_until_the_shard_is_lost(
     monkeypatch: pytest.MonkeyPatch, entry: str, sign: int
 ) -> None:
-    note = Tally.note
+    add_decision = BatchAccounting.add_decision
 
-    def faulty(self: Tally, *arguments: object) -> None:
-        note(self, *arguments)  # type: ignore[arg-type]
+    def faulty(self: BatchAccounting, *arguments: object) -> None:
+        add_decision(self, *arguments)  # type: ignore[arg-type]
         self.ledger.pop(entry, None)
 
-    monkeypatch.setattr(Tally, "note", faulty)
-    setup = Setup(deliver=succeed)
+    monkeypatch.setattr(BatchAccounting, "add_decision", faulty)
+    setup = RouterSetup(deliver=succeed)
     async with setup.running():
         assert value("ledger_drift_recipients") == 0
-        mail = fresh("alice@example.test", "u@far.test")
+        mail = accepted_now("alice@example.test", "u@far.test")
         await setup.log.append(mail)
-        await until(lambda: setup.closed(mail))
-        await until(lambda: value("ledger_drift_recipients") == sign * 2)
+        await wait_until(lambda: setup.is_closed(mail))
+        await wait_until(lambda: value("ledger_drift_recipients") == sign * 2)
     assert value("ledger_drift_recipients") == 0
 
 
 async def test_a_quarantined_delivery_is_counted_and_survives_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    setup = Setup(deliver=succeed)
-    bad = fresh("alice@example.test")
-    breaks_at(monkeypatch, bad.message.queue_id, kind=Accepted)
+    setup = RouterSetup(deliver=succeed)
+    bad = accepted_now("alice@example.test")
+    break_decide(monkeypatch, bad.message.queue_id, kind=Accepted)
     await setup.log.append(bad)
     for _ in range(2):
         async with setup.running():
-            await until(lambda: value("quarantined_deliveries") == 1)
-            await until(lambda: value("queue_recipients", state="held") == 1)
+            await wait_until(lambda: value("quarantined_deliveries") == 1)
+            await wait_until(lambda: value("queue_recipients", state="held") == 1)
             assert value("queue_runnable_recipients") == 0
             assert value("ledger_drift_recipients") == 0
         assert value("quarantined_deliveries") == 0
@@ -78,14 +78,14 @@ async def test_a_delivery_is_runnable_while_it_is_active_and_not_while_it_is_def
         outcomes = tuple(map(deferred, given.delivery.message.envelope.recipients))
         return Attempted(given.delivery.id, given.number, outcomes, datetime.now(UTC), timedelta(0), spooled)
 
-    setup = Setup(relay=SMART)
-    spooled: Spooled = await setup.spool.keep(b"x")
+    setup = RouterSetup(relay=SMART)
+    spooled: Spooled = await setup.spool.put(b"x")
     before = {name: value(name) for name in ("routed_messages_total", "routed_bytes_total")}
     consumed = value("consumed_records_total", topic="accepted")
-    mail = fresh("u@far.test", "v@far.test")
+    mail = accepted_now("u@far.test", "v@far.test")
     await setup.log.append(mail)
     async with setup.running():
-        await until(lambda: value("queue_runnable_recipients") == 2)
+        await wait_until(lambda: value("queue_runnable_recipients") == 2)
         since = value("queue_oldest_runnable_timestamp_seconds")
         assert abs(datetime.now(UTC).timestamp() - since) < 20
         assert value("routed_messages_total") - before["routed_messages_total"] == 1
@@ -95,14 +95,14 @@ async def test_a_delivery_is_runnable_while_it_is_active_and_not_while_it_is_def
     assert value("queue_oldest_runnable_timestamp_seconds") == 0
     setup.deliver = later
     async with setup.running():  # delivery is given it again
-        await until(lambda: value("queue_recipients", state="deferred") == 2)
+        await wait_until(lambda: value("queue_recipients", state="deferred") == 2)
         assert value("queue_runnable_recipients") == 0
 
 
 async def test_an_idle_shard_finishes_batches() -> None:
-    setup = Setup()
+    setup = RouterSetup()
     async with setup.running():
-        await until(lambda: value("shards_routed") == value("shards", role="router") > 0)
+        await wait_until(lambda: value("shards_routed") == value("shards", role="router") > 0)
     assert value("shards_routed") == 0
 
 
@@ -112,14 +112,14 @@ def test_a_shard_that_hangs_or_never_finishes_a_batch_is_not_routed(monkeypatch:
     shards = metrics.Metrics()
     hanging, working, queue = 0, 1, MailQueue()
     for shard in (hanging, working):
-        shards.opened(shard, queue)
+        shards.shard_replayed(shard, queue)
     assert value("shards_routed") == 0
     for shard in (hanging, working):
-        shards.committed(shard, Tally(), queue, 0.0)
+        shards.add_batch(shard, BatchAccounting(), queue, 0.0)
     assert value("shards_routed") == 2
     now += metrics.ROUTED_SECONDS
-    shards.committed(working, Tally(), queue, 0.0)
+    shards.add_batch(working, BatchAccounting(), queue, 0.0)
     assert value("shards_routed") == 1
-    shards.closed(working)  # opened again and again without a batch, as when it is fenced each time
-    shards.opened(working, queue)
+    shards.shard_released(working)  # opened again and again without a batch, as when it is fenced each time
+    shards.shard_replayed(working, queue)
     assert value("shards_routed") == 0

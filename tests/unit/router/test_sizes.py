@@ -6,22 +6,24 @@ import pytest
 
 from mail.log.codec import encode
 from mail.message import Inline
-from mail.record import Event, Refused, Took
+from mail.record import Event, Received, Refused
 from mail.settings import Settings
-from tests.support.routing import Desk, accepted, events, snapshot
+from tests.support.builders.routing import RouterSimulator, accepted, events, snapshot
 
 
 @pytest.mark.parametrize("sender", ["sender@far.test", None])
 def test_no_record_grows_with_the_recipients_without_bound(sender: str | None) -> None:
-    desk = Desk(snapshot=snapshot())
+    simulator = RouterSimulator(snapshot=snapshot())
     names = [f"{'n' * 50}{number}@example.test" for number in range(3000)]
-    out = desk.decide(accepted(*names, sender=sender))
+    out = simulator.decide(accepted(*names, sender=sender))
     told = [what for what in events(out) if isinstance(what, Refused)]
     assert [len(what.outcomes) for what in told] == [200] * 15
-    assert desk.ledger["failed" if sender else "discarded"] == 3000
-    frames = [encode(record) for record in out if not (isinstance(record, Event) and isinstance(record.what, Took))]
+    assert simulator.ledger["failed" if sender else "discarded"] == 3000
+    frames = [
+        encode(record) for record in out if not (isinstance(record, Event) and isinstance(record.detail, Received))
+    ]
     assert max(len(frame) for frame in frames if frame is not None) < 256 << 10
-    assert desk.owed() == 0
+    assert simulator.open_by_ledger() == 0
 
 
 def test_the_largest_message_that_is_taken_fits_into_a_record() -> None:

@@ -6,7 +6,7 @@ import json
 
 import yaml
 
-from tests.support import chart
+from tests.support.docs import chart
 
 # What the topics Job and the test do not take from `defaults`.
 OF_DEPLOYMENTS = {"replicas", "autoscaling", "keda", "podDisruptionBudget", "topologySpread", "probes", "strategy"}

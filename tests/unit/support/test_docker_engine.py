@@ -18,7 +18,7 @@ import pytest
 from tests.support.containers import images
 from tests.support.containers.engine import Engine, EngineError
 from tests.support.interrupted import SIGNALS, InterruptedRun, until
-from tests.support.ports import free_port
+from tests.support.servers.ports import free_port
 
 pytestmark = pytest.mark.docker
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support import kafka
+from tests.support.servers import kafka
 
 ROOT = Path(__file__).resolve().parents[3]
 NOBODY = "127.0.0.1:1"
@@ -41,7 +41,7 @@ def _cluster(nodes: int) -> Iterator[SimpleNamespace]:
 def test_the_given_one_then_a_container_then_ours(
     given: str, docker: bool, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(kafka.GIVEN, given)
+    monkeypatch.setenv(kafka.GIVEN_BOOTSTRAP, given)
     monkeypatch.setattr(kafka, "_docker_answers", lambda: docker)
     monkeypatch.setattr(kafka, "container", _container)
     monkeypatch.setattr(kafka, "cluster", _cluster)
@@ -63,7 +63,7 @@ def _run(folder: Path, ci: str) -> tuple[int, str]:
     )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), folder],
-        env=os.environ | {"CI": ci, kafka.GIVEN: NOBODY, "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"CI": ci, kafka.GIVEN_BOOTSTRAP: NOBODY, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -76,12 +76,12 @@ def _run(folder: Path, ci: str) -> tuple[int, str]:
 def test_in_ci_a_missing_kafka_is_a_failure(tmp_path: Path) -> None:
     status, said = _run(tmp_path, "true")
     assert status == 1, said
-    assert f"CI=true, and nothing answers at {kafka.GIVEN}={NOBODY}" in said
+    assert f"CI=true, and nothing answers at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in said
     assert "1 error" in said  # before the test itself began
 
 
 def test_elsewhere_it_is_skipped_and_told_at_the_end(tmp_path: Path) -> None:
     status, said = _run(tmp_path, "")
     assert status == 0, said
-    assert f"NOT TESTED against a real kafka: nothing answers at {kafka.GIVEN}={NOBODY}" in said
+    assert f"NOT TESTED against a real kafka: nothing answers at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in said
     assert "1 skipped" in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from tests.support.page import script, shell_blocks
+from tests.support.docs.shell_blocks import script, shell_blocks
 
 PAGE = """
 # A page

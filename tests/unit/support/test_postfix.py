@@ -14,7 +14,7 @@ from tests.support.interrupted import InterruptedRun, until
 
 TEST = """
 from tests.support.interrupted import wait
-from tests.support.postfix import Postfix
+from tests.support.servers.postfix import Postfix
 
 def test_postfix():
     with Postfix({}) as postfix:

@@ -1,0 +1,79 @@
+"""The mailbox courier: final delivery into a mailbox of this system.
+
+In charge of what is written before the message (RFC 5321 section 4.4: Return-Path) and of what the store's troubles
+mean for the sender; never of how mail is stored. The message behind the two lines stays byte for byte what was sent.
+A second copy of the same delivery changes nothing (the store knows it by its delivery id).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from mail.directory import Directory
+from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.record import Delivery
+from mail.reply import Reply
+from mail.route import ToMailbox
+from mail.telemetry.log import DUPLICATES_SUPPRESSED
+from mailstore.mailboxes import Mailboxes, MailboxFull, MailboxUnavailable, MessageTooLarge
+
+logger = structlog.get_logger()
+
+DELIVERED = Reply(250, "2.0.0", "Kept in the mailbox")
+DUPLICATE_SUPPRESSED = Reply(250, "2.0.0", "Kept in the mailbox before; this second copy was dropped")
+NO_SUCH_MAILBOX = Reply(550, "5.1.1", "The mailbox does not exist any more")
+MAILBOX_FULL = Reply(452, "4.2.2", "The mailbox is full")
+MESSAGE_TOO_LARGE = Reply(552, "5.2.3", "The message is larger than all the mailbox may hold")  # RFC 3463 X.2.3
+STORE_UNAVAILABLE = Reply(451, "4.3.0", "The mail store does not answer")
+
+APPEND_TIMEOUT_SECONDS = 30.0  # three times as long as a mailbox store waits for one lock
+
+
+class MailboxCourier:
+    """Implements `delivery.courier.Courier` for ToMailbox."""
+
+    def __init__(self, *, mailboxes: Mailboxes, directory: Directory) -> None:
+        self._mailboxes = mailboxes
+        self._directory = directory
+        self._suppressed = DUPLICATES_SUPPRESSED.labels("mailbox")
+
+    async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        """See the port. However many recipients mean this one owner, one copy is kept."""
+        route = delivery.route
+        assert isinstance(route, ToMailbox)
+        recipients = [recipient.address for recipient in delivery.message.envelope.recipients]
+        user = self._directory.snapshot.users.get(route.owner)
+        if user is None:
+            return tuple(Failed(address, NO_SUCH_MAILBOX) for address in recipients)
+        sender = delivery.message.envelope.reverse_path
+        header_lines = [f"Return-Path: <{sender if sender is not None else ''}>\r\n"]
+        header_lines += [f"Delivered-To: {address}\r\n" for address in dict.fromkeys(recipients)]
+        try:
+            async with asyncio.timeout(APPEND_TIMEOUT_SECONDS):
+                new = await self._mailboxes.append(
+                    route.owner, delivery.id, "".join(header_lines).encode() + content, user.quota_bytes
+                )
+        except TimeoutError:
+            # It may be kept all the same; the next attempt finds out, by the delivery id.
+            logger.warning("mail store silent", queue_id=delivery.message.queue_id, seconds=APPEND_TIMEOUT_SECONDS)
+            return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
+        except MailboxFull:
+            return tuple(Deferred(address, MAILBOX_FULL) for address in recipients)
+        except MessageTooLarge:
+            return tuple(Failed(address, MESSAGE_TOO_LARGE) for address in recipients)  # no retry could change that
+        except MailboxUnavailable as error:
+            logger.warning(
+                "mail store unavailable",
+                queue_id=delivery.message.queue_id,
+                delivery_id=delivery.id,
+                reason=str(error),
+            )
+            return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
+        if not new:
+            self._suppressed.inc()
+        return tuple(Delivered(address, DELIVERED if new else DUPLICATE_SUPPRESSED) for address in recipients)
+
+    async def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,112 @@
+"""What a remote server answers, read from bytes: bounded, sanitised, in pieces of any size. Pure.
+
+In charge of RFC 5321 section 4.2 replies on the wire; never of what they mean. It promises that no answer, however
+long, malformed or hostile, grows beyond its bounds or carries a control character further.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mail.reply import Reply
+
+# RFC 5321 section 4.5.3.1.5 allows 512 octets; servers in the wild write more.
+LINE_OCTETS_MAX = 4096
+# EHLO answers have some 20 lines, policy texts a few more.
+LINES_MAX = 200
+# What is kept of a text, for people.
+TEXT_MAX = 1000
+
+_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ \-])(.*))?\Z", re.DOTALL)
+_ENHANCED = re.compile(r"([245])\.([0-9]{1,3})\.([0-9]{1,3})(?:\s+|\Z)")
+# C0, DEL, C1, and the separators some programs break lines at.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
+
+
+class MalformedReply(Exception):
+    """The peer does not speak SMTP, or says too much; the text is for the log and for people."""
+
+
+class ServerReply:
+    """One whole reply as it came: `code` and the lines behind it, raw. `to_reply()` makes a value of it.
+
+    A plain class: three are made for every message, and most are looked at only for their code.
+    """
+
+    __slots__ = ("code", "lines")
+
+    def __init__(self, code: int, lines: list[bytes]) -> None:
+        self.code = code
+        self.lines = lines
+
+    @property
+    def positive(self) -> bool:
+        """2xx: done as asked."""
+        return 200 <= self.code < 300
+
+    @property
+    def negative(self) -> bool:
+        """4xx or 5xx."""
+        return self.code >= 400
+
+    def to_reply(self) -> Reply:
+        """The answer as a value fit for records: enhanced code taken off, no control characters, bounded."""
+        texts = []
+        enhanced = ""
+        for raw in self.lines:
+            text = _CONTROL.sub(" ", raw.decode("utf-8", "replace")).strip()
+            match = _ENHANCED.match(text)
+            if match is not None:
+                text = text[match.end() :]
+                # RFC 2034 section 4: a class that contradicts the code is no enhanced code.
+                if not enhanced and int(match[1]) == self.code // 100:
+                    enhanced = match[0].strip()
+            texts.append(text)
+        return Reply(self.code, enhanced, "\n".join(texts)[:TEXT_MAX])
+
+    def __repr__(self) -> str:
+        return f"ServerReply({self.code}, {self.lines!r})"
+
+
+class ReplyParser:
+    """Bytes in, whole answers out."""
+
+    __slots__ = ("_buffer", "_lines")
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._lines: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[ServerReply]:
+        """The answers completed by `data`. Raises MalformedReply; the reader is of no use after that."""
+        if self._buffer:
+            data = self._buffer + data
+        replies = []
+        start = 0
+        while (end := data.find(b"\n", start)) >= 0:
+            # A bare LF ends a line too; nothing is gained by refusing it here.
+            line = data[start : end - 1] if data[end - 1 : end] == b"\r" and end > start else data[start:end]
+            start = end + 1
+            reply = self._parse_line(line)
+            if reply is not None:
+                replies.append(reply)
+        self._buffer = data[start:]
+        if len(self._buffer) > LINE_OCTETS_MAX:
+            raise MalformedReply("a reply line is too long")
+        return replies
+
+    def _parse_line(self, line: bytes) -> ServerReply | None:
+        match = _REPLY_LINE.match(line)
+        if match is None or len(line) > LINE_OCTETS_MAX:
+            shown = _CONTROL.sub(" ", line[:80].decode("utf-8", "replace"))
+            raise MalformedReply(f"not an SMTP reply: {shown!r}")
+        code, separator, text = match.groups()
+        self._lines.append(text or b"")
+        if separator == b"-":  # RFC 5321 section 4.2.1: more lines follow
+            if len(self._lines) >= LINES_MAX:
+                raise MalformedReply("a reply has too many lines")
+            return None
+        # Where the codes of the lines differ, the last one counts, as in Postfix.
+        reply = ServerReply(int(code), self._lines)
+        self._lines = []
+        return reply

@@ -1,0 +1,117 @@
+"""The SMTP (and LMTP) courier: one attempt to hand a message to a site.
+
+In charge of when a transaction may be repeated at once, and of nothing else: a connection that was reused and died
+before the final dot costs a reconnect and never a deferral, however many went stale; recipients the server had no room
+for go into the next transaction. After the final dot nothing is repeated: who was not answered is deferred, and the
+reply says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import structlog
+
+from delivery.dialogue import Timeouts
+from delivery.hosts import TargetSelector
+from delivery.pool import NoConnection, Pool
+from delivery.sources import Sources
+from delivery.transaction import TransactionResult
+from mail.envelope import Envelope
+from mail.outcome import Deferred, Failed, Outcome
+from mail.record import Delivery
+from mail.reply import Reply
+from mail.resolver import Resolver
+from mail.route import Route
+from mail.settings import DeliverySettings
+
+logger = structlog.get_logger()
+
+
+class SmtpCourier:
+    """Implements `delivery.courier.Courier` for ToRelay and ToMx."""
+
+    def __init__(
+        self,
+        *,
+        settings: DeliverySettings,
+        hostname: str,
+        resolver: Resolver,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        sources = Sources(settings.source_addresses)
+        targets = TargetSelector(
+            resolver=resolver,
+            hostname=hostname,
+            port=settings.port,
+            prefer_ipv6=settings.prefer_ipv6,
+            no_source=sources.no_source_reply,
+        )
+        self._pool = Pool(
+            targets=targets,
+            settings=settings,
+            hostname=settings.ehlo_name or hostname,
+            sources=sources,
+            timeouts=timeouts,
+        )
+
+    async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        """See the port. Cancelled before the final dot, it gives up; after it, only at the second time; between two
+        transactions, it returns what the first came to.
+        """
+        envelope = delivery.message.envelope
+        result = await self._transact(delivery.route, envelope, content)
+        if not result.retry_now:
+            return result.outcomes
+        outcomes = list(result.outcomes)
+        indexes = result.retry_now
+        # The server takes at least one recipient of each transaction that has a `retry_now`, so this ends.
+        while indexes:
+            remaining = replace(envelope, recipients=tuple(envelope.recipients[index] for index in indexes))
+            try:
+                result = await self._transact(delivery.route, remaining, content)
+            except asyncio.CancelledError:
+                # Some have the message: not to report that would send it to them again. The rest stay deferred.
+                if (task := asyncio.current_task()) is not None:
+                    task.uncancel()
+                break
+            except Exception:
+                logger.exception("a further transaction failed", delivery_id=delivery.id)
+                break
+            for index, outcome in zip(indexes, result.outcomes, strict=True):
+                outcomes[index] = outcome
+            indexes = tuple(indexes[index] for index in result.retry_now)
+        return tuple(outcomes)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    async def _transact(self, route: Route, envelope: Envelope, content: bytes) -> TransactionResult:
+        """One transaction that counts: one that a stale connection swallowed does not, and the next has a fresh one."""
+        pool = self._pool
+        fresh = False
+        while True:
+            connection = await pool.acquire(route, fresh=fresh)
+            if isinstance(connection, NoConnection):
+                return TransactionResult(_same_outcome(envelope, connection.reply))
+            reused = connection.transactions > 0
+            connection_lost = True
+            failure: str | None = None
+            try:
+                result = await connection.transact(envelope, content)
+                connection_lost = result.connection_lost
+                if connection_lost and not reused:
+                    failure = result.outcomes[-1].reply.text
+            finally:
+                pool.release(route, connection, connection_lost=connection_lost, failure=failure)
+            if connection_lost and reused and not result.past_dot:
+                fresh = True
+                pool.drop_idle(route, connection.dialogue.remote)
+                continue
+            return result
+
+
+def _same_outcome(envelope: Envelope, reply: Reply) -> tuple[Outcome, ...]:
+    kind = Failed if reply.is_permanent else Deferred
+    return tuple(kind(recipient.address, reply) for recipient in envelope.recipients)

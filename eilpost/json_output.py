@@ -1,0 +1,170 @@
+"""Stories and queue lines for programs: what `--json` prints. Pure.
+
+Times are ISO 8601 in UTC, durations seconds, sizes bytes. Keys are added, never renamed. What a terminal might obey is
+escaped, as JSON allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, assert_never
+
+import orjson
+
+from eilpost.format import format_route
+from eilpost.timeline import Timeline, alias_expansion
+from mail.message import Message, queue_id_of
+from mail.outcome import Outcome
+from mail.record import (
+    AttemptRecorded,
+    Bounced,
+    Closed,
+    Event,
+    Pending,
+    Received,
+    Refused,
+    Resumed,
+    Routed,
+    Waiting,
+    state_name,
+)
+
+
+def to_json(value: object) -> str:
+    """The value as JSON text, with all escaped that does not print: replies and names come from strangers, and C1
+    control and direction-changing characters are no less an order to a terminal than ESC is.
+    """
+    plain = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    return plain if plain.isascii() and "\x7f" not in plain else "".join(map(_escaped, plain))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable() or character == "\n":
+        return character
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+def timeline_json(timeline: Timeline, now: datetime) -> dict[str, Any]:
+    """The whole story of a message."""
+    message = timeline.message
+    start = message.received if message else None
+    return {
+        "queue_id": timeline.queue_id,
+        "state": str(timeline.state),
+        "message": message_json(message) if message else None,
+        "expanded": alias_expansion_json(timeline.events),
+        "events": [event_json(event, start) for event in timeline.events],
+        "open": [pending_json(pending, now) for pending in timeline.pending],
+        "bounces": list(timeline.bounces),
+    }
+
+
+def alias_expansion_json(events: Sequence[Event]) -> dict[str, Any] | None:
+    """Which names of the envelope were aliases, and who came in for them; None: there were none."""
+    expansion = alias_expansion(events)
+    if expansion is None:
+        return None
+    return {
+        "names": [str(address) for address in expansion.aliases],
+        "recipients": [str(address) for address in expansion.recipients],
+        "exact": expansion.is_exact,
+    }
+
+
+def message_json(message: Message) -> dict[str, Any]:
+    client = message.client
+    reverse_path = message.envelope.reverse_path
+    return {
+        "received": message.received.isoformat(),
+        "sender": str(reverse_path) if reverse_path else "",
+        "recipients": [str(each.address) for each in message.envelope.recipients],
+        "original_recipients": [str(each.original) for each in message.envelope.recipients],
+        "size_bytes": message.size_bytes,
+        "tenant": message.tenant,
+        "client": {
+            "ip": client.ip,
+            "port": client.port,
+            "helo": client.helo,
+            "protocol": client.protocol,
+            "user": client.user,
+        }
+        if client
+        else None,
+    }
+
+
+# Names in the JSON output never change with the name of a class.
+_EVENT_NAMES: dict[type, str] = {Received: "took", AttemptRecorded: "tried"}
+
+
+def event_name(detail: object) -> str:
+    return _EVENT_NAMES.get(type(detail), type(detail).__name__.lower())
+
+
+def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
+    detail = event.detail
+    head: dict[str, Any] = {"time": event.time.isoformat(), "event": event_name(detail)}
+    if start is not None:
+        head["seconds"] = round((event.time - start).total_seconds(), 6)
+    match detail:
+        case Received() | Closed():
+            return head
+        case Routed(delivery, route, recipients, waits):
+            return head | {
+                "delivery": delivery,
+                "route": format_route(route),
+                "site": route.site,
+                "recipients": [str(recipient) for recipient in recipients],
+                "waits": {"why": str(waits.cause), "due": waits.due.isoformat(), "reason": waits.reason}
+                if waits
+                else None,
+            }
+        case Resumed(delivery, number, route):
+            return head | {"delivery": delivery, "attempt": number, "route": format_route(route), "site": route.site}
+        case AttemptRecorded(delivery, number, outcomes, started, duration, next_due):
+            return head | {
+                "delivery": delivery,
+                "attempt": number,
+                "started": started.isoformat(),
+                "duration_seconds": round(duration.total_seconds(), 6),
+                "next_due": next_due.isoformat() if next_due else None,
+                "outcomes": [outcome_json(outcome) for outcome in outcomes],
+            }
+        case Refused(outcomes):
+            return head | {"outcomes": [outcome_json(outcome) for outcome in outcomes]}
+        case Bounced(recipients, dsn):
+            return head | {"recipients": [str(recipient) for recipient in recipients], "dsn": dsn}
+        case _:
+            assert_never(detail)
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "recipient": str(outcome.recipient),
+        "result": type(outcome).__name__.lower(),
+        "reply": str(outcome.reply),
+        "status": outcome.reply.status,
+        "remote": outcome.remote,
+    }
+
+
+def pending_json(pending: Pending, now: datetime) -> dict[str, Any]:
+    """One queue line for programs."""
+    message = pending.delivery.message
+    waiting = pending.state if isinstance(pending.state, Waiting) else None
+    return {
+        "delivery": pending.delivery.id,
+        "queue_id": queue_id_of(pending.delivery.id),
+        "age_seconds": round((now - message.received).total_seconds(), 3),
+        **message_json(message),
+        "route": format_route(pending.delivery.route),
+        "site": pending.delivery.route.site,
+        "state": state_name(pending.state),
+        "next_attempt": waiting.due.isoformat() if waiting and waiting.due.year < 9000 else None,
+        "reason": waiting.reason if waiting else "",
+        "attempts": pending.attempts,
+        "last_reply": str(pending.last) if pending.last else None,
+        "last_remote": pending.last_remote,
+    }

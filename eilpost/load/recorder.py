@@ -1,0 +1,107 @@
+"""The two ends of a load and its ledger: what source and sink report becomes records."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+
+from delivery.reply_parser import ServerReply
+from eilpost.load.dsn import failed_recipients
+from eilpost.load.ledger import Ledger
+from eilpost.load.plan import DestinationKind, OutgoingMessage, Plan, Recipient, find_load_id, parse_recipient
+from eilpost.load.source import Stage, error_text
+
+_FAILED = b"550 5.1.1 No such user at this destination of the load\r\n"
+_DEFERRED = b"451 4.3.0 This destination of the load takes mail at the second attempt\r\n"
+_VARIABLE = re.compile(r"<[^>]*>|\b[0-9A-Z]{8,}\b|\br?[0-9]+\.[0-9a-z]+@\S+")
+
+
+class LoadRecorder:
+    """A Recorder of the source and the Destinations of the sink, over one ledger."""
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        self.plan = plan
+        self.ledger = ledger
+
+    def messages(self, limit: int | None) -> Iterator[OutgoingMessage]:
+        """New messages, each with a record."""
+        while limit is None or self.ledger.counts.issued < limit:
+            yield self.plan.message(self.ledger.issue())
+
+    # Recorder
+
+    def dot(self, message: OutgoingMessage) -> None:
+        self.ledger.dot(message.number, time.monotonic())
+
+    def accepted(self, message: OutgoingMessage, reply: ServerReply) -> None:
+        self.ledger.accept_message(
+            message.number, self._indexes(message.recipients), message.size_bytes, reply.lines, time.monotonic()
+        )
+
+    def refused(self, message: OutgoingMessage, reply: ServerReply, stage: Stage) -> None:
+        self.ledger.refuse(self._indexes(message.recipients), f"{stage}: {_normalized_reply(reply)}")
+
+    def in_doubt(self, message: OutgoingMessage, error: BaseException) -> None:
+        if isinstance(error, Exception):  # not: the load was interrupted
+            self.ledger.lose_connection(f"after the dot: {error_text(error)}", is_retried=False)
+        self.ledger.mark_in_doubt(self._indexes(message.recipients))
+
+    def deferred(self, message: OutgoingMessage, reply: ServerReply, stage: Stage, seconds: float) -> bool:  # noqa: ARG002
+        if stage is Stage.DOT:
+            self.ledger.resend(self._indexes(message.recipients))
+        self.ledger.defer(f"{stage}: {_normalized_reply(reply)}")
+        return True
+
+    def connection_refused(self, reason: str) -> None:
+        self.ledger.refuse_connection(reason)
+
+    def connection_lost(self, message: OutgoingMessage, stage: Stage, error: Exception) -> bool:  # noqa: ARG002
+        self.ledger.lose_connection(f"{stage}: {error_text(error)}", is_retried=True)
+        return True
+
+    def _indexes(self, recipients: Sequence[str]) -> list[int]:
+        return [found.index for name in recipients if (found := parse_recipient(name)) is not None]
+
+    # Destinations
+
+    def recipient(self, address: str) -> bytes | None:
+        parsed = self._own(address)
+        if parsed is None:
+            return None
+        if parsed.kind is DestinationKind.FAILING:
+            return _FAILED
+        if parsed.kind is DestinationKind.DEFERRING and self.ledger.first_attempt(parsed.index):
+            return _DEFERRED
+        return None
+
+    def message(self, sender: str, recipients: list[str], content: bytes) -> bytes | None:
+        load_id = find_load_id(content)
+        if not sender:
+            self._report(content, load_id)
+        elif load_id is None or load_id[0] != self.plan.run:
+            self.ledger.counts.foreign += 1
+        else:
+            number = load_id[1]
+            indexes = [own.index for name in recipients if (own := self._own(name)) is not None]
+            intact = number < self.ledger.counts.issued and content.endswith(self.plan.body(number))
+            self.ledger.counts.misdirected += len(recipients) - len(indexes)
+            self.ledger.arrive(number, indexes, intact, time.monotonic())
+        return None
+
+    def _report(self, content: bytes, load_id: tuple[str, int] | None) -> None:
+        failed = [own for name in failed_recipients(content) if (own := self._own(name)) is not None]
+        if failed:
+            self.ledger.counts.wrong_bounces += sum(own.kind is not DestinationKind.FAILING for own in failed)
+            self.ledger.bounce([own.index for own in failed], time.monotonic())
+        elif load_id is None or load_id[0] != self.plan.run:
+            self.ledger.counts.foreign += 1
+
+    def _own(self, address: str) -> Recipient | None:
+        parsed = parse_recipient(address)
+        return parsed if parsed is not None and parsed.run == self.plan.run else None
+
+
+def _normalized_reply(reply: ServerReply) -> str:
+    """A reply without what differs from message to message."""
+    return _VARIABLE.sub("...", str(reply.to_reply()))

@@ -1,0 +1,104 @@
+"""What moves together: a queue line and what belongs to it, or an unread message; with content the target can read.
+
+In charge of content: from one spool to the other, and out of a record that would be too large on the target.
+Never reads or writes a log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+from mail.message import Content, DeliveryId, Inline, QueueId, Spooled
+from mail.record import Accepted, Attempted, Delivery, Dispatched, Pending
+from mail.service import ServiceError
+from mail.spool import Spool, SpoolDamaged
+
+_AT_A_TIME = 64  # contents under way between two spools: they share a flush
+_LARGE_BYTES = 1 << 20
+_LARGE_AT_A_TIME = 4
+_COPIED_MAX = 50_000  # contents that several deliveries may share
+
+
+@dataclass(frozen=True, slots=True)
+class MoveItem:
+    """`key` is by what it is known on the target: the line's delivery id, or the queue id of an unread message."""
+
+    key: DeliveryId | QueueId
+    queue_id: QueueId
+    size_bytes: int
+    pending: Pending | None = None
+    record: Accepted | Attempted | Dispatched | None = None
+
+    @property
+    def records(self) -> tuple[Pending | Accepted | Attempted | Dispatched, ...]:
+        return tuple(record for record in (self.pending, self.record) if record is not None)
+
+
+def item_of_accepted(accepted: Accepted) -> MoveItem:
+    message = accepted.message
+    return MoveItem(message.queue_id, message.queue_id, message.size_bytes, record=accepted)
+
+
+def item_of_pending(pending: Pending, record: Attempted | Dispatched | None = None) -> MoveItem:
+    delivery: Delivery = pending.delivery
+    return MoveItem(delivery.id, delivery.message.queue_id, delivery.message.size_bytes, pending, record)
+
+
+@dataclass(slots=True)
+class ContentCopier:
+    """`source` is None when both sides have the same spool. With `lost_too`, what has lost its content is moved all
+    the same, and `lost` counts it; else it stops the move.
+    """
+
+    source: Spool | None
+    target: Spool
+    inline_max_bytes: int
+    allow_lost: bool = False
+    lost_count: int = 0
+    _copied: dict[str, Spooled] = field(default_factory=dict)
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_A_TIME))
+    _large_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_LARGE_AT_A_TIME))
+
+    async def copy(self, item: MoveItem) -> MoveItem:
+        """The letter with its content on the target's side. Raises ServiceError, SpoolUnavailable."""
+        pending, record = item.pending, item.record
+        if pending is not None and pending.content is not None:
+            pending = replace(pending, content=await self._content(pending.content, item))
+        if isinstance(record, Accepted | Dispatched):
+            record = replace(record, content=await self._content(record.content, item))
+        elif isinstance(record, Attempted) and record.content is not None:
+            record = replace(record, content=await self._spooled(record.content, item))
+        if pending is item.pending and record is item.record:
+            return item
+        return replace(item, pending=pending, record=record)
+
+    async def _content(self, content: Content, item: MoveItem) -> Content:
+        if isinstance(content, Spooled):
+            return await self._spooled(content, item)
+        return content if len(content.data) <= self.inline_max_bytes else await self._put(content)
+
+    async def _put(self, content: Inline) -> Spooled:
+        async with self._slots:
+            return await self.target.put(content.data)
+
+    async def _spooled(self, spooled: Spooled, item: MoveItem) -> Spooled:
+        if self.source is None:
+            return spooled
+        copied_before = self._copied.get(spooled.name)
+        if copied_before is not None:
+            return copied_before
+        async with self._large_slots if spooled.size_bytes >= _LARGE_BYTES else self._slots:
+            try:
+                copied = await self.target.put(await self.source.read(spooled))
+            except SpoolDamaged as damage:
+                if not self.allow_lost:
+                    raise ServiceError(
+                        f"{item.key}: {damage}; nothing of it was moved. Mend it, or move it as it is with --lost-too"
+                    ) from None
+                self.lost_count += 1
+                copied = spooled
+        if len(self._copied) >= _COPIED_MAX:
+            self._copied.clear()
+        self._copied[spooled.name] = copied
+        return copied

@@ -1,0 +1,81 @@
+"""Owns all shards of a kind at once, outside of the tend that the port calls: the mover works on several together.
+
+In charge of joining, waiting until every shard is there, and of letting go. It promises that `check()` raises
+ShardLost once any of them may be somebody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Generic, Protocol, TypeVar
+
+from mail.log import LogUnavailable, ShardLost
+
+_JOIN_SECONDS = 40.0
+
+
+class Numbered(Protocol):
+    @property
+    def number(self) -> int: ...
+
+
+S = TypeVar("S", bound=Numbered)
+OwnShards = Callable[[Callable[[S], Awaitable[None]], asyncio.Event], Awaitable[None]]
+
+
+class OwnedShards(Generic[S]):
+    """The shards by number, while they are ours."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._shards: dict[int, S] = {}
+        self._lost = False
+        self.complete = asyncio.Event()
+        self.release = asyncio.Event()
+
+    async def process(self, shard: S) -> None:
+        if shard.number in self._shards:
+            self._lost = True  # it was taken back and has come again: what we hold is out of date
+        self._shards[shard.number] = shard
+        if len(self._shards) == self._count:
+            self.complete.set()
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self._lost = True
+            raise
+
+    def check(self) -> None:
+        if self._lost:
+            raise ShardLost
+
+    def __getitem__(self, number: int) -> S:
+        self.check()
+        return self._shards[number]
+
+    def all(self) -> Sequence[S]:
+        self.check()
+        return [self._shards[number] for number in range(self._count)]
+
+
+@asynccontextmanager
+async def own_all_shards(run: OwnShards[S], count: int, what: str) -> AsyncIterator[OwnedShards[S]]:
+    """The `count` shards that `run` (a log's `route` or `deliver`) gives. Raises LogUnavailable when one is missing."""
+    owned: OwnedShards[S] = OwnedShards(count)
+    stop = asyncio.Event()
+    running = asyncio.ensure_future(run(owned.process, stop))
+    complete = asyncio.ensure_future(owned.complete.wait())
+    try:
+        await asyncio.wait({running, complete}, timeout=_JOIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        if not complete.done():
+            raise LogUnavailable(f"{what}: its shards did not become ours in {_JOIN_SECONDS:g} s; is it in use?")
+        yield owned
+    finally:
+        complete.cancel()
+        stop.set()
+        owned.release.set()
+        await asyncio.gather(running, return_exceptions=True)

@@ -1,0 +1,286 @@
+"""One run of a move, as `eilpost/move/__init__.py` lays it down: from owning both sides to letting them go.
+
+In charge of the order of commits and of nothing else. Whatever fails leaves as it came (LogUnavailable, ShardLost,
+LogUnusable); the caller may run again at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Protocol, TypeVar
+
+from eilpost.move.items import ContentCopier, MoveItem, item_of_accepted, item_of_pending
+from eilpost.move.ownership import OwnedShards, own_all_shards
+from mail.log import DeliveryShard, Entry, Log, LogUnavailable, LogUnusable, RouterShard
+from mail.log.topics import shard_of_message
+from mail.message import DeliveryId, Inline, QueueId
+from mail.record import Accepted, Active, Attempted, Dispatched, Event, Pending, Record, Settled, Waiting
+
+BATCH = 500  # records under way at a time
+BATCH_BYTES = 16 << 20  # of their contents, about: large ones go fewer at a time
+COMMIT_BYTES = 8 << 20  # of one commit on the target, about
+
+_NOW = timedelta(0)
+_RETRY_WAIT = timedelta(milliseconds=200)
+_SHOWN = 5
+
+T = TypeVar("T")
+
+Input = Entry[Accepted] | Entry[Attempted]
+
+
+@dataclass(slots=True)
+class MoveTotals:
+    """What was moved, over all runs of one command. `known` was on the target already, and only left the source."""
+
+    messages: int = 0
+    unread: int = 0
+    deliveries: int = 0
+    size_bytes: int = 0
+    events: int = 0
+    known: int = 0
+
+
+class Progress(Protocol):
+    """Whom the mover tells how far it is."""
+
+    def add_total(self, count: int) -> None:
+        """So many more are to be moved, about."""
+        ...
+
+    def advance(self, count: int) -> None: ...
+
+
+class MoveRun:
+    """One run; `tally` goes on from one run to the next."""
+
+    def __init__(
+        self,
+        source: Log,
+        target: Log,
+        copier: ContentCopier,
+        totals: MoveTotals,
+        *,
+        history: bool,
+        progress: Progress,
+        batch: int = BATCH,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._copier = copier
+        self._totals = totals
+        self._history = history
+        self._progress = progress
+        self._batch = batch
+        self._batch_lock = asyncio.Lock()  # one batch is under way at a time
+        self._target_keys: set[str] = set()  # keys on the target
+        self._target_messages: set[str] = set()  # queue ids on the target: their history is there
+        self._active: dict[DeliveryId, Pending] = {}
+        self._limit = min(batch, BATCH // 10)  # until it is seen how large they are
+
+    async def run(self) -> None:
+        """Raises LogUnavailable, ShardLost, LogUnusable, SpoolUnavailable, ServiceError."""
+        source, target = self._source, self._target
+        async with AsyncExitStack() as stack:
+            self._source_shards = await stack.enter_async_context(
+                own_all_shards(source.own_router_shards, source.counts.by_queue_id, "the log to move from")
+            )
+            self._target_shards = await stack.enter_async_context(
+                own_all_shards(target.own_router_shards, target.counts.by_queue_id, "the log to move to")
+            )
+            await gather_all(map(self._load_target, self._target_shards.all()))
+            await gather_all(map(self._load_source, self._source_shards.all()))
+            self._progress.add_total((await source.backlog()).accepted)
+            await gather_all(map(self._move_inputs, self._source_shards.all()))
+            async with own_all_shards(
+                source.own_delivery_shards, source.counts.by_site, "the log to move from"
+            ) as delivery:
+                await self._move_dispatches(delivery)
+            await gather_all(map(self._move_waiting, self._source_shards.all()))
+            await gather_all(map(self._move_inputs, self._source_shards.all()))
+            await gather_all(map(self._verify_empty, self._source_shards.all()))
+        if self._active:
+            raise LogUnusable(_missing_text(self._active))
+
+    # --- the steps
+
+    async def _load_target(self, shard: RouterShard) -> None:
+        async for batch in shard.replay():
+            self._target_keys.update(pending.delivery.id for pending in batch)
+            self._target_messages.update(pending.delivery.message.queue_id for pending in batch)
+        while entries := await shard.read(self._batch, _NOW):
+            self._target_messages |= {
+                entry.record.message.queue_id for entry in entries if isinstance(entry.record, Accepted)
+            }
+        await shard.rewind()
+
+    async def _load_source(self, shard: RouterShard) -> None:
+        async for batch in shard.replay():
+            self._active |= {pending.delivery.id: pending for pending in batch if isinstance(pending.state, Active)}
+            self._progress.add_total(len(batch))
+
+    async def _move_inputs(self, shard: RouterShard) -> None:
+        wait = _NOW
+        while True:
+            entries: Sequence[Input] = await shard.read(self._limit, wait)
+            if entries:
+                self._adapt_limit(entries)
+                items = [self._item_of(entry.record) for entry in entries]
+                await self._move([item for item in items if item is not None], shard, entries)
+            elif wait:
+                return
+            else:
+                wait = _RETRY_WAIT  # what is on its way gets the time
+
+    def _adapt_limit(self, entries: Sequence[Input] | Sequence[Entry[Dispatched]]) -> None:
+        each = max(1, sum(_inline_bytes(entry.record) for entry in entries) // max(1, len(entries)))
+        self._limit = max(1, min(self._batch, BATCH_BYTES // each))
+
+    def _item_of(self, record: Accepted | Attempted) -> MoveItem | None:
+        if isinstance(record, Accepted):
+            return item_of_accepted(record)
+        pending = self._take_active(record.delivery_id, record.number)
+        return None if pending is None else item_of_pending(pending, record)
+
+    def _take_active(self, delivery_id: DeliveryId, number: int) -> Pending | None:
+        """The line this attempt is about, taken out; None when the attempt is out of date, as the router judges it."""
+        pending = self._active.get(delivery_id)
+        if pending is None or pending.attempts + 1 != number:
+            return None
+        return self._active.pop(delivery_id)
+
+    async def _move_dispatches(self, delivery: OwnedShards[DeliveryShard]) -> None:
+        """From all shards at once. The router's shards are ours, so nobody dispatches any more: each has an end."""
+        working = asyncio.Lock()
+
+        async def read(shard: DeliveryShard) -> None:
+            while entries := await shard.read(self._limit, _NOW):
+                self._adapt_limit(entries)
+                async with working:
+                    delivery.check()
+                    await self._move_dispatched(shard, entries)
+
+        await gather_all(map(read, delivery.all()))
+
+    async def _move_dispatched(self, shard: DeliveryShard, entries: Sequence[Entry[Dispatched]]) -> None:
+        items_by_shard: dict[int, list[MoveItem]] = {}
+        for entry in entries:
+            dispatched = entry.record
+            pending = self._take_active(dispatched.delivery.id, dispatched.number)
+            if pending is not None:
+                owner = shard_of_message(pending.delivery.message.queue_id, self._source.counts)
+                items_by_shard.setdefault(owner, []).append(item_of_pending(pending, dispatched))
+        await gather_all(self._move(items, self._source_shards[number], ()) for number, items in items_by_shard.items())
+        await gather_all(shard.finish(entry, _empty_report(entry.record)) for entry in entries)
+
+    async def _move_waiting(self, shard: RouterShard) -> None:
+        async for batch in shard.replay():
+            waiting = [item_of_pending(pending) for pending in batch if isinstance(pending.state, Waiting)]
+            for start in range(0, len(waiting), self._batch):
+                await self._move(waiting[start : start + self._batch], shard, ())
+
+    async def _verify_empty(self, shard: RouterShard) -> None:
+        """The proof: read again, from the marks, what the source holds now."""
+        await shard.rewind()
+        async for batch in shard.replay():
+            for pending in batch:
+                if pending.delivery.id not in self._active:
+                    raise LogUnavailable(f"{pending.delivery.id} is in the log to move from again; is it in use?")
+        if await shard.read(1, _NOW):
+            raise LogUnavailable("something is unread in the log to move from again; is it in use?")
+
+    # --- one batch
+
+    async def _move(self, items: Sequence[MoveItem], shard: RouterShard, consumed: Sequence[Input]) -> None:
+        """Write to the target what it has not, then remove all of it from the source."""
+        async with self._batch_lock:
+            new = {item.key: item for item in items if not self._is_known(item)}
+            await self._write(list(new.values()))
+            self._source_shards.check()
+            await shard.commit([Settled(item.pending.delivery.id) for item in items if item.pending], consumed)
+            self._totals.known += len(items) - len(new)
+            self._progress.advance(len(items))
+
+    def _is_known(self, item: MoveItem) -> bool:
+        """An unread message that has open lines on the target was read there, or accepted twice."""
+        return item.queue_id in self._target_messages if item.pending is None else item.key in self._target_keys
+
+    async def _write(self, items: Sequence[MoveItem]) -> None:
+        """Each goes through the owner of its shard on the target: had another process become that, it would neither
+        see the line nor be stopped by our commit through another shard.
+        """
+        copied: Sequence[MoveItem] = await gather_all(map(self._copier.copy, items))
+        items_by_shard: dict[int, list[MoveItem]] = {}
+        for item in copied:
+            items_by_shard.setdefault(shard_of_message(item.queue_id, self._target.counts), []).append(item)
+        first = {item.queue_id: item for item in copied if item.queue_id not in self._target_messages}
+        histories = dict(zip(first, await gather_all(map(self._history_of, first.values())), strict=True))
+        await gather_all(
+            self._write_to(self._target_shards[number], part, histories) for number, part in items_by_shard.items()
+        )
+        self._target_messages |= first.keys()
+        self._totals.messages += len(first)
+        self._totals.size_bytes += sum(item.size_bytes for item in first.values())
+        self._totals.events += sum(map(len, histories.values()))
+
+    async def _write_to(
+        self, shard: RouterShard, items: Sequence[MoveItem], histories: dict[QueueId, Sequence[Event]]
+    ) -> None:
+        outputs: list[Record] = []
+        size = 0
+        written: set[QueueId] = set()
+        for item in items:
+            if item.queue_id not in written:
+                written.add(item.queue_id)
+                outputs += histories.get(item.queue_id, ())
+            outputs += item.records
+            size += _inline_bytes(item.record)
+            if size >= COMMIT_BYTES:
+                await shard.commit(outputs, ())
+                outputs, size = [], 0
+        if outputs:
+            await shard.commit(outputs, ())
+        self._target_keys.update(item.key for item in items)
+        unread = sum(item.pending is None for item in items)
+        self._totals.unread += unread
+        self._totals.deliveries += len(items) - unread
+
+    async def _history_of(self, item: MoveItem) -> Sequence[Event]:
+        """What is told of a message with its first record."""
+        if not self._history or item.pending is None:  # what is unread has none
+            return ()
+        return [event async for event in self._source.history(item.queue_id)]
+
+
+def _inline_bytes(record: Accepted | Attempted | Dispatched | None) -> int:
+    if isinstance(record, Accepted | Dispatched) and isinstance(record.content, Inline):
+        return len(record.content.data)
+    return 0
+
+
+def _empty_report(dispatched: Dispatched) -> Attempted:
+    """Only a report finishes a dispatch. This one is about a line that is gone or not in hand: no router heeds it."""
+    return Attempted(dispatched.delivery.id, dispatched.number, (), datetime.now(UTC), timedelta(0))
+
+
+async def gather_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
+    """Wait for all, then raise the first fault: nothing goes on behind the back of who deals with it."""
+    results = []
+    for result in await asyncio.gather(*awaitables, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results
+
+
+def _missing_text(in_hand: Iterable[DeliveryId]) -> str:
+    names = sorted(in_hand)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (
+        f"the log to move from is damaged: {', '.join(names[:_SHOWN])}{more}: in hand, and neither the dispatch nor a"
+        " report is there; that was left where it is, and everything else was moved"
+    )

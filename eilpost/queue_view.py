@@ -1,0 +1,135 @@
+"""`eilpost queue`: what is open, for how long, why, and when it is tried again.
+
+It reads through the HistoryLog port and changes nothing; memory is bounded by `--limit` however long the queue is.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from eilpost.format import format_addresses, format_age, format_bytes, format_sender, format_site, format_state
+from eilpost.output import Output
+from mail.log import Backlog
+from mail.record import Pending, state_name
+
+_SUMMARY_LINES = 20
+
+
+@dataclass(slots=True)
+class Totals:
+    deliveries: int = 0
+    recipients: int = 0
+    bytes: int = 0
+    oldest: datetime | None = None
+
+    def add(self, pending: Pending) -> None:
+        message = pending.delivery.message
+        self.deliveries += 1
+        self.recipients += len(message.envelope.recipients)
+        self.bytes += message.size_bytes
+        self.oldest = message.received if self.oldest is None else min(self.oldest, message.received)
+
+
+@dataclass(slots=True)
+class QueueView:
+    """The oldest open deliveries, and sums over all that match."""
+
+    oldest: list[Pending] = field(default_factory=list)
+    total: Totals = field(default_factory=Totals)
+    totals_by_site: dict[tuple[str, str], Totals] = field(default_factory=dict)  # by site and state
+    site: str | None = None  # what was asked for
+    not_matching: int = 0  # open deliveries that do not match
+
+    def top(self, limit: int) -> list[tuple[str, str, Totals]]:
+        """The sites and states with the most recipients; a `limit` of 0 means all."""
+        ranked = sorted(self.totals_by_site.items(), key=lambda item: -item[1].recipients)
+        return [(site, state, each) for (site, state), each in ranked[: limit or None]]
+
+
+def totals_json(site: str, state: str, each: Totals) -> dict[str, object]:
+    """The deliveries of one site in one state for programs."""
+    return {
+        "site": site,
+        "state": state,
+        "deliveries": each.deliveries,
+        "recipients": each.recipients,
+        "bytes": each.bytes,
+        "oldest": None if each.oldest is None else each.oldest.isoformat(),
+    }
+
+
+async def load(lines: AsyncIterator[Pending], *, site: str | None, limit: int) -> QueueView:
+    """Gather a view. `site` is matched as a part of the site's name; a `limit` of 0 means all."""
+    view = QueueView(site=site)
+    heap: list[tuple[float, str, Pending]] = []  # the newest of the oldest is on top
+    async for pending in lines:
+        name = format_site(pending.delivery.route)
+        if site is not None and site not in name and site not in pending.delivery.route.site:
+            view.not_matching += 1
+            continue
+        view.total.add(pending)
+        view.totals_by_site.setdefault((name, state_name(pending.state)), Totals()).add(pending)
+        item = (-pending.delivery.message.received.timestamp(), pending.delivery.id, pending)
+        if not limit or len(heap) < limit:
+            heapq.heappush(heap, item)
+        else:
+            heapq.heappushpop(heap, item)
+    view.oldest = [pending for _, _, pending in sorted(heap, reverse=True)]
+    return view
+
+
+def write(view: QueueView, backlog: Backlog, output: Output, now: datetime, top: int | None = None) -> None:
+    """Write the view: two lines for each delivery, then the summary. With `top`, so many lines of the summary alone."""
+    for pending in view.oldest if top is None else ():
+        message = pending.delivery.message
+        recipients = format_addresses([each.address for each in message.envelope.recipients], 3)
+        output.write(
+            (pending.delivery.id, "bold"),
+            (f"  {format_age(now - message.received):>10}", "cyan"),
+            (f"  {format_bytes(message.size_bytes):>8}", "dim"),
+            (f"  {format_sender(message)} -> {recipients}", ""),
+        )
+        output.write((f"    {format_state(pending, now)}{_attempts_text(pending)}", "yellow"))
+        if pending.last is not None:
+            said = f"{pending.last_remote} said " if pending.last_remote else ""
+            output.write((f"    {said}{pending.last}", ""))
+    if not view.total.deliveries and view.not_matching:
+        count = f"{view.not_matching:,} deliveries are" if view.not_matching > 1 else "1 delivery is"
+        output.write((f"no site has {view.site!r} in its name; {count} open elsewhere", "bold"))
+    elif not view.total.deliveries:
+        output.write(("the queue is empty", "bold"))
+    else:
+        hidden = view.total.deliveries - len(view.oldest)
+        if top is None:
+            if hidden:
+                output.write((f"... and {hidden:,} more (--limit 0 shows all)", "dim"))
+            output.write()
+        _write_summary(view, output, now, _SUMMARY_LINES if top is None else top)
+    if backlog.accepted:
+        output.write((f"{backlog.accepted:,} accepted just now, not yet read by the router", "dim"))
+
+
+def _attempts_text(pending: Pending) -> str:
+    return f"; tried {pending.attempts} time{'s' if pending.attempts != 1 else ''}" if pending.attempts else ""
+
+
+def _write_summary(view: QueueView, output: Output, now: datetime, limit: int) -> None:
+    output.write((f"{'site':<36} {'state':<10} {'deliveries':>10} {'recipients':>10} {'size':>9}  oldest", "dim"))
+    shown = view.top(limit)
+    for site, state, each in shown:
+        output.write((_row(site, state, each, now), ""))
+    if len(view.totals_by_site) > len(shown):
+        output.write(
+            (f"... and {len(view.totals_by_site) - len(shown)} more sites and states (--top 0 shows all)", "dim")
+        )
+    output.write((_row("all", "", view.total, now), "bold"))
+
+
+def _row(site: str, state: str, each: Totals, now: datetime) -> str:
+    oldest = format_age(now - each.oldest) if each.oldest else ""
+    return (
+        f"{site:<36} {state:<10} {each.deliveries:>10,} {each.recipients:>10,} {format_bytes(each.bytes):>9}  {oldest}"
+    )

@@ -1,0 +1,139 @@
+"""`eilpost trace`: the whole story of one message, read from a living log or a resting one, and written down.
+
+It reads through the HistoryLog port and changes nothing. Colours only on a terminal; `--follow` prints each new line
+as it happens and ends when the message is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from eilpost.format import format_addresses, format_age, format_bytes, format_sender, format_time
+from eilpost.output import Output
+from eilpost.timeline import Line, LineStyle, State, Timeline, build_timeline, lines_from, next_steps
+from mail.log import HistoryLog
+from mail.message import DeliveryId, QueueId
+from mail.record import Active, Closed, Event, Waiting
+
+_MAX_TIMELINES = 20
+POLL = timedelta(milliseconds=300)
+IDLE_POLLS = (
+    50  # at the history, before the queue is read again for what leaves no event (a turn that is still to come)
+)
+_STYLE = {LineStyle.PLAIN: "", LineStyle.SUCCESS: "green", LineStyle.WAITING: "yellow", LineStyle.FAILURE: "red"}
+
+
+async def load_timelines(log: HistoryLog, queue_id: QueueId, *, with_bounces: bool = False) -> list[Timeline]:
+    """A message's timeline, and with bounces those of the reports about it; empty when it is unknown."""
+    timelines: list[Timeline] = []
+    wanted = [queue_id]
+    while wanted and len(timelines) < _MAX_TIMELINES:
+        timeline = await _load_timeline(log, wanted.pop(0))
+        if timeline is not None:
+            timelines.append(timeline)
+            wanted.extend(timeline.bounces if with_bounces else ())
+    return timelines
+
+
+async def _load_timeline(log: HistoryLog, queue_id: QueueId) -> Timeline | None:
+    timeline = await _build_timeline(log, queue_id, await _history(log, queue_id))
+    if timeline is None:  # or the router took it from `accepted` between our two looks: now it has a history
+        timeline = await _build_timeline(log, queue_id, await _history(log, queue_id))
+    return timeline
+
+
+async def _build_timeline(log: HistoryLog, queue_id: QueueId, events: Sequence[Event]) -> Timeline | None:
+    """The story of `events`, with what is open, or waits to be read."""
+    is_closed = any(isinstance(event.detail, Closed) for event in events)
+    open_lines = [] if is_closed else [line async for line in log.pending_deliveries(queue_id)]
+    inputs = [] if events else list(await log.unrouted_messages(queue_id))
+    return build_timeline(queue_id, events, open_lines, inputs)
+
+
+async def _history(log: HistoryLog, queue_id: QueueId) -> list[Event]:
+    return [event async for event in log.history(queue_id)]
+
+
+def write(timeline: Timeline, output: Output, now: datetime) -> None:
+    """Write a timeline: a head, the timeline, and what is next or how it ended."""
+    start = _write_head(timeline, output)
+    for line in lines_from(timeline.events):
+        _write_line(line, start, output)
+    _write_end(timeline, output, now)
+
+
+async def follow(log: HistoryLog, queue_id: QueueId, output: Output, now: Callable[[], datetime]) -> bool:
+    """Write a story as it happens, until the message is closed; False when it is unknown."""
+    written = -1
+    start: datetime | None = None
+    pending_states: tuple[tuple[DeliveryId, Active | Waiting], ...] = ()
+    idle_polls = 0  # looks in a row at which nothing had happened
+    while True:
+        events = await _history(log, queue_id)
+        if written > 0 and len(events) == written and idle_polls < IDLE_POLLS:
+            idle_polls += 1
+            await asyncio.sleep(POLL.total_seconds())
+            continue
+        idle_polls = 0
+        timeline = await _build_timeline(log, queue_id, events) or await _load_timeline(log, queue_id)
+        if timeline is None:
+            return False
+        if written < 0:
+            start = _write_head(timeline, output)
+            written = 0
+        for line in lines_from(timeline.events, written):
+            _write_line(line, start, output)
+        written = len(timeline.events)
+        if timeline.state is State.CLOSED:
+            _write_end(timeline, output, now())
+            return True
+        states = tuple((pending.delivery.id, pending.state) for pending in timeline.pending)
+        if states != pending_states:
+            pending_states = states
+            _write_end(timeline, output, now())
+        await asyncio.sleep(POLL.total_seconds())
+
+
+def _write_head(timeline: Timeline, output: Output) -> datetime | None:
+    output.write((timeline.queue_id, "bold"))
+    message = timeline.message
+    if message is None:
+        output.write(("  the first events of this message are older than the log keeps them", "dim"))
+        return timeline.events[0].time if timeline.events else None
+    output.write(("  from   ", "dim"), (format_sender(message), ""))
+    output.write(
+        ("  to     ", "dim"), (format_addresses([each.original for each in message.envelope.recipients], 10), "")
+    )
+    output.write(("  size   ", "dim"), (f"{format_bytes(message.size_bytes)}, our Received line included", ""))
+    output.write()
+    return message.received
+
+
+def _write_line(line: Line, start: datetime | None, output: Output) -> None:
+    time = line.time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    delta = f"+{format_age(line.time - start)}" if start is not None and line.time > start else ""
+    output.write(
+        (f"  {time} ", "dim"),
+        (f"{delta:>14}  ", "cyan"),
+        (f"{line.delivery:<4}", "dim"),
+        (f"{line.verb:<10} ", _STYLE[line.style] or "bold"),
+        (line.text, ""),
+    )
+
+
+def _write_end(timeline: Timeline, output: Output, now: datetime) -> None:
+    if timeline.events:
+        output.write()
+    if timeline.state is State.CLOSED:
+        elapsed = timeline.events[-1].time - timeline.message.received if timeline.message and timeline.events else None
+        output.write((f"  closed{f' after {format_age(elapsed)}' if elapsed is not None else ''}", "bold"))
+    else:
+        state = "accepted, not routed yet" if timeline.state is State.ACCEPTED else timeline.state
+        output.write((f"  {state}, now {format_time(now)}", "bold"))
+        for line in next_steps(timeline, now):
+            output.write((f"  {line.delivery:<4}", "dim"), (f"{line.verb:<6}", "yellow"), (line.text, ""))
+    for bounce in timeline.bounces:
+        output.write((f"  the report: eilpost trace {bounce}", "dim"))
+    output.write()

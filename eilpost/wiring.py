@@ -1,0 +1,342 @@
+"""The only place where an adapter meets a role: a URL's scheme chooses the adapter, a role gets its ports.
+
+It never starts anything and never decides about mail. An unknown scheme or a malformed URL is a `SettingsError` that
+names the key. A relative path is taken from the folder of the configuration file, so that the server and the commands
+that look at it find the same files from wherever they are called. Adapters are imported when they are chosen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from mail.log.topics import tenant_prefix
+from mail.masking import masked
+from mail.settings import SettingsError
+from mail.spool.bucket_url import SCHEMES
+
+if TYPE_CHECKING:
+    from mail.directory import Directory
+    from mail.directory.file import FileDirectory
+    from mail.log import HistoryLog, Log
+    from mail.resolver import Resolver
+    from mail.route import ToRelay
+    from mail.service import Role
+    from mail.settings import LogSettings, Settings
+    from mail.spool import Spool
+    from mailstore.mailboxes import Mailboxes
+
+T = TypeVar("T")
+
+ROLES = ("ingress", "router", "delivery", "mailstore")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Settings, and the folder their relative paths start from."""
+
+    settings: Settings
+    base: Path
+
+    # The dedicated tenant this process works for; empty: the shared ones.
+    tenant: str = ""
+
+    def path(self, text: str) -> Path:
+        return self.base / text
+
+    def for_tenant(self, tenant: str) -> Plan:
+        """The same for one dedicated tenant: what it has of its own begins with its name. Raises SettingsError."""
+        if not tenant:
+            return self
+        log = self.settings.log
+        if not log.url.startswith("kafka:"):
+            raise SettingsError(
+                f'--tenant {tenant}: log.url = "{log.url}" is one log for all tenants; only Kafka has more'
+            )
+        from mail.directory.file import load
+
+        snapshot, _ = load(directory_path(self))
+        known = snapshot.tenants.get(tenant)
+        if known is None or not known.dedicated:
+            names = ", ".join(sorted(name for name, each in snapshot.tenants.items() if each.dedicated)) or "none"
+            raise SettingsError(
+                f"--tenant {tenant}: {directory_path(self)} has no [tenants.{tenant}] with hosting ="
+                f' "dedicated" (dedicated are: {names})'
+            )
+        # How many shards the shared topics have says nothing of a tenant's.
+        mine = {"prefix": tenant_prefix(log.prefix, tenant), "shards": 0, "delivery_shards": 0}
+        settings = self.settings.model_copy(update={"log": log.model_copy(update=mine)})
+        return replace(self, settings=settings, tenant=tenant)
+
+
+def select_adapter(
+    key: str, url: str, schemes: Mapping[str, Callable[[str], T]], example: str, planned: Iterable[str] = ()
+) -> T:
+    """Call the maker of the URL's scheme with the rest of the URL. Raises SettingsError."""
+    scheme, colon, rest = url.partition(":")
+    if colon and scheme in schemes:
+        return schemes[scheme](rest)
+    url = masked(url)
+    if scheme in planned:
+        raise SettingsError(f'{key} = "{url}": {scheme} is not in this version; use for example {key} = "{example}"')
+    known = " or ".join(f'"{name}:"' for name in schemes)
+    raise SettingsError(f'{key} = "{url}": the URL must begin with {known}; for example {key} = "{example}"')
+
+
+def _require_path(key: str, url: str, rest: str) -> str:
+    if not rest or rest.startswith("//"):
+        raise SettingsError(f'{key} = "{masked(url)}": a path is missing after "{url.partition(":")[0]}:"')
+    return rest
+
+
+def _require_writable(key: str, folder: Path) -> None:
+    """Say now what every delivery would say later."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{key}: {error.filename}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SettingsError(f"{key}: {folder} cannot be written by this user: change its owner, or name another folder")
+
+
+def require_package(module: str, key: str, url: str, extra: str) -> None:
+    """An adapter whose library is not installed is one line."""
+    if find_spec(module) is None:
+        raise SettingsError(f'{key} = "{masked(url)}": {module} is not installed: pip install "eilpost[{extra}]"')
+
+
+def log_settings(plan: Plan) -> LogSettings:
+    """The log's settings, their files found from the configuration's folder."""
+    log = plan.settings.log
+    files = {key: str(plan.path(value)) for key in ("tls_ca", "tls_cert", "tls_key") if (value := getattr(log, key))}
+    return log.model_copy(update=files)
+
+
+def make_log(plan: Plan, directory: Directory | None = None) -> Log:
+    """`directory` says which tenants have topics of their own, for whoever takes their mail in."""
+    settings = plan.settings.log
+
+    def embedded(rest: str) -> Log:
+        from mail.log.embedded import EmbeddedLog
+
+        return EmbeddedLog(plan.path(_require_path("log.url", settings.url, rest)), settings)
+
+    def memory(_rest: str) -> Log:
+        from mail.log.memory import MemoryLog
+
+        return MemoryLog(settings)
+
+    def kafka(_rest: str) -> Log:
+        require_package("aiokafka", "log.url", settings.url, "kafka")
+        from mail.log.kafka import KafkaLog
+
+        def dedicated(tenant: str) -> bool:
+            known = None if directory is None or plan.tenant else directory.snapshot.tenants.get(tenant)
+            return known is not None and known.dedicated
+
+        return KafkaLog(log_settings(plan), dedicated, plan.tenant)
+
+    return select_adapter(
+        "log.url", settings.url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"
+    )
+
+
+def make_history(plan: Plan) -> HistoryLog:
+    """What trace and the queue view read, whether the server runs or not."""
+    url = plan.settings.log.url
+
+    def embedded(rest: str) -> HistoryLog:
+        from mail.log.embedded import EmbeddedHistory
+
+        return EmbeddedHistory(plan.path(_require_path("log.url", url, rest)))
+
+    def memory(_rest: str) -> HistoryLog:
+        raise SettingsError('log.url = "memory:" keeps nothing that another process could read')
+
+    def kafka(_rest: str) -> HistoryLog:
+        require_package("aiokafka", "log.url", url, "kafka")
+        from mail.log.kafka import KafkaHistory
+
+        return KafkaHistory(log_settings(plan), plan.tenant)
+
+    return select_adapter(
+        "log.url", url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"
+    )
+
+
+def is_offline(history: HistoryLog) -> bool:
+    """Whether what was read is a log that no process runs; a log of many processes cannot tell."""
+    return bool(getattr(history, "is_offline", False))
+
+
+def make_spool(plan: Plan) -> Spool:
+    url = plan.settings.spool.url
+
+    def disk(rest: str) -> Spool:
+        from mail.spool import SpoolUnavailable
+        from mail.spool.disk import DiskSpool
+
+        path = plan.path(_require_path("spool.url", url, rest))
+        try:
+            return DiskSpool(path)
+        except SpoolUnavailable as error:
+            raise SettingsError(f"spool.url: {error}") from None
+
+    def memory(_rest: str) -> Spool:
+        from mail.spool.memory import MemorySpool
+
+        return MemorySpool()
+
+    def objects(_rest: str) -> Spool:
+        from mail.spool.bucket_url import parse_bucket
+
+        try:
+            from mail.spool.object_spool import ObjectSpool
+            from mail.spool.object_store import open_store
+        except ModuleNotFoundError as error:
+            if error.name != "obstore":
+                raise
+            raise SettingsError(
+                f'spool.url = "{masked(url)}": needs the package obstore: pip install "eilpost[objects]"'
+            ) from None
+        bucket = parse_bucket(url)
+        return ObjectSpool(open_store(bucket, plan.settings.spool), str(bucket))
+
+    schemes: dict[str, Callable[[str], Spool]] = {"file": disk, "memory": memory}
+    return select_adapter("spool.url", url, schemes | dict.fromkeys(SCHEMES, objects), "file:var/spool")
+
+
+def directory_path(plan: Plan) -> Path:
+    """The file of a file directory, for the commands that edit it."""
+    url = plan.settings.directory.url
+
+    def file(rest: str) -> Path:
+        return plan.path(_require_path("directory.url", url, rest))
+
+    return select_adapter("directory.url", url, {"file": file}, "file:directory.toml", planned=("postgresql",))
+
+
+def make_directory(plan: Plan) -> FileDirectory:
+    from mail.directory.file import FileDirectory
+
+    return FileDirectory(directory_path(plan))
+
+
+def make_resolver(plan: Plan) -> Resolver:
+    from mail.resolver.dnspython import DnsResolver
+
+    return DnsResolver(plan.settings.resolver)
+
+
+def _delivery_id_retention(settings: Settings) -> timedelta:
+    """For how long a mailbox knows the delivery ids it has had: longer than any delivery can be tried again."""
+    return max(timedelta(days=14), 2 * settings.router.lifetime)
+
+
+def make_mailboxes(plan: Plan) -> Mailboxes:
+    settings = plan.settings
+
+    def maildir(rest: str) -> Mailboxes:
+        from mailstore.maildir import Maildir
+
+        path = plan.path(_require_path("mailboxes.url", settings.mailboxes.url, rest))
+        _require_writable("mailboxes.url", path)
+        return Maildir(path, settings.node.hostname, retention=_delivery_id_retention(settings))
+
+    def memory(_rest: str) -> Mailboxes:
+        from mailstore.memory import MemoryMailboxes
+
+        return MemoryMailboxes()
+
+    return select_adapter(
+        "mailboxes.url",
+        settings.mailboxes.url,
+        {"maildir": maildir, "memory": memory},
+        "maildir:var/mail",
+        planned=("postgresql",),
+    )
+
+
+def relay_route(settings: Settings) -> ToRelay | None:
+    """`delivery.relay` as a route, or None when mail goes by MX. Raises SettingsError."""
+    from mail.endpoint import parse_relay
+
+    url = settings.delivery.relay
+    if not url:
+        return None
+    try:
+        return parse_relay(url)
+    except ValueError as error:
+        raise SettingsError(f'delivery.relay = "{masked(url)}": {error}; or "" to deliver by MX') from None
+
+
+def make_role(
+    name: str,
+    plan: Plan,
+    *,
+    log: Log,
+    spool: Spool,
+    directory: Directory,
+    resolver: Resolver,
+    mailboxes: Mailboxes | None,
+) -> Role:
+    """The one place that knows which ports a role needs; `mailboxes` only those that keep or serve them."""
+    settings = plan.settings
+    match name:
+        case "ingress":
+            from ingress.server import Ingress
+
+            return Ingress(
+                settings=settings.ingress,
+                node=settings.node,
+                spool_settings=settings.spool,
+                log_settings=settings.log,
+                alias_depth=settings.router.alias_depth,
+                log=log,
+                spool=spool,
+                directory=directory,
+                resolver=resolver,
+            )
+        case "router":
+            from router.server import Router
+
+            return Router(
+                settings=settings.router,
+                node=settings.node,
+                relay=relay_route(settings),
+                log=log,
+                spool=spool,
+                directory=directory,
+                resolver=resolver,
+            )
+        case "delivery":
+            from delivery.server import DeliveryAgent
+
+            assert mailboxes is not None
+            return DeliveryAgent(
+                settings=settings.delivery,
+                node=settings.node,
+                log=log,
+                spool=spool,
+                directory=directory,
+                resolver=resolver,
+                mailboxes=mailboxes,
+            )
+        case "mailstore":
+            assert mailboxes is not None
+            return make_mailstore(plan, mailboxes=mailboxes, directory=directory)
+        case _:
+            raise ValueError(f"there is no role {name!r}")
+
+
+def make_mailstore(plan: Plan, *, mailboxes: Mailboxes, directory: Directory) -> Role:
+    from mailstore.pop3.server import Pop3Server
+
+    return Pop3Server(
+        settings=plan.settings.mailstore, node=plan.settings.node, mailboxes=mailboxes, directory=directory
+    )

@@ -1,0 +1,59 @@
+"""A listener, and all that its sessions share: the terms of the house. Values and references, no behaviour of its own.
+
+Another kind of listener (submission) is another `Door`, not another session.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ingress import policy
+from ingress.accept import Acceptance
+from ingress.limits import ConnectionLimiter, MemoryBudget
+from ingress.spool_monitor import SpoolMonitor
+from mail.directory import Directory
+from mail.log import Appender
+from mail.reply import Reply
+from mail.resolver import Resolver
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listener, and all that its sessions share. Another kind of listener is another door, not another session."""
+
+    name: str
+    hostname: str
+    relay_networks: tuple[policy.Network, ...]
+    sender_must_resolve: bool
+    sender_check_exempts_relay: bool
+    vrfy_enabled: bool
+    max_size: int
+    max_recipients: int
+    max_errors: int
+    max_hops: int
+    alias_depth: int
+    command_seconds: float
+    data_seconds: float
+    directory: Directory
+    resolver: Resolver
+    log: Appender
+    acceptance: Acceptance
+    connection_limiter: ConnectionLimiter
+    memory_budget: MemoryBudget
+    spool_monitor: SpoolMonitor
+    greeting_reply: bytes
+    ehlo_reply: bytes
+    helo_reply: bytes
+
+    def client_rights(self, ip: str) -> policy.ClientRights:
+        may_relay = policy.is_within(ip, self.relay_networks)
+        return policy.ClientRights(
+            may_relay=may_relay,
+            sender_must_resolve=self.sender_must_resolve and not (may_relay and self.sender_check_exempts_relay),
+        )
+
+
+def make_ehlo_reply(hostname: str, max_size: int) -> bytes:
+    """RFC 5321 section 4.1.1.1: our name, then the extensions."""
+    extensions = ("PIPELINING", f"SIZE {max_size}", "ENHANCEDSTATUSCODES", "8BITMIME", "SMTPUTF8")
+    return Reply(250, "", "\n".join((hostname, *extensions))).to_bytes()

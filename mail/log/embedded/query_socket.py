@@ -1,0 +1,233 @@
+"""The window through which other processes of this machine look into a running log: a socket beside the database.
+
+Two sides: `Window` serves in the process that holds the lock, `EmbeddedHistory` asks (the commands `trace`, `queue`);
+when no process holds the lock, it opens the database itself, under the lock. Read-only, for this user only (0600), few
+clients at a time, each under deadlines, each answer in slices. Wire: one line of JSON asks; frames come back, each
+behind its length; length 0 ends an answer, the highest bit marks an error's text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sqlite3
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from struct import Struct
+
+import orjson
+import structlog
+
+from mail.log import LogUnavailable, LogUnusable
+from mail.log.embedded.history import HistoryReader, Page, Query, QueryKind, read_page
+from mail.log.embedded.lock import DirectoryLock
+from mail.log.embedded.store import DAMAGE_ADVICE, Store
+
+logger = structlog.get_logger()
+
+_LENGTH = Struct(">I")
+_ERROR = 1 << 31
+_CLIENTS_MAX = 8
+_QUERY_BYTES_MAX = 1024
+_TIMEOUT_SECONDS = 30.0
+_NAME_BYTES_MAX = 100  # sun_path has 104 bytes on macOS, 108 on Linux
+
+
+@contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """A name for the socket at `path` that fits into sun_path, however long the directory's is."""
+    if len(os.fsencode(path)) <= _NAME_BYTES_MAX:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        short = f"/proc/self/fd/{directory}/{path.name}"
+        if len(os.fsencode(short)) > _NAME_BYTES_MAX or not os.path.isdir(f"/proc/self/fd/{directory}"):
+            raise OSError(f"{path} is too long a name for a socket; choose a shorter directory in log.url")
+        yield short
+    finally:
+        os.close(directory)
+
+
+def socket_path(database: Path) -> Path:
+    return database.with_name(database.name + ".sock")
+
+
+class QueryServer:
+    """Serves questions from `frames`, an answer of the running log."""
+
+    def __init__(self, database: Path, frames: Callable[[Query], AsyncIterator[bytes]]) -> None:
+        self._path = socket_path(database)
+        self._frames = frames
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen; when that cannot be, say so and do without: mail does not depend on it."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)  # left by a process that was killed; the lock is ours
+            os.fchmod(listener.fileno(), 0o600)  # Linux: the mode the name is made with
+            with _address(self._path) as name:
+                listener.bind(name)
+            os.chmod(self._path, 0o600)
+            listener.listen(_CLIENTS_MAX)
+            listener.setblocking(False)
+            self._server = await asyncio.start_unix_server(self._handle_client, sock=listener, limit=_QUERY_BYTES_MAX)
+        except OSError as error:
+            listener.close()
+            logger.warning("trace and queue cannot look into the running log", path=str(self._path), reason=str(error))
+
+    async def close(self) -> None:
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+        for task in self._clients:
+            task.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+
+    async def _handle_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            if len(self._clients) > _CLIENTS_MAX:
+                _write_error(writer, "too many look into this log at the moment; try again")
+            else:
+                await self._answer_query(reader, writer)
+            await asyncio.wait_for(writer.drain(), _TIMEOUT_SECONDS)
+        except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError):
+            return  # the client went away, dawdles, or does not speak our words
+        except asyncio.CancelledError:
+            return  # the log is being closed
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    async def _answer_query(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = await asyncio.wait_for(reader.readline(), _TIMEOUT_SECONDS)
+        asked = orjson.loads(line)
+        if not isinstance(asked, dict):
+            return
+        query = Query(QueryKind(str(asked.get("about"))), str(asked.get("queue_id", "")))
+        try:
+            async for frame in self._frames(query):
+                writer.write(_LENGTH.pack(len(frame)))
+                writer.write(frame)
+                await asyncio.wait_for(writer.drain(), _TIMEOUT_SECONDS)
+        except (LogUnavailable, LogUnusable) as error:
+            _write_error(writer, str(error))
+            return
+        writer.write(_LENGTH.pack(0))
+
+
+def _write_error(writer: asyncio.StreamWriter, text: str) -> None:
+    data = text.encode()
+    writer.write(_LENGTH.pack(_ERROR | len(data)) + data)
+
+
+class EmbeddedHistory(HistoryReader):
+    """HistoryLog on the log at `path`, whether a process runs it or not. Raises LogUnusable when there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.absolute()
+        self.is_offline = False  # the last answer came from a log that no process runs
+
+    def location(self) -> str:
+        return f"the log at {self._path}"
+
+    async def is_running(self) -> bool:
+        """Whether a process runs the log and lets us look into it. Raises LogUnusable for a stranger's."""
+        connection = await self._connect()
+        if connection is not None:
+            connection[1].close()
+        return connection is not None
+
+    async def frames(self, query: Query) -> AsyncIterator[bytes]:
+        if not await asyncio.to_thread(self._path.exists):
+            raise LogUnusable(f"there is no log at {self._path}: eilpost has not run there yet, or log.url is another")
+        source = await self._open_source()
+        async with aclosing(source(query)) as answer:
+            async for frame in answer:
+                yield frame
+
+    async def _open_source(self) -> Callable[[Query], AsyncGenerator[bytes, None]]:
+        for attempt in range(20):
+            connection = await self._connect()
+            self.is_offline = connection is None
+            if connection is not None:
+                return partial(_query_process, *connection)
+            try:
+                lock = await asyncio.to_thread(DirectoryLock, self._path)
+            except LogUnusable:
+                if attempt == 19:
+                    raise
+                await asyncio.sleep(0.1)  # it is starting or ending
+                continue
+            return partial(self._query_database, lock)
+        raise AssertionError("unreachable")
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        try:
+            with _address(socket_path(self._path)) as name:
+                return await asyncio.open_unix_connection(name)
+        except PermissionError:
+            raise LogUnusable(
+                f"{socket_path(self._path)} belongs to another user: ask as the user eilpost runs as"
+            ) from None
+        except OSError:
+            return None
+
+    async def _query_database(self, lock: DirectoryLock, query: Query) -> AsyncGenerator[bytes, None]:
+        """Nobody runs it: read the database ourselves, under the lock."""
+        try:
+            try:
+                store = await asyncio.to_thread(Store, self._path, None)
+            except (sqlite3.Error, OSError) as error:
+                raise LogUnusable(f"{self._path} cannot be read as a log: {error}") from None
+            try:
+                cursor: int | str | None = None
+                while True:
+                    page = await self._read_page(store, query, cursor)
+                    for frame in page.frames:
+                        yield frame
+                    cursor = page.cursor
+                    if cursor is None:
+                        return
+            finally:
+                store.close()
+        finally:
+            lock.release()
+
+    async def _read_page(self, store: Store, query: Query, cursor: int | str | None) -> Page:
+        try:
+            return await asyncio.to_thread(read_page, store, query, cursor)
+        except sqlite3.Error as error:
+            raise LogUnusable(f"{self._path} cannot be read as a log: {error}: {DAMAGE_ADVICE}") from None
+
+
+async def _query_process(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, query: Query
+) -> AsyncGenerator[bytes, None]:
+    """Ask the process that runs the log."""
+    try:
+        writer.write(orjson.dumps({"about": query.kind.value, "queue_id": query.queue_id}) + b"\n")
+        while True:
+            (length,) = _LENGTH.unpack(await asyncio.wait_for(reader.readexactly(_LENGTH.size), _TIMEOUT_SECONDS))
+            if length == 0:
+                return
+            data = await asyncio.wait_for(reader.readexactly(length & ~_ERROR), _TIMEOUT_SECONDS)
+            if length & _ERROR:
+                raise LogUnusable(data.decode("utf-8", "replace"))
+            yield data
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        raise LogUnusable("the eilpost process that runs this log ended or does not answer: try again") from error
+    finally:
+        writer.close()

@@ -1,0 +1,186 @@
+"""What the cluster says of itself: ends of partitions, marks of groups, topics. Reads no record, belongs to no group.
+
+One admin client and one consumer, opened when first needed and again after an error. Every question has a time limit,
+and what fails is LogUnavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition, errors
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from mail.log import LogUnavailable
+from mail.log.kafka.access import CLIENT_ERRORS, Access, unavailable
+from mail.log.kafka.committed_offset import CommittedOffset
+from mail.log.kafka.topics import TopicState, count_live_brokers, find_topics
+from mail.log.kafka.uvloop_workaround import stop_or_abort
+from mail.log.topics import Topic
+
+T = TypeVar("T")
+C = TypeVar("C", AIOKafkaAdminClient, AIOKafkaConsumer)
+
+_CALL_SECONDS = 15.0
+_CLOSE_SECONDS = 2.0
+_RETRY_SECONDS = 0.3
+_TRANSACTION = 1  # the kind of coordinator, in FindCoordinator
+_RETRIABLE = (
+    errors.GroupCoordinatorNotAvailableError,
+    errors.GroupLoadInProgressError,
+    errors.NotCoordinatorForGroupError,
+)
+# aiokafka: `for_code(response.error_code)` of a response that has none, when a partition has an error.
+_ERRORS = (*CLIENT_ERRORS, AttributeError)
+
+
+class ClusterInfo:
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._admin: AIOKafkaAdminClient | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._lock = asyncio.Lock()
+
+    async def close(self) -> None:
+        admin, self._admin = self._admin, None
+        consumer, self._consumer = self._consumer, None
+        for client in (admin, consumer):
+            if client is not None:
+                await _close_client(client)
+
+    async def __aenter__(self) -> ClusterInfo:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- questions
+
+    async def committed_offsets(
+        self, group: str, partitions: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, CommittedOffset]:
+        """The committed marks of a group; partitions without one are missing.
+
+        Only an offset of -1 means "none". A coordinator that loads or has moved answers with nothing at all, an error
+        that aiokafka does not look at: taken for "none", a shard would begin again at its first record.
+        """
+        asked = list(partitions)
+
+        async def request(admin: AIOKafkaAdminClient) -> Mapping[TopicPartition, OffsetAndMetadata]:
+            found: Mapping[TopicPartition, OffsetAndMetadata]
+            try:
+                found = await admin.list_consumer_group_offsets(group, partitions=asked)
+            except errors.NoError:
+                # aiokafka raises the error of the whole answer, which is none, where a partition has one. Kafka 4 gives
+                # a partition no other error than that this user may not see its topic.
+                raise errors.TopicAuthorizationFailedError(", ".join(sorted({at.topic for at in asked}))) from None
+            if any(at not in found for at in asked):
+                raise errors.GroupLoadInProgressError(group)
+            return found
+
+        response = await self._call_admin(request) if asked else {}
+        return {
+            at: CommittedOffset(committed.offset, committed.metadata or "")
+            for at, committed in response.items()
+            if committed.offset >= 0
+        }
+
+    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Behind the last committed record."""
+        asked = list(partitions)
+        return await self._call_consumer(lambda consumer: consumer.end_offsets(asked))
+
+    async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The first offset that is still there."""
+        asked = list(partitions)
+        return await self._call_consumer(lambda consumer: consumer.beginning_offsets(asked))
+
+    async def offset_for_time(self, at: TopicPartition, milliseconds: int) -> int | None:
+        """The first offset of this time (since 1970) or later; None when there is none."""
+        offsets = await self._call_consumer(lambda consumer: consumer.offsets_for_times({at: milliseconds}))
+        there = offsets.get(at)
+        return None if there is None else int(there.offset)
+
+    async def topics(self, access: Access | None = None, *, with_config: bool = True) -> dict[Topic, TopicState]:
+        """Ours, or those of another access to the same brokers."""
+        return await self._call_admin(lambda admin: find_topics(admin, access or self._access, with_config=with_config))
+
+    async def count_brokers(self) -> int:
+        """How many the cluster counts in."""
+        return await self._call_admin(count_live_brokers)
+
+    async def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """DeleteRecords: what lies below each offset goes."""
+        asked = {at: RecordsToDelete(before_offset=offset) for at, offset in offsets.items()}
+        names = ", ".join(sorted({at.topic for at in offsets}))
+        await self._call_admin(lambda admin: admin.delete_records(asked), "Delete", names)
+
+    async def find_transaction_coordinator(self, transactional_id: str) -> None:
+        """Ask for the coordinator of a transactional id, which needs not exist."""
+        await self._call_admin(lambda admin: admin.find_coordinator(transactional_id, _TRANSACTION))
+
+    async def describe_groups(self, names: Sequence[str]) -> Mapping[str, tuple[str, int]]:
+        """State and number of members of each group. One at a time: aiokafka 0.14 reads the answer of version 3 as if
+        it were of version 2, and a second group in it makes it drop the connection.
+        """
+        states: dict[str, tuple[str, int]] = {}
+        for asked in names:
+            for response in await self._call_admin(lambda admin, name=asked: admin.describe_consumer_groups([name])):  # type: ignore[misc]
+                for _code, name, state, _kind, _protocol, members, *_ in response.groups:
+                    states[name] = (state, len(members))
+        return states
+
+    # --- asking
+
+    async def _call_admin(
+        self, request: Callable[[AIOKafkaAdminClient], Awaitable[T]], operation: str = "", name: str = ""
+    ) -> T:
+        async with self._lock:
+            if self._admin is None:
+                self._admin = await self._start_client(self._access.admin())
+            return await self._with_timeout(_call_with_retry(request, self._admin), operation, name)
+
+    async def _call_consumer(self, request: Callable[[AIOKafkaConsumer], Awaitable[T]]) -> T:
+        async with self._lock:
+            if self._consumer is None:
+                self._consumer = await self._start_client(self._access.consumer(isolation_level="read_committed"))
+            return await self._with_timeout(request(self._consumer))
+
+    async def _start_client(self, client: C) -> C:
+        try:
+            async with asyncio.timeout(_CALL_SECONDS):
+                await client.start()
+        except CLIENT_ERRORS as error:
+            await _close_client(client)
+            raise unavailable(self._access.url, error) from None
+        except BaseException:
+            await _close_client(client)
+            raise
+        return client
+
+    async def _with_timeout(self, response: Awaitable[T], operation: str = "", name: str = "") -> T:
+        try:
+            async with asyncio.timeout(_CALL_SECONDS):
+                return await response
+        except _ERRORS as error:
+            await self.close()  # what failed once is made anew
+            if isinstance(error, AttributeError):
+                text = f"{self._access.url}: a partition is missing, or has no leader now"
+                raise LogUnavailable(text) from None
+            raise unavailable(self._access.url, error, operation, name) from None
+
+
+async def _close_client(client: AIOKafkaAdminClient | AIOKafkaConsumer) -> None:
+    stop = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
+    await stop_or_abort(stop(), client._client, _CLOSE_SECONDS)
+
+
+async def _call_with_retry(request: Callable[[AIOKafkaAdminClient], Awaitable[T]], admin: AIOKafkaAdminClient) -> T:
+    """Ask again while the cluster makes or moves what it keeps of groups: a new one makes it at the first request."""
+    while True:
+        try:
+            return await request(admin)
+        except _RETRIABLE:
+            await asyncio.sleep(_RETRY_SECONDS)

@@ -1,0 +1,131 @@
+"""Makes the topics that are missing, as `eilpost topics create` does, and lets `dispatched` grow.
+
+What is there is left as it is: a changed configuration has a reason, and whoever has it should know. It returns when
+every broker knows what was made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from aiokafka import errors
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+
+from mail.log import LogUnusable
+from mail.log.kafka.access import CLIENT_ERRORS, Access, error_message, is_refusal
+from mail.log.kafka.diagnose import explain_failure, require_broker
+from mail.log.kafka.topics import (
+    TopicState,
+    count_live_brokers,
+    describe_topics,
+    find_topics,
+    from_any_broker,
+    has_fewer_replicas,
+    shard_counts_of,
+    too_few_brokers,
+    wanted_config,
+    wanted_partitions,
+)
+from mail.log.topics import ALL_TOPICS, DISPATCHED, Topic
+from mail.settings import LogSettings
+
+_PROPAGATION_TRIES, _PROPAGATION_PAUSE_SECONDS = 50, 0.1
+
+
+async def create_missing(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
+    """Make what is missing: topics, and partitions of `dispatched`. What was done, a line each. Idempotent. Raises
+    LogUnusable.
+    """
+    try:
+        return await _create_missing(admin, access, settings)
+    except CLIENT_ERRORS as error:
+        see = "" if is_refusal(error) else ": see the brokers' logs"
+        raise LogUnusable(f"{access.url}: topics cannot be made: {error_message(error)}{see}") from None
+
+
+async def _create_missing(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
+    actions: list[str] = []
+    topic_states = await find_topics(admin, access, with_config=False)
+    missing = [topic for topic in ALL_TOPICS if topic not in topic_states]
+    new = [
+        NewTopic(
+            access.topic(topic),
+            _partition_count(topic_states, topic, settings),
+            settings.replication,
+            topic_configs=wanted_config(topic, settings),
+        )
+        for topic in missing
+    ]
+    if new:
+        response = await admin.create_topics(new)
+        for name, code, *text in response.topic_errors:
+            kind = errors.for_code(code)
+            if kind is errors.InvalidReplicationFactorError:
+                raise LogUnusable(too_few_brokers(await count_live_brokers(admin), access, settings))
+            if kind is errors.TopicAuthorizationFailedError:
+                raise kind(name, "Create")
+            if code and kind is not errors.TopicAlreadyExistsError:
+                raise LogUnusable(
+                    f"{access.url}: topic {name} cannot be made: {error_message(kind())}"
+                    f"{f' ({text[0]})' if text and text[0] else ''}; log.replication = {settings.replication}"
+                )
+            if not code:
+                made = next(each for each in new if each.name == name)
+                actions.append(f"{name}: made, partitions: {made.num_partitions}, replicas: {settings.replication}")
+        await _wait_until_propagated(admin, access, missing)
+    if (
+        has_fewer_replicas(topic_states, settings)
+        and (live_brokers := await count_live_brokers(admin)) < settings.replication
+    ):
+        raise LogUnusable(too_few_brokers(live_brokers, access, settings))
+    dispatched = topic_states.get(DISPATCHED)
+    if dispatched is not None and dispatched.partitions < settings.delivery_shards:
+        try:
+            await admin.create_partitions({dispatched.name: NewPartitions(settings.delivery_shards)})
+        except errors.TopicAuthorizationFailedError:
+            raise errors.TopicAuthorizationFailedError(dispatched.name, "Alter") from None
+        actions.append(f"{dispatched.name}: {dispatched.partitions} -> {settings.delivery_shards} partitions")
+        await _wait_until_propagated(admin, access, [DISPATCHED], settings.delivery_shards)
+    shard_counts_of(await find_topics(admin, access, with_config=False), access, settings)
+    return actions
+
+
+def _partition_count(topic_states: Mapping[Topic, TopicState], topic: Topic, settings: LogSettings) -> int:
+    """As many as the topics that are there have: of a set of which some are lost, the others tell."""
+    counts = {each.partitions for other, each in topic_states.items() if other is not DISPATCHED}
+    if topic is not DISPATCHED and not settings.shards and len(counts) == 1:
+        return counts.pop()
+    return wanted_partitions(topic, settings)
+
+
+async def _wait_until_propagated(
+    admin: AIOKafkaAdminClient, access: Access, topics: Sequence[Topic], min_partitions: int = 1
+) -> None:
+    """Each broker hears a little later of what the controller has made, and whoever starts next may ask any of them."""
+    names = [access.topic(topic) for topic in topics]
+    for _ in range(_PROPAGATION_TRIES):
+        brokers = [each["node_id"] for each in (await from_any_broker(admin.describe_cluster))["brokers"]]
+        if all(await asyncio.gather(*(_is_propagated(admin, names, min_partitions, broker) for broker in brokers))):
+            return
+        await asyncio.sleep(_PROPAGATION_PAUSE_SECONDS)
+
+
+async def _is_propagated(admin: AIOKafkaAdminClient, names: list[str], min_partitions: int, broker: int) -> bool:
+    try:
+        described = await describe_topics(admin, names, broker)
+    except errors.KafkaError:
+        return True  # it does not serve, and catches up before it does
+    return all(not each["error_code"] and len(each["partitions"]) >= min_partitions for each in described)
+
+
+async def open_admin(access: Access) -> AIOKafkaAdminClient:
+    """A started admin client. Raises LogUnusable when no broker answers."""
+    await require_broker(access)
+    admin = access.admin()
+    try:
+        await admin.start()
+    except CLIENT_ERRORS as error:
+        await admin.close()
+        raise LogUnusable(await explain_failure(access, error)) from None
+    return admin

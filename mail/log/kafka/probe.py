@@ -1,0 +1,76 @@
+"""One record to each broker and back: whether the log takes writes now, how long that takes, and what their clocks say.
+
+A *probe* is a record without a value, which all readers skip. It goes to `events`, which nobody consumes (in
+`accepted` it would count as mail that waits) and which goes by age. The broker answers with the time it wrote it
+(LogAppendTime), which must lie between our asking and its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+
+from mail.log.kafka.access import CLIENT_ERRORS, Access, unavailable
+from mail.log.kafka.producer import PROBE_KEY, stop_producer
+from mail.log.topics import EVENTS
+
+_PROBE_SECONDS = 6.0
+_LOG_APPEND_TIME = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Of one broker. `seconds` until confirmed; `ahead_seconds`: how far its clock is before ours at least, negative
+    when behind, 0 within the time of the answer; None when the topic has no times of the broker's.
+    """
+
+    broker: int
+    seconds: float
+    clock_offset_seconds: float | None
+
+
+async def probe_brokers(access: Access) -> list[Probe]:
+    """One partition of every broker that leads one. Raises LogUnavailable."""
+    producer = access.producer(_PROBE_SECONDS, acks="all", linger_ms=0)
+    topic = access.topic(EVENTS)
+    try:
+        await producer.start()
+        partitions = await producer.partitions_for(topic)
+        leaders: dict[int, TopicPartition] = {}
+        for number in sorted(partitions):
+            at = TopicPartition(topic, number)
+            leader = producer.client.cluster.leader_for_partition(at)
+            if leader is not None and leader >= 0:
+                leaders.setdefault(leader, at)
+        await asyncio.gather(*(_send(producer, at) for at in leaders.values()))  # connections are made, unmeasured
+        return [_result(leader, *await _send(producer, at)) for leader, at in sorted(leaders.items())]
+    except CLIENT_ERRORS as error:
+        raise unavailable(topic, error, "Write", topic) from None
+    finally:
+        await stop_producer(producer, 1.0)
+
+
+async def _send(producer: AIOKafkaProducer, at: TopicPartition) -> tuple[float, float, Any]:
+    began, started = time.time(), time.perf_counter()
+    async with asyncio.timeout(_PROBE_SECONDS + 1.0):
+        written = await producer.send_and_wait(at.topic, None, PROBE_KEY, at.partition)
+    return began, time.perf_counter() - started, written
+
+
+def _result(leader: int, began: float, seconds: float, written: Any) -> Probe:
+    if written.timestamp_type != _LOG_APPEND_TIME:
+        return Probe(leader, seconds, None)
+    return Probe(leader, seconds, clock_offset(began, began + seconds, written.timestamp / 1000))
+
+
+def clock_offset(asked: float, answered: float, theirs: float) -> float:
+    """How far a clock that showed `theirs` at some moment between is before ours, at the least. Theirs is cut to
+    milliseconds.
+    """
+    if theirs > answered:
+        return theirs - answered
+    return min(0.0, theirs + 0.001 - asked)

@@ -1,0 +1,38 @@
+"""Makes queue ids: ULIDs that rise strictly within this process, from any thread.
+
+The only impure part of a queue id (clock and chance); what an id means is in `mail/message.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from mail.message import QueueId, make_queue_id
+
+
+class _MonotonicGenerator:
+    """The ULID specification's monotonic generator: within a millisecond, the random part counts up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last_ms = 0
+        self._random = 0
+
+    def make(self, now_ms: int) -> QueueId:
+        with self._lock:
+            if now_ms > self._last_ms:
+                self._last_ms = now_ms
+                self._random = int.from_bytes(os.urandom(10)) >> 1  # half the range is room to count up
+            else:
+                self._random += 1
+            return make_queue_id(self._last_ms, self._random)
+
+
+_generator = _MonotonicGenerator()
+
+
+def new_queue_id() -> QueueId:
+    """A new queue id of this instant."""
+    return _generator.make(time.time_ns() // 1_000_000)

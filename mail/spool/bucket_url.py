@@ -1,0 +1,80 @@
+"""Where an object spool lies, "s3://BUCKET/PREFIX", and which settings go with it. Pure.
+
+Here is what can be known to be wrong without asking the store; whether the bucket is there and can be written is asked
+at start (`ObjectSpool.start`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mail.masking import masked
+
+if TYPE_CHECKING:
+    from mail.settings import SpoolSettings
+
+SCHEMES = {
+    "s3": '"s3://BUCKET/PREFIX"',  # Amazon S3 and what speaks like it
+    "gs": '"gs://BUCKET/PREFIX"',  # Google Cloud Storage
+    "az": '"az://CONTAINER/PREFIX"',  # Azure Blob Storage
+}
+
+_URL = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9])(?:/(.*))?\Z", re.DOTALL)
+_PREFIX = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*\Z")
+_REGION = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
+_ENDPOINT = re.compile(r"(https?)://[A-Za-z0-9.:_\[\]-]+(?:/[A-Za-z0-9._/-]*)?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    scheme: str
+    name: str
+    prefix: str  # without slashes at its ends; may be empty
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.name}" + (f"/{self.prefix}" if self.prefix else "")
+
+
+def parse_bucket(url: str) -> Bucket:
+    """Raises ValueError that says what is expected."""
+    match = _URL.match(url)
+    if match is None:
+        expected = SCHEMES.get(url.partition(":")[0], " or ".join(SCHEMES.values()))
+        raise ValueError(f"{expected} is expected, with a bucket name of 3 to 63 letters, digits, dots and dashes")
+    prefix = (match[3] or "").rstrip("/")
+    if prefix and not _PREFIX.match(prefix):
+        raise ValueError("the prefix has letters, digits and ._- between single slashes, and no part begins with a dot")
+    return Bucket(match[1], match[2], prefix)
+
+
+def setting_errors(settings: SpoolSettings) -> Iterator[tuple[str, str]]:
+    """What does not go together in the settings of an object spool, as (key, what is wrong)."""
+    scheme = settings.url.partition(":")[0]
+    if scheme not in SCHEMES:
+        return
+    if scheme != "s3" and settings.region:
+        yield "region", f'found "{masked(settings.region)}"; only s3:// has regions, leave it empty'
+    elif settings.region and not _REGION.match(settings.region):
+        yield "region", f'found "{masked(settings.region)}"; the name of a region is expected, like "eu-central-1"'
+    if scheme == "gs":
+        for key in ("endpoint", "access_key", "secret_key"):
+            if getattr(settings, key):
+                yield key, "gs:// takes its credentials from GOOGLE_APPLICATION_CREDENTIALS; leave it empty"
+        return
+    if settings.access_key and not settings.secret_key:
+        yield "secret_key", "is missing, and spool.access_key is set; set both, or none to use the environment's"
+    if settings.secret_key and not settings.access_key:
+        yield "access_key", "is missing, and spool.secret_key is set; set both, or none to use the environment's"
+    if settings.endpoint:
+        match = _ENDPOINT.match(settings.endpoint)
+        if match is None:  # not shown: it may hold a password
+            yield "endpoint", '"https://HOST" or "http://HOST:PORT" is expected, without a user or a query'
+        elif match[1] == "http" and not settings.allow_http:
+            yield (
+                "endpoint",
+                f'found "{masked(settings.endpoint)}"; mail would go in clear text: use https://, or set '
+                "spool.allow_http = true where the network in between is yours",
+            )

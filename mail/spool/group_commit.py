@@ -1,0 +1,152 @@
+"""Contents kept at the same time share one write (a *pack*): group commit, for every spool that pays for each write.
+
+Here is what a pack is, whoever writes it: which contents go together, what they are called (`HOUR/ID@OFFSET`; how long
+a content is stands in `Spooled`), and how damage is told (`digest_of`). Nothing here touches a disk or a network. A
+failed write fails all who wait for it and nobody else; who stops waiting in time is not written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import cast
+
+from mail.message import Spooled, queue_id_time
+from mail.queue_id import new_queue_id
+from mail.spool import SpoolDamaged
+from mail.telemetry.spool import SPOOL_ERRORS
+
+LARGE_BYTES = 1 << 20  # from here a content is written by itself
+BATCH_MAX_BYTES = 8 << 20  # what one pack holds at most, so that nobody waits long for a stranger's bytes
+
+HOUR_FORMAT = "%Y%m%d%H"  # UTC
+_NAME = re.compile(r"([0-9]{10})/([0-9A-Z]{26})@([0-9]{1,12})\Z")
+_HOUR = re.compile(r"[0-9]{10}\Z")
+
+Write = Callable[[Sequence[bytes]], Awaitable[list[Spooled]]]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchName:
+    """Where a pack lies: unique by itself, in the hour it was made."""
+
+    hour: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.hour}/{self.id}"
+
+
+def new_batch_name() -> BatchName:
+    queue_id = new_queue_id()
+    return BatchName(queue_id_time(queue_id).strftime(HOUR_FORMAT), str(queue_id))
+
+
+def location_of(spooled: Spooled) -> tuple[BatchName, int]:
+    """The pack and the offset in it. A name that is none never reaches a disk or a store. Raises SpoolDamaged."""
+    match = _NAME.match(spooled.name)
+    if match is None:
+        SPOOL_ERRORS.labels("damaged").inc()
+        raise SpoolDamaged(f"{spooled.name!r} is not a name of the spool: the queue line that holds it is damaged")
+    return BatchName(match[1], match[2]), int(match[3])
+
+
+def hour_start(name: str) -> datetime | None:
+    """When the hour of this name began; None for what is no hour of ours."""
+    if not _HOUR.match(name):
+        return None
+    try:
+        return datetime.strptime(name, HOUR_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def spooled_contents(batch: BatchName, contents: Sequence[bytes]) -> list[Spooled]:
+    """What each content is called that was written into `pack`, one after the other."""
+    spooled, offset = [], 0
+    for content in contents:
+        spooled.append(Spooled(f"{batch}@{offset}", len(content), digest_of(content)))
+        offset += len(content)
+    return spooled
+
+
+def digest_of(content: bytes) -> str:
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _PendingWrite:
+    content: bytes
+    spooled: asyncio.Future[Spooled]
+
+
+class GroupCommit:
+    """Gathers what is kept at the same time and calls `write` with it, at most `writers` at once. What comes while all
+    of them are busy is the next pack.
+    """
+
+    def __init__(self, write: Write, writers: int = 1) -> None:
+        self._write = write
+        self._writers_max = writers
+        self._pending: list[_PendingWrite] = []
+        self._writers: set[asyncio.Task[None]] = set()
+        self._is_starting = False
+
+    async def put(self, content: bytes) -> Spooled:
+        write = _PendingWrite(content, asyncio.get_running_loop().create_future())
+        self._pending.append(write)
+        self._start_writer()
+        return await write.spooled
+
+    async def drain(self) -> None:
+        """Return when nothing is being written any more."""
+        while self._writers:
+            await asyncio.wait(self._writers)
+
+    def _start_writer(self) -> None:
+        """One writer at a time is on its way: all that is kept in one turn of the loop is one pack."""
+        if not self._is_starting and len(self._writers) < self._writers_max:
+            self._is_starting = True
+            self._writers.add(asyncio.create_task(self._write_batches(), name="spool-writer"))
+
+    async def _write_batches(self) -> None:
+        """Write what waits, pack after pack, until nothing does."""
+        self._is_starting = False
+        try:
+            for batch in iter(self._next_batch, []):
+                if self._pending:
+                    self._start_writer()
+                await self._write_batch(batch)
+        finally:  # in the same turn in which nothing waited, so that what is kept next starts another
+            self._writers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _write_batch(self, batch: list[_PendingWrite]) -> None:
+        try:
+            results = await self._write([write.content for write in batch])
+        except Exception as error:
+            for write in _not_cancelled(batch):
+                write.spooled.set_exception(error)
+            return
+        for write, spooled in zip(batch, results, strict=True):
+            if not write.spooled.done():  # its caller may have gone
+                write.spooled.set_result(spooled)
+
+    def _next_batch(self) -> list[_PendingWrite]:
+        size = 0
+        pending = list(_not_cancelled(self._pending))
+        for number, write in enumerate(pending):
+            size += len(write.content)
+            if size > BATCH_MAX_BYTES:
+                batch, self._pending = pending[:number], pending[number:]
+                return batch
+        self._pending = []
+        return pending
+
+
+def _not_cancelled(writes: Sequence[_PendingWrite]) -> Iterator[_PendingWrite]:
+    """Those whose caller has not gone."""
+    return (write for write in writes if not write.spooled.done())

@@ -1,0 +1,123 @@
+"""Opens the object store a spool lies in, through obstore, and puts what goes wrong with one into a person's words.
+
+The only file that knows what each provider's store is made from. Retries are few and short: whoever wanted something
+from the spool has a better place to wait (the sender's queue, ours). The time limit of a whole request is
+`mail/spool/object_spool.py`'s. No secret and no answer's body is ever in a text made here.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+from obstore.store import AzureStore, GCSStore, S3Store
+
+from mail.settings import SettingsError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Credential
+
+    from mail.settings import SpoolSettings
+    from mail.spool.bucket_url import Bucket
+
+_CONNECT = timedelta(seconds=3)
+_RETRIES: RetryConfig = {
+    "max_retries": 3,
+    "retry_timeout": timedelta(seconds=8),  # no retry begins later than this
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
+}
+
+_STATUS = re.compile(r"status code: ([0-9]{3})")
+_CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,60})</Code>")
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
+_NO_CREDENTIALS = ("169.254.169.254", "169.254.170.", "metadata.google.internal")
+_REFUSED_CODES = ("InvalidAccessKeyId", "XAdminUserNotFound", "SignatureDoesNotMatch", "AuthenticationFailed")
+
+
+def open_store(bucket: Bucket, settings: SpoolSettings) -> ObjectStore:
+    """The store at `bucket`; nothing is asked yet. Raises SettingsError."""
+    client: ClientConfig = {
+        "connect_timeout": _CONNECT,
+        "timeout": timedelta(hours=1),  # the real limit grows with the size of what is carried
+        "allow_http": settings.allow_http,
+    }
+    prefix = bucket.prefix or None
+    secret = settings.secret_key.get_secret_value()
+    try:
+        match bucket.scheme:
+            case "s3":
+                return _s3_store(bucket.name, prefix, settings, client)
+            case "gs":
+                return GCSStore(bucket.name, prefix=prefix, client_options=client, retry_config=_RETRIES)
+            case _:
+                options = {"account_name": settings.access_key, "account_key": secret, "endpoint": settings.endpoint}
+                return AzureStore(
+                    bucket.name,
+                    prefix=prefix,
+                    config={key: value for key, value in options.items() if value},  # type: ignore[arg-type]
+                    client_options=client,
+                    retry_config=_RETRIES,
+                )
+    except Exception as error:  # obstore's builders raise what they like
+        raise SettingsError(
+            f'spool.url = "{bucket}": {_first_line(error)}: check spool.access_key, spool.secret_key and the '
+            "provider's variables in the environment"
+        ) from None
+
+
+def _s3_store(name: str, prefix: str | None, settings: SpoolSettings, client: ClientConfig) -> S3Store:
+    options = {"endpoint": settings.endpoint, "region": settings.region}
+    secret = settings.secret_key.get_secret_value()
+
+    def credentials() -> S3Credential:
+        return {"access_key_id": settings.access_key, "secret_access_key": secret, "token": None, "expires_at": None}
+
+    return S3Store(
+        name,
+        prefix=prefix,
+        config={key: value for key, value in options.items() if value},  # type: ignore[arg-type]
+        client_options=client,
+        retry_config=_RETRIES,
+        # Not as plain options: a session token in the environment would be added to them, and belongs to other keys.
+        credential_provider=credentials if settings.access_key else None,
+    )
+
+
+def describe_error(error: Exception) -> str:
+    """Why a store did not do as it was asked, on one line, and what to do about it."""
+    if isinstance(error, TimeoutError):
+        return "the store does not answer: check spool.endpoint and the network"
+    text = str(error)
+    code = found[1] if (found := _CODE.search(text)) else ""
+    status = found[1] if (found := _STATUS.search(text)) else ""
+    if any(word in text for word in _NO_BUCKET):
+        return "there is no such bucket: make it, or correct spool.url"
+    if any(word in text for word in _NO_CREDENTIALS):
+        return (
+            "there are no credentials: set spool.access_key and spool.secret_key, or the provider's usual variables, "
+            "or give this machine a role"
+        )
+    if (
+        isinstance(error, PermissionDeniedError | UnauthenticatedError)
+        or code in _REFUSED_CODES
+        or status in ("401", "403")
+    ):
+        return (
+            f"access is refused ({code or status or 'no reason given'}): check spool.access_key and spool.secret_key "
+            "(or the environment's credentials), and that they may list, read, write and delete objects"
+        )
+    if status:
+        return f"the store answered {status}{f' {code}' if code else ''}: check spool.endpoint, and look at its log"
+    if "dns error" in text:
+        return "the store's host name has no address: check spool.endpoint and DNS"
+    if "ConnectionRefused" in text:
+        return "the store refuses connections: start it, or correct spool.endpoint"
+    if "InvalidCertificate" in text or "UnknownIssuer" in text:
+        return "the store's certificate is not trusted: check spool.endpoint, and the certificates of this machine"
+    return f"{_first_line(error)}: check spool.endpoint and the network"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300] or type(error).__name__

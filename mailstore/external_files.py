@@ -1,0 +1,69 @@
+"""Files that other programs put into a mailbox, part by part and with the line ends of the wire.
+
+Dovecot keeps what a mail client uploads with LF alone; POP3 wants CRLF, as `,W=` counts it. Holds one chunk of a file,
+however large that is, and remembers where the last part ended, so that the next does not begin at the start.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from mail.regular_file import open_regular
+
+CHUNK_OCTETS = 64 * 1024
+_POSITIONS_MAX = 256  # files that are being read
+
+
+class ExternalFiles:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # By path: where the chunk begins that the next part needs, in octets of the wire and of the file, and whether a
+        # CR stands before it.
+        self._positions: OrderedDict[Path, tuple[int, int, bool]] = OrderedDict()
+
+    def read(self, path: Path, start: int, limit_bytes: int | None) -> bytes:
+        """The octets of the wire from `start` on. Raises FileNotFoundError."""
+        with self._lock:
+            position, file_offset, after_cr = self._positions.get(path, (0, 0, False))
+        if position > start:
+            position, file_offset, after_cr = 0, 0, False
+        end = None if limit_bytes is None else start + limit_bytes
+        resume = (position, file_offset, after_cr)
+        parts: list[bytes] = []
+        with open(open_regular(path), "rb") as file:
+            file.seek(file_offset)
+            while end is None or position < end:
+                chunk = file.read(CHUNK_OCTETS)
+                if not chunk:
+                    break
+                part = _with_crlf(chunk, after_cr=after_cr)
+                after_cr = chunk.endswith(b"\r")
+                if position + len(part) > start:
+                    parts.append(part[max(0, start - position) : None if end is None else end - position])
+                position, file_offset = position + len(part), file_offset + len(chunk)
+                if end is None or position <= end:
+                    resume = (position, file_offset, after_cr)
+        if parts:
+            with self._lock:
+                self._positions[path] = resume
+                self._positions.move_to_end(path)
+                while len(self._positions) > _POSITIONS_MAX:
+                    self._positions.popitem(last=False)
+        return b"".join(parts)
+
+
+def virtual_size(path: Path) -> int:
+    """How many octets of the wire a file is. Raises FileNotFoundError."""
+    size, after_cr = 0, False
+    with open(open_regular(path), "rb") as file:
+        while chunk := file.read(CHUNK_OCTETS):
+            size += len(_with_crlf(chunk, after_cr=after_cr))
+            after_cr = chunk.endswith(b"\r")
+    return size
+
+
+def _with_crlf(chunk: bytes, *, after_cr: bool) -> bytes:
+    converted = chunk.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    return converted[1:] if after_cr and chunk.startswith(b"\n") else converted

@@ -1,0 +1,102 @@
+"""What owners see of their Maildirs: the list, the content, the flags.
+
+In charge of finding a message again that Dovecot moved or flagged meanwhile; nothing here trusts a listing to stay
+true. Never adds or removes a message.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mail.regular_file import open_regular
+from mailstore.external_files import ExternalFiles, virtual_size
+from mailstore.listing import change_files, list_files
+from mailstore.mailboxes import StoredMessage
+from mailstore.names import owner_directory, parse_name, with_seen
+
+_LAST_SECOND = datetime.max.replace(microsecond=0, tzinfo=UTC).timestamp()
+FILENAMES_MAX = 100_000  # file names in memory (about 20 MB)
+
+
+class MaildirReader:
+    """Each method runs in the calling thread and raises OSError where the port raises MailboxUnavailable."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._filenames: OrderedDict[str, dict[str, str]] = OrderedDict()
+        self._external_files = ExternalFiles()
+
+    def messages(self, owner: str) -> list[StoredMessage]:
+        path = self._path(owner)
+        # `new` before `cur`: a message that moves meanwhile is seen twice, never missed; the later sight counts.
+        files = {file.name.uid: file for file in list_files(path)}
+        messages: list[StoredMessage] = []
+        for uid, found in files.items():
+            name, micros, size = found.name, found.name.micros, found.name.size_bytes
+            if micros is None or size is None:
+                try:
+                    micros = micros if micros is not None else os.lstat(found.path).st_mtime_ns // 1000
+                    size = size if size is not None else virtual_size(found.path)
+                except OSError:
+                    continue
+            messages.append(StoredMessage(uid, size, _time(micros), name.seen))
+        messages.sort(key=lambda message: (message.received, message.uid))
+        with self._lock:
+            # Of each only what finds it again: a large mailbox has many.
+            self._filenames[owner] = {uid: f"{found.folder.name}/{found.filename}" for uid, found in files.items()}
+            self._filenames.move_to_end(owner)
+            while len(self._filenames) > 1 and sum(map(len, self._filenames.values())) > FILENAMES_MAX:
+                self._filenames.popitem(last=False)
+        return messages
+
+    def read(self, owner: str, uid: str, start: int, limit_bytes: int | None) -> bytes:
+        for _attempt in range(2):
+            with self._lock:
+                filename = self._filenames.get(owner, {}).get(uid)
+            if filename is not None:
+                path = self._path(owner) / filename
+                try:
+                    if parse_name(path.name).delivery_id is None:
+                        return self._external_files.read(path, start, limit_bytes)
+                    with open(open_regular(path), "rb") as file:
+                        file.seek(start)
+                        return file.read(-1 if limit_bytes is None else limit_bytes)
+                except FileNotFoundError:
+                    pass  # moved or flagged meanwhile: look where it is now
+            self.messages(owner)
+        raise KeyError(uid)
+
+    def mark_seen(self, owner: str, uids: frozenset[str]) -> None:
+        path = self._path(owner)
+        cur = path / "cur"
+        flagged = [found for found in list_files(path) if found.name.uid in uids and not found.name.seen]
+        change_files(path, flagged, lambda found: os.rename(found.path, cur / with_seen(found.filename)))
+
+    def used_bytes(self, owner: str) -> int:
+        return used_bytes(self._path(owner))
+
+    def _path(self, owner: str) -> Path:
+        return self._root / owner_directory(owner)
+
+
+def _time(micros: int) -> datetime:
+    """The nearest time there is: a file may bear any."""
+    return datetime.fromtimestamp(min(max(micros / 1_000_000, 0.0), _LAST_SECOND), UTC)
+
+
+def used_bytes(path: Path) -> int:
+    """The sizes of all messages of a mailbox, those in folders too."""
+    total = 0
+    for file in list_files(path, folders=True):
+        size = file.name.size_bytes
+        if size is None:
+            with suppress(OSError):
+                size = os.lstat(file.path).st_size
+        total += size or 0
+    return total

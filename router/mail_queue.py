@@ -1,0 +1,379 @@
+"""The queue of one shard: a fold of records. Pure.
+
+Only `apply` changes what the queue is, live and at replay alike, so both come to the same state (a test asserts it).
+Beside the open lines it keeps what the decision needs without searching: what each site and the shard have in hand,
+and who waits. A waiting line lies in `_not_due` until it is due, then in the turn of its site and tenant, first come
+first served; both indexes hold ids only and are cleaned when they are read, not when a line changes.
+A slow site costs a look per batch, and never stands in another's way.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Container, Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from heapq import heapify, heappop, heappush
+from typing import TypeVar, assert_never, cast
+
+from mail.envelope import Recipient
+from mail.message import DeliveryId, Inline, QueueId
+from mail.record import (
+    STATES,
+    Accepted,
+    Active,
+    Attempted,
+    Dispatched,
+    Event,
+    Pending,
+    Record,
+    Settled,
+    WaitCause,
+    Waiting,
+    state_name,
+)
+from mail.route import ToMailbox
+from router.age import AgeIndex
+from router.site_limits import SiteLimits
+
+LOCAL_SITE = ToMailbox("").site
+# The reason of a quarantined delivery begins so, in the records of every version.
+QUARANTINE_REASON = "A bug of the router"
+
+# Shared values beyond this many are forgotten and collected anew: the table stays small beside the queue.
+INTERNED_MAX = 20_000
+
+V = TypeVar("V", bound=Hashable)
+
+
+class _SiteState:
+    """What one site has in hand, and whose turn it is among those that are due."""
+
+    __slots__ = ("active", "active_bytes", "due_by_tenant", "lines", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lines = 0  # open ones, of any state
+        self.active = 0
+        self.active_bytes = 0
+        self.due_by_tenant: OrderedDict[str, deque[tuple[datetime, DeliveryId]]] = OrderedDict()  # by tenant
+
+
+@dataclass(frozen=True, slots=True)
+class SiteLoad:
+    """What a site has open and in hand."""
+
+    lines: int
+    active: int
+    active_bytes: int
+
+
+class MailQueue:
+    """The open deliveries of one shard."""
+
+    def __init__(self) -> None:
+        self._lines: dict[DeliveryId, Pending] = {}
+        self._open_deliveries: dict[QueueId, int] = {}  # open deliveries of each
+        self._sites: dict[str, _SiteState] = {}
+        self._active = 0
+        self.inline_bytes = 0  # content in lines: there is some only while the spool fails
+        self._recipients = dict.fromkeys(STATES, 0)
+        self.quarantined = 0  # deliveries
+        self._age_index = AgeIndex(self._lines)
+        self._not_due: list[tuple[datetime, DeliveryId]] = []  # heap
+        self._due_sites: OrderedDict[str, _SiteState] = OrderedDict()  # sites where somebody is due
+        self._interned: dict[Hashable, Hashable] = {}
+
+    # What it is
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def lines(self) -> Iterable[Pending]:
+        """Every open line, in no particular order."""
+        return self._lines.values()
+
+    def line(self, delivery_id: DeliveryId) -> Pending | None:
+        return self._lines.get(delivery_id)
+
+    def open_deliveries(self, queue_id: QueueId) -> int:
+        """How many deliveries of the message are open."""
+        return self._open_deliveries.get(queue_id, 0)
+
+    @property
+    def active(self) -> int:
+        return self._active
+
+    def recipients(self) -> dict[str, int]:
+        """Open recipients by state (`STATES`)."""
+        return dict(self._recipients)
+
+    @property
+    def open_recipients(self) -> int:
+        return sum(self._recipients.values())
+
+    def oldest(self) -> dict[str, float]:
+        """When the oldest message of each state was received (seconds since 1970), where there is one."""
+        return self._age_index.oldest()
+
+    def runnable_recipients(self) -> int:
+        """Recipients that could be delivered now: active, throttled, and deferred whose due time has come. "Now" is
+        the time that `due` was asked for last.
+        """
+        return self._age_index.runnable_recipients
+
+    def oldest_runnable(self) -> float | None:
+        """Since when the delivery that has been runnable for the longest time is runnable (seconds since 1970)."""
+        return self._age_index.oldest_runnable()
+
+    def site_loads(self) -> dict[str, SiteLoad]:
+        """Every site with open lines."""
+        return {name: SiteLoad(site.lines, site.active, site.active_bytes) for name, site in self._sites.items()}
+
+    def has_free_slot(self, site_name: str, size_bytes: int, limits: SiteLimits) -> bool:
+        """May one more delivery to the site be in hand?"""
+        site = self._sites.get(site_name)
+        if site is None:
+            return limits.allow(0, 0, self._active, size_bytes, is_local=site_name == LOCAL_SITE)
+        return limits.allow(site.active, site.active_bytes, self._active, size_bytes, is_local=site_name == LOCAL_SITE)
+
+    # How it changes
+
+    def apply(self, record: Record) -> None:
+        """Fold one record in. Records that are not queue lines change nothing."""
+        match record:
+            case Pending():
+                old = self._lines.get(record.delivery.id)
+                if old is None:
+                    queue_id = record.delivery.message.queue_id
+                    self._open_deliveries[queue_id] = self._open_deliveries.get(queue_id, 0) + 1
+                else:
+                    self._uncount(old)
+                self._insert(record)
+            case Settled():
+                removed = self._lines.pop(record.delivery_id, None)
+                if removed is not None:
+                    self._uncount(removed)
+                    queue_id = removed.delivery.message.queue_id
+                    remaining = self._open_deliveries[queue_id] - 1
+                    if remaining:
+                        self._open_deliveries[queue_id] = remaining
+                    else:
+                        del self._open_deliveries[queue_id]
+            case Accepted() | Dispatched() | Attempted() | Event():
+                pass
+            case _:
+                assert_never(record)
+
+    def _insert(self, line: Pending) -> None:
+        delivery = line.delivery
+        message = delivery.message
+        name = delivery.route.site
+        site = self._sites.get(name)
+        if site is None:
+            site = self._sites[name] = _SiteState(name)
+        site.lines += 1
+        self.inline_bytes += _inline_bytes(line)
+        state = line.state
+        self._recipients[state_name(state)] += len(message.envelope.recipients)
+        self.quarantined += _is_quarantined(line)
+        if isinstance(state, Active):
+            self._lines[delivery.id] = line
+            self._active += 1
+            site.active += 1
+            site.active_bytes += message.size_bytes
+        else:
+            self._lines[delivery.id] = self._intern_line(line)
+            if state.cause is not WaitCause.HELD:
+                heappush(self._not_due, (state.due, delivery.id))
+        self._age_index.add(line)
+
+    def _uncount(self, line: Pending) -> None:
+        message = line.delivery.message
+        site = self._sites[line.delivery.route.site]
+        site.lines -= 1
+        self.inline_bytes -= _inline_bytes(line)
+        self._recipients[state_name(line.state)] -= len(message.envelope.recipients)
+        self.quarantined -= _is_quarantined(line)
+        self._age_index.remove(line)
+        if isinstance(line.state, Active):
+            self._active -= 1
+            site.active -= 1
+            site.active_bytes -= message.size_bytes
+        if site.lines == 0:
+            del self._sites[site.name]
+            self._due_sites.pop(site.name, None)
+
+    # Who is next
+
+    def next_due(self) -> datetime | None:
+        """When the first line that is not due yet will be; None when there is none. May be early, never late."""
+        return self._not_due[0][0] if self._not_due else None
+
+    def due(self, now: datetime, limits: SiteLimits, limit: int) -> list[DeliveryId]:
+        """Up to `most` waiting lines that may go in hand now. Each answer moves the turn on: what is returned is to be
+        decided on, or the queue thrown away.
+        """
+        self._move_due(now)
+        selected: dict[DeliveryId, None] = {}
+        added_load: dict[str, list[int]] = {}  # what the selected lines add to the load of their site
+        candidates = list(self._due_sites.values())
+        while candidates and len(selected) < limit:
+            next_round: list[_SiteState] = []
+            for site in candidates:
+                line = self._first_due(site, selected)
+                if line is None:
+                    self._due_sites.pop(site.name, None)
+                    continue
+                size = line.delivery.message.size_bytes
+                added = added_load.setdefault(site.name, [0, 0])
+                if not limits.allow(
+                    site.active + added[0],
+                    site.active_bytes + added[1],
+                    self._active + len(selected),
+                    size,
+                    is_local=site.name == LOCAL_SITE,
+                ):
+                    continue
+                added[0] += 1
+                added[1] += size
+                self._rotate(site)
+                selected[line.delivery.id] = None
+                if len(selected) == limit:
+                    break
+                next_round.append(site)
+            candidates = next_round
+        return list(selected)
+
+    def _move_due(self, now: datetime) -> None:
+        """Move what is due by `now` from `_not_due` to the due lines of its site."""
+        not_due = self._not_due
+        while not_due and not_due[0][0] <= now:
+            entry = heappop(not_due)
+            line = self._lines.get(entry[1])
+            if line is None or not _waits_until(line, entry[0]):
+                continue
+            self._age_index.on_due(entry, line)
+            name = line.delivery.route.site
+            site = self._sites[name]
+            tenant = line.delivery.message.tenant
+            queue = site.due_by_tenant.get(tenant)
+            if queue is None:
+                queue = site.due_by_tenant[tenant] = deque()
+            queue.append(entry)
+            self._due_sites[name] = site
+        self._age_index.advance(now)
+
+    def _first_due(self, site: _SiteState, selected: Container[DeliveryId]) -> Pending | None:
+        """The line whose turn it is at the site, once everything out of date is gone from the front. A line may stand
+        there twice: one that was spooled was folded in twice.
+        """
+        while site.due_by_tenant:
+            tenant, queue = next(iter(site.due_by_tenant.items()))
+            while queue:
+                due, delivery_id = queue[0]
+                line = self._lines.get(delivery_id)
+                if (
+                    line is not None
+                    and delivery_id not in selected
+                    and _waits_until(line, due)
+                    and line.delivery.route.site == site.name
+                ):
+                    return line
+                queue.popleft()
+            del site.due_by_tenant[tenant]
+        return None
+
+    def _rotate(self, site: _SiteState) -> None:
+        """Round robin: the tenant that was served goes to the end."""
+        tenant, queue = next(iter(site.due_by_tenant.items()))
+        queue.popleft()
+        if queue:
+            site.due_by_tenant.move_to_end(tenant)
+        else:
+            del site.due_by_tenant[tenant]
+        self._due_sites.move_to_end(site.name)
+
+    def prune(self) -> None:
+        """Drop index entries that are out of date when they outnumber the lines. Cheap unless there is much to drop."""
+        if len(self._not_due) > 2 * len(self._lines) + 1000:
+            entries = {
+                (line.state.due, line.delivery.id)
+                for line in self._lines.values()
+                if isinstance(line.state, Waiting) and line.state.cause is not WaitCause.HELD
+            }
+            due = {entry for site in self._sites.values() for queue in site.due_by_tenant.values() for entry in queue}
+            self._not_due = list(entries - due)
+            heapify(self._not_due)
+        self._age_index.prune()
+
+    def indexed(self) -> Iterator[DeliveryId]:
+        """Every line an index can find again: what waits, and is not on hold."""
+        for due, delivery_id in set(self._not_due).union(
+            *(queue for site in self._sites.values() for queue in site.due_by_tenant.values())
+        ):
+            line = self._lines.get(delivery_id)
+            if line is not None and _waits_until(line, due):
+                yield delivery_id
+
+    # What it costs
+
+    def _intern_line(self, line: Pending) -> Pending:
+        """The same line with its common parts shared: a waiting line may stay for days, beside many alike."""
+        delivery = line.delivery
+        message = delivery.message
+        envelope = message.envelope
+        client = message.client
+        recipients = envelope.recipients
+        if len(recipients) <= 4:
+            recipients = tuple(self._intern_recipient(recipient) for recipient in recipients)
+        return replace(
+            line,
+            delivery=replace(
+                delivery,
+                route=self._intern(delivery.route),
+                message=replace(
+                    message,
+                    tenant=self._intern(message.tenant),
+                    client=None
+                    if client is None
+                    else replace(
+                        client,
+                        ip=self._intern(client.ip),
+                        helo=self._intern(client.helo),
+                        protocol=self._intern(client.protocol),
+                    ),
+                    envelope=replace(
+                        envelope,
+                        reverse_path=self._intern(envelope.reverse_path),
+                        recipients=self._intern(recipients),
+                    ),
+                ),
+            ),
+            last=self._intern(line.last),
+            last_remote=self._intern(line.last_remote),
+        )
+
+    def _intern_recipient(self, recipient: Recipient) -> Recipient:
+        address = self._intern(recipient.address)
+        return self._intern(replace(recipient, address=address, original=self._intern(recipient.original)))
+
+    def _intern(self, value: V) -> V:
+        interned = self._interned
+        if len(interned) >= INTERNED_MAX:
+            interned.clear()
+        return cast(V, interned.setdefault(value, value))
+
+
+def _waits_until(line: Pending, due: datetime) -> bool:
+    state = line.state
+    return isinstance(state, Waiting) and state.due == due and state.cause is not WaitCause.HELD
+
+
+def _is_quarantined(line: Pending) -> bool:
+    state = line.state
+    return isinstance(state, Waiting) and state.cause is WaitCause.HELD and state.reason.startswith(QUARANTINE_REASON)
+
+
+def _inline_bytes(line: Pending) -> int:
+    return len(line.content.data) if isinstance(line.content, Inline) else 0

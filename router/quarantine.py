@@ -1,0 +1,95 @@
+"""What becomes of a fact that cannot be decided on, because the decision has a bug: it is put aside, never lost. Pure.
+
+In charge of records so plain that the same bug cannot strike again: a new message and a waiting delivery are put on
+hold, with the reason, for a person to see in `eilpost queue` and `eilpost trace`; a report counts as a deferral of
+whoever has not got the mail. It looks nothing up: no aliases, no next hop, no bounces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import assert_never
+
+from mail.message import delivery_id
+from mail.outcome import Deferred, Delivered
+from mail.record import (
+    Accepted,
+    Active,
+    Attempted,
+    AttemptRecorded,
+    Closed,
+    Delivery,
+    Event,
+    Pending,
+    Received,
+    Record,
+    Routed,
+    Settled,
+    WaitCause,
+    Waiting,
+)
+from mail.reply import Reply
+from mail.route import Unresolved
+from router.decide import Due, Fact
+from router.mail_queue import MailQueue
+from router.routing_context import Policy
+
+NEVER_DUE = datetime(9999, 12, 31, tzinfo=UTC)
+NOT_PROCESSED = Reply(451, "4.3.0", "The outcome could not be decided on; see the log of the router")
+
+
+def quarantine(queue: MailQueue, fact: Fact, reason: str, policy: Policy, now: datetime) -> Iterator[Record]:
+    """What to commit instead of a decision on `fact`. Apply each record before taking the next."""
+    hold = Waiting(NEVER_DUE, WaitCause.HELD, reason)
+    match fact:
+        case Accepted():
+            message = fact.message
+            if queue.open_deliveries(message.queue_id):
+                return  # the same append, made twice
+            recipients = tuple(recipient.address for recipient in message.envelope.recipients)
+            route = Unresolved(recipients[0].domain if recipients else policy.hostname)
+            delivery = Delivery(delivery_id(message.queue_id, 1), message, route)
+            yield Event(message.queue_id, now, Received(message))
+            yield Pending(delivery, hold, fact.content)
+            yield Event(message.queue_id, now, Routed(delivery.id, route, recipients, hold))
+        case Attempted():
+            yield from _defer_attempt(queue, fact, hold, policy, now)
+        case Due():
+            line = queue.line(fact.delivery_id)
+            if line is not None and isinstance(line.state, Waiting):
+                yield replace(line, state=hold)
+        case _:
+            assert_never(fact)
+
+
+def _defer_attempt(queue: MailQueue, fact: Attempted, hold: Waiting, policy: Policy, now: datetime) -> Iterator[Record]:
+    line = queue.line(fact.delivery_id)
+    if line is None or not isinstance(line.state, Active) or fact.number != line.attempts + 1:
+        return
+    delivery, message = line.delivery, line.delivery.message
+    delivered = {outcome.recipient for outcome in fact.outcomes if isinstance(outcome, Delivered)}
+    remaining = tuple(one for one in message.envelope.recipients if one.address not in delivered)
+    content = fact.content or line.content
+    due = None
+    if remaining:
+        due = now + policy.retry[min(fact.number, len(policy.retry)) - 1]
+        yield Pending(
+            replace(delivery, message=replace(message, envelope=replace(message.envelope, recipients=remaining))),
+            hold if content is None else Waiting(due, WaitCause.DEFERRED, str(NOT_PROCESSED)),
+            content,
+            fact.number,
+            NOT_PROCESSED,
+        )
+    else:
+        yield Settled(delivery.id)
+    outcomes = tuple(
+        outcome if isinstance(outcome, Delivered) else Deferred(outcome.recipient, NOT_PROCESSED)
+        for outcome in fact.outcomes
+    )
+    yield Event(
+        message.queue_id, now, AttemptRecorded(delivery.id, fact.number, outcomes, fact.started, fact.duration, due)
+    )
+    if not queue.open_deliveries(message.queue_id):
+        yield Event(message.queue_id, now, Closed())

@@ -1,0 +1,197 @@
+"""The log contract: the router's commit, and replay."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mail.log import (
+    Down,
+    LogUnavailable,
+    RouterShard,
+    ShardLost,
+    Usable,
+)
+from mail.log.topics import place
+from mail.record import Pending, Settled
+from mail.settings import LogSettings
+from tests.contract.log_contract.harness import (
+    NOW,
+    Harness,
+    delivery_shard_of,
+    events,
+    eventually_equals,
+    read_dispatches,
+    read_inputs,
+    records_of,
+    replay_all,
+    router_shard_of,
+)
+from tests.support.builders.records import (
+    accepted,
+    delivery,
+    dispatched,
+    event,
+    pending,
+    queue_id,
+)
+
+
+class CommitTests:
+    async def test_a_commit_makes_outputs_and_marks_durable(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        await log.append(accepted(1))
+        async with router_shard_of(log) as shard:
+            entries = await read_inputs(shard, 1)
+            await shard.commit([pending(1), dispatched(1), event(1)], entries)
+        await log.close()
+        log = await harness.make(LogSettings())
+        async with router_shard_of(log) as shard:
+            assert not await shard.read(10, NOW)
+            assert await replay_all(shard) == [pending(1)]
+        async with delivery_shard_of(log) as shard:
+            assert [e.record for e in await read_dispatches(shard, 1)] == [dispatched(1)]
+        await eventually_equals(lambda: events(log, 1), [event(1)])
+        await log.close()
+
+    async def test_what_was_taken_and_not_committed_is_taken_again(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        for n in range(4):
+            await log.append(accepted(n))
+        async with router_shard_of(log) as shard:
+            first = await read_inputs(shard, 2, limit=2)
+            await shard.commit([], first)
+            await read_inputs(shard, 2)
+        async with router_shard_of(log) as shard:  # the next owner
+            assert records_of(await read_inputs(shard, 2)) == [accepted(2), accepted(3)]
+        await log.close()
+
+    async def test_rewind_goes_back_to_the_mark(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        for n in range(4):
+            await log.append(accepted(n))
+        async with router_shard_of(log) as shard:
+            await shard.commit([], await read_inputs(shard, 1, limit=1))
+            await read_inputs(shard, 2, limit=2)
+            await shard.rewind()
+            await log.append(accepted(4))
+            again = await read_inputs(shard, 4)
+            assert records_of(again) == [accepted(n) for n in (1, 2, 3, 4)]
+            await shard.commit([], again)
+            await shard.rewind()
+            assert not await shard.read(10, NOW)
+        await log.close()
+
+    async def test_a_commit_that_fails_does_nothing(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        await log.append(accepted(1))
+        async with router_shard_of(log) as shard:
+            entries = await read_inputs(shard, 1)
+            harness.fail_writes(log)
+            with pytest.raises(LogUnavailable):
+                await shard.commit([pending(1), dispatched(1), event(1)], entries)
+            with pytest.raises(LogUnavailable):
+                await log.append(accepted(2))
+            assert isinstance(log.condition(), Down)
+            harness.repair(log)
+            async with asyncio.timeout(10):
+                while not isinstance(log.condition(), Usable):
+                    await asyncio.sleep(0.02)
+            await shard.rewind()
+            assert await replay_all(shard) == []
+            assert await events(log, 1) == []
+            again = await read_inputs(shard, 1)
+            assert records_of(again) == [accepted(1)]
+            await shard.commit([pending(1), dispatched(1)], again)
+            assert await replay_all(shard) == [pending(1)]
+        async with delivery_shard_of(log) as deliverer:
+            assert len(await read_dispatches(deliverer, 1)) == 1
+        await log.close()
+
+    async def test_a_shard_lost_while_a_commit_fails_lets_its_tender_go(self, harness: Harness) -> None:
+        """A tender that rewinds and replays after the failure must learn that the shard is gone."""
+        log = await harness.make(LogSettings())
+        await log.append(accepted(1))
+        stop = asyncio.Event()
+
+        async def process(shard: RouterShard) -> None:
+            entries = await read_inputs(shard, 1)
+            harness.fail_writes(log)
+            with pytest.raises(LogUnavailable):
+                await shard.commit([pending(1)], entries)
+            harness.repair(log)
+            stop.set()
+            await asyncio.sleep(0.1)  # it is told
+            while True:
+                try:
+                    await shard.rewind()
+                    await replay_all(shard)
+                    await shard.read(10, NOW)
+                except LogUnavailable:
+                    await asyncio.sleep(0.05)
+                except ShardLost:
+                    return
+
+        async with asyncio.timeout(20):
+            await log.own_router_shards(process, stop)
+        await log.close()
+
+    async def test_replay_equals_the_fold_of_what_was_committed(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings(shards=2))
+        fold: dict[str, Pending] = {}
+        for step in range(60):
+            number = step * 7 % 13
+            line: Pending | Settled = Settled(delivery(number).id) if step % 4 == 3 else pending(number, attempts=step)
+            shard_number = place(line, log.counts).shard
+            async with router_shard_of(log, shard_number) as shard:
+                await shard.commit([line], [])
+            match line:
+                case Pending():
+                    fold[line.delivery.id] = line
+                case Settled():
+                    fold.pop(line.delivery_id, None)
+        assert 0 < len(fold) < 13
+        await log.close()
+        log = await harness.make(LogSettings(shards=2))
+        found: list[Pending] = []
+        for number in range(2):
+            async with router_shard_of(log, number) as shard:
+                mine = await replay_all(shard)
+                assert all(place(line, log.counts).shard == number for line in mine)
+                found += mine
+        assert {line.delivery.id: line for line in found} == fold
+        assert len(found) == len(fold)
+        assert sorted([line async for line in log.pending_deliveries()], key=repr) == sorted(found, key=repr)
+        await log.close()
+
+    async def test_the_last_line_of_a_commit_counts(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        async with router_shard_of(log) as shard:
+            await shard.commit([pending(1), Settled(delivery(1).id), pending(2), pending(2, 5)], [])
+            await shard.commit([Settled(delivery(9).id)], [])
+            assert await replay_all(shard) == [pending(2, 5)]
+        await log.close()
+
+    async def test_the_open_lines_of_one_message(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings(shards=3))
+        for number in range(30):
+            for part in (1, 2, 10):
+                await log.append(pending(number, part=part))
+        for number in (0, 17):
+            found = [line async for line in log.pending_deliveries(queue_id(number))]
+            assert sorted(found, key=repr) == sorted((pending(number, part=p) for p in (1, 2, 10)), key=repr)
+        assert [line async for line in log.pending_deliveries(queue_id(99))] == []
+        assert len([line async for line in log.pending_deliveries()]) == 90
+        await log.close()
+
+    async def test_a_replay_of_many_lines_comes_in_batches(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings())
+        async with router_shard_of(log) as shard:
+            await shard.commit([pending(n) for n in range(1200)], [])
+            batches = [batch async for batch in shard.replay()]
+        assert len(batches) > 1
+        assert sorted(line.delivery.id for batch in batches for line in batch) == sorted(
+            delivery(n).id for n in range(1200)
+        )
+        await log.close()

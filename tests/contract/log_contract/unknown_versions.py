@@ -1,0 +1,55 @@
+"""The log contract: a frame of another version, in each topic. Whoever reads it stops and says so, and it stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from mail.log import Log, LogUnusable
+from mail.log.topics import ACCEPTED, ALL_TOPICS, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, Topic, place
+from mail.record import Record
+from mail.settings import LogSettings
+from tests.contract.log_contract.harness import NOW, Harness, delivery_shard_of, events, replay_all, router_shard_of
+from tests.support.builders.records import accepted, attempted, dispatched, event, frame_of_version, pending, queue_id
+
+_RECORDS: dict[Topic, Record] = {
+    ACCEPTED: accepted(1),
+    ATTEMPTED: attempted(1),
+    DISPATCHED: dispatched(1),
+    EVENTS: event(1),
+    QUEUE: pending(1),
+}
+# What a line names besides its topic: of a compacted topic the key, for that is what another record replaces it by.
+_PLACES = {QUEUE: r"shard 0, key \S+", EVENTS: r"(shard 0, )?(offset \d+|key \S+)"}
+
+
+async def _read(log: Log, topic: Topic) -> None:
+    """As the topic's reader in the flow does."""
+    if topic is EVENTS:
+        await events(log, 1)
+    elif topic is DISPATCHED:
+        async with delivery_shard_of(log) as carrying:
+            await carrying.read(10)
+    else:
+        async with router_shard_of(log) as router:
+            await (replay_all(router) if topic is QUEUE else router.read(10, NOW))
+
+
+class UnknownVersionTests:
+    @pytest.mark.parametrize("topic", ALL_TOPICS, ids=lambda topic: topic.name)
+    async def test_a_frame_of_another_version_stops_the_reader_and_stays(self, harness: Harness, topic: Topic) -> None:
+        log = await harness.make(LogSettings())
+        record = _RECORDS[topic]
+        await harness.append_frame(log, topic, 0, frame_of_version(9, record), place(record, log.counts).key)
+        where = _PLACES.get(topic, r"shard 0, offset \d+")
+        for _ in range(2):  # it is still there for the next owner
+            with pytest.raises(LogUnusable, match=rf"{topic.name}, {where}.*version is 9"):
+                await _read(log, topic)
+        await log.close()
+
+    @pytest.mark.parametrize("number", [None, 1], ids=["all", "of its message"])
+    async def test_a_line_of_another_version_is_told_to_people(self, harness: Harness, number: int | None) -> None:
+        log = await harness.make(LogSettings())
+        await harness.append_frame(log, QUEUE, 0, frame_of_version(9, pending(1)), place(pending(1), log.counts).key)
+        with pytest.raises(LogUnusable, match=r"queue, .*version is 9"):
+            _ = [line async for line in log.pending_deliveries(None if number is None else queue_id(number))]
+        await log.close()

@@ -1,0 +1,78 @@
+"""A broker that hangs, on three real ones: the first client of a process finds out, and the others go round it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+from aiokafka import client as aiokafka_client
+
+from mail.log import LogUnavailable
+from mail.log.kafka.access import make_access
+from mail.log.kafka.cluster_info import ClusterInfo
+from mail.log.kafka.partition_reader import PartitionReader
+from mail.log.topics import ACCEPTED, QUEUE
+from tests.support.servers.kafka import QUICK, ClusterFactory
+from tests.support.servers.kafka_log import make_topics, running, settings_on
+from tests.support.servers.ports import wait_until
+
+SHARDS = 3
+
+
+@pytest.mark.kafka_cluster
+async def test_nobody_is_connected_to_a_broker_that_is_known_to_hang(
+    kafka_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Counted out never, as long as this test runs: all the time its partitions are led by it.
+    patient = QUICK | {"broker.session.timeout.ms": "600000"}
+    brokers = await asyncio.to_thread(kafka_cluster, 3, settings=patient)
+    settings = settings_on(brokers.bootstrap, shards=SHARDS, delivery_shards=1, replication=3)
+    await make_topics(settings)
+    access = make_access(settings)
+    hung = f"127.0.0.1:{brokers.port(2)}"
+    asked: list[str] = []
+    make = aiokafka_client.create_conn
+
+    async def counting(host: str, port: int, **how: Any) -> Any:
+        asked.append(f"{host}:{port}")
+        return await make(host, port, **how)
+
+    monkeypatch.setattr(aiokafka_client, "create_conn", counting)
+    partitions = [access.partition(topic, n) for topic in (ACCEPTED, QUEUE) for n in range(SHARDS)]
+    reader = PartitionReader(access, partitions)
+    brokers.node(2).freeze()
+    try:
+        await access.circuit_breaker.suspect("127.0.0.1", brokers.port(2))
+        async with ClusterInfo(access) as cluster_info:
+            assert len(await cluster_info.topics(with_config=False)) > 0
+        with pytest.raises(LogUnavailable):  # it leads some of these
+            await reader.open(dict.fromkeys(partitions))
+        assert asked
+        assert hung not in asked
+    finally:
+        brokers.node(2).thaw()
+    await wait_until(lambda: brokers.alive(asked=2) == {1, 2, 3}, what="broker 2 answers again")
+
+    async def is_used() -> bool:
+        await reader.open(dict.fromkeys(partitions))
+        return hung in asked
+
+    async with asyncio.timeout(30):
+        while not await is_used():
+            await asyncio.sleep(0.5)
+    await reader.close()
+
+
+@pytest.mark.kafka
+async def test_a_start_finds_out_which_address_hangs(kafka_bootstrap: str) -> None:
+    """Or every client that is opened after it begins with it, a time-out each."""
+    with socket.create_server(("127.0.0.1", 0)) as hangs:  # connections come about, and nobody answers
+        hung = f"127.0.0.1:{hangs.getsockname()[1]}"
+        settings = settings_on(f"{hung},{kafka_bootstrap}", shards=1, delivery_shards=1)
+        async with running(settings) as log:
+            circuit_breaker = log._access.circuit_breaker
+            await wait_until(
+                lambda: circuit_breaker.available([hung, kafka_bootstrap]) == [kafka_bootstrap], what="known to hang"
+            )

@@ -1,0 +1,64 @@
+"""11: `eilpost trace` and `eilpost queue` tell what happened, while the server runs and after it has ended."""
+
+from __future__ import annotations
+
+import json
+import smtplib
+import subprocess
+import time
+from pathlib import Path
+
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess
+from tests.support.servers.in_memory import queue_id_in
+from tests.support.servers.ports import free_port
+
+
+def send(box: EilpostProcess, to: str) -> str:
+    with smtplib.SMTP("127.0.0.1", box.mx, "client.test", timeout=30) as client:
+        client.ehlo()
+        client.mail("bob@example.test")
+        assert client.rcpt(to)[0] == 250
+        code, text = client.data(b"Subject: a story\r\n\r\nhello\r\n")
+        assert code == 250
+        return queue_id_in(text.decode())
+
+
+def test_trace_and_queue(tmp_path: Path) -> None:
+    nobody = free_port()
+    box = EilpostProcess(tmp_path, {"delivery": {"relay": f"smtp://127.0.0.1:{nobody}"}, "router": {"retry": ["1h"]}})
+    with box:
+        delivered, waiting = send(box, "alice@example.test"), send(box, "friend@elsewhere.test")
+        end = time.monotonic() + 20
+        while "tried 1 time" not in box.run("queue") or "closed after" not in box.run("trace", delivered):
+            assert time.monotonic() < end, box.run("queue") + box.run("trace", delivered)
+            time.sleep(0.1)
+        assert box.stop() == 0
+    # The server has ended; the log still tells.
+    story = box.run("trace", delivered)
+    assert delivered in story
+    assert " delivered  alice@example.test (attempt 1, " in story
+    story = box.run("trace", waiting)
+    assert "friend@elsewhere.test" in story
+    assert str(nobody) in story
+    queue = box.run("queue")
+    assert waiting in queue
+    assert delivered not in queue
+    assert f"451 4.4.1 [127.0.0.1]:{nobody}: connection refused" in queue  # the last reply
+    (line,) = json.loads(box.run("queue", "--json"))
+    assert (line["queue_id"], line["attempts"]) == (waiting, 1)
+
+
+def test_a_message_nobody_knows(tmp_path: Path) -> None:
+    box = EilpostProcess(tmp_path)
+    with box:
+        box.stop()
+    unknown = subprocess.run(
+        [EILPOST, "trace", "01ARZ3NDEKTSV4RRFFQ69G5FAV", "--config", box.config],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr.startswith("eilpost: 01ARZ3NDEKTSV4RRFFQ69G5FAV: no such message here")
+    assert unknown.stderr.count("\n") == 1

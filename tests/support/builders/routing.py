@@ -1,0 +1,217 @@
+"""What the router tests stand on: a small world, short ways to write a message down, and a simulator that decides.
+
+The simulator does what `router/shard.py` does with a log and a spool, in memory and without waiting: each call is a
+batch,
+applied and committed. What it committed is kept, so a test can replay it, and the ledger is kept beside it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+from mail.address import Address
+from mail.directory import Domain, Snapshot, User
+from mail.envelope import Envelope, Recipient
+from mail.message import Content, DeliveryId, Inline, Message, Spooled, make_queue_id
+from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.record import Accepted, Attempted, Dispatched, Event, EventDetail, Pending, Record, Settled
+from mail.reply import Reply
+from router.accounting import BatchAccounting, Ledger
+from router.decide import Due, Fact, decide
+from router.mail_queue import QUARANTINE_REASON, MailQueue
+from router.quarantine import quarantine
+from router.routing_context import DnsAnswers, Policy, RoutingContext
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+OK_REPLY = Reply(250, "2.0.0", "Taken")
+DEFERRED_REPLY = Reply(451, "4.7.1", "Greylisted, try again later")
+FAILED_REPLY = Reply(550, "5.1.1", "No such user here")
+REMOTE = "mx.far.test[192.0.2.1]:25"
+CONTENT = b"From: <sender@far.test>\r\nSubject: hello\r\nMessage-ID: <one@far.test>\r\n\r\nbody\r\n"
+
+_numbers = iter(range(1, 1 << 40))
+
+
+def address(text: str) -> Address:
+    return Address.parse(text, utf8=True)
+
+
+def recipient(text: str, original: str | None = None) -> Recipient:
+    return Recipient(address(text), address(original or text))
+
+
+def message(
+    *recipients: str | Recipient,
+    sender: str | None = "sender@far.test",
+    tenant: str = "default",
+    size: int = len(CONTENT),
+    received: datetime = START,
+    number: int | None = None,
+) -> Message:
+    """A message like no other; with `number` the same at each call, for tests that are replayed: chance hashes ids."""
+    parsed = tuple(recipient(one) if isinstance(one, str) else one for one in recipients or ("user@far.test",))
+    envelope = Envelope(None if sender is None else address(sender), parsed)
+    queue_id = make_queue_id(int(received.timestamp() * 1000), next(_numbers) if number is None else number)
+    return Message(queue_id, tenant, received, envelope, size)
+
+
+def accepted(*recipients: str | Recipient, content: Content | None = None, **terms: object) -> Accepted:
+    return Accepted(message(*recipients, **terms), content or Inline(CONTENT))  # type: ignore[arg-type]
+
+
+def snapshot(
+    users: Sequence[str] = (), aliases: dict[str, Sequence[str]] | None = None, domains: Sequence[Domain] = ()
+) -> Snapshot:
+    """`example.test` is local; users and aliases as given."""
+    local = Domain("example.test", "default")
+    return Snapshot(
+        domains={domain.name: domain for domain in (local, *domains)},
+        users={name: User(address(name)) for name in users},
+        aliases={name: tuple(map(address, targets)) for name, targets in (aliases or {}).items()},
+    )
+
+
+def policy(**rules: object) -> Policy:
+    return replace(Policy("mx.example.test"), **rules)  # type: ignore[arg-type]
+
+
+def delivered(one: Recipient) -> Outcome:
+    return Delivered(one.address, OK_REPLY, REMOTE)
+
+
+def deferred(one: Recipient) -> Outcome:
+    return Deferred(one.address, DEFERRED_REPLY, REMOTE)
+
+
+def failed(one: Recipient) -> Outcome:
+    return Failed(one.address, FAILED_REPLY, REMOTE)
+
+
+@dataclass
+class RouterSimulator:
+    """A shard without a log. `in_hand` is what delivery was given and has not reported."""
+
+    policy: Policy = field(default_factory=policy)
+    snapshot: Snapshot = field(default_factory=snapshot)
+    answers: DnsAnswers = field(default_factory=DnsAnswers)
+    now: datetime = START
+    queue: MailQueue = field(default_factory=MailQueue)
+    records: list[Record] = field(default_factory=list)  # all that was committed
+    lines: dict[DeliveryId, Pending] = field(default_factory=dict)  # the compacted queue topic
+    dispatched: dict[DeliveryId, Dispatched] = field(default_factory=dict)
+    dsns: list[Accepted] = field(default_factory=list)  # DSNs, not yet fed back
+    ledger: Counter[str] = field(default_factory=Counter)
+    drift_ledger: Ledger = field(default_factory=lambda: Ledger(0))  # since the queue was opened
+    spooled: int = 0
+
+    def decide(self, fact: Fact) -> list[Record]:
+        """One fact, one commit; what came of it."""
+        return self._commit(
+            fact, decide(self.queue, fact, RoutingContext(self.policy, self.snapshot, self.answers), self.now)
+        )
+
+    def quarantine(self, fact: Fact) -> list[Record]:
+        """As if the decision on the fact had a bug."""
+        return self._commit(fact, quarantine(self.queue, fact, f"{QUARANTINE_REASON} (test)", self.policy, self.now))
+
+    def _commit(self, fact: Fact, records: Iterator[Record]) -> list[Record]:
+        line = None if isinstance(fact, Accepted) else self.queue.line(fact.delivery_id)
+        out: list[Record] = []
+        for record in records:
+            self.queue.apply(record)
+            out.append(record)
+        accounting = BatchAccounting()
+        accounting.add_decision(fact, line, out, self.now)
+        self.ledger.update(accounting.ledger)
+        self.drift_ledger.add(accounting)
+        for index, record in enumerate(out):
+            if isinstance(record, Pending) and isinstance(record.content, Inline):
+                self.spooled += 1
+                out[index] = replace(record, content=Spooled(f"s{self.spooled}", len(record.content.data), "0" * 32))
+                self.queue.apply(out[index])
+        for record in out:
+            match record:
+                case Pending():
+                    self.lines[record.delivery.id] = record
+                case Settled():
+                    del self.lines[record.delivery_id]
+                case Dispatched():
+                    assert record.delivery.id not in self.dispatched, "dispatched twice"
+                    self.dispatched[record.delivery.id] = record
+                case Accepted():
+                    self.dsns.append(record)
+                case _:
+                    pass
+        self.records += out
+        return out
+
+    def route_due(self, most: int = 1000) -> list[Record]:
+        """Everything whose time has come and whose site has room."""
+        out: list[Record] = []
+        for delivery_id in self.queue.due(self.now, self.policy.limits, most):
+            out += self.decide(Due(delivery_id))
+        return out
+
+    def advance(self, time: timedelta) -> list[Record]:
+        self.now += time
+        return self.route_due()
+
+    def attempt(self, delivery_id: DeliveryId, *outcomes: Outcome, headers: bytes = b"") -> list[Record]:
+        """Delivery reports what it was given."""
+        return self.decide(self.attempted(delivery_id, *outcomes, headers=headers))
+
+    def attempted(self, delivery_id: DeliveryId, *outcomes: Outcome, headers: bytes = b"") -> Attempted:
+        """The report on what delivery was given. Content that waits is spooled by delivery, as the contract says."""
+        given = self.dispatched.pop(delivery_id)
+        content = None
+        if any(isinstance(outcome, Deferred) for outcome in outcomes):
+            content = given.content
+            if isinstance(content, Inline):
+                content = Spooled(f"d-{delivery_id}", len(content.data), "0" * 32)
+        return Attempted(delivery_id, given.number, outcomes, self.now, timedelta(seconds=1), content, headers)
+
+    def replayed_queue(self) -> MailQueue:
+        """The queue as another owner would find it."""
+        queue = MailQueue()
+        for line in self.lines.values():
+            queue.apply(line)
+        return queue
+
+    def reopen(self) -> None:
+        """Another owner opens the shard."""
+        self.queue = self.replayed_queue()
+        self.drift_ledger = Ledger(self.queue.open_recipients)
+
+    def open_recipients(self) -> int:
+        return sum(len(line.delivery.message.envelope.recipients) for line in self.lines.values())
+
+    def open_by_ledger(self) -> int:
+        """What the ledger says is open."""
+        out = self.ledger
+        return out["accepted"] + out["expanded"] - out["merged"] - out["delivered"] - out["failed"] - out["discarded"]
+
+
+def events(records: Sequence[Record]) -> list[EventDetail]:
+    return [record.detail for record in records if isinstance(record, Event)]
+
+
+def of_kind(kind: type, records: Sequence[Record]) -> list:  # type: ignore[type-arg]
+    return [record for record in records if isinstance(record, kind)]
+
+
+def is_same_queue(one: MailQueue, other: MailQueue) -> bool:
+    """Two queues are the same when nobody can tell them apart by what they know."""
+    return (
+        {line.delivery.id: line for line in one.lines()} == {line.delivery.id: line for line in other.lines()}
+        and one.site_loads() == other.site_loads()
+        and one.recipients() == other.recipients()
+        and one.active == other.active
+        and set(one.indexed()) == set(other.indexed())
+        and all(
+            one.open_deliveries(line.delivery.message.queue_id) == other.open_deliveries(line.delivery.message.queue_id)
+            for line in one.lines()
+        )
+    )

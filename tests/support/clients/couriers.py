@@ -1,0 +1,55 @@
+"""What the tests of the SMTP courier and its pool share: a courier, names it can resolve, and short questions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from delivery.dialogue import Timeouts
+from delivery.smtp_courier import SmtpCourier
+from mail.outcome import Outcome
+from mail.resolver import AddressAnswer, IpAddresses, MxAnswer
+from mail.settings import DeliverySettings
+
+SHORT_TIMEOUTS = Timeouts(0.2, 0.2, 0.2, 0.2, 0.2, 0.2)
+
+
+class HostResolver:
+    """A resolver of hosts; an IP address answers itself."""
+
+    def __init__(self, **hosts: AddressAnswer) -> None:
+        self.hosts = hosts
+
+    async def mx(self, domain: str) -> MxAnswer:
+        raise AssertionError("the router has asked already")
+
+    async def addresses(self, host: str) -> AddressAnswer:
+        return self.hosts.get(host.partition(".")[0]) or IpAddresses((host,))
+
+
+@asynccontextmanager
+async def courier(
+    resolver: HostResolver | None = None, timeouts: Timeouts | None = None, **settings: Any
+) -> AsyncIterator[SmtpCourier]:
+    one = SmtpCourier(
+        settings=DeliverySettings(**settings),
+        hostname="us.test",
+        resolver=resolver or HostResolver(),
+        timeouts=timeouts,
+    )
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def outcome_names(outcomes: tuple[Outcome, ...]) -> list[str]:
+    return [type(outcome).__name__ for outcome in outcomes]

@@ -1,0 +1,162 @@
+"""The parts of the Helm chart that follow from other files: the table of values, and the schema of the settings.
+
+`make docs` writes them, a test compares. The table is made from the comments `# --` in values.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
+
+from mail.settings import Section, Settings
+from mail.units import parse_duration, parse_size
+
+CHART = Path(__file__).resolve().parents[3] / "helm"
+VALUES, SCHEMA, README = CHART / "values.yaml", CHART / "values.schema.json", CHART / "README.md"
+VARIABLES = CHART / "files" / "variables.txt"
+
+WORKLOADS = ("ingress", "router", "delivery", "mailstore", "topics.job", "test")
+
+# Maps of Kubernetes: the templates pass them on, and null leaves one out.
+_MAY_BE_NULL = ("resources", "behavior", "labels", "dnsConfig")
+_FREE = ("strategy", "startup", "liveness", "readiness")
+
+_KEY = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z]\w*):")
+_COMMENT = re.compile(r" *# -- (?P<text>.+)")
+_DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d|w)$"}
+_SIZE = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)$"}
+
+
+def commented(text: str) -> Iterator[tuple[str, str]]:
+    """The keys of values.yaml that have a comment, as (dotted key, comment), in the order of the file."""
+    return ((key, comment) for key, comment in keys(text) if comment)
+
+
+def keys(text: str) -> Iterator[tuple[str, str]]:
+    """The keys of values.yaml, as (dotted key, comment or empty), in the order of the file."""
+    path: list[str] = []
+    comment = ""
+    for line in text.splitlines():
+        if match := _COMMENT.match(line):
+            comment = match["text"]
+        elif match := _KEY.match(line):
+            path[len(match["indent"]) // 2 :] = [match["key"]]
+            yield ".".join(path), comment
+            comment = ""
+
+
+def replaced_by(key: str) -> str:
+    """The key of `defaults` that a key of a workload replaces, whether or not `defaults` has it; "" for other keys."""
+    for workload in WORKLOADS:
+        if key.startswith(f"{workload}."):
+            return f"defaults.{key.removeprefix(f'{workload}.')}"
+    return ""
+
+
+def value_of(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def table() -> str:
+    """Key, default and description of every value with a comment, and of those that replace a value of `defaults`."""
+    text = VALUES.read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    known = {key for key, _ in commented(text)}
+    lines = ["| key | default | description |", "|---|---|---|"]
+    for key, comment in keys(text):
+        replaced = replaced_by(key)
+        if replaced not in known:
+            replaced = ""
+        if not comment and not replaced:
+            continue
+        value = value_of(values, key)
+        if replaced and isinstance(value, dict):
+            value = value_of(values, replaced) | value
+        default = json.dumps(value, ensure_ascii=False)
+        comment = comment or f"Replaces the default of `{replaced}`."
+        shown = "see `values.yaml`" if len(default) > 80 else f"`{default}`"
+        lines.append(f"| `{key}` | {shown} | {comment.replace('|', '&#124;')} |")
+    return "\n".join(lines) + "\n"
+
+
+def settings_schema() -> dict[str, Any]:
+    """The JSON schema of `settings`: the sections and keys that eilpost knows."""
+    sections = {
+        name: _closed({key: _field_schema(field) for key, field in info.annotation.model_fields.items()})
+        for name, info in Settings.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+    }
+    return _closed(sections)
+
+
+def required_schema(values: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys that have a default: `key: null` removes it, and the templates rely on them."""
+    defaults = yaml.safe_load(VALUES.read_text(encoding="utf-8"))["defaults"]
+    required, properties = [], {}
+    for key, value in values.items():
+        dotted = ".".join((*path, key))
+        replaced = replaced_by(dotted).removeprefix("defaults.")
+        if value in (None, "", [], {}) or key in _MAY_BE_NULL or (replaced and replaced in defaults):
+            continue
+        required.append(key)
+        if isinstance(value, dict) and key not in _FREE and (prefix := required_schema(value, (*path, key))):
+            properties[key] = prefix
+    return ({"required": required} if required else {}) | ({"properties": properties} if properties else {})
+
+
+def schema_text() -> str:
+    """values.schema.json with its parts about settings and about required keys made anew."""
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    schema["$defs"]["settings"] = settings_schema()
+    schema["allOf"] = [required_schema(yaml.safe_load(VALUES.read_text(encoding="utf-8")))]
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def variables_text() -> str:
+    """The environment variables that eilpost reads, a line each, for the check of `extraEnv`."""
+    sections = settings_schema()["properties"]
+    names = [f"EILPOST_{name}__{key}".upper() for name, section in sections.items() for key in section["properties"]]
+    return "\n".join(sorted([*names, "EILPOST_CONFIG"])) + "\n"
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _field_schema(field: FieldInfo) -> dict[str, Any]:
+    if get_origin(field.annotation) is list:
+        (element,) = get_args(field.annotation)
+        metadata = getattr(element, "__metadata__", ())
+        return {"type": "array", "items": _with_unit(metadata) or {"type": "string"}}
+    if get_origin(field.annotation) is Literal:
+        return {"enum": list(get_args(field.annotation))}
+    if schema := _with_unit(field.metadata):
+        return schema
+    if field.annotation is bool:
+        return {"type": "boolean"}
+    if field.annotation is int:
+        limits = {
+            keyword: getattr(part, attribute)
+            for part in field.metadata
+            for keyword, attribute in (("minimum", "ge"), ("maximum", "le"))
+            if hasattr(part, attribute)
+        }
+        return {"type": "integer", **limits}
+    return {"type": "string"}
+
+
+def _with_unit(metadata: Any) -> dict[str, Any] | None:
+    """The schema of a time or a size; None for anything else."""
+    parsers = [part.func for part in metadata if isinstance(part, BeforeValidator)]
+    if parse_duration in parsers:
+        return _DURATION
+    return _SIZE if parse_size in parsers else None

@@ -1,0 +1,171 @@
+"""What may befall a cluster, while some of its processes stand still at the instants a test chose.
+
+Each mishap is a coroutine: it begins with the victims frozen at their points, does its fault_record, wakes them (or
+what comes
+after them), and ends when the fault_record is mended; the load goes on all the while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mail.spool.object_spool import TIME_LIMIT_SECONDS
+from tests.support.faults.volume import Volume
+from tests.support.servers.mail_cluster import MailCluster, Member
+from tests.support.servers.object_store import ObjectServer
+
+AWAY_SECONDS = 3.0
+OUTAGE_SECONDS = 20.0
+BROKER_SESSION_SECONDS = 9.0  # Kafka's default: a broker that is silent for so long is dead
+
+Victims = Sequence[Member]
+
+
+@dataclass(slots=True)
+class FaultRecord:
+    """What was done, for people, and when."""
+
+    what: str
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
+
+
+Fault = Callable[[MailCluster, Victims, int], Awaitable[FaultRecord]]
+
+
+async def kill(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
+    """SIGKILL, and a new process after a second."""
+    fault_record = FaultRecord("kill -9")
+    for victim in victims:
+        await asyncio.to_thread(victim.kill)
+    await asyncio.sleep(1.0)
+    await asyncio.to_thread(cluster.start, [victim.name for victim in victims])
+    return fault_record
+
+
+async def freeze(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
+    """SIGSTOP for longer than the group waits, then SIGCONT: it wakes up and does not know."""
+    grouped = any(victim.role in ("router", "delivery") for victim in victims)
+    seconds = cluster.session_seconds + 3.0 if grouped else AWAY_SECONDS
+    fault_record = FaultRecord(f"SIGSTOP {seconds:.0f} s")
+    await asyncio.sleep(seconds)
+    _thaw(victims)
+    return fault_record
+
+
+async def lose_broker(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
+    """One of three, each in its round_number: killed, and every other time frozen."""
+    number = round_number % 3 + 1
+    node = cluster.brokers.node(number)
+    if round_number % 2:
+        fault_record = FaultRecord(f"broker {number} SIGSTOP")
+        node.freeze()
+        _thaw(victims)
+        await asyncio.sleep(AWAY_SECONDS + 3.0)
+        node.thaw()
+    else:
+        fault_record = FaultRecord(f"broker {number} kill -9")
+        await asyncio.to_thread(node.kill)
+        _thaw(victims)
+        await asyncio.sleep(AWAY_SECONDS)
+        await asyncio.to_thread(cluster.brokers.restart, number)
+    return fault_record
+
+
+async def lose_coordinator(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
+    """The broker that coordinates the victims' group is frozen until another one coordinates it, and has waited a
+    session for the members.
+    """
+    roles = {victim.role for victim in victims if victim.role in ("router", "delivery")} or {"delivery"}
+    number = await cluster.coordinator(min(roles))
+    seconds = BROKER_SESSION_SECONDS + cluster.session_seconds + 10.0
+    fault_record = FaultRecord(f"coordinator SIGSTOP {seconds:.0f} s")
+    node = cluster.brokers.node(number)
+    node.freeze()
+    _thaw(victims)
+    await asyncio.sleep(seconds)
+    node.thaw()
+    return fault_record
+
+
+async def lose_two_brokers(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
+    """Two of three: one killed, one frozen. Nothing is accepted until they are back."""
+    number, other = round_number % 3 + 1, (round_number + 1) % 3 + 1
+    fault_record = FaultRecord(f"broker {number} kill -9, broker {other} SIGSTOP {OUTAGE_SECONDS:.0f} s")
+    cluster.brokers.node(other).freeze()
+    await asyncio.to_thread(cluster.brokers.node(number).kill)
+    _thaw(victims)
+    await asyncio.sleep(OUTAGE_SECONDS)
+    cluster.brokers.node(other).thaw()
+    await asyncio.to_thread(cluster.brokers.restart, number)
+    return fault_record
+
+
+async def lose_spool(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
+    """The directory is gone, as a volume that does not answer is, and comes back."""
+    assert isinstance(cluster.spool, Volume)
+    fault_record = FaultRecord(f"spool away {AWAY_SECONDS:.0f} s")
+    cluster.spool.unmount()
+    _thaw(victims)
+    await asyncio.sleep(AWAY_SECONDS)
+    cluster.spool.mount()
+    return fault_record
+
+
+async def freeze_store(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
+    """The object store takes connections and says nothing, for longer than anybody waits for it."""
+    assert isinstance(cluster.spool, ObjectServer)
+    seconds = TIME_LIMIT_SECONDS + 3.0
+    fault_record = FaultRecord(f"object store SIGSTOP {seconds:.0f} s")
+    with cluster.spool.frozen():
+        _thaw(victims)
+        await asyncio.sleep(seconds)
+    return fault_record
+
+
+async def kill_store(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
+    """The object store is killed, and refuses connections until it is started again."""
+    assert isinstance(cluster.spool, ObjectServer)
+    seconds = 2 * AWAY_SECONDS
+    fault_record = FaultRecord(f"object store kill -9, {seconds:.0f} s")
+    cluster.spool.kill()
+    _thaw(victims)
+    await asyncio.sleep(seconds)
+    await asyncio.to_thread(cluster.spool.start)
+    return fault_record
+
+
+async def cut_network(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
+    """Between the victims and all brokers: for some seconds, or for longer than the group waits and reset."""
+    seconds, reset = (cluster.session_seconds + 3.0, True) if round_number % 2 else (AWAY_SECONDS, False)
+    fault_record = FaultRecord(f"network cut {seconds:.0f} s" + (", then reset" if reset else ""))
+    for victim in victims:
+        victim.cut_network(seconds, reset=reset)
+    _thaw(victims)
+    await asyncio.sleep(seconds)
+    return fault_record
+
+
+FAULTS: Mapping[str, Fault] = {
+    "kill": kill,
+    "freeze": freeze,
+    "network": cut_network,
+    "broker": lose_broker,
+    "spool": lose_spool,
+}
+RARE_FAULTS: Mapping[str, Fault] = {
+    "two-brokers": lose_two_brokers,
+    "coordinator": lose_coordinator,
+}  # in the long form
+STORE_FAULTS: Mapping[str, Fault] = {
+    "store-frozen": freeze_store,
+    "store-killed": kill_store,
+}  # where the spool is a store
+
+
+def _thaw(victims: Victims) -> None:
+    for victim in victims:
+        victim.thaw()

@@ -1,0 +1,110 @@
+"""A mover that dies: at the n-th change of either log, before it is made or after, and with it everything it does.
+
+`moved` runs the mover through such logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from eilpost.move.items import ContentCopier
+from eilpost.move.run import MoveRun, MoveTotals
+from mail.record import Attempted
+
+
+class RecordingProgress:
+    """Nobody looks at the progress."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+        self.messages: list[str] = []
+
+    def add_total(self, count: int) -> None:
+        self.total += count
+
+    def advance(self, count: int) -> None:
+        self.done += count
+
+    def print_message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+class Killed(BaseException):
+    """The mover dies here."""
+
+
+class KillableLog:
+    """A log through which the `at`-th change of the world kills the mover, before it is made or after."""
+
+    def __init__(self, log: Any, life: KillSwitch) -> None:
+        self._log = log
+        self._kill_switch = life
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    async def own_router_shards(self, process: Any, stop: asyncio.Event, on_ready: Any = None) -> None:
+        await self._log.own_router_shards(lambda shard: process(KillableShard(shard, self._kill_switch)), stop)
+
+    async def own_delivery_shards(self, process: Any, stop: asyncio.Event, on_ready: Any = None) -> None:
+        await self._log.own_delivery_shards(lambda shard: process(KillableShard(shard, self._kill_switch)), stop)
+
+
+class KillableShard:
+    def __init__(self, shard: Any, life: KillSwitch) -> None:
+        self._shard = shard
+        self._kill_switch = life
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shard, name)
+
+    async def commit(self, outputs: Any, consumed: Any) -> None:
+        await self._kill_switch.apply(lambda: self._shard.commit(outputs, consumed))
+
+    async def finish(self, entry: Any, attempted: Attempted) -> None:
+        await self._kill_switch.apply(lambda: self._shard.finish(entry, attempted))
+
+
+class KillSwitch:
+    """Counts changes; at number `at` it ends, with `how`, and nothing more changes."""
+
+    def __init__(self, at: int | None = None, *, after: bool = False, error: BaseException | None = None) -> None:
+        self.at = at
+        self.after = after
+        self.error = error or Killed()
+        self.changes = 0
+        self.is_dead = False
+
+    async def apply(self, change: Callable[[], Awaitable[None]]) -> None:
+        if self.is_dead and isinstance(self.error, Killed):
+            raise self.error
+        self.changes += 1
+        ends = self.changes == self.at
+        if not ends or self.after:
+            await change()
+        if ends:
+            self.is_dead = True
+            raise self.error
+
+
+SMALL = 7  # records in a batch: many commits in a small queue
+
+
+async def run_move(
+    source: Any, target: Any, copier: ContentCopier, kill_switch: KillSwitch | None = None, batch: int = SMALL
+) -> MoveTotals:
+    totals = MoveTotals()
+    kill_switch = kill_switch or KillSwitch()
+    move_run = MoveRun(
+        KillableLog(source, kill_switch),  # type: ignore[arg-type]
+        KillableLog(target, kill_switch),  # type: ignore[arg-type]
+        copier,
+        totals,
+        history=True,
+        progress=RecordingProgress(),
+        batch=batch,
+    )
+    await move_run.run()
+    return totals

@@ -1,0 +1,94 @@
+"""The network between one process and its brokers, to be cut: nothing leaves, nothing arrives, nobody is told.
+
+In the child. For some seconds, what is written stays with us, what comes is not read, and connecting hangs. Then the
+cut ends as cuts do: `whole`, the connections live and all that was held goes on its way (TCP sent it again), or
+`reset`, they are gone. SMTP, HTTP and POP3 of the process are untouched: that is what makes it bad.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+from weakref import WeakSet
+
+
+class Network:
+    """Of all Kafka connections of this process."""
+
+    def __init__(self) -> None:
+        self._connections: WeakSet[_CuttableWriter] = WeakSet()
+        self._restored: asyncio.Event | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        return self._restored is not None
+
+    def cut(self, seconds: float, reset: bool) -> None:
+        self._restored = asyncio.Event()
+        for writer in list(self._connections):
+            writer.pause()
+        asyncio.get_running_loop().call_later(seconds, self._restore, reset)
+
+    def _restore(self, reset: bool) -> None:
+        mended, self._restored = self._restored, None
+        for writer in list(self._connections):
+            writer.resume(reset)
+        if mended is not None:
+            mended.set()
+
+    async def wait(self) -> None:
+        """Connecting, while there is no network."""
+        if self._restored is not None:
+            await self._restored.wait()
+
+    def install(self) -> None:
+        from aiokafka.conn import AIOKafkaConnection
+
+        lookup = AIOKafkaConnection._do_version_lookup
+
+        async def looking(connection: Any) -> None:
+            # The first thing a new connection does. The kernel's handshake is not held back; no byte passes.
+            connection._writer = writer = _CuttableWriter(connection._writer)
+            self._connections.add(writer)
+            if self.is_cut:
+                writer.pause()
+                await asyncio.wait_for(self.wait(), connection._request_timeout)
+            await lookup(connection)
+
+        AIOKafkaConnection._do_version_lookup = looking
+
+
+class _CuttableWriter:
+    """A StreamWriter that can be cut, with its transport's other direction."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self._held: list[bytes] | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._held is None:
+            self._writer.write(data)
+        else:
+            self._held.append(bytes(data))
+
+    def pause(self) -> None:
+        if self._held is None:
+            self._held = []
+            with suppress(RuntimeError):
+                self._writer.transport.pause_reading()
+
+    def resume(self, reset: bool) -> None:
+        held, self._held = self._held, None
+        if held is None:
+            return
+        if reset:
+            self._writer.transport.abort()
+            return
+        for data in held:
+            self._writer.write(data)
+        with suppress(RuntimeError):
+            self._writer.transport.resume_reading()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)

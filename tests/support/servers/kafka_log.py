@@ -1,0 +1,156 @@
+"""Logs on a real Kafka for tests: a prefix of their own for each, topics made as `eilpost topics create` makes them.
+
+`cut()` plays a network that lets nothing through, at the client's connections and so with any broker; brokers that
+stop for real are the faults' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.admin import DescribeConfigsRequest
+
+from mail.log import Log
+from mail.log.kafka import KafkaLog
+from mail.log.kafka.access import make_access
+from mail.log.kafka.create_topics import create_missing, open_admin
+from mail.log.kafka.topics import wanted_config
+from mail.log.topics import Topic
+from mail.queue_id import new_queue_id
+from mail.settings import LogSettings
+
+
+def settings_on(bootstrap: str, settings: LogSettings | None = None, **changes: Any) -> LogSettings:
+    """`settings` on the broker at `bootstrap`, with a prefix nobody else has, and short time-outs."""
+    base = {
+        "url": f"kafka://{bootstrap}",
+        "prefix": f"t{new_queue_id().lower()[-12:]}.",
+        "durability": "dev",
+        "replication": 1,
+        "append_timeout": timedelta(seconds=3),
+        "session_timeout": timedelta(seconds=6),
+    }
+    return (settings or LogSettings()).model_copy(update={**base, **changes})
+
+
+async def make_topics(settings: LogSettings) -> None:
+    access = make_access(settings)
+    admin = await open_admin(access)
+    try:
+        await create_missing(admin, access, settings)
+    finally:
+        await admin.close()
+
+
+async def configure(settings: LogSettings, topic: Topic, changes: Mapping[str, str]) -> None:
+    """A topic as we make it, but for `changes`; returns when every broker knows of it."""
+    name, wanted = settings.prefix + topic.name, {**wanted_config(topic, settings), **changes}
+    resource = ConfigResource(ConfigResourceType.TOPIC, name, wanted)
+    admin = await open_admin(make_access(settings))
+    try:
+        await admin.alter_configs([resource])
+        question = DescribeConfigsRequest([(ConfigResourceType.TOPIC, name, list(wanted))], False)
+        for broker in (await admin.describe_cluster())["brokers"]:
+            async with asyncio.timeout(20):
+                while await _configured(admin, question, broker["node_id"]) != wanted:
+                    await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+
+
+async def _configured(admin: AIOKafkaAdminClient, question: DescribeConfigsRequest, broker: int) -> dict[str, str]:
+    ((*_, entries),) = (await admin._send_request(question, broker)).resources
+    return {entry[0]: entry[1] for entry in entries}
+
+
+@asynccontextmanager
+async def running(settings: LogSettings) -> AsyncIterator[KafkaLog]:
+    """A started log on topics that are made when they are missing."""
+    await make_topics(settings)
+    log = KafkaLog(settings)
+    await log.start()
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+async def append_frame(settings: LogSettings, topic: Topic, shard: int, frame: bytes, key: str = "planted") -> int:
+    """Raw bytes as the next record of a shard; its offset."""
+    producer = AIOKafkaProducer(acks="all", **make_access(settings).client_options())
+    await producer.start()
+    try:
+        there = await producer.send_and_wait(settings.prefix + topic.name, frame, key.encode(), partition=shard)
+        return int(there.offset)
+    finally:
+        await producer.stop()
+
+
+class NetworkCut:
+    """Between aiokafka and its brokers, all connections of the process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_active = False
+        send = AIOKafkaConnection.send
+
+        def maybe(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+            if self.is_active:
+                raise KafkaConnectionError("the network was cut")
+            return send(connection, request, expect_response)
+
+        monkeypatch.setattr(AIOKafkaConnection, "send", maybe)
+
+
+class KafkaHarness:
+    """For the log contract: one prefix is the store. `maker`: how the topics are made where `changes` log in as a user
+    who may not.
+    """
+
+    shards_are_shared = True
+
+    def __init__(
+        self,
+        bootstrap: str,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        maker: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> None:
+        self._base = settings_on(bootstrap, **changes)
+        self._maker = dict(maker or {})
+        self._log_in = {key: value for key, value in changes.items() if key.startswith("sasl_")}
+        self._network_cut = NetworkCut(monkeypatch)
+        self._has_topics = False
+        self._settings = self._base
+
+    async def make(self, settings: LogSettings) -> Log:
+        self._settings = settings_on(
+            "", settings, url=self._base.url, prefix=self._base.prefix, shards=settings.shards or 1,
+            delivery_shards=settings.delivery_shards or 1, replication=self._base.replication,
+            durability=self._base.durability, **self._log_in,
+        )  # fmt: skip
+        if not self._has_topics:
+            await make_topics(self._settings.model_copy(update=self._maker))
+            self._has_topics = True
+        log = KafkaLog(self._settings)
+        await log.start()
+        return log
+
+    async def append_frame(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
+        await append_frame(self._settings, topic, shard, frame, key)
+
+    def fail_writes(self, log: Log) -> None:
+        self._network_cut.is_active = True
+
+    def repair(self, log: Log) -> None:
+        self._network_cut.is_active = False

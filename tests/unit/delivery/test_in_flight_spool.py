@@ -1,0 +1,66 @@
+"""A spool that fails holds up who needs it, and takes no places from anybody else."""
+
+from __future__ import annotations
+
+import asyncio
+
+from delivery.in_flight import AWAITING_SPOOL_FACTOR, InFlight
+from mail.message import Spooled
+from mail.outcome import Deferred, Delivered, Outcome
+from mail.record import Delivery
+from mail.spool import SpoolUnavailable
+from tests.support.builders.delivery import FakeShard, FakeSpool, dispatched, relay
+from tests.support.servers.delivery_worker import OK, FakeCourier, outcomes_for_all, running_worker
+
+
+class Failing(FakeSpool):
+    def __init__(self) -> None:
+        super().__init__()
+        self.works = asyncio.Event()
+
+    async def put(self, content: bytes) -> Spooled:
+        if not self.works.is_set():
+            raise SpoolUnavailable("it is gone")
+        return await super().put(content)
+
+
+async def test_deferrals_that_cannot_be_spooled_hold_no_place_and_are_reported_when_they_can() -> None:
+    async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        return outcomes_for_all(delivery, Deferred if delivery.route == relay(1) else Delivered, OK)
+
+    shard, spool = FakeShard(), Failing()
+    async with running_worker(FakeCourier(do), shard, spool, in_flight=2):
+        shard.put(*(dispatched(relay(1)) for _ in range(4)), *(dispatched(relay(2)) for _ in range(3)))
+        reports = await shard.wait_finished(3)
+        assert all(isinstance(report.outcomes[0], Delivered) for report in reports)
+        spool.works.set()
+        reports = await shard.wait_finished(7)
+    assert sum(report.content is not None for report in reports) == 4
+    assert len(spool.contents) == 4
+
+
+def test_what_lingers_is_bounded_and_its_memory_counts() -> None:
+    in_flight: InFlight[str, int] = InFlight(slots=1, memory_bytes=100, queued_per_owner=100, site_limit=lambda _: 1)
+    in_flight.register("me")
+    for number in range(30):
+        in_flight.add("me", number, "site", 0, 10 if number < 20 else 0)
+    started = []
+    for _ in range(5):
+        [one] = in_flight.start()
+        started.append(one)
+        assert in_flight.set_awaiting_spool(one, responsive=True)
+        assert not in_flight.set_awaiting_spool(one, responsive=True)
+        if len(started) == AWAITING_SPOOL_FACTOR:
+            break
+    assert (in_flight.active, in_flight.memory_bytes) == (0, 10 * AWAITING_SPOOL_FACTOR)
+    [one] = in_flight.start()
+    assert not in_flight.set_awaiting_spool(one, responsive=True)
+    assert in_flight.start() == []
+    for each in (*started, one):
+        in_flight.finish(each, responsive=True)
+    assert (in_flight.active, in_flight.memory_bytes, in_flight._awaiting_spool_bytes, in_flight._awaiting_spool) == (
+        0,
+        0,
+        0,
+        set(),
+    )

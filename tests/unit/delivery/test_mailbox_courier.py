@@ -1,0 +1,96 @@
+"""The mailbox courier: what it writes before a message, and what the store's troubles mean."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from delivery.mailbox_courier import MailboxCourier
+from mail.directory import Snapshot, User
+from mail.directory.static import StaticDirectory
+from mail.message import DeliveryId
+from mail.outcome import Deferred, Delivered, Failed
+from mailstore.mailboxes import MailboxFull, MailboxUnavailable, MessageTooLarge
+from tests.support.builders.delivery import CONTENT, address, delivery, envelope, mailbox
+
+
+class FakeMailboxes:
+    """A `Mailboxes` of which only `keep` is used."""
+
+    def __init__(self, trouble: Exception | None = None) -> None:
+        self._trouble = trouble
+        self.kept: dict[tuple[str, DeliveryId], bytes] = {}
+        self.quota: int | None = None
+
+    async def append(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
+        self.quota = quota_bytes
+        if self._trouble is not None:
+            raise self._trouble
+        new = (owner, delivery_id) not in self.kept
+        self.kept.setdefault((owner, delivery_id), content)
+        return new
+
+
+def mailbox_courier(box: FakeMailboxes) -> MailboxCourier:
+    alice = User(address("alice@example.test"), quota_bytes=1000)
+    directory = StaticDirectory(Snapshot(users={"alice@example.test": alice}), {})
+    return MailboxCourier(mailboxes=box, directory=directory)  # type: ignore[arg-type]
+
+
+async def test_a_mailbox_gets_the_message_behind_two_lines() -> None:
+    box = FakeMailboxes()
+    one = delivery(mailbox(), "alice+a@example.test", "Alice@example.test")
+    outcomes = await mailbox_courier(box).deliver(one, CONTENT)
+    assert [type(outcome) for outcome in outcomes] == [Delivered, Delivered]
+    ((owner, _), content), *others = box.kept.items()
+    assert not others
+    assert owner == "alice@example.test"
+    assert box.quota == 1000
+    assert content == (
+        b"Return-Path: <sender@example.test>\r\n"
+        b"Delivered-To: alice+a@example.test\r\nDelivered-To: Alice@example.test\r\n" + CONTENT
+    )
+    again = await mailbox_courier(box).deliver(one, CONTENT)
+    assert all(isinstance(outcome, Delivered) and "second copy" in outcome.reply.text for outcome in again)
+    assert len(box.kept) == 1
+
+
+async def test_the_null_sender_is_written_as_such() -> None:
+    box = FakeMailboxes()
+    await mailbox_courier(box).deliver(
+        delivery(mailbox(), own_envelope=envelope("alice@example.test", sender=None)), CONTENT
+    )
+    assert next(iter(box.kept.values())).startswith(b"Return-Path: <>\r\n")
+
+
+async def test_troubles_of_a_mailbox() -> None:
+    for trouble, code in ((MailboxFull("x"), "452 4.2.2"), (MailboxUnavailable("x"), "451 4.3.0")):
+        (outcome,) = await mailbox_courier(FakeMailboxes(trouble)).deliver(
+            delivery(mailbox(), "alice@example.test"), CONTENT
+        )
+        assert isinstance(outcome, Deferred)
+        assert str(outcome.reply).startswith(code)
+    (outcome,) = await mailbox_courier(FakeMailboxes(MessageTooLarge("x"))).deliver(
+        delivery(mailbox(), "alice@example.test"), CONTENT
+    )
+    assert isinstance(outcome, Failed)
+    assert str(outcome.reply).startswith("552 5.2.3")
+    (outcome,) = await mailbox_courier(FakeMailboxes()).deliver(
+        delivery(mailbox("bob@example.test"), "bob@example.test"), CONTENT
+    )
+    assert isinstance(outcome, Failed)
+    assert outcome.reply.enhanced == "5.1.1"
+
+
+async def test_a_store_that_does_not_answer_defers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(FakeMailboxes):
+        async def append(self, *_: object) -> bool:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr("delivery.mailbox_courier.APPEND_TIMEOUT_SECONDS", 0.05)
+    async with asyncio.timeout(5):
+        (outcome,) = await mailbox_courier(Silent()).deliver(delivery(mailbox(), "alice@example.test"), CONTENT)
+    assert isinstance(outcome, Deferred)
+    assert outcome.reply.enhanced == "4.3.0"

@@ -1,0 +1,240 @@
+"""The HTTP face: metrics, liveness that never asks the log, readiness with reasons."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Sequence
+
+import pytest
+
+from eilpost.http_server import _CONNECTIONS, HttpServer, readiness
+from mail.log import Condition, Down, Full, Usable
+from mail.log.stopped import STOPPED_SHARDS
+from mail.service import Health, ServiceError
+from mail.settings import HttpSettings
+from mail.telemetry import REGISTRY
+
+
+class _Log:
+    """A log in any condition."""
+
+    def __init__(self, now: Condition) -> None:
+        self.now = now
+
+    def worker_condition(self) -> Condition:
+        return self.now
+
+    def warnings(self) -> Sequence[str]:
+        return ("renew it",) if isinstance(self.now, Full) else ()
+
+
+def _health(**roles: bool) -> Health:
+    health = Health()
+    health.roles = roles
+    return health
+
+
+def test_ready_when_every_role_is() -> None:
+    assert readiness(_health(ingress=True, router=True), _Log(Usable()))[0]
+    is_ready, answer = readiness(_health(ingress=True, router=False), _Log(Usable()))
+    assert (is_ready, answer["reasons"]) == (False, ["router has not joined its group yet"])
+
+
+def test_draining_is_not_ready() -> None:
+    health = _health(ingress=True, router=False)
+    health.is_draining = True
+    is_ready, answer = readiness(health, _Log(Down("gone")))
+    assert (is_ready, answer["reasons"]) == (False, ["draining"])  # the rest follows from it
+    assert answer["roles"] == {"ingress": True, "router": False}
+
+
+_DOWN = ["the log is down: gone"]
+
+
+@pytest.mark.parametrize(
+    ("log", "roles", "reasons"),
+    [
+        (Full("disk"), {"ingress": True, "router": True}, []),  # old mail flows
+        (Down("gone"), {"ingress": True, "router": True}, _DOWN),
+        (Down("gone"), {"router": False}, _DOWN),  # it has not joined because the log is down
+        (Down("gone"), {"delivery": True}, _DOWN),
+        (Down("gone"), {"ingress": False}, _DOWN),  # it has not seen the log usable yet
+        (Down("gone"), {"ingress": True}, []),  # it answers, with 4xx
+        (Down("gone"), {"ingress": False, "mailstore": False}, [*_DOWN, "mailstore is not ready"]),
+        (Usable(), {"delivery": False}, ["delivery has not joined its group yet"]),
+    ],
+)
+def test_a_log_that_is_down_counts_for_workers_and_for_an_ingress_that_has_never_seen_it(
+    log: Condition, roles: dict[str, bool], reasons: list[str]
+) -> None:
+    is_ready, answer = readiness(_health(**roles), _Log(log))
+    assert (is_ready, answer["ready"], answer["reasons"]) == (not reasons, not reasons, reasons)
+    assert answer["log"]["condition"] == type(log).__name__.lower()
+    assert answer.get("warnings") == (["renew it"] if isinstance(log, Full) else None)
+
+
+def test_a_shard_that_waits_for_a_person_is_told_and_its_process_stays_ready() -> None:
+    health = _health(router=True, delivery=True)
+    for role, shard in (("router", 3), ("delivery", 1)):
+        STOPPED_SHARDS.stop(role, shard, "a record cannot be read")
+    STOPPED_SHARDS.stop("router", 3, "its version is 9")  # looked at again
+    try:
+        is_ready, answer = readiness(health, _Log(Usable()))
+        assert is_ready
+        assert answer["stopped"] == ["delivery, shard 1: a record cannot be read", "router, shard 3: its version is 9"]
+        assert REGISTRY.get_sample_value("eilpost_shards_stopped", {"role": "router"}) == 1
+    finally:
+        STOPPED_SHARDS.resume("router", 3)
+        STOPPED_SHARDS.resume("delivery", 1)
+    assert "stopped" not in readiness(health, _Log(Usable()))[1]
+    assert REGISTRY.get_sample_value("eilpost_shards_stopped", {"role": "router"}) == 0
+
+
+async def _get(port: int, path: str) -> tuple[int, str]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]
+
+
+async def test_over_the_wire() -> None:
+    health = _health(ingress=False)
+    http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=health, log=_Log(Down("gone")))
+    ready, stop = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(http.run(ready.set, stop))
+    await ready.wait()
+    assert http.address is not None
+    port = http.address[1]
+    assert await _get(port, "/healthz") == (200, "ok\n")
+    status, body = await _get(port, "/readyz")
+    assert body.endswith("}\n")
+    assert (status, json.loads(body)["reasons"]) == (503, ["the log is down: gone"])
+    status, body = await _get(port, "/metrics")
+    assert status == 200
+    assert "eilpost_build_info{" in body
+    assert (await _get(port, "/"))[0] == 404
+    stop.set()
+    await running
+    with pytest.raises(OSError, match=r"."):
+        await _get(port, "/healthz")
+
+
+async def test_idle_connections_do_not_keep_probes_from_their_answer() -> None:
+    http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
+    ready, stop = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(http.run(ready.set, stop))
+    await ready.wait()
+    assert http.address is not None
+    port = http.address[1]
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(_CONNECTIONS + 10)]
+    for number, (_reader, writer) in enumerate(silent):
+        if number % 2:
+            writer.write(b"GET /healthz HTTP/1.1\r\nX: ")  # and never an end
+    async with asyncio.timeout(2):
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert (await _get(port, path))[0] == 200
+    async with asyncio.timeout(10):
+        for reader, writer in silent:
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+    stop.set()
+    await running
+
+
+async def test_connections_kept_open_after_a_request_do_not_keep_probes_from_their_answer() -> None:
+    http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
+    ready, stop = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(http.run(ready.set, stop))
+    await ready.wait()
+    assert http.address is not None
+    port = http.address[1]
+    busy = []
+    for _ in range(_CONNECTIONS):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reader.readuntil(b"ok\n")
+        busy.append(writer)
+    async with asyncio.timeout(2):
+        assert (await _get(port, "/healthz"))[0] == 200
+    for writer in busy:
+        writer.close()
+    stop.set()
+    await running
+
+
+async def test_a_connection_is_closed_for_another_only_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest that waits for a request."""
+    monkeypatch.setattr("eilpost.http_server._CONNECTIONS", 2)
+    http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
+    ready, stop = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(http.run(ready.set, stop))
+    await ready.wait()
+    assert http.address is not None
+    connections = []
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.address[1])
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reader.readuntil(b"ok\n")
+        connections.append((reader, writer))
+    async with asyncio.timeout(2):
+        with contextlib.suppress(ConnectionError):
+            assert await connections[0][0].read() == b""
+    for reader, writer in connections[1:]:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reader.readuntil(b"ok\n")
+    for _reader, writer in connections:
+        writer.close()
+    stop.set()
+    await running
+
+
+async def _raw(port: int, *parts: bytes) -> bytes:
+    """What comes back, until the server hangs up; a pause between the parts."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+async def test_what_strangers_send_is_answered_and_no_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
+    ready, stop = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(http.run(ready.set, stop))
+    await ready.wait()
+    assert http.address is not None
+    port = http.address[1]
+    chunked = b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert (await _raw(port, chunked + b"zz\r\n")).startswith(b"HTTP/1.1 400 ")
+    late = await _raw(port, chunked, b"zz\r\n")
+    assert late.startswith(b"HTTP/1.1 200 ")
+    assert late.count(b"HTTP/1.1") == 1
+    assert (await _raw(port, b"\0\xff\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+    upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    assert (await _raw(port, upgrade)).startswith(b"HTTP/1.1 200 ")
+    assert await _get(port, "/healthz") == (200, "ok\n")
+    stop.set()
+    await running
+    assert [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"] == []
+
+
+async def test_a_port_in_use_names_the_key() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        http = HttpServer(settings=HttpSettings(listen=f"127.0.0.1:{taken.getsockname()[1]}"), health=Health())
+        with pytest.raises(ServiceError, match=r"^http\.listen: cannot listen on .*EILPOST_HTTP__LISTEN"):
+            await http.run(lambda: None, asyncio.Event())
+
+
+async def test_nothing_listens_when_the_key_is_empty() -> None:
+    stop = asyncio.Event()
+    http = HttpServer(settings=HttpSettings(listen=""), health=Health())
+    await http.run(stop.set, stop)
+    assert http.address is None

@@ -1,0 +1,115 @@
+"""The chores: what they call, that they go on after a failure, that they end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+import pytest
+
+from eilpost.maintenance import ORDER_TOLERANCE, Maintenance
+from mail.log import Backlog, Log, LogUnavailable, LogUnusable
+from mail.message import QueueId
+from mail.record import Pending
+from mail.settings import SpoolSettings
+from mail.telemetry import REGISTRY
+from tests.support.builders.records import pending
+from tests.support.servers.ports import wait_until
+
+
+class _Log:
+    def __init__(self, *lines: Pending) -> None:
+        self.purges = 0
+        self.lines = lines
+        self.unreadable = False
+        self.unread: datetime | None = None
+
+    async def oldest_unconsumed(self) -> datetime | None:
+        return self.unread
+
+    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        for line in self.lines:
+            yield line
+        if self.unreadable:
+            raise LogUnusable("a line cannot be read")
+
+    async def purge(self) -> None:
+        self.purges += 1
+        raise LogUnavailable("not now")
+
+    async def backlog(self) -> Backlog:
+        return Backlog(accepted=3, dispatched=2, attempted=1)
+
+
+class _Spool:
+    def __init__(self) -> None:
+        self.swept: list[datetime] = []
+
+    async def put(self, content: bytes) -> None:
+        raise NotImplementedError
+
+    async def sweep(self, older_than: datetime) -> int:
+        self.swept.append(older_than)
+        return 1
+
+
+def _role(log: _Log, spool: _Spool) -> Maintenance:
+    return Maintenance(settings=SpoolSettings(), log=cast("Log", log), spool=spool)  # type: ignore[arg-type]
+
+
+async def test_the_chores_are_done_at_start_and_end_at_stop() -> None:
+    log, spool = _Log(), _Spool()
+    role = _role(log, spool)
+    ready, stop = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(role.run(ready.set, stop))
+    await ready.wait()
+    await wait_until(lambda: log.purges, what="the first chores")
+    assert REGISTRY.get_sample_value("eilpost_consumer_lag_records", {"topic": "accepted"}) == 3
+    stop.set()
+    await asyncio.wait_for(running, 5)
+    assert spool.swept == []  # what was accepted before this start may not be in the queue yet
+
+
+async def test_the_sweep_keeps_to_the_age_limit() -> None:
+    spool = _Spool()
+    await _role(_Log(_line(timedelta(days=1))), spool).sweep()
+    age = datetime.now(UTC) - spool.swept[0]
+    assert timedelta(days=7) <= age < timedelta(days=7, minutes=5)
+
+
+async def test_the_sweep_spares_what_the_queue_still_needs() -> None:
+    """After eight days without power, or when the clock has jumped."""
+    spool, old = _Spool(), _line(timedelta(days=8))
+    await _role(_Log(_line(timedelta(days=1)), old, _line(timedelta(days=2))), spool).sweep()
+    assert spool.swept == [old.delivery.message.received]
+
+
+async def test_the_sweep_spares_what_a_record_that_was_not_read_may_name() -> None:
+    """The router was down for eight days, while ingress went on."""
+    spool, log = _Spool(), _Log(_line(timedelta(days=1)))
+    log.unread = datetime.now(UTC) - timedelta(days=8)
+    await _role(log, spool).sweep()
+    assert spool.swept == [log.unread - ORDER_TOLERANCE]
+
+
+async def test_nothing_is_swept_while_the_queue_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eilpost.maintenance.SWEEP_EVERY", timedelta(milliseconds=10))
+    log, spool = _Log(), _Spool()
+    log.unreadable = True
+    stop = asyncio.Event()
+    running = asyncio.create_task(_role(log, spool).run(lambda: None, stop))
+    await asyncio.sleep(0.1)
+    assert spool.swept == []
+    log.unreadable = False
+    await wait_until(lambda: spool.swept, what="the sweep")
+    stop.set()
+    await asyncio.wait_for(running, 5)
+
+
+def _line(age: timedelta) -> Pending:
+    line = pending()
+    message = replace(line.delivery.message, received=datetime.now(UTC) - age)
+    return replace(line, delivery=replace(line.delivery, message=message))

@@ -1,0 +1,341 @@
+"""A message's history in words and for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from eilpost import format, json_output, queue_view, trace_view
+from eilpost.output import Output
+from eilpost.timeline import State, build_timeline, lines_from, lines_of_event, next_steps
+from mail.address import Address
+from mail.envelope import Recipient
+from mail.log import Backlog
+from mail.message import DeliveryId, QueueId
+from mail.outcome import Deferred, Delivered, Failed
+from mail.record import (
+    Accepted,
+    Active,
+    AttemptRecorded,
+    Bounced,
+    Closed,
+    Event,
+    EventDetail,
+    Pending,
+    Received,
+    Refused,
+    Resumed,
+    Routed,
+    WaitCause,
+    Waiting,
+)
+from mail.reply import Reply
+from mail.route import ToMailbox, ToMx, Unresolved
+from tests.support.builders import records as samples
+from tests.support.builders.records import ALICE, HOST, LATER, NEVER, NOON, OK, RELAY
+
+ID = samples.queue_id(1)
+FIRST = samples.delivery(1).id
+SECOND = timedelta(seconds=1)
+BOUNCE = samples.queue_id(2)
+RETRY = Waiting(NOON + timedelta(minutes=1), WaitCause.DEFERRED, str(LATER))
+
+HISTORY: tuple[EventDetail, ...] = (
+    Received(samples.message(1)),
+    Routed(FIRST, RELAY, (ALICE,), None),
+    AttemptRecorded(FIRST, 1, (Deferred(ALICE, LATER, HOST),), NOON, SECOND, NOON + timedelta(minutes=1)),
+    Resumed(FIRST, 2, RELAY),
+    AttemptRecorded(FIRST, 2, (Failed(ALICE, NEVER, HOST),), NOON, SECOND, None),
+    Bounced((ALICE,), BOUNCE),
+    Closed(),
+)
+
+
+def _events(*what: EventDetail) -> list[Event]:
+    return [Event(ID, NOON + number * SECOND, each) for number, each in enumerate(what)]
+
+
+def _written(*what: EventDetail, pending: tuple[Pending, ...] = ()) -> str:
+    story = build_timeline(ID, _events(*what), pending, ())
+    assert story is not None
+    out = io.StringIO()
+    trace_view.write(story, Output(out), NOON + timedelta(seconds=30))
+    return out.getvalue()
+
+
+def test_the_whole_story_in_order() -> None:
+    text = _written(*HISTORY)
+    verbs = ("accepted", "routed", "deferred", "waits", "resumed", "failed", "bounced", "closed after 6.0 s")
+    places = [text.index(f" {verb} ") if " " not in verb else text.index(verb) for verb in verbs]
+    assert places == sorted(places)
+    assert f"{HOST} said 451 4.3.0 Try again later" in text
+    assert f"eilpost trace {BOUNCE}" in text
+
+
+def test_a_message_on_its_way_says_what_is_next_and_when() -> None:
+    pending = Pending(samples.delivery(1), RETRY, None, attempts=1, last=LATER, last_remote=HOST)
+    text = _written(*HISTORY[:3], pending=(pending,))
+    assert "on its way" in text
+    assert "attempt 2 in 30 s (2026-03-01 12:01:00 UTC)" in text
+
+
+def _expanded(named: str, mailboxes: str, refused: str = "", later: str = "") -> str:
+    """The trace's line about aliases, for recipients named and, at the same time, routed or refused."""
+
+    def address(name: str) -> Address:
+        return Address(name, "example.test")
+
+    took = samples.message(1)
+    recipients = tuple(Recipient(address(name), address(name)) for name in named.split())
+    took = replace(took, envelope=replace(took.envelope, recipients=recipients))
+    first: list[EventDetail] = [Received(took)]
+    first += [
+        Routed(DeliveryId(f"{ID}-1"), ToMailbox(f"{name}@example.test"), (address(name),), None)
+        for name in mailboxes.split()
+    ]
+    if refused:
+        first.append(Refused(tuple(Failed(address(name), NEVER) for name in refused.split())))
+    events = [Event(ID, NOON, what) for what in first]
+    events += [Event(ID, NOON + SECOND, Refused((Failed(address(name), NEVER),))) for name in later.split()]
+    lines = [line.text.replace("@example.test", "") for line in lines_from(events) if line.verb == "expanded"]
+    told = json_output.timeline_json(build_timeline(ID, events, (), ()), NOON)["expanded"]  # type: ignore[arg-type]
+    assert (told is not None) == bool(lines)
+    assert len(lines) <= 1
+    return lines[0] if lines else ""
+
+
+DOUBT = " (together; the history does not say who for whom)"
+
+
+@pytest.mark.parametrize(
+    ("named", "mailboxes", "refused", "later", "says"),
+    [
+        ("alice", "alice", "", "", ""),
+        ("alice bob", "alice bob", "", "", ""),
+        ("Alice alice", "alice", "", "", ""),
+        ("alice", "alice", "", "alice", ""),
+        ("loop", "", "loop", "", ""),
+        ("team", "alice bob", "", "", "team -> alice, bob"),
+        ("team", "alice", "nobody", "", "team -> alice, nobody"),
+        ("team gone", "alice", "gone", "", "team -> alice"),
+        ("alice", "alice archive", "", "", "alice -> archive"),
+        ("team alice", "alice", "", "", "team -> recipients named already"),
+        ("team staff", "alice bob", "", "", "team, staff -> alice, bob" + DOUBT),
+        ("team alice", "alice bob", "", "", "team -> bob" + DOUBT),
+    ],
+)
+def test_who_became_whom(named: str, mailboxes: str, refused: str, later: str, says: str) -> None:
+    assert _expanded(named, mailboxes, refused, later) == says
+
+
+def test_before_the_router_read_it() -> None:
+    story = build_timeline(ID, (), (), (samples.accepted(1),))
+    assert story is not None
+    assert story.state is State.ACCEPTED
+    assert "durable in the log" in next_steps(story, NOON)[0].text
+    out = io.StringIO()
+    trace_view.write(story, Output(out), NOON)
+    assert "accepted, not routed yet" in out.getvalue()
+    assert "\n\n\n" not in out.getvalue()
+
+
+def test_the_size_says_what_it_is() -> None:
+    assert f"{samples.message(1).size_bytes} B, our Received line included\n" in _written(*HISTORY)
+
+
+def test_nothing_known_is_no_story() -> None:
+    assert build_timeline(ID, (), (), ()) is None
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (
+            Routed(FIRST, Unresolved("example.org"), (ALICE,), Waiting(NOON, WaitCause.UNRESOLVED, "no answer")),
+            "waits for DNS",
+        ),
+        (Routed(FIRST, RELAY, (ALICE,), Waiting(NOON, WaitCause.THROTTLED, "")), "waits for its turn"),
+        (Routed(FIRST, ToMx("example.org", ((1, "a.test"), (2, "b.test"))), (ALICE,), None), "(a.test, b.test)"),
+        (Refused((Failed(ALICE, NEVER),)), "no attempt"),
+        (Bounced((ALICE,), None), "the sender is <>, so there is nobody to tell"),
+        (AttemptRecorded(FIRST, 1, (Delivered(ALICE, OK),), NOON, SECOND, None), "250 2.0.0 Ok: queued as 4F1C"),
+    ],
+)
+def test_each_happening_has_its_words(what: EventDetail, says: str) -> None:
+    assert any(says in line.text for line in lines_of_event(_events(what)[0]))
+
+
+def test_a_reply_cannot_speak_to_the_terminal() -> None:
+    rude = Reply(550, "5.0.0", "\x1b[2Jgone\r\nX")
+    text = _written(
+        HISTORY[0], AttemptRecorded(FIRST, 1, (Failed(ALICE, rude, "evil\x1b]0;x\x07"),), NOON, SECOND, None), Closed()
+    )
+    assert all(character.isprintable() or character == "\n" for character in text)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_the_only_orders_are_our_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = Terminal()
+    Output(out).write(("\x1b[2J\x9b2J \u202e[red]not ours[/red] :smile: ", "bold"), ("x" * 300, "red"))
+    text = out.getvalue()
+    assert text.count("\n") == 1  # neither wrapped nor cut
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert plain == f"?[2J?2J ?[red]not ours[/red] :smile: {'x' * 300}\n"
+    assert text != plain
+
+
+def test_json_cannot_speak_to_the_terminal_and_says_the_same() -> None:
+    rude = {"reply": "\x9b2J \x1b[2J \u202eevil\u2069 \x7f \U000e0001 \n ü 漢 \U0001f600"}
+    told = json_output.to_json(rude)
+    assert json.loads(told) == rude
+    assert all(character.isprintable() or character == "\n" for character in told)
+    assert "ü 漢 \U0001f600" in told
+
+
+def test_json_has_all_of_it() -> None:
+    story = build_timeline(ID, _events(*HISTORY), (), ())
+    assert story is not None
+    told = json_output.timeline_json(story, NOON)
+    assert [event["event"] for event in told["events"]] == [json_output.event_name(what) for what in HISTORY]
+    assert told["events"][2]["outcomes"][0] == {
+        "recipient": "alice@example.test",
+        "result": "deferred",
+        "reply": "451 4.3.0 Try again later",
+        "status": "4.3.0",
+        "remote": HOST,
+    }
+    assert told["state"] == "closed"
+    assert told["bounces"] == [BOUNCE]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [(-5, "0 ms"), (0.0123, "12 ms"), (3.44, "3.4 s"), (59.96, "1 min"), (125, "2 min 5 s"), (3600 * 30, "1 d 6 h")],
+)
+def test_ages_have_two_units_at_most(seconds: float, says: str) -> None:
+    assert format.format_age(timedelta(seconds=seconds)) == says
+
+
+@pytest.mark.parametrize(
+    ("size", "says"), [(999, "999 B"), (10_240, "10.2 kB"), (999_900, "1.0 MB"), (2_500_000_000, "2.5 GB")]
+)
+def test_sizes(size: int, says: str) -> None:
+    assert format.format_bytes(size) == says
+
+
+class ChangingHistory:
+    """A HistoryLog in which something happens at each look at the history; the last stays."""
+
+    def __init__(self, *looks: tuple[int, bool], input_from: int = 0) -> None:
+        """`looks`: how many events there are, and whether a delivery is open."""
+        self._looks = looks
+        self._input_from = input_from
+        self.seen = -1
+        self.queue_reads = 0
+
+    def _now(self) -> tuple[int, bool]:
+        return self._looks[min(max(self.seen, 0), len(self._looks) - 1)]
+
+    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+        self.seen += 1
+        for event in _events(*HISTORY)[: self._now()[0]]:
+            yield event
+
+    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        assert queue_id is not None  # never the whole queue for one message
+        self.queue_reads += 1
+        if self._now()[1]:
+            yield Pending(samples.delivery(1), RETRY, None, attempts=1, last=LATER)
+
+    async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
+        return [samples.accepted(1)] if not self._now()[0] and self.seen < self._input_from else []
+
+    async def backlog(self) -> Backlog:
+        return Backlog(0, 0, 0)
+
+
+async def _followed(log: ChangingHistory, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, str]:
+    monkeypatch.setattr(trace_view, "POLL", timedelta(0))
+    out = io.StringIO()
+    known = await trace_view.follow(log, ID, Output(out), lambda: NOON)
+    return known, out.getvalue()
+
+
+async def test_following_writes_each_line_once_and_ends_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = ChangingHistory((0, False), (2, True), *[(3, True)] * 30, (5, True), (7, False), input_from=1)
+    known, text = await _followed(log, monkeypatch)
+    assert known
+    for verb in ("accepted   by", "routed", "deferred", "resumed", "failed", "bounced", "closed     nothing"):
+        assert text.count(verb) == 1, (verb, text)
+    assert log.queue_reads == 4  # not at each of the 30 looks at which nothing had happened
+
+
+async def test_following_looks_into_the_queue_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = ChangingHistory(*[(3, True)] * (3 * trace_view.IDLE_POLLS), (7, False))
+    assert (await _followed(log, monkeypatch))[0]
+    assert 3 <= log.queue_reads <= 5
+
+
+async def test_a_message_the_router_takes_between_two_looks_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [story.state for story in await trace_view.load_timelines(ChangingHistory((0, False), (7, False)), ID)] == [
+        State.CLOSED
+    ]
+    assert (await _followed(ChangingHistory((0, False), (7, False)), monkeypatch))[0]
+    assert await trace_view.load_timelines(ChangingHistory((0, False)), ID) == []
+    assert await _followed(ChangingHistory((0, False)), monkeypatch) == (False, "")
+
+
+async def _queue(*lines: Pending, site: str | None = None, limit: int = 50, top: int | None = None) -> str:
+    async def walk():  # type: ignore[no-untyped-def]
+        for line in lines:
+            yield line
+
+    view = await queue_view.load(walk(), site=site, limit=limit)
+    out = io.StringIO()
+    queue_view.write(view, Backlog(0, 0, 0), Output(out), NOON + timedelta(seconds=30), top)
+    return out.getvalue()
+
+
+async def test_the_queue_view_shows_the_oldest_and_sums_up_all() -> None:
+    mailbox = Pending(samples.delivery(1, ToMailbox("alice@example.test")), Active(NOON), None)
+    retry = Pending(samples.delivery(2), RETRY, None, attempts=3, last=LATER, last_remote=HOST)
+    text = await _queue(mailbox, retry)
+    assert "active for 30 s, attempt 1" in text
+    assert "attempt 4 in 30 s" in text
+    assert "tried 3 times" in text
+    assert f"{HOST} said 451 4.3.0" in text
+    assert "mailbox" in await _queue(mailbox, retry, site="mailb")
+    assert "relay.example.test" not in await _queue(mailbox, retry, site="mailb")
+    assert "... and 1 more" in await _queue(mailbox, retry, limit=1)
+    top = await _queue(mailbox, retry, retry, top=1)
+    assert "... and 1 more sites and states" in top
+    assert ("relay.example.test" in top, "mailbox" in top) == (True, False)
+    assert text.splitlines()[-1].split()[:3] == ["all", "2", "2"]
+
+
+async def test_no_match_is_no_empty_queue() -> None:
+    line = Pending(samples.delivery(1), RETRY, None)
+    assert await _queue(line, site="zzz") == "no site has 'zzz' in its name; 1 delivery is open elsewhere\n"
+    assert "2 deliveries are open" in await _queue(line, replace(line, delivery=samples.delivery(2)), site="zzz")
+    assert await _queue(site="zzz") == "the queue is empty\n"
+
+
+async def test_an_empty_queue_says_so() -> None:
+    assert await _queue() == "the queue is empty\n"
+
+
+def test_long_recipient_lists_are_counted() -> None:
+    many = [Address(f"u{number}", "example.test") for number in range(7)]
+    assert format.format_addresses(many).endswith("u4@example.test and 2 more")

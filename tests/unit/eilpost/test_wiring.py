@@ -1,0 +1,108 @@
+"""Adapters are chosen by URL; what is wrong is one line that names the key."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from eilpost import process, wiring
+from eilpost.wiring import Plan
+from mail.log.embedded import EmbeddedLog
+from mail.log.memory import MemoryLog
+from mail.route import RelayProtocol, ToRelay
+from mail.settings import SettingsError
+from mail.settings_file import load
+from mail.spool.object_spool import ObjectSpool
+from mailstore.maildir import Maildir
+
+
+def _plan(base: Path, **environment: str) -> Plan:
+    return Plan(load(None, {f"EILPOST_{key}": value for key, value in environment.items()}), base)
+
+
+def test_the_scheme_chooses(tmp_path: Path) -> None:
+    assert isinstance(wiring.make_log(_plan(tmp_path)), EmbeddedLog)
+    assert isinstance(wiring.make_log(_plan(tmp_path, LOG__URL="memory:")), MemoryLog)
+
+
+def test_a_bucket_is_a_spool(tmp_path: Path) -> None:
+    keys = {"SPOOL__ACCESS_KEY": "me", "SPOOL__SECRET_KEY": "aHVzaA=="}
+    for url in ("s3://mail/spool", "az://mail"):
+        assert isinstance(wiring.make_spool(_plan(tmp_path, SPOOL__URL=url, **keys)), ObjectSpool)
+    assert isinstance(wiring.make_spool(_plan(tmp_path, SPOOL__URL="gs://mail/spool")), ObjectSpool)
+
+
+def test_a_bucket_without_the_package_for_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mail.spool.object_spool", raising=False)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(SettingsError, match=r'^spool\.url = "s3://mail": needs the package obstore: pip install'):
+        wiring.make_spool(_plan(tmp_path, SPOOL__URL="s3://mail"))
+
+
+def test_relative_paths_start_from_the_configurations_folder(tmp_path: Path) -> None:
+    assert wiring.directory_path(_plan(tmp_path)) == tmp_path / "directory.toml"
+    assert wiring.directory_path(_plan(tmp_path, DIRECTORY__URL="file:/etc/d.toml")) == Path("/etc/d.toml")
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        (
+            "kafka://h1:9092",
+            r'^x\.url = "kafka://h1:9092": kafka is not in this version; use for example x\.url = "e:f"$',
+        ),
+        ("nonsense", r'^x\.url = "nonsense": the URL must begin with "e:" or "m:"'),
+        ("", "must begin with"),
+    ],
+)
+def test_an_unknown_scheme_is_one_line(url: str, line: str) -> None:
+    schemes = {"e": str, "m": str}
+    assert wiring.select_adapter("x.url", "e:a:b", schemes, "e:f") == "a:b"
+    with pytest.raises(SettingsError, match=line):
+        wiring.select_adapter("x.url", url, schemes, "e:f", planned=("kafka",))
+
+
+def test_a_mail_folder_that_cannot_be_used_is_said_at_start(tmp_path: Path) -> None:
+    (tmp_path / "mail").touch()
+    with pytest.raises(SettingsError, match=r"^mailboxes\.url: .*mail: File exists"):
+        wiring.make_mailboxes(_plan(tmp_path, MAILBOXES__URL="maildir:mail"))
+    wiring.make_mailboxes(_plan(tmp_path, MAILBOXES__URL="maildir:deep/mail"))
+    assert (tmp_path / "deep" / "mail").is_dir()
+
+
+@pytest.mark.parametrize(("lifetime", "days"), [("5d", 14), ("30d", 60)])
+def test_a_mailbox_knows_its_ids_for_longer_than_mail_can_be_queued(tmp_path: Path, lifetime: str, days: int) -> None:
+    boxes = wiring.make_mailboxes(_plan(tmp_path, ROUTER__LIFETIME=lifetime, SPOOL__EXPIRE="40d"))
+    assert isinstance(boxes, Maildir)
+    assert boxes.retention == timedelta(days=days)
+
+
+def test_the_relay_is_a_route(tmp_path: Path) -> None:
+    assert wiring.relay_route(_plan(tmp_path).settings) is None
+    settings = _plan(tmp_path, DELIVERY__RELAY="lmtp://127.0.0.1:24").settings
+    assert wiring.relay_route(settings) == ToRelay("127.0.0.1", 24, RelayProtocol.LMTP)
+
+
+def test_every_role_can_be_made_from_its_ports(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, LOG__URL="memory:", SPOOL__URL="memory:", MAILBOXES__URL="memory:")
+    ports = {
+        "log": wiring.make_log(plan),
+        "spool": wiring.make_spool(plan),
+        "directory": wiring.make_directory(plan),
+        "resolver": wiring.make_resolver(plan),
+        "mailboxes": wiring.make_mailboxes(plan),
+    }
+    names = [wiring.make_role(name, plan, **ports).name for name in wiring.ROLES]  # type: ignore[arg-type]
+    assert [name.partition(".")[0] for name in names] == list(wiring.ROLES)
+
+
+def test_a_role_alone_says_why_not(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"only one process can hold this log.*eilpost up.*Kafka"):
+        process.run_role("router", _plan(tmp_path))
+    with pytest.raises(SettingsError, match=r"ingress\.mx is empty"):
+        process.run_role("ingress", _plan(tmp_path, LOG__URL="kafka://127.0.0.1:1", INGRESS__MX=""))
+    with pytest.raises(SettingsError, match="nobody can deliver to"):
+        process.run_mailstore(_plan(tmp_path, MAILBOXES__URL="memory:"))

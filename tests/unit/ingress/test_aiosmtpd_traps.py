@@ -1,0 +1,77 @@
+"""The traps of aiosmtpd 1.4.6, one test each. Those of its timer, of its limits and of clients that go are in
+`test_clocks`, `test_bounds`, `test_slow_readers` and `test_departures`.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import socket
+from pathlib import Path
+
+import pytest
+from aiosmtpd.smtp import SMTP
+
+from ingress.session import SmtpSession
+from tests.support.servers.ingress import running_ingress
+
+
+def test_what_we_override_is_still_there() -> None:
+    """We replace these by name; a new aiosmtpd that renames one would silently bring its own back."""
+    for name in ("_handle_client", "_reset_timeout", "_timeout_cb", "eof_received", "connection_lost", "push"):
+        assert name in vars(SMTP), name
+        assert name in vars(SmtpSession), name
+
+
+async def test_a_connection_inspects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("getfqdn was called"))
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.read_reply()
+        (session,) = server.ingress._sessions
+        assert dir(session) == []
+        assert session._smtp_methods == {}
+
+
+async def test_an_exception_is_a_generic_451_and_a_clean_slate() -> None:
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.start_data()
+        server.log.error = ValueError("secret\r\n250 2.0.0 injected")
+        assert await client.command("Subject: x\r\n\r\n.") == "451 4.3.0 Local error, try again later"
+        assert await client.command("RCPT TO:<bob@example.test>") == "503 5.5.1 MAIL is needed first"
+        server.log.error = None
+        assert (await client.command("MAIL FROM:<>")).startswith("250")
+        assert server.ingress._memory_budget.used_bytes == 0
+
+
+async def test_a_connection_error_of_the_log_is_not_the_clients() -> None:
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.start_data()
+        server.log.error = ConnectionResetError("broker")
+        assert (await client.command(".")).startswith("451 4.3.0")
+        assert (await client.command("NOOP")).startswith("250")
+
+
+async def test_replies_to_pipelined_commands_leave_in_one_write() -> None:
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.read_reply()
+        client.send(b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<bob@example.test>\r\nRCPT TO:<x@example.test>\r\nNOOP\r\n")
+        first = await client.reader.read(65536)
+        assert first.endswith(b"550 5.1.1 <x@example.test>: no such user here\r\n250 2.0.0 Ok\r\n")
+
+
+def test_no_attribute_of_ours_is_one_of_asyncios() -> None:
+    source = ast.parse(Path(inspect.getfile(SmtpSession)).read_text())
+    ours = {
+        node.attr
+        for node in ast.walk(source)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+    }
+    loop = asyncio.new_event_loop()
+    theirs = set(vars(SMTP(object(), hostname="mx.example.test", loop=loop)))
+    loop.close()
+    assert ours & theirs == {"transport", "_timeout_handle"}  # which are theirs, and mean the same

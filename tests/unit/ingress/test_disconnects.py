@@ -1,0 +1,72 @@
+"""Clients that go: before the dot, during the append, or by saying everything at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.support.servers.ingress import running_ingress, wait_until
+
+
+@pytest.mark.parametrize("goodbye", ["half-close", "close", "reset"])
+async def test_a_client_that_goes_during_the_append_does_not_undo_it(goodbye: str) -> None:
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.start_data()
+        server.log.gate.clear()
+        client.send(b"Subject: x\r\n\r\nbody\r\n.\r\n")
+        await asyncio.wait_for(server.log.waiting.wait(), 10)
+        if goodbye == "half-close":
+            client.writer.write_eof()
+        elif goodbye == "close":
+            client.writer.close()
+        else:
+            client.writer.transport.abort()
+        await asyncio.sleep(0.05)
+        server.log.gate.set()
+        await wait_until(lambda: server.log.accepted)
+        if goodbye == "half-close":
+            assert (await client.read_to_end()).startswith(b"250 2.0.0 Ok: queued as ")
+        await wait_until(lambda: not server.ingress._sessions)
+        assert server.body() == b"Subject: x\r\n\r\nbody\r\n"
+        assert server.ingress._memory_budget.used_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"EH",
+        b"EHLO x\r\nMAIL FROM:<>\r\n",
+        b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\n",
+        b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\nSubject: x\r\n\r\nhalf\r\n.",
+    ],
+)
+@pytest.mark.parametrize("abort", [False, True])
+async def test_a_client_that_goes_before_the_dot_leaves_nothing(said: bytes, abort: bool) -> None:
+    async with running_ingress() as server:
+        client = await server.connect()
+        client.send(said)
+        await asyncio.sleep(0.02)
+        if abort:
+            client.writer.transport.abort()
+        else:
+            client.writer.close()
+        await wait_until(lambda: not server.ingress._sessions)
+        assert server.log.accepted == []
+        assert server.ingress._memory_budget.used_bytes == 0
+        assert server.ingress._listener.connection_limiter.total == 0
+
+
+async def test_all_at_once_and_a_half_close() -> None:
+    """`printf ... | nc -N`: every command in one packet, then no more."""
+    async with running_ingress() as server:
+        client = await server.connect()
+        client.send(
+            b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\nSubject: 1\r\n\r\n.\r\n"
+            b"MAIL FROM:<>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\nSubject: 2\r\n\r\n.\r\nQUIT\r\n"
+        )
+        client.writer.write_eof()
+        assert (await client.read_to_end()).endswith(b"221 2.0.0 Bye\r\n")
+        assert [server.body(number) for number in range(2)] == [b"Subject: 1\r\n\r\n", b"Subject: 2\r\n\r\n"]

@@ -1,0 +1,98 @@
+"""The bounds of a session and of all of them: lines, content, recipients, connections."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.servers.ingress import running_ingress, wait_until
+
+
+async def test_oversize_lines_are_refused_and_the_session_goes_on() -> None:
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.read_reply()
+        for line in ("NOOP " + "x" * 506, "NOOP " + "x" * 5000, "x" * 500_000):
+            assert await client.command(line) == "500 5.5.2 Line too long", len(line)
+        assert await client.command("NOOP " + "x" * 505) == "250 2.0.0 Ok"
+        assert (await client.command("EHLO x")).endswith("SMTPUTF8")
+        local = "a" * 64
+        long_mail = (
+            f"MAIL FROM:<@{'r' * 60}.{'r' * 60}.{'r' * 60}.test:{local}@catch.test> SIZE=1000 BODY=8BITMIME SMTPUTF8"
+        )
+        assert len(long_mail) < 565
+        assert (await client.command(long_mail)).startswith("250")
+
+
+async def test_long_lines_in_content_are_taken() -> None:
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.start_data()
+        content = b"Subject: x\r\n\r\n" + b"y" * 300_000 + b"\r\n"
+        client.send(content + b".\r\n")
+        assert (await client.read_reply()).startswith("250")
+        assert server.body() == content
+        assert len(server.spool.contents) == 1  # more than spool.inline_max
+
+
+async def test_too_large_is_drained_and_the_session_goes_on() -> None:
+    async with running_ingress(max_size="100KiB") as server:
+        client = await server.connect()
+        await client.start_data()
+        for _ in range(40):
+            client.send(b"x" * 9_998 + b"\r\n")
+        assert await client.command(".") == "552 5.3.4 Message is too large"
+        assert (await client.command("MAIL FROM:<>")).startswith("250")
+        assert server.log.accepted == []
+
+
+@pytest.mark.parametrize(("octets", "code"), [(307_200, "250"), (307_201, "552")])
+async def test_the_size_limit_counts_what_is_stored(octets: int, code: str) -> None:
+    async with running_ingress(max_size="300KiB") as server:
+        client = await server.connect()
+        await client.start_data()
+        content = b"Subject: x\r\n\r\n" + b".\r\n" * 99_900  # 399.6 kB on the wire
+        content += b"y" * (octets - len(content) - 2) + b"\r\n"
+        assert len(content) == octets
+        client.send(content.replace(b"\r\n.", b"\r\n..") + b".\r\n")  # dots on the wire do not count
+        assert (await client.read_reply()).startswith(code)
+        assert [server.body(number) for number in range(len(server.log.accepted))] == [content] * (code == "250")
+
+
+async def test_content_beyond_the_cap_of_all_sessions_is_452() -> None:
+    async with running_ingress(bytes_in_flight="64KiB") as server:
+        first, second = await server.connect(), await server.connect()
+        await first.start_data()
+        await second.start_data()
+        first.send(b"x" * 40_000 + b"\r\n")
+        await wait_until(lambda: server.ingress._memory_budget.used_bytes >= 40_000)
+        second.send(b"x" * 40_000 + b"\r\n")
+        assert await second.command(".") == "452 4.3.1 Insufficient system storage, try again later"
+        assert (await first.command(".")).startswith("250")
+        assert server.ingress._memory_budget.used_bytes == 0
+
+
+async def test_connection_limits() -> None:
+    async with running_ingress(max_connections=2) as server:
+        kept = [await server.connect() for _ in range(2)]
+        assert [(await one.read_reply())[:3] for one in kept] == ["220", "220"]
+        assert (await (await server.connect()).read_reply()).startswith("421 4.7.0")
+        await kept[0].command("QUIT")
+        await wait_until(lambda: server.ingress._listener.connection_limiter.total == 1)
+        assert (await (await server.connect()).read_reply()).startswith("220")
+    async with running_ingress(max_connections_per_client=1, relay_networks=[]) as server:
+        assert (await (await server.connect()).read_reply()).startswith("220")
+        assert (await (await server.connect()).read_reply()).startswith("421 4.7.0")
+
+
+async def test_too_many_recipients_is_452_and_the_rest_is_taken() -> None:
+    async with running_ingress(max_recipients=100) as server:
+        client = await server.connect()
+        await client.read_reply()
+        await client.command("EHLO x")
+        await client.command("MAIL FROM:<>")
+        answers = [(await client.command(f"RCPT TO:<u{number}@catch.test>"))[:9] for number in range(101)]
+        assert answers == ["250 2.1.5"] * 100 + ["452 4.5.3"]
+        assert (await client.command("RCPT TO:<u1@catch.test>")).startswith("250")  # already among them
+        await client.command("DATA")
+        assert (await client.command(".")).startswith("250")
+        assert len(server.log.accepted[0].message.envelope.recipients) == 100

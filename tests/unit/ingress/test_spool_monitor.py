@@ -1,0 +1,50 @@
+"""New mail is turned away while the spool has no room for it or fails, and taken again afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mail.spool import SpoolUnavailable
+from tests.support.servers.ingress import StubSpool, running_ingress
+
+NO_ROOM = "452 4.3.1 Insufficient system storage, try again later"
+OUR_FAULT = "451 4.3.0 Local error, try again later"
+
+
+@pytest.mark.parametrize("trouble", ["little disk", "fails", "hangs"])
+async def test_no_room_in_the_spool_is_4xx_at_mail_until_there_is_some(
+    monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    monkeypatch.setattr("ingress.spool_monitor.CHECK_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr("ingress.spool_monitor.CHECK_TIMEOUT_SECONDS", 0.05)
+    hangs = asyncio.Event()
+    hangs.set()
+
+    async def free(self: StubSpool) -> int | None:
+        await hangs.wait()
+        if self.free_bytes_error is not None:
+            raise self.free_bytes_error
+        return self.free_space
+
+    monkeypatch.setattr(StubSpool, "free_bytes", free)
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.read_reply()
+        await client.command("EHLO x")
+        match trouble:
+            case "little disk":
+                server.spool.free_space = 1 << 20
+            case "fails":
+                server.spool.free_bytes_error = SpoolUnavailable("read-only")
+            case _:
+                hangs.clear()
+        await asyncio.sleep(0.2)
+        assert await client.command("MAIL FROM:<alice@example.test>") == (
+            NO_ROOM if trouble == "little disk" else OUR_FAULT
+        )
+        server.spool.free_space, server.spool.free_bytes_error = 1 << 40, None
+        hangs.set()
+        await asyncio.sleep(0.2)
+        assert (await client.command("MAIL FROM:<alice@example.test>")).startswith("250")

@@ -1,0 +1,45 @@
+"""What the sink takes becomes records: a report of a failure has to be about a destination that fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from eilpost.load.ledger import Ledger
+from eilpost.load.plan import Plan
+from eilpost.load.recorder import LoadRecorder
+
+REPORT = """\
+Content-Type: multipart/report; report-type=delivery-status; boundary="b"\r
+\r
+--b\r
+Content-Type: message/delivery-status\r
+\r
+Reporting-MTA: dns; mx.example.test\r
+\r
+Final-Recipient: rfc822; {}\r
+Action: failed\r
+Status: 5.1.1\r
+\r
+--b--\r
+"""
+
+
+@pytest.mark.parametrize(("failing", "wrong"), [(1.0, 0), (0.0, 1)])
+def test_only_a_failing_destination_may_be_reported(failing: float, wrong: int) -> None:
+    plan = Plan("run1", failing=failing)
+    recorder = LoadRecorder(plan, Ledger("run1"))
+    (message,) = recorder.messages(1)
+    recorder.dot(message)
+    recorder.message("", [], REPORT.format(message.recipients[0]).encode())
+    counts = recorder.ledger.counts
+    assert (counts.arrivals, counts.wrong_bounces) == (1, wrong)
+
+
+def test_a_copy_for_a_recipient_outside_the_load_is_misdirected() -> None:
+    plan = Plan("run1")
+    recorder = LoadRecorder(plan, Ledger("run1"))
+    (message,) = recorder.messages(1)
+    recorder.dot(message)
+    recorder.message(message.sender, [*message.recipients, "someone@else.test"], message.head + message.body)
+    counts = recorder.ledger.counts
+    assert (counts.arrivals, counts.misdirected, counts.foreign) == (1, 1, 0)

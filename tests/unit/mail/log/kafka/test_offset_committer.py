@@ -1,0 +1,137 @@
+"""The marks of a process: what is confirmed, what is not, and when no more is to be begun."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from aiokafka import OffsetAndMetadata, TopicPartition
+from structlog.testing import capture_logs
+
+from mail.log import LogUnavailable, ShardLost
+from mail.log.kafka import offset_committer as committing_module
+from mail.log.kafka.committed_offset import CommittedOffset
+from mail.log.kafka.offset_committer import OffsetCommitter
+from tests.support.servers.ports import wait_until
+
+MANY = 1000
+
+
+@dataclass
+class Shard:
+    """As much of a delivery shard as its committing looks at."""
+
+    partition: TopicPartition = field(default_factory=lambda: TopicPartition("dispatched", 0))
+    low: int = 0
+    is_lost: bool = False
+
+    def to_commit(self) -> CommittedOffset:
+        return CommittedOffset(self.low, "")
+
+    def revoke(self) -> None:
+        self.is_lost = True
+
+
+@dataclass
+class OwnerGroup:
+    answers: Iterator[Exception | None]
+    committed: list[int] = field(default_factory=list)
+
+    async def commit(self, marks: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        answer = next(self.answers)
+        if answer is not None:
+            raise answer
+        self.committed += [mark.offset for mark in marks.values()]
+
+
+def make_committer(*answers: Exception | None) -> tuple[OffsetCommitter, Shard, OwnerGroup]:
+    shard, group = Shard(), OwnerGroup(iter(answers))
+    return OffsetCommitter(lambda: [shard], group.commit), shard, group  # type: ignore[list-item, return-value]
+
+
+def finish(one: OffsetCommitter, shard: Shard, count: int) -> None:
+    for _ in range(count):
+        shard.low += 1
+        one.count_finished()
+
+
+async def test_what_is_not_confirmed_stops_what_would_begin() -> None:
+    one, shard, group = make_committer(LogUnavailable("the way is cut"), None)
+    finish(one, shard, MANY)
+    assert one.is_behind
+    assert not await one.commit()
+    assert one.is_behind
+    assert await one.commit()
+    assert (one.is_behind, group.committed) == (False, [MANY])
+
+
+async def test_what_somebody_else_owns_stops_nothing() -> None:
+    one, shard, group = make_committer(ShardLost("left out"), None)
+    finish(one, shard, MANY)
+    assert await one.commit()
+    assert (shard.is_lost, one.is_behind, group.committed) == (True, False, [])
+    finish(one, shard, 1)
+    assert await one.commit()
+    assert group.committed == [MANY + 1]
+
+
+async def test_an_outage_ends_when_the_shards_have_another_owner() -> None:
+    one, shard, _ = make_committer(LogUnavailable("the way is cut"), ShardLost("left out"))
+    finish(one, shard, 1)
+    assert not await one.commit()
+    assert one.outage == "the way is cut"
+    assert await one.commit()
+    assert one.outage is None
+
+
+async def test_an_outage_ends_when_no_shard_is_left() -> None:
+    shards = [Shard()]
+    group = OwnerGroup(iter([LogUnavailable("the way is cut")]))
+    one = OffsetCommitter(lambda: shards, group.commit)  # type: ignore[arg-type, return-value]
+    finish(one, shards[0], 1)
+    assert not await one.commit()
+    shards.clear()
+    assert await one.commit()
+    assert one.outage is None
+
+
+async def test_what_is_confirmed_is_not_committed_again() -> None:
+    one, shard, group = make_committer(None)
+    finish(one, shard, 3)
+    assert await one.commit()
+    one.count_finished()  # news of a shard that is not ours any more
+    assert await one.commit()
+    assert (one.is_behind, group.committed) == (False, [3])
+
+
+@pytest.mark.parametrize("count", [1, 10])
+async def test_a_few_stop_nothing(count: int) -> None:
+    one, shard, _ = make_committer(LogUnavailable("slow"))
+    finish(one, shard, count)
+    assert not await one.commit()
+    assert not one.is_behind
+
+
+async def test_without_news_a_mark_is_committed_again_and_shows_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committing_module, "_IDLE_SECONDS", 0.01)
+    one, shard, group = make_committer(
+        None, LogUnavailable("the way is cut"), LogUnavailable("the way is cut"), *[None] * 99
+    )
+    finish(one, shard, 3)
+    seen: list[str | None] = []
+    commit = group.commit
+
+    async def watched(marks: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        seen.append(one.outage)
+        await commit(marks)
+
+    one._commit_offsets = watched
+    with capture_logs() as lines:
+        running = asyncio.create_task(one.run())
+        await wait_until(lambda: len(group.committed) >= 3)
+        running.cancel()
+    assert set(group.committed) == {3}
+    assert seen[:5] == [None, None, "the way is cut", "the way is cut", None]
+    assert [line["event"] for line in lines] == ["marks not committed"]

@@ -1,0 +1,36 @@
+"""A lane that does not open: its tenant's recipients are told to come again, soon, and nobody waits twice."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mail.log import Down, Usable
+from mail.log.kafka import tenant_producers
+from mail.log.kafka.access import make_access
+from mail.log.kafka.tenant_producers import TenantProducers
+from mail.settings import LogSettings
+
+SETTINGS = LogSettings(url="kafka://127.0.0.1:1")
+
+
+async def test_a_recipient_waits_for_a_lane_but_not_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenant_producers, "_OPEN_WAIT_SECONDS", 0.5)
+    opened: list[str] = []
+
+    async def never(_: TenantProducers, tenant: str) -> None:
+        opened.append(tenant)
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(TenantProducers, "_open_producer", never)
+    ours = TenantProducers(make_access(SETTINGS), SETTINGS)
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(ours.open("acme") for _ in range(20)))
+    assert ours.condition("acme") == Down("tenant acme: its topics have not answered yet")
+    assert ours.condition("other") == Usable()
+    monkeypatch.setattr(tenant_producers, "_OPEN_WAIT_SECONDS", 0.0)
+    async with asyncio.timeout(60):
+        await ours.open("acme")  # the first has waited for as long as anybody does
+    assert opened == ["acme"]
+    await ours.close()

@@ -1,0 +1,161 @@
+"""The frame codec: old frames stay readable, every record comes back equal, damage is always told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mail.address import Address
+from mail.log.codec import FrameError, decode, encode
+from mail.message import Inline
+from mail.outcome import Failed
+from mail.record import (
+    Accepted,
+    Attempted,
+    Dispatched,
+    Event,
+    EventDetail,
+    Pending,
+    Record,
+    Settled,
+)
+from mail.reply import Reply
+from mail.route import ToMx
+from tests.support.builders.records import ALICE, GOLDEN, NOON, accepted, attempted, message, queue_id
+
+FRAMES = Path(__file__).parents[3] / "golden"
+
+# Text as peers send it, astral and control characters included; lone surrogates have a test of their own.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+TIMES = st.datetimes(datetime(1970, 1, 1), timezones=st.just(UTC)).map(  # noqa: DTZ001 - hypothesis adds the zone
+    lambda time: time.replace(fold=0)
+)
+DURATIONS = st.timedeltas(timedelta(0), timedelta(days=100))
+NUMBERS = st.integers(0, 2**53)
+ADDRESSES = st.builds(Address, TEXTS, TEXTS)
+REPLIES = st.builds(
+    lambda code, subject, text: Reply(code, f"{code // 100}.{subject}.1" if subject else "", text),
+    st.sampled_from([250, 421, 450, 550]),
+    st.integers(0, 999),
+    TEXTS,
+)
+for kind, strategy in (
+    (str, TEXTS),
+    (int, NUMBERS),
+    (bytes, st.binary(max_size=200)),
+    (datetime, TIMES),
+    (timedelta, DURATIONS),
+    (Address, ADDRESSES),
+    (Reply, REPLIES),
+    (ToMx, st.builds(ToMx, TEXTS, st.lists(st.tuples(st.integers(0, 65535), TEXTS), max_size=3).map(tuple))),
+):
+    st.register_type_strategy(kind, strategy)
+
+KINDS: tuple[type, ...] = (Accepted, Dispatched, Attempted, Pending, Event)
+
+
+def test_every_kind_and_variant_has_a_golden_file() -> None:
+    shown = {type(record) for record in GOLDEN.values()} | {Settled}
+    assert shown == set(get_args(Record))
+    assert {type(e.detail) for e in GOLDEN.values() if isinstance(e, Event)} == set(get_args(EventDetail))
+    assert {path.stem for path in FRAMES.glob("*.frame")} >= set(GOLDEN)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_frames_of_the_first_version_are_read_for_ever(name: str) -> None:
+    frame = (FRAMES / f"{name}.frame").read_bytes()
+    assert decode(frame) == GOLDEN[name]
+    assert encode(GOLDEN[name]) == frame  # what is written today is what was written then
+
+
+def test_settled_is_a_tombstone() -> None:
+    assert encode(Settled(attempted().delivery_id)) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_record_comes_back_equal(kind: type) -> None:
+    @settings(max_examples=40, deadline=None)
+    @given(st.from_type(kind))
+    def comes_back(record: Record) -> None:
+        frame = encode(record)
+        assert frame is not None
+        assert decode(frame) == record
+
+    comes_back()
+
+
+def test_content_is_raw_in_the_frame() -> None:
+    content = bytes(range(256)) * 4
+    frame = encode(accepted(content=content))
+    assert frame is not None
+    assert frame.endswith(content)
+
+
+def test_another_time_zone_is_the_same_instant() -> None:
+    local = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    record = Accepted(replace(message(), received=local), Inline(b""))
+    assert decode(encode(record) or b"") == record
+
+
+def test_a_peers_lone_surrogates_do_not_make_a_record_unwritable() -> None:
+    odd = Reply(550, "5.1.1", "caf\udce9")
+    record = Attempted(attempted().delivery_id, 1, (Failed(ALICE, odd),), NOON, timedelta(0))
+    again = decode(encode(record) or b"")
+    assert isinstance(again, Attempted)
+    assert again.outcomes[0].reply.text == "caf?"
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_truncated_frame_is_told(name: str) -> None:
+    frame = encode(GOLDEN[name]) or b""
+    for end in range(len(frame)):
+        with pytest.raises(FrameError):
+            decode(frame[:end])
+    with pytest.raises(FrameError, match="bytes"):
+        decode(frame + b"x")
+
+
+@pytest.mark.parametrize("name", ["accepted-inline", "attempted-mixed", "pending-held"])
+def test_a_flipped_bit_is_told_wherever_it_is(name: str) -> None:
+    frame = encode(GOLDEN[name]) or b""
+    for place in range(len(frame)):
+        if place == 3:  # the reserved byte says nothing
+            continue
+        for bit in (1, 128):
+            damaged = bytearray(frame)
+            damaged[place] ^= bit
+            with pytest.raises(FrameError):
+                decode(bytes(damaged))
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300))
+def test_noise_is_told(noise: bytes) -> None:
+    with pytest.raises(FrameError):
+        decode(noise)
+
+
+def test_an_unknown_version_is_named() -> None:
+    frame = bytearray(encode(accepted()) or b"")
+    frame[2] = 9
+    with pytest.raises(FrameError, match="version is 9"):
+        decode(bytes(frame))
+
+
+def test_unknown_keys_of_the_same_version_are_read_over() -> None:
+    import zlib
+
+    import orjson
+
+    from mail.log import codec
+
+    wire = {"k": "event", "q": queue_id(1), "t": 0, "w": ["closed"], "later": {"a": 1}}
+    header = orjson.dumps(wire)
+    frame = codec._PREFIX.pack(codec.MAGIC, 1, len(header), 0, zlib.crc32(header)) + header
+    assert isinstance(decode(frame), Event)

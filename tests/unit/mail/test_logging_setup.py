@@ -1,0 +1,79 @@
+"""What a library says of its own weather is heard at debug only; what it says in a command, not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from mail import logging_setup
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+    logging.getLogger("aiokafka").setLevel(logging.NOTSET)
+    structlog.reset_defaults()
+
+
+def _said(level: str) -> str:
+    out = io.StringIO()
+    logging_setup.configure(level, "text", out)
+    logging.getLogger("aiokafka.consumer.group_coordinator").error("Heartbeat failed: it is rebalancing")
+    logging.getLogger("aiokafka").debug("Sending metadata request")
+    logging.getLogger("somebody").error("it broke")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("level", ["info", "warning", "error"])
+def test_aiokafka_is_silent_and_others_are_heard(level: str) -> None:
+    said = _said(level)
+    assert "rebalancing" not in said
+    assert "it broke" in said
+
+
+def test_at_debug_it_is_heard_as_what_it_is() -> None:
+    said = _said("debug")
+    line = next(line for line in said.splitlines() if "rebalancing" in line)
+    assert " debug " in line
+    assert "library=aiokafka.consumer.group_coordinator" in line
+    assert "Sending metadata" not in said  # a line for every request
+
+
+def test_a_command_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    logging_setup.disable()
+    logging.getLogger("aiokafka").error("Unable connect")
+    logging.getLogger("asyncio").error("Task exception was never retrieved")
+    structlog.get_logger().error("log does not confirm")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("format", ["auto", "json", "text"])
+def test_a_closed_stderr_is_no_fault(monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    logging_setup.configure("info", format)
+    structlog.get_logger().error("a line")
+    logging.getLogger("somebody").error("it broke")
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_a_line_that_cannot_be_written_is_dropped(format: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone, open("/dev/full", "w") as full:
+        for out in (full, gone):
+            logging_setup.configure("info", format, out)
+            for number in range(3):
+                structlog.get_logger().info("a line", number=number)
+        with contextlib.suppress(OSError):
+            full.close()

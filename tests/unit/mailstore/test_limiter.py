@@ -1,0 +1,59 @@
+"""A mailbox whose lock somebody holds costs its owner time, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from mail.message import DeliveryId
+from mailstore.mailboxes import MailboxUnavailable
+from mailstore.maildir import Maildir
+
+ALICE, BOB = "alice@example.test", "bob@example.test"
+
+
+def ids(prefix: str, count: int) -> list[DeliveryId]:
+    return [DeliveryId(f"{prefix}{number:03}-1") for number in range(count)]
+
+
+def hold(tmp_path: Path) -> int:
+    (lock,) = (tmp_path / "mail").rglob("eilpost-lock")
+    holder = os.open(lock, os.O_WRONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    return holder
+
+
+async def test_a_locked_mailbox_holds_up_nobody_else(tmp_path: Path) -> None:
+    maildir = Maildir(tmp_path / "mail", "mx.example.test")
+    await maildir.append(ALICE, DeliveryId("FIRST-1"), b"x")
+    holder = hold(tmp_path)
+    waiting = [asyncio.create_task(maildir.append(ALICE, each, b"x")) for each in ids("A", 59)]
+    await asyncio.sleep(0.1)
+    begun = time.monotonic()
+    for each in ids("B", 20):
+        assert await maildir.append(BOB, each, b"x")
+    assert time.monotonic() - begun < 5
+    assert not any(task.done() for task in waiting)
+    os.close(holder)
+    assert all(await asyncio.gather(*waiting))
+    assert len(await maildir.messages(ALICE)) == 60
+    assert list((tmp_path / "mail").rglob("tmp/*")) == []
+    assert maildir._limiter._mailboxes == {}
+
+
+async def test_removing_waits_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maildir = Maildir(tmp_path / "mail", "mx.example.test")
+    await maildir.append(ALICE, DeliveryId("FIRST-1"), b"x")
+    (kept,) = await maildir.messages(ALICE)
+    holder = hold(tmp_path)
+    monkeypatch.setattr("mailstore.limiter.LOCK_SECONDS", 0.05)
+    with pytest.raises(MailboxUnavailable, match="lock"):
+        await maildir.expunge(ALICE, [kept.uid])
+    os.close(holder)
+    await maildir.expunge(ALICE, [kept.uid])
+    assert await maildir.messages(ALICE) == []

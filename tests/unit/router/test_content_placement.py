@@ -1,0 +1,126 @@
+"""A spool that is full, fails or hangs holds up nobody's mail, and loses none."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mail.message import Inline, Spooled
+from mail.record import Dispatched, Pending, WaitCause, Waiting
+from mail.route import ToRelay
+from mail.settings import RouterSettings
+from mail.spool import SpoolUnavailable
+from mail.spool.memory import MemorySpool
+from router.content_placement import ContentPlacement
+from router.decide import decide
+from router.mail_queue import MailQueue
+from router.routing_context import RoutingContext
+from tests.support.builders.routing import CONTENT, START, RouterSimulator, accepted, of_kind, policy, snapshot
+from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed, wait_until
+
+SMART = ToRelay("smart.test", 25)
+
+
+class BrokenSpool(MemorySpool):
+    """Until `mended`; `hangs` instead of failing."""
+
+    works = False
+    hangs = False
+    bug = False
+    calls = 0
+
+    async def put(self, content: bytes) -> Spooled:
+        self.calls += 1
+        if self.works:
+            return await super().put(content)
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.bug:
+            raise ZeroDivisionError
+        raise SpoolUnavailable("disk full")
+
+
+@pytest.mark.parametrize("trouble", ["full", "hangs", "bug"])
+async def test_a_message_that_must_wait_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+    monkeypatch.setattr("router.content_placement.SPOOL_TIMEOUT_SECONDS", 0.05)
+    spool = BrokenSpool()
+    spool.hangs, spool.bug = trouble == "hangs", trouble == "bug"
+    setup = RouterSetup(spool=spool, relay=SMART, settings=RouterSettings(window=5))
+    for _ in range(7):
+        await setup.log.append(accepted_now("u@far.test"))
+    for _ in range(5):
+        await setup.log.append(accepted_now("alice@example.test"))
+    async with setup.running():
+        await wait_until(lambda: len(setup.dispatched) == 10)
+        waiting = [line for line in await setup.lines() if isinstance(line.state, Waiting)]
+    assert [line.content for line in waiting] == [Inline(CONTENT)] * 2
+    setup.deliver = succeed
+    setup.dispatched.clear()
+    async with setup.running():  # after a restart, the spool still broken
+        await wait_until(lambda: len(setup.dispatched) == 12)
+        await wait_until(_empty(setup))
+    assert {given.content for given in setup.dispatched} == {Inline(CONTENT)}
+
+
+def _empty(setup: RouterSetup):  # type: ignore[no-untyped-def]
+    async def empty() -> bool:
+        return not await setup.lines()
+
+    return empty
+
+
+def test_a_line_lets_go_of_its_content_when_it_is_in_hand() -> None:
+    """The body rides in Dispatched alone, as that of a new message does."""
+    simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
+    fact = accepted("u@far.test")
+    context = RoutingContext(simulator.policy, simulator.snapshot)
+    (line,) = of_kind(Pending, list(decide(simulator.queue, fact, context, START)))
+    held = Pending(line.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
+    simulator.queue.apply(held)
+    assert simulator.queue.inline_bytes == len(CONTENT)
+    out = simulator.route_due()
+    assert [line.content for line in of_kind(Pending, out)] == [None]
+    assert [given.content for given in of_kind(Dispatched, out)] == [Inline(CONTENT)]
+    assert simulator.queue.inline_bytes == 0
+
+
+async def test_a_spool_that_failed_is_left_alone_for_a_while() -> None:
+    spool, queue = BrokenSpool(), MailQueue()
+    placement = ContentPlacement(spool)
+    simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
+    for _ in range(3):
+        fact = accepted("u@far.test")
+        (line,) = of_kind(
+            Pending, list(decide(simulator.queue, fact, RoutingContext(simulator.policy, simulator.snapshot), START))
+        )
+        held = Pending(line.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
+        queue.apply(held)
+        outputs = [held]
+        await placement.offload(outputs, queue)  # type: ignore[arg-type]
+        assert outputs == [held]
+    assert spool.calls == 1
+
+
+async def test_what_stays_in_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.content_placement.INLINE_BYTES_MAX", 1000)
+    monkeypatch.setattr("router.content_placement.SPOOL_BACKOFF_SECONDS", 0.05)
+    spool = BrokenSpool()
+    setup = RouterSetup(spool=spool, relay=SMART, settings=RouterSettings(window=1, batch=1))
+    mails = [accepted_now("u@far.test", content=Inline(CONTENT + b"x" * 400)) for _ in range(6)]
+    for mail in mails:
+        await setup.log.append(mail)
+    async with setup.running():
+        await asyncio.sleep(0.5)
+        held = [line for line in await setup.lines() if isinstance(line.content, Inline)]
+        assert len(held) == 2
+        spool.works = True
+        await wait_until(_all(setup, 6))
+    assert sum(isinstance(line.content, Spooled) for line in await setup.lines()) >= 3
+
+
+def _all(setup: RouterSetup, count: int):  # type: ignore[no-untyped-def]
+    async def there() -> bool:
+        return len(await setup.lines()) == count
+
+    return there

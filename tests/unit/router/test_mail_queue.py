@@ -1,0 +1,64 @@
+"""The queue's indexes: nobody is lost when they are tidied, and they stay small."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from mail.message import Spooled, delivery_id
+from mail.record import Delivery, Pending, WaitCause, Waiting
+from mail.route import ToRelay
+from router import mail_queue
+from router.mail_queue import MailQueue
+from router.site_limits import SiteLimits
+from tests.support.builders.routing import START, is_same_queue, message
+
+SPOOLED = Spooled("big", 10, "0" * 32)
+
+
+def waiting(number: int, *, seconds: int = 0) -> Pending:
+    one = message(f"u{number}@far.test")
+    delivery = Delivery(delivery_id(one.queue_id, 1), one, ToRelay("smart.test", 25))
+    return Pending(delivery, Waiting(START + timedelta(seconds=seconds), WaitCause.DEFERRED, "later"), SPOOLED, 1)
+
+
+def test_tidying_drops_what_is_out_of_date_and_nobody() -> None:
+    queue, fresh = MailQueue(), MailQueue()
+    due, later, held = waiting(1), waiting(2, seconds=9000), waiting(3)
+    queue.apply(due)
+    assert queue.due(START, SiteLimits(), 0) == []  # it has its place in the turns of its site
+    for seconds in range(5000):
+        queue.apply(replace(later, state=Waiting(START + timedelta(seconds=seconds), WaitCause.DEFERRED, "later")))
+    queue.apply(later)
+    queue.apply(replace(held, state=Waiting(START, WaitCause.HELD, "by hand")))
+    queue.prune()
+    assert len(queue._not_due) <= 3
+    for line in queue.lines():
+        fresh.apply(line)
+    assert is_same_queue(queue, fresh)
+    assert set(queue.indexed()) == {due.delivery.id, later.delivery.id}
+    assert queue.next_due() == START + timedelta(seconds=9000)
+    assert queue.due(START, SiteLimits(), 10) == [due.delivery.id]
+    assert queue.due(START + timedelta(seconds=9000), SiteLimits(), 10) == [later.delivery.id]
+
+
+def test_the_table_of_shared_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mail_queue, "INTERNED_MAX", 20)
+    queue = MailQueue()
+    lines = [waiting(number) for number in range(100)]
+    for line in lines:
+        queue.apply(line)
+    assert len(queue._interned) <= 20
+    assert list(queue.lines()) == lines
+
+
+def test_what_is_alike_is_kept_once() -> None:
+    queue = MailQueue()
+    for number in range(2):
+        queue.apply(replace(waiting(number), last_remote="".join(["mx.far", ".test"])))
+    one, other = queue.lines()
+    assert one.delivery.route is other.delivery.route
+    assert one.last_remote is other.last_remote
+    assert one.delivery.message.envelope.reverse_path is other.delivery.message.envelope.reverse_path

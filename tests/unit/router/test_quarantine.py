@@ -1,0 +1,169 @@
+"""A bug that one fact brings out stops neither the shard nor any other message, and loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import structlog
+
+from eilpost.timeline import build_timeline
+from mail.message import Spooled
+from mail.outcome import Delivered
+from mail.record import (
+    Accepted,
+    Attempted,
+    AttemptRecorded,
+    Dispatched,
+    Event,
+    Pending,
+    Record,
+    Settled,
+    WaitCause,
+    Waiting,
+)
+from mail.route import ToRelay
+from mail.settings import RouterSettings
+from router.decide import Due, Fact, decide
+from router.mail_queue import MailQueue
+from router.quarantine import quarantine
+from router.routing_context import RoutingContext
+from tests.support.builders.routing import (
+    CONTENT,
+    START,
+    RouterSimulator,
+    accepted,
+    deferred,
+    delivered,
+    of_kind,
+    policy,
+    snapshot,
+)
+from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed, wait_until
+
+SMART = ToRelay("smart.test", 25)
+
+
+def break_decide(monkeypatch: pytest.MonkeyPatch, *poison: str, kind: type) -> None:
+    def fragile(queue: MailQueue, fact: Fact, context: RoutingContext, now: datetime) -> Iterator[Record]:
+        name = fact.message.queue_id if isinstance(fact, Accepted) else fact.delivery_id
+        for number, record in enumerate(decide(queue, fact, context, now)):
+            if isinstance(fact, kind) and name.startswith(poison) and number == 1:
+                raise ZeroDivisionError("after half of the work")
+            yield record
+
+    monkeypatch.setattr("router.shard.decide", fragile)
+
+
+async def test_a_new_message_that_breaks_the_decision_is_held_and_the_others_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setup = RouterSetup(deliver=succeed, settings=RouterSettings(batch=10))
+    mails = [accepted_now("alice@example.test") for _ in range(30)]
+    bad = mails[4]
+    break_decide(monkeypatch, bad.message.queue_id, kind=Accepted)
+    for mail in mails:
+        await setup.log.append(mail)
+    with structlog.testing.capture_logs() as logged:
+        async with setup.running():
+            for mail in mails:
+                if mail is not bad:
+                    await wait_until(lambda mail=mail: setup.is_closed(mail))  # type: ignore[misc]
+    (line,) = await setup.lines()
+    assert line.delivery.message == bad.message
+    assert isinstance(line.state, Waiting)
+    assert line.state.cause is WaitCause.HELD
+    assert "ZeroDivisionError" in line.state.reason
+    assert isinstance(line.content, Spooled)
+    assert await setup.spool.read(line.content) == CONTENT
+    assert (await setup.log.backlog()).accepted == 0
+    assert [entry["facts"] for entry in logged if entry["event"] == "put aside"] == [[bad.message.queue_id]]
+    story = build_timeline(
+        bad.message.queue_id, [event async for event in setup.log.history(bad.message.queue_id)], [line], []
+    )
+    assert story is not None
+    assert len(setup.dispatched) == 29
+    async with setup.running():  # nothing goes wrong again at the next start
+        mail = accepted_now("alice@example.test")
+        await setup.log.append(mail)
+        await wait_until(lambda: setup.is_closed(mail))
+
+
+async def test_a_report_that_breaks_the_decision_counts_as_a_deferral(monkeypatch: pytest.MonkeyPatch) -> None:
+    def postpone(given: Dispatched) -> Attempted:
+        first, second = given.delivery.message.envelope.recipients
+        outcomes = (delivered(first), deferred(second))
+        return Attempted(given.delivery.id, 1, outcomes, datetime.now(UTC), timedelta(0), spooled)
+
+    setup = RouterSetup(relay=SMART, deliver=postpone)
+    spooled = await setup.spool.put(CONTENT)
+    mail = accepted_now("a@far.test", "b@far.test")
+    break_decide(monkeypatch, mail.message.queue_id, kind=Attempted)
+    await setup.log.append(mail)
+
+    async def waits() -> bool:
+        return any(isinstance(line.state, Waiting) for line in await setup.lines())
+
+    async with setup.running():
+        await wait_until(waits)
+    (line,) = await setup.lines()
+    assert (line.state.cause, line.attempts, line.content) == (WaitCause.DEFERRED, 1, spooled)  # type: ignore[union-attr]
+    assert [str(one.address) for one in line.delivery.message.envelope.recipients] == ["b@far.test"]
+    assert (await setup.log.backlog()).attempted == 0
+
+
+async def test_a_waiting_message_that_breaks_the_decision_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = RouterSetup(relay=SMART, deliver=succeed)
+    simulator = RouterSimulator(policy=policy(relay=SMART))
+    spooled = await setup.spool.put(CONTENT)
+    lines = []
+    for _ in range(5):
+        (line,) = of_kind(Pending, simulator.decide(accepted_now("a@far.test")))
+        lines.append(Pending(line.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), spooled, 1))
+        await setup.log.append(lines[-1])
+    break_decide(monkeypatch, lines[2].delivery.id, kind=Due)
+
+    async def one_left() -> bool:
+        return len(await setup.lines()) == 1
+
+    async with setup.running():
+        await wait_until(one_left)
+    (left,) = await setup.lines()
+    assert left.delivery.id == lines[2].delivery.id
+    assert isinstance(left.state, Waiting)
+    assert left.state.cause is WaitCause.HELD
+
+
+async def test_a_bug_in_telling_is_no_bug_in_routing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("router.shard._log_events", wrong)
+    setup = RouterSetup(deliver=succeed)
+    mail = accepted_now("alice@example.test")
+    async with setup.running():
+        await setup.log.append(mail)
+        await wait_until(lambda: setup.is_closed(mail))
+        await asyncio.sleep(0.05)
+    assert len(setup.dispatched) == 1
+
+
+def test_a_report_without_content_is_settled_or_held() -> None:
+    simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
+    first, second = simulator.decide(accepted("a@far.test")), simulator.decide(accepted("b@far.test"))
+    for out, outcome, wanted in ((first, delivered, Settled), (second, deferred, Pending)):
+        (given,) = of_kind(Dispatched, out)
+        outcomes = tuple(map(outcome, given.delivery.message.envelope.recipients))
+        fact = Attempted(given.delivery.id, 1, outcomes, START, timedelta(0))
+        records = []
+        for record in quarantine(simulator.queue, fact, "a bug", simulator.policy, START):
+            simulator.queue.apply(record)
+            records.append(record)
+        assert isinstance(records[0], wanted)
+        assert any(isinstance(record, Event) and isinstance(record.detail, AttemptRecorded) for record in records)
+    (held,) = simulator.queue.lines()
+    assert isinstance(held.state, Waiting)
+    assert held.state.cause is WaitCause.HELD
+    assert not isinstance(outcomes[0], Delivered)

@@ -1,0 +1,129 @@
+"""Nobody's slow site stands in another's way, and tenants take turns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+
+from mail.message import DeliveryId
+from mail.record import Waiting
+from mail.resolver import MxHosts
+from router.routing_context import DnsAnswers
+from router.site_limits import SiteLimits
+from tests.support.builders.routing import RouterSimulator, accepted, delivered, policy, snapshot
+
+ANSWERS = DnsAnswers({f"d{n}.test": MxHosts(((1, f"mx.d{n}.test"),)) for n in range(50)})
+
+
+def simulator(limits: SiteLimits) -> RouterSimulator:
+    return RouterSimulator(policy(limits=limits), answers=ANSWERS)
+
+
+def deliver_one(one: RouterSimulator, delivery_id: DeliveryId) -> str:
+    message = one.dispatched[delivery_id].delivery.message
+    one.attempt(delivery_id, *map(delivered, message.envelope.recipients))
+    return message.tenant
+
+
+def test_stalling_sites_leave_room_for_a_new_one_whatever_their_order() -> None:
+    limits = SiteLimits()
+    hands: list[int] = []
+    for _ in range(100):  # each takes all it can get before the next one comes
+        hand = 0
+        while limits.allow(hand, 0, sum(hands) + hand, 0):
+            hand += 1
+        hands.append(hand)
+    assert hands[0] == limits.deliveries_per_site  # one busy site has its whole window
+    assert hands[-1] >= 2
+    assert sum(hands) < limits.deliveries_per_shard - 300
+
+
+def test_thousands_of_stalling_sites_leave_room_for_our_own_mailboxes() -> None:
+    one = RouterSimulator(
+        policy(limits=SiteLimits(deliveries_per_shard=40)), snapshot=snapshot(["alice@example.test"]), answers=ANSWERS
+    )
+    for site in range(50):
+        one.decide(accepted(f"u@d{site}.test"))
+    assert one.queue.active == 32
+    for _ in range(3):
+        one.decide(accepted("alice@example.test"))
+    assert one.queue.site_loads()["mailbox"].active >= 1
+    deliver_one(one, next(name for name, given in one.dispatched.items() if given.delivery.route.site == "mailbox"))
+    one.route_due()
+    assert one.queue.site_loads()["mailbox"].active >= 1
+
+
+def test_greedy_sites_share_what_there_is() -> None:
+    one = simulator(SiteLimits(deliveries_per_site=100, deliveries_per_shard=100))
+    for _ in range(200):
+        for site in range(9):
+            one.decide(accepted(f"u@d{site}.test"))
+    assert one.queue.active < 100
+    out = one.decide(accepted("u@d20.test"))
+    assert any(given.delivery.message.queue_id == out[0].queue_id for given in one.dispatched.values())  # type: ignore[union-attr]
+    assert min(load.active for load in one.queue.site_loads().values()) >= 1
+
+
+def test_bytes_bound_a_window_but_one_delivery_always_goes() -> None:
+    one = simulator(SiteLimits(deliveries_per_site=100, bytes_per_site=1000))
+    one.decide(accepted("u@d0.test", size=5000))
+    one.decide(accepted("u@d0.test", size=10))
+    assert len(one.dispatched) == 1
+    for _ in range(5):
+        one.decide(accepted("u@d1.test", size=300))
+    assert one.queue.site_loads()["mx:mx.d1.test"].active == 3
+
+
+def test_tenants_take_turns_however_much_one_of_them_sends() -> None:
+    one = simulator(SiteLimits(deliveries_per_site=2))
+    for _ in range(40):
+        one.decide(accepted("u@d0.test", tenant="loud"))
+        one.now += timedelta(milliseconds=1)
+    for _ in range(5):
+        one.decide(accepted("u@d0.test", tenant="quiet"))
+    served: list[str] = []
+    while len(served) < 14:
+        served.append(deliver_one(one, next(iter(one.dispatched))))
+        one.route_due()
+    assert Counter(served[2:12])["quiet"] == 5  # after what was in hand, every other turn
+
+
+def test_sites_take_turns_when_a_batch_is_short() -> None:
+    one = simulator(SiteLimits(deliveries_per_site=1000))
+    one.answers = DnsAnswers()  # everything waits for DNS first
+    for site in range(10):
+        for _ in range(20):
+            one.decide(accepted(f"u@d{site}.test"))
+    one.answers = ANSWERS
+    one.now += timedelta(hours=1)
+    for _ in range(4):
+        one.route_due(most=10)
+    assert {load.active for name, load in one.queue.site_loads().items() if name.startswith("mx:")} == {4}
+
+
+def test_a_line_that_was_written_twice_has_one_turn() -> None:
+    """The line as it was decided, then the line with its content in the spool: so the loop folds what it spools."""
+    one = simulator(SiteLimits(deliveries_per_site=4))
+    one.answers = DnsAnswers()
+    for _ in range(8):
+        one.decide(accepted("u@d0.test"))
+    one.now += timedelta(hours=1)
+    picked = one.queue.due(one.now, one.policy.limits, 100)
+    assert len(picked) == len(set(picked)) == 4
+
+
+def test_after_a_long_sleep_what_is_due_comes_in_bounded_batches() -> None:
+    one = simulator(SiteLimits())
+    one.answers = DnsAnswers()
+    for _ in range(50):
+        one.decide(accepted("u@d0.test"))
+    one.answers = ANSWERS
+    one.now += timedelta(days=1)
+    assert one.queue.due(one.now, one.policy.limits, 20) != []
+    one.queue = one.replayed_queue()
+    one.route_due(most=20)
+    assert len(one.dispatched) == 20
+    assert sum(isinstance(line.state, Waiting) for line in one.lines.values()) == 30
+    one.route_due(most=100)
+    assert len(one.dispatched) == 50
+    assert deliver_one(one, next(iter(one.dispatched))) == "default"
