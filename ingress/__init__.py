@@ -1,1 +1,1 @@
-"""Takes messages in by SMTP."""
+"""SMTP server: accepts messages from clients and appends them to the log."""

@@ -1,4 +1,4 @@
-"""`python -m ingress --config FILE` is `eilpost ingress --config FILE`. It belongs to the roof, not to the role."""
+"""Entry point of `python -m ingress --config FILE`, the same as `eilpost ingress --config FILE`."""
 
 from eilpost.cli import run_role
 

@@ -1,4 +1,4 @@
-"""The interface between the SMTP session's protocol state and its connection, and the reasons why a session ends."""
+"""Interface between an SMTP conversation and its connection, and the reasons why a session ends."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from ingress.framer import Framer
 
 
 class SessionEnd(StrEnum):
-    """Why a session ended, as metrics and log lines name it."""
+    """Why a session ended; the values are metric labels and log fields."""
 
     QUIT = "quit"  # RFC 5321 section 4.1.1.10
     LOST = "lost"  # the client closed the connection
     TIMEOUT = "timeout"
-    SLOW = "slow"  # message data came too slowly while memory was short
-    REFUSED = "refused"  # at the greeting, or at MAIL by 421
-    TOO_MANY_ERRORS = "errors"  # of the client
-    INTERNAL_ERROR = "error"  # of ours, in the middle of message data
-    DRAINED = "drained"  # the server drains, and no message was under way
-    ABORTED = "cut"  # the server drains, and the drain time was over
+    SLOW = "slow"  # message data arrived too slowly while memory was short
+    REFUSED = "refused"  # 421 at the greeting or at MAIL
+    TOO_MANY_ERRORS = "errors"  # the client sent too many invalid commands
+    INTERNAL_ERROR = "error"  # an exception of ours while message data was read
+    DRAINED = "drained"  # the server drained, and no message was in progress
+    ABORTED = "cut"  # the drain time-out expired
 
 
 class Connection(Protocol):
-    """What a conversation needs of its connection."""
+    """Connection as used by `Conversation`."""
 
     @property
     def framer(self) -> Framer: ...
 
     async def read_data(self) -> bool:
-        """Send the 354 and wait for the end of data. False: the client closed the connection before."""
+        """Send the 354 and wait for the end of data. Return False when the session ended before it."""
         ...
 
     def has_capacity(self, octets: int) -> bool:
-        """Whether there is memory for message data of that size."""
+        """Whether the memory budget allows message data of `octets`."""
         ...
 
     @property
     def data_over_budget(self) -> bool:
-        """The data was dropped because too much was in flight, not because it was too large."""
+        """The data was discarded because the memory budget was exhausted, not because the message was too large."""
         ...

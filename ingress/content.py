@@ -1,25 +1,24 @@
-"""Content as it stood on the wire to content as it is stored. Pure bytes to bytes.
+"""Normalisation of message data: line endings and transparent dots. Pure.
 
-Promises that what it returns has no CR without LF and no LF without CR, so no reader after us can find an end of
-data that we did not (SMTP smuggling). Line ends are mended rather than refused: an LF alone becomes CRLF, as Postfix's
-`smtpd_forbid_bare_newline = normalize` (its default) does, and a CR alone becomes a space, as its
-`cleanup_replace_stray_cr_lf` does; senders of such mail are old scripts far more often than attackers. Well-formed
-content passes untouched but for its dots.
+The result has no CR without LF and no LF without CR, so no later reader finds an end of data that ingress did not
+(SMTP smuggling). An LF alone becomes CRLF, as with Postfix's `smtpd_forbid_bare_newline = normalize` (its default), and
+a CR alone becomes a space, as with its `cleanup_replace_stray_cr_lf`. Such mail is not refused because old scripts send
+it far more often than attackers.
 """
 
 from __future__ import annotations
 
 import re
 
-_STRAY_CR = re.compile(rb"\r(?!\n(?!\.))")  # not the end of a line, or before a transparent dot
-_HEADER_LIKE = re.compile(rb"[!-9;-~]+[ \t]*:")  # RFC 5322 section 3.6.8, and section 4.5 for the blanks
-HEADER_MAX = 1 << 20  # beyond this the end of the header is not looked for
+_STRAY_CR = re.compile(rb"\r(?!\n(?!\.))")  # not followed by LF, or followed by LF and a transparent dot
+_HEADER_LIKE = re.compile(rb"[!-9;-~]+[ \t]*:")  # RFC 5322 section 3.6.8, and section 4.5 for blanks before the colon
+HEADER_MAX = 1 << 20  # octets searched for the end of the header
 
 
 def normalize(data: bytes) -> bytes:
-    """Mend line ends, then take off the transparent dots (RFC 5321 section 4.5.2)."""
+    """Normalise line endings, then remove transparent dots (RFC 5321 section 4.5.2)."""
     if data.count(b"\r") == data.count(b"\n") and _STRAY_CR.search(data) is None:
-        return data  # each CR has an LF behind it, and there are no other LFs
+        return data  # every CR is followed by LF, and there are no other LFs
     lines = data.count(b"\r\n")
     if lines != data.count(b"\n") or lines != data.count(b"\r"):
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b" ").replace(b"\n", b"\r\n")
@@ -27,10 +26,10 @@ def normalize(data: bytes) -> bytes:
 
 
 def begins_with_header(first_octets: bytes) -> bool:
-    """Whether a header field, or the empty line after none, comes first. `opening`: the first bytes, dots stuffed.
+    """Whether the content begins with a header field or an empty line. `first_octets` are still dot-stuffed.
 
-    Otherwise a line of ours put before it would swallow it: a first line that begins with a space would continue our
-    Received line.
+    Content without a header needs an empty line after our Received field: a first line that begins with a space would
+    otherwise continue that field.
     """
     if first_octets.startswith(b"."):
         first_octets = first_octets[1:]
@@ -38,6 +37,6 @@ def begins_with_header(first_octets: bytes) -> bool:
 
 
 def header_section(content: bytes) -> bytes:
-    """The header section of clean content."""
+    """The header section of normalised content."""
     end = content.find(b"\r\n\r\n", 0, HEADER_MAX)
     return content[: end + 2] if end >= 0 else content[:HEADER_MAX]

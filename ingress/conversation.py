@@ -1,9 +1,8 @@
-"""What is said in one SMTP session, and in which order: the verbs (RFC 5321 section 4.1.4), without socket or clock
-of its own.
+"""SMTP command handling: transaction state and the reply to each command (RFC 5321 section 4.1.4), without socket.
 
-In charge of the transaction's state and of the reply to each command. What a line means is in `esmtp`, what is
-allowed in `policy`, when a message is ours in `accept`; bytes and time-outs are `session`'s. A new verb is a method
-and an entry in `_VERBS`; a new extension a field in `esmtp` and a word in `door.ehlo`.
+`esmtp` parses, `policy` decides what is allowed, `accept` makes messages durable, `session` does the I/O and
+the time-outs. A new verb needs a method and an entry in `_VERBS`; a new extension a field in `esmtp` and a keyword in
+`listener.make_ehlo_reply`.
 """
 
 from __future__ import annotations
@@ -33,16 +32,15 @@ from mail.telemetry.ingress import ACCEPT_DURATION, MESSAGE_SIZE, MESSAGES_RECEI
 
 logger = structlog.get_logger()
 
-_JUNK_MAX = 100  # commands that carry no mail, between two messages; more count as errors
-_LOGGED_RECIPIENTS_MAX = 20  # addresses in one line of the log
-_HEADER_CHECK_OCTETS = 1024  # octets looked at to see whether a message begins with a header
-_DNS_TIMEOUT_SECONDS = 20.0  # last resort; the resolver gives up by itself before
+_JUNK_MAX = 100  # commands without mail between two messages; further ones count as errors
+_LOGGED_RECIPIENTS_MAX = 20  # addresses in one log line
+_HEADER_CHECK_OCTETS = 1024  # octets examined to decide whether content begins with a header
+_DNS_TIMEOUT_SECONDS = 20.0  # longer than the resolver's own time-out
 
 _VERBS = ("DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY")
-# RFC 5321 section 4.2.4: known, not offered. 502, where an unknown word gets 500.
+# RFC 5321 section 4.2.4: known but not offered commands get 502, unknown ones 500.
 _NOT_OFFERED = frozenset(("AUTH", "BDAT", "BURL", "ETRN", "SAML", "SEND", "SOML", "STARTTLS", "TURN"))
-# A browser was made to speak to us; nothing it says next is meant for a mail server (Postfix:
-# smtpd_forbidden_commands).
+# HTTP methods: an attacker made a browser connect to this port (Postfix: smtpd_forbidden_commands).
 _FORBIDDEN_COMMANDS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 _JUNK = frozenset(("EHLO", "HELO", "HELP", "NOOP", "RSET", "VRFY", "EXPN"))
 
@@ -60,7 +58,7 @@ _encoded = lru_cache(maxsize=512)(Reply.to_bytes)
 
 @dataclass(slots=True)
 class Conversation:
-    """The state of one session. Replies collect in `out`; `end` says why it is over, once it is."""
+    """State of one SMTP session. Replies are collected in `output`; `end` is set when the session is over."""
 
     listener: Listener
     connection: Connection
@@ -79,7 +77,7 @@ class Conversation:
     _rcpt_refused: bool = False
 
     def reply(self, reply: Reply) -> None:
-        """Reply to the command under way. It leaves with those of its batch (RFC 2920 section 3.2)."""
+        """Queue a reply; replies to pipelined commands are sent together (RFC 2920 section 3.2)."""
         self.output.append(_encoded(reply))
         self._count_reply(reply.code)
 
@@ -89,19 +87,19 @@ class Conversation:
             self.errors += 1
 
     def refuse(self, reply: Reply, **fields: object) -> None:
-        """Say so, and one line for whoever is asked about it."""
+        """Queue a refusal and log it."""
         if self.helo is not None:
             fields["helo"] = self.helo
-        logger.info("refused", client=self.ip, verb=self.verb, reply=str(reply), **fields)
+        logger.info("command refused", client=self.ip, verb=self.verb, reply=str(reply), **fields)
         self.reply(reply)
 
     def close(self, reply: Reply, end: SessionEnd) -> None:
-        """The last word."""
+        """Queue the last reply and end the session."""
         self.reply(reply)
         self.end = end
 
     def greet(self, *, admitted: bool, draining: bool) -> bool:
-        """Before any command. False: the client was turned away."""
+        """Queue the greeting. Return False when the connection was refused."""
         if draining:
             refusal = replies.SHUTTING_DOWN
         elif not admitted:
@@ -117,9 +115,9 @@ class Conversation:
         return False
 
     def reply_local_error(self) -> None:
-        """After a bug of ours: a generic, temporary answer, and a clean slate."""
+        """After an internal error: queue a generic temporary reply and reset the transaction."""
         self.reset()
-        if self.connection.framer.in_data:  # nobody knows any more what is content and what a command
+        if self.connection.framer.in_data:  # the boundary between data and commands is lost
             self.close(replies.LOCAL_ERROR_CLOSING, SessionEnd.INTERNAL_ERROR)
         else:
             self.reply(replies.LOCAL_ERROR)
@@ -130,7 +128,7 @@ class Conversation:
         self._rcpt_refused = False
 
     async def handle(self, line: bytes | Malformed) -> None:
-        """One command, one reply; two at DATA."""
+        """Handle one command line."""
         self.verb = "OTHER"
         if isinstance(line, Malformed):
             self.reply(replies.BARE_LF if line is Malformed.BARE_LF else replies.LINE_TOO_LONG)
@@ -252,12 +250,12 @@ class Conversation:
                 self.reply(replies.SEPARATE_TRANSACTION)
                 return
             if first is None and (refusal := await self._check_tenant_log(mail, verdict)):
-                if not self._rcpt_refused:  # once for a message with several recipients
+                if not self._rcpt_refused:  # count once per message
                     _RECEIVED_TEMPFAIL.inc()
                 self._rcpt_refused = True
                 self.reply(refusal)
                 return
-            self._recipients[verdict.address] = verdict  # named twice: sent once
+            self._recipients[verdict.address] = verdict  # a duplicate recipient gets one copy
         if isinstance(verdict, Reply):
             self._rcpt_refused = True
             self.refuse(verdict, sender=_path_text(mail.reverse_path), recipient=_path_text(rcpt.forward_path))
@@ -265,7 +263,7 @@ class Conversation:
         self.reply(replies.RECIPIENT_OK)
 
     async def _check_tenant_log(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
-        """A dedicated tenant has topics of its own, which may be full or away while everybody else's are not."""
+        """Check the tenant's log: a dedicated tenant has its own topics, which may be full or unavailable alone."""
         tenant = policy.tenant_of(mail.reverse_path, [recipient], self.listener.directory.snapshot)
         await self.listener.log.open_tenant(tenant)
         match self.listener.log.condition(tenant):
@@ -304,7 +302,7 @@ class Conversation:
         else:
             reply = await self._accept_message(mail)
         if reply.code == 250:
-            self._junk = self.errors = 0  # who brings mail may be wrong now and then (as Postfix counts)
+            self._junk = self.errors = 0  # as Postfix: an accepted message clears the error count
             _RECEIVED_ACCEPTED.inc()
             ACCEPT_DURATION.observe(perf_counter() - started)
         elif reply.is_temporary:
@@ -332,7 +330,7 @@ class Conversation:
             smtputf8=mail.smtputf8,
         )
         if not begins_with_header(self.connection.framer.peek_data(_HEADER_CHECK_OCTETS)):
-            trace += b"\r\n"  # what follows is all body
+            trace += b"\r\n"  # no header: everything after this line is body
         content = normalize(self.connection.framer.take_data(trace))
         size = len(content) - len(trace)
         if size > listener.max_size:
@@ -341,7 +339,7 @@ class Conversation:
         if count_hops(header_section(content)) - 1 > listener.max_hops:
             self.refuse(replies.TOO_MANY_HOPS, sender=_path_text(mail.reverse_path))
             return replies.TOO_MANY_HOPS
-        # BODY says what the client meant to send; the next hop must be told what it did send (RFC 6152 section 3).
+        # Declare 8BITMIME for 8-bit content even when the client did not (RFC 6152 section 3).
         body = mail.body if mail.body is not Body.SEVEN_BIT or content.isascii() else Body.EIGHT_BIT
         message = Message(
             queue_id=queue_id,
@@ -357,12 +355,12 @@ class Conversation:
             return reply
         MESSAGE_SIZE.observe(size)
         logger.info(
-            "accepted",
+            "message accepted",
             queue_id=queue_id,
             sender=_path_text(mail.reverse_path),
             to=[str(recipient.original) for recipient in recipients[:_LOGGED_RECIPIENTS_MAX]],
             recipients=len(recipients),
-            size=message.size_bytes,  # with our Received line, as trace and the queue say it
+            size=message.size_bytes,  # with our Received field, as in trace and queue
             client=self.ip,
             helo=client.helo,
             protocol=client.protocol,

@@ -1,9 +1,8 @@
-"""What a client's command lines say: verbs, paths and ESMTP parameters, parsed strictly. Pure.
+"""Strict parsers for SMTP commands: verbs, paths and ESMTP parameters. Pure.
 
-In charge of syntax, never of whether something is allowed (`policy`) or in order (`session`). A parser returns a
-value, or the Reply that refuses the line. A new extension is a field and a `case` here. Lenient where hosts on the
-Internet need it and nothing becomes ambiguous: blanks after "FROM:" and "TO:" and at the end of a line, and what
-follows EHLO. Source: RFC 5321 sections 4.1.1 and 4.1.2, RFC 1870, RFC 6152, RFC 6531.
+A parser returns a value, or the Reply that refuses the line; a new extension is a field and a `case` here. Accepted
+although not in the grammar, because Internet hosts send it and it is unambiguous: blanks after "FROM:" and "TO:" and at
+the end of a line, and extra text after EHLO. Source: RFC 5321 sections 4.1.1 and 4.1.2, RFC 1870, RFC 6152, RFC 6531.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from mail.envelope import Body
 from mail.reply import Reply
 
 LINE_MAX = 512  # RFC 5321 section 4.5.3.1.4, CRLF included
-# Each extension says what it adds: RFC 1870 section 3 (26), RFC 6152 section 2 (17), RFC 6531 section 3.1 item 9 (10).
+# Octets added by each extension: RFC 1870 section 3 (26), RFC 6152 section 2 (17), RFC 6531 section 3.1 item 9 (10).
 LINE_MAX_OF = {"MAIL": LINE_MAX + 26 + 17 + 10, "VRFY": LINE_MAX + 10, "EXPN": LINE_MAX + 10}
 LONGEST_LINE = max(LINE_MAX_OF.values())
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _VERB = re.compile(r"[A-Za-z]{1,16}\Z")
 _HELLO_NAME = re.compile(r"[!-~]{1,255}\Z")
-# Possessive quantifiers: no input makes this backtrack.
+# Possessive quantifiers prevent backtracking.
 _PATH = re.compile(r'<((?:[^<>"\\]|"(?:[^"\\]|\\.)*+")*+)>(.*)\Z')
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9\-]*\Z")
-_VALUE = re.compile(r"[!-<>-~\u0080-\U0010ffff]+\Z")  # esmtp-value; RFC 6531 section 3.3 joins UTF-8 to it
+_VALUE = re.compile(r"[!-<>-~\u0080-\U0010ffff]+\Z")  # esmtp-value; RFC 6531 section 3.3 adds UTF-8
 _SIZE = re.compile(r"[0-9]{1,20}\Z")  # RFC 1870 section 5
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A line that could be a command: the verb in upper case, and what follows it, blanks at the ends taken off."""
+    """A command line: the verb in upper case, and the argument without surrounding blanks."""
 
     verb: str
     argument: str
@@ -41,7 +40,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class MailFrom:
-    """MAIL. A `reverse_path` of None is `<>`; a `size` of None was not given."""
+    """MAIL. `reverse_path` is None for `<>`; `size` is None when the client gave none."""
 
     reverse_path: Address | None
     size: int | None = None
@@ -51,13 +50,13 @@ class MailFrom:
 
 @dataclass(frozen=True, slots=True)
 class RcptTo:
-    """RCPT. A `forward_path` of None is `<Postmaster>` without a domain (RFC 5321 section 4.1.1.3)."""
+    """RCPT. `forward_path` is None for `<Postmaster>` without a domain (RFC 5321 section 4.1.1.3)."""
 
     forward_path: Address | None
 
 
 def parse_command(line: bytes) -> Command | Reply:
-    """A line without its CRLF."""
+    """Parse a line without its CRLF."""
     try:
         text = line.decode()
     except UnicodeDecodeError:
@@ -74,8 +73,9 @@ def parse_command(line: bytes) -> Command | Reply:
 
 
 def parse_hello(argument: str) -> str | Reply:
-    """The name after EHLO or HELO. One visible ASCII word will do: RFC 5321 section 4.1.4 forbids to refuse mail
-    because the name is wrong, and many hosts have wrong ones. A literal or a name comes out normalised.
+    """Parse the argument of EHLO or HELO; a valid domain or address literal is normalised.
+
+    Any visible ASCII word is accepted: RFC 5321 section 4.1.4 forbids refusing mail because the name is wrong.
     """
     name = argument.partition(" ")[0]
     if not _HELLO_NAME.match(name):
@@ -87,7 +87,7 @@ def parse_hello(argument: str) -> str | Reply:
 
 
 def parse_mail(argument: str, *, extended: bool) -> MailFrom | Reply:
-    """What follows MAIL. `extended`: the client said EHLO."""
+    """Parse the argument of MAIL. `extended`: the client sent EHLO."""
     parts = _split_path(argument, "FROM:")
     if parts is None:
         return replies.MAIL_SYNTAX
@@ -123,14 +123,14 @@ def parse_mail(argument: str, *, extended: bool) -> MailFrom | Reply:
 
 
 def parse_rcpt(argument: str, *, extended: bool, utf8: bool) -> RcptTo | Reply:
-    """What follows RCPT. `utf8`: MAIL had SMTPUTF8."""
+    """Parse the argument of RCPT. `utf8`: MAIL had SMTPUTF8."""
     parts = _split_path(argument, "TO:")
     if parts is None:
         return replies.RCPT_SYNTAX
     path, rest = parts
     if rest:
         parameters = _parse_parameters(rest, extended=extended)
-        # No parameter of RCPT is offered yet.
+        # RCPT has no parameters yet.
         return parameters if isinstance(parameters, Reply) else replies.PARAMETER_UNKNOWN
     if path.lower() == "postmaster":
         return RcptTo(None)
@@ -139,7 +139,7 @@ def parse_rcpt(argument: str, *, extended: bool, utf8: bool) -> RcptTo | Reply:
 
 
 def parse_vrfy(argument: str) -> Address | str | Reply:
-    """What follows VRFY: an address, with or without brackets; or a user's name, which is a string (section 3.5.1)."""
+    """Parse the argument of VRFY: an address, with or without brackets, or a user name as string (section 3.5.1)."""
     text, _, parameter = argument.partition(" ")
     utf8 = parameter.strip().upper() == "SMTPUTF8"  # RFC 6531 section 3.7.4
     if not text or (parameter and not utf8):
@@ -152,7 +152,7 @@ def parse_vrfy(argument: str) -> Address | str | Reply:
 
 
 def _split_path(argument: str, keyword: str) -> tuple[str, str] | None:
-    """What stands in the angle brackets, and what follows them."""
+    """Split an argument into the text in angle brackets and the text after them."""
     length = len(keyword)
     if argument[:length].upper() != keyword:
         return None
@@ -185,7 +185,7 @@ def _parse_path(path: str, *, utf8: bool, refusal: Reply) -> Address | Reply:
 
 
 def _parse_parameters(rest: str, *, extended: bool) -> dict[str, str | None] | Reply:
-    """Keywords in upper case, values as given: ENVID and ORCPT keep their case."""
+    """Keywords in upper case; values keep their case, as ENVID and ORCPT need."""
     if not rest.strip(" "):
         return {}
     if not extended:

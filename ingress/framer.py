@@ -1,9 +1,8 @@
-"""Bytes from the wire to command lines and message content, sans I/O: the framing, and nothing else.
+"""SMTP framing, sans I/O: octets to command lines and message data.
 
-Smuggling dies here. A command ends at CRLF; a line ending in LF alone is handed on as `Malformed`, to be refused.
-Content ends at CRLF "." CRLF and at nothing else (RFC 5321 section 4.1.1.4), however the bytes were cut into packets.
-The reader holds at most one oversize line, or the content up to its limit; beyond it content is counted and dropped.
-Content comes out as it stood on the wire, dots still stuffed.
+A command ends at CRLF; a line that ends in LF alone is returned as `Malformed`. Message data ends at CRLF "." CRLF only
+(RFC 5321 section 4.1.1.4), however the input is split into packets, which prevents SMTP smuggling. Memory is bounded by
+one line, or by the data limit; data beyond it is discarded up to its end.
 """
 
 from __future__ import annotations
@@ -15,47 +14,48 @@ _END_OF_EMPTY_DATA = b".\r\n"  # the CRLF before it ended the DATA command
 
 
 class Malformed(Enum):
-    """A line that is no command. It was taken off the input; the next one can be read."""
+    """A line that is not a command. It has been consumed; the next line can be read."""
 
     TOO_LONG = "too long"
     BARE_LF = "bare LF"
 
 
 class Framer:
-    """One connection's input. `feed` bytes; take `next_line()`s; between `begin_content` and `take_content`,
-    content."""
+    """Input of one connection. Call `feed`, then `next_line`; between `begin_data` and `take_data` or `skip_data` the
+    input is message data, which stays dot-stuffed.
+    """
 
     def __init__(self, line_max: int) -> None:
         self._line_max = line_max
         self._buffer = bytearray()
-        self._scanned = 0  # bytes of the buffer known to hold no end
+        self._scanned = 0  # prefix of the buffer that contains no terminator
         self._overlong = False
         self._in_data = False
         self._data_max = 0
-        self._data_end = -1  # where the final "." stands in the buffer; -1: not seen yet
+        self._data_end = -1  # offset of the final "."; -1: not received yet
         self._discarding = False
         self._at_start = False
 
     def feed(self, chunk: bytes) -> None:
-        """Take in what the wire gave."""
+        """Add received octets."""
         self._buffer += chunk
         if self._in_data and self._data_end < 0:
             self._find_end_of_data()
 
     @property
     def pipelined_bytes(self) -> int:
-        """Bytes nobody has asked for yet: what the client pipelined. The reason to stop reading."""
+        """Octets received ahead of the current command or data; the session pauses reading when there are too many."""
         if not self._in_data:
             return len(self._buffer)
         return len(self._buffer) - self._data_end if self._data_end >= 0 else 0
 
     @property
     def has_line(self) -> bool:
-        """Whether `next_line` may have news: a line end, or too much without one."""
+        """Whether `next_line` can make progress: a line ending, or more octets than a line may have."""
         return self._buffer.find(b"\n", self._scanned) >= 0 or len(self._buffer) > self._line_max
 
     def next_line(self) -> bytes | Malformed | None:
-        """The next command line without its CRLF; None when there is no whole one yet."""
+        """The next command line without its CRLF; None when it is incomplete."""
         buffer = self._buffer
         at = buffer.find(b"\n", self._scanned)
         if at < 0:
@@ -72,10 +72,10 @@ class Framer:
             return Malformed.TOO_LONG
         return line[:-2] if line.endswith(b"\r\n") else Malformed.BARE_LF
 
-    # Content.
+    # Message data
 
     def begin_data(self, limit: int) -> None:
-        """From here on the input is content, of which `limit` bytes are kept. What was fed already counts."""
+        """Treat the input, including buffered octets, as message data, of which at most `limit` bytes are held."""
         self._in_data = True
         self._data_max = limit
         self._data_end = -1
@@ -94,18 +94,18 @@ class Framer:
 
     @property
     def data_held_bytes(self) -> int:
-        """Bytes of content in memory."""
+        """Message data in memory."""
         if self._discarding:
             return 0
         return self._data_end if self._data_end >= 0 else len(self._buffer)
 
     @property
     def data_is_discarded(self) -> bool:
-        """Content was thrown away: there is none to take."""
+        """The data was discarded and cannot be taken."""
         return self._discarding
 
     def discard_data(self) -> None:
-        """Keep nothing of this content; go on looking for its end."""
+        """Discard the message data, but still search for its end."""
         self._discarding = True
         if self._data_end < 0:
             self._trim()
@@ -114,18 +114,18 @@ class Framer:
             self._data_end = 0
 
     def peek_data(self, octets: int) -> bytes:
-        """The first bytes of complete content."""
+        """The first octets of complete data."""
         return bytes(memoryview(self._buffer)[: min(octets, self._data_end)])
 
     def take_data(self, prefix: bytes) -> bytes:
-        """`prefix` and the complete content, joined once; the input goes back to command lines."""
+        """Return `prefix` and the complete data in one copy, and return to command lines."""
         with memoryview(self._buffer) as view:
             content = b"".join((prefix, view[: self._data_end]))
         self.skip_data()
         return content
 
     def skip_data(self) -> None:
-        """Leave complete content behind; the input goes back to command lines."""
+        """Drop complete data and return to command lines."""
         del self._buffer[: self._data_end + len(_END_OF_EMPTY_DATA)]
         self._in_data = False
         self._scanned = 0
@@ -142,7 +142,7 @@ class Framer:
         at = buffer.find(_END_OF_DATA, max(0, self._scanned - len(_END_OF_DATA) + 1))
         if at < 0:
             self._scanned = len(buffer)
-            # The last four bytes may belong to the end.
+            # The last four octets may belong to the terminator.
             if self._discarding or len(buffer) > self._data_max + len(_END_OF_DATA) - 1:
                 self._discarding = True
                 self._trim()
@@ -152,7 +152,7 @@ class Framer:
             self.discard_data()
 
     def _trim(self) -> None:
-        """Throw all away but what may be the beginning of the end."""
+        """Discard everything except a possible prefix of the terminator."""
         excess = len(self._buffer) - len(_END_OF_DATA) + 1
         if excess > 0:
             del self._buffer[:excess]

@@ -1,7 +1,6 @@
-"""What all sessions of a process share and may run short of: connections, and memory for content. Pure counting.
+"""Connection limit and memory budget shared by all sessions of a process. Pure: time is an argument.
 
-It never waits and never refuses by itself: it answers whether there is room, and the session says 421 or 452. Time is
-given.
+Both only report whether there is capacity; the session sends the 421 or 452.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 
 RATE_INTERVAL_SECONDS = 10.0
-MIN_BYTES_PER_SECOND = 32 * 1024  # bytes a second; asked for only while memory is short
+MIN_BYTES_PER_SECOND = 32 * 1024  # required only while memory is short
 
 
 class ConnectionLimiter:
-    """Open connections, in total and by client address."""
+    """Number of open connections, in total and per client address."""
 
     def __init__(self, limit: int, limit_per_client: int) -> None:
         self._limit = limit
@@ -23,7 +22,7 @@ class ConnectionLimiter:
         self.total = 0
 
     def acquire(self, ip: str, *, exempt: bool) -> bool:
-        """Count one in, unless that is too many. `exempt` clients have no limit of their own."""
+        """Count a connection and return True, or return False at a limit. `exempt`: no per-client limit."""
         if self.total >= self._limit:
             return False
         if not exempt and self._by_client[ip] >= self._limit_per_client:
@@ -42,17 +41,17 @@ class ConnectionLimiter:
 
 
 class IncomingData:
-    """One message's content on its way in, and how fast it comes. `cut` ends its session and gives its memory back."""
+    """Message data being received, and its rate. `abort` ends the session and releases the memory."""
 
     __slots__ = ("_progress_at", "_progress_bytes", "abort", "client", "exempt", "held_bytes", "is_complete")
 
     def __init__(self, client: str, now: float, abort: Callable[[], None], *, exempt: bool) -> None:
         self.client = client
-        self.exempt = exempt  # of the share each client has
+        self.exempt = exempt  # from the per-client limit
         self.abort = abort
         self.held_bytes = 0
-        self.is_complete = False  # what is whole is ours to hurry with, not the client's
-        self._progress_at = now  # when it last had come on by a good piece
+        self.is_complete = False  # the append is in progress; the client cannot speed it up
+        self._progress_at = now  # when the data last reached the required rate
         self._progress_bytes = 0
 
     def update(self, octets: int, now: float) -> None:
@@ -65,9 +64,8 @@ class IncomingData:
 
 
 class MemoryBudget:
-    """Bytes of content in memory that nobody has taken responsibility for yet; of one client only so many. When all
-    is taken, whose content comes slowly has to go, the largest first: otherwise a few clients that begin and do not end
-    would keep out everybody else.
+    """Limit on message data in memory before it is accepted, in total and per client. At the total limit slow data is
+    aborted, the largest first: otherwise a few clients that never finish a message would block all others.
     """
 
     def __init__(self, limit_bytes: int, limit_per_client_bytes: int) -> None:
@@ -78,7 +76,7 @@ class MemoryBudget:
         self.used_bytes = 0
 
     def has_capacity(self, client: str, octets: int, now: float, *, exempt: bool) -> bool:
-        """Whether a message of so many octets could be held, after cutting who is slow if need be."""
+        """Whether `octets` more fit, after aborting slow data if necessary."""
         if not exempt and self._by_client[client] + octets > self._limit_per_client_bytes:
             return False
         return self._reclaim(octets, now)
@@ -87,7 +85,7 @@ class MemoryBudget:
         self._incoming.add(data)
 
     def resize(self, data: IncomingData, octets: int, now: float) -> bool:
-        """Note that the content has grown, or shrunk, to `octets`; or leave all as it is and say no."""
+        """Set the size of `data` to `octets`. Return False, and change nothing, when that exceeds a limit."""
         growth = octets - data.held_bytes
         if growth > 0 and not (
             (data.exempt or self._by_client[data.client] + growth <= self._limit_per_client_bytes)
@@ -100,7 +98,7 @@ class MemoryBudget:
         return True
 
     def remove(self, data: IncomingData) -> None:
-        """The content is ours in the log, or gone. Idempotent."""
+        """Release the memory of `data`. Idempotent."""
         self._incoming.discard(data)
         self.used_bytes -= data.held_bytes
         self._by_client[data.client] -= data.held_bytes

@@ -1,7 +1,4 @@
-"""A listener, and all that its sessions share: the terms of the house. Values and references, no behaviour of its own.
-
-Another kind of listener (submission) is another `Door`, not another session.
-"""
+"""Listener configuration and resources shared by its sessions."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from mail.resolver import Resolver
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listener, and all that its sessions share. Another kind of listener is another door, not another session."""
+    """One listener. Another role (submission) needs another `Listener`, not another session class."""
 
     name: str
     hostname: str
@@ -54,6 +51,6 @@ class Listener:
 
 
 def make_ehlo_reply(hostname: str, max_size: int) -> bytes:
-    """RFC 5321 section 4.1.1.1: our name, then the extensions."""
+    """RFC 5321 section 4.1.1.1: the host name, then the extensions."""
     extensions = ("PIPELINING", f"SIZE {max_size}", "ENHANCEDSTATUSCODES", "8BITMIME", "SMTPUTF8")
     return Reply(250, "", "\n".join((hostname, *extensions))).to_bytes()

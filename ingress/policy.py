@@ -1,8 +1,8 @@
-"""May this client send from this person, to that one? Pure: facts in, a verdict out.
+"""Relay and sender policy: may this client send from this reverse-path to this forward-path? Pure.
 
-Both persons are checked before the message is taken, behind aliases too, so nobody gets a bounce for what could have
-been refused. It looks nothing up: the directory's snapshot is given, and what DNS must say is asked for by a verdict
-(`AskMx`, `AskAddresses`) and judged when it is known. Unknown means temporary.
+Both addresses are checked before the message is accepted, behind aliases too, so no bounce is sent for what could have
+been refused. The directory snapshot is an argument; DNS is queried by the caller when a verdict is `QueryMx` or
+`QueryAddresses`. An unknown DNS answer means a temporary refusal.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from mail.resolver import (
     NullMx,
 )
 
-_parsed_ip = lru_cache(maxsize=1024)(ipaddress.ip_address)  # clients come again
+_parsed_ip = lru_cache(maxsize=1024)(ipaddress.ip_address)  # the same clients connect often
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class ClientRights:
-    """What a client may do here."""
+    """Rights of a client, by its address."""
 
     may_relay: bool
     sender_must_resolve: bool
@@ -44,19 +44,19 @@ class ClientRights:
 
 @dataclass(frozen=True, slots=True)
 class Ok:
-    """Nothing speaks against the sender."""
+    """The sender is accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryMx:
-    """Ask DNS for the MX records of `domain`, then `judge_mx`."""
+    """Query the MX records of `domain`, then call `evaluate_mx`."""
 
     domain: str
 
 
 @dataclass(frozen=True, slots=True)
 class QueryAddresses:
-    """No MX: ask for the addresses of the domain (the implicit MX), then `judge_addresses`."""
+    """No MX: query the addresses of the domain (implicit MX), then call `evaluate_addresses`."""
 
 
 OK = Ok()
@@ -64,7 +64,7 @@ QUERY_ADDRESSES = QueryAddresses()
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """`["127.0.0.0/8", "::1/128"]`. Raises ValueError that names the wrong one."""
+    """`["127.0.0.0/8", "::1/128"]`. Raises ValueError that names the invalid one."""
     networks = []
     for text in texts:
         try:
@@ -75,7 +75,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
 
 
 def normalize_ip(text: str) -> str:
-    """The client's address as people write it: an IPv4 one that came over an IPv6 socket is an IPv4 one."""
+    """Client address without zone; an IPv4-mapped IPv6 address becomes IPv4."""
     text = text.partition("%")[0]
     if ":" not in text:
         return text
@@ -89,15 +89,15 @@ def is_within(ip: str, networks: tuple[Network, ...]) -> bool:
 
 
 def check_sender(reverse_path: Address | None, snapshot: Snapshot, rights: ClientRights) -> Ok | QueryMx | Reply:
-    """The person of MAIL FROM. The null reverse-path is always fine (RFC 5321 section 4.5.5)."""
+    """Check MAIL FROM. The null reverse-path is always accepted (RFC 5321 section 4.5.5)."""
     if reverse_path is None:
         return OK
     match snapshot.lookup(reverse_path):
         case IsMailbox() | IsAlias() | IsRelayed():
             return OK
         case IsUnknown():
-            # RFC 3463 section 3.2 has no code for "this sender does not exist": X.1.1 speaks of a destination, X.1.8 of
-            # the sender's system. X.1.0, other address status, is what Postfix gives too.
+            # RFC 3463 section 3.2 has no code for "this sender does not exist": X.1.1 is about a destination, X.1.8
+            # about the sender's system. Postfix also uses X.1.0, other address status.
             return Reply(550, "5.1.0", f"{_address_text(reverse_path)}: sender does not exist here")
         case IsRemote():
             if not rights.sender_must_resolve or literal_ip(reverse_path.domain) is not None:
@@ -108,12 +108,14 @@ def check_sender(reverse_path: Address | None, snapshot: Snapshot, rights: Clien
 
 
 def evaluate_mx(answer: MxAnswer, domain: str) -> Ok | QueryAddresses | Reply:
-    """What the MX records of a sender's domain mean."""
+    """Evaluate the MX answer for a sender domain."""
     match answer:
         case MxHosts():
             return OK
         case NullMx():
-            return Reply(550, "5.7.27", f"{domain}: sender's domain takes no mail (null MX)")  # RFC 7505 section 4.2
+            return Reply(
+                550, "5.7.27", f"{domain}: sender domain does not accept mail (null MX)"
+            )  # RFC 7505 section 4.2
         case NoRecords():
             return QUERY_ADDRESSES  # RFC 5321 section 5.1: the implicit MX
         case NoSuchDomain():
@@ -125,7 +127,7 @@ def evaluate_mx(answer: MxAnswer, domain: str) -> Ok | QueryAddresses | Reply:
 
 
 def evaluate_addresses(answer: AddressAnswer, domain: str) -> Ok | Reply:
-    """What the addresses of a sender's domain without MX mean."""
+    """Evaluate the address answer for a sender domain without MX."""
     match answer:
         case IpAddresses():
             return OK
@@ -140,7 +142,7 @@ def evaluate_addresses(answer: AddressAnswer, domain: str) -> Ok | Reply:
 def check_recipient(
     forward_path: Address | None, snapshot: Snapshot, rights: ClientRights, hostname: str, alias_depth: int
 ) -> Recipient | Reply:
-    """The person of RCPT TO; None is `<Postmaster>`, who is always there. An alias that leads to nobody is nobody."""
+    """Check RCPT TO; None is `<Postmaster>`, which always exists. An alias without a valid target is refused."""
     if forward_path is None:
         address = postmaster(snapshot, hostname)
         return Recipient(address, Address(address.local, hostname))
@@ -153,14 +155,14 @@ def check_recipient(
                 return Recipient(forward_path, forward_path)
             if reason.enhanced == UNKNOWN_USER.enhanced:
                 return _no_such_user(forward_path)
-            # RFC 5321 section 4.3.2 has 550 for RCPT, and no 554; RFC 3463 X.4.6 a loop, X.2.4 a list of nobody.
+            # RFC 5321 section 4.3.2 has 550 for RCPT, and no 554; RFC 3463 X.4.6 is a loop, X.2.4 an empty list.
             return Reply(550, reason.enhanced, f"{_address_text(forward_path)}: {reason.text}")
         case IsUnknown():
-            if forward_path.local.lower() == "postmaster":  # RFC 5321 section 4.5.1: of every local domain
+            if forward_path.local.lower() == "postmaster":  # RFC 5321 section 4.5.1: for every local domain
                 return Recipient(postmaster(snapshot, hostname), forward_path)
             return _no_such_user(forward_path)
         case IsRemote():
-            # Before relaying: by MX our own host name leads back to us.
+            # Checked before relaying: the MX of our own host name leads back to this server.
             if forward_path.local.lower() == "postmaster" and forward_path.domain == hostname.lower():
                 return Recipient(postmaster(snapshot, hostname), forward_path)
             if rights.may_relay:
@@ -171,8 +173,8 @@ def check_recipient(
 
 
 def postmaster(snapshot: Snapshot, hostname: str) -> Address:
-    """Who gets mail for the postmaster (RFC 5321 section 4.5.1): postmaster@ our host name, or of the first local
-    domain that has one. Where nobody does, the first local domain's: the router then says so in a DSN.
+    """Address of the postmaster (RFC 5321 section 4.5.1): at our host name, or at the first local domain that has one.
+    Without any, the address at the first local domain is returned, and the router bounces the message.
     """
     local = [name for name, domain in snapshot.domains.items() if domain.is_local]
     for domain in (hostname.lower(), *local):
@@ -183,9 +185,7 @@ def postmaster(snapshot: Snapshot, hostname: str) -> Address:
 
 
 def verify_address(address: Address | str, snapshot: Snapshot) -> Reply:
-    """VRFY answered truthfully (RFC 5321 section 3.5). A bare name is looked for in each local domain, without
-    its catch-all.
-    """
+    """Reply to VRFY (RFC 5321 section 3.5). A bare user name is looked up in every local domain, without catch-alls."""
     if isinstance(address, str):
         local = [Address(address, name) for name, domain in snapshot.domains.items() if domain.is_local]
         matches = [one for one in local if one.key in snapshot.users or one.key in snapshot.aliases]
@@ -204,8 +204,8 @@ def verify_address(address: Address | str, snapshot: Snapshot) -> Reply:
 
 
 def tenant_of(reverse_path: Address | None, recipients: Iterable[Recipient], snapshot: Snapshot) -> str:
-    """Whose message it is: of a dedicated tenant, when it is from one or for one; else of the sender's tenant, when the
-    sender is ours; else of the first recipient's.
+    """Tenant of a message: the dedicated tenant of its sender or first recipient, else the tenant of a local sender,
+    else the tenant of the first recipient.
     """
     sender = _tenant_of_sender(reverse_path, snapshot)
     if sender is not None and sender.dedicated:
@@ -219,20 +219,20 @@ def tenant_of(reverse_path: Address | None, recipients: Iterable[Recipient], sna
 def may_share_transaction(
     reverse_path: Address | None, first: Address | None, recipient: Address, snapshot: Snapshot
 ) -> bool:
-    """Whether a recipient may be in one transaction with the `first`: mail of a dedicated tenant shares nothing with
-    others', so what is for several comes in several transactions.
+    """Whether `recipient` may share a transaction with `first`. A dedicated tenant shares no topics, so recipients of
+    different tenants need separate transactions.
     """
     if first is None:
         return True
     sender = _tenant_of_sender(reverse_path, snapshot)
     if sender is not None and sender.dedicated:
-        return True  # it is all its own
+        return True  # the whole message belongs to the sender's tenant
     one, other = snapshot.tenant_of(first.domain), snapshot.tenant_of(recipient.domain)
     return one.name == other.name or not (one.dedicated or other.dedicated)
 
 
 def _tenant_of_sender(reverse_path: Address | None, snapshot: Snapshot) -> Tenant | None:
-    """None: the sender is not ours."""
+    """None: the sender is not local."""
     if reverse_path is None or reverse_path.domain_ascii not in snapshot.domains:
         return None
     return snapshot.tenant_of(reverse_path.domain)
@@ -247,14 +247,13 @@ def _no_such_user(address: Address) -> Reply:
 
 
 def _address_text(address: Address) -> str:
-    """The address, where a reply may hold it (RFC 6531 section 3.7.4.2 keeps UTF-8 out of most replies)."""
+    """The address if it is ASCII: RFC 6531 section 3.7.4.2 allows no UTF-8 in most replies."""
     return f"<{address}>" if address.is_ascii else "Address"
 
 
 def _no_such_domain(domain: str) -> Reply:
-    return Reply(550, "5.1.8", f"{domain}: sender's domain does not exist or takes no mail")
+    return Reply(550, "5.1.8", f"{domain}: sender domain does not exist or does not accept mail")
 
 
 def sender_dns_failure(domain: str) -> Reply:
-    """Unknown is temporary."""
-    return Reply(450, "4.1.8", f"{domain}: sender's domain cannot be looked up now")
+    return Reply(450, "4.1.8", f"{domain}: sender domain lookup failed, try again later")

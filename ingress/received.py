@@ -1,7 +1,7 @@
-"""The trace line ingress puts before a message, and the count of those already there. Pure.
+"""The Received field that ingress prepends, and the hop count. Pure.
 
-It never changes what a client sent: on the MX port nothing is added but this line (missing Date and Message-ID are for
-submission to mend, RFC 6409 section 8). Source: RFC 5321 section 4.4, RFC 3848, RFC 6531 section 4.3.
+Nothing else is added on the MX port: adding Date and Message-ID is left to submission (RFC 6409 section 8).
+Source: RFC 5321 section 4.4, RFC 3848, RFC 6531 section 4.3.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mail.message import Client, QueueId
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-# What a HELO name may not bring into a header: comments, quotes, anything invisible.
+# Not allowed in a header: comments, quotes, control and other invisible characters.
 _UNSAFE_IN_HELO = re.compile(r"[^!#-'*-\[\]-~]")
 _RECEIVED_FIELD = re.compile(rb"\r\nreceived[ \t]*:")
 
@@ -37,8 +37,8 @@ def received_field(
     now: datetime,
     smtputf8: bool = False,
 ) -> bytes:
-    """The Received line, folded, CRLF at its end. `recipient` is the only one, or None when there are several: RFC 5321
-    section 7.2 keeps their names from each other. `now` is aware, UTC.
+    """The Received field, folded, ending in CRLF. `recipient` is None when there are several, so that recipients do not
+    see each other (RFC 5321 section 7.2). `now` is aware, UTC.
     """
     literal = f"[IPv6:{client.ip}]" if ":" in client.ip else f"[{client.ip}]"
     helo = _UNSAFE_IN_HELO.sub("?", client.helo) or "unknown"
@@ -56,7 +56,7 @@ def received_field(
 
 
 def count_hops(header: bytes) -> int:
-    """How many Received lines a header section has (RFC 5321 section 6.3 counts them to find loops). A blank before the
-    colon is an old way to write one (RFC 5322 section 4.5).
+    """Number of Received fields, to detect loops (RFC 5321 section 6.3). Blanks before the colon are obsolete syntax
+    (RFC 5322 section 4.5).
     """
     return len(_RECEIVED_FIELD.findall(b"\r\n" + header.lower()))

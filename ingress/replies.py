@@ -1,7 +1,6 @@
-"""The replies ingress gives that hold no variable part, named, each with the RFC section that asks for it.
+"""Fixed SMTP replies, each with the RFC section that defines it. Pure.
 
-Pure values; which one is given is decided in `policy`, `esmtp` and `session`. Faults of ours are 4xx and generic:
-the log has the detail, the peer has not.
+Internal faults get a generic 4xx reply; the detail is in the log only.
 """
 
 from __future__ import annotations
@@ -22,44 +21,44 @@ NOT_IMPLEMENTED = Reply(502, "5.5.1", "Command not implemented")
 LINE_TOO_LONG = Reply(500, "5.5.2", "Line too long")  # RFC 5321 section 4.5.3.1.4
 BARE_LF = Reply(500, "5.5.2", "Line does not end in CR LF (RFC 5321 section 2.3.8)")
 BAD_CHARACTERS = Reply(500, "5.5.2", "Control or undecodable characters in command")
-NO_ARGUMENTS = Reply(501, "5.5.4", "No parameters are allowed here")
+NO_ARGUMENTS = Reply(501, "5.5.4", "Command takes no parameters")
 HELLO_FIRST = Reply(503, "5.5.1", "Send EHLO or HELO first")
-NESTED_MAIL = Reply(503, "5.5.1", "Sender was already given")
-MAIL_FIRST = Reply(503, "5.5.1", "MAIL is needed first")
-RCPT_FIRST = Reply(503, "5.5.1", "RCPT is needed first")
+NESTED_MAIL = Reply(503, "5.5.1", "Nested MAIL command")
+MAIL_FIRST = Reply(503, "5.5.1", "Send MAIL first")
+RCPT_FIRST = Reply(503, "5.5.1", "Send RCPT first")
 NO_VALID_RECIPIENTS = Reply(554, "5.5.1", "No valid recipients")  # RFC 5321 section 3.3
 HELLO_SYNTAX = Reply(501, "5.5.4", "Syntax: EHLO hostname")
 MAIL_SYNTAX = Reply(501, "5.5.4", "Syntax: MAIL FROM:<address>")
 RCPT_SYNTAX = Reply(501, "5.5.4", "Syntax: RCPT TO:<address>")
 VRFY_SYNTAX = Reply(501, "5.5.4", "Syntax: VRFY address")
 PARAMETER_SYNTAX = Reply(501, "5.5.4", "Malformed parameter")
-PARAMETER_REPEATED = Reply(501, "5.5.4", "Parameter given twice")
+PARAMETER_REPEATED = Reply(501, "5.5.4", "Duplicate parameter")
 PARAMETER_UNKNOWN = Reply(555, "5.5.4", "Parameter not recognized or not implemented")  # RFC 5321 section 4.1.1.11
-PARAMETER_NEEDS_EHLO = Reply(555, "5.5.4", "Parameters need EHLO")
+PARAMETER_NEEDS_EHLO = Reply(555, "5.5.4", "Parameters require EHLO")
 
 # Addresses, RFC 3463 section 3.2; RFC 6531 section 3.5 for 5.6.7.
 BAD_SENDER_SYNTAX = Reply(553, "5.1.7", "Sender address is malformed")
 BAD_RECIPIENT_SYNTAX = Reply(553, "5.1.3", "Recipient address is malformed")
-NEEDS_SMTPUTF8 = Reply(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not given")
+NEEDS_SMTPUTF8 = Reply(553, "5.6.7", "Non-ASCII address requires SMTPUTF8")
 
 # Limits. RFC 1870 section 6.1 (552), RFC 5321 section 4.5.3.1.10 (452), section 6.3 (loops).
 TOO_LARGE = Reply(552, "5.3.4", "Message is too large")
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients")
-# RFC 5321 section 4.5.3.1.10: the client sends the rest in another transaction, as for any other limit on recipients.
-SEPARATE_TRANSACTION = Reply(452, "4.5.3", "This recipient needs a transaction of its own, send it again")
-TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many Received lines: mail loop")
+# RFC 5321 section 4.5.3.1.10: after 452 the client sends the recipient in another transaction.
+SEPARATE_TRANSACTION = Reply(452, "4.5.3", "Recipient requires a separate transaction, try again later")
+TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many hops, possible mail loop")
 
-# Closing the channel, RFC 5321 section 3.8.
+# Closing the connection, RFC 5321 section 3.8.
 TOO_MANY_CONNECTIONS = Reply(421, "4.7.0", "Too many connections, try again later")
 TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors")
-NOT_SMTP = Reply(421, "4.7.0", "This is SMTP")
+NOT_SMTP = Reply(421, "4.7.0", "This is an SMTP server")
 TIMED_OUT = Reply(421, "4.4.2", "Timed out")
-TOO_SLOW = Reply(421, "4.3.1", "Too little room for content that comes so slowly, try again later")
+TOO_SLOW = Reply(421, "4.3.1", "Server busy and message data too slow, try again later")
 SHUTTING_DOWN = Reply(421, "4.3.2", "Shutting down, try again later")
 SERVICE_NOT_AVAILABLE = Reply(421, "4.3.2", "Service not available, try again later")
 
-# Ours, and temporary.
-TENANT_NOT_AVAILABLE = Reply(451, "4.3.2", "Not accepting this mail now, try again later")
+# Temporary faults of this server.
+TENANT_NOT_AVAILABLE = Reply(451, "4.3.2", "Service for this domain not available, try again later")
 INSUFFICIENT_STORAGE = Reply(452, "4.3.1", "Insufficient system storage, try again later")
 NOT_CONFIRMED = Reply(451, "4.3.0", "Message not confirmed, try again later")
 LOCAL_ERROR = Reply(451, "4.3.0", "Local error, try again later")

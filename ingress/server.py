@@ -1,8 +1,7 @@
-"""The ingress role: opens the listeners, counts who is inside, drains.
+"""The ingress role: opens the listeners, waits for the log, drains sessions at shutdown.
 
-It says "421 4.3.2" to whoever is between messages when the process ends, and waits for messages under way (DESIGN
-section 4: a client that has no 250 tries again, so nothing is lost by going). It knows nothing about commands or
-messages.
+While draining, a session between messages gets 421 4.3.2 and a message in progress may finish. Ending a session is
+safe: a client without a 250 sends the message again.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from mail.telemetry.ingress import IN_FLIGHT_BYTES
 
 logger = structlog.get_logger()
 
-_BACKLOG = 1024  # connections the kernel holds for us; smtp-source alone opens 20 at once
-_GRACE_SECONDS = 5.0  # the log's own time-out is this much shorter than ours
+_BACKLOG = 1024  # listen backlog; smtp-source alone opens 20 connections at once
+_GRACE_SECONDS = 5.0  # margin over the log's own append time-out
 _LOG_POLL_SECONDS = 0.25
-_ABORT_SECONDS = 5.0  # for a session that was told to end at once
+_ABORT_SECONDS = 5.0  # for cancelled sessions to end
 
 
 class Ingress:
-    """Takes messages in by SMTP."""
+    """mail.service.Role: serves SMTP."""
 
     name = "ingress"
 
@@ -60,13 +59,13 @@ class Ingress:
         self._drain_seconds = node.drain.total_seconds()
         self._memory_budget = MemoryBudget(
             settings.bytes_in_flight,
-            # One message always fits, all its lines with transparent dots (`session.read_content`).
+            # One message of max_size always fits, also with a transparent dot in every line (`session.read_data`).
             max(settings.bytes_in_flight_per_client, min(settings.bytes_in_flight, settings.max_size * 4 // 3 + 1)),
         )
         self._spool_monitor = SpoolMonitor(spool, log_settings.min_free_disk)
         self._log = log
         self._sessions: set[SmtpSession] = set()
-        self.bound_addresses: list[tuple[str, int]] = []  # where, once ready; of use when the port was 0
+        self.bound_addresses: list[tuple[str, int]] = []  # after `ready`; tells the port when 0 was configured
         try:
             networks = policy.parse_networks(settings.relay_networks)
         except ValueError as error:
@@ -103,14 +102,14 @@ class Ingress:
         )
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
-        """Serve until `stop`, then drain. Raises ServiceError when the port cannot be had."""
+        """Serve until `stop`, then drain. Raises ServiceError when the address cannot be bound."""
         if not self._settings.mx:
             ready()
             await stop.wait()
             return
         server = await self._listen(self._settings.mx)
         IN_FLIGHT_BYTES.set_function(lambda: self._memory_budget.used_bytes)
-        monitor_task = asyncio.create_task(self._spool_monitor.run(), name="storeroom")
+        monitor_task = asyncio.create_task(self._spool_monitor.run(), name="spool monitor")
         try:
             await self._wait_for_log(stop)
             ready()
@@ -121,7 +120,7 @@ class Ingress:
             await self._drain()
 
     async def _wait_for_log(self, stop: asyncio.Event) -> None:
-        """Wait until the log is usable once. Clients that come earlier get 421."""
+        """Wait until the log is usable for the first time. Earlier clients get 421."""
         while isinstance(self._log.condition(), Down) and not await stopped_within(stop, _LOG_POLL_SECONDS):
             pass
 
@@ -143,11 +142,11 @@ class Ingress:
                 "EILPOST_INGRESS__MX=HOST:PORT"
             ) from None
         self.bound_addresses = [socket.getsockname()[:2] for socket in server.sockets]
-        logger.debug("listening", role=self.name, door=self._listener.name, address=address)
+        logger.debug("listening", role=self.name, listener=self._listener.name, address=address)
         return server
 
     async def _drain(self) -> None:
-        """Tell everyone, wait for those with a message under way, cut what is left."""
+        """Drain all sessions, wait for messages in progress, then abort the remaining sessions."""
         for session in list(self._sessions):
             session.drain()
         tasks = {session.task for session in self._sessions if session.task is not None}
@@ -155,7 +154,7 @@ class Ingress:
             return
         _done, unfinished = await asyncio.wait(tasks, timeout=self._drain_seconds)
         if unfinished:
-            logger.warning("sessions cut", role=self.name, count=len(unfinished))
+            logger.warning("sessions aborted", role=self.name, count=len(unfinished))
         for task in unfinished:
             task.cancel()
         if unfinished:

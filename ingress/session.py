@@ -1,14 +1,9 @@
-"""One SMTP connection: bytes in, replies out, time-outs, and a client that may go at any time.
+"""SMTP connection driver: reads octets, writes replies, runs time-outs. The only file that imports aiosmtpd.
 
-The only file that touches aiosmtpd. What is said is in `conversation`, where bytes end in `intake`. Promises: replies
-in order, those to pipelined commands in one write; every wait for the client ends; no exception text reaches a peer;
-a client that vanishes never undoes an append that has begun.
-
-Of aiosmtpd's SMTP class this keeps the protocol's life: connection, session object, task, writer, and the TLS and
-AUTH to come. It replaces its reading (line by line, LF ends a line), its parsing (lenient, in CPython's private
-parser), its timer (one for all of DATA) and its cancelling of work when the client hangs up.
-`tests/unit/ingress/test_aiosmtpd_traps.py`, and those it names, hold each reason. Next: `ingress/accept.py`, by way of
-`ingress/conversation.py`.
+It keeps aiosmtpd's connection life cycle (task, writer, later TLS and AUTH) and replaces its line reader (LF ends a
+line), its parser (lenient), its timer (one for all of DATA) and its cancellation of work when the client disconnects;
+`tests/unit/ingress/test_aiosmtpd_traps.py` holds each reason. Replies are sent in order, no exception text reaches the
+client, and a disconnect never cancels an append. Next: `ingress/accept.py`, by way of `ingress/conversation.py`.
 """
 
 from __future__ import annotations
@@ -33,19 +28,19 @@ from mail.telemetry.ingress import SMTP_CONNECTIONS, SMTP_SESSIONS
 
 logger = structlog.get_logger()
 
-_PIPELINED_MAX_BYTES = 64 * 1024  # bytes a client may send ahead of us before we stop reading
-_MIN_BYTES_PER_SECOND = 16 * 1024  # bytes a second, for content that takes long: 25 MiB in less than an hour
-_COMMANDS_PER_TURN = 100  # pipelined commands obeyed before the other sessions have theirs
-_QUIT_GRACE_SECONDS = 0.5  # for a QUIT that is on its way when we drain
-_LINGER_SECONDS = 5.0  # for a client that does not read our last words
+_PIPELINED_MAX_BYTES = 64 * 1024  # octets a client may send ahead before reading is paused
+_MIN_BYTES_PER_SECOND = 16 * 1024  # average rate required of long data: 25 MiB in less than an hour
+_COMMANDS_PER_TURN = 100  # pipelined commands handled before other sessions run
+_QUIT_GRACE_SECONDS = 0.5  # for a QUIT in transit when the drain begins
+_LINGER_SECONDS = 5.0  # for a client that does not read the last reply
 
-# The labelled children, bound once: there are few doors, and few ways to end.
+# Labelled children, cached: the set of label values is small.
 _connections_at = cache(SMTP_CONNECTIONS.labels)
 _sessions_at = cache(SMTP_SESSIONS.labels)
 
 
 class _NoHooks:
-    """aiosmtpd's handler. There are no hooks; `__dir__` spares a look at every attribute at every connection."""
+    """aiosmtpd handler without hooks; the empty `__dir__` avoids its attribute scan per connection."""
 
     def __dir__(self) -> list[str]:
         return []
@@ -55,7 +50,7 @@ _NO_HOOKS = _NoHooks()
 
 
 class SmtpSession(SMTP):
-    """A connection, from greeting to goodbye."""
+    """One SMTP connection."""
 
     def __init__(
         self, listener: Listener, sessions: set[SmtpSession], coalescer: WriteCoalescer, loop: asyncio.AbstractEventLoop
@@ -64,7 +59,7 @@ class SmtpSession(SMTP):
             _NO_HOOKS,
             data_size_limit=None,
             enable_SMTPUTF8=True,
-            hostname=listener.hostname,  # else getfqdn(), a blocking look-up per connection
+            hostname=listener.hostname,  # the default, getfqdn(), blocks for every connection
             ident="eilpost",
             timeout=listener.command_seconds,
             loop=loop,
@@ -79,20 +74,20 @@ class SmtpSession(SMTP):
         self._waiter: asyncio.Future[None] | None = None
         self._deadline = 0.0
         self._timer_at = 0.0
-        self._eof = False  # the client says no more; it may still listen
+        self._eof = False  # the client sends nothing more; it may still read
         self._lost = False
-        self._reading_is_paused = False  # not `_paused`: that is asyncio's, and speaks of writing
-        self._busy = False  # a command is being obeyed: the timer and the drain let it finish
+        self._reading_is_paused = False  # not `_paused`: asyncio uses that name for writing
+        self._busy = False  # a command is in progress; timer and drain wait for it
         self._draining = False
-        self._drain_at = 0.0  # when a draining session has had its moment to say QUIT
-        self._incoming: IncomingData | None = None  # what the meter knows of ours
+        self._drain_at = 0.0  # when the grace time for QUIT ends
+        self._incoming: IncomingData | None = None  # our entry in the memory budget
         self._data_began = 0.0
         self.data_over_budget = False
 
     def __dir__(self) -> list[str]:
-        return []  # what aiosmtpd inspects with dir() and getmembers(), 360 us a connection
+        return []  # aiosmtpd's dir() and getmembers() cost 360 us per connection
 
-    # Bytes come in, time passes, the client goes.
+    # Transport events and timers
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
@@ -121,13 +116,13 @@ class SmtpSession(SMTP):
             self._client_transport.pause_reading()
 
     def eof_received(self) -> bool:
-        # Not aiosmtpd's, which cancels the command under way. What was sent before the half-close still counts.
+        # aiosmtpd would cancel the current command; input before the half-close is still handled.
         self._eof = True
         self._wake()
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        # Not aiosmtpd's, which cancels the command under way, an append among them. The task sees `_lost` and ends.
+        # aiosmtpd would cancel the current command, even an append. The task sees `_lost` and ends.
         self._lost = True
         if self._timeout_handle is not None:
             self._timeout_handle.cancel()
@@ -136,7 +131,7 @@ class SmtpSession(SMTP):
         self._wake()
 
     def _reset_timeout(self, duration: float | None = None) -> None:
-        # One timer per session that looks at a deadline when it fires; moving the deadline costs nothing.
+        # One timer per session checks the deadline when it fires, so moving the deadline is cheap.
         self._deadline = self.loop.time() + (duration or self._timeout_duration)
         if self._timeout_handle is None or self._timer_at > self._deadline:
             self._arm_timer(self._deadline)
@@ -154,20 +149,18 @@ class SmtpSession(SMTP):
         elif self._conversation.end:
             self.abort()
         elif self._busy:
-            self._arm_timer(now + 1.0)  # the wait is ours, not the client's
+            self._arm_timer(now + 1.0)  # the server is busy, the client is not idle
         else:
             self._conversation.close(replies.TIMED_OUT, SessionEnd.TIMEOUT)
             self._close_connection()
 
     def drain(self) -> None:
-        """Say 421 at the next moment at which no message is under way (RFC 5321 section 3.8)."""
+        """Send 421 as soon as no message is in progress (RFC 5321 section 3.8)."""
         self._draining = True
         self._schedule_drain()
 
     def _schedule_drain(self) -> None:
-        """Who just had its 250 is about to say QUIT. A 421 in place of the 221 makes some clients (Python's smtplib)
-        take the whole for failed, and send it again.
-        """
+        """A client that got 250 usually sends QUIT next; a 421 there makes some clients (Python's smtplib) resend."""
         self._drain_at = self.loop.time() + _QUIT_GRACE_SECONDS
         self.loop.call_at(self._drain_at + 0.001, self._drain_if_idle)
 
@@ -176,7 +169,7 @@ class SmtpSession(SMTP):
             self._wake()
 
     def abort(self) -> None:
-        """Let go of the client at once."""
+        """Close the connection without flushing."""
         if self._client_transport is not None:
             self._client_transport.abort()
 
@@ -186,10 +179,10 @@ class SmtpSession(SMTP):
 
     @property
     def _client_transport(self) -> asyncio.Transport | None:
-        transport: asyncio.Transport | None = self.transport  # type: ignore[assignment]  # aiosmtpd says BaseTransport
+        transport: asyncio.Transport | None = self.transport  # type: ignore[assignment]  # aiosmtpd declares BaseTransport
         return transport
 
-    # The loop: one line, one command, one reply.
+    # Command loop
 
     async def _handle_client(self) -> None:
         conversation = self._conversation
@@ -201,9 +194,7 @@ class SmtpSession(SMTP):
                 await self._run_commands()
         except asyncio.CancelledError:
             if self._busy:
-                conversation.end = (
-                    SessionEnd.ABORTED
-                )  # whether the message under way is taken is not known: say nothing of it
+                conversation.end = SessionEnd.ABORTED  # the outcome of the message is unknown: send no reply
             else:
                 conversation.close(replies.SHUTTING_DOWN, SessionEnd.ABORTED)  # RFC 5321 section 3.8
             raise
@@ -215,7 +206,7 @@ class SmtpSession(SMTP):
             connections.dec()
             _sessions_at(self._listener.name, (conversation.end or SessionEnd.INTERNAL_ERROR).value).inc()
             self._sessions.discard(self)
-            # Health checks connect and go without a word; refusals have their line already.
+            # Not logged: health checks, which send nothing, and refusals, which were logged before.
             silent = conversation.helo is None and not conversation.errors and conversation.end is SessionEnd.LOST
             if conversation.end not in (SessionEnd.QUIT, SessionEnd.REFUSED) and not silent:
                 logger.info(
@@ -230,7 +221,7 @@ class SmtpSession(SMTP):
         conversation = self._conversation
         handled = 0
         while not conversation.end:
-            if self._lost:  # nobody hears the answers; what was not answered will be sent again
+            if self._lost:  # replies cannot be sent; the client will retry
                 conversation.end = SessionEnd.LOST
                 return
             line = self.framer.next_line()
@@ -243,7 +234,7 @@ class SmtpSession(SMTP):
             self._busy = True
             try:
                 await conversation.handle(line)
-            except Exception as error:  # a bug of ours must not become the client's
+            except Exception as error:  # boundary of the command
                 await self.handle_exception(error)
             self._busy = False
             self._release_memory()
@@ -251,21 +242,21 @@ class SmtpSession(SMTP):
             if self._draining:
                 self._schedule_drain()
             handled += 1
-            if handled % _COMMANDS_PER_TURN == 0:  # nor are the replies hoarded for a client that does not read them
+            if handled % _COMMANDS_PER_TURN == 0:  # also bounds unsent replies
                 await self._flush()
                 await asyncio.sleep(0)
 
     async def handle_exception(self, error: Exception) -> str:
-        # aiosmtpd would tell the client the error's text, permanently.
+        # aiosmtpd would send the exception text in a 5xx reply.
         logger.error("session error", client=self._conversation.ip, verb=self._conversation.verb, exc_info=error)
         self._conversation.reply_local_error()
         return ""
 
     async def _wait_for_input(self) -> bool:
-        """Send what was said and wait for something new. False: there will be nothing."""
+        """Send queued replies and wait for input. Return False when there will be none."""
         if self._has_unsent_output():
             await self._flush()
-            if self._has_input():  # it came while we waited for the client to read
+            if self._has_input():  # arrived while the replies were flushed
                 return True
         elif self._conversation.output:
             self._coalescer.add(self._write_output)
@@ -290,11 +281,11 @@ class SmtpSession(SMTP):
             self._waiter.set_result(None)
 
     async def push(self, status: Any) -> None:
-        # As aiosmtpd's, but into the batch.
+        # As in aiosmtpd, but queued with the other replies.
         self._conversation.output.append((status if isinstance(status, bytes) else str(status).encode()) + b"\r\n")
 
     def _has_unsent_output(self) -> bool:
-        """Whether the client has yet to read what was written before."""
+        """Whether earlier output is still in the write buffer."""
         return self._client_transport is not None and self._client_transport.get_write_buffer_size() > 0
 
     async def _flush(self) -> None:
@@ -312,7 +303,7 @@ class SmtpSession(SMTP):
             output.clear()
 
     def _close_connection(self) -> None:
-        """Send what was said and close, but do not wait for ever for a client that does not read."""
+        """Send queued replies and close; abort after a time-out if the client does not read."""
         self._write_output()
         if self._client_transport is not None:
             self._client_transport.close()
@@ -320,12 +311,12 @@ class SmtpSession(SMTP):
             self._arm_timer(self._deadline)
         self._wake()
 
-    # Content.
+    # Message data
 
     async def read_data(self) -> bool:
-        """Send the 354 and wait for the final dot. False: the client went away without it, or was sent away."""
+        """Send the 354 and wait for the final dot. Return False when the session ended before it."""
         framer = self.framer
-        # The limit is on the message (RFC 1870 section 3), not on its transparent dots: at most one in three octets.
+        # The size limit (RFC 1870 section 3) excludes transparent dots: at most one for every three octets.
         framer.begin_data(self._listener.max_size * 4 // 3 + 1)
         self._busy = False
         self._data_began = self.loop.time()
@@ -345,8 +336,8 @@ class SmtpSession(SMTP):
         return False
 
     def _reset_data_timeout(self) -> None:
-        """Time for the next part, not for the whole (RFC 5321 section 4.5.3.2.5). But a byte a minute does not hold a
-        connection for ever: after five times the time-out the sender must have kept a rate.
+        """The time-out is per part of the data (RFC 5321 section 4.5.3.2.5). After five times the time-out the client
+        must also have sent at an average rate, so that one octet a minute does not hold a connection.
         """
         seconds = self._listener.data_seconds
         limit = 5 * seconds + self.framer.data_held_bytes / _MIN_BYTES_PER_SECOND
@@ -354,14 +345,14 @@ class SmtpSession(SMTP):
         self._reset_timeout(max(0.001, min(seconds, remaining)))
 
     def has_capacity(self, octets: int) -> bool:
-        """Whether there is memory for content of that size."""
+        """Whether the memory budget allows message data of `octets`."""
         conversation = self._conversation
         return self._listener.memory_budget.has_capacity(
             conversation.ip, octets, self.loop.time(), exempt=conversation.rights.may_relay
         )
 
     def _update_memory_budget(self) -> None:
-        """Keep the meter in step with what this session holds; beyond the cap, hold nothing."""
+        """Report the size of the held data to the memory budget; discard the data when it exceeds the budget."""
         incoming, budget, now = self._incoming, self._listener.memory_budget, self.loop.time()
         if incoming is None:
             return
@@ -372,14 +363,13 @@ class SmtpSession(SMTP):
             budget.resize(incoming, 0, now)
 
     def _abort_slow_data(self) -> None:
-        """Others need the memory, and our client takes its time."""
-        logger.info("content cut", client=self._conversation.ip, octets=self.framer.data_held_bytes)
+        """Called by the memory budget when memory is short and this data arrives slowly."""
+        logger.info("slow message data aborted", client=self._conversation.ip, octets=self.framer.data_held_bytes)
         self.framer.discard_data()
         self._conversation.close(replies.TOO_SLOW, SessionEnd.SLOW)
         self._close_connection()
 
     def _release_memory(self) -> None:
-        """The content is ours in the log, or gone."""
         if self._incoming is not None:
             self._listener.memory_budget.remove(self._incoming)
             self._incoming = None

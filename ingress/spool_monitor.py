@@ -1,8 +1,7 @@
-"""Whether the spool can take what new mail would bring: looked at every second, asked at every MAIL.
+"""Periodic check whether the spool can store new messages; the result is read at every MAIL.
 
-In charge of one answer, `full`; never of keeping content (`ingress/accept.py`). A message that has to wait goes to the
-spool whatever its size, so a spool without room is a reason to take nothing: 452, as a full log is. One that fails is
-one too, and our own trouble: 451.
+A message that has to wait goes to the spool whatever its size, so new mail is refused with 452 when the spool is full
+and with 451 when it fails.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ CHECK_TIMEOUT_SECONDS = 5.0
 
 
 class SpoolMonitor:
-    """`full` says why new mail has no room, or is None."""
+    """`reason` and `refusal` are None while the spool is usable."""
 
     def __init__(self, spool: Spool, min_free_bytes: int) -> None:
         self._spool = spool
         self._min_free_bytes = min_free_bytes
         self.reason: str | None = None
-        self.refusal: Reply | None = None  # what the client is told then
+        self.refusal: Reply | None = None  # reply to MAIL
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check every second until cancelled."""
         while True:
             await self.check()
             await asyncio.sleep(CHECK_INTERVAL_SECONDS)
@@ -43,15 +42,15 @@ class SpoolMonitor:
             async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
                 free = await self._spool.free_bytes()
             if free is not None and free < self._min_free_bytes:
-                reason, refusal = f"{free >> 20} MiB of disk are left for the spool", replies.INSUFFICIENT_STORAGE
+                reason, refusal = f"spool disk has only {free >> 20} MiB free", replies.INSUFFICIENT_STORAGE
         except SpoolUnavailable as error:
             reason = str(error)
         except TimeoutError:
-            reason = f"the spool has not answered for {CHECK_TIMEOUT_SECONDS:g} s"
+            reason = f"spool did not respond within {CHECK_TIMEOUT_SECONDS:g} s"
         if (reason is None) != (self.reason is None):
             if reason is None:
-                logger.info("the spool has room again")
+                logger.info("spool available again, accepting new mail")
             else:
-                logger.warning("no new mail is taken", reason=reason)
+                logger.warning("spool unavailable, refusing new mail", reason=reason)
         self.reason = reason
         self.refusal = None if reason is None else refusal

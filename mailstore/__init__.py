@@ -1,1 +1,1 @@
-"""Keeps mail until its owner fetches it."""
+"""Mail storage: mailboxes and the protocols that read them."""

@@ -1,4 +1,4 @@
-"""`python -m mailstore --config FILE` is `eilpost mailstore --config FILE`. It belongs to the roof, not to the role."""
+"""Entry point of `python -m mailstore --config FILE`, the same as `eilpost mailstore --config FILE`."""
 
 from eilpost.cli import run_role
 

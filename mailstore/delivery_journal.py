@@ -1,10 +1,9 @@
-"""The delivery ids a mailbox has had: what makes a second `keep` change nothing.
+"""Delivery journal of a mailbox: the delivery ids appended before, so that a second `append` changes nothing.
 
-A journal in the mailbox, `eilpost-delivered`, shared by all processes that deliver there; its user holds the mailbox
-lock. Lines: `k ID` linked into `new`, `x ID` expunged by us, `b BOOT SECONDS` written first and after each start of
-the machine. `k` is not flushed (kill -9 does not lose it; after a power cut the directories are listed once instead),
-`x` is flushed before the file goes. Two files take turns, so an id is remembered for at least `remember_seconds`, and
-at most twice as long.
+The file `eilpost-delivered` in the mailbox is shared by all processes that deliver there; access needs the mailbox
+lock. Lines: `k ID` linked into `new`, `x ID` expunged by eilpost, `b BOOT SECONDS` first and after each boot.
+`k` is not fsynced (kill -9 does not lose it; after a power failure the directories are listed once instead), `x` is
+fsynced before the file is removed. Two files rotate: an id is kept for one to two times `retention_seconds`.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ OLD_JOURNAL = "eilpost-delivered.old"
 
 
 class JournalState(Enum):
-    ABSENT = auto()  # not tried since the machine started, nor found when it did
-    UNCERTAIN = auto()  # marked before the machine last went down: only the directories know
+    ABSENT = auto()  # not appended since boot, and not found in the directories at boot
+    UNCERTAIN = auto()  # written before the last boot: the directories must be searched
     RECORDED = auto()
 
 
 def boot_id() -> str:
-    """Names the time since the machine started; where that has no name, the life of this process."""
+    """Identifier of the current boot; where the kernel has none, of this process."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -36,7 +35,7 @@ def boot_id() -> str:
 
 
 class DeliveryJournal:
-    """One mailbox's journal, read as far as it has grown. Every method but `size` needs the mailbox lock."""
+    """Journal of one mailbox, read incrementally. Every method except `size` needs the mailbox lock."""
 
     def __init__(self, mailbox: Path, boot: str, retention_seconds: float) -> None:
         self._path = mailbox / JOURNAL
@@ -53,17 +52,17 @@ class DeliveryJournal:
 
     @property
     def size(self) -> int:
-        """Ids held in memory."""
+        """Number of ids in memory."""
         return len(self._recorded) + len(self._uncertain)
 
     def refresh(self, now: float, list_ids: Callable[[], Iterable[str]]) -> None:
-        """Take in what others wrote. `list_ids` names every id in the directories; called once after a boot."""
+        """Read what other processes wrote. `list_ids` lists the ids in the directories; called once per boot."""
         try:
             status = os.stat(self._path)
             inode, size = status.st_ino, status.st_size
         except FileNotFoundError:
             inode, size = -1, 0
-        # A day without a look: the files may have taken turns twice, and an inode number may have come back.
+        # After a day the files may have rotated twice and the inode number may have been reused.
         stale = now - self._refreshed_at > 86_400
         self._refreshed_at = now
         if inode != self._inode or size < self._read_bytes or inode == -1 or stale:
@@ -84,11 +83,11 @@ class DeliveryJournal:
         return JournalState.UNCERTAIN if delivery_id in self._uncertain else JournalState.ABSENT
 
     def record_append(self, delivery_id: str) -> None:
-        """It has been linked."""
+        """Record an id after its file was linked into `new`."""
         self._append([f"k {delivery_id}"])
 
     def record_expunge(self, delivery_ids: Iterable[str]) -> None:
-        """They are about to be removed; durable when this returns."""
+        """Record ids before their files are removed; durable on return."""
         self._append([f"x {delivery_id}" for delivery_id in delivery_ids], flush=True)
 
     def _reload(self, inode: int) -> None:
@@ -107,7 +106,7 @@ class DeliveryJournal:
                 data = file.read()
         except FileNotFoundError:
             return
-        whole = data.rfind(b"\n") + 1  # a torn last line counts for nothing
+        whole = data.rfind(b"\n") + 1  # ignore a torn last line
         for line in data[:whole].decode("ascii", "replace").splitlines():
             kind, _space, rest = line.partition(" ")
             if kind == "k":
@@ -130,7 +129,7 @@ class DeliveryJournal:
         data = "".join(f"{line}\n" for line in lines).encode("ascii")
         descriptor = open_regular(self._path, os.O_WRONLY | os.O_CREAT)
         try:
-            # Behind the last whole line: what a killed writer left half-written is written over.
+            # Append after the last complete line; a partial line of a killed writer is overwritten.
             size = os.fstat(descriptor).st_size
             start = min(self._read_bytes, size)
             try:

@@ -1,7 +1,7 @@
-"""Files that other programs put into a mailbox, part by part and with the line ends of the wire.
+"""Files written by other programs, read in parts with CRLF line endings.
 
-Dovecot keeps what a mail client uploads with LF alone; POP3 wants CRLF, as `,W=` counts it. Holds one chunk of a file,
-however large that is, and remembers where the last part ended, so that the next does not begin at the start.
+Dovecot stores uploaded messages with LF; POP3 needs CRLF, as `,W=` counts it. Memory is bounded by one chunk, and the
+end of the last part is cached so that the next part does not start from the beginning of the file.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from pathlib import Path
 from mail.regular_file import open_regular
 
 CHUNK_OCTETS = 64 * 1024
-_POSITIONS_MAX = 256  # files that are being read
+_POSITIONS_MAX = 256  # cached files
 
 
 class ExternalFiles:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # By path: where the chunk begins that the next part needs, in octets of the wire and of the file, and whether a
-        # CR stands before it.
+        # By path: start of the chunk needed next, as octets with CRLF and as file offset, and whether it follows a CR.
         self._positions: OrderedDict[Path, tuple[int, int, bool]] = OrderedDict()
 
     def read(self, path: Path, start: int, limit_bytes: int | None) -> bytes:
-        """The octets of the wire from `start` on. Raises FileNotFoundError."""
+        """Octets from `start` on, counted with CRLF line endings. Raises FileNotFoundError."""
         with self._lock:
             position, file_offset, after_cr = self._positions.get(path, (0, 0, False))
         if position > start:
@@ -55,7 +54,7 @@ class ExternalFiles:
 
 
 def virtual_size(path: Path) -> int:
-    """How many octets of the wire a file is. Raises FileNotFoundError."""
+    """Size of a file with CRLF line endings. Raises FileNotFoundError."""
     size, after_cr = 0, False
     with open(open_regular(path), "rb") as file:
         while chunk := file.read(CHUNK_OCTETS):

@@ -1,7 +1,4 @@
-"""fsync of directories, shared among those who ask at the same time.
-
-A name is on the disk only after its directory was flushed. Never in charge of what is written there.
-"""
+"""Group fsync of directories: a file name is durable only after its directory was flushed."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from pathlib import Path
 
 
 class SharedFlush:
-    """fsync of one directory for all who ask meanwhile: whoever comes while one runs shares the next."""
+    """Group fsync of one directory: callers that arrive during one fsync share the next."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -26,7 +23,7 @@ class SharedFlush:
             ticket = self._requested
         with self._flush_lock:
             if self._completed >= ticket:
-                return  # a flush that began after we asked has ended
+                return  # a flush that began after this call has completed
             requested = self._requested
             flush_directory(self._path)
             self._completed = requested

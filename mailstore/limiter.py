@@ -1,9 +1,8 @@
-"""Whose job may have a thread: few of one mailbox at a time, and none that would only wait there for a lock.
+"""Concurrency limit per mailbox, in front of the thread pool.
 
-In charge of the order before the bounded pool of threads. A mailbox whose lock is held (by a process that hangs, by a
-slow mailbox program) would otherwise fill every thread with jobs that wait for it, and nobody else got mail. A job
-looks for the lock briefly, gives its thread back, and comes again, until it has been patient enough. Never here:
-locks, files.
+A mailbox whose lock is held by a hung process or a slow mail program would otherwise fill every thread with jobs
+waiting for the lock and block all other mailboxes. A job therefore tries the lock briefly, releases its thread, and
+tries again until LOCK_SECONDS have passed.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from mailstore.mailbox_lock import LOCK_SECONDS, MailboxLocked
 
 T = TypeVar("T")
 
-CONCURRENT_MAX = 4  # of one mailbox: they share the flush of its directory
-LOCK_TRY_SECONDS = 0.02  # in a thread
-RETRY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2)  # outside
+CONCURRENT_MAX = 4  # per mailbox; these jobs share the flush of its directory
+LOCK_TRY_SECONDS = 0.02  # inside a thread
+RETRY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2)  # between attempts, without a thread
 
 
 class _MailboxSlots:
@@ -30,14 +29,14 @@ class _MailboxSlots:
 
 
 class MailboxLimiter:
-    """One line for each mailbox that has jobs."""
+    """Runs at most CONCURRENT_MAX jobs per mailbox."""
 
     def __init__(self) -> None:
         self._mailboxes: dict[str, _MailboxSlots] = {}
 
     async def run(self, owner: str, job: Callable[[float], Awaitable[T]]) -> T:
-        """`job(seconds)` looks for the lock for so long in its thread; Locked says that it changed nothing. Raises
-        Locked when the lock could not be had for LOCK_SECONDS from the turn on.
+        """Run `job(lock_seconds)` until it does not raise MailboxLocked. Raises MailboxLocked after LOCK_SECONDS,
+        counted from the first attempt.
         """
         mailbox = self._mailboxes.setdefault(owner, _MailboxSlots())
         mailbox.users += 1

@@ -1,7 +1,4 @@
-"""What lies in a Maildir at this moment. Another program may change it at the next.
-
-In charge of listing, of what the names say, and of finding again what has moved since.
-"""
+"""Listing of a Maildir, which other programs may change at any time."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from mailstore.names import MessageName, parse_name
 
 @dataclass(frozen=True, slots=True)
 class MailboxFile:
-    """A file of a mailbox."""
+    """One message file and its parsed name."""
 
     folder: Path
     filename: str
@@ -34,9 +31,7 @@ def tmp_files_of(tmp: Path, delivery_id: DeliveryId) -> list[str]:
 
 
 def list_files(path: Path, *, folders: bool = False) -> Iterator[MailboxFile]:
-    """The files of a mailbox, `new` before `cur`; with `folders` those of its Maildir++ folders too. What is no plain
-    file (a link, a FIFO) is no message.
-    """
+    """Yield the regular files of a mailbox, `new` before `cur`; with `folders` also those of Maildir++ folders."""
     directories = [path]
     if folders:
         with suppress(FileNotFoundError):
@@ -55,7 +50,7 @@ def list_files(path: Path, *, folders: bool = False) -> Iterator[MailboxFile]:
 
 
 def change_files(path: Path, files: list[MailboxFile], change: Callable[[MailboxFile], None]) -> None:
-    """Change files that Dovecot may rename at the same time: those are looked for again; gone is no error."""
+    """Apply `change` to files; files that Dovecot renamed meanwhile are searched again, removed files are ignored."""
     for _round in range(3):
         missing: set[str] = set()
         for file in files:

@@ -1,7 +1,7 @@
-"""What this process remembers of mailboxes, and the lock of each. All of it may be forgotten at any time.
+"""Mailbox lock and the cache of per-mailbox state of this process.
 
-In charge of how much is remembered, and of taking turns: threads by a lock in memory, processes of eilpost by one on
-the disk (`eilpost-lock`). Never of messages.
+A lock in memory serialises threads, a flock on `eilpost-lock` serialises processes. The cache is bounded, and an entry
+may be evicted at any time.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from mailstore.delivery_journal import DeliveryJournal, boot_id
 from mailstore.flush import SharedFlush
 from mailstore.names import owner_directory
 
-LOCK_SECONDS = 10.0  # how long a job waits for a mailbox before its mail is deferred
+LOCK_SECONDS = 10.0  # a job waits this long before its delivery is deferred
 MAILBOXES_MAX = 1024
 IDS_MAX = 100_000  # delivery ids in memory, all mailboxes together (about 12 MB)
-CHECK_EVERY = 256  # calls between two counts of those ids
+CHECK_EVERY = 256  # calls between two checks of IDS_MAX
 
 
 class MailboxLocked(TimeoutError):
-    """The mailbox lock is held by somebody else; nothing was changed."""
+    """The mailbox lock is held by another thread or process; nothing was changed."""
 
 
 @dataclass(slots=True)
 class Mailbox:
-    """One mailbox. `used_bytes` is what it held at `used_at`, None when that is not known."""
+    """Cached state of one mailbox. `used_bytes` was measured at `used_at`; None when unknown."""
 
     path: Path
     journal: DeliveryJournal
@@ -46,11 +46,11 @@ class Mailbox:
 
     @contextmanager
     def locked(self, seconds: float) -> Iterator[None]:
-        """The mailbox lock among threads and processes of eilpost. Raises Locked after `seconds`, and OSError."""
+        """Hold the lock among threads and processes of eilpost. Raises MailboxLocked after `seconds`, and OSError."""
         deadline = time.monotonic() + seconds
         path = self.path / "eilpost-lock"
         if not self.lock.acquire(timeout=seconds):
-            raise MailboxLocked(errno.EAGAIN, "the mailbox lock is held for too long", str(path))
+            raise MailboxLocked(errno.EAGAIN, "mailbox lock not released in time", str(path))
         try:
             descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT)
             try:
@@ -60,19 +60,17 @@ class Mailbox:
                         break
                     except BlockingIOError:
                         if time.monotonic() > deadline:
-                            raise MailboxLocked(
-                                errno.EAGAIN, "the mailbox lock is held for too long", str(path)
-                            ) from None
+                            raise MailboxLocked(errno.EAGAIN, "mailbox lock not released in time", str(path)) from None
                         time.sleep(0.002)
                 yield
             finally:
-                os.close(descriptor)  # gives the lock back
+                os.close(descriptor)  # releases the lock
         finally:
             self.lock.release()
 
 
 class MailboxCache:
-    """The mailboxes used last."""
+    """LRU cache of mailboxes."""
 
     def __init__(self, root: Path, retention_seconds: float) -> None:
         self._root = root
@@ -87,8 +85,8 @@ class MailboxCache:
 
     @property
     def ids(self) -> int:
-        """Delivery ids held in memory."""
-        return sum(box.journal.size for box in self._mailboxes.values())
+        """Number of delivery ids in memory."""
+        return sum(mailbox.journal.size for mailbox in self._mailboxes.values())
 
     def get(self, owner: str) -> Mailbox:
         with self._lock:
@@ -106,7 +104,7 @@ class MailboxCache:
             return mailbox
 
     def _evict(self) -> None:
-        """Let go of those longest unused. One in use is no harm: the lock on the disk orders the two."""
+        """Evict the least recently used. Evicting one in use is safe: the file lock still serialises both copies."""
         ids = self.ids
         while len(self._mailboxes) > MAILBOXES_MAX or (len(self._mailboxes) > 1 and ids > IDS_MAX):
             _owner, mailbox = self._mailboxes.popitem(last=False)

@@ -1,10 +1,8 @@
-"""Mailboxes as Maildirs that Dovecot reads: one directory per owner, one file per message, each kept exactly once.
+"""Maildir adapter of the Mailboxes port: one directory per owner, one file per message, readable by Dovecot.
 
-In charge of what comes and goes, and of its order on disk: content to `tmp`, flushed; link into `new`; the delivery id
-to the journal; `tmp` unlinked; `new` flushed. Whichever of these a crash cuts off, a second `keep` of the id finds its
-traces (the journal line, or the file in `tmp`) and ends with one message. The mailbox lock (`box`) orders the processes
-of eilpost; Dovecot needs none. Content is stored byte for byte. Never decides who may read. docs/mailboxes.md is for
-people. Next: `mailstore/maildir_reader.py`.
+Order of an append: write and fsync the file in `tmp`; link it into `new`; write the delivery id to the journal; unlink
+the `tmp` file; fsync `new`. After a crash between any two steps, a second `append` of the id finds the journal line or
+the `tmp` file and ends with one message. See docs/mailboxes.md. Next: `mailstore/maildir_reader.py`.
 """
 
 from __future__ import annotations
@@ -38,14 +36,14 @@ from mailstore.session_lock import SessionLock
 logger = structlog.get_logger()
 _T = TypeVar("_T")
 
-WRITERS = 16  # threads; each waits for the disk most of the time
+WRITERS = 16  # threads, mostly waiting for the disk
 READERS = 4
-TMP_MAX_AGE_SECONDS = 36 * 3600.0  # what the Maildir document and Dovecot say
-USED_BYTES_TTL_SECONDS = 60.0  # how long a sum of sizes is believed; a message is never refused on an old sum
+TMP_MAX_AGE_SECONDS = 36 * 3600.0  # as in the Maildir document and in Dovecot
+USED_BYTES_TTL_SECONDS = 60.0  # cache time of the mailbox size; before a refusal it is always measured
 
 
 class PendingAppend:
-    """One `keep`, over its tries for the mailbox lock: what was written before the first is there for the next."""
+    """One `append` across its attempts to lock the mailbox; the `tmp` file is written once."""
 
     __slots__ = ("arguments", "name", "tmp_file")
 
@@ -55,8 +53,8 @@ class PendingAppend:
         self.name = ""  # in `new`
 
     def discard(self) -> None:
-        """Remove what is left of it; only while no thread is at it. A caller that is cancelled leaves it: the next
-        `keep` of the id tidies up.
+        """Remove the `tmp` file, while no thread uses it. A cancelled caller leaves the file; the next `append` of the
+        id removes it.
         """
         tmp_file, self.tmp_file = self.tmp_file, None
         if tmp_file is not None:
@@ -75,7 +73,7 @@ class Maildir:
         retention: timedelta = timedelta(days=14),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`remember` is for how long a delivery id is known at least; longer than the queue's lifetime."""
+        """`retention` is the minimum time a delivery id is kept; it must exceed the queue lifetime."""
         self._root = path
         self._hostname = hostname
         self.retention = retention
@@ -89,7 +87,7 @@ class Maildir:
         self._writers = ThreadPoolExecutor(WRITERS, "maildir-write")
         self._readers = ThreadPoolExecutor(READERS, "maildir-read")
 
-    # The port: each call is one job of a bounded pool of threads.
+    # The port: each call is one job of a bounded thread pool
 
     async def append(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
         started = time.perf_counter()
@@ -116,7 +114,7 @@ class Maildir:
                 raise MailboxInUse(owner)
             yield
         finally:
-            session_lock.release()  # also when we were cancelled while a thread takes it
+            session_lock.release()  # also when cancelled while a thread acquires it
 
     async def messages(self, owner: str) -> Sequence[StoredMessage]:
         return await self._run_in(self._readers, partial(self._reader.messages, owner))
@@ -153,13 +151,13 @@ class Maildir:
         try:
             return lock.acquire()
         except FileNotFoundError:
-            self._create_directories(path)  # no mail yet
+            self._create_directories(path)  # the mailbox has no messages yet
             return lock.acquire()
 
-    # Keeping
+    # Append
 
     def append_blocking(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None) -> bool:
-        """`keep`, in the calling thread. Raises OSError where the port raises MailboxUnavailable."""
+        """`append` in the calling thread. Raises OSError where the port raises MailboxUnavailable."""
         pending = PendingAppend(owner, delivery_id, content, quota_bytes)
         try:
             return self._append(pending, LOCK_SECONDS)
@@ -168,21 +166,21 @@ class Maildir:
             raise
 
     def _append(self, pending: PendingAppend, lock_seconds: float) -> bool:
-        """After Locked, call it again with the same `keeping`, or let that `give_up`."""
+        """After MailboxLocked, call again with the same `pending`, or call `pending.discard()`."""
         owner, delivery_id, content, quota_bytes = pending.arguments
         mailbox = self._mailboxes.get(owner)
         now = self._clock()
         if quota_bytes is not None and len(content) > quota_bytes:
-            # Kept before the quota shrank? Then it is no refusal.
+            # Appended before the quota was lowered: report the duplicate, not a refusal.
             if self._appended_before(mailbox, delivery_id, now, lock_seconds):
                 self._flush_new_and_cur(mailbox.path)
                 return False
-            raise MessageTooLarge(f"{owner}: {len(content)} octets are more than the quota of {quota_bytes}")
+            raise MessageTooLarge(f"{owner}: {len(content)} octets exceed the quota of {quota_bytes}")
         if pending.tmp_file is None:
             virtual_bytes = len(content) + content.count(b"\n") - content.count(b"\r\n")
             pending.name = message_name(int(now * 1_000_000), delivery_id, self._hostname, len(content), virtual_bytes)
             tmp_file = mailbox.path / "tmp" / f"{pending.name}.{self._process}.{next(self._tmp_counter)}"
-            self._write(mailbox, tmp_file, content)  # 1: the content is on the disk
+            self._write(mailbox, tmp_file, content)  # 1: content durable
             pending.tmp_file = tmp_file
         tmp_file = pending.tmp_file
         keep_tmp_file = False
@@ -195,16 +193,16 @@ class Maildir:
             if new:
                 if quota_bytes is not None:
                     self._check_quota(mailbox, owner, len(content), quota_bytes, now)
-                self._link(mailbox.path, tmp_file, pending.name)  # 2: it is in the mailbox
+                self._link(mailbox.path, tmp_file, pending.name)  # 2: visible in the mailbox
                 if mailbox.used_bytes is not None:
                     mailbox.used_bytes += len(content)
             if mailbox.journal.lookup(delivery_id) is not JournalState.RECORDED:
                 try:
-                    mailbox.journal.record_append(delivery_id)  # 3: its id is known
+                    mailbox.journal.record_append(delivery_id)  # 3: delivery id recorded
                 except OSError as error:
                     if not new:
                         raise
-                    # It is kept, but only the name in `new` and the draft say so: leave the draft as a witness.
+                    # The message is in the mailbox without a journal line: keep the `tmp` file as evidence of the link.
                     logger.warning(
                         "mailbox journal not written", owner=owner, delivery_id=delivery_id, reason=error.strerror
                     )
@@ -213,11 +211,11 @@ class Maildir:
         if not keep_tmp_file:
             for name in [tmp_file.name, *earlier]:
                 with suppress(OSError):
-                    os.unlink(tmp_file.parent / name)  # 4: only the name in `new` is left
+                    os.unlink(tmp_file.parent / name)  # 4: only the link in `new` remains
         if new:
-            mailbox.flush_new.flush()  # 5: that name is on the disk
+            mailbox.flush_new.flush()  # 5: link durable
         else:
-            self._flush_new_and_cur(mailbox.path)  # the first `keep` may have died, or failed, before its flush
+            self._flush_new_and_cur(mailbox.path)  # the first `append` may have ended before its flush
         return new
 
     def _write(self, mailbox: Mailbox, tmp_file: Path, content: bytes) -> None:
@@ -244,10 +242,10 @@ class Maildir:
         try:
             os.link(tmp_file, path / "new" / name)
         except FileNotFoundError:
-            self._create_directories(path)  # `new` is missing: somebody tidied up, or a power cut did
+            self._create_directories(path)  # `new` was removed by another program or lost in a power failure
             os.link(tmp_file, path / "new" / name)
         except OSError:
-            if os.stat(tmp_file).st_nlink < 2:  # over NFS an error may follow a link that was made
+            if os.stat(tmp_file).st_nlink < 2:  # NFS may report an error for a link that succeeded
                 raise
 
     def _flush_new_and_cur(self, path: Path) -> None:
@@ -256,7 +254,7 @@ class Maildir:
                 flush_directory(path / name)
 
     def _create_directories(self, path: Path) -> None:
-        """Make the directories of a mailbox, `tmp` last: where it is, the others are."""
+        """Create the directories of a mailbox, `tmp` last: when it exists, the others do."""
         missing = [path]
         while not missing[-1].parent.exists():
             missing.append(missing[-1].parent)
@@ -277,7 +275,7 @@ class Maildir:
             )
 
     def _was_appended(self, mailbox: Mailbox, delivery_id: DeliveryId, *, suspect: bool) -> bool:
-        """`suspect`: an earlier `keep` left a draft behind, so it may have been cut off after its link."""
+        """`suspect`: an earlier `append` left a `tmp` file, so it may have been interrupted after the link."""
         match mailbox.journal.lookup(delivery_id):
             case JournalState.RECORDED:
                 return True
@@ -303,7 +301,7 @@ class Maildir:
                 yield file.name.delivery_id
 
     def _sweep_tmp(self, mailbox: Mailbox, now: float) -> None:
-        """Remove old debris of `tmp`; what had been linked is remembered first. Once per mailbox and process."""
+        """Remove old files in `tmp` once per mailbox and process; ids of linked files are recorded first."""
         mailbox.tmp_swept = True
         with os.scandir(mailbox.path / "tmp") as entries:
             for entry in entries:
@@ -320,7 +318,7 @@ class Maildir:
                         mailbox.journal.record_append(delivery_id)
                     os.unlink(entry.path)
 
-    # Removing
+    # Expunge
 
     def _expunge(self, owner: str, uids: frozenset[str], lock_seconds: float) -> None:
         mailbox = self._mailboxes.get(owner)

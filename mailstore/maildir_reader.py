@@ -1,7 +1,6 @@
-"""What owners see of their Maildirs: the list, the content, the flags.
+"""Read side of a Maildir: list messages, read content, set the seen flag.
 
-In charge of finding a message again that Dovecot moved or flagged meanwhile; nothing here trusts a listing to stay
-true. Never adds or removes a message.
+Dovecot may move or flag a message at any time, so a file that is missing is searched again before it counts as removed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from mailstore.mailboxes import StoredMessage
 from mailstore.names import owner_directory, parse_name, with_seen
 
 _LAST_SECOND = datetime.max.replace(microsecond=0, tzinfo=UTC).timestamp()
-FILENAMES_MAX = 100_000  # file names in memory (about 20 MB)
+FILENAMES_MAX = 100_000  # cached file names (about 20 MB)
 
 
 class MaildirReader:
@@ -34,7 +33,7 @@ class MaildirReader:
 
     def messages(self, owner: str) -> list[StoredMessage]:
         path = self._path(owner)
-        # `new` before `cur`: a message that moves meanwhile is seen twice, never missed; the later sight counts.
+        # `new` before `cur`: a message moved meanwhile is listed twice, never missed; the later entry is used.
         files = {file.name.uid: file for file in list_files(path)}
         messages: list[StoredMessage] = []
         for uid, found in files.items():
@@ -48,7 +47,7 @@ class MaildirReader:
             messages.append(StoredMessage(uid, size, _time(micros), name.seen))
         messages.sort(key=lambda message: (message.received, message.uid))
         with self._lock:
-            # Of each only what finds it again: a large mailbox has many.
+            # Only file names are cached, to bound memory for large mailboxes.
             self._filenames[owner] = {uid: f"{found.folder.name}/{found.filename}" for uid, found in files.items()}
             self._filenames.move_to_end(owner)
             while len(self._filenames) > 1 and sum(map(len, self._filenames.values())) > FILENAMES_MAX:
@@ -68,7 +67,7 @@ class MaildirReader:
                         file.seek(start)
                         return file.read(-1 if limit_bytes is None else limit_bytes)
                 except FileNotFoundError:
-                    pass  # moved or flagged meanwhile: look where it is now
+                    pass  # moved or flagged meanwhile: list again
             self.messages(owner)
         raise KeyError(uid)
 
@@ -86,12 +85,12 @@ class MaildirReader:
 
 
 def _time(micros: int) -> datetime:
-    """The nearest time there is: a file may bear any."""
+    """`micros` clamped to the range of datetime: a file name may hold any number."""
     return datetime.fromtimestamp(min(max(micros / 1_000_000, 0.0), _LAST_SECOND), UTC)
 
 
 def used_bytes(path: Path) -> int:
-    """The sizes of all messages of a mailbox, those in folders too."""
+    """Size of all messages of a mailbox, including folders."""
     total = 0
     for file in list_files(path, folders=True):
         size = file.name.size_bytes

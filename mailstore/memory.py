@@ -1,7 +1,4 @@
-"""Mailboxes in memory, for tests and trials: nothing survives the process.
-
-Obeys the same contract suite as `maildir`.
-"""
+"""In-memory adapter of the Mailboxes port, for tests and trials; nothing survives the process."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ class MemoryMailboxes:
         if delivery_id in mailbox.ids:
             return False
         if quota_bytes is not None and len(content) > quota_bytes:
-            raise MessageTooLarge(f"{owner}: {len(content)} octets are more than the quota of {quota_bytes}")
+            raise MessageTooLarge(f"{owner}: {len(content)} octets exceed the quota of {quota_bytes}")
         used = sum(map(len, mailbox.contents.values()))
         if quota_bytes is not None and used + len(content) > quota_bytes:
             raise MailboxFull(f"{owner}: {used} of {quota_bytes} octets used")

@@ -1,9 +1,7 @@
-"""The names of files and directories in a Maildir. Pure.
+"""Maildir file and directory names: owner to directory, message attributes to file name, both reversible. Pure.
 
-In charge of two mappings, both reversible: an owner to a directory that can never leave the root, and what is known
-of a message (when, delivery id, sizes, flags) to a file name. Never of what exists on disk.
-Source: https://cr.yp.to/proto/maildir.html; `S=` and `W=` as Dovecot and Maildir++ use them, and what Dovecot says of
-flags: letters, then perhaps a comma and fields of others, which stay as they are.
+An owner's directory is always inside the root. Source: https://cr.yp.to/proto/maildir.html; `S=`, `W=` and fields after
+the flags as in Dovecot and Maildir++ (fields after the flags are preserved).
 """
 
 from __future__ import annotations
@@ -15,13 +13,13 @@ from hashlib import blake2b
 from mail.message import DeliveryId
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_+.")
-_CHUNK = 200  # below NAME_MAX (255) of every file system, with room for the mark of a continued name
+_CHUNK = 200  # below NAME_MAX (255) of every file system, with room for the continuation mark
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _OURS = re.compile(
     r"(?P<seconds>\d{1,11})\.M(?P<micros>\d{6})_(?P<id>[A-Za-z0-9_-]{1,64})\.[^,:/]*,S=(?P<size>\d+),W=(?P<wire>\d+)"
     r"(?::2,(?P<flags>[A-Za-z]*)(?:,[^/:]*)?)?\Z"
 )
-_SECONDS = re.compile(r"(\d{1,11})\.")  # until the year 5138; more would be no date
+_SECONDS = re.compile(r"(\d{1,11})\.")  # until the year 5138
 _WIRE_SIZE = re.compile(r",W=(\d+)(?=[,:]|\Z)")
 _UIDL = re.compile(r"[!-~]{1,70}\Z")  # RFC 1939 section 7
 
@@ -29,18 +27,18 @@ _UIDL = re.compile(r"[!-~]{1,70}\Z")  # RFC 1939 section 7
 def owner_directory(owner: str) -> str:
     """`example.test/alice` for `alice@example.test`, relative to the root.
 
-    Each octet outside `a-z 0-9 - _ + .` is written `%XX`, and so is a leading dot; so `..`, `/`, NUL and upper case
-    (for file systems that fold it) never reach the file system. A part longer than a file name may be continues one
-    directory deeper, marked by a final `%`. The plain names are what Dovecot's `%d/%n` makes of the same user.
+    Each octet outside `a-z 0-9 - _ + .` and a leading dot are written as `%XX`, so `..`, `/`, NUL and upper case (for
+    case-insensitive file systems) never reach the file system. A part longer than a file name continues one directory
+    deeper, marked by a final `%`. Plain names equal Dovecot's `%d/%n`.
     """
     local, at, domain = owner.rpartition("@")
     if not at or not local or not domain:
-        raise ValueError(f"{owner!r} is not the key of an address")
+        raise ValueError(f"{owner!r} is not an address key")
     return f"{_encode(domain)}/{_encode(local)}"
 
 
 def directory_owner(directory: str) -> str:
-    """The owner a directory of `owner_directory` belongs to."""
+    """Inverse of `owner_directory`."""
     domain, local = directory.replace("%/", "").split("/")
     return f"{_decode(local)}@{_decode(domain)}"
 
@@ -67,9 +65,8 @@ def _decode(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MessageName:
-    """What a file name says. `delivery_id` is None for a file somebody else put there (Dovecot, a person);
-    `size_bytes` is what a reader gets (for foreign files: with CRLF line ends), None where the name does not tell;
-    `micros` is the time since 1970.
+    """Attributes in a file name. `delivery_id` is None for a file of another program; `size_bytes` is the size as read
+    (for such files with CRLF line endings), None when the name has none; `micros` is the time since 1970.
     """
 
     uid: str
@@ -93,7 +90,7 @@ def message_name(now_micros: int, delivery_id: DeliveryId, hostname: str, size_b
 
 
 def parse_name(name: str) -> MessageName:
-    """What the name of a file in `new` or `cur` says; any name at all has an answer."""
+    """Parse the name of a file in `new` or `cur`; accepts any name."""
     ours = _OURS.match(name)
     if ours is not None:
         micros = int(ours["seconds"]) * 1_000_000 + int(ours["micros"])
@@ -114,13 +111,13 @@ def parse_name(name: str) -> MessageName:
 
 
 def with_seen(name: str) -> str:
-    """The name in `cur` of the same message, flagged as seen."""
+    """The name in `cur` of the same message with the seen flag."""
     base, _colon, info = name.partition(":")
     flags, fields = _flags(info)
     return f"{base}:2,{''.join(sorted({*flags, 'S'}))}{fields}"  # flags in ASCII order
 
 
 def _flags(info: str) -> tuple[str, str]:
-    """The flags, and the fields behind them with their comma."""
+    """Split into flags and the fields after them, with their comma."""
     flags, comma, fields = info[2:].partition(",") if info.startswith("2,") else ("", "", "")
     return flags, comma + fields

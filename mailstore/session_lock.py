@@ -1,8 +1,7 @@
-"""The exclusive lock of a session that has a mailbox open (RFC 1939 section 4): one at a time, in whatever process.
+"""Exclusive lock of a POP3 session on a mailbox, across processes (RFC 1939 section 4).
 
-A flock on a file of its own, `eilpost-session`, so that deliveries (`eilpost-lock`) and Dovecot need not wait for a
-session. The kernel gives it back when the process dies, by kill -9 too. It costs a descriptor for as long as it is
-held, never a thread.
+A flock on its own file, `eilpost-session`, so that deliveries (`eilpost-lock`) and Dovecot do not wait for sessions.
+The kernel releases it when the process dies, even by kill -9. It holds one descriptor and no thread.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ FILE = "eilpost-session"
 
 
 class SessionLock:
-    """The lock of one session, free after `release` even when that overtakes a `take` that is still on its way."""
+    """Lock of one session. After `release` it is free, even when an `acquire` is still running in a thread."""
 
     def __init__(self, mailbox: Path) -> None:
         self._path = mailbox / FILE
@@ -27,7 +26,7 @@ class SessionLock:
         self._released = False
 
     def acquire(self) -> bool:
-        """Whether it could be had; never waits for another session. Raises OSError."""
+        """Try to acquire the lock without waiting. Raises OSError."""
         descriptor = open_regular(self._path, os.O_WRONLY | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,11 +40,11 @@ class SessionLock:
             if not self._released:
                 self._descriptor = descriptor
                 return True
-        os.close(descriptor)  # who asked has gone meanwhile
+        os.close(descriptor)  # released before it was acquired
         return False
 
     def release(self) -> None:
-        """Give it back for good."""
+        """Release the lock permanently."""
         with self._mutex:
             self._released = True
             descriptor, self._descriptor = self._descriptor, None

@@ -1,1 +1,1 @@
-"""POP3 (RFC 1939): how owners fetch their mail."""
+"""POP3 server (RFC 1939)."""

@@ -1,7 +1,6 @@
-"""What a POP3 client says, read into commands. Pure.
+"""POP3 command parser and line reader. Pure.
 
-In charge of line ends, the length limit of RFC 2449 section 4 and the grammar of RFC 1939 section 3; never of whether a
-command fits the moment. A command that exists has arguments of the right kind.
+Line endings and length limits are those of RFC 2449 section 4, the grammar that of RFC 1939 section 3.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 
 # RFC 2449 section 4: 255 octets, CRLF included.
 MAX_COMMAND_OCTETS = 255
-# RFC 5034 section 4: a response to a challenge may be longer; RFC 4954 gives the number.
+# RFC 5034 section 4 allows longer responses to a challenge; RFC 4954 sets the limit.
 MAX_RESPONSE_OCTETS = 12_288
 
 
@@ -22,14 +21,14 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Password:
-    """All of the line after the space, spaces too (RFC 1939 section 7, PASS)."""
+    """The rest of the line after the first space, including spaces (RFC 1939 section 7, PASS)."""
 
     secret: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """`mechanism` is None for a question about which there are."""
+    """`mechanism` is None when the client asks for the list of mechanisms."""
 
     mechanism: str | None
     initial: bytes | None
@@ -88,7 +87,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """Not a command; `why` is fit for a reply."""
+    """An invalid command; `reason` is the reply text."""
 
     reason: str
 
@@ -115,7 +114,7 @@ _BARE: dict[bytes, Command] = {b"CAPA": Capa(), b"QUIT": Quit(), b"NOOP": Noop()
 
 
 def parse(line: bytes) -> Command:
-    """One line, without its end. Keywords in any case (RFC 1939 section 3)."""
+    """Parse a line without its line ending. Keywords are case-insensitive (RFC 1939 section 3)."""
     keyword, _space, rest = line.partition(b" ")
     keyword = keyword.upper()
     if keyword == b"PASS":
@@ -167,22 +166,22 @@ def _parse_auth(words: list[bytes]) -> Command:
 
 @dataclass(frozen=True, slots=True)
 class LineTooLong:
-    """A line over the limit; it was thrown away up to its end."""
+    """A line over the limit; it was discarded up to its end."""
 
 
 class LineReader:
-    """Cuts what arrives into lines, holding no more than one line's limit of what is not finished."""
+    """Splits input into lines; holds at most one limit of an unfinished line."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._dropping = False
 
     def feed(self, data: bytes) -> None:
-        """More octets arrived."""
+        """Add received octets."""
         self._buffer += data
 
     def next_line(self, limit_octets: int = MAX_COMMAND_OCTETS) -> bytes | LineTooLong | None:
-        """The next line without its end (CRLF, or a bare LF from a person at a terminal); None: not all here yet."""
+        """The next line without its CRLF (or LF, for manual tests); None when it is incomplete."""
         end = self._buffer.find(b"\n")
         if end < 0:
             if len(self._buffer) >= limit_octets or self._dropping:

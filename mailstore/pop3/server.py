@@ -1,9 +1,8 @@
-"""The POP3 role: sockets around `session`, and what a session may not do to us.
+"""The POP3 role: sockets, limits and time-outs around `session`.
 
-In charge of connections (how many, how long silent, how fast they read), of having the mailbox reserved as long as a
-session lasts, and of carrying out what that asks for. Promises: a client that never reads holds one slice of a message,
-not a message; a connection that breaks removes nothing; a wrong password takes as long as an unknown user.
-Never parses.
+It limits connections, idle time and slow readers, holds the session lock, and executes the session's actions. A client
+that does not read holds at most one slice of a message in memory; a lost connection removes no message; a wrong
+password takes as long as an unknown user.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ from mailstore.pop3.transfer import MultiLineResponse
 logger = structlog.get_logger()
 
 SLICE_OCTETS = 64 * 1024
-MAX_UNAUTHENTICATED_PER_CLIENT = 20  # connections of one address that have not logged in; loopback is exempt
+MAX_UNAUTHENTICATED_PER_CLIENT = 20  # connections per address before login; loopback is exempt
 _READ_OCTETS = 8 * 1024
 
 
 class _SessionEnded(Exception):
-    """The client has gone, or has to go; `end` is the label of the metric."""
+    """The connection was lost or must be closed; `end` is the metric label."""
 
     def __init__(self, end: str) -> None:
         super().__init__(end)
@@ -62,7 +61,7 @@ class _SessionEnded(Exception):
 
 
 class Pop3Server:
-    """mail.service.Role. `port` is where it listens once it is ready."""
+    """mail.service.Role. `port` is valid after `ready`."""
 
     name = "mailstore.pop3"
 
@@ -76,7 +75,7 @@ class Pop3Server:
         failure_delay: timedelta = timedelta(seconds=2),
         write_timeout: timedelta = timedelta(seconds=60),
     ) -> None:
-        """`failure_delay` follows a wrong password; `write_timeout` is what a client may take to read one slice."""
+        """`failure_delay` follows a failed login; `write_timeout` is the time a client has to read one slice."""
         self._settings = settings
         self._node = node
         self.mailboxes = mailboxes
@@ -115,7 +114,7 @@ class Pop3Server:
             await self._drain()
 
     async def _drain(self) -> None:
-        """Sessions between two commands end at once, the others when their command is done or time is up."""
+        """End idle sessions at once, the others after their command or when the drain time expires."""
         self.stopping = True
         for connection in self._connections.values():
             connection.stop()
@@ -152,7 +151,7 @@ class Pop3Server:
 
 
 class _Connection:
-    """One client, from greeting to close."""
+    """One client connection."""
 
     def __init__(self, server: Pop3Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")
@@ -163,7 +162,7 @@ class _Connection:
         self._session = Session(clear_text_allowed=_is_loopback(self.ip))
         self._lines = LineReader()
         self._owner: str | None = None
-        self._mailbox_lock = AsyncExitStack()  # the mailbox, from log-in to the end
+        self._mailbox_lock = AsyncExitStack()  # held from login to the end
         self._sent_bytes = 0
         self._expunged = 0
         self._stopping = False
@@ -172,11 +171,10 @@ class _Connection:
 
     @property
     def is_unauthenticated(self) -> bool:
-        """Not logged in."""
         return self._owner is None
 
     def stop(self) -> None:
-        """End after the command in hand."""
+        """End the session after the current command."""
         self._stopping = True
         if self._read_task is not None:
             self._read_task.cancel()
@@ -194,12 +192,12 @@ class _Connection:
             end = "shutdown"
             raise
         except Exception:
-            logger.exception("pop3 session failed", ip=self.ip)
+            logger.exception("pop3 session error", ip=self.ip)
         finally:
             await self._mailbox_lock.aclose()
             POP3_SESSIONS.labels(end).inc()
             logger.info(
-                "pop3 session",
+                "pop3 session ended",
                 **({} if self._owner is None else {"user": self._owner}),
                 ip=self.ip,
                 end=end,
@@ -210,7 +208,7 @@ class _Connection:
             await self._close(abort=end in ("dropped", "slow", "cut_off"))
 
     async def _close(self, *, abort: bool) -> None:
-        """Let the client read what is on its way, but not for ever."""
+        """Flush pending output within the write time-out, then close."""
         if not abort:
             self._writer.close()
             with suppress(ConnectionError, TimeoutError):
@@ -229,7 +227,7 @@ class _Connection:
                 return end
 
     async def _next_line(self) -> bytes | LineTooLong:
-        """The next line. Replies to pipelined commands (RFC 2449 section 6.6) leave together, before we wait."""
+        """The next line. Replies to pipelined commands (RFC 2449 section 6.6) are flushed together before waiting."""
         if self._stopping:
             raise _SessionEnded("shutdown")
         deadline: float | None = None
@@ -237,7 +235,9 @@ class _Connection:
             await self._flush()
             loop = asyncio.get_running_loop()
             if deadline is None:
-                deadline = loop.time() + self._server.idle_seconds  # for a whole line: drops of octets do not count
+                deadline = (
+                    loop.time() + self._server.idle_seconds
+                )  # for a complete line; single octets do not extend it
             if self._stopping:
                 raise _SessionEnded("shutdown")
             self._read_task = asyncio.ensure_future(self._reader.read(_READ_OCTETS))
@@ -292,7 +292,7 @@ class _Connection:
         try:
             user = await self._server.directory.authenticate(login, password)
         except DirectoryUnavailable as error:
-            logger.warning("login not checked", service="pop3", reason=str(error))
+            logger.warning("login check unavailable", service="pop3", reason=str(error))
             return LoginFailure.UNAVAILABLE
         if user is None:
             return LoginFailure.WRONG
@@ -316,25 +316,25 @@ class _Connection:
         try:
             part = await mailboxes.read(self._owner, action.uid, 0, SLICE_OCTETS)
         except KeyError:
-            await self._write(b"-ERR [SYS/PERM] the message has been removed by another program\r\n")
+            await self._write(b"-ERR [SYS/PERM] message was removed by another program\r\n")
             return
         except MailboxUnavailable as error:
             logger.warning("mailbox not available", user=self._owner, reason=str(error))
-            await self._write(b"-ERR [SYS/TEMP] the message cannot be read now\r\n")
+            await self._write(b"-ERR [SYS/TEMP] message not available, try again later\r\n")
             return
         await self._write(b"+OK %d octets\r\n" % action.size_bytes if action.top_lines is None else b"+OK\r\n")
         while part:
             await self._write(response.encode(part))
             offset += len(part)
             POP3_RETRIEVED_BYTES.inc(len(part))
-            # The size comes from the file's name, which may lie: only where it says the same is nothing left to read.
+            # The size in the file name may be wrong: skip the last read only when both agree.
             if response.complete or (offset == action.size_bytes and len(part) < SLICE_OCTETS):
                 break
             try:
                 part = await mailboxes.read(self._owner, action.uid, offset, SLICE_OCTETS)
             except (KeyError, MailboxUnavailable) as error:
-                # Half a message with a dot behind it would be taken for a whole one.
-                logger.warning("message cut off", user=self._owner, reason=str(error))
+                # A final dot after half a message would make it look complete.
+                logger.warning("message transfer aborted", user=self._owner, reason=str(error))
                 raise _SessionEnded("cut_off") from error
         await self._write(response.terminator())
         self._sent_bytes += offset
@@ -343,8 +343,8 @@ class _Connection:
             self._session.message_sent(action.number)
 
     async def _update(self, expunge: tuple[str, ...], seen: tuple[str, ...]) -> str | None:
-        """Shielded: once QUIT was read, it is done whether or not the client waits for the answer. What it answers for
-        is the removal (RFC 1939 section 6); a flag that could not be set is for our log.
+        """Update the mailbox after QUIT, shielded from a disconnect. The reply reports failed removals (RFC 1939
+        section 6); a flag that could not be set is only logged.
         """
         assert self._owner is not None
         done = True
@@ -369,7 +369,7 @@ class _Connection:
             await self._flush()
 
     async def _flush(self) -> None:
-        """Wait until the client has read all but one slice."""
+        """Wait until at most one slice is unsent."""
         try:
             async with asyncio.timeout(self._server.write_timeout_seconds):
                 await self._writer.drain()

@@ -1,8 +1,7 @@
-"""The states of a POP3 session (RFC 1939), as a machine without a socket. Pure.
+"""POP3 session state machine (RFC 1939), sans I/O.
 
-In charge of what is answered and when; never of passwords, files or bytes of messages: for those it asks its driver by
-an action and takes the answer in a method. `receive` yields actions one by one; the driver carries out each before
-it takes the next, so a long listing is never whole in memory. Messages are removed by nothing but QUIT.
+`receive` yields actions; the driver executes each before it takes the next, so a long listing is never in memory whole,
+and returns results of log-in, transfer and update through methods. Messages are removed at QUIT only.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from mailstore.pop3.command import MAX_COMMAND_OCTETS, MAX_RESPONSE_OCTETS, Comm
 
 MAX_LOGIN_FAILURES = 3
 MAX_ERRORS = 20
-MAX_UNAUTHENTICATED_COMMANDS = 100  # each command starts the idle time anew: a stranger must not stay for ever by it
-_LISTING_LINES = 500  # lines of a listing in one piece
+MAX_UNAUTHENTICATED_COMMANDS = 100  # bounds a session without login: each command restarts the idle time
+_LISTING_LINES = 500  # listing lines per action
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Write this."""
+    """Write `data`."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class LogIn:
-    """Check the password, take the mailbox lock, read the list; then `logged_in` or `log_in_failed`."""
+    """Check the password, lock and list the mailbox; then call `logged_in` or `log_in_failed`."""
 
     login: str
     password: str
@@ -42,7 +41,7 @@ class LogIn:
 
 @dataclass(frozen=True, slots=True)
 class SendMessage:
-    """Send a message: all of it, or its header and `top_lines` lines of its body."""
+    """Send a message, or its header and the first `top_lines` lines of its body."""
 
     number: int
     uid: str
@@ -52,7 +51,7 @@ class SendMessage:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The UPDATE state (RFC 1939 section 6): remove `expunge`, flag `seen`; then `updated`."""
+    """The UPDATE state (RFC 1939 section 6): remove `expunge`, flag `seen`; then call `updated`."""
 
     expunge: tuple[str, ...]
     seen: tuple[str, ...]
@@ -60,9 +59,9 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Write what is left and close."""
+    """Flush and close."""
 
-    end: str  # the label of the metric: "quit", "denied", "error"
+    end: str  # metric label: "quit", "denied", "error"
 
 
 Action = Send | LogIn | SendMessage | Update | Close
@@ -78,51 +77,51 @@ class LoginFailure(Enum):
 
 class _State(Enum):
     AUTHORIZATION = auto()
-    RESPONSE = auto()  # of SASL, after the challenge
+    RESPONSE = auto()  # waiting for the SASL response
     TRANSACTION = auto()
     ENDED = auto()
 
 
 GREETING = Send(b"+OK eilpost POP3 ready\r\n")  # no timestamp: APOP is not offered
 TOO_MANY_CONNECTIONS = Send(b"-ERR [SYS/TEMP] too many connections, try again later\r\n")
-_CLEAR_TEXT = Send(b"-ERR [AUTH] passwords are not taken in clear text from here\r\n")  # RFC 3206 section 4
+_CLEAR_TEXT = Send(b"-ERR [AUTH] plain-text passwords are not allowed from this address\r\n")  # RFC 3206 section 4
 _WRONG = Send(b"-ERR [AUTH] wrong user or password\r\n")
-_UNAVAILABLE = Send(b"-ERR [SYS/TEMP] the mailbox is not available, try again later\r\n")  # RFC 3206 section 3
-_IN_USE = Send(b"-ERR [IN-USE] another session has the mailbox open\r\n")  # RFC 2449 section 8.1.2
+_UNAVAILABLE = Send(b"-ERR [SYS/TEMP] mailbox not available, try again later\r\n")  # RFC 3206 section 3
+_IN_USE = Send(b"-ERR [IN-USE] mailbox is open in another session\r\n")  # RFC 2449 section 8.1.2
 _NO_SUCH_MESSAGE = Send(b"-ERR no such message\r\n")
-_DELETED = Send(b"-ERR the message is marked as deleted\r\n")
-_WRONG_STATE = Send(b"-ERR not in this state\r\n")
+_DELETED = Send(b"-ERR message is marked as deleted\r\n")
+_WRONG_STATE = Send(b"-ERR command not valid in this state\r\n")
 _OK = Send(b"+OK\r\n")
 _END = Send(b".\r\n")
 
 
 class Session:
-    """One connection. `clear_text_allowed`: the wire is one on which a password may be taken."""
+    """One session. `clear_text_allowed`: passwords may be sent over this connection."""
 
     def __init__(self, *, clear_text_allowed: bool) -> None:
-        # STLS (RFC 2595) will set this to True when the wire is encrypted, and join the capabilities.
+        # STLS (RFC 2595), not implemented, would set this to True after the handshake.
         self._clear_text_allowed = clear_text_allowed
         self._state = _State.AUTHORIZATION
         self._login: bytes | None = None
         self._failures = 0
         self._errors = 0
-        self._unauthenticated_commands = 0  # lines before the log-in
+        self._unauthenticated_commands = 0  # lines before login
         self._messages: Sequence[StoredMessage] = ()
         self._deleted: set[int] = set()
         self._retrieved: set[int] = set()
 
     @property
     def line_limit(self) -> int:
-        """How long the next line may be, in octets with its end."""
+        """Maximum length of the next line in octets, including its line ending."""
         return MAX_RESPONSE_OCTETS if self._state is _State.RESPONSE else MAX_COMMAND_OCTETS
 
     def receive(self, line: bytes | LineTooLong) -> Iterator[Action]:
-        """The client's next line; what to do about it, in this order."""
+        """Handle a line of the client; yield actions in order."""
         if self._state is not _State.TRANSACTION:
             self._unauthenticated_commands += 1
             if self._unauthenticated_commands > MAX_UNAUTHENTICATED_COMMANDS:
                 self._state = _State.ENDED
-                yield Send(b"-ERR too many commands without a log-in\r\n")
+                yield Send(b"-ERR too many commands before login\r\n")
                 yield Close("error")
                 return
         if isinstance(line, LineTooLong):
@@ -176,7 +175,7 @@ class Session:
                     yield message
                 else:
                     self._deleted.add(number)
-                    yield Send(b"+OK message %d will be removed at QUIT\r\n" % number)
+                    yield Send(b"+OK message %d marked for deletion\r\n" % number)
             case _:
                 assert_never(command)
 
@@ -190,10 +189,10 @@ class Session:
                 yield _CLEAR_TEXT
             case commands.User(login):
                 self._login = login
-                yield _OK  # whether or not there is such a user
+                yield _OK  # also for unknown users
             case commands.Password(secret):
                 if self._login is None:
-                    yield from self._error("USER first")
+                    yield from self._error("send USER first")
                     return
                 login, self._login = self._login, None
                 yield self._log_in(login, secret)
@@ -224,16 +223,16 @@ class Session:
             yield from self._error("malformed response")
             return
         if identity not in (b"", login):
-            yield from self.log_in_failed(LoginFailure.WRONG)  # nobody may act for another
+            yield from self.log_in_failed(LoginFailure.WRONG)  # no proxy authorization
             return
         yield self._log_in(login, password)
 
     def _log_in(self, login: bytes, password: bytes) -> LogIn:
-        # What is not UTF-8 is nobody's name and nobody's password; it is checked all the same, to take as long.
+        # Text that is not UTF-8 matches no user; it is checked anyway, so that the time is the same.
         return LogIn(login.decode("utf-8", "replace"), password.decode("utf-8", "replace"))
 
     def logged_in(self, messages: Sequence[StoredMessage]) -> Iterator[Action]:
-        """The password is right and the mailbox is ours alone; `kept` is what the session sees until its end."""
+        """Login succeeded and the mailbox is locked; the session sees `messages` until its end."""
         self._messages = messages
         self._state = _State.TRANSACTION
         yield Send(
@@ -241,7 +240,7 @@ class Session:
         )
 
     def log_in_failed(self, failure: LoginFailure) -> Iterator[Action]:
-        """The driver has waited out the delay where there is one."""
+        """Login failed; called after the failure delay."""
         match failure:
             case LoginFailure.WRONG:
                 yield _WRONG
@@ -278,7 +277,7 @@ class Session:
         yield _END
 
     def message_sent(self, number: int) -> None:
-        """All of a message has been sent."""
+        """A message was sent completely."""
         self._retrieved.add(number)
 
     # The end
@@ -296,13 +295,13 @@ class Session:
             yield from self.updated(done=True)
 
     def updated(self, *, done: bool) -> Iterator[Action]:
-        """The mailbox is as the client wanted it, or is not (RFC 1939 section 6)."""
+        """Reply to QUIT after the update (RFC 1939 section 6)."""
         self._state = _State.ENDED
-        yield Send(b"+OK bye\r\n" if done else b"-ERR [SYS/TEMP] some messages were not removed\r\n")
+        yield Send(b"+OK bye\r\n" if done else b"-ERR [SYS/TEMP] some deleted messages were not removed\r\n")
         yield Close("quit")
 
     def _capabilities(self) -> Send:
-        """RFC 2449; the ways to log in are named only where they may be used."""
+        """RFC 2449; login methods are listed only where they are allowed."""
         methods = b"USER\r\nSASL PLAIN\r\n" if self._clear_text_allowed else b""
         return Send(
             b"+OK capabilities follow\r\n" + methods + b"TOP\r\nUIDL\r\nPIPELINING\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\n"

@@ -1,22 +1,22 @@
-"""A message on its way to a POP3 client, slice by slice: dots stuffed, cut for TOP, ended by a dot. Pure.
+"""Encoder of a POP3 multi-line response: dot-stuffing, truncation for TOP, terminator. Pure.
 
-Holds nothing but where in a line the last slice ended. Source: RFC 1939 sections 3 and 7 (TOP).
+Source: RFC 1939 sections 3 and 7 (TOP).
 """
 
 from __future__ import annotations
 
 
 class MultiLineResponse:
-    """One multi-line response. `top_lines`: the header and so many lines of the body; None: all."""
+    """One multi-line response. `top_lines`: the header and that many body lines; None: the whole message."""
 
     def __init__(self, top_lines: int | None = None) -> None:
-        self._tail = b"\n"  # the last octets sent, before stuffing; the start is the start of a line
+        self._tail = b"\n"  # last octets before stuffing; initially at the start of a line
         self._lines_left = top_lines
         self._in_header = top_lines is not None
         self.complete = False  # no more of the content is needed
 
     def encode(self, content: bytes) -> bytes:
-        """The next part of the content, as it goes over the wire."""
+        """Encode the next part of the content."""
         if self._lines_left is not None:
             content = self._truncate(content)
         if not content:
@@ -28,11 +28,11 @@ class MultiLineResponse:
         return stuffed
 
     def terminator(self) -> bytes:
-        """What ends the response: the last line's end where the content lacks it, and the dot."""
+        """The final dot, after a CRLF when the content does not end in one."""
         return b".\r\n" if self._tail in (b"\n", b"\r\n") else b"\r\n.\r\n"
 
     def _truncate(self, content: bytes) -> bytes:
-        """What of it is header, or within the lines asked for."""
+        """The part of `content` within the header and the requested body lines."""
         position = 0
         if self._in_header:
             position = self._header_end(content)
@@ -50,8 +50,8 @@ class MultiLineResponse:
         return content[:position]
 
     def _header_end(self, content: bytes) -> int:
-        """Where the body begins (behind the empty line); -1 when that is not in this slice."""
-        joined = self._tail + content  # an empty line may lie across two slices
+        """Offset of the body after the empty line; -1 when it is not in this slice."""
+        joined = self._tail + content  # an empty line may span two slices
         ends = [(at, len(mark)) for mark in (b"\n\r\n", b"\n\n") if (at := joined.find(mark)) >= 0]
         if not ends:
             return -1

@@ -119,8 +119,8 @@ def test_sigterm_to_pid_1_drains(docker_engine: Engine, tag: str) -> None:
         queue_id = said.decode().rpartition(" ")[2]
         lines = [json.loads(line) for line in docker_engine.logs("eilpost-drain").splitlines() if line.startswith("{")]
         events = [line["event"] for line in lines]
-        assert [line["queue_id"] for line in lines if line["event"] == "accepted"] == [queue_id]
-        assert events.index("signal") < events.index("draining") < events.index("accepted") < events.index("stopped")
+        assert [line["queue_id"] for line in lines if line["event"] == "message accepted"] == [queue_id]
+        assert events.index("signal") < events.index("draining") < events.index("message accepted") < events.index("stopped")
         state = docker_engine.inspect("eilpost-drain")["State"]
         assert isinstance(state, dict)
         assert (state["Status"], state["ExitCode"], state["OOMKilled"]) == ("exited", 0, False)

@@ -41,4 +41,4 @@ def test_commands_of_the_index(mail: Release, tmp_path: Path, role: str) -> None
     assert "FAIL" not in doctor.read_text()
     assert "delivered  alice@example.test" in (tmp_path / "trace.txt").read_text()
     assert (tmp_path / "queue.json").read_text().startswith("[")
-    assert '"event":"accepted"' in (tmp_path / "lines.txt").read_text()
+    assert '"event":"message accepted"' in (tmp_path / "lines.txt").read_text()

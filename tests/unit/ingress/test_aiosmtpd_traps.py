@@ -40,7 +40,7 @@ async def test_an_exception_is_a_generic_451_and_a_clean_slate() -> None:
         await client.start_data()
         server.log.error = ValueError("secret\r\n250 2.0.0 injected")
         assert await client.command("Subject: x\r\n\r\n.") == "451 4.3.0 Local error, try again later"
-        assert await client.command("RCPT TO:<bob@example.test>") == "503 5.5.1 MAIL is needed first"
+        assert await client.command("RCPT TO:<bob@example.test>") == "503 5.5.1 Send MAIL first"
         server.log.error = None
         assert (await client.command("MAIL FROM:<>")).startswith("250")
         assert server.ingress._memory_budget.used_bytes == 0

@@ -96,6 +96,6 @@ async def test_content_that_does_not_end_is_cut_when_others_need_the_memory(monk
         await other.start_data()
         other.send(b"y" * 30_000 + b"\r\n")
         assert (await other.command(".")).startswith("250")
-        assert await slow.read_reply() == "421 4.3.1 Too little room for content that comes so slowly, try again later"
+        assert await slow.read_reply() == "421 4.3.1 Server busy and message data too slow, try again later"
         assert await slow.read_to_end() == b""
         assert server.ingress._memory_budget.used_bytes == 0

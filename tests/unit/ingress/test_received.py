@@ -110,7 +110,7 @@ async def test_the_log_line_names_who_it_is_for_and_the_size_that_trace_tells() 
         with structlog.testing.capture_logs() as lines:
             client.send(b"Subject: x\r\n\r\n.\r\n")
             await client.read_reply()
-        [line] = [line for line in lines if line["event"] == "accepted"]
+        [line] = [line for line in lines if line["event"] == "message accepted"]
         assert line["to"] == [f"u{number}@catch.test" for number in range(20)]
         assert (line["recipients"], line["size"]) == (25, len(server.content()))
         assert None not in line.values()
@@ -124,7 +124,7 @@ async def test_what_is_refused_before_any_greeting_names_none() -> None:
         with structlog.testing.capture_logs() as lines:
             late = await server.connect()
             await late.read_reply()
-        assert [(line["event"], None in line.values()) for line in lines] == [("refused", False)]
+        assert [(line["event"], None in line.values()) for line in lines] == [("command refused", False)]
 
 
 async def test_what_is_accepted_says_where_it_came_from() -> None:

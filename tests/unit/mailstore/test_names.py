@@ -52,7 +52,7 @@ def test_plain_users_lie_where_dovecot_looks() -> None:
 
 @pytest.mark.parametrize("owner", ["", "alice", "@example.test", "alice@"])
 def test_what_is_no_address_is_refused(owner: str) -> None:
-    with pytest.raises(ValueError, match="not the key"):
+    with pytest.raises(ValueError, match="not an address key"):
         owner_directory(owner)
 
 

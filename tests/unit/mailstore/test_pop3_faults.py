@@ -58,7 +58,7 @@ async def test_a_directory_or_a_store_that_is_down_is_a_temporary_error(mailboxe
         assert not mailboxes.locked
         role.mailboxes = FailingMailboxes(mailboxes, method="expunge")
         assert (await exchange(role, LOG_IN + b"DELE 1\r\nQUIT\r\n")).endswith(
-            b"-ERR [SYS/TEMP] some messages were not removed\r\n"
+            b"-ERR [SYS/TEMP] some deleted messages were not removed\r\n"
         )
         role.mailboxes = FailingMailboxes(mailboxes, method="mark_seen")
         answers = await exchange(role, LOG_IN + b"RETR 1\r\nDELE 2\r\nQUIT\r\n")
@@ -66,7 +66,7 @@ async def test_a_directory_or_a_store_that_is_down_is_a_temporary_error(mailboxe
         assert [kept.uid for kept in await mailboxes.messages(OWNER)] == ["A-0"]
         role.mailboxes = FailingMailboxes(mailboxes, method="read")
         answers = await exchange(role, LOG_IN + b"RETR 1\r\nNOOP\r\nQUIT\r\n")
-        assert answers.endswith(b"-ERR [SYS/TEMP] the message cannot be read now\r\n+OK\r\n+OK bye\r\n")
+        assert answers.endswith(b"-ERR [SYS/TEMP] message not available, try again later\r\n+OK\r\n+OK bye\r\n")
 
 
 async def test_a_message_that_breaks_off_is_never_ended_with_a_dot(mailboxes: MemoryMailboxes) -> None:

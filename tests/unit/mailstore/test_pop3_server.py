@@ -89,7 +89,7 @@ async def test_a_pipelined_session_is_answered_in_order(mailboxes: MemoryMailbox
         )
         size = len(FIRST) + len(SECOND)
         assert answers.endswith(
-            b"+OK 2 %d\r\n+OK message 1 will be removed at QUIT\r\n+OK 1 %d\r\n+OK 2 messages\r\n+OK\r\n+OK bye\r\n"
+            b"+OK 2 %d\r\n+OK message 1 marked for deletion\r\n+OK 1 %d\r\n+OK 2 messages\r\n+OK\r\n+OK bye\r\n"
             % (size, len(SECOND))
         )
         assert len(await mailboxes.messages(OWNER)) == 2

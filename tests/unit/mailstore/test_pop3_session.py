@@ -125,17 +125,17 @@ def test_nothing_before_the_log_in(line: bytes) -> None:
 
 @pytest.mark.parametrize("line", [b"USER bob", b"PASS x", b"AUTH PLAIN AGEAYg=="])
 def test_no_second_log_in(inside: Driver, line: bytes) -> None:
-    assert inside.send(line) == b"-ERR not in this state\r\n"
+    assert inside.send(line) == b"-ERR command not valid in this state\r\n"
     assert inside.actions == []
 
 
 def test_pass_needs_user_and_takes_the_whole_line() -> None:
     driver = Driver(denied=LoginFailure.WRONG)
-    assert driver.send(b"PASS x") == b"-ERR USER first\r\n"
+    assert driver.send(b"PASS x") == b"-ERR send USER first\r\n"
     driver.send(b"USER alice")
     driver.send("PASS  two  blanks, ü ".encode())
     assert driver.actions == [LogIn("alice", " two  blanks, ü ")]
-    assert driver.send(b"PASS x") == b"-ERR USER first\r\n"  # a wrong password forgets the user
+    assert driver.send(b"PASS x") == b"-ERR send USER first\r\n"  # a wrong password forgets the user
 
 
 def test_three_wrong_passwords_end_the_session_and_busy_or_broken_do_not() -> None:
@@ -221,7 +221,7 @@ def test_who_never_logs_in_does_not_stay(line: bytes) -> None:
         for _ in range(100):
             driver.send(line)
             assert driver.end is None
-        assert driver.send(line) == b"-ERR too many commands without a log-in\r\n"
+        assert driver.send(line) == b"-ERR too many commands before login\r\n"
         assert driver.end == "error"
 
 
@@ -238,7 +238,7 @@ def test_a_failed_update_is_told() -> None:
         Update((), ()),
     ]
     assert list(session.updated(done=False)) == [
-        Send(b"-ERR [SYS/TEMP] some messages were not removed\r\n"),
+        Send(b"-ERR [SYS/TEMP] some deleted messages were not removed\r\n"),
         Close("quit"),
     ]
 
