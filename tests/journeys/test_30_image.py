@@ -120,7 +120,12 @@ def test_sigterm_to_pid_1_drains(docker_engine: Engine, tag: str) -> None:
         lines = [json.loads(line) for line in docker_engine.logs("eilpost-drain").splitlines() if line.startswith("{")]
         events = [line["event"] for line in lines]
         assert [line["queue_id"] for line in lines if line["event"] == "message accepted"] == [queue_id]
-        assert events.index("signal") < events.index("draining") < events.index("message accepted") < events.index("stopped")
+        assert (
+            events.index("signal")
+            < events.index("draining")
+            < events.index("message accepted")
+            < events.index("stopped")
+        )
         state = docker_engine.inspect("eilpost-drain")["State"]
         assert isinstance(state, dict)
         assert (state["Status"], state["ExitCode"], state["OOMKilled"]) == ("exited", 0, False)
