@@ -1,76 +1,96 @@
-# Everything a person needs: `make run` to try it, `make test` and `make check` before a commit, `make bench` to compare,
-# `make faults` for the long proof that nothing is lost (over an hour; docs/reports/faults.md).
-# `make kafka` starts a real Kafka (NODES=3: three) for development; it needs Java 17 and Maven.
-# Nothing else is needed but Python 3.11 or newer and make; the tools live in .venv.
+# `make help` lists the targets: each has its line after `##`. All of them need Python 3.11 or newer with venv;
+# `make kafka` also needs Java 17 and Maven.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NODES ?= 1
-STAMP := $(VENV)/.set-up
+VENV_STAMP := $(VENV)/.made
+RUN_STAMP := $(VENV)/.run
+DEV_STAMP := $(VENV)/.set-up
 
-.PHONY: setup run cluster kafka test test-cluster check format bench faults docs dashboards pictures lock clean
+.DEFAULT_GOAL := help
+.PHONY: help setup run cluster kafka test test-cluster check format bench faults docs dashboards pictures lock clean
 
-setup: $(STAMP)
+help: ## show this list
+	@echo "usage: make TARGET"
+	@echo
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 16
+	@echo
+	@echo "For example:"
+	@echo "  make run                          start the demo; it prints what to try"
+	@echo "  make kafka NODES=3                and, in another terminal:"
+	@echo "  make cluster                      start the demo on a cluster"
+	@echo "  make PYTHON=python3.12 setup      use another Python"
 
-$(STAMP): requirements-dev.lock pyproject.toml
+$(VENV_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "eilpost needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
-	@echo "Setting up $(VENV) (once, about two minutes) ..."
+	  { echo "eilpost needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make $(VENV): its module venv or ensurepip is not installed;" \
+	    "on Debian or Ubuntu: sudo apt-get install $(notdir $(PYTHON))-venv" >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python deploy/install.py requirements-dev.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-run: setup
+$(RUN_STAMP): requirements.lock pyproject.toml | $(VENV_STAMP)
+	@echo "Setting up $(VENV) to run eilpost (once, about 30 seconds) ..."
+	@$(BIN)/python deploy/install.py requirements.lock
+	@touch $@
+
+$(DEV_STAMP): requirements-dev.lock pyproject.toml | $(VENV_STAMP)
+	@echo "Setting up $(VENV) to test eilpost (once, about two minutes) ..."
+	@$(BIN)/python deploy/install.py requirements-dev.lock
+	@touch $(RUN_STAMP) $@
+
+setup: $(DEV_STAMP) ## install everything that the targets below need in .venv
+
+run: $(RUN_STAMP) ## start the demo: all roles in one process, with the users alice and bob
 	@$(BIN)/eilpost demo
 
-cluster: setup
+cluster: $(RUN_STAMP) ## start the demo on a cluster of seven processes; needs `make kafka NODES=3`
 	@$(BIN)/eilpost demo --cluster
 
-kafka:
+kafka: ## start Apache Kafka for development, NODES=3 for three brokers; needs Java 17 and Maven
 	@exec $(PYTHON) deploy/kafka/broker.py up --nodes $(NODES) --dir var/kafka-$(NODES)
 
-test: setup
+test: setup ## run all tests
 	$(BIN)/pytest
 
-# The part of it that needs root, Debian's containerd and Docker, and Go: docs/kubernetes.md is proven by it.
-test-cluster: setup
+test-cluster: setup ## run the tests on Kubernetes, Helm and Docker; needs root, containerd, Docker and Go
 	$(BIN)/pytest -m "kubernetes or helm or docker"
 
-check: setup
+check: setup ## check format, lint, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint deploy/Dockerfile
 
-format: setup
+format: setup ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup
+bench: setup ## measure against Postfix, write docs/reports/performance.md
 	$(BIN)/python -m tests.bench
 
-faults: setup
+faults: setup ## prove under faults that no message is lost; takes over an hour
 	$(BIN)/python -m tests.faults
 
-docs: setup
+docs: setup ## generate the reference pages and the dashboards
 	$(BIN)/python -m tests.support.docs.generate
 	$(BIN)/python -m deploy.grafana
 
-dashboards: setup
+dashboards: setup ## generate the dashboards
 	$(BIN)/python -m deploy.grafana
 
-pictures: setup
+pictures: setup ## draw the pictures of the dashboards
 	$(BIN)/python -m tests.monitoring.draw
 
-lock:
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+lock: $(VENV_STAMP) ## resolve the dependencies and write the lock files
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --all-extras \
 	  --python-version 3.11 pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	  --extra kafka --extra postgres --extra objects --python-version 3.11 pyproject.toml -o requirements.lock
 
-clean:
+clean: ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

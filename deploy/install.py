@@ -1,6 +1,6 @@
-"""`pip install` with one line that says how far it is; what went wrong comes out as pip says it.
+"""Installer of the packages of a lock file, and of eilpost from this repository, into the .venv of `make`.
 
-`make setup` runs it with the python of .venv, before anything is installed there.
+`python deploy/install.py LOCK` runs with the Python of .venv and shows pip's progress in one line.
 """
 
 from __future__ import annotations
@@ -8,12 +8,24 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+# The shell runs Python, so that the path of .venv may have spaces and any length; pip writes scripts in the same way.
+SCRIPT = """\
+#!/bin/sh
+'''exec' "{python}" "$0" "$@"
+' '''
+from eilpost.cli import main
+
+main()
+"""
+
 
 def main(lock: Path) -> int:
-    """Install what `lock` names; pip's exit status."""
+    """Install the packages of `lock`; pip's exit status."""
     total = len(re.findall(r"^\S+==", lock.read_text(encoding="utf-8"), re.MULTILINE))
     command = [
         sys.executable,
@@ -25,10 +37,10 @@ def main(lock: Path) -> int:
         "-r",
         str(lock),
     ]
-    begun, count, is_seen = time.monotonic(), 0, sys.stderr.isatty()
+    started, count, is_terminal = time.monotonic(), 0, sys.stderr.isatty()
 
-    def say(text: str) -> None:
-        if is_seen:
+    def print_progress(text: str) -> None:
+        if is_terminal:
             print(f"\r  {text:<76.76}", end="", file=sys.stderr, flush=True)
         elif count % 20 == 1:
             print(f"  {text}", file=sys.stderr, flush=True)
@@ -40,16 +52,27 @@ def main(lock: Path) -> int:
                 total -= 1
             elif line.startswith("Collecting "):
                 count += 1
-                say(f"package {count} of {total}: {line.split()[1].partition('=')[0]}")
+                print_progress(f"package {count} of {total}: {line.split()[1].partition('=')[0]}")
             elif line.startswith("Installing collected"):
                 count = 1
-                say(f"installing {total} packages ...")
+                print_progress(f"installing {total} packages ...")
     count = 1
-    say("could not be set up:" if pip.returncode else f"{total} packages in {time.monotonic() - begun:.0f} s")
-    if is_seen:
+    duration = f"{time.monotonic() - started:.0f} s"
+    print_progress("pip failed:" if pip.returncode else f"{total} packages in {duration}")
+    if is_terminal:
         print(file=sys.stderr)
     return pip.returncode
 
 
+def install_eilpost() -> None:
+    """Make `eilpost` run from this repository, as `pip install -e .` does, without the packages of a build backend."""
+    (Path(sysconfig.get_path("purelib")) / "eilpost.pth").write_text(f"{ROOT}\n", encoding="utf-8")
+    script = Path(sysconfig.get_path("scripts")) / "eilpost"
+    script.write_text(SCRIPT.format(python=sys.executable), encoding="utf-8")
+    script.chmod(0o755)
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    if status := main(Path(sys.argv[1])):
+        sys.exit(status)
+    install_eilpost()

@@ -1,21 +1,86 @@
-"""`make setup` says how far it is, and says it the same way everywhere."""
+"""What `make` installs, and what it prints when it cannot."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
+import venv
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
-def test_how_long_it_takes_is_said_once() -> None:
-    (takes,) = re.findall(r"Setting up .*\(once, ([^)]+)\)", (ROOT / "Makefile").read_text())
-    assert f"sets up `.venv` ({takes}, " in (ROOT / "README.md").read_text(encoding="utf-8")
+def _make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(
+        ["make", "-f", str(ROOT / "Makefile"), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
-def test_what_pip_cannot_find_is_its_word_and_its_status(tmp_path: Path) -> None:
+def _packages(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\S+)==(\S+)", (ROOT / lock).read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_readme_and_makefile_state_the_same_duration() -> None:
+    durations = re.findall(r"Setting up .* to run eilpost \(once, ([^)]+)\)", MAKEFILE)
+    assert len(durations) == 1
+    assert f"sets up `.venv` ({durations[0]}, " in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_packages_to_run_are_a_part_of_the_packages_to_test() -> None:
+    run, test = _packages("requirements.lock"), _packages("requirements-dev.lock")
+    assert run.items() <= test.items()
+    assert len(run) <= 40
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert not {"pytest", "mypy", "ruff"} & run.keys()
+    assert {"aiokafka", "asyncpg", "obstore"} <= run.keys()
+    assert set(extras) == {"kafka", "postgres", "objects", "dev"}  # an adapter's extra belongs in requirements.lock
+
+
+def test_the_default_target_lists_every_target_that_has_a_meaning() -> None:
+    done = _make(ROOT, "--no-print-directory")
+    assert done.returncode == 0, done.stderr
+    listed = set(re.findall(r"^  ([a-z-]+)  ", done.stdout, re.MULTILINE))
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert phony is not None
+    assert listed == set(phony[1].split())
+    assert all(len(line) <= 120 for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ('case "$*" in *ensurepip*) exit 1;; esac', "apt-get install python3.11-venv"),
+        ('case "$*" in *version_info*) exit 1;; esac', "needs Python 3.11 or newer"),
+    ],
+)
+def test_a_python_that_cannot_make_a_venv_is_one_line(tmp_path: Path, script: str, expected: str) -> None:
+    python = tmp_path / "python3.11"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    (tmp_path / "requirements.lock").touch()
+    (tmp_path / "pyproject.toml").touch()
+    done = _make(tmp_path, "run", f"PYTHON={python}")
+    assert done.returncode == 2
+    first, *others = done.stderr.splitlines()
+    assert expected in first
+    assert all(line.startswith("make") for line in others)
+
+
+def test_an_error_of_pip_is_printed_and_is_the_exit_status(tmp_path: Path) -> None:
     lock = tmp_path / "lock.txt"
     lock.write_text(
         f"nothing==1.0 ; python_version < '3' --hash=sha256:{'0' * 64}\nnot-a-wheel @ {tmp_path.as_uri()}/no.whl\n"
@@ -29,4 +94,18 @@ def test_what_pip_cannot_find_is_its_word_and_its_status(tmp_path: Path) -> None
     )
     assert done.returncode != 0
     assert "ERROR" in done.stderr
-    assert "could not be set up" in done.stderr
+    assert "pip failed" in done.stderr
+
+
+def test_eilpost_runs_from_the_repository_in_a_folder_with_spaces(tmp_path: Path) -> None:
+    folder, repository = tmp_path / "a folder" / ".venv", tmp_path / "a repository"
+    venv.create(folder, with_pip=False, symlinks=True)
+    (repository / "deploy").mkdir(parents=True)
+    (repository / "eilpost").mkdir()
+    shutil.copy(ROOT / "deploy" / "install.py", repository / "deploy")
+    (repository / "eilpost" / "cli.py").write_text("import sys\n\n\ndef main():\n    print(sys.argv[1:])\n")
+    code = f"import sys; sys.path[0] = {str(repository / 'deploy')!r}; import install; install.install_eilpost()"
+    subprocess.run([str(folder / "bin" / "python"), "-c", code], check=True, timeout=60)
+    command = [str(folder / "bin" / "eilpost"), "up", "two words"]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "['up', 'two words']\n", done.stderr
