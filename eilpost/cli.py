@@ -1,9 +1,7 @@
-"""The command line. It parses arguments, calls what does the work, and turns every fault into one line and a status.
+"""The command line: arguments, the call of the module that does the work, and the exit status.
 
-Exit status: 0 done; 1 what was asked about does not exist (an unknown queue id, a user), or does already, or a check
-fails; 2 cannot run as configured or called (settings, a port in use, a data directory that is held or unreadable), the
-line on stderr names the key; 70 a bug of ours; 130 interrupted. No traceback reaches a person unless EILPOST_DEBUG is
-set. What is slow to import is imported inside the commands.
+An error is one line on stderr that names the key or argument, and a traceback only if EILPOST_DEBUG is set. Modules
+that are slow to import are imported inside the commands.
 """
 
 from __future__ import annotations
@@ -18,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 import typer
 
-from eilpost import cli_cluster, cli_load, cli_move
+from eilpost import cli_cluster, cli_help, cli_load, cli_move
 from eilpost.cli_config import config_app
+from eilpost.cli_help import examples
 from eilpost.terminal import (
     EXIT_NOT_FOUND,
     EXIT_UNUSABLE,
@@ -55,12 +54,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit status: 0 done; 1 what was asked about does not exist, or does already, or a check fails; 2 cannot run"
-    " as configured or called; 70 a bug of ours; 130 interrupted.",
+    context_settings={"help_option_names": ["-h", "--help"]},  # the commands inherit it
+    epilog="`eilpost help COMMAND` shows the options of a command and examples.\n\nExit status: 0 success; 1 the"
+    " message, user or other object does not exist, or exists already, or a check failed; 2 wrong configuration or"
+    " arguments; 70 an internal error; 130 interrupted.",
 )
-user_app = command_group("Mailboxes: add, change a password, list.")
+user_app = command_group("Add, change, remove and list mailboxes.")
 app.add_typer(user_app, name="user")
 app.add_typer(config_app, name="config")
+cli_help.register(app)
 cli_cluster.register(app)
 cli_load.register(app)
 cli_move.register(app)
@@ -81,24 +83,25 @@ def _options(
     """A distributed, queue-backed mail transport cluster."""
 
 
-AddressArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="A whole address, like alice@example.test.")]
+AddressArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="For example alice@example.test.")]
+PasswordOption = Annotated[
+    bool, typer.Option("--password-stdin", help="Read the password from the first line of standard input.")
+]
 
 
 def main() -> None:
     """The entry point."""
-    if os.getpid() == 1:  # of a container: the kernel gives PID 1 no default action, and SIGTERM would be lost
+    if os.getpid() == 1:  # in a container: the kernel gives PID 1 no default action, so SIGTERM would be ignored
         signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
     if sys.argv[1:2] and sys.argv[1] in _SERVERS and not (sys.stderr is not None and sys.stderr.isatty()):
-        for (
-            signal_number
-        ) in _HARMLESS:  # until mail/signals.py catches them; as handlers, which programs do not inherit
+        for signal_number in _HARMLESS:  # until mail/signals.py handles them; SIG_IGN would be inherited by children
             signal.signal(signal_number, lambda _number, _frame: None)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed (2>&-): what is printed there is dropped
+        if getattr(sys, name) is None:  # closed (2>&-)
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     out = sys.stdout
     if isinstance(out, TextIOWrapper):
-        out.reconfigure(errors="backslashreplace")  # a name in no script of this locale is no fault
+        out.reconfigure(errors="backslashreplace")  # for characters that the locale cannot encode
     try:
         sys.exit(app(prog_name="eilpost", standalone_mode=False))
     except (KeyboardInterrupt, typer.Abort):
@@ -122,8 +125,8 @@ def main() -> None:
 
 
 def _output_was_closed(out: TextIO) -> bool:
-    """Whether the command ended early because nobody reads its output, which is no fault: `eilpost queue | head`."""
-    gone = sys.stdout is not out  # typer saw it and put a silent one in its place
+    """Whether the command ended because the reader of its output ended, as in `eilpost queue | head`: no error."""
+    gone = sys.stdout is not out  # typer replaced it after BrokenPipeError
     try:
         out.flush()
     except BrokenPipeError:
@@ -150,44 +153,46 @@ def _report_error(error: Exception) -> int:
     if isinstance(error, OSError):
         print_message(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return EXIT_UNUSABLE
-    if not structlog.is_configured():  # a command, not a server: its output is no place for the traceback of a bug
+    if not structlog.is_configured():  # a command, not a server: without the log line and its traceback
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     return service.report(error)
 
 
-@app.command()
+@app.command(epilog=examples("eilpost up --config /etc/eilpost/eilpost.toml"))
 def up(config: ConfigOption = None) -> None:
-    """Run all roles in one process."""
+    """Run all roles in one process until SIGTERM or Ctrl-C."""
     from eilpost import configuration, process
 
     raise typer.Exit(process.run_all(configuration.load_plan(config)))
 
 
-@app.command()
+@app.command(epilog=examples("eilpost demo", "eilpost demo --dir /tmp/demo", "eilpost demo --cluster"))
 def demo(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--dir", metavar="DIRECTORY", help="Where the demo keeps its things: var/demo, or var/demo-cluster."
+            "--dir",
+            metavar="DIRECTORY",
+            help="Where the demo stores its files. Default: var/demo, with --cluster var/demo-cluster.",
         ),
     ] = None,
     cluster: Annotated[
         bool,
-        typer.Option("--cluster", help="Seven processes, two of each role but mailstore, on a Kafka of three brokers."),
+        typer.Option("--cluster", help="Run seven processes on a Kafka cluster of three brokers."),
     ] = False,
-    brokers: Annotated[str, typer.Option(metavar="URL", help="With --cluster: the Kafka.")] = "",
+    brokers: Annotated[str, typer.Option(metavar="URL", help="With --cluster: the Kafka brokers.")] = "",
     port: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=65526,
             metavar="PORT",
-            help="With --cluster: ten ports from here on, two for SMTP, one for POP3, seven for HTTP; else 2525, 2526,"
-            " 2110, and 8025 and on.",
+            help="With --cluster: the first of ten ports, two for SMTP, one for POP3, seven for HTTP. Default: SMTP"
+            " 2525 and 2526, POP3 2110, HTTP 8025 to 8031.",
         ),
     ] = None,
 ) -> None:
-    """Run all roles on a small world of its own, with alice and bob."""
+    """Run all roles with example.test, alice and bob."""
     from eilpost import configuration, process
     from eilpost import demo as the_demo
 
@@ -204,9 +209,9 @@ def demo(
     raise typer.Exit(process.run_all(plan, lambda: print(the_demo.banner(plan.settings, path, program), flush=True)))  # noqa: T201
 
 
-@app.command()
+@app.command(epilog=examples("eilpost ingress --config cluster.toml"))
 def ingress(config: ConfigOption = None) -> None:
-    """Run the ingress role alone, for all tenants, on a log that processes share."""
+    """Run the ingress role (SMTP), on Kafka, for all tenants."""
     from eilpost import configuration, process
 
     raise typer.Exit(process.run_role("ingress", configuration.load_plan(config)))
@@ -218,47 +223,58 @@ def _role(name: str) -> Callable[[Path | None, str], None]:
 
         raise typer.Exit(process.run_role(name, configuration.load_plan(config).for_tenant(tenant)))
 
-    command.__doc__ = f"Run the {name} role alone, on a log that processes share."
+    command.__doc__ = f"Run the {name} role, on Kafka."
     return command
 
 
 for _name in ("router", "delivery"):
-    app.command(_name)(_role(_name))
+    app.command(
+        _name,
+        epilog=examples(
+            f"eilpost {_name} --config cluster.toml", f"eilpost {_name} --config cluster.toml --tenant acme"
+        ),
+    )(_role(_name))
 
 
-@app.command()
+@app.command(epilog=examples("eilpost mailstore --config cluster.toml"))
 def mailstore(config: ConfigOption = None) -> None:
-    """Serve the mailboxes (POP3) and nothing else."""
+    """Run the mailstore role (POP3); it needs no log."""
     from eilpost import configuration, process
 
     raise typer.Exit(process.run_mailstore(configuration.load_plan(config)))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "eilpost trace QUEUE_ID",
+        "eilpost trace QUEUE_ID --follow",
+        "eilpost trace QUEUE_ID --bounces --json",
+    )
+)
 def trace(
     queue_id: Annotated[
-        str, typer.Argument(metavar="QUEUE_ID", help="As in the 250 reply, the Received header and the log lines.")
+        str, typer.Argument(metavar="QUEUE_ID", help="From the 250 reply, the Received header or a log line.")
     ],
     config: ConfigOption = None,
     json: JsonOption = False,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Print new lines until the message is closed.")
+        bool, typer.Option("--follow", "-f", help="Print new events until the message is closed.")
     ] = False,
-    bounces: Annotated[bool, typer.Option("--bounces", "-b", help="Tell the stories of its bounces too.")] = False,
+    bounces: Annotated[bool, typer.Option("--bounces", "-b", help="Also show the bounces of the message.")] = False,
 ) -> None:
-    """Tell the whole story of a message."""
+    """Show the history of a message, from its acceptance on."""
     from eilpost import json_output
     from eilpost import trace_view as tracing
     from eilpost.output import Output
     from mail.message import QueueId, queue_id_time
 
-    wanted = QueueId(queue_id.strip().upper().partition("-")[0])  # a delivery id will do
+    wanted = QueueId(queue_id.strip().upper().partition("-")[0])  # a delivery id is accepted too
     try:
         queue_id_time(wanted)
     except ValueError:
         fail(f"{queue_id!r} is not a queue id: 26 letters and digits, as in the 250 reply", EXIT_NOT_FOUND)
     if json and follow:
-        fail("--json and --follow do not go together", EXIT_UNUSABLE)
+        fail("--json and --follow exclude each other", EXIT_UNUSABLE)
     output = Output()
 
     async def show(log: HistoryLog) -> bool:
@@ -275,24 +291,26 @@ def trace(
         return bool(timelines)
 
     if not _with_history(config, show):
-        fail(f"{wanted}: no such message here, or older than its history is kept (log.events_kept)", EXIT_NOT_FOUND)
+        fail(f"{wanted}: no such message, or its history is older than log.events_kept", EXIT_NOT_FOUND)
 
 
-@app.command()
+@app.command(
+    epilog=examples("eilpost queue", "eilpost queue --site example.test --limit 0", "eilpost queue --top 10 --json")
+)
 def queue(
     config: ConfigOption = None,
     json: JsonOption = False,
     tenant: TenantOption = "",
-    site: Annotated[str | None, typer.Option(metavar="NAME", help="Only next hops whose name has this part.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="How many deliveries, the oldest first; 0: all.")] = 50,
+    site: Annotated[str | None, typer.Option(metavar="NAME", help="Only sites whose name contains NAME.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Number of deliveries, the oldest first; 0: all.")] = 50,
     top: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="N", help="Only the N sites and states with the most recipients, like --top 10; 0: all."
+            min=0, metavar="N", help="Only a summary: the N sites and states with the most recipients; 0: all."
         ),
     ] = None,
 ) -> None:
-    """Show what is open: age, next attempt, attempts, last reply."""
+    """Show queued deliveries: age, attempts, last reply."""
     from eilpost import json_output, queue_view, wiring
     from eilpost.output import Output
 
@@ -305,17 +323,25 @@ def queue(
         else:
             queue_view.write(view, await log.backlog(), Output(), now(), top)
         if wiring.is_offline(log):
-            print_message("no server runs on this log: nothing moves until one is started")
+            print_message("no server is running on this log: no delivery is attempted until one is started")
 
     _with_history(config, show, tenant)
 
 
-@user_app.command("add")
+@user_app.command(
+    "add",
+    epilog=examples(
+        "eilpost user add carol@example.test --quota 2GiB",
+        "echo SECRET | eilpost user add carol@example.test --password-stdin",
+    ),
+)
 def user_add(
     address: AddressArgument,
     config: ConfigOption = None,
-    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
-    quota: Annotated[str, typer.Option(metavar="SIZE", help='Like "1GiB"; none: no limit.')] = "",
+    password_stdin: PasswordOption = False,
+    quota: Annotated[
+        str, typer.Option(metavar="SIZE", help='Storage limit, for example "1GiB". Default: no limit.')
+    ] = "",
 ) -> None:
     """Add a mailbox."""
     from eilpost import configuration, users, wiring
@@ -328,15 +354,17 @@ def user_add(
         except ValueError as error:
             fail(f"--quota {quota}: {error}", EXIT_UNUSABLE)
     if users.is_alias_elsewhere(path, users.check_new(path, address)):
-        print_message(f"warning: {address} is an alias too: its mail goes where that leads, and not to this mailbox")
+        print_message(
+            f"warning: {address} is also an alias: its mail goes to the targets of the alias, not to this mailbox"
+        )
     print(f"{users.add(path, address, _password(password_stdin), quota)} added to {path}")  # noqa: T201
 
 
-@user_app.command("passwd")
+@user_app.command("passwd", epilog=examples("eilpost user passwd carol@example.test"))
 def user_passwd(
     address: AddressArgument,
     config: ConfigOption = None,
-    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
+    password_stdin: PasswordOption = False,
 ) -> None:
     """Change the password of a mailbox."""
     from eilpost import configuration, users, wiring
@@ -346,7 +374,7 @@ def user_passwd(
     print(f"password of {users.change_password(path, address, _password(password_stdin))} changed")  # noqa: T201
 
 
-@user_app.command("list")
+@user_app.command("list", epilog=examples("eilpost user list", "eilpost user list --json"))
 def user_list(config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the mailboxes."""
     from dataclasses import asdict
@@ -365,7 +393,7 @@ def user_list(config: ConfigOption = None, json: JsonOption = False) -> None:
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version of eilpost and of Python."""
     import platform
 
     from eilpost import __version__
@@ -383,11 +411,11 @@ def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[An
     except LogNotAuthorized as error:
         fail(str(error), EXIT_UNUSABLE)
     except LogUnavailable as error:
-        fail(f"{error}: ask again in ten seconds, or see `eilpost doctor`", EXIT_UNUSABLE)
+        fail(f"{error}: try again in ten seconds, or run `eilpost doctor`", EXIT_UNUSABLE)
 
 
 def _password(from_stdin: bool) -> str:
-    """A new password, asked for twice without echo, or the first line of stdin."""
+    """A new password, from two prompts without echo or from the first line of stdin."""
     if from_stdin:
         password = _first_line()
     else:
@@ -404,7 +432,7 @@ def _password(from_stdin: bool) -> str:
 
 
 def _first_line() -> str:
-    """The first line of stdin. A password is UTF-8, whatever the locale: it has to match what a mail client sends."""
+    """The first line of stdin as UTF-8 whatever the locale, because mail clients send passwords as UTF-8."""
     stream = getattr(sys.stdin, "buffer", None)
     try:
         line: str = stream.readline().decode() if stream is not None else sys.stdin.readline()

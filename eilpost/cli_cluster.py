@@ -1,8 +1,7 @@
-"""The commands for who runs a cluster: `eilpost topics create`, `eilpost topics check`, `eilpost doctor`.
+"""`eilpost topics create`, `eilpost topics check` and `eilpost doctor`.
 
-Exit status of the checks: 0 all is well, or only warnings; 1 something fails; 2 it could not be asked (no broker
-answers `topics`, the settings cannot be read), and one line on stderr says why. `doctor` takes a broker that does not
-answer for a finding.
+Exit status of the checks: 0 all passed, or only warnings; 1 a check failed; 2 no check was possible (no broker answers
+`topics`, the settings cannot be read). For `doctor` a broker that does not answer is a failed check.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from eilpost.cli_help import examples
 from eilpost.terminal import ConfigOption, JsonOption, TenantOption, command_group, print_json, result_output, run
 
 if TYPE_CHECKING:
@@ -22,17 +22,20 @@ if TYPE_CHECKING:
     from mail.log.topics import Topic
     from mail.settings import LogSettings
 
-topics_app = command_group("The topics on Kafka: make them, check them.")
+topics_app = command_group("Create and check the topics on Kafka.")
 
 
 def register(app: typer.Typer) -> None:
     app.add_typer(topics_app, name="topics")
-    app.command()(doctor)
+    app.command(epilog=examples("eilpost doctor", "eilpost doctor --json"))(doctor)
 
 
-@topics_app.command("create")
+@topics_app.command("create", epilog=examples("eilpost topics create --config cluster.toml"))
 def topics_create(config: ConfigOption = None, tenant: TenantOption = "") -> None:
-    """Make what is missing: topics, and partitions of `dispatched`. What is there is left as it is."""
+    """Create missing topics, and missing partitions of `dispatched`.
+
+    Existing topics are not changed.
+    """
     access = _access(config, tenant)
     if access is None:
         return
@@ -50,9 +53,9 @@ def topics_create(config: ConfigOption = None, tenant: TenantOption = "") -> Non
         print(line)  # noqa: T201
 
 
-@topics_app.command("check")
+@topics_app.command("check", epilog=examples("eilpost topics check --config cluster.toml"))
 def topics_check(config: ConfigOption = None, json: JsonOption = False, tenant: TenantOption = "") -> None:
-    """Show each topic as it is, and what is unsafe about it."""
+    """Show each topic and its unsafe settings."""
     from eilpost.doctor import topics
     from eilpost.doctor.finding import status
     from eilpost.output import Output
@@ -74,7 +77,7 @@ def topics_check(config: ConfigOption = None, json: JsonOption = False, tenant: 
 
 
 def doctor(config: ConfigOption = None, json: JsonOption = False, tenant: TenantOption = "") -> None:
-    """Look at everything eilpost relies on, and say what to do about what is wrong."""
+    """Check log, spool, directory, DNS and ports."""
     from eilpost import configuration
     from eilpost.doctor import examine
     from eilpost.doctor.finding import as_json, status, write
@@ -90,7 +93,7 @@ def doctor(config: ConfigOption = None, json: JsonOption = False, tenant: Tenant
 
 
 def _access(config: Path | None, tenant: str, *, json: bool = False) -> tuple[Access, LogSettings] | None:
-    """How to reach the brokers; None on a log that has none, which is said."""
+    """How to reach the brokers; None on a log without topics, after printing that."""
     from eilpost import configuration, wiring
 
     plan = configuration.load_plan(config).for_tenant(tenant)
@@ -99,7 +102,7 @@ def _access(config: Path | None, tenant: str, *, json: bool = False) -> tuple[Ac
         if json:
             print_json({"level": "OK", "topics": [], "findings": []})
         else:
-            print(f"{url}: this log has no topics, there is nothing to make")  # noqa: T201
+            print(f"{url}: this log has no topics")  # noqa: T201
         return None
     wiring.require_package("aiokafka", "log.url", url, "kafka")
     from mail.log.kafka.access import make_access

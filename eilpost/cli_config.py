@@ -1,4 +1,4 @@
-"""`eilpost config`: show the settings and where each comes from, check them."""
+"""`eilpost config`: show the settings and their sources, check them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eilpost.cli_help import examples
 from eilpost.terminal import ConfigOption, JsonOption, command_group, print_json, print_message
 
 if TYPE_CHECKING:
     from typing import Any
 
-config_app = command_group("The configuration: show it, check it.")
+config_app = command_group("Show and check the configuration.")
 
 
-@config_app.command("show")
+@config_app.command("show", epilog=examples("eilpost config show", "eilpost config show --defaults"))
 def config_show(
     config: ConfigOption = None,
     json: JsonOption = False,
-    defaults: Annotated[bool, typer.Option("--defaults", help="Every key with its default and its meaning.")] = False,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Show every key with its default and its meaning.")
+    ] = False,
 ) -> None:
-    """Show the effective settings and where they came from."""
+    """Show the effective settings and their sources."""
     from eilpost import configuration
     from mail import settings_text
 
@@ -41,9 +44,9 @@ def config_show(
         print(line)  # noqa: T201
 
 
-@config_app.command("check")
+@config_app.command("check", epilog=examples("eilpost config check --config /etc/eilpost/eilpost.toml"))
 def config_check(config: ConfigOption = None) -> None:
-    """Check the configuration and the directory file without starting anything."""
+    """Check the configuration and the directory file."""
     from eilpost import configuration, wiring
     from mail.directory.file import load
 
@@ -53,5 +56,5 @@ def config_check(config: ConfigOption = None) -> None:
     known, _seen = load(path)
     what = f"domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
     if not known.domains:
-        print_message(f"warning: {path}: has no domains: no mail is local, all of it is relayed")
+        print_message(f"warning: {path} has no domains: no mail is local, all mail is relayed")
     print(f"{configuration.find(config) or 'environment'}: ok; {what}")  # noqa: T201

@@ -1,4 +1,4 @@
-"""`eilpost load` on the command line: its options, their checks, its result."""
+"""`eilpost load`: options, their checks, and the report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from eilpost.cli_help import examples
 from eilpost.terminal import EXIT_UNUSABLE, JsonOption, fail, print_json, print_message, result_output, run
 
 if TYPE_CHECKING:
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _EPILOG = (
-    "The server has to relay to the sink (delivery.relay) and to take the sender's domain. Exit status: 0 every"
+    "The server must relay to the sink (delivery.relay) and accept the sender's domain. Exit status: 0 every"
     " message was accepted, and delivered or bounced (messages in doubt, without a reply to the final dot, may or may"
-    " not arrive: they do not fail the load); 1 something was lost, refused (5xx) or left unsent, or arrived"
-    " that should not have, or nothing was accepted; 2 wrong options, or no target answers; 130 interrupted. SIGTERM"
-    " ends the sending and settles the rest; SIGINT, or a second SIGTERM, interrupts."
+    " not arrive: they do not fail the load); 1 a message was lost, refused (5xx) or not sent, or an unexpected message"
+    " arrived, or no message was accepted; 2 wrong options, or no target answers; 130 interrupted. After SIGTERM no"
+    " message is sent and open ones are awaited; SIGINT, or a second SIGTERM, interrupts.\n\n"
+) + examples(
+    "eilpost load --messages 1000 --rate 0",
+    "eilpost load --rate 200 --duration 5m --size 2kB:80,100kB:18,1MB:2",
+    "eilpost load --failing 5% --deferring 5% --json",
 )
 
 
@@ -30,55 +35,60 @@ def register(app: typer.Typer) -> None:
 def load(
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", metavar="HOST:PORT", help="The server; several: in turn. Default: 127.0.0.1:2525."),
+        typer.Option(
+            "--target", metavar="HOST:PORT", help="A server; may be repeated, for round robin. Default: 127.0.0.1:2525."
+        ),
     ] = None,
     sink: Annotated[
-        str, typer.Option("--sink", metavar="HOST:PORT", help="Where to take what the server relays.")
+        str, typer.Option("--sink", metavar="HOST:PORT", help="Where the sink listens for relayed mail.")
     ] = "127.0.0.1:2626",
     rate: Annotated[
-        float, typer.Option(min=0, max=100_000, metavar="N", help="Messages per second; 0: as fast as they are taken.")
+        float, typer.Option(min=0, max=100_000, metavar="N", help="Messages per second; 0: no limit.")
     ] = 50,
     duration: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help='How long to send, like "5m". Default: 60s, or no limit with --messages.'),
+        typer.Option(
+            metavar="TIME", help='How long to send, for example "5m". Default: 60s, or no limit with --messages.'
+        ),
     ] = None,
     messages: Annotated[
-        int | None, typer.Option(min=1, max=5_000_000, metavar="N", help="How many messages to send at most.")
+        int | None, typer.Option(min=1, max=5_000_000, metavar="N", help="Maximum number of messages.")
     ] = None,
-    sessions: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Connections at the same time.")] = 20,
+    sessions: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Concurrent connections.")] = 20,
     per_connection: Annotated[
-        int, typer.Option("--per-connection", min=1, metavar="N", help="Messages on one connection; 1: a new one each.")
+        int, typer.Option("--per-connection", min=1, metavar="N", help="Messages per connection.")
     ] = 100,
     size: Annotated[
-        str, typer.Option(metavar="SIZES", help='Like "10kB", or with weights like "2kB:80,100kB:18,1MB:2".')
+        str, typer.Option(metavar="SIZES", help='For example "10kB", or with weights "2kB:80,100kB:18,1MB:2".')
     ] = "10kB",
-    recipients: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Recipients of each message.")] = 1,
-    domains: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Destination domains.")] = 10,
+    recipients: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Recipients per message.")] = 1,
+    domains: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Number of destination domains.")] = 10,
     failing: Annotated[
-        str, typer.Option(metavar="SHARE", help='Recipients that the sink refuses for good (550), like "5%".')
+        str, typer.Option(metavar="SHARE", help='Share of recipients that the sink refuses (550), for example "5%".')
     ] = "0%",
     deferring: Annotated[
-        str, typer.Option(metavar="SHARE", help='Recipients that the sink defers once (451), like "5%".')
+        str,
+        typer.Option(metavar="SHARE", help='Share of recipients that the sink defers once (451), for example "5%".'),
     ] = "0%",
     domain: Annotated[
-        str, typer.Option(metavar="DOMAIN", help="Recipients are in domains below this one.")
+        str, typer.Option(metavar="DOMAIN", help="Parent domain of the destination domains.")
     ] = "load.test",
     sender: Annotated[
         str,
-        typer.Option(metavar="ADDRESS", help="Bounces go here, so the server has to relay this domain to the sink."),
+        typer.Option(metavar="ADDRESS", help="Envelope sender; the server must relay its domain to the sink."),
     ] = "",
     settle: Annotated[
-        str, typer.Option(metavar="TIME", help="What is open when nothing has moved for so long is lost.")
+        str, typer.Option(metavar="TIME", help="Messages still open after this time without progress are lost.")
     ] = "60s",
     json: JsonOption = False,
     allow_public: Annotated[
-        bool, typer.Option("--allow-public", help="Targets may be public addresses. Load nobody else's server.")
+        bool, typer.Option("--allow-public", help="Allow public target addresses. Use it for your own servers only.")
     ] = False,
     allow_any_domain: Annotated[
-        bool, typer.Option("--allow-any-domain", help="Domains may be other than .test, .example and .invalid ones.")
+        bool, typer.Option("--allow-any-domain", help="Allow domains other than .test, .example and .invalid.")
     ] = False,
 ) -> None:
-    """Send mail through a server into a sink, and account for every message."""
+    """Send mail through a server to a sink; account for all."""
     from eilpost.load.command import MAX_RECIPIENTS_IN_ALL, Options
     from eilpost.load.command import load as run_load
     from eilpost.load.plan import parse_share, parse_sizes
@@ -148,7 +158,7 @@ def _parsed(option: str, text: str, parse: Callable[[str], T]) -> T:
 
 
 def _check(options: Options, most: int) -> None:
-    """What single options cannot say."""
+    """Check the options against each other."""
     if options.failing + options.deferring > 1:
         fail("--failing and --deferring: together at most 100% are expected", EXIT_UNUSABLE)
     kinds = 1 + bool(options.failing) + bool(options.deferring)

@@ -1,7 +1,4 @@
-"""`eilpost move` on the command line: its options, its progress on a terminal, its summary.
-
-Never opens a log.
-"""
+"""`eilpost move`: options, progress bar and summary."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eilpost.cli_help import examples
 from eilpost.terminal import JsonOption, TenantOption, print_json, print_message, run
 
 if TYPE_CHECKING:
@@ -21,8 +19,11 @@ if TYPE_CHECKING:
     from eilpost.move.command import MoveCount, MoveResult
 
 _EPILOG = (
-    "Stop everything on both sides first. Killed at any instant, the same command goes on where it stopped; start"
-    " neither side before it has ended."
+    "Stop all processes on both logs first, and start none before the command has ended. If it is interrupted, the same"
+    " command continues.\n\n"
+) + examples(
+    "eilpost move --from eilpost.toml --to cluster.toml --dry-run",
+    "eilpost move --from embedded:var/log.db --to kafka://127.0.0.1:9092",
 )
 
 
@@ -32,26 +33,28 @@ def register(app: typer.Typer) -> None:
 
 def move(
     source: Annotated[str, typer.Option("--from", metavar="LOG", help="A log's URL, or a configuration file.")],
-    target: Annotated[str, typer.Option("--to", metavar="LOG", help="The same.")],
+    target: Annotated[str, typer.Option("--to", metavar="LOG", help="A log's URL, or a configuration file.")],
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="What a URL leaves open: spool, prefix, security."),
+        typer.Option(
+            "--config", "-c", metavar="FILE", help="Settings that a URL does not contain: spool, prefix, security."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count; also while mail flows.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count; processes may run.")] = False,
     history: Annotated[
         bool | None,
         typer.Option(
             "--history/--no-history",
-            help="Take along what `eilpost trace` tells of open messages. Default: yes, but not from Kafka (slow).",
+            help="Also move the history of open messages. Default: yes, but no from Kafka (slow).",
         ),
     ] = None,
     lost_too: Annotated[
-        bool, typer.Option("--lost-too", help="Move also what has lost its content, to be bounced there.")
+        bool, typer.Option("--lost-too", help="Also move messages without content; they bounce there.")
     ] = False,
     tenant: TenantOption = "",
     json: JsonOption = False,
 ) -> None:
-    """Move everything that is queued from one log to another."""
+    """Move all queued mail from one log to another."""
     from dataclasses import asdict
 
     from eilpost.move import command
@@ -80,7 +83,7 @@ def move(
 
 
 class _ProgressBar:
-    """A bar on a terminal; nothing elsewhere."""
+    """A progress bar if stderr is a terminal."""
 
     def __init__(self) -> None:
         self._bar: Bar | None = None
@@ -131,7 +134,7 @@ def _count_text(counted: MoveCount) -> str:
 
     return (
         f"to move: {counted.messages:,} messages, {counted.unread:,} of them not yet read by the router;"
-        f" {counted.deliveries:,} deliveries ({counted.in_hand:,} in hand, {counted.held:,} on hold),"
+        f" {counted.deliveries:,} deliveries ({counted.in_hand:,} active, {counted.held:,} held),"
         f" {format_bytes(counted.size_bytes)} in them"
     )
 
@@ -144,11 +147,11 @@ def _moved_text(moved: MoveResult) -> str:
     tally = moved.totals
     words = (
         f"moved {tally.messages:,} messages ({tally.unread:,} not yet read by the router), {tally.deliveries:,}"
-        f" deliveries, {format_bytes(tally.size_bytes)}, {tally.events:,} lines of history in"
+        f" deliveries, {format_bytes(tally.size_bytes)}, {tally.events:,} history events in"
         f" {format_age(timedelta(seconds=moved.seconds))}"
     )
     if tally.known:
-        words += f"; {tally.known:,} were there already, from a move that did not end"
+        words += f"; {tally.known:,} were moved before by an interrupted move"
     if moved.lost:
-        words += f"; {moved.lost:,} without their content, which was lost before"
+        words += f"; {moved.lost:,} without content, which was lost before"
     return words

@@ -30,13 +30,11 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="The configuration. Default: $EILPOST_CONFIG, ./eilpost.toml, /etc/eilpost/eilpost.toml, the demo's.",
+        help="Configuration file. Default: $EILPOST_CONFIG, ./eilpost.toml, /etc/eilpost/eilpost.toml, the demo's.",
     ),
 ]
-TenantOption = Annotated[
-    str, typer.Option("--tenant", metavar="NAME", help="Only this dedicated tenant, which has topics of its own.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+TenantOption = Annotated[str, typer.Option("--tenant", metavar="NAME", help="Only this dedicated tenant.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def command_group(help: str) -> typer.Typer:

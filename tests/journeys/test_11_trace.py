@@ -60,5 +60,5 @@ def test_a_message_nobody_knows(tmp_path: Path) -> None:
         check=False,
     )
     assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert unknown.stderr.startswith("eilpost: 01ARZ3NDEKTSV4RRFFQ69G5FAV: no such message here")
+    assert unknown.stderr.startswith("eilpost: 01ARZ3NDEKTSV4RRFFQ69G5FAV: no such message, or its history is older")
     assert unknown.stderr.count("\n") == 1

@@ -40,7 +40,7 @@ def why_wrong(call: tuple[str, ...]) -> str | None:
         if name not in command.commands:
             return f"eilpost has no command {name}"
         command = command.commands[name]
-    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    known = {option for parameter in command.params for option in parameter.opts} | {"-h", "--help"}
     unknown = [word for word in words if word.startswith("-") and word not in known]
     return f"eilpost {call[0]} has no option {unknown[0]}" if unknown else None
 

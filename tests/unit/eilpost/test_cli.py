@@ -12,9 +12,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
+import typer
 
 from eilpost import cli, format
 from mail.log.embedded import EmbeddedLog
@@ -180,18 +182,49 @@ def test_a_wrong_call_is_one_line(
     assert (status, out, says in _one_line(err)) == (2, "", True)
 
 
-def test_the_help_is_plain_and_whole(run: Run) -> None:
+def test_the_help_is_plain_and_lists_the_exit_statuses(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
     assert "<bool>" not in out + run("trace", "--help")[1]
-    said = " ".join(out.split())
-    assert (
-        "1 what was asked about does not exist, or does already, or a check fails; 2 cannot run as configured or"
-        in said
-    )
-    assert "130 interrupted" in said
+    text = " ".join(out.split())
+    assert "a check failed; 2 wrong configuration or arguments;" in text
+    assert "130 interrupted" in text
     status, out, err = run("user")
     assert (status, out, err.startswith("Usage: eilpost user")) == (2, "", True)
+
+
+def _commands() -> list[tuple[str, ...]]:
+    def walk(path: tuple[str, ...], command: Any) -> Iterator[tuple[str, ...]]:
+        yield path
+        for name, child in getattr(command, "commands", {}).items():
+            yield from walk((*path, name), child)
+
+    return list(walk((), typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("command", _commands(), ids=" ".join)
+def test_help_is_the_same_by_option_and_by_command(run: Run, command: tuple[str, ...]) -> None:
+    status, out, err = run(*command, "-h")
+    assert (status, err) == (0, "")
+    assert run(*command, "--help") == run("help", *command) == (0, out, "")
+    assert "..." not in out.replace("[ARGS]...", "").replace("]...", "")  # no text is too long for its place
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("command", [each for each in _commands() if each not in {(), ("user",), ("version",)}])
+def test_the_examples_of_a_command_call_it(run: Run, command: tuple[str, ...]) -> None:
+    out = run("help", *command)[1]
+    examples = out.partition("Examples:\n")[2].splitlines()
+    if "Commands:" in out:  # a group: its commands have the examples
+        return
+    assert examples
+    assert all(f"eilpost {' '.join(command)}" in line for line in examples)
+
+
+def test_help_of_an_unknown_command_is_one_line(run: Run) -> None:
+    status, out, err = run("help", "user", "nonsense")
+    assert (status, out) == (2, "")
+    assert "no command 'user nonsense'" in _one_line(err)
 
 
 def test_without_a_directory_file_all_say_the_same(run: Run, home: Path) -> None:
@@ -238,7 +271,7 @@ def log(home: Path) -> Path:
 def test_queue_and_trace_read_a_log_at_rest(run: Run, log: Path) -> None:
     status, out, err = run("queue")
     assert (status, samples.delivery(1).id in out, "451 4.3.0 Try again later" in out) == (0, True, True)
-    assert "no server runs on this log" in _one_line(err)
+    assert "no server is running on this log" in _one_line(err)
     [line] = json.loads(run("queue", "--json")[1])
     assert (line["attempts"], line["state"], line["sender"]) == (1, "deferred", str(samples.BOB))
     site = format.format_site(samples.delivery(1).route)
@@ -263,7 +296,7 @@ def test_users_by_stdin(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -
     (home / "directory.toml").write_text(directory_toml(aliases={"dave@example.test": ["alice@example.test"]}))
     monkeypatch.setattr(sys, "stdin", io.StringIO("secret\n"))
     status, _, err = run("user", "add", "Dave@example.test", "--password-stdin")
-    assert (status, "is an alias too" in _one_line(err)) == (0, True)
+    assert (status, "is also an alias" in _one_line(err)) == (0, True)
     status, _, err = run("user", "passwd", "dave@example.test")
     assert (status, "--password-stdin" in _one_line(err)) == (2, True)
     status, _, err = run("user", "passwd", "nobody@example.test", "--password-stdin")

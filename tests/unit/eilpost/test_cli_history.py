@@ -38,4 +38,4 @@ def test_a_log_that_does_not_answer_is_one_line(run: Run, command: tuple[str, ..
     status, out, err = run(*command, log={"url": "kafka://127.0.0.1:1"})
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
-    assert "did not answer in time: ask again in ten seconds, or see `eilpost doctor`" in err
+    assert "did not answer in time: try again in ten seconds, or run `eilpost doctor`" in err
