@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 import typer
 
-from eilpost import cli_cluster, cli_help, cli_load, cli_move
+from eilpost import cli_cluster, cli_directory, cli_help, cli_load, cli_move
 from eilpost.cli_config import config_app
 from eilpost.cli_help import examples
 from eilpost.terminal import (
@@ -25,7 +25,6 @@ from eilpost.terminal import (
     ConfigOption,
     JsonOption,
     TenantOption,
-    command_group,
     discard_output,
     fail,
     now,
@@ -59,11 +58,10 @@ app = typer.Typer(
     " message, user or other object does not exist, or exists already, or a check failed; 2 wrong configuration or"
     " arguments; 70 an internal error; 130 interrupted.",
 )
-user_app = command_group("Add, change, remove and list mailboxes.")
-app.add_typer(user_app, name="user")
 app.add_typer(config_app, name="config")
 cli_help.register(app)
 cli_cluster.register(app)
+cli_directory.register(app)
 cli_load.register(app)
 cli_move.register(app)
 
@@ -81,12 +79,6 @@ def _options(
     ] = False,
 ) -> None:
     """A distributed, queue-backed mail transport cluster."""
-
-
-AddressArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="For example alice@example.test.")]
-PasswordOption = Annotated[
-    bool, typer.Option("--password-stdin", help="Read the password from the first line of standard input.")
-]
 
 
 def main() -> None:
@@ -144,10 +136,10 @@ def _report_error(error: Exception) -> int:
     """One line on stderr; the exit status."""
     import structlog
 
-    from eilpost.users import NoSuchUser, UserExists
+    from eilpost.directory_editor import EditRefused
     from mail import service
 
-    if isinstance(error, NoSuchUser | UserExists):
+    if isinstance(error, EditRefused):
         print_message(str(error))
         return EXIT_NOT_FOUND
     if isinstance(error, OSError):
@@ -328,69 +320,6 @@ def queue(
     _with_history(config, show, tenant)
 
 
-@user_app.command(
-    "add",
-    epilog=examples(
-        "eilpost user add carol@example.test --quota 2GiB",
-        "echo SECRET | eilpost user add carol@example.test --password-stdin",
-    ),
-)
-def user_add(
-    address: AddressArgument,
-    config: ConfigOption = None,
-    password_stdin: PasswordOption = False,
-    quota: Annotated[
-        str, typer.Option(metavar="SIZE", help='Storage limit, for example "1GiB". Default: no limit.')
-    ] = "",
-) -> None:
-    """Add a mailbox."""
-    from eilpost import configuration, users, wiring
-    from mail.units import parse_size
-
-    path = wiring.directory_path(configuration.load_plan(config))
-    if quota:
-        try:
-            parse_size(quota)
-        except ValueError as error:
-            fail(f"--quota {quota}: {error}", EXIT_UNUSABLE)
-    if users.is_alias_elsewhere(path, users.check_new(path, address)):
-        print_message(
-            f"warning: {address} is also an alias: its mail goes to the targets of the alias, not to this mailbox"
-        )
-    print(f"{users.add(path, address, _password(password_stdin), quota)} added to {path}")  # noqa: T201
-
-
-@user_app.command("passwd", epilog=examples("eilpost user passwd carol@example.test"))
-def user_passwd(
-    address: AddressArgument,
-    config: ConfigOption = None,
-    password_stdin: PasswordOption = False,
-) -> None:
-    """Change the password of a mailbox."""
-    from eilpost import configuration, users, wiring
-
-    path = wiring.directory_path(configuration.load_plan(config))
-    users.check_exists(path, address)
-    print(f"password of {users.change_password(path, address, _password(password_stdin))} changed")  # noqa: T201
-
-
-@user_app.command("list", epilog=examples("eilpost user list", "eilpost user list --json"))
-def user_list(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """List the mailboxes."""
-    from dataclasses import asdict
-
-    from eilpost import configuration, users, wiring
-
-    listed = users.list_users(wiring.directory_path(configuration.load_plan(config)))
-    if json:
-        print_json([asdict(user) for user in listed])
-        return
-    for user in listed:
-        notes = [*([] if user.can_log_in else ["cannot log in"]), *([f"quota {user.quota}"] if user.quota else [])]
-        also = f"also {', '.join(user.aliases)}" if user.aliases else ""
-        print("  ".join(part for part in (user.address, ", ".join(notes), also) if part))  # noqa: T201
-
-
 @app.command()
 def version() -> None:
     """Print the version of eilpost and of Python."""
@@ -412,30 +341,3 @@ def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[An
         fail(str(error), EXIT_UNUSABLE)
     except LogUnavailable as error:
         fail(f"{error}: try again in ten seconds, or run `eilpost doctor`", EXIT_UNUSABLE)
-
-
-def _password(from_stdin: bool) -> str:
-    """A new password, from two prompts without echo or from the first line of stdin."""
-    if from_stdin:
-        password = _first_line()
-    else:
-        if not sys.stdin.isatty():
-            fail("no terminal to ask for the password; use --password-stdin", EXIT_UNUSABLE)
-        import getpass
-
-        password = getpass.getpass("New password: ")
-        if getpass.getpass("Again: ") != password:
-            fail("the two passwords differ", EXIT_UNUSABLE)
-    if not password:
-        fail("the password is empty", EXIT_UNUSABLE)
-    return password
-
-
-def _first_line() -> str:
-    """The first line of stdin as UTF-8 whatever the locale, because mail clients send passwords as UTF-8."""
-    stream = getattr(sys.stdin, "buffer", None)
-    try:
-        line: str = stream.readline().decode() if stream is not None else sys.stdin.readline()
-    except UnicodeDecodeError:
-        fail("the password is not UTF-8", EXIT_UNUSABLE)
-    return line.rstrip("\r\n")

@@ -51,7 +51,7 @@ listen = "127.0.0.1:8025"
 """
 
 DIRECTORY = """\
-# Who exists. Made by `eilpost demo`; edit it while the server runs, or use `eilpost user add|passwd|list`.
+# Domains, users and aliases. Made by `eilpost demo`. Edit it while the server runs, or by `eilpost user|domain|alias`.
 
 [tenants.default]
 
