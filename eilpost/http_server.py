@@ -1,8 +1,7 @@
-"""The HTTP face of a process: /metrics for Prometheus, /healthz for liveness, /readyz for readiness.
+"""HTTP server of a process: a status page, /metrics for Prometheus, /healthz for liveness, /readyz for readiness.
 
-Liveness is the heartbeat of the event loop and never the log: a broker that is away must not restart our processes.
-It serves nobody's mail and no control. It runs as a service's `support`: it ends last, so that draining can be
-watched. Source: Prometheus text format.
+Liveness is the heartbeat of the event loop and never the log: an unreachable broker must not restart our processes.
+The server runs as a service's `support` and stops last, so that draining can be observed.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import html
 import platform
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, assert_never
 
 import h11
@@ -20,7 +20,7 @@ import uvicorn
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -41,7 +41,7 @@ _NOT_READY = {role: f"{role} has not joined its group yet" for role in _WORKER_R
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, telling when it listens."""
+    """uvicorn without its signal handlers and with a callback once it listens."""
 
     def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
         super().__init__(config)
@@ -57,9 +57,9 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's protocol with time-outs and a bound on connections. Clients that connect and send nothing take neither
-    the answers of probes nor the file descriptors of SMTP. A malformed request body is answered once: uvicorn's reply
-    and the application's reply to it collided, with a traceback.
+    """uvicorn's protocol with time-outs and a connection limit, so that idle clients block neither probes nor SMTP.
+
+    A malformed request body gets one response: uvicorn's and the application's collided, with a traceback.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -70,7 +70,7 @@ class _Protocol(H11Protocol):
         if len(self.connections) > _CONNECTIONS:
             others = [each for each in self.connections if isinstance(each, _Protocol) and each is not self]
             oldest = min(others, key=lambda each: (each._is_answering, each._made_at), default=self)
-            oldest.connections.discard(oldest)  # before its end is seen: a burst closes one each
+            oldest.connections.discard(oldest)  # at once: connection_lost comes later
             oldest.transport.abort()
 
     @property
@@ -90,19 +90,19 @@ class _Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # what the application may still say goes nowhere
+            self.cycle.disconnected = True  # drops the application's response
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
-        else:  # an answer is there already, and no second one may follow
+        else:  # a response was sent already
             self.transport.close()
 
     def _should_upgrade(self) -> bool:
-        return False  # RFC 9110 section 7.8: a server may ignore it; uvicorn's tells the log what to install
+        return False  # RFC 9110 section 7.8: a server may ignore it; uvicorn would log a warning
 
 
 class HttpServer:
-    """The role. `log`: None where it has no log (mailstore alone)."""
+    """The HTTP role. `log` is None in a process without one (mailstore)."""
 
     name = "http"
 
@@ -110,7 +110,7 @@ class HttpServer:
         self._settings = settings
         self._health = health
         self._log = log
-        self.address: tuple[str, int] | None = None  # once it listens; the port is real even where 0 was asked for
+        self.address: tuple[str, int] | None = None  # set once it listens, with the real port for port 0
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         BUILD_INFO.labels(__version__, platform.python_version()).set(1)
@@ -163,24 +163,33 @@ class HttpServer:
             is_ready, answer = readiness(self._health, self._log)
             return _JsonLine(answer, status_code=200 if is_ready else 503)
 
+        async def status(_request: Request) -> Response:
+            page = status_page(*readiness(self._health, self._log))
+            return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'"})
+
         return Starlette(
-            routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)],
+            routes=[
+                Route("/", status),
+                Route("/metrics", metrics),
+                Route("/healthz", healthz),
+                Route("/readyz", readyz),
+            ],
         )
 
 
 class _JsonLine(JSONResponse):
-    """JSON that a terminal shows as a line of its own."""
+    """JSON with a line end, for terminals."""
 
     def render(self, content: Any) -> bytes:
         return super().render(content) + b"\n"
 
 
 def readiness(health: Health, log: Log | None) -> tuple[bool, dict[str, Any]]:
-    """Whether this process is ready, and why not, fit for JSON (docs/kafka.md, "Readiness").
+    """Whether this process is ready, and the body of /readyz (docs/kafka.md, "Readiness").
 
     A router or delivery process is ready once it has joined its group and while the log is usable. An ingress is ready
-    once it has seen the log usable, and stays ready while the log is down: it answers with 4xx, and no endpoint of a
-    Service vanishes. A shard that waits for an operator is told, and its process stays ready: it serves the others.
+    once the log was usable, and stays ready while the log is down: it replies 4xx, and the Service keeps its endpoints.
+    A process with a stopped shard stays ready, because it serves the other shards.
     """
     waiting = {name for name, is_ready in health.roles.items() if not is_ready}
     answer: dict[str, Any] = {"roles": dict(health.roles)}
@@ -190,7 +199,7 @@ def readiness(health: Health, log: Log | None) -> tuple[bool, dict[str, Any]]:
             case Usable():
                 answer["log"] = {"condition": "usable"}
             case Full(reason):
-                answer["log"] = {"condition": "full", "reason": reason}  # old mail flows: ready
+                answer["log"] = {"condition": "full", "reason": reason}  # accepted mail is delivered: ready
             case Down(reason):
                 answer["log"] = {"condition": "down", "reason": reason}
                 if _WORKER_ROLES & health.roles.keys() or "ingress" in waiting:
@@ -204,8 +213,28 @@ def readiness(health: Health, log: Log | None) -> tuple[bool, dict[str, Any]]:
     if stopped := STOPPED_SHARDS.reasons():
         answer["stopped"] = stopped
     if health.is_draining:
-        reasons = ["draining"]  # whatever else is missing follows from it
+        reasons = ["draining"]  # the cause of the others
     return not reasons, {"ready": not reasons, "reasons": reasons} | answer
+
+
+def status_page(is_ready: bool, answer: Mapping[str, Any]) -> str:
+    """The page for people at `/`; `answer` as of `readiness`."""
+    state = "ready" if is_ready else f"not ready: {'; '.join(answer['reasons'])}"
+    roles = "".join(
+        f"<li>{html.escape(name)}: {'ready' if is_role_ready else 'not ready'}</li>"
+        for name, is_role_ready in answer["roles"].items()
+    )
+    notes = [*answer.get("warnings", ()), *(f"stopped: {text}" for text in answer.get("stopped", ()))]
+    warnings = "".join(f"<p>Warning: {html.escape(str(note))}</p>\n" for note in notes)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<title>eilpost</title>
+<h1>eilpost {html.escape(__version__)}</h1>
+<p>State: {html.escape(state)}</p>
+{warnings}<ul>{roles}</ul>
+<p><a href="/healthz">/healthz</a> <a href="/readyz">/readyz</a> <a href="/metrics">/metrics</a></p>
+</html>
+"""
 
 
 def _listen(endpoint: str) -> socket.socket:

@@ -1,4 +1,4 @@
-"""The HTTP face: metrics, liveness that never asks the log, readiness with reasons."""
+"""The HTTP server: status page, metrics, liveness without the log, readiness with reasons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from eilpost.http_server import _CONNECTIONS, HttpServer, readiness
+from eilpost import __version__
+from eilpost.http_server import _CONNECTIONS, HttpServer, readiness, status_page
 from mail.log import Condition, Down, Full, Usable
 from mail.log.stopped import STOPPED_SHARDS
 from mail.service import Health, ServiceError
@@ -37,10 +38,20 @@ def _health(**roles: bool) -> Health:
     return health
 
 
-def test_ready_when_every_role_is() -> None:
+def test_ready_once_every_role_is_ready() -> None:
     assert readiness(_health(ingress=True, router=True), _Log(Usable()))[0]
     is_ready, answer = readiness(_health(ingress=True, router=False), _Log(Usable()))
     assert (is_ready, answer["reasons"]) == (False, ["router has not joined its group yet"])
+
+
+def test_the_status_page_shows_version_roles_state_and_links() -> None:
+    page = status_page(*readiness(_health(ingress=True, router=False), _Log(Down("<gone>"))))
+    assert f"<h1>eilpost {__version__}</h1>" in page
+    assert "State: not ready: the log is down: &lt;gone&gt;" in page
+    assert "<li>ingress: ready</li><li>router: not ready</li>" in page
+    assert all(f'<a href="{path}">' in page for path in ("/healthz", "/readyz", "/metrics"))
+    assert "State: ready<" in status_page(*readiness(_health(ingress=True), _Log(Usable())))
+    assert "Warning: renew it" in status_page(*readiness(_health(ingress=True), _Log(Full("disk"))))
 
 
 def test_draining_is_not_ready() -> None:
@@ -76,7 +87,7 @@ def test_a_log_that_is_down_counts_for_workers_and_for_an_ingress_that_has_never
     assert answer.get("warnings") == (["renew it"] if isinstance(log, Full) else None)
 
 
-def test_a_shard_that_waits_for_a_person_is_told_and_its_process_stays_ready() -> None:
+def test_a_stopped_shard_is_reported_and_its_process_stays_ready() -> None:
     health = _health(router=True, delivery=True)
     for role, shard in (("router", 3), ("delivery", 1)):
         STOPPED_SHARDS.stop(role, shard, "a record cannot be read")
@@ -101,7 +112,7 @@ async def _get(port: int, path: str) -> tuple[int, str]:
     return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]
 
 
-async def test_over_the_wire() -> None:
+async def test_the_paths_are_served_over_http() -> None:
     health = _health(ingress=False)
     http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=health, log=_Log(Down("gone")))
     ready, stop = asyncio.Event(), asyncio.Event()
@@ -116,14 +127,16 @@ async def test_over_the_wire() -> None:
     status, body = await _get(port, "/metrics")
     assert status == 200
     assert "eilpost_build_info{" in body
-    assert (await _get(port, "/"))[0] == 404
+    status, body = await _get(port, "/")
+    assert (status, "not ready: the log is down: gone" in body) == (200, True)
+    assert (await _get(port, "/other"))[0] == 404
     stop.set()
     await running
     with pytest.raises(OSError, match=r"."):
         await _get(port, "/healthz")
 
 
-async def test_idle_connections_do_not_keep_probes_from_their_answer() -> None:
+async def test_idle_connections_do_not_block_probes() -> None:
     http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
     ready, stop = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(http.run(ready.set, stop))
@@ -146,7 +159,7 @@ async def test_idle_connections_do_not_keep_probes_from_their_answer() -> None:
     await running
 
 
-async def test_connections_kept_open_after_a_request_do_not_keep_probes_from_their_answer() -> None:
+async def test_kept_alive_connections_do_not_block_probes() -> None:
     http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
     ready, stop = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(http.run(ready.set, stop))
@@ -167,8 +180,7 @@ async def test_connections_kept_open_after_a_request_do_not_keep_probes_from_the
     await running
 
 
-async def test_a_connection_is_closed_for_another_only_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest that waits for a request."""
+async def test_above_the_limit_the_oldest_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eilpost.http_server._CONNECTIONS", 2)
     http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
     ready, stop = asyncio.Event(), asyncio.Event()
@@ -205,7 +217,7 @@ async def _raw(port: int, *parts: bytes) -> bytes:
     return answer
 
 
-async def test_what_strangers_send_is_answered_and_no_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_requests_are_answered_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
     ready, stop = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(http.run(ready.set, stop))
