@@ -1,4 +1,4 @@
-"""A Maildir of one owner under a test's folder, its files, and what other programs or a power cut do to it."""
+"""A Maildir of one owner, its files, and changes made by other programs or a power failure."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def files(tmp_path: Path, *folders: str) -> list[Path]:
 
 
 def move_to_cur(tmp_path: Path) -> None:
-    """What Dovecot does when its owner opens the mailbox."""
+    """Move new messages as Dovecot does when the owner opens the mailbox."""
     for file in files(tmp_path, "new"):
         file.rename(mailbox_path(tmp_path) / "cur" / f"{file.name}:2,FR")
 
 
 def remove_journal(tmp_path: Path) -> None:
-    """What a power cut may do to pages that were never flushed."""
+    """Remove the journal, as a power failure may do to pages that were not fsynced."""
     (mailbox_path(tmp_path) / "eilpost-delivered").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The POP3 role on a port of its own, and clients that speak to it: Python's own, or bytes by hand."""
+"""The POP3 role on its own port, and clients: poplib, or raw octets."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def connect(role: Pop3Server) -> tuple[asyncio.StreamReader, asyncio.Strea
 
 
 async def exchange(role: Pop3Server, commands: bytes) -> bytes:
-    """Say it all at once and read until the server closes."""
+    """Send all commands at once and read until the server closes."""
     reader, writer = await connect(role)
     writer.write(commands)
     answers = await asyncio.wait_for(reader.read(), 10)
@@ -92,17 +92,17 @@ def metric(name: str, **labels: str) -> float:
 
 
 class FailingMailboxes(MemoryMailboxes):
-    """A store in which one call fails, from its `good`-th time on."""
+    """A store in which `method` fails after `successes` calls."""
 
-    def __init__(self, mailboxes: MemoryMailboxes, method: str, good: int = 0) -> None:
+    def __init__(self, mailboxes: MemoryMailboxes, method: str, successes: int = 0) -> None:
         self._mailboxes, self.locked = mailboxes._mailboxes, mailboxes.locked
-        self._good = good
+        self._successes = successes
         real = getattr(self, method)
 
         async def failing(*arguments: Any) -> Any:
-            self._good -= 1
-            if self._good < 0:
-                raise MailboxUnavailable("the disk is gone")
+            self._successes -= 1
+            if self._successes < 0:
+                raise MailboxUnavailable("disk failure")
             return await real(*arguments)
 
         setattr(self, method, failing)

@@ -1,4 +1,4 @@
-"""An Ingress on a port of its own, in a small fixed world, with a log that a test can break or hold."""
+"""An Ingress on its own port with a static directory and resolver, a stub log and a stub spool."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LINE_SECONDS = 10.0
 
 
 class StubLog:
-    """Keeps what is appended. `gate` unset holds appends; `error` is raised by them."""
+    """Records appends. They wait while `gate` is cleared, and raise `error` when it is set."""
 
     def __init__(self) -> None:
         self.accepted: list[Accepted] = []
@@ -52,7 +52,7 @@ class StubSpool:
         self.contents: dict[str, bytes] = {}
         self.error: Exception | None = None
         self.free_space: int | None = None
-        self.free_bytes_error: Exception | None = None  # seen by who asks for room
+        self.free_bytes_error: Exception | None = None  # raised by free_bytes
 
     async def free_bytes(self) -> int | None:
         if self.free_bytes_error is not None:
@@ -100,7 +100,7 @@ def make_resolver() -> StaticResolver:
 
 
 class SmtpClient:
-    """Speaks bytes; reads whole replies."""
+    """Sends octets and reads complete replies."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -127,7 +127,7 @@ class SmtpClient:
         return await self.read_reply()
 
     async def start_data(self, sender: str = "alice@example.test", recipient: str = "bob@example.test") -> None:
-        """From the greeting to the 354."""
+        """Run a session from the greeting to the 354."""
         assert (await self.read_reply()).startswith("220 ")
         for command in ("EHLO client.test", f"MAIL FROM:<{sender}>", f"RCPT TO:<{recipient}>"):
             assert (await self.command(command)).startswith("250"), command
@@ -139,7 +139,7 @@ class SmtpClient:
 
 
 class RunningIngress:
-    """An Ingress that serves, and what it uses."""
+    """A running Ingress and its dependencies."""
 
     def __init__(self, **settings: Any) -> None:
         self.log = StubLog()
@@ -154,7 +154,7 @@ class RunningIngress:
             log_settings=LogSettings(),
             alias_depth=20,
             log=self.log,
-            spool=self.spool,  # type: ignore[arg-type]  # ingress only keeps, and asks for room
+            spool=self.spool,  # type: ignore[arg-type]  # ingress uses put and free_bytes only
             directory=self.directory,
             resolver=self.resolver,
         )
@@ -190,7 +190,7 @@ class RunningIngress:
         return content.data if isinstance(content, Inline) else self.spool.contents[content.name]
 
     def body(self, number: int = 0) -> bytes:
-        """The content without our Received line."""
+        """The content without the Received field."""
         content = self.content(number)
         assert content.startswith(b"Received: ")
         return content.partition(b"+0000\r\n")[2]

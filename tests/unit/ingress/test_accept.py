@@ -1,4 +1,4 @@
-"""The one instant: nothing is confirmed before the record is durable, and the spool comes first."""
+"""Acceptance: no 250 before the record is durable, and the spool is written before the log."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_no_250_before_the_append_returns() -> None:
     assert spool.contents == {}
 
 
-async def test_large_content_is_spooled_before_it_is_named() -> None:
+async def test_large_content_is_spooled_before_the_append() -> None:
     log, spool = StubLog(), StubSpool()
     assert (await acceptance(log, spool).accept(MESSAGE, b"0123456789+")).code == 250
     (content,) = (record.content for record in log.accepted)
@@ -48,20 +48,20 @@ async def test_large_content_is_spooled_before_it_is_named() -> None:
     assert spool.contents == {content.name: b"0123456789+"}
 
 
-async def test_without_the_spool_nothing_is_appended() -> None:
+async def test_nothing_is_appended_when_the_spool_fails() -> None:
     log, spool = StubLog(), StubSpool()
     spool.error = SpoolUnavailable("full")
     assert await acceptance(log, spool).accept(MESSAGE, b"0123456789+") == replies.LOCAL_ERROR
     assert log.accepted == []
 
 
-async def test_an_unconfirmed_append_is_451() -> None:
+async def test_unconfirmed_append_gets_451() -> None:
     log, spool = StubLog(), StubSpool()
     log.error = LogUnavailable("no quorum")
     assert await acceptance(log, spool).accept(MESSAGE, b"x") == replies.NOT_CONFIRMED
 
 
-async def test_an_append_that_never_returns_is_451() -> None:
+async def test_append_time_out_gets_451() -> None:
     log, spool = StubLog(), StubSpool()
     log.gate.clear()
     assert await acceptance(log, spool, timeout=0.05).accept(MESSAGE, b"x") == replies.NOT_CONFIRMED

@@ -1,5 +1,5 @@
-"""The traps of aiosmtpd 1.4.6, one test each. Those of its timer, of its limits and of clients that go are in
-`test_clocks`, `test_bounds`, `test_slow_readers` and `test_departures`.
+"""Behaviour of aiosmtpd 1.4.6 that `ingress.session` replaces, one test each. Its timer, limits and disconnects are
+tested in `test_clocks`, `test_limits`, `test_slow_readers` and `test_disconnects`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ingress.session import SmtpSession
 from tests.support.servers.ingress import running_ingress
 
 
-def test_what_we_override_is_still_there() -> None:
-    """We replace these by name; a new aiosmtpd that renames one would silently bring its own back."""
+def test_overridden_methods_exist_in_aiosmtpd() -> None:
+    """The session overrides these by name; if aiosmtpd renames one, its own method would silently run instead."""
     for name in ("_handle_client", "_reset_timeout", "_timeout_cb", "eof_received", "connection_lost", "push"):
         assert name in vars(SMTP), name
         assert name in vars(SmtpSession), name
 
 
-async def test_a_connection_inspects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_does_not_resolve_or_scan_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("getfqdn was called"))
     async with running_ingress() as server:
         client = await server.connect()
@@ -34,7 +34,7 @@ async def test_a_connection_inspects_nothing(monkeypatch: pytest.MonkeyPatch) ->
         assert session._smtp_methods == {}
 
 
-async def test_an_exception_is_a_generic_451_and_a_clean_slate() -> None:
+async def test_exception_gets_generic_451_and_resets_the_transaction() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.start_data()
@@ -46,7 +46,7 @@ async def test_an_exception_is_a_generic_451_and_a_clean_slate() -> None:
         assert server.ingress._memory_budget.used_bytes == 0
 
 
-async def test_a_connection_error_of_the_log_is_not_the_clients() -> None:
+async def test_connection_error_of_the_log_does_not_end_the_session() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.start_data()
@@ -55,7 +55,7 @@ async def test_a_connection_error_of_the_log_is_not_the_clients() -> None:
         assert (await client.command("NOOP")).startswith("250")
 
 
-async def test_replies_to_pipelined_commands_leave_in_one_write() -> None:
+async def test_replies_to_pipelined_commands_are_sent_in_one_write() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
@@ -64,7 +64,7 @@ async def test_replies_to_pipelined_commands_leave_in_one_write() -> None:
         assert first.endswith(b"550 5.1.1 <x@example.test>: no such user here\r\n250 2.0.0 Ok\r\n")
 
 
-def test_no_attribute_of_ours_is_one_of_asyncios() -> None:
+def test_session_attributes_do_not_shadow_those_of_asyncio() -> None:
     source = ast.parse(Path(inspect.getfile(SmtpSession)).read_text())
     ours = {
         node.attr
@@ -74,4 +74,4 @@ def test_no_attribute_of_ours_is_one_of_asyncios() -> None:
     loop = asyncio.new_event_loop()
     theirs = set(vars(SMTP(object(), hostname="mx.example.test", loop=loop)))
     loop.close()
-    assert ours & theirs == {"transport", "_timeout_handle"}  # which are theirs, and mean the same
+    assert ours & theirs == {"transport", "_timeout_handle"}  # both belong to aiosmtpd and are used with its meaning

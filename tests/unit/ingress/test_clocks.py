@@ -1,4 +1,4 @@
-"""The clocks of a session: what moves them, and what silence costs."""
+"""Time-outs of a session."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.support.servers.ingress import running_ingress, wait_until
 
 
-async def test_the_timer_is_per_part_of_data() -> None:
+async def test_data_time_out_restarts_with_each_part() -> None:
     async with running_ingress(data_timeout="60s") as server:
         client = await server.connect()
         await client.start_data()
@@ -16,24 +16,24 @@ async def test_the_timer_is_per_part_of_data() -> None:
             before = session._deadline
             client.send(b"slow line\r\n")
             await wait_until(lambda before=before: session._deadline > before)
-        session._deadline = session.loop.time()  # silence from here on
+        session._deadline = session.loop.time()  # the client sends nothing more
         session._timeout_cb()
         assert await client.read_reply() == "421 4.4.2 Timed out"
 
 
-async def test_a_sender_of_a_byte_now_and_then_does_not_stay_for_ever() -> None:
+async def test_slow_data_times_out_eventually() -> None:
     async with running_ingress(data_timeout="60s") as server:
         client = await server.connect()
         await client.start_data()
         (session,) = server.ingress._sessions
-        session._data_began -= 601.0  # ten times the time-out ago
+        session._data_began -= 601.0  # ten times the time-out
         client.send(b"x")
         assert await client.read_reply() == "421 4.4.2 Timed out"
         assert server.log.accepted == []
 
 
 @pytest.mark.parametrize("in_data", [False, True])
-async def test_silence_is_421(in_data: bool) -> None:
+async def test_idle_session_gets_421(in_data: bool) -> None:
     async with running_ingress(data_timeout="100ms", command_timeout="30s" if in_data else "100ms") as server:
         client = await server.connect()
         if in_data:
@@ -46,7 +46,7 @@ async def test_silence_is_421(in_data: bool) -> None:
         assert server.log.accepted == []
 
 
-async def test_bytes_without_a_line_end_do_not_move_the_command_timer() -> None:
+async def test_incomplete_lines_do_not_restart_the_command_time_out() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()

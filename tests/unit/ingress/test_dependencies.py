@@ -1,4 +1,4 @@
-"""A session and what is around it: DNS asked for strangers alone, a spool and a log out of order, a mail loop."""
+"""A session and its dependencies: DNS, the spool, the log; and mail loops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mail.spool import SpoolUnavailable
 from tests.support.servers.ingress import running_ingress
 
 
-async def test_dns_is_asked_for_strangers_domains_only() -> None:
+async def test_dns_is_queried_for_remote_sender_domains_only() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
@@ -18,7 +18,7 @@ async def test_dns_is_asked_for_strangers_domains_only() -> None:
         assert set(server.resolver.queries) == {"good.test"}
 
 
-async def test_the_spool_out_of_order_is_our_fault() -> None:
+async def test_spool_failure_gets_451() -> None:
     async with running_ingress() as server:
         server.spool.error = SpoolUnavailable("disk full")
         client = await server.connect()
@@ -28,7 +28,7 @@ async def test_the_spool_out_of_order_is_our_fault() -> None:
         assert server.log.accepted == []
 
 
-async def test_the_log_going_down_is_421_at_mail() -> None:
+async def test_log_down_gets_421_at_mail() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
@@ -38,7 +38,7 @@ async def test_the_log_going_down_is_421_at_mail() -> None:
         assert await client.read_to_end() == b""
 
 
-async def test_a_loop_is_554() -> None:
+async def test_mail_loop_gets_554() -> None:
     async with running_ingress(max_hops=3) as server:
         client = await server.connect()
         for hops, code in ((3, "250 2.0.0"), (4, "554 5.4.6")):

@@ -1,8 +1,8 @@
-"""Plays tests/dialogues/*.txt against a real server: what a client says (C:), what it must hear (S:).
+"""Plays tests/dialogues/*.txt against a running server: client lines (C:) and expected replies (S:).
 
 A file begins with directives (`set KEY = VALUE` for [ingress], `log down|full|fails`), then lines: `C:` is sent with
-CRLF, `R:` is sent raw with Python escapes, `S:` must be the next line heard ("..." at its end: any rest), `X` is the
-end of the connection, `ACCEPTED n` counts messages so far. `#` begins a comment.
+CRLF, `R:` is sent raw with Python escapes, `S:` is the expected next line ("..." at its end: any rest), `X` is the end
+of the connection, `ACCEPTED n` is the number of messages accepted so far. `#` begins a comment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.servers.ingress import running_ingress
 FILES = sorted((Path(__file__).parents[2] / "dialogues").glob("*.txt"))
 
 
-def test_there_are_dialogues() -> None:
+def test_dialogue_files_exist() -> None:
     assert len(FILES) >= 8
 
 
@@ -52,12 +52,12 @@ async def test_dialogue(path: Path) -> None:
                 case "R:":
                     client.send(rest.encode().decode("unicode_escape").encode("latin-1"))
                 case "S:":
-                    heard = await client.read_line()
-                    assert heard.endswith("\r\n"), where
+                    received = await client.read_line()
+                    assert received.endswith("\r\n"), where
                     if rest.endswith("..."):
-                        assert heard.startswith(rest[:-3]), where
+                        assert received.startswith(rest[:-3]), where
                     else:
-                        assert heard[:-2] == rest, where
+                        assert received[:-2] == rest, where
                 case "X":
                     assert await client.read_to_end() == b"", where
                 case "ACCEPTED":

@@ -1,4 +1,4 @@
-"""Clients that go: before the dot, during the append, or by saying everything at once."""
+"""Clients that disconnect before the final dot or during the append, or send everything in one packet."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import pytest
 from tests.support.servers.ingress import running_ingress, wait_until
 
 
-@pytest.mark.parametrize("goodbye", ["half-close", "close", "reset"])
-async def test_a_client_that_goes_during_the_append_does_not_undo_it(goodbye: str) -> None:
+@pytest.mark.parametrize("disconnect", ["half-close", "close", "reset"])
+async def test_disconnect_during_the_append_does_not_cancel_it(disconnect: str) -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.start_data()
         server.log.gate.clear()
         client.send(b"Subject: x\r\n\r\nbody\r\n.\r\n")
         await asyncio.wait_for(server.log.waiting.wait(), 10)
-        if goodbye == "half-close":
+        if disconnect == "half-close":
             client.writer.write_eof()
-        elif goodbye == "close":
+        elif disconnect == "close":
             client.writer.close()
         else:
             client.writer.transport.abort()
         await asyncio.sleep(0.05)
         server.log.gate.set()
         await wait_until(lambda: server.log.accepted)
-        if goodbye == "half-close":
+        if disconnect == "half-close":
             assert (await client.read_to_end()).startswith(b"250 2.0.0 Ok: queued as ")
         await wait_until(lambda: not server.ingress._sessions)
         assert server.body() == b"Subject: x\r\n\r\nbody\r\n"
@@ -34,7 +34,7 @@ async def test_a_client_that_goes_during_the_append_does_not_undo_it(goodbye: st
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [
         b"",
         b"EH",
@@ -44,10 +44,10 @@ async def test_a_client_that_goes_during_the_append_does_not_undo_it(goodbye: st
     ],
 )
 @pytest.mark.parametrize("abort", [False, True])
-async def test_a_client_that_goes_before_the_dot_leaves_nothing(said: bytes, abort: bool) -> None:
+async def test_disconnect_before_the_final_dot_appends_nothing(sent: bytes, abort: bool) -> None:
     async with running_ingress() as server:
         client = await server.connect()
-        client.send(said)
+        client.send(sent)
         await asyncio.sleep(0.02)
         if abort:
             client.writer.transport.abort()
@@ -59,8 +59,8 @@ async def test_a_client_that_goes_before_the_dot_leaves_nothing(said: bytes, abo
         assert server.ingress._listener.connection_limiter.total == 0
 
 
-async def test_all_at_once_and_a_half_close() -> None:
-    """`printf ... | nc -N`: every command in one packet, then no more."""
+async def test_whole_session_in_one_packet_with_half_close() -> None:
+    """As `printf ... | nc -N` does."""
     async with running_ingress() as server:
         client = await server.connect()
         client.send(

@@ -1,4 +1,4 @@
-"""An ingress that starts and stops: settings it refuses, and sessions that are open at its end."""
+"""Start and shutdown of ingress: refused settings, and open sessions at shutdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mail.settings import NodeSettings
 from tests.support.servers.ingress import RunningIngress, running_ingress
 
 
-async def test_draining_says_421_to_the_idle_and_finishes_the_busy() -> None:
+async def test_draining_sends_421_when_idle_and_finishes_messages_in_progress() -> None:
     server = RunningIngress(node=NodeSettings(hostname="mx.example.test", drain="20s"))
     await server.start()
     idle, busy = await server.connect(), await server.connect()
@@ -26,8 +26,8 @@ async def test_draining_says_421_to_the_idle_and_finishes_the_busy() -> None:
     assert len(server.log.accepted) == 1
 
 
-async def test_draining_leaves_a_moment_for_the_quit_that_is_on_its_way() -> None:
-    """Python's smtplib takes a 421 in place of the 221 for a failure, and its caller sends again what had its 250."""
+async def test_draining_waits_for_quit_after_250() -> None:
+    """Python's smtplib treats 421 in reply to QUIT as a failure, and its caller sends the accepted message again."""
     server = RunningIngress(node=NodeSettings(hostname="mx.example.test", drain="20s"))
     await server.start()
     done, busy = await server.connect(), await server.connect()
@@ -43,7 +43,7 @@ async def test_draining_leaves_a_moment_for_the_quit_that_is_on_its_way() -> Non
     await server.close()
 
 
-async def test_draining_cuts_who_never_ends() -> None:
+async def test_draining_aborts_sessions_after_the_drain_time() -> None:
     server = RunningIngress(node=NodeSettings(hostname="mx.example.test", drain="100ms"))
     await server.start()
     client = await server.connect()
@@ -55,13 +55,13 @@ async def test_draining_cuts_who_never_ends() -> None:
     assert server.ingress._sessions == set()
 
 
-async def test_a_port_in_use_is_one_line() -> None:
+async def test_port_in_use_is_a_service_error() -> None:
     async with running_ingress() as server:
         host, port = server.ingress.bound_addresses[0]
         with pytest.raises(ServiceError, match=r"ingress\.mx"):
             await RunningIngress(mx=f"{host}:{port}").start()
 
 
-def test_a_wrong_network_is_one_line() -> None:
+def test_invalid_relay_network_is_a_service_error() -> None:
     with pytest.raises(ServiceError, match=r"ingress\.relay_networks.*10\.0\.0\.1/8"):
         RunningIngress(relay_networks=["10.0.0.1/8"])

@@ -1,4 +1,4 @@
-"""Commands: what parses, to what; and that nothing else does."""
+"""Command parsers: accepted and refused syntax."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_vrfy() -> None:
 
 
 @given(st.binary(max_size=80))
-def test_no_line_raises(line: bytes) -> None:
+def test_no_command_line_raises(line: bytes) -> None:
     command = parse_command(line)
     if isinstance(command, Command):
         parse_hello(command.argument)
@@ -125,10 +125,10 @@ def test_no_line_raises(line: bytes) -> None:
             mail = parse_mail(command.argument, extended=True)
             rcpt = parse_rcpt(command.argument, extended=True, utf8=True)
             for address in (getattr(mail, "reverse_path", None), getattr(rcpt, "forward_path", None)):
-                if address is not None:  # what was taken can be said again, and means the same
+                if address is not None:  # a parsed address is parseable again and equal
                     assert Address.parse(str(address), utf8=True) == address
 
 
-def test_a_hostile_path_does_not_backtrack() -> None:
+def test_path_parser_does_not_backtrack() -> None:
     assert parse_mail("FROM:<" + '"a' * 30_000, extended=True) == replies.MAIL_SYNTAX
     assert parse_mail("FROM:<" + "a" * 60_000, extended=True) == replies.MAIL_SYNTAX

@@ -1,4 +1,4 @@
-"""The bounds of a session and of all of them: lines, content, recipients, connections."""
+"""Limits per session and per process: lines, message data, recipients, connections."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.support.servers.ingress import running_ingress, wait_until
 
 
-async def test_oversize_lines_are_refused_and_the_session_goes_on() -> None:
+async def test_overlong_lines_are_refused_and_the_session_continues() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
@@ -23,7 +23,7 @@ async def test_oversize_lines_are_refused_and_the_session_goes_on() -> None:
         assert (await client.command(long_mail)).startswith("250")
 
 
-async def test_long_lines_in_content_are_taken() -> None:
+async def test_long_lines_in_message_data_are_accepted() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.start_data()
@@ -34,7 +34,7 @@ async def test_long_lines_in_content_are_taken() -> None:
         assert len(server.spool.contents) == 1  # more than spool.inline_max
 
 
-async def test_too_large_is_drained_and_the_session_goes_on() -> None:
+async def test_too_large_message_gets_552_and_the_session_continues() -> None:
     async with running_ingress(max_size="100KiB") as server:
         client = await server.connect()
         await client.start_data()
@@ -46,19 +46,19 @@ async def test_too_large_is_drained_and_the_session_goes_on() -> None:
 
 
 @pytest.mark.parametrize(("octets", "code"), [(307_200, "250"), (307_201, "552")])
-async def test_the_size_limit_counts_what_is_stored(octets: int, code: str) -> None:
+async def test_size_limit_excludes_transparent_dots(octets: int, code: str) -> None:
     async with running_ingress(max_size="300KiB") as server:
         client = await server.connect()
         await client.start_data()
         content = b"Subject: x\r\n\r\n" + b".\r\n" * 99_900  # 399.6 kB on the wire
         content += b"y" * (octets - len(content) - 2) + b"\r\n"
         assert len(content) == octets
-        client.send(content.replace(b"\r\n.", b"\r\n..") + b".\r\n")  # dots on the wire do not count
+        client.send(content.replace(b"\r\n.", b"\r\n..") + b".\r\n")  # transparent dots do not count
         assert (await client.read_reply()).startswith(code)
         assert [server.body(number) for number in range(len(server.log.accepted))] == [content] * (code == "250")
 
 
-async def test_content_beyond_the_cap_of_all_sessions_is_452() -> None:
+async def test_message_data_beyond_the_memory_budget_gets_452() -> None:
     async with running_ingress(bytes_in_flight="64KiB") as server:
         first, second = await server.connect(), await server.connect()
         await first.start_data()
@@ -73,10 +73,10 @@ async def test_content_beyond_the_cap_of_all_sessions_is_452() -> None:
 
 async def test_connection_limits() -> None:
     async with running_ingress(max_connections=2) as server:
-        kept = [await server.connect() for _ in range(2)]
-        assert [(await one.read_reply())[:3] for one in kept] == ["220", "220"]
+        connected = [await server.connect() for _ in range(2)]
+        assert [(await one.read_reply())[:3] for one in connected] == ["220", "220"]
         assert (await (await server.connect()).read_reply()).startswith("421 4.7.0")
-        await kept[0].command("QUIT")
+        await connected[0].command("QUIT")
         await wait_until(lambda: server.ingress._listener.connection_limiter.total == 1)
         assert (await (await server.connect()).read_reply()).startswith("220")
     async with running_ingress(max_connections_per_client=1, relay_networks=[]) as server:
@@ -84,7 +84,7 @@ async def test_connection_limits() -> None:
         assert (await (await server.connect()).read_reply()).startswith("421 4.7.0")
 
 
-async def test_too_many_recipients_is_452_and_the_rest_is_taken() -> None:
+async def test_too_many_recipients_get_452_and_the_others_are_accepted() -> None:
     async with running_ingress(max_recipients=100) as server:
         client = await server.connect()
         await client.read_reply()

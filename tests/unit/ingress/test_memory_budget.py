@@ -1,6 +1,4 @@
-"""Connections and memory are counted and counted out again; a client has its share of both; who begins a message and
-does not end it has to go when others need the memory.
-"""
+"""Connection limit and memory budget, in total and per client; slow message data is aborted when memory is short."""
 
 from __future__ import annotations
 
@@ -11,22 +9,24 @@ import pytest
 from ingress.limits import RATE_INTERVAL_SECONDS, ConnectionLimiter, IncomingData, MemoryBudget
 from tests.support.servers.ingress import running_ingress
 
-STALE = 3 * RATE_INTERVAL_SECONDS
+SLOW_AT = 3 * RATE_INTERVAL_SECONDS
 
 
 def incoming_data(
-    budget: MemoryBudget, octets: int, client: str = "c", *, exempt: bool = False, cuts: list[str] | None = None
+    budget: MemoryBudget, octets: int, client: str = "c", *, exempt: bool = False, aborted: list[str] | None = None
 ) -> IncomingData:
-    one = IncomingData(client, 0.0, lambda: None if cuts is None else cuts.append(f"{client} {octets}"), exempt=exempt)
+    one = IncomingData(
+        client, 0.0, lambda: None if aborted is None else aborted.append(f"{client} {octets}"), exempt=exempt
+    )
     budget.add(one)
     assert budget.resize(one, octets, 0.0)
     return one
 
 
-def test_the_crowd_has_a_limit_and_so_has_each_client() -> None:
+def test_connections_are_limited_in_total_and_per_client() -> None:
     limiter = ConnectionLimiter(limit=3, limit_per_client=2)
     assert [limiter.acquire("192.0.2.1", exempt=False) for _ in range(3)] == [True, True, False]
-    assert limiter.total == 2  # who was turned away is not counted
+    assert limiter.total == 2  # refused connections are not counted
     assert limiter.acquire("192.0.2.2", exempt=False)
     assert not limiter.acquire("192.0.2.3", exempt=False)
     limiter.release("192.0.2.1")
@@ -34,15 +34,15 @@ def test_the_crowd_has_a_limit_and_so_has_each_client() -> None:
     for ip in ("192.0.2.1", "192.0.2.1", "192.0.2.2"):
         limiter.release(ip)
     assert limiter.total == 0
-    assert not limiter._by_client  # no client is remembered for ever
+    assert not limiter._by_client  # no state for clients without connections
 
 
-def test_an_exempt_client_is_bound_by_the_limit_of_all_only() -> None:
+def test_exempt_client_has_only_the_total_limit() -> None:
     limiter = ConnectionLimiter(limit=3, limit_per_client=1)
     assert [limiter.acquire("127.0.0.1", exempt=True) for _ in range(4)] == [True, True, True, False]
 
 
-def test_one_client_holds_no_more_than_its_share() -> None:
+def test_memory_is_limited_per_client() -> None:
     budget = MemoryBudget(1000, 300)
     first = incoming_data(budget, 200)
     assert budget.has_capacity("c", 100, 0.0, exempt=False)
@@ -57,32 +57,32 @@ def test_one_client_holds_no_more_than_its_share() -> None:
     assert budget.has_capacity("c", 300, 0.0, exempt=False)
 
 
-def test_who_is_slow_makes_room_the_largest_first() -> None:
+def test_slow_data_is_aborted_largest_first() -> None:
     budget = MemoryBudget(1000, 1000)
-    cuts: list[str] = []
+    aborted: list[str] = []
     for octets in (300, 400, 200):
-        incoming_data(budget, octets, f"slow{octets}", cuts=cuts)
-    assert not budget.has_capacity("c", 200, 1.0, exempt=False)  # nobody is slow yet
-    assert budget.has_capacity("c", 200, STALE, exempt=False)
-    assert cuts == ["slow400 400"]
+        incoming_data(budget, octets, f"slow{octets}", aborted=aborted)
+    assert not budget.has_capacity("c", 200, 1.0, exempt=False)  # no data is slow yet
+    assert budget.has_capacity("c", 200, SLOW_AT, exempt=False)
+    assert aborted == ["slow400 400"]
     assert budget.used_bytes == 500
 
 
-def test_what_is_whole_or_comes_fast_is_never_cut() -> None:
+def test_complete_or_fast_data_is_not_aborted() -> None:
     budget = MemoryBudget(1 << 20, 1 << 20)
-    cuts: list[str] = []
-    whole = incoming_data(budget, 1 << 19, "whole", cuts=cuts)
-    whole.is_complete = True
-    fast = incoming_data(budget, 0, "fast", cuts=cuts)
+    aborted: list[str] = []
+    complete = incoming_data(budget, 1 << 19, "complete", aborted=aborted)
+    complete.is_complete = True
+    fast = incoming_data(budget, 0, "fast", aborted=aborted)
     for second in range(12):
         assert budget.resize(fast, second * 40_000, float(second))
     assert not budget.has_capacity("c", 1 << 19, 12.0, exempt=False)
-    assert cuts == []
+    assert aborted == []
     assert budget.has_capacity("c", 1 << 19, 25.0, exempt=False)
-    assert cuts == ["fast 0"]
+    assert aborted == ["fast 0"]
 
 
-async def test_content_that_does_not_end_is_cut_when_others_need_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_data_gets_421_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingress.limits.RATE_INTERVAL_SECONDS", 0.1)
     async with running_ingress(bytes_in_flight="64KiB", max_size="48KiB") as server:
         slow, other = await server.connect(), await server.connect()

@@ -1,4 +1,4 @@
-"""The trace line, the hop count, the mending of line ends, and what stands before a message without a header."""
+"""The Received field, the hop count, and content without a header."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def line(helo: str = "client.test", ip: str = "192.0.2.1", recipient: Address | 
     return received_field(client=client, hostname="mx.test", queue_id=QUEUE_ID, recipient=recipient, now=NOW, **more)
 
 
-def test_the_line() -> None:
+def test_received_field() -> None:
     assert line(recipient=Address("bob", "example.test")) == (
         b"Received: from client.test ([192.0.2.1])\r\n"
         b"\tby mx.test (eilpost) with ESMTP id 01M85DXKVK0FGNCFAQP8N9B05F\r\n"
@@ -37,7 +37,7 @@ def test_the_line() -> None:
     assert "for <böb@example.test>".encode() in line(recipient=Address("böb", "example.test"), smtputf8=True)
 
 
-def test_a_parser_reads_it_and_no_name_breaks_it() -> None:
+def test_received_field_is_parseable_for_any_helo_name() -> None:
     for helo in ("x", "a(b", "a)b", 'a"b', "a\\b", "<a>;", "\x7f\x00\r\nX: y"):
         message = message_from_bytes(line(helo) + b"Subject: x\r\n\r\n", policy=policy.default)
         assert message.keys() == ["Received", "Subject"]
@@ -52,13 +52,13 @@ def test_protocol_names() -> None:
     assert with_protocol(extended=True, smtputf8=True, tls=True) == "UTF8SMTPS"
 
 
-def test_hops_are_counted_in_the_header_only() -> None:
+def test_hop_count_ignores_the_body() -> None:
     content = b"Received: a\r\nRECEIVED:b\r\n\treceived: folded\r\nX-Received: c\r\n\r\nReceived: body\r\n"
     assert count_hops(header_section(content)) == 2
     assert count_hops(header_section(b"Received: a\r\nno end")) == 1
 
 
-def test_a_blank_before_the_colon_hides_no_hop() -> None:
+def test_hop_count_includes_fields_with_blank_before_colon() -> None:
     assert (
         count_hops(
             b"Received : a\r\nreceived\t \t: b\r\n\tReceived : folded\r\nReceived-By : c\r\nReceived\r\n : d\r\n"
@@ -68,7 +68,7 @@ def test_a_blank_before_the_colon_hides_no_hop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("opening", "is_header"),
+    ("first_octets", "is_header"),
     [
         (b"Subject: x\r\n", True),
         (b"X-Odd :y\r\n", True),
@@ -82,12 +82,12 @@ def test_a_blank_before_the_colon_hides_no_hop() -> None:
         (b"http://x\r\n", True),
     ],
 )
-def test_what_begins_with_a_header(opening: bytes, is_header: bool) -> None:
-    assert begins_with_header(opening) == is_header
+def test_begins_with_header(first_octets: bytes, is_header: bool) -> None:
+    assert begins_with_header(first_octets) == is_header
 
 
 @pytest.mark.parametrize("content", [b"hello\r\n", b" folds into ours\r\n", b"", b".\r\n", b"\r\nbody\r\n"])
-async def test_our_line_never_swallows_the_body(content: bytes) -> None:
+async def test_received_field_never_joins_the_body(content: bytes) -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.start_data()
@@ -98,7 +98,7 @@ async def test_our_line_never_swallows_the_body(content: bytes) -> None:
         assert server.content().endswith(b"\r\n\r\n" + content.removeprefix(b"\r\n"))
 
 
-async def test_the_log_line_names_who_it_is_for_and_the_size_that_trace_tells() -> None:
+async def test_accepted_log_line_has_recipients_and_stored_size() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
@@ -116,7 +116,7 @@ async def test_the_log_line_names_who_it_is_for_and_the_size_that_trace_tells() 
         assert None not in line.values()
 
 
-async def test_what_is_refused_before_any_greeting_names_none() -> None:
+async def test_refusal_before_ehlo_is_logged_without_helo() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
@@ -127,7 +127,7 @@ async def test_what_is_refused_before_any_greeting_names_none() -> None:
         assert [(line["event"], None in line.values()) for line in lines] == [("command refused", False)]
 
 
-async def test_what_is_accepted_says_where_it_came_from() -> None:
+async def test_accepted_message_records_client_and_protocol() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
@@ -146,7 +146,7 @@ async def test_what_is_accepted_says_where_it_came_from() -> None:
         assert reply == f"250 2.0.0 Ok: queued as {message.queue_id}"
         assert message.size_bytes == len(server.content())
         assert message.envelope.smtputf8
-        assert message.envelope.body == "8BITMIME"  # the client said nothing, but sent eight bits
+        assert message.envelope.body == "8BITMIME"  # the client sent no BODY parameter, but 8-bit data
         assert [str(one.original) for one in message.envelope.recipients] == [
             "ülf@catch.test",
             "postmaster@mx.example.test",

@@ -1,4 +1,4 @@
-"""SMTP smuggling: whatever stands for an end of data elsewhere, here it is one message or none, never two."""
+"""SMTP smuggling: a false end of data never splits one message into two."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LONE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 
 @pytest.mark.parametrize("false_end", CORPUS, ids=repr)
 @pytest.mark.parametrize("in_one_packet", [True, False])
-async def test_one_message_and_nothing_ambiguous_is_stored(false_end: bytes, in_one_packet: bool) -> None:
+async def test_false_end_of_data_stores_one_normalised_message(false_end: bytes, in_one_packet: bool) -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.start_data()
@@ -49,17 +49,17 @@ async def test_one_message_and_nothing_ambiguous_is_stored(false_end: bytes, in_
             for octet in wire:
                 client.send(bytes((octet,)))
                 await client.writer.drain()
-        heard = (await client.read_to_end()).decode()
-        assert len(server.log.accepted) == 1, heard
-        assert heard.count("250 2.0.0 Ok: queued as") == 1
-        assert heard.endswith("221 2.0.0 Bye\r\n")
+        received = (await client.read_to_end()).decode()
+        assert len(server.log.accepted) == 1, received
+        assert received.count("250 2.0.0 Ok: queued as") == 1
+        assert received.endswith("221 2.0.0 Bye\r\n")
         assert LONE.search(server.content()) is None
         assert b"Subject: smuggled" in server.content()
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r", b"\r\r\n", b"\n\r"], ids=repr)
-async def test_a_command_does_not_end_in_anything_but_crlf(line_end: bytes) -> None:
-    """Neither of two commands that only a lenient server sees is obeyed."""
+async def test_commands_end_in_crlf_only(line_end: bytes) -> None:
+    """Two commands that only a lenient parser separates are not executed."""
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
@@ -74,41 +74,41 @@ PIECES = st.sampled_from([b"\r", b"\n", b".", b"\r\n", b"\r\n.", b"\r\n.\r\n", b
 WIRE = st.lists(PIECES, max_size=30).map(b"".join)
 
 
-def fed(wire: bytes, cuts: list[int], limit: int = 1 << 20) -> Framer:
-    intake = Framer(100)
-    intake.begin_data(limit)
+def framer_with(wire: bytes, cuts: list[int], limit: int = 1 << 20) -> Framer:
+    framer = Framer(100)
+    framer.begin_data(limit)
     at = 0
     for cut in [*sorted(cut % (len(wire) + 1) for cut in cuts), len(wire)]:
-        intake.feed(wire[at:cut])
+        framer.feed(wire[at:cut])
         at = cut
-    return intake
+    return framer
 
 
 @given(WIRE, st.lists(st.integers(0, 1000), max_size=8))
-def test_content_ends_at_the_first_crlf_dot_crlf_however_it_is_cut(wire: bytes, cuts: list[int]) -> None:
+def test_data_ends_at_the_first_crlf_dot_crlf_for_any_packets(wire: bytes, cuts: list[int]) -> None:
     end = (b"\r\n" + wire).find(b"\r\n.\r\n")
-    intake = fed(wire, cuts)
-    assert intake.data_is_complete == (end >= 0)
+    framer = framer_with(wire, cuts)
+    assert framer.data_is_complete == (end >= 0)
     if end >= 0:
-        assert intake.take_data(b"P") == b"P" + wire[:end]
-        assert intake.pipelined_bytes == len(wire) - end - 3  # not a byte is lost behind the dot
+        assert framer.take_data(b"P") == b"P" + wire[:end]
+        assert framer.pipelined_bytes == len(wire) - end - 3  # nothing after the final dot is lost
 
 
 @given(WIRE, st.lists(st.integers(0, 1000), max_size=8), st.integers(0, 10))
-def test_dropped_content_ends_where_kept_content_does(wire: bytes, cuts: list[int], limit: int) -> None:
-    kept, dropped = fed(wire, cuts), fed(wire, cuts, limit)
-    assert kept.data_is_complete == dropped.data_is_complete
-    assert dropped.data_held_bytes <= limit + 4  # four bytes may belong to the end
-    if kept.data_is_complete:
-        assert dropped.data_is_discarded == (kept.data_held_bytes > limit)
-        kept.skip_data()
-        dropped.skip_data()
-        assert kept.pipelined_bytes == dropped.pipelined_bytes
-        assert kept.next_line() == dropped.next_line()
+def test_discarded_data_ends_where_held_data_does(wire: bytes, cuts: list[int], limit: int) -> None:
+    held, discarded = framer_with(wire, cuts), framer_with(wire, cuts, limit)
+    assert held.data_is_complete == discarded.data_is_complete
+    assert discarded.data_held_bytes <= limit + 4  # four octets may belong to the terminator
+    if held.data_is_complete:
+        assert discarded.data_is_discarded == (held.data_held_bytes > limit)
+        held.skip_data()
+        discarded.skip_data()
+        assert held.pipelined_bytes == discarded.pipelined_bytes
+        assert held.next_line() == discarded.next_line()
 
 
 @given(WIRE)
-def test_clean_content_has_only_crlf_and_keeps_what_was_well_formed(wire: bytes) -> None:
+def test_normalised_content_has_only_crlf_and_keeps_valid_lines(wire: bytes) -> None:
     stored = normalize(b"Trace: x\r\n" + wire)
     assert LONE.search(stored) is None
     if LONE.search(wire) is None:
@@ -117,16 +117,16 @@ def test_clean_content_has_only_crlf_and_keeps_what_was_well_formed(wire: bytes)
 
 
 @given(st.lists(st.sampled_from([b"NOOP\r\n", b"X\n", b"\r\n", b"y" * 60, b"\r", b"\n"]), max_size=20))
-def test_lines_are_the_same_byte_by_byte(parts: list[bytes]) -> None:
+def test_command_lines_are_the_same_octet_by_octet(parts: list[bytes]) -> None:
     wire = b"".join(parts)
 
     def lines(pieces: list[bytes]) -> list[bytes | Malformed]:
-        intake, found = Framer(100), []
+        framer, lines_read = Framer(100), []
         for piece in pieces:
-            intake.feed(piece)
-            while (line := intake.next_line()) is not None:
-                found.append(line)
-        return found
+            framer.feed(piece)
+            while (line := framer.next_line()) is not None:
+                lines_read.append(line)
+        return lines_read
 
     whole = lines([wire])
     assert lines([bytes((octet,)) for octet in wire]) == whole

@@ -1,4 +1,4 @@
-"""New mail is turned away while the spool has no room for it or fails, and taken again afterwards."""
+"""New mail is refused while the spool is full or fails, and accepted again afterwards."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import pytest
 from mail.spool import SpoolUnavailable
 from tests.support.servers.ingress import StubSpool, running_ingress
 
-NO_ROOM = "452 4.3.1 Insufficient system storage, try again later"
-OUR_FAULT = "451 4.3.0 Local error, try again later"
+FULL = "452 4.3.1 Insufficient system storage, try again later"
+FAILED = "451 4.3.0 Local error, try again later"
 
 
-@pytest.mark.parametrize("trouble", ["little disk", "fails", "hangs"])
-async def test_no_room_in_the_spool_is_4xx_at_mail_until_there_is_some(
-    monkeypatch: pytest.MonkeyPatch, trouble: str
-) -> None:
+@pytest.mark.parametrize("fault", ["full", "fails", "hangs"])
+async def test_mail_gets_4xx_while_the_spool_is_unusable(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     monkeypatch.setattr("ingress.spool_monitor.CHECK_INTERVAL_SECONDS", 0.01)
     monkeypatch.setattr("ingress.spool_monitor.CHECK_TIMEOUT_SECONDS", 0.05)
     hangs = asyncio.Event()
@@ -33,17 +31,15 @@ async def test_no_room_in_the_spool_is_4xx_at_mail_until_there_is_some(
         client = await server.connect()
         await client.read_reply()
         await client.command("EHLO x")
-        match trouble:
-            case "little disk":
+        match fault:
+            case "full":
                 server.spool.free_space = 1 << 20
             case "fails":
                 server.spool.free_bytes_error = SpoolUnavailable("read-only")
             case _:
                 hangs.clear()
         await asyncio.sleep(0.2)
-        assert await client.command("MAIL FROM:<alice@example.test>") == (
-            NO_ROOM if trouble == "little disk" else OUR_FAULT
-        )
+        assert await client.command("MAIL FROM:<alice@example.test>") == (FULL if fault == "full" else FAILED)
         server.spool.free_space, server.spool.free_bytes_error = 1 << 40, None
         hangs.set()
         await asyncio.sleep(0.2)

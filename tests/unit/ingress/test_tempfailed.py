@@ -1,4 +1,4 @@
-"""What counts as tempfail: a message that ingress cannot take now, at any command; not what a client does wrong."""
+"""What counts as tempfail: a message refused because of this server, at any command; not a client error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _tempfailed() -> float:
 
 
 @pytest.mark.parametrize(("condition", "code"), [(Full("test"), "452 4.3.1"), (Down("test"), "421 4.3.2")])
-async def test_mail_that_is_refused_because_of_the_log_counts(condition: Condition, code: str) -> None:
+async def test_mail_refused_because_of_the_log_counts_as_tempfail(condition: Condition, code: str) -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
@@ -24,7 +24,7 @@ async def test_mail_that_is_refused_because_of_the_log_counts(condition: Conditi
         assert _tempfailed() == before + 1
 
 
-async def test_a_message_to_a_tenant_whose_log_is_full_counts_once() -> None:
+async def test_message_to_a_tenant_with_full_log_counts_once() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
@@ -36,7 +36,7 @@ async def test_a_message_to_a_tenant_whose_log_is_full_counts_once() -> None:
         assert _tempfailed() == before + 1
 
 
-async def test_a_sender_whose_domain_cannot_be_looked_up_does_not_count() -> None:
+async def test_failed_sender_domain_lookup_does_not_count() -> None:
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()

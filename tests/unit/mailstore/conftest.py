@@ -1,4 +1,4 @@
-"""What the tests of POP3 share."""
+"""Fixtures of the POP3 tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.clients.pop3 import FIRST, OWNER, SECOND
 
 @pytest.fixture
 async def mailboxes() -> MemoryMailboxes:
-    boxes = MemoryMailboxes()
-    await boxes.append(OWNER, DeliveryId("A-0"), FIRST)
-    await boxes.append(OWNER, DeliveryId("B-0"), SECOND)
-    return boxes
+    filled = MemoryMailboxes()
+    await filled.append(OWNER, DeliveryId("A-0"), FIRST)
+    await filled.append(OWNER, DeliveryId("B-0"), SECOND)
+    return filled

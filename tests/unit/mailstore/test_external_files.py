@@ -1,4 +1,4 @@
-"""Files of other programs: the line ends of the wire, however they are cut into parts, without reading them twice."""
+"""Files of other programs: CRLF line endings, reads in parts, and files that are not regular."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mailstore.mailboxes import MailboxUnavailable
 from mailstore.maildir import Maildir
 
 
-def _wire(content: bytes) -> bytes:
+def _with_crlf(content: bytes) -> bytes:
     return content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
@@ -28,23 +28,23 @@ def _wire(content: bytes) -> bytes:
     st.integers(1, 7),
     st.integers(1, 9),
 )
-def test_any_part_at_any_time(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes, asked: list[tuple[int, int]], chunk: int, step: int
+def test_any_part_has_crlf_line_endings(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, parts: list[tuple[int, int]], chunk: int, step: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "foreign"
     path.write_bytes(content)
-    wire, files = _wire(content), ExternalFiles()
+    wire, files = _with_crlf(content), ExternalFiles()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(external_files, "CHUNK_OCTETS", chunk)
         assert virtual_size(path) == len(wire)
         assert files.read(path, 0, None) == wire
-        for start, limit in asked:
+        for start, limit in parts:
             assert files.read(path, start, limit) == wire[start : start + limit]
-        in_turn = b"".join(files.read(path, start, step) for start in range(0, len(wire), step))
-        assert in_turn == wire
+        sequential = b"".join(files.read(path, start, step) for start in range(0, len(wire), step))
+        assert sequential == wire
 
 
-def test_a_large_file_is_read_once_and_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequential_parts_do_not_read_the_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "1000000000.M1P1.host:2,S"
     path.write_bytes(b"a line\n" * 300_000)
     read = 0
@@ -64,7 +64,7 @@ def test_a_large_file_is_read_once_and_never_held_whole(tmp_path: Path, monkeypa
     assert read < 3 * path.stat().st_size
 
 
-def test_what_is_remembered_of_files_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_position_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(external_files, "_POSITIONS_MAX", 3)
     files = ExternalFiles()
     for number in range(10):
@@ -74,25 +74,25 @@ def test_what_is_remembered_of_files_is_bounded(tmp_path: Path, monkeypatch: pyt
     assert files.read(tmp_path / "0", 2, 2) == b"\n"
 
 
-_OURS = "1700000000.M000000_01JDXJ5Z8QABCDEFGHJKMNPQRS-1.host,S=3,W=3"
+_OWN_NAME = "1700000000.M000000_01JDXJ5Z8QABCDEFGHJKMNPQRS-1.host,S=3,W=3"
 
 
-@pytest.mark.parametrize("name", [_OURS, "1700000000.x.host,W=3", "1700000000.x.host", "x"])
+@pytest.mark.parametrize("name", [_OWN_NAME, "1700000000.x.host,W=3", "1700000000.x.host", "x"])
 @pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
-async def test_what_is_no_plain_file_is_no_message(tmp_path: Path, kind: str, name: str) -> None:
+async def test_only_regular_files_are_listed(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / "secret").write_bytes(b"root:x:0:0")
     maildir = Maildir(tmp_path, "mx.example.test")
     await maildir.append("alice@example.test", DeliveryId("01JDXJ5Z8QABCDEFGHJKMNPQRT-1"), b"a\r\n")
-    [own] = await maildir.messages("alice@example.test")
+    [own_message] = await maildir.messages("alice@example.test")
     path = tmp_path / "example.test" / "alice" / "new" / name
     _put(path, kind, tmp_path / "secret")
-    assert await maildir.messages("alice@example.test") == [own]
+    assert await maildir.messages("alice@example.test") == [own_message]
     assert await maildir.used_bytes("alice@example.test") == 3
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
-@pytest.mark.parametrize("name", [_OURS, "1700000000.x.host,W=3"])
-async def test_what_became_something_else_is_not_read(tmp_path: Path, kind: str, name: str) -> None:
+@pytest.mark.parametrize("name", [_OWN_NAME, "1700000000.x.host,W=3"])
+async def test_file_replaced_by_something_else_is_not_read(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / "secret").write_bytes(b"root:x:0:0")
     maildir = Maildir(tmp_path, "mx.example.test")
     path = tmp_path / "example.test" / "alice" / "new" / name
@@ -107,12 +107,12 @@ async def test_what_became_something_else_is_not_read(tmp_path: Path, kind: str,
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
 @pytest.mark.parametrize("name", ["eilpost-lock", "eilpost-delivered", "eilpost-delivered.old"])
-async def test_our_own_files_are_plain_ones_or_nothing_is_kept(tmp_path: Path, kind: str, name: str) -> None:
+async def test_append_fails_when_own_files_are_not_regular(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / "secret").write_bytes(b"k x\n")
-    box = tmp_path / "example.test" / "alice"
+    mailbox = tmp_path / "example.test" / "alice"
     for part in ("new", "cur", "tmp"):
-        (box / part).mkdir(parents=True)
-    _put(box / name, kind, tmp_path / "secret")
+        (mailbox / part).mkdir(parents=True)
+    _put(mailbox / name, kind, tmp_path / "secret")
     maildir = Maildir(tmp_path, "mx.example.test")
     with pytest.raises(MailboxUnavailable, match="is not a plain file"):
         await asyncio.wait_for(
@@ -122,7 +122,7 @@ async def test_our_own_files_are_plain_ones_or_nothing_is_kept(tmp_path: Path, k
 
 
 @pytest.mark.parametrize("seconds", [-5, 1 << 62, 300_000_000_000])
-async def test_a_file_of_an_impossible_time_is_listed(
+async def test_file_with_impossible_mtime_is_listed(
     tmp_path: Path, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maildir = Maildir(tmp_path, "mx.example.test")

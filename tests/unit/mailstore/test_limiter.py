@@ -1,4 +1,4 @@
-"""A mailbox whose lock somebody holds costs its owner time, and nobody else."""
+"""A locked mailbox delays only its own jobs."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def ids(prefix: str, count: int) -> list[DeliveryId]:
     return [DeliveryId(f"{prefix}{number:03}-1") for number in range(count)]
 
 
-def hold(tmp_path: Path) -> int:
+def hold_lock(tmp_path: Path) -> int:
     (lock,) = (tmp_path / "mail").rglob("eilpost-lock")
     holder = os.open(lock, os.O_WRONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
     return holder
 
 
-async def test_a_locked_mailbox_holds_up_nobody_else(tmp_path: Path) -> None:
+async def test_locked_mailbox_does_not_delay_other_mailboxes(tmp_path: Path) -> None:
     maildir = Maildir(tmp_path / "mail", "mx.example.test")
     await maildir.append(ALICE, DeliveryId("FIRST-1"), b"x")
-    holder = hold(tmp_path)
+    holder = hold_lock(tmp_path)
     waiting = [asyncio.create_task(maildir.append(ALICE, each, b"x")) for each in ids("A", 59)]
     await asyncio.sleep(0.1)
-    begun = time.monotonic()
+    started = time.monotonic()
     for each in ids("B", 20):
         assert await maildir.append(BOB, each, b"x")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - started < 5
     assert not any(task.done() for task in waiting)
     os.close(holder)
     assert all(await asyncio.gather(*waiting))
@@ -46,14 +46,14 @@ async def test_a_locked_mailbox_holds_up_nobody_else(tmp_path: Path) -> None:
     assert maildir._limiter._mailboxes == {}
 
 
-async def test_removing_waits_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_expunge_waits_for_the_mailbox_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     maildir = Maildir(tmp_path / "mail", "mx.example.test")
     await maildir.append(ALICE, DeliveryId("FIRST-1"), b"x")
-    (kept,) = await maildir.messages(ALICE)
-    holder = hold(tmp_path)
+    (stored,) = await maildir.messages(ALICE)
+    holder = hold_lock(tmp_path)
     monkeypatch.setattr("mailstore.limiter.LOCK_SECONDS", 0.05)
     with pytest.raises(MailboxUnavailable, match="lock"):
-        await maildir.expunge(ALICE, [kept.uid])
+        await maildir.expunge(ALICE, [stored.uid])
     os.close(holder)
-    await maildir.expunge(ALICE, [kept.uid])
+    await maildir.expunge(ALICE, [stored.uid])
     assert await maildir.messages(ALICE) == []

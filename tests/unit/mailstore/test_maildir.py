@@ -1,4 +1,4 @@
-"""Maildir: what is on the disk, with several processes at one mailbox, and what is known without looking."""
+"""Maildir: layout on disk, several processes, cached state and shared flushes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mailstore.mailboxes import MailboxUnavailable
 from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, mailbox_path, make_maildir
 
 
-async def test_the_layout_is_a_maildir_for_its_user_alone(tmp_path: Path) -> None:
+async def test_layout_is_a_maildir_with_private_modes(tmp_path: Path) -> None:
     os.umask(os.umask(0o022))
     await make_maildir(tmp_path).append(OWNER, ID, CONTENT)
     (file,) = files(tmp_path, "new", "cur", "tmp")
@@ -36,13 +36,13 @@ async def test_the_layout_is_a_maildir_for_its_user_alone(tmp_path: Path) -> Non
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-async def test_bare_line_feeds_count_twice_in_w(tmp_path: Path) -> None:
+async def test_bare_lf_counts_twice_in_w(tmp_path: Path) -> None:
     await make_maildir(tmp_path).append(OWNER, ID, b"a\nb\r\nc\n")
     (file,) = files(tmp_path, "new")
     assert file.name.endswith(",S=7,W=9")
 
 
-def test_two_processes_deliver_the_same_ids_once(tmp_path: Path) -> None:
+def test_two_processes_append_each_id_once(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from mailstore.maildir import Maildir\n"
         "maildir = Maildir(Path(sys.argv[1]), 'mx')\n"
@@ -58,9 +58,7 @@ def test_two_processes_deliver_the_same_ids_once(tmp_path: Path) -> None:
     assert files(tmp_path, "tmp") == []
 
 
-async def test_a_lock_that_is_never_given_back_is_an_unavailable_mailbox(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_mailbox_lock_time_out_is_mailbox_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, OTHER, CONTENT)
     monkeypatch.setattr("mailstore.limiter.LOCK_SECONDS", 0.05)
@@ -73,9 +71,7 @@ async def test_a_lock_that_is_never_given_back_is_an_unavailable_mailbox(
     assert await maildir.append(OWNER, ID, CONTENT) is True
 
 
-async def test_no_listing_for_a_delivery_into_a_mailbox_that_is_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_append_to_a_cached_mailbox_does_not_list_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, ID, CONTENT, 10_000)
     monkeypatch.setattr(maildir_module, "list_files", lambda *_a, **_m: pytest.fail("the mailbox was listed"))
@@ -83,9 +79,7 @@ async def test_no_listing_for_a_delivery_into_a_mailbox_that_is_known(
     assert await maildir.append(OWNER, ID, CONTENT, 10_000) is False
 
 
-async def test_forgetting_what_is_known_of_mailboxes_is_harmless(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cache_eviction_does_not_change_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailbox_lock_module, "MAILBOXES_MAX", 2)
     monkeypatch.setattr(maildir_reader_module, "FILENAMES_MAX", 1)
     maildir = make_maildir(tmp_path)
@@ -100,7 +94,7 @@ async def test_forgetting_what_is_known_of_mailboxes_is_harmless(
     assert len(maildir._mailboxes) == 2
 
 
-async def test_what_is_known_of_mailboxes_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mailbox_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailbox_lock_module, "IDS_MAX", 20)
     monkeypatch.setattr(mailbox_lock_module, "CHECK_EVERY", 1)
     maildir = make_maildir(tmp_path)
@@ -111,17 +105,15 @@ async def test_what_is_known_of_mailboxes_is_bounded(tmp_path: Path, monkeypatch
     assert [await maildir.append(OWNER, DeliveryId(f"N{number}-0"), b"x") for number in range(15)] == [False] * 15
 
 
-def test_a_flush_is_shared_only_by_those_who_asked_before_it_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flush_is_shared_only_by_calls_before_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began: list[int] = []
-    first_runs, go_on = threading.Event(), threading.Event()
+    first_runs, proceed = threading.Event(), threading.Event()
 
     def slow_flush(_path: Path) -> None:
         began.append(len(began))
         if len(began) == 1:
             first_runs.set()
-            assert go_on.wait(10)
+            assert proceed.wait(10)
 
     monkeypatch.setattr(flush_module, "flush_directory", slow_flush)
     flush = flush_module.SharedFlush(tmp_path)
@@ -133,7 +125,7 @@ def test_a_flush_is_shared_only_by_those_who_asked_before_it_began(
     deadline = time.monotonic() + 10
     while flush._requested < 6 and time.monotonic() < deadline:
         time.sleep(0.001)
-    go_on.set()
+    proceed.set()
     for thread in threads:
         thread.join(10)
-    assert len(began) == 2  # the first, and one for the five who came while it ran
+    assert len(began) == 2  # the first call, and one flush for the five calls during it

@@ -1,4 +1,4 @@
-"""Maildir: exactly one message whatever step a crash or a full disk hits."""
+"""Maildir: exactly one message after a crash or a full disk at any step."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tests.support.builders.maildirs import (
 
 
 class Crash(BaseException):
-    """The process is gone at this instant: no handler of ours sees it."""
+    """The process dies here: a BaseException, so that no handler catches it."""
 
 
 class FaultyOs:
-    """Stands in for `os`: counts the calls that change the disk, and breaks one of them."""
+    """Replaces `os`: records the calls that change the disk, and fails one of them."""
 
     STEPS = frozenset({"open", "write", "fsync", "link", "unlink", "pwrite", "ftruncate", "replace"})
 
@@ -78,23 +78,23 @@ def faulty_os_calls(faulty_os: FaultyOs) -> Iterator[FaultyOs]:
 
 
 def count_steps(tmp_path: Path) -> list[str]:
-    with faulty_os_calls(FaultyOs()) as saboteur:
+    with faulty_os_calls(FaultyOs()) as recorded:
         make_maildir(tmp_path).append_blocking(OWNER, ID, CONTENT, 10_000)
     shutil.rmtree(tmp_path / "mail")
-    return saboteur.calls
+    return recorded.calls
 
 
-def test_a_message_costs_two_flushes(tmp_path: Path) -> None:
+def test_append_costs_two_fsyncs(tmp_path: Path) -> None:
     maildir = make_maildir(tmp_path)
     maildir.append_blocking(OWNER, OTHER, b"other", None)
-    with faulty_os_calls(FaultyOs()) as saboteur:
+    with faulty_os_calls(FaultyOs()) as recorded:
         maildir.append_blocking(OWNER, ID, CONTENT, None)
-    assert saboteur.calls.count("fsync") == 2
-    assert saboteur.calls.index("fsync") < saboteur.calls.index("link")
+    assert recorded.calls.count("fsync") == 2
+    assert recorded.calls.index("fsync") < recorded.calls.index("link")
 
 
-def nothing(_tmp_path: Path) -> None:
-    """The owner does nothing between crash and second try."""
+def no_change(_tmp_path: Path) -> None:
+    """No change between the crash and the second append."""
 
 
 def remove_journal_and_move(tmp_path: Path) -> None:
@@ -112,23 +112,23 @@ def truncate_journal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("meanwhile", "reboot"),
     [
-        (nothing, False),
+        (no_change, False),
         (move_to_cur, False),
-        (nothing, True),
+        (no_change, True),
         (move_to_cur, True),
         (remove_journal, True),
         (remove_journal_and_move, True),
         (truncate_journal, True),
     ],
 )
-@pytest.mark.parametrize("warm", [False, True], ids=["first-message", "later-message"])
-def test_a_crash_at_any_step_and_a_second_keep_make_one_message(
+@pytest.mark.parametrize("later_message", [False, True], ids=["first-message", "later-message"])
+def test_crash_at_any_step_and_second_append_make_one_message(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     after: bool,
     meanwhile: Callable[[Path], None],
     reboot: bool,
-    warm: bool,
+    later_message: bool,
 ) -> None:
     steps = count_steps(tmp_path)
     assert "link" in steps
@@ -136,7 +136,7 @@ def test_a_crash_at_any_step_and_a_second_keep_make_one_message(
     for step in range(len(steps)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mailbox_lock_module, "boot_id", lambda: "boot-1")
-            if warm:
+            if later_message:
                 make_maildir(tmp_path).append_blocking(OWNER, OTHER, b"other", None)
             break_os(patch, FaultyOs(step, after=after))
             try:
@@ -144,7 +144,7 @@ def test_a_crash_at_any_step_and_a_second_keep_make_one_message(
             except Crash:
                 pass
             else:
-                assert warm  # fewer steps than for a first message
+                assert later_message  # a later message has fewer steps
                 continue
         linked += any(ID in file.name for file in files(tmp_path, "new"))
         meanwhile(tmp_path)
@@ -153,30 +153,30 @@ def test_a_crash_at_any_step_and_a_second_keep_make_one_message(
             again = make_maildir(tmp_path)
             again.append_blocking(OWNER, ID, CONTENT, 10_000)
             assert again.append_blocking(OWNER, ID, CONTENT, 10_000) is False
-        kept = [file for file in files(tmp_path, "new", "cur") if ID in file.name]
-        assert [file.read_bytes() for file in kept] == [CONTENT], (step, steps[step])
+        stored = [file for file in files(tmp_path, "new", "cur") if ID in file.name]
+        assert [file.read_bytes() for file in stored] == [CONTENT], (step, steps[step])
         assert files(tmp_path, "tmp") == [], (step, steps[step])
         shutil.rmtree(tmp_path / "mail")
-    assert linked >= 3  # the crash really came after the link in some of them
+    assert linked >= 3  # some crashes came after the link
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-async def test_a_full_disk_at_any_step_leaves_no_debris_and_a_second_try_makes_one_message(
+async def test_disk_error_at_any_step_and_second_append_make_one_message(
     tmp_path: Path, code: int, after: bool
 ) -> None:
     steps = count_steps(tmp_path)
-    seen: set[str] = set()
+    errors: set[str] = set()
     for step, name in enumerate(steps):
         if after and name == "open":
-            continue  # an open that fails has opened nothing
+            continue  # a failed open opens no_change
         error = OSError(code, os.strerror(code), "somewhere")
         maildir = make_maildir(tmp_path)
         try:
             with faulty_os_calls(FaultyOs(step, after=after, error=error)):
                 await maildir.append(OWNER, ID, CONTENT, 10_000)
         except MailboxUnavailable as unavailable:
-            seen.add(str(unavailable).partition(": ")[2])
+            errors.add(str(unavailable).partition(": ")[2])
             if name != "unlink" and mailbox_path(tmp_path).exists():
                 assert files(tmp_path, "tmp") == [], (step, name)
         else:
@@ -187,10 +187,10 @@ async def test_a_full_disk_at_any_step_leaves_no_debris_and_a_second_try_makes_o
         assert await make_maildir(tmp_path).append(OWNER, ID, CONTENT) is False
         assert len(files(tmp_path, "new", "cur")) == 1, (step, name)
         shutil.rmtree(tmp_path / "mail")
-    assert seen == {os.strerror(code)}
+    assert errors == {os.strerror(code)}
 
 
-async def test_a_read_only_root_is_an_unavailable_mailbox(tmp_path: Path) -> None:
+async def test_unusable_root_is_mailbox_unavailable(tmp_path: Path) -> None:
     (tmp_path / "mail").write_text("a file where the directory should be")
     with pytest.raises(MailboxUnavailable, match="mail"):
         await make_maildir(tmp_path).append(OWNER, ID, CONTENT)

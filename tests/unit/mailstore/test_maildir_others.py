@@ -1,4 +1,4 @@
-"""Maildir: other programs at the same mailbox, which move, flag, remove and add as they like."""
+"""Maildir: other programs move, flag, remove and add files in the same mailbox."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, ma
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_an_id_is_known_after_dovecot_moved_flagged_or_removed_the_message(
-    tmp_path: Path, restarted: bool
-) -> None:
+async def test_id_is_known_after_dovecot_moved_flagged_or_removed_the_message(tmp_path: Path, restarted: bool) -> None:
     first = make_maildir(tmp_path)
     await first.append(OWNER, ID, CONTENT)
     move_to_cur(tmp_path)
@@ -30,31 +28,31 @@ async def test_an_id_is_known_after_dovecot_moved_flagged_or_removed_the_message
     assert await third.messages(OWNER) == []
 
 
-async def test_files_of_others_are_served_with_crlf(tmp_path: Path) -> None:
+async def test_external_files_are_read_with_crlf(tmp_path: Path) -> None:
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, ID, CONTENT)
-    foreign = mailbox_path(tmp_path) / "cur" / "1000000000.M1P1.host:2,S"
-    foreign.write_bytes(b"Subject: x\n\nbody\n")
+    external = mailbox_path(tmp_path) / "cur" / "1000000000.M1P1.host:2,S"
+    external.write_bytes(b"Subject: x\n\nbody\n")
     (mailbox_path(tmp_path) / "cur" / ".hidden").write_bytes(b"x")
     first, _second = await maildir.messages(OWNER)
     assert (first.uid, first.seen) == ("1000000000.M1P1.host", True)
-    wire = b"Subject: x\r\n\r\nbody\r\n"
-    assert first.size_bytes == len(wire)
-    assert await maildir.read(OWNER, first.uid) == wire
-    assert await maildir.read(OWNER, first.uid, 10, 4) == wire[10:14]
+    with_crlf = b"Subject: x\r\n\r\nbody\r\n"
+    assert first.size_bytes == len(with_crlf)
+    assert await maildir.read(OWNER, first.uid) == with_crlf
+    assert await maildir.read(OWNER, first.uid, 10, 4) == with_crlf[10:14]
 
 
-async def test_a_name_of_no_possible_time_does_not_close_the_mailbox(tmp_path: Path) -> None:
+async def test_names_with_impossible_time_are_listed(tmp_path: Path) -> None:
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, ID, CONTENT)
     for seconds in ("9" * 11, "9" * 15, "9" * 40):
         (mailbox_path(tmp_path) / "cur" / f"{seconds}.M000000_{seconds}.host,S=3,W=3:2,").write_bytes(b"x\r\n")
-    kept = await maildir.messages(OWNER)
-    assert len(kept) == 4
-    assert [await maildir.read(OWNER, each.uid) for each in kept].count(b"x\r\n") == 3
+    stored = await maildir.messages(OWNER)
+    assert len(stored) == 4
+    assert [await maildir.read(OWNER, each.uid) for each in stored].count(b"x\r\n") == 3
 
 
-async def test_reading_and_removing_follow_a_message_that_moves(tmp_path: Path) -> None:
+async def test_read_and_expunge_find_a_moved_message(tmp_path: Path) -> None:
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, ID, CONTENT)
     await maildir.messages(OWNER)
@@ -68,8 +66,8 @@ async def test_reading_and_removing_follow_a_message_that_moves(tmp_path: Path) 
     assert files(tmp_path, "new", "cur") == []
 
 
-async def test_another_program_filled_the_mailbox(tmp_path: Path) -> None:
-    """A message is never refused on an old sum, and never taken for long on one."""
+async def test_quota_uses_a_fresh_size_after_changes_of_other_programs(tmp_path: Path) -> None:
+    """A message is never refused because of a cached size, and a cached size expires."""
     now = [1_700_000_000.0]
     maildir = make_maildir(tmp_path, clock=lambda: now[0])
     await maildir.append(OWNER, ID, b"x" * 90, 100)
@@ -81,7 +79,7 @@ async def test_another_program_filled_the_mailbox(tmp_path: Path) -> None:
         await maildir.append(OWNER, DeliveryId("C-0"), b"x" * 5, 100)
 
 
-async def test_a_mailbox_that_lost_its_directories_gets_new_ones(tmp_path: Path) -> None:
+async def test_append_recreates_missing_directories(tmp_path: Path) -> None:
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, ID, CONTENT)
     for name in ("new", "cur"):
@@ -92,9 +90,7 @@ async def test_a_mailbox_that_lost_its_directories_gets_new_ones(tmp_path: Path)
     assert len(await maildir.messages(OWNER)) == 1
 
 
-async def test_many_messages_that_move_while_they_are_removed_are_found_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_expunge_finds_messages_moved_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     maildir = make_maildir(tmp_path)
     for number in range(20):
         await maildir.append(OWNER, DeliveryId(f"N{number}-0"), b"x")

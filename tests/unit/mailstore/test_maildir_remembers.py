@@ -1,4 +1,4 @@
-"""Maildir: which delivery ids are known, for how long, and after a power cut."""
+"""Maildir: how long delivery ids are known, and after a power failure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from mailstore import mailbox_lock as mailbox_lock_module
 from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, mailbox_path, make_maildir, remove_journal
 
 
-async def test_an_id_is_known_after_a_power_cut_when_its_message_lies_in_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_id_in_a_folder_is_known_after_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await make_maildir(tmp_path).append(OWNER, ID, CONTENT)
     archive = mailbox_path(tmp_path) / ".Archive" / "cur"
     archive.mkdir(parents=True)
@@ -29,8 +27,10 @@ async def test_an_id_is_known_after_a_power_cut_when_its_message_lies_in_a_folde
     assert await again.used_bytes(OWNER) == len(CONTENT)
 
 
-async def test_a_name_lost_in_a_power_cut_is_delivered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The journal says kept, but neither the directory nor an expunge of ours does: rather twice than never."""
+async def test_message_lost_in_a_power_failure_is_appended_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the journal has the id, no file and no expunge line: a duplicate is better than a loss."""
     await make_maildir(tmp_path).append(OWNER, ID, CONTENT)
     files(tmp_path, "new")[0].unlink()
     monkeypatch.setattr(mailbox_lock_module, "boot_id", lambda: "boot-2")
@@ -38,7 +38,7 @@ async def test_a_name_lost_in_a_power_cut_is_delivered_again(tmp_path: Path, mon
     assert await make_maildir(tmp_path).append(OWNER, ID, CONTENT) is False
 
 
-async def test_an_expunged_id_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_expunged_id_is_known_after_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_maildir(tmp_path)
     await first.append(OWNER, ID, CONTENT)
     await first.expunge(OWNER, [ID])
@@ -46,7 +46,7 @@ async def test_an_expunged_id_outlives_a_power_cut(tmp_path: Path, monkeypatch: 
     assert await make_maildir(tmp_path).append(OWNER, ID, CONTENT) is False
 
 
-async def test_ids_are_remembered_long_enough_and_not_for_ever(tmp_path: Path) -> None:
+async def test_ids_are_kept_for_the_retention_time_and_then_dropped(tmp_path: Path) -> None:
     now = [1_700_000_000.0]
     day = 86_400
     maildir = make_maildir(tmp_path, retention=timedelta(days=14), clock=lambda: now[0])
@@ -67,7 +67,7 @@ async def test_ids_are_remembered_long_enough_and_not_for_ever(tmp_path: Path) -
     assert not any(ID.encode() in journal.read_bytes() for journal in journals)
 
 
-async def test_old_debris_is_swept_and_what_had_been_linked_is_remembered(tmp_path: Path) -> None:
+async def test_old_tmp_files_are_removed_and_linked_ids_recorded(tmp_path: Path) -> None:
     await make_maildir(tmp_path).append(OWNER, ID, CONTENT)
     linked = mailbox_path(tmp_path) / "tmp" / f"1.M000001_{OTHER}.mx,S=1,W=1.9-ab.1"
     fresh = mailbox_path(tmp_path) / "tmp" / "1.M000001_FRESH-0.mx,S=1,W=1.9-ab.2"
@@ -83,8 +83,8 @@ async def test_old_debris_is_swept_and_what_had_been_linked_is_remembered(tmp_pa
     assert await again.append(OWNER, OTHER, b"x") is False
 
 
-async def test_a_journal_of_the_first_format_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mailboxes outlive releases: this text must stay readable."""
+async def test_journal_of_the_first_format_is_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mailboxes outlive releases, so later versions must read this file."""
     monkeypatch.setattr(mailbox_lock_module, "boot_id", lambda: "boot-2")
     await make_maildir(tmp_path).append(OWNER, OTHER, CONTENT)
     maildir = make_maildir(tmp_path, clock=lambda: 1_700_100_000.0)

@@ -1,6 +1,6 @@
-"""Maildir: the rules for names that Dovecot relies on, each on the disk and each with its source.
+"""Maildir: the file name rules that Dovecot relies on, checked on disk, each with its source.
 
-*The Maildir document*: https://cr.yp.to/proto/maildir.html. *Dovecot's*: "Maildir Mailbox Format" in its documentation,
+*Maildir document*: https://cr.yp.to/proto/maildir.html. *Dovecot*: "Maildir Mailbox Format" in its documentation,
 https://doc.dovecot.org/main/core/config/mailbox/formats/maildir.html.
 """
 
@@ -17,8 +17,8 @@ from mailstore.names import parse_name, with_seen
 from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, mailbox_path, make_maildir
 
 
-async def test_a_name_is_unique_whatever_the_clock_says(tmp_path: Path) -> None:
-    """Dovecot's, "Mail Delivery": all that matters is a name that is guaranteed to be unique; a clock may go back."""
+async def test_file_names_are_unique_when_the_clock_goes_back(tmp_path: Path) -> None:
+    """Dovecot, "Mail Delivery": the name only has to be unique; the clock may go back."""
     now = [1_700_000_000.0]
     maildir = make_maildir(tmp_path, clock=lambda: now[0])
     for number in range(50):
@@ -29,10 +29,8 @@ async def test_a_name_is_unique_whatever_the_clock_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hostname", ["mx.example.test", "a/b", "a:b,c", ".hidden", "", "x" * 300])
-async def test_a_name_begins_with_the_time_and_holds_no_slash_colon_or_leading_dot(
-    tmp_path: Path, hostname: str
-) -> None:
-    """The Maildir document: `/` and `:` of a host become `\\057` and `\\072`; names with a leading dot are skipped."""
+async def test_file_name_begins_with_the_time_and_has_no_slash_or_colon(tmp_path: Path, hostname: str) -> None:
+    """Maildir document: `/` and `:` of a host become `\\057` and `\\072`; names with a leading dot are skipped."""
     await Maildir(tmp_path / "mail", hostname).append(OWNER, ID, CONTENT)
     (file,) = files(tmp_path, "new")
     assert file.name.partition(".")[0].isdigit()
@@ -42,16 +40,16 @@ async def test_a_name_begins_with_the_time_and_holds_no_slash_colon_or_leading_d
 
 
 @pytest.mark.parametrize("content", [b"", b"a\r\nb\r\n", b"a\nb\n", b"a\nb\r\nc", b"\r\r\n\n"])
-async def test_s_is_the_files_size_and_w_the_size_with_crlf(tmp_path: Path, content: bytes) -> None:
-    """Dovecot's, "Maildir Filename Extensions": `,S=<size>` instead of a stat(), `,W=<vsize>` is RFC822.SIZE."""
+async def test_s_is_the_file_size_and_w_the_size_with_crlf(tmp_path: Path, content: bytes) -> None:
+    """Dovecot, "Maildir Filename Extensions": `,S=<size>` replaces a stat(), `,W=<vsize>` is RFC822.SIZE."""
     await make_maildir(tmp_path).append(OWNER, ID, content)
     (file,) = files(tmp_path, "new")
-    wire = file.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    assert file.name.endswith(f",S={file.stat().st_size},W={len(wire)}")
+    with_crlf = file.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    assert file.name.endswith(f",S={file.stat().st_size},W={len(with_crlf)}")
 
 
-async def test_a_new_message_has_no_flags_and_a_seen_one_is_in_cur(tmp_path: Path) -> None:
-    """The Maildir document: what is in `new` has no info; a reader moves it to `cur`, as `unique:2,flags`."""
+async def test_new_message_has_no_flags_and_a_seen_one_is_in_cur(tmp_path: Path) -> None:
+    """Maildir document: names in `new` have no info; a reader moves the file to `cur` as `unique:2,flags`."""
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, ID, CONTENT)
     (new,) = files(tmp_path, "new")
@@ -64,7 +62,7 @@ async def test_a_new_message_has_no_flags_and_a_seen_one_is_in_cur(tmp_path: Pat
     [("", "S"), ("T", "ST"), ("DFPR", "DFPRS"), ("b", "Sb"), ("Tln", "STln"), ("TRa", "RSTa"), ("FF", "FS")],
 )
 async def test_flags_are_in_ascii_order_keywords_last(tmp_path: Path, before: str, after: str) -> None:
-    """The Maildir document: flags in ASCII order. Dovecot's, "IMAP Keywords": `a..z` in the same field."""
+    """Maildir document: flags in ASCII order. Dovecot, "IMAP Keywords": `a..z` in the same field."""
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, ID, CONTENT)
     (new,) = files(tmp_path, "new")
@@ -74,25 +72,25 @@ async def test_flags_are_in_ascii_order_keywords_last(tmp_path: Path, before: st
 
 
 @pytest.mark.parametrize("fields", [",", ",x=S", ",Z,1=2"])
-async def test_what_follows_a_comma_behind_the_flags_is_left_alone(tmp_path: Path, fields: str) -> None:
-    """Dovecot's, "Maildir Filename Extensions": `<flags>[,<non-standard fields>]`, never touched behind the comma."""
+async def test_fields_after_the_flags_are_preserved(tmp_path: Path, fields: str) -> None:
+    """Dovecot, "Maildir Filename Extensions": `<flags>[,<non-standard fields>]`; the fields stay unchanged."""
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, ID, CONTENT)
     (new,) = files(tmp_path, "new")
     new.rename(mailbox_path(tmp_path) / "cur" / f"{new.name}:2,T{fields}")
-    foreign = mailbox_path(tmp_path) / "cur" / f"1000000000.M1P1.host:2,F{fields}"
-    foreign.write_bytes(b"x\r\n")
-    kept = await maildir.messages(OWNER)
-    assert [(each.uid, each.seen) for each in kept] == [("1000000000.M1P1.host", False), (ID, False)]
-    await maildir.mark_seen(OWNER, [each.uid for each in kept])
+    external = mailbox_path(tmp_path) / "cur" / f"1000000000.M1P1.host:2,F{fields}"
+    external.write_bytes(b"x\r\n")
+    stored = await maildir.messages(OWNER)
+    assert [(each.uid, each.seen) for each in stored] == [("1000000000.M1P1.host", False), (ID, False)]
+    await maildir.mark_seen(OWNER, [each.uid for each in stored])
     names = {file.name for file in files(tmp_path, "new", "cur")}
     assert names == {f"{new.name}:2,ST{fields}", f"1000000000.M1P1.host:2,FS{fields}"}
     assert all(each.seen for each in await maildir.messages(OWNER))
     assert with_seen(f"a:2,{fields}") == f"a:2,S{fields}"
 
 
-async def test_a_message_never_changes_nor_does_its_time(tmp_path: Path) -> None:
-    """Dovecot's, "Usage of Timestamps" and "IMAP UID mapping": mtime is INTERNALDATE; messages are immutable."""
+async def test_content_and_mtime_never_change(tmp_path: Path) -> None:
+    """Dovecot, "Usage of Timestamps" and "IMAP UID mapping": mtime is INTERNALDATE; messages are immutable."""
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, ID, CONTENT)
     (file,) = files(tmp_path, "new")
@@ -106,9 +104,9 @@ async def test_a_message_never_changes_nor_does_its_time(tmp_path: Path) -> None
     assert file.read_bytes() == CONTENT
 
 
-async def test_no_file_of_ours_looks_like_a_folder_and_no_dot_file_is_a_message(tmp_path: Path) -> None:
-    """Dovecot's, "Directory Layout": what begins with a dot is a folder of Maildir++. The Maildir document: in `new`
-    and `cur` it is no message.
+async def test_own_files_have_no_leading_dot_and_dot_files_are_not_messages(tmp_path: Path) -> None:
+    """Dovecot, "Directory Layout": a directory with a leading dot is a Maildir++ folder. Maildir document: in `new` and
+    `cur` a file with a leading dot is not a message.
     """
     maildir = make_maildir(tmp_path)
     owners = (OWNER, '".hidden"@example.test', ".hidden@example.test", "a@.example.test")
@@ -120,5 +118,5 @@ async def test_no_file_of_ours_looks_like_a_folder_and_no_dot_file_is_a_message(
     for folder in ("new", "cur"):
         (mailbox_path(tmp_path) / folder / ".nfs0001").write_bytes(b"x")
     await maildir.append(OWNER, OTHER, CONTENT)
-    assert {kept.uid for kept in await maildir.messages(OWNER)} == {ID, OTHER}
+    assert {stored.uid for stored in await maildir.messages(OWNER)} == {ID, OTHER}
     assert await maildir.used_bytes(OWNER) == 2 * len(CONTENT)

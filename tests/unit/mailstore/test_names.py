@@ -1,4 +1,4 @@
-"""Owners to directories, messages to file names: reversible, and never out of the root."""
+"""Owner directories and message file names: reversible, and always inside the root."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOSTILE = ["..", ".", "/", "../../etc/passwd", "a/b", '"', "a\x00b", "%2e%2e", "
 @given(_PART, _PART.filter(lambda text: "@" not in text))
 @example("..", "..")
 @example("a" * 300, "ü" * 120)
-def test_any_owner_has_a_directory_of_its_own_inside_the_root(local: str, domain: str) -> None:
+def test_owner_directory_is_reversible_and_inside_the_root(local: str, domain: str) -> None:
     owner = f"{local}@{domain}"
     directory = owner_directory(owner)
     assert directory_owner(directory) == owner
@@ -30,7 +30,7 @@ def test_any_owner_has_a_directory_of_its_own_inside_the_root(local: str, domain
 
 
 @pytest.mark.parametrize("local", HOSTILE)
-def test_hostile_local_parts(local: str) -> None:
+def test_hostile_local_part_stays_in_its_domain_directory(local: str) -> None:
     directory = owner_directory(f"{local}@example.test")
     domain, *rest = directory.split("/")
     assert domain == "example.test"
@@ -40,23 +40,23 @@ def test_hostile_local_parts(local: str) -> None:
 
 
 @given(st.lists(st.tuples(_PART, _PART), min_size=2, max_size=2, unique=True))
-def test_two_owners_never_share(owners: list[tuple[str, str]]) -> None:
+def test_two_owners_never_share_a_directory(owners: list[tuple[str, str]]) -> None:
     keys = [f"{local}@{domain.replace('@', '_')}" for local, domain in owners]
     if keys[0] != keys[1]:
         assert owner_directory(keys[0]) != owner_directory(keys[1])
 
 
-def test_plain_users_lie_where_dovecot_looks() -> None:
+def test_plain_owner_directory_equals_dovecots() -> None:
     assert owner_directory("alice.b-c_d+e@example.test") == "example.test/alice.b-c_d+e"
 
 
 @pytest.mark.parametrize("owner", ["", "alice", "@example.test", "alice@"])
-def test_what_is_no_address_is_refused(owner: str) -> None:
+def test_invalid_owner_is_refused(owner: str) -> None:
     with pytest.raises(ValueError, match="not an address key"):
         owner_directory(owner)
 
 
-def test_a_message_name_tells_what_it_was_given() -> None:
+def test_message_name_is_parsed_back() -> None:
     name = message_name(1_732_404_870_000_042, DeliveryId("01JDXJ5Z8QABCDEFGHJKMNPQRS-12"), "mx/a:b,c.test", 1234, 1240)
     assert "/" not in name
     assert ":" not in name
@@ -72,12 +72,12 @@ def test_a_message_name_tells_what_it_was_given() -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", "..", "a.b", "x" * 65, "a b", "a\n"])
-def test_a_delivery_id_that_is_none_never_becomes_a_name(bad: str) -> None:
+def test_invalid_delivery_id_is_refused(bad: str) -> None:
     with pytest.raises(ValueError, match="not a delivery id"):
         message_name(1, DeliveryId(bad), "mx", 1, 1)
 
 
-def test_names_of_others() -> None:
+def test_names_of_other_programs_are_parsed() -> None:
     dovecot = parse_name("1732404870.M1P2.host,S=100,W=103:2,S")
     assert (dovecot.uid, dovecot.delivery_id, dovecot.size_bytes, dovecot.seen) == (
         "1732404870.M1P2.host",
@@ -85,17 +85,17 @@ def test_names_of_others() -> None:
         103,
         True,
     )
-    odd = parse_name("ünder wegs" + "x" * 100)
-    assert (odd.micros, odd.size_bytes, odd.flags) == (None, None, "")
-    assert len(odd.uid) == 32
+    unusual = parse_name("ünder wegs" + "x" * 100)
+    assert (unusual.micros, unusual.size_bytes, unusual.flags) == (None, None, "")
+    assert len(unusual.uid) == 32
 
 
 @given(st.text(min_size=1, max_size=80))
-def test_any_file_name_has_an_answer(name: str) -> None:
+def test_any_file_name_has_a_uid(name: str) -> None:
     assert 1 <= len(parse_name(name).uid) <= 70
 
 
-def test_seen_joins_the_other_flags_in_order() -> None:
+def test_seen_flag_is_added_in_order() -> None:
     assert with_seen("a,S=1") == "a,S=1:2,S"
     assert with_seen("a:2,RT") == "a:2,RST"
     assert with_seen("a:2,S") == "a:2,S"

@@ -1,4 +1,4 @@
-"""POP3 clients that mean no good: garbage, silence, never reading, too many of them."""
+"""Hostile POP3 clients: garbage, idle connections, clients that do not read, too many connections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mailstore.pop3 import server as pop3_server
 from tests.support.clients.pop3 import LOG_IN, OWNER, connect, exchange, log_in, metric, running_pop3, wait_until
 
 
-async def test_garbage_long_lines_and_silence_before_a_good_session(mailboxes: MemoryMailboxes) -> None:
+async def test_garbage_ends_the_session_and_a_long_line_does_not(mailboxes: MemoryMailboxes) -> None:
     async with running_pop3(mailboxes) as role:
         garbage = await exchange(role, bytes(range(256)) * 200 + b"\r\n" * 30)
         assert garbage.startswith(b"+OK")
@@ -25,30 +25,30 @@ async def test_garbage_long_lines_and_silence_before_a_good_session(mailboxes: M
         assert b"-ERR line too long\r\n+OK\r\n+OK 2 messages" in long_line
 
 
-async def test_a_silent_client_is_logged_out_however_it_drips(mailboxes: MemoryMailboxes) -> None:
+async def test_single_octets_do_not_extend_the_idle_time(mailboxes: MemoryMailboxes) -> None:
     async with running_pop3(mailboxes, idle="200ms") as role:
         reader, writer = await log_in(role)
         writer.write(b"DELE 1\r\n")
         await reader.readline()
 
-        async def drip() -> None:
+        async def send_octets() -> None:
             while True:
                 writer.write(b"N")
                 await asyncio.sleep(0.02)
 
-        dripping = asyncio.create_task(drip())
+        sending = asyncio.create_task(send_octets())
         assert await asyncio.wait_for(reader.read(), 10) == b""
-        dripping.cancel()
+        sending.cancel()
         writer.close()
         await wait_until(lambda: not mailboxes.locked)
         assert len(await mailboxes.messages(OWNER)) == 2
 
 
-async def test_a_client_that_never_reads_holds_a_slice_and_is_cut_off(tmp_path: Path) -> None:
-    boxes = Maildir(tmp_path, "mx.example.test")
-    await boxes.append(OWNER, DeliveryId("A-0"), b"x" * 70 + b"\r\n" + b"y" * 30_000_000 + b"\r\n")
+async def test_client_that_never_reads_holds_one_slice_and_is_disconnected(tmp_path: Path) -> None:
+    maildir = Maildir(tmp_path, "mx.example.test")
+    await maildir.append(OWNER, DeliveryId("A-0"), b"x" * 70 + b"\r\n" + b"y" * 30_000_000 + b"\r\n")
     before = metric("eilpost_pop3_sessions_total", end="slow")
-    async with running_pop3(boxes, write_timeout=timedelta(seconds=0.3)) as role:
+    async with running_pop3(maildir, write_timeout=timedelta(seconds=0.3)) as role:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         client.setblocking(False)
@@ -62,11 +62,11 @@ async def test_a_client_that_never_reads_holds_a_slice_and_is_cut_off(tmp_path: 
                     buffered = max(buffered, connection._writer.transport.get_write_buffer_size())
                 await asyncio.sleep(0.005)
         assert 0 < buffered <= 2 * pop3_server.SLICE_OCTETS + 100
-        async with boxes.lock(OWNER):
+        async with maildir.lock(OWNER):
             client.close()
 
 
-async def test_too_many_connections_are_turned_away(mailboxes: MemoryMailboxes) -> None:
+async def test_too_many_connections_are_refused(mailboxes: MemoryMailboxes) -> None:
     async with running_pop3(mailboxes, max_connections=2) as role:
         held = [await connect(role) for _ in range(2)]
         for reader, _writer in held:
@@ -80,16 +80,16 @@ async def test_too_many_connections_are_turned_away(mailboxes: MemoryMailboxes) 
             writer.close()
 
 
-async def test_one_client_cannot_hold_all_connections_without_a_log_in(
+async def test_connections_without_login_are_limited_per_client(
     mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_pop3(mailboxes) as role:
-        reader, writer = await log_in(role)  # who has logged in does not count
+        reader, writer = await log_in(role)  # authenticated connections do not count
         monkeypatch.setattr(pop3_server, "_is_loopback", lambda _ip: False)
         monkeypatch.setattr(pop3_server, "MAX_UNAUTHENTICATED_PER_CLIENT", 3)
         held = [await connect(role) for _ in range(3)]
-        for stranger, _writer in held:
-            assert (await stranger.readline()).startswith(b"+OK")
+        for unauthenticated, _writer in held:
+            assert (await unauthenticated.readline()).startswith(b"+OK")
         assert (await exchange(role, b"")).startswith(b"-ERR [SYS/TEMP] too many connections")
         writer.write(b"NOOP\r\n")
         assert await reader.readline() == b"+OK\r\n"

@@ -1,4 +1,4 @@
-"""Who is let in to POP3: wrong users and wrong passwords look alike and cost time; over clear text only loopback."""
+"""POP3 login: no difference between unknown user and wrong password, and plain text on loopback only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mailstore.pop3 import server as pop3_server
 from tests.support.clients.pop3 import LOG_IN, exchange, metric, running_pop3
 
 
-async def test_wrong_users_and_wrong_passwords_look_alike_and_three_are_enough(mailboxes: MemoryMailboxes) -> None:
+async def test_unknown_user_and_wrong_password_get_the_same_replies(mailboxes: MemoryMailboxes) -> None:
     async with running_pop3(mailboxes) as role:
         before = metric("eilpost_auth_total", service="pop3", result="wrong")
         wrong = await exchange(role, b"USER alice@example.test\r\nPASS no\r\n" * 4)
@@ -23,7 +23,7 @@ async def test_wrong_users_and_wrong_passwords_look_alike_and_three_are_enough(m
         assert metric("eilpost_auth_total", service="pop3", result="wrong") == before + 6
 
 
-async def test_a_wrong_password_costs_time(mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wrong_password_is_delayed(mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     real = asyncio.sleep
 
@@ -38,7 +38,7 @@ async def test_a_wrong_password_costs_time(mailboxes: MemoryMailboxes, monkeypat
     assert slept == [2.0] * 3
 
 
-async def test_over_clear_text_from_elsewhere_no_password_reaches_the_directory(
+async def test_plain_text_password_from_a_remote_address_is_not_checked(
     mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pop3_server, "_is_loopback", lambda _ip: False)
@@ -52,5 +52,5 @@ async def test_over_clear_text_from_elsewhere_no_password_reaches_the_directory(
     [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::ffff:127.0.0.1", True), ("192.0.2.1", False),
      ("::ffff:192.0.2.1", False), ("fe80::1%lo", False), ("2001:db8::1", False), ("", False)],
 )  # fmt: skip
-def test_what_loopback_is(ip: str, loopback: bool) -> None:
+def test_loopback_addresses(ip: str, loopback: bool) -> None:
     assert pop3_server._is_loopback(ip) is loopback

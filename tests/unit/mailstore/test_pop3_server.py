@@ -1,4 +1,4 @@
-"""The POP3 role over real sockets, from start to stop: Python's own client, and who has the mailbox open."""
+"""The POP3 role over sockets: Python's poplib, session locks, start and shutdown."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from tests.support.clients.pop3 import (
 
 
 @pytest.mark.parametrize(("name", "octets"), [("1795640000.x.host,W=100", 300_000), ("1795640000.x.host,W=9", 700)])
-async def test_a_message_whose_name_understates_its_size_is_sent_whole(tmp_path: Path, name: str, octets: int) -> None:
-    boxes = Maildir(tmp_path, "mx.example.test")
-    await boxes.append(OWNER, DeliveryId("A-0"), FIRST)
+async def test_message_larger_than_its_name_claims_is_sent_completely(tmp_path: Path, name: str, octets: int) -> None:
+    mailboxes = Maildir(tmp_path, "mx.example.test")
+    await mailboxes.append(OWNER, DeliveryId("A-0"), FIRST)
     body = b"line of text\r\n" * (octets // 14)
     (tmp_path / "example.test" / "alice" / "cur" / f"{name}:2,").write_bytes(b"Subject: f\r\n\r\n" + body)
-    async with running_pop3(boxes) as role:
+    async with running_pop3(mailboxes) as role:
         lines = await with_poplib(role, lambda client: [*_logged_in(client).retr(1)[1], *client.retr(2)[1]])
     assert lines.count(b"line of text") == octets // 14
 
@@ -48,11 +48,11 @@ def _logged_in(client: poplib.POP3) -> poplib.POP3:
 
 
 @pytest.mark.parametrize("kind", ["memory", "maildir"])
-async def test_poplib_fetches_byte_for_byte_and_deletes_at_quit(kind: str, tmp_path: Path) -> None:
-    boxes = MemoryMailboxes() if kind == "memory" else Maildir(tmp_path, "mx.example.test")
+async def test_poplib_retrieves_identical_content_and_deletes_at_quit(kind: str, tmp_path: Path) -> None:
+    mailboxes = MemoryMailboxes() if kind == "memory" else Maildir(tmp_path, "mx.example.test")
     large = b"Subject: large\r\n\r\n" + b"".join(b".%d\r\n" % n for n in range(40_000))
     for number, content in enumerate((FIRST, SECOND, large)):
-        await boxes.append(OWNER, DeliveryId(f"M{number}-0"), content)
+        await mailboxes.append(OWNER, DeliveryId(f"M{number}-0"), content)
 
     def first_session(client: poplib.POP3) -> None:
         client.user(OWNER)
@@ -68,21 +68,21 @@ async def test_poplib_fetches_byte_for_byte_and_deletes_at_quit(kind: str, tmp_p
         client.dele(1)
         client.quit()
 
-    async with running_pop3(boxes) as role:
+    async with running_pop3(mailboxes) as role:
         before = metric("eilpost_pop3_sessions_total", end="quit")
         messages, octets = (metric(f"eilpost_pop3_retrieved_{what}_total") for what in ("messages", "bytes"))
         await with_poplib(role, first_session)
-        assert metric("eilpost_pop3_retrieved_messages_total") - messages == 3  # TOP retrieves none
-        whole = len(FIRST) + len(SECOND) + len(large)
-        assert metric("eilpost_pop3_retrieved_bytes_total") - octets >= whole
-        left = await boxes.messages(OWNER)
-        assert [kept.uid for kept in left] == ["M1-0", "M2-0"]
-        assert [kept.seen for kept in left] == [True, True]
+        assert metric("eilpost_pop3_retrieved_messages_total") - messages == 3  # TOP does not count
+        total = len(FIRST) + len(SECOND) + len(large)
+        assert metric("eilpost_pop3_retrieved_bytes_total") - octets >= total
+        left = await mailboxes.messages(OWNER)
+        assert [stored.uid for stored in left] == ["M1-0", "M2-0"]
+        assert [stored.seen for stored in left] == [True, True]
         await wait_until(lambda: metric("eilpost_pop3_sessions_total", end="quit") == before + 1)
         await wait_until(lambda: metric("eilpost_pop3_connections") == 0)
 
 
-async def test_a_pipelined_session_is_answered_in_order(mailboxes: MemoryMailboxes) -> None:
+async def test_pipelined_commands_get_replies_in_order(mailboxes: MemoryMailboxes) -> None:
     async with running_pop3(mailboxes) as role:
         answers = await exchange(
             role, b"CAPA\n" + LOG_IN + b"STAT\r\nDELE 1\r\nSTAT\r\nRSET\r\nNOOP\r\nQUIT\r\nSTAT\r\n"
@@ -95,7 +95,7 @@ async def test_a_pipelined_session_is_answered_in_order(mailboxes: MemoryMailbox
         assert len(await mailboxes.messages(OWNER)) == 2
 
 
-async def test_the_mailbox_is_locked_and_the_session_sees_a_snapshot(mailboxes: MemoryMailboxes) -> None:
+async def test_session_locks_the_mailbox_and_sees_a_snapshot(mailboxes: MemoryMailboxes) -> None:
     async with running_pop3(mailboxes) as role:
         reader, writer = await log_in(role)
         assert b"-ERR [IN-USE]" in await exchange(role, LOG_IN + b"QUIT\r\n")
@@ -104,7 +104,7 @@ async def test_the_mailbox_is_locked_and_the_session_sees_a_snapshot(mailboxes: 
         await mailboxes.expunge(OWNER, ["A-0"])
         writer.write(b"STAT\r\nRETR 1\r\nRETR 3\r\nRETR 2\r\n")
         assert (await reader.readline()) == b"+OK 2 %d\r\n" % (len(FIRST) + len(SECOND))
-        assert (await reader.readline()).startswith(b"-ERR [SYS/PERM]")  # another program removed it
+        assert (await reader.readline()).startswith(b"-ERR [SYS/PERM]")  # removed by another program
         assert (await reader.readline()).startswith(b"-ERR no such")
         assert (await reader.readline()).startswith(b"+OK")
         writer.write(b"QUIT\r\n")
@@ -115,8 +115,8 @@ async def test_the_mailbox_is_locked_and_the_session_sees_a_snapshot(mailboxes: 
 
 
 @pytest.mark.parametrize("end", [b"QUIT\r\n", b""])
-async def test_two_servers_of_one_maildir_share_the_lock(tmp_path: Path, end: bytes) -> None:
-    """RFC 1939 section 4: whatever process serves the mailbox. A user without mail has one too."""
+async def test_two_servers_of_one_maildir_share_the_session_lock(tmp_path: Path, end: bytes) -> None:
+    """RFC 1939 section 4: the lock is shared by all processes, also for a mailbox without messages."""
     async with (
         running_pop3(Maildir(tmp_path, "mx.one.test")) as one,
         running_pop3(Maildir(tmp_path, "mx.two.test")) as two,
@@ -130,7 +130,7 @@ async def test_two_servers_of_one_maildir_share_the_lock(tmp_path: Path, end: by
         assert b"+OK 0 messages" in await exchange(two, LOG_IN + b"QUIT\r\n")
 
 
-async def test_a_port_in_use_names_the_role(mailboxes: MemoryMailboxes) -> None:
+async def test_port_in_use_names_the_setting(mailboxes: MemoryMailboxes) -> None:
     async with running_pop3(mailboxes) as role:
         settings = MailstoreSettings(pop3=f"127.0.0.1:{role.port}")
         second = Pop3Server(settings=settings, node=NodeSettings(), mailboxes=mailboxes, directory=make_directory())
@@ -139,7 +139,7 @@ async def test_a_port_in_use_names_the_role(mailboxes: MemoryMailboxes) -> None:
 
 
 @pytest.mark.parametrize("bad", ["nonsense", "127.0.0.1", "127.0.0.1:99999"])
-async def test_an_address_that_is_none_names_the_key(mailboxes: MemoryMailboxes, bad: str) -> None:
+async def test_invalid_address_names_the_setting(mailboxes: MemoryMailboxes, bad: str) -> None:
     role = Pop3Server(
         settings=MailstoreSettings(pop3=bad), node=NodeSettings(), mailboxes=mailboxes, directory=make_directory()
     )
@@ -147,7 +147,7 @@ async def test_an_address_that_is_none_names_the_key(mailboxes: MemoryMailboxes,
         await role.run(lambda: None, asyncio.Event())
 
 
-async def test_an_empty_address_is_not_served(mailboxes: MemoryMailboxes) -> None:
+async def test_empty_address_disables_pop3(mailboxes: MemoryMailboxes) -> None:
     role = Pop3Server(
         settings=MailstoreSettings(pop3=""), node=NodeSettings(), mailboxes=mailboxes, directory=make_directory()
     )
@@ -155,7 +155,7 @@ async def test_an_empty_address_is_not_served(mailboxes: MemoryMailboxes) -> Non
     await asyncio.wait_for(role.run(stop.set, stop), 5)
 
 
-async def test_stopping_ends_idle_sessions_at_once_and_lets_a_transfer_finish(mailboxes: MemoryMailboxes) -> None:
+async def test_shutdown_ends_idle_sessions_and_finishes_a_transfer(mailboxes: MemoryMailboxes) -> None:
     await mailboxes.append(OWNER, DeliveryId("C-0"), b"line\r\n" * 2_000_000)
     settings = MailstoreSettings(pop3="127.0.0.1:0")
     role = Pop3Server(settings=settings, node=NodeSettings(), mailboxes=mailboxes, directory=make_directory())
@@ -171,7 +171,7 @@ async def test_stopping_ends_idle_sessions_at_once_and_lets_a_transfer_finish(ma
     assert await asyncio.wait_for(idle_reader.read(), 5) == b""
     rest = await asyncio.wait_for(reader.read(), 20)
     assert len(rest) == 12_000_000 + 3
-    assert rest.endswith(b"line\r\n.\r\n")  # and no answer to STAT
+    assert rest.endswith(b"line\r\n.\r\n")  # no reply to STAT
     await asyncio.wait_for(running, 10)
     with pytest.raises(OSError, match="onnect"):
         await connect(role)

@@ -1,4 +1,4 @@
-"""POP3 dialogues on the machine without a socket, and what goes over the wire, fed octet by octet."""
+"""POP3 session, command parser and transfer encoding, without sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MESSAGES = [StoredMessage("A-0", 120, NOW), StoredMessage("B-0", 200, NOW, seen=
 
 
 class Driver:
-    """Carries out what a session asks for, as the server does, and writes down what is said."""
+    """Executes the session's actions as the server does, and records them."""
 
     def __init__(self, session: Session | None = None, denied: LoginFailure | None = None) -> None:
         self.session = session or Session(clear_text_allowed=True)
@@ -57,7 +57,7 @@ class Driver:
 
 
 @pytest.fixture
-def inside() -> Driver:
+def logged_in_driver() -> Driver:
     driver = Driver()
     driver.send(b"USER alice@example.test")
     assert driver.send(b"PASS secret") == b"+OK 3 messages (350 octets)\r\n"
@@ -65,40 +65,40 @@ def inside() -> Driver:
     return driver
 
 
-def test_a_whole_session(inside: Driver) -> None:
-    assert inside.send(b"STAT") == b"+OK 3 350\r\n"
-    assert inside.send(b"LIST") == b"+OK\r\n1 120\r\n2 200\r\n3 30\r\n.\r\n"
-    assert inside.send(b"uidl") == b"+OK\r\n1 A-0\r\n2 B-0\r\n3 C-0\r\n.\r\n"
-    assert inside.send(b"LIST 2") == b"+OK 2 200\r\n"
-    assert inside.send(b"UIDL 3") == b"+OK 3 C-0\r\n"
-    assert inside.send(b"NOOP") == b"+OK\r\n"
-    inside.send(b"RETR 1")
-    inside.send(b"TOP 3 10")
-    assert inside.actions == [SendMessage(1, "A-0", 120), SendMessage(3, "C-0", 30, 10)]
-    assert inside.send(b"DELE 2").startswith(b"+OK")
-    assert inside.send(b"DELE 2").startswith(b"-ERR")
-    assert inside.send(b"RETR 2").startswith(b"-ERR")
-    assert inside.send(b"LIST 2").startswith(b"-ERR")
-    assert inside.send(b"STAT") == b"+OK 2 150\r\n"
-    assert inside.send(b"LIST") == b"+OK\r\n1 120\r\n3 30\r\n.\r\n"  # numbers are stable
-    assert inside.send(b"QUIT") == b"+OK bye\r\n"
-    assert inside.actions[-1] == Update(("B-0",), ("A-0",))
-    assert inside.end == "quit"
+def test_a_whole_session(logged_in_driver: Driver) -> None:
+    assert logged_in_driver.send(b"STAT") == b"+OK 3 350\r\n"
+    assert logged_in_driver.send(b"LIST") == b"+OK\r\n1 120\r\n2 200\r\n3 30\r\n.\r\n"
+    assert logged_in_driver.send(b"uidl") == b"+OK\r\n1 A-0\r\n2 B-0\r\n3 C-0\r\n.\r\n"
+    assert logged_in_driver.send(b"LIST 2") == b"+OK 2 200\r\n"
+    assert logged_in_driver.send(b"UIDL 3") == b"+OK 3 C-0\r\n"
+    assert logged_in_driver.send(b"NOOP") == b"+OK\r\n"
+    logged_in_driver.send(b"RETR 1")
+    logged_in_driver.send(b"TOP 3 10")
+    assert logged_in_driver.actions == [SendMessage(1, "A-0", 120), SendMessage(3, "C-0", 30, 10)]
+    assert logged_in_driver.send(b"DELE 2").startswith(b"+OK")
+    assert logged_in_driver.send(b"DELE 2").startswith(b"-ERR")
+    assert logged_in_driver.send(b"RETR 2").startswith(b"-ERR")
+    assert logged_in_driver.send(b"LIST 2").startswith(b"-ERR")
+    assert logged_in_driver.send(b"STAT") == b"+OK 2 150\r\n"
+    assert logged_in_driver.send(b"LIST") == b"+OK\r\n1 120\r\n3 30\r\n.\r\n"  # numbers do not change
+    assert logged_in_driver.send(b"QUIT") == b"+OK bye\r\n"
+    assert logged_in_driver.actions[-1] == Update(("B-0",), ("A-0",))
+    assert logged_in_driver.end == "quit"
 
 
-def test_rset_takes_deletions_back(inside: Driver) -> None:
-    inside.send(b"DELE 1")
-    inside.send(b"DELE 3")
-    assert inside.send(b"RSET") == b"+OK 3 messages\r\n"
-    assert inside.send(b"STAT") == b"+OK 3 350\r\n"
-    inside.send(b"QUIT")
-    assert inside.actions == [Update((), ())]
+def test_rset_clears_deletion_marks(logged_in_driver: Driver) -> None:
+    logged_in_driver.send(b"DELE 1")
+    logged_in_driver.send(b"DELE 3")
+    assert logged_in_driver.send(b"RSET") == b"+OK 3 messages\r\n"
+    assert logged_in_driver.send(b"STAT") == b"+OK 3 350\r\n"
+    logged_in_driver.send(b"QUIT")
+    assert logged_in_driver.actions == [Update((), ())]
 
 
 @pytest.mark.parametrize("line", [b"RETR 0", b"RETR 4", b"DELE 99", b"TOP 4 1", b"LIST 0", b"UIDL 4"])
-def test_messages_there_are_not(inside: Driver, line: bytes) -> None:
-    assert inside.send(line) == b"-ERR no such message\r\n"
-    assert inside.actions == []
+def test_unknown_message_number_is_an_error(logged_in_driver: Driver, line: bytes) -> None:
+    assert logged_in_driver.send(line) == b"-ERR no such message\r\n"
+    assert logged_in_driver.actions == []
 
 
 @pytest.mark.parametrize(
@@ -109,36 +109,36 @@ def test_messages_there_are_not(inside: Driver, line: bytes) -> None:
         b"APOP alice 0123", b"STLS", "RETR ٣".encode(), b"RETR\t1",
     ],
 )  # fmt: skip
-def test_what_is_no_command(inside: Driver, line: bytes) -> None:
-    said_back = inside.send(line)
+def test_invalid_command_is_an_error(logged_in_driver: Driver, line: bytes) -> None:
+    said_back = logged_in_driver.send(line)
     assert said_back.startswith(b"-ERR ")
     assert said_back.count(b"\r\n") == 1
-    assert inside.actions == []
+    assert logged_in_driver.actions == []
 
 
 @pytest.mark.parametrize("line", [b"STAT", b"LIST", b"RETR 1", b"DELE 1", b"NOOP", b"RSET", b"TOP 1 1", b"UIDL"])
-def test_nothing_before_the_log_in(line: bytes) -> None:
+def test_mailbox_commands_need_a_login(line: bytes) -> None:
     driver = Driver()
     assert driver.send(line).startswith(b"-ERR")
     assert driver.actions == []
 
 
 @pytest.mark.parametrize("line", [b"USER bob", b"PASS x", b"AUTH PLAIN AGEAYg=="])
-def test_no_second_log_in(inside: Driver, line: bytes) -> None:
-    assert inside.send(line) == b"-ERR command not valid in this state\r\n"
-    assert inside.actions == []
+def test_second_login_is_refused(logged_in_driver: Driver, line: bytes) -> None:
+    assert logged_in_driver.send(line) == b"-ERR command not valid in this state\r\n"
+    assert logged_in_driver.actions == []
 
 
-def test_pass_needs_user_and_takes_the_whole_line() -> None:
+def test_pass_needs_user_and_uses_the_whole_line() -> None:
     driver = Driver(denied=LoginFailure.WRONG)
     assert driver.send(b"PASS x") == b"-ERR send USER first\r\n"
     driver.send(b"USER alice")
     driver.send("PASS  two  blanks, ü ".encode())
     assert driver.actions == [LogIn("alice", " two  blanks, ü ")]
-    assert driver.send(b"PASS x") == b"-ERR send USER first\r\n"  # a wrong password forgets the user
+    assert driver.send(b"PASS x") == b"-ERR send USER first\r\n"  # a wrong password clears the user name
 
 
-def test_three_wrong_passwords_end_the_session_and_busy_or_broken_do_not() -> None:
+def test_three_wrong_passwords_end_the_session_and_other_failures_do_not() -> None:
     driver = Driver(denied=LoginFailure.WRONG)
     answers = []
     for _ in range(3):
@@ -154,7 +154,7 @@ def test_three_wrong_passwords_end_the_session_and_busy_or_broken_do_not() -> No
         assert driver.end is None
 
 
-def test_no_password_is_taken_over_clear_text_from_elsewhere() -> None:
+def test_password_is_refused_without_clear_text_allowed() -> None:
     driver = Driver(Session(clear_text_allowed=False))
     for line in (b"USER alice", b"PASS secret", b"AUTH PLAIN AGEAYg==", b"AUTH PLAIN"):
         assert driver.send(line).startswith(b"-ERR [AUTH] "), line
@@ -206,7 +206,7 @@ def test_sasl_plain() -> None:
     assert driver.send(b"AUTH") == b"+OK\r\nPLAIN\r\n.\r\n"
 
 
-def test_a_client_that_talks_nonsense_is_sent_away() -> None:
+def test_twenty_errors_end_the_session() -> None:
     driver = Driver()
     for _ in range(20):
         assert driver.end is None
@@ -215,7 +215,7 @@ def test_a_client_that_talks_nonsense_is_sent_away() -> None:
 
 
 @pytest.mark.parametrize("line", [b"CAPA", b"USER alice", b"AUTH"])
-def test_who_never_logs_in_does_not_stay(line: bytes) -> None:
+def test_too_many_commands_before_login_end_the_session(line: bytes) -> None:
     for allowed in (True, False):
         driver = Driver(Session(clear_text_allowed=allowed))
         for _ in range(100):
@@ -225,13 +225,13 @@ def test_who_never_logs_in_does_not_stay(line: bytes) -> None:
         assert driver.end == "error"
 
 
-def test_who_has_logged_in_may_say_as_much_as_he_likes(inside: Driver) -> None:
+def test_commands_after_login_are_not_limited(logged_in_driver: Driver) -> None:
     for _ in range(300):
-        inside.send(b"NOOP")
-    assert inside.end is None
+        logged_in_driver.send(b"NOOP")
+    assert logged_in_driver.end is None
 
 
-def test_a_failed_update_is_told() -> None:
+def test_failed_update_is_reported_at_quit() -> None:
     session = Session(clear_text_allowed=True)
     list(session.logged_in(MESSAGES))
     assert list(session.receive(b"QUIT")) == [
@@ -243,7 +243,7 @@ def test_a_failed_update_is_told() -> None:
     ]
 
 
-def test_a_listing_of_many_comes_in_slices() -> None:
+def test_long_listing_is_sent_in_slices() -> None:
     session = Session(clear_text_allowed=True)
     list(session.logged_in([StoredMessage(f"U-{n}", n, NOW) for n in range(1, 20_001)]))
     pieces = [action.data for action in session.receive(b"UIDL") if isinstance(action, Send)]
@@ -255,14 +255,14 @@ def test_a_listing_of_many_comes_in_slices() -> None:
 
 
 @given(st.binary(max_size=600), st.lists(st.integers(1, 40), max_size=60))
-def test_lines_are_the_same_however_they_arrive(data: bytes, cuts: list[int]) -> None:
+def test_lines_are_the_same_for_any_packets(data: bytes, cuts: list[int]) -> None:
     def read(parts: list[bytes]) -> list[bytes | LineTooLong]:
-        lines, found = LineReader(), []
+        lines, lines_read = LineReader(), []
         for part in parts:
             lines.feed(part)
             while (line := lines.next_line()) is not None:
-                found.append(line)
-        return found
+                lines_read.append(line)
+        return lines_read
 
     parts, rest = [], data
     for cut in cuts:
@@ -272,13 +272,13 @@ def test_lines_are_the_same_however_they_arrive(data: bytes, cuts: list[int]) ->
     assert read([data]) == read([*parts, rest]) == read(octets)
 
 
-def test_the_limit_of_a_line_counts_its_end() -> None:
+def test_line_limit_includes_the_line_ending() -> None:
     lines = LineReader()
     lines.feed(b"x" * 253 + b"\r\n" + b"y" * 254 + b"\r\n" + b"NOOP\r\nQUIT\n")
     assert [lines.next_line() for _ in range(5)] == [b"x" * 253, LineTooLong(), b"NOOP", b"QUIT", None]
 
 
-def test_a_line_without_end_holds_no_memory() -> None:
+def test_unfinished_line_uses_bounded_memory() -> None:
     lines = LineReader()
     for _ in range(100):
         lines.feed(b"z" * 8192)
@@ -299,7 +299,7 @@ def test_commands_parse_to_values() -> None:
 # Transfers
 
 
-def wire(content: bytes, size: int, top_lines: int | None = None) -> bytes:
+def encode(content: bytes, size: int, top_lines: int | None = None) -> bytes:
     transfer = MultiLineResponse(top_lines)
     out = bytearray()
     for start in range(0, len(content), size):
@@ -310,7 +310,7 @@ def wire(content: bytes, size: int, top_lines: int | None = None) -> bytes:
 
 
 def unstuff(octets: bytes) -> list[bytes]:
-    """A client by RFC 1939 section 3."""
+    """Decode as a client does (RFC 1939 section 3)."""
     lines = octets.split(b"\r\n")
     assert lines[-2:] == [b".", b""]
     assert b"." not in lines[:-2]
@@ -322,19 +322,19 @@ _CONTENT = st.lists(_LINE, max_size=12).map(lambda lines: b"".join(line + b"\r\n
 
 
 @given(_CONTENT, st.integers(1, 20))
-def test_a_transfer_is_read_back_byte_for_byte_however_it_is_sliced(content: bytes, size: int) -> None:
-    octets = wire(content, size)
-    assert octets == wire(content, len(content) + 1)
+def test_transfer_is_decoded_identically_for_any_slices(content: bytes, size: int) -> None:
+    octets = encode(content, size)
+    assert octets == encode(content, len(content) + 1)
     assert b"".join(line + b"\r\n" for line in unstuff(octets)) == content
 
 
 @given(_CONTENT, st.integers(1, 20), st.integers(0, 5))
-def test_top_is_the_header_and_so_many_lines(content: bytes, size: int, count: int) -> None:
+def test_top_sends_the_header_and_n_lines(content: bytes, size: int, count: int) -> None:
     lines = content.split(b"\r\n")[:-1]
     empty = lines.index(b"") + 1 if b"" in lines else len(lines)
-    assert unstuff(wire(content, size, count)) == lines[: empty + count]
+    assert unstuff(encode(content, size, count)) == lines[: empty + count]
 
 
-def test_content_without_a_last_line_end_gets_one() -> None:
-    assert wire(b"a\r\nb", 2) == b"a\r\nb\r\n.\r\n"
-    assert wire(b"", 2) == b".\r\n"
+def test_content_without_final_crlf_gets_one() -> None:
+    assert encode(b"a\r\nb", 2) == b"a\r\nb\r\n.\r\n"
+    assert encode(b"", 2) == b".\r\n"

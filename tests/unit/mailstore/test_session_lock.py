@@ -1,4 +1,4 @@
-"""The lock of a session: between processes, after kill -9, and when who asked for it has gone."""
+"""Session lock: between processes, after kill -9, and after cancellation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ asyncio.run(main())
 """
 
 
-async def test_another_process_holds_it_until_it_dies(tmp_path: Path) -> None:
+async def test_session_lock_of_another_process_ends_with_it(tmp_path: Path) -> None:
     maildir = Maildir(tmp_path, "mx.example.test")
     holder = await asyncio.create_subprocess_exec(sys.executable, "-c", HOLDER, str(tmp_path), stdout=subprocess.PIPE)
     try:
@@ -48,40 +48,43 @@ async def test_another_process_holds_it_until_it_dies(tmp_path: Path) -> None:
         pass
 
 
-async def test_a_session_that_is_cancelled_while_it_asks_leaves_nothing_locked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    maildir, asked, go_on, taken = Maildir(tmp_path, "mx"), threading.Event(), threading.Event(), threading.Event()
-    async with maildir.lock(OWNER):  # its directories are there: one look for the lock is enough
+async def test_cancelled_acquire_releases_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maildir, started, proceed, finished = (
+        Maildir(tmp_path, "mx"),
+        threading.Event(),
+        threading.Event(),
+        threading.Event(),
+    )
+    async with maildir.lock(OWNER):  # creates the directories, so that one acquire is enough
         pass
-    take = SessionLock.acquire
+    acquire = SessionLock.acquire
 
-    def slowly(lock: SessionLock) -> bool:
-        asked.set()
-        go_on.wait(10)
+    def slow_acquire(lock: SessionLock) -> bool:
+        started.set()
+        proceed.wait(10)
         try:
-            return take(lock)
+            return acquire(lock)
         finally:
-            taken.set()
+            finished.set()
 
     async def session() -> None:
         async with maildir.lock(OWNER):
             pass
 
-    monkeypatch.setattr(SessionLock, "acquire", slowly)
+    monkeypatch.setattr(SessionLock, "acquire", slow_acquire)
     task = asyncio.create_task(session())
-    await asyncio.to_thread(asked.wait, 10)
+    await asyncio.to_thread(started.wait, 10)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    go_on.set()
-    await asyncio.to_thread(taken.wait, 10)
+    proceed.set()
+    await asyncio.to_thread(finished.wait, 10)
     monkeypatch.undo()
     async with maildir.lock(OWNER):
         pass
 
 
-def test_a_link_is_no_lock(tmp_path: Path) -> None:
+def test_symlink_is_not_a_lock_file(tmp_path: Path) -> None:
     (tmp_path / "eilpost-session").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="not a plain file"):
         SessionLock(tmp_path).acquire()
