@@ -1,8 +1,6 @@
-"""The parts of docs/ and of the Helm chart that follow from the code: `make docs` writes them, a test compares.
+"""Generator of the parts of docs/ and of the chart that follow from the code: `make docs` runs it, a test compares.
 
-docs/reference/settings.md holds the commented defaults; docs/reference/rfc.md the list of sections and the files that
-cite them. What
-stands outside the marks is written by hand and kept.
+Text outside the marks is written by hand and kept.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from mail.settings_text import default_toml
-from tests.support.docs import chart, metrics
+from tests.support.docs import chart, cli, metrics
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("mail", "ingress", "router", "delivery", "mailstore", "eilpost")
@@ -54,6 +52,7 @@ PAGES = {
     ROOT / "docs" / "reference" / "settings.md": settings_block,
     ROOT / "docs" / "reference" / "rfc.md": section_table,
     ROOT / "docs" / "reference" / "metrics.md": metrics.metric_tables,
+    ROOT / "docs" / "reference" / "cli.md": cli.command_reference,
     chart.README: chart.table,
 }
 
