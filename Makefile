@@ -9,7 +9,7 @@ RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster kafka test test-cluster check format bench faults docs dashboards pictures lock clean
+.PHONY: help setup run cluster kafka test test-fast test-kafka test-faults test-cluster check format bench faults docs dashboards pictures lock clean
 
 help: ## show this list
 	@echo "usage: make TARGET"
@@ -54,6 +54,19 @@ kafka: ## start Apache Kafka for development, NODES=3 for three brokers; needs J
 
 test: setup ## run all tests
 	$(BIN)/pytest
+
+# Markers of tests that need real parts, or long: tests/conftest.py names what each needs.
+REAL := postfix or swaks or kafka or kafka_cluster or objects or compose or docker or docker_compose or helm or helm_4 \
+  or crds or strimzi or kubernetes or keda or kube_router or prometheus or ordinary_user
+
+test-fast: setup ## run the units, and the contract suites on memory and the embedded log; under 90 s
+	$(BIN)/pytest -q tests/unit tests/contract -m "not ($(REAL) or fault or slow)"
+
+test-kafka: setup ## run the tests that need a real Kafka
+	$(BIN)/pytest -m "kafka or kafka_cluster"
+
+test-faults: setup ## run the tests that kill, pause and disconnect processes under load
+	$(BIN)/pytest tests/faults -m "not kubernetes"
 
 test-cluster: setup ## run the tests on Kubernetes, Helm and Docker; needs root, containerd, Docker and Go
 	$(BIN)/pytest -m "kubernetes or helm or docker"

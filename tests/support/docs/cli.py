@@ -39,8 +39,11 @@ def _section(words: tuple[str, ...], command: Any) -> str:
         lines += ["| option | meaning | default |", "|---|---|---|"]
         lines += [f"| {name} | {_cell(_one_line(each.help))} | {_default(each)} |" for name, each in rows]
         lines.append("")
-    if command.epilog:
-        lines += [_one_line(command.epilog), ""]
+    text, _, examples = (command.epilog or "").partition("Examples:\n")
+    if text.strip("\b \n"):
+        lines += [_one_line(text), ""]
+    if examples:
+        lines += ["```sh", *(line.strip() for line in examples.splitlines() if line.strip()), "```", ""]
     return "\n".join(lines)
 
 
@@ -65,7 +68,7 @@ def _default(parameter: Any) -> str:
 
 
 def _one_line(text: str | None) -> str:
-    return re.sub(r"\s+", " ", text or "").strip()
+    return re.sub(r"[\s\b]+", " ", text or "").strip()
 
 
 def _cell(text: str) -> str:
