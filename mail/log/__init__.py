@@ -1,10 +1,8 @@
-"""The Log port: where records are durable, in order, and shared between the roles.
+"""Port of the durable message log, with the adapters `memory`, `embedded` (one machine) and `kafka` (a cluster).
 
-One port for one machine (embedded) and for a cluster (Kafka). It promises: an append that returned survives the death
-of any node; a shard has one owner at a time; **an input is marked consumed only after, or in the same commit as,
-everything that follows from it is durable** (the law of DESIGN section 2); nothing unconsumed is ever removed. It
-knows records, shards and marks, and nothing about mail. Adapters: `memory`, `embedded`, `kafka`. The contract
-suite in `tests/contract/` holds for each.
+An append that returned survives the loss of any one node, each shard has one owner at a time, and an unconsumed record
+is never removed. **An input is committed as consumed only after, or in the same commit as, everything that follows from
+it is durable.** Every adapter passes the contract suite in `tests/contract/`.
 """
 
 from __future__ import annotations
@@ -22,25 +20,26 @@ from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record
 
 
 class LogUnavailable(Exception):
-    """The log did not confirm. The records may or may not be written: answer 4xx, keep the input, try again."""
+    """The append was not confirmed, and the record may or may not be written: reply 4xx, keep the input, retry."""
 
 
 class LogNotAuthorized(LogUnavailable):
-    """The log refuses this user; the text names the right that is missing. An operator has to give it."""
+    """The log refuses this user. The text names the missing right, which an operator has to grant."""
 
 
 class ShardLost(Exception):
-    """This shard is no longer ours, or is being taken back: finish what is in flight and return."""
+    """The shard was revoked: the owner finishes what is in flight and returns."""
 
 
 class LogUnusable(Exception):
-    """The log cannot be opened or read at all, and trying again will not help; the text is one line for people
-    that names the file, topic or key and says what to do. Unknown frame versions end here: stop, never drop."""
+    """The log cannot be opened or read, and a retry does not help. The text is one line for operators that names the
+    file, topic or key and the remedy. Unknown frame versions raise this error: the reader stops and drops nothing.
+    """
 
 
 class LogNotReady(LogUnusable):
-    """The log cannot be used yet: its brokers cannot be reached, or its topics are missing. A command ends with this
-    line; a server waits for the log, unready with this line.
+    """The brokers cannot be reached or topics are missing. A command ends with this line; a server retries and stays
+    unready with this line.
     """
 
 
@@ -49,7 +48,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[R_co]):
-    """A record as it stands in the log: its topic's name, shard and offset (rising, with gaps)."""
+    """A record with its topic name, shard and offset (offsets rise, with gaps)."""
 
     topic: str
     shard: int
@@ -59,19 +58,19 @@ class Entry(Generic[R_co]):
 
 @dataclass(frozen=True, slots=True)
 class Usable:
-    """The log takes appends."""
+    """The log accepts appends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """The log works, but the disk or the backlog is over its mark: new mail gets 452, old mail flows."""
+    """Free disk space is too low or the backlog too large: new mail gets 452, accepted mail is still delivered."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """The log does not answer: new mail gets 421."""
+    """The log does not respond: new mail gets 421."""
 
     reason: str
 
@@ -81,7 +80,7 @@ Condition = Usable | Full | Down
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Records not yet consumed, by topic, summed over the shards this process can see."""
+    """Unconsumed records by topic, summed over the shards that this process can read."""
 
     accepted: int
     dispatched: int
@@ -89,43 +88,43 @@ class Backlog:
 
 
 class Appender(Protocol):
-    """What ingress needs."""
+    """The log as ingress uses it."""
 
     async def append(self, record: Record) -> None:
-        """Return when `record` is durable. Raises LogUnavailable when that is not known in time.
+        """Return when `record` is durable. Raises LogUnavailable when durability is not confirmed in time.
 
-        Cancelling the caller does not undo the append: shield it where the difference matters.
+        Cancelling the caller does not undo the append: shield the call where the difference matters.
         """
         ...
 
     async def open_tenant(self, tenant: str, /) -> None:
-        """Get ready for this tenant's mail, which may go to topics of its own: asked at the first RCPT, before
-        `condition`. Returns at once where there is nothing to do, after a few seconds at most, and never fails.
+        """Prepare the tenant's topics, if it has its own; called at the first RCPT, before `condition`. Returns after a
+        few seconds at most and never fails.
         """
         ...
 
     def condition(self, tenant: str = "", /) -> Condition:
-        """Whether new mail can be taken now; with `tenant`, of this one, which may have topics of its own. Cheap: asked
-        at every MAIL, and at the first RCPT.
+        """Whether new mail can be accepted; with `tenant`, mail of this tenant. Cheap: called at every MAIL and at the
+        first RCPT.
         """
         ...
 
 
 class RouterShard(Protocol):
-    """One shard of `accepted` + `attempted` + `queue` + `events`, owned."""
+    """An owned shard of `accepted`, `attempted`, `queue` and `events`."""
 
     @property
     def number(self) -> int: ...
 
     def replay(self) -> AsyncIterator[Sequence[Pending]]:
-        """Every open queue line of this shard as it is now, in batches; each delivery once, tombstones gone."""
+        """The shard's pending deliveries in batches: the latest record of each delivery, settled ones left out."""
         ...
 
     async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
-        """The next inputs, at most `limit`, each topic in its order; empty when none came within `wait`.
+        """The next inputs, at most `limit`, in order within each topic; empty when none arrived within `wait`.
 
-        Moves the read position, not the mark. What was taken and never committed is taken again by the next owner.
-        Raises ShardLost, LogUnavailable (try again), LogUnusable.
+        Advances the read position, not the committed offset: the next owner reads uncommitted inputs again. Raises
+        ShardLost, LogUnavailable (retry), LogUnusable.
         """
         ...
 
@@ -134,42 +133,40 @@ class RouterShard(Protocol):
         outputs: Sequence[Record],
         consumed: Sequence[Entry[Accepted] | Entry[Attempted]],
     ) -> None:
-        """Make all `outputs` durable and mark `consumed` consumed: both or neither. `consumed` is all that was taken
-        since the last commit. Raises ShardLost or LogUnavailable: then throw the state away, `rewind()` and replay.
+        """Write all `outputs` and commit `consumed` atomically. `consumed` is everything read since the last commit.
+        Raises ShardLost or LogUnavailable; the caller then discards its state, calls `rewind()` and replays.
         """
         ...
 
     async def rewind(self) -> None:
-        """Go back to the mark: what was taken and not committed will be taken again."""
+        """Return to the committed offset: uncommitted inputs will be read again."""
         ...
 
 
 class DeliveryShard(Protocol):
-    """One shard of `dispatched`, owned."""
+    """An owned shard of `dispatched`."""
 
     @property
     def number(self) -> int: ...
 
     @property
     def lost(self) -> asyncio.Event:
-        """Set, once and for ever, when the shard is taken back or is to stop: for who is too busy to `take`."""
+        """Set once, when the shard is revoked or the process stops, for an owner that is not waiting in `read`."""
         ...
 
     async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
-        """The next dispatches, one to `limit`, in order, without those already finished; waits for the first. With
-        `wait` it is empty when none came within that, and then everything that was there at the first take has been
-        given.
+        """The next unfinished dispatches, one to `limit`, in order; waits for the first. With `wait` it returns empty
+        when none arrived in that time; every dispatch present at the first read has then been returned.
 
-        Raises ShardLost, LogUnavailable (try again), LogUnusable.
+        Raises ShardLost, LogUnavailable (retry), LogUnusable.
         """
         ...
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
-        """Append `attempted`, then mark `entry` done, in any order of entries. On return `attempted` is durable; the
-        mark
-        survives a crash or the attempt is made again, never the other way round.
+        """Append `attempted`, then record `entry` as finished; entries may finish in any order. On return `attempted`
+        is durable. After a crash a finished entry may be attempted again, but an attempt is never lost.
 
-        Raises LogUnavailable (call again: ids make repeats harmless), ShardLost.
+        Raises LogUnavailable (retry: ids make repeats harmless), ShardLost.
         """
         ...
 
@@ -180,89 +177,87 @@ OnReady = Callable[[], None]
 
 
 class RouterLog(Protocol):
-    """What the router needs."""
+    """The log as the router uses it."""
 
     async def own_router_shards(
         self, process: RouterShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None
     ) -> None:
-        """Run `process(shard)` for every shard this process owns, while it owns it; return after `stop` is set and all
-        tends returned. `on_ready()` is called once, when this process is among the owners, with or without a shard.
+        """Run `process(shard)` for every shard while this process owns it; return after `stop` is set and every
+        `process` returned. `on_ready()` is called once, when this process has joined the owners, with or without a
+        shard.
 
-        When a shard is taken back or `stop` is set, its `take` raises ShardLost; tend then finishes what is in flight
-        and
-        returns. An exception out of tend ends route() with it. Once tend has returned, nothing more is written through
-        its shard: ShardLost.
+        When a shard is revoked or `stop` is set, `read` raises ShardLost; `process` then finishes what is in flight and
+        returns. An exception from `process` ends this call. After `process` returned, a write through its shard raises
+        ShardLost.
         """
         ...
 
 
 class DeliveryLog(Protocol):
-    """What delivery needs."""
+    """The log as delivery uses it."""
 
     async def own_delivery_shards(
         self, process: DeliveryShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None
     ) -> None:
-        """As `RouterLog.route`, for shards of `dispatched`. After ShardLost, `finish` still works for a drain time, and
-        the next owner begins after that: at no instant two tend the same.
+        """As `RouterLog.own_router_shards`, for shards of `dispatched`. After ShardLost, `finish` still works during
+        the drain time; the next owner starts after it, so two owners never process one shard at the same time.
         """
         ...
 
 
 class HistoryLog(Protocol):
-    """What trace, the queue view and the metrics read; never part of the flow."""
+    """Queries for `trace`, `queue` and the metrics; not used by the mail flow."""
 
     def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
-        """The events of one message, oldest first; empty when it is unknown or older than `events` is kept."""
+        """The events of one message, oldest first; empty when it is unknown or older than the retention of `events`."""
         ...
 
     def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
-        """Every open queue line, of all shards; or those of one message, without reading the others where that can be
-        helped.
-        """
+        """The pending deliveries of all shards, or of one message (reading only its own records where possible)."""
         ...
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
-        """The message's `Accepted` if the router has not consumed it yet: accepted a moment ago."""
+        """The message's `Accepted` record if the router has not consumed it yet."""
         ...
 
     async def backlog(self) -> Backlog: ...
 
 
 class Log(Appender, RouterLog, DeliveryLog, HistoryLog, Protocol):
-    """A whole log, as the roof opens it."""
+    """The whole log, as the process wiring opens it."""
 
     @property
     def counts(self) -> ShardCounts: ...
 
     async def start(self) -> None:
-        """Open, lock, recover. Raises LogUnusable; a log that is only not ready is waited for, Down."""
+        """Open, lock, recover. Raises LogUnusable. A log that is only not ready stays Down and is retried."""
         ...
 
     def worker_condition(self) -> Condition:
-        """As `condition()`, and Down too while routers and delivery processes cannot work: no broker answers, or a
-        partition takes no writes. Cheap: asked by readiness probes.
+        """As `condition()`, and also Down while routers and delivery processes cannot work: no broker answers, or a
+        partition refuses writes. Cheap: called by readiness probes.
         """
         ...
 
     def warnings(self) -> Sequence[str]:
-        """What an operator should see to before it stops the log: a certificate that expires soon. For /readyz."""
+        """Warnings for /readyz about what will stop the log: a certificate that expires soon."""
         ...
 
     async def reload(self) -> None:
-        """Read files again that the settings name (certificates). What cannot be used is logged and changes nothing."""
+        """Reload the files that the settings name (certificates). An unusable file is logged and changes nothing."""
         ...
 
     async def oldest_unconsumed(self) -> datetime | None:
-        """When the message was received that the first record which is not consumed is about (`received_time`), the
-        earliest of all shards of `accepted`, `dispatched` and `attempted`; None when nothing waits. Whatever such
-        records name in the spool is hardly older than that. Raises LogUnavailable, LogUnusable.
+        """The earliest `received_time` of the first unconsumed record of every shard of `accepted`, `dispatched` and
+        `attempted`; None when there is none. Spooled content that unconsumed records refer to is hardly older. Raises
+        LogUnavailable, LogUnusable.
         """
         ...
 
     async def purge(self) -> None:
-        """Remove what is consumed and what is past its topic's age. Never anything else."""
+        """Remove consumed records and those older than their topic's retention, and nothing else."""
         ...
 
     async def close(self) -> None:
-        """Flush and let go. Idempotent."""
+        """Flush and close. Idempotent."""
         ...

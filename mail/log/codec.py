@@ -1,10 +1,8 @@
-"""Records to frames and back: with `wire`, the one place that knows the bytes of a record. Pure.
+"""Binary codec of log records: frames to records and back. Pure.
 
-A frame is a fixed prefix (magic, version, lengths of header and content, CRC-32 of both), a header (JSON, short keys)
-and the raw content bytes, never base64. Each record has its own pair of functions here, so renaming a
-field changes no wire. Readers of version 1 ignore header keys they do not know: a new key that old readers may ignore
-needs no new version, everything else does. What cannot be read raises FrameError; it is never dropped. Golden files in
-`tests/golden/` keep old frames readable.
+A frame is a fixed prefix (magic, version, lengths of header and content, CRC-32 of both), a JSON header with short
+keys, and the raw content. Version 1 readers ignore unknown header keys; every other change needs a new version. A frame
+that cannot be read raises FrameError and is never dropped; golden files in `tests/golden/` keep old frames readable.
 """
 
 from __future__ import annotations
@@ -51,9 +49,7 @@ class FrameError(ValueError):
 
 
 def encode(record: Record, *, without_content: bool = False) -> bytes | None:
-    """The frame of a record; None (a tombstone) for Settled. With `apart`, the inline content of Accepted and
-    Dispatched is left out: the caller keeps it, and gives it back to `decode`.
-    """
+    """The bytes are not a frame that this version can read; the text gives the reason."""
     content = b""
     match record:
         case Accepted():
@@ -118,7 +114,7 @@ def encode(record: Record, *, without_content: bool = False) -> bytes | None:
 
 
 def decode(frame: bytes, separate_content: bytes | None = None) -> Record:
-    """The record of a frame, with the content that was kept apart from it. Raises FrameError, and nothing else."""
+    """The record of a frame, with content that was stored separately. Raises only FrameError."""
     try:
         magic, version, header_bytes, content_bytes, checksum = _PREFIX.unpack_from(frame)
     except (error, TypeError):  # SQLite may give text for a damaged row
@@ -147,7 +143,7 @@ def _dump_json(wire: Wire) -> bytes:
     try:
         return orjson.dumps(wire)
     except TypeError:
-        # A peer's odd octets (lone surrogates) must not make its reply unwritable; they become "?".
+        # A remote server's reply may contain lone surrogates, which JSON cannot encode; they become "?".
         return orjson.dumps(_replace_surrogates(wire))
 
 

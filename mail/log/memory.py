@@ -1,7 +1,7 @@
-"""A log in memory, for tests and trials: the whole contract of the port, and nothing survives the object.
+"""In-memory log for tests and trials, with the whole contract of the port except durability.
 
-It keeps frames, not objects, so whatever cannot be written fails here too. `close()` and `start()` of the same object
-stand for a restart. `fail()` plays a log that does not answer.
+It stores encoded frames, so a record that cannot be encoded fails here too. `close()` and `start()` of one object
+simulate a restart; `fail()` simulates a log that does not respond.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _REPLAY_BATCH = 500
 
 
 class _Partition(Generic[R]):
-    """What is not consumed of one shard of one topic, and what its owner has not taken yet."""
+    """The unconsumed records of one shard of one topic, and those that its owner has not read."""
 
     def __init__(self, topic: Topic, shard: int) -> None:
         self.topic = topic
@@ -61,7 +61,7 @@ class _Partition(Generic[R]):
         while self.unread and len(entries) < limit:
             offset = self.unread[0]
             frame = self.unconsumed.get(offset)
-            if frame is not None:  # finished after the last owner took it
+            if frame is not None:  # finished after the previous owner read it
                 record = _decode(frame, self.topic, self.shard, f"offset {offset}")
                 entries.append(Entry(self.topic.name, self.shard, offset, cast("R", record)))
             self.unread.popleft()
@@ -69,7 +69,7 @@ class _Partition(Generic[R]):
 
 
 class MemoryLog:
-    """The Log port. All shards of a kind belong to one owner at a time."""
+    """All shards of a role belong to one owner at a time."""
 
     def __init__(self, settings: LogSettings) -> None:
         self._settings = settings
@@ -97,10 +97,10 @@ class MemoryLog:
         """Nothing to open."""
 
     async def close(self) -> None:
-        """What was appended stays for the next `start` of this object."""
+        """The records stay for the next `start` of this object."""
 
     def fail(self, reason: str | None) -> None:
-        """Play a log that does not answer, until `fail(None)`."""
+        """Simulate a log that does not respond, until `fail(None)`."""
         self._failure = reason
 
     async def oldest_unconsumed(self) -> datetime | None:
@@ -112,7 +112,7 @@ class MemoryLog:
         return min(first, default=None)
 
     async def purge(self) -> None:
-        """Events past their age go; what is consumed went at once."""
+        """Remove events older than their retention; consumed records are already removed."""
         oldest = datetime.now(UTC) - self._settings.events_kept
         for queue_id, events in list(self._events.items()):
             remaining = [(time, frame) for time, frame in events if time >= oldest]
@@ -127,7 +127,7 @@ class MemoryLog:
         self.write([record])
 
     async def open_tenant(self, _tenant: str, /) -> None:
-        """There is one log for all."""
+        """One log for all tenants."""
 
     def condition(self, _tenant: str = "", /) -> Condition:
         if self._failure is not None:
@@ -144,7 +144,7 @@ class MemoryLog:
         return ()
 
     async def reload(self) -> None:
-        """It reads no files."""
+        """There are no files to reload."""
 
     # --- RouterLog, DeliveryLog
 
@@ -192,7 +192,7 @@ class MemoryLog:
         return self._partitions[topic.name, shard]
 
     def write(self, records: Sequence[Record], consumed: Sequence[Entry[Any]] = ()) -> None:
-        """All of it or, when anything cannot be encoded or the log fails, none."""
+        """Write everything, or nothing when a record cannot be encoded or the log fails."""
         if self._failure is not None:
             raise LogUnavailable(self._failure)
         placed = [(place(record, self.counts), encode(record), record) for record in records]
@@ -226,7 +226,7 @@ class MemoryLog:
         self._waiters.clear()
 
     async def wait_for_change(self, wait: timedelta | None) -> None:
-        """Return when something was written or lost, or after `wait`."""
+        """Return after a write or a revocation, or after `wait`."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:

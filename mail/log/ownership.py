@@ -1,7 +1,6 @@
-"""Ownership inside one process: a shard has one owner at a time, and whoever owns it tends it until it must go.
+"""Shard ownership within one process, for the adapters without a broker (memory, embedded).
 
-For adapters without a broker (memory, embedded), where all shards of a kind go together: the first who asks owns them
-until its `stop`, the next waits. Knows nothing of records.
+All shards of a role belong to the first caller until its `stop` is set; the next caller waits.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from mail.telemetry.log import SHARDS, SHARDS_OWNED
 
 class RevocableShard(Protocol):
     def revoke(self) -> None:
-        """From now on `take` raises ShardLost, one that waits included."""
+        """Make `read` raise ShardLost, also in a caller that waits in it."""
         ...
 
     def close(self) -> None:
-        """Nobody tends it any more: what is still to be written through it raises ShardLost."""
+        """The shard has no owner any more: later writes through it raise ShardLost."""
         ...
 
 
@@ -29,7 +28,7 @@ Shard = TypeVar("Shard", bound=RevocableShard)
 
 
 class ExclusiveOwnership:
-    """Who owns the shards that `role` processes."""
+    """Exclusive owner of the shards of one role."""
 
     def __init__(self, role: str) -> None:
         self._lock = asyncio.Lock()
@@ -43,7 +42,9 @@ class ExclusiveOwnership:
         stop: asyncio.Event,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
-        """Wait for the turn, `gain()` the shards, tend each until `stop`; an exception out of a tend ends it all."""
+        """Wait for ownership, open the shards and process each until `stop`; an exception from a `process` ends this
+        call.
+        """
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         try:
             acquired = asyncio.ensure_future(self._lock.acquire())
@@ -78,7 +79,7 @@ async def _process_all(
                 for shard in shards:
                     shard.revoke()
             for task in done:
-                with suppress(ShardLost):  # it was told to go, and went
+                with suppress(ShardLost):  # revoked
                     task.result()
     finally:
         for shard in shards:
@@ -88,4 +89,4 @@ async def _process_all(
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
         for shard in shards:
-            shard.close()  # whoever kept it is not the owner any more
+            shard.close()  # later writes by the former owner raise ShardLost

@@ -1,6 +1,6 @@
-"""Shards of this process that an operator must repair, with the reason.
+"""Registry of this process's shards that stopped and need an operator, with the reasons.
 
-The number is a metric, and /readyz shows the reasons.
+The count is a metric, and /readyz shows the reasons.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class StoppedShards:
         self._count(role)
 
     def resume(self, role: str, shard: int) -> None:
-        """Idempotent."""
+        """Clear the reason, if there is one."""
         if self._reasons.pop((role, shard), None) is not None:
             self._count(role)
 

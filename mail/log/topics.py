@@ -1,9 +1,8 @@
-"""The topics, and where each record belongs: topic, shard and key. Pure.
+"""Topics, and the topic, shard and key of each record. Pure.
 
-A record knows its place, so nobody passes topic names around: `place(record)` is the one table. `accepted`,
-`attempted`, `queue` and `events` share the number of shards and the partitioner (queue id), so one owner of shard *p*
-has all of a message; `dispatched` is partitioned by `partition_key`: what one worker has to see together, and no more
-than that. The partitioner is CRC-32 of the key, the same in every adapter and every language.
+`accepted`, `attempted`, `queue` and `events` share the number of shards and the partitioner (queue id), so the owner of
+a shard has all records of a message. `dispatched` is partitioned by `partition_key`, which groups the deliveries that
+one worker must see together. The partitioner is CRC-32 of the key in every adapter.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from mail.route import ToMailbox, ToMx, ToRelay, Unresolved
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """`kept` is the age at which records may go; None: until consumed, then purged (never by age)."""
+    """`retention`: age at which records are removed; None: they are removed once consumed, never by age."""
 
     name: str
     compacted: bool = False
@@ -38,7 +37,7 @@ ALL_TOPICS = (ACCEPTED, QUEUE, DISPATCHED, ATTEMPTED, EVENTS)
 
 @dataclass(frozen=True, slots=True)
 class ShardCounts:
-    """How many shards there are: of the topics partitioned by queue id, and of `dispatched`. Chosen once."""
+    """Number of shards of the topics partitioned by queue id, and of `dispatched`. Fixed when the log is created."""
 
     by_queue_id: int = 1
     by_site: int = 1
@@ -50,21 +49,21 @@ class ShardCounts:
 RELAY_BUCKETS = 16
 
 
-class Place(NamedTuple):  # made for every record: half the price of a frozen dataclass
+class Place(NamedTuple):  # half the cost of a frozen dataclass; one for every record
     topic: Topic
     shard: int
     key: str
 
 
 def shard_of(key: str, count: int) -> int:
-    """The partitioner: CRC-32 of the key's UTF-8, modulo the count."""
+    """CRC-32 of the UTF-8 key, modulo `count`."""
     return 0 if count == 1 else zlib.crc32(key.encode()) % count
 
 
 def partition_key(delivery: Delivery) -> str:
-    """What decides which worker carries it: an owner's mail comes to one, and so does the mail of an MX site, whose
-    connections and back-off are one worker's. A relay that was configured takes what we give it, and may be the next
-    hop of all mail: its mail is spread over buckets, one message's in the same.
+    """The key that selects the worker of a delivery. The mail of one mailbox owner goes to one worker, as does the mail
+    of one MX site, whose connections and back-off one worker manages. A configured relay may be the next hop of all
+    mail, so its mail is spread over buckets, with each message in one bucket.
     """
     route = delivery.route
     match route:
@@ -83,12 +82,12 @@ def shard_of_message(queue_id: QueueId, counts: ShardCounts) -> int:
 
 
 def tenant_prefix(prefix: str, tenant: str) -> str:
-    """What stands before the topics, groups and transactional ids of a dedicated tenant, where a log has prefixes."""
+    """Prefix of the topics, groups and transactional ids of a dedicated tenant."""
     return f"{prefix}{tenant}."
 
 
 def place(record: Record, counts: ShardCounts) -> Place:
-    """Where a record belongs."""
+    """The topic, shard and key of a record."""
     match record:
         case Accepted():
             queue_id = record.message.queue_id

@@ -1,8 +1,7 @@
-"""Values as JSON can carry them, and back: messages, routes, states, outcomes, happenings. Pure.
+"""JSON form of messages, routes, states, outcomes and event details, as frame headers contain them. Pure.
 
-Short keys, one pair of functions a value: `x_wire` gives what goes into a frame's header, `to_x` what came out of one.
-Addresses are taken as they were stored; they were parsed when they came in. What is not as it should be raises
-KeyError, IndexError, TypeError, ValueError, AttributeError or OverflowError: the frame's reader says which frame.
+`encode_x` and `decode_x` are one pair for each value. Addresses were parsed when they were accepted and are not parsed
+again. Malformed input raises KeyError, IndexError, TypeError, ValueError, AttributeError or OverflowError.
 """
 
 from __future__ import annotations

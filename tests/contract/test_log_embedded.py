@@ -51,7 +51,7 @@ async def test_files_are_for_their_owner_only(path: Path) -> None:
 async def test_the_number_of_shards_is_fixed(path: Path, key: str) -> None:
     async with running(path):
         pass
-    with pytest.raises(LogUnusable, match=rf"log\.{key} = 1 and the settings say 4"):
+    with pytest.raises(LogUnusable, match=rf"log\.{key} = 1, but the settings have 4"):
         await EmbeddedLog(path, LogSettings.model_validate({key: 4})).start()
     async with running(path):
         pass

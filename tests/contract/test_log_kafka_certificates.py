@@ -59,7 +59,7 @@ async def test_a_renewed_certificate_is_used_when_connections_are_made_anew(
         with capture_logs() as lines:
             mount.put(second.certificate, first.key)
             await wait_until(lambda: lines, what="the line about a pair that does not match")
-        assert lines[0]["event"] == "certificates not reloaded, the loaded ones stay"
+        assert lines[0]["event"] == "certificates not reloaded, the loaded ones stay in use"
         mount.put(second.certificate, second.key)
         await wait_until(lambda: expiry_shown() > ends.timestamp() + 86400, what="the renewed certificate")
         assert len(log.warnings()) == 1  # it lives for 10 days

@@ -142,7 +142,7 @@ async def test_a_mark_behind_the_end_is_of_a_topic_that_is_no_more(
 async def doubted(look: Callable[[], Awaitable[object]]) -> None:
     """One broker's word is not entries: it may have slept, or be cut off."""
     for _ in range(2):
-        with pytest.raises(LogUnavailable, match="ends before what was marked in it"):
+        with pytest.raises(LogUnavailable, match="ends before its committed offset"):
             await look()
         await asyncio.sleep(0.6)
 

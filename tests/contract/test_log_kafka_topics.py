@@ -73,7 +73,7 @@ async def test_a_dedicated_tenant_whose_topics_can_lose_mail_is_not_served(boots
 
 
 async def test_more_replicas_than_brokers_are_a_line_that_counts_them(bootstrap: str) -> None:
-    line = "log.replication = 5, and 3 brokers are there: start the others; or set log.replication = 3"
+    line = "log.replication = 5, but only 3 brokers are running: start the others; or set log.replication = 3"
     settings = settings_on(bootstrap, replication=5, durability="safe")
     with pytest.raises(LogUnusable, match=line):
         await make_topics(settings)
@@ -89,7 +89,7 @@ async def test_more_replicas_than_brokers_are_a_line_that_counts_them(bootstrap:
     async with ClusterInfo(make_access(settings)) as cluster_info:
         found = list(problems(await cluster_info.topics(), settings))
     assert len(found) == len(ALL_TOPICS)
-    assert all("has 3 replicas, and log.replication = 5" in each.text and not each.fatal for each in found)
+    assert all("has 3 replicas, but log.replication = 5" in each.text and not each.fatal for each in found)
 
 
 async def test_topics_that_were_made_are_known_to_every_broker(bootstrap: str) -> None:

@@ -76,7 +76,7 @@ def test_topics_are_made_grown_and_checked(run: Run, kafka_bootstrap: str) -> No
 
     status, out, err = run("topics", "create", log=log)
     assert (status, err, len(out.splitlines())) == (0, "", 5)
-    assert f"{log['prefix']}dispatched: made, partitions: 3, replicas: 1" in out
+    assert f"{log['prefix']}dispatched: created, partitions: 3, replicas: 1" in out
     assert run("topics", "create", log=log) == (0, "nothing to do\n", "")
     assert run("topics", "create", log=log | {"delivery_shards": 2}) == (0, "nothing to do\n", "")
     grown = log | {"delivery_shards": 5}
@@ -123,7 +123,7 @@ def test_a_lost_topic_comes_back_with_as_many_partitions_as_the_others_have(run:
     name = f"{log['prefix']}events"
     asyncio.run(_with_admin(kafka_bootstrap, lambda admin: _delete(admin, name)))
     assert name in refused(run("queue", log=log))
-    assert run("topics", "create", log=log) == (0, f"{name}: made, partitions: 2, replicas: 1\n", "")
+    assert run("topics", "create", log=log) == (0, f"{name}: created, partitions: 2, replicas: 1\n", "")
 
 
 @pytest.mark.kafka
@@ -275,7 +275,7 @@ def test_brokers_that_name_themselves_by_an_address_that_leads_nowhere(run: Run)
     elsewhere = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"}
     with kafka.cluster(1, settings=elsewhere) as cluster:
         line = refused(run("queue", log={"url": f"kafka://{cluster.bootstrap}"}))
-        assert f"log.url: 127.0.0.1:{port} refuses the connection, and broker 1 says that it is there" in line
+        assert f"log.url: 127.0.0.1:{port} refuses the connection, but broker 1 advertises this address" in line
         assert "advertised.listeners" in line
         status, out, _ = run("doctor", log={"url": f"kafka://{cluster.bootstrap}"})
         assert (status, f"FAIL  broker 127.0.0.1:{port}" in out) == (1, True)

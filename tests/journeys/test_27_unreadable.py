@@ -225,5 +225,5 @@ async def test_a_mark_of_another_version_is_told(kafka_bootstrap: str, tmp_path:
     told = json.loads(await asyncio.to_thread(ingress.run, "doctor", "--json", ok=False))
     (finding,) = [each for each in told["findings"] if each["what"] == "groups"]
     assert finding["level"] == "FAIL"
-    assert finding["text"].startswith("a committed mark cannot be read: it begins with '9'")
+    assert finding["text"].startswith("a committed offset cannot be read: it begins with '9'")
     assert finding["text"].endswith("use the newer eilpost")

@@ -48,7 +48,7 @@ def reasons(process: EilpostProcess) -> list[str]:
     return found
 
 
-LOST = "topics are not as they must be, mail stands still"
+LOST = "topics missing or invalid, mail is not processed"
 
 
 @pytest.mark.parametrize("names", [("accepted", "queue", "dispatched", "attempted", "events"), ("queue",)])
@@ -83,7 +83,7 @@ async def test_topics_are_deleted_and_made_again(
             assert advice in line
             assert each.get("/healthz")[0] == 200
         # New mail is its sender's still, and said at once; everybody else's is taken.
-        what = "no topics for a dedicated tenant" if tenant else LOST
+        what = "topics of a dedicated tenant not usable" if tenant else LOST
         await wait_until(lambda: told(hosting.ingress, what), what="the line of ingress", deadline_seconds=30)
         (line,) = told(hosting.ingress, what)
         assert missing in line

@@ -1,9 +1,8 @@
-"""The embedded log: one SQLite file on one machine, as durable as its disk, behind the Log port.
+"""Embedded log: one SQLite file on one machine, behind the Log port.
 
-In charge of putting the parts together: the lock on the directory, the thread that writes, the shards that read. It
-promises that an append that returned survives kill -9 and power loss (synchronous=FULL; a whole group shares one
-flush), that router commits and finishes are one transaction each, and that when the disk fails callers get
-LogUnavailable and `condition()` says Down until it works again.
+An append that returned survives SIGKILL and power loss (synchronous=FULL; a group of requests shares one flush). Each
+router commit and each finish is one transaction. When the disk fails, callers get LogUnavailable and `condition()` is
+Down until it works again.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from mail.telemetry.log import PRODUCE_DURATION
 
 logger = structlog.get_logger()
 
-READER_BUFFER_BYTES = 16 << 20  # of each topic, all shards: what owners are handed from memory
+READER_BUFFER_BYTES = 16 << 20  # per topic, over all shards: entries passed to owners from memory
 _PURGE_ROWS = 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -47,7 +46,7 @@ NO_SOURCES: Mapping[int, int] = MappingProxyType({})
 
 
 class EmbeddedLog(HistoryReader):
-    """The Log port over one file. One process at a time; all shards of a kind belong to one owner at a time."""
+    """One process uses the file at a time; all shards of a role belong to one owner at a time."""
 
     def __init__(self, path: Path, settings: LogSettings) -> None:
         self._path = path.absolute()
@@ -65,10 +64,7 @@ class EmbeddedLog(HistoryReader):
     async def start(self) -> None:
         lock = DirectoryLock(self._path)
         if lock.had_owner and (not self._path.exists() or self._path.stat().st_size == 0):
-            logger.warning(
-                "the log is new, though there was one here before: what was queued in it is not here",
-                path=str(self._path),
-            )
+            logger.warning("log is empty, although an earlier process used this directory", path=str(self._path))
         try:
             self.counts = await self.writer.start()
         except BaseException:
@@ -116,7 +112,7 @@ class EmbeddedLog(HistoryReader):
         PRODUCE_DURATION.observe(perf_counter() - began)
 
     async def open_tenant(self, _tenant: str, /) -> None:
-        """There is one log for all."""
+        """One log for all tenants."""
 
     def condition(self, _tenant: str = "", /) -> Condition:
         return self.writer.condition()
@@ -128,7 +124,7 @@ class EmbeddedLog(HistoryReader):
         return ()
 
     async def reload(self) -> None:
-        """It reads no files."""
+        """There are no files to reload."""
 
     # --- RouterLog, DeliveryLog
 
@@ -175,8 +171,8 @@ class EmbeddedLog(HistoryReader):
         return f"the log at {self._path}"
 
     def add_records(self, change: Change, records: Sequence[Record], sources: Mapping[int, int] = NO_SOURCES) -> None:
-        """Add what the records mean to the database. `sources` are the entries whose content is in it already, by the
-        identity of their bytes.
+        """Add the records to the change. `sources` maps the identity of content bytes to the stored entry that has
+        them.
         """
         counts = self.counts
         size = 0
@@ -208,7 +204,7 @@ class EmbeddedLog(HistoryReader):
             del self._readers[reader.topic.name, reader.shard]
 
     def _on_appended(self, request: Request[Any], ids: Sequence[int]) -> None:
-        """Entries are durable: hand them to the owners of their shards."""
+        """Pass durable entries to the owners of their shards."""
         assert request.change is not None
         entries = request.change.entries
         at = 0
@@ -225,7 +221,7 @@ class EmbeddedLog(HistoryReader):
 
 
 def _content(record: Record) -> bytes:
-    """What is kept apart from the record's frame."""
+    """The content that is stored apart from the record's frame."""
     if isinstance(record, Accepted | Dispatched) and isinstance(record.content, Inline):
         return record.content.data
     return b""

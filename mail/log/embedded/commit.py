@@ -1,15 +1,9 @@
-"""One commit as one statement: a batch of changes goes into the database packed, and is taken apart there.
+"""Packing of a batch of changes into one SQL statement.
 
-In charge of how changes become rows. The database's thread gives up the interpreter lock at every statement and has to
-fight the event loop for it afterwards: measured under load, a commit of a dozen statements cost both of them more than
-the rows did. So a batch goes in as one row of a view, its frames joined and its numbers in JSON, and the view's trigger
-does the rest. One statement outside a transaction is a transaction of its own: all or nothing, flushed once.
-
-View and trigger are temporary, the connection's own: the file knows nothing of them.
-
-Content is written once. An entry's inline content is a row of its own; the Dispatched that follows from an Accepted
-names the row of its input, and the row goes with the last entry that names it. Never here: SQLite's connection,
-threads.
+A commit of a dozen statements cost more than its rows under load, because SQLite's thread releases the GIL at every
+statement and then contends with the event loop for it. So a batch is one row of a temporary view (joined frames,
+numbers in JSON), and the view's trigger writes the tables in one transaction. Content is stored once: a Dispatched that
+follows from an Accepted refers to the row of its input, and the row is deleted with the last entry that refers to it.
 """
 
 from __future__ import annotations
@@ -25,16 +19,16 @@ from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, Topic
 _OFFSET_BITS = 50
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 _SHARD_BITS = 11
-_TOPICS = (ACCEPTED, DISPATCHED, ATTEMPTED)  # in the order of their numbers, which are in the file
+_TOPICS = (ACCEPTED, DISPATCHED, ATTEMPTED)  # in the order of their numbers, which the file stores
 _NUMBERS = {topic.name: number for number, topic in enumerate(_TOPICS)}
 
 OFFSET_MAX = _OFFSET_MASK
 
-# `bodies` are [id, checksum, place, length], `entries` [id, body, entry with the same body, place, length] (0: none),
-# `lines` [key, place, length], `events` [id, time, queue id, place, length], where the place (from 1) and the length
-# are those of the bytes in `frames`; `accepted` and `attempted` are runs of consumed ids, [first, last]; `dispatched`
-# are consumed ids; `arrived` is how many entries of each topic come in. An entry that shares the body of one that is
-# not there gets NULL, which the table refuses, and the whole batch with it.
+# `bodies` are [id, checksum, position, length], `entries` [id, body, entry with the same body, position, length] (0:
+# none), `lines` [key, position, length], `events` [id, time, queue id, position, length]; position (from 1) and length
+# locate the bytes in `frames`. `accepted` and `attempted` are ranges of consumed ids, [first, last]; `dispatched` are
+# consumed ids; `arrived` is the number of new entries of each topic. An entry that shares the body of a missing entry
+# gets NULL; the table refuses it, and with it the whole batch.
 UNPACK = """
 CREATE TEMP VIEW batch (
     frames, bodies, entries, lines, settled, events, arrived, accepted, dispatched, attempted, top_offset
@@ -82,7 +76,7 @@ INSERT = "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def shard_base_id(topic: Topic, shard: int) -> int:
-    """Below every entry of the shard; `+ offset` is an entry."""
+    """Lower bound of the shard's entry ids; an entry's id is this number plus its offset."""
     return (_NUMBERS[topic.name] << _SHARD_BITS | shard) << _OFFSET_BITS
 
 
@@ -97,16 +91,16 @@ def topic_and_shard_of(entry_id: int) -> tuple[str, int]:
 
 
 def pending_key(shard: int, key: str) -> str:
-    """Queue lines of one shard stand together, in the order of their queue ids."""
+    """Key that sorts pending deliveries by shard, then by queue id."""
     return f"{shard:04d}/{key}"
 
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
-    """An entry to be written below `first` (its `first_id`); its offset is given at commit.
+    """A new entry of the shard at `shard_base`; its offset is assigned at commit.
 
-    `content` is kept apart from the frame, as a row of its own; or the entry `shares` that of another one (an id; 0:
-    none), which must be there still.
+    `content` is stored apart from the frame, in a row of its own. With `content_of` (an entry id; 0: none) the entry
+    shares the content of that entry, which must still exist.
     """
 
     shard_base: int
@@ -117,27 +111,27 @@ class NewEntry:
 
 @dataclass(slots=True)
 class Change:
-    """What one request wants durable: all of it or nothing."""
+    """The changes of one request, committed atomically."""
 
     entries: list[NewEntry] = field(default_factory=list)
-    pending: dict[str, bytes | None] = field(default_factory=dict)  # line_key -> frame, None: settled
+    pending: dict[str, bytes | None] = field(default_factory=dict)  # pending_key -> frame, None: settled
     events: list[tuple[int, str, bytes]] = field(default_factory=list)  # (milliseconds, queue id, frame)
-    ranges: list[tuple[int, int]] = field(default_factory=list)  # accepted or attempted consumed, from id to id
-    finished: list[int] = field(default_factory=list)  # dispatched consumed, one by one
+    ranges: list[tuple[int, int]] = field(default_factory=list)  # consumed accepted or attempted, by id
+    finished: list[int] = field(default_factory=list)  # consumed entries of dispatched
     size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Changes, packed. `ids` are those of their entries, in their order; `row` is what INSERT takes."""
+    """Packed changes: the ids of their entries in order, and the row for INSERT."""
 
     ids: Sequence[int]
     row: tuple[bytes | str | int, ...]
 
 
 def pack(changes: Sequence[Change], offset: int) -> Batch:
-    """The changes as one row, their entries and events numbered from behind `offset`; a later line replaces an earlier
-    one.
+    """Pack the changes into one row, numbering entries and events from `offset` + 1; a later pending record replaces an
+    earlier one.
     """
     frames: list[bytes] = []
     position = 1

@@ -1,8 +1,7 @@
-"""Reading the embedded log for people: a message's history, the open lines, what just came in, the backlog.
+"""Paged read-only queries of the embedded log: history, pending deliveries, unrouted messages, backlog.
 
-In charge of cutting an answer into slices (bounded in rows and bytes, so that no reader holds up the mail) and of what
-frames mean to a reader. The slices are the same whether they are read in this process, over the socket of
-`mail/log/embedded/query_socket.py`, or from a database nobody uses. Never writes.
+Pages are bounded in rows and bytes, so a query does not delay mail. The pages are the same within this process, over
+the query socket, and from a database that no process uses.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some frames of an answer, and where the next slice begins; None: that was all."""
+    """Frames of an answer and the position of the next page; None: this was the last."""
 
     frames: Sequence[bytes]
     cursor: int | str | None
 
 
 def read_page(store: Store, query: Query, cursor: int | str | None) -> Page:
-    """The slice behind `after` (None: the first). On the database's thread."""
+    """The page after `cursor` (None: the first). Runs on the database thread."""
     match query.kind:
         case QueryKind.HISTORY:
             events = store.events(query.queue_id, cast("int", cursor or 0), _PAGE_ROWS)
@@ -88,7 +87,7 @@ def _entry_frame(row: EntryRow) -> bytes:
 
 
 class HistoryReader:
-    """HistoryLog over anything that answers questions in frames."""
+    """HistoryLog on a source of frames."""
 
     def frames(self, query: Query) -> AsyncIterator[bytes]:
         raise NotImplementedError
@@ -102,7 +101,7 @@ class HistoryReader:
 
     async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         async for frame in self.frames(Query(QueryKind.PENDING, queue_id or "")):
-            yield cast("Pending", self.decode(frame, QUEUE, "a line"))
+            yield cast("Pending", self.decode(frame, QUEUE, "a pending delivery"))
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [
@@ -116,7 +115,7 @@ class HistoryReader:
         return Backlog(*orjson.loads(answer))
 
     def decode(self, frame: bytes, topic: Topic, position: str) -> Record:
-        """Decode, or say which entry of which log cannot be read."""
+        """The record of a frame. Raises LogUnusable that names the log and the entry."""
         try:
             return decode(frame)
         except FrameError as reason:

@@ -1,6 +1,6 @@
-"""One process per data directory: an flock on a file beside the database, with the owner's process id in it.
+"""Exclusive lock on a data directory: an flock on a file that contains the owner's process id.
 
-It goes with the process, however that dies.
+The kernel releases it when the process ends.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class DirectoryLock:
                 f"another eilpost process ({owner or 'unknown'}) uses the directory {path.parent}: stop it first,"
                 " or set log.url to another place"
             ) from None
-        self.had_owner = os.fstat(self._file).st_size > 0  # somebody used this directory before
-        with suppress(OSError):  # it is for people; on a full disk the database says what is wrong, or does without
+        self.had_owner = os.fstat(self._file).st_size > 0  # another process used this directory before
+        with suppress(OSError):  # the process id is informational, and a full disk is reported by the database
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let go. Idempotent. The file stays: removing it would race with the next owner."""
+        """Idempotent. The file stays, because removing it would race with the next owner."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -1,9 +1,9 @@
-"""The window through which other processes of this machine look into a running log: a socket beside the database.
+"""Unix socket for read-only queries of a running embedded log.
 
-Two sides: `Window` serves in the process that holds the lock, `EmbeddedHistory` asks (the commands `trace`, `queue`);
-when no process holds the lock, it opens the database itself, under the lock. Read-only, for this user only (0600), few
-clients at a time, each under deadlines, each answer in slices. Wire: one line of JSON asks; frames come back, each
-behind its length; length 0 ends an answer, the highest bit marks an error's text.
+`QueryServer` runs in the process that holds the lock; `EmbeddedHistory` is the client of `trace` and `queue`, and opens
+the database itself, under the lock, when no process holds it. The socket has mode 0600, few clients at a time and a
+timeout on every read and write. A request is one line of JSON; the response is length-prefixed frames, ended by length
+0, where the highest bit of a length marks an error text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NAME_BYTES_MAX = 100  # sun_path has 104 bytes on macOS, 108 on Linux
 
 @contextmanager
 def _address(path: Path) -> Iterator[str]:
-    """A name for the socket at `path` that fits into sun_path, however long the directory's is."""
+    """A name for the socket at `path` that fits into sun_path, also in a directory with a long name."""
     if len(os.fsencode(path)) <= _NAME_BYTES_MAX:
         yield str(path)
         return
@@ -57,7 +57,7 @@ def socket_path(database: Path) -> Path:
 
 
 class QueryServer:
-    """Serves questions from `frames`, an answer of the running log."""
+    """Serves queries from `frames`, which reads the running log."""
 
     def __init__(self, database: Path, frames: Callable[[Query], AsyncIterator[bytes]]) -> None:
         self._path = socket_path(database)
@@ -66,12 +66,12 @@ class QueryServer:
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen; when that cannot be, say so and do without: mail does not depend on it."""
+        """Listen. A failure is logged and ignored, because mail does not depend on the socket."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with suppress(FileNotFoundError):
-                os.unlink(self._path)  # left by a process that was killed; the lock is ours
-            os.fchmod(listener.fileno(), 0o600)  # Linux: the mode the name is made with
+                os.unlink(self._path)  # left by a killed process; this process has the lock
+            os.fchmod(listener.fileno(), 0o600)  # Linux: the mode that bind gives the file
             with _address(self._path) as name:
                 listener.bind(name)
             os.chmod(self._path, 0o600)
@@ -80,7 +80,11 @@ class QueryServer:
             self._server = await asyncio.start_unix_server(self._handle_client, sock=listener, limit=_QUERY_BYTES_MAX)
         except OSError as error:
             listener.close()
-            logger.warning("trace and queue cannot look into the running log", path=str(self._path), reason=str(error))
+            logger.warning(
+                "query socket failed: trace and queue cannot read the running log",
+                path=str(self._path),
+                reason=str(error),
+            )
 
     async def close(self) -> None:
         server, self._server = self._server, None
@@ -99,14 +103,14 @@ class QueryServer:
         self._clients.add(task)
         try:
             if len(self._clients) > _CLIENTS_MAX:
-                _write_error(writer, "too many look into this log at the moment; try again")
+                _write_error(writer, "too many queries of this log at once; try again")
             else:
                 await self._answer_query(reader, writer)
             await asyncio.wait_for(writer.drain(), _TIMEOUT_SECONDS)
         except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError):
-            return  # the client went away, dawdles, or does not speak our words
+            return  # the client disconnected, timed out or sent an invalid request
         except asyncio.CancelledError:
-            return  # the log is being closed
+            return  # the log closes
         finally:
             self._clients.discard(task)
             writer.close()
@@ -134,7 +138,7 @@ def _write_error(writer: asyncio.StreamWriter, text: str) -> None:
 
 
 class EmbeddedHistory(HistoryReader):
-    """HistoryLog on the log at `path`, whether a process runs it or not. Raises LogUnusable when there is none."""
+    """HistoryLog on the log at `path`, running or not. Raises LogUnusable when there is none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
@@ -144,7 +148,7 @@ class EmbeddedHistory(HistoryReader):
         return f"the log at {self._path}"
 
     async def is_running(self) -> bool:
-        """Whether a process runs the log and lets us look into it. Raises LogUnusable for a stranger's."""
+        """Whether a process runs the log and accepts queries. Raises LogUnusable when it runs as another user."""
         connection = await self._connect()
         if connection is not None:
             connection[1].close()
@@ -152,7 +156,7 @@ class EmbeddedHistory(HistoryReader):
 
     async def frames(self, query: Query) -> AsyncIterator[bytes]:
         if not await asyncio.to_thread(self._path.exists):
-            raise LogUnusable(f"there is no log at {self._path}: eilpost has not run there yet, or log.url is another")
+            raise LogUnusable(f"there is no log at {self._path}: start eilpost first, or correct log.url")
         source = await self._open_source()
         async with aclosing(source(query)) as answer:
             async for frame in answer:
@@ -169,7 +173,7 @@ class EmbeddedHistory(HistoryReader):
             except LogUnusable:
                 if attempt == 19:
                     raise
-                await asyncio.sleep(0.1)  # it is starting or ending
+                await asyncio.sleep(0.1)  # a process is starting or ending
                 continue
             return partial(self._query_database, lock)
         raise AssertionError("unreachable")
@@ -180,13 +184,13 @@ class EmbeddedHistory(HistoryReader):
                 return await asyncio.open_unix_connection(name)
         except PermissionError:
             raise LogUnusable(
-                f"{socket_path(self._path)} belongs to another user: ask as the user eilpost runs as"
+                f"{socket_path(self._path)} belongs to another user: run this command as the user of eilpost"
             ) from None
         except OSError:
             return None
 
     async def _query_database(self, lock: DirectoryLock, query: Query) -> AsyncGenerator[bytes, None]:
-        """Nobody runs it: read the database ourselves, under the lock."""
+        """Read the database directly, under the lock."""
         try:
             try:
                 store = await asyncio.to_thread(Store, self._path, None)
@@ -216,7 +220,7 @@ class EmbeddedHistory(HistoryReader):
 async def _query_process(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, query: Query
 ) -> AsyncGenerator[bytes, None]:
-    """Ask the process that runs the log."""
+    """Query the process that runs the log."""
     try:
         writer.write(orjson.dumps({"about": query.kind.value, "queue_id": query.queue_id}) + b"\n")
         while True:
@@ -228,6 +232,6 @@ async def _query_process(
                 raise LogUnusable(data.decode("utf-8", "replace"))
             yield data
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-        raise LogUnusable("the eilpost process that runs this log ended or does not answer: try again") from error
+        raise LogUnusable("the eilpost process of this log ended or does not respond: try again") from error
     finally:
         writer.close()

@@ -1,7 +1,4 @@
-"""What is asked of the log's thread, and how its asker is told.
-
-Asked and answered on the event loop, served on the thread; every future is told once.
-"""
+"""Requests from the event loop to the database thread, and the completion of their futures."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ FULL = "{}: the disk is full: make room there, or set log.url to a file on anoth
 
 
 class Request(Generic[T]):
-    """A change or a question (exactly one of them), and the future that is told."""
+    """A change or a query, and the future of its caller."""
 
     __slots__ = (
         "answer",
@@ -44,9 +41,9 @@ class Request(Generic[T]):
         self.deadline = deadline
         self.change = change
         self.query = query
-        self.records: Sequence[Any] = ()  # what the change's entries say, for those who wait for them
-        self.timed_out = False  # its asker was told that it is not known; if it still waits, it is not made
-        self.waits_without_limit = False  # its asker waits for as long as it takes
+        self.records: Sequence[Any] = ()  # records of the change's entries, for the owners of their shards
+        self.timed_out = False  # the caller got LogUnavailable; the change is not made if it is still queued
+        self.waits_without_limit = False  # the caller waits without a timeout
         self.answer: Any = None
         self.error: Exception | None = None
 
@@ -78,7 +75,7 @@ def unusable(path: Path, error: Exception) -> LogUnusable:
         case sqlite3.DatabaseError() if is_full(error):
             return LogUnusable(FULL.format(path))
         case sqlite3.DatabaseError():
-            what = DAMAGE_ADVICE if is_damage(error) else "restore it, or move it away to start anew"
+            what = DAMAGE_ADVICE if is_damage(error) else "restore it, or move it away to start with an empty log"
             return LogUnusable(f"{path} cannot be opened as a log: {error}: {what}")
         case _:
             return LogUnusable(f"{path}: {error}")

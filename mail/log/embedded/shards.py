@@ -1,8 +1,7 @@
-"""Reading shards of the embedded log: what its owner takes, commits and finishes.
+"""Shards of the embedded log: reads, router commits and delivery finishes.
 
-A `Tail` is a reading position. Entries that become durable while their shard is owned are handed over from memory, as
-the records they were, up to a bound; what does not fit, and what was there before, is read from the database. Both
-ways give each entry once, in order.
+Entries that become durable while their shard is owned are passed to the owner from memory, up to a size limit; all
+others are read from the database. Each entry is read once, in order.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from mail.telemetry.log import PRODUCE_DURATION
 R = TypeVar("R", Accepted, Attempted, Dispatched)
 
 _REPLAY_BATCH = 500
-_READ_AHEAD = 200  # entries, read from the database together, however few are asked for
-_ENCODE_BATCH = 500  # records, before the others have their turn
+_READ_AHEAD = 200  # least number of entries per database read
+_ENCODE_BATCH = 500  # records encoded before other tasks run
 
 
 class ShardHost(Protocol):
-    """What a shard needs of the log it belongs to."""
+    """The part of the log that a shard uses."""
 
     @property
     def writer(self) -> Writer: ...
@@ -47,7 +46,7 @@ class ShardHost(Protocol):
 
 
 class Wakeup:
-    """Wakes the one who waits for a shard."""
+    """Wakes the task that waits for a shard."""
 
     def __init__(self) -> None:
         self._waiter: asyncio.Future[None] | None = None
@@ -61,8 +60,8 @@ class Wakeup:
             waiter.set_result(None)
 
     async def wait(self, until: float | None) -> None:
-        """Return when told, since the last wait or from now on, or when the loop's clock says `until`."""
-        if self._notified:  # while the one who waits now was reading
+        """Return when notified since the last wait, or at the loop time `until`."""
+        if self._notified:  # during the read before this wait
             self._notified = False
             return
         loop = asyncio.get_running_loop()
@@ -78,7 +77,7 @@ class Wakeup:
 
 
 class PartitionReader(Generic[R]):
-    """The reading position in one shard of one topic."""
+    """The read position in one shard of one topic."""
 
     def __init__(self, host: ShardHost, topic: Topic, shard: int, wakeup: Wakeup, bytes_max: int) -> None:
         self.topic = topic
@@ -89,9 +88,9 @@ class PartitionReader(Generic[R]):
         self._entries: deque[tuple[int, R, int]] = deque()  # id, record, size
         self._bytes = 0
         self._base_id = shard_base_id(topic, shard)
-        self._position = self._base_id  # the last entry handed out
-        self._last_stored = 0  # the last entry that is only in the database, as far as we were told
-        self._must_query = True  # there may be entries in the database that nobody told us of
+        self._position = self._base_id  # id of the last entry returned
+        self._last_stored = 0  # id of the last known entry that is not buffered
+        self._must_query = True  # the database may have unknown entries
         self._is_querying = False
 
     def on_appended(self, entry_id: int, record: R, size: int) -> None:
@@ -116,7 +115,7 @@ class PartitionReader(Generic[R]):
         self._wakeup.notify()
 
     async def read(self, limit: int) -> list[Entry[R]]:
-        """The next entries, from memory, else from the database; empty when there are none. Raises LogUnavailable."""
+        """The next entries from memory, else from the database; empty when there are none. Raises LogUnavailable."""
         entries = self._read_buffered(limit)
         if entries or limit <= 0 or not (self._must_query or self._last_stored > self._position):
             return entries
@@ -194,7 +193,7 @@ class EmbeddedRouterShard:
     async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
         deadline = asyncio.get_running_loop().time() + wait.total_seconds()
         while not self._wakeup.lost:
-            # What came back from delivery goes first: it makes room.
+            # Attempts first: they free room.
             attempted = await self._attempted.read(limit)
             self._uncommitted[ATTEMPTED.name].extend(entry.offset for entry in attempted)
             try:
@@ -202,7 +201,7 @@ class EmbeddedRouterShard:
             except LogUnavailable:
                 if not attempted:
                     raise
-                accepted = []  # what is already taken must not be lost with the exception
+                accepted = []  # the attempts that were read must not be lost
             self._uncommitted[ACCEPTED.name].extend(entry.offset for entry in accepted)
             if attempted or accepted:
                 return [*attempted, *accepted]
@@ -223,7 +222,7 @@ class EmbeddedRouterShard:
         for topic, offsets in consumed_offsets.items():
             taken = self._uncommitted[topic.name]
             if offsets != [offset for offset, _ in zip(taken, offsets, strict=False)]:
-                raise ValueError(f"consumed is not what was taken of {topic.name}, in its order")
+                raise ValueError(f"consumed entries of {topic.name} are not those that were read, in order")
             if offsets:
                 first = shard_base_id(topic, self.number)
                 change.ranges.append((first + offsets[0], first + offsets[-1]))
@@ -236,7 +235,7 @@ class EmbeddedRouterShard:
                 self._uncommitted[topic.name].popleft()
 
     async def rewind(self) -> None:
-        # A commit that was not confirmed may still be made; the reads that follow stand behind it and see it whole.
+        # An unconfirmed commit may still be made; the next reads queue behind it and see it whole.
         for reader in (self._attempted, self._accepted):
             reader.rewind()
             self._uncommitted[reader.topic.name].clear()
@@ -284,7 +283,7 @@ class EmbeddedDeliveryShard:
 
 
 def _content_sources(consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> dict[int, int]:
-    """The entries that hold content already: by the identity of its bytes, which the caller keeps alive."""
+    """Entries with stored content, by the identity of its bytes, which the caller keeps alive."""
     return {
         id(entry.record.content.data): shard_base_id(ACCEPTED, entry.shard) + entry.offset
         for entry in consumed

@@ -1,11 +1,8 @@
-"""The embedded log's database: one SQLite file, one connection, used by one thread only.
+"""SQLite database of the embedded log: one file, one connection, used by one thread.
 
-In charge of the tables and of making a batch of changes durable in one transaction. Never here: threads, waiting,
-records. It promises that `commit` is all or nothing, that offsets rise for ever and are never reused, and that counts
-of shards cannot change under its content.
-
-Accepted, dispatched and attempted entries share one table whose key is topic, shard and offset in one integer: a
-shard's entries stand together, in order, without an index. Consumed rows are deleted in the consuming transaction.
+`commit` is atomic, offsets only rise and are never reused, and the number of shards is fixed when the file is created.
+Accepted, dispatched and attempted entries share one table whose integer key combines topic, shard and offset, so the
+entries of a shard are adjacent and ordered without an index. Consumed rows are deleted in the consuming transaction.
 """
 
 from __future__ import annotations
@@ -29,10 +26,10 @@ from mail.record import Record
 APPLICATION_ID = 0x65696C70  # "eilp"
 SCHEMA = 2
 
-_UNUSED_PAGES = 1000  # kept for the next burst
-_VACUUM_PAGES = 500  # in one step
-_READ_BYTES = 4 << 20  # one read of frames, about
-_CHECKED_BYTES = 256 << 20  # a database up to this size is checked when it is opened, at a GB a second
+_UNUSED_PAGES = 1000  # not returned to the file system, for the next burst
+_VACUUM_PAGES = 500  # per step
+_READ_BYTES = 4 << 20  # approximate limit of one read
+_CHECKED_BYTES = 256 << 20  # larger databases are not checked at start (the check reads about 1 GB/s)
 _DAMAGED = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
 _FULL = 13  # SQLITE_FULL
 
@@ -65,7 +62,7 @@ Key = TypeVar("Key", int, str)
 
 @dataclass(frozen=True, slots=True)
 class EntryRow:
-    """An entry as it is stored: its id, its frame, and the content kept apart from it (`body` 0: there is none)."""
+    """A stored entry: id, frame, and the separately stored content (`body` 0: none)."""
 
     id: int
     frame: bytes
@@ -86,19 +83,19 @@ class EntryRow:
 
 @dataclass(frozen=True, slots=True)
 class EntryRows:
-    """`more` says whether others follow."""
+    """`more`: whether others follow."""
 
     rows: Sequence[EntryRow]
     more: bool
 
 
 class Store:
-    """The open database. Every method may raise sqlite3.Error."""
+    """Every method may raise sqlite3.Error."""
 
     def __init__(self, path: Path, counts: ShardCounts | None) -> None:
-        """Open, recover and check; without `counts`, take what the file says.
+        """Open, recover and check. Without `counts` the file decides.
 
-        Raises LogUnusable when a person has to act, sqlite3.Error or OSError otherwise.
+        Raises LogUnusable when an operator has to act, sqlite3.Error or OSError otherwise.
         """
         self._path = path
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -119,7 +116,7 @@ class Store:
         execute = self._connection.execute
         execute("PRAGMA locking_mode = EXCLUSIVE")
         if execute("PRAGMA page_count").fetchone()[0] == 0:
-            execute("PRAGMA page_size = 8192")  # measured: a tenth less CPU than 4096 at 10 kB a message
+            execute("PRAGMA page_size = 8192")  # measured: 10 % less CPU than 4096 with messages of 10 kB
             execute("PRAGMA auto_vacuum = INCREMENTAL")
         elif self._path.stat().st_size <= _CHECKED_BYTES:
             check_result = execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -166,14 +163,14 @@ class Store:
         if counts is None:
             return
         for name, wanted in (("shards", counts.by_queue_id), ("delivery_shards", counts.by_site)):
-            if wanted and made.get(name) != wanted:  # 0: whatever is there
+            if wanted and made.get(name) != wanted:  # 0: any number
                 raise LogUnusable(
-                    f"{self._path} was made with log.{name} = {made.get(name)} and the settings say {wanted}:"
-                    f" the number is fixed when a log is made, set it back"
+                    f"{self._path} was created with log.{name} = {made.get(name)}, but the settings have {wanted}:"
+                    f" the number is fixed when a log is created, set log.{name} = {made.get(name)}"
                 )
 
     def is_in_place(self) -> bool:
-        """Whether the file with our name is still ours; what is written to one that was removed is lost at the end."""
+        """Whether the file at our path is still the open one; data written to a removed file is lost."""
         try:
             facts = self._path.stat()
         except OSError:
@@ -194,14 +191,16 @@ class Store:
     # --- writing
 
     def commit(self, changes: Sequence[Change]) -> Sequence[int]:
-        """Make the changes durable in one transaction; returns the ids of their entries, in their order."""
+        """Commit the changes in one transaction; returns the ids of their entries in order."""
         batch = pack(changes, self._offset)
         self._connection.execute(INSERT, batch.row)
         self._load_counters()
         return batch.ids
 
     def purge_events(self, before: int, limit: int) -> bool:
-        """Remove, of the `limit` oldest events, those before `before` (milliseconds); whether there may be more."""
+        """Remove those of the `limit` oldest events that precede `before` (milliseconds); returns whether more may
+        exist.
+        """
         rows = self._connection.execute("SELECT id, time FROM event ORDER BY id LIMIT ?", (limit,)).fetchall()
         old = [number for number, time in rows if time < before]
         if old:
@@ -210,11 +209,11 @@ class Store:
         return len(old) == limit
 
     def vacuum(self) -> bool:
-        """When nothing else is to do: return some unused pages to the file system; whether there are more."""
+        """Return some unused pages to the file system; returns whether there are more."""
         execute = self._connection.execute
         unused = execute("PRAGMA freelist_count").fetchone()[0]
         if unused > _UNUSED_PAGES:
-            # Every page is a step of the statement; only a script is stepped to its end.
+            # Each page is one step of the statement, and only executescript steps it to its end.
             self._connection.executescript(f"PRAGMA incremental_vacuum({min(unused - _UNUSED_PAGES, _VACUUM_PAGES)})")
             self._vacuumed = True
             return True
@@ -226,7 +225,7 @@ class Store:
     # --- reading
 
     def entries(self, topic: Topic, shard: int, after: int, limit: int) -> EntryRows:
-        """The entries of a shard beyond id `after`, at most `limit` and about 4 MiB of them."""
+        """The entries of a shard after id `after`, at most `limit` and about 4 MiB."""
         first = shard_base_id(topic, shard)
         cursor = self._connection.execute(
             "SELECT entry.id, frame, body, checksum, content FROM entry LEFT JOIN body ON body.id = entry.body"
@@ -245,7 +244,7 @@ class Store:
         return EntryRows(rows, more=len(rows) == limit)
 
     def first_entries(self) -> list[tuple[int, bytes]]:
-        """The first entry of every shard of every topic that has one: its id and its frame, without its content."""
+        """Id and frame, without content, of the first entry of every shard of every topic."""
         entries: list[tuple[int, bytes]] = []
         for topic in (ACCEPTED, DISPATCHED, ATTEMPTED):
             for shard in range(self.counts.of(topic)):
@@ -257,8 +256,8 @@ class Store:
         return entries
 
     def pending(self, shard: int, after: str, limit: int, prefix: str = "") -> Sequence[tuple[str, bytes]]:
-        """Queue lines of a shard beyond the key `after` ("": from the start) whose delivery ids begin with `prefix`, in
-        order, about 4 MiB of them.
+        """Pending deliveries of a shard after the key `after` ("": from the start) whose ids begin with `prefix`, in
+        order, about 4 MiB.
         """
         low = max(after, pending_key(shard, prefix))
         cursor = self._connection.execute(
@@ -268,7 +267,7 @@ class Store:
         return _bounded(cursor)
 
     def all_pending(self, after: str, limit: int) -> Sequence[tuple[str, bytes]]:
-        """As `lines`, of all shards."""
+        """As `pending`, of all shards."""
         return _bounded(
             self._connection.execute("SELECT key, frame FROM line WHERE key > ? ORDER BY key LIMIT ?", (after, limit))
         )
@@ -281,12 +280,12 @@ class Store:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether the database says that its content makes no sense: opening it again will not help."""
+    """Whether the database is corrupt, so that opening it again does not help."""
     return isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
 
 
 def is_full(error: Exception) -> bool:
-    """Whether the database says that its disk is full."""
+    """Whether the disk is full."""
     return isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", 0) & 0xFF == _FULL
 
 

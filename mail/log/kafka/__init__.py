@@ -1,9 +1,8 @@
-"""The log on Apache Kafka: any number of processes of every role, joined by nothing else, behind the Log port.
+"""Kafka log: the Log port on Apache Kafka, for any number of processes of every role.
 
-In charge of putting the parts together for one process: who appends (`producing`), who owns which shard
-(`membership`), what a shard does (`router_shard`, `delivery_shard`), and what people read (`history`). It promises what
-the port promises, on topics that `topics.py` finds safe: an append that returned is on two nodes at least; a stale
-owner commits nothing; what is unconsumed is never removed.
+`KafkaLog` wires one process's parts: `producer` appends, `membership` assigns shards, `router_shard` and
+`delivery_shard` process them, `history` answers queries. An append that returned is on at least two brokers, provided
+that the topics pass the checks in `topics`. A fenced owner commits nothing, and an unconsumed record is never removed.
 """
 
 from __future__ import annotations
@@ -49,19 +48,18 @@ from mail.settings import LogSettings
 
 logger = structlog.get_logger()
 
-# For what is past its final dot, before the group gives the shard to somebody else. All members wait for the slowest
-# drain, and one hears of the rebalance a heartbeat later than another: with 8 s and 3 s mail stood for up to 12 s.
+# Time for deliveries past their final dot before the group reassigns the shard. All members wait for the slowest drain,
+# and members learn of a rebalance up to one heartbeat apart: with 8 s and 3 s, mail paused for up to 12 s.
 _DRAIN_SECONDS = 6.0
 _OPEN_RETRY_SECONDS = 2.0  # while brokers or topics are missing at start
-_PURGE_MIN_RECORDS = 1  # records below a mark, before it is worth a request
-# The next hop has the message, and only the router waits for the report. Fewer requests:
-# docs/reports/performance-kafka.md.
+_PURGE_MIN_RECORDS = 1  # consumed records of a partition that make DeleteRecords worthwhile
+# Only the router waits for an attempt record. Fewer requests: docs/reports/performance-kafka.md.
 _REPORT_LINGER_MS = 10
 
 
 class KafkaLog:
-    """The Log port. `dedicated(tenant)` says whether a tenant's messages have topics of their own; `tenant` is the one
-    whose own topics these are. Raises LogUnusable for certificates that cannot be read, ValueError for the URL.
+    """The Log port. `dedicated(tenant)` tells whether a tenant's messages have their own topics; `tenant` is the owner
+    of this log's topics. Raises LogUnusable for certificates that cannot be read, ValueError for the URL.
     """
 
     def __init__(
@@ -89,7 +87,7 @@ class KafkaLog:
         self._open_task: asyncio.Task[None] | None = None
         self._certificates_task: asyncio.Task[None] | None = None
         self._opened = asyncio.Event()
-        self._not_ready = "the log is being opened"  # why, until it is
+        self._not_ready = "the log is being opened"  # reason, until the log is open
         self._oldest_event: datetime | None = None
 
     @property
@@ -99,7 +97,7 @@ class KafkaLog:
     # --- life
 
     async def start(self) -> None:
-        """Where brokers or topics are missing the log is Down, and opened as soon as they are there."""
+        """If brokers or topics are missing, the log is Down and opens as soon as they are available."""
         install_log_filter()
         if self._access.certificates is not None:
             self._certificates_task = asyncio.create_task(self._access.certificates.watch(), name="log-certificates")
@@ -134,16 +132,16 @@ class KafkaLog:
                 logger.info("log is usable", url=self._access.url)
             except LogUnusable as error:
                 self._set_not_ready(error)
-            except Exception:  # at the next turn
-                logger.exception("log not opened")
+            except Exception:  # retried
+                logger.exception("opening the log failed, retrying")
 
     def _set_not_ready(self, error: LogUnusable) -> None:
         if self._not_ready != str(error):
-            logger.error("log cannot be used yet", reason=str(error))
+            logger.error("log not usable yet, retrying", reason=str(error))
         self._not_ready = str(error)
 
     async def _wait_open(self, stop: asyncio.Event) -> bool:
-        """Wait until the log is open; False when `stop` was set before."""
+        """Wait until the log is open; False when `stop` was set first."""
         waiting = {asyncio.ensure_future(event.wait()) for event in (self._opened, stop)}
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -169,7 +167,7 @@ class KafkaLog:
         await self._cluster_info.close()
 
     def _suspend_shards(self) -> None:
-        """The topics are gone, and what shards remember of them counts no more."""
+        """The topics are missing or were recreated: the shards discard their positions and state."""
         for member in (self._router, self._delivery):
             if member is not None:
                 member.suspend()
@@ -191,8 +189,8 @@ class KafkaLog:
             raise LogUnavailable(self._topic_watcher.problem)
 
     async def purge(self) -> None:
-        """DeleteRecords below the committed offsets, of the shards this process owns. Of `events` the brokers remove
-        whole segments, by age; what is past its age and still there is no longer shown.
+        """DeleteRecords below the committed offsets of this process's shards. The brokers remove whole segments of
+        `events` by age; older events that still exist are hidden.
         """
         self._require_topics()
         self._oldest_event = datetime.now(UTC) - self._settings.events_kept
@@ -337,13 +335,12 @@ class KafkaLog:
         )
         if self._topic_watcher.problem is not None:
             member.suspend()
-        committer_task = asyncio.create_task(offset_committer.run(), name="marks")
-        membership_task = asyncio.create_task(member.run(process, stop, on_ready), name="owning")
+        committer_task = asyncio.create_task(offset_committer.run(), name="offset-committer")
+        membership_task = asyncio.create_task(member.run(process, stop, on_ready), name="delivery-membership")
         try:
             await asyncio.wait({committer_task, membership_task}, return_when=asyncio.FIRST_COMPLETED)
-            await (
-                committer_task if committer_task.done() else membership_task
-            )  # neither ends without the other, unless by a bug
+            # Neither task ends before the other, except by a bug.
+            await (committer_task if committer_task.done() else membership_task)
         finally:
             membership_task.cancel()
             await asyncio.gather(membership_task, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""How to reach the brokers: aiokafka's clients with our addresses, security and time-outs; its errors in our words.
+"""Factory of aiokafka clients with our addresses, security, time-outs and workarounds.
 
-Never a topic, never a record. Every client of a process is made here, so that none forgets TLS, waits longer than the
-others, waits for a broker that another has found silent, or ends at a connection that was reset.
+Every client of a process is made here, so that each uses TLS, the same time-outs, the circuit breaker and the
+workaround for connection resets.
 """
 
 from __future__ import annotations
@@ -27,42 +27,43 @@ from mail.log.kafka.uvloop_workaround import handle_resets
 from mail.log.topics import Topic
 from mail.settings import LogSettings
 
-# Waiting for one answer of one broker: what one that hangs costs, until it is found silent; a dead one costs nothing.
+# Time-out of one request: the cost of an unresponsive broker until its circuit opens. A closed connection costs
+# nothing.
 REQUEST_SECONDS = 5.0
-# Leaders and partition counts are looked at anew this often, and after every error that says so.
+# Metadata is refreshed this often, and after every error that requires it.
 METADATA_SECONDS = 30.0
-RECORD_BYTES_MAX = 16 << 20  # an envelope of 10,000 recipients and content beside it; `max.message.bytes` of our topics
-BATCH_BYTES = 900_000  # one produce batch, about; below the broker's default for a batch it has to copy
+RECORD_BYTES_MAX = 16 << 20  # an envelope of 10,000 recipients plus content; `max.message.bytes` of our topics
+BATCH_BYTES = 900_000  # approximate size of a produce batch; below the broker's default for batches that it copies
 
 KafkaError = errors.KafkaError
-# What an aiokafka call may raise besides its own: it lets time-outs and the system's errors through.
+# aiokafka raises time-outs and operating system errors unchanged.
 CLIENT_ERRORS = (errors.KafkaError, errors.ConsumerStoppedError, errors.IllegalOperation, TimeoutError, OSError)
-# Every client asks again and again for the topics it uses, and Kafka's default is to make one that is asked for: a
-# topic deleted under us came back with one replica, forgetting after a week. It is to be missing, and told.
+# Clients request the metadata of their topics repeatedly, and by Kafka's default a request creates a missing topic: a
+# deleted topic came back with one replica and a retention of a week. A missing topic must be reported instead.
 aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
 
 
 def unavailable(what: str, error: BaseException, operation: str = "", name: str = "") -> LogUnavailable:
-    """LogUnavailable about `what`; `operation` and `name` as for `reason`."""
+    """LogUnavailable about `what`; `operation` and `name` as in `error_message`."""
     kind = LogNotAuthorized if is_refusal(error) else LogUnavailable
     return kind(f"{what}: {error_message(error, operation, name)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """`servers` are "host:port"; `prefix` stands before every topic, group and transactional id. `tenant`: the
-    dedicated one whose topics these are.
+    """Addresses, names and security of the brokers. `bootstrap_servers` are "host:port"; `prefix` precedes every topic,
+    group and transactional id; `tenant` is the dedicated tenant that owns these topics.
     """
 
     bootstrap_servers: tuple[str, ...]
     prefix: str
-    security: Mapping[str, Any] = field(repr=False)  # has the password
+    security: Mapping[str, Any] = field(repr=False)  # contains the password
     circuit_breaker: CircuitBreaker = field(repr=False, compare=False)
     tenant: str = ""
-    certificates: Certificates | None = field(default=None, repr=False, compare=False)  # where there is TLS
+    certificates: Certificates | None = field(default=None, repr=False, compare=False)  # with TLS
 
     def client_options(self, request_seconds: float = REQUEST_SECONDS) -> dict[str, Any]:
-        """The arguments every aiokafka client gets."""
+        """The arguments of every aiokafka client."""
         return {
             "bootstrap_servers": self.circuit_breaker.available(self.bootstrap_servers),
             "client_id": "eilpost",
@@ -96,11 +97,11 @@ class Access:
 
     @property
     def log_prefix(self) -> str:
-        """`log.prefix`, of which a dedicated tenant's prefix is made."""
+        """`log.prefix`, from which a dedicated tenant's prefix is derived."""
         return self.prefix.removesuffix(f"{self.tenant}.") if self.tenant else self.prefix
 
     def topic(self, topic: Topic) -> str:
-        """Its name at the brokers."""
+        """The topic's name at the brokers."""
         return self.prefix + topic.name
 
     def partition(self, topic: Topic, shard: int) -> TopicPartition:

@@ -1,8 +1,8 @@
-"""What a Kafka broker says of itself before anything else: ApiVersions, asked by hand, and read. Pure.
+"""ApiVersions request and response of Kafka's protocol, encoded and decoded. Pure.
 
-aiokafka asks it too, in an older form that says nothing of features, and hides what went wrong. Answered before any
-log-in, so it tells a broker from a stranger. `metadata.version` is one of its features: the newest a broker knows
-tells its release, the one in force is the cluster's. Source: Kafka's protocol guide, ApiVersions version 3 (KIP-511,
+aiokafka sends an older version without features and hides its errors. Brokers answer this request before
+authentication, so it distinguishes a broker from another server; the feature `metadata.version` gives the release of
+the broker (supported) and of the cluster (finalized). Source: Kafka's protocol guide, ApiVersions version 3 (KIP-511,
 KIP-584), and `kafka-storage version-mapping`.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 RESPONSE_BYTES_MAX = 1 << 16
 _KEY, _VERSION, _CORRELATION = 18, 3, 1817
-_UNSUPPORTED_VERSION = 35  # UNSUPPORTED_VERSION: a broker before 2.4
+_UNSUPPORTED_VERSION = 35  # a broker before 2.4
 _METADATA_VERSION = "metadata.version"
 # The last `metadata.version` of each release.
 _LEVELS = (1, 2, 3, 7, 8, 11, 14, 19, 20, 21, 25, 27, 29, 30)
@@ -23,29 +23,29 @@ _RELEASES = ("3.0", "3.1", "3.2", "3.3", "3.4", "3.5", "3.6", "3.7", "3.8", "3.9
 
 
 class NotABroker(ValueError):
-    """No broker answers like this."""
+    """The response is not that of a Kafka broker."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiVersions:
-    """`known`: the newest level of each feature this broker has; `in_force`: those of its cluster."""
+    """Newest level of each feature that the broker supports, and the level that the cluster uses."""
 
     supported_features: Mapping[str, int]
     finalized_features: Mapping[str, int]
 
     @property
     def release(self) -> str:
-        """ "4.3", or in words what can be told."""
+        """Release of the broker ("4.3"), or a range ("before 3.3")."""
         return _release(self.supported_features.get(_METADATA_VERSION))
 
     @property
     def finalized_release(self) -> str:
-        """The release whose features the cluster uses."""
+        """Release whose features the cluster uses."""
         return _release(self.finalized_features.get(_METADATA_VERSION))
 
     @property
     def is_upgrade_unfinished(self) -> bool:
-        """Whether its cluster still uses the features of an older release."""
+        """Whether the cluster still uses the features of an older release."""
         return self.finalized_features.get(_METADATA_VERSION, 0) < self.supported_features.get(_METADATA_VERSION, 0)
 
 
@@ -57,7 +57,7 @@ def _release(level: int | None) -> str:
 
 
 def encode_request(client: str = "eilpost") -> bytes:
-    """The request, its length included."""
+    """The request with its length prefix."""
     name = client.encode()
     header = struct.pack(">hhih", _KEY, _VERSION, _CORRELATION, len(name)) + name + b"\0"
     text = bytes([len(name) + 1]) + name
@@ -66,19 +66,19 @@ def encode_request(client: str = "eilpost") -> bytes:
 
 
 def response_size(data: bytes) -> int:
-    """The length of the answer, from its first four bytes. Raises NoBroker."""
+    """Length of the response, from its first four bytes. Raises NotABroker."""
     (size,) = struct.unpack(">i", data)
     if not 4 <= size <= RESPONSE_BYTES_MAX:
-        raise NotABroker("its first bytes are no length")
+        raise NotABroker("its first bytes are not a length")
     return int(size)
 
 
 def decode_response(response: bytes) -> ApiVersions:
-    """The answer without its length. Raises NoBroker."""
+    """Decode the response without its length prefix. Raises NotABroker."""
     try:
         correlation, error = struct.unpack_from(">ih", response)
         if correlation != _CORRELATION or error not in (0, _UNSUPPORTED_VERSION):
-            raise NotABroker("it answers another question")
+            raise NotABroker("it answers another request")
         return ApiVersions({}, {}) if error == _UNSUPPORTED_VERSION else _Decoder(response, 6).decode()
     except (struct.error, IndexError, UnicodeDecodeError):
         raise NotABroker("its answer cannot be read") from None
@@ -92,7 +92,7 @@ class _Decoder:
     def decode(self) -> ApiVersions:
         supported: dict[str, int] = {}
         finalized: dict[str, int] = {}
-        for _ in range(self._read_array_length()):  # api key, least and greatest version: aiokafka looks at them itself
+        for _ in range(self._read_array_length()):  # api key, least and greatest version: aiokafka checks them itself
             self._read_struct(">hhh")
             self._skip_tags()
         self._read_struct(">i")  # throttle time
@@ -114,7 +114,7 @@ class _Decoder:
             yield name, first, second
 
     def _read_tags(self) -> Iterator[tuple[int, int]]:
-        """Each tagged field's number and where it ends."""
+        """Number and end position of each tagged field."""
         for _ in range(self._read_varint()):
             tag, size = self._read_varint(), self._read_varint()
             yield tag, self._position + size

@@ -1,8 +1,7 @@
-"""The TLS context of the connections to the brokers, and its files (`log.tls_ca`, `tls_cert`, `tls_key`).
+"""TLS context of the connections to the brokers, reloaded when its files change (`log.tls_ca`, `tls_cert`, `tls_key`).
 
-The files are read again when they change: new connections use them, and open ones keep what they began with. A new pair
-that cannot be used, or has expired, is logged and tried again at each look, and the loaded one stays. An authority that
-was removed is trusted until the process ends.
+New connections use the reloaded files; open connections keep theirs. A new pair that is unusable or expired is logged
+and retried at each poll, and the loaded pair stays in use. A removed authority is trusted until the process ends.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ logger = structlog.get_logger()
 POLL_SECONDS = 5.0
 RENEW_BEFORE = timedelta(days=14)  # /readyz and doctor warn; EilpostCertificateExpiresSoon has the same limit
 
-_FilesState = tuple[tuple[int, int, int], ...]  # time, inode and size of each file; zeros: there is none
+_FilesState = tuple[tuple[int, int, int], ...]  # time, inode and size of each file; zeros: missing
 
 
 class Certificates:
-    """Of one process. Raises LogUnusable for files that cannot be used."""
+    """Certificates of one process. Raises LogUnusable for files that cannot be used."""
 
     def __init__(self, settings: LogSettings) -> None:
         self._ca, self._certificate, self._key = settings.tls_ca, settings.tls_cert, settings.tls_key or None
@@ -41,7 +40,9 @@ class Certificates:
         self._export_expiry()
 
     async def watch(self) -> None:
-        """Runs until cancelled. Reads changed files once they look the same twice: a pair is written in two steps."""
+        """Reload changed files until cancelled. Files must be equal in two polls, because a pair is written in two
+        steps.
+        """
         while True:
             await asyncio.sleep(POLL_SECONDS)
             state = await asyncio.to_thread(self._files_state)
@@ -52,14 +53,14 @@ class Certificates:
             self._last_seen = state
 
     async def reload(self) -> None:
-        """Read the files now."""
+        """Reload the files now."""
         self._load()
 
     def _load(self, *, already_logged: str = "") -> None:
-        """A failure is logged unless it is `logged`, as it is tried again at each look."""
+        """A failure is logged unless it equals `already_logged`, because each poll retries."""
         state = self._files_state()
         try:
-            self._new_context()  # a pair that does not match would leave the live context with half of it
+            self._new_context()  # a mismatched pair would replace half of the live context's pair
             expires = self._next_expiry()
             self._load_pair(self.context)
             if self._ca:
@@ -69,13 +70,13 @@ class Certificates:
         except (LogUnusable, OSError) as error:
             self._problem = str(error)
             if self._problem != already_logged:
-                logger.error("certificates not reloaded, the loaded ones stay", reason=self._problem)  # noqa: TRY400
+                logger.error("certificates not reloaded, the loaded ones stay in use", reason=self._problem)  # noqa: TRY400
         else:
             self._loaded, self._problem = state, ""
             logger.info("certificates reloaded", certificate=self._certificate, authority=self._ca)
 
     def warnings(self) -> Sequence[str]:
-        """A line when the loaded certificate of this process has expired or soon does."""
+        """A line when the loaded certificate has expired or expires soon."""
         now = datetime.now(UTC)
         if self.expires is None or self.expires - now > RENEW_BEFORE:
             return ()
@@ -111,7 +112,7 @@ class Certificates:
         return expiry(Path(self._certificate)) if self._certificate else None
 
     def _next_expiry(self) -> datetime | None:
-        """Of a pair that is to replace the loaded one, which must not be better."""
+        """Expiry of the new pair; raises LogUnusable when it has expired and the loaded one has not."""
         expires, now = self._expiry(), datetime.now(UTC)
         if expires is not None and expires <= now and self.expires is not None and self.expires > now:
             raise LogUnusable(f"log.tls_cert: {self._certificate}: expired on {expires:%Y-%m-%d}; renew it")
@@ -123,8 +124,11 @@ class Certificates:
 
 
 def expiry(path: Path) -> datetime:
-    """When the first certificate of a PEM file expires. Raises LogUnusable."""
-    from cryptography.x509 import InvalidVersion, load_pem_x509_certificate  # 30 ms, and only for a certificate
+    """Expiry of the first certificate of a PEM file. Raises LogUnusable."""
+    from cryptography.x509 import (
+        InvalidVersion,
+        load_pem_x509_certificate,
+    )  # takes 30 ms, only needed with a certificate
 
     try:
         return load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc

@@ -1,12 +1,10 @@
-"""Which brokers do not answer: found out once by any client of a process, and then waited for by none.
+"""Per-process circuit breaker for unresponsive brokers.
 
-A broker that hangs, or whose machine has lost its power, closes no connection. Until the cluster counts it out, any
-client may ask it who leads or coordinates now, and aiokafka does, again and again, a time-out each. So whoever waited
-for a time-out makes a broker *suspect*, and a suspect is greeted on a connection of its own, which has to be quick: a
-leader that only waits for its followers answers. One that does not is *silent*: no client is connected to it, which
-aiokafka takes for "ask another, and then me again", and it is greeted again when somebody wants it. A connection on
-which it has answered since is used all the same, and where all are silent there is nothing to go round to: they are
-asked.
+A broker that hangs or lost power closes no connection, and until the cluster removes it, every aiokafka client sends it
+metadata and coordinator requests that end in time-outs. After a time-out the broker is *suspected* and probed on a new
+connection; a leader that only waits for its followers passes the probe. If the probe fails, the circuit *opens*:
+clients do not connect to the broker (aiokafka then tries another one) and it is probed again on demand, but a
+connection on which it has answered since stays in use, and with all circuits open all brokers are tried.
 """
 
 from __future__ import annotations
@@ -24,45 +22,45 @@ from mail import endpoint
 
 logger = structlog.get_logger()
 
-_PROBE_SECONDS = 1.5  # or longer, where connecting takes long as a rule
+_PROBE_SECONDS = 1.5  # or longer, where connecting is usually slow
 _PROBE_SECONDS_MAX = 5.0
 _CONNECT_TIME_FACTOR = 4
-_REPROBE_SECONDS = 1.0  # between two greetings of one that is silent
-_LATE_SHARE = 0.9  # that a request may take, spent without a connection or an answer: something timed out
+_REPROBE_SECONDS = 1.0  # between two probes of a broker whose circuit is open
+_LATE_SHARE = 0.9  # share of the request time-out after which a call without a result counts as a time-out
 
 Address = tuple[str, int]
 ProbeBroker = Callable[[str, int], Awaitable[None]]
 
 
 class CircuitBreaker:
-    """Of one process, whose clients are all on one event loop. `greet` returns when a broker has answered on a new
+    """Circuits of one process, whose clients share one event loop. `probe` returns when a broker has answered on a new
     connection.
     """
 
     def __init__(self, probe: ProbeBroker) -> None:
         self._probe = probe
-        self._suspected_at: dict[Address, float] = {}  # until it answers
-        self._opened_at: dict[Address, float] = {}  # those that are silent
+        self._suspected_at: dict[Address, float] = {}  # until the broker answers a probe
+        self._opened_at: dict[Address, float] = {}  # brokers whose circuit is open
         self._probes: dict[Address, asyncio.Task[bool]] = {}
-        self._longest_connect_seconds = 0.0  # the longest that a connection took to be made
+        self._longest_connect_seconds = 0.0  # longest time to establish a connection
 
     def available(self, addresses: Sequence[str]) -> list[str]:
-        """Of "HOST:PORT"; all of them when none does. Those that do not are greeted again."""
+        """Those of `addresses` ("HOST:PORT") whose circuit is closed; all when none is. Open ones are probed again."""
         answering = [address for address in addresses if not self._is_open(endpoint.parse(address))]
         return answering or list(addresses)
 
     def suspect(self, host: str, port: int) -> asyncio.Task[bool]:
-        """It did not answer: is it there at all? The task says."""
+        """Probe a broker after a time-out; the task returns whether it answered."""
         address = host, port
         if address not in self._probes:
             self._suspected_at.setdefault(address, time.monotonic())
             self._probes[address] = asyncio.create_task(
-                self._probe_broker(address), name=f"greet {endpoint.format(*address)}"
+                self._probe_broker(address), name=f"probe {endpoint.format(*address)}"
             )
         return self._probes[address]
 
     async def is_available(self, host: str, port: int) -> bool:
-        """Known at once, unless it is being asked for the first time."""
+        """Whether the circuit is closed; waits only for the first probe."""
         address = host, port
         if self._is_open(address):
             return False
@@ -81,15 +79,15 @@ class CircuitBreaker:
             longest = _CONNECT_TIME_FACTOR * self._longest_connect_seconds
             async with asyncio.timeout(min(_PROBE_SECONDS_MAX, max(_PROBE_SECONDS, longest))):
                 await self._probe(*address)
-        except Exception as error:  # whatever it is, it must not end the task of aiokafka that waits for us
+        except Exception as error:  # an exception would end the aiokafka task that waits for the probe
             if address not in self._opened_at:
-                logger.warning("broker is silent, others are asked", broker=name, reason=type(error).__name__)
+                logger.warning("broker does not respond, circuit opened", broker=name, reason=type(error).__name__)
             self._opened_at[address] = time.monotonic()
             return False
         else:
             self._suspected_at.pop(address, None)
             if self._opened_at.pop(address, None) is not None:
-                logger.info("broker answers again", broker=name)
+                logger.info("broker responds again, circuit closed", broker=name)
             return True
         finally:
             del self._probes[address]
@@ -103,7 +101,7 @@ class CircuitBreaker:
     # --- clients
 
     def install(self, client: Any) -> None:
-        """Let an AIOKafkaClient learn from the others, and they from it."""
+        """Connect an AIOKafkaClient to the circuit breaker."""
         connect, closed = client._get_conn, client._on_connection_closed
 
         async def connect_unless_open(node_id: Any, *, group: Any = ConnectionGroup.DEFAULT, **options: Any) -> Any:
@@ -114,7 +112,7 @@ class CircuitBreaker:
                 or await self.is_available(broker.host, broker.port)
                 or self._all_open(_addresses(client))
             ):
-                client.force_metadata_update()  # as aiokafka does for a connection that fails
+                client.force_metadata_update()  # as aiokafka does when a connection fails
                 return None
             began = time.monotonic()
             connection = await connect(node_id, group=group, **options)
@@ -131,14 +129,14 @@ class CircuitBreaker:
             closed(connection, reason)
 
         client._get_conn, client._on_connection_closed = connect_unless_open, on_connection_closed
-        # In these aiokafka goes from one broker to the next, and does not say which of them let it wait.
+        # In these calls aiokafka tries one broker after another and does not report which one timed out.
         client._metadata_update = self._timed(client, client._metadata_update, lambda: _addresses(client))
         client.bootstrap = self._timed(
             client, client.bootstrap, lambda: [(host, port) for host, port, _ in client.hosts]
         )
 
     def _has_answered(self, client: Any, connection_id: Any, broker: Any) -> bool:
-        """Whether it is not suspect, or this connection says that it need not be."""
+        """Whether the broker is not suspected, or answered on this connection since."""
         since = self._suspected_at.get((broker.host, broker.port))
         connection = client._conns.get(connection_id)
         return since is None or (connection is not None and connection.connected() and connection._last_action > since)
@@ -147,7 +145,7 @@ class CircuitBreaker:
         return all(address in self._opened_at for address in addresses)
 
     def _suspect_all(self, late: Collection[Address], known: Collection[Address]) -> None:
-        if len(known) > 1:  # or there is nobody else to ask
+        if len(known) > 1:  # otherwise there is no other broker to use
             for address in late:
                 self.suspect(*address)
 

@@ -1,7 +1,7 @@
-"""What the cluster says of itself: ends of partitions, marks of groups, topics. Reads no record, belongs to no group.
+"""Read-only cluster queries: end offsets, committed offsets, topic descriptions, groups.
 
-One admin client and one consumer, opened when first needed and again after an error. Every question has a time limit,
-and what fails is LogUnavailable.
+One admin client and one consumer, opened on first use and reopened after an error. Every query has a time limit;
+failures raise LogUnavailable.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ C = TypeVar("C", AIOKafkaAdminClient, AIOKafkaConsumer)
 _CALL_SECONDS = 15.0
 _CLOSE_SECONDS = 2.0
 _RETRY_SECONDS = 0.3
-_TRANSACTION = 1  # the kind of coordinator, in FindCoordinator
+_TRANSACTION = 1  # coordinator type of FindCoordinator
 _RETRIABLE = (
     errors.GroupCoordinatorNotAvailableError,
     errors.GroupLoadInProgressError,
     errors.NotCoordinatorForGroupError,
 )
-# aiokafka: `for_code(response.error_code)` of a response that has none, when a partition has an error.
+# aiokafka reads `response.error_code`, which some responses lack, when a partition has an error.
 _ERRORS = (*CLIENT_ERRORS, AttributeError)
 
 
@@ -61,10 +61,10 @@ class ClusterInfo:
     async def committed_offsets(
         self, group: str, partitions: Sequence[TopicPartition]
     ) -> Mapping[TopicPartition, CommittedOffset]:
-        """The committed marks of a group; partitions without one are missing.
+        """Committed offsets of a group, without partitions that have none.
 
-        Only an offset of -1 means "none". A coordinator that loads or has moved answers with nothing at all, an error
-        that aiokafka does not look at: taken for "none", a shard would begin again at its first record.
+        Only the offset -1 means "none". A coordinator that is loading or has moved returns an empty answer with an
+        error that aiokafka ignores; as "none" it would restart a shard at its first record.
         """
         asked = list(partitions)
 
@@ -73,8 +73,8 @@ class ClusterInfo:
             try:
                 found = await admin.list_consumer_group_offsets(group, partitions=asked)
             except errors.NoError:
-                # aiokafka raises the error of the whole answer, which is none, where a partition has one. Kafka 4 gives
-                # a partition no other error than that this user may not see its topic.
+                # aiokafka raises the error of the whole answer (none) when a partition has an error. Kafka 4 returns
+                # only one error for a partition: this user may not describe its topic.
                 raise errors.TopicAuthorizationFailedError(", ".join(sorted({at.topic for at in asked}))) from None
             if any(at not in found for at in asked):
                 raise errors.GroupLoadInProgressError(group)
@@ -88,42 +88,42 @@ class ClusterInfo:
         }
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
-        """Behind the last committed record."""
+        """End offsets, after the last committed record."""
         asked = list(partitions)
         return await self._call_consumer(lambda consumer: consumer.end_offsets(asked))
 
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
-        """The first offset that is still there."""
+        """First existing offsets."""
         asked = list(partitions)
         return await self._call_consumer(lambda consumer: consumer.beginning_offsets(asked))
 
     async def offset_for_time(self, at: TopicPartition, milliseconds: int) -> int | None:
-        """The first offset of this time (since 1970) or later; None when there is none."""
+        """First offset with this time (milliseconds since 1970) or later; None when there is none."""
         offsets = await self._call_consumer(lambda consumer: consumer.offsets_for_times({at: milliseconds}))
         there = offsets.get(at)
         return None if there is None else int(there.offset)
 
     async def topics(self, access: Access | None = None, *, with_config: bool = True) -> dict[Topic, TopicState]:
-        """Ours, or those of another access to the same brokers."""
+        """Our topics, or those of another access to the same brokers."""
         return await self._call_admin(lambda admin: find_topics(admin, access or self._access, with_config=with_config))
 
     async def count_brokers(self) -> int:
-        """How many the cluster counts in."""
+        """Number of live brokers in the cluster."""
         return await self._call_admin(count_live_brokers)
 
     async def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """DeleteRecords: what lies below each offset goes."""
+        """Delete the records below each offset."""
         asked = {at: RecordsToDelete(before_offset=offset) for at, offset in offsets.items()}
         names = ", ".join(sorted({at.topic for at in offsets}))
         await self._call_admin(lambda admin: admin.delete_records(asked), "Delete", names)
 
     async def find_transaction_coordinator(self, transactional_id: str) -> None:
-        """Ask for the coordinator of a transactional id, which needs not exist."""
+        """Find the coordinator of a transactional id, which need not exist."""
         await self._call_admin(lambda admin: admin.find_coordinator(transactional_id, _TRANSACTION))
 
     async def describe_groups(self, names: Sequence[str]) -> Mapping[str, tuple[str, int]]:
-        """State and number of members of each group. One at a time: aiokafka 0.14 reads the answer of version 3 as if
-        it were of version 2, and a second group in it makes it drop the connection.
+        """State and number of members of each group. One request per group: aiokafka 0.14 decodes a version 3 response
+        as version 2, and drops the connection at a second group.
         """
         states: dict[str, tuple[str, int]] = {}
         for asked in names:
@@ -165,7 +165,7 @@ class ClusterInfo:
             async with asyncio.timeout(_CALL_SECONDS):
                 return await response
         except _ERRORS as error:
-            await self.close()  # what failed once is made anew
+            await self.close()  # recreated at the next query
             if isinstance(error, AttributeError):
                 text = f"{self._access.url}: a partition is missing, or has no leader now"
                 raise LogUnavailable(text) from None
@@ -178,7 +178,7 @@ async def _close_client(client: AIOKafkaAdminClient | AIOKafkaConsumer) -> None:
 
 
 async def _call_with_retry(request: Callable[[AIOKafkaAdminClient], Awaitable[T]], admin: AIOKafkaAdminClient) -> T:
-    """Ask again while the cluster makes or moves what it keeps of groups: a new one makes it at the first request."""
+    """Retry while the coordinator is created or moved; a new cluster creates it at the first request."""
     while True:
         try:
             return await request(admin)

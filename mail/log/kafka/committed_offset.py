@@ -1,10 +1,9 @@
-"""What delivery has finished, out of order: a low-water mark, and the holes beyond it. Pure.
+"""Committed offset of out-of-order consumption: a low-water mark and the gaps above it. Pure.
 
-A shard's offsets finish in any order; Kafka keeps one number, and 4,096 characters of text, for each. The number is
-the low-water mark: everything below is finished. The text says what is finished beyond it: everything up to a
-position, except the *holes*, which are in flight. So after a kill only what was in flight is tried again. Holes are
-written as the gaps between them, packed and in base64: a run of parked entries costs next to nothing, and a random
-hole little more than a byte.
+Kafka stores one number and up to 4,096 characters of metadata per partition. The number is the low-water mark, below
+which every offset is finished; the metadata is the read position and the *gaps*, the unfinished offsets below it, so
+after SIGKILL only deliveries in flight are attempted again. Gaps are differences in LEB128, compressed, in base64: a
+run costs next to nothing, a random gap little more than a byte.
 """
 
 from __future__ import annotations
@@ -18,30 +17,30 @@ from typing import NamedTuple
 
 METADATA_MAX = 4000  # the broker's default limit is 4,096 (offset.metadata.max.bytes)
 _VERSION = "1"
-_GAPS_ALWAYS_FIT = 1500  # holes that fit whatever they look like: two bytes each, in base64
+_GAPS_ALWAYS_FIT = 1500  # number of gaps that always fits: two bytes each, in base64
 
 
 class CommittedOffset(NamedTuple):
-    """As it is committed: all below `low` is finished, and what `text` says of what lies beyond."""
+    """As committed to Kafka: the low-water mark, and the metadata that describes the gaps above it."""
 
     offset: int
     metadata: str
 
 
 class OffsetMetadataError(ValueError):
-    """This text is not one of ours, or of a newer version."""
+    """The metadata is not ours, or of a newer version."""
 
 
 class OffsetTracker:
-    """The state of one shard. Offsets go in as they are taken, in order, and out as they finish, in any order."""
+    """Offset state of one shard: offsets start in order and finish in any order."""
 
     def __init__(self, position: int = 0, gaps: Sequence[int] = ()) -> None:
         self._position = position
-        self._gaps = list(gaps)  # sorted: not finished, below the position
+        self._gaps = list(gaps)  # sorted: unfinished offsets below the position
 
     @classmethod
     def from_committed(cls, committed: CommittedOffset) -> OffsetTracker:
-        """As committed. Raises MarkError."""
+        """Restore a committed state. Raises OffsetMetadataError."""
         if not committed.metadata:
             return cls(committed.offset)
         if committed.metadata[0] != _VERSION:
@@ -60,7 +59,7 @@ class OffsetTracker:
 
     @property
     def low_water_mark(self) -> int:
-        """Everything below is finished."""
+        """Every lower offset is finished."""
         return self._gaps[0] if self._gaps else self._position
 
     @property
@@ -73,7 +72,7 @@ class OffsetTracker:
 
     @property
     def is_full(self) -> bool:
-        """Whether the holes may not fit into a commit: take no more until some are finished."""
+        """Whether the gaps may not fit into a commit, so that nothing more may start until some are finished."""
         return (
             len(self._gaps) > _GAPS_ALWAYS_FIT
             and len(_encode_metadata(self.low_water_mark, self._gaps, self._position)) > METADATA_MAX
@@ -83,13 +82,13 @@ class OffsetTracker:
         return offset < self._position and not self._is_gap(offset)
 
     def start(self, offset: int) -> None:
-        """Handed out for the first time, or again."""
+        """An offset was returned to the owner, possibly again."""
         if offset >= self._position:
             self._gaps.append(offset)
             self._position = offset + 1
 
     def advance_to(self, position: int) -> None:
-        """Everything below `position` was read, and what was to be taken is: the rest is the broker's own."""
+        """Everything below `position` was read; offsets that never started are control records."""
         self._position = max(self._position, position)
 
     def finish(self, offset: int) -> None:
@@ -98,8 +97,8 @@ class OffsetTracker:
             del self._gaps[at]
 
     def to_commit(self) -> CommittedOffset:
-        """What to commit. Where the holes do not fit, the last of them become the position: what is finished beyond
-        would be tried again after a kill, and is committed as soon as there are fewer.
+        """The offset to commit. If the gaps do not fit, the position is lowered to one of them: offsets finished above
+        it would be attempted again after SIGKILL, until fewer gaps remain.
         """
         gaps, position = self._gaps, self._position
         text = _encode_metadata(self.low_water_mark, gaps, position)
@@ -126,7 +125,7 @@ def _encode_metadata(low_water_mark: int, gaps: Sequence[int], position: int) ->
 
 
 def _encode_leb128(numbers: Sequence[int]) -> bytes:
-    """LEB128: seven bits a byte, the eighth says that more follow."""
+    """LEB128: seven bits per byte, the eighth marks a continuation."""
     out = bytearray()
     for number in numbers:
         while number >= 0x80:

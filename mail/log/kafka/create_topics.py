@@ -1,7 +1,6 @@
-"""Makes the topics that are missing, as `eilpost topics create` does, and lets `dispatched` grow.
+"""Creation of missing topics and of additional partitions of `dispatched`, for `eilpost topics create`.
 
-What is there is left as it is: a changed configuration has a reason, and whoever has it should know. It returns when
-every broker knows what was made.
+Existing configurations are not changed. The functions return when every broker has the new metadata.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ _PROPAGATION_TRIES, _PROPAGATION_PAUSE_SECONDS = 50, 0.1
 
 
 async def create_missing(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
-    """Make what is missing: topics, and partitions of `dispatched`. What was done, a line each. Idempotent. Raises
+    """Create missing topics and partitions of `dispatched`; returns one line per action. Idempotent. Raises
     LogUnusable.
     """
     try:
         return await _create_missing(admin, access, settings)
     except CLIENT_ERRORS as error:
         see = "" if is_refusal(error) else ": see the brokers' logs"
-        raise LogUnusable(f"{access.url}: topics cannot be made: {error_message(error)}{see}") from None
+        raise LogUnusable(f"{access.url}: topics cannot be created: {error_message(error)}{see}") from None
 
 
 async def _create_missing(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
@@ -67,12 +66,12 @@ async def _create_missing(admin: AIOKafkaAdminClient, access: Access, settings: 
                 raise kind(name, "Create")
             if code and kind is not errors.TopicAlreadyExistsError:
                 raise LogUnusable(
-                    f"{access.url}: topic {name} cannot be made: {error_message(kind())}"
+                    f"{access.url}: topic {name} cannot be created: {error_message(kind())}"
                     f"{f' ({text[0]})' if text and text[0] else ''}; log.replication = {settings.replication}"
                 )
             if not code:
                 made = next(each for each in new if each.name == name)
-                actions.append(f"{name}: made, partitions: {made.num_partitions}, replicas: {settings.replication}")
+                actions.append(f"{name}: created, partitions: {made.num_partitions}, replicas: {settings.replication}")
         await _wait_until_propagated(admin, access, missing)
     if (
         has_fewer_replicas(topic_states, settings)
@@ -92,7 +91,7 @@ async def _create_missing(admin: AIOKafkaAdminClient, access: Access, settings: 
 
 
 def _partition_count(topic_states: Mapping[Topic, TopicState], topic: Topic, settings: LogSettings) -> int:
-    """As many as the topics that are there have: of a set of which some are lost, the others tell."""
+    """The count of the existing topics, if some are missing; else that of the settings."""
     counts = {each.partitions for other, each in topic_states.items() if other is not DISPATCHED}
     if topic is not DISPATCHED and not settings.shards and len(counts) == 1:
         return counts.pop()
@@ -102,7 +101,7 @@ def _partition_count(topic_states: Mapping[Topic, TopicState], topic: Topic, set
 async def _wait_until_propagated(
     admin: AIOKafkaAdminClient, access: Access, topics: Sequence[Topic], min_partitions: int = 1
 ) -> None:
-    """Each broker hears a little later of what the controller has made, and whoever starts next may ask any of them."""
+    """Brokers learn of new metadata one after another, and the next client may use any of them."""
     names = [access.topic(topic) for topic in topics]
     for _ in range(_PROPAGATION_TRIES):
         brokers = [each["node_id"] for each in (await from_any_broker(admin.describe_cluster))["brokers"]]
@@ -115,7 +114,7 @@ async def _is_propagated(admin: AIOKafkaAdminClient, names: list[str], min_parti
     try:
         described = await describe_topics(admin, names, broker)
     except errors.KafkaError:
-        return True  # it does not serve, and catches up before it does
+        return True  # it serves no clients, and catches up before it does
     return all(not each["error_code"] and len(each["partitions"]) >= min_partitions for each in described)
 
 

@@ -1,8 +1,4 @@
-"""Records out of a partition: decoded, or a line that names where the one stands that cannot be; and a compacted topic
-folded to what it says now.
-
-Used by whoever reads: shards and people.
-"""
+"""Decoding of records from Kafka, with errors that name the position, and reads of compacted topics."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ _SILENCE_SECONDS = 30.0
 
 
 def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Record:
-    """The record in a frame. Raises LogUnusable: what cannot be read stops the reader, and stays."""
+    """Decode a record. Raises LogUnusable: an unreadable record stops the reader and stays in the topic."""
     try:
         return decode(record.value or b"")
     except FrameError as reason:
@@ -28,7 +24,7 @@ def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Recor
 
 
 def decode_pending(access: Access, at: TopicPartition, key: bytes, frame: bytes) -> Pending:
-    """A queue line. Raises LogUnusable."""
+    """Decode a pending delivery. Raises LogUnusable."""
     try:
         return cast("Pending", decode(frame))
     except FrameError as reason:
@@ -38,14 +34,12 @@ def decode_pending(access: Access, at: TopicPartition, key: bytes, frame: bytes)
 def _unreadable_error(access: Access, topic: str, shard: int, position: str, reason: FrameError) -> LogUnusable:
     return LogUnusable(
         f"{access.url}: the record at {topic}, shard {shard}, {position} cannot be read: {reason};"
-        " it was left where it is, and nothing behind it is taken"
+        " it stays in the topic, and no later record of this shard is processed"
     )
 
 
 async def read_compacted(access: Access, at: TopicPartition, key_prefix: bytes = b"") -> dict[bytes, bytes]:
-    """What a partition of a compacted topic says: the last value of each key that begins with `start`, without those
-    that end in a tombstone. Raises LogUnavailable.
-    """
+    """The last value of each key that begins with `key_prefix`, without tombstones. Raises LogUnavailable."""
     values: dict[bytes, bytes] = {}
     reader = PartitionReader(access, [at])
     try:

@@ -1,8 +1,8 @@
-"""One shard of delivery on Kafka: dispatches in order, finishes in any order, marks that survive a kill.
+"""Delivery shard on Kafka: reads dispatches in order, finishes them in any order.
 
-`finish` appends the report first and marks the dispatch done after it, never the other way round. The marks of all
-shards of a process are committed together by `Committing`, back to back, so that a kill repeats only what was in
-flight. A shard that was closed finishes nothing more: its next owner has begun.
+`finish` appends the attempt and then records the dispatch as finished, never the other way round. `OffsetCommitter`
+commits the offsets of all shards of a process, so that SIGKILL repeats only what was in flight. A closed shard finishes
+nothing more, because its next owner has started.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from mail.record import Attempted, Dispatched
 logger = structlog.get_logger()
 
 _WAIT_SECONDS = 1.0
-_ARRIVAL_SECONDS = 20.0  # for what is there to come: longer than a reader that is stuck takes to be made anew
-_FULL_POLL_SECONDS = 0.05  # before looking again whether the marks have room
+_ARRIVAL_SECONDS = 20.0  # for records that exist to arrive; longer than a stuck reader takes to be replaced
+_FULL_POLL_SECONDS = 0.05  # between two checks whether more may start
 
 
 class KafkaDeliveryShard:
-    """`append` makes a report durable; `committed` asks for the shard's mark; `finished` says that there is news;
-    `may_begin`: whether more may be given out, which is not so while nobody confirms that the shard is ours.
+    """`append` makes an attempt durable; `fetch_committed` reads the committed offset; `on_finished` reports progress;
+    `may_read`: whether more may start, which is not so while the group does not confirm the ownership.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class KafkaDeliveryShard:
 
     @property
     def refused(self) -> str | None:
-        """Why the brokers' authorizer lets nothing be read."""
+        """Why the brokers' authorizer refuses reads."""
         return self._reader.refused
 
     def revoke(self) -> None:
@@ -75,7 +75,7 @@ class KafkaDeliveryShard:
         await self._reader.close()
 
     def to_commit(self) -> CommittedOffset | None:
-        """What to commit; None before the shard was read."""
+        """The offset to commit; None before the shard was read."""
         return None if self._offsets is None else self._offsets.to_commit()
 
     async def _open(self) -> OffsetTracker:
@@ -86,12 +86,12 @@ class KafkaDeliveryShard:
             offsets = OffsetTracker() if committed is None else OffsetTracker.from_committed(committed)
         except OffsetMetadataError as reason:
             raise LogUnusable(
-                f"{self._access.url}: the mark of {self.partition.topic}, shard {self.number} is not ours to read:"
-                f" {reason}; use the newer eilpost"
+                f"{self._access.url}: the committed offset of {self.partition.topic}, shard {self.number}, cannot be"
+                f" read: {reason}; use the newer eilpost"
             ) from None
         await self._reader.open({self.partition: None if committed is None else offsets.low_water_mark})
         position = self._reader.position(self.partition)
-        if committed is None or position < offsets.low_water_mark:  # or it is the mark of a topic that is no more
+        if committed is None or position < offsets.low_water_mark:  # or the offset is that of a deleted topic
             offsets = OffsetTracker(position)
         self._offsets = offsets
         return offsets
@@ -108,7 +108,7 @@ class KafkaDeliveryShard:
                 await asyncio.sleep(_FULL_POLL_SECONDS)
                 continue
             try:
-                if not self._reader.is_open:  # it was stuck, and could not be made anew at once
+                if not self._reader.is_open:  # it was stuck, and the first reopening failed
                     await self._reader.reopen({self.partition: offsets.position})
                 before = self._reader.position(self.partition)
                 seconds = _WAIT_SECONDS
@@ -116,7 +116,9 @@ class KafkaDeliveryShard:
                     seconds = min(seconds, max(0.0, deadline - clock()))
                 records = await self._reader.read_until_lost(self.lost, limit, seconds)
             except TopicRecreated as error:
-                logger.warning("shard begins anew", shard=self.number, reason=str(error))
+                logger.warning(
+                    "topic recreated, shard restarts at its first record", shard=self.number, reason=str(error)
+                )
                 self.abandon()
                 raise ShardLost from None
             entries = self._entries(offsets, records)
@@ -131,13 +133,13 @@ class KafkaDeliveryShard:
                     return ()
             elif position > before:
                 arrival_deadline = clock() + _ARRIVAL_SECONDS
-            elif clock() > arrival_deadline:  # it is there, and on its way: "nothing" would not be true
-                raise LogUnavailable(f"{self.partition.topic}, shard {self.number}: what is there does not come")
+            elif clock() > arrival_deadline:  # records exist: an empty result would be wrong
+                raise LogUnavailable(f"{self.partition.topic}, shard {self.number}: existing records do not arrive")
 
     def _entries(
         self, offsets: OffsetTracker, records: Sequence[ConsumerRecord[bytes, bytes]]
     ) -> list[Entry[Dispatched]]:
-        """Those that are not finished. One that cannot be read is raised once it is the first."""
+        """The unfinished entries. An unreadable record is raised once it is the first."""
         entries: list[Entry[Dispatched]] = []
         for record in records:
             if record.value is None or offsets.is_finished(record.offset):
@@ -162,6 +164,6 @@ class KafkaDeliveryShard:
             raise ShardLost
         await self._append(attempted)
         if self._closed or self._offsets is None:
-            raise ShardLost  # the report is there, the mark is the next owner's: it makes the attempt again
+            raise ShardLost  # the attempt is durable, but the offset is the next owner's: it repeats the attempt
         self._offsets.finish(entry.offset)
         self._on_finished()

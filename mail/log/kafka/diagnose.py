@@ -1,8 +1,8 @@
-"""Whether a broker can be reached at an address, and when not, why: one line that names the key and says what to do.
+"""Connection diagnosis: the first failing step to a broker, as one line that names the setting and the remedy.
 
-In charge of finding the first step that fails: the name, the connection, TLS, Kafka itself, the log-in, the first
-question. aiokafka tries all addresses in turn, for a time-out each, and tells the reasons only to its log; so a
-start asks here first. Belongs to no topic; a few seconds at most.
+The steps are name resolution, connection, TLS, Kafka protocol, authentication and the first request. aiokafka tries all
+addresses one after another and reports reasons only to its log, so a start runs these checks first. They take a few
+seconds at most.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mail.log.kafka.access import CLIENT_ERRORS, Access, error_message
 from mail.log.kafka.api_versions import ApiVersions, NotABroker
 
 CHECK_SECONDS = 6.0  # one address, all steps
-_SIDE_PROBE_SECONDS = 1.5  # looking what else might listen there
+_SIDE_PROBE_SECONDS = 1.5  # finding out what else listens there
 
 _LOG_IN = "log.sasl_mechanism"
 _CREDENTIALS = "log.sasl_username, log.sasl_password"
@@ -36,8 +36,8 @@ _CREDENTIALS = "log.sasl_username, log.sasl_password"
 
 @dataclass(frozen=True, slots=True)
 class Reachable:
-    """`seconds` of one question; `brokers` as (id, "HOST:PORT") as the cluster names them; the end of its certificate
-    when there is TLS.
+    """A broker that answered: `seconds` of one request, `brokers` as (id, "HOST:PORT") in the cluster's metadata, and
+    the expiry of its certificate with TLS.
     """
 
     address: str
@@ -49,8 +49,8 @@ class Reachable:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """`what` goes behind "ADDRESS"; `key` is the setting it is about. `may_pass`: a broker that starts there, or a name
-    that appears in DNS, mends it without a change of the settings.
+    """A failed check. `what` follows "ADDRESS"; `key` is the setting concerned. `is_transient`: a broker that starts
+    there or a name that appears in DNS fixes it without a change of the settings.
     """
 
     address: str
@@ -70,7 +70,7 @@ class _StepFailed(Exception):
 
 
 async def check_broker(access: Access, address: str, seconds: float = CHECK_SECONDS) -> Reachable | Unreachable:
-    """Go through all steps with one address, "HOST:PORT"."""
+    """Run all steps for one address, "HOST:PORT"."""
     try:
         async with asyncio.timeout(seconds):
             return await _check_steps(access, address)
@@ -80,18 +80,18 @@ async def check_broker(access: Access, address: str, seconds: float = CHECK_SECO
         return Unreachable(
             address,
             "log.url",
-            f"does not answer within {seconds:.0f} s",
-            "start a broker there, let the network through, or correct log.url",
+            f"does not respond within {seconds:.0f} s",
+            "start a broker there, allow the connection in the network, or correct log.url",
             is_transient=True,
         )
 
 
 async def require_broker(access: Access) -> None:
-    """Return as soon as one broker can be reached. Raises LogUnusable with what is wrong with the settings at the first
-    address that shows it; else LogNotReady with what is wrong at the first address.
+    """Return as soon as one broker responds. Raises LogUnusable about the first address whose failure is not transient;
+    else LogNotReady about the first address.
     """
     checks = [
-        asyncio.create_task(check_broker(access, address), name=f"reach {address}")
+        asyncio.create_task(check_broker(access, address), name=f"check {address}")
         for address in access.bootstrap_servers
     ]
     try:
@@ -99,7 +99,9 @@ async def require_broker(access: Access) -> None:
             if isinstance(await answer, Reachable):
                 for address, task in zip(access.bootstrap_servers, checks, strict=True):
                     if not task.done():
-                        access.circuit_breaker.suspect(*endpoint.parse(address))  # or each client would begin with it
+                        access.circuit_breaker.suspect(
+                            *endpoint.parse(address)
+                        )  # otherwise each client would try it first
                 return
         failures = [each for task in checks if isinstance(each := task.result(), Unreachable)]
         first = min(failures, key=lambda each: each.is_transient)
@@ -112,7 +114,7 @@ async def require_broker(access: Access) -> None:
 
 
 async def explain_failure(access: Access, error: BaseException) -> str:
-    """Why the log could not be opened, after one broker was reached: often an address that brokers give themselves."""
+    """Why the log could not be opened although a broker responded: often a wrong advertised address."""
     if isinstance(error, LogNotAuthorized):
         return str(error)
     try:
@@ -123,13 +125,13 @@ async def explain_failure(access: Access, error: BaseException) -> str:
     for wrong in await unreachable_brokers(access, answers):
         return str(wrong)
     return (
-        f"log.url: {access.url}: the brokers do not serve us ({error_message(error)}): see `eilpost doctor` and the"
+        f"log.url: {access.url}: the brokers cannot be used ({error_message(error)}): see `eilpost doctor` and the"
         " brokers' own logs"
     )
 
 
 async def unreachable_brokers(access: Access, answers: Sequence[Reachable | Unreachable]) -> list[Unreachable]:
-    """Those that the cluster names by an address that does not lead to them from here; `answers` of our addresses."""
+    """Brokers whose advertised address cannot be reached from here; `answers` are those of the configured addresses."""
     named = {broker for answer in answers if isinstance(answer, Reachable) for broker in answer.brokers}
     there = sorted(broker for broker in named if broker[1] not in access.bootstrap_servers)
     found = await asyncio.gather(*(check_broker(access, address) for _, address in there))
@@ -137,7 +139,7 @@ async def unreachable_brokers(access: Access, answers: Sequence[Reachable | Unre
         Unreachable(
             each.address,
             "log.url",
-            f"{each.what}, and broker {number} says that it is there",
+            f"{each.what}, but broker {number} advertises this address",
             "correct advertised.listeners of that broker, or this machine's network",
         )
         for (number, _), each in zip(there, found, strict=True)
@@ -174,7 +176,7 @@ async def _resolve(host: str, port: int) -> None:
         what = getattr(error, "strerror", None) or str(error)
         raise _StepFailed(
             "log.url",
-            f"has a name that leads nowhere ({what})",
+            f"cannot be resolved ({what})",
             "correct log.url, or the DNS of this machine",
             is_transient=True,
         ) from None
@@ -185,20 +187,20 @@ async def _raise_connect_error(error: OSError, host: str, port: int, *, tls: boo
         detail = error.verify_message or str(error)
         key, advice, is_transient = (
             "log.tls_ca",
-            "name a PEM file with the authority that signed it in log.tls_ca",
+            "set log.tls_ca to a PEM file with the authority that signed it",
             False,
         )
         if "expired" in detail:
             key, advice, is_transient = "log.tls", "renew it at the broker", True
         elif "mismatch" in detail or "not valid for" in detail:
-            key, advice = "log.url", "write the broker's name in log.url as its certificate has it"
+            key, advice = "log.url", "set the broker's name in log.url as in its certificate"
         raise _StepFailed(
-            key, f"shows a certificate that is not to be trusted ({detail})", advice, is_transient=is_transient
+            key, f"has a certificate that cannot be trusted ({detail})", advice, is_transient=is_transient
         )
     if tls and (isinstance(error, ssl.SSLError | ConnectionResetError)):
         if await _answers_api_versions(host, port, None):
-            raise _StepFailed("log.tls", "does not talk TLS", "set log.tls = false, or name a port with TLS in log.url")
-        raise _StepFailed("log.url", "is no Kafka broker with TLS", "correct log.url")
+            raise _StepFailed("log.tls", "does not use TLS", "set log.tls = false, or use a port with TLS in log.url")
+        raise _StepFailed("log.url", "is not a Kafka broker with TLS", "correct log.url")
     if isinstance(error, ConnectionRefusedError):
         raise _StepFailed(
             "log.url", "refuses the connection", "start a broker there, or correct log.url", is_transient=True
@@ -223,19 +225,22 @@ async def _request_api_versions(
 async def _raise_protocol_error(error: Exception, host: str, port: int, *, tls: bool) -> NoReturn:
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
         raise _StepFailed(
-            "log.tls_cert", f"wants a certificate of ours ({error.reason})", "set log.tls_cert and log.tls_key"
+            "log.tls_cert", f"requires a client certificate ({error.reason})", "set log.tls_cert and log.tls_key"
         )
     if not tls and await _answers_api_versions(host, port, _insecure_context()):
-        raise _StepFailed("log.tls", "talks TLS", "set log.tls = true, and log.tls_ca where its authority is your own")
+        raise _StepFailed("log.tls", "uses TLS", "set log.tls = true, and log.tls_ca for a private authority")
     if isinstance(error, TimeoutError):
         raise _StepFailed(
-            "log.url", "takes the connection and says nothing", "correct log.url, or mend the broker", is_transient=True
+            "log.url",
+            "accepts the connection and does not respond",
+            "correct log.url, or repair the broker",
+            is_transient=True,
         )
-    raise _StepFailed("log.url", "is something else than a Kafka broker", "correct log.url")
+    raise _StepFailed("log.url", "is not a Kafka broker", "correct log.url")
 
 
 def _insecure_context() -> ssl.SSLContext:
-    """To find out what listens, nothing else: nothing of ours is told over it."""
+    """For finding out what listens: nothing secret is sent over it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -262,7 +267,7 @@ def _certificate_expiry(writer: asyncio.StreamWriter) -> datetime | None:
 
 
 async def _authenticate(access: Access, host: str, port: int) -> tuple[tuple[int, str], ...]:
-    """Log in if we are to, and ask for the brokers, as every client does."""
+    """Authenticate if configured, and request the brokers, as every client does."""
     mechanism = access.security.get("sasl_mechanism")
     connection: Any = None
     try:
@@ -273,21 +278,25 @@ async def _authenticate(access: Access, host: str, port: int) -> tuple[tuple[int
     except errors.UnsupportedSaslMechanismError:
         raise _StepFailed(
             _LOG_IN,
-            f"does not take {mechanism}",
-            "set log.sasl_mechanism to one that the broker has in sasl.enabled.mechanisms",
+            f"does not support {mechanism}",
+            "set log.sasl_mechanism to one of the broker's sasl.enabled.mechanisms",
         ) from None
     except errors.IllegalSaslStateError:
-        raise _StepFailed(_LOG_IN, "asks for no log-in", 'set log.sasl_mechanism = "", or name another port') from None
+        raise _StepFailed(
+            _LOG_IN, "does not use authentication", 'set log.sasl_mechanism = "", or use another port'
+        ) from None
     except errors.SaslAuthenticationFailed as error:
         detail = " ".join(map(str, error.args)) or error_message(error)
-        raise _StepFailed(_CREDENTIALS, f"refuses the log-in ({detail})", "correct the name or the password") from None
-    except (*CLIENT_ERRORS, ValueError, KeyError) as error:  # of a SCRAM answer that is none
+        raise _StepFailed(
+            _CREDENTIALS, f"refuses the credentials ({detail})", "correct the user name or the password"
+        ) from None
+    except (*CLIENT_ERRORS, ValueError, KeyError) as error:  # of an invalid SCRAM response
         if mechanism is None:
             raise _StepFailed(
-                _LOG_IN, "wants a log-in", "set log.sasl_mechanism, log.sasl_username and log.sasl_password"
+                _LOG_IN, "requires authentication", "set log.sasl_mechanism, log.sasl_username and log.sasl_password"
             ) from None
         raise _StepFailed(
-            _CREDENTIALS, f"refuses the log-in ({error_message(error)})", "correct the name or the password"
+            _CREDENTIALS, f"refuses the credentials ({error_message(error)})", "correct the user name or the password"
         ) from None
     finally:
         if connection is not None:

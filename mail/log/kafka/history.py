@@ -1,8 +1,7 @@
-"""Reading the log on Kafka for people: a message's history, the open lines, what just came in, the backlog.
+"""Read-only queries of the Kafka log: history, pending deliveries, unrouted messages, backlog.
 
-In charge of answers that need records and marks together. A history is read from the time of its queue id on, one
-shard only; open lines are what the compacted `queue` says now. Never part of the flow, never writes. Numbers of
-records are as Kafka counts: a transaction's own marker, which nobody takes, is in a backlog until it is passed.
+A history is read from the timestamp of its queue id, in one shard; pending deliveries are the current values of the
+compacted `queue`. Backlogs are counted in offsets, so they include unread transaction markers.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from mail.message import QueueId, queue_id_time
 from mail.record import Accepted, Event, Pending, received_time
 from mail.settings import LogSettings
 
-ROUTER, DELIVERY = "router", "delivery"  # the roles whose groups have committed
+ROUTER, DELIVERY = "router", "delivery"  # roles whose groups commit offsets
 
-CLOCK_SKEW_MAX = timedelta(minutes=5)  # of the ingress that made a queue id and the brokers
+CLOCK_SKEW_MAX = timedelta(minutes=5)  # between the ingress that assigned a queue id and the brokers
 _SILENCE_SECONDS = 15.0
 _READ_LIMIT = 1000
 
 
 class KafkaHistoryReader:
-    """HistoryLog by way of a cluster_info. Raises LogUnavailable when the brokers do not answer."""
+    """HistoryLog on a `ClusterInfo`. Raises LogUnavailable when the brokers do not answer."""
 
     def __init__(
         self, access: Access, cluster_info: ClusterInfo, counts: ShardCounts, oldest_event: datetime | None = None
     ) -> None:
-        """`oldest`: events before it are past their age; the brokers remove them in time."""
+        """`oldest_event`: earlier events are past their retention and hidden."""
         self._access = access
         self._cluster_info = cluster_info
         self._counts = counts
@@ -58,7 +57,7 @@ class KafkaHistoryReader:
                 yield event
 
     async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
-        """Of one message: only its shard is read, and only its lines are looked at."""
+        """For one message, only its shard is read and only its records are decoded."""
         every = range(self._counts.by_queue_id)
         for shard in every if queue_id is None else [shard_of_message(queue_id, self._counts)]:
             async for pending in self.pending_of_shard(shard, queue_id):
@@ -75,7 +74,7 @@ class KafkaHistoryReader:
         return min((received_time(cast("Accepted", decode_record(self._access, each))) for each in first), default=None)
 
     async def first_unconsumed(self) -> Sequence[ConsumerRecord[bytes, bytes]]:
-        """The first record that is not consumed of each partition where there is one."""
+        """The first unconsumed record of each partition that has one."""
         first = {
             at: committed[at].offset if at in committed else begin
             for role, topics in ((ROUTER, (ACCEPTED, ATTEMPTED)), (DELIVERY, (DISPATCHED,)))
@@ -98,7 +97,7 @@ class KafkaHistoryReader:
                     if taken and waiting.pop(at, None) is not None:
                         records.append(taken[0])
                 if asyncio.get_running_loop().time() > until:
-                    raise LogUnavailable(f"{self._access.url}: what waits cannot be read")
+                    raise LogUnavailable(f"{self._access.url}: unconsumed records cannot be read")
         finally:
             await reader.close()
         return records
@@ -133,7 +132,7 @@ class KafkaHistoryReader:
     async def _records_of_key(
         self, at: TopicPartition, begin: int, queue_id: QueueId
     ) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
-        """The records of one key from `begin` to the end as it is now."""
+        """The records of one key from `begin` to the current end."""
         key = queue_id.encode()
         reader = PartitionReader(self._access, [at])
         try:
@@ -154,12 +153,12 @@ def _count_unconsumed(end: int, committed: CommittedOffset | None, begin: int) -
     try:
         offsets = OffsetTracker.from_committed(committed)
     except OffsetMetadataError as reason:
-        raise LogUnusable(f"a committed mark cannot be read: {reason}; use the newer eilpost") from None
+        raise LogUnusable(f"a committed offset cannot be read: {reason}; use the newer eilpost") from None
     return offsets.gap_count + max(0, end - offsets.position)
 
 
 class KafkaHistory:
-    """HistoryLog for a command: connects for one question, and lets go. Raises LogUnusable when it cannot."""
+    """HistoryLog of a command: each query connects and disconnects. Raises LogUnusable when it cannot connect."""
 
     def __init__(self, settings: LogSettings, tenant: str = "") -> None:
         """Raises LogUnusable, ValueError as KafkaLog does."""

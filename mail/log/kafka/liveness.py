@@ -1,10 +1,8 @@
-"""Whether the group hears its member: the one thing that says that nobody else has been given its shards; and how a
-member ends that cannot be heard any more.
+"""Membership liveness: whether the group coordinator confirms this member's heartbeats, and how a dead member leaves.
 
-A coordinator that got no heartbeat for a session gives the member's shards to others, and cannot tell it so. aiokafka
-goes on as before: it only looks for another coordinator, and waits for every answer as long as for that of a join,
-which takes as long as a rebalance. So the answers to heartbeats are seen here, and only a join is waited for that long.
-Belongs to `membership.py`, and knows no shard.
+A coordinator that receives no heartbeat for a session reassigns the member's shards and cannot notify it. aiokafka does
+not report this, and waits for every response as long as for that of a join, which takes as long as a rebalance. So
+heartbeat responses are recorded here, and only joins get the long time-out.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ _END_SECONDS = 1.0
 
 
 class MemberLiveness:
-    """`join_seconds`: how long the answer to a join may take."""
+    """`join_seconds`: time-out of a join."""
 
     def __init__(self, session_seconds: float, join_seconds: float, clock: Callable[[], float]) -> None:
         self._session_seconds = session_seconds
@@ -36,19 +34,18 @@ class MemberLiveness:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the group has heard this member within a session, so that its shards are still its own."""
+        """Whether a heartbeat was confirmed within a session, so that this member still owns its shards."""
         return self._clock() - self._heartbeat_at <= self._session_seconds
 
     @property
     def is_hung(self) -> bool:
-        """Whether the group has not answered for so long that this member hangs: longer than any join takes."""
+        """Whether no heartbeat was confirmed for longer than a session and a join."""
         silent_seconds = self._clock() - max(self._heartbeat_at, self._attached_at)
         return silent_seconds > self._session_seconds + self._join_seconds
 
     def has_failed(self, consumer: AIOKafkaConsumer) -> bool:
-        """Whether aiokafka has stopped telling the group that we live, or would wait for ever at the next rebalance.
-        Its heartbeat ends at any error it does not know, and its coordination with it, and it only repeats the error;
-        its look-out for metadata ends without a word. Or it waits for ever already.
+        """Whether aiokafka's membership tasks have ended or hang. Its heartbeat and coordination tasks end at any
+        unknown error, and then only repeat that error; its metadata task ends silently.
         """
         coordinator: Any = consumer._coordinator
         beat = coordinator._heartbeat_task
@@ -57,7 +54,7 @@ class MemberLiveness:
         return bool(ended or ends or self.is_hung)
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
-        """To a consumer that has started as a member."""
+        """Watch a consumer that has started as a member."""
         coordinator: Any = consumer._coordinator
         client: Any = consumer._client
         self._attached_at = self._clock()
@@ -67,9 +64,8 @@ class MemberLiveness:
             began = self._clock()
             is_member = await beat()
             if is_member:
-                self._heartbeat_at = max(
-                    self._heartbeat_at, began
-                )  # the session runs from when it was heard: not before this
+                # A session runs from when the coordinator received the heartbeat: not before `began`.
+                self._heartbeat_at = max(self._heartbeat_at, began)
             return bool(is_member)
 
         async def send_with_timeout(node: Any, request: Any, **group: Any) -> Any:
@@ -93,17 +89,15 @@ class MemberLiveness:
 
 
 async def leave_group(consumer: AIOKafkaConsumer, *, is_hung: bool = False) -> None:
-    """Leave the group and end the consumer, one whose tasks have ended in errors or hang included. Whatever comes of
-    it, nothing of it comes back as a member that tends nothing.
-    """
+    """Leave the group and stop the consumer, even if its tasks have failed or hang. No task of it survives."""
     coordinator: Any = consumer._coordinator
     client: Any = consumer._client
     tasks = [] if coordinator is None else [coordinator._coordination_task, coordinator._heartbeat_task]
     if is_hung and tasks:
-        # Or leaving would wait for it, and the others for the end of our session.
+        # Otherwise leaving would wait for this task, and the other members for the end of our session.
         await _cancel_task(tasks[0])
     if client._sync_task is not None and client._sync_task.done():
-        client._sync_task = None  # or closing would raise its error, before any connection is closed
+        client._sync_task = None  # otherwise close would raise its error before it closes any connection
     with suppress(Exception):
         await asyncio.wait_for(consumer.stop(), _LEAVE_SECONDS)
         return

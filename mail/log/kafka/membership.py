@@ -1,10 +1,9 @@
-"""Who owns which shard: one member of a consumer group, subscribed to the group's lead topic, reading nothing.
+"""Consumer group membership of one process for one role: it assigns shards, but reads no records.
 
-In charge of one process's share of a role's shards: it starts the tending of what the group gives it and ends it when
-the group takes it back or `stop` is set. Two manners. *Drain first* (delivery): before a rebalance everything is told
-to go, and the group waits, at most `drain_seconds`, until all have gone; so two owners never work at the same time.
-*Keep going* (router): only what the next assignment does not have is told to go, after it; a stale owner is fenced,
-so nothing pauses that stays. Never here: records, marks.
+The member is subscribed to the group's lead topic and processes the shards of the assigned partitions until they are
+revoked or `stop` is set. *Drain before rebalance* (delivery): all shards are revoked before a rebalance, and the group
+waits up to `drain_seconds` until they have drained, so two owners never process a shard at the same time. Otherwise
+(router) only shards that the new assignment lacks are revoked, because a stale owner is fenced.
 """
 
 from __future__ import annotations
@@ -28,14 +27,16 @@ from mail.telemetry.log import REBALANCES, SHARDS, SHARDS_OWNED
 
 logger = structlog.get_logger()
 
-HEARTBEAT_SECONDS = 1.0  # how members hear of a rebalance: who hears of it first stands still until the last has
-REBALANCE_SECONDS = 20.0  # for every member to come back; one that does not is left out
+HEARTBEAT_SECONDS = (
+    1.0  # members learn of a rebalance by heartbeats, and the first pauses until the last has learned of it
+)
+REBALANCE_SECONDS = 20.0  # for every member to rejoin; others are excluded
 _MAX_POLL_INTERVAL_MS = 86_400_000  # a member that reads nothing is not idle (aiokafka issue 1187)
 _POLL_SECONDS = 1.0
-_RESTART_SECONDS = 1.0  # before a shard that was fenced, and is still ours, is tended again
-_UNREADABLE_RETRY_SECONDS = 60.0  # before a shard with a record that cannot be read is looked at again
-_COMMIT_SECONDS = 3.0  # less than a drain: what is not committed then is made again by the next owner
-_PAUSE_CHECK_SECONDS = 0.25  # between two looks at whether this process slept
+_RESTART_SECONDS = 1.0  # before a shard that was fenced and is still assigned is processed again
+_UNREADABLE_RETRY_SECONDS = 60.0  # before a shard with an unreadable record is processed again
+_COMMIT_SECONDS = 3.0  # less than a drain; the next owner repeats what is not committed by then
+_PAUSE_CHECK_SECONDS = 0.25  # interval of the check for process pauses
 
 
 class Shard(Protocol):
@@ -44,19 +45,19 @@ class Shard(Protocol):
 
     @property
     def refused(self) -> str | None:
-        """Why the brokers' authorizer lets nothing be read."""
+        """Why the brokers' authorizer refuses reads."""
         ...
 
     def revoke(self) -> None:
-        """From now on `take` raises ShardLost, one that waits included."""
+        """Make `read` raise ShardLost, also in a caller that waits in it."""
         ...
 
     def abandon(self) -> None:
-        """As `lose`, and nothing it has come to is committed."""
+        """As `revoke`, but nothing of its progress is committed."""
         ...
 
     async def close(self) -> None:
-        """Nobody tends it any more."""
+        """The shard has no owner any more."""
         ...
 
 
@@ -64,7 +65,7 @@ S = TypeVar("S", bound=Shard)
 
 
 class Membership(Generic[S], ConsumerRebalanceListener):
-    """Runs once: `own`. `settle` is called before a shard is closed, to commit what it has come to."""
+    """`run` is called once. `commit_offsets` is called before a shard is closed."""
 
     def __init__(
         self,
@@ -94,16 +95,16 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._consumer: AIOKafkaConsumer | None = None
         self.refused: str | None = None  # by the brokers' authorizer
-        join_seconds = REBALANCE_SECONDS + 5.0  # a join waits at the coordinator until every member has come
+        join_seconds = REBALANCE_SECONDS + 5.0  # the coordinator answers a join once every member has joined
         self._liveness = MemberLiveness(session_seconds, join_seconds, asyncio.get_running_loop().time)
-        self._generation = OffsetCommitRequest.DEFAULT_GENERATION_ID  # that gave us the shards we process
+        self._generation = OffsetCommitRequest.DEFAULT_GENERATION_ID  # of the assignment that is being processed
         self._stopping = False
         self._suspended = False
-        self._changed = asyncio.Event()  # what is assigned, whether we stop, or are held
+        self._changed = asyncio.Event()  # the assignment, `_stopping` or `_suspended`
 
     @property
     def shards(self) -> Collection[S]:
-        """Those that are tended now."""
+        """The shards that are processed now."""
         return self._shards.values()
 
     @property
@@ -112,12 +113,12 @@ class Membership(Generic[S], ConsumerRebalanceListener):
 
     @property
     def is_member(self) -> bool:
-        """Whether the group counts us in: it has heard us within a session. After a long sleep it has to be asked."""
+        """Whether the group still counts this process as a member. After a pause only the group knows."""
         is_counted_in = self._current_generation() != OffsetCommitRequest.DEFAULT_GENERATION_ID
         return is_counted_in and self._liveness.is_alive
 
     def suspend(self) -> None:
-        """Put all shards down, and tend none until `release`: their topics are gone. We stay a member."""
+        """Abandon all shards and process none until `resume`, because their topics are missing; stay a member."""
         self._suspended = True
         for shard in self.shards:
             shard.abandon()
@@ -127,12 +128,12 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._changed.set()
 
     def refresh_metadata(self) -> None:
-        """The lead topic has more partitions: the group is to hear of them now."""
+        """The lead topic has more partitions: let the group assign them now."""
         if self._consumer is not None:
             self._consumer._client.force_metadata_update()
 
     def is_assigned(self, at: TopicPartition) -> bool:
-        """Whether a mark of this partition is ours to commit."""
+        """Whether the committed offset of this partition is ours to write."""
         return self._consumer is not None and at in self._consumer.assignment()
 
     def _current_generation(self) -> int:
@@ -142,7 +143,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
     async def run(
         self, process: Callable[[S], Awaitable[None]], stop: asyncio.Event, on_ready: Callable[[], None] | None = None
     ) -> None:
-        """As `RouterLog.route` and `DeliveryLog.deliver` say."""
+        """As `RouterLog.own_router_shards` and `DeliveryLog.own_delivery_shards`."""
         self._process = process
         self._on_ready = on_ready
         stopped = asyncio.ensure_future(stop.wait())
@@ -173,10 +174,10 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             await self._leave()
 
     def _new_consumer(self) -> AIOKafkaConsumer:
-        # The assignor keeps its memory in its class: each member gets a class of its own.
+        # aiokafka's assignor keeps its state in the class, so each member gets its own class.
         assignor = type("StickyAssignor", (StickyPartitionAssignor,), {})
         return self._access.consumer(
-            self._session_seconds / 2,  # a coordinator that hangs is given up, and the next one found, within a session
+            self._session_seconds / 2,  # the coordinator can be replaced within a session when it hangs
             group_id=self._access.group(self._role),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -188,11 +189,11 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         )
 
     async def _run_member(self) -> None:
-        """Be a member, and become one anew when this one is a member in name only."""
+        """Join the group, and rejoin with a new consumer when this one has failed."""
         while True:
             consumer = self._consumer = self._new_consumer()
             await self._poll(consumer)
-            logger.error("membership has died, made anew", role=self._role)
+            logger.error("group membership failed, rejoining", role=self._role)
             self._assigned = frozenset()
             self._changed.set()
             await self._stop_shards(frozenset(self._tasks), self._drain_seconds)
@@ -204,7 +205,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             await leave_group(consumer, is_hung=is_hung)
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
-        """Join, and stay inside the consumer, where errors of the group come up; return when it is dead."""
+        """Join, and poll the consumer, which raises the group's errors; return when it has failed."""
         backoff = _POLL_SECONDS
         while True:
             try:
@@ -212,24 +213,24 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 self._liveness.attach(consumer)
                 break
             except CLIENT_ERRORS as error:
-                logger.warning("group cannot be joined yet", role=self._role, reason=error_message(error))
+                logger.warning("joining the group failed, retrying", role=self._role, reason=error_message(error))
                 await asyncio.sleep(backoff)
         consumer.subscribe([self._lead_topic], listener=self)
         while not self._liveness.has_failed(consumer):
             try:
                 polling = consumer.getmany(timeout_ms=int(_POLL_SECONDS * 1000), max_records=1)
-                with suppress(TimeoutError):  # in a rebalance it returns after it, if ever, and nobody would look
+                with suppress(TimeoutError):  # during a rebalance it may never return
                     await asyncio.wait_for(polling, 2 * _POLL_SECONDS)
             except CLIENT_ERRORS as error:
                 why = error_message(error)
-                if why != self.refused:  # or every second
-                    logger.warning("group has a problem", role=self._role, reason=why)
+                if why != self.refused:  # otherwise logged every second
+                    logger.warning("group membership error", role=self._role, reason=why)
                 self.refused = why if is_refusal(error) else None
                 await asyncio.sleep(backoff)
 
     async def _detect_pauses(self) -> None:
-        """Who slept for longer than a session (SIGSTOP, a paused machine) has lost all shards, and is told so a moment
-        after it begins to work again: what it had taken and not begun is for others now.
+        """A process that paused for longer than a session (SIGSTOP, suspended machine) has lost all shards. They are
+        revoked here, before dispatches that have not started are delivered twice.
         """
         clock = asyncio.get_running_loop().time
         while True:
@@ -237,11 +238,13 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             await asyncio.sleep(_PAUSE_CHECK_SECONDS)
             slept = clock() - began
             if slept > self._session_seconds:
-                logger.warning("slept for longer than a session", role=self._role, seconds=round(slept, 1))
+                logger.warning(
+                    "process paused for longer than a session, shards revoked", role=self._role, seconds=round(slept, 1)
+                )
                 for shard in self.shards:
                     shard.revoke()
 
-    # --- what the group says
+    # --- callbacks of the group
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         if self._drain_before_rebalance and revoked:
@@ -252,7 +255,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         assert self._consumer is not None
         if assigned:
-            self._consumer.pause(*assigned)  # this consumer is a member, not a reader
+            self._consumer.pause(*assigned)  # this consumer reads no records
         self._assigned = frozenset(partition.partition for partition in assigned)
         self._generation = self._current_generation()
         self.refused = None
@@ -267,7 +270,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         logger.info("shards assigned", role=self._role, shards=sorted(self._assigned))
         for number in frozenset(self._tasks) - self._assigned:
             if number in self._shards:
-                self._shards[number].revoke()  # and goes by itself
+                self._shards[number].revoke()  # its task ends by itself
         for number in self._assigned:
             if number not in self._tasks and not self._stopping:
                 self._tasks[number] = asyncio.create_task(
@@ -275,15 +278,13 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 )
 
     async def commit(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
-        """Commit as this member, in this generation. Raises ShardLost when the group has gone on without it,
-        LogUnavailable.
-        """
+        """Commit as this member, in this generation. Raises ShardLost when the member was excluded, LogUnavailable."""
         if self._consumer is None:
-            raise ShardLost("we have left the group")
-        # A member that was left out commits without a generation, and an empty group takes that: an old mark over a
-        # newer one.
+            raise ShardLost("this process has left the group")
+        # aiokafka commits without a generation after an exclusion, and an empty group accepts that: an old offset would
+        # replace a newer one.
         if self._current_generation() != self._generation:
-            raise ShardLost("the group has gone on without us")
+            raise ShardLost("the group no longer counts this process as a member")
         try:
             await asyncio.wait_for(self._consumer.commit(offsets), _COMMIT_SECONDS)
         except (CommitFailedError, IllegalStateError) as error:
@@ -291,10 +292,10 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         except CLIENT_ERRORS as error:
             raise LogUnavailable(error_message(error, "Read")) from None
 
-    # --- tending
+    # --- processing
 
     async def _process_shard(self, number: int) -> None:
-        """Tend the shard as long as the group says that it is ours."""
+        """Process the shard as long as it is assigned."""
         assert self._process is not None
         try:
             while await self._wait_until_runnable(number):
@@ -303,10 +304,10 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 try:
                     await self._process(shard)
                 except ShardLost:
-                    pass  # told to go, or fenced by another owner
+                    pass  # revoked, or fenced by another owner
                 except LogUnusable as error:
-                    # One record that cannot be read stops its shard, and neither the others nor the process: ending it
-                    # would only start it again. It is looked at again, for whoever mends it.
+                    # An unreadable record stops its shard, but not the process, which would only start again. The shard
+                    # is retried, in case an operator has repaired the log.
                     logger.error("shard stopped", role=self._role, shard=number, reason=str(error))  # noqa: TRY400
                     STOPPED_SHARDS.stop(self._role, number, str(error))
                     pause = _UNREADABLE_RETRY_SECONDS
@@ -327,7 +328,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             del self._tasks[number]
             self._shards.pop(number, None)
             if number in self._assigned and not self._stopping and not self._failed.done():
-                # Taken back and given again while it was going: the next owner is this process too.
+                # Revoked and assigned again while it was stopping.
                 self._tasks[number] = asyncio.create_task(
                     self._process_shard(number), name=f"{self._role}-shard-{number}"
                 )
@@ -339,7 +340,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         return number in self._assigned and not self._stopping
 
     async def _back_off(self, number: int, seconds: float) -> None:
-        """Wait before tending again, but not when there is nothing to wait for any more."""
+        """Wait before the shard is processed again, as long as it is assigned."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while number in self._assigned and not self._stopping:
@@ -347,7 +348,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                     await self._changed.wait()
 
     async def _stop_shards(self, numbers: frozenset[int], seconds: float | None) -> None:
-        """Tell them to go and wait for `seconds` (None: as long as it takes); who has not gone then is cancelled."""
+        """Revoke the shards and wait for `seconds` (None: without limit); then cancel the rest."""
         tasks = {self._tasks[number] for number in numbers if number in self._tasks}
         if not tasks:
             return
@@ -358,7 +359,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if seconds != 0.0:
             _, late = await asyncio.wait(tasks, timeout=seconds)
             if late:
-                logger.warning("drain over", role=self._role, shards=len(late))
+                logger.warning("drain timed out, shards cancelled", role=self._role, shards=len(late))
         for task in late:
             task.cancel()
         if late:

@@ -1,9 +1,8 @@
-"""Commits the marks of a process's delivery shards: together, back to back, as the group's member.
+"""Offset committer of one process's delivery shards: commits continuously, for all shards together, as the group's
+member.
 
-In charge of when; what is committed is each shard's `committed()`. A commit that the group refuses means that the
-shards
-are somebody else's now: they are told to go, and nothing is retried. With `_UNCONFIRMED_MOST` deliveries finished and
-not confirmed nothing more is begun: these, and what is at work then, are what a next owner may repeat.
+A refused commit means that the group has reassigned the shards: they are revoked and nothing is retried. With
+`_UNCONFIRMED_MAX` finished and unconfirmed deliveries no new ones start, which limits what the next owner may repeat.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from mail.log.kafka.delivery_shard import KafkaDeliveryShard
 
 logger = structlog.get_logger()
 
-_PAUSE_SECONDS = 0.02  # between two commits: what finishes meanwhile goes with the next
+_PAUSE_SECONDS = 0.02  # between two commits; deliveries that finish meanwhile share the next one
 _BACKOFF_SECONDS = 0.5
-_IDLE_SECONDS = 5.0  # without news, then a committed is committed again: that shows whether the brokers take writes
+_IDLE_SECONDS = 5.0  # without progress, before an offset is committed again to test whether the brokers accept writes
 
 _UNCONFIRMED_MAX = 100
 
@@ -30,7 +29,7 @@ CommitOffsets = Callable[[dict[TopicPartition, OffsetAndMetadata]], Awaitable[No
 
 
 class OffsetCommitter:
-    """`shards` gives those whose marks are ours to commit."""
+    """`shards` returns those whose offsets are ours to commit."""
 
     def __init__(self, shards: Callable[[], Collection[KafkaDeliveryShard]], commit_offsets: CommitOffsets) -> None:
         self._shards = shards
@@ -47,11 +46,11 @@ class OffsetCommitter:
 
     @property
     def is_behind(self) -> bool:
-        """Whether so much is finished and not confirmed that nothing more is to be begun."""
+        """Whether too many finished deliveries are unconfirmed to start more."""
         return self._unconfirmed >= _UNCONFIRMED_MAX
 
     async def run(self) -> None:
-        """For ever."""
+        """Commit until cancelled."""
         while True:
             try:
                 async with asyncio.timeout(_IDLE_SECONDS):
@@ -66,9 +65,9 @@ class OffsetCommitter:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def commit(self, *, recommit: bool = False) -> bool:
-        """Commit what is finished now; False when the brokers did not answer, and it is to be done again.
+        """Commit the finished offsets; False when the brokers did not confirm, so that the caller retries.
 
-        `again`: where nothing is new, commit one mark as it is.
+        `recommit`: without progress, commit one offset again.
         """
         async with self._lock:
             shards = list(self._shards())
@@ -80,7 +79,7 @@ class OffsetCommitter:
             if is_check:
                 changed = dict([*offsets.items()][:1])
             if not offsets:
-                self.outage = None  # there is nothing of ours to commit
+                self.outage = None  # nothing to commit
             if not changed:
                 self._unconfirmed = 0
                 return True
@@ -90,7 +89,7 @@ class OffsetCommitter:
                 )
             except ShardLost as error:
                 self.outage = None  # the brokers answered
-                if is_check:  # the group is rebalancing, and tells by itself who has the shard
+                if is_check:  # the group is rebalancing, and assigns the shards by itself
                     return True
                 logger.warning("offset commit refused: another process owns the shards", reason=str(error))
                 self._unconfirmed = 0  # the new owner commits them; a later generation of ours starts without them
@@ -99,7 +98,7 @@ class OffsetCommitter:
                 return True
             except LogUnavailable as error:
                 if self.outage is None:
-                    logger.warning("marks not committed", reason=str(error))
+                    logger.warning("offset commit failed, retrying", reason=str(error))
                 self.outage = str(error)
                 return False
             self.outage = None

@@ -1,9 +1,8 @@
-"""Reading partitions: a position in each, moved by what is taken, and a watch over a reader that gets stuck.
+"""Partition reader: a read position per partition, and a watchdog for stuck aiokafka consumers.
 
-Membership of a group is kept apart (`membership.py`): this reader belongs to none, so a rebalance never touches what
-one shard has fetched, and one slow shard never holds up another's fetches. Only committed records are given. aiokafka
-can get stuck after brokers restarted, with no sign (aiokafka issues 712 and 1154), so whoever got nothing for a while
-asks the broker whether there is something, and makes a new consumer when there is.
+It belongs to no group, so a rebalance does not discard fetched records and a slow shard does not delay another. It
+reads committed records only. aiokafka can get stuck after brokers restarted, without an error (aiokafka issues 712 and
+1154), so a reader without records asks the broker for the end offset and opens a new consumer if there are records.
 """
 
 from __future__ import annotations
@@ -20,40 +19,41 @@ from mail.log.kafka.uvloop_workaround import stop_or_abort
 
 logger = structlog.get_logger()
 
-FETCH_BYTES = 1 << 20  # a partition, ahead of what is taken
-_STUCK_SECONDS = 10.0  # of silence, before the broker is asked
+FETCH_BYTES = 1 << 20  # prefetched per partition
+_STUCK_SECONDS = 10.0  # without records, before the broker is asked
 _RECHECK_SECONDS = 2.0
 _CLOSE_SECONDS = 2.0
-# A mark behind the end: the topic was made anew, or its log cut short; or a broker that is behind is asked. Its word is
-# not taken until it was the same for so long, and so often, each time with a new client, which asks any of them first.
+# A committed offset above the end offset: the topic was recreated or truncated, or the broker lags behind. The end
+# offset is trusted after this time and this number of checks, each with a new client that may ask another broker.
 _TRUNCATION_SECONDS, _TRUNCATION_CHECKS = 15.0, 4
 _READ_LIMIT, _READ_WAIT_SECONDS = 2000, 0.2
 
 
 class TopicRecreated(LogUnavailable):
-    """What is read now is another topic of the same name: whatever was known of offsets is not true of it."""
+    """The topic was deleted and recreated with the same name: all known offsets are invalid."""
 
 
 class PartitionReader:
-    """The reading position in some partitions. One task reads at a time."""
+    """The read position in some partitions. One task reads at a time."""
 
     def __init__(self, access: Access, partitions: Sequence[TopicPartition]) -> None:
         self._access = access
         self._partitions = tuple(partitions)
         self._consumer: AIOKafkaConsumer | None = None
         self._positions: dict[TopicPartition, int] = {}
-        self.end_offsets_at_open: Mapping[TopicPartition, int] = {}  # behind the last committed record, as it was then
+        self.end_offsets_at_open: Mapping[TopicPartition, int] = {}  # after the last committed record, at `open`
         self._next_check_at = 0.0
-        self._last_read_at: dict[TopicPartition, float] = {}  # when each gave something last
+        self._last_read_at: dict[TopicPartition, float] = {}  # time of the last record of each partition
         self._behind: Mapping[TopicPartition, int] = {}
         self._is_stuck = False
         self.refused: str | None = None  # by the brokers' authorizer
         self._check_task: asyncio.Task[None] | None = None
-        self._offsets_beyond_end: dict[TopicPartition, tuple[float, int]] = {}  # since when, and how often looked at
+        self._offsets_beyond_end: dict[TopicPartition, tuple[float, int]] = {}  # since when, and number of checks
 
     async def open(self, positions: Mapping[TopicPartition, int | None]) -> None:
-        """Begin at these offsets, or at the first there is (None); at the first too where an offset certainly lies
-        behind the end, since then the topic was made anew: better twice than not at all. Raises LogUnavailable.
+        """Start at these offsets, or at the first existing one (None). An offset that stays above the end offset also
+        restarts at the first one, because the topic was recreated: a repeated delivery is better than a lost one.
+        Raises LogUnavailable.
         """
         await self.close()
         consumer = self._access.consumer(
@@ -61,15 +61,15 @@ class PartitionReader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=FETCH_BYTES,
-            check_crcs=False,  # our frames have a checksum of their own
+            check_crcs=False,  # frames have their own checksum
         )
         try:
             async with asyncio.timeout(30):
                 await consumer.start()
-                # Or the first question would find no leaders, and aiokafka rest for a tenth of a second at each topic.
+                # Otherwise the first request finds no leaders, and aiokafka sleeps for 0.1 s per topic.
                 await consumer._client.set_topics({at.topic for at in self._partitions})
-                # Asked before the first fetch: a broker answers one connection's requests in turn, and a fetch that
-                # waits for news would hold the question up for half a second.
+                # Requested before the first fetch: a broker answers the requests of a connection in order, and a
+                # waiting fetch would delay the answer by half a second.
                 self.end_offsets_at_open = await consumer.end_offsets(list(self._partitions))
                 known = {
                     at: there for at, there in positions.items() if there is not None and self._is_valid(at, there)
@@ -92,7 +92,7 @@ class PartitionReader:
         self._last_read_at = dict.fromkeys(self._partitions, now)
 
     async def reopen(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Go on at these offsets. Raises MadeAnew where they are not there any more, LogUnavailable."""
+        """Continue at these offsets. Raises TopicRecreated where they no longer exist, LogUnavailable."""
         await self.open(positions)
         await self._refuse_recreated(positions, self._positions)
 
@@ -100,10 +100,10 @@ class PartitionReader:
         for at, position in now.items():
             if position < was[at]:
                 await self.close()
-                raise TopicRecreated(f"{self._access.url}: topic {at.topic} was made anew while it was read")
+                raise TopicRecreated(f"{self._access.url}: topic {at.topic} was recreated while it was read")
 
     def _is_valid(self, at: TopicPartition, offset: int) -> bool:
-        """Whether the offset is not behind the end. Raises LogUnavailable while that is in doubt."""
+        """Whether the offset is not above the end offset. Raises LogUnavailable while that is uncertain."""
         if offset <= self.end_offsets_at_open[at]:
             self._offsets_beyond_end.pop(at, None)
             return True
@@ -112,17 +112,17 @@ class PartitionReader:
         self._offsets_beyond_end[at] = since, checks + 1
         if now - since < _TRUNCATION_SECONDS or checks < _TRUNCATION_CHECKS:
             raise LogUnavailable(
-                f"{self._access.url}: {at.topic}, partition {at.partition}, ends before what was marked in it: a"
-                " broker that is behind, a log that was cut short, or a topic that was made anew"
+                f"{self._access.url}: {at.topic}, partition {at.partition}, ends before its committed offset: the"
+                " broker lags behind, or the topic was truncated or recreated"
             )
         logger.warning(
-            "begins at the first record there is", topic=at.topic, partition=at.partition, marked=offset,
-            end=self.end_offsets_at_open[at],
+            "committed offset beyond the end, restarting at the first record", topic=at.topic,
+            partition=at.partition, committed=offset, end=self.end_offsets_at_open[at],
         )  # fmt: skip
         return False
 
     def position(self, partition: TopicPartition) -> int:
-        """The next offset to be taken, aborted records and the broker's own passed over."""
+        """The next offset to read, after aborted and control records."""
         return self._positions[partition]
 
     @property
@@ -130,14 +130,14 @@ class PartitionReader:
         return self._consumer is not None
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Take from here next."""
+        """Continue at this offset."""
         assert self._consumer is not None
         self._consumer.seek(partition, offset)
         self._positions[partition] = offset
 
     @property
     def is_behind(self) -> bool:
-        """Whether something that was there at `open` is yet to be taken."""
+        """Whether records that existed at `open` have not been read yet."""
         return any(self._positions[at] < end for at, end in self.end_offsets_at_open.items())
 
     async def read(
@@ -145,15 +145,15 @@ class PartitionReader:
     ) -> Sequence[ConsumerRecord[bytes, bytes]]:
         """At most `limit` of the next records, in order within each partition. Raises LogUnavailable.
 
-        Nothing is awaited once records are out of the consumer: whoever gives up waiting has lost none of them.
+        There is no await after records left the consumer, so a cancelled caller loses none.
         """
         loop = asyncio.get_running_loop()
-        # Each partition for itself: one may be stuck while others give.
+        # Checked per partition: one may be stuck while others return records.
         silent = loop.time() - min(self._last_read_at.values(), default=loop.time())
         if wait_seconds and silent >= _STUCK_SECONDS and loop.time() >= self._next_check_at:
             self._next_check_at = loop.time() + _STUCK_SECONDS
             if self._consumer is not None and (self._check_task is None or self._check_task.done()):
-                # Beside the reading: a broker that hangs may answer late, and what was silent may come before it.
+                # Concurrent with the reads: an unresponsive broker may answer late, and records may arrive before that.
                 self._check_task = asyncio.create_task(self._check_stuck(), name="reader-watch")
         if self._is_stuck:
             await self.reopen(dict(self._positions))
@@ -162,20 +162,26 @@ class PartitionReader:
             raise LogUnavailable(f"{self._access.url}: the reader is not open")
         try:
             found = await consumer.getmany(*partitions, timeout_ms=int(wait_seconds * 1000), max_records=limit)
-            positions = {at: await consumer.position(at) for at in partitions or self._partitions}  # known, so at once
+            positions = {
+                at: await consumer.position(at) for at in partitions or self._partitions
+            }  # known positions, so this returns at once
         except CLIENT_ERRORS as error:
             unread = unavailable(self._access.url, error, "Read")
             self.refused = str(unread) if isinstance(unread, LogNotAuthorized) else None
             raise unread from None
-        if found or wait_seconds:  # without a wait there may have been no answer yet
+        if found or wait_seconds:  # a read without a wait may precede the first response
             self.refused = None
-        await self._refuse_recreated(self._positions, positions)  # aiokafka begins anew where there is no such offset
+        await self._refuse_recreated(
+            self._positions, positions
+        )  # aiokafka restarts at the first offset where the position does not exist
         self._positions |= positions
         self._last_read_at |= dict.fromkeys(found, loop.time())
         return [record for records in found.values() for record in records]
 
     async def read_to_end(self, silence_seconds: float) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
-        """What was there at `open`, from the position on. Raises LogUnavailable when nothing comes for so long."""
+        """The records that existed at `open`, from the position on. Raises LogUnavailable after `silence_seconds`
+        without records.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + silence_seconds
         while self.is_behind:
@@ -191,7 +197,7 @@ class PartitionReader:
     async def read_until_lost(
         self, lost: asyncio.Event, limit: int, wait_seconds: float
     ) -> Sequence[ConsumerRecord[bytes, bytes]]:
-        """As `take`, but not beyond the loss of the shard. Raises ShardLost, LogUnavailable."""
+        """As `read`, but ends when the shard is lost. Raises ShardLost, LogUnavailable."""
         reading = asyncio.ensure_future(self.read(limit, wait_seconds))
         loss = asyncio.ensure_future(lost.wait())
         try:
@@ -206,7 +212,7 @@ class PartitionReader:
                 await asyncio.gather(reading, return_exceptions=True)
 
     async def end_offsets(self) -> Mapping[TopicPartition, int]:
-        """Behind the last committed record of each partition. Raises LogUnavailable."""
+        """End offset of each partition, after its last committed record. Raises LogUnavailable."""
         assert self._consumer is not None
         try:
             async with asyncio.timeout(30):
@@ -216,18 +222,18 @@ class PartitionReader:
             raise unavailable(self._access.url, error, "Read") from None
 
     async def _check_stuck(self) -> None:
-        """After silence: is there really nothing? What is behind twice at the same position is not coming."""
+        """Check whether unread records exist. A partition is stuck when it is behind twice at the same position."""
         try:
             ends = await self.end_offsets()
         except LogUnavailable:
             return
         except Exception:
-            logger.exception("reader not watched")
+            logger.exception("check for a stuck reader failed")
             return
         behind = {at: self._positions[at] for at, end in ends.items() if end > self._positions[at]}
         if any(self._behind.get(at) == position for at, position in behind.items()):
             logger.warning(
-                "reader is stuck, made anew", behind={f"{at.topic}/{at.partition}": ends[at] for at in behind}
+                "reader is stuck, reopening", behind={f"{at.topic}/{at.partition}": ends[at] for at in behind}
             )
             self._is_stuck = True
         elif behind:

@@ -1,8 +1,8 @@
-"""One record to each broker and back: whether the log takes writes now, how long that takes, and what their clocks say.
+"""Write probe of every broker: whether it accepts writes, its latency and its clock offset.
 
-A *probe* is a record without a value, which all readers skip. It goes to `events`, which nobody consumes (in
-`accepted` it would count as mail that waits) and which goes by age. The broker answers with the time it wrote it
-(LogAppendTime), which must lie between our asking and its answer.
+A *probe* is a record without a value, which all readers skip. It goes to `events`, which no role consumes and whose
+records expire; in `accepted` it would count as unrouted mail. The broker's timestamp (LogAppendTime) must lie between
+the request and the response.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _LOG_APPEND_TIME = 1
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Of one broker. `seconds` until confirmed; `ahead_seconds`: how far its clock is before ours at least, negative
-    when behind, 0 within the time of the answer; None when the topic has no times of the broker's.
+    """Result for one broker. `seconds` until the write was confirmed; `clock_offset_seconds`: least difference of its
+    clock to ours, negative when it is behind, 0 within the request time; None when the topic has no broker timestamps.
     """
 
     broker: int
@@ -34,7 +34,7 @@ class Probe:
 
 
 async def probe_brokers(access: Access) -> list[Probe]:
-    """One partition of every broker that leads one. Raises LogUnavailable."""
+    """Probe one partition of every broker that leads one. Raises LogUnavailable."""
     producer = access.producer(_PROBE_SECONDS, acks="all", linger_ms=0)
     topic = access.topic(EVENTS)
     try:
@@ -46,7 +46,7 @@ async def probe_brokers(access: Access) -> list[Probe]:
             leader = producer.client.cluster.leader_for_partition(at)
             if leader is not None and leader >= 0:
                 leaders.setdefault(leader, at)
-        await asyncio.gather(*(_send(producer, at) for at in leaders.values()))  # connections are made, unmeasured
+        await asyncio.gather(*(_send(producer, at) for at in leaders.values()))  # connects; not measured
         return [_result(leader, *await _send(producer, at)) for leader, at in sorted(leaders.items())]
     except CLIENT_ERRORS as error:
         raise unavailable(topic, error, "Write", topic) from None
@@ -68,9 +68,7 @@ def _result(leader: int, began: float, seconds: float, written: Any) -> Probe:
 
 
 def clock_offset(asked: float, answered: float, theirs: float) -> float:
-    """How far a clock that showed `theirs` at some moment between is before ours, at the least. Theirs is cut to
-    milliseconds.
-    """
+    """Least offset of a clock that showed `theirs`, truncated to milliseconds, between `asked` and `answered`."""
     if theirs > answered:
         return theirs - answered
     return min(0.0, theirs + 0.001 - asked)

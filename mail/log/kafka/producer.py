@@ -1,9 +1,9 @@
-"""Appending outside transactions: what ingress accepts and what delivery reports, confirmed by all replicas in sync.
+"""Plain producer for accepted messages and attempts, confirmed by all in-sync replicas; it also decides the log's
+condition.
 
-The producer is plain, not idempotent: aiokafka's idempotent one never gives up on a dead broker, and writes what we
-said 451 to; ids make repeats harmless. In charge of the condition too (Usable, Full, Down): an append that fails or is
-overdue closes the log for new mail, and a *probe*, a record without a value written to the very partitions that
-failed, opens it again. Readers skip probes.
+It is not idempotent, because aiokafka's idempotent producer never gives up on a dead broker and later writes records
+whose senders got 451; ids make repeats harmless. A failed or overdue append makes the log Down for new mail, and
+*probes* (records without a value, which readers skip) to the failed partitions make it Usable again.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ logger = structlog.get_logger()
 
 PROBE_KEY = b"probe"
 _PROBE_SECONDS = 1.0
-_PROBES_MAX = 256  # at the same time; a few dozen bytes each
-_OVERDUE_SHARE = 0.25  # of the append time-out, after which no more new mail is let in
+_PROBES_MAX = 256  # concurrent; a few dozen bytes each
+_OVERDUE_SHARE = 0.25  # of the append time-out, after which new mail is refused
 _STOP_SECONDS = 5.0
 
 
 class Producer:
-    """One plain producer and what is known of the log through it. Lives on the event loop."""
+    """One plain producer and the condition derived from its appends. Used on the event loop."""
 
     def __init__(self, access: Access, settings: LogSettings, *, linger_ms: int = 0) -> None:
-        """`linger_ms`: how long a partition's batch waits for more, where nobody waits for it."""
+        """`linger_ms`: how long a batch waits for more records, where no client waits for it."""
         self._access = access
         self._settings = settings
         self._linger_ms = linger_ms
         self._timeout = settings.append_timeout.total_seconds()
         self._producer: AIOKafkaProducer | None = None
-        self._in_flight: OrderedDict[int, float] = OrderedDict()  # appends under way, the oldest first
+        self._in_flight: OrderedDict[int, float] = OrderedDict()  # unconfirmed appends, oldest first
         self._last_append_id = 0
         self._down: str | None = None
         self._failed: set[TopicPartition] = set()
         self._probe_task: asyncio.Task[None] | None = None
-        self.appended = 0  # records in `accepted`, by us
-        self._unrouted = 0  # records in `accepted`: as last measured, plus what we appended since
+        self.appended = 0  # records that this process appended to `accepted`
+        self._unrouted = 0  # records in `accepted`: last measurement plus our appends since
 
     async def start(self) -> None:
         """Raises aiokafka's errors."""
         self._producer = producer = self._access.producer(
-            self._timeout,  # of a batch, until it is given up
+            self._timeout,  # time-out of a batch
             acks="all",
             max_batch_size=BATCH_BYTES,
             max_request_size=RECORD_BYTES_MAX,
-            linger_ms=self._linger_ms,  # even with 0: while a request is under way the next batch fills by itself
+            linger_ms=self._linger_ms,  # even with 0, the next batch fills while a request is in flight
         )
-        # Of one answer less: a batch that a frozen broker does not answer goes to the next leader within its time, and
-        # the question who that is to another broker.
+        # The request time-out is shorter: a batch that a frozen broker does not confirm goes to the next leader within
+        # its own time-out, and another broker is asked which one that is.
         producer.client._request_timeout_ms = int(min(REQUEST_SECONDS, self._timeout) * 1000)
         await producer.start()
 
     async def refresh_metadata(self) -> None:
-        """The topics are others than those we know: which partitions they have is asked anew."""
+        """The topics were recreated: fetch their partitions."""
         if self._producer is not None:
             await self._producer.client.force_metadata_update()
             known = self._producer.client.cluster.partitions_for_topic
-            # What is no more will never take a write, and would keep the log down for ever.
+            # A partition that no longer exists never accepts a probe, and would keep the log Down for ever.
             self._failed = {at for at in self._failed if at.partition in (known(at.topic) or ())}
 
     async def close(self) -> None:
@@ -102,13 +102,13 @@ class Producer:
         append_id = self._last_append_id
         self._in_flight[append_id] = perf_counter()
         try:
-            async with asyncio.timeout(self._timeout + 1.0):  # aiokafka gives up by itself before
+            async with asyncio.timeout(self._timeout + 1.0):  # aiokafka's own time-out is earlier
                 sent = await producer.send(partition.topic, value, key, partition.partition)
                 await sent
-        except (*CLIENT_ERRORS, AssertionError) as error:  # aiokafka asserts that it knows the partition
+        except (*CLIENT_ERRORS, AssertionError) as error:  # aiokafka asserts that the partition exists
             PRODUCE_ERRORS.inc()
             cause = (
-                "it is not there"
+                "the partition does not exist"
                 if isinstance(error, AssertionError)
                 else error_message(error, "Write", partition.topic)
             )
@@ -129,7 +129,7 @@ class Producer:
         return Usable()
 
     def set_unrouted(self, unrouted: int, appended: int) -> None:
-        """So many waited in `accepted` at a time when we had appended so many."""
+        """Set the number of records in `accepted`, measured when we had appended `appended`."""
         self._unrouted = unrouted + self.appended - appended
 
     def subtract_routed(self, count: int) -> None:
@@ -137,20 +137,25 @@ class Producer:
 
     def _set_down(self, partition: TopicPartition, cause: str) -> None:
         if self._down is None:
-            logger.error("log does not confirm", topic=partition.topic, partition=partition.partition, reason=cause)
+            logger.error(
+                "log append failed, new mail is refused",
+                topic=partition.topic,
+                partition=partition.partition,
+                reason=cause,
+            )
         self._down = f"{partition.topic}, partition {partition.partition}: {cause}"
         self._failed.add(partition)
         if self._probe_task is None or self._probe_task.done():
             self._probe_task = asyncio.create_task(self._probe_failed_partitions(), name="log-probe")
 
     async def _probe_failed_partitions(self) -> None:
-        """Write to what failed until all of it takes writes again."""
+        """Probe the failed partitions until all accept writes."""
         while self._failed:
             await asyncio.sleep(_PROBE_SECONDS)
-            # All at once: one after the other, each that still fails would hold up the rest for a time-out.
+            # Concurrently: in sequence, each partition that still fails would delay the others by a time-out.
             semaphore = asyncio.Semaphore(_PROBES_MAX)
             await asyncio.gather(*(self._probe_partition(partition, semaphore) for partition in list(self._failed)))
-        logger.info("log confirms again")
+        logger.info("log appends work again")
         self._down = None
 
     async def _probe_partition(self, partition: TopicPartition, semaphore: asyncio.Semaphore) -> None:
@@ -159,17 +164,17 @@ class Producer:
                 await self._send(partition, PROBE_KEY, None)
         except LogUnavailable:
             return
-        except Exception:  # or nobody would probe any more, and nothing would open the log again
+        except Exception:  # otherwise the probes end and the log stays Down
             logger.exception("probe failed", topic=partition.topic, partition=partition.partition)
             return
         self._failed.discard(partition)
 
 
 async def stop_producer(producer: AIOKafkaProducer, seconds: float = 0.0) -> None:
-    """Stop a producer, politely for `seconds`, and then for good: what it has not sent it never will.
+    """Stop a producer gracefully within `seconds`, then abort it; unsent batches are never written.
 
-    `AIOKafkaProducer.stop()` waits for its batches for ever, and cancelling it leaves the sender running, which would
-    write later what we said was not written. So the sender is ended by hand.
+    `AIOKafkaProducer.stop()` waits for its batches without limit, and cancelling it leaves the sender running, which
+    would later write records that were reported as not written. So the sender task is cancelled here.
     """
     stopping = asyncio.ensure_future(producer.stop())
     await asyncio.wait({stopping}, timeout=seconds)
@@ -183,6 +188,6 @@ async def stop_producer(producer: AIOKafkaProducer, seconds: float = 0.0) -> Non
             await asyncio.wait_for(producer.client.close(), 1.0)
     for task in (stopping, sender):
         if task is not None and task.done() and not task.cancelled():
-            task.exception()  # seen: nobody needs "exception was never retrieved"
+            task.exception()  # retrieved, so that asyncio does not log it
     if not stopping.done():
         await asyncio.wait({stopping}, timeout=1.0)

@@ -1,7 +1,6 @@
-"""Rights at the brokers that a process would miss only at work: to read, to delete and to commit in transactions.
+"""Checks of access rights that are otherwise first needed in operation: read, delete, transactional commit.
 
-They are asked for by requests that change nothing: a fetch, DeleteRecords below offset 0, a look-up of the
-coordinator.
+The requests change nothing: a fetch, DeleteRecords below offset 0, FindCoordinator.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from mail.log.kafka.history import ROUTER
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.topics import ACCEPTED, ALL_TOPICS, ATTEMPTED, DISPATCHED
 
-_FETCH_SECONDS = 0.6  # longer than brokers keep a fetch of an empty partition
+_FETCH_SECONDS = 0.6  # longer than a broker holds a fetch of an empty partition
 
 
 async def missing_rights(access: Access, cluster_info: ClusterInfo) -> list[str]:
-    """A line for each right that is refused; whatever else fails is not told."""
+    """A line for each refused right; other failures are ignored."""
     consumed = [access.partition(topic, 0) for topic in (ACCEPTED, ATTEMPTED, DISPATCHED)]
     requests = (
         _fetch(access),

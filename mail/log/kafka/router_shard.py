@@ -1,8 +1,8 @@
-"""One shard of the router on Kafka: its inputs read by position, its outputs and marks in one transaction.
+"""Router shard on Kafka: reads its inputs, and commits outputs and input offsets in one transaction.
 
-Opening a shard is: take its transactional id (which fences every earlier owner, and settles what that one left open),
-then read the committed marks, then read from there. Replay reads the shard's `queue` partition to its end and keeps the
-last line of each key. Everything that fails in between ends in LogUnavailable, and `rewind` opens again.
+Opening takes the transactional id, which fences every earlier owner and ends its open transaction, then fetches the
+committed offsets and reads from there. Replay reads the shard's `queue` partition to its end and keeps the last record
+of each key. Failures raise LogUnavailable, and `rewind` opens the shard again.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from mail.record import Accepted, Attempted, Pending, Record
 
 _REPLAY_BATCH = 500
 _ARRIVAL_SECONDS = 10.0
-# Measured on two processors, where the broker has its share: at 50 ms two router processes carried 0.87 of what one
-# did, at 100 ms 0.97 to 1.01; at 200 ms deliveries begin to wait for work.
+# Measured on two processors shared with the broker: at 50 ms two router processes had 0.87 of the throughput of one, at
+# 100 ms 0.97 to 1.01; at 200 ms deliveries begin to wait for work.
 _BATCH_INTERVAL_SECONDS = 0.1
-_BUSY_INPUTS = 4  # inputs of a commit that was worth sharing
+_BUSY_INPUTS = 4  # inputs per commit above which commits are spaced out
 
 Input = Entry[Accepted] | Entry[Attempted]
 FetchCommitted = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int | None]]]
 
 
 class KafkaRouterShard:
-    """`committed` asks for the group's marks; `consumed` is told how many accepted messages a commit took away.
-    `may_open`: whether the group still counts us in.
+    """`fetch_committed` reads the group's committed offsets; `on_routed` gets the number of accepted messages in a
+    commit. `may_open`: whether the group still counts us as a member.
     """
 
     def __init__(
@@ -62,19 +62,17 @@ class KafkaRouterShard:
         self._accepted = access.partition(ACCEPTED, number)
         self._reader = PartitionReader(access, [self._attempted, self._accepted])
         self._read_count = 0
-        self._read_positions: dict[
-            TopicPartition, int
-        ] = {}  # behind what `take` gave out, the one thing that may be marked
+        self._read_positions: dict[TopicPartition, int] = {}  # after the last returned input: what may be committed
         self._next_read_at = 0.0
         self._is_open = False
         self._has_committed = False  # since the transactional id was taken
-        self._needs_rewind = False  # a commit failed: only a rewind opens again
+        self._needs_rewind = False  # a commit failed: only `rewind` opens the shard again
         self.lost = asyncio.Event()
-        self.outage: str | None = None  # why nothing can be committed now
+        self.outage: str | None = None  # why commits fail
 
     @property
     def refused(self) -> str | None:
-        """Why the brokers' authorizer lets nothing be read."""
+        """Why the brokers' authorizer refuses reads."""
         return self._reader.refused
 
     def revoke(self) -> None:
@@ -82,7 +80,7 @@ class KafkaRouterShard:
 
     def abandon(self) -> None:
         self.lost.set()
-        self._is_open = False  # what is in hand is not committed
+        self._is_open = False  # inputs that were read are not committed
 
     async def close(self) -> None:
         self.lost.set()
@@ -102,12 +100,12 @@ class KafkaRouterShard:
 
     async def _open_shard(self) -> None:
         if self.lost.is_set():
-            raise ShardLost  # or whoever tends it would try to open it for ever
+            raise ShardLost  # otherwise `process` would retry for ever
         if self._needs_rewind:
             raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the last commit failed")
         if not self._may_open():
-            # We slept, and have not been told yet: to open now would fence the owner that the group has chosen.
-            raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the group is joined anew")
+            # The process paused and has not rejoined yet: opening now would fence the owner that the group has chosen.
+            raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: rejoining the group")
         await self._producer.open()
         await self._reader.open(await self._fetch_committed([self._attempted, self._accepted]))
         self._read_positions = {}
@@ -117,15 +115,15 @@ class KafkaRouterShard:
 
     async def rewind(self) -> None:
         if self.lost.is_set():
-            return  # it is for the next owner to open
+            return  # the next owner opens it
         self._is_open = self._needs_rewind = False
         await self._open()
 
     async def replay(self) -> AsyncIterator[Sequence[Pending]]:
         await self._open()
         if self._has_committed:
-            # A commit returns when it cannot fail any more, and its records are seen some milliseconds later: when its
-            # markers are written, for which the next who takes the id has to wait.
+            # A commit returns once it cannot fail, but its records are visible only when its markers are written, some
+            # milliseconds later. The next owner of the transactional id waits for that.
             await self._producer.open()
             self._has_committed = False
         at = self._access.partition(QUEUE, self.number)
@@ -140,16 +138,16 @@ class KafkaRouterShard:
             raise ShardLost
         await self._open()
         await self._wait_for_batch()
-        # What came back from delivery goes first: it makes room.
+        # Attempts first: they free room.
         records = list(await self._reader.read(limit, 0.0, [self._attempted]))
         if len(records) < limit:
             records += await self._reader.read(limit - len(records), 0.0, [self._accepted])
         if not records:
             seconds = wait.total_seconds()
-            if self._reader.is_behind:  # it is there, and on its way: "nothing" would not be true
+            if self._reader.is_behind:  # records exist: an empty result would be wrong
                 records = list(await self._reader.read_until_lost(self.lost, limit, _ARRIVAL_SECONDS))
                 if not records and self._reader.is_behind:
-                    raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: what is there does not come")
+                    raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: existing records do not arrive")
             elif seconds:
                 records = list(await self._reader.read_until_lost(self.lost, limit, seconds))
         inputs = self._inputs(records)
@@ -157,8 +155,8 @@ class KafkaRouterShard:
         return inputs
 
     async def _wait_for_batch(self) -> None:
-        """A transaction costs five round trips, however little is in it. So after one that was shared by several the
-        next begins no sooner than `_GATHER_SECONDS` after it: a shard with little to do waits for nobody.
+        """A transaction costs five round trips, whatever its size. So after a commit of several inputs the next one
+        starts no sooner than `_BATCH_INTERVAL_SECONDS` later; a shard with few inputs does not wait.
         """
         seconds = self._next_read_at - asyncio.get_running_loop().time()
         if seconds > 0:
@@ -166,7 +164,7 @@ class KafkaRouterShard:
                 await asyncio.wait_for(self.lost.wait(), seconds)
 
     def _inputs(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> list[Input]:
-        """Without probes. One that cannot be read is raised once there is nothing before it, in any topic."""
+        """The inputs without probes. An unreadable record is raised once no input precedes it in any topic."""
         inputs: list[Input] = []
         unreadable: dict[str, LogUnusable] = {}
         for record in records:
@@ -185,7 +183,7 @@ class KafkaRouterShard:
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:
         await self._open()
         if len(consumed) != self._read_count:
-            raise ValueError(f"{len(consumed)} inputs are to be marked, and {self._read_count} were taken")
+            raise ValueError(f"{len(consumed)} inputs are to be committed, but {self._read_count} were read")
         offsets = {}
         for partition in (self._attempted, self._accepted):
             if any(entry.topic == _topic_of(partition, self._access) for entry in consumed):

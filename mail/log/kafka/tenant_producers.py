@@ -1,10 +1,8 @@
-"""Appends for dedicated tenants: each has topics of its own, and a producer of its own, so that nothing is shared.
+"""Producers of dedicated tenants, one per tenant, each for topics of its own ("mail.acme.accepted").
 
-A tenant's topics have the log's prefix and the tenant's name before theirs ("mail.acme.accepted"). Its
-tenant_producer is opened
-with its first recipient, on topics as safe as those a start demands: not at start, since there may be many tenants, and
-a process talks to all brokers for each. What ails one tenant's topics is LogUnavailable for its messages, at once where
-it is known, and for nobody else's.
+A tenant's producer opens at its first recipient, not at start, because there may be many tenants and each costs
+connections to all brokers. Its topics must pass the checks that a start requires. A failure is LogUnavailable for the
+tenant's own messages only, immediately once it is known.
 """
 
 from __future__ import annotations
@@ -27,11 +25,9 @@ from mail.settings import LogSettings
 
 logger = structlog.get_logger()
 
-_RETRY_SECONDS = 5.0  # before topics that were missing are looked for again
-_OPEN_SECONDS_MAX = 30.0  # then the brokers do not answer
-_OPEN_WAIT_SECONDS = (
-    3.0  # that a recipient waits for a tenant_producer, which takes a tenth of a second where all is well
-)
+_RETRY_SECONDS = 5.0  # before missing topics are checked again
+_OPEN_SECONDS_MAX = 30.0  # time-out of opening a producer
+_OPEN_WAIT_SECONDS = 3.0  # a recipient's wait for a producer, which normally opens in a tenth of a second
 
 TenantProducer = tuple[Producer, ShardCounts]
 
@@ -41,14 +37,14 @@ class TenantProducers:
 
     def __init__(self, access: Access, settings: LogSettings) -> None:
         self._access = access
-        # The settings say how many shards the shared topics have; a tenant's have what they have.
+        # The settings give the shards of the shared topics; a tenant's topics may have another number.
         self._settings = settings.model_copy(update={"shards": 0, "delivery_shards": 0})
         self._producers: dict[str, TenantProducer] = {}
         self._opening: dict[str, tuple[float, asyncio.Task[None]]] = {}  # since when
         self._failures: dict[str, tuple[float, str]] = {}
 
     async def open(self, tenant: str) -> None:
-        """Open the tenant's lane unless it is open, or failed a moment ago; wait for that, but not long."""
+        """Open the tenant's producer unless it is open or failed recently; wait for it for a few seconds at most."""
         if tenant in self._producers or self._recent_failure(tenant) is not None:
             return
         since, task = self._start_opening(tenant)
@@ -61,7 +57,7 @@ class TenantProducers:
             _, task = self._start_opening(tenant)
             await asyncio.wait({task})
         condition = self.condition(tenant)
-        if isinstance(condition, Down):  # or each of its messages would hold a session and its bytes for a time-out
+        if isinstance(condition, Down):  # otherwise each message would hold a session and its bytes until a time-out
             raise LogUnavailable(condition.reason)
         tenant_producer = self._producers.get(tenant)
         if tenant_producer is None:
@@ -70,39 +66,37 @@ class TenantProducers:
         await producer.append(record, place(record, counts))
 
     def condition(self, tenant: str) -> Condition:
-        """Usable while nobody has asked."""
+        """Usable before the first recipient."""
         tenant_producer = self._producers.get(tenant)
         if tenant_producer is not None:
             now = tenant_producer[0].condition()
             return Down(f"tenant {tenant}: {now.reason}") if isinstance(now, Down) else now
         reason = self._recent_failure(tenant)
         if reason is None and tenant in self._opening:
-            reason = f"tenant {tenant}: its topics have not answered yet"
+            reason = f"tenant {tenant}: its topics have not responded yet"
         return Usable() if reason is None else Down(reason)
 
     async def measure_backlog(self, cluster_info: ClusterInfo) -> None:
-        """See how much of what was appended is routed, and whether the topics are there."""
+        """Measure the unrouted messages of each tenant, and check that its topics exist."""
         for tenant, (producer, counts) in list(self._producers.items()):
             appended = producer.appended
             access = self._tenant_access(tenant)
             try:
                 current, _ = await load_topics(cluster_info, access, self._settings, with_config=False)
                 if current.by_queue_id != counts.by_queue_id:
-                    await self._close_producer(
-                        tenant
-                    )  # they were made anew: with the next recipient they are looked at
+                    await self._close_producer(tenant)  # the topics were recreated; the next recipient opens them
                     continue
                 backlog = await KafkaHistoryReader(access, cluster_info, counts).backlog()
             except LogUnusable as error:
                 await self._close_producer(tenant)
                 self._record_failure(tenant, str(error))
-            except LogUnavailable as error:  # at the next turn; the others are measured
+            except LogUnavailable as error:  # retried at the next measurement; the others are measured
                 logger.debug("backlog not measured", tenant=tenant, reason=str(error))
             else:
                 producer.set_unrouted(backlog.accepted, appended)
 
     def _recent_failure(self, tenant: str) -> str | None:
-        """What ailed the tenant's topics a moment ago."""
+        """The tenant's failure, if it is recent."""
         since, reason = self._failures.get(tenant, (float("-inf"), ""))
         return reason if asyncio.get_running_loop().time() - since < _RETRY_SECONDS else None
 
@@ -112,7 +106,7 @@ class TenantProducers:
     def _start_opening(self, tenant: str) -> tuple[float, asyncio.Task[None]]:
         opening = self._opening.get(tenant)
         if opening is None:
-            task = asyncio.create_task(self._open_producer(tenant), name=f"lane of {tenant}")
+            task = asyncio.create_task(self._open_producer(tenant), name=f"producer of {tenant}")
             opening = self._opening[tenant] = asyncio.get_running_loop().time(), task
             task.add_done_callback(lambda _: self._opening.pop(tenant, None))
         return opening
@@ -134,9 +128,9 @@ class TenantProducers:
             self._record_failure(tenant, str(error))
         except CLIENT_ERRORS as error:
             self._record_failure(tenant, error_message(error))
-        except Exception as error:  # a bug; without a reason every message would only find the lane shut
-            logger.exception("lane not opened", tenant=tenant)
-            self._record_failure(tenant, f"a bug of ours ({type(error).__name__})")
+        except Exception as error:  # a bug; without a reason, messages would be refused without an explanation
+            logger.exception("opening a tenant's producer failed", tenant=tenant)
+            self._record_failure(tenant, f"internal error ({type(error).__name__})")
         finally:
             if not is_open:
                 await producer.close()
@@ -145,10 +139,10 @@ class TenantProducers:
             self._producers[tenant] = producer, counts
 
     def _record_failure(self, tenant: str, text: str) -> None:
-        """Said once, for as long as nothing else is wrong."""
+        """Record a failure, and log it once until the reason changes."""
         reason = f"tenant {tenant}: {text}"
         if self._failures.get(tenant, (0.0, ""))[1] != reason:
-            logger.error("no topics for a dedicated tenant", tenant=tenant, reason=text)
+            logger.error("topics of a dedicated tenant not usable", tenant=tenant, reason=text)
         self._failures[tenant] = asyncio.get_running_loop().time(), reason
 
     async def _close_producer(self, tenant: str) -> None:

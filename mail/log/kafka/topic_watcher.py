@@ -1,9 +1,8 @@
-"""Whether our topics are there, looked at when a process starts (safe too, then) and every few seconds while it runs.
+"""Topic watcher: checks the topics at start, including their safety, and every few seconds afterwards.
 
-In charge of the one line that says what is missing and what to do. A process whose topics are deleted under it stays:
-unready, with that line, and its shards put down; it works again when the topics are back. To end would not be more
-truthful: whatever starts it again would see it refused, again and again. What shards remember of deleted topics
-(positions, queues) counts no more, so they begin anew.
+A process whose topics are deleted stays up but unready, with a line that says what is missing and what to do, and
+abandons its shards; a restart would only fail again. When the topics are back, the shards restart without their former
+positions and state.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ logger = structlog.get_logger()
 
 POLL_SECONDS = 5.0
 _RESUME_SECONDS = 15.0
-_UNANSWERED_MAX = 2  # in a row, before it is an outage: a broker that dies costs one
-_MISSING_TRIES, _MISSING_SECONDS = 6, 0.5  # before topics are said to be missing: brokers hear of new ones in turn
+_UNANSWERED_MAX = 2  # consecutive time-outs that make an outage; a dying broker causes one
+_MISSING_TRIES, _MISSING_SECONDS = 6, 0.5  # before topics count as missing: brokers learn of new ones one after another
 
 
 async def load_topics(
     cluster_info: ClusterInfo, access: Access, settings: LogSettings, *, with_config: bool = True
 ) -> tuple[ShardCounts, Mapping[Topic, TopicState]]:
-    """The partition counts, and the topics. Raises LogUnavailable; LogUnusable for topics that are missing or, where
-    their configuration is looked at, unsafe.
+    """Partition counts and topics. Raises LogUnavailable; LogUnusable for missing topics and, with `with_config`,
+    unsafe ones.
     """
     topic_states = await cluster_info.topics(access, with_config=with_config)
     for _ in range(_MISSING_TRIES):
@@ -54,8 +53,8 @@ async def load_topics(
 
 
 class TopicWatcher:
-    """Of one set of topics. `gone` is called when they are no longer there, or are others; `back` when they are;
-    `grown` when `dispatched` has got more partitions.
+    """Watches one set of topics. `on_missing` is called when they are missing or were recreated, `on_restored` when
+    they are back, `on_grown` when `dispatched` has more partitions.
     """
 
     def __init__(
@@ -75,19 +74,19 @@ class TopicWatcher:
         self._on_restored = on_restored
         self._on_grown = on_grown
         self.counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
-        self.problem: str | None = None  # one line for people
-        # Why no mail moves although the topics are there: no broker answers, or a partition takes no writes.
+        self.problem: str | None = None  # one line for operators
+        # Why mail is not processed although the topics exist: no broker answers, or a partition refuses writes.
         self.outage: str | None = None
         self._min_in_sync: Mapping[Topic, int] = {}
-        self._unanswered = 0  # looks in a row
-        self._is_missing = False  # `gone` was called, and `back` has not got through since
+        self._unanswered = 0  # consecutive checks
+        self._is_missing = False  # `on_missing` was called, and `on_restored` has not returned since
 
     async def load(self) -> None:
-        """At start. Raises LogUnusable, LogUnavailable."""
+        """Check at start. Raises LogUnusable, LogUnavailable."""
         self.counts, topic_states = await load_topics(self._cluster_info, self._access, self._settings)
         self._update_writability(topic_states)
         if has_fewer_replicas(topic_states, self._settings):
-            # For new topics it would be asked for in vain; those that are there work as they are.
+            # New topics could not be created; existing ones work.
             live_brokers = await self._cluster_info.count_brokers()
             if live_brokers < self._settings.replication:
                 logger.warning(
@@ -95,7 +94,7 @@ class TopicWatcher:
                 )
 
     async def watch(self) -> None:
-        """For ever. `dispatched` may also get more partitions while we run; new dispatches go there too."""
+        """Check until cancelled. Partitions that `dispatched` gains are used for new dispatches."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
@@ -103,18 +102,18 @@ class TopicWatcher:
                 self._unanswered = 0
             except LogUnusable as error:
                 self._set_problem(str(error))
-            except LogUnavailable as error:  # who appends and reads says so
+            except LogUnavailable as error:  # appends and reads report the error
                 self._unanswered += 1
                 if self._unanswered >= _UNANSWERED_MAX:
                     self.outage = str(error)
-                logger.debug("topics not looked at", reason=str(error))
-            except Exception:  # at its next turn
-                logger.exception("topics not looked at")
+                logger.debug("topic check failed", reason=str(error))
+            except Exception:  # retried
+                logger.exception("topic check failed")
 
     async def _check(self) -> None:
         if not self._is_missing and await self._are_unchanged():
             return
-        # They are missing, or others now, made by somebody else than us perhaps.
+        # Missing, or recreated, possibly by another process.
         counts, topic_states = await load_topics(self._cluster_info, self._access, self._settings)
         self._update_writability(topic_states)
         self._suspend()
@@ -123,12 +122,12 @@ class TopicWatcher:
             await self._on_restored()
         self._is_missing = False
         if self.problem is not None:
-            logger.info("topics are there again", prefix=self._access.prefix)
+            logger.info("topics available again", prefix=self._access.prefix)
         self.problem = None
 
     async def _are_unchanged(self) -> bool:
-        """As before, but for partitions that `dispatched` has got. One broker may say otherwise for a while: it has
-        slept.
+        """Whether the topics are unchanged, except for partitions that `dispatched` gained. Retried, because a paused
+        broker may answer with old metadata.
         """
         before = self.counts
         for number in range(_MISSING_TRIES):
@@ -148,7 +147,7 @@ class TopicWatcher:
         return False
 
     def _update_writability(self, topic_states: Mapping[Topic, TopicState]) -> None:
-        """`found` with its configuration."""
+        """`topic_states` include the configuration."""
         self._min_in_sync = {
             topic: min(int(each.config.get("min.insync.replicas", "1")), each.replication)
             for topic, each in topic_states.items()
@@ -163,6 +162,6 @@ class TopicWatcher:
 
     def _set_problem(self, line: str) -> None:
         if self.problem != line:
-            logger.error("topics are not as they must be, mail stands still", reason=line)
+            logger.error("topics missing or invalid, mail is not processed", reason=line)
         self._suspend()
         self.problem = line

@@ -1,8 +1,7 @@
-"""Our topics as Kafka has them: names, configurations, partition counts, what each has to be.
+"""Topics on Kafka: names, configurations, partition counts, and the safety checks.
 
-In charge of one table, what each topic must be so that no accepted mail can be lost, and of comparing it with what a
-cluster has. Never reads or writes a record. **Law: no undelivered mail is ever removed by a retention limit**, so what
-is consumed is purged by offset (`KafkaLog.purge`), and only `events` goes by age.
+The table of wanted configurations is what keeps accepted mail from being lost. **No undelivered mail is ever removed by
+a retention limit**: consumed records are purged by offset (`KafkaLog.purge`), and only `events` expires by age.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from mail.settings import LogSettings
 
 T = TypeVar("T")
 
-RECORD_BYTES_NEEDED = 6 << 20  # the least `max.message.bytes`: inline content and an envelope of the usual limits
-SHARDS = 12  # partitions of a new topic, where the settings do not say
+RECORD_BYTES_NEEDED = 6 << 20  # least `max.message.bytes`: inline content and an envelope with the usual limits
+SHARDS = 12  # partitions of a new topic without a setting
 REPLICATION_SAFE = 3
 IN_SYNC_SAFE = 2
 _ANY_TRIES, _ANY_PAUSE_SECONDS = 9, 0.1
 
 _MILLISECOND = timedelta(milliseconds=1)
-# Compaction keeps a shard's replay short: a tenth of a log dirty is enough to clean it, segments are small, and a
-# tombstone is kept for an hour, much longer than any replay takes.
+# Compaction keeps replay short: a log is cleaned when a tenth is dirty, segments are small, and a tombstone is kept for
+# an hour, much longer than any replay takes.
 _COMPACTED = {
     "cleanup.policy": "compact",
     "min.cleanable.dirty.ratio": "0.1",
@@ -47,7 +46,7 @@ _PURGED = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": 
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
-    """A topic as the cluster has it."""
+    """A topic in the cluster."""
 
     name: str
     partitions: int
@@ -58,7 +57,7 @@ class TopicState:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something about a topic. `fatal`: mail can be lost by it."""
+    """A deviation of a topic. `fatal`: mail can be lost."""
 
     topic: str
     text: str
@@ -66,7 +65,7 @@ class Problem:
 
 
 def wanted_config(topic: Topic, settings: LogSettings) -> dict[str, str]:
-    """The configuration a new topic gets."""
+    """The configuration of a new topic."""
     replication = settings.replication
     common = {
         "min.insync.replicas": str(IN_SYNC_SAFE if replication >= REPLICATION_SAFE else 1),
@@ -90,14 +89,14 @@ def wanted_partitions(topic: Topic, settings: LogSettings) -> int:
 async def find_topics(
     admin: AIOKafkaAdminClient, access: Access, *, with_config: bool = True
 ) -> dict[Topic, TopicState]:
-    """Our topics that exist. Raises aiokafka's errors."""
+    """Our existing topics. Raises aiokafka's errors."""
     names = {access.topic(topic): topic for topic in ALL_TOPICS}
     described = await from_any_broker(lambda: describe_topics(admin, list(names)))
     topic_states: dict[Topic, TopicState] = {}
     configs = await _configs(admin, [each["topic"] for each in described if not each["error_code"]], with_config)
     for each in described:
         if each["error_code"] == errors.TopicAuthorizationFailedError.errno:
-            raise errors.TopicAuthorizationFailedError(each["topic"])  # there or not: it is not missing
+            raise errors.TopicAuthorizationFailedError(each["topic"])  # refused, which does not mean missing
         name, partitions = each["topic"], each["partitions"]
         if each["error_code"] or not partitions:
             continue
@@ -112,8 +111,8 @@ async def find_topics(
 
 
 async def from_any_broker(call: Callable[[], Awaitable[T]]) -> T:
-    """The answer of any broker: one that has just died is in the lists of the others for some seconds more, and
-    aiokafka asks at random. Raises aiokafka's errors.
+    """Retry at random brokers: a dead broker stays in the metadata of the others for some seconds, and aiokafka may
+    choose it. Raises aiokafka's errors.
     """
     for _ in range(_ANY_TRIES):
         try:
@@ -126,8 +125,8 @@ async def from_any_broker(call: Callable[[], Awaitable[T]]) -> T:
 async def describe_topics(
     admin: AIOKafkaAdminClient, names: list[str], broker: int | None = None
 ) -> list[dict[str, Any]]:
-    """What one broker knows of these topics, any or this. Not `describe_topics`: that makes each one that is missing,
-    as Kafka's default `auto.create.topics.enable = true` has it, with one partition and one replica.
+    """Metadata of these topics at `broker`, or at any. Not aiokafka's `describe_topics`, which creates missing topics
+    with one partition and one replica where `auto.create.topics.enable = true` (Kafka's default).
     """
     answer = await admin._send_request(MetadataRequest(names, allow_auto_topic_creation=False), broker)
     described: list[dict[str, Any]] = answer.to_object()["topics"]
@@ -150,8 +149,8 @@ async def _configs(admin: AIOKafkaAdminClient, names: list[str], wanted: bool) -
 
 
 def shard_counts_of(topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings) -> ShardCounts:
-    """The partition counts, once every topic is there and they agree. Raises LogUnusable with what to do, LogNotReady
-    where `eilpost topics create` has not been run yet.
+    """The partition counts, if every topic exists and the counts agree. Raises LogUnusable, or LogNotReady where
+    `eilpost topics create` is needed.
     """
     missing = [access.topic(topic) for topic in ALL_TOPICS if topic not in topic_states]
     if missing:
@@ -165,7 +164,7 @@ def shard_counts_of(topic_states: Mapping[Topic, TopicState], access: Access, se
         if topic is not DISPATCHED and each.partitions != shards:
             raise LogUnusable(
                 f"{access.url}: topic {topic_states[ACCEPTED].name} has {shards} partitions and {each.name} has"
-                f" {each.partitions}: they must have as many; this set of topics is damaged, use another log.prefix"
+                f" {each.partitions}: the numbers must be equal; this set of topics is damaged, use another log.prefix"
             )
     _require_partition_count("log.shards", settings.shards, shards, topic_states[ACCEPTED].name)
     delivery = topic_states[DISPATCHED].partitions
@@ -173,7 +172,7 @@ def shard_counts_of(topic_states: Mapping[Topic, TopicState], access: Access, se
         raise LogNotReady(
             f"log.delivery_shards = {settings.delivery_shards}, but topic "
             f"{topic_states[DISPATCHED].name} has {delivery}"
-            " partitions: run `eilpost topics create`, which adds what is missing"
+            " partitions: run `eilpost topics create`, which adds the missing ones"
         )
     return ShardCounts(shards, delivery)
 
@@ -181,13 +180,13 @@ def shard_counts_of(topic_states: Mapping[Topic, TopicState], access: Access, se
 def _require_partition_count(key: str, wanted: int, actual: int, name: str) -> None:
     if wanted and wanted != actual:
         raise LogUnusable(
-            f"{key} = {wanted}, but topic {name} has {actual} partitions, and that cannot change: set {key} = {actual},"
-            " or 0 for what is there"
+            f"{key} = {wanted}, but topic {name} has {actual} partitions, and the number cannot change:"
+            f" set {key} = {actual}, or 0 to use the topic's number"
         )
 
 
 def problems(topic_states: Mapping[Topic, TopicState], settings: LogSettings) -> Iterator[Problem]:
-    """What is unsafe, or not as we would make it."""
+    """Unsafe or unusual configurations."""
     for topic, each in topic_states.items():
         yield from _replication_problems(each, settings)
         config = each.config
@@ -196,7 +195,7 @@ def problems(topic_states: Mapping[Topic, TopicState], settings: LogSettings) ->
         policy = config.get("cleanup.policy", "")
         if topic.compacted:
             if policy != "compact":
-                yield Problem(each.name, f"cleanup.policy = {policy} removes open queue lines: set it to compact")
+                yield Problem(each.name, f"cleanup.policy = {policy} removes pending deliveries: set it to compact")
         elif policy != "delete":
             yield Problem(each.name, f"cleanup.policy = {policy} drops records by key: set it to delete")
         elif topic is not EVENTS:
@@ -228,7 +227,7 @@ def refuse_unsafe(topic_states: Mapping[Topic, TopicState], access: Access, sett
 
 
 def not_writable(topic_states: Mapping[Topic, TopicState], in_sync_needed: Mapping[Topic, int]) -> str | None:
-    """A line for people when a partition has fewer replicas in sync than its topic needs to take writes, else None."""
+    """A line for operators when a partition has fewer in-sync replicas than it needs to accept writes, else None."""
     for topic, each in topic_states.items():
         needed = in_sync_needed.get(topic, 1)
         if each.in_sync < needed:
@@ -240,40 +239,40 @@ def not_writable(topic_states: Mapping[Topic, TopicState], in_sync_needed: Mappi
 
 
 def has_fewer_replicas(topic_states: Mapping[Topic, TopicState], settings: LogSettings) -> bool:
-    """Whether topics have less than `log.replication`, which is for new ones, asks for."""
+    """Whether existing topics have fewer replicas than `log.replication`, which applies to new ones."""
     return any(each.replication < settings.replication for each in topic_states.values())
 
 
 def _replication_problems(each: TopicState, settings: LogSettings) -> Iterator[Problem]:
     in_sync = int(each.config.get("min.insync.replicas", "1"))
-    if each.replication < REPLICATION_SAFE:  # and min.insync.replicas = 2 would stop it at the first loss
+    if each.replication < REPLICATION_SAFE:  # min.insync.replicas = 2 would stop it at the first loss
         replicas = "1 replica" if each.replication == 1 else f"{each.replication} replicas"
         yield Problem(
             each.name,
-            f"has {replicas}, and with fewer than 3 a lost node can lose mail: give it 3 by"
+            f"has {replicas}, with fewer than 3 the loss of a broker can lose mail: add replicas with"
             " kafka-reassign-partitions.sh",
         )
     elif each.replication < settings.replication:
         yield Problem(
             each.name,
-            f"has {each.replication} replicas, and log.replication = {settings.replication}: give it more by"
+            f"has {each.replication} replicas, but log.replication = {settings.replication}: add replicas with"
             " kafka-reassign-partitions.sh, or lower log.replication",
             fatal=False,
         )
     if each.replication >= REPLICATION_SAFE and in_sync < IN_SYNC_SAFE:
         yield Problem(
-            each.name, f"min.insync.replicas = {in_sync}: set it to 2, so that two nodes have what we confirm"
+            each.name, f"min.insync.replicas = {in_sync}: set it to 2, so that two brokers have every confirmed record"
         )
     elif each.replication >= REPLICATION_SAFE and in_sync == each.replication:
         yield Problem(
             each.name,
-            f"min.insync.replicas = {in_sync} of {each.replication} replicas: one lost broker stops all mail, set it to"
-            f" {each.replication - 1}",
+            f"min.insync.replicas = {in_sync} of {each.replication} replicas: the loss of one broker stops all mail,"
+            f" set it to {each.replication - 1}",
             fatal=False,
         )
     if in_sync > each.replication:
         yield Problem(
-            each.name, f"min.insync.replicas = {in_sync} with {each.replication} replicas takes no writes: lower it"
+            each.name, f"min.insync.replicas = {in_sync} with {each.replication} replicas refuses writes: lower it"
         )
     if each.in_sync < each.replication:
         yield Problem(
@@ -285,7 +284,7 @@ def _replication_problems(each: TopicState, settings: LogSettings) -> Iterator[P
 
 
 async def count_live_brokers(admin: AIOKafkaAdminClient) -> int:
-    """How many brokers the cluster counts in. Raises aiokafka's errors."""
+    """Number of live brokers in the cluster. Raises aiokafka's errors."""
     return len((await from_any_broker(admin.describe_cluster))["brokers"])
 
 
@@ -297,8 +296,8 @@ def too_few_brokers(live_brokers: int, access: Access, settings: LogSettings) ->
         else 'or, on a machine for trials, log.replication = 1 and log.durability = "dev"'
     )
     return (
-        f"{access.url}: log.replication = {settings.replication}, and"
-        f" {'1 broker is' if live_brokers == 1 else f'{live_brokers} brokers are'} there: start the others; {lower}"
+        f"{access.url}: log.replication = {settings.replication}, but only"
+        f" {'1 broker is' if live_brokers == 1 else f'{live_brokers} brokers are'} running: start the others; {lower}"
     )
 
 

@@ -1,9 +1,8 @@
-"""The router's commit: outputs and input marks of one shard in one Kafka transaction, under one transactional id.
+"""Transactional producer of one router shard: outputs and input offsets in one Kafka transaction.
 
-Whoever starts a producer of this id fences every earlier one at the broker, so a stale owner can commit nothing: that
-is the lock of a shard, and there is no other. A transaction that failed in any way ends its producer; the next one
-begins by finding out from the broker what became of it. aiokafka does not look at the fate of its batches when it
-commits, so every one is awaited here first.
+A new producer with the shard's transactional id fences every earlier one at the broker; this is the only lock of a
+router shard. A failed transaction ends its producer, and the next one settles that transaction at the broker. aiokafka
+does not check its batches when it commits, so each one is awaited first.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from mail.telemetry.log import PRODUCE_DURATION, PRODUCE_ERRORS
 
 logger = structlog.get_logger()
 
-# A killed router's open transaction hides what others dispatched behind it until the broker ends it, or until the
-# shard's next owner does: the shorter the better, and longer than any batch takes.
+# The open transaction of a killed router hides later records of other routers until it times out or the shard's next
+# owner ends it: as short as possible, but longer than any batch takes.
 TRANSACTION_SECONDS = 15.0
-# Less than that, or it would wait for what the broker has ended. One that takes longer is made again, which is safe at
-# any point; aiokafka may wait for a dead coordinator twice as long.
+# Shorter, so that it does not wait for a transaction that the broker has ended. A slower commit is repeated, which is
+# always safe; aiokafka may wait twice as long for a dead coordinator.
 COMMIT_SECONDS = 10.0
 _STOP_SECONDS = 1.0
 _FENCED = (errors.ProducerFenced, errors.InvalidProducerEpoch, errors.InvalidProducerIdMapping)
@@ -37,7 +36,7 @@ Batches = Mapping[TopicPartition, Sequence[tuple[bytes, bytes | None]]]  # (key,
 
 
 class TransactionalProducer:
-    """Owns the transactional id of one shard while `open`."""
+    """Holds the transactional id of one shard while open."""
 
     def __init__(self, access: Access, transactional_id: str, group: str, timeout_seconds: float) -> None:
         self._access = access
@@ -47,7 +46,7 @@ class TransactionalProducer:
         self._producer: AIOKafkaProducer | None = None
 
     async def open(self) -> None:
-        """Fence every other holder of the id, and settle what it left open. Raises LogUnavailable."""
+        """Fence every other holder of the id and settle its open transaction. Raises LogUnavailable."""
         await self.close()
         producer = self._access.producer(
             transactional_id=self._id,
@@ -67,8 +66,8 @@ class TransactionalProducer:
         self._producer = producer
 
     async def commit(self, batches: Batches, offsets: Mapping[TopicPartition, int]) -> None:
-        """All of it or nothing. Raises ShardLost when another holder has the id, LogUnavailable when the fate is not
-        known; in both cases `open` again before the next.
+        """Commit atomically. Raises ShardLost when another producer holds the id, LogUnavailable when the result is
+        unknown; in both cases `open` must precede the next commit.
         """
         producer = self._producer
         if producer is None:
@@ -97,7 +96,7 @@ class TransactionalProducer:
         self, producer: AIOKafkaProducer, batches: Batches, offsets: Mapping[TopicPartition, int]
     ) -> None:
         for at in batches:
-            if at.partition not in await producer.partitions_for(at.topic):  # it has grown since we looked
+            if at.partition not in await producer.partitions_for(at.topic):  # the topic has grown
                 await producer.client.force_metadata_update()
                 if at.partition not in await producer.partitions_for(at.topic):
                     raise errors.UnknownTopicOrPartitionError(f"{at.topic}, partition {at.partition}")
@@ -119,7 +118,7 @@ class TransactionalProducer:
 
 
 async def _send(producer: AIOKafkaProducer, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]]) -> None:
-    """Write the records in their order, batch after batch; return when all are confirmed."""
+    """Write the records in order, in batches; return when all are confirmed."""
     confirmed = []
     batch = producer.create_batch()
     for key, value in records:
@@ -135,7 +134,7 @@ async def _send(producer: AIOKafkaProducer, at: TopicPartition, records: Sequenc
 
 
 def _is_fenced(producer: AIOKafkaProducer) -> bool:
-    """Whether the sender ended because another holder has the id: then the rest of the call only timed out."""
+    """Whether the sender ended because another producer holds the id; the call itself then only timed out."""
     sender = producer._sender.sender_task
     if sender is None or not sender.done() or sender.cancelled():
         return False

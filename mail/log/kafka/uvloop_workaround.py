@@ -1,11 +1,10 @@
-"""A connection that has just been reset says so in aiokafka's words, so that the client that uses it survives.
+"""Workaround for uvloop: a write to a connection that was just reset raises KafkaConnectionError, not RuntimeError.
 
-uvloop refuses to write to such a connection with a RuntimeError, for the two turns of the loop until aiokafka has heard
-of the reset; asyncio's own loop says nothing then. Of every task of aiokafka that meets it this is the end. The worst
-is the one that keeps the cluster's metadata: it ends without a sign, and whoever waits for metadata from then on waits
-for ever: a member that looks for its group's coordinator, a group's leader before it assigns, a producer whose
-partition has moved. A process that was stopped while its connections were reset meets it nearly always: all its timers
-are due in the turn in which it hears of the reset.
+uvloop raises RuntimeError until the protocol has been notified of the reset, two loop iterations later; asyncio's loop
+does not. The RuntimeError ends any aiokafka task, and after the end of the metadata task every wait for metadata is
+endless: finding the coordinator, assigning shards, following a moved partition. A process that was stopped while its
+connections were reset nearly always encounters it, because all its timers are due in the iteration in which it is
+notified.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from aiokafka.errors import KafkaConnectionError
 
 
 def handle_resets(client: Any) -> None:
-    """Let an AIOKafkaClient that has not started take a reset for what it is."""
+    """Install the workaround in an AIOKafkaClient that has not started."""
     connect, bootstrap = client._get_conn, client.bootstrap
 
     async def safe_connect(node: Any, **options: Any) -> AIOKafkaConnection | None:
         try:
             connection: AIOKafkaConnection | None = await connect(node, **options)
-        except RuntimeError:  # it went before it was made
+        except RuntimeError:  # reset while it was being established
             client.force_metadata_update()
             return None
         if connection is not None and "send" not in vars(connection):
@@ -38,7 +37,7 @@ def handle_resets(client: Any) -> None:
         try:
             try:
                 await bootstrap()
-            except RuntimeError:  # of one address: aiokafka has not tried the others
+            except RuntimeError:  # from one address; aiokafka has not tried the others
                 await bootstrap()
         except RuntimeError as error:
             raise KafkaConnectionError(str(error)) from error
@@ -47,7 +46,7 @@ def handle_resets(client: Any) -> None:
 
 
 async def stop_or_abort(stopping: Awaitable[object], client: Any, seconds: float) -> None:
-    """Wait for the owner of an AIOKafkaClient to stop, for so long; whatever comes of it, no connection stays."""
+    """Wait `seconds` for the owner of an AIOKafkaClient to stop, then close all its connections."""
     try:
         with suppress(Exception):
             await asyncio.wait_for(stopping, seconds)
@@ -59,9 +58,7 @@ async def stop_or_abort(stopping: Awaitable[object], client: Any, seconds: float
 
 
 def _safe_send(connection: AIOKafkaConnection) -> Callable[..., Any]:
-    reference = weakref.ref(
-        connection
-    )  # no cycle: aiokafka relies on it that a connection nobody has any more is freed
+    reference = weakref.ref(connection)  # no cycle: aiokafka relies on reference counting to free a connection
 
     def send(request: Any, expect_response: bool = True) -> Any:
         connection = reference()

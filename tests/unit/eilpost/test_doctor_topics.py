@@ -87,7 +87,7 @@ def test_a_missing_topic_and_counts_that_disagree() -> None:
     assert "11" in finding.text + "".join(finding.advice)
     (finding,) = topics.count_findings(sound(), ACCESS, SETTINGS.model_copy(update={"shards": 5}))
     assert "log.shards = 5" in finding.text
-    assert finding.advice == ("set log.shards = 12, or 0 for what is there",)
+    assert finding.advice == ("set log.shards = 12, or 0 to use the topic's number",)
 
 
 def test_a_tenants_topics_are_made_by_a_command_of_their_own() -> None:
@@ -137,7 +137,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert words[0] == "topic partitions replicas in sync min ISR kept cleanup unclean election record max"
     assert words[1] == "OK mail.accepted 12 3 3 2 until consumed delete no 16MiB"
     assert words[2] == "FAIL mail.queue 12 3 3 2 7d delete no 16MiB"
-    assert lines[3] == "      -> cleanup.policy = delete removes open queue lines: set it to compact"
+    assert lines[3] == "      -> cleanup.policy = delete removes pending deliveries: set it to compact"
     assert lines[-1] == "5 checks: 4 OK, 1 FAIL"
     told = json.loads(json.dumps(topics.as_json(seen, [])))
     assert (told["level"], told["topics"][1]["cleanup_policy"]) == ("FAIL", "delete")

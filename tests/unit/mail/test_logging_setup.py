@@ -54,7 +54,7 @@ def test_a_command_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     logging_setup.disable()
     logging.getLogger("aiokafka").error("Unable connect")
     logging.getLogger("asyncio").error("Task exception was never retrieved")
-    structlog.get_logger().error("log does not confirm")
+    structlog.get_logger().error("log append failed")
     assert capfd.readouterr() == ("", "")
 
 

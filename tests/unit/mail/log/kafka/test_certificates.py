@@ -129,7 +129,7 @@ async def test_a_broken_new_pair_leaves_the_loaded_one(
             await wait_until(lambda: lines, what="a line")
             await asyncio.sleep(0.2)
         (line,) = lines  # once
-        assert line["event"] == "certificates not reloaded, the loaded ones stay"
+        assert line["event"] == "certificates not reloaded, the loaded ones stay in use"
         assert "log.tls_cert" in line["reason"]
         assert await presented(one.context, authority, tmp_path) == first.serial
         assert shown_expiry() == expiry_of(first)
@@ -201,7 +201,7 @@ async def test_a_reload_that_failed_for_a_passing_reason_is_tried_again(
         await wait_until(lambda: shown_expiry() == expiry_of(second), what="the new certificate")
         watching.cancel()
     assert [line["event"] for line in lines] == [
-        "certificates not reloaded, the loaded ones stay",
+        "certificates not reloaded, the loaded ones stay in use",
         "certificates reloaded",
     ]
 

@@ -134,4 +134,4 @@ async def test_without_news_a_mark_is_committed_again_and_shows_an_outage(monkey
         running.cancel()
     assert set(group.committed) == {3}
     assert seen[:5] == [None, None, "the way is cut", "the way is cut", None]
-    assert [line["event"] for line in lines] == ["marks not committed"]
+    assert [line["event"] for line in lines] == ["offset commit failed, retrying"]
