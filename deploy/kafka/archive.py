@@ -1,7 +1,7 @@
-"""The classes of a broker, loaded and verified once: with this archive (Java's AppCDS) a node starts in half the time.
+"""Java class archive (AppCDS) of a broker, which halves the start time of a node.
 
-Made once for the jars and the Java, beside the jars, by starting one broker and ending it; that takes some seconds.
-A broker starts without it just as well.
+Created once per set of jars and Java version, next to the jars, by starting and stopping one broker; that takes some
+seconds. A broker also starts without it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from deploy.kafka.cluster import Cluster
 
 
 def prepare() -> Path:
-    """All that is needed once and takes long: the jars and the archive. The folder of both. Raises BrokerError."""
+    """Fetch the jars and create the archive, if missing; returns their folder. Raises BrokerError."""
     folder = jars.fetch()
     archive = jars.archive_path()
     if archive.exists():
@@ -36,7 +36,7 @@ def _make(archive: Path) -> None:
         try:
             cluster.start()
         finally:
-            # It is written when the broker ends, which takes that much longer.
+            # Java writes the archive when the broker exits, which takes longer.
             cluster.stop(timeout_seconds=60)
     with contextlib.suppress(FileNotFoundError):
         part.rename(archive)

@@ -1,6 +1,6 @@
-"""`python deploy/kafka/broker.py up|down|status|fetch`: a real Kafka for development, with Java 17 and Maven only.
+"""`python deploy/kafka/broker.py up|down|status|fetch`: a local Kafka for development, with Java 17 and Maven only.
 
-`up` runs in the foreground until Ctrl-C or `down`, and says how to point eilpost at it. Needs nothing but Python's own
+`up` runs in the foreground until Ctrl-C or `down`, and prints the settings for eilpost. It needs only Python's standard
 library, so it works before `make setup`.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Started as a file, Python looks for modules in the file's own folder; ours are named from the repository's.
+    # Python adds the file's own folder to sys.path; modules are imported from the repository's root.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from deploy.kafka import jars
@@ -28,22 +28,26 @@ from deploy.kafka.question import live_brokers
 
 _DIRECTORY = Path("var/kafka")
 _PORT = 9092
-_RESTART_SECONDS = 20  # long enough to see the others do without it
+_RESTART_SECONDS = 20  # long enough to observe the cluster without the node
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 nothing runs there (`down`, `status`), 2 cannot start."""
+    """Exit status: 0 success, 1 no cluster is running (`down`, `status`), 2 cannot start."""
     parser = argparse.ArgumentParser(prog="broker.py", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    up = commands.add_parser("up", help="start it and stay in the foreground")
+    up = commands.add_parser("up", help="start brokers in the foreground")
     up.add_argument("--nodes", type=int, choices=(1, 3), default=1)
-    up.add_argument("--port", type=int, default=_PORT, help="of the first node; the others follow (default: 9092)")
-    up.add_argument("--secure", action="store_true", help="also listen with TLS and log-ins, 200 to 400 ports above")
-    down = commands.add_parser("down", help="end the one that runs in --dir")
-    status = commands.add_parser("status", help="say which brokers are alive")
+    up.add_argument(
+        "--port", type=int, default=_PORT, help="port of the first node, counted up for the others (default: 9092)"
+    )
+    up.add_argument("--secure", action="store_true", help="add listeners with TLS and SASL, 200 to 400 ports above")
+    down = commands.add_parser("down", help="stop the brokers of --dir")
+    status = commands.add_parser("status", help="show which brokers are alive")
     for command in (up, down, status):
-        command.add_argument("--dir", type=Path, default=_DIRECTORY, help="its data, kept (default: var/kafka)")
-    commands.add_parser("fetch", help="fetch the jars and start nothing")
+        command.add_argument(
+            "--dir", type=Path, default=_DIRECTORY, help="data folder, not deleted (default: var/kafka)"
+        )
+    commands.add_parser("fetch", help="fetch the jars only")
     asked = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -81,10 +85,10 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
         _print_line(f'For eilpost: log.url = "kafka://{cluster.bootstrap}"')
         _print_line(f'         or: EILPOST_LOG__URL="kafka://{cluster.bootstrap}"')
         if nodes < 3:
-            _print_line('        and: durability = "dev" in [log], as one broker keeps one copy')
+            _print_line('        and: log.durability = "dev", because one broker stores one copy')
         _print_line(f"For tests:   EILPOST_TEST_KAFKA={cluster.bootstrap}")
         if cluster.credentials is not None:
-            _print_line(f"Secured:     {cluster.secure_bootstrap} (SASL_SSL; PLAIN or SCRAM-SHA-256)")
+            _print_line(f"Secure:      {cluster.secure_bootstrap} (SASL_SSL; PLAIN or SCRAM-SHA-256)")
             _print_line(
                 f"             {cluster.tls_bootstrap} (TLS alone), {cluster.login_bootstrap} (SCRAM-SHA-512 alone)"
             )
@@ -93,18 +97,18 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
             )
             _print_line(f"             authority {cluster.credentials.ca}")
         _print_line(
-            f"Its data and logs are in {directory}; Ctrl-C, or `python3 deploy/kafka/broker.py down --dir {directory}`,"
-            " ends it."
+            f"Data and logs are in {directory}. Stop it with Ctrl-C or"
+            f" `python3 deploy/kafka/broker.py down --dir {directory}`."
         )
         try:
             _supervise(cluster)
         finally:
             cluster.stop()
-            _print_line(f"Kafka has ended; its data is kept in {directory} for the next start.")
+            _print_line(f"Kafka stopped; the data stays in {directory} for the next start.")
 
 
 def _supervise(cluster: Cluster) -> None:
-    """Until Ctrl-C. Of several nodes one may be killed, to see what a cluster makes of it: it is started again."""
+    """Run until Ctrl-C. In a cluster of several nodes, a killed node is restarted after a while."""
     for node in cluster.nodes:
         _print_line(f"  node {node.number} is process {node.pid}")
     gone: dict[int, float] = {}  # since when
@@ -114,10 +118,10 @@ def _supervise(cluster: Cluster) -> None:
             if node.running():
                 continue
             if len(cluster.nodes) == 1:
-                raise BrokerError(f"the node ended by itself: see {node.log_path}")
+                raise BrokerError(f"the node exited: see {node.log_path}")
             if node.number not in gone:
                 gone[node.number] = time.monotonic()
-                _print_line(f"  node {node.number} has gone; started again in {_RESTART_SECONDS} s")
+                _print_line(f"  node {node.number} exited, restarting in {_RESTART_SECONDS} s")
             elif time.monotonic() - gone[node.number] >= _RESTART_SECONDS:
                 del gone[node.number]
                 cluster.restart(node.number)
@@ -127,7 +131,7 @@ def _supervise(cluster: Cluster) -> None:
 def _down(directory: Path) -> int:
     note = _running(directory)
     if note is None:
-        _print_line(f"nothing runs in {directory}")
+        _print_line(f"no cluster is running in {directory}")
         return 1
     os.kill(int(note[0]), signal.SIGTERM)
     while _running(directory) is not None:
@@ -138,33 +142,33 @@ def _down(directory: Path) -> int:
 def _status(directory: Path) -> int:
     note = _running(directory)
     if note is None:
-        _print_line(f"nothing runs in {directory}")
+        _print_line(f"no cluster is running in {directory}")
         return 1
     bootstrap = note[1] if len(note) > 1 else ""
     for address in bootstrap.split(",") if bootstrap else ():
         alive = live_brokers(int(address.rpartition(":")[2]))
-        _print_line(f"{address}: " + (f"alive, and counts as alive: {sorted(alive)}" if alive else "does not answer"))
+        _print_line(f"{address}: " + (f"alive, reports as alive: {sorted(alive)}" if alive else "does not respond"))
     if not bootstrap:
-        _print_line("it starts")
+        _print_line("starting")
     return 0
 
 
 @contextlib.contextmanager
 def _locked_directory(directory: Path) -> Iterator[Path]:
-    """Hold `directory` for this process; yields the note that tells `down` and `status` about it."""
+    """Lock `directory` for this process; yields the state file that `down` and `status` read."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BrokerError(f"one runs in {directory} already") from None
+            raise BrokerError(f"a cluster is already running in {directory}") from None
         note = directory / "running"
         note.write_text(f"{os.getpid()}\n")
         yield note
 
 
 def _running(directory: Path) -> list[str] | None:
-    """The lines of the note, if its writer still holds the folder."""
+    """The lines of the state file, if its writer still holds the lock."""
     lock = directory / "lock"
     if not lock.exists():
         return None

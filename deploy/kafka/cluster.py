@@ -1,7 +1,7 @@
-"""A real Kafka cluster of one node or three on this machine: start it, break it, mend it, end it.
+"""Local Kafka cluster of one or three nodes, for tests and for `broker.py`.
 
-Blocking calls, for tests and for `broker.py`; each returns when what it says is so. All listens on 127.0.0.1, and
-nothing outlives the process that started it. A folder keeps its data from one start to the next.
+Calls block until their effect is complete. All listeners are on 127.0.0.1, no broker outlives the process that started
+it, and a folder's data stays for the next start.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deploy.kafka.question import live_brokers
 from deploy.kafka.secure import ClientCredentials, load_or_create
 from eilpost.child_supervisor import ChildSupervisor
 
-# Below the ports the kernel gives clients, and beside those that tests/support/servers/ports.py gives servers.
+# Below the kernel's ephemeral ports, and apart from the ports of tests/support/servers/ports.py.
 _FIRST, _LAST = 12_000, 20_000
 _CONTROLLERS_ABOVE = 100
 _SECURE_ABOVE = (200, 300, 400)
@@ -35,10 +35,10 @@ class _PortTakenError(BrokerError):
 class Cluster:
     """`nodes` brokers in `directory`, numbered from 1.
 
-    Ports: `base_port`, `base_port + 1`, ... for clients (controllers 100 above, secured ones 200, 300 and 400 above),
-    or free ones. `settings` are put over every server.properties. `secure` adds listeners with TLS and a log-in, and
-    with each of them alone; see `secured` after the start. `lasting` costs seconds at the start and gives the speed of
-    Java's full compiler: for measurements. `archive` is for `archive.py`.
+    Ports: `base_port`, `base_port + 1`, ... for clients (controllers 100 above, secured listeners 200, 300 and 400
+    above), or free ones. `settings` override every server.properties. `secure` adds listeners with TLS and SASL, with
+    TLS only and with SASL only; see `credentials` after the start. `optimized` uses Java's optimizing compiler, for
+    measurements: the start takes seconds longer. `archive` is for `archive.py`.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Cluster:
         archive: Sequence[str] = (),
     ) -> None:
         if nodes < 1:
-            raise BrokerError("a cluster has at least one node")
+            raise BrokerError("a cluster needs at least one node")
         self.directory = directory.absolute()
         self.credentials: ClientCredentials | None = None
         self._secure = secure
@@ -70,43 +70,43 @@ class Cluster:
 
     @property
     def bootstrap(self) -> str:
-        """Where clients connect: "127.0.0.1:9092,127.0.0.1:9093,..."."""
+        """Client addresses: "127.0.0.1:9092,127.0.0.1:9093,..."."""
         return ",".join(f"{HOST}:{ports.client}" for ports in self._ports)
 
     @property
     def secure_bootstrap(self) -> str:
-        """The same for the listeners with TLS and a log-in."""
+        """Addresses of the listeners with TLS and SASL."""
         return ",".join(f"{HOST}:{ports.secure}" for ports in self._ports if ports.secure is not None)
 
     @property
     def tls_bootstrap(self) -> str:
-        """The same with TLS alone."""
+        """Addresses of the listeners with TLS only."""
         return ",".join(f"{HOST}:{ports.tls}" for ports in self._ports if ports.tls is not None)
 
     @property
     def login_bootstrap(self) -> str:
-        """The same with a log-in alone."""
+        """Addresses of the listeners with SASL only."""
         return ",".join(f"{HOST}:{ports.login}" for ports in self._ports if ports.login is not None)
 
     def node(self, number: int) -> Node:
-        """Node `number`, from 1; a broker's id in Kafka's answers is the same number."""
+        """Node `number`, from 1, which is also its broker id."""
         return self.nodes[number - 1]
 
     def port(self, number: int) -> int:
-        """The port of node `number` for clients without encryption."""
+        """Port of node `number` for unencrypted clients."""
         return self._ports[number - 1].client
 
     def alive(self, *, asked: int | None = None) -> frozenset[int]:
-        """The brokers that node `asked`, or the first that answers, counts as alive; none when nobody answers.
+        """The brokers that node `asked`, or the first responding one, lists as alive; empty when no node responds.
 
-        A killed or frozen one is counted for another `broker.session.timeout.ms`, 9 s by default.
+        A killed or frozen broker is listed for another `broker.session.timeout.ms`, 9 s by default.
         """
         numbers = [asked] if asked else [node.number for node in self.nodes if node.running()]
         answers = (frozenset(live_brokers(self.port(number))) for number in numbers)
         return next((answer for answer in answers if answer), frozenset())
 
     def start(self, *, timeout_seconds: float = 90.0) -> None:
-        """Start every node that does not run, and wait until each serves and knows all. Raises BrokerError."""
+        """Start every stopped node, and wait until each serves and lists all as alive. Raises BrokerError."""
         jars.fetch()
         for tries_left in range(_TRIES - 1, -1, -1):
             try:
@@ -120,20 +120,20 @@ class Cluster:
                 self.stop(timeout_seconds=0)
                 if self._base_port is not None or not tries_left:
                     raise
-                # Another process was quicker: other ports.
+                # Another process took a port first: retry with other ports.
                 self._ports = _ports(len(self.nodes), None, secure=self._secure)
             except BaseException:
                 self.stop(timeout_seconds=0)
                 raise
 
     def restart(self, number: int, *, timeout_seconds: float = 60.0) -> None:
-        """End node `number` if it runs, start it again, and wait until it serves."""
+        """Stop node `number` if it runs, start it again, and wait until it serves."""
         self.node(number).terminate()
         self.node(number).start(self._process_group())
         self.wait_ready([number], timeout_seconds=timeout_seconds)
 
     def wait_ready(self, numbers: Iterable[int] | None = None, *, timeout_seconds: float = 60.0) -> None:
-        """Return when each of these nodes (all) answers and counts all of them as alive. Raises BrokerError."""
+        """Return when each of these nodes (default: all) lists all of them as alive. Raises BrokerError."""
         wanted = frozenset(numbers or (node.number for node in self.nodes))
         end = time.monotonic() + timeout_seconds
         waiting = set(wanted)
@@ -144,7 +144,7 @@ class Cluster:
             time.sleep(0.05)
 
     def stop(self, *, timeout_seconds: float = 10.0) -> None:
-        """End all nodes: by SIGTERM, those that take longer than that by SIGKILL. The folder stays."""
+        """Stop all nodes by SIGTERM, and by SIGKILL after the time-out. The folder stays."""
         end = time.monotonic() + timeout_seconds
         if timeout_seconds > 0:
             for node in self.nodes:
@@ -163,7 +163,7 @@ class Cluster:
         self.stop()
 
     def _process_group(self) -> int:
-        """The process group of the guard, which ends all brokers when this process ends."""
+        """Process group of the supervisor, which kills all brokers when this process ends."""
         if self._supervisor is None:
             self._supervisor = ChildSupervisor()
         return self._supervisor.process_group
@@ -194,7 +194,7 @@ class Cluster:
         log = node.log_of_this_start()
         if "Address already in use" in log:
             raise _PortTakenError(f"another process listens on a port of node {node.number}: {self.bootstrap}")
-        what = "does not serve" if node.running() else "ended"
+        what = "does not serve" if node.running() else "exited"
         raise BrokerError(f"node {node.number} {what}; {node.log_path} ends: {log[-1500:].strip()}")
 
 

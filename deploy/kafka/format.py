@@ -1,7 +1,6 @@
-"""The first start of a cluster: a name for it and a formatted data folder for each node, by Kafka's own StorageTool.
+"""Cluster id and formatting of the nodes' data folders, by Kafka's StorageTool.
 
-What a folder was made for (how many nodes, secured or not) is written into it, and a start for something else is
-refused with a line.
+The folder records the number of nodes and whether it is secured; a start with other values is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _FORMATTED = "meta.properties"
 
 
 def format_nodes(folder: Path, nodes: Sequence[Node], credentials: ClientCredentials | None) -> None:
-    """Format each node that is not. Raises BrokerError."""
+    """Format the nodes that are not formatted yet. Raises BrokerError."""
     cluster_id = _cluster_id(folder, nodes=len(nodes), secure=credentials is not None)
     users: list[str] = []
     if credentials is not None:
@@ -53,11 +52,11 @@ def _cluster_id(folder: Path, *, nodes: int, secure: bool) -> str:
         made = json.loads(path.read_text())
         if (made["nodes"], made["secure"]) != (nodes, secure):
             raise BrokerError(
-                f"{folder} was made for {made['nodes']} node(s), secure: {made['secure']}. "
-                "Start it as that, remove it, or name another folder"
+                f"{folder} was created for {made['nodes']} node(s), secure: {made['secure']}. "
+                "Start it with these values, delete it, or use another folder"
             )
         return str(made["id"])
-    # Kafka's form of a UUID; its tools take one that begins with a dash for an option.
+    # Kafka's form of a UUID; its tools parse one that begins with a dash as an option.
     identity = "-"
     while identity.startswith("-"):
         identity = base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b"=").decode()

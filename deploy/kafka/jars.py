@@ -1,7 +1,7 @@
-"""The jars a broker runs on: fetched once a version by Maven, kept outside the tree, shared by all that start brokers.
+"""Jars of a broker, fetched once per version by Maven and shared by all clusters of this machine.
 
-They lie in `$EILPOST_KAFKA_JARS`, else in `~/.cache/eilpost/kafka-VERSION`. Any number of processes may ask at the same
-time: one fetches, the others wait, and nobody ever sees half a folder.
+They are stored in `$EILPOST_KAFKA_JARS`, else in `~/.cache/eilpost/kafka-VERSION`. With concurrent callers, one process
+fetches while the others wait, and no process sees an incomplete folder.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _OLDEST_JAVA = 17
 
 
 class BrokerError(Exception):
-    """Why there is no broker: one paragraph for people."""
+    """No broker can run; the text is one paragraph for people."""
 
 
 def folder() -> Path:
-    """Where the jars are or will be."""
+    """The folder of the jars, whether it exists or not."""
     named = os.environ.get("EILPOST_KAFKA_JARS")
     if named:
         return Path(named).absolute()
@@ -35,14 +35,14 @@ def folder() -> Path:
 
 
 def are_fetched() -> bool:
-    """Whether they were fetched."""
+    """Whether the jars are complete."""
     return next(folder().glob("kafka_*.jar"), None) is not None
 
 
 def archive_path() -> Path:
-    """Where the classes a broker loads lie ready for the next start, if they do; `archive.py` makes it.
+    """Path of the class archive for these jars and this Java, which `archive.py` creates.
 
-    It belongs to these jars and this Java, and Java ignores one that does not fit.
+    Java ignores an archive that does not match.
     """
     java = hashlib.sha256(_java_version().encode()).hexdigest()[:12]
     return folder() / f"classes-{java}.jsa"
@@ -55,20 +55,20 @@ def _java_version() -> str:
 
 @functools.cache
 def why_missing() -> str | None:
-    """Why no broker can be started here, for people; None when it can (the jars may still have to be fetched)."""
+    """Why no broker can be started here; None when one can (the jars may still have to be fetched)."""
     if not shutil.which("java"):
         return f"no Java {_OLDEST_JAVA} or newer (apt-get install default-jre-headless maven)"
     said = _java_version()
     version = re.search(r'version "(\d+)', said)
     if version is None or int(version[1]) < _OLDEST_JAVA:
-        return f"Java {_OLDEST_JAVA} or newer is needed, and `java -version` says: {said.strip().splitlines()[:1]}"
+        return f"Java {_OLDEST_JAVA} or newer is needed, but `java -version` prints: {said.strip().splitlines()[:1]}"
     if not are_fetched() and not shutil.which("mvn"):
-        return "Kafka's jars are not here and there is no Maven to fetch them (apt-get install maven)"
+        return "Kafka's jars are missing, and Maven is not installed (apt-get install maven)"
     return None
 
 
 def fetch() -> Path:
-    """The folder of the jars, filled. Raises BrokerError."""
+    """Fetch the jars if they are missing; returns their folder. Raises BrokerError."""
     jars = folder()
     if are_fetched():
         return jars
@@ -86,7 +86,7 @@ def fetch() -> Path:
 def _fetch_into(jars: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=jars.name + ".", dir=jars.parent) as beside:
         part = Path(beside) / "jars"
-        # Maven may leave a target/ folder beside the POM it reads: it gets a copy.
+        # Maven may create a target/ folder next to the POM, so it gets a copy.
         pom = shutil.copy(HERE / "pom.xml", beside)
         command = ["mvn", "--batch-mode", "--quiet", "--strict-checksums", "--file", pom, f"-Dkafka.version={VERSION}"]
         command += ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={part}"]

@@ -1,7 +1,7 @@
-"""A node's server.properties: KRaft combined mode, everything on 127.0.0.1, small, and as safe as our topics need it.
+"""server.properties of a node: KRaft combined mode on 127.0.0.1, small, and safe enough for eilpost's topics. Pure.
 
-Pure. With three nodes every topic, Kafka's own included, has three replicas of which two must confirm; topics are
-made by `eilpost topics create` and never by themselves.
+With three nodes every topic, including Kafka's own, has three replicas, of which two must confirm. Topics are created
+by `eilpost topics create` only.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """What one node listens on."""
+    """Listener ports of one node."""
 
     client: int
     controller: int
-    secure: int | None = None  # TLS and a log-in; and each of them alone:
+    secure: int | None = None  # TLS and SASL; the next ones have TLS only and SASL only
     tls: int | None = None
     login: int | None = None
 
@@ -31,7 +31,7 @@ def server_properties(
     *,
     more: Mapping[str, str],
 ) -> str:
-    """The file of node `node`, counted from 1; `ports` are those of all nodes. `more` is put over it."""
+    """server.properties of node `node`, counted from 1; `ports` are those of all nodes, `more` overrides settings."""
     own, nodes = ports[node - 1], len(ports)
     replicas, confirming = (3, 2) if nodes >= 3 else (1, 1)
     listeners = {"PLAINTEXT": own.client, "CONTROLLER": own.controller}
@@ -53,7 +53,7 @@ def server_properties(
         "listener.security.protocol.map": protocols,
         "inter.broker.listener.name": "PLAINTEXT",
         "log.dirs": data,
-        # Safe: what eilpost's topics are checked for, as the default of every topic.
+        # Safe: the defaults of every topic pass the checks of eilpost's topics.
         "auto.create.topics.enable": "false",
         "default.replication.factor": replicas,
         "min.insync.replicas": confirming,
@@ -63,7 +63,7 @@ def server_properties(
         "transaction.state.log.min.isr": confirming,
         "share.coordinator.state.topic.replication.factor": replicas,
         "share.coordinator.state.topic.min.isr": confirming,
-        # Small and quick: a broker for a handful of clients on a machine with other work.
+        # Small and quick: for a few clients, on a machine with other work.
         "num.partitions": 1,
         "offsets.topic.num.partitions": 4,
         "transaction.state.log.num.partitions": 4,

@@ -1,7 +1,7 @@
-"""One real question to a broker, in its own protocol: which brokers are alive? No client library is needed.
+"""Metadata request to a broker, without a client library: which brokers are alive?
 
-A Metadata request, version 1 (spoken by every Kafka from 0.10 to 4.x), about no topic. A broker that answers it serves
-clients, and the brokers in the answer are those the controller counts as alive.
+Metadata version 1 (Kafka 0.10 to 4.x), for no topic. A broker that answers serves clients, and the answer lists the
+brokers that the controller counts as alive.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _METADATA, _VERSION, _CORRELATION = 3, 1, 7
 
 
 def live_brokers(port: int, *, host: str = "127.0.0.1", timeout_seconds: float = 2.0) -> Mapping[int, int]:
-    """Port by id of each broker alive, as the one at `port` sees it; empty while it does not answer."""
+    """Port by id of each broker that the one at `port` lists as alive; empty when it does not respond."""
     client = b"eilpost-question"
     request = struct.pack(">hhih", _METADATA, _VERSION, _CORRELATION, len(client)) + client + struct.pack(">i", 0)
     try:
@@ -38,7 +38,7 @@ def _receive_exactly(peer: socket.socket, size: int) -> bytes:
 
 
 def _parse(answer: bytes) -> Mapping[int, int]:
-    """correlation id, then an array of (id, host, port, rack or null); the rest is of no interest."""
+    """Correlation id, then an array of (id, host, port, rack or null); the rest is ignored."""
     correlation, count = struct.unpack_from(">ii", answer)
     if correlation != _CORRELATION:
         return {}

@@ -1,8 +1,8 @@
-"""What secured listeners need, made for one cluster and kept in its folder: an authority, certificates, one user.
+"""Certificate authority, certificates and user of the secured listeners, created once in the cluster's folder.
 
-SECURE is SASL_SSL with PLAIN and SCRAM-SHA-256 for the same user and password; a client may also show the client
-certificate made here. TLS asks for no log-in, and LOGIN, by SCRAM-SHA-512 only, has no encryption. Made by the
-`openssl` command; readable for us only; nothing of it is ever committed.
+SECURE is SASL_SSL with PLAIN and SCRAM-SHA-256 for one user; a client may also present the client certificate. TLS has
+no authentication, and LOGIN (SCRAM-SHA-512 only) has no encryption. The `openssl` command creates the files, which only
+this user can read and which are never committed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DAYS = "365"
 
 @dataclass(frozen=True, slots=True)
 class ClientCredentials:
-    """What a client of the secured listener says and trusts. All files are PEM."""
+    """Credentials and trust of a client of the secured listener. All files are PEM."""
 
     user: str
     password: str
@@ -32,7 +32,7 @@ class ClientCredentials:
     _broker: Path
 
     def settings(self) -> Mapping[str, str]:
-        """The part of server.properties that is about the secured listeners."""
+        """The server.properties of the secured listeners."""
         listener = "listener.name.secure"
         login = "org.apache.kafka.common.security"
         tls = {
@@ -54,7 +54,7 @@ class ClientCredentials:
 
 
 def load_or_create(folder: Path) -> ClientCredentials:
-    """Read what is in `folder`, or make it. Raises BrokerError."""
+    """Load the credentials in `folder`, or create them. Raises BrokerError."""
     password = folder / "password"
     if not password.exists():
         _make(folder)

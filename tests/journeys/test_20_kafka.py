@@ -146,9 +146,9 @@ def test_the_command_and_brokers_that_do_not_outlive_it(tmp_path: Path) -> None:
         assert f'log.url = "kafka://127.0.0.1:{port}"' in said
         assert live_brokers(port) == {1: port}
         status = subprocess.run([*command, "status", "--dir", tmp_path], capture_output=True, text=True, check=True)
-        assert "counts as alive: [1]" in status.stdout
+        assert "reports as alive: [1]" in status.stdout
         second = subprocess.run([*command, "up", "--dir", tmp_path], capture_output=True, text=True)
-        assert (second.returncode, second.stderr.strip()) == (2, f"one runs in {tmp_path} already")
+        assert (second.returncode, second.stderr.strip()) == (2, f"a cluster is already running in {tmp_path}")
     finally:
         up.kill()
         up.wait()
@@ -162,7 +162,7 @@ def test_the_command_and_brokers_that_do_not_outlive_it(tmp_path: Path) -> None:
         while "is process" not in (line := up.stdout.readline()):
             assert line, "it ended by itself"
         up.send_signal(signal.SIGINT)
-        assert up.communicate(timeout=30)[0] == f"Kafka has ended; its data is kept in {tmp_path} for the next start.\n"
+        assert up.communicate(timeout=30)[0] == f"Kafka stopped; the data stays in {tmp_path} for the next start.\n"
         assert up.returncode == 0
     finally:
         up.kill()
@@ -185,7 +185,7 @@ def _who_names(folder: Path) -> list[str]:
 @pytest.mark.kafka_cluster
 def test_a_taken_port_and_another_number_of_nodes_are_named(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text('{"id": "x", "nodes": 3, "secure": false}')
-    with pytest.raises(BrokerError, match=r"was made for 3 node"):
+    with pytest.raises(BrokerError, match=r"was created for 3 node"):
         Cluster(1, tmp_path).start()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -16,4 +16,4 @@ def test_the_only_node_ends_by_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Node, "pid", 4711)  # it ran, and does not any more
     with pytest.raises(BrokerError) as told:
         broker._supervise(Cluster(1, tmp_path, base_port=9092))
-    assert str(told.value) == f"the node ended by itself: see {tmp_path}/node-1/log"
+    assert str(told.value) == f"the node exited: see {tmp_path}/node-1/log"
