@@ -1,4 +1,4 @@
-"""Asserts of the shared suites explain themselves like those of a test file."""
+"""Assertion rewriting for the shared contract suites."""
 
 from pathlib import Path
 
@@ -9,5 +9,5 @@ pytest.register_assert_rewrite("tests.contract.log_contract")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where an embedded log may be made."""
+    """Path of a new embedded log."""
     return tmp_path / "log.db"

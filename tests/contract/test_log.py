@@ -1,4 +1,4 @@
-"""The log contract, for each adapter. A new one needs a harness here and nothing else."""
+"""Log contract for each adapter. A new adapter needs a harness here and nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.builders.records import NOON
 
 
 class MemoryHarness:
-    """One object is the store; settings of the first `make` hold."""
+    """The first log object is the store; the settings of the first `make` are used."""
 
     shards_are_shared = False
 
@@ -53,7 +53,7 @@ class MemoryHarness:
 
 
 class BrokenStore(Store):
-    """A disk that answers every write with an I/O error."""
+    """A disk that fails every write with an I/O error."""
 
     broken = False
 
@@ -110,4 +110,4 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 class TestLog(LogContract):
-    """Every test of the contract, with every adapter."""
+    """The whole contract with every adapter."""

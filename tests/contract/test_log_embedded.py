@@ -1,4 +1,4 @@
-"""What only the embedded log promises: its file, its lock, its disk, its window for other processes."""
+"""Embedded log: its file, lock, disk and query socket."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ ROOT = Path(__file__).parents[2]
 # --- opening
 
 
-async def test_a_second_process_is_told_who_is_there(path: Path) -> None:
+async def test_a_second_process_is_refused_with_the_owners_id(path: Path) -> None:
     async with running(path):
         with pytest.raises(LogUnusable, match=rf"another eilpost process \({os.getpid()}\).*{path.parent}"):
             await EmbeddedLog(path, LogSettings()).start()
-    async with running(path):  # and it is free again
+    async with running(path):  # the lock is free again
         pass
 
 
@@ -57,7 +57,7 @@ async def test_the_number_of_shards_is_fixed(path: Path, key: str) -> None:
         pass
 
 
-async def test_a_newer_schema_is_left_alone(path: Path) -> None:
+async def test_a_newer_schema_is_refused(path: Path) -> None:
     async with running(path):
         pass
     with sqlite3.connect(path) as connection:
@@ -67,7 +67,7 @@ async def test_a_newer_schema_is_left_alone(path: Path) -> None:
         await EmbeddedLog(path, LogSettings()).start()
 
 
-async def test_somebody_elses_database_is_left_alone(path: Path) -> None:
+async def test_another_programs_database_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE x (y)")
     connection.close()
@@ -82,13 +82,13 @@ async def test_a_corrupt_file_is_named(path: Path) -> None:
     assert path.read_bytes().startswith(b"this is")
 
 
-async def test_a_directory_that_cannot_be_is_named(tmp_path: Path) -> None:
+async def test_an_unusable_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LogUnusable, match="file"):
         await EmbeddedLog(tmp_path / "file" / "log.db", LogSettings()).start()
 
 
-# --- the window
+# --- the query socket
 
 
 async def _fill(log: EmbeddedLog) -> None:
@@ -97,7 +97,7 @@ async def _fill(log: EmbeddedLog) -> None:
         await shard.commit([pending(n) for n in range(600)] + [event(1), event(1)], [])
 
 
-async def _look(history: EmbeddedHistory) -> None:
+async def _query_all(history: EmbeddedHistory) -> None:
     assert [e async for e in history.history(queue_id(1))] == [event(1), event(1)]
     assert [e async for e in history.history(queue_id(2))] == []
     assert len([line async for line in history.pending_deliveries()]) == 600
@@ -106,18 +106,18 @@ async def _look(history: EmbeddedHistory) -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 12])
-async def test_others_look_in_while_it_runs_and_after(tmp_path: Path, depth: int) -> None:
-    path = tmp_path.joinpath(*["a-long-directory-name"] * depth, "log.db")  # beyond what a socket's name may have
+async def test_queries_work_while_the_log_runs_and_after(tmp_path: Path, depth: int) -> None:
+    path = tmp_path.joinpath(*["a-long-directory-name"] * depth, "log.db")  # longer than sun_path
     history = EmbeddedHistory(path)
     async with running(path, LogSettings(shards=2)) as log:
         await _fill(log)
-        await _look(history)
-    await _look(history)
-    async with running(path, LogSettings(shards=2)):  # looking let go of the lock
+        await _query_all(history)
+    await _query_all(history)
+    async with running(path, LogSettings(shards=2)):  # the query released the lock
         pass
 
 
-async def test_the_lines_of_one_message_are_found_without_reading_the_queue(
+async def test_pending_deliveries_of_one_message_do_not_read_the_whole_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path / "log.db") as log:
@@ -127,7 +127,7 @@ async def test_the_lines_of_one_message_are_found_without_reading_the_queue(
             assert [line async for line in history.pending_deliveries(queue_id(3))] == [pending(3)]
 
 
-async def test_another_process_looks_in(path: Path) -> None:
+async def test_another_process_queries_the_log(path: Path) -> None:
     code = (
         "import asyncio, sys; from pathlib import Path; from mail.log.embedded import EmbeddedHistory\n"
         "async def main():\n"
@@ -143,19 +143,19 @@ async def test_another_process_looks_in(path: Path) -> None:
     assert out.strip() == b"600"
 
 
-async def test_no_log_is_said_and_none_is_made(path: Path) -> None:
+async def test_a_missing_log_is_reported_and_not_created(path: Path) -> None:
     with pytest.raises(LogUnusable, match="there is no log at"):
         await EmbeddedHistory(path).backlog()
     assert list(path.parent.iterdir()) == []
 
 
-async def test_looking_into_a_corrupt_file_is_one_line(path: Path) -> None:
+async def test_a_query_of_a_corrupt_file_fails_with_one_line(path: Path) -> None:
     path.write_bytes(b"this is not a database" * 1000)
     with pytest.raises(LogUnusable, match=re.escape(str(path))):
         await EmbeddedHistory(path).backlog()
 
 
-async def test_strange_and_silent_clients_do_no_harm(path: Path) -> None:
+async def test_invalid_and_unresponsive_query_clients_are_harmless(path: Path) -> None:
     async with running(path, LogSettings(shards=2)) as log:
         await _fill(log)
         silent = []
@@ -168,13 +168,13 @@ async def test_strange_and_silent_clients_do_no_harm(path: Path) -> None:
                 await loop.sock_sendall(client, words)
             silent.append(client)  # and never reads
         await asyncio.sleep(0.05)
-        await _look(EmbeddedHistory(path))
+        await _query_all(EmbeddedHistory(path))
         await log.append(accepted(6))
         for client in silent:
             client.close()
 
 
-# --- kill -9
+# --- SIGKILL
 
 _VICTIM = """
 import asyncio, sys
@@ -209,7 +209,7 @@ asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
 """
 
 
-async def test_kill_9_at_any_instant_keeps_every_append_and_no_half_commit(path: Path) -> None:
+async def test_sigkill_loses_no_append_and_leaves_no_partial_commit(path: Path) -> None:
     confirmed: set[int] = set()
     start = 0
     for round_number in range(6):
@@ -234,9 +234,9 @@ async def test_kill_9_at_any_instant_keeps_every_append_and_no_half_commit(path:
         count = (await log.backlog()).dispatched
         async with delivery_shard_of(log) as deliverer:
             sent = [e.record.delivery.message.queue_id for e in await read_dispatches(deliverer, count)]
-    assert sorted(lines) == sorted(sent), "a commit was made by half"
-    assert not set(inputs) & set(lines), "an input was consumed and kept"
+    assert sorted(lines) == sorted(sent), "a commit is partial"
+    assert not set(inputs) & set(lines), "a consumed input still exists"
     assert len(inputs) == len(set(inputs))
     missing = {queue_id(n) for n in confirmed} - set(inputs) - set(lines)
-    assert not missing, f"{len(missing)} of {len(confirmed)} confirmed appends are gone"
-    assert lines, "nothing was ever committed: the test proves nothing"
+    assert not missing, f"{len(missing)} of {len(confirmed)} confirmed appends are lost"
+    assert lines, "nothing was committed: the test proves nothing"

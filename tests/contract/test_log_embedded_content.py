@@ -1,4 +1,4 @@
-"""Content in the embedded log: written once, named by every entry that carries it, gone with the last of them."""
+"""Content in the embedded log: stored once, shared by the entries that refer to it, deleted with the last of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def execute(log: EmbeddedLog, statement: str) -> None:
     await log.writer.query(lambda store: store._connection.execute(statement).fetchall())
 
 
-async def test_content_is_written_once_and_goes_with_the_last_entry(tmp_path: Path) -> None:
+async def test_content_is_stored_once_and_deleted_with_its_last_entry(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     async with running(path) as log:
         await log.append(accepted(1, BODY))
@@ -40,7 +40,7 @@ async def test_content_is_written_once_and_goes_with_the_last_entry(tmp_path: Pa
             content = entries[0].record.content
             await router.commit([Dispatched(delivery(part=part), 1, content) for part in (1, 2)], entries)
         assert await bodies(log) == [BODY]
-    async with running(path) as log, delivery_shard_of(log) as deliverer:  # from the database, not from memory
+    async with running(path) as log, delivery_shard_of(log) as deliverer:  # read from the database, not from memory
         first, second = await read_dispatches(deliverer, 2)
         assert first.record.content == second.record.content == Inline(BODY)
         await deliverer.finish(second, attempted(1))
@@ -49,7 +49,7 @@ async def test_content_is_written_once_and_goes_with_the_last_entry(tmp_path: Pa
         assert await bodies(log) == []
 
 
-async def test_content_that_is_not_passed_on_goes_with_its_input(tmp_path: Path) -> None:
+async def test_content_without_a_dispatch_is_deleted_with_its_input(tmp_path: Path) -> None:
     async with running(tmp_path / "log.db") as log:
         await log.append(accepted(1, BODY))
         async with router_shard_of(log) as router:
@@ -57,7 +57,7 @@ async def test_content_that_is_not_passed_on_goes_with_its_input(tmp_path: Path)
         assert await bodies(log) == []
 
 
-async def test_equal_content_of_another_message_is_its_own(tmp_path: Path) -> None:
+async def test_equal_contents_of_two_messages_are_stored_twice(tmp_path: Path) -> None:
     async with running(tmp_path / "log.db") as log:
         await log.append(accepted(1, BODY))
         async with router_shard_of(log) as router:
@@ -67,7 +67,7 @@ async def test_equal_content_of_another_message_is_its_own(tmp_path: Path) -> No
         assert await bodies(log) == [BODY, BODY]
 
 
-async def test_a_share_of_nothing_is_refused_whole(tmp_path: Path) -> None:
+async def test_a_commit_that_shares_missing_content_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path / "log.db") as log:
         orphan = NewEntry(shard_base_id(DISPATCHED, 0), b"frame", content_of=shard_base_id(ACCEPTED, 0) + 77)
         with pytest.raises(LogUnavailable):

@@ -1,4 +1,4 @@
-"""The embedded log's file, damaged, removed or lost: no mail is taken into what cannot be read again."""
+"""A damaged, removed or lost file of the embedded log: no mail is accepted into a file that cannot be read."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ async def filled(path: Path) -> None:
 
 
 def overwrite(path: Path, *, spare: int = 2) -> None:
-    """Noise in every page but the first ones."""
+    """Overwrite every page except the first ones with noise."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(spare * PAGE)
         file.write(os.urandom(size - spare * PAGE))
 
 
-async def test_a_damaged_file_is_told_at_the_start_and_left_alone(tmp_path: Path) -> None:
+async def test_a_damaged_file_is_reported_at_start_and_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     await filled(path)
     overwrite(path)
@@ -51,17 +51,17 @@ async def test_a_damaged_file_is_told_at_the_start_and_left_alone(tmp_path: Path
     assert path.read_bytes() == before
 
 
-async def test_damage_that_shows_later_stops_the_log_for_good(tmp_path: Path) -> None:
+async def test_damage_found_later_stops_the_log(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     await filled(path)
     async with running(path) as log:
-        # What SQLite itself says of it: a page of the table is noise, and nothing of it is remembered.
+        # SQLite's own error: a page of the table is noise, and the page cache is empty.
         overwrite(path, spare=4)
         await log.writer.query(lambda store: store._connection.execute("PRAGMA shrink_memory").fetchall())
         with pytest.raises(LogUnavailable, match="malformed"):
             async for _ in log.pending_deliveries():
                 pass
-        await asyncio.sleep(1.2)  # it would have been opened again by now
+        await asyncio.sleep(1.2)  # longer than the interval of reopening
         condition = log.condition()
         assert isinstance(condition, Down)
         assert "is damaged" in condition.reason
@@ -69,10 +69,10 @@ async def test_damage_that_shows_later_stops_the_log_for_good(tmp_path: Path) ->
             await log.append(accepted(999))
 
 
-async def test_who_looks_into_a_damaged_file_gets_one_line(tmp_path: Path) -> None:
+async def test_a_query_of_a_damaged_file_fails_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     await filled(path)
-    with sqlite3.connect(path) as connection:  # a table that points to nowhere: what is checked first is whole
+    with sqlite3.connect(path) as connection:  # a table without pages: the checked pages are intact
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute("UPDATE sqlite_schema SET rootpage = 99999 WHERE name = 'event'")
     connection.close()
@@ -81,7 +81,7 @@ async def test_who_looks_into_a_damaged_file_gets_one_line(tmp_path: Path) -> No
             pass
 
 
-async def test_a_file_that_was_removed_takes_no_mail_until_it_is_back(tmp_path: Path) -> None:
+async def test_a_removed_file_makes_the_log_down_until_it_is_restored(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     async with running(path) as log:
         await log.append(accepted(1))
@@ -95,7 +95,7 @@ async def test_a_file_that_was_removed_takes_no_mail_until_it_is_back(tmp_path: 
         await wait_until(lambda: isinstance(log.condition(), Usable), what="the log to come back")
 
 
-async def test_a_new_file_where_one_was_is_said(tmp_path: Path) -> None:
+async def test_an_empty_log_in_a_used_directory_is_logged(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     with structlog.testing.capture_logs() as lines:
         await filled(path)
@@ -104,7 +104,7 @@ async def test_a_new_file_where_one_was_is_said(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as lines:
         async with running(path):
             pass
-    assert ["the log is new" in line["event"] for line in lines if line["log_level"] == "warning"] == [True]
+    assert ["log is empty" in line["event"] for line in lines if line["log_level"] == "warning"] == [True]
 
 
 async def test_a_first_start_on_a_full_disk_names_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,12 +124,12 @@ async def test_a_first_start_on_a_full_disk_names_the_key(tmp_path: Path, monkey
     with pytest.raises(LogUnusable, match=r"log\.db: the disk is full: make room there, or set log\.url"):
         await EmbeddedLog(path, LogSettings()).start()
     monkeypatch.setattr(Store, "_create", create)
-    async with running(path):  # who holds the lock is for people to know; the log works without
+    async with running(path):  # the owner's id is informational; the log works without it
         pass
 
 
-async def test_a_commit_of_the_router_is_slow_and_not_a_failure(tmp_path: Path) -> None:
-    """Nobody waits for it at the door, and to make it once more would take as long again."""
+async def test_a_slow_router_commit_does_not_time_out(tmp_path: Path) -> None:
+    """No client waits for it, and a retry would take as long again."""
     let_go = threading.Event()
     async with running(tmp_path / "log.db", LogSettings(append_timeout=timedelta(milliseconds=200))) as log:
         await log.append(accepted(1))
@@ -149,7 +149,7 @@ async def test_a_commit_of_the_router_is_slow_and_not_a_failure(tmp_path: Path) 
             assert [line async for line in log.pending_deliveries()] == [pending(1)]
 
 
-async def test_few_at_a_time_are_all_in_order_when_they_are_read_from_the_file(tmp_path: Path) -> None:
+async def test_small_reads_from_the_file_are_complete_and_in_order(tmp_path: Path) -> None:
     async with running(tmp_path / "log.db") as log:
         for number in range(30):
             await log.append(accepted(number))

@@ -1,4 +1,4 @@
-"""The embedded log on a disk that is full, fails or hangs: told in time, nothing lost, and well again afterwards."""
+"""Embedded log on a full, failing or hanging disk: reported in time, nothing lost, recovery without a restart."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tests.support.builders.records import accepted, attempted, queue_id
 from tests.support.servers.embedded_log import running
 
 
-async def test_little_disk_turns_new_mail_away(path: Path) -> None:
+async def test_low_disk_space_refuses_new_mail(path: Path) -> None:
     async with running(path, LogSettings(min_free_disk=1 << 60)) as log:
         condition = log.condition()
         assert isinstance(condition, Full)
         assert str(path.parent) in condition.reason
-        await log.append(accepted())  # what is on its way is taken
+        await log.append(accepted())  # an append in progress is accepted
 
 
-async def test_a_full_disk_loses_nothing_and_mends_itself(path: Path) -> None:
+async def test_a_full_disk_loses_nothing_and_recovers(path: Path) -> None:
     async with running(path) as log:
         await log.append(accepted(1))
-        # SQLite's own limit gives its genuine "database or disk is full".
+        # SQLite's own limit causes its genuine "database or disk is full".
         await log.writer.query(lambda store: store._connection.execute("PRAGMA max_page_count = 20").fetchone())
         with pytest.raises(LogUnavailable, match="full"):
             await log.append(accepted(2, bytes(1_000_000)))
@@ -45,7 +45,7 @@ async def test_a_full_disk_loses_nothing_and_mends_itself(path: Path) -> None:
         assert [entry.record for entry in taken] == [accepted(1), accepted(3)]
 
 
-async def test_a_disk_that_hangs_is_told_in_time_and_late_appends_are_not_made(path: Path) -> None:
+async def test_a_hanging_disk_times_out_and_late_appends_are_not_made(path: Path) -> None:
     let_go = threading.Event()
     async with running(path, LogSettings(append_timeout=timedelta(milliseconds=300))) as log:
         blocked = log.writer.query(lambda _: let_go.wait(20))
@@ -64,10 +64,8 @@ async def test_a_disk_that_hangs_is_told_in_time_and_late_appends_are_not_made(p
             assert [entry.record for entry in await read_inputs(shard, 1)] == [accepted(2)]
 
 
-async def test_a_hang_outside_of_any_request_is_over_when_it_is_over(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever waits then is late, all of it; the log works all the same."""
+async def test_the_log_recovers_from_a_hang_outside_of_requests(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All waiting requests time out; the log works afterwards."""
     let_go, hangs = threading.Event(), threading.Event()
     look = Writer._check_disk
 
@@ -80,7 +78,7 @@ async def test_a_hang_outside_of_any_request_is_over_when_it_is_over(
     monkeypatch.setattr(Writer, "_check_disk", hang)
     async with running(path, LogSettings(append_timeout=timedelta(milliseconds=300))) as log:
         hangs.set()
-        await asyncio.sleep(0.3)  # the thread looks at the disk after every silence
+        await asyncio.sleep(0.3)  # the thread checks the disk when it is idle
         with pytest.raises(LogUnavailable):
             await log.append(accepted(1))
         assert isinstance(log.condition(), Down)
@@ -93,7 +91,7 @@ async def test_a_hang_outside_of_any_request_is_over_when_it_is_over(
             assert [entry.record for entry in await read_inputs(shard, 1)] == [accepted(2)]
 
 
-async def test_what_waits_for_the_disk_is_bounded(path: Path) -> None:
+async def test_queued_bytes_are_bounded(path: Path) -> None:
     let_go = threading.Event()
     content = bytes(1 << 20)
     async with running(path) as log:
@@ -108,7 +106,7 @@ async def test_what_waits_for_the_disk_is_bounded(path: Path) -> None:
             assert len(await read_inputs(shard, 80)) == 80
 
 
-async def test_the_files_shrink_again_when_the_mail_is_gone(path: Path) -> None:
+async def test_the_files_shrink_after_consumption(path: Path) -> None:
     content = bytes(100_000)
     async with running(path) as log:
         for _ in range(8):
@@ -120,7 +118,7 @@ async def test_the_files_shrink_again_when_the_mail_is_gone(path: Path) -> None:
                 await asyncio.sleep(0.05)
 
 
-async def test_memory_and_database_hand_over_each_entry_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_and_database_return_each_entry_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "mail.log.embedded.READER_BUFFER_BYTES", 20_000
     )  # some ten entries: the two take turns all the time
@@ -154,7 +152,7 @@ async def test_memory_and_database_hand_over_each_entry_once(path: Path, monkeyp
         assert not await shard.read(1, timedelta(0))
 
 
-async def test_a_disk_that_stays_broken_is_down_until_it_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_disk_is_down_until_it_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(path) as log:
         await log.append(accepted(1))
 
@@ -178,7 +176,7 @@ async def test_a_disk_that_stays_broken_is_down_until_it_works(path: Path, monke
             assert [entry.record for entry in await read_inputs(shard, 2)] == [accepted(1), accepted(3)]
 
 
-async def test_a_read_that_fails_loses_nothing_that_was_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_read_loses_no_entries(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(path) as log:
         await log.append(accepted(1))
         await log.append(attempted(2))

@@ -103,8 +103,8 @@ def as_super_user(broker: Cluster) -> dict[str, Any]:
 class TestLogWithTheRightsOfTheChart(ReadTests, CommitTests, OwnershipTests, QueryTests, UnknownVersionTests):
     """The log contract without `Moving` and commits over a cut network: they take long and ask for no other right."""
 
-    test_a_commit_that_fails_does_nothing = None
-    test_a_shard_lost_while_a_commit_fails_lets_its_tender_go = None
+    test_a_failed_commit_changes_nothing = None
+    test_a_shard_revoked_during_a_failed_commit_raises_shard_lost = None
 
     @pytest.fixture
     def harness(self, broker: Cluster, monkeypatch: pytest.MonkeyPatch) -> Harness:

@@ -249,7 +249,7 @@ def _replication_problems(each: TopicState, settings: LogSettings) -> Iterator[P
         replicas = "1 replica" if each.replication == 1 else f"{each.replication} replicas"
         yield Problem(
             each.name,
-            f"has {replicas}, with fewer than 3 the loss of a broker can lose mail: add replicas with"
+            f"has {replicas}; with fewer than 3, the loss of a broker can lose mail: add replicas with"
             " kafka-reassign-partitions.sh",
         )
     elif each.replication < settings.replication:

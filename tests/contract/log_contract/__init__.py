@@ -1,4 +1,4 @@
-"""What every log must do, whatever it is made of. An adapter joins by naming a harness (`test_log.py`).
+"""Contract suite of the Log port. An adapter joins by naming a harness (`test_log.py`).
 
 The suite asserts on records only.
 """

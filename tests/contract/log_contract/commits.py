@@ -1,4 +1,4 @@
-"""The log contract: the router's commit, and replay."""
+"""Log contract: router commits and replay."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.support.builders.records import (
 
 
 class CommitTests:
-    async def test_a_commit_makes_outputs_and_marks_durable(self, harness: Harness) -> None:
+    async def test_a_commit_makes_outputs_and_offsets_durable(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         await log.append(accepted(1))
         async with router_shard_of(log) as shard:
@@ -55,7 +55,7 @@ class CommitTests:
         await eventually_equals(lambda: events(log, 1), [event(1)])
         await log.close()
 
-    async def test_what_was_taken_and_not_committed_is_taken_again(self, harness: Harness) -> None:
+    async def test_uncommitted_inputs_are_read_again(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         for n in range(4):
             await log.append(accepted(n))
@@ -67,7 +67,7 @@ class CommitTests:
             assert records_of(await read_inputs(shard, 2)) == [accepted(2), accepted(3)]
         await log.close()
 
-    async def test_rewind_goes_back_to_the_mark(self, harness: Harness) -> None:
+    async def test_rewind_returns_to_the_committed_offset(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         for n in range(4):
             await log.append(accepted(n))
@@ -83,7 +83,7 @@ class CommitTests:
             assert not await shard.read(10, NOW)
         await log.close()
 
-    async def test_a_commit_that_fails_does_nothing(self, harness: Harness) -> None:
+    async def test_a_failed_commit_changes_nothing(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         await log.append(accepted(1))
         async with router_shard_of(log) as shard:
@@ -109,8 +109,8 @@ class CommitTests:
             assert len(await read_dispatches(deliverer, 1)) == 1
         await log.close()
 
-    async def test_a_shard_lost_while_a_commit_fails_lets_its_tender_go(self, harness: Harness) -> None:
-        """A tender that rewinds and replays after the failure must learn that the shard is gone."""
+    async def test_a_shard_revoked_during_a_failed_commit_raises_shard_lost(self, harness: Harness) -> None:
+        """An owner that rewinds and replays after the failure must get ShardLost."""
         log = await harness.make(LogSettings())
         await log.append(accepted(1))
         stop = asyncio.Event()
@@ -122,7 +122,7 @@ class CommitTests:
                 await shard.commit([pending(1)], entries)
             harness.repair(log)
             stop.set()
-            await asyncio.sleep(0.1)  # it is told
+            await asyncio.sleep(0.1)  # revoked
             while True:
                 try:
                     await shard.rewind()
@@ -137,7 +137,7 @@ class CommitTests:
             await log.own_router_shards(process, stop)
         await log.close()
 
-    async def test_replay_equals_the_fold_of_what_was_committed(self, harness: Harness) -> None:
+    async def test_replay_equals_the_fold_of_committed_records(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2))
         fold: dict[str, Pending] = {}
         for step in range(60):
@@ -165,7 +165,7 @@ class CommitTests:
         assert sorted([line async for line in log.pending_deliveries()], key=repr) == sorted(found, key=repr)
         await log.close()
 
-    async def test_the_last_line_of_a_commit_counts(self, harness: Harness) -> None:
+    async def test_the_last_pending_record_of_a_commit_counts(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with router_shard_of(log) as shard:
             await shard.commit([pending(1), Settled(delivery(1).id), pending(2), pending(2, 5)], [])
@@ -173,7 +173,7 @@ class CommitTests:
             assert await replay_all(shard) == [pending(2, 5)]
         await log.close()
 
-    async def test_the_open_lines_of_one_message(self, harness: Harness) -> None:
+    async def test_pending_deliveries_of_one_message(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=3))
         for number in range(30):
             for part in (1, 2, 10):
@@ -185,7 +185,7 @@ class CommitTests:
         assert len([line async for line in log.pending_deliveries()]) == 90
         await log.close()
 
-    async def test_a_replay_of_many_lines_comes_in_batches(self, harness: Harness) -> None:
+    async def test_a_long_replay_is_read_in_batches(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with router_shard_of(log) as shard:
             await shard.commit([pending(n) for n in range(1200)], [])

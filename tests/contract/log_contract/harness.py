@@ -1,6 +1,6 @@
-"""What the log contract needs of an adapter, and how its tests own, take and ask.
+"""Harness protocol of the log contract, and helpers that own shards, read and query.
 
-A harness makes logs on one store: `make` finds what the last log left there; it breaks and mends what lies below.
+A harness opens logs on one store, so `make` finds the records of the previous log, and injects write failures.
 """
 
 from __future__ import annotations
@@ -33,21 +33,19 @@ T = TypeVar("T")
 class Harness(Protocol):
     @property
     def shards_are_shared(self) -> bool:
-        """Whether the shards of a kind are spread over all who ask for them; else one owns all, and the next waits for
-        its turn.
-        """
+        """Whether all members share a role's shards; otherwise one owns all, and the next waits."""
         ...
 
     async def make(self, settings: LogSettings) -> Log:
-        """A started log on this harness's store; after `close()` of the last one, it finds what that one left."""
+        """Start a log on this harness's store; it finds the records of the previous, closed log."""
         ...
 
     async def append_frame(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
-        """Write raw bytes as the next entry of a shard; `key` as `place` would have it for a record there."""
+        """Write raw bytes as the next entry of a shard; `key` is the key that `place` gives such a record."""
         ...
 
     def fail_writes(self, log: Log) -> None:
-        """From now on nothing is confirmed, until `mend`."""
+        """Confirm no writes until `repair`."""
         ...
 
     def repair(self, log: Log) -> None: ...
@@ -55,7 +53,7 @@ class Harness(Protocol):
 
 @asynccontextmanager
 async def router_shard_of(log: Log, number: int = 0, seconds: float = 10) -> AsyncIterator[RouterShard]:
-    """Own the router's shards; use one of them, no longer than so."""
+    """Own the router's shards for at most `seconds`, and use one of them."""
     async with _owned_shard(log.own_router_shards, number, seconds) as shard:
         yield shard
 
@@ -88,7 +86,7 @@ async def read_inputs(shard: RouterShard, count: int, limit: int = 100) -> list[
     inputs: list[Entry[Accepted] | Entry[Attempted]] = []
     while len(inputs) < count:
         more = await shard.read(limit, SOON)
-        assert more, f"{count - len(inputs)} inputs did not come"
+        assert more, f"{count - len(inputs)} inputs did not arrive"
         assert len(more) <= limit
         inputs += more
     return inputs
@@ -111,7 +109,7 @@ def records_of(entries: Sequence[Entry[Accepted] | Entry[Attempted]]) -> list[Re
 
 
 async def eventually_equals(query: Callable[[], Awaitable[T]], wanted: T) -> None:
-    """What was committed may be seen by somebody who only asks a moment later; by its owner it is seen at once."""
+    """Another process may see a commit with a delay; its owner sees it at once."""
     end = asyncio.get_running_loop().time() + 5
     while (found := await query()) != wanted and asyncio.get_running_loop().time() < end:
         await asyncio.sleep(0.02)

@@ -1,8 +1,7 @@
-"""Owners of shards that come and go while there is work, and a ledger of what they did, in the order of one loop.
+"""Shard owners that join and leave under load, and a ledger of their actions in the order of one event loop.
 
-A delivery owner finishes late: what it has in hand when its shard goes it finishes while it drains, but for one entry,
-which is the next owner's. A router owner is a stale one whenever it can be: it commits what it has entries, lost or
-not.
+A delivery owner finishes its entries while it drains, except for a few, which the next owner gets. A router owner is
+stale whenever possible: it commits its inputs whether its shard was revoked or not.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from tests.contract.log_contract.harness import SOON, Harness
 from tests.support.builders.records import attempted
 from tests.support.servers.ports import wait_until
 
-_DRAIN_SECONDS = 0.3  # longer than an owner that does not wait for the other takes to begin
+_DRAIN_SECONDS = 0.3  # longer than a next owner that does not wait takes to start
 _IN_FLIGHT = 3
 
 
 class OwnershipLedger:
-    """Who tended which shard when; what was given, and what was finished."""
+    """Ledger: which owner processed which shard when, and which deliveries were read and finished."""
 
     def __init__(self) -> None:
         self.active_owners: dict[int, list[str]] = defaultdict(list)
-        self.owners_by_shard: dict[int, list[str]] = defaultdict(list)  # of each shard, its owners one after the other
+        self.owners_by_shard: dict[int, list[str]] = defaultdict(list)  # its owners in order
         self.overlaps: list[str] = []
         self.deliveries_read: Counter[DeliveryId] = Counter()
         self.finished: set[DeliveryId] = set()
@@ -40,7 +39,7 @@ class OwnershipLedger:
     def processing(self, number: int, who: str) -> Iterator[None]:
         others = self.active_owners[number]
         if others:
-            self.overlaps.append(f"{who} began with shard {number} while {', '.join(others)} was at work there")
+            self.overlaps.append(f"{who} started shard {number} while {', '.join(others)} processed it")
         others.append(who)
         self.owners_by_shard[number].append(who)
         try:
@@ -52,16 +51,16 @@ class OwnershipLedger:
         delivery_id = entry.record.delivery.id
         self.deliveries_read[delivery_id] += 1
         if delivery_id in self.finished:
-            self.read_after_finish.append(f"{who} was given {delivery_id} of shard {entry.shard}, which was finished")
+            self.read_after_finish.append(f"{who} read {delivery_id} of shard {entry.shard}, which was finished")
 
     @property
     def handovers(self) -> int:
-        """How often a shard went from one owner to another."""
+        """How often a shard changed its owner."""
         return sum(one != next_one for turns in self.owners_by_shard.values() for one, next_one in pairwise(turns))
 
 
 class Owner:
-    """One member, under a name of its own, from `enter` until `leave`."""
+    """One named member, from `join` until `leave`."""
 
     def __init__(self, name: str, ledger: OwnershipLedger) -> None:
         self.name = name
@@ -84,7 +83,7 @@ class Owner:
             self.numbers.discard(number)
 
     async def join(self, harness: Harness, before: Owner | None, count: int) -> None:
-        """Return when it is certainly a member; where owners share, when each has shards and every shard has one."""
+        """Return when it is certainly a member; where owners share, when both have shards and all shards are owned."""
         self._task = asyncio.create_task(self._run(self.is_ready.set), name=f"owner-{self.name}")
         if before is None:
             await self.has_all(count)
@@ -109,7 +108,7 @@ class Owner:
 
 
 class DeliveryOwner(Owner):
-    """`leaves`: how many of each shard's entries it has in hand and does not finish."""
+    """`unfinished`: number of each shard's entries that it reads and does not finish."""
 
     def __init__(self, name: str, ledger: OwnershipLedger, log: Log, unfinished: int = 1) -> None:
         super().__init__(name, ledger)
@@ -146,7 +145,7 @@ class DeliveryOwner(Owner):
 
 
 class RouterOwner(Owner):
-    """Writes one dispatch for each message, `dispatch` says which."""
+    """Commits one dispatch per message, which `dispatch` makes."""
 
     def __init__(
         self, name: str, ledger: OwnershipLedger, log: Log, dispatch: Callable[[Accepted], Dispatched]
@@ -165,7 +164,7 @@ class RouterOwner(Owner):
                     entries = await shard.read(3, SOON)
                     if not entries:
                         continue
-                    await asyncio.sleep(0.1)  # in which the shard may go to another
+                    await asyncio.sleep(0.1)  # meanwhile the shard may be reassigned
                     records = [entry.record for entry in entries]
                     outputs = [self._dispatch(record) for record in records if isinstance(record, Accepted)]
                     await shard.commit(outputs, entries)
@@ -187,7 +186,7 @@ async def _rewind_until_done(shard: RouterShard) -> None:
 
 @asynccontextmanager
 async def call_repeatedly(feed: Callable[[int], Awaitable[None]]) -> AsyncIterator[list[int]]:
-    """Calls `feed` with 0, 1, 2 ... until the end of the context. The list has those whose call returned."""
+    """Call `feed` with 0, 1, 2 ... until the end of the context. The list has those whose call returned."""
     returned: list[int] = []
     stop = asyncio.Event()
 

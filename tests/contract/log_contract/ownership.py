@@ -1,4 +1,4 @@
-"""The log contract: who owns a shard, and how it is told that it no longer does; delivery."""
+"""Log contract: ownership, revocation and draining of shards; finishing deliveries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.builders.records import (
 
 
 class OwnershipTests:
-    async def test_stop_ends_a_take_and_the_drain_may_still_commit(self, harness: Harness) -> None:
+    async def test_stop_ends_a_read_and_the_drain_may_still_commit(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         await log.append(accepted(1))
         stop, lost = asyncio.Event(), False
@@ -55,7 +55,7 @@ class OwnershipTests:
             assert await replay_all(shard) == [pending(1)]
         await log.close()
 
-    async def test_an_exception_out_of_a_tend_ends_the_ownership_with_it(self, harness: Harness) -> None:
+    async def test_an_exception_in_process_ends_the_ownership(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2))
         other_ended = False
 
@@ -74,7 +74,7 @@ class OwnershipTests:
         assert other_ended
         await log.close()
 
-    async def test_what_is_finished_out_of_order_is_not_given_again_and_the_rest_is(self, harness: Harness) -> None:
+    async def test_only_unfinished_entries_are_read_again(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with router_shard_of(log) as router:
             await router.commit([dispatched(n) for n in range(10)], [])
@@ -113,7 +113,7 @@ class OwnershipTests:
         assert (await log.backlog()).dispatched == 0
         await log.close()
 
-    async def test_who_is_too_busy_to_take_is_told_that_the_shard_is_lost(self, harness: Harness) -> None:
+    async def test_lost_is_set_for_an_owner_that_does_not_read(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         stop = asyncio.Event()
         before: list[bool] = []
@@ -128,7 +128,7 @@ class OwnershipTests:
         assert before == [False]
         await log.close()
 
-    async def test_take_of_dispatches_keeps_its_limit_and_waits(self, harness: Harness) -> None:
+    async def test_a_read_of_dispatches_keeps_its_limit_and_waits(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with router_shard_of(log) as router, delivery_shard_of(log) as shard:
             waiting = asyncio.ensure_future(shard.read(2))

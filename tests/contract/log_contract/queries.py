@@ -1,4 +1,4 @@
-"""The log contract: what people ask, and what goes by age."""
+"""Log contract: queries, backlog and retention."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.builders.records import (
 
 
 class QueryTests:
-    async def test_history_is_in_order_and_of_one_message(self, harness: Harness) -> None:
+    async def test_history_has_the_events_of_one_message_in_order(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2))
         base = datetime.now(UTC)
         mine = [event(1, time=base + timedelta(seconds=n)) for n in range(4)]
@@ -49,7 +49,7 @@ class QueryTests:
         assert await events(log, 7) == []
         await log.close()
 
-    async def test_what_was_accepted_a_moment_ago_can_be_seen(self, harness: Harness) -> None:
+    async def test_an_unrouted_message_is_found(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2))
         for n in range(4):
             await log.append(accepted(n))
@@ -61,7 +61,7 @@ class QueryTests:
         await eventually_equals(lambda: log.unrouted_messages(queue_id(2)), [])
         await log.close()
 
-    async def test_the_backlog_counts_what_is_not_consumed(self, harness: Harness) -> None:
+    async def test_the_backlog_counts_unconsumed_records(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         for n in range(3):
             await log.append(accepted(n))
@@ -77,7 +77,7 @@ class QueryTests:
         await eventually_equals(log.backlog, Backlog(accepted=1, dispatched=1, attempted=1))
         await log.close()
 
-    async def test_the_oldest_record_that_is_not_consumed(self, harness: Harness) -> None:
+    async def test_the_oldest_unconsumed_record(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2, delivery_shards=2))
         assert await log.oldest_unconsumed() is None
         old, older, oldest = (received_earlier(accepted(n), days=n) for n in (2, 3, 4))
@@ -95,7 +95,7 @@ class QueryTests:
         await eventually_equals(log.oldest_unconsumed, queue_id_time(queue_id(9)))
         await log.close()
 
-    async def test_over_the_mark_new_mail_is_turned_away_and_old_mail_flows(self, harness: Harness) -> None:
+    async def test_above_the_backlog_limit_only_new_mail_is_refused(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(backlog_max=3))
         assert isinstance(log.condition(), Usable)
         for n in range(3):
@@ -110,7 +110,7 @@ class QueryTests:
         log = await harness.make(LogSettings(events_kept="1d"))  # type: ignore[arg-type]
         now = datetime.now(UTC)
         old, new = event(1, time=now - timedelta(days=2)), event(1, time=now - timedelta(hours=1))
-        await log.append(accepted(1))  # received years ago, by its date
+        await log.append(accepted(1))  # its date is years ago
         async with router_shard_of(log) as shard:
             await shard.commit([pending(1), dispatched(1), old, new], [])
         await log.purge()

@@ -1,4 +1,4 @@
-"""The log contract: appending and taking."""
+"""Log contract: appends and reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.builders.records import (
 
 
 class ReadTests:
-    async def test_what_was_appended_is_taken_in_its_order(self, harness: Harness) -> None:
+    async def test_records_are_read_in_the_order_of_appends(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         records = [accepted(n) for n in range(20)]
         for record in records[:10]:
@@ -43,7 +43,7 @@ class ReadTests:
         assert {(entry.topic, entry.shard) for entry in entries} == {("accepted", 0)}
         await log.close()
 
-    async def test_what_was_appended_survives_a_restart_and_offsets_go_on(self, harness: Harness) -> None:
+    async def test_records_survive_a_restart_and_offsets_continue(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         await asyncio.gather(*(log.append(accepted(n)) for n in range(5)))
         async with router_shard_of(log) as shard:
@@ -59,7 +59,7 @@ class ReadTests:
         assert max(e.offset for e in first) < second[0].offset < second[1].offset
         await log.close()
 
-    async def test_a_message_finds_the_shard_of_its_queue_id(self, harness: Harness) -> None:
+    async def test_a_message_goes_to_the_shard_of_its_queue_id(self, harness: Harness) -> None:
         settings = LogSettings(shards=3, delivery_shards=2)
         log = await harness.make(settings)
         assert log.counts == ShardCounts(3, 2)
@@ -75,7 +75,7 @@ class ReadTests:
                 assert not await shard.read(10, NOW)
         await log.close()
 
-    async def test_a_dispatch_finds_its_shard(self, harness: Harness) -> None:
+    async def test_a_dispatch_goes_to_the_shard_of_its_partition_key(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2, delivery_shards=3))
         routes: list[Route] = [
             *(ToRelay(f"relay{n}.example.test", 25) for n in range(3)),
@@ -92,7 +92,7 @@ class ReadTests:
                 assert [e.record for e in await read_dispatches(shard, len(mine))] == mine
         await log.close()
 
-    async def test_take_waits_for_the_first_and_no_longer_than_told(self, harness: Harness) -> None:
+    async def test_a_read_waits_for_the_first_record_within_its_limit(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with router_shard_of(log) as shard:
             assert not await shard.read(10, NOW)
@@ -104,8 +104,8 @@ class ReadTests:
             assert records_of(await waiting) == [accepted(1)]
         await log.close()
 
-    async def test_a_take_of_dispatches_that_does_not_wait_says_nothing_only_at_the_end(self, harness: Harness) -> None:
-        """Also just after the start, with everything yet to be fetched, and with finished ones in between and last."""
+    async def test_a_read_without_a_wait_is_empty_only_at_the_end(self, harness: Harness) -> None:
+        """Also just after the start, before anything was fetched, and with finished entries in between and last."""
         log = await harness.make(LogSettings())
         async with router_shard_of(log) as router:
             for start in range(0, 300, 50):
@@ -130,7 +130,7 @@ class ReadTests:
                 assert [entry.record for entry in await waiting] == [dispatched(300)]
         await log.close()
 
-    async def test_more_than_fits_into_memory_is_taken_in_order_too(self, harness: Harness) -> None:
+    async def test_records_beyond_the_memory_limit_are_read_in_order(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         content = bytes(256 * 1024)
         async with router_shard_of(log) as shard:

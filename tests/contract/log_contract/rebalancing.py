@@ -1,4 +1,4 @@
-"""The log contract: shards that go from one owner to another, by joins and leaves, while there is work in them."""
+"""Log contract: shards that move between owners under load."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from tests.support.builders.records import accepted, attempted, dispatched, even
 from tests.support.servers.ports import wait_until
 
 SHARDS = 4
-LAST = 900_000  # comes behind everything else of its shard
+LAST = 900_000  # after all other records of its shard
 _SHORT = timedelta(milliseconds=200)
 
 
 def relay_recipient(number: int) -> Dispatched:
-    """Each for a site of its own, so that they reach every shard."""
+    """A dispatch for a site of its own, so that the dispatches reach every shard."""
     return dispatched(number, ToMx(f"d{number}.test", ((10, f"mx{number}.test"),)))
 
 
 async def hand_over(harness: Harness, owners: list[Owner]) -> None:
-    """One after the other joins, and the one before it leaves. The last has all shards."""
+    """Each owner joins, and the one before it leaves; the last one has all shards."""
     before: Owner | None = None
     for owner in owners:
         await owner.join(harness, before, SHARDS)
-        await asyncio.sleep(0.3)  # some work as it is now
+        await asyncio.sleep(0.3)  # some work with these owners
         if before is not None:
             await before.leave()
             await owner.has_all(SHARDS)
@@ -50,7 +50,7 @@ async def hand_over(harness: Harness, owners: list[Owner]) -> None:
 
 class RebalanceTests:
     async def test_a_delivery_shard_has_one_owner_at_a_time(self, harness: Harness) -> None:
-        """At no instant two, the drain included; and nothing that was finished is given again."""
+        """Never two, also during the drain; and no finished entry is read again."""
         log = await harness.make(LogSettings(delivery_shards=SHARDS))
         ledger = OwnershipLedger()
         last = DeliveryOwner("d", ledger, log, unfinished=0)
@@ -62,12 +62,12 @@ class RebalanceTests:
             async with call_repeatedly(feed) as fed:
                 await hand_over(harness, [*(DeliveryOwner(name, ledger, log) for name in "abc"), last])
             wanted = {relay_recipient(number).delivery.id for number in range(len(fed) * SHARDS)}
-            await wait_until(lambda: ledger.deliveries_read.keys() >= wanted, what="all that was dispatched")
+            await wait_until(lambda: ledger.deliveries_read.keys() >= wanted, what="all dispatches")
         await last.leave()
         assert ledger.overlaps == []
         assert ledger.read_after_finish == []
         assert ledger.handovers >= 3 * SHARDS
-        assert max(ledger.deliveries_read.values()) > 1  # what an owner left unfinished
+        assert max(ledger.deliveries_read.values()) > 1  # entries that an owner left unfinished
         assert ledger.finished == wanted
         await log.append(attempted(LAST))
         async with router_shard_of(log) as router:
@@ -76,7 +76,7 @@ class RebalanceTests:
         await log.close()
 
     async def test_each_input_is_consumed_once_while_router_shards_move(self, harness: Harness) -> None:
-        """Whatever an owner does that has not heard of its loss yet."""
+        """Also when an owner has not yet noticed that its shard was revoked."""
         log = await harness.make(LogSettings(shards=SHARDS))
         ledger = OwnershipLedger()
         all_of = {queue_id(number): number for number in range(5000)}
@@ -105,7 +105,7 @@ class RebalanceTests:
         assert counted == Counter(dispatched(number).delivery.id for number in fed)
         await log.close()
 
-    async def test_of_two_who_think_they_own_a_router_shard_one_commits(self, harness: Harness) -> None:
+    async def test_only_one_of_two_router_shard_owners_commits(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2))
         for number in range(20):
             await log.append(accepted(number))
@@ -114,7 +114,7 @@ class RebalanceTests:
         first_stop, second_stop, sleeps = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         async def hold(shard: RouterShard) -> None:
-            """Takes, and hears of nothing for as long as it may."""
+            """Read, and ignore the revocation for as long as possible."""
             if shard.number not in stale:
                 stale[shard.number] = shard, await read_inputs(shard, 5)
             await (sleeps if harness.shards_are_shared else first_stop).wait()
@@ -133,14 +133,14 @@ class RebalanceTests:
             ((number, owner), *_) = owned.items()
             old, old_inputs = stale[number]
             inputs = await read_inputs(owner, len(old_inputs))
-            assert inputs[: len(old_inputs)] == old_inputs  # not consumed, so given again
+            assert inputs[: len(old_inputs)] == old_inputs  # not consumed, so read again
             results = await asyncio.gather(
                 old.commit([dispatched(1), pending(1), event(1)], old_inputs),
                 owner.commit([dispatched(2)], inputs),
                 return_exceptions=True,
             )
             assert [type(result) for result in results] == [ShardLost, type(None)]
-            await old.rewind()  # nor when it begins anew
+            await old.rewind()  # nor after a rewind
             with pytest.raises(ShardLost):
                 await old.commit([dispatched(1)], ())
             await owner.commit([dispatched(LAST)], ())
@@ -156,7 +156,7 @@ class RebalanceTests:
         assert not [record for record in rest if record in records_of(inputs)]
         await log.close()
 
-    async def test_what_is_finished_after_its_shard_was_closed_is_the_next_owners(self, harness: Harness) -> None:
+    async def test_a_finish_after_close_is_refused_and_left_to_the_next_owner(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with router_shard_of(log) as router:
             await router.commit([dispatched(1)], [])
@@ -172,7 +172,7 @@ class RebalanceTests:
 
 
 async def _reports(router: RouterShard) -> list[DeliveryId]:
-    """In their order, up to the last."""
+    """Attempts in order, up to the last."""
     found: list[DeliveryId] = []
     while delivery_id(queue_id(LAST), 1) not in found:
         records = records_of(await read_inputs(router, 1))

@@ -1,4 +1,4 @@
-"""The log contract: a frame of another version, in each topic. Whoever reads it stops and says so, and it stays."""
+"""Log contract: a frame of an unknown version stops the reader of its topic with an error, and stays."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _RECORDS: dict[Topic, Record] = {
     EVENTS: event(1),
     QUEUE: pending(1),
 }
-# What a line names besides its topic: of a compacted topic the key, for that is what another record replaces it by.
+# The position in the error: for a compacted topic the key, because another record with that key replaces it.
 _PLACES = {QUEUE: r"shard 0, key \S+", EVENTS: r"(shard 0, )?(offset \d+|key \S+)"}
 
 
 async def _read(log: Log, topic: Topic) -> None:
-    """As the topic's reader in the flow does."""
+    """Read as the topic's reader in the mail flow does."""
     if topic is EVENTS:
         await events(log, 1)
     elif topic is DISPATCHED:
@@ -36,18 +36,22 @@ async def _read(log: Log, topic: Topic) -> None:
 
 class UnknownVersionTests:
     @pytest.mark.parametrize("topic", ALL_TOPICS, ids=lambda topic: topic.name)
-    async def test_a_frame_of_another_version_stops_the_reader_and_stays(self, harness: Harness, topic: Topic) -> None:
+    async def test_a_frame_of_an_unknown_version_stops_the_reader_and_stays(
+        self, harness: Harness, topic: Topic
+    ) -> None:
         log = await harness.make(LogSettings())
         record = _RECORDS[topic]
         await harness.append_frame(log, topic, 0, frame_of_version(9, record), place(record, log.counts).key)
         where = _PLACES.get(topic, r"shard 0, offset \d+")
-        for _ in range(2):  # it is still there for the next owner
+        for _ in range(2):  # the next owner finds it too
             with pytest.raises(LogUnusable, match=rf"{topic.name}, {where}.*version is 9"):
                 await _read(log, topic)
         await log.close()
 
     @pytest.mark.parametrize("number", [None, 1], ids=["all", "of its message"])
-    async def test_a_line_of_another_version_is_told_to_people(self, harness: Harness, number: int | None) -> None:
+    async def test_a_query_reports_a_pending_delivery_of_an_unknown_version(
+        self, harness: Harness, number: int | None
+    ) -> None:
         log = await harness.make(LogSettings())
         await harness.append_frame(log, QUEUE, 0, frame_of_version(9, pending(1)), place(pending(1), log.counts).key)
         with pytest.raises(LogUnusable, match=r"queue, .*version is 9"):

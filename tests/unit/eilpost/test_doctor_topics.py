@@ -57,7 +57,7 @@ def test_topics_as_we_make_them_are_sound() -> None:
         (ACCEPTED, {"max.message.bytes": "1048588"}, {}, Level.FAIL, "set it to 16777216"),
         (ACCEPTED, {"min.insync.replicas": "1"}, {}, Level.FAIL, "set it to 2"),
         (ACCEPTED, {"min.insync.replicas": "4"}, {}, Level.FAIL, "lower it"),
-        (ACCEPTED, {"min.insync.replicas": "1"}, {"replication": 1, "in_sync": 1}, Level.FAIL, "give it 3"),
+        (ACCEPTED, {"min.insync.replicas": "1"}, {"replication": 1, "in_sync": 1}, Level.FAIL, "add replicas"),
         (ACCEPTED, {}, {"in_sync": 2}, Level.WARN, "start the missing broker"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The frame codec: old frames stay readable, every record comes back equal, damage is always told."""
+"""Frame codec: golden frames of every version, round trips, and detection of damage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.builders.records import ALICE, GOLDEN, NOON, accepted, attemp
 
 FRAMES = Path(__file__).parents[3] / "golden"
 
-# Text as peers send it, astral and control characters included; lone surrogates have a test of their own.
+# Any text of a remote server, with astral and control characters; lone surrogates have their own test.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 TIMES = st.datetimes(datetime(1970, 1, 1), timezones=st.just(UTC)).map(  # noqa: DTZ001 - hypothesis adds the zone
     lambda time: time.replace(fold=0)
@@ -68,10 +68,10 @@ def test_every_kind_and_variant_has_a_golden_file() -> None:
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_frames_of_the_first_version_are_read_for_ever(name: str) -> None:
+def test_frames_of_version_1_stay_readable(name: str) -> None:
     frame = (FRAMES / f"{name}.frame").read_bytes()
     assert decode(frame) == GOLDEN[name]
-    assert encode(GOLDEN[name]) == frame  # what is written today is what was written then
+    assert encode(GOLDEN[name]) == frame  # encoding has not changed
 
 
 def test_settled_is_a_tombstone() -> None:
@@ -79,15 +79,15 @@ def test_settled_is_a_tombstone() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_record_comes_back_equal(kind: type) -> None:
+def test_decode_returns_the_encoded_record(kind: type) -> None:
     @settings(max_examples=40, deadline=None)
     @given(st.from_type(kind))
-    def comes_back(record: Record) -> None:
+    def round_trips(record: Record) -> None:
         frame = encode(record)
         assert frame is not None
         assert decode(frame) == record
 
-    comes_back()
+    round_trips()
 
 
 def test_content_is_raw_in_the_frame() -> None:
@@ -97,13 +97,13 @@ def test_content_is_raw_in_the_frame() -> None:
     assert frame.endswith(content)
 
 
-def test_another_time_zone_is_the_same_instant() -> None:
+def test_time_zones_are_encoded_as_the_same_instant() -> None:
     local = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
     record = Accepted(replace(message(), received=local), Inline(b""))
     assert decode(encode(record) or b"") == record
 
 
-def test_a_peers_lone_surrogates_do_not_make_a_record_unwritable() -> None:
+def test_lone_surrogates_in_a_reply_are_encoded_as_question_marks() -> None:
     odd = Reply(550, "5.1.1", "caf\udce9")
     record = Attempted(attempted().delivery_id, 1, (Failed(ALICE, odd),), NOON, timedelta(0))
     again = decode(encode(record) or b"")
@@ -112,7 +112,7 @@ def test_a_peers_lone_surrogates_do_not_make_a_record_unwritable() -> None:
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_a_truncated_frame_is_told(name: str) -> None:
+def test_a_truncated_frame_raises_frame_error(name: str) -> None:
     frame = encode(GOLDEN[name]) or b""
     for end in range(len(frame)):
         with pytest.raises(FrameError):
@@ -122,10 +122,10 @@ def test_a_truncated_frame_is_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["accepted-inline", "attempted-mixed", "pending-held"])
-def test_a_flipped_bit_is_told_wherever_it_is(name: str) -> None:
+def test_every_flipped_bit_raises_frame_error(name: str) -> None:
     frame = encode(GOLDEN[name]) or b""
     for place in range(len(frame)):
-        if place == 3:  # the reserved byte says nothing
+        if place == 3:  # the reserved byte is ignored
             continue
         for bit in (1, 128):
             damaged = bytearray(frame)
@@ -136,19 +136,19 @@ def test_a_flipped_bit_is_told_wherever_it_is(name: str) -> None:
 
 @settings(deadline=None)
 @given(st.binary(max_size=300))
-def test_noise_is_told(noise: bytes) -> None:
+def test_random_bytes_raise_frame_error(noise: bytes) -> None:
     with pytest.raises(FrameError):
         decode(noise)
 
 
-def test_an_unknown_version_is_named() -> None:
+def test_an_unknown_version_is_named_in_the_error() -> None:
     frame = bytearray(encode(accepted()) or b"")
     frame[2] = 9
     with pytest.raises(FrameError, match="version is 9"):
         decode(bytes(frame))
 
 
-def test_unknown_keys_of_the_same_version_are_read_over() -> None:
+def test_unknown_header_keys_are_ignored() -> None:
     import zlib
 
     import orjson

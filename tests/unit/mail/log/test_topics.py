@@ -1,4 +1,4 @@
-"""Where records belong: together what must be, apart what may be."""
+"""Partitioning of records over topics and shards."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def shards(route_of, messages: int = 200) -> set[int]:  # type: ignore[no-untype
     return {place(dispatched(number, route_of(number)), COUNTS).shard for number in range(messages)}
 
 
-def test_local_mail_is_spread_by_owner() -> None:
+def test_mailbox_deliveries_are_partitioned_by_owner() -> None:
     assert len(shards(lambda number: ToMailbox(f"user{number}@example.test"))) == 12
     assert len(shards(lambda _: ToMailbox("alice@example.test"))) == 1
 
 
-def test_the_mail_of_a_relay_is_spread_in_buckets() -> None:
+def test_relay_deliveries_are_spread_over_buckets() -> None:
     assert len(shards(lambda _: RELAY)) > 6
     assert len({partition_key(delivery(number, RELAY)) for number in range(1000)}) == RELAY_BUCKETS
     assert partition_key(delivery(1, RELAY, part=1)) == partition_key(delivery(1, RELAY, part=2))
 
 
-def test_the_mail_of_an_mx_site_stays_together() -> None:
+def test_deliveries_of_an_mx_site_share_a_shard() -> None:
     assert len(shards(lambda number: ToMx(f"d{number}.test", ((10, "mx.test"),)))) == 1

@@ -1,4 +1,4 @@
-"""The certificate for the brokers is read again when its files change, and a broken new one changes nothing."""
+"""Reload of the client certificate for the brokers when its files change; a broken new one changes nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def watched(mount: Mount) -> AsyncIterator[Certificates]:
 
 
 async def presented(context: ssl.SSLContext, authority: Authority, tmp_path: Path) -> int:
-    """The serial number of the certificate that a new connection shows to a server that asks for one."""
+    """Serial number of the certificate that a new connection presents."""
     pair = authority.issue("server", YEAR)
     path = tmp_path / "server.pem"
     path.write_bytes(pair.certificate + pair.key)
@@ -86,7 +86,7 @@ async def presented(context: ssl.SSLContext, authority: Authority, tmp_path: Pat
         return load_der_x509_certificate(await seen).serial_number
 
 
-async def test_a_new_pair_is_shown_to_new_connections(mount: Mount, authority: Authority, tmp_path: Path) -> None:
+async def test_new_connections_present_the_new_certificate(mount: Mount, authority: Authority, tmp_path: Path) -> None:
     first, second = authority.issue("first", YEAR), authority.issue("second", timedelta(days=9))
     mount.put(first.certificate, first.key)
     async with watched(mount) as one:
@@ -103,7 +103,7 @@ async def test_a_new_pair_is_shown_to_new_connections(mount: Mount, authority: A
     "how",
     ["no certificate", "another key", "no files", "a key with a passphrase", "expired", "a damaged version"],
 )
-async def test_a_broken_new_pair_leaves_the_loaded_one(
+async def test_an_unusable_new_pair_leaves_the_loaded_pair_in_use(
     mount: Mount, authority: Authority, tmp_path: Path, how: str
 ) -> None:
     first, second, third = (authority.issue(name, number * YEAR) for number, name in enumerate(("a", "b", "c"), 1))
@@ -120,7 +120,7 @@ async def test_a_broken_new_pair_leaves_the_loaded_one(
                 case "expired":
                     old = authority.issue("old", -timedelta(days=1))
                     mount.put(old.certificate, old.key)
-                case "a damaged version":  # OpenSSL takes it
+                case "a damaged version":  # OpenSSL accepts it
                     der = load_pem_x509_certificate(second.certificate).public_bytes(Encoding.DER)
                     damaged = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03", 1)
                     mount.put(ssl.DER_cert_to_PEM_cert(damaged).encode(), second.key)
@@ -128,24 +128,24 @@ async def test_a_broken_new_pair_leaves_the_loaded_one(
                     (mount.certificate.parent / "..data").unlink()
             await wait_until(lambda: lines, what="a line")
             await asyncio.sleep(0.2)
-        (line,) = lines  # once
+        (line,) = lines  # logged once
         assert line["event"] == "certificates not reloaded, the loaded ones stay in use"
         assert "log.tls_cert" in line["reason"]
         assert await presented(one.context, authority, tmp_path) == first.serial
         assert shown_expiry() == expiry_of(first)
         mount.put(third.certificate, third.key)
-        await wait_until(lambda: shown_expiry() == expiry_of(third), what="the pair that was mended")
+        await wait_until(lambda: shown_expiry() == expiry_of(third), what="the repaired pair")
         assert await presented(one.context, authority, tmp_path) == third.serial
 
 
-async def test_a_pair_that_is_written_in_two_steps_is_read_when_it_is_whole(mount: Mount, authority: Authority) -> None:
+async def test_a_pair_written_in_two_steps_is_loaded_when_complete(mount: Mount, authority: Authority) -> None:
     first, second = authority.issue("first", YEAR), authority.issue("second", timedelta(days=300))
     mount.put(first.certificate, first.key)
     one = Certificates(settings(mount))
     looks = 0
     state = one._files_state
 
-    def look() -> certificates._FilesState:
+    def count_poll() -> certificates._FilesState:
         nonlocal looks
         looks += 1
         if looks == 1:
@@ -154,7 +154,7 @@ async def test_a_pair_that_is_written_in_two_steps_is_read_when_it_is_whole(moun
             mount.key.write_bytes(second.key)
         return state()
 
-    one._files_state = look  # type: ignore[method-assign]
+    one._files_state = count_poll  # type: ignore[method-assign]
     with capture_logs() as lines:
         watching = asyncio.create_task(one.watch())
         await wait_until(lambda: shown_expiry() == expiry_of(second), what="the new certificate")
@@ -178,10 +178,10 @@ async def test_an_added_authority_is_trusted(mount: Mount, authority: Authority,
         assert await presented(one.context, other, tmp_path) == theirs.serial
 
 
-async def test_a_reload_that_failed_for_a_passing_reason_is_tried_again(
+async def test_a_reload_is_retried_after_a_transient_error(
     mount: Mount, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The files do not change again: only reading them failed, three times."""
+    """The files do not change again; reading them fails three times."""
     first, second = authority.issue("first", YEAR), authority.issue("second", timedelta(days=300))
     mount.put(first.certificate, first.key)
     one = Certificates(settings(mount))
@@ -206,14 +206,14 @@ async def test_a_reload_that_failed_for_a_passing_reason_is_tried_again(
     ]
 
 
-def test_a_wrong_file_at_start_is_one_line(mount: Mount, tmp_path: Path) -> None:
+def test_a_missing_file_at_start_is_named_in_one_line(mount: Mount, tmp_path: Path) -> None:
     with pytest.raises(LogUnusable, match=r"log\.tls_cert, log\.tls_key: .*tls\.crt: No such file"):
         Certificates(settings(mount))
     with pytest.raises(LogUnusable, match=r"log\.tls_ca: .*nix\.pem: No such file"):
         Certificates(LogSettings(tls=True, tls_ca=str(tmp_path / "nix.pem")))
 
 
-async def test_an_expired_certificate_is_told(mount: Mount, authority: Authority) -> None:
+async def test_an_expired_certificate_causes_a_warning(mount: Mount, authority: Authority) -> None:
     old = authority.issue("old", timedelta(days=-1))
     mount.put(old.certificate, old.key)
     (line,) = Certificates(settings(mount)).warnings()

@@ -1,4 +1,4 @@
-"""A broker that hangs is waited for once; what one client has learnt holds for the others of its process."""
+"""Circuit breaker: a time-out of one client keeps all clients of the process from waiting for the same broker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HANGS, WELL = "hangs.test:9092", "well.test:9092"
 
 @dataclass
 class Brokers:
-    """Greets as told, and counts."""
+    """Probe that answers as configured, and counts calls."""
 
     answer: dict[str, bool] = field(default_factory=lambda: {HANGS: False, WELL: True})
     probed: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Brokers:
 
 
 class Client:
-    """As much of an AIOKafkaClient as `guard` touches."""
+    """The part of an AIOKafkaClient that `install` uses."""
 
     def __init__(self, *addresses: str) -> None:
         brokers = {n: SimpleNamespace(host=a.partition(":")[0], port=9092) for n, a in enumerate(addresses)}
@@ -73,7 +73,7 @@ class Client:
 
 
 def close_late(client: Client, address: str) -> None:
-    """A request to this broker has timed out."""
+    """Simulate a request to this broker that timed out."""
     host = address.partition(":")[0]
     client._on_connection_closed(SimpleNamespace(host=host, port=9092), CloseReason.CONNECTION_TIMEOUT)
 
@@ -85,20 +85,20 @@ def two(circuit_breaker: CircuitBreaker) -> tuple[Client, Client]:
     return clients
 
 
-async def test_what_one_client_waited_for_no_other_waits_for() -> None:
+async def test_a_time_out_of_one_client_opens_the_circuit_for_all() -> None:
     brokers = Brokers()
     circuit_breaker = CircuitBreaker(brokers.probe)
     one, other = two(circuit_breaker)
     close_late(one, HANGS)
     assert await other._get_conn(0) is None
     assert other.connected == []
-    assert other.refreshed == 1  # who leads now?
+    assert other.refreshed == 1  # its metadata is refreshed
     assert await other._get_conn(1) is not None
     assert circuit_breaker.available([HANGS, WELL]) == [WELL]
     assert circuit_breaker.available([HANGS]) == [HANGS]
 
 
-async def test_a_connection_that_does_not_come_about_in_time_is_learnt_from_too() -> None:
+async def test_a_connect_time_out_opens_the_circuit() -> None:
     circuit_breaker = CircuitBreaker(Brokers().probe)
     one, other = two(circuit_breaker)
     one.late = True
@@ -107,7 +107,7 @@ async def test_a_connection_that_does_not_come_about_in_time_is_learnt_from_too(
     assert other.connected == []
 
 
-async def test_a_leader_that_only_waits_for_its_followers_answers_a_greeting() -> None:
+async def test_a_broker_that_answers_the_probe_stays_available() -> None:
     brokers = Brokers({HANGS: True, WELL: True})
     one, other = two(CircuitBreaker(brokers.probe))
     close_late(one, HANGS)
@@ -115,7 +115,7 @@ async def test_a_leader_that_only_waits_for_its_followers_answers_a_greeting() -
     assert brokers.probed == [HANGS]
 
 
-async def test_who_was_refused_in_time_suspects_nobody() -> None:
+async def test_a_refused_connection_causes_no_probe() -> None:
     brokers = Brokers()
     one, _ = two(CircuitBreaker(brokers.probe))
     one._on_connection_closed(SimpleNamespace(host="hangs.test", port=9092), CloseReason.CONNECTION_BROKEN)
@@ -123,7 +123,7 @@ async def test_who_was_refused_in_time_suspects_nobody() -> None:
     assert brokers.probed == []
 
 
-async def test_one_that_answers_again_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_circuit_closes_when_the_broker_answers_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mail.log.kafka.circuit_breaker._REPROBE_SECONDS", 0.0)
     brokers = Brokers()
     one, _ = two(CircuitBreaker(brokers.probe))
@@ -143,7 +143,7 @@ async def test_one_that_answers_again_is_used_again(monkeypatch: pytest.MonkeyPa
     assert set(brokers.probed) == {HANGS}
 
 
-async def test_a_silent_one_is_not_greeted_by_everybody_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_open_circuit_is_probed_at_most_once_per_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mail.log.kafka.circuit_breaker._REPROBE_SECONDS", 3600.0)
     brokers = Brokers()
     one, other = two(CircuitBreaker(brokers.probe))
@@ -153,7 +153,7 @@ async def test_a_silent_one_is_not_greeted_by_everybody_who_asks(monkeypatch: py
     assert brokers.probed == [HANGS]
 
 
-async def test_the_only_broker_is_not_suspected() -> None:
+async def test_the_only_broker_is_never_suspected() -> None:
     brokers = Brokers()
     only = Client(HANGS)
     CircuitBreaker(brokers.probe).install(only)
@@ -162,8 +162,8 @@ async def test_the_only_broker_is_not_suspected() -> None:
     assert brokers.probed == []
 
 
-async def test_where_all_are_silent_all_are_asked() -> None:
-    """Overloaded, perhaps: whoever went round all of them would ask nobody, and lose what they still serve."""
+async def test_all_brokers_are_tried_when_all_circuits_are_open() -> None:
+    """The brokers may only be overloaded: skipping all of them would lose what they still serve."""
     brokers = Brokers({HANGS: False, WELL: False})
     one, other = two(CircuitBreaker(brokers.probe))
     close_late(one, HANGS)
@@ -173,7 +173,7 @@ async def test_where_all_are_silent_all_are_asked() -> None:
     assert await other._get_conn(0) is not None
 
 
-async def test_a_connection_on_which_it_has_answered_since_is_used() -> None:
+async def test_a_connection_with_a_later_response_stays_in_use() -> None:
     brokers = Brokers()
     one, other = two(CircuitBreaker(brokers.probe))
     close_late(one, HANGS)
@@ -186,8 +186,8 @@ async def test_a_connection_on_which_it_has_answered_since_is_used() -> None:
 
 
 @pytest.mark.parametrize("call", ["bootstrap", "_metadata_update"])
-async def test_a_round_of_questions_that_took_a_time_out_has_all_greeted(call: str) -> None:
-    """aiokafka does not say which of them let it wait."""
+async def test_a_slow_round_over_all_brokers_probes_all(call: str) -> None:
+    """aiokafka does not report which broker timed out."""
     brokers = Brokers()
     one, other = two(CircuitBreaker(brokers.probe))
     one.late = True
@@ -197,7 +197,7 @@ async def test_a_round_of_questions_that_took_a_time_out_has_all_greeted(call: s
     assert sorted(brokers.probed) == [HANGS, WELL]
 
 
-async def test_an_address_that_only_log_url_has_is_greeted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bootstrap_address_is_probed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mail.log.kafka.circuit_breaker._REPROBE_SECONDS", 0.0)
     brokers = Brokers({"alias.test:9092": False})
     circuit_breaker = CircuitBreaker(brokers.probe)
@@ -205,13 +205,13 @@ async def test_an_address_that_only_log_url_has_is_greeted_again(monkeypatch: py
     addresses = ["alias.test:9092", WELL]
     assert circuit_breaker.available(addresses) == [WELL]
     brokers.answer["alias.test:9092"] = True
-    await wait_until(lambda: circuit_breaker.available(addresses) == addresses, what="it answers again")
+    await wait_until(lambda: circuit_breaker.available(addresses) == addresses, what="the broker to answer again")
 
 
-async def test_an_error_nobody_knows_is_no_answer() -> None:
-    async def greet(host: str, port: int) -> None:
-        raise KeyError("a broken log-in")
+async def test_an_unknown_error_of_the_probe_opens_the_circuit() -> None:
+    async def probe(host: str, port: int) -> None:
+        raise KeyError("a broken authentication")
 
-    circuit_breaker = CircuitBreaker(greet)
+    circuit_breaker = CircuitBreaker(probe)
     assert not await circuit_breaker.suspect("hangs.test", 9092)
     await circuit_breaker.close()

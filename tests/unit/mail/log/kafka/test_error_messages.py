@@ -1,4 +1,4 @@
-"""Errors of aiokafka in plain words: every one of them is a sentence, and none the name of a class."""
+"""Messages for aiokafka's errors: each is a sentence, and none a class name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY_ERROR = sorted(
     key=lambda kind: kind.__name__,
 )
 _CLASS_NAME = re.compile("|".join(rf"\b{kind.__name__}\b" for kind in EVERY_ERROR if kind.__name__ != "Cancelled"))
-# They are of what eilpost does not use, or no errors at all.
+# Not errors, or errors of features that eilpost does not use.
 _NOT_MET = {
     errors.KafkaError,
     errors.BrokerResponseError,
@@ -37,24 +37,26 @@ _NOT_MET = {
 @pytest.mark.parametrize(
     "kind", [kind for kind in EVERY_ERROR if kind is not errors.BrokerResponseError], ids=lambda kind: kind.__name__
 )
-def test_a_plain_sentence_for_every_error(kind: type[Exception]) -> None:
-    told = error_message(kind())
-    assert told
-    assert not _CLASS_NAME.search(told), told
-    assert "\n" not in told
+def test_every_error_has_a_sentence_without_class_names(kind: type[Exception]) -> None:
+    message = error_message(kind())
+    assert message
+    assert not _CLASS_NAME.search(message), message
+    assert "\n" not in message
 
 
-def test_a_refusal_names_the_right_that_the_caller_needs() -> None:
-    told = error_message(errors.TopicAuthorizationFailedError(), "Write", "mail.queue")
-    assert told == ('not authorized: give this user the ACL Write on topic mail.queue (docs/kafka.md, "Access rights")')
+def test_a_refusal_names_the_missing_acl() -> None:
+    message = error_message(errors.TopicAuthorizationFailedError(), "Write", "mail.queue")
+    assert message == (
+        'not authorized: give this user the ACL Write on topic mail.queue (docs/kafka.md, "Access rights")'
+    )
 
 
-def test_every_error_that_may_be_met_is_in_the_table() -> None:
+def test_every_error_of_aiokafka_is_in_the_table() -> None:
     assert set(EVERY_ERROR) - set(ERROR_MESSAGES) == _NOT_MET
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (TimeoutError(), "the brokers did not answer in time"),
         (errors.UnknownTopicOrPartitionError(), "run `eilpost topics create`, or correct log.prefix"),
@@ -62,11 +64,11 @@ def test_every_error_that_may_be_met_is_in_the_table() -> None:
         (errors.KafkaConnectionError("No connection to node with id 1"), "(No connection to node with id 1)"),
         (errors.NotEnoughReplicasError(), "start the missing brokers"),
         (errors.InvalidSessionTimeoutError(), "log.session_timeout"),
-        (errors.NonEmptyGroup(), "a broker refuses it with error 68 of Kafka's protocol"),
+        (errors.NonEmptyGroup(), "a broker returned error 68 of Kafka's protocol"),
         (errors.KafkaError("Unable to\nfind it"), "Unable to find it"),
         (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
-        (OSError(), "there is no connection to the brokers"),
-        (errors.KafkaError(), "please report it"),
+        (OSError(), "no connection to the brokers"),
+        (errors.KafkaError(), "please report this"),
         (errors.GroupAuthorizationFailedError("mail.router"), "the ACL Read on group mail.router (docs/"),
         (errors.GroupAuthorizationFailedError("Unable to get coordinator id for mail.router"), "group mail.router ("),
         (errors.TransactionalIdAuthorizationFailed("mail.router-0"), "Write on transactional id mail.router-0 ("),
@@ -76,5 +78,5 @@ def test_every_error_that_may_be_met_is_in_the_table() -> None:
         (errors.TopicAuthorizationFailedError(), "Describe on topic ("),
     ],
 )
-def test_what_it_says(error: Exception, told: str) -> None:
-    assert told in error_message(error)
+def test_messages_of_individual_errors(error: Exception, message: str) -> None:
+    assert message in error_message(error)

@@ -1,4 +1,4 @@
-"""The marks of a process: what is confirmed, what is not, and when no more is to be begun."""
+"""Offset committer: commits, retries after outages, and the limit of unconfirmed deliveries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MANY = 1000
 
 @dataclass
 class Shard:
-    """As much of a delivery shard as its committing looks at."""
+    """The part of a delivery shard that the committer uses."""
 
     partition: TopicPartition = field(default_factory=lambda: TopicPartition("dispatched", 0))
     low: int = 0
@@ -39,11 +39,11 @@ class OwnerGroup:
     answers: Iterator[Exception | None]
     committed: list[int] = field(default_factory=list)
 
-    async def commit(self, marks: dict[TopicPartition, OffsetAndMetadata]) -> None:
+    async def commit(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
         answer = next(self.answers)
         if answer is not None:
             raise answer
-        self.committed += [mark.offset for mark in marks.values()]
+        self.committed += [offset.offset for offset in offsets.values()]
 
 
 def make_committer(*answers: Exception | None) -> tuple[OffsetCommitter, Shard, OwnerGroup]:
@@ -57,8 +57,8 @@ def finish(one: OffsetCommitter, shard: Shard, count: int) -> None:
         one.count_finished()
 
 
-async def test_what_is_not_confirmed_stops_what_would_begin() -> None:
-    one, shard, group = make_committer(LogUnavailable("the way is cut"), None)
+async def test_too_many_unconfirmed_deliveries_stop_new_ones() -> None:
+    one, shard, group = make_committer(LogUnavailable("connection lost"), None)
     finish(one, shard, MANY)
     assert one.is_behind
     assert not await one.commit()
@@ -67,8 +67,8 @@ async def test_what_is_not_confirmed_stops_what_would_begin() -> None:
     assert (one.is_behind, group.committed) == (False, [MANY])
 
 
-async def test_what_somebody_else_owns_stops_nothing() -> None:
-    one, shard, group = make_committer(ShardLost("left out"), None)
+async def test_a_commit_refused_after_a_rebalance_stops_nothing() -> None:
+    one, shard, group = make_committer(ShardLost("excluded"), None)
     finish(one, shard, MANY)
     assert await one.commit()
     assert (shard.is_lost, one.is_behind, group.committed) == (True, False, [])
@@ -77,18 +77,18 @@ async def test_what_somebody_else_owns_stops_nothing() -> None:
     assert group.committed == [MANY + 1]
 
 
-async def test_an_outage_ends_when_the_shards_have_another_owner() -> None:
-    one, shard, _ = make_committer(LogUnavailable("the way is cut"), ShardLost("left out"))
+async def test_an_outage_ends_when_another_owner_has_the_shards() -> None:
+    one, shard, _ = make_committer(LogUnavailable("connection lost"), ShardLost("excluded"))
     finish(one, shard, 1)
     assert not await one.commit()
-    assert one.outage == "the way is cut"
+    assert one.outage == "connection lost"
     assert await one.commit()
     assert one.outage is None
 
 
-async def test_an_outage_ends_when_no_shard_is_left() -> None:
+async def test_an_outage_ends_without_shards() -> None:
     shards = [Shard()]
-    group = OwnerGroup(iter([LogUnavailable("the way is cut")]))
+    group = OwnerGroup(iter([LogUnavailable("connection lost")]))
     one = OffsetCommitter(lambda: shards, group.commit)  # type: ignore[arg-type, return-value]
     finish(one, shards[0], 1)
     assert not await one.commit()
@@ -97,35 +97,35 @@ async def test_an_outage_ends_when_no_shard_is_left() -> None:
     assert one.outage is None
 
 
-async def test_what_is_confirmed_is_not_committed_again() -> None:
+async def test_a_confirmed_offset_is_not_committed_again() -> None:
     one, shard, group = make_committer(None)
     finish(one, shard, 3)
     assert await one.commit()
-    one.count_finished()  # news of a shard that is not ours any more
+    one.count_finished()  # progress of a shard that is not owned any more
     assert await one.commit()
     assert (one.is_behind, group.committed) == (False, [3])
 
 
 @pytest.mark.parametrize("count", [1, 10])
-async def test_a_few_stop_nothing(count: int) -> None:
+async def test_a_few_unconfirmed_deliveries_stop_nothing(count: int) -> None:
     one, shard, _ = make_committer(LogUnavailable("slow"))
     finish(one, shard, count)
     assert not await one.commit()
     assert not one.is_behind
 
 
-async def test_without_news_a_mark_is_committed_again_and_shows_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_committer_recommits_and_detects_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(committing_module, "_IDLE_SECONDS", 0.01)
     one, shard, group = make_committer(
-        None, LogUnavailable("the way is cut"), LogUnavailable("the way is cut"), *[None] * 99
+        None, LogUnavailable("connection lost"), LogUnavailable("connection lost"), *[None] * 99
     )
     finish(one, shard, 3)
     seen: list[str | None] = []
     commit = group.commit
 
-    async def watched(marks: dict[TopicPartition, OffsetAndMetadata]) -> None:
+    async def watched(offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
         seen.append(one.outage)
-        await commit(marks)
+        await commit(offsets)
 
     one._commit_offsets = watched
     with capture_logs() as lines:
@@ -133,5 +133,5 @@ async def test_without_news_a_mark_is_committed_again_and_shows_an_outage(monkey
         await wait_until(lambda: len(group.committed) >= 3)
         running.cancel()
     assert set(group.committed) == {3}
-    assert seen[:5] == [None, None, "the way is cut", "the way is cut", None]
+    assert seen[:5] == [None, None, "connection lost", "connection lost", None]
     assert [line["event"] for line in lines] == ["offset commit failed, retrying"]

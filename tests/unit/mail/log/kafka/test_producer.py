@@ -1,4 +1,4 @@
-"""What failed is probed all at once, and what still fails holds nothing else up; no broker is needed to see it."""
+"""Probes of failed partitions, without a broker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLOW_SECONDS = 0.4  # of each probe, until its time-out
 
 
 class Brokers:
-    """A producer whose records all take `SLOW_SECONDS`, and fail while `are_away`."""
+    """A producer whose sends take `SLOW_SECONDS`, and fail while `are_away`."""
 
     def __init__(self) -> None:
         self.are_away = True
@@ -42,7 +42,7 @@ class Brokers:
         return asyncio.ensure_future(answer())
 
 
-async def test_what_failed_is_probed_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_partitions_are_probed_concurrently(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(producer, "_PROBE_SECONDS", 0.05)
     brokers = Brokers()
     log = Producer(make_access(SETTINGS), SETTINGS)
@@ -51,23 +51,23 @@ async def test_what_failed_is_probed_at_the_same_time(monkeypatch: pytest.Monkey
     assert all(isinstance(each, LogUnavailable) for each in await asyncio.gather(*sends, return_exceptions=True))
     assert isinstance(log.condition(), Down)
     brokers.most, brokers.are_away = 0, False
-    await wait_until(lambda: isinstance(log.condition(), Usable), what="the log takes writes again")
+    await wait_until(lambda: isinstance(log.condition(), Usable), what="the log to accept writes again")
     assert brokers.most == FAILED
 
 
-async def test_a_partition_that_is_no_more_keeps_the_log_down_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_deleted_partition_does_not_keep_the_log_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(producer, "_PROBE_SECONDS", 0.05)
     log = Producer(make_access(SETTINGS), SETTINGS)
     log._producer = ShrunkCluster()  # type: ignore[assignment]
-    with pytest.raises(LogUnavailable, match="it is not there"):
+    with pytest.raises(LogUnavailable, match="the partition does not exist"):
         await log._send(TopicPartition("mail.accepted", 2), b"", b"")
     assert isinstance(log.condition(), Down)
     await log.refresh_metadata()
-    await wait_until(lambda: isinstance(log.condition(), Usable), what="the log takes writes again")
+    await wait_until(lambda: isinstance(log.condition(), Usable), what="the log to accept writes again")
 
 
 class ShrunkCluster:
-    """A producer that knows of partitions 0 and 1."""
+    """A producer that knows partitions 0 and 1."""
 
     client: Any
 

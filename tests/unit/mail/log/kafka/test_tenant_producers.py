@@ -1,4 +1,4 @@
-"""A lane that does not open: its tenant's recipients are told to come again, soon, and nobody waits twice."""
+"""Opening a tenant's producer: recipients wait for a limited time, and only once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mail.settings import LogSettings
 SETTINGS = LogSettings(url="kafka://127.0.0.1:1")
 
 
-async def test_a_recipient_waits_for_a_lane_but_not_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_recipient_waits_for_its_tenants_producer_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tenant_producers, "_OPEN_WAIT_SECONDS", 0.5)
     opened: list[str] = []
 
@@ -27,10 +27,10 @@ async def test_a_recipient_waits_for_a_lane_but_not_long(monkeypatch: pytest.Mon
     ours = TenantProducers(make_access(SETTINGS), SETTINGS)
     async with asyncio.timeout(60):
         await asyncio.gather(*(ours.open("acme") for _ in range(20)))
-    assert ours.condition("acme") == Down("tenant acme: its topics have not answered yet")
+    assert ours.condition("acme") == Down("tenant acme: its topics have not responded yet")
     assert ours.condition("other") == Usable()
     monkeypatch.setattr(tenant_producers, "_OPEN_WAIT_SECONDS", 0.0)
     async with asyncio.timeout(60):
-        await ours.open("acme")  # the first has waited for as long as anybody does
+        await ours.open("acme")  # the first call has used up the waiting time
     assert opened == ["acme"]
     await ours.close()

@@ -1,4 +1,4 @@
-"""A process puts its shards down when its topics are certainly gone, and takes them up when they are back."""
+"""Topic watcher: shards are suspended when topics are missing for certain, and resumed when they are back."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def topics(shards: int, delivery_shards: int) -> Mapping[Topic, TopicState]:
 
 
 class FakeCluster:
-    """What the brokers say next, the last of it again and again; and what was done."""
+    """Brokers that give these answers in turn, repeating the last; records the callbacks."""
 
     def __init__(self, *answers: Mapping[Topic, TopicState] | Exception) -> None:
         self.answers = list(answers)
-        self.done: list[str] = []
-        self.back_fails = False
+        self.callbacks: list[str] = []
+        self.on_restored_fails = False
         self.watcher = TopicWatcher(
             self,  # type: ignore[arg-type]
             make_access(SETTINGS),
             SETTINGS,
-            on_missing=lambda: self.done.append("gone"),
-            on_restored=self.back,
-            on_grown=lambda: self.done.append("grown"),
+            on_missing=lambda: self.callbacks.append("missing"),
+            on_restored=self.restore,
+            on_grown=lambda: self.callbacks.append("grown"),
         )
 
-    async def back(self) -> None:
-        if self.back_fails:
+    async def restore(self) -> None:
+        if self.on_restored_fails:
             raise LogUnavailable("not yet")
-        self.done.append("back")
+        self.callbacks.append("restored")
 
     async def topics(self, *_: Any, **__: Any) -> Mapping[Topic, TopicState]:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -61,77 +61,77 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_watcher, "_MISSING_SECONDS", 0.0)
 
 
-async def world(*answers: Mapping[Topic, TopicState] | Exception) -> FakeCluster:
-    made = FakeCluster(topics(12, 24))
-    await made.watcher.load()
-    made.answers = list(answers)
-    return made
+async def watched(*answers: Mapping[Topic, TopicState] | Exception) -> FakeCluster:
+    cluster = FakeCluster(topics(12, 24))
+    await cluster.watcher.load()
+    cluster.answers = list(answers)
+    return cluster
 
 
-async def test_what_one_broker_says_for_a_while_puts_nothing_down() -> None:
-    """It has slept, and knows of fewer partitions, or of no topics yet."""
-    made = await world(topics(12, 12), {}, topics(6, 24), topics(12, 24))
-    await made.watcher._check()
-    assert made.done == []
-    assert made.watcher.problem is None
+async def test_temporary_old_metadata_suspends_nothing() -> None:
+    """The broker was paused, and knows fewer partitions or no topics yet."""
+    cluster = await watched(topics(12, 12), {}, topics(6, 24), topics(12, 24))
+    await cluster.watcher._check()
+    assert cluster.callbacks == []
+    assert cluster.watcher.problem is None
 
 
 async def test_dispatched_may_grow() -> None:
-    made = await world(topics(12, 48))
-    await made.watcher._check()
-    await made.watcher._check()
-    assert made.done == ["grown"]
-    assert made.watcher.counts.by_site == 48
+    cluster = await watched(topics(12, 48))
+    await cluster.watcher._check()
+    await cluster.watcher._check()
+    assert cluster.callbacks == ["grown"]
+    assert cluster.watcher.counts.by_site == 48
 
 
-async def test_other_topics_are_begun_anew() -> None:
-    made = await world(topics(6, 24))
-    await made.watcher._check()
-    assert made.done == ["gone", "back"]
-    assert made.watcher.problem is None
+async def test_recreated_topics_restart_the_shards() -> None:
+    cluster = await watched(topics(6, 24))
+    await cluster.watcher._check()
+    assert cluster.callbacks == ["missing", "restored"]
+    assert cluster.watcher.problem is None
 
 
-async def test_what_was_put_down_is_taken_up_however_often_that_fails() -> None:
-    """And the process is not ready until then."""
-    made = await world(topics(6, 24))
-    made.back_fails = True
+async def test_resuming_is_retried_until_it_succeeds() -> None:
+    """The process stays unready until then."""
+    cluster = await watched(topics(6, 24))
+    cluster.on_restored_fails = True
     for _ in range(2):
         with pytest.raises(LogUnavailable):
-            await made.watcher._check()
-        assert made.done == ["gone"]
-        assert made.watcher.problem is not None
-    made.back_fails, made.answers = False, [topics(12, 24)]
-    await made.watcher._check()
-    assert made.done == ["gone", "back"]
-    assert made.watcher.problem is None
+            await cluster.watcher._check()
+        assert cluster.callbacks == ["missing"]
+        assert cluster.watcher.problem is not None
+    cluster.on_restored_fails, cluster.answers = False, [topics(12, 24)]
+    await cluster.watcher._check()
+    assert cluster.callbacks == ["missing", "restored"]
+    assert cluster.watcher.problem is None
 
 
-async def test_a_partition_below_min_insync_replicas_is_an_outage_until_it_is_in_sync_again() -> None:
+async def test_a_partition_below_min_insync_replicas_is_an_outage() -> None:
     whole = {topic: replace(each, config={"min.insync.replicas": "2"}) for topic, each in topics(12, 24).items()}
-    made = FakeCluster(whole)
-    await made.watcher.load()
-    assert made.watcher.outage is None
-    made.answers = [{topic: replace(each, in_sync=1, config={}) for topic, each in whole.items()}, whole]
-    await made.watcher._check()
-    assert made.watcher.outage is not None
-    assert "topic mail.accepted: a partition has 1 replicas in sync and needs 2" in made.watcher.outage
-    await made.watcher._check()
-    assert made.watcher.outage is None
-    assert made.done == []  # an outage puts nothing down
+    cluster = FakeCluster(whole)
+    await cluster.watcher.load()
+    assert cluster.watcher.outage is None
+    cluster.answers = [{topic: replace(each, in_sync=1, config={}) for topic, each in whole.items()}, whole]
+    await cluster.watcher._check()
+    assert cluster.watcher.outage is not None
+    assert "topic mail.accepted: a partition has 1 replicas in sync and needs 2" in cluster.watcher.outage
+    await cluster.watcher._check()
+    assert cluster.watcher.outage is None
+    assert cluster.callbacks == []  # an outage suspends nothing
 
 
-async def test_looks_without_an_answer_are_an_outage_when_two_have_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_unanswered_checks_are_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_watcher, "POLL_SECONDS", 0.0)
-    made = await world(LogUnavailable("gone"), LogUnavailable("gone"), topics(12, 24))
+    cluster = await watched(LogUnavailable("missing"), LogUnavailable("missing"), topics(12, 24))
     seen = []
-    topics_of = made.topics
+    topics_of = cluster.topics
 
     async def topics_seen(*arguments: Any, **more: Any) -> Mapping[Topic, TopicState]:
-        seen.append(made.watcher.outage)
+        seen.append(cluster.watcher.outage)
         return await topics_of(*arguments, **more)
 
-    monkeypatch.setattr(made, "topics", topics_seen)
-    watching = asyncio.create_task(made.watcher.watch())
+    monkeypatch.setattr(cluster, "topics", topics_seen)
+    watching = asyncio.create_task(cluster.watcher.watch())
     await wait_until(lambda: len(seen) >= 4)
     watching.cancel()
-    assert seen[:4] == [None, None, "gone", None]
+    assert seen[:4] == [None, None, "missing", None]
