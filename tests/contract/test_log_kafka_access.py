@@ -237,7 +237,7 @@ async def test_every_role_waits_for_its_rights_and_works_with_them(
     settings = settings_on("", url=user["url"], prefix=user["prefix"])
     maker = box(broker, MAKER, settings.prefix, tmp_path)
     assert "12 -> 13 partitions" not in maker.run("topics", "create")
-    assert maker.run("topics", "create", "--tenant", "acme").count("made") == 5
+    assert maker.run("topics", "create", "--tenant", "acme").count("created") == 5
 
     hosting = Hosting(tmp_path, settings, log_in(broker, LATE))
     mailstore = EilpostProcess(tmp_path / "mailstore", command=(str(EILPOST), "mailstore"))

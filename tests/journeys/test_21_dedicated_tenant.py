@@ -121,7 +121,7 @@ async def test_a_dedicated_tenant_shares_nothing(kafka_bootstrap: str, tmp_path:
             assert client.rcpt("wile@acme.test")[0] == 451  # and not only after its content has come
             assert client.rcpt("alice@example.test")[0] == 250
         made = hosting.ingress.run("topics", "create", "--tenant", "acme")
-        assert made.count(": made") == len(ALL_TOPICS)
+        assert made.count(": created") == len(ALL_TOPICS)
         assert hosting.ingress.run("topics", "create", "--tenant", "acme") == "nothing to do\n"
         await asyncio.sleep(5.1)  # the lane looks again
 

@@ -106,7 +106,7 @@ async def test_topics_are_deleted_and_made_again(
 
         await asyncio.sleep(8)  # nobody makes them by asking, nothing is said again, nothing ends
         assert [len(told(each, LOST)) for each in workers] == [1, 1]
-        assert hosting.ingress.run("topics", "create", *option).count(": made") == len(names)
+        assert hosting.ingress.run("topics", "create", *option).count(": created") == len(names)
         for each in (hosting.ingress, *workers):
             await wait_until(lambda one=each: one.get("/readyz")[0] == 200, what="ready", deadline_seconds=40)
 
