@@ -130,7 +130,7 @@ def parse_rcpt(argument: str, *, extended: bool, utf8: bool) -> RcptTo | Reply:
     path, rest = parts
     if rest:
         parameters = _parse_parameters(rest, extended=extended)
-        # RCPT has no parameters yet.
+        # No RCPT parameter is supported.
         return parameters if isinstance(parameters, Reply) else replies.PARAMETER_UNKNOWN
     if path.lower() == "postmaster":
         return RcptTo(None)

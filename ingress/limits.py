@@ -1,6 +1,6 @@
 """Connection limit and memory budget shared by all sessions of a process. Pure: time is an argument.
 
-Both only report whether there is capacity; the session sends the 421 or 452.
+They report whether there is capacity; the session sends the 421 or 452.
 """
 
 from __future__ import annotations

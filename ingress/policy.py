@@ -113,9 +113,8 @@ def evaluate_mx(answer: MxAnswer, domain: str) -> Ok | QueryAddresses | Reply:
         case MxHosts():
             return OK
         case NullMx():
-            return Reply(
-                550, "5.7.27", f"{domain}: sender domain does not accept mail (null MX)"
-            )  # RFC 7505 section 4.2
+            # RFC 7505 section 4.2
+            return Reply(550, "5.7.27", f"{domain}: sender domain does not accept mail (null MX)")
         case NoRecords():
             return QUERY_ADDRESSES  # RFC 5321 section 5.1: the implicit MX
         case NoSuchDomain():

@@ -1,8 +1,8 @@
 """SMTP connection driver: reads octets, writes replies, runs time-outs. The only file that imports aiosmtpd.
 
 It keeps aiosmtpd's connection life cycle (task, writer, later TLS and AUTH) and replaces its line reader (LF ends a
-line), its parser (lenient), its timer (one for all of DATA) and its cancellation of work when the client disconnects;
-`tests/unit/ingress/test_aiosmtpd_traps.py` holds each reason. Replies are sent in order, no exception text reaches the
+line), its parser (lenient), its timer (one for all of DATA) and its cancellation of work when the client disconnects
+(reasons: `tests/unit/ingress/test_aiosmtpd_overrides.py`). Replies are sent in order, no exception text reaches the
 client, and a disconnect never cancels an append. Next: `ingress/accept.py`, by way of `ingress/conversation.py`.
 """
 
@@ -234,7 +234,7 @@ class SmtpSession(SMTP):
             self._busy = True
             try:
                 await conversation.handle(line)
-            except Exception as error:  # boundary of the command
+            except Exception as error:  # a bug must not end the session
                 await self.handle_exception(error)
             self._busy = False
             self._release_memory()

@@ -22,7 +22,7 @@ OLD_JOURNAL = "eilpost-delivered.old"
 
 class JournalState(Enum):
     ABSENT = auto()  # not appended since boot, and not found in the directories at boot
-    UNCERTAIN = auto()  # written before the last boot: the directories must be searched
+    UNCERTAIN = auto()  # recorded before this boot: the directories must be searched
     RECORDED = auto()
 
 

@@ -15,7 +15,7 @@ from mail.message import DeliveryId
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_+.")
 _CHUNK = 200  # below NAME_MAX (255) of every file system, with room for the continuation mark
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-_OURS = re.compile(
+_EILPOST_NAME = re.compile(
     r"(?P<seconds>\d{1,11})\.M(?P<micros>\d{6})_(?P<id>[A-Za-z0-9_-]{1,64})\.[^,:/]*,S=(?P<size>\d+),W=(?P<wire>\d+)"
     r"(?::2,(?P<flags>[A-Za-z]*)(?:,[^/:]*)?)?\Z"
 )
@@ -91,11 +91,11 @@ def message_name(now_micros: int, delivery_id: DeliveryId, hostname: str, size_b
 
 def parse_name(name: str) -> MessageName:
     """Parse the name of a file in `new` or `cur`; accepts any name."""
-    ours = _OURS.match(name)
-    if ours is not None:
-        micros = int(ours["seconds"]) * 1_000_000 + int(ours["micros"])
-        identity = DeliveryId(ours["id"])
-        return MessageName(identity, identity, micros, int(ours["size"]), ours["flags"] or "")
+    match = _EILPOST_NAME.match(name)
+    if match is not None:
+        micros = int(match["seconds"]) * 1_000_000 + int(match["micros"])
+        identity = DeliveryId(match["id"])
+        return MessageName(identity, identity, micros, int(match["size"]), match["flags"] or "")
     base, _colon, info = name.partition(":")
     seconds = _SECONDS.match(base)
     virtual = _WIRE_SIZE.search(base)

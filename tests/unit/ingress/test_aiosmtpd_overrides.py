@@ -1,5 +1,5 @@
 """Behaviour of aiosmtpd 1.4.6 that `ingress.session` replaces, one test each. Its timer, limits and disconnects are
-tested in `test_clocks`, `test_limits`, `test_slow_readers` and `test_disconnects`.
+tested in `test_session_timeouts`, `test_limits`, `test_slow_readers` and `test_disconnects`.
 """
 
 from __future__ import annotations
