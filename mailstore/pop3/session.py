@@ -1,7 +1,7 @@
 """POP3 session state machine (RFC 1939), sans I/O.
 
 `receive` yields actions; the driver executes each before it takes the next, so a long listing is never in memory whole,
-and returns results of log-in, transfer and update through methods. Messages are removed at QUIT only.
+and returns results of login, transfer and update through methods. Messages are removed at QUIT only.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ Action = Send | LogIn | SendMessage | Update | Close
 
 
 class LoginFailure(Enum):
-    """Why a log-in failed."""
+    """Why a login failed."""
 
     WRONG = auto()
     UNAVAILABLE = auto()
