@@ -1,1 +1,1 @@
-"""Carries a message once and reports what happened."""
+"""The delivery role: makes one attempt per dispatched delivery and reports the outcome of each recipient."""

@@ -1,4 +1,4 @@
-"""`python -m delivery --config FILE` is `eilpost delivery --config FILE`. It belongs to the roof, not to the role."""
+"""Entry point of `python -m delivery --config FILE`, the same as `eilpost delivery --config FILE`."""
 
 from eilpost.cli import run_role
 

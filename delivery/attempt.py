@@ -1,8 +1,7 @@
-"""One attempt, from a dispatched record to the record of what became of it.
+"""One delivery attempt, from a `Dispatched` record to its `Attempted` record.
 
-In charge of getting the content, of choosing the courier, of keeping the content of what is deferred, and of turning
-every trouble of ours into a deferral. Never touches the log. It promises an `Attempted` with one outcome for each
-recipient, or an exception only when it is cancelled.
+Reads the content, selects the courier and spools the content of deferred recipients. Internal errors become deferrals,
+so the result has one outcome per recipient; only cancellation raises.
 """
 
 from __future__ import annotations
@@ -35,19 +34,18 @@ from mail.telemetry.delivery import (
 
 logger = structlog.get_logger()
 
-INTERNAL_ERROR = Reply(451, "4.3.0", "Internal error while carrying the message; see the log of the delivery worker")
-DELIVERED_REPLY_LOST = Reply(250, "2.0.0", "Taken; what was said could not be recorded")
-SPOOL_UNAVAILABLE = Reply(451, "4.3.0", "The spool that holds the message does not answer")
+INTERNAL_ERROR = Reply(451, "4.3.0", "Internal error during delivery; see the log of the delivery worker")
+DELIVERED_REPLY_LOST = Reply(250, "2.0.0", "Delivered; the server's reply could not be recorded")
+SPOOL_UNAVAILABLE = Reply(451, "4.3.0", "The spool with the message content is not available")
 
-# How much of the message a report may quote.
-HEADERS_BYTES_MAX = 65536
-PROMPT_SECONDS = 60.0
+HEADERS_BYTES_MAX = 65536  # of the message, for the DSN
+PROMPT_SECONDS = 60.0  # a site that replies within this time is responsive
 _SPOOL_BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """The result of one attempt; `content` is empty when it could not be had."""
+    """The result of one attempt; `content` is empty if it could not be read."""
 
     outcomes: tuple[Outcome, ...]
     started: datetime
@@ -56,12 +54,12 @@ class AttemptResult:
 
     @property
     def is_responsive(self) -> bool:
-        """The next hop said something about a recipient, and soon: it is none that holds on to whoever calls."""
+        """Whether the next hop replied about a recipient within `PROMPT_SECONDS`, so that it is not a tarpit."""
         return self.seconds <= PROMPT_SECONDS and any(outcome.remote is not None for outcome in self.outcomes)
 
 
 class AttemptRunner:
-    """Makes attempts with the couriers it is given."""
+    """Makes attempts with the given couriers."""
 
     def __init__(self, *, smtp: Courier, mailbox: Courier, spool: Spool) -> None:
         self._smtp = smtp
@@ -70,7 +68,7 @@ class AttemptRunner:
         self._metrics: dict[tuple[str, str], _AttemptMetrics] = {}
 
     async def deliver(self, dispatched: Dispatched) -> AttemptResult:
-        """Deliver once. Cancelled, it leaves nothing to report, unless the message is past its final dot."""
+        """Deliver once. A cancelled attempt raises, unless the final dot was sent already."""
         started = datetime.now(UTC)
         clock = asyncio.get_running_loop().time
         start = clock()
@@ -86,8 +84,8 @@ class AttemptRunner:
     async def attempted(
         self, dispatched: Dispatched, result: AttemptResult, on_spool_wait: Callable[[], None]
     ) -> Attempted:
-        """What to report; the content of what is deferred is in the spool when this returns. Never to be cancelled
-        lightly: the mail may be delivered already. `on_spool_wait` is called when the spool fails, and may take long.
+        """The record to report; the content of deferred recipients is in the spool when this returns. Avoid cancelling
+        it: the mail may be delivered already. `on_spool_wait` is called when the spool fails and the wait may be long.
         """
         outcomes = result.outcomes
         headers = b""
@@ -108,8 +106,8 @@ class AttemptRunner:
     async def attempted_with_internal_error(
         self, dispatched: Dispatched, result: AttemptResult | None, on_spool_wait: Callable[[], None]
     ) -> Attempted:
-        """What to report when what there is cannot be, by a bug of ours: who has the message has it, everybody else is
-        deferred; all in our own words.
+        """The record to report when `attempted` raises: delivered recipients stay delivered, all others are deferred,
+        with replies of our own.
         """
         recipients = dispatched.delivery.message.envelope.recipients
         outcomes = _all_deferred(dispatched.delivery, INTERNAL_ERROR)
@@ -125,7 +123,7 @@ class AttemptRunner:
     async def _content_for_retry(
         self, dispatched: Dispatched, outcomes: tuple[Outcome, ...], on_spool_wait: Callable[[], None]
     ) -> Spooled | None:
-        """Where the content lies, when it is needed once more."""
+        """The spooled content if a recipient was deferred, else None."""
         if not any(isinstance(outcome, Deferred) for outcome in outcomes):
             return None
         match dispatched.content:
@@ -179,13 +177,13 @@ class AttemptRunner:
                 assert_never(route)
 
     async def _put_in_spool(self, content: bytes, on_wait: Callable[[], None]) -> Spooled:
-        """Until the spool takes it: a deferral may not be reported before its content is safe."""
+        """Retry until the spool accepts the content: a deferral must not be reported before its content is durable."""
         tries = 0
         while True:
             try:
                 return await self._spool.put(content)
             except SpoolUnavailable as error:
-                if tries == 0:  # many may wait
+                if tries == 0:  # many deliveries may wait
                     logger.warning("spool unavailable", error=str(error))
             except Exception:
                 logger.exception("spool failed")
@@ -195,7 +193,7 @@ class AttemptRunner:
             tries += 1
 
     def _observe(self, dispatched: Dispatched, outcomes: tuple[Outcome, ...], duration: float) -> None:
-        """Metrics, and one line."""
+        """Update the metrics and log one line."""
         route = dispatched.delivery.route
         transport = (
             "mailbox"
@@ -227,7 +225,7 @@ class AttemptRunner:
 
 
 class _AttemptMetrics:
-    """The labelled children of one transport and provider, bound once."""
+    """Metric children of one transport and provider."""
 
     def __init__(self, transport: str, provider: str) -> None:
         self.duration = ATTEMPT_DURATION.labels(transport)
@@ -260,7 +258,7 @@ _RESULTS: dict[type[Delivered] | type[Deferred] | type[Failed], str] = {
 
 
 def _worst(outcomes: tuple[Outcome, ...]) -> Outcome:
-    """The one worth a line: failed before deferred before delivered."""
+    """The outcome to log: failed before deferred before delivered."""
     for kind in (Failed, Deferred):
         for outcome in outcomes:
             if isinstance(outcome, kind):

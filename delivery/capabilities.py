@@ -1,8 +1,4 @@
-"""What a server offers in its EHLO answer (RFC 5321 section 4.1.1.1). Pure.
-
-Unknown keywords are kept by name, so that a later extension (DSN, STARTTLS, CHUNKING, AUTH) is one property here and
-one parameter in the dialogue.
-"""
+"""Capabilities of a server from its EHLO reply (RFC 5321 section 4.1.1.1). Pure."""
 
 from __future__ import annotations
 
@@ -12,16 +8,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """EHLO keywords in upper case with their parameters. The default is a server that knows only HELO."""
+    """EHLO keywords in upper case with their parameters. Empty for a server that supports only HELO."""
 
     keywords: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, lines: Sequence[bytes]) -> Capabilities:
-        """Read the texts of an EHLO answer; the first line is the greeting and no keyword."""
+        """Parse the lines of an EHLO reply; the first line is the greeting and has no keyword."""
         keywords = {}
         for line in lines[1:]:
-            # Some old servers write "SIZE=1000" and "AUTH=LOGIN".
+            # Some old servers send "SIZE=1000" and "AUTH=LOGIN".
             word, _, parameters = line.decode("ascii", "replace").strip().replace("=", " ", 1).partition(" ")
             if word:
                 keywords[word.upper()] = parameters.strip()
@@ -45,6 +41,6 @@ class Capabilities:
 
     @property
     def max_size(self) -> int | None:
-        """The largest message the server takes, in octets; None: not said, or no limit (RFC 1870 section 4: 0)."""
+        """Maximum message size in octets; None if not announced or unlimited (RFC 1870 section 4: 0)."""
         text = self.keywords.get("SIZE", "")
         return (int(text) or None) if text.isdecimal() and len(text) <= 20 else None

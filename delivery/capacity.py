@@ -1,9 +1,7 @@
-"""What the workers of a process share: how much may be in flight, and the news that there is room again.
+"""Delivery capacity of a process, shared by its workers: the limits `delivery.in_flight` and `in_flight_bytes`.
 
-In charge of `delivery.in_flight` and `in_flight_bytes`, which bound the process however many shards it owns, and of
-moving content that waits for a slow site into the spool when memory is full. A worker holds a `ShardCapacity` for its
-shard;
-what ends at one shard may let another's begin. Never takes, carries or reports.
+A worker has a `ShardCapacity` for its shard; a delivery that finishes in one shard may free a slot for another. When
+memory is full, content of queued deliveries is moved to the spool.
 """
 
 from __future__ import annotations
@@ -26,21 +24,20 @@ from mail.telemetry.delivery import THROTTLE
 
 logger = structlog.get_logger()
 
-# What an entry may hold in memory at most: [spool] inline_max by default, or the largest that was seen.
-_LARGEST_INLINE_BYTES = 256 * 1024
+_LARGEST_INLINE_BYTES = 256 * 1024  # the default of [spool] inline_max; raised when a larger entry is read
 _SPOOLED_AT_ONCE = 100
-_SPOOL_BACKOFF_SECONDS = 1.0  # before a spool that failed is asked again
-_MIN_WAIT_SECONDS = 0.001
-QUEUED_MAX = 5000  # of one shard
+_SPOOL_BACKOFF_SECONDS = 1.0
+_MIN_WAIT_SECONDS = 0.001  # shorter waits are not observed
+QUEUED_MAX = 5000  # per shard
 MAILBOX_SITE = ToMailbox("").site
 
 
 class Capacity:
-    """One for a process."""
+    """Delivery capacity. One per process."""
 
     def __init__(self, settings: DeliverySettings, spool: Spool, *, queued_max: int = QUEUED_MAX) -> None:
-        # A site gets as many as keep its connections busy; mailboxes have places of their own, half as many as all
-        # sites together: however slow the world is, mail for our own people is not.
+        # Twice its connections keeps a site busy. Mailboxes have reserved slots, half as many as all sites together, so
+        # that slow remote sites do not delay local mail.
         half = max(1, settings.in_flight // 2)
         site_limit = max(1, min(half, 2 * settings.connections_per_site))
         self.in_flight: InFlight[ShardCapacity, Entry[Dispatched]] = InFlight(
@@ -49,7 +46,7 @@ class Capacity:
             queued_per_owner=queued_max,
             site_limit=lambda _: site_limit,
             reserved={MAILBOX_SITE: half},
-            is_trusted=lambda site: "://" in site,  # a relay; the sites of exchangers are whatever senders write to
+            is_trusted=lambda site: "://" in site,  # a configured relay; the senders choose all other sites
         )
         self._spool = spool
         self._waiting_shards: set[ShardCapacity] = set()  # whose workers wait for capacity
@@ -62,7 +59,7 @@ class Capacity:
             await asyncio.wait({self._memory_task})
 
     def register(self, on_start: Callable[[QueuedDelivery], None]) -> ShardCapacity:
-        """The capacity of a shard; `on_start` is called with each of its entries when it may start."""
+        """The capacity of a shard; `on_start` is called with each queued delivery when it may start."""
         shard = ShardCapacity(self, on_start)
         self.in_flight.register(shard)
         return shard
@@ -88,17 +85,17 @@ class Capacity:
         )
 
     def start(self) -> None:
-        """Let begin what may, whosever it is."""
+        """Start queued deliveries of all shards, as far as the limits allow."""
         now = monotonic()
         for queued in self.in_flight.start():
             if now - queued.queued_at > _MIN_WAIT_SECONDS:
                 THROTTLE.observe(now - queued.queued_at)
             queued.owner.on_start(queued)
         if self.in_flight.memory_limited and self._memory_task is None:
-            self._memory_task = asyncio.create_task(self._free_memory(), name="make-room")
+            self._memory_task = asyncio.create_task(self._free_memory(), name="free-memory")
 
     async def _free_memory(self) -> None:
-        """What waits for a slow site holds the memory into which another site's content would have to be read."""
+        """Spool content queued for slow sites, so that content of other sites can be read into memory."""
         try:
             while self.in_flight.memory_limited and self.in_flight.has_queued_content:
                 if not await self.spool_queued():
@@ -110,14 +107,14 @@ class Capacity:
         self._waiting_shards.add(shard)
 
     def on_freed(self) -> None:
-        """Something ended: others may start, and more may be taken."""
+        """A delivery finished: start queued ones and wake workers that wait to read."""
         self.start()
         for shard in self._waiting_shards:
             shard.freed.set()
         self._waiting_shards.clear()
 
     async def spool_queued(self) -> bool:
-        """Move content that waits for a slow site into the spool; False when there is none, or the spool fails."""
+        """Move content of queued deliveries to the spool; False if there is none or the spool fails."""
         deliveries = self.in_flight.take_content(_SPOOLED_AT_ONCE)
         if not deliveries:
             return False
@@ -135,7 +132,7 @@ class Capacity:
                 else:
                     any_spooled = True
                     entries[index] = replace(entries[index], record=replace(entries[index].record, content=result))
-        finally:  # also when the one who asked is given up: they may be others'
+        finally:  # also on cancellation: the deliveries may belong to other shards
             for queued, entry in zip(deliveries, entries, strict=True):
                 if self.in_flight.is_registered(queued.owner):
                     self.add(queued.owner, entry, queued.queued_at)
@@ -146,46 +143,45 @@ class Capacity:
 
 
 class ShardCapacity:
-    """A shard's place in the capacity, from the beginning of its worker to its drain."""
+    """One shard's view of the capacity, from the start of its worker to its drain."""
 
     def __init__(self, capacity: Capacity, on_start: Callable[[QueuedDelivery], None]) -> None:
         self._capacity = capacity
         self.on_start = on_start
-        self.freed = asyncio.Event()  # since `request_wakeup`: there may be capacity
+        self.freed = asyncio.Event()  # set when there may be capacity; cleared by `request_wakeup`
 
     def add(self, entry: Entry[Dispatched]) -> None:
-        """Park what was taken; `start` lets it begin."""
+        """Queue an entry; `start` starts it."""
         self._capacity.add(self, entry)
 
     def start(self) -> None:
         self._capacity.start()
 
     def set_awaiting_spool(self, delivery: QueuedDelivery, *, responsive: bool) -> None:
-        """It is delivered, and waits for the spool before it can be reported: its place may be another's."""
+        """The attempt ended and waits for the spool before it can be reported: free its slot."""
         if self._capacity.in_flight.set_awaiting_spool(delivery, responsive=responsive):
             self._capacity.on_freed()
 
     def finish(self, delivery: QueuedDelivery, *, responsive: bool) -> None:
-        """`responsive`: its site answered, and soon: it may have more."""
+        """`responsive`: the site replied in time, so its limit grows."""
         self._capacity.in_flight.finish(delivery, responsive=responsive)
         self._capacity.on_freed()
 
     def read_limit(self) -> int:
-        """How many the shard may take now."""
+        """How many entries the shard may read now."""
         return self._capacity.in_flight.read_limit(self, self._capacity.largest_bytes)
 
     def request_wakeup(self) -> None:
-        """From now on, set `freed` when there may be capacity."""
+        """Set `freed` at the next moment when there may be capacity."""
         self.freed.clear()
         self._capacity.request_wakeup(self)
 
     async def free_memory(self) -> bool:
-        """Try to; False when what is there has to be waited for."""
-        # Only bytes can be moved out of the way; too many deliveries have to be waited for.
+        """Move queued content to the spool; False if the worker must wait for deliveries to finish."""
         return self._capacity.in_flight.has_queue_space(self) and await self._capacity.spool_queued()
 
     def unregister(self) -> None:
-        """Let go of what has not begun: the shard's next owner takes it again."""
+        """Drop deliveries that have not started: the shard's next owner reads them again."""
         self._capacity.unregister(self)
 
 

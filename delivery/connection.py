@@ -1,8 +1,7 @@
-"""One connection to a server: an asyncio protocol around a `Dialogue`.
+"""One outbound connection: an asyncio protocol around a `Dialogue`.
 
-In charge of moving bytes, of deadlines and of noticing that the peer has gone; it knows nothing of what is said. Its
-deadline is a number that the pool's sweep looks at, not a timer: a message costs no `call_later`. Content goes out in
-slices under flow control, and each slice the peer takes renews the deadline (RFC 5321 section 4.5.3.2.5).
+The deadline is a number that the pool's sweep checks, so that a message needs no timer. Content is written in slices
+under flow control, and each slice that is sent renews the deadline (RFC 5321 section 4.5.3.2.5).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _PHASES_WITH_DEADLINE = frozenset((Phase.GREETING, Phase.EHLO, Phase.HELO, Phase
 
 
 class Connection(asyncio.Protocol):
-    """Made by the pool through `loop.create_connection`. `transactions` counts those that ended."""
+    """Created by the pool through `loop.create_connection`. `transactions` counts finished ones."""
 
     __slots__ = (
         "_loop",
@@ -59,18 +58,18 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
 
-    # What the pool calls
+    # Called by the pool
 
     async def handshake(self) -> Reply | None:
-        """Wait for the greeting and EHLO. None when the server is ready for a transaction, else why not."""
+        """Wait for the greeting and EHLO. None when the server is ready for a transaction, else the refusal."""
         if self.dialogue.phase in (Phase.GREETING, Phase.EHLO, Phase.HELO):
             self._renew_deadline()
             await self._wait()
         return self.dialogue.refusal
 
     async def transact(self, envelope: Envelope, content: bytes) -> TransactionResult:
-        """One transaction. Cancelled before the final dot, it gives the connection up; after it, it goes on to the
-        answer, until it is cancelled again.
+        """One transaction. Cancellation before the final dot aborts the connection; after it, the method still waits
+        for the reply, until it is cancelled again.
         """
         dialogue = self.dialogue
         dialogue.start_transaction(envelope, content)
@@ -81,9 +80,9 @@ class Connection(asyncio.Protocol):
                 try:
                     await self._wait()
                 except asyncio.CancelledError:
-                    # The answer may have come in the same instant: then it counts, and not the cancelling.
+                    # If the reply arrived at the same time, it takes precedence.
                     if dialogue.result is None and (cancelled or not dialogue.past_dot):
-                        self.abort("given up")
+                        self.abort("cancelled")
                         raise
                     cancelled = True
                     task = asyncio.current_task()
@@ -94,7 +93,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Ready for a transaction, as far as one can know without asking."""
+        """Ready for a transaction, as far as is known locally."""
         return (
             self.dialogue.phase is Phase.READY
             and not self._unsent
@@ -103,7 +102,7 @@ class Connection(asyncio.Protocol):
         )
 
     def quit(self) -> None:
-        """Say goodbye and go; the sweep ends it if the server does not answer."""
+        """Send QUIT; the sweep aborts the connection if the server does not reply."""
         if self.usable:
             self.dialogue.quit()
             self._flush()
@@ -111,7 +110,7 @@ class Connection(asyncio.Protocol):
             self.abort("closed")
 
     def abort(self, reason: str, enhanced: str = "4.4.2") -> None:
-        """Give up now."""
+        """Close the connection at once."""
         self.dialogue.abort(reason, enhanced)
         self._unsent.clear()
         if self._transport is not None:
@@ -119,19 +118,19 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def check_deadline(self, now: float) -> None:
-        """The sweep: end what has been silent for too long."""
+        """Called by the sweep: abort the connection after its deadline."""
         if now >= self.deadline:
             self.abort("timed out")
 
-    # What the event loop calls
+    # Called by the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self._renew_deadline()
         CONNECTIONS.inc()
 
     def data_received(self, data: bytes) -> None:
-        # A server that drips an answer byte by byte is silent: only a whole answer renews the deadline.
+        # Only a complete reply renews the deadline: a server may send it byte by byte.
         if self.dialogue.receive(data, unsent=bool(self._unsent)):
             self._flush()
 
@@ -157,7 +156,7 @@ class Connection(asyncio.Protocol):
         self._write_unsent()
         self._renew_deadline()
 
-    # Within
+    # Internal
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -172,7 +171,7 @@ class Connection(asyncio.Protocol):
             waiter.set_result(None)
 
     def _flush(self) -> None:
-        """After the dialogue moved: write, set the deadline, wake whoever waits for what has come about."""
+        """After a change of the dialogue: write its output, set the deadline, wake the waiter."""
         dialogue = self.dialogue
         out = dialogue.to_send()
         if out:
@@ -184,7 +183,7 @@ class Connection(asyncio.Protocol):
                 self._transport.close()
             self._wake()
         elif phase is Phase.READY:
-            self.deadline = float("inf")  # the pool watches idle connections
+            self.deadline = float("inf")  # the pool closes idle connections
             self._wake()
         else:
             self._renew_deadline()

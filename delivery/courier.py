@@ -1,8 +1,7 @@
-"""The Courier port: delivers a message once to its next hop and says what became of each recipient.
+"""The Courier port: one attempt to deliver a message to its next hop.
 
-A courier never decides about retries, never touches the log, and never raises for what a next hop did: that is an
-outcome.
-Two couriers: `delivery/smtp_courier.py` (SMTP and LMTP) and `delivery/mailbox_courier.py`; tests have a sink.
+Implementations: `delivery/smtp_courier.py` (SMTP and LMTP) and `delivery/mailbox_courier.py`. A failure of the next hop
+is an outcome, not an exception.
 """
 
 from __future__ import annotations
@@ -15,14 +14,13 @@ from mail.record import Delivery
 
 class Courier(Protocol):
     async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
-        """Try once; one outcome for each of the envelope's recipients, in their order. Bounded in time by the
-        courier.
+        """Try once, with time-outs. Returns one outcome per recipient of the envelope, in order.
 
-        Cancelled before the next hop can have taken the message, it gives up and raises CancelledError; after that
-        it goes on to the answer, and gives up only when it is cancelled again.
+        Cancellation raises CancelledError as long as the next hop cannot have accepted the message; after that the
+        courier still waits for the reply, until it is cancelled again.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of connections, politely (QUIT), within a second. Idempotent."""
+        """Close connections with QUIT, within a second. Idempotent."""
         ...

@@ -1,7 +1,6 @@
-"""From a route to the addresses to try, in order.
+"""Target selection: the addresses of a route in the order to try them (RFC 5321 section 5.1).
 
-In charge of MX preference, of chance among equals, and of which of a host's addresses come first (RFC 5321 section
-5.1); never of connecting. Addresses are looked up host by host, when they are needed, and bounded in number.
+Addresses are looked up host by host, when they are needed, and bounded in number.
 """
 
 from __future__ import annotations
@@ -16,18 +15,17 @@ from mail.reply import Reply
 from mail.resolver import DnsUnknown, IpAddresses, NoRecords, NoSuchDomain, Resolver
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 
-# Postfix's smtp_mx_address_limit is 5 and smtp_mx_session_limit 2; RFC 5321 section 5.1 asks for at least two.
+# Postfix: smtp_mx_address_limit 5, smtp_mx_session_limit 2. RFC 5321 section 5.1: at least two.
 TARGETS_MAX = 8
-# Hosts whose addresses are looked up in one attempt: a list of names without any must not hold it for hours.
-HOSTS_MAX = 20
+HOSTS_MAX = 20  # look-ups per attempt, so that many hosts without addresses do not delay it for hours
 
-LOOPS_BACK = Reply(554, "5.4.6", "Mail for this domain loops back to this system: it is its best mail exchanger")
+LOOPS_BACK = Reply(554, "5.4.6", "Mail for this domain loops back to this server: it is the domain's best mail exchanger")
 NO_ADDRESS = Reply(550, "5.4.4", "No mail exchanger of the domain has an address")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One address to connect to. `str()` is how people read it: "mx.example.test[192.0.2.1]:25"."""
+    """One address to connect to. `str()`: "mx.example.test[192.0.2.1]:25"."""
 
     host: str
     ip: str
@@ -39,8 +37,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class NoTarget:
-    """A host gave no address; `reply` says why, 4xx where it may change by itself. `no_source`: it has addresses, and
-    there is no source address to connect to them from.
+    """A host without a usable address; `reply` is the reason, 4xx if it may be temporary. `no_source`: the host has
+    addresses, but this process has no source address for them.
     """
 
     reply: Reply
@@ -48,8 +46,8 @@ class NoTarget:
 
 
 class TargetSelector:
-    """Finds targets. `port` is that of mail exchangers, `hostname` ours. `no_source` says why there is no
-    source address for connections to an IP address; None: there is one.
+    """Selects targets. `port`: of mail exchangers; `hostname`: ours. `no_source(ip)`: why there is no source address for
+    connections to `ip`, or None.
     """
 
     def __init__(
@@ -69,7 +67,7 @@ class TargetSelector:
         self._random = random.Random()  # noqa: S311 - spreads load, keeps no secret
 
     async def targets(self, route: Route) -> AsyncGenerator[Target | NoTarget, None]:
-        """The addresses to try, best first; a NoTarget for each host that has none. Never empty."""
+        """The addresses to try, best first; a NoTarget for each host without one. Never empty."""
         match route:
             case ToRelay():
                 hosts, port = [route.host], route.port
@@ -98,22 +96,22 @@ class TargetSelector:
                     elif all(no_source.values()):
                         yield NoTarget(next(filter(None, no_source.values())), no_source=True)
                 case DnsUnknown():
-                    yield NoTarget(Reply(451, "4.4.3", f"DNS has no answer for {host} now: {answer.reason}"))
+                    yield NoTarget(Reply(451, "4.4.3", f"DNS query for {host} failed: {answer.reason}"))
                 case NoRecords() | NoSuchDomain():
                     yield self._no_address(route, host)
                 case _:
                     assert_never(answer)
-        if not count and len(hosts) > HOSTS_MAX:  # the others may have one
+        if not count and len(hosts) > HOSTS_MAX:  # later hosts may have an address
             yield NoTarget(Reply(451, "4.4.4", f"None of the first {HOSTS_MAX} mail exchangers has an address"))
 
     @staticmethod
     def _no_address(route: Route, host: str) -> NoTarget:
-        if isinstance(route, ToRelay):  # a name in our configuration, which an operator will correct
+        if isinstance(route, ToRelay):  # temporary: the operator can correct the setting
             return NoTarget(Reply(451, "4.4.4", f"The relay {host} has no address"))
         return NoTarget(NO_ADDRESS)
 
     def _exchangers(self, hosts: Sequence[tuple[int, str]]) -> list[str]:
-        """By preference, shuffled among equals (RFC 5321 section 5.1), without ourselves and anything worse."""
+        """By preference, shuffled among equals, without this server and hosts not better (RFC 5321 section 5.1)."""
         own_preference = min((preference for preference, name in hosts if name == self._hostname), default=None)
         ordered = []
         for preference, group in groupby(sorted(hosts), key=lambda host: host[0]):
@@ -125,7 +123,7 @@ class TargetSelector:
         return ordered
 
     def _order_addresses(self, addresses: Sequence[str]) -> list[str]:
-        """All of a host's addresses: the preferred family first, shuffled within each."""
+        """A host's addresses: the preferred family first, shuffled within each family."""
         shuffled = list(addresses)
         self._random.shuffle(shuffled)
         return sorted(shuffled, key=lambda ip: (":" in ip) is not self._prefer_ipv6)

@@ -1,8 +1,7 @@
-"""The mailbox courier: final delivery into a mailbox of this system.
+"""Mailbox courier: final delivery into a mailbox of this system.
 
-In charge of what is written before the message (RFC 5321 section 4.4: Return-Path) and of what the store's troubles
-mean for the sender; never of how mail is stored. The message behind the two lines stays byte for byte what was sent.
-A second copy of the same delivery changes nothing (the store knows it by its delivery id).
+Return-Path (RFC 5321 section 4.4) and Delivered-To are prepended; the message itself is not changed. The mail store
+deduplicates by delivery id.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from mailstore.mailboxes import Mailboxes, MailboxFull, MailboxUnavailable, Mess
 
 logger = structlog.get_logger()
 
-DELIVERED = Reply(250, "2.0.0", "Kept in the mailbox")
-DUPLICATE_SUPPRESSED = Reply(250, "2.0.0", "Kept in the mailbox before; this second copy was dropped")
-NO_SUCH_MAILBOX = Reply(550, "5.1.1", "The mailbox does not exist any more")
+DELIVERED = Reply(250, "2.0.0", "Delivered to mailbox")
+DUPLICATE_SUPPRESSED = Reply(250, "2.0.0", "Duplicate delivery suppressed")
+NO_SUCH_MAILBOX = Reply(550, "5.1.1", "The mailbox no longer exists")
 MAILBOX_FULL = Reply(452, "4.2.2", "The mailbox is full")
-MESSAGE_TOO_LARGE = Reply(552, "5.2.3", "The message is larger than all the mailbox may hold")  # RFC 3463 X.2.3
-STORE_UNAVAILABLE = Reply(451, "4.3.0", "The mail store does not answer")
+MESSAGE_TOO_LARGE = Reply(552, "5.2.3", "The message exceeds the size of the whole mailbox")  # RFC 3463 X.2.3
+STORE_UNAVAILABLE = Reply(451, "4.3.0", "The mail store is not available")
 
-APPEND_TIMEOUT_SECONDS = 30.0  # three times as long as a mailbox store waits for one lock
+APPEND_TIMEOUT_SECONDS = 30.0  # three times the mail store's lock time-out
 
 
 class MailboxCourier:
@@ -40,7 +39,7 @@ class MailboxCourier:
         self._suppressed = DUPLICATES_SUPPRESSED.labels("mailbox")
 
     async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
-        """See the port. However many recipients mean this one owner, one copy is kept."""
+        """See the port. All recipients belong to one owner, so one copy is stored."""
         route = delivery.route
         assert isinstance(route, ToMailbox)
         recipients = [recipient.address for recipient in delivery.message.envelope.recipients]
@@ -56,13 +55,13 @@ class MailboxCourier:
                     route.owner, delivery.id, "".join(header_lines).encode() + content, user.quota_bytes
                 )
         except TimeoutError:
-            # It may be kept all the same; the next attempt finds out, by the delivery id.
-            logger.warning("mail store silent", queue_id=delivery.message.queue_id, seconds=APPEND_TIMEOUT_SECONDS)
+            # The message may be stored all the same; the next attempt is deduplicated by the delivery id.
+            logger.warning("mail store timed out", queue_id=delivery.message.queue_id, seconds=APPEND_TIMEOUT_SECONDS)
             return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
         except MailboxFull:
             return tuple(Deferred(address, MAILBOX_FULL) for address in recipients)
         except MessageTooLarge:
-            return tuple(Failed(address, MESSAGE_TOO_LARGE) for address in recipients)  # no retry could change that
+            return tuple(Failed(address, MESSAGE_TOO_LARGE) for address in recipients)  # a retry cannot succeed
         except MailboxUnavailable as error:
             logger.warning(
                 "mail store unavailable",
@@ -76,4 +75,4 @@ class MailboxCourier:
         return tuple(Delivered(address, DELIVERED if new else DUPLICATE_SUPPRESSED) for address in recipients)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: the courier has no connections."""

@@ -1,1 +1,1 @@
-"""Decides where each message goes, when it is tried again and when it is given up."""
+"""The router role: routes accepted messages, schedules retries and writes DSNs."""

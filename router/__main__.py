@@ -1,4 +1,4 @@
-"""`python -m router --config FILE` is `eilpost router --config FILE`. It belongs to the roof, not to the role."""
+"""Entry point of `python -m router --config FILE`, the same as `eilpost router --config FILE`."""
 
 from eilpost.cli import run_role
 

@@ -1,7 +1,7 @@
-"""Counts what a batch decided, for the ledger and the metrics. Pure; `router/shard.py` publishes it after the commit.
+"""Per-batch counts for the recipient ledger and the metrics, derived from the records of the batch. Pure.
 
-The ledger's law: accepted + expanded - merged - delivered - failed - discarded = recipients open in the queue. All of
-it is read off the records, so no decision has to remember to count.
+Invariant: accepted + expanded - merged - delivered - failed - discarded = recipients open in the queue.
+`router/shard.py` publishes the counts after the commit.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from router.decide import Due, Fact
 
 
 class BatchAccounting:
-    """What one batch came to. Ledger entries are recipients; a message that grows by its aliases adds to `expanded`,
-    one that shrinks (two names of one mailbox) to `merged`.
+    """Counts of one batch. Ledger entries count recipients. Alias expansion that adds recipients counts as `expanded`;
+    expansion that removes some (two addresses of one mailbox) counts as `merged`.
     """
 
     def __init__(self) -> None:
@@ -44,11 +44,11 @@ class BatchAccounting:
         self.duplicates = 0
         self.dsns = 0
         self.first_attempt_delays: list[float] = []  # seconds from received to the first attempt's start
-        self.times_in_queue: list[tuple[str, float]] = []  # result, seconds from received
+        self.times_in_queue: list[tuple[str, float]] = []  # result, seconds since received
         self._net_expansion = 0
 
     def add_decision(self, fact: Fact, line: Pending | None, records: Sequence[Record], now: datetime) -> None:
-        """`line` is the fact's queue line before the decision; `records` all that the decision yielded."""
+        """Count one decision. `line`: the queue line before it; `records`: its output."""
         match fact:
             case Accepted():
                 if not records:
@@ -106,7 +106,7 @@ class BatchAccounting:
                     elif isinstance(outcome, Failed):
                         ledger["failed"] += 1
             case Bounced():
-                if what.dsn is None:  # nobody to tell: discarded instead
+                if what.dsn is None:  # null reverse-path: no DSN, the recipients are discarded
                     ledger["failed"] -= len(what.recipients)
                     ledger["discarded"] += len(what.recipients)
             case Resumed() | Closed():
@@ -116,7 +116,7 @@ class BatchAccounting:
 
 
 class Ledger:
-    """What the tallies since a shard was opened say about the recipients in its queue. A drift is a bug."""
+    """Expected number of open recipients of a shard since it was replayed. A drift is a bug."""
 
     def __init__(self, open_recipients: int) -> None:
         self._expected = open_recipients
@@ -127,12 +127,12 @@ class Ledger:
         self._expected -= entries["delivered"] + entries["failed"] + entries["discarded"]
 
     def drift(self, open_recipients: int) -> int:
-        """Recipients the ledger has too many (lost by the queue) or, negative, too few."""
+        """Expected minus actual recipients: positive if the queue lost some, negative if it has too many."""
         return self._expected - open_recipients
 
 
 def route_kind(route: Route) -> str:
-    """The route's kind as metrics name it."""
+    """The route's kind as a metric label."""
     match route:
         case ToMailbox():
             return "mailbox"

@@ -1,7 +1,6 @@
-"""Age of the deliveries of a queue: the oldest of each state, and what is runnable (could be delivered now). Pure.
+"""Age index of a queue: the oldest delivery of each state, and the runnable ones (could be delivered now). Pure.
 
-Heaps whose entries are checked when they reach the top (lazy deletion): a change of the queue costs O(log n), so does a
-question, and nothing reads the whole queue.
+Heaps with lazy deletion: an update or a query costs O(log n) and never scans the queue.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from heapq import heapify, heappop, heappush
 from mail.message import DeliveryId
 from mail.record import STATES, Active, Pending, WaitCause, Waiting, state_name
 
-STALE_ENTRIES_MAX = 1000  # entries that may be out of date beyond three for each line
+STALE_ENTRIES_MAX = 1000  # stale entries allowed, in addition to three for each line
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class AgeIndex:
-    """`lines` is the queue's own table of open lines. Each line is `add`ed after it was written there, and `remove`d
-    before it is replaced or removed.
+    """`lines` is the queue's table of open lines. Call `add` after a line is stored there, and `remove` before it is
+    replaced or removed.
     """
 
     def __init__(self, lines: Mapping[DeliveryId, Pending]) -> None:
@@ -28,7 +27,7 @@ class AgeIndex:
         self._by_state: dict[str, list[DeliveryId]] = {state: [] for state in STATES}  # ids sort by acceptance
         self._runnable: list[tuple[datetime, DeliveryId]] = []
         self._last_due: tuple[datetime, DeliveryId] | None = None
-        self._now = _NEVER  # what was due by then is counted
+        self._now = _NEVER  # lines due by this time are counted as runnable
         self.runnable_recipients = 0
 
     def add(self, line: Pending) -> None:
@@ -43,7 +42,7 @@ class AgeIndex:
             self.runnable_recipients -= len(line.delivery.message.envelope.recipients)
 
     def on_due(self, entry: tuple[datetime, DeliveryId], line: Pending) -> None:
-        """A line's due time has come. Entries come in their order, and one may come twice; `now` follows."""
+        """A line became due. Entries are passed in ascending order, possibly twice; `advance` is called afterwards."""
         if entry != self._last_due and runnable_since(line.state, self._now) is None:
             self._last_due = entry
             if runnable_since(line.state, entry[0]) is not None:
@@ -51,24 +50,24 @@ class AgeIndex:
                 heappush(self._runnable, entry)
 
     def advance(self, now: datetime) -> None:
-        """Every line that was due by `now` came due."""
+        """`on_due` was called for every line due by `now`."""
         self._now = max(self._now, now)
         self._last_due = None
 
     def oldest(self) -> dict[str, float]:
-        """When the oldest message of each state was received (seconds since 1970), where there is one."""
-        found: dict[str, float] = {}
+        """Receive time of the oldest message of each non-empty state, in Unix seconds."""
+        oldest: dict[str, float] = {}
         for state, heap in self._by_state.items():
             while heap:
                 line = self._lines.get(heap[0])
                 if line is not None and state_name(line.state) == state:
-                    found[state] = line.delivery.message.received.timestamp()
+                    oldest[state] = line.delivery.message.received.timestamp()
                     break
                 heappop(heap)
-        return found
+        return oldest
 
     def oldest_runnable(self) -> float | None:
-        """Since when the delivery that has been runnable for the longest time is runnable (seconds since 1970)."""
+        """Start time of the longest-runnable delivery, in Unix seconds."""
         while self._runnable:
             if self._is_current(self._runnable[0]):
                 return self._runnable[0][0].timestamp()
@@ -76,7 +75,7 @@ class AgeIndex:
         return None
 
     def prune(self) -> None:
-        """Drop entries that are out of date when they outnumber the lines."""
+        """Drop stale entries when there are too many."""
         if len(self._runnable) + sum(map(len, self._by_state.values())) <= 3 * len(self._lines) + STALE_ENTRIES_MAX:
             return
         for state in STATES:
@@ -94,8 +93,8 @@ class AgeIndex:
 
 
 def runnable_since(state: Active | Waiting, now: datetime) -> datetime | None:
-    """Since when a delivery in this state is runnable: it is active, throttled, or deferred and its retry time has
-    come. None: it waits for its retry time, for an operator or for DNS.
+    """Time since which a delivery in this state is runnable: active, throttled, or deferred with its retry time
+    reached. None if it waits for its retry time, for an operator or for DNS.
     """
     if isinstance(state, Active):
         return state.since

@@ -1,9 +1,7 @@
-"""How much goes into one commit: as many inputs as may be, but no more than can follow from them in one breath. Pure.
+"""Batch sizing by estimated output records, not by input count: one message to a list may produce thousands. Pure.
 
-A batch of two hundred messages is nothing, unless each goes to a list of thousands. So inputs are weighed by what will
-follow from them, and taken a few at a time until a portion is full. A step is never larger than what went before it,
-and so small that its heaviest, by what was seen lately, would just fill the portion; a message that alone makes more
-is a portion of its own.
+Inputs are read in small steps until the estimate reaches `OUTPUT_RECORDS_MAX`. A step is at most as large as the inputs
+read so far, and its size assumes that each input is as expensive as the largest recent one.
 """
 
 from __future__ import annotations
@@ -14,18 +12,18 @@ from mail.message import Inline
 from mail.record import Accepted, Attempted
 
 OUTPUT_RECORDS_MAX = 2000
-CONTENT_BYTES_MAX = 8 << 20  # what rides in the inputs
-READ_MAX = 8  # inputs taken together at most
-_RECORDS_PER_DELIVERY = 3  # records that follow from a delivery: its line, its dispatch, its history
-_FAILURES_PER_RECORD = 25  # recipients that make two records more when they failed
+CONTENT_BYTES_MAX = 8 << 20  # inline content of the inputs
+READ_MAX = 8  # inputs per step
+_RECORDS_PER_DELIVERY = 3  # queue line, Dispatched, event
+_FAILURES_PER_RECORD = 25  # 50 failed recipients add two records: a DSN and an event
 
 
 class BatchBudget:
-    """Of one shard. `reset` it, `add` what was read, and read up to `read_limit` more until that is 0."""
+    """Budget of one shard. Call `reset`, then read up to `read_limit` inputs and `add` each, until the limit is 0."""
 
     def __init__(self, inputs_max: int) -> None:
         self._inputs_max = inputs_max
-        self._largest_estimate = 1.0  # of late
+        self._largest_estimate = 1.0  # decays with each batch
         self._inputs = self._output_records = self._content_bytes = 0
 
     def reset(self) -> None:
@@ -34,7 +32,7 @@ class BatchBudget:
 
     @property
     def read_limit(self) -> int:
-        """How many inputs may be taken now."""
+        """How many inputs may be read now."""
         if self._output_records >= OUTPUT_RECORDS_MAX or self._content_bytes >= CONTENT_BYTES_MAX:
             return 0
         affordable = int((OUTPUT_RECORDS_MAX - self._output_records) / self._largest_estimate)
@@ -52,7 +50,7 @@ class BatchBudget:
 
 
 def _estimate_output_records(record: Accepted | Attempted, snapshot: Snapshot, alias_depth: int) -> int:
-    """About how many records follow."""
+    """Estimated number of output records."""
     if isinstance(record, Attempted):
         return _RECORDS_PER_DELIVERY + len(record.outcomes) // _FAILURES_PER_RECORD
     expansion = expand(record.message.envelope.recipients, snapshot, alias_depth)

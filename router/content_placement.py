@@ -1,9 +1,8 @@
-"""Where the content of a batch's outputs lies: what waits goes to the spool, and what would be copied too often.
+"""Content placement: moves inline content of waiting deliveries, and content with too many copies, to the spool.
 
-In charge of asking the spool, all of a batch in one flush, and of what happens when it cannot: what waits then keeps
-its content inside its queue line, up to a bound, and goes to the spool when it is next written down, or rides in its
-`Dispatched` when its turn comes. So a full disk costs memory and space in the log, and holds up nobody else's mail.
-A spool that failed is left alone for a while.
+One flush serves a whole batch. While the spool fails, waiting deliveries keep their content in the queue line, up to
+`INLINE_BYTES_MAX`, so that a full disk does not stop routing; it is spooled when the line is next written. A failed
+spool is not called again for `SPOOL_BACKOFF_SECONDS`.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from router.mail_queue import MailQueue
 
 logger = structlog.get_logger()
 
-COPIES_BYTES_MAX = 8 << 20  # that one commit may hold of contents it holds already
-INLINE_BYTES_MAX = 64 << 20  # in the queue lines of one shard, and of copies in one commit, while the spool fails
+COPIES_BYTES_MAX = 8 << 20  # repeated copies of content in one commit
+INLINE_BYTES_MAX = 64 << 20  # while the spool fails: in the queue lines of one shard, and copies in one commit
 SPOOL_TIMEOUT_SECONDS = 5.0
 SPOOL_BACKOFF_SECONDS = 5.0
 
 
 class ContentPlacement:
-    """Of one shard."""
+    """Content placement of one shard."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._retry_at = 0.0
 
     async def offload(self, outputs: list[Record], queue: MailQueue) -> None:
-        """Replace content that may not stay in its record, in `outputs` and in the queue. Raises SpoolUnavailable when
-        too much of it has nowhere to go.
+        """Replace inline content by spooled content, in `outputs` and in the queue. Raises SpoolUnavailable if the
+        spool fails and the content exceeds `INLINE_BYTES_MAX`.
         """
         inline_lines: list[tuple[int, Pending, bytes]] = []
         for index, record in enumerate(outputs):
@@ -52,7 +51,7 @@ class ContentPlacement:
             copies = sum(len(data) for _, _, data in excess_copies)
             if max(queue.inline_bytes, copies) > INLINE_BYTES_MAX:
                 raise
-            logger.warning("content stays in the queue", deliveries=len(inline_lines), reason=str(error))
+            logger.warning("content kept in queue: spool failed", deliveries=len(inline_lines), reason=str(error))
             return
         for index, dispatched, data in excess_copies:
             outputs[index] = replace(dispatched, content=spooled[id(data)])
@@ -72,20 +71,20 @@ class ContentPlacement:
             self._retry_at = clock() + SPOOL_BACKOFF_SECONDS
             raise SpoolUnavailable(f"the spool has not answered for {SPOOL_TIMEOUT_SECONDS:g} s") from None
         spooled: dict[int, Spooled] = {}
-        for number, answer in zip(contents, results, strict=True):
-            if isinstance(answer, BaseException):
+        for number, result in zip(contents, results, strict=True):
+            if isinstance(result, BaseException):
                 self._retry_at = clock() + SPOOL_BACKOFF_SECONDS
-                if isinstance(answer, SpoolUnavailable):
-                    raise answer
-                logger.error("spool failed", exc_info=answer)  # a bug of its, no bug of the message's
-                raise SpoolUnavailable(repr(answer))
-            spooled[number] = answer
+                if isinstance(result, SpoolUnavailable):
+                    raise result
+                logger.error("spool failed", exc_info=result)  # a bug in the spool must not quarantine the message
+                raise SpoolUnavailable(repr(result))
+            spooled[number] = result
         return spooled
 
 
 def _excess_copies(outputs: Sequence[Record]) -> list[tuple[int, Dispatched, bytes]]:
-    """What would ride in too many records at once: a letter to many sites."""
-    by_content: dict[int, list[tuple[int, Dispatched, bytes]]] = {}  # by identity: a message's deliveries share theirs
+    """Dispatched records whose shared content exceeds `COPIES_BYTES_MAX`: a message to many sites."""
+    by_content: dict[int, list[tuple[int, Dispatched, bytes]]] = {}  # by identity: deliveries of a message share it
     for index, record in enumerate(outputs):
         if isinstance(record, Dispatched) and isinstance(record.content, Inline):
             by_content.setdefault(id(record.content.data), []).append((index, record, record.content.data))

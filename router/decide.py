@@ -1,11 +1,7 @@
-"""Decides what follows from a fact: the one place where the fate of a message is determined. Pure.
+"""Routing decisions as a pure function: `decide(queue, fact, context, now)` yields the records that follow from a fact.
 
-`decide(queue, fact, world, now)` yields records, and the caller folds each into the queue before it asks for the next,
-so that a decision sees what it did itself (a message to a thousand mailboxes fills the window as it goes). It changes
-nothing, reads no clock and throws no dice; the same queue and fact give the same records. A fact that is known already
-or out of date yields nothing. Every recipient is at any time open in the queue, delivered, failed (and the sender
-told, if there is one), or discarded; `router/accounting.py` counts it. Next: `delivery/worker.py` (through
-`Dispatched`).
+The caller applies each record to the queue before it takes the next, so a decision sees its own effects on the site
+limits. Duplicate and outdated facts yield nothing. Next: `delivery/worker.py` (through `Dispatched`).
 """
 
 from __future__ import annotations
@@ -49,18 +45,16 @@ from router.next_hop import mx_domain, next_hop
 from router.retry import is_expired, next_attempt_time, next_resolve_time
 from router.routing_context import RoutingContext
 
-CONTENT_LOST = Reply(554, "5.3.0", "The content of the message is lost")  # ours; never seen
-# Recipients in one report, so that it stays small enough to ride in its record, whatever the next hops said.
+CONTENT_LOST = Reply(554, "5.3.0", "Message content lost")  # a bug of ours; never observed
+# Both keep a record below Kafka's limit (1 MiB by default), however long the replies are.
 RECIPIENTS_PER_DSN = 50
-RECIPIENTS_PER_EVENT = (
-    200  # recipients in one line of the history: a record has a size it may not pass (1 MiB in Kafka, by default)
-)
-OUTCOME_MISSING = Reply(451, "4.3.0", "The attempt was reported without a result")
+RECIPIENTS_PER_EVENT = 200
+OUTCOME_MISSING = Reply(451, "4.3.0", "Delivery attempt reported no result")
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """The time of a waiting delivery has come, and its site has room."""
+    """A waiting delivery is due and its site has a free slot."""
 
     delivery_id: DeliveryId
 
@@ -69,7 +63,7 @@ Fact = Accepted | Attempted | Due
 
 
 def decide(queue: MailQueue, fact: Fact, context: RoutingContext, now: datetime) -> Iterator[Record]:
-    """What follows from `fact`. Apply each record to `queue` before taking the next."""
+    """Yield the records that follow from `fact`. Apply each to `queue` before taking the next."""
     match fact:
         case Accepted():
             return _on_accepted(queue, fact, context, now)
@@ -82,11 +76,11 @@ def decide(queue: MailQueue, fact: Fact, context: RoutingContext, now: datetime)
 
 
 def _on_accepted(queue: MailQueue, fact: Accepted, context: RoutingContext, now: datetime) -> Iterator[Record]:
-    """A new message: expand it, group its recipients by next hop, send each group on its way or let it wait."""
+    """A new message: expand aliases, group the recipients by next hop, dispatch each group or let it wait."""
     message, policy = fact.message, context.policy
     queue_id = message.queue_id
     if queue.open_deliveries(queue_id):
-        return  # the same append, made twice
+        return  # duplicate append
     yield Event(queue_id, now, Received(message))
     expansion = expand(message.envelope.recipients, context.snapshot, policy.alias_depth)
     failures = [FailedRecipient(refusal.recipient, refusal.reply) for refusal in expansion.refused]
@@ -99,7 +93,7 @@ def _on_accepted(queue: MailQueue, fact: Accepted, context: RoutingContext, now:
             groups.setdefault(hop, []).append(final.recipient)
     number = 0
     for route, recipients in groups.items():
-        # A mailbox keeps one copy of a delivery, however many of its owner's addresses the message names.
+        # A mailbox stores one copy per delivery, however many of its owner's addresses the message names.
         group_size = len(recipients) if isinstance(route, ToMailbox) else policy.recipients_per_delivery
         for start in range(0, len(recipients), group_size):
             number += 1
@@ -117,7 +111,7 @@ def _on_accepted(queue: MailQueue, fact: Accepted, context: RoutingContext, now:
 def _enqueue(
     queue: MailQueue, delivery: Delivery, content: Content, context: RoutingContext, now: datetime
 ) -> Iterator[Record]:
-    """A new delivery: in hand if its site has room, else it waits."""
+    """A new delivery: active if its site has a free slot, else waiting."""
     message = delivery.message
     addresses = tuple(recipient.address for recipient in message.envelope.recipients)
     waiting = _reason_to_wait(queue, delivery, context, now)
@@ -125,36 +119,36 @@ def _enqueue(
         yield Pending(delivery, Active(now), _spooled_only(content))
         yield Dispatched(delivery, 1, content)
     else:
-        yield Pending(delivery, waiting, content)  # the loop spools what is inline before it commits
+        yield Pending(delivery, waiting, content)  # the shard spools inline content before the commit
     yield Event(message.queue_id, now, Routed(delivery.id, delivery.route, addresses, waiting))
 
 
 def _spooled_only(content: Content) -> Spooled | None:
-    """The content of a line in hand: what is inline rides in Dispatched alone."""
+    """The content of an active line; inline content is stored in Dispatched only."""
     return None if isinstance(content, Inline) else content
 
 
 def _original_headers(content: Content | None, queue_id: QueueId, context: RoutingContext) -> bytes:
-    """The message's first bytes, for a report."""
+    """The message's first bytes, for a DSN."""
     return content.data if isinstance(content, Inline) else context.headers.get(queue_id, b"")
 
 
 def _reason_to_wait(queue: MailQueue, delivery: Delivery, context: RoutingContext, now: datetime) -> Waiting | None:
-    """Why a delivery that could be tried now cannot, or None."""
+    """Why a due delivery cannot be dispatched now, or None."""
     route = delivery.route
     if isinstance(route, Unresolved):
         due = next_resolve_time(delivery.message.received, now, delivery.id)
         return Waiting(due, WaitCause.UNRESOLVED, f"DNS for {route.domain} does not answer")
     if not queue.has_free_slot(route.site, delivery.message.size_bytes, context.policy.limits):
-        return Waiting(now, WaitCause.THROTTLED, "The next hop has as many deliveries in hand as it may")
+        return Waiting(now, WaitCause.THROTTLED, "The next hop has reached its limit of active deliveries")
     return None
 
 
 def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, now: datetime) -> Iterator[Record]:
-    """An attempt ended: close what is done, tell the sender what failed, try the rest again later."""
+    """An attempt ended: settle delivered recipients, bounce failed ones, schedule a retry for deferred ones."""
     line = queue.line(fact.delivery_id)
     if line is None or not isinstance(line.state, Active) or fact.number != line.attempts + 1:
-        return  # reported twice, or after the delivery was settled
+        return  # duplicate report, or the delivery is settled already
     delivery, policy = line.delivery, context.policy
     message = delivery.message
     content = fact.content or line.content
@@ -208,10 +202,10 @@ def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, no
 
 
 def _on_due(queue: MailQueue, fact: Due, context: RoutingContext, now: datetime) -> Iterator[Record]:
-    """A waiting delivery's time has come: find its next hop anew and send it on its way."""
+    """A waiting delivery is due: route it again and dispatch it."""
     line = queue.line(fact.delivery_id)
     if line is None or not isinstance(line.state, Waiting) or line.state.cause is WaitCause.HELD:
-        return  # whether it is due the queue has judged: judged twice, a clock set back in between would lose the turn
+        return  # the due time is not compared again: if the clock was set back, the delivery would lose its turn
     message, content = line.delivery.message, line.content
     queue_id = message.queue_id
     hop = _fail_if_expired(reroute(line.delivery, context), message, context, now)
@@ -237,11 +231,10 @@ def _on_due(queue: MailQueue, fact: Due, context: RoutingContext, now: datetime)
 
 
 def reroute(delivery: Delivery, context: RoutingContext) -> Route | Reply:
-    """The next hop of an open delivery as of now: MX records change, and so do the directory and the relay that is
-    configured. A domain that has moved in or out since takes its waiting mail along.
+    """The current next hop of an open delivery, by the current MX records, directory and relay setting.
 
-    All recipients of a delivery stay together: when they would part now, or one of them has become an alias or nobody,
-    the old route is tried once more.
+    The recipients of a delivery stay together: if their next hops differ now, or one has become an alias or unknown,
+    the old route is used again.
     """
     hops: set[Route | Reply] = set()
     for recipient in delivery.message.envelope.recipients:
@@ -253,20 +246,20 @@ def reroute(delivery: Delivery, context: RoutingContext) -> Route | Reply:
 
 
 def _current_destination(address: Address, route: Route, context: RoutingContext) -> Destination | None:
-    """Where a recipient that was final belongs now; None: nowhere that a delivery could be turned to."""
+    """The current destination of a final recipient; None if the delivery cannot be rerouted to it."""
     result = context.snapshot.lookup(address)
     match result:
         case IsMailbox() | IsRelayed() | IsRemote():
             return result
         case IsAlias() | IsUnknown():
-            # Also who has an alias beside his mailbox: he keeps it.
+            # A user may have both a mailbox and an alias; the delivery stays with the mailbox.
             return IsMailbox(route.owner) if isinstance(route, ToMailbox) else None
         case _:
             assert_never(result)
 
 
 def reroute_mx_domains(delivery: Delivery, context: RoutingContext) -> set[str]:
-    """The domains that `route_again` would have to know the MX of."""
+    """The domains whose MX records `reroute` needs."""
     domains: set[str] = set()
     for address in {recipient.address for recipient in delivery.message.envelope.recipients}:
         destination = _current_destination(address, delivery.route, context)
@@ -278,7 +271,7 @@ def reroute_mx_domains(delivery: Delivery, context: RoutingContext) -> set[str]:
 def content_to_quote(
     queue: MailQueue, fact: Fact, context: RoutingContext, now: datetime
 ) -> tuple[QueueId, Spooled] | None:
-    """The spooled content whose headers the decision on `fact` would quote in a report, if any."""
+    """The spooled content whose headers a DSN would quote if `fact` leads to one, or None."""
     match fact:
         case Accepted():
             if not isinstance(fact.content, Spooled):
@@ -297,14 +290,14 @@ def content_to_quote(
                 if isinstance(_fail_if_expired(reroute(line.delivery, context), message, context, now), Reply):
                     return message.queue_id, line.content
         case Attempted():
-            pass  # it brings them along
+            pass  # the record includes the headers
         case _:
             assert_never(fact)
     return None
 
 
 def _fail_if_expired(hop: Route | Reply, message: Message, context: RoutingContext, now: datetime) -> Route | Reply:
-    """A hop that is not known by the end of the message's lifetime never will be."""
+    """Fail an unresolved next hop at the end of the message's lifetime."""
     if isinstance(hop, Unresolved) and is_expired(message.received, context.policy.lifetime, now):
         return _expired_reply(context, f"DNS for {hop.domain} does not answer")
     return hop
@@ -318,13 +311,13 @@ def _bounce(
     context: RoutingContext,
     now: datetime,
 ) -> Iterator[Record]:
-    """The report or reports about `failures`, unless there is no sender, or none who wants it."""
+    """The DSNs about `failures`; none for a null reverse-path or if NOTIFY forbids it."""
     if message.envelope.reverse_path is None:
-        # RFC 5321 section 4.5.5: nobody is told about a notification; it is discarded.
+        # RFC 5321 section 4.5.5: no DSN about a DSN; the recipients are discarded.
         for part in _batched(failures, RECIPIENTS_PER_EVENT):
             yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in part), None))
         return
-    # RFC 3461 section 4.1: without NOTIFY the sender is told of failures; NEVER and a list without FAILURE say no.
+    # RFC 3461 section 4.1: without NOTIFY failures are reported; with NEVER, or a list without FAILURE, they are not.
     wanted = [f for f in failures if f.recipient.notify is None or Notify.FAILURE in f.recipient.notify]
     if not wanted:
         return
@@ -335,23 +328,23 @@ def _bounce(
 
 
 def _close_if_done(queue: MailQueue, queue_id: QueueId, now: datetime) -> Iterator[Record]:
-    """The last line of the history, when nothing of the message is open any more (what was settled is folded in)."""
+    """The last event of a message, once none of its deliveries is open."""
     if not queue.open_deliveries(queue_id):
         yield Event(queue_id, now, Closed())
 
 
 def _expired_reply(context: RoutingContext, last: str) -> Reply:
     days = context.policy.lifetime.total_seconds() / 86400
-    return Reply(554, "5.4.7", f"Delivery time of {days:g} days is over; last: {last}")  # RFC 3463 X.4.7
+    return Reply(554, "5.4.7", f"Not delivered within {days:g} days; last reply: {last}")  # RFC 3463 X.4.7
 
 
 def _reply_with_remote(last: Deferred) -> str:
-    """The reply with who gave it: in a report, giving up is our word, and only this is the next hop's."""
-    return str(last.reply) if last.remote is None else f"{last.remote} said {last.reply}"
+    """The last reply with the host that sent it; in the DSN the expiry itself is reported by us."""
+    return str(last.reply) if last.remote is None else f"{last.remote} replied {last.reply}"
 
 
 def _refused_events(queue_id: QueueId, failures: Sequence[FailedRecipient], now: datetime) -> Iterator[Event]:
-    """The history of what the router itself failed."""
+    """Events for recipients that the router itself failed."""
     for part in _batched(failures, RECIPIENTS_PER_EVENT):
         outcomes = tuple(Failed(failure.recipient.address, failure.reply, failure.remote) for failure in part)
         yield Event(queue_id, now, Refused(outcomes))
@@ -370,8 +363,8 @@ def _with_recipients(message: Message, recipients: tuple[Recipient, ...]) -> Mes
 
 
 def _outcome_per_recipient(recipients: Sequence[Recipient], outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
-    """The outcome of each recipient. Those come in order; a report that does not fit is read by address, and a
-    recipient without an outcome is deferred: unknown means temporary.
+    """The outcome of each recipient, in order. Outcomes that do not match the recipients are assigned by address; a
+    recipient without an outcome is deferred, because unknown means temporary.
     """
     if len(recipients) == len(outcomes) and all(
         recipient.address == outcome.recipient for recipient, outcome in zip(recipients, outcomes, strict=True)

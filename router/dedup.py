@@ -1,8 +1,8 @@
-"""The queue ids a shard has taken of late: an append that was made twice is known by them. Pure.
+"""Recently processed queue ids of a shard, to detect duplicate appends. Pure.
 
-A message that is still open is known by its queue lines, for ever; this is for those that closed at once. A plain Kafka
-producer may write an append a second time within its time-out, so ten minutes are ample. It is only a memory: a new
-owner of the shard begins with none, and beyond its bound it forgets the oldest.
+An open message is detected by its queue lines; this set covers messages that closed at once. A Kafka producer without
+idempotence may repeat an append within its delivery time-out, so ten minutes are ample. The set is not durable: a new
+owner of the shard starts with an empty one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ENTRIES_MAX = 100_000  # about 10 MB
 
 
 class RecentQueueIds:
-    """In the order in which they were taken."""
+    """Queue ids in processing order; the oldest are dropped beyond `ENTRIES_MAX`."""
 
     def __init__(self) -> None:
         self._seen: dict[QueueId, datetime] = {}
@@ -29,7 +29,7 @@ class RecentQueueIds:
         return queue_id in self._seen
 
     def add(self, queue_ids: Iterable[QueueId], now: datetime) -> None:
-        """Once their decision is durable, not before: one that was not is to be made again."""
+        """Call after the commit: an uncommitted decision must be repeated."""
         seen = self._seen
         seen.update(dict.fromkeys(queue_ids, now))
         while seen:

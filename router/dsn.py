@@ -1,9 +1,8 @@
-"""Writes delivery status notifications: what the sender is told about recipients that failed. Pure.
+"""Delivery status notifications (DSNs) about failed recipients. Pure.
 
-RFC 3464 in the frame of RFC 6522 (multipart/report), with the fields of RFC 3461 and the internationalised forms of
-RFC 6533 where an address or the message needs them. Every part is written by hand: what comes from others (replies,
-ENVID, ORCPT) is cleaned of control characters first, so nothing of it can start a field or a part. It never decides
-whether a report is due; `router/decide.py` does, and never sends one to the null reverse-path.
+RFC 3464 inside multipart/report (RFC 6522), with the fields of RFC 3461 and, where an address or the message needs
+them, the internationalised forms of RFC 6533. Control characters are removed from foreign values (replies, ENVID,
+ORCPT), so that none can start a header field or a MIME part.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from mail.message import Inline, Message, QueueId
 from mail.record import Accepted
 from mail.reply import Reply
 
-# The part of the original's header that a report quotes.
-QUOTED_BYTES_MAX = 32 << 10
+QUOTED_BYTES_MAX = 32 << 10  # of the original message's header
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -32,7 +30,7 @@ _FOLD_AT = 900  # RFC 5322 section 2.1.1: 998 octets at most, and UTF-8 may grow
 
 @dataclass(frozen=True, slots=True)
 class FailedRecipient:
-    """One recipient that a report is about. `remote`: who said `reply`; None: we did."""
+    """A recipient that a DSN reports. `remote`: the server that sent `reply`; None if `reply` is our own."""
 
     recipient: Recipient
     reply: Reply
@@ -47,12 +45,12 @@ def failure_dsn(
     queue_id: QueueId,
     now: datetime,
 ) -> Accepted:
-    """The report as a message of its own, from the null reverse-path to the original's sender.
+    """The DSN as a new message from the null reverse-path to the original's sender.
 
-    `headers` is the beginning of the original's content, possibly cut, possibly empty.
+    `headers`: the first bytes of the original's content; may be truncated or empty.
     """
     sender = original.envelope.reverse_path
-    assert sender is not None, "RFC 5321 section 4.5.5: never a notification about a notification"
+    assert sender is not None, "RFC 5321 section 4.5.5: no DSN about a DSN"
     quoted = _header_block(headers)
     utf8 = (
         not sender.is_ascii
@@ -85,7 +83,7 @@ def _render(
         f"Date: {rfc5322_date(now)}",
         f"From: Mail delivery at {_atom(hostname)} <MAILER-DAEMON@{hostname}>",
         f"To: <{sender}>",
-        "Subject: Undelivered mail returned to sender",
+        "Subject: Your message could not be delivered",
         f"Message-ID: <{queue_id}@{hostname}>",
         "Auto-Submitted: auto-replied",  # RFC 3834 section 5
         "MIME-Version: 1.0",
@@ -107,7 +105,7 @@ def _render(
     if quoted:
         parts.append((headers_type, quoted))
     if not all(body.isascii() for _, body in parts):
-        head.append("Content-Transfer-Encoding: 8bit")  # RFC 2045 section 6.4: as its parts
+        head.append("Content-Transfer-Encoding: 8bit")  # RFC 2045 section 6.4: the same as the parts
     out = ["\r\n".join(head).encode(), b"\r\n\r\n"]
     for content_type, body in parts:
         encoding = "7bit" if body.isascii() else "8bit"
@@ -122,21 +120,24 @@ def _render(
 
 def _human_readable_part(original: Message, failures: Sequence[FailedRecipient], hostname: str) -> bytes:
     lines = [
-        f"This is the mail system at {hostname}.",
+        f"This is an automatic message from the mail server {hostname}.",
         "",
-        "Your message could not be delivered to the following recipients, and will",
-        "not be tried again.",
+        "We are sorry: your message could not be delivered to the recipients below.",
+        "The server has stopped trying. The reason follows each address.",
         "",
     ]
     for failure in failures:
         final, given = failure.recipient.address, failure.recipient.original
         lines.append(f"<{final}>" if final == given else f"<{final}> (you wrote to <{given}>)")
-        prefix = f"{_host(failure.remote)} said: " if failure.remote else ""
+        prefix = f"The server {_host(failure.remote)} replied: " if failure.remote else "Reason: "
         lines += _wrap(f"{prefix}{_without_control(str(failure.reply))}")
         lines.append("")
     lines += [
-        f"The message was received on {rfc5322_date(original.received)}",
-        f"and has the queue id {original.queue_id}.",
+        "Please check the addresses for typing errors, then send the message again.",
+        "If you need help, forward this report to your mail administrator.",
+        "",
+        f"Message received: {rfc5322_date(original.received)}",
+        f"Queue id: {original.queue_id}",
     ]
     return "\r\n".join(lines).encode("utf-8", "replace") + b"\r\n"
 
@@ -144,7 +145,7 @@ def _human_readable_part(original: Message, failures: Sequence[FailedRecipient],
 def _delivery_status_part(
     original: Message, failures: Sequence[FailedRecipient], hostname: str, now: datetime, utf8: bool
 ) -> bytes:
-    """RFC 3464 section 2.1: the fields of the message, then a block for each recipient."""
+    """RFC 3464 section 2.1: the per-message fields, then one block per recipient."""
     lines = []
     if original.envelope.envid is not None:
         lines.append(_header_field("Original-Envelope-Id", original.envelope.envid))
@@ -162,7 +163,7 @@ def _delivery_status_part(
         lines.append("Action: failed")
         lines.append(f"Status: {reply.status}")
         if failure.remote is not None:
-            # Only what an SMTP server said is of type smtp (RFC 3464 section 2.3.6).
+            # RFC 3464 section 2.3.6: type smtp is for replies of an SMTP server only.
             lines.append(_header_field("Remote-MTA", f"dns; {_host(failure.remote)}"))
             lines.append(_header_field("Diagnostic-Code", f"smtp; {reply}"))
         else:
@@ -178,7 +179,7 @@ def typed_address(address: Address) -> str:
 
 
 def original_recipient(orcpt: str) -> str:
-    """The ORCPT value as a report shows it: RFC 3461 section 6.3 (d), with its xtext decoded (section 4)."""
+    """The value of Original-Recipient: ORCPT (RFC 3461 section 6.3 (d)) with its xtext decoded (section 4)."""
     kind, semicolon, value = orcpt.partition(";")
     if not semicolon:
         return f"rfc822; {_without_control(orcpt)}"
@@ -187,12 +188,12 @@ def original_recipient(orcpt: str) -> str:
 
 
 def _header_field(name: str, value: str) -> str:
-    """One field, free of control characters, folded at spaces so that no line is too long."""
+    """One field without control characters, folded at spaces."""
     return "\r\n ".join(_wrap(f"{name}: {_without_control(value)}", _FOLD_AT))
 
 
 def _wrap(text: str, width: int = 76) -> list[str]:
-    """Lines of at most `width` characters, broken at spaces; a longer word is cut."""
+    """Lines of at most `width` characters, broken at spaces; a longer word is split."""
     lines: list[str] = []
     line = ""
     for word in text.split(" "):
@@ -213,7 +214,7 @@ def _without_control(text: str) -> str:
 
 
 def _atom(text: str) -> str:
-    """What may stand unquoted in a display name, apart from dots which every reader takes."""
+    """`text` in the characters allowed in an unquoted display name, and dots, which every parser accepts."""
     return re.sub(r"[^A-Za-z0-9.\-]", "-", text)
 
 
@@ -223,7 +224,7 @@ def _host(remote: str) -> str:
 
 
 def _header_block(headers: bytes) -> bytes:
-    """The header of a message that begins with `headers`: up to the empty line, whole lines only, bounded, CRLF."""
+    """The header up to the empty line: complete CRLF lines, at most `QUOTED_BYTES_MAX`."""
     end = headers.find(b"\r\n\r\n")
     block = headers[: end + 2] if end >= 0 else headers
     if headers.startswith(b"\r\n"):
@@ -236,6 +237,6 @@ def _header_block(headers: bytes) -> bytes:
 
 
 def rfc5322_date(time: datetime) -> str:
-    """RFC 5322 section 3.3; English whatever the locale."""
+    """RFC 5322 section 3.3; English names in every locale."""
     zone = time.strftime("%z")
     return f"{_DAYS[time.weekday()]}, {time.day:02} {_MONTHS[time.month - 1]} {time.year:04} {time:%H:%M:%S} {zone}"

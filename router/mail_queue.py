@@ -1,10 +1,8 @@
-"""The queue of one shard: a fold of records. Pure.
+"""The queue of one shard: a fold of records, with indexes by site, tenant and due time. Pure.
 
-Only `apply` changes what the queue is, live and at replay alike, so both come to the same state (a test asserts it).
-Beside the open lines it keeps what the decision needs without searching: what each site and the shard have in hand,
-and who waits. A waiting line lies in `_not_due` until it is due, then in the turn of its site and tenant, first come
-first served; both indexes hold ids only and are cleaned when they are read, not when a line changes.
-A slow site costs a look per batch, and never stands in another's way.
+`apply` alone changes the open lines, live and at replay, so both give the same state. A waiting line is in `_not_due`
+until it is due, then in the FIFO of its site and tenant; stale index entries are removed when they are read. A site
+without a free slot costs one check per batch and does not block others.
 """
 
 from __future__ import annotations
@@ -37,31 +35,30 @@ from router.age import AgeIndex
 from router.site_limits import SiteLimits
 
 LOCAL_SITE = ToMailbox("").site
-# The reason of a quarantined delivery begins so, in the records of every version.
+# Prefix of the reason of a quarantined delivery; stored in records, so it must never change.
 QUARANTINE_REASON = "A bug of the router"
 
-# Shared values beyond this many are forgotten and collected anew: the table stays small beside the queue.
-INTERNED_MAX = 20_000
+INTERNED_MAX = 20_000  # interned values; the table is cleared when it is full
 
 V = TypeVar("V", bound=Hashable)
 
 
 class _SiteState:
-    """What one site has in hand, and whose turn it is among those that are due."""
+    """Active load of one site and the order of its due lines."""
 
     __slots__ = ("active", "active_bytes", "due_by_tenant", "lines", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.lines = 0  # open ones, of any state
+        self.lines = 0  # open lines in any state
         self.active = 0
         self.active_bytes = 0
-        self.due_by_tenant: OrderedDict[str, deque[tuple[datetime, DeliveryId]]] = OrderedDict()  # by tenant
+        self.due_by_tenant: OrderedDict[str, deque[tuple[datetime, DeliveryId]]] = OrderedDict()  # next tenant first
 
 
 @dataclass(frozen=True, slots=True)
 class SiteLoad:
-    """What a site has open and in hand."""
+    """Open lines and active deliveries of a site."""
 
     lines: int
     active: int
@@ -73,18 +70,18 @@ class MailQueue:
 
     def __init__(self) -> None:
         self._lines: dict[DeliveryId, Pending] = {}
-        self._open_deliveries: dict[QueueId, int] = {}  # open deliveries of each
+        self._open_deliveries: dict[QueueId, int] = {}
         self._sites: dict[str, _SiteState] = {}
         self._active = 0
-        self.inline_bytes = 0  # content in lines: there is some only while the spool fails
+        self.inline_bytes = 0  # content in lines; 0 unless the spool fails
         self._recipients = dict.fromkeys(STATES, 0)
         self.quarantined = 0  # deliveries
         self._age_index = AgeIndex(self._lines)
         self._not_due: list[tuple[datetime, DeliveryId]] = []  # heap
-        self._due_sites: OrderedDict[str, _SiteState] = OrderedDict()  # sites where somebody is due
+        self._due_sites: OrderedDict[str, _SiteState] = OrderedDict()  # sites with due lines, next site first
         self._interned: dict[Hashable, Hashable] = {}
 
-    # What it is
+    # Queries
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -97,7 +94,7 @@ class MailQueue:
         return self._lines.get(delivery_id)
 
     def open_deliveries(self, queue_id: QueueId) -> int:
-        """How many deliveries of the message are open."""
+        """Number of open deliveries of the message."""
         return self._open_deliveries.get(queue_id, 0)
 
     @property
@@ -113,17 +110,17 @@ class MailQueue:
         return sum(self._recipients.values())
 
     def oldest(self) -> dict[str, float]:
-        """When the oldest message of each state was received (seconds since 1970), where there is one."""
+        """Receive time of the oldest message of each non-empty state, in Unix seconds."""
         return self._age_index.oldest()
 
     def runnable_recipients(self) -> int:
-        """Recipients that could be delivered now: active, throttled, and deferred whose due time has come. "Now" is
-        the time that `due` was asked for last.
+        """Recipients that could be delivered now: active, throttled, and deferred with their retry time reached. "Now"
+        is the time of the last call of `due`.
         """
         return self._age_index.runnable_recipients
 
     def oldest_runnable(self) -> float | None:
-        """Since when the delivery that has been runnable for the longest time is runnable (seconds since 1970)."""
+        """Start time of the longest-runnable delivery, in Unix seconds."""
         return self._age_index.oldest_runnable()
 
     def site_loads(self) -> dict[str, SiteLoad]:
@@ -131,16 +128,16 @@ class MailQueue:
         return {name: SiteLoad(site.lines, site.active, site.active_bytes) for name, site in self._sites.items()}
 
     def has_free_slot(self, site_name: str, size_bytes: int, limits: SiteLimits) -> bool:
-        """May one more delivery to the site be in hand?"""
+        """Whether one more delivery to the site may become active."""
         site = self._sites.get(site_name)
         if site is None:
             return limits.allow(0, 0, self._active, size_bytes, is_local=site_name == LOCAL_SITE)
         return limits.allow(site.active, site.active_bytes, self._active, size_bytes, is_local=site_name == LOCAL_SITE)
 
-    # How it changes
+    # Changes
 
     def apply(self, record: Record) -> None:
-        """Fold one record in. Records that are not queue lines change nothing."""
+        """Apply one record. Records that are not queue lines change nothing."""
         match record:
             case Pending():
                 old = self._lines.get(record.delivery.id)
@@ -204,15 +201,15 @@ class MailQueue:
             del self._sites[site.name]
             self._due_sites.pop(site.name, None)
 
-    # Who is next
+    # Scheduling
 
     def next_due(self) -> datetime | None:
-        """When the first line that is not due yet will be; None when there is none. May be early, never late."""
+        """Due time of the next line, or None. May be early, never late."""
         return self._not_due[0][0] if self._not_due else None
 
     def due(self, now: datetime, limits: SiteLimits, limit: int) -> list[DeliveryId]:
-        """Up to `most` waiting lines that may go in hand now. Each answer moves the turn on: what is returned is to be
-        decided on, or the queue thrown away.
+        """Up to `limit` waiting lines that may become active now. The call advances the round robin: the caller must
+        decide on every returned line, or discard the queue.
         """
         self._move_due(now)
         selected: dict[DeliveryId, None] = {}
@@ -246,7 +243,7 @@ class MailQueue:
         return list(selected)
 
     def _move_due(self, now: datetime) -> None:
-        """Move what is due by `now` from `_not_due` to the due lines of its site."""
+        """Move lines due by `now` from `_not_due` to their site."""
         not_due = self._not_due
         while not_due and not_due[0][0] <= now:
             entry = heappop(not_due)
@@ -265,8 +262,8 @@ class MailQueue:
         self._age_index.advance(now)
 
     def _first_due(self, site: _SiteState, selected: Container[DeliveryId]) -> Pending | None:
-        """The line whose turn it is at the site, once everything out of date is gone from the front. A line may stand
-        there twice: one that was spooled was folded in twice.
+        """The site's next due line; removes stale entries before it. A line may be listed twice, because spooling its
+        content applies it again.
         """
         while site.due_by_tenant:
             tenant, queue = next(iter(site.due_by_tenant.items()))
@@ -285,7 +282,7 @@ class MailQueue:
         return None
 
     def _rotate(self, site: _SiteState) -> None:
-        """Round robin: the tenant that was served goes to the end."""
+        """Round robin: move the served tenant to the end."""
         tenant, queue = next(iter(site.due_by_tenant.items()))
         queue.popleft()
         if queue:
@@ -295,7 +292,7 @@ class MailQueue:
         self._due_sites.move_to_end(site.name)
 
     def prune(self) -> None:
-        """Drop index entries that are out of date when they outnumber the lines. Cheap unless there is much to drop."""
+        """Drop stale index entries when there are too many. Cheap otherwise."""
         if len(self._not_due) > 2 * len(self._lines) + 1000:
             entries = {
                 (line.state.due, line.delivery.id)
@@ -308,7 +305,7 @@ class MailQueue:
         self._age_index.prune()
 
     def indexed(self) -> Iterator[DeliveryId]:
-        """Every line an index can find again: what waits, and is not on hold."""
+        """Every line the indexes contain: the waiting lines that are not held."""
         for due, delivery_id in set(self._not_due).union(
             *(queue for site in self._sites.values() for queue in site.due_by_tenant.values())
         ):
@@ -316,10 +313,10 @@ class MailQueue:
             if line is not None and _waits_until(line, due):
                 yield delivery_id
 
-    # What it costs
+    # Memory
 
     def _intern_line(self, line: Pending) -> Pending:
-        """The same line with its common parts shared: a waiting line may stay for days, beside many alike."""
+        """The same line with common values shared: many similar lines may wait for days."""
         delivery = line.delivery
         message = delivery.message
         envelope = message.envelope

@@ -1,4 +1,4 @@
-"""Metrics of the router: counters from the tallies of commits, gauges as sums over the shards of this process."""
+"""Metrics of the router: counters from the accounting of each batch, gauges summed over the shards of this process."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from router.accounting import BatchAccounting, Ledger
 from router.mail_queue import MailQueue
 
 GAUGE_INTERVAL_SECONDS = 1.0  # between two updates of a shard's gauges
-ROUTED_SECONDS = 60.0  # since its last batch a shard counts as routed
+ROUTED_SECONDS = 60.0  # a shard counts as routed for this long after its last batch
 
 
 class Metrics:
-    """One per process. A shard is `opened` after each replay, and `closed` when it is not ours any more."""
+    """One per process. Call `shard_replayed` after each replay, `shard_released` when this process loses the shard."""
 
     def __init__(self) -> None:
         self._accepted = CONSUMED_RECORDS.labels("accepted")
@@ -46,8 +46,8 @@ class Metrics:
         self._recipients = {state: QUEUE_RECIPIENTS.labels(state) for state in STATES}
         self._oldest = {state: QUEUE_OLDEST.labels(state) for state in STATES}
         self._shards: dict[int, _ShardGauges] = {}
-        self._last_batch: dict[int, float] = {}  # when each shard finished its last one, on the monotonic clock
-        SHARDS_ROUTED.set_function(self._routed_shards)  # also while nothing is committed
+        self._last_batch: dict[int, float] = {}  # end of each shard's last batch, monotonic
+        SHARDS_ROUTED.set_function(self._routed_shards)  # read at scrape time, so that a stuck shard shows
 
     def shard_replayed(self, shard: int, queue: MailQueue) -> None:
         self._shards[shard] = gauges = _ShardGauges(queue)
@@ -59,7 +59,7 @@ class Metrics:
         self._attempted.inc(attempted)
 
     def add_batch(self, shard: int, accounting: BatchAccounting, queue: MailQueue, seconds: float) -> None:
-        """After a commit; `seconds` is 0 for an empty batch, which is not committed."""
+        """Count a committed batch; `seconds` is 0 for an empty batch, which is not committed."""
         if seconds:
             ROUTE_DURATION.observe(seconds)
         for entry, count in accounting.ledger.items():
@@ -107,7 +107,7 @@ class Metrics:
 
 
 class _ShardGauges:
-    """What one shard adds to the gauges, as last looked at."""
+    """One shard's last gauge values."""
 
     def __init__(self, queue: MailQueue) -> None:
         self.ledger = Ledger(queue.open_recipients)

@@ -1,7 +1,7 @@
-"""Where an address that is not a mailbox here goes next: a relay, or the mail exchangers of its domain. Pure.
+"""Next hop of a recipient: a mailbox, a relay, or the mail exchangers of its domain. Pure.
 
-It turns facts (the directory's domains, DNS answers) into a `Route`, or into the `Reply` that ends the recipient. It
-asks nobody: a question without an answer is `Unresolved`, which waits. Source: RFC 5321 section 5.1, RFC 7505.
+The result is a `Route`, or the `Reply` that fails the recipient; a missing DNS answer gives `Unresolved`.
+Source: RFC 5321 section 5.1, RFC 7505.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from mail.resolver import DnsUnknown, IpAddresses, MxHosts, NoRecords, NoSuchDom
 from mail.route import Route, ToMailbox, ToMx, Unresolved
 from router.routing_context import DnsAnswers, RoutingContext
 
-# RFC 7505 section 3 and 4.1: the domain says that it takes no mail.
-NULL_MX = Reply(556, "5.1.10", "Recipient's domain takes no mail (null MX)")
+# RFC 7505 section 3 and 4.1: the domain does not accept mail.
+NULL_MX = Reply(556, "5.1.10", "Recipient's domain does not accept mail (null MX)")
 NO_SUCH_DOMAIN = Reply(550, "5.1.2", "Recipient's domain does not exist")  # RFC 3463 X.1.2
 NO_MX_AND_NO_ADDRESS = Reply(550, "5.4.4", "Recipient's domain has no mail exchanger and no address")  # RFC 3463 X.4.4
-LOOPS_BACK = Reply(554, "5.4.6", "Mail for the recipient's domain loops back to myself")  # RFC 3463 X.4.6
+LOOPS_BACK = Reply(554, "5.4.6", "Mail for the recipient's domain loops back to this server")  # RFC 3463 X.4.6
 
 
 def next_hop(address: Address, destination: Destination, context: RoutingContext) -> Route | Reply:
-    """The route of one final recipient, or why there will never be one."""
+    """The route of one final recipient, or the reply that fails it."""
     match destination:
         case IsMailbox():
             return ToMailbox(destination.owner)
@@ -43,7 +43,7 @@ def next_hop(address: Address, destination: Destination, context: RoutingContext
 
 
 def mx_domain(address: Address, destination: Destination, context: RoutingContext) -> str | None:
-    """The domain that `next_hop` would have to know the MX of, in A-labels; None when it needs no DNS."""
+    """The domain whose MX records `next_hop` needs, in A-labels; None if it needs no DNS."""
     if isinstance(destination, IsMailbox) or context.policy.relay is not None:
         return None
     if isinstance(destination, IsRelayed) and destination.domain.relay_to is not None:
@@ -52,7 +52,7 @@ def mx_domain(address: Address, destination: Destination, context: RoutingContex
 
 
 def route_by_mx(domain: str, answers: DnsAnswers, hostname: str) -> Route | Reply:
-    """RFC 5321 section 5.1, with what DNS said."""
+    """RFC 5321 section 5.1, from the DNS answers."""
     answer = answers.mx.get(domain)
     match answer:
         case None | DnsUnknown():
@@ -71,7 +71,7 @@ def route_by_mx(domain: str, answers: DnsAnswers, hostname: str) -> Route | Repl
 
 
 def _implicit_mx(domain: str, answers: DnsAnswers, hostname: str) -> Route | Reply:
-    """No MX: the domain itself, with preference 0, if it has an address."""
+    """No MX: the domain itself with preference 0, if it has an address."""
     answer = answers.addresses.get(domain)
     match answer:
         case None | DnsUnknown():
@@ -87,7 +87,7 @@ def _implicit_mx(domain: str, answers: DnsAnswers, hostname: str) -> Route | Rep
 
 
 def without_self(hosts: tuple[tuple[int, str], ...], hostname: str) -> tuple[tuple[int, str], ...]:
-    """RFC 5321 section 5.1: with ourselves in the list, only hosts with a better (lower) preference than ours stay."""
+    """RFC 5321 section 5.1: if this server is listed, keep only hosts with a better (lower) preference than its own."""
     own = hostname.lower()
     own_preference = min((preference for preference, name in hosts if name == own), default=None)
     if own_preference is None:

@@ -1,8 +1,8 @@
-"""What becomes of a fact that cannot be decided on, because the decision has a bug: it is put aside, never lost. Pure.
+"""Quarantine of a fact that makes `decide` raise. Pure.
 
-In charge of records so plain that the same bug cannot strike again: a new message and a waiting delivery are put on
-hold, with the reason, for a person to see in `eilpost queue` and `eilpost trace`; a report counts as a deferral of
-whoever has not got the mail. It looks nothing up: no aliases, no next hop, no bounces.
+A new message or a waiting delivery is held with the reason, visible in `eilpost queue` and `eilpost trace`; an attempt
+report defers every recipient that was not delivered. Aliases, next hops and DSNs are not evaluated, so that the same
+bug cannot occur again.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from router.mail_queue import MailQueue
 from router.routing_context import Policy
 
 NEVER_DUE = datetime(9999, 12, 31, tzinfo=UTC)
-NOT_PROCESSED = Reply(451, "4.3.0", "The outcome could not be decided on; see the log of the router")
+NOT_PROCESSED = Reply(451, "4.3.0", "Internal error while processing the delivery result; see the router's log")
 
 
 def quarantine(queue: MailQueue, fact: Fact, reason: str, policy: Policy, now: datetime) -> Iterator[Record]:
-    """What to commit instead of a decision on `fact`. Apply each record before taking the next."""
+    """Yield the records to commit instead of a decision on `fact`. Apply each before taking the next."""
     hold = Waiting(NEVER_DUE, WaitCause.HELD, reason)
     match fact:
         case Accepted():
             message = fact.message
             if queue.open_deliveries(message.queue_id):
-                return  # the same append, made twice
+                return  # duplicate append
             recipients = tuple(recipient.address for recipient in message.envelope.recipients)
             route = Unresolved(recipients[0].domain if recipients else policy.hostname)
             delivery = Delivery(delivery_id(message.queue_id, 1), message, route)

@@ -1,9 +1,8 @@
-"""Looks up the facts of a batch before anything is decided: what DNS says, and the headers of spooled messages.
+"""Look-ups for a batch before the decisions: DNS answers, and headers of spooled messages.
 
-All questions of a batch are asked at once and get a short time together, counted from when each was first asked: a
-domain that is known to be silent costs no batch after its first anything. What is not answered by then is left out
-(the decision lets such a delivery wait) but goes on being asked, so that the answer lies in the resolver's cache at
-the next try. DNS so never holds a shard up. It decides nothing.
+All queries of a batch run concurrently and share one short time-out, counted from the first request of each domain, so
+that a slow domain delays one batch only. A query that times out continues in the background and fills the resolver's
+cache for the next batch; until then its deliveries wait.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ logger = structlog.get_logger()
 
 DNS_WAIT = timedelta(milliseconds=250)
 SPOOL_TIMEOUT_SECONDS = 5.0
-QUERIES_MAX = 1000  # asked at the same time by one router; more are left for the next batch
+QUERIES_MAX = 1000  # concurrent queries of one router; further domains wait for a later batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class _Query:
 
 
 class BatchResolver:
-    """Asks DNS for whole batches. One for a router; `close()` drops what is still being asked."""
+    """DNS queries of whole batches. One per router; `close()` cancels running queries."""
 
     def __init__(self, resolver: Resolver, wait: timedelta = DNS_WAIT) -> None:
         self._resolver = resolver
@@ -47,7 +46,7 @@ class BatchResolver:
         self._queries: dict[str, _Query] = {}
 
     async def resolve(self, domains: Collection[str]) -> DnsAnswers:
-        """The MX of each domain, and its addresses where it has none; without those that take too long."""
+        """The MX of each domain, and its addresses if it has none; domains that time out are left out."""
         if not domains:
             return NO_DNS_ANSWERS
         queries = {domain: query for domain in domains if (query := self._query(domain)) is not None}
@@ -81,22 +80,22 @@ class BatchResolver:
             answer = await self._resolver.mx(domain)
             # RFC 5321 section 5.1: without MX, the address records make the domain its own exchanger.
             return answer, await self._resolver.addresses(domain) if isinstance(answer, NoRecords) else None
-        except Exception as error:  # a bug of an adapter costs a delay, not the shard
+        except Exception as error:  # a bug in a resolver delays the delivery and does not stop the shard
             logger.exception("resolver failed", domain=domain)
             return DnsUnknown(repr(error)), None
 
     async def close(self) -> None:
-        tasks = [question.task for question in self._queries.values()]
+        tasks = [query.task for query in self._queries.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def domains_to_resolve(accepted: Sequence[Accepted], due: Sequence[Pending], context: RoutingContext) -> set[str]:
-    """The domains whose MX the decisions on these facts depend on. Pure."""
+    """The domains whose MX records the decisions on these facts need. Pure."""
     domains: set[str] = set()
     if context.policy.relay is not None:
-        return domains  # a relay takes all that is not local
+        return domains  # the relay accepts all mail that is not local
     for fact in accepted:
         for final in expand(
             fact.message.envelope.recipients, context.snapshot, context.policy.alias_depth
@@ -109,14 +108,14 @@ def domains_to_resolve(accepted: Sequence[Accepted], due: Sequence[Pending], con
 
 
 async def read_headers(spool: Spool, sources: Mapping[QueueId, Spooled]) -> dict[QueueId, bytes]:
-    """The beginning of each spooled message; empty when it cannot be read: a report without headers is a report."""
+    """The first bytes of each spooled message; empty if it cannot be read, because a DSN may omit the headers."""
 
     async def read(spooled: Spooled) -> bytes:
         try:
             async with asyncio.timeout(SPOOL_TIMEOUT_SECONDS):
                 return await spool.read(spooled, QUOTED_BYTES_MAX)
         except (SpoolDamaged, SpoolUnavailable, TimeoutError) as error:
-            logger.warning("report goes without headers", reason=str(error) or "the spool does not answer")
+            logger.warning("DSN without original headers", reason=str(error) or "the spool does not answer")
             return b""
 
     headers = await asyncio.gather(*(read(spooled) for spooled in sources.values()))

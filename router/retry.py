@@ -1,9 +1,8 @@
-"""When a deferred delivery is tried again, and when it is given up. Pure: chance is a hash, time an argument.
+"""Retry times and expiry of deferred deliveries. Pure: jitter is a hash of the delivery, time is an argument.
 
-Full jitter (Brooker, "Exponential Backoff and Jitter"): the wait is spread over the whole step, so that what failed
-together does not come back together; its floor is a tenth of the step, so that a retry is never at once. The last
-attempt is made when the lifetime ends, and what it defers then is given up (RFC 5321 section 4.5.4.1: at least 4-5
-days).
+Full jitter (Brooker, "Exponential Backoff and Jitter") spreads the delay over the whole step, so that deliveries that
+failed together are not retried together; the minimum is a tenth of the step. The last attempt is made when the lifetime
+ends; recipients deferred by it fail (RFC 5321 section 4.5.4.1: give up after at least 4-5 days).
 """
 
 from __future__ import annotations
@@ -14,28 +13,28 @@ from hashlib import blake2b
 
 JITTER_FLOOR = 0.1
 
-# DNS that did not answer is asked again after a quarter of the message's age, within these bounds.
+# An unanswered DNS query is repeated after a quarter of the message's age, within these bounds.
 RESOLVE_DELAY_MIN = timedelta(seconds=2)
 RESOLVE_DELAY_MAX = timedelta(minutes=15)
 
 
 def hashed_fraction(seed: str) -> float:
-    """A number in [0, 1) that follows from `seed`: what two decisions of the same fact agree on."""
+    """A number in [0, 1) derived from `seed`: equal for repeated decisions on the same fact."""
     return int.from_bytes(blake2b(seed.encode(), digest_size=6).digest()) / (1 << 48)
 
 
 def retry_step(schedule: Sequence[timedelta], attempts: int) -> timedelta:
-    """The schedule's step after `attempts` reported attempts (from 1); the last one repeats."""
+    """The schedule's step after `attempts` attempts (from 1); the last step repeats."""
     return schedule[min(max(attempts, 1), len(schedule)) - 1]
 
 
 def retry_delay(schedule: Sequence[timedelta], attempts: int, seed: str) -> timedelta:
-    """The wait before the next attempt: between a tenth of the step and the whole of it."""
+    """The delay before the next attempt: between a tenth of the step and the whole step."""
     return retry_step(schedule, attempts) * (JITTER_FLOOR + (1 - JITTER_FLOOR) * hashed_fraction(f"{seed}/{attempts}"))
 
 
 def is_expired(received: datetime, lifetime: timedelta, now: datetime) -> bool:
-    """True when the message's lifetime has ended."""
+    """Whether the message's lifetime has ended."""
     return now - received >= lifetime
 
 
@@ -47,13 +46,13 @@ def next_attempt_time(
     received: datetime,
     now: datetime,
 ) -> datetime:
-    """The next attempt's time; at the latest when the lifetime ends, so that a last one is made then."""
+    """The time of the next attempt, at the latest the end of the lifetime, when a last attempt is made."""
     due = now + retry_delay(schedule, attempts, seed)
     end = received + lifetime
     return min(due, end) if end > now else due
 
 
 def next_resolve_time(received: datetime, now: datetime, seed: str) -> datetime:
-    """When a domain that DNS did not answer for is asked about again: seconds at first, minutes later."""
+    """The time of the next DNS query for an unresolved domain: after seconds at first, minutes later."""
     wait = min(max((now - received) / 4, RESOLVE_DELAY_MIN), RESOLVE_DELAY_MAX)
     return now + wait * (0.75 + 0.5 * hashed_fraction(f"{seed}/{now.timestamp()}"))

@@ -1,8 +1,7 @@
-"""What a decision may know besides the queue: the rules it follows and the facts that were looked up for it.
+"""Inputs of a routing decision besides the queue: policy, directory snapshot, DNS answers and headers. Pure.
 
-Values only; nobody here looks anything up (`resolve.py` does). One `RoutingContext` serves one batch, so
-that a directory that
-is reloaded or a DNS answer that expires never changes the context in the middle of a commit. Pure.
+One `RoutingContext` serves one batch, so that a reloaded directory or an expired DNS answer does not change it between
+two decisions of a commit.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from router.site_limits import SiteLimits
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The rules, from the settings. `retry` is never empty; its last step repeats."""
+    """Routing policy from the settings. `retry` is never empty; its last step repeats."""
 
     hostname: str
     relay: ToRelay | None = None
@@ -33,10 +32,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class DnsAnswers:
-    """What DNS said in time, by domain in A-labels. What is missing was not answered yet: unknown, never "no"."""
+    """DNS answers by domain in A-labels. A missing domain was not answered in time: unknown, not "no such domain"."""
 
     mx: Mapping[str, MxAnswer] = field(default_factory=dict)
-    addresses: Mapping[str, AddressAnswer] = field(default_factory=dict)  # only where there is no MX
+    addresses: Mapping[str, AddressAnswer] = field(default_factory=dict)  # only for domains without MX
 
 
 NO_DNS_ANSWERS = DnsAnswers()
@@ -44,7 +43,7 @@ NO_DNS_ANSWERS = DnsAnswers()
 
 @dataclass(frozen=True, slots=True)
 class RoutingContext:
-    """The facts of one batch. `headers`: the first bytes of spooled messages that a report may have to quote."""
+    """The facts of one batch. `headers`: the first bytes of spooled messages that a DSN may quote."""
 
     policy: Policy
     snapshot: Snapshot

@@ -1,7 +1,4 @@
-"""The router as a role: owns shards of the log while the process lives, and routes their mail.
-
-It makes a policy of the settings; deciding is `decide.py`, looping `shard.py`.
-"""
+"""The router role: owns router shards of the log and runs `process_shard` for each."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from router.site_limits import SiteLimits
 
 
 class Router:
-    """The role. One per process."""
+    """The router role. One per process."""
 
     name = "router"
 
@@ -59,9 +56,7 @@ class Router:
                 metrics.shard_released(shard.number)
 
         try:
-            await self._log.own_router_shards(
-                run_shard, stop, ready
-            )  # without a shard too: in a cluster, shards come and go
+            await self._log.own_router_shards(run_shard, stop, ready)
         except LogUnusable as error:
             raise ServiceError(str(error)) from error
         finally:
@@ -69,7 +64,7 @@ class Router:
 
 
 def policy_from_settings(settings: RouterSettings, node: NodeSettings, relay: ToRelay | None) -> Policy:
-    """The rules as the settings have them."""
+    """The routing policy from the settings."""
     return Policy(
         hostname=node.hostname,
         relay=relay,

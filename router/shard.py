@@ -1,12 +1,8 @@
-"""Tends one shard: take inputs, look up the facts, decide, commit. The loop has no opinion about mail.
+"""The loop of one router shard: read inputs, look up facts, decide, commit.
 
-It promises the law of DESIGN section 2: outputs and input marks go in one commit, and the state in memory never
-survives a commit that was not confirmed: it is thrown away, the shard rewound and replayed. A bug that one fact brings
-out stops neither the shard nor the process: that fact is put aside (`router/quarantine.py`). The order within a batch:
-attempts first (they make room), then what is due, then new mail. New mail beyond a site's window is spooled
-(`router/content_placement.py`). Leaving it in `accepted` for a second instead was tried: it saved little and was not
-kept, since
-it makes one busy site everybody's delay.
+Outputs and input offsets are committed atomically; after an unconfirmed commit the queue in memory is discarded and the
+shard is rewound and replayed. A fact that makes the decision raise is quarantined (`router/quarantine.py`). A batch
+processes attempts first, because they free slots, then due deliveries, then new messages.
 """
 
 from __future__ import annotations
@@ -41,11 +37,11 @@ from router.routing_context import Policy, RoutingContext
 
 logger = structlog.get_logger()
 
-IDLE_WAIT = timedelta(seconds=1)  # an idle shard looks up this often: gauges, stop
-BACKOFF_SECONDS = 0.1  # seconds before a failed batch is tried again, doubled each time
+IDLE_WAIT = timedelta(seconds=1)  # an idle shard updates its gauges and checks `stop` this often
+BACKOFF_SECONDS = 0.1  # before a failed batch is repeated, doubled each time
 BACKOFF_SECONDS_MAX = 5.0
-LOGGED_ADDRESSES_MAX = 20  # addresses in one line of the log
-YIELD_INTERVAL = 200  # records decided on, or told of, before others have their turn
+LOGGED_ADDRESSES_MAX = 20  # addresses in one log line
+YIELD_INTERVAL = 200  # records decided or logged between two yields to the event loop
 
 
 def utc_now() -> datetime:
@@ -54,7 +50,7 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class RouterContext:
-    """What a shard's loop works with."""
+    """Dependencies of a shard's loop, shared by the shards of the process."""
 
     policy: Policy
     batch_size: int
@@ -66,7 +62,7 @@ class RouterContext:
 
 
 class ShardState:
-    """What a shard's loop keeps while it owns the shard, whatever becomes of the queue in memory."""
+    """State of a shard's loop that survives a replay of the queue."""
 
     def __init__(self, shard: RouterShard, router: RouterContext) -> None:
         self.shard = shard
@@ -77,7 +73,7 @@ class ShardState:
 
 
 async def process_shard(shard: RouterShard, router: RouterContext, stop: asyncio.Event) -> None:
-    """Route the shard's mail until it is lost or `stop` is set."""
+    """Route the shard's mail until the shard is lost or `stop` is set."""
     state = ShardState(shard, router)
     backoff = BACKOFF_SECONDS
     must_rewind = one_by_one = False
@@ -98,13 +94,13 @@ async def process_shard(shard: RouterShard, router: RouterContext, stop: asyncio
         except ShardLost:
             return
         except (LogUnavailable, SpoolUnavailable) as error:
-            logger.warning("routing pauses", shard=shard.number, seconds=backoff, reason=str(error))
+            logger.warning("routing paused", shard=shard.number, seconds=backoff, reason=str(error))
         except LogUnusable:
             raise
         except Exception:
-            logger.exception("a bug in this batch: its facts are decided one by one", shard=shard.number)
+            logger.exception("batch failed: deciding its facts one by one", shard=shard.number)
             one_by_one = True
-        must_rewind = True  # the queue in memory may know what the log does not
+        must_rewind = True  # the queue in memory may contain uncommitted records
         if await stopped_within(stop, backoff):
             return
         backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
@@ -120,7 +116,7 @@ async def _replay(state: ShardState) -> MailQueue:
 
 
 async def _route_batch(state: ShardState, queue: MailQueue, wait: timedelta) -> timedelta:
-    """One batch, from the inputs to the commit. Returns how long the next one may wait for inputs."""
+    """Process one batch, from reading to the commit. Returns how long the next batch may wait for inputs."""
     router = state.router
     entries = await _read_inputs(state, wait)
     due = await _decide_and_commit(state, queue, entries, router.batch_size)
@@ -131,7 +127,7 @@ async def _route_batch(state: ShardState, queue: MailQueue, wait: timedelta) -> 
 
 
 async def _read_inputs(state: ShardState, wait: timedelta) -> list[Entry[Accepted] | Entry[Attempted]]:
-    """The inputs of one commit: a few at a time, until what follows from them is enough."""
+    """Read the inputs of one commit, in steps, until the batch budget is used."""
     budget, router = state.budget, state.router
     entries: list[Entry[Accepted] | Entry[Attempted]] = []
     snapshot = router.directory.snapshot
@@ -142,7 +138,7 @@ async def _read_inputs(state: ShardState, wait: timedelta) -> list[Entry[Accepte
         except ShardLost:
             if not entries:
                 raise
-            break  # what is in hand is finished
+            break  # finish the inputs read so far
         for entry in more:
             budget.add(entry.record, snapshot, router.policy.alias_depth)
         entries += more
@@ -152,8 +148,8 @@ async def _read_inputs(state: ShardState, wait: timedelta) -> list[Entry[Accepte
 
 
 async def _route_one_by_one(state: ShardState) -> None:
-    """After a bug: one fact at a time, each in a commit of its own; one that cannot be decided on is put aside. As many
-    as may have been in the batch that failed, then the usual way again.
+    """After a bug: decide and commit each fact separately, and quarantine the facts that raise. Handles at least as
+    many facts as the failed batch contained.
     """
     shard, router = state.shard, state.router
     queue = await _replay(state)
@@ -168,7 +164,7 @@ async def _route_one_by_one(state: ShardState) -> None:
             raise
         except Exception as bug:
             facts = [*(entry.record for entry in entries), *map(Due, due)]
-            logger.exception("put aside", shard=shard.number, facts=[_fact_id(fact) for fact in facts])
+            logger.exception("quarantined", shard=shard.number, facts=[_fact_id(fact) for fact in facts])
             queue = await _replay(state)
             batch = _Batch(queue, router.now())
             for fact in facts:
@@ -183,8 +179,8 @@ async def _decide_and_commit(
     due_max: int,
     due_ids: list[DeliveryId] | None = None,
 ) -> int:
-    """From the inputs to the commit. Returns how many were due, at most `due_max`; `due_ids` gets which, before
-    they are decided on.
+    """Decide on `entries` and due deliveries, and commit. Returns how many were due, at most `due_max`; their ids
+    are added to `due_ids` before the decisions.
     """
     started = perf_counter()
     router = state.router
@@ -220,11 +216,11 @@ async def _commit(
     state.recent_queue_ids.add(
         (e.record.message.queue_id for e in entries if isinstance(e.record, Accepted)), router.now()
     )
-    try:  # it is done, whatever goes wrong in telling of it
+    try:  # the commit is done: an error in metrics or logging must not repeat the batch
         router.metrics.add_batch(shard.number, batch.accounting, batch.queue, perf_counter() - started)
         await _log_events(batch.outputs)
     except Exception:
-        logger.exception("not told", shard=shard.number)
+        logger.exception("metrics or log lines of a batch failed", shard=shard.number)
     batch.queue.prune()
 
 
@@ -236,7 +232,7 @@ async def _look_up_facts(
     router: RouterContext,
     now: datetime,
 ) -> RoutingContext:
-    """The context with all that the decisions on these facts may ask for."""
+    """`context` with the DNS answers and headers that the decisions on these facts need."""
     lines = [line for fact in due if (line := queue.line(fact.delivery_id)) is not None]
     domains = domains_to_resolve(accepted, lines, context)
     if domains:
@@ -249,7 +245,7 @@ async def _look_up_facts(
 
 
 class _Batch:
-    """The outputs of one batch, folded into the queue as they are decided."""
+    """The outputs of one batch, applied to the queue as they are decided."""
 
     def __init__(self, queue: MailQueue, now: datetime) -> None:
         self.queue = queue
@@ -269,20 +265,20 @@ class _Batch:
         self.accounting.add_decision(fact, line, self.outputs[first:], self._now)
 
     def quarantine(self, fact: Fact, reason: str, policy: Policy) -> None:
-        """What `decide` could not do."""
+        """Quarantine a fact that made `decide` raise."""
         line = None if isinstance(fact, Accepted) else self.queue.line(fact.delivery_id)
         first = len(self.outputs)
         for record in quarantine(self.queue, fact, reason, policy, self._now):
             self.queue.apply(record)
             self.outputs.append(record)
-        with suppress(Exception):  # perhaps that is where the bug is
+        with suppress(Exception):  # the bug may be in the accounting
             self.accounting.add_decision(fact, line, self.outputs[first:], self._now)
 
 
 def _without_duplicates(
     accepted: Sequence[Accepted], recent: RecentQueueIds, accounting: BatchAccounting
 ) -> list[Accepted]:
-    """Those that were not taken a moment ago, or twice in this batch: the same append, made twice."""
+    """`accepted` without duplicate appends, in this batch or recently committed."""
     first: dict[QueueId, Accepted] = {}
     for fact in accepted:
         queue_id = fact.message.queue_id
@@ -298,7 +294,7 @@ def _fact_id(fact: Fact) -> str:
 
 
 async def _log_events(outputs: Sequence[Record]) -> None:
-    """One line per delivery that was made, and per report, with the last reply it is about."""
+    """Log one line per new delivery and per DSN, the latter with the last reply that caused it."""
     failure: Reply | None = None
     for number, record in enumerate(outputs, 1):
         if number % YIELD_INTERVAL == 0:

@@ -112,7 +112,7 @@ async def _sleeps_and_is_fenced(cluster: MailCluster, dispatches: Dispatches) ->
         stale.disarm()
         stale.thaw()
     fenced = f'"shard taken over by another router","transactional_id":"{cluster.log.prefix}router-{hit["shard"]}"'
-    late = f'"routing pauses","shard":{hit["shard"]},'
+    late = f'"routing paused","shard":{hit["shard"]},'
 
     def told() -> set[str]:
         return {words for words in (fenced, late) if words in stale.output()[said:]}

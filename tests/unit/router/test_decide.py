@@ -232,7 +232,7 @@ def test_who_is_given_up_is_told_his_own_last_reply_and_that_giving_up_was_ours(
         assert block["Status"] == "5.4.7"
         assert block["Remote-MTA"] is None
         assert block["Diagnostic-Code"].startswith("X-Eilpost; 554 5.4.7 ")
-        assert block["Diagnostic-Code"].endswith(f"{REMOTE} said {reply}")
+        assert block["Diagnostic-Code"].endswith(f"{REMOTE} replied {reply}")
 
 
 def test_many_failures_make_several_reports_each_small_enough_for_its_record() -> None:

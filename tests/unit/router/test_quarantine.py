@@ -79,7 +79,7 @@ async def test_a_new_message_that_breaks_the_decision_is_held_and_the_others_go(
     assert isinstance(line.content, Spooled)
     assert await setup.spool.read(line.content) == CONTENT
     assert (await setup.log.backlog()).accepted == 0
-    assert [entry["facts"] for entry in logged if entry["event"] == "put aside"] == [[bad.message.queue_id]]
+    assert [entry["facts"] for entry in logged if entry["event"] == "quarantined"] == [[bad.message.queue_id]]
     story = build_timeline(
         bad.message.queue_id, [event async for event in setup.log.history(bad.message.queue_id)], [line], []
     )
