@@ -19,7 +19,9 @@ from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 TARGETS_MAX = 8
 HOSTS_MAX = 20  # look-ups per attempt, so that many hosts without addresses do not delay it for hours
 
-LOOPS_BACK = Reply(554, "5.4.6", "Mail for this domain loops back to this server: it is the domain's best mail exchanger")
+LOOPS_BACK = Reply(
+    554, "5.4.6", "Mail for this domain loops back to this server: it is the domain's best mail exchanger"
+)
 NO_ADDRESS = Reply(550, "5.4.4", "No mail exchanger of the domain has an address")
 
 
@@ -46,8 +48,8 @@ class NoTarget:
 
 
 class TargetSelector:
-    """Selects targets. `port`: of mail exchangers; `hostname`: ours. `no_source(ip)`: why there is no source address for
-    connections to `ip`, or None.
+    """Selects targets. `port`: of mail exchangers; `hostname`: ours. `no_source(ip)`: why there is no source address
+    for connections to `ip`, or None.
     """
 
     def __init__(

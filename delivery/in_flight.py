@@ -1,16 +1,9 @@
-"""What a process has taken of its shards and not yet finished: who may start now, and whether more may be taken. Pure.
+"""In-flight limits of a process: active deliveries, active deliveries per site, and bytes of content in memory. Pure.
 
-In charge of three bounds: deliveries active, of them those of one site, and bytes of content in memory. What may not
-start yet is *queued*, site by site, and started in turns, so a slow site holds up only itself. Many slow sites
-together are kept from everybody's places and memory too: a site that has not answered lately is a *unproven site*,
-which
-has two places, and all unproven sites together have half of them and half of the memory; a site's share grows as it
-answers
-and halves when it does not (a tarpit never earns one); the last places, and some of the memory, are for sites that
-have nothing active. A site that was *chosen* (a relay) is never a unproven site, and one *apart* (the mailboxes) has
-places of its own, which no other can take. Each entry belongs to an *owner* (a shard), which may leave at any time and
-takes along only what it has queued. What is carried and only waits to be reported *lingers*, without a place. Knows
-nothing of mail: items and owners are anything.
+Deliveries over a limit are queued by site and started round robin. A site that has not replied recently is *unproven*:
+it has two slots, and all unproven sites together have half of the slots and memory; a site's limit grows with each
+prompt reply and halves otherwise. *Trusted* sites (relays) are never unproven, and *reserved* ones (mailboxes) have
+slots of their own.
 """
 
 from __future__ import annotations
@@ -19,33 +12,28 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
-O = TypeVar("O", bound=Hashable)  # noqa: E741  who parks it
+O = TypeVar("O", bound=Hashable)  # noqa: E741  owner: a shard
 T = TypeVar("T")
 
-UNPROVEN_LIMIT = 2  # of a unproven site
-AWAITING_SPOOL_FACTOR = 4  # times as many as there are places
-TRUSTED_LIMIT = 8  # of a site that was chosen, at first
-_EARNED_LIMITS_MAX = (
-    2000  # sites whose share is known; beyond it the one that grew least recently is a unproven site again
-)
+UNPROVEN_LIMIT = 2  # slots of an unproven site
+AWAITING_SPOOL_FACTOR = 4  # deliveries that may wait for the spool, as a multiple of the slots
+TRUSTED_LIMIT = 8  # initial slots of a trusted site
+_EARNED_LIMITS_MAX = 2000  # sites; beyond it the least recently updated one becomes unproven again
 
 
 class Queued(NamedTuple, Generic[O, T]):
-    """`queued_bytes` are in memory while it is queued, `active_bytes` while it is active; `queued_at` is
-    when it was queued
-    first.
-    """
+    """A delivery: `queued_bytes` are in memory while it is queued, `active_bytes` while it is active."""
 
     owner: O
     item: T
     site: str
     queued_bytes: int
     active_bytes: int
-    queued_at: float = 0.0
+    queued_at: float = 0.0  # first time
 
 
 class _Load:
-    """What a site, or several, have active."""
+    """Active deliveries and bytes of one or several sites."""
 
     __slots__ = ("count", "size_bytes")
 
@@ -62,9 +50,8 @@ _Queues = dict[str, deque[Queued[O, T]]]
 
 
 class InFlight(Generic[O, T]):
-    """`site_limit(site)` is how many of a site may be active; `queued_per_owner` how many each owner may
-    have queued; `reserved` the
-    sites with places of their own, and how many; `is_trusted(site)` says that it is not the senders' choice.
+    """`site_limit(site)`: maximum active deliveries of a site; `queued_per_owner`: maximum queued ones of an owner;
+    `reserved`: sites with slots of their own, and their number; `is_trusted(site)`: not chosen by the senders.
     """
 
     def __init__(
@@ -83,23 +70,21 @@ class InFlight(Generic[O, T]):
         self._site_limit = site_limit
         self._reserved = reserved or {}
         self._is_trusted = is_trusted
-        # Queues by site, in the order of their turns; those of unproven sites apart, to be passed over at once.
+        # Queues by site, next site first; unproven sites separately, so that all can be skipped at once.
         self._proven: _Queues[O, T] = {}
         self._unproven: _Queues[O, T] = {}
-        self._queued_by_owner: dict[O, int] = {}  # the owners that are here
+        self._queued_by_owner: dict[O, int] = {}  # registered owners
         self._load_by_site: dict[str, _Load] = {}
         self._shared_load = _Load()  # of all sites that are not reserved
         self._unproven_load = _Load()
-        self._earned_limits: dict[str, int] = {}  # the share each site has come to, the latest last
+        self._earned_limits: dict[str, int] = {}  # by site, most recently updated last
         self._unproven_first = False
-        self._awaiting_spool: set[int] = set()  # by identity: who calls keeps them
+        self._awaiting_spool: set[int] = set()  # by identity: the caller keeps a reference
         self._awaiting_spool_bytes = 0
         self.queued = 0
         self.active = 0
         self.memory_bytes = 0
-        self.memory_limited = (
-            False  # a site that has nothing active could start, were there memory to read its content into
-        )
+        self.memory_limited = False  # a site without active deliveries cannot start for lack of memory
 
     @property
     def empty(self) -> bool:
@@ -107,14 +92,14 @@ class InFlight(Generic[O, T]):
 
     @property
     def has_queued_content(self) -> bool:
-        """Whether anything that is queued holds memory."""
+        """Whether a queued delivery has content in memory."""
         return any(queued.queued_bytes for queue in self._all_queues().values() for queued in queue)
 
     def register(self, owner: O) -> None:
         self._queued_by_owner[owner] = 0
 
     def unregister(self, owner: O) -> None:
-        """Forget what the owner has queued: its next one takes it again. What is active counts until it is finished."""
+        """Drop the owner's queued deliveries; active ones count until they are finished."""
         del self._queued_by_owner[owner]
         for site, queue in self._all_queues().items():
             rest = deque(queued for queued in queue if queued.owner != owner)
@@ -127,14 +112,14 @@ class InFlight(Generic[O, T]):
         return owner in self._queued_by_owner
 
     def has_queue_space(self, owner: O) -> bool:
-        """Whether the owner may park more, were there memory."""
+        """Whether the owner's queue has space, apart from memory."""
         return self._queued_by_owner[owner] < self._queued_per_owner
 
     def read_limit(self, owner: O, largest_bytes: int) -> int:
-        """How many more the owner may take, each holding at most `largest_bytes`. At least one when there is nothing.
+        """How many entries of at most `largest_bytes` the owner may read; at least one if nothing is in flight.
 
-        Owners ask, wait, and bring what they were allowed; so each may bring no more than its part of all memory, and
-        together they hold at most twice of it, for as long as it takes to see that it is too much.
+        Owners read concurrently after this call, so each is limited to its share of the memory; together they exceed
+        the memory limit at most twofold and briefly.
         """
         share = max(1, self._memory_max // (largest_bytes * len(self._queued_by_owner)))
         queue_space = self._queued_per_owner - self._queued_by_owner[owner]
@@ -143,7 +128,7 @@ class InFlight(Generic[O, T]):
         return max(0, min(queue_space, share, (self._memory_max - self.memory_bytes) // largest_bytes))
 
     def add(self, owner: O, item: T, site: str, queued_bytes: int, active_bytes: int, queued_at: float = 0.0) -> None:
-        """Park what was taken; `start` says when it may go."""
+        """Queue an item; `start` returns it when it may start."""
         queues = self._queues_of_class(site)
         queue = queues.get(site)
         if queue is None:
@@ -154,7 +139,7 @@ class InFlight(Generic[O, T]):
         self.memory_bytes += queued_bytes
 
     def start(self) -> list[Queued[O, T]]:
-        """Those that may start now, the sites in turns; they count as active from here on."""
+        """The deliveries that may start now, round robin by site; they are active from now on."""
         started: list[Queued[O, T]] = []
         self.memory_limited = False
         self._unproven_first = not self._unproven_first
@@ -169,7 +154,7 @@ class InFlight(Generic[O, T]):
         return started
 
     def _start_round(self, queues: _Queues[O, T], is_full: Callable[[], bool], started: list[Queued[O, T]]) -> bool:
-        """One of each site."""
+        """Start at most one delivery per site."""
         progress = False
         for site in list(queues):
             if is_full():
@@ -179,9 +164,8 @@ class InFlight(Generic[O, T]):
             if not self._may_start(first):
                 continue
             queue.popleft()
-            # The next turn is the others'.
             del queues[site]
-            self._set_queue(site, queue)
+            self._set_queue(site, queue)  # at the end
             self._queued_by_owner[first.owner] -= 1
             self.queued -= 1
             self.memory_bytes += first.active_bytes - first.queued_bytes
@@ -202,7 +186,7 @@ class InFlight(Generic[O, T]):
             if site_active >= self._reserved[site]:
                 return False
             if not site_active:
-                return True  # something always moves, however large
+                return True  # one delivery may exceed the memory limit
         else:
             if not self._shared_load.count:
                 return True
@@ -210,8 +194,8 @@ class InFlight(Generic[O, T]):
             last_slots = self._shared_load.count >= self._slots - self._slots // 4
             if self._shared_load.count >= self._slots or (site_active and (site_active >= limit or last_slots)):
                 return False
-            # What has to be read into memory leaves a quarter of it to what comes with its content, and another
-            # quarter to sites that have nothing active.
+            # Reading content from the spool leaves a quarter of the memory to inline content, and another quarter to
+            # sites without active deliveries.
             memory = self._memory_max * (2 if site_active else 3) // 4
         added_bytes = first.active_bytes - first.queued_bytes
         if added_bytes <= 0 or self.memory_bytes + added_bytes <= memory:
@@ -233,7 +217,7 @@ class InFlight(Generic[O, T]):
             del self._load_by_site[site]
 
     def finish(self, queued: Queued[O, T], *, responsive: bool) -> None:
-        """What `start` gave is finished or given up; `responsive`: the site answered, and soon."""
+        """A started delivery finished or was cancelled; `responsive`: the site replied in time."""
         self.memory_bytes -= queued.active_bytes
         if id(queued) in self._awaiting_spool:
             self._awaiting_spool.remove(id(queued))
@@ -242,9 +226,7 @@ class InFlight(Generic[O, T]):
             self._release_slot(queued, responsive)
 
     def set_awaiting_spool(self, queued: Queued[O, T], *, responsive: bool) -> bool:
-        """What `start` gave needs its memory for a while, but its place no more, if not too much does already; `finish`
-        comes later. Whether the place is free.
-        """
+        """Free the slot of a started delivery but keep its memory, until `finish`. False if too many do so already."""
         memory_left = self._memory_max // 2 - self._awaiting_spool_bytes
         if (
             id(queued) in self._awaiting_spool
@@ -282,7 +264,7 @@ class InFlight(Generic[O, T]):
         return site not in self._earned_limits and site not in self._reserved and not self._is_trusted(site)
 
     def _reclassify(self, site: str) -> None:
-        """The site has just become a unproven site, or ceased to be one."""
+        """The site became unproven or proven: move its queue and load."""
         unproven = self._is_unproven(site)
         queue = (self._proven if unproven else self._unproven).pop(site, None)
         if queue is not None:
@@ -293,8 +275,8 @@ class InFlight(Generic[O, T]):
             self._unproven_load.add(sign * load.count, sign * load.size_bytes)
 
     def take_content(self, limit: int) -> list[Queued[O, T]]:
-        """Take out up to `limit` of the queued that hold memory, from the site that holds most, whosever they are;
-        `add` them again when they hold none, if their owner is still here.
+        """Remove up to `limit` queued deliveries with content in memory, from the site with most of it. The caller
+        `add`s them again after spooling, if their owner is still registered.
         """
         queues = self._all_queues()
         if not queues:

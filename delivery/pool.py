@@ -1,8 +1,7 @@
-"""Connections to sites, shared by the deliveries that want them.
+"""Outbound connection pool of a process, keyed by site.
 
-In charge of who gets which connection, of how many there are (per site by `Pacing`, together by a cap), of idle ones
-and of the sweep that enforces every deadline. Never speaks SMTP itself. It promises that nobody waits for ever: a
-waiter is woken whenever a connection or a place becomes free, and when its site turns out to be dead.
+Connections are limited per site (`Pacing`) and in total. A waiting delivery is woken when a connection or a slot
+becomes free and when its site is found unreachable. One periodic sweep enforces all deadlines.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from mail.telemetry.delivery import CONNECTION_ERRORS, THROTTLE
 
 logger = structlog.get_logger()
 
-_SITE_RETENTION_SECONDS = 600.0  # the window of a site without connections is forgotten after this time
-_SITES_MAX = 5000  # beyond it, that of every site without connections is forgotten at once
+_SITE_RETENTION_SECONDS = 600.0  # the state of a site without connections is dropped after this time
+_SITES_MAX = 5000  # beyond it, the state of every site without connections is dropped at once
 _RECENT_SUCCESS_SECONDS = 60.0
-# While another site has no connection at all, a site's last one goes on to it after so many transactions.
+# A site gives up its last connection after this many transactions if another site has none.
 _YIELD_AFTER_TRANSACTIONS = 20
-# A site that was well a moment ago and refuses now is mostly restarting: ask again before giving it up.
+# A site that worked recently and refuses connections is usually restarting: retry before it counts as dead.
 _RECONNECT_DELAYS_SECONDS = (0.25, 0.75, 1.5)
 
 
 @dataclass(frozen=True, slots=True)
 class NoConnection:
-    """No connection could be had; `reply` is ours, 4xx where time may help."""
+    """No connection is available; `reply` is our own, 4xx if the cause may be temporary."""
 
     reply: Reply
 
@@ -65,7 +64,7 @@ class Pool:
         self._connect_seconds = settings.connect_timeout.total_seconds()
         self._dead_seconds = settings.dead_site.total_seconds()
         self._sites: dict[str, Site] = {}
-        self._starved: dict[Site, None] = {}  # sites that wait for the cap, longest first
+        self._starved: dict[Site, None] = {}  # sites that wait because of the total limit, longest first
         self._connections: dict[Connection, Site] = {}
         self._handshakes: set[Connection] = set()
         self._total = 0
@@ -84,7 +83,7 @@ class Pool:
         self._sweep_seconds = max(0.01, min(1.0, shortest / 4))
 
     async def acquire(self, route: Route, *, fresh: bool = False) -> Connection | NoConnection:
-        """A connection that is ready for a transaction, a new one if `fresh`; give it back by `release`."""
+        """A connection ready for a transaction, a new one if `fresh`; return it with `release`."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._sweep()
@@ -93,18 +92,18 @@ class Pool:
         if site is None:
             site = self._sites[name] = Site(name, Pacing(self._connections_per_site, self._dead_seconds))
         while True:
-            site = self._sites.setdefault(name, site)  # the sweep may have come between a waking and its waiter
+            site = self._sites.setdefault(name, site)  # the sweep may have dropped the site during a wait
             now = self._loop.time()
             site.last_used = now
             if self._closed:
-                return NoConnection(Reply(451, "4.3.2", "This system is shutting down"))
+                return NoConnection(Reply(451, "4.3.2", "This server is shutting down"))
             if (
                 fresh
                 and site.idle
                 and (site.count >= site.pacing.connection_limit or self._total >= self._connections_max)
             ):
-                site.idle.pop(0).abort("its place is needed")
-                await asyncio.sleep(0)  # until it has gone
+                site.idle.pop(0).abort("slot needed")
+                await asyncio.sleep(0)  # until connection_lost was called
                 continue
             while site.idle and not fresh:
                 connection = site.idle.pop()
@@ -112,14 +111,14 @@ class Pool:
                     return connection
                 connection.abort("no longer usable")
             if not site.connections and (reason := site.pacing.dead_reason(now)) is not None:
-                site.wake_waiter()  # whoever waits learns it too, one after the other
-                return NoConnection(Reply(451, "4.4.1", f"Not tried, the site did not answer a moment ago: {reason}"))
+                site.wake_waiter()  # each woken waiter wakes the next
+                return NoConnection(Reply(451, "4.4.1", f"Not tried: the site was unreachable a moment ago: {reason}"))
             if site.count < site.pacing.connection_limit:
                 if self._total < self._connections_max:
                     opened = await self._open(site, route)
                     if opened is not None:
                         return opened
-                    continue  # the site has enough connections: wait for one of them
+                    continue  # wait for one of the site's other connections
                 self._starved[site] = None
                 self._close_oldest_idle(site)
             offered = await self._wait_for_connection(site)
@@ -129,28 +128,27 @@ class Pool:
                 offered.quit()
 
     def drop_idle(self, route: Route, remote: str) -> None:
-        """A connection to `remote` turned out to be stale: those that lie idle are likely to be as well."""
+        """A connection to `remote` was stale: close its idle connections, which are probably stale too."""
         site = self._sites.get(route.site)
         if site is not None:
             for connection in [idle for idle in site.idle if idle.dialogue.remote == remote]:
                 site.idle.remove(connection)
-                connection.abort("stale, as another was")
+                connection.abort("stale")
 
     def release(
         self, route: Route, connection: Connection, *, connection_lost: bool = False, failure: str | None = None
     ) -> None:
-        """Take a connection back after a transaction; `connection_lost` when it broke off, with why as `failure`
-        when that was
-        its first transaction.
+        """Return a connection after a transaction. `connection_lost`: the connection broke; `failure`: the reason, if
+        it was the first transaction.
         """
         assert self._loop is not None
         now = self._loop.time()
         site = self._sites.get(route.site)
-        if site is None:  # forgotten, after a transaction of many minutes
+        if site is None:  # dropped during a transaction of many minutes
             connection.abort("closed")
             return
         if connection_lost:
-            if connection in site.connections:  # its place is free when it has gone
+            if connection in site.connections:  # frees its slot when it is closed
                 connection.quit()
             site.pacing.on_overload(site.count - (connection in site.connections))
             if failure is not None:
@@ -160,28 +158,28 @@ class Pool:
         site.pacing.on_success()
         if (
             self._closed
-            or not connection.usable  # the server answered and closed: its right, and no sign of too much
+            or not connection.usable  # the server closed it after its reply: allowed, and no sign of overload
             or connection.transactions >= self._messages_per_connection
             or self._has_to_yield(site, connection)
         ):
             connection.quit()
         elif not site.wake_waiter(connection):
             if self._starved:
-                connection.quit()  # other sites wait for a place
+                connection.quit()  # other sites wait for a slot
             else:
                 connection.idle_since = now
                 site.idle.append(connection)
         if site.waiters and site.count < site.pacing.connection_limit:
-            site.wake_waiter()  # the window has grown
+            site.wake_waiter()  # the limit has grown
 
     def _has_to_yield(self, site: Site, connection: Connection) -> bool:
-        """The cap is reached and some site has nothing at all: whose turn was long enough gives a place up."""
+        """Whether `connection` must be closed because the total limit leaves another site without a connection."""
         if site.count == 1 and connection.transactions % _YIELD_AFTER_TRANSACTIONS:
             return False
         return any(starved.waiters and not starved.count for starved in self._starved)
 
     async def close(self) -> None:
-        """QUIT everywhere, within a second; then gone."""
+        """Send QUIT on every connection and close all within a second."""
         self._closed = True
         for site in self._sites.values():
             site.idle.clear()
@@ -202,7 +200,7 @@ class Pool:
     # Opening
 
     async def _open(self, site: Site, route: Route) -> Connection | NoConnection | None:
-        """A new connection; why there is none; or None: there are others to wait for."""
+        """A new connection, or why there is none; None if the site has other connections to wait for."""
         assert self._loop is not None
         site.opening += 1
         self._total += 1
@@ -211,7 +209,7 @@ class Pool:
             delays = iter(_RECONNECT_DELAYS_SECONDS)
             while True:
                 failures: list[Reply] = []
-                no_source: list[Reply] = []  # says nothing about the site
+                no_source: list[Reply] = []  # not a failure of the site
                 async with aclosing(self._targets.targets(route)) as targets:
                     async for target in targets:
                         if isinstance(target, NoTarget):
@@ -260,22 +258,22 @@ class Pool:
         return self._on_connect_failed(site, failures)
 
     def _on_connect_failed(self, site: Site, failures: list[Reply]) -> NoConnection | None:
-        """What it means that no target could be spoken to. A temporary failure outweighs permanent ones."""
+        """No target could be reached. A temporary failure takes precedence over permanent ones."""
         assert self._loop is not None
         reply = next((failure for failure in reversed(failures) if failure.is_temporary), failures[-1])
         if reply.is_permanent:
             return NoConnection(reply)
-        if site.count:  # others live, or are being made: theirs is the last word
+        if site.count:  # other connections are open or opening, so the site is not dead
             site.pacing.on_overload(site.count)
             return None
         site.pacing.on_unreachable(reply.text, self._loop.time())
         logger.warning("site unreachable", site=site.name, reply=str(reply))
-        while site.wake_waiter():  # everybody looks again and finds the site dead
+        while site.wake_waiter():  # all waiters check again and find the site dead
             pass
         return NoConnection(reply)
 
     async def _connect(self, target: Target, route: Route) -> Connection | Reply:
-        """To READY with one address, or why not. Raises NoSource."""
+        """Connect to one address up to READY, or return the failure. Raises NoSource."""
         assert self._loop is not None
         loop = self._loop
         remote = str(target)
@@ -288,7 +286,7 @@ class Pool:
                 await self._sources.connect(lambda: connection, target.ip, target.port)
         except TimeoutError:
             CONNECTION_ERRORS.labels("timeout").inc()
-            return Reply(451, "4.4.1", f"{remote}: no answer to our connection")
+            return Reply(451, "4.4.1", f"{remote}: connection timed out")
         except ConnectionRefusedError:
             CONNECTION_ERRORS.labels("refused").inc()
             return Reply(451, "4.4.1", f"{remote}: connection refused")
@@ -299,7 +297,7 @@ class Pool:
         try:
             refusal = await connection.handshake()
         except asyncio.CancelledError:
-            connection.abort("given up")
+            connection.abort("cancelled")
             raise
         finally:
             self._handshakes.discard(connection)
@@ -308,7 +306,7 @@ class Pool:
             return refusal
         return connection
 
-    # Places
+    # Waiting
 
     async def _wait_for_connection(self, site: Site) -> Connection | None:
         assert self._loop is not None
@@ -321,7 +319,7 @@ class Pool:
             return connection
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                # What was handed over in the same instant goes to the next one.
+                # A connection handed over at the same time goes to the next waiter.
                 connection = waiter.result()
                 if not site.wake_waiter(connection) and connection is not None:
                     connection.idle_since = self._loop.time()
@@ -340,7 +338,7 @@ class Pool:
         self._wake_waiters(site)
 
     def _wake_waiters(self, site: Site) -> None:
-        """A place has become free. Who has waited for the cap comes first, or a busy site would always take it back."""
+        """A slot is free. Sites that wait for the total limit come first, or a busy site would always get it."""
         self._wake_starved()
         site.wake_waiter()
 
@@ -352,7 +350,7 @@ class Pool:
                 break
 
     def _close_oldest_idle(self, site_without_slot: Site) -> None:
-        """The cap is reached: the connection that has been idle for longest has to go."""
+        """Close the longest-idle connection of another site, because the total limit is reached."""
         oldest = min(
             (site.idle[0] for site in self._sites.values() if site.idle and site is not site_without_slot),
             key=lambda connection: connection.idle_since,
@@ -362,7 +360,7 @@ class Pool:
             self._connections[oldest].idle.remove(oldest)
             oldest.quit()
 
-    # Time
+    # Sweep
 
     def _sweep(self) -> None:
         assert self._loop is not None
@@ -374,7 +372,7 @@ class Pool:
             while site.idle and now - site.idle[0].idle_since >= self._idle_seconds:
                 site.idle.pop(0).quit()
             if site.waiters and not site.count:
-                site.wake_waiter()  # never needed if the rest is right; cheap insurance against a waiter left behind
+                site.wake_waiter()  # safety net: no waiter may be left behind
             if (
                 not site.count
                 and not site.waiters
@@ -382,7 +380,7 @@ class Pool:
                 and site.pacing.dead_reason(now) is None
             ):
                 del self._sites[name]
-        self._wake_starved()  # should one that was woken have had no use for its place
+        self._wake_starved()  # a woken site may not have used its slot
         self._sources.retry(now)
         if not self._closed or self._connections:
             self._sweeper = self._loop.call_later(self._sweep_seconds, self._sweep)

@@ -1,7 +1,4 @@
-"""Mailbox providers by the name of their mail hosts, for metrics. Pure.
-
-A provider is a label value, so the list is short and closed: 20 well-known names, `other` and `local`.
-"""
+"""Mailbox providers by mail host name, for metric labels: a fixed list, `other` and `local`. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 LOCAL = "local"
 OTHER = "other"
 
-# The domains below which a provider's MX and submission hosts have their names.
+# Parent domains of the providers' MX and submission hosts.
 DOMAINS = {
     "google.com": "google",
     "googlemail.com": "google",

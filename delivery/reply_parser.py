@@ -1,7 +1,6 @@
-"""What a remote server answers, read from bytes: bounded, sanitised, in pieces of any size. Pure.
+"""Parser for SMTP replies (RFC 5321 section 4.2), fed with bytes in pieces of any size. Pure.
 
-In charge of RFC 5321 section 4.2 replies on the wire; never of what they mean. It promises that no answer, however
-long, malformed or hostile, grows beyond its bounds or carries a control character further.
+Replies are bounded in size, and control characters are removed from their text.
 """
 
 from __future__ import annotations
@@ -10,27 +9,26 @@ import re
 
 from mail.reply import Reply
 
-# RFC 5321 section 4.5.3.1.5 allows 512 octets; servers in the wild write more.
+# RFC 5321 section 4.5.3.1.5 allows 512 octets; some servers send more.
 LINE_OCTETS_MAX = 4096
-# EHLO answers have some 20 lines, policy texts a few more.
+# EHLO replies have about 20 lines, policy texts a few more.
 LINES_MAX = 200
-# What is kept of a text, for people.
-TEXT_MAX = 1000
+TEXT_MAX = 1000  # characters of a reply's text that are kept
 
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ \-])(.*))?\Z", re.DOTALL)
 _ENHANCED = re.compile(r"([245])\.([0-9]{1,3})\.([0-9]{1,3})(?:\s+|\Z)")
-# C0, DEL, C1, and the separators some programs break lines at.
+# C0, DEL, C1, and separators that some programs treat as line breaks.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
 
 
 class MalformedReply(Exception):
-    """The peer does not speak SMTP, or says too much; the text is for the log and for people."""
+    """The server sent no SMTP reply, or too large a one; the message is shown to people."""
 
 
 class ServerReply:
-    """One whole reply as it came: `code` and the lines behind it, raw. `to_reply()` makes a value of it.
+    """One complete reply: `code` and the raw text of its lines. `to_reply()` converts it to a `Reply`.
 
-    A plain class: three are made for every message, and most are looked at only for their code.
+    A plain class for speed: each message creates three, and most are used for their code only.
     """
 
     __slots__ = ("code", "lines")
@@ -41,7 +39,7 @@ class ServerReply:
 
     @property
     def positive(self) -> bool:
-        """2xx: done as asked."""
+        """2xx."""
         return 200 <= self.code < 300
 
     @property
@@ -50,7 +48,7 @@ class ServerReply:
         return self.code >= 400
 
     def to_reply(self) -> Reply:
-        """The answer as a value fit for records: enhanced code taken off, no control characters, bounded."""
+        """The reply as a value for records: enhanced code separated, no control characters, bounded."""
         texts = []
         enhanced = ""
         for raw in self.lines:
@@ -58,7 +56,7 @@ class ServerReply:
             match = _ENHANCED.match(text)
             if match is not None:
                 text = text[match.end() :]
-                # RFC 2034 section 4: a class that contradicts the code is no enhanced code.
+                # RFC 2034 section 4: the class of an enhanced code must match the reply code.
                 if not enhanced and int(match[1]) == self.code // 100:
                     enhanced = match[0].strip()
             texts.append(text)
@@ -69,7 +67,7 @@ class ServerReply:
 
 
 class ReplyParser:
-    """Bytes in, whole answers out."""
+    """Incremental parser: bytes in, complete replies out."""
 
     __slots__ = ("_buffer", "_lines")
 
@@ -78,13 +76,13 @@ class ReplyParser:
         self._lines: list[bytes] = []
 
     def feed(self, data: bytes) -> list[ServerReply]:
-        """The answers completed by `data`. Raises MalformedReply; the reader is of no use after that."""
+        """The replies completed by `data`. Raises MalformedReply; the parser must not be used after that."""
         if self._buffer:
             data = self._buffer + data
         replies = []
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
-            # A bare LF ends a line too; nothing is gained by refusing it here.
+            # A bare LF also ends a line: refusing it here has no benefit.
             line = data[start : end - 1] if data[end - 1 : end] == b"\r" and end > start else data[start:end]
             start = end + 1
             reply = self._parse_line(line)
@@ -106,7 +104,7 @@ class ReplyParser:
             if len(self._lines) >= LINES_MAX:
                 raise MalformedReply("a reply has too many lines")
             return None
-        # Where the codes of the lines differ, the last one counts, as in Postfix.
+        # If the codes of the lines differ, the last one counts, as in Postfix.
         reply = ServerReply(int(code), self._lines)
         self._lines = []
         return reply

@@ -1,7 +1,4 @@
-"""The delivery role: couriers, and a worker for each shard this process owns.
-
-In charge of putting the pieces together and of their order at the end; decides nothing about mail.
-"""
+"""The delivery role: couriers, and a worker for each shard that this process owns."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from mailstore.mailboxes import Mailboxes
 
 logger = structlog.get_logger()
 
-_RESTART_SECONDS = 1.0  # before shards are taken anew, doubled each time
+_RESTART_SECONDS = 1.0  # before the shards are acquired again, doubled each time
 _RESTART_SECONDS_MAX = 300.0
 
 
@@ -57,7 +54,7 @@ class DeliveryAgent:
         self._capacity = Capacity(settings, spool)
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
-        """Deliver until `stop`; then drain, then QUIT everywhere."""
+        """Deliver until `stop`; then drain and close the connections."""
 
         async def run_worker(shard: DeliveryShard) -> None:
             await Worker(
@@ -74,8 +71,8 @@ class DeliveryAgent:
                     await self._log.own_delivery_shards(run_worker, stop, ready)
                     break
                 except ReportFailed as error:
-                    # Its mark stands before the attempt, so the shard's next owner, us again, makes it once more.
-                    logger.error("deliveries are taken anew", seconds=backoff_seconds, reason=str(error))  # noqa: TRY400
+                    # The committed offset is before the attempt, so the shard's next owner repeats it.
+                    logger.error("delivery restarts", seconds=backoff_seconds, reason=str(error))  # noqa: TRY400
                     if await stopped_within(stop, backoff_seconds):
                         break
                     backoff_seconds = min(2 * backoff_seconds, _RESTART_SECONDS_MAX)

@@ -1,4 +1,4 @@
-"""One site: its connections, and the deliveries that wait for one."""
+"""Pool state of one site: its connections, and the deliveries that wait for one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from delivery.pacing import Pacing
 
 
 class Site:
-    """What is known of one site. `connections` are all live ones, `idle` those nobody uses, latest last."""
+    """One site. `connections`: all open ones; `idle`: the unused ones, most recently used last."""
 
     __slots__ = ("connections", "idle", "last_success", "last_used", "name", "opening", "pacing", "waiters")
 
@@ -29,7 +29,7 @@ class Site:
         return len(self.connections) + self.opening
 
     def wake_waiter(self, connection: Connection | None = None) -> bool:
-        """Give the longest waiter a connection, or a reason to look again. False when nobody waits."""
+        """Wake the longest waiter, with a connection or to check again. False if there is none."""
         while self.waiters:
             waiter = self.waiters.popleft()
             if not waiter.done():

@@ -1,9 +1,8 @@
-"""The SMTP (and LMTP) courier: one attempt to hand a message to a site.
+"""SMTP and LMTP courier: one attempt to deliver a message to a site.
 
-In charge of when a transaction may be repeated at once, and of nothing else: a connection that was reused and died
-before the final dot costs a reconnect and never a deferral, however many went stale; recipients the server had no room
-for go into the next transaction. After the final dot nothing is repeated: who was not answered is deferred, and the
-reply says so.
+A reused connection that is lost before the final dot causes a new connection, not a deferral. Recipients over the
+server's limit per transaction go into a further transaction. After the final dot nothing is repeated: recipients
+without a reply are deferred.
 """
 
 from __future__ import annotations
@@ -57,22 +56,20 @@ class SmtpCourier:
         )
 
     async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
-        """See the port. Cancelled before the final dot, it gives up; after it, only at the second time; between two
-        transactions, it returns what the first came to.
-        """
+        """See the port. If cancelled between two transactions, it returns the outcomes so far."""
         envelope = delivery.message.envelope
         result = await self._transact(delivery.route, envelope, content)
         if not result.retry_now:
             return result.outcomes
         outcomes = list(result.outcomes)
         indexes = result.retry_now
-        # The server takes at least one recipient of each transaction that has a `retry_now`, so this ends.
+        # The server accepts at least one recipient of each transaction with `retry_now`, so the loop ends.
         while indexes:
             remaining = replace(envelope, recipients=tuple(envelope.recipients[index] for index in indexes))
             try:
                 result = await self._transact(delivery.route, remaining, content)
             except asyncio.CancelledError:
-                # Some have the message: not to report that would send it to them again. The rest stay deferred.
+                # Some recipients have the message: without a report they would get it again. The rest stay deferred.
                 if (task := asyncio.current_task()) is not None:
                     task.uncancel()
                 break
@@ -88,7 +85,7 @@ class SmtpCourier:
         await self._pool.close()
 
     async def _transact(self, route: Route, envelope: Envelope, content: bytes) -> TransactionResult:
-        """One transaction that counts: one that a stale connection swallowed does not, and the next has a fresh one."""
+        """One transaction; repeated on a new connection if a stale one was lost before the final dot."""
         pool = self._pool
         fresh = False
         while True:

@@ -1,7 +1,7 @@
 """Source addresses of outgoing connections (`delivery.source_addresses`), used round robin within an address family.
 
 An address that cannot be bound, or that the system replaces with another one, is suspended with a back-off and checked
-again by `retry`; mail never leaves from another address instead.
+again by `retry`; no other address is used instead.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Sources:
                 bound.close()
                 raise
             bound.close()
-            if not source.backoff_seconds:  # another connection may have found out in the meantime
+            if not source.backoff_seconds:  # another connection may have suspended it in the meantime
                 self._suspend(source, f"the system connects from {actual} instead", loop.time())
 
     def _next_socket(self, ip: str, now_seconds: float) -> tuple[_Source, socket.socket]:
@@ -97,7 +97,7 @@ class Sources:
         raise NoSource(reply)
 
     def retry(self, now_seconds: float) -> None:
-        """Check the suspended addresses whose back-off is over, and use those again that are found good."""
+        """Check suspended addresses after their back-off and resume the usable ones."""
         for source in (each for family in self._sources.values() for each in family):
             if not source.backoff_seconds or now_seconds < source.retry_at:
                 continue
@@ -105,7 +105,7 @@ class Sources:
                 self._suspend(source, reason, now_seconds)
             else:
                 source.backoff_seconds = 0.0
-                logger.info("source address is used again", source=source.address)
+                logger.info("source address resumed", source=source.address)
                 self._update_gauge()
 
     def _suspend(self, source: _Source, reason: str, now_seconds: float) -> None:

@@ -1,7 +1,6 @@
-"""One mail transaction as the client sees it: its commands, and the outcome on each recipient. Pure.
+"""Client side of one mail transaction: its commands, dot-stuffing, and one outcome per recipient. Pure.
 
-In charge of MAIL and RCPT parameters, of what cannot be sent to this server at all, of dot-stuffing, and of turning
-answers into outcomes; never of their order (`delivery/dialogue.py` calls). Exactly one outcome for each recipient.
+`delivery/dialogue.py` sends the commands and passes the replies.
 Source: RFC 5321, RFC 1870, RFC 6152, RFC 6531.
 """
 
@@ -27,11 +26,9 @@ _TOO_MANY_RECIPIENTS = frozenset(("", "4.5.3", "5.5.3"))
 
 @dataclass(frozen=True, slots=True)
 class TransactionResult:
-    """A transaction's end. `retry_now` are the indexes
-    of recipients that the server only had no room for in this
-    transaction: they may be tried in the next one at once, and are Deferred in `outcomes` meanwhile. `connection_lost`
-    says that
-    the server went away; `past_dot` that it may have taken the message all the same.
+    """Result of a transaction. `retry_now`: indexes of recipients over the server's limit per transaction; they may be
+    tried again at once and are Deferred in `outcomes`. `past_dot`: the server may have accepted the message although
+    the connection was lost.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -41,7 +38,7 @@ class TransactionResult:
 
 
 class Transaction:
-    """Made for one server's capabilities. `mail` and `rcpts` are commands, CRLF included."""
+    """A transaction for one server's capabilities. `mail` and `rcpts` are commands with CRLF."""
 
     __slots__ = (
         "_accepted",
@@ -63,8 +60,8 @@ class Transaction:
         self._content = content
         self._remote = remote
         self._outcomes: list[Outcome | None] = [None] * len(self.recipients)
-        self._accepted: list[int] = []  # indexes of recipients the server took
-        self._next_dot = 0  # of them, whose answer comes next (LMTP)
+        self._accepted: list[int] = []  # indexes of accepted recipients
+        self._next_dot = 0  # index into `_accepted` of the next reply to the final dot (LMTP)
         self._retry_now: list[int] = []
         self._mail_refused = False
         self._next_rcpt = 0
@@ -77,10 +74,10 @@ class Transaction:
         ]
 
     def _fail_unsupported(self, envelope: Envelope, content: bytes, capabilities: Capabilities) -> None:
-        """What this server can never take, without asking it."""
+        """Fail recipients that the server cannot accept by its capabilities."""
         if capabilities.max_size is not None and len(content) > capabilities.max_size:
             limit = capabilities.max_size
-            text = f"The message has {len(content)} octets; {self._remote} takes {limit} at most"
+            text = f"The message has {len(content)} octets; {self._remote} accepts at most {limit}"
             self._fail_all(Reply(552, "5.3.4", text))  # RFC 1870 section 6.1 (3)
             return
         if envelope.body is Body.BINARY:
@@ -103,20 +100,20 @@ class Transaction:
             if self._outcomes[index] is None:
                 self._outcomes[index] = Failed(address, reply)
 
-    # What the dialogue asks
+    # Called by the dialogue before and while it sends
 
     def result_without_server(self) -> TransactionResult | None:
-        """The end, when nobody is left to ask the server about."""
+        """The result if no recipient is left to send, else None."""
         return None if self._to_send else self.result()
 
     @property
     def mail_accepted(self) -> bool:
-        """MAIL was not refused."""
+        """Whether MAIL was not refused."""
         return not self._mail_refused
 
     @property
     def has_accepted(self) -> bool:
-        """The server took at least one recipient."""
+        """Whether the server accepted at least one recipient."""
         return bool(self._accepted)
 
     @property
@@ -124,7 +121,7 @@ class Transaction:
         return len(self._accepted)
 
     def dot_stuffed_content(self) -> list[bytes]:
-        """The content as it goes out, the final dot included; not copied unless it has to be changed."""
+        """The dot-stuffed content with the final dot; copied only if it changes."""
         content = self._content
         parts = []
         if content.startswith(b"."):
@@ -135,7 +132,7 @@ class Transaction:
         parts.append(b".\r\n" if content.endswith(b"\r\n") or not content else b"\r\n.\r\n")
         return parts
 
-    # What the server answered
+    # Replies of the server
 
     def on_mail(self, server_reply: ServerReply) -> None:
         if server_reply.negative:
@@ -146,13 +143,13 @@ class Transaction:
         index = self._to_send[self._next_rcpt]
         self._next_rcpt += 1
         if self._mail_refused:
-            return  # MAIL's answer is the one that counts; this is its echo (503)
+            return  # a consequence of the refused MAIL (503)
         if server_reply.positive:
             self._accepted.append(index)
             return
         reply = server_reply.to_reply()
         if server_reply.code in (452, 552) and self._accepted and reply.enhanced in _TOO_MANY_RECIPIENTS:
-            # RFC 5321 section 4.5.3.1.10: no more recipients in this transaction, and 552 means 452.
+            # RFC 5321 section 4.5.3.1.10: too many recipients for this transaction; treat 552 as 452.
             self._retry_now.append(index)
             reply = Reply(452, "4.5.3", reply.text)
         self._outcomes[index] = self._outcome_for(index, reply)
@@ -168,14 +165,12 @@ class Transaction:
         self._next_dot += 1
 
     def on_service_closing(self, server_reply: ServerReply, *, past_dot: bool) -> TransactionResult:
-        """421: for those without an outcome. After the dot it is an answer like any other 4xx, for all of SMTP's
-        recipients and LMTP's next ones alike.
-        """
+        """421: defer all recipients without an outcome. After the final dot it is a reply like any other 4xx."""
         self._set_outcomes([index for index, outcome in enumerate(self._outcomes) if outcome is None], server_reply)
         return self.result(connection_lost=True, past_dot=past_dot)
 
     def on_connection_lost(self, reply: Reply, *, past_dot: bool) -> TransactionResult:
-        """No answer came; `reply` is our own."""
+        """No reply was received; `reply` is our own."""
         for index, outcome in enumerate(self._outcomes):
             if outcome is None:
                 self._outcomes[index] = Deferred(self.recipients[index], reply)
@@ -202,7 +197,7 @@ class Transaction:
 
 
 def header_block(content: bytes, limit_bytes: int = 65536) -> bytes:
-    """The header section, its last CRLF included, at most `limit_bytes` of it."""
+    """The header section with its last CRLF, at most `limit_bytes`."""
     if content.startswith(b"\r\n"):
         return b""
     end = content.find(b"\r\n\r\n", 0, limit_bytes)
@@ -215,9 +210,8 @@ def _mail_command(envelope: Envelope, content: bytes, capabilities: Capabilities
     if capabilities.size:
         parts.append(b" SIZE=%d" % len(content))  # RFC 1870 section 6
     if capabilities.eight_bit_mime and (envelope.body is Body.EIGHT_BIT or not content.isascii()):
-        # RFC 6152. To a server without 8BITMIME the content goes as it is: converting would break signatures, and
-        # servers that are not 8-bit clean have died out (Exim, qmail and OpenSMTPD do the same; RFC 6152 section 3
-        # would have us convert or bounce).
+        # RFC 6152. Without 8BITMIME the content is sent unchanged, as Exim, qmail and OpenSMTPD do, although RFC 6152
+        # section 3 demands to convert or bounce: conversion breaks signatures, and servers are 8-bit clean today.
         parts.append(b" BODY=8BITMIME")
     if capabilities.smtputf8 and (envelope.smtputf8 or _is_international(envelope)):
         parts.append(b" SMTPUTF8")  # RFC 6531 section 3.4
@@ -233,10 +227,10 @@ def _is_international(envelope: Envelope) -> bool:
 
 
 def _encode_address(address: Address, capabilities: Capabilities) -> bytes:
-    """The address as this server can read it: a U-label domain becomes A-labels where SMTPUTF8 is missing."""
+    """The address for this server: without SMTPUTF8 the domain is converted to A-labels."""
     if capabilities.smtputf8 or address.domain.isascii():
         return str(address).encode()
     try:
         return str(Address(address.local, address.domain_ascii)).encode()
-    except idna.IDNAError:  # cannot be: the domain was parsed; never a reason to fall over
+    except idna.IDNAError:  # not expected: the domain was validated when it was parsed
         return str(address).encode()

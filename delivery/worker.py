@@ -1,9 +1,7 @@
-"""The delivery worker: takes what was dispatched, has it tried once, and reports.
+"""Delivery worker of one shard: reads `dispatched`, makes one attempt per entry and reports `attempted`.
 
-In charge of one shard while it is owned: the order in which things start and that each is reported exactly when its
-`Attempted` is durable; how much is taken, all workers of a process share (`delivery/capacity.py`). Never decides about
-retries. It promises that no entry is lost whatever a courier, the spool or the log does: an entry that was not
-finished is taken again by the shard's next owner, and where finishing it is beyond us, the shard is given up.
+An entry is finished only when its `Attempted` is durable; the shard's next owner repeats unfinished entries. If an
+attempt cannot be reported because of a bug, the worker releases the shard (`ReportFailed`).
 Next: `mailstore/maildir.py`, or the remote server.
 """
 
@@ -29,11 +27,11 @@ _BACKOFF_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class ReportFailed(Exception):
-    """An attempt was made and could not be reported, by a bug of ours: the shard has to be taken anew."""
+    """An attempt was made and could not be reported because of a bug: the shard must be acquired again."""
 
 
 class Worker:
-    """Tends one shard of `dispatched`."""
+    """Worker of one shard of `dispatched`."""
 
     def __init__(
         self, *, shard: DeliveryShard, attempt_runner: AttemptRunner, capacity: Capacity, drain_seconds: float
@@ -43,14 +41,12 @@ class Worker:
         self._capacity = capacity.register(self._start)
         self._drain_seconds = drain_seconds
         self._tasks: set[asyncio.Task[None]] = set()
-        self._delivering: set[asyncio.Task[None]] = set()  # of them, those that may be given up
+        self._delivering: set[asyncio.Task[None]] = set()  # tasks that `_drain` cancels
         self._lost = False
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Until the shard is lost; then what is past its final dot is waited for, and nothing else. Raises
-        ReportFailed.
-        """
+        """Deliver until the shard is lost, then drain. Raises ReportFailed."""
         shard_lost = asyncio.create_task(self._shard.lost.wait())
         reading = asyncio.create_task(self._read())
         try:
@@ -67,14 +63,14 @@ class Worker:
             reading.result()
 
     async def _read(self) -> None:
-        """Until the shard is lost."""
+        """Read and queue entries until the shard is lost."""
         failures = 0
         while True:
             limit = await self._wait_for_capacity()
             try:
                 entries = await self._shard.read(limit)
             except ShardLost:
-                self._lost = True  # what has not begun is its next owner's
+                self._lost = True  # the next owner makes the attempts that have not started
                 return
             except LogUnavailable as error:
                 logger.warning("log unavailable", error=str(error))
@@ -88,17 +84,17 @@ class Worker:
             self._capacity.start()
 
     async def _wait_for_capacity(self) -> int:
-        """How many to take now; waits while the bounds are reached."""
+        """How many entries to read now; waits while the limits are reached."""
         capacity = self._capacity
         while True:
             limit = capacity.read_limit()
             if limit:
                 return min(limit, _READ_MAX)
-            capacity.request_wakeup()  # before the spool is asked: what ends meanwhile counts
+            capacity.request_wakeup()  # before free_memory, so that no wake-up is missed
             if not await capacity.free_memory():
                 await capacity.freed.wait()
 
-    # Working
+    # Delivering
 
     def _start(self, queued: QueuedDelivery) -> None:
         task = asyncio.create_task(self._run_delivery(queued))
@@ -110,12 +106,12 @@ class Worker:
         responsive = False
         try:
             if self._lost:
-                return  # before it began: the next owner makes the attempt
+                return  # the next owner makes the attempt
             responsive = await self._attempt_and_report(queued)
         except ShardLost:
             self._lost = True  # the next owner makes the attempt again
         except Exception as error:
-            logger.exception("attempt not reported, the shard is given up", delivery_id=queued.item.record.delivery.id)
+            logger.exception("attempt not reported; releasing the shard", delivery_id=queued.item.record.delivery.id)
             if not self._failure.done():
                 self._failure.set_exception(ReportFailed(f"{queued.item.record.delivery.id}: {error!r}"))
         finally:
@@ -123,8 +119,8 @@ class Worker:
             self._capacity.finish(queued, responsive=responsive)
 
     async def _attempt_and_report(self, queued: QueuedDelivery) -> bool:
-        """Deliver and report; whether the site answered, and soon. A bug of ours is reported as a deferral: an entry
-        that nobody finishes is one behind which a log could never purge.
+        """Deliver and report; returns whether the site replied in time. A bug is reported as a deferral, because an
+        unfinished entry would block the committed offset.
         """
         record = queued.item.record
         result: AttemptResult | None = None
@@ -138,7 +134,7 @@ class Worker:
         except ShardLost:
             raise
         except Exception:
-            logger.exception("attempt not reported as it was", delivery_id=record.delivery.id)
+            logger.exception("attempt failed; reporting a deferral", delivery_id=record.delivery.id)
             await self._report(
                 queued, await self._attempt_runner.attempted_with_internal_error(record, result, on_spool_wait)
             )
@@ -147,7 +143,7 @@ class Worker:
     async def _deliver(self, queued: QueuedDelivery) -> AttemptResult:
         task = asyncio.current_task()
         assert task is not None
-        if queued.site != MAILBOX_SITE:  # keeping in a mailbox is soon over, and never worth giving up
+        if queued.site != MAILBOX_SITE:  # an append to a mailbox is short and not cancelled
             self._delivering.add(task)
         try:
             return await self._attempt_runner.deliver(queued.item.record)
@@ -155,7 +151,7 @@ class Worker:
             self._delivering.discard(task)
 
     async def _report(self, queued: QueuedDelivery, attempted: Attempted) -> None:
-        """Until the log has it."""
+        """Retry until the log accepts the report."""
         failures = 0
         while True:
             try:
@@ -169,7 +165,7 @@ class Worker:
                 failures += 1
 
     async def _drain(self) -> None:
-        """Give up what is before its final dot; wait, for a while, for what is past it and for what is reported."""
+        """Cancel attempts before their final dot; wait up to `drain_seconds` for the others and their reports."""
         self._lost = True
         self._capacity.unregister()
         for task in list(self._delivering):
@@ -178,7 +174,7 @@ class Worker:
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=self._drain_seconds)
             if late:
-                logger.warning("drain over", given_up=len(late))
+                logger.warning("drain timed out", cancelled=len(late))
                 for task in late:
                     task.cancel()
                 await asyncio.wait(late, timeout=5.0)

@@ -93,7 +93,7 @@ def test_421_and_loss_at_every_point(before: bytes, past_dot: bool) -> None:
     assert losing.result.past_dot is past_dot
     first = losing.result.outcomes[0]
     assert isinstance(first, Deferred)
-    assert ("may see it twice" in first.reply.text) is past_dot
+    assert ("may get it twice" in first.reply.text) is past_dot
     if past_dot:
         assert isinstance(losing.result.outcomes[1], Failed)  # a verdict that was given stands
 

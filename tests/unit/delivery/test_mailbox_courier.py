@@ -16,19 +16,19 @@ from tests.support.builders.delivery import CONTENT, address, delivery, envelope
 
 
 class FakeMailboxes:
-    """A `Mailboxes` of which only `keep` is used."""
+    """A `Mailboxes` with `append` only."""
 
     def __init__(self, trouble: Exception | None = None) -> None:
         self._trouble = trouble
-        self.kept: dict[tuple[str, DeliveryId], bytes] = {}
+        self.stored: dict[tuple[str, DeliveryId], bytes] = {}
         self.quota: int | None = None
 
     async def append(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
         self.quota = quota_bytes
         if self._trouble is not None:
             raise self._trouble
-        new = (owner, delivery_id) not in self.kept
-        self.kept.setdefault((owner, delivery_id), content)
+        new = (owner, delivery_id) not in self.stored
+        self.stored.setdefault((owner, delivery_id), content)
         return new
 
 
@@ -43,7 +43,7 @@ async def test_a_mailbox_gets_the_message_behind_two_lines() -> None:
     one = delivery(mailbox(), "alice+a@example.test", "Alice@example.test")
     outcomes = await mailbox_courier(box).deliver(one, CONTENT)
     assert [type(outcome) for outcome in outcomes] == [Delivered, Delivered]
-    ((owner, _), content), *others = box.kept.items()
+    ((owner, _), content), *others = box.stored.items()
     assert not others
     assert owner == "alice@example.test"
     assert box.quota == 1000
@@ -52,8 +52,8 @@ async def test_a_mailbox_gets_the_message_behind_two_lines() -> None:
         b"Delivered-To: alice+a@example.test\r\nDelivered-To: Alice@example.test\r\n" + CONTENT
     )
     again = await mailbox_courier(box).deliver(one, CONTENT)
-    assert all(isinstance(outcome, Delivered) and "second copy" in outcome.reply.text for outcome in again)
-    assert len(box.kept) == 1
+    assert all(isinstance(outcome, Delivered) and "Duplicate" in outcome.reply.text for outcome in again)
+    assert len(box.stored) == 1
 
 
 async def test_the_null_sender_is_written_as_such() -> None:
@@ -61,7 +61,7 @@ async def test_the_null_sender_is_written_as_such() -> None:
     await mailbox_courier(box).deliver(
         delivery(mailbox(), own_envelope=envelope("alice@example.test", sender=None)), CONTENT
     )
-    assert next(iter(box.kept.values())).startswith(b"Return-Path: <>\r\n")
+    assert next(iter(box.stored.values())).startswith(b"Return-Path: <>\r\n")
 
 
 async def test_troubles_of_a_mailbox() -> None:

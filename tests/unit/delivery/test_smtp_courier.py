@@ -78,7 +78,7 @@ async def test_trouble_at_each_verb_defers(verb: str, trouble: Any) -> None:
         assert isinstance(outcome, Deferred)
         assert outcome.remote is None
         assert f"[127.0.0.1]:{remote.port}" in outcome.reply.text
-        assert ("see it twice" in outcome.reply.text) is (verb == "DOT")
+        assert ("get it twice" in outcome.reply.text) is (verb == "DOT")
 
 
 async def test_too_many_recipients_take_several_transactions() -> None:
@@ -104,7 +104,7 @@ async def test_a_reused_connection_lost_past_the_dot_is_not_repeated() -> None:
         await smtp.deliver(delivery(relay(remote.port)), CONTENT)
         (outcome,) = await smtp.deliver(delivery(relay(remote.port)), CONTENT)
         assert isinstance(outcome, Deferred)
-        assert "see it twice" in outcome.reply.text
+        assert "get it twice" in outcome.reply.text
         assert len(remote.sessions) == 1
 
 
