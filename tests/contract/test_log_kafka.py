@@ -1,4 +1,4 @@
-"""The log contract on a real Kafka, unchanged: of one node, and of three whose topics have three replicas."""
+"""Log contract on a real Kafka: with one node, and with three nodes and replicated topics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.servers.kafka_log import KafkaHarness
 
 @pytest.mark.kafka
 class TestLogOnKafka(LogContract):
-    """Every test of the contract."""
+    """The whole contract."""
 
     @pytest.fixture
     def harness(self, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> Harness:
@@ -28,7 +28,7 @@ def three_nodes() -> Iterator[str]:
 
 @pytest.mark.kafka_cluster
 class TestLogOnThreeNodes(LogContract):
-    """Every test of the contract, on topics that start-up finds safe."""
+    """The whole contract, on topics that pass the safety checks."""
 
     @pytest.fixture
     def harness(self, three_nodes: str, monkeypatch: pytest.MonkeyPatch) -> Harness:

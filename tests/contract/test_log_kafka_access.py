@@ -1,4 +1,4 @@
-"""The log on a broker with an authorizer: the ACLs of the chart's KafkaUser are enough, and each is needed."""
+"""Log on a broker with an authorizer: the ACLs of the chart's KafkaUser are sufficient, and each is necessary."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def broker(rights: Sequence[Right]) -> Iterator[Cluster]:
 
 
 def as_user(broker: Cluster, user: str) -> dict[str, Any]:
-    """Settings of a user, with a prefix that nobody else has, below that of the chart."""
+    """Settings of a user, with a unique prefix below that of the chart."""
     return {
         **log_in(broker, user),
         "sasl_password": SecretStr(PASSWORD),
@@ -101,7 +101,7 @@ def as_super_user(broker: Cluster) -> dict[str, Any]:
 
 
 class TestLogWithTheRightsOfTheChart(ReadTests, CommitTests, OwnershipTests, QueryTests, UnknownVersionTests):
-    """The log contract without `Moving` and commits over a cut network: they take long and ask for no other right."""
+    """The log contract without rebalances and commits over a cut network, which take long and need no other right."""
 
     test_a_failed_commit_changes_nothing = None
     test_a_shard_revoked_during_a_failed_commit_raises_shard_lost = None
@@ -112,7 +112,7 @@ class TestLogWithTheRightsOfTheChart(ReadTests, CommitTests, OwnershipTests, Que
 
 
 class Journey:
-    """One message on its way through a log, and every line about an ACL that is missing."""
+    """One message through a log, and all reported missing ACLs."""
 
     def __init__(self, settings: LogSettings) -> None:
         self._settings = settings
@@ -120,7 +120,7 @@ class Journey:
         self._stop = asyncio.Event()
         self._ended: set[str] = set()
         self.refusals: set[str] = set()
-        self.unready: set[str] = set()  # what /readyz says of the log
+        self.unready: set[str] = set()  # the log's line in /readyz
 
     async def run(self) -> None:
         log = self._log
@@ -155,7 +155,7 @@ class Journey:
             await work
         except LogUnavailable as error:
             self.refusals.add(str(error))
-            await self._stop.wait()  # as a role, which keeps its shard and tries again
+            await self._stop.wait()  # like a role, which keeps its shard and retries
 
     async def _route(self, shard: RouterShard) -> None:
         inputs = await read_inputs(shard, 1)
@@ -165,7 +165,7 @@ class Journey:
             while not (await cluster_info.beginning_offsets([accepted]))[accepted]:
                 try:
                     await self._log.purge()
-                except LogUnavailable as error:  # a chore that failed: nothing stops for it
+                except LogUnavailable as error:  # a failed purge stops nothing else
                     self.refusals.add(str(error))
                     break
         self._ended.add("route")
@@ -192,13 +192,13 @@ async def journey(broker: Cluster, user: str) -> Journey:
     return made
 
 
-async def test_the_rights_of_the_chart_are_enough(broker: Cluster) -> None:
+async def test_the_acls_of_the_chart_are_sufficient(broker: Cluster) -> None:
     made = await journey(broker, USER)
     assert (made.refusals, made.unready) == (set(), set())
     assert made.has_ended
 
 
-async def test_each_right_of_the_chart_is_needed_and_named_when_it_is_missing(
+async def test_each_acl_of_the_chart_is_necessary_and_named_when_missing(
     broker: Cluster, rights: Sequence[Right]
 ) -> None:
     made = await asyncio.gather(*(journey(broker, user_without(each)) for each in rights))
@@ -208,7 +208,7 @@ async def test_each_right_of_the_chart_is_needed_and_named_when_it_is_missing(
         assert set(map(named, each.unready)) == (set() if missing.operation == "Delete" else wanted)
 
 
-async def test_offsets_of_topics_that_this_user_may_not_see_are_a_refusal_and_not_none(broker: Cluster) -> None:
+async def test_offsets_of_topics_without_describe_are_refused_and_not_none(broker: Cluster) -> None:
     settings = settings_on("", shards=1, delivery_shards=1, **as_user(broker, GROUPS_ONLY))
     await make_topics(settings.model_copy(update=as_super_user(broker)))
     access = make_access(settings)
@@ -218,7 +218,7 @@ async def test_offsets_of_topics_that_this_user_may_not_see_are_a_refusal_and_no
     assert named(str(refused.value)) == ("topic", "Describe")
 
 
-async def test_doctor_finds_each_right_that_is_missing(broker: Cluster, rights: Sequence[Right]) -> None:
+async def test_doctor_reports_each_missing_acl(broker: Cluster, rights: Sequence[Right]) -> None:
     settings = [settings_on("", shards=1, delivery_shards=1, **as_user(broker, user_without(each))) for each in rights]
     await make_topics(settings[0].model_copy(update=as_super_user(broker)))
     prefix = {"prefix": settings[0].prefix}
@@ -230,12 +230,12 @@ async def test_doctor_finds_each_right_that_is_missing(broker: Cluster, rights: 
 
 
 @pytest.mark.timeout(300)
-async def test_every_role_waits_for_its_rights_and_works_with_them(
+async def test_every_role_waits_for_its_acls_and_then_works(
     broker: Cluster, rights: Sequence[Right], tmp_path: Path
 ) -> None:
     user = as_user(broker, LATE)
     settings = settings_on("", url=user["url"], prefix=user["prefix"])
-    maker = box(broker, MAKER, settings.prefix, tmp_path)
+    maker = commands_of(broker, MAKER, settings.prefix, tmp_path)
     assert "12 -> 13 partitions" not in maker.run("topics", "create")
     assert maker.run("topics", "create", "--tenant", "acme").count("created") == 5
 
@@ -276,9 +276,9 @@ async def test_every_role_waits_for_its_rights_and_works_with_them(
         assert "traceback" not in each.output().lower()
 
 
-def test_making_topics_needs_its_rights_and_names_them(broker: Cluster, tmp_path: Path) -> None:
+def test_creating_topics_names_the_missing_acls(broker: Cluster, tmp_path: Path) -> None:
     prefix = as_user(broker, MAKER)["prefix"]
-    user, maker = box(broker, USER, prefix, tmp_path), box(broker, MAKER, prefix, tmp_path)
+    user, maker = commands_of(broker, USER, prefix, tmp_path), commands_of(broker, MAKER, prefix, tmp_path)
     assert named(one_line(user, "topics", "create")) == ("topic", "Create")
     maker.run("topics", "create")
     more = {"EILPOST_LOG__DELIVERY_SHARDS": "3"}
@@ -286,8 +286,8 @@ def test_making_topics_needs_its_rights_and_names_them(broker: Cluster, tmp_path
     assert "2 -> 3 partitions" in maker.run("topics", "create", environment=more)
 
 
-def box(broker: Cluster, user: str, prefix: str, folder: Path) -> EilpostProcess:
-    """Commands as this user. It is not started."""
+def commands_of(broker: Cluster, user: str, prefix: str, folder: Path) -> EilpostProcess:
+    """An eilpost process of this user, not started, for its commands."""
     log = {**log_in(broker, user), "prefix": prefix, "durability": "dev", "replication": 1, "shards": 2}
     return EilpostProcess(
         folder / user, {"log": {**log, "delivery_shards": 2}, "delivery": {"relay": "smtp://127.0.0.1:1"}},
@@ -296,7 +296,7 @@ def box(broker: Cluster, user: str, prefix: str, folder: Path) -> EilpostProcess
 
 
 def one_line(process: EilpostProcess, *command: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a command that cannot run writes to stderr."""
+    """The one line on stderr of a command that cannot run."""
     done = subprocess.run(
         [str(EILPOST), *command, "--config", str(process.config)],
         capture_output=True, text=True, timeout=60, env=os.environ | (environment or {}), check=False,
@@ -308,7 +308,7 @@ def one_line(process: EilpostProcess, *command: str, environment: Mapping[str, s
 
 
 def named(line: str) -> tuple[str, str]:
-    """The kind of resource and the operation that a line says are missing."""
+    """Resource type and operation of the missing ACL in the line."""
     found = REFUSAL.search(line)
     assert found, line
     assert line.count("not authorized") == 1

@@ -1,4 +1,6 @@
-"""A log whose broker asks for a client certificate: a renewed one is used without a restart, a broken one is not."""
+"""Client certificates for a broker that requires them: a renewed pair is used without a restart, an unusable one is
+not.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def expiry_shown() -> float:
     return REGISTRY.get_sample_value("eilpost_certificate_expiry_timestamp_seconds", {"use": "kafka"}) or 0.0
 
 
-async def test_a_renewed_certificate_is_used_when_connections_are_made_anew(
+async def test_new_connections_use_the_renewed_certificate(
     strict_node: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certificates, "POLL_SECONDS", 0.1)
@@ -42,7 +44,7 @@ async def test_a_renewed_certificate_is_used_when_connections_are_made_anew(
     assert secured is not None
     authority = Authority.read(secured.ca, secured.ca.parent / "ca.key")
     mount = Mount(tmp_path / "mounted")
-    lives = timedelta(seconds=40)  # the first one is no good any more when the broker comes back
+    lives = timedelta(seconds=40)  # the first certificate has expired when the broker comes back
     first, second = authority.issue("eilpost", lives), authority.issue("eilpost", timedelta(days=10))
     mount.put(first.certificate, first.key)
     ends = datetime.now(UTC) + lives
@@ -58,12 +60,14 @@ async def test_a_renewed_certificate_is_used_when_connections_are_made_anew(
         await log.append(samples.accepted(1))
         with capture_logs() as lines:
             mount.put(second.certificate, first.key)
-            await wait_until(lambda: lines, what="the line about a pair that does not match")
+            await wait_until(lambda: lines, what="the log line about the mismatched pair")
         assert lines[0]["event"] == "certificates not reloaded, the loaded ones stay in use"
         mount.put(second.certificate, second.key)
         await wait_until(lambda: expiry_shown() > ends.timestamp() + 86400, what="the renewed certificate")
-        assert len(log.warnings()) == 1  # it lives for 10 days
-        await wait_until(lambda: datetime.now(UTC) > ends, deadline_seconds=60, what="the end of the first one")
+        assert len(log.warnings()) == 1  # it expires in 10 days
+        await wait_until(
+            lambda: datetime.now(UTC) > ends, deadline_seconds=60, what="the expiry of the first certificate"
+        )
         strict_node.restart(1)
         await wait_until(lambda: log.condition() == Usable(), deadline_seconds=30, what="the log")
         await log.append(samples.accepted(2))

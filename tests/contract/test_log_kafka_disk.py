@@ -1,4 +1,6 @@
-"""What is consumed gives its disk back, on a broker that looks every half second instead of every five minutes."""
+"""Disk space of consumed records is freed, on a broker whose retention check runs every half second, not every 5
+minutes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ def disk_use(folder: Path, topic: str) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.log") if topic in str(file.parent.name))
 
 
-async def test_disk_use_falls_and_what_is_not_consumed_stays(
+async def test_purge_frees_disk_space_and_keeps_unconsumed_records(
     kafka_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(topics._PURGED, "segment.bytes", str(MEGABYTE))

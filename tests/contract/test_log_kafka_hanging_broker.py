@@ -1,4 +1,4 @@
-"""A broker that hangs, on three real ones: the first client of a process finds out, and the others go round it."""
+"""A hanging broker among three real ones: one client's time-out makes all clients of the process avoid it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SHARDS = 3
 
 
 @pytest.mark.kafka_cluster
-async def test_nobody_is_connected_to_a_broker_that_is_known_to_hang(
+async def test_no_client_connects_to_a_broker_with_an_open_circuit(
     kafka_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Counted out never, as long as this test runs: all the time its partitions are led by it.
+    # The cluster never removes the broker during this test, so it stays the leader of its partitions.
     patient = QUICK | {"broker.session.timeout.ms": "600000"}
     brokers = await asyncio.to_thread(kafka_cluster, 3, settings=patient)
     settings = settings_on(brokers.bootstrap, shards=SHARDS, delivery_shards=1, replication=3)
@@ -47,7 +47,7 @@ async def test_nobody_is_connected_to_a_broker_that_is_known_to_hang(
         await access.circuit_breaker.suspect("127.0.0.1", brokers.port(2))
         async with ClusterInfo(access) as cluster_info:
             assert len(await cluster_info.topics(with_config=False)) > 0
-        with pytest.raises(LogUnavailable):  # it leads some of these
+        with pytest.raises(LogUnavailable):  # the broker leads some of these
             await reader.open(dict.fromkeys(partitions))
         assert asked
         assert hung not in asked
@@ -66,9 +66,9 @@ async def test_nobody_is_connected_to_a_broker_that_is_known_to_hang(
 
 
 @pytest.mark.kafka
-async def test_a_start_finds_out_which_address_hangs(kafka_bootstrap: str) -> None:
-    """Or every client that is opened after it begins with it, a time-out each."""
-    with socket.create_server(("127.0.0.1", 0)) as hangs:  # connections come about, and nobody answers
+async def test_a_start_opens_the_circuit_of_a_hanging_address(kafka_bootstrap: str) -> None:
+    """Otherwise every later client would try this address first, with a time-out each."""
+    with socket.create_server(("127.0.0.1", 0)) as hangs:  # accepts connections and does not respond
         hung = f"127.0.0.1:{hangs.getsockname()[1]}"
         settings = settings_on(f"{hung},{kafka_bootstrap}", shards=1, delivery_shards=1)
         async with running(settings) as log:

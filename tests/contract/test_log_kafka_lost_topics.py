@@ -1,6 +1,6 @@
-"""Topics on Kafka that are deleted and made anew between two looks: what was known of offsets is not true of them.
+"""Topics that are deleted and recreated between two checks: offsets of the old topic do not apply to the new one.
 
-Nothing new is passed over as read or as finished before. That topics are missing for longer is journey 29.
+No new record counts as read or finished. Topics that stay missing are the subject of journey 29.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def recreate_topics(settings: LogSettings, *topics: Topic) -> None:
 
 
 class ShardOwner:
-    """A role that tends its one shard as `work` says, again and again."""
+    """A role that calls `work` with its one shard in a loop."""
 
     def __init__(self, own: Callable[..., Awaitable[None]], work: Callable[[Any], Awaitable[None]]) -> None:
         self._stop = asyncio.Event()
@@ -66,11 +66,11 @@ class ShardOwner:
         await self._task
 
 
-async def test_dispatches_of_a_new_topic_are_not_taken_for_finished_ones(kafka_bootstrap: str) -> None:
+async def test_dispatches_of_a_recreated_topic_do_not_count_as_finished(kafka_bootstrap: str) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     done: list[str] = []
 
-    async def carry(shard: DeliveryShard) -> None:
+    async def deliver(shard: DeliveryShard) -> None:
         for entry in await shard.read(10):
             await shard.finish(entry, attempted(0))
             done.append(entry.record.delivery.id)
@@ -78,17 +78,17 @@ async def test_dispatches_of_a_new_topic_are_not_taken_for_finished_ones(kafka_b
     async with running(settings) as log:
         async with router_shard_of(log) as router:
             await router.commit([dispatched(n) for n in range(5)], [])
-        owned = ShardOwner(log.own_delivery_shards, carry)
+        owned = ShardOwner(log.own_delivery_shards, deliver)
         await wait_until(lambda: len(done) == 5, what="the first five")
         await recreate_topics(settings, DISPATCHED)
         async with running(settings) as other, router_shard_of(other) as router:
             await router.commit([dispatched(n) for n in range(5, 7)], [])
         new = [dispatched(n).delivery.id for n in range(5, 7)]
-        await wait_until(lambda: done[5:] == new, deadline_seconds=30, what="what is new")
+        await wait_until(lambda: done[5:] == new, deadline_seconds=30, what="the new records")
         await owned.leave()
 
 
-async def test_inputs_of_a_new_topic_are_read_from_its_beginning(kafka_bootstrap: str) -> None:
+async def test_inputs_of_a_recreated_topic_are_read_from_its_beginning(kafka_bootstrap: str) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     routed: list[object] = []
 
@@ -107,12 +107,12 @@ async def test_inputs_of_a_new_topic_are_read_from_its_beginning(kafka_bootstrap
             for n in range(5, 7):
                 await other.append(accepted(n))
         new = [accepted(n) for n in range(5, 7)]
-        await wait_until(lambda: sorted(routed[5:], key=str) == new, deadline_seconds=30, what="what is new")
+        await wait_until(lambda: sorted(routed[5:], key=str) == new, deadline_seconds=30, what="the new records")
         await owned.leave()
 
 
 @pytest.mark.parametrize("topic", [ACCEPTED, DISPATCHED])
-async def test_a_mark_behind_the_end_is_of_a_topic_that_is_no_more(
+async def test_a_committed_offset_beyond_the_end_restarts_at_the_first_record(
     kafka_bootstrap: str, topic: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mail.log.kafka.partition_reader._TRUNCATION_SECONDS", 0.5)
@@ -131,23 +131,23 @@ async def test_a_mark_behind_the_end_is_of_a_topic_that_is_no_more(
         await consumer.stop()
         if topic is ACCEPTED:
             async with router_shard_of(log) as router:
-                await doubted(router.rewind)
+                await refused_at_first(router.rewind)
                 assert [entry.record for entry in await read_inputs(router, 1)] == [accepted(1)]
         else:
             async with delivery_shard_of(log) as shard:
-                await doubted(lambda: shard.read(1, SOON))
+                await refused_at_first(lambda: shard.read(1, SOON))
                 assert [entry.record for entry in await read_dispatches(shard, 1)] == [dispatched(1)]
 
 
-async def doubted(look: Callable[[], Awaitable[object]]) -> None:
-    """One broker's word is not entries: it may have slept, or be cut off."""
+async def refused_at_first(look: Callable[[], Awaitable[object]]) -> None:
+    """One broker's answer is not sufficient, because it may have been paused or disconnected."""
     for _ in range(2):
         with pytest.raises(LogUnavailable, match="ends before its committed offset"):
             await look()
         await asyncio.sleep(0.6)
 
 
-async def test_a_broker_that_was_behind_is_not_believed_when_it_has_caught_up(
+async def test_an_end_offset_of_a_lagging_broker_is_not_used(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
@@ -158,10 +158,10 @@ async def test_a_broker_that_was_behind_is_not_believed_when_it_has_caught_up(
         reader = PartitionReader(make_access(settings), [at])
         ends = AIOKafkaConsumer.end_offsets
 
-        async def behind(*_: object) -> dict[TopicPartition, int]:
+        async def lagging(*_: object) -> dict[TopicPartition, int]:
             return {at: 1}
 
-        monkeypatch.setattr(AIOKafkaConsumer, "end_offsets", behind)
+        monkeypatch.setattr(AIOKafkaConsumer, "end_offsets", lagging)
         for _ in range(3):
             with pytest.raises(LogUnavailable):
                 await reader.open({at: 2})
@@ -171,8 +171,8 @@ async def test_a_broker_that_was_behind_is_not_believed_when_it_has_caught_up(
         await reader.close()
 
 
-async def test_a_reader_that_was_stuck_does_not_go_back_in_silence(kafka_bootstrap: str) -> None:
-    """It is made anew, on a topic that was: what its shard knows of offsets is not true of that."""
+async def test_a_reopened_reader_reports_a_recreated_topic(kafka_bootstrap: str) -> None:
+    """A stuck reader is reopened on a topic that was recreated: its offsets do not apply."""
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as log:
         await log.append(accepted(1))

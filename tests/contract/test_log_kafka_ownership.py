@@ -1,6 +1,6 @@
-"""What only a log of several processes has: shards that move, owners that are stale, marks that a next owner reads.
+"""Kafka log with several processes: moving shards, stale owners, and committed offsets that the next owner uses.
 
-Two `KafkaLog`s of one test stand for two processes; real ones are killed and frozen in tests/faults/.
+Two `KafkaLog`s of one test stand for two processes; tests/faults/ kills and freezes real ones.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SOON = timedelta(seconds=5)
 
 
 class ShardOwner:
-    """A router or delivery that owns what the group gives it, and takes nothing."""
+    """A router or delivery process that owns the assigned shards and reads nothing."""
 
     def __init__(self, own: Callable[..., Awaitable[None]]) -> None:
         self.stop = asyncio.Event()
@@ -89,8 +89,8 @@ async def test_a_stale_owner_commits_nothing(kafka_bootstrap: str) -> None:
         assert (await log.backlog()).dispatched == 0
 
 
-async def test_what_a_stale_owner_left_open_is_ended_by_the_next(kafka_bootstrap: str) -> None:
-    """A transaction that was begun and never ended hides nothing once the shard has its next owner."""
+async def test_the_next_owner_ends_the_open_transaction_of_a_stale_owner(kafka_bootstrap: str) -> None:
+    """A transaction that was never ended hides no records once the shard has its next owner."""
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as log:
         group = f"{settings.prefix}router"
@@ -107,7 +107,7 @@ async def test_what_a_stale_owner_left_open_is_ended_by_the_next(kafka_bootstrap
         await killed.close()
 
 
-async def test_a_router_that_joins_takes_some_and_disturbs_nobody_else(kafka_bootstrap: str) -> None:
+async def test_a_joining_router_does_not_interrupt_the_other_shards(kafka_bootstrap: str) -> None:
     settings = settings_on(kafka_bootstrap, shards=4, delivery_shards=1)
     async with running(settings) as one, running(settings) as two:
         first = ShardOwner(one.own_router_shards)
@@ -116,14 +116,16 @@ async def test_a_router_that_joins_takes_some_and_disturbs_nobody_else(kafka_boo
         await second.owns(2)
         await first.owns(2)
         assert not set(first.shards) & set(second.shards)
-        assert sorted(first.began) == [0, 1, 2, 3]  # what stayed was never interrupted
+        assert sorted(first.began) == [0, 1, 2, 3]  # the remaining shards were not interrupted
         await second.leave()
         await first.owns(4)
         await first.leave()
 
 
-async def test_a_busy_shard_is_told_and_its_drain_still_counts(kafka_bootstrap: str) -> None:
-    """Taken back while its owner works: what it finishes while it drains is not given to the next one."""
+async def test_deliveries_finished_during_a_drain_are_committed(kafka_bootstrap: str) -> None:
+    """The shard is revoked while its owner is busy: the next owner does not get what the owner finishes during the
+    drain.
+    """
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as one, running(settings) as two:
         async with router_shard_of(one) as router:
@@ -150,52 +152,52 @@ async def test_a_busy_shard_is_told_and_its_drain_still_counts(kafka_bootstrap: 
         assert again == [dispatched(n) for n in (0, 2, 3, 5)]
 
 
-async def test_a_drain_that_takes_too_long_is_given_up(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for ever for who does not come back with its entries: the next owner gets all that is not finished,
-    after the first was given up, and what the first one finishes later is refused.
+async def test_a_drain_that_takes_too_long_is_cancelled(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the drain time-out the next owner gets all unfinished entries, and later finishes of the first owner are
+    refused.
     """
     monkeypatch.setattr("mail.log.kafka._DRAIN_SECONDS", 0.5)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=2)
 
-    def out(n: int) -> Dispatched:
+    def dispatch_to_site(n: int) -> Dispatched:
         return dispatched(n, ToMx(f"d{n}.test", ((10, f"mx{n}.test"),)))
 
-    held: dict[int, tuple[DeliveryShard, list[Entry[Dispatched]]]] = {}
-    given_up: list[int] = []
-    begun: dict[int, list[int]] = {}  # by the second, and what had been given up then
+    stuck: dict[int, tuple[DeliveryShard, list[Entry[Dispatched]]]] = {}
+    cancelled: list[int] = []
+    started_after: dict[int, list[int]] = {}  # by the second owner: the shards cancelled until then
     again: list[Entry[Dispatched]] = []
 
     async with running(settings) as one, running(settings) as two:
-        shards = {n: place(out(n), one.counts).shard for n in range(20)}
+        shards = {n: place(dispatch_to_site(n), one.counts).shard for n in range(20)}
 
         async def hang(shard: DeliveryShard) -> None:
-            if shard.number in held:  # the one that stays here, begun anew
+            if shard.number in stuck:  # the shard that stays here, processed again
                 await shard.lost.wait()
                 return
             entries = await read_dispatches(shard, sum(number == shard.number for number in shards.values()))
             await shard.finish(entries[1], _report(entries[1]))
-            held[shard.number] = shard, entries
+            stuck[shard.number] = shard, entries
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
-                given_up.append(shard.number)
+                cancelled.append(shard.number)
                 raise
 
         async def take(shard: DeliveryShard) -> None:
-            begun[shard.number] = list(given_up)
-            again.extend(await read_dispatches(shard, len(held[shard.number][1]) - 1))
+            started_after[shard.number] = list(cancelled)
+            again.extend(await read_dispatches(shard, len(stuck[shard.number][1]) - 1))
             await shard.lost.wait()
 
         async with router_shard_of(one) as router:
-            await router.commit([out(n) for n in shards], [])
+            await router.commit([dispatch_to_site(n) for n in shards], [])
         stop = asyncio.Event()
         first = asyncio.ensure_future(one.own_delivery_shards(hang, stop))
-        await wait_until(lambda: len(held) == 2, what="both shards at work")
+        await wait_until(lambda: len(stuck) == 2, what="both shards to be processed")
         second = asyncio.ensure_future(two.own_delivery_shards(take, stop))
         await wait_until(lambda: again, deadline_seconds=30, what="the second owner's entries")
-        ((number, before),) = begun.items()
+        ((number, before),) = started_after.items()
         assert number in before
-        shard, entries = held[number]
+        shard, entries = stuck[number]
         assert again == [entry for entry in entries if entry is not entries[1]]
         with pytest.raises(ShardLost):
             await shard.finish(entries[0], _report(entries[0]))
@@ -204,7 +206,7 @@ async def test_a_drain_that_takes_too_long_is_given_up(kafka_bootstrap: str, mon
         async with router_shard_of(one) as router:
             reports = records_of(await read_inputs(router, 2))
             assert not await router.read(10, timedelta(0))
-    wanted = [_report(entries[1]) for _, entries in held.values()]
+    wanted = [_report(entries[1]) for _, entries in stuck.values()]
     assert sorted(reports, key=repr) == sorted(wanted, key=repr)
 
 
@@ -212,8 +214,8 @@ def _report(entry: Entry[Dispatched]) -> Attempted:
     return replace(attempted(), delivery_id=entry.record.delivery.id)
 
 
-async def test_marks_are_committed_while_work_goes_on(kafka_bootstrap: str) -> None:
-    """So a kill repeats what was in flight and nothing else: nothing is closed here before we look."""
+async def test_offsets_are_committed_during_processing(kafka_bootstrap: str) -> None:
+    """So SIGKILL repeats only what was in flight: the test checks before anything is closed."""
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     at = TopicPartition(settings.prefix + DISPATCHED.name, 0)
     async with running(settings) as log, ClusterInfo(make_access(settings)) as cluster_info:
@@ -224,16 +226,16 @@ async def test_marks_are_committed_while_work_goes_on(kafka_bootstrap: str) -> N
             for n in (7, 0, 4, 9):
                 await shard.finish(entries[n], attempted(n))
 
-            async def is_marked() -> bool:
+            async def is_committed() -> bool:
                 marks = await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at])
                 return at in marks and [
                     n for n in range(10) if OffsetTracker.from_committed(marks[at]).is_finished(n)
                 ] == [0, 4, 7, 9]
 
-            await wait_until(is_marked, deadline_seconds=3, what="the marks of four finished")
+            await wait_until(is_committed, deadline_seconds=3, what="the offsets of four finished deliveries")
 
 
-async def test_purge_takes_what_is_consumed_and_nothing_else(kafka_bootstrap: str) -> None:
+async def test_purge_removes_consumed_records_and_nothing_else(kafka_bootstrap: str) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     first = [TopicPartition(settings.prefix + topic.name, 0) for topic in (ACCEPTED, DISPATCHED, ATTEMPTED)]
     async with running(settings) as log, ClusterInfo(make_access(settings)) as cluster_info:
@@ -249,10 +251,10 @@ async def test_purge_takes_what_is_consumed_and_nothing_else(kafka_bootstrap: st
                 await shard.finish(entries[n], attempted(n))
             reports = await read_inputs(router, 4)
             assert len([r for r in records_of(reports) if r == accepted(3)]) == 1
-            await asyncio.sleep(0.5)  # the marks are committed
+            await asyncio.sleep(0.5)  # the offsets are committed
             await log.purge()
             begins = [(await cluster_info.beginning_offsets([at]))[at] for at in first]
-            assert begins == [3, 2, 0]  # the third dispatch is in flight; four inputs are taken and not committed
+            assert begins == [3, 2, 0]  # the third dispatch is in flight; four inputs are read and not committed
             await router.commit([], reports)
             await shard.finish(entries[2], attempted(2))
             await asyncio.sleep(0.5)
@@ -264,7 +266,7 @@ async def test_purge_takes_what_is_consumed_and_nothing_else(kafka_bootstrap: st
             assert records_of(await read_inputs(router, 1)) == [attempted(2)]
 
 
-async def test_a_record_nobody_can_read_stops_its_shard_and_no_other(
+async def test_an_unreadable_record_stops_its_shard_and_no_other(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=1)
@@ -286,18 +288,18 @@ async def test_a_record_nobody_can_read_stops_its_shard_and_no_other(
         other = next(n for n in range(100) if place(accepted(n), log.counts).shard == 1)
         await log.append(accepted(other))
         await wait_until(lambda: len(seen) == 1, what="the other shard's message")
-        await wait_until(lambda: tries >= 2, what="a second look at the one that is stopped")
+        await wait_until(lambda: tries >= 2, what="a retry of the stopped shard")
         assert not owning.done()
         stop.set()
         await owning
 
 
-async def test_dispatched_may_grow_and_nothing_is_lost(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_new_partitions_of_dispatched_lose_nothing(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mail.log.kafka.topic_watcher.POLL_SECONDS", 0.3)
     monkeypatch.setattr("mail.log.kafka.access.METADATA_SECONDS", 0.5)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
 
-    def out(n: int) -> Dispatched:
+    def dispatch_to_site(n: int) -> Dispatched:
         return dispatched(n, ToMx(f"d{n}.test", ((10, f"mx{n}.test"),)))
 
     got: list[Entry[Dispatched]] = []
@@ -316,16 +318,18 @@ async def test_dispatched_may_grow_and_nothing_is_lost(kafka_bootstrap: str, mon
         owner = ShardOwner(log.own_router_shards)
         await owner.owns(1)
         router = cast("RouterShard", owner.shards[0])
-        await router.commit([out(n) for n in range(10)], [])
+        await router.commit([dispatch_to_site(n) for n in range(10)], [])
         await wait_until(lambda: len(got) == 10, what="ten")
         await add_partitions(settings.model_copy(update={"delivery_shards": 4}))
         await wait_until(lambda: log.counts.by_site == 4, what="four shards")
-        await router.commit([out(n) for n in range(10, 50)], [])
+        await router.commit([dispatch_to_site(n) for n in range(10, 50)], [])
         await wait_until(lambda: len(got) == 50, deadline_seconds=40, what="all fifty")
         await owner.leave()
         stop.set()
         await delivery
-    assert sorted(entry.record.delivery.id for entry in got) == sorted(out(n).delivery.id for n in range(50))
+    assert sorted(entry.record.delivery.id for entry in got) == sorted(
+        dispatch_to_site(n).delivery.id for n in range(50)
+    )
     assert {entry.shard for entry in got} == {0, 1, 2, 3}
 
 
@@ -339,8 +343,8 @@ async def add_partitions(settings: LogSettings) -> None:
     assert done == [f"{settings.prefix}dispatched: 1 -> 4 partitions"]
 
 
-async def test_two_lives_of_one_log(kafka_bootstrap: str) -> None:
-    """Started, closed and closed again: nothing hangs, nothing is left open."""
+async def test_a_log_can_be_opened_and_closed_twice(kafka_bootstrap: str) -> None:
+    """Started, closed and closed again: nothing hangs and no client stays open."""
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     await make_topics(settings)
     for n in range(2):

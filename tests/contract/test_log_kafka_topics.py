@@ -1,5 +1,5 @@
-"""Our topics on brokers as Kafka comes: with `auto.create.topics.enable = true`, three of them, each of which hears of
-a new topic in its own time.
+"""Topics on brokers with Kafka's default `auto.create.topics.enable = true`: three brokers, which learn of new topics
+one after another.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def bootstrap() -> Iterator[str]:
         yield cluster.bootstrap
 
 
-async def test_asking_for_topics_that_are_missing_makes_none(bootstrap: str) -> None:
+async def test_missing_topics_are_not_created_by_clients(bootstrap: str) -> None:
     settings = settings_on(bootstrap)
     log = KafkaLog(settings)
-    await log.start()  # and goes on looking for them
+    await log.start()  # retries in the background
     try:
         condition = log.condition()
         assert isinstance(condition, Down)
@@ -49,7 +49,7 @@ async def test_asking_for_topics_that_are_missing_makes_none(bootstrap: str) -> 
         assert await cluster_info.topics() == {}
 
 
-async def test_a_dedicated_tenant_whose_topics_can_lose_mail_is_not_served(bootstrap: str) -> None:
+async def test_mail_for_unsafe_topics_of_a_dedicated_tenant_is_refused(bootstrap: str) -> None:
     shared = settings_on(bootstrap, replication=3, durability="safe")
     await make_topics(shared)
     unsafe = shared.model_copy(update={"prefix": tenant_prefix(shared.prefix, "acme"), "replication": 1})
@@ -57,9 +57,9 @@ async def test_a_dedicated_tenant_whose_topics_can_lose_mail_is_not_served(boots
     log = KafkaLog(shared, dedicated=lambda tenant: tenant == "acme")
     await log.start()
     try:
-        assert isinstance(log.condition("acme"), Usable)  # nobody has asked
+        assert isinstance(log.condition("acme"), Usable)  # before the first recipient
         await log.open_tenant("acme")
-        condition = log.condition("acme")  # known before any content is asked for
+        condition = log.condition("acme")  # known before any content is sent
         assert isinstance(condition, Down)
         assert "has 1 replica" in condition.reason
         theirs = replace(accepted(1), message=replace(accepted(1).message, tenant="acme"))
@@ -72,17 +72,17 @@ async def test_a_dedicated_tenant_whose_topics_can_lose_mail_is_not_served(boots
         await log.close()
 
 
-async def test_more_replicas_than_brokers_are_a_line_that_counts_them(bootstrap: str) -> None:
+async def test_more_replicas_than_brokers_are_reported_with_their_number(bootstrap: str) -> None:
     line = "log.replication = 5, but only 3 brokers are running: start the others; or set log.replication = 3"
     settings = settings_on(bootstrap, replication=5, durability="safe")
     with pytest.raises(LogUnusable, match=line):
         await make_topics(settings)
     await make_topics(settings.model_copy(update={"replication": 3}))
-    with pytest.raises(LogUnusable, match=line):  # nothing is to be made, and yet it is not as asked for
+    with pytest.raises(LogUnusable, match=line):  # nothing to create, but the replication is not as configured
         await make_topics(settings)
     log = KafkaLog(settings)
     with capture_logs() as said:
-        await log.start()  # what is there is safe
+        await log.start()  # the existing topics are safe
     await log.close()
     (warning,) = [each for each in said if each["event"] == "more replicas than brokers"]
     assert line in warning["reason"]
@@ -92,7 +92,7 @@ async def test_more_replicas_than_brokers_are_a_line_that_counts_them(bootstrap:
     assert all("has 3 replicas, but log.replication = 5" in each.text and not each.fatal for each in found)
 
 
-async def test_topics_that_were_made_are_known_to_every_broker(bootstrap: str) -> None:
+async def test_created_topics_are_known_to_every_broker(bootstrap: str) -> None:
     client = AIOKafkaClient(bootstrap_servers=bootstrap)
     await client.bootstrap()
     try:
@@ -107,7 +107,9 @@ async def test_topics_that_were_made_are_known_to_every_broker(bootstrap: str) -
         await client.close()
 
 
-async def test_doctor_tells_what_it_knows_when_time_is_over(bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_doctor_reports_partial_results_after_its_time_limit(
+    bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def never(*_: object) -> None:
         await asyncio.sleep(60)
 

@@ -1,7 +1,7 @@
-"""What aiokafka and coordinators do to us, and what we make of it, on a real Kafka; most of it was found by review.
+"""Surprising behaviour of aiokafka and of group coordinators, and the log's handling of it, on a real Kafka.
 
-A coordinator that loads answers with nothing; a member that was left out commits without a generation; a heartbeat
-that died is told to nobody; a reader gets stuck; a record cannot be read in the middle of good ones.
+A loading coordinator returns an empty answer; an excluded member commits without a generation; a dead heartbeat task is
+not reported; a reader gets stuck; an unreadable record follows readable ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 
 from mail.log import DeliveryShard, LogUnavailable, LogUnusable, ShardLost
 from mail.log.codec import encode
-from mail.log.kafka import cluster_info as lookout_module
+from mail.log.kafka import cluster_info as cluster_info_module
 from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.partition_reader import PartitionReader
@@ -43,18 +43,18 @@ from tests.support.servers.ports import wait_until
 pytestmark = pytest.mark.kafka
 
 
-async def test_a_coordinator_that_says_nothing_has_not_said_none(
+async def test_unanswered_offset_fetch_is_not_an_empty_answer(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     at = TopicPartition(settings.prefix + DISPATCHED.name, 0)
-    asked = AIOKafkaAdminClient.list_consumer_group_offsets
-    circuit_breaker = 3
+    fetch = AIOKafkaAdminClient.list_consumer_group_offsets
+    empty_answers = 3
 
     async def loading(self: AIOKafkaAdminClient, *arguments: Any, **more: Any) -> Any:
-        nonlocal circuit_breaker
-        circuit_breaker -= 1
-        return {} if circuit_breaker >= 0 else await asked(self, *arguments, **more)
+        nonlocal empty_answers
+        empty_answers -= 1
+        return {} if empty_answers >= 0 else await fetch(self, *arguments, **more)
 
     async with running(settings) as log, ClusterInfo(make_access(settings)) as cluster_info:
         async with router_shard_of(log) as router:
@@ -66,16 +66,14 @@ async def test_a_coordinator_that_says_nothing_has_not_said_none(
         assert (await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at]))[
             at
         ].offset >= 3  # it asked again
-        circuit_breaker = 1_000_000
-        monkeypatch.setattr(lookout_module, "_CALL_SECONDS", 1.0)
+        empty_answers = 1_000_000
+        monkeypatch.setattr(cluster_info_module, "_CALL_SECONDS", 1.0)
         with pytest.raises(LogUnavailable):
             await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at])
 
 
-async def test_a_member_that_was_left_out_commits_nothing(
-    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The group is empty, and the broker would take the mark: a commit without a generation is refused here only."""
+async def test_an_excluded_member_commits_nothing(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group is empty, so the broker would accept a commit without a generation: only this client refuses it."""
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     group = f"{settings.prefix}delivery"
     at = TopicPartition(settings.prefix + DISPATCHED.name, 0)
@@ -100,7 +98,7 @@ async def test_a_member_that_was_left_out_commits_nothing(
         async with asyncio.timeout(40):
             while (await cluster_info.describe_groups([group]))[group][1]:
                 await asyncio.sleep(0.2)
-        # As after UnknownMemberId, before the group is joined anew.
+        # As after UnknownMemberId, before the member rejoins.
         generation, coordinator.generation = coordinator.generation, -1
         with pytest.raises(ShardLost):
             await member.commit({at: OffsetAndMetadata(3, "")})
@@ -110,18 +108,18 @@ async def test_a_member_that_was_left_out_commits_nothing(
         await owner.leave()
 
 
-async def test_a_heartbeat_that_died_is_missed_and_the_group_joined_anew(
+async def test_a_member_whose_heartbeat_task_died_rejoins_the_group(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=1)
     beat = GroupCoordinator._do_heartbeat
-    hurt = False
+    fails_next = False
 
     async def once(self: GroupCoordinator) -> bool:
-        nonlocal hurt
-        if hurt:
-            hurt = False
-            raise KafkaError("a code it does not know")
+        nonlocal fails_next
+        if fails_next:
+            fails_next = False
+            raise KafkaError("an unknown error code")
         return bool(await beat(self))
 
     monkeypatch.setattr(GroupCoordinator, "_do_heartbeat", once)
@@ -129,7 +127,7 @@ async def test_a_heartbeat_that_died_is_missed_and_the_group_joined_anew(
         owner = ShardOwner(log.own_router_shards)
         await owner.owns(2)
         before = list(owner.began)
-        hurt = True
+        fails_next = True
         await wait_until(lambda: len(owner.began) >= len(before) + 2, deadline_seconds=30, what="owning both again")
         await owner.owns(2)
         async with ClusterInfo(make_access(settings)) as cluster_info:
@@ -139,11 +137,13 @@ async def test_a_heartbeat_that_died_is_missed_and_the_group_joined_anew(
         await owner.leave()
 
 
-async def test_a_reader_opens_without_a_rest(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """aiokafka rests after a question whose leaders it does not know yet, and a shard that changes hands with it."""
+async def test_a_reader_opens_without_aiokafkas_retry_pause(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiokafka pauses after a request whose leaders it does not know, which would delay each change of owner."""
     client = Access.client_options
 
-    def resting(self: Access, *arguments: float) -> dict[str, Any]:
+    def with_long_pause(self: Access, *arguments: float) -> dict[str, Any]:
         return {**client(self, *arguments), "retry_backoff_ms": 20_000}
 
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
@@ -152,14 +152,14 @@ async def test_a_reader_opens_without_a_rest(kafka_bootstrap: str, monkeypatch: 
         partitions = [access.partition(topic, 0) for topic in (ACCEPTED, DISPATCHED)]
         async with ClusterInfo(access) as cluster_info:
             await cluster_info.end_offsets(partitions)  # every partition has its leader
-        monkeypatch.setattr(Access, "client_options", resting)
+        monkeypatch.setattr(Access, "client_options", with_long_pause)
         reader = PartitionReader(access, partitions)
         async with asyncio.timeout(5):
             await reader.open(dict.fromkeys(partitions))
         await reader.close()
 
 
-async def test_a_reader_that_gets_stuck_is_made_anew(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stuck_reader_is_reopened(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mail.log.kafka.partition_reader._STUCK_SECONDS", 0.5)
     monkeypatch.setattr("mail.log.kafka.partition_reader._RECHECK_SECONDS", 0.3)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
@@ -180,26 +180,26 @@ async def test_a_reader_that_gets_stuck_is_made_anew(kafka_bootstrap: str, monke
         (shard,) = log._delivery.shards
         consumer = shard._reader._consumer
         assert consumer is not None
-        consumer.pause(shard.partition)  # it fetches no more, and says nothing
+        consumer.pause(shard.partition)  # it fetches nothing more, without an error
         async with router_shard_of(log) as router:
             await router.commit([dispatched(1)], [])
-        await wait_until(lambda: len(got) == 2, deadline_seconds=20, what="the second, by another consumer")
+        await wait_until(lambda: len(got) == 2, deadline_seconds=20, what="the second record, from a new consumer")
         stop.set()
         await delivery
 
 
-async def test_what_a_lost_shard_had_read_and_not_given_out_is_not_marked(
+async def test_records_that_a_lost_shard_did_not_return_are_not_committed(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
-    popped, take = asyncio.Event(), PartitionReader.read
+    fetched, take = asyncio.Event(), PartitionReader.read
 
     async def slow(
         self: PartitionReader, limit: int, wait_seconds: float, partitions: Sequence[TopicPartition] = ()
     ) -> Any:
         found = await take(self, limit, wait_seconds, partitions)
         if found and wait_seconds:
-            popped.set()
+            fetched.set()
             await asyncio.sleep(60)
         return found
 
@@ -214,7 +214,7 @@ async def test_what_a_lost_shard_had_read_and_not_given_out_is_not_marked(
             taking = asyncio.ensure_future(router.read(10, timedelta(seconds=30)))
             await asyncio.sleep(0.1)
             await log.append(accepted(3))
-            await popped.wait()
+            await fetched.wait()
             router.revoke()
             with pytest.raises(ShardLost):
                 await taking
@@ -224,25 +224,27 @@ async def test_what_a_lost_shard_had_read_and_not_given_out_is_not_marked(
             assert records_of(await read_inputs(router, 1)) == [accepted(3)]
 
 
-async def test_a_member_that_the_group_does_not_hear_begins_nothing_more(
+async def test_a_member_without_confirmed_heartbeats_starts_no_deliveries(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only its way to the coordinator is cut: it reads, delivers and reports, while its shard has another owner."""
+    """Only its connection to the coordinator is cut: it can read, deliver and report, while another owner has its
+    shard.
+    """
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as log, running(settings) as other, running(settings) as reporting:
-        given: dict[str, list[int]] = {"first": [], "second": []}
+        read_by: dict[str, list[int]] = {"first": [], "second": []}
         stop = asyncio.Event()
 
-        def tend_of(name: str) -> Callable[[DeliveryShard], Awaitable[None]]:
+        def process_as(name: str) -> Callable[[DeliveryShard], Awaitable[None]]:
             async def process(shard: DeliveryShard) -> None:
                 while not stop.is_set():
                     for entry in await shard.read(10):
-                        given[name].append(entry.offset)
+                        read_by[name].append(entry.offset)
                         await shard.finish(entry, attempted(1))
 
             return process
 
-        first = asyncio.ensure_future(log.own_delivery_shards(tend_of("first"), stop))
+        first = asyncio.ensure_future(log.own_delivery_shards(process_as("first"), stop))
         await wait_until(lambda: log._delivery is not None and bool(log._delivery.assigned), what="the first owner")
         assert log._delivery is not None
         assert log._delivery._consumer is not None
@@ -252,26 +254,28 @@ async def test_a_member_that_the_group_does_not_hear_begins_nothing_more(
         def maybe(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
             to_coordinator = [one for (_, group), one in mine._conns.items() if group == ConnectionGroup.COORDINATION]
             if connection in to_coordinator:
-                raise KafkaConnectionError("the way to the coordinator is cut")
+                raise KafkaConnectionError("the connection to the coordinator is cut")
             return send(connection, request, expect_response)
 
         monkeypatch.setattr(AIOKafkaConnection, "send", maybe)
-        second = asyncio.ensure_future(other.own_delivery_shards(tend_of("second"), stop))
+        second = asyncio.ensure_future(other.own_delivery_shards(process_as("second"), stop))
         for begin in range(0, 60, 15):
             async with router_shard_of(reporting) as router:
                 for n in range(begin, begin + 15):
                     await router.commit([dispatched(n)], [])
                     await asyncio.sleep(0.25)
-        await wait_until(lambda: len(set(given["first"] + given["second"])) == 60, deadline_seconds=30, what="all")
+        await wait_until(lambda: len(set(read_by["first"] + read_by["second"])) == 60, deadline_seconds=30, what="all")
         stop.set()
         monkeypatch.undo()
         await asyncio.gather(first, second)
-        last = max(given["first"])
-        assert sum(offset > last for offset in given["second"]) > 5  # the second had it, and the first was at rest
-        assert len(given["first"]) < 60
+        last = max(read_by["first"])
+        assert (
+            sum(offset > last for offset in read_by["second"]) > 5
+        )  # the second processed them, the first had stopped
+        assert len(read_by["first"]) < 60
 
 
-async def test_what_stands_before_a_record_that_cannot_be_read_is_taken(kafka_bootstrap: str) -> None:
+async def test_records_before_an_unreadable_one_are_read(kafka_bootstrap: str) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as log:
         for n in range(3):

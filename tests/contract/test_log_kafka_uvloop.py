@@ -1,6 +1,6 @@
-"""Connections that were just reset, as uvloop leaves them for aiokafka, and what a member does whose client ended.
+"""Connections that were just reset, as uvloop reports them to aiokafka, and recovery of members whose client failed.
 
-The reset is played at the writer, which is where uvloop raises; everything else is a real Kafka.
+The reset is simulated at the StreamWriter, where uvloop raises; everything else is a real Kafka.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.kafka
 
 
 class _ResetWriter:
-    """A StreamWriter whose connection was reset, before its reader has heard of it."""
+    """A StreamWriter of a reset connection, before its reader is notified."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -40,7 +40,7 @@ class _ResetWriter:
 
 
 def _reset(client: Any, kind: ConnectionGroup) -> list[AIOKafkaConnection]:
-    """The client's connections of this kind."""
+    """Simulate a reset of the client's connections of this kind; returns them."""
     hit = [connection for (_, group), connection in client._conns.items() if group == kind]
     assert hit
     for connection in hit:
@@ -54,8 +54,8 @@ def _consumer(log: KafkaLog) -> Any:
     return log._router._consumer
 
 
-async def test_a_reset_does_not_end_the_look_out_for_metadata(kafka_bootstrap: str) -> None:
-    """Or a leader would wait for ever before it assigns, and its group for it."""
+async def test_a_reset_does_not_end_the_metadata_task(kafka_bootstrap: str) -> None:
+    """Otherwise a group leader would wait for metadata without end, and its group for the leader."""
     async with running(settings_on(kafka_bootstrap, shards=2, delivery_shards=1)) as log:
         owner = ShardOwner(log.own_router_shards)
         await owner.owns(2)
@@ -96,8 +96,8 @@ async def test_a_reset_does_not_end_the_heartbeat(kafka_bootstrap: str) -> None:
         await owner.leave()
 
 
-async def test_an_append_on_a_reset_connection_is_made_on_the_next(kafka_bootstrap: str) -> None:
-    """Or the producer would never confirm anything again."""
+async def test_an_append_on_a_reset_connection_is_retried_on_a_new_one(kafka_bootstrap: str) -> None:
+    """Otherwise the producer would never confirm anything again."""
     async with running(settings_on(kafka_bootstrap, shards=1, delivery_shards=1)) as log:
         await log.append(accepted(0))
         assert log._producer._producer is not None
@@ -107,8 +107,8 @@ async def test_an_append_on_a_reset_connection_is_made_on_the_next(kafka_bootstr
             assert records_of(await read_inputs(router, 2)) == [accepted(0), accepted(1)]
 
 
-async def test_a_leader_whose_look_out_for_metadata_ended_comes_back_within_a_session(kafka_bootstrap: str) -> None:
-    """Whatever ended it. It leaves first, so nobody waits for the end of its session."""
+async def test_a_leader_whose_metadata_task_ended_rejoins_within_a_session(kafka_bootstrap: str) -> None:
+    """For any error. It leaves the group first, so that no member waits for the end of its session."""
     settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=1)
     async with running(settings) as log:
         owner = ShardOwner(log.own_router_shards)
@@ -116,7 +116,7 @@ async def test_a_leader_whose_look_out_for_metadata_ended_comes_back_within_a_se
         consumer = _consumer(log)
 
         async def broken(*_: object) -> bool:
-            raise LookupError("what nobody thought of")
+            raise LookupError("an unexpected error")
 
         consumer._client._metadata_update = broken
         consumer._client.force_metadata_update()
@@ -131,10 +131,10 @@ async def test_a_leader_whose_look_out_for_metadata_ended_comes_back_within_a_se
         await owner.leave()
 
 
-async def test_a_leader_that_hangs_in_a_rebalance_is_missed_in_it(
+async def test_a_leader_that_hangs_in_a_rebalance_is_replaced(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """aiokafka's `getmany` does not return before a rebalance is over; whoever waits in it cannot look."""
+    """aiokafka's `getmany` does not return during a rebalance, so a caller that waits in it could not check."""
     monkeypatch.setattr(membership, "REBALANCE_SECONDS", 1.0)
     async with running(settings_on(kafka_bootstrap, shards=2, delivery_shards=1)) as log:
         owner = ShardOwner(log.own_router_shards)
@@ -148,7 +148,7 @@ async def test_a_leader_that_hangs_in_a_rebalance_is_missed_in_it(
         await owner.leave()
 
 
-async def test_a_client_that_does_not_stop_in_time_keeps_no_connection(
+async def test_a_client_that_does_not_stop_in_time_is_aborted(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partition_reader, "_CLOSE_SECONDS", 0.1)
@@ -162,4 +162,6 @@ async def test_a_client_that_does_not_stop_in_time_keeps_no_connection(
         stop, consumer.stop = consumer.stop, asyncio.Event().wait
         await reader.close()
         assert not any(connection.connected() for connection in connections)
-        await asyncio.gather(asyncio.ensure_future(stop()), return_exceptions=True)  # what it left is ended too
+        await asyncio.gather(
+            asyncio.ensure_future(stop()), return_exceptions=True
+        )  # its remaining tasks have ended too

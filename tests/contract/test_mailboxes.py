@@ -1,4 +1,4 @@
-"""The Mailboxes port: one suite, every implementation."""
+"""Contract suite of the Mailboxes port, for every implementation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def an_id(number: int) -> DeliveryId:
     return DeliveryId(f"01JDXJ5Z8Q0000000000{number:06d}-0")
 
 
-async def test_a_mailbox_that_was_never_written_to_is_empty(mailboxes: Mailboxes) -> None:
+async def test_a_new_mailbox_is_empty(mailboxes: Mailboxes) -> None:
     assert list(await mailboxes.messages(OWNER)) == []
     assert await mailboxes.used_bytes(OWNER) == 0
     await mailboxes.expunge(OWNER, ["x"])
@@ -36,7 +36,7 @@ async def test_a_mailbox_that_was_never_written_to_is_empty(mailboxes: Mailboxes
         await mailboxes.read(OWNER, "x")
 
 
-async def test_content_is_read_byte_for_byte_whole_and_in_parts(mailboxes: Mailboxes) -> None:
+async def test_content_is_read_byte_for_byte(mailboxes: Mailboxes) -> None:
     assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True
     (kept,) = await mailboxes.messages(OWNER)
     assert kept.size_bytes == len(CONTENT)
@@ -59,7 +59,7 @@ async def test_odd_content_keeps_its_size(mailboxes: Mailboxes, content: bytes) 
     assert await mailboxes.used_bytes(OWNER) == len(content)
 
 
-async def test_a_second_keep_of_an_id_changes_nothing(mailboxes: Mailboxes) -> None:
+async def test_a_repeated_append_of_an_id_changes_nothing(mailboxes: Mailboxes) -> None:
     assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True
     assert await mailboxes.append(OWNER, an_id(1), b"other") is False
     (kept,) = await mailboxes.messages(OWNER)
@@ -77,7 +77,7 @@ async def test_one_id_in_two_mailboxes_is_two_messages(mailboxes: Mailboxes) -> 
     assert await mailboxes.append("bob@example.test", an_id(1), CONTENT) is True
 
 
-async def test_oldest_first_and_uids_stay(mailboxes: Mailboxes) -> None:
+async def test_messages_are_listed_oldest_first_with_stable_uids(mailboxes: Mailboxes) -> None:
     for number in (3, 1, 2):
         await mailboxes.append(OWNER, an_id(number), b"%d\r\n" % number)
     first = await mailboxes.messages(OWNER)
@@ -90,7 +90,7 @@ async def test_oldest_first_and_uids_stay(mailboxes: Mailboxes) -> None:
     assert await mailboxes.read(OWNER, first[1].uid) == b"1\r\n"
 
 
-async def test_expunge_removes_what_it_is_told_and_no_more(mailboxes: Mailboxes) -> None:
+async def test_expunge_removes_only_the_given_messages(mailboxes: Mailboxes) -> None:
     for number in range(4):
         await mailboxes.append(OWNER, an_id(number), b"%d\r\n" % number)
     kept = await mailboxes.messages(OWNER)
@@ -102,29 +102,29 @@ async def test_expunge_removes_what_it_is_told_and_no_more(mailboxes: Mailboxes)
     assert await mailboxes.used_bytes(OWNER) == 6
 
 
-async def test_quota_refuses_what_does_not_fit_and_forgives_after_an_expunge(mailboxes: Mailboxes) -> None:
+async def test_a_full_quota_refuses_messages_until_an_expunge(mailboxes: Mailboxes) -> None:
     assert await mailboxes.append(OWNER, an_id(1), b"x" * 60, 100) is True
     with pytest.raises(MailboxFull):
         await mailboxes.append(OWNER, an_id(2), b"x" * 41, 100)
     with pytest.raises(MessageTooLarge):
         await mailboxes.append(OWNER, an_id(3), b"x" * 101, 100)
     assert await mailboxes.append(OWNER, an_id(4), b"x" * 40, 100) is True
-    # A repeat is no new message, however full the mailbox is.
+    # A repeated append is no new message, even in a full mailbox.
     assert await mailboxes.append(OWNER, an_id(1), b"x" * 60, 100) is False
     assert await mailboxes.append(OWNER, an_id(1), b"x" * 60, 10) is False
     kept = await mailboxes.messages(OWNER)
     assert len(kept) == 2
     await mailboxes.expunge(OWNER, [kept[0].uid])
-    assert await mailboxes.append(OWNER, an_id(2), b"x" * 60, 100) is True  # the refusal was not remembered as a keep
+    assert await mailboxes.append(OWNER, an_id(2), b"x" * 60, 100) is True  # the refused append was not recorded
 
 
-async def test_concurrent_keeps_of_one_id_make_one_message(mailboxes: Mailboxes) -> None:
+async def test_concurrent_appends_of_one_id_make_one_message(mailboxes: Mailboxes) -> None:
     results = await asyncio.gather(*(mailboxes.append(OWNER, an_id(7), CONTENT) for _ in range(12)))
     assert sorted(results) == [False] * 11 + [True]
     assert len(await mailboxes.messages(OWNER)) == 1
 
 
-async def test_concurrent_keeps_into_one_mailbox_keep_all(mailboxes: Mailboxes) -> None:
+async def test_concurrent_appends_to_one_mailbox_are_all_stored(mailboxes: Mailboxes) -> None:
     results = await asyncio.gather(*(mailboxes.append(OWNER, an_id(n), b"%d" % n) for n in range(40)))
     assert all(results)
     kept = await mailboxes.messages(OWNER)
@@ -138,14 +138,14 @@ async def test_one_session_at_a_time_has_a_mailbox_open(mailboxes: Mailboxes) ->
                 pass
         async with mailboxes.lock("bob@example.test"):
             pass
-        assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True  # mail comes in meanwhile
+        assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True  # mail is delivered during the session
         (kept,) = await mailboxes.messages(OWNER)
         await mailboxes.expunge(OWNER, [kept.uid])
     async with mailboxes.lock(OWNER):
         pass
 
 
-async def test_a_session_that_fails_gives_the_mailbox_back(mailboxes: Mailboxes) -> None:
+async def test_a_failed_session_releases_the_mailbox(mailboxes: Mailboxes) -> None:
     with pytest.raises(ZeroDivisionError):
         async with mailboxes.lock(OWNER):
             raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""What every Resolver promises; then what only the one that asks the network does."""
+"""Contract suite of the Resolver port, and the tests of the DNS resolver."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ async def test_mx_hosts_are_lower_case_and_sorted_by_preference_then_name(resolv
     assert await resolver.mx("EXAMPLE.test.") == expected
 
 
-async def test_the_null_mx_says_no_mail(resolver: Resolver) -> None:
+async def test_a_null_mx_means_no_mail(resolver: Resolver) -> None:
     assert await resolver.mx("nomail.test") == NullMx()
 
 
-async def test_a_root_beside_real_hosts_is_left_out(resolver: Resolver) -> None:
+async def test_a_root_among_real_hosts_is_ignored(resolver: Resolver) -> None:
     assert await resolver.mx("odd.test") == MxHosts(((10, "mx.odd.test"),))
 
 
-async def test_a_host_named_twice_is_one(resolver: Resolver) -> None:
+async def test_a_duplicate_host_is_returned_once(resolver: Resolver) -> None:
     assert await resolver.mx("twice.test") == MxHosts(((10, "mx.test"),))
 
 
@@ -63,7 +63,7 @@ async def test_a_domain_without_mx_is_not_a_domain_that_does_not_exist(resolver:
     assert await resolver.mx("nowhere.test") == NoSuchDomain()
 
 
-async def test_a_failing_server_is_not_a_no(resolver: Resolver) -> None:
+async def test_a_failing_server_is_not_a_negative_answer(resolver: Resolver) -> None:
     for answer in (await resolver.mx("broken.test"), await resolver.addresses("broken.test")):
         assert isinstance(answer, DnsUnknown)
         assert "broken.test" in answer.reason
@@ -76,13 +76,13 @@ async def test_addresses_of_both_families(resolver: Resolver) -> None:
     assert await resolver.addresses("six.test") == IpAddresses(("2001:db8::6",))
 
 
-async def test_addresses_that_are_not(resolver: Resolver) -> None:
+async def test_missing_addresses(resolver: Resolver) -> None:
     assert await resolver.addresses("example.test") == NoRecords()
     assert await resolver.addresses("nowhere.test") == NoSuchDomain()
 
 
 @pytest.mark.parametrize(("text", "expected"), [("192.0.2.9", "192.0.2.9"), ("2001:DB8::0", "2001:db8::")])
-async def test_an_ip_address_answers_itself(resolver: Resolver, text: str, expected: str) -> None:
+async def test_an_ip_address_resolves_to_itself(resolver: Resolver, text: str, expected: str) -> None:
     assert await resolver.addresses(text) == IpAddresses((expected,))
 
 
@@ -92,7 +92,7 @@ async def test_an_impossible_name_does_not_exist(resolver: Resolver, name: str) 
     assert await resolver.addresses(name) == NoSuchDomain()
 
 
-# Only the one that asks the network.
+# Only the resolver that queries DNS.
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def world() -> AsyncIterator[tuple[DnsServer, Callable[..., DnsResolver]]]
 World = tuple[DnsServer, Callable[..., DnsResolver]]
 
 
-async def test_many_askers_are_one_question(world: World) -> None:
+async def test_concurrent_queries_for_a_name_are_sent_once(world: World) -> None:
     server, make = world
     server.zone.mx["a.test"] = [(1, "mx.a.test")]
     resolver = make()
@@ -123,7 +123,7 @@ async def test_many_askers_are_one_question(world: World) -> None:
     assert server.asked["a.test", "MX"] == 1
 
 
-async def test_one_asker_who_leaves_does_not_take_the_answer_along(world: World) -> None:
+async def test_a_cancelled_query_does_not_cancel_the_others(world: World) -> None:
     server, make = world
     server.zone.mx["a.test"] = [(1, "mx.a.test")]
     resolver = make()
@@ -135,7 +135,7 @@ async def test_one_asker_who_leaves_does_not_take_the_answer_along(world: World)
     assert server.asked["a.test", "MX"] == 1
 
 
-async def test_a_no_is_kept_as_long_as_the_soa_says(world: World) -> None:
+async def test_a_negative_answer_is_cached_for_the_time_of_its_soa(world: World) -> None:
     server, make = world
     resolver = make()
     assert await resolver.mx("later.test") == NoSuchDomain()
@@ -147,7 +147,7 @@ async def test_a_no_is_kept_as_long_as_the_soa_says(world: World) -> None:
     assert await resolver.mx("other.test") == MxHosts(((1, "mx.test"),))
 
 
-async def test_a_no_without_soa_is_not_kept(world: World) -> None:
+async def test_a_negative_answer_without_soa_is_not_cached(world: World) -> None:
     server, make = world
     server.zone.has_soa = False
     resolver = make()
@@ -156,7 +156,7 @@ async def test_a_no_without_soa_is_not_kept(world: World) -> None:
     assert await resolver.mx("later.test") == MxHosts(((1, "mx.test"),))
 
 
-async def test_a_failure_is_not_kept(world: World) -> None:
+async def test_a_failure_is_not_cached(world: World) -> None:
     server, make = world
     server.zone.mx["a.test"] = [(1, "mx.test")]
     server.zone.fail = {"a.test"}
@@ -166,7 +166,7 @@ async def test_a_failure_is_not_kept(world: World) -> None:
     assert await resolver.mx("a.test") == MxHosts(((1, "mx.test"),))
 
 
-async def test_silence_is_unknown_within_its_time(world: World) -> None:
+async def test_an_unanswered_query_is_unknown_after_the_time_out(world: World) -> None:
     server, make = world
     server.zone.silent = {"silent.test"}
     answer = await make(timeout="300ms").mx("silent.test")
@@ -174,7 +174,7 @@ async def test_silence_is_unknown_within_its_time(world: World) -> None:
     assert "in time" in answer.reason
 
 
-async def test_one_family_that_fails_does_not_hide_the_other_but_is_no_no(world: World) -> None:
+async def test_a_failed_address_family_does_not_hide_the_other(world: World) -> None:
     server, make = world
     server.zone.addresses["a.test"] = ["192.0.2.1"]
     answer = server.answer
@@ -190,7 +190,7 @@ async def test_one_family_that_fails_does_not_hide_the_other_but_is_no_no(world:
     assert isinstance(await resolver.addresses("b.test"), DnsUnknown)
 
 
-async def test_a_truncated_answer_is_asked_again_over_tcp(world: World) -> None:
+async def test_a_truncated_answer_is_retried_over_tcp(world: World) -> None:
     server, make = world
     server.zone.mx["long.test"] = [(1, "mx.test")]
     server.zone.truncated = {"long.test"}
@@ -210,7 +210,7 @@ async def test_a_cname_is_followed(world: World) -> None:
     assert await resolver.mx("gone.test") == NoSuchDomain()
 
 
-async def test_the_second_server_is_asked_when_the_first_fails(world: World) -> None:
+async def test_the_second_server_is_queried_when_the_first_fails(world: World) -> None:
     server, make = world
     async with DnsServer(Zone(fail={"a.test"})) as first:
         server.zone.mx["a.test"] = [(1, "mx.test")]
@@ -219,7 +219,7 @@ async def test_the_second_server_is_asked_when_the_first_fails(world: World) -> 
         assert first.asked["a.test", "MX"] >= 1
 
 
-async def test_a_cache_of_nothing_asks_each_time(world: World) -> None:
+async def test_a_cache_of_size_zero_queries_each_time(world: World) -> None:
     server, make = world
     server.zone.mx["a.test"] = [(1, "mx.test")]
     resolver = make(cache_max=0)
@@ -228,7 +228,7 @@ async def test_a_cache_of_nothing_asks_each_time(world: World) -> None:
     assert server.asked["a.test", "MX"] == 2
 
 
-async def test_nothing_is_served_past_its_ttl() -> None:
+async def test_no_answer_is_used_after_its_ttl() -> None:
     now = 0.0
     asked = 0
 
@@ -245,7 +245,7 @@ async def test_nothing_is_served_past_its_ttl() -> None:
     assert await cache.answer("a") == "a 2"
 
 
-async def test_an_error_in_asking_reaches_all_and_is_not_kept() -> None:
+async def test_an_error_of_a_shared_query_reaches_all_callers_and_is_not_cached() -> None:
     failing = True
 
     async def ask(question: str) -> tuple[str, float]:

@@ -1,4 +1,4 @@
-"""What every Spool promises; then what only the directory of this machine has: packs, hours, crashes, full disks."""
+"""Contract suite of the Spool port, and the tests of the disk spool: packs, sweeps, crashes, full disks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ async def spool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         case "memory-objects":
             made = ObjectSpool(MemoryStore(), "s3://memory")
         case _:
-            made = object_spool(request.getfixturevalue("server"), prefix=f"spool/{tmp_path.name}")  # its own place
+            made = object_spool(
+                request.getfixturevalue("server"), prefix=f"spool/{tmp_path.name}"
+            )  # a prefix of its own
     await made.start()
     yield made
     await made.close()
@@ -63,7 +65,7 @@ async def disk(tmp_path: Path) -> AsyncIterator[DiskSpool]:
 @pytest.mark.parametrize(
     "content", [b"", b"x", b"a line\r\n" * 1000, bytes(range(256)), b"L" * LARGE_BYTES, b"l" * (3 * LARGE_BYTES + 1)]
 )
-async def test_what_was_kept_is_read(spool: Spool, content: bytes) -> None:
+async def test_stored_content_is_read_back(spool: Spool, content: bytes) -> None:
     spooled = await spool.put(content)
     assert spooled.size_bytes == len(content)
     assert await spool.read(spooled) == content
@@ -81,7 +83,7 @@ async def test_every_operation_is_timed(spool: Spool) -> None:
     assert [after - first for after, first in zip(counts(), before, strict=True)] == [1, 2, 1]
 
 
-async def test_only_the_head_is_read(spool: Spool) -> None:
+async def test_only_the_first_bytes_are_read(spool: Spool) -> None:
     first, second = await asyncio.gather(spool.put(b"0123456789"), spool.put(b"abc"))
     assert await spool.read(first, 4) == b"0123"
     assert await spool.read(first, 100) == b"0123456789"
@@ -89,20 +91,20 @@ async def test_only_the_head_is_read(spool: Spool) -> None:
     assert await spool.read(second, 0) == b""
 
 
-async def test_many_kept_at_once_do_not_mix(spool: Spool) -> None:
+async def test_concurrently_stored_contents_do_not_mix(spool: Spool) -> None:
     contents = [os.urandom(1 + number * 7 % 5000) for number in range(300)] + [os.urandom(LARGE_BYTES)]
     kept = await asyncio.gather(*(spool.put(content) for content in contents))
     assert len({spooled.name for spooled in kept}) == len(contents)
     assert await asyncio.gather(*(spool.read(spooled) for spooled in kept)) == contents
 
 
-async def test_equal_contents_are_two(spool: Spool) -> None:
+async def test_equal_contents_are_stored_twice(spool: Spool) -> None:
     one, other = await spool.put(b"same"), await spool.put(b"same")
     assert one.name != other.name
     assert one.digest == other.digest
 
 
-async def test_a_content_that_is_not_there_is_damage_that_names_it(spool: Spool) -> None:
+async def test_missing_content_is_damage_that_names_it(spool: Spool) -> None:
     missing = Spooled("2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@0", 3, "00" * 16)
     for limit in (None, 1):
         with pytest.raises(SpoolDamaged, match="01ARZ3NDEKTSV4RRFFQ69G5FAV"):
@@ -129,7 +131,7 @@ async def test_no_name_leads_out_of_the_spool(spool: Spool, name: str) -> None:
         await spool.read(Spooled(name, 1, ""))
 
 
-async def test_another_digest_is_damage(spool: Spool) -> None:
+async def test_a_wrong_digest_is_damage(spool: Spool) -> None:
     spooled = await spool.put(b"content")
     with pytest.raises(SpoolDamaged):
         await spool.read(replace(spooled, digest="00" * 16))
@@ -139,7 +141,7 @@ async def test_another_digest_is_damage(spool: Spool) -> None:
 async def test_a_content_beyond_the_end_is_damage(spool: Spool) -> None:
     spooled = await spool.put(b"content")
     longer = [replace(spooled, size_bytes=8)]
-    if "@" in spooled.name:  # that in memory has no packs
+    if "@" in spooled.name:  # the memory spool has no packs
         longer.append(replace(spooled, name=spooled.name.replace("@0", "@900")))
     for each in longer:
         with pytest.raises(SpoolDamaged):
@@ -147,7 +149,7 @@ async def test_a_content_beyond_the_end_is_damage(spool: Spool) -> None:
     assert await spool.read(spooled) == b"content"
 
 
-async def test_a_sweep_takes_what_is_older_and_nothing_else(spool: Spool) -> None:
+async def test_a_sweep_removes_only_older_content(spool: Spool) -> None:
     spooled = await spool.put(b"content")
     now = datetime.now(UTC)
     assert await spool.sweep(now - _LATER) == 0
@@ -158,7 +160,7 @@ async def test_a_sweep_takes_what_is_older_and_nothing_else(spool: Spool) -> Non
     assert await spool.read(await spool.put(b"after")) == b"after"
 
 
-async def test_one_who_stops_waiting_does_not_hurt_the_others(spool: Spool) -> None:
+async def test_a_cancelled_store_does_not_affect_the_others(spool: Spool) -> None:
     leaver = asyncio.create_task(spool.put(b"leaver"))
     stayer = asyncio.create_task(spool.put(b"stayer"))
     await asyncio.sleep(0)
@@ -166,7 +168,7 @@ async def test_one_who_stops_waiting_does_not_hurt_the_others(spool: Spool) -> N
     assert await spool.read(await stayer) == b"stayer"
 
 
-async def test_closing_finishes_what_is_being_kept(spool: Spool) -> None:
+async def test_closing_waits_for_pending_stores(spool: Spool) -> None:
     keeping = [asyncio.create_task(spool.put(content)) for content in (b"small", b"L" * LARGE_BYTES)]
     await asyncio.sleep(0)
     await spool.close()
@@ -174,14 +176,14 @@ async def test_closing_finishes_what_is_being_kept(spool: Spool) -> None:
     await spool.close()
 
 
-# Only on disk.
+# Only the disk spool.
 
 
 def _files(disk: DiskSpool) -> list[Path]:
     return sorted(path for path in disk._path.rglob("*") if path.is_file())
 
 
-async def test_contents_kept_together_share_a_file_and_its_flush(
+async def test_concurrently_stored_contents_share_a_file_and_its_flush(
     disk: DiskSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await disk.put(b"the hour's directory is there")
@@ -193,20 +195,20 @@ async def test_contents_kept_together_share_a_file_and_its_flush(
     assert len(flushed) == 2  # the file and its directory
 
 
-async def test_a_pack_is_bounded(disk: DiskSpool) -> None:
+async def test_the_size_of_a_pack_is_limited(disk: DiskSpool) -> None:
     kept = await asyncio.gather(*(disk.put(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
     assert max(file.stat().st_size for file in _files(disk)) <= BATCH_MAX_BYTES
     assert len(await asyncio.gather(*map(disk.read, kept))) == 20
 
 
-async def test_what_is_kept_is_there_for_the_next_process(disk: DiskSpool) -> None:
+async def test_the_next_process_reads_stored_content(disk: DiskSpool) -> None:
     spooled = await disk.put(b"content")
     other = DiskSpool(disk._path)
     assert await other.read(spooled) == b"content"
     await other.close()
 
 
-async def test_a_flipped_bit_and_a_cut_file_are_damage_that_name_the_file(disk: DiskSpool) -> None:
+async def test_flipped_bits_and_truncation_are_damage_that_names_the_file(disk: DiskSpool) -> None:
     first, second = await asyncio.gather(disk.put(b"first content"), disk.put(b"second content"))
     (file,) = _files(disk)
     damaged = bytearray(file.read_bytes())
@@ -221,12 +223,12 @@ async def test_a_flipped_bit_and_a_cut_file_are_damage_that_name_the_file(disk: 
     assert await disk.read(second, 6) == b"second"
 
 
-async def test_a_spool_that_is_gone_is_not_a_lost_file(disk: DiskSpool, tmp_path: Path) -> None:
+async def test_a_missing_spool_is_unavailable_and_not_damaged(disk: DiskSpool, tmp_path: Path) -> None:
     spooled = await disk.put(b"content")
     disk._path.rename(tmp_path / "unmounted")
     with pytest.raises(SpoolUnavailable):
         await disk.read(spooled)
-    disk._device += 1  # what is beneath was another volume
+    disk._device += 1  # as if another volume were mounted
     for asked in (disk.put(b"more"), disk.free_bytes()):
         with pytest.raises(SpoolUnavailable, match="it is not the volume it was when eilpost started"):
             await asked
@@ -238,7 +240,7 @@ async def test_a_spool_that_is_gone_is_not_a_lost_file(disk: DiskSpool, tmp_path
 
 @pytest.mark.parametrize("size", [10, LARGE_BYTES])
 @pytest.mark.parametrize("what", ["all", "tmp"])
-async def test_a_directory_that_was_removed_is_made_again(disk: DiskSpool, size: int, what: str) -> None:
+async def test_a_removed_directory_is_created_again(disk: DiskSpool, size: int, what: str) -> None:
     lost = await disk.put(b"content")
     shutil.rmtree(disk._path if what == "all" else disk._tmp)
     kept = await disk.put(b"x" * size)
@@ -250,7 +252,7 @@ async def test_a_directory_that_was_removed_is_made_again(disk: DiskSpool, size:
 
 
 @pytest.mark.parametrize("size", [10, LARGE_BYTES])
-async def test_a_full_disk_is_unavailable_for_all_who_wait_and_leaves_nothing(
+async def test_a_full_disk_fails_all_waiting_stores_and_leaves_no_files(
     disk: DiskSpool, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     def full(_descriptor: int, _data: object) -> int:
@@ -261,14 +263,14 @@ async def test_a_full_disk_is_unavailable_for_all_who_wait_and_leaves_nothing(
         answers = await asyncio.gather(*(disk.put(b"x" * size) for _ in range(5)), return_exceptions=True)
         assert {type(answer) for answer in answers} == {SpoolUnavailable}
         assert "No space left" in str(answers[0])
-        with pytest.raises(SpoolUnavailable):  # whatever the file system says is free
+        with pytest.raises(SpoolUnavailable):  # whatever free space the file system reports
             await disk.free_bytes()
     assert await disk.free_bytes()
     assert _files(disk) == []
     assert await disk.read(await disk.put(b"later")) == b"later"
 
 
-async def test_a_failed_flush_is_not_taken_for_durable(disk: DiskSpool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_flush_does_not_count_as_durable(disk: DiskSpool, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_descriptor: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -277,14 +279,14 @@ async def test_a_failed_flush_is_not_taken_for_durable(disk: DiskSpool, monkeypa
         await disk.put(b"content")
 
 
-async def test_a_write_in_pieces_is_whole(disk: DiskSpool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_partial_writes_are_completed(disk: DiskSpool, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(disk_module.os, "write", lambda number, data: write(number, data[:1000]))
     content = os.urandom(10_001)
     assert await disk.read(await disk.put(content)) == content
 
 
-async def test_a_sweep_takes_whole_hours_and_the_debris_of_crashes(disk: DiskSpool) -> None:
+async def test_a_sweep_removes_whole_hours_and_leftovers_of_crashes(disk: DiskSpool) -> None:
     spooled = await disk.put(b"new")
     now = datetime.now(UTC)
     old_hour = disk._path / "2020010100"
@@ -305,13 +307,13 @@ async def test_a_sweep_takes_whole_hours_and_the_debris_of_crashes(disk: DiskSpo
     assert await disk.read(spooled) == b"new"
 
 
-async def test_a_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+async def test_a_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SpoolUnavailable, match=r"cannot open the spool at .*file"):
         DiskSpool(tmp_path / "file" / "spool")
 
 
-async def test_closing_finishes_what_is_being_written(tmp_path: Path) -> None:
+async def test_closing_waits_for_pending_writes(tmp_path: Path) -> None:
     made = DiskSpool(tmp_path / "spool")
     keeping = asyncio.create_task(made.put(b"content"))
     await asyncio.sleep(0)
@@ -326,7 +328,9 @@ async def test_closing_finishes_what_is_being_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
-async def test_what_is_no_plain_file_is_damage_and_goes_with_age(disk: DiskSpool, tmp_path: Path, kind: str) -> None:
+async def test_a_path_that_is_no_regular_file_is_damage_and_is_swept(
+    disk: DiskSpool, tmp_path: Path, kind: str
+) -> None:
     spooled = await disk.put(b"content")
     path = tmp_path / "spool" / spooled.name.partition("@")[0]
     os.rename(path, tmp_path / "elsewhere")

@@ -1,4 +1,4 @@
-"""What only the spool in an object store has, on a real server: packs, damage, a server that is not there."""
+"""Object spool on a real server: packs, damage, unavailable servers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def spool(server: ObjectServer) -> AsyncIterator[ObjectSpool]:
 
 
 async def _refusal(spool: ObjectSpool) -> str:
-    """What start says, on one line."""
+    """The one-line error of start."""
     with pytest.raises(SpoolUnavailable) as caught:
         await spool.start()
     text = str(caught.value)
@@ -45,9 +45,7 @@ async def _refusal(spool: ObjectSpool) -> str:
     return text.partition(": ")[2].partition(": ")[2]
 
 
-async def test_contents_kept_together_share_an_object_and_large_ones_have_their_own(
-    server: ObjectServer, spool: ObjectSpool
-) -> None:
+async def test_small_contents_share_an_object_and_large_ones_do_not(server: ObjectServer, spool: ObjectSpool) -> None:
     contents = [bytes([number]) * 10_000 for number in range(200)] + [b"L" * LARGE_BYTES]
     kept = await asyncio.gather(*map(spool.put, contents))
     assert len(server.files()) == 2
@@ -57,23 +55,21 @@ async def test_contents_kept_together_share_an_object_and_large_ones_have_their_
     assert await asyncio.gather(*map(spool.read, kept)) == contents
 
 
-async def test_a_pack_is_bounded_and_several_are_written_at_once(server: ObjectServer, spool: ObjectSpool) -> None:
+async def test_packs_are_limited_and_written_concurrently(server: ObjectServer, spool: ObjectSpool) -> None:
     kept = await asyncio.gather(*(spool.put(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
     assert len(server.files()) == 3
     assert max(path.stat().st_size for path in server.files()) <= BATCH_MAX_BYTES
     assert len(await asyncio.gather(*map(spool.read, kept))) == 20
 
 
-async def test_what_is_kept_is_there_for_another_process(server: ObjectServer, spool: ObjectSpool) -> None:
+async def test_another_process_reads_stored_content(server: ObjectServer, spool: ObjectSpool) -> None:
     spooled = await spool.put(b"content")
     other = object_spool(server)
     assert await other.read(spooled) == b"content"
     await other.close()
 
 
-async def test_an_object_that_was_removed_is_damage_that_says_what_to_do(
-    server: ObjectServer, spool: ObjectSpool
-) -> None:
+async def test_a_removed_object_is_damage_with_advice(server: ObjectServer, spool: ObjectSpool) -> None:
     spooled = await spool.put(b"content")
     (file,) = server.files()
     name = spooled.name.partition("@")[0]
@@ -86,7 +82,7 @@ async def test_an_object_that_was_removed_is_damage_that_says_what_to_do(
     assert await spool.read(spooled) == b"content"
 
 
-async def test_an_object_that_was_changed_or_cut_is_damage(server: ObjectServer, spool: ObjectSpool) -> None:
+async def test_a_changed_or_truncated_object_is_damage(server: ObjectServer, spool: ObjectSpool) -> None:
     first, second = await asyncio.gather(spool.put(b"first content"), spool.put(b"second content"))
     (file,) = server.files()
     file.write_bytes(b"F" + file.read_bytes()[1:])
@@ -102,7 +98,7 @@ async def test_an_object_that_was_changed_or_cut_is_damage(server: ObjectServer,
         await spool.read(second, 6)
 
 
-async def test_a_bucket_that_is_gone_is_not_a_lost_object(server: ObjectServer, spool: ObjectSpool) -> None:
+async def test_a_missing_bucket_is_unavailable_and_not_damaged(server: ObjectServer, spool: ObjectSpool) -> None:
     spooled = await spool.put(b"content")
     server.bucket.rename(server.home / "elsewhere")
     with pytest.raises(SpoolUnavailable, match="there is no such bucket: make it, or"):
@@ -115,7 +111,7 @@ async def test_a_bucket_that_is_gone_is_not_a_lost_object(server: ObjectServer, 
     assert await spool.read(spooled) == b"content"
 
 
-async def test_a_server_that_is_stopped_is_unavailable_at_once_and_used_again_when_it_is_back(
+async def test_a_stopped_server_is_unavailable_at_once_until_it_is_back(
     server: ObjectServer, spool: ObjectSpool
 ) -> None:
     spooled = await spool.put(b"content")
@@ -138,13 +134,13 @@ async def test_a_server_that_is_stopped_is_unavailable_at_once_and_used_again_wh
     assert await spool.read(await spool.put(b"more")) == b"more"
 
 
-async def test_a_server_that_says_nothing_is_unavailable_in_time_for_all_who_wait(server: ObjectServer) -> None:
+async def test_an_unresponsive_server_times_out_for_all_callers(server: ObjectServer) -> None:
     spool = object_spool(server, time_limit_seconds=1.0)
     spooled = await spool.put(b"content")
     with server.frozen():
         began = time.monotonic()
         waiting = [asyncio.create_task(spool.put(b"x" * 1000)) for _ in range(10)]
-        await asyncio.sleep(0.3)  # behind the first pack by now
+        await asyncio.sleep(0.3)  # behind the first pack
         waiting += [asyncio.create_task(spool.put(b"y" * 1000)) for _ in range(500)]
         reading = [asyncio.create_task(spool.read(spooled)) for _ in range(3 * objects_module.REQUESTS_IN_FLIGHT_MAX)]
         answers = await asyncio.gather(*waiting, *reading, return_exceptions=True)
@@ -156,7 +152,7 @@ async def test_a_server_that_says_nothing_is_unavailable_in_time_for_all_who_wai
     await spool.close()
 
 
-async def test_a_store_that_takes_connections_and_never_answers_is_given_up(server: ObjectServer) -> None:
+async def test_a_start_on_an_unresponsive_server_times_out(server: ObjectServer) -> None:
     assert objects_module.TIME_LIMIT_SECONDS == 15
     with socket.create_server(("127.0.0.1", 0)) as silent:
         spool = object_spool(server, time_limit_seconds=2, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -173,34 +169,34 @@ async def test_a_store_that_takes_connections_and_never_answers_is_given_up(serv
         ({"url": "s3://nobody-made-it/spool"}, "there is no such bucket: make it, or correct spool.url"),
     ],
 )
-async def test_what_is_set_wrongly_is_said_at_start(server: ObjectServer, over: dict[str, str], words: str) -> None:
+async def test_wrong_settings_are_reported_at_start(server: ObjectServer, over: dict[str, str], words: str) -> None:
     spool = object_spool(server, **over)
     assert (await _refusal(spool)).startswith(words)
-    with pytest.raises(SpoolUnavailable):  # and never taken for lost mail
+    with pytest.raises(SpoolUnavailable):  # and never counts as lost mail
         await spool.read(Spooled("2026010100/01ARZ3NDEKTSV4RRFFQ69G5FAV@0", 3, "00" * 16))
     with pytest.raises(SpoolUnavailable):
         await spool.put(b"content")
     await spool.close()
 
 
-async def test_a_port_where_nobody_is_and_one_that_does_not_speak_tls(server: ObjectServer) -> None:
+async def test_a_closed_port_and_a_port_without_tls_are_reported(server: ObjectServer) -> None:
     nobody = object_spool(server, endpoint=f"http://127.0.0.1:{free_port()}")
     assert (await _refusal(nobody)).startswith("the store refuses connections: start it")
     clear = object_spool(server, endpoint=f"https://127.0.0.1:{server.port}")
     assert "check spool.endpoint" in await _refusal(clear)
 
 
-async def test_starting_leaves_nothing_behind(server: ObjectServer, spool: ObjectSpool) -> None:
+async def test_a_start_leaves_no_objects(server: ObjectServer, spool: ObjectSpool) -> None:
     await spool.start()
     assert server.files() == []
 
 
-async def test_a_bucket_that_cannot_be_written_is_said_at_start(server: ObjectServer, spool: ObjectSpool) -> None:
+async def test_a_read_only_bucket_is_reported_at_start(server: ObjectServer, spool: ObjectSpool) -> None:
     (server.bucket / "spool").write_bytes(b"an object where our prefix is")
     assert (await _refusal(spool)).startswith("the store answered 409 ObjectParentIsFile: check spool.endpoint")
 
 
-async def test_a_session_token_of_the_environment_is_not_mixed_with_our_keys(
+async def test_a_session_token_of_the_environment_is_ignored_with_configured_keys(
     server: ObjectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of another key")
@@ -217,7 +213,7 @@ async def test_without_keys_those_of_the_environment_are_used(
 
 
 def _put_old(server: ObjectServer, age: timedelta, count: int) -> datetime:
-    """Objects as they would have been written then; when that was."""
+    """Store objects as if `age` had passed; returns their time."""
     then = datetime.now(UTC) - age
     folder = server.bucket / "spool" / then.strftime("%Y%m%d%H")
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,7 +222,7 @@ def _put_old(server: ObjectServer, age: timedelta, count: int) -> datetime:
     return then
 
 
-async def test_a_sweep_goes_by_hours_and_by_the_time_in_the_names(server: ObjectServer, spool: ObjectSpool) -> None:
+async def test_a_sweep_removes_whole_hours_by_the_time_in_the_names(server: ObjectServer, spool: ObjectSpool) -> None:
     spooled = await spool.put(b"new")
     _put_old(server, timedelta(days=9), 2500)
     boundary = _put_old(server, timedelta(days=7), 3)
@@ -241,7 +237,7 @@ async def test_a_sweep_goes_by_hours_and_by_the_time_in_the_names(server: Object
     assert await spool.read(spooled) == b"new"
 
 
-async def test_a_prefix_of_several_parts_and_none_do_not_see_each_other(server: ObjectServer) -> None:
+async def test_spools_with_and_without_a_prefix_are_separate(server: ObjectServer) -> None:
     deep, root = (object_spool(server, url=f"s3://{BUCKET}{prefix}") for prefix in ("/eil/post", ""))
     for spool in (deep, root):
         await spool.start()
@@ -253,7 +249,7 @@ async def test_a_prefix_of_several_parts_and_none_do_not_see_each_other(server: 
         await root.read(in_root)
 
 
-async def test_a_closed_spool_says_so(spool: ObjectSpool) -> None:
+async def test_a_closed_spool_raises_unavailable(spool: ObjectSpool) -> None:
     await spool.close()
     with pytest.raises(SpoolUnavailable, match="closed"):
         await spool.put(b"more")

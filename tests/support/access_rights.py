@@ -1,7 +1,7 @@
-"""The ACLs of the chart's KafkaUser, and a broker whose authorizer allows nothing without them.
+"""ACLs of the chart's KafkaUser, and a broker with an authorizer.
 
-Clients of the plain listener are the super user. A name given to `guarded_broker` logs in by PLAIN at the listener
-LOGIN, and has the rights that `grant` gives it.
+Clients of the plain listener are the super user. The users of `guarded_broker` authenticate by PLAIN at the listener
+LOGIN and have only the rights that `grant` gives them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Right(NamedTuple):
 
 
 def rights_of_chart() -> list[Right]:
-    """The ACLs of the KafkaUser that the values of helm/ci/strimzi.yaml render."""
+    """ACLs of the KafkaUser that the values of helm/ci/strimzi.yaml render."""
     rules: list[dict[str, Any]] = helm.one("strimzi", "KafkaUser")["spec"]["authorization"]["acls"]
     return [
         Right(
@@ -66,7 +66,7 @@ def rights_of_chart() -> list[Right]:
 
 @contextlib.contextmanager
 def guarded_broker(users: Sequence[str]) -> Iterator[Cluster]:
-    """One broker with Kafka's authorizer for KRaft; none of the users has a right."""
+    """One broker with Kafka's KRaft authorizer; its users have no rights yet."""
     passwords = " ".join(f'user_{user}="{PASSWORD}"' for user in users)
     settings = {
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -90,13 +90,13 @@ def log_in(broker: Cluster, user: str) -> dict[str, str]:
 
 
 async def grant(broker: Cluster, user: str, rights: Iterable[Right]) -> None:
-    """Give a user these rights, as the super user."""
+    """Grant a user these rights, as the super user."""
     for answer in await _send(broker, (CreateAclsRequest(*_acl(user, right)) for right in rights)):
         assert [code for code, _ in answer.creation_responses] == [0], answer
 
 
 async def revoke(broker: Cluster, user: str, rights: Iterable[Right]) -> None:
-    """Take them from the user again."""
+    """Revoke these rights of a user."""
     for answer in await _send(broker, (DeleteAclsRequest(*_acl(user, right)) for right in rights)):
         assert [(code, len(gone)) for code, _, gone in answer.filter_responses] == [(0, 1)], answer
 
@@ -116,7 +116,7 @@ async def _send(broker: Cluster, requests: Iterable[CreateAclsRequest | DeleteAc
 
 
 def rights_of_page() -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-    """The tables of docs/kafka.md, as (resource, operation): for everything, and more for making topics."""
+    """The tables of docs/kafka.md as sets of (resource, operation): for all roles, and more for creating topics."""
     section = PAGE.read_text(encoding="utf-8").partition("### Access rights\n")[2].partition("\n#")[0]
     first, second = (set(_ROW.findall(table)) for table in section.split(_HEAD)[1:])
     return first, second

@@ -1,4 +1,4 @@
-"""Records to write into logs: one of each kind and variant (`GOLDEN`), and makers for the contract suite."""
+"""Records for tests: one of each kind and variant (`GOLDEN`), and builders for the contract suite."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _RICH = (
 
 
 def frame_of_version(version: int, record: Record) -> bytes:
-    """As a newer eilpost, or a much older one, may have written it."""
+    """A frame of another version of eilpost."""
     frame = bytearray(encode(record) or b"")
     frame[2] = version
     return bytes(frame)

@@ -1,4 +1,4 @@
-"""An embedded log for tests, started and closed again."""
+"""Embedded log for tests."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""A real Apache Kafka for tests: the address one gives us, else a container, else Java and Maven by `deploy/kafka`.
+"""Real Apache Kafka for tests: a given address, a container, or Java and Maven by `deploy/kafka`.
 
-`why_missing` says why there is none; `shared()` starts one single-node broker for a whole run, when the first test
-needs it; `three_nodes()` makes a cluster a test may break. Everything is on free ports of 127.0.0.1, and any number of
-runs may go on at the same time.
+`why_missing` gives the reason when there is none, `shared()` starts one single-node broker per run, and `cluster()`
+starts a cluster that a test may break. Everything uses free ports of 127.0.0.1, so runs can be concurrent.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from deploy.kafka.question import live_brokers
 from tests.support.servers.ports import free_port
 
 GIVEN_BOOTSTRAP = "EILPOST_TEST_KAFKA"
-# For `settings`: a dead broker is noticed in 4 s and may come back then; by default that takes 9.
+# For `settings`: a dead broker is detected after 4 s, not 9 s (default), and may restart then.
 QUICK = {"broker.session.timeout.ms": "4000", "broker.heartbeat.interval.ms": "500"}
 _STOCK = {"auto.create.topics.enable": "true"}
 _IMAGE = f"apache/kafka:{jars.VERSION}"
@@ -34,19 +33,19 @@ _LOCAL = ("127.0.0.1", "localhost")
 
 @functools.cache
 def why_missing() -> str | None:
-    """Why no broker can be had here, for people; None when one can."""
+    """Why no broker is available here, for people; None when one is."""
     given = os.environ.get(GIVEN_BOOTSTRAP)
     if given:
         if any(address.rpartition(":")[0] not in _LOCAL for address in given.split(",")):
             return f"{GIVEN_BOOTSTRAP} has to be on 127.0.0.1, as no test leaves this machine (forward a port)"
         if not any(live_brokers(int(address.rpartition(":")[2])) for address in given.split(",")):
-            return f"nothing answers at {GIVEN_BOOTSTRAP}={given}"
+            return f"no server responds at {GIVEN_BOOTSTRAP}={given}"
         return None
     return None if _docker_answers() else why_no_cluster()
 
 
 def why_no_cluster() -> str | None:
-    """Why no three brokers that a test may kill can be had here: only `deploy/kafka` has them."""
+    """Why no cluster of three brokers that a test may kill is available: only `deploy/kafka` provides it."""
     return _could_not_fetch[0] if _could_not_fetch else jars.why_missing()
 
 
@@ -54,7 +53,7 @@ _could_not_fetch: list[str] = []
 
 
 def prepare() -> None:
-    """Fetch what takes long and is needed once, before any test's time runs; called when some test needs it."""
+    """Fetch the jars and create the archive before any test's time-out runs; called when a test needs them."""
     if why_no_cluster() is None:
         try:
             archive.prepare()
@@ -65,7 +64,7 @@ def prepare() -> None:
 
 @contextlib.contextmanager
 def shared() -> Iterator[str]:
-    """The address of one broker that all tests share: they name topics and groups as nobody else does."""
+    """Address of the broker that all tests share; each test uses unique topics and groups."""
     given = os.environ.get(GIVEN_BOOTSTRAP)
     if given:
         yield given
@@ -79,8 +78,8 @@ def shared() -> Iterator[str]:
 
 @contextlib.contextmanager
 def cluster(nodes: int, *, secure: bool = False, settings: Mapping[str, str] | None = None) -> Iterator[Cluster]:
-    """A running cluster of one's own by `deploy/kafka`; its folder is removed at the end. As Kafka comes, it makes
-    topics that are asked for and missing: nothing of ours may ask like that.
+    """A cluster for one test by `deploy/kafka`; its folder is deleted afterwards. With Kafka's defaults it creates
+    missing topics that a client requests, which eilpost's clients must not do.
     """
     folder = Path(tempfile.mkdtemp(prefix="eilpost-kafka-"))
     made = Cluster(nodes, folder, secure=secure, settings={**_STOCK, **(settings or {})})
@@ -88,13 +87,13 @@ def cluster(nodes: int, *, secure: bool = False, settings: Mapping[str, str] | N
         made.start()
         yield made
     finally:
-        # Nobody reads its data again, so nothing is handed over.
+        # The data is not read again, so a graceful shutdown is unnecessary.
         made.stop(timeout_seconds=0)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 class ClusterFactory(Protocol):
-    """What the fixture `kafka_cluster` gives: `cluster` above, ended with the test."""
+    """Type of the fixture `kafka_cluster`: `cluster` above, stopped at the end of the test."""
 
     def __call__(
         self, nodes: int = 3, *, secure: bool = False, settings: Mapping[str, str] | None = None
@@ -105,14 +104,14 @@ class ClusterFactory(Protocol):
 def _docker_answers() -> bool:
     if not (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists()):
         return False
-    import docker  # type: ignore[import-untyped,unused-ignore]  # only here: it takes half a second
+    import docker  # type: ignore[import-untyped,unused-ignore]  # takes half a second
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves a socket open where nothing answers
+        warnings.simplefilter("ignore", ResourceWarning)  # docker leaves a socket open when there is no response
         try:
             with contextlib.closing(docker.from_env(timeout=5)) as client:
                 return bool(client.ping())
-        except Exception:  # whatever it is, that engine is none for us
+        except Exception:  # any error means that the engine is unusable
             return False
         finally:
             gc.collect()
@@ -120,7 +119,7 @@ def _docker_answers() -> bool:
 
 @contextlib.contextmanager
 def container(image: str = _IMAGE) -> Iterator[str]:
-    """`apache/kafka` in KRaft mode: the address of the broker. Its port inside the container is the published one."""
+    """`apache/kafka` in KRaft mode; yields the broker's address. The port inside the container is the published one."""
     from testcontainers.core.container import DockerContainer
 
     port = free_port()
@@ -150,6 +149,6 @@ def container(image: str = _IMAGE) -> Iterator[str]:
         end = time.monotonic() + 60
         while not live_brokers(port):
             if time.monotonic() > end:
-                raise RuntimeError(f"{image} does not answer on port {port}")
+                raise RuntimeError(f"{image} does not respond on port {port}")
             time.sleep(0.1)
         yield f"127.0.0.1:{port}"

@@ -1,7 +1,7 @@
-"""Logs on a real Kafka for tests: a prefix of their own for each, topics made as `eilpost topics create` makes them.
+"""Logs on a real Kafka for tests, each with its own prefix and topics like those of `eilpost topics create`.
 
-`cut()` plays a network that lets nothing through, at the client's connections and so with any broker; brokers that
-stop for real are the faults' business.
+`NetworkCut` simulates a network failure at the client's connections, so it works with any broker; tests/support/faults
+stops real brokers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mail.settings import LogSettings
 
 
 def settings_on(bootstrap: str, settings: LogSettings | None = None, **changes: Any) -> LogSettings:
-    """`settings` on the broker at `bootstrap`, with a prefix nobody else has, and short time-outs."""
+    """`settings` for the broker at `bootstrap`, with a unique prefix and short time-outs."""
     base = {
         "url": f"kafka://{bootstrap}",
         "prefix": f"t{new_queue_id().lower()[-12:]}.",
@@ -53,7 +53,7 @@ async def make_topics(settings: LogSettings) -> None:
 
 
 async def configure(settings: LogSettings, topic: Topic, changes: Mapping[str, str]) -> None:
-    """A topic as we make it, but for `changes`; returns when every broker knows of it."""
+    """Change a topic's configuration; returns when every broker has it."""
     name, wanted = settings.prefix + topic.name, {**wanted_config(topic, settings), **changes}
     resource = ConfigResource(ConfigResourceType.TOPIC, name, wanted)
     admin = await open_admin(make_access(settings))
@@ -75,7 +75,7 @@ async def _configured(admin: AIOKafkaAdminClient, question: DescribeConfigsReque
 
 @asynccontextmanager
 async def running(settings: LogSettings) -> AsyncIterator[KafkaLog]:
-    """A started log on topics that are made when they are missing."""
+    """A started log; missing topics are created."""
     await make_topics(settings)
     log = KafkaLog(settings)
     await log.start()
@@ -86,7 +86,7 @@ async def running(settings: LogSettings) -> AsyncIterator[KafkaLog]:
 
 
 async def append_frame(settings: LogSettings, topic: Topic, shard: int, frame: bytes, key: str = "planted") -> int:
-    """Raw bytes as the next record of a shard; its offset."""
+    """Append raw bytes as the next record of a shard; returns the offset."""
     producer = AIOKafkaProducer(acks="all", **make_access(settings).client_options())
     await producer.start()
     try:
@@ -97,7 +97,7 @@ async def append_frame(settings: LogSettings, topic: Topic, shard: int, frame: b
 
 
 class NetworkCut:
-    """Between aiokafka and its brokers, all connections of the process."""
+    """Cuts all connections between aiokafka and its brokers in this process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_active = False
@@ -112,8 +112,8 @@ class NetworkCut:
 
 
 class KafkaHarness:
-    """For the log contract: one prefix is the store. `maker`: how the topics are made where `changes` log in as a user
-    who may not.
+    """Harness of the log contract whose store is one prefix. `maker`: credentials for creating topics, where the user
+    in `changes` may not.
     """
 
     shards_are_shared = True
