@@ -252,7 +252,7 @@ A cluster of {count} processes on 127.0.0.1: SMTP {ports.smtp[0]} and {ports.smt
 {ports.http} on.
 Mailboxes: {" and ".join(f"{user}@{demo.DOMAIN}" for user in demo.USERS)}, password {demo.PASSWORD}. Stop: Ctrl-C.
 
-Try, in another terminal: send mail as README says, and meanwhile end any process below, or a broker, by `kill -9 PID`.
+Try, in another terminal: send mail (docs/install.md), and kill any process below, or a broker: `kill -9 PID`.
   {run.format("doctor")}
   {run.format("queue")}
   {run.format("trace QUEUE_ID")}

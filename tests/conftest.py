@@ -42,9 +42,14 @@ def _why_no_swaks() -> str | None:
     return None if shutil.which("swaks") else "Debian's swaks package is not installed (apt-get install swaks)"
 
 
+def _why_no_systemd() -> str | None:
+    return None if shutil.which("systemd-analyze") else "systemd-analyze is not installed (apt-get install systemd)"
+
+
 _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "postfix": _postfix.why_missing,
     "swaks": _why_no_swaks,
+    "systemd": _why_no_systemd,
     "kafka": _kafka.why_missing,
     "kafka_cluster": _kafka.why_no_cluster,
     "objects": _objects.why_missing,

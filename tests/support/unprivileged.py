@@ -28,7 +28,7 @@ from tests.support.servers import supervised
 HIDDEN = (
     *("conntrack", "containerd", "debootstrap", "docker", "dockerd", "go", "gofmt", "helm", "ip"),
     *("ipset", "iptables", "java", "kubectl", "mvn", "nft", "nsenter", "podman", "postconf"),
-    *("postfix", "prometheus", "promtool", "runc", "sendmail", "sudo", "swaks"),
+    *("postfix", "prometheus", "promtool", "runc", "sendmail", "sudo", "swaks", "systemd-analyze"),
 )
 _FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # anyone may write there
 

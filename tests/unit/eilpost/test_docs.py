@@ -1,4 +1,4 @@
-"""What docs/ says is what the code says."""
+"""Tests of the pages: generated parts are current, links lead somewhere, the index is complete."""
 
 from __future__ import annotations
 
@@ -24,12 +24,43 @@ def test_every_rfc_cited_has_a_status_and_every_status_is_about_one_cited() -> N
     assert sorted(int(number) for number, _ in rows) == sorted(generate.cited())
 
 
-def test_the_files_the_readme_and_docs_point_to_exist() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name} points to {target}"
+def _pages() -> list[Path]:
+    return [*sorted(ROOT.glob("*.md")), ROOT / "helm" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", _pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for path, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", text):
+        if "://" in path:
+            continue
+        target = (page.parent / path) if path else page
+        assert target.exists(), path
+        assert not anchor or target.suffix != ".md" or anchor in _headings(target), f"{path}#{anchor}"
+
+
+def test_the_index_has_every_page() -> None:
+    docs = ROOT / "docs"
+    linked = set(re.findall(r"\]\(([^)]+\.md)\)", (docs / "index.md").read_text(encoding="utf-8")))
+    pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md") if page.parent.name != "runbooks"}
+    assert linked >= pages - {"index.md"}
+
+
+def test_the_changelog_has_one_heading_for_each_release_and_no_notes_of_versions() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert len(headings) == len(set(headings))
+    assert "(since" not in text
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        kinds = re.findall(r"^### (.+)$", section, re.MULTILINE)
+        assert len(kinds) == len(set(kinds)), section.partition("\n")[0]
 
 
 def test_the_readme_holds_no_unfilled_place() -> None:

@@ -17,6 +17,7 @@ from tests.support.unprivileged import ROOT, User
 PARTS = {
     "postfix": "postfix",
     "swaks": "apt-get install swaks",
+    "systemd": "apt-get install systemd",
     "kafka": "Java 17",
     "kafka_cluster": "Java 17",
     "objects": "Go is not installed",
@@ -39,6 +40,7 @@ FILES = (
     "tests/journeys/test_31_compose.py",
     "tests/contract/test_log_kafka_topics.py",
     "tests/unit/deploy/test_compose_files.py",
+    "tests/unit/deploy/test_systemd_unit.py",
     "tests/unit/helm/test_manifests.py",
     "tests/unit/helm/test_strimzi.py",
     "tests/kubernetes/test_autoscaling.py",
