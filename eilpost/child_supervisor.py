@@ -1,9 +1,8 @@
-"""The guard of processes: they never outlive the one that started them, whatever ends it, SIGKILL included.
+"""Child supervisor: child processes never outlive the process that started them, even after SIGKILL.
 
-They are members of the guard's process group from their first instant. It waits for the end of its standard input,
-which only its starter holds open; then it kills the group with SIGKILL, frozen ones and itself included. This needs no
-parent-death signal, which would follow the starting *thread* and exists on Linux only. For brokers, the demo's cluster
-and tests; a real supervisor has means of its own. Python's own library only.
+The children are in the supervisor's process group. The supervisor waits for the end of its standard input, which only
+its parent holds open, and then kills the group. A parent-death signal is not used: it follows the starting *thread* and
+exists on Linux only.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 
 
 class ChildSupervisor:
-    """Start processes with `process_group=guard.group`, in this session."""
+    """Start children with `process_group=supervisor.process_group` in the same session."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(  # noqa: S603  # this very file
@@ -31,14 +30,14 @@ class ChildSupervisor:
         return self._process.pid
 
     def close(self) -> None:
-        """End it, and with it all that are left in the group. Idempotent."""
+        """End the supervisor and all processes of its group. Idempotent."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(10)
 
 
 if __name__ == "__main__":
-    # In a group of its own it gets no Ctrl-C; a hang-up of the terminal must not end it before its work.
+    # These signals must not end the supervisor before it has killed its group.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     while sys.stdin.buffer.read(1):

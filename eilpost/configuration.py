@@ -1,7 +1,4 @@
-"""Finds the configuration and shows it: which file, the effective value of every key, and where each came from.
-
-Reading and checking is `mail/settings_file.py`; here is the search order and the view of `eilpost config`.
-"""
+"""Search order of the configuration file, and the effective settings with their sources for `eilpost config`."""
 
 from __future__ import annotations
 
@@ -21,18 +18,18 @@ from mail.settings_file import ENVIRONMENT_PREFIX, is_setting, load
 
 CONFIG_VARIABLE = "EILPOST_CONFIG"
 DEMO_PATH = Path("var/demo/eilpost.toml")
-# Whoever names one of these has chosen where mail lies, and needs no warning of defaults.
+# With one of these the storage is chosen explicitly, and no warning about defaults is printed.
 _STORAGE_VARIABLES = {"EILPOST_LOG__URL", "EILPOST_MAILBOXES__URL"}
 
 
 def search_path() -> tuple[Path, ...]:
-    """Where a configuration is looked for when no --config is given, in this order."""
+    """The default configuration files, in search order."""
     return (Path("eilpost.toml"), Path("/etc/eilpost/eilpost.toml"), DEMO_PATH)
 
 
 def find(explicit_path: Path | None) -> Path | None:
-    """The configuration file: the one given, $EILPOST_CONFIG, or the first candidate that exists. Raises
-    SettingsError for a file that was named and does not exist.
+    """The given file, $EILPOST_CONFIG, or the first existing file of `search_path`. Raises SettingsError when
+    $EILPOST_CONFIG does not exist.
     """
     if explicit_path is None and (named := os.environ.get(CONFIG_VARIABLE)):
         explicit_path = Path(named)
@@ -44,8 +41,8 @@ def find(explicit_path: Path | None) -> Path | None:
 
 
 def load_plan(explicit_path: Path | None) -> Plan:
-    """Find and read the configuration. Without a file: the defaults and the environment, from the working directory,
-    and a line on stderr that says so unless the environment says where mail lies.
+    """Find and read the configuration. Without a file, defaults and environment are used with the working directory,
+    and a warning is printed unless the environment names the storage.
     """
     path = find(explicit_path)
     settings = load(path)
@@ -54,12 +51,12 @@ def load_plan(explicit_path: Path | None) -> Plan:
         variables = [name for name in sorted(os.environ) if is_setting(name)]
         if not variables:
             raise SettingsError(
-                f"no configuration: give --config FILE or {CONFIG_VARIABLE} (looked for "
+                f"no configuration file: use --config FILE or {CONFIG_VARIABLE} (searched "
                 f"{searched}); or try `eilpost demo`"
             )
         if not _STORAGE_VARIABLES & set(map(str.upper, variables)):
             _print_message(
-                f"no configuration file (looked for {searched}): using the defaults, {', '.join(variables)}, and"
+                f"no configuration file (searched {searched}): using the defaults, {', '.join(variables)}, and"
                 f" {Path.cwd()}"
             )
     return Plan(settings, path.parent if path is not None else Path())
@@ -70,11 +67,11 @@ class Setting:
     section: str
     key: str
     value: Any
-    source: str  # "default", the file's name, or the variable's
+    source: str  # "default", or the name of the file or variable
 
 
 def effective_settings(explicit_path: Path | None) -> Iterator[Setting]:
-    """Every key with its effective value and where it came from."""
+    """Every key with its effective value and source."""
     path = find(explicit_path)
     settings = load(path)
     in_file = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
@@ -87,7 +84,7 @@ def effective_settings(explicit_path: Path | None) -> Iterator[Setting]:
 
 
 def as_toml(settings: Iterator[Setting]) -> Iterator[str]:
-    """The effective settings as TOML that can be read again, each with its source as a comment."""
+    """The effective settings as valid TOML, each with its source as a comment."""
     section = None
     for each in settings:
         if each.section != section:

@@ -1,9 +1,8 @@
-"""The chores of a process: consumed records purged, old content swept from the spool, the backlog measured.
+"""Periodic maintenance of a process: purge consumed records, sweep the spool, measure the backlog.
 
-It never touches mail that is not settled: what may go is decided by the log (`purge`), and by the spool's age limit,
-which is longer than the queue lifetime. But nodes may have been down for longer than that, and clocks jump: nothing
-goes that is younger than the oldest message still in the queue, or than the oldest record nobody has read yet. A
-chore that fails is logged and tried again at its next turn.
+The spool's age limit is longer than the queue lifetime. Because processes can be down for longer and clocks can jump,
+a sweep also keeps content newer than the oldest queued message and the oldest unconsumed record. A failed task is
+logged and repeated in the next period.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ logger = structlog.get_logger()
 MEASURE_EVERY = timedelta(seconds=5)
 PURGE_EVERY = timedelta(seconds=30)
 SWEEP_EVERY = timedelta(hours=1)
-ORDER_TOLERANCE = timedelta(hours=1)  # records stand about in the order of their messages; clocks differ
+ORDER_TOLERANCE = timedelta(hours=1)  # records are only roughly in the order of their messages; clocks differ
 
 
 class QueueReader(Protocol):
-    """What a sweep has to ask: whose content lies in the spool."""
+    """The queue whose content a sweep must keep."""
 
     def pending_deliveries(self) -> AsyncIterator[Pending]: ...
 
@@ -42,8 +41,8 @@ class QueueReader(Protocol):
 
 
 class Maintenance:
-    """`sweeps`: one role of a cluster looks after the spool. `others` are the queues of dedicated tenants, whose
-    content lies there too.
+    """`sweeps`: only one role of a cluster sweeps the spool. `other_queues` are those of dedicated tenants, which share
+    the spool.
     """
 
     name = "housekeeping"
@@ -84,7 +83,7 @@ class Maintenance:
 
     async def sweep(self) -> None:
         older_than = datetime.now(UTC) - self._settings.expire
-        # The records first: what leaves them meanwhile is in the queue.
+        # The unconsumed records before the queue: a record consumed in between is in the queue.
         for queue in (self._log, *self._other_queues()):
             oldest_unread = await queue.oldest_unconsumed()
             if oldest_unread is not None:
@@ -99,7 +98,7 @@ class Maintenance:
 async def _run_periodically(
     period: timedelta, name: str, action: Callable[[], Awaitable[None]], stop: asyncio.Event, *, at_once: bool = True
 ) -> None:
-    """Do a chore every `period`, until `stop`. A failure is a pending in the log, and so is each other one after it."""
+    """Run `action` every `period` until `stop`. A failure is logged once until its text changes or it succeeds."""
     due = at_once
     failure = ""
     while not stop.is_set():
@@ -109,7 +108,7 @@ async def _run_periodically(
                 failure = ""
         except (LogUnavailable, LogUnusable, SpoolUnavailable, OSError) as error:
             if str(error) != failure:
-                logger.warning("chore failed", chore=name, error=str(error))
+                logger.warning("maintenance task failed", task=name, error=str(error))
             failure = str(error)
         due = True
         try:

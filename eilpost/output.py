@@ -1,6 +1,5 @@
-"""What the reading commands write on: plain lines, with colours when standard output is a terminal.
-
-Lines are never wrapped or cut: a terminal wraps them, and a pipe gets them whole. rich is loaded for a terminal only.
+"""Text output of CLI commands, with colours on a terminal. Lines are not wrapped or cut; rich is loaded on a terminal
+only.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ class Output:
         self._print = _colour_printer(self._stream) if self._stream.isatty() else self._plain
 
     def write(self, *parts: tuple[str, str]) -> None:
-        """One line, made of (text, style) parts. Control characters in the text become `?`: replies come from
-        strangers, and a terminal obeys escape sequences.
+        """Write one line of (text, style) parts. Control characters become `?`, because replies of remote servers could
+        contain escape sequences.
         """
         clean = [("".join(c if c.isprintable() else "?" for c in text), style) for text, style in parts]
         self._print(clean)

@@ -1,7 +1,6 @@
-"""The history of all tenants as one: where dedicated tenants have topics of their own, each is asked in turn.
+"""Combined history of the shared topics and the topics of dedicated tenants, for `eilpost trace` and `eilpost queue`.
 
-For `trace` and `queue`: a person who looks for a message does not know whose topics it is in. The shared ones are asked
-first, then each dedicated tenant's, in the order of their names; a tenant whose topics are not made yet has no mail.
+The shared topics are read first, then those of the dedicated tenants by name. A tenant without topics has no mail.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def open_history(plan: Plan) -> HistoryLog:
-    """What the plan's log has to tell, those of dedicated tenants included unless it is for one of them."""
+    """The history of the plan's log; with dedicated tenants unless the plan is for one of them."""
     shared = make_history(plan)
     names = [] if plan.tenant or not plan.settings.log.url.startswith("kafka:") else dedicated_tenants(plan)
     return CombinedHistory(shared, [make_history(plan.for_tenant(name)) for name in names]) if names else shared
 
 
 def tenant_queues(plan: Plan, snapshot: Snapshot) -> list[KafkaHistory]:
-    """The queues of dedicated tenants, where they have their own."""
+    """The queues of dedicated tenants; empty without Kafka."""
     if not plan.settings.log.url.startswith("kafka:"):
         return []
     from mail.log.kafka.history import KafkaHistory
@@ -38,7 +37,7 @@ def tenant_queues(plan: Plan, snapshot: Snapshot) -> list[KafkaHistory]:
 
 
 def dedicated_tenants(plan: Plan) -> list[str]:
-    """The names of the tenants that have topics of their own. Raises DirectoryUnusable."""
+    """The names of the dedicated tenants. Raises DirectoryUnusable."""
     from mail.directory.file import load
 
     snapshot, _ = load(directory_path(plan))
@@ -46,7 +45,7 @@ def dedicated_tenants(plan: Plan) -> list[str]:
 
 
 class CombinedHistory:
-    """HistoryLog over several."""
+    """HistoryLog over several logs."""
 
     def __init__(self, shared: HistoryLog, tenants: Sequence[HistoryLog]) -> None:
         self._shared = shared

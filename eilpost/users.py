@@ -51,10 +51,10 @@ def check_new(path: Path, login: str) -> Address:
     domain = parse_directory(text, str(path)).domains.get(address.domain_ascii)
     if domain is None:
         raise SettingsError(
-            f"{path}: {address.domain} is not a domain of ours; add it with `eilpost domain add {address.domain}`"
+            f"{path}: there is no domain {address.domain}; add it with `eilpost domain add {address.domain}`"
         )
     if not domain.is_local:
-        raise SettingsError(f"{path}: {address.domain} is a relay domain: its mailboxes are elsewhere")
+        raise SettingsError(f"{path}: {address.domain} is a relay domain and has no local mailboxes")
     if _find_user(tables, address) is not None:
         raise UserExists(f"{address} exists already; change the password with `eilpost user passwd {address}`")
     return address

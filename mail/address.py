@@ -1,8 +1,7 @@
 """Mailbox addresses, parsed strictly by RFC 5321 section 4.1.2 and RFC 6531 section 3.3.
 
-In charge of what an address is; never of whether it exists. An `Address` that exists is valid: it
-can be written into a command line as it stands, without a way to smuggle a space or a control character in.
-Source: RFC 5321, RFC 5322 section 3.2.3 (atoms), RFC 6531.
+Every `Address` is valid and contains no space or control character outside quotes, so it can be written into an SMTP
+command unchanged. Source: RFC 5321, RFC 5322 section 3.2.3 (atoms), RFC 6531.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ _ATOM_UTF8 = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]+"
 _DOT_STRING_UTF8 = re.compile(rf"{_ATOM_UTF8}(?:\.{_ATOM_UTF8})*\Z")
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\[ -~])*)"\Z')
 _QUOTED_UTF8 = re.compile(r'"((?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*)"\Z')
-# RFC 5321 sub-domain = Let-dig [Ldh-str]. The underscore is not in the grammar; Postfix lets it
-# through because hosts on the Internet use it, and so do we.
+# RFC 5321 sub-domain = Let-dig [Ldh-str]. The underscore is not in the grammar; hosts on the Internet use it, and
+# Postfix accepts it too.
 _SUB_DOMAIN = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
 _DOMAIN = re.compile(rf"{_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*\Z")
 _C1_OR_SPACE = re.compile(r"[\u0080-\u00a0\u2028\u2029\ud800-\udfff\ufeff]")
 
 
 class AddressError(ValueError):
-    """The text is not an address; the message says why, in words fit for a reply."""
+    """The text is not an address; the message gives the reason and can be used in a reply."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
     """A mailbox, `local@domain`.
 
-    `local` is the meaning of the local-part (quotes and escapes taken off), in the case it was written in;
-    `domain` is lower case, a name without a final dot (U-labels kept) or a literal in its brackets.
+    `local` is the local-part without quotes and escapes, its case unchanged; `domain` is a lower-case name without a
+    final dot (U-labels kept) or an address literal in brackets.
     """
 
     local: str
@@ -49,7 +48,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str, *, utf8: bool = False) -> Address:
-        """Read `local@domain`. With `utf8`, RFC 6531 addresses too. Raises AddressError."""
+        """Parse `local@domain`; with `utf8`, RFC 6531 addresses too. Raises AddressError."""
         match = _COMMON_ADDRESS.match(text)
         if match is not None and len(match[1]) <= MAX_LOCAL_OCTETS and len(text) <= MAX_PATH_OCTETS - 2:
             domain = match[2]
@@ -59,24 +58,24 @@ class Address:
 
     @property
     def key(self) -> str:
-        """What directories compare: local-part in lower case, domain in A-labels, so that both forms of a name are one.
+        """The key for directory look-ups: local-part in lower case, domain in A-labels.
 
-        RFC 5321 section 2.4 lets only the host of a mailbox fold its case. We are that host, and fold.
+        RFC 5321 section 2.4 allows only the host of a mailbox to ignore the case of its local-part; eilpost does.
         """
         return f"{self.local.lower()}@{self.domain_ascii}"
 
     @property
     def domain_ascii(self) -> str:
-        """The domain as DNS knows it (A-labels), or the literal as it is."""
+        """The domain in A-labels, or the address literal unchanged."""
         return domain_ascii(self.domain)
 
     @property
     def is_ascii(self) -> bool:
-        """False when the address needs SMTPUTF8 on its way."""
+        """False when the address requires SMTPUTF8."""
         return self.local.isascii() and self.domain.isascii()
 
     def __str__(self) -> str:
-        """The form of the wire, quoted where the local-part needs it."""
+        """The SMTP form; the local-part is quoted if necessary."""
         if _DOT_STRING_UTF8.match(self.local):
             return f"{self.local}@{self.domain}"
         quoted = self.local.replace("\\", "\\\\").replace('"', '\\"')
@@ -122,7 +121,7 @@ def parse_domain(text: str, *, utf8: bool = False) -> str:
         if not utf8:
             raise AddressError("domain is not ASCII and SMTPUTF8 was not given")
         try:
-            # The mapping turns full-width digits and dots into plain ones: what comes out is checked like any other.
+            # UTS 46 maps full-width digits and dots to ASCII, so the result is validated again.
             return idna.decode(parse_domain(idna.encode(text, uts46=True).decode()))
         except (idna.IDNAError, UnicodeError) as error:
             raise AddressError("domain is not a valid internationalised name") from error
@@ -131,7 +130,7 @@ def parse_domain(text: str, *, utf8: bool = False) -> str:
     if not _DOMAIN.match(text):
         raise AddressError("domain is malformed")
     if _ENDS_IN_NUMBER.search(text):
-        # A bare IP address is not a domain (RFC 3696 section 2); it belongs into brackets.
+        # RFC 3696 section 2: an IP address without brackets is not a domain.
         raise AddressError("domain ends in a number")
     return text.lower()
 

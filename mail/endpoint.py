@@ -1,6 +1,6 @@
-"""Where something listens, "HOST:PORT", where mail is relayed to, "smtp://HOST:PORT", and where brokers are. Pure.
+"""Parsers for listen addresses ("HOST:PORT"), relays ("smtp://HOST:PORT") and broker lists. Pure.
 
-An IPv6 address stands in brackets ("[::1]:25"). Port 0 means any free one and makes sense only for listening.
+IPv6 addresses are in brackets ("[::1]:25"). Port 0 means any free port and is valid only for listening.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _EXPECTED = '"HOST:PORT" is expected, like "127.0.0.1:2525", "mx.example.test:25
 
 
 def parse(text: str) -> tuple[str, int]:
-    """`"127.0.0.1:2525"` to `("127.0.0.1", 2525)`, `"[::1]:25"` to `("::1", 25)`. Raises ValueError that says what is
-    expected.
+    """`"127.0.0.1:2525"` to `("127.0.0.1", 2525)`, `"[::1]:25"` to `("::1", 25)`. Raises ValueError with the expected
+    form.
     """
     match = _ENDPOINT.match(text)
     if match is None or int(match[3]) > 65535:
@@ -28,7 +28,7 @@ def parse(text: str) -> tuple[str, int]:
         try:
             return str(ipaddress.IPv6Address(match[1])), int(match[3])
         except ValueError as error:
-            raise ValueError(f"an IPv6 address stands in the brackets: {_EXPECTED}") from error
+            raise ValueError(f"an IPv6 address is expected in the brackets: {_EXPECTED}") from error
     return _host(match[2]), int(match[3])
 
 
@@ -44,33 +44,33 @@ def _host(text: str) -> str:
 
 
 def format(host: str, port: int) -> str:
-    """What `parse` reads back."""
+    """The inverse of `parse`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_relay(text: str) -> ToRelay:
-    """`"smtp://mail.example.test:25"` or `"lmtp://127.0.0.1:24"`. Raises ValueError that says what is expected."""
+    """`"smtp://mail.example.test:25"` or `"lmtp://127.0.0.1:24"`. Raises ValueError with the expected form."""
     if "@" in text:
         raise ValueError(
-            '"smtp://HOST:PORT" is expected, without a user name and password: relays are used without AUTH'
+            '"smtp://HOST:PORT" is expected, without a user name and password: AUTH to relays is not supported'
         )
     match = _RELAY.match(text)
     if match is None:
         raise ValueError('"smtp://HOST:PORT" or "lmtp://HOST:PORT" is expected')
     host, port = parse(match[2])
     if port == 0:
-        raise ValueError("a relay has a port from 1 to 65535")
+        raise ValueError("a port from 1 to 65535 is expected")
     return ToRelay(host, port, RelayProtocol(match[1]))
 
 
 def parse_brokers(url: str) -> tuple[str, ...]:
-    """`"kafka://h1:9092,h2:9092"` to `("h1:9092", "h2:9092")`. Raises ValueError that says what is expected."""
+    """`"kafka://h1:9092,h2:9092"` to `("h1:9092", "h2:9092")`. Raises ValueError with the expected form."""
     rest = url.removeprefix("kafka:")
     if not rest.startswith("//") or not rest[2:].strip():
         raise ValueError('brokers are expected, like "kafka://h1:9092,h2:9092"')
     if "@" in rest:
         raise ValueError(
-            'brokers are expected, like "kafka://h1:9092,h2:9092", without a user name and password: those stand in'
+            'brokers are expected, like "kafka://h1:9092,h2:9092", without a user name and password: set'
             " log.sasl_username and log.sasl_password"
         )
     brokers = tuple(part.strip() for part in rest[2:].split(","))

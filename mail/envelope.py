@@ -1,7 +1,4 @@
-"""The envelope: who sends, who receives, and under which terms (RFC 5321 section 2.3.1).
-
-Values only.
-"""
+"""SMTP envelope: reverse-path, recipients and their parameters (RFC 5321 section 2.3.1). Pure values."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ class Body(StrEnum):
 
 
 class Notify(StrEnum):
-    """A NOTIFY keyword (RFC 3461 section 4.1). NEVER stands alone."""
+    """A NOTIFY keyword (RFC 3461 section 4.1). NEVER excludes the others."""
 
     NEVER = "NEVER"
     SUCCESS = "SUCCESS"
@@ -29,7 +26,7 @@ class Notify(StrEnum):
 
 
 class Ret(StrEnum):
-    """What a failure report returns of the message (RFC 3461 section 4.3)."""
+    """The part of the message that a failure DSN returns (RFC 3461 section 4.3)."""
 
     FULL = "FULL"
     HEADERS = "HDRS"
@@ -37,7 +34,7 @@ class Ret(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """One forward-path. `address` is where it goes now; `original` what the client said, before aliases."""
+    """One forward-path. `address` is the current address; `original` the address from RCPT, before alias expansion."""
 
     address: Address
     original: Address
@@ -47,7 +44,7 @@ class Recipient:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A mail transaction's terms. A `reverse_path` of None is the null one, `<>`."""
+    """The parameters of a mail transaction. A `reverse_path` of None is the null reverse-path, `<>`."""
 
     reverse_path: Address | None
     recipients: tuple[Recipient, ...]

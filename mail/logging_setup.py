@@ -1,9 +1,8 @@
-"""Structured logs: one line an event on stderr, JSON for machines or readable text for a terminal.
+"""Structured logging: one line per event on stderr, as JSON or as text.
 
-Everybody else writes `log = structlog.get_logger()` and `log.info("accepted", queue_id=...)`. Levels below the chosen
-one cost a call of an empty function. What libraries log through `logging` comes out the same way, from WARNING on;
-of those in `_TALKATIVE` at debug only. A traceback is a field of its line, never lines of its own; a field without a
-value (None) is left out.
+Modules use `logger = structlog.get_logger()`. Log records of libraries (`logging`) are written in the same form, from
+WARNING on; those of `_NOISY_LIBRARIES` only at debug. A traceback is a field of its line; fields with the value None
+are omitted.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ import structlog
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "json", "text")
-# aiokafka calls an error what it mends by itself (a rebalance, a broker that moves), and what it cannot mend it raises
-# as well: then we say it, once and with the key.
+# aiokafka logs errors that it recovers from (a rebalance, a broker that moves). It also raises those it cannot recover
+# from, and eilpost logs them then.
 _NOISY_LIBRARIES = ("aiokafka",)
 
 _DISABLED = logging.CRITICAL + 1
@@ -40,7 +39,7 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
     as_text = format == "text" or (format == "auto" and out.isatty())
     number = getattr(logging, level.upper())
     structlog.configure(
-        processors=[_to_text if as_text else _to_json],  # one: a chain of small ones cost a third of a line
+        processors=[_to_text if as_text else _to_json],  # a chain of small processors made a line a third slower
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=(
             structlog.WriteLoggerFactory(cast("TextIO", _BestEffortStream(out)))
@@ -51,7 +50,7 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
     )
     root = logging.getLogger()
     root.handlers[:] = [_StructlogHandler()]
-    # aiosmtpd logs every command at INFO: ours tell the story, theirs only what went wrong.
+    # aiosmtpd logs every command at INFO; eilpost logs the same events itself.
     root.setLevel(logging.DEBUG if level == "debug" else max(number, logging.WARNING))
     for name in ("mail.log", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
         library = logging.getLogger(name)
@@ -63,7 +62,7 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
 
 
 class _BestEffortStream(Generic[AnyStr]):
-    """A stream that drops what cannot be written: a log whose reader is gone or whose disk is full ends no process."""
+    """A stream that drops lines it cannot write: a closed pipe or a full disk does not end the process."""
 
     def __init__(self, out: IO[AnyStr]) -> None:
         self._out: IO[AnyStr] = out
@@ -73,7 +72,7 @@ class _BestEffortStream(Generic[AnyStr]):
             self._out.write(line)
             self._out.flush()
         except OSError as error:
-            if error.errno in (errno.EPIPE, errno.EIO):  # nobody will read it; at exit Python writes what is buffered
+            if error.errno in (errno.EPIPE, errno.EIO):  # no reader; Python would fail to flush the buffer at exit
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, self._out.fileno())
                 os.close(null)
@@ -83,17 +82,14 @@ class _BestEffortStream(Generic[AnyStr]):
 
 
 def disable() -> None:
-    """For a command, whose output is its own, and for a closed stderr: nothing is logged.
-
-    A fault of a command is one line on stderr, said by its caller.
-    """
+    """Log nothing: for CLI commands, which print their errors themselves, and for a closed stderr."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     root = logging.getLogger()
     root.handlers[:] = [logging.NullHandler()]
 
 
 class _StructlogHandler(logging.Handler):
-    """Hands a library's line to ours."""
+    """Passes log records of libraries to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -103,12 +99,12 @@ class _StructlogHandler(logging.Handler):
             write(
                 record.getMessage(), library=record.name, **({"exc_info": record.exc_info} if record.exc_info else {})
             )
-        except Exception:  # a log line never breaks its writer
+        except Exception:  # a logging error must not reach the caller
             self.handleError(record)
 
 
 def _with_traceback(event: _Event) -> _Event:
-    """`exc_info`, if there is one, made a field of the line."""
+    """The event with `exc_info`, if any, as the field `traceback`."""
     exc_info = event.pop("exc_info", None)
     if exc_info is None or exc_info is False:
         return event
@@ -164,5 +160,5 @@ def _format_value(value: object) -> str:
 
 
 def _escape(text: str) -> str:
-    """Nothing a peer sent moves the cursor of a terminal."""
+    """Escape unprintable characters: text from a peer must not control the terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""Values of settings as error lines quote them: without passwords, and of a length that can be read. Pure."""
+"""Masking of passwords in values that error lines quote, and truncation of long values. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MASK = "***"
 LENGTH_MAX = 100
 
 _SCHEME = re.compile(r'"?(?:[A-Za-z][A-Za-z0-9+.-]*:/+)?')
-# What stands where a URL has its port, and is none, is taken for a password whose @ is missing or escaped.
+# An invalid port in a URL may be a password whose @ is missing or escaped.
 _NO_PORT = re.compile(
     r'(\A"?[A-Za-z][A-Za-z0-9+.-]*://(?:(?:\[[^\[\]]*\]|[^/:,\[\]]*)(?::[0-9]{1,5})?,)*[^/:,\[\]]*:)'
     r'(?![0-9]{1,5}(?:[/,"]|\Z)).+',
@@ -18,13 +18,11 @@ _NO_PORT = re.compile(
 
 
 def mask_password(value: str) -> str:
-    """A setting's value with what stands before its last `@`, its query, and what may be a password hidden:
-    "smtp://***@host:587".
-    """
+    """A value with everything before its last `@`, its query and a possible password masked: "smtp://***@host:587"."""
     match = _SCHEME.match(value)
     scheme = match[0] if match else ""
     user, at, rest = value[len(scheme) :].rpartition("@")
-    if at and "?" in user:  # which of both holds the password is not known
+    if at and "?" in user:  # the password may be in either part
         return scheme + MASK
     rest, question, query = rest.partition("?")
     masked = f"{scheme}{MASK if at else ''}{at}{rest}{question}{MASK if query else ''}"
@@ -32,13 +30,13 @@ def mask_password(value: str) -> str:
 
 
 def without_url_password(path: str) -> str:
-    """A path as it is; a URL that was given in place of one, without its password."""
+    """A path unchanged; a URL given instead of a path with its password masked."""
     scheme = _SCHEME.match(path)
     return mask_password(path) if scheme and scheme[0] else path
 
 
 def masked(value: object) -> str:
-    """The same, cut to LENGTH_MAX characters: what every error line quotes."""
+    """`mask_password` cut to LENGTH_MAX characters, for error lines."""
     if not isinstance(value, str):
         try:
             value = json.dumps(value, default=str, ensure_ascii=False)

@@ -1,7 +1,4 @@
-"""A message as eilpost carries it: its queue id, its envelope, where it came from and where its content lies.
-
-The content is never parsed and never re-serialised here.
-"""
+"""Message metadata: queue id, envelope, client and location of the content. The content is never parsed here."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ _CROCKFORD_VALUE = {letter: value for value, letter in enumerate(_CROCKFORD)}
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who handed the message in. `user` is the authenticated login, None where there was none."""
+    """The SMTP client that sent the message. `user` is the authenticated login, or None."""
 
     ip: str
     port: int
@@ -33,26 +30,26 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is known of a message besides its content. `client` is None for what eilpost wrote itself (a DSN)."""
+    """The metadata of a message. `client` is None for a DSN of eilpost."""
 
     queue_id: QueueId
     tenant: str
     received: datetime  # aware, UTC
     envelope: Envelope
-    size_bytes: int  # of the content, our Received header included
+    size_bytes: int  # of the content, with the added Received header
     client: Client | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Inline:
-    """Content that rides inside a record: the whole message, CRLF lines, not dot-stuffed."""
+    """Content inside a record: the whole message, CRLF lines, not dot-stuffed."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """Content that lies in the spool under `name`; `digest` (BLAKE2b-128, hex) tells damage."""
+    """Content in the spool under `name`. `digest` is BLAKE2b-128 in hex."""
 
     name: str
     size_bytes: int
@@ -73,13 +70,13 @@ def make_queue_id(milliseconds: int, random: int) -> QueueId:
 
 
 def derived_queue_id(now: datetime, seed: str) -> QueueId:
-    """A queue id whose random part follows from `seed`: for messages a pure decision makes (DSNs)."""
+    """A queue id whose random part is derived from `seed`: for messages created by a pure decision (DSNs)."""
     digest = blake2b(seed.encode(), digest_size=10).digest()
     return make_queue_id(int(now.timestamp() * 1000), int.from_bytes(digest))
 
 
 def queue_id_time(queue_id: QueueId) -> datetime:
-    """The instant at which a queue id was made. Raises ValueError for what is not a ULID."""
+    """The time at which a queue id was created. Raises ValueError when it is not a ULID."""
     if len(queue_id) != 26 or any(letter not in _CROCKFORD_VALUE for letter in queue_id):
         raise ValueError(f"{queue_id!r} is not a queue id (26 letters and digits)")
     milliseconds = 0
@@ -94,7 +91,7 @@ def delivery_id(queue_id: QueueId, number: int) -> DeliveryId:
 
 
 def delivery_prefix(queue_id: QueueId) -> str:
-    """What the ids of a message's deliveries, and no others, begin with."""
+    """The common prefix of the ids of a message's deliveries."""
     return f"{queue_id}-"
 
 

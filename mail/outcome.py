@@ -1,6 +1,6 @@
-"""What became of one recipient in one attempt: delivered, deferred or failed. Pure values.
+"""Outcome of one attempt for one recipient: delivered, deferred or failed. Pure values.
 
-Unknown means deferred: only a 5xx from the next hop, or a permanent fact, is `Failed`.
+An unknown result is deferred: only a 5xx reply of the next hop or a permanent condition is `Failed`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from mail.reply import Reply
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The next hop has taken responsibility (`reply` 2xx). `remote` is "mx.example.test[192.0.2.1]:25", or None for
-    a mailbox.
+    """The next hop accepted responsibility (`reply` 2xx). `remote` is "mx.example.test[192.0.2.1]:25", or None for a
+    mailbox.
     """
 
     recipient: Address
@@ -24,7 +24,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Not now (`reply` 4xx). `remote` is None when the reply is our own words, not the next hop's."""
+    """Temporary failure (`reply` 4xx). `remote` is None when eilpost made the reply, not the next hop."""
 
     recipient: Address
     reply: Reply
@@ -33,7 +33,7 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Never (`reply` 5xx). `remote` as in Deferred."""
+    """Permanent failure (`reply` 5xx). `remote` as in Deferred."""
 
     recipient: Address
     reply: Reply

@@ -1,6 +1,5 @@
-"""Makes queue ids: ULIDs that rise strictly within this process, from any thread.
-
-The only impure part of a queue id (clock and chance); what an id means is in `mail/message.py`.
+"""Generator of queue ids: ULIDs that increase strictly within the process. Thread-safe; reads the clock and
+os.urandom. The format of an id is in `mail/message.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from mail.message import QueueId, make_queue_id
 
 
 class _MonotonicGenerator:
-    """The ULID specification's monotonic generator: within a millisecond, the random part counts up."""
+    """The monotonic generator of the ULID specification: within a millisecond, the random part is incremented."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,7 +23,9 @@ class _MonotonicGenerator:
         with self._lock:
             if now_ms > self._last_ms:
                 self._last_ms = now_ms
-                self._random = int.from_bytes(os.urandom(10)) >> 1  # half the range is room to count up
+                self._random = (
+                    int.from_bytes(os.urandom(10)) >> 1
+                )  # the upper half of the range is reserved for increments
             else:
                 self._random += 1
             return make_queue_id(self._last_ms, self._random)
@@ -34,5 +35,5 @@ _generator = _MonotonicGenerator()
 
 
 def new_queue_id() -> QueueId:
-    """A new queue id of this instant."""
+    """A new queue id with the current time."""
     return _generator.make(time.time_ns() // 1_000_000)

@@ -1,6 +1,6 @@
-"""The records the roles exchange, frozen and named in the past tense; the only thing they exchange.
+"""Records of the message log, the only data that roles exchange. Pure values.
 
-Which topic and shard each belongs to: `mail/log/topics.py`; its bytes: `mail/log/codec.py`. Pure values.
+Topics and partition keys are in `mail/log/topics.py`, the encoding in `mail/log/codec.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mail.route import Route
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A message is ours from the instant at which this record is durable (state S2)."""
+    """A message was accepted: eilpost is responsible for it as soon as this record is durable (state S2)."""
 
     message: Message
     content: Content
@@ -27,9 +27,9 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A part of a message that travels together: the recipients with one next hop.
+    """The recipients of one message that share a next hop.
 
-    `message.envelope.recipients` holds only the recipients of this delivery that are still open.
+    `message.envelope.recipients` holds only the open recipients of this delivery.
     """
 
     id: DeliveryId
@@ -39,27 +39,27 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Active:
-    """Dispatched and not yet reported (state S3)."""
+    """Dispatched; its attempt is not reported yet (state S3)."""
 
     since: datetime
 
 
 class WaitCause(StrEnum):
-    """Why a delivery waits (state S4)."""
+    """The reason why a delivery waits (state S4)."""
 
     DEFERRED = "retry"  # the last attempt was deferred
-    THROTTLED = "window"  # its site has as many in hand as it may
-    HELD = "hold"  # a person holds it
+    THROTTLED = "window"  # its site has its maximum number of active deliveries
+    HELD = "hold"  # stopped by an operator, or quarantined
     UNRESOLVED = "resolving"  # DNS has not answered yet
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Not before `due` (state S4). A hold is due at the end of time and released by a command."""
+    """Waits until `due` (state S4). A held delivery is due at the maximum datetime and is released by a command."""
 
     due: datetime
     cause: WaitCause
-    reason: str  # for people: the last reply, "DNS for example.test does not answer", ...
+    reason: str  # for operators: the last reply, "DNS for example.test does not answer", ...
 
 
 _STATE_NAMES = {
@@ -72,17 +72,16 @@ STATES = ("active", *_STATE_NAMES.values())
 
 
 def state_name(state: Active | Waiting) -> str:
-    """The state of an open delivery as metrics and `eilpost queue` name it, one of `STATES`."""
+    """The state of an open delivery in metrics and `eilpost queue`: one of `STATES`."""
     return "active" if isinstance(state, Active) else _STATE_NAMES[state.cause]
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """One line of the queue: an open delivery. Key: the delivery id. A later line replaces an earlier one.
+    """An open delivery: a record of the queue. Key: the delivery id; a later record replaces an earlier one.
 
-    `content` is None while the content rides inside `Dispatched`; a waiting line has it spooled, or inside itself where
-    the spool failed.
-    `attempts` counts those reported; `last` is the last reply that was not a success.
+    `content` is None while it is inside `Dispatched`; for a waiting delivery it is `Spooled`, or `Inline` when the
+    spool failed. `attempts` counts reported attempts; `last` is the last reply that was not 2xx.
     """
 
     delivery: Delivery
@@ -95,14 +94,14 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A delivery is closed (state S5): the tombstone of its queue line."""
+    """A delivery is closed (state S5): the tombstone of its queue record."""
 
     delivery_id: DeliveryId
 
 
 @dataclass(frozen=True, slots=True)
 class Dispatched:
-    """Carry this once. `number` is the attempt's number, from 1."""
+    """One attempt is requested. `number` is the number of the attempt, from 1."""
 
     delivery: Delivery
     number: int
@@ -111,10 +110,10 @@ class Dispatched:
 
 @dataclass(frozen=True, slots=True)
 class Attempted:
-    """A delivery was tried once: an outcome for each of its recipients, in their order.
+    """The report of one attempt: an outcome for each recipient, in the order of the delivery.
 
-    `content` is where the content lies now when any recipient is deferred (always spooled then), else None.
-    `headers` are the message's first bytes, for a report, when any recipient failed or is deferred; else empty.
+    `content` is the spooled content when any recipient is deferred, else None. `headers` are the first bytes of the
+    message, for a DSN, when any recipient failed or is deferred, else empty.
     """
 
     delivery_id: DeliveryId
@@ -135,7 +134,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """History: a delivery was made. `waits` is None when it was dispatched at once."""
+    """History: a delivery was created. `waiting` is None when it was dispatched immediately."""
 
     delivery_id: DeliveryId
     route: Route
@@ -154,7 +153,7 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecorded:
-    """History: an attempt ended. `next_due` is set when something is left to try."""
+    """History: an attempt ended. `next_due` is set when recipients are still open."""
 
     delivery_id: DeliveryId
     number: int
@@ -166,14 +165,14 @@ class AttemptRecorded:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """History: the router itself failed recipients (no route, an alias loop, the lifetime is over)."""
+    """History: the router failed recipients (no route, alias loop, lifetime exceeded)."""
 
     outcomes: tuple[Outcome, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Bounced:
-    """History: a DSN about `recipients` was accepted as message `dsn`, or None: no one to tell (null reverse-path)."""
+    """History: a DSN about `recipients` was accepted as message `dsn`; None: not sent (null reverse-path)."""
 
     recipients: tuple[Address, ...]
     dsn: QueueId | None
@@ -181,7 +180,7 @@ class Bounced:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """History: nothing of the message is left to do."""
+    """History: no delivery of the message is open."""
 
 
 EventDetail = Received | Routed | Resumed | AttemptRecorded | Refused | Bounced | Closed
@@ -189,7 +188,7 @@ EventDetail = Received | Routed | Resumed | AttemptRecorded | Refused | Bounced 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of a message's history, for people and integrations. Written only by the router."""
+    """One event of a message's history. Written only by the router."""
 
     queue_id: QueueId
     time: datetime
@@ -200,7 +199,7 @@ QueueLine = Pending | Settled
 
 
 def received_time(record: Accepted | Dispatched | Attempted) -> datetime:
-    """When the message a record is about was received; of a report only its queue id says so."""
+    """When the message of a record was received; for `Attempted` the time in its queue id."""
     match record:
         case Accepted():
             return record.message.received

@@ -1,5 +1,5 @@
-"""Opens a file where there may be something else: a FIFO would hold a thread for ever, and where others write, a
-symbolic link lead out of the folder.
+"""Safe opening of regular files: a FIFO would block a thread for ever, and a symbolic link could lead out of the
+directory.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ import os
 import stat
 from pathlib import Path
 
-_NOT_REGULAR_ERRNOS = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # a link, a FIFO nobody reads or a socket, a directory
+_NOT_REGULAR_ERRNOS = (
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.EISDIR,
+)  # a symbolic link; a FIFO without reader or a socket; a directory
 
 
 class NotRegularFile(OSError):
-    """There is something else than a file."""
+    """The path is not a regular file."""
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow_symlinks: bool = False) -> int:
-    """A descriptor of a file, and of nothing else; made with mode 0600 where `flags` has O_CREAT. Never waits.
-    `follow`: a symbolic link to a file will do, as in what an operator gives us (Kubernetes mounts are links).
-
-    Raises OSError, NotPlain among them.
+    """A descriptor of a regular file, created with mode 0600 if `flags` has O_CREAT. Never blocks.
+    `follow_symlinks`: accept a symbolic link to a regular file (files in Kubernetes mounts are links). Raises OSError,
+    including NotRegularFile.
     """
     flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_symlinks else os.O_NOFOLLOW)
     try:
@@ -36,11 +39,11 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow_symlinks: bool 
 
 
 def read_regular(path: Path) -> tuple[bytes, os.stat_result]:
-    """The whole of a file, or of the one a link leads to, and the state it was in. Raises as `open_plain`."""
+    """The content and the status of a regular file; follows symbolic links. Raises as `open_regular`."""
     with open(open_regular(path, follow_symlinks=True), "rb") as file:
         status = os.fstat(file.fileno())
         return file.read(), status
 
 
 def _not_regular(path: Path) -> NotRegularFile:
-    return NotRegularFile(errno.EINVAL, "is not a plain file", str(path))
+    return NotRegularFile(errno.EINVAL, "is not a regular file", str(path))

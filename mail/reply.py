@@ -1,8 +1,7 @@
-"""SMTP replies: a code, an enhanced status code and a text, as values.
+"""SMTP reply value: code, enhanced status code and text.
 
-Every reply eilpost itself gives is a constant made here or beside its decision, with the RFC section that asks for it.
-It never formats for a socket (`wire()` returns the bytes, others send them) and cannot be built from a text that
-would inject a second reply line. Source: RFC 5321 section 4.2, RFC 2034, RFC 3463, RFC 7505.
+Control characters in the text are replaced, so a text cannot inject a second reply. Source: RFC 5321 section 4.2,
+RFC 2034, RFC 3463, RFC 7505.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ _UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]+")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one side said: `code` 200-599, `enhanced` like "5.1.1" or "" where none was given, `text` of one or more
-    lines (LF).
-    """
+    """A reply: `code` 200-599, `enhanced` like "5.1.1" or "" for none, `text` of one or more lines (LF)."""
 
     code: int
     enhanced: str
@@ -47,11 +44,11 @@ class Reply:
 
     @property
     def status(self) -> str:
-        """The enhanced code, or the general one of its class (RFC 3463 section 3.1: X.0.0)."""
+        """The enhanced code, or X.0.0 of its class (RFC 3463 section 3.1)."""
         return self.enhanced or f"{self.code // 100}.0.0"
 
     def to_bytes(self) -> bytes:
-        """The reply as it goes over the wire, CRLF included; control characters become spaces."""
+        """The reply lines with CRLF; control characters become spaces."""
         prefix = f"{self.enhanced} " if self.enhanced else ""
         lines = [_UNSAFE.sub(" ", line) for line in self.text.split("\n")]
         last = len(lines) - 1
@@ -60,6 +57,6 @@ class Reply:
         ).encode("utf-8", "replace")
 
     def __str__(self) -> str:
-        """One line for people: `550 5.1.1 No such user here`."""
+        """One line: `550 5.1.1 No such user here`."""
         text = _UNSAFE.sub(" ", self.text.replace("\n", " "))
         return " ".join(part for part in (str(self.code), self.enhanced, text) if part)

@@ -1,8 +1,7 @@
-"""Where a delivery goes: a mailbox here, a fixed relay, or the MX site of a domain.
+"""Route of a delivery: a local mailbox, a fixed relay, or the MX hosts of a domain. Pure values.
 
-A *site* is the name under which deliveries share connections, windows and back-off: two domains with the same MX hosts
-are one site. Which worker carries a delivery is another question (`partition_key` in `mail/log/topics.py`). Pure
-values.
+A *site* is the set of hosts that share connections, limits and back-off: two domains with the same MX hosts are one
+site. `partition_key` in `mail/log/topics.py` assigns a delivery to a worker.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class RelayProtocol(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ToMailbox:
-    """Into the mailbox of `owner` (an `Address.key`) on this system."""
+    """To the local mailbox of `owner` (an `Address.key`)."""
 
     owner: str
 
@@ -32,7 +31,7 @@ class ToMailbox:
 
 @dataclass(frozen=True, slots=True)
 class ToRelay:
-    """To one host that was named in the configuration."""
+    """To a host from the configuration."""
 
     host: str
     port: int
@@ -45,10 +44,10 @@ class ToRelay:
 
 @dataclass(frozen=True, slots=True)
 class ToMx:
-    """To the mail exchangers of `domain` (RFC 5321 section 5.1): `hosts` as (preference, name), best first.
+    """To the MX hosts of `domain` (RFC 5321 section 5.1): `hosts` as (preference, name), best first.
 
-    A name may be an address literal's IP address. The site is the hosts in groups of equal preference, best first,
-    whatever the domain and the numbers: 10 and 20 mean what 5 and 10 mean.
+    A name may be the IP address of an address literal. The site is the list of hosts grouped by preference; the domain
+    and the preference numbers do not matter (10 and 20 give the same site as 5 and 10).
     """
 
     domain: str
@@ -59,7 +58,7 @@ class ToMx:
         return _mx_site(self.hosts)
 
 
-@lru_cache(maxsize=10_000)  # asked for several times with each delivery
+@lru_cache(maxsize=10_000)  # used several times per delivery
 def _mx_site(hosts: tuple[tuple[int, str], ...]) -> str:
     groups: dict[int, list[str]] = {}
     for preference, name in hosts:
@@ -69,7 +68,7 @@ def _mx_site(hosts: tuple[tuple[int, str], ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Unresolved:
-    """Not known yet: DNS has not answered for `domain`. Such a delivery waits in the queue; it is never dispatched."""
+    """DNS has not answered for `domain` yet. Such a delivery waits in the queue and is not dispatched."""
 
     domain: str
 

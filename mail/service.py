@@ -1,7 +1,6 @@
-"""The life of a process: start roles, become ready, drain on SIGTERM, end with an exit status that says how it ended.
+"""Process life cycle: start roles, report readiness, drain on SIGTERM, exit with a status.
 
-A role is anything with a name and a `run`. It knows nothing about mail. A second signal cancels what is open, a third
-ends the process on the spot; nothing is lost by either, for what is ours is in the log.
+A second signal cancels open work and a third ends the process at once; accepted mail is in the log and is not lost.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from mail.telemetry.runtime import DRAINING, LOOP_LAG
 logger = structlog.get_logger()
 
 EXIT_OK = 0
-EXIT_UNUSABLE = 2  # a person must mend something, and the line on stderr says what
+EXIT_UNUSABLE = 2  # an operator must fix something; the line on stderr names it
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
 
 _HEARTBEAT_SECONDS = 0.25
-_STALLED_SECONDS = 30.0  # a loop that did not turn for so long is stuck
+_STALLED_SECONDS = 30.0  # without a heartbeat for this time the event loop is stuck
 
 
 class ServiceError(Exception):
-    """A role cannot start or go on, and trying again will not help; one line for people that names the thing."""
+    """A role cannot start or continue, and a retry would not help; one line for operators that names the cause."""
 
 
 class Role(Protocol):
@@ -44,15 +43,15 @@ class Role(Protocol):
     def name(self) -> str: ...
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
-        """Start, call `ready()` once when serving, work until `stop` is set, drain, return.
+        """Start, call `ready()` once, work until `stop` is set, drain, return.
 
-        Raises ServiceError for what a person must mend (a port in use). Any other exception is a bug of ours.
+        Raises ServiceError for what an operator must fix (a port in use). Any other exception is a bug.
         """
         ...
 
 
 async def stopped_within(stop: asyncio.Event, seconds: float) -> bool:
-    """Wait so long at most; True when `stop` was set meanwhile."""
+    """Wait for `stop` for at most `seconds`; True when it was set."""
     try:
         await asyncio.wait_for(stop.wait(), seconds)
     except TimeoutError:
@@ -61,7 +60,7 @@ async def stopped_within(stop: asyncio.Event, seconds: float) -> bool:
 
 
 class Health:
-    """What /healthz and /readyz answer from: which roles serve, whether we drain, when the event loop last turned."""
+    """State behind /healthz and /readyz: ready roles, drain, last heartbeat of the event loop."""
 
     def __init__(self) -> None:
         self.roles: dict[str, bool] = {}
@@ -77,7 +76,7 @@ class Health:
         return time.monotonic() - self._last_heartbeat < _STALLED_SECONDS
 
     async def measure_loop_lag(self) -> None:
-        """Measure the event loop's lag until cancelled."""
+        """Measure the lag of the event loop until cancelled."""
         while True:
             due = time.monotonic() + _HEARTBEAT_SECONDS
             await asyncio.sleep(_HEARTBEAT_SECONDS)
@@ -95,12 +94,11 @@ async def run_roles(
     signals: Signals | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Run `roles` until `signals`, or its own where none are given, or `stop` end it, drain them for at most `drain`,
-    return.
+    """Run `roles` until a signal or `stop`, then drain them for at most `drain`. Without `signals`, handlers are
+    installed.
 
     `on_ready` is called once when every role is ready. `support` (metrics and health over HTTP) starts before the
-    roles, ends after them, and counts for readiness too. When a role fails all are stopped, and the first failure
-    is raised.
+    roles, ends after them and is part of the readiness. When a role fails, all are stopped; the first error is raised.
     """
     health = health or Health()
     stop = signals.stop if signals is not None else stop or asyncio.Event()
@@ -119,7 +117,7 @@ async def run_roles(
             logger.debug("ready", role=name)
             if all(health.roles.values()) and not stop.is_set():
                 is_serving = True
-                gc.collect()  # what was made to start stays for good, and is not looked through again and again
+                gc.collect()  # objects made at start are permanent: exclude them from later collections
                 gc.freeze()
                 on_ready()
 
@@ -129,7 +127,7 @@ async def run_roles(
         try:
             await role.run(ready(role.name), end)
             if not end.is_set():
-                raise ServiceError(f"{role.name} ended by itself, which it never should: please report it")
+                raise ServiceError(f"{role.name} ended unexpectedly; this is a bug, please report it")
         finally:
             health.roles[role.name] = False
             stop.set()
@@ -161,11 +159,11 @@ async def run_roles(
 
 
 async def _wait_for(tasks: Sequence[asyncio.Task[None]], limit: timedelta, force_exit: asyncio.Event) -> None:
-    """Wait for the tasks, for `limit` at most, or until a second signal."""
+    """Wait for the tasks for at most `limit`, or until a second signal."""
     if not tasks:
         return
     forced = asyncio.create_task(force_exit.wait())
-    finished = asyncio.create_task(asyncio.wait(tasks))  # waits, and leaves them alone when it is cancelled
+    finished = asyncio.create_task(asyncio.wait(tasks))  # asyncio.wait does not cancel them when it is cancelled
     try:
         await asyncio.wait([forced, finished], timeout=limit.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
         unfinished = [task.get_name() for task in tasks if not task.done()]
@@ -179,13 +177,11 @@ async def _wait_for(tasks: Sequence[asyncio.Task[None]], limit: timedelta, force
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
-    """Run `main()` on the fastest event loop there is; the process's exit status. What a person must mend is one line
-    on stderr, and so is a bug of ours, whose traceback goes to the log.
-    """
+    """Run `main()` and return the exit status. An error is one line on stderr; the traceback of a bug is logged."""
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(main())
-    except Exception as error:  # the last place that can tell anybody
+    except Exception as error:  # the outermost handler
         return report(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -193,7 +189,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Makes the fastest event loop there is; None: asyncio's own."""
+    """The factory of uvloop's event loop; None: asyncio's own."""
     try:
         import uvloop
     except ImportError:  # not built for this platform
@@ -202,8 +198,8 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def report(error: Exception) -> int:
-    """Say in one line on stderr why we end; the exit status that goes with it."""
-    while isinstance(error, ExceptionGroup):  # the first of several tells the most
+    """Print the cause in one line on stderr and return the exit status."""
+    while isinstance(error, ExceptionGroup):  # the first error is usually the cause
         error = error.exceptions[0]
     if isinstance(error, ServiceError | LogUnusable | DirectoryUnusable | SettingsError | SpoolUnavailable):
         _print_error(str(error))
@@ -214,5 +210,5 @@ def report(error: Exception) -> int:
 
 
 def _print_error(text: str) -> None:
-    with suppress(OSError):  # its reader is gone or the disk is full: the exit status still tells
+    with suppress(OSError):  # closed pipe or full disk; the exit status remains
         print(f"eilpost: {' '.join(text.split())}", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,8 +1,7 @@
-"""Settings: one TOML file, every key overridable by the environment, every key explained beside its default.
+"""Settings model: every section and key with its type, default and description.
 
-`EILPOST_LOG__URL=...` overrides `[log] url`. This is only the table; reading and checking it is in
-`mail/settings_file.py`, and a wrong key, unit or value is one line that names the key (`SettingsError`). Values are
-typed and carry their unit; roles get their own section, never the whole.
+`mail/settings_file.py` reads and checks the TOML file and the environment (`EILPOST_LOG__URL` overrides `[log] url`).
+Each role receives only its own section.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from mail.units import format_duration, format_size, parse_duration, parse_size
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size)]
 
-# Type a key so and it is hidden wherever settings are shown and wherever a wrong value is quoted. Its reader says
-# `.get_secret_value()`.
+# A key of this type is masked in `eilpost config show` and in error lines.
 Secret = Annotated[SecretStr, PlainSerializer(lambda secret: MASK if secret.get_secret_value() else "")]
 
 
@@ -29,7 +27,7 @@ def is_secret(field: FieldInfo) -> bool:
 
 
 class SettingsError(Exception):
-    """One line that names the key and says what to do; what was found may hold anything, and is shown escaped."""
+    """One line that names the key and says what to do. Unprintable characters of the quoted value are escaped."""
 
     def __init__(self, line: str) -> None:
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
@@ -40,263 +38,280 @@ class Section(BaseModel):
 
 
 class NodeSettings(Section):
-    """This host as others see it."""
+    """Identity, logs and shutdown of the process."""
 
     hostname: str = Field(
-        "localhost", description="Our name in the greeting, EHLO, Received and DSNs; fully qualified."
+        "localhost", description="Fully qualified host name for the SMTP greeting, EHLO, Received and DSNs."
     )
     log_level: str = Field("info", description="debug, info, warning or error.")
-    log_format: str = Field("auto", description='"json", "text", or "auto": text on a terminal, else json.')
-    drain: Duration = Field(parse_duration("30s"), description="How long open work may take to finish at shutdown.")
+    log_format: str = Field("auto", description='"json", "text" or "auto" (text on a terminal, else json).')
+    drain: Duration = Field(
+        parse_duration("30s"), description="Time limit for open sessions and deliveries at shutdown."
+    )
 
 
 class LogSettings(Section):
-    """Where accepted mail is durable."""
+    """Message log: the durable store of accepted mail."""
 
     url: str = Field(
         "embedded:var/log.db",
         description='"embedded:FILE" for one process, "kafka://HOST:PORT,HOST:PORT" for a cluster, or "memory:" for '
-        "tests (nothing survives).",
+        "tests (mail is lost at exit).",
     )
     shards: int = Field(
         0,
         ge=0,
         le=1024,
-        description="Router shards; fixed when the log is made. 0: what is there; in a new log 1, on Kafka 12.",
+        description="Number of router shards; fixed when the log is created. 0: the number of the existing log; for a "
+        "new log 1, on Kafka 12.",
     )
     delivery_shards: int = Field(
         0,
         ge=0,
         le=1024,
-        description="Shards of `dispatched`; on Kafka they may grow later. 0: as with shards.",
+        description="Number of delivery shards (partitions of `dispatched`); on Kafka it can be increased later. "
+        "0: as for shards.",
     )
     append_timeout: Duration = Field(
-        parse_duration("20s"), description="No confirmation in this time: 451 to the client."
+        parse_duration("20s"), description="Time limit for an append to the log; after it the client gets 451."
     )
-    events_kept: Duration = Field(parse_duration("7d"), description="How long a message's history can be read.")
+    events_kept: Duration = Field(parse_duration("7d"), description="Retention of message histories (`eilpost trace`).")
     backlog_max: int = Field(
         1_000_000,
         ge=1,
         le=1_000_000_000,
-        description="So many wait in `accepted` (dedicated tenants apart): new mail gets 452.",
+        description="Maximum number of unrouted messages; above it new mail gets 452. Each dedicated tenant is counted "
+        "separately.",
     )
     min_free_disk: Size = Field(
         parse_size("256MiB"),
-        description="Less free disk than this, of an embedded log or of a spool in a directory: new mail gets 452.",
+        description="Minimum free disk space for an embedded log and a spool directory; below it new mail gets 452.",
     )
-    prefix: str = Field("mail.", description="Kafka: stands before the names of topics, groups and transactional ids.")
+    prefix: str = Field("mail.", description="Kafka: prefix of topic names, group ids and transactional ids.")
     durability: Literal["safe", "dev"] = Field(
         "safe",
-        description='Kafka: "safe" refuses topics that could lose mail; "dev" takes any, on machines for trials.',
+        description='Kafka: "safe" refuses to start with topics whose configuration could lose mail; "dev" accepts '
+        "them, for trials only.",
     )
-    replication: int = Field(3, ge=1, le=9, description="Kafka: replicas of topics that `eilpost topics create` makes.")
+    replication: int = Field(3, ge=1, le=9, description="Kafka: replication factor for `eilpost topics create`.")
     session_timeout: Duration = Field(
         parse_duration("7s"),
-        description="Kafka: a process that is silent for so long loses its shards to others; from 6s to 1m.",
+        description="Kafka: a process that sends no heartbeat for this time loses its shards to others; 6s to 1m.",
     )
     sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        "", description="Kafka: how to log in; empty: not at all."
+        "", description="Kafka: SASL mechanism; empty: no authentication."
     )
-    sasl_username: str = Field("", description="Kafka: the name to log in with.")
-    sasl_password: Secret = Field(SecretStr(""), description="Kafka: the password to log in with.")
-    tls: bool = Field(False, description="Kafka: talk TLS to the brokers.")
-    tls_ca: str = Field("", description="Kafka: a PEM file of the authorities to trust; empty: those of the system.")
-    tls_cert: str = Field("", description="Kafka: a PEM file of our certificate, where brokers ask for one.")
-    tls_key: str = Field("", description="Kafka: a PEM file of its key.")
+    sasl_username: str = Field("", description="Kafka: SASL user name.")
+    sasl_password: Secret = Field(SecretStr(""), description="Kafka: SASL password.")
+    tls: bool = Field(False, description="Kafka: use TLS to connect to the brokers.")
+    tls_ca: str = Field("", description="Kafka: PEM file of the trusted CA certificates; empty: the system's.")
+    tls_cert: str = Field("", description="Kafka: PEM file of the client certificate, if the brokers require one.")
+    tls_key: str = Field("", description="Kafka: PEM file of the client certificate's private key.")
 
 
 class SpoolSettings(Section):
-    """Where large and waiting content lies."""
+    """Storage for the content of large messages and of deliveries that wait in the queue."""
 
     url: str = Field(
         "file:var/spool",
-        description='"file:DIRECTORY" of this machine; "s3://BUCKET/PREFIX", "gs://BUCKET/PREFIX" or '
-        '"az://CONTAINER/PREFIX", an object store that all processes share; or "memory:" for tests.',
+        description='"file:DIRECTORY" on this machine; "s3://BUCKET/PREFIX", "gs://BUCKET/PREFIX" or '
+        '"az://CONTAINER/PREFIX" for an object store that all processes share; or "memory:" for tests.',
     )
     endpoint: str = Field(
-        "", description='Where an S3-compatible server listens, "https://HOST:PORT"; empty: the provider\'s own.'
+        "", description='"https://HOST:PORT" of an S3-compatible server; empty: the endpoint of the provider.'
     )
-    region: str = Field("", description="The region of an s3:// bucket; empty: AWS_REGION, else us-east-1.")
+    region: str = Field("", description="Region of an s3:// bucket; empty: AWS_REGION, else us-east-1.")
     access_key: str = Field(
         "",
-        description="The id of the access key, or the name of the az:// account. Empty: the provider's usual "
-        "credentials, from the environment (AWS_ACCESS_KEY_ID, ...), the pod or the machine.",
+        description="Access key id, or the name of the az:// account. Empty: the provider's default credentials, from "
+        "the environment (AWS_ACCESS_KEY_ID, ...), the pod or the machine.",
     )
     secret_key: Secret = Field(
         SecretStr(""),
-        description="The secret of the access key; better as EILPOST_SPOOL__SECRET_KEY than in a file. Never shown.",
+        description="Secret of the access key. Prefer the variable EILPOST_SPOOL__SECRET_KEY to this file.",
     )
-    allow_http: bool = Field(
-        False, description='Allow an endpoint of "http://": mail crosses the network in clear text.'
-    )
+    allow_http: bool = Field(False, description='Allow an "http://" endpoint: mail crosses the network unencrypted.')
     inline_max: Size = Field(
-        parse_size("256KiB"), description="Content up to this size rides inside the log's records."
+        parse_size("256KiB"),
+        description="Maximum size of content stored in log records; larger content goes to the spool.",
     )
     expire: Duration = Field(
         parse_duration("7d"),
-        description="Spooled content is removed at this age, and stays until then whatever became of its message; "
-        "longer than router.lifetime.",
+        description="Age at which spooled content is deleted, whether or not its message was delivered; must be longer "
+        "than router.lifetime.",
     )
 
 
 class DirectorySettings(Section):
-    """Who exists."""
+    """Domains, users, aliases and tenants."""
 
-    url: str = Field("file:directory.toml", description='"file:FILE" (TOML), reloaded when it changes.')
+    url: str = Field("file:directory.toml", description='"file:FILE": a TOML file, reloaded when it changes.')
 
 
 class MailboxesSettings(Section):
-    """Where delivered mail is kept."""
+    """Storage of delivered mail."""
 
     url: str = Field(
-        "maildir:var/mail", description='"maildir:DIRECTORY", readable by Dovecot; or "memory:" for tests.'
+        "maildir:var/mail", description='"maildir:DIRECTORY" (readable by Dovecot), or "memory:" for tests.'
     )
 
 
 class ResolverSettings(Section):
     """DNS."""
 
-    servers: list[str] = Field([], description='Addresses like "127.0.0.1:5353"; empty: those of the system.')
-    timeout: Duration = Field(parse_duration("5s"), description="One question's time, all servers together.")
-    cache_max: int = Field(50_000, ge=0, le=10_000_000, description="Answers kept, each for its TTL.")
+    servers: list[str] = Field([], description='Name servers, like "127.0.0.1:5353"; empty: the system\'s.')
+    timeout: Duration = Field(parse_duration("5s"), description="Time limit for one query over all name servers.")
+    cache_max: int = Field(50_000, ge=0, le=10_000_000, description="Maximum number of cached answers.")
 
 
 class IngressSettings(Section):
-    """Taking mail by SMTP."""
+    """SMTP server."""
 
     mx: str = Field(
         "127.0.0.1:2525",
-        description='Where other servers and our clients connect, "HOST:PORT"; empty: not served.',
+        description='Listen address for other servers and clients, "HOST:PORT"; empty: disabled.',
     )
     relay_networks: list[str] = Field(
         ["127.0.0.0/8", "::1/128"],
-        description="Clients from here may send to any domain; everyone else only to ours. At most a /8 (IPv4) or a "
-        "/16 (IPv6) each, or fc00::/7 or fe80::/10.",
+        description="Networks whose clients may send to any domain; other clients may send only to the directory's "
+        "domains. Largest networks: /8 (IPv4), /16 (IPv6), fc00::/7 and fe80::/10.",
     )
-    max_size: Size = Field(parse_size("25MiB"), description="A larger message is refused (552 5.3.4).")
+    max_size: Size = Field(parse_size("25MiB"), description="Maximum message size; larger messages get 552 5.3.4.")
     max_recipients: int = Field(
-        1000, ge=100, le=10_000, description="Recipients in one message; RFC 5321 asks for at least 100."
+        1000, ge=100, le=10_000, description="Maximum recipients of a message (RFC 5321 section 4.5.3.1.8)."
     )
     max_connections: int = Field(
-        1000, ge=1, le=1_000_000, description="Open connections, all clients together; more get 421."
+        1000, ge=1, le=1_000_000, description="Maximum open connections; further ones get 421."
     )
     max_connections_per_client: int = Field(
         50,
         ge=1,
         le=1_000_000,
-        description="Open connections from one address; more get 421. Relay networks are exempt.",
+        description="Maximum open connections per client address; more get 421. Relay networks are exempt.",
     )
-    max_errors: int = Field(20, ge=1, le=1000, description="Errors in one session before it is closed with 421.")
+    max_errors: int = Field(20, ge=1, le=1000, description="Number of errors after which a session is closed with 421.")
     max_hops: int = Field(
-        50, ge=1, le=1000, description="Received lines beyond which a message is taken for a loop (554 5.4.6)."
+        50, ge=1, le=1000, description="Maximum number of Received header fields; above it: mail loop, 554 5.4.6."
     )
     bytes_in_flight: Size = Field(
         parse_size("128MiB"),
-        description="Content in memory, all sessions together; beyond it, content that comes slowly is cut with 421, "
-        "and where there is none, new mail gets 452 4.3.1.",
+        description="Maximum message data in memory, over all sessions. Above it the largest slow transfer gets "
+        "421; if no transfer is slow, new mail gets 452 4.3.1.",
     )
     bytes_in_flight_per_client: Size = Field(
         parse_size("32MiB"),
-        description="Of it, from one address; one message of max_size always fits. Relay networks are exempt.",
+        description="The same limit per client address; one message of max_size is always allowed. Relay networks are "
+        "exempt.",
     )
     sender_domain_must_resolve: bool = Field(
         True,
-        description="Refuse senders whose domain has no MX or address. Off: for relay networks without DNS.",
+        description="Refuse senders whose domain has no MX and no address record. Disable in networks without DNS.",
     )
-    sender_check_exempts_relay: bool = Field(False, description="Do not look up sender domains for relay networks.")
-    vrfy: bool = Field(False, description="Answer VRFY truthfully instead of 252.")
+    sender_check_exempts_relay: bool = Field(False, description="Do not check sender domains of relay networks.")
+    vrfy: bool = Field(False, description="Reply to VRFY whether the address exists, instead of 252.")
     command_timeout: Duration = Field(
-        parse_duration("5m"), description="Waiting for a command (RFC 5321 section 4.5.3.2.7)."
+        parse_duration("5m"), description="Time limit for the next command (RFC 5321 section 4.5.3.2.7)."
     )
     data_timeout: Duration = Field(
-        parse_duration("3m"), description="Waiting for the next part of a message (section 4.5.3.2.5)."
+        parse_duration("3m"), description="Time limit for the next data of a message (RFC 5321 section 4.5.3.2.5)."
     )
 
 
 class RouterSettings(Section):
-    """Deciding where mail goes, and when again."""
+    """Routing, queue and retry times."""
 
-    lifetime: Duration = Field(parse_duration("5d"), description="An undeliverable message is bounced at this age.")
+    lifetime: Duration = Field(parse_duration("5d"), description="Age at which an undelivered message is bounced.")
     retry: list[Duration] = Field(
         [parse_duration(text) for text in ("1m", "5m", "15m", "30m", "1h", "2h", "4h")],
-        description="Time before each retry, the last one repeated; each wait is drawn between 10 % and 100 % of "
-        "its step.",
+        description="Maximum wait before each retry; the last value repeats. Each wait is chosen at random between "
+        "10 % and 100 % of its value.",
     )
     window: int = Field(
-        1000, ge=1, le=1_000_000, description="Deliveries of one site in hand at the same time; more wait in the queue."
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="Maximum active deliveries per site and shard; further ones are throttled.",
     )
     in_hand_max: int = Field(
-        5000, ge=1, le=1_000_000, description="Deliveries of one shard in hand, all sites together."
+        5000, ge=1, le=1_000_000, description="Maximum active deliveries per shard, over all sites."
     )
     window_bytes: Size = Field(
-        parse_size("16MiB"), description="Bytes of one site in hand; at least one delivery always is."
+        parse_size("16MiB"),
+        description="Maximum bytes of active deliveries per site and shard; one delivery is always allowed.",
     )
     recipients_per_delivery: int = Field(
-        100, ge=1, le=1000, description="Recipients in one transaction (RFC 5321 section 4.5.3.1.8)."
+        100, ge=1, le=1000, description="Maximum recipients per transaction (RFC 5321 section 4.5.3.1.8)."
     )
-    batch: int = Field(200, ge=1, le=100_000, description="Inputs decided on in one commit, at most.")
-    alias_depth: int = Field(20, ge=1, le=1000, description="Aliases of aliases, at most.")
+    batch: int = Field(200, ge=1, le=100_000, description="Maximum number of input records per commit.")
+    alias_depth: int = Field(20, ge=1, le=1000, description="Maximum depth of nested aliases.")
 
 
 class DeliverySettings(Section):
-    """Carrying mail to its next hop."""
+    """Delivery to mailboxes and other servers."""
 
     relay: str = Field(
         "",
-        description='"smtp://HOST:PORT" or "lmtp://HOST:PORT": everything that is not local goes there; empty: by MX.',
+        description='"smtp://HOST:PORT" or "lmtp://HOST:PORT" of the relay for all mail that is not local; empty: '
+        "deliver to the MX hosts.",
     )
-    port: int = Field(25, ge=1, le=65535, description="The port of mail exchangers.")
+    port: int = Field(25, ge=1, le=65535, description="TCP port of MX hosts.")
     connections_per_site: int = Field(
-        20, ge=1, le=100_000, description="Connections to one site; reached by slow start."
+        20, ge=1, le=100_000, description="Maximum connections per site; a site starts with fewer (slow start)."
     )
-    connections: int = Field(500, ge=1, le=1_000_000, description="Connections, all sites together.")
+    connections: int = Field(500, ge=1, le=1_000_000, description="Maximum connections, over all sites.")
     in_flight: int = Field(
         500,
         ge=1,
         le=1_000_000,
-        description="Deliveries to other servers this process works on at the same time, sites that have not answered "
-        "lately at most half of them; mailboxes have half as many places of their own.",
+        description="Maximum concurrent deliveries to other servers; at most half of them to sites that have not "
+        "replied recently. Mailboxes have a separate limit of half this number.",
     )
-    in_flight_bytes: Size = Field(parse_size("64MiB"), description="Their content in memory.")
-    idle: Duration = Field(parse_duration("5s"), description="An unused connection is closed after this time.")
-    messages_per_connection: int = Field(1000, ge=1, le=1_000_000, description="Then a new one is made.")
-    connect_timeout: Duration = Field(parse_duration("30s"), description="Making a connection, one address.")
+    in_flight_bytes: Size = Field(
+        parse_size("64MiB"), description="Maximum content of concurrent deliveries in memory."
+    )
+    idle: Duration = Field(parse_duration("5s"), description="Time after which an unused connection is closed.")
+    messages_per_connection: int = Field(1000, ge=1, le=1_000_000, description="Maximum messages per connection.")
+    connect_timeout: Duration = Field(parse_duration("30s"), description="Time limit for a connection to one address.")
     dead_site: Duration = Field(
         parse_duration("30s"),
-        description="A site that cannot be connected to is not tried again for this time.",
+        description="Time during which no connection is attempted to a site after all its hosts failed.",
     )
-    prefer_ipv6: bool = Field(True, description="Try IPv6 addresses of a host before its IPv4 ones.")
+    prefer_ipv6: bool = Field(True, description="Try the IPv6 addresses of a host before its IPv4 addresses.")
     source_addresses: list[str] = Field(
         [],
-        description="IPv4 and IPv6 addresses of this machine that outgoing connections are bound to, in turn within "
-        "the family of the destination's address; mail never leaves from another one. Empty: the system chooses.",
+        description="IPv4 and IPv6 addresses of this machine to bind outgoing connections to, in rotation within the "
+        "address family of the destination; no other address is used. Empty: the system chooses.",
     )
     ehlo_name: str = Field(
         "",
-        description="Our name in EHLO to other servers; DNS should lead from it to the source addresses and back. "
+        description="Host name in EHLO to other servers; DNS should map it to the source addresses and back. "
         "Empty: node.hostname.",
     )
 
 
 class MailstoreSettings(Section):
-    """Serving mailboxes to their owners."""
+    """POP3 server."""
 
-    pop3: str = Field("127.0.0.1:2110", description='POP3, "HOST:PORT"; empty: not served.')
-    max_connections: int = Field(500, ge=1, le=1_000_000, description="Open connections; more are turned away.")
+    pop3: str = Field("127.0.0.1:2110", description='Listen address for POP3, "HOST:PORT"; empty: disabled.')
+    max_connections: int = Field(
+        500, ge=1, le=1_000_000, description="Maximum open connections; further ones are refused."
+    )
     idle: Duration = Field(
         parse_duration("10m"),
-        description="A silent client is logged out (RFC 1939 section 3: at least 10 minutes).",
+        description="Time after which an idle client is disconnected (RFC 1939 section 3: at least 10 minutes).",
     )
 
 
 class HttpSettings(Section):
-    """Metrics and health."""
+    """Metrics and health over HTTP."""
 
-    listen: str = Field("127.0.0.1:8025", description='/metrics, /healthz, /readyz, "HOST:PORT"; empty: not served.')
+    listen: str = Field(
+        "127.0.0.1:8025", description='Listen address for /metrics, /healthz and /readyz, "HOST:PORT"; empty: disabled.'
+    )
 
 
 class Settings(Section):
-    """The whole file. `mail.settings_file.load` reads it, and the environment over it."""
+    """All sections. Built by `mail.settings_file.load`."""
 
     node: NodeSettings = NodeSettings()
     log: LogSettings = LogSettings()
@@ -312,5 +327,5 @@ class Settings(Section):
 
 
 def dump(settings: Settings) -> dict[str, Any]:
-    """The effective settings as plain values, times and sizes with their units."""
+    """The effective settings as JSON values; times and sizes as text with a unit."""
     return settings.model_dump(mode="json")

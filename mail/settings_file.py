@@ -1,7 +1,6 @@
-"""Reads the settings: one TOML file, then the environment over it, then every check there is, in this one place.
+"""Loader of the settings: TOML file, environment variables, validation.
 
-`mail/settings.py` is the table; here is what turns a wrong key, unit or value into one line that names the file (or the
-variable) and the key, says what was found and what is expected. Nothing starts on settings that did not pass.
+Every error is one line that names the file or the variable, the key, the value found and the value expected.
 """
 
 from __future__ import annotations
@@ -49,9 +48,9 @@ _SECTIONS: Mapping[str, type[Section]] = {
 }
 
 _Key = tuple[str, str]
-_INLINE_ON_KAFKA = 4 << 20  # a record has to fit into a broker's memory several times
-# Brokers take 6 s to 30 min (group.min.session.timeout.ms, group.max.session.timeout.ms of Kafka 4). But for as long as
-# this the mail of a process that was killed stands still.
+_INLINE_ON_KAFKA = 4 << 20  # a broker holds several copies of a record in memory
+# Brokers accept 6 s to 30 min (group.min.session.timeout.ms, group.max.session.timeout.ms of Kafka 4). The maximum here
+# is shorter because the mail of a killed process is not processed for this time.
 _SESSION_SECONDS = 6.0, 60.0
 
 
@@ -89,7 +88,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = read_regular(path)[0].decode()
     except FileNotFoundError as error:
         name = without_url_password(str(path))
-        raise SettingsError(f"{name}: there is no such file; name one with --config, or make it") from error
+        raise SettingsError(f"{name}: there is no such file; create it or name another one with --config") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
@@ -99,19 +98,19 @@ def _read(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: is not TOML: {error}") from error
     except ValueError as error:
-        raise SettingsError(f"{path}: has a number that is too long") from error
+        raise SettingsError(f"{path}: contains a number that is too long") from error
     except RecursionError as error:
-        raise SettingsError(f"{path}: has lists or tables nested too deep") from error
+        raise SettingsError(f"{path}: lists or tables are nested too deeply") from error
 
 
 def _check_keys(values: Mapping[str, Any], file_name: str) -> None:
-    """Every section and key of the file is in the table."""
+    """Raise SettingsError for the first unknown section or key of the file."""
     for section, keys in values.items():
         table = _SECTIONS.get(section)
         if table is None:
             raise SettingsError(f"{file_name}: {_unknown_section(section, keys)}")
         if not isinstance(keys, dict):
-            raise SettingsError(f"{file_name}: {section} is a section: write [{section}] and its keys below")
+            raise SettingsError(f"{file_name}: {section} is a section: write [{section}] with its keys below")
         for key in keys:
             if key not in table.model_fields:
                 raise SettingsError(f"{file_name}: {section}.{key}: {_unknown_key(section, key)}")
@@ -121,8 +120,8 @@ def _unknown_section(section: str, keys: object) -> str:
     what = f"there is no section [{section}]" if isinstance(keys, dict) else f"{section}: there is no such key here"
     sections = [name for name, table in _SECTIONS.items() if section in table.model_fields]
     if sections and not isinstance(keys, dict):
-        return f"{what}; it belongs into [{'] or ['.join(sections)}]"
-    return what + (_suggestion(section, _SECTIONS) or f"; there are {', '.join(_SECTIONS)}")
+        return f"{what}; it is a key of [{'] or ['.join(sections)}]"
+    return what + (_suggestion(section, _SECTIONS) or f"; the sections are {', '.join(_SECTIONS)}")
 
 
 def _unknown_key(section: str, key: str) -> str:
@@ -139,7 +138,7 @@ def _suggestion(word: str, known: Mapping[str, object]) -> str:
 
 
 def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str, Any]]:
-    """The variables that are settings, as (variable, section, key, value): those with a double underscore."""
+    """Environment variables with a double underscore, as (variable, section, key, value)."""
     for variable, text in sorted(environment.items()):
         if not is_setting(variable) or _is_kubernetes_service(variable, text):
             continue
@@ -164,8 +163,8 @@ def _is_kubernetes_service(variable: str, text: str) -> bool:
 
 
 def _misspelt(environment: Mapping[str, str]) -> Iterator[str]:
-    """A line for each variable with one underscore that begins with a section's name or is close to a setting's:
-    `EILPOST_INGRESS_MX`. Other variables that begin with EILPOST_ belong to other programs and are ignored.
+    """An error line for each variable that is probably a misspelt setting: it has one underscore and begins with the
+    name of a section or resembles a setting (`EILPOST_INGRESS_MX`). Other EILPOST_ variables are ignored.
     """
     names = [f"{section}__{key}".upper() for section, table in _SECTIONS.items() for key in table.model_fields]
     sections = tuple(f"{section}_".upper() for section in _SECTIONS)
@@ -179,11 +178,11 @@ def _misspelt(environment: Mapping[str, str]) -> Iterator[str]:
         matches = difflib.get_close_matches(rest, names, n=1, cutoff=0.8)
         if matches or rest.startswith(sections):
             hint = f"did you mean {ENVIRONMENT_PREFIX}{matches[0]}?" if matches else "a setting is EILPOST_SECTION__KEY"
-            yield f"environment variable {variable}: is no setting; {hint}"
+            yield f"environment variable {variable}: is not a setting; {hint}"
 
 
 def _from_text(text: str, field: FieldInfo, where: str) -> Any:
-    """A variable's text as TOML would have given it; lists as JSON or with commas."""
+    """The text of a variable as the value that TOML would give; a list is JSON or separated by commas."""
     if get_origin(field.annotation) is list:
         if not text.startswith("["):
             return [part.strip() for part in text.split(",") if part.strip()]
@@ -219,7 +218,7 @@ def _numbers_without_unit(values: Mapping[str, Mapping[str, Any]], name: Callabl
 
 
 def _explain(line: Any, name: Callable[[str, str], str]) -> str:
-    """One of pydantic's complaints in our words."""
+    """One validation error of pydantic as an error line."""
     section, key, *index = (*map(str, line["loc"]), "", "")[:3]
     where = name(section, key) + "".join(f"[{part}]" for part in index if part)
     found = MASK if (section, key) in _SECRETS else _quoted(line["input"])
@@ -234,7 +233,7 @@ def _quoted(value: object) -> str:
 
 
 _EXPECTATIONS = {
-    "string_type": 'a text in quotes is expected, like "..."',
+    "string_type": 'a string is expected, like "..."',
     "int_type": "a whole number without quotes is expected",
     "bool_type": "true or false without quotes is expected",
     "list_type": 'a list is expected, like ["...", "..."]',
@@ -244,7 +243,7 @@ _EXPECTATIONS = {
 
 
 def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterator[str]:
-    """What a type cannot say."""
+    """Checks of values and of combinations of keys that a type cannot express."""
 
     def check(section: str, key: str, value: str, parse: Callable[[str], object]) -> Iterator[str]:
         try:
@@ -277,57 +276,57 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
     for source in sources:
         yield from check("delivery", "source_addresses", source, source_address)
     if doubled := next((one for one in sources if [*map(normalize_ip, sources)].count(normalize_ip(one)) > 1), None):
-        yield f'{name("delivery", "source_addresses")}: "{masked(doubled)}" stands there twice; name each address once'
+        yield f'{name("delivery", "source_addresses")}: "{masked(doubled)}" is listed twice; list each address once'
     for key, fault in bucket_url.setting_errors(settings.spool):
         yield f"{name('spool', key)}: {fault}"
     for section, key in _SECRETS:
         if getattr(getattr(settings, section), key).get_secret_value() == MASK:
-            yield f"{name(section, key)}: found {MASK}, which is how a secret is shown; the secret itself is expected"
+            yield f"{name(section, key)}: found {MASK}, which is a masked secret; the secret itself is expected"
     if not settings.router.retry:
         yield f'{name("router", "retry")}: found an empty list; at least one time is expected, like ["5m"]'
     for section, key in _TIMES:
         value = getattr(getattr(settings, section), key)
         for time in value if isinstance(value, list) else [value]:
             if time.total_seconds() <= 0:
-                yield f'{name(section, key)}: found "{format_duration(time)}"; more than nothing is expected'
+                yield f'{name(section, key)}: found "{format_duration(time)}"; more than 0s is expected'
     if settings.spool.expire <= settings.router.lifetime:
         yield (
             f'{name("spool", "expire")}: found "{format_duration(settings.spool.expire)}"; longer than router.lifetime '
-            f'("{format_duration(settings.router.lifetime)}") is expected, or queued mail would lose its content'
+            f'("{format_duration(settings.router.lifetime)}") is expected, else queued mail would lose its content'
         )
     if settings.log.sasl_mechanism and not (settings.log.sasl_username and settings.log.sasl_password):
         yield f"{name('log', 'sasl_username')}, log.sasl_password: log.sasl_mechanism needs both"
     if settings.log.sasl_username and not settings.log.sasl_mechanism:
         yield (
-            f"{name('log', 'sasl_mechanism')}: log.sasl_username is set and no mechanism, so nobody would log in; set"
-            " PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, or remove the name"
+            f"{name('log', 'sasl_mechanism')}: log.sasl_username is set without a mechanism; set PLAIN,"
+            " SCRAM-SHA-256 or SCRAM-SHA-512, or remove log.sasl_username"
         )
     yield from check("log", "prefix", settings.log.prefix, topic_prefix)
     session_seconds = settings.log.session_timeout.total_seconds()
     if session_seconds < _SESSION_SECONDS[0]:
-        yield f'{name("log", "session_timeout")}: at least "6s" is expected: brokers refuse less'
+        yield f'{name("log", "session_timeout")}: at least "6s" is expected: brokers refuse shorter times'
     if session_seconds > _SESSION_SECONDS[1]:
         found = format_duration(settings.log.session_timeout)
         yield (
-            f'{name("log", "session_timeout")}: found "{found}"; at most "1m" is expected: for so long the mail of a'
-            " process that was killed stands still"
+            f'{name("log", "session_timeout")}: found "{found}"; at most "1m" is expected: the mail of a killed'
+            " process is not processed for this time"
         )
     if settings.log.url.startswith("kafka:") and settings.spool.inline_max > _INLINE_ON_KAFKA:
         yield (
             f'{name("spool", "inline_max")}: found "{format_size(settings.spool.inline_max)}"; on Kafka at most '
-            f'"{format_size(_INLINE_ON_KAFKA)}" is expected, larger content goes to the spool'
+            f'"{format_size(_INLINE_ON_KAFKA)}" is expected; larger content goes to the spool'
         )
     if settings.spool.inline_max > settings.ingress.bytes_in_flight:
-        yield f"{name('spool', 'inline_max')}: is larger than ingress.bytes_in_flight; make it smaller"
+        yield f"{name('spool', 'inline_max')}: is larger than ingress.bytes_in_flight; set a smaller value"
     if settings.ingress.max_size > settings.ingress.bytes_in_flight:
         yield (
-            f"{name('ingress', 'max_size')}: is larger than ingress.bytes_in_flight, so that no such message "
-            "could ever be taken; raise ingress.bytes_in_flight"
+            f"{name('ingress', 'max_size')}: is larger than ingress.bytes_in_flight, so a message of this size "
+            "could never be accepted; increase ingress.bytes_in_flight"
         )
 
 
 def _is_time(field: FieldInfo) -> bool:
-    """A time or a list of times."""
+    """Whether the field is a duration or a list of durations."""
     of_elements = [part for element in get_args(field.annotation) for part in getattr(element, "__metadata__", ())]
     parts = (*field.metadata, *of_elements)
     return any(isinstance(part, BeforeValidator) and part.func is parse_duration for part in parts)
@@ -337,7 +336,7 @@ _TIMES = [
     (section, key)
     for section, table in _SECTIONS.items()
     for key, field in table.model_fields.items()
-    if _is_time(field) and (section, key) != ("node", "drain")  # no drain at all is a choice
+    if _is_time(field) and (section, key) != ("node", "drain")  # a drain of 0s is allowed
 ]
 
 _SECRETS = [

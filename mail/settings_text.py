@@ -1,7 +1,4 @@
-"""Writes settings as the TOML that `mail/settings_file.py` reads, every key explained beside its value.
-
-The documentation, `eilpost config show` and the example file are this text, so that none of them can be out of date.
-"""
+"""Settings as commented TOML: the source of the reference page, `eilpost config show` and the example file."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ from mail.settings import Settings, dump
 
 
 def default_toml() -> str:
-    """Every section and key with its default, explained."""
+    """Every section and key with its default and description."""
     return render(Settings())
 
 
 def render(settings: Settings, *, explain: bool = True) -> str:
-    """`settings` as TOML; with `explain`, what each section and key means stands above it."""
+    """`settings` as TOML; with `explain`, each section and key has its description above it."""
     lines: list[str] = []
     for section, values in dump(settings).items():
         table = type(getattr(settings, section))
@@ -37,7 +34,7 @@ def render(settings: Settings, *, explain: bool = True) -> str:
 
 
 def default_tables() -> dict[str, dict[str, dict[str, Any]]]:
-    """The same for programs: section, key, its default and what it means."""
+    """The same for programs: section, key, default and description."""
     settings = Settings()
     return {
         section: {key: {"default": value, "meaning": _meaning(settings, section, key)} for key, value in values.items()}
@@ -51,7 +48,7 @@ def _meaning(settings: Settings, section: str, key: str) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    """` 1 to 1000.`, where a number has bounds."""
+    """` 1 to 1000.` for a number with bounds."""
     low, high = (
         next((getattr(part, end) for part in field.metadata if hasattr(part, end)), None) for end in ("ge", "le")
     )
@@ -63,5 +60,5 @@ def _comment(text: str) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """JSON's texts, numbers, booleans and lists of them are TOML as they stand (DEL excepted, which nobody writes)."""
+    """JSON strings, numbers, booleans and lists of them are valid TOML (except a string with DEL)."""
     return json.dumps(value, ensure_ascii=False)

@@ -1,7 +1,4 @@
-"""Checks of single values of the settings: host names, addresses, URLs, prefixes.
-
-Each raises ValueError that says what is expected.
-"""
+"""Validators of settings: host names, addresses, URLs, prefixes. Errors are ValueErrors naming the expected form."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from mail import endpoint
 from mail.address import AddressError, parse_domain
 from mail.spool import bucket_url
 
-# The adapters there are, by section; the roof opens them.
+# URL schemes of the adapters, by section.
 SCHEMES: Mapping[str, Mapping[str, str]] = {
     "log": {"embedded": '"embedded:FILE"', "kafka": '"kafka://HOST:PORT,..."', "memory": '"memory:"'},
     "spool": {"file": '"file:DIRECTORY"', "memory": '"memory:"', **bucket_url.SCHEMES},
@@ -22,7 +19,7 @@ SCHEMES: Mapping[str, Mapping[str, str]] = {
     "mailboxes": {"maildir": '"maildir:DIRECTORY"', "memory": '"memory:"'},
 }
 
-# Kafka takes 249 letters for a topic; behind the prefix come a tenant's name, of 64 at most, and our longest name.
+# Kafka allows 249 characters in a topic name: the prefix, a tenant of at most 64 characters and the longest topic.
 PREFIX_MAX = 249 - 64 - len(".dispatched")
 
 _BROADCAST = ipaddress.IPv4Address("255.255.255.255")
@@ -36,12 +33,12 @@ def host_name(text: str) -> None:
 
 
 def topic_prefix(text: str) -> None:
-    """What stands before the names of topics: as Kafka takes them."""
+    """A prefix of valid Kafka topic names."""
     invalid = re.search(r"[^A-Za-z0-9._-]", text)
     if invalid is not None:
-        raise ValueError(f"Kafka takes letters, digits, '.', '_' and '-' in the name of a topic, and no {invalid[0]!r}")
+        raise ValueError(f"letters, digits, '.', '_' and '-' are expected (Kafka topic names), not {invalid[0]!r}")
     if len(text) > PREFIX_MAX:
-        raise ValueError(f"it has {len(text)} letters, and Kafka leaves room for {PREFIX_MAX}")
+        raise ValueError(f"at most {PREFIX_MAX} characters are expected (Kafka topic names), not {len(text)}")
 
 
 def adapter_url(url: str, schemes: Mapping[str, str]) -> None:
@@ -55,7 +52,7 @@ def adapter_url(url: str, schemes: Mapping[str, str]) -> None:
     if scheme != "memory" and not rest.strip():
         raise ValueError(f"a path is missing after {scheme}: - {expected}")
     if "\0" in rest:
-        raise ValueError("no path has such a character")
+        raise ValueError("a path without a NUL character is expected")
     if scheme == "embedded" and not Path(rest).name:
         raise ValueError(f"a file is missing after {scheme}: - {expected}")
     if scheme == "kafka":
@@ -85,13 +82,13 @@ def normalize_ip(text: str) -> str:
         return text
 
 
-# The largest blocks that one operator has, and the larger ones that are not part of the Internet.
+# The largest blocks of one operator; the networks of _PRIVATE are larger, but not part of the Internet.
 _SHORTEST_PREFIX = {4: 8, 6: 16}
 _PRIVATE = (ipaddress.ip_network("fc00::/7"), ipaddress.ip_network("fe80::/10"))
 
 
 def relay_network(text: str) -> None:
-    """A network whose clients may send to any domain; not a large part of the Internet. Raises ValueError."""
+    """A network whose clients may relay; a large part of the Internet is refused. Raises ValueError."""
     try:
         network = ipaddress.ip_network(text)
     except ValueError as error:
@@ -99,9 +96,7 @@ def relay_network(text: str) -> None:
         raise ValueError(f'a network is expected, like "10.0.0.0/8" or "::1/128"{reason}') from error
     shortest = _SHORTEST_PREFIX[network.version]
     if network.prefixlen < shortest and network not in _PRIVATE:
-        raise ValueError(
-            f"a network of at least /{shortest} is expected: a larger part of the Internet makes an open relay"
-        )
+        raise ValueError(f"a network of /{shortest} or longer is expected: a larger network makes an open relay")
 
 
 def name_server(text: str) -> tuple[str, int]:

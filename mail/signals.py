@@ -1,7 +1,6 @@
-"""Signal handlers of a server process (README, "Signals").
+"""Signal handlers of a server process.
 
-No signal but SIGKILL ends a process without a drain. Before the roles are started there is nothing to drain: SIGTERM
-then cancels the task that starts them.
+SIGTERM, SIGINT and SIGQUIT drain the process; before the roles are started they cancel the start. SIGHUP reloads.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ _IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 
 
 class Signals:
-    """While this context is open: the first ending signal sets `stop`, a second one `at_once`, and a third ends the
-    process. SIGHUP runs the functions that were given to `on_reload`.
+    """Context with signal handlers: the first terminating signal sets `stop`, the second `force_exit`, the third ends
+    the process. SIGHUP runs the functions passed to `on_reload`.
     """
 
     def __init__(self, stop: asyncio.Event | None = None) -> None:
@@ -34,13 +33,13 @@ class Signals:
         self.force_exit = asyncio.Event()
         self._reloads: list[Callable[[], Awaitable[None]]] = []
         self._reload_tasks: set[asyncio.Task[None]] = set()
-        self._startup_task: asyncio.Task[object] | None = None  # what an ending signal cancels
+        self._startup_task: asyncio.Task[object] | None = None  # cancelled by a terminating signal
         self._terminating = False
         self._handled: list[signal.Signals] = []
         self._had_terminal = sys.stderr is not None and sys.stderr.isatty()
 
     def startup_began(self) -> None:
-        """Until `serving`, an ending signal cancels the current task."""
+        """Until `startup_ended`, a terminating signal cancels the current task."""
         self._startup_task = asyncio.current_task()
 
     def startup_ended(self) -> None:
@@ -61,7 +60,7 @@ class Signals:
         logger.info("signal", name=name)
 
     def _on_hangup(self) -> None:
-        if self._had_terminal and not sys.stderr.isatty():  # the terminal was closed, and with it the log
+        if self._had_terminal and not sys.stderr.isatty():  # the terminal and the log on it are closed
             self._on_terminate("SIGHUP")
             return
         logger.info("signal", name="SIGHUP", does="reload")
@@ -96,5 +95,5 @@ class Signals:
 async def _reload(function: Callable[[], Awaitable[None]]) -> None:
     try:
         await function()
-    except Exception:  # the process goes on with what it has
+    except Exception:  # the process continues with the last good state
         logger.exception("reload failed")

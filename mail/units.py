@@ -1,7 +1,4 @@
-"""Times and sizes as people write them in settings: "5m", "25MiB". Pure.
-
-Inside the program a time is a timedelta and a size an int of bytes.
-"""
+"""Parsers and formatters of durations ("5m") and sizes ("25MiB") in settings. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from fractions import Fraction
 
 _TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)\Z")
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-_LONGEST_MILLISECONDS = 36500 * 86_400_000  # a hundred years: a date plus it is still a date
+_LONGEST_MILLISECONDS = 36500 * 86_400_000  # 100 years: no overflow when added to a datetime
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)\Z")
 _BYTES = {
     "B": 1,
@@ -24,11 +21,11 @@ _BYTES = {
     "GB": 10**9,
     "TB": 10**12,
 }
-_LARGEST_BYTES = 1 << 50  # fits any integer it may meet
+_LARGEST_BYTES = 1 << 50
 
 
 def parse_duration(text: object) -> timedelta:
-    """`"500ms"`, `"30s"`, `"5m"`, `"2h"`, `"5d"`, `"1w"`. Raises ValueError that says what is expected."""
+    """`"500ms"`, `"30s"`, `"5m"`, `"2h"`, `"5d"`, `"1w"`. Raises ValueError with the expected form."""
     if isinstance(text, timedelta):
         return text
     match = _TIME.match(text) if isinstance(text, str) else None
@@ -41,9 +38,9 @@ def parse_duration(text: object) -> timedelta:
 
 
 def parse_size(text: object) -> int:
-    """`"256KiB"`, `"25MiB"`, `"10GB"`, to bytes. Raises ValueError that says what is expected."""
+    """`"256KiB"`, `"25MiB"`, `"10GB"`, to bytes. Raises ValueError with the expected form."""
     if isinstance(text, int) and not isinstance(text, bool):
-        return text  # a default of ours; TOML numbers are turned away by the caller's strictness
+        return text  # a default; the loader refuses TOML numbers without a unit
     match = _SIZE.match(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError('a size with its unit is expected, like "256KiB", "25MiB" or "10GB"')
@@ -54,7 +51,7 @@ def parse_size(text: object) -> int:
 
 
 def format_duration(value: timedelta) -> str:
-    """An exact text that `parse_duration` reads back, in the largest unit up to days that fits."""
+    """The inverse of `parse_duration`, in the largest exact unit up to days."""
     milliseconds = value // timedelta(milliseconds=1)
     for unit in ("d", "h", "m", "s"):
         whole, rest = divmod(milliseconds, _MILLISECONDS[unit])
@@ -64,7 +61,7 @@ def format_duration(value: timedelta) -> str:
 
 
 def format_size(value: int) -> str:
-    """An exact text that `parse_size` reads back, in the largest unit that fits."""
+    """The inverse of `parse_size`, in the largest exact unit."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         whole, rest = divmod(value, _BYTES[unit])
         if whole and not rest:

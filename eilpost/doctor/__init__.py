@@ -1,8 +1,6 @@
-"""`eilpost doctor`: looks at everything a process relies on, and says of each thing what is so and what to do.
+"""`eilpost doctor`: concurrent checks of all dependencies of a process, each with a time limit.
 
-In charge of which checks there are, of their order on the page, and of an end to each: a check that hangs is a
-finding. All of them run at the same time. It changes nothing but a probe in the log and one in the spool, which both
-go by age.
+The only side effects are one probe record in the log and one probe in the spool; both expire by age.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ Check = Coroutine[Any, Any, list[Finding]]
 
 
 async def examine(plan: Plan, limit_seconds: float = LIMIT_SECONDS) -> list[Finding]:
-    """All findings, in the order of the page."""
+    """All findings, in the order of the output."""
     checks = {
         "log": _log(plan),
         "spool": machine.spool(plan),
@@ -41,10 +39,12 @@ async def _within(seconds: float, what: str, check: Check) -> list[Finding]:
         async with asyncio.timeout(seconds):
             return await check
     except TimeoutError:
-        return [fail(what, f"no answer within {seconds:.0f} s", "what hangs here hangs the mail too: look there first")]
+        return [fail(what, f"no answer within {seconds:.0f} s", "mail waits for it too: fix this first")]
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return [fail(what, f"{where}{error.strerror or error}", "see that it is there and may be used by this user")]
+        return [
+            fail(what, f"{where}{error.strerror or error}", "check that it exists and that this user may access it")
+        ]
 
 
 async def _log(plan: Plan) -> list[Finding]:
@@ -59,13 +59,11 @@ async def _log(plan: Plan) -> list[Finding]:
         from eilpost.doctor import embedded
 
         return await embedded.examine(plan.path(rest), plan.settings.log)
-    return [ok("log", f"{plan.settings.log.url} keeps nothing: for tests")]
+    return [ok("log", f"{plan.settings.log.url} is not durable: for tests only")]
 
 
 def _dedicated(plan: Plan) -> list[str]:
-    """The tenants with topics of their own, when we look at the shared ones. A directory that cannot be read is
-    another check's.
-    """
+    """The dedicated tenants when the shared topics are checked. An unreadable directory is reported by `directory`."""
     if plan.tenant:
         return []
     try:

@@ -1,7 +1,6 @@
-"""Doctor, the brokers: each address, versions, size of the cluster, topics, groups, a write, clocks, certificates.
+"""Doctor checks of a Kafka cluster: addresses, versions, size, topics, groups, an append, clocks, certificates.
 
-Every question has its time limit in `mail/log/kafka`. When no broker can be reached the rest is not asked, and that is
-said.
+The time limit of each request is in `mail/log/kafka`. When no broker is reachable, the other checks are skipped.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from mail.settings import LogSettings
 _CLOCK_WARN_SECONDS = 2.0
 _SLOW_SECONDS = 0.5
 _RETRY_ADVICE = (
-    "ask again in ten seconds: the cluster misses a broker that has just died by then; else see the brokers' own logs"
+    "run doctor again in 10 s (the cluster detects a dead broker by then); if it still fails, see the brokers' logs"
 )
-_LIMIT_SECONDS = 26.0  # less than the page has for each of its parts
+_LIMIT_SECONDS = 26.0  # shorter than doctor.LIMIT_SECONDS
 
 
 async def examine(
     settings: LogSettings, tenant: str, others: Mapping[str, LogSettings], limit_seconds: float = _LIMIT_SECONDS
 ) -> list[Finding]:
-    """All there is to say of the log on Kafka; `settings` with absolute paths. `tenant` is the dedicated one they are
-    for, if any; `others`: the settings of tenants whose topics are looked at too. What is known at the limit is told.
+    """Check the log on Kafka; `settings` have absolute paths. `tenant` is their dedicated tenant, if any; `others` are
+    the settings of further tenants to check. At the time limit the findings so far are returned.
     """
     try:
         access = make_access(settings, tenant)
@@ -51,8 +50,8 @@ async def examine(
             async for part in _findings(access, settings, tenant, others):
                 result += part
     except TimeoutError:
-        text = f"not everything was answered within {limit_seconds:.0f} s"
-        result.append(fail("log", text, "mend what stands above, then ask again"))
+        text = f"some checks did not finish within {limit_seconds:.0f} s"
+        result.append(fail("log", text, "fix the findings above, then run doctor again"))
     return result
 
 
@@ -63,7 +62,7 @@ async def _findings(
     reached = [answer for answer in answers if isinstance(answer, Reachable)]
     yield [_address_finding(answer, some=bool(reached)) for answer in answers]
     if not reached:
-        yield [fail("log", "nothing more can be asked: no broker can be reached", "mend the lines above")]
+        yield [fail("log", "no broker is reachable: further checks are skipped", "fix the findings above")]
         return
     unreached = await unreachable_brokers(access, answers)
     yield [fail(f"broker {each.address}", each.what, each.advice) for each in unreached]
@@ -100,54 +99,56 @@ async def _topics_and_groups(
 def _error_finding(what: str, error: LogUnavailable) -> Finding:
     if isinstance(error, LogNotAuthorized):
         return fail(what, str(error), RIGHTS)
-    return fail(what, f"cannot be looked at: {error}", _RETRY_ADVICE)
+    return fail(what, f"cannot be checked: {error}", _RETRY_ADVICE)
 
 
 def _address_finding(answer: Reachable | Unreachable, *, some: bool) -> Finding:
     if isinstance(answer, Unreachable):
-        say = warn if some else fail  # with one broker reached the others are found
-        return say(f"broker {answer.address}", answer.what, answer.advice)
-    text = f"answers in {format_age(timedelta(seconds=answer.seconds))}, Kafka {answer.api_versions.release}"
+        level = warn if some else fail  # one reachable broker is enough to discover the others
+        return level(f"broker {answer.address}", answer.what, answer.advice)
+    text = f"responds in {format_age(timedelta(seconds=answer.seconds))}, Kafka {answer.api_versions.release}"
     if answer.seconds > _SLOW_SECONDS:
-        return warn(f"broker {answer.address}", text, "every 250 waits for it: look at its load and at the network")
+        return warn(
+            f"broker {answer.address}", text, "every accepted message waits for it: check its load and the network"
+        )
     return ok(f"broker {answer.address}", text)
 
 
 def _version_findings(reached: Sequence[Reachable]) -> list[Finding]:
     releases = sorted({answer.api_versions.release for answer in reached})
     levels = sorted({answer.api_versions.finalized_release for answer in reached})
-    text = f"features of Kafka {', '.join(levels)}"
+    text = f"feature level {', '.join(levels)}"
     if len(releases) > 1:
-        return [warn("cluster", f"brokers of {' and '.join(releases)}: {text}", "finish the upgrade of the brokers")]
+        return [warn("cluster", f"brokers run Kafka {' and '.join(releases)}: {text}", "finish the broker upgrade")]
     if releases[0].startswith(("before", "3.")):
         return [warn("cluster", f"Kafka {releases[0]}: eilpost is tested on 4.x", "upgrade the brokers")]
     if any(answer.api_versions.is_upgrade_unfinished for answer in reached):
-        upgrade = f"if no broker goes back: `kafka-features.sh upgrade --release-version {releases[0]}`"
-        return [warn("cluster", f"{text}, its brokers are of {releases[0]}", upgrade)]
+        upgrade = f"unless you plan a downgrade: `kafka-features.sh upgrade --release-version {releases[0]}`"
+        return [warn("cluster", f"{text}, brokers run {releases[0]}", upgrade)]
     return [ok("cluster", text)]
 
 
 def _size_findings(reached: Sequence[Reachable], unreachable: Set[str], settings: LogSettings) -> list[Finding]:
-    """`gone`: addresses that do not answer. A broker that has just died is in the others' lists for a while."""
+    """`unreachable`: addresses to subtract, because brokers list a dead broker for a while."""
     alive = max(sum(address not in unreachable for _, address in answer.brokers) for answer in reached)
     is_dev = settings.durability == "dev"
     needed = settings.replication if is_dev else max(settings.replication, REPLICATION_SAFE)
     brokers = "1 broker" if alive == 1 else f"{alive} brokers"
     if alive >= needed:
         return [ok("cluster size", f"{brokers} alive, log.replication = {settings.replication}")]
-    text = f"{brokers} alive, {needed} needed for {needed} replicas"
+    text = f"{brokers} alive, {needed} required for {needed} replicas"
     start = "start the missing brokers"
     if alive >= IN_SYNC_SAFE and not is_dev:
-        more = ": one more that fails stops the mail" if alive == IN_SYNC_SAFE else ""
+        more = ": mail stops if one more fails" if alive == IN_SYNC_SAFE else ""
         return [warn("cluster size", text + more, start)]
-    trial = 'or, on a machine for trials: log.durability = "dev" and log.replication = 1'
+    trial = 'or, for a trial: log.durability = "dev" and log.replication = 1'
     return [fail("cluster size", text, start, trial)]
 
 
 def _certificate_findings(reached: Sequence[Reachable], settings: LogSettings) -> list[Finding]:
     now = datetime.now(UTC)
     result = [
-        _certificate_finding(f"certificate {answer.address}", answer.certificate_expires, now, "renew it at the broker")
+        _certificate_finding(f"certificate {answer.address}", answer.certificate_expires, now, "renew it on the broker")
         for answer in reached
         if answer.certificate_expires is not None
     ]
@@ -157,7 +158,7 @@ def _certificate_findings(reached: Sequence[Reachable], settings: LogSettings) -
 
 
 def _certificate_finding(what: str, until: datetime, now: datetime, advice: str) -> Finding:
-    text = f"good until {until:%Y-%m-%d}"
+    text = f"valid until {until:%Y-%m-%d}"
     if until <= now:
         return fail(what, f"expired on {until:%Y-%m-%d}", advice)
     return (
@@ -169,8 +170,8 @@ def _cleartext_findings(settings: LogSettings) -> list[Finding]:
     if settings.tls:
         return []
     if settings.sasl_mechanism == "PLAIN":
-        text = "the password crosses the network in clear text (log.sasl_mechanism = PLAIN without log.tls)"
-        return [warn("log.tls", text, "use listeners with TLS, or a SCRAM mechanism")]
+        text = "the password is sent unencrypted (log.sasl_mechanism = PLAIN without log.tls)"
+        return [warn("log.tls", text, "use TLS listeners or a SCRAM mechanism")]
     return []
 
 
@@ -180,14 +181,18 @@ async def _group_findings(
     try:
         counts = shard_counts_of(there, access, settings)
     except LogUnusable:
-        return []  # said of the topics
+        return []  # reported by the topic checks
     history_reader = KafkaHistoryReader(access, cluster_info, counts)
     try:
         backlog = await history_reader.backlog()
         states = await cluster_info.describe_groups([access.group(role) for role in (ROUTER, DELIVERY)])
     except LogUnusable as error:
         return [
-            fail(f"groups{topics.of_tenant(tenant)}", str(error), "the shards of that group stand still until then")
+            fail(
+                f"groups{topics.of_tenant(tenant)}",
+                str(error),
+                "the shards of this group are stopped until it is fixed",
+            )
         ]
     except LogUnavailable as error:
         return [_error_finding(f"groups{topics.of_tenant(tenant)}", error)]
@@ -203,17 +208,17 @@ def _group_finding(
 ) -> Finding:
     name = access.group(role)
     state, members = states.get(name, ("Dead", 0))
-    what, records = f"group {name}", "1 record waits" if waiting == 1 else f"{waiting} records wait"
-    start = f"start `eilpost {role}{topics.tenant_option(tenant)}` with this log"
+    what, records = f"group {name}", "lag 1 record" if waiting == 1 else f"lag {waiting} records"
+    start = f"start `eilpost {role}{topics.tenant_option(tenant)}` with this log.url"
     if not members:
-        text = f"no process of this role runs, {records}"
+        text = f"no process of this role is running, {records}"
         return fail(what, text, start) if waiting else warn(what, text, start)
     processes = "1 process" if members == 1 else f"{members} processes"
     text = f"{processes}, {shards} shards, {records}"
     if state != "Stable":
-        return warn(what, f"{text}, shards are being shared out anew ({state})", "look again in a minute: it settles")
+        return warn(what, f"{text}, rebalance in progress ({state})", "run doctor again in a minute")
     if members > shards:
-        return warn(what, f"{text}: {members - shards} of them have nothing to do", f"run at most {shards} of them")
+        return warn(what, f"{text}: {members - shards} without a shard", f"run at most {shards} processes")
     return ok(what, text)
 
 
@@ -226,29 +231,35 @@ async def _append_findings(access: Access, there: Mapping[Topic, TopicState]) ->
         if isinstance(error, LogNotAuthorized):
             return [_error_finding("append", error)]
         return [
-            fail("append", f"is not confirmed: {error}", "until it is, new mail gets 4xx: see above", _RETRY_ADVICE)
+            fail(
+                "append",
+                f"not confirmed: {error}",
+                "new mail gets 4xx until it is; fix the findings above",
+                _RETRY_ADVICE,
+            )
         ]
     slowest = max(each.seconds for each in probes)
     text = f"confirmed in {format_age(timedelta(seconds=slowest))}" + (" at most" if len(probes) > 1 else "")
-    say = ok("append", text)
+    finding = ok("append", text)
     if slowest > _SLOW_SECONDS:
-        say = warn("append", text, "every 250 waits for it: look at the brokers' disks and load")
-    return [say, *(_clock_finding(each) for each in probes)]
+        finding = warn("append", text, "every accepted message waits for it: check the brokers' disks and load")
+    return [finding, *(_clock_finding(each) for each in probes)]
 
 
 def _clock_finding(each: Probe) -> Finding:
     what = f"clock of broker {each.broker}"
-    sync = "keep all clocks right by NTP (chrony, systemd-timesyncd)"
+    sync = "synchronise all clocks by NTP (chrony, systemd-timesyncd)"
     if each.clock_offset_seconds is None:
         return warn(
             what,
-            "cannot be told: records do not carry the broker's time",
-            "set message.timestamp.type = LogAppendTime on our topics",
+            "unknown: records have no broker time",
+            "set message.timestamp.type = LogAppendTime on the topics of eilpost",
         )
     apart = abs(each.clock_offset_seconds)
     if apart <= _CLOCK_WARN_SECONDS:
-        return ok(what, f"agrees with ours to {format_age(timedelta(seconds=max(apart, each.seconds)))}")
-    text = f"is {format_age(timedelta(seconds=apart))} {'ahead of' if each.clock_offset_seconds > 0 else 'behind'} ours"
+        return ok(what, f"differs by at most {format_age(timedelta(seconds=max(apart, each.seconds)))}")
+    side = "ahead of" if each.clock_offset_seconds > 0 else "behind"
+    text = f"{format_age(timedelta(seconds=apart))} {side} this machine"
     if apart > CLOCK_SKEW_MAX.total_seconds():
-        return fail(what, f"{text}: histories are not found, and retries come at wrong times", sync)
+        return fail(what, f"{text}: `eilpost trace` misses events and retries run at wrong times", sync)
     return warn(what, text, sync)

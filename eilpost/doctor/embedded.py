@@ -1,8 +1,4 @@
-"""Doctor, the embedded log: whether a process runs it, what waits in it, and whether there is room for more.
-
-A running server holds the log's lock, and is asked through its socket; one that rests is read as `eilpost queue` reads
-it.
-"""
+"""Doctor checks of the embedded log: running process, backlog, free space. It reads the log as `eilpost queue` does."""
 
 from __future__ import annotations
 
@@ -19,8 +15,8 @@ from mail.settings import LogSettings
 async def examine(path: Path, settings: LogSettings) -> list[Finding]:
     space = space_finding("log space", path.parent, settings.min_free_disk)
     if not os.path.exists(path):  # noqa: ASYNC240
-        missing = folder_finding("log", path.parent) or ok("log", f"{path} is not there yet")
-        return [Finding(missing.level, "log", f"{missing.text}; nothing was accepted here yet", missing.advice), space]
+        missing = folder_finding("log", path.parent) or ok("log", f"{path} does not exist yet")
+        return [Finding(missing.level, "log", f"{missing.text}; no mail was accepted yet", missing.advice), space]
     return [owner_finding("log", path) or await _log_finding(path), space]
 
 
@@ -34,12 +30,12 @@ async def _log_finding(path: Path) -> Finding:
         text, _, advice = str(error).partition(": ")
         return fail("log", text, *([advice] if advice else []))
     waiting = (
-        f"{queued} queued, {backlog.accepted} to be routed, {backlog.dispatched} to be carried,"
-        f" {backlog.attempted} reports"
+        f"{queued} deliveries in the queue, {backlog.accepted} unrouted messages, {backlog.dispatched} dispatched,"
+        f" {backlog.attempted} unprocessed attempts"
     )
     if is_running:
-        return ok("log", f"{path}: a running eilpost serves it; {waiting}")
-    text = f"{path}: no process runs it; {waiting}"
+        return ok("log", f"{path}: in use by a running eilpost; {waiting}")
+    text = f"{path}: no process is running; {waiting}"
     if queued or backlog.accepted or backlog.dispatched or backlog.attempted:
         return warn("log", text, "mail waits: start `eilpost up`")
     return ok("log", text)

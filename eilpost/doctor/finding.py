@@ -1,8 +1,6 @@
-"""What a check found: a level, what was looked at, what is so, and what to do about it; and a page of findings.
+"""Findings of doctor checks (level, subject, text, advice) and their output.
 
-FAIL: mail is not taken, not carried, or could be lost. WARN: it works, and somebody should look. Pure but for the
-output
-it is given.
+FAIL: mail is not accepted, is not delivered or could be lost. WARN: eilpost works, but an operator should act.
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ class Level(StrEnum):
 
 STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 _ORDER = (Level.OK, Level.WARN, Level.FAIL)
-RIGHTS = "add the ACL at the brokers; processes go on by themselves"
-_WIDEST = 28  # of `what`; a longer one pushes its own line only
+RIGHTS = "add the ACL on the brokers; processes recover without a restart"
+_WIDEST = 28  # of the column `what`
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`advice`: a line for each thing to do; none when all is well."""
+    """`advice`: one line per action; empty when none is needed."""
 
     level: Level
     what: str
@@ -54,7 +52,7 @@ def worst(levels: Iterable[Level]) -> Level:
 
 
 def status(levels: Iterable[Level]) -> int:
-    """The exit status: 1 when something fails."""
+    """The exit status: 1 when any check fails."""
     return 1 if worst(levels) is Level.FAIL else 0
 
 

@@ -1,7 +1,6 @@
-"""Doctor, this machine: the spool, free space, the mailboxes' folder, the directory, DNS.
+"""Doctor checks of this machine: spool, free space, mailboxes, directory, DNS.
 
-It writes only where the server would, and only as the user who owns the place: what another user made there the server
-could not touch.
+It writes only to directories that the current user owns: the server could not access files of another user.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _CONTENT_BYTES = 64
 
 
 def owner_finding(what: str, path: Path) -> Finding | None:
-    """When `path` belongs to another user, and no group of ours may write it (as a volume of Kubernetes lets it)."""
+    """A finding when `path` belongs to another user and is not group-writable for this one (Kubernetes volumes are)."""
     file_status = path.stat()
     owner = file_status.st_uid
     if owner == os.geteuid() or (
@@ -41,36 +40,36 @@ def owner_finding(what: str, path: Path) -> Finding | None:
         name = getpwuid(owner).pw_name
     except KeyError:
         name = str(owner)
-    return warn(what, f"{path} belongs to {name}, and was not tried", f"ask as {name}: sudo -u {name} eilpost doctor")
+    return warn(what, f"{path} belongs to {name}: not checked", f"run as {name}: sudo -u {name} eilpost doctor")
 
 
 def space_finding(what: str, path: Path, least: int) -> Finding:
-    """Free space where `path` is or will be."""
+    """Free space of the file system of `path`, which may not exist yet."""
     free = disk_usage(_nearest_existing(path)).free
     text = f"{format_bytes(free)} free at {path}"
     if free < least:
-        return fail(what, f"{text}, less than log.min_free_disk", "make room: new mail gets 452")
-    return warn(what, f"{text}, soon less than log.min_free_disk", "make room") if free < 4 * least else ok(what, text)
+        return fail(what, f"{text}, less than log.min_free_disk", "free disk space: new mail gets 452")
+    return warn(what, f"{text}, near log.min_free_disk", "free disk space") if free < 4 * least else ok(what, text)
 
 
 def _nearest_existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """The path, or its nearest existing parent."""
     return next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
 
 
 def folder_finding(what: str, path: Path) -> Finding | None:
-    """When a folder is not there yet, or the nearest one above it cannot be written."""
+    """A finding when a directory does not exist yet, or it or its nearest existing parent is not writable."""
     near = _nearest_existing(path)
     if not os.access(near, os.W_OK | os.X_OK):
-        return fail(what, f"{near} cannot be written by this user", "change its owner, or name another folder")
-    return ok(what, f"{path} is not there yet, and is made at the first start") if near != path else None
+        return fail(what, f"{near} is not writable by this user", "change its owner, or set another directory")
+    return ok(what, f"{path} does not exist yet; it is created at the first start") if near != path else None
 
 
 # --- the spool
 
 
 async def spool(plan: Plan) -> list[Finding]:
-    """Keep a content and read it back."""
+    """Store content and read it back."""
     url = plan.settings.spool.url
     result = _spool_shared(plan.settings)
     if url.startswith("file:"):
@@ -94,16 +93,16 @@ async def _round_trip(plan: Plan) -> Finding:
         finally:
             await spool.close()
     except (SpoolUnavailable, SpoolDamaged, SettingsError) as error:
-        return fail("spool", str(error), "see spool.url; until it works large mail gets 451, and waiting mail waits on")
+        return fail("spool", str(error), "check spool.url; until it works large mail gets 451 and queued mail waits")
     if back != content:
-        return fail("spool", f"{url} gives back something else than was kept", "look for faults of its disk or store")
-    return ok("spool", f"{url} keeps and gives back, in {format_age(timedelta(seconds=perf_counter() - began))}")
+        return fail("spool", f"{url} returned other data than was written", "check the disk or the object store")
+    return ok("spool", f"{url}: written and read in {format_age(timedelta(seconds=perf_counter() - began))}")
 
 
 def _spool_shared(settings: Settings) -> list[Finding]:
     if settings.log.url.startswith("kafka:") and not settings.spool.url.startswith(("s3:", "gs:", "az:")):
-        text = f"{settings.spool.url} has to be the same for all processes of the cluster"
-        return [warn("spool shared", text, "one machine: fine; several: an object store, spool.url = s3://BUCKET")]
+        text = f"{settings.spool.url} must be the same storage for all processes of the cluster"
+        return [warn("spool shared", text, "with several machines use an object store: spool.url = s3://BUCKET")]
     return []
 
 
@@ -117,7 +116,7 @@ async def mailboxes(plan: Plan) -> list[Finding]:
     path = plan.path(url.removeprefix("maildir:"))
     finding = folder_finding("mailboxes", path) or owner_finding("mailboxes", path)
     return [
-        finding or ok("mailboxes", f"{path} can be written"),
+        finding or ok("mailboxes", f"{path} is writable"),
         space_finding("mailboxes space", path, plan.settings.log.min_free_disk),
     ]
 
@@ -127,14 +126,14 @@ async def directory(plan: Plan) -> list[Finding]:
     try:
         known, _ = await asyncio.to_thread(load, path)
     except DirectoryUnusable as error:
-        return [fail("directory", str(error), "correct the file; a running server keeps the last good one")]
+        return [fail("directory", str(error), "correct the file; a running server uses the last good version")]
     return [_directory(known, path)]
 
 
 def _directory(known: Snapshot, path: Path) -> Finding:
     text = f"{path}: domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
     if not known.domains:
-        return warn("directory", text, "without domains no mail is local, all of it is relayed: add [domains]")
+        return warn("directory", text, "without domains all mail is relayed: add [domains]")
     return ok("directory", text)
 
 
@@ -142,17 +141,17 @@ def _directory(known: Snapshot, path: Path) -> Finding:
 
 
 async def dns(plan: Plan) -> list[Finding]:
-    """Each configured server by itself, asked for our own host name; when mail goes by DNS at all."""
+    """Query each configured server for node.hostname, unless no DNS is needed."""
     settings = plan.settings
     by_mx = not settings.delivery.relay
     if not (by_mx or settings.ingress.sender_domain_must_resolve):
-        return [ok("dns", "is not needed: delivery.relay is set, and sender domains are not looked up")]
+        return [ok("dns", "not used: delivery.relay is set and sender domains are not checked")]
     servers = settings.resolver.servers
     asked: Sequence[list[str]] = [[server] for server in servers] or [[]]
     answers = await asyncio.gather(*(_query_server(settings, each) for each in asked))
     some = any(isinstance(answer, float) for answer, _ in answers)
     result = [
-        _server(" ".join(each) or "of the system", answer, some=some)
+        _server(" ".join(each) or "(system)", answer, some=some)
         for each, (answer, _) in zip(asked, answers, strict=True)
     ]
     if some and by_mx and not any(has_address for _, has_address in answers):
@@ -160,14 +159,14 @@ async def dns(plan: Plan) -> list[Finding]:
             warn(
                 "node.hostname",
                 f"{settings.node.hostname} has no address in DNS",
-                "other servers refuse mail from such a name: set node.hostname, or add the record",
+                "other servers may refuse mail from this name: set node.hostname, or add the DNS record",
             )
         )
     return result
 
 
 async def _query_server(settings: Settings, servers: list[str]) -> tuple[float | str, bool]:
-    """Seconds or what is wrong; whether our name has an address."""
+    """The duration in seconds or the error; and whether node.hostname has an address."""
     from mail.resolver.dnspython import DnsResolver
 
     resolver = DnsResolver(ResolverSettings(servers=servers, timeout=settings.resolver.timeout, cache_max=0))
@@ -184,7 +183,7 @@ async def _query_server(settings: Settings, servers: list[str]) -> tuple[float |
 def _server(name: str, answer: float | str, *, some: bool) -> Finding:
     what = f"dns {name}"
     if isinstance(answer, float):
-        return ok(what, f"answers in {format_age(timedelta(seconds=answer))}")
+        return ok(what, f"responds in {format_age(timedelta(seconds=answer))}")
     if some:
-        return warn(what, answer, "mend it or take it out of resolver.servers: questions wait for it")
-    return fail(what, answer, "set resolver.servers to a resolver that answers: without it mail waits")
+        return warn(what, answer, "repair it or remove it from resolver.servers: it delays queries")
+    return fail(what, answer, "set resolver.servers to a server that responds: mail waits for DNS")

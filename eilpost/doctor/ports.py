@@ -1,7 +1,6 @@
-"""Doctor, the ports: what is to be listened on is free, or eilpost listens there already, and what it says of itself;
-and the source addresses of outgoing connections can be bound and are no broadcast addresses.
+"""Doctor checks of listen addresses (free, or used by eilpost) and of source addresses (can be bound).
 
-A port is tried by binding it for an instant; who has it is told by its greeting, and over HTTP by `/readyz`.
+A port is bound for a moment; the server on an occupied port is identified by its greeting or by `/readyz`.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ async def examine(settings: Settings) -> list[Finding]:
 
 
 def sources(settings: Settings) -> list[Finding]:
-    """Whether each of `delivery.source_addresses` can be bound and is no broadcast address; nothing is connected."""
+    """Whether each of `delivery.source_addresses` can be bound; no connection is made."""
     findings = []
     for address in settings.delivery.source_addresses:
         what = f"source {address}"
         fault = unusable_reason(address)
         if fault is not None:
-            advice = "give the address to an interface of this machine, or correct delivery.source_addresses"
-            findings.append(fail(what, f"{fault}: no mail leaves from it", advice))
+            advice = "assign the address to an interface of this machine, or correct delivery.source_addresses"
+            findings.append(fail(what, f"{fault}: no mail is sent from it", advice))
         else:
             findings.append(ok(what, "can be bound"))
     return findings
@@ -61,9 +60,9 @@ async def _port_finding(key: str, where: str) -> Finding:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return await _taken_finding(key, what, where, other)
-        advice = "run as root or with CAP_NET_BIND_SERVICE, or take a port from 1024 on"
+        advice = "run as root or with CAP_NET_BIND_SERVICE, or use a port of 1024 or higher"
         return fail(what, f"{where}: {error.strerror or error}", advice if error.errno == errno.EACCES else other)
-    return ok(what, f"{where} is free: nothing listens there now")
+    return ok(what, f"{where} is free")
 
 
 async def _taken_finding(key: str, what: str, where: str, other: str) -> Finding:
@@ -73,27 +72,27 @@ async def _taken_finding(key: str, what: str, where: str, other: str) -> Finding
         if ready is not None:
             roles = ", ".join(ready.get("roles", {})) or "none"
             if ready.get("ready"):
-                return ok(what, f"{where}: eilpost runs there and is ready: {roles}")
+                return ok(what, f"{where}: eilpost is running and ready: {roles}")
             reasons = "; ".join(map(str, ready.get("reasons", [])))
-            return warn(what, f"{where}: eilpost runs there and is not ready: {reasons}", "see its log")
+            return warn(what, f"{where}: eilpost is running and not ready: {reasons}", "see its log")
     elif _GREETINGS[key] in response:
-        return ok(what, f"{where}: eilpost runs there and greets")
+        return ok(what, f"{where}: eilpost is running")
     if key == "ingress.mx" and response.startswith(b"421"):
         return warn(
-            what, f"{where}: who listens there says {response[:80].decode(errors='replace').strip()}", "see its log"
+            what, f"{where}: the server replies {response[:80].decode(errors='replace').strip()}", "see its log"
         )
     if not response:
-        # Perhaps one of ours, which has too much to do.
+        # It may be an overloaded eilpost.
         return warn(
             what,
-            f"{where}: who listens there says nothing within {_READ_SECONDS:.0f} s",
-            f"see whose it is, or {other}",
+            f"{where}: the server sends no greeting within {_READ_SECONDS:.0f} s",
+            f"find the process that listens there, or {other}",
         )
-    return fail(what, f"{where} is taken by something else than eilpost", f"end that, or {other}")
+    return fail(what, f"{where} is in use by another program", f"stop that program, or {other}")
 
 
 async def _read_response(where: str, request: bytes) -> bytes:
-    """What is said there: to a question, up to the end; without one, the first line."""
+    """The response to `request`, up to its end; without a request, the first line."""
     with suppress(OSError, TimeoutError, asyncio.LimitOverrunError, asyncio.IncompleteReadError):
         async with asyncio.timeout(_READ_SECONDS):
             reader, writer = await asyncio.open_connection(*parse(where))
@@ -103,7 +102,7 @@ async def _read_response(where: str, request: bytes) -> bytes:
                 writer.write(request)
                 answer = b""
                 while len(answer) < _READ_BYTES and (more := await reader.read(_READ_BYTES)):
-                    answer += more  # head and body come one after the other
+                    answer += more
                 return answer
             finally:
                 writer.transport.abort()
@@ -111,7 +110,7 @@ async def _read_response(where: str, request: bytes) -> bytes:
 
 
 def _readiness(answer: bytes) -> dict[str, Any] | None:
-    """`/readyz` as eilpost answers it."""
+    """The body of an HTTP response if it is eilpost's `/readyz`."""
     try:
         body = orjson.loads(answer.partition(b"\r\n\r\n")[2])
     except ValueError:

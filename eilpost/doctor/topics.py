@@ -1,7 +1,7 @@
-"""Our topics as a cluster has them, judged: for `eilpost topics check` and for `eilpost doctor`.
+"""Findings about topics for `eilpost topics check` and `eilpost doctor`. No I/O.
 
-It asks nothing. What a topic must be is the table of `mail/log/kafka/topics.py`; here it becomes lines for people.
-What could lose mail is FAIL, and with log.durability = "dev", where it is allowed, WARN.
+`mail/log/kafka/topics.py` defines the required configuration. A deviation that could lose mail is FAIL, with
+log.durability = "dev" WARN.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class TopicView:
 
 
 def tenant_option(tenant: str) -> str:
-    """What a command for a dedicated tenant's topics has more than one for the shared ones."""
+    """The additional option of a command for the topics of a dedicated tenant."""
     return f" --tenant {tenant}" if tenant else ""
 
 
 def of_tenant(tenant: str) -> str:
-    """Whose, behind a noun."""
+    """The suffix that names the dedicated tenant, if any."""
     return f" of tenant {tenant}" if tenant else ""
 
 
@@ -57,7 +57,7 @@ def topic_views(
         name, each = access.topic(topic), topic_states.get(topic)
         if each is None:
             seen.append(
-                TopicView(Level.FAIL, name, topic, None, (f"it is missing: {_CREATE.format(tenant_option(tenant))}",))
+                TopicView(Level.FAIL, name, topic, None, (f"missing: {_CREATE.format(tenant_option(tenant))}",))
             )
             continue
         own = [problem for problem in wrong if problem.topic == name]
@@ -70,7 +70,7 @@ def topic_views(
 def count_findings(
     topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings, tenant: str = ""
 ) -> list[Finding]:
-    """What is wrong with the partition counts, once all topics are there."""
+    """Errors in the partition counts; none while topics are missing."""
     if len(topic_states) < len(ALL_TOPICS):
         return []
     try:
@@ -84,9 +84,9 @@ def count_findings(
 def findings(
     topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings, tenant: str = ""
 ) -> list[Finding]:
-    """A finding for each topic, and for counts that do not agree; one for all when there is none."""
+    """A finding per topic and one for wrong partition counts; a single finding when no topic exists."""
     if not topic_states:
-        text = f"none of {access.prefix}*{of_tenant(tenant)} is there"
+        text = f"no topic {access.prefix}*{of_tenant(tenant)} exists"
         return [fail(f"topics {access.prefix}*", text, _CREATE.format(tenant_option(tenant)), "or correct log.prefix")]
     topic_findings = [
         Finding(view.level, f"topic {view.name}", _topic_text(view, tenant), view.advice)
@@ -97,14 +97,14 @@ def findings(
 
 def _topic_text(view: TopicView, tenant: str) -> str:
     if view.state is None:
-        return f"is missing{', a topic' if tenant else ''}{of_tenant(tenant)}"
+        return f"missing{of_tenant(tenant)}"
     state, least = view.state, view.config("min.insync.replicas")
     in_sync = f"{state.in_sync} in sync, min ISR {least}"
     return f"partitions: {state.partitions}, replicas: {state.replication} ({in_sync}), kept {_retention(view)}"
 
 
 _HEAD = ("topic", "partitions", "replicas", "in sync", "min ISR", "kept", "cleanup", "unclean election", "record max")
-_LEFT_ALIGNED = {0, 5, 6, 7}  # columns of words
+_LEFT_ALIGNED = {0, 5, 6, 7}  # text columns
 
 
 def write(views: Sequence[TopicView], findings: Sequence[Finding], output: Output) -> None:
@@ -149,7 +149,7 @@ def _row(view: TopicView) -> tuple[str, ...]:
 
 
 def _retention(view: TopicView) -> str:
-    """For how long records stay."""
+    """The retention of the topic."""
     if view.topic.compacted and view.config("cleanup.policy") == "compact":
         return "until settled"
     milliseconds, size = _number(view, "retention.ms"), _number(view, "retention.bytes")

@@ -1,7 +1,7 @@
-"""Doctor, what cannot be read: a record of another version, or a damaged one, stops its shard, and stays.
+"""Doctor check for unreadable records (another version, or damaged), which stop their shard.
 
-It reads what the roles would read next: the first record of each partition that is not consumed, and the open queue,
-as far as `_QUEUE_SECONDS` carry. Content is not looked at, and nothing is changed.
+It reads the first unconsumed record of each partition and the queue, for at most `_QUEUE_SECONDS`. It does not read
+content and changes nothing.
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ from mail.log.kafka.history import KafkaHistoryReader
 from mail.log.topics import QUEUE
 
 _FIRST_SECONDS = 8.0
-_QUEUE_SECONDS = 4.0  # a longer queue is read in part: `eilpost queue` reads it all
+_QUEUE_SECONDS = 4.0  # a long queue is read in part; `eilpost queue` reads all of it
 
 _ADVICE = (
-    "if a newer eilpost wrote it, run that one: the shard goes on by itself",
+    "if a newer eilpost wrote it, run that version: the shard continues by itself",
     'if it is damaged: docs/kafka.md, "A record that cannot be read"',
 )
 
 
 async def findings(history_reader: KafkaHistoryReader, access: Access, shards: int, of: str = "") -> list[Finding]:
-    """A FAIL for each shard that stands still for such a record; nothing when all is well. `of`: whose, where it is
-    not told by the shard's topic.
-    """
+    """A FAIL for each shard that is stopped by an unreadable record. `of` names the dedicated tenant, if any."""
     result: list[Finding] = []
     try:
         async with asyncio.timeout(_FIRST_SECONDS):
@@ -39,13 +37,11 @@ async def findings(history_reader: KafkaHistoryReader, access: Access, shards: i
                 async for finding in _pending_findings(history_reader, access, shards):
                     result.append(finding)
     except TimeoutError:
-        return [
-            warn(f"records{of}", f"what waits does not come within {_FIRST_SECONDS:.0f} s", "see the brokers' own logs")
-        ]
+        return [warn(f"records{of}", f"cannot be read within {_FIRST_SECONDS:.0f} s", "see the brokers' logs")]
     except LogNotAuthorized as error:
         return [*result, fail(f"records{of}", str(error), RIGHTS)]
     except LogUnavailable as error:
-        return [*result, fail(f"records{of}", f"cannot be looked at: {error}", "see the brokers' own logs")]
+        return [*result, fail(f"records{of}", f"cannot be checked: {error}", "see the brokers' logs")]
     return result
 
 

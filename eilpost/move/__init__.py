@@ -1,35 +1,33 @@
-"""Moves everything that is queued from one log to another: from the file of one machine to a cluster, or back.
+"""Transfer of a queue from one log to another, for example from an embedded log to a Kafka cluster or back.
 
-Written against the Log port, so any log will do on either side. Nothing is decided about mail here: records are
-moved as they are (attempts, last replies, due times, holds and who is in hand), and placed anew by the target's own
-counts of shards. What becomes of them is for the target's router to say.
+It uses the Log port only and decides nothing about mail: records are moved unchanged (attempts, last replies, due
+times, holds, active deliveries) and partitioned by the shard counts of the target.
 
-**The protocol.** The mover owns every router and delivery shard of the source and every router shard of the target,
-as a member of their groups like any other; so on Kafka a stale owner, or it itself, is fenced. Then, in this order:
+**The protocol.** The mover owns all router and delivery shards of the source and all router shards of the target, as an
+ordinary group member; so on Kafka a stale owner is fenced, the mover included. Then, in this order:
 
-1. *What is there*: the ids of the target's open lines and unread inputs. Of the source: the lines in hand.
-2. *Inputs*: an unread `Accepted` goes as it is. An unread `Attempted` goes together with its line, which stays in hand,
-   so that the target's router judges the report; one that its own router would ignore is dropped.
-3. *Dispatches*: an unfinished `Dispatched` goes together with its line, content and number; then it is finished with an
-   empty report, which no line answers to. One without a line in hand is out of date, and only finished. The router's
-   shards are ours, so nobody dispatches meanwhile, and each delivery shard says when it has given all there is.
-4. *Lines that wait*, as they are; then the inputs once more (the empty reports, and what came late).
+1. *Load*: the ids of the target's open deliveries and unread inputs; the active deliveries of the source.
+2. *Inputs*: an unread `Accepted` is moved as it is. An unread `Attempted` is moved with its delivery, which stays
+   active, so that the target's router processes the report; an outdated report is dropped.
+3. *Dispatches*: an unfinished `Dispatched` is moved with its delivery, content and number, then finished on the source
+   with an empty report, which the source ignores. An outdated one is only finished. Because the router's shards are
+   owned, nothing new is dispatched, and each delivery shard has an end.
+4. *Waiting deliveries*, as they are; then the inputs again (the empty reports and late records).
 
-Everything moves in one way: a *batch* is written to the target, in one commit for each of its shards; only then is it
-removed from the source, in one commit (`Settled` for its lines, the marks of its inputs). One batch is under way at a
-time, at most `BATCH` records.
+Every step moves *batches* of at most `BATCH` records, one at a time: a batch is written to the target, in one commit
+per target shard, and then removed from the source in one commit (`Settled` records and offsets of its inputs).
 
 | the mover dies | the batch is | the next run |
 |---|---|---|
-| before the target's commits, or between them | in the source; parts of it in both | writes what step 1 did not find |
+| before or between the target's commits | in the source; parts of it in both | writes what step 1 did not find |
 | before the source's commit | in both | writes nothing, removes it from the source |
-| before a dispatch is finished | in the target; a dispatch without a line | finishes the dispatch |
+| before a dispatch is finished | in the target; a dispatch without a delivery | finishes the dispatch |
 
-So nothing is lost at any instant, and nothing comes twice, as long as neither side is started before the move has
-ended. If one is started in between, what can come twice is that one batch, and dispatches that were not finished yet.
-A commit that was not confirmed is a death too: the mover lets everything go and begins again with step 1.
+So nothing is lost, and nothing is duplicated unless the source or the target is started before the move has ended.
+In that case one batch and the unfinished dispatches can be delivered twice. After an unconfirmed commit the mover
+releases all shards and starts again with step 1.
 
-Spooled content is read from the source's spool and kept in the target's before the batch is written, unless both use
-the same. What a killed run kept for nothing expires by age. The history of what is still open goes along, in the commit
-of the message's first record; that of closed messages stays.
+Spooled content is copied to the target's spool before the batch is written, unless both logs use the same spool;
+copies of a killed run expire by age. The history of open messages is moved with the first record of the message; the
+history of closed messages is not moved.
 """

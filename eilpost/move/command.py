@@ -1,7 +1,6 @@
-"""`eilpost move` from its arguments to its summary: opens both ends, runs the move until it is through.
+"""`eilpost move`: open both endpoints and run the move until it is complete.
 
-In charge of running again when a log did not confirm, which is what the next call of the command would do. Every fault
-that a person can mend leaves as one pending.
+A run that fails because a log or the spool is unavailable is repeated. Errors for the operator are one line.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from mail.record import Active, WaitCause
 from mail.service import ServiceError
 from mail.spool import SpoolUnavailable
 
-_TRIES = 4  # runs in a row that moved nothing, before the command gives up
+_TRIES = 4  # consecutive runs without progress before the command fails
 _PAUSE_SECONDS = 2.0
 
 
@@ -35,7 +34,7 @@ class MoveResult:
 
 @dataclass(slots=True)
 class MoveCount:
-    """What a move would find: `unread` as the log counts it (on Kafka a little more: its own marks are in it)."""
+    """What a move would transfer. `unread` is the log's backlog (on Kafka slightly too high: transaction markers)."""
 
     messages: int = 0
     unread: int = 0
@@ -46,12 +45,12 @@ class MoveCount:
 
 
 async def count(source: Endpoint, target: Endpoint) -> MoveCount:
-    """Read the source as `eilpost queue` does, also while it is in use; change nothing."""
+    """Count by reading the source, which may be in use; nothing is changed."""
     check_endpoints(source, target)
     try:
         return await _count(make_history(source.plan))
     except LogUnavailable as error:
-        raise ServiceError(f"{error}; run the command again when it answers") from None
+        raise ServiceError(f"{error}; run the command again when the log is available") from None
 
 
 async def _count(history: HistoryLog) -> MoveCount:
@@ -80,7 +79,7 @@ async def move(
 ) -> MoveResult:
     """Raises SettingsError, LogUnusable, ServiceError, SpoolUnavailable."""
     check_endpoints(source, target)
-    os.umask(0o077)  # people's mail: what a process makes, no other user of the machine reads
+    os.umask(0o077)  # created files contain mail: no access for other users
     began = perf_counter()
     for end in (source, target):
         await require_unused(end, print_message)
@@ -106,7 +105,7 @@ async def move_until_done(
     progress: Progress,
     print_message: Callable[[str], None],
 ) -> MoveTotals:
-    """Run, and run again when a log or the spool did not answer, as long as that helps."""
+    """Run until complete; repeat while a log or the spool is unavailable and there is progress."""
     totals = MoveTotals()
     tries = 0
     while True:
@@ -116,13 +115,13 @@ async def move_until_done(
             return totals
         except ShardLost:
             raise ServiceError(
-                "another router or delivery process has joined while mail was moved: stop it, and run the command again"
+                "another router or delivery process joined during the move: stop it, and run the command again"
             ) from None
         except (LogUnavailable, SpoolUnavailable) as error:
             tries = 1 if totals.deliveries + totals.unread + totals.known > before else tries + 1
             if tries >= _TRIES:
-                raise ServiceError(f"{error}; nothing is lost, run the command again when it answers") from None
-            print_message(f"trying again: {error}")
+                raise ServiceError(f"{error}; no mail is lost, run the command again when it is available") from None
+            print_message(f"retrying: {error}")
         await asyncio.sleep(_PAUSE_SECONDS * tries)
 
 

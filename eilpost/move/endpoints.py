@@ -1,7 +1,6 @@
-"""The two ends of a move as a person names them: a log's URL or a configuration file each.
+"""Endpoints of a move, each given as the URL of a log or as a configuration file.
 
-In charge of what settings either end has, and of refusing what cannot go well before anything is opened: the same log
-twice, a log that is not there, one that is in use.
+Before anything is opened, it refuses the same log twice, a missing log and a log in use.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from mail.settings import LogSettings, SettingsError
 
 _SCHEMES = ("embedded", "kafka", "memory")
 _POLL_SECONDS = 1.0
-INLINE_ON_KAFKA = 4 << 20  # as the settings allow; a record has to fit into a broker's memory several times
+INLINE_ON_KAFKA = 4 << 20  # the limit of spool.inline_max on Kafka
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Endpoint:
 
     @property
     def path(self) -> Path:
-        """Of an embedded log."""
+        """The file of an embedded log."""
         return self.plan.path(self.log.url.partition(":")[2])
 
     @property
@@ -50,14 +49,16 @@ class Endpoint:
 
 
 def parse_endpoints(source: str, target: str, config: Path | None, tenant: str = "") -> tuple[Endpoint, Endpoint]:
-    """A URL stands for log.url of `config`, or of the other end's file, or of the configuration that is found. A
-    dedicated `tenant` is meant on the ends that are a Kafka, which has topics of its own for it. Raises SettingsError.
+    """Parse --from and --to. A URL replaces log.url of `config`, else of the other endpoint's file, else of the default
+    configuration. A dedicated `tenant` applies to Kafka endpoints. Raises SettingsError.
     """
     files = [Path(text) for text in (source, target) if not _is_url(text)]
     rest = config or (files[0] if files else None)
     both = _parse_endpoint("--from", source, rest, tenant), _parse_endpoint("--to", target, rest, tenant)
     if tenant and not any(end.plan.tenant for end in both):
-        raise SettingsError(f"--tenant {tenant}: neither end is a Kafka, and only there a tenant has topics of its own")
+        raise SettingsError(
+            f"--tenant {tenant}: --from or --to must be a Kafka log; only there tenants have own topics"
+        )
     return both
 
 
@@ -69,21 +70,21 @@ def _parse_endpoint(option: str, text: str, rest: Path | None, tenant: str) -> E
     if not _is_url(text):
         if not Path(text).exists():
             raise SettingsError(
-                f'{option} {text}: neither a configuration file that exists nor the URL of a log, like "embedded:FILE"'
+                f'{option} {text}: an existing configuration file or the URL of a log is expected, like "embedded:FILE"'
                 ' or "kafka://HOST:PORT"'
             )
         plan = configuration.load_plan(Path(text))
         changes: dict[str, object] = {}
     else:
         plan = configuration.load_plan(rest)
-        # The numbers of shards in that file are those of its own log.
+        # The shard counts in the file belong to its own log.
         changes = {} if text == plan.settings.log.url else {"url": text, "shards": 0, "delivery_shards": 0}
     if option == "--from":
-        changes["durability"] = "dev"  # what is unsafe may be left
+        changes["durability"] = "dev"  # unsafe topics are allowed as the source
     log = plan.settings.log.model_copy(update=changes)
     end = Endpoint(option, replace(plan, settings=plan.settings.model_copy(update={"log": log})))
     if end.scheme == "memory":
-        raise SettingsError(f"{option} {text}: a log in memory is gone with its process, nothing can be moved")
+        raise SettingsError(f"{option} {text}: a log in memory cannot be moved: it is lost when its process ends")
     if end.scheme == "kafka":
         try:
             parse_brokers(log.url)
@@ -94,7 +95,7 @@ def _parse_endpoint(option: str, text: str, rest: Path | None, tenant: str) -> E
 
 
 def check_endpoints(source: Endpoint, target: Endpoint) -> None:
-    """Raises SettingsError for one log named twice, and for a file that is no log yet."""
+    """Raises SettingsError when both endpoints are the same log or the source file does not exist."""
     if source.scheme == "embedded" and not source.path.is_file():
         raise SettingsError(f"{source.option}: there is no log at {source.path}")
     if source.scheme == target.scheme:
@@ -105,13 +106,13 @@ def check_endpoints(source: Endpoint, target: Endpoint) -> None:
             same = source.log.prefix == target.log.prefix and bool(brokers[0] & brokers[1])
         if same:
             raise SettingsError(
-                f"--from and --to are the same log, {source.log.url}: name two (is EILPOST_LOG__URL set? It stands"
-                " above both configurations)"
+                f"--from and --to are the same log, {source.log.url}: name two different logs"
+                " (EILPOST_LOG__URL, if set, overrides both configurations)"
             )
 
 
 def share_spool(source: Endpoint, target: Endpoint) -> bool:
-    """Whether both ends read the same content by the same name."""
+    """Whether both endpoints use the same spool."""
     one, other = (end.plan.settings.spool.url for end in (source, target))
     schemes = {url.partition(":")[0] for url in (one, other)}
     if schemes == {"file"}:
@@ -121,8 +122,8 @@ def share_spool(source: Endpoint, target: Endpoint) -> bool:
 
 
 async def require_unused(end: Endpoint, say: Callable[[str], None]) -> None:
-    """On Kafka: raises ServiceError while routers or deliveries of others are alive. One that was killed counts as
-    alive until its session is over: so long it is waited for. (An embedded log has a lock.)
+    """On Kafka, raise ServiceError while the consumer groups have members. Members that were killed remain until their
+    session times out, so wait for that long. (An embedded log has a lock.)
     """
     if end.scheme != "kafka":
         return
@@ -149,12 +150,10 @@ async def require_unused(end: Endpoint, say: Callable[[str], None]) -> None:
                 return
             if loop.time() > deadline:
                 raise ServiceError(
-                    f"{end.option} {access.url} is in use (members of its groups: {', '.join(alive)}): stop every"
-                    " router and delivery there, and ingress too, then move"
+                    f"{end.option} {access.url} is in use (group members: {', '.join(alive)}): stop all ingress,"
+                    " router and delivery processes, then run the command again"
                 )
             if not is_reported:
                 is_reported = True
-                say(
-                    f"{access.url}: {', '.join(alive)} members; those that were killed are gone in {wait_seconds:.0f} s"
-                )
+                say(f"{access.url}: {', '.join(alive)} members; waiting up to {wait_seconds:.0f} s for them to end")
             await asyncio.sleep(_POLL_SECONDS)

@@ -1,7 +1,6 @@
-"""What moves together: a queue line and what belongs to it, or an unread message; with content the target can read.
+"""Items of a move (a pending delivery with its record, or an unread message) and the copy of their content.
 
-In charge of content: from one spool to the other, and out of a record that would be too large on the target.
-Never reads or writes a log.
+Content is copied between spools, and out of records that would be too large on the target.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from mail.record import Accepted, Attempted, Delivery, Dispatched, Pending
 from mail.service import ServiceError
 from mail.spool import Spool, SpoolDamaged
 
-_AT_A_TIME = 64  # contents under way between two spools: they share a flush
+_AT_A_TIME = 64  # concurrent copies between two spools: they share a flush
 _LARGE_BYTES = 1 << 20
 _LARGE_AT_A_TIME = 4
-_COPIED_MAX = 50_000  # contents that several deliveries may share
+_COPIED_MAX = 50_000  # remembered copies: several deliveries share one content
 
 
 @dataclass(frozen=True, slots=True)
 class MoveItem:
-    """`key` is by what it is known on the target: the line's delivery id, or the queue id of an unread message."""
+    """`key` identifies the item on the target: the delivery id, or the queue id of an unread message."""
 
     key: DeliveryId | QueueId
     queue_id: QueueId
@@ -47,8 +46,8 @@ def item_of_pending(pending: Pending, record: Attempted | Dispatched | None = No
 
 @dataclass(slots=True)
 class ContentCopier:
-    """`source` is None when both sides have the same spool. With `lost_too`, what has lost its content is moved all
-    the same, and `lost` counts it; else it stops the move.
+    """`source` is None when both logs use the same spool. With `allow_lost`, deliveries with lost content are moved and
+    counted in `lost_count`; otherwise lost content stops the move.
     """
 
     source: Spool | None
@@ -61,7 +60,7 @@ class ContentCopier:
     _large_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_LARGE_AT_A_TIME))
 
     async def copy(self, item: MoveItem) -> MoveItem:
-        """The letter with its content on the target's side. Raises ServiceError, SpoolUnavailable."""
+        """The item with its content on the target. Raises ServiceError, SpoolUnavailable."""
         pending, record = item.pending, item.record
         if pending is not None and pending.content is not None:
             pending = replace(pending, content=await self._content(pending.content, item))
@@ -94,7 +93,7 @@ class ContentCopier:
             except SpoolDamaged as damage:
                 if not self.allow_lost:
                     raise ServiceError(
-                        f"{item.key}: {damage}; nothing of it was moved. Mend it, or move it as it is with --lost-too"
+                        f"{item.key}: {damage}; it was not moved. Restore it, or move it without content by --lost-too"
                     ) from None
                 self.lost_count += 1
                 copied = spooled

@@ -1,7 +1,6 @@
-"""Owns all shards of a kind at once, outside of the tend that the port calls: the mover works on several together.
+"""Ownership of all router or delivery shards of a log at once.
 
-In charge of joining, waiting until every shard is there, and of letting go. It promises that `check()` raises
-ShardLost once any of them may be somebody else's.
+`check()` raises ShardLost as soon as another process may own any of them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ OwnShards = Callable[[Callable[[S], Awaitable[None]], asyncio.Event], Awaitable[
 
 
 class OwnedShards(Generic[S]):
-    """The shards by number, while they are ours."""
+    """The owned shards by number."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -37,7 +36,7 @@ class OwnedShards(Generic[S]):
 
     async def process(self, shard: S) -> None:
         if shard.number in self._shards:
-            self._lost = True  # it was taken back and has come again: what we hold is out of date
+            self._lost = True  # it was revoked and assigned again: the state read so far is stale
         self._shards[shard.number] = shard
         if len(self._shards) == self._count:
             self.complete.set()
@@ -62,7 +61,7 @@ class OwnedShards(Generic[S]):
 
 @asynccontextmanager
 async def own_all_shards(run: OwnShards[S], count: int, what: str) -> AsyncIterator[OwnedShards[S]]:
-    """The `count` shards that `run` (a log's `route` or `deliver`) gives. Raises LogUnavailable when one is missing."""
+    """Own the `count` shards of `run` (a log's `own_router_shards` or `own_delivery_shards`). Raises LogUnavailable."""
     owned: OwnedShards[S] = OwnedShards(count)
     stop = asyncio.Event()
     running = asyncio.ensure_future(run(owned.process, stop))
@@ -72,7 +71,7 @@ async def own_all_shards(run: OwnShards[S], count: int, what: str) -> AsyncItera
         if running.done():
             running.result()
         if not complete.done():
-            raise LogUnavailable(f"{what}: its shards did not become ours in {_JOIN_SECONDS:g} s; is it in use?")
+            raise LogUnavailable(f"{what}: not all shards were assigned within {_JOIN_SECONDS:g} s; is it in use?")
         yield owned
     finally:
         complete.cancel()

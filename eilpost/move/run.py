@@ -1,7 +1,6 @@
-"""One run of a move, as `eilpost/move/__init__.py` lays it down: from owning both sides to letting them go.
+"""One run of a move: the steps and the order of commits described in `eilpost/move/__init__.py`.
 
-In charge of the order of commits and of nothing else. Whatever fails leaves as it came (LogUnavailable, ShardLost,
-LogUnusable); the caller may run again at once.
+After an error (LogUnavailable, ShardLost, LogUnusable) the caller may run again immediately.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from mail.log.topics import shard_of_message
 from mail.message import DeliveryId, Inline, QueueId
 from mail.record import Accepted, Active, Attempted, Dispatched, Event, Pending, Record, Settled, Waiting
 
-BATCH = 500  # records under way at a time
-BATCH_BYTES = 16 << 20  # of their contents, about: large ones go fewer at a time
-COMMIT_BYTES = 8 << 20  # of one commit on the target, about
+BATCH = 500  # records per batch
+BATCH_BYTES = 16 << 20  # approximate content per batch
+COMMIT_BYTES = 8 << 20  # approximate size of one commit on the target
 
 _NOW = timedelta(0)
 _RETRY_WAIT = timedelta(milliseconds=200)
@@ -35,7 +34,7 @@ Input = Entry[Accepted] | Entry[Attempted]
 
 @dataclass(slots=True)
 class MoveTotals:
-    """What was moved, over all runs of one command. `known` was on the target already, and only left the source."""
+    """What was moved, over all runs of a command. `known`: already on the target, only removed from the source."""
 
     messages: int = 0
     unread: int = 0
@@ -46,17 +45,17 @@ class MoveTotals:
 
 
 class Progress(Protocol):
-    """Whom the mover tells how far it is."""
+    """Display of the progress of a move."""
 
     def add_total(self, count: int) -> None:
-        """So many more are to be moved, about."""
+        """Add `count` (approximate) to the items to be moved."""
         ...
 
     def advance(self, count: int) -> None: ...
 
 
 class MoveRun:
-    """One run; `tally` goes on from one run to the next."""
+    """One run; `totals` accumulate over the runs."""
 
     def __init__(
         self,
@@ -76,11 +75,11 @@ class MoveRun:
         self._history = history
         self._progress = progress
         self._batch = batch
-        self._batch_lock = asyncio.Lock()  # one batch is under way at a time
+        self._batch_lock = asyncio.Lock()  # one batch at a time
         self._target_keys: set[str] = set()  # keys on the target
-        self._target_messages: set[str] = set()  # queue ids on the target: their history is there
+        self._target_messages: set[str] = set()  # queue ids whose history is on the target
         self._active: dict[DeliveryId, Pending] = {}
-        self._limit = min(batch, BATCH // 10)  # until it is seen how large they are
+        self._limit = min(batch, BATCH // 10)  # until the average size is known
 
     async def run(self) -> None:
         """Raises LogUnavailable, ShardLost, LogUnusable, SpoolUnavailable, ServiceError."""
@@ -134,7 +133,7 @@ class MoveRun:
             elif wait:
                 return
             else:
-                wait = _RETRY_WAIT  # what is on its way gets the time
+                wait = _RETRY_WAIT  # for records in transit
 
     def _adapt_limit(self, entries: Sequence[Input] | Sequence[Entry[Dispatched]]) -> None:
         each = max(1, sum(_inline_bytes(entry.record) for entry in entries) // max(1, len(entries)))
@@ -147,14 +146,14 @@ class MoveRun:
         return None if pending is None else item_of_pending(pending, record)
 
     def _take_active(self, delivery_id: DeliveryId, number: int) -> Pending | None:
-        """The line this attempt is about, taken out; None when the attempt is out of date, as the router judges it."""
+        """Remove and return the pending delivery of this attempt; None when the attempt is out of date."""
         pending = self._active.get(delivery_id)
         if pending is None or pending.attempts + 1 != number:
             return None
         return self._active.pop(delivery_id)
 
     async def _move_dispatches(self, delivery: OwnedShards[DeliveryShard]) -> None:
-        """From all shards at once. The router's shards are ours, so nobody dispatches any more: each has an end."""
+        """Move from all shards concurrently. They end: the router shards are owned, so nothing is dispatched."""
         working = asyncio.Lock()
 
         async def read(shard: DeliveryShard) -> None:
@@ -184,19 +183,19 @@ class MoveRun:
                 await self._move(waiting[start : start + self._batch], shard, ())
 
     async def _verify_empty(self, shard: RouterShard) -> None:
-        """The proof: read again, from the marks, what the source holds now."""
+        """Verify that the source is empty: read it again from the committed offsets."""
         await shard.rewind()
         async for batch in shard.replay():
             for pending in batch:
                 if pending.delivery.id not in self._active:
-                    raise LogUnavailable(f"{pending.delivery.id} is in the log to move from again; is it in use?")
+                    raise LogUnavailable(f"{pending.delivery.id} reappeared in the log to move from; is it in use?")
         if await shard.read(1, _NOW):
-            raise LogUnavailable("something is unread in the log to move from again; is it in use?")
+            raise LogUnavailable("the log to move from has new unread records; is it in use?")
 
     # --- one batch
 
     async def _move(self, items: Sequence[MoveItem], shard: RouterShard, consumed: Sequence[Input]) -> None:
-        """Write to the target what it has not, then remove all of it from the source."""
+        """Write the items that the target does not have, then remove all items from the source."""
         async with self._batch_lock:
             new = {item.key: item for item in items if not self._is_known(item)}
             await self._write(list(new.values()))
@@ -206,12 +205,12 @@ class MoveRun:
             self._progress.advance(len(items))
 
     def _is_known(self, item: MoveItem) -> bool:
-        """An unread message that has open lines on the target was read there, or accepted twice."""
+        """An unread message with open deliveries on the target was routed there, or accepted twice."""
         return item.queue_id in self._target_messages if item.pending is None else item.key in self._target_keys
 
     async def _write(self, items: Sequence[MoveItem]) -> None:
-        """Each goes through the owner of its shard on the target: had another process become that, it would neither
-        see the line nor be stopped by our commit through another shard.
+        """Write each item through its own shard on the target, so that the commit is fenced if another process became
+        the owner.
         """
         copied: Sequence[MoveItem] = await gather_all(map(self._copier.copy, items))
         items_by_shard: dict[int, list[MoveItem]] = {}
@@ -250,8 +249,8 @@ class MoveRun:
         self._totals.deliveries += len(items) - unread
 
     async def _history_of(self, item: MoveItem) -> Sequence[Event]:
-        """What is told of a message with its first record."""
-        if not self._history or item.pending is None:  # what is unread has none
+        """The events that are moved with the first record of a message."""
+        if not self._history or item.pending is None:  # an unread message has no history
             return ()
         return [event async for event in self._source.history(item.queue_id)]
 
@@ -263,12 +262,12 @@ def _inline_bytes(record: Accepted | Attempted | Dispatched | None) -> int:
 
 
 def _empty_report(dispatched: Dispatched) -> Attempted:
-    """Only a report finishes a dispatch. This one is about a line that is gone or not in hand: no router heeds it."""
+    """A report to finish a dispatch of a removed delivery; the router ignores it."""
     return Attempted(dispatched.delivery.id, dispatched.number, (), datetime.now(UTC), timedelta(0))
 
 
 async def gather_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
-    """Wait for all, then raise the first fault: nothing goes on behind the back of who deals with it."""
+    """Wait for all, then raise the first error, so that nothing runs on after an error."""
     results = []
     for result in await asyncio.gather(*awaitables, return_exceptions=True):
         if isinstance(result, BaseException):
@@ -277,10 +276,10 @@ async def gather_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
     return results
 
 
-def _missing_text(in_hand: Iterable[DeliveryId]) -> str:
-    names = sorted(in_hand)
+def _missing_text(active: Iterable[DeliveryId]) -> str:
+    names = sorted(active)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (
-        f"the log to move from is damaged: {', '.join(names[:_SHOWN])}{more}: in hand, and neither the dispatch nor a"
-        " report is there; that was left where it is, and everything else was moved"
+        f"the log to move from is damaged: {', '.join(names[:_SHOWN])}{more}: active without a dispatch or report;"
+        " not moved, everything else was moved"
     )

@@ -1,7 +1,7 @@
-"""The Directory port: which domains are ours, who has a mailbox, what an alias means, which tenant it belongs to.
+"""Directory port: domains, mailboxes, aliases and tenants.
 
-A `Snapshot` is immutable; a role takes the current one for each decision, so a reload never changes the world in the
-middle of one. Passwords are checked by `verify`, off the event loop. Adapters: `static` (tests), `file` (TOML).
+A `Snapshot` is immutable; a role uses one snapshot per decision, so a reload does not affect a running decision.
+Adapters: `static` (tests), `file` (TOML).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mail.route import ToRelay
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A customer. Limits of None mean none."""
+    """A tenant. A limit of None means no limit."""
 
     name: str
     dedicated: bool = False
@@ -28,7 +28,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A domain we take mail for. With `relay_to` or `by_mx` it is a relay domain: its users live elsewhere."""
+    """A domain that eilpost accepts mail for. With `relay_to` or `by_mx` it is a relay domain without local users."""
 
     name: str
     tenant: str
@@ -42,7 +42,7 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A mailbox. `password` is an argon2 hash ("$argon2id$..."), empty for one that cannot log in."""
+    """A mailbox. `password` is an argon2 hash ("$argon2id$..."); empty: the user cannot log in."""
 
     address: Address
     password: str = field(repr=False, default="")
@@ -51,36 +51,36 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class IsMailbox:
-    """Mail for the address goes into the mailbox of `owner` (an `Address.key`)."""
+    """Mail for the address is delivered to the mailbox of `owner` (an `Address.key`)."""
 
     owner: str
 
 
 @dataclass(frozen=True, slots=True)
 class IsAlias:
-    """The address stands for `targets`, which may be anywhere and may be aliases themselves."""
+    """The address is an alias of `targets`, which may be local, remote or aliases themselves."""
 
     targets: tuple[Address, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class IsRelayed:
-    """The domain is ours to forward."""
+    """The domain is a relay domain."""
 
     domain: Domain
 
 
 @dataclass(frozen=True, slots=True)
 class IsUnknown:
-    """The domain is ours, the address does not exist: 550 5.1.1."""
+    """The domain is local and the address does not exist: 550 5.1.1."""
 
 
 @dataclass(frozen=True, slots=True)
 class IsRemote:
-    """The domain is not ours."""
+    """The domain is not in the directory."""
 
 
-Destination = IsMailbox | IsRelayed | IsRemote  # where a recipient no alias stands between is found
+Destination = IsMailbox | IsRelayed | IsRemote  # of a recipient after alias expansion
 LookupResult = Destination | IsAlias | IsUnknown
 
 DEFAULT_TENANT = Tenant("default")
@@ -88,18 +88,18 @@ DEFAULT_TENANT = Tenant("default")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All of a directory at one instant. Keys: tenant name; `Address.domain_ascii` for domains; `Address.key` for users
-    and aliases.
+    """The directory at one instant. Keys: tenant name; `Address.domain_ascii` for domains; `Address.key` for users and
+    aliases.
     """
 
     tenants: Mapping[str, Tenant] = field(default_factory=lambda: {"default": DEFAULT_TENANT})
     domains: Mapping[str, Domain] = field(default_factory=dict)
     users: Mapping[str, User] = field(default_factory=dict)
     aliases: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
-    delimiter: str = "+"  # user+detail@ is user@ (RFC 5233); empty: off
+    delimiter: str = "+"  # user+detail@ is user@ (RFC 5233); empty: disabled
 
     def lookup(self, address: Address) -> LookupResult:
-        """What the address is here. Exact names win over names without their detail, an alias over the mailbox of its
+        """Look up an address. An exact name precedes the name without detail, an alias precedes the mailbox of the same
         name; `@domain` is the catch-all alias.
         """
         name = address.domain_ascii
@@ -123,18 +123,18 @@ class Snapshot:
         return IsAlias(catch_all) if catch_all is not None else IsUnknown()
 
     def mailbox_of(self, address: Address) -> str | None:
-        """The mailbox of the address's own name, whatever aliases there are: what an alias means that names itself."""
+        """The mailbox with the name of the address, ignoring aliases: the target of an alias that names itself."""
         return next((key for key in (address.key, self._base_key(address)) if key in self.users), None)
 
     def _base_key(self, address: Address) -> str:
-        """The key without its detail; empty when it has none."""
+        """The key without the detail; empty when the address has no detail."""
         if not self.delimiter:
             return ""
         base, delimiter, _detail = address.local.lower().partition(self.delimiter)
         return f"{base}@{address.domain_ascii}" if delimiter and base else ""
 
     def tenant_of(self, domain: str) -> Tenant:
-        """The tenant a domain of ours belongs to; the default one for the rest."""
+        """The tenant of a domain; the default tenant when the domain is not in the directory."""
         known = self.domains.get(domain_ascii(domain))
         return self.tenants.get(known.tenant if known else "default", DEFAULT_TENANT)
 
@@ -142,22 +142,22 @@ class Snapshot:
 class Directory(Protocol):
     @property
     def snapshot(self) -> Snapshot:
-        """The newest good snapshot. Cheap."""
+        """The last good snapshot. Cheap."""
         ...
 
     async def authenticate(
         self, login: str, password: str, *, timeout: timedelta = timedelta(seconds=10)
     ) -> User | None:
-        """The user, when the password is right; None, after as long a time, when the user or the password is wrong.
+        """The user if the password is right; None, after the same time, if the user or the password is wrong.
 
-        Raises DirectoryUnavailable when that cannot be found out now.
+        Raises DirectoryUnavailable when the password cannot be checked now.
         """
         ...
 
 
 class DirectoryUnavailable(Exception):
-    """The directory does not answer, or is too busy: 454 / try again."""
+    """The directory does not respond or is overloaded: a temporary failure for the client."""
 
 
 class DirectoryUnusable(Exception):
-    """The directory cannot be loaded at all; the text names the file, line or key and says what to do."""
+    """The directory cannot be loaded; the text names the file, line or key and says what to do."""

@@ -1,11 +1,8 @@
-"""Expands aliases and lists into final recipients. Pure; asks one snapshot of the directory.
+"""Alias expansion: from the recipients of an envelope to final recipients. Pure.
 
-Ingress looks behind a name before it takes mail for it (`dead_end`), the router expands what was taken (`expand`).
-
-What a name stands for is a set: an alias that leads back to itself adds nothing, and only a name that leads nowhere
-else is a loop (5.4.6). A final recipient appears once in a message, however many ways lead to it, and remembers the
-address the sender wrote. The directory may have changed since ingress looked: who has gone meanwhile fails here
-(5.1.1).
+Ingress checks at RCPT that an address is deliverable (`undeliverable_reply`), the router expands accepted messages
+(`expand`). A final recipient occurs once per message and keeps the address that the sender used. A cycle is an error
+(5.4.6) only when an address leads to no final recipient.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ EMPTY_LIST = Reply(550, "5.2.4", "The address is a list without members")  # RFC
 
 @dataclass(frozen=True, slots=True)
 class FinalRecipient:
-    """A recipient no alias stands between any more."""
+    """A recipient after alias expansion."""
 
     recipient: Recipient
     destination: Destination
@@ -35,7 +32,7 @@ class FinalRecipient:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A recipient that will never be delivered to, and why."""
+    """A recipient that cannot be delivered, with the reply that gives the reason."""
 
     recipient: Recipient
     reply: Reply
@@ -48,7 +45,7 @@ class Expansion:
 
 
 def expand(recipients: Sequence[Recipient], snapshot: Snapshot, depth: int) -> Expansion:
-    """All final recipients of a message, each once, in the order of the envelope."""
+    """All final recipients of a message, without duplicates, in the order of the envelope."""
     expander = _Expander(snapshot, depth)
     for recipient in recipients:
         expander.add(recipient)
@@ -56,8 +53,8 @@ def expand(recipients: Sequence[Recipient], snapshot: Snapshot, depth: int) -> E
 
 
 def undeliverable_reply(address: Address, snapshot: Snapshot, depth: int) -> Reply | None:
-    """Why mail for `address` would reach nobody at all, or None. Of a list it reads no more than up to the first member
-    who would get mail.
+    """The reply for an address that has no deliverable final recipient, or None. A list is read up to its first
+    deliverable member.
     """
     stack = [iter((address,))]
     seen: set[str] = set()
@@ -80,13 +77,13 @@ def undeliverable_reply(address: Address, snapshot: Snapshot, depth: int) -> Rep
                 pass
             case _:
                 assert_never(result)
-    # Nobody, it seems; the router's own answer is the last word.
+    # Confirm with the expansion of the router.
     expansion = expand([Recipient(address, address)], snapshot, depth)
     return None if expansion.final_recipients else expansion.refused[0].reply
 
 
 class _Expander:
-    """Depth first, with an explicit stack. `seen`: the aliases opened for this message, and by which visit."""
+    """Depth-first expansion with an explicit stack. `_opened`: alias -> number of the recipient that expanded it."""
 
     def __init__(self, snapshot: Snapshot, depth: int) -> None:
         self._snapshot = snapshot
@@ -98,7 +95,7 @@ class _Expander:
         self.refused: dict[str, Refusal] = {}
 
     def add(self, recipient: Recipient) -> None:
-        """Follow one recipient of the envelope to all its ends."""
+        """Expand one recipient of the envelope."""
         self._current += 1
         resolved = False
         stack: list[tuple[Recipient, int, IsAlias | None]] = [(recipient, 0, None)]
@@ -106,7 +103,7 @@ class _Expander:
             current, depth, parent = stack.pop()
             key = current.address.key
             if key in self.final_recipients or key in self.refused:
-                resolved = True  # another way leads there as well
+                resolved = True  # also reached from another alias
                 continue
             result = self._snapshot.lookup(current.address)
             match result:

@@ -1,11 +1,8 @@
-"""The directory as a TOML file, read again when it changes, without a restart and without dropping a connection.
+"""Directory in a TOML file, reloaded when the file changes.
 
-The file is looked at every second (time, inode, size), which sees an atomic replacement, an edit in place and a changed
-Kubernetes mount alike. It is read when it looks the same twice in a row: an editor that empties a file before it writes
-it must not make everybody unknown for a second. A bad file leaves the last good snapshot in force and says so once, in
-the log and in the metric; so does one that has lost all its domains, for an emptied file would make our own mail
-somebody else's. Only the first load is strict: no snapshot, no service; there, no domains are a choice (a pure relay),
-and worth a warning.
+The file's mtime, inode and size are polled every second; a changed file is read once two polls agree, so that a
+half-written file is not loaded. An invalid file, or one without domains after one with domains, is logged and the last
+valid snapshot stays in use. The first load must succeed; without domains it logs a warning (a pure relay).
 """
 
 from __future__ import annotations
@@ -33,14 +30,14 @@ _FileState = tuple[int, int, int]  # all zero: there is no file
 
 
 class FileDirectory:
-    """`start()` loads and begins to watch; before it, the directory is empty."""
+    """Before `start()` the directory is empty."""
 
     def __init__(self, path: Path, *, poll_interval: timedelta = POLL_INTERVAL) -> None:
         self._path = path
         self._poll_interval = poll_interval
         self._snapshot = Snapshot()
-        self._loaded_state: _FileState | None = None  # the state of the file that was read last
-        self._changed_state: _FileState | None = None  # a newer one, seen once
+        self._loaded_state: _FileState | None = None  # state of the last file read
+        self._changed_state: _FileState | None = None  # a newer state, seen by one poll
         self._password_checker = PasswordChecker()
         self._watch_task: asyncio.Task[None] | None = None
 
@@ -49,11 +46,11 @@ class FileDirectory:
         return self._snapshot
 
     async def start(self) -> None:
-        """Load and begin to watch. Raises DirectoryUnusable."""
+        """Load the file and start to watch it. Raises DirectoryUnusable."""
         self._snapshot, self._loaded_state = await asyncio.to_thread(load, self._path)
         DIRECTORY_LAST_RELOAD.set(1)
         if not self._snapshot.domains:
-            logger.warning("directory has no domains: no mail is local, all of it is relayed", file=str(self._path))
+            logger.warning("directory has no domains: all mail is relayed", file=str(self._path))
         self._watch_task = asyncio.create_task(self._watch(), name="directory-watch")
 
     async def close(self) -> None:
@@ -72,7 +69,7 @@ class FileDirectory:
         return user if await self._password_checker.check(user, password, timeout) else None
 
     async def poll(self) -> bool:
-        """Read the file if it has changed and has come to rest; whether it was read."""
+        """Reload the file if it changed and two polls agree; returns whether it was read."""
         state = await asyncio.to_thread(_file_state, self._path)
         if state == self._loaded_state:
             return False
@@ -83,14 +80,14 @@ class FileDirectory:
         return True
 
     async def reload(self) -> None:
-        """Read the file now. A bad one leaves the last good snapshot in force."""
+        """Reload the file now. If it is invalid, the last good snapshot stays in use."""
         self._loaded_state = await asyncio.to_thread(_file_state, self._path)
         try:
             await self._load()
         except DirectoryUnusable as error:
             DIRECTORY_RELOADS.labels("failed").inc()
             DIRECTORY_LAST_RELOAD.set(0)
-            logger.error("directory not reloaded, the last good one stays", reason=str(error))  # noqa: TRY400
+            logger.error("directory not reloaded, last good version stays in use", reason=str(error))  # noqa: TRY400
         else:
             DIRECTORY_RELOADS.labels("loaded").inc()
             DIRECTORY_LAST_RELOAD.set(1)
@@ -101,7 +98,7 @@ class FileDirectory:
         if self._snapshot.domains and not snapshot.domains:
             previous = len(self._snapshot.domains)
             raise DirectoryUnusable(
-                f"{self._path}: has no domains, the last good one had {previous}; if you want none, restart"
+                f"{self._path}: contains no domains, last good version had {previous}; restart eilpost to accept it"
             )
         self._snapshot = snapshot
 
@@ -115,7 +112,7 @@ class FileDirectory:
 
 
 def find_user(snapshot: Snapshot, login: str) -> User | None:
-    """Who logs in as `login`, a whole address in any case."""
+    """The user with the login `login`: a complete address; case is ignored."""
     try:
         return snapshot.users.get(Address.parse(login, utf8=True).key)
     except AddressError:
@@ -123,13 +120,13 @@ def find_user(snapshot: Snapshot, login: str) -> User | None:
 
 
 def load(path: Path) -> tuple[Snapshot, _FileState]:
-    """The snapshot in the file and the state of the file it was read from. Raises DirectoryUnusable."""
+    """The snapshot and the state of the file. Raises DirectoryUnusable."""
     text, status = read_text(path)
     return parse_directory(text, str(path), is_hash), (status.st_mtime_ns, status.st_ino, status.st_size)
 
 
 def read_text(path: Path) -> tuple[str, os.stat_result]:
-    """The file as text, and its state when it was read. Raises DirectoryUnusable."""
+    """The text and the status of the file. Raises DirectoryUnusable."""
     try:
         octets, status = read_regular(path)
         return octets.decode(), status

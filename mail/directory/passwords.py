@@ -1,8 +1,7 @@
-"""Checks passwords against argon2 hashes: off the event loop, few at a time, and as slowly for strangers as for users.
+"""Password verification with argon2 in a small thread pool, in constant time for known and unknown users.
 
-A right password is remembered for a minute under a keyed hash that lives and dies with this process, so that a mail
-client that logs in again costs nothing; a changed password is another hash and is never taken from memory. Plain text
-is kept nowhere. Source: RFC 9106 (argon2); the parameters are argon2-cffi's low-memory profile (19 MiB, t=2, p=1).
+A verified password is cached for one minute as a hash keyed with a random key of the process; plain text is not stored.
+Source: RFC 9106 (argon2), parameters of argon2-cffi's low-memory profile (19 MiB, t=2, p=1).
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from cachetools import TTLCache
 from mail.directory import DirectoryUnavailable, User
 
 CACHE_TTL = timedelta(seconds=60)
-PENDING_CHECKS_MAX = 200  # checks queued beyond this are turned away: nobody waits for minutes
-PASSWORD_MAX_OCTETS = 1024  # longer ones are wrong: hashing megabytes is a way to attack us
+PENDING_CHECKS_MAX = 200  # further checks are refused, so that clients do not wait for minutes
+PASSWORD_MAX_OCTETS = 1024  # longer passwords are wrong: hashing megabytes would allow a denial of service
 
 _hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-# The hash of a password nobody knows, for users nobody knows: with our own parameters, so it takes as long.
+# Verified for unknown users; same parameters, so that it takes the same time.
 _DUMMY_HASH = "$argon2id$v=19$m=19456,t=2,p=1$c29tZSBzYWx0IG9mIG91cnM$5q0dOwM8s2jgc0kXnxkpJ6FfLSWfE5fJMhhSVpyFh4E"
 
 
 def hash_password(password: str) -> str:
-    """The argon2id hash for the directory file. Takes about 50 ms."""
+    """The argon2id hash for the directory file; takes about 50 ms."""
     return _hasher.hash(password)
 
 
 def is_hash(text: str) -> bool:
-    """Whether `text` is an argon2 hash at all."""
+    """Whether `text` is an argon2 hash."""
     try:
         extract_parameters(text)
     except InvalidHashError:
@@ -43,7 +42,7 @@ def is_hash(text: str) -> bool:
 
 
 class PasswordChecker:
-    """Answers `is_right` with a small pool of threads of its own."""
+    """Checks passwords in its own thread pool."""
 
     def __init__(self, threads: int | None = None) -> None:
         count = threads or max(1, min(4, os.cpu_count() or 1))
@@ -53,8 +52,8 @@ class PasswordChecker:
         self._verified: TTLCache[bytes, None] = TTLCache(10_000, CACHE_TTL.total_seconds())
 
     async def check(self, user: User | None, password: str, timeout: timedelta) -> bool:
-        """Whether `password` opens `user`; False after as long a time where there is no such user. Raises
-        DirectoryUnavailable when that cannot be found out in `timeout`.
+        """Whether `password` is the password of `user`; for None False after the same time. Raises
+        DirectoryUnavailable when the check does not finish within `timeout`.
         """
         octets = password.encode("utf-8", "surrogatepass")
         stored = user.password if user is not None else ""
@@ -62,7 +61,7 @@ class PasswordChecker:
         if stored and cache_key in self._verified:
             return True
         if self._pending >= PENDING_CHECKS_MAX:
-            raise DirectoryUnavailable("too many passwords are being checked")
+            raise DirectoryUnavailable("too many password checks are pending")
         if len(octets) > PASSWORD_MAX_OCTETS:
             octets, stored = b"", ""
         self._pending += 1
@@ -72,7 +71,7 @@ class PasswordChecker:
                     self._threads, _verify, stored or _DUMMY_HASH, octets
                 )
         except TimeoutError as error:
-            raise DirectoryUnavailable("checking the password took too long") from error
+            raise DirectoryUnavailable("the password check timed out") from error
         finally:
             self._pending -= 1
         if matches and stored:
@@ -80,7 +79,7 @@ class PasswordChecker:
         return matches and bool(stored)
 
     async def close(self) -> None:
-        """End the threads. Idempotent."""
+        """Stop the threads. Idempotent."""
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
 

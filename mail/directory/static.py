@@ -1,4 +1,4 @@
-"""A directory that is given whole and never changes by itself: for tests. Passwords are plain text."""
+"""Static directory for tests. Passwords are plain text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mail.directory.file import find_user
 
 
 class StaticDirectory:
-    """`passwords` by `Address.key`. A test may set `snapshot`, or `is_down` to have verify fail."""
+    """`passwords` by `Address.key`. A test may replace `snapshot`, or set `is_down` to make `authenticate` fail."""
 
     def __init__(self, snapshot: Snapshot, passwords: Mapping[str, str] | None = None) -> None:
         self.snapshot = snapshot
@@ -27,6 +27,6 @@ class StaticDirectory:
         self, login: str, password: str, *, timeout: timedelta = timedelta(seconds=10)
     ) -> User | None:
         if self.is_down or timeout <= timedelta(0):
-            raise DirectoryUnavailable("the static directory was told to be down")
+            raise DirectoryUnavailable("the static directory is set to be down")
         user = find_user(self.snapshot, login)
         return user if user is not None and self.passwords.get(user.address.key) == password else None

@@ -1,7 +1,7 @@
-"""Reads a directory file: TOML text to a `Snapshot`, or one line that names the file and the key. Pure.
+"""Parser of the directory file: TOML text to a `Snapshot`, or one error line that names the file and the key. Pure.
 
-Strict: an unknown key, an address that is none, a user of a domain that is not here, an unknown tenant, a malformed
-hash are all refused, for each would lose somebody's mail later.
+It is strict (unknown keys, invalid addresses, unknown domains and tenants, malformed hashes), because such an error
+would make mail undeliverable later.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _Table = Mapping[str, Any]
 
 
 def parse_directory(text: str, name: str, is_hash: Callable[[str], bool] = lambda _: True) -> Snapshot:
-    """The snapshot in `text`; `name` is the file's, for errors. Raises DirectoryUnusable with one line."""
+    """The snapshot in `text`; `name` is the file name for errors. Raises DirectoryUnusable with one line."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DirectoryUnusable(f"{name}: is not TOML: {error}") from error
     except ValueError as error:
-        raise DirectoryUnusable(f"{name}: has a number that is too long") from error
+        raise DirectoryUnusable(f"{name}: contains a number that is too long") from error
     except RecursionError as error:
-        raise DirectoryUnusable(f"{name}: has lists or tables nested too deep") from error
+        raise DirectoryUnusable(f"{name}: lists or tables are nested too deeply") from error
     return _Parser(name, is_hash).snapshot(tables)
 
 
@@ -53,19 +53,19 @@ class _Parser:
         for key, table in self._section(tables, "domains"):
             domain = self._domain(key, table, tenants)
             if domain.name in domains:
-                raise self._error(f'domains."{key}"', key, "the same domain stands here twice")
+                raise self._error(f'domains."{key}"', key, "the domain is listed twice")
             domains[domain.name] = domain
         users: dict[str, User] = {}
         for key, table in self._section(tables, "users"):
             user = self._user(key, table, domains)
             if user.address.key in users:
-                raise self._error(f'users."{key}"', key, "the same address stands here twice (case does not matter)")
+                raise self._error(f'users."{key}"', key, "the address is listed twice (case is ignored)")
             users[user.address.key] = user
         aliases: dict[str, tuple[Address, ...]] = {}
         for key, targets in _items(self._table("aliases", tables.get("aliases", {}))):
             alias, addresses = self._alias(key, targets, domains)
             if alias in aliases:
-                raise self._error(f'aliases."{key}"', key, "the same alias stands here twice (case does not matter)")
+                raise self._error(f'aliases."{key}"', key, "the alias is listed twice (case is ignored)")
             aliases[alias] = addresses
         return Snapshot(tenants, domains, users, aliases, delimiter)
 
@@ -76,9 +76,9 @@ class _Parser:
         if hosting not in ("shared", "dedicated"):
             raise self._error(f"{where}.hosting", hosting, '"shared" or "dedicated" is expected')
         if hosting == "dedicated" and not _TOPIC_PART.fullmatch(key):
-            raise self._error(where, key, "a dedicated tenant names topics: letters, digits, - and _ are expected")
+            raise self._error(where, key, "letters, digits, - and _ are expected (the name becomes part of topics)")
         if hosting == "dedicated" and key == "shared":
-            raise self._error(where, key, "it is the label of all shared tenants in metrics; another name is expected")
+            raise self._error(where, key, "another name is expected: metrics use it for all shared tenants")
         per_hour = table.get("messages_per_hour")
         if per_hour is not None and (type(per_hour) is not int or per_hour < 0):
             raise self._error(f"{where}.messages_per_hour", per_hour, "a whole number is expected")
@@ -120,12 +120,14 @@ class _Parser:
         if domain is None:
             raise self._error(where, key, f'there is no [domains."{address.domain}"]')
         if not domain.is_local:
-            raise self._error(where, key, f"{address.domain} is a relay domain: its mailboxes are elsewhere")
+            raise self._error(where, key, f"{address.domain} is a relay domain and has no local mailboxes")
         self._check_keys(table, ("password", "quota"), where)
         password = table.get("password", "")
         if not isinstance(password, str) or (password and not self._is_hash(password)):
             expected = 'an argon2 hash like "$argon2id$..." is expected; `eilpost user passwd` makes one'
-            raise DirectoryUnusable(f"{self._name}: {where}.password: {expected}")  # what was found may be a password
+            raise DirectoryUnusable(
+                f"{self._name}: {where}.password: {expected}"
+            )  # not quoted: the value may be a password
         return User(address, password, self._size(f"{where}.quota", table.get("quota")))
 
     def _alias(self, key: str, targets: object, domains: Mapping[str, Domain]) -> tuple[str, tuple[Address, ...]]:
@@ -173,7 +175,7 @@ class _Parser:
         for key in table:
             if key not in known:
                 matches = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {matches[0]}?" if matches else f"there are {', '.join(known)}"
+                hint = f"did you mean {matches[0]}?" if matches else f"the keys are {', '.join(known)}"
                 raise DirectoryUnusable(f"{self._name}: {where + '.' if where else ''}{key}: no such key; {hint}")
 
     def _error(self, where: str, value: object, expected: str) -> DirectoryUnusable:

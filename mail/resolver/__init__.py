@@ -1,8 +1,7 @@
-"""The Resolver port: what DNS says, as values that keep "no" apart from "do not know".
+"""Resolver port: DNS answers as values that distinguish a negative answer from no answer.
 
-Answers are cached by their TTL and asked once at a time (single flight) inside the adapter; no call raises for what DNS
-says. Adapters: `dnspython`; `static` (a struct of maps and a fail list) for tests.
-Source: RFC 5321 section 5.1, RFC 7505 (null MX), RFC 2308 (negative caching).
+Adapters cache answers by TTL and merge concurrent identical queries (single flight); no call raises for a DNS error.
+Adapters: `dnspython`, `static` (tests). Source: RFC 5321 section 5.1, RFC 7505 (null MX), RFC 2308 (negative caching).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ class MxHosts:
 
 @dataclass(frozen=True, slots=True)
 class NullMx:
-    """The domain says that it takes no mail (RFC 7505)."""
+    """The domain accepts no mail (RFC 7505)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class IpAddresses:
 
 @dataclass(frozen=True, slots=True)
 class NoRecords:
-    """The name exists and has no such record (NODATA)."""
+    """The name exists and has no record of this type (NODATA)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class NoSuchDomain:
 
 @dataclass(frozen=True, slots=True)
 class DnsUnknown:
-    """No answer, SERVFAIL, a time-out: temporary by definition. `reason` is for the log."""
+    """No answer, SERVFAIL or a time-out: a temporary error. `reason` is for operators."""
 
     reason: str
 
@@ -53,9 +52,9 @@ AddressAnswer = IpAddresses | NoRecords | NoSuchDomain | DnsUnknown
 
 class Resolver(Protocol):
     async def mx(self, domain: str) -> MxAnswer:
-        """MX of a domain in A-labels."""
+        """MX records of a domain in A-labels."""
         ...
 
     async def addresses(self, host: str) -> AddressAnswer:
-        """A and AAAA of a host; an IP address answers itself."""
+        """A and AAAA records of a host; an IP address is returned unchanged."""
         ...

@@ -1,7 +1,6 @@
-"""Keeps DNS answers for their TTL, and asks each question once at a time however many wait for it (single flight).
+"""TTL cache of DNS answers with single flight: concurrent identical queries share one request.
 
-It knows nothing of DNS but that an answer comes with the seconds it may be kept; 0 means not at all.
-Nothing is served past its TTL (RFC 8767's stale answers are not for deciding to bounce).
+No answer is used after its TTL: a bounce must not be based on a stale answer (RFC 8767).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Question = TypeVar("Question", bound=Hashable)
 
 
 class AnswerCache(Generic[Question, Answer]):
-    """`ask(question)` goes to the network and returns the answer and how many seconds it may be kept."""
+    """`query(question)` asks the network and returns the answer and its TTL in seconds; 0: not cached."""
 
     def __init__(
         self,
@@ -36,7 +35,7 @@ class AnswerCache(Generic[Question, Answer]):
         self._hit, self._joined, self._miss = (DNS_CACHE.labels(result) for result in ("hit", "joined", "miss"))
 
     async def answer(self, question: Question) -> Answer:
-        """From the cache, from a question under way, or from the network."""
+        """The answer from the cache, from a running query or from the network."""
         entry = self._entries.get(question)
         if entry is not None:
             self._hit.inc()
@@ -47,7 +46,7 @@ class AnswerCache(Generic[Question, Answer]):
             task = self._in_flight[question] = asyncio.create_task(self._fetch(question))
         else:
             self._joined.inc()
-        return await asyncio.shield(task)  # one who stops waiting does not stop the others
+        return await asyncio.shield(task)  # a cancelled caller does not cancel the query for the others
 
     async def _fetch(self, question: Question) -> Answer:
         try:
@@ -59,7 +58,7 @@ class AnswerCache(Generic[Question, Answer]):
             del self._in_flight[question]
 
     async def close(self) -> None:
-        """Stop every question under way."""
+        """Cancel all running queries."""
         tasks = list(self._in_flight.values())
         for task in tasks:
             task.cancel()

@@ -1,8 +1,8 @@
-"""DNS by dnspython: MX and address answers with a cache by TTL, asked once at a time, each within its time.
+"""Resolver with dnspython: MX and address look-ups with a cache and a time limit. No DNSSEC validation.
 
-A truncated answer over UDP is asked again over TCP (RFC 7766), EDNS asks for 1232 octets, CNAMEs are followed. "No" is
-kept apart from "do not know": NXDOMAIN and NODATA are answers, kept by the SOA's minimum (RFC 2308) and at most
-`NEGATIVE_MAX`; SERVFAIL, REFUSED and silence are `DnsUnknown` and are never kept. It does not validate DNSSEC.
+A truncated UDP answer is repeated over TCP (RFC 7766), the EDNS size is 1232 octets, CNAMEs are followed. NXDOMAIN and
+NODATA are cached for the SOA minimum (RFC 2308), at most `NEGATIVE_MAX`; SERVFAIL, REFUSED and time-outs are
+`DnsUnknown` and are not cached.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from mail.telemetry.lookup import DNS_DURATION
 
 POSITIVE_MAX = timedelta(days=1)
 NEGATIVE_MAX = timedelta(minutes=15)
-_EDNS_OCTETS = 1232  # DNS flag day 2020: no fragments
-_SERVER_TIMEOUT_SECONDS = 2.0  # then the next one is asked
-_CONCURRENT_QUERIES = 256  # questions under way; more wait for their turn, within their time
+_EDNS_OCTETS = 1232  # DNS flag day 2020: avoids IP fragments
+_SERVER_TIMEOUT_SECONDS = 2.0  # then the next server is tried
+_CONCURRENT_QUERIES = 256  # further queries wait, within their time limit
 
 _Question = tuple[str, str]  # name without final dot, "MX" | "A" | "AAAA"
 _Answer = MxAnswer | AddressAnswer
 
 
 class DnsResolver:
-    """`settings.servers` empty: those of the system, read once. No server at all is DnsUnknown to every question."""
+    """With `settings.servers` empty the system's name servers are read once. Without any server every answer is
+    DnsUnknown.
+    """
 
     def __init__(self, settings: ResolverSettings) -> None:
         self._timeout_seconds = settings.timeout.total_seconds()
@@ -63,13 +65,13 @@ class DnsResolver:
         ips = tuple(ip for answer in answers if isinstance(answer, IpAddresses) for ip in answer.addresses)
         if ips:
             return IpAddresses(ips)
-        for answer in answers:  # what we do not know could have been an address
+        for answer in answers:  # the unanswered query could have returned an address
             if isinstance(answer, DnsUnknown):
                 return answer
         return NoSuchDomain() if any(isinstance(answer, NoSuchDomain) for answer in answers) else NoRecords()
 
     async def close(self) -> None:
-        """Stop what is being asked. Idempotent."""
+        """Cancel running queries. Idempotent."""
         await self._cache.close()
 
     async def _query(self, question: _Question) -> tuple[_Answer, float]:
@@ -78,17 +80,17 @@ class DnsResolver:
             async with asyncio.timeout(self._timeout_seconds + 1), self._query_slots:
                 answer, seconds = await self._resolve(*question)
         except TimeoutError:
-            answer, seconds = DnsUnknown(f"DNS for {question[0]} does not answer in time"), 0.0
+            answer, seconds = DnsUnknown(f"DNS query for {question[0]} timed out"), 0.0
         DNS_DURATION.labels(_RESULTS.get(type(answer), "found")).observe(time.perf_counter() - started)
         return answer, seconds
 
     async def _resolve(self, name: str, kind: str) -> tuple[_Answer, float]:
         if self._resolver is None:
-            return DnsUnknown("no name server is known: set resolver.servers"), 0.0
+            return DnsUnknown("no name server is configured: set resolver.servers"), 0.0
         try:
             absolute = dns.name.from_text(name + ".")
         except (dns.exception.DNSException, UnicodeError):
-            return NoSuchDomain(), 0.0  # no name server could ever hold such a name
+            return NoSuchDomain(), 0.0  # not a valid DNS name
         try:
             answer = await self._resolver.resolve(
                 absolute, kind, raise_on_no_answer=False, search=False, backend=self._backend
@@ -97,11 +99,11 @@ class DnsResolver:
             nxdomain: Any = error  # its methods are not typed
             return NoSuchDomain(), _negative_seconds(nxdomain.response(nxdomain.qnames()[0]))
         except dns.resolver.LifetimeTimeout:
-            return DnsUnknown(f"DNS for {name} does not answer in time"), 0.0
+            return DnsUnknown(f"DNS query for {name} timed out"), 0.0
         except dns.resolver.NoNameservers as error:
-            return DnsUnknown(f"DNS for {name}: {_failure_text(error)}"), 0.0
+            return DnsUnknown(f"DNS query for {name}: {_failure_text(error)}"), 0.0
         except (dns.exception.DNSException, OSError) as error:
-            return DnsUnknown(f"DNS for {name}: {type(error).__name__}"), 0.0
+            return DnsUnknown(f"DNS query for {name}: {type(error).__name__}"), 0.0
         if answer.rrset is None:
             return NoRecords(), _negative_seconds(answer.response)
         return _parse_records(kind, answer.rrset), min(answer.chaining_result.minimum_ttl, POSITIVE_MAX.total_seconds())
@@ -119,7 +121,7 @@ def _make_resolver(settings: ResolverSettings) -> dns.asyncresolver.Resolver | N
         resolver.nameservers = [
             dns.nameserver.Do53Nameserver(host, port) for host, port in map(name_server, settings.servers)
         ]
-    resolver.cache = None  # ours keeps "no" by the SOA, and joins questions
+    resolver.cache = None  # AnswerCache has negative caching by SOA and single flight
     resolver.lifetime = settings.timeout.total_seconds()
     resolver.timeout = min(_SERVER_TIMEOUT_SECONDS, resolver.lifetime)
     resolver.use_edns(0, 0, _EDNS_OCTETS)
@@ -131,7 +133,7 @@ def _parse_records(kind: str, records: Iterable[Any]) -> MxHosts | NullMx | IpAd
         return IpAddresses(tuple(record.address for record in records))
     hosts = sorted({(record.preference, _normalize(record.exchange.to_text())) for record in records})
     named = tuple((preference, host) for preference, host in hosts if host)
-    # RFC 7505 section 3: "." says no mail, and stands alone; beside real hosts it is a mistake and is left out.
+    # RFC 7505 section 3: "." is a null MX only as the single record; it is ignored when other hosts are listed.
     return MxHosts(named) if named else NullMx()
 
 
@@ -140,14 +142,14 @@ def _normalize(name: str) -> str:
 
 
 def _negative_seconds(response: Any) -> float:
-    """RFC 2308 section 5: the smaller of the SOA's TTL and its minimum; without an SOA, not to be kept."""
+    """RFC 2308 section 5: the smaller of the SOA's TTL and its minimum; 0 without an SOA."""
     if not any(records.rdtype == dns.rdatatype.SOA for records in response.authority):
         return 0.0
     return float(min(response.resolve_chaining().minimum_ttl, NEGATIVE_MAX.total_seconds()))
 
 
 def _failure_text(error: dns.resolver.NoNameservers) -> str:
-    """What the last server said: "SERVFAIL", "REFUSED", ..."""
+    """The error of the last server: "SERVFAIL", "REFUSED", ..."""
     errors = error.kwargs.get("errors") or []
     last = errors[-1][3] if errors else "no server answers"
     return last if isinstance(last, str) else type(last).__name__

@@ -1,7 +1,4 @@
-"""A resolver that is a struct of maps and a list of what fails: for tests. The same answers as DNS would give.
-
-A name in `mx` or `addresses` exists; any other does not. `slow` names answer after that many seconds.
-"""
+"""Static resolver for tests. Names in `mx` and `addresses` exist, all others do not."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, MxAnswer, MxHo
 
 class StaticResolver:
     """`mx`: domain -> [(preference, host), ...], `[]` for none, `[(0, ".")]` for the null MX. `addresses`: host -> [ip,
-    ...]. `fail`: names that nobody answers for. `slow`: name -> seconds. `asked` counts the questions by name.
+    ...]. `fail`: names without an answer. `slow`: name -> delay in seconds. `queries` counts the queries by name.
     """
 
     def __init__(
@@ -34,7 +31,7 @@ class StaticResolver:
     async def mx(self, domain: str) -> MxAnswer:
         name = await self._query(domain)
         if name in self.failing:
-            return DnsUnknown(f"DNS for {name} does not answer in time")
+            return DnsUnknown(f"DNS query for {name} timed out")
         records = self.mx_records.get(name)
         if records is None and name not in self.address_records:
             return NoSuchDomain()
@@ -51,7 +48,7 @@ class StaticResolver:
             pass
         name = await self._query(host)
         if name in self.failing:
-            return DnsUnknown(f"DNS for {name} does not answer in time")
+            return DnsUnknown(f"DNS query for {name} timed out")
         records = self.address_records.get(name)
         if records is None and name not in self.mx_records:
             return NoSuchDomain()

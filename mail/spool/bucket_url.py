@@ -1,7 +1,6 @@
-"""Where an object spool lies, "s3://BUCKET/PREFIX", and which settings go with it. Pure.
+"""Parser of object spool URLs ("s3://BUCKET/PREFIX") and checks of the settings that belong to them. Pure.
 
-Here is what can be known to be wrong without asking the store; whether the bucket is there and can be written is asked
-at start (`ObjectSpool.start`).
+`ObjectSpool.start` checks that the bucket exists and is writable.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from mail.settings import SpoolSettings
 
 SCHEMES = {
-    "s3": '"s3://BUCKET/PREFIX"',  # Amazon S3 and what speaks like it
+    "s3": '"s3://BUCKET/PREFIX"',  # Amazon S3 and compatible stores
     "gs": '"gs://BUCKET/PREFIX"',  # Google Cloud Storage
     "az": '"az://CONTAINER/PREFIX"',  # Azure Blob Storage
 }
@@ -32,49 +31,51 @@ _ENDPOINT = re.compile(r"(https?)://[A-Za-z0-9.:_\[\]-]+(?:/[A-Za-z0-9._/-]*)?\Z
 class Bucket:
     scheme: str
     name: str
-    prefix: str  # without slashes at its ends; may be empty
+    prefix: str  # without leading and trailing slash; may be empty
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.name}" + (f"/{self.prefix}" if self.prefix else "")
 
 
 def parse_bucket(url: str) -> Bucket:
-    """Raises ValueError that says what is expected."""
+    """Raises ValueError with the expected form."""
     match = _URL.match(url)
     if match is None:
         expected = SCHEMES.get(url.partition(":")[0], " or ".join(SCHEMES.values()))
         raise ValueError(f"{expected} is expected, with a bucket name of 3 to 63 letters, digits, dots and dashes")
     prefix = (match[3] or "").rstrip("/")
     if prefix and not _PREFIX.match(prefix):
-        raise ValueError("the prefix has letters, digits and ._- between single slashes, and no part begins with a dot")
+        raise ValueError(
+            "a prefix of letters, digits and ._- is expected, with single slashes and no dot after a slash"
+        )
     return Bucket(match[1], match[2], prefix)
 
 
 def setting_errors(settings: SpoolSettings) -> Iterator[tuple[str, str]]:
-    """What does not go together in the settings of an object spool, as (key, what is wrong)."""
+    """Errors in the settings of an object spool, as (key, error)."""
     scheme = settings.url.partition(":")[0]
     if scheme not in SCHEMES:
         return
     if scheme != "s3" and settings.region:
-        yield "region", f'found "{masked(settings.region)}"; only s3:// has regions, leave it empty'
+        yield "region", f'found "{masked(settings.region)}"; only s3:// has regions; leave it empty'
     elif settings.region and not _REGION.match(settings.region):
         yield "region", f'found "{masked(settings.region)}"; the name of a region is expected, like "eu-central-1"'
     if scheme == "gs":
         for key in ("endpoint", "access_key", "secret_key"):
             if getattr(settings, key):
-                yield key, "gs:// takes its credentials from GOOGLE_APPLICATION_CREDENTIALS; leave it empty"
+                yield key, "gs:// uses the credentials in GOOGLE_APPLICATION_CREDENTIALS; leave it empty"
         return
     if settings.access_key and not settings.secret_key:
-        yield "secret_key", "is missing, and spool.access_key is set; set both, or none to use the environment's"
+        yield "secret_key", "is missing while spool.access_key is set; set both, or neither for the provider's default"
     if settings.secret_key and not settings.access_key:
-        yield "access_key", "is missing, and spool.secret_key is set; set both, or none to use the environment's"
+        yield "access_key", "is missing while spool.secret_key is set; set both, or neither for the provider's default"
     if settings.endpoint:
         match = _ENDPOINT.match(settings.endpoint)
-        if match is None:  # not shown: it may hold a password
-            yield "endpoint", '"https://HOST" or "http://HOST:PORT" is expected, without a user or a query'
+        if match is None:  # not quoted: it may contain a password
+            yield "endpoint", '"https://HOST" or "http://HOST:PORT" is expected, without user and query'
         elif match[1] == "http" and not settings.allow_http:
             yield (
                 "endpoint",
-                f'found "{masked(settings.endpoint)}"; mail would go in clear text: use https://, or set '
-                "spool.allow_http = true where the network in between is yours",
+                f'found "{masked(settings.endpoint)}"; mail would cross the network unencrypted: use https://, '
+                "or set spool.allow_http = true if the network is trusted",
             )

@@ -1,9 +1,8 @@
-"""The spool as a directory of this machine: written to tmp, fsync, rename, fsync of the directory; then it is durable.
+"""Spool in a local directory, with group commit. All disk operations run in the spool's own threads.
 
-Contents kept at the same time share one file and one flush (`mail/spool/group_commit.py`); a large content has a file
-of its
-own. Files lie in a directory per hour (UTC), so that a sweep by age removes whole directories. All disk work happens in
-threads of the spool's own.
+A file is written to `tmp`, synced, renamed and its directory synced. Content stored concurrently shares one file
+(`mail/spool/group_commit.py`); large content has its own. There is one directory per hour (UTC), so that a sweep
+removes whole directories.
 """
 
 from __future__ import annotations
@@ -39,22 +38,22 @@ from mail.telemetry.spool import READ_DURATION, SPOOL_BYTES, SPOOL_ERRORS, SWEEP
 
 logger = structlog.get_logger()
 
-TMP_MAX_AGE = timedelta(hours=1)  # a file in tmp/ older than this belongs to no one alive
+TMP_MAX_AGE = timedelta(hours=1)  # an older file in tmp/ is a leftover of a crash
 _THREADS = 4
 
 T = TypeVar("T")
 
 
 class DiskSpool:
-    """`path` is made when it is missing. Raises SpoolUnavailable when it cannot be used."""
+    """`path` is created if missing. Raises SpoolUnavailable when it cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._tmp = path / "tmp"
         self._group_commit = GroupCommit(self._write)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="spool")
-        self._large_writes = asyncio.Semaphore(_THREADS - 1)  # a thread is left for packs and reads
-        self._last_write_failed = False  # the last write did
+        self._large_writes = asyncio.Semaphore(_THREADS - 1)  # one thread remains for batches and reads
+        self._last_write_failed = False
         self._written_bytes = SPOOL_BYTES.labels("written")
         self._read_bytes = SPOOL_BYTES.labels("read")
         try:
@@ -65,7 +64,7 @@ class DiskSpool:
             raise self._unavailable("open", error) from error
 
     async def start(self) -> None:
-        """The constructor has looked."""
+        """The constructor has checked the directory."""
 
     async def put(self, content: bytes) -> Spooled:
         with WRITE_DURATION.time():
@@ -85,10 +84,10 @@ class DiskSpool:
             return await self._in_thread("sweep", lambda: self._sweep(older_than, datetime.now(UTC)))
 
     async def free_bytes(self) -> int | None:
-        return await self._in_thread("look at", self._check_free)
+        return await self._in_thread("check", self._check_free)
 
     async def close(self) -> None:
-        """Finish what is being written. Idempotent."""
+        """Wait for pending writes. Idempotent."""
         await self._group_commit.drain()
         await asyncio.to_thread(self._threads.shutdown)
 
@@ -109,7 +108,7 @@ class DiskSpool:
         SPOOL_ERRORS.labels("unavailable").inc()
         return SpoolUnavailable(f"cannot {verb} the spool at {error.filename or self._path}: {error.strerror or error}")
 
-    # In a thread from here on.
+    # The methods below run in a thread.
 
     def _create(self) -> None:
         self._tmp.mkdir(parents=True, exist_ok=True)
@@ -117,21 +116,21 @@ class DiskSpool:
         _fsync_directory(self._path)
 
     def _recreate(self) -> None:
-        """After somebody removed the directory. One that was a volume of its own, and is not mounted any more, is not
-        ours to make: what was kept beneath would be hidden when it comes back.
+        """Create a removed directory again. An unmounted volume is not replaced: files written below its mount point
+        would be hidden after the mount.
         """
         ancestor = self._path.absolute()
         while not ancestor.exists():
             ancestor = ancestor.parent
         if os.stat(ancestor).st_dev != self._device:
-            raise OSError(errno.ENOENT, "it is not the volume it was when eilpost started; mount it", str(self._path))
+            raise OSError(errno.ENOENT, "the volume is not mounted any more; mount it", str(self._path))
         self._create()
-        logger.error("the spool was removed and is made again: what lay in it is lost", path=str(self._path))
+        logger.error("spool directory was removed and is created again: its content is lost", path=str(self._path))
 
     def _check_free(self) -> int:
         if not self._tmp.is_dir():
             self._recreate()
-        if self._last_write_failed:  # not each trouble shows in what is free: a quota, a disk that turned read-only
+        if self._last_write_failed:  # a quota or a read-only disk does not change the free space
             self._probe(b"?" * 4096)
             self._last_write_failed = False
         return shutil.disk_usage(self._path).free
@@ -170,7 +169,7 @@ class DiskSpool:
         try:
             os.rename(tmp, hour / name.id)
         except FileNotFoundError:
-            hour.mkdir(exist_ok=True)  # the first of its hour
+            hour.mkdir(exist_ok=True)  # the first file of this hour
             _fsync_directory(self._path)
             os.rename(tmp, hour / name.id)
         _fsync_directory(hour)
@@ -180,9 +179,9 @@ class DiskSpool:
         try:
             descriptor = open_regular(file)
         except NotRegularFile as error:
-            raise _damaged(file, "is not a plain file") from error
+            raise _damaged(file, "is not a regular file") from error
         except FileNotFoundError as error:
-            if not self._tmp.is_dir():  # an unmounted volume is not a lost file
+            if not self._tmp.is_dir():  # the volume is not mounted; the file is not lost
                 raise
             raise _damaged(file, "is missing") from error
         try:
@@ -192,21 +191,21 @@ class DiskSpool:
         if len(content) != size:
             raise _damaged(file, f"ends after {len(content)} of {size} bytes at {offset}")
         if limit_bytes is None and digest_of(content) != spooled.digest:
-            raise _damaged(file, f"does not hold what was kept at {offset}")
+            raise _damaged(file, f"has a wrong checksum at offset {offset}")
         self._read_bytes.inc(size)
         return content
 
     def _sweep(self, older_than: datetime, now: datetime) -> int:
-        """An hour that ended before `older_than` goes as a whole; in the hour it falls into, files go by their age."""
+        """Remove directories of hours before `older_than`; in the hour of `older_than`, remove files by their age."""
         removed = _remove_older(self._tmp, min(older_than, now - TMP_MAX_AGE))
         for directory in sorted(self._path.iterdir()):
             start = hour_start(directory.name)
             if start is None:
-                continue  # not ours
+                continue  # not a spool directory
             if start >= older_than:
                 break
             removed += _remove_older(directory, older_than)
-            if start + timedelta(hours=2) < now:  # nobody writes into it any more
+            if start + timedelta(hours=2) < now:  # no process writes to it any more
                 with suppress(OSError):
                     directory.rmdir()
         return removed
@@ -226,7 +225,7 @@ def _remove_older(directory: Path, older_than: datetime) -> int:
 
 def _damaged(file: Path, what: str) -> SpoolDamaged:
     SPOOL_ERRORS.labels("damaged").inc()
-    return SpoolDamaged(f"spool file {file} {what}: put it back from a backup, or the mail that needs it will expire")
+    return SpoolDamaged(f"spool file {file} {what}: restore it from a backup; otherwise its mail expires in the queue")
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

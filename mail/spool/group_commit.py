@@ -1,8 +1,7 @@
-"""Contents kept at the same time share one write (a *pack*): group commit, for every spool that pays for each write.
+"""Group commit for spools: contents stored concurrently share one write (a *batch*). No I/O.
 
-Here is what a pack is, whoever writes it: which contents go together, what they are called (`HOUR/ID@OFFSET`; how long
-a content is stands in `Spooled`), and how damage is told (`digest_of`). Nothing here touches a disk or a network. A
-failed write fails all who wait for it and nobody else; who stops waiting in time is not written.
+A content is named `HOUR/ID@OFFSET`; its size and digest are in `Spooled`. A failed write fails the callers of its batch
+only; content of a cancelled caller is not written if its batch has not started.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from mail.queue_id import new_queue_id
 from mail.spool import SpoolDamaged
 from mail.telemetry.spool import SPOOL_ERRORS
 
-LARGE_BYTES = 1 << 20  # from here a content is written by itself
-BATCH_MAX_BYTES = 8 << 20  # what one pack holds at most, so that nobody waits long for a stranger's bytes
+LARGE_BYTES = 1 << 20  # content of this size or more is written alone
+BATCH_MAX_BYTES = 8 << 20  # limits the time that a caller waits for the bytes of others
 
 HOUR_FORMAT = "%Y%m%d%H"  # UTC
 _NAME = re.compile(r"([0-9]{10})/([0-9A-Z]{26})@([0-9]{1,12})\Z")
@@ -32,7 +31,7 @@ Write = Callable[[Sequence[bytes]], Awaitable[list[Spooled]]]
 
 @dataclass(frozen=True, slots=True)
 class BatchName:
-    """Where a pack lies: unique by itself, in the hour it was made."""
+    """The unique name of a batch: the hour of its creation and an id."""
 
     hour: str
     id: str
@@ -47,16 +46,16 @@ def new_batch_name() -> BatchName:
 
 
 def location_of(spooled: Spooled) -> tuple[BatchName, int]:
-    """The pack and the offset in it. A name that is none never reaches a disk or a store. Raises SpoolDamaged."""
+    """The batch and the offset in it. Raises SpoolDamaged for an invalid name, before any I/O."""
     match = _NAME.match(spooled.name)
     if match is None:
         SPOOL_ERRORS.labels("damaged").inc()
-        raise SpoolDamaged(f"{spooled.name!r} is not a name of the spool: the queue line that holds it is damaged")
+        raise SpoolDamaged(f"{spooled.name!r} is not a spool name: the queue record that contains it is damaged")
     return BatchName(match[1], match[2]), int(match[3])
 
 
 def hour_start(name: str) -> datetime | None:
-    """When the hour of this name began; None for what is no hour of ours."""
+    """The start of the hour with this name; None when the name is not an hour."""
     if not _HOUR.match(name):
         return None
     try:
@@ -66,7 +65,7 @@ def hour_start(name: str) -> datetime | None:
 
 
 def spooled_contents(batch: BatchName, contents: Sequence[bytes]) -> list[Spooled]:
-    """What each content is called that was written into `pack`, one after the other."""
+    """The locations of contents that were written to `batch` one after the other."""
     spooled, offset = [], 0
     for content in contents:
         spooled.append(Spooled(f"{batch}@{offset}", len(content), digest_of(content)))
@@ -85,8 +84,8 @@ class _PendingWrite:
 
 
 class GroupCommit:
-    """Gathers what is kept at the same time and calls `write` with it, at most `writers` at once. What comes while all
-    of them are busy is the next pack.
+    """Collects concurrent contents and calls `write` with each batch, at most `writers` at once. Contents that arrive
+    while all writers are busy form the next batch.
     """
 
     def __init__(self, write: Write, writers: int = 1) -> None:
@@ -103,25 +102,25 @@ class GroupCommit:
         return await write.spooled
 
     async def drain(self) -> None:
-        """Return when nothing is being written any more."""
+        """Wait until no write is pending."""
         while self._writers:
             await asyncio.wait(self._writers)
 
     def _start_writer(self) -> None:
-        """One writer at a time is on its way: all that is kept in one turn of the loop is one pack."""
+        """Start at most one writer per iteration of the event loop, so that its contents form one batch."""
         if not self._is_starting and len(self._writers) < self._writers_max:
             self._is_starting = True
             self._writers.add(asyncio.create_task(self._write_batches(), name="spool-writer"))
 
     async def _write_batches(self) -> None:
-        """Write what waits, pack after pack, until nothing does."""
+        """Write batches until no content is pending."""
         self._is_starting = False
         try:
             for batch in iter(self._next_batch, []):
                 if self._pending:
                     self._start_writer()
                 await self._write_batch(batch)
-        finally:  # in the same turn in which nothing waited, so that what is kept next starts another
+        finally:  # without an await after the last check, so that the next content starts a new writer
             self._writers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _write_batch(self, batch: list[_PendingWrite]) -> None:
@@ -132,7 +131,7 @@ class GroupCommit:
                 write.spooled.set_exception(error)
             return
         for write, spooled in zip(batch, results, strict=True):
-            if not write.spooled.done():  # its caller may have gone
+            if not write.spooled.done():  # its caller may be cancelled
                 write.spooled.set_result(spooled)
 
     def _next_batch(self) -> list[_PendingWrite]:
@@ -148,5 +147,5 @@ class GroupCommit:
 
 
 def _not_cancelled(writes: Sequence[_PendingWrite]) -> Iterator[_PendingWrite]:
-    """Those whose caller has not gone."""
+    """The writes whose caller was not cancelled."""
     return (write for write in writes if not write.spooled.done())

@@ -1,7 +1,4 @@
-"""A bound on what is under way: so many at once, and so many bytes. First come, first served.
-
-What is larger than all the bytes there are goes alone.
-"""
+"""Concurrency limit by count and by bytes, first come, first served. A request larger than the limit runs alone."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ class Limiter:
 
     @asynccontextmanager
     async def acquire(self, size_bytes: int) -> AsyncIterator[None]:
-        """Wait until there is room for one more of this size, and hold it."""
+        """Hold one slot and `size_bytes`; waits until both are free."""
         if self._waiters or not self._fits(size_bytes):
             await self._wait_for_turn(size_bytes)
         else:
@@ -37,9 +34,9 @@ class Limiter:
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # it had been let in
+            if waiter.done() and not waiter.cancelled():  # it has already acquired
                 self._release(size_bytes)
-            else:  # it may have held up those behind it
+            else:  # it may have blocked later waiters
                 self._wake_waiters()
             raise
 

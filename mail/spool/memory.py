@@ -1,4 +1,4 @@
-"""A spool that forgets everything with the process: for tests and `spool.url = "memory:"`."""
+"""Spool in memory, for tests and `spool.url = "memory:"`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _now() -> datetime:
 
 
 class MemorySpool:
-    """`contents` is open to tests, which may damage it; `now` is the clock of what is kept."""
+    """`contents` may be changed by tests; `now` is the clock for the age of content."""
 
     def __init__(self, now: Callable[[], datetime] = _now) -> None:
         self.contents: dict[str, bytes] = {}
@@ -41,11 +41,11 @@ class MemorySpool:
     def _read(self, spooled: Spooled, limit_bytes: int | None) -> bytes:
         content = self.contents.get(spooled.name)
         if content is None:
-            raise SpoolDamaged(f"spool file {spooled.name} is missing: the spool in memory forgets with its process")
+            raise SpoolDamaged(f"spool file {spooled.name} is missing: a spool in memory is lost when its process ends")
         if limit_bytes is not None:
             return content[:limit_bytes]
         if len(content) != spooled.size_bytes or digest_of(content) != spooled.digest:
-            raise SpoolDamaged(f"spool file {spooled.name} does not hold what was kept")
+            raise SpoolDamaged(f"spool file {spooled.name} has a wrong checksum")
         return content
 
     async def sweep(self, older_than: datetime) -> int:

@@ -1,11 +1,8 @@
-"""The spool in an object store (S3 and what speaks like it, Google's, Azure's), shared by all processes of a cluster.
+"""Spool in an object store (S3, Google Cloud Storage, Azure Blob Storage), shared by all processes of a cluster.
 
-Durable when the store has confirmed the one PUT that carries the content; never multipart, whose debris no listing
-shows. Contents kept at the same time share an object (`mail/spool/group_commit.py`), a large one has its own. Objects
-are
-called `PREFIX/HOUR/ID`, unique by themselves: not every store can refuse to overwrite. What is asked of the store is
-bounded in number, in bytes and in time: a store that does not answer is SpoolUnavailable within `TIME_LIMIT_SECONDS`,
-and more only for what is large.
+Content is durable when the store confirms its PUT. There are no multipart uploads: their leftovers are not listed.
+Objects have unique names `PREFIX/HOUR/ID`, because not every store can refuse to overwrite; content stored concurrently
+shares an object (`mail/spool/group_commit.py`). Requests are limited in number, bytes and time.
 """
 
 from __future__ import annotations
@@ -41,26 +38,26 @@ if TYPE_CHECKING:
 
     _Listing = ListStream[Sequence[ObjectMeta]]
 
-TIME_LIMIT_SECONDS = 15.0  # of a request, its retries and its wait for room; shorter than log.append_timeout
-MIN_BYTES_PER_SECOND = 1 << 20  # per second: a slower transfer is given up
-REQUESTS_IN_FLIGHT_MAX = 32  # under way at the same time
+TIME_LIMIT_SECONDS = 15.0  # for a request with retries and its wait for a slot; shorter than log.append_timeout
+MIN_BYTES_PER_SECOND = 1 << 20  # a slower transfer is cancelled
+REQUESTS_IN_FLIGHT_MAX = 32
 BYTES_IN_FLIGHT_MAX = 64 << 20
-WRITERS = 4  # packs under way at the same time: a PUT takes tens of milliseconds however small it is
-DELETE_BATCH_MAX = 1000  # what S3 takes in one request
-_IN_THREAD_BYTES = 256 << 10  # from here, digests and copies leave the event loop alone
+WRITERS = 4  # concurrent batches: even a small PUT takes tens of milliseconds
+DELETE_BATCH_MAX = 1000  # limit of S3 per request
+_IN_THREAD_BYTES = 256 << 10  # digests and copies of this size or more run in a thread
 
 T = TypeVar("T")
 
 
 class _ObjectTooShort(Exception):
-    """The object is shorter than what was asked of it."""
+    """The object is shorter than the requested range."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
 
 class ObjectSpool:
-    """`url` names the spool in what is said about it."""
+    """`url` names the spool in errors."""
 
     def __init__(self, store: ObjectStore, url: str, *, time_limit_seconds: float = TIME_LIMIT_SECONDS) -> None:
         self._store = store
@@ -75,8 +72,8 @@ class ObjectSpool:
         self._read_bytes = SPOOL_BYTES.labels("read")
 
     async def start(self) -> None:
-        """Write, read, list and delete a small object: what will be needed later, said now."""
-        content = b"eilpost looks whether it can write here"
+        """Write, read, list and delete a small object, so that missing rights are found at start."""
+        content = b"eilpost write test"
         try:
             spooled = (await self._write([content]))[0]
             await self.read(spooled)
@@ -90,7 +87,7 @@ class ObjectSpool:
         with WRITE_DURATION.time():
             if len(content) >= LARGE_BYTES:
                 return (await self._write([content]))[0]
-            try:  # a pack has its own time; this is for those who wait behind one
+            try:  # limits the wait for earlier batches too
                 async with asyncio.timeout(self._time_limit_seconds):
                     return await self._group_commit.put(content)
             except TimeoutError as error:
@@ -106,18 +103,20 @@ class ObjectSpool:
         try:
             content = await self._get(batch, offset, size)
         except FileNotFoundError as error:
-            await self._next_page(self._list(str(batch)))  # a store that is not there, or keeps us out, says so now
+            await self._next_page(
+                self._list(str(batch))
+            )  # distinguishes a missing object from a missing bucket or right
             raise self._damaged(batch, "is missing") from error
         except _ObjectTooShort as error:
-            raise self._damaged(batch, f"ends at {error.size}, before {offset + size}") from error
+            raise self._damaged(batch, f"has {error.size} bytes instead of at least {offset + size}") from error
         if limit_bytes is None and await _run_in_thread_if_large(size, lambda: digest_of(content)) != spooled.digest:
-            raise self._damaged(batch, f"does not hold what was kept at {offset}")
+            raise self._damaged(batch, f"has a wrong checksum at offset {offset}")
         self._read_bytes.inc(size)
         return content
 
     async def sweep(self, older_than: datetime) -> int:
-        """By the hours in the names, and within the last of them by the time in the id: it is our clock that made both,
-        and an object that was put back keeps its age.
+        """Delete by the hours in the names, and within the last hour by the time in the id, so that a restored object
+        keeps its age.
         """
         with SWEEP_DURATION.time():
             return await self._sweep(older_than)
@@ -128,7 +127,7 @@ class ObjectSpool:
         for hour in sorted(result["common_prefixes"]):
             start = hour_start(hour)
             if start is None:
-                continue  # not ours
+                continue  # not a spool prefix
             if start >= older_than:
                 break
             listing = self._list(hour)
@@ -141,7 +140,7 @@ class ObjectSpool:
         return None
 
     async def close(self) -> None:
-        """Finish what is being written. Idempotent."""
+        """Wait for pending writes. Idempotent."""
         await self._group_commit.drain()
         self._is_closed = True
         while self._requests_in_flight:
@@ -162,10 +161,8 @@ class ObjectSpool:
         self._written_bytes.inc(size)
         return await _run_in_thread_if_large(size, lambda: spooled_contents(name, contents))
 
-    # What else is asked of the store.
-
     async def _get(self, name: BatchName, offset: int, size: int) -> bytes:
-        """Raises FileNotFoundError, _Ends, SpoolUnavailable."""
+        """Raises FileNotFoundError, _ObjectTooShort, SpoolUnavailable."""
         path = str(name)
 
         async def get() -> bytes:
@@ -173,7 +170,7 @@ class ObjectSpool:
                 try:
                     content = await obstore.get_range_async(self._store, path, start=offset, length=size)
                 except BaseError:
-                    # Every provider has its own words for a range beyond the end; the object's size has none.
+                    # Each provider reports a range beyond the end differently; compare with the object's size.
                     object_size = (await obstore.head_async(self._store, path))["size"]
                     if object_size < offset + size:
                         raise _ObjectTooShort(object_size) from None
@@ -181,17 +178,17 @@ class ObjectSpool:
                 if len(content) < size:
                     raise _ObjectTooShort(offset + len(content))
                 return bytes(content)
-            await obstore.head_async(self._store, path)  # no store has a range of no bytes
+            await obstore.head_async(self._store, path)  # an empty range is not valid HTTP
             return b""
 
         return await self._request("read", size, get, not_found_ok=True)
 
     def _list(self, prefix: str) -> _Listing:
-        """In pages of as many as are deleted at once: an hour may hold hundreds of thousands."""
+        """List in pages of one delete request: an hour may contain hundreds of thousands of objects."""
         return obstore.list(self._store, prefix, chunk_size=DELETE_BATCH_MAX)
 
     async def _next_page(self, listing: _Listing) -> list[str]:
-        """The next paths; none when there are no more."""
+        """The next page of paths; empty at the end."""
 
         async def next_page() -> Sequence[ObjectMeta]:
             try:
@@ -209,14 +206,14 @@ class ObjectSpool:
                 lambda: obstore.delete_async(self._store, paths),
                 not_found_ok=True,
             )
-        except FileNotFoundError:  # another process was faster; what is left goes next time
+        except FileNotFoundError:  # another process deleted it; the rest is deleted by the next sweep
             return 0
         return len(paths)
 
     async def _request(
         self, verb: str, size: int, work: Callable[[], Awaitable[T]], *, not_found_ok: bool = False
     ) -> T:
-        """Do it within the bounds there are. Raises SpoolUnavailable; FileNotFoundError where that is an answer."""
+        """Run a request within the limits. Raises SpoolUnavailable; FileNotFoundError if `not_found_ok`."""
         if self._is_closed:
             raise SpoolUnavailable("the spool is closed")
         try:
@@ -246,8 +243,8 @@ class ObjectSpool:
     def _damaged(self, name: BatchName, what: str) -> SpoolDamaged:
         SPOOL_ERRORS.labels("damaged").inc()
         return SpoolDamaged(
-            f"spool object {self._url}/{name} {what}: put it back from a backup or an older version of it, or the mail "
-            "that needs it will expire"
+            f"spool object {self._url}/{name} {what}: restore it from a backup or an older version; otherwise its mail "
+            "expires in the queue"
         )
 
 
@@ -256,9 +253,9 @@ def _is_older(path: str, than: datetime) -> bool:
     try:
         return queue_id_time(QueueId(name)) < than
     except ValueError:
-        return False  # not ours
+        return False  # not a spool object
 
 
 async def _run_in_thread_if_large(size: int, work: Callable[[], T]) -> T:
-    """Do it here when it is small, in a thread when it is not."""
+    """Run `work` directly when `size` is small, else in a thread."""
     return work() if size < _IN_THREAD_BYTES else await asyncio.to_thread(work)

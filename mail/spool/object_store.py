@@ -1,8 +1,7 @@
-"""Opens the object store a spool lies in, through obstore, and puts what goes wrong with one into a person's words.
+"""Construction of object stores with obstore, and error messages for operators.
 
-The only file that knows what each provider's store is made from. Retries are few and short: whoever wanted something
-from the spool has a better place to wait (the sender's queue, ours). The time limit of a whole request is
-`mail/spool/object_spool.py`'s. No secret and no answer's body is ever in a text made here.
+Retries are few and short, because the sender's queue and eilpost's own are better places to wait. Error texts contain
+no secret and no response body.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 _CONNECT = timedelta(seconds=3)
 _RETRIES: RetryConfig = {
     "max_retries": 3,
-    "retry_timeout": timedelta(seconds=8),  # no retry begins later than this
+    "retry_timeout": timedelta(seconds=8),  # no retry starts later than this
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
 }
 
@@ -37,10 +36,10 @@ _REFUSED_CODES = ("InvalidAccessKeyId", "XAdminUserNotFound", "SignatureDoesNotM
 
 
 def open_store(bucket: Bucket, settings: SpoolSettings) -> ObjectStore:
-    """The store at `bucket`; nothing is asked yet. Raises SettingsError."""
+    """The store at `bucket`, without a request. Raises SettingsError."""
     client: ClientConfig = {
         "connect_timeout": _CONNECT,
-        "timeout": timedelta(hours=1),  # the real limit grows with the size of what is carried
+        "timeout": timedelta(hours=1),  # ObjectSpool sets a limit by the size of the request
         "allow_http": settings.allow_http,
     }
     prefix = bucket.prefix or None
@@ -60,7 +59,7 @@ def open_store(bucket: Bucket, settings: SpoolSettings) -> ObjectStore:
                     client_options=client,
                     retry_config=_RETRIES,
                 )
-    except Exception as error:  # obstore's builders raise what they like
+    except Exception as error:  # obstore's constructors raise various exceptions
         raise SettingsError(
             f'spool.url = "{bucket}": {_first_line(error)}: check spool.access_key, spool.secret_key and the '
             "provider's variables in the environment"
@@ -80,24 +79,24 @@ def _s3_store(name: str, prefix: str | None, settings: SpoolSettings, client: Cl
         config={key: value for key, value in options.items() if value},  # type: ignore[arg-type]
         client_options=client,
         retry_config=_RETRIES,
-        # Not as plain options: a session token in the environment would be added to them, and belongs to other keys.
+        # As plain options they would be combined with a session token from the environment, which has other keys.
         credential_provider=credentials if settings.access_key else None,
     )
 
 
 def describe_error(error: Exception) -> str:
-    """Why a store did not do as it was asked, on one line, and what to do about it."""
+    """The cause of a failed request and what to do, in one line."""
     if isinstance(error, TimeoutError):
-        return "the store does not answer: check spool.endpoint and the network"
+        return "the store does not respond: check spool.endpoint and the network"
     text = str(error)
     code = found[1] if (found := _CODE.search(text)) else ""
     status = found[1] if (found := _STATUS.search(text)) else ""
     if any(word in text for word in _NO_BUCKET):
-        return "there is no such bucket: make it, or correct spool.url"
+        return "there is no such bucket: create it, or correct spool.url"
     if any(word in text for word in _NO_CREDENTIALS):
         return (
-            "there are no credentials: set spool.access_key and spool.secret_key, or the provider's usual variables, "
-            "or give this machine a role"
+            "there are no credentials: set spool.access_key and spool.secret_key, or the provider's variables, or give "
+            "this machine a role"
         )
     if (
         isinstance(error, PermissionDeniedError | UnauthenticatedError)
@@ -105,17 +104,17 @@ def describe_error(error: Exception) -> str:
         or status in ("401", "403")
     ):
         return (
-            f"access is refused ({code or status or 'no reason given'}): check spool.access_key and spool.secret_key "
-            "(or the environment's credentials), and that they may list, read, write and delete objects"
+            f"access denied ({code or status or 'no reason given'}): check spool.access_key and spool.secret_key (or "
+            "the credentials in the environment), and their rights to list, read, write and delete objects"
         )
     if status:
-        return f"the store answered {status}{f' {code}' if code else ''}: check spool.endpoint, and look at its log"
+        return f"the store replied {status}{f' {code}' if code else ''}: check spool.endpoint and the store's log"
     if "dns error" in text:
-        return "the store's host name has no address: check spool.endpoint and DNS"
+        return "the store's host name cannot be resolved: check spool.endpoint and DNS"
     if "ConnectionRefused" in text:
-        return "the store refuses connections: start it, or correct spool.endpoint"
+        return "connection refused: start the store, or correct spool.endpoint"
     if "InvalidCertificate" in text or "UnknownIssuer" in text:
-        return "the store's certificate is not trusted: check spool.endpoint, and the certificates of this machine"
+        return "the store's certificate is not trusted: check spool.endpoint and the CA certificates of this machine"
     return f"{_first_line(error)}: check spool.endpoint and the network"
 
 

@@ -23,7 +23,7 @@ DIRECTORY_RELOADS = _directory.counter(
 )
 DIRECTORY_LAST_RELOAD = _directory.gauge(
     "directory_last_reload_successful",
-    "0 while the last reload of the directory file has failed and the process works with the last good one, else 1.",
+    "0 if the last reload of the directory file failed and the last good version stays in use, else 1.",
     aggregation="`min`",
 )
 DIRECTORY_LAST_RELOAD.set(1)

@@ -127,7 +127,7 @@ async def test_missing_content_is_damage_that_names_it(spool: Spool) -> None:
 )
 @pytest.mark.parametrize("spool", ["disk", "memory-objects"], indirect=True)
 async def test_no_name_leads_out_of_the_spool(spool: Spool, name: str) -> None:
-    with pytest.raises(SpoolDamaged, match="not a name of the spool"):
+    with pytest.raises(SpoolDamaged, match="not a spool name"):
         await spool.read(Spooled(name, 1, ""))
 
 
@@ -214,7 +214,7 @@ async def test_flipped_bits_and_truncation_are_damage_that_names_the_file(disk: 
     damaged = bytearray(file.read_bytes())
     damaged[3] ^= 1
     file.write_bytes(damaged)
-    with pytest.raises(SpoolDamaged, match=f"{file.name} does not hold what was kept at 0: put it back"):
+    with pytest.raises(SpoolDamaged, match=f"{file.name} has a wrong checksum at offset 0: restore it"):
         await disk.read(first)
     assert await disk.read(second) == b"second content"
     file.write_bytes(damaged[:-1])
@@ -230,7 +230,7 @@ async def test_a_missing_spool_is_unavailable_and_not_damaged(disk: DiskSpool, t
         await disk.read(spooled)
     disk._device += 1  # as if another volume were mounted
     for asked in (disk.put(b"more"), disk.free_bytes()):
-        with pytest.raises(SpoolUnavailable, match="it is not the volume it was when eilpost started"):
+        with pytest.raises(SpoolUnavailable, match="the volume is not mounted any more"):
             await asked
     assert not disk._path.exists()
     (tmp_path / "unmounted").rename(disk._path)
@@ -341,7 +341,7 @@ async def test_a_path_that_is_no_regular_file_is_damage_and_is_swept(
             path.symlink_to(tmp_path / "elsewhere")
         case _:
             path.mkdir()
-    with pytest.raises(SpoolDamaged, match="is not a plain file"):
+    with pytest.raises(SpoolDamaged, match="is not a regular file"):
         await asyncio.wait_for(disk.read(spooled), 5)
     assert await disk.sweep(datetime.now(UTC) + _LATER) == (kind != "directory")
     assert (tmp_path / "elsewhere").read_bytes() == b"content"

@@ -75,7 +75,7 @@ async def test_a_removed_object_is_damage_with_advice(server: ObjectServer, spoo
     name = spooled.name.partition("@")[0]
     file.rename(server.home / "backup")
     for limit in (None, 3, 0):
-        with pytest.raises(SpoolDamaged, match=rf"^spool object s3://{BUCKET}/spool/{name} is missing: put it back"):
+        with pytest.raises(SpoolDamaged, match=rf"^spool object s3://{BUCKET}/spool/{name} is missing: restore it"):
             await spool.read(spooled, limit)
     file.parent.mkdir(parents=True, exist_ok=True)
     (server.home / "backup").rename(file)
@@ -86,22 +86,22 @@ async def test_a_changed_or_truncated_object_is_damage(server: ObjectServer, spo
     first, second = await asyncio.gather(spool.put(b"first content"), spool.put(b"second content"))
     (file,) = server.files()
     file.write_bytes(b"F" + file.read_bytes()[1:])
-    with pytest.raises(SpoolDamaged, match=f"{file.name} does not hold what was kept at 0: put it back"):
+    with pytest.raises(SpoolDamaged, match=f"{file.name} has a wrong checksum at offset 0: restore it"):
         await spool.read(first)
     assert await spool.read(second) == b"second content"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(SpoolDamaged, match=f"{file.name} ends at 26, before 27: put it back"):
+    with pytest.raises(SpoolDamaged, match=f"{file.name} has 26 bytes instead of at least 27: restore it"):
         await spool.read(second)
     assert await spool.read(second, 6) == b"second"
     file.write_bytes(b"")
-    with pytest.raises(SpoolDamaged, match="ends at 0, before"):
+    with pytest.raises(SpoolDamaged, match="has 0 bytes instead of"):
         await spool.read(second, 6)
 
 
 async def test_a_missing_bucket_is_unavailable_and_not_damaged(server: ObjectServer, spool: ObjectSpool) -> None:
     spooled = await spool.put(b"content")
     server.bucket.rename(server.home / "elsewhere")
-    with pytest.raises(SpoolUnavailable, match="there is no such bucket: make it, or"):
+    with pytest.raises(SpoolUnavailable, match="there is no such bucket: create it, or"):
         await spool.read(spooled)
     with pytest.raises(SpoolUnavailable, match="no such bucket"):
         await spool.put(b"more")
@@ -126,7 +126,7 @@ async def test_a_stopped_server_is_unavailable_at_once_until_it_is_back(
     )
     assert {type(answer) for answer in answers} == {SpoolUnavailable}
     assert {str(answer).partition("spool: ")[2] for answer in answers} == {
-        "the store refuses connections: start it, or correct spool.endpoint"
+        "connection refused: start the store, or correct spool.endpoint"
     }
     assert time.monotonic() - began < 10
     server.start()
@@ -145,7 +145,7 @@ async def test_an_unresponsive_server_times_out_for_all_callers(server: ObjectSe
         reading = [asyncio.create_task(spool.read(spooled)) for _ in range(3 * objects_module.REQUESTS_IN_FLIGHT_MAX)]
         answers = await asyncio.gather(*waiting, *reading, return_exceptions=True)
         assert {type(answer) for answer in answers} == {SpoolUnavailable}
-        assert str(answers[-1]).endswith("the store does not answer: check spool.endpoint and the network")
+        assert str(answers[-1]).endswith("the store does not respond: check spool.endpoint and the network")
         assert time.monotonic() - began < 4
     assert await spool.read(spooled) == b"content"
     assert await spool.read(await spool.put(b"more")) == b"more"
@@ -157,16 +157,16 @@ async def test_a_start_on_an_unresponsive_server_times_out(server: ObjectServer)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         spool = object_spool(server, time_limit_seconds=2, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
-        assert (await _refusal(spool)).startswith("the store does not answer")
+        assert (await _refusal(spool)).startswith("the store does not respond")
         assert 1.5 < time.monotonic() - began < 6
 
 
 @pytest.mark.parametrize(
     ("over", "words"),
     [
-        ({"access_key": "somebody"}, "access is refused (XAdminUserNotFound): check spool.access_key"),
-        ({"secret_key": "guessed"}, "access is refused (SignatureDoesNotMatch): check spool.access_key"),
-        ({"url": "s3://nobody-made-it/spool"}, "there is no such bucket: make it, or correct spool.url"),
+        ({"access_key": "somebody"}, "access denied (XAdminUserNotFound): check spool.access_key"),
+        ({"secret_key": "guessed"}, "access denied (SignatureDoesNotMatch): check spool.access_key"),
+        ({"url": "s3://nobody-made-it/spool"}, "there is no such bucket: create it, or correct spool.url"),
     ],
 )
 async def test_wrong_settings_are_reported_at_start(server: ObjectServer, over: dict[str, str], words: str) -> None:
@@ -181,7 +181,7 @@ async def test_wrong_settings_are_reported_at_start(server: ObjectServer, over: 
 
 async def test_a_closed_port_and_a_port_without_tls_are_reported(server: ObjectServer) -> None:
     nobody = object_spool(server, endpoint=f"http://127.0.0.1:{free_port()}")
-    assert (await _refusal(nobody)).startswith("the store refuses connections: start it")
+    assert (await _refusal(nobody)).startswith("connection refused: start the store")
     clear = object_spool(server, endpoint=f"https://127.0.0.1:{server.port}")
     assert "check spool.endpoint" in await _refusal(clear)
 
@@ -193,7 +193,7 @@ async def test_a_start_leaves_no_objects(server: ObjectServer, spool: ObjectSpoo
 
 async def test_a_read_only_bucket_is_reported_at_start(server: ObjectServer, spool: ObjectSpool) -> None:
     (server.bucket / "spool").write_bytes(b"an object where our prefix is")
-    assert (await _refusal(spool)).startswith("the store answered 409 ObjectParentIsFile: check spool.endpoint")
+    assert (await _refusal(spool)).startswith("the store replied 409 ObjectParentIsFile: check spool.endpoint")
 
 
 async def test_a_session_token_of_the_environment_is_ignored_with_configured_keys(

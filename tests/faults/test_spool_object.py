@@ -47,7 +47,7 @@ async def test_an_object_is_lost_and_found(mail_cluster: MailCluster, round_numb
             await wait_until(lambda: asyncio.to_thread(lambda: "is missing" in told()), what="the reason in the queue")
             text = await asyncio.to_thread(told)
             assert queue_id in text
-            assert "put it back from a backup" in text
+            assert "restore it from a backup" in text
             assert id_ not in sink.ids()
             backup.rename(file)
             await wait_until(lambda: id_ in sink.ids(), deadline_seconds=30, what="its delivery")

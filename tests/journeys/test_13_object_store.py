@@ -105,12 +105,12 @@ def test_a_store_that_is_away_is_4xx_and_mail_waits_for_it(tmp_path: Path) -> No
     [
         (
             {"secret_key": "guessed"},
-            "access is refused (SignatureDoesNotMatch): check spool.access_key and spool.",
+            "access denied (SignatureDoesNotMatch): check spool.access_key and spool.",
         ),
-        ({"url": "s3://nobody-made-it"}, "there is no such bucket: make it, or correct spool.url"),
+        ({"url": "s3://nobody-made-it"}, "there is no such bucket: create it, or correct spool.url"),
         (
             {"endpoint": f"http://127.0.0.1:{free_port()}"},
-            "the store refuses connections: start it, or correct spool.",
+            "connection refused: start the store, or correct spool.",
         ),
     ],
 )
@@ -141,7 +141,7 @@ def test_doctor_says_how_the_store_is(tmp_path: Path) -> None:
 
         finding = look()
         assert (finding["level"], finding["advice"]) == ("OK", [])
-        assert f"s3://{BUCKET}/eil/post keeps and gives back" in finding["text"]
+        assert f"s3://{BUCKET}/eil/post: written and read in" in finding["text"]
         assert len(server.files("eil/post")) == 1
         server.kill()
         finding = look()

@@ -222,8 +222,8 @@ def test_mail_that_waits_for_nobody_is_found_and_a_group_that_works_is_well(
     for _ in range(2):  # doctor's own probe is no mail that waits
         finding = look()[group]
         assert finding["level"] == "FAIL"
-        assert finding["text"] == "no process of this role runs, 1 record waits"
-        assert finding["advice"] == ["start `eilpost router` with this log"]
+        assert finding["text"] == "no process of this role is running, lag 1 record"
+        assert finding["advice"] == ["start `eilpost router` with this log.url"]
 
     sections = {
         "log": log | {"durability": "dev", "replication": 1, "session_timeout": "6s"},

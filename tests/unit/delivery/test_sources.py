@@ -194,7 +194,7 @@ def test_what_is_no_address_of_one_interface_is_refused(address: str) -> None:
 
 def test_doctor_finds_a_broadcast_address() -> None:
     (bad,) = ports.sources(Settings(delivery=DeliverySettings(source_addresses=[BROADCAST])))
-    assert (bad.level, bad.text) == (Level.FAIL, "is a broadcast address: no mail leaves from it")
+    assert (bad.level, bad.text) == (Level.FAIL, "is a broadcast address: no mail is sent from it")
 
 
 def test_doctor_binds_each_address() -> None:

@@ -122,7 +122,7 @@ def test_without_a_file_it_says_what_it_runs_on(run: Run, home: Path, monkeypatc
     monkeypatch.setenv("EILPOST_ROUTER__LIFETIME", "2d")
     status, out, err = run("user", "list", "--json")
     assert (status, len(json.loads(out))) == (0, 2)
-    assert _one_line(err).startswith("eilpost: no configuration file (looked for eilpost.toml, ")
+    assert _one_line(err).startswith("eilpost: no configuration file (searched eilpost.toml, ")
     assert f"using the defaults, EILPOST_ROUTER__LIFETIME, and {home}" in err
     monkeypatch.setenv("EILPOST_LOG__URL", f"embedded:{home}/log.db")  # configured by its environment, as in a pod
     assert run("user", "list", "--json") == (0, out, "")

@@ -1,4 +1,4 @@
-"""Doctor on one machine: each thing it relies on, well and ill, and what it says to do."""
+"""Doctor checks of one machine, with and without faults, and their advice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MakePlan = Callable[..., Plan]
 
 @pytest.fixture
 def make_plan(tmp_path: Path) -> MakePlan:
-    """A plan on `tmp_path` whose ports are free; arguments are sections over it."""
+    """A plan in `tmp_path` with free ports; arguments override settings by section."""
     (tmp_path / "directory.toml").write_text(directory_toml())
 
     def make(**sections: dict[str, Any]) -> Plan:
@@ -59,11 +59,11 @@ async def test_before_the_first_start_nothing_is_wrong_and_nothing_is_made(make_
     before = sorted(tmp_path.rglob("*"))
     findings = await doctor.examine(plan)
     assert {finding.level for finding in findings} == {Level.OK}, findings
-    assert "not there yet" in _by_what(findings)["log"].text
+    assert "does not exist yet" in _by_what(findings)["log"].text
     assert sorted(tmp_path.rglob("*")) == before
 
 
-async def test_a_check_that_hangs_is_a_finding(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_check_is_a_finding(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang(plan: Plan) -> list[Finding]:
         await asyncio.sleep(60)
         return []
@@ -77,38 +77,38 @@ async def test_a_check_that_hangs_is_a_finding(make_plan: MakePlan, monkeypatch:
 # --- the log
 
 
-async def test_a_log_that_rests_tells_what_waits(make_plan: MakePlan, tmp_path: Path) -> None:
+async def test_backlog_of_a_stopped_embedded_log_is_reported(make_plan: MakePlan, tmp_path: Path) -> None:
     log = EmbeddedLog(tmp_path / "var" / "log.db", LogSettings())
     await log.start()
     await log.append(samples.accepted())
     await log.close()
     finding = _by_what(await doctor.examine(make_plan()))["log"]
     assert (finding.level, finding.advice) == (Level.WARN, ("mail waits: start `eilpost up`",))
-    assert "no process runs it; 0 queued, 1 to be routed" in finding.text
+    assert "no process is running; 0 deliveries in the queue, 1 unrouted messages" in finding.text
 
 
-def test_a_running_server_is_asked(tmp_path: Path) -> None:
+def test_running_server_is_recognised_on_its_ports(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "home") as box:
         plan = Plan(load(box.home / "eilpost.toml", {}), box.home)
         found = _by_what(asyncio.run(doctor.examine(plan)))
     assert found["log"].text.startswith(
-        str(box.home / "log.db") + ": a running eilpost serves it; 0 queued, 0 to be routed"
+        str(box.home / "log.db") + ": in use by a running eilpost; 0 deliveries in the queue, 0 unrouted messages"
     )
-    assert found["port ingress.mx"].text.endswith("eilpost runs there and greets")
-    assert found["port mailstore.pop3"].text.endswith("eilpost runs there and greets")
-    assert "eilpost runs there and is ready: " in found["port http.listen"].text
+    assert found["port ingress.mx"].text.endswith("eilpost is running")
+    assert found["port mailstore.pop3"].text.endswith("eilpost is running")
+    assert "eilpost is running and ready: " in found["port http.listen"].text
     assert "ingress, router, delivery, mailstore" in found["port http.listen"].text.replace("http, housekeeping, ", "")
-    assert "keeps and gives back" in found["spool"].text
+    assert "written and read in" in found["spool"].text
     assert {finding.level for finding in found.values()} <= {Level.OK, Level.WARN}
 
 
-async def test_a_damaged_log(make_plan: MakePlan, tmp_path: Path) -> None:
+async def test_damaged_embedded_log_is_a_failure(make_plan: MakePlan, tmp_path: Path) -> None:
     (tmp_path / "var").mkdir()
-    (tmp_path / "var" / "log.db").write_bytes(b"no database at all, and long enough to be looked at" * 100)
+    (tmp_path / "var" / "log.db").write_bytes(b"not a database, and long enough to be read" * 100)
     assert _by_what(await doctor.examine(make_plan()))["log"].level is Level.FAIL
 
 
-async def test_little_room(make_plan: MakePlan) -> None:
+async def test_free_space_below_the_minimum_is_a_failure(make_plan: MakePlan) -> None:
     found = _by_what(await doctor.examine(make_plan(log={"min_free_disk": "1024TiB"})))
     assert found["log space"].level is found["spool space"].level is Level.FAIL
     assert "log.min_free_disk" in found["log space"].text
@@ -120,14 +120,14 @@ async def test_little_room(make_plan: MakePlan) -> None:
 async def test_the_spool_is_written_and_read(make_plan: MakePlan, tmp_path: Path) -> None:
     (tmp_path / "var" / "spool").mkdir(parents=True)
     plan = make_plan()
-    assert "keeps and gives back" in (await machine.spool(plan))[0].text
+    assert "written and read in" in (await machine.spool(plan))[0].text
     (tmp_path / "var" / "spool" / "tmp").rmdir()
     (tmp_path / "var" / "spool" / "tmp").write_text("in the way")
     finding = (await machine.spool(plan))[0]
     assert (finding.level, "spool.url" in finding.advice[0]) == (Level.FAIL, True)
 
 
-async def test_a_folder_that_our_group_may_write_is_tried(
+async def test_group_writable_directory_of_another_user_is_checked(
     make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A volume of Kubernetes belongs to root and to the group of the pod (fsGroup)."""
@@ -140,7 +140,7 @@ async def test_a_folder_that_our_group_may_write_is_tried(
     assert (await machine.spool(make_plan()))[0].level is Level.WARN
 
 
-async def test_what_belongs_to_another_user_is_left_alone(
+async def test_directory_of_another_user_is_not_written(
     make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "var" / "spool").mkdir(parents=True)
@@ -151,13 +151,13 @@ async def test_what_belongs_to_another_user_is_left_alone(
     assert list((tmp_path / "var" / "spool").iterdir()) == []
 
 
-async def test_a_spool_of_one_machine_in_a_cluster_is_worth_a_word(make_plan: MakePlan) -> None:
+async def test_local_spool_in_a_cluster_is_a_warning(make_plan: MakePlan) -> None:
     plan = make_plan(log={"url": "kafka://127.0.0.1:9092"})
-    assert "same for all processes" in _by_what(await machine.spool(plan))["spool shared"].text
+    assert "same storage for all processes" in _by_what(await machine.spool(plan))["spool shared"].text
 
 
 @pytest.mark.parametrize(
-    ("text", "level", "says"),
+    ("text", "level", "expected"),
     [
         (None, Level.FAIL, "no such file"),
         ("[users]\nnobody", Level.FAIL, "directory.toml"),
@@ -165,11 +165,13 @@ async def test_a_spool_of_one_machine_in_a_cluster_is_worth_a_word(make_plan: Ma
         (directory_toml(), Level.OK, "domains: 1, users: 2"),
     ],
 )
-async def test_the_directory(make_plan: MakePlan, tmp_path: Path, text: str | None, level: Level, says: str) -> None:
+async def test_directory_file_is_checked(
+    make_plan: MakePlan, tmp_path: Path, text: str | None, level: Level, expected: str
+) -> None:
     plan = make_plan()
     (tmp_path / "directory.toml").unlink() if text is None else (tmp_path / "directory.toml").write_text(text)
     (finding,) = await machine.directory(plan)
-    assert (finding.level, says in finding.text, bool(finding.advice)) == (level, True, level is not Level.OK)
+    assert (finding.level, expected in finding.text, bool(finding.advice)) == (level, True, level is not Level.OK)
 
 
 # --- DNS
@@ -181,7 +183,7 @@ async def dns_server() -> AsyncIterator[DnsServer]:
         yield server
 
 
-async def test_dns_answers(make_plan: MakePlan, dns_server: DnsServer) -> None:
+async def test_dns_failure_and_missing_host_name_are_reported(make_plan: MakePlan, dns_server: DnsServer) -> None:
     plan = make_plan(delivery={"relay": ""}, resolver={"servers": [dns_server.address], "timeout": "500ms"})
     (finding,) = await machine.dns(plan)
     assert (finding.level, finding.what) == (Level.OK, f"dns {dns_server.address}")
@@ -195,36 +197,36 @@ async def test_dns_answers(make_plan: MakePlan, dns_server: DnsServer) -> None:
     assert (finding.level, "SERVFAIL" in finding.text) == (Level.FAIL, True)
 
 
-async def test_one_of_two_servers_that_is_silent_is_a_warning(make_plan: MakePlan, dns_server: DnsServer) -> None:
-    async with DnsServer(Zone(silent={"mx.example.test"})) as mute:
-        servers = [mute.address, dns_server.address]
+async def test_one_silent_name_server_of_two_is_a_warning(make_plan: MakePlan, dns_server: DnsServer) -> None:
+    async with DnsServer(Zone(silent={"mx.example.test"})) as silent:
+        servers = [silent.address, dns_server.address]
         plan = make_plan(
             ingress={"sender_domain_must_resolve": True}, resolver={"servers": servers, "timeout": "500ms"}
         )
         found = await machine.dns(plan)
     assert [(finding.what, finding.level) for finding in found] == [
-        (f"dns {mute.address}", Level.WARN),
+        (f"dns {silent.address}", Level.WARN),
         (f"dns {dns_server.address}", Level.OK),
     ]
 
 
-async def test_dns_nobody_needs_is_not_asked(make_plan: MakePlan) -> None:
+async def test_dns_is_not_queried_when_not_used(make_plan: MakePlan) -> None:
     (finding,) = await machine.dns(make_plan(resolver={"servers": ["127.0.0.1:1"]}))
-    assert (finding.level, "not needed" in finding.text) == (Level.OK, True)
+    assert (finding.level, "not used" in finding.text) == (Level.OK, True)
 
 
 # --- ports
 
 
 @pytest.mark.parametrize(
-    ("key", "answer", "level", "says"),
+    ("key", "answer", "level", "expected"),
     [
-        ("ingress.mx", b"220 other.example.test ESMTP Postfix\r\n", Level.FAIL, "something else"),
-        ("ingress.mx", b"220 mx.example.test ESMTP eilpost\r\n", Level.OK, "eilpost runs there"),
+        ("ingress.mx", b"220 other.example.test ESMTP Postfix\r\n", Level.FAIL, "in use by another program"),
+        ("ingress.mx", b"220 mx.example.test ESMTP eilpost\r\n", Level.OK, "eilpost is running"),
         ("ingress.mx", b"421 4.3.2 mx.example.test too busy\r\n", Level.WARN, "421"),
-        ("mailstore.pop3", b"+OK Dovecot ready.\r\n", Level.FAIL, "something else"),
-        ("mailstore.pop3", b"", Level.WARN, "says nothing"),
-        ("http.listen", b"HTTP/1.1 200 OK\r\n\r\n<html>", Level.FAIL, "something else"),
+        ("mailstore.pop3", b"+OK Dovecot ready.\r\n", Level.FAIL, "in use by another program"),
+        ("mailstore.pop3", b"", Level.WARN, "sends no greeting"),
+        ("http.listen", b"HTTP/1.1 200 OK\r\n\r\n<html>", Level.FAIL, "in use by another program"),
         (
             "http.listen",
             b'HTTP/1.1 503 x\r\n\r\n{"ready": false, "reasons": ["draining"], "roles": {"router": true}}',
@@ -239,12 +241,14 @@ async def test_dns_nobody_needs_is_not_asked(make_plan: MakePlan) -> None:
         ),
     ],
 )
-async def test_a_port_in_use(make_plan: MakePlan, key: str, answer: bytes, level: Level, says: str) -> None:
+async def test_server_on_a_port_in_use_is_identified(
+    make_plan: MakePlan, key: str, answer: bytes, level: Level, expected: str
+) -> None:
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head, mark, body = answer.partition(b"\r\n\r\n")
         writer.write(head + mark)
         await writer.drain()
-        if body:  # as it comes from a server with much to do
+        if body:  # a busy server sends the body later
             await asyncio.sleep(0.02)
             writer.write(body)
         writer.close()
@@ -257,20 +261,20 @@ async def test_a_port_in_use(make_plan: MakePlan, key: str, answer: bytes, level
     finally:
         server.close()
         await server.wait_closed()
-    assert (found[f"port {key}"].level, says in found[f"port {key}"].text) == (level, True)
+    assert (found[f"port {key}"].level, expected in found[f"port {key}"].text) == (level, True)
     assert [finding.level for what, finding in found.items() if what != f"port {key}"] == [Level.OK, Level.OK]
 
 
-async def test_an_address_of_another_machine(make_plan: MakePlan) -> None:
+async def test_listen_address_of_another_machine_is_a_failure(make_plan: MakePlan) -> None:
     found = _by_what(await ports.examine(make_plan(ingress={"mx": "192.0.2.1:2525"}).settings))
     assert found["port ingress.mx"].level is Level.FAIL
     assert "ingress.mx" in found["port ingress.mx"].advice[0]
 
 
-# --- the page
+# --- output
 
 
-def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_findings_are_printed_with_their_advice(capsys: pytest.CaptureFixture[str]) -> None:
     findings = [ok("spool", "good"), warn("a long name", "so so", "look", "and look"), fail("x", "\x1b[2J", "do")]
     write(findings, Output())
     assert capsys.readouterr().out.splitlines() == [
@@ -285,9 +289,9 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert summary([Level.OK, Level.OK]) == "2 checks: all OK"
     assert [status([]), status([Level.OK, Level.WARN]), status([Level.WARN, Level.FAIL, Level.OK])] == [0, 0, 1]
-    told = json.loads(json.dumps(as_json(findings)))
-    assert told["level"] == "FAIL"
-    assert told["findings"][1] == {
+    document = json.loads(json.dumps(as_json(findings)))
+    assert document["level"] == "FAIL"
+    assert document["findings"][1] == {
         "level": "WARN",
         "what": "a long name",
         "text": "so so",
@@ -295,7 +299,7 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
-def test_certificates_are_warned_of_in_time() -> None:
+def test_certificate_near_expiry_is_a_warning() -> None:
     from datetime import UTC, datetime
 
     from eilpost.doctor.brokers import _certificate_finding

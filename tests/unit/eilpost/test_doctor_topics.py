@@ -1,4 +1,4 @@
-"""What topics are judged by: everything that could lose mail is FAIL, unless the machine is one for trials."""
+"""Doctor findings about topics and brokers: a configuration that could lose mail is FAIL (dev: WARN)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def view_of(found: dict[Topic, TopicState], topic: Topic, settings: LogSettings 
     return next(view for view in topics.topic_views(found, ACCESS, settings) if view.topic is topic)
 
 
-def test_topics_as_we_make_them_are_sound() -> None:
+def test_created_topics_pass_the_check() -> None:
     assert [view.level for view in topics.topic_views(sound(), ACCESS, SETTINGS)] == [Level.OK] * 5
     assert topics.count_findings(sound(), ACCESS, SETTINGS) == []
     assert {finding.level for finding in topics.findings(sound(), ACCESS, SETTINGS)} == {Level.OK}
@@ -61,7 +61,9 @@ def test_topics_as_we_make_them_are_sound() -> None:
         (ACCEPTED, {}, {"in_sync": 2}, Level.WARN, "start the missing broker"),
     ],
 )
-def test_what_is_wrong(topic: Topic, config: dict[str, str], fields: dict[str, int], level: Level, advice: str) -> None:
+def test_unsafe_topic_configuration_is_reported(
+    topic: Topic, config: dict[str, str], fields: dict[str, int], level: Level, advice: str
+) -> None:
     found = changed(topic, config=config, **fields)
     view = view_of(found, topic)
     assert (view.level, advice in "".join(view.advice)) == (level, True), view
@@ -70,13 +72,13 @@ def test_what_is_wrong(topic: Topic, config: dict[str, str], fields: dict[str, i
     assert [each.level for each in topics.topic_views(found, ACCESS, SETTINGS)].count(Level.OK) == 4
 
 
-def test_one_replica_is_not_told_to_wait_for_two() -> None:
+def test_min_isr_advice_does_not_exceed_the_replicas() -> None:
     """min.insync.replicas = 2 of one replica would stop all mail."""
     view = view_of(changed(ACCEPTED, config={"min.insync.replicas": "1"}, replication=1, in_sync=1), ACCEPTED)
     assert not any("min.insync" in line for line in view.advice)
 
 
-def test_a_missing_topic_and_counts_that_disagree() -> None:
+def test_missing_topic_and_wrong_partition_count_are_reported() -> None:
     found = sound()
     del found[EVENTS]
     view = view_of(found, EVENTS)
@@ -90,16 +92,16 @@ def test_a_missing_topic_and_counts_that_disagree() -> None:
     assert finding.advice == ("set log.shards = 12, or 0 to use the topic's number",)
 
 
-def test_a_tenants_topics_are_made_by_a_command_of_their_own() -> None:
+def test_advice_for_a_tenant_names_the_tenant_option() -> None:
     (finding,) = topics.findings({}, ACCESS, SETTINGS, "acme")
-    assert (finding.level, finding.text) == (Level.FAIL, "none of mail.* of tenant acme is there")
+    assert (finding.level, finding.text) == (Level.FAIL, "no topic mail.* of tenant acme exists")
     assert finding.advice[0] == "run `eilpost topics create --tenant acme`"
     finding = brokers._group_finding("router", ACCESS, {}, 1, 12, "acme")
-    assert finding.advice == ("start `eilpost router --tenant acme` with this log",)
+    assert finding.advice == ("start `eilpost router --tenant acme` with this log.url",)
 
 
 class _UnavailableCluster:
-    """A cluster that answers no question about groups."""
+    """A cluster that does not answer."""
 
     async def committed_offsets(self, *_: object) -> object:
         raise LogUnavailable("kafka://127.0.0.1:9092: the brokers did not answer in time")
@@ -114,21 +116,21 @@ class _UnavailableCluster:
         pass
 
 
-async def test_what_cannot_be_looked_at_is_told_for_each_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unavailable_cluster_is_reported_for_each_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(brokers, "ClusterInfo", lambda _: _UnavailableCluster())
     for part in ("groups", "topics"):
-        told = []
+        findings = []
         for tenant in ("", "acme", "initech"):
             if part == "groups":
                 found = await brokers._group_findings(_UnavailableCluster(), ACCESS, SETTINGS, sound(), tenant)  # type: ignore[arg-type]
             else:
                 found, _ = await brokers._topics_and_groups(ACCESS, SETTINGS, tenant)
-            told += found
-        assert [each.what for each in told] == [part, f"{part} of tenant acme", f"{part} of tenant initech"]
-        assert all(each.text.startswith("cannot be looked at: ") for each in told)
+            findings += found
+        assert [each.what for each in findings] == [part, f"{part} of tenant acme", f"{part} of tenant initech"]
+        assert all(each.text.startswith("cannot be checked: ") for each in findings)
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_topics_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = changed(QUEUE, config={"cleanup.policy": "delete", "retention.ms": "604800000"})
     seen = topics.topic_views(found, ACCESS, SETTINGS)
     topics.write(seen, [], Output())
@@ -139,9 +141,9 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert words[2] == "FAIL mail.queue 12 3 3 2 7d delete no 16MiB"
     assert lines[3] == "      -> cleanup.policy = delete removes pending deliveries: set it to compact"
     assert lines[-1] == "5 checks: 4 OK, 1 FAIL"
-    told = json.loads(json.dumps(topics.as_json(seen, [])))
-    assert (told["level"], told["topics"][1]["cleanup_policy"]) == ("FAIL", "delete")
-    assert told["topics"][0] == {
+    document = json.loads(json.dumps(topics.as_json(seen, [])))
+    assert (document["level"], document["topics"][1]["cleanup_policy"]) == ("FAIL", "delete")
+    assert document["topics"][0] == {
         "level": "OK",
         "topic": "mail.accepted",
         "partitions": 12,
@@ -157,7 +159,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
-def test_a_retention_beyond_all_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_very_long_retention_is_limited_to_36500_days(capsys: pytest.CaptureFixture[str]) -> None:
     topics.write(
         topics.topic_views(changed(EVENTS, config={"retention.ms": str(2**63 - 1)}), ACCESS, SETTINGS), [], Output()
     )
@@ -168,18 +170,18 @@ def test_a_retention_beyond_all_time(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
-    ("state", "members", "waiting", "level", "says"),
+    ("state", "members", "waiting", "level", "expected"),
     [
-        ("Stable", 2, 7, Level.OK, "2 processes, 12 shards, 7 records wait"),
-        ("Empty", 0, 1, Level.FAIL, "no process of this role runs, 1 record waits"),
-        ("Dead", 0, 0, Level.WARN, "no process of this role runs"),
-        ("PreparingRebalance", 1, 0, Level.WARN, "shared out anew"),
-        ("Stable", 13, 0, Level.WARN, "1 of them have nothing to do"),
+        ("Stable", 2, 7, Level.OK, "2 processes, 12 shards, lag 7 records"),
+        ("Empty", 0, 1, Level.FAIL, "no process of this role is running, lag 1 record"),
+        ("Dead", 0, 0, Level.WARN, "no process of this role is running"),
+        ("PreparingRebalance", 1, 0, Level.WARN, "rebalance in progress"),
+        ("Stable", 13, 0, Level.WARN, "1 without a shard"),
     ],
 )
-def test_groups(state: str, members: int, waiting: int, level: Level, says: str) -> None:
+def test_group_states_are_reported(state: str, members: int, waiting: int, level: Level, expected: str) -> None:
     finding = brokers._group_finding("router", ACCESS, {"mail.router": (state, members)}, waiting, 12)
-    assert (finding.level, says in finding.text, finding.what) == (level, True, "group mail.router")
+    assert (finding.level, expected in finding.text, finding.what) == (level, True, "group mail.router")
 
 
 def _reached(brokers_alive: int = 3, known: int = 30, in_force: int = 30) -> Reachable:
@@ -199,16 +201,16 @@ def _reached(brokers_alive: int = 3, known: int = 30, in_force: int = 30) -> Rea
         (3, "safe", 5, Level.WARN),
     ],
 )
-def test_the_size_of_the_cluster(alive: int, durability: str, replication: int, level: Level) -> None:
+def test_too_few_brokers_are_reported(alive: int, durability: str, replication: int, level: Level) -> None:
     settings = SETTINGS.model_copy(update={"durability": durability, "replication": replication})
     (finding,) = brokers._size_findings([_reached(alive)], set(), settings)
     assert (finding.level, bool(finding.advice)) == (level, level is not Level.OK)
-    gone = {f"h{alive}:9092", "h99:9092"}  # one of its list that does not answer, and one that is in nobody's
+    gone = {f"h{alive}:9092", "h99:9092"}  # one unreachable broker of the list and one that is not in it
     (finding,) = brokers._size_findings([_reached(alive + 1)], gone, settings)
     assert finding.level is level
 
 
-def test_versions() -> None:
+def test_mixed_or_old_broker_versions_are_warnings() -> None:
     def level_of(*reached: Reachable) -> Level:
         return brokers._version_findings(reached)[0].level
 
@@ -229,12 +231,12 @@ def test_versions() -> None:
         (None, Level.WARN),
     ],
 )
-def test_clocks(ahead: float | None, level: Level) -> None:
+def test_clock_offset_of_a_broker_is_reported(ahead: float | None, level: Level) -> None:
     finding = brokers._clock_finding(Probe(2, 0.004, ahead))
     assert (finding.level, finding.what) == (level, "clock of broker 2")
 
 
-def test_a_password_in_the_clear_is_worth_a_word() -> None:
+def test_plain_password_without_tls_is_a_warning() -> None:
     assert brokers._cleartext_findings(SETTINGS) == []
     (finding,) = brokers._cleartext_findings(SETTINGS.model_copy(update={"sasl_mechanism": "PLAIN"}))
     assert finding.level is Level.WARN

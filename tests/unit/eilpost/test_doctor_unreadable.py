@@ -1,4 +1,4 @@
-"""Doctor on records that cannot be read, and its end in time when nothing answers. Journey 27 has them on a Kafka."""
+"""Doctor check for unreadable records and its time limits. Journey 27 runs it on Kafka."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACCESS = make_access(LogSettings(url="kafka://127.0.0.1:9092"))
 
 @dataclass(frozen=True, slots=True)
 class FakeConsumerRecord:
-    """A record as a consumer gives it."""
+    """A record as returned by a consumer."""
 
     topic: str
     partition: int
@@ -35,7 +35,7 @@ class FakeConsumerRecord:
 
 
 class FakeHistoryReader:
-    """Answers from what it was given: `first`, or the error to raise; of the queue a frame of each shard."""
+    """Returns `first` or raises it; `queue` has one frame per shard."""
 
     def __init__(self, first: Sequence[FakeConsumerRecord] | Exception = (), queue: Sequence[bytes] = ()) -> None:
         self._first = first
@@ -60,7 +60,7 @@ async def look(history_reader: FakeHistoryReader, shards: int = 0) -> list[Findi
     return await unreadable.findings(cast("KafkaHistoryReader", history_reader), ACCESS, shards)
 
 
-async def test_what_can_be_read_is_no_finding() -> None:
+async def test_readable_records_give_no_finding() -> None:
     good = encode(accepted()) or b""
     assert (
         await look(FakeHistoryReader([FakeConsumerRecord("mail.accepted", 0, 5, good)], [encode(pending()) or b""]), 1)
@@ -77,26 +77,26 @@ async def test_a_record_is_named_by_topic_shard_and_offset_with_what_to_do() -> 
     )
     assert (found.level, found.what) == (Level.FAIL, "shard 3 of mail.accepted")
     assert found.text.startswith("the record at mail.accepted, shard 3, offset 17 cannot be read: its version is 9;")
-    assert "run that one" in found.advice[0]
+    assert "run that version" in found.advice[0]
 
 
-async def test_each_shard_of_the_queue_is_looked_at() -> None:
+async def test_each_shard_of_the_queue_is_read() -> None:
     bad, good = frame_of_version(9, pending()), encode(pending()) or b""
     found = await look(FakeHistoryReader(queue=[bad, good, bad]), 3)
     assert [each.what for each in found] == ["shard 0 of mail.queue", "shard 2 of mail.queue"]
     assert "key a-key cannot be read" in found[0].text
 
 
-async def test_a_queue_too_long_to_read_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_findings_before_the_time_limit_are_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unreadable, "_QUEUE_SECONDS", 0.05)
     history_reader = FakeHistoryReader(queue=[frame_of_version(9, pending())])
     history_reader.hangs_at_shard = 1
     assert [each.what for each in await look(history_reader, 2)] == ["shard 0 of mail.queue"]
 
 
-async def test_brokers_that_do_not_answer_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unavailable_brokers_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = await look(FakeHistoryReader(LogUnavailable("no leader")))
-    assert (found.level, found.text) == (Level.FAIL, "cannot be looked at: no leader")
+    assert (found.level, found.text) == (Level.FAIL, "cannot be checked: no leader")
     monkeypatch.setattr(unreadable, "_FIRST_SECONDS", 0.05)
     history_reader = FakeHistoryReader()
     history_reader.hangs = True

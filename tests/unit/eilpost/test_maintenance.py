@@ -1,4 +1,4 @@
-"""The chores: what they call, that they go on after a failure, that they end."""
+"""Maintenance tasks: their calls, their retries after a failure, their end."""
 
 from __future__ import annotations
 
@@ -60,35 +60,35 @@ def _role(log: _Log, spool: _Spool) -> Maintenance:
     return Maintenance(settings=SpoolSettings(), log=cast("Log", log), spool=spool)  # type: ignore[arg-type]
 
 
-async def test_the_chores_are_done_at_start_and_end_at_stop() -> None:
+async def test_tasks_run_at_start_and_end_at_stop() -> None:
     log, spool = _Log(), _Spool()
     role = _role(log, spool)
     ready, stop = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(role.run(ready.set, stop))
     await ready.wait()
-    await wait_until(lambda: log.purges, what="the first chores")
+    await wait_until(lambda: log.purges, what="the first purge")
     assert REGISTRY.get_sample_value("eilpost_consumer_lag_records", {"topic": "accepted"}) == 3
     stop.set()
     await asyncio.wait_for(running, 5)
-    assert spool.swept == []  # what was accepted before this start may not be in the queue yet
+    assert spool.swept == []  # earlier accepted messages may not be in the queue yet
 
 
-async def test_the_sweep_keeps_to_the_age_limit() -> None:
+async def test_sweep_uses_the_age_limit() -> None:
     spool = _Spool()
     await _role(_Log(_line(timedelta(days=1))), spool).sweep()
     age = datetime.now(UTC) - spool.swept[0]
     assert timedelta(days=7) <= age < timedelta(days=7, minutes=5)
 
 
-async def test_the_sweep_spares_what_the_queue_still_needs() -> None:
-    """After eight days without power, or when the clock has jumped."""
+async def test_sweep_keeps_content_of_queued_messages() -> None:
+    """After eight days without power, or after a clock jump."""
     spool, old = _Spool(), _line(timedelta(days=8))
     await _role(_Log(_line(timedelta(days=1)), old, _line(timedelta(days=2))), spool).sweep()
     assert spool.swept == [old.delivery.message.received]
 
 
-async def test_the_sweep_spares_what_a_record_that_was_not_read_may_name() -> None:
-    """The router was down for eight days, while ingress went on."""
+async def test_sweep_keeps_content_of_unconsumed_records() -> None:
+    """The router was down for eight days while ingress was running."""
     spool, log = _Spool(), _Log(_line(timedelta(days=1)))
     log.unread = datetime.now(UTC) - timedelta(days=8)
     await _role(log, spool).sweep()

@@ -1,4 +1,4 @@
-"""Moving a queue from log to log: everything arrives, once, whatever instant the mover dies at."""
+"""Move of a queue: every message arrives exactly once, even if the mover is killed at any step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.ports import wait_until
 
 
-def carrier(source: Any, target: Any, **more: Any) -> ContentCopier:
+def make_copier(source: Any, target: Any, **more: Any) -> ContentCopier:
     return ContentCopier(None if source is target else source, target, 256 << 10, **more)
 
 
@@ -68,7 +68,7 @@ async def _deliver(mail_server: InMemoryMailServer, planted: Planted) -> None:
 
 
 class MailServerOn(InMemoryMailServer):
-    """A mail server on a log and a spool that are there."""
+    """A mail server on an existing log and spool."""
 
     def __init__(self, log: Any, spool: Any) -> None:
         super().__init__({"router": {"retry": ["1s"]}}, log=log)
@@ -77,70 +77,70 @@ class MailServerOn(InMemoryMailServer):
 
 @pytest.mark.parametrize("kind", ["memory", "embedded"])
 @pytest.mark.parametrize(("shards", "target_shards"), [((1, 1), (3, 2)), ((3, 2), (1, 1)), ((2, 3), (5, 4))])
-async def test_a_mixed_queue_moves_and_is_delivered_once(
+async def test_mixed_queue_is_moved_and_delivered_once(
     kind: str, shards: tuple[int, int], target_shards: tuple[int, int], tmp_path: Path
 ) -> None:
     here, there = MemorySpool(), MemorySpool()
     async with logs(kind, tmp_path, "old", *shards) as source, logs(kind, tmp_path, "new", *target_shards) as target:
         planted = await plant(source, here, 5)
-        stories = {
+        histories = {
             name: [event async for event in source.history(queue_id)] for name, queue_id in planted.messages.items()
         }
-        tally = await run_move(source, target, carrier(here, there))
+        tally = await run_move(source, target, make_copier(here, there))
         assert await is_empty(source)
         assert (await source.backlog()).dispatched == 0
-        here.contents.clear()  # nothing of the old side is needed any more
+        here.contents.clear()  # the source spool is no longer needed
         open_kinds = len(KINDS) - 1  # all but "settled"
         assert (tally.messages, tally.unread, tally.deliveries, tally.known) == (5 * open_kinds, 10, 5 * 10, 0)
         await check_lines(target, planted)
         for name, queue_id in planted.messages.items():
-            told = [event async for event in target.history(queue_id)]
-            assert told == ([] if name.startswith("settled") else stories[name])
+            moved = [event async for event in target.history(queue_id)]
+            assert moved == ([] if name.startswith("settled") else histories[name])
         await target.close()
-        async with MailServerOn(target if kind == "memory" else again(target), there) as mail_server:
+        async with MailServerOn(target if kind == "memory" else reopened(target), there) as mail_server:
             await _deliver(mail_server, planted)
 
 
-def again(log: EmbeddedLog) -> EmbeddedLog:
-    """The same file in another life."""
+def reopened(log: EmbeddedLog) -> EmbeddedLog:
+    """A new instance on the same file."""
     return EmbeddedLog(log._path, log._settings)
 
 
 @pytest.fixture
-def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in memory is never on its way."""
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records in a memory log are never in transit."""
     for name in ("eilpost.move.run._RETRY_WAIT", "tests.support.builders.mixed_queue.LOOK_AGAIN"):
         monkeypatch.setattr(name, timedelta(milliseconds=1))
 
 
-@pytest.mark.usefixtures("_no_rest")
+@pytest.mark.usefixtures("_short_waits")
 @pytest.mark.parametrize("after", [False, True])
-async def test_killed_at_every_instant_and_run_again(after: bool) -> None:
+async def test_move_killed_at_any_step_is_completed_by_the_next_run(after: bool) -> None:
     for at in range(1, 1000):
         here, there = MemorySpool(), MemorySpool()
         source, target = MemoryLog(LogSettings(shards=2)), MemoryLog(LogSettings(shards=3))
         planted = await plant(source, here, 2)
-        life = KillSwitch(at, after=after)
+        switch = KillSwitch(at, after=after)
         with suppress(Killed):
-            await run_move(source, target, carrier(here, there), life)
-        if not life.is_dead:
+            await run_move(source, target, make_copier(here, there), switch)
+        if not switch.is_dead:
             break
-        await run_move(source, target, carrier(here, there))
+        await run_move(source, target, make_copier(here, there))
         await check_moved(source, target, planted, f"killed {'after' if after else 'before'} change {at}")
     assert at > 20, "the move has fewer changes than it had"
 
 
 async def check_moved(source: Any, target: Any, planted: Planted, when: str) -> None:
-    """Nothing lost, nothing twice: every record is on the target, and once."""
+    """Every record is on the target exactly once."""
     assert await is_empty(source), when
     assert (await source.backlog()).dispatched == 0, when
     lines = {line.delivery.id async for line in target.pending_deliveries()}
     assert lines == planted.lines.keys(), when
     now = await target.backlog()
-    in_hand = sum(isinstance(line.state, Active) for line in planted.lines.values())
+    active = sum(isinstance(line.state, Active) for line in planted.lines.values())
     assert now.accepted == 4, when
-    # The report or the dispatch of each line in hand. What was reported twice came with one of both reports.
-    assert now.dispatched + now.attempted == in_hand, when
+    # One report or dispatch per active delivery; of two reports one was moved.
+    assert now.dispatched + now.attempted == active, when
     assert now.attempted == 6, when
     for queue_id in planted.messages.values():
         events = [event async for event in target.history(queue_id)]
@@ -148,55 +148,60 @@ async def check_moved(source: Any, target: Any, planted: Planted, when: str) -> 
 
 
 @pytest.mark.parametrize("after", [False, True])
-async def test_killed_twice_in_a_row_and_delivered(after: bool) -> None:
+async def test_move_killed_several_times_is_completed(after: bool) -> None:
     here, there = MemorySpool(), MemorySpool()
     source, target = MemoryLog(LogSettings(shards=2)), MemoryLog(LogSettings(shards=3))
     planted = await plant(source, here, 4)
     for at in (9, 5, 13, 2):
         with pytest.raises(Killed):
-            await run_move(source, target, carrier(here, there), KillSwitch(at, after=after))
-    await run_move(source, target, carrier(here, there))
+            await run_move(source, target, make_copier(here, there), KillSwitch(at, after=after))
+    await run_move(source, target, make_copier(here, there))
     async with MailServerOn(target, there) as mail_server:
         await _deliver(mail_server, planted)
 
 
 @pytest.mark.parametrize("at", [1, 4, 11])
-async def test_a_commit_that_is_not_confirmed_is_tried_again(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unconfirmed_commit_is_retried(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eilpost.move.command._PAUSE_SECONDS", 0.01)
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings(shards=2)), MemoryLog(LogSettings(shards=3))
     planted = await plant(source, spool, 2)
-    life = KillSwitch(at, after=True, error=LogUnavailable("the brokers did not answer in time"))
-    quiet = RecordingProgress()
+    switch = KillSwitch(at, after=True, error=LogUnavailable("the brokers did not answer in time"))
+    progress = RecordingProgress()
     tally = await move_until_done(
-        KillableLog(source, life),
-        KillableLog(target, life),
-        carrier(spool, spool),
+        KillableLog(source, switch),
+        KillableLog(target, switch),
+        make_copier(spool, spool),
         history=True,
-        progress=quiet,
-        print_message=quiet.print_message,
+        progress=progress,
+        print_message=progress.print_message,
     )
-    assert quiet.messages == ["trying again: the brokers did not answer in time"]
+    assert progress.messages == ["retrying: the brokers did not answer in time"]
     assert tally.known >= 0
     await check_moved(source, target, planted, f"failed at {at}")
 
 
-async def test_a_log_that_never_answers_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unavailable_log_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eilpost.move.command._PAUSE_SECONDS", 0.01)
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     await plant(source, spool, 1)
     target.fail("no broker answers")
-    quiet = RecordingProgress()
-    with pytest.raises(ServiceError, match="no broker answers; nothing is lost, run the command again"):
+    progress = RecordingProgress()
+    with pytest.raises(ServiceError, match="no broker answers; no mail is lost, run the command again"):
         await move_until_done(
-            source, target, carrier(spool, spool), history=True, progress=quiet, print_message=quiet.print_message
+            source,
+            target,
+            make_copier(spool, spool),
+            history=True,
+            progress=progress,
+            print_message=progress.print_message,
         )
 
 
 @pytest.mark.parametrize("counted", [0, 3], ids=["too little", "too much"])
-async def test_the_end_of_what_is_dispatched_is_told_by_its_shards(counted: int) -> None:
-    """Not by a count, which on Kafka has its own marks in it, and not by silence: a shard may be slow to give."""
+async def test_end_of_dispatches_is_reported_by_the_shards(counted: int) -> None:
+    """Not by a count (on Kafka it includes transaction markers) nor by a time-out (a shard may be slow)."""
 
     class SlowShard:
         def __init__(self, shard: Any) -> None:
@@ -219,51 +224,53 @@ async def test_the_end_of_what_is_dispatched_is_told_by_its_shards(counted: int)
     spool = MemorySpool()
     source, target = InexactLog(LogSettings(delivery_shards=2)), MemoryLog(LogSettings())
     planted = await plant(source, spool, 2, kinds=["in-hand", "in-hand-spooled", "two"])
-    await run_move(source, target, carrier(spool, spool), batch=500)
+    await run_move(source, target, make_copier(spool, spool), batch=500)
     assert {line.delivery.id async for line in target.pending_deliveries()} == planted.lines.keys()
     assert (await target.backlog()).dispatched == 6
     assert await is_empty(source)
 
 
-async def test_a_line_in_hand_without_its_dispatch_stays_and_is_named() -> None:
+async def test_active_delivery_without_dispatch_is_named_and_not_moved() -> None:
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     planted = await plant(source, spool, 2)
     dispatched = source._partitions["dispatched", 0].unconsumed
     del dispatched[next(iter(dispatched))]
-    with pytest.raises(LogUnusable, match=r"damaged: \w+-1: in hand, and neither .* everything else was moved"):
-        await run_move(source, target, carrier(spool, spool))
+    with pytest.raises(
+        LogUnusable, match=r"damaged: \w+-1: active without a dispatch or report; .* everything else was moved"
+    ):
+        await run_move(source, target, make_copier(spool, spool))
     left = [line async for line in source.pending_deliveries()]
     assert len(left) == 1
     assert len([line async for line in target.pending_deliveries()]) == len(planted.lines) - 1
 
 
-async def test_a_frame_that_cannot_be_read_stops_the_move_and_stays() -> None:
+async def test_unreadable_frame_stops_the_move() -> None:
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     await plant(source, spool, 1)
     source._pending[0]["broken"] = b"EP\xff not a frame"
     with pytest.raises(LogUnusable, match="queue, shard 0, key broken"):
-        await run_move(source, target, carrier(spool, spool))
+        await run_move(source, target, make_copier(spool, spool))
     assert [line async for line in target.pending_deliveries()] == []
 
 
-async def test_lost_content_stops_the_move_unless_it_may_go() -> None:
+async def test_lost_content_stops_the_move_unless_allowed() -> None:
     here, there = MemorySpool(), MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     planted = await plant(source, here, 1, kinds=["unread", "retry", "hold"])
     here.contents.clear()
     with pytest.raises(ServiceError, match=r"spool file .* is missing: .*--lost-too"):
-        await run_move(source, target, carrier(here, there))
-    brave = carrier(here, there, allow_lost=True)
-    await run_move(source, target, brave)
-    assert brave.lost_count == 2
+        await run_move(source, target, make_copier(here, there))
+    copier = make_copier(here, there, allow_lost=True)
+    await run_move(source, target, copier)
+    assert copier.lost_count == 2
     assert await is_empty(source)
     lines: Sequence[Pending] = [line async for line in target.pending_deliveries()]
     assert {line.delivery.id for line in lines} == planted.lines.keys()
 
 
-async def test_content_too_large_to_ride_on_the_target_goes_to_its_spool() -> None:
+async def test_content_too_large_for_the_target_is_spooled() -> None:
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     planted = await plant(source, spool, 2, size=5000, kinds=["unread", "in-hand"])
@@ -275,12 +282,12 @@ async def test_content_too_large_to_ride_on_the_target_goes_to_its_spool() -> No
         await _deliver(mail_server, planted)
 
 
-async def test_a_target_that_has_mail_of_its_own_keeps_it() -> None:
+async def test_mail_on_the_target_is_kept() -> None:
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings(shards=2))
     own = await plant(target, spool, 1, kinds=["in-hand", "retry", "unread"])
     planted = await plant(source, spool, 1, kinds=["waits", "unread-spooled", "in-hand-spooled"])
-    await run_move(source, target, carrier(spool, spool))
+    await run_move(source, target, make_copier(spool, spool))
     own.expected |= planted.expected
     async with MailServerOn(target, spool) as mail_server:
         await _deliver(mail_server, own)

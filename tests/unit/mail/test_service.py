@@ -125,7 +125,7 @@ async def test_a_role_that_ends_by_itself_is_a_failure() -> None:
         async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
             ready()
 
-    with pytest.raises(ServiceError, match="quits ended by itself"):
+    with pytest.raises(ServiceError, match="quits ended unexpectedly"):
         await run_roles([Quits()], _DRAIN)
 
 

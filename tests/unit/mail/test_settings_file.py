@@ -32,8 +32,8 @@ def _refused(path: Path | None, environment: dict[str, str]) -> str:
 
 def test_what_is_no_file_is_refused_and_never_waited_for(file: Path) -> None:
     os.mkfifo(file)
-    assert _refused(file, {}) == f"{file}: cannot be read: is not a plain file"
-    assert _refused(Path("/dev/zero"), {}) == "/dev/zero: cannot be read: is not a plain file"
+    assert _refused(file, {}) == f"{file}: cannot be read: is not a regular file"
+    assert _refused(Path("/dev/zero"), {}) == "/dev/zero: cannot be read: is not a regular file"
 
 
 def test_a_link_to_the_file_will_do(file: Path) -> None:
@@ -92,8 +92,8 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ("[log]\nurl = ", "", "is not TOML"),
         ("[log]\nurl = x\n", "", "line 2"),
         ("[ingres]\n", "", "there is no section [ingres]; did you mean ingress?"),
-        ("[xyz]\n", "", "there are node, log,"),
-        ('mx = "127.0.0.1:25"', "mx", "it belongs into [ingress]"),
+        ("[xyz]\n", "", "the sections are node, log,"),
+        ('mx = "127.0.0.1:25"', "mx", "it is a key of [ingress]"),
         ('log = "x"', "log", "write [log]"),
         ('[ingress]\nmax_sise = "1MiB"', "ingress.max_sise", "did you mean max_size?"),
         ('[ingress]\nlifetime = "5d"', "ingress.lifetime", "router.lifetime"),
@@ -105,7 +105,7 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ('[router]\nretry = ["1m", 5]', "router.retry[1]", "a time with its unit"),
         ('[router]\nretry = "1m"', "router.retry", "a list is expected"),
         ("[router]\nretry = []", "router.retry", "at least one time"),
-        ('[router]\nretry = ["0s"]', "router.retry", "more than nothing"),
+        ('[router]\nretry = ["0s"]', "router.retry", "more than 0s is expected"),
         ('[router]\nwindow = "5"', "router.window", "a whole number without quotes"),
         ("[router]\nwindow = 0", "router.window", "at least 1"),
         ("[log]\nshards = 5000", "log.shards", "at most 1024"),
@@ -116,7 +116,7 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ('[ingress]\n"a\\nb" = 1', r"ingress.a\nb", "there is no such key"),
         ('["a\\nb"]', "there is no section", r"[a\nb]"),
         ("[ingress]\nvrfy = 1", "ingress.vrfy", "true or false"),
-        ("[node]\nhostname = 5", "node.hostname", "a text in quotes"),
+        ("[node]\nhostname = 5", "node.hostname", "a string is expected"),
         ('[node]\nhostname = "a b"', "node.hostname", "a host name"),
         ('[node]\nlog_level = "loud"', "node.log_level", "debug, info"),
         ('[node]\nlog_format = "xml"', "node.log_format", "auto, json"),
@@ -126,8 +126,8 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ('[mailstore]\npop3 = "x"', "mailstore.pop3", '"HOST:PORT" is expected'),
         ('[ingress]\nrelay_networks = ["10.0.0.1/8"]', "ingress.relay_networks", "has host bits set"),
         ('[ingress]\nrelay_networks = ["0.0.0.0/0"]', "ingress.relay_networks", "an open relay"),
-        ('[ingress]\nrelay_networks = ["0.0.0.0/1", "128.0.0.0/1"]', "ingress.relay_networks", "at least /8"),
-        ('[ingress]\nrelay_networks = ["2000::/3"]', "ingress.relay_networks", "at least /16"),
+        ('[ingress]\nrelay_networks = ["0.0.0.0/1", "128.0.0.0/1"]', "ingress.relay_networks", "of /8 or longer"),
+        ('[ingress]\nrelay_networks = ["2000::/3"]', "ingress.relay_networks", "of /16 or longer"),
         ('[resolver]\nservers = ["dns.example.test:53"]', "resolver.servers", "an IP address with a port"),
         ('[delivery]\nrelay = "10.0.0.1:25"', "delivery.relay", '"smtp://HOST:PORT"'),
         ('[delivery]\nrelay = "smtp://10.0.0.1:0"', "delivery.relay", "from 1 to 65535"),
@@ -137,7 +137,7 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         (
             '[delivery]\nsource_addresses = ["2001:db8::1", "2001:DB8:0::1"]',
             "delivery.source_addresses",
-            "stands there twice",
+            "is listed twice",
         ),
         ('[delivery]\nehlo_name = "not a name"', "delivery.ehlo_name", "a host name is expected"),
         ('[log]\nurl = "oracle:x"', "log.url", '"embedded:FILE" or "kafka://HOST:PORT,..." or "memory:"'),
@@ -145,29 +145,33 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ('[log]\nurl = "kafka://h1:9092,h2"', "log.url", '"h2" is not HOST:PORT'),
         ('[log]\nurl = "kafka://h1:0"', "log.url", '"h1:0" is not HOST:PORT'),
         ('[log]\nsasl_mechanism = "PLAIN"', "log.sasl_username", "needs both"),
-        ('[log]\nsasl_username = "eilpost"', "log.sasl_mechanism", "no mechanism"),
+        ('[log]\nsasl_username = "eilpost"', "log.sasl_mechanism", "without a mechanism"),
         ('[log]\nsasl_mechanism = "GSSAPI"', "log.sasl_mechanism", "'SCRAM-SHA-256'"),
         ('[log]\nsession_timeout = "2s"', "log.session_timeout", 'at least "6s"'),
         ('[log]\nsession_timeout = "10m"', "log.session_timeout", 'at most "1m" is expected'),
         (
             '[log]\nprefix = "mail:"',
             "log.prefix",
-            "letters, digits, '.', '_' and '-' in the name of a topic, and no ':'",
+            "letters, digits, '.', '_' and '-' are expected (Kafka topic names), not ':'",
         ),
-        ('[log]\nprefix = "mäil."', "log.prefix", "and no 'ä'"),
-        (f'[log]\nprefix = "{"m" * 175}"', "log.prefix", "it has 175 letters, and Kafka leaves room for 174"),
+        ('[log]\nprefix = "mäil."', "log.prefix", "not 'ä'"),
+        (
+            f'[log]\nprefix = "{"m" * 175}"',
+            "log.prefix",
+            "at most 174 characters are expected (Kafka topic names), not 175",
+        ),
         ('[log]\nurl = "kafka://h1:9092"\n[spool]\ninline_max = "5MiB"', "spool.inline_max", "on Kafka at most"),
         ('[log]\nurl = "embedded:"', "log.url", "a path is missing"),
         ('[spool]\nurl = "var/spool"', "spool.url", '"file:DIRECTORY"'),
         ('[spool]\nurl = "s3:/mail"', "spool.url", '"s3://BUCKET/PREFIX" is expected'),
-        ('[spool]\nurl = "s3://mail/../x"', "spool.url", "no part begins with a dot"),
+        ('[spool]\nurl = "s3://mail/../x"', "spool.url", "no dot after a slash"),
         ('[spool]\nurl = "s3://mail"\nsecret_key = "hush"', "spool.access_key", "is missing"),
         ('[spool]\nurl = "s3://mail"\nendpoint = "http://store:9000"', "spool.endpoint", "spool.allow_http = true"),
-        ("[spool]\nsecret_key = 4711", "spool.secret_key: found ***", "a text in quotes"),
-        ('[spool]\nsecret_key = "***"', "spool.secret_key", "how a secret is shown"),
+        ("[spool]\nsecret_key = 4711", "spool.secret_key: found ***", "a string is expected"),
+        ('[spool]\nsecret_key = "***"', "spool.secret_key", "a masked secret"),
         ('[spool]\nexpire = "5d"', "spool.expire", "longer than router.lifetime"),
         ('[router]\nlifetime = "8d"', "spool.expire", "longer than router.lifetime"),
-        ('[ingress]\nmax_size = "1GiB"', "ingress.max_size", "raise ingress.bytes_in_flight"),
+        ('[ingress]\nmax_size = "1GiB"', "ingress.max_size", "increase ingress.bytes_in_flight"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_file_and_key(file: Path, text: str, key: str, words: str) -> None:
@@ -250,7 +254,7 @@ def test_a_wrong_variable_is_one_line_that_names_it(variable: str, value: str, w
 )
 def test_a_misspelt_variable_is_refused_as_a_misspelt_key_is(variable: str, words: str) -> None:
     message = _refused(None, {variable: "x"})
-    assert message == f"environment variable {variable}: is no setting; {words}"
+    assert message == f"environment variable {variable}: is not a setting; {words}"
 
 
 def test_variables_of_kubernetes_and_of_other_programs_are_no_settings() -> None:

@@ -101,7 +101,7 @@ async def test_file_replaced_by_something_else_is_not_read(tmp_path: Path, kind:
     [listed] = await maildir.messages("alice@example.test")
     path.unlink()
     _put(path, kind, tmp_path / "secret")
-    with pytest.raises(MailboxUnavailable, match="is not a plain file"):
+    with pytest.raises(MailboxUnavailable, match="is not a regular file"):
         await asyncio.wait_for(maildir.read("alice@example.test", listed.uid), 5)
 
 
@@ -114,7 +114,7 @@ async def test_append_fails_when_own_files_are_not_regular(tmp_path: Path, kind:
         (mailbox / part).mkdir(parents=True)
     _put(mailbox / name, kind, tmp_path / "secret")
     maildir = Maildir(tmp_path, "mx.example.test")
-    with pytest.raises(MailboxUnavailable, match="is not a plain file"):
+    with pytest.raises(MailboxUnavailable, match="is not a regular file"):
         await asyncio.wait_for(
             maildir.append("alice@example.test", DeliveryId("01JDXJ5Z8QABCDEFGHJKMNPQRT-1"), b"a\r\n"), 5
         )

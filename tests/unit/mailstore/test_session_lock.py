@@ -86,6 +86,6 @@ async def test_cancelled_acquire_releases_the_lock(tmp_path: Path, monkeypatch: 
 
 def test_symlink_is_not_a_lock_file(tmp_path: Path) -> None:
     (tmp_path / "eilpost-session").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="not a plain file"):
+    with pytest.raises(OSError, match="not a regular file"):
         SessionLock(tmp_path).acquire()
     assert not (tmp_path / "elsewhere").exists()

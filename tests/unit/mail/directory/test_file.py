@@ -214,7 +214,7 @@ async def test_what_is_no_file_is_a_bad_one_and_never_waited_for(path: Path) -> 
     async with asyncio.timeout(5):
         assert [await directory.poll() for _ in range(3)] == [False, True, False]
         assert directory.snapshot is good
-        with pytest.raises(DirectoryUnusable, match="cannot be read: is not a plain file"):
+        with pytest.raises(DirectoryUnusable, match="cannot be read: is not a regular file"):
             await FileDirectory(path).start()
     await directory.close()
 
@@ -249,8 +249,8 @@ async def test_a_file_that_lost_all_its_domains_is_no_good_one(path: Path, empti
         assert [await directory.poll() for _ in range(4)] == [False, True, False, False]
     assert directory.snapshot is good
     [line] = lines
-    assert (line["log_level"], line["event"]) == ("error", "directory not reloaded, the last good one stays")
-    assert "has no domains, the last good one had 5" in line["reason"]
+    assert (line["log_level"], line["event"]) == ("error", "directory not reloaded, last good version stays in use")
+    assert "contains no domains, last good version had 5" in line["reason"]
     await directory.close()
 
 
