@@ -114,7 +114,7 @@ def add_alias(path: Path, alias: str, targets: Sequence[str], *, depth: int) -> 
             raise EditRefused(f"{path}: the alias {alias} exists already; remove it first")
         if key.rpartition("@")[2] not in parse_directory(text, str(path)).domains:
             domain = alias.rpartition("@")[2]
-            raise SettingsError(f"{path}: {domain} is not a domain of ours; add it with `eilpost domain add {domain}`")
+            raise SettingsError(f"{path}: there is no domain {domain}; add it with `eilpost domain add {domain}`")
         new = insert_alias(text, alias, list(targets))
         expected = {**tables, "aliases": {**tables.get("aliases", {}), alias: list(targets)}}
         snapshot = check_edit(path, new, expected)

@@ -19,10 +19,11 @@ STARTER = """
 import os, signal, subprocess, sys, time
 from eilpost.child_supervisor import ChildSupervisor
 supervisor = ChildSupervisor()
-sleepers = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=supervisor.process_group)
+group = supervisor.process_group
+sleepers = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=group)
             for _ in range(3)]
 sleepers[0].send_signal(signal.SIGSTOP)
-print(*(sleeper.pid for sleeper in sleepers), supervisor.process_group, flush=True)
+print(*(sleeper.pid for sleeper in sleepers), group, flush=True)
 time.sleep(600)
 """
 A_TEST = """
