@@ -1,13 +1,12 @@
-"""`python -m tests.faults`: the matrix, long: each fault at each instant, alone, and the table in
-docs/reports/faults.md.
+"""`python -m tests.faults`: the long form of the fault matrix, which writes docs/reports/faults.md.
 
-    python -m tests.faults                        10,000 messages a cell, 51 cells, over an hour
-    python -m tests.faults --per-second 220       the same in about an hour, which two cores still carry
-    python -m tests.faults --messages 500         shorter; the page says how many
-    python -m tests.faults --only kill,network    some rows; prints, writes nothing
+    python -m tests.faults                        10,000 messages per case, 51 cases, over an hour
+    python -m tests.faults --per-second 220       the same in about an hour; two cores still sustain this rate
+    python -m tests.faults --messages 500         shorter; the page states the number
+    python -m tests.faults --only kill,network    some faults only; prints, writes nothing
 
-Time-outs of brokers and processes are those a user has. Exit status 1 when a cell lost anything or hit nothing; the
-other cells run all the same.
+Brokers and processes run with default time-outs. Exit status 1 if a case lost a message or its fault missed its point;
+the other cases still run.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _RARE_POINTS = ("after-append", "in-transaction", "after-remote-250")
 
 @dataclass(slots=True)
 class Run:
-    """What was measured so far."""
+    """Results so far."""
 
     accounts: list[CaseResult] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -47,9 +46,9 @@ class Run:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--messages", type=int, default=10_000, help="in each cell (default: 10,000)")
-    parser.add_argument("--per-second", type=float, default=150.0, help="how fast they come (default: 150)")
-    parser.add_argument("--only", default="", help="some faults, separated by commas; nothing is written")
+    parser.add_argument("--messages", type=int, default=10_000, help="messages per case (default: 10,000)")
+    parser.add_argument("--per-second", type=float, default=150.0, help="rate (default: 150)")
+    parser.add_argument("--only", default="", help="comma-separated faults; nothing is written")
     asked = parser.parse_args()
     faults = asked.only.split(",") if asked.only else [*FAULTS, *RARE_FAULTS]
     kafka.prepare()
@@ -58,17 +57,17 @@ def main() -> int:
     takeovers: dict[bool, float] = {}
 
     def keep() -> None:
-        """After each cell: a run that is cut short leaves what it has."""
+        """Write the page after each case, so that an interrupted run leaves its results."""
         if not asked.only:
             spent = time.monotonic() - began
             write(
                 Figures(
-                    run.accounts, run.failures, len(cells), asked.messages, asked.per_second, takeovers, LINES, spent
+                    run.accounts, run.failures, len(cases), asked.messages, asked.per_second, takeovers, LINES, spent
                 )
             )
 
     with kafka.cluster(3) as brokers, tempfile.TemporaryDirectory(prefix="eilpost-faults-") as folder:
-        cells = [
+        cases = [
             (fault, point)
             for points in POINTS.values()
             for point in points
@@ -80,7 +79,7 @@ def main() -> int:
         try:
             cluster.start()
             cluster.wait_for_owners()
-            asyncio.run(_matrix(cluster, cells, run, asked.messages, asked.per_second, keep))
+            asyncio.run(_matrix(cluster, cases, run, asked.messages, asked.per_second, keep))
         finally:
             cluster.stop()
         for kill in () if asked.only else (False, True):
@@ -88,20 +87,20 @@ def main() -> int:
             keep()
     for failure in run.failures:
         print(f"FAILED {failure}", file=sys.stderr)
-    print(f"{len(run.accounts)} of {len(cells)} cells passed on {platform.node()}")
+    print(f"{len(run.accounts)} of {len(cases)} cases passed on {platform.node()}")
     return 1 if run.failures else 0
 
 
 async def _matrix(
     cluster: MailCluster,
-    cells: list[tuple[str, str]],
+    cases: list[tuple[str, str]],
     run: Run,
     messages: int,
     per_second: float,
     keep: Callable[[], None],
 ) -> None:
     async with Sink(port=cluster.sink_port, hosts=HOSTS) as sink:
-        for round_number, (fault, point) in enumerate(cells):
+        for round_number, (fault, point) in enumerate(cases):
             try:
                 account = await run_case(
                     cluster, sink, fault, (point,), count=messages, per_second=per_second, round_number=round_number
@@ -110,7 +109,7 @@ async def _matrix(
                 assert not left, left[:5]
                 check_copies([account], sink)
                 run.accounts.append(account)
-            except Exception as error:  # whatever it is, the other cells are run
+            except Exception as error:  # a failed case does not stop the matrix
                 _failed(run, fault, point, error)
             try:
                 await asyncio.to_thread(_mend, cluster)
@@ -126,7 +125,7 @@ def _failed(run: Run, fault: str, point: str, error: Exception, when: str = "") 
 
 
 def _mend(cluster: MailCluster) -> None:
-    """All is up and has settled before the next cell."""
+    """Restore every component before the next case."""
     assert isinstance(cluster.spool, Volume)
     cluster.spool.mount()
     for node in cluster.brokers.nodes:
@@ -137,7 +136,7 @@ def _mend(cluster: MailCluster) -> None:
 
 
 def _takeover(brokers: kafka.Cluster, folder: Path, *, kill: bool) -> float:
-    """The seconds in which a shard with many deferred deliveries changes hands."""
+    """Seconds until another owner has loaded a shard with many deferred deliveries."""
     cluster = MailCluster(
         brokers, folder / f"takeover-{kill}", counts={"router": 2}, faulty=False, defaults=True
     )  # fmt: skip

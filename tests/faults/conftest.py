@@ -1,4 +1,4 @@
-"""One three-broker Kafka and one eilpost cluster on it for all faults of a run: made when the first test asks."""
+"""One three-broker Kafka and one eilpost cluster for all fault tests of a run, started on first use."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from tests.support.servers import kafka
 from tests.support.servers.mail_cluster import MailCluster
 
-# A dead broker is noticed in 3 s instead of 9: the short form has minutes, not hours.
+# A dead broker is detected after 3 s instead of 9 s, to keep the short form short.
 QUICK = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
 
 _turns = count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Last, and together: eleven processes next door would slow down everybody else."""
+    """Run these tests last and on one worker: eleven processes would slow down tests that run in parallel."""
     items.sort(key=lambda item: "three_brokers" in getattr(item, "fixturenames", ()))
 
 
@@ -39,7 +39,7 @@ def _shared_cluster(three_brokers: kafka.Cluster, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def mail_cluster(_shared_cluster: MailCluster) -> MailCluster:
-    """Two processes of each role, all of them up, whatever the test before did to them."""
+    """Two running processes of each role, whatever the previous test did to them."""
     for node in _shared_cluster.brokers.nodes:
         node.thaw()
     _shared_cluster.brokers.start()
@@ -50,5 +50,5 @@ def mail_cluster(_shared_cluster: MailCluster) -> MailCluster:
 
 @pytest.fixture
 def round_number() -> Iterator[int]:
-    """Counts cells over the whole run."""
+    """Counts cases over the whole run."""
     return _turns

@@ -1,7 +1,4 @@
-"""docs/reports/faults.md: the table of the long matrix, with the machine, the versions and the date it was made on.
-
-In charge of the page only.
-"""
+"""Writer of docs/reports/faults.md: the result table of the long fault matrix with machine, versions and date."""
 
 from __future__ import annotations
 
@@ -24,49 +21,46 @@ POINT_NAMES: Mapping[str, str] = {
     "before-dot": "ingress: inside DATA, before the dot",
     "after-append": "ingress: appended, before the 250",
     "after-250": "ingress: after the 250",
-    "in-transaction": "router: inside its transaction",
-    "after-commit": "router: committed, and does not know",
+    "in-transaction": "router: inside the transaction",
+    "after-commit": "router: committed, before the broker's reply",
     "in-data": "delivery: inside the remote DATA",
     "after-remote-250": "delivery: after the remote 250, before the report",
-    "after-keep": "delivery: kept in the mailbox, before the report",
-    "after-report": "delivery: reported, before the mark",
+    "after-keep": "delivery: stored in the mailbox, before the report",
+    "after-report": "delivery: reported, before the commit",
 }
 
 _HEAD = """\
-# Faults: what is lost and what comes twice
+# Faults: losses and duplicates
 
-Written by `make faults`; do not edit. **accepted - delivered - bounced - queued = lost**, recipient by recipient of
-every message that got its 250, on three Kafka brokers, two processes of each role, an SMTP sink of eight sites and the
-mailboxes of one folder. A cell is one fault at one instant of one process: the process stops itself exactly there
-(`tests/support/faults/points.py`), the fault happens, and it goes on or is replaced; mail flows all the while. A cell
-in
-which the fault did not hit its instant fails. The short form, several instants at a time, is part of `make test`.
+Written by `make faults`; do not edit. **accepted - delivered - bounced - queued = lost**, for every recipient of every
+message that got its 250, on three Kafka brokers, two processes of each role, an SMTP sink with eight sites and
+mailboxes in one folder. A row is one fault at one fault point of one process: the process stops itself at that point
+(`tests/support/faults/points.py`), the fault happens, and the process resumes or is replaced, all under load. A case in
+which the fault misses its point fails. The short form, with several points at a time, is part of `make test`.
 
-* *In doubt*: the client got no answer after its dot, or a 451 for an append that was not confirmed. It may arrive; the
-  client sends it again.
-* *Twice*: copies beyond the first at the sink. *At work*: what the delivery processes concerned had begun and not
-yet
-  marked at the instant of the fault, written down inside them (`tests/support/faults/attempt_ledger.py`): the process
-  that was hit, or
-  both where the fault is what all need (a broker, the spool). *At most*: what the cell allows. After `kill -9` and
-  SIGSTOP that is what was at work. A process that lives and is cut off from its log goes on with what it has taken, so
-  after every other fault it is what was at work and what was begun since, without what was marked in the end; and no
-  more than these processes may have at work at the same time (`delivery.in_flight`, 50 here). Where nobody lost a
-  shard, all was marked, and *at most* is 0. Into a mailbox nothing came twice: no delivery id is there a second time.
-* *Longest wait*: from the dot to the arrival, of the message that waited longest; an accepted message is never lost by
-  waiting. After `kill -9` and SIGSTOP of a router or a delivery it is `log.session_timeout` (7 s by default) and a
-  rebalance. An ingress has no shard that anybody waits for: its clients connect anew, to it or to another, or wait
-  until it wakes.
+* *In doubt*: the client got no reply after its dot, or a 451 for an append that was not confirmed. The message may
+  arrive; the client sends it again.
+* *Duplicates*: copies beyond the first at the sink. *In flight*: deliveries that the affected delivery processes had
+  started and not committed when the fault began, recorded inside these processes
+  (`tests/support/faults/attempt_ledger.py`); the affected processes are the one at the fault point, or both if the
+  fault hits a shared dependency (a broker, the spool). *Allowed*: the limit that the case asserts for duplicates. After
+  `kill -9` and SIGSTOP it is the number in flight. After any other fault the process continues with the deliveries that
+  it has read, so the limit also includes deliveries started later and never committed, up to the concurrency limit of
+  these processes (`delivery.in_flight`, 50 here). If no process lost a shard, everything was committed and the limit is
+  0. Mailboxes got no duplicates: no delivery id occurs twice.
+* *Longest wait*: from the dot to the arrival of the slowest message; the wait loses no accepted message. After
+  `kill -9` and SIGSTOP of a router or a delivery it is `log.session_timeout` (7 s by default) plus a rebalance. An
+  ingress owns no shard: its clients reconnect to it or to another ingress, or wait until it resumes.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """`takeovers`: seconds, by whether the owner was killed (True) or told to go."""
+    """`takeovers`: seconds, by whether the owner was killed (True) or got SIGTERM (False)."""
 
     accounts: Sequence[CaseResult]
     failures: Sequence[str]
-    cells: int  # that were to be run
+    cases: int  # planned
     messages: int
     per_second: float
     takeovers: Mapping[bool, float]
@@ -87,11 +81,11 @@ def _circumstances(figures: Figures, now: datetime) -> list[str]:
         ["git", "rev-parse", "--short", "HEAD"], cwd=PAGE.parent, capture_output=True, text=True, check=False
     ).stdout.strip()
     return [
-        f"Run of {now:%Y-%m-%d %H:%M} UTC, {figures.seconds / 60:.0f} minutes: {figures.messages} messages a cell,"
+        f"Run of {now:%Y-%m-%d %H:%M} UTC, {figures.seconds / 60:.0f} minutes: {figures.messages} messages per case,"
         f" {figures.per_second:.0f} a second. eilpost {version('eilpost')} at {commit}, Apache Kafka {jars.VERSION},"
         f" aiokafka {version('aiokafka')}, Python {platform.python_version()}, {os.cpu_count()} cores for everything.",
         "",
-        f"**Of {figures.cells} cells {len(figures.accounts)} passed, {len(figures.failures)} failed;"
+        f"**{figures.cases} cases: {len(figures.accounts)} passed, {len(figures.failures)} failed;"
         f" {sum(account.accepted for account in figures.accounts)} recipients accepted,"
         f" {sum(account.lost for account in figures.accounts)} lost.**",
     ]
@@ -99,8 +93,8 @@ def _circumstances(figures: Figures, now: datetime) -> list[str]:
 
 def _table(figures: Figures) -> list[str]:
     head = (
-        "fault", "instant", "accepted", "delivered", "bounced", "queued", "lost", "in doubt", "twice", "at work",
-        "at most", "longest wait",
+        "fault", "fault point", "accepted", "delivered", "bounced", "queued", "lost", "in doubt", "duplicates",
+        "in flight", "allowed", "longest wait",
     )  # fmt: skip
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * 2 + "---:|" * (len(head) - 2)]
     rank = {fault: number for number, fault in enumerate((*FAULTS, *RARE_FAULTS))}
@@ -127,15 +121,11 @@ def _table(figures: Figures) -> list[str]:
 def _takeover(figures: Figures) -> list[str]:
     if not figures.takeovers:
         return []
-    lines = ["", "## A full shard changes hands", ""]
+    lines = ["", "## Takeover of a full shard", ""]
     for killed, seconds in figures.takeovers.items():
-        how = (
-            "killed (the session time-out is part of it)"
-            if killed
-            else "told to go by SIGTERM (its drain is part of it)"
-        )
+        how = "killed (includes the session time-out)" if killed else "stopped with SIGTERM (includes its drain)"
         lines.append(
-            f"* {figures.lines} deferred deliveries in one router shard, its owner {how}: another owner had them all"
-            f" after {seconds:.1f} s."
+            f"* {figures.lines} deferred deliveries in one router shard, its owner {how}: another owner had loaded"
+            f" all of them after {seconds:.1f} s."
         )
     return lines

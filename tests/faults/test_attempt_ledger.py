@@ -1,4 +1,4 @@
-"""What bounds the duplicates of a cell is held to account itself: a ledger of deliveries, written and read."""
+"""The attempt ledger, which bounds the duplicates of a fault case."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from tests.support.faults.attempt_ledger import AttemptLedger, AttemptLedgerReader, Uncommitted
 
 
-def test_what_is_at_work_and_what_is_never_marked(tmp_path: Path) -> None:
+def test_uncommitted_counts_open_deliveries_and_never_committed_ones(tmp_path: Path) -> None:
     ledger, tried = AttemptLedger(tmp_path / "tried"), AttemptLedgerReader(tmp_path / "tried")
     shard, other = object(), object()
     early, reported, late = ledger.begin(), ledger.begin(), ledger.begin()
     ledger.finish(early, shard)
     ledger.committed(ledger.select_committed([shard], [shard, other]))
     ledger.end(early)
-    ledger.finish(reported, other)  # and its shard is lost before the mark
+    ledger.finish(reported, other)  # the shard is lost before the commit
     ledger.end(reported)
     began = time.monotonic()
     since, given_up = ledger.begin(), ledger.begin()
-    ledger.end(given_up)  # for the shard's next owner
+    ledger.end(given_up)  # left to the shard's next owner
     for number in (late, since):
         ledger.finish(number, shard)
         ledger.end(number)
@@ -32,12 +32,12 @@ def test_what_is_at_work_and_what_is_never_marked(tmp_path: Path) -> None:
     assert tried.uncommitted(time.monotonic(), time.monotonic()) == Uncommitted(0, 0)
 
 
-def test_who_was_killed_marks_nothing_more(tmp_path: Path) -> None:
+def test_deliveries_of_a_killed_process_stay_uncommitted(tmp_path: Path) -> None:
     first, tried = AttemptLedger(tmp_path / "tried"), AttemptLedgerReader(tmp_path / "tried")
     number = first.begin()
     began = time.monotonic()
     second = AttemptLedger(tmp_path / "tried")
-    assert second.begin() == number  # and is another
+    assert second.begin() == number  # the same number, but another delivery
     second.finish(number, first)
     second.committed(second.select_committed([first], [first]))
     now = time.monotonic()

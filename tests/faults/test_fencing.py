@@ -1,8 +1,8 @@
-"""A router that slept through the loss of its shard wakes up inside its transaction, and can commit nothing.
+"""A router that lost its shard while it was stopped is fenced: its open transaction cannot commit.
 
-The broker is the lock: the shard's next owner took its transactional id. Who sleeps for longer than a commit may take
-gives it up by itself as it wakes, so the sleeper is woken as soon as the next owner has committed, and the brokers'
-refusal is seen. Every delivery is dispatched exactly once, as read from `dispatched` itself, and arrives exactly once.
+The shard's next owner took over the transactional id. The stopped router is resumed as soon as the next owner has
+committed; if it slept longer than its commit time-out, it would abort by itself and the brokers' refusal would not be
+seen. Every delivery is dispatched exactly once (read from `dispatched`) and arrives exactly once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TRIES = 4
 
 
 class Dispatches:
-    """Reads all that is committed to `dispatched` from now on."""
+    """Reads all records committed to `dispatched` from now on."""
 
     def __init__(self, cluster: MailCluster) -> None:
         self.seen: Counter[tuple[str, int]] = Counter()
@@ -61,7 +61,7 @@ class Dispatches:
         await self._consumer.stop()
 
 
-async def test_a_stale_router_commits_nothing(mail_cluster: MailCluster, round_number: Iterator[int]) -> None:
+async def test_fenced_router_commits_nothing(mail_cluster: MailCluster, round_number: Iterator[int]) -> None:
     async with Sink(port=mail_cluster.sink_port, hosts=HOSTS) as sink, Dispatches(mail_cluster) as dispatches:
         load = MailLoad(mail_cluster, f"fence{next(round_number)}", 100_000, 40)
         try:
@@ -85,8 +85,9 @@ async def test_a_stale_router_commits_nothing(mail_cluster: MailCluster, round_n
 
 
 async def _sleeps_and_is_fenced(cluster: MailCluster, dispatches: Dispatches) -> bool:
-    """A router sleeps inside its transaction until another has committed in that shard, and goes on. Whether the
-    brokers refused its commit because of that; False: it slept for too long, and gave up by itself.
+    """Stop a router inside its transaction until another router has committed in that shard, then resume it.
+
+    Returns True if the brokers refused its commit, False if it slept too long and aborted by itself.
     """
     stale = cluster.members_of("router")[0]
     await wait_until(
@@ -99,7 +100,7 @@ async def _sleeps_and_is_fenced(cluster: MailCluster, dispatches: Dispatches) ->
         hit = stale.hits()[-1]
         assert hit["point"] == "in-transaction"
         assert hit["dispatches"] > 0
-        await asyncio.sleep(1)  # what was committed before is seen
+        await asyncio.sleep(1)  # read what was committed before
         before = set(dispatches.seen)
 
         def has_another_owner() -> bool:

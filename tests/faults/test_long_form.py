@@ -1,4 +1,4 @@
-"""The long form goes on whatever comes out of a cell: an hour of measuring does not end with one time-out."""
+"""The long form runs all cases even if one fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.servers.mail_cluster import MailCluster
 from tests.support.servers.ports import free_port
 
 
-async def test_a_cell_that_fails_is_a_line_and_the_others_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_case_is_reported_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     troubles: dict[str, Exception] = {
         "late": TimeoutError(),
         "gone": ConnectionResetError("the sink is gone"),
@@ -38,8 +38,8 @@ async def test_a_cell_that_fails_is_a_line_and_the_others_are_run(monkeypatch: p
     monkeypatch.setattr(long_form, "wait_for_empty_queue", empty_queue)
     monkeypatch.setattr(long_form, "_mend", mend)
     cluster = cast("MailCluster", SimpleNamespace(sink_port=free_port()))
-    cells = [(fault, "in-data") for fault in ("late", "gone", "lost", "well")]
-    await long_form._matrix(cluster, cells, run, 1, 1.0, lambda: kept.append(len(run.failures)))
+    cases = [(fault, "in-data") for fault in ("late", "gone", "lost", "well")]
+    await long_form._matrix(cluster, cases, run, 1, 1.0, lambda: kept.append(len(run.failures)))
     assert run.failures == [
         "late x in-data: TimeoutError: ",
         "gone x in-data: ConnectionResetError: the sink is gone",

@@ -1,10 +1,9 @@
-"""The matrix, short: each fault at each instant of a message's way, under load, and nothing is lost.
+"""The short form of the fault matrix: each fault at each fault point under load, and no message is lost.
 
-One wave hits several processes at the same time, each at its own instant: both ingresses, both deliveries and a router,
-then one ingress, both deliveries and the other router; two waves make a fault's row. How it goes on without one process
-alone is the long form's, each cell by itself: `make faults`. Faults of two kinds go by the turn (`mishaps.py`), the
-number of the wave: in the first a broker is killed and the network is cut for 3 s, in the second a broker is frozen and
-the network is cut for longer than a session, then reset.
+One wave hits several processes at once, each at its own point: both ingresses, both deliveries and a router, then one
+ingress, both deliveries and the other router. A fault's row is two waves. `make faults` runs each case alone. Faults
+with two variants alternate by wave (`faults.py`): in the first wave a broker is killed and the network is cut for 3 s,
+in the second a broker is stopped and the network is cut for longer than a session and then reset.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ WAVES = (
 
 
 @pytest.mark.parametrize("fault", list(FAULTS))
-async def test_matrix(fault: str, mail_cluster: MailCluster) -> None:
+async def test_no_fault_at_any_point_loses_mail(fault: str, mail_cluster: MailCluster) -> None:
     async with Sink(port=mail_cluster.sink_port, hosts=HOSTS) as sink:
         accounts = [
             await run_case(

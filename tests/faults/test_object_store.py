@@ -1,6 +1,6 @@
-"""The spool of a cluster is a real object store, which freezes, and later is killed and started again: nothing is lost.
+"""A cluster whose spool is a real object store that hangs, is killed and is restarted: no message is lost.
 
-Meanwhile large mail gets 451 and small mail flows; what was accepted is delivered or bounced, byte for byte.
+While the store is away, large mail gets 451 and small mail flows; accepted mail is delivered byte for byte or bounced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = [
 
 PER_SECOND = 40
 CELLS = (
-    # the fault, its instants, how many messages: they come for longer than it lasts
+    # fault, fault points, number of messages: sending takes longer than the fault
     ("store-frozen", ("after-append", "in-transaction", "in-data"), 1000),
     ("store-killed", ("before-dot", "after-commit", "after-remote-250"), 500),
 )
@@ -41,7 +41,7 @@ def store() -> Iterator[ObjectServer]:
 def stored_cluster(
     three_brokers: kafka.Cluster, store: ObjectServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MailCluster]:
-    """Nobody fetches mail here: the mailboxes are read from their files."""
+    """Nothing fetches mail here: the mailboxes are read from their files."""
     cluster = MailCluster(
         three_brokers,
         tmp_path_factory.mktemp("stored"),
@@ -58,13 +58,13 @@ def stored_cluster(
         cluster.stop()
 
 
-async def test_it_freezes_and_is_killed(
+async def test_object_store_outage_loses_nothing(
     stored_cluster: MailCluster, store: ObjectServer, round_number: Iterator[int]
 ) -> None:
     async with Sink(port=stored_cluster.sink_port, hosts=HOSTS) as sink:
 
         def check(load: MailLoad, fault_record: FaultRecord) -> None:
-            # A door that stood still may say 421 as it wakes; what is refused after its dot is large, all of it.
+            # A stopped ingress may reply 421 when it resumes; only large messages are refused after the dot.
             during = [answer.reply for answer in load.answers if fault_record.began < answer.at < fault_record.ended]
             meanwhile = [reply for reply in during if not reply.startswith(b"421")]
             assert meanwhile, "nothing was answered 451"

@@ -1,6 +1,6 @@
-"""One object of the spool is gone for good: its message waits, `eilpost queue` says why, and all other mail flows.
+"""A lost spool object: its message is deferred, `eilpost queue` shows the reason, and all other mail flows.
 
-Put back from a backup, it is delivered.
+The message is delivered after the object is restored from a backup.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(180)]
 
-LARGE_BYTES = 1_200_000  # a file of its own
+LARGE_BYTES = 1_200_000  # stored as a separate file
 
 
-async def test_an_object_is_lost_and_found(mail_cluster: MailCluster, round_number: Iterator[int]) -> None:
+async def test_lost_spool_object_defers_only_its_message(
+    mail_cluster: MailCluster, round_number: Iterator[int]
+) -> None:
     ingress = mail_cluster.members_of("ingress")[0]
     id_, to = f"object{next(round_number)}", f"one@[{HOSTS[2]}]"
     source = Source(ingress.mx, sessions=1)

@@ -1,9 +1,8 @@
-"""Two of three brokers are lost, or the only one: clients get 4xx within 30 s, nothing accepted is lost, and it opens
-again by itself. Meanwhile routers and delivery processes are unready, and every ingress stays ready.
+"""Loss of two of three brokers, or of the only one: clients get 4xx within 30 s and no accepted message is lost.
 
-What was in flight gets 451 when `log.append_timeout` is over, by default 20 s; who comes later gets 421 at once, on
-connect and at MAIL. What was turned away before its content was published is never delivered; what was answered 451
-after the dot may be.
+Meanwhile routers and deliveries are unready and every ingress stays ready; service resumes without a restart. Messages
+in flight get 451 after `log.append_timeout` (20 s by default); later clients get 421 at once, on connect and at MAIL. A
+message refused before its append is never delivered; one refused with 451 after the dot may be.
 """
 
 from __future__ import annotations
@@ -27,13 +26,15 @@ from tests.support.servers.ports import wait_until
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(240)]
 
 ANSWERED_SECONDS = 30.0
-# Until no more mail is begun: past the time-out of what was in flight when the brokers went.
+# Until no new message is started: longer than the time-out of the messages in flight.
 OUTAGE_SECONDS = LogSettings().append_timeout.total_seconds() + 3.0
-PROMISED = {"connect": b"421 4.3.2 ", "MAIL": b"421 4.3.2 ", "dot": b"451 4.3.0 "}  # what is answered, and how
-SESSIONS = 60  # of each ingress: when the first are stuck after their dots, others still come
+PROMISED = {"connect": b"421 4.3.2 ", "MAIL": b"421 4.3.2 ", "dot": b"451 4.3.0 "}  # expected reply by stage
+SESSIONS = 60  # per ingress: enough that some are free while others wait after their dots
 
 
-async def test_two_of_three_brokers(mail_cluster: MailCluster, round_number: Iterator[int]) -> None:
+async def test_loss_of_two_of_three_brokers_loses_no_mail(
+    mail_cluster: MailCluster, round_number: Iterator[int]
+) -> None:
     brokers = mail_cluster.brokers
 
     def lose() -> None:
@@ -47,8 +48,8 @@ async def test_two_of_three_brokers(mail_cluster: MailCluster, round_number: Ite
     await _outage(mail_cluster, f"{next(round_number)}", lose, bring_back)
 
 
-async def test_the_only_broker(kafka_cluster: ClusterFactory, tmp_path: Path) -> None:
-    """Every connection is refused while it is away; none hangs."""
+async def test_loss_of_the_only_broker_loses_no_mail(kafka_cluster: ClusterFactory, tmp_path: Path) -> None:
+    """Every connection is refused while the only broker is away; none hangs."""
     brokers = kafka_cluster(1, settings=QUICK)
     counts = {"ingress": 2, "router": 1, "delivery": 1}
     settings = {"log": {"durability": "dev", "replication": 1}}
@@ -76,9 +77,9 @@ async def _outage(
             promised = load.promised.keys()
             await asyncio.sleep(OUTAGE_SECONDS)
             load.stop()
-            await load.wait_until_done(ANSWERED_SECONDS)  # whoever has begun is answered while the brokers are away
+            await load.wait_until_done(ANSWERED_SECONDS)  # every open session gets its reply while the brokers are away
             assert load.promised.keys() == promised, "accepted without brokers"
-            for member in mail_cluster.members.values():  # an ingress answers, with 4xx; workers cannot work
+            for member in mail_cluster.members.values():  # an ingress replies with 4xx; workers are unready
                 is_ready = member.role in ("ingress", "mailstore")
                 what = f"readiness of {member.name}: {is_ready}"
                 await wait_until(lambda one=member, so=is_ready: one.ready() is so, what=what, deadline_seconds=40)
@@ -118,14 +119,14 @@ async def _outage(
 
 
 def _check_answers(load: MailLoad) -> dict[str, str]:
-    """Everybody got the answer that is promised, and in time. The longest time to each kind, for people."""
+    """Check that every client got the expected reply in time; prints the longest time by stage."""
     seconds: dict[str, list[float]] = defaultdict(list)
     for answer in load.answers:
         assert answer.reply.startswith(PROMISED[answer.stage]), answer
         seconds[answer.stage].append(answer.seconds)
     assert seconds.keys() == PROMISED.keys()
     assert max(map(max, seconds.values())) < ANSWERED_SECONDS
-    # Nobody waits who is not counted above: each dot has its answer, and no connection was left without one.
+    # Each dot has its reply, and no connection was left without one.
     assert len(seconds["dot"]) == len(load.unknown)
     assert sum(source.timeouts for source in load.sources) == 0
     return {kind: f"{max(found):.1f} s of {len(found)}" for kind, found in seconds.items()}

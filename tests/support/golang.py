@@ -1,7 +1,7 @@
-"""Programs that the tests build from Go modules, once for a machine, each in a fixed version.
+"""Go programs for tests, each built once per machine in a pinned version.
 
-The binaries lie in `$XDG_CACHE_HOME/eilpost/bin`, one file for each program and version. A lock keeps two runs from
-building the same program at the same time.
+The binaries are in `$XDG_CACHE_HOME/eilpost/bin`, one file for each program and version. A lock serialises concurrent
+runs.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.servers import supervised
+
 BIN = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eilpost" / "bin"
-OLDEST_GO = (1, 21)  # downloads the toolchain that a module asks for
+OLDEST_GO = (1, 21)  # Go 1.21 and later download the toolchain that a module requires
 
 _failures: dict[str, str] = {}  # by file name
 
 
 @dataclass(frozen=True, slots=True)
 class GoProgram:
-    """One program. `package` is built as `package@version`, or from the Go module in `source` where one is given.
+    """One program. `package` is built as `package@version`, or from the Go module in `source` if given.
 
-    `module`: built as a package of that module, whose `replace` directives `go install` would refuse.
-    `flags` are passed to `go build`. `minutes` is what people are told; the time limit is four times as long.
+    `module`: built as a package of that module, because `go install` refuses its `replace` directives. `flags` go to
+    `go build`. `minutes` is the time shown to the user; the time limit is four times as long.
     """
 
     name: str
@@ -45,13 +47,13 @@ class GoProgram:
         return BIN / f"{self.name}-{self.version}"
 
     def why_missing(self) -> str | None:
-        """Why the program cannot be had here, in words; None when it is built or can be."""
+        """The reason why the program is not available, as text; None if it is built or can be built."""
         if self.path.exists():
             return None
         return _failures.get(self.path.name) or why_no_go(self.name)
 
     def prepare(self) -> None:
-        """Build it unless it is there. A failure is what `why_missing` returns from then on."""
+        """Build the program if it is missing. After a failure `why_missing` returns the reason."""
         if self.path.exists() or self.why_missing() is not None:
             return
         BIN.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,13 @@ class GoProgram:
             if source is None:
                 command = ["go", "install", *self.flags, f"{self.package}@{self.version}"]
             done = subprocess.run(
-                command, cwd=source, env=environment, capture_output=True, text=True, timeout=self.minutes * 240
+                command,
+                cwd=source,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=self.minutes * 240,
+                process_group=supervised.group(),
             )
         except GoModuleError as error:
             _failures[self.path.name] = str(error)
@@ -86,14 +94,14 @@ class GoProgram:
 
 
 class GoModuleError(Exception):
-    """Why a Go module cannot be had, in words."""
+    """The reason why a Go module is not available."""
 
 
 @functools.cache
 def module_folder(module: str, version: str) -> Path:
-    """The files of a Go module, in Go's module cache; downloaded and checked there unless they are there."""
+    """The files of a Go module in Go's module cache, downloaded and verified if missing."""
     command = ["go", "mod", "download", "-json", f"{module}@{version}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, process_group=supervised.group())
     if done.returncode != 0:
         raise GoModuleError(f"{' '.join(command)} failed: {(done.stdout + done.stderr).strip()}")
     return Path(json.loads(done.stdout)["Dir"])
@@ -101,7 +109,7 @@ def module_folder(module: str, version: str) -> Path:
 
 @functools.cache
 def why_no_go(program: str) -> str | None:
-    """Why `program` cannot be built with Go here; None when it can."""
+    """The reason why `program` cannot be built with Go; None if it can."""
     go = shutil.which("go")
     if go is None:
         return f"Go is not installed, which builds {program} (apt-get install golang-go, or https://go.dev/dl)"

@@ -1,8 +1,8 @@
-"""Proof by bookkeeping: a source that knows what was promised, a sink that knows what arrived.
+"""Message accounting for fault tests: a source that records replies and a sink that records arrivals.
 
-Every message has an id, in its `X-Id` header and nowhere else. The source notes for each whether the server said 250
-after the dot (*promised*: it must arrive), nothing (*unknown*: the connection died between the dot and the reply; it
-may or may not arrive), or was refused (*refused*: it must not arrive). The sink counts each id it took.
+Each message carries its id in its `X-Id` header only. After the final dot the source records *promised* (250: it must
+arrive), *unknown* (connection lost before the reply: it may arrive) or *refused* (it must not arrive). The sink counts
+each id.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class AccountedMessage:
 
 @dataclass(frozen=True, slots=True, order=True)
 class TemporaryReply:
-    """A 4xx: when it came, how long after what it answers ("connect", "MAIL", "RCPT", "DATA" or "dot")."""
+    """A 4xx reply: its time, and the delay after its command ("connect", "MAIL", "RCPT", "DATA" or "dot")."""
 
     at: float
     stage: str
@@ -60,10 +60,9 @@ class TemporaryReply:
 
 @dataclass(slots=True)
 class Source:
-    """Sends postings over `sessions` connections, again and again until each is promised, unknown or refused: the
-    product's source, and what it reports, by posting.
+    """Sends messages over `sessions` connections and retries each until it is promised, unknown or refused.
 
-    With `once`, a 4xx before the dot is final too: such a posting is `turned_away`, and must not arrive.
+    With `once`, a 4xx before the dot is final: the message is `turned_away` and must not arrive.
     """
 
     port: int
@@ -75,25 +74,25 @@ class Source:
     unknown: dict[str, AccountedMessage] = field(default_factory=dict)
     refused: dict[str, AccountedMessage] = field(default_factory=dict)
     turned_away: dict[str, AccountedMessage] = field(default_factory=dict)
-    queue_ids: dict[str, str] = field(default_factory=dict, repr=False)  # of what was promised
+    queue_ids: dict[str, str] = field(default_factory=dict, repr=False)  # of promised messages
     answers: list[TemporaryReply] = field(default_factory=list, repr=False)
-    accept_seconds: list[float] = field(default_factory=list, repr=False)  # from the dot to its 250
+    accept_seconds: list[float] = field(default_factory=list, repr=False)  # from the dot to the 250
     sent_at: dict[str, float] = field(default_factory=dict, repr=False)
     promised_at: dict[str, float] = field(default_factory=dict, repr=False)
     connections_lost: int = 0
-    timeouts: int = 0  # of them, those where no answer came at all
+    timeouts: int = 0  # those of `connections_lost` without any reply
     temporary_refusals: int = 0
     _supply: Supply | None = None
     _stopped: bool = False
 
     def stop(self) -> None:
-        """No further message is begun."""
+        """Start no further message."""
         self._stopped = True
         if self._supply is not None:
             self._supply.stop()
 
     async def send(self, postings: Iterable[AccountedMessage], *, per_second: float | None = None) -> None:
-        """Return when every posting has its fate, or after `stop()`. Servers that are away are waited for."""
+        """Return when every message has its result, or after `stop()`. Unavailable servers are retried."""
         outgoing = (_Outgoing.of(number, posting) for number, posting in enumerate(postings))
         self._supply = Supply(outgoing, per_second=per_second, waiting_max=self.sessions)
         if self._stopped:
@@ -112,14 +111,14 @@ class Source:
 
 
 class _SourceRecorder:
-    """What the product's source reports, written into ours."""
+    """Records the events of `eilpost load`'s source by message."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
 
     def dot(self, message: OutgoingMessage) -> None:
         posting = _posting(message)
-        self._source.unknown[posting.id] = posting  # from the dot on, nobody knows until the reply is here
+        self._source.unknown[posting.id] = posting  # until the reply arrives
         self._source.sent_at[posting.id] = time.monotonic()
 
     def accepted(self, message: OutgoingMessage, answer: SmtpAnswer) -> None:
@@ -145,7 +144,7 @@ class _SourceRecorder:
         if stage is Stage.CONNECT:
             return True
         source.temporary_refusals += 1
-        if stage is Stage.DOT:  # may have been written all the same: unknown for ever
+        if stage is Stage.DOT:  # the message may have been written: stays unknown
             return False
         if source.once:
             source.turned_away[_posting(message).id] = _posting(message)
@@ -192,19 +191,18 @@ class _SlowDots(ProductSource):
 
 
 class Sink(ProductSink):
-    """The product's sink, which counts by id and recipient, and can be in trouble. Recipients whose local part starts
-    with `refused` get 550; with `later`, 451 once.
+    """The sink of `eilpost load` with counts by id and recipient, and with faults.
 
-    `stop()` hangs up on everybody at once and lets the port go; `start()` takes the same port again; `pause()` leaves
-    connections open and answers nothing, like a stopped process; `hush()` lets one host answer no final dot, and
-    take nothing, until `resume()`.
+    Recipients whose local part starts with `refused` get 550, with `later` 451 once. `stop()` drops all connections and
+    frees the port; `start()` binds it again; `pause()` keeps connections open without replies, like a stopped process;
+    `stall_host()` leaves the final dots of one host unanswered until `resume()`.
     """
 
     def __init__(self, *, port: int = 0, hosts: Sequence[str] = ("127.0.0.1",)) -> None:
-        """`hosts`: addresses of loopback, each a site of its own for whoever delivers to it."""
+        """`hosts`: loopback addresses, each a site of its own."""
         super().__init__(self, tuple(hosts), port)
         self.taken: Counter[tuple[str, str]] = Counter()  # (id, recipient)
-        self.contents: dict[str, set[bytes]] = {}  # digests of what arrived under an id, without the hops' headers
+        self.contents: dict[str, set[bytes]] = {}  # digests by id, without added trace headers
         self.first_at: dict[str, float] = {}
         self.is_paused = False
         self._seen_later: set[str] = set()
@@ -213,12 +211,12 @@ class Sink(ProductSink):
 
     @property
     def duplicates(self) -> int:
-        """Copies beyond the first, of all ids and recipients."""
+        """Copies beyond the first, over all ids and recipients."""
         return sum(count - 1 for count in self.taken.values())
 
     @property
     def stalled_count(self) -> int:
-        """Messages whose final dot a hushed host leaves without an answer, now."""
+        """Number of messages whose final dot a stalled host has not answered."""
         return len(self._stalled)
 
     def ids(self) -> set[str]:
@@ -246,13 +244,13 @@ class Sink(ProductSink):
         return _SinkSession(self)
 
     def stalls(self, session: _SinkSession) -> bool:
-        """A final dot is here; whether it is left without an answer."""
+        """Whether the final dot that just arrived stays unanswered."""
         if session.host in self._stalled_hosts:
             self._stalled.append(session)
             return True
         return False
 
-    # The product's Destinations
+    # The `Destinations` protocol of eilpost.load.sink
 
     def recipient(self, address: str) -> bytes | None:
         if address.startswith("refused"):
@@ -277,8 +275,8 @@ class _SinkSession(SinkSession):
     def __init__(self, sink: Sink) -> None:
         super().__init__(sink)
         self._is_greeted = False
-        self._unprocessed = bytearray()  # came while nothing is answered
-        self._content: bytes | None = None  # came, with its dot, for a host that is hushed
+        self._unprocessed = bytearray()  # received while paused
+        self._content: bytes | None = None  # received with its dot, for a stalled host
 
     def greet(self) -> None:
         self._is_greeted = not self.sink.is_paused
@@ -302,11 +300,11 @@ class _SinkSession(SinkSession):
             self.greet()
         content, self._content = self._content, None
         if content is not None:
-            self.accept_message(content)  # also when the client has gone meanwhile
+            self.accept_message(content)  # even if the client has disconnected meanwhile
         late, self._unprocessed = bytes(self._unprocessed), bytearray()
         super().data_received(late)
 
 
 def digest(content: bytes) -> bytes:
-    """Of a posting's content, whatever headers were put before it on its way."""
+    """Digest of a message's content without the headers added on its way."""
     return blake2b(content[content.index(b"From: <") :], digest_size=16).digest()

@@ -1,8 +1,8 @@
-"""What a delivery process has begun and not yet marked for good, at any instant: what a fault then may repeat.
+"""Ledger of deliveries that a delivery process has started and not yet committed: what a fault may duplicate.
 
-In the child, `Ledger` writes a line for each delivery that begins, is marked, or is given up. In the test, `Tried`
-reads them. It is a file and no question, because a process that stands still, is cut off or was killed answers none;
-both sides look at the same monotonic clock.
+In the child, `AttemptLedger` appends a line when a delivery starts, is committed or is given up; in the test,
+`AttemptLedgerReader` reads them. A file works where a query does not: a stopped or killed process cannot reply. Both
+sides use the same monotonic clock.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from typing import Any, NamedTuple
 
 
 class AttemptLedger:
-    """In the child. A delivery is a number: one that is tried again is another."""
+    """Writer, in the child. Each attempt has its own number."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._numbers = count(1)
-        self._finished: dict[int, Any] = {}  # reported and not yet marked, and at which shard
+        self._finished: dict[int, Any] = {}  # shard by number: reported, not yet committed
         self._write("life")
 
     def begin(self) -> int:
         number = next(self._numbers)
-        self._write("begun", number)
+        self._write("started", number)
         return number
 
     def finish(self, number: int, shard: Any) -> None:
-        """Reported: the next commit of the shard's mark has it."""
+        """The outcome is reported: the shard's next commit includes it."""
         self._finished[number] = shard
 
     def end(self, number: int) -> None:
-        """Nobody works on it any more; if it was not finished, it is for the shard's next owner."""
+        """The attempt has ended; if it was not reported, the shard's next owner repeats it."""
         if number not in self._finished:
             self._write("lost", number)
 
     def select_committed(self, shards: Collection[Any], owned: Collection[Any]) -> list[int]:
-        """What a commit of these shards' marks marks; what a shard that is not owned any more had, nobody marks."""
+        """Numbers that a commit of these shards commits; reported attempts of a lost shard are marked lost."""
         here, ours = {id(shard) for shard in shards}, {id(shard) for shard in owned}
         for number in [number for number, shard in self._finished.items() if id(shard) not in ours]:
             del self._finished[number]
@@ -50,21 +50,21 @@ class AttemptLedger:
         for number in numbers:
             self._finished.pop(number, None)
         if numbers:
-            self._write("marked", *numbers)
+            self._write("committed", *numbers)
 
     def _write(self, what: str, *numbers: int) -> None:
         os.write(self._file, f"{time.monotonic()!r} {what} {' '.join(map(str, numbers))}\n".encode())
 
 
 class Uncommitted(NamedTuple):
-    """Begun and not yet marked when a fault began; and of these and all that was begun since, never marked."""
+    """Attempts open at the start of a fault; and those of them and of later ones that were never committed."""
 
     at_once: int
     in_all: int
 
 
 class AttemptLedgerReader:
-    """In the test: reads on where it ended, so the instants it is asked for come one after the other."""
+    """Reader, in the test. Calls must come in order of time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -73,7 +73,7 @@ class AttemptLedgerReader:
         self._open: set[tuple[int, str]] = set()
 
     def uncommitted(self, began: float, until: float) -> Uncommitted:
-        """Of a fault that began then, looked at until then. Who was killed or lost its shard marks nothing more."""
+        """Counts for a fault from `began` to `until`; a process that lost its shard commits nothing more."""
         at_once: set[tuple[int, str]] | None = None
         never: set[tuple[int, str]] = set()
         for at, what, numbers in self._lines(until):
@@ -83,12 +83,12 @@ class AttemptLedgerReader:
                 self._start += 1
                 self._open.clear()
             deliveries = {(self._start, number) for number in numbers}
-            if what == "begun":
+            if what == "started":
                 self._open |= deliveries
                 never |= deliveries
             else:
                 self._open -= deliveries
-                if what == "marked":
+                if what == "committed":
                     never -= deliveries
         if at_once is None:
             at_once = never = set(self._open)

@@ -1,7 +1,8 @@
-"""One cell of the matrix: mail flows, some processes stop at chosen instants, a mishap happens, all is accounted for.
+"""One case of the fault matrix: processes stop at chosen fault points under load, a fault happens, mail is accounted
+for.
 
-accepted - delivered - bounced - queued = 0, message by message and recipient by recipient; what came twice is counted
-and held against what was in flight. A cell whose fault did not happen at its points fails.
+accepted - delivered - bounced - queued = 0 for every recipient; duplicates are bounded by the deliveries in flight. A
+case fails if its fault did not happen at its fault points.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tests.support.servers.mail_cluster import HOSTS, IN_FLIGHT, INLINE_MAX, Mai
 from tests.support.servers.ports import wait_until
 
 _HIT_SECONDS = 30.0
-_COMMIT_SECONDS = 0.3  # what arrived is reported and marked a moment later
+_COMMIT_SECONDS = 0.3  # time until an arrived message is reported and committed
 _SETTLE_SECONDS = 90.0
 _ROLE_OF = {point: role for role, points in POINTS.items() for point in points}
 _OWN_ID = re.compile(rb"^X-Id: (\S+)\r?$", re.MULTILINE)
@@ -31,7 +32,7 @@ _OWN_ID = re.compile(rb"^X-Id: (\S+)\r?$", re.MULTILINE)
 
 @dataclass(slots=True)
 class CaseResult:
-    """What became of one cell's mail. `pause_seconds`: the longest that a message took from its dot to its arrival."""
+    """Result of one case. `pause_seconds`: the longest time from a message's dot to its arrival."""
 
     fault: str
     points: tuple[str, ...]
@@ -46,8 +47,8 @@ class CaseResult:
     bound: int = 0
     pause_seconds: float = 0.0
     in_sync_seconds: float = 0.0
-    in_flight: int = 0  # begun and not marked, in the delivery processes concerned, at the instant of the fault
-    stood_seconds: float = 0.0  # from the first that stood to the fault_record
+    in_flight: int = 0  # started and not committed in the affected delivery processes when the fault began
+    stood_seconds: float = 0.0  # from the first stop to the fault
     prefix: str = ""
     hits: list[dict[str, Any]] = field(default_factory=list)
 
@@ -56,14 +57,13 @@ class CaseResult:
             f"{self.fault} x {'+'.join(self.points)}: {self.fault_record}: accepted {self.accepted} - delivered"
             f" {self.delivered} - bounced {self.bounced} - queued {self.queued} = lost {self.lost}; unknown"
             f" {self.unknown}, duplicates {self.duplicates} of at most "
-            f"{self.bound} with {self.in_flight} at work, pause"
+            f"{self.bound} with {self.in_flight} in flight, pause"
             f" {self.pause_seconds:.1f} s"
         )
 
 
 def postings(prefix: str, count: int) -> Iterator[AccountedMessage]:
-    """Every kind of mail: out to eight sites, into a mailbox, both, refused for ever, refused once, through the
-    spool."""
+    """Every kind of mail: to eight sites, to a mailbox, to both, refused, refused once, large enough for the spool."""
     for number in range(1, count + 1):
         site = f"[{HOSTS[number % len(HOSTS)]}]"
         recipients: tuple[str, ...] = (f"{prefix}r{number}@{site}",)
@@ -76,14 +76,14 @@ def postings(prefix: str, count: int) -> Iterator[AccountedMessage]:
                 recipients = (f"refused{prefix}{number}@{site}",)
             case 13:
                 recipients = (f"later{prefix}{number}@{site}",)
-            case 14:  # a large one
+            case 14:  # large
                 recipients = (*recipients, "alice@example.test")
         size = 3 * INLINE_MAX if number % 5 == 4 else 2000
         yield AccountedMessage(f"{prefix}-{number}", "bob@example.test", recipients, size)
 
 
 def count_in_mailbox(cluster: MailCluster, user: str) -> Counter[str]:
-    """How often each id is in a mailbox; of reports, the id of what they are about."""
+    """How often each id is in a mailbox; for a DSN, the id of the message it is about."""
     found: Counter[str] = Counter()
     for path in cluster.mailbox_files(user):
         found.update(message_ids(path.read_bytes()))
@@ -91,13 +91,14 @@ def count_in_mailbox(cluster: MailCluster, user: str) -> Counter[str]:
 
 
 def message_ids(content: bytes) -> set[str]:
-    """Of a letter, or of what a report is about."""
+    """Ids of a message, or of the message that a DSN is about."""
     return {id_.decode() for id_ in _OWN_ID.findall(content)}
 
 
 class MailLoad:
-    """A source for each ingress, all with one supply of postings. `apart`: two, the other one for what is large, so
-    that nothing small waits behind it in a client.
+    """A source for each ingress, fed from one supply of messages.
+
+    With `separate_large`, large messages have sources of their own, so that small ones do not wait behind them.
     """
 
     def __init__(
@@ -129,11 +130,11 @@ class MailLoad:
 
     @property
     def answers(self) -> list[TemporaryReply]:
-        """The 4xx ones, in their order."""
+        """The 4xx replies, in order."""
         return sorted(each for source in self._sources for each in source.answers)
 
     def __getattr__(self, name: str) -> Any:
-        """`promised`, `unknown`, `refused`, ...: of all sources together."""
+        """`promised`, `unknown`, `refused`, ...: merged from all sources."""
         merged: dict[str, Any] = {}
         for source in self._sources:
             merged |= getattr(source, name)
@@ -152,14 +153,14 @@ class MailLoad:
 
 
 def _split(prefix: str, count: int) -> tuple[tuple[Iterator[AccountedMessage], float], ...]:
-    """What is small and what is large, and each one's part of all."""
+    """Small and large messages, each with its share of the rate."""
     small = (posting for posting in postings(prefix, count) if posting.size_bytes <= INLINE_MAX)
     large = (posting for posting in postings(prefix, count) if posting.size_bytes > INLINE_MAX)
     return (small, 0.8), (large, 0.2)
 
 
 def missing(load: MailLoad, sink: Sink, cluster: MailCluster) -> dict[tuple[str, str], str]:
-    """What was promised and has not arrived: (id, recipient) and the queue id."""
+    """Promised recipients without an arrival, as (id, recipient) -> queue id."""
     letters, reports = count_in_mailbox(cluster, "alice"), count_in_mailbox(cluster, "bob")
     queue_ids = load.queue_ids
     gone = {}
@@ -177,15 +178,15 @@ def missing(load: MailLoad, sink: Sink, cluster: MailCluster) -> dict[tuple[str,
 
 
 async def settle(load: MailLoad, sink: Sink, cluster: MailCluster, deadline_seconds: float = _SETTLE_SECONDS) -> None:
-    """Wait until all that was promised has arrived, or the time is over."""
+    """Wait until every promised message has arrived, or until the deadline."""
     with suppress(TimeoutError):
         async with asyncio.timeout(deadline_seconds):
-            while missing(load, sink, cluster):  # files on disk have no event
+            while missing(load, sink, cluster):  # files have no change event
                 await asyncio.sleep(0.2)
 
 
 async def wait_for_empty_queue(cluster: MailCluster, deadline_seconds: float = 60.0) -> list[str]:
-    """Wait until nothing is open; what still is, as lines for people."""
+    """Wait until the queue is empty; returns a line for each remaining delivery."""
     end = time.monotonic() + deadline_seconds
     while True:
         lines = await cluster.pending_deliveries()
@@ -205,7 +206,7 @@ async def run_case(
     round_number: int,
     check: Callable[[MailLoad, FaultRecord], None] | None = None,
 ) -> CaseResult:
-    """Several points: a victim of each role, all hit at the same time. `check` looks at what it likes at the end."""
+    """Run one case. Several points: one victim for each, all stopped at once. `check` runs at the end."""
     prefix = f"{fault}{round_number}"
     result = CaseResult(fault, points, prefix=prefix)
     victims = _victims(cluster, points, round_number)
@@ -213,7 +214,7 @@ async def run_case(
     load = MailLoad(cluster, prefix, count, per_second, separate_large=fault in STORE_FAULTS)
     try:
         await asyncio.sleep(count / per_second / 5)
-        # What a lost spool could hurt is what lies in it.
+        # A lost spool affects only the messages in it.
         least = INLINE_MAX if fault == "spool" or fault in STORE_FAULTS else 0
         for point, victim in zip(points, victims.values(), strict=True):
             victim.arm(point, least_bytes=least if point in SIZED else 0)
@@ -247,7 +248,7 @@ async def run_case(
 
 
 def _victims(cluster: MailCluster, points: tuple[str, ...], round_number: int) -> Mapping[str, Member]:
-    """For each point one process of its role, another one each time; what is kept passes only the mailbox's owner."""
+    """One process for each point, another one in each round; `after-keep` is reached only by the mailbox's owner."""
     victims: dict[str, Member] = {}
     for point in sorted(points, key=lambda point: point != "after-keep"):
         free = [member for member in cluster.members_of(_ROLE_OF[point]) if member not in victims.values()]
@@ -293,12 +294,12 @@ async def _fill_result(result: CaseResult, load: MailLoad, sink: Sink, cluster: 
 
 
 def copies(sink: Sink, prefix: str) -> int:
-    """Beyond the first, of all messages of a cell."""
+    """Duplicates of all messages of a case."""
     return sum(count - 1 for (id_, _), count in sink.taken.items() if id_.startswith(f"{prefix}-"))
 
 
 def check_copies(accounts: Iterable[CaseResult], sink: Sink) -> None:
-    """When the queue is empty: what came late is counted too."""
+    """Count duplicates again when the queue is empty, to include late ones."""
     for result in accounts:
         result.duplicates = copies(sink, result.prefix)
         assert result.duplicates <= result.bound, result.line()
@@ -307,10 +308,10 @@ def check_copies(accounts: Iterable[CaseResult], sink: Sink) -> None:
 async def _count_in_flight(
     result: CaseResult, fault_record: FaultRecord, cluster: MailCluster, victims: Iterable[Member]
 ) -> None:
-    """What was in flight in the delivery processes that the fault concerns: those that were hit, or all, when it is
-    what all of them need. A process that was killed or stood still does nothing more; one that lives and cannot mark
-    goes on with what it has taken, so what it began since and never marked is in flight too, but no more than a
-    process may have at work.
+    """Count the attempts in flight in the affected delivery processes: the victims, or all for a shared dependency.
+
+    A killed or stopped process starts nothing more. A running process that cannot commit continues, so attempts that it
+    started later and never committed count too, up to its concurrency limit.
     """
     alone = result.fault in ("kill", "freeze", "network")
     concerned = [
@@ -335,14 +336,14 @@ def _check_contents(load: MailLoad, sink: Sink, cluster: MailCluster, prefix: st
     for user in ("alice", "bob"):
         letters = count_in_mailbox(cluster, user)
         twice = {id_: count for id_, count in letters.items() if count > 1 and id_.startswith(f"{prefix}-")}
-        assert not twice, f"twice in the mailbox of {user}: {twice}"
+        assert not twice, f"duplicate in the mailbox of {user}: {twice}"
         again = {id_: count for id_, count in cluster.deliveries_in_mailbox(user).items() if count > 1}
-        assert not again, f"kept twice in the mailbox of {user}: {again}"
+        assert not again, f"delivered twice to the mailbox of {user}: {again}"
         assert {id_ for id_ in letters if id_.startswith(f"{prefix}-")} <= known.keys()
 
 
 def _check_hit_times(result: CaseResult, load: MailLoad, fault_record: FaultRecord, cluster: MailCluster) -> None:
-    """The fault came between the two things it was to come between."""
+    """Check that the fault happened between the two events that its fault point names."""
     promised = set(load.queue_ids.values())
     for hit in result.hits:
         assert hit["time"] <= fault_record.began
@@ -351,13 +352,13 @@ def _check_hit_times(result: CaseResult, load: MailLoad, fault_record: FaultReco
                 assert hit["queue_id"] in promised  # the client has its 250 ...
             case "after-append":
                 if result.fault == "kill":
-                    assert hit["queue_id"] not in promised  # ... and here it never will
+                    assert hit["queue_id"] not in promised  # ... and here it never gets it
             case "in-transaction" | "after-commit":
                 assert hit["dispatches"] > 0
             case "after-keep":
                 id_ = hit["delivery_id"]
                 assert sum(cluster.deliveries_in_mailbox(user)[id_] for user in ("alice", "bob")) == 1
-                if result.fault == "kill":  # it was tried again, and known by its id
+                if result.fault == "kill":  # the retry was recognised as a duplicate
                     lines = "\n".join(cluster.outputs().values()).splitlines()
                     assert any(id_ in line and str(DUPLICATE_SUPPRESSED) in line for line in lines)
     if result.fault == "kill" and {"before-dot", "after-append"} & set(result.points):

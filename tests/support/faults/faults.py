@@ -1,8 +1,7 @@
-"""What may befall a cluster, while some of its processes stand still at the instants a test chose.
+"""Faults of a cluster, applied while some processes are stopped at their fault points.
 
-Each mishap is a coroutine: it begins with the victims frozen at their points, does its fault_record, wakes them (or
-what comes
-after them), and ends when the fault_record is mended; the load goes on all the while.
+Each fault is a coroutine. It starts with the victims stopped, applies the fault, resumes or replaces the victims, and
+returns when the fault is repaired; the load continues throughout.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from tests.support.servers.object_store import ObjectServer
 
 AWAY_SECONDS = 3.0
 OUTAGE_SECONDS = 20.0
-BROKER_SESSION_SECONDS = 9.0  # Kafka's default: a broker that is silent for so long is dead
+BROKER_SESSION_SECONDS = 9.0  # Kafka's default: a broker without heartbeats for this long is fenced
 
 Victims = Sequence[Member]
 
 
 @dataclass(slots=True)
 class FaultRecord:
-    """What was done, for people, and when."""
+    """What was done, as text for the report, and when."""
 
     what: str
     began: float = field(default_factory=time.monotonic)
@@ -37,7 +36,7 @@ Fault = Callable[[MailCluster, Victims, int], Awaitable[FaultRecord]]
 
 
 async def kill(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
-    """SIGKILL, and a new process after a second."""
+    """SIGKILL; a new process starts after a second."""
     fault_record = FaultRecord("kill -9")
     for victim in victims:
         await asyncio.to_thread(victim.kill)
@@ -47,7 +46,7 @@ async def kill(cluster: MailCluster, victims: Victims, round_number: int) -> Fau
 
 
 async def freeze(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
-    """SIGSTOP for longer than the group waits, then SIGCONT: it wakes up and does not know."""
+    """SIGSTOP for longer than the group's session time-out, then SIGCONT."""
     grouped = any(victim.role in ("router", "delivery") for victim in victims)
     seconds = cluster.session_seconds + 3.0 if grouped else AWAY_SECONDS
     fault_record = FaultRecord(f"SIGSTOP {seconds:.0f} s")
@@ -57,7 +56,7 @@ async def freeze(cluster: MailCluster, victims: Victims, round_number: int) -> F
 
 
 async def lose_broker(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
-    """One of three, each in its round_number: killed, and every other time frozen."""
+    """One of three brokers, another one each round: killed in even rounds, stopped in odd ones."""
     number = round_number % 3 + 1
     node = cluster.brokers.node(number)
     if round_number % 2:
@@ -76,9 +75,7 @@ async def lose_broker(cluster: MailCluster, victims: Victims, round_number: int)
 
 
 async def lose_coordinator(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
-    """The broker that coordinates the victims' group is frozen until another one coordinates it, and has waited a
-    session for the members.
-    """
+    """Stop the coordinator of the victims' group until another broker coordinates it and has waited for one session."""
     roles = {victim.role for victim in victims if victim.role in ("router", "delivery")} or {"delivery"}
     number = await cluster.coordinator(min(roles))
     seconds = BROKER_SESSION_SECONDS + cluster.session_seconds + 10.0
@@ -92,7 +89,7 @@ async def lose_coordinator(cluster: MailCluster, victims: Victims, round_number:
 
 
 async def lose_two_brokers(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
-    """Two of three: one killed, one frozen. Nothing is accepted until they are back."""
+    """Kill one of three brokers and stop another. Nothing is accepted until they are back."""
     number, other = round_number % 3 + 1, (round_number + 1) % 3 + 1
     fault_record = FaultRecord(f"broker {number} kill -9, broker {other} SIGSTOP {OUTAGE_SECONDS:.0f} s")
     cluster.brokers.node(other).freeze()
@@ -105,9 +102,9 @@ async def lose_two_brokers(cluster: MailCluster, victims: Victims, round_number:
 
 
 async def lose_spool(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
-    """The directory is gone, as a volume that does not answer is, and comes back."""
+    """Unmount the spool directory, then mount it again."""
     assert isinstance(cluster.spool, Volume)
-    fault_record = FaultRecord(f"spool away {AWAY_SECONDS:.0f} s")
+    fault_record = FaultRecord(f"spool unmounted {AWAY_SECONDS:.0f} s")
     cluster.spool.unmount()
     _thaw(victims)
     await asyncio.sleep(AWAY_SECONDS)
@@ -116,7 +113,7 @@ async def lose_spool(cluster: MailCluster, victims: Victims, round_number: int) 
 
 
 async def freeze_store(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
-    """The object store takes connections and says nothing, for longer than anybody waits for it."""
+    """The object store accepts connections and does not reply, for longer than the client's time limit."""
     assert isinstance(cluster.spool, ObjectServer)
     seconds = TIME_LIMIT_SECONDS + 3.0
     fault_record = FaultRecord(f"object store SIGSTOP {seconds:.0f} s")
@@ -127,7 +124,7 @@ async def freeze_store(cluster: MailCluster, victims: Victims, round_number: int
 
 
 async def kill_store(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
-    """The object store is killed, and refuses connections until it is started again."""
+    """The object store is killed and refuses connections until it is restarted."""
     assert isinstance(cluster.spool, ObjectServer)
     seconds = 2 * AWAY_SECONDS
     fault_record = FaultRecord(f"object store kill -9, {seconds:.0f} s")
@@ -139,7 +136,7 @@ async def kill_store(cluster: MailCluster, victims: Victims, round_number: int) 
 
 
 async def cut_network(cluster: MailCluster, victims: Victims, round_number: int) -> FaultRecord:
-    """Between the victims and all brokers: for some seconds, or for longer than the group waits and reset."""
+    """Cut the victims off all brokers: for a few seconds, or for longer than a session with a reset at the end."""
     seconds, reset = (cluster.session_seconds + 3.0, True) if round_number % 2 else (AWAY_SECONDS, False)
     fault_record = FaultRecord(f"network cut {seconds:.0f} s" + (", then reset" if reset else ""))
     for victim in victims:
@@ -159,11 +156,11 @@ FAULTS: Mapping[str, Fault] = {
 RARE_FAULTS: Mapping[str, Fault] = {
     "two-brokers": lose_two_brokers,
     "coordinator": lose_coordinator,
-}  # in the long form
+}  # only in the long form
 STORE_FAULTS: Mapping[str, Fault] = {
     "store-frozen": freeze_store,
     "store-killed": kill_store,
-}  # where the spool is a store
+}  # only where the spool is an object store
 
 
 def _thaw(victims: Victims) -> None:

@@ -1,8 +1,7 @@
-"""How long mail waits while something happens under load: from its 250 to its arrival, each recipient of each message.
+"""Delivery delay under load during a series of steps: from the 250 to the arrival, for each recipient.
 
-In charge of steps, one after the other, and of whose fault a wait is: that of the step in which the mail arrived, as a
-step ends only when all that was accepted before its end has arrived. Mail that a receiver put off (`later`) is left
-out, and so is mail for a host that a test keeps silent.
+A delay counts for the step in which the mail arrived; a step ends when all mail accepted before its end has arrived.
+Mail deferred by its receiver (`later`) and mail for a host that a test keeps silent are excluded.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from tests.support.faults.accounting import Sink
 from tests.support.faults.cases import MailLoad, message_ids, missing
 from tests.support.servers.mail_cluster import MailCluster
 
-_LATE_SECONDS = 60.0  # then it is no pause any more
+_LATE_SECONDS = 60.0  # above it the delay is a deferral
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class DeliveryDelay:
-    """Of one recipient's mail, until the sink or a mailbox had it; of what was refused, until the report was there."""
+    """Delay of one recipient's mail until it reached the sink or a mailbox; for refused mail, until the DSN arrived."""
 
     seconds: float
     arrived: float
@@ -30,7 +29,7 @@ class DeliveryDelay:
 
 
 class Interruptions:
-    """`silent`: the host of the sink whose mail does not count."""
+    """Measures the steps. `silent`: the excluded host of the sink."""
 
     def __init__(self, load: MailLoad, sink: Sink, cluster: MailCluster, *, silent: str = "nowhere") -> None:
         self._load = load
@@ -40,10 +39,10 @@ class Interruptions:
         self._began: list[tuple[float, str]] = []
 
     async def step(self, what: str, happening: Awaitable[object]) -> None:
-        """Let it happen, and wait until all mail of that time has arrived."""
+        """Run a step and wait until all mail accepted during it has arrived."""
         self._began.append((time.monotonic(), what))
         await happening
-        await asyncio.sleep(1.5)  # mail that comes right after it is of that time too
+        await asyncio.sleep(1.5)  # include mail sent right after the event
         before = self._load.promised.keys()
 
         def outstanding() -> list[tuple[str, str]]:
@@ -53,10 +52,10 @@ class Interruptions:
         end = time.monotonic() + _LATE_SECONDS
         while late := outstanding():
             assert time.monotonic() < end, f"{what}: {len(late)} have not arrived: {late[:5]}"
-            await asyncio.sleep(0.2)  # files on disk have no event
+            await asyncio.sleep(0.2)  # files have no change event
 
     def longest(self) -> dict[str, float]:
-        """The longest wait of each step, in seconds."""
+        """The longest delay of each step, in seconds."""
         found = dict.fromkeys((what for _, what in self._began), 0.0)
         for wait in self._waits():
             step = next((what for began, what in reversed(self._began) if began <= wait.arrived), None)
@@ -83,7 +82,7 @@ class Interruptions:
                     yield DeliveryDelay(arrived - promised_at[id_], arrived, id_, recipient)
 
     def _delivery_times(self, user: str) -> dict[str, float]:
-        """When each id came into a mailbox, by the clock of the sources."""
+        """When each id arrived in a mailbox, on the sources' clock."""
         ahead = time.time() - time.monotonic()
         return {
             id_: path.stat().st_mtime - ahead

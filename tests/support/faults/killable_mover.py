@@ -1,6 +1,6 @@
-"""A mover that dies: at the n-th change of either log, before it is made or after, and with it everything it does.
+"""A queue mover that is killed before or after its n-th write to either log.
 
-`moved` runs the mover through such logs.
+`moved` runs the mover on such logs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mail.record import Attempted
 
 
 class RecordingProgress:
-    """Nobody looks at the progress."""
+    """Discards the progress."""
 
     def __init__(self) -> None:
         self.total = self.done = 0
@@ -32,11 +32,11 @@ class RecordingProgress:
 
 
 class Killed(BaseException):
-    """The mover dies here."""
+    """The mover is killed here."""
 
 
 class KillableLog:
-    """A log through which the `at`-th change of the world kills the mover, before it is made or after."""
+    """A log wrapper: the `at`-th write kills the mover, before or after the write is applied."""
 
     def __init__(self, log: Any, life: KillSwitch) -> None:
         self._log = log
@@ -68,7 +68,7 @@ class KillableShard:
 
 
 class KillSwitch:
-    """Counts changes; at number `at` it ends, with `how`, and nothing more changes."""
+    """Counts writes; at number `at` it kills the mover with `how`, and no later write is applied."""
 
     def __init__(self, at: int | None = None, *, after: bool = False, error: BaseException | None = None) -> None:
         self.at = at
@@ -89,7 +89,7 @@ class KillSwitch:
             raise self.error
 
 
-SMALL = 7  # records in a batch: many commits in a small queue
+SMALL = 7  # records per batch: many commits for a small queue
 
 
 async def run_move(

@@ -1,8 +1,8 @@
-"""The network between one process and its brokers, to be cut: nothing leaves, nothing arrives, nobody is told.
+"""Cuttable network between one process and its brokers.
 
-In the child. For some seconds, what is written stays with us, what comes is not read, and connecting hangs. Then the
-cut ends as cuts do: `whole`, the connections live and all that was held goes on its way (TCP sent it again), or
-`reset`, they are gone. SMTP, HTTP and POP3 of the process are untouched: that is what makes it bad.
+In the child. During a cut, outgoing data is buffered, incoming data is not read, and connecting hangs. A cut ends
+`whole` (connections live and buffered data is sent, as after a TCP retransmission) or `reset` (connections are
+aborted). SMTP, HTTP and POP3 connections are not affected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 
 class Network:
-    """Of all Kafka connections of this process."""
+    """The Kafka connections of this process."""
 
     def __init__(self) -> None:
         self._connections: WeakSet[_CuttableWriter] = WeakSet()
@@ -38,7 +38,7 @@ class Network:
             mended.set()
 
     async def wait(self) -> None:
-        """Connecting, while there is no network."""
+        """Block a new connection while the network is cut."""
         if self._restored is not None:
             await self._restored.wait()
 
@@ -48,7 +48,7 @@ class Network:
         lookup = AIOKafkaConnection._do_version_lookup
 
         async def looking(connection: Any) -> None:
-            # The first thing a new connection does. The kernel's handshake is not held back; no byte passes.
+            # The first call of a new connection. The kernel's handshake is not held back; no data passes.
             connection._writer = writer = _CuttableWriter(connection._writer)
             self._connections.add(writer)
             if self.is_cut:
@@ -60,7 +60,7 @@ class Network:
 
 
 class _CuttableWriter:
-    """A StreamWriter that can be cut, with its transport's other direction."""
+    """A StreamWriter whose two directions can be cut."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer

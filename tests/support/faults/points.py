@@ -1,10 +1,9 @@
-"""The instants at which a fault may hit, inside a real process, and how it comes to stand still at exactly one of them.
+"""Fault points inside a real process: at an armed point the process stops itself with SIGSTOP.
 
 In the child. A test arms a point by writing its name into `armed` in the process's folder; the next message that
-passes there writes a line into `hits`, and the process stops itself with SIGSTOP, all threads of it, between two
-instructions. What happens then is the test's business: kill it, let it sleep, take a broker away, and SIGCONT it. A
-line in `cut` (seconds, and `reset` or `whole`) makes the network of the process go away as it wakes. Product code
-knows nothing of this: the points are wrapped around it.
+reaches it adds a line to `hits`, and all threads stop. The test then injects its fault and sends SIGCONT or SIGKILL. A
+line in `cut` (seconds, and `reset` or `whole`) cuts the network on resume. The points wrap product methods from
+outside.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from typing import Any
 
 from tests.support.faults.attempt_ledger import AttemptLedger
 
-# role -> its points, in the order in which a message passes them
+# role -> its points, in the order in which a message reaches them
 POINTS: Mapping[str, tuple[str, ...]] = {
     "ingress": ("before-dot", "after-append", "after-250"),
     "router": ("in-transaction", "after-commit"),
     "delivery": ("in-data", "after-remote-250", "after-keep", "after-report"),
 }
 
-# Those that see a message's size.
+# Points that know the message's size.
 SIZED = ("before-dot", "after-append", "in-data", "after-remote-250", "after-keep", "after-report")
-ATTEMPT_LEDGER = "tried"  # the file in a delivery process's folder
+ATTEMPT_LEDGER = "tried"  # file in a delivery process's folder
 
 
 class FaultPoints:
-    """Of this process. `on_cut(seconds, reset)` takes the network away."""
+    """Fault points of this process. `on_cut(seconds, reset)` cuts the network."""
 
     def __init__(self, folder: Path, on_cut: Callable[[float, bool], None]) -> None:
         self.folder = folder
@@ -45,7 +44,7 @@ class FaultPoints:
         self.describe: Callable[[], Mapping[str, Any]] = dict
 
     def is_armed(self, name: str, *, size_bytes: int = 0) -> bool:
-        """Whether the next to pass `name` is to be hit; `NAME large` waits for a message that lies in the spool."""
+        """Whether the next message at `name` stops the process; `NAME SIZE` needs a message of SIZE bytes."""
         try:
             wanted, _, least = self._armed.read_text().partition(" ")
         except FileNotFoundError:
@@ -53,7 +52,7 @@ class FaultPoints:
         return wanted == name and size_bytes >= int(least or 0)
 
     def hit(self, name: str, **what: Any) -> None:
-        """Stand still here, now, until somebody sends SIGCONT."""
+        """Record the hit and stop until SIGCONT."""
         self._armed.unlink()
         line = {"point": name, "time": time.monotonic(), **what, **self.describe()}
         with self._hits.open("a") as file:
@@ -91,7 +90,7 @@ def install_ingress(points: FaultPoints) -> None:
         write(self)
         if queued and points.is_armed("after-250"):
             queue_id = queued[-1].partition(b"queued as ")[2][:26].decode()
-            # When the loop has turned, the reply has left the process.
+            # After this loop iteration the reply has left the process.
             self.loop.call_later(0.003, points.hit_if_armed, "after-250")
             points.describe = lambda: {"queue_id": queue_id}
 
@@ -116,7 +115,7 @@ def install_router(points: FaultPoints) -> None:
 
     async def ending(self: Any) -> None:
         if self.dispatches:
-            # All is written, the marks too, and the broker was not told that this is the end.
+            # Records and offsets are written; the transaction's end is not yet sent to the broker.
             points.hit_if_armed("in-transaction", shard=self.shard, dispatches=self.dispatches)
         await end(self)
 
@@ -186,7 +185,7 @@ def install_delivery(points: FaultPoints) -> None:
             if remote:
                 points.hit_if_armed("after-report", **what)
 
-        # One shard, many calls: each has its own id in its own wrapper, for the length of its call.
+        # Concurrent calls share the shard: each has its own wrapper during the call.
         await finish(_ShardWithAppend(self, appending), entry, attempted)  # type: ignore[arg-type]
         ledger.finish(current.get(), self)
 
@@ -197,7 +196,7 @@ def install_delivery(points: FaultPoints) -> None:
 
 
 class _ShardWithAppend:
-    """A shard whose `_append` is another."""
+    """A shard with another `_append`."""
 
     def __init__(self, shard: Any, append: Any) -> None:
         self._shard, self._append = shard, append

@@ -1,8 +1,6 @@
-"""`python -m tests.support.faults.process ROLE --config FILE`: the role as `eilpost ROLE` runs it, with points to be
-hit at.
+"""`python -m tests.support.faults.process ROLE --config FILE`: `eilpost ROLE` with fault points installed.
 
-The folder of FILE is where a test arms it. Everything else is the product's: this only wraps some methods before the
-command line takes over.
+A test arms points in the folder of FILE. Some product methods are wrapped before the command line runs.
 """
 
 from __future__ import annotations

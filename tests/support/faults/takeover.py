@@ -1,6 +1,6 @@
-"""A shard with much in it changes hands: how long until the next owner knows all of it.
+"""Takeover time of a shard with many deferred deliveries.
 
-The queue lines are planted as the router writes them: deferred, due in a day.
+The queue records are written as the router writes them: deferred, due in a day.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LAST = Reply(451, "4.3.0", "Try again later")
 
 
 async def write_pending(cluster: MailCluster, count: int, shard: int) -> None:
-    """`count` deferred deliveries, all of one shard."""
+    """Write `count` deferred deliveries of one shard."""
     counts = ShardCounts(cluster.log.shards, cluster.log.delivery_shards)
     now = datetime.now(UTC)
     state = Waiting(now + timedelta(days=1), WaitCause.DEFERRED, str(_LAST))
@@ -58,7 +58,9 @@ async def write_pending(cluster: MailCluster, count: int, shard: int) -> None:
 
 
 async def take_over(cluster: MailCluster, count: int, shard: int, *, kill: bool) -> float:
-    """The owner of the shard goes, by SIGTERM or SIGKILL; the seconds until another has all `count` lines."""
+    """End the shard's owner by SIGTERM or SIGKILL; returns the seconds until another owner has loaded `count`
+    deliveries.
+    """
     await wait_until(
         lambda: cluster.has_owners("router", cluster.log.shards), deadline_seconds=60, what="an owner for each shard"
     )
@@ -82,5 +84,5 @@ async def take_over(cluster: MailCluster, count: int, shard: int, *, kill: bool)
 
 
 def pending_count(member: Member) -> int:
-    """Deferred deliveries that a router has in its memory."""
+    """Deferred deliveries in a router's memory."""
     return int(member.metric("eilpost_queue_recipients", state="deferred"))

@@ -1,6 +1,6 @@
-"""A spool of files on a volume that all processes share, and that can be away, for all of them and at once.
+"""Shared spool volume that can be unmounted for all processes at once.
 
-The spool is a link: to the folder where the files are, or to none.
+The spool path is a symbolic link to the folder with the files, or to a missing one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Volume:
-    """In `folder`, which is there."""
+    """The volume in the existing folder `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._link = folder / "spool"
@@ -21,14 +21,14 @@ class Volume:
         return {"url": f"file:{self._link}"}
 
     def files(self) -> list[Path]:
-        """Those with content of messages."""
+        """Files with message content."""
         return sorted(self._link.glob("[0-9]*/*"))
 
     def unmount(self) -> None:
         self._point_at("nowhere")
 
     def mount(self) -> None:
-        """Also when it was never away."""
+        """Mount; no effect if mounted."""
         self._point_at("spool-volume")
 
     def _point_at(self, name: str) -> None:
