@@ -1,7 +1,7 @@
-"""What every test may rely on: no test leaves this machine, and a missing real part is never missed in silence.
+"""Fixtures and rules for every test: no connections outside this machine, and no silently missing real part.
 
-Real parts (Debian's Postfix and swaks, Apache Kafka, later PostgreSQL) are named by a marker. Where one is not to be
-had, its tests are skipped and the run says so at its head and at its end; with CI=true they fail instead.
+A marker names each real part that a test needs (Debian's Postfix and swaks, Apache Kafka, ...). If the part is missing,
+its tests are skipped and the run reports it at its head and its end; with CI=true they fail.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.servers import object_store as _objects
 from tests.support.servers import postfix as _postfix
 from tests.support.servers import prometheus as _prometheus
 
-# A busy machine is no defect of the code: examples have no deadline.
+# A slow machine is not a defect: examples have no deadline.
 hypothesis.settings.register_profile("eilpost", deadline=None)
 hypothesis.settings.load_profile("eilpost")
 
@@ -97,7 +97,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What takes longer than a test may is made before the first one."""
+    """Build what takes longer than a test's time limit before the first test."""
     if not session.config.option.collectonly:
         for name, prepare in _MADE_ONCE.items():
             if any(item.get_closest_marker(name) for item in session.items):
@@ -119,7 +119,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
 
 @pytest.fixture(autouse=True)
 def _no_outside_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A blocking connect to anything but loopback is a defect of the test."""
+    """A test may open blocking connections to loopback only."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:
@@ -132,7 +132,7 @@ def _no_outside_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
-    """A command that runs inside the test process configures structlog for the whole process."""
+    """Restore structlog, which a command configures for the whole process."""
     yield
     if structlog.is_configured():
         structlog.reset_defaults()
@@ -140,21 +140,21 @@ def _logging_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kafka_bootstrap() -> Iterator[str]:
-    """The address of one broker for the whole run, started when the first test asks. Use names nobody else uses."""
+    """The address of one broker for the whole run, started on first use. Use unique topic and group names."""
     with _kafka.shared() as bootstrap:
         yield bootstrap
 
 
 @pytest.fixture
 def kafka_cluster() -> Iterator[_kafka.ClusterFactory]:
-    """Makes running clusters that a test may break (marker kafka_cluster); they end with the test."""
+    """Starts running clusters that a test may break (marker kafka_cluster); they end with the test."""
     with ExitStack() as made:
         yield lambda nodes=3, **how: made.enter_context(_kafka.cluster(nodes, **how))
 
 
 @pytest.fixture(scope="session")
 def docker_engine() -> Iterator[_docker.Engine]:
-    """A Docker engine of this run alone (marker docker), without images: `Image.load_into` brings them."""
+    """A Docker engine for this run (marker docker), without images: `Image.load_into` adds them."""
     running = _docker.shared()
     yield running
     running.stop()

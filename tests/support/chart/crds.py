@@ -1,6 +1,6 @@
-"""JSON schemas of custom resources, strict: a field that a CustomResourceDefinition does not have is refused.
+"""Strict JSON schemas of custom resources: an unknown field is refused.
 
-The definitions lie in the Go modules of KEDA, prometheus-operator and cert-manager, which Go downloads and checks.
+The definitions are in the Go modules of KEDA, prometheus-operator and cert-manager, which Go downloads and verifies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 
 from tests.support.golang import GoModuleError, module_folder, why_no_go
 
-# API version and kind, the module, its version and the file.
+# API version and kind: Go module, version and file.
 _DEFINITIONS = {
     ("keda.sh/v1alpha1", kind): ("github.com/kedacore/keda/v2", "v2.19.0", f"config/crd/bases/keda.sh_{plural}.yaml")
     for kind, plural in (("ScaledObject", "scaledobjects"), ("TriggerAuthentication", "triggerauthentications"))
@@ -44,7 +44,7 @@ def why_missing() -> str | None:
 
 
 def prepare() -> None:
-    """Download the modules. A failure is what `why_missing` returns from then on."""
+    """Download the modules. After a failure `why_missing` returns the reason."""
     if why_missing() is not None:
         return
     try:
@@ -69,7 +69,7 @@ def _validator(version: str, kind: str) -> jsonschema.Draft202012Validator:
 
 
 def _strict(schema: Any) -> Any:
-    """The schema as the API server's strict field validation reads it."""
+    """The schema with the rules of the API server's strict field validation."""
     if isinstance(schema, list):
         return [_strict(each) for each in schema]
     if not isinstance(schema, dict):
@@ -86,6 +86,6 @@ def _strict(schema: Any) -> Any:
 
 
 def faults(manifest: Mapping[str, Any]) -> list[str]:
-    """What a definition does not allow in a custom resource."""
+    """Validation errors of a custom resource."""
     validator = _validator(manifest["apiVersion"], manifest["kind"])
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest)]

@@ -1,4 +1,4 @@
-"""Renders the chart with Helm, each set of values (a file of helm/ci) once for a test run."""
+"""Chart rendering with Helm, once per run for each set of values (a file of helm/ci)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.support.docs.chart import CHART
 from tests.support.golang import GoProgram
 from tests.support.kubernetes.programs import HELM
 
-Object = Mapping[str, Any]  # of Kubernetes, as its manifest has it
+Object = Mapping[str, Any]  # a Kubernetes object as in its manifest
 
 CI = CHART / "ci"
 SETS = tuple(sorted(path.stem for path in CI.glob("*.yaml")))
 RELEASE, NAMESPACE = "mail", "mail"
 KUBERNETES = "1.34.0"
-# On client-go 0.34, as Helm 3 and the test cluster are, so that they share compiled packages.
+# On client-go 0.34, like Helm 3 and the test cluster, so that they share compiled packages.
 HELM_4 = GoProgram("helm", "helm.sh/helm/v4/cmd/helm", "v4.0.5", flags=("-ldflags", "-s -w"), minutes=3)
 WORKLOADS = ("Deployment", "Job", "Pod")
 
@@ -35,7 +35,7 @@ def file_of(name: str) -> Path:
 
 
 def helm(*arguments: str, program: GoProgram = HELM) -> str:
-    """The output of a command. Raises HelmError."""
+    """The output of a `helm` command. Raises HelmError."""
     done = subprocess.run([program.path, *arguments], capture_output=True, text=True, timeout=60)
     if done.returncode != 0:
         raise HelmError(done.stderr + done.stdout)
@@ -43,7 +43,7 @@ def helm(*arguments: str, program: GoProgram = HELM) -> str:
 
 
 def lint(name: str) -> str:
-    """What `helm lint --strict` says about a set of values. Raises HelmError."""
+    """The output of `helm lint --strict` for a set of values. Raises HelmError."""
     return helm("lint", "--strict", "--kube-version", KUBERNETES, str(CHART), "--values", str(file_of(name)))
 
 
@@ -71,13 +71,13 @@ def of_kind(name: str, *kinds: str) -> list[Object]:
 
 
 def one(name: str, kind: str, ending: str = "") -> Object:
-    """The only object of a kind, or the one whose name ends so."""
+    """The only object of a kind, or the one whose name ends with `name`."""
     (found,) = [each for each in of_kind(name, kind) if each["metadata"]["name"].endswith(ending)]
     return found
 
 
 def pod_templates(name: str) -> Iterator[tuple[str, Object, Object]]:
-    """Name, labels and pod spec of everything that makes pods."""
+    """Name, labels and pod spec of every object that creates pods."""
     for each in of_kind(name, *WORKLOADS):
         template = each if each["kind"] == "Pod" else each["spec"]["template"]
         yield each["metadata"]["name"], template["metadata"]["labels"], template["spec"]

@@ -1,7 +1,7 @@
-"""The classes behind Strimzi's KafkaTopic and KafkaUser: their fields and constants, read from its API jar.
+"""Fields and constants of Strimzi's KafkaTopic and KafkaUser classes, read from its API jar.
 
 Strimzi publishes its CustomResourceDefinitions neither in a Maven artifact nor in a Go module. They are generated from
-these classes, whose fields are the fields of the resources.
+these classes and have the same fields.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tests.support.golang import BIN
 VERSION = "0.50.0"
 JAR = BIN.parent / f"strimzi-api-{VERSION}.jar"
 _PACKAGE = "io/strimzi/api/kafka/model/"
-# Bytes behind the tag of an entry of the constant pool (JVM specification section 4.4); Utf8 has its length first.
+# Length by tag of a constant pool entry (JVM specification section 4.4); Utf8 has a length field.
 _ENTRY_BYTES = {3: 4, 4: 4, 5: 8, 6: 8, 7: 2, 8: 2, 9: 4, 10: 4, 11: 4, 12: 4, 15: 3, 16: 2, 17: 4, 18: 4, 19: 2, 20: 2}
 _UTF8, _LONG, _DOUBLE, _CLASS, _STRING = 1, 5, 6, 7, 8
 
 
 @dataclass(frozen=True, slots=True)
 class JavaClass:
-    """`fields` are the names of its own fields; `constants` the strings that it uses."""
+    """`fields`: names of its own fields; `constants`: the strings that it uses."""
 
     fields: frozenset[str]
     constants: frozenset[str]
@@ -46,7 +46,7 @@ def why_missing() -> str | None:
 
 
 def prepare() -> None:
-    """Fetch the jar unless it is there. A failure is what `why_missing` returns from then on."""
+    """Fetch the jar if it is missing. After a failure `why_missing` returns the reason."""
     if why_missing() is not None:
         return
     JAR.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def prepare() -> None:
 
 @functools.cache
 def java_class(name: str) -> JavaClass:
-    """A class by its name below `io.strimzi.api.kafka.model`, like "topic/KafkaTopicSpec"."""
+    """A class by its name below `io.strimzi.api.kafka.model`, for example "topic/KafkaTopicSpec"."""
     with zipfile.ZipFile(JAR) as jar:
         return _parse(BytesIO(jar.read(f"{_PACKAGE}{name}.class")))
 
@@ -84,7 +84,7 @@ def fields_of(name: str) -> frozenset[str]:
 
 
 def _parse(file: BytesIO) -> JavaClass:
-    """JVM specification section 4.1, as far as the fields."""
+    """JVM specification section 4.1, up to the fields."""
 
     def number(layout: str) -> int:
         (value,) = struct.unpack(f">{layout}", file.read(struct.calcsize(f">{layout}")))

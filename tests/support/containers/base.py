@@ -1,7 +1,7 @@
-"""A stand-in for the image `python:3.13-slim`, where no registry of images can be reached.
+"""Substitute for the image `python:3.13-slim`, for machines without access to an image registry.
 
-Its root file system is Debian's smallest by debootstrap, in the release of this machine, with this machine's Python in
-/usr/local and this machine's CA certificates. The archive is made once and kept in the cache.
+The root file system is a minimal Debian by debootstrap in this machine's release, with this machine's Python in
+/usr/local and its CA certificates. The archive is built once and cached.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.containers.engine import CACHE, EngineError
 
 IMAGES = CACHE / "images"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-_PREFERRED = "3.13"  # the version that the Dockerfile names
+_PREFERRED = "3.13"  # the version in the Dockerfile
 _PACKAGES = ("ca-certificates", "netbase", "tzdata", "wget")
 _RECIPE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 _LEFT_OUT = shutil.ignore_patterns(
@@ -43,12 +43,12 @@ _EMPTIED = ("var/cache/apt", "var/lib/apt/lists", "var/log", "usr/share/doc", "u
 
 
 def suite() -> str:
-    """Debian's release on this machine: programs copied from here fit its libraries."""
+    """This machine's Debian release, whose libraries fit programs copied from here."""
     return platform.freedesktop_os_release()["VERSION_CODENAME"]
 
 
 def archive() -> Path:
-    """The root file system, made if it is not in the cache."""
+    """The root file system, built if it is not cached."""
     prefix, version = _python()
     path = IMAGES / f"python-{version}-{suite()}-{_RECIPE}.tar"
     if path.exists():
@@ -73,7 +73,7 @@ def archive() -> Path:
 
 
 def libraries(programs: Iterable[Path]) -> set[Path]:
-    """The shared libraries that these programs load, as this machine finds them."""
+    """The shared libraries that these programs load on this machine."""
     found = set()
     for program in programs:
         said = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False).stdout
@@ -82,7 +82,7 @@ def libraries(programs: Iterable[Path]) -> set[Path]:
 
 
 def packages_of(programs: Iterable[Path], *, without: Path) -> set[str]:
-    """Debian's packages that hold the libraries of these programs, `without` those in that folder."""
+    """Debian packages with the libraries of these programs, except those in the folder `without`."""
     packages = set()
     for library in libraries(programs):
         if library.is_relative_to(without):
@@ -93,10 +93,10 @@ def packages_of(programs: Iterable[Path], *, without: Path) -> set[str]:
 
 
 def _python() -> tuple[Path, str]:
-    """The folder and the version of the Python that goes into the image: the preferred one, else the running one."""
+    """Folder and version of the Python for the image: the preferred version, else the running one."""
     ask = "import sys, platform; print(sys.base_prefix, platform.python_version())"
     named = f"python{_PREFERRED}"
-    beside = sorted(Path(sys.base_prefix).parent.glob(f"{_PREFERRED}.*/bin/{named}"))  # as pyenv installs them
+    beside = sorted(Path(sys.base_prefix).parent.glob(f"{_PREFERRED}.*/bin/{named}"))  # layout of pyenv
     for program in (named, *beside, sys.executable):
         with contextlib.suppress(OSError):
             done = subprocess.run([program, "-IS", "-c", ask], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Docker Compose, built with Go as a plugin of the `docker` command, and a project of compose files that runs."""
+"""Docker Compose, built with Go as a plugin of `docker`, and running compose projects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ COMPOSE = GoProgram(
 
 
 class Project:
-    """One project: `docker compose` with its files and variables. It removes all it made when it is left."""
+    """A running project: `docker compose` with its files and variables. Its resources are removed at the end of the
+    block.
+    """
 
     def __init__(self, engine: Engine, name: str, files: list[Path], variables: Mapping[str, str]) -> None:
         plugins = engine.folder / "client" / "cli-plugins"
@@ -37,7 +39,7 @@ class Project:
         self._environment = {**engine.environment, **variables}
 
     def run(self, *words: str, timeout: float = 120) -> str:
-        """The output of a `docker compose` command. Raises EngineError with what it said."""
+        """The output of a `docker compose` command. Raises EngineError with its error output."""
         done = subprocess.run(
             [*self._command, *words],
             env=self._environment,
@@ -52,7 +54,7 @@ class Project:
         return done.stdout.strip()
 
     def containers(self) -> list[dict[str, Any]]:
-        """What `docker compose ps` says of each container, those that ended included."""
+        """The output of `docker compose ps` for each container, stopped ones included."""
         return [json.loads(line) for line in self.run("ps", "--all", "--format=json").splitlines()]
 
     def __enter__(self) -> Project:

@@ -1,6 +1,6 @@
-"""The Compose Specification's own loader, the one `docker compose` uses: schema, merging of files, consistency.
+"""The Compose Specification's loader, as used by `docker compose`: schema, merging of files, consistency.
 
-Built once with Go, before the first test that needs it. It needs no container engine.
+Built once with Go before the first test that needs it. It needs no container engine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ why_missing, prepare = LOADER.why_missing, LOADER.prepare
 
 
 def load(folder: Path, *files: str) -> dict[str, Any]:
-    """The model of these files in `folder`, the later put over the earlier. AssertionError says what is wrong."""
+    """The model of these files in `folder`, merged in order. Raises AssertionError with the loader's error."""
     environment = {"PATH": os.defpath, "HOME": os.environ.get("HOME", "/")}
     done = subprocess.run(
         [str(LOADER.path), "-format", "json", *files],

@@ -1,8 +1,8 @@
-"""A Docker engine for one test run: Debian's docker.io, as root, in PID, mount and network namespaces of its own.
+"""A Docker engine for one test run: Debian's docker.io as root in its own PID, mount and network namespaces.
 
-Its processes, mounts, bridges and packet filter rules end with the namespaces, and those end with the run, however it
-ends; then a process of its own removes its cgroups and its folder. Containers reach no network but their own, and only
-ports published on 127.0.0.1 lead to them (`forwarder.py`).
+Its processes, mounts, bridges and packet filter rules end with the namespaces, which end with the run; a separate
+process then removes its cgroups and its folder. Containers reach only their own network, and are reached only by ports
+published on 127.0.0.1 (`forwarder.py`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ PROXY_PORT = 3128  # inside the engine's network namespace
 _FORWARDER = Path(__file__).with_name("forwarder.py")
 _PACKAGES = "docker.io containerd runc iptables iproute2 debootstrap"
 _PROGRAMS = ("dockerd", "docker", "containerd", "runc", "iptables", "ip", "debootstrap", "unshare")
-_SLOTS = 16  # engines of one user at the same time
+_SLOTS = 16  # engines of one user at a time
 
-# $1 is the engine's folder. What the programs write to /run and /etc stays in the mount namespace.
+# $1 is the engine's folder. Files that the programs write to /run and /etc stay in the mount namespace.
 _OUTER = """
 set -e
 touch "$1/machine"
@@ -65,12 +65,12 @@ address = "/run/containerd.sock"
 
 
 class EngineError(Exception):
-    """What the engine or its client said."""
+    """Error output of the engine or its client."""
 
 
 @functools.cache
 def why_missing() -> str | None:
-    """Why no Docker engine can be started here, in words; None when one can."""
+    """The reason why no Docker engine can be started here, as text; None if one can."""
     if os.name != "posix" or os.geteuid() != 0:
         return "the tests do not run as root, which starting a Docker engine needs"
     missing = [name for name in _PROGRAMS if shutil.which(name) is None]
@@ -81,7 +81,7 @@ def why_missing() -> str | None:
 
 
 class Engine:
-    """One engine. `start()` takes the first free slot, and removes what is left in it first."""
+    """One engine. `start()` takes the first free slot and removes leftovers in it."""
 
     def __init__(self, slots: Path = CACHE / "docker") -> None:
         self.folder = Path()
@@ -94,29 +94,29 @@ class Engine:
 
     @property
     def address(self) -> str:
-        """For DOCKER_HOST."""
+        """Value of DOCKER_HOST."""
         return f"unix://{self.folder}/docker.sock"
 
     @property
     def remover_pid(self) -> int:
-        """Of the process that removes what is left when this run ends."""
+        """The process that cleans up when this run ends."""
         assert self._remover is not None
         return self._remover.pid
 
     @property
     def environment(self) -> dict[str, str]:
-        """For programs that speak to the engine."""
+        """Environment for clients of the engine."""
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
             "DOCKER_HOST": self.address,
             "DOCKER_CONFIG": str(self.folder / "client"),
-            "DOCKER_BUILDKIT": "0",  # BuildKit needs a client plugin
+            "DOCKER_BUILDKIT": "0",  # BuildKit would need a client plugin
         }
 
     def start(self) -> None:
-        """Return when the engine answers."""
-        group = supervised.group()  # its own end is registered before ours, and so comes after it
+        """Return when the engine replies."""
+        group = supervised.group()  # its exit handler is registered first, so it runs after ours
         atexit.register(self.stop)
         self._take_slot()
         (self.folder / "client").mkdir(parents=True)
@@ -144,7 +144,7 @@ class Engine:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """End everything of the engine and remove its folder. Idempotent."""
+        """Stop all processes of the engine and remove its folder. Idempotent."""
         if self._egress is not None:
             self._egress.kill()
             self._egress.wait()
@@ -155,7 +155,7 @@ class Engine:
             self._process.wait()
             end = time.monotonic() + 30
             while first is not None and first.exists() and time.monotonic() < end:
-                time.sleep(0.02)  # the kernel ends every process of the namespace before its first
+                time.sleep(0.02)  # the kernel ends every process of the namespace before the first one
             self._process = None
         if self._remover is not None:
             self._remover.communicate()
@@ -166,7 +166,7 @@ class Engine:
         atexit.unregister(self.stop)
 
     def docker(self, *words: str, timeout: float = 60, stdin: Path | None = None) -> str:
-        """The output of a `docker` command. Raises EngineError with what it said."""
+        """The output of a `docker` command. Raises EngineError with its error output."""
         with stdin.open("rb") if stdin else contextlib.nullcontext(subprocess.DEVNULL) as source:
             done = subprocess.run(
                 ["docker", *words],
@@ -182,7 +182,7 @@ class Engine:
         return done.stdout.strip()
 
     def logs(self, name: str) -> str:
-        """What a container wrote to its standard error and standard output."""
+        """Standard error and standard output of a container."""
         command = ["docker", "logs", name]
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, errors="replace", timeout=60
@@ -190,16 +190,16 @@ class Engine:
         return done.stderr + done.stdout
 
     def inspect(self, name: str) -> dict[str, object]:
-        """What the engine knows of a container or an image."""
+        """`docker inspect` of a container or an image."""
         (found,) = json.loads(self.docker("inspect", name))
         return dict(found)
 
     def has(self, tag: str) -> bool:
-        """Whether there is an image of this name."""
+        """Whether an image of this name exists."""
         return bool(self.docker("images", "--quiet", tag))
 
     def build(self, context: Path, tag: str, *words: str, dockerfile: str = "Dockerfile", timeout: float = 600) -> str:
-        """Build an image; only its steps may reach the network of this machine, for package registries."""
+        """Build an image; its steps reach package registries through this machine's network."""
         proxy = f"http://127.0.0.1:{PROXY_PORT}"
         self._open_egress()
         proxies = [f"--build-arg={name}={proxy}" for name in ("HTTPS_PROXY", "https_proxy")]
@@ -218,7 +218,7 @@ class Engine:
         self._egress = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=supervised.group())
 
     def _first_process(self) -> Path | None:
-        """The folder in /proc of the PID namespace's first process."""
+        """The /proc folder of the PID namespace's first process."""
         assert self._process is not None
         with contextlib.suppress(OSError):
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
@@ -236,7 +236,7 @@ class Engine:
                 os.close(lock)
                 continue
             self._lock, self.folder = lock, slots / str(number)
-            # cgroups are the machine's, the slots those of one cache folder
+            # cgroups belong to the machine, slots to one cache folder
             self.cgroup = f"eilpost-docker-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
             removal.remove(self.folder, self.cgroup)
             self._remover = removal.at_the_end(self.folder, self.cgroup, [lock])
@@ -254,7 +254,7 @@ class Engine:
 
 @functools.cache
 def shared() -> Engine:
-    """The engine of this run, started when it is first asked for."""
+    """The engine of this run, started on first use."""
     engine = Engine()
     engine.start()
     return engine

@@ -1,8 +1,8 @@
-"""TCP forwarding across the network namespace of the tests' Docker engine; a script on Python's own library.
+"""TCP forwarder across the network namespace of the tests' Docker engine; a script with the standard library only.
 
 `publish NETWORK ...` is the userland proxy: it takes docker-proxy's arguments, listens on loopback of the namespace
-NETWORK and connects to the container. `egress NETWORK PORT` is an HTTP proxy (CONNECT only) for image builds, on
-127.0.0.1:PORT of that namespace. `names ADDRESS` is the engine's DNS server, which knows no name outside.
+NETWORK and connects to the container. `egress NETWORK PORT` is an HTTP proxy (CONNECT only) for image builds on
+127.0.0.1:PORT of that namespace. `names ADDRESS` is the engine's DNS server; it resolves no outside name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 _CLONE_NEWNET = 0x40000000
-_READY_FD = 3  # docker-proxy reports here: "0\n", or "1\n" and why not
+_READY_FD = 3  # docker-proxy reports its start here: "0\n", or "1\n" and the error
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "127.0.0.1"}
 
 
@@ -35,7 +35,7 @@ def _set_network(file: int) -> None:
 
 @contextlib.contextmanager
 def _inside(network: Path) -> Iterator[None]:
-    """This thread in another network namespace. A socket stays in the namespace in which it was made."""
+    """Move this thread into another network namespace. A socket stays in the namespace in which it was created."""
     with Path("/proc/self/ns/net").open() as own, network.open() as other:
         _set_network(other.fileno())
         try:
@@ -57,7 +57,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _join(one: Streams, other: Streams) -> None:
-    """Copy both ways until both have ended. A reset on one side resets the other."""
+    """Copy in both directions until both have ended. A reset on one side resets the other."""
     try:
         await asyncio.gather(_pump(one[0], other[1]), _pump(other[0], one[1]))
     except OSError:
@@ -82,7 +82,7 @@ async def _serve(listener: socket.socket, connect: Callable[[Streams], Awaitable
 
 
 def publish(network: Path, words: list[str]) -> None:
-    """Run as the proxy of one published port until SIGTERM."""
+    """Proxy one published port until SIGTERM."""
     parser = argparse.ArgumentParser()
     for name in ("proto", "host-ip", "container-ip"):
         parser.add_argument(f"-{name}", required=True)
@@ -91,7 +91,7 @@ def publish(network: Path, words: list[str]) -> None:
     told, _ = parser.parse_known_args(words)
     with os.fdopen(_READY_FD, "w") as ready:
         try:
-            if told.host_ip == "::":  # published for IPv4 by a process of its own
+            if told.host_ip == "::":  # another process publishes it for IPv4
                 listener = None
             elif told.proto != "tcp" or told.host_ip not in _LOOPBACK:
                 raise OSError(f"only TCP on 127.0.0.1 is published, not {told.proto} on {told.host_ip}")
@@ -112,7 +112,7 @@ def publish(network: Path, words: list[str]) -> None:
 
 
 def egress(network: Path, port: int) -> None:
-    """Serve CONNECT requests, through the proxy in HTTPS_PROXY where this machine has one."""
+    """Serve CONNECT requests, through the proxy in HTTPS_PROXY if it is set."""
     upstream = urlsplit(os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or "")
 
     async def to_registry(client: Streams) -> Streams:
@@ -138,7 +138,7 @@ def names(address: str) -> None:
         server.bind((address, 53))
         while True:
             query, client = server.recvfrom(4096)
-            end = query.find(b"\0", 12) + 5  # of the question: its name, type and class
+            end = query.find(b"\0", 12) + 5  # end of the question: name, type and class
             server.sendto(query[:2] + b"\x81\x83\0\1\0\0\0\0\0\0" + query[12:end], client)
 
 

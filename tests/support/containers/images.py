@@ -1,7 +1,7 @@
-"""Images for tests: eilpost's own, built from `deploy/Dockerfile` on the stand-in for its base image.
+"""Container images for tests: eilpost's image, built from `deploy/Dockerfile` on the base image's substitute.
 
-`image()` is what other tests use, those on Kubernetes too: `image().tag` is the name and `image().archive` the
-`docker save` file in the cache. It is built once for each content of the product, the lock files and the Dockerfile.
+Other tests use `image()`: its `tag` is the name and its `archive` the cached `docker save` file. It is built once for
+each state of the product, the lock files and the Dockerfile.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from tests.support.containers.engine import Engine, EngineError
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILE = "deploy/Dockerfile"
-_KEPT = {"eilpost-*.tar": 6, "python-*.tar": 2}  # archives that stay in the cache
+_KEPT = {"eilpost-*.tar": 6, "python-*.tar": 2}  # cached archives
 
 _failure: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image by its name, and the `docker save` archive that holds it."""
+    """An image name with the `docker save` archive of the image."""
 
     tag: str
     archive: Path
 
     def load_into(self, running: Engine) -> str:
-        """Make it known to an engine; its name."""
+        """Load it into an engine; returns its name."""
         if not running.has(self.tag):
             running.docker("load", "--quiet", "--input", str(self.archive), timeout=300)
         return self.tag
 
 
 def why_missing() -> str | None:
-    """Why images can be neither built nor run here; None when they can."""
+    """The reason why images cannot be built and run here; None if they can."""
     return _failure[0] if _failure else engine.why_missing()
 
 
 def prepare() -> None:
-    """Build what takes longer than a test may. A failure is what `why_missing` returns from then on."""
+    """Build what takes longer than a test's time limit. After a failure `why_missing` returns the reason."""
     if why_missing() is None:
         try:
             image()
@@ -57,7 +57,7 @@ def prepare() -> None:
 
 @functools.cache
 def image() -> Image:
-    """eilpost's image as this tree makes it: the name of the image and its archive. Raises EngineError."""
+    """eilpost's image from this tree: its name and archive. Raises EngineError."""
     digest = _digest(base.archive().name.encode(), _sources())
     made = Image(f"eilpost.test/eilpost:{digest}", base.IMAGES / f"eilpost-{digest}.tar")
     save(made, lambda running: _build(running, made.tag))
@@ -70,25 +70,25 @@ def image() -> Image:
 
 
 def base_image(running: Engine) -> str:
-    """The stand-in for the base image in this engine; its name."""
+    """Load the base image's substitute into this engine; returns its name."""
     path = base.archive()
     tag = f"eilpost.test/python:{path.stem}"
     if not running.has(tag):
         environment = ["PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
-        environment.append(f"SSL_CERT_FILE={base.CERTIFICATES}")  # uv has certificates of its own otherwise
+        environment.append(f"SSL_CERT_FILE={base.CERTIFICATES}")  # uv brings its own certificates otherwise
         changes = [f"--change=ENV {variable}" for variable in environment]
         running.docker("import", *changes, '--change=CMD ["python3"]', str(path), tag, timeout=300)
     return tag
 
 
 def _index_arguments() -> list[str]:
-    """Build arguments that name this machine's package index, where pip or uv is told one here."""
+    """Build arguments for the package index that this machine configures for pip or uv."""
     index = os.environ.get("PIP_INDEX_URL") or os.environ.get("UV_DEFAULT_INDEX")
     return [f"--build-arg={name}={index}" for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX")] if index else []
 
 
 def save(made: Image, build: Callable[[Engine], None]) -> None:
-    """Build an image in this run's engine and write its archive, unless the cache has it."""
+    """Build an image in this run's engine and write its archive, unless it is cached."""
     if made.archive.exists():
         return
     with made.archive.with_suffix(".lock").open("w") as lock:
@@ -106,7 +106,7 @@ def save(made: Image, build: Callable[[Engine], None]) -> None:
 
 
 def _sources() -> list[Path]:
-    """The files the image is made of, as `deploy/Dockerfile.dockerignore` lists them, and the Dockerfile."""
+    """The source files of the image, as listed in `deploy/Dockerfile.dockerignore`, and the Dockerfile."""
     listed = (ROOT / f"{DOCKERFILE}.dockerignore").read_text().splitlines()
     found = [ROOT / DOCKERFILE]
     for name in (line[1:] for line in listed if line.startswith("!")):
@@ -123,7 +123,7 @@ def _digest(start: bytes, files: Iterable[Path]) -> str:
 
 
 def _build(running: Engine, tag: str) -> None:
-    """From a copy of the sources: the classic builder does not read `Dockerfile.dockerignore`."""
+    """Build from a copy of the sources: the classic builder does not read `Dockerfile.dockerignore`."""
     with tempfile.TemporaryDirectory(prefix="eilpost-image-") as folder:
         for file in _sources():
             copy = Path(folder) / file.relative_to(ROOT)

@@ -1,7 +1,7 @@
-"""The entry point of the stand-in for the image `apache/kafka`, with the environment that this image takes.
+"""Entry point of the substitute for the image `apache/kafka`; takes the same environment variables.
 
 `KAFKA_A_B` is the property `a.b` (`__` stands for `_`, `___` for `-`), CLUSTER_ID formats the data folder at the first
-start, and KAFKA_HEAP_OPTS goes to Java. Python's own library only.
+start, and KAFKA_HEAP_OPTS goes to Java. Standard library only.
 """
 
 import os
@@ -15,7 +15,7 @@ LOGGING = "-Dlog4j2.configurationFile=/opt/kafka/log4j2.xml"
 
 
 def key(variable: str) -> str:
-    """The property that a variable sets."""
+    """The property name for a variable."""
     name = variable.removeprefix("KAFKA_").lower()
     return name.replace("___", "-").replace("__", "\0").replace("_", ".").replace("\0", "_")
 

@@ -1,6 +1,6 @@
-"""The sink of the compose files' tests, in place of Mailpit: `tests.support.faults.accounting.Sink` on eilpost's image.
+"""SMTP sink for the compose tests instead of Mailpit: `tests.support.faults.accounting.Sink` on eilpost's image.
 
-SMTP on 1025. HTTP on 8025 answers every request with what was taken: a JSON list of [id, recipient, copies].
+SMTP on 1025. HTTP on 8025 answers every request with the received messages: a JSON list of [id, recipient, copies].
 """
 
 from __future__ import annotations

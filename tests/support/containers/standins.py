@@ -1,7 +1,7 @@
-"""Stand-ins for the public images of the compose files, where no registry of images can be reached.
+"""Substitutes for the public images of the compose files, for machines without access to an image registry.
 
-Each holds the program of the public image (Kafka's jars from Maven on this machine's Java, Debian's Prometheus, the
-object store built with Go) and takes the configuration that the compose files give. The sink counts.
+Each contains the program of the public image (Kafka's jars from Maven on this machine's Java, Debian's Prometheus, the
+object store built with Go) and takes the configuration in the compose files. The sink counts messages.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ENTRYPOINT ["python", "-m", "tests.support.containers.sink"]
 
 
 def all_images(engine: Engine) -> dict[str, str]:
-    """The variables of the compose files, with the names of images that this engine has."""
+    """The image variables of the compose files with the names of images in this engine."""
     eilpost = images.image().load_into(engine)
     return {
         "EILPOST_IMAGE": eilpost,
@@ -65,7 +65,7 @@ def kafka(engine: Engine) -> str:
 
     def put(folder: Path) -> None:
         java = _program("java").parents[1]
-        # Debian keeps Java's configuration in /etc, behind links.
+        # Debian's Java has symbolic links to its configuration in /etc.
         shutil.copytree(java, folder / "java", ignore=_NOT_OF_A_RUNTIME, ignore_dangling_symlinks=True)
         shutil.copytree(jars.fetch(), folder / "libs", ignore=shutil.ignore_patterns("*.jsa"))
         _put({"log4j2.xml": jars.HERE / "log4j2.xml", "kafka_entrypoint.py": _HERE / "kafka_entrypoint.py"})(folder)
@@ -74,7 +74,7 @@ def kafka(engine: Engine) -> str:
 
 
 def _built(engine: Engine, name: str, lines: str, put: Callable[[Path], None], *, start: str = "") -> str:
-    """The image in this engine, built on the base image, or on `start`, from what `put` lays beside the Dockerfile."""
+    """Build an image on the base image, or on `start`, from the files that `put` writes beside the Dockerfile."""
     tag = f"eilpost.test/{name}:test"
     if not engine.has(tag):
         with tempfile.TemporaryDirectory(prefix=f"eilpost-{name}-") as folder:
@@ -102,5 +102,5 @@ def _put_sink(folder: Path) -> None:
 
 def _program(name: str) -> Path:
     found = shutil.which(name)
-    assert found is not None, name  # `why_missing` has seen it
+    assert found is not None, name  # checked by `why_missing`
     return Path(os.path.realpath(found))

@@ -1,6 +1,6 @@
-"""The parts of the Helm chart that follow from other files: the table of values, and the schema of the settings.
+"""Generated parts of the Helm chart: the table of values and the schema of the settings.
 
-`make docs` writes them, a test compares. The table is made from the comments `# --` in values.yaml.
+`make docs` writes them and a test compares them. The table comes from the `# --` comments in values.yaml.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VARIABLES = CHART / "files" / "variables.txt"
 
 WORKLOADS = ("ingress", "router", "delivery", "mailstore", "topics.job", "test")
 
-# Maps of Kubernetes: the templates pass them on, and null leaves one out.
+# Maps of Kubernetes: templates pass them on, and null omits one.
 _MAY_BE_NULL = ("resources", "behavior", "labels", "dnsConfig")
 _FREE = ("strategy", "startup", "liveness", "readiness")
 
@@ -35,12 +35,12 @@ _SIZE = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|KiB|MiB|GiB|TiB|k
 
 
 def commented(text: str) -> Iterator[tuple[str, str]]:
-    """The keys of values.yaml that have a comment, as (dotted key, comment), in the order of the file."""
+    """Keys of values.yaml with a comment, as (dotted key, comment), in file order."""
     return ((key, comment) for key, comment in keys(text) if comment)
 
 
 def keys(text: str) -> Iterator[tuple[str, str]]:
-    """The keys of values.yaml, as (dotted key, comment or empty), in the order of the file."""
+    """Keys of values.yaml, as (dotted key, comment or empty), in file order."""
     path: list[str] = []
     comment = ""
     for line in text.splitlines():
@@ -53,7 +53,7 @@ def keys(text: str) -> Iterator[tuple[str, str]]:
 
 
 def replaced_by(key: str) -> str:
-    """The key of `defaults` that a key of a workload replaces, whether or not `defaults` has it; "" for other keys."""
+    """The key of `defaults` that a workload's key overrides, whether or not `defaults` has it; "" for other keys."""
     for workload in WORKLOADS:
         if key.startswith(f"{workload}."):
             return f"defaults.{key.removeprefix(f'{workload}.')}"
@@ -67,7 +67,7 @@ def value_of(values: Any, key: str) -> Any:
 
 
 def table() -> str:
-    """Key, default and description of every value with a comment, and of those that replace a value of `defaults`."""
+    """Key, default and description of every value with a comment, and of the values that override `defaults`."""
     text = VALUES.read_text(encoding="utf-8")
     values = yaml.safe_load(text)
     known = {key for key, _ in commented(text)}
@@ -89,7 +89,7 @@ def table() -> str:
 
 
 def settings_schema() -> dict[str, Any]:
-    """The JSON schema of `settings`: the sections and keys that eilpost knows."""
+    """The JSON schema of `settings`: eilpost's sections and keys."""
     sections = {
         name: _closed({key: _field_schema(field) for key, field in info.annotation.model_fields.items()})
         for name, info in Settings.model_fields.items()
@@ -99,7 +99,7 @@ def settings_schema() -> dict[str, Any]:
 
 
 def required_schema(values: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The keys that have a default: `key: null` removes it, and the templates rely on them."""
+    """Keys with a default: `key: null` would remove them, and the templates need them."""
     defaults = yaml.safe_load(VALUES.read_text(encoding="utf-8"))["defaults"]
     required, properties = [], {}
     for key, value in values.items():
@@ -114,7 +114,7 @@ def required_schema(values: dict[str, Any], path: tuple[str, ...] = ()) -> dict[
 
 
 def schema_text() -> str:
-    """values.schema.json with its parts about settings and about required keys made anew."""
+    """values.schema.json with new schemas of settings and required keys."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     schema["$defs"]["settings"] = settings_schema()
     schema["allOf"] = [required_schema(yaml.safe_load(VALUES.read_text(encoding="utf-8")))]
@@ -122,7 +122,7 @@ def schema_text() -> str:
 
 
 def variables_text() -> str:
-    """The environment variables that eilpost reads, a line each, for the check of `extraEnv`."""
+    """The environment variables that eilpost reads, one per line, for the check of `extraEnv`."""
     sections = settings_schema()["properties"]
     names = [f"EILPOST_{name}__{key}".upper() for name, section in sections.items() for key in section["properties"]]
     return "\n".join(sorted([*names, "EILPOST_CONFIG"])) + "\n"
@@ -155,7 +155,7 @@ def _field_schema(field: FieldInfo) -> dict[str, Any]:
 
 
 def _with_unit(metadata: Any) -> dict[str, Any] | None:
-    """The schema of a time or a size; None for anything else."""
+    """The schema of a duration or a size; None for other values."""
     parsers = [part.func for part in metadata if isinstance(part, BeforeValidator)]
     if parse_duration in parsers:
         return _DURATION

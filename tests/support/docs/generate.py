@@ -1,6 +1,6 @@
 """Generator of the parts of docs/ and of the chart that follow from the code: `make docs` runs it, a test compares.
 
-Text outside the marks is written by hand and kept.
+Text outside the markers is written by hand and kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CITED = re.compile(r"RFC (\d{3,5})(?:,? sections? (\d[\d.]*\d|\d))?")
 
 
 def cited() -> dict[int, dict[str, set[str]]]:
-    """The files that cite each RFC, by section; "" is the RFC as a whole."""
+    """The files that cite each RFC, by section; "" is the whole RFC."""
     found: dict[int, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -58,7 +58,7 @@ PAGES = {
 
 
 def with_part(text: str, part: str) -> str:
-    """`text` with what stands between the marks replaced."""
+    """`text` with the part between the markers replaced."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

@@ -1,4 +1,4 @@
-"""Metric families in the tests: tables of docs/reference/metrics.md, values, and the check of what is exported."""
+"""Metric families for tests: the tables of docs/reference/metrics.md, sample values, and checks of exported metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMPONENTS = {
     "lookup": "DNS and directory",
     "runtime": "Every process",
 }
-CHILDREN_MAX = 60  # of one family
+CHILDREN_MAX = 60  # per family
 WIDE = {"eilpost_delivery_attempts_total": 130, "eilpost_delivery_failures_total": 700}  # by provider
 
 _MODULES = {component: importlib.import_module(f"mail.telemetry.{component}") for component in COMPONENTS}
@@ -37,7 +37,7 @@ def metric_tables() -> str:
             "| metric | type | labels | meaning | fed by | aggregate |",
             "|---|---|---|---|---|---|",
         ]
-        shown: set[str] = set()  # a module may have names for children of a family too
+        shown: set[str] = set()  # a module may also have names for the children of a family
         for metric in vars(_MODULES[component]).values():
             if isinstance(metric, Counter | Gauge | Histogram) and (family := _family_of(metric)) is not None:
                 if family.name in shown:
@@ -57,7 +57,7 @@ def _family_of(metric: Counter | Gauge | Histogram) -> Family | None:
 
 
 def value(name: str, **labels: str) -> float:
-    """A sample of this process; 0 where there is none."""
+    """A sample of this process; 0 if there is none."""
     return REGISTRY.get_sample_value(f"eilpost_{name}", labels) or 0.0
 
 
@@ -66,7 +66,7 @@ def exported_name(metric: Metric) -> str:
 
 
 def faults(families: Iterable[Metric]) -> list[str]:
-    """What is wrong with exported families: not declared, a label outside its list, too many children."""
+    """Defects of exported families: undeclared, undeclared label value, too many children."""
     found = []
     for metric in families:
         name = exported_name(metric)

@@ -1,7 +1,7 @@
-"""Apache Kafka beside the test cluster, in the cluster's network: clients find it at `HOST`, pods at a Service too.
+"""Apache Kafka beside the test cluster, in its network: clients connect to `HOST`, pods also through a Service.
 
-Started as a script in the cluster's namespaces, with a folder as its argument; the file `ready` appears there when the
-broker serves. It ends with the namespaces.
+Started as a script in the cluster's namespaces with a folder as its argument; the file `ready` appears there when the
+broker is ready. It ends with the namespaces.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The certificates of the test cluster: one authority, and a certificate and a kubeconfig file for each component."""
+"""Certificates of the test cluster: one authority, and a certificate and a kubeconfig file for each component."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LIFETIME = timedelta(days=2)
 
 
 class Authority:
-    """An authority with its files in `folder`: ca.crt, and NAME.crt and NAME.key for each certificate it issued."""
+    """An authority with its files in `folder`: ca.crt, and NAME.crt and NAME.key for each issued certificate."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class Authority:
         _write(self.file, certificate)
 
     def issue(self, name: str, user: str = "", *, groups: Sequence[str] = (), hosts: Sequence[str] = ()) -> None:
-        """NAME.crt and NAME.key for the user `user` in `groups`, and for a server with the names in `hosts`."""
+        """Issue NAME.crt and NAME.key for the user `user` in `groups` and for a server with the names in `hosts`."""
         key = _key(self.folder / f"{name}.key")
         attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
         subject = x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, user or name)])
@@ -57,7 +57,7 @@ class Authority:
         (self.folder / f"{name}.pub").write_bytes(pem)
 
     def kubeconfig(self, name: str, server: str) -> Path:
-        """The file with which the holder of NAME.crt connects to the API server."""
+        """The kubeconfig file of the owner of NAME.crt."""
         path = self.folder / f"{name}.kubeconfig"
         files = {"client-certificate": str(self.folder / f"{name}.crt"), "client-key": str(self.folder / f"{name}.key")}
         config = {
@@ -69,7 +69,7 @@ class Authority:
             "users": [{"name": name, "user": files}],
         }
         path.write_text(json.dumps(config))
-        path.chmod(0o600)  # helm warns of others
+        path.chmod(0o600)  # helm warns about others
         return path
 
 

@@ -1,6 +1,6 @@
-"""A running one-node Kubernetes: started in namespaces of its own, spoken to by kubectl and helm, ended with them.
+"""A running one-node Kubernetes in its own namespaces, with kubectl and helm.
 
-Blocking calls. What a component printed is in `log(NAME)`.
+Blocking calls. `log(NAME)` is the output of a component.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _PARENT = Path(tempfile.gettempdir())
 
 
 class CommandError(Exception):
-    """A command failed; the text is what it printed."""
+    """A failed command; the text is its output."""
 
 
 class Kubernetes:
-    """One cluster. `images`: archives in the format of `docker save`; nothing else can be pulled."""
+    """One cluster. `images`: archives in `docker save` format; no other image can be pulled."""
 
     def __init__(self, images: Sequence[Path] = ()) -> None:
         remove_stale(_PARENT)
@@ -43,7 +43,7 @@ class Kubernetes:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._images = images
         self.home = self.folder / "home"
-        self._commands = self.folder / "bin"  # kubectl and helm, as a person has them
+        self._commands = self.folder / "bin"  # kubectl and helm as a user has them
         self._environment = {
             "PATH": f"{self._commands}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.home),
@@ -64,7 +64,7 @@ class Kubernetes:
         self.stop()
 
     def start(self) -> None:
-        """Return when the node is ready and metrics can be asked for."""
+        """Return when the node is ready and metrics can be queried."""
         (self.folder / "logs").mkdir()
         self.home.mkdir()
         self._commands.mkdir()
@@ -103,20 +103,20 @@ class Kubernetes:
         self.apply(manifests.local_volumes(str(folder), count))
 
     def add_kafka(self) -> None:
-        """A broker at `HOST`, and behind the Service `kafka` of the namespace `kafka`."""
+        """A broker at `HOST`, also reachable by the Service `kafka` of the namespace `kafka`."""
         folder = self.folder / "kafka"
         self.spawn("kafka", *broker.command(folder))
         self.apply([manifests.namespace("kafka"), *manifests.outside_service("kafka", "kafka", broker.PORT)])
         self.until("Kafka serves", lambda: broker.ready(folder))
 
     def stop(self) -> None:
-        """End every process and leave nothing. Idempotent."""
+        """End every process and remove all files. Idempotent."""
         self.namespaces.close()
         for process in self._processes.values():
             process.wait(10)
 
     def _network(self) -> None:
-        """A default route into a pair of interfaces that lead nowhere: address translation needs a route to act on."""
+        """A default route into a pair of interfaces without a peer: address translation needs a route."""
         lines = (
             "ip link set lo up",
             "ip link add node0 type veth peer name node0p",
@@ -156,8 +156,9 @@ class Kubernetes:
         status: int | None = 0,
         environment: Mapping[str, str] | None = None,
     ) -> str:
-        """Run a command in the cluster's network; what it wrote to standard output. Another exit status is a
-        CommandError, unless `status` is None.
+        """Run a command in the cluster's network; returns its standard output.
+
+        Raises CommandError for another exit status, unless `status` is None.
         """
         done = subprocess.run(
             self.namespaces.enter(*command, network_only=True),
@@ -174,7 +175,7 @@ class Kubernetes:
         return done.stdout
 
     def until(self, what: str, attempt: Callable[[], object], timeout: float = 60.0) -> Any:
-        """Try until `attempt` returns something true without a CommandError; what it returned."""
+        """Repeat `attempt` until it returns a true value without a CommandError; returns that value."""
         end = time.monotonic() + timeout
         last: object = None
         while time.monotonic() < end:
@@ -193,7 +194,7 @@ class Kubernetes:
 
     @contextlib.contextmanager
     def forwarded(self, name: str, target: str, port: int, namespace: str) -> Iterator[int]:
-        """`kubectl port-forward` of `target`; the port of 127.0.0.1, in the cluster's network."""
+        """`kubectl port-forward` to `target`; yields the port on 127.0.0.1 in the cluster's network."""
         arguments = ("--namespace", namespace, "port-forward", target, f":{port}")
         process = self.spawn(name, str(BINARY.path), "kubectl", *arguments)
         try:
@@ -218,7 +219,7 @@ class Kubernetes:
             raise CommandError(f"importing {archive}: {done.stderr}")
 
     def task(self, *arguments: str) -> None:
-        """`ctr tasks` with these arguments: kill, pause or resume the processes of a container."""
+        """Run `ctr tasks` with these arguments: kill, pause or resume the processes of a container."""
         self._ctr("--namespace", "k8s.io", "tasks", *arguments)
 
     # --- kubectl and helm --------------------------------------------------------------------------------------------
@@ -235,12 +236,12 @@ class Kubernetes:
         self.kubectl("apply", "-f", "-", stdin=json.dumps(listed))
 
     def get(self, *arguments: str, namespace: str = "default") -> Any:
-        """What `kubectl get` finds, as plain values."""
+        """The result of `kubectl get`, as plain values."""
         return json.loads(self.kubectl("--namespace", namespace, "get", "-o", "json", *arguments))
 
     @contextlib.contextmanager
     def namespace(self, name: str) -> Iterator[str]:
-        """A namespace that takes pods of the restricted Pod Security Standard only; deleted at the end."""
+        """A namespace for pods of the restricted Pod Security Standard only; deleted at the end."""
         self.apply([manifests.namespace(name)])
         self._account(name)
         try:
@@ -249,7 +250,7 @@ class Kubernetes:
             self.kubectl("delete", "namespace", name, "--wait=false")
 
     def _account(self, namespace: str) -> None:
-        """Pods are refused until the controllers have made the namespace's service account."""
+        """Wait for the namespace's service account, without which pods are refused."""
         find = ("--namespace", namespace, "get", "serviceaccount", "default")
         self.until(f"{namespace} has a service account", lambda: self.kubectl(*find))
 

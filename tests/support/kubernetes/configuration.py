@@ -1,7 +1,7 @@
-"""The configuration files and command lines of the cluster's components. Pure, apart from `write`.
+"""Configuration files and command lines of the cluster's components. Pure, apart from `write`.
 
-Every address is fixed: each cluster has a network of its own. Pods get theirs from 10.244.0.0/24, Services theirs
-from 10.96.0.0/16, and what runs beside the cluster in its network is reached at `HOST`.
+Every address is fixed, because each cluster has its own network. Pods have addresses in 10.244.0.0/24, Services in
+10.96.0.0/16; `HOST` is the address of processes beside the cluster.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ USERS: Mapping[str, tuple[str, Sequence[str]]] = {  # certificate: (user, groups
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the files of one cluster lie. Short names: the path of a Unix socket has at most 107 characters."""
+    """File locations of one cluster. Short names, because the path of a Unix socket has at most 107 characters."""
 
     folder: Path
     cgroup: str
@@ -120,7 +120,7 @@ def _kubelet(at: Layout) -> dict[str, Any]:
         "podLogsDir": f"{at.folder}/pods",
         "volumePluginDir": f"{at.folder}/plugins",
         "maxOpenFiles": 20_000,
-        "evictionHard": {  # a full disk of the machine is no matter of these tests
+        "evictionHard": {  # ignore a full disk of the machine
             "memory.available": "200Mi",
             "nodefs.available": "1%",
             "imagefs.available": "1%",
@@ -196,13 +196,13 @@ def api_server(at: Layout) -> list[str]:
 
 
 def delegated(at: Layout, user: str) -> list[str]:
-    """The options of a server that has the API server check who asks it."""
+    """Options of a server that delegates authentication to the API server."""
     config = at.kubeconfig(user)
     return [f"--{use}kubeconfig={config}" for use in ("", "authentication-", "authorization-")]
 
 
 def controller_manager(at: Layout) -> list[str]:
-    """Autoscaling looks more often, and takes samples of younger pods, than by default: tests are short."""
+    """Autoscaling polls more often and uses samples of younger pods than by default, to keep tests short."""
     return [
         "kube-controller-manager",
         *delegated(at, "kube-controller-manager"),

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinitions of the operators that the chart has resources for, from their Go modules."""
+"""CustomResourceDefinitions of the operators whose resources the chart renders, from their Go modules."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def files() -> Iterator[Path]:
 
 
 def define(cluster: Kubernetes) -> None:
-    """Have the API server know them. Server-side, as they are too large for the annotation of `kubectl apply`."""
+    """Register them with the API server. Server-side apply, because they exceed the annotation of `kubectl apply`."""
     names = [argument for file in files() for argument in ("--filename", str(file))]
     cluster.kubectl("apply", "--server-side", *names, timeout=120)
     wait = ("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")
-    cluster.until("they are established", lambda: cluster.kubectl(*wait))  # it fails where one has no condition yet
+    cluster.until("they are established", lambda: cluster.kubectl(*wait))  # fails while one has no condition yet

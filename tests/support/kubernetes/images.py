@@ -1,4 +1,4 @@
-"""Container images without an image builder: files put into an archive that containerd imports.
+"""Container images without an image builder: files in an archive that containerd imports.
 
 The archive has the format of `docker save`: one layer, its configuration, and a manifest that names both.
 """
@@ -16,7 +16,7 @@ USER = 10001
 
 
 def write_archive(archive: Path, reference: str, files: Mapping[str, Path], entrypoint: Sequence[str]) -> None:
-    """Write an image with nothing but `files` (path in the image to the file it is), all executable."""
+    """Write an image that contains only `files` (path in the image -> source file), all executable."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         for name, source in files.items():

@@ -12,7 +12,7 @@ _METRICS_PORT, _ADAPTER_PORT = 9666, 6444
 
 
 def start(cluster: Kubernetes) -> None:
-    """Return when ScaledObjects are acted on and external metrics can be asked for. The definitions are there."""
+    """Return when the operator acts on ScaledObjects and the adapter serves external metrics. Needs the definitions."""
     certificates = cluster.folder / "keda"
     authority = Authority(certificates)
     authority.issue("tls", hosts=("localhost", "127.0.0.1"))

@@ -1,4 +1,4 @@
-"""Kubernetes objects that tests need, as plain values. Pure."""
+"""Kubernetes objects for tests, as plain values. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Object = dict[str, Any]
 
 
 def namespace(name: str) -> Object:
-    """A namespace that takes pods of the restricted Pod Security Standard only."""
+    """A namespace for pods of the restricted Pod Security Standard only."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
 def pause_pod(name: str) -> Object:
-    """A pod that does nothing."""
+    """An idle pod."""
     container = {"name": "main", "image": PAUSE_IMAGE}
     return {
         "apiVersion": "v1",
@@ -27,7 +27,7 @@ def pause_pod(name: str) -> Object:
 
 
 def outside_service(name: str, namespace: str, port: int, *, target: int | None = None) -> list[Object]:
-    """A Service in front of a process that runs beside the cluster, at `HOST`."""
+    """A Service for a process beside the cluster, at `HOST`."""
     ports = [{"name": "main", "port": port, "targetPort": target or port}]
     return [
         {
@@ -52,7 +52,7 @@ def outside_service(name: str, namespace: str, port: int, *, target: int | None 
 
 
 def aggregated(name: str, group: str, version: str, service: str, namespace: str) -> Object:
-    """The registration of an API that a process other than the API server answers."""
+    """Registration of an API that is served by another process than the API server."""
     return {
         "apiVersion": "apiregistration.k8s.io/v1",
         "kind": "APIService",
@@ -75,9 +75,9 @@ METRICS = [
 
 
 def local_volumes(folder: str, count: int) -> list[Object]:
-    """`count` empty folders of the machine as PersistentVolumes of the default storage class.
+    """`count` empty folders as PersistentVolumes of the default storage class.
 
-    A local volume is mounted into any number of pods of its node, so that it can serve as one that all nodes share.
+    Any number of pods of the node can mount a local volume, so it can stand for a volume shared by all nodes.
     """
     storage_class = {
         "apiVersion": "storage.k8s.io/v1",

@@ -1,9 +1,9 @@
-"""Linux namespaces for one test cluster: own network, mounts and processes, which end with the process that made them.
+"""Linux namespaces for one test cluster (network, mounts, processes) that end with the process that created them.
 
 `Namespaces` starts this file as a guardian, which forks the first process of a new PID namespace. When the guardian's
-standard input ends, whatever ended its starter, that first process exits, and the kernel kills every process of the
-namespace and drops its mounts and network. Then the guardian removes the cgroups and the folder; `remove_stale` does
-so for a guardian that was killed itself.
+standard input closes, that first process exits, and the kernel kills every process of the namespace and drops its
+mounts and network; the guardian then removes the cgroups and the folder. `remove_stale` cleans up after a killed
+guardian.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from tests.support.removal import ROOT, cgroups, remove
 
-HOST = "10.123.0.1"  # the address of the network namespace in its own network; a name server listens there
-PREFIX = "eilpost-kubernetes-"  # of folders, and of the cgroups of the same name
+HOST = "10.123.0.1"  # address of the network namespace in its own network; a name server listens there
+PREFIX = "eilpost-kubernetes-"  # of folders and cgroups
 _LOCK = "lock"
 _CGROUPS = Path("/sys/fs/cgroup")
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWPID, _CLONE_NEWNET = (
@@ -31,14 +31,14 @@ _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWPID, _CLONE_NEWNET = (
     0x40000000,
 )
 MS_BIND, MS_REC, _MS_PRIVATE, _MS_SHARED = 0x1000, 0x4000, 0x40000, 0x100000
-# Kernel settings of the whole machine that kubelet changes where they differ. It gets files to write to.
+# Kernel settings of the whole machine that kubelet would change. It gets writable files instead.
 HOST_SETTINGS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops")
 _NETWORK_SETTINGS = ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables")
 _CHANGED_FOLDERS = (Path("/var/lib"), Path("/var/log"))  # kubelet and the CNI plugins write there
 
 
 class Namespaces:
-    """Namespaces with `folder` as their own. `enter` gives the command line that runs a command in them."""
+    """Namespaces with `folder` for their files. `enter` returns the command line that runs a command in them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,7 +73,7 @@ class Namespaces:
         ]
 
     def close(self) -> None:
-        """End every process in them; return when nothing is left. Idempotent."""
+        """End every process in them; return when they are gone. Idempotent."""
         assert self._guardian.stdin is not None
         assert self._guardian.stdout is not None
         self._guardian.stdin.close()
@@ -82,7 +82,7 @@ class Namespaces:
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove folders and cgroups of guardians that were killed. A running one holds its lock."""
+    """Remove folders and cgroups of killed guardians. A running guardian holds its lock."""
     for folder in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError), (folder / _LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,7 +92,8 @@ def remove_stale(parent: Path) -> None:
 def _make_cgroups(name: str) -> None:
     for cgroup in cgroups(name):
         cgroup.mkdir()
-        for setting in ("cpuset.cpus", "cpuset.mems"):  # empty in a new cgroup of version 1: no process could enter
+        # empty in a new cgroup of version 1, which then accepts no process
+        for setting in ("cpuset.cpus", "cpuset.mems"):
             if (cgroup / setting).exists() and not (cgroup / "cgroup.controllers").exists():
                 (cgroup / setting).write_text((cgroup.parent / setting).read_text())
     if (_CGROUPS / "cgroup.controllers").exists():
@@ -102,7 +103,7 @@ def _make_cgroups(name: str) -> None:
 
 
 def _guard(folder: Path) -> None:
-    """Make the namespaces, tell the host's pid of their first process, and wait for the end of standard input."""
+    """Create the namespaces, report the host's pid of their first process, and wait for the end of standard input."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with (folder / _LOCK).open("w") as lock:
@@ -133,13 +134,13 @@ def _guard(folder: Path) -> None:
 
 
 def _be_first(folder: Path, alive: int, told: int) -> None:
-    """The first process: mounts and network, then reap orphans until the guardian closes the pipe `alive`."""
+    """First process: set up mounts and network, then reap orphans until the guardian closes the pipe `alive`."""
     os.close(0)
     os.close(1)
     try:
         _call("unshare", _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS)
         mount("none", "/", flags=MS_REC | _MS_PRIVATE)
-        mount("none", "/", flags=MS_REC | _MS_SHARED)  # with the containers, not with the host
+        mount("none", "/", flags=MS_REC | _MS_SHARED)  # share with the containers, not with the host
         mount("proc", "/proc", kind="proc")
         for setting in HOST_SETTINGS:
             copy = folder / setting.replace("/", ".")
@@ -166,11 +167,11 @@ def _be_first(folder: Path, alive: int, told: int) -> None:
 
 
 def _resolve_by(server: str) -> None:
-    """Have processes of the namespaces ask the cluster's own name server."""
+    """Make processes of the namespaces use the cluster's own name server."""
     own = Path("/run/resolv.conf")
     own.write_text(f"nameserver {server}\n")
     used = Path("/etc/resolv.conf").resolve()
-    if used.is_relative_to("/run"):  # where it lay is hidden now
+    if used.is_relative_to("/run"):  # its location is hidden now
         used.parent.mkdir(parents=True, exist_ok=True)
         used.touch()
     mount(str(own), str(used), flags=MS_BIND)

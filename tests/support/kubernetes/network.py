@@ -1,4 +1,4 @@
-"""This thread in the network of the test cluster: sockets made inside `inside()` belong to it, and stay there."""
+"""Network namespace of the test cluster for a thread: sockets created inside `inside()` belong to it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 _CLONE_NEWNET = 0x40000000
 _OWN = Path("/proc/thread-self/ns/net")
 _AT_START = _OWN.stat().st_ino
-NETWORKS = ("10.123.", "10.96.", "10.244.")  # of the host, of Services and of pods
+NETWORKS = ("10.123.", "10.96.", "10.244.")  # of the host, Services and pods
 
 
 @contextlib.contextmanager
 def inside(pid: int) -> Iterator[None]:
-    """Until the end of the block this thread has the network of process `pid`. Nothing else may run in the thread."""
+    """Within the block this thread is in the network of process `pid`. The thread must run nothing else."""
     with _OWN.open() as own, Path(f"/proc/{pid}/ns/net").open() as other:
         _enter(other.fileno())
         try:

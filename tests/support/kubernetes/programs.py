@@ -1,6 +1,6 @@
-"""The programs of the test cluster: Kubernetes, helm and KEDA built with Go, containerd and network tools from Debian.
+"""Programs of the test cluster: Kubernetes, helm and KEDA built with Go, containerd and network tools from Debian.
 
-The versions belong together: all are built on client-go 0.34. A changed `node/go.mod` needs a new `_NODE` version.
+The versions belong together: all use client-go 0.34. A changed `node/go.mod` needs a new `_NODE` version.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CNI_PLUGINS = Path("/usr/lib/cni")
 
 _SOURCE = Path(__file__).resolve().parent / "node"
 _NODE = f"{KUBERNETES_VERSION}-1"
-# Without gitVersion the API server says v0.0.0, which the `kubeVersion` of a chart refuses.
+# Without gitVersion the API server reports v0.0.0, which the chart's `kubeVersion` refuses.
 _VERSION_FLAGS = " ".join(
     f"-X {package}.git{key}={value}"
     for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -51,7 +51,7 @@ KUBE_ROUTER = GoProgram(
 _BUILT = (NODE, PAUSE, HELM)
 _KEDA_PROGRAMS = (KEDA_OPERATOR, KEDA_ADAPTER)
 
-# The command that shows whether a package is here, and the package of Debian that brings it.
+# The command that shows whether a package is installed: its Debian package.
 _DEBIAN = {
     "containerd": "containerd",
     "runc": "runc",
@@ -66,12 +66,12 @@ _DEBIAN = {
 
 
 def why_missing() -> str | None:
-    """Why no cluster can be run here, in words; None when one can."""
+    """The reason why no cluster can run here, as text; None if one can."""
     return _why_not_on_this_machine() or _why_not_built(_BUILT)
 
 
 def prepare() -> None:
-    """Build what is not built yet."""
+    """Build what is missing."""
     _build(_BUILT)
 
 

@@ -1,6 +1,6 @@
 """Debian's Prometheus beside the test cluster, with the labels that the chart's PodMonitor sets.
 
-Debian builds it without the discovery of pods: which ones are scraped is told by `scrape`.
+Debian's build has no pod discovery: `scrape` sets the targets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def start(cluster: Kubernetes) -> None:
 
 
 def scrape(cluster: Kubernetes, pods: Iterable[Mapping[str, Any]]) -> None:
-    """From now on these pods are scraped, every two seconds."""
+    """Scrape these pods every two seconds from now on."""
     targets = [
         {
             "targets": [f"{pod['status']['podIP']}:{_HTTP}"],

@@ -1,7 +1,7 @@
-"""A release of eilpost's chart on the test cluster: installed, upgraded, looked at.
+"""A release of eilpost's chart on the test cluster.
 
-Each lies in a namespace of its own and has topics of its own on the shared broker. Its values are a value set of
-`helm/ci`, the image of this tree, and what makes tests short: small requests, no long pauses at a pod's end.
+Each has its own namespace and its own topics on the shared broker. Its values are a set of `helm/ci` with the image of
+this tree, small resource requests and short termination delays.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tests.support.kubernetes.configuration import HOST
 CHART = Path(__file__).resolve().parents[3] / "helm"
 ROLES = ("ingress", "router", "delivery", "mailstore")
 DRAIN_SECONDS = 5
-IN_FLIGHT = 20  # delivery.in_flight: what one delivery process works on at the same time; far less than tests send
+IN_FLIGHT = 20  # delivery.in_flight: concurrent deliveries of a process; far fewer than the tests send
 _SINK_PORTS = itertools.count(2600)
-# What comes from beside the cluster to a Service has an address of the pods' network, after address translation.
+# After address translation, clients from outside the cluster have an address of the pods' network.
 CLIENTS = ["10.123.0.0/24", "10.244.0.0/24"]
 
 
@@ -49,7 +49,7 @@ def values(namespace: str, image: str, sink_port: int) -> dict[str, Any]:
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Maps are merged, everything else of `other` replaces what is in `one`."""
+    """Maps are merged; other values of `other` replace those of `one`."""
     result = dict(one)
     for key, value in other.items():
         old = result.get(key)
@@ -57,7 +57,7 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-# The kernel kills the process with the highest score: the first one, as the others are small.
+# The kernel kills the process with the highest score, which is the first one.
 _MANY_PROCESSES = """
 import os, time
 open("/proc/1/oom_score_adj", "w").write("1000")
@@ -89,7 +89,7 @@ class Release:
         return self.cluster.kubectl("--namespace", self.namespace, *arguments, **how)
 
     def install(self, value_set: str, over: Mapping[str, Any] | None = None, *options: str, seconds: int = 110) -> str:
-        """`helm install` of `helm/ci/VALUE_SET.yaml`; what it printed."""
+        """`helm install` with `helm/ci/VALUE_SET.yaml`; returns its output."""
         return self._deploy("install", value_set, over or {}, f"--timeout={seconds}s", *options, timeout=seconds + 20)
 
     def upgrade(self, value_set: str, over: Mapping[str, Any] | None = None, *options: str, seconds: int = 110) -> str:
@@ -102,7 +102,7 @@ class Release:
         return self.helm(command, str(CHART), *sets, *options, timeout=timeout)
 
     def pods(self, role: str = "") -> list[dict[str, Any]]:
-        """Its pods, or those of one role, without those that are being deleted."""
+        """Pods of the release, or of one role, without those being deleted."""
         selector = f"app.kubernetes.io/instance={self.name}"
         if role:
             selector += f",app.kubernetes.io/component={role}"
@@ -114,7 +114,7 @@ class Release:
         self.cluster.task("kill", "--signal", "SIGKILL", self._container(pod))
 
     def freeze(self, pod: str) -> None:
-        """The processes of the pod's container stand still until `thaw`."""
+        """Stop the processes of the pod's container until `thaw`."""
         self.cluster.task("pause", self._container(pod))
 
     def thaw(self, pod: str) -> None:
@@ -126,11 +126,11 @@ class Release:
         return identity.removeprefix("containerd://")
 
     def exhaust_memory(self, pod: str) -> None:
-        """Processes of the container take memory until the kernel kills the container's first process."""
+        """Allocate memory in the container until the kernel kills its first process."""
         self.kubectl("exec", pod, "--", "python", "-c", _MANY_PROCESSES, status=None)
 
     def address(self, role: str) -> tuple[str, int]:
-        """Of the Service in front of a role."""
+        """Address of a role's Service."""
         service = self.cluster.get("service", f"{self.name}-eilpost-{role}", namespace=self.namespace)
         return service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]
 

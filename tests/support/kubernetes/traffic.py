@@ -1,7 +1,7 @@
-"""`eilpost load` in the network of the test cluster: through a Service in, from the deliveries into its sink.
+"""`eilpost load` in the network of the test cluster: in through a Service, out into its sink.
 
-`Traffic` is a context in which the load runs; `result` ends the sending, waits until every message has its fate, and
-returns what `eilpost load --json` says.
+`Traffic` is a context in which the load runs; `result` ends the sending, waits until every message has its outcome, and
+returns the output of `eilpost load --json`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from tests.support.servers import supervised
 
 ROOT = Path(__file__).resolve().parents[3]
 SESSIONS = 8
-_LONGEST = "5m"  # a load that nobody ends
+_LONGEST = "5m"  # limit of a load that no test ends
 
 
 class Traffic:
-    """Started by `sending`."""
+    """A running load; see `sending`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self._result: dict[str, Any] | None = None
 
     def result(self, timeout: float = 90.0) -> dict[str, Any]:
-        """End the sending; the accounting of all that was sent."""
+        """End the sending; returns the accounting."""
         if self._result is None:
             self._process.terminate()
             out, err = self._process.communicate(timeout=timeout)
@@ -49,7 +49,7 @@ class Traffic:
 
 @contextlib.contextmanager
 def sending(release: Release, *options: str, rate: float = 40.0, seconds: float = 2.0) -> Iterator[Traffic]:
-    """Mail is being sent to the release's ingress. The first `seconds` are over when the block begins."""
+    """Send mail to the release's ingress. The block begins after the first `seconds`."""
     host, port = release.address("ingress")
     command = [
         *(sys.executable, "-m", "eilpost", "load", "--json"),
@@ -76,7 +76,7 @@ def sending(release: Release, *options: str, rate: float = 40.0, seconds: float 
 
 
 def assert_nothing_lost(result: dict[str, Any], *, most_duplicates: int = 0) -> None:
-    """Every message was taken in the end, and came out once; `most_duplicates` may have come out again."""
+    """Check that every message was accepted and delivered once, with at most `most_duplicates` duplicates."""
     wrong = {
         name: result[name]
         for name in ("lost", "unsent", "refused", "damaged", "misdirected", "unexpected", "wrong_bounces")

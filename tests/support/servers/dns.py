@@ -1,4 +1,4 @@
-"""A tiny DNS server on loopback, UDP and TCP on one port, whose zone is a struct a test may change while it runs.
+"""DNS server on loopback, UDP and TCP on one port, with a zone that a test may change while it runs.
 
 async with DnsServer(Zone(mx={"a.test": [(10, "mx.a.test")]}, addresses={"mx.a.test": ["127.0.0.1"]})) as server:
     settings = ResolverSettings(servers=[server.address])
@@ -24,7 +24,7 @@ import dns.rrset
 
 @dataclass
 class Zone:
-    """Names without final dot. A name that is nowhere here does not exist; one with an empty list has none."""
+    """Names without final dot. A missing name does not exist (NXDOMAIN); one with an empty list has no records."""
 
     mx: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     addresses: dict[str, list[str]] = field(default_factory=dict)
@@ -32,10 +32,10 @@ class Zone:
     txt: dict[str, list[str]] = field(default_factory=dict)
     fail: set[str] = field(default_factory=set)  # SERVFAIL
     silent: set[str] = field(default_factory=set)  # no answer at all
-    truncated: set[str] = field(default_factory=set)  # over UDP: TC, and the answer only over TCP
+    truncated: set[str] = field(default_factory=set)  # over UDP: the TC flag; the answer only over TCP
     ttl_seconds: int = 300
-    negative_seconds: int = 60  # the SOA's minimum
-    has_soa: bool = True  # whether a "no" says how long it holds
+    negative_seconds: int = 60  # the SOA's minimum TTL
+    has_soa: bool = True  # whether negative answers can be cached
 
 
 class DnsServer:
@@ -45,7 +45,7 @@ class DnsServer:
         self.zone = zone or Zone()
         self.asked: Counter[tuple[str, str]] = Counter()
         self.asked_tcp: Counter[tuple[str, str]] = Counter()
-        self.payloads: set[int] = set()  # EDNS sizes seen
+        self.payloads: set[int] = set()  # EDNS sizes received
         self.port = 0
         self._udp: asyncio.DatagramTransport | None = None
         self._tcp: asyncio.Server | None = None
@@ -56,7 +56,7 @@ class DnsServer:
 
     async def start(self, port: int = 0) -> None:
         loop = asyncio.get_running_loop()
-        for _ in range(20):  # a free TCP port whose UDP twin is free too
+        for _ in range(20):  # a TCP port that is free on UDP too
             self._tcp = await asyncio.start_server(self._serve_tcp, "127.0.0.1", port)
             self.port = self._tcp.sockets[0].getsockname()[1]
             try:

@@ -1,7 +1,6 @@
-"""The whole of eilpost in one real process, on ports and directories of its own: start, look, kill, start again.
+"""All roles of eilpost in one real process with its own ports and directories; can be killed and restarted.
 
-Runs `eilpost up --config FILE` as a user does. The same directories and ports serve across restarts, so a test can
-kill it and see what the next life makes of what it finds.
+Runs `eilpost up --config FILE`. Ports and directories persist across restarts.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from tests.support.servers.ports import free_port
 
 EILPOST = Path(sys.executable).parent / "eilpost"
 PASSWORD = "eilpost-demo"
-_HASH = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash(PASSWORD)  # weak, and fast
+_HASH = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash(PASSWORD)  # weak and fast
 
 Sections = Mapping[str, Mapping[str, Any]]
 
 
 def toml(sections: Sections) -> str:
-    """Sections of plain values as TOML; a JSON string, number, boolean or list of those is a TOML one too."""
+    """Sections of plain values as TOML; a JSON string, number, boolean or list of those is valid TOML."""
     return "".join(
         f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items()) + "\n"
         for name, section in sections.items()
@@ -49,8 +48,9 @@ def directory_toml(users: tuple[str, ...] = ("alice", "bob"), aliases: Mapping[s
 
 
 class EilpostProcess:
-    """`home` is its directory. `settings` are sections of eilpost.toml on top of the test's usual ones. `own_session`:
-    it leads one, which a bench measures; else it ends with the run.
+    """`home` is its directory; `settings` are sections of eilpost.toml on top of the tests' defaults.
+
+    With `own_session` it leads a session, whose use of the machine a benchmark measures; else it ends with the run.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class EilpostProcess:
             return answer.status, answer.read().decode()
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that carry these labels."""
+        """Sum of a metric's samples with these labels."""
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         total = 0.0
         for line in self.get("/metrics")[1].splitlines():
@@ -145,7 +145,7 @@ class EilpostProcess:
         return total
 
     def output(self) -> str:
-        """All it printed and logged, of all its lives."""
+        """Output and log of all starts."""
         path = self.home / "output"
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -153,7 +153,7 @@ class EilpostProcess:
         return self.output()[self._output_start :]
 
     def run(self, *arguments: str, ok: bool = True, environment: Mapping[str, str] | None = None) -> str:
-        """Another `eilpost` command on the same configuration; its standard output."""
+        """Run another `eilpost` command with the same configuration; returns its standard output."""
         done = subprocess.run(
             [str(EILPOST), *arguments, "--config", str(self.config)],
             capture_output=True,
@@ -166,24 +166,24 @@ class EilpostProcess:
         return done.stdout
 
     def freeze(self) -> None:
-        """SIGSTOP: its connections stay open and nothing answers."""
+        """SIGSTOP: connections stay open without replies."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT: it goes on as if no time had passed."""
+        """SIGCONT."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
 
     @property
     def is_frozen(self) -> bool:
-        """Whether it stands still, by whosever hand."""
+        """Whether it is stopped, by any process."""
         with contextlib.suppress(OSError):
             return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
         return False
 
     def kill(self) -> None:
-        """SIGKILL, by pid, and see it gone."""
+        """SIGKILL by pid, and wait for its end."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(10)
@@ -193,12 +193,12 @@ class EilpostProcess:
         self._process.send_signal(number)
 
     def wait(self, deadline_seconds: float = 20.0) -> int:
-        """Its exit status, once it has ended."""
+        """Its exit status after its end."""
         assert self._process is not None
         return self._process.wait(deadline_seconds)
 
     def stop(self, deadline_seconds: float = 20.0) -> int:
-        """SIGTERM; its exit status."""
+        """SIGTERM; returns the exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -208,14 +208,14 @@ class EilpostProcess:
             raise AssertionError(f"eilpost did not end on SIGTERM:\n{self.output()[-4000:]}") from None
 
     def resident_bytes(self, what: str = "VmRSS") -> int:
-        """Resident memory now, or at its highest (`VmHWM`)."""
+        """Resident memory now, or its maximum (`VmHWM`)."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith(what + ":"):
                 return int(line.split()[1]) * 1024
         raise KeyError(what)
 
     def mailbox(self, user: str) -> list[bytes]:
-        """All messages of a mailbox, by POP3, as they came over the wire (CRLF lines)."""
+        """All messages of a mailbox by POP3, as sent (CRLF lines)."""
         pop = poplib.POP3("127.0.0.1", self.pop3, timeout=30)
         try:
             pop.user(f"{user}@example.test")
@@ -226,7 +226,7 @@ class EilpostProcess:
             pop.quit()
 
     def maildir(self, user: str) -> list[bytes]:
-        """The same from the files, without asking anybody."""
+        """All messages of a mailbox, from its files."""
         return [
             path.read_bytes()
             for path in sorted((self.home / "mail").rglob("*"))

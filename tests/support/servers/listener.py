@@ -1,8 +1,7 @@
-"""A listener on loopback that leaves nothing behind.
+"""A listener on loopback that closes every connection it accepted.
 
-A connection that the system accepted in the very moment a test ends, or whose task is cancelled before its first step,
-is closed by nobody; the warning then falls on whatever test runs when the garbage is collected. A `Listener` closes
-every connection it ever made.
+A connection accepted at the end of a test, or whose task is cancelled before its first step, stays open otherwise; its
+ResourceWarning then fails whichever test runs during garbage collection.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Listener:
-    """Listens on `port` (0: one that the system chooses) with a protocol of `make` for each connection."""
+    """Listens on `port` (0: any free port) with a protocol from `make` for each connection."""
 
     def __init__(self, make: Callable[[], asyncio.Protocol], host: str = "127.0.0.1", port: int = 0) -> None:
         self._make = make
@@ -25,13 +24,13 @@ class Listener:
         self.port = port
 
     async def start(self) -> None:
-        """Listen; after `stop`, on the same port again."""
+        """Listen; after `stop`, on the same port."""
         self._server = await asyncio.get_running_loop().create_server(self._connection, self._host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Close the listener and every connection."""
-        await settle()  # what the system has accepted already becomes a connection, or nobody could close it
+        await settle()  # connections accepted by the kernel get their protocol now; later nothing could close them
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -39,7 +38,7 @@ class Listener:
         await self.close_connections()
 
     async def close_connections(self) -> None:
-        """Close every open connection, without waiting for what is still to be written."""
+        """Abort every open connection without flushing its write buffer."""
         for transport in list(self._transports):
             assert isinstance(transport, asyncio.Transport)
             transport.abort()
@@ -66,19 +65,19 @@ class Listener:
 
 
 async def settle() -> None:
-    """Let the loop finish what is under way."""
+    """Let the event loop finish pending callbacks."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 def streams(serve: Serve) -> Callable[[], asyncio.Protocol]:
-    """Protocols for a coroutine that serves one connection, as `asyncio.start_server` has them."""
+    """Protocols for a coroutine that serves one connection, as in `asyncio.start_server`."""
     return lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(), serve)
 
 
 @asynccontextmanager
 async def listening(make: Callable[[], asyncio.Protocol]) -> AsyncIterator[int]:
-    """A `Listener` for the length of a block; its port."""
+    """A `Listener` for the duration of a block; yields its port."""
     listener = Listener(make)
     await listener.start()
     try:

@@ -1,8 +1,8 @@
-"""A cluster of real eilpost processes on a real Kafka, any number of each role, as a user starts them.
+"""A cluster of real eilpost processes on a real Kafka, with any number of processes of each role.
 
-Each process has its folder (configuration, output, faults), its ports, and nothing else of its own: topics, spool,
-directory and mailboxes are the cluster's. The spool is a volume of files or an object store. `arm` makes a process
-stand still at an instant (`faultpoints.py`). Blocking calls; each returns when what it says is so.
+Each process has its own folder (configuration, output, faults) and ports; topics, spool, directory and mailboxes are
+shared. The spool is a volume of files or an object store. `arm` stops a process at a fault point (`faults/points.py`).
+Blocking calls; each returns when its effect is visible.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from tests.support.servers.object_store import ObjectServer
 from tests.support.servers.ports import free_port
 
 ROLES = ("ingress", "router", "delivery", "mailstore")
-SESSION_SECONDS = 6  # who is silent for so long loses its shards
-IN_FLIGHT = 50  # deliveries a process works on at the same time: the most that one lost process may repeat
+SESSION_SECONDS = 6  # a process without heartbeats for this long loses its shards
+IN_FLIGHT = 50  # concurrent deliveries of a process: the most that its loss can duplicate
 INLINE_MAX = 8192  # larger messages go through the spool
-HOSTS = tuple(f"127.0.0.{number}" for number in range(1, 9))  # of the sink: so many sites
+HOSTS = tuple(f"127.0.0.{number}" for number in range(1, 9))  # of the sink: one site each
 
 
 class Member(EilpostProcess):
@@ -53,10 +53,10 @@ class Member(EilpostProcess):
         self.role = name.partition("-")[0]
         module = ("-m", "tests.support.faults.process") if faulty else ("-m", "eilpost")
         super().__init__(home, settings, directory=directory, command=(sys.executable, *module, self.role))
-        self.attempts = AttemptLedgerReader(home / ATTEMPT_LEDGER)  # of a delivery process that can be armed
+        self.attempts = AttemptLedgerReader(home / ATTEMPT_LEDGER)  # of a delivery process with fault points
 
     def arm(self, point: str, *, least_bytes: int = 0) -> None:
-        """The next message to pass `point`, of at least so many bytes, stops the process there."""
+        """Stop the process when the next message of at least `size_bytes` reaches `point`."""
         assert point in POINTS[self.role]
         part = self.home / "arming"
         part.write_text(f"{point} {least_bytes}")
@@ -66,11 +66,11 @@ class Member(EilpostProcess):
         (self.home / "armed").unlink(missing_ok=True)
 
     def cut_network(self, seconds: float, *, reset: bool) -> None:
-        """As it wakes from the point at which it stands, it has no network to the brokers."""
+        """Cut its network to the brokers when it resumes from its fault point."""
         (self.home / "cut").write_text(f"{seconds} {'reset' if reset else 'whole'}")
 
     def hits(self) -> list[dict[str, Any]]:
-        """Every time it stood still at a point, of all its lives."""
+        """Every hit of a fault point, over all starts."""
         path = self.home / "hits"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -81,9 +81,10 @@ class Member(EilpostProcess):
 
 
 class MailCluster:
-    """`counts` of each role; `settings` are sections of eilpost.toml on top of the usual ones. `store` holds the spool,
-    which is a volume of files where there is none. `defaults`: time-outs as a user has them, else short ones.
-    `faulty`: processes that can be armed.
+    """`counts`: processes of each role; `settings`: sections of eilpost.toml on top of the tests' defaults.
+
+    `store` is the spool's object store; without it the spool is a volume of files. `defaults`: default time-outs
+    instead of short ones. `faulty`: processes have fault points.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class MailCluster:
                 self.add(role)
 
     def add(self, role: str) -> Member:
-        """One more process of a role, not yet started."""
+        """Add a process of a role without starting it."""
         name = f"{role}-{sum(name.startswith(role) for name in self.members) + 1}"
         self.members[name] = member = Member(
             name, self.folder / name, self._sections, directory=self._directory, faulty=self._faulty
@@ -149,7 +150,7 @@ class MailCluster:
         asyncio.run(make_topics(self.log))
 
     def start(self, names: Iterable[str] | None = None) -> None:
-        """Start all that do not run, at the same time, and wait until each is ready."""
+        """Start all stopped processes at once and wait until each is ready."""
         members = [self.members[name] for name in names or self.members]
         for member in members:
             member.thaw()
@@ -160,7 +161,7 @@ class MailCluster:
             list(threads.map(lambda member: member.wait_ready(60), members))
 
     def wait_for_owners(self, deadline_seconds: float = 60.0) -> None:
-        """Wait until every shard has its one owner: a broker's first minutes are slow."""
+        """Wait until every shard has one owner; slow in a broker's first minutes."""
         end = time.monotonic() + deadline_seconds
         while not self._is_settled():
             if time.monotonic() > end:
@@ -171,18 +172,18 @@ class MailCluster:
         return self.has_owners("router", self.log.shards) and self.has_owners("delivery", self.log.delivery_shards)
 
     def has_owners(self, role: str, shards: int) -> bool:
-        """Whether each shard has one, and each process has a shard."""
+        """Whether each shard has an owner and each process has a shard."""
         owned = self.owners(role)
         numbers = sorted(number for numbers in owned.values() for number in numbers)
         return numbers == list(range(shards)) and all(owned.values())
 
     def stop(self) -> None:
-        """SIGKILL to all: nobody looks at them again."""
+        """SIGKILL to all."""
         for member in self.members.values():
             member.kill()
 
     def deliveries_in_mailbox(self, user: str) -> Counter[str]:
-        """How many messages of a mailbox each delivery made, from the files' names."""
+        """Messages of a mailbox by delivery id, from the file names."""
         return Counter(parse_name(path.name).delivery_id or path.name for path in self.mailbox_files(user))
 
     def mailbox_files(self, user: str) -> Iterator[Path]:
@@ -192,7 +193,7 @@ class MailCluster:
                 yield path
 
     def owners(self, role: str) -> dict[str, list[int]]:
-        """The shards each running process of a role was last given, by its own log."""
+        """The last assigned shards of each running process of a role, from its log."""
         owned: dict[str, list[int]] = {}
         for member in self.members_of(role):
             if member.is_running:
@@ -201,13 +202,13 @@ class MailCluster:
         return owned
 
     def mailbox_owner(self, user: str) -> Member:
-        """The delivery process that keeps a user's mail."""
+        """The delivery process that delivers to a user's mailbox."""
         mail = delivery(route=ToMailbox(f"{user}@example.test"))
         shard = shard_of(partition_key(mail), self.log.delivery_shards)
         return next(self.members[name] for name, shards in self.owners("delivery").items() if shard in shards)
 
     def metric(self, role: str, name: str, **labels: str) -> float:
-        """Summed over the processes of a role that answer."""
+        """Sum over the responding processes of a role."""
         total = 0.0
         for member in self.members_of(role):
             with suppress(OSError):
@@ -219,7 +220,7 @@ class MailCluster:
         return {name: member.output() for name, member in self.members.items()}
 
     async def pending_deliveries(self) -> list[Pending]:
-        """What is queued, as `eilpost queue` reads it."""
+        """The queue, read as by `eilpost queue`."""
         for _ in range(10):
             with suppress(LogUnavailable, LogUnusable):
                 return [line async for line in KafkaHistory(self.log).pending_deliveries()]
@@ -227,7 +228,7 @@ class MailCluster:
         raise AssertionError("the queue cannot be read")
 
     async def coordinator(self, role: str) -> int:
-        """The number of the broker that coordinates the group of a role."""
+        """The number of the broker that coordinates a role's group."""
         access = make_access(self.log)
         admin = AIOKafkaAdminClient(**access.client_options(5.0))
         await admin.start()
@@ -237,7 +238,7 @@ class MailCluster:
             await admin.close()
 
     async def in_sync(self, deadline_seconds: float = 60.0) -> float:
-        """Wait until every replica of every partition is in sync again; the seconds it took."""
+        """Wait until every replica of every partition is in sync; returns the seconds."""
         began = time.monotonic()
         while time.monotonic() < began + deadline_seconds:
             with suppress(*CLIENT_ERRORS, AttributeError):

@@ -1,7 +1,7 @@
-"""A real S3-compatible server (versitygw) next door: own directory and port, a bucket is a folder, nothing global.
+"""A real S3-compatible server (versitygw) with its own directory and port; a bucket is a folder.
 
-It is built once with Go, before the first test that needs it, and stopped by its pid. Used by the contract suite, the
-journeys and `tests.bench.spool`.
+Built once with Go before the first test that needs it, and stopped by pid. Used by the contract suite, the journeys and
+`tests.bench.spool`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ BUCKET = "mail"
 def object_spool(
     server: ObjectServer, *, prefix: str = "spool", time_limit_seconds: float = 15.0, **over: Any
 ) -> ObjectSpool:
-    """A spool in it; `over` are settings on top of its own."""
+    """A spool in this store; `over` are settings on top of its own."""
     settings = SpoolSettings(**{**server.settings(prefix), **over})
     bucket = parse_bucket(settings.url)
     return ObjectSpool(open_store(bucket, settings), str(bucket), time_limit_seconds=time_limit_seconds)
 
 
 class ObjectServer:
-    """One running server with one bucket. The same port and directory serve across restarts."""
+    """One running server with one bucket. Port and directory persist across restarts."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -65,11 +65,11 @@ class ObjectServer:
         }
 
     def files(self, prefix: str = "spool") -> list[Path]:
-        """The objects, as the files they are."""
+        """The objects as files."""
         return sorted(path for path in (self.bucket / prefix).rglob("*") if path.is_file())
 
     def start(self) -> None:
-        """Start and wait for an answer, whatever it is."""
+        """Start and wait for any reply."""
         with (self.home / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -95,7 +95,7 @@ class ObjectServer:
         raise RuntimeError(f"versitygw did not start: {(self.home / 'log').read_text(errors='replace')[-2000:]}")
 
     def kill(self) -> None:
-        """SIGKILL, by pid, and see it gone. Idempotent."""
+        """SIGKILL by pid, and wait for its end. Idempotent."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(10)
@@ -103,7 +103,7 @@ class ObjectServer:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """It takes connections and says nothing."""
+        """Within the block it accepts connections and does not reply."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         try:

@@ -1,4 +1,4 @@
-"""Ports for servers that keep theirs across a restart: free now, outside the range the kernel gives clients."""
+"""Ports for servers that keep theirs across restarts: free, and outside the kernel's range for clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 nobody listens on, never given twice in one process."""
+    """A free TCP port of 127.0.0.1, never returned twice in one process."""
     for _ in range(1000):
         port = random.SystemRandom().randint(_FIRST, _LAST)
         if port in _given:
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 def wait_for_greeting(port: int, *, deadline_seconds: float = 20.0) -> bytes:
-    """The first line a server on `port` says, as soon as it says one. Raises TimeoutError."""
+    """The first line that a server on `port` sends. Raises TimeoutError."""
     end = time.monotonic() + deadline_seconds
     while time.monotonic() < end:
         try:
@@ -46,7 +46,7 @@ def wait_for_greeting(port: int, *, deadline_seconds: float = 20.0) -> bytes:
 
 
 async def wait_until(true: object, *, deadline_seconds: float = 20.0, what: str = "it") -> None:
-    """Return once the callable `true` returns something true; awaits it when it is a coroutine function."""
+    """Return when the callable `true` returns a true value; a coroutine function is awaited."""
     end = time.monotonic() + deadline_seconds
     while time.monotonic() < end:
         value = true()  # type: ignore[operator]

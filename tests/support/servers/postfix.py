@@ -1,8 +1,7 @@
-"""A real Postfix next door: own configuration, queue and data directories, one private port, nothing global touched.
+"""A real Postfix with its own configuration, queue and data directories and one private port.
 
-`master` is started directly, in a session of its own, and stopped by its pid; it takes its daemons with it. After a run
-that was killed, a shell does that. Needs Debian's postfix package and root (Postfix's master insists). Used by the
-journeys and by `tests.bench`.
+`master` is started in a session of its own and stopped by pid; its daemons end with it. If the run is killed, a shell
+ends them. Needs Debian's postfix package and root (Postfix's master insists). Used by the journeys and `tests.bench`.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ _PRIVATE_QUEUES = [
     "trace",
 ]
 
-# $1 is master's process group, $2 its folder. Standard input ends with the run, whatever ended that.
+# $1 is master's process group, $2 its folder. Standard input closes when the run ends for any reason.
 _AT_THE_END = """
 trap "" HUP INT TERM
 cat >/dev/null
@@ -75,7 +74,7 @@ rm -rf "$2"
 
 
 def why_missing() -> str | None:
-    """Why no Postfix can be had here, for people; None when it can."""
+    """The reason why Postfix is not available, as text; None if it is."""
     if not MASTER.exists():
         return "Debian's postfix package is not installed (apt-get install postfix)"
     if os.geteuid() != 0:
@@ -84,11 +83,11 @@ def why_missing() -> str | None:
 
 
 class Postfix:
-    """One running instance. `settings` are main.cf parameters on top of the minimum for a private instance."""
+    """One running instance. `settings`: main.cf parameters on top of the minimum for a private instance."""
 
     def __init__(self, settings: Mapping[str, str], *, port: int | None = None, log: bool = True) -> None:
         self.port = port or free_port()
-        # Not below pytest's tmp_path: that is closed to the user the daemons run as.
+        # Not below pytest's tmp_path, which the daemons' user cannot read.
         self.home = Path(tempfile.mkdtemp(prefix="eilpost-postfix-"))
         self.home.chmod(0o755)
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,7 +96,7 @@ class Postfix:
 
     @property
     def pid(self) -> int:
-        """Of master; its daemons share its session."""
+        """The pid of master; its daemons share its session."""
         assert self._process is not None
         return self._process.pid
 
@@ -164,12 +163,12 @@ class Postfix:
             raise RuntimeError(f"Postfix did not start: {self.log()[-2000:]}") from error
 
     def log(self) -> str:
-        """What it logged so far."""
+        """Its log so far."""
         parts = [self.home / "log", self.home / "stderr"]
         return "".join(part.read_text(errors="replace") for part in parts if part.exists())
 
     def queued(self) -> int:
-        """Messages in its queue now, in whatever state."""
+        """Messages in its queue, in any state."""
         queue = self.home / "queue"
         return sum(
             len(files)
@@ -178,7 +177,7 @@ class Postfix:
         )
 
     def stop(self) -> None:
-        """End master and its daemons (they share its session), and remove the directories."""
+        """Stop master and its daemons (same session) and remove the directories."""
         if self._at_the_end is not None:
             self._at_the_end.kill()
             self._at_the_end.communicate()

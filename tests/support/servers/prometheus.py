@@ -1,9 +1,9 @@
-"""A real Prometheus (Debian's) on 127.0.0.1, in a folder of its own, for as long as a test needs it.
+"""A real Prometheus (Debian's) on 127.0.0.1 with its own folder.
 
     with Prometheus(folder, {"router": {"127.0.0.1:8025": {"role": "router"}}}, rules=[...]) as prometheus:
         prometheus.query("sum(up)")
 
-A target is scraped once a second, and rules are evaluated as often. `at` of a query is in seconds since 1970.
+Targets are scraped and rules evaluated once a second. `at` of a query is in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from tests.support.servers import supervised
 from tests.support.servers.ports import free_port
 
 Labels = Mapping[str, str]
-Targets = Mapping[str, Mapping[str, Labels]]  # by job: the labels of each address
+Targets = Mapping[str, Mapping[str, Labels]]  # job -> address -> labels
 
 
 def why_missing() -> str | None:
-    """Why there is no Prometheus here, for people; None when there is one."""
+    """The reason why Prometheus is not available, as text; None if it is."""
     missing = [name for name in ("prometheus", "promtool") if shutil.which(name) is None]
     return f"{' and '.join(missing)} not installed (apt-get install prometheus)" if missing else None
 
 
 class Prometheus:
-    """A context manager; running inside."""
+    """A context manager; runs inside the block."""
 
     def __init__(self, folder: Path, targets: Targets, *, rules: Sequence[Path] = (), interval: str = "1s") -> None:
         self.folder = folder
@@ -88,7 +88,7 @@ class Prometheus:
             self._process.wait(10)
 
     def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
-        """An instant query; each sample has `metric` and `value`, a float. Scalars are one sample without labels."""
+        """An instant query; each sample has `metric` and `value`, a float. A scalar is one sample without labels."""
         found = self._api("query", query=expression, **({} if at is None else {"time": str(at)}))
         result = found["result"]
         if found["resultType"] == "scalar":
@@ -104,11 +104,11 @@ class Prometheus:
         ]
 
     def has_data(self, expression: str) -> bool:
-        """Whether an instant query gives a number; NaN is none."""
+        """Whether an instant query returns a number other than NaN."""
         return any(not math.isnan(each["value"]) for each in self.query(expression))
 
     def names(self) -> set[str]:
-        """Of all metrics it has stored."""
+        """Names of all stored metrics."""
         return set(self._api("label/__name__/values"))
 
     def types(self) -> dict[str, str]:
@@ -124,7 +124,7 @@ class Prometheus:
         return {rule["name"]: rule["lastError"] for group in groups for rule in group["rules"] if rule.get("lastError")}
 
     def wait_until(self, expressions: Iterable[str], deadline_seconds: float = 30.0) -> list[str]:
-        """Wait until each gives data; those that did not."""
+        """Wait until each query returns data; returns those that did not."""
         waiting = list(expressions)
         end = time.monotonic() + deadline_seconds
         while True:

@@ -1,5 +1,4 @@
-"""Processes of tests end with the run that started them, even one that is killed hard: one supervisor for a whole
-run."""
+"""One child supervisor per run: supervised processes end with the run, even after SIGKILL."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from eilpost.child_supervisor import ChildSupervisor
 
 @functools.cache
 def group() -> int:
-    """For `Popen(process_group=...)`. Ctrl-C does not go there: a test ends what it started."""
+    """For `Popen(process_group=...)`. Ctrl-C does not reach the group: a test ends the processes that it started."""
     supervisor = ChildSupervisor()
     atexit.register(supervisor.close)
     return supervisor.process_group
