@@ -1,13 +1,12 @@
-"""`make bench`: eilpost against Debian's Postfix, turn by turn, smtp-source into smtp-sink; writes
-docs/reports/performance.md.
+"""`make bench`: benchmark of eilpost and Debian's Postfix in alternating rounds, smtp-source into smtp-sink.
 
-    python -m tests.bench                 about ten minutes; medians of 5 rounds; writes the report and its plot
+    python -m tests.bench                 about ten minutes; medians of 5 rounds; writes docs/reports/performance.md
     python -m tests.bench --quick         about a minute; prints, writes nothing
-    python -m tests.bench kafka           eilpost on a real Kafka against Postfix, as a part of all of it
-    python -m tests.bench start           from the start of `make run` to its first 250, as a part of all of it
-    python -m tests.bench profile         where the time of a message goes, by package and by function
+    python -m tests.bench kafka           eilpost on a real Kafka against Postfix (part of the full run)
+    python -m tests.bench start           from the start of `make run` to its first 250 (part of the full run)
+    python -m tests.bench profile         CPU time of a message by package and by function
 
-Load goes only to loopback and stops by itself.
+Load stays on loopback and ends by itself.
 """
 
 from __future__ import annotations

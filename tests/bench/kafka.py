@@ -1,9 +1,7 @@
-"""eilpost on Kafka against Postfix, on the same processors and in the same run; writes
-docs/reports/performance-kafka.md.
+"""Benchmark of eilpost on Kafka against Postfix on the same processors; writes docs/reports/performance-kafka.md.
 
-One broker, and the roles as processes of their own, as in a cluster: what is measured is the whole path through five
-topics, not a network. Then the same with two routers, and with two deliveries, which must never be slower. Load goes
-only to loopback and stops by itself.
+One broker and one process per role, as in a cluster: it measures the whole path through five topics, but no network.
+Then two routers, and two deliveries, which must not be slower. Load stays on loopback and ends by itself.
 """
 
 from __future__ import annotations
@@ -29,17 +27,17 @@ from tests.support.servers.ports import wait_until
 
 SHARDS, DELIVERY_SHARDS = 4, 8
 _SETTLE_SECONDS = 3.0
-_WARM_UP = 8  # loads before the first that counts: Java compiles what it runs, as long as it is new
+_WARM_UP = 8  # loads before the first counted one: Java compiles its code while it is new
 _SCALE_ROUNDS = 8
-# Rounds of all kinds before those that count: every shard that moves has the broker run, and Java compile, what it has
-# not run before. In its first rounds it takes twice the time for a message that it takes in the last.
+# Warm-up rounds of all kinds: after each shard move the broker runs (and Java compiles) new code, and the first rounds
+# take twice as long per message as the last ones.
 _SCALE_WARM_UP = 3
 _KINDS = (("1 + 1", 1, 1), ("2 routers", 2, 1), ("2 deliveries", 1, 2))
 RELAY = ("ingress", "router", "delivery")
 
 
 class KafkaServer(Server):
-    """A broker and the processes of each role."""
+    """A broker and processes of each role."""
 
     def __init__(self, sink_port: int, *, routers: int = 1, deliveries: int = 1, name: str = "eilpost") -> None:
         self.name = name
@@ -88,7 +86,7 @@ class KafkaServer(Server):
         return brokers + sum(machine.resident_bytes(box.pid) for box in self._boxes if box.is_running)
 
     def run_only(self, *, routers: int, deliveries: int) -> None:
-        """Start and stop processes until so many of each role run, and let the groups settle."""
+        """Start and stop processes until the given number of each role runs and the groups are stable."""
         wanted = {"ingress": 1, "router": routers, "delivery": deliveries}
         for box in self._boxes:
             role, _, number = box.home.name.partition("-")
@@ -100,7 +98,7 @@ class KafkaServer(Server):
         time.sleep(_SETTLE_SECONDS)
 
     def by_process(self) -> dict[str, float]:
-        """CPU seconds so far."""
+        """CPU seconds so far, by process."""
         seconds = {"broker": sum(machine.own_seconds(node.pid) for node in self._cluster.nodes)}
         for box in self._boxes:
             seconds[box.home.name] = machine.cpu_seconds(box.pid)
@@ -117,7 +115,7 @@ class KafkaServer(Server):
 
 
 def compare(*, quick: bool, rounds: int) -> tuple[report.Results, dict[str, float]]:
-    """Postfix and one process of each role, turn by turn; and where the CPU of a message goes."""
+    """Compare Postfix and one process of each role in alternating rounds; includes CPU time by process."""
     messages = 2000 if quick else 6000
     results: report.Results = {}
     shares: dict[str, float] = {}
@@ -148,7 +146,7 @@ def compare(*, quick: bool, rounds: int) -> tuple[report.Results, dict[str, floa
 
 
 def scale(*, quick: bool, rounds: int) -> list[Round]:
-    """One process of each role, two routers, two deliveries, turn by turn on the same broker."""
+    """Compare one process of each role, two routers and two deliveries in alternating rounds on the same broker."""
     messages = 2000 if quick else 6000
     lines: list[Round] = []
     with CountingSink() as sink:
@@ -157,11 +155,12 @@ def scale(*, quick: bool, rounds: int) -> list[Round]:
             for _ in range(_WARM_UP):
                 drive(server, sink, Scenario(10_000, True, 1500))
             for number in range(1 - (0 if quick else _SCALE_WARM_UP), rounds + 1):
-                first = number % len(_KINDS)  # each comes first in turn: the broker gets faster as it runs
+                # another kind is first in each round, because the broker gets faster over time
+                first = number % len(_KINDS)
                 for name, routers, deliveries in (*_KINDS[first:], *_KINDS[:first]):
                     server.run_only(routers=routers, deliveries=deliveries)
                     server.name = name
-                    drive(server, sink, Scenario(10_000, True, 1500))  # the shards have moved, and all have met
+                    drive(server, sink, Scenario(10_000, True, 1500))  # warm up after the shards have moved
                     line = drive(server, sink, Scenario(10_000, True, messages))
                     if number > 0:
                         lines.append(line)
@@ -196,7 +195,7 @@ async def _append_delay(per_second: int, messages: int) -> tuple[float, float]:
 
 
 def run(docs: Path, *, quick: bool) -> None:
-    """Measure all of it; write the report unless `quick`."""
+    """Run all parts; write the report unless `quick`."""
     rounds = 2 if quick else 3
     results, shares = compare(quick=quick, rounds=rounds)
     scaled = scale(quick=quick, rounds=2 if quick else _SCALE_ROUNDS)
@@ -210,7 +209,7 @@ def run(docs: Path, *, quick: bool) -> None:
 
 
 def _in_turn(rates: Sequence[float], usual: Sequence[float]) -> str:
-    """Each against the usual one of its round: the broker gets faster as it runs, and both with it."""
+    """Ratios within each round, because the broker gets faster over time."""
     ratios = [rate / beside for rate, beside in zip(rates, usual, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"

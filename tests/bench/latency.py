@@ -1,4 +1,4 @@
-"""How long a message takes at a calm, steady rate: to its 250, and to the sink. Both servers, the same pace."""
+"""Latency at a low, steady rate: to the 250 and to the sink, for both servers at the same rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PER_SECOND = 100
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """Milliseconds: median and 99th percentile, from the dot to the 250 and from the dot to the sink."""
+    """Milliseconds (median, 99th percentile) from the dot to the 250 and from the dot to the sink."""
 
     server: str
     accept_p50: float

@@ -1,7 +1,7 @@
-"""Drives one server with smtp-source into smtp-sink, and says what came of it.
+"""Load driver: smtp-source through one server into smtp-sink.
 
-smtp-sink counts on its standard output (`-c`) at every message; a thread reads the pipe every two milliseconds, so the
-instant of the last arrival is known to that, and neither side is disturbed. All is on loopback and ends by itself.
+smtp-sink prints its count (`-c`) after every message; a thread reads the pipe every two milliseconds, which is the
+resolution of the last arrival's time. Load stays on loopback and ends by itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SESSIONS = 20
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One kind of load. `reused`: the source sends all of a session's messages over one connection."""
+    """One kind of load. `reused`: the source sends all messages of a session over one connection."""
 
     size_bytes: int
     reused: bool
@@ -37,20 +37,20 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one server did with one load. Rates are messages per second; CPU is milliseconds per message."""
+    """Result of one server under one load. Rates are messages per second; CPU is milliseconds per message."""
 
     server: str
     accepted_rate: float
     end_to_end_rate: float
     cpu_ms: float
-    load_cpu_ms: float  # smtp-source and smtp-sink
-    other_cpu_share: float  # of the machine, taken by anybody else: 0 on a quiet machine
+    load_cpu_ms: float  # of smtp-source and smtp-sink
+    other_cpu_share: float  # share of the machine used by other processes: 0 on an idle machine
     memory_bytes: int
     flushes: int | None
 
 
 class CountingSink:
-    """smtp-sink; `count` messages so far, the last at `last_at` (monotonic)."""
+    """smtp-sink with its message count; the last message arrived at `last_at` (monotonic)."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -84,7 +84,7 @@ class CountingSink:
             time.sleep(0.002)
 
     def wait_for(self, count: int, silence_seconds: float = 60.0) -> bool:
-        """True once it has `count`; False when nothing arrived for a while."""
+        """True once `count` messages have arrived; False if none arrived for a while."""
         last, changed = self.count, time.monotonic()
         while self.count < count:
             time.sleep(0.005)
@@ -108,7 +108,7 @@ class CountingSink:
 
 
 class LoadFailed(Exception):
-    """The load could not be driven through; the text says what happened."""
+    """The load could not be completed; the text states the reason."""
 
 
 def drive(server: Server, sink: CountingSink, scenario: Scenario) -> Round:
@@ -130,7 +130,7 @@ def drive(server: Server, sink: CountingSink, scenario: Scenario) -> Round:
         if not sink.wait_for(expected):
             raise LoadFailed(f"{server.name}: {expected - sink.count} of {scenario.messages} messages did not arrive")
         done_at = sink.last_at
-        time.sleep(0.3)  # what is left to settle counts as its work
+        time.sleep(0.3)  # remaining work counts for the server
     ended = time.monotonic()
     server_cpu = server.cpu_seconds() - cpu
     load_cpu = machine.cpu_seconds(sink.leader) - sink_cpu + _children_seconds() - source_cpu

@@ -1,6 +1,5 @@
-"""The embedded log alone: append -> take -> commit -> take -> finish -> take -> commit, messages a second.
-
-Run: `.venv/bin/python -m tests.bench.log_lifecycle [MESSAGES] [BYTES] [APPENDERS]`. One process, uvloop, durable.
+"""Benchmark of the embedded log alone: append -> take -> commit -> take -> finish -> take -> commit, messages a
+second.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the kernel tells about a run: CPU seconds, memory and disk flushes of whole process groups. Linux only.
+"""Kernel statistics of process groups: CPU seconds, memory and disk flushes. Linux only.
 
-Looks at /proc and /sys only, so that measuring costs next to nothing and needs no tracing.
+Reads /proc and /sys only, so that measuring is cheap and needs no tracing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 class _Stat:
     session: int
     own_ticks: int
-    system_ticks: int  # the part of them spent in the kernel
+    system_ticks: int  # the part spent in the kernel
     reaped_ticks: int
 
 
@@ -37,7 +37,7 @@ def _stat(pid: int, path: Path | None = None) -> _Stat | None:
 
 
 def session_of(leader: int) -> list[int]:
-    """The processes of a session, its leader included."""
+    """Processes of a session, including its leader."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdecimal():
@@ -48,7 +48,7 @@ def session_of(leader: int) -> list[int]:
 
 
 def cpu_seconds(leader: int) -> float:
-    """User and system time of a session so far: of those alive, and of those the leader has buried."""
+    """User and system time of a session: of its processes, and of those that its leader has reaped."""
     ticks = 0
     for pid in session_of(leader):
         stat = _stat(pid)
@@ -58,7 +58,7 @@ def cpu_seconds(leader: int) -> float:
 
 
 def own_seconds(pid: int) -> float:
-    """User and system time of one process so far."""
+    """User and system time of one process."""
     stat = _stat(pid)
     return stat.own_ticks / _TICK if stat is not None else 0.0
 
@@ -70,7 +70,7 @@ def busy_seconds() -> float:
 
 
 def thread_seconds(pid: int) -> dict[str, float]:
-    """CPU seconds of a process by thread, in user and in system mode."""
+    """CPU seconds of a process by thread, user and system."""
     seconds: dict[str, float] = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         stat = _stat(int(task.name), task / "stat")
@@ -82,7 +82,7 @@ def thread_seconds(pid: int) -> dict[str, float]:
 
 
 def resident_bytes(leader: int) -> int:
-    """Memory of a session, shared pages divided among their users (PSS)."""
+    """Memory of a session; shared pages are divided among their users (PSS)."""
     total = 0
     for pid in session_of(leader):
         try:
@@ -95,7 +95,7 @@ def resident_bytes(leader: int) -> int:
 
 
 def disk_flushes(path: Path) -> int | None:
-    """Flush requests the disk under `path` has completed, whoever asked; None where the kernel does not say."""
+    """Completed flush requests of the disk under `path`, of all processes; None if the kernel does not report them."""
     device = path.stat().st_dev
     try:
         fields = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text().split()
@@ -105,7 +105,7 @@ def disk_flushes(path: Path) -> int | None:
 
 
 class Highest:
-    """Samples a number twice a second while it is open, and keeps the highest."""
+    """Samples a number twice a second within a block and keeps the maximum."""
 
     def __init__(self, sample: Callable[[], int]) -> None:
         self._sample = sample
@@ -130,7 +130,7 @@ class Highest:
 
 
 def description() -> dict[str, str]:
-    """The machine and the versions, for the report."""
+    """Machine and versions for the report."""
     model = next(
         (
             line.partition(":")[2].strip()

@@ -1,7 +1,7 @@
-"""`python -m tests.bench.move [HOST:PORT]`: how fast a queue of 10,000 messages of 10 kB moves.
+"""`python -m tests.bench.move [HOST:PORT]`: throughput of moving a queue of 10,000 messages of 10 kB.
 
-From an embedded log to another one or, with the address of a broker, to a Kafka of 12 shards; one state at a time, so
-that each way a message can take has a number of its own.
+From one embedded log to another or, with a broker's address, to a Kafka with 12 shards; one delivery state at a time,
+so that each code path has its own figure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = (("not read yet", "unread", True), ("in hand", "in-hand", True), ("waits
 
 
 async def measure(bootstrap: str | None, kind: str, one_spool: bool, folder: Path) -> tuple[float, float]:
-    """Seconds of the clock and of this process's CPU."""
+    """Wall-clock and CPU seconds of this process."""
     async with AsyncExitStack() as stack:
         source = EmbeddedLog(folder / "old.db", LogSettings())
         await source.start()

@@ -1,8 +1,8 @@
-"""Where the time of a message goes, by thread, by package and by function: the one box under load and under cProfile.
+"""CPU profile of a message by thread, package and function: one process with all roles under load and cProfile.
 
-What C functions cost is charged to the Python function that called them, so the list names code that can be changed.
-What the event loop itself does (system calls to read, to accept, to close; the kernel's TCP) is in no Python function:
-it is what the threads' times show beyond the list.
+The cost of C functions is charged to the calling Python function, so that the list names code that can be changed. The
+event loop's own system calls and the kernel's TCP are in no Python function: the threads' times include them, the list
+does not.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(*, messages: int, size_bytes: int, reused: bool) -> int:
 
 
 def show(target: Path, messages: int) -> None:
-    """Print the aggregated statistics, microseconds of profiled CPU a message."""
+    """Print the aggregated statistics: microseconds of profiled CPU time per message."""
     functions: dict[tuple[str, int, str], float] = defaultdict(float)
     calls: dict[tuple[str, int, str], int] = defaultdict(int)
     stats: dict[Any, Any] = pstats.Stats(str(target)).stats  # type: ignore[attr-defined]
@@ -65,7 +65,7 @@ def show(target: Path, messages: int) -> None:
             functions[function] += own
             calls[function] += count
     for function in [each for each in functions if each[2] == "_worker"]:
-        del functions[function]  # a thread's open wait, which was ended by the wrong thread's clock
+        del functions[function]  # an unfinished wait of a thread, measured with the clock of another thread
     packages: dict[str, float] = defaultdict(float)
     for function, seconds in functions.items():
         packages[_package(function)] += seconds

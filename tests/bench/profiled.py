@@ -1,7 +1,7 @@
-"""Runs the one box under cProfile, on CPU time, in every thread: `python -m tests.bench.profiled --config FILE`.
+"""Runs one process with all roles under cProfile in every thread: `python -m tests.bench.profiled --config FILE`.
 
-The statistics go to the file named by EILPOST_BENCH_PROFILE_TO when it ends; starting is not in them. Waiting costs no
-CPU time and is not counted. The profiler itself makes small functions look dearer than they are.
+The statistics are written to the file EILPOST_BENCH_PROFILE_TO at its end and exclude its start. They count CPU time,
+so waiting costs nothing. The profiler's overhead exaggerates small functions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _here() -> cProfile.Profile:
 
 
 def _begin(_frame: FrameType, _event: str, _argument: Any) -> None:
-    """The first event in a new thread: hand over to a profile of its own."""
+    """First event in a new thread: install a profiler for the thread."""
     sys.setprofile(None)
     _here().enable()
 

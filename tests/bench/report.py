@@ -1,4 +1,4 @@
-"""Turns rounds into words: a line, a table, and docs/reports/performance.md with its plot."""
+"""Report writer for the benchmark: console lines, tables, and docs/reports/performance.md with its plot."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def table(results: Mapping[Scenario, Sequence[Round]]) -> str:
 
 
 def write(docs: Path, results: Results, delays: Sequence[Delays], starts: Sequence[Start]) -> None:
-    """docs/reports/performance.md and docs/reports/performance.png."""
+    """Write docs/reports/performance.md and docs/reports/performance.png."""
     docs.mkdir(exist_ok=True)
     plot(docs / "reports" / "performance.png", results)
     rounds = max(len(lines) for lines in results.values()) // 2

@@ -1,8 +1,8 @@
-"""The two that are compared, each configured as a careful person would for a relay, durable before its 250.
+"""The compared servers, each configured as a careful relay: a message is durable before its 250.
 
-Postfix keeps Debian's defaults (100 processes, 20 connections to one destination, its queue flushed before the 250);
-it is spared TLS, chroot and logging (no log file at all). eilpost keeps its defaults (20 connections to one site),
-runs all four roles, and logs to a file at `info`.
+Postfix keeps Debian's defaults (100 processes, 20 connections to one destination, queue flushed before the 250) without
+TLS, chroot and logging. eilpost keeps its defaults (20 connections to one site), runs all four roles, and logs to a
+file at `info`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Server(ABC):
     @property
     @abstractmethod
     def leader(self) -> int:
-        """The pid of its session's leader."""
+        """Pid of its session's leader."""
 
     @property
     @abstractmethod
     def disk(self) -> Path:
-        """Where its queue lies."""
+        """Location of its queue."""
 
     def cpu_seconds(self) -> float:
         """User and system time of all its processes so far."""

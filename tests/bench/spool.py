@@ -1,8 +1,8 @@
-"""What the spools do on this machine: `python -m tests.bench.spool`, a table of keeps and reads per second.
+"""Benchmark of the spools: `python -m tests.bench.spool` prints a table of writes and reads per second.
 
-One caller and fifty, each keeps the next as soon as the last is durable; then what was kept is read once. The object
-store is the tests' own server beside us on the same cores, which writes without fsync: these figures are about our
-side, not about a provider's.
+One caller, then fifty; each writes the next content when its last one is durable; then all contents are read once. The
+object store is the tests' own server on the same cores, which writes without fsync: the figures measure our client, not
+a provider.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIZES = {"20 kB": 20_000, "1 MB": 1_000_000, "5 MB": 5_000_000}
 
 
 async def _keep(spool: Spool, size: int, callers: int, seconds: float) -> tuple[list[Spooled], list[float], float]:
-    """What was kept, how long each took, and how long all took."""
+    """The contents written, the time of each write, and the total time."""
     content = os.urandom(size)
     kept: list[Spooled] = []
     took: list[float] = []

@@ -1,7 +1,7 @@
-"""How long `make run` takes to be of use: from the start of its process to the first 250 for a message.
+"""Start time of `make run`: from the start of its process to the first 250 for a message.
 
-It is `eilpost demo` on ports and in a folder of its own: where nothing is yet, so that its world is made first, and
-then once more on what is there. The setting up of `.venv` is not in it.
+Runs `eilpost demo` with its own ports and folder: once with an empty folder and once on the existing one. Creating
+`.venv` is not included.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Start:
 
 
 def measure(starts: int = 5) -> list[Start]:
-    """A first start and a next one, in `starts` folders one after the other."""
+    """Measure a first and a second start in each of `starts` folders."""
     first, again = [], []
     for _ in range(starts):
         with tempfile.TemporaryDirectory(prefix="eilpost-start-") as folder:

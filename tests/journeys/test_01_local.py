@@ -1,4 +1,4 @@
-"""01: a message from one user of ours to another, by hand over TCP and by smtplib; the owner fetches it by POP3."""
+"""01: a message between two local users, by raw TCP and by smtplib; the recipient fetches it by POP3."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LETTER = (
 )
 
 
-async def test_by_hand_over_tcp_and_fetched_byte_for_byte() -> None:
+async def test_message_sent_over_raw_tcp_is_fetched_byte_for_byte() -> None:
     async with InMemoryMailServer() as mail_server:
         reader, writer = await asyncio.open_connection("127.0.0.1", mail_server.smtp_port)
-        # As `printf ... | nc` does it: everything at once, answers later.
+        # Like `printf ... | nc`: sends all commands at once and reads the replies later.
         writer.write(
             b"EHLO client.test\r\nMAIL FROM:<bob@example.test> BODY=8BITMIME\r\n"
             b"RCPT TO:<alice@example.test>\r\nDATA\r\n"
@@ -51,7 +51,7 @@ async def test_by_hand_over_tcp_and_fetched_byte_for_byte() -> None:
         assert not re.search(r"^(?!Return-Path|Delivered-To|Received|[ \t])", ours.rstrip("\r\n"), re.MULTILINE)
 
 
-async def test_by_smtplib() -> None:
+async def test_message_sent_by_smtplib_is_delivered() -> None:
     async with InMemoryMailServer() as mail_server:
         await mail_server.wait_closed(
             await mail_server.send(LETTER, to=["alice@example.test"], options=["BODY=8BITMIME"])
@@ -61,7 +61,7 @@ async def test_by_smtplib() -> None:
         assert await mail_server.mailbox("bob") == []
 
 
-async def test_to_both_is_two_copies() -> None:
+async def test_two_local_recipients_get_one_copy_each() -> None:
     async with InMemoryMailServer() as mail_server:
         await mail_server.wait_closed(
             await mail_server.send(b"Subject: all\r\n\r\n.\r\n", to=["alice@example.test", "bob@example.test"])

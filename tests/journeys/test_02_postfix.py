@@ -1,4 +1,4 @@
-"""02: out through a real Postfix next door and back to us: eilpost -> Postfix -> eilpost -> the mailbox."""
+"""02: through a real Postfix and back: eilpost -> Postfix -> eilpost -> mailbox."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.servers.postfix import Postfix
 
 pytestmark = pytest.mark.postfix
 
-# Complete, or Postfix adds what is missing.
+# With all header fields, because Postfix would add missing ones.
 HEAD = (
     b"From: bob@example.test\r\nTo: someone@away.test\r\nSubject: there and back\r\n"
     b"Date: Mon, 23 Nov 2026 12:00:00 +0000\r\nMessage-ID: <1@example.test>\r\n\r\n"
@@ -22,13 +22,13 @@ HEAD = (
 BODY = b"Through another's hands.\r\n.leading dot\r\n" + b"line of the letter\r\n" * 500
 
 
-async def test_there_and_back() -> None:
+async def test_message_to_postfix_and_back_is_delivered() -> None:
     postfix_port = free_port()
     async with InMemoryMailServer(
         {"delivery": {"relay": f"smtp://127.0.0.1:{postfix_port}"}},
         aliases={"home@example.test": ["alice@example.test"]},
     ) as mail_server:
-        # Postfix takes mail for away.test and forwards it to home@example.test, here.
+        # Postfix accepts mail for away.test and forwards it to home@example.test on eilpost.
         postfix = Postfix(
             {
                 "virtual_alias_domains": "away.test",
@@ -47,7 +47,7 @@ async def test_there_and_back() -> None:
             assert isinstance(outcome, Delivered)
             assert outcome.remote is not None
             assert str(postfix_port) in outcome.remote
-            assert "queued as" in outcome.reply.text  # Postfix's own words
+            assert "queued as" in outcome.reply.text  # Postfix's reply text
 
             async def arrived() -> bool:
                 return len(await mail_server.mailbox("alice")) == 1
@@ -58,14 +58,14 @@ async def test_there_and_back() -> None:
         (kept,) = await mail_server.mailbox("alice")
         assert kept.endswith(content)
         head = kept[: -len(content)]
-        # Twice through our hands, once through Postfix's: the whole way can be read.
+        # Two Received headers of eilpost and one of Postfix.
         assert head.count(b"(eilpost)") == 2
         assert head.count(b"(Postfix)") == 1
 
 
-async def test_a_recipient_postfix_refuses_bounces() -> None:
+async def test_recipient_refused_by_postfix_bounces() -> None:
     postfix = Postfix(
-        # We are a stranger to it.
+        # Postfix does not relay for eilpost.
         {"mynetworks": "192.0.2.1/32", "smtpd_relay_restrictions": "permit_mynetworks, reject_unauth_destination"}
     )
     await asyncio.to_thread(postfix.__enter__)

@@ -1,4 +1,4 @@
-"""03: names that stand for others: several at once, names of names, and names that run in a circle."""
+"""03: aliases: several targets, nested aliases, and alias loops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.servers.scripted_remote import ScriptedRemote
 LETTER = b"Subject: to all\r\n\r\nhello\r\n"
 
 
-async def test_an_alias_of_aliases_reaches_each_person_once() -> None:
+async def test_nested_alias_delivers_once_to_each_person() -> None:
     aliases = {
         "team@example.test": ["alice@example.test", "leads@example.test"],
         "leads@example.test": ["bob@example.test", "alice@example.test"],
@@ -36,14 +36,14 @@ async def test_an_alias_of_aliases_reaches_each_person_once() -> None:
 
 
 async def told(mail_server: InMemoryMailServer, queue_id: QueueId) -> list[str]:
-    """What `eilpost trace` says."""
+    """The output of `eilpost trace`."""
     out = io.StringIO()
     for story in await trace_view.load_timelines(mail_server.log, queue_id):
         trace_view.write(story, Output(out), datetime.now(UTC))
     return out.getvalue().splitlines()
 
 
-async def test_the_postmaster_of_the_host_is_told_by_the_name_he_was_called() -> None:
+async def test_postmaster_of_the_hostname_gets_mail_under_that_address() -> None:
     async with InMemoryMailServer(aliases={"postmaster@example.test": ["alice@example.test"]}) as mail_server:
         queue_id = await mail_server.send(LETTER, to=["postmaster@mx.example.test"])
         await mail_server.wait_closed(queue_id)
@@ -53,7 +53,7 @@ async def test_the_postmaster_of_the_host_is_told_by_the_name_he_was_called() ->
         )
 
 
-async def test_an_alias_may_lead_out_of_the_house() -> None:
+async def test_alias_may_point_to_a_remote_address() -> None:
     async with (
         ScriptedRemote() as remote,
         InMemoryMailServer(
@@ -67,7 +67,7 @@ async def test_an_alias_may_lead_out_of_the_house() -> None:
         assert "<friend@elsewhere.test>" in message.rcpts[0]
 
 
-async def test_an_alias_that_leads_to_nobody_is_refused_and_nobody_gets_a_bounce() -> None:
+async def test_alias_without_valid_target_is_refused_without_a_bounce() -> None:
     aliases = {
         "one@example.test": ["two@example.test"],
         "two@example.test": ["one@example.test"],
@@ -80,7 +80,7 @@ async def test_an_alias_that_leads_to_nobody_is_refused_and_nobody_gets_a_bounce
         assert [reply[:9] for reply in replies[-3:]] == ["550 5.4.6", "550 5.1.1", "554 5.5.1"]
 
 
-async def test_a_list_of_whom_some_are_gone_reaches_the_others_and_the_sender_is_told() -> None:
+async def test_list_with_invalid_targets_delivers_to_the_others_and_sends_a_dsn() -> None:
     async with InMemoryMailServer(
         aliases={"all@example.test": ["left@example.test", "alice@example.test"]}
     ) as mail_server:

@@ -1,14 +1,14 @@
-"""04: what is not taken: strangers as recipients, strangers as senders, and mail that is not for us."""
+"""04: refused mail: unknown recipients, unknown senders, and relaying."""
 
 from __future__ import annotations
 
 from mail.settings import IngressSettings
 from tests.support.servers.in_memory import InMemoryMailServer
 
-OUTSIDE = {"ingress": {"relay_networks": ["192.0.2.0/24"]}}  # nobody who can reach this test
+OUTSIDE = {"ingress": {"relay_networks": ["192.0.2.0/24"]}}  # excludes the address of this test
 
 
-async def test_an_unknown_user() -> None:
+async def test_unknown_user_is_refused() -> None:
     async with InMemoryMailServer() as mail_server:
         replies = await mail_server.smtp_dialogue(
             "MAIL FROM:<bob@example.test>", "RCPT TO:<nobody@example.test>", "DATA"
@@ -17,7 +17,7 @@ async def test_an_unknown_user() -> None:
         assert replies[-1].startswith("554 5.5.1 ")
 
 
-async def test_an_unknown_user_beside_a_known_one() -> None:
+async def test_unknown_user_does_not_affect_a_known_one() -> None:
     async with InMemoryMailServer() as mail_server:
         replies = await mail_server.smtp_dialogue(
             "MAIL FROM:<bob@example.test>", "RCPT TO:<nobody@example.test>", "RCPT TO:<alice@example.test>", "DATA"
@@ -25,13 +25,13 @@ async def test_an_unknown_user_beside_a_known_one() -> None:
         assert [reply[:3] for reply in replies[-3:]] == ["550", "250", "354"]
 
 
-async def test_a_local_sender_who_does_not_exist() -> None:
+async def test_unknown_local_sender_is_refused() -> None:
     async with InMemoryMailServer() as mail_server:
         replies = await mail_server.smtp_dialogue("MAIL FROM:<nobody@example.test>", "RCPT TO:<alice@example.test>")
         assert any(reply.startswith("550 5.1.") for reply in replies), replies
 
 
-async def test_no_relaying_for_the_outside() -> None:
+async def test_relaying_for_outside_clients_is_refused() -> None:
     async with InMemoryMailServer(OUTSIDE) as mail_server:
         replies = await mail_server.smtp_dialogue("MAIL FROM:<someone@elsewhere.test>", "RCPT TO:<other@third.test>")
         assert replies[-1].startswith("550 5.7.1 ")
@@ -39,8 +39,8 @@ async def test_no_relaying_for_the_outside() -> None:
         assert replies[-1].startswith("250 ")
 
 
-async def test_a_sender_domain_that_does_not_exist() -> None:
-    assert IngressSettings().sender_domain_must_resolve  # the default; the journeys' server has it off
+async def test_sender_domain_that_does_not_exist_is_refused() -> None:
+    assert IngressSettings().sender_domain_must_resolve  # the default; off in the journeys' server
     async with InMemoryMailServer({"ingress": {"sender_domain_must_resolve": True}}) as mail_server:
         mail_server.resolver.address_records["real.test"] = ["192.0.2.7"]
         mail_server.resolver.failing.add("silent.test")

@@ -1,4 +1,4 @@
-"""05: the next hop says "later": the message waits in the queue, without its body, and is delivered on a later try."""
+"""05: a 4xx from the next hop: the message stays queued, without its content in memory, and a retry delivers it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LETTER = b"Subject: patience\r\n\r\nhello\r\n" + b"a line that must not be in th
 QUICK = {"retry": ["300ms"]}
 
 
-async def test_deferred_then_delivered() -> None:
+async def test_deferred_message_is_delivered_by_a_retry() -> None:
     async with (
         ScriptedRemote({"RCPT": ["451 4.7.1 greylisted", "451 4.7.1 still", "250 ok"]}) as remote,
         InMemoryMailServer({"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "router": QUICK}) as mail_server,
@@ -31,7 +31,7 @@ async def test_deferred_then_delivered() -> None:
         assert message.content.endswith(LETTER)
 
 
-async def test_while_it_waits_the_queue_says_why() -> None:
+async def test_queue_shows_the_reason_of_a_deferral() -> None:
     async with (
         ScriptedRemote({"MAIL": ["450 4.3.2 shutting down"]}) as remote,
         InMemoryMailServer(
@@ -52,11 +52,11 @@ async def test_while_it_waits_the_queue_says_why() -> None:
         assert line.attempts == 1
         assert line.last is not None
         assert line.last.code == 450
-        assert isinstance(line.content, Spooled)  # a queue line never carries a body
+        assert isinstance(line.content, Spooled)  # a queue record never contains the content
         assert (await mail_server.spool.read(line.content)).endswith(LETTER)
 
 
-async def test_nobody_listens_there() -> None:
+async def test_refused_connection_defers() -> None:
     async with ScriptedRemote() as gone:
         port = gone.port
     async with InMemoryMailServer(

@@ -1,4 +1,4 @@
-"""06: the next hop says "never": the sender finds a report in the mailbox that any standard parser reads (RFC 3464)."""
+"""06: a 5xx from the next hop: the sender's mailbox gets a DSN that a standard parser reads (RFC 3464)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parse(report: bytes) -> EmailMessage:
 
 
 def fields_of(report: EmailMessage) -> tuple[EmailMessage, list[EmailMessage]]:
-    """The per-message fields and those of each recipient (RFC 3464 sections 2.2, 2.3)."""
+    """Per-message fields and the fields of each recipient (RFC 3464 sections 2.2, 2.3)."""
     (status,) = [part for part in report.walk() if part.get_content_type() == "message/delivery-status"]
     groups = status.get_payload()
     assert isinstance(groups, list)
@@ -34,7 +34,7 @@ def fields_of(report: EmailMessage) -> tuple[EmailMessage, list[EmailMessage]]:
     return about, recipients
 
 
-async def test_refused_by_the_next_hop() -> None:
+async def test_message_refused_by_the_next_hop_bounces() -> None:
     async with (
         ScriptedRemote({"RCPT": ["550 5.1.1 <gone@elsewhere.test>: no such user"]}) as remote,
         InMemoryMailServer({"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}}) as mail_server,
@@ -69,7 +69,7 @@ async def test_refused_by_the_next_hop() -> None:
     assert "gone@elsewhere.test" in text.get_content()
 
 
-async def test_the_lifetime_is_over() -> None:
+async def test_message_bounces_after_its_lifetime() -> None:
     async with (
         ScriptedRemote({"RCPT": ["451 4.2.1 later"]}) as remote,
         InMemoryMailServer(
@@ -85,4 +85,4 @@ async def test_the_lifetime_is_over() -> None:
         (kept,) = await mail_server.mailbox("bob")
         _about, (recipient,) = fields_of(parse(kept))
         assert recipient["Action"] == "failed"
-        assert "451 4.2.1 later" in recipient["Diagnostic-Code"]  # what the next hop said last
+        assert "451 4.2.1 later" in recipient["Diagnostic-Code"]  # the last reply of the next hop

@@ -1,4 +1,4 @@
-"""07: content too large to ride in a record goes by way of the spool, and arrives as it was sent."""
+"""07: content too large for a record goes through the spool and arrives unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def letter(size_bytes: int) -> bytes:
 
 
 @pytest.mark.parametrize("size_bytes", [2_000, 5_000_000])
-async def test_into_a_mailbox_and_to_a_remote(size_bytes: int, tmp_path: Path) -> None:
+async def test_large_message_to_a_mailbox_and_a_remote_arrives_unchanged(size_bytes: int, tmp_path: Path) -> None:
     content = letter(size_bytes)
     async with (
         ScriptedRemote() as remote,
@@ -30,7 +30,7 @@ async def test_into_a_mailbox_and_to_a_remote(size_bytes: int, tmp_path: Path) -
         queue_id = await mail_server.send(content, to=["alice@example.test", "friend@elsewhere.test"])
         await mail_server.wait_closed(queue_id)
         (took,) = await mail_server.details(queue_id, Received)
-        assert took.message.size_bytes > len(content)  # our Received header included
+        assert took.message.size_bytes > len(content)  # includes our Received header
         spooled = sum(path.stat().st_size for path in (tmp_path / "spool").rglob("*") if path.is_file())
         assert spooled >= len(content)
         (kept,) = await mail_server.mailbox("alice")
@@ -39,7 +39,7 @@ async def test_into_a_mailbox_and_to_a_remote(size_bytes: int, tmp_path: Path) -
     assert message.content.endswith(content)
 
 
-async def test_too_large_is_refused_before_and_after_it_is_sent() -> None:
+async def test_too_large_message_is_refused_at_mail_and_after_the_dot() -> None:
     async with InMemoryMailServer({"ingress": {"max_size": "100KiB"}}) as mail_server:
         replies = await mail_server.smtp_dialogue("MAIL FROM:<bob@example.test> SIZE=200000")
         assert replies[-1].startswith("552 5.3.4 ")

@@ -1,4 +1,6 @@
-"""09: one message, several recipients, a different end for each; nobody gets it twice and the report names only one."""
+"""09: one message with several recipients and several outcomes: no duplicates, and the DSN names only the
+failed one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from tests.support.servers.scripted_remote import ScriptedRemote
 LETTER = b"Subject: to all of you\r\n\r\nhello\r\n"
 
 
-async def test_each_recipient_has_an_end_of_its_own() -> None:
+async def test_each_recipient_has_its_own_outcome() -> None:
     script = {"RCPT": ["250 2.1.5 ok", "550 5.1.1 no such user", "451 4.2.0 busy", "250 2.1.5 ok now"]}
     async with (
         ScriptedRemote(script) as remote,

@@ -1,4 +1,4 @@
-"""10: eilpost is stopped while mail waits, and started again: what was queued is delivered by the second life."""
+"""10: a restart while mail is queued: the next start delivers it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.servers.scripted_remote import ScriptedRemote
 LETTER = b"Subject: see you in the next life\r\n\r\nhello\r\n"
 
 
-async def test_queued_mail_survives(tmp_path: Path) -> None:
+async def test_queued_mail_survives_a_restart(tmp_path: Path) -> None:
     boxes = MemoryMailboxes()
 
     def life(relay_port: int) -> InMemoryMailServer:
@@ -48,7 +48,7 @@ async def test_queued_mail_survives(tmp_path: Path) -> None:
         for queue_id in queue_ids:
             await second.wait_closed(queue_id)
             attempts = [tried.number for tried in await second.details(queue_id, AttemptRecorded)]
-            assert attempts == list(range(1, len(attempts) + 1))  # the count goes on, it does not start over
+            assert attempts == list(range(1, len(attempts) + 1))  # the attempt count continues after the restart
             assert len(attempts) >= 2
         assert sorted(message.rcpts[0] for message in remote.messages) == [
             f"TO:<friend{number}@elsewhere.test>" for number in range(5)

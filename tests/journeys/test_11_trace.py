@@ -1,4 +1,4 @@
-"""11: `eilpost trace` and `eilpost queue` tell what happened, while the server runs and after it has ended."""
+"""11: `eilpost trace` and `eilpost queue` work while the server runs and after it has stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def send(box: EilpostProcess, to: str) -> str:
         return queue_id_in(text.decode())
 
 
-def test_trace_and_queue(tmp_path: Path) -> None:
+def test_trace_and_queue_work_with_and_without_a_server(tmp_path: Path) -> None:
     nobody = free_port()
     box = EilpostProcess(tmp_path, {"delivery": {"relay": f"smtp://127.0.0.1:{nobody}"}, "router": {"retry": ["1h"]}})
     with box:
@@ -33,7 +33,7 @@ def test_trace_and_queue(tmp_path: Path) -> None:
             assert time.monotonic() < end, box.run("queue") + box.run("trace", delivered)
             time.sleep(0.1)
         assert box.stop() == 0
-    # The server has ended; the log still tells.
+    # The server has stopped; the commands read the log.
     story = box.run("trace", delivered)
     assert delivered in story
     assert " delivered  alice@example.test (attempt 1, " in story
@@ -48,7 +48,7 @@ def test_trace_and_queue(tmp_path: Path) -> None:
     assert (line["queue_id"], line["attempts"]) == (waiting, 1)
 
 
-def test_a_message_nobody_knows(tmp_path: Path) -> None:
+def test_trace_of_an_unknown_message_fails(tmp_path: Path) -> None:
     box = EilpostProcess(tmp_path)
     with box:
         box.stop()

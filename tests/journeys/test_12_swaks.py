@@ -1,4 +1,4 @@
-"""12: swaks, the field's hand tool, sends to a running eilpost; the owner fetches it."""
+"""12: swaks sends to a running eilpost; the recipient fetches the message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.servers.eilpost_process import EilpostProcess
 pytestmark = pytest.mark.swaks
 
 
-def test_swaks_sends(tmp_path: Path) -> None:
+def test_message_sent_by_swaks_is_delivered(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path) as box:
         done = subprocess.run(
             [
@@ -40,5 +40,5 @@ def test_swaks_sends(tmp_path: Path) -> None:
             text=True,
             timeout=30,
         )  # fmt: skip
-        assert refused.returncode == 24  # swaks: no recipient was accepted
+        assert refused.returncode == 24  # exit status of swaks for "no recipient was accepted"
         assert "550 5.1.1" in refused.stdout

@@ -1,6 +1,4 @@
-"""13: a large message goes by way of an object store; a lost object is a deferral whose reason the queue shows; and
-doctor says how the store is.
-"""
+"""13: large messages in an object store: delivery, a lost object, an outage, and `eilpost doctor`."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def _send(box: EilpostProcess, content: bytes, to: str) -> str:
 
 
 def _wait_for(box: EilpostProcess, *command: str, says: str) -> str:
-    """Ask until the answer has these words; the answer with its white space folded."""
+    """Repeat `ask` until its answer contains these words; returns the answer with folded white space."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         answer = " ".join(box.run(*command, ok=False).split())
@@ -45,7 +43,7 @@ def _wait_for(box: EilpostProcess, *command: str, says: str) -> str:
     raise AssertionError(f"eilpost {' '.join(command)} does not say {says!r}:\n{answer}\n{box.output()[-3000:]}")
 
 
-def test_into_a_mailbox_by_way_of_the_store(tmp_path: Path) -> None:
+def test_large_message_through_the_store_reaches_the_mailbox(tmp_path: Path) -> None:
     content = letter(3_000_000)
     with ObjectServer() as server, EilpostProcess(tmp_path / "home", {"spool": server.settings("eil/post")}) as box:
         queue_id = _send(box, content, "alice@example.test")
@@ -59,7 +57,7 @@ def test_into_a_mailbox_by_way_of_the_store(tmp_path: Path) -> None:
         assert box.stop() == 0
 
 
-async def test_a_lost_object_is_a_deferral_in_the_queue_and_ends_when_it_is_put_back(tmp_path: Path) -> None:
+async def test_lost_object_defers_until_it_is_restored(tmp_path: Path) -> None:
     content, port = letter(600_000), free_port()
     settings = {
         "delivery": {"relay": f"smtp://127.0.0.1:{port}", "dead_site": "100ms"},
@@ -87,7 +85,7 @@ async def test_a_lost_object_is_a_deferral_in_the_queue_and_ends_when_it_is_put_
         assert message.content.endswith(content)
 
 
-def test_a_store_that_is_away_is_4xx_and_mail_waits_for_it(tmp_path: Path) -> None:
+def test_store_outage_gives_4xx_and_defers_queued_mail(tmp_path: Path) -> None:
     content = letter(600_000)
     with ObjectServer() as server, EilpostProcess(tmp_path / "home", {"spool": server.settings()}) as box:
         server.kill()
@@ -97,7 +95,7 @@ def test_a_store_that_is_away_is_4xx_and_mail_waits_for_it(tmp_path: Path) -> No
         _wait_for(box, "trace", queue_id, says="closed after")
         server.start()
         _wait_for(box, "trace", _send(box, content, "alice@example.test"), says="closed after")
-        assert len(box.mailbox("alice")) == 2  # what got a 4xx never came
+        assert len(box.mailbox("alice")) == 2  # messages refused with 4xx did not arrive
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_a_store_that_is_away_is_4xx_and_mail_waits_for_it(tmp_path: Path) -> No
         ),
     ],
 )
-def test_a_store_that_cannot_be_used_is_one_line_at_start(tmp_path: Path, over: dict[str, str], words: str) -> None:
+def test_unusable_store_is_a_one_line_error_at_start(tmp_path: Path, over: dict[str, str], words: str) -> None:
     with ObjectServer() as server:
         box = EilpostProcess(tmp_path / "home", {"spool": server.settings() | over})
         ended = subprocess.run(
@@ -128,10 +126,10 @@ def test_a_store_that_cannot_be_used_is_one_line_at_start(tmp_path: Path, over: 
     assert "guessed" not in ended.stderr
 
 
-def test_doctor_says_how_the_store_is(tmp_path: Path) -> None:
+def test_doctor_reports_the_state_of_the_store(tmp_path: Path) -> None:
     with ObjectServer() as server:
         settings = {"spool": server.settings("eil/post"), "delivery": {"relay": f"smtp://127.0.0.1:{free_port()}"}}
-        box = EilpostProcess(tmp_path / "home", settings)  # its configuration; nothing runs
+        box = EilpostProcess(tmp_path / "home", settings)  # its configuration only; it does not run
 
         def look() -> dict[str, Any]:
             answer = json.loads(box.run("doctor", "--json", ok=False))

@@ -1,6 +1,6 @@
-"""Journey 20: a real Kafka comes up with one node and with three, takes records and gives them back, and a node dies.
+"""Journey 20: a real Kafka with one node and with three stores records, and survives the loss of a node.
 
-Nothing of eilpost is in it: it shows that the ground the cluster stands on is real, and that tests can break it.
+It tests the tests' Kafka, without eilpost.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ async def _fetch(client: dict[str, Any], topic: str, count: int) -> list[bytes]:
 
 
 @pytest.mark.kafka
-async def test_the_broker_of_the_run(kafka_bootstrap: str) -> None:
+async def test_shared_broker_stores_and_returns_records(kafka_bootstrap: str) -> None:
     client = {"bootstrap_servers": kafka_bootstrap}
     topic = await _make_topic(client, replicas=1)
     await _send(client, topic, b"one", b"two")
@@ -64,7 +64,7 @@ async def test_the_broker_of_the_run(kafka_bootstrap: str) -> None:
 
 
 @pytest.mark.kafka_cluster
-async def test_no_topic_makes_itself(tmp_path: Path) -> None:
+async def test_topics_are_not_created_automatically(tmp_path: Path) -> None:
     cluster = Cluster(1, tmp_path)
     try:
         await asyncio.to_thread(cluster.start)
@@ -77,7 +77,7 @@ async def test_no_topic_makes_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.kafka_cluster
-async def test_three_nodes_and_one_dies_and_comes_back(kafka_cluster: ClusterFactory) -> None:
+async def test_three_nodes_survive_the_loss_of_one(kafka_cluster: ClusterFactory) -> None:
     cluster = await asyncio.to_thread(kafka_cluster, 3, settings=QUICK)
     assert all(cluster.alive(asked=number) == {1, 2, 3} for number in (1, 2, 3))
     client = {"bootstrap_servers": cluster.bootstrap}
@@ -91,7 +91,7 @@ async def test_three_nodes_and_one_dies_and_comes_back(kafka_cluster: ClusterFac
     await _send(client, topic, b"with two")
     await wait_until(lambda: cluster.alive() == {1, 2}, what="the others see it go")
 
-    # A frozen one keeps its connections open, and answers nothing.
+    # A stopped node keeps its connections open without replies.
     cluster.node(2).freeze()
     assert cluster.alive(asked=2) == frozenset()
     cluster.node(2).thaw()
@@ -104,7 +104,7 @@ async def test_three_nodes_and_one_dies_and_comes_back(kafka_cluster: ClusterFac
 
 @pytest.mark.kafka_cluster
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
-async def test_the_secured_listener(secured_node: Cluster, mechanism: str) -> None:
+async def test_secured_listener_needs_tls_and_a_login(secured_node: Cluster, mechanism: str) -> None:
     secured = secured_node.credentials
     assert secured is not None
     trusting = ssl.create_default_context(cafile=str(secured.ca))
@@ -134,7 +134,7 @@ def secured_node(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.kafka_cluster
-def test_the_command_and_brokers_that_do_not_outlive_it(tmp_path: Path) -> None:
+def test_brokers_end_with_the_command_that_started_them(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, str(ROOT / "deploy/kafka/broker.py")]
     start = [*command, "up", "--dir", tmp_path, "--port", str(port)]
@@ -170,7 +170,7 @@ def test_the_command_and_brokers_that_do_not_outlive_it(tmp_path: Path) -> None:
 
 
 def _who_names(folder: Path) -> list[str]:
-    """The processes whose command line names the folder."""
+    """Processes whose command line contains the folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -183,7 +183,7 @@ def _who_names(folder: Path) -> list[str]:
 
 
 @pytest.mark.kafka_cluster
-def test_a_taken_port_and_another_number_of_nodes_are_named(tmp_path: Path) -> None:
+def test_used_port_and_changed_node_count_are_one_line_errors(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text('{"id": "x", "nodes": 3, "secure": false}')
     with pytest.raises(BrokerError, match=r"was created for 3 node"):
         Cluster(1, tmp_path).start()

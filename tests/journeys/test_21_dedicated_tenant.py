@@ -1,8 +1,7 @@
-"""Journey 21: two customers on one cluster, one of them dedicated: its mail has topics and workers of its own.
+"""Journey 21: two tenants on one cluster, one of them dedicated, with its own topics and workers.
 
-example.test is hosted on what is shared, acme.test on its own. Seen: each message is in the topics of its tenant and in
-no other's, `eilpost trace` finds both, a transaction for both is taken in two, and while acme's processes are away its
-mail waits and everybody else's flows.
+example.test is shared, acme.test is dedicated. Each message is only in the topics of its tenant, `eilpost trace` finds
+both, a transaction for both tenants is accepted in two parts, and while acme's processes are down only its mail waits.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ DIRECTORY = (
 
 
 class Hosting:
-    """The processes of both customers, on one set of folders. `log_in`: keys of `[log]` beside those of `log`."""
+    """Processes of both tenants on shared folders. `log_in`: extra keys of `[log]`."""
 
     def __init__(self, folder: Path, log: LogSettings, log_in: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -80,7 +79,7 @@ class Hosting:
 
 
 def send(port: int, sender: str, *recipients: str) -> tuple[str, dict[str, tuple[int, bytes]]]:
-    """The queue id of what was taken, and who was refused."""
+    """The queue id of the accepted message, and the refused recipients."""
     with smtplib.SMTP("127.0.0.1", port) as client:
         client.ehlo()
         client.mail(sender)
@@ -97,7 +96,7 @@ def send(port: int, sender: str, *recipients: str) -> tuple[str, dict[str, tuple
 
 
 async def records(log: LogSettings) -> dict[str, int]:
-    """Records ever written to each of the topics."""
+    """Number of records ever written to each topic."""
     access = make_access(log)
     written = {}
     async with ClusterInfo(access) as cluster_info:
@@ -108,30 +107,30 @@ async def records(log: LogSettings) -> dict[str, int]:
     return written
 
 
-async def test_a_dedicated_tenant_shares_nothing(kafka_bootstrap: str, tmp_path: Path) -> None:
+async def test_dedicated_tenant_shares_no_topic_and_no_worker(kafka_bootstrap: str, tmp_path: Path) -> None:
     log = settings_on(kafka_bootstrap)
     acme = log.model_copy(update={"prefix": f"{log.prefix}acme."})
     await make_topics(log.model_copy(update={"shards": 2, "delivery_shards": 2}))
     hosting = Hosting(tmp_path, log)
     with hosting.running([hosting.ingress, *hosting.shared]):
-        # Before its topics are made, its mail is its sender's still.
+        # Until its topics exist, mail for acme gets 4xx.
         with smtplib.SMTP("127.0.0.1", hosting.ingress.mx) as client:
             client.ehlo()
             client.mail("someone@elsewhere.test")
-            assert client.rcpt("wile@acme.test")[0] == 451  # and not only after its content has come
+            assert client.rcpt("wile@acme.test")[0] == 451  # already at RCPT, before the content
             assert client.rcpt("alice@example.test")[0] == 250
         made = hosting.ingress.run("topics", "create", "--tenant", "acme")
         assert made.count(": created") == len(ALL_TOPICS)
         assert hosting.ingress.run("topics", "create", "--tenant", "acme") == "nothing to do\n"
-        await asyncio.sleep(5.1)  # the lane looks again
+        await asyncio.sleep(5.1)  # the tenant's producer checks its topics again
 
-        # Acme's own processes do not run yet: its mail waits, and nobody else's does.
+        # Acme's processes are down: its mail waits, other mail flows.
         to_acme, _ = await asyncio.to_thread(send, hosting.ingress.mx, "someone@elsewhere.test", "wile@acme.test")
         before = await records(log)
         to_alice, refused = await asyncio.to_thread(
             send, hosting.ingress.mx, "someone@elsewhere.test", "alice@example.test", "wile@acme.test"
         )
-        assert refused["wile@acme.test"][0] == 452  # its turn is in a transaction of its own
+        assert refused["wile@acme.test"][0] == 452  # needs a transaction of its own
         await wait_until(lambda: hosting.kept("alice@example.test") == 1, what="alice's letter")
         assert hosting.kept("wile@acme.test") == 0
         assert (await records(acme))["accepted"] == 1
@@ -140,11 +139,11 @@ async def test_a_dedicated_tenant_shares_nothing(kafka_bootstrap: str, tmp_path:
 
         with hosting.running(hosting.acme):
             await wait_until(lambda: hosting.kept("wile@acme.test") == 1, deadline_seconds=40, what="acme's letter")
-            # What acme sends is acme's, wherever it goes.
+            # Mail from acme stays in its topics for any recipient.
             from_acme, _ = await asyncio.to_thread(send, hosting.ingress.mx, "wile@acme.test", "bob@example.test")
             await wait_until(lambda: hosting.kept("bob@example.test") == 1, deadline_seconds=30, what="bob's letter")
             assert (await records(acme))["accepted"] == 2
-            assert await records(log) == shared  # nothing of it ever touched what is shared
+            assert await records(log) == shared  # the shared topics got no record of it
 
             for queue_id in (to_acme, to_alice, from_acme):
                 story = await asyncio.to_thread(hosting.ingress.run, "trace", queue_id)
@@ -154,7 +153,7 @@ async def test_a_dedicated_tenant_shares_nothing(kafka_bootstrap: str, tmp_path:
         assert "traceback" not in process.output().lower()
 
 
-def test_a_tenant_that_is_not_dedicated_is_refused(tmp_path: Path) -> None:
+def test_role_for_an_undedicated_tenant_is_refused(tmp_path: Path) -> None:
     box = EilpostProcess(tmp_path, {"log": {"url": "kafka://127.0.0.1:1"}}, directory=DIRECTORY)
     for name in ("nobody", "default"):
         with pytest.raises(AssertionError, match=r"--tenant .*hosting = .dedicated. \(dedicated are: acme\)"):

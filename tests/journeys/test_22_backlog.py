@@ -1,8 +1,7 @@
-"""Journey 22: no router runs, so what is accepted waits; over `log.backlog_max` every ingress says 452, for a while.
+"""Journey 22: no router runs, and above `log.backlog_max` every ingress replies 452 until the backlog is routed.
 
-Each ingress counts what it appends and measures what the others did; nobody is turned away after the dot, and what was
-accepted before arrives. A dedicated tenant is counted for itself: when its own router is away its recipients get the
-452, and nobody else's.
+Each ingress counts its own appends and measures those of the others; no message is refused after the dot, and earlier
+ones arrive. A dedicated tenant has its own count: while its router is down only its recipients get 452.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def running(*boxes: EilpostProcess) -> Iterator[Sequence[EilpostProcess]]:
         yield boxes
 
 
-async def test_a_backlog_turns_new_mail_away_until_it_is_routed(kafka_bootstrap: str, tmp_path: Path) -> None:
+async def test_backlog_refuses_new_mail_until_it_is_routed(kafka_bootstrap: str, tmp_path: Path) -> None:
     log = settings_on(kafka_bootstrap, shards=2, delivery_shards=2)
     await make_topics(log)
     first, second, *workers = (
@@ -90,7 +89,7 @@ async def test_a_backlog_turns_new_mail_away_until_it_is_routed(kafka_bootstrap:
             )
 
 
-async def test_the_backlog_of_a_dedicated_tenant_is_its_own(kafka_bootstrap: str, tmp_path: Path) -> None:
+async def test_backlog_of_a_dedicated_tenant_affects_no_other_tenant(kafka_bootstrap: str, tmp_path: Path) -> None:
     log = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     await make_topics(log)
     await make_topics(log.model_copy(update={"prefix": tenant_prefix(log.prefix, "acme")}))

@@ -1,7 +1,6 @@
-"""Journey 23: what is queued moves from the log of one machine to a Kafka and back, by the command, killed or not.
+"""Journey 23: `eilpost move` moves a queue between an embedded log and Kafka, also when it is killed.
 
-Every record is planted or sent before, and after the move the roles deliver it: each message once. A move that is
-killed with SIGKILL is run again until it ends.
+After the move the roles deliver each message once. A move killed with SIGKILL is repeated until it completes.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def configuration(folder: Path, log: LogSettings, spool: str = "spool") -> Path:
 
 
 def move(*arguments: object, status: int = 0) -> str:
-    """The command's standard output, or its standard error when it is to fail."""
+    """The command's standard output, or its standard error if it must fail."""
     done = subprocess.run([str(EILPOST), "move", *map(str, arguments)], capture_output=True, text=True, timeout=90)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -73,7 +72,7 @@ async def opened(path: Path) -> AsyncIterator[EmbeddedLog]:
 
 
 async def deliver(log: Log, spool: Path | MemorySpool, planted: Planted) -> None:
-    """The roles run on the log until all is done; each message arrives once."""
+    """Run the roles on the log until the queue is empty; each message arrives once."""
     mail_server = InMemoryMailServer(
         {"router": {"retry": ["1s"]}}, log=log, spool=spool if isinstance(spool, Path) else None
     )
@@ -86,19 +85,19 @@ async def deliver(log: Log, spool: Path | MemorySpool, planted: Planted) -> None
                 await mail_server.queue()
             ) <= len(planted.held)
 
-        with suppress(AssertionError):  # the comparison below says more
+        with suppress(AssertionError):  # the comparison below reports more
             await wait_until(is_through, what="the end of the queue", deadline_seconds=60)
-        await asyncio.sleep(1.5)  # a retry of what came twice would be due by now
+        await asyncio.sleep(1.5)  # duplicates would be due by now
         assert arrived(await mail_server.mailbox("alice")) == dict.fromkeys(planted.expected, 1)
         assert {line.delivery.message.queue_id for line in await mail_server.queue()} == {
             planted.messages[name] for name in planted.held
         }
 
 
-# The command, on files
+# The command on embedded logs
 
 
-async def test_from_file_to_file_by_two_configurations(tmp_path: Path) -> None:
+async def test_queue_moves_between_embedded_logs_of_two_configurations(tmp_path: Path) -> None:
     old = configuration(tmp_path / "old", LogSettings(url="embedded:log.db"))
     new = configuration(tmp_path / "new", LogSettings(url="embedded:new.db"))
     async with opened(tmp_path / "old/log.db") as log:
@@ -114,12 +113,13 @@ async def test_from_file_to_file_by_two_configurations(tmp_path: Path) -> None:
     await deliver(EmbeddedLog(tmp_path / "new/new.db", LogSettings()), tmp_path / "new/spool", planted)
 
 
-async def test_killed_with_sigkill_again_and_again(tmp_path: Path) -> None:
+async def test_move_killed_repeatedly_completes(tmp_path: Path) -> None:
     config = configuration(tmp_path, LogSettings(url="embedded:old.db"))
     async with opened(tmp_path / "old.db") as log:
         planted = await plant(log, DiskSpool(tmp_path / "spool"), 150)
     killed = 0
-    for milliseconds in (0, 80, 200, 400, 700):  # from when the target is made on: ever later in the move
+    # delays from the creation of the target, so that kills hit later and later
+    for milliseconds in (0, 80, 200, 400, 700):
         mover = begun("--from", "embedded:old.db", "--to", "embedded:new.db", "--config", config)
         while not (tmp_path / "new.db").exists() and mover.poll() is None:
             await asyncio.sleep(0.005)
@@ -152,7 +152,7 @@ async def test_killed_with_sigkill_again_and_again(tmp_path: Path) -> None:
         ("embedded:spool", "embedded:new.db", "there is no log at"),
     ],
 )
-async def test_what_cannot_be_is_one_line(tmp_path: Path, source: str, target: str, says: str) -> None:
+async def test_impossible_move_is_a_one_line_error(tmp_path: Path, source: str, target: str, says: str) -> None:
     config = configuration(tmp_path, LogSettings(url="embedded:old.db"))
     async with opened(tmp_path / "old.db"):
         pass
@@ -164,7 +164,7 @@ async def test_what_cannot_be_is_one_line(tmp_path: Path, source: str, target: s
     assert said.count("\n") == 1
 
 
-async def test_a_source_that_runs_is_left_alone(tmp_path: Path) -> None:
+async def test_running_source_is_not_changed(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "box") as box:
         said = move("--from", box.config, "--to", f"embedded:{tmp_path}/new.db", status=2)
         assert "another eilpost process" in said
@@ -175,7 +175,7 @@ async def test_a_source_that_runs_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.kafka
-async def test_to_a_kafka_and_back(kafka_bootstrap: str, tmp_path: Path) -> None:
+async def test_queue_moves_to_kafka_and_back(kafka_bootstrap: str, tmp_path: Path) -> None:
     settings = settings_on(kafka_bootstrap, shards=3, delivery_shards=2)
     here, there = MemorySpool(), MemorySpool()
     async with opened(tmp_path / "old.db") as source:
@@ -197,7 +197,9 @@ async def test_to_a_kafka_and_back(kafka_bootstrap: str, tmp_path: Path) -> None
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("after", [False, True])
-async def test_to_a_kafka_killed_between_its_commits(kafka_bootstrap: str, tmp_path: Path, after: bool) -> None:
+async def test_move_to_kafka_killed_between_commits_completes(
+    kafka_bootstrap: str, tmp_path: Path, after: bool
+) -> None:
     settings = settings_on(kafka_bootstrap, shards=3, delivery_shards=2)
     spool = MemorySpool()
     async with opened(tmp_path / "old.db") as source:
@@ -213,7 +215,7 @@ async def test_to_a_kafka_killed_between_its_commits(kafka_bootstrap: str, tmp_p
 
 
 @pytest.mark.kafka
-async def test_the_command_to_a_kafka_killed_and_delivered(kafka_bootstrap: str, tmp_path: Path) -> None:
+async def test_move_command_to_kafka_killed_repeatedly_completes(kafka_bootstrap: str, tmp_path: Path) -> None:
     settings = settings_on(kafka_bootstrap, shards=3, delivery_shards=2)
     await make_topics(settings)
     new = configuration(tmp_path / "new", settings, spool="../spool")
@@ -242,10 +244,10 @@ async def test_the_command_to_a_kafka_killed_and_delivered(kafka_bootstrap: str,
 
 
 @pytest.mark.kafka
-async def test_by_two_urls_to_a_kafka_and_delivered(kafka_bootstrap: str, tmp_path: Path) -> None:
+async def test_queue_moves_to_kafka_by_two_urls(kafka_bootstrap: str, tmp_path: Path) -> None:
     settings = settings_on(kafka_bootstrap, shards=3, delivery_shards=2)
     await make_topics(settings)
-    config = configuration(tmp_path, settings)  # the prefix and the spool, which a URL leaves open
+    config = configuration(tmp_path, settings)  # the prefix and the spool are not in a URL
     async with opened(tmp_path / "old.db") as log:
         planted = await plant(log, DiskSpool(tmp_path / "spool"), 3)
     urls = ("--from", "embedded:old.db", "--to", settings.url, "--config", config)
@@ -257,7 +259,7 @@ async def test_by_two_urls_to_a_kafka_and_delivered(kafka_bootstrap: str, tmp_pa
 
 
 @pytest.mark.kafka
-async def test_a_cluster_in_use_and_the_same_twice_are_refused(kafka_bootstrap: str, tmp_path: Path) -> None:
+async def test_cluster_in_use_and_identical_logs_are_refused(kafka_bootstrap: str, tmp_path: Path) -> None:
     settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=2)
     await make_topics(settings)
     new = configuration(tmp_path / "new", settings)

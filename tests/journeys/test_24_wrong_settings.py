@@ -1,7 +1,7 @@
-"""Journey 24: wrong settings of a log on Kafka, and right ones over TLS and with a log-in.
+"""Journey 24: wrong settings of a log on Kafka are one-line errors; correct ones work over TLS and with SASL.
 
-Every mistake is one line on stderr that names the key and says what to do, exit status 2, within 20 seconds, and
-nothing of a library's beside it. Brokers that cannot be reached end a command; servers wait for them (journey 32).
+Every mistake is one line on stderr that names the key and the remedy, exit status 2, within 20 seconds, without output
+of a library. Unreachable brokers end a command; servers wait for them (journey 32).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 @contextmanager
 def _stranger(greeting: bytes) -> Iterator[str]:
-    """Takes connections, greets, and says nothing more."""
+    """Accepts connections, sends a greeting, and nothing more."""
     peers = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -56,16 +56,16 @@ def _stranger(greeting: bytes) -> Iterator[str]:
                 peer.close()
 
 
-# --- nobody there
+# --- no Kafka
 
 
 @pytest.mark.parametrize("command", [("topics", "create"), ("topics", "check"), ("queue",)])
-def test_nothing_listens(run: Run, command: tuple[str, ...]) -> None:
+def test_port_without_listener_is_a_one_line_error(run: Run, command: tuple[str, ...]) -> None:
     line = refused(run(*command, log={"url": "kafka://127.0.0.1:1,127.0.0.1:2"}))
     assert "log.url: 127.0.0.1:1 refuses the connection: start a broker there, or correct log.url (and 1 more" in line
 
 
-def test_a_name_that_does_not_resolve(run: Run) -> None:
+def test_unresolvable_host_is_a_one_line_error(run: Run) -> None:
     line = refused(run("queue", log={"url": "kafka://no-such-host.invalid:9092"}))
     assert "log.url: no-such-host.invalid:9092 cannot be resolved" in line
 
@@ -74,14 +74,14 @@ def test_a_name_that_does_not_resolve(run: Run) -> None:
 @pytest.mark.parametrize(
     ("greeting", "says"), [(b"220 mx.example.test ESMTP\r\n", "Kafka broker"), (b"", "")], ids=["smtp", "mute"]
 )
-def test_a_listener_that_is_no_kafka(run: Run, greeting: bytes, says: str, tls: bool) -> None:
+def test_listener_that_is_not_kafka_is_a_one_line_error(run: Run, greeting: bytes, says: str, tls: bool) -> None:
     with _stranger(greeting) as where:
         line = refused(run("router" if greeting else "queue", log={"url": f"kafka://{where}", "tls": tls}))
     assert "log.url: 127.0.0.1:" in line
     assert says in line
 
 
-def test_a_certificate_that_is_not_there(run: Run) -> None:
+def test_missing_certificate_is_a_one_line_error(run: Run) -> None:
     line = refused(run("router", log={"url": "kafka://127.0.0.1:1", "tls": True, "tls_ca": "nix.pem"}))
     assert "log.tls_ca: " in line
     assert "nix.pem" in line
@@ -108,7 +108,7 @@ def secured_node() -> Iterator[Cluster]:
         ({"tls": False}, "log.tls", "uses TLS: set log.tls = true"),
     ],
 )
-def test_a_secured_listener_that_does_not_take_us(
+def test_rejection_by_a_secured_listener_is_a_one_line_error(
     run: Run, secured_node: Cluster, changes: dict[str, Any], key: str, says: str
 ) -> None:
     line = refused(run("router", log=secured_log(secured_node, **changes)))
@@ -127,7 +127,7 @@ def test_a_secured_listener_that_does_not_take_us(
         ({"tls": False}, "log.sasl_mechanism: {where} does not use authentication"),
     ],
 )
-def test_an_open_listener_where_a_secured_one_is_expected(
+def test_plain_listener_instead_of_a_secured_one_is_a_one_line_error(
     run: Run, secured_node: Cluster, changes: dict[str, Any], says: str
 ) -> None:
     where = secured_node.bootstrap
@@ -137,9 +137,7 @@ def test_an_open_listener_where_a_secured_one_is_expected(
 
 @pytest.mark.kafka_cluster
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "PLAIN"])
-async def test_a_log_over_tls_with_a_log_in_takes_records_and_gives_them_back(
-    secured_node: Cluster, mechanism: str
-) -> None:
+async def test_log_over_tls_with_sasl_stores_and_returns_records(secured_node: Cluster, mechanism: str) -> None:
     assert secured_node.credentials is not None
     certificate = {
         "tls_cert": str(secured_node.credentials.client_certificate),
@@ -159,9 +157,7 @@ async def test_a_log_over_tls_with_a_log_in_takes_records_and_gives_them_back(
 
 @pytest.mark.kafka_cluster
 @pytest.mark.parametrize("how", ["tls", "login"])
-async def test_a_log_over_tls_alone_or_with_a_log_in_alone_takes_a_message_and_gives_it_back(
-    secured_node: Cluster, how: str
-) -> None:
+async def test_log_with_tls_only_or_sasl_only_stores_and_returns_a_message(secured_node: Cluster, how: str) -> None:
     changes: dict[str, Any] = {"sasl_mechanism": "", "sasl_username": "", "sasl_password": ""}
     where = secured_node.tls_bootstrap
     if how == "login":

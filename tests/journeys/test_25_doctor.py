@@ -1,6 +1,4 @@
-"""Journey 25: from no topics to a sound log on Kafka, by `eilpost topics`, and `eilpost doctor` finds what is ill, and
-says of each such thing what to do.
-"""
+"""Journey 25: `eilpost topics` creates a log on Kafka, and `eilpost doctor` reports each problem with its remedy."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def without_advice(page: str) -> list[Any]:
-    """What is not well and has no word on what to do, in doctor's answer as text or as JSON."""
+    """Problems without a remedy in doctor's output, as text or as JSON."""
     if page.startswith("{"):
         return [each for each in json.loads(page)["findings"] if each["level"] != "OK" and not any(each["advice"])]
     lines = page.splitlines()
@@ -65,7 +63,7 @@ def without_advice(page: str) -> list[Any]:
 
 
 @pytest.mark.kafka
-def test_topics_are_made_grown_and_checked(run: Run, kafka_bootstrap: str) -> None:
+def test_topics_are_created_extended_and_checked(run: Run, kafka_bootstrap: str) -> None:
     log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}.", "shards": 2, "delivery_shards": 3}
     line = refused(run("queue", log=log))
     assert "run `eilpost topics create`" in line
@@ -84,7 +82,8 @@ def test_topics_are_made_grown_and_checked(run: Run, kafka_bootstrap: str) -> No
     assert run("topics", "create", log=grown) == (0, f"{log['prefix']}dispatched: 3 -> 5 partitions\n", "")
 
     status, out, _ = run("topics", "check", log=log)
-    assert (status, out.count("WARN"), out.splitlines()[-1]) == (0, 6, "5 checks: 5 WARN")  # one replica, in dev
+    # one replica, with durability "dev"
+    assert (status, out.count("WARN"), out.splitlines()[-1]) == (0, 6, "5 checks: 5 WARN")
     status, out, _ = run("topics", "check", log=log | {"durability": "safe"})
     assert (status, out.splitlines()[-1]) == (1, "5 checks: 5 FAIL")
 
@@ -109,7 +108,7 @@ async def _with_admin(bootstrap: str, do: Callable[[AIOKafkaAdminClient], Any]) 
 
 
 async def _delete(admin: AIOKafkaAdminClient, name: str) -> None:
-    """And return when the broker shows it no more, which is a moment after it says that it is deleted."""
+    """Delete a topic; return when the broker no longer lists it, which is a moment after its reply."""
     await admin.delete_topics([name])
     async with asyncio.timeout(30):
         while name in await admin.list_topics():
@@ -117,7 +116,7 @@ async def _delete(admin: AIOKafkaAdminClient, name: str) -> None:
 
 
 @pytest.mark.kafka
-def test_a_lost_topic_comes_back_with_as_many_partitions_as_the_others_have(run: Run, kafka_bootstrap: str) -> None:
+def test_lost_topic_is_recreated_with_the_partition_count_of_the_others(run: Run, kafka_bootstrap: str) -> None:
     log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}."}
     run("topics", "create", log=log | {"shards": 2, "delivery_shards": 1})
     name = f"{log['prefix']}events"
@@ -127,7 +126,7 @@ def test_a_lost_topic_comes_back_with_as_many_partitions_as_the_others_have(run:
 
 
 @pytest.mark.kafka
-def test_partition_counts_that_disagree(run: Run, kafka_bootstrap: str) -> None:
+def test_different_partition_counts_are_reported(run: Run, kafka_bootstrap: str) -> None:
     prefix = f"j25-{time.time_ns()}."
     counts = {"accepted": 2, "queue": 3, "dispatched": 1, "attempted": 2, "events": 2}
     topics = [NewTopic(prefix + name, count, 1) for name, count in counts.items()]
@@ -139,7 +138,7 @@ def test_partition_counts_that_disagree(run: Run, kafka_bootstrap: str) -> None:
 
 
 @pytest.mark.kafka
-def test_topics_check_finds_a_topic_that_forgets(run: Run, kafka_bootstrap: str) -> None:
+def test_topics_check_reports_a_retention_limit(run: Run, kafka_bootstrap: str) -> None:
     log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}.", "shards": 1, "delivery_shards": 1}
     run("topics", "create", log=log)
     resource = ConfigResource(
@@ -151,7 +150,7 @@ def test_topics_check_finds_a_topic_that_forgets(run: Run, kafka_bootstrap: str)
 
 
 @pytest.mark.kafka
-def test_a_dedicated_tenant_without_topics_is_found(run: Run, kafka_bootstrap: str, tmp_path: Path) -> None:
+def test_dedicated_tenant_without_topics_is_reported(run: Run, kafka_bootstrap: str, tmp_path: Path) -> None:
     log = {"url": f"kafka://{kafka_bootstrap}", "prefix": f"j25-{time.time_ns()}.", "shards": 1, "delivery_shards": 1}
     with (tmp_path / "directory.toml").open("a") as directory:
         directory.write('\n[tenants.acme]\nhosting = "dedicated"\n')
@@ -169,12 +168,12 @@ def test_a_dedicated_tenant_without_topics_is_found(run: Run, kafka_bootstrap: s
 
 
 @pytest.mark.parametrize("action", ["create", "check"])
-def test_an_embedded_log_has_no_topics(run: Run, action: str) -> None:
+def test_embedded_log_has_no_topics(run: Run, action: str) -> None:
     status, out, err = run("topics", action, log={"url": "embedded:var/log.db"})
     assert (status, out, err) == (0, "embedded:var/log.db: this log has no topics\n", "")
 
 
-def test_doctor_on_an_embedded_log(run: Run) -> None:
+def test_doctor_works_on_an_embedded_log(run: Run) -> None:
     status, out, err = run("doctor", log={"url": "embedded:var/log.db"})
     assert (status, err) == (0, "")
     assert out.splitlines()[-1].endswith("checks: all OK")
@@ -184,16 +183,16 @@ def test_doctor_on_an_embedded_log(run: Run) -> None:
 
 
 @pytest.mark.kafka
-def test_doctor_without_brokers(run: Run) -> None:
+def test_doctor_without_brokers_reports_the_other_checks(run: Run) -> None:
     status, out, err = run("doctor", log={"url": "kafka://127.0.0.1:1"})
     assert (status, err) == (1, "")
     assert "FAIL  broker 127.0.0.1:1" in out
     assert "-> start a broker there, or correct log.url" in out
-    assert "OK    directory" in out  # the rest is looked at all the same
+    assert "OK    directory" in out  # the other checks still run
 
 
 @pytest.mark.parametrize("how", [(), ("--json",)], ids=["text", "json"])
-def test_doctor_without_an_authority(run: Run, how: tuple[str, ...]) -> None:
+def test_doctor_reports_an_unknown_certificate_authority(run: Run, how: tuple[str, ...]) -> None:
     status, out, err = run("doctor", *how, log={"url": "kafka://127.0.0.1:1", "tls": True, "tls_ca": "nix.pem"})
     assert (status, err) == (1, "")
     assert "nix.pem: no such file or directory" in out.lower()
@@ -201,9 +200,7 @@ def test_doctor_without_an_authority(run: Run, how: tuple[str, ...]) -> None:
 
 
 @pytest.mark.kafka
-def test_mail_that_waits_for_nobody_is_found_and_a_group_that_works_is_well(
-    run: Run, kafka_bootstrap: str, tmp_path: Path
-) -> None:
+def test_doctor_reports_unread_mail_and_an_active_group(run: Run, kafka_bootstrap: str, tmp_path: Path) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     log = {"url": settings.url, "prefix": settings.prefix}
 
@@ -219,7 +216,7 @@ def test_mail_that_waits_for_nobody_is_found_and_a_group_that_works_is_well(
         assert (status in (0, 1), err) == (True, "")
         return {finding["what"]: finding for finding in json.loads(out)["findings"]}
 
-    for _ in range(2):  # doctor's own probe is no mail that waits
+    for _ in range(2):  # doctor's own probe does not count as unread mail
         finding = look()[group]
         assert finding["level"] == "FAIL"
         assert finding["text"] == "no process of this role is running, lag 1 record"
@@ -238,7 +235,7 @@ def test_mail_that_waits_for_nobody_is_found_and_a_group_that_works_is_well(
 
 
 @pytest.mark.kafka_cluster
-def test_doctor_sees_a_broker_die(run: Run) -> None:
+def test_doctor_reports_a_dead_broker(run: Run) -> None:
     settings = {
         "broker.session.timeout.ms": "3000",
         "broker.heartbeat.interval.ms": "500",
@@ -257,7 +254,7 @@ def test_doctor_sees_a_broker_die(run: Run) -> None:
         assert out.count("clock of broker") == 3
 
         cluster.node(2).kill()
-        _, out, _ = run("doctor", log=log)  # the others still have it in their list
+        _, out, _ = run("doctor", log=log)  # the other brokers still list it
         assert "WARN  cluster size" in out, out
         assert "2 brokers alive" in out
         while len(cluster.alive(asked=1)) > 2:
@@ -270,7 +267,7 @@ def test_doctor_sees_a_broker_die(run: Run) -> None:
 
 
 @pytest.mark.kafka_cluster
-def test_brokers_that_name_themselves_by_an_address_that_leads_nowhere(run: Run) -> None:
+def test_doctor_reports_unreachable_advertised_listeners(run: Run) -> None:
     port = free_port()
     elsewhere = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"}
     with kafka.cluster(1, settings=elsewhere) as cluster:
@@ -291,7 +288,7 @@ def secured_node() -> Iterator[Cluster]:
 
 
 @pytest.mark.kafka_cluster
-def test_doctor_on_a_secured_cluster(run: Run, secured_node: Cluster) -> None:
+def test_doctor_works_on_a_secured_cluster(run: Run, secured_node: Cluster) -> None:
     log = secured_log(secured_node, prefix="secured.", shards=1, delivery_shards=1)
     assert run("topics", "create", log=log)[0] == 0
     status, out, err = run("doctor", "--json", log=log)
@@ -305,8 +302,8 @@ def test_doctor_on_a_secured_cluster(run: Run, secured_node: Cluster) -> None:
 
 @pytest.mark.kafka_cluster
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "PLAIN"])
-async def test_a_message_goes_all_its_way_over_a_secured_listener(secured_node: Cluster, mechanism: str) -> None:
-    """Both groups and the router's transactions, with a log-in and TLS."""
+async def test_message_is_delivered_over_a_secured_listener(secured_node: Cluster, mechanism: str) -> None:
+    """Uses TLS and SASL for both groups and the router's transactions."""
     section = secured_log(secured_node, prefix=f"way-{mechanism.lower()}.", shards=1, delivery_shards=1)
     settings = LogSettings.model_validate(
         section | {"sasl_mechanism": mechanism, "durability": "dev", "replication": 1, "session_timeout": "6s"}
@@ -325,7 +322,7 @@ async def test_a_message_goes_all_its_way_over_a_secured_listener(secured_node: 
             await router.commit([Settled(samples.delivery(1).id)], report)
             assert await replay_all(router) == []
         await eventually_equals(lambda: events(log, 1), [samples.event(1)])
-    async with running(settings) as log:  # the marks of both groups are there for who comes next
+    async with running(settings) as log:  # the offsets of both groups are committed
         async with router_shard_of(log) as router:
             assert not await router.read(10, NOW)
         assert (await log.backlog()).dispatched == 0

@@ -1,7 +1,7 @@
-"""Journey 26: what `make kafka NODES=3` and `make cluster` run. While mail flows in at both doors, a process of each
-role and a broker are killed, and come again.
+"""Journey 26: `make kafka NODES=3` and `make cluster`: under load a process of each role and a broker are killed and
+restarted.
 
-Folders and ports are a test's own, all else as a person gets it: three brokers, seven processes, Ctrl-C at the end.
+Folders and ports are the test's own; otherwise as for a user: three brokers, seven processes, Ctrl-C at the end.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Running:
         return self._said.read_text()
 
     def pid(self, name: str) -> int:
-        """Of a process of `make cluster` or a node of `make kafka`, by the last line that tells it."""
+        """Pid of a process of `make cluster` or a node of `make kafka`, from the last line that reports it."""
         return int(re.findall(rf"{name} +(?:pid|is process) (\d+)", self.said())[-1])
 
     def pids(self) -> set[int]:
         return set(map(int, re.findall(r" (?:pid|is process) (\d+)", self.said())))
 
     def interrupt(self) -> int:
-        """Ctrl-C; the exit status."""
+        """Ctrl-C; returns the exit status."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(120)  # brokers hand their partitions over
+        return self.process.wait(120)  # brokers hand over their partitions
 
 
 @contextmanager
@@ -74,24 +74,24 @@ def running(said: Path, *command: str) -> Iterator[Running]:
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
-                process.kill()  # its guard ends what it started
+                process.kill()  # its supervisor ends the processes that it started
                 process.wait()
 
 
 def make_cluster(folder: Path, brokers: str, first: int) -> AbstractContextManager[Running]:
-    """As `make cluster`, but for the places."""
+    """`make cluster` with the test's folders and ports."""
     given = ("--dir", str(folder / "demo"), "--brokers", brokers, "--port", str(first))
     return running(folder / "said", "-m", "eilpost", "demo", "--cluster", *given)
 
 
 def make_kafka(folder: Path, first: int) -> AbstractContextManager[Running]:
-    """As `make kafka NODES=3`, but for the places."""
+    """`make kafka NODES=3` with the test's folders and ports."""
     given = ("--nodes", "3", "--port", str(first), "--dir", str(folder / "kafka"))
     return running(folder / "kafka-said", str(BROKER), "up", *given)
 
 
 def alive(folder: Path) -> list[str]:
-    """What `broker.py status` says of each broker."""
+    """The state of each broker in `broker.py status`."""
     asked = [sys.executable, str(BROKER), "status", "--dir", str(folder / "kafka")]
     return subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
 
@@ -121,14 +121,14 @@ def subjects(port: int) -> set[str]:
 
 
 class Letters:
-    """What a sender that repeats what got no 250 has come to."""
+    """Messages of a sender that repeats each message without a 250."""
 
     accepted = 0
 
 
 @contextmanager
 def flow(ports: tuple[int, int], count: int) -> Iterator[Letters]:
-    """README's sender: one letter after the other, at both doors in turn."""
+    """The sender of the README: one message after the other, alternating between both ingresses."""
     letters, over = Letters(), threading.Event()
 
     def run() -> None:
@@ -151,7 +151,7 @@ def flow(ports: tuple[int, int], count: int) -> Iterator[Letters]:
         sender.join()
 
 
-def test_the_demo_cluster(tmp_path: Path) -> None:
+def test_demo_cluster_survives_killed_processes_and_brokers(tmp_path: Path) -> None:
     kafka_port, first = _free_in_a_row(*range(3), *range(100, 103)), _free_in_a_row(*range(PORTS))
     smtp, pop3 = (first, first + 1), first + 2
     bootstrap = ",".join(f"127.0.0.1:{kafka_port + n}" for n in range(3))
@@ -181,7 +181,7 @@ def test_the_demo_cluster(tmp_path: Path) -> None:
         until(lambda: kafka.pid("node 2") != node, kafka.said)
         until(lambda: all(line.endswith(" alive: [1, 2, 3]") for line in alive(tmp_path)), lambda: str(alive(tmp_path)))
 
-        os.kill(cluster.pid("router-2"), signal.SIGSTOP)  # it has to be woken to hear that it is to end
+        os.kill(cluster.pid("router-2"), signal.SIGSTOP)  # must be resumed to handle the signal
         for each, last in ((cluster, "all stopped; what was accepted is in Kafka"), (kafka, "Kafka stopped; the data")):
             assert each.interrupt() == 0
             assert last in each.said()
@@ -189,13 +189,13 @@ def test_the_demo_cluster(tmp_path: Path) -> None:
             assert not any(_lives(pid) for pid in each.pids())
 
 
-def test_its_processes_do_not_outlive_a_demo_that_is_killed(kafka_cluster: ClusterFactory, tmp_path: Path) -> None:
+def test_processes_end_with_a_killed_demo(kafka_cluster: ClusterFactory, tmp_path: Path) -> None:
     brokers = kafka_cluster(3)
     with make_cluster(tmp_path, f"kafka://{brokers.bootstrap}", _free_in_a_row(*range(PORTS))) as cluster:
         until(lambda: cluster.said().count(" pid ") == 7, cluster.said)
         pids = list(cluster.pids())
         until(lambda: all(_lives(pid) for pid in pids), cluster.said)
-        os.kill(pids[0], signal.SIGSTOP)  # what is frozen could not end by itself
+        os.kill(pids[0], signal.SIGSTOP)  # a stopped process cannot end by itself
         cluster.process.kill()
         cluster.process.wait(10)
         until(lambda: not any(_lives(pid) for pid in pids), lambda: f"{pids} live on", 10)
@@ -209,7 +209,7 @@ def _lives(pid: int) -> bool:
 
 
 def _free_in_a_row(*steps: int) -> int:
-    """A port that is free, and those so many above it."""
+    """The first of `count` consecutive free ports."""
     while True:
         first = free_port()
         if all(_is_free(first + step) for step in steps):

@@ -1,8 +1,8 @@
-"""Journey 27: a record of another version lies in one shard. Its shard stands still and says so, all else goes on.
+"""Journey 27: a record of an unknown version stops its shard with an error; everything else continues.
 
-Real processes on a real Kafka, for each topic that a router or a delivery reads. No process ends or starts again; the
-log, a metric and `eilpost doctor` name the record. Then what docs/kafka.md says of a damaged one is done:
-with the role's processes stopped the group's mark goes behind it, and what waited arrives.
+Real processes on a real Kafka, for each topic that a router or a delivery reads. No process ends; the log, a metric and
+`eilpost doctor` name the record. Then the procedure of docs/kafka.md for a damaged record is applied: with the role
+stopped, the group's offset is set behind the record, and the waiting mail arrives.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STOPPED = 1  # the shard with the record
 
 
 class Roles:
-    """An ingress, a router, a delivery, on folders they share."""
+    """An ingress, a router and a delivery on shared folders."""
 
     def __init__(self, folder: Path, log: LogSettings) -> None:
         shared: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ class Roles:
                 each.kill()
 
     def send(self, subjects: Sequence[str]) -> dict[str, tuple[QueueId, str]]:
-        """A letter to each user in turn; by subject, its queue id and whom it is for."""
+        """Send a message to each user in turn; returns its queue id and recipient by subject."""
         sent = {}
         with smtplib.SMTP("127.0.0.1", self.ingress.mx) as client:
             client.ehlo()
@@ -93,25 +93,27 @@ class Roles:
 
 
 def waits_for(topic: Topic, queue_id: QueueId, user: str) -> bool:
-    """Whether a letter goes through the shard that stands still."""
+    """Whether a message passes the stopped shard."""
     if topic is DISPATCHED:
         return place(dispatched(1, ToMailbox(f"{user}@example.test")), COUNTS).shard == STOPPED
     return shard_of_message(queue_id, COUNTS) == STOPPED
 
 
 async def stands(roles: Roles, role: str, what: str, flows: Sequence[str]) -> None:
-    """One shard of the role, and all that is not in `flows`, stands still, and this is said: once, and why."""
+    """Check that one shard of the role is stopped, that only mail in `flows` arrives, and that the reason is logged
+    once.
+    """
     reader = {"router": roles.router, "delivery": roles.delivery}[role]
     lives = {each.pid for each in roles.everyone}
     await wait_until(lambda: roles.arrived() == flows, what="the other shard's mail", deadline_seconds=40)
-    await asyncio.sleep(3)  # long enough for a loop to show
+    await asyncio.sleep(3)  # long enough to see a retry loop
     assert roles.arrived() == flows
     assert {each.pid for each in roles.everyone if each.is_running} == lives
     assert reader.metric("eilpost_shards_stopped", role=role) == 1
     (line,) = [line for line in reader.output().splitlines() if '"shard stopped"' in line]
     assert what in json.loads(line)["reason"]
     (ready, answer), healthy = reader.get("/readyz"), reader.get("/healthz")[0]
-    assert (ready, healthy) == (200, 200)  # its other shard is served
+    assert (ready, healthy) == (200, 200)  # its other shard is processed
     (stopped,) = json.loads(answer)["stopped"]
     assert stopped.startswith(f"{role}, shard {STOPPED}: ")
     assert what in stopped
@@ -124,7 +126,7 @@ async def has_stopped(reader: EilpostProcess, role: str) -> None:
 
 
 async def set_mark(log: LogSettings, topic: Topic, role: str, offset: int, text: str = "") -> None:
-    """As `kafka-consumer-groups.sh --reset-offsets --to-offset` does for a group without members."""
+    """Like `kafka-consumer-groups.sh --reset-offsets --to-offset` for a group without members."""
     access = make_access(log)
     consumer = AIOKafkaConsumer(group_id=access.group(role), enable_auto_commit=False, **access.client_options())
     await consumer.start()
@@ -144,7 +146,9 @@ RECORDS = {ACCEPTED: accepted(1), ATTEMPTED: attempted(1), DISPATCHED: dispatche
     [(ACCEPTED, "router"), (ATTEMPTED, "router"), (DISPATCHED, "delivery")],
     ids=lambda each: each if isinstance(each, str) else each.name,
 )
-async def test_a_record_of_another_version(kafka_bootstrap: str, tmp_path: Path, topic: Topic, role: str) -> None:
+async def test_record_of_unknown_version_stops_only_its_shard(
+    kafka_bootstrap: str, tmp_path: Path, topic: Topic, role: str
+) -> None:
     log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
     await make_topics(log)
     roles = Roles(tmp_path, log)
@@ -182,7 +186,9 @@ async def test_a_record_of_another_version(kafka_bootstrap: str, tmp_path: Path,
         assert not [each for each in told["findings"] if each["what"].startswith("shard ")]
 
 
-async def test_a_router_that_starts_on_a_queue_line_of_another_version(kafka_bootstrap: str, tmp_path: Path) -> None:
+async def test_router_start_with_a_queue_record_of_unknown_version_stops_its_shard(
+    kafka_bootstrap: str, tmp_path: Path
+) -> None:
     log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
     await make_topics(log)
     roles = Roles(tmp_path, log)
@@ -200,13 +206,13 @@ async def test_a_router_that_starts_on_a_queue_line_of_another_version(kafka_boo
         await stands(roles, "router", place_of_it, flows)
 
 
-async def test_a_queue_line_of_another_version_is_told(kafka_bootstrap: str, tmp_path: Path) -> None:
+async def test_queue_record_of_unknown_version_is_reported(kafka_bootstrap: str, tmp_path: Path) -> None:
     log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
     await make_topics(log)
     line = pending(1)
     at = place(line, COUNTS)
     await append_frame(log, QUEUE, at.shard, frame_of_version(9, line), at.key)
-    ingress = Roles(tmp_path, log).ingress  # its configuration; nothing runs
+    ingress = Roles(tmp_path, log).ingress  # its configuration only; it does not run
     told = json.loads(await asyncio.to_thread(ingress.run, "doctor", "--json", ok=False))
     (finding,) = [each for each in told["findings"] if each["what"] == f"shard {at.shard} of {log.prefix}queue"]
     assert finding["level"] == "FAIL"
@@ -217,7 +223,7 @@ async def test_a_queue_line_of_another_version_is_told(kafka_bootstrap: str, tmp
     assert finding["text"] in done.stderr
 
 
-async def test_a_mark_of_another_version_is_told(kafka_bootstrap: str, tmp_path: Path) -> None:
+async def test_committed_offset_of_unknown_version_is_reported(kafka_bootstrap: str, tmp_path: Path) -> None:
     log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
     await make_topics(log)
     await set_mark(log, DISPATCHED, "delivery", 0, "9 and so on")

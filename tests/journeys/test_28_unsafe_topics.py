@@ -1,6 +1,4 @@
-"""Journey 28: topics on three brokers that could lose mail, and no role that uses the log starts on them: neither who
-takes mail, nor who routes it, nor who carries it. On a machine for trials, `log.durability = "dev"`, all do.
-"""
+"""Journey 28: no role starts on topics that could lose mail, unless `log.durability = "dev"`."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from tests.support.servers.kafka_log import configure, make_topics, settings_on
 
 pytestmark = pytest.mark.kafka_cluster
 
-ROLES = ("ingress", "router", "delivery")  # a mailstore reads no log
+ROLES = ("ingress", "router", "delivery")  # a mailstore does not read the log
 UNSAFE = (
     (ACCEPTED, "retention.ms", "604800000", "removes undelivered mail: set it to -1"),
     (DISPATCHED, "retention.bytes", "1000000000", "removes undelivered mail: set it to -1"),
@@ -32,7 +30,7 @@ UNSAFE = (
 
 @pytest.fixture(scope="module")
 def safe() -> Iterator[LogSettings]:
-    """Topics as `eilpost topics create` makes them, on three brokers."""
+    """Topics as created by `eilpost topics create` on three brokers."""
     with kafka.cluster(3) as cluster:
         settings = settings_on(cluster.bootstrap, durability="safe", replication=3, shards=1, delivery_shards=1)
         asyncio.run(make_topics(settings))
@@ -51,7 +49,7 @@ def section(settings: LogSettings, durability: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize(("topic", "key", "value", "says"), UNSAFE, ids=[key for _, key, *_ in UNSAFE])
-def test_no_role_starts_on_a_topic_that_could_lose_mail(
+def test_no_role_starts_on_topics_that_could_lose_mail(
     run: Run, safe: LogSettings, role: str, topic: Topic, key: str, value: str, says: str
 ) -> None:
     asyncio.run(configure(safe, topic, {key: value}))
@@ -65,7 +63,7 @@ def test_no_role_starts_on_a_topic_that_could_lose_mail(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_what_is_refused_is_taken_for_trials_and_what_is_safe_is_taken(
+def test_unsafe_topics_are_allowed_in_dev_and_safe_ones_always(
     run: Run, safe: LogSettings, role: str, tmp_path: Path
 ) -> None:
     unsafe: dict[Topic, dict[str, str]] = {}

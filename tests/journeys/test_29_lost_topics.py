@@ -1,8 +1,8 @@
-"""Journey 29: topics are deleted under running processes, those of everybody or those of a dedicated tenant.
+"""Journey 29: topics are deleted under running processes: the shared ones or those of a dedicated tenant.
 
-Real processes on a real Kafka, which makes topics that are asked for, as it comes. Each process that worked with them
-says in one line which are missing and what to do, is not ready for that reason, and goes on living; doctor says it too,
-and whose they are. When the topics are made again, mail flows again, without a start of anything.
+Real processes on a real Kafka with automatic topic creation. Each affected process logs one line with the missing
+topics and the remedy, becomes unready for that reason, and keeps running; doctor reports the topics and their owner.
+When the topics are recreated, mail flows without a restart.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ async def delete(log: LogSettings, names: Sequence[str]) -> None:
 
 
 def told(process: EilpostProcess, what: str) -> list[str]:
-    """The lines of its log that are about missing topics."""
+    """Log lines about missing topics."""
     lines = [json.loads(line) for line in process.output().splitlines() if line.startswith("{")]
     return [line["reason"] for line in lines if line["event"] == what]
 
 
 def reasons(process: EilpostProcess) -> list[str]:
-    """Why it is not ready."""
+    """Reasons in /readyz."""
     found: list[str] = json.loads(process.get("/readyz")[1])["reasons"]
     return found
 
@@ -53,7 +53,7 @@ LOST = "topics missing or invalid, mail is not processed"
 
 @pytest.mark.parametrize("names", [("accepted", "queue", "dispatched", "attempted", "events"), ("queue",)])
 @pytest.mark.parametrize("tenant", ["", "acme"])
-async def test_topics_are_deleted_and_made_again(
+async def test_processes_recover_from_deleted_topics(
     kafka_bootstrap: str, tmp_path: Path, tenant: str, names: Sequence[str]
 ) -> None:
     shared = settings_on(kafka_bootstrap)
@@ -75,20 +75,20 @@ async def test_topics_are_deleted_and_made_again(
         missing = ", ".join(f"{log.prefix}{topic.name}" for topic in ALL_TOPICS if topic.name in names)
         advice = f"missing: run `eilpost {' '.join(('topics', 'create', *option))}`, or correct log.prefix"
         for each in workers:
-            # A commit that fails may make it unready before the next look at the topics does.
+            # A failed commit may make it unready before the next check of the topics.
             await wait_until(lambda one=each: told(one, LOST), what="the line of a worker", deadline_seconds=30)
             (line,) = told(each, LOST)
             await wait_until(lambda one=each: reasons(one) == [f"the log is down: {line}"], what="not ready")  # noqa: B023
             assert missing in line
             assert advice in line
             assert each.get("/healthz")[0] == 200
-        # New mail is its sender's still, and said at once; everybody else's is taken.
+        # New mail of the tenant gets 4xx at once; other mail is accepted.
         what = "topics of a dedicated tenant not usable" if tenant else LOST
         await wait_until(lambda: told(hosting.ingress, what), what="the line of ingress", deadline_seconds=30)
         (line,) = told(hosting.ingress, what)
         assert missing in line
         assert advice in line
-        assert hosting.ingress.get("/readyz")[0] == 200  # it answers, with 4xx
+        assert hosting.ingress.get("/readyz")[0] == 200  # it replies with 4xx
         with smtplib.SMTP() as client:
             code, _ = await asyncio.to_thread(client.connect, "127.0.0.1", port)
             if tenant:
@@ -104,7 +104,7 @@ async def test_topics_are_deleted_and_made_again(
         assert (f"of tenant {tenant}" in fails[0]["text"]) is bool(tenant)
         assert any(f"topics create{''.join(f' {word}' for word in option)}`" in each for each in fails[0]["advice"])
 
-        await asyncio.sleep(8)  # nobody makes them by asking, nothing is said again, nothing ends
+        await asyncio.sleep(8)  # no automatic creation, no repeated log line, no exit
         assert [len(told(each, LOST)) for each in workers] == [1, 1]
         assert hosting.ingress.run("topics", "create", *option).count(": created") == len(names)
         for each in (hosting.ingress, *workers):
@@ -118,7 +118,7 @@ async def test_topics_are_deleted_and_made_again(
             return False
 
         await wait_until(is_open, what="the door", deadline_seconds=40)
-        for _ in range(2):  # fewer than before: their offsets are below the old marks
+        for _ in range(2):  # fewer than before: their offsets are below the committed ones
             await asyncio.to_thread(send, port, "someone@elsewhere.test", user)
         await wait_until(lambda: hosting.kept(user) == 5, what="mail after it", deadline_seconds=60)
         assert [each.pid for each in (hosting.ingress, *workers) if each.is_running] == lives

@@ -1,6 +1,6 @@
-"""Journey 30: the image as `docker build -f deploy/Dockerfile` makes it, run in the ways its users run it.
+"""Journey 30: the image of `docker build -f deploy/Dockerfile`, run as its users run it.
 
-The base image is a stand-in with Debian's libraries and a Python of this machine (`tests/support/containers`).
+The base image is a substitute with Debian's libraries and this machine's Python (`tests/support/containers`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def tag(docker_engine: Engine) -> str:
 
 @contextmanager
 def demo(engine: Engine, tag: str, name: str) -> Iterator[int]:
-    """The demo with nothing to write to but tmpfs; the port of its SMTP."""
+    """The demo with tmpfs as its only writable storage; yields its SMTP port."""
     port = free_port()
     published = f"--publish=127.0.0.1:{port}:2525"
     listens = "--env=EILPOST_INGRESS__MX=0.0.0.0:2525"
@@ -56,13 +56,13 @@ def demo(engine: Engine, tag: str, name: str) -> Iterator[int]:
         engine.docker("rm", "--force", "--volumes", name)
 
 
-def test_it_runs_as_its_own_user_and_says_its_version(docker_engine: Engine, tag: str) -> None:
+def test_image_runs_as_its_own_user_and_prints_its_version(docker_engine: Engine, tag: str) -> None:
     assert docker_engine.docker("run", "--rm", *HARDENED, tag, "version").startswith("eilpost 0.1.0 (Python 3.")
     ids = docker_engine.docker("run", "--rm", *HARDENED, "--entrypoint=id", tag)
     assert ids.startswith("uid=10001(eilpost) gid=10001(eilpost)")
 
 
-def test_it_has_no_tools_that_build_or_install(docker_engine: Engine, tag: str) -> None:
+def test_image_has_no_build_or_install_tools(docker_engine: Engine, tag: str) -> None:
     def in_it(script: str) -> str:
         return docker_engine.docker("run", "--rm", "--entrypoint=sh", tag, "-c", script)
 
@@ -75,14 +75,14 @@ def test_it_has_no_tools_that_build_or_install(docker_engine: Engine, tag: str) 
         assert modules == ""
 
 
-def test_its_layers_on_the_base_image_are_small(docker_engine: Engine, tag: str) -> None:
+def test_layers_on_the_base_image_are_small(docker_engine: Engine, tag: str) -> None:
     sizes = docker_engine.docker("history", "--human=false", "--format={{.Size}}", tag).split()
     own = sum(map(int, sizes[:-1])) / 1e6  # the last is the base image
     print(f"eilpost's own layers: {own:.0f} MB; the whole image: {sum(map(int, sizes)) / 1e6:.0f} MB")
     assert own < 120
 
 
-def test_the_demo_runs_on_a_read_only_root_file_system(docker_engine: Engine, tag: str) -> None:
+def test_demo_runs_on_a_read_only_root_file_system(docker_engine: Engine, tag: str) -> None:
     with demo(docker_engine, tag, "eilpost-demo") as port, smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
         client.sendmail("bob@example.test", ["alice@example.test"], b"Subject: read-only\r\n\r\nHello\r\n")
         end = time.monotonic() + 30
@@ -90,7 +90,7 @@ def test_the_demo_runs_on_a_read_only_root_file_system(docker_engine: Engine, ta
             try:
                 assert "Subject: read-only" in docker_engine.docker("exec", "eilpost-demo", "python", "-c", FETCH)
                 break
-            except EngineError:  # not there yet
+            except EngineError:  # not started yet
                 assert time.monotonic() < end
                 time.sleep(0.2)
         with pytest.raises(EngineError, match="Read-only file system"):

@@ -1,7 +1,7 @@
-"""30: `eilpost load` tries a whole server: every message it accepted is delivered or bounced, and the command says so.
+"""30: `eilpost load` accounts for every accepted message of a whole server and reports lost ones.
 
-The negative cases run against a server that breaks its promises on purpose: it loses mail, sends copies, refuses,
-defers, and closes connections. What the command reports is compared with what that server really did.
+The negative cases use a server that loses, duplicates, refuses and defers mail and closes connections. The command's
+report is compared with that server's own counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.servers.postfix import Postfix
 
 @asynccontextmanager
 async def started(*options: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The command, running; it ends with the block."""
+    """The running command; it ends with the block."""
     process = await asyncio.create_subprocess_exec(
         *(str(EILPOST), "load", *options),
         stdout=asyncio.subprocess.PIPE,
@@ -43,7 +43,7 @@ async def started(*options: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def load(*options: str, status: int = 0) -> dict[str, Any]:
-    """Run the command; its JSON. The exit status has to be `status`."""
+    """Run the command; returns its JSON output. The exit status must be `status`."""
     async with started(*options, "--json") as process:
         out, err = await asyncio.wait_for(process.communicate(), 100)
     assert process.returncode == status, err.decode()[-2000:] + out.decode()[-2000:]
@@ -56,7 +56,7 @@ async def is_sending(process: asyncio.subprocess.Process) -> None:
     assert b"sending to" in await process.stderr.readline()
 
 
-async def test_a_whole_server_under_load(tmp_path: Path) -> None:
+async def test_load_through_a_whole_server_loses_nothing(tmp_path: Path) -> None:
     sink = free_port()
     settings = {"delivery": {"relay": f"smtp://127.0.0.1:{sink}"}, "router": {"retry": ["300ms"]}}
     with EilpostProcess(tmp_path, settings) as box:
@@ -74,7 +74,7 @@ async def test_a_whole_server_under_load(tmp_path: Path) -> None:
     assert result["end_to_end_seconds"]["p50"] > 0
 
 
-async def test_sigterm_ends_the_sending_and_all_is_accounted_for(tmp_path: Path) -> None:
+async def test_sigterm_ends_the_sending_and_completes_the_accounting(tmp_path: Path) -> None:
     sink = free_port()
     with EilpostProcess(tmp_path, {"delivery": {"relay": f"smtp://127.0.0.1:{sink}"}}) as box:
         options = ("--target", f"127.0.0.1:{box.mx}", "--sink", f"127.0.0.1:{sink}", "--rate", "50")
@@ -90,8 +90,8 @@ async def test_sigterm_ends_the_sending_and_all_is_accounted_for(tmp_path: Path)
 
 
 @pytest.mark.postfix
-async def test_another_mail_server(tmp_path: Path) -> None:
-    """Its own 250s, retries and reports are accounted for as well."""
+async def test_load_through_another_mail_server(tmp_path: Path) -> None:
+    """Its own 250s, retries and DSNs are accounted for as well."""
     sink = free_port()
     settings = {"relayhost": f"[127.0.0.1]:{sink}", "minimal_backoff_time": "1s", "queue_run_delay": "1s"}
     postfix = Postfix(settings)
@@ -116,7 +116,7 @@ def through(relay: FaultyRelay, sink: int, messages: int, *more: str) -> list[st
     ]
 
 
-async def test_lost_mail_is_found_and_listed() -> None:
+async def test_lost_mail_is_detected_and_listed() -> None:
     sink = free_port()
     async with FaultyRelay(sink, lose=every(100)) as relay:
         result = await load(*through(relay, sink, 500), status=1)
@@ -128,7 +128,7 @@ async def test_lost_mail_is_found_and_listed() -> None:
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-async def test_the_exit_status_tells_of_lost_mail_though_nobody_reads(stream: str) -> None:
+async def test_exit_status_reports_lost_mail_without_a_reader(stream: str) -> None:
     """`eilpost load --json | head` in a script with pipefail."""
     sink = free_port()
     reader, writer = os.pipe()
@@ -146,7 +146,7 @@ async def test_the_exit_status_tells_of_lost_mail_though_nobody_reads(stream: st
         os.close(writer)
 
 
-async def test_copies_and_damage_are_counted() -> None:
+async def test_duplicates_and_damaged_content_are_counted() -> None:
     sink = free_port()
     async with FaultyRelay(sink, copy=every(50)) as relay:
         result = await load(*through(relay, sink, 500))
@@ -158,7 +158,7 @@ async def test_copies_and_damage_are_counted() -> None:
         assert (result["damaged"], result["lost"]) == (2, 0)
 
 
-async def test_refused_and_deferred_mail() -> None:
+async def test_refused_and_deferred_mail_is_counted() -> None:
     sink = free_port()
     faults = {"refuse": every(20), "refuse_recipient": every(31), "defer_recipient": every(7), "defer": every(23)}
     async with FaultyRelay(sink, **faults) as relay:
@@ -172,7 +172,7 @@ async def test_refused_and_deferred_mail() -> None:
     }
     assert result["retried"] == done["defer"] + done["defer_recipient"]
     assert result["accepted"] == result["delivered"] == 500 - result["refused"]
-    # A 4xx after the dot leaves a copy that may arrive too; one that was refused at its second attempt is no duplicate.
+    # A 4xx after the dot leaves a copy that may arrive too; one refused at its second attempt is not a duplicate.
     assert result["resent_after_dot"] == done["defer"]
     assert result["duplicates"] == result["duplicates_resent"] <= done["defer"]
     assert result["unsent"] == 0
@@ -185,8 +185,8 @@ async def test_deferred_mail_alone_does_not_fail_the_load() -> None:
     assert result["retried"] == relay.fault_counts["defer_recipient"] > 5
 
 
-async def test_messages_that_no_target_takes_fail_the_load() -> None:
-    """The server answers 451 to every recipient after the tenth."""
+async def test_messages_without_an_accepting_target_fail_the_load() -> None:
+    """The server replies 451 to every recipient after the tenth."""
     sink = free_port()
     async with (
         FaultyRelay(sink, defer_recipient=lambda number: number > 10) as relay,
@@ -213,7 +213,7 @@ async def test_closed_connections_leave_doubt_or_are_retried() -> None:
     assert result["duplicates"] == result["lost"] == result["unsent"] == 0
 
 
-async def test_a_target_that_is_away_is_passed_over() -> None:
+async def test_unreachable_target_is_skipped() -> None:
     sink, nobody = free_port(), free_port()
     async with FaultyRelay(sink) as relay:
         result = await load("--target", f"127.0.0.1:{nobody}", *through(relay, sink, 200, "--per-connection", "10"))
@@ -224,7 +224,7 @@ async def test_a_target_that_is_away_is_passed_over() -> None:
 @pytest.mark.parametrize(
     "signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]], ids=["SIGINT", "SIGTERM twice"]
 )
-async def test_an_interrupted_load_tells_what_it_knows(signals: list[signal.Signals]) -> None:
+async def test_interrupted_load_prints_its_partial_result(signals: list[signal.Signals]) -> None:
     sink = free_port()
     async with (
         FaultyRelay(sink, lose=every(2)) as relay,
@@ -247,10 +247,10 @@ async def test_an_interrupted_load_tells_what_it_knows(signals: list[signal.Sign
     assert accepted >= 40
     assert unfinished >= 20
     assert "lost " not in text.replace("0 lost", "")
-    assert text.count("unfinished") > 1  # each by its id
+    assert text.count("unfinished") > 1  # one line for each id
 
 
-async def test_nothing_relays_to_the_sink() -> None:
+async def test_sink_does_not_relay() -> None:
     sink = free_port()
     async with FaultyRelay(sink, lose=every(1)) as relay, started(*through(relay, sink, 3)) as process:
         out, err = await asyncio.wait_for(process.communicate(), 30)

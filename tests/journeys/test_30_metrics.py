@@ -1,4 +1,4 @@
-"""30: a message goes in, is routed, delivered and fetched; /metrics counts it everywhere, with declared labels only."""
+"""30: /metrics counts a message at every stage (accepted, routed, delivered, fetched), with declared labels only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.docs.metrics import exported_name, faults
 from tests.support.servers.eilpost_process import PASSWORD, EilpostProcess
 from tests.support.servers.ports import free_port
 
-SIZE = 100_000  # larger than what rides in a record: it lies in the spool
+SIZE = 100_000  # too large for a record: stored in the spool
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

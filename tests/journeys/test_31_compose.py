@@ -1,7 +1,7 @@
-"""Journey 31: `docker compose up` with the files in deploy/, as a reader of docs/install.md types it.
+"""Journey 31: `docker compose up` with the files in deploy/, with the commands of docs/install.md.
 
-Stand-ins take the place of the public images (`tests/support/containers/standins.py`), Grafana is not started, and the
-ports are free ones; everything else is as it stands in the files.
+The public images are replaced by substitutes (`tests/support/containers/standins.py`), Grafana is not started, and the
+ports are free ones; everything else is as in the files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COUNT = """
 import poplib
 box = poplib.POP3('127.0.0.1', 2110)
 box.user('alice@example.test'); box.pass_('eilpost-demo')
-print(box.stat()[0])"""  # as docs/install.md has it
+print(box.stat()[0])"""  # as in docs/install.md
 ROLES = {"ingress": 2, "router": 2, "delivery": 2, "mailstore": 1}
 
 
@@ -64,14 +64,14 @@ class Running:
     prometheus: int
 
     def arrived(self) -> dict[str, int]:
-        """What the sink took: copies by id."""
+        """Messages at the sink: copies by id."""
         return {id_: copies for id_, _, copies in _get(self.sink, "/")}
 
     def in_mailbox(self) -> int:
         return int(self.project.run("exec", "-T", "mailstore", "python", "-c", COUNT))
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """What Prometheus answers: labels and value of each series."""
+        """Result of a Prometheus query: labels and value of each series."""
         answer = _get(self.prometheus, f"/api/v1/query?query={quote(expression)}")
         return list(answer["data"]["result"])
 
@@ -87,7 +87,7 @@ def _get(port: int, path: str) -> Any:
 
 
 def _two_ports() -> int:
-    """The first of two neighbours that are free."""
+    """The first of two consecutive free ports."""
     while True:
         first = free_port()
         with socket.socket() as second:
@@ -176,13 +176,14 @@ async def test_mail_flows_and_a_router_is_added(docker_engine: Engine, images: d
         assert len(groups) >= len(list((DEPLOY.parent / "helm/files/rules").glob("*.yaml")))
 
 
-async def test_a_broker_of_three_is_killed_and_nothing_is_lost(
+async def test_loss_of_one_of_three_brokers_loses_nothing(
     docker_engine: Engine, images: dict[str, str], tmp_path: Path
 ) -> None:
     with up(docker_engine, images, tmp_path, "compose.yaml", "compose.three-brokers.yaml") as running:
         source = Source(running.smtp[0], sessions=8)
         sending = asyncio.create_task(
-            source.send(_postings("kept", 600, "outside@example.test"), per_second=30)  # 20 s, and what the kill costs
+            # 20 s plus the time of the outage
+            source.send(_postings("kept", 600, "outside@example.test"), per_second=30)
         )
         async with asyncio.timeout(240):
             while len(source.promised) < 150:

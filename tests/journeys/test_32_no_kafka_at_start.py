@@ -1,8 +1,8 @@
-"""Journey 32: processes that start before their Kafka does, and keep running through an outage.
+"""Journey 32: processes that start before Kafka, and keep running during an outage.
 
-Real processes and a real broker. Without a broker, and then without topics, no process ends: each is unready, and
-/readyz has the line that says what is missing. When brokers and topics appear, each becomes ready without a restart and
-mail flows. Later the broker is away again: workers are unready, the ingress stays ready and answers with 4xx.
+Real processes and a real broker. Without brokers, and then without topics, no process ends: each is unready, and
+/readyz names what is missing. When brokers and topics appear, each becomes ready without a restart and mail flows. In a
+later outage workers are unready, and the ingress stays ready and replies with 4xx.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def becomes(processes: Sequence[EilpostProcess], status: int, reason: str 
 
 
 def greeting(port: int) -> int:
-    """The code with which an ingress greets, or the first one that is not 2xx."""
+    """The code of an ingress's greeting, or the first code that is not 2xx."""
     with smtplib.SMTP() as client:
         code, _ = client.connect("127.0.0.1", port)
         if code != 220:
@@ -55,9 +55,7 @@ def greeting(port: int) -> int:
         return client.mail("someone@elsewhere.test")[0]
 
 
-async def test_every_role_starts_without_kafka_and_lives_through_an_outage(
-    kafka_cluster: ClusterFactory, tmp_path: Path
-) -> None:
+async def test_roles_start_without_kafka_and_survive_an_outage(kafka_cluster: ClusterFactory, tmp_path: Path) -> None:
     cluster = kafka_cluster(1)
     hosting = Hosting(tmp_path, settings_on(cluster.bootstrap))
     cluster.node(1).kill()
@@ -85,7 +83,7 @@ async def test_every_role_starts_without_kafka_and_lives_through_an_outage(
             await asyncio.to_thread(send, port, "someone@elsewhere.test", user)
             await wait_until(lambda user=user: hosting.kept(user) == 1, what=f"mail to {user}", deadline_seconds=40)
 
-        cluster.node(1).kill()  # and nothing is under way that would notice
+        cluster.node(1).kill()  # no operation is running that would detect it
         await becomes(workers, 503, "the log is down: ")
         assert readiness(hosting.ingress) == (200, [])
         with smtplib.SMTP("127.0.0.1", port) as client, pytest.raises(smtplib.SMTPDataError, match="451"):

@@ -1,8 +1,7 @@
-"""Journey 32: a project tests against eilpost as it would against any server, with testcontainers.
+"""Journey 32: another project uses eilpost in its tests with testcontainers.
 
-The image and a broker run on a network of their own on this run's Docker engine; the tests' own way to a broker in a
-container (`tests.support.servers.kafka`) is taken on the same engine. The broker's image is a stand-in for
-`apache/kafka`.
+The image and a broker run in their own network on this run's Docker engine; the tests' code for a broker in a container
+(`tests.support.servers.kafka`) runs on the same engine. The broker's image is a substitute for `apache/kafka`.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ EILPOST = {
     "EILPOST_INGRESS__SENDER_DOMAIN_MUST_RESOLVE": "false",
 }
 CONNECT = ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/9092"]
-# The directory and the mailboxes that `eilpost demo` makes, on this log.
+# The directory and mailboxes of `eilpost demo` on this log.
 DEMO = ("demo", "--dir", "/tmp/demo")
 FETCH = """
 import poplib
@@ -62,7 +61,7 @@ print(b' '.join(box.retr(1)[1]).decode())"""
 def on_our_engine(docker_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     monkeypatch.setenv("DOCKER_HOST", docker_engine.address)
     monkeypatch.setenv("DOCKER_CONFIG", docker_engine.environment["DOCKER_CONFIG"])
-    # Its reaper is one more image; the engine ends with the run.
+    # Ryuk would be one more image; the engine ends with the run.
     monkeypatch.setattr(testcontainers_config, "ryuk_disabled", True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # docker-py leaves its sockets to the garbage collector
@@ -74,7 +73,7 @@ def container(tag: str, network: Network, variables: dict[str, str], *command: s
     return made.with_command(list(command)) if command else made
 
 
-async def test_a_message_goes_through_the_image_and_a_broker(on_our_engine: Engine) -> None:
+async def test_message_passes_through_the_image_and_a_broker(on_our_engine: Engine) -> None:
     tag, broker_tag = image().load_into(on_our_engine), standins.kafka(on_our_engine)
     with (
         Network() as network,
@@ -96,7 +95,7 @@ async def test_a_message_goes_through_the_image_and_a_broker(on_our_engine: Engi
             await wait_until(arrived, deadline_seconds=60)
 
 
-async def test_the_tests_own_broker_in_a_container(on_our_engine: Engine) -> None:
+async def test_tests_can_use_a_broker_in_a_container(on_our_engine: Engine) -> None:
     with kafka.container(standins.kafka(on_our_engine)) as bootstrap:
         admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
         await admin.start()

@@ -1,8 +1,8 @@
-"""Journey 33: SIGTERM as Kubernetes sends it, to a process that takes mail and delivers it at the same time.
+"""Journey 33: SIGTERM, as Kubernetes sends it, to a process that accepts and delivers mail at the same time.
 
-An idle client gets 421 4.3.2, a client in the middle of its message is served, nobody new gets in. Of two deliveries
-the one before its final dot is given up at once and tried again in the next life; the one past it is waited for, and
-reported once. A second SIGTERM ends the process at once and loses nothing.
+An idle client gets 421 4.3.2, a client inside its message is served, and new clients are refused. A delivery before its
+final dot is aborted and retried after the next start; one after its final dot is completed and reported once. A second
+SIGTERM ends the process at once without loss.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def send(box: EilpostProcess, recipient: str) -> None:
     await asyncio.to_thread(one)
 
 
-async def test_a_drain_ends_what_is_idle_and_waits_for_what_is_under_way(tmp_path: Path) -> None:
+async def test_drain_ends_idle_sessions_and_completes_active_ones(tmp_path: Path) -> None:
     answer = asyncio.Event()
     script = {"MAIL": ["250 ok", Stall(), "250 ok"], "DOT": [Wait(answer, "250 2.0.0 taken"), "250 2.0.0 taken"]}
     async with ScriptedRemote(script) as remote:
@@ -81,7 +81,7 @@ async def test_a_drain_ends_what_is_idle_and_waits_for_what_is_under_way(tmp_pat
             box.kill()
 
 
-async def test_a_second_sigterm_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
+async def test_second_sigterm_ends_at_once_without_loss(tmp_path: Path) -> None:
     async with ScriptedRemote({"DOT": [Stall(), "250 2.0.0 taken"]}) as remote:
         box = make(tmp_path, remote)
         try:

@@ -1,4 +1,4 @@
-"""The cluster that all tests of this folder share, with a Kafka beside it; each test makes namespaces of its own."""
+"""The test cluster with a Kafka that all tests of this folder share; each test creates its own namespaces."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VOLUMES = 40
 
 @pytest.fixture(autouse=True)
 def _no_outside_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections to loopback only, and to the cluster's networks where they lead to the cluster alone."""
+    """Connections to loopback and to the cluster's networks only."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:
@@ -49,7 +49,7 @@ def operators(kubernetes: Kubernetes) -> Kubernetes:
 
 @pytest.fixture
 def release(kubernetes: Kubernetes, request: pytest.FixtureRequest) -> Iterator[Callable[[], Release]]:
-    """Makes releases that are not installed yet, each in a namespace of its own; they end with the test."""
+    """Creates releases that are not installed yet, each in its own namespace; they are deleted with the test."""
     names = (f"{request.function.__name__[5:].replace('_', '-')[:40].strip('-')}-{n}" for n in itertools.count(1))
     with ExitStack() as namespaces:
         yield lambda: Release(
@@ -59,7 +59,7 @@ def release(kubernetes: Kubernetes, request: pytest.FixtureRequest) -> Iterator[
 
 @pytest.fixture(scope="session")
 def mail(kubernetes: Kubernetes) -> Iterator[Release]:
-    """A release that tests share: two pods of each role but mailstore, ready. Each test leaves it ready."""
+    """A release that tests share: two ready pods of each role but mailstore. Each test leaves it ready."""
     with kubernetes.namespace("mail") as namespace:
         shared = Release(kubernetes, namespace, images.image().tag)
         shared.install("minimal", None, "--wait")

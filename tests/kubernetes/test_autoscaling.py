@@ -1,4 +1,4 @@
-"""Workloads that follow the load: ingress by its CPU use, routers and deliveries by the mail that waits, with KEDA."""
+"""Autoscaling: ingress by its CPU use, routers and deliveries by waiting mail with KEDA."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _as_it_was(mail: Release) -> Iterator[None]:
 
 
 def _wanted(mail: Release, role: str) -> int:
-    """Replicas that the Deployment is set to."""
+    """Desired replicas of the Deployment."""
     found = mail.cluster.get("deployment", f"mail-eilpost-{role}", namespace=mail.namespace)
     replicas: int = found["spec"]["replicas"]
     return replicas
@@ -41,12 +41,12 @@ def _until_wanted(mail: Release, role: str, replicas: int) -> None:
 
 
 def _until_scaled(mail: Release, role: str, replicas: int) -> None:
-    """Until the autoscaler wants so many, and they are ready."""
+    """Wait until the autoscaler wants this many replicas and they are ready."""
     _until_wanted(mail, role, replicas)
     mail.kubectl("rollout", "status", f"deployment/mail-eilpost-{role}", "--timeout=60s", timeout=70)
 
 
-def test_ingress_grows_and_shrinks_with_its_cpu_use(mail: Release) -> None:
+def test_ingress_scales_with_its_cpu_use(mail: Release) -> None:
     over: dict[str, Any] = {
         "ingress": {
             "resources": {"requests": {"cpu": "100m"}},
@@ -74,7 +74,7 @@ def scalers(operators: Kubernetes) -> None:
     prometheus.start(operators)
 
 
-# What KEDA asks for each role, and how many messages may come twice: those that a hanging delivery had in hand.
+# KEDA's metric for each role, and the number of possible duplicates: the deliveries in flight of a stopped process.
 TRIGGERS: dict[str, tuple[dict[str, Any], int]] = {
     "router": ({"threshold": 20}, 0),
     "delivery": ({"threshold": 20, "prometheusAddress": prometheus.URL}, 500),
@@ -83,8 +83,8 @@ TRIGGERS: dict[str, tuple[dict[str, Any], int]] = {
 
 @pytest.mark.keda
 @pytest.mark.prometheus
-def test_keda_leaves_a_stopped_role_alone_while_it_is_paused(mail: Release, scalers: None) -> None:
-    """As docs/kubernetes.md stops a role that KEDA scales."""
+def test_keda_does_not_scale_a_paused_role(mail: Release, scalers: None) -> None:
+    """Stops a role that KEDA scales, as described in docs/kubernetes.md."""
     mail.upgrade(
         "keda", {"router": {"keda": {"pollingInterval": 2}}, "delivery": {"keda": {"enabled": False}}}, "--wait"
     )
@@ -100,7 +100,7 @@ def test_keda_leaves_a_stopped_role_alone_while_it_is_paused(mail: Release, scal
 @pytest.mark.prometheus
 @pytest.mark.parametrize("role", list(TRIGGERS))
 def test_pods_are_added_while_mail_waits(mail: Release, scalers: None, role: str) -> None:
-    """Both pods of a role hang, so that mail waits for it: KEDA adds others, which take over."""
+    """Both pods of a role are stopped, so that mail waits: KEDA adds pods that take over."""
     trigger, most_duplicates = TRIGGERS[role]
     scaled = {"enabled": True, "minReplicas": 2, "maxReplicas": 4, "pollingInterval": 2, "behavior": QUICKLY}
     other = "delivery" if role == "router" else "router"

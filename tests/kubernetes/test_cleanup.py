@@ -1,4 +1,4 @@
-"""Nothing of the test cluster is left on the machine, whatever ends the run that started it."""
+"""The test cluster leaves nothing on the machine, whatever ends its run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _settings() -> dict[str, str]:
 
 
 def _in_namespaces(found: dict[str, int]) -> list[str]:
-    """The processes of the machine that are in one of these namespaces."""
+    """Processes of the machine in one of these namespaces."""
     members = []
     for process in psutil.process_iter(["name"]):
         for name, inode in found.items():
@@ -79,7 +79,7 @@ def _begin(run: InterruptedRun) -> tuple[Path, dict[str, int], int]:
 
 
 @SIGNALS
-def test_a_run_that_is_ended_leaves_nothing(run: InterruptedRun, number: signal.Signals) -> None:
+def test_ended_run_leaves_nothing(run: InterruptedRun, number: signal.Signals) -> None:
     before = _settings()
     folder, namespaces, guardian = _begin(run)
     run.end(number)
@@ -88,12 +88,12 @@ def test_a_run_that_is_ended_leaves_nothing(run: InterruptedRun, number: signal.
     assert _settings() == before
 
 
-def test_the_next_run_removes_what_a_killed_guardian_left(run: InterruptedRun) -> None:
+def test_next_run_cleans_up_after_a_killed_guardian(run: InterruptedRun) -> None:
     folder, namespaces, guardian = _begin(run)
     os.kill(guardian, signal.SIGKILL)
     run.end(signal.SIGKILL)
     assert folder.exists()
     assert folder.name.startswith(PREFIX)
-    until(lambda: not _in_namespaces(namespaces))  # the kernel is killing them; one holds the lock
+    until(lambda: not _in_namespaces(namespaces))  # the kernel is still killing them; one holds the lock
     remove_stale(Path(tempfile.gettempdir()))
     assert _left(folder, namespaces) == NOTHING

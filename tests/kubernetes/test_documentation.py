@@ -1,4 +1,4 @@
-"""Every shell command of docs/kubernetes.md, typed in order on a cluster that has a Kafka and nothing of eilpost."""
+"""Every shell command of docs/kubernetes.md, run in order on a cluster with Kafka and without eilpost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "kubernetes.md"
 @pytest.mark.helm
 @pytest.mark.docker
 @pytest.mark.timeout(1200)
-def test_commands_of_the_page(kubernetes: Kubernetes, tmp_path: Path) -> None:
+def test_commands_of_the_page_work(kubernetes: Kubernetes, tmp_path: Path) -> None:
     page = PAGE.read_text()
     repository, _, tag = images.image().tag.rpartition(":")
     choices = {
@@ -41,4 +41,4 @@ def test_commands_of_the_page(kubernetes: Kubernetes, tmp_path: Path) -> None:
         kubernetes.kubectl("delete", "namespace", "eilpost", "--ignore-not-found", "--wait=false")
     assert f"### block {len(shell_blocks(page))}" in printed
     assert "Hi Alice" in printed
-    assert printed.count("job.batch/load condition met") == 2  # a load in which a message is lost fails
+    assert printed.count("job.batch/load condition met") == 2  # a load with a lost message fails

@@ -1,4 +1,4 @@
-"""Value sets of the chart, installed as a user installs them: all pods get ready, and mail flows."""
+"""Value sets of the chart, installed as by a user: all pods become ready and mail flows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _send(release: Release, subject: str) -> None:
 
 
 def _fetch(release: Release) -> bytes:
-    """The first message of alice's mailbox, waited for."""
+    """Wait for the first message in alice's mailbox."""
     with release.cluster.forwarded("pop3", "service/mail-eilpost-mailstore", 110, release.namespace) as port:
         end = time.monotonic() + 30
         while time.monotonic() < end:
@@ -43,7 +43,9 @@ def _fetch(release: Release) -> bytes:
 
 
 def _assert_works(release: Release) -> None:
-    """All pods are ready; a message through the Service comes out by POP3; `helm test` passes."""
+    """Check that all pods are ready, that a message through the Service is fetched by POP3, and that `helm test`
+    passes.
+    """
     for role in ROLES:
         pods = release.pods(role)
         assert pods
@@ -54,13 +56,13 @@ def _assert_works(release: Release) -> None:
     assert "Phase:          Succeeded" in printed
 
 
-def test_minimal_values(mail: Release) -> None:
+def test_minimal_values_work(mail: Release) -> None:
     assert "is installed as mail in namespace mail" in mail.helm("status")
     _assert_works(mail)
 
 
 @pytest.mark.timeout(300)
-def test_full_values(operators: Kubernetes, release: Callable[[], Release]) -> None:
+def test_full_values_work(operators: Kubernetes, release: Callable[[], Release]) -> None:
     full = release()
     printed = full.install("full", None, "--wait", seconds=180)
     assert f"is installed as mail in namespace {full.namespace}" in printed

@@ -1,6 +1,6 @@
-"""Pods that are lost under load, in every way that Kubernetes loses them: what ingress accepted is delivered.
+"""Pods lost under load in every way that Kubernetes loses them: accepted mail is delivered.
 
-A message comes twice at most where the delivery process that was lost was working on it.
+Only deliveries in flight in the lost process may be duplicated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _restarts(mail: Release, role: str) -> dict[str, int]:
 
 
 def _until_restarted(mail: Release, role: str, victim: str, before: int) -> None:
-    """The container was started again, and its process is ready."""
+    """Wait until the container has restarted and its process is ready."""
 
     def again() -> bool:
         (pod,) = (pod for pod in mail.pods(role) if name_of(pod) == victim)
@@ -47,7 +47,7 @@ def _last_state(mail: Release, pod: str) -> dict[str, Any]:
 
 
 def _evict(mail: Release, pod: str) -> None:
-    """What `kubectl drain` asks for each pod. Raises CommandError where a disruption budget does not allow it."""
+    """Evict a pod, like `kubectl drain`. Raises CommandError if a disruption budget forbids it."""
     eviction = {
         "apiVersion": "policy/v1",
         "kind": "Eviction",
@@ -58,7 +58,7 @@ def _evict(mail: Release, pod: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["ingress", "router", "delivery"])
-def test_killed_process(mail: Release, role: str) -> None:
+def test_killed_process_loses_nothing(mail: Release, role: str) -> None:
     """SIGKILL to the process of one pod, from the node."""
     victim = name_of(mail.pods(role)[0])
     before = _restarts(mail, role)[victim]
@@ -67,11 +67,11 @@ def test_killed_process(mail: Release, role: str) -> None:
         _until_restarted(mail, role, victim, before)
         result = traffic.result()
     assert _last_state(mail, victim)["exitCode"] == 128 + 9
-    assert result["accepted"] > 2 * IN_FLIGHT  # or the bound would say nothing
+    assert result["accepted"] > 2 * IN_FLIGHT  # otherwise the bound proves nothing
     assert_nothing_lost(result, most_duplicates=IN_FLIGHT if role == "delivery" else 0)
 
 
-def test_second_eviction_is_held_by_the_disruption_budget(mail: Release) -> None:
+def test_disruption_budget_delays_a_second_eviction(mail: Release) -> None:
     for role in ("ingress", "router", "delivery"):
         mail.kubectl("rollout", "status", f"deployment/mail-eilpost-{role}", "--timeout=60s", timeout=70)
     with sending(mail) as traffic:
@@ -86,8 +86,8 @@ def test_second_eviction_is_held_by_the_disruption_budget(mail: Release) -> None
     assert_nothing_lost(result)
 
 
-def test_pod_out_of_memory(mail: Release) -> None:
-    """The memory of a delivery's container reaches its limit, and the kernel kills the process."""
+def test_pod_out_of_memory_loses_nothing(mail: Release) -> None:
+    """A delivery's container reaches its memory limit, and the kernel kills the process."""
     victim = name_of(mail.pods("delivery")[0])
     before = _restarts(mail, "delivery")[victim]
     with sending(mail) as traffic:
@@ -95,13 +95,14 @@ def test_pod_out_of_memory(mail: Release) -> None:
         _until_restarted(mail, "delivery", victim, before)
         result = traffic.result()
     assert _last_state(mail, victim)["reason"] == "OOMKilled"
-    assert result["accepted"] > 2 * IN_FLIGHT  # or the bound would say nothing
+    assert result["accepted"] > 2 * IN_FLIGHT  # otherwise the bound proves nothing
     assert_nothing_lost(result, most_duplicates=IN_FLIGHT)
 
 
-def test_drained_node(mail: Release, kubernetes: Kubernetes) -> None:
-    """The only node is drained; budgets let one pod of a role go, and the next when another node has its successor.
-    There is none, so that the drain does not end before the node takes pods again.
+def test_drained_node_loses_nothing(mail: Release, kubernetes: Kubernetes) -> None:
+    """The only node is drained: budgets release the next pod of a role when its successor runs on another node.
+
+    There is none, so the drain cannot finish before the node is schedulable again.
     """
     everything = {name_of(pod) for role in ROLES for pod in mail.pods(role)}
     selector = "app.kubernetes.io/instance=mail,app.kubernetes.io/component in (ingress,router,delivery)"

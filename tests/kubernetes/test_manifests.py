@@ -1,4 +1,4 @@
-"""The API server takes the objects of every value set as they are rendered, without a field that it does not know."""
+"""The API server accepts the rendered objects of every value set with strict field validation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.support.kubernetes.release import CHART
 pytestmark = [pytest.mark.kubernetes, pytest.mark.helm]
 
 VALUE_SETS = sorted(path.stem for path in (CHART / "ci").glob("*.yaml"))
-NOT_DEFINED_HERE = "kafka.strimzi.io/"  # Strimzi's definitions are in no package that Go can fetch
+NOT_DEFINED_HERE = "kafka.strimzi.io/"  # Strimzi's definitions are in no Go module
 
 
 @pytest.fixture(scope="module")
 def namespace(operators: Kubernetes) -> str:
     operators.kubectl("create", "namespace", "manifests")
-    for account in ("mail-eilpost", "mail"):  # without its service account a pod is refused, also in a dry run
+    for account in ("mail-eilpost", "mail"):  # a pod without its service account is refused, also in a dry run
         operators.kubectl("create", "serviceaccount", account, "--namespace", "manifests")
     return "manifests"
 

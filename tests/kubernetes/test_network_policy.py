@@ -1,4 +1,4 @@
-"""The chart's network policies, enforced by kube-router: who is named gets through, and nobody else does."""
+"""The chart's network policies, enforced by kube-router: only the named clients can connect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 FRIEND = {"podSelector": {"matchLabels": {"example.test/may": "send"}}}
-# Says the greeting of a server, or what went wrong.
+# Prints a server's greeting, or the error.
 GREETING = """
 import socket, sys
 try:
@@ -33,7 +33,7 @@ except OSError as error:
 
 @pytest.fixture
 def enforcing(kubernetes: Kubernetes) -> Kubernetes:
-    """kube-router, which translates policies for the kernel's packet filter; routes and Services are not its part."""
+    """kube-router as the enforcer of policies only; it manages no routes and no Services."""
     kubernetes.spawn(
         "kube-router",
         str(KUBE_ROUTER.path),
@@ -62,7 +62,7 @@ def _client(name: str, image: str, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def test_only_named_clients_get_through(enforcing: Kubernetes, release: Callable[[], Release]) -> None:
+def test_only_named_clients_can_connect(enforcing: Kubernetes, release: Callable[[], Release]) -> None:
     mail = release()
     clients = [
         _client("friend", mail.image, {"example.test/may": "send"}),
@@ -84,6 +84,6 @@ def test_only_named_clients_get_through(enforcing: Kubernetes, release: Callable
 
 
 def _ask(mail: Release, client: str, role: str) -> str:
-    """What the Service in front of a role says to a client."""
+    """The greeting of a role's Service to a client, or the client's error."""
     host, port = mail.address(role)
     return mail.kubectl("exec", client, "--", "python", "-c", GREETING, host, str(port))

@@ -10,7 +10,7 @@ from tests.support.docs.shell_blocks import script
 from tests.support.kubernetes.release import Release
 
 INDEX = Path(__file__).resolve().parents[2] / "docs" / "runbooks" / "README.md"
-# A message to follow, and the pod of each role; the names of pods change from run to run.
+# A message to trace, and the pod of each role; pod names change from run to run.
 PREPARED = """```sh
 cd "$FOLDER"
 POD="$(kubectl -n $NAMESPACE get pods -l app.kubernetes.io/component=$ROLE --output jsonpath={.items[0].metadata.name})"
@@ -30,7 +30,7 @@ with smtplib.SMTP('mail-eilpost-ingress', 25, timeout=30) as server:
 @pytest.mark.docker
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("role", ["ingress", "router", "delivery"])
-def test_commands_of_the_index(mail: Release, tmp_path: Path, role: str) -> None:
+def test_commands_of_the_index_work(mail: Release, tmp_path: Path, role: str) -> None:
     index = INDEX.read_text().replace("trace QUEUE_ID", 'trace "$QUEUE_ID"')
     variables = {"NAMESPACE": mail.namespace, "RELEASE": "mail", "ROLE": role, "FOLDER": str(tmp_path)}
     try:

@@ -1,4 +1,4 @@
-"""`helm upgrade` under load: every pod is replaced and no mail is lost; an upgrade that fails is rolled back."""
+"""`helm upgrade` under load: every pod is replaced without loss; a failed upgrade is rolled back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.helm, pytest.mark.docker]
 
 
 @pytest.mark.timeout(240)
-def test_upgrade_replaces_every_pod_under_load(mail: Release) -> None:
+def test_upgrade_under_load_replaces_every_pod_without_loss(mail: Release) -> None:
     before = {role: {name_of(pod) for pod in mail.pods(role)} for role in ROLES}
     with sending(mail) as traffic:
         mail.upgrade("minimal", {"defaults": {"podAnnotations": {"changed": "yes"}}}, "--wait")
@@ -25,7 +25,7 @@ def test_upgrade_replaces_every_pod_under_load(mail: Release) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_failing_upgrade_is_rolled_back_under_load(mail: Release) -> None:
+def test_failed_upgrade_under_load_is_rolled_back_without_loss(mail: Release) -> None:
     before = {name_of(pod) for role in ROLES for pod in mail.pods(role)}
     with sending(mail) as traffic:
         with pytest.raises(CommandError, match="atomic"):

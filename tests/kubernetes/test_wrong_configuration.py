@@ -1,4 +1,6 @@
-"""A release that cannot work says why, in one line that `kubectl` shows; when only Kafka is away, it recovers."""
+"""A release that cannot work shows the reason in one line of `kubectl` output; it recovers if only Kafka was
+missing.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ ONE_OF_EACH = {"defaults": {"replicas": 1}}
 
 
 def _ended(mail: Release, role: str) -> str:
-    """The termination message of a pod's container that ended."""
+    """Termination message of a pod's container."""
     for pod in mail.pods(role):
         for status in pod["status"].get("containerStatuses", []):
             for state in (status["state"], status["lastState"]):
@@ -30,7 +32,7 @@ def _ended(mail: Release, role: str) -> str:
 
 def test_wrong_setting_is_the_termination_message(release: Callable[[], Release]) -> None:
     mail = release()
-    wrong = [{"name": "EILPOST_INGRESS__MAX_SIZE", "value": "many"}]  # the chart's schema does not look there
+    wrong = [{"name": "EILPOST_INGRESS__MAX_SIZE", "value": "many"}]  # not checked by the chart's schema
     mail.install("minimal", {"ingress": {"extraEnv": wrong}, **ONE_OF_EACH})
     message = mail.cluster.until("ingress ended", lambda: _ended(mail, "ingress"))
     assert len(message.splitlines()) == 1
@@ -48,7 +50,7 @@ def test_broken_directory_is_the_termination_message(release: Callable[[], Relea
 
 
 def _waiting(mail: Release, role: str, reason: str) -> str:
-    """What the node says about a container that it does not start for this reason."""
+    """The node's message about a container that is waiting for this reason."""
     for pod in mail.pods(role):
         for status in pod["status"].get("containerStatuses", []):
             if status["state"].get("waiting", {}).get("reason") == reason:
@@ -58,7 +60,7 @@ def _waiting(mail: Release, role: str, reason: str) -> str:
 
 
 def test_missing_certificate_and_missing_secret_key_are_named(release: Callable[[], Release]) -> None:
-    """Two roles of one release, each with a fault of its own."""
+    """Two roles of one release, each with its own fault."""
     mail = release()
     nowhere = "/etc/eilpost-kafka/ca/ca.crt"
     tls = [{"name": "EILPOST_LOG__TLS", "value": "true"}, {"name": "EILPOST_LOG__TLS_CA", "value": nowhere}]
@@ -108,14 +110,14 @@ def test_release_recovers_when_kafka_comes(release: Callable[[], Release]) -> No
 
 
 def _failed_probes(mail: Release, pod: dict[str, Any]) -> int:
-    """How often /readyz said that the pod is not ready, as the node's events count it."""
+    """Number of failed /readyz probes, from the node's events."""
     selector = f"reason=Unhealthy,involvedObject.name={name_of(pod)}"
     found = mail.cluster.get("events", "--field-selector", selector, namespace=mail.namespace)["items"]
     return sum(each.get("count") or 1 for each in found if each["message"].startswith("Readiness probe failed"))
 
 
 def _until_two_probes_failed(mail: Release, pod: dict[str, Any]) -> None:
-    """Two more than until now."""
+    """Wait until two more probes have failed."""
     before = _failed_probes(mail, pod)
     mail.cluster.until("two more probes failed", lambda: _failed_probes(mail, pod) >= before + 2)
 
