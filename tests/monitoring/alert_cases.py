@@ -1,6 +1,6 @@
-"""Faults for the alerts: the series of a healthy cluster, and for each alert what a fault changes in them.
+"""Test cases for the alerts: the series of a healthy cluster, and the changes by the fault of each alert.
 
-A series is a selector and promtool's notation of its values, one a minute: `0+60x150` grows by 60 each minute.
+A series is a selector and its values in promtool's notation, one a minute: `0+60x150` grows by 60 each minute.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ HEALTHY: Mapping[str, str] = {
     f'eilpost_consumer_lag_records{{{ROUTER},topic="dispatched"}}': steady(200),
     f'eilpost_consumed_records_total{{{DELIVERY},topic="dispatched"}}': per_minute(600),
     f"eilpost_shards{{{ROUTER}}}": steady(12),
-    f"eilpost_shards{{{INGRESS.replace('ingress', 'router', 1)}}}": steady(0),  # not known by an ingress
+    f"eilpost_shards{{{INGRESS.replace('ingress', 'router', 1)}}}": steady(0),  # an ingress does not export it
     f"eilpost_shards_routed{{{ROUTER}}}": steady(12),
     f"eilpost_shards_stopped{{{ROUTER}}}": steady(0),
     f"eilpost_routed_messages_total{{{ROUTER}}}": per_minute(600),
     f"eilpost_queue_runnable_recipients{{{ROUTER}}}": steady(50),
-    f"eilpost_queue_oldest_runnable_timestamp_seconds{{{ROUTER}}}": f"0+60x{MINUTES}",  # since this minute
+    f"eilpost_queue_oldest_runnable_timestamp_seconds{{{ROUTER}}}": f"0+60x{MINUTES}",  # constant since this minute
     **_first_attempts(600, 3),
     f"eilpost_ledger_drift_recipients{{{ROUTER}}}": steady(0),
     f"eilpost_quarantined_deliveries{{{ROUTER}}}": steady(0),
@@ -127,7 +127,9 @@ _DELIVERY_POD = _SHARED | {"role": "delivery", "pod": "delivery-0"}
 
 @dataclass(frozen=True)
 class Fault:
-    """`changes`: series by selector, None removes one. `labels`: those of the alert that fires, with it `also`."""
+    """`changes`: values by selector; None removes a series. `labels`: those of the fired alert; `also`: other
+    alerts.
+    """
 
     alert: str
     labels: Mapping[str, str]
@@ -176,7 +178,7 @@ FAULTS = (
     Fault("EilpostProduceErrors", _ROUTER, {f"eilpost_produce_errors_total{{{ROUTER}}}": per_minute(1)}),
     Fault(
         "EilpostConsumerStalled",
-        _SHARED,  # the others are processed: records are consumed as before
+        _SHARED,  # the other shards are processed: records are consumed
         {f"eilpost_shards_routed{{{ROUTER}}}": steady(11)},
         name="one-shard",
     ),
@@ -283,7 +285,7 @@ FAULTS = (
     ),
 )
 
-# What must raise nothing: ratios of a few events, and a broker that was away for a minute (from 85 to 86).
+# Cases that must not fire: ratios of few events, and a broker outage of one minute (from 85 to 86).
 QUIET: Mapping[str, Mapping[str, str | None]] = {
     "a message each five minutes, tempfailed": {
         f'eilpost_messages_received_total{{{INGRESS},result="accepted"}}': steady(0),

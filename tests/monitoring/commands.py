@@ -1,4 +1,4 @@
-"""The commands, settings and values of the chart that texts for operators name, looked up in program and chart."""
+"""Checks of commands, settings and chart values named in texts for operators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHART: dict[str, Any] = yaml.safe_load(VALUES.read_text())
 
 
 def called(text: str) -> set[tuple[str, ...]]:
-    """The calls of eilpost in code blocks and in backquotes, as words after the program's name."""
+    """Calls of eilpost in code blocks and backquotes, as words after the program's name."""
     lines = [line for block in _BLOCK.findall(text) for line in block.splitlines()]
     lines += re.findall(r"`([^`\n]*eilpost [^`\n]*)`", text)
     found = set()
@@ -32,7 +32,7 @@ def called(text: str) -> set[tuple[str, ...]]:
 
 
 def why_wrong(call: tuple[str, ...]) -> str | None:
-    """What is wrong with a call: an unknown command or option; None when it exists."""
+    """The error of a call (unknown command or option); None if it is valid."""
     command = typer.main.get_command(app)
     words = list(call)
     while hasattr(command, "commands") and words:
@@ -54,7 +54,7 @@ def _has(values: Any, keys: list[str]) -> bool:
 
 
 def wrong_keys(page: str) -> list[str]:
-    """Dotted names in backquotes that begin like a setting or a value of the chart and are neither."""
+    """Dotted names in backquotes that start like a setting or chart value but are neither."""
     defaults, sections = _CHART["defaults"], Settings.model_fields
     wrong = []
     for name in _KEY.findall(page):

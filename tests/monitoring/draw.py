@@ -1,7 +1,6 @@
-"""Pictures of the dashboards for the documentation: `python -m tests.monitoring.draw` (about six minutes).
+"""Dashboard pictures for the documentation: `python -m tests.monitoring.draw` (about six minutes).
 
-It runs the pipeline of the tests for five minutes, with a broker that is away for some seconds, and writes
-docs/images/dashboard-*.png.
+Runs the tests' pipeline for five minutes with a short broker outage and writes docs/images/dashboard-*.png.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A live pipeline that a real Prometheus scrapes: each role as processes on Kafka, a dedicated tenant, and a one-box.
+"""A live pipeline scraped by a real Prometheus: processes of each role on Kafka, a dedicated tenant, and `eilpost up`.
 
-`record` runs it under load and returns what Prometheus has stored. Labels of the targets are those of the contract
-(docs/monitoring.md). One process talks to Kafka by TLS with a client certificate, so that there is an expiry time.
+`record` runs it under load and returns the data of Prometheus. Target labels follow docs/monitoring.md. One process
+uses TLS with a client certificate, so that there is an expiry time.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ DIRECTORY = '[tenants.acme]\nhosting = "dedicated"\n\n[domains."acme.test"]\nten
 
 @dataclass(frozen=True)
 class Recording:
-    """What a running Prometheus has of a pipeline that has ended: from `begin` to `end`, in seconds since 1970."""
+    """Prometheus data of a finished pipeline: from `begin` to `end`, in seconds since 1970."""
 
     prometheus: Prometheus
     begin: float
     end: float
-    replies: Mapping[str, int]  # to the senders, by first digit
+    replies: Mapping[str, int]  # SMTP replies to the senders, by first digit
 
 
 class Fleet:
-    """The processes, by pod; `late` ones are started under load."""
+    """The processes, by pod; `late` ones start under load."""
 
     def __init__(self, folder: Path, brokers: Cluster, dns: str, remote_port: int) -> None:
         self._folder = folder
@@ -121,10 +121,10 @@ class Fleet:
 
     def start_late(self) -> None:
         for pod in self.late:
-            self.boxes[pod].start(wait=False)  # Prometheus sees when they are ready
+            self.boxes[pod].start(wait=False)  # Prometheus detects when they are ready
 
     def restart(self, pod: str) -> None:
-        """By SIGTERM."""
+        """Restart by SIGTERM."""
         self.boxes[pod].stop(60)
         self.boxes[pod].start(wait=False)
 
@@ -138,7 +138,7 @@ class Fleet:
 
 @contextlib.contextmanager
 def record(folder: Path, *, seconds: float, per_second: float, outage: bool = False) -> Iterator[Recording]:
-    """Run the pipeline for so long; Prometheus stays until the end of the block. `outage`: the broker is away for some
+    """Run the pipeline for this long; Prometheus runs until the end of the block. `outage`: stop the broker for some
     seconds in the middle.
     """
     with contextlib.ExitStack() as ending:
@@ -159,7 +159,7 @@ async def _run(
         await fleet.make_topics()
         await asyncio.to_thread(fleet.start)
         ending.enter_context(prometheus)
-        await asyncio.sleep(2)  # the first scrape, so that rates see the first event
+        await asyncio.sleep(2)  # first scrape, so that rates include the first event
         begin = time.time()
         stop = asyncio.Event()
         ingresses = [fleet.boxes[pod].mx for pod in ("ingress-0", "ingress-1")]
@@ -191,15 +191,16 @@ async def _start_late(fleet: Fleet, after_seconds: float) -> None:
 
 
 async def _change_directory(fleet: Fleet, seconds: float) -> None:
-    """Once for the better; then it is wrong until the end."""
+    """A valid change, then an invalid one that stays until the end."""
     await asyncio.sleep(seconds * 0.3)
     fleet.write_directory(DIRECTORY + "# changed\n")
-    await asyncio.sleep(seconds * 0.5)  # after the last start of a process: none would start with a wrong file
+    # after the last start of a process, because none would start with an invalid file
+    await asyncio.sleep(seconds * 0.5)
     fleet.write_directory(DIRECTORY + "[nonsense\n")
 
 
 async def _outage(fleet: Fleet, brokers: Cluster, seconds: float) -> None:
-    """The broker is away; later a delivery process is restarted, as a roll-out does it."""
+    """Stop the broker; later restart a delivery process, as a rolling update does."""
     await asyncio.sleep(seconds * 0.45)
     await asyncio.to_thread(brokers.node(1).kill)
     await asyncio.sleep(12)

@@ -1,4 +1,4 @@
-"""The queries of the shipped dashboards and rules, parsed, with the variables of Grafana filled in."""
+"""Queries of the shipped dashboards and rules, parsed, with Grafana's variables replaced."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SETS = {"and", "or", "unless"}
 
 @dataclass(frozen=True)
 class Query:
-    """`where` tells people whose it is."""
+    """`where`: the dashboard panel or rule, for messages."""
 
     where: str
     expression: str
 
 
 def boards() -> dict[str, dict[str, Any]]:
-    """The dashboards by file name."""
+    """Dashboards by file name."""
     return {file.stem: json.loads(file.read_text()) for file in sorted(DASHBOARDS.glob("*.json"))}
 
 
@@ -36,7 +36,7 @@ def panels(board: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def filled_in(expression: str, window: str = "1m", span: str = "5m") -> str:
-    """With Grafana's variables replaced: everything selected."""
+    """Grafana's variables replaced by "all values"."""
     values = {"__rate_interval": window, "__range": span, "__interval": "1s"}
     names = {"namespace": ".*", "role": ".*", "tenant": ".*"}
     return re.sub(r"\$([a-z_]+)", lambda match: (values | names)[match[1]], expression)
@@ -57,7 +57,7 @@ def annotation_queries() -> Iterator[Query]:
 
 
 def rule_queries() -> Iterator[Query]:
-    """Expressions of recording rules; of an alert what it compares, without the comparison."""
+    """Expressions of recording rules, and the compared expression of each alert."""
     for rule in rules():
         name = rule.get("record") or rule["alert"]
         for part in compared(promql_parser.parse(rule["expr"])):
@@ -65,7 +65,7 @@ def rule_queries() -> Iterator[Query]:
 
 
 def compared(expression: Any) -> Iterator[Any]:
-    """The left-hand sides of the outer comparisons: what has to be there for an alert to be able to fire."""
+    """Left-hand sides of the outer comparisons: the series that an alert needs to fire."""
     match expression:
         case promql_parser.ParenExpr():
             yield from compared(expression.expr)
@@ -79,7 +79,7 @@ def compared(expression: Any) -> Iterator[Any]:
 
 
 def metrics(expression: str) -> set[str]:
-    """The names of the metrics that a query selects."""
+    """Names of the metrics that a query selects."""
     found: set[str] = set()
 
     def visit(node: Any) -> bool:
@@ -93,12 +93,12 @@ def metrics(expression: str) -> set[str]:
 
 
 def named_in_pages() -> dict[str, set[str]]:
-    """The metrics that the runbooks name."""
+    """Metrics that the runbooks name."""
     return {page.name: set(_NAMES.findall(page.read_text())) for page in RUNBOOKS.glob("*.md")}
 
 
 def family(sample: str, families: Mapping[str, str]) -> str | None:
-    """The family of a sample's name, among those with their types; None when there is none."""
+    """The family of a sample's name among those with known types; None if there is none."""
     if sample in families:
         return sample
     for suffix in ("_total", "_bucket", "_sum", "_count"):

@@ -1,7 +1,7 @@
-"""A renderer of Grafana's dashboards for the documentation: the same JSON, the same queries, drawn with matplotlib.
+"""Grafana dashboard renderer for the documentation: same JSON and queries, drawn with matplotlib.
 
-It knows the panels that the dashboards use (stat, timeseries, table, heatmap) and the options that change what they
-show. It is not Grafana, and each picture says so.
+It supports the panel types and options that the dashboards use (stat, timeseries, table, heatmap). Each picture states
+that it is not Grafana.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LABEL = "drawn by eilpost's own renderer, not Grafana"
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a panel; `values` are NaN where there is none."""
+    """One line of a panel; `values` are NaN where there are none."""
 
     name: str
     times: np.ndarray
@@ -52,7 +52,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Span:
-    """What is drawn: from `begin` to `end`, in seconds since 1970, with rates over `window`."""
+    """The drawn period from `begin` to `end`, in seconds since 1970, with rates over `window`."""
 
     begin: float
     end: float
@@ -92,7 +92,7 @@ def draw(board: Mapping[str, Any], prometheus: Prometheus, span: Span, file: Pat
 
 @dataclass(frozen=True)
 class _Box:
-    """In pixels from the upper left."""
+    """Position and size in pixels from the upper left."""
 
     x: float
     y: float

@@ -1,4 +1,4 @@
-"""The rule files as data, and promtool to check and to play them."""
+"""The rule files as data, and promtool to check and run them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rules() -> Iterator[dict[str, Any]]:
 
 
 def alerts() -> dict[str, dict[str, Any]]:
-    """By name."""
+    """Alerts by name."""
     return {rule["alert"]: rule for rule in rules() if "alert" in rule}
 
 
@@ -31,7 +31,7 @@ def records() -> dict[str, dict[str, Any]]:
 
 
 def promtool(*arguments: str) -> str:
-    """Its output; an AssertionError with it where it fails."""
+    """promtool's output. Raises AssertionError with it if promtool fails."""
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"promtool {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
     return done.stdout
@@ -40,7 +40,7 @@ def promtool(*arguments: str) -> str:
 def play(
     folder: Path, series: Mapping[str, str | None], expected: Sequence[Mapping[str, str]], *, at: str = "90m"
 ) -> None:
-    """Evaluate all rules on `series`; the alerts that fire at that time have exactly these labels."""
+    """Evaluate all rules on `series`; the alerts firing at that time must have exactly these labels."""
     test = {
         "rule_files": [str(file) for file in FILES],
         "evaluation_interval": "1m",

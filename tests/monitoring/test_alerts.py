@@ -1,4 +1,4 @@
-"""promtool's unit tests of the shipped rules: each alert fires on its fault, alone, and none on a healthy cluster."""
+"""promtool unit tests of the shipped rules: each alert fires alone on its fault, and none on a healthy cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.monitoring.rules import FILES, alerts, play, promtool
 pytestmark = pytest.mark.prometheus
 
 
-def test_promtool_finds_nothing_wrong_in_the_rules() -> None:
+def test_promtool_accepts_the_rules() -> None:
     promtool("check", "rules", "--lint=all", "--lint-fatal", *map(str, FILES))
 
 
@@ -23,7 +23,7 @@ def test_no_alert_fires_on_a_healthy_cluster(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", QUIET.values(), ids=QUIET.keys())
-def test_no_alert_fires_on_what_passes_by_itself(changes: Mapping[str, str | None], tmp_path: Path) -> None:
+def test_no_alert_fires_on_transient_conditions(changes: Mapping[str, str | None], tmp_path: Path) -> None:
     for at in ("87m", "89m", "92m"):
         play(tmp_path, {**HEALTHY, **changes}, [], at=at)
 
@@ -33,13 +33,13 @@ def _labels(alert: str, labels: Mapping[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
-def test_an_alert_fires_on_its_fault_and_no_other_does(fault: Fault, tmp_path: Path) -> None:
+def test_an_alert_fires_alone_on_its_fault(fault: Fault, tmp_path: Path) -> None:
     assert all(name in HEALTHY for name in fault.changes), "a fault changes series of the healthy cluster"
     expected = [_labels(fault.alert, fault.labels), *(_labels(other, fault.labels) for other in fault.also)]
     play(tmp_path, {**HEALTHY, **fault.changes}, expected)
 
 
-def test_ingress_down_fires_for_one_process_with_every_role(tmp_path: Path) -> None:
+def test_ingress_down_fires_for_one_process_with_all_roles(tmp_path: Path) -> None:
     target = '{namespace="box",tenant="shared",role="all"}'
     down = _labels("EilpostIngressDown", {"namespace": "box"})
     play(tmp_path, {f"up{target}": steady(0)}, [down])
@@ -59,7 +59,7 @@ def test_every_alert_has_a_fault() -> None:
     assert {fault.alert for fault in FAULTS} == alerts().keys()
 
 
-def test_texts_use_only_labels_that_an_alert_has() -> None:
+def test_texts_use_only_labels_of_the_alert() -> None:
     for name, rule in alerts().items():
         known = set[str]().union(*(fault.labels for fault in FAULTS if fault.alert == name)) | {"instance"}
         for text in rule["annotations"].values():

@@ -1,7 +1,7 @@
-"""Every panel and every rule on a real Prometheus that has scraped a live pipeline under load.
+"""Every panel and every rule on a real Prometheus that scraped a live pipeline under load.
 
 The pipeline runs once, for about a minute (`pipeline.py`): deferrals, failures, an alias, a dedicated tenant, POP3
-sessions, DSNs, a rebalance, a directory file that is wrong in the last seconds.
+sessions, DSNs, a rebalance, and an invalid directory file in the last seconds.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tests.monitoring.rules import records, rules
 pytestmark = [pytest.mark.prometheus, pytest.mark.kafka_cluster, pytest.mark.timeout(300)]
 
 SECONDS = 50
-# Prometheus' own. Outside: those of kube-state-metrics and the kubelet, by the rules that name them, and what the chart
-# records.
+# Prometheus's own metrics. Outside: metrics of kube-state-metrics and the kubelet, with the rules that use them and the
+# series that the chart records.
 ALERTS = {"ALERTS", "ALERTS_FOR_STATE"}
 OWN = {"up", *ALERTS}
 OUTSIDE = {
@@ -49,7 +49,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
 
 
 def _without_data(recording: Recording, queries: Iterator[Query], seconds: int = 0) -> str:
-    """`seconds`: of the recording, in which there has to be data; 0: at its end."""
+    """`seconds`: the part of the recording that must have data; 0: its end."""
     empty = []
     for query in queries:
         expression = f"last_over_time(({query.expression})[{seconds}s:2s])" if seconds else query.expression
@@ -59,7 +59,7 @@ def _without_data(recording: Recording, queries: Iterator[Query], seconds: int =
     return "\n".join(empty)
 
 
-def test_the_pipeline_took_and_refused_mail(recording: Recording) -> None:
+def test_pipeline_accepted_and_refused_mail(recording: Recording) -> None:
     assert recording.replies["2"] > 100
     assert recording.replies["5"] > 0
 
@@ -70,13 +70,13 @@ def test_every_query_of_every_panel_returns_data(recording: Recording) -> None:
     assert _without_data(recording, quiet) == ""
 
 
-def test_every_rule_has_what_it_compares(recording: Recording) -> None:
+def test_every_rule_has_data_to_compare(recording: Recording) -> None:
     inside = (query for query in rule_queries() if not metrics(query.expression) & OUTSIDE)
-    assert _without_data(recording, inside, SECONDS) == ""  # at the end perhaps nothing is runnable
+    assert _without_data(recording, inside, SECONDS) == ""  # perhaps nothing is runnable at the end
 
 
-def test_every_shard_there_is_has_an_owner_and_is_processed(recording: Recording) -> None:
-    """What EilpostConsumerStalled compares: the partitions as the broker has them, and what the routers do."""
+def test_every_shard_has_an_owner_and_is_processed(recording: Recording) -> None:
+    """The comparison of EilpostConsumerStalled: partitions of the broker, and shards of the routers."""
     all_shards = 'max by (namespace, tenant) (eilpost_shards{role="router"})'
     found = recording.prometheus.query(f"{all_shards} > 0", at=recording.end)
     assert {each["metric"]["tenant"] for each in found} >= {"shared", "acme"}
@@ -91,8 +91,8 @@ def test_prometheus_evaluates_every_rule_without_an_error(recording: Recording) 
     assert records().keys() <= stored
 
 
-def test_alerts_are_seen_by_the_panels_and_annotations_that_show_them(recording: Recording) -> None:
-    """The wrong directory file raises one without delay."""
+def test_alerts_appear_in_panels_and_annotations(recording: Recording) -> None:
+    """The invalid directory file fires one alert without delay."""
     shown = [query for query in panel_queries() if metrics(query.expression) <= ALERTS]
     assert len(shown) >= 2
     for query in (*shown, *annotation_queries()):
@@ -106,15 +106,15 @@ def test_no_critical_alert_fires_on_the_pipeline(recording: Recording) -> None:
     assert recording.prometheus.query('ALERTS{alertstate="firing",severity="critical"}', at=recording.end) == []
 
 
-@pytest.mark.parametrize("name", ["overview", "ingress", "runtime"])  # together they have every kind of panel
-def test_the_renderer_draws_what_prometheus_has(recording: Recording, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["overview", "ingress", "runtime"])  # together they have every panel type
+def test_renderer_draws_the_data_of_prometheus(recording: Recording, name: str, tmp_path: Path) -> None:
     file = tmp_path / "board.png"
     draw(boards()[name], recording.prometheus, Span(recording.begin, recording.end), file)
     assert file.read_bytes().startswith(b"\x89PNG")
     assert file.stat().st_size > 50_000
 
 
-def test_every_metric_that_is_named_is_exported(recording: Recording) -> None:
+def test_every_named_metric_is_exported(recording: Recording) -> None:
     exported = recording.prometheus.types()
     known = records().keys() | OWN | OUTSIDE
     named = {query.where: metrics(query.expression) for query in (*panel_queries(), *annotation_queries())}
@@ -126,7 +126,7 @@ def test_every_metric_that_is_named_is_exported(recording: Recording) -> None:
     assert unknown == []
 
 
-def test_every_family_that_is_exported_is_named(recording: Recording) -> None:
+def test_every_exported_family_is_named(recording: Recording) -> None:
     exported = {
         name: kind for name, kind in recording.prometheus.types().items() if name.startswith(("eilpost_", "process_"))
     }

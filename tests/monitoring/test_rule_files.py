@@ -21,7 +21,7 @@ def test_every_recording_rule_is_used_by_an_alert() -> None:
     assert [name for name in records() if name not in expressions] == []
 
 
-def test_every_alert_says_how_bad_what_and_where_to_look() -> None:
+def test_every_alert_has_severity_labels_and_runbook() -> None:
     for name, rule in alerts().items():
         notes = rule["annotations"]
         assert rule["labels"]["severity"] in ("critical", "warning"), name
@@ -34,12 +34,12 @@ def test_every_alert_says_how_bad_what_and_where_to_look() -> None:
         assert notes.keys() == {"summary", "description", "runbook_url", "__dashboardUid__", "__panelId__"}
 
 
-def test_every_alert_has_a_page_and_every_page_an_alert() -> None:
+def test_alerts_and_runbook_pages_correspond() -> None:
     pages = {page.stem for page in RUNBOOKS.glob("*.md")} - {"README"}
     assert pages == alerts().keys()
 
 
-def test_the_index_names_every_alert_with_its_severity_and_summary() -> None:
+def test_index_names_every_alert_with_severity_and_summary() -> None:
     index = (RUNBOOKS / "README.md").read_text()
     for name, rule in alerts().items():
         assert re.search(rf"^\| \[{name}\]\({name}\.md\) \| {rule['labels']['severity']} \| .+ \|$", index, re.M), name
@@ -55,18 +55,18 @@ def test_every_page_has_the_same_sections() -> None:
             assert link.startswith("http") or (RUNBOOKS / link).exists(), (name, link)
 
 
-def test_pages_name_commands_that_exist() -> None:
+def test_pages_name_existing_commands() -> None:
     pages = {page.name: page.read_text() for page in RUNBOOKS.glob("*.md")}
     calls = {(name, call) for name, text in pages.items() for call in called(text)}
     assert len(calls) > 15
     assert {(name, wrong) for name, call in calls if (wrong := why_wrong(call))} == set()
 
 
-def test_the_limit_of_certificates_is_that_of_readyz_and_doctor() -> None:
+def test_certificate_limit_equals_that_of_readyz_and_doctor() -> None:
     seconds = round(RENEW_BEFORE.total_seconds())
     assert alerts()["EilpostCertificateExpiresSoon"]["expr"].strip().endswith(f"< {seconds}")
 
 
-def test_documents_name_only_alerts_that_exist() -> None:
+def test_documents_name_only_existing_alerts() -> None:
     for page in (ROOT / "docs" / "monitoring.md", *RUNBOOKS.glob("*.md")):
         assert set(re.findall(r"\bEilpost[A-Z]\w+", page.read_text())) <= alerts().keys(), page.name

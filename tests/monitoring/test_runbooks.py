@@ -1,4 +1,4 @@
-"""The pages of the alerts name what exists: panels, values of the chart, thresholds, keys of the program's output."""
+"""The runbook pages name existing panels, chart values, thresholds and output keys."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def _panels(board: dict[str, Any]) -> Iterator[str]:
 
 
 def wrong_panels(page: str, board_id: str) -> list[str]:
-    """Names in italics that are no dashboard and no panel of the dashboard named last, or, before one is named, of that
-    of the alert.
+    """Names in italics that are neither a dashboard nor a panel of the dashboard named before them.
+
+    Before the first named dashboard, panels belong to the dashboard of the alert.
     """
     (board,) = [each for each in BOARDS if each["uid"] == board_id]
     wrong = []
@@ -47,7 +48,7 @@ def wrong_panels(page: str, board_id: str) -> list[str]:
     return wrong
 
 
-def test_pages_name_panels_that_are_on_the_dashboard_they_name() -> None:
+def test_pages_name_panels_of_the_named_dashboard() -> None:
     found = {
         name: wrong_panels(page, alerts()[name]["annotations"]["__dashboardUid__"]) for name, page in PAGES.items()
     }
@@ -55,7 +56,7 @@ def test_pages_name_panels_that_are_on_the_dashboard_they_name() -> None:
     assert wrong_panels("Dashboard *eilpost / Runtime*: *Lag of accepted*", "eilpost-log") == ["Lag of accepted"]
 
 
-def test_pages_name_settings_and_values_of_the_chart_that_exist() -> None:
+def test_pages_name_existing_settings_and_chart_values() -> None:
     index = (RUNBOOKS / "README.md").read_text().replace("`settings.router.lifetime`", "`router.lifetime`")
     assert {name: wrong for name, page in {**PAGES, "README": index}.items() if (wrong := wrong_keys(page))} == {}
     assert wrong_keys("`keda.maximum` `router.keda.maxReplicas` `log.deliveryshards`") == [
@@ -64,7 +65,7 @@ def test_pages_name_settings_and_values_of_the_chart_that_exist() -> None:
     ]
 
 
-def test_the_index_has_the_threshold_with_its_unit_and_the_for_of_every_alert() -> None:
+def test_index_has_threshold_unit_and_duration_of_every_alert() -> None:
     index = (RUNBOOKS / "README.md").read_text()
     assert UNITS.keys() <= alerts().keys()
     for name, rule in alerts().items():
@@ -74,19 +75,19 @@ def test_the_index_has_the_threshold_with_its_unit_and_the_for_of_every_alert() 
         assert row.endswith(f" | {threshold} | {rule.get('for', '-')} |"), name
 
 
-def test_pages_do_not_forward_a_port_in_the_background_or_use_programs_that_the_image_has_not() -> None:
+def test_pages_use_only_programs_of_the_image_and_no_background_port_forward() -> None:
     for name, page in PAGES.items():
         assert "port-forward" not in page, name
         assert not re.search(r"exec \$POD -- (?!eilpost |python )", page), name
 
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if "python -c" in page])
-def test_python_in_a_page_is_python(name: str) -> None:
+def test_python_in_a_page_is_valid(name: str) -> None:
     for code in re.findall(r'python -c "\n(.*?)"', PAGES[name], re.S):
         compile(code, name, "exec")
 
 
-def test_the_command_that_lists_held_deliveries_reads_what_eilpost_queue_prints() -> None:
+def test_command_for_held_deliveries_parses_the_output_of_eilpost_queue() -> None:
     (code,) = re.findall(r"python3 -c '\n(.*?)'", PAGES["EilpostQuarantinedMessages"], re.S)
     due = samples.NOON + timedelta(hours=1)
     lines = [

@@ -1,4 +1,4 @@
-"""Numbers as Grafana shows them, for the units that the dashboards use."""
+"""Number formats of Grafana for the units that the dashboards use."""
 
 from __future__ import annotations
 

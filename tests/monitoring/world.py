@@ -1,7 +1,7 @@
-"""The outside world of the pipeline: DNS, remote mail servers that defer and refuse, senders, and owners of mailboxes.
+"""Simulated environment of the pipeline: DNS, remote mail servers, senders, and POP3 clients.
 
-What a remote server answers is in the recipient's local part: `ok`, `full` (deferred, then taken), `policy` (the same,
-by policy), `gone` (failed). slow.test is slow. Everything is on loopback.
+The local part of a recipient selects the remote reply: `ok`, `full` (deferred, then accepted), `policy` (the same, by
+policy), `gone` (failed). slow.test is slow. Everything is on loopback.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tests.support.servers.eilpost_process import PASSWORD
 from tests.support.servers.listener import Listener, streams
 from tests.support.servers.ports import free_port
 
-HOSTS = {  # the exchanger of each domain, and its address
+HOSTS = {  # mail exchanger and address of each domain
     "remote.test": ("mx.remote.test", "127.0.0.2"),
     "google.test": ("aspmx.l.google.com", "127.0.0.3"),
     "microsoft.test": ("mx.mail.protection.outlook.com", "127.0.0.4"),
     "slow.test": ("mx.slow.test", "127.0.0.6"),
 }
-DOWN = ("down.test", "mx.down.test", "127.0.0.5")  # nobody listens there
-KINDS = (*("ok",) * 27, "full", "full", "policy", "gone", "gone")  # of recipients; one is drawn for each
+DOWN = ("down.test", "mx.down.test", "127.0.0.5")  # no listener
+KINDS = (*("ok",) * 27, "full", "full", "policy", "gone", "gone")  # recipient kinds; one is drawn at random for each
 
 
 def zone() -> Zone:
@@ -44,7 +44,7 @@ def zone() -> Zone:
 
 
 class RemoteServers:
-    """One server for all `HOSTS`, on one port."""
+    """One server on one port for all `HOSTS`."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -100,7 +100,7 @@ class RemoteServers:
 
 
 class Senders:
-    """Clients of the ingresses, whose replies are counted by their first digit."""
+    """SMTP clients of the ingresses; counts replies by first digit."""
 
     def __init__(self, ports: Sequence[int], *, per_second: float, local: Sequence[str], seed: int = 1) -> None:
         self._ports = ports
@@ -115,14 +115,14 @@ class Senders:
         async with asyncio.TaskGroup() as sessions:
             while not stop.is_set():
                 now = asyncio.get_running_loop().time() - began
-                burst = 6 if int(now) % 30 == 7 else 1  # everybody writes to slow.test at the same time
+                burst = 6 if int(now) % 30 == 7 else 1  # a burst to slow.test
                 for _ in range(burst):
                     sessions.create_task(self._session(slow=burst > 1))
                 wave = 1.0 + 0.5 * (int(now / 15) % 3)
                 await asyncio.sleep(3 / (self._per_second * wave))
 
     async def _session(self, *, slow: bool) -> None:
-        """Three messages in one session."""
+        """Send three messages in one session."""
         client = aiosmtplib.SMTP(
             hostname="127.0.0.1", port=self._random.choice(self._ports), timeout=60, start_tls=False
         )
@@ -170,7 +170,7 @@ class Senders:
 
 
 async def fetch_mail(ports: Sequence[int], users: Sequence[str], stop: asyncio.Event) -> None:
-    """Owners who fetch what they have every few seconds, and sometimes mistype the password."""
+    """POP3 clients that fetch their mail every few seconds, sometimes with a wrong password."""
 
     async def owner(port: int, user: str, chance: random.Random) -> None:
         while not stop.is_set():
@@ -191,7 +191,7 @@ def _fetch(port: int, user: str, chance: random.Random) -> None:
         for number in range(1, min(30, pop.stat()[0]) + 1):
             pop.retr(number)
             pop.dele(number)
-            time.sleep(chance.uniform(0, 0.1))  # a client on a slow line
+            time.sleep(chance.uniform(0, 0.1))  # a slow client
         pop.quit()
     except poplib.error_proto:
         pop.close()

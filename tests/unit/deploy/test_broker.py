@@ -1,4 +1,4 @@
-"""`broker.py up` when its only node has gone: one line that leads to the node's log."""
+"""`broker.py up` after the loss of its only node: one line that names the node's log."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from deploy.kafka.jars import BrokerError
 from deploy.kafka.node import Node
 
 
-def test_the_only_node_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Node, "pid", 4711)  # it ran, and does not any more
+def test_end_of_the_only_node_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Node, "pid", 4711)  # the node started and has ended
     with pytest.raises(BrokerError) as told:
         broker._supervise(Cluster(1, tmp_path, base_port=9092))
     assert str(told.value) == f"the node exited: see {tmp_path}/node-1/log"

@@ -1,8 +1,8 @@
-"""The compose files as they are shipped: what each part is told fits what the other parts are.
+"""The shipped compose files: settings, commands, hosts and ports of the services match each other.
 
-Nothing here starts an image; tests/journeys/test_31_compose.py does. Checked: every setting is one of eilpost's and is
-taken by it, every host named is a service that listens there, nothing listens beyond 127.0.0.1, a real Kafka takes the
-brokers' settings, and the Compose Specification's own loader takes the files.
+No image is started here; tests/journeys/test_31_compose.py does that. Every setting must be accepted by eilpost, every
+named host must be a listening service, nothing may listen beyond 127.0.0.1, a real Kafka must accept the brokers'
+settings, and the Compose Specification's loader must accept the files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ both = pytest.mark.parametrize("files", [ONE, THREE], ids=["one broker", "three 
 
 
 def _read(files: tuple[str, ...]) -> dict[str, Any]:
-    """The services, the later file put over the earlier as far as ours need it: mappings by key, volumes by target."""
+    """The services, merged as far as our files need: mappings by key, volumes by target."""
     services: dict[str, Any] = {}
     for name in files:
         for service, said in yaml.safe_load((DEPLOY / name).read_text())["services"].items():
@@ -55,7 +55,7 @@ def _default(value: str) -> str:
 
 
 def _settings(service: dict[str, Any]) -> dict[str, str]:
-    """Its EILPOST_ variables, with compose's own variables at their defaults."""
+    """EILPOST_ variables of a service, with compose's own variables at their defaults."""
     return {name: _default(value) for name, value in service["environment"].items() if name.startswith("EILPOST_")}
 
 
@@ -65,7 +65,7 @@ def _key(variable: str) -> tuple[str, str]:
 
 
 @both
-def test_every_variable_is_a_setting_and_eilpost_takes_them(files: tuple[str, ...]) -> None:
+def test_every_variable_is_a_valid_setting(files: tuple[str, ...]) -> None:
     services = _read(files)
     for role in (*ROLES, "topics"):
         told = _settings(services[role])
@@ -77,7 +77,7 @@ def test_every_variable_is_a_setting_and_eilpost_takes_them(files: tuple[str, ..
         assert settings.spool.url.startswith("s3://")
 
 
-def test_every_command_is_one_of_eilpost_s() -> None:
+def test_every_command_is_one_of_eilpost() -> None:
     services = _read(ONE)
     for role in (*ROLES, "topics"):
         command: Any = get_command(app)
@@ -85,14 +85,14 @@ def test_every_command_is_one_of_eilpost_s() -> None:
             command = command.commands[word]
 
 
-def test_all_roles_are_told_the_same() -> None:
+def test_all_roles_have_the_same_settings() -> None:
     for files in (ONE, THREE):
         services = _read(files)
         assert len({tuple(sorted(_settings(services[role]).items())) for role in (*ROLES, "topics")}) == 1
 
 
 @both
-def test_each_part_is_where_the_others_look_for_it(files: tuple[str, ...]) -> None:
+def test_services_connect_to_existing_ports(files: tuple[str, ...]) -> None:
     services = _read(files)
     told = _settings(services["router"])
     brokers = [address.rpartition(":") for address in told["EILPOST_LOG__URL"].removeprefix("kafka://").split(",")]
@@ -126,7 +126,7 @@ def test_each_part_is_where_the_others_look_for_it(files: tuple[str, ...]) -> No
     assert waited_for == {host for host, _, _ in brokers}
 
 
-def test_two_of_each_role_that_does_work() -> None:
+def test_router_and_delivery_have_two_processes() -> None:
     services = _read(ONE)
     assert {role: services[role].get("deploy", {}).get("replicas", 1) for role in ROLES} == {
         "ingress": 2,
@@ -137,7 +137,7 @@ def test_two_of_each_role_that_does_work() -> None:
 
 
 @both
-def test_nothing_listens_beyond_this_machine(files: tuple[str, ...]) -> None:
+def test_nothing_listens_beyond_loopback(files: tuple[str, ...]) -> None:
     ports = [port for service in _read(files).values() for port in service.get("ports", [])]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
@@ -145,7 +145,7 @@ def test_nothing_listens_beyond_this_machine(files: tuple[str, ...]) -> None:
     assert len(published) == len(set(published))
 
 
-def test_three_brokers_keep_three_copies() -> None:
+def test_three_brokers_keep_three_replicas() -> None:
     services = _read(THREE)
     told = _settings(services["topics"])
     assert (told["EILPOST_LOG__REPLICATION"], told["EILPOST_LOG__DURABILITY"]) == ("3", "safe")
@@ -161,13 +161,13 @@ def test_three_brokers_keep_three_copies() -> None:
     assert len({tuple((k, v) for k, v in sorted(kafka.items()) if k not in apart) for kafka in brokers.values()}) == 1
     for key in apart:
         assert len({kafka[key] for kafka in brokers.values()}) == 3
-    # Data of one broker cannot become that of three.
+    # The data of one broker cannot become that of three.
     assert not set(services["kafka-1"]["volumes"]) & set(_read(ONE)["kafka-1"]["volumes"])
 
 
 @both
 @pytest.mark.kafka_cluster
-def test_a_real_kafka_takes_the_settings_of_the_brokers(files: tuple[str, ...], tmp_path: Path) -> None:
+def test_real_kafka_accepts_the_broker_settings(files: tuple[str, ...], tmp_path: Path) -> None:
     for name, service in _read(files).items():
         if not name.startswith("kafka-"):
             continue
@@ -177,7 +177,7 @@ def test_a_real_kafka_takes_the_settings_of_the_brokers(files: tuple[str, ...], 
         del environment["KAFKA_HEAP_OPTS"]
         node.folder.mkdir()
         properties = node.folder / "server.properties"
-        # As the image's own entry point does it.
+        # Like the entry point of the image.
         lines = [
             f"{key.removeprefix('KAFKA_').lower().replace('_', '.')}={value}" for key, value in environment.items()
         ]
@@ -189,26 +189,26 @@ def test_a_real_kafka_takes_the_settings_of_the_brokers(files: tuple[str, ...], 
 
 @both
 @pytest.mark.compose
-def test_the_specification_s_own_loader_takes_them(files: tuple[str, ...]) -> None:
+def test_compose_specification_loader_accepts_the_files(files: tuple[str, ...]) -> None:
     model = compose_spec.load(DEPLOY, *files)
     assert set(model["services"]) == set(_read(files))
     for name, service in model["services"].items():
         for volume in service.get("volumes", []):
             if volume["type"] == "bind":
                 assert Path(volume["source"]).exists(), (name, volume)
-    told = model["services"]["router"]["environment"]  # as a list where two files were merged
+    told = model["services"]["router"]["environment"]  # a list after merging two files
     told = told if isinstance(told, dict) else dict(item.split("=", 1) for item in told)
     assert told == _settings(_read(files)["router"])
 
 
 @pytest.mark.compose
-def test_the_loader_refuses_what_is_wrong(tmp_path: Path) -> None:
+def test_loader_refuses_invalid_files(tmp_path: Path) -> None:
     (tmp_path / "compose.yaml").write_text("services: {a: {image: b, prots: ['1:1']}}")
     with pytest.raises(AssertionError, match="prots"):
         compose_spec.load(tmp_path, "compose.yaml")
 
 
-def test_versions_are_those_the_tests_run_against() -> None:
+def test_versions_equal_those_of_the_tests() -> None:
     services = _read(THREE)
     images = {name: _default(service["image"]) for name, service in services.items()}
     assert all(service["image"].startswith("${") for service in services.values())
@@ -217,7 +217,7 @@ def test_versions_are_those_the_tests_run_against() -> None:
     assert all(pinned.fullmatch(image) for image in images.values() if image != "eilpost:dev")
 
 
-def test_the_directory_lets_alice_in() -> None:
+def test_alice_can_log_in() -> None:
     snapshot = parse_directory((DEPLOY / "directory.toml").read_text(), "directory.toml", is_hash)
     for login in ("alice@example.test", "bob@example.test"):
         user = find_user(snapshot, login)
@@ -225,7 +225,7 @@ def test_the_directory_lets_alice_in() -> None:
         assert PasswordHasher().verify(user.password, "eilpost-demo")
 
 
-def test_prometheus_finds_every_process_of_every_role() -> None:
+def test_prometheus_scrapes_every_process_of_every_role() -> None:
     services = _read(ONE)
     jobs = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     found = {job["job_name"]: job["dns_sd_configs"][0] for job in jobs if "dns_sd_configs" in job}
@@ -238,7 +238,7 @@ def test_prometheus_finds_every_process_of_every_role() -> None:
             parse(told["EILPOST_HTTP__LISTEN"])[1],
         )
     for job in jobs:
-        if job["job_name"] in ROLES:  # the target labels of the rules and the dashboards
+        if job["job_name"] in ROLES:  # target labels of the rules and the dashboards
             labels = {rule["target_label"]: rule.get("replacement") for rule in job["relabel_configs"]}
             assert labels == {"role": None, "namespace": "compose", "tenant": "shared"}
             assert job["honor_labels"] is True
@@ -248,7 +248,7 @@ def test_prometheus_finds_every_process_of_every_role() -> None:
     assert services["prometheus"]["ports"] == [f"127.0.0.1:9090:{address.port}"]
 
 
-def test_grafana_is_provisioned_with_the_dashboards_of_the_chart() -> None:
+def test_grafana_has_the_dashboards_of_the_chart() -> None:
     mounted = {volume.split(":")[1]: volume.split(":")[0] for volume in _read(ONE)["grafana"]["volumes"]}
     provider = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/eilpost.yaml").read_text())["providers"][0]
     assert mounted[provider["options"]["path"]] == "../helm/files/dashboards"

@@ -1,4 +1,4 @@
-"""The Dockerfile as text, where no Docker engine is to be had; tests/journeys/test_30_image.py builds and runs it."""
+"""The Dockerfile as text, for machines without Docker; tests/journeys/test_30_image.py builds and runs it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def _said(instruction: str) -> list[str]:
     return [line.removeprefix(instruction).strip() for line in LINES if line.startswith(instruction + " ")]
 
 
-def test_two_stages_on_the_same_python() -> None:
+def test_both_stages_use_the_same_python() -> None:
     assert LINES.index("ARG PYTHON_IMAGE=python:3.13-slim") < LINES.index("FROM ${PYTHON_IMAGE} AS build")
     assert _said("FROM") == ["${PYTHON_IMAGE} AS build", "${PYTHON_IMAGE}"]
 
 
-def test_every_package_is_in_it() -> None:
+def test_image_contains_every_package() -> None:
     copied = {words.split()[0] for words in _said("COPY")}
     assert set(PACKAGES) <= copied
     allowed = {
@@ -34,13 +34,13 @@ def test_every_package_is_in_it() -> None:
     assert all((ROOT / name).exists() for name in wanted)
 
 
-def test_it_runs_as_nobody_else_and_gets_the_signals() -> None:
+def test_image_runs_as_its_own_user_and_receives_signals() -> None:
     assert _said("USER") == ["10001:10001"]
     assert json.loads(_said("ENTRYPOINT")[0]) == ["eilpost"]
     assert _said("STOPSIGNAL") == ["SIGTERM"]
 
 
-def test_what_is_installed_is_locked() -> None:
+def test_installed_packages_are_locked() -> None:
     text = "\n".join(LINES)
     assert text.count("--require-hashes") == 2
     assert re.search(r"pip install uv==[0-9.]+ ", text)

@@ -1,4 +1,4 @@
-"""The command line: every fault is one line on stderr and a status, never a traceback."""
+"""The command line: every error is one line on stderr and an exit status, without a traceback."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         return int(ended.value.code or 0), out, err
 
     yield call
-    structlog.reset_defaults()  # a command's logs are silent, and the next test's are not
+    structlog.reset_defaults()  # a command's logging configuration must not reach the next test
 
 
 def _one_line(err: str) -> str:
@@ -60,7 +60,7 @@ def _one_line(err: str) -> str:
     return err
 
 
-def test_version(run: Run) -> None:
+def test_version_is_printed(run: Run) -> None:
     assert run("version")[1].startswith("eilpost 0.1.0")
     assert run("--version") == run("version")
 
@@ -77,20 +77,20 @@ def test_version(run: Run) -> None:
         ('[directory]\nurl = "file:nix.toml"\n', "nix.toml"),
     ],
 )
-def test_a_wrong_configuration_is_one_line_that_names_the_key(run: Run, home: Path, text: str, says: str) -> None:
+def test_invalid_configuration_is_one_line_that_names_the_key(run: Run, home: Path, text: str, says: str) -> None:
     (home / "eilpost.toml").write_text(text)
     status, _, err = run("config", "check")
     assert status == 2
     assert says in _one_line(err)
 
 
-def test_a_directory_without_domains_is_worth_a_warning(run: Run, home: Path) -> None:
+def test_directory_without_domains_is_a_warning(run: Run, home: Path) -> None:
     (home / "directory.toml").write_text("# nobody\n")
     status, out, err = run("config", "check")
     assert (status, "domains: 0" in out, "no domains" in _one_line(err)) == (0, True, True)
 
 
-def test_a_missing_configuration(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_configuration_is_one_line(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, _, err = run("up", "--config", "nix.toml")
     assert (status, "nix.toml" in _one_line(err)) == (2, True)
     (home / "eilpost.toml").unlink()
@@ -106,7 +106,7 @@ def test_a_missing_configuration(run: Run, home: Path, monkeypatch: pytest.Monke
     assert (status, "gone.toml" in _one_line(err)) == (2, True)
 
 
-def test_a_url_in_place_of_a_file_is_shown_without_its_password(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_instead_of_a_file_is_shown_without_its_password(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "https://user:secret@example.test/eilpost.toml"
     _, _, err = run("config", "check", "--config", url)
     assert _one_line(err).startswith("eilpost: https:/***@example.test/eilpost.toml: there is no such file")
@@ -117,18 +117,21 @@ def test_a_url_in_place_of_a_file_is_shown_without_its_password(run: Run, monkey
     assert "/etc/mail@home/eilpost.toml" in err
 
 
-def test_without_a_file_it_says_what_it_runs_on(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_without_a_file_reports_the_configuration_source(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (home / "eilpost.toml").unlink()
     monkeypatch.setenv("EILPOST_ROUTER__LIFETIME", "2d")
     status, out, err = run("user", "list", "--json")
     assert (status, len(json.loads(out))) == (0, 2)
     assert _one_line(err).startswith("eilpost: no configuration file (searched eilpost.toml, ")
     assert f"using the defaults, EILPOST_ROUTER__LIFETIME, and {home}" in err
-    monkeypatch.setenv("EILPOST_LOG__URL", f"embedded:{home}/log.db")  # configured by its environment, as in a pod
+    # configured by environment variables, as in a pod
+    monkeypatch.setenv("EILPOST_LOG__URL", f"embedded:{home}/log.db")
     assert run("user", "list", "--json") == (0, out, "")
 
 
-def test_the_effective_settings_tell_their_source(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_effective_settings_show_their_source(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EILPOST_ROUTER__LIFETIME", "2d")
     status, out, _ = run("config", "show", "--json")
     tables = json.loads(out)
@@ -138,9 +141,7 @@ def test_the_effective_settings_tell_their_source(run: Run, monkeypatch: pytest.
     assert tables["http"]["listen"]["source"] == "default"
 
 
-def test_config_show_hides_secrets_and_says_where_they_came_from(
-    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_config_show_hides_secrets_and_shows_sources(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "eilpost.toml").write_text('[spool]\nurl = "s3://mail"\naccess_key = "me"\n')
     monkeypatch.setenv("EILPOST_SPOOL__SECRET_KEY", "hush")
     shown = run("config", "show")[1]
@@ -153,14 +154,14 @@ def test_config_show_hides_secrets_and_says_where_they_came_from(
     assert (status, "the secret itself is expected" in _one_line(err)) == (2, True)
 
 
-def test_what_config_show_prints_can_be_read_again(run: Run, home: Path) -> None:
+def test_output_of_config_show_is_a_valid_configuration(run: Run, home: Path) -> None:
     (home / "again.toml").write_text(run("config", "show")[1])
     (home / "defaults.toml").write_text(run("config", "show", "--defaults")[1])
     assert run("config", "check", "--config", "again.toml")[0] == 0
     assert run("config", "check", "--config", "defaults.toml")[0] == 0
 
 
-def test_the_defaults_are_there_for_programs_too(run: Run) -> None:
+def test_defaults_are_available_as_json(run: Run) -> None:
     tables = json.loads(run("config", "show", "--defaults", "--json")[1])
     assert tables["router"]["lifetime"]["default"] == "5d"
     assert tables["log"]["url"]["meaning"].startswith('"embedded:FILE"')
@@ -175,7 +176,7 @@ def test_the_defaults_are_there_for_programs_too(run: Run) -> None:
         (("user", "add", "a@example.test", "--nix"), "--nix"),
     ],
 )
-def test_a_wrong_call_is_one_line(
+def test_usage_error_is_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], says: str
 ) -> None:
     monkeypatch.setenv("EILPOST_DEBUG", "1")
@@ -183,7 +184,7 @@ def test_a_wrong_call_is_one_line(
     assert (status, out, says in _one_line(err)) == (2, "", True)
 
 
-def test_the_help_is_plain_and_lists_the_exit_statuses(run: Run) -> None:
+def test_help_is_plain_and_lists_the_exit_statuses(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
     assert "<bool>" not in out + run("trace", "--help")[1]
@@ -213,7 +214,7 @@ def test_help_is_the_same_by_option_and_by_command(run: Run, command: tuple[str,
 
 
 @pytest.mark.parametrize("command", [each for each in _commands() if each not in {(), ("version",)}])
-def test_the_examples_of_a_command_call_it(run: Run, command: tuple[str, ...]) -> None:
+def test_examples_of_a_command_call_it(run: Run, command: tuple[str, ...]) -> None:
     out = run("help", *command)[1]
     examples = out.partition("Examples:\n")[2].splitlines()
     if "Commands:" in out:  # a group: its commands have the examples
@@ -228,19 +229,19 @@ def test_help_of_an_unknown_command_is_one_line(run: Run) -> None:
     assert "no command 'user nonsense'" in _one_line(err)
 
 
-def test_without_a_directory_file_all_say_the_same(run: Run, home: Path) -> None:
+def test_missing_directory_file_is_the_same_line_everywhere(run: Run, home: Path) -> None:
     (home / "directory.toml").unlink()
     assert run("user", "list") == run("config", "check")
 
 
 @pytest.mark.parametrize("role", ["ingress", "router", "delivery"])
-def test_a_role_alone_on_an_embedded_log_is_refused(run: Run, role: str) -> None:
+def test_single_role_on_an_embedded_log_is_refused(run: Run, role: str) -> None:
     status, _, err = run(role)
     assert status == 2
     assert "eilpost up" in _one_line(err)
 
 
-def test_trace_of_what_is_not_there(run: Run, home: Path) -> None:
+def test_trace_of_an_unknown_message_fails(run: Run, home: Path) -> None:
     for wrong in ("nonsense", "8" * 26, "Z" * 26, samples.queue_id(9) + "X"):
         status, _, err = run("trace", wrong)
         assert (status, f"{wrong!r} is not a queue id" in _one_line(err)) == (1, True)
@@ -251,7 +252,7 @@ def test_trace_of_what_is_not_there(run: Run, home: Path) -> None:
 
 @pytest.fixture
 def log(home: Path) -> Path:
-    """A log at rest with one waiting delivery and its first event."""
+    """An unused log with one waiting delivery and its first event."""
     path = home / "var" / "log.db"
 
     async def fill() -> None:
@@ -269,7 +270,7 @@ def log(home: Path) -> Path:
     return path
 
 
-def test_queue_and_trace_read_a_log_at_rest(run: Run, log: Path) -> None:
+def test_queue_and_trace_read_an_unused_log(run: Run, log: Path) -> None:
     status, out, err = run("queue")
     assert (status, samples.delivery(1).id in out, "451 4.3.0 Try again later" in out) == (0, True, True)
     assert "no server is running on this log" in _one_line(err)
@@ -287,7 +288,7 @@ def test_queue_and_trace_read_a_log_at_rest(run: Run, log: Path) -> None:
     assert (status, "no such message" in _one_line(err)) == (1, True)
 
 
-def test_users_by_stdin(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_passwords_come_from_stdin(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("secret\n"))
     assert run("user", "add", "carol@example.test", "--password-stdin")[0] == 0
     assert "carol@example.test" in run("user", "list")[1]
@@ -324,7 +325,7 @@ def test_domains_and_aliases_by_command(run: Run, home: Path) -> None:
     assert (status, out, "there is no domain new.test" in _one_line(err)) == (1, "", True)
 
 
-def test_a_bug_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from eilpost import users
 
     def broken(_path: Path) -> None:
@@ -345,7 +346,7 @@ def test_a_bug_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("users", [2, 2000], ids=["less-than-a-buffer", "more"])
-def test_a_reader_who_has_seen_enough_is_no_fault(home: Path, users: int) -> None:
+def test_reader_that_closes_the_pipe_is_no_error(home: Path, users: int) -> None:
     (home / "directory.toml").write_text(directory_toml(tuple(f"u{number}" for number in range(users))))
     reading, writing = os.pipe()
     os.close(reading)
@@ -357,11 +358,11 @@ def test_a_reader_who_has_seen_enough_is_no_fault(home: Path, users: int) -> Non
 
 
 @pytest.mark.parametrize(("command", "text"), [("doctor", '[log]\nurl = "kafka://127.0.0.1:1"\n'), ("up", "node\n")])
-def test_the_exit_status_stands_though_nobody_reads(
+def test_exit_status_does_not_depend_on_a_reader(
     home: Path, command: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`doctor` writes what it found to stdout, `up` what is wrong to stderr."""
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # what is buffered fails at exit
+    """`doctor` writes its results to stdout, `up` its errors to stderr."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # buffered output fails at exit
     (home / "eilpost.toml").write_text(text)
     status = subprocess.run([EILPOST, command], cwd=home, capture_output=True, timeout=60, check=False).returncode
     assert status > 0
@@ -373,14 +374,14 @@ def test_the_exit_status_stands_though_nobody_reads(
 
 
 @pytest.mark.parametrize(("closed", "status"), [("1", 0), ("2", 2)], ids=["stdout", "stderr"])
-def test_a_closed_output_is_no_fault_and_goes_nowhere_else(home: Path, closed: str, status: int) -> None:
+def test_closed_output_is_no_error_and_is_not_redirected(home: Path, closed: str, status: int) -> None:
     (home / "eilpost.toml").write_text('[node]\nhostname = "mx.example.test"\n' if status == 0 else "node\n")
     command = ["sh", "-c", f'exec "$0" config check {closed}>&-', str(EILPOST)]
     done = subprocess.run(command, cwd=home, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
 
 
-def test_names_of_any_script_on_a_terminal_of_any_locale(home: Path) -> None:
+def test_names_of_any_script_print_in_any_locale(home: Path) -> None:
     (home / "directory.toml").write_text(directory_toml(("böb",)), encoding="utf-8")
     listed = subprocess.run(
         [EILPOST, "user", "list"],
@@ -394,7 +395,7 @@ def test_names_of_any_script_on_a_terminal_of_any_locale(home: Path) -> None:
     assert listed.stdout.splitlines() == [rb"b\xf6b@example.test"]
 
 
-def test_a_configuration_is_utf8_whatever_the_locale(home: Path) -> None:
+def test_configuration_is_utf8_in_any_locale(home: Path) -> None:
     (home / "eilpost.toml").write_text("# für uns\n[node]\n", encoding="utf-8")
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for arguments in (["config", "show"], ["config", "check"], ["user", "list"]):
@@ -402,14 +403,14 @@ def test_a_configuration_is_utf8_whatever_the_locale(home: Path) -> None:
         assert (done.returncode, done.stderr) == (0, b""), arguments
 
 
-def test_a_password_that_is_no_text_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undecodable_password_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), "ascii", "surrogateescape"))
     status, _, err = run("user", "passwd", "alice@example.test", "--password-stdin")
     assert (status, "not UTF-8" in _one_line(err)) == (2, True)
 
 
 def _starts(box: EilpostProcess) -> tuple[int, str]:
-    """Run it to its end; its status and what it wrote on stderr."""
+    """Run the command to its end; returns its exit status and stderr."""
     ended = subprocess.run(
         [*box.command, "--config", str(box.config)], capture_output=True, text=True, timeout=60, check=False
     )
@@ -418,7 +419,7 @@ def _starts(box: EilpostProcess) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(("section", "key"), [("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen")])
-def test_a_port_in_use_names_the_key_and_the_variable(tmp_path: Path, section: str, key: str) -> None:
+def test_used_port_names_the_key_and_the_variable(tmp_path: Path, section: str, key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         box = EilpostProcess(tmp_path, {section: {key: f"127.0.0.1:{taken.getsockname()[1]}"}})
         before = {path.name for path in tmp_path.iterdir()}
@@ -426,10 +427,10 @@ def test_a_port_in_use_names_the_key_and_the_variable(tmp_path: Path, section: s
     assert status == 2
     assert _one_line(err).startswith(f"eilpost: {section}.{key}: cannot listen on 127.0.0.1:")
     assert f"EILPOST_{section}__{key}".upper() in err
-    assert {path.name for path in tmp_path.iterdir()} == before  # a start that fails leaves nothing behind
+    assert {path.name for path in tmp_path.iterdir()} == before  # a failed start leaves no files
 
 
-def test_all_ports_in_use_are_named_once(tmp_path: Path) -> None:
+def test_all_used_ports_are_named_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [taken.getsockname()[1] for taken in (one, other)]
         box = EilpostProcess(
@@ -441,13 +442,13 @@ def test_all_ports_in_use_are_named_once(tmp_path: Path) -> None:
     assert "EILPOST_INGRESS__MX, EILPOST_MAILSTORE__POP3" in err
 
 
-def test_a_mailstore_with_nothing_to_serve_is_one_line(run: Run, home: Path) -> None:
+def test_mailstore_without_listeners_is_one_line(run: Run, home: Path) -> None:
     (home / "eilpost.toml").write_text('[mailstore]\npop3 = ""\n')
     status, _, err = run("mailstore")
     assert (status, "mailstore.pop3 is empty, nothing to serve" in _one_line(err)) == (2, True)
 
 
-def test_a_second_process_on_the_same_data_directory_is_one_line(tmp_path: Path) -> None:
+def test_second_process_on_the_same_data_directory_is_one_line(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "home") as first:
         if not first.is_running:
             first.start()

@@ -1,4 +1,4 @@
-"""`eilpost queue` and `trace` beside brokers that are away: one line that says what to do, and not a bug of ours."""
+"""`eilpost queue` and `trace` without reachable brokers: one line with the remedy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("command", [("queue",), ("trace", QUEUE_ID)])
-def test_a_log_that_does_not_answer_is_one_line(run: Run, command: tuple[str, ...]) -> None:
+def test_unreachable_log_is_one_line(run: Run, command: tuple[str, ...]) -> None:
     status, out, err = run(*command, log={"url": "kafka://127.0.0.1:1"})
     assert (status, out) == (2, "")
     assert err.count("\n") == 1

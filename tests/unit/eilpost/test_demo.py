@@ -1,4 +1,4 @@
-"""The demo's world: made once, kept as its owner leaves it; and what the banner promises works."""
+"""The demo's files: created once and kept; and the commands of its banner work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _bash(command: str) -> str:
     return done.stdout
 
 
-def test_what_is_made_is_valid_and_kept(tmp_path: Path) -> None:
+def test_created_configuration_is_valid_and_kept(tmp_path: Path) -> None:
     configuration = demo.create_files(tmp_path / "var" / "demo")
     directory = configuration.parent / "directory.toml"
     snapshot, _ = load(directory)
@@ -39,7 +39,7 @@ def test_what_is_made_is_valid_and_kept(tmp_path: Path) -> None:
     assert (configuration.read_text(), directory.read_text()) == before
 
 
-def test_the_banner_follows_the_settings(tmp_path: Path) -> None:
+def test_banner_follows_the_settings(tmp_path: Path) -> None:
     environment = {"EILPOST_INGRESS__MX": "127.0.0.1:4025", "EILPOST_MAILSTORE__POP3": "127.0.0.1:4110"}
     text = demo.banner(load_settings(None, environment), tmp_path / "eilpost.toml", "eilpost")
     first = text.strip().splitlines()[:2]
@@ -54,9 +54,7 @@ def test_the_banner_follows_the_settings(tmp_path: Path) -> None:
     assert "POP3 off" in demo.banner(load_settings(None, {"EILPOST_MAILSTORE__POP3": ""}), tmp_path, "eilpost")
 
 
-def test_the_banner_names_the_configuration_where_it_would_not_be_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_banner_names_a_configuration_outside_the_default_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EILPOST_CONFIG", raising=False)
     path = demo.create_files(Path("var/demo"))
@@ -66,7 +64,7 @@ def test_the_banner_names_the_configuration_where_it_would_not_be_found(
     assert "eilpost queue --config var/demo/eilpost.toml\n" in demo.banner(settings, path, "eilpost")
 
 
-async def test_the_commands_of_the_readme_work_as_they_stand(tmp_path: Path) -> None:
+async def test_commands_of_the_readme_work(tmp_path: Path) -> None:
     aliases = {"team@example.test": ["alice@example.test", "bob@example.test"]}
     with EilpostProcess(tmp_path / "home", directory=directory_toml(aliases=aliases)) as box:
         readme = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
@@ -79,11 +77,11 @@ async def test_the_commands_of_the_readme_work_as_they_stand(tmp_path: Path) -> 
         assert "team@example.test -> alice@example.test, bob@example.test" in box.run("trace", queue_id[1])
         assert "Hi all" in _bash(fetch)
         box.stop()
-        assert '"session ended"' not in box.output()  # each of them says QUIT
+        assert '"session ended"' not in box.output()  # each command sends QUIT
 
 
-def test_it_starts_as_make_run_starts_it(tmp_path: Path) -> None:
-    """In a folder where there is nothing yet: it becomes ready, says what to try, and ends when told to."""
+def test_demo_starts_like_make_run(tmp_path: Path) -> None:
+    """In an empty folder: it becomes ready, prints what to try, and ends on SIGTERM."""
     makefile = (Path(__file__).resolve().parents[3] / "Makefile").read_text(encoding="utf-8")
     recipe = re.search(r"^run: .*\n\t@\$\(BIN\)/eilpost (.*)$", makefile, re.MULTILINE)
     assert recipe is not None
@@ -111,7 +109,7 @@ def test_it_starts_as_make_run_starts_it(tmp_path: Path) -> None:
     assert "alice@example.test" in (tmp_path / "output").read_text(encoding="utf-8")
 
 
-async def test_the_commands_of_the_banner_work_as_they_stand(tmp_path: Path) -> None:
+async def test_commands_of_the_banner_work(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "home") as box:
         settings = load_settings(box.config, {})
         banner = demo.banner(settings, box.config, str(EILPOST))
@@ -131,10 +129,10 @@ async def test_the_commands_of_the_banner_work_as_they_stand(tmp_path: Path) -> 
         routed, attempted = (next(e for e in events if e["event"] == name) for name in ("routed", "attempted"))
         assert routed["delivery_id"] == attempted["delivery_id"] == f"{queue_id[1]}-1"
         assert routed["site"] == attempted["site"]
-        assert "remote" not in attempted  # nobody else took it
+        assert "remote" not in attempted  # no remote server accepted it
 
 
-def test_a_mailstore_alone_serves_pop3(tmp_path: Path) -> None:
+def test_mailstore_alone_serves_pop3(tmp_path: Path) -> None:
     box = EilpostProcess(tmp_path / "home", command=(str(EILPOST), "mailstore"))
     with box:
         assert box.mailbox("alice") == []
@@ -144,7 +142,7 @@ def test_a_mailstore_alone_serves_pop3(tmp_path: Path) -> None:
         assert set(json.loads(ready)) == {"time", "level", "event", "hostname", "pop3", "http"}
 
 
-def test_what_is_not_served_is_not_said_to_be_ready(tmp_path: Path) -> None:
+def test_disabled_protocols_are_not_reported_as_ready(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "home", {"mailstore": {"pop3": ""}}) as box:
         roles = set(json.loads(box.get("/readyz")[1])["roles"])
         assert roles == {"http", "housekeeping", "ingress", "router", "delivery"}

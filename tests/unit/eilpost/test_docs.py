@@ -13,12 +13,12 @@ ROOT = generate.ROOT
 
 
 @pytest.mark.parametrize("page", generate.PAGES, ids=lambda page: page.name)
-def test_the_pages_made_from_the_code_are_current(page: Path) -> None:
+def test_generated_pages_are_current(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text == generate.with_part(text, generate.PAGES[page]()), "run `make docs`"
 
 
-def test_every_rfc_cited_has_a_status_and_every_status_is_about_one_cited() -> None:
+def test_cited_rfcs_and_documented_rfcs_are_the_same() -> None:
     table = (ROOT / "docs" / "reference" / "rfc.md").read_text(encoding="utf-8").partition(generate.BEGIN)[0]
     rows = re.findall(r"^\| (\d{3,5}) \| [^|]+ \| (yes|partly|reference) \|", table, re.MULTILINE)
     assert sorted(int(number) for number, _ in rows) == sorted(generate.cited())
@@ -63,5 +63,5 @@ def test_the_changelog_has_one_heading_for_each_release_and_no_notes_of_versions
         assert len(kinds) == len(set(kinds)), section.partition("\n")[0]
 
 
-def test_the_readme_holds_no_unfilled_place() -> None:
+def test_readme_has_no_placeholder() -> None:
     assert "@@" not in (ROOT / "README.md").read_text(encoding="utf-8")

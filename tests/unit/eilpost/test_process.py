@@ -1,5 +1,5 @@
-"""What a process takes from the machine it runs on: open files enough, nothing that others may read, and its settings
-from the environment alone where there is no file, as in a pod.
+"""A process's use of its machine: file descriptor limit, file modes, and configuration by environment variables
+only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.servers.ports import free_port
 
 
 def _in_a_pod(folder: Path, *arguments: str, **settings: str) -> subprocess.Popen[str]:
-    """`eilpost` with an environment that has its settings and nothing else, not even HOME or PATH."""
+    """Run `eilpost` with its settings as the only environment, without HOME and PATH."""
     (folder / "directory.toml").write_text(directory_toml())
     usual = {
         "EILPOST_LOG__URL": f"embedded:{folder}/log.db",
@@ -29,7 +29,7 @@ def _in_a_pod(folder: Path, *arguments: str, **settings: str) -> subprocess.Pope
         "EILPOST_MAILSTORE__POP3": f"127.0.0.1:{free_port()}",
         "EILPOST_HTTP__LISTEN": f"127.0.0.1:{free_port()}",
         "EILPOST_NODE__LOG_FORMAT": "json",
-        "EILPOST_PORT": "tcp://10.96.0.7:25",  # of a Service named eilpost
+        "EILPOST_PORT": "tcp://10.96.0.7:25",  # Kubernetes sets it for a Service named eilpost
         "EILPOST_SERVICE_HOST": "10.96.0.7",
     }
     return subprocess.Popen(
@@ -63,7 +63,7 @@ def _in_a_pod(folder: Path, *arguments: str, **settings: str) -> subprocess.Pope
         ),
     ],
 )
-def test_a_wrong_setting_is_the_one_line_of_a_termination_message(
+def test_wrong_setting_is_one_line_as_termination_message(
     tmp_path: Path, arguments: tuple[str, ...], settings: Mapping[str, str], says: str
 ) -> None:
     process = _in_a_pod(tmp_path, *arguments, **settings)
@@ -77,7 +77,7 @@ def test_a_wrong_setting_is_the_one_line_of_a_termination_message(
     assert "Traceback" not in err
 
 
-def test_it_runs_by_its_environment_alone_and_warns_of_nothing(tmp_path: Path) -> None:
+def test_process_runs_by_environment_variables_without_warnings(tmp_path: Path) -> None:
     process = _in_a_pod(tmp_path, "up")
     try:
         assert process.stderr is not None
@@ -90,7 +90,7 @@ def test_it_runs_by_its_environment_alone_and_warns_of_nothing(tmp_path: Path) -
     assert {json.loads(line)["level"] for line in err.splitlines()} == {"info"}
 
 
-def test_it_may_open_what_its_limits_allow_and_makes_nothing_others_read(tmp_path: Path) -> None:
+def test_process_raises_its_file_limit_and_creates_private_files(tmp_path: Path) -> None:
     poor = ("bash", "-c", 'ulimit -Sn 128; umask 000; exec "$0" "$@"', str(EILPOST), "up")
     with EilpostProcess(tmp_path / "home", {"ingress": {"max_connections": 700}}, command=poor) as box:
         limits = Path(f"/proc/{box.pid}/limits").read_text().splitlines()

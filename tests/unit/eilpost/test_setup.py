@@ -1,4 +1,4 @@
-"""What `make` installs, and what it prints when it cannot."""
+"""Targets of the Makefile: installed packages, help and error output."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_packages_to_run_are_a_part_of_the_packages_to_test() -> None:
     assert set(extras) == {"kafka", "postgres", "objects", "dev"}  # an adapter's extra belongs in requirements.lock
 
 
-def test_the_default_target_lists_every_target_that_has_a_meaning() -> None:
+def test_default_target_lists_every_documented_target() -> None:
     done = _make(ROOT, "--no-print-directory")
     assert done.returncode == 0, done.stderr
     listed = set(re.findall(r"^  ([a-z-]+)  ", done.stdout, re.MULTILINE))
@@ -67,7 +67,7 @@ def test_the_default_target_lists_every_target_that_has_a_meaning() -> None:
         ('case "$*" in *version_info*) exit 1;; esac', "needs Python 3.11 or newer"),
     ],
 )
-def test_a_python_that_cannot_make_a_venv_is_one_line(tmp_path: Path, script: str, expected: str) -> None:
+def test_python_without_venv_is_a_one_line_error(tmp_path: Path, script: str, expected: str) -> None:
     python = tmp_path / "python3.11"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
@@ -80,7 +80,7 @@ def test_a_python_that_cannot_make_a_venv_is_one_line(tmp_path: Path, script: st
     assert all(line.startswith("make") for line in others)
 
 
-def test_an_error_of_pip_is_printed_and_is_the_exit_status(tmp_path: Path) -> None:
+def test_pip_error_and_status_are_passed_on(tmp_path: Path) -> None:
     lock = tmp_path / "lock.txt"
     lock.write_text(
         f"nothing==1.0 ; python_version < '3' --hash=sha256:{'0' * 64}\nnot-a-wheel @ {tmp_path.as_uri()}/no.whl\n"

@@ -1,4 +1,4 @@
-"""Signals of real processes: none but SIGKILL ends a role without a drain (README, "Signals")."""
+"""Signals to real processes: only SIGKILL ends a role without a drain (README, "Signals")."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def wait_for(true: Callable[[], object], what: str, seconds: float = 20.0) -> No
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether the process has a handler of its own for the signal."""
+    """Whether the process has a handler for the signal."""
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
     caught = next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt:"))
     return bool(caught & 1 << number - 1)
@@ -39,8 +39,8 @@ def events(box: EilpostProcess, event: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("role", ["up", "mailstore", "ingress", "router", "delivery"])
-def test_signals_reload_or_are_ignored_or_drain(tmp_path: Path, role: str) -> None:
-    settings = {} if role in ("up", "mailstore") else NO_KAFKA  # a role of a cluster waits for its Kafka
+def test_signals_reload_are_ignored_or_drain(tmp_path: Path, role: str) -> None:
+    settings = {} if role in ("up", "mailstore") else NO_KAFKA  # a cluster role waits for Kafka
     box = EilpostProcess(tmp_path, settings, command=(str(EILPOST), role))
     try:
         box.start(wait=False)
@@ -62,7 +62,7 @@ def test_signals_reload_or_are_ignored_or_drain(tmp_path: Path, role: str) -> No
         box.kill()
 
 
-def test_signals_from_the_first_handler_on_end_no_start(tmp_path: Path) -> None:
+def test_reload_signals_during_the_start_do_not_end_the_process(tmp_path: Path) -> None:
     box = EilpostProcess(tmp_path)
     try:
         box.start(wait=False)
@@ -79,7 +79,7 @@ def test_signals_from_the_first_handler_on_end_no_start(tmp_path: Path) -> None:
 
 
 def test_sigterm_during_the_start_ends_the_process_at_once(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections and says nothing: a start waits for it
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts connections without replies: a start waits for it
         box = EilpostProcess(
             tmp_path,
             {"log": {"url": f"kafka://127.0.0.1:{mute.getsockname()[1]}"}},
@@ -98,7 +98,7 @@ def test_sigterm_during_the_start_ends_the_process_at_once(tmp_path: Path) -> No
             box.kill()
 
 
-def test_a_closed_terminal_drains(tmp_path: Path) -> None:
+def test_closed_terminal_drains(tmp_path: Path) -> None:
     box = EilpostProcess(tmp_path)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

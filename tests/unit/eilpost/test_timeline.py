@@ -1,4 +1,4 @@
-"""A message's history in words and for programs."""
+"""A message's history as text and as JSON."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _written(*what: EventDetail, pending: tuple[Pending, ...] = ()) -> str:
     return out.getvalue()
 
 
-def test_the_whole_story_in_order() -> None:
+def test_timeline_is_complete_and_in_order() -> None:
     text = _written(*HISTORY)
     verbs = ("accepted", "routed", "deferred", "waits", "resumed", "failed", "bounced", "closed after 6.0 s")
     places = [text.index(f" {verb} ") if " " not in verb else text.index(verb) for verb in verbs]
@@ -78,7 +78,7 @@ def test_the_whole_story_in_order() -> None:
     assert f"eilpost trace {BOUNCE}" in text
 
 
-def test_a_message_on_its_way_says_what_is_next_and_when() -> None:
+def test_queued_message_shows_its_next_attempt() -> None:
     pending = Pending(samples.delivery(1), RETRY, None, attempts=1, last=LATER, last_remote=HOST)
     text = _written(*HISTORY[:3], pending=(pending,))
     assert "on its way" in text
@@ -86,7 +86,7 @@ def test_a_message_on_its_way_says_what_is_next_and_when() -> None:
 
 
 def _expanded(named: str, mailboxes: str, refused: str = "", later: str = "") -> str:
-    """The trace's line about aliases, for recipients named and, at the same time, routed or refused."""
+    """The trace's line about aliases, for named recipients that are then routed or refused."""
 
     def address(name: str) -> Address:
         return Address(name, "example.test")
@@ -130,11 +130,13 @@ DOUBT = " (together; the history does not say who for whom)"
         ("team alice", "alice bob", "", "", "team -> bob" + DOUBT),
     ],
 )
-def test_who_became_whom(named: str, mailboxes: str, refused: str, later: str, says: str) -> None:
+def test_alias_expansion_names_address_and_targets(
+    named: str, mailboxes: str, refused: str, later: str, says: str
+) -> None:
     assert _expanded(named, mailboxes, refused, later) == says
 
 
-def test_before_the_router_read_it() -> None:
+def test_message_before_routing_is_accepted() -> None:
     story = build_timeline(ID, (), (), (samples.accepted(1),))
     assert story is not None
     assert story.state is State.ACCEPTED
@@ -145,11 +147,11 @@ def test_before_the_router_read_it() -> None:
     assert "\n\n\n" not in out.getvalue()
 
 
-def test_the_size_says_what_it_is() -> None:
+def test_size_includes_its_unit() -> None:
     assert f"{samples.message(1).size_bytes} B, our Received line included\n" in _written(*HISTORY)
 
 
-def test_nothing_known_is_no_story() -> None:
+def test_unknown_message_has_no_timeline() -> None:
     assert build_timeline(ID, (), (), ()) is None
 
 
@@ -167,11 +169,11 @@ def test_nothing_known_is_no_story() -> None:
         (AttemptRecorded(FIRST, 1, (Delivered(ALICE, OK),), NOON, SECOND, None), "250 2.0.0 Ok: queued as 4F1C"),
     ],
 )
-def test_each_happening_has_its_words(what: EventDetail, says: str) -> None:
+def test_each_event_has_a_text(what: EventDetail, says: str) -> None:
     assert any(says in line.text for line in lines_of_event(_events(what)[0]))
 
 
-def test_a_reply_cannot_speak_to_the_terminal() -> None:
+def test_reply_cannot_send_control_codes_to_the_terminal() -> None:
     rude = Reply(550, "5.0.0", "\x1b[2Jgone\r\nX")
     text = _written(
         HISTORY[0], AttemptRecorded(FIRST, 1, (Failed(ALICE, rude, "evil\x1b]0;x\x07"),), NOON, SECOND, None), Closed()
@@ -184,7 +186,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_the_only_orders_are_our_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_output_has_only_our_colour_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     out = Terminal()
@@ -196,7 +198,7 @@ def test_on_a_terminal_the_only_orders_are_our_colours(monkeypatch: pytest.Monke
     assert text != plain
 
 
-def test_json_cannot_speak_to_the_terminal_and_says_the_same() -> None:
+def test_json_has_no_control_codes_and_the_same_content() -> None:
     rude = {"reply": "\x9b2J \x1b[2J \u202eevil\u2069 \x7f \U000e0001 \n ü 漢 \U0001f600"}
     told = json_output.to_json(rude)
     assert json.loads(told) == rude
@@ -204,7 +206,7 @@ def test_json_cannot_speak_to_the_terminal_and_says_the_same() -> None:
     assert "ü 漢 \U0001f600" in told
 
 
-def test_json_has_all_of_it() -> None:
+def test_json_is_complete() -> None:
     story = build_timeline(ID, _events(*HISTORY), (), ())
     assert story is not None
     told = json_output.timeline_json(story, NOON)
@@ -224,22 +226,22 @@ def test_json_has_all_of_it() -> None:
     ("seconds", "says"),
     [(-5, "0 ms"), (0.0123, "12 ms"), (3.44, "3.4 s"), (59.96, "1 min"), (125, "2 min 5 s"), (3600 * 30, "1 d 6 h")],
 )
-def test_ages_have_two_units_at_most(seconds: float, says: str) -> None:
+def test_ages_have_at_most_two_units(seconds: float, says: str) -> None:
     assert format.format_age(timedelta(seconds=seconds)) == says
 
 
 @pytest.mark.parametrize(
     ("size", "says"), [(999, "999 B"), (10_240, "10.2 kB"), (999_900, "1.0 MB"), (2_500_000_000, "2.5 GB")]
 )
-def test_sizes(size: int, says: str) -> None:
+def test_sizes_have_units(size: int, says: str) -> None:
     assert format.format_bytes(size) == says
 
 
 class ChangingHistory:
-    """A HistoryLog in which something happens at each look at the history; the last stays."""
+    """A HistoryLog that changes with each read of the history; the last state stays."""
 
     def __init__(self, *looks: tuple[int, bool], input_from: int = 0) -> None:
-        """`looks`: how many events there are, and whether a delivery is open."""
+        """`looks`: number of events and whether a delivery is open, for each read."""
         self._looks = looks
         self._input_from = input_from
         self.seen = -1
@@ -273,22 +275,22 @@ async def _followed(log: ChangingHistory, monkeypatch: pytest.MonkeyPatch) -> tu
     return known, out.getvalue()
 
 
-async def test_following_writes_each_line_once_and_ends_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_follow_writes_each_line_once_and_ends_when_the_message_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     log = ChangingHistory((0, False), (2, True), *[(3, True)] * 30, (5, True), (7, False), input_from=1)
     known, text = await _followed(log, monkeypatch)
     assert known
     for verb in ("accepted   by", "routed", "deferred", "resumed", "failed", "bounced", "closed     nothing"):
         assert text.count(verb) == 1, (verb, text)
-    assert log.queue_reads == 4  # not at each of the 30 looks at which nothing had happened
+    assert log.queue_reads == 4  # not at each of the 30 reads without a new event
 
 
-async def test_following_looks_into_the_queue_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_follow_reads_the_queue_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     log = ChangingHistory(*[(3, True)] * (3 * trace_view.IDLE_POLLS), (7, False))
     assert (await _followed(log, monkeypatch))[0]
     assert 3 <= log.queue_reads <= 5
 
 
-async def test_a_message_the_router_takes_between_two_looks_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_message_routed_between_two_reads_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [story.state for story in await trace_view.load_timelines(ChangingHistory((0, False), (7, False)), ID)] == [
         State.CLOSED
     ]
@@ -308,7 +310,7 @@ async def _queue(*lines: Pending, site: str | None = None, limit: int = 50, top:
     return out.getvalue()
 
 
-async def test_the_queue_view_shows_the_oldest_and_sums_up_all() -> None:
+async def test_queue_view_shows_the_oldest_and_totals_of_all() -> None:
     mailbox = Pending(samples.delivery(1, ToMailbox("alice@example.test")), Active(NOON), None)
     retry = Pending(samples.delivery(2), RETRY, None, attempts=3, last=LATER, last_remote=HOST)
     text = await _queue(mailbox, retry)
@@ -325,14 +327,14 @@ async def test_the_queue_view_shows_the_oldest_and_sums_up_all() -> None:
     assert text.splitlines()[-1].split()[:3] == ["all", "2", "2"]
 
 
-async def test_no_match_is_no_empty_queue() -> None:
+async def test_no_match_differs_from_an_empty_queue() -> None:
     line = Pending(samples.delivery(1), RETRY, None)
     assert await _queue(line, site="zzz") == "no site has 'zzz' in its name; 1 delivery is open elsewhere\n"
     assert "2 deliveries are open" in await _queue(line, replace(line, delivery=samples.delivery(2)), site="zzz")
     assert await _queue(site="zzz") == "the queue is empty\n"
 
 
-async def test_an_empty_queue_says_so() -> None:
+async def test_empty_queue_is_reported() -> None:
     assert await _queue() == "the queue is empty\n"
 
 

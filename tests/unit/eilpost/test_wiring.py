@@ -1,4 +1,4 @@
-"""Adapters are chosen by URL; what is wrong is one line that names the key."""
+"""Adapters are chosen by URL; an invalid URL is one line that names the key."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def _plan(base: Path, **environment: str) -> Plan:
     return Plan(load(None, {f"EILPOST_{key}": value for key, value in environment.items()}), base)
 
 
-def test_the_scheme_chooses(tmp_path: Path) -> None:
+def test_scheme_selects_the_adapter(tmp_path: Path) -> None:
     assert isinstance(wiring.make_log(_plan(tmp_path)), EmbeddedLog)
     assert isinstance(wiring.make_log(_plan(tmp_path, LOG__URL="memory:")), MemoryLog)
 
 
-def test_a_bucket_is_a_spool(tmp_path: Path) -> None:
+def test_s3_url_is_an_object_spool(tmp_path: Path) -> None:
     keys = {"SPOOL__ACCESS_KEY": "me", "SPOOL__SECRET_KEY": "aHVzaA=="}
     for url in ("s3://mail/spool", "az://mail"):
         assert isinstance(wiring.make_spool(_plan(tmp_path, SPOOL__URL=url, **keys)), ObjectSpool)
     assert isinstance(wiring.make_spool(_plan(tmp_path, SPOOL__URL="gs://mail/spool")), ObjectSpool)
 
 
-def test_a_bucket_without_the_package_for_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_object_spool_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mail.spool.object_spool", raising=False)
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(SettingsError, match=r'^spool\.url = "s3://mail": needs the package obstore: pip install'):
         wiring.make_spool(_plan(tmp_path, SPOOL__URL="s3://mail"))
 
 
-def test_relative_paths_start_from_the_configurations_folder(tmp_path: Path) -> None:
+def test_relative_paths_start_at_the_configuration_folder(tmp_path: Path) -> None:
     assert wiring.directory_path(_plan(tmp_path)) == tmp_path / "directory.toml"
     assert wiring.directory_path(_plan(tmp_path, DIRECTORY__URL="file:/etc/d.toml")) == Path("/etc/d.toml")
 
@@ -58,14 +58,14 @@ def test_relative_paths_start_from_the_configurations_folder(tmp_path: Path) -> 
         ("", "must begin with"),
     ],
 )
-def test_an_unknown_scheme_is_one_line(url: str, line: str) -> None:
+def test_unknown_scheme_is_one_line(url: str, line: str) -> None:
     schemes = {"e": str, "m": str}
     assert wiring.select_adapter("x.url", "e:a:b", schemes, "e:f") == "a:b"
     with pytest.raises(SettingsError, match=line):
         wiring.select_adapter("x.url", url, schemes, "e:f", planned=("kafka",))
 
 
-def test_a_mail_folder_that_cannot_be_used_is_said_at_start(tmp_path: Path) -> None:
+def test_unusable_mail_folder_is_an_error_at_start(tmp_path: Path) -> None:
     (tmp_path / "mail").touch()
     with pytest.raises(SettingsError, match=r"^mailboxes\.url: .*mail: File exists"):
         wiring.make_mailboxes(_plan(tmp_path, MAILBOXES__URL="maildir:mail"))
@@ -74,19 +74,19 @@ def test_a_mail_folder_that_cannot_be_used_is_said_at_start(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("lifetime", "days"), [("5d", 14), ("30d", 60)])
-def test_a_mailbox_knows_its_ids_for_longer_than_mail_can_be_queued(tmp_path: Path, lifetime: str, days: int) -> None:
+def test_mailbox_remembers_delivery_ids_longer_than_mail_is_queued(tmp_path: Path, lifetime: str, days: int) -> None:
     boxes = wiring.make_mailboxes(_plan(tmp_path, ROUTER__LIFETIME=lifetime, SPOOL__EXPIRE="40d"))
     assert isinstance(boxes, Maildir)
     assert boxes.retention == timedelta(days=days)
 
 
-def test_the_relay_is_a_route(tmp_path: Path) -> None:
+def test_relay_is_a_route(tmp_path: Path) -> None:
     assert wiring.relay_route(_plan(tmp_path).settings) is None
     settings = _plan(tmp_path, DELIVERY__RELAY="lmtp://127.0.0.1:24").settings
     assert wiring.relay_route(settings) == ToRelay("127.0.0.1", 24, RelayProtocol.LMTP)
 
 
-def test_every_role_can_be_made_from_its_ports(tmp_path: Path) -> None:
+def test_every_role_can_be_built_from_its_ports(tmp_path: Path) -> None:
     plan = _plan(tmp_path, LOG__URL="memory:", SPOOL__URL="memory:", MAILBOXES__URL="memory:")
     ports = {
         "log": wiring.make_log(plan),
@@ -99,7 +99,7 @@ def test_every_role_can_be_made_from_its_ports(tmp_path: Path) -> None:
     assert [name.partition(".")[0] for name in names] == list(wiring.ROLES)
 
 
-def test_a_role_alone_says_why_not(tmp_path: Path) -> None:
+def test_role_alone_on_an_embedded_log_gives_the_reason(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"only one process can hold this log.*eilpost up.*Kafka"):
         process.run_role("router", _plan(tmp_path))
     with pytest.raises(SettingsError, match=r"ingress\.mx is empty"):

@@ -1,4 +1,4 @@
-"""Wrong values stop Helm with one line that names the key and says what to do."""
+"""Invalid values stop Helm with one line that names the key and the remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HINT = "Use --debug flag to render out invalid YAML"
 
 
 def _said(folder: Path, values: str) -> list[str]:
-    """The lines that Helm writes."""
+    """Helm's error lines."""
     bad = folder / "bad.yaml"
     bad.write_text(values, encoding="utf-8")
     with pytest.raises(helm.HelmError) as raised:
@@ -30,18 +30,18 @@ def _said(folder: Path, values: str) -> list[str]:
 
 
 @pytest.mark.parametrize("what", [what for what, bad in _BAD.items() if "line" in bad])
-def test_one_line_names_the_key_and_says_what_to_do(what: str, tmp_path: Path) -> None:
+def test_one_line_names_the_key_and_the_remedy(what: str, tmp_path: Path) -> None:
     (line,) = _said(tmp_path, _BAD[what]["values"])
     assert _WHERE.sub("", line) == _BAD[what]["line"]
 
 
 @pytest.mark.parametrize("what", [what for what, bad in _BAD.items() if "schema" in bad])
-def test_the_schema_names_the_key(what: str, tmp_path: Path) -> None:
+def test_schema_error_names_the_key(what: str, tmp_path: Path) -> None:
     *_, line = _said(tmp_path, _BAD[what]["values"])
     assert line == _BAD[what]["schema"]
 
 
 @pytest.mark.parametrize("release", ["123", "mail.one"])
-def test_a_release_name_that_no_service_can_begin_with_is_refused(release: str) -> None:
+def test_release_name_that_no_service_can_begin_with_is_refused(release: str) -> None:
     with pytest.raises(helm.HelmError, match=r"fullnameOverride: .* cannot begin the name of a Service"):
         helm.template(helm.file_of("minimal"), release=release)

@@ -1,4 +1,4 @@
-"""Every set of values in helm/ci gives manifests that Kubernetes and the operators accept, field by field."""
+"""Manifests of every value set in helm/ci pass the schemas of Kubernetes and the operators."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.chart import crds, helm
 
 pytestmark = pytest.mark.helm
 
-# No Maven artifact or Go module has Strimzi's definitions: test_strimzi.py checks its kinds in another way.
+# Strimzi's definitions are in no Maven artifact and no Go module; test_strimzi.py checks its kinds.
 STRIMZI = "kafka.strimzi.io/v1"
 
 
 def _versions() -> list[str]:
-    """The minor versions of Kubernetes from 1.30 on that there are schemas of."""
+    """Minor versions of Kubernetes from 1.30 on with available schemas."""
     newest = int(kubernetes_validate.latest_version().split(".")[1])
     return [f"1.{minor}" for minor in range(30, newest + 1)]
 
@@ -36,7 +36,7 @@ def _validate(manifest: str, version: str) -> None:
 
 
 @pytest.mark.parametrize("name", helm.SETS)
-def test_lint_finds_nothing(name: str) -> None:
+def test_lint_reports_nothing(name: str) -> None:
     said = helm.lint(name)
     assert "0 chart(s) failed" in said
     assert not re.search(r"\[(WARNING|ERROR)\]", said)
@@ -72,7 +72,7 @@ def test_definitions_refuse_an_unknown_field() -> None:
 
 
 def test_every_kind_is_checked_by_a_schema() -> None:
-    """No kind is left out of the checks above, and each kind that can be checked is rendered by some set."""
+    """Every rendered kind is checked above, and some value set renders each kind that can be checked."""
     rendered = {(each["apiVersion"], each["kind"]) for name in helm.SETS for each in helm.objects(name)}
     builtin = {(each["apiVersion"], each["kind"]) for name in helm.SETS for each in _builtin(name)}
     assert rendered - builtin - crds.KINDS == {(STRIMZI, "KafkaTopic"), (STRIMZI, "KafkaUser")}

@@ -1,4 +1,4 @@
-"""What the chart tells Prometheus, Grafana and KEDA fits the code of eilpost and the shipped rules."""
+"""The chart's configuration for Prometheus, Grafana and KEDA matches eilpost's code and the shipped rules."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _alerts(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {rule["alert"]: rule for group in found["spec"]["groups"] for rule in group["rules"] if "alert" in rule}
 
 
-def test_targets_have_the_labels_of_the_rules_and_dashboards() -> None:
+def test_targets_have_the_labels_of_rules_and_dashboards() -> None:
     (endpoint,) = helm.one("full", "PodMonitor")["spec"]["podMetricsEndpoints"]
     assert endpoint["honorLabels"]
     assert {each["targetLabel"] for each in endpoint["relabelings"]} == {"namespace", "pod", "role", "tenant"}
@@ -46,7 +46,7 @@ def test_targets_have_the_labels_of_the_rules_and_dashboards() -> None:
     assert of_service == endpoint
 
 
-def test_a_monitor_scrapes_the_pods_of_the_four_roles() -> None:
+def test_monitor_scrapes_the_pods_of_the_four_roles() -> None:
     wanted = helm.one("full", "PodMonitor")["spec"]["selector"]["matchLabels"].items()
     scraped = {
         labels["app.kubernetes.io/component"] for _, labels, _ in helm.pod_templates("full") if wanted <= labels.items()
@@ -67,7 +67,7 @@ def test_rules_are_the_shipped_ones() -> None:
     assert rendered == wanted
 
 
-def test_the_alert_of_autoscalers_finds_those_of_the_release(tmp_path: Path) -> None:
+def test_autoscaler_alert_selects_those_of_the_release(tmp_path: Path) -> None:
     values = {"fullnameOverride": "post", "monitoring": {"rules": {"enabled": True}}}
     objects = _with(tmp_path, "hpa", values)
     rule = _alerts(objects)["EilpostAutoscalerSaturated"]["expr"]
@@ -80,7 +80,7 @@ def test_the_alert_of_autoscalers_finds_those_of_the_release(tmp_path: Path) -> 
             assert re.fullmatch(selector, name)
 
 
-def test_the_alert_of_volumes_finds_the_claims_of_the_release(tmp_path: Path) -> None:
+def test_volume_alert_selects_the_claims_of_the_release(tmp_path: Path) -> None:
     values = {
         "fullnameOverride": "post",
         "mailboxes": {"size": "", "existingClaim": "mail.boxes"},
@@ -95,7 +95,7 @@ def test_the_alert_of_volumes_finds_the_claims_of_the_release(tmp_path: Path) ->
         assert not re.fullmatch(selector, "mail-boxes")
 
 
-def test_the_rules_know_which_workloads_there_should_be(tmp_path: Path) -> None:
+def test_rules_know_the_expected_workloads(tmp_path: Path) -> None:
     values = {"mailstore": {"replicas": 0}, "monitoring": {"rules": {"enabled": True}}}
     objects = _with(tmp_path, "dedicated-tenant", values)
     (rules,) = [each for each in objects if each["kind"] == "PrometheusRule"]
@@ -107,7 +107,7 @@ def test_the_rules_know_which_workloads_there_should_be(tmp_path: Path) -> None:
     assert all(rule["record"] in down and rule["labels"]["namespace"] == "mail" for rule in group["rules"])
 
 
-def test_an_alert_can_be_left_out_and_changed(tmp_path: Path) -> None:
+def test_alert_can_be_omitted_and_changed(tmp_path: Path) -> None:
     first, second, *_ = [rule for rule in _shipped_alerts() if rule["alert"] in UNITS]
     changes = {
         first["alert"]: {"enabled": False},
@@ -127,7 +127,7 @@ def _shipped_alerts() -> list[dict[str, Any]]:
     return [rule for group in _shipped() for rule in group["rules"] if "alert" in rule]
 
 
-def test_the_threshold_of_every_alert_with_a_unit_can_be_changed(tmp_path: Path) -> None:
+def test_threshold_of_every_alert_with_a_unit_can_be_changed(tmp_path: Path) -> None:
     new = {name: 0.6 if unit.startswith("share") else 4711 for name, unit in UNITS.items()}
     changes = {"monitoring": {"rules": {"alerts": {name: {"threshold": value} for name, value in new.items()}}}}
     changed = _alerts(_with(tmp_path, "full", changes))
@@ -183,7 +183,7 @@ def test_keda_watches_runnable_recipients_for_deliveries() -> None:
 
 
 @pytest.mark.parametrize("name", ["existing-secrets", "external-tls"])
-def test_keda_logs_in_as_the_routers_do(name: str) -> None:
+def test_keda_authenticates_like_the_routers(name: str) -> None:
     trigger = _trigger(helm.objects(name), "-router")
     login = helm.one(name, "TriggerAuthentication")
     assert trigger["authenticationRef"] == {"name": login["metadata"]["name"]}

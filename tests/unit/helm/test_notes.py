@@ -1,4 +1,4 @@
-"""Warnings that `helm install` prints at its end (NOTES.txt)."""
+"""Warnings of `helm install` in NOTES.txt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ data: {notes: {{ tpl (.Files.Get "notes.txt") . | toJson }}}
 
 
 def _notes(folder: Path, name: str, *options: str) -> str:
-    """The notes for a set of values; `helm template` prints only objects, so a copy of the chart has them in one."""
+    """The notes of a value set; `helm template` prints only objects, so a copy of the chart has the notes in one."""
     chart = folder / "chart"
     shutil.copytree(CHART, chart)
     (chart / "templates" / "NOTES.txt").rename(chart / "notes.txt")
@@ -43,7 +43,7 @@ def _notes(folder: Path, name: str, *options: str) -> str:
     ],
     ids=["relay networks behind addresses of nodes", "addresses of clients", "no outside", "no relay networks"],
 )
-def test_a_possible_open_relay_is_a_warning(name: str, options: list[str], warned: bool, tmp_path: Path) -> None:
+def test_possible_open_relay_is_a_warning(name: str, options: list[str], warned: bool, tmp_path: Path) -> None:
     notes = _notes(tmp_path, name, *(part for option in options for part in ("--set", option)))
     assert "helm test mail" in notes
     assert ("WARNING: ingress.service.externalTrafficPolicy is Cluster" in notes) == warned

@@ -1,4 +1,4 @@
-"""The KafkaTopic and KafkaUser of the chart have only fields and words that Strimzi's classes have."""
+"""The chart's KafkaTopic and KafkaUser have only fields and constants of Strimzi's classes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _RESOURCES = {
 
 
 def _unknown(part: helm.Object, name: str) -> set[str]:
-    """The keys that the class does not have."""
-    return set(part) - strimzi.fields_of(name) - {"type"}  # the type chooses the class
+    """Keys that are not fields of the class."""
+    return set(part) - strimzi.fields_of(name) - {"type"}  # the type selects the class
 
 
-def test_the_version_of_the_api_is_served() -> None:
+def test_api_version_is_served() -> None:
     for each in helm.of_kind("strimzi", "KafkaTopic", "KafkaUser"):
         group, _, version = each["apiVersion"].partition("/")
         name = {"KafkaTopic": "topic/KafkaTopic", "KafkaUser": "user/KafkaUser"}[each["kind"]]
@@ -36,7 +36,7 @@ def test_topics_have_known_fields() -> None:
     assert _unknown({"partition": 12}, "topic/KafkaTopicSpec") == {"partition"}
 
 
-def test_the_user_has_known_fields_and_words() -> None:
+def test_user_has_known_fields_and_constants() -> None:
     spec: Any = helm.one("strimzi", "KafkaUser")["spec"]
     assert _unknown(spec, "user/KafkaUserSpec") == set()
     assert spec["authorization"]["type"] in strimzi.java_class("user/KafkaUserAuthorizationSimple").constants

@@ -1,4 +1,4 @@
-"""Strings of the values stay strings in the manifests: none adds an object, and none becomes a number or a boolean."""
+"""String values stay strings in the manifests: none adds an object or becomes a number or a boolean."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.helm
 
 HOSTILE = "x\n---\nkind: Secret\n"
 
-# Two sets of values that render every template between them; NAME is a name of Kubernetes, or a key of a Secret.
+# Two value sets that together render every template; NAME is a Kubernetes name or a key of a Secret.
 _SETS = {
     "strimzi": """
 hostname: mx.example.test
@@ -78,7 +78,7 @@ def _values(name: str, word: str) -> dict[str, Any]:
 
 
 def _places(schema: dict[str, Any], *path: str | int) -> Iterator[tuple[str | int, ...]]:
-    """Where the schema has a string, in maps and lists of any content too."""
+    """Paths of strings in the schema, including maps and lists of any content."""
     while "$ref" in schema:
         parts, schema = schema["$ref"].split("/")[1:], _SCHEMA
         for part in parts:
@@ -100,7 +100,7 @@ def _places(schema: dict[str, Any], *path: str | int) -> Iterator[tuple[str | in
 
 
 def _put(values: Any, path: tuple[str | int, ...], value: str) -> None:
-    """Sets the value at a path; what is missing on the way is made."""
+    """Set the value at a path; creates missing parents."""
     for key, following in zip(path, (*path[1:], None), strict=True):
         if isinstance(key, int) and len(values) <= key:
             values.append(None)
@@ -113,7 +113,7 @@ def _put(values: Any, path: tuple[str | int, ...], value: str) -> None:
 
 
 def _written(path: tuple[str | int, ...]) -> str:
-    """A path as the lines of the chart name it."""
+    """A path as it appears in the chart's error messages."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
 
 
@@ -122,12 +122,12 @@ def _is_under(path: tuple[str | int, ...], key: str) -> bool:
 
 
 def _is_reserved(path: tuple[str | int, ...]) -> bool:
-    """Whether it is a setting that the chart refuses under `settings`."""
+    """Whether the chart refuses this setting under `settings`."""
     return "settings" in path and any(_is_under(path[path.index("settings") + 1 :], key) for key in _RESERVED)
 
 
 def _render(folder: Path, values: Any, paths: set[tuple[str | int, ...]], word: str) -> list[tuple[str, str]]:
-    """Kind and name of the objects, a Job's without its hash, with a word at each of the paths. Raises HelmError."""
+    """Kind and name of the objects (a Job's without its hash), with `word` at each path. Raises HelmError."""
     values = copy.deepcopy(values)
     for path in paths:
         _put(values, path, word)
@@ -137,7 +137,7 @@ def _render(folder: Path, values: Any, paths: set[tuple[str | int, ...]], word: 
 
 
 def _refusal(folder: Path, values: Any, paths: set[tuple[str | int, ...]]) -> str:
-    """The line by which the chart refuses hostile strings at the paths, or empty. Raises HelmError for bad YAML."""
+    """The chart's error line for hostile strings at the paths, or empty. Raises HelmError for invalid YAML."""
     try:
         _render(folder, values, paths, HOSTILE)
     except helm.HelmError as error:
@@ -148,8 +148,8 @@ def _refusal(folder: Path, values: Any, paths: set[tuple[str | int, ...]]) -> st
 
 
 @pytest.mark.parametrize("name", _SETS)
-def test_no_string_of_the_values_adds_an_object(name: str, tmp_path: Path) -> None:
-    """All strings are hostile at once, then all that the schema takes, then without each that the chart refuses."""
+def test_no_string_value_adds_an_object(name: str, tmp_path: Path) -> None:
+    """All strings are hostile at once, then those that the schema accepts, then without each that the chart refuses."""
     values = _values(name, "name")
     paths = {path for path in _places(_SCHEMA) if path[0] in values or path[0] != "tenants"}
     paths = {path for path in paths if not _is_reserved(path)}
@@ -168,7 +168,7 @@ def test_no_string_of_the_values_adds_an_object(name: str, tmp_path: Path) -> No
 
 
 def _types(part: Any) -> Any:
-    """The types of everything in an object, by key."""
+    """Types of all values in an object, by key."""
     if isinstance(part, dict):
         return {key: _types(each) for key, each in part.items()}
     return [_types(each) for each in part] if isinstance(part, list) else type(part).__name__
@@ -177,22 +177,22 @@ def _types(part: Any) -> Any:
 @pytest.mark.parametrize("word", ["123", "true", "null"])
 @pytest.mark.parametrize("name", _SETS)
 def test_names_that_yaml_reads_as_numbers_stay_strings(name: str, word: str, tmp_path: Path) -> None:
-    """As the name of the release, of its namespace, and of everything that is named in the values."""
+    """As the name of the release, of its namespace, and of everything named in the values."""
 
     def types(word: str) -> Any:
         file = tmp_path / "values.yaml"
         values = _values(name, word)
         if word.isdigit():  # no Service can have such a name
             values["fullnameOverride"] = "mail"
-            values["log"].get("sasl", {})["username"] = "mail"  # the KafkaUser of the chart has the same
+            values["log"].get("sasl", {})["username"] = "mail"  # the chart's KafkaUser has the same name
         file.write_text(json.dumps(values), encoding="utf-8")
         return [_types(each) for each in helm.template(file, release=word, namespace=word)]
 
     assert types(word) == types("mail")
 
 
-def test_null_takes_a_value_away(tmp_path: Path) -> None:
-    """As in a file with keys that have nothing behind them: it is as good as an empty value."""
+def test_null_removes_a_value(tmp_path: Path) -> None:
+    """Like a key without a value in a file: null equals an empty value."""
     values = tmp_path / "null.yaml"
     values.write_text(
         "{commonLabels: null, settings: null, delivery: {relay: null}, spool: {url: null, endpoint: null},"

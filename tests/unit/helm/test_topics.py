@@ -1,4 +1,4 @@
-"""The KafkaTopic resources of the chart are the topics that `eilpost topics create` makes."""
+"""The chart's KafkaTopic resources equal the topics of `eilpost topics create`."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def _rendered(objects: list[helm.Object]) -> dict[str, Any]:
     return {spec["topicName"]: (spec["partitions"], spec["replicas"], spec["config"]) for spec in specs}
 
 
-def test_topics_of_strimzi_are_those_of_the_code() -> None:
+def test_strimzi_topics_equal_those_of_the_code() -> None:
     settings = LogSettings(shards=12, delivery_shards=24, replication=3)
     assert _rendered(list(helm.objects("strimzi"))) == _made_by_code(settings, "mail.")
 
 
 @pytest.mark.parametrize("kept", ["7d", "36h", "1.5h", "500ms", "2w"])
 @pytest.mark.parametrize("replication", [1, 2, 3, 5])
-def test_they_follow_the_settings_and_the_tenants(kept: str, replication: int, tmp_path: Path) -> None:
+def test_topics_follow_settings_and_tenants(kept: str, replication: int, tmp_path: Path) -> None:
     values = {
         "log": {
             "prefix": "Acme_mail.",
@@ -63,19 +63,19 @@ def test_they_follow_the_settings_and_the_tenants(kept: str, replication: int, t
     assert _rendered(helm.template(helm.file_of("strimzi"), changed)) == wanted
 
 
-def test_the_rights_of_the_user_are_those_of_the_page() -> None:
+def test_rights_of_the_user_equal_those_of_the_page() -> None:
     rights = rights_of_chart()
     assert {(right.resource, right.operation) for right in rights} == rights_of_page()[0]
     assert {(right.name, right.pattern) for right in rights} == {("mail.", "prefix")}
 
 
-def test_no_uninstall_deletes_a_topic() -> None:
+def test_uninstall_deletes_no_topic() -> None:
     for each in helm.of_kind("strimzi", "KafkaTopic"):
         assert each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
         assert each["metadata"]["labels"]["strimzi.io/cluster"] == "cluster"
 
 
-def test_the_user_of_strimzi_is_whom_the_pods_log_in_as() -> None:
+def test_pods_log_in_as_the_strimzi_user() -> None:
     user = helm.one("strimzi", "KafkaUser")
     assert user["spec"]["authentication"] == {"type": "scram-sha-512"}
     for each, labels, spec in helm.pod_templates("strimzi"):

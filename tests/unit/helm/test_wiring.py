@@ -1,4 +1,4 @@
-"""What the manifests of the chart name fits together, and fits the code of eilpost."""
+"""The names in the chart's manifests match each other and eilpost's code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.chart import helm
 pytestmark = pytest.mark.helm
 
 ROLES = ("ingress", "router", "delivery", "mailstore")
-# Named in the values as existing: the chart does not render them.
+# Named in the values as existing; the chart does not render them.
 EXISTING = {
     "full": {"eilpost-extra"},
     "s3": {"eilpost-objects"},
@@ -30,7 +30,7 @@ def _container(spec: helm.Object) -> helm.Object:
 
 
 def _environment(spec: helm.Object) -> dict[str, str]:
-    """The variables as a pod would have them; those from a Secret get a stand-in."""
+    """Environment variables of a pod; those from a Secret get a placeholder."""
     return {each["name"]: each.get("value", "secret") for each in _container(spec)["env"]}
 
 
@@ -39,17 +39,18 @@ def _role(labels: helm.Object) -> str:
 
 
 @pytest.mark.parametrize("name", helm.SETS)
-def test_every_variable_is_a_setting_that_eilpost_takes(name: str) -> None:
+def test_every_variable_is_a_valid_setting(name: str) -> None:
     for _, labels, spec in helm.pod_templates(name):
         settings = load(None, _environment(spec))  # raises SettingsError
-        assert settings.log.url.startswith("kafka://") != (_role(labels) == "mailstore")  # which uses no log
+        # a mailstore does not use the log
+        assert settings.log.url.startswith("kafka://") != (_role(labels) == "mailstore")
         assert settings.directory.url == "file:/etc/eilpost/directory.toml"
         if _role(labels) in ("delivery", "mailstore", "test"):
             assert settings.mailboxes.url == "maildir:/var/lib/eilpost/mail"
 
 
 @pytest.mark.parametrize("name", helm.SETS)
-def test_grace_period_covers_the_pause_the_drain_and_ten_seconds(name: str) -> None:
+def test_grace_period_covers_pause_drain_and_ten_seconds(name: str) -> None:
     for _, labels, spec in helm.pod_templates(name):
         if _role(labels) not in ROLES:
             continue
@@ -61,7 +62,7 @@ def test_grace_period_covers_the_pause_the_drain_and_ten_seconds(name: str) -> N
 
 
 @pytest.mark.parametrize("name", helm.SETS)
-def test_ports_are_those_that_eilpost_listens_on(name: str) -> None:
+def test_ports_are_those_of_eilpost(name: str) -> None:
     for _, labels, spec in helm.pod_templates(name):
         role, container = _role(labels), _container(spec)
         ports = {each["name"]: each["containerPort"] for each in container.get("ports", [])}
@@ -77,8 +78,8 @@ def test_ports_are_those_that_eilpost_listens_on(name: str) -> None:
                 assert container[probe]["httpGet"]["port"] == "http"  # never SMTP
 
 
-def test_pods_listen_on_the_family_of_the_cluster(tmp_path: Path) -> None:
-    """The kubelet sends probes to the first address of a pod."""
+def test_pods_listen_on_the_cluster_address_family(tmp_path: Path) -> None:
+    """The kubelet probes the first address of a pod."""
     over = tmp_path / "over.yaml"
     over.write_text("ipFamily: IPv6\n")
     for each in helm.template(helm.file_of("minimal"), over):
@@ -89,8 +90,8 @@ def test_pods_listen_on_the_family_of_the_cluster(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", helm.SETS)
-def test_selectors_match_the_pods_they_are_for(name: str) -> None:
-    """A Service, Deployment or budget that selects nothing, or the pods of another role, is a fault."""
+def test_selectors_match_their_pods(name: str) -> None:
+    """No Service, Deployment or budget selects nothing or the pods of another role."""
     labels_of = {each: labels for each, labels, _ in helm.pod_templates(name)}
     for each in helm.of_kind(name, "Deployment", "PodDisruptionBudget", "Service"):
         found = each["metadata"]["name"]
@@ -106,7 +107,7 @@ def _serves(name: str, pod: str) -> bool:
 
 
 @pytest.mark.parametrize("name", helm.SETS)
-def test_what_pods_need_is_rendered_or_named_as_existing(name: str) -> None:
+def test_references_of_pods_are_rendered_or_named_as_existing(name: str) -> None:
     made = {each["metadata"]["name"] for each in helm.of_kind(name, "Secret", "ConfigMap", "PersistentVolumeClaim")}
     made |= {each["spec"]["secretName"] for each in helm.of_kind(name, "Certificate")}
     made |= {each["metadata"]["name"] for each in helm.of_kind(name, "KafkaUser")}
@@ -125,7 +126,7 @@ def test_what_pods_need_is_rendered_or_named_as_existing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", helm.SETS)
-def test_pods_keep_to_the_restricted_standard_and_need_no_token(name: str) -> None:
+def test_pods_meet_the_restricted_standard_and_mount_no_token(name: str) -> None:
     for _, _, spec in helm.pod_templates(name):
         container = _container(spec)
         assert spec["securityContext"]["runAsNonRoot"]
@@ -143,7 +144,7 @@ def test_pods_keep_to_the_restricted_standard_and_need_no_token(name: str) -> No
 
 
 def test_only_roles_with_mailboxes_mount_them() -> None:
-    """Ingress and router scale without the volume of the mailboxes."""
+    """Ingress and router scale without the mailbox volume."""
     mounts = {
         _role(labels): {each["mountPath"] for each in _container(spec)["volumeMounts"]}
         for _, labels, spec in helm.pod_templates("minimal")
@@ -167,7 +168,7 @@ def test_claims_with_mail_survive_an_uninstall() -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("hpa", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")])
-def test_what_is_scaled_has_no_fixed_number_of_replicas(name: str, kind: str) -> None:
+def test_scaled_workloads_have_no_fixed_replicas(name: str, kind: str) -> None:
     scaled = {each["spec"]["scaleTargetRef"]["name"] for each in helm.of_kind(name, kind)}
     fixed = {each["metadata"]["name"] for each in helm.of_kind(name, "Deployment") if "replicas" in each["spec"]}
     everything = {each["metadata"]["name"] for each in helm.of_kind(name, "Deployment")}
@@ -176,11 +177,11 @@ def test_what_is_scaled_has_no_fixed_number_of_replicas(name: str, kind: str) ->
     assert not scaled & fixed
 
 
-def test_a_balancer_keeps_the_addresses_of_clients() -> None:
+def test_load_balancer_keeps_client_addresses() -> None:
     assert helm.one("external-tls", "Service", "-ingress")["spec"]["externalTrafficPolicy"] == "Local"
 
 
-def test_network_policies_allow_the_ports_in_use_and_no_others() -> None:
+def test_network_policies_allow_only_the_used_ports() -> None:
     def ports(name: str, way: str) -> set[int]:
         rules = helm.one("netpol", "NetworkPolicy", f"-{name}")["spec"].get(way, [])
         return {port["port"] for rule in rules for port in rule["ports"]}
@@ -203,7 +204,7 @@ def test_network_policies_allow_the_ports_in_use_and_no_others() -> None:
     }
 
 
-def test_the_helm_test_gets_through_where_smtp_clients_are_named() -> None:
+def test_helm_test_passes_with_named_smtp_clients() -> None:
     rules = helm.one("netpol", "NetworkPolicy", "-ingress")["spec"]["ingress"]
     (peers,) = [rule["from"] for rule in rules if rule["ports"][0]["port"] == 2525]
     (labels,) = [each["podSelector"]["matchLabels"] for each in peers if "podSelector" in each]
@@ -212,7 +213,7 @@ def test_the_helm_test_gets_through_where_smtp_clients_are_named() -> None:
     assert labels.items() <= pod.items()
 
 
-def test_a_workload_can_be_recreated(tmp_path: Path) -> None:
+def test_workload_can_use_the_recreate_strategy(tmp_path: Path) -> None:
     other = tmp_path / "values.yaml"
     other.write_text("mailstore: {strategy: {type: Recreate}}\n")
     strategies = {
@@ -220,11 +221,11 @@ def test_a_workload_can_be_recreated(tmp_path: Path) -> None:
         for each in helm.template(helm.file_of("minimal"), other)
         if each["kind"] == "Deployment"
     }
-    assert strategies["mail-eilpost-mailstore"] == {"type": "Recreate"}  # rollingUpdate beside it is refused
+    assert strategies["mail-eilpost-mailstore"] == {"type": "Recreate"}  # Kubernetes refuses rollingUpdate beside it
     assert strategies["mail-eilpost-ingress"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
-def test_a_dedicated_tenant_has_workers_topics_and_addresses_of_its_own() -> None:
+def test_dedicated_tenant_has_its_own_workers_topics_and_addresses() -> None:
     environments = {each: _environment(spec) for each, _, spec in helm.pod_templates("dedicated-tenant")}
     arguments = {each: _container(spec)["args"] for each, _, spec in helm.pod_templates("dedicated-tenant")}
     assert arguments["mail-eilpost-router-acme"] == ["router", "--tenant", "acme"]
@@ -239,14 +240,14 @@ def test_a_dedicated_tenant_has_workers_topics_and_addresses_of_its_own() -> Non
     assert settings.delivery.ehlo_name == "out.acme.test"
 
 
-def test_a_changed_job_gets_another_name() -> None:
-    """The pod template of a Job is immutable: an upgrade that changed it in place would be refused."""
+def test_changed_job_gets_another_name() -> None:
+    """A Job's pod template is immutable: an upgrade could not change it in place."""
     names = {helm.one(name, "Job")["metadata"]["name"] for name in ("minimal", "external-tls", "s3")}
     assert len(names) == 3
     assert all(re.fullmatch(r"mail-eilpost-topics-[0-9a-f]{8}", name) for name in names)
 
 
-def test_topics_as_a_hook_need_nothing_of_the_release(tmp_path: Path) -> None:
+def test_topics_hook_needs_no_object_of_the_release(tmp_path: Path) -> None:
     """A hook runs before Helm creates the service account, the directory and the claims."""
     hook = tmp_path / "hook.yaml"
     hook.write_text("topics: {job: {hook: true}}", encoding="utf-8")
@@ -258,7 +259,7 @@ def test_topics_as_a_hook_need_nothing_of_the_release(tmp_path: Path) -> None:
 
 
 def _egress_ports(tmp_path: Path, name: str, over: str) -> list[list[tuple[int, str]]]:
-    """The ports of each egress rule of a delivery's NetworkPolicy, with more values on top of a set."""
+    """Ports of each egress rule of a delivery's NetworkPolicy, with additional values."""
     file = tmp_path / "over.yaml"
     file.write_text(over)
     policies = [each for each in helm.template(helm.file_of(name), file) if each["kind"] == "NetworkPolicy"]

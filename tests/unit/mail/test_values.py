@@ -99,7 +99,7 @@ def test_not_durations(text: object) -> None:
 @pytest.mark.parametrize(
     ("text", "size"), [("0B", 0), ("256KiB", 262144), ("25MiB", 26214400), ("10GB", 10**10), ("1.5 kB", 1500)]
 )
-def test_sizes(text: str, size: int) -> None:
+def test_sizes_have_units(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 

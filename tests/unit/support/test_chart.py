@@ -1,4 +1,4 @@
-"""What the chart has from the code and from its own values is as `make docs` makes it."""
+"""Generated parts of the chart are current, as written by `make docs`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import yaml
 
 from tests.support.docs import chart
 
-# What the topics Job and the test do not take from `defaults`.
+# Keys that the topics Job and the test do not take from `defaults`.
 OF_DEPLOYMENTS = {"replicas", "autoscaling", "keda", "podDisruptionBudget", "topologySpread", "probes", "strategy"}
 
 
-def test_the_chart_knows_the_variables_of_this_version() -> None:
+def test_chart_knows_the_variables_of_this_version() -> None:
     assert chart.VARIABLES.read_text(encoding="utf-8") == chart.variables_text(), "run `make docs`"
 
 
-def test_the_schema_of_settings_is_that_of_the_code() -> None:
+def test_settings_schema_is_current() -> None:
     assert chart.SCHEMA.read_text(encoding="utf-8") == chart.schema_text(), "run `make docs`"
 
 
-def test_the_schema_knows_exactly_the_keys_of_values_yaml() -> None:
-    """And the other way round, but for those that a block may take from `defaults`."""
+def test_schema_has_exactly_the_keys_of_values_yaml() -> None:
+    """In both directions, except keys that a block may take from `defaults`."""
     schema = json.loads(chart.SCHEMA.read_text(encoding="utf-8"))
     values = yaml.safe_load(chart.VALUES.read_text(encoding="utf-8"))
     assert set(schema["properties"]) - {"global"} == set(values)
@@ -45,7 +45,7 @@ def _resolved(schema: dict[str, object], part: dict[str, object]) -> dict[str, o
 
 
 def test_every_value_of_a_block_has_a_comment() -> None:
-    """A key of values.yaml that has no comment, and no key below it that has one, is in no table."""
+    """The table of values omits a key without a comment on it or below it."""
     values = yaml.safe_load(chart.VALUES.read_text(encoding="utf-8"))
     explained = {key for key, _ in chart.commented(chart.VALUES.read_text(encoding="utf-8"))}
     overrides = set(values["defaults"])

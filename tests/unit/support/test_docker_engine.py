@@ -1,4 +1,4 @@
-"""The tests' own Docker engine: what leads to its containers, and that nothing of it outlives the run."""
+"""The tests' Docker engine: network isolation of its containers, and cleanup after a run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ NOTHING: dict[str, Any] = {"processes": [], "cgroups": [], "folder": False}
 
 
 def _machine() -> dict[str, str]:
-    """What an engine could change of this machine."""
+    """State of this machine that an engine could change."""
     commands = (["ip", "-brief", "link"], ["iptables-save"], ["sysctl", "net.ipv4.ip_forward"])
     shown = {command[0]: subprocess.run(command, capture_output=True, text=True).stdout for command in commands}
     rules = [line for line in shown["iptables-save"].splitlines() if line.startswith("-A")]
@@ -76,7 +76,7 @@ def _processes_in(cgroup: str) -> list[str]:
 
 
 def _write_image(path: Path) -> None:
-    """A root file system with /bin/sleep and the libraries that it loads."""
+    """Write a root file system with /bin/sleep and the libraries that it loads."""
     said = subprocess.run(["ldd", "/bin/sleep"], capture_output=True, text=True, check=True).stdout
     with tarfile.open(path, "w", dereference=True) as archive:
         for name in ("/bin/sleep", *re.findall(r"/\S+", said)):
@@ -88,9 +88,9 @@ def _left(folder: str, cgroup: str) -> dict[str, Any]:
     return {"processes": _processes_in(cgroup), "cgroups": groups, "folder": Path(folder).exists()}
 
 
-def test_only_published_ports_lead_to_containers_and_nothing_leads_out(docker_engine: Engine) -> None:
+def test_containers_are_reached_by_published_ports_only_and_reach_nothing(docker_engine: Engine) -> None:
     base, port = images.base_image(docker_engine), free_port()
-    # To all addresses, as most people and testcontainers publish.
+    # Published on all addresses, as most users and testcontainers do.
     docker_engine.docker("run", "--detach", "--name=served", f"--publish={port}:8000", base, *SERVE)
     try:
         end = time.monotonic() + 30
@@ -111,7 +111,7 @@ def test_only_published_ports_lead_to_containers_and_nothing_leads_out(docker_en
         docker_engine.docker("rm", "--force", "served")
 
 
-def test_a_port_is_published_on_loopback_only(docker_engine: Engine) -> None:
+def test_port_is_published_on_loopback_only(docker_engine: Engine) -> None:
     base = images.base_image(docker_engine)
     with pytest.raises(EngineError, match=r"only TCP on 127\.0\.0\.1 is published"):
         docker_engine.docker("run", "--rm", f"--publish=127.0.0.2:{free_port()}:8000", base, "true")
@@ -119,7 +119,7 @@ def test_a_port_is_published_on_loopback_only(docker_engine: Engine) -> None:
 
 @pytest.mark.docker_compose
 @SIGNALS
-def test_a_run_that_is_ended_leaves_nothing_of_its_compose_project(tmp_path: Path, number: signal.Signals) -> None:
+def test_ended_run_leaves_nothing_of_its_compose_project(tmp_path: Path, number: signal.Signals) -> None:
     before = _machine()
     (tmp_path / "compose.yaml").write_text(COMPOSE_FILE)
     _write_image(tmp_path / "sleep.tar")
@@ -133,7 +133,7 @@ def test_a_run_that_is_ended_leaves_nothing_of_its_compose_project(tmp_path: Pat
     assert _machine() == before
 
 
-def test_the_next_start_removes_what_a_killed_remover_left(tmp_path: Path) -> None:
+def test_next_start_cleans_up_after_a_killed_remover(tmp_path: Path) -> None:
     with InterruptedRun(tmp_path, ENGINE_TEST) as run:
         folder, cgroup, remover = run.ready()
         os.kill(remover, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Where tests get their Kafka from, in which order; a missing one is a failure in CI, and told loudly elsewhere."""
+"""Sources of the tests' Kafka in order of preference; without one, tests fail in CI and are skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _cluster(nodes: int) -> Iterator[SimpleNamespace]:
         ("", False, "deploy/kafka"),
     ],
 )
-def test_the_given_one_then_a_container_then_ours(
+def test_kafka_is_the_given_one_then_a_container_then_ours(
     given: str, docker: bool, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(kafka.GIVEN_BOOTSTRAP, given)
@@ -49,14 +49,14 @@ def test_the_given_one_then_a_container_then_ours(
         assert bootstrap == taken
 
 
-def test_where_no_docker_is_none_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = kafka._docker_answers.__wrapped__  # what an earlier test was told does not count
+def test_missing_docker_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = kafka._docker_answers.__wrapped__  # ignore the cached result of an earlier test
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
     assert asked() is False
 
 
 def _run(folder: Path, ci: str) -> tuple[int, str]:
-    """One test that needs Kafka, under our conftest.py, where no Kafka is."""
+    """Run one test that needs Kafka with our conftest.py and without Kafka."""
     (folder / "conftest.py").write_text("from tests.conftest import *\n")
     (folder / "test_one.py").write_text(
         "import pytest\n\n@pytest.mark.kafka\ndef test_one(kafka_bootstrap):\n    assert kafka_bootstrap\n"
@@ -73,14 +73,14 @@ def _run(folder: Path, ci: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_in_ci_a_missing_kafka_is_a_failure(tmp_path: Path) -> None:
+def test_missing_kafka_fails_in_ci(tmp_path: Path) -> None:
     status, said = _run(tmp_path, "true")
     assert status == 1, said
     assert f"CI=true, and nothing answers at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in said
-    assert "1 error" in said  # before the test itself began
+    assert "1 error" in said  # before the test itself started
 
 
-def test_elsewhere_it_is_skipped_and_told_at_the_end(tmp_path: Path) -> None:
+def test_missing_kafka_skips_elsewhere_and_is_reported_at_the_end(tmp_path: Path) -> None:
     status, said = _run(tmp_path, "")
     assert status == 0, said
     assert f"NOT TESTED against a real kafka: nothing answers at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in said

@@ -1,4 +1,4 @@
-"""The run of an ordinary user, who has neither root nor Go nor Debian's packages: it says what it could not test."""
+"""A run without root, Go and Debian's packages: it reports what it could not test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.unprivileged import ROOT, User
 
-# What the reason has to name, for each marker of a real part.
+# Text that the reason must contain, by marker of a real part.
 PARTS = {
     "postfix": "postfix",
     "swaks": "apt-get install swaks",
@@ -33,7 +33,7 @@ PARTS = {
     "kube_router": "Go is not installed",
     "prometheus": "apt-get install prometheus",
 }
-# One file for each of them, and one that needs none.
+# One file for each marker, and one without a marker.
 FILES = (
     "tests/journeys/test_02_postfix.py",
     "tests/journeys/test_12_swaks.py",
@@ -56,7 +56,7 @@ def user() -> Iterator[User]:
 
 
 def _tests(user: User, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The tree belongs to somebody else, so nothing can be written to it."""
+    """The source tree belongs to another user, so the run cannot write to it."""
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": "-p no:cacheprovider"}
     return user.run(sys.executable, "-m", "pytest", *words, cwd=ROOT, environment=environment)
 
@@ -81,7 +81,7 @@ def _assert_nothing_is_left(user: User, mounts: str, tree: set[str]) -> None:
     assert _tree() == tree
 
 
-def test_the_parts_are_those_of_the_markers(pytestconfig: pytest.Config) -> None:
+def test_every_marker_of_a_real_part_is_covered(pytestconfig: pytest.Config) -> None:
     markers = [line.partition(": needs ")[0] for line in pytestconfig.getini("markers") if ": needs " in line]
     assert sorted(PARTS) == sorted(markers)
     sources = "".join((ROOT / file).read_text() for file in FILES)
@@ -89,7 +89,7 @@ def test_the_parts_are_those_of_the_markers(pytestconfig: pytest.Config) -> None
 
 
 @pytest.mark.ordinary_user
-def test_a_run_without_real_parts_passes_and_names_each_with_its_reason(user: User) -> None:
+def test_run_without_real_parts_passes_and_names_each_with_its_reason(user: User) -> None:
     mounts, tree = Path("/proc/mounts").read_text(), _tree()
     done = _tests(user, *FILES, NEEDS_NONE)
     assert done.returncode == 0, done.stdout
@@ -103,7 +103,7 @@ def test_a_run_without_real_parts_passes_and_names_each_with_its_reason(user: Us
 
 
 @pytest.mark.ordinary_user
-def test_the_same_run_in_ci_fails_and_names_the_missing_part(user: User) -> None:
+def test_same_run_in_ci_fails_and_names_the_missing_part(user: User) -> None:
     mounts, tree = Path("/proc/mounts").read_text(), _tree()
     done = _tests(user, *FILES, CI="true")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout

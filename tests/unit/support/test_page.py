@@ -1,4 +1,4 @@
-"""The shell commands of a page, as the test of docs/kubernetes.md runs them."""
+"""Extraction and running of a page's shell commands, as used for docs/kubernetes.md."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_blocks_share_one_shell() -> None:
     assert done.stdout == "### block 1\n### block 2\nhello\n"
 
 
-def test_the_first_command_that_fails_ends_it() -> None:
+def test_first_failing_command_ends_the_script() -> None:
     done = _run("false; echo reached")
     assert done.returncode == 1
     assert "reached" not in done.stdout

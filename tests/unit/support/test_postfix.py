@@ -1,4 +1,4 @@
-"""The tests' own Postfix: none of its processes outlives a run that is killed."""
+"""The tests' Postfix: none of its processes outlives a killed run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_postfix():
 
 
 def _names(group: int) -> list[str]:
-    """Of the processes in a process group."""
+    """Names of the processes in a process group."""
     found = []
     for process in psutil.process_iter(["name"]):
         with contextlib.suppress(OSError):
