@@ -241,7 +241,7 @@ def test_single_role_on_an_embedded_log_is_refused(run: Run, role: str) -> None:
     assert "eilpost up" in _one_line(err)
 
 
-def test_trace_of_an_unknown_message_fails(run: Run, home: Path) -> None:
+def test_trace_refuses_an_invalid_queue_id_and_a_missing_log(run: Run, home: Path) -> None:
     for wrong in ("nonsense", "8" * 26, "Z" * 26, samples.queue_id(9) + "X"):
         status, _, err = run("trace", wrong)
         assert (status, f"{wrong!r} is not a queue id" in _one_line(err)) == (1, True)
@@ -252,7 +252,7 @@ def test_trace_of_an_unknown_message_fails(run: Run, home: Path) -> None:
 
 @pytest.fixture
 def log(home: Path) -> Path:
-    """An unused log with one waiting delivery and its first event."""
+    """A log that no process has open, with one waiting delivery and its first event."""
     path = home / "var" / "log.db"
 
     async def fill() -> None:
@@ -270,7 +270,7 @@ def log(home: Path) -> Path:
     return path
 
 
-def test_queue_and_trace_read_an_unused_log(run: Run, log: Path) -> None:
+def test_queue_and_trace_read_a_log_without_a_server(run: Run, log: Path) -> None:
     status, out, err = run("queue")
     assert (status, samples.delivery(1).id in out, "451 4.3.0 Try again later" in out) == (0, True, True)
     assert "no server is running on this log" in _one_line(err)

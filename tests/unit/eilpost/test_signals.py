@@ -39,7 +39,7 @@ def events(box: EilpostProcess, event: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("role", ["up", "mailstore", "ingress", "router", "delivery"])
-def test_signals_reload_are_ignored_or_drain(tmp_path: Path, role: str) -> None:
+def test_signals_reload_drain_or_are_ignored(tmp_path: Path, role: str) -> None:
     settings = {} if role in ("up", "mailstore") else NO_KAFKA  # a cluster role waits for Kafka
     box = EilpostProcess(tmp_path, settings, command=(str(EILPOST), role))
     try:
