@@ -177,16 +177,17 @@ def demo(
         int | None,
         typer.Option(
             min=1,
-            max=65526,
+            max=65525,
             metavar="PORT",
-            help="With --cluster: the first of ten ports, two for SMTP, one for POP3, seven for HTTP. Default: SMTP"
-            " 2525 and 2526, POP3 2110, HTTP 8025 to 8031.",
+            help="With --cluster: the first of eleven ports: two SMTP, one POP3, seven HTTP, the sink. Default: SMTP"
+            " 2525 and 2526, POP3 2110, HTTP 8025 to 8031, sink 2627.",
         ),
     ] = None,
 ) -> None:
     """Run all roles with example.test, alice and bob."""
     from eilpost import configuration, process
     from eilpost import demo as the_demo
+    from eilpost.demo_sink import DemoSink, sink_port
 
     if cluster:
         from eilpost import demo_cluster
@@ -198,7 +199,10 @@ def demo(
     path = the_demo.create_files(folder)
     plan = configuration.load_plan(path)
     program = sys.argv[0] if "/" in sys.argv[0] else "eilpost"
-    raise typer.Exit(process.run_all(plan, lambda: print(the_demo.banner(plan.settings, path, program), flush=True)))  # noqa: T201
+    sink = sink_port(path, plan.settings)
+    banner = the_demo.banner(plan.settings, path, program, sink)
+    support = () if sink is None else (DemoSink(sink),)
+    raise typer.Exit(process.run_all(plan, lambda: print(banner, flush=True), support))  # noqa: T201
 
 
 @app.command(epilog=examples("eilpost ingress --config cluster.toml"))

@@ -1,7 +1,7 @@
-"""`eilpost demo`, what `make run` calls: a whole mail cluster in one process, on its own small world in `var/demo`.
+"""`eilpost demo`, which `make run` calls: all roles in one process, with files in `var/demo`.
 
-Made at first start: a configuration, a directory with the domain example.test and the users alice and bob. Nothing that
-exists is overwritten, so a second start finds the mail of the first. It needs no DNS and no root.
+The first start creates a configuration and a directory with the domain example.test and the users alice and bob; an
+existing file is never overwritten. The demo needs no DNS and no root, and sends no mail to other machines.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from mail.settings import Settings
 DOMAIN, USERS, PASSWORD = "example.test", ("alice", "bob"), "eilpost-demo"
 
 CONFIGURATION = """\
-# Made by `eilpost demo`. Every key and its default: `eilpost config show --defaults`, or docs/reference/settings.md.
-# Relative paths start from the folder of this file. `make run` keeps this file as you leave it.
+# Made by `eilpost demo`, which does not change it again. Every key and its default: `eilpost config show --defaults`,
+# or docs/reference/settings.md. Relative paths start from the folder of this file.
 
 [node]
 hostname = "mx.example.test"
@@ -45,9 +45,10 @@ pop3 = "127.0.0.1:2110"
 [http]
 listen = "127.0.0.1:8025"
 
-# To send everything that is not for example.test to another server:
-# [delivery]
-# relay = "smtp://127.0.0.1:2626"
+# Mail for other domains goes here. `eilpost demo` listens there, unless another server does, and prints a line for each
+# message. "" sends the mail to the Internet.
+[delivery]
+relay = "smtp://127.0.0.1:2627"
 """
 
 DIRECTORY = """\
@@ -65,14 +66,17 @@ tenant = "default"
 """
 
 
-def create_files(folder: Path, text: str = CONFIGURATION) -> Path:
-    """Make what is missing in `folder`, `text` the configuration; its path."""
+def create_files(folder: Path, text: str = CONFIGURATION, more_users: int = 0) -> Path:
+    """Create the missing files in `folder`: the configuration `text`, alice, bob, and user1 to user`more_users`.
+
+    The configuration's path.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     directory = folder / "directory.toml"
     if not directory.exists():
-        users = "".join(
-            f'[users."{user}@{DOMAIN}"]\npassword = "{hash_password(PASSWORD)}"\n\n' for user in USERS
-        ).rstrip("\n")
+        names = [*USERS, *(f"user{number}" for number in range(1, more_users + 1))]
+        hashed = hash_password(PASSWORD)
+        users = "\n\n".join(f'[users."{name}@{DOMAIN}"]\npassword = "{hashed}"' for name in names)
         _write_new(directory, DIRECTORY.format(domain=DOMAIN, users=users + "\n"), mode=0o600)
     configuration = folder / "eilpost.toml"
     if not configuration.exists():
@@ -88,12 +92,12 @@ def _write_new(path: Path, text: str, mode: int) -> None:
 
 
 def _is_default_configuration(path: Path) -> bool:
-    """Whether a command finds this configuration without being told."""
+    """Whether commands find this configuration without --config."""
     return CONFIG_VARIABLE not in os.environ and find(None) == path
 
 
-def banner(settings: Settings, configuration: Path, program: str) -> str:
-    """What to know and what to try, for the settings as they are."""
+def banner(settings: Settings, configuration: Path, program: str, sink: int | None = None) -> str:
+    """The text that the demo prints at its start."""
     if not settings.ingress.mx or not settings.mailstore.pop3:
         return f"\neilpost is ready: SMTP {settings.ingress.mx or 'off'}, POP3 {settings.mailstore.pop3 or 'off'}\n"
     (smtp_host, smtp), (pop3_host, pop3) = parse(settings.ingress.mx), parse(settings.mailstore.pop3)
@@ -104,19 +108,25 @@ def banner(settings: Settings, configuration: Path, program: str) -> str:
         shlex.quote(program),
         "" if _is_default_configuration(configuration) else f" --config {shlex.quote(str(configuration))}",
     )
-    http = f"http://{settings.http.listen}/metrics" if settings.http.listen else "off"
+    http = f"http://{settings.http.listen}/" if settings.http.listen else "off"
+    others = (
+        "is printed here and does not leave this machine"
+        if sink
+        else f"goes to {settings.delivery.relay or 'the Internet'}"
+    )
     return f"""
 eilpost is ready: SMTP {settings.ingress.mx}, POP3 {settings.mailstore.pop3}, HTTP {http}
-Mailboxes: {alice} and {bob}, password {PASSWORD}. Everything it keeps is in {configuration.parent}/. Stop: Ctrl-C.
+Mailboxes: {alice} and {bob}, password {PASSWORD}.
+Mail for other domains {others}. All files are in {configuration.parent}/. Stop: Ctrl-C.
 
 Try, in another terminal:
- 1. send a message by hand (bash), or with swaks, or with any mail client:
+ 1. Send a message by hand (bash), with swaks, or with a mail client:
       {{ printf '{dialogue}' >&3; cat <&3; }} 3<>/dev/tcp/{smtp_host}/{smtp}
       swaks --server {smtp_host}:{smtp} --from {bob} --to {alice}
- 2. fetch the newest (the log-in name is the whole address):
+ 2. Fetch the newest message (the user name is the whole address):
       python3 -c "import poplib; p = poplib.POP3('{pop3_host}', {pop3}); p.user('{alice}'); p.pass_('{PASSWORD}'); \
 print(*(line.decode(errors='replace') for line in p.retr(len(p.list()[1]))[1]), sep='\\n'); p.quit()"
- 3. follow it by the queue id in the 250 reply, and see what is still open:
+ 3. Trace it by the queue id in the 250 reply, and show the queue:
       {run} trace QUEUE_ID{option}
       {run} queue{option}
 """

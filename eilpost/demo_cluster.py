@@ -1,9 +1,8 @@
-"""`eilpost demo --cluster`, what `make cluster` calls: seven processes on a Kafka of three brokers.
+"""`eilpost demo --cluster`, which `make cluster` calls: supervisor of seven processes on a Kafka of three brokers.
 
-Two each of ingress, router and delivery, and one mailstore. A supervisor on one machine, as Kubernetes would be on
-many: it makes the demo's world and the topics, starts the processes, says when one has gone, and starts it again. So
-that a person can kill any of them while mail flows. It is no way to run a cluster for others: the brokers, the spool
-and the mailboxes share this machine.
+It creates the demo's files and the topics, starts two processes each of ingress, router and delivery and one of
+mailstore, and restarts a process that ends, so that any of them can be killed while mail flows. It also runs the demo's
+sink. It is for trying only: brokers, spool and mailboxes are on one machine.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from typing import Any
 
 from eilpost import configuration, demo
 from eilpost.child_supervisor import ChildSupervisor
+from eilpost.demo_sink import DemoSink, sink_port
 from eilpost.wiring import log_settings
 from mail.service import EXIT_UNUSABLE
 from mail.settings import LogSettings
@@ -30,8 +30,8 @@ from mail.settings import LogSettings
 BROKERS = "kafka://127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094"
 
 CONFIGURATION = """\
-# Made by `eilpost demo --cluster`, for all its processes; what differs between them (their ports) is set by the
-# environment. Relative paths start from the folder of this file.
+# Made by `eilpost demo --cluster`, for all its processes; their ports are set by the environment.
+# Relative paths start from the folder of this file.
 
 [node]
 hostname = "mx.example.test"
@@ -42,7 +42,7 @@ url = "{brokers}"
 prefix = "demo."
 shards = 4
 delivery_shards = 8
-session_timeout = "6s"   # a killed process is missed sooner than by default; its work goes to the others then
+session_timeout = "6s"   # shorter than by default: the others take over the shards of a killed process sooner
 
 [spool]
 url = "file:spool"
@@ -55,81 +55,104 @@ url = "maildir:mail"
 
 [ingress]
 sender_domain_must_resolve = false
+
+# Mail for other domains goes here. `eilpost demo` listens there, unless another server does, and prints a line for each
+# message. "" sends the mail to the Internet.
+[delivery]
+relay = "smtp://127.0.0.1:2627"
 """
 
 _RESTART_SECONDS = 1.0
 _BROKERS_SECONDS = 60.0
-_STOP_SECONDS = 15.0  # `node.drain` above, and a little
+_STOP_SECONDS = 15.0  # longer than `node.drain` above
+_MORE_USERS = 20  # mailboxes in all shards
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Of 127.0.0.1. `http`: of the first process; the others' follow."""
+    """Ports on 127.0.0.1; `http` is the first of seven. `sink` None: the port of `delivery.relay`."""
 
     smtp: tuple[int, int] = (2525, 2526)
     pop3: int = 2110
     http: int = 8025
+    sink: int | None = None
 
     @classmethod
     def consecutive(cls, first: int) -> Ports:
-        """Ten of them: two SMTP, POP3, seven HTTP."""
-        return cls((first, first + 1), first + 2, first + 3)
+        """Eleven ports: two SMTP, POP3, seven HTTP, the sink."""
+        return cls((first, first + 1), first + 2, first + 3, first + 10)
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One process: a role, and the settings that are its own."""
+    """One process: its role, and its own settings."""
 
     name: str
     role: str
     environment: Mapping[str, str]
 
 
-def members(ports: Ports) -> Sequence[Member]:
+def members(ports: Ports, common: Mapping[str, str]) -> Sequence[Member]:
     own = [
         *((f"ingress-{n}", {"EILPOST_INGRESS__MX": f"127.0.0.1:{port}"}) for n, port in enumerate(ports.smtp, 1)),
         *((name, dict[str, str]()) for name in ("router-1", "router-2", "delivery-1", "delivery-2")),
         ("mailstore-1", {"EILPOST_MAILSTORE__POP3": f"127.0.0.1:{ports.pop3}"}),
     ]
     return [
-        Member(name, name.partition("-")[0], environment | {"EILPOST_HTTP__LISTEN": f"127.0.0.1:{ports.http + number}"})
+        Member(
+            name,
+            name.partition("-")[0],
+            {**common, **environment, "EILPOST_HTTP__LISTEN": f"127.0.0.1:{ports.http + number}"},
+        )
         for number, (name, environment) in enumerate(own)
     ]
 
 
 def create_files(folder: Path, brokers: str) -> Path:
-    """Make what is missing in `folder`; the configuration's path."""
-    return demo.create_files(folder, CONFIGURATION.format(brokers=brokers))
+    """Create the missing files in `folder`; the configuration's path."""
+    return demo.create_files(folder, CONFIGURATION.format(brokers=brokers), _MORE_USERS)
 
 
 def run(path: Path, program: str, ports: Ports = Ports()) -> int:
-    """Make the topics, run the processes until Ctrl-C; the exit status."""
+    """Create the topics and run the processes until Ctrl-C; the exit status."""
     return asyncio.run(_run(path, program, ports))
 
 
 async def _run(path: Path, program: str, ports: Ports) -> int:
-    settings = log_settings(configuration.load_plan(path))
+    plan = configuration.load_plan(path)
+    settings = log_settings(plan)
     await _await_brokers(settings)
     await _create_topics(settings)
     stop, kill_now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, lambda: (kill_now if stop.is_set() else stop).set())
-    all_members = members(ports)
-    _print_line(_banner(path, program, ports, len(all_members)))
+    sink = sink_port(path, plan.settings)
+    environment = dict[str, str]()
+    if sink is not None and ports.sink is not None:
+        sink = ports.sink
+        environment = {"EILPOST_DELIVERY__RELAY": f"smtp://127.0.0.1:{sink}"}
+    all_members = members(ports, environment)
+    relay = plan.settings.delivery.relay or "the Internet" if sink is None else "the demo's sink and is printed here"
+    _print_line(_banner(path, program, ports, len(all_members), relay))
+    sink_stop = asyncio.Event()
+    sink_task = None if sink is None else asyncio.create_task(DemoSink(sink).run(lambda: None, sink_stop))
     ready_task = asyncio.create_task(_announce_ready(all_members))
     supervisor = ChildSupervisor()
     try:
         await asyncio.gather(*(_supervise(member, path, program, supervisor, stop, kill_now) for member in all_members))
     finally:
         supervisor.close()
+        sink_stop.set()
+        if sink_task is not None:
+            await sink_task
     ready_task.cancel()
-    _print_line("all stopped; what was accepted is in Kafka and goes on at the next start")
+    _print_line("all stopped; accepted mail is in Kafka and is delivered after the next start")
     return 0
 
 
 async def _await_brokers(settings: LogSettings) -> None:
-    """All of them, as after `make kafka` in another terminal; after a while those that are there have to do."""
+    """Wait until all brokers answer, `_BROKERS_SECONDS` at most, because `make kafka` may have just been started."""
     from mail.log.kafka.access import make_access
     from mail.log.kafka.diagnose import Unreachable, check_broker
 
@@ -159,13 +182,13 @@ async def _create_topics(settings: LogSettings) -> None:
     finally:
         await admin.close()
     if done:
-        _print_line(f"topics: {len(done)} made")
+        _print_line(f"topics: {len(done)} created")
 
 
 async def _supervise(
     member: Member, path: Path, program: str, supervisor: ChildSupervisor, stop: asyncio.Event, kill_now: asyncio.Event
 ) -> None:
-    """Run the process again and again until `stop`, then end it; it never outlives us."""
+    """Run the process and restart it until `stop`, then end it."""
     stopping = asyncio.ensure_future(stop.wait())
     log_file = path.parent / f"{member.name}.log"
     quick_exits = 0
@@ -180,7 +203,7 @@ async def _supervise(
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    process_group=supervisor.process_group,  # Ctrl-C is ours to pass on
+                    process_group=supervisor.process_group,  # without the terminal's Ctrl-C
                 )
             _print_line(f"  {member.name:12} pid {process.pid:<8} log {log_file}")
             ending = asyncio.ensure_future(process.wait())
@@ -189,11 +212,11 @@ async def _supervise(
                 await _end(process, ending, kill_now)
                 return
             status = ending.result()
-            if status == EXIT_UNUSABLE:  # it cannot run as things are, and says why
+            if status == EXIT_UNUSABLE:  # the last log line has the reason
                 last = log_file.read_text(errors="replace").strip().rpartition("\n")[2]
                 _print_line(f"  {member.name} cannot run: {last}")
             else:
-                _print_line(f"  {member.name} {_exit_text(status)}; started again in a moment")
+                _print_line(f"  {member.name} {_exit_text(status)}; restarting")
             quick_exits = quick_exits + 1 if time.monotonic() - began < _RESTART_SECONDS * 5 and status > 0 else 0
             await asyncio.wait({stopping}, timeout=_RESTART_SECONDS * min(30, 1 + quick_exits * quick_exits))
     finally:
@@ -201,21 +224,21 @@ async def _supervise(
 
 
 async def _end(process: asyncio.subprocess.Process, ending: asyncio.Future[int], kill_now: asyncio.Event) -> None:
-    """Politely for `_STOP_SECONDS`, and less when `hurry` is set; then for good."""
+    """SIGTERM, and SIGKILL after `_STOP_SECONDS` or once `kill_now` is set."""
     if process.returncode is None:
         process.terminate()
-        process.send_signal(signal.SIGCONT)  # one that a person has stopped hears nothing
+        process.send_signal(signal.SIGCONT)  # a stopped process would not handle SIGTERM
         kill_waiter = asyncio.ensure_future(kill_now.wait())
         ends: set[asyncio.Future[Any]] = {ending, kill_waiter}
         await asyncio.wait(ends, timeout=_STOP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         kill_waiter.cancel()
         if process.returncode is None:
-            process.kill()  # what was accepted is in Kafka
+            process.kill()  # accepted mail is in Kafka
     await ending
 
 
 async def _announce_ready(all_members: Sequence[Member]) -> None:
-    """One line, once every process says that it is ready."""
+    """Print one line once every process is ready."""
     waiting = {member.environment["EILPOST_HTTP__LISTEN"] for member in all_members}
     while waiting:
         await asyncio.sleep(0.5)
@@ -245,12 +268,14 @@ def _print_line(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
-def _banner(path: Path, program: str, ports: Ports, count: int) -> str:
+def _banner(path: Path, program: str, ports: Ports, count: int, relay: str) -> str:
     run = f"{program} {{}} --config {shlex.quote(str(path))}"
     return f"""
 A cluster of {count} processes on 127.0.0.1: SMTP {ports.smtp[0]} and {ports.smtp[1]}, POP3 {ports.pop3}, HTTP from \
 {ports.http} on.
-Mailboxes: {" and ".join(f"{user}@{demo.DOMAIN}" for user in demo.USERS)}, password {demo.PASSWORD}. Stop: Ctrl-C.
+Mailboxes: {", ".join(f"{user}@{demo.DOMAIN}" for user in demo.USERS)} and user1 to user{_MORE_USERS}, password \
+{demo.PASSWORD}. Stop: Ctrl-C.
+Mail for other domains goes to {relay}.
 
 Try, in another terminal: send mail (docs/install.md), and kill any process below, or a broker: `kill -9 PID`.
   {run.format("doctor")}
@@ -260,5 +285,5 @@ Try, in another terminal: send mail (docs/install.md), and kill any process belo
 
 
 def program() -> str:
-    """How this command was called, to start others the same way."""
+    """The command that starts eilpost in this Python."""
     return shlex.join([sys.executable, "-m", "eilpost"])

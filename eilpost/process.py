@@ -1,8 +1,7 @@
-"""Runs roles in one process: opens what they need, in order, serves until a signal, drains, and closes in reverse.
+"""Process of one or all roles: opens their ports in order, serves until a signal, drains, and closes in reverse.
 
-The embedded log has one holder, so on it all roles live here together (`up`). On Kafka each role can be a process of
-its own, as many as there are shards (`alone`). The mailstore needs no log and can stand beside either. Every fault that
-a person can mend leaves as one line (ServiceError, SettingsError, LogUnusable, ...).
+Only one process can open an embedded log, so it runs all roles; on Kafka each role can be a process. The mailstore
+needs no log. An error that an operator can correct is one line (ServiceError, SettingsError, LogUnusable, ...).
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger()
 
-# What is served, and the key that says where; empty: not served.
+# Name in the log, section and key of each listening address; an empty address is not served.
 INGRESS, POP3, HTTP = ("smtp", "ingress", "mx"), ("pop3", "mailstore", "pop3"), ("http", "http", "listen")
 
 
-def run_all(plan: Plan, on_ready: Callable[[], None] = lambda: None) -> int:
-    """Run all roles; the process's exit status."""
-    return _run_process(plan, lambda signals: _run_roles(plan, ROLES, signals, on_ready))
+def run_all(plan: Plan, on_ready: Callable[[], None] = lambda: None, support: Sequence[service.Role] = ()) -> int:
+    """Run all roles, and `support` until they have stopped; the process's exit status."""
+    return _run_process(plan, lambda signals: _run_roles(plan, ROLES, signals, on_ready, support))
 
 
 def run_mailstore(plan: Plan) -> int:
@@ -59,17 +58,17 @@ def run_mailstore(plan: Plan) -> int:
             "mailstore.pop3 is empty, nothing to serve; set an address there, or by EILPOST_MAILSTORE__POP3=HOST:PORT"
         )
     if plan.settings.mailboxes.url.startswith("memory:"):
-        raise SettingsError('mailboxes.url = "memory:": a mailstore alone would serve mailboxes nobody can deliver to')
+        raise SettingsError('mailboxes.url = "memory:": the mailboxes of a mailstore alone would get no mail')
     return _run_process(plan, lambda signals: _run_mailstore_role(plan, signals))
 
 
 def run_role(name: str, plan: Plan) -> int:
-    """Run one role, on a log that processes can share; the process's exit status."""
+    """Run one role on a shared log; the process's exit status."""
     scheme = plan.settings.log.url.partition(":")[0]
     if scheme in ("embedded", "memory"):
         raise SettingsError(
-            f'log.url = "{plan.settings.log.url}": only one process can hold this log, and {name} alone would pass mail'
-            " to nobody; run `eilpost up`, which runs all roles in one process, or set log.url to a Kafka, like"
+            f'log.url = "{plan.settings.log.url}": only one process can open this log, and {name} alone would not'
+            " deliver mail; run `eilpost up`, which runs all roles in one process, or set log.url to a Kafka, like"
             ' "kafka://127.0.0.1:9092"'
         )
     if name == "ingress" and not plan.settings.ingress.mx:
@@ -82,7 +81,7 @@ def run_role(name: str, plan: Plan) -> int:
 def _run_process(plan: Plan, main: Callable[[Signals], Coroutine[Any, Any, None]]) -> int:
     node = plan.settings.node
     logging_setup.configure(node.log_level, node.log_format)
-    os.umask(0o077)  # people's mail: what a process makes, no other user of the machine reads
+    os.umask(0o077)  # only this user reads mail
     _raise_open_file_limit(plan.settings)
 
     async def main_with_errors() -> None:
@@ -105,19 +104,23 @@ def _run_process(plan: Plan, main: Callable[[Signals], Coroutine[Any, Any, None]
 
 
 def _raise_open_file_limit(settings: Settings) -> None:
-    """As many open files as our own limits allow connections: the usual 1024 are fewer."""
-    pop3 = 2 * settings.mailstore.max_connections  # a socket, and the mailbox a session has open
+    """Raise the limit of open files above the limits of connections; the usual 1024 is lower."""
+    pop3 = 2 * settings.mailstore.max_connections  # a socket and an open mailbox each
     wanted = settings.ingress.max_connections + pop3 + settings.delivery.connections + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
-        logger.warning("fewer open files than connections allowed", limit=hard, wanted=wanted, see="ulimit -n")
+        logger.warning("open file limit below connection limits", limit=hard, wanted=wanted, see="ulimit -n")
         wanted = hard
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _run_roles(
-    plan: Plan, names: Sequence[str], signals: Signals, on_ready: Callable[[], None] = lambda: None
+    plan: Plan,
+    names: Sequence[str],
+    signals: Signals,
+    on_ready: Callable[[], None] = lambda: None,
+    support: Sequence[service.Role] = (),
 ) -> None:
     """Run these roles on one log."""
     from eilpost.http_server import HttpServer
@@ -131,7 +134,7 @@ async def _run_roles(
         await directory.start()
         stack.push_async_callback(directory.close)
         signals.on_reload(directory.reload)
-        _check_ports(settings, *listening)  # before anything is made: a start that fails leaves nothing
+        _check_ports(settings, *listening)  # first, so that a failed start creates no files
         mail_log = make_log(plan, directory)
         await mail_log.start()
         stack.push_async_callback(mail_log.close)
@@ -161,6 +164,7 @@ async def _run_roles(
                     sweeps="router" in served and not plan.tenant,
                     other_queues=lambda: tenant_queues(plan, directory.snapshot),
                 ),
+                *support,
             ],
             health=health,
             signals=signals,
@@ -193,7 +197,7 @@ def _address(settings: Settings, key: tuple[str, str, str]) -> str:
 
 
 def _check_ports(settings: Settings, *keys: tuple[str, str, str]) -> None:
-    """Name all addresses that are taken. Raises ServiceError."""
+    """Raises ServiceError that names all addresses in use."""
     taken = [(section, key) for _, section, key in keys if _is_taken(getattr(getattr(settings, section), key))]
     if taken:
         several = len(taken) > 1
@@ -226,7 +230,7 @@ def _ready_callback(
     served = {name: where for name, section, key in keys if (where := getattr(getattr(settings, section), key))}
 
     def announce() -> None:
-        on_ready()  # first: a person looks at the first lines
+        on_ready()  # before the log line
         logger.info("ready", hostname=settings.node.hostname, **served)
 
     return announce

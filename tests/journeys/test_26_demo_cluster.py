@@ -1,7 +1,7 @@
-"""Journey 26: `make kafka NODES=3` and `make cluster`: under load a process of each role and a broker are killed and
-restarted.
+"""Journey 26: `make kafka NODES=3` and `make cluster`, in which a process of each role and a broker are killed under
+load and restarted.
 
-Folders and ports are the test's own; otherwise as for a user: three brokers, seven processes, Ctrl-C at the end.
+The mail is sent to both ingress processes, for many mailboxes and for other domains. Folders and ports are the test's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ pytestmark = [pytest.mark.kafka_cluster, pytest.mark.timeout(300)]
 LETTERS = 200
 
 BROKER = Path(__file__).parents[2] / "deploy" / "kafka" / "broker.py"
-PORTS = 10  # two SMTP, POP3, seven HTTP
+PORTS = 11  # two SMTP, POP3, seven HTTP, the sink
+USERS = 20
 
 
 class Running:
@@ -103,15 +104,24 @@ def until(what: Callable[[], bool], text: Callable[[], str], seconds: float = 60
         time.sleep(0.1)
 
 
-def send(port: int, subject: str) -> None:
+def recipient(number: int) -> str:
+    """Every third message is for another domain, the others are for the mailboxes in turn."""
+    return f"you@elsewhere{number}.test" if number % 3 == 2 else f"user{number % USERS + 1}@example.test"
+
+
+def send(port: int, number: int) -> None:
     with smtplib.SMTP("127.0.0.1", port, timeout=20) as client:
-        client.sendmail("bob@example.test", ["alice@example.test"], f"Subject: {subject}\r\n\r\nhello\r\n")
+        client.sendmail("bob@example.test", [recipient(number)], f"Subject: flow-{number}\r\n\r\nhello\r\n")
 
 
 def subjects(port: int) -> set[str]:
+    return set().union(*(subjects_of(f"user{number}@example.test", port) for number in range(1, USERS + 1)))
+
+
+def subjects_of(user: str, port: int) -> set[str]:
     client = poplib.POP3("127.0.0.1", port, timeout=20)
     try:
-        client.user("alice@example.test")
+        client.user(user)
         client.pass_(demo.PASSWORD)
         count, _ = client.stat()
         lines = [line for number in range(1, count + 1) for line in client.retr(number)[1]]
@@ -128,14 +138,14 @@ class Letters:
 
 @contextmanager
 def flow(ports: tuple[int, int], count: int) -> Iterator[Letters]:
-    """The sender of the README: one message after the other, alternating between both ingresses."""
+    """The sender of docs/install.md: one message after the other, alternating between both ingresses."""
     letters, over = Letters(), threading.Event()
 
     def run() -> None:
         for number in range(count):
             while not over.is_set():
                 try:
-                    send(ports[number % 2], f"flow-{number}")
+                    send(ports[number % 2], number)
                     letters.accepted += 1
                     break
                 except (OSError, smtplib.SMTPException):
@@ -149,6 +159,11 @@ def flow(ports: tuple[int, int], count: int) -> Iterator[Letters]:
     finally:
         over.set()
         sender.join()
+
+
+def sink_count(cluster: Running) -> int:
+    numbers = re.findall(r"^sink: .*message (\d+)", cluster.said(), re.MULTILINE)
+    return int(numbers[-1]) if numbers else 0
 
 
 def test_demo_cluster_survives_killed_processes_and_brokers(tmp_path: Path) -> None:
@@ -173,16 +188,21 @@ def test_demo_cluster_survives_killed_processes_and_brokers(tmp_path: Path) -> N
             until(lambda: all(cluster.pid(name) != pid for name, pid in ended.items()), cluster.said)
             assert letters.accepted < LETTERS, "all was over before anything was lost"
             until(lambda: letters.accepted == LETTERS, lambda: f"{letters.accepted} accepted\n{cluster.said()}", 120)
-        assert cluster.said().count("was ended by SIGKILL; started again in a moment") == len(ended)
-        flowed = {f"flow-{number}" for number in range(LETTERS)}
+        assert cluster.said().count("was ended by SIGKILL; restarting") == len(ended)
+        flowed = {f"flow-{number}" for number in range(LETTERS) if recipient(number).endswith("@example.test")}
         until(lambda: subjects(pop3) == flowed, lambda: f"{flowed ^ subjects(pop3)}\n{cluster.said()}", 90)
+
+        at_sink = LETTERS - len(flowed)
+        until(lambda: sink_count(cluster) >= at_sink, lambda: f"{sink_count(cluster)} of {at_sink}\n{cluster.said()}")
+        for name in ("router-1", "router-2", "delivery-1", "delivery-2"):
+            assert '"delivery_id"' in (tmp_path / "demo" / f"{name}.log").read_text(), f"{name} did nothing"
 
         assert "  node 2 exited, restarting in 20 s" in kafka.said()
         until(lambda: kafka.pid("node 2") != node, kafka.said)
         until(lambda: all(line.endswith(" alive: [1, 2, 3]") for line in alive(tmp_path)), lambda: str(alive(tmp_path)))
 
         os.kill(cluster.pid("router-2"), signal.SIGSTOP)  # must be resumed to handle the signal
-        for each, last in ((cluster, "all stopped; what was accepted is in Kafka"), (kafka, "Kafka stopped; the data")):
+        for each, last in ((cluster, "all stopped; accepted mail is in Kafka"), (kafka, "Kafka stopped; the data")):
             assert each.interrupt() == 0
             assert last in each.said()
             assert "Traceback" not in each.said()

@@ -6,7 +6,10 @@ import json
 import os
 import re
 import signal
+import smtplib
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -80,8 +83,9 @@ async def test_commands_of_the_readme_work(tmp_path: Path) -> None:
         assert '"session ended"' not in box.output()  # each command sends QUIT
 
 
-def test_demo_starts_like_make_run(tmp_path: Path) -> None:
-    """In an empty folder: it becomes ready, prints what to try, and ends on SIGTERM."""
+@contextmanager
+def _make_run(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The command of `make run` in `tmp_path`, once it is ready, and its SMTP port."""
     makefile = (Path(__file__).resolve().parents[3] / "Makefile").read_text(encoding="utf-8")
     recipe = re.search(r"^run: .*\n\t@\$\(BIN\)/eilpost (.*)$", makefile, re.MULTILINE)
     assert recipe is not None
@@ -99,14 +103,30 @@ def test_demo_starts_like_make_run(tmp_path: Path) -> None:
     try:
         wait_for_greeting(ports["EILPOST_INGRESS__MX"], deadline_seconds=60)
         wait_for_greeting(ports["EILPOST_MAILSTORE__POP3"])
-        assert (tmp_path / "var" / "demo" / "eilpost.toml").exists()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) in (0, 130)
+        yield process, ports["EILPOST_INGRESS__MX"]
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def test_demo_starts_like_make_run(tmp_path: Path) -> None:
+    with _make_run(tmp_path) as (process, _):
+        assert (tmp_path / "var" / "demo" / "eilpost.toml").exists()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (0, 130)
     assert "alice@example.test" in (tmp_path / "output").read_text(encoding="utf-8")
+
+
+async def test_mail_for_other_domains_is_printed_and_does_not_leave_the_machine(tmp_path: Path) -> None:
+    sink = free_port()
+    demo.create_files(tmp_path / "var" / "demo", demo.CONFIGURATION.replace("127.0.0.1:2627", f"127.0.0.1:{sink}"))
+    with _make_run(tmp_path) as (_, port):
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            client.sendmail("bob@example.test", ["you@elsewhere.test"], "Subject: Hello\r\n\r\nHi\r\n")
+        output, line = tmp_path / "output", "sink: message 1: <bob@example.test> -> <you@elsewhere.test>"
+        await wait_until(lambda: line in output.read_text(), what="the line of the sink")
+    assert "printed here" in output.read_text()
 
 
 async def test_commands_of_the_banner_work(tmp_path: Path) -> None:
