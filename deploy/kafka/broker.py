@@ -48,18 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
             "--dir", type=Path, default=_DIRECTORY, help="data folder, not deleted (default: var/kafka)"
         )
     commands.add_parser("fetch", help="fetch the jars only")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        match asked.command:
+        match options.command:
             case "up":
-                _up(asked.nodes, asked.dir, asked.port, secure=asked.secure)
+                _up(options.nodes, options.dir, options.port, secure=options.secure)
                 return 0
             case "down":
-                return _down(asked.dir)
+                return _down(options.dir)
             case "status":
-                return _status(asked.dir)
+                return _status(options.dir)
             case _:
                 _print_line(str(prepare()))
                 return 0
@@ -71,14 +71,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
-    with _locked_directory(directory) as note:
+    with _locked_directory(directory) as state_file:
         if not jars.are_fetched():
             _print_line(f"Fetching Kafka {jars.VERSION} (once, about 45 MB) ...")
         prepare()
         cluster = Cluster(nodes, directory, base_port=port, secure=secure)
         started = time.monotonic()
         cluster.start()
-        note.write_text(f"{os.getpid()}\n{cluster.bootstrap}\n")
+        state_file.write_text(f"{os.getpid()}\n{cluster.bootstrap}\n")
         _print_line(
             f"Kafka {jars.VERSION}, {nodes} node(s), started in {time.monotonic() - started:.1f} s: {cluster.bootstrap}"
         )
@@ -111,7 +111,7 @@ def _supervise(cluster: Cluster) -> None:
     """Run until Ctrl-C. In a cluster of several nodes, a killed node is restarted after a while."""
     for node in cluster.nodes:
         _print_line(f"  node {node.number} is process {node.pid}")
-    gone: dict[int, float] = {}  # since when
+    exited_at: dict[int, float] = {}  # since when
     while True:
         time.sleep(0.2)
         for node in cluster.nodes:
@@ -119,32 +119,32 @@ def _supervise(cluster: Cluster) -> None:
                 continue
             if len(cluster.nodes) == 1:
                 raise BrokerError(f"the node exited: see {node.log_path}")
-            if node.number not in gone:
-                gone[node.number] = time.monotonic()
+            if node.number not in exited_at:
+                exited_at[node.number] = time.monotonic()
                 _print_line(f"  node {node.number} exited, restarting in {_RESTART_SECONDS} s")
-            elif time.monotonic() - gone[node.number] >= _RESTART_SECONDS:
-                del gone[node.number]
+            elif time.monotonic() - exited_at[node.number] >= _RESTART_SECONDS:
+                del exited_at[node.number]
                 cluster.restart(node.number)
                 _print_line(f"  node {node.number} is process {node.pid}")
 
 
 def _down(directory: Path) -> int:
-    note = _running(directory)
-    if note is None:
+    state_file = _running(directory)
+    if state_file is None:
         _print_line(f"no cluster is running in {directory}")
         return 1
-    os.kill(int(note[0]), signal.SIGTERM)
+    os.kill(int(state_file[0]), signal.SIGTERM)
     while _running(directory) is not None:
         time.sleep(0.1)
     return 0
 
 
 def _status(directory: Path) -> int:
-    note = _running(directory)
-    if note is None:
+    state_file = _running(directory)
+    if state_file is None:
         _print_line(f"no cluster is running in {directory}")
         return 1
-    bootstrap = note[1] if len(note) > 1 else ""
+    bootstrap = state_file[1] if len(state_file) > 1 else ""
     for address in bootstrap.split(",") if bootstrap else ():
         alive = live_brokers(int(address.rpartition(":")[2]))
         _print_line(f"{address}: " + (f"alive, reports as alive: {sorted(alive)}" if alive else "does not respond"))
@@ -162,9 +162,9 @@ def _locked_directory(directory: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BrokerError(f"a cluster is already running in {directory}") from None
-        note = directory / "running"
-        note.write_text(f"{os.getpid()}\n")
-        yield note
+        state_file = directory / "running"
+        state_file.write_text(f"{os.getpid()}\n")
+        yield state_file
 
 
 def _running(directory: Path) -> list[str] | None:

@@ -40,8 +40,8 @@ def format_nodes(folder: Path, nodes: Sequence[Node], credentials: ClientCredent
         for node in nodes
         if not (node.data / _FORMATTED).exists()
     ]
-    said = [(process.communicate()[0], process.returncode) for process in started]
-    for text, status in said:
+    results = [(process.communicate()[0], process.returncode) for process in started]
+    for text, status in results:
         if status != 0:
             raise BrokerError(f"Kafka's StorageTool: {text.strip()[-1500:]}")
 
@@ -49,13 +49,13 @@ def format_nodes(folder: Path, nodes: Sequence[Node], credentials: ClientCredent
 def _cluster_id(folder: Path, *, nodes: int, secure: bool) -> str:
     path = folder / "cluster.json"
     if path.exists():
-        made = json.loads(path.read_text())
-        if (made["nodes"], made["secure"]) != (nodes, secure):
+        saved = json.loads(path.read_text())
+        if (saved["nodes"], saved["secure"]) != (nodes, secure):
             raise BrokerError(
-                f"{folder} was created for {made['nodes']} node(s), secure: {made['secure']}. "
+                f"{folder} was created for {saved['nodes']} node(s), secure: {saved['secure']}. "
                 "Start it with these values, delete it, or use another folder"
             )
-        return str(made["id"])
+        return str(saved["id"])
     # Kafka's form of a UUID; its tools parse one that begins with a dash as an option.
     identity = "-"
     while identity.startswith("-"):

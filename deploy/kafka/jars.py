@@ -58,10 +58,10 @@ def why_missing() -> str | None:
     """Why no broker can be started here; None when one can (the jars may still have to be fetched)."""
     if not shutil.which("java"):
         return f"no Java {_OLDEST_JAVA} or newer (apt-get install default-jre-headless maven)"
-    said = _java_version()
-    version = re.search(r'version "(\d+)', said)
+    output = _java_version()
+    version = re.search(r'version "(\d+)', output)
     if version is None or int(version[1]) < _OLDEST_JAVA:
-        return f"Java {_OLDEST_JAVA} or newer is needed, but `java -version` prints: {said.strip().splitlines()[:1]}"
+        return f"Java {_OLDEST_JAVA} or newer is needed, but `java -version` prints: {output.strip().splitlines()[:1]}"
     if not are_fetched() and not shutil.which("mvn"):
         return "Kafka's jars are missing, and Maven is not installed (apt-get install maven)"
     return None
@@ -84,10 +84,10 @@ def fetch() -> Path:
 
 
 def _fetch_into(jars: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix=jars.name + ".", dir=jars.parent) as beside:
-        part = Path(beside) / "jars"
+    with tempfile.TemporaryDirectory(prefix=jars.name + ".", dir=jars.parent) as temporary:
+        part = Path(temporary) / "jars"
         # Maven may create a target/ folder next to the POM, so it gets a copy.
-        pom = shutil.copy(HERE / "pom.xml", beside)
+        pom = shutil.copy(HERE / "pom.xml", temporary)
         command = ["mvn", "--batch-mode", "--quiet", "--strict-checksums", "--file", pom, f"-Dkafka.version={VERSION}"]
         command += ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={part}"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

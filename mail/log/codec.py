@@ -1,4 +1,4 @@
-"""Binary codec of log records: frames to records and back. Pure.
+"""Pure codec of log records: frames to records and back.
 
 A frame is a fixed prefix (magic, version, lengths of header and content, CRC-32 of both), a JSON header with short
 keys, and the raw content. Version 1 readers ignore unknown header keys; every other change needs a new version. A frame
@@ -45,11 +45,13 @@ _PREFIX_BYTES = _PREFIX.size
 
 
 class FrameError(ValueError):
-    """These bytes are not a frame this version can read; the text says why."""
+    """The bytes are not a frame that this version can read; the text gives the reason."""
 
 
 def encode(record: Record, *, without_content: bool = False) -> bytes | None:
-    """The bytes are not a frame that this version can read; the text gives the reason."""
+    """The frame of a record; None (a tombstone) for Settled. With `without_content`, the inline content of Accepted and
+    Dispatched is left out; the caller stores it and passes it to `decode`.
+    """
     content = b""
     match record:
         case Accepted():

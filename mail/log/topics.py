@@ -1,4 +1,4 @@
-"""Topics, and the topic, shard and key of each record. Pure.
+"""Pure functions for the topic, shard and key of each record.
 
 `accepted`, `attempted`, `queue` and `events` share the number of shards and the partitioner (queue id), so the owner of
 a shard has all records of a message. `dispatched` is partitioned by `partition_key`, which groups the deliveries that

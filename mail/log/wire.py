@@ -1,7 +1,8 @@
-"""JSON form of messages, routes, states, outcomes and event details, as frame headers contain them. Pure.
+"""JSON form of messages, routes, states, outcomes and event details, as frame headers contain them.
 
-`encode_x` and `decode_x` are one pair for each value. Addresses were parsed when they were accepted and are not parsed
-again. Malformed input raises KeyError, IndexError, TypeError, ValueError, AttributeError or OverflowError.
+The functions are pure, one pair `encode_x` and `decode_x` per value. Addresses were parsed when they were accepted and
+are not parsed again. Malformed input raises KeyError, IndexError, TypeError, ValueError, AttributeError or
+OverflowError.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ async def test_a_query_of_a_corrupt_file_fails_with_one_line(path: Path) -> None
 async def test_invalid_and_unresponsive_query_clients_are_harmless(path: Path) -> None:
     async with running(path, LogSettings(shards=2)) as log:
         await _fill(log)
-        silent = []
+        idle_clients = []
         for words in (b"\n", b"x" * 100_000, b'{"about": 5}\n', b"[]\n", b"\xff\n", b'{"about": "lines"}\n'):
             client = socket.socket(socket.AF_UNIX)
             client.setblocking(False)
@@ -166,11 +166,11 @@ async def test_invalid_and_unresponsive_query_clients_are_harmless(path: Path) -
             await loop.sock_connect(client, str(path) + ".sock")
             with suppress(OSError):
                 await loop.sock_sendall(client, words)
-            silent.append(client)  # and never reads
+            idle_clients.append(client)  # and never reads
         await asyncio.sleep(0.05)
         await _query_all(EmbeddedHistory(path))
         await log.append(accepted(6))
-        for client in silent:
+        for client in idle_clients:
             client.close()
 
 

@@ -41,8 +41,8 @@ async def test_a_full_disk_loses_nothing_and_recovers(path: Path) -> None:
                 await asyncio.sleep(0.01)
         await log.append(accepted(3))
         async with router_shard_of(log) as shard:
-            taken = await read_inputs(shard, 2)
-        assert [entry.record for entry in taken] == [accepted(1), accepted(3)]
+            entries = await read_inputs(shard, 2)
+        assert [entry.record for entry in entries] == [accepted(1), accepted(3)]
 
 
 async def test_a_hanging_disk_times_out_and_late_appends_are_not_made(path: Path) -> None:
@@ -67,13 +67,13 @@ async def test_a_hanging_disk_times_out_and_late_appends_are_not_made(path: Path
 async def test_the_log_recovers_from_a_hang_outside_of_requests(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All waiting requests time out; the log works afterwards."""
     let_go, hangs = threading.Event(), threading.Event()
-    look = Writer._check_disk
+    check = Writer._check_disk
 
     def hang(self: Writer) -> None:
         if hangs.is_set():
             hangs.clear()
             let_go.wait(20)
-        look(self)
+        check(self)
 
     monkeypatch.setattr(Writer, "_check_disk", hang)
     async with running(path, LogSettings(append_timeout=timedelta(milliseconds=300))) as log:
@@ -136,16 +136,16 @@ async def test_memory_and_database_return_each_entry_once(path: Path, monkeypatc
         seen: list[int] = []
         ids: list[str] = []
         while len(ids) < total:
-            taken = await shard.read(len(ids) % 40 + 1, timedelta(seconds=5))
-            assert taken
-            seen += [entry.offset for entry in taken]
-            ids += [entry.record.message.queue_id for entry in taken if isinstance(entry.record, Accepted)]
+            entries = await shard.read(len(ids) % 40 + 1, timedelta(seconds=5))
+            assert entries
+            seen += [entry.offset for entry in entries]
+            ids += [entry.record.message.queue_id for entry in entries if isinstance(entry.record, Accepted)]
             if len(ids) % 3:
-                await shard.commit([], taken)
+                await shard.commit([], entries)
                 await asyncio.sleep(0)
             else:
                 await asyncio.sleep(0.002)
-                await shard.commit([], taken)
+                await shard.commit([], entries)
         await appends
         assert seen == sorted(set(seen))
         assert sorted(ids) == [queue_id(n) for n in range(total)]
@@ -180,19 +180,19 @@ async def test_a_failed_read_loses_no_entries(path: Path, monkeypatch: pytest.Mo
     async with running(path) as log:
         await log.append(accepted(1))
         await log.append(attempted(2))
-        entries = Store.entries
+        read_entries = Store.entries
         failures = iter([True])
 
         def fails_once(store: Store, topic: Topic, shard: int, after: int, limit: int) -> EntryRows:
             if topic is ACCEPTED and next(failures, False):
                 raise sqlite3.OperationalError("disk I/O error")
-            return entries(store, topic, shard, after, limit)
+            return read_entries(store, topic, shard, after, limit)
 
         monkeypatch.setattr(Store, "entries", fails_once)
         async with router_shard_of(log) as shard:
-            taken = [*await read_inputs(shard, 1)]
-            assert [entry.record for entry in taken] == [attempted(2)]
-            taken += await read_inputs(shard, 1)
-            assert [entry.record for entry in taken] == [attempted(2), accepted(1)]
-            await shard.commit([], taken)
+            entries = [*await read_inputs(shard, 1)]
+            assert [entry.record for entry in entries] == [attempted(2)]
+            entries += await read_inputs(shard, 1)
+            assert [entry.record for entry in entries] == [attempted(2), accepted(1)]
+            await shard.commit([], entries)
             assert await log.backlog() == Backlog(0, 0, 0)

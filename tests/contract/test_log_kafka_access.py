@@ -185,24 +185,24 @@ class Journey:
 async def journey(broker: Cluster, user: str) -> Journey:
     settings = settings_on("", shards=1, delivery_shards=1, **as_user(broker, user))
     await make_topics(settings.model_copy(update=as_super_user(broker)))
-    made = Journey(settings)
+    result = Journey(settings)
     with capture_logs() as lines:
-        await made.run()
+        await result.run()
     assert not [line for line in lines if line.get("exc_info")]
-    return made
+    return result
 
 
 async def test_the_acls_of_the_chart_are_sufficient(broker: Cluster) -> None:
-    made = await journey(broker, USER)
-    assert (made.refusals, made.unready) == (set(), set())
-    assert made.has_ended
+    result = await journey(broker, USER)
+    assert (result.refusals, result.unready) == (set(), set())
+    assert result.has_ended
 
 
 async def test_each_acl_of_the_chart_is_necessary_and_named_when_missing(
     broker: Cluster, rights: Sequence[Right]
 ) -> None:
-    made = await asyncio.gather(*(journey(broker, user_without(each)) for each in rights))
-    for missing, each in zip(rights, made, strict=True):
+    result = await asyncio.gather(*(journey(broker, user_without(each)) for each in rights))
+    for missing, each in zip(rights, result, strict=True):
         wanted = {(missing.resource, missing.operation)}
         assert set(map(named, each.refusals | each.unready)) == wanted
         assert set(map(named, each.unready)) == (set() if missing.operation == "Delete" else wanted)

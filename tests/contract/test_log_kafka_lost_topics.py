@@ -139,11 +139,11 @@ async def test_a_committed_offset_beyond_the_end_restarts_at_the_first_record(
                 assert [entry.record for entry in await read_dispatches(shard, 1)] == [dispatched(1)]
 
 
-async def refused_at_first(look: Callable[[], Awaitable[object]]) -> None:
+async def refused_at_first(read: Callable[[], Awaitable[object]]) -> None:
     """One broker's answer is not sufficient, because it may have been paused or disconnected."""
     for _ in range(2):
         with pytest.raises(LogUnavailable, match="ends before its committed offset"):
-            await look()
+            await read()
         await asyncio.sleep(0.6)
 
 

@@ -73,13 +73,13 @@ async def test_a_stale_owner_commits_nothing(kafka_bootstrap: str) -> None:
     async with running(settings) as log:
         await log.append(accepted(1))
         async with router_shard_of(log) as stale:
-            taken = await read_inputs(stale, 1)
+            inputs = await read_inputs(stale, 1)
             next_owner = TransactionalProducer(
                 make_access(settings), f"{settings.prefix}router-0", f"{settings.prefix}router", 5
             )
             await next_owner.open()
             with pytest.raises(ShardLost):
-                await stale.commit([pending(1), dispatched(1), event(1)], taken)
+                await stale.commit([pending(1), dispatched(1), event(1)], inputs)
             await next_owner.commit(batch_by_partition([pending(2)], log.counts, make_access(settings)), {})
             await next_owner.close()
         async with router_shard_of(log) as shard:
@@ -130,14 +130,14 @@ async def test_deliveries_finished_during_a_drain_are_committed(kafka_bootstrap:
     async with running(settings) as one, running(settings) as two:
         async with router_shard_of(one) as router:
             await router.commit([dispatched(n) for n in range(6)], [])
-        told = asyncio.Event()
+        revoked = asyncio.Event()
 
         async def work(shard: DeliveryShard) -> None:
             entries = await read_dispatches(shard, 6)
             await shard.finish(entries[4], attempted(4))
             with pytest.raises(ShardLost):
                 await shard.read(1)
-            told.set()
+            revoked.set()
             await asyncio.sleep(0.3)
             await shard.finish(entries[1], attempted(1))
 
@@ -145,7 +145,7 @@ async def test_deliveries_finished_during_a_drain_are_committed(kafka_bootstrap:
         busy = asyncio.ensure_future(one.own_delivery_shards(work, stop))
         await asyncio.sleep(1.5)
         stop.set()
-        await told.wait()
+        await revoked.wait()
         async with delivery_shard_of(two) as deliverer:
             again = [entry.record for entry in await read_dispatches(deliverer, 4)]
         await busy
@@ -227,9 +227,9 @@ async def test_offsets_are_committed_during_processing(kafka_bootstrap: str) -> 
                 await shard.finish(entries[n], attempted(n))
 
             async def is_committed() -> bool:
-                marks = await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at])
-                return at in marks and [
-                    n for n in range(10) if OffsetTracker.from_committed(marks[at]).is_finished(n)
+                committed = await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at])
+                return at in committed and [
+                    n for n in range(10) if OffsetTracker.from_committed(committed[at]).is_finished(n)
                 ] == [0, 4, 7, 9]
 
             await wait_until(is_committed, deadline_seconds=3, what="the offsets of four finished deliveries")
@@ -244,8 +244,8 @@ async def test_purge_removes_consumed_records_and_nothing_else(kafka_bootstrap: 
         async with router_shard_of(log) as router, delivery_shard_of(log) as shard:
             await log.purge()
             assert [(await cluster_info.beginning_offsets([at]))[at] for at in first] == [0, 0, 0]
-            taken = await read_inputs(router, 3, limit=3)
-            await router.commit([dispatched(n) for n in range(4)], taken)
+            inputs = await read_inputs(router, 3, limit=3)
+            await router.commit([dispatched(n) for n in range(4)], inputs)
             entries = await read_dispatches(shard, 4)
             for n in (0, 1, 3):
                 await shard.finish(entries[n], attempted(n))

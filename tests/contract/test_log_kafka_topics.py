@@ -81,10 +81,10 @@ async def test_more_replicas_than_brokers_are_reported_with_their_number(bootstr
     with pytest.raises(LogUnusable, match=line):  # nothing to create, but the replication is not as configured
         await make_topics(settings)
     log = KafkaLog(settings)
-    with capture_logs() as said:
+    with capture_logs() as lines:
         await log.start()  # the existing topics are safe
     await log.close()
-    (warning,) = [each for each in said if each["event"] == "more replicas than brokers"]
+    (warning,) = [each for each in lines if each["event"] == "more replicas than brokers"]
     assert line in warning["reason"]
     async with ClusterInfo(make_access(settings)) as cluster_info:
         found = list(problems(await cluster_info.topics(), settings))

@@ -79,10 +79,10 @@ async def test_a_reset_does_not_end_the_heartbeat(kafka_bootstrap: str) -> None:
         await owner.owns(2)
         consumer = _consumer(log)
         client, generation = consumer._client, consumer._coordinator.generation
-        (gone,) = _reset(client, ConnectionGroup.COORDINATION)
+        (closed,) = _reset(client, ConnectionGroup.COORDINATION)
         await wait_until(
             lambda: any(
-                group == ConnectionGroup.COORDINATION and one is not gone for (_, group), one in client._conns.items()
+                group == ConnectionGroup.COORDINATION and one is not closed for (_, group), one in client._conns.items()
             ),
             deadline_seconds=4,
             what="another connection",

@@ -38,36 +38,36 @@ async def test_a_new_mailbox_is_empty(mailboxes: Mailboxes) -> None:
 
 async def test_content_is_read_byte_for_byte(mailboxes: Mailboxes) -> None:
     assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True
-    (kept,) = await mailboxes.messages(OWNER)
-    assert kept.size_bytes == len(CONTENT)
-    assert not kept.seen
-    assert 1 <= len(kept.uid) <= 70
-    assert all(0x21 <= octet <= 0x7E for octet in kept.uid.encode())
-    assert await mailboxes.read(OWNER, kept.uid) == CONTENT
-    parts = [await mailboxes.read(OWNER, kept.uid, start, 7) for start in range(0, len(CONTENT) + 7, 7)]
+    (stored,) = await mailboxes.messages(OWNER)
+    assert stored.size_bytes == len(CONTENT)
+    assert not stored.seen
+    assert 1 <= len(stored.uid) <= 70
+    assert all(0x21 <= octet <= 0x7E for octet in stored.uid.encode())
+    assert await mailboxes.read(OWNER, stored.uid) == CONTENT
+    parts = [await mailboxes.read(OWNER, stored.uid, start, 7) for start in range(0, len(CONTENT) + 7, 7)]
     assert b"".join(parts) == CONTENT
-    assert await mailboxes.read(OWNER, kept.uid, len(CONTENT), 10) == b""
-    assert await mailboxes.read(OWNER, kept.uid, 5) == CONTENT[5:]
+    assert await mailboxes.read(OWNER, stored.uid, len(CONTENT), 10) == b""
+    assert await mailboxes.read(OWNER, stored.uid, 5) == CONTENT[5:]
 
 
 @pytest.mark.parametrize("content", [b"", b"no line end", b"bare\nline\nfeeds\r\n", b"\r\n", b"x" * 300_000])
 async def test_odd_content_keeps_its_size(mailboxes: Mailboxes, content: bytes) -> None:
     await mailboxes.append(OWNER, an_id(1), content)
-    (kept,) = await mailboxes.messages(OWNER)
-    assert await mailboxes.read(OWNER, kept.uid) == content
-    assert kept.size_bytes == len(content)
+    (stored,) = await mailboxes.messages(OWNER)
+    assert await mailboxes.read(OWNER, stored.uid) == content
+    assert stored.size_bytes == len(content)
     assert await mailboxes.used_bytes(OWNER) == len(content)
 
 
 async def test_a_repeated_append_of_an_id_changes_nothing(mailboxes: Mailboxes) -> None:
     assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True
     assert await mailboxes.append(OWNER, an_id(1), b"other") is False
-    (kept,) = await mailboxes.messages(OWNER)
-    assert await mailboxes.read(OWNER, kept.uid) == CONTENT
-    await mailboxes.mark_seen(OWNER, [kept.uid])
+    (stored,) = await mailboxes.messages(OWNER)
+    assert await mailboxes.read(OWNER, stored.uid) == CONTENT
+    await mailboxes.mark_seen(OWNER, [stored.uid])
     assert await mailboxes.append(OWNER, an_id(1), CONTENT) is False
     assert len(await mailboxes.messages(OWNER)) == 1
-    await mailboxes.expunge(OWNER, [kept.uid])
+    await mailboxes.expunge(OWNER, [stored.uid])
     assert await mailboxes.append(OWNER, an_id(1), CONTENT) is False
     assert list(await mailboxes.messages(OWNER)) == []
 
@@ -81,24 +81,24 @@ async def test_messages_are_listed_oldest_first_with_stable_uids(mailboxes: Mail
     for number in (3, 1, 2):
         await mailboxes.append(OWNER, an_id(number), b"%d\r\n" % number)
     first = await mailboxes.messages(OWNER)
-    assert [await mailboxes.read(OWNER, kept.uid) for kept in first] == [b"3\r\n", b"1\r\n", b"2\r\n"]
-    assert [kept.received for kept in first] == sorted(kept.received for kept in first)
+    assert [await mailboxes.read(OWNER, stored.uid) for stored in first] == [b"3\r\n", b"1\r\n", b"2\r\n"]
+    assert [stored.received for stored in first] == sorted(stored.received for stored in first)
     await mailboxes.mark_seen(OWNER, [first[1].uid])
     again = await mailboxes.messages(OWNER)
-    assert [kept.uid for kept in again] == [kept.uid for kept in first]
-    assert [kept.seen for kept in again] == [False, True, False]
+    assert [stored.uid for stored in again] == [stored.uid for stored in first]
+    assert [stored.seen for stored in again] == [False, True, False]
     assert await mailboxes.read(OWNER, first[1].uid) == b"1\r\n"
 
 
 async def test_expunge_removes_only_the_given_messages(mailboxes: Mailboxes) -> None:
     for number in range(4):
         await mailboxes.append(OWNER, an_id(number), b"%d\r\n" % number)
-    kept = await mailboxes.messages(OWNER)
-    await mailboxes.expunge(OWNER, [kept[0].uid, kept[2].uid, "never-was"])
-    assert [left.uid for left in await mailboxes.messages(OWNER)] == [kept[1].uid, kept[3].uid]
+    stored = await mailboxes.messages(OWNER)
+    await mailboxes.expunge(OWNER, [stored[0].uid, stored[2].uid, "never-was"])
+    assert [left.uid for left in await mailboxes.messages(OWNER)] == [stored[1].uid, stored[3].uid]
     with pytest.raises(KeyError):
-        await mailboxes.read(OWNER, kept[0].uid)
-    await mailboxes.expunge(OWNER, [kept[0].uid])
+        await mailboxes.read(OWNER, stored[0].uid)
+    await mailboxes.expunge(OWNER, [stored[0].uid])
     assert await mailboxes.used_bytes(OWNER) == 6
 
 
@@ -112,9 +112,9 @@ async def test_a_full_quota_refuses_messages_until_an_expunge(mailboxes: Mailbox
     # A repeated append is no new message, even in a full mailbox.
     assert await mailboxes.append(OWNER, an_id(1), b"x" * 60, 100) is False
     assert await mailboxes.append(OWNER, an_id(1), b"x" * 60, 10) is False
-    kept = await mailboxes.messages(OWNER)
-    assert len(kept) == 2
-    await mailboxes.expunge(OWNER, [kept[0].uid])
+    stored = await mailboxes.messages(OWNER)
+    assert len(stored) == 2
+    await mailboxes.expunge(OWNER, [stored[0].uid])
     assert await mailboxes.append(OWNER, an_id(2), b"x" * 60, 100) is True  # the refused append was not recorded
 
 
@@ -127,8 +127,8 @@ async def test_concurrent_appends_of_one_id_make_one_message(mailboxes: Mailboxe
 async def test_concurrent_appends_to_one_mailbox_are_all_stored(mailboxes: Mailboxes) -> None:
     results = await asyncio.gather(*(mailboxes.append(OWNER, an_id(n), b"%d" % n) for n in range(40)))
     assert all(results)
-    kept = await mailboxes.messages(OWNER)
-    assert {await mailboxes.read(OWNER, message.uid) for message in kept} == {b"%d" % n for n in range(40)}
+    stored = await mailboxes.messages(OWNER)
+    assert {await mailboxes.read(OWNER, message.uid) for message in stored} == {b"%d" % n for n in range(40)}
 
 
 async def test_one_session_at_a_time_has_a_mailbox_open(mailboxes: Mailboxes) -> None:
@@ -139,8 +139,8 @@ async def test_one_session_at_a_time_has_a_mailbox_open(mailboxes: Mailboxes) ->
         async with mailboxes.lock("bob@example.test"):
             pass
         assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True  # mail is delivered during the session
-        (kept,) = await mailboxes.messages(OWNER)
-        await mailboxes.expunge(OWNER, [kept.uid])
+        (stored,) = await mailboxes.messages(OWNER)
+        await mailboxes.expunge(OWNER, [stored.uid])
     async with mailboxes.lock(OWNER):
         pass
 

@@ -35,9 +35,9 @@ async def resolver(request: pytest.FixtureRequest) -> AsyncIterator[Resolver]:
         yield StaticResolver(mx=_MX, addresses=_ADDRESSES, fail={"broken.test"})
         return
     async with DnsServer(Zone(mx=_MX, addresses=_ADDRESSES, fail={"broken.test"})) as server:
-        made = DnsResolver(ResolverSettings(servers=[server.address]))
-        yield made
-        await made.close()
+        opened = DnsResolver(ResolverSettings(servers=[server.address]))
+        yield opened
+        await opened.close()
 
 
 async def test_mx_hosts_are_lower_case_and_sorted_by_preference_then_name(resolver: Resolver) -> None:
@@ -102,9 +102,9 @@ async def world() -> AsyncIterator[tuple[DnsServer, Callable[..., DnsResolver]]]
 
         def make(**settings: object) -> DnsResolver:
             values = {"servers": [server.address], **settings}
-            made = DnsResolver(ResolverSettings.model_validate(values))
-            stack.push_async_callback(made.close)
-            return made
+            opened = DnsResolver(ResolverSettings.model_validate(values))
+            stack.push_async_callback(opened.close)
+            return opened
 
         yield server, make
 

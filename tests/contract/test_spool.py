@@ -38,28 +38,28 @@ _OBJECTS = pytest.param("objects", marks=pytest.mark.objects)
 
 @pytest.fixture(params=["disk", "memory", "memory-objects", _OBJECTS])
 async def spool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Spool]:
-    made: Spool
+    opened: Spool
     match request.param:
         case "disk":
-            made = DiskSpool(tmp_path / "spool")
+            opened = DiskSpool(tmp_path / "spool")
         case "memory":
-            made = MemorySpool()
+            opened = MemorySpool()
         case "memory-objects":
-            made = ObjectSpool(MemoryStore(), "s3://memory")
+            opened = ObjectSpool(MemoryStore(), "s3://memory")
         case _:
-            made = object_spool(
+            opened = object_spool(
                 request.getfixturevalue("server"), prefix=f"spool/{tmp_path.name}"
             )  # a prefix of its own
-    await made.start()
-    yield made
-    await made.close()
+    await opened.start()
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture
 async def disk(tmp_path: Path) -> AsyncIterator[DiskSpool]:
-    made = DiskSpool(tmp_path / "spool")
-    yield made
-    await made.close()
+    opened = DiskSpool(tmp_path / "spool")
+    yield opened
+    await opened.close()
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ async def test_every_operation_is_timed(spool: Spool) -> None:
         return [value("spool_duration_seconds_count", operation=each) for each in ("write", "read", "sweep")]
 
     before = counts()
-    kept = await spool.put(b"x" * 100)
+    stored = await spool.put(b"x" * 100)
     for _ in range(2):
-        await spool.read(kept)
+        await spool.read(stored)
     await spool.sweep(datetime.now(UTC) - timedelta(days=30))
     assert [after - first for after, first in zip(counts(), before, strict=True)] == [1, 2, 1]
 
@@ -93,9 +93,9 @@ async def test_only_the_first_bytes_are_read(spool: Spool) -> None:
 
 async def test_concurrently_stored_contents_do_not_mix(spool: Spool) -> None:
     contents = [os.urandom(1 + number * 7 % 5000) for number in range(300)] + [os.urandom(LARGE_BYTES)]
-    kept = await asyncio.gather(*(spool.put(content) for content in contents))
-    assert len({spooled.name for spooled in kept}) == len(contents)
-    assert await asyncio.gather(*(spool.read(spooled) for spooled in kept)) == contents
+    stored = await asyncio.gather(*(spool.put(content) for content in contents))
+    assert len({spooled.name for spooled in stored}) == len(contents)
+    assert await asyncio.gather(*(spool.read(spooled) for spooled in stored)) == contents
 
 
 async def test_equal_contents_are_stored_twice(spool: Spool) -> None:
@@ -169,10 +169,10 @@ async def test_a_cancelled_store_does_not_affect_the_others(spool: Spool) -> Non
 
 
 async def test_closing_waits_for_pending_stores(spool: Spool) -> None:
-    keeping = [asyncio.create_task(spool.put(content)) for content in (b"small", b"L" * LARGE_BYTES)]
+    storing = [asyncio.create_task(spool.put(content)) for content in (b"small", b"L" * LARGE_BYTES)]
     await asyncio.sleep(0)
     await spool.close()
-    assert {(await kept).size_bytes for kept in keeping} == {5, LARGE_BYTES}
+    assert {(await stored).size_bytes for stored in storing} == {5, LARGE_BYTES}
     await spool.close()
 
 
@@ -190,15 +190,15 @@ async def test_concurrently_stored_contents_share_a_file_and_its_flush(
     flushed = []
     fsync = os.fsync
     monkeypatch.setattr(disk_module.os, "fsync", lambda number: (flushed.append(number), fsync(number)))
-    kept = await asyncio.gather(*(disk.put(b"x" * 10_000) for _ in range(500)))
-    assert len({spooled.name.partition("@")[0] for spooled in kept}) == 1
+    stored = await asyncio.gather(*(disk.put(b"x" * 10_000) for _ in range(500)))
+    assert len({spooled.name.partition("@")[0] for spooled in stored}) == 1
     assert len(flushed) == 2  # the file and its directory
 
 
 async def test_the_size_of_a_pack_is_limited(disk: DiskSpool) -> None:
-    kept = await asyncio.gather(*(disk.put(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
+    stored = await asyncio.gather(*(disk.put(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
     assert max(file.stat().st_size for file in _files(disk)) <= BATCH_MAX_BYTES
-    assert len(await asyncio.gather(*map(disk.read, kept))) == 20
+    assert len(await asyncio.gather(*map(disk.read, stored))) == 20
 
 
 async def test_the_next_process_reads_stored_content(disk: DiskSpool) -> None:
@@ -243,8 +243,8 @@ async def test_a_missing_spool_is_unavailable_and_not_damaged(disk: DiskSpool, t
 async def test_a_removed_directory_is_created_again(disk: DiskSpool, size: int, what: str) -> None:
     lost = await disk.put(b"content")
     shutil.rmtree(disk._path if what == "all" else disk._tmp)
-    kept = await disk.put(b"x" * size)
-    assert await disk.read(kept) == b"x" * size
+    stored = await disk.put(b"x" * size)
+    assert await disk.read(stored) == b"x" * size
     shutil.rmtree(disk._path)
     assert await disk.free_bytes()
     with pytest.raises(SpoolDamaged, match="is missing"):
@@ -314,11 +314,11 @@ async def test_a_directory_that_cannot_be_created_is_reported(tmp_path: Path) ->
 
 
 async def test_closing_waits_for_pending_writes(tmp_path: Path) -> None:
-    made = DiskSpool(tmp_path / "spool")
-    keeping = asyncio.create_task(made.put(b"content"))
+    opened = DiskSpool(tmp_path / "spool")
+    storing = asyncio.create_task(opened.put(b"content"))
     await asyncio.sleep(0)
-    await made.close()
-    spooled = await keeping
+    await opened.close()
+    spooled = await storing
     again = DiskSpool(tmp_path / "spool")
     assert await again.read(spooled) == b"content"
     await again.close()

@@ -29,9 +29,9 @@ def server() -> Iterator[ObjectServer]:
 
 @pytest.fixture
 async def spool(server: ObjectServer) -> AsyncIterator[ObjectSpool]:
-    made = object_spool(server)
-    yield made
-    await made.close()
+    opened = object_spool(server)
+    yield opened
+    await opened.close()
 
 
 async def _refusal(spool: ObjectSpool) -> str:
@@ -47,19 +47,19 @@ async def _refusal(spool: ObjectSpool) -> str:
 
 async def test_small_contents_share_an_object_and_large_ones_do_not(server: ObjectServer, spool: ObjectSpool) -> None:
     contents = [bytes([number]) * 10_000 for number in range(200)] + [b"L" * LARGE_BYTES]
-    kept = await asyncio.gather(*map(spool.put, contents))
+    stored = await asyncio.gather(*map(spool.put, contents))
     assert len(server.files()) == 2
-    assert {spooled.name.partition("@")[0] for spooled in kept} == {
+    assert {spooled.name.partition("@")[0] for spooled in stored} == {
         f"{path.parent.name}/{path.name}" for path in server.files()
     }
-    assert await asyncio.gather(*map(spool.read, kept)) == contents
+    assert await asyncio.gather(*map(spool.read, stored)) == contents
 
 
 async def test_packs_are_limited_and_written_concurrently(server: ObjectServer, spool: ObjectSpool) -> None:
-    kept = await asyncio.gather(*(spool.put(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
+    stored = await asyncio.gather(*(spool.put(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
     assert len(server.files()) == 3
     assert max(path.stat().st_size for path in server.files()) <= BATCH_MAX_BYTES
-    assert len(await asyncio.gather(*map(spool.read, kept))) == 20
+    assert len(await asyncio.gather(*map(spool.read, stored))) == 20
 
 
 async def test_another_process_reads_stored_content(server: ObjectServer, spool: ObjectSpool) -> None:
@@ -154,8 +154,8 @@ async def test_an_unresponsive_server_times_out_for_all_callers(server: ObjectSe
 
 async def test_a_start_on_an_unresponsive_server_times_out(server: ObjectServer) -> None:
     assert objects_module.TIME_LIMIT_SECONDS == 15
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        spool = object_spool(server, time_limit_seconds=2, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    with socket.create_server(("127.0.0.1", 0)) as unresponsive:
+        spool = object_spool(server, time_limit_seconds=2, endpoint=f"http://127.0.0.1:{unresponsive.getsockname()[1]}")
         began = time.monotonic()
         assert (await _refusal(spool)).startswith("the store does not respond")
         assert 1.5 < time.monotonic() - began < 6

@@ -98,7 +98,7 @@ async def grant(broker: Cluster, user: str, rights: Iterable[Right]) -> None:
 async def revoke(broker: Cluster, user: str, rights: Iterable[Right]) -> None:
     """Revoke these rights of a user."""
     for answer in await _send(broker, (DeleteAclsRequest(*_acl(user, right)) for right in rights)):
-        assert [(code, len(gone)) for code, _, gone in answer.filter_responses] == [(0, 1)], answer
+        assert [(code, len(deleted)) for code, _, deleted in answer.filter_responses] == [(0, 1)], answer
 
 
 def _acl(user: str, right: Right) -> tuple[int, str, int, str, str, int, int]:

@@ -220,8 +220,8 @@ class EmbeddedRouterShard:
             topic: [e.offset for e in consumed if e.topic == topic.name] for topic in (ATTEMPTED, ACCEPTED)
         }
         for topic, offsets in consumed_offsets.items():
-            taken = self._uncommitted[topic.name]
-            if offsets != [offset for offset, _ in zip(taken, offsets, strict=False)]:
+            uncommitted = self._uncommitted[topic.name]
+            if offsets != [offset for offset, _ in zip(uncommitted, offsets, strict=False)]:
                 raise ValueError(f"consumed entries of {topic.name} are not those that were read, in order")
             if offsets:
                 first = shard_base_id(topic, self.number)

@@ -158,15 +158,15 @@ class Store:
             raise LogUnusable(
                 f"{self._path} has schema {schema} and this eilpost reads {SCHEMA}: use the version that wrote it"
             )
-        made = dict(self._connection.execute("SELECT name, value FROM meta"))
-        self.counts = ShardCounts(made["shards"], made["delivery_shards"])
+        stored = dict(self._connection.execute("SELECT name, value FROM meta"))
+        self.counts = ShardCounts(stored["shards"], stored["delivery_shards"])
         if counts is None:
             return
         for name, wanted in (("shards", counts.by_queue_id), ("delivery_shards", counts.by_site)):
-            if wanted and made.get(name) != wanted:  # 0: any number
+            if wanted and stored.get(name) != wanted:  # 0: any number
                 raise LogUnusable(
-                    f"{self._path} was created with log.{name} = {made.get(name)}, but the settings have {wanted}:"
-                    f" the number is fixed when a log is created, set log.{name} = {made.get(name)}"
+                    f"{self._path} was created with log.{name} = {stored.get(name)}, but the settings have {wanted}:"
+                    f" the number is fixed when a log is created, set log.{name} = {stored.get(name)}"
                 )
 
     def is_in_place(self) -> bool:

@@ -1,4 +1,4 @@
-"""ApiVersions request and response of Kafka's protocol, encoded and decoded. Pure.
+"""Pure codec of ApiVersions requests and responses of Kafka's protocol.
 
 aiokafka sends an older version without features and hides its errors. Brokers answer this request before
 authentication, so it distinguishes a broker from another server; the feature `metadata.version` gives the release of

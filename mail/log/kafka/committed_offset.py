@@ -1,4 +1,4 @@
-"""Committed offset of out-of-order consumption: a low-water mark and the gaps above it. Pure.
+"""Pure state of out-of-order consumption: the committed low-water mark and the gaps above it.
 
 Kafka stores one number and up to 4,096 characters of metadata per partition. The number is the low-water mark, below
 which every offset is finished; the metadata is the read position and the *gaps*, the unfinished offsets below it, so

@@ -70,8 +70,10 @@ async def _create_missing(admin: AIOKafkaAdminClient, access: Access, settings: 
                     f"{f' ({text[0]})' if text and text[0] else ''}; log.replication = {settings.replication}"
                 )
             if not code:
-                made = next(each for each in new if each.name == name)
-                actions.append(f"{name}: created, partitions: {made.num_partitions}, replicas: {settings.replication}")
+                created = next(each for each in new if each.name == name)
+                actions.append(
+                    f"{name}: created, partitions: {created.num_partitions}, replicas: {settings.replication}"
+                )
         await _wait_until_propagated(admin, access, missing)
     if (
         has_fewer_replicas(topic_states, settings)

@@ -93,9 +93,9 @@ class KafkaHistoryReader:
             until = asyncio.get_running_loop().time() + _SILENCE_SECONDS
             while any(reader.position(at) < ends[at] for at in waiting):
                 for at in list(waiting):
-                    taken = [record for record in await reader.read(_READ_LIMIT, 0.1, [at]) if record.value is not None]
-                    if taken and waiting.pop(at, None) is not None:
-                        records.append(taken[0])
+                    found = [record for record in await reader.read(_READ_LIMIT, 0.1, [at]) if record.value is not None]
+                    if found and waiting.pop(at, None) is not None:
+                        records.append(found[0])
                 if asyncio.get_running_loop().time() > until:
                     raise LogUnavailable(f"{self._access.url}: unconsumed records cannot be read")
         finally:

@@ -149,8 +149,8 @@ class PartitionReader:
         """
         loop = asyncio.get_running_loop()
         # Checked per partition: one may be stuck while others return records.
-        silent = loop.time() - min(self._last_read_at.values(), default=loop.time())
-        if wait_seconds and silent >= _STUCK_SECONDS and loop.time() >= self._next_check_at:
+        idle_seconds = loop.time() - min(self._last_read_at.values(), default=loop.time())
+        if wait_seconds and idle_seconds >= _STUCK_SECONDS and loop.time() >= self._next_check_at:
             self._next_check_at = loop.time() + _STUCK_SECONDS
             if self._consumer is not None and (self._check_task is None or self._check_task.done()):
                 # Concurrent with the reads: an unresponsive broker may answer late, and records may arrive before that.

@@ -66,9 +66,9 @@ class QueryTests:
         for n in range(3):
             await log.append(accepted(n))
         async with router_shard_of(log) as router:
-            taken = await read_inputs(router, 2, limit=2)
+            inputs = await read_inputs(router, 2, limit=2)
             assert (await log.backlog()).accepted == 3
-            await router.commit([dispatched(0), dispatched(1)], taken)
+            await router.commit([dispatched(0), dispatched(1)], inputs)
         async with delivery_shard_of(log) as shard:
             entries = await read_dispatches(shard, 2)
             await shard.finish(entries[1], attempted(1))

@@ -117,10 +117,10 @@ class ReadTests:
         await log.close()
         log = await harness.make(LogSettings())
         async with delivery_shard_of(log) as shard:
-            given: list[Record] = []
+            read: list[Record] = []
             while more := await shard.read(7, NOW):
-                given += [entry.record for entry in more]
-            assert given == [dispatched(n) for n in (*range(3, 100), *range(200, 297))]
+                read += [entry.record for entry in more]
+            assert read == [dispatched(n) for n in (*range(3, 100), *range(200, 297))]
             assert not await shard.read(7, timedelta(milliseconds=20))
             waiting = asyncio.ensure_future(shard.read(7, SOON))
             await asyncio.sleep(0.02)

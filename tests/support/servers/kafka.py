@@ -34,12 +34,12 @@ _LOCAL = ("127.0.0.1", "localhost")
 @functools.cache
 def why_missing() -> str | None:
     """Why no broker is available here, for people; None when one is."""
-    given = os.environ.get(GIVEN_BOOTSTRAP)
-    if given:
-        if any(address.rpartition(":")[0] not in _LOCAL for address in given.split(",")):
+    bootstrap = os.environ.get(GIVEN_BOOTSTRAP)
+    if bootstrap:
+        if any(address.rpartition(":")[0] not in _LOCAL for address in bootstrap.split(",")):
             return f"{GIVEN_BOOTSTRAP} has to be on 127.0.0.1, as no test leaves this machine (forward a port)"
-        if not any(live_brokers(int(address.rpartition(":")[2])) for address in given.split(",")):
-            return f"no server responds at {GIVEN_BOOTSTRAP}={given}"
+        if not any(live_brokers(int(address.rpartition(":")[2])) for address in bootstrap.split(",")):
+            return f"no server responds at {GIVEN_BOOTSTRAP}={bootstrap}"
         return None
     return None if _docker_answers() else why_no_cluster()
 
@@ -65,9 +65,9 @@ def prepare() -> None:
 @contextlib.contextmanager
 def shared() -> Iterator[str]:
     """Address of the broker that all tests share; each test uses unique topics and groups."""
-    given = os.environ.get(GIVEN_BOOTSTRAP)
-    if given:
-        yield given
+    bootstrap = os.environ.get(GIVEN_BOOTSTRAP)
+    if bootstrap:
+        yield bootstrap
     elif _docker_answers():
         with container() as bootstrap:
             yield bootstrap
@@ -82,13 +82,13 @@ def cluster(nodes: int, *, secure: bool = False, settings: Mapping[str, str] | N
     missing topics that a client requests, which eilpost's clients must not do.
     """
     folder = Path(tempfile.mkdtemp(prefix="eilpost-kafka-"))
-    made = Cluster(nodes, folder, secure=secure, settings={**_STOCK, **(settings or {})})
+    running = Cluster(nodes, folder, secure=secure, settings={**_STOCK, **(settings or {})})
     try:
-        made.start()
-        yield made
+        running.start()
+        yield running
     finally:
         # The data is not read again, so a graceful shutdown is unnecessary.
-        made.stop(timeout_seconds=0)
+        running.stop(timeout_seconds=0)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -141,11 +141,11 @@ def container(image: str = _IMAGE) -> Iterator[str]:
         "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
         "KAFKA_HEAP_OPTS": "-Xmx384m",
     }
-    made: Any = DockerContainer(image)
-    made.ports[f"{port}/tcp"] = ("127.0.0.1", port)
+    running: Any = DockerContainer(image)
+    running.ports[f"{port}/tcp"] = ("127.0.0.1", port)
     for name, value in environment.items():
-        made = made.with_env(name, value)
-    with made:
+        running = running.with_env(name, value)
+    with running:
         end = time.monotonic() + 60
         while not live_brokers(port):
             if time.monotonic() > end:

@@ -76,12 +76,12 @@ def _run(folder: Path, ci: str) -> tuple[int, str]:
 def test_missing_kafka_fails_in_ci(tmp_path: Path) -> None:
     status, said = _run(tmp_path, "true")
     assert status == 1, said
-    assert f"CI=true, and nothing answers at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in said
+    assert f"CI=true, and no server responds at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in said
     assert "1 error" in said  # before the test itself started
 
 
 def test_missing_kafka_skips_elsewhere_and_is_reported_at_the_end(tmp_path: Path) -> None:
     status, said = _run(tmp_path, "")
     assert status == 0, said
-    assert f"NOT TESTED against a real kafka: nothing answers at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in said
+    assert f"NOT TESTED against a real kafka: no server responds at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in said
     assert "1 skipped" in said

@@ -142,15 +142,15 @@ async def test_a_pair_written_in_two_steps_is_loaded_when_complete(mount: Mount,
     first, second = authority.issue("first", YEAR), authority.issue("second", timedelta(days=300))
     mount.put(first.certificate, first.key)
     one = Certificates(settings(mount))
-    looks = 0
+    polls = 0
     state = one._files_state
 
     def count_poll() -> certificates._FilesState:
-        nonlocal looks
-        looks += 1
-        if looks == 1:
+        nonlocal polls
+        polls += 1
+        if polls == 1:
             mount.certificate.write_bytes(second.certificate)
-        elif looks == 2:
+        elif polls == 2:
             mount.key.write_bytes(second.key)
         return state()
 

@@ -51,85 +51,85 @@ def make_committer(*answers: Exception | None) -> tuple[OffsetCommitter, Shard, 
     return OffsetCommitter(lambda: [shard], group.commit), shard, group  # type: ignore[list-item, return-value]
 
 
-def finish(one: OffsetCommitter, shard: Shard, count: int) -> None:
+def finish(committer: OffsetCommitter, shard: Shard, count: int) -> None:
     for _ in range(count):
         shard.low += 1
-        one.count_finished()
+        committer.count_finished()
 
 
 async def test_too_many_unconfirmed_deliveries_stop_new_ones() -> None:
-    one, shard, group = make_committer(LogUnavailable("connection lost"), None)
-    finish(one, shard, MANY)
-    assert one.is_behind
-    assert not await one.commit()
-    assert one.is_behind
-    assert await one.commit()
-    assert (one.is_behind, group.committed) == (False, [MANY])
+    committer, shard, group = make_committer(LogUnavailable("connection lost"), None)
+    finish(committer, shard, MANY)
+    assert committer.is_behind
+    assert not await committer.commit()
+    assert committer.is_behind
+    assert await committer.commit()
+    assert (committer.is_behind, group.committed) == (False, [MANY])
 
 
 async def test_a_commit_refused_after_a_rebalance_stops_nothing() -> None:
-    one, shard, group = make_committer(ShardLost("excluded"), None)
-    finish(one, shard, MANY)
-    assert await one.commit()
-    assert (shard.is_lost, one.is_behind, group.committed) == (True, False, [])
-    finish(one, shard, 1)
-    assert await one.commit()
+    committer, shard, group = make_committer(ShardLost("excluded"), None)
+    finish(committer, shard, MANY)
+    assert await committer.commit()
+    assert (shard.is_lost, committer.is_behind, group.committed) == (True, False, [])
+    finish(committer, shard, 1)
+    assert await committer.commit()
     assert group.committed == [MANY + 1]
 
 
 async def test_an_outage_ends_when_another_owner_has_the_shards() -> None:
-    one, shard, _ = make_committer(LogUnavailable("connection lost"), ShardLost("excluded"))
-    finish(one, shard, 1)
-    assert not await one.commit()
-    assert one.outage == "connection lost"
-    assert await one.commit()
-    assert one.outage is None
+    committer, shard, _ = make_committer(LogUnavailable("connection lost"), ShardLost("excluded"))
+    finish(committer, shard, 1)
+    assert not await committer.commit()
+    assert committer.outage == "connection lost"
+    assert await committer.commit()
+    assert committer.outage is None
 
 
 async def test_an_outage_ends_without_shards() -> None:
     shards = [Shard()]
     group = OwnerGroup(iter([LogUnavailable("connection lost")]))
-    one = OffsetCommitter(lambda: shards, group.commit)  # type: ignore[arg-type, return-value]
-    finish(one, shards[0], 1)
-    assert not await one.commit()
+    committer = OffsetCommitter(lambda: shards, group.commit)  # type: ignore[arg-type, return-value]
+    finish(committer, shards[0], 1)
+    assert not await committer.commit()
     shards.clear()
-    assert await one.commit()
-    assert one.outage is None
+    assert await committer.commit()
+    assert committer.outage is None
 
 
 async def test_a_confirmed_offset_is_not_committed_again() -> None:
-    one, shard, group = make_committer(None)
-    finish(one, shard, 3)
-    assert await one.commit()
-    one.count_finished()  # progress of a shard that is not owned any more
-    assert await one.commit()
-    assert (one.is_behind, group.committed) == (False, [3])
+    committer, shard, group = make_committer(None)
+    finish(committer, shard, 3)
+    assert await committer.commit()
+    committer.count_finished()  # progress of a shard that is not owned any more
+    assert await committer.commit()
+    assert (committer.is_behind, group.committed) == (False, [3])
 
 
 @pytest.mark.parametrize("count", [1, 10])
 async def test_a_few_unconfirmed_deliveries_stop_nothing(count: int) -> None:
-    one, shard, _ = make_committer(LogUnavailable("slow"))
-    finish(one, shard, count)
-    assert not await one.commit()
-    assert not one.is_behind
+    committer, shard, _ = make_committer(LogUnavailable("slow"))
+    finish(committer, shard, count)
+    assert not await committer.commit()
+    assert not committer.is_behind
 
 
 async def test_an_idle_committer_recommits_and_detects_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(committing_module, "_IDLE_SECONDS", 0.01)
-    one, shard, group = make_committer(
+    committer, shard, group = make_committer(
         None, LogUnavailable("connection lost"), LogUnavailable("connection lost"), *[None] * 99
     )
-    finish(one, shard, 3)
+    finish(committer, shard, 3)
     seen: list[str | None] = []
     commit = group.commit
 
     async def watched(offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
-        seen.append(one.outage)
+        seen.append(committer.outage)
         await commit(offsets)
 
-    one._commit_offsets = watched
+    committer._commit_offsets = watched
     with capture_logs() as lines:
-        running = asyncio.create_task(one.run())
+        running = asyncio.create_task(committer.run())
         await wait_until(lambda: len(group.committed) >= 3)
         running.cancel()
     assert set(group.committed) == {3}
