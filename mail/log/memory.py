@@ -91,7 +91,7 @@ class MemoryLog:
         self._delivery_ownership = ExclusiveOwnership("delivery")
         self._failure: str | None = None
 
-    # --- life
+    # --- life cycle
 
     async def start(self) -> None:
         """Nothing to open."""
@@ -321,4 +321,4 @@ def _decode(frame: bytes, topic: Topic, shard: int, position: str) -> Record:
     try:
         return decode(frame)
     except FrameError as reason:
-        raise LogUnusable(f"the log in memory: {topic.name}, shard {shard}, {position}: {reason}") from None
+        raise LogUnusable(f"in-memory log: {topic.name}, shard {shard}, {position}: {reason}") from None

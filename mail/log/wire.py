@@ -170,7 +170,7 @@ def encode_event_detail(detail: EventDetail) -> list[Any]:
             assert_never(detail)
 
 
-# --- and back
+# --- decoding
 
 
 def decode_instant(microseconds: int) -> datetime:

@@ -59,7 +59,7 @@ class EmbeddedLog(HistoryReader):
         self._router_ownership = ExclusiveOwnership("router")
         self._delivery_ownership = ExclusiveOwnership("delivery")
 
-    # --- life
+    # --- life cycle
 
     async def start(self) -> None:
         lock = DirectoryLock(self._path)

@@ -55,7 +55,7 @@ CREATE INDEX event_queue_id ON event (queue_id);
 
 DAMAGE_ADVICE = "stop eilpost, copy the file, and restore a backup or recover what is left (sqlite3 FILE .recover)"
 
-UNREADABLE_ADVICE = "it was left as it is; restore a backup of the log, or run the version of eilpost that wrote it"
+UNREADABLE_ADVICE = "it stays in the log; restore a backup of the log, or run the version of eilpost that wrote it"
 
 Key = TypeVar("Key", int, str)
 

@@ -336,7 +336,7 @@ class Writer:
 
     def _require_store(self) -> Store:
         if self._store is None:
-            raise LogUnavailable(self._down or "the log is being opened again")
+            raise LogUnavailable(self._down or "the log is being reopened")
         return self._store
 
     def _fail_store(self, error: Exception) -> None:

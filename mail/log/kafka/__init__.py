@@ -53,7 +53,7 @@ logger = structlog.get_logger()
 _DRAIN_SECONDS = 6.0
 _OPEN_RETRY_SECONDS = 2.0  # while brokers or topics are missing at start
 _PURGE_MIN_RECORDS = 1  # consumed records of a partition that make DeleteRecords worthwhile
-# Only the router waits for an attempt record. Fewer requests: docs/reports/performance-kafka.md.
+# Attempt records are batched, because only the router waits for them. Measured: docs/reports/performance-kafka.md.
 _REPORT_LINGER_MS = 10
 
 
@@ -94,7 +94,7 @@ class KafkaLog:
     def counts(self) -> ShardCounts:
         return self._topic_watcher.counts
 
-    # --- life
+    # --- life cycle
 
     async def start(self) -> None:
         """If brokers or topics are missing, the log is Down and opens as soon as they are available."""
