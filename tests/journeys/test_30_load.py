@@ -167,8 +167,8 @@ async def test_refused_and_deferred_mail_is_counted() -> None:
     assert min(done.values()) > 5
     assert result["refused"] == done["refuse"] + done["refuse_recipient"]
     assert {each["text"]: each["count"] for each in result["refusals"]} == {
-        "dot: 554 5.6.0 Not this one": done["refuse"],
-        "RCPT: 550 5.7.1 Not this one": done["refuse_recipient"],
+        "dot: 554 5.6.0 Message refused": done["refuse"],
+        "RCPT: 550 5.7.1 Recipient refused": done["refuse_recipient"],
     }
     assert result["retried"] == done["defer"] + done["defer_recipient"]
     assert result["accepted"] == result["delivered"] == 500 - result["refused"]

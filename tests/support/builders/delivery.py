@@ -1,4 +1,4 @@
-"""What the delivery tests stand on: a shard in memory, a spool in memory, and short ways to write a delivery down."""
+"""Builders for delivery tests: envelopes, deliveries, an in-memory shard and an in-memory spool."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def address(text: str) -> Address:
 def envelope(
     *recipients: str, sender: str | None = "sender@example.test", body: Body = Body.SEVEN_BIT, utf8: bool = False
 ) -> Envelope:
-    """By default to user@remote.test."""
+    """An envelope, by default to user@remote.test."""
     addresses = [address(text) for text in recipients or ("user@remote.test",)]
     return Envelope(
         None if sender is None else address(sender),
@@ -60,8 +60,8 @@ def dispatched(route: Route, *recipients: str, content: bytes | Content = CONTEN
 
 
 class FakeShard:
-    """A `DeliveryShard` of what `put` was given. `finished` are the reports, in the order in which they came;
-    `unavailable` finishes fail before they work again, and `broken` ones with a bug.
+    """A `DeliveryShard` with the records given to `put`. `finished`: the reports in order. The next `unavailable` calls
+    of `finish` raise LogUnavailable, the next `broken` ones another exception.
     """
 
     number = 0
@@ -109,7 +109,7 @@ class FakeShard:
             raise LogUnavailable("the log does not answer")
         if self.broken:
             self.broken -= 1
-            raise ZeroDivisionError("a bug of the log's")
+            raise ZeroDivisionError("a bug in the log")
         self.finished.append(attempted)
         self.committed.append(entry.offset)
         async with self._changed:
@@ -123,7 +123,7 @@ class FakeShard:
 
 
 class FakeSpool:
-    """A `Spool` in memory; `damaged` and `unavailable` make trouble."""
+    """A `Spool` in memory; `damaged` makes reads fail, `unavailable` the next calls."""
 
     def __init__(self) -> None:
         self.contents: dict[str, bytes] = {}

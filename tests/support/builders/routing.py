@@ -1,8 +1,7 @@
-"""What the router tests stand on: a small world, short ways to write a message down, and a simulator that decides.
+"""Builders for router tests: messages, a directory snapshot, outcomes, and `RouterSimulator`.
 
-The simulator does what `router/shard.py` does with a log and a spool, in memory and without waiting: each call is a
-batch,
-applied and committed. What it committed is kept, so a test can replay it, and the ledger is kept beside it.
+The simulator replaces the loop of `router/shard.py` without a log or spool: each call is a committed batch. It keeps
+the committed records, so that a test can replay them, and the ledger.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from router.quarantine import quarantine
 from router.routing_context import DnsAnswers, Policy, RoutingContext
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-OK_REPLY = Reply(250, "2.0.0", "Taken")
+OK_REPLY = Reply(250, "2.0.0", "Accepted")
 DEFERRED_REPLY = Reply(451, "4.7.1", "Greylisted, try again later")
 FAILED_REPLY = Reply(550, "5.1.1", "No such user here")
 REMOTE = "mx.far.test[192.0.2.1]:25"
@@ -51,21 +50,21 @@ def message(
     received: datetime = START,
     number: int | None = None,
 ) -> Message:
-    """A message like no other; with `number` the same at each call, for tests that are replayed: chance hashes ids."""
+    """A message with a new queue id; with `number` the same id at each call, because jitter is a hash of it."""
     parsed = tuple(recipient(one) if isinstance(one, str) else one for one in recipients or ("user@far.test",))
     envelope = Envelope(None if sender is None else address(sender), parsed)
     queue_id = make_queue_id(int(received.timestamp() * 1000), next(_numbers) if number is None else number)
     return Message(queue_id, tenant, received, envelope, size)
 
 
-def accepted(*recipients: str | Recipient, content: Content | None = None, **terms: object) -> Accepted:
-    return Accepted(message(*recipients, **terms), content or Inline(CONTENT))  # type: ignore[arg-type]
+def accepted(*recipients: str | Recipient, content: Content | None = None, **fields: object) -> Accepted:
+    return Accepted(message(*recipients, **fields), content or Inline(CONTENT))  # type: ignore[arg-type]
 
 
 def snapshot(
     users: Sequence[str] = (), aliases: dict[str, Sequence[str]] | None = None, domains: Sequence[Domain] = ()
 ) -> Snapshot:
-    """`example.test` is local; users and aliases as given."""
+    """A snapshot with the local domain `example.test` and the given users, aliases and domains."""
     local = Domain("example.test", "default")
     return Snapshot(
         domains={domain.name: domain for domain in (local, *domains)},
@@ -92,29 +91,29 @@ def failed(one: Recipient) -> Outcome:
 
 @dataclass
 class RouterSimulator:
-    """A shard without a log. `in_hand` is what delivery was given and has not reported."""
+    """A router shard without a log. `dispatched`: deliveries that were not reported yet."""
 
     policy: Policy = field(default_factory=policy)
     snapshot: Snapshot = field(default_factory=snapshot)
     answers: DnsAnswers = field(default_factory=DnsAnswers)
     now: datetime = START
     queue: MailQueue = field(default_factory=MailQueue)
-    records: list[Record] = field(default_factory=list)  # all that was committed
+    records: list[Record] = field(default_factory=list)  # all committed records
     lines: dict[DeliveryId, Pending] = field(default_factory=dict)  # the compacted queue topic
     dispatched: dict[DeliveryId, Dispatched] = field(default_factory=dict)
-    dsns: list[Accepted] = field(default_factory=list)  # DSNs, not yet fed back
+    dsns: list[Accepted] = field(default_factory=list)  # not yet accepted
     ledger: Counter[str] = field(default_factory=Counter)
-    drift_ledger: Ledger = field(default_factory=lambda: Ledger(0))  # since the queue was opened
+    drift_ledger: Ledger = field(default_factory=lambda: Ledger(0))  # since the last replay
     spooled: int = 0
 
     def decide(self, fact: Fact) -> list[Record]:
-        """One fact, one commit; what came of it."""
+        """Decide on one fact and commit; returns the records."""
         return self._commit(
             fact, decide(self.queue, fact, RoutingContext(self.policy, self.snapshot, self.answers), self.now)
         )
 
     def quarantine(self, fact: Fact) -> list[Record]:
-        """As if the decision on the fact had a bug."""
+        """Quarantine one fact, as after a bug in its decision."""
         return self._commit(fact, quarantine(self.queue, fact, f"{QUARANTINE_REASON} (test)", self.policy, self.now))
 
     def _commit(self, fact: Fact, records: Iterator[Record]) -> list[Record]:
@@ -149,7 +148,7 @@ class RouterSimulator:
         return out
 
     def route_due(self, most: int = 1000) -> list[Record]:
-        """Everything whose time has come and whose site has room."""
+        """Decide on all due deliveries of sites with free slots."""
         out: list[Record] = []
         for delivery_id in self.queue.due(self.now, self.policy.limits, most):
             out += self.decide(Due(delivery_id))
@@ -160,11 +159,11 @@ class RouterSimulator:
         return self.route_due()
 
     def attempt(self, delivery_id: DeliveryId, *outcomes: Outcome, headers: bytes = b"") -> list[Record]:
-        """Delivery reports what it was given."""
+        """Report an attempt and decide on it."""
         return self.decide(self.attempted(delivery_id, *outcomes, headers=headers))
 
     def attempted(self, delivery_id: DeliveryId, *outcomes: Outcome, headers: bytes = b"") -> Attempted:
-        """The report on what delivery was given. Content that waits is spooled by delivery, as the contract says."""
+        """The report of a dispatched delivery; deferred content is spooled, as by the delivery role."""
         given = self.dispatched.pop(delivery_id)
         content = None
         if any(isinstance(outcome, Deferred) for outcome in outcomes):
@@ -174,14 +173,14 @@ class RouterSimulator:
         return Attempted(delivery_id, given.number, outcomes, self.now, timedelta(seconds=1), content, headers)
 
     def replayed_queue(self) -> MailQueue:
-        """The queue as another owner would find it."""
+        """The queue as replayed by another owner."""
         queue = MailQueue()
         for line in self.lines.values():
             queue.apply(line)
         return queue
 
     def reopen(self) -> None:
-        """Another owner opens the shard."""
+        """Replay, as when another owner takes over the shard."""
         self.queue = self.replayed_queue()
         self.drift_ledger = Ledger(self.queue.open_recipients)
 
@@ -189,7 +188,7 @@ class RouterSimulator:
         return sum(len(line.delivery.message.envelope.recipients) for line in self.lines.values())
 
     def open_by_ledger(self) -> int:
-        """What the ledger says is open."""
+        """Open recipients according to the ledger."""
         out = self.ledger
         return out["accepted"] + out["expanded"] - out["merged"] - out["delivered"] - out["failed"] - out["discarded"]
 
@@ -203,7 +202,7 @@ def of_kind(kind: type, records: Sequence[Record]) -> list:  # type: ignore[type
 
 
 def is_same_queue(one: MailQueue, other: MailQueue) -> bool:
-    """Two queues are the same when nobody can tell them apart by what they know."""
+    """Whether all queries of two queues give the same results."""
     return (
         {line.delivery.id: line for line in one.lines()} == {line.delivery.id: line for line in other.lines()}
         and one.site_loads() == other.site_loads()

@@ -1,4 +1,4 @@
-"""What the tests of the SMTP courier and its pool share: a courier, names it can resolve, and short questions."""
+"""SMTP courier for tests, with a static host resolver and short time-outs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SHORT_TIMEOUTS = Timeouts(0.2, 0.2, 0.2, 0.2, 0.2, 0.2)
 
 
 class HostResolver:
-    """A resolver of hosts; an IP address answers itself."""
+    """A static resolver of host addresses; an IP address resolves to itself."""
 
     def __init__(self, **hosts: AddressAnswer) -> None:
         self.hosts = hosts
 
     async def mx(self, domain: str) -> MxAnswer:
-        raise AssertionError("the router has asked already")
+        raise AssertionError("the router queries MX, not the courier")
 
     async def addresses(self, host: str) -> AddressAnswer:
         return self.hosts.get(host.partition(".")[0]) or IpAddresses((host,))

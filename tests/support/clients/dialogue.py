@@ -1,4 +1,4 @@
-"""The client dialogue as a test drives it: brought to READY, fed by hand, its outcomes as words."""
+"""Helpers to drive a client dialogue in tests and to read its outcomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker at work on shards in memory, with a courier that does as it is told."""
+"""A running delivery worker on an in-memory shard, with a fake courier."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Deliver = Callable[[Delivery, bytes], Awaitable[tuple[Outcome, ...]]]
 
 
 class FakeCourier:
-    """Does what `do` says; by default takes everything."""
+    """A courier that calls `do`; by default it delivers everything."""
 
     def __init__(self, do: Deliver | None = None) -> None:
         self._do = do
@@ -61,7 +61,7 @@ async def running_worker(
     queued_max: int = 5000,
     **settings: Any,
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """A worker on the shard, and its task."""
+    """Run a worker on the shard; yields its task."""
     spool = spool or FakeSpool()
     capacity = Capacity(DeliverySettings(**settings), spool, queued_max=queued_max)
     async with running_worker_of(capacity, courier, shard, spool, drain_seconds) as task:
@@ -72,7 +72,7 @@ async def running_worker(
 async def running_worker_of(
     capacity: Capacity, courier: FakeCourier, shard: FakeShard, spool: FakeSpool, drain_seconds: float = 5.0
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """One of several workers that share a capacity."""
+    """Run one of several workers that share a capacity."""
     attempts = AttemptRunner(smtp=courier, mailbox=FakeCourier(), spool=spool)
     worker = Worker(shard=shard, attempt_runner=attempts, capacity=capacity, drain_seconds=drain_seconds)
     task = asyncio.create_task(worker.run())

@@ -1,7 +1,6 @@
-"""A relaying SMTP server that breaks its promises on purpose: it loses mail, copies it, refuses, defers and hangs up.
+"""Faulty SMTP relay for tests: it loses, duplicates, damages, refuses or defers mail, or closes connections.
 
-Each fault is a predicate on the number of the message, the recipient or the connection, counted from 1, so a test knows
-what happened.
+Each fault is a predicate on the number of the message, recipient or connection, counted from 1.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def every(count: int) -> Which:
 
 class FaultyRelay:
     """Relays to the port `sink`. Faults after the dot: `lose`, `copy` and `damage` (with 250), `refuse` (554),
-    `defer` (451, and relayed all the same), `hang_up` (every second one is relayed). Faults at RCPT: `refuse_recipient`
-    (550), `defer_recipient` (451), `hang_up_recipient`. And `hang_up_greeting`.
+    `defer` (451, but relayed), `hang_up` (every second one is relayed). At RCPT: `refuse_recipient` (550),
+    `defer_recipient` (451), `hang_up_recipient`. At connect: `hang_up_greeting`.
     """
 
     def __init__(self, sink: int, **faults: Which) -> None:
@@ -71,9 +70,9 @@ class FaultyRelay:
         if self.happens("hang_up_recipient", self._recipients):
             return HANG_UP
         if self.happens("refuse_recipient", self._recipients):
-            return b"550 5.7.1 Not this one\r\n"
+            return b"550 5.7.1 Recipient refused\r\n"
         if self.happens("defer_recipient", self._recipients):
-            return b"451 4.7.1 Not now\r\n"
+            return b"451 4.7.1 Recipient deferred\r\n"
         return None
 
     def message(self, sender: str, recipients: list[str], content: bytes) -> bytes | None:
@@ -84,10 +83,10 @@ class FaultyRelay:
                 self._relay(sender, recipients, content)
             return HANG_UP
         if self.happens("refuse", number):
-            return b"554 5.6.0 Not this one\r\n"
+            return b"554 5.6.0 Message refused\r\n"
         if self.happens("defer", number):
             self._relay(sender, recipients, content)
-            return b"451 4.3.0 Whether it is written is not known\r\n"
+            return b"451 4.3.0 Message state unknown\r\n"
         found = find_load_id(content)
         assert found is not None
         if self.happens("lose", number):

@@ -1,12 +1,8 @@
-"""A whole eilpost inside the test: all four roles on a log in memory, a static directory and a static DNS.
+"""In-memory mail server for journeys: all four roles of `eilpost up` with in-memory adapters and short time-outs.
 
-What the roles said to each other can be read from the log, and time-outs are short. The same composition as
-`eilpost up`, with other adapters. For journeys:
-
-    async with World() as mail_server:
-        queue_id = await mail_server.send(b"Subject: hello\\r\\n\\r\\nhello\\r\\n", to=["alice@example.test"])
-        await mail_server.closed(queue_id)
-        assert mail_server.happened(queue_id) ...
+async with InMemoryMailServer() as mail_server:
+    queue_id = await mail_server.send(b"Subject: hello\\r\\n\\r\\nhello\\r\\n", to=["alice@example.test"])
+    assert await mail_server.wait_closed(queue_id) ...
 """
 
 from __future__ import annotations
@@ -48,7 +44,7 @@ QUEUED_AS = re.compile(r"\b[0-9A-HJKMNP-TV-Z]{26}\b")
 
 
 def snapshot(aliases: Mapping[str, Sequence[str]] | None = None) -> Snapshot:
-    """example.test with alice and bob, and these aliases."""
+    """A directory with the domain example.test, the users alice and bob, and `aliases`."""
     people = [Address.parse(f"{name}@example.test") for name in ("alice", "bob")]
     return Snapshot(
         domains={"example.test": Domain("example.test", "default")},
@@ -58,7 +54,7 @@ def snapshot(aliases: Mapping[str, Sequence[str]] | None = None) -> Snapshot:
 
 
 class InMemoryMailServer:
-    """`settings` are sections over the defaults. `log` may be given to run a second life on the same log."""
+    """`settings`: sections that override the defaults. `log`: an existing log, to restart on it."""
 
     def __init__(
         self,
@@ -92,7 +88,7 @@ class InMemoryMailServer:
         await self.log.start()
         settings = self.settings
         relay = parse_relay(settings.delivery.relay) if settings.delivery.relay else None
-        who, dns, boxes = self.directory, self.resolver, self.mailboxes
+        directory, resolver, mailboxes = self.directory, self.resolver, self.mailboxes
         node = settings.node
         roles = [
             Ingress(
@@ -103,8 +99,8 @@ class InMemoryMailServer:
                 alias_depth=settings.router.alias_depth,
                 log=self.log,
                 spool=self.spool,
-                directory=who,
-                resolver=dns,
+                directory=directory,
+                resolver=resolver,
             ),
             Router(
                 settings=settings.router,
@@ -112,19 +108,19 @@ class InMemoryMailServer:
                 relay=relay,
                 log=self.log,
                 spool=self.spool,
-                directory=who,
-                resolver=dns,
+                directory=directory,
+                resolver=resolver,
             ),
             DeliveryAgent(
                 settings=settings.delivery,
                 node=node,
                 log=self.log,
                 spool=self.spool,
-                directory=who,
-                resolver=dns,
-                mailboxes=boxes,
+                directory=directory,
+                resolver=resolver,
+                mailboxes=mailboxes,
             ),
-            Pop3Server(settings=settings.mailstore, node=node, mailboxes=boxes, directory=who),
+            Pop3Server(settings=settings.mailstore, node=node, mailboxes=mailboxes, directory=directory),
         ]
         ready = asyncio.Event()
         self._task = asyncio.create_task(run_roles(roles, node.drain, ready.set, stop=self._stop))
@@ -144,12 +140,12 @@ class InMemoryMailServer:
         finally:
             await self.log.close()
 
-    # handing in
+    # Sending
 
     async def send(
         self, content: bytes, *, to: Sequence[str], sender: str = "bob@example.test", options: Sequence[str] = ()
     ) -> QueueId:
-        """By smtplib; the queue id its 250 named."""
+        """Send by smtplib; returns the queue id in the 250 reply."""
 
         def by_smtplib() -> bytes:
             with smtplib.SMTP("127.0.0.1", self.smtp_port, "client.test", timeout=30) as client:
@@ -165,7 +161,7 @@ class InMemoryMailServer:
         return queue_id_in((await asyncio.to_thread(by_smtplib)).decode())
 
     async def smtp_dialogue(self, *lines: str, helo: str = "client.test") -> list[str]:
-        """Raw: one command after the other, each answered before the next; the last line of every reply."""
+        """Send raw commands one by one; returns the last line of every reply."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.smtp_port)
         replies = [await _reply(reader)]
         for line in (f"EHLO {helo}", *lines):
@@ -175,10 +171,10 @@ class InMemoryMailServer:
         await writer.wait_closed()
         return replies
 
-    # looking
+    # Results
 
     async def history(self, queue_id: QueueId) -> list[EventDetail]:
-        """What happened to a message, oldest first."""
+        """The event details of a message, oldest first."""
         return [event.detail async for event in self.log.history(queue_id)]
 
     async def events(self, queue_id: QueueId) -> list[Event]:
@@ -188,13 +184,13 @@ class InMemoryMailServer:
         return [what for what in await self.history(queue_id) if isinstance(what, kind)]
 
     async def wait_closed(self, queue_id: QueueId) -> list[EventDetail]:
-        """Wait until nothing of the message is left to do; its whole story."""
+        """Wait until the message is closed; returns its history."""
 
         async def is_closed() -> bool:
             return bool(await self.details(queue_id, Closed))
 
         try:
-            await wait_until(is_closed, what=f"the end of {queue_id}")
+            await wait_until(is_closed, what=f"{queue_id} closed")
         except AssertionError as error:
             raise AssertionError(
                 f"{error}; so far: {await self.history(queue_id)}; queue: {await self.queue()}"
@@ -202,7 +198,7 @@ class InMemoryMailServer:
         return await self.history(queue_id)
 
     async def wait_bounce(self, queue_id: QueueId) -> QueueId:
-        """The queue id of the report about a message, once that is closed too."""
+        """Wait until the message and its DSN are closed; returns the queue id of the DSN."""
         await self.wait_closed(queue_id)
         (bounced,) = await self.details(queue_id, Bounced)
         assert bounced.dsn is not None
@@ -213,7 +209,7 @@ class InMemoryMailServer:
         return [line async for line in self.log.pending_deliveries()]
 
     async def mailbox(self, user: str) -> list[bytes]:
-        """All messages of a mailbox, by poplib."""
+        """All messages of a mailbox, read by poplib."""
 
         def by_poplib() -> list[bytes]:
             pop = poplib.POP3("127.0.0.1", self.pop3_port, timeout=30)
@@ -229,7 +225,7 @@ class InMemoryMailServer:
 
 
 def queue_id_in(reply: str) -> QueueId:
-    """The queue id a 250 names."""
+    """The queue id in a 250 reply."""
     found = QUEUED_AS.search(reply)
     assert found is not None, f"no queue id in {reply!r}"
     return QueueId(found[0])

@@ -1,17 +1,14 @@
-"""A scripted remote SMTP or LMTP server.
+"""Scripted remote SMTP or LMTP server that records commands and can fail at any point.
 
-It answers what the script says, records what it was told, and can misbehave at any point:
-
-    async with Remote() as remote:                          # takes everything
-    async with Remote(script={"RCPT": ["250 ok", "550 5.1.1 unknown"]}) as remote:
-        # the answers to the first, second, ... RCPT of the whole server; then the last one again
-    async with Remote(script={"DATA": [Drop()]}) as remote: # closes the connection instead of answering
+    async with ScriptedRemote() as remote:                            # accepts everything
+    async with ScriptedRemote({"RCPT": ["250 ok", "550 5.1.1 unknown"]}) as remote:
+        # replies to the first, second, ... RCPT of the whole server; the last one is repeated
+    async with ScriptedRemote({"DATA": [Drop()]}) as remote:          # closes the connection instead of replying
 
 Script keys: "GREETING", a verb ("EHLO", "LHLO", "HELO", "MAIL", "RCPT", "DATA", "RSET", "QUIT", "NOOP"), or "DOT" for
-the answer to the final dot (LMTP: one for each recipient taken). An answer is a string (lines separated by LF; written
-as they are, CRLF added), bytes (as they are), `Drop()`, `Stall()`, or `Then(answer, Drop())`: answer, then drop.
-`remote.messages` are those it took with a 2xx at the dot; `remote.sessions` one per connection, with all commands;
-the connections whose numbers are in `remote.tired` are closed at their next command.
+the reply to the final dot (LMTP: one per accepted recipient). A reply is a string (lines separated by LF, CRLF added),
+bytes (unchanged), `Drop()`, `Stall()`, or `Then(reply, Drop())`. `messages` were accepted with 2xx at the dot;
+connections with their number in `close_at_next_command` are closed at the next command.
 """
 
 from __future__ import annotations
@@ -26,19 +23,19 @@ from tests.support.servers.listener import Listener, settle, streams
 
 @dataclass(frozen=True)
 class Drop:
-    """Close the connection without an answer; by RST with `reset`."""
+    """Close the connection without a reply; by RST with `reset`."""
 
     reset: bool = False
 
 
 @dataclass(frozen=True)
 class Stall:
-    """Never answer; the connection stays open."""
+    """Never reply; the connection stays open."""
 
 
 @dataclass(frozen=True)
 class Then:
-    """Answer, then do that."""
+    """Reply with `answer`, then do `next`."""
 
     answer: str | bytes
     next: Drop | Stall
@@ -46,7 +43,7 @@ class Then:
 
 @dataclass(frozen=True)
 class Wait:
-    """Answer after `event` is set (`Wait(event, "250 ok")`)."""
+    """Reply after `event` is set (`Wait(event, "250 ok")`)."""
 
     event: asyncio.Event
     answer: str | bytes
@@ -69,17 +66,17 @@ DEFAULT_REPLIES: Mapping[str, ScriptedReply] = {
 
 @dataclass
 class Received:
-    """A message the server took: the commands' arguments and the content, dots unstuffed, the final CRLF included."""
+    """An accepted message: arguments of MAIL and RCPT, and the content without dot-stuffing, with its final CRLF."""
 
     mail: str
     rcpts: list[str]
     content: bytes
-    session: int  # which connection, from 0
+    session: int  # number of the connection, from 0
 
 
 @dataclass
 class Session:
-    """One connection from the address `peer`. `writes` are the chunks as they came, for tests of pipelining."""
+    """One connection from the address `peer`."""
 
     peer: str = ""
     commands: list[str] = field(default_factory=list)
@@ -92,7 +89,7 @@ class _Closed(Exception):
 
 
 class ScriptedRemote:
-    """The server; an async context manager. Listens on a port of 127.0.0.1 that the system chose, or on `port`."""
+    """The server, an async context manager. Listens on a free port of 127.0.0.1, or on `port`."""
 
     def __init__(
         self,
@@ -134,7 +131,7 @@ class ScriptedRemote:
         await self._listener.stop()
 
     async def drop_connections(self) -> None:
-        """Close every open connection, now."""
+        """Close every open connection at once."""
         await self._cancel_sessions()
         await self._listener.close_connections()
 
@@ -152,7 +149,7 @@ class ScriptedRemote:
 
     @property
     def commands(self) -> list[str]:
-        """All commands of all connections, in order of connections."""
+        """All commands, ordered by connection."""
         return [command for session in self.sessions for command in session.commands]
 
     async def wait_messages(self, count: int, timeout: float = 10.0) -> list[Received]:
@@ -162,11 +159,11 @@ class ScriptedRemote:
         return self.messages
 
     async def wait_command(self, verb: str, timeout: float = 10.0) -> None:
-        """Wait until a client has said `verb` (or "DOT")."""
+        """Wait until a client has sent `verb` (or "DOT")."""
         async with asyncio.timeout(timeout), self.changed:
             await self.changed.wait_for(lambda: any(command.split(" ")[0].upper() == verb for command in self.commands))
 
-    # The conversation
+    # Session
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -256,7 +253,7 @@ class ScriptedRemote:
         return b"".join(lines)
 
     async def _reply(self, key: str, writer: asyncio.StreamWriter) -> int:
-        """Play the next answer of the script; its code, or 999."""
+        """Send the script's next reply; returns its code, or 999."""
         answers = self.script.get(key)
         answer = DEFAULT_REPLIES[key] if answers is None else answers.pop(0) if len(answers) > 1 else answers[0]
         return await self._play(answer, writer)

@@ -1,4 +1,4 @@
-"""Bounds that hold for a process, however many shards it owns, and attempts that cannot be reported."""
+"""Tests of the limits of a process with several shards, and of attempts that cannot be reported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def never_answer(delivery: Delivery, content: bytes) -> tuple[Outcome, ...
     raise AssertionError
 
 
-async def test_what_is_in_flight_is_counted_for_all_shards_together() -> None:
+async def test_in_flight_limit_is_shared_by_all_shards() -> None:
     release = asyncio.Event()
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
@@ -47,13 +47,13 @@ async def test_what_is_in_flight_is_counted_for_all_shards_together() -> None:
             shard.put(*(dispatched(relay(100 * number + site)) for site in range(3)))
         await asyncio.sleep(0.1)
         assert courier.active == courier.active_max == 2
-        release.set()  # what ends at one shard lets another's begin
+        release.set()  # a delivery that finishes in one shard frees a slot for the other
         for shard in shards:
             await shard.wait_finished(3)
     assert courier.active_max == 2
 
 
-async def test_a_wait_for_a_slot_is_counted_and_no_wait_is_not() -> None:
+async def test_only_a_real_wait_for_a_slot_is_observed() -> None:
     release = asyncio.Event()
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
@@ -74,7 +74,7 @@ async def test_a_wait_for_a_slot_is_counted_and_no_wait_is_not() -> None:
         assert waits()[1] - seconds >= 0.15
 
 
-async def test_memory_is_counted_for_all_shards_together_and_each_gets_its_part() -> None:
+async def test_memory_limit_is_shared_by_all_shards() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         if delivery.route == relay(1):
             return await never_answer(delivery, content)
@@ -96,7 +96,7 @@ async def test_memory_is_counted_for_all_shards_together_and_each_gets_its_part(
         assert capacity.in_flight.memory_bytes <= 2 << 20
 
 
-async def test_a_shard_that_is_lost_lets_go_of_its_own_and_the_others_go_on() -> None:
+async def test_lost_shard_frees_its_deliveries_and_others_continue() -> None:
     spool, courier = FakeSpool(), FakeCourier(never_answer)
     capacity = Capacity(DeliverySettings(in_flight=1), spool)
     first, second = FakeShard(), FakeShard()
@@ -114,8 +114,8 @@ async def test_a_shard_that_is_lost_lets_go_of_its_own_and_the_others_go_on() ->
         assert (capacity.in_flight.queued, capacity.in_flight.active) == (0, 1)
 
 
-async def test_what_another_shard_unloads_is_not_lost_when_that_shard_goes() -> None:
-    """One worker makes room by moving the content of another's; it is given up in the middle."""
+async def test_content_spooled_for_another_shard_survives_cancellation() -> None:
+    """A worker spools content of another shard and is cancelled meanwhile."""
     keeping = asyncio.Event()
 
     class Slow(FakeSpool):
@@ -145,8 +145,10 @@ async def test_what_another_shard_unloads_is_not_lost_when_that_shard_goes() -> 
         await owner.wait_finished(2)
 
 
-async def test_a_bug_at_the_report_defers_and_who_has_it_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def wrong(self: AttemptRunner, dispatched: Dispatched, carriage: AttemptResult, waits: object) -> Attempted:
+async def test_bug_in_the_report_defers_only_undelivered_recipients(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wrong(
+        self: AttemptRunner, dispatched: Dispatched, result: AttemptResult, on_spool_wait: object
+    ) -> Attempted:
         raise ZeroDivisionError
 
     monkeypatch.setattr(AttemptRunner, "attempted", wrong)
@@ -164,7 +166,7 @@ async def test_a_bug_at_the_report_defers_and_who_has_it_has_it(monkeypatch: pyt
     assert report.content is not None
 
 
-async def test_a_bug_before_there_is_anything_to_report_defers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bug_in_the_attempt_defers(monkeypatch: pytest.MonkeyPatch) -> None:
     async def wrong(self: AttemptRunner, dispatched: Dispatched) -> AttemptResult:
         raise ZeroDivisionError
 
@@ -176,9 +178,9 @@ async def test_a_bug_before_there_is_anything_to_report_defers(monkeypatch: pyte
     assert isinstance(report.outcomes[0], Deferred)
 
 
-async def test_a_report_that_cannot_be_made_at_all_gives_the_shard_up() -> None:
+async def test_unreportable_attempt_releases_the_shard() -> None:
     shard = FakeShard()
-    shard.broken = 2  # the report, and the one that says so
+    shard.broken = 2  # the report, and the report of the internal error
     with pytest.raises(ReportFailed):  # noqa: PT012
         async with running_worker(FakeCourier(), shard) as task:
             shard.put(dispatched(relay(1)))
@@ -186,7 +188,7 @@ async def test_a_report_that_cannot_be_made_at_all_gives_the_shard_up() -> None:
     assert shard.committed == []
 
 
-async def test_a_shard_that_was_given_up_is_taken_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_released_shard_is_acquired_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("delivery.server._RESTART_SECONDS", 0.01)
     log = MemoryLog(LogSettings())
     broken = [True, True]

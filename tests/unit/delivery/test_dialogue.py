@@ -1,4 +1,4 @@
-"""The client dialogue: what is said when, and what an answer means for each recipient."""
+"""Tests of the client dialogue: the order of commands, and the outcome of each reply per recipient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.clients.dialogue import (
 )
 
 
-def test_pipelined_transaction_is_two_writes() -> None:
+def test_pipelined_transaction_needs_two_writes() -> None:
     dialogue = ready_dialogue()
     assert start_transaction(dialogue, "a@remote.test", "b@remote.test") == (
         b"MAIL FROM:<sender@example.test> SIZE=22\r\nRCPT TO:<a@remote.test>\r\nRCPT TO:<b@remote.test>\r\nDATA\r\n"
@@ -37,7 +37,7 @@ def test_pipelined_transaction_is_two_writes() -> None:
     assert start_transaction(dialogue).startswith(b"MAIL")  # RFC 5321 section 4.1.1.4: no RSET after a success
 
 
-def test_without_pipelining_nothing_is_said_ahead() -> None:
+def test_without_pipelining_each_command_waits_for_its_reply() -> None:
     dialogue = ready_dialogue(BARE)
     assert start_transaction(dialogue, "a@remote.test", "b@remote.test") == b"MAIL FROM:<sender@example.test>\r\n"
     for answer, next_command in [
@@ -52,7 +52,7 @@ def test_without_pipelining_nothing_is_said_ahead() -> None:
     assert outcome_names(dialogue) == ["Failed", "Delivered"]
 
 
-def test_without_pipelining_data_is_not_said_for_nobody() -> None:
+def test_without_pipelining_data_needs_an_accepted_recipient() -> None:
     dialogue = ready_dialogue(BARE)
     start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n")
@@ -78,7 +78,7 @@ def test_without_pipelining_data_is_not_said_for_nobody() -> None:
         (b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n554 5.7.1 spam\r\n", ["554 5.7.1", "554 5.7.1"]),
     ],
 )
-def test_pipelined_answers(answers: bytes, expected: list[str]) -> None:
+def test_outcomes_of_pipelined_replies(answers: bytes, expected: list[str]) -> None:
     for step in (len(answers), 1, 7):
         dialogue = ready_dialogue()
         start_transaction(dialogue, "a@remote.test", "b@remote.test")
@@ -91,14 +91,14 @@ def test_pipelined_answers(answers: bytes, expected: list[str]) -> None:
         assert dialogue.phase is Phase.READY
 
 
-def test_354_for_nobody_gets_a_lone_dot() -> None:
+def test_354_without_recipients_gets_a_lone_dot() -> None:
     dialogue = ready_dialogue()
     start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n550 5.1.1 no\r\n354 go\r\n")
     assert sent_bytes(dialogue) == b".\r\n"
     assert dialogue.result is None
     assert not dialogue.past_dot
-    dialogue.receive(b"250 2.0.0 whatever\r\n")  # RFC 2920 section 3.1: says nothing about the refused
+    dialogue.receive(b"250 2.0.0 whatever\r\n")  # RFC 2920 section 3.1: not about the refused recipients
     assert reply_codes(dialogue) == ["550 5.1.1"]
     assert start_transaction(dialogue).startswith(b"RSET\r\nMAIL")
     dialogue.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n")
@@ -108,7 +108,7 @@ def test_354_for_nobody_gets_a_lone_dot() -> None:
 
 
 @pytest.mark.parametrize("refusal", [b"452 too many\r\n", b"452 4.5.3 too many\r\n", b"552 too many recipients\r\n"])
-def test_too_many_recipients_go_again_at_once(refusal: bytes) -> None:
+def test_excess_recipients_are_retried_at_once(refusal: bytes) -> None:
     dialogue = ready_dialogue()
     start_transaction(dialogue, "a@remote.test", "b@remote.test", "c@remote.test")
     dialogue.receive(b"250 ok\r\n250 ok\r\n" + refusal * 2 + b"354 go\r\n")
@@ -119,7 +119,7 @@ def test_too_many_recipients_go_again_at_once(refusal: bytes) -> None:
     assert dialogue.result.retry_now == (1, 2)
 
 
-def test_a_first_recipient_is_never_too_many() -> None:
+def test_refused_first_recipient_is_not_retried_at_once() -> None:
     dialogue = ready_dialogue()
     start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n452 4.5.3 too many\r\n503 none\r\n")
@@ -128,7 +128,7 @@ def test_a_first_recipient_is_never_too_many() -> None:
     assert reply_codes(dialogue) == ["452 4.5.3"]
 
 
-def test_lmtp_answers_for_each_recipient() -> None:
+def test_lmtp_replies_once_per_recipient() -> None:
     dialogue = ready_dialogue(FULL, RelayProtocol.LMTP)
     start_transaction(dialogue, "a@remote.test", "b@remote.test", "c@remote.test", "d@remote.test")
     dialogue.receive(b"250 ok\r\n250 ok\r\n550 5.1.1 no\r\n250 ok\r\n250 ok\r\n354 go\r\n")
@@ -139,7 +139,7 @@ def test_lmtp_answers_for_each_recipient() -> None:
     assert outcome_names(dialogue) == ["Delivered", "Failed", "Deferred", "Deferred"]
 
 
-def test_lmtp_354_for_nobody_ends_the_connection() -> None:
+def test_lmtp_354_without_recipients_ends_the_connection() -> None:
     dialogue = ready_dialogue(FULL, RelayProtocol.LMTP)
     start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n550 5.1.1 no\r\n354 go\r\n")
@@ -147,7 +147,7 @@ def test_lmtp_354_for_nobody_ends_the_connection() -> None:
     assert dialogue.closed
 
 
-def test_helo_when_ehlo_is_unknown() -> None:
+def test_helo_is_the_fallback_for_ehlo() -> None:
     dialogue = Dialogue("us.test", "remote")
     dialogue.receive(b"220 hi\r\n")
     sent_bytes(dialogue)

@@ -1,4 +1,4 @@
-"""The client dialogue with servers that break off, answer out of turn or talk garbage: one outcome a recipient."""
+"""Tests of the client dialogue with lost connections, unexpected and malformed replies: one outcome per recipient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.clients.dialogue import (
 )
 
 
-def test_content_that_was_not_sent_was_not_taken() -> None:
+def test_250_before_content_is_sent_defers() -> None:
     dialogue = ready_dialogue()
     start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n250 taken\r\n")
@@ -33,7 +33,7 @@ def test_content_that_was_not_sent_was_not_taken() -> None:
     assert not dialogue.result.past_dot
 
 
-def test_content_that_is_still_on_its_way_was_not_taken() -> None:
+def test_250_while_content_is_being_sent_defers() -> None:
     dialogue = ready_dialogue()
     start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
@@ -46,8 +46,8 @@ def test_content_that_is_still_on_its_way_was_not_taken() -> None:
 @pytest.mark.parametrize(
     ("answer", "kind"), [(b"554 5.7.1 spam\r\n", "Failed"), (b"452 x\r\n", "Deferred"), (b"421 x\r\n", "Deferred")]
 )
-def test_content_that_was_refused_before_it_was_sent_is_never_sent(answer: bytes, kind: str) -> None:
-    """The server may be waiting for a command, and the content would be read as commands."""
+def test_content_refused_early_is_not_sent(answer: bytes, kind: str) -> None:
+    """The server may wait for a command and would parse the content as commands."""
     dialogue = ready_dialogue()
     start_transaction(dialogue)
     dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n" + answer)
@@ -61,7 +61,7 @@ def test_content_that_was_refused_before_it_was_sent_is_never_sent(answer: bytes
     start_transaction(local, "a@remote.test", "b@remote.test")
     local.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n" + answer)
     assert sent_bytes(local) == b""
-    assert outcome_names(local) == [kind, "Deferred"]  # who was not answered for is not failed
+    assert outcome_names(local) == [kind, "Deferred"]  # a recipient without a reply is not failed
     assert local.closed
 
 
@@ -74,7 +74,7 @@ def test_content_that_was_refused_before_it_was_sent_is_never_sent(answer: bytes
         (b"250 ok\r\n250 ok\r\n550 5.1.1 no\r\n354 go\r\n", True),
     ],
 )
-def test_421_and_loss_at_every_point(before: bytes, past_dot: bool) -> None:
+def test_421_and_lost_connection_at_every_phase(before: bytes, past_dot: bool) -> None:
     closing = ready_dialogue()
     start_transaction(closing, "a@remote.test", "b@remote.test")
     closing.receive(before + b"421 4.3.2 closing\r\n")
@@ -95,13 +95,13 @@ def test_421_and_loss_at_every_point(before: bytes, past_dot: bool) -> None:
     assert isinstance(first, Deferred)
     assert ("may get it twice" in first.reply.text) is past_dot
     if past_dot:
-        assert isinstance(losing.result.outcomes[1], Failed)  # a verdict that was given stands
+        assert isinstance(losing.result.outcomes[1], Failed)  # an earlier outcome is kept
 
 
 @pytest.mark.parametrize(
     "answers", [b"554 5.7.1 go away\r\n", b"421 busy\r\n", b"220 hi\r\n450 no\r\n", b"220 hi\r\n500 a\r\n550 b\r\n"]
 )
-def test_a_server_that_will_not_talk_only_defers(answers: bytes) -> None:
+def test_refused_handshake_defers(answers: bytes) -> None:
     dialogue = Dialogue("us.test", "remote")
     dialogue.receive(answers)
     assert dialogue.closed
@@ -110,7 +110,7 @@ def test_a_server_that_will_not_talk_only_defers(answers: bytes) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"hello\r\n", b"99 x\r\n", b"250x\r\n", b"100 wait\r\n", b"\r\n", b"999 x\r\n"])
-def test_garbage_defers(garbage: bytes) -> None:
+def test_malformed_reply_defers(garbage: bytes) -> None:
     dialogue = ready_dialogue()
     start_transaction(dialogue)
     dialogue.receive(garbage)
@@ -119,7 +119,7 @@ def test_garbage_defers(garbage: bytes) -> None:
 
 
 @pytest.mark.parametrize("wrong", [b"354 go\r\n", b"250 ok\r\n250 ok\r\n250 go\r\n", b"250 ok\r\n334 a\r\n"])
-def test_an_answer_of_the_wrong_kind_defers(wrong: bytes) -> None:
+def test_unexpected_reply_code_defers(wrong: bytes) -> None:
     dialogue = ready_dialogue()
     start_transaction(dialogue)
     dialogue.receive(wrong)
@@ -127,7 +127,7 @@ def test_an_answer_of_the_wrong_kind_defers(wrong: bytes) -> None:
     assert outcome_names(dialogue) == ["Deferred"]
 
 
-def test_a_word_out_of_turn_ends_an_idle_connection() -> None:
+def test_unsolicited_reply_ends_an_idle_connection() -> None:
     dialogue = ready_dialogue()
     dialogue.receive(b"421 4.4.2 idle\r\n")
     assert dialogue.closed
@@ -150,11 +150,13 @@ _LINES = st.sampled_from(
 
 
 @given(st.lists(_LINES, max_size=12), st.sampled_from([FULL, BARE]), st.sampled_from(list(RelayProtocol)))
-def test_every_history_gives_each_recipient_one_outcome(lines: list[bytes], ehlo: bytes, speaks: RelayProtocol) -> None:
-    """And none is delivered unless the content was sent."""
-    terms = envelope("a@remote.test", "b@remote.test", "c@remote.test")
-    dialogue = ready_dialogue(ehlo, speaks)
-    dialogue.start_transaction(terms, HELLO)
+def test_every_reply_sequence_gives_each_recipient_one_outcome(
+    lines: list[bytes], ehlo: bytes, protocol: RelayProtocol
+) -> None:
+    """No recipient is delivered unless the content was sent."""
+    own_envelope = envelope("a@remote.test", "b@remote.test", "c@remote.test")
+    dialogue = ready_dialogue(ehlo, protocol)
+    dialogue.start_transaction(own_envelope, HELLO)
     sent = sent_bytes(dialogue)
     for line in lines:
         dialogue.receive(line + b"\r\n")
@@ -164,7 +166,7 @@ def test_every_history_gives_each_recipient_one_outcome(lines: list[bytes], ehlo
     dialogue.abort("connection lost")
     assert dialogue.result is not None
     outcomes = dialogue.result.outcomes
-    assert [outcome.recipient for outcome in outcomes] == [one.address for one in terms.recipients]
+    assert [outcome.recipient for outcome in outcomes] == [one.address for one in own_envelope.recipients]
     if any(isinstance(outcome, Delivered) for outcome in outcomes):
         assert HELLO + b".\r\n" in sent
     for outcome in outcomes:

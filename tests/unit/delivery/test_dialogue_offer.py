@@ -1,4 +1,4 @@
-"""What the client dialogue offers a server: parameters it knows, content as on the wire, nothing it cannot take."""
+"""Tests of what the client dialogue sends: MAIL parameters, dot-stuffed content, and unsupported messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_dot_stuffing(content: bytes, wire: bytes) -> None:
 
 
 @given(st.lists(st.sampled_from([b".", b"..", b"a", b"", b"a.b"]), max_size=8))
-def test_a_dotted_message_survives(lines: list[bytes]) -> None:
+def test_dot_stuffing_is_reversible(lines: list[bytes]) -> None:
     content = b"".join(line + b"\r\n" for line in lines)
     dialogue = ready_dialogue()
     start_transaction(dialogue, content=content)
@@ -63,10 +63,10 @@ def _refused_before() -> Iterator[tuple[bytes, Envelope, bytes, str]]:
     yield FULL, envelope(body=Body.BINARY), HELLO, "554 5.6.3"
 
 
-@pytest.mark.parametrize(("ehlo", "terms", "content", "code"), list(_refused_before()))
-def test_what_a_server_cannot_take_is_not_offered(ehlo: bytes, terms: Envelope, content: bytes, code: str) -> None:
+@pytest.mark.parametrize(("ehlo", "own_envelope", "content", "code"), list(_refused_before()))
+def test_unsupported_message_is_not_sent(ehlo: bytes, own_envelope: Envelope, content: bytes, code: str) -> None:
     dialogue = ready_dialogue(ehlo)
-    dialogue.start_transaction(terms, content)
+    dialogue.start_transaction(own_envelope, content)
     assert sent_bytes(dialogue) == b""
     assert reply_codes(dialogue) == [code]
     assert dialogue.phase is Phase.READY
@@ -86,24 +86,24 @@ def test_only_the_recipient_that_needs_smtputf8_fails_without_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ehlo", "terms", "content", "parameters"),
+    ("ehlo", "own_envelope", "content", "parameters"),
     [
         (FULL, envelope(), HELLO, b" SIZE=22"),
         (FULL, envelope(body=Body.EIGHT_BIT), HELLO, b" SIZE=22 BODY=8BITMIME"),
         (FULL, envelope(), "é\r\n".encode(), b" SIZE=4 BODY=8BITMIME"),
         (FULL, envelope(utf8=True), HELLO, b" SIZE=22 SMTPUTF8"),
         (FULL, envelope("jürgen@remote.test"), HELLO, b" SIZE=22 SMTPUTF8"),
-        (BARE, envelope(body=Body.EIGHT_BIT), "é\r\n".encode(), b""),  # goes as it is
-        (BARE, envelope(utf8=True), HELLO, b""),  # asked for and not needed
+        (BARE, envelope(body=Body.EIGHT_BIT), "é\r\n".encode(), b""),  # sent unchanged
+        (BARE, envelope(utf8=True), HELLO, b""),  # requested but not needed
     ],
 )
-def test_mail_parameters(ehlo: bytes, terms: Envelope, content: bytes, parameters: bytes) -> None:
+def test_mail_parameters(ehlo: bytes, own_envelope: Envelope, content: bytes, parameters: bytes) -> None:
     dialogue = ready_dialogue(ehlo)
-    dialogue.start_transaction(terms, content)
+    dialogue.start_transaction(own_envelope, content)
     assert sent_bytes(dialogue).split(b"\r\n")[0] == b"MAIL FROM:<sender@example.test>" + parameters
 
 
-def test_the_null_sender() -> None:
+def test_null_reverse_path() -> None:
     dialogue = ready_dialogue(BARE)
     dialogue.start_transaction(envelope(sender=None), HELLO)
     assert sent_bytes(dialogue) == b"MAIL FROM:<>\r\n"

@@ -1,4 +1,4 @@
-"""From a route to the addresses to try: their order, their number, and what it means when there are none."""
+"""Tests of target selection: order and number of addresses, and hosts without addresses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.clients.couriers import HostResolver, courier
 from tests.support.servers.scripted_remote import ScriptedRemote
 
 
-async def test_mail_does_not_loop_back_to_us() -> None:
+async def test_mail_does_not_loop_back() -> None:
     hosts = TargetSelector(resolver=HostResolver(), hostname="us.test", port=25, prefer_ipv6=True)
     better = [
         item async for item in hosts.targets(ToMx("r.test", ((5, "10.0.0.1"), (10, "us.test"), (20, "10.0.0.2"))))
@@ -34,7 +34,7 @@ async def test_order_of_targets(prefer_ipv6: bool) -> None:
         targets = [item.ip async for item in hosts.targets(route) if isinstance(item, Target)]
         assert [":" in ip for ip in targets[:3]] == ([True, False, False] if prefer_ipv6 else [False, False, True])
         seen.add(tuple(targets))
-    assert len(seen) == 4  # equals are shuffled
+    assert len(seen) == 4  # equal preferences are shuffled
 
 
 async def test_targets_are_bounded() -> None:
@@ -44,7 +44,7 @@ async def test_targets_are_bounded() -> None:
 
 
 async def test_the_next_exchanger_is_tried() -> None:
-    """Equal ports on different loopback addresses stand for different hosts."""
+    """Different hosts are the same port on different loopback addresses."""
     async with (
         ScriptedRemote({"GREETING": ["554 5.7.1 no"]}) as first,
         ScriptedRemote(port=first.port, host="127.0.0.3") as third,
@@ -61,7 +61,7 @@ async def test_the_next_exchanger_is_tried() -> None:
             assert len(first.sessions) == 1
 
 
-async def test_no_exchanger_has_an_address() -> None:
+async def test_exchangers_without_address_fail() -> None:
     async with courier(HostResolver(mx=NoSuchDomain())) as smtp:
         (outcome,) = await smtp.deliver(delivery(ToMx("r.test", ((10, "mx.test"),))), CONTENT)
         assert isinstance(outcome, Failed)
@@ -72,7 +72,7 @@ async def test_no_exchanger_has_an_address() -> None:
         assert outcome.reply.enhanced == "4.4.3"
 
 
-async def test_exchangers_without_an_address_are_not_asked_after_for_ever() -> None:
+async def test_host_look_ups_are_bounded() -> None:
     class Counting(HostResolver):
         asked = 0
 
@@ -85,14 +85,14 @@ async def test_exchangers_without_an_address_are_not_asked_after_for_ever() -> N
         hosts = tuple((10, f"mx{number}.test") for number in range(500))
         (outcome,) = await smtp.deliver(delivery(ToMx("r.test", hosts)), CONTENT)
     assert names.asked == 20
-    assert isinstance(outcome, Deferred)  # who was not asked after may have one
+    assert isinstance(outcome, Deferred)  # later hosts may have an address
     assert outcome.reply.enhanced == "4.4.4"
 
 
 @pytest.mark.parametrize(
     ("route", "status"), [(ToMx("r.test", ((10, "mx.test"),)), "5.4.4"), (ToRelay("mx.test", 25), "4.4.4")]
 )
-async def test_an_answer_without_addresses_is_no_address(route: ToMx | ToRelay, status: str) -> None:
+async def test_empty_address_answer_is_no_address(route: ToMx | ToRelay, status: str) -> None:
     hosts = TargetSelector(resolver=HostResolver(mx=IpAddresses(())), hostname="us.test", port=25, prefer_ipv6=True)
     (only,) = [item async for item in hosts.targets(route)]
     assert isinstance(only, NoTarget)

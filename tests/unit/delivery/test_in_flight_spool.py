@@ -1,4 +1,4 @@
-"""A spool that fails holds up who needs it, and takes no places from anybody else."""
+"""Tests of deliveries that wait for a failing spool: they use no slots of others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Failing(FakeSpool):
         return await super().put(content)
 
 
-async def test_deferrals_that_cannot_be_spooled_hold_no_place_and_are_reported_when_they_can() -> None:
+async def test_deferrals_waiting_for_the_spool_use_no_slot() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         return outcomes_for_all(delivery, Deferred if delivery.route == relay(1) else Delivered, OK)
 
@@ -39,7 +39,7 @@ async def test_deferrals_that_cannot_be_spooled_hold_no_place_and_are_reported_w
     assert len(spool.contents) == 4
 
 
-def test_what_lingers_is_bounded_and_its_memory_counts() -> None:
+def test_deliveries_awaiting_the_spool_are_bounded_in_number_and_memory() -> None:
     in_flight: InFlight[str, int] = InFlight(slots=1, memory_bytes=100, queued_per_owner=100, site_limit=lambda _: 1)
     in_flight.register("me")
     for number in range(30):

@@ -1,4 +1,4 @@
-"""The mailbox courier: what it writes before a message, and what the store's troubles mean."""
+"""Tests of the mailbox courier: its trace headers, and the outcome of mail store errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def mailbox_courier(box: FakeMailboxes) -> MailboxCourier:
     return MailboxCourier(mailboxes=box, directory=directory)  # type: ignore[arg-type]
 
 
-async def test_a_mailbox_gets_the_message_behind_two_lines() -> None:
+async def test_mailbox_gets_trace_headers_and_unchanged_message() -> None:
     box = FakeMailboxes()
     one = delivery(mailbox(), "alice+a@example.test", "Alice@example.test")
     outcomes = await mailbox_courier(box).deliver(one, CONTENT)
@@ -56,7 +56,7 @@ async def test_a_mailbox_gets_the_message_behind_two_lines() -> None:
     assert len(box.stored) == 1
 
 
-async def test_the_null_sender_is_written_as_such() -> None:
+async def test_null_reverse_path_is_written_as_empty_return_path() -> None:
     box = FakeMailboxes()
     await mailbox_courier(box).deliver(
         delivery(mailbox(), own_envelope=envelope("alice@example.test", sender=None)), CONTENT
@@ -64,7 +64,7 @@ async def test_the_null_sender_is_written_as_such() -> None:
     assert next(iter(box.stored.values())).startswith(b"Return-Path: <>\r\n")
 
 
-async def test_troubles_of_a_mailbox() -> None:
+async def test_outcome_of_each_mailbox_error() -> None:
     for trouble, code in ((MailboxFull("x"), "452 4.2.2"), (MailboxUnavailable("x"), "451 4.3.0")):
         (outcome,) = await mailbox_courier(FakeMailboxes(trouble)).deliver(
             delivery(mailbox(), "alice@example.test"), CONTENT
@@ -83,7 +83,7 @@ async def test_troubles_of_a_mailbox() -> None:
     assert outcome.reply.enhanced == "5.1.1"
 
 
-async def test_a_store_that_does_not_answer_defers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mail_store_time_out_defers(monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent(FakeMailboxes):
         async def append(self, *_: object) -> bool:
             await asyncio.Event().wait()

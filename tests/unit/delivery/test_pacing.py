@@ -1,4 +1,4 @@
-"""The two pure bookkeepers: what is in flight, and how hard a site is pressed."""
+"""Tests of the in-flight limits and of connection pacing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from delivery.in_flight import InFlight, Queued
 from delivery.pacing import START_CONNECTIONS, Pacing
 
 
-def test_the_window_grows_with_success_up_to_its_maximum() -> None:
+def test_connection_limit_grows_with_success() -> None:
     pacing = Pacing(6, 30.0)
     assert pacing.connection_limit == START_CONNECTIONS
     for _ in range(10):
@@ -20,7 +20,7 @@ def test_the_window_grows_with_success_up_to_its_maximum() -> None:
     assert Pacing(1, 30.0).connection_limit == 1
 
 
-def test_the_window_falls_when_the_site_pushes_back_and_never_to_nothing() -> None:
+def test_connection_limit_halves_on_overload_and_stays_positive() -> None:
     pacing = Pacing(20, 30.0)
     for _ in range(20):
         pacing.on_success()
@@ -32,7 +32,7 @@ def test_the_window_falls_when_the_site_pushes_back_and_never_to_nothing() -> No
     assert pacing.connection_limit == 1
 
 
-def test_a_dead_site_is_remembered_for_its_time() -> None:
+def test_dead_site_is_not_tried_for_its_dead_time() -> None:
     pacing = Pacing(20, 30.0)
     assert pacing.dead_reason(100.0) is None
     pacing.on_unreachable("refused", 100.0)
@@ -40,7 +40,7 @@ def test_a_dead_site_is_remembered_for_its_time() -> None:
     assert pacing.dead_reason(130.0) is None
 
 
-def test_setbacks_in_a_row_make_a_site_dead() -> None:
+def test_consecutive_failures_make_a_site_dead() -> None:
     pacing = Pacing(20, 30.0)
     for _ in range(2):
         pacing.on_first_transaction_failed("silent", 0.0)
@@ -58,7 +58,7 @@ def test_setbacks_in_a_row_make_a_site_dead() -> None:
     st.integers(10, 100),
     st.data(),
 )
-def test_bounds_hold_and_everything_gets_its_turn(
+def test_limits_hold_and_every_delivery_starts(
     items: list[tuple[str, int, int]], count: int, size: int, data: st.DataObject
 ) -> None:
     share = 2
@@ -87,10 +87,10 @@ def test_bounds_hold_and_everything_gets_its_turn(
             assert mine == sorted(mine)
 
 
-def test_room() -> None:
+def test_read_limit() -> None:
     in_flight: InFlight[str, str] = InFlight(slots=1, memory_bytes=100, queued_per_owner=3, site_limit=lambda _: 1)
     in_flight.register("me")
-    assert in_flight.read_limit("me", 1000) == 1  # something can always be taken when there is nothing
+    assert in_flight.read_limit("me", 1000) == 1  # at least one if nothing is in flight
     assert in_flight.read_limit("me", 50) == 2
     in_flight.add("me", "a", "site", 60, 60)
     assert in_flight.read_limit("me", 50) == 0
@@ -101,7 +101,7 @@ def test_room() -> None:
     assert in_flight.take_content(5) == []
 
 
-def test_what_sites_have_earned_is_not_remembered_without_end() -> None:
+def test_earned_limits_are_bounded_in_number() -> None:
     in_flight: InFlight[str, int] = InFlight(slots=10, memory_bytes=100, queued_per_owner=100, site_limit=lambda _: 10)
     in_flight.register("me")
     for number in range(5000):
@@ -112,7 +112,7 @@ def test_what_sites_have_earned_is_not_remembered_without_end() -> None:
     assert len(in_flight._earned_limits) <= 2000
 
 
-def test_an_owner_takes_along_what_it_has_parked_and_nothing_else() -> None:
+def test_unregistered_owner_drops_only_its_queued_deliveries() -> None:
     in_flight: InFlight[str, int] = InFlight(slots=2, memory_bytes=100, queued_per_owner=3, site_limit=lambda _: 2)
     for owner in ("me", "other"):
         in_flight.register(owner)
@@ -123,14 +123,14 @@ def test_an_owner_takes_along_what_it_has_parked_and_nothing_else() -> None:
     assert [queued.owner for queued in mine] == ["me", "me"]
     in_flight.unregister("me")
     assert (in_flight.queued, in_flight.active, in_flight.memory_bytes) == (3, 2, 50)
-    assert in_flight.start() == []  # what is still at work counts
+    assert in_flight.start() == []  # active deliveries count
     for queued in mine:
         in_flight.finish(queued, responsive=True)
     assert [queued.owner for queued in in_flight.start()] == ["other", "other"]
     assert (in_flight.queued, in_flight.active, in_flight.memory_bytes) == (1, 2, 30)
 
 
-def test_owners_who_wait_are_allowed_a_part_each() -> None:
+def test_read_limit_is_shared_by_owners() -> None:
     in_flight: InFlight[str, int] = InFlight(slots=2, memory_bytes=80, queued_per_owner=50, site_limit=lambda _: 2)
     for number in range(4):
         in_flight.register(f"owner{number}")
@@ -138,7 +138,7 @@ def test_owners_who_wait_are_allowed_a_part_each() -> None:
 
 
 def _full(in_flight: InFlight[str, int], sites: int, each: int = 1, size: int = 0) -> list[Queued[str, int]]:
-    """Park much for many strangers, and start what may."""
+    """Queue deliveries for many unproven sites and start as many as allowed."""
     for number in range(sites * each):
         in_flight.add("me", number, f"tarpit{number % sites}", size, size)
     return in_flight.start()
@@ -152,7 +152,7 @@ def new_in_flight(**more: Any) -> InFlight[str, int]:
     return in_flight
 
 
-def test_a_stranger_gets_two_places_and_more_as_it_answers() -> None:
+def test_unproven_site_gets_two_slots_and_more_as_it_replies() -> None:
     in_flight = new_in_flight()
     most = 0
     active = _full(in_flight, 1, 60)
@@ -169,11 +169,11 @@ def test_a_stranger_gets_two_places_and_more_as_it_answers() -> None:
     assert in_flight.active == 2
 
 
-def test_strangers_have_half_the_places_and_half_the_memory_together() -> None:
+def test_unproven_sites_share_half_of_slots_and_memory() -> None:
     in_flight = new_in_flight()
     assert len(_full(in_flight, 500)) == 20
     in_flight.add("me", -1, "known", 0, 0)
-    assert in_flight.start() == []  # nobody knows it yet
+    assert in_flight.start() == []  # the site is unproven
     other = new_in_flight(is_trusted=lambda site: "://" in site)
     assert len(_full(other, 500, size=100)) == 5
     for number in range(30):
@@ -181,7 +181,7 @@ def test_strangers_have_half_the_places_and_half_the_memory_together() -> None:
     assert len(other.start()) > 5
 
 
-def test_who_has_answered_is_not_kept_waiting_by_who_has_not() -> None:
+def test_unproven_sites_do_not_block_proven_ones() -> None:
     in_flight = new_in_flight()
     for number in range(10):
         in_flight.add("me", number, "good", 0, 0)
@@ -193,7 +193,7 @@ def test_who_has_answered_is_not_kept_waiting_by_who_has_not() -> None:
     assert [started.site for started in in_flight.start()] == ["good"] * 10
 
 
-def test_what_is_apart_has_places_of_its_own() -> None:
+def test_reserved_site_has_slots_of_its_own() -> None:
     in_flight = new_in_flight(reserved={"mailbox": 5}, is_trusted=lambda site: "://" in site)
     for site in range(40):
         in_flight.add("me", site, f"smtp://relay{site}", 0, 0)
@@ -207,7 +207,7 @@ def test_what_is_apart_has_places_of_its_own() -> None:
     assert len(in_flight.start()) == 4
 
 
-def test_sites_that_come_and_go_leave_nothing_counted() -> None:
+def test_load_returns_to_zero() -> None:
     in_flight = new_in_flight()
     for turn in range(30):
         active = _full(in_flight, 50, 3, size=1)

@@ -1,4 +1,4 @@
-"""Connections shared by deliveries: reused, bounded, given up, and never kept from who has none."""
+"""Tests of the connection pool: reuse, limits, closing, and fairness between sites."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.docs.metrics import value
 from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Stall, Wait
 
 
-async def test_a_connection_is_given_up_after_its_messages_and_after_its_idle_time() -> None:
+async def test_connection_is_closed_after_its_messages_or_idle_time() -> None:
     async with ScriptedRemote() as remote, courier(messages_per_connection=2, idle=timedelta(seconds=0.1)) as smtp:
         for _ in range(3):
             await smtp.deliver(delivery(relay(remote.port)), CONTENT)
@@ -33,7 +33,7 @@ async def test_a_connection_is_given_up_after_its_messages_and_after_its_idle_ti
         await wait_until(lambda: all(session.commands[-1] == "QUIT" for session in remote.sessions))
 
 
-async def test_a_stale_connection_costs_a_reconnect() -> None:
+async def test_stale_connection_causes_a_reconnect() -> None:
     async with ScriptedRemote({"MAIL": ["250 ok", Drop(), "250 ok"]}) as remote, courier() as smtp:
         await smtp.deliver(delivery(relay(remote.port)), CONTENT)
         assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
@@ -41,20 +41,20 @@ async def test_a_stale_connection_costs_a_reconnect() -> None:
 
 
 @pytest.mark.parametrize("connections", [20, 8])
-async def test_any_number_of_stale_connections_costs_one_try(connections: int) -> None:
-    """They look alive, and hang up at the next MAIL: a firewall between us forgot them, or the server is tired."""
+async def test_all_stale_connections_cost_one_retry(connections: int) -> None:
+    """They look open and are closed at the next MAIL, as after a firewall's time-out."""
     release = asyncio.Event()
     script = {"DOT": [*[Wait(release, "250 ok")] * 8, "250 ok"]}
     async with (
         ScriptedRemote(script) as remote,
         courier(connections_per_site=connections, connections=connections) as smtp,
     ):
-        carrying = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(4)))
+        attempts = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(4)))
         await wait_until(lambda: len(remote.sessions) == 4)
         release.set()
-        await carrying
-        carrying = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(20)))
-        await carrying
+        await attempts
+        attempts = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(20)))
+        await attempts
         idle = len(smtp._pool._sites[relay(remote.port).site].idle)
         assert idle > 6
         before = len(remote.sessions)
@@ -63,20 +63,20 @@ async def test_any_number_of_stale_connections_costs_one_try(connections: int) -
         assert len(remote.sessions) == before + 1
 
 
-async def test_a_restarted_server_costs_no_deferral() -> None:
+async def test_server_restart_causes_no_deferral() -> None:
     remote = ScriptedRemote()
     await remote.start()
     async with courier() as smtp:
         assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
         await remote.stop()
-        carrying = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(10)))
+        attempts = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(10)))
         await asyncio.sleep(0.3)
         await remote.start()
-        assert [outcome_names(outcomes) for outcomes in await carrying] == [["Delivered"]] * 10
+        assert [outcome_names(outcomes) for outcomes in await attempts] == [["Delivered"]] * 10
     await remote.stop()
 
 
-async def test_a_dead_site_is_left_alone_for_a_while() -> None:
+async def test_dead_site_is_not_connected_during_its_dead_time() -> None:
     port = free_port()
     async with courier(dead_site=timedelta(seconds=0.3)) as smtp:
         (first,) = await smtp.deliver(delivery(relay(port)), CONTENT)
@@ -99,53 +99,53 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("trouble", [Stall(), Drop(), "421 4.7.0 not you"])
-async def test_a_site_that_breaks_every_transaction_holds_nobody_for_long(trouble: Any) -> None:
+async def test_site_that_breaks_every_transaction_becomes_dead(trouble: Any) -> None:
     async with ScriptedRemote({"MAIL": [trouble]}) as remote, courier(timeouts=SHORT_TIMEOUTS) as smtp:
-        carrying = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
-        outcomes = await asyncio.wait_for(asyncio.gather(*carrying), 10)
+        attempts = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
+        outcomes = await asyncio.wait_for(asyncio.gather(*attempts), 10)
         assert all(outcome_names(outcome) == ["Deferred"] for outcome in outcomes)
         assert len(remote.sessions) <= 8
 
 
-async def test_slow_start_and_the_limit_of_connections() -> None:
+async def test_slow_start_up_to_the_connection_limit() -> None:
     async with ScriptedRemote() as remote, courier(connections_per_site=6) as smtp:
-        carrying = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
-        assert all(outcome_names(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*carrying))
+        attempts = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
+        assert all(outcome_names(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*attempts))
         assert len(remote.sessions) == 6
 
 
-async def test_a_wait_for_a_connection_is_counted() -> None:
+async def test_wait_for_a_connection_is_observed() -> None:
     release = asyncio.Event()
     script = {"DOT": [Wait(release, "250 ok"), "250 ok"]}
     async with ScriptedRemote(script) as remote, courier(connections_per_site=1) as smtp:
         before = value("delivery_throttle_seconds_count"), value("delivery_throttle_seconds_sum")
-        carrying = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(2)))
+        attempts = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(2)))
         await asyncio.sleep(0.2)
         release.set()
-        await carrying
+        await attempts
         assert value("delivery_throttle_seconds_count") - before[0] == 1
         assert value("delivery_throttle_seconds_sum") - before[1] >= 0.1
 
 
-async def test_slow_start_begins_small() -> None:
+async def test_slow_start_begins_with_few_connections() -> None:
     go = asyncio.Event()
     async with ScriptedRemote({"DOT": [Wait(go, "250 ok")]}) as remote, courier() as smtp:
-        carrying = [asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT)) for _ in range(30)]
+        attempts = [asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT)) for _ in range(30)]
         await remote.wait_command("DOT")
         await asyncio.sleep(0.1)
         assert len(remote.sessions) == 4
         go.set()
-        await asyncio.gather(*carrying)
+        await asyncio.gather(*attempts)
         assert len(remote.sessions) > 4
 
 
-async def test_a_server_that_limits_connections_is_used_within_its_limit() -> None:
+async def test_connection_limit_of_the_server_is_respected() -> None:
     async with ScriptedRemote({"GREETING": ["220 a", "220 b", "421 4.7.0 too many"]}) as remote, courier() as smtp:
-        carrying = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(40)]
-        assert all(outcome_names(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*carrying))
+        attempts = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(40)]
+        assert all(outcome_names(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*attempts))
 
 
-async def test_the_cap_on_all_connections_is_shared() -> None:
+async def test_total_connection_limit_is_shared() -> None:
     async with (
         ScriptedRemote() as one,
         ScriptedRemote() as two,
@@ -153,13 +153,13 @@ async def test_the_cap_on_all_connections_is_shared() -> None:
         courier(connections=2) as smtp,
     ):
         remotes = [one, two, three] * 10
-        carrying = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for remote in remotes]
-        outcomes = await asyncio.wait_for(asyncio.gather(*carrying), 10)
+        attempts = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for remote in remotes]
+        outcomes = await asyncio.wait_for(asyncio.gather(*attempts), 10)
         assert all(outcome_names(outcome) == ["Delivered"] for outcome in outcomes)
         assert max(remote.open_connections for remote in (one, two, three)) <= 2
 
 
-async def test_a_busy_site_does_not_keep_its_connections_while_another_has_none() -> None:
+async def test_busy_site_yields_connections_to_a_site_without_any() -> None:
     async with ScriptedRemote() as busy, ScriptedRemote() as other, courier(connections=2) as smtp:
         many = [asyncio.create_task(smtp.deliver(delivery(relay(busy.port)), CONTENT)) for _ in range(300)]
         await busy.wait_messages(10)
@@ -168,7 +168,7 @@ async def test_a_busy_site_does_not_keep_its_connections_while_another_has_none(
         assert all(outcome_names(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*many))
 
 
-async def test_the_only_connection_there_may_be_goes_from_site_to_site() -> None:
+async def test_single_connection_is_shared_by_sites() -> None:
     async with (
         ScriptedRemote() as one,
         ScriptedRemote() as two,
@@ -186,8 +186,8 @@ async def test_the_only_connection_there_may_be_goes_from_site_to_site() -> None
         assert all(outcome_names(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*many))
 
 
-async def test_a_site_that_closes_behind_its_answer_is_not_pressed_less_for_it() -> None:
-    terms = delivery(relay(1)).message.envelope
+async def test_close_after_a_reply_does_not_reduce_the_connection_limit() -> None:
+    own_envelope = delivery(relay(1)).message.envelope
     hosts = TargetSelector(resolver=HostResolver(), hostname="us.test", port=25, prefer_ipv6=True)
     pool = Pool(targets=hosts, settings=DeliverySettings(), hostname="us.test")
     async with ScriptedRemote() as remote:
@@ -195,8 +195,8 @@ async def test_a_site_that_closes_behind_its_answer_is_not_pressed_less_for_it()
         for _ in range(3):
             connection = await pool.acquire(route)
             assert isinstance(connection, Connection)
-            carried = await connection.transact(terms, CONTENT)
-            assert not carried.connection_lost
+            result = await connection.transact(own_envelope, CONTENT)
+            assert not result.connection_lost
             await remote.drop_connections()
             await wait_until(lambda connection=connection: not connection.usable)  # type: ignore[misc]
             pool.release(route, connection)
@@ -206,19 +206,19 @@ async def test_a_site_that_closes_behind_its_answer_is_not_pressed_less_for_it()
         await pool.close()
 
 
-async def test_a_cancelled_waiter_passes_its_turn_on() -> None:
+async def test_cancelled_waiter_passes_its_connection_on() -> None:
     async with ScriptedRemote() as remote, courier(connections_per_site=1) as smtp:
-        carrying = [asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT)) for _ in range(40)]
+        attempts = [asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT)) for _ in range(40)]
         await remote.wait_messages(3)
-        for task in carrying[5::2]:
+        for task in attempts[5::2]:
             task.cancel()
-        results = await asyncio.wait_for(asyncio.gather(*carrying, return_exceptions=True), 10)
+        results = await asyncio.wait_for(asyncio.gather(*attempts, return_exceptions=True), 10)
         assert all(
             isinstance(result, asyncio.CancelledError) or outcome_names(result) == ["Delivered"] for result in results
         )  # type: ignore[arg-type]
 
 
-async def test_close_does_not_wait_for_a_silent_server() -> None:
+async def test_close_does_not_wait_for_an_unresponsive_server() -> None:
     async with ScriptedRemote({"QUIT": [Stall()]}) as remote:
         smtp = SmtpCourier(settings=DeliverySettings(), hostname="us.test", resolver=HostResolver())
         await smtp.deliver(delivery(relay(remote.port)), CONTENT)
@@ -226,7 +226,7 @@ async def test_close_does_not_wait_for_a_silent_server() -> None:
         await remote.wait_command("QUIT")
 
 
-async def test_sites_without_connections_are_not_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sites_without_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "_SITES_MAX", 10)
     hosts = TargetSelector(resolver=HostResolver(mx=NoSuchDomain()), hostname="us.test", port=25, prefer_ipv6=True)
     pool = Pool(targets=hosts, settings=DeliverySettings(), hostname="us.test", timeouts=SHORT_TIMEOUTS)

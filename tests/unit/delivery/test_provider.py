@@ -1,4 +1,4 @@
-"""The provider of a route: a well-known one by the name of its host, else `other`; `local` for mailboxes."""
+"""Tests of the provider of a route: a known one by host name, else `other`; `local` for mailboxes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def mx(*hosts: str) -> ToMx:
         (Unresolved("far.test"), "other"),
     ],
 )
-def test_the_provider_of_a_route(route: Route, provider: str) -> None:
+def test_provider_of_a_route(route: Route, provider: str) -> None:
     assert provider_of(route) == provider
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_each_domain_of_the_table_is_found_below_and_at_itself(domain: str) -> None:
+def test_each_listed_domain_matches_itself_and_its_subdomains(domain: str) -> None:
     assert provider_of(mx(f"mx1.{domain}")) == provider_of(mx(domain)) == DOMAINS[domain]

@@ -1,4 +1,4 @@
-"""What a server says, read from bytes: answers within their bounds, and what it offers."""
+"""Tests of the reply parser and of EHLO capabilities."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from delivery.capabilities import Capabilities
 from delivery.reply_parser import LINE_OCTETS_MAX, LINES_MAX, MalformedReply, ReplyParser
 
 
-def test_too_long_and_too_many_lines() -> None:
+def test_long_lines_and_many_lines_are_refused() -> None:
     with pytest.raises(MalformedReply):
         ReplyParser().feed(b"250 " + b"x" * (LINE_OCTETS_MAX + 1))
     with pytest.raises(MalformedReply):
         ReplyParser().feed(b"250-x\r\n" * (LINES_MAX + 1))
 
 
-def test_answers_are_sanitised() -> None:
+def test_replies_are_sanitised() -> None:
     answer = ReplyParser().feed("550-5.1.1 no\x00\x1b[31m\r\n550 5.1.1 \u0085such\u2028user\r\n".encode())[0]
     reply = answer.to_reply()
     assert reply.enhanced == "5.1.1"
     assert reply.text == "no [31m\nsuch user"
-    # digits of other scripts are a text like any other
+    # digits of other scripts are plain text
     strange = ReplyParser().feed("550 5.\u0661.1 x\r\n".encode())[0].to_reply()
     assert (strange.enhanced, strange.text) == ("", "5.\u0661.1 x")
     # RFC 2034 section 4: a class that contradicts the code is dropped

@@ -1,4 +1,4 @@
-"""The SMTP courier against a scripted server, through every failure we could think of."""
+"""Tests of the SMTP courier against a scripted server with faults at every command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_messages_share_a_connection() -> None:
         assert remote.messages[0].rcpts == ["TO:<a@r.test>", "TO:<b@r.test>"]
 
 
-async def test_a_large_message_survives() -> None:
+async def test_large_message_is_unchanged() -> None:
     content = b"Subject: large\r\n\r\n" + b".dots and dots\r\n" * 300_000
     async with ScriptedRemote() as remote, courier() as smtp:
         assert outcome_names(await smtp.deliver(delivery(relay(remote.port), content=content), content)) == [
@@ -54,7 +54,7 @@ async def test_lmtp(extensions: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("answer", "kind"), [("451 4.3.0 later", Deferred), ("554 5.7.1 never", Failed), ("421 4.3.2 closing", Deferred)]
 )
-async def test_a_refusal_at_each_verb(
+async def test_outcome_of_a_refusal_at_each_verb(
     verb: str, answer: str, kind: type[Deferred | Failed], extensions: tuple[str, ...]
 ) -> None:
     script: dict[str, Any] = {verb: [answer, "354 go" if verb == "DATA" else "250 2.0.0 ok"]}
@@ -65,14 +65,14 @@ async def test_a_refusal_at_each_verb(
         assert isinstance(outcome, kind)
         assert str(outcome.reply) == answer
         assert outcome.remote == f"[127.0.0.1]:{remote.port}"
-        # and the next message is none the worse for it
+        # the next message is delivered
         assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]
         assert len(remote.messages) == 1
 
 
 @pytest.mark.parametrize("verb", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA", "DOT"])
 @pytest.mark.parametrize("trouble", [Drop(), Drop(reset=True), Stall(), "rubbish", Then("250-half", Drop())])
-async def test_trouble_at_each_verb_defers(verb: str, trouble: Any) -> None:
+async def test_fault_at_each_verb_defers(verb: str, trouble: Any) -> None:
     async with ScriptedRemote({verb: [trouble]}) as remote, courier(timeouts=SHORT_TIMEOUTS) as smtp:
         (outcome,) = await asyncio.wait_for(smtp.deliver(delivery(relay(remote.port)), CONTENT), 5)
         assert isinstance(outcome, Deferred)
@@ -89,7 +89,7 @@ async def test_too_many_recipients_take_several_transactions() -> None:
         assert [len(message.rcpts) for message in remote.messages] == [2, 2]
 
 
-async def test_what_the_first_of_several_transactions_delivered_is_told_whatever_ends_the_second() -> None:
+async def test_first_transaction_is_reported_if_the_second_fails() -> None:
     async with ScriptedRemote({"RCPT": ["250 ok", "452 4.5.3 too many", Stall()]}) as remote, courier() as smtp:
         task = asyncio.create_task(smtp.deliver(delivery(relay(remote.port), "a@r.test", "b@r.test"), CONTENT))
         await remote.wait_messages(1)
@@ -108,7 +108,7 @@ async def test_a_reused_connection_lost_past_the_dot_is_not_repeated() -> None:
         assert len(remote.sessions) == 1
 
 
-async def test_cancelled_before_the_dot_it_gives_up_and_after_it_goes_on() -> None:
+async def test_cancellation_aborts_before_the_final_dot_only() -> None:
     go = asyncio.Event()
     async with ScriptedRemote({"RCPT": [Stall(), "250 ok"], "DOT": [Wait(go, "250 ok")]}) as remote, courier() as smtp:
         before = asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT))
@@ -137,7 +137,7 @@ async def test_cancelled_before_the_dot_it_gives_up_and_after_it_goes_on() -> No
             await given_up
 
 
-async def test_an_answer_that_comes_in_the_instant_of_cancelling_counts() -> None:
+async def test_reply_received_during_cancellation_counts() -> None:
     class Transport(asyncio.Transport):
         def write(self, data: object) -> None:
             pass
@@ -153,15 +153,15 @@ async def test_an_answer_that_comes_in_the_instant_of_cancelling_counts() -> Non
     connection.data_received(b"220 mx.r.test\r\n")
     connection.data_received(b"250-mx.r.test\r\n250 PIPELINING\r\n")
     one = delivery(relay(1))
-    carrying = asyncio.create_task(connection.transact(one.message.envelope, CONTENT))
+    transaction = asyncio.create_task(connection.transact(one.message.envelope, CONTENT))
     await asyncio.sleep(0)
     connection.data_received(b"250 ok\r\n250 ok\r\n354 go on\r\n")
     connection.data_received(b"250 taken\r\n")
-    carrying.cancel()  # the task has not run since
-    assert outcome_names((await carrying).outcomes) == ["Delivered"]
+    transaction.cancel()  # before the task runs again
+    assert outcome_names((await transaction).outcomes) == ["Delivered"]
 
 
-async def test_a_server_that_drips_its_answer_is_given_up() -> None:
+async def test_reply_sent_byte_by_byte_times_out() -> None:
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             writer.write(b"220-")
@@ -177,7 +177,7 @@ async def test_a_server_that_drips_its_answer_is_given_up() -> None:
         assert "timed out" in outcome.reply.text
 
 
-async def test_a_server_that_stops_reading_is_given_up() -> None:
+async def test_server_that_stops_reading_times_out() -> None:
     """The deadline of a block (RFC 5321 section 4.5.3.2.5)."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -201,8 +201,8 @@ async def test_a_server_that_stops_reading_is_given_up() -> None:
         over.set()
 
 
-async def test_a_server_that_reads_slowly_and_steadily_is_waited_for() -> None:
-    """Each part it takes renews the deadline (RFC 5321 section 4.5.3.2.5)."""
+async def test_slow_but_steady_reader_does_not_time_out() -> None:
+    """Each slice that is sent renews the deadline (RFC 5321 section 4.5.3.2.5)."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 hi\r\n")
@@ -227,13 +227,13 @@ async def test_a_server_that_reads_slowly_and_steadily_is_waited_for() -> None:
         assert outcome_names(await asyncio.wait_for(smtp.deliver(one, content), 30)) == ["Delivered"]
 
 
-async def test_an_ordinary_server_agrees() -> None:
-    """The oracle: aiosmtpd's stock server."""
+async def test_delivery_to_aiosmtpd() -> None:
+    """Oracle: the server of aiosmtpd."""
     got: list[tuple[str | None, list[str], bytes]] = []
 
     class Handler:
-        async def handle_DATA(self, server: Any, session: Any, terms: Any) -> str:  # noqa: N802
-            got.append((terms.mail_from, terms.rcpt_tos, terms.content))
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
+            got.append((envelope.mail_from, envelope.rcpt_tos, envelope.content))
             return "250 2.0.0 ok"
 
     def make() -> asyncio.Protocol:

@@ -1,4 +1,4 @@
-"""Source addresses: used in turn, suspended when they cannot be bound, and never replaced by another one."""
+"""Tests of source addresses: round robin, suspension of unusable ones, and no replacement by another address."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.clients.couriers import HostResolver, courier, outcome_names,
 from tests.support.servers.scripted_remote import ScriptedRemote
 
 BROADCAST = "127.255.255.255"  # of lo: Linux binds it and connects from 127.0.0.1
-NOT_OURS = "192.0.2.7"  # RFC 5737: of no machine
+NOT_OURS = "192.0.2.7"  # RFC 5737: documentation
 
 
 def suspended() -> float | None:
@@ -39,7 +39,7 @@ def peers(remote: ScriptedRemote) -> list[str]:
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_connections_leave_from_each_address_in_turn(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_source_addresses_are_used_round_robin(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def main() -> None:
         async with (
             ScriptedRemote() as remote,
@@ -57,7 +57,7 @@ def test_connections_leave_from_each_address_in_turn(loop: Callable[[], asyncio.
         runner.run(main())
 
 
-async def test_the_address_is_of_the_family_of_the_destination() -> None:
+async def test_source_address_matches_the_family_of_the_destination() -> None:
     names = HostResolver(both=IpAddresses(("::1", "127.0.0.1")), six=IpAddresses(("::1",)))
     async with ScriptedRemote(host="::1") as six, ScriptedRemote(port=six.port) as four:
         route = ToRelay("both.test", six.port)
@@ -81,7 +81,7 @@ async def test_without_source_addresses_the_system_chooses() -> None:
         assert peers(remote) == ["127.0.0.1"]
 
 
-async def test_an_address_that_cannot_be_bound_is_left_out() -> None:
+async def test_unbindable_address_is_suspended() -> None:
     async with (
         ScriptedRemote() as remote,
         courier(source_addresses=[NOT_OURS, "127.0.0.2"], messages_per_connection=1) as smtp,
@@ -94,7 +94,7 @@ async def test_an_address_that_cannot_be_bound_is_left_out() -> None:
         assert suspended() == 1
 
 
-async def test_mail_waits_while_no_address_can_be_bound_and_leaves_from_none_else(
+async def test_mail_is_deferred_while_no_source_address_is_usable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sources, "BACKOFF_SECONDS", 0.1)
@@ -118,7 +118,7 @@ async def test_mail_waits_while_no_address_can_be_bound_and_leaves_from_none_els
             await asyncio.sleep(0.5)  # the back-off is over several times
         assert remote.sessions == []
         assert suspended() == 2
-        # Once for each address; and no site is called unreachable for it.
+        # Once for each address, and no "site unreachable".
         assert [line["event"] for line in lines] == ["source address suspended"] * 2
         is_away = False
         await wait_until(lambda: suspended() == 0)
@@ -126,7 +126,7 @@ async def test_mail_waits_while_no_address_can_be_bound_and_leaves_from_none_els
         assert peers(remote) == ["127.0.0.2"]
 
 
-def test_the_back_off_grows_to_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_back_off_grows_to_its_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[float] = []
     now = 0.0
 
@@ -145,7 +145,7 @@ def test_the_back_off_grows_to_its_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     assert gaps == [30, 60, 120, 240, 480, *[600] * 5]
 
 
-async def test_a_process_without_sockets_suspends_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lack_of_sockets_suspends_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(_address: str) -> socket.socket:
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -156,7 +156,7 @@ async def test_a_process_without_sockets_suspends_no_address(monkeypatch: pytest
         assert (suspended(), remote.sessions) == (0, [])
 
 
-async def test_a_connection_that_fails_leaves_no_socket_open() -> None:
+async def test_failed_connection_leaves_no_socket_open() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     async with courier(source_addresses=["127.0.0.2"]) as smtp:
@@ -165,7 +165,7 @@ async def test_a_connection_that_fails_leaves_no_socket_open() -> None:
         assert suspended() == 0  # pytest fails for a socket that is not closed
 
 
-async def test_an_address_that_the_system_replaces_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_address_replaced_by_the_system_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "BACKOFF_SECONDS", 0.1)
     monkeypatch.setattr(sources, "BACKOFF_SECONDS_MAX", 0.1)
     async with ScriptedRemote() as remote:
@@ -187,7 +187,7 @@ async def test_an_address_that_the_system_replaces_is_suspended(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("address", ["255.255.255.255", "224.0.0.1", "ff02::1", "0.0.0.0", "::"])
-def test_what_is_no_address_of_one_interface_is_refused(address: str) -> None:
+def test_address_of_no_single_interface_is_refused(address: str) -> None:
     with pytest.raises(SettingsError, match=r"delivery\.source_addresses"):
         load(None, {"EILPOST_DELIVERY__SOURCE_ADDRESSES": address})
 

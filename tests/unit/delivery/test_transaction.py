@@ -1,4 +1,4 @@
-"""One transaction, answer by answer: exactly one outcome for each recipient, whatever the server says."""
+"""Tests of a transaction: exactly one outcome per recipient for every reply."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ BARE = Capabilities()
 OK = ServerReply(250, [b"2.0.0 ok"])
 
 
-def make(terms: Envelope, content: bytes = CONTENT, capabilities: Capabilities = FULL) -> Transaction:
-    return Transaction(terms, content, capabilities, REMOTE)
+def make(own_envelope: Envelope, content: bytes = CONTENT, capabilities: Capabilities = FULL) -> Transaction:
+    return Transaction(own_envelope, content, capabilities, REMOTE)
 
 
 def outcome_codes(outcomes: tuple[Outcome, ...]) -> list[tuple[str, str]]:
     return [(type(outcome).__name__, outcome.reply.enhanced) for outcome in outcomes]
 
 
-def test_parameters_are_given_to_who_offers_them() -> None:
+def test_parameters_follow_the_capabilities() -> None:
     assert make(envelope("a@r.test")).mail == b"MAIL FROM:<sender@example.test> SIZE=%d\r\n" % len(CONTENT)
     assert make(envelope("a@r.test", sender=None), capabilities=BARE).mail == b"MAIL FROM:<>\r\n"
     assert b" BODY=8BITMIME" in make(envelope("a@r.test"), "Subject: ü\r\n\r\n".encode()).mail
@@ -36,22 +36,22 @@ def test_parameters_are_given_to_who_offers_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("terms", "content", "capabilities", "reply"),
+    ("own_envelope", "content", "capabilities", "reply"),
     [
         (envelope("ü@r.test", utf8=True), CONTENT, BARE, NEEDS_SMTPUTF8),
         (envelope("a@r.test", body=Body.BINARY), CONTENT, FULL, NEEDS_BINARYMIME),
         (envelope("a@r.test"), CONTENT * 100, FULL, Reply(552, "5.3.4", "")),
     ],
 )
-def test_what_the_server_can_never_take_is_not_asked_for(
-    terms: Envelope, content: bytes, capabilities: Capabilities, reply: Reply
+def test_unsupported_message_fails_without_a_command(
+    own_envelope: Envelope, content: bytes, capabilities: Capabilities, reply: Reply
 ) -> None:
-    result = make(terms, content, capabilities).result_without_server()
+    result = make(own_envelope, content, capabilities).result_without_server()
     assert result is not None
     assert outcome_codes(result.outcomes) == [("Failed", reply.enhanced)]
 
 
-def test_each_recipient_has_its_own_answer_and_the_dot_is_for_those_taken() -> None:
+def test_final_dot_reply_is_for_accepted_recipients() -> None:
     one = make(envelope("a@r.test", "b@r.test", "c@r.test", "d@r.test"))
     one.on_mail(OK)
     for answer in (OK, ServerReply(550, [b"5.1.1 who?"]), ServerReply(450, [b"4.2.0 later"]), OK):
@@ -68,7 +68,7 @@ def test_each_recipient_has_its_own_answer_and_the_dot_is_for_those_taken() -> N
     assert result.retry_now == ()
 
 
-def test_lmtp_answers_the_dot_for_each() -> None:
+def test_lmtp_dot_replies_are_per_recipient() -> None:
     one = make(envelope("a@r.test", "b@r.test", "c@r.test"))
     one.on_mail(OK)
     for answer in (OK, ServerReply(550, [b"5.1.1 who?"]), OK):
@@ -78,17 +78,17 @@ def test_lmtp_answers_the_dot_for_each() -> None:
     assert [name for name, _ in outcome_codes(one.result().outcomes)] == ["Delivered", "Failed", "Deferred"]
 
 
-def test_a_refused_mail_is_everybodys_answer() -> None:
+def test_refused_mail_is_the_outcome_of_all_recipients() -> None:
     one = make(envelope("a@r.test", "b@r.test"))
     one.on_mail(ServerReply(451, [b"4.7.1 greylisted"]))
-    for _ in range(2):  # the echo of a pipelined MAIL
+    for _ in range(2):  # replies to the pipelined RCPTs
         one.on_rcpt(ServerReply(503, [b"5.5.1 no MAIL"]))
     assert not one.mail_accepted
     assert outcome_codes(one.result().outcomes) == [("Deferred", "4.7.1")] * 2
 
 
 @pytest.mark.parametrize("code", [452, 552])
-def test_too_many_recipients_are_for_the_next_transaction(code: int) -> None:
+def test_excess_recipients_go_to_the_next_transaction(code: int) -> None:
     one = make(envelope("a@r.test", "b@r.test", "c@r.test"))
     one.on_mail(OK)
     one.on_rcpt(OK)
@@ -100,15 +100,15 @@ def test_too_many_recipients_are_for_the_next_transaction(code: int) -> None:
     assert outcome_codes(result.outcomes) == [("Delivered", "2.0.0"), ("Deferred", "4.5.3"), ("Deferred", "4.5.3")]
 
 
-def test_nothing_is_for_the_next_transaction_when_the_server_took_nobody() -> None:
-    """Or it would never end."""
+def test_no_next_transaction_without_an_accepted_recipient() -> None:
+    """Otherwise the courier would repeat it for ever."""
     one = make(envelope("a@r.test"))
     one.on_mail(OK)
     one.on_rcpt(ServerReply(452, [b"4.5.3 too many"]))
     assert one.result().retry_now == ()
 
 
-def test_who_has_no_answer_when_it_breaks_off_is_deferred_and_who_has_one_keeps_it() -> None:
+def test_lost_connection_defers_only_recipients_without_a_reply() -> None:
     one = make(envelope("a@r.test", "b@r.test"))
     one.on_mail(OK)
     one.on_rcpt(ServerReply(550, [b"5.1.1 who?"]))
@@ -132,7 +132,7 @@ def test_dots_are_stuffed(content: bytes, wire: bytes) -> None:
     assert b"".join(make(envelope("a@r.test"), content).dot_stuffed_content()) == wire
 
 
-def test_the_header_block() -> None:
+def test_header_block() -> None:
     assert header_block(b"A: b\r\nC: d\r\n\r\nbody") == b"A: b\r\nC: d\r\n"
     assert header_block(b"\r\nbody") == b""
     assert header_block(b"A: " + b"x" * 100, 10) == b"A: " + b"x" * 7

@@ -1,4 +1,4 @@
-"""The worker on a shard in memory: nothing lost, nothing blocked, nothing over its bounds."""
+"""Tests of the worker on an in-memory shard: reports, fairness between sites, memory limits, and drain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFERRED_REPLY = Reply(450, "4.2.0", "later")
 FAILED_REPLY = Reply(550, "5.1.1", "never")
 
 
-async def test_each_is_reported_once_in_any_order() -> None:
+async def test_each_attempt_is_reported_once_in_any_order() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         await asyncio.sleep(0.02 if delivery.id == records[0].delivery.id else 0)
         return outcomes_for_all(delivery, Delivered, OK)
@@ -32,12 +32,12 @@ async def test_each_is_reported_once_in_any_order() -> None:
         shard.put(*records)
         reports = by_id(await shard.wait_finished(20))
         assert set(reports) == {record.delivery.id for record in records}
-        assert shard.committed[-1] == 0  # the slow first one did not hold up the others
+        assert shard.committed[-1] == 0  # the slow first one did not delay the others
         report = reports[records[0].delivery.id]
         assert (report.number, report.content, report.headers) == (1, None, b"")
 
 
-async def test_what_is_deferred_is_kept_before_it_is_reported() -> None:
+async def test_deferred_content_is_spooled_before_the_report() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         first, second, third = (recipient.address for recipient in delivery.message.envelope.recipients)
         return Delivered(first, OK), Deferred(second, DEFERRED_REPLY), Failed(third, FAILED_REPLY)
@@ -80,7 +80,7 @@ async def test_attempts_count_by_provider_and_status() -> None:
     assert value("delivered_bytes_total", transport="smtp") - size == record.delivery.message.size_bytes
 
 
-async def test_what_has_failed_needs_its_headers_and_no_content() -> None:
+async def test_failed_delivery_reports_headers_without_content() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         return outcomes_for_all(delivery, Failed, FAILED_REPLY)
 
@@ -93,7 +93,7 @@ async def test_what_has_failed_needs_its_headers_and_no_content() -> None:
     assert len(report.headers) == HEADERS_BYTES_MAX
 
 
-async def test_spooled_content_is_read_and_stays() -> None:
+async def test_spooled_content_is_read_and_not_removed() -> None:
     shard, spool = FakeShard(), FakeSpool()
     kept = await spool.put(CONTENT)
 
@@ -109,7 +109,7 @@ async def test_spooled_content_is_read_and_stays() -> None:
     assert len(spool.contents) == 1
 
 
-async def test_a_damaged_or_silent_spool_defers() -> None:
+async def test_damaged_or_unavailable_spool_defers() -> None:
     shard, spool = FakeShard(), FakeSpool()
     courier = FakeCourier()
     gone = Spooled("2026/gone", 10, "00")
@@ -127,7 +127,7 @@ async def test_a_damaged_or_silent_spool_defers() -> None:
     assert "2026/gone" in damaged.outcomes[0].reply.text
 
 
-async def test_a_bug_in_a_courier_defers() -> None:
+async def test_bug_in_a_courier_defers() -> None:
     async def wrong(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         raise ZeroDivisionError("secret")
 
@@ -146,17 +146,17 @@ async def test_a_bug_in_a_courier_defers() -> None:
         assert report.content is not None
 
 
-async def test_the_log_may_be_away_for_a_while() -> None:
+async def test_report_is_repeated_until_the_log_is_available() -> None:
     shard = FakeShard()
     shard.unavailable = 3
     courier = FakeCourier()
     async with running_worker(courier, shard):
         shard.put(dispatched(relay(1)))
         await shard.wait_finished(1)
-    assert len(courier.delivered) == 1  # reported again, not carried again
+    assert len(courier.delivered) == 1  # reported again, not delivered again
 
 
-async def test_one_slow_site_holds_up_only_itself() -> None:
+async def test_slow_site_does_not_block_others() -> None:
     release = asyncio.Event()
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
@@ -177,8 +177,8 @@ async def test_one_slow_site_holds_up_only_itself() -> None:
     assert courier.active_max <= 10
 
 
-async def test_many_stalling_sites_hold_up_only_themselves() -> None:
-    """Tarpits, a hundred of them, each with more mail than a site may have at work."""
+async def test_many_stalled_sites_do_not_block_others() -> None:
+    """A hundred tarpits, each with more mail than a site's limit."""
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         if delivery.route != relay(1):
@@ -194,10 +194,10 @@ async def test_many_stalling_sites_hold_up_only_themselves() -> None:
         shard.put(*(dispatched(relay(1)) for _ in range(50)))
         assert all(offset >= 1000 for offset in shard.committed)
         await shard.wait_finished(50)
-        assert 300 < courier.active_max <= 500  # and they are not starved either
+        assert 300 < courier.active_max <= 500  # the tarpits get their share
 
 
-async def test_stalling_sites_with_large_messages_hold_up_only_themselves() -> None:
+async def test_stalled_sites_with_large_messages_do_not_block_others() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         if delivery.route != relay(1):
             await asyncio.Event().wait()
@@ -215,7 +215,7 @@ async def test_stalling_sites_with_large_messages_hold_up_only_themselves() -> N
         assert 4 <= sum(one.route != relay(1) for one, _ in courier.delivered) <= 12
 
 
-async def test_memory_is_bounded_and_a_slow_site_moves_into_the_spool() -> None:
+async def test_content_of_a_slow_site_is_spooled_when_memory_is_full() -> None:
     release = asyncio.Event()
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
@@ -236,7 +236,7 @@ async def test_memory_is_bounded_and_a_slow_site_moves_into_the_spool() -> None:
         await shard.wait_finished(70)
 
 
-async def test_large_spooled_messages_are_not_all_read_at_once() -> None:
+async def test_memory_limits_reading_of_large_spooled_messages() -> None:
     shard, spool = FakeShard(), FakeSpool()
     kept = await spool.put(b"x" * 900_000)
     courier = FakeCourier()
@@ -246,7 +246,7 @@ async def test_large_spooled_messages_are_not_all_read_at_once() -> None:
     assert courier.active_max == 1
 
 
-async def test_lost_gives_up_what_is_before_the_dot_and_waits_for_what_is_past_it() -> None:
+async def test_lost_shard_cancels_attempts_before_the_final_dot_only() -> None:
     go = asyncio.Event()
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
@@ -272,7 +272,7 @@ async def test_lost_gives_up_what_is_before_the_dot_and_waits_for_what_is_past_i
         assert shard.committed == [1]
 
 
-async def test_what_had_not_begun_when_the_shard_was_lost_does_not_begin() -> None:
+async def test_lost_shard_starts_no_more_attempts() -> None:
     class LostAtOnce(FakeShard):
         async def read(self, limit: int) -> Sequence[Entry[Dispatched]]:
             if self.read_count:
@@ -287,8 +287,8 @@ async def test_what_had_not_begun_when_the_shard_was_lost_does_not_begin() -> No
     assert shard.finished == []
 
 
-async def test_room_that_is_made_while_the_spool_fails_is_seen() -> None:
-    """Memory is full of what waits for a slow site, the spool takes nothing, and meanwhile a delivery ends."""
+async def test_memory_freed_while_the_spool_fails_is_noticed() -> None:
+    """Memory is full of content for a slow site, the spool fails, and a delivery finishes in the meantime."""
     failing, ended = asyncio.Event(), asyncio.Event()
 
     class Failing(FakeSpool):
@@ -318,7 +318,7 @@ async def test_room_that_is_made_while_the_spool_fails_is_seen() -> None:
     assert len(reports) == 2
 
 
-async def test_the_largest_content_that_was_seen_bounds_what_is_taken() -> None:
+async def test_read_limit_follows_the_largest_content() -> None:
     go = asyncio.Event()
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
@@ -337,7 +337,7 @@ async def test_the_largest_content_that_was_seen_bounds_what_is_taken() -> None:
         await shard.wait_finished(19)
 
 
-async def test_a_drain_ends() -> None:
+async def test_drain_times_out() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         try:
             await asyncio.Event().wait()
@@ -353,8 +353,8 @@ async def test_a_drain_ends() -> None:
     assert shard.finished == []
 
 
-async def test_lost_while_memory_is_full() -> None:
-    """The worker does not ask for more, so nothing but `lost` can tell it."""
+async def test_shard_lost_while_memory_is_full() -> None:
+    """The worker does not read, so only `lost` ends it."""
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         await asyncio.Event().wait()
@@ -372,7 +372,7 @@ async def test_lost_while_memory_is_full() -> None:
     assert shard.finished == []
 
 
-async def test_lost_while_as_many_are_parked_as_may_be() -> None:
+async def test_shard_lost_while_the_queue_is_full() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         await asyncio.Event().wait()
         raise AssertionError

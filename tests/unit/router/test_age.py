@@ -1,4 +1,4 @@
-"""The oldest delivery of each state and the runnable ones: right at every time, and cheap however long the queue is."""
+"""Tests of the age index: the oldest delivery of each state, the runnable ones, and the cost of queries."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def line(
 
 
 def at(queue: MailQueue, seconds: int) -> tuple[int, float | None]:
-    """Runnable recipients, and for how many seconds the oldest is runnable."""
+    """Runnable recipients, and the runnable time of the oldest in seconds."""
     queue.due(START + timedelta(seconds=seconds), SiteLimits(), 0)
     since = queue.oldest_runnable()
     return queue.runnable_recipients(), None if since is None else START.timestamp() + seconds - since
 
 
-def test_a_deferred_delivery_is_runnable_from_its_retry_time_on() -> None:
+def test_deferred_delivery_is_runnable_from_its_retry_time() -> None:
     queue = MailQueue()
     queue.apply(line(1, due=60, recipients=3))
     assert at(queue, 59) == (0, None)
@@ -41,7 +41,7 @@ def test_a_deferred_delivery_is_runnable_from_its_retry_time_on() -> None:
     assert at(queue, 960) == (3, 900)
 
 
-def test_active_and_throttled_are_runnable_held_and_unresolved_are_not() -> None:
+def test_active_and_throttled_are_runnable_but_held_and_unresolved_are_not() -> None:
     queue = MailQueue()
     for each in (line(1, WaitCause.HELD), line(2, WaitCause.UNRESOLVED)):
         queue.apply(each)
@@ -54,9 +54,9 @@ def test_active_and_throttled_are_runnable_held_and_unresolved_are_not() -> None
     assert at(queue, 10) == (1, 6)
 
 
-def test_a_line_that_was_folded_in_twice_counts_once() -> None:
+def test_line_applied_twice_counts_once() -> None:
     queue = MailQueue()
-    for _ in range(2):  # spooled after it was decided: the same line again
+    for _ in range(2):  # spooling the content applies the line again
         queue.apply(line(1, due=5))
     assert at(queue, 5) == (1, 0)
     queue.apply(line(1, due=9))
@@ -64,16 +64,16 @@ def test_a_line_that_was_folded_in_twice_counts_once() -> None:
     assert at(queue, 9) == (1, 0)
 
 
-def test_a_clock_that_is_set_back_hides_nothing() -> None:
+def test_due_lines_stay_runnable_after_clock_is_set_back() -> None:
     queue = MailQueue()
     queue.apply(line(1, due=100))
     assert at(queue, 100) == (1, 0)
     queue.apply(line(2, due=50))
-    assert at(queue, 10)[0] == 2  # what has been due once stays runnable
+    assert at(queue, 10)[0] == 2  # a line that was due stays runnable
     assert at(queue, 200) == (2, 150)
 
 
-def test_quarantined_is_what_a_bug_stopped_and_not_what_an_operator_holds() -> None:
+def test_quarantined_counts_bug_holds_and_not_operator_holds() -> None:
     queue = MailQueue()
     queue.apply(line(1, WaitCause.HELD, reason=f"{QUARANTINE_REASON} (KeyError); see its log"))
     queue.apply(line(2, WaitCause.HELD, reason="by hand"))
@@ -82,9 +82,9 @@ def test_quarantined_is_what_a_bug_stopped_and_not_what_an_operator_holds() -> N
     assert queue.quarantined == 0
 
 
-def test_entries_that_are_out_of_date_do_not_pile_up() -> None:
+def test_stale_entries_are_bounded() -> None:
     queue = MailQueue()
-    queue.apply(line(1, WaitCause.HELD))  # the oldest stays for ever
+    queue.apply(line(1, WaitCause.HELD))  # the oldest line, never removed
     queue.apply(replace(line(2), state=Active(START)))
     for number in range(3, 5000):
         queue.apply(replace(line(number), state=Active(START + timedelta(seconds=number))))
@@ -96,8 +96,8 @@ def test_entries_that_are_out_of_date_do_not_pile_up() -> None:
     assert queue.oldest()["held"] == START.timestamp()
 
 
-def test_a_question_does_not_read_the_queue() -> None:
-    """A look at a queue a hundred times as long takes no longer, give or take the noise of the machine."""
+def test_query_time_does_not_grow_with_the_queue() -> None:
+    """A query of a queue a hundred times as long takes the same time, within measurement noise."""
 
     def seconds_at(size: int) -> float:
         queue = MailQueue()

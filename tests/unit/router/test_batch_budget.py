@@ -1,4 +1,4 @@
-"""How much goes into one commit: a flood to a long list makes many commits of bounded size, and stops nobody."""
+"""Tests of batch sizing: many messages to a large list are committed in bounded batches and do not block other mail."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ MEMBERS = [f"u{number}@example.test" for number in range(600)]
 SNAPSHOT = snapshot(MEMBERS, {"all@example.test": MEMBERS})
 
 
-def inputs_in_budget(portion: BatchBudget, to: str, size: int = 10, steps: list[int] | None = None) -> int:
-    """How many such messages make a portion."""
-    portion.reset()
+def inputs_in_budget(budget: BatchBudget, to: str, size: int = 10, steps: list[int] | None = None) -> int:
+    """How many such messages fit into one batch."""
+    budget.reset()
     count = 0
-    while step := portion.read_limit:
+    while step := budget.read_limit:
         if steps is not None:
             steps.append(step)
         for _ in range(step):
-            portion.add(accepted(to, content=Inline(bytes(size))), SNAPSHOT, 20)
+            budget.add(accepted(to, content=Inline(bytes(size))), SNAPSHOT, 20)
             count += 1
     return count
 
 
-def test_a_portion_is_full_by_inputs_by_what_follows_or_by_bytes() -> None:
+def test_budget_is_limited_by_inputs_output_records_and_bytes() -> None:
     assert inputs_in_budget(BatchBudget(200), "u1@example.test") == 200
     assert inputs_in_budget(BatchBudget(200), "u1@example.test", CONTENT_BYTES_MAX // 20) == 20 + 20 % READ_MAX
-    portion = BatchBudget(200)
-    assert inputs_in_budget(portion, "all@example.test") == 2
+    budget = BatchBudget(200)
+    assert inputs_in_budget(budget, "all@example.test") == 2
     steps: list[int] = []
     for _ in range(100):
-        inputs_in_budget(portion, "u1@example.test", steps=steps)
+        inputs_in_budget(budget, "u1@example.test", steps=steps)
     assert max(steps[:10]) == 1
-    assert max(steps) == READ_MAX  # what was heavy is forgotten in time
+    assert max(steps) == READ_MAX  # the estimate decays
 
 
 @pytest.fixture
 def commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The sizes of what was written together."""
+    """The number of records in each commit."""
     sizes: list[int] = []
     write = MemoryLog.write
 
@@ -64,7 +64,7 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return sizes
 
 
-async def test_a_flood_to_a_list_is_many_commits_and_others_have_their_turn(commits: list[int]) -> None:
+async def test_flood_to_a_list_is_split_into_commits_and_does_not_block_other_mail(commits: list[int]) -> None:
     log = MemoryLog(LogSettings())
     floods = 40
     for _ in range(floods):
@@ -87,7 +87,7 @@ async def test_a_flood_to_a_list_is_many_commits_and_others_have_their_turn(comm
             turns += 1
         stop.set()
         await running
-    records = floods * len(MEMBERS) * 2  # what waits for the window has no dispatch yet
+    records = floods * len(MEMBERS) * 2  # throttled deliveries have no Dispatched yet
     assert sum(commits) >= records
     assert max(commits) <= OUTPUT_RECORDS_MAX + 3 * len(MEMBERS) + 10
     assert turns >= records // shard.YIELD_INTERVAL

@@ -1,4 +1,4 @@
-"""A spool that is full, fails or hangs holds up nobody's mail, and loses none."""
+"""Tests of content placement while the spool is full, fails or hangs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMART = ToRelay("smart.test", 25)
 
 
 class BrokenSpool(MemorySpool):
-    """Until `mended`; `hangs` instead of failing."""
+    """A spool that fails, or hangs with `hangs`, until `repaired`."""
 
     works = False
     hangs = False
@@ -42,7 +42,9 @@ class BrokenSpool(MemorySpool):
 
 
 @pytest.mark.parametrize("trouble", ["full", "hangs", "bug"])
-async def test_a_message_that_must_wait_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+async def test_waiting_message_with_failing_spool_does_not_block_others(
+    monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
     monkeypatch.setattr("router.content_placement.SPOOL_TIMEOUT_SECONDS", 0.05)
     spool = BrokenSpool()
     spool.hangs, spool.bug = trouble == "hangs", trouble == "bug"
@@ -57,7 +59,7 @@ async def test_a_message_that_must_wait_holds_up_no_other(monkeypatch: pytest.Mo
     assert [line.content for line in waiting] == [Inline(CONTENT)] * 2
     setup.deliver = succeed
     setup.dispatched.clear()
-    async with setup.running():  # after a restart, the spool still broken
+    async with setup.running():  # after a restart, with the spool still failing
         await wait_until(lambda: len(setup.dispatched) == 12)
         await wait_until(_empty(setup))
     assert {given.content for given in setup.dispatched} == {Inline(CONTENT)}
@@ -70,8 +72,8 @@ def _empty(setup: RouterSetup):  # type: ignore[no-untyped-def]
     return empty
 
 
-def test_a_line_lets_go_of_its_content_when_it_is_in_hand() -> None:
-    """The body rides in Dispatched alone, as that of a new message does."""
+def test_active_line_has_no_inline_content() -> None:
+    """The content is stored in Dispatched only, as for a new message."""
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
     fact = accepted("u@far.test")
     context = RoutingContext(simulator.policy, simulator.snapshot)
@@ -85,7 +87,7 @@ def test_a_line_lets_go_of_its_content_when_it_is_in_hand() -> None:
     assert simulator.queue.inline_bytes == 0
 
 
-async def test_a_spool_that_failed_is_left_alone_for_a_while() -> None:
+async def test_failed_spool_is_not_called_during_back_off() -> None:
     spool, queue = BrokenSpool(), MailQueue()
     placement = ContentPlacement(spool)
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
@@ -102,7 +104,7 @@ async def test_a_spool_that_failed_is_left_alone_for_a_while() -> None:
     assert spool.calls == 1
 
 
-async def test_what_stays_in_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_inline_content_in_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("router.content_placement.INLINE_BYTES_MAX", 1000)
     monkeypatch.setattr("router.content_placement.SPOOL_BACKOFF_SECONDS", 0.05)
     spool = BrokenSpool()

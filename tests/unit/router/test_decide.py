@@ -1,4 +1,4 @@
-"""What follows from a fact, record by record."""
+"""Tests of `decide`: the records that follow from each fact."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def simulator(**rules: object) -> RouterSimulator:
     )
 
 
-def test_what_comes_twice_is_counted() -> None:
+def test_duplicate_facts_are_counted() -> None:
     one, tally = simulator(), BatchAccounting()
     mail = accepted("u@far.test")
     one.decide(mail)
@@ -85,7 +85,7 @@ def test_what_comes_twice_is_counted() -> None:
     assert not tally.first_attempt_delays
 
 
-def test_a_simple_message_from_accepted_to_closed() -> None:
+def test_message_from_accepted_to_closed() -> None:
     one = simulator()
     mail = accepted("u@far.test")
     out = one.decide(mail)
@@ -93,7 +93,7 @@ def test_a_simple_message_from_accepted_to_closed() -> None:
     pending, dispatched = out[1], out[2]
     assert isinstance(pending, Pending)
     assert isinstance(dispatched, Dispatched)
-    assert pending.content is None  # the body rides in Dispatched alone
+    assert pending.content is None  # the content is stored in Dispatched only
     assert (dispatched.content, dispatched.number, dispatched.delivery.route) == (mail.content, 1, RELAY)
     assert dispatched.delivery.id == f"{mail.message.queue_id}-1"
     out = one.attempt(dispatched.delivery.id, delivered(recipient("u@far.test")))
@@ -101,7 +101,7 @@ def test_a_simple_message_from_accepted_to_closed() -> None:
     assert len(one.queue) == 0
 
 
-def test_a_list_is_grouped_by_next_hop_and_cut_at_the_recipient_limit() -> None:
+def test_list_is_grouped_by_next_hop_and_split_at_the_recipient_limit() -> None:
     one = simulator(recipients_per_delivery=2)
     many = [f"u{n}@far.test" for n in range(5)]
     out = one.decide(accepted("list@example.test", *many))
@@ -113,7 +113,7 @@ def test_a_list_is_grouped_by_next_hop_and_cut_at_the_recipient_limit() -> None:
     assert one.ledger["expanded"] == 1
 
 
-def test_all_addresses_of_one_owner_stay_together() -> None:
+def test_addresses_of_one_owner_share_a_delivery() -> None:
     one = simulator(recipients_per_delivery=2)
     mail = accepted(*(f"alice+{number}@example.test" for number in range(7)))
     one.decide(mail)
@@ -122,14 +122,14 @@ def test_all_addresses_of_one_owner_stay_together() -> None:
     assert len(given.delivery.message.envelope.recipients) == 7
 
 
-def test_the_same_append_made_twice_changes_nothing() -> None:
+def test_duplicate_append_changes_nothing() -> None:
     one = simulator()
     mail = accepted("u@far.test")
     one.decide(mail)
     assert one.decide(mail) == []
 
 
-def test_partial_results_leave_only_who_is_deferred_and_tell_only_about_who_failed() -> None:
+def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> None:
     one = simulator()
     one.decide(accepted("a@far.test", "b@far.test", "c@far.test", sender="alice@example.test"))
     (given,) = one.dispatched
@@ -165,18 +165,18 @@ def test_partial_results_leave_only_who_is_deferred_and_tell_only_about_who_fail
 
 
 @pytest.mark.parametrize("repeat", [1, 2, 3])
-def test_a_report_that_is_repeated_or_out_of_date_is_ignored(repeat: int) -> None:
+def test_repeated_or_outdated_report_is_ignored(repeat: int) -> None:
     one = simulator()
     one.decide(accepted("u@far.test"))
     (given,) = one.dispatched
     one.attempt(given, deferred(recipient("u@far.test")))
     stale = Attempted(given, repeat, (delivered(recipient("u@far.test")),), START, timedelta(0))
-    assert one.decide(stale) == []  # it waits: nothing is in hand
+    assert one.decide(stale) == []  # the delivery waits: no attempt is active
     one.advance(timedelta(minutes=2))
-    assert bool(one.decide(stale)) == (repeat == 2)  # the attempt that is in hand
+    assert bool(one.decide(stale)) == (repeat == 2)  # the active attempt
 
 
-def test_a_report_without_a_result_for_somebody_keeps_him_open() -> None:
+def test_recipient_missing_in_a_report_stays_open() -> None:
     one = simulator()
     one.decide(accepted("a@far.test", "b@far.test", content=Spooled("big", 10, "0" * 32)))
     (given,) = one.dispatched
@@ -187,7 +187,7 @@ def test_a_report_without_a_result_for_somebody_keeps_him_open() -> None:
     assert line.content == Spooled("big", 10, "0" * 32)
 
 
-def test_a_report_that_does_not_fit_leaves_the_ledger_whole() -> None:
+def test_mismatched_report_keeps_the_ledger_balanced() -> None:
     one = simulator()
     one.decide(accepted("a@far.test", "b@far.test", content=Spooled("big", 10, "0" * 32)))
     (given,) = one.dispatched
@@ -198,7 +198,7 @@ def test_a_report_that_does_not_fit_leaves_the_ledger_whole() -> None:
     assert [str(outcome.recipient) for outcome in tried.outcomes] == ["a@far.test", "b@far.test"]
 
 
-def test_lifetime_ends_with_a_last_attempt_and_a_report() -> None:
+def test_lifetime_ends_with_a_last_attempt_and_a_bounce() -> None:
     one = simulator(lifetime=timedelta(hours=1), retry=(timedelta(minutes=20),))
     one.decide(accepted("u@far.test", sender="alice@example.test"))
     attempts = 0
@@ -217,7 +217,7 @@ def test_lifetime_ends_with_a_last_attempt_and_a_report() -> None:
     assert one.ledger["failed"] == 1
 
 
-def test_who_is_given_up_is_told_his_own_last_reply_and_that_giving_up_was_ours() -> None:
+def test_expiry_dsn_quotes_each_recipients_last_reply_as_our_diagnostic() -> None:
     one = simulator(lifetime=timedelta(hours=1))
     one.decide(accepted("a@far.test", "b@far.test", sender="alice@example.test"))
     one.now += timedelta(hours=2)
@@ -235,7 +235,7 @@ def test_who_is_given_up_is_told_his_own_last_reply_and_that_giving_up_was_ours(
         assert block["Diagnostic-Code"].endswith(f"{REMOTE} replied {reply}")
 
 
-def test_many_failures_make_several_reports_each_small_enough_for_its_record() -> None:
+def test_many_failures_are_split_into_several_small_dsns() -> None:
     one = simulator(recipients_per_delivery=120)
     names = [f"u{number}@far.test" for number in range(120)]
     one.decide(accepted(*names, sender="alice@example.test"))
@@ -262,7 +262,7 @@ def test_many_failures_make_several_reports_each_small_enough_for_its_record() -
         (frozenset({Notify.FAILURE, Notify.DELAY}), True),
     ],
 )
-def test_notify_is_honoured(notify: frozenset[Notify] | None, told: bool) -> None:
+def test_dsn_obeys_notify(notify: frozenset[Notify] | None, told: bool) -> None:
     one = simulator()
     who = Recipient(address("gone@example.test"), address("gone@example.test"), notify)
     out = one.decide(accepted(who, sender="alice@example.test"))
@@ -271,7 +271,7 @@ def test_notify_is_honoured(notify: frozenset[Notify] | None, told: bool) -> Non
     assert kinds(out)[-1] is Closed
 
 
-def test_a_notification_that_cannot_be_delivered_is_discarded() -> None:
+def test_undeliverable_dsn_is_discarded() -> None:
     one = simulator()
     out = one.decide(accepted("gone@example.test", sender=None))
     assert kinds(out) == [Received, Refused, Bounced, Closed]
@@ -279,7 +279,7 @@ def test_a_notification_that_cannot_be_delivered_is_discarded() -> None:
     assert (one.ledger["discarded"], one.ledger["failed"], one.open_by_ledger()) == (1, 0, 0)
 
 
-def test_a_full_window_lets_wait_and_room_lets_go_in_order() -> None:
+def test_throttled_deliveries_start_in_order_when_slots_are_free() -> None:
     one = simulator(limits=SiteLimits(deliveries_per_site=1))
     for name in "abc":
         one.decide(accepted(f"{name}@far.test"))
@@ -296,11 +296,11 @@ def test_a_full_window_lets_wait_and_room_lets_go_in_order() -> None:
     assert order == ["a", "b", "c"]
 
 
-def test_a_clock_that_is_set_back_loses_nobodys_turn() -> None:
+def test_clock_set_back_keeps_due_deliveries_in_turn() -> None:
     one = simulator(limits=SiteLimits(deliveries_per_site=1))
     for name in "ab":
         one.decide(accepted(f"{name}@far.test"))
-        one.route_due()  # from here on b is due, and only the window is in its way
+        one.route_due()  # from now on b is due and throttled
     one.now -= timedelta(hours=1)
     (given,) = one.dispatched.values()
     one.attempt(given.delivery.id, delivered(recipient("a@far.test")))
@@ -309,7 +309,7 @@ def test_a_clock_that_is_set_back_loses_nobodys_turn() -> None:
     assert given.delivery.message.envelope.recipients == (recipient("b@far.test"),)
 
 
-def test_dns_that_does_not_answer_lets_wait_then_goes_or_expires() -> None:
+def test_unresolved_delivery_waits_until_dns_answers_or_it_expires() -> None:
     one = RouterSimulator(policy())
     out = one.decide(accepted("u@far.test"))
     (line,) = of_kind(Pending, out)
@@ -332,7 +332,7 @@ def test_dns_that_does_not_answer_lets_wait_then_goes_or_expires() -> None:
     assert len(silent.dsns) == 1
 
 
-def test_a_retry_follows_the_exchangers_of_today() -> None:
+def test_retry_uses_current_mx_records_and_relay() -> None:
     one = RouterSimulator(policy(), answers=FAR)
     one.decide(accepted("u@far.test"))
     one.attempt(next(iter(one.dispatched)), deferred(recipient("u@far.test")))
@@ -342,16 +342,16 @@ def test_a_retry_follows_the_exchangers_of_today() -> None:
     assert given.delivery.route == ToMx("far.test", ((10, "new.far.test"),))
     assert set(one.queue.site_loads()) == {"mx:new.far.test"}
     one.attempt(given.delivery.id, deferred(recipient("u@far.test")))
-    one.policy = replace(one.policy, relay=RELAY)  # and a relay that was configured meanwhile
+    one.policy = replace(one.policy, relay=RELAY)  # a relay was configured in the meantime
     one.advance(timedelta(hours=1))
     assert next(iter(one.dispatched.values())).delivery.route == RELAY
 
 
-def test_a_domain_that_moves_in_or_out_takes_its_waiting_mail_along() -> None:
+def test_waiting_mail_follows_a_domain_that_becomes_local_or_remote() -> None:
     one = RouterSimulator(policy(), answers=FAR)
     one.decide(accepted("u@far.test"))
     one.attempt(next(iter(one.dispatched)), deferred(recipient("u@far.test")))
-    one.snapshot = snapshot(["u@far.test"], domains=[Domain("far.test", "default")])  # and MX now says: us
+    one.snapshot = snapshot(["u@far.test"], domains=[Domain("far.test", "default")])  # the domain became local
     one.answers = DnsAnswers({"far.test": MxHosts(((10, "mx.example.test"),))})
     one.advance(timedelta(minutes=2))
     (given,) = one.dispatched.values()
@@ -362,12 +362,12 @@ def test_a_domain_that_moves_in_or_out_takes_its_waiting_mail_along() -> None:
     (given,) = one.dispatched.values()
     assert given.delivery.route == RELAY
     one.attempt(given.delivery.id, deferred(recipient("u@far.test")))
-    one.snapshot = snapshot(domains=[Domain("far.test", "default")])  # ours, and nobody of that name
+    one.snapshot = snapshot(domains=[Domain("far.test", "default")])  # local, without that user
     one.advance(timedelta(hours=1))
     assert next(iter(one.dispatched.values())).delivery.route == RELAY
 
 
-def test_a_mailbox_beside_an_alias_of_its_name_is_kept() -> None:
+def test_delivery_stays_with_a_mailbox_that_also_has_an_alias() -> None:
     own = {"alice@example.test": ["alice@example.test", "u@far.test"]}
     one = RouterSimulator(policy(), snapshot(["alice@example.test"], own), FAR)
     one.decide(accepted("alice@example.test"))
@@ -377,7 +377,7 @@ def test_a_mailbox_beside_an_alias_of_its_name_is_kept() -> None:
     assert one.dispatched[mailbox.delivery.id].delivery.route == ToMailbox("alice@example.test")
 
 
-def test_decisions_are_made_without_chance() -> None:
+def test_decisions_are_deterministic() -> None:
     mail = accepted("gone@example.test", "u@far.test", sender="alice@example.test")
     assert simulator().decide(mail) == simulator().decide(mail)
     assert isinstance(of_kind(Pending, simulator().decide(mail))[0].state, Active)

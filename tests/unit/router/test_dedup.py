@@ -1,4 +1,4 @@
-"""An append that was made twice makes one message, also when the first was over at once."""
+"""Tests of dedup: a duplicate append gives one message, even if the first one closed at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ids(count: int):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("together", [True, False])
-async def test_one_record_twice_is_one_report(together: bool) -> None:
+async def test_duplicate_append_is_bounced_once(together: bool) -> None:
     def counted() -> float:
         return REGISTRY.get_sample_value("eilpost_duplicates_suppressed_total", {"where": "router"}) or 0.0
 
@@ -38,10 +38,10 @@ async def test_one_record_twice_is_one_report(together: bool) -> None:
         last = accepted_now("alice@example.test")
         await setup.log.append(last)
         await wait_until(lambda: setup.is_closed(last))
-    assert len(setup.dispatched) == 2  # one report, and the last message
+    assert len(setup.dispatched) == 2  # one DSN and the last message
 
 
-def test_it_forgets_by_age_and_beyond_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_expire_by_age_and_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dedup, "ENTRIES_MAX", 3)
     recent = RecentQueueIds()
     names = ids(6)

@@ -1,4 +1,4 @@
-"""Reports, read back by Python's own parser, which knows nothing of how they were written."""
+"""Tests of DSNs, parsed with Python's `email` package."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read(report: Accepted) -> tuple[EmailMessage, list[EmailMessage]]:
     return parsed, parts  # type: ignore[return-value]
 
 
-def test_a_report_has_the_three_parts_of_rfc_3464_and_goes_from_nobody_to_the_sender() -> None:
+def test_dsn_has_three_parts_and_goes_from_null_path_to_the_sender() -> None:
     report = write()
     assert report.message.envelope.reverse_path is None
     assert [str(one.address) for one in report.message.envelope.recipients] == ["sender@far.test"]
@@ -73,7 +73,7 @@ def test_a_report_has_the_three_parts_of_rfc_3464_and_goes_from_nobody_to_the_se
     assert "Subject: hello" in headers.get_content()
 
 
-def test_what_the_sender_gave_comes_back() -> None:
+def test_envid_and_orcpt_are_returned() -> None:
     given_one = Recipient(address("u@far.test"), address("list@example.test"), orcpt="rfc822;Some+2BOne@example.test")
     expanded = Recipient(address("v@far.test"), address("list@example.test"))
     report = write(FailedRecipient(given_one, FAILED_REPLY), FailedRecipient(expanded, FAILED_REPLY), envid="QQ 314")
@@ -82,10 +82,10 @@ def test_what_the_sender_gave_comes_back() -> None:
     assert first["original-recipient"] == "rfc822; Some+One@example.test"
     assert first["diagnostic-code"].startswith("X-Eilpost;")
     assert first["remote-mta"] is None
-    assert second["original-recipient"] is None  # the sender gave no ORCPT; the text for people says what was written
+    assert second["original-recipient"] is None  # no ORCPT given; the human-readable part names the original address
 
 
-def test_an_international_address_makes_a_global_report() -> None:
+def test_international_address_makes_a_global_dsn() -> None:
     report = write(FailedRecipient(recipient("jürgen@bücher.test"), FAILED_REPLY), sender="käthe@far.test")
     assert report.message.envelope.smtputf8
     assert report.message.envelope.body is Body.EIGHT_BIT
@@ -104,7 +104,7 @@ def test_an_international_address_makes_a_global_report() -> None:
         (CONTENT, Reply(550, "5.1.1", "Kein Käfer"), "8bit"),
     ],
 )
-def test_a_report_of_eight_bits_says_so_in_its_own_header(headers: bytes, reply: Reply, encoding: str | None) -> None:
+def test_dsn_with_8bit_part_declares_8bit(headers: bytes, reply: Reply, encoding: str | None) -> None:
     """RFC 2045 section 6.4: a multipart with an 8-bit part is 8-bit itself."""
     report = write(FailedRecipient(recipient("u@far.test"), reply, REMOTE), headers=headers)
     parsed, parts = read(report)
@@ -114,7 +114,7 @@ def test_a_report_of_eight_bits_says_so_in_its_own_header(headers: bytes, reply:
 
 
 @given(text=st.text(max_size=3000), envid=st.text(max_size=100), orcpt=st.text(max_size=100))
-def test_nothing_a_stranger_says_can_start_a_field_or_a_part(text: str, envid: str, orcpt: str) -> None:
+def test_foreign_text_cannot_start_a_field_or_a_part(text: str, envid: str, orcpt: str) -> None:
     one = Recipient(address("u@far.test"), address("u@far.test"), orcpt=orcpt)
     report = write(FailedRecipient(one, Reply(550, "5.0.0", text), f"mx[{text}"), envid=envid)
     _, parts = read(report)
@@ -136,7 +136,7 @@ def test_nothing_a_stranger_says_can_start_a_field_or_a_part(text: str, envid: s
         (b"X: " + b"y" * 2 * QUOTED_BYTES_MAX, None),
     ],
 )
-def test_only_whole_header_lines_are_quoted(headers: bytes, quoted: bytes | None) -> None:
+def test_only_complete_header_lines_are_quoted(headers: bytes, quoted: bytes | None) -> None:
     parts = read_raw_parts(write(headers=headers))
     assert len(parts) == (3 if quoted else 2)
     if quoted:
@@ -150,13 +150,13 @@ def read_raw_parts(report: Accepted) -> list[bytes]:
     return report.content.data.split(b"--" + boundary.encode())[1:-1]
 
 
-def test_a_notification_about_a_notification_cannot_be_written() -> None:
+def test_dsn_about_a_dsn_is_refused() -> None:
     with pytest.raises(AssertionError):
         failure_dsn(
             message(sender=None), (FailedRecipient(recipient("u@far.test"), FAILED_REPLY),), b"", HOST, DSN_ID, START
         )
 
 
-def test_orcpt_is_shown_decoded_and_clean() -> None:
+def test_orcpt_is_decoded_and_sanitised() -> None:
     assert original_recipient("rfc822;a+0D+0AX-Bad: 1") == "rfc822; a X-Bad: 1"
     assert original_recipient("plain") == "rfc822; plain"

@@ -1,6 +1,6 @@
-"""Random histories of one shard: live equals replayed, no recipient is lost, windows hold, and all comes to an end.
+"""Stateful property test of one shard: live equals replay, no recipient is lost, limits hold, every message closes.
 
-The most important test of the router. It can fail: take the `_uncount` out of `apply`, or a `Settled` out of `decide`.
+It fails, for example, without `_uncount` in `apply` or without a `Settled` in `decide`.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Histories(RuleBasedStateMachine):
             DnsAnswers(KNOWN, ADDRESS_ANSWERS),
         )
         self.past: list[Attempted] = []
-        self.latest = self.simulator.now  # that the queue was told
-        self.numbers = count(1)  # anew: a replay of the same choices must draw the same jitter
+        self.latest = self.simulator.now  # latest time passed to the queue
+        self.numbers = count(1)  # per history, so that the same choices give the same jitter
 
     @rule(
         to=st.lists(st.sampled_from(ADDRESSES), min_size=1, max_size=6),
@@ -99,7 +99,7 @@ class Histories(RuleBasedStateMachine):
 
     @precondition(lambda self: self.simulator.dsns)
     @rule()
-    def read_own_report(self) -> None:
+    def accept_dsn(self) -> None:
         self.simulator.decide(self.simulator.dsns.pop())
 
     @precondition(lambda self: self.simulator.dispatched)
@@ -116,7 +116,7 @@ class Histories(RuleBasedStateMachine):
         self.past.append(Attempted(delivery_id, given.number, tuple(outcomes), self.simulator.now, timedelta(0)))
 
     @rule(to=st.lists(st.sampled_from(ADDRESSES), min_size=1, max_size=3))
-    def accept_what_breaks_the_decision(self, to: list[str]) -> None:
+    def accept_quarantined(self, to: list[str]) -> None:
         self.simulator.quarantine(
             accepted(
                 *to, received=self.simulator.now, number=next(self.numbers), content=Inline(CONTENT), tenant="default"
@@ -125,7 +125,7 @@ class Histories(RuleBasedStateMachine):
 
     @precondition(lambda self: self.simulator.dispatched)
     @rule(data=st.data())
-    def attempt_whose_report_breaks_the_decision(self, data: st.DataObject) -> None:
+    def attempt_quarantined(self, data: st.DataObject) -> None:
         delivery_id = data.draw(st.sampled_from(sorted(self.simulator.dispatched)))
         recipients = self.simulator.dispatched[delivery_id].delivery.message.envelope.recipients
         outcomes = [data.draw(st.sampled_from([delivered, deferred]))(one) for one in recipients]
@@ -141,7 +141,7 @@ class Histories(RuleBasedStateMachine):
         self.simulator.advance(timedelta(seconds=seconds))
 
     @rule(seconds=st.sampled_from([1, 4000]))
-    def the_clock_is_set_back(self, seconds: int) -> None:
+    def clock_is_set_back(self, seconds: int) -> None:
         self.simulator.now -= timedelta(seconds=seconds)
         self.simulator.route_due()
 
@@ -155,7 +155,7 @@ class Histories(RuleBasedStateMachine):
         self.simulator.answers = DnsAnswers(mx, ADDRESS_ANSWERS)
 
     @rule()
-    def dns_is_well_again(self) -> None:
+    def dns_recovers(self) -> None:
         self.simulator.answers = DnsAnswers(KNOWN, ADDRESS_ANSWERS)
 
     @rule()
@@ -166,7 +166,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: any(isinstance(line.state, Waiting) for line in self.simulator.lines.values()))
     @rule(data=st.data(), hold=st.booleans())
     def hold_or_release(self, data: st.DataObject, hold: bool) -> None:
-        """A command comes in a later issue; the queue carries its lines already."""
+        """No command does this yet; the queue supports its records already."""
         waiting = [line for line in self.simulator.lines.values() if isinstance(line.state, Waiting)]
         line = data.draw(st.sampled_from(waiting))
         due = datetime.max.replace(tzinfo=self.simulator.now.tzinfo) if hold else self.simulator.now
@@ -208,7 +208,7 @@ class Histories(RuleBasedStateMachine):
         assert queue.oldest_runnable() == min((each.timestamp() for each in since.values()), default=None)
 
     @invariant()
-    def the_oldest_of_each_state_is_known(self) -> None:
+    def oldest_of_each_state_is_correct(self) -> None:
         oldest: dict[str, Pending] = {}
         for delivery_id in sorted(self.simulator.lines):
             line = self.simulator.lines[delivery_id]
@@ -218,12 +218,12 @@ class Histories(RuleBasedStateMachine):
         }
 
     @invariant()
-    def what_is_quarantined_is_counted(self) -> None:
+    def quarantined_deliveries_are_counted(self) -> None:
         reasons = [line.state.reason for line in self.simulator.lines.values() if line.state == _held(line)]
         assert self.simulator.queue.quarantined == sum(reason.startswith(QUARANTINE_REASON) for reason in reasons)
 
     @invariant()
-    def windows_hold(self) -> None:
+    def limits_hold(self) -> None:
         limits = self.simulator.policy.limits
         assert self.simulator.queue.active <= limits.deliveries_per_shard
         for load in self.simulator.queue.site_loads().values():
@@ -231,12 +231,12 @@ class Histories(RuleBasedStateMachine):
             assert load.active_bytes <= limits.bytes_per_site or load.active == 1
 
     @invariant()
-    def in_hand_is_what_delivery_has(self) -> None:
+    def active_lines_are_the_dispatched_ones(self) -> None:
         lines = self.simulator.lines.values()
         assert {line.delivery.id for line in lines if isinstance(line.state, Active)} == set(self.simulator.dispatched)
 
     @invariant()
-    def nobody_waits_unseen(self) -> None:
+    def every_waiting_line_is_indexed(self) -> None:
         waiting = {
             line.delivery.id
             for line in self.simulator.lines.values()
@@ -245,14 +245,14 @@ class Histories(RuleBasedStateMachine):
         assert set(self.simulator.queue.indexed()) == waiting
 
     @invariant()
-    def no_queue_line_carries_a_body(self) -> None:
+    def no_queue_line_has_inline_content(self) -> None:
         for record in self.simulator.records:
             if isinstance(record, Pending):
                 assert not isinstance(record.content, Inline)
                 assert isinstance(record.state, Active) or record.content is not None
 
     def teardown(self) -> None:
-        """Held lines are released, and whatever the world did, everything comes to an end."""
+        """Release held lines; then every message closes."""
         simulator = self.simulator
         for line in [line for line in simulator.lines.values() if line.state == _held(line)]:
             changed = replace(line, state=Waiting(simulator.now, WaitCause.DEFERRED, "released"))
@@ -264,7 +264,7 @@ class Histories(RuleBasedStateMachine):
             while simulator.dsns:
                 simulator.decide(simulator.dsns.pop())
             for delivery_id in list(simulator.dispatched):
-                self._attempt(delivery_id, None)  # deferred to the end of their lifetime
+                self._attempt(delivery_id, None)  # deferred until they expire
             simulator.advance(timedelta(hours=3))
         assert not simulator.lines
         assert not simulator.dsns
@@ -284,8 +284,8 @@ TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_the_same_choices_make_the_same_history() -> None:
-    """Hypothesis replays what it shrinks: what a history does must follow from its choices alone."""
+def test_same_choices_give_the_same_history() -> None:
+    """Hypothesis replays histories to shrink them, so they must depend on the choices only."""
     histories = [Histories(), Histories()]
     for history in histories:
         history.accept(["u@far.test", "team@example.test"], "s@far.test", "default", 10, spooled=False)

@@ -1,4 +1,4 @@
-"""The queue's indexes: nobody is lost when they are tidied, and they stay small."""
+"""Tests of the queue's indexes: pruning loses no line, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def waiting(number: int, *, seconds: int = 0) -> Pending:
     return Pending(delivery, Waiting(START + timedelta(seconds=seconds), WaitCause.DEFERRED, "later"), SPOOLED, 1)
 
 
-def test_tidying_drops_what_is_out_of_date_and_nobody() -> None:
+def test_prune_drops_only_stale_entries() -> None:
     queue, fresh = MailQueue(), MailQueue()
     due, later, held = waiting(1), waiting(2, seconds=9000), waiting(3)
     queue.apply(due)
-    assert queue.due(START, SiteLimits(), 0) == []  # it has its place in the turns of its site
+    assert queue.due(START, SiteLimits(), 0) == []  # moves the line to the queue of its site
     for seconds in range(5000):
         queue.apply(replace(later, state=Waiting(START + timedelta(seconds=seconds), WaitCause.DEFERRED, "later")))
     queue.apply(later)
@@ -44,7 +44,7 @@ def test_tidying_drops_what_is_out_of_date_and_nobody() -> None:
     assert queue.due(START + timedelta(seconds=9000), SiteLimits(), 10) == [later.delivery.id]
 
 
-def test_the_table_of_shared_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interned_values_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mail_queue, "INTERNED_MAX", 20)
     queue = MailQueue()
     lines = [waiting(number) for number in range(100)]
@@ -54,7 +54,7 @@ def test_the_table_of_shared_values_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert list(queue.lines()) == lines
 
 
-def test_what_is_alike_is_kept_once() -> None:
+def test_equal_values_are_shared() -> None:
     queue = MailQueue()
     for number in range(2):
         queue.apply(replace(waiting(number), last_remote="".join(["mx.far", ".test"])))

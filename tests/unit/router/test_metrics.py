@@ -1,4 +1,4 @@
-"""Gauges of the shards of a process, driven through a router on a log in memory."""
+"""Tests of the router's metrics with a router on an in-memory log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "GAUGE_INTERVAL_SECONDS", 0.0)
 
 
-async def test_the_ledger_does_not_drift_whatever_a_shard_began_with() -> None:
+async def test_ledger_does_not_drift_after_a_replay() -> None:
     setup = RouterSetup(relay=SMART, deliver=succeed)
     (line,) = of_kind(Pending, RouterSimulator(policy=policy(relay=SMART)).decide(accepted_now("u@far.test")))
     kept = await setup.spool.put(b"x")
@@ -39,7 +39,7 @@ async def test_the_ledger_does_not_drift_whatever_a_shard_began_with() -> None:
 
 
 @pytest.mark.parametrize(("entry", "sign"), [("accepted", -1), ("delivered", 1)])
-async def test_a_tally_that_forgets_an_entry_is_a_drift_until_the_shard_is_lost(
+async def test_missing_ledger_entry_is_a_drift_until_the_shard_is_lost(
     monkeypatch: pytest.MonkeyPatch, entry: str, sign: int
 ) -> None:
     add_decision = BatchAccounting.add_decision
@@ -59,7 +59,7 @@ async def test_a_tally_that_forgets_an_entry_is_a_drift_until_the_shard_is_lost(
     assert value("ledger_drift_recipients") == 0
 
 
-async def test_a_quarantined_delivery_is_counted_and_survives_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_quarantined_delivery_is_counted_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = RouterSetup(deliver=succeed)
     bad = accepted_now("alice@example.test")
     break_decide(monkeypatch, bad.message.queue_id, kind=Accepted)
@@ -73,7 +73,7 @@ async def test_a_quarantined_delivery_is_counted_and_survives_the_next_start(mon
         assert value("quarantined_deliveries") == 0
 
 
-async def test_a_delivery_is_runnable_while_it_is_active_and_not_while_it_is_deferred() -> None:
+async def test_delivery_is_runnable_while_active_and_not_while_deferred() -> None:
     def later(given: Dispatched) -> Attempted:
         outcomes = tuple(map(deferred, given.delivery.message.envelope.recipients))
         return Attempted(given.delivery.id, given.number, outcomes, datetime.now(UTC), timedelta(0), spooled)
@@ -94,19 +94,19 @@ async def test_a_delivery_is_runnable_while_it_is_active_and_not_while_it_is_def
     assert value("queue_runnable_recipients") == 0
     assert value("queue_oldest_runnable_timestamp_seconds") == 0
     setup.deliver = later
-    async with setup.running():  # delivery is given it again
+    async with setup.running():  # delivery reads it again
         await wait_until(lambda: value("queue_recipients", state="deferred") == 2)
         assert value("queue_runnable_recipients") == 0
 
 
-async def test_an_idle_shard_finishes_batches() -> None:
+async def test_idle_shard_counts_as_routed() -> None:
     setup = RouterSetup()
     async with setup.running():
         await wait_until(lambda: value("shards_routed") == value("shards", role="router") > 0)
     assert value("shards_routed") == 0
 
 
-def test_a_shard_that_hangs_or_never_finishes_a_batch_is_not_routed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shard_that_finishes_no_batch_is_not_routed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(metrics, "monotonic", lambda: now)
     shards = metrics.Metrics()
@@ -120,6 +120,6 @@ def test_a_shard_that_hangs_or_never_finishes_a_batch_is_not_routed(monkeypatch:
     now += metrics.ROUTED_SECONDS
     shards.add_batch(working, BatchAccounting(), queue, 0.0)
     assert value("shards_routed") == 1
-    shards.shard_released(working)  # opened again and again without a batch, as when it is fenced each time
+    shards.shard_released(working)  # replayed and lost without a batch, as when it is fenced each time
     shards.shard_replayed(working, queue)
     assert value("shards_routed") == 0

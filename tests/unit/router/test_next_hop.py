@@ -1,4 +1,4 @@
-"""RFC 5321 section 5.1 as a table."""
+"""Tests of the next hop by RFC 5321 section 5.1."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ A, B = (5, "a.far.test"), (10, "b.far.test")
         (NoRecords(), None, Unresolved("far.test")),
     ],
 )  # fmt: skip
-def test_the_mx_table(mx: MxAnswer | None, addresses: AddressAnswer | None, hop: object) -> None:
+def test_next_hop_by_dns_answer(mx: MxAnswer | None, addresses: AddressAnswer | None, hop: object) -> None:
     answers = DnsAnswers({"far.test": mx} if mx else {}, {"far.test": addresses} if addresses else {})
     context = RoutingContext(policy(hostname=OWN), snapshot(), answers)
     assert next_hop(address("u@far.test"), IsRemote(), context) == hop
 
 
-def test_statuses_are_those_of_the_rfcs() -> None:
+def test_enhanced_codes_are_those_of_the_rfcs() -> None:
     assert [(reply.code, reply.enhanced) for reply in (NULL_MX, NO_SUCH_DOMAIN, NO_MX_AND_NO_ADDRESS, LOOPS_BACK)] == [
         (556, "5.1.10"),
         (550, "5.1.2"),
@@ -48,7 +48,7 @@ def test_statuses_are_those_of_the_rfcs() -> None:
     ]
 
 
-def test_a_domain_that_is_ourselves_without_mx_loops() -> None:
+def test_our_own_hostname_without_mx_loops_back() -> None:
     answers = DnsAnswers({OWN: NoRecords()}, {OWN: IpAddresses(("192.0.2.1",))})
     hop = next_hop(
         address(f"u@{OWN}"), IsRemote(), RoutingContext(policy(hostname="MX.Example.Test"), snapshot(), answers)
@@ -59,7 +59,7 @@ def test_a_domain_that_is_ourselves_without_mx_loops() -> None:
 @pytest.mark.parametrize(
     ("recipient", "host"), [("u@[192.0.2.7]", "192.0.2.7"), ("u@[IPv6:2001:db8::1]", "2001:db8::1")]
 )
-def test_a_literal_is_its_own_host_and_asks_nobody(recipient: str, host: str) -> None:
+def test_address_literal_needs_no_dns(recipient: str, host: str) -> None:
     context = RoutingContext(policy(), snapshot())
     hop = next_hop(address(recipient), IsRemote(), context)
     assert isinstance(hop, ToMx)
@@ -67,8 +67,8 @@ def test_a_literal_is_its_own_host_and_asks_nobody(recipient: str, host: str) ->
     assert mx_domain(address(recipient), IsRemote(), context) is None
 
 
-def test_who_wins() -> None:
-    """A mailbox over everything; a domain's own relay over the configured one; that one over MX."""
+def test_precedence_of_mailbox_domain_relay_and_relay() -> None:
+    """Order: mailbox, the domain's relay, the configured relay, MX."""
     relay, inner = ToRelay("smart.test", 25), ToRelay("inner.test", 2525)
     with_relay, without = RoutingContext(policy(relay=relay), snapshot()), RoutingContext(policy(), snapshot())
     user = address("u@far.test")
@@ -85,7 +85,7 @@ def test_who_wins() -> None:
     assert mx_domain(user, by_mx, without) == mx_domain(user, IsRemote(), without) == "far.test"
 
 
-def test_dns_is_asked_in_a_labels() -> None:
+def test_dns_queries_use_a_labels() -> None:
     user = address("u@bücher.test")
     context = RoutingContext(policy(), snapshot(), DnsAnswers({"xn--bcher-kva.test": MxHosts(((1, "mx.far.test"),))}))
     assert mx_domain(user, IsRemote(), context) == "xn--bcher-kva.test"

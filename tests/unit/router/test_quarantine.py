@@ -1,4 +1,4 @@
-"""A bug that one fact brings out stops neither the shard nor any other message, and loses nothing."""
+"""Tests of the quarantine: a fact that makes the decision raise stops neither the shard nor other messages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def break_decide(monkeypatch: pytest.MonkeyPatch, *poison: str, kind: type) -> N
     monkeypatch.setattr("router.shard.decide", fragile)
 
 
-async def test_a_new_message_that_breaks_the_decision_is_held_and_the_others_go(
+async def test_new_message_that_raises_is_held_and_others_are_delivered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     setup = RouterSetup(deliver=succeed, settings=RouterSettings(batch=10))
@@ -85,13 +85,13 @@ async def test_a_new_message_that_breaks_the_decision_is_held_and_the_others_go(
     )
     assert story is not None
     assert len(setup.dispatched) == 29
-    async with setup.running():  # nothing goes wrong again at the next start
+    async with setup.running():  # the next start raises nothing
         mail = accepted_now("alice@example.test")
         await setup.log.append(mail)
         await wait_until(lambda: setup.is_closed(mail))
 
 
-async def test_a_report_that_breaks_the_decision_counts_as_a_deferral(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_report_that_raises_counts_as_a_deferral(monkeypatch: pytest.MonkeyPatch) -> None:
     def postpone(given: Dispatched) -> Attempted:
         first, second = given.delivery.message.envelope.recipients
         outcomes = (delivered(first), deferred(second))
@@ -114,7 +114,7 @@ async def test_a_report_that_breaks_the_decision_counts_as_a_deferral(monkeypatc
     assert (await setup.log.backlog()).attempted == 0
 
 
-async def test_a_waiting_message_that_breaks_the_decision_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_message_that_raises_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = RouterSetup(relay=SMART, deliver=succeed)
     simulator = RouterSimulator(policy=policy(relay=SMART))
     spooled = await setup.spool.put(CONTENT)
@@ -136,7 +136,7 @@ async def test_a_waiting_message_that_breaks_the_decision_is_held(monkeypatch: p
     assert left.state.cause is WaitCause.HELD
 
 
-async def test_a_bug_in_telling_is_no_bug_in_routing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bug_in_metrics_or_logging_does_not_repeat_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*_: object) -> None:
         raise ZeroDivisionError
 
@@ -150,7 +150,7 @@ async def test_a_bug_in_telling_is_no_bug_in_routing(monkeypatch: pytest.MonkeyP
     assert len(setup.dispatched) == 1
 
 
-def test_a_report_without_content_is_settled_or_held() -> None:
+def test_quarantined_report_without_content_is_settled_or_held() -> None:
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
     first, second = simulator.decide(accepted("a@far.test")), simulator.decide(accepted("b@far.test"))
     for out, outcome, wanted in ((first, delivered, Settled), (second, deferred, Pending)):

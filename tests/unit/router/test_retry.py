@@ -1,4 +1,4 @@
-"""Jitter stays in its bounds, depends on the delivery, and the last attempt falls on the end of the lifetime."""
+"""Tests of retry times: bounds of the jitter, its seed, and the last attempt at the end of the lifetime."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIFETIME = timedelta(days=5)
 
 
 @given(attempts=st.integers(1, 50), seed=st.text(max_size=40))
-def test_the_wait_is_within_its_step(attempts: int, seed: str) -> None:
+def test_delay_is_within_its_step(attempts: int, seed: str) -> None:
     step = SCHEDULE[min(attempts, 3) - 1]
     assert retry_step(SCHEDULE, attempts) == step
     assert step * JITTER_FLOOR <= retry_delay(SCHEDULE, attempts, seed) <= step
@@ -39,13 +39,13 @@ def test_jitter_spreads_over_the_whole_step() -> None:
 
 
 @given(seed=st.text(max_size=20))
-def test_chance_is_the_same_for_the_same_seed(seed: str) -> None:
+def test_jitter_is_the_same_for_the_same_seed(seed: str) -> None:
     assert 0 <= hashed_fraction(seed) < 1
     assert hashed_fraction(seed) == hashed_fraction(seed)
 
 
 @given(age=st.integers(0, 6 * 86400), attempts=st.integers(1, 60))
-def test_the_last_attempt_is_made_when_the_lifetime_ends(age: int, attempts: int) -> None:
+def test_last_attempt_is_made_when_the_lifetime_ends(age: int, attempts: int) -> None:
     now = START + timedelta(seconds=age)
     due = next_attempt_time(SCHEDULE, LIFETIME, attempts, "D-1", START, now)
     assert now < due
@@ -56,7 +56,7 @@ def test_the_last_attempt_is_made_when_the_lifetime_ends(age: int, attempts: int
 
 
 @given(age=st.integers(0, 6 * 86400))
-def test_dns_is_asked_again_within_seconds_at_first_and_minutes_later(age: int) -> None:
+def test_dns_retry_starts_at_seconds_and_grows_to_minutes(age: int) -> None:
     now = START + timedelta(seconds=age)
     wait = next_resolve_time(START, now, "D-1") - now
     assert RESOLVE_DELAY_MIN * 0.75 <= wait <= RESOLVE_DELAY_MAX * 1.25

@@ -1,4 +1,4 @@
-"""The loop around the decision, on a log in memory: failing commits, a failing spool, slow DNS, and a restart."""
+"""Tests of the shard loop on an in-memory log: failing commits, a failing spool, slow DNS, and a restart."""
 
 from __future__ import annotations
 
@@ -118,22 +118,22 @@ async def wait_until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-def accepted_now(*to: str, **terms: object) -> Accepted:
-    return accepted(*to, received=datetime.now(UTC), **terms)  # type: ignore[arg-type]
+def accepted_now(*to: str, **fields: object) -> Accepted:
+    return accepted(*to, received=datetime.now(UTC), **fields)  # type: ignore[arg-type]
 
 
 def counted(entry: str) -> float:
     return REGISTRY.get_sample_value("eilpost_ledger_recipients_total", {"entry": entry}) or 0.0
 
 
-async def test_a_message_goes_through_and_the_ledger_is_published() -> None:
+async def test_message_is_delivered_and_the_ledger_is_published() -> None:
     setup = RouterSetup(deliver=succeed)
     before = {entry: counted(entry) for entry in ("accepted", "delivered", "failed")}
     mail = accepted_now("alice@example.test", "u@far.test", "u@nowhere.test", sender="alice@example.test")
     async with setup.running():
         await setup.log.append(mail)
         await wait_until(lambda: setup.is_closed(mail))
-        await wait_until(lambda: len(setup.dispatched) == 3)  # and the report about nowhere.test
+        await wait_until(lambda: len(setup.dispatched) == 3)  # including the DSN about nowhere.test
         await wait_until(lambda: counted("delivered") - before["delivered"] == 3)
     assert await setup.lines() == []
     assert {entry: counted(entry) - count for entry, count in before.items()} == {
@@ -144,7 +144,7 @@ async def test_a_message_goes_through_and_the_ledger_is_published() -> None:
     assert all(isinstance(given.content, Inline) for given in setup.dispatched)
 
 
-async def test_the_log_tells_who_got_no_mail_and_why() -> None:
+async def test_log_names_bounced_recipients_and_the_reason() -> None:
     setup = RouterSetup(deliver=succeed)
     mail = accepted_now("u@nowhere.test", "u@far.test", sender="alice@example.test")
     unknown = accepted_now(*(f"u{number}@nowhere.test" for number in range(25)), sender=None)
@@ -161,7 +161,7 @@ async def test_the_log_tells_who_got_no_mail_and_why() -> None:
     assert not any(None in line.values() for line in lines)
 
 
-async def test_a_commit_that_fails_is_made_again_from_a_fresh_replay() -> None:
+async def test_failed_commit_is_repeated_after_a_replay() -> None:
     setup = RouterSetup(relay=ToRelay("smart.test", 25), deliver=succeed)
     async with setup.running():
         first = accepted_now("u@far.test")
@@ -170,7 +170,7 @@ async def test_a_commit_that_fails_is_made_again_from_a_fresh_replay() -> None:
         mails = [accepted_now("u@far.test") for _ in range(20)]
         for mail in mails:
             await setup.log.append(mail)
-        setup.log.fail("the disk is away")  # before the loop had a chance to commit any
+        setup.log.fail("the disk is away")  # before the loop can commit
         await asyncio.sleep(0.3)
         assert len(setup.dispatched) == 1
         setup.log.fail(None)
@@ -181,7 +181,7 @@ async def test_a_commit_that_fails_is_made_again_from_a_fresh_replay() -> None:
     assert len(ids) == len(set(ids)) == 21
 
 
-async def test_slow_dns_holds_nobody_else_up_and_its_mail_goes_when_it_answers() -> None:
+async def test_slow_dns_does_not_block_other_mail() -> None:
     resolver = StaticResolver(
         mx={"far.test": [(10, "mx.far.test")], "slow.test": [(10, "mx.slow.test")]}, slow={"slow.test": 0.6}
     )
@@ -203,7 +203,7 @@ async def test_slow_dns_holds_nobody_else_up_and_its_mail_goes_when_it_answers()
     ]
 
 
-async def test_a_burst_beyond_the_window_is_spooled_and_all_of_it_delivered_in_the_end() -> None:
+async def test_burst_over_the_site_limit_is_spooled_and_delivered() -> None:
     setup = RouterSetup(relay=ToRelay("smart.test", 25), settings=RouterSettings(window=10, batch=50), deliver=succeed)
     mails = [accepted_now("u@far.test") for _ in range(300)]
     for mail in mails:
@@ -215,18 +215,18 @@ async def test_a_burst_beyond_the_window_is_spooled_and_all_of_it_delivered_in_t
     assert await setup.lines() == []
 
 
-async def test_what_is_due_goes_batch_after_batch_without_a_pause() -> None:
+async def test_due_deliveries_are_dispatched_without_a_pause() -> None:
     setup = RouterSetup(relay=ToRelay("smart.test", 25), settings=RouterSettings(batch=10))
     now, spooled = datetime.now(UTC), await setup.spool.put(CONTENT)
     for _ in range(60):
         message = accepted_now("u@far.test").message
         one = Delivery(delivery_id(message.queue_id, 1), message, ToRelay("smart.test", 25))
         await setup.log.append(Pending(one, Waiting(now, WaitCause.DEFERRED, "Greylisted"), spooled, 1))
-    async with setup.running(), asyncio.timeout(3):  # a look a second would take five
+    async with setup.running(), asyncio.timeout(3):  # one batch per second would take five
         await wait_until(lambda: len(setup.dispatched) == 60)
 
 
-async def test_a_letter_to_many_sites_does_not_fill_the_log_with_copies() -> None:
+async def test_content_for_many_sites_is_spooled_and_not_copied() -> None:
     sites = {f"d{number}.test": [(10, f"mx.d{number}.test")] for number in range(100)}
     setup = RouterSetup(resolver=StaticResolver(mx=sites), deliver=succeed)
     content = CONTENT + b"x" * 200_000
@@ -246,10 +246,10 @@ async def test_a_letter_to_many_sites_does_not_fill_the_log_with_copies() -> Non
     assert len(set(bodies)) == len(setup.spool.contents) == 1
     assert isinstance(bodies[0], Spooled)
     assert await setup.spool.read(bodies[0]) == content
-    assert sum(isinstance(given.content, Inline) for given in setup.dispatched) == 2  # few copies still ride along
+    assert sum(isinstance(given.content, Inline) for given in setup.dispatched) == 2  # few copies stay inline
 
 
-async def test_another_owner_goes_on_where_the_first_stopped() -> None:
+async def test_next_owner_continues_from_the_committed_state() -> None:
     def postpone(given: Dispatched) -> Attempted:
         outcomes = tuple(map(deferred, given.delivery.message.envelope.recipients))
         spooled = given.content if isinstance(given.content, Spooled) else Spooled("d", len(CONTENT), "0" * 32)
@@ -273,7 +273,7 @@ async def test_another_owner_goes_on_where_the_first_stopped() -> None:
     assert setup.dispatched[-1].number == len(setup.dispatched) >= 2
 
 
-async def test_a_report_about_spooled_content_quotes_its_header() -> None:
+async def test_dsn_about_spooled_content_quotes_its_header() -> None:
     setup = RouterSetup(deliver=succeed)
     spooled = await setup.spool.put(CONTENT + b"x" * 300_000)
     mail = accepted_now("u@nowhere.test", sender="alice@example.test", content=spooled)
@@ -286,8 +286,8 @@ async def test_a_report_about_spooled_content_quotes_its_header() -> None:
     assert b"xxx" not in content.data
 
 
-async def test_a_failed_rewind_is_repeated_before_anything_is_taken() -> None:
-    """A shard whose rewind fails once: no batch may be taken from the wrong place meanwhile."""
+async def test_failed_rewind_is_repeated_before_the_next_read() -> None:
+    """The rewind fails once: no batch may be read from the wrong offset in the meantime."""
     calls: list[str] = []
 
     class Shard:
@@ -330,7 +330,7 @@ async def test_a_failed_rewind_is_repeated_before_anything_is_taken() -> None:
     assert calls == ["replay", "take", "take", "commit", "rewind", "rewind", "replay", "take"]
 
 
-async def test_what_is_no_longer_ours_is_no_longer_counted() -> None:
+async def test_lost_shard_is_no_longer_counted() -> None:
     def in_hand() -> float | None:
         return REGISTRY.get_sample_value("eilpost_queue_recipients", {"state": "active"})
 
@@ -341,7 +341,7 @@ async def test_what_is_no_longer_ours_is_no_longer_counted() -> None:
     assert in_hand() == 0
 
 
-async def test_a_log_that_cannot_be_read_ends_the_role_in_one_line() -> None:
+async def test_unusable_log_ends_the_role_with_one_line() -> None:
     class Log:
         async def own_router_shards(
             self, process: RouterShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None

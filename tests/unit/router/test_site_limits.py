@@ -1,4 +1,4 @@
-"""Nobody's slow site stands in another's way, and tenants take turns."""
+"""Tests of site limits: slow sites do not block others, and tenants share a site round robin."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def deliver_one(one: RouterSimulator, delivery_id: DeliveryId) -> str:
     return message.tenant
 
 
-def test_stalling_sites_leave_room_for_a_new_one_whatever_their_order() -> None:
+def test_stalled_sites_leave_slots_for_a_new_site() -> None:
     limits = SiteLimits()
-    hands: list[int] = []
-    for _ in range(100):  # each takes all it can get before the next one comes
+    active: list[int] = []
+    for _ in range(100):  # each site takes all it is allowed before the next one starts
         hand = 0
-        while limits.allow(hand, 0, sum(hands) + hand, 0):
+        while limits.allow(hand, 0, sum(active) + hand, 0):
             hand += 1
-        hands.append(hand)
-    assert hands[0] == limits.deliveries_per_site  # one busy site has its whole window
-    assert hands[-1] >= 2
-    assert sum(hands) < limits.deliveries_per_shard - 300
+        active.append(hand)
+    assert active[0] == limits.deliveries_per_site  # a single busy site gets its full limit
+    assert active[-1] >= 2
+    assert sum(active) < limits.deliveries_per_shard - 300
 
 
-def test_thousands_of_stalling_sites_leave_room_for_our_own_mailboxes() -> None:
+def test_stalled_sites_leave_slots_for_local_mailboxes() -> None:
     one = RouterSimulator(
         policy(limits=SiteLimits(deliveries_per_shard=40)), snapshot=snapshot(["alice@example.test"]), answers=ANSWERS
     )
@@ -53,7 +53,7 @@ def test_thousands_of_stalling_sites_leave_room_for_our_own_mailboxes() -> None:
     assert one.queue.site_loads()["mailbox"].active >= 1
 
 
-def test_greedy_sites_share_what_there_is() -> None:
+def test_busy_sites_share_the_slots() -> None:
     one = simulator(SiteLimits(deliveries_per_site=100, deliveries_per_shard=100))
     for _ in range(200):
         for site in range(9):
@@ -64,7 +64,7 @@ def test_greedy_sites_share_what_there_is() -> None:
     assert min(load.active for load in one.queue.site_loads().values()) >= 1
 
 
-def test_bytes_bound_a_window_but_one_delivery_always_goes() -> None:
+def test_bytes_limit_a_site_but_one_delivery_always_starts() -> None:
     one = simulator(SiteLimits(deliveries_per_site=100, bytes_per_site=1000))
     one.decide(accepted("u@d0.test", size=5000))
     one.decide(accepted("u@d0.test", size=10))
@@ -74,7 +74,7 @@ def test_bytes_bound_a_window_but_one_delivery_always_goes() -> None:
     assert one.queue.site_loads()["mx:mx.d1.test"].active == 3
 
 
-def test_tenants_take_turns_however_much_one_of_them_sends() -> None:
+def test_tenants_share_a_site_round_robin() -> None:
     one = simulator(SiteLimits(deliveries_per_site=2))
     for _ in range(40):
         one.decide(accepted("u@d0.test", tenant="loud"))
@@ -85,12 +85,12 @@ def test_tenants_take_turns_however_much_one_of_them_sends() -> None:
     while len(served) < 14:
         served.append(deliver_one(one, next(iter(one.dispatched))))
         one.route_due()
-    assert Counter(served[2:12])["quiet"] == 5  # after what was in hand, every other turn
+    assert Counter(served[2:12])["quiet"] == 5  # every other turn after the active ones
 
 
-def test_sites_take_turns_when_a_batch_is_short() -> None:
+def test_sites_share_a_small_batch_round_robin() -> None:
     one = simulator(SiteLimits(deliveries_per_site=1000))
-    one.answers = DnsAnswers()  # everything waits for DNS first
+    one.answers = DnsAnswers()  # all deliveries wait for DNS first
     for site in range(10):
         for _ in range(20):
             one.decide(accepted(f"u@d{site}.test"))
@@ -101,8 +101,8 @@ def test_sites_take_turns_when_a_batch_is_short() -> None:
     assert {load.active for name, load in one.queue.site_loads().items() if name.startswith("mx:")} == {4}
 
 
-def test_a_line_that_was_written_twice_has_one_turn() -> None:
-    """The line as it was decided, then the line with its content in the spool: so the loop folds what it spools."""
+def test_line_applied_twice_has_one_turn() -> None:
+    """The shard applies a line twice when it spools its content."""
     one = simulator(SiteLimits(deliveries_per_site=4))
     one.answers = DnsAnswers()
     for _ in range(8):
@@ -112,7 +112,7 @@ def test_a_line_that_was_written_twice_has_one_turn() -> None:
     assert len(picked) == len(set(picked)) == 4
 
 
-def test_after_a_long_sleep_what_is_due_comes_in_bounded_batches() -> None:
+def test_due_deliveries_come_in_bounded_batches() -> None:
     one = simulator(SiteLimits())
     one.answers = DnsAnswers()
     for _ in range(50):

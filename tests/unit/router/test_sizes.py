@@ -1,4 +1,4 @@
-"""Records have a size: a log has a largest one that it takes."""
+"""Tests of record sizes against the maximum record size of the log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.builders.routing import RouterSimulator, accepted, events, sn
 
 
 @pytest.mark.parametrize("sender", ["sender@far.test", None])
-def test_no_record_grows_with_the_recipients_without_bound(sender: str | None) -> None:
+def test_record_size_is_bounded_for_many_recipients(sender: str | None) -> None:
     simulator = RouterSimulator(snapshot=snapshot())
     names = [f"{'n' * 50}{number}@example.test" for number in range(3000)]
     out = simulator.decide(accepted(*names, sender=sender))
@@ -26,7 +26,7 @@ def test_no_record_grows_with_the_recipients_without_bound(sender: str | None) -
     assert simulator.open_by_ledger() == 0
 
 
-def test_the_largest_message_that_is_taken_fits_into_a_record() -> None:
+def test_largest_accepted_message_fits_into_a_record() -> None:
     most = Settings.model_json_schema()["$defs"]["IngressSettings"]["properties"]["max_recipients"]["maximum"]
     domain = ".".join("d" * 60 for _ in range(3)) + ".test"
     recipients = [f"{number:064}@{domain}" for number in range(most)]
