@@ -1,9 +1,9 @@
 """SMTP and LMTP client as a sans-I/O state machine: `receive` bytes, send `to_send()`, read `result`. Pure.
 
 A finished transaction has one outcome per recipient; `past_dot` is true while the server may have accepted the message
-without our knowing. STARTTLS and AUTH will be added between EHLO and READY (`_on_ehlo_done`).
+without our knowing.
 
-    GREETING -> EHLO [-> HELO] -> READY -> ENVELOPE -> CONTENT -> READY ... -> QUIT -> CLOSED
+    GREETING -> EHLO [-> HELO] -> READY -> ENVELOPE -> CONTENT -> READY -> QUIT -> CLOSED
 
 Source: RFC 5321, RFC 2033 (LMTP), RFC 2920 (pipelining), RFC 1870 (SIZE), RFC 6152, RFC 6531.
 """

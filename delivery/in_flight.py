@@ -2,7 +2,7 @@
 
 Deliveries over a limit are queued by site and started round robin. A site that has not replied recently is *unproven*:
 it has two slots, and all unproven sites together have half of the slots and memory; a site's limit grows with each
-prompt reply and halves otherwise. *Trusted* sites (relays) are never unproven, and *reserved* ones (mailboxes) have
+prompt reply and halves otherwise; *trusted* sites (relays) are never unproven, and *reserved* ones (mailboxes) have
 slots of their own.
 """
 

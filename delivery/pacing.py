@@ -1,7 +1,7 @@
 """Connection pacing of one site: slow start of its concurrency, and back-off from an unreachable site. Pure.
 
 The connection limit starts small, grows by one with each answered transaction (so it doubles per round, as in TCP slow
-start) and halves on overload. An unreachable site is not tried for a while. `now_seconds` is a monotonic clock.
+start) and halves on overload. An unreachable site is not tried for a while.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ CONSECUTIVE_FAILURES_MAX = 3
 
 
 class Pacing:
-    """One site's connection limit and dead time."""
+    """One site's connection limit and dead time. `now_seconds`: a monotonic clock."""
 
     __slots__ = (
         "_consecutive_failures",

@@ -1,8 +1,7 @@
 """Recently processed queue ids of a shard, to detect duplicate appends. Pure.
 
-An open message is detected by its queue lines; this set covers messages that closed at once. A Kafka producer without
-idempotence may repeat an append within its delivery time-out, so ten minutes are ample. The set is not durable: a new
-owner of the shard starts with an empty one.
+Queue lines detect a duplicate of an open message; this set covers messages that closed at once. A Kafka producer
+without idempotence may repeat an append within its delivery time-out, so ten minutes are ample.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ ENTRIES_MAX = 100_000  # about 10 MB
 
 
 class RecentQueueIds:
-    """Queue ids in processing order; the oldest are dropped beyond `ENTRIES_MAX`."""
+    """Queue ids in processing order. Not durable: a new owner of the shard starts with none."""
 
     def __init__(self) -> None:
         self._seen: dict[QueueId, datetime] = {}

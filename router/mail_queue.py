@@ -1,8 +1,7 @@
 """The queue of one shard: a fold of records, with indexes by site, tenant and due time. Pure.
 
 `apply` alone changes the open lines, live and at replay, so both give the same state. A waiting line is in `_not_due`
-until it is due, then in the FIFO of its site and tenant; stale index entries are removed when they are read. A site
-without a free slot costs one check per batch and does not block others.
+until it is due, then in the FIFO of its site and tenant; stale index entries are removed when they are read.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Concurrency limits per site and per shard, so that a slow next hop cannot fill `dispatched`. Pure.
 
-A site is limited in deliveries and bytes. Within the shard's limit, *dynamic thresholds* (Choudhury and Hahne, 1998)
-apply: a site's share shrinks with the cube of the free capacity. With a linear threshold fifteen stalled sites used up
-the shard; with the cube the hundredth still gets a slot.
+A site is limited in deliveries and bytes, and by *dynamic thresholds* (Choudhury and Hahne, 1998): its share shrinks
+with the cube of the shard's free capacity. With a linear threshold fifteen stalled sites used up the shard; with the
+cube the hundredth still gets a slot.
 """
 
 from __future__ import annotations

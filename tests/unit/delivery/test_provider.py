@@ -9,7 +9,7 @@ from mail.route import RelayProtocol, Route, ToMailbox, ToMx, ToRelay, Unresolve
 
 
 def mx(*hosts: str) -> ToMx:
-    return ToMx("far.test", tuple((10 * place, host) for place, host in enumerate(hosts, 1)))
+    return ToMx("far.test", tuple((10 * number, host) for number, host in enumerate(hosts, 1)))
 
 
 @pytest.mark.parametrize(

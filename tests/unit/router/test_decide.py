@@ -244,17 +244,17 @@ def test_many_failures_are_split_into_several_small_dsns() -> None:
         next(iter(one.dispatched)), *(Failed(address(name), long, REMOTE) for name in names), headers=b"X: y\r\n" * 9000
     )
     assert len({report.message.queue_id for report in one.dsns}) == 3
-    said = b""
+    contents = b""
     for report in one.dsns:
         assert isinstance(report.content, Inline)
         assert len(report.content.data) < 256 << 10
-        said += report.content.data
-    assert all(f"Final-Recipient: rfc822; {name}\r\n".encode() in said for name in names)
+        contents += report.content.data
+    assert all(f"Final-Recipient: rfc822; {name}\r\n".encode() in contents for name in names)
     assert one.ledger["failed"] == 120
 
 
 @pytest.mark.parametrize(
-    ("notify", "told"),
+    ("notify", "reported"),
     [
         (None, True),
         (frozenset({Notify.NEVER}), False),
@@ -262,11 +262,11 @@ def test_many_failures_are_split_into_several_small_dsns() -> None:
         (frozenset({Notify.FAILURE, Notify.DELAY}), True),
     ],
 )
-def test_dsn_obeys_notify(notify: frozenset[Notify] | None, told: bool) -> None:
+def test_dsn_obeys_notify(notify: frozenset[Notify] | None, reported: bool) -> None:
     one = simulator()
     who = Recipient(address("gone@example.test"), address("gone@example.test"), notify)
     out = one.decide(accepted(who, sender="alice@example.test"))
-    assert bool(of_kind(Accepted, out)) == told
+    assert bool(of_kind(Accepted, out)) == reported
     assert one.ledger["failed"] == 1
     assert kinds(out)[-1] is Closed
 

@@ -153,10 +153,10 @@ async def test_log_names_bounced_recipients_and_the_reason() -> None:
             for each in (mail, unknown):
                 await setup.log.append(each)
                 await wait_until(lambda each=each: setup.is_closed(each))  # type: ignore[misc]
-    told, silent = [line for line in lines if line["event"] == "bounced"]
-    assert (told["to"], told["recipients"]) == (["u@nowhere.test"], 1)
-    assert told["reply"].startswith("550 5.1.2")
-    assert told["dsn"]
+    reported, silent = [line for line in lines if line["event"] == "bounced"]
+    assert (reported["to"], reported["recipients"]) == (["u@nowhere.test"], 1)
+    assert reported["reply"].startswith("550 5.1.2")
+    assert reported["dsn"]
     assert (len(silent["to"]), silent["recipients"], silent["no_report"]) == (20, 25, "the sender is <>")
     assert not any(None in line.values() for line in lines)
 
