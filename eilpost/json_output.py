@@ -1,7 +1,6 @@
-"""Stories and queue lines for programs: what `--json` prints. Pure.
+"""JSON of `eilpost trace` and `eilpost queue`. Pure.
 
-Times are ISO 8601 in UTC, durations seconds, sizes bytes. Keys are added, never renamed. What a terminal might obey is
-escaped, as JSON allows.
+Times are ISO 8601 in UTC, durations seconds, sizes bytes. Keys may be added and are never renamed.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from mail.record import (
 
 
 def to_json(value: object) -> str:
-    """The value as JSON text, with all escaped that does not print: replies and names come from strangers, and C1
-    control and direction-changing characters are no less an order to a terminal than ESC is.
+    """The value as JSON text, with unprintable characters escaped: replies come from other hosts, and a terminal obeys
+    ESC, C1 control and bidirectional characters.
     """
     plain = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
     return plain if plain.isascii() and "\x7f" not in plain else "".join(map(_escaped, plain))
@@ -47,7 +46,7 @@ def _escaped(character: str) -> str:
 
 
 def timeline_json(timeline: Timeline, now: datetime) -> dict[str, Any]:
-    """The whole story of a message."""
+    """The history and the open deliveries of a message."""
     message = timeline.message
     start = message.received if message else None
     return {
@@ -62,7 +61,7 @@ def timeline_json(timeline: Timeline, now: datetime) -> dict[str, Any]:
 
 
 def alias_expansion_json(events: Sequence[Event]) -> dict[str, Any] | None:
-    """Which names of the envelope were aliases, and who came in for them; None: there were none."""
+    """The aliases of the envelope and the recipients added for them; None without aliases."""
     expansion = alias_expansion(events)
     if expansion is None:
         return None
@@ -95,8 +94,8 @@ def message_json(message: Message) -> dict[str, Any]:
     }
 
 
-# Names in the JSON output never change with the name of a class.
-_EVENT_NAMES: dict[type, str] = {Received: "took", AttemptRecorded: "tried"}
+# As the events in the log; others are the class name. They do not change with the name of a class.
+_EVENT_NAMES: dict[type, str] = {Received: "accepted", AttemptRecorded: "attempted"}
 
 
 def event_name(detail: object) -> str:
@@ -117,7 +116,7 @@ def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
                 "route": format_route(route),
                 "site": route.site,
                 "recipients": [str(recipient) for recipient in recipients],
-                "waits": {"why": str(waits.cause), "due": waits.due.isoformat(), "reason": waits.reason}
+                "waits": {"why": state_name(waits), "due": waits.due.isoformat(), "reason": waits.reason}
                 if waits
                 else None,
             }
@@ -151,7 +150,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def pending_json(pending: Pending, now: datetime) -> dict[str, Any]:
-    """One queue line for programs."""
+    """An open delivery."""
     message = pending.delivery.message
     waiting = pending.state if isinstance(pending.state, Waiting) else None
     return {

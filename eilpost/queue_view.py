@@ -1,6 +1,6 @@
-"""`eilpost queue`: what is open, for how long, why, and when it is tried again.
+"""`eilpost queue`: the open deliveries with age, state, attempts, next attempt and last reply.
 
-It reads through the HistoryLog port and changes nothing; memory is bounded by `--limit` however long the queue is.
+It reads through the HistoryLog port. `--limit` bounds its memory for a queue of any length.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Totals:
 
 @dataclass(slots=True)
 class QueueView:
-    """The oldest open deliveries, and sums over all that match."""
+    """The oldest matching deliveries, and the totals of all matching ones."""
 
     oldest: list[Pending] = field(default_factory=list)
     total: Totals = field(default_factory=Totals)
     totals_by_site: dict[tuple[str, str], Totals] = field(default_factory=dict)  # by site and state
-    site: str | None = None  # what was asked for
-    not_matching: int = 0  # open deliveries that do not match
+    site: str | None = None
+    not_matching: int = 0
 
     def top(self, limit: int) -> list[tuple[str, str, Totals]]:
         """The sites and states with the most recipients; a `limit` of 0 means all."""
@@ -50,7 +50,7 @@ class QueueView:
 
 
 def totals_json(site: str, state: str, each: Totals) -> dict[str, object]:
-    """The deliveries of one site in one state for programs."""
+    """The totals of one site and state for `--json`."""
     return {
         "site": site,
         "state": state,
@@ -62,7 +62,7 @@ def totals_json(site: str, state: str, each: Totals) -> dict[str, object]:
 
 
 async def load(lines: AsyncIterator[Pending], *, site: str | None, limit: int) -> QueueView:
-    """Gather a view. `site` is matched as a part of the site's name; a `limit` of 0 means all."""
+    """Read the queue. `site` matches a part of the site's name; a `limit` of 0 means all."""
     view = QueueView(site=site)
     heap: list[tuple[float, str, Pending]] = []  # the newest of the oldest is on top
     async for pending in lines:
@@ -82,7 +82,7 @@ async def load(lines: AsyncIterator[Pending], *, site: str | None, limit: int) -
 
 
 def write(view: QueueView, backlog: Backlog, output: Output, now: datetime, top: int | None = None) -> None:
-    """Write the view: two lines for each delivery, then the summary. With `top`, so many lines of the summary alone."""
+    """Write two lines for each delivery, then the summary; with `top` only that many lines of the summary."""
     for pending in view.oldest if top is None else ():
         message = pending.delivery.message
         recipients = format_addresses([each.address for each in message.envelope.recipients], 3)
@@ -94,11 +94,11 @@ def write(view: QueueView, backlog: Backlog, output: Output, now: datetime, top:
         )
         output.write((f"    {format_state(pending, now)}{_attempts_text(pending)}", "yellow"))
         if pending.last is not None:
-            said = f"{pending.last_remote} said " if pending.last_remote else ""
-            output.write((f"    {said}{pending.last}", ""))
+            remote = f"{pending.last_remote} replied " if pending.last_remote else ""
+            output.write((f"    {remote}{pending.last}", ""))
     if not view.total.deliveries and view.not_matching:
         count = f"{view.not_matching:,} deliveries are" if view.not_matching > 1 else "1 delivery is"
-        output.write((f"no site has {view.site!r} in its name; {count} open elsewhere", "bold"))
+        output.write((f"no site matches {view.site!r}; {count} open at other sites", "bold"))
     elif not view.total.deliveries:
         output.write(("the queue is empty", "bold"))
     else:
@@ -109,11 +109,11 @@ def write(view: QueueView, backlog: Backlog, output: Output, now: datetime, top:
             output.write()
         _write_summary(view, output, now, _SUMMARY_LINES if top is None else top)
     if backlog.accepted:
-        output.write((f"{backlog.accepted:,} accepted just now, not yet read by the router", "dim"))
+        output.write((f"{backlog.accepted:,} accepted, not routed yet", "dim"))
 
 
 def _attempts_text(pending: Pending) -> str:
-    return f"; tried {pending.attempts} time{'s' if pending.attempts != 1 else ''}" if pending.attempts else ""
+    return f"; {pending.attempts} attempt{'s' if pending.attempts != 1 else ''}" if pending.attempts else ""
 
 
 def _write_summary(view: QueueView, output: Output, now: datetime, limit: int) -> None:

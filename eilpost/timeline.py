@@ -1,8 +1,4 @@
-"""A message's history told as lines: what the events say, in an order a person can follow. Pure.
-
-One event becomes one line, or one for each recipient whose outcome it tells. It never reads a log and never looks at a
-clock: `now` is an argument.
-"""
+"""Timeline of a message: its events as lines of text, one for each event or for each recipient's outcome. Pure."""
 
 from __future__ import annotations
 
@@ -41,7 +37,7 @@ from mail.route import ToMailbox
 
 
 class LineStyle(StrEnum):
-    """How a line feels; the renderer picks colours by it."""
+    """Selects the colour of a line."""
 
     PLAIN = "plain"
     SUCCESS = "good"
@@ -51,7 +47,7 @@ class LineStyle(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the story: when, which delivery (`-1` of `QUEUEID-1`, empty for the whole message), what."""
+    """One line; `delivery` is `-1` of `QUEUEID-1`, empty for the whole message."""
 
     time: datetime
     delivery: str
@@ -61,15 +57,16 @@ class Line:
 
 
 class State(StrEnum):
-    ACCEPTED = "accepted"  # the router has not read it yet
-    IN_PROGRESS = "on its way"
+    ACCEPTED = "accepted"  # not routed yet
+    QUEUED = "queued"  # has open deliveries
     CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
 class AliasExpansion:
-    """What aliases made of the envelope: `names` stood for others, `recipients` came in for them (none: they were named
-    already). `is_exact`: all of `recipients` came from the one name; else the history tells only the sums.
+    """Aliases of the envelope and the recipients added for them (none: they were recipients already).
+
+    `is_exact`: all `recipients` are targets of the one alias; else the history has only the totals.
     """
 
     aliases: tuple[Address, ...]
@@ -79,7 +76,7 @@ class AliasExpansion:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Everything that is known of one message. `message` is None when its first event is gone (older than kept)."""
+    """History and open deliveries of one message; `message` is None if its first event is older than events_kept."""
 
     queue_id: QueueId
     message: Message | None
@@ -92,7 +89,7 @@ class Timeline:
 def build_timeline(
     queue_id: QueueId, events: Sequence[Event], open_lines: Sequence[Pending], inputs: Sequence[Accepted]
 ) -> Timeline | None:
-    """Put the pieces together, or None when there are none."""
+    """The timeline, or None for an unknown message."""
     if not events and not open_lines and not inputs:
         return None
     message = next((event.detail.message for event in events if isinstance(event.detail, Received)), None)
@@ -103,7 +100,7 @@ def build_timeline(
     if any(isinstance(event.detail, Closed) for event in events):
         state = State.CLOSED
     elif events or open_lines:
-        state = State.IN_PROGRESS
+        state = State.QUEUED
     else:
         state = State.ACCEPTED
     bounces = tuple(event.detail.dsn for event in events if isinstance(event.detail, Bounced) and event.detail.dsn)
@@ -111,15 +108,16 @@ def build_timeline(
 
 
 def alias_expansion(events: Sequence[Event]) -> AliasExpansion | None:
-    """What aliases made of the envelope, or None. Told by the events of the router's first decision, which bear one
-    time: who was named in `Took`, and who was routed or refused at once.
+    """The alias expansion of the envelope, or None.
+
+    It compares the recipients in `Received` with those in the router's first decision, whose events have the same time.
     """
     first = next((event for event in events if isinstance(event.detail, Received)), None)
     if first is None or not isinstance(first.detail, Received):
         return None
     originals = {each.address.key: each.original for each in first.detail.message.envelope.recipients}
     final: dict[str, Address] = {}
-    owners: set[str] = set()  # whose mailbox it goes to under his own name
+    owners: set[str] = set()  # owners of the mailboxes among the routes
     for event in events:
         if event.time != first.time:
             continue
@@ -133,7 +131,7 @@ def alias_expansion(events: Sequence[Event]) -> AliasExpansion | None:
         return None
     replaced = [address for key, address in originals.items() if key not in final]
     added = [address for key, address in final.items() if key not in originals]
-    # An alias may keep a copy for the mailbox of the same name; then its name is among the recipients.
+    # An alias may have its own mailbox as a target; then its name is among the recipients.
     self_aliases = [originals[key] for key in originals if key in final and key in owners] if added else []
     if not replaced and not added:
         return None
@@ -142,13 +140,15 @@ def alias_expansion(events: Sequence[Event]) -> AliasExpansion | None:
 
 
 def _alias_line(time: datetime, expansion: AliasExpansion) -> Line:
-    recipients = format_addresses(expansion.recipients) if expansion.recipients else "recipients named already"
-    doubt = "" if expansion.is_exact else " (together; the history does not say who for whom)"
+    recipients = (
+        format_addresses(expansion.recipients) if expansion.recipients else "addresses that are recipients already"
+    )
+    doubt = "" if expansion.is_exact else " (in total; the history does not record the targets of each alias)"
     return Line(time, "", "expanded", f"{format_addresses(expansion.aliases)} -> {recipients}{doubt}")
 
 
 def lines_from(events: Sequence[Event], start: int = 0) -> Iterator[Line]:
-    """The lines of a history from event `start` on, and behind the first what aliases made of its recipients."""
+    """The lines of a history from event `start` on; the alias expansion follows the first event."""
     for event in events[start:]:
         yield from lines_of_event(event)
         if isinstance(event.detail, Received) and (expansion := alias_expansion(events)) is not None:
@@ -186,25 +186,25 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
             return tuple(_outcome_line(time, "", outcome, "no attempt") for outcome in outcomes)
         case Bounced(recipients, dsn):
             if dsn is None:
-                text = f"no report about {format_addresses(recipients)}: the sender is <>, so there is nobody to tell"
+                text = f"for {format_addresses(recipients)}, because the sender is <>"
                 return (Line(time, "", "no bounce", text),)
             return (
                 Line(
                     time,
                     "",
                     "bounced",
-                    f"a report about {format_addresses(recipients)} is message {dsn}",
+                    f"DSN {dsn} for {format_addresses(recipients)}",
                     LineStyle.FAILURE,
                 ),
             )
         case Closed():
-            return (Line(time, "", "closed", "nothing is left to do"),)
+            return (Line(time, "", "closed", "no delivery is open"),)
         case _:
             assert_never(detail)
 
 
 def _outcome_line(time: datetime, delivery: str, outcome: Outcome, attempt: str) -> Line:
-    reply = f"{outcome.remote} said {outcome.reply}" if outcome.remote else str(outcome.reply)
+    reply = f"{outcome.remote} replied {outcome.reply}" if outcome.remote else str(outcome.reply)
     text = f"{outcome.recipient} ({attempt}): {reply}"
     match outcome:
         case Delivered():
@@ -218,9 +218,9 @@ def _outcome_line(time: datetime, delivery: str, outcome: Outcome, attempt: str)
 
 
 def next_steps(timeline: Timeline, now: datetime) -> tuple[Line, ...]:
-    """What is still to come, one line for each open delivery; or that the router has yet to read the message."""
+    """One line for each open delivery, or for the message that is not routed yet."""
     if timeline.state is State.ACCEPTED:
-        return (Line(now, "", "next", "the router reads it; it is durable in the log", LineStyle.WAITING),)
+        return (Line(now, "", "next", "the router routes it; it is durable in the log", LineStyle.WAITING),)
     lines = []
     for pending in timeline.pending:
         recipients = format_addresses([each.address for each in pending.delivery.message.envelope.recipients])

@@ -1,7 +1,6 @@
-"""`eilpost trace`: the whole story of one message, read from a living log or a resting one, and written down.
+"""`eilpost trace`: reads the history of one message through the HistoryLog port and prints it.
 
-It reads through the HistoryLog port and changes nothing. Colours only on a terminal; `--follow` prints each new line
-as it happens and ends when the message is closed.
+`follow` prints new events until the message is closed.
 """
 
 from __future__ import annotations
@@ -19,14 +18,12 @@ from mail.record import Active, Closed, Event, Waiting
 
 _MAX_TIMELINES = 20
 POLL = timedelta(milliseconds=300)
-IDLE_POLLS = (
-    50  # at the history, before the queue is read again for what leaves no event (a turn that is still to come)
-)
+IDLE_POLLS = 50  # polls of the history before the queue is read again: a throttled delivery writes no event
 _STYLE = {LineStyle.PLAIN: "", LineStyle.SUCCESS: "green", LineStyle.WAITING: "yellow", LineStyle.FAILURE: "red"}
 
 
 async def load_timelines(log: HistoryLog, queue_id: QueueId, *, with_bounces: bool = False) -> list[Timeline]:
-    """A message's timeline, and with bounces those of the reports about it; empty when it is unknown."""
+    """The timeline of a message, and with bounces those of its DSNs; empty for an unknown message."""
     timelines: list[Timeline] = []
     wanted = [queue_id]
     while wanted and len(timelines) < _MAX_TIMELINES:
@@ -39,13 +36,13 @@ async def load_timelines(log: HistoryLog, queue_id: QueueId, *, with_bounces: bo
 
 async def _load_timeline(log: HistoryLog, queue_id: QueueId) -> Timeline | None:
     timeline = await _build_timeline(log, queue_id, await _history(log, queue_id))
-    if timeline is None:  # or the router took it from `accepted` between our two looks: now it has a history
+    if timeline is None:  # unknown, or routed between the two reads
         timeline = await _build_timeline(log, queue_id, await _history(log, queue_id))
     return timeline
 
 
 async def _build_timeline(log: HistoryLog, queue_id: QueueId, events: Sequence[Event]) -> Timeline | None:
-    """The story of `events`, with what is open, or waits to be read."""
+    """The timeline of `events`, with open deliveries, or the unrouted message."""
     is_closed = any(isinstance(event.detail, Closed) for event in events)
     open_lines = [] if is_closed else [line async for line in log.pending_deliveries(queue_id)]
     inputs = [] if events else list(await log.unrouted_messages(queue_id))
@@ -57,7 +54,7 @@ async def _history(log: HistoryLog, queue_id: QueueId) -> list[Event]:
 
 
 def write(timeline: Timeline, output: Output, now: datetime) -> None:
-    """Write a timeline: a head, the timeline, and what is next or how it ended."""
+    """Write the message, its events, and its open deliveries or its end."""
     start = _write_head(timeline, output)
     for line in lines_from(timeline.events):
         _write_line(line, start, output)
@@ -65,11 +62,11 @@ def write(timeline: Timeline, output: Output, now: datetime) -> None:
 
 
 async def follow(log: HistoryLog, queue_id: QueueId, output: Output, now: Callable[[], datetime]) -> bool:
-    """Write a story as it happens, until the message is closed; False when it is unknown."""
+    """Write events as they occur, until the message is closed; False for an unknown message."""
     written = -1
     start: datetime | None = None
     pending_states: tuple[tuple[DeliveryId, Active | Waiting], ...] = ()
-    idle_polls = 0  # looks in a row at which nothing had happened
+    idle_polls = 0
     while True:
         events = await _history(log, queue_id)
         if written > 0 and len(events) == written and idle_polls < IDLE_POLLS:
@@ -100,13 +97,13 @@ def _write_head(timeline: Timeline, output: Output) -> datetime | None:
     output.write((timeline.queue_id, "bold"))
     message = timeline.message
     if message is None:
-        output.write(("  the first events of this message are older than the log keeps them", "dim"))
+        output.write(("  the first events of this message are older than log.events_kept", "dim"))
         return timeline.events[0].time if timeline.events else None
     output.write(("  from   ", "dim"), (format_sender(message), ""))
     output.write(
         ("  to     ", "dim"), (format_addresses([each.original for each in message.envelope.recipients], 10), "")
     )
-    output.write(("  size   ", "dim"), (f"{format_bytes(message.size_bytes)}, our Received line included", ""))
+    output.write(("  size   ", "dim"), (f"{format_bytes(message.size_bytes)} with our Received field", ""))
     output.write()
     return message.received
 
@@ -135,5 +132,5 @@ def _write_end(timeline: Timeline, output: Output, now: datetime) -> None:
         for line in next_steps(timeline, now):
             output.write((f"  {line.delivery:<4}", "dim"), (f"{line.verb:<6}", "yellow"), (line.text, ""))
     for bounce in timeline.bounces:
-        output.write((f"  the report: eilpost trace {bounce}", "dim"))
+        output.write((f"  DSN: eilpost trace {bounce}", "dim"))
     output.write()

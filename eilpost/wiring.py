@@ -1,8 +1,7 @@
-"""The only place where an adapter meets a role: a URL's scheme chooses the adapter, a role gets its ports.
+"""Wiring of adapters and roles: a URL's scheme selects the adapter of a port, a role gets its ports.
 
-It never starts anything and never decides about mail. An unknown scheme or a malformed URL is a `SettingsError` that
-names the key. A relative path is taken from the folder of the configuration file, so that the server and the commands
-that look at it find the same files from wherever they are called. Adapters are imported when they are chosen.
+An unknown scheme or a malformed URL is a `SettingsError` that names the key. Relative paths start from the folder of
+the configuration file, so that servers and commands find the same files. An adapter is imported when it is selected.
 """
 
 from __future__ import annotations
@@ -38,26 +37,24 @@ ROLES = ("ingress", "router", "delivery", "mailstore")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Settings, and the folder their relative paths start from."""
+    """Settings, and the folder where their relative paths start."""
 
     settings: Settings
     base: Path
 
-    # The dedicated tenant this process works for; empty: the shared ones.
+    # The dedicated tenant of this process; empty: the shared tenants.
     tenant: str = ""
 
     def path(self, text: str) -> Path:
         return self.base / text
 
     def for_tenant(self, tenant: str) -> Plan:
-        """The same for one dedicated tenant: what it has of its own begins with its name. Raises SettingsError."""
+        """The plan of a dedicated tenant, whose topics have its name in their prefix. Raises SettingsError."""
         if not tenant:
             return self
         log = self.settings.log
         if not log.url.startswith("kafka:"):
-            raise SettingsError(
-                f'--tenant {tenant}: log.url = "{log.url}" is one log for all tenants; only Kafka has more'
-            )
+            raise SettingsError(f'--tenant {tenant}: log.url = "{log.url}" is one log for all tenants; use a Kafka log')
         from mail.directory.file import load
 
         snapshot, _ = load(directory_path(self))
@@ -68,7 +65,7 @@ class Plan:
                 f"--tenant {tenant}: {directory_path(self)} has no [tenants.{tenant}] with hosting ="
                 f' "dedicated" (dedicated are: {names})'
             )
-        # How many shards the shared topics have says nothing of a tenant's.
+        # The shard counts of the shared topics do not apply to a tenant's.
         mine = {"prefix": tenant_prefix(log.prefix, tenant), "shards": 0, "delivery_shards": 0}
         settings = self.settings.model_copy(update={"log": log.model_copy(update=mine)})
         return replace(self, settings=settings, tenant=tenant)
@@ -77,7 +74,7 @@ class Plan:
 def select_adapter(
     key: str, url: str, schemes: Mapping[str, Callable[[str], T]], example: str, planned: Iterable[str] = ()
 ) -> T:
-    """Call the maker of the URL's scheme with the rest of the URL. Raises SettingsError."""
+    """Call the factory of the URL's scheme with the rest of the URL. Raises SettingsError."""
     scheme, colon, rest = url.partition(":")
     if colon and scheme in schemes:
         return schemes[scheme](rest)
@@ -95,7 +92,7 @@ def _require_path(key: str, url: str, rest: str) -> str:
 
 
 def _require_writable(key: str, folder: Path) -> None:
-    """Say now what every delivery would say later."""
+    """Raises SettingsError at the start, not at each delivery."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -105,20 +102,20 @@ def _require_writable(key: str, folder: Path) -> None:
 
 
 def require_package(module: str, key: str, url: str, extra: str) -> None:
-    """An adapter whose library is not installed is one line."""
+    """Raises SettingsError if the library of an adapter is not installed."""
     if find_spec(module) is None:
         raise SettingsError(f'{key} = "{masked(url)}": {module} is not installed: pip install "eilpost[{extra}]"')
 
 
 def log_settings(plan: Plan) -> LogSettings:
-    """The log's settings, their files found from the configuration's folder."""
+    """The log's settings, with paths from the configuration's folder."""
     log = plan.settings.log
     files = {key: str(plan.path(value)) for key in ("tls_ca", "tls_cert", "tls_key") if (value := getattr(log, key))}
     return log.model_copy(update=files)
 
 
 def make_log(plan: Plan, directory: Directory | None = None) -> Log:
-    """`directory` says which tenants have topics of their own, for whoever takes their mail in."""
+    """`directory`: the tenants with their own topics, for an ingress."""
     settings = plan.settings.log
 
     def embedded(rest: str) -> Log:
@@ -147,7 +144,7 @@ def make_log(plan: Plan, directory: Directory | None = None) -> Log:
 
 
 def make_history(plan: Plan) -> HistoryLog:
-    """What trace and the queue view read, whether the server runs or not."""
+    """The log as `trace` and `queue` read it, with or without a running server."""
     url = plan.settings.log.url
 
     def embedded(rest: str) -> HistoryLog:
@@ -156,7 +153,7 @@ def make_history(plan: Plan) -> HistoryLog:
         return EmbeddedHistory(plan.path(_require_path("log.url", url, rest)))
 
     def memory(_rest: str) -> HistoryLog:
-        raise SettingsError('log.url = "memory:" keeps nothing that another process could read')
+        raise SettingsError('log.url = "memory:" cannot be read by another process')
 
     def kafka(_rest: str) -> HistoryLog:
         require_package("aiokafka", "log.url", url, "kafka")
@@ -170,7 +167,7 @@ def make_history(plan: Plan) -> HistoryLog:
 
 
 def is_offline(history: HistoryLog) -> bool:
-    """Whether what was read is a log that no process runs; a log of many processes cannot tell."""
+    """Whether no process runs on the log that was read; always False on Kafka."""
     return bool(getattr(history, "is_offline", False))
 
 
@@ -234,7 +231,7 @@ def make_resolver(plan: Plan) -> Resolver:
 
 
 def _delivery_id_retention(settings: Settings) -> timedelta:
-    """For how long a mailbox knows the delivery ids it has had: longer than any delivery can be tried again."""
+    """How long a mailbox stores delivery ids: longer than a delivery can be retried."""
     return max(timedelta(days=14), 2 * settings.router.lifetime)
 
 
@@ -285,7 +282,7 @@ def make_role(
     resolver: Resolver,
     mailboxes: Mailboxes | None,
 ) -> Role:
-    """The one place that knows which ports a role needs; `mailboxes` only those that keep or serve them."""
+    """Build a role from its ports; only delivery and mailstore need `mailboxes`."""
     settings = plan.settings
     match name:
         case "ingress":

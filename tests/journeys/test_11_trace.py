@@ -29,7 +29,7 @@ def test_trace_and_queue_work_with_and_without_a_server(tmp_path: Path) -> None:
     with box:
         delivered, waiting = send(box, "alice@example.test"), send(box, "friend@elsewhere.test")
         end = time.monotonic() + 20
-        while "tried 1 time" not in box.run("queue") or "closed after" not in box.run("trace", delivered):
+        while "; 1 attempt" not in box.run("queue") or "closed after" not in box.run("trace", delivered):
             assert time.monotonic() < end, box.run("queue") + box.run("trace", delivered)
             time.sleep(0.1)
         assert box.stop() == 0

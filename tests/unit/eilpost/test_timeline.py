@@ -74,14 +74,14 @@ def test_timeline_is_complete_and_in_order() -> None:
     verbs = ("accepted", "routed", "deferred", "waits", "resumed", "failed", "bounced", "closed after 6.0 s")
     places = [text.index(f" {verb} ") if " " not in verb else text.index(verb) for verb in verbs]
     assert places == sorted(places)
-    assert f"{HOST} said 451 4.3.0 Try again later" in text
+    assert f"{HOST} replied 451 4.3.0 Try again later" in text
     assert f"eilpost trace {BOUNCE}" in text
 
 
 def test_queued_message_shows_its_next_attempt() -> None:
     pending = Pending(samples.delivery(1), RETRY, None, attempts=1, last=LATER, last_remote=HOST)
     text = _written(*HISTORY[:3], pending=(pending,))
-    assert "on its way" in text
+    assert "queued" in text
     assert "attempt 2 in 30 s (2026-03-01 12:01:00 UTC)" in text
 
 
@@ -110,7 +110,7 @@ def _expanded(named: str, mailboxes: str, refused: str = "", later: str = "") ->
     return lines[0] if lines else ""
 
 
-DOUBT = " (together; the history does not say who for whom)"
+DOUBT = " (in total; the history does not record the targets of each alias)"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ DOUBT = " (together; the history does not say who for whom)"
         ("team", "alice", "nobody", "", "team -> alice, nobody"),
         ("team gone", "alice", "gone", "", "team -> alice"),
         ("alice", "alice archive", "", "", "alice -> archive"),
-        ("team alice", "alice", "", "", "team -> recipients named already"),
+        ("team alice", "alice", "", "", "team -> addresses that are recipients already"),
         ("team staff", "alice bob", "", "", "team, staff -> alice, bob" + DOUBT),
         ("team alice", "alice bob", "", "", "team -> bob" + DOUBT),
     ],
@@ -148,7 +148,7 @@ def test_message_before_routing_is_accepted() -> None:
 
 
 def test_size_includes_its_unit() -> None:
-    assert f"{samples.message(1).size_bytes} B, our Received line included\n" in _written(*HISTORY)
+    assert f"{samples.message(1).size_bytes} B with our Received field\n" in _written(*HISTORY)
 
 
 def test_unknown_message_has_no_timeline() -> None:
@@ -160,12 +160,12 @@ def test_unknown_message_has_no_timeline() -> None:
     [
         (
             Routed(FIRST, Unresolved("example.org"), (ALICE,), Waiting(NOON, WaitCause.UNRESOLVED, "no answer")),
-            "waits for DNS",
+            "unresolved, next DNS query",
         ),
-        (Routed(FIRST, RELAY, (ALICE,), Waiting(NOON, WaitCause.THROTTLED, "")), "waits for its turn"),
+        (Routed(FIRST, RELAY, (ALICE,), Waiting(NOON, WaitCause.THROTTLED, "")), "throttled: its site"),
         (Routed(FIRST, ToMx("example.org", ((1, "a.test"), (2, "b.test"))), (ALICE,), None), "(a.test, b.test)"),
         (Refused((Failed(ALICE, NEVER),)), "no attempt"),
-        (Bounced((ALICE,), None), "the sender is <>, so there is nobody to tell"),
+        (Bounced((ALICE,), None), "because the sender is <>"),
         (AttemptRecorded(FIRST, 1, (Delivered(ALICE, OK),), NOON, SECOND, None), "250 2.0.0 Ok: queued as 4F1C"),
     ],
 )
@@ -279,7 +279,7 @@ async def test_follow_writes_each_line_once_and_ends_when_the_message_is_done(mo
     log = ChangingHistory((0, False), (2, True), *[(3, True)] * 30, (5, True), (7, False), input_from=1)
     known, text = await _followed(log, monkeypatch)
     assert known
-    for verb in ("accepted   by", "routed", "deferred", "resumed", "failed", "bounced", "closed     nothing"):
+    for verb in ("accepted   by", "routed", "deferred", "resumed", "failed", "bounced", "closed     no delivery"):
         assert text.count(verb) == 1, (verb, text)
     assert log.queue_reads == 4  # not at each of the 30 reads without a new event
 
@@ -316,8 +316,8 @@ async def test_queue_view_shows_the_oldest_and_totals_of_all() -> None:
     text = await _queue(mailbox, retry)
     assert "active for 30 s, attempt 1" in text
     assert "attempt 4 in 30 s" in text
-    assert "tried 3 times" in text
-    assert f"{HOST} said 451 4.3.0" in text
+    assert "3 attempts" in text
+    assert f"{HOST} replied 451 4.3.0" in text
     assert "mailbox" in await _queue(mailbox, retry, site="mailb")
     assert "relay.example.test" not in await _queue(mailbox, retry, site="mailb")
     assert "... and 1 more" in await _queue(mailbox, retry, limit=1)
@@ -329,7 +329,7 @@ async def test_queue_view_shows_the_oldest_and_totals_of_all() -> None:
 
 async def test_no_match_differs_from_an_empty_queue() -> None:
     line = Pending(samples.delivery(1), RETRY, None)
-    assert await _queue(line, site="zzz") == "no site has 'zzz' in its name; 1 delivery is open elsewhere\n"
+    assert await _queue(line, site="zzz") == "no site matches 'zzz'; 1 delivery is open at other sites\n"
     assert "2 deliveries are open" in await _queue(line, replace(line, delivery=samples.delivery(2)), site="zzz")
     assert await _queue(site="zzz") == "the queue is empty\n"
 
