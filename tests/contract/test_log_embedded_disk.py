@@ -119,9 +119,8 @@ async def test_the_files_shrink_after_consumption(path: Path) -> None:
 
 
 async def test_memory_and_database_return_each_entry_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "mail.log.embedded.READER_BUFFER_BYTES", 20_000
-    )  # some ten entries: the two take turns all the time
+    # About ten entries, so that reads alternate between memory and database.
+    monkeypatch.setattr("mail.log.embedded.READER_BUFFER_BYTES", 20_000)
     total = 2000
     async with running(path) as log, router_shard_of(log) as shard:
         numbers = iter(range(total))

@@ -63,9 +63,8 @@ async def test_unanswered_offset_fetch_is_not_an_empty_answer(
             for n, entry in enumerate(await read_dispatches(shard, 3)):
                 await shard.finish(entry, attempted(n))
         monkeypatch.setattr(AIOKafkaAdminClient, "list_consumer_group_offsets", loading)
-        assert (await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at]))[
-            at
-        ].offset >= 3  # it asked again
+        committed = await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at])  # retries empty answers
+        assert committed[at].offset >= 3
         empty_answers = 1_000_000
         monkeypatch.setattr(cluster_info_module, "_CALL_SECONDS", 1.0)
         with pytest.raises(LogUnavailable):
@@ -269,9 +268,8 @@ async def test_a_member_without_confirmed_heartbeats_starts_no_deliveries(
         monkeypatch.undo()
         await asyncio.gather(first, second)
         last = max(read_by["first"])
-        assert (
-            sum(offset > last for offset in read_by["second"]) > 5
-        )  # the second processed them, the first had stopped
+        # The second owner processed them after the first had stopped.
+        assert sum(offset > last for offset in read_by["second"]) > 5
         assert len(read_by["first"]) < 60
 
 

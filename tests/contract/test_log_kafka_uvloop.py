@@ -162,6 +162,4 @@ async def test_a_client_that_does_not_stop_in_time_is_aborted(
         stop, consumer.stop = consumer.stop, asyncio.Event().wait
         await reader.close()
         assert not any(connection.connected() for connection in connections)
-        await asyncio.gather(
-            asyncio.ensure_future(stop()), return_exceptions=True
-        )  # its remaining tasks have ended too
+        await asyncio.gather(asyncio.ensure_future(stop()), return_exceptions=True)  # its other tasks end too

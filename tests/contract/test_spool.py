@@ -47,9 +47,7 @@ async def spool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         case "memory-objects":
             opened = ObjectSpool(MemoryStore(), "s3://memory")
         case _:
-            opened = object_spool(
-                request.getfixturevalue("server"), prefix=f"spool/{tmp_path.name}"
-            )  # a prefix of its own
+            opened = object_spool(request.getfixturevalue("server"), prefix=f"spool/{tmp_path.name}")
     await opened.start()
     yield opened
     await opened.close()

@@ -125,10 +125,7 @@ class Certificates:
 
 def expiry(path: Path) -> datetime:
     """Expiry of the first certificate of a PEM file. Raises LogUnusable."""
-    from cryptography.x509 import (
-        InvalidVersion,
-        load_pem_x509_certificate,
-    )  # takes 30 ms, only needed with a certificate
+    from cryptography.x509 import InvalidVersion, load_pem_x509_certificate  # takes 30 ms
 
     try:
         return load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc

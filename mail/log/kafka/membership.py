@@ -27,9 +27,7 @@ from mail.telemetry.log import REBALANCES, SHARDS, SHARDS_OWNED
 
 logger = structlog.get_logger()
 
-HEARTBEAT_SECONDS = (
-    1.0  # members learn of a rebalance by heartbeats, and the first pauses until the last has learned of it
-)
+HEARTBEAT_SECONDS = 1.0  # members learn of a rebalance by heartbeats, and the first waits for the last
 REBALANCE_SECONDS = 20.0  # for every member to rejoin; others are excluded
 _MAX_POLL_INTERVAL_MS = 86_400_000  # a member that reads nothing is not idle (aiokafka issue 1187)
 _POLL_SECONDS = 1.0

@@ -162,18 +162,16 @@ class PartitionReader:
             raise LogUnavailable(f"{self._access.url}: the reader is not open")
         try:
             found = await consumer.getmany(*partitions, timeout_ms=int(wait_seconds * 1000), max_records=limit)
-            positions = {
-                at: await consumer.position(at) for at in partitions or self._partitions
-            }  # known positions, so this returns at once
+            # The positions are known, so this returns at once.
+            positions = {at: await consumer.position(at) for at in partitions or self._partitions}
         except CLIENT_ERRORS as error:
             unread = unavailable(self._access.url, error, "Read")
             self.refused = str(unread) if isinstance(unread, LogNotAuthorized) else None
             raise unread from None
         if found or wait_seconds:  # a read without a wait may precede the first response
             self.refused = None
-        await self._refuse_recreated(
-            self._positions, positions
-        )  # aiokafka restarts at the first offset where the position does not exist
+        # aiokafka restarts at the first offset where the position does not exist.
+        await self._refuse_recreated(self._positions, positions)
         self._positions |= positions
         self._last_read_at |= dict.fromkeys(found, loop.time())
         return [record for records in found.values() for record in records]
