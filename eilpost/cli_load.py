@@ -19,7 +19,7 @@ _EPILOG = (
     "The server must relay to the sink (delivery.relay) and accept the sender's domain. Exit status: 0 every"
     " message was accepted, and delivered or bounced (messages in doubt, without a reply to the final dot, may or may"
     " not arrive: they do not fail the load); 1 a message was lost, refused (5xx) or not sent, or an unexpected message"
-    " arrived, or no message was accepted; 2 wrong options, or no target answers; 130 interrupted. After SIGTERM no"
+    " arrived, or no message was accepted; 2 wrong options, or no target responds; 130 interrupted. After SIGTERM no"
     " message is sent and open ones are awaited; SIGINT, or a second SIGTERM, interrupts.\n\n"
 ) + examples(
     "eilpost load --messages 1000 --rate 0",

@@ -1,7 +1,6 @@
-"""One SMTP client connection: commands out, whole replies in.
+"""SMTP client connection that sends commands and returns whole replies in order.
 
-Replies are returned once and in order; waiting for one on a closed connection raises ConnectionLost. Time limits are
-the caller's.
+Waiting for a reply on a closed connection raises ConnectionLost. The caller sets time limits.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from typing import cast
 
 from delivery.reply_parser import MalformedReply, ReplyParser, ServerReply
 
-_MAX_UNREAD = 1000  # replies that were not asked for yet; a transaction has at most 102
+_MAX_UNREAD = 1000  # unread replies; a transaction has at most 102
 _MAX_UNREAD_OCTETS = 1 << 20
 
 
 class ConnectionLost(Exception):
-    """The server closed the connection, sent what is not SMTP, or sent far more replies than there were commands."""
+    """The server closed the connection, violated the protocol, or sent far more replies than commands."""
 
 
 class Client(asyncio.Protocol):
@@ -27,7 +26,7 @@ class Client(asyncio.Protocol):
         self.is_closed = False
         self._reader = ReplyParser()
         self._answers: deque[ServerReply] = deque()
-        self._unread_octets = 0  # since all replies were read
+        self._unread_octets = 0  # since the last time all replies were read
         self._waiter: asyncio.Future[None] | None = None
         self._drain_waiter: asyncio.Future[None] | None = None
         self._close_reason = "the server closed the connection"
@@ -70,7 +69,7 @@ class Client(asyncio.Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it can be used for a message: open, and the server has said nothing unasked (421 on time-out)."""
+        """Whether it is open and the server has sent no unsolicited reply (421 on time-out)."""
         return not self.is_closed and not self._answers
 
     def write(self, *parts: bytes) -> None:
@@ -78,7 +77,7 @@ class Client(asyncio.Protocol):
             self._transport.writelines(parts) if len(parts) > 1 else self._transport.write(parts[0])
 
     async def drain(self) -> None:
-        """Wait until most of what was written is sent, or the connection is closed."""
+        """Wait until most of the written data is sent, or the connection is closed."""
         if self._drain_waiter is not None:
             await self._drain_waiter
 
@@ -102,7 +101,7 @@ class Client(asyncio.Protocol):
         return await self.reply()
 
     async def greet(self, name: str) -> ServerReply:
-        """The greeting, or the reply to EHLO once the greeting was 220."""
+        """The reply to EHLO, or the greeting if it was not 220."""
         greeting = await self.reply()
         if greeting.code != 220:
             return greeting

@@ -1,7 +1,7 @@
-"""`eilpost load` from its options to its result: starts the sink, sends, waits until all is settled.
+"""`eilpost load`: start the sink, send, wait until all recipients are settled, return the result.
 
-What is open when nothing moved for the settle time is lost. SIGTERM ends the sending early; SIGINT, or a second
-SIGTERM, ends the load with the result so far.
+Recipients that are open after the settle time without progress are lost. SIGTERM ends the sending early; SIGINT, or a
+second SIGTERM, ends the load with the result so far.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from eilpost.load.target import Target, TargetRefused
 from mail import endpoint
 from mail.service import ServiceError
 
-MAX_RECIPIENTS_IN_ALL = 5_000_000  # some 40 bytes each
+MAX_RECIPIENTS_IN_ALL = 5_000_000  # about 40 bytes each
 
 _FIRST_REPLY_SECONDS = 10.0
-_LAST_REPLIES_SECONDS = 3.0  # after an interruption, for messages past their dot
-_LINGER_SECONDS = 1.0  # after the last arrival: a second copy may follow
+_LAST_REPLIES_SECONDS = 3.0  # after an interruption, for replies to final dots
+_LINGER_SECONDS = 1.0  # after the last arrival, for duplicates
 _POLL_SECONDS = 0.1
 
 
@@ -41,7 +41,7 @@ _POLL_SECONDS = 0.1
 class Options:
     targets: tuple[tuple[str, int], ...]
     sink: tuple[str, int]
-    rate: float  # messages a second; 0: as fast as the server takes them
+    rate: float  # messages per second; 0: no limit
     duration_seconds: float | None
     messages: int | None
     sessions: int
@@ -58,7 +58,7 @@ class Options:
 
 
 async def load(options: Options, show: Callable[[str], None]) -> LoadResult:
-    """Raises ServiceError: the sink's address cannot be used, no target answers, a target is refused."""
+    """Raises ServiceError when the sink cannot listen, no target responds, or a target is refused."""
     plan = Plan(
         secrets.token_hex(4),
         domain=options.domain,
@@ -84,9 +84,7 @@ async def _listening(recorder: LoadRecorder, options: Options) -> AsyncIterator[
     try:
         await sink.start()
     except OSError as error:
-        raise ServiceError(
-            f"--sink {endpoint.format(host, port)}: cannot be listened on: {error.strerror or error}"
-        ) from error
+        raise ServiceError(f"--sink {endpoint.format(host, port)}: cannot listen: {error.strerror or error}") from error
     try:
         yield sink
     finally:
@@ -94,7 +92,7 @@ async def _listening(recorder: LoadRecorder, options: Options) -> AsyncIterator[
 
 
 async def _require_target(targets: list[Target], name: str) -> None:
-    """Return when one target greets; the addresses of all are checked first."""
+    """Return when one target sends its greeting; the addresses of all targets are checked first."""
     problems: dict[Target, str] = {}
     for target in targets:
         try:
@@ -109,11 +107,11 @@ async def _require_target(targets: list[Target], name: str) -> None:
             if not problem:
                 return
             problems[target] = problem
-    raise ServiceError(f"no target answers: {'; '.join(f'{target}: {said}' for target, said in problems.items())}")
+    raise ServiceError(f"no target responds: {'; '.join(f'{target}: {text}' for target, text in problems.items())}")
 
 
 async def _check_target(target: Target, name: str) -> str:
-    """Why the target cannot be used; empty: it greets, or answers 4xx because it is busy."""
+    """The reason why the target cannot be used; empty when it sends a greeting or 4xx (busy)."""
     client: Client | None = None
     try:
         async with asyncio.timeout(_FIRST_REPLY_SECONDS):
@@ -183,7 +181,7 @@ class _Load:
         )
 
     async def _send(self, sending: asyncio.Task[None]) -> None:
-        """Until every message has a final result, nothing has changed for the settle time, or a signal comes."""
+        """Send until every message has a final result, nothing changed for the settle time, or a signal arrives."""
         duration = self._options.duration_seconds
         still = _IdleTimer(self._recorder.ledger)
         while not sending.done() and not self._stop.is_set():
@@ -202,7 +200,7 @@ class _Load:
         self._sent_at = self._sent_at or time.monotonic()
         self._supply.stop()
         if sending.done():
-            await sending  # raises what it failed with
+            await sending  # raises its error
         else:
             await asyncio.wait([sending], timeout=_LAST_REPLIES_SECONDS)
 
@@ -231,7 +229,7 @@ class _Load:
 
 
 class _IdleTimer:
-    """How long nothing has moved."""
+    """Time since the last change of the ledger's counters."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -251,7 +249,7 @@ class _IdleTimer:
 
 
 class _Signals:
-    """SIGTERM sets `enough`, SIGINT and a second SIGTERM set `stop`; the next one ends the process as usual."""
+    """SIGTERM sets `stop_sending`, SIGINT and a second SIGTERM set `stop`; the next signal has its default action."""
 
     def __init__(self, stop: asyncio.Event, stop_sending: asyncio.Event) -> None:
         self._stop = stop

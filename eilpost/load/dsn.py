@@ -1,6 +1,6 @@
-"""Reading delivery status notifications: which recipients failed, by the fields of RFC 3464. Pure.
+"""Parser of delivery status notifications: the failed recipients (RFC 3464). Pure.
 
-A report is recognised by its null reverse-path and a part of type message/delivery-status (or its form of RFC 6533).
+A DSN has a part of type message/delivery-status or message/global-delivery-status (RFC 6533).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _FOLD = re.compile(rb"\r?\n[ \t]+")
 
 
 def failed_recipients(content: bytes) -> Iterator[str]:
-    """The final recipients with `Action: failed`; none if the content is no report."""
+    """The final recipients with `Action: failed`; none if the content is not a DSN."""
     start = _PART.search(content, 0, _LIMIT)
     if start is None:
         return
@@ -26,7 +26,7 @@ def failed_recipients(content: bytes) -> Iterator[str]:
 
 
 def _fields(block: bytes) -> dict[bytes, bytes]:
-    """By name in lower case. Without a regular expression for the lines: backtracking took quadratic time."""
+    """Fields by lower-case name. Not by a regular expression: its backtracking took quadratic time."""
     fields = {}
     for line in _FOLD.sub(b" ", block).split(b"\n"):
         name, _, value = line.partition(b":")

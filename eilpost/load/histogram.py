@@ -1,4 +1,4 @@
-"""A latency histogram with logarithmic buckets: percentiles within 2 % in constant memory. Pure."""
+"""Latency histogram with logarithmic buckets: percentiles within 2 % in constant memory. Pure."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Histogram:
         return self._counts[:]
 
     def percentile(self, share: float, since: Sequence[int] | None = None) -> float | None:
-        """The duration that `share` (0 to 1) of them do not exceed; None: there are none. `since`: only of those
-        added after these counts were taken.
+        """The duration that `share` (0 to 1) of the values do not exceed; None without values. `since`: earlier
+        `counts()`, to use only the values added since then.
         """
         counts = self._counts if since is None else [now - then for now, then in zip(self._counts, since, strict=True)]
         total = sum(counts)

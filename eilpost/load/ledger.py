@@ -1,7 +1,7 @@
-"""The ledger of a load: which recipients the server accepted, and what arrived for each. Pure: time is an argument.
+"""Ledger of a load: the recipients that the server accepted and their arrivals. Pure; time is an argument.
 
-A record is one byte of state for each recipient and 34 bytes for each message, so a million messages take about 40 MB.
-Counters change with the records; `Ledger.recount` makes them again from the records, which tests compare.
+It stores one byte per recipient and 34 bytes per message: a million messages take about 40 MB. `Ledger.recount`
+computes the counters from the states, for tests.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from eilpost.load.histogram import Histogram
 
 # Bits of a recipient's state.
-ACCEPTED = 1  # the server said 250 after the dot: the recipient must be delivered or bounced
+ACCEPTED = 1  # 250 after the dot: the recipient must be delivered or bounced
 DELIVERED = 2
 BOUNCED = 4
-DEFERRED = 8  # the sink said 451 once
+DEFERRED = 8  # the sink replied 451 once
 IN_DOUBT = 16  # the connection was lost between the dot and the reply
-REFUSED = 32  # the server said 5xx
-RESENT = 64  # sent again after a 4xx at the dot, which the server may have written all the same
+REFUSED = 32  # 5xx from the server
+RESENT = 64  # sent again after 4xx to the dot; the server may have stored the first copy
 
 _OPEN_STATES = tuple(bytes([ACCEPTED | deferred | resent]) for deferred in (0, DEFERRED) for resent in (0, RESENT))
 _SETTLED = DELIVERED | BOUNCED
@@ -38,14 +38,14 @@ class LostRecipient:
     id: str
     recipient_index: int
     queue_id: str
-    deferred: bool  # the sink said 451 and was not tried again
+    deferred: bool  # the sink replied 451 and there was no retry
 
 
 @dataclass(slots=True)
 class Counts:
-    """Recipients, unless a comment says otherwise."""
+    """Numbers of recipients, except as commented."""
 
-    issued: int = 0  # messages begun
+    issued: int = 0  # messages started
     accepted: int = 0
     accepted_bytes: int = 0
     delivered: int = 0  # of those accepted
@@ -55,16 +55,16 @@ class Counts:
     refused: int = 0
     resent: int = 0  # sent again after a 4xx at the dot
     deferrals: int = 0  # 451 replies of the sink
-    arrivals: int = 0  # every copy the sink took, and every report: grows as long as there is progress
+    arrivals: int = 0  # copies and reports at the sink; grows while there is progress
     duplicates: int = 0  # copies beyond the first
-    duplicates_resent: int = 0  # of them, those of recipients that were sent again after a 4xx at the dot
+    duplicates_resent: int = 0  # of them, for recipients that were sent again after 4xx to the dot
     duplicate_bounces: int = 0
-    damaged: int = 0  # copies whose body is not the one that was sent
-    misdirected: int = 0  # copies for a recipient that the message does not have
-    unexpected: int = 0  # delivered or bounced although refused, or never sent
-    wrong_bounces: int = 0  # reports of a failure at a destination that takes mail
-    foreign: int = 0  # messages at the sink that are not of this run
-    retried: int = 0  # times a message was to be sent again, whatever for
+    damaged: int = 0  # copies with a changed body
+    misdirected: int = 0  # copies for a recipient that is not in the message
+    unexpected: int = 0  # delivered or bounced although refused or never sent
+    wrong_bounces: int = 0  # reports of a failure at a destination that accepts mail
+    foreign: int = 0  # messages at the sink from another run
+    retried: int = 0  # scheduled retries of messages
     connections_refused: int = 0
     connections_lost: int = 0
 
@@ -78,18 +78,18 @@ class Ledger:
         self.counts = Counts()
         self.accept = Histogram()  # seconds from the dot to its 250
         self.end_to_end = Histogram()  # seconds from the dot to the first copy at the sink
-        self.replies: Counter[str] = Counter()  # of refusals
+        self.replies: Counter[str] = Counter()  # 5xx of the server under test
         self.deferral_replies: Counter[str] = Counter()  # 4xx of the server under test
         self.connection_errors: Counter[str] = Counter()
         self.first_accepted_at = self.last_accepted_at = 0.0
         self.first_arrival_at = self.last_arrival_at = 0.0
-        self.duplicate_ids: list[str] = []  # the first of them
+        self.duplicate_ids: list[str] = []  # the first _MAX_LISTED
         self._states = bytearray()
         self._dots: array[float] = array("d")
         self._queue_ids = bytearray()
 
     def issue(self) -> int:
-        """A record for the next message; its number."""
+        """Add a record for the next message and return its number."""
         number = self.counts.issued
         self.counts.issued += 1
         self._states.extend(bytes(self.recipients))
@@ -104,12 +104,12 @@ class Ledger:
     def accept_message(
         self, number: int, indexes: Sequence[int], size_bytes: int, texts: Sequence[bytes], now: float
     ) -> None:
-        """250 after the dot: the message is the server's for these recipients."""
+        """250 after the dot: the server is responsible for these recipients."""
         counts = self.counts
         for index in indexes:
             state = self._states[index]
             self._states[index] = state | ACCEPTED
-            if state & DELIVERED:  # the copy came before the reply
+            if state & DELIVERED:  # the copy arrived before the reply
                 counts.delivered += 1
             elif state & BOUNCED:
                 counts.bounced += 1
@@ -124,7 +124,7 @@ class Ledger:
             self._queue_ids[start : start + len(queue_id)] = queue_id
 
     def refuse(self, indexes: Sequence[int], reply: str) -> None:
-        """5xx: the recipients are nobody's any more, and must not arrive."""
+        """5xx: the recipients must not arrive."""
         for index in indexes:
             self.counts.unexpected += _is_unexpected(self._states[index] | REFUSED)
             self._states[index] |= REFUSED
@@ -132,14 +132,14 @@ class Ledger:
         _count_text(self.replies, reply, len(indexes))
 
     def mark_in_doubt(self, indexes: Sequence[int]) -> None:
-        """The connection was lost between the dot and the reply: arriving and not arriving are both right."""
+        """The connection was lost between the dot and the reply: the recipients may or may not arrive."""
         for index in indexes:
             self.counts.in_doubt_settled += bool(self._states[index] & _SETTLED)
             self._states[index] |= IN_DOUBT
         self.counts.in_doubt += len(indexes)
 
     def resend(self, indexes: Sequence[int]) -> None:
-        """4xx after the dot: the message is sent again, though the server may have written this copy."""
+        """4xx after the dot: the message is sent again, although the server may have stored this copy."""
         for index in indexes:
             self._states[index] |= RESENT
         self.counts.resent += len(indexes)
@@ -154,13 +154,13 @@ class Ledger:
         _count_text(self.connection_errors, reason, 1)
 
     def lose_connection(self, reason: str, *, is_retried: bool) -> None:
-        """`again`: the message is sent again."""
+        """`is_retried`: the message is sent again."""
         self.counts.connections_lost += 1
         self.counts.retried += is_retried
         _count_text(self.connection_errors, reason, 1)
 
     def first_attempt(self, index: int) -> bool:
-        """A deferring destination is asked at RCPT: whether it says 451, which it does once."""
+        """Whether this is the first RCPT for the recipient at a deferring destination, which gets 451."""
         if index >= len(self._states) or self._states[index] & DEFERRED:
             return False
         self._states[index] |= DEFERRED
@@ -168,7 +168,7 @@ class Ledger:
         return True
 
     def arrive(self, number: int, indexes: Sequence[int], intact: bool, now: float) -> None:
-        """The sink took message `number` for these recipients."""
+        """The sink received message `number` for these recipients."""
         for index in indexes:
             if index >= len(self._states) or index // self.recipients != number:
                 self.counts.misdirected += 1
@@ -178,13 +178,13 @@ class Ledger:
                 self.end_to_end.add(now - self._dots[number])
 
     def bounce(self, indexes: Sequence[int], now: float) -> None:
-        """A report says that these recipients failed."""
+        """A DSN reported that these recipients failed."""
         for index in indexes:
             if index < len(self._states):
                 self._settle(index, BOUNCED, now)
 
     def _settle(self, index: int, result: int, now: float) -> bool:
-        """Record an arrival; whether it is the first one of this recipient."""
+        """Record an arrival; returns whether it is the first for this recipient."""
         counts = self.counts
         counts.arrivals += 1
         self.first_arrival_at = self.first_arrival_at or now
@@ -200,7 +200,7 @@ class Ledger:
             if len(self.duplicate_ids) < _MAX_LISTED:
                 self.duplicate_ids.append(self.id_of(index // self.recipients))
             if result == DELIVERED and not state & DELIVERED and state & ACCEPTED:
-                counts.bounced -= 1  # reported as failed, and delivered: counted as delivered, once
+                counts.bounced -= 1  # reported as failed and delivered: counted once, as delivered
                 counts.delivered += 1
             return False
         if state & ACCEPTED:
@@ -216,17 +216,17 @@ class Ledger:
 
     @property
     def in_flight(self) -> int:
-        """Recipients accepted and not settled."""
+        """Number of recipients accepted and not settled."""
         counts = self.counts
         return counts.accepted - counts.delivered - counts.bounced
 
     def oldest_dot(self) -> float | None:
-        """When the dot of the lowest-numbered message with an open recipient was written."""
+        """The time of the dot of the lowest-numbered message with an open recipient."""
         index = min((at for state in _OPEN_STATES if (at := self._states.find(state)) >= 0), default=None)
         return None if index is None else self._dots[index // self.recipients]
 
     def open(self, limit: int | None = None) -> Iterator[LostRecipient]:
-        """Recipients accepted and not settled, in their order."""
+        """Recipients accepted and not settled, by index."""
         for index, state in enumerate(self._states):
             if state & ACCEPTED and not state & _SETTLED:
                 if limit is not None:
@@ -237,7 +237,7 @@ class Ledger:
                 yield LostRecipient(self.id_of(number), index, self.queue_id(number), bool(state & DEFERRED))
 
     def queue_id(self, number: int) -> str:
-        """As the 250 named it; empty: it named none."""
+        """The queue id in the 250 reply; empty if none."""
         start = number * _QUEUE_ID_OCTETS
         return self._queue_ids[start : start + _QUEUE_ID_OCTETS].rstrip(b"\0").decode()
 
@@ -245,7 +245,7 @@ class Ledger:
         return f"{self.run}-{number}"
 
     def recount(self) -> tuple[int, int, int, int, int]:
-        """Accepted, delivered, bounced, in doubt, refused: counted from the records."""
+        """Accepted, delivered, bounced, in doubt, refused: counted from the states."""
         accepted = [state for state in self._states if state & ACCEPTED]
         return (
             len(accepted),
@@ -257,12 +257,12 @@ class Ledger:
 
 
 def _is_unexpected(state: int) -> bool:
-    """Settled although it was refused; a copy that was answered 4xx before may have been written."""
+    """Settled although refused, except when an earlier copy with a 4xx reply may have been stored."""
     return bool(state & REFUSED and state & _SETTLED and not state & RESENT)
 
 
 def _count_text(texts: Counter[str], text: str, count: int) -> None:
-    """Count by text, in bounded memory: queue ids and addresses make every text different."""
+    """Count by text, in bounded memory: queue ids and addresses can make every text different."""
     if text not in texts and len(texts) >= _MAX_REPLY_TEXTS:
         text = "other replies"
     texts[text] += count

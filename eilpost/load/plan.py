@@ -1,8 +1,7 @@
-"""The plan of a load: which message has which size, sender and recipients. Pure.
+"""Plan of a load: size, sender and recipients of every message. Pure.
 
-Messages are numbered from 0, and everything about a message follows from its number. Shares are spread evenly over
-the numbers by a Weyl sequence (multiples of an irrational number, modulo 1), so any part of the load has the shares
-asked for.
+A message is determined by its number, from 0. Shares are spread by a Weyl sequence (multiples of an irrational number,
+modulo 1), so that any part of the load has the requested shares.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _HEAD_BYTES_MIN = 300
 
 
 class DestinationKind(StrEnum):
-    """What the sink answers at RCPT for a recipient; its domain's name begins with this."""
+    """The reply of the sink to RCPT; the value is the prefix of the recipient's domain."""
 
     ACCEPTING = "d"  # 250
     FAILING = "failing"  # 550, always
@@ -48,7 +47,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:
-    """One message to send. `head` and `body` are content as it goes over the wire: CRLF lines, dots doubled."""
+    """One message to send. `head` and `body` are the content as sent: CRLF lines, dot-stuffed."""
 
     number: int
     sender: str
@@ -64,7 +63,7 @@ class OutgoingMessage:
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """A recipient's address, taken apart. `index` counts the recipients of all messages."""
+    """A parsed recipient address. `index` counts the recipients of all messages."""
 
     index: int
     run: str
@@ -72,7 +71,7 @@ class Recipient:
 
 
 def parse_sizes(text: str) -> tuple[Size, ...]:
-    """`"10kB"`, `"2kB:80,100kB:18,1MB:2"` (size and weight). Raises ValueError that says what is expected."""
+    """`"10kB"`, `"2kB:80,100kB:18,1MB:2"` (size and weight). Raises ValueError with the expected form."""
     sizes = []
     for part in text.split(","):
         match = _SIZE.match(part.strip())
@@ -83,12 +82,12 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
             raise ValueError(f"a message size from 1B to {MAX_MESSAGE_BYTES >> 20}MiB is expected")
         sizes.append(size)
     if len(sizes) > 20 or not sum(size.weight for size in sizes) > 0:
-        raise ValueError("at most 20 sizes are expected, with weights whose sum is above 0")
+        raise ValueError("at most 20 sizes are expected, with weights whose sum is greater than 0")
     return tuple(sizes)
 
 
 def parse_share(text: str) -> float:
-    """`"5%"` to 0.05. Raises ValueError that says what is expected."""
+    """`"5%"` to 0.05. Raises ValueError with the expected form."""
     match = _SHARE.match(text.strip())
     if match is None or float(match[1]) > 100:
         raise ValueError('a share from "0%" to "100%" is expected, like "5%"')
@@ -96,7 +95,7 @@ def parse_share(text: str) -> float:
 
 
 def parse_recipient(address: str) -> Recipient | None:
-    """None: not an address of a load."""
+    """The recipient, or None if the address is not from a load."""
     match = _ADDRESS.match(address)
     kind = _KINDS.get(match[3]) if match is not None else None
     return Recipient(int(match[1]), match[2], kind) if match is not None and kind is not None else None
@@ -109,7 +108,7 @@ def find_load_id(content: bytes, limit: int = 32768) -> tuple[str, int] | None:
 
 
 class Plan:
-    """Everything about message N, for every N."""
+    """The messages of a load by number."""
 
     def __init__(
         self,
@@ -146,7 +145,7 @@ class Plan:
         self._bodies = tuple(bounds)
 
     def kind(self, index: int) -> DestinationKind:
-        """Of the recipient with this index."""
+        """The destination kind of a recipient."""
         share = (index + 1) * _GOLDEN_RATIO % 1.0
         if share < self._failing:
             return DestinationKind.FAILING
@@ -180,8 +179,8 @@ class Plan:
 
 
 def _body(size_bytes: int) -> bytes:
-    """A body that makes the whole message about this large; its second line begins with a dot, doubled as on the
-    wire (RFC 5321 section 4.5.2).
+    """A body for a message of about `size_bytes`; its second line begins with a dot, dot-stuffed (RFC 5321 section
+    4.5.2).
     """
     lines, rest = divmod(max(0, size_bytes - _HEAD_BYTES_MIN), len(_LINE))
     parts = [_LINE, b"..", _LINE, _LINE * max(0, lines - 2)]

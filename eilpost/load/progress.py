@@ -1,4 +1,4 @@
-"""The live display of a load on stderr: a panel that is redrawn on a terminal, a line every ten seconds elsewhere."""
+"""Progress display of a load on stderr: a panel on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _AVERAGING_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The counters at an instant, and the accept latencies until then."""
+    """Counters and accept latencies at one time."""
 
     at: float
     accepted: int
@@ -33,11 +33,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the display shows. Rates per second and latencies are of the last seconds."""
+    """The displayed values. Rates (per second) and latencies are those of the last seconds."""
 
     phase: str  # "sending", "settling"
     elapsed: float
-    done: float  # of the sending, 0 to 1
+    done: float  # share of the sending, 0 to 1
     accepted: int
     delivered: int
     bounced: int
@@ -106,7 +106,7 @@ def one_line(moment: Snapshot) -> str:
 
 
 class Display:
-    """Runs beside the load. `phase` and `done` are set by the command."""
+    """Runs concurrently with the load, which sets `phase` and `done`."""
 
     def __init__(self, meter: RateMeter) -> None:
         self.phase = "sending"
@@ -114,7 +114,7 @@ class Display:
         self._meter = meter
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Run until cancelled."""
         await (self._redraw() if sys.stderr.isatty() else self._lines())
 
     def _moment(self) -> Snapshot:

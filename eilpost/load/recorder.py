@@ -1,4 +1,4 @@
-"""The two ends of a load and its ledger: what source and sink report becomes records."""
+"""Recorder of the events of source and sink in the ledger."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from eilpost.load.plan import DestinationKind, OutgoingMessage, Plan, Recipient,
 from eilpost.load.source import Stage, error_text
 
 _FAILED = b"550 5.1.1 No such user at this destination of the load\r\n"
-_DEFERRED = b"451 4.3.0 This destination of the load takes mail at the second attempt\r\n"
+_DEFERRED = b"451 4.3.0 This destination of the load accepts mail at the second attempt\r\n"
 _VARIABLE = re.compile(r"<[^>]*>|\b[0-9A-Z]{8,}\b|\br?[0-9]+\.[0-9a-z]+@\S+")
 
 
 class LoadRecorder:
-    """A Recorder of the source and the Destinations of the sink, over one ledger."""
+    """The Recorder of the source and the Destinations of the sink, with one ledger."""
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         self.plan = plan
         self.ledger = ledger
 
     def messages(self, limit: int | None) -> Iterator[OutgoingMessage]:
-        """New messages, each with a record."""
+        """New messages, each recorded in the ledger."""
         while limit is None or self.ledger.counts.issued < limit:
             yield self.plan.message(self.ledger.issue())
 
@@ -43,7 +43,7 @@ class LoadRecorder:
         self.ledger.refuse(self._indexes(message.recipients), f"{stage}: {_normalized_reply(reply)}")
 
     def in_doubt(self, message: OutgoingMessage, error: BaseException) -> None:
-        if isinstance(error, Exception):  # not: the load was interrupted
+        if isinstance(error, Exception):  # not a cancellation
             self.ledger.lose_connection(f"after the dot: {error_text(error)}", is_retried=False)
         self.ledger.mark_in_doubt(self._indexes(message.recipients))
 
@@ -103,5 +103,5 @@ class LoadRecorder:
 
 
 def _normalized_reply(reply: ServerReply) -> str:
-    """A reply without what differs from message to message."""
+    """A reply without the parts that differ per message."""
     return _VARIABLE.sub("...", str(reply.to_reply()))

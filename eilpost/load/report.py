@@ -1,4 +1,4 @@
-"""The result of a load, as lines for people and as one JSON object. Pure."""
+"""Report of a load as text and as JSON. Pure."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _WARN, _BAD, _DIM = "yellow", "bold red", "dim"
 
 @dataclass(frozen=True, slots=True)
 class LoadSummary:
-    """How a load went, beside its ledger."""
+    """Data of a load that is not in its ledger."""
 
     targets: tuple[str, ...]
     sink: str
     sessions: int
-    rate: float  # asked for; 0: no limit
+    rate: float  # requested; 0: no limit
     sending_seconds: float
     seconds: float
     connections: int
-    unsent: int  # messages begun without a final result
+    unsent: int  # messages started, without a final result
     interrupted: bool
 
 
@@ -39,17 +39,17 @@ class LoadResult:
 
     @property
     def open(self) -> int:
-        """Accepted, and neither delivered nor bounced."""
+        """Recipients accepted, and neither delivered nor bounced."""
         return self.ledger.in_flight
 
     @property
     def lost(self) -> int:
-        """None of a load that was interrupted: what is open there is unfinished."""
+        """Lost recipients; 0 for an interrupted load, where open recipients are unfinished."""
         return 0 if self.summary.interrupted else self.open
 
     @property
     def wrong(self) -> int:
-        """Copies and reports that should not have come as they did."""
+        """Incorrect copies and reports."""
         counts = self.ledger.counts
         return counts.damaged + counts.misdirected + counts.unexpected + counts.wrong_bounces
 
@@ -73,7 +73,7 @@ class LoadResult:
 
 
 def as_json(result: LoadResult) -> dict[str, Any]:
-    """Durations in seconds, sizes in bytes; counts are recipients where a message has several."""
+    """Durations in seconds, sizes in bytes; counts are recipients except `messages`."""
     ledger, ended, counts = result.ledger, result.summary, result.ledger.counts
     accepted_rate, delivered_rate = result.rates
     return {
@@ -133,7 +133,7 @@ Line = list[tuple[str, str]]
 
 
 def lines(result: LoadResult) -> Iterator[Line]:
-    """(text, style) parts, as `eilpost/output.py` writes them."""
+    """Lines of (text, style) parts for `eilpost/output.py`."""
     ledger, ended, counts = result.ledger, result.summary, result.ledger.counts
     accepted_rate, delivered_rate = result.rates
     yield [
@@ -142,7 +142,7 @@ def lines(result: LoadResult) -> Iterator[Line]:
         (f" in {ended.sending_seconds:.1f} s over {ended.sessions} sessions; ended after {ended.seconds:.1f} s", ""),
     ]
     yield []
-    asked = f" of {ended.rate:,g}/s asked for" if ended.rate and ledger.recipients == 1 else ""
+    asked = f" of {ended.rate:,g}/s requested" if ended.rate and ledger.recipients == 1 else ""
     megabytes = counts.accepted_bytes / 1e6
     yield _row("accepted", counts.accepted, f"{accepted_rate:,.1f}/s{asked}, {megabytes:,.1f} MB")
     yield _row("delivered", counts.delivered, f"{delivered_rate:,.1f}/s")
@@ -154,14 +154,14 @@ def lines(result: LoadResult) -> Iterator[Line]:
     yield _row(
         "duplicates",
         counts.duplicates,
-        _share_text(counts.duplicates_resent, "sent again after a 4xx at the dot"),
+        _share_text(counts.duplicates_resent, "sent again after 4xx to the dot"),
         _WARN,
     )
     yield _row("in doubt", counts.in_doubt, _share_text(counts.in_doubt_settled, "arrived"), _WARN)
     yield _row("refused", counts.refused, style=_BAD)
     yield _row("retried", counts.retried, style=_WARN)
     if ended.unsent:
-        note = "interrupted" if ended.interrupted else "no target took them"
+        note = "interrupted" if ended.interrupted else "no target accepted them"
         yield _row("unsent", ended.unsent, note, _WARN if ended.interrupted else _BAD)
     yield _row(
         "connections",
@@ -169,12 +169,12 @@ def lines(result: LoadResult) -> Iterator[Line]:
         f"{counts.connections_refused:,} refused, {counts.connections_lost:,} lost",
     )
     for name, count, note in (
-        ("damaged", counts.damaged, "arrived with another body than was sent"),
-        ("misdirected", counts.misdirected, "arrived for a recipient that the message does not have"),
+        ("damaged", counts.damaged, "arrived with a changed body"),
+        ("misdirected", counts.misdirected, "arrived for a recipient that is not in the message"),
         ("unexpected", counts.unexpected, "arrived although refused"),
-        ("wrong bounces", counts.wrong_bounces, "reports of a failure at a destination that takes mail"),
+        ("wrong bounces", counts.wrong_bounces, "reports of a failure at a destination that accepts mail"),
         ("bounced again", counts.duplicate_bounces, "second reports"),
-        ("foreign", counts.foreign, "messages at the sink that are not of this run"),
+        ("foreign", counts.foreign, "messages at the sink from another run"),
     ):
         if count:
             yield _row(name, count, note, _WARN if name in ("foreign", "bounced again") else _BAD)
@@ -200,7 +200,7 @@ def _causes(result: LoadResult) -> Iterator[Line]:
         yield []
     for lost in ledger.open(MAX_LISTED):
         where = f", eilpost trace {lost.queue_id}" if lost.queue_id else ""
-        why = ", deferred by the sink and not tried again" if lost.deferred else ""
+        why = ", deferred by the sink, no retry" if lost.deferred else ""
         word, style = ("unfinished", _WARN) if ended.interrupted else ("lost", _BAD)
         yield [
             (word, style),
@@ -211,14 +211,14 @@ def _causes(result: LoadResult) -> Iterator[Line]:
 
 
 def hint(result: LoadResult) -> str:
-    """The probable cause when mail did not arrive; empty: none is known."""
+    """The probable cause when mail did not arrive; empty if unknown."""
     counts = result.ledger.counts
     if result.summary.interrupted:
         return ""
     if any("5.1.8" in text for text in result.ledger.replies):
         return (
-            "the server refused the sender, whose domain is not in DNS (5.1.8): set"
-            " ingress.sender_check_exempts_relay = true, and name the address that the load comes from in"
+            "the server refused the sender because its domain is not in DNS (5.1.8): set"
+            " ingress.sender_check_exempts_relay = true, and add the address of this machine to"
             " ingress.relay_networks"
         )
     if not counts.accepted:
@@ -226,16 +226,15 @@ def hint(result: LoadResult) -> str:
     if not counts.arrivals or (counts.wrong_bounces and not counts.delivered):
         what = "nothing arrived at the sink" if not counts.arrivals else "every message bounced"
         return (
-            f'{what}: the server has to relay to the sink: set delivery.relay = "smtp://{result.summary.sink}" in its'
-            " configuration, with the address at which it reaches the sink, and restart it"
+            f'{what}: the server must relay to the sink: set delivery.relay = "smtp://{result.summary.sink}" in its'
+            " configuration, with an address of the sink that it can reach, and restart it"
         )
     if result.summary.unsent:
-        return f"{result.summary.unsent:,} messages were not taken by any target, though tried until the end: "
-        "the load fails"
+        return f"no target accepted {result.summary.unsent:,} messages until the end: the load fails"
     if counts.refused:
         return f"the server refused {counts.refused:,} recipients with 5xx: the load fails"
     if any(lost.deferred for lost in result.ledger.open(MAX_LISTED)) and result.lost:
-        return "mail deferred by the sink waits for its retry (router.retry): --settle has to be longer than that"
+        return "mail deferred by the sink waits for its retry (router.retry): --settle must be longer than that"
     return ""
 
 

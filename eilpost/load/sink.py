@@ -1,7 +1,7 @@
-"""An SMTP server for the destinations of a load; a `Destinations` object decides its replies and gets the messages.
+"""SMTP server for the destinations of a load; a `Destinations` object chooses replies and receives the messages.
 
-It offers PIPELINING, 8BITMIME, SMTPUTF8, SIZE and ENHANCEDSTATUSCODES, and keeps no message. Connections beyond a
-limit get 421.
+It offers PIPELINING, 8BITMIME, SMTPUTF8, SIZE and ENHANCEDSTATUSCODES, and stores no message. Connections above a limit
+get 421.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Protocol, cast
 from eilpost.load.plan import MAX_MESSAGE_BYTES
 
 _LINE_OCTETS = 4096
-_OUT_OCTETS = 65536  # of replies, in one write
+_OUT_OCTETS = 65536  # of replies per write
 _MAX_CONNECTIONS = 2000
-_MAX_BUFFERED_OCTETS = 1 << 30  # of all sessions; above it the one with the most is closed
+_MAX_BUFFERED_OCTETS = 1 << 30  # over all sessions; above it the largest session is closed
 _MAX_RECIPIENTS = 1000  # RFC 5321 section 4.5.3.1.8: at least 100
 _END = b"\r\n.\r\n"
 _EHLO = (
@@ -24,35 +24,35 @@ _EHLO = (
 
 
 class Destinations(Protocol):
-    """Decides and records for the sink."""
+    """The destinations behind the sink."""
 
     def recipient(self, address: str) -> bytes | None:
-        """The reply to RCPT, a refusal; None: 250, the recipient is taken."""
+        """The 4xx or 5xx reply to RCPT; None: 250."""
 
     def message(self, sender: str, recipients: list[str], content: bytes) -> bytes | None:
-        """A whole message is here, `content` as it came over the wire, dots doubled. The reply; None: 250."""
+        """The reply to a message, with `content` as received, dot-stuffed; None: 250."""
 
 
 class Sink:
-    """Listens on `hosts`; port 0: a free one, which stays the same when it is started again."""
+    """Listens on `hosts`; port 0: a free port, which is used again after a restart."""
 
     def __init__(self, destinations: Destinations, hosts: tuple[str, ...] = ("127.0.0.1",), port: int = 0) -> None:
         self.destinations = destinations
         self.hosts = hosts
         self.port = port
         self.connections = 0  # made so far
-        self.buffered_octets = 0  # of content and commands that are not whole yet
+        self.buffered_octets = 0  # of incomplete content and commands
         self.open: set[SinkSession] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Raises OSError: the address cannot be listened on."""
+        """Raises OSError when it cannot listen."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self.make_session, list(self.hosts), self.port, backlog=512)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Close every connection at once and let the port go."""
+        """Abort all connections and release the port."""
         if self._server is None:
             return
         server, self._server = self._server, None
@@ -64,7 +64,7 @@ class Sink:
             await asyncio.sleep(0)
 
     def make_session(self) -> SinkSession:
-        """Makes the protocol of a new connection."""
+        """The protocol of a new connection."""
         return SinkSession(self)
 
     async def __aenter__(self) -> Sink:
@@ -76,18 +76,18 @@ class Sink:
 
 
 class SinkSession(asyncio.Protocol):
-    """One connection; everything happens when data comes, and the replies to all of it leave in one write.
+    """One connection. Received data is processed at once, and its replies are sent in one write.
 
-    While the client does not read its replies, none of its commands is read.
+    While the client does not read its replies, its commands are not read.
     """
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
-        self.host = ""  # the address of ours that the client connected to
+        self.host = ""  # the local address of the connection
         self.transport: asyncio.Transport | None = None
         self._buffer = bytearray()
-        self._counted = 0  # of the buffer, in `Sink.buffered_octets`
-        self._searched = 0  # of a message's content, so far without its end
+        self._counted = 0  # octets of the buffer included in `Sink.buffered_octets`
+        self._searched = 0  # octets of the content already searched for its end
         self._in_data = self._closing = self._is_paused = False
         self._sender = ""
         self._recipients: list[str] = []
@@ -135,7 +135,7 @@ class SinkSession(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_paused = False
-        self.data_received(b"")  # goes on with the buffered commands, and may pause again
+        self.data_received(b"")  # processes the buffered commands, and may pause again
         if not self._is_paused and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -190,7 +190,7 @@ class SinkSession(asyncio.Protocol):
             self.reply(b"554 5.5.1 No valid recipients\r\n")
         elif verb == b"DATA":
             self._in_data, self._searched = True, 0
-            self.reply(b"354 Go on\r\n")
+            self.reply(b"354 End data with <CR><LF>.<CR><LF>\r\n")
         elif verb == b"EHLO":
             self.reply(_EHLO)
         elif verb == b"QUIT":
@@ -220,10 +220,10 @@ class SinkSession(asyncio.Protocol):
         return self.accept_message(content)
 
     def accept_message(self, content: bytes) -> bool:
-        """A whole message is here. False: its reply is left open, and nothing further is read until `advance()`."""
+        """Handle a complete message. False: the reply follows later, and nothing is read until `process_buffer()`."""
         reply = self.sink.destinations.message(self._sender, self._recipients, content)
         self._recipients = []
-        self.reply(reply or b"250 2.0.0 Taken\r\n")
+        self.reply(reply or b"250 2.0.0 Message accepted\r\n")
         return True
 
 

@@ -1,8 +1,8 @@
-"""The source of a load: sends messages over N sessions, and reports what the server said about each.
+"""Source of a load: sends messages over N sessions and reports the server's replies.
 
 A message is sent until it has a final result: accepted (250 after the dot), refused (5xx), or in doubt (the connection
-was lost between the dot and the reply). A 4xx, a refused connection and one that was lost before the dot are not final:
-the message is sent again, to the next target, after a back-off.
+was lost between the dot and the reply). After a 4xx, a refused connection or a connection lost before the dot, it is
+sent again to the next target after a back-off.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from eilpost.load.target import NameNotResolved, Target
 
 _CONNECT_SECONDS = 10.0
 _QUIT_SECONDS = 2.0
-_SMALL_BYTES = 65536  # what a transport takes before it asks to wait
+_SMALL_BYTES = 65536  # the high-water mark of a transport's write buffer
 
 
 class Stage(StrEnum):
-    """What a reply answers."""
+    """The command that a reply belongs to."""
 
     CONNECT = "connect"
     MAIL = "MAIL"
@@ -38,7 +38,7 @@ class Stage(StrEnum):
 
 
 class Recorder(Protocol):
-    """Told about every message and connection, in the order of events. `message.recipients` are those concerned."""
+    """Receives the events of messages and connections, in order, for the recipients in `message.recipients`."""
 
     def dot(self, message: OutgoingMessage) -> None:
         """The final dot is about to be written."""
@@ -51,25 +51,25 @@ class Recorder(Protocol):
         """No reply to the dot: the connection was lost, no reply came in time, or the source was cancelled."""
 
     def deferred(self, message: OutgoingMessage, reply: ServerReply, stage: Stage, seconds: float) -> bool:
-        """A 4xx, `seconds` after what it answers; whether the message is to be sent again."""
+        """A 4xx, `seconds` after its command; returns whether to send the message again."""
 
     def connection_refused(self, reason: str) -> None: ...
 
     def connection_lost(self, message: OutgoingMessage, stage: Stage, error: Exception) -> bool:
-        """Before the dot; whether the message is to be sent again. TimeoutError: no reply came in time."""
+        """The connection was lost before the dot (TimeoutError: no reply in time); returns whether to send again."""
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """A transaction under way."""
+    """A running transaction."""
 
-    message: OutgoingMessage  # for the recipients that are not decided yet
+    message: OutgoingMessage  # with the recipients that are not decided yet
     stage: Stage = Stage.MAIL
-    is_decided: bool = False  # nothing is left to do for the message
+    is_decided: bool = False  # every recipient has a result
 
 
 class Source:
-    """`per_connection`: messages on one connection. `again_seconds`: the first and the longest back-off."""
+    """`per_connection`: messages per connection. `back_off_seconds`: the first and the longest back-off."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Source:
         self._reply_seconds = reply_seconds
 
     async def run(self) -> None:
-        """Send until the supply ends. Raises TargetRefused. Cancelled: messages past their dot are in doubt."""
+        """Send until the supply ends. Raises TargetRefused. When cancelled, messages past the dot are in doubt."""
         async with asyncio.TaskGroup() as sessions:
             for number in range(self._sessions):
                 sessions.create_task(self._session(number))
@@ -104,13 +104,13 @@ class Source:
         sent = failures = 0
         try:
             while (message := await self._supply.take()) is not None:
-                if client is not None and not client.is_idle:  # the server closed it meanwhile
+                if client is not None and not client.is_idle:  # closed by the server
                     await _quit(client)
                     client = None
                 if client is None:
                     client, target_index = await self._connect(message, target_index)
                     sent = 0
-                    if client is None:  # the session waits too; otherwise waiting messages would grow at the full rate
+                    if client is None:  # the session waits too, else waiting messages would grow at the full rate
                         failures += 1
                         seconds = self._back_off(failures)
                         self._supply.retry(message, seconds)
@@ -122,7 +122,7 @@ class Source:
                     client.abort()
                     client = None
                     target_index += 1
-                elif sent >= self._per_connection:  # not when the next message is due: that may be long
+                elif sent >= self._per_connection:  # close now: the next message may be due much later
                     await _quit(client)
                     client = None
                     target_index += 1
@@ -132,7 +132,7 @@ class Source:
                 client.close()
 
     async def _connect(self, message: OutgoingMessage, target_index: int) -> tuple[Client | None, int]:
-        """A greeted client of the first target that takes one, tried from `turn` on; None: none does."""
+        """A client of the first usable target from `target_index` on; None if there is none."""
         for _ in self._targets:
             target = self._targets[target_index % len(self._targets)]
             client: Client | None = None
@@ -162,7 +162,7 @@ class Source:
         return None, target_index
 
     async def _send(self, client: Client, message: OutgoingMessage) -> bool:
-        """One transaction; whether the connection can be used for another."""
+        """Run one transaction; returns whether the connection can be reused."""
         attempt = _Attempt(message)
         try:
             async with asyncio.timeout(self._reply_seconds):
@@ -217,7 +217,7 @@ class Source:
         return reply.code != 421
 
     async def write_content(self, client: Client, message: OutgoingMessage) -> tuple[bytes, ...]:
-        """Send a large content; what is left to write with the dot. A small one leaves together with its dot."""
+        """Send large content; returns the data to write with the dot, which includes small content."""
         if message.size_bytes <= _SMALL_BYTES:
             return message.head, message.body, b".\r\n"
         client.write(message.head, message.body)
@@ -225,8 +225,8 @@ class Source:
         return (b".\r\n",)
 
     async def _commands(self, client: Client, commands: Sequence[bytes], attempt: _Attempt) -> list[ServerReply]:
-        """The answers to MAIL, RCPT and DATA, all at once where the server offers PIPELINING (RFC 2920); without it
-        up to the first that makes the rest useless.
+        """The replies to MAIL, RCPT and DATA, pipelined if the server offers PIPELINING (RFC 2920), else up to the
+        first one that ends the transaction.
         """
         answers: list[ServerReply] = []
         if client.pipelining:
@@ -245,8 +245,8 @@ class Source:
     async def _handle_refusals(
         self, client: Client, attempt: _Attempt, answers: Sequence[ServerReply], began: float
     ) -> bool:
-        """No recipient is taken, or no DATA: the first refusal decides, or each recipient's own reply and for those
-        taken the reply to DATA. Whether the connection can be used on.
+        """No recipient or DATA was accepted: the first refusal decides, or each recipient's reply and, for accepted
+        recipients, the reply to DATA. Returns whether the connection can be reused.
         """
         message, count = attempt.message, len(attempt.message.recipients) + 2
         at = next((at for at, reply in enumerate(answers) if reply.code == 421), None)
@@ -264,14 +264,14 @@ class Source:
             self._not_accepted(message, answers[at], stage, began)
         attempt.is_decided = True
         if not closing:
-            # RFC 2920 section 3.1: a dot alone ends a DATA that has nobody to go to.
+            # RFC 2920 section 3.1: a single dot ends DATA when no recipient was accepted.
             await client.command(b".\r\n" if answers[-1].code == 354 else b"RSET\r\n")
         return not closing
 
     def _split(
         self, message: OutgoingMessage, accepted: Sequence[str], answers: Sequence[ServerReply], began: float
     ) -> OutgoingMessage:
-        """Decide about the recipients that were not taken; the message for those that were. A 3xx counts as a 4xx."""
+        """Report the refused recipients; returns the message for the accepted ones. A 3xx counts as 4xx."""
         for is_final in (False, True):
             refused = [
                 (name, reply)
@@ -287,7 +287,7 @@ class Source:
         return replace(message, recipients=tuple(accepted))
 
     def _not_accepted(self, message: OutgoingMessage, reply: ServerReply, stage: Stage, began: float) -> None:
-        """A message that was not accepted."""
+        """Report a message that was not accepted, and retry it after 4xx."""
         if reply.code >= 500:
             self._recorder.refused(message, reply, stage)
             self._supply.finished()
@@ -314,7 +314,7 @@ def _stage(number: int, count: int) -> Stage:
 
 
 def error_text(error: BaseException) -> str:
-    """An error of a connection, in words."""
+    """A connection error as text."""
     if isinstance(error, TimeoutError):
         return "no reply in time"
     if isinstance(error, ConnectionRefusedError):

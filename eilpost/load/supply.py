@@ -1,7 +1,7 @@
-"""The supply of a source: new messages at a steady rate, and messages to be sent again when their time has come.
+"""Supply of a source: new messages at a steady rate, and retries when they are due.
 
-Sessions take turns (an asyncio.Lock is fair), so one of them waits for the next due time and the others wait for it.
-A source that falls behind its rate catches up at most one second's worth.
+One session waits for the next due time and the others wait for its lock (an asyncio.Lock is fair). A source that is
+behind its rate catches up at most one second of messages.
 """
 
 from __future__ import annotations
@@ -15,49 +15,47 @@ from dataclasses import replace
 from eilpost.load.plan import OutgoingMessage
 
 _CATCH_UP_SECONDS = 1.0
-_LEAST_WAIT_SECONDS = 0.001  # event loops do not wait for less
+_LEAST_WAIT_SECONDS = 0.001  # resolution of event loop timers
 
 
 class Supply:
     def __init__(
         self, messages: Iterator[OutgoingMessage], *, per_second: float | None = None, waiting_max: int = 10_000
     ) -> None:
-        """`per_second`: None: as fast as they are taken. `waiting_max`: with so many to be sent again, no new message
-        is begun.
-        """
+        """`per_second`: None for no limit. `waiting_max`: no new message is started while so many retries wait."""
         self._messages = messages
         self._interval = 1 / per_second if per_second else 0.0
         self._waiting_max = waiting_max
-        self._due = 0.0  # of the next new message; 0: none was taken yet
-        self._waiting: list[tuple[float, int, OutgoingMessage]] = []  # a heap, by time
+        self._due = 0.0  # of the next new message; 0 before the first
+        self._waiting: list[tuple[float, int, OutgoingMessage]] = []  # a heap by due time
         self._order = 0
-        self._unfinished = 0  # taken, and neither finished nor handed back
+        self._unfinished = 0  # taken, and neither finished nor retried
         self._exhausted = self._stopped = False
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
 
     @property
     def is_sending_new(self) -> bool:
-        """Whether there are new messages to come."""
+        """Whether new messages will follow."""
         return not self._exhausted and not self._stopped
 
     @property
     def unsent(self) -> int:
-        """Messages begun without a final result."""
+        """Messages started, without a final result."""
         return self._unfinished + len(self._waiting)
 
     def stop_new(self) -> None:
-        """No new messages; those that were begun are sent again until they have a final result."""
+        """Start no new messages; those already started are retried until they have a final result."""
         self._exhausted = True
         self._changed.set()
 
     def stop(self) -> None:
-        """Nothing more is handed out."""
+        """Return no more messages."""
         self._stopped = True
         self._changed.set()
 
     async def take(self) -> OutgoingMessage | None:
-        """The next message, when it is due; None: there will be none."""
+        """Wait for the next message; None at the end."""
         async with self._lock:
             while not self._stopped:
                 now = time.monotonic()
@@ -82,7 +80,7 @@ class Supply:
             return None
 
     async def _wait(self, seconds: float) -> None:
-        """Until something changed, for `seconds` at most."""
+        """Wait for a change, at most `seconds`."""
         if seconds == float("inf"):
             await self._changed.wait()
             return
@@ -93,13 +91,13 @@ class Supply:
             timer.cancel()
 
     def finished(self) -> None:
-        """A message that was taken has a final result."""
+        """A taken message has a final result."""
         self._unfinished -= 1
         if self._exhausted:
             self._changed.set()
 
     def retry(self, message: OutgoingMessage, seconds: float) -> None:
-        """A message that was taken is to be sent again, after `seconds`."""
+        """Send a taken message again after `seconds`."""
         self._unfinished -= 1
         self._order += 1
         retried = replace(message, attempts=message.attempts + 1)
@@ -107,5 +105,5 @@ class Supply:
         self._changed.set()
 
     def split(self) -> None:
-        """A message that was taken became two: some of its recipients got another reply than the others."""
+        """A taken message became two, because its recipients got different replies."""
         self._unfinished += 1

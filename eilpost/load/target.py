@@ -1,8 +1,8 @@
-"""The servers under test: their addresses, and the rules that keep a load away from other people's servers.
+"""Servers under test: their addresses, and rules against a load on servers of others.
 
 A target is a loopback, link-local or private address unless `--allow-public` is given, and never port 25 of a public
-address. Names are resolved again every few seconds, so that a name with changing addresses (a headless Service) is
-followed; every address is checked.
+address. Names are resolved every few seconds, because a headless Service changes its addresses; every
+address is checked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RESERVED = ("test", "example", "invalid", "localhost", "example.com", "example.
 
 
 class TargetRefused(ServiceError):
-    """A load must not go there; one line that says why."""
+    """The target is not allowed; one line with the reason."""
 
 
 class NameNotResolved(OSError):
@@ -37,12 +37,12 @@ def check_address(address: str, port: int, *, allow_public: bool) -> None:
         return
     if ip.is_multicast or not allow_public:
         raise TargetRefused(
-            f"{endpoint.format(address, port)} is not a loopback, private or link-local address; a load goes only to"
-            " your own servers: --allow-public, if this is one"
+            f"{endpoint.format(address, port)} is not a loopback, private or link-local address; use --allow-public"
+            " if it is your own server"
         )
     if port == 25:
         raise TargetRefused(
-            f"{endpoint.format(address, port)} is port 25 of a public address, where an MX host of others listens: use"
+            f"{endpoint.format(address, port)} is port 25 of a public address, which may be an MX host of others: use"
             " another port or a private address of your server"
         )
 
@@ -55,7 +55,7 @@ def check_domain(domain: str, *, allow_any: bool) -> str:
         raise ValueError(f"a domain is expected, like load.test: {error}") from error
     if not allow_any and not any(name == reserved or name.endswith(f".{reserved}") for reserved in _RESERVED):
         raise ValueError(
-            f"{name} is not below .test, .example or .invalid, which nobody owns; --allow-any-domain, if it is yours"
+            f"{name} is not below .test, .example or .invalid; if it is your own domain, use --allow-any-domain"
         )
     return name
 
@@ -75,7 +75,7 @@ class Target:
         return endpoint.format(self.host, self.port)
 
     async def address(self) -> str:
-        """The next of its addresses, in turn. Raises NameNotResolved, TargetRefused."""
+        """The next address, in rotation. Raises NameNotResolved, TargetRefused."""
         if time.monotonic() - self._resolved_at > _RESOLVED_SECONDS:
             await self._resolve()
         self._next_address += 1
@@ -90,10 +90,10 @@ class Target:
             try:
                 answers = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
             except OSError as error:
-                if self._addresses:  # DNS is away: the old addresses are used until it is back
+                if self._addresses:  # DNS failed: keep the old addresses
                     self._resolved_at = time.monotonic()
                     return
-                raise NameNotResolved(f"{self.host} has no address: {error.strerror or error}") from error
+                raise NameNotResolved(f"{self.host} cannot be resolved: {error.strerror or error}") from error
             addresses = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
         for address in addresses:
             check_address(address, self.port, allow_public=self._allow_public)

@@ -196,7 +196,7 @@ async def test_messages_without_an_accepting_target_fail_the_load() -> None:
     assert process.returncode == 1
     assert re.search(r"^unsent +10", out.decode(), re.MULTILINE)
     assert re.search(r"^lost +0$", out.decode(), re.MULTILINE)
-    assert "10 messages were not taken by any target" in err.decode().splitlines()[-1]
+    assert "no target accepted 10 messages until the end" in err.decode().splitlines()[-1]
 
 
 async def test_closed_connections_leave_doubt_or_are_retried() -> None:

@@ -1,4 +1,4 @@
-"""The client keeps no more replies than a transaction has."""
+"""The client limits the number of unread replies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eilpost.load.client import Client, ConnectionLost
 @pytest.mark.parametrize(
     "reply", [b"250 ok\r\n", b"220 x\r\n", b"250 " + b"x" * 3000 + b"\r\n"], ids=["ok", "x", "long"]
 )
-async def test_endless_replies_close_the_connection(reply: bytes) -> None:
+async def test_connection_is_closed_after_too_many_unread_replies(reply: bytes) -> None:
     sent = 0
     is_over = asyncio.Event()
 
@@ -37,13 +37,13 @@ async def test_endless_replies_close_the_connection(reply: bytes) -> None:
             await client.reply()
 
 
-async def test_the_replies_to_a_transaction_wait() -> None:
+async def test_unread_replies_of_one_transaction_are_kept() -> None:
     client = Client()
     client.data_received(b"250 2.1.5 Ok\r\n" * 102)
     assert [(await client.reply()).code for _ in range(102)] == [250] * 102
 
 
-async def test_replies_that_are_read_do_not_add_up() -> None:
+async def test_read_replies_do_not_count_towards_the_limit() -> None:
     client = Client()
     for _ in range(1000):
         client.data_received(b"250 " + b"x" * 3000 + b"\r\n")

@@ -1,4 +1,4 @@
-"""A report names the recipients that failed, whoever wrote it."""
+"""Failed recipients in DSNs of several servers."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ Status: 4.4.1\r
 """
 
 
-def test_a_report_of_postfix() -> None:
+def test_postfix_dsn_is_parsed() -> None:
     assert list(failed_recipients(POSTFIX)) == ["r0.run@failing1.load.test"]
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"Subject: hello\r\n\r\nAction: failed\r\nFinal-Recipient: rfc822; a@b.test\r\n"]
 )
-def test_what_is_no_report(content: bytes) -> None:
+def test_other_content_is_not_a_dsn(content: bytes) -> None:
     assert list(failed_recipients(content)) == []
 
 
-def test_folded_fields() -> None:
+def test_folded_dsn_fields_are_parsed() -> None:
     content = (
         b"Content-Type: message/delivery-status\n\nFINAL-RECIPIENT:\r\n\trfc822;\r\n a@b.test \r\nAction:\n failed\n"
     )
@@ -65,7 +65,7 @@ def test_folded_fields() -> None:
 
 
 @pytest.mark.parametrize("filler", [b" ", b"\t", b"\r\n ", b"\n", b"\r", b":", b"Action:", b"Content-Type:\n"])
-def test_a_hostile_report_takes_linear_time(filler: bytes) -> None:
+def test_dsn_parsing_takes_linear_time(filler: bytes) -> None:
     """Quadratic time blocked the event loop for minutes."""
     content = b"Content-Type: message/delivery-status\r\n\r\nAction: a" + filler * (600_000 // len(filler)) + b"b\r\n"
     began = time.process_time()
@@ -73,7 +73,7 @@ def test_a_hostile_report_takes_linear_time(filler: bytes) -> None:
     assert time.process_time() - began < 5
 
 
-def test_a_report_of_ours() -> None:
+def test_eilpost_dsn_is_parsed() -> None:
     sent = Plan("run1", recipients=2, failing=1.0).message(5)
     names = [Address.parse(name) for name in sent.recipients]
     envelope = Envelope(Address.parse(sent.sender), tuple(Recipient(name, name) for name in names))

@@ -1,4 +1,4 @@
-"""Percentiles are within two per cent of the exact ones."""
+"""Latency histogram: percentiles are within 2 % of the exact values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eilpost.load.histogram import Histogram
 
 
 @given(st.lists(st.floats(2e-4, 5000), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99, 1.0]))
-def test_percentiles(values: list[float], share: float) -> None:
+def test_percentiles_are_within_two_percent(values: list[float], share: float) -> None:
     histogram = Histogram()
     for value in values:
         histogram.add(value)
@@ -21,7 +21,7 @@ def test_percentiles(values: list[float], share: float) -> None:
     assert exact / 1.021 <= found <= exact * 1.021
 
 
-def test_the_extremes() -> None:
+def test_percentiles_of_extreme_values() -> None:
     histogram = Histogram()
     assert histogram.percentile(0.5) is None
     for value in (0.0, -0.1, 1e9):
@@ -31,7 +31,7 @@ def test_the_extremes() -> None:
     assert histogram.highest == 1e9
 
 
-def test_only_what_was_added_since() -> None:
+def test_percentile_since_earlier_counts() -> None:
     histogram = Histogram()
     for _ in range(100):
         histogram.add(1.0)

@@ -1,4 +1,4 @@
-"""The ledger counts what happened to every recipient, in whatever order it happened."""
+"""The ledger counts the events of every recipient in any order."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ WIDE = 3  # recipients of a message
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Any order of replies, copies and reports: the counters are those that the records give."""
+    """Any order of replies, copies and reports: the counters equal a recount of the states."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ledger = Ledger("run", WIDE)
         self.now = 1.0
-        self.fates: dict[int, str] = {}  # by recipient
+        self.results: dict[int, str] = {}  # by recipient
         self.copies: dict[int, int] = {}
         self.reports: dict[int, int] = {}
         self.resent: set[int] = set()
@@ -35,16 +35,16 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.dot(number, self.now)
 
     @precondition(lambda self: self.ledger.counts.issued)
-    @rule(data=st.data(), fate=st.sampled_from(["accepted", "doubt", "refused"]))
-    def fate(self, data: st.DataObject, fate: str) -> None:
+    @rule(data=st.data(), result=st.sampled_from(["accepted", "doubt", "refused"]))
+    def result(self, data: st.DataObject, result: str) -> None:
         number = self.some(data)
-        indexes = [index for index in range(WIDE * number, WIDE * number + WIDE) if index not in self.fates]
+        indexes = [index for index in range(WIDE * number, WIDE * number + WIDE) if index not in self.results]
         if not indexes:
             return
-        self.fates |= dict.fromkeys(indexes, fate)
-        if fate == "accepted":
+        self.results |= dict.fromkeys(indexes, result)
+        if result == "accepted":
             self.ledger.accept_message(number, indexes, 100, [b"2.0.0 Ok: queued as Q1"], self.now)
-        elif fate == "doubt":
+        elif result == "doubt":
             self.ledger.mark_in_doubt(indexes)
         else:
             self.ledger.refuse(indexes, "550")
@@ -53,7 +53,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def resend(self, data: st.DataObject) -> None:
         index = WIDE * self.some(data) + data.draw(st.integers(0, WIDE - 1))
-        if index not in self.fates and not self.copies.get(index) and not self.reports.get(index):
+        if index not in self.results and not self.copies.get(index) and not self.reports.get(index):
             self.resent.add(index)
             self.ledger.resend([index])
 
@@ -74,7 +74,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts(self) -> None:
-        counts, accepted = self.ledger.counts, {index for index, fate in self.fates.items() if fate == "accepted"}
+        counts, accepted = self.ledger.counts, {index for index, result in self.results.items() if result == "accepted"}
         seen = (counts.accepted, counts.delivered, counts.bounced, counts.in_doubt, counts.refused)
         assert seen == self.ledger.recount()
         assert counts.accepted == len(accepted)
@@ -86,9 +86,9 @@ class LedgerMachine(RuleBasedStateMachine):
         assert (self.ledger.oldest_dot() is None) == (not lost)
         settled = self.copies.keys() | self.reports.keys()
         assert counts.in_doubt_settled == sum(
-            fate == "doubt" and index in settled for index, fate in self.fates.items()
+            result == "doubt" and index in settled for index, result in self.results.items()
         )
-        refused = {index for index, fate in self.fates.items() if fate == "refused"}
+        refused = {index for index, result in self.results.items() if result == "refused"}
         assert counts.unexpected == len((refused & settled) - self.resent)
         assert counts.arrivals == sum(self.copies.values()) + sum(self.reports.values())
         assert counts.arrivals - counts.duplicates - counts.duplicate_bounces == len(settled)
@@ -98,13 +98,13 @@ TestHistories = LedgerMachine.TestCase
 TestHistories.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-def test_what_is_listed_as_lost() -> None:
+def test_open_recipients_are_listed_as_lost() -> None:
     ledger = Ledger("run")
     for _ in range(3):
         ledger.dot(ledger.issue(), 1.0)
     ledger.accept_message(0, [0], 100, [b"2.0.0 Ok: queued as 01M85Z6AY04KY16VEBBMPVZX8A"], 2.0)
     ledger.accept_message(1, [1], 100, [b"OK id=1abc-xyz"], 2.5)
-    ledger.accept_message(2, [2], 100, [b"taken"], 2.5)
+    ledger.accept_message(2, [2], 100, [b"accepted"], 2.5)
     assert ledger.first_attempt(1)
     assert not ledger.first_attempt(1)
     ledger.arrive(0, [0], True, 3.0)
@@ -116,7 +116,7 @@ def test_what_is_listed_as_lost() -> None:
     assert ledger.queue_id(0) == "01M85Z6AY04KY16VEBBMPVZX8A"
 
 
-def test_what_should_not_have_come() -> None:
+def test_incorrect_arrivals_are_counted() -> None:
     ledger = Ledger("run")
     for _ in range(2):
         ledger.dot(ledger.issue(), 1.0)
@@ -129,17 +129,17 @@ def test_what_should_not_have_come() -> None:
     assert (counts.unexpected, counts.misdirected, counts.damaged) == (1, 2, 1)
 
 
-def test_a_copy_of_what_was_sent_again_is_told_apart() -> None:
+def test_duplicates_after_a_resend_are_counted_separately() -> None:
     ledger = Ledger("run")
     ledger.dot(ledger.issue(), 1.0)
-    ledger.resend([0])  # 4xx at the dot, and it was written
+    ledger.resend([0])  # 4xx to the dot, but stored
     ledger.accept_message(0, [0], 100, [], 2.0)
     for _ in range(2):
         ledger.arrive(0, [0], True, 3.0)
     assert (ledger.counts.duplicates, ledger.counts.duplicates_resent) == (1, 1)
 
 
-def test_a_million_messages_need_some_forty_megabytes() -> None:
+def test_memory_of_a_million_messages_is_about_forty_megabytes() -> None:
     tracemalloc.start()
     try:
         ledger = Ledger("run")

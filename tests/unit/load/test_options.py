@@ -1,4 +1,4 @@
-"""Every wrong option is one line that names it, and exit status 2."""
+"""A wrong option is one line that names it, and exit status 2."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     ],
     ids=" ".join,
 )
-def test_a_wrong_option(run: Run, options: list[str]) -> None:
+def test_wrong_option_is_a_one_line_error(run: Run, options: list[str]) -> None:
     status, err = run("--sink", f"127.0.0.1:{free_port()}", *options)
     assert status == 2
     assert err.startswith("eilpost: ")
@@ -79,25 +79,25 @@ def test_help_and_docs_agree_on_messages_in_doubt(
     monkeypatch.setattr(sys, "argv", ["eilpost", "load", "--help"])
     with pytest.raises(SystemExit):
         cli.main()
-    said = (
+    expected = (
         "every message was accepted, and delivered or bounced (messages in doubt, without a reply to the final dot, may"
         " or may not arrive: they do not fail the load)"
     )
-    assert f"0 {said}" in " ".join(capsys.readouterr().out.split())
+    assert f"0 {expected}" in " ".join(capsys.readouterr().out.split())
     page = Path(__file__).parents[3] / "docs" / "load.md"
-    assert f"| 0 | {said} |" in page.read_text(encoding="utf-8").replace("*", "")
+    assert f"| 0 | {expected} |" in page.read_text(encoding="utf-8").replace("*", "")
 
 
-def test_nobody_listens(run: Run) -> None:
+def test_target_that_refuses_connections_is_an_error(run: Run) -> None:
     port = free_port()
     status, err = run("--target", f"127.0.0.1:{port}", "--sink", f"127.0.0.1:{free_port()}")
-    assert (status, err) == (2, f"eilpost: no target answers: 127.0.0.1:{port}: connection refused\n")
+    assert (status, err) == (2, f"eilpost: no target responds: 127.0.0.1:{port}: connection refused\n")
 
 
-def test_the_port_of_the_sink_is_in_use(run: Run) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_sink_port_in_use_is_an_error(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         status, err = run("--target", f"127.0.0.1:{free_port()}", "--sink", f"127.0.0.1:{port}")
     assert status == 2
-    assert err.startswith(f"eilpost: --sink 127.0.0.1:{port}: cannot be listened on: ")
+    assert err.startswith(f"eilpost: --sink 127.0.0.1:{port}: cannot listen: ")
     assert err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Everything about a message follows from its number, in the shares asked for."""
+"""A message is determined by its number, with the requested shares."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def test_sizes_with_and_without_weights() -> None:
 @pytest.mark.parametrize(
     "text", ["", "10", "10kB:", "10kB:x", "10kB:-1", "2kB:0", "1GB", "0B", "10kB;2kB", "1B," * 20 + "1B"]
 )
-def test_wrong_sizes(text: str) -> None:
+def test_invalid_sizes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         parse_sizes(text)
 
 
-def test_shares() -> None:
+def test_shares_are_parsed() -> None:
     assert parse_share("5%") == 0.05
     assert parse_share("0%") == 0
     assert parse_share("100%") == 1
@@ -31,7 +31,7 @@ def test_shares() -> None:
             parse_share(text)
 
 
-def test_shares_hold_over_any_part_of_the_load() -> None:
+def test_every_part_of_the_load_has_the_requested_shares() -> None:
     plan = Plan("run1", failing=0.05, deferring=0.2, domains=20, sizes=parse_sizes("1kB:90,5kB:10"))
     for start in (0, 12_345):
         kinds = Counter(plan.kind(index) for index in range(start, start + 2000))
@@ -51,7 +51,7 @@ def test_every_domain_gets_mail() -> None:
     }
 
 
-def test_an_address_leads_back_to_its_recipient() -> None:
+def test_recipient_address_is_parsed_back() -> None:
     plan = Plan("0a1b2c3d", recipients=3, failing=0.3, deferring=0.3)
     for number in range(50):
         message = plan.message(number)
@@ -64,7 +64,7 @@ def test_an_address_leads_back_to_its_recipient() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 300, 1000, 10_000, 250_000])
-def test_a_message_is_well_formed_and_about_as_large_as_asked_for(size: int) -> None:
+def test_message_is_well_formed_and_has_the_requested_size(size: int) -> None:
     message = Plan("run1", sizes=(Size(size, 1.0),), date="Sun, 29 Nov 2026 00:00:00 +0000").message(7)
     content = message.head + message.body
     assert find_load_id(content) == ("run1", 7)
@@ -76,7 +76,7 @@ def test_a_message_is_well_formed_and_about_as_large_as_asked_for(size: int) -> 
         assert abs(len(content) - size) < 150
 
 
-def test_the_id_is_found_behind_the_headers_of_the_way_and_nowhere_else() -> None:
+def test_load_id_is_found_only_in_the_header() -> None:
     message = Plan("run1").message(3)
     received = b"Received: from a by b; now\r\n" * 30
     assert find_load_id(received + message.head + message.body) == ("run1", 3)

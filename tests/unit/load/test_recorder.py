@@ -1,4 +1,4 @@
-"""What the sink takes becomes records: a report of a failure has to be about a destination that fails."""
+"""Arrivals at the sink are recorded; a bounce must be about a failing destination."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Status: 5.1.1\r
 
 
 @pytest.mark.parametrize(("failing", "wrong"), [(1.0, 0), (0.0, 1)])
-def test_only_a_failing_destination_may_be_reported(failing: float, wrong: int) -> None:
+def test_bounce_of_an_accepting_destination_is_wrong(failing: float, wrong: int) -> None:
     plan = Plan("run1", failing=failing)
     recorder = LoadRecorder(plan, Ledger("run1"))
     (message,) = recorder.messages(1)
@@ -35,7 +35,7 @@ def test_only_a_failing_destination_may_be_reported(failing: float, wrong: int) 
     assert (counts.arrivals, counts.wrong_bounces) == (1, wrong)
 
 
-def test_a_copy_for_a_recipient_outside_the_load_is_misdirected() -> None:
+def test_copy_for_a_foreign_recipient_is_misdirected() -> None:
     plan = Plan("run1")
     recorder = LoadRecorder(plan, Ledger("run1"))
     (message,) = recorder.messages(1)

@@ -1,4 +1,4 @@
-"""The result says what is lost, and only that; the display shows the last seconds."""
+"""Report, hints and exit status of a load; progress display."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def text(result: LoadResult) -> str:
     return "\n".join("".join(part for part, _ in line) for line in lines(result))
 
 
-def test_all_is_well() -> None:
+def test_report_of_a_successful_load() -> None:
     assert result().status == 0
     assert hint(result()) == ""
-    said = as_json(result())
-    assert json.loads(json.dumps(said)) == said
-    assert (said["accepted"], said["delivered"], said["lost"], said["open"]) == (30, 30, 0, [])
-    assert said["accept_seconds"]["max"] == pytest.approx(0.5, rel=0.02)
-    assert said["end_to_end_seconds"]["p50"] == pytest.approx(1.0, rel=0.02)
-    assert said["accepted_per_second"] == pytest.approx(30 / 29, abs=0.1)
+    report = as_json(result())
+    assert json.loads(json.dumps(report)) == report
+    assert (report["accepted"], report["delivered"], report["lost"], report["open"]) == (30, 30, 0, [])
+    assert report["accept_seconds"]["max"] == pytest.approx(0.5, rel=0.02)
+    assert report["end_to_end_seconds"]["p50"] == pytest.approx(1.0, rel=0.02)
+    assert report["accepted_per_second"] == pytest.approx(30 / 29, abs=0.1)
 
 
-def test_the_first_twenty_lost_are_listed_with_their_queue_ids() -> None:
+def test_first_twenty_lost_recipients_are_listed_with_queue_ids() -> None:
     lossy = result(30, 5)
     assert lossy.status == 1
     assert [each["id"] for each in as_json(lossy)["open"]] == [f"run1-{number}" for number in range(5, 25)]
@@ -59,7 +59,7 @@ def test_the_first_twenty_lost_are_listed_with_their_queue_ids() -> None:
     assert "and 5 more" in text(lossy)
 
 
-def test_what_is_open_in_an_interrupted_load_is_unfinished() -> None:
+def test_open_recipients_of_an_interrupted_load_are_unfinished() -> None:
     interrupted = result(30, 5, replace(ENDED, interrupted=True))
     assert interrupted.status == 130
     assert (as_json(interrupted)["lost"], as_json(interrupted)["unfinished"]) == (0, 25)
@@ -67,32 +67,32 @@ def test_what_is_open_in_an_interrupted_load_is_unfinished() -> None:
     assert "unfinished run1-5" in text(interrupted)
 
 
-def test_nothing_accepted_and_nothing_arrived_are_explained() -> None:
+def test_hint_when_nothing_was_accepted_or_arrived() -> None:
     assert result(0, 0).status == 1
     assert "accepted nothing" in hint(result(0, 0))
     assert "delivery.relay" in hint(result(3, 0))
 
 
-def test_mail_that_bounced_everywhere_is_explained_by_the_relay() -> None:
+def test_hint_names_delivery_relay_when_all_mail_bounced() -> None:
     bounced = result(3, 0)
     bounced.ledger.bounce([0, 1, 2], 9.0)
     assert hint(bounced) == ""  # destinations that refuse
     bounced.ledger.counts.wrong_bounces = 3
-    assert hint(bounced).startswith("every message bounced: the server has to relay to the sink: set delivery.relay")
+    assert hint(bounced).startswith("every message bounced: the server must relay to the sink: set delivery.relay")
 
 
-def test_deferred_mail_that_was_not_tried_again_is_explained() -> None:
+def test_hint_names_settle_when_deferred_mail_was_not_retried() -> None:
     deferred = result(10, 9)
     deferred.ledger.first_attempt(9)
     assert "router.retry" in hint(deferred)
-    assert "deferred by the sink and not tried again" in text(deferred)
+    assert "deferred by the sink, no retry" in text(deferred)
 
 
-def test_unsent_and_refused_mail_fails_the_load() -> None:
+def test_unsent_or_refused_mail_fails_the_load() -> None:
     unsent = result(ended=replace(ENDED, unsent=7))
     assert unsent.status == 1
-    assert "unsent                  7  no target took them" in text(unsent)
-    assert "7 messages were not taken" in hint(unsent)
+    assert "unsent                  7  no target accepted them" in text(unsent)
+    assert "no target accepted 7 messages" in hint(unsent)
     assert result(ended=replace(ENDED, unsent=7, interrupted=True)).status == 130
     refused = result()
     refused.ledger.refuse([refused.ledger.issue()], "RCPT: 550 5.7.1 no")
@@ -100,14 +100,14 @@ def test_unsent_and_refused_mail_fails_the_load() -> None:
     assert "refused 1 recipients" in hint(refused)
 
 
-def test_a_sender_that_is_not_in_dns_is_explained() -> None:
+def test_hint_when_the_sender_domain_is_not_in_dns() -> None:
     refused = result(0, 0)
     refused.ledger.refuse([refused.ledger.issue()], "RCPT: 550 5.1.8 load.test: sender's domain does not exist")
     assert "ingress.sender_check_exempts_relay" in hint(refused)
     assert "ingress.relay_networks" in hint(refused)
 
 
-def test_count_and_rate_of_delivered_mail_leave_bounces_out() -> None:
+def test_delivered_count_and_rate_exclude_bounces() -> None:
     bounced = result(30, 20)
     meter = RateMeter(bounced.ledger, 50.0)
     bounced.ledger.bounce(list(range(20, 30)), 52.0)  # the first message arrived at 2 s
@@ -119,14 +119,14 @@ def test_count_and_rate_of_delivered_mail_leave_bounces_out() -> None:
 
 
 @pytest.mark.parametrize("what", ["damaged", "misdirected", "unexpected", "wrong_bounces"])
-def test_what_should_not_have_come_fails_the_load(what: str) -> None:
+def test_incorrect_arrival_fails_the_load(what: str) -> None:
     wrong = result()
     setattr(wrong.ledger.counts, what, 1)
     assert wrong.status == 1
     assert what.replace("_", " ") in text(wrong)
 
 
-def test_the_display_shows_the_last_seconds() -> None:
+def test_display_shows_rates_of_the_last_seconds() -> None:
     ledger = Ledger("run1")
     meter = RateMeter(ledger, 100.0)
 

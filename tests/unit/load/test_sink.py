@@ -1,4 +1,4 @@
-"""The sink takes messages whole, however their bytes come."""
+"""The sink receives messages in any chunks, within limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Destinations:
 
 
 async def talk(sent: bytes, chunk: int) -> tuple[list[bytes], list[tuple[str, list[str], bytes]]]:
-    """All replies to `sent`, written in chunks of this size, and what was taken."""
+    """All replies to `sent`, written in chunks of this size, and the received messages."""
     destinations = Destinations()
     async with Sink(destinations) as sink:
         reader, writer = await asyncio.open_connection("127.0.0.1", sink.port)
@@ -45,7 +45,7 @@ CONTENTS = [b"", b"x\r\n", b"..\r\n", b"\r\n.\n\r\n", b"a\r\n..\r\nb\r\n", b"\r\
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 1000, 1 << 20])
-async def test_contents(chunk: int) -> None:
+async def test_messages_are_received_in_any_chunks(chunk: int) -> None:
     contents = [content for content in CONTENTS if chunk > 100 or len(content) < 1000]
     sent = b"EHLO x\r\n" + b"".join(transaction(content) for content in contents) + b"QUIT\r\n"
     replies, messages = await talk(sent, chunk)
@@ -53,7 +53,7 @@ async def test_contents(chunk: int) -> None:
     assert [line[:3] for line in replies] == [b"220", b"250", *[b"250", b"250", b"354", b"250"] * len(contents), b"221"]
 
 
-async def test_refusals_and_order() -> None:
+async def test_replies_are_in_the_order_of_the_commands() -> None:
     sent = (
         b"EHLO x\r\nDATA\r\n"
         + b"MAIL FROM:<>\r\nRCPT TO:<no@x.test>\r\nDATA\r\nRSET\r\nVRFY x\r\nNOOP\r\n"
@@ -66,12 +66,12 @@ async def test_refusals_and_order() -> None:
     assert messages == [("s@load.test", ["a@x.test", "b@x.test"], b"full\r\n")]
 
 
-async def test_a_line_without_end_is_cut() -> None:
+async def test_too_long_command_line_closes_the_session() -> None:
     replies, _ = await talk(b"x" * 10_000, 1 << 20)
     assert replies[-1].startswith(b"500")
 
 
-async def test_recipients_of_a_transaction_are_bounded() -> None:
+async def test_recipients_of_a_transaction_are_limited() -> None:
     names = " ".join(f"r{number}@x.test" for number in range(1002))
     replies, messages = await talk(transaction(b"x\r\n", names) + transaction(b"y\r\n") + b"QUIT\r\n", 1 << 20)
     codes = [line[:3] for line in replies]
@@ -79,8 +79,8 @@ async def test_recipients_of_a_transaction_are_bounded() -> None:
     assert [len(recipients) for _, recipients, _ in messages] == [1000, 1]
 
 
-async def test_a_client_that_does_not_read_is_not_read() -> None:
-    """Its replies filled the memory."""
+async def test_commands_are_not_read_while_replies_are_unread() -> None:
+    """Its replies used to fill the memory."""
     count = 100_000
     async with Sink(Destinations()) as sink:
         reader, writer = await asyncio.open_connection("127.0.0.1", sink.port, limit=1024)
@@ -99,7 +99,7 @@ async def test_a_client_that_does_not_read_is_not_read() -> None:
     assert lines == 1 + 6 * count + 4 + 1
 
 
-async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sink_connections_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_CONNECTIONS", 1)
     async with Sink(Destinations()) as sink:
         _, first = await asyncio.open_connection("127.0.0.1", sink.port)
@@ -109,8 +109,8 @@ async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         second.close()
 
 
-async def test_half_messages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The session that holds the most is closed, and the others go on."""
+async def test_buffered_incomplete_messages_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session with the most data is closed, and the others continue."""
     monkeypatch.setattr(module, "_MAX_BUFFERED_OCTETS", 300_000)
     async with Sink(Destinations()) as sink, asyncio.timeout(10):
         large, small = [await asyncio.open_connection("127.0.0.1", sink.port) for _ in range(2)]
@@ -123,13 +123,13 @@ async def test_half_messages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
             await large[0].read()
         small[1].write(b"\r\n.\r\nQUIT\r\n")
         replies = (await small[0].read()).splitlines()
-        assert replies[-2:] == [b"250 2.0.0 Taken", b"221 2.0.0 Bye"]
+        assert replies[-2:] == [b"250 2.0.0 Message accepted", b"221 2.0.0 Bye"]
         for _, writer in (large, small):
             writer.close()
     assert sink.buffered_octets == 0
 
 
-async def test_it_hangs_up_and_takes_the_same_port_again() -> None:
+async def test_restarted_sink_uses_the_same_port() -> None:
     sink = Sink(Destinations())
     await sink.start()
     port = sink.port

@@ -1,4 +1,4 @@
-"""The source gives every message its fate, whatever the server says and wherever the connection breaks."""
+"""Every message gets a result, for any replies and any lost connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ A, B, C = "a@x.test", "b@x.test", "c@x.test"
 
 
 class RecordedCalls:
-    """A recorder that writes one line for each call."""
+    """A recorder that adds one line per call."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -54,12 +54,12 @@ async def send(
     per_connection: int = 100,
     reply_seconds: float = 20.0,
 ) -> tuple[list[str], Source]:
-    notes = RecordedCalls()
+    calls = RecordedCalls()
     supply = Supply(iter(messages))
     source = Source(
         [Target("127.0.0.1", port) for port in remotes],
         supply,
-        notes,
+        calls,
         sessions=1,
         per_connection=per_connection,
         back_off_seconds=(0.001, 0.01),
@@ -67,7 +67,7 @@ async def send(
     )
     await source.run()
     assert supply.unsent == 0
-    return notes.lines, source
+    return calls.lines, source
 
 
 def message(number: int = 0, recipients: tuple[str, ...] = (A,), size: int = 100) -> OutgoingMessage:
@@ -77,7 +77,7 @@ def message(number: int = 0, recipients: tuple[str, ...] = (A,), size: int = 100
 
 
 @pytest.mark.parametrize("extensions", [(), ("PIPELINING", "SIZE")], ids=["one by one", "pipelined"])
-async def test_messages_on_one_connection(extensions: tuple[str, ...]) -> None:
+async def test_several_messages_are_sent_on_one_connection(extensions: tuple[str, ...]) -> None:
     async with ScriptedRemote(extensions=extensions) as remote:
         lines, source = await send([remote.port], [message(0), message(1, (A, B), 300_000)])
     assert lines == [f"accepted {A}", f"accepted {A} {B}"]
@@ -139,7 +139,7 @@ async def test_messages_on_one_connection(extensions: tuple[str, ...]) -> None:
     ],
     ids=str,
 )
-async def test_the_fate_of_a_message(
+async def test_result_of_a_message_follows_from_the_replies(
     extensions: tuple[str, ...], script: Mapping[str, Any], recipients: tuple[str, ...], expected: list[str]
 ) -> None:
     async with ScriptedRemote(script, extensions=extensions) as remote:
@@ -149,7 +149,7 @@ async def test_the_fate_of_a_message(
         assert again
 
 
-async def test_a_server_that_says_nothing() -> None:
+async def test_silent_server_leaves_the_message_in_doubt() -> None:
     async with ScriptedRemote({"DOT": [Stall()]}) as remote:
         assert (await send([remote.port], [message()], reply_seconds=0.3))[0] == [f"in doubt {A}"]
     async with ScriptedRemote({"MAIL": [Stall(), "250 ok"]}) as remote:
@@ -157,8 +157,8 @@ async def test_a_server_that_says_nothing() -> None:
         assert lines == ["lost at MAIL", f"accepted {A}"]
 
 
-async def test_data_that_goes_nowhere_is_ended_by_a_dot_alone() -> None:
-    """RFC 2920 section 3.1: a server may answer 354 although it took no recipient."""
+async def test_data_without_recipients_is_ended_by_a_single_dot() -> None:
+    """RFC 2920 section 3.1: a server may reply 354 although it accepted no recipient."""
     async with ScriptedRemote(
         {"RCPT": ["550 no", "250 ok"], "DATA": ["354 go"], "DOT": ["554 nobody", "250 ok"]}
     ) as remote:
@@ -167,7 +167,7 @@ async def test_data_that_goes_nowhere_is_ended_by_a_dot_alone() -> None:
     assert source.connections == 1
 
 
-async def test_targets_are_used_in_turn() -> None:
+async def test_targets_are_used_in_rotation() -> None:
     async with ScriptedRemote() as first, ScriptedRemote() as second:
         messages = [message(number) for number in range(8)]
         _, source = await send([first.port, second.port], messages, per_connection=2)
@@ -179,9 +179,9 @@ async def test_targets_are_used_in_turn() -> None:
     assert lines.count("connection refused") == 3
 
 
-async def test_a_connection_that_was_closed_while_idle_costs_nothing() -> None:
+async def test_connection_closed_while_idle_is_replaced() -> None:
     async with ScriptedRemote() as remote:
-        notes = RecordedCalls()
+        calls = RecordedCalls()
 
         def slowly() -> Any:
             yield message(0)
@@ -189,5 +189,5 @@ async def test_a_connection_that_was_closed_while_idle_costs_nothing() -> None:
 
         supply = Supply(slowly(), per_second=2)
         remote.script["DOT"] = [Then("250 ok", Drop()), "250 ok"]
-        await Source([Target("127.0.0.1", remote.port)], supply, notes, sessions=1).run()
-    assert notes.lines == [f"accepted {A}", f"accepted {A}"]
+        await Source([Target("127.0.0.1", remote.port)], supply, calls, sessions=1).run()
+    assert calls.lines == [f"accepted {A}", f"accepted {A}"]

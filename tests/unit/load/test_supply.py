@@ -1,4 +1,4 @@
-"""The supply hands messages out steadily, and again when they are to be sent again."""
+"""New messages at a steady rate, and retries when they are due."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def messages(count: int) -> Iterator[OutgoingMessage]:
     return (plan.message(number) for number in range(count))
 
 
-async def test_a_rate_is_steady_whatever_the_number_of_sessions() -> None:
+async def test_rate_does_not_depend_on_the_number_of_sessions() -> None:
     supply = Supply(messages(50), per_second=100)
     times: list[float] = []
 
@@ -33,11 +33,11 @@ async def test_a_rate_is_steady_whatever_the_number_of_sessions() -> None:
     assert first <= 15  # no burst of all sessions at the start
 
 
-async def test_what_was_missed_is_caught_up_for_one_second_at_most() -> None:
+async def test_supply_catches_up_at_most_one_second() -> None:
     supply = Supply(messages(1000), per_second=20)
     assert await supply.take() is not None
     supply.finished()
-    supply._due -= 60  # as if nobody had taken anything for a minute
+    supply._due -= 60  # as if no message was taken for a minute
     began, at_once = time.monotonic(), 0
     while time.monotonic() - began < 0.5:
         async with asyncio.timeout(2):
@@ -47,7 +47,7 @@ async def test_what_was_missed_is_caught_up_for_one_second_at_most() -> None:
     assert 15 <= at_once <= 40
 
 
-async def test_a_message_comes_again_when_its_time_has_come_and_the_end_waits_for_it() -> None:
+async def test_retry_is_returned_when_due_and_delays_the_end() -> None:
     supply = Supply(messages(1))
     message = await supply.take()
     assert message is not None
@@ -66,7 +66,7 @@ async def test_a_message_comes_again_when_its_time_has_come_and_the_end_waits_fo
     assert supply.unsent == 0
 
 
-async def test_too_many_to_be_sent_again_hold_up_new_ones() -> None:
+async def test_too_many_waiting_retries_stop_new_messages() -> None:
     supply = Supply(messages(10), waiting_max=2)
     for _ in range(2):
         message = await supply.take()
@@ -77,7 +77,7 @@ async def test_too_many_to_be_sent_again_hold_up_new_ones() -> None:
     assert message.attempts == 1
 
 
-async def test_a_stop_wakes_who_waits_and_an_end_begins_nothing_new() -> None:
+async def test_stop_wakes_waiting_sessions() -> None:
     supply = Supply(messages(10), per_second=0.01)
     assert await supply.take() is not None
     waiting = asyncio.create_task(supply.take())

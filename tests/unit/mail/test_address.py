@@ -1,4 +1,4 @@
-"""Addresses: what RFC 5321, 5322 and 6531 let through, what they do not, and that nothing can be smuggled in one."""
+"""Addresses: syntax of RFC 5321, 5322 and 6531, and safety against injection."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def test_addresses(text: str, local: str, domain: str, wire: str | None) -> None
         ("ünï@example.test", "example.test", "example.test"),
         ("用户@例え.テスト", "例え.テスト", "xn--r8jz45g.xn--zckzah"),
         ("a@BÜCHER.test", "bücher.test", "xn--bcher-kva.test"),
-        ("a@bücher。test", "bücher.test", "xn--bcher-kva.test"),  # UTS 46 knows the ideographic full stop
+        ("a@bücher。test", "bücher.test", "xn--bcher-kva.test"),  # UTS 46 maps the ideographic full stop
         ('"ü ü"@example.test', "example.test", "example.test"),
     ],
 )
-def test_internationalised_addresses_only_with_smtputf8(text: str, domain: str, ascii_domain: str) -> None:
+def test_internationalised_addresses_require_smtputf8(text: str, domain: str, ascii_domain: str) -> None:
     with pytest.raises(AddressError, match="SMTPUTF8"):
         Address.parse(text)
     address = Address.parse(text, utf8=True)
@@ -137,18 +137,18 @@ _NOT_ADDRESSES = [
 
 
 @pytest.mark.parametrize("text", _NOT_ADDRESSES)
-def test_not_addresses(text: str) -> None:
+def test_invalid_addresses_are_refused(text: str) -> None:
     for utf8 in (False, True):
         with pytest.raises(AddressError) as caught:
             Address.parse(text, utf8=utf8)
         assert str(caught.value).isprintable()
-        assert str(caught.value).isascii()  # fit for a reply
+        assert str(caught.value).isascii()  # can be used in a reply
 
 
 @pytest.mark.parametrize(
     "domain", ["", ".", "a.", "1.2.3.4", "a b", "a\n", "[1.2.3.4]\n", "[", "]", "[IPv6:]", "x" * 300, "*.test", "a/b"]
 )
-def test_not_domains(domain: str) -> None:
+def test_invalid_domains_are_refused(domain: str) -> None:
     with pytest.raises(AddressError):
         parse_domain(domain, utf8=True)
 
@@ -160,13 +160,13 @@ _domains = st.lists(_labels, min_size=1, max_size=4).map(lambda labels: ".".join
 
 
 @given(st.builds(Address, _dot_strings | _quoted_locals, _domains))
-def test_what_is_written_is_read_back(address: Address) -> None:
+def test_formatted_address_is_parsed_back(address: Address) -> None:
     assert Address.parse(str(address)) == address
     assert Address.parse(str(address), utf8=True) == address
 
 
 @given(st.text() | st.text(st.sampled_from('a.@"\\[]:<> \r\n\0\xfcIPv6-1é_\u2028')), st.booleans())
-def test_whatever_is_parsed_is_safe_on_the_wire(text: str, utf8: bool) -> None:
+def test_parsed_address_contains_no_unsafe_character(text: str, utf8: bool) -> None:
     try:
         address = Address.parse(text, utf8=utf8)
     except AddressError:
@@ -180,12 +180,12 @@ def test_whatever_is_parsed_is_safe_on_the_wire(text: str, utf8: bool) -> None:
     assert len(address.domain_ascii) <= 255
 
 
-def test_the_key_folds_case_and_both_forms_of_a_domain() -> None:
+def test_address_key_ignores_case_and_the_form_of_the_domain() -> None:
     keys = {Address.parse(text, utf8=True).key for text in ("A@BÜCHER.test", "a@bücher.test", "a@XN--BCHER-KVA.test")}
     assert keys == {"a@xn--bcher-kva.test"}
 
 
-def test_literals() -> None:
+def test_address_literals_are_parsed() -> None:
     assert literal_ip("[192.0.2.1]") == "192.0.2.1"
     assert literal_ip("[IPv6:2001:db8::1]") == "2001:db8::1"
     assert literal_ip("example.test") is None

@@ -1,4 +1,4 @@
-"""What a library says of its own weather is heard at debug only; what it says in a command, not at all."""
+"""Log records of aiokafka are logged at debug only; commands log nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _as_before() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def _said(level: str) -> str:
+def _logged(level: str) -> str:
     out = io.StringIO()
     logging_setup.configure(level, "text", out)
     logging.getLogger("aiokafka.consumer.group_coordinator").error("Heartbeat failed: it is rebalancing")
@@ -36,21 +36,21 @@ def _said(level: str) -> str:
 
 
 @pytest.mark.parametrize("level", ["info", "warning", "error"])
-def test_aiokafka_is_silent_and_others_are_heard(level: str) -> None:
-    said = _said(level)
-    assert "rebalancing" not in said
-    assert "it broke" in said
+def test_aiokafka_logs_only_at_debug(level: str) -> None:
+    logged = _logged(level)
+    assert "rebalancing" not in logged
+    assert "it broke" in logged
 
 
-def test_at_debug_it_is_heard_as_what_it_is() -> None:
-    said = _said("debug")
-    line = next(line for line in said.splitlines() if "rebalancing" in line)
+def test_aiokafka_records_are_logged_at_debug() -> None:
+    logged = _logged("debug")
+    line = next(line for line in logged.splitlines() if "rebalancing" in line)
     assert " debug " in line
     assert "library=aiokafka.consumer.group_coordinator" in line
-    assert "Sending metadata" not in said  # a line for every request
+    assert "Sending metadata" not in logged  # a line for every request
 
 
-def test_a_command_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_commands_log_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     logging_setup.disable()
     logging.getLogger("aiokafka").error("Unable connect")
     logging.getLogger("asyncio").error("Task exception was never retrieved")
@@ -59,7 +59,7 @@ def test_a_command_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("format", ["auto", "json", "text"])
-def test_a_closed_stderr_is_no_fault(monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+def test_closed_stderr_is_not_an_error(monkeypatch: pytest.MonkeyPatch, format: str) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     logging_setup.configure("info", format)
     structlog.get_logger().error("a line")
@@ -67,7 +67,7 @@ def test_a_closed_stderr_is_no_fault(monkeypatch: pytest.MonkeyPatch, format: st
 
 
 @pytest.mark.parametrize("format", ["json", "text"])
-def test_a_line_that_cannot_be_written_is_dropped(format: str) -> None:
+def test_log_line_that_cannot_be_written_is_dropped(format: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as gone, open("/dev/full", "w") as full:

@@ -1,4 +1,4 @@
-"""A whole process and its signals: real SIGTERM, real exit status, one line on stderr."""
+"""A real process: signals, exit status, one line on stderr."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ sys.exit(service.run(main))
 
 
 @pytest.mark.parametrize(
-    ("how", "signals", "status", "said"),
+    ("how", "signals", "status", "stderr"),
     [
         ("quick", [signal.SIGTERM], 0, ""),
         ("quick", [signal.SIGINT], 0, ""),
@@ -58,7 +58,9 @@ sys.exit(service.run(main))
         ("bug", [signal.SIGTERM], 70, "eilpost: internal error, please report it: KeyError: 'nobody expects'"),
     ],
 )
-def test_a_process_ends_as_it_should(how: str, signals: list[signal.Signals], status: int, said: str) -> None:
+def test_exit_status_and_error_line_of_a_process(
+    how: str, signals: list[signal.Signals], status: int, stderr: str
+) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, how],
         cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=supervised.group(),
@@ -74,6 +76,6 @@ def test_a_process_ends_as_it_should(how: str, signals: list[signal.Signals], st
         process.wait()
     assert process.returncode == status
     plain = [line for line in errors.splitlines() if not line.startswith("{")]
-    assert plain == ([said] if said else [])
+    assert plain == ([stderr] if stderr else [])
     assert "Traceback" not in errors
     assert ('"traceback":"KeyError' in errors) == (how == "bug")

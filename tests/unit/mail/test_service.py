@@ -1,4 +1,4 @@
-"""The life of a process: ready, drained, hurried, failed; and what its logs look like."""
+"""Process life cycle (ready, drain, second signal, failure) and log output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DRAIN = timedelta(seconds=20)
 
 
 class ScriptedRole:
-    """A role that does as it is told and writes down when."""
+    """A role that records its steps and can fail or drain slowly."""
 
     def __init__(self, name: str, events: list[str], *, fail: BaseException | None = None, drain: float = 0) -> None:
         self.name = name
@@ -49,50 +49,50 @@ class ScriptedRole:
         self._events.append(f"{self.name} ends")
 
 
-async def test_ready_when_all_are_and_drained_on_sigterm() -> None:
-    story: list[str] = []
+async def test_process_is_ready_with_all_roles_and_drains_on_sigterm() -> None:
+    events: list[str] = []
     health = Health()
     seen = []
 
     def on_ready() -> None:
-        story.append("ready")
+        events.append("ready")
         seen.append((dict(health.roles), health.is_ready))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    roles = [ScriptedRole("a", story), ScriptedRole("b", story)]
-    await run_roles(roles, _DRAIN, on_ready, support=[ScriptedRole("http", story, drain=0.01)], health=health)
+    roles = [ScriptedRole("a", events), ScriptedRole("b", events)]
+    await run_roles(roles, _DRAIN, on_ready, support=[ScriptedRole("http", events, drain=0.01)], health=health)
     assert seen == [({"http": True, "a": True, "b": True}, True)]
-    assert story.count("ready") == 1
-    assert story.index("ready") > story.index("b starts")
-    assert story.index("http drains") > max(story.index("a ends"), story.index("b ends"))
-    assert story[-1] == "http ends"
+    assert events.count("ready") == 1
+    assert events.index("ready") > events.index("b starts")
+    assert events.index("http drains") > max(events.index("a ends"), events.index("b ends"))
+    assert events[-1] == "http ends"
     assert health.is_draining
     assert not health.is_ready
     assert health.roles == {"http": False, "a": False, "b": False}
     assert health.is_alive
 
 
-async def test_a_second_signal_ends_at_once() -> None:
-    story: list[str] = []
+async def test_second_signal_ends_the_drain() -> None:
+    events: list[str] = []
 
     def on_ready() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
 
-    await run_roles([ScriptedRole("a", story, drain=1000)], timedelta(seconds=1000), on_ready)
-    assert story[-1] == "a is cut"
+    await run_roles([ScriptedRole("a", events, drain=1000)], timedelta(seconds=1000), on_ready)
+    assert events[-1] == "a is cut"
 
 
-async def test_a_drain_has_an_end() -> None:
-    story: list[str] = []
+async def test_drain_ends_at_its_time_limit() -> None:
+    events: list[str] = []
     stop = asyncio.Event()
-    roles = [ScriptedRole("slow", story, drain=1000), ScriptedRole("quick", story)]
+    roles = [ScriptedRole("slow", events, drain=1000), ScriptedRole("quick", events)]
     await run_roles(roles, timedelta(milliseconds=30), stop.set, stop=stop)
-    assert story[-1] == "slow is cut"
-    assert "quick ends" in story
+    assert events[-1] == "slow is cut"
+    assert "quick ends" in events
 
 
-async def test_the_pulse_of_the_loop_is_felt_and_its_absence_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stalled_event_loop_makes_the_process_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     def beats() -> float:
         return REGISTRY.get_sample_value("eilpost_event_loop_lag_seconds_count") or 0.0
 
@@ -102,23 +102,23 @@ async def test_the_pulse_of_the_loop_is_felt_and_its_absence_noticed(monkeypatch
     await run_roles([ScriptedRole("a", [])], _DRAIN, health=health, stop=stop)
     assert beats() > before
     assert health.is_alive
-    monkeypatch.setattr(service, "_STALLED_SECONDS", -1.0)  # as if the last beat were long ago
+    monkeypatch.setattr(service, "_STALLED_SECONDS", -1.0)  # as if the last heartbeat were long ago
     assert not health.is_alive
 
 
 @pytest.mark.parametrize("fail", [ServiceError("port in use"), ZeroDivisionError("bug")])
-async def test_a_role_that_fails_ends_all_and_is_told(fail: Exception) -> None:
-    story: list[str] = []
+async def test_failed_role_stops_all_roles_and_is_reported(fail: Exception) -> None:
+    events: list[str] = []
     ready = []
     with pytest.raises(type(fail), match=str(fail)):
         await run_roles(
-            [ScriptedRole("a", story), ScriptedRole("b", story, fail=fail)], _DRAIN, lambda: ready.append(1)
+            [ScriptedRole("a", events), ScriptedRole("b", events, fail=fail)], _DRAIN, lambda: ready.append(1)
         )
-    assert "a ends" in story
+    assert "a ends" in events
     assert not ready
 
 
-async def test_a_role_that_ends_by_itself_is_a_failure() -> None:
+async def test_role_that_returns_without_stop_is_an_error() -> None:
     class Quits:
         name = "quits"
 
@@ -142,7 +142,7 @@ async def test_a_role_that_ends_by_itself_is_a_failure() -> None:
         (ZeroDivisionError("a\nbug"), 70),
     ],
 )
-def test_the_exit_status_and_its_one_line(
+def test_error_gives_one_line_and_its_exit_status(
     error: Exception | None, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def main() -> None:
@@ -151,18 +151,18 @@ def test_the_exit_status_and_its_one_line(
 
     with structlog.testing.capture_logs() as lines:
         assert service.run(main) == status
-    said = capsys.readouterr().err
-    assert said.count("\n") == (0 if error is None else 1)
-    assert "Traceback" not in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == (0 if error is None else 1)
+    assert "Traceback" not in stderr
     if status == 70:
-        assert "ZeroDivisionError" in said
+        assert "ZeroDivisionError" in stderr
         assert "test_service.py" in lines[0]["traceback"]
     elif error is not None:
         assert lines == []
 
 
 class _Stream(io.StringIO):
-    """A text stream with bytes below, as stderr is."""
+    """A text stream over a bytes buffer, like stderr."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def _lines(stream: _Stream) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in stream.buffer.getvalue().splitlines()]
 
 
-def test_a_line_is_json_with_its_traceback_inside(stream: _Stream) -> None:
+def test_json_log_line_contains_the_traceback(stream: _Stream) -> None:
     logging_setup.configure("info", "json", stream)
     log = structlog.get_logger()
     log.debug("unseen")
@@ -203,8 +203,8 @@ def test_a_line_is_json_with_its_traceback_inside(stream: _Stream) -> None:
     assert "\n" not in failed["traceback"]
 
 
-def test_a_line_that_is_no_json_is_written_all_the_same(stream: _Stream) -> None:
-    """A file name that is not UTF-8 (PEP 383), a number of too many digits: a log line never breaks its writer."""
+def test_values_that_are_not_json_are_logged_as_text(stream: _Stream) -> None:
+    """For example a file name that is not UTF-8 (PEP 383) or a number beyond 64 bits."""
     logging_setup.configure("info", "json", stream)
     structlog.get_logger().info("odd file", name=os.fsdecode(b"caf\xe9"), number=1 << 80)
     (line,) = _lines(stream)
@@ -212,7 +212,7 @@ def test_a_line_that_is_no_json_is_written_all_the_same(stream: _Stream) -> None
     assert (line["name"], line["number"]) == ("caf\\udce9", str(1 << 80))
 
 
-def test_libraries_log_the_same_way_from_warning_on(stream: _Stream) -> None:
+def test_libraries_are_logged_from_warning_on(stream: _Stream) -> None:
     logging_setup.configure("info", "json", stream)
     logging.getLogger("mail.log").info("command by command")
     logging.getLogger("asyncio").error("Task %s", "lost", exc_info=ValueError("x"))
@@ -221,7 +221,7 @@ def test_libraries_log_the_same_way_from_warning_on(stream: _Stream) -> None:
     assert line["traceback"].startswith("ValueError: x")
 
 
-def test_text_cannot_move_the_cursor(stream: _Stream) -> None:
+def test_control_characters_are_escaped_in_text_logs(stream: _Stream) -> None:
     logging_setup.configure("debug", "auto", stream)
     stream.isatty = lambda: True  # type: ignore[method-assign]
     logging_setup.configure("debug", "auto", stream)

@@ -1,4 +1,4 @@
-"""Settings: what is read, and with which words what is wrong is refused."""
+"""Loading of settings, and the error lines for invalid ones."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def _refused(path: Path | None, environment: dict[str, str]) -> str:
     return message
 
 
-def test_what_is_no_file_is_refused_and_never_waited_for(file: Path) -> None:
+def test_settings_file_must_be_a_regular_file(file: Path) -> None:
     os.mkfifo(file)
     assert _refused(file, {}) == f"{file}: cannot be read: is not a regular file"
     assert _refused(Path("/dev/zero"), {}) == "/dev/zero: cannot be read: is not a regular file"
 
 
-def test_a_link_to_the_file_will_do(file: Path) -> None:
+def test_settings_file_may_be_a_symbolic_link(file: Path) -> None:
     file.with_name("real.toml").write_text('[node]\nhostname = "mx.example.test"\n')
     file.symlink_to("real.toml")
     assert load(file, {}).node.hostname == "mx.example.test"
 
 
-def test_the_explained_defaults_are_the_defaults(file: Path) -> None:
+def test_default_toml_equals_the_defaults(file: Path) -> None:
     file.write_text(default_toml())
     assert load(file, {}) == Settings() == load(None, {})
 
 
-def test_every_key_is_explained_above_its_default() -> None:
+def test_every_key_has_a_description() -> None:
     lines = default_toml().splitlines()
     keys = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
     assert len(keys) == sum(1 + len(values) for values in dump(Settings()).values())
@@ -55,7 +55,7 @@ def test_every_key_is_explained_above_its_default() -> None:
         assert lines[number - 1].startswith("# "), lines[number]
 
 
-def test_effective_settings_are_written_and_read_back(file: Path) -> None:
+def test_rendered_settings_are_parsed_back(file: Path) -> None:
     file.write_text('[router]\nretry = ["90s", "1h"]\n[node]\nhostname = "mx.example.test"\n[ingress]\nvrfy = true\n')
     settings = load(file, {"EILPOST_INGRESS__MAX_SIZE": "1MB", "EILPOST_RESOLVER__SERVERS": "127.0.0.1:5353,::1"})
     assert settings.router.retry == [timedelta(seconds=90), timedelta(hours=1)]
@@ -65,7 +65,7 @@ def test_effective_settings_are_written_and_read_back(file: Path) -> None:
     assert load(file, {}) == settings
 
 
-def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
+def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
     file.write_text('[log]\nurl = "embedded:a.db"\nshards = 2\n')
     settings = load(
         file,
@@ -87,7 +87,7 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "key", "words"),
+    ("text", "key", "expected"),
     [
         ("[log]\nurl = ", "", "is not TOML"),
         ("[log]\nurl = x\n", "", "line 2"),
@@ -174,14 +174,14 @@ def test_the_environment_wins_over_the_file_key_by_key(file: Path) -> None:
         ('[ingress]\nmax_size = "1GiB"', "ingress.max_size", "increase ingress.bytes_in_flight"),
     ],
 )
-def test_a_wrong_file_is_one_line_that_names_file_and_key(file: Path, text: str, key: str, words: str) -> None:
+def test_invalid_settings_file_is_a_one_line_error(file: Path, text: str, key: str, expected: str) -> None:
     file.write_text(text)
     message = _refused(file, {})
     assert message.startswith(f"{file}: {key}")
-    assert words in message
+    assert expected in message
 
 
-def test_the_longest_topic_of_the_longest_tenant_fits_behind_the_longest_prefix() -> None:
+def test_longest_prefix_tenant_and_topic_fit_in_a_topic_name() -> None:
     settings = load(None, {"EILPOST_LOG__PREFIX": "m" * PREFIX_MAX, "EILPOST_LOG__SESSION_TIMEOUT": "1m"})
     longest = max(len(tenant_prefix(settings.log.prefix, "t" * 64) + topic.name) for topic in ALL_TOPICS)
     assert longest == 249  # org.apache.kafka.common.internals.Topic
@@ -197,7 +197,7 @@ _NUMBERS = [
 
 
 @pytest.mark.parametrize(("section", "key"), _NUMBERS)
-def test_no_number_is_without_bounds(file: Path, section: str, key: str) -> None:
+def test_every_number_has_bounds(file: Path, section: str, key: str) -> None:
     file.write_text(f"[{section}]\n{key} = 99999999999999999999999\n")
     assert "at most" in _refused(file, {})
     name = f"EILPOST_{section}__{key}".upper()
@@ -205,7 +205,7 @@ def test_no_number_is_without_bounds(file: Path, section: str, key: str) -> None
     assert f" to {most}.\n{key} = " in default_toml()
 
 
-def test_a_secret_is_read_and_never_shown(file: Path) -> None:
+def test_secrets_are_masked(file: Path) -> None:
     file.write_text('[spool]\nurl = "s3://mail"\naccess_key = "me"\nsecret_key = "hush"\n')
     by_file = load(file, {})
     by_variable = load(None, {"EILPOST_SPOOL__ACCESS_KEY": "me", "EILPOST_SPOOL__SECRET_KEY": "hush"})
@@ -221,7 +221,7 @@ def test_a_secret_is_read_and_never_shown(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "words"),
+    ("variable", "value", "expected"),
     [
         ("EILPOST_LOGS__URL", "x", "did you mean log?"),
         ("EILPOST_LOG__URI", "x", "did you mean url?"),
@@ -236,14 +236,14 @@ def test_a_secret_is_read_and_never_shown(file: Path) -> None:
         ("EILPOST_LOG__URL", "oracle:", "log.url"),
     ],
 )
-def test_a_wrong_variable_is_one_line_that_names_it(variable: str, value: str, words: str) -> None:
+def test_invalid_variable_is_named_in_one_line(variable: str, value: str, expected: str) -> None:
     message = _refused(None, {variable: value})
     assert message.startswith(f"environment variable {variable}: ")
-    assert words in message
+    assert expected in message
 
 
 @pytest.mark.parametrize(
-    ("variable", "words"),
+    ("variable", "expected"),
     [
         ("EILPOST_INGRESS_MX", "did you mean EILPOST_INGRESS__MX?"),
         ("EILPOST_NODE_HOSTNAME", "did you mean EILPOST_NODE__HOSTNAME?"),
@@ -252,12 +252,12 @@ def test_a_wrong_variable_is_one_line_that_names_it(variable: str, value: str, w
         ("EILPOST_HTTP_BACKEND", "a setting is EILPOST_SECTION__KEY"),
     ],
 )
-def test_a_misspelt_variable_is_refused_as_a_misspelt_key_is(variable: str, words: str) -> None:
+def test_misspelt_variable_is_refused(variable: str, expected: str) -> None:
     message = _refused(None, {variable: "x"})
-    assert message == f"environment variable {variable}: is not a setting; {words}"
+    assert message == f"environment variable {variable}: is not a setting; {expected}"
 
 
-def test_variables_of_kubernetes_and_of_other_programs_are_no_settings() -> None:
+def test_variables_of_kubernetes_and_other_programs_are_ignored() -> None:
     services = {}
     for service in ("EILPOST", "EILPOST_DELIVERY", "EILPOST_LOG", "EILPOST_INGRESS__MX"):
         services |= {
@@ -290,7 +290,7 @@ def test_variables_of_kubernetes_and_of_other_programs_are_no_settings() -> None
         ("resolver.servers", "dns://user:hush@127.0.0.1"),
     ],
 )
-def test_a_password_in_a_value_is_never_quoted(file: Path, key: str, value: str) -> None:
+def test_password_in_a_quoted_value_is_masked(file: Path, key: str, value: str) -> None:
     section, _, name = key.partition(".")
     by_variable = _refused(None, {f"EILPOST_{section}__{name}".upper(): value})
     file.write_text(f"[{section}]\n{name} = {json.dumps([value] if name == 'servers' else value)}\n")
@@ -316,7 +316,7 @@ def test_a_password_in_a_value_is_never_quoted(file: Path, key: str, value: str)
         ("EILPOST_SPOOL__URL", "s3://bucket/p?secret=x@S3CRET", "s3://***"),
     ],
 )
-def test_what_may_be_a_password_is_never_quoted(variable: str, value: str, found: str) -> None:
+def test_possible_password_in_a_quoted_value_is_masked(variable: str, value: str, found: str) -> None:
     message = _refused(None, {variable: value})
     assert f'"{found}"' in message or f"'{found}'" in message
     assert "S3" not in message
@@ -334,7 +334,7 @@ def test_what_may_be_a_password_is_never_quoted(variable: str, value: str, found
         ("EILPOST_SPOOL__URL", "s3://bucket/pre//fix"),
     ],
 )
-def test_a_value_without_a_password_is_quoted_whole(variable: str, value: str) -> None:
+def test_value_without_password_is_quoted_completely(variable: str, value: str) -> None:
     assert f'found "{value}"' in _refused(None, {variable: value})
 
 
@@ -342,7 +342,7 @@ def test_a_value_without_a_password_is_quoted_whole(variable: str, value: str) -
     ("section", "key", "value"),
     [("log", "shards", "9" * 5000), ("router", "lifetime", "9" * 5000 + "s"), ("node", "log_level", "é" * 5000)],
 )
-def test_a_long_value_is_cut(file: Path, section: str, key: str, value: str) -> None:
+def test_long_value_is_truncated(file: Path, section: str, key: str, value: str) -> None:
     file.write_text(f"[{section}]\n{key} = {json.dumps(value)}\n")
     for message in (_refused(None, {f"EILPOST_{section}__{key}".upper(): value}), _refused(file, {})):
         assert f"{section}.{key}" in message
@@ -351,37 +351,37 @@ def test_a_long_value_is_cut(file: Path, section: str, key: str, value: str) -> 
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, "0x" + "f" * 5000, "[0x" + "f" * 5000 + "]"])
-def test_a_number_or_a_list_without_end_is_one_short_line(file: Path, text: str) -> None:
+def test_very_long_number_or_deep_list_is_a_short_error(file: Path, text: str) -> None:
     file.write_text(f"[log]\nshards = {text}\n")
     message = _refused(file, {})
     assert message.startswith(f"{file}: ")
     assert len(message) < len(str(file)) + 250
 
 
-def test_relay_networks_may_be_the_largest_private_ones(file: Path) -> None:
+def test_largest_private_networks_are_allowed_as_relay_networks(file: Path) -> None:
     file.write_text('[ingress]\nrelay_networks = ["10.0.0.0/8", "fc00::/7", "fe80::/10"]\n')
     assert load(file, {}).ingress.relay_networks == ["10.0.0.0/8", "fc00::/7", "fe80::/10"]
 
 
-def test_several_faults_are_counted(file: Path) -> None:
+def test_number_of_further_errors_is_reported(file: Path) -> None:
     file.write_text('[ingress]\nmx = "x"\n[http]\nlisten = "y"\n')
     assert _refused(file, {}).endswith("(and 1 more)")
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_settings_files_are_refused(tmp_path: Path) -> None:
     assert "there is no such file" in _refused(tmp_path / "none.toml", {})
     assert "cannot be read" in _refused(tmp_path, {})
     (tmp_path / "latin.toml").write_bytes(b'[node]\nhostname = "\xfc"')
     assert "is not UTF-8" in _refused(tmp_path / "latin.toml", {})
 
 
-def test_settings_read_no_environment_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_model_does_not_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "EILPOST_LOG__URL", "memory:")
     assert Settings().log.url == "embedded:var/log.db"
     assert load(None).log.url == "memory:"
 
 
-def test_the_keys_of_the_design_keep_their_names() -> None:
+def test_published_keys_keep_their_names() -> None:
     text = default_toml()
     values = tomllib.loads(text)
     for section, key in [

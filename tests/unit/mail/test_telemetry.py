@@ -1,4 +1,4 @@
-"""Metric families: declared, bounded, prepared from the start, and fed with the words of the code."""
+"""Metric families are declared, limited in children, and have their children from the start."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from tests.support.docs.metrics import CHILDREN_MAX, WIDE, exported_name, faults
 UNITS = ("_seconds", "_bytes", "_records", "_recipients", "_messages", "_deliveries")
 
 
-def test_every_family_is_declared_and_every_label_is_of_a_closed_list() -> None:
+def test_every_label_value_is_in_a_closed_list() -> None:
     assert faults(REGISTRY.collect()) == []
 
 
-def test_a_label_outside_the_list_is_found() -> None:
+def test_undeclared_label_value_is_detected() -> None:
     text = 'eilpost_queue_recipients{state="x.example.test"} 1\neilpost_new 1\neilpost_ready{pod="a"} 1\n'
     text += 'eilpost_delivery_attempts_total{transport="mailbox",provider="google",result="failed"} 1\n'
     found = faults(text_string_to_metric_families(f"# TYPE eilpost_delivery_attempts_total counter\n{text}"))
     assert len(found) == 4
 
 
-def test_no_family_may_have_many_children() -> None:
+def test_number_of_children_per_family_is_limited() -> None:
     for name, family in FAMILIES.items():
         assert family.children_max <= WIDE.get(name, CHILDREN_MAX), name
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_has_a_name_with_its_unit_and_a_sentence(name: str) -> None:
+def test_family_has_a_unit_and_a_help_text(name: str) -> None:
     family = FAMILIES[name]
     assert name.startswith("eilpost_")
     assert name.endswith("_total") == (family.kind == "counter")
@@ -48,7 +48,7 @@ def test_a_family_has_a_name_with_its_unit_and_a_sentence(name: str) -> None:
         assert name.endswith(UNITS)
 
 
-def test_closed_children_exist_before_the_first_event() -> None:
+def test_children_exist_before_the_first_event() -> None:
     code = (
         "import mail.telemetry, pkgutil, importlib\n"
         "for each in pkgutil.iter_modules(mail.telemetry.__path__):\n"
@@ -85,14 +85,14 @@ def test_closed_children_exist_before_the_first_event() -> None:
         ("mailstore.pop3.server", "pop3"),
     ],
 )
-def test_a_role_exports_no_families_of_another(module: str, own: str) -> None:
+def test_role_does_not_export_families_of_other_roles(module: str, own: str) -> None:
     code = f"import {module}, sys; print(*(name for name in sys.modules if name.startswith('mail.telemetry.')))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
     loaded = {name.rpartition(".")[2] for name in out.split()}
     assert loaded & {"ingress", "router", "delivery", "pop3"} == {own}
 
 
-def test_label_values_are_the_words_of_the_code() -> None:
+def test_label_values_equal_the_constants_of_the_code() -> None:
     assert tuple(router.STATES) == STATES
     assert set(FAMILIES["eilpost_smtp_sessions_total"].labels["end"]) == {end.value for end in SessionEnd}
     assert set(FAMILIES["eilpost_auth_total"].labels["result"]) == {"ok", *(each.name.lower() for each in LoginFailure)}
@@ -102,6 +102,6 @@ def test_label_values_are_the_words_of_the_code() -> None:
     assert len(delivery.WELL_KNOWN) <= 20
 
 
-def test_the_page_of_the_metrics_names_each_family_once() -> None:
+def test_metrics_reference_names_each_family_once() -> None:
     names = [line.split("`")[1] for line in metric_tables().splitlines() if line.startswith("| `")]
     assert sorted(names) == sorted(FAMILIES)

@@ -1,4 +1,4 @@
-"""The small words of the ground floor: replies, units, ids, places, endpoints."""
+"""Values: replies, units, queue ids, topics and keys of records, endpoints."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
 # Replies.
 
 
-def test_a_reply_of_two_lines() -> None:
+def test_reply_of_two_lines_is_formatted() -> None:
     reply = Reply(550, "5.1.1", "No such user\nhere")
     assert reply.to_bytes() == b"550-5.1.1 No such user\r\n550 5.1.1 here\r\n"
     assert str(reply) == "550 5.1.1 No such user here"
@@ -55,7 +55,7 @@ def test_a_reply_of_two_lines() -> None:
 
 
 @given(st.text() | st.text(st.sampled_from("\r\n\0\x0b\x0c\x1c\x85\u2028\x7f a5.-")))
-def test_no_text_can_inject_a_line(text: str) -> None:
+def test_reply_text_cannot_inject_a_line(text: str) -> None:
     wire = Reply(550, "5.7.1", text).to_bytes()
     lines = wire.split(b"\r\n")
     assert lines.pop() == b""
@@ -72,7 +72,7 @@ def test_no_text_can_inject_a_line(text: str) -> None:
     [(199, ""), (600, ""), (550, "4.1.1"), (250, "5.0.0"), (451, "2.0.0"), (550, "5.1"), (550, "5.1.1000"),
      (550, "5.1.1\r"), (550, "5.1.1 x"), (550, "3.1.1"), (550, "5.1.\uff11")],
 )  # fmt: skip
-def test_replies_that_cannot_be(code: int, enhanced: str) -> None:
+def test_invalid_reply_codes_are_refused(code: int, enhanced: str) -> None:
     with pytest.raises(ValueError):
         Reply(code, enhanced, "text")
 
@@ -84,14 +84,14 @@ def test_replies_that_cannot_be(code: int, enhanced: str) -> None:
     ("text", "seconds"),
     [("500ms", 0.5), ("30s", 30), ("1.5s", 1.5), ("5m", 300), ("2h", 7200), ("5d", 432000), ("1w", 604800), ("0s", 0)],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_durations_are_parsed(text: str, seconds: float) -> None:
     assert parse_duration(text) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize(
     "text", ["", "5", 5, 5.0, "5 m", "5M", "-5m", "m", "5mm", "5m\n", "1e3s", "\u0665s", None, True, "9" * 30 + "w"]
 )
-def test_not_durations(text: object) -> None:
+def test_invalid_durations_are_refused(text: object) -> None:
     with pytest.raises(ValueError, match="a time"):
         parse_duration(text)
 
@@ -104,19 +104,19 @@ def test_sizes_have_units(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5", "5K", "5kb", "-5MB", "MB", "5MB\n", 5.0, None, True, "5\nMB"])
-def test_not_sizes(text: object) -> None:
+def test_invalid_sizes_of_settings_are_refused(text: object) -> None:
     with pytest.raises(ValueError, match="a size with its unit"):
         parse_size(text)
 
 
 @given(st.integers(0, 10**12))
-def test_units_are_read_back(number: int) -> None:
+def test_formatted_units_are_parsed_back(number: int) -> None:
     duration = timedelta(milliseconds=number)
     assert parse_duration(format_duration(duration)) == duration
     assert parse_size(format_size(number)) == number
 
 
-def test_units_are_written_as_people_write_them() -> None:
+def test_units_are_formatted_in_the_largest_exact_unit() -> None:
     assert [format_duration(parse_duration(text)) for text in ("7d", "90s", "2h", "1500ms", "60m", "0s")] == [
         "7d", "90s", "2h", "1500ms", "1h", "0ms",
     ]  # fmt: skip
@@ -127,25 +127,25 @@ def test_units_are_written_as_people_write_them() -> None:
 
 
 @given(st.integers(0, 2**48 - 1), st.integers(0, 2**80 - 1), st.integers(0, 2**48 - 1), st.integers(0, 2**80 - 1))
-def test_queue_ids_sort_as_their_times_then_their_chances(ms1: int, random1: int, ms2: int, random2: int) -> None:
+def test_queue_ids_sort_by_time_then_by_random_part(ms1: int, random1: int, ms2: int, random2: int) -> None:
     one, two = make_queue_id(ms1, random1), make_queue_id(ms2, random2)
     assert ((ms1, random1) < (ms2, random2)) == (one < two)
     assert len(one) == 26
 
 
-def test_the_specifications_example_of_a_ulid() -> None:
+def test_ulid_example_of_the_specification() -> None:
     assert make_queue_id(1469918176385, 0).startswith("01ARYZ6S41")  # the time of the ULID specification's example
     assert queue_id_time(make_queue_id(1469918176385, 7)) == datetime(2016, 7, 30, 22, 36, 16, 385000, UTC)
 
 
-def test_queue_ids_rise_whatever_the_clock_does() -> None:
+def test_queue_ids_increase_when_the_clock_goes_back() -> None:
     clock = [5, 5, 5, 4, 0, 6, 6, 5, 7]
     made = _MonotonicGenerator()
     ids = [made.make(now) for now in clock]
     assert ids == sorted(set(ids))
 
 
-def test_queue_ids_of_many_threads_are_different_and_rise_in_each() -> None:
+def test_queue_ids_are_unique_over_threads_and_increase_in_each() -> None:
     made: list[list[QueueId]] = [[] for _ in range(8)]
     threads = [
         threading.Thread(target=lambda mine=mine: mine.extend(new_queue_id() for _ in range(2000))) for mine in made
@@ -158,28 +158,28 @@ def test_queue_ids_of_many_threads_are_different_and_rise_in_each() -> None:
     assert all(mine == sorted(mine) for mine in made)
 
 
-def test_two_processes_do_not_make_the_same_ids() -> None:
+def test_queue_ids_of_two_processes_differ() -> None:
     first = _MonotonicGenerator().make(1)
     assert first != _MonotonicGenerator().make(1)
 
 
-def test_derived_ids_follow_from_their_seed() -> None:
+def test_derived_queue_id_depends_on_time_and_seed() -> None:
     assert derived_queue_id(_NOW, "a") == derived_queue_id(_NOW, "a") != derived_queue_id(_NOW, "b")
     assert queue_id_time(derived_queue_id(_NOW, "a")) == _NOW
 
 
 @pytest.mark.parametrize("text", ["", "01ARZ3NDEKTSV4RRFFQ69G5FA", "01arz3ndektsv4rrffq69g5fav", "U" * 26, "0" * 27])
-def test_not_queue_ids(text: str) -> None:
+def test_invalid_queue_ids_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a queue id"):
         queue_id_time(QueueId(text))
 
 
-def test_a_delivery_id_knows_its_message() -> None:
+def test_delivery_id_contains_its_queue_id() -> None:
     queue_id = new_queue_id()
     assert queue_id_of(delivery_id(queue_id, 12)) == queue_id
 
 
-# Places. These values are on disks and in brokers: they never change.
+# Topics and keys. These values are on disks and in brokers and must not change.
 
 
 @pytest.mark.parametrize(
@@ -194,11 +194,11 @@ def test_a_delivery_id_knows_its_message() -> None:
         ("anything", 1, 0),
     ],
 )
-def test_the_partitioner_is_fixed(key: str, count: int, shard: int) -> None:
+def test_partitioner_does_not_change(key: str, count: int, shard: int) -> None:
     assert shard_of(key, count) == shard
 
 
-def test_every_record_knows_its_place() -> None:
+def test_every_record_has_a_topic_and_a_key() -> None:
     queue_id = QueueId("01ARZ3NDEKTSV4RRFFQ69G5FAV")
     counts = ShardCounts(12, 48)
     shard = shard_of(queue_id, 12)
@@ -215,7 +215,7 @@ def test_every_record_knows_its_place() -> None:
     assert [counts.of(topic) for topic in ALL_TOPICS] == [12, 12, 48, 12, 12]
 
 
-def test_sites() -> None:
+def test_site_names_of_routes() -> None:
     hosts = ((10, "a.test"), (20, "b.test"))
     assert ToMx("one.test", hosts).site == ToMx("two.test", hosts).site == "mx:a.test|b.test"
     assert ToMx("three.test", ((5, "a.test"), (10, "b.test"))).site == "mx:a.test|b.test"
@@ -253,12 +253,12 @@ def test_endpoints(text: str, host: str, port: int) -> None:
     ["", ":25", "25", "a.test", "a.test:", "a.test:x", "a.test:65536", "a.test:-1", "::1:25", "[::1]", "[a.test]:25",
      "[127.0.0.1]:25", "a b:25", "a.test:25\n", "smtp://a.test:25", "256.0.0.1:25", "a.test:\u0662\u0665"],
 )  # fmt: skip
-def test_not_endpoints(text: str) -> None:
+def test_invalid_endpoints_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="HOST:PORT"):
         endpoint.parse(text)
 
 
-def test_relays() -> None:
+def test_relays_are_parsed() -> None:
     assert endpoint.parse_relay("smtp://127.0.0.1:2626") == ToRelay("127.0.0.1", 2626)
     assert endpoint.parse_relay("lmtp://[::1]:24") == ToRelay("::1", 24, RelayProtocol.LMTP)
 
@@ -266,6 +266,6 @@ def test_relays() -> None:
 @pytest.mark.parametrize(
     "text", ["", "127.0.0.1:25", "http://a.test:25", "smtp://a.test", "smtp://a.test:0", "smtp://a.test:25/", "mx"]
 )
-def test_not_relays(text: str) -> None:
+def test_invalid_relays_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected|has a port"):
         endpoint.parse_relay(text)

@@ -1,4 +1,4 @@
-"""Aliases: what a name stands for is a set, and a name that leads nowhere else is a loop."""
+"""Alias expansion: recipients without duplicates; a cycle without a final recipient is a loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ USERS = ["alice@example.test", "bob@example.test"]
 
 
 def names(aliases: dict[str, list[str]], *to: str, depth: int = 20) -> tuple[list[tuple[str, str]], list[object]]:
-    """(final, what the sender wrote) and (who, why) of the refused."""
+    """(final, original) addresses, and (address, reply) of the refused recipients."""
     found = expand([recipient(one) for one in to], snapshot(USERS, aliases), depth)  # type: ignore[arg-type]
     return (
         [(final.recipient.address.key, str(final.recipient.original)) for final in found.final_recipients],
@@ -20,7 +20,7 @@ def names(aliases: dict[str, list[str]], *to: str, depth: int = 20) -> tuple[lis
     )
 
 
-def test_a_list_becomes_its_members_each_once_in_order() -> None:
+def test_list_is_expanded_to_its_members_once_in_order() -> None:
     finals, refused = names(
         {"team@example.test": ["bob@example.test", "x@far.test", "all@example.test"],
          "all@example.test": ["Alice@example.test", "bob@example.test"]},
@@ -34,14 +34,14 @@ def test_a_list_becomes_its_members_each_once_in_order() -> None:
     assert refused == []
 
 
-def test_who_is_gone_since_ingress_looked_is_refused() -> None:
+def test_user_removed_after_acceptance_is_refused() -> None:
     assert names({}, "gone@example.test", "bob@example.test") == (
         [("bob@example.test", "bob@example.test")],
         [("gone@example.test", UNKNOWN_USER)],
     )
 
 
-def test_a_pure_loop_is_refused_once_for_each_name_written() -> None:
+def test_pure_alias_loop_is_refused_once_per_recipient() -> None:
     loop = {"a@example.test": ["b@example.test"], "b@example.test": ["a@example.test"]}
     assert names(loop, "a@example.test") == ([], [("a@example.test", ALIAS_LOOP)])
     assert names(loop, "a@example.test", "b@example.test") == (
@@ -50,13 +50,13 @@ def test_a_pure_loop_is_refused_once_for_each_name_written() -> None:
     )
 
 
-def test_a_way_back_inside_a_list_adds_nothing_and_harms_nobody() -> None:
+def test_cycle_inside_a_list_is_ignored() -> None:
     back = {"a@example.test": ["b@example.test", "x@far.test"], "b@example.test": ["a@example.test"]}
     assert names(back, "a@example.test") == ([("x@far.test", "a@example.test")], [])
     assert names(back, "a@example.test", "b@example.test") == ([("x@far.test", "a@example.test")], [])
 
 
-def test_two_names_for_the_same_members_are_no_loop() -> None:
+def test_two_aliases_of_the_same_members_are_not_a_loop() -> None:
     twice = {
         "one@example.test": ["core@example.test"],
         "two@example.test": ["core@example.test"],
@@ -65,14 +65,14 @@ def test_two_names_for_the_same_members_are_no_loop() -> None:
     assert names(twice, "one@example.test", "two@example.test") == ([("bob@example.test", "one@example.test")], [])
 
 
-def test_an_alias_may_keep_a_copy_for_its_own_mailbox_but_a_redirect_keeps_none() -> None:
+def test_alias_keeps_a_copy_only_if_it_names_itself() -> None:
     copy = {"alice@example.test": ["alice@example.test", "x@far.test"]}
     assert [name for name, _ in names(copy, "alice@example.test")[0]] == ["alice@example.test", "x@far.test"]
     redirect = {"alice@example.test": ["x@far.test"], "all@example.test": ["alice@example.test"]}
     assert [name for name, _ in names(redirect, "alice@example.test", "all@example.test")[0]] == ["x@far.test"]
 
 
-def test_an_address_with_a_detail_follows_the_alias_of_its_name() -> None:
+def test_address_with_detail_uses_the_alias_of_its_name() -> None:
     copy = {"alice@example.test": ["alice@example.test", "x@far.test"]}
     assert [name for name, _ in names(copy, "alice+news@example.test")[0]] == ["alice@example.test", "x@far.test"]
     redirect = {"alice@example.test": ["x@far.test"]}
@@ -88,7 +88,7 @@ def test_an_address_with_a_detail_follows_the_alias_of_its_name() -> None:
     ]
 
 
-def test_depth_is_bounded_and_an_empty_list_is_refused() -> None:
+def test_alias_depth_is_limited_and_empty_list_is_refused() -> None:
     chain = {f"a{n}@example.test": [f"a{n + 1}@example.test"] for n in range(9)}
     assert names(chain | {"a9@example.test": ["bob@example.test"]}, "a0@example.test", depth=5) == (
         [],
@@ -106,8 +106,8 @@ def test_depth_is_bounded_and_an_empty_list_is_refused() -> None:
     st.sampled_from(["a", "b", "alice"]),
     st.integers(1, 4),
 )
-def test_a_dead_end_is_what_expands_to_nobody(aliases: dict[str, list[str]], name: str, depth: int) -> None:
-    """Ingress refuses exactly what the router could not deliver to anybody."""
+def test_undeliverable_reply_agrees_with_the_expansion(aliases: dict[str, list[str]], name: str, depth: int) -> None:
+    """Ingress refuses exactly the addresses that the router could not deliver."""
     world = snapshot(
         ["alice@example.test"],
         {f"{one}@example.test": [f"{to}@example.test" for to in targets] for one, targets in aliases.items()},

@@ -1,4 +1,4 @@
-"""The directory file: what is refused and with which words, reloading, passwords, editing."""
+"""The directory file: errors, reload and passwords."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _address(text: str) -> Address:
     return Address.parse(text, utf8=True)
 
 
-def test_a_whole_file() -> None:
+def test_complete_directory_file_is_parsed() -> None:
     snapshot = parse_directory(_WHOLE, "d.toml")
     assert snapshot.tenants["big"] == Tenant("big", True, 1000, 10 << 30, ("192.0.2.1", "2001:db8::1"))
     assert snapshot.domains["example.test"] == Domain("example.test", "big")
@@ -81,7 +81,7 @@ def test_a_whole_file() -> None:
     assert snapshot.delimiter == "-"
 
 
-def test_what_addresses_are() -> None:
+def test_lookup_results_of_addresses() -> None:
     snapshot = parse_directory(_WHOLE, "d.toml")
     assert snapshot.lookup(_address("ALICE@example.TEST")) == IsMailbox("alice@example.test")
     assert snapshot.lookup(_address("alice-news@example.test")) == IsMailbox("alice@example.test")
@@ -98,11 +98,11 @@ def test_what_addresses_are() -> None:
 
 
 @pytest.mark.parametrize("domain", ["bücher.test", "BÜCHER.test", "xn--bcher-kva.test"])
-def test_a_domain_is_the_same_in_both_its_forms(domain: str) -> None:
+def test_both_forms_of_an_internationalised_domain_are_equal(domain: str) -> None:
     assert parse_directory(_WHOLE, "d.toml").lookup(_address(f"a@{domain}")) == IsUnknown()
 
 
-def test_an_empty_file_is_a_directory_of_nobody() -> None:
+def test_empty_directory_file_has_no_users() -> None:
     assert parse_directory("", "d.toml") == Snapshot()
 
 
@@ -110,7 +110,7 @@ _D = '[domains."a.test"]\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "key", "words"),
+    ("text", "key", "expected"),
     [
         ("x = ", "", "is not TOML"),
         pytest.param("x = " + "9" * 5000, "", "a number that is too long", id="long number"),
@@ -143,12 +143,12 @@ _D = '[domains."a.test"]\n'
         (_D + '[aliases]\n"@" = ["y@a.test"]', 'aliases."@"', "a domain is expected"),
     ],
 )
-def test_a_wrong_file_is_one_line_that_names_file_and_key(text: str, key: str, words: str) -> None:
+def test_invalid_directory_file_is_a_one_line_error(text: str, key: str, expected: str) -> None:
     with pytest.raises(DirectoryUnusable) as caught:
         parse_directory(text, "d.toml", passwords_module.is_hash)
     message = str(caught.value)
     assert message.startswith(f"d.toml: {key}")
-    assert words in message
+    assert expected in message
     assert "\n" not in message
     assert "sesame" not in message
 
@@ -174,7 +174,7 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_an_edit_in_place_and_a_replacement_are_seen(directory: FileDirectory, path: Path) -> None:
+async def test_edit_in_place_and_replacement_are_detected(directory: FileDirectory, path: Path) -> None:
     old = directory.snapshot
     path.write_text(_WHOLE + '[domains."new.test"]\n')
     await _until(lambda: "new.test" in directory.snapshot.domains)
@@ -185,7 +185,7 @@ async def test_an_edit_in_place_and_a_replacement_are_seen(directory: FileDirect
     await _until(lambda: "wen.test" in directory.snapshot.domains)
 
 
-async def test_a_bad_file_leaves_the_last_good_one_and_is_told_once(path: Path) -> None:
+async def test_invalid_file_keeps_the_last_good_version_and_is_logged_once(path: Path) -> None:
     directory = FileDirectory(path, poll_interval=timedelta(hours=1))
     await directory.start()
     good = directory.snapshot
@@ -205,7 +205,7 @@ async def test_a_bad_file_leaves_the_last_good_one_and_is_told_once(path: Path) 
     await directory.close()
 
 
-async def test_what_is_no_file_is_a_bad_one_and_never_waited_for(path: Path) -> None:
+async def test_directory_file_must_be_a_regular_file(path: Path) -> None:
     directory = FileDirectory(path, poll_interval=timedelta(hours=1))
     await directory.start()
     good = directory.snapshot
@@ -219,8 +219,8 @@ async def test_what_is_no_file_is_a_bad_one_and_never_waited_for(path: Path) -> 
     await directory.close()
 
 
-async def test_a_changed_mount_is_a_link_that_leads_elsewhere(path: Path) -> None:
-    """Kubernetes: the file is a link into `..data`, itself a link that is replaced."""
+async def test_changed_kubernetes_mount_is_detected(path: Path) -> None:
+    """Kubernetes: the file is a link into `..data`, which is a link that is replaced."""
     for name, text in (("one", _WHOLE), ("two", '[domains."new.test"]\n')):
         path.with_name(name).mkdir()
         path.with_name(name).joinpath("directory.toml").write_text(text)
@@ -240,7 +240,7 @@ async def test_a_changed_mount_is_a_link_that_leads_elsewhere(path: Path) -> Non
 
 
 @pytest.mark.parametrize("emptied", ["", "# all gone\n", "[tenants.default]\n"])
-async def test_a_file_that_lost_all_its_domains_is_no_good_one(path: Path, emptied: str) -> None:
+async def test_file_that_lost_all_domains_is_not_loaded(path: Path, emptied: str) -> None:
     directory = FileDirectory(path, poll_interval=timedelta(hours=1))
     await directory.start()
     good = directory.snapshot
@@ -254,7 +254,7 @@ async def test_a_file_that_lost_all_its_domains_is_no_good_one(path: Path, empti
     await directory.close()
 
 
-async def test_to_start_without_domains_is_a_choice_worth_a_warning(path: Path) -> None:
+async def test_start_without_domains_is_a_warning(path: Path) -> None:
     path.write_text("# a pure relay\n")
     directory = FileDirectory(path, poll_interval=timedelta(hours=1))
     with structlog.testing.capture_logs() as lines:
@@ -267,7 +267,7 @@ async def test_to_start_without_domains_is_a_choice_worth_a_warning(path: Path) 
     await directory.close()
 
 
-async def test_a_file_that_is_being_written_is_not_read(path: Path) -> None:
+async def test_file_is_read_only_after_two_equal_polls(path: Path) -> None:
     directory = FileDirectory(path, poll_interval=timedelta(hours=1))
     await directory.start()
     for part in ("", "[tenants.default]\n", '[domains."new.test"]\n'):
@@ -279,7 +279,7 @@ async def test_a_file_that_is_being_written_is_not_read(path: Path) -> None:
     await directory.close()
 
 
-async def test_the_first_load_is_strict(tmp_path: Path) -> None:
+async def test_first_load_must_succeed(tmp_path: Path) -> None:
     with pytest.raises(DirectoryUnusable, match=r"nothing\.toml: there is no such file"):
         await FileDirectory(tmp_path / "nothing.toml").start()
     with pytest.raises(DirectoryUnusable, match="cannot be read"):
@@ -300,7 +300,7 @@ async def either(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[Di
     await made.close()
 
 
-async def test_only_the_right_password_opens(either: Directory) -> None:
+async def test_only_the_right_password_authenticates(either: Directory) -> None:
     user = await either.authenticate("ALICE@example.test", "eilpost-demo")
     assert user is not None
     assert user.address.key == "alice@example.test"
@@ -318,7 +318,7 @@ async def test_only_the_right_password_opens(either: Directory) -> None:
         assert await either.authenticate(login, password) is None, (login, password)
 
 
-async def test_a_right_password_is_checked_once_a_minute(
+async def test_verified_password_is_cached_for_a_minute(
     directory: FileDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked = []
@@ -328,10 +328,10 @@ async def test_a_right_password_is_checked_once_a_minute(
         assert await directory.authenticate("alice@example.test", "eilpost-demo")
         assert not await directory.authenticate("alice@example.test", "wrong")
         assert not await directory.authenticate("nobody@example.test", "wrong")
-    assert len(checked) == 1 + 3 + 3  # strangers cost as much as users
+    assert len(checked) == 1 + 3 + 3  # unknown users take as much time as known ones
 
 
-async def test_a_changed_password_is_not_taken_from_memory(directory: FileDirectory, path: Path) -> None:
+async def test_changed_password_is_not_cached(directory: FileDirectory, path: Path) -> None:
     assert await directory.authenticate("alice@example.test", "eilpost-demo")
     path.write_text(_WHOLE.replace(_HASH, _OTHER_HASH))
     await _until(lambda: directory.snapshot.users["alice@example.test"].password == _OTHER_HASH)
@@ -339,7 +339,9 @@ async def test_a_changed_password_is_not_taken_from_memory(directory: FileDirect
     assert await directory.authenticate("alice@example.test", "another")
 
 
-async def test_too_slow_and_too_many_are_unavailable(directory: FileDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_or_too_many_checks_are_unavailable(
+    directory: FileDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DirectoryUnavailable):
         await directory.authenticate("alice@example.test", "eilpost-demo", timeout=timedelta(0))
     monkeypatch.setattr(passwords_module, "PENDING_CHECKS_MAX", 2)
@@ -350,5 +352,5 @@ async def test_too_slow_and_too_many_are_unavailable(directory: FileDirectory, m
     assert await directory.authenticate("alice@example.test", "eilpost-demo")
 
 
-def test_no_password_shows_in_a_repr() -> None:
+def test_repr_does_not_contain_passwords() -> None:
     assert _HASH not in repr(User(_address("a@b.test"), _HASH))

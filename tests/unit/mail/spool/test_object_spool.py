@@ -1,4 +1,4 @@
-"""The spool in an object store without a server: what is bounded, what is set wrongly, what a provider's words mean."""
+"""The object spool without a server: limits, settings and error messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def spool() -> AsyncIterator[ObjectSpool]:
 
 
 class PutRecorder:
-    """Watches what is written at the same time, and may hold it."""
+    """Records concurrent writes, and can block them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = self.most = self.now_bytes = self.most_bytes = self.count = 0
@@ -57,7 +57,7 @@ class PutRecorder:
             self.now_bytes -= len(content)
 
 
-async def test_requests_and_bytes_under_way_are_bounded(spool: ObjectSpool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_requests_and_bytes_are_limited(spool: ObjectSpool, monkeypatch: pytest.MonkeyPatch) -> None:
     puts = PutRecorder(monkeypatch)
     await asyncio.gather(*(spool.put(b"x" * LARGE_BYTES) for _ in range(80)))
     assert puts.most == objects_module.REQUESTS_IN_FLIGHT_MAX
@@ -65,7 +65,7 @@ async def test_requests_and_bytes_under_way_are_bounded(spool: ObjectSpool, monk
     assert puts.most_bytes == 60 << 20 <= objects_module.BYTES_IN_FLIGHT_MAX
 
 
-async def test_what_waits_behind_packs_is_the_next_pack(spool: ObjectSpool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_contents_that_wait_form_the_next_batch(spool: ObjectSpool, monkeypatch: pytest.MonkeyPatch) -> None:
     puts = PutRecorder(monkeypatch)
     puts.held.clear()
     keeping = []
@@ -79,7 +79,7 @@ async def test_what_waits_behind_packs_is_the_next_pack(spool: ObjectSpool, monk
     assert len({spooled.name for spooled in kept}) == 50
 
 
-async def test_who_gave_up_before_the_pack_was_made_is_not_written(
+async def test_content_of_a_cancelled_caller_is_not_written(
     spool: ObjectSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     puts = PutRecorder(monkeypatch)
@@ -97,9 +97,7 @@ async def test_who_gave_up_before_the_pack_was_made_is_not_written(
     assert puts.count == objects_module.WRITERS
 
 
-async def test_a_failed_pack_fails_all_who_wait_for_it_and_nobody_else(
-    spool: ObjectSpool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failed_batch_fails_only_its_callers(spool: ObjectSpool, monkeypatch: pytest.MonkeyPatch) -> None:
     puts = PutRecorder(monkeypatch)
     puts.error = GenericError("Server returned non-2xx status code: 503 <Code>SlowDown</Code>")
     answers = await asyncio.gather(*(spool.put(b"content") for _ in range(5)), return_exceptions=True)
@@ -110,7 +108,7 @@ async def test_a_failed_pack_fails_all_who_wait_for_it_and_nobody_else(
     assert await spool.read(await spool.put(b"later")) == b"later"
 
 
-async def test_a_store_that_changes_what_it_is_given_is_refused_at_start(
+async def test_store_that_changes_content_is_refused_at_start(
     spool: ObjectSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = obstore.put_async
@@ -121,7 +119,7 @@ async def test_a_store_that_changes_what_it_is_given_is_refused_at_start(
         await spool.start()
 
 
-async def test_room_is_given_in_turn_and_one_who_leaves_holds_nobody_up() -> None:
+async def test_limiter_is_fair_and_skips_cancelled_waiters() -> None:
     limiter = Limiter(count=3, size_bytes=10)
     order: list[str] = []
 
@@ -161,7 +159,7 @@ async def test_room_is_given_in_turn_and_one_who_leaves_holds_nobody_up() -> Non
         ("az://mail/", Bucket("az", "mail", "")),
     ],
 )
-def test_urls(url: str, bucket: Bucket) -> None:
+def test_bucket_urls_are_parsed(url: str, bucket: Bucket) -> None:
     assert parse_bucket(url) == bucket
     assert str(bucket) == url.rstrip("/")
 
@@ -171,13 +169,13 @@ def test_urls(url: str, bucket: Bucket) -> None:
     ["s3:", "s3:mail", "s3://", "s3:///prefix", "s3://ma", "s3://key:secret@mail", "s3://mail//x", "s3://mail/../x",
      "s3://mail/a b", "s3://mail/x?region=y", "s3://mail/x#y", "s3://mail/x\n", "S3://mail", "http://mail"],
 )  # fmt: skip
-def test_urls_that_are_none(url: str) -> None:
+def test_invalid_bucket_urls_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"is expected|the prefix has"):
         parse_bucket(url)
 
 
 @pytest.mark.parametrize(
-    ("settings", "key", "words"),
+    ("settings", "key", "expected"),
     [
         ({"url": "s3://mail", "access_key": "id"}, "secret_key", "is missing"),
         ({"url": "s3://mail", "secret_key": "hush"}, "access_key", "is missing"),
@@ -193,10 +191,10 @@ def test_urls_that_are_none(url: str) -> None:
         ({"url": "s3://mail", "region": "eu central"}, "region", "the name of a region"),
     ],
 )
-def test_settings_that_do_not_go_together(settings: dict[str, str], key: str, words: str) -> None:
+def test_conflicting_spool_settings_are_refused(settings: dict[str, str], key: str, expected: str) -> None:
     (found, text), *_ = list(setting_errors(SpoolSettings(**settings)))  # type: ignore[arg-type]
     assert found == key
-    assert words in text
+    assert expected in text
     assert "hush" not in text
 
 
@@ -209,14 +207,14 @@ def test_settings_that_do_not_go_together(settings: dict[str, str], key: str, wo
         {"url": "file:var/spool", "access_key": "set for another occasion"},
     ],
 )
-def test_settings_that_do(settings: dict[str, Any]) -> None:
+def test_valid_spool_settings_are_accepted(settings: dict[str, Any]) -> None:
     assert list(setting_errors(SpoolSettings(**settings))) == []
 
 
 @pytest.mark.parametrize(
     ("url", "kind"), [("s3://mail/x", S3Store), ("gs://mail/x", GCSStore), ("az://mail/x", AzureStore)]
 )
-def test_the_scheme_chooses_the_store(url: str, kind: type) -> None:
+def test_url_scheme_selects_the_store(url: str, kind: type) -> None:
     settings = SpoolSettings(url=url, access_key="me", secret_key=SecretStr("aHVzaA=="))
     store = open_store(parse_bucket(url), settings)
     assert isinstance(store, kind)
@@ -224,7 +222,7 @@ def test_the_scheme_chooses_the_store(url: str, kind: type) -> None:
 
 
 @pytest.mark.parametrize("secret", ["hush!!", ""])
-def test_credentials_that_are_none_name_the_keys_and_not_the_secret(secret: str) -> None:
+def test_invalid_credentials_name_the_keys_and_not_the_secret(secret: str) -> None:
     settings = SpoolSettings(url="az://mail", access_key="me" if secret else "", secret_key=SecretStr(secret))
     with pytest.raises(SettingsError, match=r'^spool\.url = "az://mail": .*: check spool\.access_key, spool') as caught:
         open_store(parse_bucket("az://mail"), settings)
@@ -232,7 +230,7 @@ def test_credentials_that_are_none_name_the_keys_and_not_the_secret(secret: str)
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "expected"),
     [
         (TimeoutError(), "the store does not respond: check spool.endpoint"),
         (FileNotFoundError("status code: 404 Not Found: <Code>ContainerNotFound</Code>"), "there is no such bucket"),
@@ -247,8 +245,8 @@ def test_credentials_that_are_none_name_the_keys_and_not_the_secret(secret: str)
         (GenericError("error sending request\n\nDebug source: and so on"), "error sending request: check spool."),
     ],
 )  # fmt: skip
-def test_the_words_of_providers(error: Exception, words: str) -> None:
+def test_store_errors_become_one_line_for_operators(error: Exception, expected: str) -> None:
     text = describe_error(error)
-    assert words in text
+    assert expected in text
     assert "\n" not in text
     assert "Debug" not in text
