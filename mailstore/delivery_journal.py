@@ -1,9 +1,9 @@
 """Delivery journal of a mailbox: the delivery ids appended before, so that a second `append` changes nothing.
 
 The file `eilpost-delivered` in the mailbox is shared by all processes that deliver there; access needs the mailbox
-lock. Lines: `k ID` linked into `new`, `x ID` expunged by eilpost, `b BOOT SECONDS` first and after each boot.
+lock. Lines: `k ID` linked into `new`, `x ID` expunged by eilpost, `b BOOT SECONDS` first and after each boot;
 `k` is not fsynced (kill -9 does not lose it; after a power failure the directories are listed once instead), `x` is
-fsynced before the file is removed. Two files rotate: an id is kept for one to two times `retention_seconds`.
+fsynced before the file is removed. Two files rotate, so an id is kept for one to two times `retention_seconds`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Spool in a local directory, with group commit. All disk operations run in the spool's own threads.
 
-A file is written to `tmp`, synced, renamed and its directory synced. Content stored concurrently shares one file
-(`mail/spool/group_commit.py`); large content has its own. There is one directory per hour (UTC), so that a sweep
+A file is written to `tmp`, synced, renamed and its directory synced; content stored concurrently shares one file
+(`mail/spool/group_commit.py`), large content has its own. There is one directory per hour (UTC), so that a sweep
 removes whole directories.
 """
 

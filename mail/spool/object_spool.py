@@ -1,6 +1,6 @@
 """Spool in an object store (S3, Google Cloud Storage, Azure Blob Storage), shared by all processes of a cluster.
 
-Content is durable when the store confirms its PUT. There are no multipart uploads: their leftovers are not listed.
+Content is durable when the store confirms its PUT; there are no multipart uploads, as their leftovers are not listed.
 Objects have unique names `PREFIX/HOUR/ID`, because not every store can refuse to overwrite; content stored concurrently
 shares an object (`mail/spool/group_commit.py`). Requests are limited in number, bytes and time.
 """

@@ -241,46 +241,45 @@ def _text(
     return f"""\
 # Performance on Kafka
 
-The whole path through a real Apache Kafka of one node, the broker on the same processors as everything else, against
-Debian's Postfix in the same run. Written by `make bench` on {datetime.now(UTC):%d %B %Y}; the ratios are what
-carries over. What one process on its embedded log does stands in [performance.md](performance.md).
+Relay throughput through a real Apache Kafka of one node, with the broker on the same processors as the load and the
+servers, compared with Debian's Postfix in the same run. Written by `make bench` on {datetime.now(UTC):%d %B %Y}; only
+the ratios can be compared between machines. [performance.md](performance.md) has one process on its embedded log.
 
 {report.table(results)}
 
 Medians. One process each of ingress, router and delivery; {SHARDS} router shards, {DELIVERY_SHARDS} delivery shards.
-CPU and memory are the broker's and the three processes' together. A broker of one node confirms from its page cache,
-as Kafka does: what makes a confirmed record durable there is its copies on other nodes, and those take the place of
-disk flushes.
+CPU and memory are those of the broker and the three processes together. Kafka confirms a record from the page cache:
+a confirmed record is durable by its replicas on other nodes, not by a disk flush.
 
-Where the CPU of a message goes, reused connections:
+CPU of a message by process, reused connections:
 
 | process | ms a message |
 |---|---:|
 {spent}
-A profile (py-spy, 27 November 2026, 200 samples a second under this load) says of what: the router spends 30% in
-aiokafka, 36% in the event loop and its sockets, and 8% in our codec and decisions; delivery 22%, 37% and 13% (the SMTP
-dialogue); ingress 9%, 54% and 16%. The broker's time goes by the request. So what made it faster was fewer requests (a
-shard gathers 100 ms, reports 10 ms, marks 20 ms), and not faster code of ours.
+A profile (py-spy, 27 November 2026, 200 samples a second under this load): the router spends 30% of its CPU in
+aiokafka, 36% in the event loop and its sockets, and 8% in codec and decisions; delivery 22%, 37% and 13% (the SMTP
+dialogue); ingress 9%, 54% and 16%. The broker's CPU depends on the number of requests, so batching made it faster (a
+router shard collects for 100 ms, reports for 10 ms, offset commits for 20 ms).
 
 ## More processes
 
 The same load, reused connections, {_SCALE_ROUNDS} rounds of all three in turn after {_SCALE_WARM_UP} that do not
-count; the ratio is the median of those within a round, with the quarter and three quarters of them. One router and one
-delivery with the broker fill two processors, so there is nothing to win here; more processes are for more machines.
-There must be nothing to lose either.
+count; the ratio is the median of the ratios within a round, with the first and third quartile. One router and one
+delivery process with the broker use two processors fully, so more processes cannot be faster here; they are for more
+machines. They must not be slower either.
 
 | processes | end to end /s | ratio | rounds | CPU ms a message |
 |---|---:|---:|---:|---:|
 {rows}
 ## An append at half the load
 
-At half of each rate above, steady, 10 kB, over twenty kept connections ({latency.PER_SECOND} a second in
-performance.md): from the dot to the 250.
+Time from the final dot to the 250, at half of each rate above, steady, 10 kB, over twenty kept connections
+({latency.PER_SECOND} a second in performance.md).
 
 | messages /s | median, ms | p99, ms |
 |---:|---:|---:|
 {appends}
-* At most {others:.0%} of the machine was busy with anything but the servers and their load.{care}
+* At most {others:.0%} of the machine was busy with work other than the servers and their load.{care}
 {facts}
 
 ```

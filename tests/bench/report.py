@@ -67,8 +67,8 @@ def write(docs: Path, results: Results, delays: Sequence[Delays], starts: Sequen
         f"""\
 # Performance
 
-Relay throughput on one machine, durable before the 250, against Debian's Postfix. Written by `make bench` on
-{datetime.now(UTC):%d %B %Y}; run it on your machine, the ratios are what carries over.
+Relay throughput on one machine, durable before the 250, compared with Debian's Postfix. Written by `make bench` on
+{datetime.now(UTC):%d %B %Y}; only the ratios can be compared between machines.
 
 ![End to end, messages per second](performance.png)
 
@@ -96,17 +96,17 @@ system time of the server's processes; memory is the highest sum of their propor
         + f"""
 ## How it was measured
 
-* Both servers ran at the same time on the same disk, and were loaded turn by turn, never together; load generator and
+* Both servers ran at the same time on the same disk and were loaded in turn, never together; load generator and
   sink ran on the same processors. {loads} in each round, over {SESSIONS} parallel sessions of
   `smtp-source`; *new*: one connection for each message, *reused* (`-d`): one for each session.
 * Postfix: Debian's package with its defaults (`default_process_limit` 100, `default_destination_concurrency_limit` 20,
-  connection cache on demand, queue file flushed before the 250), `relayhost` the sink; spared chroot, TLS and logging.
+  connection cache on demand, queue file flushed before the 250), `relayhost` the sink; without chroot, TLS and logging.
 * eilpost: `eilpost up` with its defaults (20 connections to one site), `delivery.relay` the sink, all roles in one
   process, one structured log line for each message and role.
 * The start: `eilpost demo`, which is what `make run` calls, from the start of its process to the 250 for its first
-  message, with all four roles and a log on the disk; the client tries again every few milliseconds.
-* Neither looks anything up in DNS. Disk flushes are those the disk reports, whoever asked for them.
-* At most {others:.0%} of the machine was busy with anything but the two and their load.{care}
+  message, with all four roles and a log on the disk; the client retries every few milliseconds.
+* Neither server uses DNS. Disk flushes are those that the disk reports, from any process.
+* At most {others:.0%} of the machine was busy with work other than the two servers and their load.{care}
 
 {facts}
 
