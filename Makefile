@@ -9,7 +9,7 @@ RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster kafka test test-fast test-kafka test-faults test-cluster check format bench faults docs dashboards pictures lock clean
+.PHONY: help setup run cluster kafka test test-fast test-kafka test-faults test-cluster check format bench faults docs dashboards pictures man lock clean
 
 help: ## show this list
 	@echo "usage: make TARGET"
@@ -94,6 +94,9 @@ docs: setup ## generate the reference pages and the dashboards
 
 dashboards: setup ## generate the dashboards
 	$(BIN)/python -m deploy.grafana
+
+man: $(RUN_STAMP) ## write the man pages of all commands to var/man/man1
+	@$(BIN)/eilpost man --dir var/man/man1
 
 pictures: setup ## draw the pictures of the dashboards
 	$(BIN)/python -m tests.monitoring.draw

@@ -59,7 +59,6 @@ app = typer.Typer(
     " arguments; 70 an internal error; 130 interrupted.",
 )
 app.add_typer(config_app, name="config")
-cli_help.register(app)
 cli_cluster.register(app)
 cli_directory.register(app)
 cli_load.register(app)
@@ -332,6 +331,9 @@ def version() -> None:
     from eilpost import __version__
 
     print(f"eilpost {__version__} (Python {platform.python_version()})")  # noqa: T201
+
+
+cli_help.register(app)
 
 
 def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]], tenant: str = "") -> T:

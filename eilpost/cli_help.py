@@ -1,7 +1,8 @@
-"""`eilpost help`, and the examples in the help of the commands."""
+"""`eilpost help`, `eilpost completion` and `eilpost man`, and the examples in the help of the commands."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,8 @@ def examples(*lines: str) -> str:
 
 
 def register(app: typer.Typer) -> None:
+    app.command("completion", epilog=examples("source <(eilpost completion bash)"))(completion)
+    app.command("man", epilog=examples("eilpost man --dir /usr/local/share/man/man1"))(man)
     app.command("help", epilog=examples("eilpost help", "eilpost help trace", "eilpost help user add"))(help_command)
 
 
@@ -32,3 +35,31 @@ def help_command(
             fail(f"there is no command {' '.join(command or ())!r}; see `eilpost help`", EXIT_UNUSABLE)
         shown = type(shown)(found, info_name=name, parent=shown)
     print(shown.get_help())  # noqa: T201
+
+
+def completion(
+    context: typer.Context,
+    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
+) -> None:
+    """Print the completion script of a shell."""
+    from eilpost.completion import SHELLS, script
+
+    if shell not in SHELLS:
+        fail(f"{shell!r}: bash, zsh or fish is expected", EXIT_UNUSABLE)
+    print(script(context.find_root().command, shell), end="")  # noqa: T201
+
+
+def man(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIRECTORY", help="Where to write them.")] = Path(
+        "var/man/man1"
+    ),
+) -> None:
+    """Write the man pages of all commands."""
+    from eilpost.completion import man_pages
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = list(man_pages(context.find_root().command))
+    for name, text in pages:
+        (folder / name).write_text(text, encoding="utf-8")
+    print(f"{len(pages)} pages in {folder}; read one with: man -l {folder}/eilpost.1")  # noqa: T201

@@ -1,0 +1,211 @@
+"""Shell completion scripts and man pages, made from the commands' own help texts.
+
+Commands are known by their path, like `("user", "add")`. `Any` stands for click's commands, which typer has as a copy
+or takes from the installed click.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from eilpost import __version__
+
+SHELLS = ("bash", "zsh", "fish")
+
+_Path = tuple[str, ...]
+
+
+def commands(command: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+    """Every command and group below `command`, itself first."""
+    yield path, command
+    for name, child in getattr(command, "commands", {}).items():
+        yield from commands(child, (*path, name))
+
+
+def script(root: Any, shell: str) -> str:
+    """The completion script for one of `SHELLS`."""
+    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](dict(commands(root)))
+
+
+def man_pages(root: Any) -> Iterator[tuple[str, str]]:
+    """(File name, roff text) of each page: `eilpost.1`, `eilpost-user-add.1`, ..."""
+    for path, command in commands(root):
+        yield f"{'-'.join(('eilpost', *path))}.1", _man_page(path, command)
+
+
+def _names(command: Any) -> list[tuple[str, str]]:
+    """The words that may follow a command: subcommands and options, with their meaning."""
+    words = [(name, child.get_short_help_str(100)) for name, child in getattr(command, "commands", {}).items()]
+    options = (each for each in command.params if each.param_type_name == "option" and not each.hidden)
+    words += [(name, each.help or "") for each in options for name in (*each.opts, *each.secondary_opts)]
+    return [*words, ("-h", "Show this message and exit."), ("--help", "Show this message and exit.")]
+
+
+def _with_value(tree: dict[_Path, Any]) -> list[str]:
+    """The options that a value follows."""
+    options = (each for command in tree.values() for each in command.params if each.param_type_name == "option")
+    return sorted({name for each in options if not each.is_flag for name in each.opts})
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _cases(tree: dict[_Path, Any]) -> str:
+    """The paths as shell patterns, each with a space before every word."""
+    return "|".join(_quoted("".join(f" {name}" for name in path)) for path in tree if path)
+
+
+def _bash(tree: dict[_Path, Any]) -> str:
+    cases = "\n".join(
+        f"        {_quoted(''.join(f' {name}' for name in path))}) words={_quoted(' '.join(dict(_names(command))))} ;;"
+        for path, command in tree.items()
+    )
+    return f"""\
+# bash completion of eilpost {__version__}: source <(eilpost completion bash)
+_eilpost() {{
+    local current=${{COMP_WORDS[COMP_CWORD]}} path="" words="" number
+    for ((number = 1; number < COMP_CWORD; number++)); do
+        case "$path ${{COMP_WORDS[number]}}" in
+        {_cases(tree)}) path+=" ${{COMP_WORDS[number]}}" ;;
+        esac
+    done
+    COMPREPLY=()
+    case "${{COMP_WORDS[COMP_CWORD - 1]}}" in
+        {"|".join(_with_value(tree))}) return ;;
+    esac
+    case "$path" in
+{cases}
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+}}
+complete -o default -F _eilpost eilpost
+"""
+
+
+def _zsh(tree: dict[_Path, Any]) -> str:
+    def array(path: _Path, *, is_option: bool) -> str:
+        words = [each for each in _names(tree[path]) if each[0].startswith("-") is is_option]
+        return " ".join(_quoted(f"{name}:{text}") for name, text in words)
+
+    cases = "\n".join(
+        f"        ({_quoted(''.join(f' {name}' for name in path))})\n"
+        f"            names=({array(path, is_option=False)})\n"
+        f"            options=({array(path, is_option=True)}) ;;"
+        for path in tree
+    )
+    return f"""\
+#compdef eilpost
+# zsh completion of eilpost {__version__}: eilpost completion zsh > ~/.zfunc/_eilpost, with ~/.zfunc in fpath
+_eilpost() {{
+    local place="" word
+    local -a names options
+    for word in "${{(@)words[2,CURRENT-1]}}"; do
+        case "$place $word" in
+        ({_cases(tree)}) place+=" $word" ;;
+        esac
+    done
+    case "${{words[CURRENT-1]}}" in
+        ({"|".join(_with_value(tree))}) _files; return ;;
+    esac
+    case "$place" in
+{cases}
+    esac
+    if [[ "${{words[CURRENT]}}" == -* ]]; then
+        _describe -o option options
+    elif (( $#names )); then
+        _describe command names
+    else
+        _files
+    fi
+}}
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    _eilpost "$@"
+else
+    compdef _eilpost eilpost
+fi
+"""
+
+
+def _fish(tree: dict[_Path, Any]) -> str:
+    lines = [
+        f"# fish completion of eilpost {__version__}: eilpost completion fish | source",
+        "function __eilpost_path",
+        "    set -l place eilpost",
+        "    for word in (commandline -opc)[2..-1]",
+        '        switch "$place $word"',
+        f"            case {' '.join(_quoted(' '.join(('eilpost', *path))) for path in tree if path)}",
+        '                set place "$place $word"',
+        "        end",
+        "    end",
+        "    echo $place",
+        "end",
+    ]
+    values = _with_value(tree)
+    for path, command in tree.items():
+        condition = f"""-n 'test (__eilpost_path) = "{" ".join(("eilpost", *path))}"'"""
+        for name, text in _names(command):
+            if name.startswith("--"):
+                word = f"-l {name[2:]}"
+            elif name.startswith("-"):
+                word = f"-s {name[1:]}"
+            else:
+                word = f"-f -a {name}"
+            value = " -r" if name in values else ""
+            lines.append(f"complete -c eilpost {condition} {word}{value} -d {_quoted(text)}")
+    return "\n".join(lines) + "\n"
+
+
+def _man_page(path: _Path, command: Any) -> str:
+    name = "-".join(("eilpost", *path))
+    options = [each for each in command.params if each.param_type_name == "option" and not each.hidden]
+    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    children = getattr(command, "commands", {})
+    usage = [*("[OPTIONS]" for _ in options[:1]), *(str(each.metavar) for each in arguments)]
+    text, _, examples = (command.epilog or "").partition("Examples:\n")
+    lines = [
+        f'.TH "{name.upper()}" 1 "" "eilpost {__version__}" "eilpost"',
+        ".SH NAME",
+        _roff(f"{name} - {command.get_short_help_str(100).rstrip('.')}"),
+        ".SH SYNOPSIS",
+        _roff(" ".join(["eilpost", *path, *usage, *("COMMAND ..." for _ in ("",) if children)])),
+        ".SH DESCRIPTION",
+        _roff(_one_line(command.help)),
+    ]
+    if children:
+        lines.append(".SH COMMANDS")
+        for child in children:
+            page = "-".join((name, child))
+            lines += [
+                ".TP",
+                rf"\fB{_roff(child)}\fR",
+                _roff(f"{children[child].get_short_help_str(100)} See {page}(1)."),
+            ]
+    if arguments or options:
+        lines.append(".SH OPTIONS")
+    for each in (*arguments, *options):
+        is_option = each.param_type_name == "option"
+        names = ", ".join((*each.opts, *each.secondary_opts)) if is_option else str(each.metavar)
+        value = f" {each.metavar or 'N'}" if is_option and not each.is_flag else ""
+        lines += [".TP", rf"\fB{_roff(names + value)}\fR", _roff(_one_line(each.help))]
+    if _one_line(text):
+        lines += [".SH NOTES", _roff(_one_line(text))]
+    if examples:
+        lines += [
+            ".SH EXAMPLES",
+            ".nf",
+            *(_roff(line.strip()) for line in examples.splitlines() if line.strip()),
+            ".fi",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str | None) -> str:
+    return re.sub(r"[\s\b]+", " ", text or "").strip()
+
+
+def _roff(text: str) -> str:
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    return rf"\&{escaped}" if escaped.startswith((".", "'")) else escaped
