@@ -92,7 +92,7 @@ async def test_sigkill_at_random_instants_loses_nothing(tmp_path: Path) -> None:
                 await asyncio.to_thread(box.start)
             source.stop()
             await asyncio.wait_for(sending, 60)
-            await wait_until(lambda: queue_is_empty(box), deadline_seconds=60, what="an empty queue")
+            await wait_until(lambda: queue_is_empty(box), deadline_seconds=60, poll_seconds=0.3, what="an empty queue")
             print(
                 f"{box.starts - 1} kills, {len(source.promised)} promised, {len(source.unknown)} unknown, "
                 f"{source.connections_lost} connections lost, {sink.duplicates} duplicates at the sink"
@@ -110,7 +110,6 @@ async def test_sigkill_at_random_instants_loses_nothing(tmp_path: Path) -> None:
 
 
 async def queue_is_empty(box: EilpostProcess) -> bool:
-    await asyncio.sleep(0.3)
     text = await asyncio.to_thread(box.run, "queue")
     return "empty" in text and "just now" not in text
 

@@ -19,14 +19,14 @@ LETTER = (
 async def test_message_sent_over_raw_tcp_is_fetched_byte_for_byte() -> None:
     async with InMemoryMailServer() as mail_server:
         reader, writer = await asyncio.open_connection("127.0.0.1", mail_server.smtp_port)
-        # Like `printf ... | nc`: sends all commands at once and reads the replies later.
+        # Like `printf ... | nc`: sends all commands at once.
         writer.write(
             b"EHLO client.test\r\nMAIL FROM:<bob@example.test> BODY=8BITMIME\r\n"
             b"RCPT TO:<alice@example.test>\r\nDATA\r\n"
         )
-        await asyncio.sleep(0.05)
+        first = await asyncio.wait_for(reader.readuntil(b"\n354 "), 20)
         writer.write(LETTER.replace(b"\r\n.", b"\r\n..") + b".\r\nQUIT\r\n")
-        said = (await asyncio.wait_for(reader.read(), 20)).decode()
+        said = (first + await asyncio.wait_for(reader.read(), 20)).decode()
         writer.close()
         codes = " ".join(line[:3] for line in said.splitlines() if line[3] == " ")
         assert codes == "220 250 250 250 354 250 221"

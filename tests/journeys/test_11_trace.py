@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import smtplib
 import subprocess
-import time
 from pathlib import Path
 
 from tests.support.servers.eilpost_process import EILPOST, EilpostProcess
 from tests.support.servers.in_memory import queue_id_in
-from tests.support.servers.ports import free_port
+from tests.support.servers.ports import block_until, free_port
 
 
 def send(box: EilpostProcess, to: str) -> str:
@@ -28,10 +27,10 @@ def test_trace_and_queue_work_with_and_without_a_server(tmp_path: Path) -> None:
     box = EilpostProcess(tmp_path, {"delivery": {"relay": f"smtp://127.0.0.1:{nobody}"}, "router": {"retry": ["1h"]}})
     with box:
         delivered, waiting = send(box, "alice@example.test"), send(box, "friend@elsewhere.test")
-        end = time.monotonic() + 20
-        while "; 1 attempt" not in box.run("queue") or "closed after" not in box.run("trace", delivered):
-            assert time.monotonic() < end, box.run("queue") + box.run("trace", delivered)
-            time.sleep(0.1)
+        block_until(
+            lambda: "; 1 attempt" in box.run("queue") and "closed after" in box.run("trace", delivered),
+            what=lambda: box.run("queue") + box.run("trace", delivered),
+        )
         assert box.stop() == 0
     # The server has stopped; the commands read the log.
     story = box.run("trace", delivered)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.servers.eilpost_process import EilpostProcess
+from tests.support.servers.ports import block_until
 
 pytestmark = pytest.mark.swaks
 
@@ -27,10 +27,8 @@ def test_message_sent_by_swaks_is_delivered(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         assert "queued as" in done.stdout
-        end = time.monotonic() + 20
-        while not (kept := box.mailbox("alice")) and time.monotonic() < end:
-            time.sleep(0.05)
-        (message,) = kept
+        block_until(lambda: box.mailbox("alice"), what="the message in its mailbox")
+        (message,) = box.mailbox("alice")
         assert b"Subject: from swaks\r\n" in message
         assert message.rstrip().endswith(b"hello from swaks")
         refused = subprocess.run(

@@ -34,7 +34,7 @@ from tests.support.clients.commands import Run, commands, refused, secured_log
 from tests.support.servers import kafka
 from tests.support.servers.eilpost_process import EilpostProcess
 from tests.support.servers.kafka_log import running, settings_on
-from tests.support.servers.ports import free_port
+from tests.support.servers.ports import block_until, free_port, wait_until
 
 
 @pytest.fixture
@@ -110,9 +110,11 @@ async def _with_admin(bootstrap: str, do: Callable[[AIOKafkaAdminClient], Any]) 
 async def _delete(admin: AIOKafkaAdminClient, name: str) -> None:
     """Delete a topic; return when the broker no longer lists it, which is a moment after its reply."""
     await admin.delete_topics([name])
-    async with asyncio.timeout(30):
-        while name in await admin.list_topics():
-            await asyncio.sleep(0.05)
+
+    async def is_gone() -> bool:
+        return name not in await admin.list_topics()
+
+    await wait_until(is_gone, deadline_seconds=30, what=f"the end of {name}")
 
 
 @pytest.mark.kafka
@@ -227,10 +229,8 @@ def test_doctor_reports_unread_mail_and_an_active_group(run: Run, kafka_bootstra
         "delivery": {"relay": f"smtp://127.0.0.1:{free_port()}"},
     }
     with EilpostProcess(tmp_path / "box", sections):
-        end = time.monotonic() + 30
-        while (finding := look()[group])["level"] != "OK":
-            assert time.monotonic() < end, finding
-            time.sleep(0.5)
+        block_until(lambda: look()[group]["level"] == "OK", deadline_seconds=30, what=lambda: look()[group])
+        finding = look()[group]
     assert finding["text"].startswith("1 process, 1 shards, ")
 
 
@@ -257,8 +257,7 @@ def test_doctor_reports_a_dead_broker(run: Run) -> None:
         _, out, _ = run("doctor", log=log)  # the other brokers still list it
         assert "WARN  cluster size" in out, out
         assert "2 brokers alive" in out
-        while len(cluster.alive(asked=1)) > 2:
-            time.sleep(0.2)
+        block_until(lambda: len(cluster.alive(asked=1)) == 2, what="the detection of the dead broker")
         status, out, _ = run("doctor", log=log)
         assert (status, "FAIL" in out) == (0, False), out  # mail flows
         assert "WARN  cluster size" in out

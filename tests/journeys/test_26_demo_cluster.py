@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ import pytest
 from eilpost import demo
 from tests.support.servers import supervised
 from tests.support.servers.kafka import ClusterFactory
-from tests.support.servers.ports import free_port
+from tests.support.servers.ports import block_until, free_port
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.timeout(300)]
 
@@ -98,10 +97,7 @@ def alive(folder: Path) -> list[str]:
 
 
 def until(what: Callable[[], bool], text: Callable[[], str], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, text()
-        time.sleep(0.1)
+    block_until(what, deadline_seconds=seconds, what=text)
 
 
 def recipient(number: int) -> str:

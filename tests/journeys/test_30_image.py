@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.containers.engine import Engine, EngineError
 from tests.support.containers.images import image
-from tests.support.servers.ports import free_port
+from tests.support.servers.ports import block_until, free_port
 
 pytestmark = pytest.mark.docker
 
@@ -47,10 +47,11 @@ def demo(engine: Engine, tag: str, name: str) -> Iterator[int]:
     listens = "--env=EILPOST_INGRESS__MX=0.0.0.0:2525"
     engine.docker("run", "--detach", f"--name={name}", *HARDENED, published, listens, tag, "demo")
     try:
-        end = time.monotonic() + 60
-        while "eilpost is ready" not in engine.docker("logs", name):
-            assert time.monotonic() < end, engine.logs(name)
-            time.sleep(0.1)
+        block_until(
+            lambda: "eilpost is ready" in engine.docker("logs", name),
+            deadline_seconds=60,
+            what=lambda: engine.logs(name),
+        )
         yield port
     finally:
         engine.docker("rm", "--force", "--volumes", name)
@@ -108,10 +109,7 @@ def test_sigterm_to_pid_1_drains(docker_engine: Engine, tag: str) -> None:
         assert client.docmd("DATA")[0] == 354
         stop = threading.Thread(target=docker_engine.docker, args=("stop", "--time=40", "eilpost-drain"))
         stop.start()
-        end = time.monotonic() + 20
-        while '"event":"draining"' not in docker_engine.logs("eilpost-drain"):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        block_until(lambda: '"event":"draining"' in docker_engine.logs("eilpost-drain"), what="the drain")
         client.send(b"Subject: in the drain\r\n\r\nHello\r\n.\r\n")
         status, said = client.getreply()
         assert status == 250, said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import poplib
 import smtplib
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -13,16 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from mail.telemetry import FAMILIES
 from tests.support.docs.metrics import exported_name, faults
 from tests.support.servers.eilpost_process import PASSWORD, EilpostProcess
-from tests.support.servers.ports import free_port
+from tests.support.servers.ports import block_until, free_port
 
 SIZE = 100_000  # too large for a record: stored in the spool
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
 
 
 def send(box: EilpostProcess, *to: str, size: int) -> None:
@@ -46,8 +38,8 @@ def test_every_stage_is_counted(tmp_path: Path) -> None:
         assert metric("eilpost_shards", role="router") == metric("eilpost_shards_owned", role="router") > 0
         assert metric("eilpost_shards_owned", role="delivery") > 0
         send(box, "alice@example.test", "friend@elsewhere.test", size=SIZE)
-        until(lambda: metric("eilpost_delivered_messages_total", transport="mailbox") == 1, "delivered")
-        until(lambda: metric("eilpost_queue_recipients", state="deferred") == 1, "deferred")
+        block_until(lambda: metric("eilpost_delivered_messages_total", transport="mailbox") == 1, what="delivered")
+        block_until(lambda: metric("eilpost_queue_recipients", state="deferred") == 1, what="deferred")
 
         assert metric("eilpost_routed_messages_total") == 1
         assert metric("eilpost_routed_bytes_total") > SIZE
@@ -61,7 +53,7 @@ def test_every_stage_is_counted(tmp_path: Path) -> None:
         assert metric(attempts, transport="mailbox", provider="local", result="delivered") == 1
         assert metric(attempts, transport="smtp", provider="other", result="deferred") == 1
         assert metric("eilpost_delivery_failures_total", transport="smtp", provider="other", status="4.4") == 1
-        until(lambda: metric("eilpost_queue_runnable_recipients") == 0, "nothing is runnable")
+        block_until(lambda: metric("eilpost_queue_runnable_recipients") == 0, what="nothing is runnable")
         assert metric("eilpost_queue_oldest_runnable_timestamp_seconds") == 0
         assert abs(time.time() - metric("eilpost_queue_oldest_timestamp_seconds", state="deferred")) < 60
         assert metric("eilpost_ledger_drift_recipients") == 0

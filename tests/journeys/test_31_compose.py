@@ -10,7 +10,6 @@ import asyncio
 import http.client
 import json
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from tests.support.containers import standins
 from tests.support.containers.compose import Project
 from tests.support.containers.engine import Engine
 from tests.support.faults.accounting import AccountedMessage, Source
-from tests.support.servers.ports import free_port
+from tests.support.servers.ports import block_until, free_port, wait_until
 
 pytestmark = [
     pytest.mark.docker,
@@ -99,12 +98,11 @@ def _two_ports() -> int:
 
 
 def _until(holds: Callable[[], bool], project: Project, *, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            states = {one["Name"]: one["Status"] for one in project.containers()}
-            pytest.fail(f"not within {seconds} s: {states}\n{project.run('logs', '--tail=8')[-6000:]}")
-        time.sleep(0.5)
+    def state() -> str:
+        states = {one["Name"]: one["Status"] for one in project.containers()}
+        return f"{states}\n{project.run('logs', '--tail=8')[-6000:]}"
+
+    block_until(holds, deadline_seconds=seconds, poll_seconds=0.5, what=state)
 
 
 @contextmanager
@@ -186,8 +184,7 @@ async def test_loss_of_one_of_three_brokers_loses_nothing(
             source.send(_postings("kept", 600, "outside@example.test"), per_second=30)
         )
         async with asyncio.timeout(240):
-            while len(source.promised) < 150:
-                await asyncio.sleep(0.1)
+            await wait_until(lambda: len(source.promised) >= 150, deadline_seconds=120, what="the first 150 messages")
             await asyncio.to_thread(running.project.run, "kill", "kafka-2")
             before = len(source.promised)
             await sending

@@ -179,10 +179,8 @@ def missing(load: MailLoad, sink: Sink, cluster: MailCluster) -> dict[tuple[str,
 
 async def settle(load: MailLoad, sink: Sink, cluster: MailCluster, deadline_seconds: float = _SETTLE_SECONDS) -> None:
     """Wait until every promised message has arrived, or until the deadline."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(deadline_seconds):
-            while missing(load, sink, cluster):  # files have no change event
-                await asyncio.sleep(0.2)
+    with suppress(AssertionError):  # files have no change event
+        await wait_until(lambda: not missing(load, sink, cluster), deadline_seconds=deadline_seconds, poll_seconds=0.2)
 
 
 async def wait_for_empty_queue(cluster: MailCluster, deadline_seconds: float = 60.0) -> list[str]:

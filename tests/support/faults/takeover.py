@@ -74,9 +74,12 @@ async def take_over(cluster: MailCluster, count: int, shard: int, *, kill: bool)
         await asyncio.to_thread(gone.kill)
     else:
         stopping = asyncio.create_task(asyncio.to_thread(gone.stop))
-    while not any(pending_count(member) - before[member.name] >= count for member in others):
-        await asyncio.sleep(0.02)
-        assert time.monotonic() < began + 120, "nobody took the shard over"
+    await wait_until(
+        lambda: any(pending_count(member) - before[member.name] >= count for member in others),
+        deadline_seconds=120,
+        poll_seconds=0.02,
+        what="the takeover of the shard",
+    )
     seconds = time.monotonic() - began
     if not kill:
         assert await stopping == 0

@@ -36,7 +36,7 @@ from tests.support.faults.volume import Volume
 from tests.support.servers.eilpost_process import EilpostProcess, Sections, directory_toml
 from tests.support.servers.kafka_log import make_topics, settings_on
 from tests.support.servers.object_store import ObjectServer
-from tests.support.servers.ports import free_port
+from tests.support.servers.ports import block_until, free_port
 
 ROLES = ("ingress", "router", "delivery", "mailstore")
 SESSION_SECONDS = 6  # a process without heartbeats for this long loses its shards
@@ -162,11 +162,12 @@ class MailCluster:
 
     def wait_for_owners(self, deadline_seconds: float = 60.0) -> None:
         """Wait until every shard has one owner; slow in a broker's first minutes."""
-        end = time.monotonic() + deadline_seconds
-        while not self._is_settled():
-            if time.monotonic() > end:
-                raise AssertionError(f"shards without owners: {self.owners('router')} {self.owners('delivery')}")
-            time.sleep(0.2)
+        block_until(
+            self._is_settled,
+            deadline_seconds=deadline_seconds,
+            poll_seconds=0.2,
+            what=lambda: f"an owner for each shard: {self.owners('router')} {self.owners('delivery')}",
+        )
 
     def _is_settled(self) -> bool:
         return self.has_owners("router", self.log.shards) and self.has_owners("delivery", self.log.delivery_shards)

@@ -7,6 +7,7 @@ import contextlib
 import random
 import socket
 import time
+from collections.abc import Callable
 
 _FIRST, _LAST = 20_000, 32_000
 _given: set[int] = set()
@@ -45,7 +46,25 @@ def wait_for_greeting(port: int, *, deadline_seconds: float = 20.0) -> bytes:
     raise TimeoutError(f"nothing greets on port {port}")
 
 
-async def wait_until(true: object, *, deadline_seconds: float = 20.0, what: str = "it") -> None:
+def block_until(
+    true: Callable[[], object],
+    *,
+    deadline_seconds: float = 20.0,
+    poll_seconds: float = 0.05,
+    what: str | Callable[[], object] = "it",
+) -> None:
+    """`wait_until` without an event loop. A callable `what` returns the text of the failure."""
+    end = time.monotonic() + deadline_seconds
+    while not true():
+        if time.monotonic() > end:
+            text = what if isinstance(what, str) else what()
+            raise AssertionError(f"did not happen within {deadline_seconds:.0f} s: {text}")
+        time.sleep(poll_seconds)
+
+
+async def wait_until(
+    true: object, *, deadline_seconds: float = 20.0, poll_seconds: float = 0.01, what: str = "it"
+) -> None:
     """Return when the callable `true` returns a true value; a coroutine function is awaited."""
     end = time.monotonic() + deadline_seconds
     while time.monotonic() < end:
@@ -54,5 +73,5 @@ async def wait_until(true: object, *, deadline_seconds: float = 20.0, what: str 
             value = await value
         if value:
             return
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(poll_seconds)
     raise AssertionError(f"{what} did not happen within {deadline_seconds:.0f} s")

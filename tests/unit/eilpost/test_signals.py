@@ -15,15 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
+from tests.support.servers.ports import block_until
 
 NO_KAFKA = {"log": {"url": "kafka://127.0.0.1:1", "durability": "dev"}}
 
 
-def wait_for(true: Callable[[], object], what: str, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.002)
+def wait_for(true: Callable[[], object], what: str) -> None:
+    block_until(true, poll_seconds=0.002, what=what)
 
 
 def catches(pid: int, number: signal.Signals) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.servers.ports import block_until
 from tests.support.unprivileged import ROOT, User
 
 # Text that the reason must contain, by marker of a real part.
@@ -70,10 +70,7 @@ def _tree() -> set[str]:
 
 
 def _assert_nothing_is_left(user: User, mounts: str, tree: set[str]) -> None:
-    end = time.monotonic() + 10
-    while left := user.processes():
-        assert time.monotonic() < end, left
-        time.sleep(0.1)
+    block_until(lambda: not user.processes(), deadline_seconds=10, what=user.processes)
     assert user.left() == set()
     assert {path.name for path in user.home.iterdir()} == {"path", "tmp"}
     assert all(path.name.startswith("pytest-of-") for path in user.temporary.iterdir())
