@@ -1,9 +1,8 @@
 """One process with every role is killed with SIGKILL at random instants under load: no accepted message is lost.
 
-accepted - delivered - bounced - queued = 0; delivery to mailboxes is exactly once, to remote hosts at least once. A
-message whose 250 never reached the source may or may not arrive. Duplicates at the sink are bounded by the deliveries
-in flight at each kill. EILPOST_TEST_SEED reproduces a run. SIGKILL keeps the page cache; durability against power loss
-is not tested here.
+accepted - delivered - bounced - queued = 0; delivery is exactly once to mailboxes, and at least once to remote hosts,
+where the deliveries in flight at each kill bound the duplicates. A message whose 250 never reached the source may or
+may not arrive. EILPOST_TEST_SEED reproduces a run; SIGKILL keeps the page cache, so power loss is not tested here.
 """
 
 from __future__ import annotations

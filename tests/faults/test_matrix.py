@@ -1,9 +1,9 @@
 """The short form of the fault matrix: each fault at each fault point under load, and no message is lost.
 
-One wave hits several processes at once, each at its own point: both ingresses, both deliveries and a router, then one
-ingress, both deliveries and the other router. A fault's row is two waves. `make faults` runs each case alone. Faults
-with two variants alternate by wave (`faults.py`): in the first wave a broker is killed and the network is cut for 3 s,
-in the second a broker is stopped and the network is cut for longer than a session and then reset.
+A fault's row is two waves, each of which hits several processes at once, each at its own point; `make faults` runs each
+case alone. The first wave hits both ingresses, both deliveries and a router, the second one ingress, both deliveries
+and the other router. In the first wave a broker is killed and the network is cut for 3 s, in the second a broker is
+stopped and the network is cut for longer than a session and then reset.
 """
 
 from __future__ import annotations

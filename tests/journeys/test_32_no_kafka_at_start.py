@@ -1,8 +1,8 @@
-"""Journey 32: processes that start before Kafka, and keep running during an outage.
+"""Journey 32: real processes that start before Kafka, and keep running during an outage.
 
-Real processes and a real broker. Without brokers, and then without topics, no process ends: each is unready, and
-/readyz names what is missing. When brokers and topics appear, each becomes ready without a restart and mail flows. In a
-later outage workers are unready, and the ingress stays ready and replies with 4xx.
+Without brokers, and then without topics, no process ends: each is unready, and /readyz names what is missing. When
+brokers and topics appear, each becomes ready without a restart and mail flows. In a later outage workers are unready,
+and the ingress stays ready and replies with 4xx.
 """
 
 from __future__ import annotations

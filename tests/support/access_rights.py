@@ -50,7 +50,7 @@ class Right(NamedTuple):
 
 
 def rights_of_chart() -> list[Right]:
-    """ACLs of the KafkaUser that the values of helm/ci/strimzi.yaml render."""
+    """ACLs of the KafkaUser rendered from helm/ci/strimzi.yaml."""
     rules: list[dict[str, Any]] = helm.one("strimzi", "KafkaUser")["spec"]["authorization"]["acls"]
     return [
         Right(
@@ -66,7 +66,7 @@ def rights_of_chart() -> list[Right]:
 
 @contextlib.contextmanager
 def guarded_broker(users: Sequence[str]) -> Iterator[Cluster]:
-    """One broker with Kafka's KRaft authorizer; its users have no rights yet."""
+    """One broker with Kafka's KRaft authorizer; its users have no ACLs yet."""
     passwords = " ".join(f'user_{user}="{PASSWORD}"' for user in users)
     settings = {
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -90,7 +90,7 @@ def log_in(broker: Cluster, user: str) -> dict[str, str]:
 
 
 async def grant(broker: Cluster, user: str, rights: Iterable[Right]) -> None:
-    """Grant a user these rights, as the super user."""
+    """Grant these rights to a user, as the super user."""
     for answer in await _send(broker, (CreateAclsRequest(*_acl(user, right)) for right in rights)):
         assert [code for code, _ in answer.creation_responses] == [0], answer
 
@@ -116,7 +116,9 @@ async def _send(broker: Cluster, requests: Iterable[CreateAclsRequest | DeleteAc
 
 
 def rights_of_page() -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-    """The tables of docs/kafka.md as sets of (resource, operation): for all roles, and more for creating topics."""
+    """The tables of docs/kafka.md as sets of (resource, operation): for all roles, and additional ones for creating
+    topics.
+    """
     section = PAGE.read_text(encoding="utf-8").partition("### Access rights\n")[2].partition("\n#")[0]
     first, second = (set(_ROW.findall(table)) for table in section.split(_HEAD)[1:])
     return first, second

@@ -1,6 +1,6 @@
-"""A pytest run of one test that a signal ends, in a process group of its own, as a shell starts one.
+"""A pytest run of one test in its own process group, ended by a signal.
 
-The test starts what has to end with the run, and calls `wait`.
+The test starts the processes that must end with the run, and calls `wait`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SIGNALS = pytest.mark.parametrize(
 
 
 class InterruptedRun:
-    """A context manager. The fixtures of tests/conftest.py are there for the test."""
+    """A context manager. The test may use the fixtures of tests/conftest.py."""
 
     def __init__(self, folder: Path, test: str) -> None:
         file = folder / "test_waiting.py"
         file.write_text(test)
         self._process = subprocess.Popen(
             [
-                # A background job of a shell ignores SIGINT, and so would all that it starts.
+                # A background job of a shell ignores SIGINT, and its children inherit that.
                 *("env", "--default-signal=INT", sys.executable, "-m", "pytest", "-q", "-s"),
                 *("-p", "no:cacheprovider", "-p", "tests.conftest", "-c", str(ROOT / "pyproject.toml"), str(file)),
             ],
@@ -53,7 +53,7 @@ class InterruptedRun:
         self._process.communicate()
 
     def ready(self) -> Any:
-        """What the test passed to `wait`."""
+        """The arguments of `wait`."""
         assert self._process.stdout is not None
         said = []
         for line in self._process.stdout:
@@ -66,19 +66,20 @@ class InterruptedRun:
         """Send the signal to the process group, as a terminal does, and wait for the end of pytest."""
         os.killpg(self._process.pid, number)
         said, _ = self._process.communicate(timeout=90)
-        # SIGINT is a KeyboardInterrupt, after which pytest ends its fixtures. Nothing handles the others.
+        # SIGINT raises KeyboardInterrupt, after which pytest tears down its fixtures. The other signals have no
+        # handler.
         expected = pytest.ExitCode.INTERRUPTED if number == signal.SIGINT else -number
         assert self._process.returncode == expected, said
 
 
 def wait(*facts: str | int) -> None:
-    """Called by the test: tell these to `InterruptedRun.ready`, and wait for the signal or the caller's end."""
+    """Called by the test: pass these values to `InterruptedRun.ready`, and wait for the signal or the caller's end."""
     print(f"\n{_READY}{json.dumps(facts)}", flush=True)
     sys.stdin.read()
 
 
 def until(holds: Callable[[], object], *, seconds: float = 60) -> None:
-    """Wait for what the ends of other processes bring about."""
+    """Wait until `holds` is true or the time is over."""
     end = time.monotonic() + seconds
     while not holds() and time.monotonic() < end:
         time.sleep(0.05)

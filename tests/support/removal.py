@@ -1,7 +1,7 @@
-"""Removal of what a test run has outside its processes: a folder, and the cgroups of one name.
+"""Cleanup after a test run: a folder, and the cgroups of one name.
 
-As a script it waits for the end of its standard input, which its starter holds open, and so removes them whatever ended
-the starter. Python's own library only.
+As a script it waits for the end of its standard input, which its starter holds open, and then removes them. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def cgroups(name: str) -> Iterator[Path]:
 
 
 def remove(folder: Path, cgroup: str) -> None:
-    """Tried for a minute: processes that are being killed leave their cgroup, and end writing, some seconds later."""
+    """Retry for a minute: killed processes leave their cgroup and stop writing after some seconds."""
     end = time.monotonic() + 60
     groups = list(cgroups(cgroup))
     while time.monotonic() < end:
@@ -40,14 +40,14 @@ def remove(folder: Path, cgroup: str) -> None:
                 with contextlib.suppress(OSError):
                     os.rmdir(path)
         if not any(group.exists() for group in groups):
-            shutil.rmtree(folder, ignore_errors=True)  # last: it may hold the lock of its owner
+            shutil.rmtree(folder, ignore_errors=True)  # last: it may hold its owner's lock
             if not folder.exists():
                 return
         time.sleep(0.05)
 
 
 def at_the_end(folder: Path, cgroup: str, locks: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Start the script. It inherits the files `locks`, which keep their locks until everything is removed."""
+    """Start the script. It inherits the files `locks`, so that their locks are held until everything is removed."""
     return subprocess.Popen(
         [sys.executable, "-S", "-m", __name__, str(folder), cgroup],
         cwd=ROOT,

@@ -1,10 +1,10 @@
-"""A command run as an ordinary user: no root, and a PATH without the programs of the tests' real parts.
+"""Runs commands as an ordinary user: not root, and a PATH without the programs of the tests' real parts.
 
     with User() as user:
         user.run(sys.executable, "-m", "pytest", cwd=ROOT)
 
-The user has a home and a folder for temporary files of its own. Where the tests run as root, the command gets another
-user id, and a mount namespace in which it reaches the interpreter and the tree though they lie below root's home.
+The user has its own home and temporary folder. If the tests run as root, the command gets another user id and a mount
+namespace that makes the interpreter and the tree reachable below root's home.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ HIDDEN = (
     *("ipset", "iptables", "java", "kubectl", "mvn", "nft", "nsenter", "podman", "postconf"),
     *("postfix", "prometheus", "promtool", "runc", "sendmail", "sudo", "swaks", "systemd-analyze"),
 )
-_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # anyone may write there
+_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # writable by everybody
 
 
 @functools.cache
 def why_missing() -> str | None:
-    """Why no command can be run as an ordinary user here, in words; None when one can."""
+    """The reason why no command can run as an ordinary user here, as text; None if one can."""
     if os.geteuid() != 0:
         return None
     command = _as_user(_other_user(), Path("/"), Path("/"), sys.executable, "-c", "")
@@ -48,7 +48,7 @@ def why_missing() -> str | None:
 
 
 class User:
-    """A context manager. Leaving it removes the home; `left` tells what else the user's commands left."""
+    """A context manager. Its end removes the home; `left` returns other files that the user's commands left."""
 
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="eilpost-user-"))
@@ -75,7 +75,7 @@ class User:
     def run(
         self, *command: str, cwd: Path, environment: Mapping[str, str] | None = None, timeout: float = 110
     ) -> subprocess.CompletedProcess[str]:
-        """Its output has stderr in stdout."""
+        """The output includes stderr in stdout."""
         changes = os.geteuid() == 0
         kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "LANG", "LC_"))}
         return subprocess.run(
@@ -98,7 +98,7 @@ class User:
         )
 
     def processes(self) -> list[str]:
-        """The processes of this user that run now: those with its id, or with its home in their environment."""
+        """Running processes of this user: those with its id, or with its home in their environment."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -109,9 +109,9 @@ class User:
         return found
 
     def left(self) -> set[str]:
-        """The files outside its home that its commands left where any user may write.
+        """Files that its commands left outside its home, in folders writable by everybody.
 
-        Of a user who has other programs too, those with a name of ours.
+        For a user id shared with other programs: files with our names only.
         """
         return self._files() - self._before - {str(self.home)}
 
@@ -127,23 +127,23 @@ class User:
 
 
 def _other_user() -> int:
-    """A user id that nobody else has."""
+    """An unused user id."""
     return 2_000_000 + os.getpid()
 
 
 def _as_user(user: int, home: Path, folder: Path, *command: str) -> list[str]:
-    """To be run by root in `ROOT`."""
+    """Prefix for a command that root runs in `ROOT`."""
     start = ["unshare", "--mount", "--", sys.executable, "-m", __name__, str(user), str(home), str(folder)]
     return [*start, *command]
 
 
 def _closed(path: Path) -> Path | None:
-    """The first folder on the way to `path` that only its owner may pass."""
+    """The first folder on the way to `path` that only its owner may enter."""
     return next((folder for folder in reversed(path.parents) if not folder.stat().st_mode & 0o001), None)
 
 
 def _reach(paths: Iterable[Path]) -> None:
-    """Empty the closed folders on the way to `paths`, and put these alone into them. In this mount namespace only."""
+    """Replace the closed folders on the way to `paths` by empty ones with only these paths, in this mount namespace."""
     closed = {path: folder for path in paths if (folder := _closed(path))}
     opened = {path: os.open(path, os.O_PATH) for path in closed}
     for folder in set(closed.values()):

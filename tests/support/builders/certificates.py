@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and pairs that it signs, with any time of expiry."""
+"""Test certificates: an authority, and signed key pairs with any expiry time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Authority:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def issue(self, name: str, lives: timedelta) -> Pair:
-        """For 127.0.0.1, as a server's and as a client's."""
+        """A certificate for 127.0.0.1, for servers and clients."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         signed = _builder(subject, self.certificate.subject, key, lives).sign(self.key, hashes.SHA256())
@@ -73,7 +73,7 @@ def _builder(
 
 
 class Mount:
-    """A folder as Kubernetes mounts a Secret: files are links through `..data`, which is replaced at once."""
+    """A mounted Kubernetes Secret: files are links through `..data`, which is replaced atomically."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()

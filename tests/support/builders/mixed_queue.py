@@ -1,6 +1,6 @@
-"""A queue with something in every state, planted in any log through its port: what a move has to take along.
+"""A queue with deliveries in every state, written to any log through its port, for tests of `eilpost move`.
 
-Every message is for alice or bob, has its number in the header `X-Id`, and `expected` says how often it must arrive.
+Every message is for alice or bob and has its number in the header `X-Id`; `expected` has the ids that must arrive.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ KINDS = (
 
 @dataclass(slots=True)
 class Planted:
-    """`expected`: the ids that must arrive, once each; `held`: those that stay in the queue; `lines`: of all open
-    ones, attempts, due and last reply.
+    """`expected`: ids that must arrive once each; `held`: ids that stay in the queue; `lines`: attempts, due time and
+    last reply of every open delivery.
     """
 
     expected: set[str] = field(default_factory=set)
@@ -76,7 +76,7 @@ def message_of(size: int) -> Message:
 
 
 async def plant(log: Log, spool: Spool, each: int, size: int = 300, kinds: Iterable[str] = KINDS) -> Planted:
-    """`each` messages of every kind."""
+    """Write `each` messages of every kind."""
     planted = Planted()
     names = [f"{kind}-{number}" for kind in kinds for number in range(each)]
     contents = [content_of(name, size) for name in names]
@@ -110,7 +110,7 @@ async def plant(log: Log, spool: Spool, each: int, size: int = 300, kinds: Itera
 
 
 def _records(kind: str, message: Message, data: bytes, kept: Spooled) -> tuple[list[Record], list[Record]]:
-    """What the router wrote, and what was appended."""
+    """Records as written by the router and by the appends."""
     now = datetime.now(UTC)
     delivery = Delivery(delivery_id(message.queue_id, 1), message, ToMailbox("alice@example.test"))
     alice = message.envelope.recipients[0].address
@@ -150,7 +150,7 @@ def _records(kind: str, message: Message, data: bytes, kept: Spooled) -> tuple[l
             return [*history, Pending(delivery, Active(now), None)], [done]
         case "reported-later":
             return [*history, Pending(delivery, Active(now), None)], [later]
-        case "reported-twice":  # the mark of its dispatch was lost: the report and the dispatch are both there
+        case "reported-twice":  # the commit of its dispatch was lost: report and dispatch are both present
             line = Pending(delivery, Active(now), None)
             return [*history, line, Dispatched(delivery, 1, Inline(data))], [later, later]
         case "settled":  # the same, after the router read the report
@@ -171,7 +171,7 @@ def _records(kind: str, message: Message, data: bytes, kept: Spooled) -> tuple[l
 
 
 def arrived(contents: Iterable[bytes]) -> Counter[str]:
-    """How often each id is there."""
+    """Number of arrivals by id."""
     found: Counter[str] = Counter()
     for content in contents:
         match = X_ID.search(content)
@@ -181,7 +181,7 @@ def arrived(contents: Iterable[bytes]) -> Counter[str]:
 
 
 async def is_empty(log: Log) -> bool:
-    """Whether nothing is left to do in a log: no line, no input; reads it as an owner does."""
+    """Whether a log has no open delivery and no input left; reads it as an owner does."""
     async with own_all_shards(log.own_router_shards, log.counts.by_queue_id, "the log") as shards:
         for shard in shards.all():
             async for lines in shard.replay():

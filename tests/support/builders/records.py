@@ -52,7 +52,7 @@ _RICH = (
 
 
 def frame_of_version(version: int, record: Record) -> bytes:
-    """A frame of another version of eilpost."""
+    """A frame of an unknown version."""
     frame = bytearray(encode(record) or b"")
     frame[2] = version
     return bytes(frame)

@@ -1,4 +1,4 @@
-"""Commands in this process, on settings of a test: what they print, how they end, and that they end in time."""
+"""Commands run in this process on a test's settings, with their output, exit status and a time limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIMIT_SECONDS = 20
 
 @contextmanager
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """`run("router", log={...})`: the command on these settings; its status, stdout and stderr."""
+    """`run("router", log={...})` runs the command on these settings; returns status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "directory.toml").write_text(directory_toml())
     for name in ("EILPOST_CONFIG", "EILPOST_DEBUG"):
@@ -47,7 +47,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (tmp_path / "eilpost.toml").write_text(toml(usual | sections))
         monkeypatch.setattr(sys, "argv", ["eilpost", *arguments])
         began = time.monotonic()
-        # One that was to be refused, and runs, would run for ever.
+        # A command that should be refused but runs would never end.
         ending = threading.Timer(LIMIT_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
         ending.start()
         try:
@@ -67,7 +67,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def refused(answer: tuple[int, str, str]) -> str:
-    """The one line of a command that cannot run as configured."""
+    """The one error line of a command that cannot run as configured."""
     status, out, err = answer
     assert (status, out) == (2, "")
     assert err.startswith("eilpost: ")
@@ -76,7 +76,7 @@ def refused(answer: tuple[int, str, str]) -> str:
 
 
 def secured_log(cluster: Cluster, **changes: Any) -> dict[str, Any]:
-    """`[log]` for the secured listener, as it takes us."""
+    """`[log]` for the secured listener, with valid credentials."""
     secured = cluster.credentials
     assert secured is not None
     return {

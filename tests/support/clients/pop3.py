@@ -1,4 +1,4 @@
-"""The POP3 role on its own port, and clients: poplib, or raw octets."""
+"""The POP3 role on its own port, and its clients: poplib, or raw bytes."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ def _python() -> tuple[Path, str]:
     """Folder and version of the Python for the image: the preferred version, else the running one."""
     ask = "import sys, platform; print(sys.base_prefix, platform.python_version())"
     named = f"python{_PREFERRED}"
-    beside = sorted(Path(sys.base_prefix).parent.glob(f"{_PREFERRED}.*/bin/{named}"))  # layout of pyenv
-    for program in (named, *beside, sys.executable):
+    installed = sorted(Path(sys.base_prefix).parent.glob(f"{_PREFERRED}.*/bin/{named}"))  # layout of pyenv
+    for program in (named, *installed, sys.executable):
         with contextlib.suppress(OSError):
             done = subprocess.run([program, "-IS", "-c", ask], capture_output=True, text=True, check=False)
             if done.returncode == 0:

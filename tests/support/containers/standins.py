@@ -74,7 +74,7 @@ def kafka(engine: Engine) -> str:
 
 
 def _built(engine: Engine, name: str, lines: str, put: Callable[[Path], None], *, start: str = "") -> str:
-    """Build an image on the base image, or on `start`, from the files that `put` writes beside the Dockerfile."""
+    """Build an image on the base image, or on `start`, from the files that `put` writes next to the Dockerfile."""
     tag = f"eilpost.test/{name}:test"
     if not engine.has(tag):
         with tempfile.TemporaryDirectory(prefix=f"eilpost-{name}-") as folder:

@@ -1,6 +1,6 @@
 """Message accounting for fault tests: a source that records replies and a sink that records arrivals.
 
-Each message carries its id in its `X-Id` header only. After the final dot the source records *promised* (250: it must
+Each message has its id in its `X-Id` header only. After the final dot the source records *promised* (250: it must
 arrive), *unknown* (connection lost before the reply: it may arrive) or *refused* (it must not arrive). The sink counts
 each id.
 """

@@ -1,8 +1,8 @@
 """Cuttable network between one process and its brokers.
 
-In the child. During a cut, outgoing data is buffered, incoming data is not read, and connecting hangs. A cut ends
-`whole` (connections live and buffered data is sent, as after a TCP retransmission) or `reset` (connections are
-aborted). SMTP, HTTP and POP3 connections are not affected.
+During a cut, outgoing data is buffered, incoming data is not read, and connecting hangs. A cut ends `whole`
+(connections live and buffered data is sent, as after a TCP retransmission) or `reset` (connections are aborted). SMTP,
+HTTP and POP3 connections are not affected.
 """
 
 from __future__ import annotations

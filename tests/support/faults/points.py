@@ -1,9 +1,8 @@
 """Fault points inside a real process: at an armed point the process stops itself with SIGSTOP.
 
-In the child. A test arms a point by writing its name into `armed` in the process's folder; the next message that
-reaches it adds a line to `hits`, and all threads stop. The test then injects its fault and sends SIGCONT or SIGKILL. A
-line in `cut` (seconds, and `reset` or `whole`) cuts the network on resume. The points wrap product methods from
-outside.
+A test arms a point by writing its name into `armed` in the process's folder; the next message that reaches it adds a
+line to `hits`, and all threads stop until the test sends SIGCONT or SIGKILL. A line in `cut` (seconds, and `reset` or
+`whole`) cuts the network on resume. The points wrap product methods from outside.
 """
 
 from __future__ import annotations

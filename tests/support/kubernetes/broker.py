@@ -1,4 +1,4 @@
-"""Apache Kafka beside the test cluster, in its network: clients connect to `HOST`, pods also through a Service.
+"""Apache Kafka next to the test cluster, in its network: clients connect to `HOST`, pods also through a Service.
 
 Started as a script in the cluster's namespaces with a folder as its argument; the file `ready` appears there when the
 broker is ready. It ends with the namespaces.

@@ -1,7 +1,7 @@
-"""Configuration files and command lines of the cluster's components. Pure, apart from `write`.
+"""Configuration files and command lines of the cluster's components. Pure, except `write`.
 
 Every address is fixed, because each cluster has its own network. Pods have addresses in 10.244.0.0/24, Services in
-10.96.0.0/16; `HOST` is the address of processes beside the cluster.
+10.96.0.0/16; `HOST` is the address of processes outside the cluster in its network.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""KEDA's operator and metrics adapter as processes beside the test cluster."""
+"""KEDA's operator and metrics adapter as processes outside the test cluster, in its network."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def pause_pod(name: str) -> Object:
 
 
 def outside_service(name: str, namespace: str, port: int, *, target: int | None = None) -> list[Object]:
-    """A Service for a process beside the cluster, at `HOST`."""
+    """A Service for a process outside the cluster, at `HOST`."""
     ports = [{"name": "main", "port": port, "targetPort": target or port}]
     return [
         {

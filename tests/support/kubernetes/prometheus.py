@@ -1,4 +1,4 @@
-"""Debian's Prometheus beside the test cluster, with the labels that the chart's PodMonitor sets.
+"""Debian's Prometheus outside the test cluster, with the labels that the chart's PodMonitor sets.
 
 Debian's build has no pod discovery: `scrape` sets the targets.
 """

@@ -1,7 +1,7 @@
 """A cluster of real eilpost processes on a real Kafka, with any number of processes of each role.
 
 Each process has its own folder (configuration, output, faults) and ports; topics, spool, directory and mailboxes are
-shared. The spool is a volume of files or an object store. `arm` stops a process at a fault point (`faults/points.py`).
+shared. `arm` stops a process at a fault point (`faults/points.py`).
 Blocking calls; each returns when its effect is visible.
 """
 

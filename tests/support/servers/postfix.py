@@ -1,7 +1,7 @@
 """A real Postfix with its own configuration, queue and data directories and one private port.
 
 `master` is started in a session of its own and stopped by pid; its daemons end with it. If the run is killed, a shell
-ends them. Needs Debian's postfix package and root (Postfix's master insists). Used by the journeys and `tests.bench`.
+ends them. Needs Debian's postfix package and root (Postfix's master insists).
 """
 
 from __future__ import annotations

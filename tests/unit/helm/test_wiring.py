@@ -221,7 +221,7 @@ def test_workload_can_use_the_recreate_strategy(tmp_path: Path) -> None:
         for each in helm.template(helm.file_of("minimal"), other)
         if each["kind"] == "Deployment"
     }
-    assert strategies["mail-eilpost-mailstore"] == {"type": "Recreate"}  # Kubernetes refuses rollingUpdate beside it
+    assert strategies["mail-eilpost-mailstore"] == {"type": "Recreate"}  # Kubernetes refuses rollingUpdate with it
     assert strategies["mail-eilpost-ingress"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
