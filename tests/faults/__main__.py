@@ -49,8 +49,8 @@ def main() -> int:
     parser.add_argument("--messages", type=int, default=10_000, help="messages per case (default: 10,000)")
     parser.add_argument("--per-second", type=float, default=150.0, help="rate (default: 150)")
     parser.add_argument("--only", default="", help="comma-separated faults; nothing is written")
-    asked = parser.parse_args()
-    faults = asked.only.split(",") if asked.only else [*FAULTS, *RARE_FAULTS]
+    arguments = parser.parse_args()
+    faults = arguments.only.split(",") if arguments.only else [*FAULTS, *RARE_FAULTS]
     kafka.prepare()
     run = Run()
     began = time.monotonic()
@@ -58,11 +58,18 @@ def main() -> int:
 
     def keep() -> None:
         """Write the page after each case, so that an interrupted run leaves its results."""
-        if not asked.only:
+        if not arguments.only:
             spent = time.monotonic() - began
             write(
                 Figures(
-                    run.accounts, run.failures, len(cases), asked.messages, asked.per_second, takeovers, LINES, spent
+                    run.accounts,
+                    run.failures,
+                    len(cases),
+                    arguments.messages,
+                    arguments.per_second,
+                    takeovers,
+                    LINES,
+                    spent,
                 )
             )
 
@@ -79,10 +86,10 @@ def main() -> int:
         try:
             cluster.start()
             cluster.wait_for_owners()
-            asyncio.run(_matrix(cluster, cases, run, asked.messages, asked.per_second, keep))
+            asyncio.run(_matrix(cluster, cases, run, arguments.messages, arguments.per_second, keep))
         finally:
             cluster.stop()
-        for kill in () if asked.only else (False, True):
+        for kill in () if arguments.only else (False, True):
             takeovers[kill] = _takeover(brokers, Path(folder), kill=kill)
             keep()
     for failure in run.failures:

@@ -93,7 +93,7 @@ async def _sleeps_and_is_fenced(cluster: MailCluster, dispatches: Dispatches) ->
     await wait_until(
         lambda: cluster.has_owners("router", cluster.log.shards), deadline_seconds=40, what="an owner each"
     )
-    said = len(stale.output())
+    logged_before = len(stale.output())
     stale.arm("in-transaction")
     try:
         await wait_until(lambda: stale.is_frozen, what="the router inside its transaction")
@@ -115,10 +115,10 @@ async def _sleeps_and_is_fenced(cluster: MailCluster, dispatches: Dispatches) ->
     fenced = f'"shard taken over by another router","transactional_id":"{cluster.log.prefix}router-{hit["shard"]}"'
     late = f'"routing paused","shard":{hit["shard"]},'
 
-    def told() -> set[str]:
-        return {words for words in (fenced, late) if words in stale.output()[said:]}
+    def outcome() -> set[str]:
+        return {words for words in (fenced, late) if words in stale.output()[logged_before:]}
 
-    await wait_until(told, what="what became of its commit")
-    print(f"woken after {slept:.1f} s: {'fenced' if fenced in told() else 'late'}")
+    await wait_until(outcome, what="what became of its commit")
+    print(f"woken after {slept:.1f} s: {'fenced' if fenced in outcome() else 'late'}")
     await wait_until(lambda: all(cluster.owners("router").values()), deadline_seconds=40, what="its return")
-    return fenced in told()
+    return fenced in outcome()

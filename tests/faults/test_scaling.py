@@ -92,10 +92,10 @@ async def test_join_and_leave_lose_and_delay_nothing(plain_cluster: MailCluster)
         _show(longest, load, sink)
         assert sink.duplicates == 0
         assert max(longest.values()) < PAUSE_SECONDS, longest
-        letters = [posting for posting in load.promised.values() if "alice@example.test" in posting.recipients]
+        local = [posting for posting in load.promised.values() if "alice@example.test" in posting.recipients]
     # The second mailstore serves what both deliveries stored.
     left = cluster.members["mailstore-2"]
-    assert len(await asyncio.to_thread(left.mailbox, "alice")) >= len(letters) > 0
+    assert len(await asyncio.to_thread(left.mailbox, "alice")) >= len(local) > 0
 
 
 async def test_dispatched_grows(plain_cluster: MailCluster) -> None:

@@ -43,11 +43,13 @@ async def test_lost_spool_object_defers_only_its_message(
             await settle(load, sink, mail_cluster)
             assert not missing(load, sink, mail_cluster)
 
-            def told() -> str:
+            def queue_text() -> str:
                 return mail_cluster.members_of("router")[0].run("queue")
 
-            await wait_until(lambda: asyncio.to_thread(lambda: "is missing" in told()), what="the reason in the queue")
-            text = await asyncio.to_thread(told)
+            await wait_until(
+                lambda: asyncio.to_thread(lambda: "is missing" in queue_text()), what="the reason in the queue"
+            )
+            text = await asyncio.to_thread(queue_text)
             assert queue_id in text
             assert "restore it from a backup" in text
             assert id_ not in sink.ids()

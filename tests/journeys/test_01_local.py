@@ -26,12 +26,12 @@ async def test_message_sent_over_raw_tcp_is_fetched_byte_for_byte() -> None:
         )
         first = await asyncio.wait_for(reader.readuntil(b"\n354 "), 20)
         writer.write(LETTER.replace(b"\r\n.", b"\r\n..") + b".\r\nQUIT\r\n")
-        said = (first + await asyncio.wait_for(reader.read(), 20)).decode()
+        replies = (first + await asyncio.wait_for(reader.read(), 20)).decode()
         writer.close()
-        codes = " ".join(line[:3] for line in said.splitlines() if line[3] == " ")
+        codes = " ".join(line[:3] for line in replies.splitlines() if line[3] == " ")
         assert codes == "220 250 250 250 354 250 221"
 
-        queue_id = queue_id_in(said.splitlines()[-2])
+        queue_id = queue_id_in(replies.splitlines()[-2])
         took, routed, tried, closed = await mail_server.wait_closed(queue_id)
 
         assert isinstance(took, Received)

@@ -31,11 +31,11 @@ async def test_nested_alias_delivers_once_to_each_person() -> None:
         for user in ("alice", "bob"):
             (kept,) = await mail_server.mailbox(user)
             assert kept.endswith(LETTER)
-        (line,) = [line for line in await told(mail_server, queue_id) if " expanded " in line]
+        (line,) = [line for line in await trace_lines(mail_server, queue_id) if " expanded " in line]
         assert line.endswith("team@example.test -> alice@example.test, bob@example.test")
 
 
-async def told(mail_server: InMemoryMailServer, queue_id: QueueId) -> list[str]:
+async def trace_lines(mail_server: InMemoryMailServer, queue_id: QueueId) -> list[str]:
     """The output of `eilpost trace`."""
     out = io.StringIO()
     for story in await trace_view.load_timelines(mail_server.log, queue_id):
@@ -49,7 +49,8 @@ async def test_postmaster_of_the_hostname_gets_mail_under_that_address() -> None
         await mail_server.wait_closed(queue_id)
         assert len(await mail_server.mailbox("alice")) == 1
         assert any(
-            "postmaster@mx.example.test -> alice@example.test" in line for line in await told(mail_server, queue_id)
+            "postmaster@mx.example.test -> alice@example.test" in line
+            for line in await trace_lines(mail_server, queue_id)
         )
 
 

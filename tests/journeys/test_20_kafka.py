@@ -141,9 +141,9 @@ def test_brokers_end_with_the_command_that_started_them(tmp_path: Path) -> None:
     up = subprocess.Popen(start, stdout=subprocess.PIPE, text=True, process_group=supervised.group())
     assert up.stdout is not None
     try:
-        said = up.stdout.readline()
-        said += up.stdout.readline()
-        assert f'log.url = "kafka://127.0.0.1:{port}"' in said
+        output = up.stdout.readline()
+        output += up.stdout.readline()
+        assert f'log.url = "kafka://127.0.0.1:{port}"' in output
         assert live_brokers(port) == {1: port}
         status = subprocess.run([*command, "status", "--dir", tmp_path], capture_output=True, text=True, check=True)
         assert "reports as alive: [1]" in status.stdout

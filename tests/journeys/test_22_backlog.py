@@ -71,8 +71,8 @@ async def test_backlog_refuses_new_mail_until_it_is_routed(kafka_bootstrap: str,
             assert try_to_send(first.mx)[0] == 250
         assert try_to_send(first.mx) == FULL
         await wait_until(lambda: try_to_send(second.mx) == FULL, deadline_seconds=20, what="the second ingress's 452")
-        status, said = first.get("/readyz")
-        assert (status, '"condition":"full"' in said) == (200, True)
+        status, body = first.get("/readyz")
+        assert (status, '"condition":"full"' in body) == (200, True)
 
         with running(*workers):
             for ingress in (first, second):

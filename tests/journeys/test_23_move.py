@@ -105,8 +105,8 @@ async def test_queue_moves_between_embedded_logs_of_two_configurations(tmp_path:
     found = json.loads(move("--from", old, "--to", new, "--dry-run", "--json"))
     assert (found["unread"], found["deliveries"], found["held"]) == (6, 30, 3)
     assert not (tmp_path / "new/new.db").exists()
-    said = move("--from", old, "--to", new)
-    assert said.startswith("moved 33 messages (6 not yet read by the router), 30 deliveries, ")
+    output = move("--from", old, "--to", new)
+    assert output.startswith("moved 33 messages (6 not yet read by the router), 30 deliveries, ")
     again = json.loads(move("--from", old, "--to", new, "--json"))
     assert (again["messages"], again["deliveries"], again["known"]) == (0, 0, 0)
     shutil.rmtree(tmp_path / "old")
@@ -158,17 +158,17 @@ async def test_impossible_move_is_a_one_line_error(tmp_path: Path, source: str, 
         pass
     (tmp_path / "spoilt.db").write_bytes(b"SQLite format 3\0" + b"not really" * 1000)
     (tmp_path / "spool").mkdir()
-    said = move("--from", source, "--to", target, "--config", config, status=2)
-    assert says in said
-    assert said.startswith("eilpost: ")
-    assert said.count("\n") == 1
+    output = move("--from", source, "--to", target, "--config", config, status=2)
+    assert says in output
+    assert output.startswith("eilpost: ")
+    assert output.count("\n") == 1
 
 
 async def test_running_source_is_not_changed(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "box") as box:
-        said = move("--from", box.config, "--to", f"embedded:{tmp_path}/new.db", status=2)
-        assert "another eilpost process" in said
-        assert said.count("\n") == 1
+        output = move("--from", box.config, "--to", f"embedded:{tmp_path}/new.db", status=2)
+        assert "another eilpost process" in output
+        assert output.count("\n") == 1
 
 
 # On a real Kafka
@@ -182,9 +182,9 @@ async def test_queue_moves_to_kafka_and_back(kafka_bootstrap: str, tmp_path: Pat
         planted = await plant(source, here, 6)
         async with running(settings) as target:
             await run_move(source, target, ContentCopier(here, there, 256 << 10), batch=50)
-            told = [event async for event in target.history(planted.messages["retry-1"])]
-            assert told == [event async for event in source.history(planted.messages["retry-1"])]
-            assert len(told) == 3
+            events = [event async for event in target.history(planted.messages["retry-1"])]
+            assert events == [event async for event in source.history(planted.messages["retry-1"])]
+            assert len(events) == 3
             lines = {line.delivery.id: line async for line in target.pending_deliveries()}
             assert lines.keys() == planted.lines.keys()
             assert all(lines[key].attempts == line.attempts for key, line in planted.lines.items())
@@ -251,8 +251,8 @@ async def test_queue_moves_to_kafka_by_two_urls(kafka_bootstrap: str, tmp_path: 
     async with opened(tmp_path / "old.db") as log:
         planted = await plant(log, DiskSpool(tmp_path / "spool"), 3)
     urls = ("--from", "embedded:old.db", "--to", settings.url, "--config", config)
-    said = await asyncio.to_thread(move, *urls)
-    assert said.startswith("moved 33 messages (6 not yet read by the router), 30 deliveries, ")
+    output = await asyncio.to_thread(move, *urls)
+    assert output.startswith("moved 33 messages (6 not yet read by the router), 30 deliveries, ")
     async with opened(tmp_path / "old.db") as log:
         assert await is_empty(log)
     await deliver(KafkaLog(settings), tmp_path / "spool", planted)
@@ -268,8 +268,8 @@ async def test_cluster_in_use_and_identical_logs_are_refused(kafka_bootstrap: st
     async with opened(tmp_path / "old/log.db") as log:
         planted = await plant(log, DiskSpool(tmp_path / "old/spool"), 1)
     async with InMemoryMailServer(log=KafkaLog(settings)) as mail_server:
-        said = await asyncio.to_thread(lambda: move("--from", old, "--to", new, status=2))
-        assert "is in use (group members: " in said
+        output = await asyncio.to_thread(lambda: move("--from", old, "--to", new, status=2))
+        assert "is in use (group members: " in output
         assert not await mail_server.queue()
     async with opened(tmp_path / "old/log.db") as log:
         assert Counter([line.delivery.id async for line in log.pending_deliveries()]) == Counter(planted.lines.keys())

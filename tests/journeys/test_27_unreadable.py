@@ -99,16 +99,16 @@ def waits_for(topic: Topic, queue_id: QueueId, user: str) -> bool:
     return shard_of_message(queue_id, COUNTS) == STOPPED
 
 
-async def stands(roles: Roles, role: str, what: str, flows: Sequence[str]) -> None:
+async def check_stopped(roles: Roles, role: str, what: str, flows: Sequence[str]) -> None:
     """Check that one shard of the role is stopped, that only mail in `flows` arrives, and that the reason is logged
     once.
     """
     reader = {"router": roles.router, "delivery": roles.delivery}[role]
-    lives = {each.pid for each in roles.everyone}
+    pids = {each.pid for each in roles.everyone}
     await wait_until(lambda: roles.arrived() == flows, what="the other shard's mail", deadline_seconds=40)
     await asyncio.sleep(3)  # long enough to see a retry loop
     assert roles.arrived() == flows
-    assert {each.pid for each in roles.everyone if each.is_running} == lives
+    assert {each.pid for each in roles.everyone if each.is_running} == pids
     assert reader.metric("eilpost_shards_stopped", role=role) == 1
     (line,) = [line for line in reader.output().splitlines() if '"shard stopped"' in line]
     assert what in json.loads(line)["reason"]
@@ -156,7 +156,7 @@ async def test_record_of_unknown_version_stops_only_its_shard(
     with roles.running():
         before = roles.send([f"before-{number}" for number in range(LETTERS)])
         await wait_until(lambda: roles.arrived() == sorted(before), what="mail while all is well", deadline_seconds=40)
-        lives = {each.pid for each in roles.everyone}
+        pids = {each.pid for each in roles.everyone}
 
         offset = await append_frame(log, topic, STOPPED, frame_of_version(9, RECORDS[topic]))
         await has_stopped(reader, role)
@@ -164,14 +164,14 @@ async def test_record_of_unknown_version_stops_only_its_shard(
         waiting = {subject for subject, (queue_id, user) in after.items() if waits_for(topic, queue_id, user)}
         assert 0 < len(waiting) < LETTERS
         place_of_it = f"{log.prefix}{topic.name}, shard {STOPPED}, offset {offset} cannot be read: its version is 9"
-        await stands(roles, role, place_of_it, sorted(before.keys() | after.keys() - waiting))
-        assert {each.pid for each in roles.everyone} == lives
+        await check_stopped(roles, role, place_of_it, sorted(before.keys() | after.keys() - waiting))
+        assert {each.pid for each in roles.everyone} == pids
 
-        told = json.loads(await asyncio.to_thread(roles.ingress.run, "doctor", "--json", ok=False))
+        report = json.loads(await asyncio.to_thread(roles.ingress.run, "doctor", "--json", ok=False))
         (finding,) = [
-            each for each in told["findings"] if each["what"] == f"shard {STOPPED} of {log.prefix}{topic.name}"
+            each for each in report["findings"] if each["what"] == f"shard {STOPPED} of {log.prefix}{topic.name}"
         ]
-        assert (told["level"], finding["level"]) == ("FAIL", "FAIL")
+        assert (report["level"], finding["level"]) == ("FAIL", "FAIL")
         assert place_of_it in finding["text"]
         assert len(finding["advice"]) == 2
 
@@ -182,8 +182,8 @@ async def test_record_of_unknown_version_stops_only_its_shard(
         await wait_until(lambda: roles.arrived() == everything, what="what had waited", deadline_seconds=40)
         assert reader.metric("eilpost_shards_stopped", role=role) == 0
         assert "stopped" not in json.loads(reader.get("/readyz")[1])
-        told = json.loads(await asyncio.to_thread(roles.ingress.run, "doctor", "--json", ok=False))
-        assert not [each for each in told["findings"] if each["what"].startswith("shard ")]
+        report = json.loads(await asyncio.to_thread(roles.ingress.run, "doctor", "--json", ok=False))
+        assert not [each for each in report["findings"] if each["what"].startswith("shard ")]
 
 
 async def test_router_start_with_a_queue_record_of_unknown_version_stops_its_shard(
@@ -203,7 +203,7 @@ async def test_router_start_with_a_queue_record_of_unknown_version_stops_its_sha
         flows = sorted(subject for subject, (queue_id, user) in sent.items() if not waits_for(QUEUE, queue_id, user))
         assert 0 < len(flows) < LETTERS
         place_of_it = f"{log.prefix}queue, shard {STOPPED}, key {key} cannot be read: its version is 9"
-        await stands(roles, "router", place_of_it, flows)
+        await check_stopped(roles, "router", place_of_it, flows)
 
 
 async def test_queue_record_of_unknown_version_is_reported(kafka_bootstrap: str, tmp_path: Path) -> None:
@@ -213,8 +213,8 @@ async def test_queue_record_of_unknown_version_is_reported(kafka_bootstrap: str,
     at = place(line, COUNTS)
     await append_frame(log, QUEUE, at.shard, frame_of_version(9, line), at.key)
     ingress = Roles(tmp_path, log).ingress  # its configuration only; it does not run
-    told = json.loads(await asyncio.to_thread(ingress.run, "doctor", "--json", ok=False))
-    (finding,) = [each for each in told["findings"] if each["what"] == f"shard {at.shard} of {log.prefix}queue"]
+    report = json.loads(await asyncio.to_thread(ingress.run, "doctor", "--json", ok=False))
+    (finding,) = [each for each in report["findings"] if each["what"] == f"shard {at.shard} of {log.prefix}queue"]
     assert finding["level"] == "FAIL"
     assert f"key {at.key} cannot be read: its version is 9" in finding["text"]
     command = [EILPOST, "queue", "--config", ingress.config]
@@ -228,8 +228,8 @@ async def test_committed_offset_of_unknown_version_is_reported(kafka_bootstrap: 
     await make_topics(log)
     await set_mark(log, DISPATCHED, "delivery", 0, "9 and so on")
     ingress = Roles(tmp_path, log).ingress
-    told = json.loads(await asyncio.to_thread(ingress.run, "doctor", "--json", ok=False))
-    (finding,) = [each for each in told["findings"] if each["what"] == "groups"]
+    report = json.loads(await asyncio.to_thread(ingress.run, "doctor", "--json", ok=False))
+    (finding,) = [each for each in report["findings"] if each["what"] == "groups"]
     assert finding["level"] == "FAIL"
     assert finding["text"].startswith("a committed offset cannot be read: it begins with '9'")
     assert finding["text"].endswith("use the newer eilpost")

@@ -36,7 +36,7 @@ async def delete(log: LogSettings, names: Sequence[str]) -> None:
         await admin.close()
 
 
-def told(process: EilpostProcess, what: str) -> list[str]:
+def topic_lines(process: EilpostProcess, what: str) -> list[str]:
     """Log lines about missing topics."""
     lines = [json.loads(line) for line in process.output().splitlines() if line.startswith("{")]
     return [line["reason"] for line in lines if line["event"] == what]
@@ -69,23 +69,23 @@ async def test_processes_recover_from_deleted_topics(
         for _ in range(3):
             await asyncio.to_thread(send, port, "someone@elsewhere.test", user)
         await wait_until(lambda: hosting.kept(user) == 3, what="mail while all is well", deadline_seconds=40)
-        lives = [each.pid for each in (hosting.ingress, *workers)]
+        pids = [each.pid for each in (hosting.ingress, *workers)]
 
         await delete(log, names)
         missing = ", ".join(f"{log.prefix}{topic.name}" for topic in ALL_TOPICS if topic.name in names)
         advice = f"missing: run `eilpost {' '.join(('topics', 'create', *option))}`, or correct log.prefix"
         for each in workers:
             # A failed commit may make it unready before the next check of the topics.
-            await wait_until(lambda one=each: told(one, LOST), what="the line of a worker", deadline_seconds=30)
-            (line,) = told(each, LOST)
+            await wait_until(lambda one=each: topic_lines(one, LOST), what="the line of a worker", deadline_seconds=30)
+            (line,) = topic_lines(each, LOST)
             await wait_until(lambda one=each: reasons(one) == [f"the log is down: {line}"], what="not ready")  # noqa: B023
             assert missing in line
             assert advice in line
             assert each.get("/healthz")[0] == 200
         # New mail of the tenant gets 4xx at once; other mail is accepted.
         what = "topics of a dedicated tenant not usable" if tenant else LOST
-        await wait_until(lambda: told(hosting.ingress, what), what="the line of ingress", deadline_seconds=30)
-        (line,) = told(hosting.ingress, what)
+        await wait_until(lambda: topic_lines(hosting.ingress, what), what="the line of ingress", deadline_seconds=30)
+        (line,) = topic_lines(hosting.ingress, what)
         assert missing in line
         assert advice in line
         assert hosting.ingress.get("/readyz")[0] == 200  # it replies with 4xx
@@ -105,7 +105,7 @@ async def test_processes_recover_from_deleted_topics(
         assert any(f"topics create{''.join(f' {word}' for word in option)}`" in each for each in fails[0]["advice"])
 
         await asyncio.sleep(8)  # no automatic creation, no repeated log line, no exit
-        assert [len(told(each, LOST)) for each in workers] == [1, 1]
+        assert [len(topic_lines(each, LOST)) for each in workers] == [1, 1]
         assert hosting.ingress.run("topics", "create", *option).count(": created") == len(names)
         for each in (hosting.ingress, *workers):
             await wait_until(lambda one=each: one.get("/readyz")[0] == 200, what="ready", deadline_seconds=40)
@@ -121,6 +121,6 @@ async def test_processes_recover_from_deleted_topics(
         for _ in range(2):  # fewer than before: their offsets are below the committed ones
             await asyncio.to_thread(send, port, "someone@elsewhere.test", user)
         await wait_until(lambda: hosting.kept(user) == 5, what="mail after it", deadline_seconds=60)
-        assert [each.pid for each in (hosting.ingress, *workers) if each.is_running] == lives
+        assert [each.pid for each in (hosting.ingress, *workers) if each.is_running] == pids
     for each in (hosting.ingress, *hosting.shared, *hosting.acme):
         assert "traceback" not in each.output().lower()

@@ -111,10 +111,10 @@ def test_sigterm_to_pid_1_drains(docker_engine: Engine, tag: str) -> None:
         stop.start()
         block_until(lambda: '"event":"draining"' in docker_engine.logs("eilpost-drain"), what="the drain")
         client.send(b"Subject: in the drain\r\n\r\nHello\r\n.\r\n")
-        status, said = client.getreply()
-        assert status == 250, said
+        status, reply = client.getreply()
+        assert status == 250, reply
         stop.join(60)
-        queue_id = said.decode().rpartition(" ")[2]
+        queue_id = reply.decode().rpartition(" ")[2]
         lines = [json.loads(line) for line in docker_engine.logs("eilpost-drain").splitlines() if line.startswith("{")]
         events = [line["event"] for line in lines]
         assert [line["queue_id"] for line in lines if line["event"] == "message accepted"] == [queue_id]

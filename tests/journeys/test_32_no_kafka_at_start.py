@@ -78,7 +78,7 @@ async def test_roles_start_without_kafka_and_survive_an_outage(kafka_cluster: Cl
         hosting.ingress.run("topics", "create")
         hosting.ingress.run("topics", "create", "--tenant", "acme")
         await becomes(everyone, 200)
-        lives = [each.pid for each in everyone]
+        pids = [each.pid for each in everyone]
         for user in ("alice@example.test", "wile@acme.test"):
             await asyncio.to_thread(send, port, "someone@elsewhere.test", user)
             await wait_until(lambda user=user: hosting.kept(user) == 1, what=f"mail to {user}", deadline_seconds=40)
@@ -97,7 +97,7 @@ async def test_roles_start_without_kafka_and_survive_an_outage(kafka_cluster: Cl
         await wait_until(lambda: greeting(port) == 250, what="open again", deadline_seconds=40)
         await asyncio.to_thread(send, port, "someone@elsewhere.test", "bob@example.test")
         await wait_until(lambda: hosting.kept("bob@example.test") == 1, what="mail after it", deadline_seconds=60)
-        assert [each.pid for each in everyone if each.is_running] == lives
+        assert [each.pid for each in everyone if each.is_running] == pids
     finally:
         for each in (*everyone, mailstore):
             each.kill()

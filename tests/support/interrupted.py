@@ -55,21 +55,21 @@ class InterruptedRun:
     def ready(self) -> Any:
         """The arguments of `wait`."""
         assert self._process.stdout is not None
-        said = []
+        output = []
         for line in self._process.stdout:
             if _READY in line:
                 return json.loads(line.partition(_READY)[2])
-            said.append(line)
-        raise AssertionError(f"the run ended before it was ready: {''.join(said)}")
+            output.append(line)
+        raise AssertionError(f"the run ended before it was ready: {''.join(output)}")
 
     def end(self, number: signal.Signals) -> None:
         """Send the signal to the process group, as a terminal does, and wait for the end of pytest."""
         os.killpg(self._process.pid, number)
-        said, _ = self._process.communicate(timeout=90)
+        output, _ = self._process.communicate(timeout=90)
         # SIGINT raises KeyboardInterrupt, after which pytest tears down its fixtures. The other signals have no
         # handler.
         expected = pytest.ExitCode.INTERRUPTED if number == signal.SIGINT else -number
-        assert self._process.returncode == expected, said
+        assert self._process.returncode == expected, output
 
 
 def wait(*facts: str | int) -> None:

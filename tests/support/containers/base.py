@@ -76,8 +76,8 @@ def libraries(programs: Iterable[Path]) -> set[Path]:
     """The shared libraries that these programs load on this machine."""
     found = set()
     for program in programs:
-        said = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False).stdout
-        found |= {Path(line.split()[2]) for line in said.splitlines() if " => /" in line}
+        output = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False).stdout
+        found |= {Path(line.split()[2]) for line in output.splitlines() if " => /" in line}
     return found
 
 
@@ -87,8 +87,8 @@ def packages_of(programs: Iterable[Path], *, without: Path) -> set[str]:
     for library in libraries(programs):
         if library.is_relative_to(without):
             continue
-        said = subprocess.run(["dpkg", "--search", f"*/{library.name}"], capture_output=True, text=True, check=False)
-        packages |= {line.partition(":")[0] for line in said.stdout.splitlines() if line.endswith(f"/{library.name}")}
+        output = subprocess.run(["dpkg", "--search", f"*/{library.name}"], capture_output=True, text=True, check=False)
+        packages |= {line.partition(":")[0] for line in output.stdout.splitlines() if line.endswith(f"/{library.name}")}
     return packages
 
 

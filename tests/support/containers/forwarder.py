@@ -88,15 +88,15 @@ def publish(network: Path, words: list[str]) -> None:
         parser.add_argument(f"-{name}", required=True)
     for name in ("host-port", "container-port"):
         parser.add_argument(f"-{name}", required=True, type=int)
-    told, _ = parser.parse_known_args(words)
+    options, _ = parser.parse_known_args(words)
     with os.fdopen(_READY_FD, "w") as ready:
         try:
-            if told.host_ip == "::":  # another process publishes it for IPv4
+            if options.host_ip == "::":  # another process publishes it for IPv4
                 listener = None
-            elif told.proto != "tcp" or told.host_ip not in _LOOPBACK:
-                raise OSError(f"only TCP on 127.0.0.1 is published, not {told.proto} on {told.host_ip}")
+            elif options.proto != "tcp" or options.host_ip not in _LOOPBACK:
+                raise OSError(f"only TCP on 127.0.0.1 is published, not {options.proto} on {options.host_ip}")
             else:
-                listener = _listener(network, _LOOPBACK[told.host_ip], told.host_port)
+                listener = _listener(network, _LOOPBACK[options.host_ip], options.host_port)
         except OSError as error:
             ready.write(f"1\n{error}")
             sys.exit(1)
@@ -106,7 +106,7 @@ def publish(network: Path, words: list[str]) -> None:
         return
 
     async def to_container(_: Streams) -> Streams:
-        return await asyncio.open_connection(told.container_ip, told.container_port)
+        return await asyncio.open_connection(options.container_ip, options.container_port)
 
     asyncio.run(_serve(listener, to_container))
 

@@ -161,13 +161,13 @@ def _split(prefix: str, count: int) -> tuple[tuple[Iterator[AccountedMessage], f
 
 def missing(load: MailLoad, sink: Sink, cluster: MailCluster) -> dict[tuple[str, str], str]:
     """Promised recipients without an arrival, as (id, recipient) -> queue id."""
-    letters, reports = count_in_mailbox(cluster, "alice"), count_in_mailbox(cluster, "bob")
+    messages, reports = count_in_mailbox(cluster, "alice"), count_in_mailbox(cluster, "bob")
     queue_ids = load.queue_ids
     gone = {}
     for id_, posting in load.promised.items():
         for recipient in posting.recipients:
             if recipient == "alice@example.test":
-                there = letters[id_]
+                there = messages[id_]
             elif recipient.startswith("refused"):
                 there = reports[id_]
             else:
@@ -332,12 +332,12 @@ def _check_contents(load: MailLoad, sink: Sink, cluster: MailCluster, prefix: st
             assert name in known[id_].recipients
             assert sink.contents[id_] == {digest(known[id_].content())}
     for user in ("alice", "bob"):
-        letters = count_in_mailbox(cluster, user)
-        twice = {id_: count for id_, count in letters.items() if count > 1 and id_.startswith(f"{prefix}-")}
+        messages = count_in_mailbox(cluster, user)
+        twice = {id_: count for id_, count in messages.items() if count > 1 and id_.startswith(f"{prefix}-")}
         assert not twice, f"duplicate in the mailbox of {user}: {twice}"
         again = {id_: count for id_, count in cluster.deliveries_in_mailbox(user).items() if count > 1}
         assert not again, f"delivered twice to the mailbox of {user}: {again}"
-        assert {id_ for id_ in letters if id_.startswith(f"{prefix}-")} <= known.keys()
+        assert {id_ for id_ in messages if id_.startswith(f"{prefix}-")} <= known.keys()
 
 
 def _check_hit_times(result: CaseResult, load: MailLoad, fault_record: FaultRecord, cluster: MailCluster) -> None:

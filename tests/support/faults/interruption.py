@@ -38,10 +38,10 @@ class Interruptions:
         self._silent = silent
         self._began: list[tuple[float, str]] = []
 
-    async def step(self, what: str, happening: Awaitable[object]) -> None:
+    async def step(self, what: str, event: Awaitable[object]) -> None:
         """Run a step and wait until all mail accepted during it has arrived."""
         self._began.append((time.monotonic(), what))
-        await happening
+        await event
         await asyncio.sleep(1.5)  # include mail sent right after the event
         before = self._load.promised.keys()
 

@@ -112,16 +112,16 @@ def _guard(folder: Path) -> None:
         try:
             _make_cgroups(folder.name)
             alive, ours = os.pipe()
-            ready, told = os.pipe()
+            ready, report = os.pipe()
             _call("unshare", _CLONE_NEWPID)
             first = os.fork()
             if first == 0:
                 os.close(ours)
                 os.close(ready)
                 lock.close()
-                _be_first(folder, alive, told)
+                _be_first(folder, alive, report)
             os.close(alive)
-            os.close(told)
+            os.close(report)
             if os.read(ready, 1):
                 os.write(1, f"{first}\n".encode())
                 os.close(1)
@@ -133,7 +133,7 @@ def _guard(folder: Path) -> None:
             remove(folder, folder.name)
 
 
-def _be_first(folder: Path, alive: int, told: int) -> None:
+def _be_first(folder: Path, alive: int, report: int) -> None:
     """First process: set up mounts and network, then reap orphans until the guardian closes the pipe `alive`."""
     os.close(0)
     os.close(1)
@@ -157,8 +157,8 @@ def _be_first(folder: Path, alive: int, told: int) -> None:
             if (Path("/proc/sys") / setting).exists():
                 (Path("/proc/sys") / setting).write_text("1")
         signal.signal(signal.SIGCHLD, _reap)
-        os.write(told, b"1")
-        os.close(told)
+        os.write(report, b"1")
+        os.close(report)
         os.read(alive, 1)
     except BaseException as error:
         print(f"namespaces: {error}", file=sys.stderr, flush=True)

@@ -68,11 +68,11 @@ def _key(variable: str) -> tuple[str, str]:
 def test_every_variable_is_a_valid_setting(files: tuple[str, ...]) -> None:
     services = _read(files)
     for role in (*ROLES, "topics"):
-        told = _settings(services[role])
-        for variable in told:
+        variables = _settings(services[role])
+        for variable in variables:
             section, key = _key(variable)
             assert key in type(getattr(Settings(), section)).model_fields, variable
-        settings = load(None, told)
+        settings = load(None, variables)
         assert settings.log.url.startswith("kafka://")
         assert settings.spool.url.startswith("s3://")
 
@@ -94,8 +94,8 @@ def test_all_roles_have_the_same_settings() -> None:
 @both
 def test_services_connect_to_existing_ports(files: tuple[str, ...]) -> None:
     services = _read(files)
-    told = _settings(services["router"])
-    brokers = [address.rpartition(":") for address in told["EILPOST_LOG__URL"].removeprefix("kafka://").split(",")]
+    variables = _settings(services["router"])
+    brokers = [address.rpartition(":") for address in variables["EILPOST_LOG__URL"].removeprefix("kafka://").split(",")]
     assert {host for host, _, _ in brokers} == {name for name in services if name.startswith("kafka-")}
     for host, _, port in brokers:
         kafka = services[host]["environment"]
@@ -103,21 +103,21 @@ def test_services_connect_to_existing_ports(files: tuple[str, ...]) -> None:
         assert f"CLIENT://{host}:{port}" in kafka["KAFKA_ADVERTISED_LISTENERS"].split(",")
         assert f"/{port}" in services[host]["healthcheck"]["test"][-1]
 
-    store = urlsplit(told["EILPOST_SPOOL__ENDPOINT"])
+    store = urlsplit(variables["EILPOST_SPOOL__ENDPOINT"])
     assert f"--port :{store.port} " in services[store.hostname]["command"][0]  # type: ignore[index]
-    bucket = urlsplit(told["EILPOST_SPOOL__URL"]).hostname
+    bucket = urlsplit(variables["EILPOST_SPOOL__URL"]).hostname
     assert f"mkdir -p /data/{bucket} " in services["objects"]["command"][0]
     assert services["objects"]["environment"] == {
         "ROOT_ACCESS_KEY": services["router"]["environment"]["EILPOST_SPOOL__ACCESS_KEY"],
         "ROOT_SECRET_KEY": services["router"]["environment"]["EILPOST_SPOOL__SECRET_KEY"],
     }
 
-    sink = urlsplit(told["EILPOST_DELIVERY__RELAY"])
+    sink = urlsplit(variables["EILPOST_DELIVERY__RELAY"])
     assert sink.hostname in services
-    assert services["ingress"]["ports"] == [f"127.0.0.1:2525-2526:{parse(told['EILPOST_INGRESS__MX'])[1]}"]
-    assert services["mailstore"]["ports"] == [f"127.0.0.1:2110:{parse(told['EILPOST_MAILSTORE__POP3'])[1]}"]
+    assert services["ingress"]["ports"] == [f"127.0.0.1:2525-2526:{parse(variables['EILPOST_INGRESS__MX'])[1]}"]
+    assert services["mailstore"]["ports"] == [f"127.0.0.1:2110:{parse(variables['EILPOST_MAILSTORE__POP3'])[1]}"]
     for role in ROLES:
-        assert f":{parse(told['EILPOST_HTTP__LISTEN'])[1]}/healthz" in services[role]["healthcheck"]["test"][-1]
+        assert f":{parse(variables['EILPOST_HTTP__LISTEN'])[1]}/healthz" in services[role]["healthcheck"]["test"][-1]
         assert services[role]["command"] == [role]
         assert services[role]["depends_on"]["topics"] == {"condition": "service_completed_successfully"}
         grace = parse_duration(services[role]["stop_grace_period"])
@@ -147,19 +147,21 @@ def test_nothing_listens_beyond_loopback(files: tuple[str, ...]) -> None:
 
 def test_three_brokers_keep_three_replicas() -> None:
     services = _read(THREE)
-    told = _settings(services["topics"])
-    assert (told["EILPOST_LOG__REPLICATION"], told["EILPOST_LOG__DURABILITY"]) == ("3", "safe")
+    variables = _settings(services["topics"])
+    assert (variables["EILPOST_LOG__REPLICATION"], variables["EILPOST_LOG__DURABILITY"]) == ("3", "safe")
     brokers = {name: service["environment"] for name, service in services.items() if name.startswith("kafka-")}
     assert len(brokers) == 3
     voters = ",".join(f"{kafka['KAFKA_NODE_ID']}@{name}:9093" for name, kafka in brokers.items())
-    apart = ("KAFKA_NODE_ID", "KAFKA_LISTENERS", "KAFKA_ADVERTISED_LISTENERS")
+    per_broker = ("KAFKA_NODE_ID", "KAFKA_LISTENERS", "KAFKA_ADVERTISED_LISTENERS")
     for kafka in brokers.values():
         assert kafka["KAFKA_CONTROLLER_QUORUM_VOTERS"] == voters
         assert kafka["KAFKA_DEFAULT_REPLICATION_FACTOR"] == kafka["KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR"] == "3"
         assert kafka["KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR"] == "3"
         assert kafka["KAFKA_MIN_INSYNC_REPLICAS"] == kafka["KAFKA_TRANSACTION_STATE_LOG_MIN_ISR"] == "2"
-    assert len({tuple((k, v) for k, v in sorted(kafka.items()) if k not in apart) for kafka in brokers.values()}) == 1
-    for key in apart:
+    assert (
+        len({tuple((k, v) for k, v in sorted(kafka.items()) if k not in per_broker) for kafka in brokers.values()}) == 1
+    )
+    for key in per_broker:
         assert len({kafka[key] for kafka in brokers.values()}) == 3
     # The data of one broker cannot become that of three.
     assert not set(services["kafka-1"]["volumes"]) & set(_read(ONE)["kafka-1"]["volumes"])
@@ -196,9 +198,9 @@ def test_compose_specification_loader_accepts_the_files(files: tuple[str, ...]) 
         for volume in service.get("volumes", []):
             if volume["type"] == "bind":
                 assert Path(volume["source"]).exists(), (name, volume)
-    told = model["services"]["router"]["environment"]  # a list after merging two files
-    told = told if isinstance(told, dict) else dict(item.split("=", 1) for item in told)
-    assert told == _settings(_read(files)["router"])
+    variables = model["services"]["router"]["environment"]  # a list after merging two files
+    variables = variables if isinstance(variables, dict) else dict(item.split("=", 1) for item in variables)
+    assert variables == _settings(_read(files)["router"])
 
 
 @pytest.mark.compose
@@ -231,11 +233,11 @@ def test_prometheus_scrapes_every_process_of_every_role() -> None:
     found = {job["job_name"]: job["dns_sd_configs"][0] for job in jobs if "dns_sd_configs" in job}
     assert set(found) == set(ROLES)
     for role, look_up in found.items():
-        told = _settings(services[role])
+        variables = _settings(services[role])
         assert (look_up["names"], look_up["type"], look_up["port"]) == (
             [role],
             "A",
-            parse(told["EILPOST_HTTP__LISTEN"])[1],
+            parse(variables["EILPOST_HTTP__LISTEN"])[1],
         )
     for job in jobs:
         if job["job_name"] in ROLES:  # target labels of the rules and the dashboards

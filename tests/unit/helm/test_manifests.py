@@ -37,9 +37,9 @@ def _validate(manifest: str, version: str) -> None:
 
 @pytest.mark.parametrize("name", helm.SETS)
 def test_lint_reports_nothing(name: str) -> None:
-    said = helm.lint(name)
-    assert "0 chart(s) failed" in said
-    assert not re.search(r"\[(WARNING|ERROR)\]", said)
+    output = helm.lint(name)
+    assert "0 chart(s) failed" in output
+    assert not re.search(r"\[(WARNING|ERROR)\]", output)
 
 
 @pytest.mark.parametrize("name", helm.SETS)

@@ -77,9 +77,9 @@ def _processes_in(cgroup: str) -> list[str]:
 
 def _write_image(path: Path) -> None:
     """Write a root file system with /bin/sleep and the libraries that it loads."""
-    said = subprocess.run(["ldd", "/bin/sleep"], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(["ldd", "/bin/sleep"], capture_output=True, text=True, check=True).stdout
     with tarfile.open(path, "w", dereference=True) as archive:
-        for name in ("/bin/sleep", *re.findall(r"/\S+", said)):
+        for name in ("/bin/sleep", *re.findall(r"/\S+", output)):
             archive.add(name)
 
 

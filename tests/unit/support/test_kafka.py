@@ -50,9 +50,9 @@ def test_kafka_is_the_given_one_then_a_container_then_ours(
 
 
 def test_missing_docker_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = kafka._docker_answers.__wrapped__  # ignore the cached result of an earlier test
+    docker_answers = kafka._docker_answers.__wrapped__  # ignore the cached result of an earlier test
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
-    assert asked() is False
+    assert docker_answers() is False
 
 
 def _run(folder: Path, ci: str) -> tuple[int, str]:
@@ -74,14 +74,14 @@ def _run(folder: Path, ci: str) -> tuple[int, str]:
 
 
 def test_missing_kafka_fails_in_ci(tmp_path: Path) -> None:
-    status, said = _run(tmp_path, "true")
-    assert status == 1, said
-    assert f"CI=true, and no server responds at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in said
-    assert "1 error" in said  # before the test itself started
+    status, output = _run(tmp_path, "true")
+    assert status == 1, output
+    assert f"CI=true, and no server responds at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in output
+    assert "1 error" in output  # before the test itself started
 
 
 def test_missing_kafka_skips_elsewhere_and_is_reported_at_the_end(tmp_path: Path) -> None:
-    status, said = _run(tmp_path, "")
-    assert status == 0, said
-    assert f"NOT TESTED against a real kafka: no server responds at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in said
-    assert "1 skipped" in said
+    status, output = _run(tmp_path, "")
+    assert status == 0, output
+    assert f"NOT TESTED against a real kafka: no server responds at {kafka.GIVEN_BOOTSTRAP}={NOBODY}" in output
+    assert "1 skipped" in output
