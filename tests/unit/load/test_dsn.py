@@ -22,7 +22,7 @@ Content-Type: multipart/report; report-type=delivery-status; boundary="b/mx"\r
 Content-Description: Notification\r
 Content-Type: text/plain; charset=us-ascii\r
 \r
-<r0.run@failing1.load.test>: The server host replied: 550\r
+<r0.run@failing1.load.test>: host said: 550\r
 \r
 --b/mx\r
 Content-Description: Delivery report\r
