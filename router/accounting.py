@@ -82,37 +82,37 @@ class BatchAccounting:
             any_failed = self.ledger["failed"] + self.ledger["discarded"] > failed
             self.times_in_queue.append(("failed" if any_failed else "delivered", _seconds_since_received(line, now)))
 
-    def _add_event(self, what: EventDetail, is_new: bool) -> None:
+    def _add_event(self, detail: EventDetail, is_new: bool) -> None:
         ledger = self.ledger
-        match what:
+        match detail:
             case Received():
-                recipients = len(what.message.envelope.recipients)
+                recipients = len(detail.message.envelope.recipients)
                 ledger["accepted"] += recipients
                 self.messages += 1
-                self.bytes += what.message.size_bytes
+                self.bytes += detail.message.size_bytes
                 self._net_expansion -= recipients
             case Routed():
-                self._net_expansion += len(what.recipients)
-                self.routed[route_kind(what.route)] += len(what.recipients)
+                self._net_expansion += len(detail.recipients)
+                self.routed[route_kind(detail.route)] += len(detail.recipients)
             case Refused():
-                ledger["failed"] += len(what.outcomes)
+                ledger["failed"] += len(detail.outcomes)
                 if is_new:
-                    self._net_expansion += len(what.outcomes)
-                    self.routed["failed"] += len(what.outcomes)
+                    self._net_expansion += len(detail.outcomes)
+                    self.routed["failed"] += len(detail.outcomes)
             case AttemptRecorded():
-                for outcome in what.outcomes:
+                for outcome in detail.outcomes:
                     if isinstance(outcome, Delivered):
                         ledger["delivered"] += 1
                     elif isinstance(outcome, Failed):
                         ledger["failed"] += 1
             case Bounced():
-                if what.dsn is None:  # null reverse-path: no DSN, the recipients are discarded
-                    ledger["failed"] -= len(what.recipients)
-                    ledger["discarded"] += len(what.recipients)
+                if detail.dsn is None:  # null reverse-path: no DSN, the recipients are discarded
+                    ledger["failed"] -= len(detail.recipients)
+                    ledger["discarded"] += len(detail.recipients)
             case Resumed() | Closed():
                 pass
             case _:
-                assert_never(what)
+                assert_never(detail)
 
 
 class Ledger:

@@ -127,14 +127,15 @@ def _human_readable_part(original: Message, failures: Sequence[FailedRecipient],
         "",
     ]
     for failure in failures:
-        final, given = failure.recipient.address, failure.recipient.original
-        lines.append(f"<{final}>" if final == given else f"<{final}> (you wrote to <{given}>)")
+        final, original_address = failure.recipient.address, failure.recipient.original
+        lines.append(f"<{final}>" if final == original_address else f"<{final}> (you wrote to <{original_address}>)")
         prefix = f"The server {_host(failure.remote)} replied: " if failure.remote else "Reason: "
         lines += _wrap(f"{prefix}{_without_control(str(failure.reply))}")
         lines.append("")
     lines += [
-        "Please check the addresses for typing errors, then send the message again.",
-        "If you need help, forward this report to your mail administrator.",
+        "Recipients that are not listed are not affected. If an address contains a",
+        "typing error, please correct it and send the message again. If you need",
+        "help, forward this report to your mail administrator.",
         "",
         f"Message received: {rfc5322_date(original.received)}",
         f"Queue id: {original.queue_id}",

@@ -70,7 +70,7 @@ def _defer_attempt(queue: MailQueue, fact: Attempted, hold: Waiting, policy: Pol
         return
     delivery, message = line.delivery, line.delivery.message
     delivered = {outcome.recipient for outcome in fact.outcomes if isinstance(outcome, Delivered)}
-    remaining = tuple(one for one in message.envelope.recipients if one.address not in delivered)
+    remaining = tuple(each for each in message.envelope.recipients if each.address not in delivered)
     content = fact.content or line.content
     due = None
     if remaining:

@@ -51,7 +51,7 @@ class BatchResolver:
             return NO_DNS_ANSWERS
         queries = {domain: query for domain in domains if (query := self._query(domain)) is not None}
         now = asyncio.get_running_loop().time()
-        waits = {one.task: one.wait_until - now for one in queries.values() if one.wait_until > now}
+        waits = {query.task: query.wait_until - now for query in queries.values() if query.wait_until > now}
         if waits:
             await asyncio.wait(waits, timeout=max(waits.values()))
         mx: dict[str, MxAnswer] = {}
