@@ -209,6 +209,7 @@ asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
 """
 
 
+@pytest.mark.slow
 async def test_sigkill_loses_no_append_and_leaves_no_partial_commit(path: Path) -> None:
     confirmed: set[int] = set()
     start = 0

@@ -20,6 +20,8 @@ from tests.contract.log_contract.harness import read_inputs, router_shard_of
 from tests.support.builders.records import accepted, attempted, queue_id
 from tests.support.servers.embedded_log import running
 
+pytestmark = pytest.mark.slow
+
 
 async def test_low_disk_space_refuses_new_mail(path: Path) -> None:
     async with running(path, LogSettings(min_free_disk=1 << 60)) as log:

@@ -53,6 +53,7 @@ def ended(pids: list[int], deadline_seconds: float = 10.0) -> bool:
     return not any(map(is_running, pids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [STARTER, A_TEST], ids=["supervisor", "server"])
 def test_children_of_a_killed_process_are_ended(tmp_path: Path, program: str) -> None:
     starter = subprocess.Popen(

@@ -26,6 +26,8 @@ from mail.settings import LogSettings
 from tests.support.builders import records as samples
 from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -21,6 +21,8 @@ from tests.support.servers import supervised
 from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
 from tests.support.servers.ports import free_port, wait_for_greeting, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def _bash(command: str) -> str:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)

@@ -87,6 +87,7 @@ async def test_backlog_of_a_stopped_embedded_log_is_reported(make_plan: MakePlan
     assert "no process is running; 0 deliveries in the queue, 1 unrouted messages" in finding.text
 
 
+@pytest.mark.slow
 def test_running_server_is_recognised_on_its_ports(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "home") as box:
         plan = Plan(load(box.home / "eilpost.toml", {}), box.home)

@@ -27,6 +27,8 @@ from tests.support.faults.killable_mover import KillableLog, Killed, KillSwitch,
 from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.ports import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def make_copier(source: Any, target: Any, **more: Any) -> ContentCopier:
     return ContentCopier(None if source is target else source, target, 256 << 10, **more)

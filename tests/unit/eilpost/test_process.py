@@ -16,6 +16,8 @@ from tests.support.servers import supervised
 from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
 from tests.support.servers.ports import free_port
 
+pytestmark = pytest.mark.slow
+
 
 def _in_a_pod(folder: Path, *arguments: str, **settings: str) -> subprocess.Popen[str]:
     """Run `eilpost` with its settings as the only environment, without HOME and PATH."""

@@ -17,6 +17,8 @@ import pytest
 from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
 from tests.support.servers.ports import block_until
 
+pytestmark = pytest.mark.slow
+
 NO_KAFKA = {"log": {"url": "kafka://127.0.0.1:1", "durability": "dev"}}
 
 

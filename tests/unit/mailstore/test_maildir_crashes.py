@@ -30,6 +30,8 @@ from tests.support.builders.maildirs import (
     remove_journal,
 )
 
+pytestmark = pytest.mark.slow
+
 
 class Crash(BaseException):
     """The process dies here: a BaseException, so that no handler catches it."""

@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 from time import perf_counter
 
+import pytest
+
 from mail.message import Spooled, delivery_id
 from mail.record import Active, Delivery, Pending, Settled, WaitCause, Waiting
 from mail.route import ToRelay
@@ -96,6 +98,7 @@ def test_stale_entries_are_bounded() -> None:
     assert queue.oldest()["held"] == START.timestamp()
 
 
+@pytest.mark.slow
 def test_query_time_does_not_grow_with_the_queue() -> None:
     """A query of a queue a hundred times as long takes the same time, within measurement noise."""
 

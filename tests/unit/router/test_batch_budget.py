@@ -64,6 +64,7 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return sizes
 
 
+@pytest.mark.slow
 async def test_flood_to_a_list_is_split_into_commits_and_does_not_block_other_mail(commits: list[int]) -> None:
     log = MemoryLog(LogSettings())
     floods = 40

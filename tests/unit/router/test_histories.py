@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import count
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -32,6 +33,8 @@ from tests.support.builders.routing import (
     policy,
     snapshot,
 )
+
+pytestmark = pytest.mark.slow
 
 SNAPSHOT = snapshot(
     users=["alice@example.test", "bob@example.test"],

@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.servers import kafka
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 NOBODY = "127.0.0.1:1"
 
