@@ -161,7 +161,7 @@ class AttemptRunner:
             logger.exception("courier failed", queue_id=delivery.message.queue_id, delivery_id=delivery.id)
             return _all_deferred(delivery, INTERNAL_ERROR)
         if len(outcomes) != len(delivery.message.envelope.recipients):
-            logger.error("courier lost a recipient", queue_id=delivery.message.queue_id, delivery_id=delivery.id)
+            logger.error("wrong number of outcomes", queue_id=delivery.message.queue_id, delivery_id=delivery.id)
             return _all_deferred(delivery, INTERNAL_ERROR)
         return outcomes
 

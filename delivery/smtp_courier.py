@@ -74,7 +74,7 @@ class SmtpCourier:
                     task.uncancel()
                 break
             except Exception:
-                logger.exception("a further transaction failed", delivery_id=delivery.id)
+                logger.exception("further transaction failed", delivery_id=delivery.id)
                 break
             for index, outcome in zip(indexes, result.outcomes, strict=True):
                 outcomes[index] = outcome

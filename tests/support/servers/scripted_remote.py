@@ -57,7 +57,7 @@ DEFAULT_REPLIES: Mapping[str, ScriptedReply] = {
     "MAIL": "250 2.1.0 ok",
     "RCPT": "250 2.1.5 ok",
     "DATA": "354 go on",
-    "DOT": "250 2.0.0 taken",
+    "DOT": "250 2.0.0 accepted",
     "RSET": "250 2.0.0 ok",
     "NOOP": "250 2.0.0 ok",
     "QUIT": "221 2.0.0 bye",
@@ -222,17 +222,17 @@ class ScriptedRemote:
                         content = await self._content(reader)
                         session.commands.append("DOT")
                         await self._notify()
-                        taken: list[str] = []
+                        accepted: list[str] = []
                         if self.lmtp:
                             for rcpt in rcpts:
                                 if await self._reply("DOT", writer) < 300:
-                                    taken.append(rcpt)
+                                    accepted.append(rcpt)
                         elif not rcpts and "DOT" not in self.script:
                             await self._write("554 5.5.1 no valid recipients", writer)
                         elif await self._reply("DOT", writer) < 300:
-                            taken = rcpts
-                        if taken:
-                            self.messages.append(Received(mail, list(taken), content, number))
+                            accepted = rcpts
+                        if accepted:
+                            self.messages.append(Received(mail, list(accepted), content, number))
                             await self._notify()
                         mail, rcpts = "", []
                 case "RSET":

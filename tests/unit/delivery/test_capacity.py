@@ -146,12 +146,12 @@ async def test_content_spooled_for_another_shard_survives_cancellation() -> None
 
 
 async def test_bug_in_the_report_defers_only_undelivered_recipients(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def wrong(
+    async def raising(
         self: AttemptRunner, dispatched: Dispatched, result: AttemptResult, on_spool_wait: object
     ) -> Attempted:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(AttemptRunner, "attempted", wrong)
+    monkeypatch.setattr(AttemptRunner, "attempted", raising)
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         first, second = (recipient.address for recipient in delivery.message.envelope.recipients)
@@ -167,10 +167,10 @@ async def test_bug_in_the_report_defers_only_undelivered_recipients(monkeypatch:
 
 
 async def test_bug_in_the_attempt_defers(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def wrong(self: AttemptRunner, dispatched: Dispatched) -> AttemptResult:
+    async def raising(self: AttemptRunner, dispatched: Dispatched) -> AttemptResult:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(AttemptRunner, "deliver", wrong)
+    monkeypatch.setattr(AttemptRunner, "deliver", raising)
     shard = FakeShard()
     async with running_worker(FakeCourier(), shard):
         shard.put(dispatched(relay(1)))
@@ -194,13 +194,13 @@ async def test_released_shard_is_acquired_again(monkeypatch: pytest.MonkeyPatch)
     broken = [True, True]
     write = log.write
 
-    def fragile(records: Any, consumed: Any = ()) -> None:
+    def raising(records: Any, consumed: Any = ()) -> None:
         if isinstance(records[0], Attempted) and broken:
             broken.pop()
             raise ZeroDivisionError
         write(records, consumed)
 
-    monkeypatch.setattr(log, "write", fragile)
+    monkeypatch.setattr(log, "write", raising)
     role = DeliveryRole(
         settings=DeliverySettings(),
         node=NodeSettings(),

@@ -133,13 +133,13 @@ async def test_damaged_or_unavailable_spool_defers() -> None:
 
 
 async def test_bug_in_a_courier_defers() -> None:
-    async def wrong(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+    async def raising(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         raise ZeroDivisionError("secret")
 
-    async def forgetful(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+    async def missing_outcome(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         return ()
 
-    for do in (wrong, forgetful):
+    for do in (raising, missing_outcome):
         shard = FakeShard()
         async with running_worker(FakeCourier(do), shard):
             shard.put(dispatched(relay(1)))

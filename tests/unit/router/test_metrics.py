@@ -21,7 +21,7 @@ SMART = ToRelay("smart.test", 25)
 
 
 @pytest.fixture(autouse=True)
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
+def frequent_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "GAUGE_INTERVAL_SECONDS", 0.0)
 
 

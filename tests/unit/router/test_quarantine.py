@@ -47,14 +47,14 @@ SMART = ToRelay("smart.test", 25)
 
 
 def break_decide(monkeypatch: pytest.MonkeyPatch, *poison: str, kind: type) -> None:
-    def fragile(queue: MailQueue, fact: Fact, context: RoutingContext, now: datetime) -> Iterator[Record]:
+    def raising(queue: MailQueue, fact: Fact, context: RoutingContext, now: datetime) -> Iterator[Record]:
         name = fact.message.queue_id if isinstance(fact, Accepted) else fact.delivery_id
         for number, record in enumerate(decide(queue, fact, context, now)):
             if isinstance(fact, kind) and name.startswith(poison) and number == 1:
                 raise ZeroDivisionError("after half of the work")
             yield record
 
-    monkeypatch.setattr("router.shard.decide", fragile)
+    monkeypatch.setattr("router.shard.decide", raising)
 
 
 async def test_new_message_that_raises_is_held_and_others_are_delivered(
@@ -137,10 +137,10 @@ async def test_waiting_message_that_raises_is_held(monkeypatch: pytest.MonkeyPat
 
 
 async def test_bug_in_metrics_or_logging_does_not_repeat_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(*_: object) -> None:
+    def raising(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("router.shard._log_events", wrong)
+    monkeypatch.setattr("router.shard._log_events", raising)
     setup = RouterSetup(deliver=succeed)
     mail = accepted_now("alice@example.test")
     async with setup.running():

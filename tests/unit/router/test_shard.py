@@ -331,14 +331,14 @@ async def test_failed_rewind_is_repeated_before_the_next_read() -> None:
 
 
 async def test_lost_shard_is_no_longer_counted() -> None:
-    def in_hand() -> float | None:
+    def active_deliveries() -> float | None:
         return REGISTRY.get_sample_value("eilpost_queue_recipients", {"state": "active"})
 
     setup = RouterSetup(relay=ToRelay("smart.test", 25))
     await setup.log.append(accepted_now("u@far.test"))
     async with setup.running():
-        await wait_until(lambda: in_hand() == 1)
-    assert in_hand() == 0
+        await wait_until(lambda: active_deliveries() == 1)
+    assert active_deliveries() == 0
 
 
 async def test_unusable_log_ends_the_role_with_one_line() -> None:
