@@ -1,6 +1,6 @@
-"""What all commands share: their options, a line for people on stderr, JSON on stdout, and an event loop to run in.
+"""Shared parts of CLI commands: options, error lines on stderr, JSON on stdout, event loop.
 
-A command's output is its own: nothing is logged while one runs, unless EILPOST_DEBUG is set.
+Commands do not log unless EILPOST_DEBUG is set.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def command_group(help: str) -> typer.Typer:
 
 
 def print_message(text: str) -> None:
-    with suppress(OSError):  # its reader is gone or the disk is full: the exit status still tells
+    with suppress(OSError):  # closed pipe or full disk; the exit status remains
         print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
 def result_output() -> Iterator[None]:
-    """For the output of a command whose exit status is its result: the command ends with that status even when the
-    reader of stdout goes away (`eilpost doctor | head`).
+    """Context for a command whose exit status is its result: a closed stdout (`eilpost doctor | head`) does not change
+    the status.
     """
     try:
         yield
@@ -60,7 +60,7 @@ def result_output() -> Iterator[None]:
 
 
 def discard_output(stream: TextIO) -> None:
-    """What is buffered and what follows goes nowhere; otherwise Python complains about it at exit."""
+    """Redirect the stream to /dev/null; otherwise Python prints an error at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
@@ -72,7 +72,7 @@ def fail(text: str, status: int) -> NoReturn:
 
 
 def run(main: Coroutine[Any, Any, T], *, fast: bool = False) -> T:
-    """Run a command that waits for others; `fast`: on the event loop that servers run on."""
+    """Run an asynchronous command; `fast`: on uvloop, as servers do."""
     import asyncio
 
     from mail import logging_setup, service
@@ -98,15 +98,15 @@ def print_json(value: object) -> None:
 
 
 def usage_error_status(error: Exception) -> int | None:
-    """Say what is wrong with a command line; the exit status. None: `error` is something else.
+    """Print a usage error of typer and return the exit status; None when `error` is another exception.
 
-    typer brings a click of its own, or takes the one it finds, so its errors are known by what they can do.
+    typer bundles click or uses the installed one, so its errors are recognised by their attributes.
     """
-    words, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
-    if words is None:
+    format_message, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
+    if format_message is None:
         return None
-    text = str(words())
-    if text.startswith("Usage:"):  # a group without a command: its help
+    text = str(format_message())
+    if text.startswith("Usage:"):  # a group without a command prints its help
         print(text, file=sys.stderr)  # noqa: T201
     else:
         hint = f"; see `{context.command_path} --help`" if context is not None else ""

@@ -24,7 +24,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Temporary failure (`reply` 4xx). `remote` is None when eilpost made the reply, not the next hop."""
+    """Temporary failure (`reply` 4xx). `remote` is None when the reply is from eilpost, not from the next hop."""
 
     recipient: Address
     reply: Reply

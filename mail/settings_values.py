@@ -1,4 +1,4 @@
-"""Validators of settings: host names, addresses, URLs, prefixes. Errors are ValueErrors naming the expected form."""
+"""Validators of settings: host names, addresses, URLs, prefixes. ValueErrors name the expected form."""
 
 from __future__ import annotations
 

@@ -60,25 +60,25 @@ async def _findings(
 ) -> AsyncIterator[list[Finding]]:
     answers = await asyncio.gather(*(check_broker(access, address) for address in access.bootstrap_servers))
     reached = [answer for answer in answers if isinstance(answer, Reachable)]
-    yield [_address_finding(answer, some=bool(reached)) for answer in answers]
+    yield [_address_finding(answer, any_reachable=bool(reached)) for answer in answers]
     if not reached:
         yield [fail("log", "no broker is reachable: further checks are skipped", "fix the findings above")]
         return
     unreached = await unreachable_brokers(access, answers)
     yield [fail(f"broker {each.address}", each.what, each.advice) for each in unreached]
-    gone = {each.address for each in [*answers, *unreached] if isinstance(each, Unreachable)}
-    yield _version_findings(reached) + _size_findings(reached, gone, settings)
+    unreachable = {each.address for each in [*answers, *unreached] if isinstance(each, Unreachable)}
+    yield _version_findings(reached) + _size_findings(reached, unreachable, settings)
     yield _certificate_findings(reached, settings) + _cleartext_findings(settings)
     sets = [(access, settings, tenant), *((make_access(theirs, name), theirs, name) for name, theirs in others.items())]
-    asking = [asyncio.create_task(_topics_and_groups(*each), name=f"topics of {each[0].prefix}") for each in sets]
+    tasks = [asyncio.create_task(_topics_and_groups(*each), name=f"topics of {each[0].prefix}") for each in sets]
     try:
-        for task in asking:
+        for task in tasks:
             yield (await task)[0]
-        yield await _append_findings(access, (await asking[0])[1])
+        yield await _append_findings(access, (await tasks[0])[1])
     finally:
-        for task in asking:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _topics_and_groups(
@@ -102,9 +102,9 @@ def _error_finding(what: str, error: LogUnavailable) -> Finding:
     return fail(what, f"cannot be checked: {error}", _RETRY_ADVICE)
 
 
-def _address_finding(answer: Reachable | Unreachable, *, some: bool) -> Finding:
+def _address_finding(answer: Reachable | Unreachable, *, any_reachable: bool) -> Finding:
     if isinstance(answer, Unreachable):
-        level = warn if some else fail  # one reachable broker is enough to discover the others
+        level = warn if any_reachable else fail  # one reachable broker is enough to discover the others
         return level(f"broker {answer.address}", answer.what, answer.advice)
     text = f"responds in {format_age(timedelta(seconds=answer.seconds))}, Kafka {answer.api_versions.release}"
     if answer.seconds > _SLOW_SECONDS:
@@ -176,10 +176,14 @@ def _cleartext_findings(settings: LogSettings) -> list[Finding]:
 
 
 async def _group_findings(
-    cluster_info: ClusterInfo, access: Access, settings: LogSettings, there: Mapping[Topic, TopicState], tenant: str
+    cluster_info: ClusterInfo,
+    access: Access,
+    settings: LogSettings,
+    topic_states: Mapping[Topic, TopicState],
+    tenant: str,
 ) -> list[Finding]:
     try:
-        counts = shard_counts_of(there, access, settings)
+        counts = shard_counts_of(topic_states, access, settings)
     except LogUnusable:
         return []  # reported by the topic checks
     history_reader = KafkaHistoryReader(access, cluster_info, counts)
@@ -222,8 +226,8 @@ def _group_finding(
     return ok(what, text)
 
 
-async def _append_findings(access: Access, there: Mapping[Topic, TopicState]) -> list[Finding]:
-    if len(there) < len(ALL_TOPICS):
+async def _append_findings(access: Access, topic_states: Mapping[Topic, TopicState]) -> list[Finding]:
+    if len(topic_states) < len(ALL_TOPICS):
         return []
     try:
         probes = await probe_brokers(access)
@@ -255,11 +259,11 @@ def _clock_finding(each: Probe) -> Finding:
             "unknown: records have no broker time",
             "set message.timestamp.type = LogAppendTime on the topics of eilpost",
         )
-    apart = abs(each.clock_offset_seconds)
-    if apart <= _CLOCK_WARN_SECONDS:
-        return ok(what, f"differs by at most {format_age(timedelta(seconds=max(apart, each.seconds)))}")
+    difference = abs(each.clock_offset_seconds)
+    if difference <= _CLOCK_WARN_SECONDS:
+        return ok(what, f"differs by at most {format_age(timedelta(seconds=max(difference, each.seconds)))}")
     side = "ahead of" if each.clock_offset_seconds > 0 else "behind"
-    text = f"{format_age(timedelta(seconds=apart))} {side} this machine"
-    if apart > CLOCK_SKEW_MAX.total_seconds():
+    text = f"{format_age(timedelta(seconds=difference))} {side} this machine"
+    if difference > CLOCK_SKEW_MAX.total_seconds():
         return fail(what, f"{text}: `eilpost trace` misses events and retries run at wrong times", sync)
     return warn(what, text, sync)

@@ -59,10 +59,10 @@ def _nearest_existing(path: Path) -> Path:
 
 def folder_finding(what: str, path: Path) -> Finding | None:
     """A finding when a directory does not exist yet, or it or its nearest existing parent is not writable."""
-    near = _nearest_existing(path)
-    if not os.access(near, os.W_OK | os.X_OK):
-        return fail(what, f"{near} is not writable by this user", "change its owner, or set another directory")
-    return ok(what, f"{path} does not exist yet; it is created at the first start") if near != path else None
+    existing = _nearest_existing(path)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return fail(what, f"{existing} is not writable by this user", "change its owner, or set another directory")
+    return ok(what, f"{path} does not exist yet; it is created at the first start") if existing != path else None
 
 
 # --- the spool
@@ -89,12 +89,12 @@ async def _round_trip(plan: Plan) -> Finding:
         spool = make_spool(plan)
         try:
             await spool.start()
-            back = await spool.read(await spool.put(content))
+            read_back = await spool.read(await spool.put(content))
         finally:
             await spool.close()
     except (SpoolUnavailable, SpoolDamaged, SettingsError) as error:
         return fail("spool", str(error), "check spool.url; until it works large mail gets 451 and queued mail waits")
-    if back != content:
+    if read_back != content:
         return fail("spool", f"{url} returned other data than was written", "check the disk or the object store")
     return ok("spool", f"{url}: written and read in {format_age(timedelta(seconds=perf_counter() - began))}")
 
@@ -147,14 +147,14 @@ async def dns(plan: Plan) -> list[Finding]:
     if not (by_mx or settings.ingress.sender_domain_must_resolve):
         return [ok("dns", "not used: delivery.relay is set and sender domains are not checked")]
     servers = settings.resolver.servers
-    asked: Sequence[list[str]] = [[server] for server in servers] or [[]]
-    answers = await asyncio.gather(*(_query_server(settings, each) for each in asked))
-    some = any(isinstance(answer, float) for answer, _ in answers)
+    queries: Sequence[list[str]] = [[server] for server in servers] or [[]]
+    answers = await asyncio.gather(*(_query_server(settings, each) for each in queries))
+    any_responds = any(isinstance(answer, float) for answer, _ in answers)
     result = [
-        _server(" ".join(each) or "(system)", answer, some=some)
-        for each, (answer, _) in zip(asked, answers, strict=True)
+        _server(" ".join(each) or "(system)", answer, any_responds=any_responds)
+        for each, (answer, _) in zip(queries, answers, strict=True)
     ]
-    if some and by_mx and not any(has_address for _, has_address in answers):
+    if any_responds and by_mx and not any(has_address for _, has_address in answers):
         result.append(
             warn(
                 "node.hostname",
@@ -180,10 +180,10 @@ async def _query_server(settings: Settings, servers: list[str]) -> tuple[float |
     return perf_counter() - began, isinstance(answer, IpAddresses)
 
 
-def _server(name: str, answer: float | str, *, some: bool) -> Finding:
+def _server(name: str, answer: float | str, *, any_responds: bool) -> Finding:
     what = f"dns {name}"
     if isinstance(answer, float):
         return ok(what, f"responds in {format_age(timedelta(seconds=answer))}")
-    if some:
+    if any_responds:
         return warn(what, answer, "repair it or remove it from resolver.servers: it delays queries")
     return fail(what, answer, "set resolver.servers to a server that responds: mail waits for DNS")

@@ -100,10 +100,20 @@ def _topic_text(view: TopicView, tenant: str) -> str:
         return f"missing{of_tenant(tenant)}"
     state, least = view.state, view.config("min.insync.replicas")
     in_sync = f"{state.in_sync} in sync, min ISR {least}"
-    return f"partitions: {state.partitions}, replicas: {state.replication} ({in_sync}), kept {_retention(view)}"
+    return f"partitions: {state.partitions}, replicas: {state.replication} ({in_sync}), retention: {_retention(view)}"
 
 
-_HEAD = ("topic", "partitions", "replicas", "in sync", "min ISR", "kept", "cleanup", "unclean election", "record max")
+_HEAD = (
+    "topic",
+    "partitions",
+    "replicas",
+    "in sync",
+    "min ISR",
+    "retention",
+    "cleanup",
+    "unclean election",
+    "record max",
+)
 _LEFT_ALIGNED = {0, 5, 6, 7}  # text columns
 
 

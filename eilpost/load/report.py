@@ -142,9 +142,9 @@ def lines(result: LoadResult) -> Iterator[Line]:
         (f" in {ended.sending_seconds:.1f} s over {ended.sessions} sessions; ended after {ended.seconds:.1f} s", ""),
     ]
     yield []
-    asked = f" of {ended.rate:,g}/s requested" if ended.rate and ledger.recipients == 1 else ""
+    requested = f" of {ended.rate:,g}/s requested" if ended.rate and ledger.recipients == 1 else ""
     megabytes = counts.accepted_bytes / 1e6
-    yield _row("accepted", counts.accepted, f"{accepted_rate:,.1f}/s{asked}, {megabytes:,.1f} MB")
+    yield _row("accepted", counts.accepted, f"{accepted_rate:,.1f}/s{requested}, {megabytes:,.1f} MB")
     yield _row("delivered", counts.delivered, f"{delivered_rate:,.1f}/s")
     yield _row("bounced", counts.bounced)
     if ended.interrupted:

@@ -40,7 +40,7 @@ class Sink:
         self.destinations = destinations
         self.hosts = hosts
         self.port = port
-        self.connections = 0  # made so far
+        self.connections = 0  # opened so far
         self.buffered_octets = 0  # of incomplete content and commands
         self.open: set[SinkSession] = set()
         self._server: asyncio.Server | None = None

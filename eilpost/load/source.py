@@ -83,7 +83,7 @@ class Source:
         back_off_seconds: tuple[float, float] = (0.1, 5.0),
         reply_seconds: float = 60.0,
     ) -> None:
-        self.connections = 0  # made so far
+        self.connections = 0  # opened so far
         self._targets = targets
         self._supply = supply
         self._recorder = recorder

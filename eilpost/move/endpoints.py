@@ -121,7 +121,7 @@ def share_spool(source: Endpoint, target: Endpoint) -> bool:
     return one == other
 
 
-async def require_unused(end: Endpoint, say: Callable[[str], None]) -> None:
+async def require_unused(end: Endpoint, print_message: Callable[[str], None]) -> None:
     """On Kafka, raise ServiceError while the consumer groups have members. Members that were killed remain until their
     session times out, so wait for that long. (An embedded log has a lock.)
     """
@@ -155,5 +155,7 @@ async def require_unused(end: Endpoint, say: Callable[[str], None]) -> None:
                 )
             if not is_reported:
                 is_reported = True
-                say(f"{access.url}: {', '.join(alive)} members; waiting up to {wait_seconds:.0f} s for them to end")
+                print_message(
+                    f"{access.url}: {', '.join(alive)} members; waiting up to {wait_seconds:.0f} s for them to end"
+                )
             await asyncio.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Alias expansion: from the recipients of an envelope to final recipients. Pure.
+"""Pure alias expansion: from the recipients of an envelope to final recipients.
 
 Ingress checks at RCPT that an address is deliverable (`undeliverable_reply`), the router expands accepted messages
 (`expand`). A final recipient occurs once per message and keeps the address that the sender used. A cycle is an error
@@ -17,9 +17,9 @@ from mail.envelope import Recipient
 from mail.reply import Reply
 
 UNKNOWN_USER = Reply(550, "5.1.1", "No such mailbox")  # RFC 3463 X.1.1
-ALIAS_LOOP = Reply(554, "5.4.6", "The address is an alias that leads back to itself")  # RFC 3463 X.4.6
-ALIAS_TOO_DEEP = Reply(554, "5.4.6", "The address is an alias of too many aliases")
-EMPTY_LIST = Reply(550, "5.2.4", "The address is a list without members")  # RFC 3463 X.2.4
+ALIAS_LOOP = Reply(554, "5.4.6", "Alias loop detected")  # RFC 3463 X.4.6
+ALIAS_TOO_DEEP = Reply(554, "5.4.6", "Aliases are nested too deeply")
+EMPTY_LIST = Reply(550, "5.2.4", "Mailing list has no members")  # RFC 3463 X.2.4
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Password verification with argon2 in a small thread pool, in constant time for known and unknown users.
+"""Password verification with argon2 in a small thread pool, with equal duration for known and unknown users.
 
 A verified password is cached for one minute as a hash keyed with a random key of the process; plain text is not stored.
 Source: RFC 9106 (argon2), parameters of argon2-cffi's low-memory profile (19 MiB, t=2, p=1).

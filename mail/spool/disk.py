@@ -1,4 +1,4 @@
-"""Spool in a local directory, with group commit. All disk operations run in the spool's own threads.
+"""Spool in a local directory, with group commit and its own threads for disk operations.
 
 A file is written to `tmp`, synced, renamed and its directory synced; content stored concurrently shares one file
 (`mail/spool/group_commit.py`), large content has its own. There is one directory per hour (UTC), so that a sweep

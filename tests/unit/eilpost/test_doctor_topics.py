@@ -136,7 +136,7 @@ def test_topics_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     topics.write(seen, [], Output())
     lines = capsys.readouterr().out.splitlines()
     words = [" ".join(line.split()) for line in lines]
-    assert words[0] == "topic partitions replicas in sync min ISR kept cleanup unclean election record max"
+    assert words[0] == "topic partitions replicas in sync min ISR retention cleanup unclean election record max"
     assert words[1] == "OK mail.accepted 12 3 3 2 until consumed delete no 16MiB"
     assert words[2] == "FAIL mail.queue 12 3 3 2 7d delete no 16MiB"
     assert lines[3] == "      -> cleanup.policy = delete removes pending deliveries: set it to compact"
