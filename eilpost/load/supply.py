@@ -22,7 +22,7 @@ class Supply:
     def __init__(
         self, messages: Iterator[OutgoingMessage], *, per_second: float | None = None, waiting_max: int = 10_000
     ) -> None:
-        """`per_second`: None for no limit. `waiting_max`: no new message is started while so many retries wait."""
+        """`per_second`: None for no limit. `waiting_max`: no new message is started while this many retries wait."""
         self._messages = messages
         self._interval = 1 / per_second if per_second else 0.0
         self._waiting_max = waiting_max

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from ingress import replies
-from mail.reply import Reply
 from tests.support.docs import generate
 
 ROOT = generate.ROOT
