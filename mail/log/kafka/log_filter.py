@@ -20,7 +20,7 @@ def _is_not_from_aiokafka(record: logging.LogRecord) -> bool:
     if message.startswith("Task was destroyed but it is pending") and "/aiokafka/" in message:
         logger.debug("unretrieved error of aiokafka", error=" ".join(message.split()))
         return False
-    if message.startswith("Unclosed AIOKafka"):  # its start failed, and its tasks were cancelled by us
+    if message.startswith("Unclosed AIOKafka"):  # its start failed, and we cancelled its tasks
         logger.debug("unretrieved error of aiokafka", error=message.partition("\n")[0])
         return False
     if not isinstance(error, KafkaError) or "exception was never retrieved" not in message:

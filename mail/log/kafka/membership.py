@@ -1,4 +1,4 @@
-"""Consumer group membership of one process for one role: it assigns shards, but reads no records.
+"""Consumer group member of one process for one role: it gets shards from the group and reads no records.
 
 The member is subscribed to the group's lead topic and processes the shards of the assigned partitions until they are
 revoked or `stop` is set. *Drain before rebalance* (delivery): all shards are revoked before a rebalance, and the group

@@ -37,7 +37,7 @@ FetchCommitted = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPar
 
 class KafkaRouterShard:
     """`fetch_committed` reads the group's committed offsets; `on_routed` gets the number of accepted messages in a
-    commit. `may_open`: whether the group still counts us as a member.
+    commit. `may_open`: whether the group still counts this process as a member.
     """
 
     def __init__(
