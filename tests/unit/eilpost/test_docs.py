@@ -46,6 +46,14 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
         assert not anchor or target.suffix != ".md" or anchor in _headings(target), f"{path}#{anchor}"
 
 
+@pytest.mark.parametrize("page", _pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_in_pages_exist(page: Path) -> None:
+    folders = "|".join((*generate.PACKAGES, "tests", "docs", "helm", "deploy"))
+    paths = re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text(encoding="utf-8"))
+    if page.name != "CHANGELOG.md":  # which names files that have moved
+        assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_the_index_has_every_page() -> None:
     docs = ROOT / "docs"
     linked = set(re.findall(r"\]\(([^)]+\.md)\)", (docs / "index.md").read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Signals to real processes: only SIGKILL ends a role without a drain (README, "Signals")."""
+"""Signals to real processes: only SIGKILL ends a role without a drain (docs/operate.md, "Signals")."""
 
 from __future__ import annotations
 
