@@ -205,12 +205,12 @@ def run(docs: Path, *, quick: bool) -> None:
     print(text)
     if not quick:
         (docs / "reports" / "performance-kafka.md").write_text(text)
-        print(f"written: {docs / 'performance-kafka.md'}")
+        print(f"written: {docs / 'reports' / 'performance-kafka.md'}")
 
 
 def _in_turn(rates: Sequence[float], usual: Sequence[float]) -> str:
     """Ratios within each round, because the broker gets faster over time."""
-    ratios = [rate / beside for rate, beside in zip(rates, usual, strict=True)]
+    ratios = [rate / reference for rate, reference in zip(rates, usual, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 

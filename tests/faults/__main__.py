@@ -86,7 +86,7 @@ def main() -> int:
         try:
             cluster.start()
             cluster.wait_for_owners()
-            asyncio.run(_matrix(cluster, cases, run, arguments.messages, arguments.per_second, keep))
+            asyncio.run(run_matrix(cluster, cases, run, arguments.messages, arguments.per_second, keep))
         finally:
             cluster.stop()
         for kill in () if arguments.only else (False, True):
@@ -98,7 +98,7 @@ def main() -> int:
     return 1 if run.failures else 0
 
 
-async def _matrix(
+async def run_matrix(
     cluster: MailCluster,
     cases: list[tuple[str, str]],
     run: Run,

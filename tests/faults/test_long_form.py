@@ -39,7 +39,7 @@ async def test_a_failed_case_is_reported_and_the_others_run(monkeypatch: pytest.
     monkeypatch.setattr(long_form, "_mend", mend)
     cluster = cast("MailCluster", SimpleNamespace(sink_port=free_port()))
     cases = [(fault, "in-data") for fault in ("late", "gone", "lost", "well")]
-    await long_form._matrix(cluster, cases, run, 1, 1.0, lambda: kept.append(len(run.failures)))
+    await long_form.run_matrix(cluster, cases, run, 1, 1.0, lambda: kept.append(len(run.failures)))
     assert run.failures == [
         "late x in-data: TimeoutError: ",
         "gone x in-data: ConnectionResetError: the sink is gone",
