@@ -23,10 +23,22 @@ def first_user():
     return next(iter(users))
 
 
-def send(host, port, recipient):
+def connect(host, port, until):
+    """A connection to the Service. A network plugin may open the way for a new pod some seconds after its start."""
+    while True:
+        try:
+            return smtplib.SMTP(host, port, timeout=30)
+        except OSError as error:
+            if time.monotonic() > until:
+                sys.exit(f"{host}:{port}: {error}")
+            print(f"{host}:{port}: {error}; trying again", flush=True)
+            time.sleep(0.5)
+
+
+def send(host, port, recipient, until):
     """The queue id of a message that was accepted."""
     header = f"From: helm-test@localhost\r\nTo: {recipient}\r\nSubject: helm test {time.time():.0f}\r\n"
-    with smtplib.SMTP(host, port, timeout=30) as server:
+    with connect(host, port, until) as server:
         server.ehlo()
         for command, argument in (("MAIL", "FROM:<>"), ("RCPT", f"TO:<{recipient}>")):
             code, reply = server.docmd(command, argument)
@@ -47,9 +59,9 @@ def history(queue_id):
 
 def main(host, port, timeout, recipient=""):
     recipient = recipient or first_user()
-    queue_id = send(host, int(port), recipient)
-    print(f"accepted for {recipient}: {queue_id}", flush=True)
     until = time.monotonic() + float(timeout)
+    queue_id = send(host, int(port), recipient, until)
+    print(f"accepted for {recipient}: {queue_id}", flush=True)
     while (traced := history(queue_id)) is None or traced["state"] != "closed":
         if time.monotonic() > until:
             sys.exit(f"{queue_id} was not delivered in {timeout} s: eilpost trace {queue_id}")
