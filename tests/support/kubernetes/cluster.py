@@ -218,14 +218,26 @@ class Kubernetes:
         if done.returncode != 0:
             raise CommandError(f"importing {archive}: {done.stderr}")
 
-    def task(self, *arguments: str) -> None:
-        """Run `ctr tasks` with these arguments: kill, pause or resume the processes of a container."""
-        self._ctr("--namespace", "k8s.io", "tasks", *arguments)
+    def task(self, *arguments: str) -> str:
+        """Run `ctr tasks` with these arguments: list the containers, or kill, pause or resume the processes of one."""
+        return self._ctr("--namespace", "k8s.io", "tasks", *arguments)
 
     # --- kubectl and helm --------------------------------------------------------------------------------------------
 
     def kubectl(self, *arguments: str, **how: Any) -> str:
         return self.run(str(BINARY.path), "kubectl", *arguments, **how)
+
+    def popen_kubectl(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `kubectl` in the cluster's network, with its standard output in a pipe."""
+        command = self.namespaces.enter(str(BINARY.path), "kubectl", *arguments, network_only=True)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=self._environment,
+        )
 
     def helm(self, *arguments: str, **how: Any) -> str:
         return self.run(str(HELM.path), *arguments, **how)

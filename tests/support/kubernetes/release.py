@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,20 @@ class Release:
         status = self.cluster.get("pod", pod, namespace=self.namespace)["status"]["containerStatuses"][0]
         identity: str = status["containerID"]
         return identity.removeprefix("containerd://")
+
+    def add_address(self, pod: str, address: str) -> None:
+        """Add an address to the pod's interface, as a second network would, and a route from the node to it."""
+        cluster = self.cluster
+        tasks = cluster.task("ls")
+        pid = next(line.split()[1] for line in tasks.splitlines() if line.startswith(self._container(pod)))
+        subprocess.run(
+            cluster.namespaces.enter(
+                "nsenter", f"--net=/proc/{pid}/ns/net", "--", "ip", "address", "add", f"{address}/32", "dev", "eth0"
+            ),
+            check=True,
+            timeout=10,
+        )
+        cluster.run("ip", "route", "replace", f"{address}/32", "dev", "cni0")
 
     def exhaust_memory(self, pod: str) -> None:
         """Allocate memory in the container until the kernel kills its first process."""
