@@ -5,18 +5,39 @@ Only deliveries in flight in the lost process may be duplicated.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+import smtplib
+import subprocess
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.kubernetes.cluster import CommandError, Kubernetes
 from tests.support.kubernetes.configuration import NODE
+from tests.support.kubernetes.network import inside
 from tests.support.kubernetes.release import IN_FLIGHT, ROLES, Release, is_ready, name_of
 from tests.support.kubernetes.traffic import assert_nothing_lost, sending
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.helm, pytest.mark.docker, pytest.mark.timeout(180)]
+
+# A POP3 session that prints all subjects. `delete` and `wait` mark the messages as deleted; `wait` sends no QUIT.
+SESSION = """
+import poplib, sys
+box = poplib.POP3("127.0.0.1", 2110, timeout=60)
+box.user("alice@example.test"); box.pass_("eilpost-demo")
+for number in range(1, box.stat()[0] + 1):
+    lines = box.retr(number)[1]
+    print(next(line for line in lines if line.startswith(b"Subject: "))[9:].decode())
+    if sys.argv[1] != "keep":
+        box.dele(number)
+if sys.argv[1] == "wait":
+    print("marked", flush=True)
+    box.sock.recv(1)
+    sys.exit("the connection ended")
+box.quit()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -30,20 +51,17 @@ def _restarts(mail: Release, role: str) -> dict[str, int]:
     return {name_of(pod): pod["status"]["containerStatuses"][0]["restartCount"] for pod in mail.pods(role)}
 
 
-def _until_restarted(mail: Release, role: str, victim: str, before: int) -> None:
-    """Wait until the container has restarted and its process is ready."""
+def _until_restarted(mail: Release, role: str, victim: str, before: int) -> dict[str, Any]:
+    """Wait until the container has restarted and its process is ready; how the process before ended."""
 
-    def again() -> bool:
+    def ended() -> dict[str, Any] | None:
         (pod,) = (pod for pod in mail.pods(role) if name_of(pod) == victim)
-        return pod["status"]["containerStatuses"][0]["restartCount"] == before + 1 and is_ready(pod)
+        (status,) = pod["status"]["containerStatuses"]
+        last: dict[str, Any] | None = status["lastState"].get("terminated")
+        return last if status["restartCount"] == before + 1 and is_ready(pod) else None
 
-    mail.cluster.until(f"{victim} was restarted and is ready", again)
-
-
-def _last_state(mail: Release, pod: str) -> dict[str, Any]:
-    status = mail.cluster.get("pod", pod, namespace=mail.namespace)["status"]["containerStatuses"][0]
-    ended: dict[str, Any] = status["lastState"].get("terminated", {})
-    return ended
+    found: dict[str, Any] = mail.cluster.until(f"{victim} was restarted and is ready", ended)
+    return found
 
 
 def _evict(mail: Release, pod: str) -> None:
@@ -57,6 +75,41 @@ def _evict(mail: Release, pod: str) -> None:
     mail.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
 
 
+def _is_replaced(mail: Release, victim: str) -> bool:
+    return [(name_of(pod) != victim, is_ready(pod)) for pod in mail.pods("mailstore")] == [(True, True)]
+
+
+def _send_to_mailbox(mail: Release, subjects: Iterable[str]) -> None:
+    host, port = mail.address("ingress")
+    with inside(mail.cluster.namespaces.pid), smtplib.SMTP(host, port, timeout=30) as client:
+        for subject in subjects:
+            client.sendmail("bob@example.test", ["alice@example.test"], f"Subject: {subject}\r\n\r\nHello\r\n")
+
+
+def _session_command(mail: Release, end: str) -> tuple[str, ...]:
+    (pod,) = mail.pods("mailstore")
+    return ("exec", name_of(pod), "--", "python", "-c", SESSION, end)
+
+
+def _subjects(mail: Release, end: str = "keep") -> set[str]:
+    """Of all messages in alice's mailbox."""
+    return set(mail.kubectl(*_session_command(mail, end)).splitlines())
+
+
+@contextlib.contextmanager
+def _open_session(mail: Release) -> Iterator[subprocess.Popen[str]]:
+    """A POP3 session that marked every message of alice's mailbox as deleted and waits for its connection to end."""
+    session = mail.cluster.popen_kubectl("--namespace", mail.namespace, *_session_command(mail, "wait"))
+    with session:
+        try:
+            assert session.stdout is not None
+            while session.stdout.readline() != "marked\n":
+                assert session.poll() is None
+            yield session
+        finally:
+            session.kill()
+
+
 @pytest.mark.parametrize("role", ["ingress", "router", "delivery"])
 def test_killed_process_loses_nothing(mail: Release, role: str) -> None:
     """SIGKILL to the process of one pod, from the node."""
@@ -64,9 +117,9 @@ def test_killed_process_loses_nothing(mail: Release, role: str) -> None:
     before = _restarts(mail, role)[victim]
     with sending(mail) as traffic:
         mail.kill(victim)
-        _until_restarted(mail, role, victim, before)
+        ended = _until_restarted(mail, role, victim, before)
         result = traffic.result()
-    assert _last_state(mail, victim)["exitCode"] == 128 + 9
+    assert ended["exitCode"] == 128 + 9
     assert result["accepted"] > 2 * IN_FLIGHT  # otherwise the bound proves nothing
     assert_nothing_lost(result, most_duplicates=IN_FLIGHT if role == "delivery" else 0)
 
@@ -86,17 +139,43 @@ def test_disruption_budget_delays_a_second_eviction(mail: Release) -> None:
     assert_nothing_lost(result)
 
 
-def test_pod_out_of_memory_loses_nothing(mail: Release) -> None:
-    """A delivery's container reaches its memory limit, and the kernel kills the process."""
-    victim = name_of(mail.pods("delivery")[0])
-    before = _restarts(mail, "delivery")[victim]
+def test_pods_out_of_memory_lose_nothing(mail: Release) -> None:
+    """The containers of a router and of a delivery process reach their memory limits; the kernel kills the process."""
+    victims = {role: name_of(mail.pods(role)[0]) for role in ("router", "delivery")}
+    before = {role: _restarts(mail, role)[victim] for role, victim in victims.items()}
     with sending(mail) as traffic:
-        mail.exhaust_memory(victim)
-        _until_restarted(mail, "delivery", victim, before)
+        for role, victim in victims.items():
+            mail.exhaust_memory(victim)
+            assert _until_restarted(mail, role, victim, before[role])["reason"] == "OOMKilled"
         result = traffic.result()
-    assert _last_state(mail, victim)["reason"] == "OOMKilled"
     assert result["accepted"] > 2 * IN_FLIGHT  # otherwise the bound proves nothing
     assert_nothing_lost(result, most_duplicates=IN_FLIGHT)
+
+
+def test_lost_mailstore_keeps_the_messages_of_open_sessions(mail: Release) -> None:
+    """A POP3 session deletes the messages that it marked at QUIT only (RFC 1939, section 6).
+
+    Both sessions end without QUIT: the first by SIGKILL, the second by an eviction.
+    """
+    (pod,) = mail.pods("mailstore")
+    victim = name_of(pod)
+    before = _restarts(mail, "mailstore")[victim]
+    subjects = {f"message {number}" for number in range(10)}
+    with sending(mail) as traffic:
+        _send_to_mailbox(mail, subjects)
+        mail.cluster.until("all messages are in the mailbox", lambda: subjects <= _subjects(mail))
+        with _open_session(mail) as session:
+            mail.kill(victim)
+            assert _until_restarted(mail, "mailstore", victim, before)["exitCode"] == 128 + 9
+            assert session.wait(30) != 0
+        with _open_session(mail) as session:
+            _evict(mail, victim)
+            mail.cluster.until("another pod is ready", lambda: _is_replaced(mail, victim))
+            assert session.wait(30) != 0
+        assert subjects <= _subjects(mail, "delete")
+        assert not subjects & _subjects(mail)
+        result = traffic.result()
+    assert_nothing_lost(result)
 
 
 def test_drained_node_loses_nothing(mail: Release, kubernetes: Kubernetes) -> None:
