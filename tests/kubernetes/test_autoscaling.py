@@ -18,6 +18,7 @@ QUICKLY = {
     "scaleUp": {"stabilizationWindowSeconds": 0, "policies": [{"type": "Percent", "value": 200, "periodSeconds": 10}]},
     "scaleDown": {"stabilizationWindowSeconds": 20, "policies": [{"type": "Pods", "value": 1, "periodSeconds": 5}]},
 }
+AT_ONCE = {**QUICKLY, "scaleDown": {**QUICKLY["scaleDown"], "stabilizationWindowSeconds": 0}}
 
 
 @pytest.fixture(autouse=True)
@@ -99,10 +100,13 @@ def test_keda_does_not_scale_a_paused_role(mail: Release, scalers: None) -> None
 @pytest.mark.keda
 @pytest.mark.prometheus
 @pytest.mark.parametrize("role", list(TRIGGERS))
-def test_pods_are_added_while_mail_waits(mail: Release, scalers: None, role: str) -> None:
-    """Both pods of a role are stopped, so that mail waits: KEDA adds pods that take over."""
+def test_pods_are_added_while_mail_waits_and_removed_afterwards(mail: Release, scalers: None, role: str) -> None:
+    """Both pods of a role are stopped, so that mail waits: KEDA adds pods that take over.
+
+    When the waiting mail is routed, KEDA removes two routers, under the same load.
+    """
     trigger, most_duplicates = TRIGGERS[role]
-    scaled = {"enabled": True, "minReplicas": 2, "maxReplicas": 4, "pollingInterval": 2, "behavior": QUICKLY}
+    scaled = {"enabled": True, "minReplicas": 2, "maxReplicas": 4, "pollingInterval": 2, "behavior": AT_ONCE}
     other = "delivery" if role == "router" else "router"
     mail.upgrade("keda", {role: {"keda": {**scaled, **trigger}}, other: {"keda": {"enabled": False}}}, "--wait")
     mail.cluster.until("KEDA made its autoscaler", lambda: mail.kubectl("get", "hpa", "--output=name"))
@@ -115,4 +119,6 @@ def test_pods_are_added_while_mail_waits(mail: Release, scalers: None, role: str
         _until_wanted(mail, role, 4)
         for pod in before:
             mail.thaw(pod)
+        if role == "router":
+            _until_wanted(mail, role, 2)
         assert_nothing_lost(traffic.result(timeout=150), most_duplicates=most_duplicates)
