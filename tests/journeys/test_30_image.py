@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support.containers.engine import Engine, EngineError
-from tests.support.containers.images import image
+from tests.support.containers.images import DOCKERFILE, ROOT, image
 from tests.support.servers.ports import block_until, free_port
 
 pytestmark = pytest.mark.docker
@@ -27,6 +29,9 @@ HARDENED = (
     "--tmpfs=/tmp",
     "--tmpfs=/var/lib/eilpost:uid=10001,gid=10001,mode=0750",
 )
+INSTALLED = """
+import importlib.metadata, json
+print(json.dumps([[each.name, each.version] for each in importlib.metadata.distributions()]))"""
 FETCH = """
 import poplib
 box = poplib.POP3('127.0.0.1', 2110)
@@ -74,6 +79,37 @@ def test_image_has_no_build_or_install_tools(docker_engine: Engine, tag: str) ->
             f'for name in pip uv hatchling; do {python} -c "import $name" 2>/dev/null && echo $name; done; true'
         )
         assert modules == ""
+
+
+def test_installed_packages_are_those_of_the_lock_file(docker_engine: Engine, tag: str) -> None:
+    """Names and versions, in the image's environment; the lock file's markers apply."""
+    locked = [
+        Requirement(line.rstrip("\\"))
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if line and line[0] not in " #"
+    ]
+    wanted = {
+        canonicalize_name(each.name): str(each.specifier)
+        for each in locked
+        if each.marker is None or each.marker.evaluate({"sys_platform": "linux"})
+    }
+    printed = docker_engine.docker("run", "--rm", *HARDENED, "--entrypoint=python", tag, "-c", INSTALLED)
+    installed = [(canonicalize_name(name), f"=={version}") for name, version in json.loads(printed)]
+    assert ("eilpost", "==0.1.0") in installed
+    assert sorted(each for each in installed if each[0] != "eilpost") == sorted(wanted.items())
+
+
+def test_dockerfile_installs_packages_with_hashes() -> None:
+    """Except uv, of which only the version is fixed, and the wheel that the build stage makes, without dependencies."""
+    lines = (ROOT / DOCKERFILE).read_text().replace("\\\n", "").splitlines()
+    commands = [part.strip() for line in lines if line.startswith("RUN ") for part in line[4:].split("&&")]
+    installs = [command for command in commands if "pip install" in command or command.startswith("uv build")]
+    unchecked = [command for command in installs if "--require-hashes" not in command.split()]
+    assert len(installs) == 4
+    assert [command.partition("==")[0] for command in unchecked] == [
+        "pip install uv",
+        "uv pip install --python /opt/eilpost/bin/python --no-deps /wheels/*.whl",
+    ]
 
 
 def test_layers_on_the_base_image_are_small(docker_engine: Engine, tag: str) -> None:
