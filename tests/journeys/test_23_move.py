@@ -144,7 +144,7 @@ async def test_move_killed_repeatedly_completes(tmp_path: Path) -> None:
         ("embedded:old.db", "embedded:old.db", "are the same log"),
         ("embedded:old.db", "embedded:./old.db", "are the same log"),
         ("embedded:nothing.db", "embedded:new.db", "there is no log at"),
-        ("embedded:old.db", "memory:", "a log in memory is gone"),
+        ("embedded:old.db", "memory:", "a log in memory cannot be moved"),
         ("embedded:old.db", "kafka:nowhere", "--to kafka:nowhere: brokers are expected"),
         ("embedded:old.db", "kafka://127.0.0.1:1", "127.0.0.1:1"),
         ("nothing.toml", "embedded:new.db", "an existing configuration file or the URL of a log is expected"),
