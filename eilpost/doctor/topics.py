@@ -97,7 +97,7 @@ def findings(
 
 def _topic_text(view: TopicView, tenant: str) -> str:
     if view.state is None:
-        return f"missing{of_tenant(tenant)}"
+        return f"missing topic{of_tenant(tenant)}"
     state, least = view.state, view.config("min.insync.replicas")
     in_sync = f"{state.in_sync} in sync, min ISR {least}"
     return f"partitions: {state.partitions}, replicas: {state.replication} ({in_sync}), retention: {_retention(view)}"
