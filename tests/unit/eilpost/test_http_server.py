@@ -136,6 +136,7 @@ async def test_the_paths_are_served_over_http() -> None:
         await _get(port, "/healthz")
 
 
+@pytest.mark.slow
 async def test_idle_connections_do_not_block_probes() -> None:
     http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
     ready, stop = asyncio.Event(), asyncio.Event()

@@ -36,6 +36,7 @@ exec sleep 600
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_no_build_outlives_an_ended_run(tmp_path: Path, end: signal.Signals) -> None:
     go = tmp_path / "go"
