@@ -137,8 +137,8 @@ class SpoolSettings(Section):
     )
     expire: Duration = Field(
         parse_duration("7d"),
-        description="Age at which spooled content is deleted, whether or not its message was delivered; must be longer "
-        "than router.lifetime.",
+        description="Age after which spooled content is deleted; content that is newer than the oldest open delivery "
+        "(held ones included) is kept. Must be longer than router.lifetime.",
     )
 
 
@@ -256,18 +256,21 @@ class DeliverySettings(Section):
     )
     port: int = Field(25, ge=1, le=65535, description="TCP port of MX hosts.")
     connections_per_site: int = Field(
-        20, ge=1, le=100_000, description="Maximum connections per site; a site starts with fewer (slow start)."
+        20,
+        ge=1,
+        le=100_000,
+        description="Maximum connections per site and process, the same for all sites; slow start.",
     )
-    connections: int = Field(500, ge=1, le=1_000_000, description="Maximum connections, over all sites.")
+    connections: int = Field(500, ge=1, le=1_000_000, description="Maximum connections per process.")
     in_flight: int = Field(
         500,
         ge=1,
         le=1_000_000,
-        description="Maximum concurrent deliveries to other servers; at most half of them to sites that have not "
-        "replied recently. Mailboxes have a separate limit of half this number.",
+        description="Maximum concurrent deliveries to other servers, per process; at most half of them to sites that "
+        "have not replied recently. Mailboxes have a separate limit of half this number.",
     )
     in_flight_bytes: Size = Field(
-        parse_size("64MiB"), description="Maximum content of concurrent deliveries in memory."
+        parse_size("64MiB"), description="Maximum content of concurrent deliveries in memory, per process."
     )
     idle: Duration = Field(parse_duration("5s"), description="Time after which an unused connection is closed.")
     messages_per_connection: int = Field(1000, ge=1, le=1_000_000, description="Maximum messages per connection.")
