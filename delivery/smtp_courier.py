@@ -5,6 +5,8 @@ server's limit per transaction go into a further transaction. After the final do
 without a reply are deferred.
 """
 
+# Content is sent as it is stored: signing (DKIM) belongs to ingress, and for DSNs to `router/dsn.py`.
+
 from __future__ import annotations
 
 import asyncio

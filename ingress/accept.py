@@ -1,8 +1,8 @@
 """Acceptance of a message: the point where responsibility moves from the client to eilpost.
 
 Before the append every failure is a 4xx reply and the client retries; only after it does the session send 250. Content
-too large for the record goes to the spool first, so a record never names content that does not exist. A time-out can
-cause a duplicate, never a loss: the log may still append a message that got 451. Next: `router/decide.py`.
+too large for the record goes to the spool first, so a record never names content that does not exist. A message that
+got 451 may still be appended, so a time-out can cause a duplicate, never a loss. Next: `router/decide.py`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """SMTP command handling: transaction state and the reply to each command (RFC 5321 section 4.1.4), without socket.
 
-`esmtp` parses, `policy` decides what is allowed, `accept` makes messages durable, `session` does the I/O and
-the time-outs. A new verb needs a method and an entry in `_VERBS`; a new extension a field in `esmtp` and a keyword in
-`listener.make_ehlo_reply`.
+`esmtp` parses, `policy` decides what is allowed, `accept` makes messages durable, `session` does the I/O and the
+time-outs. A new verb (STARTTLS, AUTH) needs a method, an entry in `_VERBS` instead of `_NOT_OFFERED`, and a keyword
+in `listener.make_ehlo_reply`; a new MAIL or RCPT parameter a field in `esmtp`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Relay and sender policy: may this client send from this reverse-path to this forward-path? Pure.
 
-Both addresses are checked before the message is accepted, behind aliases too, so no bounce is sent for what could have
-been refused. The directory snapshot is an argument; DNS is queried by the caller when a verdict is `QueryMx` or
-`QueryAddresses`. An unknown DNS answer means a temporary refusal.
+Both addresses are checked before the message is accepted, also those behind an alias, so that eilpost refuses a message
+instead of bouncing it. The directory snapshot is an argument; DNS is queried by the caller when a verdict is `QueryMx`
+or `QueryAddresses`. An unknown DNS answer means a temporary refusal.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from mail.route import Route
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A message was accepted: eilpost is responsible for it as soon as this record is durable (state S2)."""
+    """A message was accepted: eilpost is responsible for it as soon as this record is durable."""
 
     message: Message
     content: Content
@@ -39,23 +39,23 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Active:
-    """Dispatched; its attempt is not reported yet (state S3)."""
+    """Dispatched; its attempt is not reported yet: active."""
 
     since: datetime
 
 
 class WaitCause(StrEnum):
-    """The reason why a delivery waits (state S4)."""
+    """The reason why a delivery waits. Values are in stored records and never change; `state_name` has the names."""
 
     DEFERRED = "retry"  # the last attempt was deferred
     THROTTLED = "window"  # its site has its maximum number of active deliveries
-    HELD = "hold"  # stopped by an operator, or quarantined
+    HELD = "hold"  # quarantined
     UNRESOLVED = "resolving"  # DNS has not answered yet
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Waits until `due` (state S4). A held delivery is due at the maximum datetime and is released by a command."""
+    """Waits until `due`. A held delivery is due at the maximum datetime and is released by a command."""
 
     due: datetime
     cause: WaitCause
@@ -94,7 +94,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A delivery is closed (state S5): the tombstone of its queue record."""
+    """A delivery is closed: the tombstone of its queue record."""
 
     delivery_id: DeliveryId
 
@@ -172,7 +172,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Bounced:
-    """History: a DSN about `recipients` was accepted as message `dsn`; None: not sent (null reverse-path)."""
+    """History: a DSN about `recipients` was accepted as message `dsn`; None: not sent (null reverse-path). The DSN
+    itself is an `Accepted`.
+    """
 
     recipients: tuple[Address, ...]
     dsn: QueueId | None

@@ -20,7 +20,7 @@ from mail.directory import Directory
 from mail.log import Entry, LogUnavailable, LogUnusable, RouterShard, ShardLost
 from mail.message import DeliveryId, QueueId, Spooled
 from mail.outcome import Failed
-from mail.record import Accepted, Attempted, AttemptRecorded, Bounced, Event, Record, Refused, Routed
+from mail.record import Accepted, Attempted, AttemptRecorded, Bounced, Event, Record, Refused, Routed, state_name
 from mail.reply import Reply
 from mail.service import stopped_within
 from mail.spool import Spool, SpoolUnavailable
@@ -309,7 +309,7 @@ async def _log_events(outputs: Sequence[Record]) -> None:
                 delivery_id=detail.delivery_id,
                 site=detail.route.site,
                 recipients=len(detail.recipients),
-                **({} if detail.waiting is None else {"waits": detail.waiting.cause.value}),
+                **({} if detail.waiting is None else {"state": state_name(detail.waiting)}),
             )
         elif isinstance(detail, AttemptRecorded | Refused):
             failure = next((each.reply for each in reversed(detail.outcomes) if isinstance(each, Failed)), failure)
@@ -320,5 +320,5 @@ async def _log_events(outputs: Sequence[Record]) -> None:
                 to=[str(address) for address in detail.recipients[:LOGGED_ADDRESSES_MAX]],
                 recipients=len(detail.recipients),
                 **({} if failure is None else {"reply": str(failure)}),
-                **({"no_report": "the sender is <>"} if detail.dsn is None else {"dsn": detail.dsn}),
+                **({"reason": "null reverse-path"} if detail.dsn is None else {"dsn": detail.dsn}),
             )

@@ -62,7 +62,7 @@ _QUEUE = (
         10,
         "Queue by state",
         "active: dispatched; deferred: waits for its retry time; throttled: waits for a free slot of its site; "
-        "held: stopped by an operator or in quarantine; unresolved: DNS has not answered.",
+        "held: quarantined; unresolved: DNS has not answered.",
         {"{{state}}": total("queue_recipients", "state")},
         unit=COUNT,
         stacked=True,

@@ -43,13 +43,13 @@ def owner_finding(what: str, path: Path) -> Finding | None:
     return warn(what, f"{path} belongs to {name}: not checked", f"run as {name}: sudo -u {name} eilpost doctor")
 
 
-def space_finding(what: str, path: Path, least: int) -> Finding:
-    """Free space of the file system of `path`, which may not exist yet."""
+def space_finding(what: str, path: Path, minimum: int, consequence: str = "new mail gets 452") -> Finding:
+    """Free space of the file system of `path`, which may not exist yet; `consequence` of less than `minimum` bytes."""
     free = disk_usage(_nearest_existing(path)).free
     text = f"{format_bytes(free)} free at {path}"
-    if free < least:
-        return fail(what, f"{text}, less than log.min_free_disk", "free disk space: new mail gets 452")
-    return warn(what, f"{text}, near log.min_free_disk", "free disk space") if free < 4 * least else ok(what, text)
+    if free < minimum:
+        return fail(what, f"{text}, less than log.min_free_disk", f"free disk space: {consequence}")
+    return warn(what, f"{text}, near log.min_free_disk", "free disk space") if free < 4 * minimum else ok(what, text)
 
 
 def _nearest_existing(path: Path) -> Path:
@@ -117,7 +117,12 @@ async def mailboxes(plan: Plan) -> list[Finding]:
     finding = folder_finding("mailboxes", path) or owner_finding("mailboxes", path)
     return [
         finding or ok("mailboxes", f"{path} is writable"),
-        space_finding("mailboxes space", path, plan.settings.log.min_free_disk),
+        space_finding(
+            "mailboxes space",
+            path,
+            plan.settings.log.min_free_disk,
+            "deliveries to mailboxes are deferred when it is full",
+        ),
     ]
 
 

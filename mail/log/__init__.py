@@ -1,8 +1,8 @@
 """Port of the durable message log, with the adapters `memory`, `embedded` (one machine) and `kafka` (a cluster).
 
 An append that returned survives the loss of any one node, each shard has one owner at a time, and an unconsumed record
-is never removed. **An input is committed as consumed only after, or in the same commit as, everything that follows from
-it is durable.** Every adapter passes the contract suite in `tests/contract/`.
+is never removed. **An input is committed as consumed only when all its outputs are durable, or in the same commit.**
+Every adapter passes the contract suite in `tests/contract/`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ STATES = ("active", "deferred", "throttled", "held", "unresolved")
 ENTRIES = ("accepted", "expanded", "merged", "delivered", "failed", "discarded")
 _STATES_TEXT = (
     "active (dispatched), deferred (waits for its retry time), throttled (waits for a free slot of its site), "
-    "held (stopped by an operator or quarantined), unresolved (DNS has not answered)"
+    "held (quarantined), unresolved (DNS has not answered)"
 )
 
 ROUTED_RECIPIENTS = _router.counter(

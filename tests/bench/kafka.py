@@ -221,6 +221,7 @@ def _text(
     scaled: Sequence[Round],
     delays: Mapping[int, tuple[float, float]],
 ) -> str:
+    rounds = max(len(lines) for lines in results.values()) // 2
     others = max(line.other_cpu_share for lines in [*results.values(), scaled] for line in lines)
     care = "" if others < 0.15 else " **The machine was not quiet: take these figures with care.**"
     rates = {kind[0]: [line.end_to_end_rate for line in scaled if line.server == kind[0]] for kind in _KINDS}
@@ -244,10 +245,12 @@ def _text(
 Relay throughput through a real Apache Kafka of one node, with the broker on the same processors as the load and the
 servers, compared with Debian's Postfix in the same run. Written by `make bench` on {datetime.now(UTC):%d %B %Y}; only
 the ratios can be compared between machines. [performance.md](performance.md) has one process on its embedded log.
+Figures per second of two reports can be compared only if both are of the same machine (last lines).
 
 {report.table(results)}
 
-Medians. One process each of ingress, router and delivery; {SHARDS} router shards, {DELIVERY_SHARDS} delivery shards.
+Medians of {rounds} rounds. One process each of ingress, router and delivery; {SHARDS} router shards,
+{DELIVERY_SHARDS} delivery shards.
 CPU and memory are those of the broker and the three processes together. Kafka confirms a record from the page cache:
 a confirmed record is durable by its replicas on other nodes, not by a disk flush.
 

@@ -69,6 +69,8 @@ def write(docs: Path, results: Results, delays: Sequence[Delays], starts: Sequen
 
 Relay throughput on one machine, durable before the 250, compared with Debian's Postfix. Written by `make bench` on
 {datetime.now(UTC):%d %B %Y}; only the ratios can be compared between machines.
+Figures per second of this report and of [the one on Kafka](performance-kafka.md) can be compared only if both are
+of the same machine (see the end).
 
 ![End to end, messages per second](performance.png)
 

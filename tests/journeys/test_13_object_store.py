@@ -75,7 +75,8 @@ async def test_lost_object_defers_until_it_is_restored(tmp_path: Path) -> None:
         queue = await waits("is missing")
         name = f"{file.parent.name}/{file.name}"
         assert (
-            f"451 4.3.0 Spooled content {name}@0: spool object s3://{BUCKET}/spool/{name} is missing: put it" in queue
+            f"451 4.3.0 Spooled content {name}@0: spool object s3://{BUCKET}/spool/{name} is missing: restore it"
+            in queue
         )
         file.parent.mkdir(exist_ok=True)
         (server.home / "backup").rename(file)
@@ -145,4 +146,4 @@ def test_doctor_reports_the_state_of_the_store(tmp_path: Path) -> None:
         finding = look()
         assert (finding["level"], finding["page"]) == ("FAIL", "FAIL")
         assert f"s3://{BUCKET}/eil/post" in finding["text"]
-        assert any("see spool.url" in line for line in finding["advice"])
+        assert any("check spool.url" in line for line in finding["advice"])

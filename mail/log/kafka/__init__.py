@@ -5,6 +5,11 @@
 that the topics pass the checks in `topics`. A fenced owner commits nothing, and an unconsumed record is never removed.
 """
 
+# When a broker hangs: `circuit_breaker` keeps clients from connecting to it; `producer.condition` becomes Down after an
+# overdue append, and new mail gets 421; a router commit fails after `transactional_producer.COMMIT_SECONDS`, and the
+# shard is rewound; `membership` joins its group again when `liveness` misses heartbeats; a `partition_reader` that
+# receives nothing is reopened.
+
 from __future__ import annotations
 
 import asyncio

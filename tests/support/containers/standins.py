@@ -94,7 +94,7 @@ def _put(files: Mapping[str, Path]) -> Callable[[Path], None]:
 
 def _put_sink(folder: Path) -> None:
     support = _HERE.parent
-    for file in (support / "accounting.py", _HERE / "sink.py"):
+    for file in (support / "faults" / "accounting.py", _HERE / "sink.py"):
         copy = folder / "tests/support" / file.relative_to(support)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, copy)

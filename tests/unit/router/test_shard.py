@@ -157,7 +157,7 @@ async def test_log_names_bounced_recipients_and_the_reason() -> None:
     assert (reported["to"], reported["recipients"]) == (["u@nowhere.test"], 1)
     assert reported["reply"].startswith("550 5.1.2")
     assert reported["dsn"]
-    assert (len(silent["to"]), silent["recipients"], silent["no_report"]) == (20, 25, "the sender is <>")
+    assert (len(silent["to"]), silent["recipients"], silent["reason"]) == (20, 25, "null reverse-path")
     assert not any(None in line.values() for line in lines)
 
 
