@@ -1,7 +1,7 @@
 """SMTP command handling: transaction state and the reply to each command (RFC 5321 section 4.1.4), without socket.
 
 `esmtp` parses, `policy` decides what is allowed, `accept` makes messages durable, `session` does the I/O and the
-time-outs. A new verb (STARTTLS, AUTH) needs a method, an entry in `_VERBS` instead of `_NOT_OFFERED`, and a keyword
+time-outs. A new verb (STARTTLS, AUTH) needs a method, an entry in `esmtp.VERBS` instead of `NOT_OFFERED`, and a keyword
 in `listener.make_ehlo_reply`; a new MAIL or RCPT parameter a field in `esmtp`.
 """
 
@@ -15,7 +15,7 @@ from time import perf_counter
 
 import structlog
 
-from ingress import policy, replies
+from ingress import esmtp, policy, replies
 from ingress.connection import Connection, SessionEnd
 from ingress.content import begins_with_header, header_section, normalize
 from ingress.esmtp import MailFrom, parse_command, parse_hello, parse_mail, parse_rcpt, parse_vrfy
@@ -32,21 +32,14 @@ from mail.telemetry.ingress import ACCEPT_DURATION, MESSAGE_SIZE, MESSAGES_RECEI
 
 logger = structlog.get_logger()
 
-_JUNK_MAX = 100  # commands without mail between two messages; further ones count as errors
+_NON_MAIL_COMMANDS_MAX = 100  # between two messages; further ones count as errors
 _LOGGED_RECIPIENTS_MAX = 20  # addresses in one log line
 _HEADER_CHECK_OCTETS = 1024  # octets examined to decide whether content begins with a header
 _DNS_TIMEOUT_SECONDS = 20.0  # longer than the resolver's own time-out
 
-_VERBS = ("DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY")
-# RFC 5321 section 4.2.4: known but not offered commands get 502, unknown ones 500.
-_NOT_OFFERED = frozenset(("AUTH", "BDAT", "BURL", "ETRN", "SAML", "SEND", "SOML", "STARTTLS", "TURN"))
-# HTTP methods: an attacker made a browser connect to this port (Postfix: smtpd_forbidden_commands).
-_FORBIDDEN_COMMANDS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
-_JUNK = frozenset(("EHLO", "HELO", "HELP", "NOOP", "RSET", "VRFY", "EXPN"))
-
 _REPLIES = {
     (verb, code): SMTP_REPLIES.labels(verb, str(code))
-    for verb in (*_VERBS, "CONTENT", "CONNECT", "OTHER")
+    for verb in (*esmtp.VERBS, "CONTENT", "CONNECT", "OTHER")
     for code in (2, 3, 4, 5)
 }
 _RECEIVED_ACCEPTED = MESSAGES_RECEIVED.labels("accepted")
@@ -71,7 +64,7 @@ class Conversation:
     helo: str | None = None
     verb: str = "CONNECT"
     _extended: bool = False
-    _junk: int = 0
+    _non_mail_commands: int = 0
     _mail: MailFrom | None = None
     _recipients: dict[Address, Recipient] = field(default_factory=dict)
     _rcpt_refused: bool = False
@@ -144,15 +137,15 @@ class Conversation:
     async def _dispatch(self, verb: str, argument: str) -> None:
         handler = _HANDLERS.get(verb)
         if handler is None:
-            if verb in _FORBIDDEN_COMMANDS and self.helo is None:
+            if verb in esmtp.FORBIDDEN_COMMANDS and self.helo is None:
                 self.close(replies.NOT_SMTP, SessionEnd.TOO_MANY_ERRORS)
             else:
-                self.reply(replies.NOT_IMPLEMENTED if verb in _NOT_OFFERED else replies.UNKNOWN_COMMAND)
+                self.reply(replies.NOT_IMPLEMENTED if verb in esmtp.NOT_OFFERED else replies.UNKNOWN_COMMAND)
             return
         self.verb = verb
-        if verb in _JUNK:
-            self._junk += 1
-            if self._junk > _JUNK_MAX:
+        if verb in esmtp.NON_MAIL_COMMANDS:
+            self._non_mail_commands += 1
+            if self._non_mail_commands > _NON_MAIL_COMMANDS_MAX:
                 self.errors += 1
         await handler(self, argument)
 
@@ -302,7 +295,7 @@ class Conversation:
         else:
             reply = await self._accept_message(mail)
         if reply.code == 250:
-            self._junk = self.errors = 0  # as Postfix: an accepted message clears the error count
+            self._non_mail_commands = self.errors = 0  # as Postfix: an accepted message clears the error count
             _RECEIVED_ACCEPTED.inc()
             ACCEPT_DURATION.observe(perf_counter() - started)
         elif reply.is_temporary:
@@ -401,7 +394,7 @@ class Conversation:
         self.close(replies.BYE, SessionEnd.QUIT)
 
 
-_HANDLERS = {verb: getattr(Conversation, f"_do_{verb.lower()}") for verb in _VERBS}
+_HANDLERS = {verb: getattr(Conversation, f"_do_{verb.lower()}") for verb in esmtp.VERBS}
 
 
 def _path_text(path: Address | None) -> str:

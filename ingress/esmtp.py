@@ -15,6 +15,13 @@ from mail.address import Address, AddressError, parse_domain
 from mail.envelope import Body
 from mail.reply import Reply
 
+VERBS = ("DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY")
+# RFC 5321 section 4.2.4: known but not offered commands get 502, unknown ones 500.
+NOT_OFFERED = frozenset(("AUTH", "BDAT", "BURL", "ETRN", "SAML", "SEND", "SOML", "STARTTLS", "TURN"))
+# HTTP methods: an attacker made a browser connect to this port (Postfix: smtpd_forbidden_commands).
+FORBIDDEN_COMMANDS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
+NON_MAIL_COMMANDS = frozenset(("EHLO", "HELO", "HELP", "NOOP", "RSET", "VRFY", "EXPN"))
+
 LINE_MAX = 512  # RFC 5321 section 4.5.3.1.4, CRLF included
 # Octets added by each extension: RFC 1870 section 3 (26), RFC 6152 section 2 (17), RFC 6531 section 3.1 item 9 (10).
 LINE_MAX_OF = {"MAIL": LINE_MAX + 26 + 17 + 10, "VRFY": LINE_MAX + 10, "EXPN": LINE_MAX + 10}

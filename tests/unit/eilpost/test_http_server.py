@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -112,102 +112,90 @@ async def _get(port: int, path: str) -> tuple[int, str]:
     return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]
 
 
-async def test_the_paths_are_served_over_http() -> None:
-    health = _health(ingress=False)
-    http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=health, log=_Log(Down("gone")))
+@contextlib.asynccontextmanager
+async def _serving(health: Health, log: _Log | None = None) -> AsyncIterator[int]:
+    """The port of a running HTTP server, which is stopped at the end."""
+    http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=health, log=log)
     ready, stop = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(http.run(ready.set, stop))
     await ready.wait()
     assert http.address is not None
-    port = http.address[1]
-    assert await _get(port, "/healthz") == (200, "ok\n")
-    status, body = await _get(port, "/readyz")
-    assert body.endswith("}\n")
-    assert (status, json.loads(body)["reasons"]) == (503, ["the log is down: gone"])
-    status, body = await _get(port, "/metrics")
-    assert status == 200
-    assert "eilpost_build_info{" in body
-    status, body = await _get(port, "/")
-    assert (status, "not ready: the log is down: gone" in body) == (200, True)
-    assert (await _get(port, "/other"))[0] == 404
-    stop.set()
-    await running
+    try:
+        yield http.address[1]
+    finally:
+        stop.set()
+        await running
+
+
+async def test_the_paths_are_served_over_http() -> None:
+    health = _health(ingress=False)
+    async with _serving(health, _Log(Down("gone"))) as port:
+        assert await _get(port, "/healthz") == (200, "ok\n")
+        status, body = await _get(port, "/readyz")
+        assert body.endswith("}\n")
+        assert (status, json.loads(body)["reasons"]) == (503, ["the log is down: gone"])
+        status, body = await _get(port, "/metrics")
+        assert status == 200
+        assert "eilpost_build_info{" in body
+        status, body = await _get(port, "/")
+        assert (status, "not ready: the log is down: gone" in body) == (200, True)
+        assert (await _get(port, "/other"))[0] == 404
     with pytest.raises(OSError, match=r"."):
         await _get(port, "/healthz")
 
 
 @pytest.mark.slow
 async def test_idle_connections_do_not_block_probes() -> None:
-    http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
-    ready, stop = asyncio.Event(), asyncio.Event()
-    running = asyncio.create_task(http.run(ready.set, stop))
-    await ready.wait()
-    assert http.address is not None
-    port = http.address[1]
-    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(_CONNECTIONS + 10)]
-    for number, (_reader, writer) in enumerate(silent):
-        if number % 2:
-            writer.write(b"GET /healthz HTTP/1.1\r\nX: ")  # and never an end
-    async with asyncio.timeout(2):
-        for path in ("/healthz", "/readyz", "/metrics"):
-            assert (await _get(port, path))[0] == 200
-    async with asyncio.timeout(10):
-        for reader, writer in silent:
-            with contextlib.suppress(ConnectionError):
-                await reader.read()
-            writer.close()
-    stop.set()
-    await running
+    async with _serving(_health()) as port:
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(_CONNECTIONS + 10)]
+        for number, (_reader, writer) in enumerate(silent):
+            if number % 2:
+                writer.write(b"GET /healthz HTTP/1.1\r\nX: ")  # and never an end
+        async with asyncio.timeout(2):
+            for path in ("/healthz", "/readyz", "/metrics"):
+                assert (await _get(port, path))[0] == 200
+        async with asyncio.timeout(10):
+            for reader, writer in silent:
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+                writer.close()
 
 
 async def test_kept_alive_connections_do_not_block_probes() -> None:
-    http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
-    ready, stop = asyncio.Event(), asyncio.Event()
-    running = asyncio.create_task(http.run(ready.set, stop))
-    await ready.wait()
-    assert http.address is not None
-    port = http.address[1]
-    busy = []
-    for _ in range(_CONNECTIONS):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert await reader.readuntil(b"ok\n")
-        busy.append(writer)
-    async with asyncio.timeout(2):
-        assert (await _get(port, "/healthz"))[0] == 200
-    for writer in busy:
-        writer.close()
-    stop.set()
-    await running
+    async with _serving(_health()) as port:
+        busy = []
+        for _ in range(_CONNECTIONS):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await reader.readuntil(b"ok\n")
+            busy.append(writer)
+        async with asyncio.timeout(2):
+            assert (await _get(port, "/healthz"))[0] == 200
+        for writer in busy:
+            writer.close()
 
 
 async def test_above_the_limit_the_oldest_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eilpost.http_server._CONNECTIONS", 2)
-    http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
-    ready, stop = asyncio.Event(), asyncio.Event()
-    running = asyncio.create_task(http.run(ready.set, stop))
-    await ready.wait()
-    assert http.address is not None
-    connections = []
-    for _ in range(3):
-        reader, writer = await asyncio.open_connection("127.0.0.1", http.address[1])
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert await reader.readuntil(b"ok\n")
-        connections.append((reader, writer))
-    async with asyncio.timeout(2):
-        with contextlib.suppress(ConnectionError):
-            assert await connections[0][0].read() == b""
-    for reader, writer in connections[1:]:
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert await reader.readuntil(b"ok\n")
-    for _reader, writer in connections:
-        writer.close()
-    stop.set()
-    await running
+    async with _serving(_health()) as port:
+        connections = []
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await reader.readuntil(b"ok\n")
+            connections.append((reader, writer))
+        async with asyncio.timeout(2):
+            with contextlib.suppress(ConnectionError):
+                assert await connections[0][0].read() == b""
+        for reader, writer in connections[1:]:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await reader.readuntil(b"ok\n")
+        for _reader, writer in connections:
+            writer.close()
 
 
 async def _raw(port: int, *parts: bytes) -> bytes:
-    """What comes back, until the server hangs up; a pause between the parts."""
+    """The response until the server closes the connection; the parts are sent with a pause between them."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for part in parts:
         writer.write(part)
@@ -219,23 +207,16 @@ async def _raw(port: int, *parts: bytes) -> bytes:
 
 
 async def test_malformed_requests_are_answered_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    http = HttpServer(settings=HttpSettings(listen="127.0.0.1:0"), health=_health())
-    ready, stop = asyncio.Event(), asyncio.Event()
-    running = asyncio.create_task(http.run(ready.set, stop))
-    await ready.wait()
-    assert http.address is not None
-    port = http.address[1]
-    chunked = b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert (await _raw(port, chunked + b"zz\r\n")).startswith(b"HTTP/1.1 400 ")
-    late = await _raw(port, chunked, b"zz\r\n")
-    assert late.startswith(b"HTTP/1.1 200 ")
-    assert late.count(b"HTTP/1.1") == 1
-    assert (await _raw(port, b"\0\xff\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
-    upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
-    assert (await _raw(port, upgrade)).startswith(b"HTTP/1.1 200 ")
-    assert await _get(port, "/healthz") == (200, "ok\n")
-    stop.set()
-    await running
+    async with _serving(_health()) as port:
+        chunked = b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert (await _raw(port, chunked + b"zz\r\n")).startswith(b"HTTP/1.1 400 ")
+        late = await _raw(port, chunked, b"zz\r\n")
+        assert late.startswith(b"HTTP/1.1 200 ")
+        assert late.count(b"HTTP/1.1") == 1
+        assert (await _raw(port, b"\0\xff\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+        upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+        assert (await _raw(port, upgrade)).startswith(b"HTTP/1.1 200 ")
+        assert await _get(port, "/healthz") == (200, "ok\n")
     assert [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"] == []
 
 
