@@ -185,7 +185,7 @@ class _JsonLine(JSONResponse):
 
 
 def readiness(health: Health, log: Log | None) -> tuple[bool, dict[str, Any]]:
-    """Whether this process is ready, and the body of /readyz (docs/kafka.md, "Readiness").
+    """Whether this process is ready, and the body of /readyz (docs/reference/doctor.md, "Readiness").
 
     A router or delivery process is ready once it has joined its group and while the log is usable. An ingress is ready
     once the log was usable, and stays ready while the log is down: it replies 4xx, and the Service keeps its endpoints.
