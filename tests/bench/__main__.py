@@ -98,7 +98,6 @@ def main() -> int:
         if not options.quick and not options.eilpost and options.size is None:
             delays = latency.measure(quick=False)
             report.write(DOCS, results, delays, start.measure())
-            print(f"written: {DOCS / 'performance.md'}")
             if no_kafka is None:
                 kafka.run(DOCS, quick=False)
             else:

@@ -1,4 +1,4 @@
-"""Benchmark of eilpost on Kafka against Postfix on the same processors; writes docs/reports/performance-kafka.md.
+"""Benchmark of eilpost on Kafka against Postfix on the same processors; writes a part of docs/reports/performance.md.
 
 One broker and one process per role, as in a cluster: it measures the whole path through five topics, but no network.
 Then two routers, and two deliveries, which must not be slower. Load stays on loopback and ends by itself.
@@ -204,8 +204,7 @@ def run(docs: Path, *, quick: bool) -> None:
     text = _text(results, shares, scaled, delays)
     print(text)
     if not quick:
-        (docs / "reports" / "performance-kafka.md").write_text(text)
-        print(f"written: {docs / 'reports' / 'performance-kafka.md'}")
+        report.write_part(docs, report.KAFKA, text)
 
 
 def _in_turn(rates: Sequence[float], usual: Sequence[float]) -> str:
@@ -240,12 +239,10 @@ def _text(
         + [f"{line.server:26} {report.one_line(line)}" for line in scaled]
     )
     return f"""\
-# Performance on Kafka
+## One process of each role, Kafka
 
-Relay throughput through a real Apache Kafka of one node, with the broker on the same processors as the load and the
-servers, compared with Debian's Postfix in the same run. Written by `make bench` on {datetime.now(UTC):%d %B %Y}; only
-the ratios can be compared between machines. [performance.md](performance.md) has one process on its embedded log.
-Figures per second of two reports can be compared only if both are of the same machine (last lines).
+Measured on {datetime.now(UTC):%d %B %Y} with an Apache Kafka of one node, whose broker runs on the same processors as
+the load and the servers, and with Debian's Postfix in the same run.
 
 {report.table(results)}
 
@@ -264,7 +261,7 @@ aiokafka, 36% in the event loop and its sockets, and 8% in codec and decisions; 
 dialogue); ingress 9%, 54% and 16%. The broker's CPU depends on the number of requests, so batching made it faster (a
 router shard collects for 100 ms, reports for 10 ms, offset commits for 20 ms).
 
-## More processes
+### More processes
 
 The same load, reused connections, {_SCALE_ROUNDS} rounds of all three in turn after {_SCALE_WARM_UP} that do not
 count; the ratio is the median of the ratios within a round, with the first and third quartile. One router and one
@@ -274,10 +271,10 @@ machines. They must not be slower either.
 | processes | end to end /s | ratio | rounds | CPU ms a message |
 |---|---:|---:|---:|---:|
 {rows}
-## An append at half the load
+### An append at half the load
 
 Time from the final dot to the 250, at half of each rate above, steady, 10 kB, over twenty kept connections
-({latency.PER_SECOND} a second in performance.md).
+(the other part has {latency.PER_SECOND} a second).
 
 | messages /s | median, ms | p99, ms |
 |---:|---:|---:|

@@ -14,6 +14,24 @@ from tests.bench.start import Start
 
 Results = dict[Scenario, list[Round]]
 
+PAGE = Path("reports") / "performance.md"
+EMBEDDED, KAFKA = "embedded log", "Kafka"  # the parts of the page
+
+
+def replace_part(page: str, part: str, text: str) -> str:
+    """The page with another text of the part. The rest of the page, and the other part, are kept."""
+    head, begin, rest = page.partition(f"<!-- begin: {part}, by `make bench` -->\n")
+    _, end, tail = rest.partition(f"<!-- end: {part} -->\n")
+    if not begin or not end:
+        raise ValueError(f"the markers of the part {part!r} are missing")
+    return head + begin + text + end + tail
+
+
+def write_part(docs: Path, part: str, text: str) -> None:
+    path = docs / PAGE
+    path.write_text(replace_part(path.read_text(encoding="utf-8"), part, text), encoding="utf-8")
+    print(f"written: {path}, {part}")
+
 
 def one_line(line: Round) -> str:
     flushes = "?" if line.flushes is None else str(line.flushes)
@@ -54,71 +72,68 @@ def table(results: Mapping[Scenario, Sequence[Round]]) -> str:
 
 
 def write(docs: Path, results: Results, delays: Sequence[Delays], starts: Sequence[Start]) -> None:
-    """Write docs/reports/performance.md and docs/reports/performance.png."""
-    docs.mkdir(exist_ok=True)
+    """Write the part of the embedded log and docs/reports/performance.png."""
     plot(docs / "reports" / "performance.png", results)
+    write_part(docs, EMBEDDED, _text(results, delays, starts))
+
+
+def _text(results: Results, delays: Sequence[Delays], starts: Sequence[Start]) -> str:
     rounds = max(len(lines) for lines in results.values()) // 2
     others = max(line.other_cpu_share for lines in results.values() for line in lines)
     care = "" if others < 0.15 else " **The machine was not quiet: take these figures with care.**"
     facts = "\n".join(f"* {name}: {value}" for name, value in machine.description().items())
     loads = ", ".join(f"{scenario.messages:,} of {scenario.size_bytes // 1000} kB" for scenario in list(results)[::2])
     every = "\n".join(f"{scenario.name:26} {one_line(line)}" for scenario, lines in results.items() for line in lines)
-    (docs / "reports" / "performance.md").write_text(
-        f"""\
-# Performance
+    steady = "".join(
+        f"| {line.server} | {line.accept_p50:.1f} ms | {line.accept_p99:.1f} ms | {line.end_to_end_p50:.1f} ms "
+        f"| {line.end_to_end_p99:.1f} ms |\n"
+        for line in delays
+    )
+    first = "".join(f"* {start.one_line(each)}\n" for each in starts)
+    return f"""\
+## One process, embedded log
 
-Relay throughput on one machine, durable before the 250, compared with Debian's Postfix. Written by `make bench` on
-{datetime.now(UTC):%d %B %Y}; only the ratios can be compared between machines.
-Figures per second of this report and of [the one on Kafka](performance-kafka.md) can be compared only if both are
-of the same machine (see the end).
+Measured on {datetime.now(UTC):%d %B %Y}. Every message is flushed to disk before its `250`.
 
 ![End to end, messages per second](performance.png)
 
 {table(results)}
 
-Medians of {rounds} rounds. *Accepted*: messages divided by the time until `smtp-source` had its last 250. *End to
+Medians of {rounds} rounds. *Accepted*: messages divided by the time until `smtp-source` had its last `250`. *End to
 end*: messages divided by the time from the first send until `smtp-sink` had counted the last one. CPU is user and
 system time of the server's processes; memory is the highest sum of their proportional set sizes.
 
-## At a steady {latency.PER_SECOND} messages of 10 kB a second
+### At a steady {latency.PER_SECOND} messages of 10 kB a second
 
-| server | 250 after, median | p99 | at the sink after, median | p99 |
+| server | `250` after, median | p99 | at the sink after, median | p99 |
 |---|---:|---:|---:|---:|
-"""
-        + "".join(
-            f"| {line.server} | {line.accept_p50:.1f} ms | {line.accept_p99:.1f} ms | {line.end_to_end_p50:.1f} ms "
-            f"| {line.end_to_end_p99:.1f} ms |\n"
-            for line in delays
-        )
-        + """
-## From the start to the first 250
+{steady}
+### From the start to the first `250`
 
-"""
-        + "".join(f"* {start.one_line(each)}\n" for each in starts)
-        + f"""
-## How it was measured
+{first}
+### How it was measured
 
 * Both servers ran at the same time on the same disk and were loaded in turn, never together; load generator and
   sink ran on the same processors. {loads} in each round, over {SESSIONS} parallel sessions of
   `smtp-source`; *new*: one connection for each message, *reused* (`-d`): one for each session.
 * Postfix: Debian's package with its defaults (`default_process_limit` 100, `default_destination_concurrency_limit` 20,
-  connection cache on demand, queue file flushed before the 250), `relayhost` the sink; without chroot, TLS and logging.
+  connection cache on demand, queue file flushed before the `250`), `relayhost` the sink; without chroot, TLS and
+  logging.
 * eilpost: `eilpost up` with its defaults (20 connections to one site), `delivery.relay` the sink, all roles in one
   process, one structured log line for each message and role.
-* The start: `eilpost demo`, which is what `make run` calls, from the start of its process to the 250 for its first
+* The start: `eilpost demo`, which is what `make run` calls, from the start of its process to the `250` for its first
   message, with all four roles and a log on the disk; the client retries every few milliseconds.
 * Neither server uses DNS. Disk flushes are those that the disk reports, from any process.
 * At most {others:.0%} of the machine was busy with work other than the two servers and their load.{care}
 
 {facts}
 
-## Every round
+### Every round
 
 ```
 {every}
 ```
 """
-    )
 
 
 def plot(path: Path, results: Mapping[Scenario, Sequence[Round]]) -> None:

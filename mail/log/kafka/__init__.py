@@ -58,7 +58,7 @@ logger = structlog.get_logger()
 _DRAIN_SECONDS = 6.0
 _OPEN_RETRY_SECONDS = 2.0  # while brokers or topics are missing at start
 _PURGE_MIN_RECORDS = 1  # consumed records of a partition that make DeleteRecords worthwhile
-# Attempt records are batched, because only the router waits for them. Measured: docs/reports/performance-kafka.md.
+# Attempt records are batched, because only the router waits for them. Measured: docs/reports/performance.md.
 _REPORT_LINGER_MS = 10
 
 
