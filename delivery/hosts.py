@@ -98,7 +98,7 @@ class TargetSelector:
                     elif all(no_source.values()):
                         yield NoTarget(next(filter(None, no_source.values())), no_source=True)
                 case DnsUnknown():
-                    yield NoTarget(Reply(451, "4.4.3", f"DNS query for {host} failed: {answer.reason}"))
+                    yield NoTarget(Reply(451, "4.4.3", answer.reason))
                 case NoRecords() | NoSuchDomain():
                     yield self._no_address(route, host)
                 case _:

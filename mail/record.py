@@ -59,7 +59,7 @@ class Waiting:
 
     due: datetime
     cause: WaitCause
-    reason: str  # for operators: the last reply, "DNS for example.test does not answer", ...
+    reason: str  # for operators: the last reply, "DNS lookup of example.test MX timed out", ...
 
 
 _STATE_NAMES = {

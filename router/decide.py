@@ -138,7 +138,7 @@ def _reason_to_wait(queue: MailQueue, delivery: Delivery, context: RoutingContex
     route = delivery.route
     if isinstance(route, Unresolved):
         due = next_resolve_time(delivery.message.received, now, delivery.id)
-        return Waiting(due, WaitCause.UNRESOLVED, f"DNS for {route.domain} does not answer")
+        return Waiting(due, WaitCause.UNRESOLVED, context.answers.failure(route.domain))
     if not queue.has_free_slot(route.site, delivery.message.size_bytes, context.policy.limits):
         return Waiting(now, WaitCause.THROTTLED, "The next hop has reached its limit of active deliveries")
     return None
@@ -299,7 +299,7 @@ def content_to_quote(
 def _fail_if_expired(hop: Route | Reply, message: Message, context: RoutingContext, now: datetime) -> Route | Reply:
     """Fail an unresolved next hop at the end of the message's lifetime."""
     if isinstance(hop, Unresolved) and is_expired(message.received, context.policy.lifetime, now):
-        return _expired_reply(context, f"DNS for {hop.domain} does not answer")
+        return _expired_reply(context, context.answers.failure(hop.domain))
     return hop
 
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from mail.directory import Snapshot
 from mail.message import QueueId
-from mail.resolver import AddressAnswer, MxAnswer
+from mail.resolver import AddressAnswer, DnsUnknown, MxAnswer
 from mail.route import ToRelay
 from router.site_limits import SiteLimits
 
@@ -36,6 +36,13 @@ class DnsAnswers:
 
     mx: Mapping[str, MxAnswer] = field(default_factory=dict)
     addresses: Mapping[str, AddressAnswer] = field(default_factory=dict)  # only for domains without MX
+
+    def failure(self, domain: str) -> str:
+        """The reason why a domain is unresolved, for operators."""
+        for answer in (self.mx.get(domain), self.addresses.get(domain)):
+            if isinstance(answer, DnsUnknown):
+                return answer.reason
+        return f"DNS lookup of {domain} MX timed out"
 
 
 NO_DNS_ANSWERS = DnsAnswers()

@@ -1,7 +1,7 @@
 """Directory port: domains, mailboxes, aliases and tenants.
 
 A `Snapshot` is immutable; a role uses one snapshot per decision, so a reload does not affect a running decision.
-Adapters: `static` (tests), `file` (TOML).
+Adapter: `file` (TOML).
 """
 
 from __future__ import annotations

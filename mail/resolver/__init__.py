@@ -1,7 +1,7 @@
 """Resolver port: DNS answers as values that distinguish a negative answer from no answer.
 
-Adapters cache answers by TTL and merge concurrent identical queries (single flight); no call raises for a DNS error.
-Adapters: `dnspython`, `static` (tests). Source: RFC 5321 section 5.1, RFC 7505 (null MX), RFC 2308 (negative caching).
+Answers are cached by TTL, concurrent identical queries are merged (single flight), and no call raises for a DNS error.
+Adapter: `dnspython`. Source: RFC 5321 section 5.1, RFC 7505 (null MX), RFC 2308 (negative caching).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class NoSuchDomain:
 
 @dataclass(frozen=True, slots=True)
 class DnsUnknown:
-    """No answer, SERVFAIL or a time-out: a temporary error. `reason` is for operators."""
+    """A temporary error. `reason` is like "DNS lookup of example.test MX timed out" or "... MX failed: SERVFAIL"."""
 
     reason: str
 

@@ -80,13 +80,13 @@ class DnsResolver:
             async with asyncio.timeout(self._timeout_seconds + 1), self._query_slots:
                 answer, seconds = await self._resolve(*question)
         except TimeoutError:
-            answer, seconds = DnsUnknown(f"DNS query for {question[0]} timed out"), 0.0
+            answer, seconds = _timed_out(*question), 0.0
         DNS_DURATION.labels(_RESULTS.get(type(answer), "found")).observe(time.perf_counter() - started)
         return answer, seconds
 
     async def _resolve(self, name: str, kind: str) -> tuple[_Answer, float]:
         if self._resolver is None:
-            return DnsUnknown("no name server is configured: set resolver.servers"), 0.0
+            return _failed(name, kind, "no name server is configured; set resolver.servers"), 0.0
         try:
             absolute = dns.name.from_text(name + ".")
         except (dns.exception.DNSException, UnicodeError):
@@ -99,11 +99,11 @@ class DnsResolver:
             nxdomain: Any = error  # its methods are not typed
             return NoSuchDomain(), _negative_seconds(nxdomain.response(nxdomain.qnames()[0]))
         except dns.resolver.LifetimeTimeout:
-            return DnsUnknown(f"DNS query for {name} timed out"), 0.0
+            return _timed_out(name, kind), 0.0
         except dns.resolver.NoNameservers as error:
-            return DnsUnknown(f"DNS query for {name}: {_failure_text(error)}"), 0.0
+            return _failed(name, kind, _last_error(error)), 0.0
         except (dns.exception.DNSException, OSError) as error:
-            return DnsUnknown(f"DNS query for {name}: {type(error).__name__}"), 0.0
+            return _failed(name, kind, type(error).__name__), 0.0
         if answer.rrset is None:
             return NoRecords(), _negative_seconds(answer.response)
         return _parse_records(kind, answer.rrset), min(answer.chaining_result.minimum_ttl, POSITIVE_MAX.total_seconds())
@@ -148,7 +148,15 @@ def _negative_seconds(response: Any) -> float:
     return float(min(response.resolve_chaining().minimum_ttl, NEGATIVE_MAX.total_seconds()))
 
 
-def _failure_text(error: dns.resolver.NoNameservers) -> str:
+def _timed_out(name: str, kind: str) -> DnsUnknown:
+    return DnsUnknown(f"DNS lookup of {name} {kind} timed out")
+
+
+def _failed(name: str, kind: str, cause: str) -> DnsUnknown:
+    return DnsUnknown(f"DNS lookup of {name} {kind} failed: {cause}")
+
+
+def _last_error(error: dns.resolver.NoNameservers) -> str:
     """The error of the last server: "SERVFAIL", "REFUSED", ..."""
     errors = error.kwargs.get("errors") or []
     last = errors[-1][3] if errors else "no server answers"

@@ -11,10 +11,10 @@ import pytest
 from mail.resolver import DnsUnknown, IpAddresses, MxHosts, NoRecords, NoSuchDomain, NullMx, Resolver
 from mail.resolver.cache import AnswerCache
 from mail.resolver.dnspython import DnsResolver
-from mail.resolver.static import StaticResolver
 from mail.settings import ResolverSettings
 from mail.units import parse_duration
 from tests.support.servers.dns import DnsServer, Zone
+from tests.support.servers.static_resolver import StaticResolver
 
 _MX = {
     "example.test": [(20, "B.MX.example.test"), (10, "a.mx.Example.Test"), (10, "0.mx.example.test")],

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from mail.address import Address
 from mail.directory import Domain, Snapshot, User
-from mail.directory.static import StaticDirectory
 from mail.settings import MailstoreSettings, NodeSettings
 from mail.telemetry import REGISTRY
 from mailstore.mailboxes import MailboxUnavailable
 from mailstore.maildir import Maildir
 from mailstore.memory import MemoryMailboxes
 from mailstore.pop3.server import Pop3Server
+from tests.support.servers.static_directory import StaticDirectory
 
 T = TypeVar("T")
 OWNER = "alice@example.test"

@@ -19,13 +19,11 @@ from delivery.server import DeliveryAgent
 from ingress.server import Ingress
 from mail.address import Address
 from mail.directory import Domain, Snapshot, User
-from mail.directory.static import StaticDirectory
 from mail.endpoint import parse_relay
 from mail.log import Log
 from mail.log.memory import MemoryLog
 from mail.message import QueueId
 from mail.record import Bounced, Closed, Event, EventDetail, Pending
-from mail.resolver.static import StaticResolver
 from mail.service import run_roles
 from mail.settings import Settings
 from mail.spool import Spool
@@ -36,6 +34,8 @@ from mailstore.memory import MemoryMailboxes
 from mailstore.pop3.server import Pop3Server
 from router.server import Router
 from tests.support.servers.ports import free_port, wait_until
+from tests.support.servers.static_directory import StaticDirectory
+from tests.support.servers.static_resolver import StaticResolver
 
 H = TypeVar("H", bound=EventDetail)
 

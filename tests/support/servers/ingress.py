@@ -10,13 +10,13 @@ from typing import Any
 from ingress.server import Ingress
 from mail.address import Address
 from mail.directory import Domain, Snapshot, User
-from mail.directory.static import StaticDirectory
 from mail.log import Condition, Usable
 from mail.message import Inline, Spooled
 from mail.record import Accepted, Record
-from mail.resolver.static import StaticResolver
 from mail.route import ToRelay
 from mail.settings import IngressSettings, LogSettings, NodeSettings, SpoolSettings
+from tests.support.servers.static_directory import StaticDirectory
+from tests.support.servers.static_resolver import StaticResolver
 
 LINE_SECONDS = 10.0
 

@@ -12,7 +12,6 @@ from delivery.attempt import AttemptResult, AttemptRunner
 from delivery.capacity import Capacity
 from delivery.server import DeliveryAgent as DeliveryRole
 from delivery.worker import ReportFailed
-from mail.directory.static import StaticDirectory
 from mail.log.memory import MemoryLog
 from mail.message import Spooled
 from mail.outcome import Deferred, Delivered, Outcome
@@ -24,6 +23,7 @@ from tests.support.builders.routing import snapshot
 from tests.support.clients.couriers import HostResolver
 from tests.support.docs.metrics import value
 from tests.support.servers.delivery_worker import OK, FakeCourier, outcomes_for_all, running_worker, running_worker_of
+from tests.support.servers.static_directory import StaticDirectory
 
 
 async def never_answer(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:

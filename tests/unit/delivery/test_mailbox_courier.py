@@ -8,11 +8,11 @@ import pytest
 
 from delivery.mailbox_courier import MailboxCourier
 from mail.directory import Snapshot, User
-from mail.directory.static import StaticDirectory
 from mail.message import DeliveryId
 from mail.outcome import Deferred, Delivered, Failed
 from mailstore.mailboxes import MailboxFull, MailboxUnavailable, MessageTooLarge
 from tests.support.builders.delivery import CONTENT, address, delivery, envelope, mailbox
+from tests.support.servers.static_directory import StaticDirectory
 
 
 class FakeMailboxes:

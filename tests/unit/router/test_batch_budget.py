@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from mail.directory.static import StaticDirectory
 from mail.log.memory import MemoryLog
 from mail.message import Inline
 from mail.record import Record
-from mail.resolver.static import StaticResolver
 from mail.settings import LogSettings, NodeSettings, RouterSettings
 from mail.spool.memory import MemorySpool
 from router import shard
 from router.batch_budget import CONTENT_BYTES_MAX, OUTPUT_RECORDS_MAX, READ_MAX, BatchBudget
 from router.server import Router
 from tests.support.builders.routing import accepted, snapshot
+from tests.support.servers.static_directory import StaticDirectory
+from tests.support.servers.static_resolver import StaticResolver
 
 MEMBERS = [f"u{number}@example.test" for number in range(600)]
 SNAPSHOT = snapshot(MEMBERS, {"all@example.test": MEMBERS})

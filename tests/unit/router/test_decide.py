@@ -32,7 +32,7 @@ from mail.record import (
     Waiting,
 )
 from mail.reply import Reply
-from mail.resolver import MxHosts
+from mail.resolver import DnsUnknown, MxHosts
 from mail.route import ToMailbox, ToMx, ToRelay, Unresolved
 from router.accounting import BatchAccounting
 from router.routing_context import DnsAnswers
@@ -314,10 +314,14 @@ def test_unresolved_delivery_waits_until_dns_answers_or_it_expires() -> None:
     out = one.decide(accepted("u@far.test"))
     (line,) = of_kind(Pending, out)
     assert line.delivery.route == Unresolved("far.test")
-    assert line.state.cause is WaitCause.UNRESOLVED
+    assert (line.state.cause, line.state.reason) == (WaitCause.UNRESOLVED, "DNS lookup of far.test MX timed out")
     assert isinstance(line.content, Spooled)
     assert one.dispatched == {}
+    one.answers = DnsAnswers({"far.test": DnsUnknown("DNS lookup of far.test MX failed: SERVFAIL")})
     one.advance(timedelta(seconds=5))
+    (line,) = one.lines.values()
+    assert isinstance(line.state, Waiting)
+    assert line.state.reason == "DNS lookup of far.test MX failed: SERVFAIL"
     one.answers = FAR
     one.advance(timedelta(seconds=5))
     (given,) = one.dispatched.values()

@@ -11,10 +11,10 @@ import structlog
 from mail.message import Spooled
 from mail.queue_id import new_queue_id
 from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, MxAnswer, MxHosts, NoRecords
-from mail.resolver.static import StaticResolver
 from mail.spool.memory import MemorySpool
 from router import resolve
 from router.resolve import BatchResolver
+from tests.support.servers.static_resolver import StaticResolver
 
 QUICK = timedelta(milliseconds=20)
 FAR = MxHosts(((10, "mx.far.test"),))

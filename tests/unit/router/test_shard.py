@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import structlog
 
-from mail.directory.static import StaticDirectory
 from mail.log import (
     DeliveryShard,
     Entry,
@@ -26,7 +25,6 @@ from mail.log import (
 from mail.log.memory import MemoryLog
 from mail.message import Inline, Spooled, delivery_id
 from mail.record import Accepted, Attempted, Closed, Delivery, Dispatched, Pending, Record, WaitCause, Waiting
-from mail.resolver.static import StaticResolver
 from mail.route import ToRelay
 from mail.service import ServiceError
 from mail.settings import LogSettings, NodeSettings, RouterSettings
@@ -34,6 +32,8 @@ from mail.spool.memory import MemorySpool
 from mail.telemetry import REGISTRY
 from router.server import Router
 from tests.support.builders.routing import CONTENT, accepted, deferred, delivered, snapshot
+from tests.support.servers.static_directory import StaticDirectory
+from tests.support.servers.static_resolver import StaticResolver
 
 SNAPSHOT = snapshot(["alice@example.test"])
 

@@ -29,10 +29,10 @@ from mail.directory import (
 from mail.directory import passwords as passwords_module
 from mail.directory.file import FileDirectory
 from mail.directory.passwords import hash_password
-from mail.directory.static import StaticDirectory
 from mail.directory.toml import parse_directory
 from mail.route import RelayProtocol, ToRelay
 from tests.support.docs.metrics import value
+from tests.support.servers.static_directory import StaticDirectory
 
 _HASH = hash_password("eilpost-demo")
 _OTHER_HASH = hash_password("another")

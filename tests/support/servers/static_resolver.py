@@ -31,7 +31,7 @@ class StaticResolver:
     async def mx(self, domain: str) -> MxAnswer:
         name = await self._query(domain)
         if name in self.failing:
-            return DnsUnknown(f"DNS query for {name} timed out")
+            return DnsUnknown(f"DNS lookup of {name} MX timed out")
         records = self.mx_records.get(name)
         if records is None and name not in self.address_records:
             return NoSuchDomain()
@@ -48,7 +48,7 @@ class StaticResolver:
             pass
         name = await self._query(host)
         if name in self.failing:
-            return DnsUnknown(f"DNS query for {name} timed out")
+            return DnsUnknown(f"DNS lookup of {name} A timed out")
         records = self.address_records.get(name)
         if records is None and name not in self.mx_records:
             return NoSuchDomain()
