@@ -120,9 +120,7 @@ GOLDEN: dict[str, Record] = {
     "pending-inline": Pending(delivery(1, _MX), Active(NOON), Inline(CONTENT)),
     "pending-held": Pending(delivery(1, _MX), _WAITS, SPOOLED, 4, LATER, HOST),
     "pending-unresolved": Pending(
-        delivery(1, Unresolved("example.test")),
-        Waiting(NOON, WaitCause.UNRESOLVED, "DNS lookup of example.test MX timed out"),
-        SPOOLED,
+        delivery(1, Unresolved("example.test")), Waiting(NOON, WaitCause.UNRESOLVED, "DNS does not answer"), SPOOLED
     ),
     "pending-lmtp": Pending(
         delivery(1, ToRelay("::1", 24, RelayProtocol.LMTP)), Waiting(NOON, WaitCause.DEFERRED, ""), SPOOLED, 1
