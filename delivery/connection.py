@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
-from delivery.dialogue import Dialogue, Phase, Timeouts
+from delivery.client_session import ClientSession, Phase, Timeouts
 from delivery.transaction import TransactionResult
 from mail.envelope import Envelope
 from mail.reply import Reply
@@ -34,19 +34,19 @@ class Connection(asyncio.Protocol):
         "_unsent",
         "_waiter",
         "deadline",
-        "dialogue",
         "idle_since",
+        "session",
         "transactions",
     )
 
     def __init__(
         self,
-        dialogue: Dialogue,
+        session: ClientSession,
         timeouts: Timeouts,
         on_closed: Callable[[Connection], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.dialogue = dialogue
+        self.session = session
         self.transactions = 0
         self.idle_since = 0.0
         self.deadline = float("inf")
@@ -62,26 +62,26 @@ class Connection(asyncio.Protocol):
 
     async def handshake(self) -> Reply | None:
         """Wait for the greeting and EHLO. None when the server is ready for a transaction, else the refusal."""
-        if self.dialogue.phase in (Phase.GREETING, Phase.EHLO, Phase.HELO):
+        if self.session.phase in (Phase.GREETING, Phase.EHLO, Phase.HELO):
             self._renew_deadline()
             await self._wait()
-        return self.dialogue.refusal
+        return self.session.refusal
 
     async def transact(self, envelope: Envelope, content: bytes) -> TransactionResult:
         """One transaction. Cancellation before the final dot aborts the connection; after it, the method still waits
         for the reply, until it is cancelled again.
         """
-        dialogue = self.dialogue
-        dialogue.start_transaction(envelope, content)
-        if dialogue.result is None:
+        session = self.session
+        session.start_transaction(envelope, content)
+        if session.result is None:
             self._flush()
             cancelled = False
-            while dialogue.result is None:
+            while session.result is None:
                 try:
                     await self._wait()
                 except asyncio.CancelledError:
                     # If the reply arrived at the same time, it takes precedence.
-                    if dialogue.result is None and (cancelled or not dialogue.past_dot):
+                    if session.result is None and (cancelled or not session.past_dot):
                         self.abort("cancelled")
                         raise
                     cancelled = True
@@ -89,13 +89,13 @@ class Connection(asyncio.Protocol):
                     if task is not None:
                         task.uncancel()
         self.transactions += 1
-        return dialogue.result
+        return session.result
 
     @property
     def usable(self) -> bool:
         """Ready for a transaction, as far as is known locally."""
         return (
-            self.dialogue.phase is Phase.READY
+            self.session.phase is Phase.READY
             and not self._unsent
             and self._transport is not None
             and not self._transport.is_closing()
@@ -104,14 +104,14 @@ class Connection(asyncio.Protocol):
     def quit(self) -> None:
         """Send QUIT; the sweep aborts the connection if the server does not reply."""
         if self.usable:
-            self.dialogue.quit()
+            self.session.quit()
             self._flush()
         else:
             self.abort("closed")
 
     def abort(self, reason: str, enhanced: str = "4.4.2") -> None:
         """Close the connection at once."""
-        self.dialogue.abort(reason, enhanced)
+        self.session.abort(reason, enhanced)
         self._unsent.clear()
         if self._transport is not None:
             self._transport.abort()
@@ -131,17 +131,17 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         # Only a complete reply renews the deadline: a server may send it byte by byte.
-        if self.dialogue.receive(data, unsent=bool(self._unsent)):
+        if self.session.receive(data, unsent=bool(self._unsent)):
             self._flush()
 
     def eof_received(self) -> bool:
-        self.dialogue.abort("connection closed")
+        self.session.abort("connection closed")
         self._flush()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         reason = "connection lost" if exc is None else f"connection lost ({type(exc).__name__})"
-        self.dialogue.abort(reason)
+        self.session.abort(reason)
         self._unsent.clear()
         self.deadline = float("inf")
         CONNECTIONS.dec()
@@ -171,12 +171,12 @@ class Connection(asyncio.Protocol):
             waiter.set_result(None)
 
     def _flush(self) -> None:
-        """After a change of the dialogue: write its output, set the deadline, wake the waiter."""
-        dialogue = self.dialogue
-        out = dialogue.to_send()
+        """After a change of the session: write its output, set the deadline, wake the waiter."""
+        session = self.session
+        out = session.to_send()
         if out:
             self._write(out)
-        phase = dialogue.phase
+        phase = session.phase
         if phase is Phase.CLOSED:
             self.deadline = self._loop.time() + self._timeouts.quit_seconds
             if self._transport is not None:
@@ -189,11 +189,11 @@ class Connection(asyncio.Protocol):
             self._renew_deadline()
 
     def _renew_deadline(self) -> None:
-        phase = self.dialogue.phase
+        phase = self.session.phase
         if phase not in _PHASES_WITH_DEADLINE:
             return
         sending = self._unsent or self._paused
-        seconds = self._timeouts.block_seconds if sending else self.dialogue.timeout_seconds(self._timeouts)
+        seconds = self._timeouts.block_seconds if sending else self.session.timeout_seconds(self._timeouts)
         self.deadline = self._loop.time() + seconds
 
     def _write(self, parts: list[bytes]) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import Connection
-from delivery.dialogue import Dialogue, Timeouts
 from delivery.hosts import NoTarget, Target, TargetSelector
 from delivery.pacing import Pacing
 from delivery.site import Site
@@ -131,7 +131,7 @@ class Pool:
         """A connection to `remote` was stale: close its idle connections, which are probably stale too."""
         site = self._sites.get(route.site)
         if site is not None:
-            for connection in [idle for idle in site.idle if idle.dialogue.remote == remote]:
+            for connection in [idle for idle in site.idle if idle.session.remote == remote]:
                 site.idle.remove(connection)
                 connection.abort("stale")
 
@@ -249,7 +249,7 @@ class Pool:
                 self._wake_waiters(site)
         if opened is not None:
             if not opened.usable:
-                return NoConnection(Reply(451, "4.4.2", f"{opened.dialogue.remote}: connection lost"))
+                return NoConnection(Reply(451, "4.4.2", f"{opened.session.remote}: connection lost"))
             return opened
         if no_source and not any(failure.is_temporary for failure in failures):
             if not site.count:
@@ -279,7 +279,7 @@ class Pool:
         remote = str(target)
         protocol = route.protocol if isinstance(route, ToRelay) else RelayProtocol.SMTP
         connection = Connection(
-            Dialogue(self._hostname, remote, protocol), self._timeouts, self._on_connection_closed, loop
+            ClientSession(self._hostname, remote, protocol), self._timeouts, self._on_connection_closed, loop
         )
         try:
             async with asyncio.timeout(self._connect_seconds):

@@ -9,7 +9,7 @@ import structlog
 
 from delivery.attempt import AttemptRunner
 from delivery.capacity import Capacity
-from delivery.dialogue import Timeouts
+from delivery.client_session import Timeouts
 from delivery.mailbox_courier import MailboxCourier
 from delivery.smtp_courier import SmtpCourier
 from delivery.worker import ReportFailed, Worker

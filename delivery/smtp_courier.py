@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import structlog
 
-from delivery.dialogue import Timeouts
+from delivery.client_session import Timeouts
 from delivery.hosts import TargetSelector
 from delivery.pool import NoConnection, Pool
 from delivery.sources import Sources
@@ -106,7 +106,7 @@ class SmtpCourier:
                 pool.release(route, connection, connection_lost=connection_lost, failure=failure)
             if connection_lost and reused and not result.past_dot:
                 fresh = True
-                pool.drop_idle(route, connection.dialogue.remote)
+                pool.drop_idle(route, connection.session.remote)
                 continue
             return result
 

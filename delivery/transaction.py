@@ -1,6 +1,6 @@
 """Client side of one mail transaction: its commands, dot-stuffing, and one outcome per recipient. Pure.
 
-`delivery/dialogue.py` sends the commands and passes the replies.
+`delivery/client_session.py` sends the commands and passes the replies.
 Source: RFC 5321, RFC 1870, RFC 6152, RFC 6531.
 """
 
@@ -100,7 +100,7 @@ class Transaction:
             if self._outcomes[index] is None:
                 self._outcomes[index] = Failed(address, reply)
 
-    # Called by the dialogue before and while it sends
+    # Called by the session before and while it sends
 
     def result_without_server(self) -> TransactionResult | None:
         """The result if no recipient is left to send, else None."""

@@ -103,7 +103,7 @@ def banner(settings: Settings, configuration: Path, program: str, sink: int | No
     (smtp_host, smtp), (pop3_host, pop3) = parse(settings.ingress.mx), parse(settings.mailstore.pop3)
     alice, bob = (f"{user}@{DOMAIN}" for user in USERS)
     message = r"Subject: Hello\r\n\r\nHi Alice\r\n"
-    dialogue = rf"EHLO me\r\nMAIL FROM:<{bob}>\r\nRCPT TO:<{alice}>\r\nDATA\r\n{message}.\r\nQUIT\r\n"
+    smtp_session = rf"EHLO me\r\nMAIL FROM:<{bob}>\r\nRCPT TO:<{alice}>\r\nDATA\r\n{message}.\r\nQUIT\r\n"
     run, option = (
         shlex.quote(program),
         "" if _is_default_configuration(configuration) else f" --config {shlex.quote(str(configuration))}",
@@ -121,7 +121,7 @@ Mail for other domains {others}. All files are in {configuration.parent}/. Stop:
 
 Try, in another terminal:
  1. Send a message by hand (bash), with swaks, or with a mail client:
-      {{ printf '{dialogue}' >&3; cat <&3; }} 3<>/dev/tcp/{smtp_host}/{smtp}
+      {{ printf '{smtp_session}' >&3; cat <&3; }} 3<>/dev/tcp/{smtp_host}/{smtp}
       swaks --server {smtp_host}:{smtp} --from {bob} --to {alice}
  2. Fetch the newest message (the user name is the whole address):
       python3 -c "import poplib; p = poplib.POP3('{pop3_host}', {pop3}); p.user('{alice}'); p.pass_('{PASSWORD}'); \

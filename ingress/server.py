@@ -14,9 +14,9 @@ import structlog
 
 from ingress import policy
 from ingress.accept import Acceptance
+from ingress.connection import Connection
 from ingress.limits import ConnectionLimiter, MemoryBudget
 from ingress.listener import Listener, make_ehlo_reply
-from ingress.session import SmtpSession
 from ingress.spool_monitor import SpoolMonitor
 from ingress.write_coalescer import WriteCoalescer
 from mail import endpoint
@@ -64,7 +64,7 @@ class Ingress:
         )
         self._spool_monitor = SpoolMonitor(spool, log_settings.min_free_disk)
         self._log = log
-        self._sessions: set[SmtpSession] = set()
+        self._connections: set[Connection] = set()
         self.bound_addresses: list[tuple[str, int]] = []  # after `ready`; tells the port when 0 was configured
         try:
             networks = policy.parse_networks(settings.relay_networks)
@@ -133,7 +133,7 @@ class Ingress:
         coalescer = WriteCoalescer(loop)
         try:
             server = await loop.create_server(
-                lambda: SmtpSession(self._listener, self._sessions, coalescer, loop), host, port, backlog=_BACKLOG
+                lambda: Connection(self._listener, self._connections, coalescer, loop), host, port, backlog=_BACKLOG
             )
         except OSError as error:
             reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
@@ -147,9 +147,9 @@ class Ingress:
 
     async def _drain(self) -> None:
         """Drain all sessions, wait for messages in progress, then abort the remaining sessions."""
-        for session in list(self._sessions):
-            session.drain()
-        tasks = {session.task for session in self._sessions if session.task is not None}
+        for connection in list(self._connections):
+            connection.drain()
+        tasks = {session.task for session in self._connections if session.task is not None}
         if not tasks:
             return
         _done, unfinished = await asyncio.wait(tasks, timeout=self._drain_seconds)
@@ -159,5 +159,5 @@ class Ingress:
             task.cancel()
         if unfinished:
             await asyncio.wait(unfinished, timeout=_ABORT_SECONDS)
-        for session in list(self._sessions):
-            session.abort()
+        for connection in list(self._connections):
+            connection.abort()

@@ -1,376 +1,419 @@
-"""SMTP connection driver: reads octets, writes replies, runs time-outs. The only file that imports aiosmtpd.
+"""SMTP session of the server: transaction state, and the reply to each command (RFC 5321 section 4.1.4).
 
-It keeps aiosmtpd's connection life cycle (task, writer, later TLS and AUTH) and replaces its line reader (LF ends a
-line), its parser (lenient), its timer (one for all of DATA) and its cancellation of work when the client disconnects
-(reasons: `tests/unit/ingress/test_aiosmtpd_overrides.py`). Replies are sent in order, no exception text reaches the
-client, and a disconnect never cancels an append. Next: `ingress/accept.py`, by way of `ingress/conversation.py`.
+`esmtp` parses, `policy` decides what is allowed, `accept` makes messages durable; `connection` does the I/O and the
+time-outs. A new verb (STARTTLS, AUTH) needs a method, an entry in `esmtp.VERBS` instead of `NOT_OFFERED`, and a keyword
+in `listener.make_ehlo_reply`; a new MAIL or RCPT parameter needs a field in `esmtp`. Next: `ingress/accept.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from functools import cache
-from typing import Any
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import lru_cache
+from time import perf_counter
+from typing import TYPE_CHECKING
 
 import structlog
-from aiosmtpd.smtp import SMTP
 
-from ingress import replies
-from ingress.connection import SessionEnd
-from ingress.conversation import Conversation
-from ingress.esmtp import LONGEST_LINE
-from ingress.framer import Framer
-from ingress.limits import IncomingData
+from ingress import esmtp, policy, replies
+from ingress.content import begins_with_header, header_section, normalize
+from ingress.esmtp import MailFrom, parse_command, parse_hello, parse_mail, parse_rcpt, parse_vrfy
+from ingress.framer import Malformed
 from ingress.listener import Listener
-from ingress.policy import ClientRights, normalize_ip
-from ingress.write_coalescer import WriteCoalescer
-from mail.telemetry.ingress import SMTP_CONNECTIONS, SMTP_SESSIONS
+from ingress.received import count_hops, received_field, with_protocol
+from mail.address import Address
+from mail.envelope import Body, Envelope, Recipient
+from mail.log import Down, Full
+from mail.message import Client, Message
+from mail.queue_id import new_queue_id
+from mail.reply import Reply
+from mail.telemetry.ingress import ACCEPT_DURATION, MESSAGE_SIZE, MESSAGES_RECEIVED, SMTP_REPLIES
+
+if TYPE_CHECKING:
+    from ingress.connection import Connection
 
 logger = structlog.get_logger()
 
-_PIPELINED_MAX_BYTES = 64 * 1024  # octets a client may send ahead before reading is paused
-_MIN_BYTES_PER_SECOND = 16 * 1024  # average rate required of long data: 25 MiB in less than an hour
-_COMMANDS_PER_TURN = 100  # pipelined commands handled before other sessions run
-_QUIT_GRACE_SECONDS = 0.5  # for a QUIT in transit when the drain begins
-_LINGER_SECONDS = 5.0  # for a client that does not read the last reply
+_NON_MAIL_COMMANDS_MAX = 100  # between two messages; further ones count as errors
+_LOGGED_RECIPIENTS_MAX = 20  # addresses in one log line
+_HEADER_CHECK_OCTETS = 1024  # octets examined to decide whether content begins with a header
+_DNS_TIMEOUT_SECONDS = 20.0  # longer than the resolver's own time-out
 
-# Labelled children, cached: the set of label values is small.
-_connections_at = cache(SMTP_CONNECTIONS.labels)
-_sessions_at = cache(SMTP_SESSIONS.labels)
+_REPLIES = {
+    (verb, code): SMTP_REPLIES.labels(verb, str(code))
+    for verb in (*esmtp.VERBS, "CONTENT", "CONNECT", "OTHER")
+    for code in (2, 3, 4, 5)
+}
+_RECEIVED_ACCEPTED = MESSAGES_RECEIVED.labels("accepted")
+_RECEIVED_TEMPFAIL = MESSAGES_RECEIVED.labels("tempfail")
+_RECEIVED_REJECTED = MESSAGES_RECEIVED.labels("rejected")
 
-
-class _NoHooks:
-    """aiosmtpd handler without hooks; the empty `__dir__` avoids its attribute scan per connection."""
-
-    def __dir__(self) -> list[str]:
-        return []
-
-
-_NO_HOOKS = _NoHooks()
+_encoded = lru_cache(maxsize=512)(Reply.to_bytes)
 
 
-class SmtpSession(SMTP):
-    """One SMTP connection."""
+class SessionEnd(StrEnum):
+    """Why a session ended; the values are metric labels and log fields."""
 
-    def __init__(
-        self, listener: Listener, sessions: set[SmtpSession], coalescer: WriteCoalescer, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        super().__init__(
-            _NO_HOOKS,
-            data_size_limit=None,
-            enable_SMTPUTF8=True,
-            hostname=listener.hostname,  # the default, getfqdn(), blocks for every connection
-            ident="eilpost",
-            timeout=listener.command_seconds,
-            loop=loop,
-        )
-        self._listener = listener
-        self._sessions = sessions
-        self._coalescer = coalescer
-        self.framer = Framer(LONGEST_LINE)
-        self._conversation = Conversation(
-            listener, self, "", 0, ClientRights(may_relay=False, sender_must_resolve=True)
-        )
-        self._waiter: asyncio.Future[None] | None = None
-        self._deadline = 0.0
-        self._timer_at = 0.0
-        self._eof = False  # the client sends nothing more; it may still read
-        self._lost = False
-        self._reading_is_paused = False  # not `_paused`: asyncio uses that name for writing
-        self._busy = False  # a command is in progress; timer and drain wait for it
-        self._draining = False
-        self._drain_at = 0.0  # when the grace time for QUIT ends
-        self._incoming: IncomingData | None = None  # our entry in the memory budget
-        self._data_began = 0.0
-        self.data_over_budget = False
+    QUIT = "quit"  # RFC 5321 section 4.1.1.10
+    LOST = "lost"  # the client closed the connection
+    TIMEOUT = "timeout"
+    SLOW = "slow"  # message data arrived too slowly while the memory budget was used up
+    REFUSED = "refused"  # 421 at the greeting or at MAIL
+    TOO_MANY_ERRORS = "errors"  # the client sent too many invalid commands
+    INTERNAL_ERROR = "error"  # an exception of ours while message data was read
+    DRAINED = "drained"  # the server drained, and no message was in progress
+    ABORTED = "cut"  # the drain time-out expired
 
-    def __dir__(self) -> list[str]:
-        return []  # aiosmtpd's dir() and getmembers() cost 360 us per connection
 
-    # Transport events and timers
+@dataclass(slots=True)
+class Session:
+    """One SMTP session. Replies are collected in `output`; `end` is set when the session is over."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        peer = transport.get_extra_info("peername")
-        if isinstance(peer, tuple):
-            self._conversation.ip, self._conversation.port = normalize_ip(peer[0]), peer[1]
-            self._conversation.rights = self._listener.client_rights(self._conversation.ip)
-        self._sessions.add(self)
-        super().connection_made(transport)
+    listener: Listener
+    connection: Connection
+    ip: str
+    port: int
+    rights: policy.ClientRights
+    output: list[bytes] = field(default_factory=list)
+    end: SessionEnd | None = None
+    errors: int = 0
+    helo: str | None = None
+    verb: str = "CONNECT"
+    _extended: bool = False
+    _non_mail_commands: int = 0
+    _mail: MailFrom | None = None
+    _recipients: dict[Address, Recipient] = field(default_factory=dict)
+    _rcpt_refused: bool = False
 
-    def data_received(self, data: bytes) -> None:
-        framer = self.framer
-        framer.feed(data)
-        if framer.in_data and not self._busy:
-            self._update_memory_budget()
-            self._reset_data_timeout()
-            if framer.data_is_complete:
-                self._wake()
-        elif self._waiter is not None and framer.has_line:
-            self._wake()
-        if (
-            not self._reading_is_paused
-            and framer.pipelined_bytes > _PIPELINED_MAX_BYTES
-            and self._client_transport is not None
-        ):
-            self._reading_is_paused = True
-            self._client_transport.pause_reading()
+    def reply(self, reply: Reply) -> None:
+        """Queue a reply; replies to pipelined commands are sent together (RFC 2920 section 3.2)."""
+        self.output.append(_encoded(reply))
+        self._count_reply(reply.code)
 
-    def eof_received(self) -> bool:
-        # aiosmtpd would cancel the current command; input before the half-close is still handled.
-        self._eof = True
-        self._wake()
-        return True
+    def _count_reply(self, code: int) -> None:
+        _REPLIES[self.verb, code // 100].inc()
+        if code >= 500:
+            self.errors += 1
 
-    def connection_lost(self, error: Exception | None) -> None:
-        # aiosmtpd would cancel the current command, even an append. The task sees `_lost` and ends.
-        self._lost = True
-        if self._timeout_handle is not None:
-            self._timeout_handle.cancel()
-        asyncio.StreamReaderProtocol.connection_lost(self, error)
-        self.transport = None
-        self._wake()
+    def refuse(self, reply: Reply, **fields: object) -> None:
+        """Queue a refusal and log it."""
+        if self.helo is not None:
+            fields["helo"] = self.helo
+        logger.info("command refused", client=self.ip, verb=self.verb, reply=str(reply), **fields)
+        self.reply(reply)
 
-    def _reset_timeout(self, duration: float | None = None) -> None:
-        # One timer per session checks the deadline when it fires, so moving the deadline is cheap.
-        self._deadline = self.loop.time() + (duration or self._timeout_duration)
-        if self._timeout_handle is None or self._timer_at > self._deadline:
-            self._arm_timer(self._deadline)
+    def close(self, reply: Reply, end: SessionEnd) -> None:
+        """Queue the last reply and end the session."""
+        self.reply(reply)
+        self.end = end
 
-    def _arm_timer(self, due: float) -> None:
-        if self._timeout_handle is not None:
-            self._timeout_handle.cancel()
-        self._timer_at = due
-        self._timeout_handle = self.loop.call_at(due, self._timeout_cb)
-
-    def _timeout_cb(self) -> None:
-        now = self.loop.time()
-        if self._deadline - now > 0.001:
-            self._arm_timer(self._deadline)
-        elif self._conversation.end:
-            self.abort()
-        elif self._busy:
-            self._arm_timer(now + 1.0)  # the server is busy, the client is not idle
+    def greet(self, *, admitted: bool, draining: bool) -> bool:
+        """Queue the greeting. Return False when the connection was refused."""
+        if draining:
+            refusal = replies.SHUTTING_DOWN
+        elif not admitted:
+            refusal = replies.TOO_MANY_CONNECTIONS
+        elif isinstance(self.listener.log.condition(), Down):
+            refusal = replies.SERVICE_NOT_AVAILABLE
         else:
-            self._conversation.close(replies.TIMED_OUT, SessionEnd.TIMEOUT)
-            self._close_connection()
-
-    def drain(self) -> None:
-        """Send 421 as soon as no message is in progress (RFC 5321 section 3.8)."""
-        self._draining = True
-        self._schedule_drain()
-
-    def _schedule_drain(self) -> None:
-        """A client that got 250 usually sends QUIT next; a 421 there makes some clients (Python's smtplib) resend."""
-        self._drain_at = self.loop.time() + _QUIT_GRACE_SECONDS
-        self.loop.call_at(self._drain_at + 0.001, self._drain_if_idle)
-
-    def _drain_if_idle(self) -> None:
-        if not self.framer.in_data:
-            self._wake()
-
-    def abort(self) -> None:
-        """Close the connection without flushing."""
-        if self._client_transport is not None:
-            self._client_transport.abort()
-
-    @property
-    def task(self) -> asyncio.Task[None] | None:
-        return self._handler_coroutine
-
-    @property
-    def _client_transport(self) -> asyncio.Transport | None:
-        transport: asyncio.Transport | None = self.transport  # type: ignore[assignment]  # aiosmtpd declares BaseTransport
-        return transport
-
-    # Command loop
-
-    async def _handle_client(self) -> None:
-        conversation = self._conversation
-        admitted = self._listener.connection_limiter.acquire(conversation.ip, exempt=conversation.rights.may_relay)
-        connections = _connections_at(self._listener.name)
-        connections.inc()
-        try:
-            if conversation.greet(admitted=admitted, draining=self._draining):
-                await self._run_commands()
-        except asyncio.CancelledError:
-            if self._busy:
-                conversation.end = SessionEnd.ABORTED  # the outcome of the message is unknown: send no reply
-            else:
-                conversation.close(replies.SHUTTING_DOWN, SessionEnd.ABORTED)  # RFC 5321 section 3.8
-            raise
-        finally:
-            self._close_connection()
-            self._release_memory()
-            if admitted:
-                self._listener.connection_limiter.release(conversation.ip)
-            connections.dec()
-            _sessions_at(self._listener.name, (conversation.end or SessionEnd.INTERNAL_ERROR).value).inc()
-            self._sessions.discard(self)
-            # Not logged: health checks, which send nothing, and refusals, which were logged before.
-            silent = conversation.helo is None and not conversation.errors and conversation.end is SessionEnd.LOST
-            if conversation.end not in (SessionEnd.QUIT, SessionEnd.REFUSED) and not silent:
-                logger.info(
-                    "session ended",
-                    client=conversation.ip,
-                    helo=conversation.helo,
-                    end=conversation.end,
-                    errors=conversation.errors,
-                )
-
-    async def _run_commands(self) -> None:
-        conversation = self._conversation
-        handled = 0
-        while not conversation.end:
-            if self._lost:  # replies cannot be sent; the client will retry
-                conversation.end = SessionEnd.LOST
-                return
-            line = self.framer.next_line()
-            if line is None:
-                if self._draining and self.loop.time() >= self._drain_at:
-                    conversation.close(replies.SHUTTING_DOWN, SessionEnd.DRAINED)
-                elif not await self._wait_for_input():
-                    conversation.end = conversation.end or SessionEnd.LOST
-                continue
-            self._busy = True
-            try:
-                await conversation.handle(line)
-            except Exception as error:  # a bug must not end the session
-                await self.handle_exception(error)
-            self._busy = False
-            self._release_memory()
-            self._reset_timeout()
-            if self._draining:
-                self._schedule_drain()
-            handled += 1
-            if handled % _COMMANDS_PER_TURN == 0:  # also bounds unsent replies
-                await self._flush()
-                await asyncio.sleep(0)
-
-    async def handle_exception(self, error: Exception) -> str:
-        # aiosmtpd would send the exception text in a 5xx reply.
-        logger.error("session error", client=self._conversation.ip, verb=self._conversation.verb, exc_info=error)
-        self._conversation.reply_local_error()
-        return ""
-
-    async def _wait_for_input(self) -> bool:
-        """Send queued replies and wait for input. Return False when there will be none."""
-        if self._has_unsent_output():
-            await self._flush()
-            if self._has_input():  # arrived while the replies were flushed
-                return True
-        elif self._conversation.output:
-            self._coalescer.add(self._write_output)
-        if self._eof or self._lost:
-            return False
-        if self._reading_is_paused and self._client_transport is not None:
-            self._reading_is_paused = False
-            self._client_transport.resume_reading()
-        self._waiter = self.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-        return True
-
-    def _has_input(self) -> bool:
-        framer = self.framer
-        return bool(self._conversation.end) or (framer.data_is_complete if framer.in_data else framer.has_line)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def push(self, status: Any) -> None:
-        # As in aiosmtpd, but queued with the other replies.
-        self._conversation.output.append((status if isinstance(status, bytes) else str(status).encode()) + b"\r\n")
-
-    def _has_unsent_output(self) -> bool:
-        """Whether earlier output is still in the write buffer."""
-        return self._client_transport is not None and self._client_transport.get_write_buffer_size() > 0
-
-    async def _flush(self) -> None:
-        self._write_output()
-        if self._has_unsent_output():
-            try:
-                await self._writer.drain()
-            except ConnectionError:
-                self._lost = True
-
-    def _write_output(self) -> None:
-        output = self._conversation.output
-        if output and self._client_transport is not None and not self._lost and not self._client_transport.is_closing():
-            self._client_transport.write(b"".join(output) if len(output) > 1 else output[0])
-            output.clear()
-
-    def _close_connection(self) -> None:
-        """Send queued replies and close; abort after a time-out if the client does not read."""
-        self._write_output()
-        if self._client_transport is not None:
-            self._client_transport.close()
-            self._deadline = self.loop.time() + _LINGER_SECONDS
-            self._arm_timer(self._deadline)
-        self._wake()
-
-    # Message data
-
-    async def read_data(self) -> bool:
-        """Send the 354 and wait for the final dot. Return False when the session ended before it."""
-        framer = self.framer
-        # The size limit (RFC 1870 section 3) excludes transparent dots: at most one for every three octets.
-        framer.begin_data(self._listener.max_size * 4 // 3 + 1)
-        self._busy = False
-        self._data_began = self.loop.time()
-        self._incoming = IncomingData(
-            self._conversation.ip, self._data_began, self._abort_slow_data, exempt=self._conversation.rights.may_relay
-        )
-        self._listener.memory_budget.add(self._incoming)
-        self._update_memory_budget()
-        self._reset_data_timeout()
-        while not framer.data_is_complete and not self._conversation.end:
-            if not await self._wait_for_input():
-                break
-        self._busy = True
-        if framer.data_is_complete and not self._conversation.end:
+            self.output.append(self.listener.greeting_reply)
+            self._count_reply(220)
             return True
-        self._conversation.end = self._conversation.end or SessionEnd.LOST
+        self.refuse(refusal)
+        self.end = SessionEnd.REFUSED
         return False
 
-    def _reset_data_timeout(self) -> None:
-        """The time-out is per part of the data (RFC 5321 section 4.5.3.2.5). After five times the time-out the client
-        must also have sent at an average rate, so that one octet a minute does not hold a connection.
-        """
-        seconds = self._listener.data_seconds
-        limit = 5 * seconds + self.framer.data_held_bytes / _MIN_BYTES_PER_SECOND
-        remaining = self._data_began + limit - self.loop.time()
-        self._reset_timeout(max(0.001, min(seconds, remaining)))
+    def reply_local_error(self) -> None:
+        """After an internal error: queue a generic temporary reply and reset the transaction."""
+        self.reset()
+        if self.connection.framer.in_data:  # the boundary between data and commands is lost
+            self.close(replies.LOCAL_ERROR_CLOSING, SessionEnd.INTERNAL_ERROR)
+        else:
+            self.reply(replies.LOCAL_ERROR)
 
-    def has_capacity(self, octets: int) -> bool:
-        """Whether the memory budget allows message data of `octets`."""
-        conversation = self._conversation
-        return self._listener.memory_budget.has_capacity(
-            conversation.ip, octets, self.loop.time(), exempt=conversation.rights.may_relay
-        )
+    def reset(self) -> None:
+        self._mail = None
+        self._recipients = {}
+        self._rcpt_refused = False
 
-    def _update_memory_budget(self) -> None:
-        """Report the size of the held data to the memory budget; discard the data when it exceeds the budget."""
-        incoming, budget, now = self._incoming, self._listener.memory_budget, self.loop.time()
-        if incoming is None:
+    async def handle(self, line: bytes | Malformed) -> None:
+        """Handle one command line."""
+        self.verb = "OTHER"
+        if isinstance(line, Malformed):
+            self.reply(replies.BARE_LF if line is Malformed.BARE_LF else replies.LINE_TOO_LONG)
+        else:
+            command = parse_command(line)
+            if isinstance(command, Reply):
+                self.reply(command)
+            else:
+                await self._dispatch(command.verb, command.argument)
+        if self.errors >= self.listener.max_errors and not self.end:
+            self.close(replies.TOO_MANY_ERRORS, SessionEnd.TOO_MANY_ERRORS)
+
+    async def _dispatch(self, verb: str, argument: str) -> None:
+        handler = _HANDLERS.get(verb)
+        if handler is None:
+            if verb in esmtp.FORBIDDEN_COMMANDS and self.helo is None:
+                self.close(replies.NOT_SMTP, SessionEnd.TOO_MANY_ERRORS)
+            else:
+                self.reply(replies.NOT_IMPLEMENTED if verb in esmtp.NOT_OFFERED else replies.UNKNOWN_COMMAND)
             return
-        incoming.is_complete = self.framer.data_is_complete
-        if not budget.resize(incoming, self.framer.data_held_bytes, now):
-            self.framer.discard_data()
-            self.data_over_budget = True
-            budget.resize(incoming, 0, now)
+        self.verb = verb
+        if verb in esmtp.NON_MAIL_COMMANDS:
+            self._non_mail_commands += 1
+            if self._non_mail_commands > _NON_MAIL_COMMANDS_MAX:
+                self.errors += 1
+        await handler(self, argument)
 
-    def _abort_slow_data(self) -> None:
-        """Called by the memory budget when memory is short and this data arrives slowly."""
-        logger.info("slow message data aborted", client=self._conversation.ip, octets=self.framer.data_held_bytes)
-        self.framer.discard_data()
-        self._conversation.close(replies.TOO_SLOW, SessionEnd.SLOW)
-        self._close_connection()
+    async def _do_ehlo(self, arg: str) -> None:
+        self._hello(arg, extended=True)
 
-    def _release_memory(self) -> None:
-        if self._incoming is not None:
-            self._listener.memory_budget.remove(self._incoming)
-            self._incoming = None
-        self.data_over_budget = False
+    async def _do_helo(self, arg: str) -> None:
+        self._hello(arg, extended=False)
+
+    def _hello(self, arg: str, *, extended: bool) -> None:
+        name = parse_hello(arg)
+        if isinstance(name, Reply):
+            self.reply(name)
+            return
+        self.helo, self._extended = name, extended
+        self.reset()  # RFC 5321 section 4.1.4
+        self.output.append(self.listener.ehlo_reply if extended else self.listener.helo_reply)
+        self._count_reply(250)
+
+    async def _do_mail(self, arg: str) -> None:
+        if self.helo is None:
+            self.reply(replies.HELLO_FIRST)
+            return
+        if self._mail is not None:
+            self.reply(replies.NESTED_MAIL)
+            return
+        mail = parse_mail(arg, extended=self._extended)
+        if isinstance(mail, Reply):
+            self.refuse(mail, argument=arg)
+            return
+        refusal = self._check_capacity(mail)
+        if refusal is not None and refusal.is_temporary:
+            _RECEIVED_TEMPFAIL.inc()
+        refusal = refusal or await self._check_sender(mail.reverse_path)
+        if refusal is not None:
+            self.refuse(refusal, sender=_path_text(mail.reverse_path))
+            if refusal.code == 421:
+                self.end = SessionEnd.REFUSED
+            return
+        self._mail = mail
+        self.reply(replies.SENDER_OK)
+
+    def _check_capacity(self, mail: MailFrom) -> Reply | None:
+        if mail.size is not None and mail.size > self.listener.max_size:
+            return replies.TOO_LARGE  # RFC 1870 section 6.1
+        condition = self.listener.log.condition()
+        if isinstance(condition, Down):
+            return replies.SERVICE_NOT_AVAILABLE
+        if isinstance(condition, Full) or not self.connection.has_capacity(mail.size or 1):
+            return replies.INSUFFICIENT_STORAGE
+        return self.listener.spool_monitor.refusal
+
+    async def _check_sender(self, reverse_path: Address | None) -> Reply | None:
+        verdict = policy.check_sender(reverse_path, self.listener.directory.snapshot, self.rights)
+        if isinstance(verdict, policy.QueryMx):
+            domain = verdict.domain
+            resolver = self.listener.resolver
+            try:
+                async with asyncio.timeout(_DNS_TIMEOUT_SECONDS):
+                    evaluated = policy.evaluate_mx(await resolver.mx(domain), domain)
+                    if isinstance(evaluated, policy.QueryAddresses):
+                        evaluated = policy.evaluate_addresses(await resolver.addresses(domain), domain)
+            except TimeoutError:
+                return policy.sender_dns_failure(domain)
+            return evaluated if isinstance(evaluated, Reply) else None
+        return verdict if isinstance(verdict, Reply) else None
+
+    async def _do_rcpt(self, arg: str) -> None:
+        mail = self._mail
+        if mail is None:
+            self.reply(replies.HELLO_FIRST if self.helo is None else replies.MAIL_FIRST)
+            return
+        rcpt = parse_rcpt(arg, extended=self._extended, utf8=mail.smtputf8)
+        if isinstance(rcpt, Reply):
+            self._rcpt_refused = True
+            self.refuse(rcpt, argument=arg)
+            return
+        verdict = policy.check_recipient(
+            rcpt.forward_path,
+            self.listener.directory.snapshot,
+            self.rights,
+            self.listener.hostname,
+            self.listener.alias_depth,
+        )
+        if isinstance(verdict, Recipient) and verdict.address not in self._recipients:
+            if len(self._recipients) >= self.listener.max_recipients:
+                self._rcpt_refused = True
+                self.reply(replies.TOO_MANY_RECIPIENTS)
+                return
+            first = next(iter(self._recipients), None)
+            if not policy.may_share_transaction(
+                mail.reverse_path, first, verdict.address, self.listener.directory.snapshot
+            ):
+                self._rcpt_refused = True
+                self.reply(replies.SEPARATE_TRANSACTION)
+                return
+            if first is None and (refusal := await self._check_tenant_log(mail, verdict)):
+                if not self._rcpt_refused:  # count once per message
+                    _RECEIVED_TEMPFAIL.inc()
+                self._rcpt_refused = True
+                self.reply(refusal)
+                return
+            self._recipients[verdict.address] = verdict  # a duplicate recipient gets one copy
+        if isinstance(verdict, Reply):
+            self._rcpt_refused = True
+            self.refuse(verdict, sender=_path_text(mail.reverse_path), recipient=_path_text(rcpt.forward_path))
+            return
+        self.reply(replies.RECIPIENT_OK)
+
+    async def _check_tenant_log(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
+        """Check the tenant's log: a dedicated tenant has its own topics, which may be full or unavailable alone."""
+        tenant = policy.tenant_of(mail.reverse_path, [recipient], self.listener.directory.snapshot)
+        await self.listener.log.open_tenant(tenant)
+        match self.listener.log.condition(tenant):
+            case Full():
+                return replies.INSUFFICIENT_STORAGE
+            case Down():
+                return replies.TENANT_NOT_AVAILABLE
+            case _:
+                return None
+
+    async def _do_data(self, arg: str) -> None:
+        mail = self._mail
+        if arg:
+            self.reply(replies.NO_ARGUMENTS)
+        elif mail is None:
+            self.reply(replies.HELLO_FIRST if self.helo is None else replies.MAIL_FIRST)
+        elif not self._recipients:
+            self.reply(replies.NO_VALID_RECIPIENTS if self._rcpt_refused else replies.RCPT_FIRST)
+        elif not self.connection.has_capacity(mail.size or 1):
+            _RECEIVED_TEMPFAIL.inc()
+            self.refuse(replies.INSUFFICIENT_STORAGE, sender=_path_text(mail.reverse_path))
+        else:
+            self.reply(replies.START_MAIL_INPUT)
+            if await self.connection.read_data():
+                self.verb = "CONTENT"
+                await self._receive_message(mail)
+            self.reset()
+
+    async def _receive_message(self, mail: MailFrom) -> None:
+        started = perf_counter()
+        framer = self.connection.framer
+        if framer.data_is_discarded:
+            framer.skip_data()
+            reply = replies.INSUFFICIENT_STORAGE if self.connection.data_over_budget else replies.TOO_LARGE
+            self.refuse(reply, sender=_path_text(mail.reverse_path))
+        else:
+            reply = await self._accept_message(mail)
+        if reply.code == 250:
+            self._non_mail_commands = self.errors = 0  # as Postfix: an accepted message clears the error count
+            _RECEIVED_ACCEPTED.inc()
+            ACCEPT_DURATION.observe(perf_counter() - started)
+        elif reply.is_temporary:
+            _RECEIVED_TEMPFAIL.inc()
+        else:
+            _RECEIVED_REJECTED.inc()
+
+    async def _accept_message(self, mail: MailFrom) -> Reply:
+        listener = self.listener
+        now = datetime.now(UTC)
+        queue_id = new_queue_id()
+        client = Client(
+            ip=self.ip,
+            port=self.port,
+            helo=self.helo or "",
+            protocol=with_protocol(extended=self._extended, smtputf8=mail.smtputf8),
+        )
+        recipients = tuple(self._recipients.values())
+        trace = received_field(
+            client=client,
+            hostname=listener.hostname,
+            queue_id=queue_id,
+            recipient=recipients[0].original if len(recipients) == 1 else None,
+            now=now,
+            smtputf8=mail.smtputf8,
+        )
+        if not begins_with_header(self.connection.framer.peek_data(_HEADER_CHECK_OCTETS)):
+            trace += b"\r\n"  # no header: everything after this line is body
+        content = normalize(self.connection.framer.take_data(trace))
+        size = len(content) - len(trace)
+        if size > listener.max_size:
+            self.refuse(replies.TOO_LARGE, sender=_path_text(mail.reverse_path), size=size)
+            return replies.TOO_LARGE
+        if count_hops(header_section(content)) - 1 > listener.max_hops:
+            self.refuse(replies.TOO_MANY_HOPS, sender=_path_text(mail.reverse_path))
+            return replies.TOO_MANY_HOPS
+        # Declare 8BITMIME for 8-bit content even when the client did not (RFC 6152 section 3).
+        body = mail.body if mail.body is not Body.SEVEN_BIT or content.isascii() else Body.EIGHT_BIT
+        message = Message(
+            queue_id=queue_id,
+            tenant=policy.tenant_of(mail.reverse_path, recipients, listener.directory.snapshot),
+            received=now,
+            envelope=Envelope(mail.reverse_path, recipients, body, mail.smtputf8),
+            size_bytes=len(content),
+            client=client,
+        )
+        reply = await listener.acceptance.accept(message, content)
+        if reply.code != 250:
+            self.refuse(reply, queue_id=queue_id, sender=_path_text(mail.reverse_path))
+            return reply
+        MESSAGE_SIZE.observe(size)
+        logger.info(
+            "message accepted",
+            queue_id=queue_id,
+            sender=_path_text(mail.reverse_path),
+            to=[str(recipient.original) for recipient in recipients[:_LOGGED_RECIPIENTS_MAX]],
+            recipients=len(recipients),
+            size=message.size_bytes,  # with our Received field, as in trace and queue
+            client=self.ip,
+            helo=client.helo,
+            protocol=client.protocol,
+        )
+        self.output.append(reply.to_bytes())
+        self._count_reply(250)
+        return reply
+
+    async def _do_rset(self, arg: str) -> None:
+        if arg:
+            self.reply(replies.NO_ARGUMENTS)
+            return
+        self.reset()
+        self.reply(replies.OK)
+
+    async def _do_noop(self, _arg: str) -> None:
+        self.reply(replies.OK)
+
+    async def _do_help(self, _arg: str) -> None:
+        self.reply(replies.HELP)
+
+    async def _do_expn(self, _arg: str) -> None:
+        self.reply(replies.NOT_IMPLEMENTED)
+
+    async def _do_vrfy(self, arg: str) -> None:
+        address = parse_vrfy(arg)
+        if isinstance(address, Reply):
+            self.reply(address)
+        elif self.listener.vrfy_enabled:
+            self.reply(policy.verify_address(address, self.listener.directory.snapshot))
+        else:
+            self.reply(replies.CANNOT_VRFY)
+
+    async def _do_quit(self, arg: str) -> None:
+        if arg:
+            self.reply(replies.NO_ARGUMENTS)
+            return
+        self.close(replies.BYE, SessionEnd.QUIT)
+
+
+_HANDLERS = {verb: getattr(Session, f"_do_{verb.lower()}") for verb in esmtp.VERBS}
+
+
+def _path_text(path: Address | None) -> str:
+    return "<>" if path is None else str(path)

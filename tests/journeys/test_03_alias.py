@@ -75,7 +75,7 @@ async def test_alias_without_valid_target_is_refused_without_a_bounce() -> None:
         "old@example.test": ["left@example.test"],
     }
     async with InMemoryMailServer(aliases=aliases) as mail_server:
-        replies = await mail_server.smtp_dialogue(
+        replies = await mail_server.smtp_session(
             "MAIL FROM:<bob@example.test>", "RCPT TO:<one@example.test>", "RCPT TO:<old@example.test>", "DATA"
         )
         assert [reply[:9] for reply in replies[-3:]] == ["550 5.4.6", "550 5.1.1", "554 5.5.1"]

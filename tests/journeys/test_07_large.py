@@ -41,7 +41,7 @@ async def test_large_message_to_a_mailbox_and_a_remote_arrives_unchanged(size_by
 
 async def test_too_large_message_is_refused_at_mail_and_after_the_dot() -> None:
     async with InMemoryMailServer({"ingress": {"max_size": "100KiB"}}) as mail_server:
-        replies = await mail_server.smtp_dialogue("MAIL FROM:<bob@example.test> SIZE=200000")
+        replies = await mail_server.smtp_session("MAIL FROM:<bob@example.test> SIZE=200000")
         assert replies[-1].startswith("552 5.3.4 ")
         with pytest.raises(AssertionError, match=r"5\.3\.4"):
             await mail_server.send(letter(200_000), to=["alice@example.test"])

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from delivery.dialogue import Timeouts
+from delivery.client_session import Timeouts
 from delivery.smtp_courier import SmtpCourier
 from mail.outcome import Outcome
 from mail.resolver import AddressAnswer, IpAddresses, MxAnswer

@@ -68,10 +68,10 @@ class FaultPoints:
 
 
 def install_ingress(points: FaultPoints) -> None:
-    from ingress import accept, framer, session
+    from ingress import accept, connection, framer
 
     feed, accept_was = framer.Framer.feed, accept.Acceptance.accept
-    write = session.SmtpSession._write_output
+    write = connection.Connection._write_output
 
     def feeding(self: Any, chunk: bytes) -> None:
         feed(self, chunk)
@@ -85,7 +85,7 @@ def install_ingress(points: FaultPoints) -> None:
         return reply
 
     def writing(self: Any) -> None:
-        queued = [part for part in self._conversation.output if b"queued as " in part]
+        queued = [part for part in self._session.output if b"queued as " in part]
         write(self)
         if queued and points.is_armed("after-250"):
             queue_id = queued[-1].partition(b"queued as ")[2][:26].decode()
@@ -95,7 +95,7 @@ def install_ingress(points: FaultPoints) -> None:
 
     framer.Framer.feed = feeding  # type: ignore[method-assign]
     accept.Acceptance.accept = accepting  # type: ignore[method-assign]
-    session.SmtpSession._write_output = writing  # type: ignore[method-assign]
+    connection.Connection._write_output = writing  # type: ignore[method-assign]
 
 
 def install_router(points: FaultPoints) -> None:
@@ -123,8 +123,8 @@ def install_router(points: FaultPoints) -> None:
 
 
 def install_delivery(points: FaultPoints) -> None:
+    from delivery.client_session import Phase
     from delivery.connection import Connection
-    from delivery.dialogue import Phase
     from delivery.worker import Worker
     from mail.log.kafka.delivery_shard import KafkaDeliveryShard
     from mail.log.kafka.offset_committer import OffsetCommitter
@@ -160,7 +160,7 @@ def install_delivery(points: FaultPoints) -> None:
     def writing(self: Any, parts: list[bytes]) -> None:
         transport = self._transport
         if (
-            self.dialogue.phase is Phase.CONTENT
+            self.session.phase is Phase.CONTENT
             and not transport.get_write_buffer_size()
             and points.is_armed("in-data", size_bytes=sum(map(len, parts)))
         ):

@@ -160,7 +160,7 @@ class InMemoryMailServer:
 
         return queue_id_in((await asyncio.to_thread(by_smtplib)).decode())
 
-    async def smtp_dialogue(self, *lines: str, helo: str = "client.test") -> list[str]:
+    async def smtp_session(self, *lines: str, helo: str = "client.test") -> list[str]:
         """Send raw commands one by one; returns the last line of every reply."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.smtp_port)
         replies = [await _reply(reader)]

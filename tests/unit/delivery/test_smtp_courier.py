@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from aiosmtpd.smtp import SMTP
 
+from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import Connection
-from delivery.dialogue import Dialogue, Timeouts
 from mail.outcome import Deferred, Failed
 from tests.support.builders.delivery import CONTENT, delivery, relay
 from tests.support.clients.couriers import SHORT_TIMEOUTS, courier, outcome_names, wait_until
@@ -148,7 +148,9 @@ async def test_reply_received_during_cancellation_counts() -> None:
         def is_closing(self) -> bool:
             return False
 
-    connection = Connection(Dialogue("us.test", "mx.r.test"), Timeouts(), lambda _: None, asyncio.get_running_loop())
+    connection = Connection(
+        ClientSession("us.test", "mx.r.test"), Timeouts(), lambda _: None, asyncio.get_running_loop()
+    )
     connection.connection_made(Transport())
     connection.data_received(b"220 mx.r.test\r\n")
     connection.data_received(b"250-mx.r.test\r\n250 PIPELINING\r\n")

@@ -1,4 +1,4 @@
-"""Behaviour of aiosmtpd 1.4.6 that `ingress.session` replaces, one test each. Its timer, limits and disconnects are
+"""Behaviour of aiosmtpd 1.4.6 that `ingress.connection` replaces, one test each. Its timer, limits and disconnects are
 tested in `test_session_timeouts`, `test_limits`, `test_slow_readers` and `test_disconnects`.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiosmtpd.smtp import SMTP
 
-from ingress.session import SmtpSession
+from ingress.connection import Connection
 from tests.support.servers.ingress import running_ingress
 
 
@@ -21,7 +21,7 @@ def test_overridden_methods_exist_in_aiosmtpd() -> None:
     """The session overrides these by name; if aiosmtpd renames one, its own method would silently run instead."""
     for name in ("_handle_client", "_reset_timeout", "_timeout_cb", "eof_received", "connection_lost", "push"):
         assert name in vars(SMTP), name
-        assert name in vars(SmtpSession), name
+        assert name in vars(Connection), name
 
 
 async def test_connection_does_not_resolve_or_scan_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +29,7 @@ async def test_connection_does_not_resolve_or_scan_attributes(monkeypatch: pytes
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
-        (session,) = server.ingress._sessions
+        (session,) = server.ingress._connections
         assert dir(session) == []
         assert session._smtp_methods == {}
 
@@ -65,7 +65,7 @@ async def test_replies_to_pipelined_commands_are_sent_in_one_write() -> None:
 
 
 def test_session_attributes_do_not_shadow_those_of_asyncio() -> None:
-    source = ast.parse(Path(inspect.getfile(SmtpSession)).read_text())
+    source = ast.parse(Path(inspect.getfile(Connection)).read_text())
     ours = {
         node.attr
         for node in ast.walk(source)

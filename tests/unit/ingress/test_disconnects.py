@@ -28,7 +28,7 @@ async def test_disconnect_during_the_append_does_not_cancel_it(disconnect: str) 
         await wait_until(lambda: server.log.accepted)
         if disconnect == "half-close":
             assert (await client.read_to_end()).startswith(b"250 2.0.0 Ok: queued as ")
-        await wait_until(lambda: not server.ingress._sessions)
+        await wait_until(lambda: not server.ingress._connections)
         assert server.body() == b"Subject: x\r\n\r\nbody\r\n"
         assert server.ingress._memory_budget.used_bytes == 0
 
@@ -53,7 +53,7 @@ async def test_disconnect_before_the_final_dot_appends_nothing(sent: bytes, abor
             client.writer.transport.abort()
         else:
             client.writer.close()
-        await wait_until(lambda: not server.ingress._sessions)
+        await wait_until(lambda: not server.ingress._connections)
         assert server.log.accepted == []
         assert server.ingress._memory_budget.used_bytes == 0
         assert server.ingress._listener.connection_limiter.total == 0

@@ -11,7 +11,7 @@ async def test_data_time_out_restarts_with_each_part() -> None:
     async with running_ingress(data_timeout="60s") as server:
         client = await server.connect()
         await client.start_data()
-        (session,) = server.ingress._sessions
+        (session,) = server.ingress._connections
         for _ in range(3):
             before = session._deadline
             client.send(b"slow line\r\n")
@@ -25,8 +25,8 @@ async def test_slow_data_times_out_eventually() -> None:
     async with running_ingress(data_timeout="60s") as server:
         client = await server.connect()
         await client.start_data()
-        (session,) = server.ingress._sessions
-        session._data_began -= 601.0  # ten times the time-out
+        (session,) = server.ingress._connections
+        session._data_started_at -= 601.0  # ten times the time-out
         client.send(b"x")
         assert await client.read_reply() == "421 4.4.2 Timed out"
         assert server.log.accepted == []
@@ -51,7 +51,7 @@ async def test_incomplete_lines_do_not_restart_the_command_time_out() -> None:
         client = await server.connect()
         await client.read_reply()
         await client.command("NOOP")
-        (session,) = server.ingress._sessions
+        (session,) = server.ingress._connections
         before = session._deadline
         for octets in (b"NO", b"OP" * 2000):
             client.send(octets)

@@ -7,19 +7,19 @@ import socket
 
 import pytest
 
-from ingress.session import SmtpSession
+from ingress.connection import Connection
 from tests.support.servers.ingress import RunningIngress, SmtpClient, running_ingress, wait_until
 
 _COMMANDS = 30_000
 
 
-async def _client_that_does_not_read(server: RunningIngress) -> tuple[SmtpClient, SmtpSession]:
+async def _client_that_does_not_read(server: RunningIngress) -> tuple[SmtpClient, Connection]:
     """A client that sends many commands and reads no replies, and its session after reading was paused."""
     client = await server.connect()
     await client.read_reply()
     await client.command("EHLO client.test")
     await client.command("MAIL FROM:<alice@example.test>")
-    (session,) = server.ingress._sessions
+    (session,) = server.ingress._connections
     assert session._client_transport is not None
     session._client_transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client.writer.transport.pause_reading()
@@ -51,10 +51,10 @@ async def test_client_that_reads_late_gets_every_reply() -> None:
 
 
 async def test_client_that_never_reads_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingress.session._LINGER_SECONDS", 0.1)
+    monkeypatch.setattr("ingress.connection._LINGER_SECONDS", 0.1)
     async with running_ingress(command_timeout="300ms") as server:
         client, _session = await _client_that_does_not_read(server)
-        await wait_until(lambda: not server.ingress._sessions)
+        await wait_until(lambda: not server.ingress._connections)
         client.writer.transport.abort()
 
 
@@ -65,7 +65,7 @@ async def test_pipelined_commands_do_not_block_other_sessions() -> None:
             await each.read_reply()
             await each.command("EHLO client.test")
         await client.command("MAIL FROM:<alice@example.test>")
-        (session,) = (one for one in server.ingress._sessions if one._conversation._mail is not None)
+        (session,) = (one for one in server.ingress._connections if one._session._mail is not None)
         session.data_received(b"RCPT TO:<bob@example.test>\r\n" * 2000)
         assert (await other.command("NOOP")).startswith("250 ")
         assert session.framer.pipelined_bytes > 0

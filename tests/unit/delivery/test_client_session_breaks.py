@@ -1,4 +1,4 @@
-"""Tests of the client dialogue with lost connections, unexpected and malformed replies: one outcome per recipient."""
+"""Tests of the client session with lost connections, unexpected and malformed replies: one outcome per recipient."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delivery.dialogue import Dialogue
+from delivery.client_session import ClientSession
 from mail.outcome import Deferred, Delivered, Failed
 from mail.route import RelayProtocol
 from tests.support.builders.delivery import envelope
-from tests.support.clients.dialogue import (
+from tests.support.clients.client_session import (
     BARE,
     FULL,
     HELLO,
     outcome_names,
-    ready_dialogue,
+    ready_session,
     reply_codes,
     sent_bytes,
     start_transaction,
@@ -23,24 +23,24 @@ from tests.support.clients.dialogue import (
 
 
 def test_250_before_content_is_sent_defers() -> None:
-    dialogue = ready_dialogue()
-    start_transaction(dialogue)
-    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n250 taken\r\n")
-    assert outcome_names(dialogue) == ["Deferred"]
-    assert dialogue.closed
-    assert sent_bytes(dialogue) == b""
-    assert dialogue.result is not None
-    assert not dialogue.result.past_dot
+    session = ready_session()
+    start_transaction(session)
+    session.receive(b"250 ok\r\n250 ok\r\n354 go\r\n250 taken\r\n")
+    assert outcome_names(session) == ["Deferred"]
+    assert session.closed
+    assert sent_bytes(session) == b""
+    assert session.result is not None
+    assert not session.result.past_dot
 
 
 def test_250_while_content_is_being_sent_defers() -> None:
-    dialogue = ready_dialogue()
-    start_transaction(dialogue)
-    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
-    sent_bytes(dialogue)
-    dialogue.receive(b"250 taken\r\n", unsent=True)
-    assert outcome_names(dialogue) == ["Deferred"]
-    assert dialogue.closed
+    session = ready_session()
+    start_transaction(session)
+    session.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    sent_bytes(session)
+    session.receive(b"250 taken\r\n", unsent=True)
+    assert outcome_names(session) == ["Deferred"]
+    assert session.closed
 
 
 @pytest.mark.parametrize(
@@ -48,16 +48,16 @@ def test_250_while_content_is_being_sent_defers() -> None:
 )
 def test_content_refused_early_is_not_sent(answer: bytes, kind: str) -> None:
     """The server may wait for a command and would parse the content as commands."""
-    dialogue = ready_dialogue()
-    start_transaction(dialogue)
-    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n" + answer)
-    assert sent_bytes(dialogue) == b""
-    assert outcome_names(dialogue) == [kind]
-    assert dialogue.closed
-    assert dialogue.result is not None
-    assert not dialogue.result.past_dot
+    session = ready_session()
+    start_transaction(session)
+    session.receive(b"250 ok\r\n250 ok\r\n354 go\r\n" + answer)
+    assert sent_bytes(session) == b""
+    assert outcome_names(session) == [kind]
+    assert session.closed
+    assert session.result is not None
+    assert not session.result.past_dot
 
-    local = ready_dialogue(FULL, RelayProtocol.LMTP)
+    local = ready_session(FULL, RelayProtocol.LMTP)
     start_transaction(local, "a@remote.test", "b@remote.test")
     local.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n" + answer)
     assert sent_bytes(local) == b""
@@ -75,7 +75,7 @@ def test_content_refused_early_is_not_sent(answer: bytes, kind: str) -> None:
     ],
 )
 def test_421_and_lost_connection_at_every_phase(before: bytes, past_dot: bool) -> None:
-    closing = ready_dialogue()
+    closing = ready_session()
     start_transaction(closing, "a@remote.test", "b@remote.test")
     closing.receive(before + b"421 4.3.2 closing\r\n")
     assert closing.closed
@@ -83,7 +83,7 @@ def test_421_and_lost_connection_at_every_phase(before: bytes, past_dot: bool) -
     assert closing.result.connection_lost
     assert reply_codes(closing)[0] == "421 4.3.2"
 
-    losing = ready_dialogue()
+    losing = ready_session()
     start_transaction(losing, "a@remote.test", "b@remote.test")
     losing.receive(before)
     losing.abort("connection lost")
@@ -102,46 +102,46 @@ def test_421_and_lost_connection_at_every_phase(before: bytes, past_dot: bool) -
     "answers", [b"554 5.7.1 go away\r\n", b"421 busy\r\n", b"220 hi\r\n450 no\r\n", b"220 hi\r\n500 a\r\n550 b\r\n"]
 )
 def test_refused_handshake_defers(answers: bytes) -> None:
-    dialogue = Dialogue("us.test", "remote")
-    dialogue.receive(answers)
-    assert dialogue.closed
-    assert dialogue.refusal is not None
-    assert dialogue.refusal.is_temporary
+    session = ClientSession("us.test", "remote")
+    session.receive(answers)
+    assert session.closed
+    assert session.refusal is not None
+    assert session.refusal.is_temporary
 
 
 @pytest.mark.parametrize("garbage", [b"hello\r\n", b"99 x\r\n", b"250x\r\n", b"100 wait\r\n", b"\r\n", b"999 x\r\n"])
 def test_malformed_reply_defers(garbage: bytes) -> None:
-    dialogue = ready_dialogue()
-    start_transaction(dialogue)
-    dialogue.receive(garbage)
-    assert dialogue.closed
-    assert outcome_names(dialogue) == ["Deferred"]
+    session = ready_session()
+    start_transaction(session)
+    session.receive(garbage)
+    assert session.closed
+    assert outcome_names(session) == ["Deferred"]
 
 
 @pytest.mark.parametrize("wrong", [b"354 go\r\n", b"250 ok\r\n250 ok\r\n250 go\r\n", b"250 ok\r\n334 a\r\n"])
 def test_unexpected_reply_code_defers(wrong: bytes) -> None:
-    dialogue = ready_dialogue()
-    start_transaction(dialogue)
-    dialogue.receive(wrong)
-    assert dialogue.closed
-    assert outcome_names(dialogue) == ["Deferred"]
+    session = ready_session()
+    start_transaction(session)
+    session.receive(wrong)
+    assert session.closed
+    assert outcome_names(session) == ["Deferred"]
 
 
 def test_unsolicited_reply_ends_an_idle_connection() -> None:
-    dialogue = ready_dialogue()
-    dialogue.receive(b"421 4.4.2 idle\r\n")
-    assert dialogue.closed
+    session = ready_session()
+    session.receive(b"421 4.4.2 idle\r\n")
+    assert session.closed
 
 
 @given(st.binary(max_size=300), st.integers(1, 20))
-def test_no_bytes_break_the_dialogue(data: bytes, step: int) -> None:
-    dialogue = ready_dialogue()
-    start_transaction(dialogue, "a@remote.test", "b@remote.test")
+def test_no_bytes_break_the_session(data: bytes, step: int) -> None:
+    session = ready_session()
+    start_transaction(session, "a@remote.test", "b@remote.test")
     for start in range(0, len(data), step):
-        dialogue.receive(data[start : start + step])
-    dialogue.abort("connection lost")
-    assert dialogue.result is not None
-    assert len(dialogue.result.outcomes) == 2
+        session.receive(data[start : start + step])
+    session.abort("connection lost")
+    assert session.result is not None
+    assert len(session.result.outcomes) == 2
 
 
 _LINES = st.sampled_from(
@@ -155,17 +155,17 @@ def test_every_reply_sequence_gives_each_recipient_one_outcome(
 ) -> None:
     """No recipient is delivered unless the content was sent."""
     own_envelope = envelope("a@remote.test", "b@remote.test", "c@remote.test")
-    dialogue = ready_dialogue(ehlo, protocol)
-    dialogue.start_transaction(own_envelope, HELLO)
-    sent = sent_bytes(dialogue)
+    session = ready_session(ehlo, protocol)
+    session.start_transaction(own_envelope, HELLO)
+    sent = sent_bytes(session)
     for line in lines:
-        dialogue.receive(line + b"\r\n")
-        sent += sent_bytes(dialogue)
-        if dialogue.result is not None:
+        session.receive(line + b"\r\n")
+        sent += sent_bytes(session)
+        if session.result is not None:
             break
-    dialogue.abort("connection lost")
-    assert dialogue.result is not None
-    outcomes = dialogue.result.outcomes
+    session.abort("connection lost")
+    assert session.result is not None
+    outcomes = session.result.outcomes
     assert [outcome.recipient for outcome in outcomes] == [one.address for one in own_envelope.recipients]
     if any(isinstance(outcome, Delivered) for outcome in outcomes):
         assert HELLO + b".\r\n" in sent

@@ -60,8 +60,8 @@ class Timeouts:
     quit_seconds: float = 2.0
 
 
-class Dialogue:
-    """One connection. `remote` is the server as shown to people, "mx.example.test[192.0.2.1]:25"."""
+class ClientSession:
+    """Protocol state of one connection. `remote` is the server as shown to people, "mx.example.test[192.0.2.1]:25"."""
 
     __slots__ = (
         "_expected",

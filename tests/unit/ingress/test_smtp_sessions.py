@@ -1,4 +1,4 @@
-"""Plays tests/dialogues/*.txt against a running server: client lines (C:) and expected replies (S:).
+"""Plays tests/smtp_sessions/*.txt against a running server: client lines (C:) and expected replies (S:).
 
 A file begins with directives (`set KEY = VALUE` for [ingress], `log down|full|fails`), then lines: `C:` is sent with
 CRLF, `R:` is sent raw with Python escapes, `S:` is the expected next line ("..." at its end: any rest), `X` is the end
@@ -15,15 +15,15 @@ import pytest
 from mail.log import Down, Full, LogUnavailable
 from tests.support.servers.ingress import running_ingress
 
-FILES = sorted((Path(__file__).parents[2] / "dialogues").glob("*.txt"))
+FILES = sorted((Path(__file__).parents[2] / "smtp_sessions").glob("*.txt"))
 
 
-def test_dialogue_files_exist() -> None:
+def test_session_files_exist() -> None:
     assert len(FILES) >= 8
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-async def test_dialogue(path: Path) -> None:
+async def test_smtp_session(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     settings = {}
     states = []

@@ -1,4 +1,4 @@
-"""Tests of what the client dialogue sends: MAIL parameters, dot-stuffed content, and unsupported messages."""
+"""Tests of what the client session sends: MAIL parameters, dot-stuffed content, and unsupported messages."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delivery.dialogue import Phase
+from delivery.client_session import Phase
 from mail.envelope import Body, Envelope
 from tests.support.builders.delivery import envelope
-from tests.support.clients.dialogue import (
+from tests.support.clients.client_session import (
     BARE,
     FULL,
     HELLO,
     outcome_names,
-    ready_dialogue,
+    ready_session,
     reply_codes,
     sent_bytes,
     start_transaction,
@@ -37,19 +37,19 @@ from tests.support.clients.dialogue import (
     ],
 )
 def test_dot_stuffing(content: bytes, wire: bytes) -> None:
-    dialogue = ready_dialogue()
-    start_transaction(dialogue, content=content)
-    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
-    assert sent_bytes(dialogue) == wire
+    session = ready_session()
+    start_transaction(session, content=content)
+    session.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    assert sent_bytes(session) == wire
 
 
 @given(st.lists(st.sampled_from([b".", b"..", b"a", b"", b"a.b"]), max_size=8))
 def test_dot_stuffing_is_reversible(lines: list[bytes]) -> None:
     content = b"".join(line + b"\r\n" for line in lines)
-    dialogue = ready_dialogue()
-    start_transaction(dialogue, content=content)
-    dialogue.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
-    wire = sent_bytes(dialogue).split(b"\r\n")
+    session = ready_session()
+    start_transaction(session, content=content)
+    session.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    wire = sent_bytes(session).split(b"\r\n")
     assert wire[-2:] == [b".", b""]
     assert b"." not in wire[:-2]
     assert [line[1:] if line.startswith(b".") else line for line in wire[:-2]] == lines
@@ -65,24 +65,24 @@ def _refused_before() -> Iterator[tuple[bytes, Envelope, bytes, str]]:
 
 @pytest.mark.parametrize(("ehlo", "own_envelope", "content", "code"), list(_refused_before()))
 def test_unsupported_message_is_not_sent(ehlo: bytes, own_envelope: Envelope, content: bytes, code: str) -> None:
-    dialogue = ready_dialogue(ehlo)
-    dialogue.start_transaction(own_envelope, content)
-    assert sent_bytes(dialogue) == b""
-    assert reply_codes(dialogue) == [code]
-    assert dialogue.phase is Phase.READY
+    session = ready_session(ehlo)
+    session.start_transaction(own_envelope, content)
+    assert sent_bytes(session) == b""
+    assert reply_codes(session) == [code]
+    assert session.phase is Phase.READY
 
 
 def test_only_the_recipient_that_needs_smtputf8_fails_without_it() -> None:
-    dialogue = ready_dialogue(BARE)
-    dialogue.start_transaction(envelope("jürgen@remote.test", "b@bücher.test"), HELLO)
-    sent_bytes(dialogue)
-    dialogue.receive(b"250 ok\r\n")
-    assert sent_bytes(dialogue) == b"RCPT TO:<b@xn--bcher-kva.test>\r\n"
-    dialogue.receive(b"250 ok\r\n")
-    dialogue.receive(b"354 ok\r\n")
-    sent_bytes(dialogue)
-    dialogue.receive(b"250 ok\r\n")
-    assert outcome_names(dialogue) == ["Failed", "Delivered"]
+    session = ready_session(BARE)
+    session.start_transaction(envelope("jürgen@remote.test", "b@bücher.test"), HELLO)
+    sent_bytes(session)
+    session.receive(b"250 ok\r\n")
+    assert sent_bytes(session) == b"RCPT TO:<b@xn--bcher-kva.test>\r\n"
+    session.receive(b"250 ok\r\n")
+    session.receive(b"354 ok\r\n")
+    sent_bytes(session)
+    session.receive(b"250 ok\r\n")
+    assert outcome_names(session) == ["Failed", "Delivered"]
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_only_the_recipient_that_needs_smtputf8_fails_without_it() -> None:
     ],
 )
 def test_mail_parameters(ehlo: bytes, own_envelope: Envelope, content: bytes, parameters: bytes) -> None:
-    dialogue = ready_dialogue(ehlo)
-    dialogue.start_transaction(own_envelope, content)
-    assert sent_bytes(dialogue).split(b"\r\n")[0] == b"MAIL FROM:<sender@example.test>" + parameters
+    session = ready_session(ehlo)
+    session.start_transaction(own_envelope, content)
+    assert sent_bytes(session).split(b"\r\n")[0] == b"MAIL FROM:<sender@example.test>" + parameters
 
 
 def test_null_reverse_path() -> None:
-    dialogue = ready_dialogue(BARE)
-    dialogue.start_transaction(envelope(sender=None), HELLO)
-    assert sent_bytes(dialogue) == b"MAIL FROM:<>\r\n"
+    session = ready_session(BARE)
+    session.start_transaction(envelope(sender=None), HELLO)
+    assert sent_bytes(session) == b"MAIL FROM:<>\r\n"
