@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from mail.log import Log
-from mail.log.embedded import EmbeddedLog, writer
+from mail.log.embedded import EmbeddedLog, database_thread
 from mail.log.embedded.commit import Change, NewEntry, pending_key, shard_base_id
 from mail.log.embedded.store import Store
 from mail.log.memory import MemoryLog
@@ -74,7 +74,7 @@ class EmbeddedHarness:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._path = path
         monkeypatch.setattr(BrokenStore, "broken", False)
-        monkeypatch.setattr(writer, "Store", BrokenStore)
+        monkeypatch.setattr(database_thread, "Store", BrokenStore)
 
     async def make(self, settings: LogSettings) -> Log:
         log = EmbeddedLog(self._path, settings)

@@ -67,6 +67,16 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
         await EmbeddedLog(path, LogSettings()).start()
 
 
+async def test_a_log_of_the_previous_schema_is_converted(path: Path) -> None:
+    async with running(path) as log:
+        await _fill(log)
+    with sqlite3.connect(path) as connection:
+        connection.executescript("ALTER TABLE pending RENAME TO line; PRAGMA user_version = 2")
+    connection.close()
+    async with running(path) as log:
+        assert len([entry async for entry in log.pending_deliveries()]) == 600
+
+
 async def test_another_programs_database_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE x (y)")
@@ -100,7 +110,7 @@ async def _fill(log: EmbeddedLog) -> None:
 async def _query_all(history: EmbeddedHistory) -> None:
     assert [e async for e in history.history(queue_id(1))] == [event(1), event(1)]
     assert [e async for e in history.history(queue_id(2))] == []
-    assert len([line async for line in history.pending_deliveries()]) == 600
+    assert len([entry async for entry in history.pending_deliveries()]) == 600
     assert list(await history.unrouted_messages(queue_id(5))) == [accepted(5)]
     assert (await history.backlog()).accepted == 1
 
@@ -124,14 +134,14 @@ async def test_pending_deliveries_of_one_message_do_not_read_the_whole_queue(
         await log.append(pending(3))
         monkeypatch.setattr(Store, "all_pending", lambda *_: pytest.fail("the whole queue was read"))
         for history in (log, EmbeddedHistory(tmp_path / "log.db")):
-            assert [line async for line in history.pending_deliveries(queue_id(3))] == [pending(3)]
+            assert [entry async for entry in history.pending_deliveries(queue_id(3))] == [pending(3)]
 
 
 async def test_another_process_queries_the_log(path: Path) -> None:
     code = (
         "import asyncio, sys; from pathlib import Path; from mail.log.embedded import EmbeddedHistory\n"
         "async def main():\n"
-        "    print(len([line async for line in EmbeddedHistory(Path(sys.argv[1])).pending_deliveries()]))\n"
+        "    print(len([entry async for entry in EmbeddedHistory(Path(sys.argv[1])).pending_deliveries()]))\n"
         "asyncio.run(main())"
     )
     async with running(path, LogSettings(shards=2)) as log:
@@ -159,7 +169,7 @@ async def test_invalid_and_unresponsive_query_clients_are_harmless(path: Path) -
     async with running(path, LogSettings(shards=2)) as log:
         await _fill(log)
         idle_clients = []
-        for words in (b"\n", b"x" * 100_000, b'{"about": 5}\n', b"[]\n", b"\xff\n", b'{"about": "lines"}\n'):
+        for words in (b"\n", b"x" * 100_000, b'{"kind": 5}\n', b"[]\n", b"\xff\n", b'{"kind": "pending"}\n'):
             client = socket.socket(socket.AF_UNIX)
             client.setblocking(False)
             loop = asyncio.get_running_loop()
@@ -231,13 +241,13 @@ async def test_sigkill_loses_no_append_and_leaves_no_partial_commit(path: Path) 
             inputs: list[str] = []
             while entries := await shard.read(500, timedelta(0)):
                 inputs += [e.record.message.queue_id for e in entries if isinstance(e.record, Accepted)]
-            lines = [line.delivery.message.queue_id async for batch in shard.replay() for line in batch]
+            queued = [entry.delivery.message.queue_id async for batch in shard.replay() for entry in batch]
         count = (await log.backlog()).dispatched
         async with delivery_shard_of(log) as deliverer:
             sent = [e.record.delivery.message.queue_id for e in await read_dispatches(deliverer, count)]
-    assert sorted(lines) == sorted(sent), "a commit is partial"
-    assert not set(inputs) & set(lines), "a consumed input still exists"
+    assert sorted(queued) == sorted(sent), "a commit is partial"
+    assert not set(inputs) & set(queued), "a consumed input still exists"
     assert len(inputs) == len(set(inputs))
-    missing = {queue_id(n) for n in confirmed} - set(inputs) - set(lines)
+    missing = {queue_id(n) for n in confirmed} - set(inputs) - set(queued)
     assert not missing, f"{len(missing)} of {len(confirmed)} confirmed appends are lost"
-    assert lines, "nothing was committed: the test proves nothing"
+    assert queued, "nothing was committed: the test proves nothing"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mail.log import Backlog, Down, Full, LogUnavailable, Usable
+from mail.log.embedded.database_thread import DatabaseThread
 from mail.log.embedded.store import EntryRows, Store
-from mail.log.embedded.writer import Writer
 from mail.log.topics import ACCEPTED, Topic
 from mail.record import Accepted
 from mail.settings import LogSettings
@@ -69,15 +69,15 @@ async def test_a_hanging_disk_times_out_and_late_appends_are_not_made(path: Path
 async def test_the_log_recovers_from_a_hang_outside_of_requests(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All waiting requests time out; the log works afterwards."""
     let_go, hangs = threading.Event(), threading.Event()
-    check = Writer._check_disk
+    check = DatabaseThread._check_disk
 
-    def hang(self: Writer) -> None:
+    def hang(self: DatabaseThread) -> None:
         if hangs.is_set():
             hangs.clear()
             let_go.wait(20)
         check(self)
 
-    monkeypatch.setattr(Writer, "_check_disk", hang)
+    monkeypatch.setattr(DatabaseThread, "_check_disk", hang)
     async with running(path, LogSettings(append_timeout=timedelta(milliseconds=300))) as log:
         hangs.set()
         await asyncio.sleep(0.3)  # the thread checks the disk when it is idle
@@ -100,7 +100,7 @@ async def test_queued_bytes_are_bounded(path: Path) -> None:
         blocked = log.writer.query(lambda _: let_go.wait(20))
         tasks = [asyncio.ensure_future(log.append(accepted(n, content))) for n in range(80)]
         await asyncio.sleep(0.05)
-        assert log.writer._waiting_bytes < 34 << 20
+        assert log.writer._queued_bytes < 34 << 20
         let_go.set()
         await blocked
         await asyncio.gather(*tasks)

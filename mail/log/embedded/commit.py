@@ -9,29 +9,37 @@ follows from an Accepted refers to the row of its input, and the row is deleted 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 
 import orjson
 
-from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, Topic
+from mail.log.codec import encode
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, ShardCounts, Topic, place
+from mail.message import Inline
+from mail.record import Accepted, Dispatched, Event, Record
 
 _OFFSET_BITS = 50
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 _SHARD_BITS = 11
 _TOPICS = (ACCEPTED, DISPATCHED, ATTEMPTED)  # in the order of their numbers, which the file stores
 _NUMBERS = {topic.name: number for number, topic in enumerate(_TOPICS)}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 
 OFFSET_MAX = _OFFSET_MASK
+NO_SOURCES: Mapping[int, int] = MappingProxyType({})
 
 # `bodies` are [id, checksum, position, length], `entries` [id, body, entry with the same body, position, length] (0:
-# none), `lines` [key, position, length], `events` [id, time, queue id, position, length]; position (from 1) and length
-# locate the bytes in `frames`. `accepted` and `attempted` are ranges of consumed ids, [first, last]; `dispatched` are
-# consumed ids; `arrived` is the number of new entries of each topic. An entry that shares the body of a missing entry
-# gets NULL; the table refuses it, and with it the whole batch.
+# none), `pending` [key, position, length], `events` [id, time, queue id, position, length]; position (from 1) and
+# length locate the bytes in `frames`. `accepted` and `attempted` are ranges of consumed ids, [first, last];
+# `dispatched` are consumed ids; `appended` is the number of new entries of each topic. An entry that shares the body of
+# a missing entry gets NULL; the table refuses it, and with it the whole batch.
 UNPACK = """
 CREATE TEMP VIEW batch (
-    frames, bodies, entries, lines, settled, events, arrived, accepted, dispatched, attempted, top_offset
+    frames, bodies, entries, pending, settled, events, appended, accepted, dispatched, attempted, top_offset
 ) AS SELECT 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
 
 CREATE TEMP TRIGGER unpack INSTEAD OF INSERT ON batch BEGIN
@@ -45,29 +53,29 @@ CREATE TEMP TRIGGER unpack INSTEAD OF INSERT ON batch BEGIN
                 ELSE (SELECT body FROM entry AS other WHERE other.id = json_extract(value, '$[2]')) END,
             substr(NEW.frames, json_extract(value, '$[3]'), json_extract(value, '$[4]'))
         FROM json_each(NEW.entries);
-    INSERT OR REPLACE INTO line (key, frame)
+    INSERT OR REPLACE INTO pending (key, frame)
         SELECT json_extract(value, '$[0]'), substr(NEW.frames, json_extract(value, '$[1]'), json_extract(value, '$[2]'))
-        FROM json_each(NEW.lines);
-    DELETE FROM line WHERE key IN (SELECT value FROM json_each(NEW.settled));
+        FROM json_each(NEW.pending);
+    DELETE FROM pending WHERE key IN (SELECT value FROM json_each(NEW.settled));
     INSERT INTO event (id, time, queue_id, frame)
         SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
             substr(NEW.frames, json_extract(value, '$[3]'), json_extract(value, '$[4]'))
         FROM json_each(NEW.events);
     UPDATE counters SET
         offset = NEW.top_offset,
-        accepted = accepted + json_extract(NEW.arrived, '$[0]'),
-        dispatched = dispatched + json_extract(NEW.arrived, '$[1]'),
-        attempted = attempted + json_extract(NEW.arrived, '$[2]');
+        accepted = accepted + json_extract(NEW.appended, '$[0]'),
+        dispatched = dispatched + json_extract(NEW.appended, '$[1]'),
+        attempted = attempted + json_extract(NEW.appended, '$[2]');
     DELETE FROM entry WHERE id IN (
-        SELECT entry.id FROM json_each(NEW.accepted) AS run CROSS JOIN entry
-        WHERE entry.id BETWEEN json_extract(run.value, '$[0]') AND json_extract(run.value, '$[1]')
+        SELECT entry.id FROM json_each(NEW.accepted) AS range CROSS JOIN entry
+        WHERE entry.id BETWEEN json_extract(range.value, '$[0]') AND json_extract(range.value, '$[1]')
     );
     UPDATE counters SET accepted = accepted - changes();
     DELETE FROM entry WHERE id IN (SELECT value FROM json_each(NEW.dispatched));
     UPDATE counters SET dispatched = dispatched - changes();
     DELETE FROM entry WHERE id IN (
-        SELECT entry.id FROM json_each(NEW.attempted) AS run CROSS JOIN entry
-        WHERE entry.id BETWEEN json_extract(run.value, '$[0]') AND json_extract(run.value, '$[1]')
+        SELECT entry.id FROM json_each(NEW.attempted) AS range CROSS JOIN entry
+        WHERE entry.id BETWEEN json_extract(range.value, '$[0]') AND json_extract(range.value, '$[1]')
     );
     UPDATE counters SET attempted = attempted - changes();
 END;
@@ -120,18 +128,46 @@ class Change:
     finished: list[int] = field(default_factory=list)  # consumed entries of dispatched
     size_bytes: int = 0
 
+    def add(self, records: Sequence[Record], counts: ShardCounts, sources: Mapping[int, int] = NO_SOURCES) -> None:
+        """Add records. `sources` maps the identity of content bytes to the stored entry that has them."""
+        size = 0
+        for record in records:
+            frame = encode(record, without_content=True)
+            if isinstance(record, Event):
+                assert frame is not None
+                self.events.append((milliseconds(record.time), record.queue_id, frame))
+            else:
+                topic, shard, key = place(record, counts)
+                if topic is QUEUE:
+                    self.pending[pending_key(shard, key)] = frame
+                else:
+                    assert frame is not None
+                    content = inline_content(record)
+                    content_of = sources.get(id(content), 0) if content else 0
+                    if content_of:
+                        content = b""
+                    self.entries.append(NewEntry(shard_base_id(topic, shard), frame, content, content_of))
+                    size += len(content)
+            size += 200 if frame is None else len(frame)
+        self.size_bytes += size
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Packed changes: the ids of their entries in order, and the row for INSERT."""
 
-    ids: Sequence[int]
-    row: tuple[bytes | str | int, ...]
+def inline_content(record: Record) -> bytes:
+    """The content of a record, which is stored apart from its frame."""
+    if isinstance(record, Accepted | Dispatched) and isinstance(record.content, Inline):
+        return record.content.data
+    return b""
 
 
-def pack(changes: Sequence[Change], offset: int) -> Batch:
-    """Pack the changes into one row, numbering entries and events from `offset` + 1; a later pending record replaces an
-    earlier one.
+def milliseconds(time: datetime) -> int:
+    """Milliseconds since 1970."""
+    return (time - _EPOCH) // _MILLISECOND
+
+
+def pack(changes: Sequence[Change], offset: int) -> tuple[Sequence[int], tuple[bytes | str | int, ...]]:
+    """Pack the changes: the ids of their entries in order, and the row for INSERT.
+
+    Entries and events are numbered from `offset` + 1; a later pending record replaces an earlier one.
     """
     frames: list[bytes] = []
     position = 1
@@ -146,14 +182,14 @@ def pack(changes: Sequence[Change], offset: int) -> Batch:
     for change in changes:
         for entry in change.entries:
             offset += 1
-            number, frame, content, body = entry.shard_base + offset, entry.frame, entry.content, 0
+            entry_id, frame, content, body = entry.shard_base + offset, entry.frame, entry.content, 0
             if content:
                 body = offset
                 bodies.append((body, zlib.crc32(content), position, len(content)))
                 frames.append(content)
                 position += len(content)
-            ids.append(number)
-            entries.append((number, body, entry.content_of, position, len(frame)))
+            ids.append(entry_id)
+            entries.append((entry_id, body, entry.content_of, position, len(frame)))
             frames.append(frame)
             position += len(frame)
             appended[entry.shard_base >> _OFFSET_BITS + _SHARD_BITS] += 1
@@ -166,15 +202,15 @@ def pack(changes: Sequence[Change], offset: int) -> Batch:
         for id_range in change.ranges:
             consumed[id_range[0] >> _OFFSET_BITS + _SHARD_BITS].append(id_range)
         finished += change.finished
-    open_rows: list[tuple[str, int, int]] = []
+    pending_rows: list[tuple[str, int, int]] = []
     settled: list[str] = []
     for key, frame_or_none in pending.items():
         if frame_or_none is None:
             settled.append(key)
         else:
-            open_rows.append((key, position, len(frame_or_none)))
+            pending_rows.append((key, position, len(frame_or_none)))
             frames.append(frame_or_none)
             position += len(frame_or_none)
     accepted, _, attempted = consumed
-    columns = (bodies, entries, open_rows, settled, events, appended, accepted, finished, attempted)
-    return Batch(ids, (b"".join(frames), *(orjson.dumps(column).decode() for column in columns), offset))
+    columns = (bodies, entries, pending_rows, settled, events, appended, accepted, finished, attempted)
+    return ids, (b"".join(frames), *(orjson.dumps(column).decode() for column in columns), offset)

@@ -6,17 +6,17 @@ the query socket, and from a database that no process uses.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import cast
 
 import orjson
 
-from mail.log import Backlog, LogUnusable
+from mail.log import Backlog
 from mail.log.codec import FrameError, decode, encode
 from mail.log.embedded.commit import offset_of, shard_base_id
-from mail.log.embedded.store import UNREADABLE_ADVICE, EntryRow, Store
+from mail.log.embedded.store import EntryRow, Store, unreadable
 from mail.log.topics import ACCEPTED, EVENTS, QUEUE, Topic, shard_of_message
 from mail.message import QueueId, delivery_prefix
 from mail.record import Accepted, Event, Pending, Record
@@ -26,8 +26,8 @@ _PAGE_ROWS = 500
 
 class QueryKind(StrEnum):
     HISTORY = "history"
-    PENDING = "lines"
-    UNROUTED = "inputs"
+    PENDING = "pending"
+    UNROUTED = "unrouted"
     BACKLOG = "backlog"
 
 
@@ -46,80 +46,83 @@ class Page:
 
 
 def read_page(store: Store, query: Query, cursor: int | str | None) -> Page:
-    """The page after `cursor` (None: the first). Runs on the database thread."""
+    """The page after `cursor` (None: the first). Runs on the database thread. Raises LogUnusable."""
+    queue_id = QueueId(query.queue_id)
     match query.kind:
         case QueryKind.HISTORY:
-            events = store.events(query.queue_id, cast("int", cursor or 0), _PAGE_ROWS)
+            events = store.events(queue_id, cast("int", cursor or 0), _PAGE_ROWS)
             return Page([frame for _, frame in events], events[-1][0] if events else None)
         case QueryKind.PENDING:
             key = cast("str", cursor or "")
-            if query.queue_id:
-                shard = shard_of_message(QueueId(query.queue_id), store.counts)
-                pending = store.pending(shard, key, _PAGE_ROWS, delivery_prefix(QueueId(query.queue_id)))
+            if queue_id:
+                shard = shard_of_message(queue_id, store.counts)
+                pending = store.pending(shard, key, _PAGE_ROWS, delivery_prefix(queue_id))
             else:
                 pending = store.all_pending(key, _PAGE_ROWS)
             return Page([frame for _, frame in pending], pending[-1][0] if pending else None)
         case QueryKind.UNROUTED:
-            shard = shard_of_message(QueueId(query.queue_id), store.counts)
-            entry_rows = store.entries(
-                ACCEPTED, shard, cast("int", cursor or shard_base_id(ACCEPTED, shard)), _PAGE_ROWS
-            )
-            wanted = query.queue_id.encode()
+            shard = shard_of_message(queue_id, store.counts)
+            after = cast("int", cursor or shard_base_id(ACCEPTED, shard))
+            entries = store.entries(ACCEPTED, shard, after, _PAGE_ROWS)
+            key_bytes = queue_id.encode()
             return Page(
-                [_entry_frame(row) for row in entry_rows.rows if wanted in row.frame[:4096]],
-                entry_rows.rows[-1].id if entry_rows.more else None,
+                [_whole_frame(store, row) for row in entries.rows if key_bytes in row.frame[:4096]],
+                entries.rows[-1].id if entries.more else None,
             )
         case QueryKind.BACKLOG:
-            now = store.backlog
-            return Page([orjson.dumps([now.accepted, now.dispatched, now.attempted])], None)
+            return Page([orjson.dumps(astuple(store.backlog))], None)
 
 
-def _entry_frame(row: EntryRow) -> bytes:
-    """The entry as one frame. Raises LogUnusable."""
+def _whole_frame(store: Store, row: EntryRow) -> bytes:
+    """The frame of an entry with its content."""
     try:
         frame = encode(row.record())
     except FrameError as reason:
-        raise LogUnusable(
-            f"the entry at {ACCEPTED.name}, offset {offset_of(row.id)} cannot be read: {reason}; {UNREADABLE_ADVICE}"
-        ) from None
+        raise unreadable(store.location, f"{ACCEPTED.name}, offset {offset_of(row.id)}", reason) from None
     assert frame is not None
     return frame
+
+
+async def read_pages(read: Callable[[int | str | None], Awaitable[Page]]) -> AsyncGenerator[bytes, None]:
+    """The frames of all pages; `read` returns the page after a cursor."""
+    page = await read(None)
+    while True:
+        for frame in page.frames:
+            yield frame
+        if page.cursor is None:
+            return
+        page = await read(page.cursor)
 
 
 class HistoryReader:
     """HistoryLog on a source of frames."""
 
-    def frames(self, query: Query) -> AsyncIterator[bytes]:
-        raise NotImplementedError
+    location: str  # of the log, in error texts
 
-    def location(self) -> str:
+    def frames(self, query: Query) -> AsyncIterator[bytes]:
         raise NotImplementedError
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
         async for frame in self.frames(Query(QueryKind.HISTORY, queue_id)):
-            yield cast("Event", self.decode(frame, EVENTS, f"key {queue_id}"))
+            yield cast("Event", self._decode(frame, EVENTS, f"key {queue_id}"))
 
     async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         async for frame in self.frames(Query(QueryKind.PENDING, queue_id or "")):
-            yield cast("Pending", self.decode(frame, QUEUE, "a pending delivery"))
+            yield cast("Pending", self._decode(frame, QUEUE, "a pending delivery"))
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [
-            self.decode(frame, ACCEPTED, f"key {queue_id}")
+            cast("Accepted", self._decode(frame, ACCEPTED, f"key {queue_id}"))
             async for frame in self.frames(Query(QueryKind.UNROUTED, queue_id))
         ]
-        return [record for record in records if isinstance(record, Accepted) and record.message.queue_id == queue_id]
+        return [record for record in records if record.message.queue_id == queue_id]
 
     async def backlog(self) -> Backlog:
-        (answer,) = [answer async for answer in self.frames(Query(QueryKind.BACKLOG))]
-        return Backlog(*orjson.loads(answer))
+        (counts,) = [frame async for frame in self.frames(Query(QueryKind.BACKLOG))]
+        return Backlog(*orjson.loads(counts))
 
-    def decode(self, frame: bytes, topic: Topic, position: str) -> Record:
-        """The record of a frame. Raises LogUnusable that names the log and the entry."""
+    def _decode(self, frame: bytes, topic: Topic, position: str) -> Record:
         try:
             return decode(frame)
         except FrameError as reason:
-            raise LogUnusable(
-                f"{self.location()}: the entry at {topic.name}, {position} cannot be "
-                f"read: {reason}; {UNREADABLE_ADVICE}"
-            ) from None
+            raise unreadable(self.location, f"{topic.name}, {position}", reason) from None

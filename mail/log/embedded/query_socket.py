@@ -22,9 +22,9 @@ import orjson
 import structlog
 
 from mail.log import LogUnavailable, LogUnusable
-from mail.log.embedded.history import HistoryReader, Page, Query, QueryKind, read_page
+from mail.log.embedded.history import HistoryReader, Query, QueryKind, read_page, read_pages
 from mail.log.embedded.lock import DirectoryLock
-from mail.log.embedded.store import DAMAGE_ADVICE, Store
+from mail.log.embedded.store import Store, open_error
 
 logger = structlog.get_logger()
 
@@ -116,11 +116,10 @@ class QueryServer:
             writer.close()
 
     async def _answer_query(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = await asyncio.wait_for(reader.readline(), _TIMEOUT_SECONDS)
-        asked = orjson.loads(line)
-        if not isinstance(asked, dict):
+        request = orjson.loads(await asyncio.wait_for(reader.readline(), _TIMEOUT_SECONDS))
+        if not isinstance(request, dict):
             return
-        query = Query(QueryKind(str(asked.get("about"))), str(asked.get("queue_id", "")))
+        query = Query(QueryKind(str(request.get("kind"))), str(request.get("queue_id", "")))
         try:
             async for frame in self._frames(query):
                 writer.write(_LENGTH.pack(len(frame)))
@@ -142,10 +141,8 @@ class EmbeddedHistory(HistoryReader):
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
+        self.location = f"the log at {self._path}"
         self.is_offline = False  # the last answer came from a log that no process runs
-
-    def location(self) -> str:
-        return f"the log at {self._path}"
 
     async def is_running(self) -> bool:
         """Whether a process runs the log and accepts queries. Raises LogUnusable when it runs as another user."""
@@ -192,29 +189,16 @@ class EmbeddedHistory(HistoryReader):
     async def _query_database(self, lock: DirectoryLock, query: Query) -> AsyncGenerator[bytes, None]:
         """Read the database directly, under the lock."""
         try:
+            store = await asyncio.to_thread(Store, self._path, None)
             try:
-                store = await asyncio.to_thread(Store, self._path, None)
-            except (sqlite3.Error, OSError) as error:
-                raise LogUnusable(f"{self._path} cannot be read as a log: {error}") from None
-            try:
-                cursor: int | str | None = None
-                while True:
-                    page = await self._read_page(store, query, cursor)
-                    for frame in page.frames:
-                        yield frame
-                    cursor = page.cursor
-                    if cursor is None:
-                        return
+                async for frame in read_pages(lambda cursor: asyncio.to_thread(read_page, store, query, cursor)):
+                    yield frame
             finally:
                 store.close()
+        except (sqlite3.Error, OSError) as error:
+            raise open_error(self._path, error) from None
         finally:
             lock.release()
-
-    async def _read_page(self, store: Store, query: Query, cursor: int | str | None) -> Page:
-        try:
-            return await asyncio.to_thread(read_page, store, query, cursor)
-        except sqlite3.Error as error:
-            raise LogUnusable(f"{self._path} cannot be read as a log: {error}: {DAMAGE_ADVICE}") from None
 
 
 async def _query_process(
@@ -222,7 +206,7 @@ async def _query_process(
 ) -> AsyncGenerator[bytes, None]:
     """Query the process that runs the log."""
     try:
-        writer.write(orjson.dumps({"about": query.kind.value, "queue_id": query.queue_id}) + b"\n")
+        writer.write(orjson.dumps({"kind": query.kind.value, "queue_id": query.queue_id}) + b"\n")
         while True:
             (length,) = _LENGTH.unpack(await asyncio.wait_for(reader.readexactly(_LENGTH.size), _TIMEOUT_SECONDS))
             if length == 0:

@@ -12,6 +12,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from errno import ENOSPC
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,19 +25,17 @@ from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, Topic
 from mail.record import Record
 
 APPLICATION_ID = 0x65696C70  # "eilp"
-SCHEMA = 2
+SCHEMA = 3
 
 _UNUSED_PAGES = 1000  # not returned to the file system, for the next burst
 _VACUUM_PAGES = 500  # per step
 _READ_BYTES = 4 << 20  # approximate limit of one read
 _CHECKED_BYTES = 256 << 20  # larger databases are not checked at start (the check reads about 1 GB/s)
-_DAMAGED = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
-_FULL = 13  # SQLITE_FULL
 
 _CREATE = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE counters (
-    one INTEGER PRIMARY KEY, offset INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY, offset INTEGER NOT NULL,
     accepted INTEGER NOT NULL, dispatched INTEGER NOT NULL, attempted INTEGER NOT NULL
 );
 INSERT INTO counters VALUES (1, 0, 0, 0, 0);
@@ -45,17 +44,16 @@ CREATE TABLE body (id INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, content BL
 CREATE INDEX entry_body ON entry (body) WHERE body > 0;
 CREATE TRIGGER release AFTER DELETE ON entry WHEN OLD.body > 0 BEGIN
     DELETE FROM body WHERE id = OLD.body AND NOT EXISTS (SELECT 1 FROM entry WHERE body = OLD.body AND body > 0); END;
-CREATE TABLE line (key TEXT PRIMARY KEY, frame BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE pending (key TEXT PRIMARY KEY, frame BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE event (
     id INTEGER PRIMARY KEY, time INTEGER NOT NULL, queue_id TEXT NOT NULL, frame BLOB NOT NULL
 );
 CREATE INDEX event_queue_id ON event (queue_id);
 """
 
-
 DAMAGE_ADVICE = "stop eilpost, copy the file, and restore a backup or recover what is left (sqlite3 FILE .recover)"
 
-UNREADABLE_ADVICE = "it stays in the log; restore a backup of the log, or run the version of eilpost that wrote it"
+_UNREADABLE_ADVICE = "it stays in the log; restore a backup of the log, or run the version of eilpost that wrote it"
 
 Key = TypeVar("Key", int, str)
 
@@ -98,6 +96,7 @@ class Store:
         Raises LogUnusable when an operator has to act, sqlite3.Error or OSError otherwise.
         """
         self._path = path
+        self.location = f"the log at {path}"
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
@@ -105,10 +104,8 @@ class Store:
         except BaseException:
             self._connection.close()
             raise
-        facts = path.stat()
-        self._identity = facts.st_dev, facts.st_ino
-        self._offset = 0
-        self._unconsumed = [0, 0, 0]
+        status = path.stat()
+        self._file_id = status.st_dev, status.st_ino
         self._vacuumed = False
         self._load_counters()
 
@@ -154,6 +151,9 @@ class Store:
         if self._connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise LogUnusable(f"{self._path} is a database, but not a log of eilpost: set log.url to another file")
         schema = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if schema == 2:
+            self._connection.execute("ALTER TABLE line RENAME TO pending")
+            self._connection.execute(f"PRAGMA user_version = {(schema := 3)}")
         if schema != SCHEMA:
             raise LogUnusable(
                 f"{self._path} has schema {schema} and this eilpost reads {SCHEMA}: use the version that wrote it"
@@ -162,47 +162,44 @@ class Store:
         self.counts = ShardCounts(stored["shards"], stored["delivery_shards"])
         if counts is None:
             return
-        for name, wanted in (("shards", counts.by_queue_id), ("delivery_shards", counts.by_site)):
-            if wanted and stored.get(name) != wanted:  # 0: any number
+        for name, count in (("shards", counts.by_queue_id), ("delivery_shards", counts.by_site)):
+            if count and stored[name] != count:  # 0: any number
                 raise LogUnusable(
-                    f"{self._path} was created with log.{name} = {stored.get(name)}, but the settings have {wanted}:"
-                    f" the number is fixed when a log is created, set log.{name} = {stored.get(name)}"
+                    f"{self._path} was created with log.{name} = {stored[name]}, but the settings have {count}:"
+                    f" the number is fixed when a log is created, set log.{name} = {stored[name]}"
                 )
 
     def is_in_place(self) -> bool:
         """Whether the file at our path is still the open one; data written to a removed file is lost."""
         try:
-            facts = self._path.stat()
+            status = self._path.stat()
         except OSError:
             return False
-        return (facts.st_dev, facts.st_ino) == self._identity
+        return (status.st_dev, status.st_ino) == self._file_id
 
     def _load_counters(self) -> None:
         row = self._connection.execute("SELECT offset, accepted, dispatched, attempted FROM counters").fetchone()
-        self._offset, *self._unconsumed = row
+        self._offset: int = row[0]
+        self.backlog = Backlog(*row[1:])
 
     def close(self) -> None:
         self._connection.close()
-
-    @property
-    def backlog(self) -> Backlog:
-        return Backlog(accepted=self._unconsumed[0], dispatched=self._unconsumed[1], attempted=self._unconsumed[2])
 
     # --- writing
 
     def commit(self, changes: Sequence[Change]) -> Sequence[int]:
         """Commit the changes in one transaction; returns the ids of their entries in order."""
-        batch = pack(changes, self._offset)
-        self._connection.execute(INSERT, batch.row)
+        ids, row = pack(changes, self._offset)
+        self._connection.execute(INSERT, row)
         self._load_counters()
-        return batch.ids
+        return ids
 
     def purge_events(self, before: int, limit: int) -> bool:
-        """Remove those of the `limit` oldest events that precede `before` (milliseconds); returns whether more may
-        exist.
+        """Remove the `limit` oldest events, as far as they precede `before` (milliseconds); returns whether more may
+        follow.
         """
         rows = self._connection.execute("SELECT id, time FROM event ORDER BY id LIMIT ?", (limit,)).fetchall()
-        old = [number for number, time in rows if time < before]
+        old = [event_id for event_id, time in rows if time < before]
         if old:
             statement = "DELETE FROM event WHERE id IN (SELECT value FROM json_each(?))"
             self._connection.execute(statement, (orjson.dumps(old).decode(),))
@@ -235,8 +232,7 @@ class Store:
         rows: list[EntryRow] = []
         size = 0
         for values in cursor:
-            row = EntryRow(*values)
-            rows.append(row)
+            rows.append(row := EntryRow(*values))
             size += len(row.frame) + len(row.content or b"")
             if size >= _READ_BYTES:
                 cursor.close()
@@ -259,34 +255,40 @@ class Store:
         """Pending deliveries of a shard after the key `after` ("": from the start) whose ids begin with `prefix`, in
         order, about 4 MiB.
         """
-        low = max(after, pending_key(shard, prefix))
-        cursor = self._connection.execute(
-            "SELECT key, frame FROM line WHERE key > ? AND key < ? ORDER BY key LIMIT ?",
-            (low, pending_key(shard, prefix + "\U0010ffff"), limit),
-        )
-        return _bounded(cursor)
+        first, last = max(after, pending_key(shard, prefix)), pending_key(shard, prefix + "\U0010ffff")
+        statement = "SELECT key, frame FROM pending WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
+        return _bounded(self._connection.execute(statement, (first, last, limit)))
 
     def all_pending(self, after: str, limit: int) -> Sequence[tuple[str, bytes]]:
         """As `pending`, of all shards."""
-        return _bounded(
-            self._connection.execute("SELECT key, frame FROM line WHERE key > ? ORDER BY key LIMIT ?", (after, limit))
-        )
+        statement = "SELECT key, frame FROM pending WHERE key > ? ORDER BY key LIMIT ?"
+        return _bounded(self._connection.execute(statement, (after, limit)))
 
     def events(self, queue_id: str, after: int, limit: int) -> Sequence[tuple[int, bytes]]:
-        cursor = self._connection.execute(
-            "SELECT id, frame FROM event WHERE queue_id = ? AND id > ? ORDER BY id LIMIT ?", (queue_id, after, limit)
-        )
-        return _bounded(cursor)
+        statement = "SELECT id, frame FROM event WHERE queue_id = ? AND id > ? ORDER BY id LIMIT ?"
+        return _bounded(self._connection.execute(statement, (queue_id, after, limit)))
 
 
 def is_damage(error: Exception) -> bool:
     """Whether the database is corrupt, so that opening it again does not help."""
-    return isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def is_full(error: Exception) -> bool:
-    """Whether the disk is full."""
-    return isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", 0) & 0xFF == _FULL
+def open_error(path: Path, error: Exception) -> LogUnusable:
+    """LogUnusable for operators, from an error of `Store`."""
+    if isinstance(error, LogUnusable):
+        return error
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) == ENOSPC:
+        return LogUnusable(f"{path}: the disk is full: make room there, or set log.url to a file on another disk")
+    if isinstance(error, OSError):
+        return LogUnusable(f"{path}: {error.strerror}: check log.url and the permissions of its directory")
+    advice = DAMAGE_ADVICE if is_damage(error) else "restore it, or move it away to start with an empty log"
+    return LogUnusable(f"{path} cannot be opened as a log: {error}: {advice}")
+
+
+def unreadable(location: str, position: str, reason: FrameError) -> LogUnusable:
+    """LogUnusable for operators about an entry at `position` that cannot be decoded."""
+    return LogUnusable(f"{location}: the entry at {position} cannot be read: {reason}; {_UNREADABLE_ADVICE}")
 
 
 def _one_line(text: str) -> str:
