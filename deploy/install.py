@@ -18,7 +18,7 @@ SCRIPT = """\
 #!/bin/sh
 '''exec' "{python}" "$0" "$@"
 ' '''
-from eilpost.cli import main
+from eilpost.entry_point import main
 
 main()
 """

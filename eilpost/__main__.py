@@ -1,6 +1,6 @@
 """`python -m eilpost` is `eilpost`."""
 
-from eilpost.cli import main
+from eilpost.entry_point import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -19,6 +18,7 @@ import typer
 from eilpost import cli_cluster, cli_directory, cli_help, cli_load, cli_move
 from eilpost.cli_config import config_app
 from eilpost.cli_help import examples
+from eilpost.entry_point import EXIT_INTERRUPTED
 from eilpost.terminal import (
     EXIT_NOT_FOUND,
     EXIT_UNUSABLE,
@@ -41,11 +41,6 @@ if TYPE_CHECKING:
     from mail.log import HistoryLog
 
 T = TypeVar("T")
-
-EXIT_INTERRUPTED = 130
-
-_SERVERS = {"up", "demo", "ingress", "router", "delivery", "mailstore"}
-_HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 
 app = typer.Typer(
     name="eilpost",
@@ -81,12 +76,7 @@ def _options(
 
 
 def main() -> None:
-    """The entry point."""
-    if os.getpid() == 1:  # in a container: the kernel gives PID 1 no default action, so SIGTERM would be ignored
-        signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
-    if sys.argv[1:2] and sys.argv[1] in _SERVERS and not (sys.stderr is not None and sys.stderr.isatty()):
-        for signal_number in _HARMLESS:  # until mail/signals.py handles them; SIG_IGN would be inherited by children
-            signal.signal(signal_number, lambda _number, _frame: None)
+    """Run the command of sys.argv; raises SystemExit with its status."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed (2>&-)
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
@@ -123,12 +113,6 @@ def _output_was_closed(out: TextIO) -> bool:
     except BrokenPipeError:
         discard_output(out)
     return gone
-
-
-def run_role(role: str) -> None:
-    """The entry point of `python -m ROLE`."""
-    sys.argv[:1] = ["eilpost", role]
-    main()
 
 
 def _report_error(error: Exception) -> int:

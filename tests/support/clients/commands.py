@@ -66,13 +66,18 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     structlog.reset_defaults()
 
 
+def one_line(err: str) -> str:
+    """The error output of a command, which must be one line."""
+    assert err.startswith("eilpost: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
 def refused(answer: tuple[int, str, str]) -> str:
     """The one error line of a command that cannot run as configured."""
     status, out, err = answer
     assert (status, out) == (2, "")
-    assert err.startswith("eilpost: ")
-    assert err.count("\n") == 1, err
-    return err
+    return one_line(err)
 
 
 def secured_log(cluster: Cluster, **changes: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -10,8 +9,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +18,11 @@ import structlog
 import typer
 
 from eilpost import cli, format
-from mail.log.embedded import EmbeddedLog
-from mail.record import Pending, Received, WaitCause, Waiting
-from mail.settings import LogSettings
 from tests.support.builders import records as samples
+from tests.support.clients.commands import Run, one_line
 from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
 
 pytestmark = pytest.mark.slow
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a configuration."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("EILPOST_CONFIG", "EILPOST_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "eilpost.toml").write_text('[node]\nhostname = "mx.example.test"\n')
-    (tmp_path / "directory.toml").write_text(directory_toml())
-    return tmp_path
-
-
-@pytest.fixture
-def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eilpost", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return int(ended.value.code or 0), out, err
-
-    yield call
-    structlog.reset_defaults()  # a command's logging configuration must not reach the next test
-
-
-def _one_line(err: str) -> str:
-    assert err.startswith("eilpost: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def test_version_is_printed(run: Run) -> None:
@@ -83,38 +46,38 @@ def test_invalid_configuration_is_one_line_that_names_the_key(run: Run, home: Pa
     (home / "eilpost.toml").write_text(text)
     status, _, err = run("config", "check")
     assert status == 2
-    assert says in _one_line(err)
+    assert says in one_line(err)
 
 
 def test_directory_without_domains_is_a_warning(run: Run, home: Path) -> None:
     (home / "directory.toml").write_text("# nobody\n")
     status, out, err = run("config", "check")
-    assert (status, "domains: 0" in out, "no domains" in _one_line(err)) == (0, True, True)
+    assert (status, "domains: 0" in out, "no domains" in one_line(err)) == (0, True, True)
 
 
-def test_missing_configuration_is_one_line(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_configuration_isone_line(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, _, err = run("up", "--config", "nix.toml")
-    assert (status, "nix.toml" in _one_line(err)) == (2, True)
+    assert (status, "nix.toml" in one_line(err)) == (2, True)
     (home / "eilpost.toml").unlink()
     status, _, err = run("queue")
     assert status == 2
-    assert "EILPOST_CONFIG" in _one_line(err) or "/etc/eilpost" in err
+    assert "EILPOST_CONFIG" in one_line(err) or "/etc/eilpost" in err
     monkeypatch.setenv("EILPOST_INGRESS_MX", "127.0.0.1:25")
     status, _, err = run("queue")
-    assert (status, "did you mean EILPOST_INGRESS__MX?" in _one_line(err)) == (2, True)
+    assert (status, "did you mean EILPOST_INGRESS__MX?" in one_line(err)) == (2, True)
     monkeypatch.delenv("EILPOST_INGRESS_MX")
     monkeypatch.setenv("EILPOST_CONFIG", "gone.toml")
     status, _, err = run("queue")
-    assert (status, "gone.toml" in _one_line(err)) == (2, True)
+    assert (status, "gone.toml" in one_line(err)) == (2, True)
 
 
 def test_url_instead_of_a_file_is_shown_without_its_password(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "https://user:secret@example.test/eilpost.toml"
     _, _, err = run("config", "check", "--config", url)
-    assert _one_line(err).startswith("eilpost: https:/***@example.test/eilpost.toml: there is no such file")
+    assert one_line(err).startswith("eilpost: https:/***@example.test/eilpost.toml: there is no such file")
     monkeypatch.setenv("EILPOST_CONFIG", url)
     _, _, err = run("config", "check")
-    assert _one_line(err) == "eilpost: EILPOST_CONFIG: https://***@example.test/eilpost.toml: there is no such file\n"
+    assert one_line(err) == "eilpost: EILPOST_CONFIG: https://***@example.test/eilpost.toml: there is no such file\n"
     _, _, err = run("config", "check", "--config", "/etc/mail@home/eilpost.toml")
     assert "/etc/mail@home/eilpost.toml" in err
 
@@ -126,7 +89,7 @@ def test_start_without_a_file_reports_the_configuration_source(
     monkeypatch.setenv("EILPOST_ROUTER__LIFETIME", "2d")
     status, out, err = run("user", "list", "--json")
     assert (status, len(json.loads(out))) == (0, 2)
-    assert _one_line(err).startswith("eilpost: no configuration file (searched eilpost.toml, ")
+    assert one_line(err).startswith("eilpost: no configuration file (searched eilpost.toml, ")
     assert f"using the defaults, EILPOST_ROUTER__LIFETIME, and {home}" in err
     # configured by environment variables, as in a pod
     monkeypatch.setenv("EILPOST_LOG__URL", f"embedded:{home}/log.db")
@@ -153,7 +116,7 @@ def test_config_show_hides_secrets_and_shows_sources(run: Run, home: Path, monke
     monkeypatch.delenv("EILPOST_SPOOL__SECRET_KEY")
     (home / "again.toml").write_text(shown)
     status, _, err = run("config", "check", "--config", "again.toml")
-    assert (status, "the secret itself is expected" in _one_line(err)) == (2, True)
+    assert (status, "the secret itself is expected" in one_line(err)) == (2, True)
 
 
 def test_output_of_config_show_is_a_valid_configuration(run: Run, home: Path) -> None:
@@ -178,12 +141,10 @@ def test_defaults_are_available_as_json(run: Run) -> None:
         (("user", "add", "a@example.test", "--nix"), "--nix"),
     ],
 )
-def test_usage_error_is_one_line(
-    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], says: str
-) -> None:
+def test_usage_error_isone_line(run: Run, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], says: str) -> None:
     monkeypatch.setenv("EILPOST_DEBUG", "1")
     status, out, err = run(*arguments)
-    assert (status, out, says in _one_line(err)) == (2, "", True)
+    assert (status, out, says in one_line(err)) == (2, "", True)
 
 
 def test_help_is_plain_and_lists_the_exit_statuses(run: Run) -> None:
@@ -225,10 +186,10 @@ def test_examples_of_a_command_call_it(run: Run, command: tuple[str, ...]) -> No
     assert all(f"eilpost {' '.join(command)}" in line for line in examples)
 
 
-def test_help_of_an_unknown_command_is_one_line(run: Run) -> None:
+def test_help_of_an_unknown_command_isone_line(run: Run) -> None:
     status, out, err = run("help", "user", "nonsense")
     assert (status, out) == (2, "")
-    assert "no command 'user nonsense'" in _one_line(err)
+    assert "no command 'user nonsense'" in one_line(err)
 
 
 def test_missing_directory_file_is_the_same_line_everywhere(run: Run, home: Path) -> None:
@@ -240,42 +201,22 @@ def test_missing_directory_file_is_the_same_line_everywhere(run: Run, home: Path
 def test_single_role_on_an_embedded_log_is_refused(run: Run, role: str) -> None:
     status, _, err = run(role)
     assert status == 2
-    assert "eilpost up" in _one_line(err)
+    assert "eilpost up" in one_line(err)
 
 
 def test_trace_refuses_an_invalid_queue_id_and_a_missing_log(run: Run, home: Path) -> None:
     for wrong in ("nonsense", "8" * 26, "Z" * 26, samples.queue_id(9) + "X"):
         status, _, err = run("trace", wrong)
-        assert (status, f"{wrong!r} is not a queue id" in _one_line(err)) == (1, True)
+        assert (status, f"{wrong!r} is not a queue id" in one_line(err)) == (1, True)
     status, _, err = run("trace", samples.queue_id(9))
     assert status == 2
-    assert str(home / "var/log.db") in _one_line(err)
-
-
-@pytest.fixture
-def log(home: Path) -> Path:
-    """A log that no process has open, with one waiting delivery and its first event."""
-    path = home / "var" / "log.db"
-
-    async def fill() -> None:
-        log = EmbeddedLog(path, LogSettings())
-        await log.start()
-        due = samples.NOON + timedelta(days=36500)
-        await log.append(
-            Pending(samples.delivery(1), Waiting(due, WaitCause.DEFERRED, ""), samples.SPOOLED, 1, samples.LATER)
-        )
-        await log.append(samples.event(1, Received(samples.message(1))))
-        await log.close()
-
-    path.parent.mkdir()
-    asyncio.run(fill())
-    return path
+    assert str(home / "var/log.db") in one_line(err)
 
 
 def test_queue_and_trace_read_a_log_without_a_server(run: Run, log: Path) -> None:
     status, out, err = run("queue")
     assert (status, samples.delivery(1).id in out, "451 4.3.0 Try again later" in out) == (0, True, True)
-    assert "no server is running on this log" in _one_line(err)
+    assert "no server is running on this log" in one_line(err)
     [line] = json.loads(run("queue", "--json")[1])
     assert (line["attempts"], line["state"], line["sender"]) == (1, "deferred", str(samples.BOB))
     site = format.format_site(samples.delivery(1).route)
@@ -287,7 +228,7 @@ def test_queue_and_trace_read_a_log_without_a_server(run: Run, log: Path) -> Non
     assert (status, "queued, now" in out) == (0, True)
     assert json.loads(run("trace", samples.queue_id(1), "--json")[1])["events"][0]["event"] == "accepted"
     status, _, err = run("trace", samples.queue_id(7))
-    assert (status, "no such message" in _one_line(err)) == (1, True)
+    assert (status, "no such message" in one_line(err)) == (1, True)
 
 
 def test_user_passwords_come_from_stdin(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,15 +237,15 @@ def test_user_passwords_come_from_stdin(run: Run, home: Path, monkeypatch: pytes
     assert "carol@example.test" in run("user", "list")[1]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     status, _, err = run("user", "passwd", "carol@example.test", "--password-stdin")
-    assert (status, "empty" in _one_line(err)) == (2, True)
+    assert (status, "empty" in one_line(err)) == (2, True)
     (home / "directory.toml").write_text(directory_toml(aliases={"dave@example.test": ["alice@example.test"]}))
     monkeypatch.setattr(sys, "stdin", io.StringIO("secret\n"))
     status, _, err = run("user", "add", "Dave@example.test", "--password-stdin")
-    assert (status, "is also an alias" in _one_line(err)) == (0, True)
+    assert (status, "is also an alias" in one_line(err)) == (0, True)
     status, _, err = run("user", "passwd", "dave@example.test")
-    assert (status, "--password-stdin" in _one_line(err)) == (2, True)
+    assert (status, "--password-stdin" in one_line(err)) == (2, True)
     status, _, err = run("user", "passwd", "nobody@example.test", "--password-stdin")
-    assert (status, "nobody@example.test" in _one_line(err)) == (1, True)
+    assert (status, "nobody@example.test" in one_line(err)) == (1, True)
 
 
 def test_domains_and_aliases_by_command(run: Run, home: Path) -> None:
@@ -319,15 +260,15 @@ def test_domains_and_aliases_by_command(run: Run, home: Path) -> None:
     }
     assert run("alias", "list")[1].endswith("@new.test -> alice@example.test, bob@example.test\n")
     status, out, err = run("user", "rm", "bob@example.test")
-    assert (status, out, "is a target of the alias @new.test" in _one_line(err)) == (1, "", True)
+    assert (status, out, "is a target of the alias @new.test" in one_line(err)) == (1, "", True)
     assert run("alias", "rm", "@new.test")[0] == 0
     assert "its mail is not deleted" in run("user", "rm", "bob@example.test")[1]
     assert run("domain", "rm", "new.test")[0] == 0
     status, out, err = run("domain", "rm", "new.test")
-    assert (status, out, "there is no domain new.test" in _one_line(err)) == (1, "", True)
+    assert (status, out, "there is no domain new.test" in one_line(err)) == (1, "", True)
 
 
-def test_bug_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_isone_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from eilpost import users
 
     def broken(_path: Path) -> None:
@@ -340,7 +281,7 @@ def test_bug_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         structlog.reset_defaults()
     assert (status, out) == (70, "")
-    assert "internal error" in _one_line(err)
+    assert "internal error" in one_line(err)
     monkeypatch.setenv("EILPOST_DEBUG", "1")
     monkeypatch.setattr(sys, "argv", ["eilpost", "user", "list"])
     with pytest.raises(RuntimeError):
@@ -405,10 +346,10 @@ def test_configuration_is_utf8_in_any_locale(home: Path) -> None:
         assert (done.returncode, done.stderr) == (0, b""), arguments
 
 
-def test_undecodable_password_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undecodable_password_isone_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), "ascii", "surrogateescape"))
     status, _, err = run("user", "passwd", "alice@example.test", "--password-stdin")
-    assert (status, "not UTF-8" in _one_line(err)) == (2, True)
+    assert (status, "not UTF-8" in one_line(err)) == (2, True)
 
 
 def _starts(box: EilpostProcess) -> tuple[int, str]:
@@ -427,7 +368,7 @@ def test_used_port_names_the_key_and_the_variable(tmp_path: Path, section: str, 
         before = {path.name for path in tmp_path.iterdir()}
         status, err = _starts(box)
     assert status == 2
-    assert _one_line(err).startswith(f"eilpost: {section}.{key}: cannot listen on 127.0.0.1:")
+    assert one_line(err).startswith(f"eilpost: {section}.{key}: cannot listen on 127.0.0.1:")
     assert f"EILPOST_{section}__{key}".upper() in err
     assert {path.name for path in tmp_path.iterdir()} == before  # a failed start leaves no files
 
@@ -440,21 +381,21 @@ def test_all_used_ports_are_named_once(tmp_path: Path) -> None:
         )
         status, err = _starts(box)
     assert status == 2
-    assert f"ingress.mx, mailstore.pop3: cannot listen on 127.0.0.1:{ports[0]}, 127.0.0.1:{ports[1]}:" in _one_line(err)
+    assert f"ingress.mx, mailstore.pop3: cannot listen on 127.0.0.1:{ports[0]}, 127.0.0.1:{ports[1]}:" in one_line(err)
     assert "EILPOST_INGRESS__MX, EILPOST_MAILSTORE__POP3" in err
 
 
-def test_mailstore_without_listeners_is_one_line(run: Run, home: Path) -> None:
+def test_mailstore_without_listeners_isone_line(run: Run, home: Path) -> None:
     (home / "eilpost.toml").write_text('[mailstore]\npop3 = ""\n')
     status, _, err = run("mailstore")
-    assert (status, "mailstore.pop3 is empty, nothing to serve" in _one_line(err)) == (2, True)
+    assert (status, "mailstore.pop3 is empty, nothing to serve" in one_line(err)) == (2, True)
 
 
-def test_second_process_on_the_same_data_directory_is_one_line(tmp_path: Path) -> None:
+def test_second_process_on_the_same_data_directory_isone_line(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "home") as first:
         if not first.is_running:
             first.start()
         status, err = _starts(EilpostProcess(tmp_path / "second", {"log": {"url": f"embedded:{first.home}/log.db"}}))
         assert status == 2
-        assert str(first.home) in _one_line(err)
+        assert str(first.home) in one_line(err)
         assert first.is_running

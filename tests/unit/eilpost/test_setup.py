@@ -103,7 +103,7 @@ def test_eilpost_runs_from_the_repository_in_a_folder_with_spaces(tmp_path: Path
     (repository / "deploy").mkdir(parents=True)
     (repository / "eilpost").mkdir()
     shutil.copy(ROOT / "deploy" / "install.py", repository / "deploy")
-    (repository / "eilpost" / "cli.py").write_text("import sys\n\n\ndef main():\n    print(sys.argv[1:])\n")
+    (repository / "eilpost" / "entry_point.py").write_text("import sys\n\n\ndef main():\n    print(sys.argv[1:])\n")
     code = f"import sys; sys.path[0] = {str(repository / 'deploy')!r}; import install; install.install_eilpost()"
     subprocess.run([str(folder / "bin" / "python"), "-c", code], check=True, timeout=60)
     command = [str(folder / "bin" / "eilpost"), "up", "two words"]
