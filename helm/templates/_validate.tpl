@@ -151,6 +151,11 @@ topics.job.hook: a hook runs before the directory is created, which names the te
 {{- end -}}
 
 {{- define "eilpost.faultsOfStorage" -}}
+{{- range $key, $volume := dict "mailboxes" .Values.mailboxes "spool.volume" .Values.spool.volume }}
+{{- if hasKey ($volume.annotations | default dict) "helm.sh/resource-policy" }}
+{{ $key }}.annotations: helm.sh/resource-policy is set by the chart, so that `helm uninstall` does not remove mail: remove it
+{{- end }}
+{{- end }}
 {{- with .Values.mailboxes }}
 {{- if and .existingClaim .size }}
 mailboxes.existingClaim, mailboxes.size: an existing claim has its size: set only one of them
