@@ -36,7 +36,8 @@ from mail.spool import bucket_url
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "EILPOST_"
-_OTHER_PROGRAMS = ("EILPOST_CONFIG", "EILPOST_DEBUG", "EILPOST_TEST_", "EILPOST_BENCH", "EILPOST_KAFKA_")
+_READ_IN_CAPITALS = ("EILPOST_CONFIG", "EILPOST_DEBUG")
+_OTHER_PROGRAMS = (*_READ_IN_CAPITALS, "EILPOST_TEST_", "EILPOST_BENCH", "EILPOST_KAFKA_")
 # Kubernetes sets these in every pod for a Service named eilpost or eilpost-delivery.
 _KUBERNETES_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?\Z|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?\Z")
 _KUBERNETES_SERVICE_PORT = re.compile(r"(tcp|udp|sctp)://")
@@ -62,6 +63,8 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
     _check_keys(values, file_name)
     environment = os.environ if environment is None else environment
     for variable, section, key, value in _variables(environment):
+        if (section, key) in sources:
+            raise SettingsError(f"{sources[section, key]} and {variable}: differ in case only; remove one of them")
         values.setdefault(section, {})[key] = value
         sources[section, key] = f"environment variable {variable}"
     if misspelt := next(_misspelt(environment), ""):
@@ -164,12 +167,15 @@ def _is_kubernetes_service(variable: str, text: str) -> bool:
 
 def _misspelt(environment: Mapping[str, str]) -> Iterator[str]:
     """An error line for each variable that is probably a misspelt setting: it has one underscore and begins with the
-    name of a section or resembles a setting (`EILPOST_INGRESS_MX`). Other EILPOST_ variables are ignored.
+    name of a section or resembles a setting (`EILPOST_INGRESS_MX`), or is `eilpost_config`. Other EILPOST_ variables
+    are ignored.
     """
     names = [f"{section}__{key}".upper() for section, table in _SECTIONS.items() for key in table.model_fields]
     sections = tuple(f"{section}_".upper() for section in _SECTIONS)
     for variable, text in sorted(environment.items()):
         name = variable.upper()
+        if name in _READ_IN_CAPITALS and variable != name:
+            yield f"environment variable {variable}: is not read; did you mean {name}?"
         if not name.startswith(ENVIRONMENT_PREFIX) or "__" in name or name.startswith(_OTHER_PROGRAMS):
             continue
         if _is_kubernetes_service(name, text):

@@ -257,6 +257,20 @@ def test_misspelt_variable_is_refused(variable: str, expected: str) -> None:
     assert message == f"environment variable {variable}: is not a setting; {expected}"
 
 
+def test_two_variables_of_one_setting_are_refused() -> None:
+    message = _refused(None, {"EILPOST_LOG__URL": "memory:", "eilpost_log__url": "embedded:log.db"})
+    assert message == (
+        "environment variable EILPOST_LOG__URL and eilpost_log__url: differ in case only; remove one of them"
+    )
+
+
+@pytest.mark.parametrize("variable", ["eilpost_config", "EILPOST_Debug"])
+def test_variable_that_is_read_in_capitals_only_is_refused_in_another_case(variable: str) -> None:
+    expected = f"environment variable {variable}: is not read; did you mean {variable.upper()}?"
+    assert _refused(None, {variable: "x"}) == expected
+    assert _refused(None, {variable: "x", variable.upper(): "x"}) == expected
+
+
 def test_variables_of_kubernetes_and_other_programs_are_ignored() -> None:
     services = {}
     for service in ("EILPOST", "EILPOST_DELIVERY", "EILPOST_LOG", "EILPOST_INGRESS__MX"):
