@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics import MetricWrapperBase
@@ -28,6 +29,7 @@ QUEUE_SECONDS = (
 
 ROLES = ("ingress", "router", "delivery", "mailstore")
 
+Labels = Mapping[str, Sequence[str]]  # values of each label; no values: they are written at runtime
 M = TypeVar("M", bound=MetricWrapperBase)
 
 
@@ -40,8 +42,8 @@ class Family:
     help_text: str
     roles: tuple[str, ...]  # that feed it; a process of another role may export it as 0
     aggregation: str
-    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)  # no values: written at runtime, see `meaning`
-    combinations: frozenset[tuple[str, ...]] | None = None  # None: any combination of the values
+    labels: Labels
+    combinations: frozenset[tuple[str, ...]] | None  # None: any combination of the values
 
     @property
     def children_max(self) -> int:
@@ -59,6 +61,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}  # by exposed name
+_NO_LABELS: Labels = MappingProxyType({})
 
 
 class Component:
@@ -71,59 +74,49 @@ class Component:
         self,
         name: str,
         help_text: str,
-        labels: Mapping[str, Sequence[str]] | None = None,
+        labels: Labels = _NO_LABELS,
         *,
         combinations: Iterable[tuple[str, ...]] | None = None,
         prepared: Iterable[tuple[str, ...]] | None = None,
     ) -> Counter:
-        metric = Counter(f"eilpost_{name}", help_text, tuple(labels or ()), registry=REGISTRY)
-        family = self._family(f"eilpost_{name}_total", "counter", help_text, "`sum(rate())`", labels, combinations)
-        return _register(metric, family, prepared)
+        return self._declare(Counter, name, help_text, "`sum(rate())`", labels, combinations, prepared)
 
     def gauge(
         self,
         name: str,
         help_text: str,
-        labels: Mapping[str, Sequence[str]] | None = None,
+        labels: Labels = _NO_LABELS,
         *,
-        aggregation: str,
+        aggregation: str = "`sum`",
         prepared: Iterable[tuple[str, ...]] | None = None,
     ) -> Gauge:
-        metric = Gauge(f"eilpost_{name}", help_text, tuple(labels or ()), registry=REGISTRY)
-        return _register(
-            metric, self._family(f"eilpost_{name}", "gauge", help_text, aggregation, labels, None), prepared
-        )
+        return self._declare(Gauge, name, help_text, aggregation, labels, None, prepared)
 
     def histogram(
-        self,
-        name: str,
-        help_text: str,
-        labels: Mapping[str, Sequence[str]] | None = None,
-        *,
-        buckets: Sequence[float] = SHORT_SECONDS,
+        self, name: str, help_text: str, labels: Labels = _NO_LABELS, *, buckets: Sequence[float] = SHORT_SECONDS
     ) -> Histogram:
-        metric = Histogram(f"eilpost_{name}", help_text, tuple(labels or ()), buckets=buckets, registry=REGISTRY)
         aggregation = "`histogram_quantile(q, sum by (le) (rate(..._bucket)))`"
-        return _register(metric, self._family(f"eilpost_{name}", "histogram", help_text, aggregation, labels, None))
+        return self._declare(Histogram, name, help_text, aggregation, labels, buckets=buckets)
 
-    def _family(
+    def _declare(
         self,
+        metric_class: type[M],
         name: str,
-        kind: str,
         help_text: str,
         aggregation: str,
-        labels: Mapping[str, Sequence[str]] | None,
-        combinations: Iterable[tuple[str, ...]] | None,
-    ) -> Family:
+        labels: Labels,
+        combinations: Iterable[tuple[str, ...]] | None = None,
+        prepared: Iterable[tuple[str, ...]] | None = None,
+        **options: Any,
+    ) -> M:
+        """Record the family and create its children: those `prepared`, else all that may exist."""
+        metric = metric_class(f"eilpost_{name}", help_text, tuple(labels), registry=REGISTRY, **options)
+        kind = metric_class.__name__.lower()
+        exposed_name = f"eilpost_{name}_total" if kind == "counter" else f"eilpost_{name}"
         allowed = None if combinations is None else frozenset(combinations)
-        return Family(name, kind, help_text, self._roles, aggregation, labels or {}, allowed)
-
-
-def _register(metric: M, family: Family, prepared: Iterable[tuple[str, ...]] | None = None) -> M:
-    """Record the family and create its children: those `prepared`, else all that may exist."""
-    FAMILIES[family.name] = family
-    if prepared is None and family.labels:
-        prepared = product(*family.labels.values()) if family.combinations is None else sorted(family.combinations)
-    for values in prepared or ():
-        metric.labels(*values)
-    return metric
+        FAMILIES[exposed_name] = Family(exposed_name, kind, help_text, self._roles, aggregation, labels, allowed)
+        if prepared is None and labels:
+            prepared = product(*labels.values()) if allowed is None else sorted(allowed)
+        for values in prepared or ():
+            metric.labels(*values)
+        return metric

@@ -11,13 +11,13 @@ _STAGES = ("CONTENT", "CONNECT", "OTHER")
 _LISTENERS = ("mx",)
 
 SMTP_CONNECTIONS = _ingress.gauge(
-    "smtp_connections", "Open SMTP connections by listener.", {"listener": _LISTENERS}, aggregation="`sum`"
+    "smtp_connections", "Number of open SMTP connections by listener.", {"listener": _LISTENERS}
 )
 SMTP_SESSIONS = _ingress.counter(
     "smtp_sessions",
-    "Ended SMTP sessions by listener and cause: quit, lost (the client disconnected), timeout, slow (message data too "
-    "slow while memory is short), refused, errors (too many errors of the client), error (an internal error), drained "
-    "and cut (the process is shutting down; cut: a message was in transfer).",
+    "Total number of ended SMTP sessions by listener and cause: quit, lost (the client disconnected), timeout, slow "
+    "(message data too slow while memory is short), refused, errors (too many errors of the client), error (an "
+    "internal error), drained (shutdown between messages), cut (shutdown during message data).",
     {
         "listener": _LISTENERS,
         "end": ("quit", "lost", "timeout", "slow", "refused", "errors", "error", "drained", "cut"),
@@ -25,24 +25,25 @@ SMTP_SESSIONS = _ingress.counter(
 )
 SMTP_REPLIES = _ingress.counter(
     "smtp_replies",
-    "SMTP replies by command and by the first digit of the reply code. CONTENT is the reply to the message data, "
-    "CONNECT the greeting, OTHER any other command.",
+    "Total number of SMTP replies by command and first digit of the reply code. CONTENT is the reply to the message "
+    "data, CONNECT the greeting, OTHER any other command.",
     {"verb": (*VERBS, *_STAGES), "reply_class": ("2", "3", "4", "5")},
 )
 MESSAGES_RECEIVED = _ingress.counter(
     "messages_received",
-    "Messages by result: accepted (250), tempfail (4xx to the data, or before it because ingress can take none now: "
-    "the log or the disk is full, the log is down, too much is in memory), rejected (5xx to the data).",
+    "Total number of received messages by result: accepted (250), rejected (5xx to the message data), tempfail (4xx to "
+    "the message data, or to a command before it while the log or disk is full, the log is down or memory is short).",
     {"result": ("accepted", "tempfail", "rejected")},
 )
 MESSAGE_SIZE = _ingress.histogram(
     "message_size_bytes",
-    "Size of accepted messages. The sum is the number of bytes accepted.",
+    "Size of accepted messages, in bytes.",
     buckets=(1e3, 4e3, 16e3, 64e3, 256e3, 1e6, 4e6, 16e6, 64e6),
 )
 ACCEPT_DURATION = _ingress.histogram(
-    "accept_duration_seconds", "Time from the final dot of a message to the reply that accepts it."
+    "accept_duration_seconds", "Time from the end of the message data to the reply that accepts it, in seconds."
 )
 IN_FLIGHT_BYTES = _ingress.gauge(
-    "ingress_in_flight_bytes", "Message data in memory that is not accepted yet.", aggregation="`sum`"
+    "ingress_in_flight_bytes",
+    "Message data in memory that is not accepted yet, in bytes. ingress.bytes_in_flight limits it.",
 )

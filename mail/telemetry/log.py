@@ -11,45 +11,41 @@ _ROLES = ("router", "delivery")
 _TOPICS = ("accepted", "dispatched", "attempted")
 
 PRODUCE_DURATION = _every.histogram(
-    "produce_duration_seconds", "Time from an append or a transaction to its confirmation by the log."
+    "produce_duration_seconds", "Time from an append or a transaction to its confirmation by the log, in seconds."
 )
-PRODUCE_ERRORS = _every.counter("produce_errors", "Appends and commits that the log did not confirm.")
+PRODUCE_ERRORS = _every.counter("produce_errors", "Total number of appends and commits that the log did not confirm.")
 LOG_COMMIT_REQUESTS = _every.histogram(
     "log_commit_requests",
-    "Requests written by one commit of the embedded log. Not used with Kafka.",
+    "Number of requests written by one commit of the embedded log. Not used with Kafka.",
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
 )
 CONSUMER_LAG = _every.gauge(
     "consumer_lag_records",
-    "Records not consumed yet, by topic, over all shards of the cluster. Every process reports the same number.",
+    "Number of records not consumed yet by topic, in all shards of the cluster. Every process reports the same value.",
     {"topic": _TOPICS},
     aggregation="`max`",
 )
 CONSUMED_RECORDS = _workers.counter(
-    "consumed_records", "Records read from the log for processing, by topic.", {"topic": _TOPICS}
+    "consumed_records", "Total number of records read from the log for processing, by topic.", {"topic": _TOPICS}
 )
 REBALANCES = _workers.counter(
-    "consumer_rebalances", "Completed rebalances of the consumer group, by role.", {"role": _ROLES}
+    "consumer_rebalances", "Total number of completed rebalances of the consumer group by role.", {"role": _ROLES}
 )
-SHARDS_OWNED = _workers.gauge(
-    "shards_owned", "Shards that this process owns, by role.", {"role": _ROLES}, aggregation="`sum`"
-)
+SHARDS_OWNED = _workers.gauge("shards_owned", "Number of shards that this process owns, by role.", {"role": _ROLES})
 SHARDS = _workers.gauge(
     "shards",
-    "Shards that a role has in all, over the whole cluster. 0: not known yet, or not by this process.",
+    "Number of shards of a role in the cluster. 0 if this process does not know it.",
     {"role": _ROLES},
     aggregation="`max`",
 )
 SHARDS_STOPPED = _workers.gauge(
     "shards_stopped",
-    "Owned shards that are not processed because a record cannot be read, by role. An operator must act.",
+    "Number of owned shards that are stopped because a record cannot be read, by role. An operator must act.",
     {"role": _ROLES},
-    aggregation="`sum`",
 )
-# Repeats follow from at-least-once processing of the log.
 DUPLICATES_SUPPRESSED = _workers.counter(
     "duplicates_suppressed",
-    "Repeated records (router) and repeated deliveries to a mailbox (mailbox) that were recognised by their id and "
-    "had no effect.",
+    "Total number of duplicates that were recognised by their id and had no effect: records (router), deliveries to a "
+    "mailbox (mailbox). At-least-once processing of the log causes them.",
     {"where": ("router", "mailbox")},
 )

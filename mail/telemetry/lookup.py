@@ -9,21 +9,21 @@ _directory = Component(*ROLES)
 
 DNS_DURATION = _resolver.histogram(
     "dns_duration_seconds",
-    "Duration of DNS queries by result: found, nodata, nxdomain, unknown (no answer or an error). Cached answers are "
-    "not counted.",
+    "Duration of DNS queries in seconds, by result: found, nodata, nxdomain, unknown (no answer or an error). Cached "
+    "answers are not observed.",
     {"result": ("found", "nodata", "nxdomain", "unknown")},
 )
 DNS_CACHE = _resolver.counter(
     "dns_cache",
-    "DNS look-ups by cache result: hit, joined (the same query was already running), miss.",
+    "Total number of DNS look-ups by cache result: hit, joined (the same query was already running), miss.",
     {"result": ("hit", "joined", "miss")},
 )
 DIRECTORY_RELOADS = _directory.counter(
-    "directory_reloads", "Reloads of the directory file by result.", {"result": ("loaded", "failed")}
+    "directory_reloads", "Total number of reloads of the directory file by result.", {"result": ("loaded", "failed")}
 )
 DIRECTORY_LAST_RELOAD = _directory.gauge(
     "directory_last_reload_successful",
-    "0 if the last reload of the directory file failed and the last good version stays in use, else 1.",
+    "Whether the last reload of the directory file was successful. 0: the last good version stays in use.",
     aggregation="`min`",
 )
 DIRECTORY_LAST_RELOAD.set(1)

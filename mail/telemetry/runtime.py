@@ -12,20 +12,16 @@ ProcessCollector(registry=REGISTRY)
 
 BUILD_INFO = _process.gauge(
     "build_info",
-    "Version of eilpost and of Python as labels; the value is always 1.",
+    "A metric with a constant value of 1, labeled by the versions of eilpost and Python.",
     {"version": (), "python": ()},
     aggregation="`count by (version)`",
 )
-READY = _process.gauge("ready", "1 when /readyz answers 200, else 0.", aggregation="`sum`, or `min` for an alert")
-DRAINING = _process.gauge(
-    "draining", "1 while the process finishes its work before it exits, else 0.", aggregation="`sum`"
-)
-LOOP_LAG = _process.histogram(
-    "event_loop_lag_seconds", "Delay between the time a timer was due and the time the event loop ran it."
-)
+READY = _process.gauge("ready", "Whether /readyz replies 200.", aggregation="`sum`, or `min` for an alert")
+DRAINING = _process.gauge("draining", "Whether the process finishes its work before it exits.")
+LOOP_LAG = _process.histogram("event_loop_lag_seconds", "Delay of timers of the event loop, in seconds.")
 CERTIFICATE_EXPIRY = _process.gauge(
     "certificate_expiry_timestamp_seconds",
-    "Expiry of the loaded certificate, in seconds since 1970. Absent when no certificate is loaded.",
+    "Unix timestamp of the expiry of the loaded certificate, in seconds. Absent if no certificate is loaded.",
     {"use": ("kafka",)},
     aggregation="`min`",
     prepared=(),
