@@ -1,4 +1,4 @@
-"""Delivery capacity of a process, shared by its workers: the limits `delivery.in_flight` and `in_flight_bytes`.
+"""Delivery capacity of a process, shared by its workers: `delivery.max_in_flight_deliveries`, `max_in_flight_bytes`.
 
 A worker has a `ShardCapacity` for its shard; a delivery that finishes in one shard may free a slot for another. When
 memory is full, content of queued deliveries is moved to the spool.
@@ -24,7 +24,7 @@ from mail.telemetry.delivery import THROTTLE
 
 logger = structlog.get_logger()
 
-_LARGEST_INLINE_BYTES = 256 * 1024  # the default of [spool] inline_max; raised when a larger entry is read
+_LARGEST_INLINE_BYTES = 256 * 1024  # the default of spool.max_inline_size; raised when a larger entry is read
 _SPOOLED_AT_ONCE = 100
 _SPOOL_BACKOFF_SECONDS = 1.0
 _MIN_WAIT_SECONDS = 0.001  # shorter waits are not observed
@@ -38,11 +38,11 @@ class Capacity:
     def __init__(self, settings: DeliverySettings, spool: Spool, *, queued_max: int = QUEUED_MAX) -> None:
         # Twice its connections keeps a site busy. Mailboxes have reserved slots, half as many as all sites together, so
         # that slow remote sites do not delay local mail.
-        half = max(1, settings.in_flight // 2)
-        site_limit = max(1, min(half, 2 * settings.connections_per_site))
+        half = max(1, settings.max_in_flight_deliveries // 2)
+        site_limit = max(1, min(half, 2 * settings.max_connections_per_site))
         self.in_flight: InFlight[ShardCapacity, Entry[Dispatched]] = InFlight(
-            slots=settings.in_flight,
-            memory_bytes=settings.in_flight_bytes,
+            slots=settings.max_in_flight_deliveries,
+            memory_bytes=settings.max_in_flight_bytes,
             queued_per_owner=queued_max,
             site_limit=lambda _: site_limit,
             reserved={MAILBOX_SITE: half},

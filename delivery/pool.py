@@ -57,12 +57,12 @@ class Pool:
         self._hostname = hostname
         self._sources = sources or Sources(())
         self._timeouts = timeouts or Timeouts()
-        self._connections_per_site = settings.connections_per_site
-        self._connections_max = settings.connections
-        self._idle_seconds = settings.idle.total_seconds()
-        self._messages_per_connection = settings.messages_per_connection
+        self._connections_per_site = settings.max_connections_per_site
+        self._connections_max = settings.max_connections
+        self._idle_seconds = settings.idle_timeout.total_seconds()
+        self._messages_per_connection = settings.max_messages_per_connection
         self._connect_seconds = settings.connect_timeout.total_seconds()
-        self._dead_seconds = settings.dead_site.total_seconds()
+        self._dead_seconds = settings.reconnect_backoff.total_seconds()
         self._sites: dict[str, Site] = {}
         self._starved: dict[Site, None] = {}  # sites that wait because of the total limit, longest first
         self._connections: dict[Connection, Site] = {}

@@ -45,7 +45,7 @@ class DeliveryAgent:
         timeouts: Timeouts | None = None,
     ) -> None:
         self._settings = settings
-        self._drain_seconds = node.drain.total_seconds()
+        self._drain_seconds = node.drain_timeout.total_seconds()
         self._log = log
         self._spool = spool
         self._smtp = SmtpCourier(settings=settings, hostname=node.hostname, resolver=resolver, timeouts=timeouts)

@@ -45,7 +45,7 @@ class SmtpCourier:
         targets = TargetSelector(
             resolver=resolver,
             hostname=hostname,
-            port=settings.port,
+            port=settings.mx_port,
             prefer_ipv6=settings.prefer_ipv6,
             no_source=sources.no_source_reply,
         )

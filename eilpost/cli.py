@@ -270,7 +270,7 @@ def trace(
         return bool(timelines)
 
     if not _with_history(config, show):
-        fail(f"{wanted}: no such message, or its history is older than log.events_kept", EXIT_NOT_FOUND)
+        fail(f"{wanted}: no such message, or its history is older than log.events_retention", EXIT_NOT_FOUND)
 
 
 @app.command(

@@ -174,7 +174,7 @@ def alias_add(
 
     plan = configuration.load_plan(config)
     path = wiring.directory_path(plan)
-    depth = plan.settings.router.alias_depth
+    depth = plan.settings.router.max_alias_depth
     print(f"{domains.add_alias(path, alias, targets, depth=depth)} added to {path}")  # noqa: T201
 
 

@@ -37,10 +37,10 @@ url = "file:directory.toml"
 url = "maildir:mail"
 
 [ingress]
-mx = "127.0.0.1:2525"
+smtp_listen = "127.0.0.1:2525"
 
 [mailstore]
-pop3 = "127.0.0.1:2110"
+pop3_listen = "127.0.0.1:2110"
 
 [http]
 listen = "127.0.0.1:8025"
@@ -98,9 +98,10 @@ def _is_default_configuration(path: Path) -> bool:
 
 def banner(settings: Settings, configuration: Path, program: str, sink: int | None = None) -> str:
     """The text that the demo prints at its start."""
-    if not settings.ingress.mx or not settings.mailstore.pop3:
-        return f"\neilpost is ready: SMTP {settings.ingress.mx or 'off'}, POP3 {settings.mailstore.pop3 or 'off'}\n"
-    (smtp_host, smtp), (pop3_host, pop3) = parse(settings.ingress.mx), parse(settings.mailstore.pop3)
+    smtp_listen, pop3_listen = settings.ingress.smtp_listen, settings.mailstore.pop3_listen
+    if not smtp_listen or not pop3_listen:
+        return f"\neilpost is ready: SMTP {smtp_listen or 'off'}, POP3 {pop3_listen or 'off'}\n"
+    (smtp_host, smtp), (pop3_host, pop3) = parse(smtp_listen), parse(pop3_listen)
     alice, bob = (f"{user}@{DOMAIN}" for user in USERS)
     message = r"Subject: Hello\r\n\r\nHi Alice\r\n"
     smtp_session = rf"EHLO me\r\nMAIL FROM:<{bob}>\r\nRCPT TO:<{alice}>\r\nDATA\r\n{message}.\r\nQUIT\r\n"
@@ -115,7 +116,7 @@ def banner(settings: Settings, configuration: Path, program: str, sink: int | No
         else f"goes to {settings.delivery.relay or 'the Internet'}"
     )
     return f"""
-eilpost is ready: SMTP {settings.ingress.mx}, POP3 {settings.mailstore.pop3}, HTTP {http}
+eilpost is ready: SMTP {smtp_listen}, POP3 {pop3_listen}, HTTP {http}
 Mailboxes: {alice} and {bob}, password {PASSWORD}.
 Mail for other domains {others}. All files are in {configuration.parent}/. Stop: Ctrl-C.
 

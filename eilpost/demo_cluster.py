@@ -35,7 +35,7 @@ CONFIGURATION = """\
 
 [node]
 hostname = "mx.example.test"
-drain = "10s"
+drain_timeout = "10s"
 
 [log]
 url = "{brokers}"
@@ -64,7 +64,7 @@ relay = "smtp://127.0.0.1:2627"
 
 _RESTART_SECONDS = 1.0
 _BROKERS_SECONDS = 60.0
-_STOP_SECONDS = 15.0  # longer than `node.drain` above
+_STOP_SECONDS = 15.0  # longer than `node.drain_timeout` above
 _MORE_USERS = 20  # mailboxes in all shards
 
 
@@ -94,9 +94,12 @@ class Member:
 
 def members(ports: Ports, common: Mapping[str, str]) -> Sequence[Member]:
     own = [
-        *((f"ingress-{n}", {"EILPOST_INGRESS__MX": f"127.0.0.1:{port}"}) for n, port in enumerate(ports.smtp, 1)),
+        *(
+            (f"ingress-{n}", {"EILPOST_INGRESS__SMTP_LISTEN": f"127.0.0.1:{port}"})
+            for n, port in enumerate(ports.smtp, 1)
+        ),
         *((name, dict[str, str]()) for name in ("router-1", "router-2", "delivery-1", "delivery-2")),
-        ("mailstore-1", {"EILPOST_MAILSTORE__POP3": f"127.0.0.1:{ports.pop3}"}),
+        ("mailstore-1", {"EILPOST_MAILSTORE__POP3_LISTEN": f"127.0.0.1:{ports.pop3}"}),
     ]
     return [
         Member(

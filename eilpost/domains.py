@@ -102,7 +102,7 @@ def list_domains(path: Path) -> list[DomainListing]:
 
 
 def add_alias(path: Path, alias: str, targets: Sequence[str], *, depth: int) -> str:
-    """Add an alias, or `@DOMAIN` for every other address of a domain. `depth`: `router.alias_depth`.
+    """Add an alias, or `@DOMAIN` for every other address of a domain. `depth`: `router.max_alias_depth`.
 
     Raises EditRefused, SettingsError.
     """

@@ -43,7 +43,11 @@ if TYPE_CHECKING:
 logger = structlog.get_logger()
 
 # Name in the log, section and key of each listening address; an empty address is not served.
-INGRESS, POP3, HTTP = ("smtp", "ingress", "mx"), ("pop3", "mailstore", "pop3"), ("http", "http", "listen")
+INGRESS, POP3, HTTP = (
+    ("smtp", "ingress", "smtp_listen"),
+    ("pop3", "mailstore", "pop3_listen"),
+    ("http", "http", "listen"),
+)
 
 
 def run_all(plan: Plan, on_ready: Callable[[], None] = lambda: None, support: Sequence[service.Role] = ()) -> int:
@@ -53,9 +57,10 @@ def run_all(plan: Plan, on_ready: Callable[[], None] = lambda: None, support: Se
 
 def run_mailstore(plan: Plan) -> int:
     """Serve the mailboxes and nothing else; the process's exit status."""
-    if not plan.settings.mailstore.pop3:
+    if not plan.settings.mailstore.pop3_listen:
         raise SettingsError(
-            "mailstore.pop3 is empty, nothing to serve; set an address there, or by EILPOST_MAILSTORE__POP3=HOST:PORT"
+            "mailstore.pop3_listen is empty, nothing to serve; set an address there, or by "
+            "EILPOST_MAILSTORE__POP3_LISTEN=HOST:PORT"
         )
     if plan.settings.mailboxes.url.startswith("memory:"):
         raise SettingsError('mailboxes.url = "memory:": the mailboxes of a mailstore alone would get no mail')
@@ -71,9 +76,10 @@ def run_role(name: str, plan: Plan) -> int:
             " deliver mail; run `eilpost up`, which runs all roles in one process, or set log.url to a Kafka, like"
             ' "kafka://127.0.0.1:9092"'
         )
-    if name == "ingress" and not plan.settings.ingress.mx:
+    if name == "ingress" and not plan.settings.ingress.smtp_listen:
         raise SettingsError(
-            "ingress.mx is empty, nothing to serve; set an address there, or by EILPOST_INGRESS__MX=HOST:PORT"
+            "ingress.smtp_listen is empty, nothing to serve; set an address there, or by "
+            "EILPOST_INGRESS__SMTP_LISTEN=HOST:PORT"
         )
     return _run_process(plan, lambda signals: _run_roles(plan, (name,), signals))
 
@@ -106,7 +112,7 @@ def _run_process(plan: Plan, main: Callable[[Signals], Coroutine[Any, Any, None]
 def _raise_open_file_limit(settings: Settings) -> None:
     """Raise the limit of open files above the limits of connections; the usual 1024 is lower."""
     pop3 = 2 * settings.mailstore.max_connections  # a socket and an open mailbox each
-    wanted = settings.ingress.max_connections + pop3 + settings.delivery.connections + 256
+    wanted = settings.ingress.max_connections + pop3 + settings.delivery.max_connections + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
         logger.warning("open file limit below connection limits", limit=hard, wanted=wanted, see="ulimit -n")
@@ -153,7 +159,7 @@ async def _run_roles(
         health = service.Health()
         await service.run_roles(
             roles,
-            settings.node.drain,
+            settings.node.drain_timeout,
             _ready_callback(settings, *listening, on_ready=on_ready),
             support=[
                 HttpServer(settings=settings.http, health=health, log=mail_log),
@@ -184,7 +190,7 @@ async def _run_mailstore_role(plan: Plan, signals: Signals) -> None:
         health = service.Health()
         await service.run_roles(
             [make_mailstore(plan, mailboxes=make_mailboxes(plan), directory=directory)],
-            settings.node.drain,
+            settings.node.drain_timeout,
             _ready_callback(settings, POP3, HTTP),
             support=[HttpServer(settings=settings.http, health=health)],
             health=health,

@@ -76,7 +76,7 @@ class AliasExpansion:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """History and open deliveries of one message; `message` is None if its first event is older than events_kept."""
+    """History and open deliveries of a message; `message` is None if its first event exceeded log.events_retention."""
 
     queue_id: QueueId
     message: Message | None

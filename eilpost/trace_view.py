@@ -97,7 +97,7 @@ def _write_head(timeline: Timeline, output: Output) -> datetime | None:
     output.write((timeline.queue_id, "bold"))
     message = timeline.message
     if message is None:
-        output.write(("  the first events of this message are older than log.events_kept", "dim"))
+        output.write(("  the first events of this message are older than log.events_retention", "dim"))
         return timeline.events[0].time if timeline.events else None
     output.write(("  from   ", "dim"), (format_sender(message), ""))
     output.write(

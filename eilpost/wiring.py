@@ -232,7 +232,7 @@ def make_resolver(plan: Plan) -> Resolver:
 
 def _delivery_id_retention(settings: Settings) -> timedelta:
     """How long a mailbox stores delivery ids: longer than a delivery can be retried."""
-    return max(timedelta(days=14), 2 * settings.router.lifetime)
+    return max(timedelta(days=14), 2 * settings.router.queue_lifetime)
 
 
 def make_mailboxes(plan: Plan) -> Mailboxes:
@@ -293,7 +293,7 @@ def make_role(
                 node=settings.node,
                 spool_settings=settings.spool,
                 log_settings=settings.log,
-                alias_depth=settings.router.alias_depth,
+                alias_depth=settings.router.max_alias_depth,
                 log=log,
                 spool=spool,
                 directory=directory,

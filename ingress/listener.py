@@ -22,7 +22,7 @@ class Listener:
     hostname: str
     relay_networks: tuple[policy.Network, ...]
     sender_must_resolve: bool
-    sender_check_exempts_relay: bool
+    sender_check_exempts_relay_networks: bool
     vrfy_enabled: bool
     max_size: int
     max_recipients: int
@@ -46,7 +46,8 @@ class Listener:
         may_relay = policy.is_within(ip, self.relay_networks)
         return policy.ClientRights(
             may_relay=may_relay,
-            sender_must_resolve=self.sender_must_resolve and not (may_relay and self.sender_check_exempts_relay),
+            sender_must_resolve=self.sender_must_resolve
+            and not (may_relay and self.sender_check_exempts_relay_networks),
         )
 
 

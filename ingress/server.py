@@ -56,11 +56,14 @@ class Ingress:
         resolver: Resolver,
     ) -> None:
         self._settings = settings
-        self._drain_seconds = node.drain.total_seconds()
+        self._drain_seconds = node.drain_timeout.total_seconds()
         self._memory_budget = MemoryBudget(
-            settings.bytes_in_flight,
+            settings.max_in_flight_bytes,
             # One message of max_size always fits, also with a transparent dot in every line (`session.read_data`).
-            max(settings.bytes_in_flight_per_client, min(settings.bytes_in_flight, settings.max_size * 4 // 3 + 1)),
+            max(
+                settings.max_in_flight_bytes_per_client,
+                min(settings.max_in_flight_bytes, settings.max_message_size * 4 // 3 + 1),
+            ),
         )
         self._spool_monitor = SpoolMonitor(spool, log_settings.min_free_disk)
         self._log = log
@@ -75,9 +78,9 @@ class Ingress:
             hostname=node.hostname,
             relay_networks=networks,
             sender_must_resolve=settings.sender_domain_must_resolve,
-            sender_check_exempts_relay=settings.sender_check_exempts_relay,
+            sender_check_exempts_relay_networks=settings.sender_check_exempts_relay_networks,
             vrfy_enabled=settings.vrfy,
-            max_size=settings.max_size,
+            max_size=settings.max_message_size,
             max_recipients=settings.max_recipients,
             max_errors=settings.max_errors,
             max_hops=settings.max_hops,
@@ -90,24 +93,24 @@ class Ingress:
             acceptance=Acceptance(
                 appender=log,
                 spool=spool,
-                inline_max=spool_settings.inline_max,
+                inline_max=spool_settings.max_inline_size,
                 timeout_seconds=log_settings.append_timeout.total_seconds() + _GRACE_SECONDS,
             ),
             connection_limiter=ConnectionLimiter(settings.max_connections, settings.max_connections_per_client),
             memory_budget=self._memory_budget,
             spool_monitor=self._spool_monitor,
             greeting_reply=f"220 {node.hostname} ESMTP eilpost\r\n".encode(),
-            ehlo_reply=make_ehlo_reply(node.hostname, settings.max_size),
+            ehlo_reply=make_ehlo_reply(node.hostname, settings.max_message_size),
             helo_reply=Reply(250, "", node.hostname).to_bytes(),
         )
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         """Serve until `stop`, then drain. Raises ServiceError when the address cannot be bound."""
-        if not self._settings.mx:
+        if not self._settings.smtp_listen:
             ready()
             await stop.wait()
             return
-        server = await self._listen(self._settings.mx)
+        server = await self._listen(self._settings.smtp_listen)
         IN_FLIGHT_BYTES.set_function(lambda: self._memory_budget.used_bytes)
         monitor_task = asyncio.create_task(self._spool_monitor.run(), name="spool monitor")
         try:
@@ -128,7 +131,7 @@ class Ingress:
         try:
             host, port = endpoint.parse(address)
         except ValueError as error:
-            raise ServiceError(f"ingress.mx: {address!r}: {error}") from None
+            raise ServiceError(f"ingress.smtp_listen: {address!r}: {error}") from None
         loop = asyncio.get_running_loop()
         coalescer = WriteCoalescer(loop)
         try:
@@ -138,8 +141,8 @@ class Ingress:
         except OSError as error:
             reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
             raise ServiceError(
-                f"ingress.mx: cannot listen on {address}: {reason}; set another address there, or by "
-                "EILPOST_INGRESS__MX=HOST:PORT"
+                f"ingress.smtp_listen: cannot listen on {address}: {reason}; set another address there, or by "
+                "EILPOST_INGRESS__SMTP_LISTEN=HOST:PORT"
             ) from None
         self.bound_addresses = [socket.getsockname()[:2] for socket in server.sockets]
         logger.debug("listening", role=self.name, listener=self._listener.name, address=address)

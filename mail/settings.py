@@ -45,7 +45,7 @@ class NodeSettings(Section):
     )
     log_level: str = Field("info", description="debug, info, warning or error.")
     log_format: str = Field("auto", description='"json", "text" or "auto" (text on a terminal, else json).')
-    drain: Duration = Field(
+    drain_timeout: Duration = Field(
         parse_duration("30s"), description="Time limit for open sessions and deliveries at shutdown."
     )
 
@@ -75,8 +75,10 @@ class LogSettings(Section):
     append_timeout: Duration = Field(
         parse_duration("20s"), description="Time limit for an append to the log; after it the client gets 451."
     )
-    events_kept: Duration = Field(parse_duration("7d"), description="Retention of message histories (`eilpost trace`).")
-    backlog_max: int = Field(
+    events_retention: Duration = Field(
+        parse_duration("7d"), description="Retention of message histories (`eilpost trace`)."
+    )
+    max_unrouted_messages: int = Field(
         1_000_000,
         ge=1,
         le=1_000_000_000,
@@ -131,14 +133,14 @@ class SpoolSettings(Section):
         description="Secret of the access key. Prefer the variable EILPOST_SPOOL__SECRET_KEY to this file.",
     )
     allow_http: bool = Field(False, description='Allow an "http://" endpoint: mail crosses the network unencrypted.')
-    inline_max: Size = Field(
+    max_inline_size: Size = Field(
         parse_size("256KiB"),
         description="Maximum size of content stored in log records; larger content goes to the spool.",
     )
-    expire: Duration = Field(
+    retention: Duration = Field(
         parse_duration("7d"),
         description="Age after which spooled content is deleted; content that is newer than the oldest open delivery "
-        "(held ones included) is kept. Must be longer than router.lifetime.",
+        "(held ones included) is kept. Must be longer than router.queue_lifetime.",
     )
 
 
@@ -161,13 +163,13 @@ class ResolverSettings(Section):
 
     servers: list[str] = Field([], description='Name servers, like "127.0.0.1:5353"; empty: the system\'s.')
     timeout: Duration = Field(parse_duration("5s"), description="Time limit for one query over all name servers.")
-    cache_max: int = Field(50_000, ge=0, le=10_000_000, description="Maximum number of cached answers.")
+    max_cache_entries: int = Field(50_000, ge=0, le=10_000_000, description="Maximum number of cached answers.")
 
 
 class IngressSettings(Section):
     """SMTP server."""
 
-    mx: str = Field(
+    smtp_listen: str = Field(
         "127.0.0.1:2525",
         description='Listen address for other servers and clients, "HOST:PORT"; empty: disabled.',
     )
@@ -176,7 +178,9 @@ class IngressSettings(Section):
         description="Networks whose clients may send to any domain; other clients may send only to the directory's "
         "domains. Largest networks: /8 (IPv4), /16 (IPv6), fc00::/7 and fe80::/10.",
     )
-    max_size: Size = Field(parse_size("25MiB"), description="Maximum message size; larger messages get 552 5.3.4.")
+    max_message_size: Size = Field(
+        parse_size("25MiB"), description="Maximum message size; larger messages get 552 5.3.4."
+    )
     max_recipients: int = Field(
         1000, ge=100, le=10_000, description="Maximum recipients of a message (RFC 5321 section 4.5.3.1.8)."
     )
@@ -193,12 +197,12 @@ class IngressSettings(Section):
     max_hops: int = Field(
         50, ge=1, le=1000, description="Maximum number of Received header fields; above it: mail loop, 554 5.4.6."
     )
-    bytes_in_flight: Size = Field(
+    max_in_flight_bytes: Size = Field(
         parse_size("128MiB"),
         description="Maximum message data in memory, over all sessions. Above it the largest slow transfer gets "
         "421; if no transfer is slow, new mail gets 452 4.3.1.",
     )
-    bytes_in_flight_per_client: Size = Field(
+    max_in_flight_bytes_per_client: Size = Field(
         parse_size("32MiB"),
         description="The same limit per client address; one message of max_size is always allowed. Relay networks are "
         "exempt.",
@@ -207,7 +211,9 @@ class IngressSettings(Section):
         True,
         description="Refuse senders whose domain has no MX and no address record. Disable in networks without DNS.",
     )
-    sender_check_exempts_relay: bool = Field(False, description="Do not check sender domains of relay networks.")
+    sender_check_exempts_relay_networks: bool = Field(
+        False, description="Do not check sender domains of relay networks."
+    )
     vrfy: bool = Field(False, description="Reply to VRFY whether the address exists, instead of 252.")
     command_timeout: Duration = Field(
         parse_duration("5m"), description="Time limit for the next command (RFC 5321 section 4.5.3.2.7)."
@@ -220,30 +226,32 @@ class IngressSettings(Section):
 class RouterSettings(Section):
     """Routing, queue and retry times."""
 
-    lifetime: Duration = Field(parse_duration("5d"), description="Age at which an undelivered message is bounced.")
-    retry: list[Duration] = Field(
+    queue_lifetime: Duration = Field(
+        parse_duration("5d"), description="Age at which an undelivered message is bounced."
+    )
+    retry_delays: list[Duration] = Field(
         [parse_duration(text) for text in ("1m", "5m", "15m", "30m", "1h", "2h", "4h")],
         description="Maximum wait before each retry; the last value repeats. Each wait is chosen at random between "
         "10 % and 100 % of its value.",
     )
-    window: int = Field(
+    max_active_deliveries_per_site: int = Field(
         1000,
         ge=1,
         le=1_000_000,
         description="Maximum active deliveries per site and shard; further ones are throttled.",
     )
-    in_hand_max: int = Field(
+    max_active_deliveries: int = Field(
         5000, ge=1, le=1_000_000, description="Maximum active deliveries per shard, over all sites."
     )
-    window_bytes: Size = Field(
+    max_active_bytes_per_site: Size = Field(
         parse_size("16MiB"),
         description="Maximum bytes of active deliveries per site and shard; one delivery is always allowed.",
     )
-    recipients_per_delivery: int = Field(
+    max_recipients_per_delivery: int = Field(
         100, ge=1, le=1000, description="Maximum recipients per transaction (RFC 5321 section 4.5.3.1.8)."
     )
-    batch: int = Field(200, ge=1, le=100_000, description="Maximum number of input records per commit.")
-    alias_depth: int = Field(20, ge=1, le=1000, description="Maximum depth of nested aliases.")
+    max_batch_records: int = Field(200, ge=1, le=100_000, description="Maximum number of input records per commit.")
+    max_alias_depth: int = Field(20, ge=1, le=1000, description="Maximum depth of nested aliases.")
 
 
 class DeliverySettings(Section):
@@ -254,28 +262,28 @@ class DeliverySettings(Section):
         description='"smtp://HOST:PORT" or "lmtp://HOST:PORT" of the relay for all mail that is not local; empty: '
         "deliver to the MX hosts.",
     )
-    port: int = Field(25, ge=1, le=65535, description="TCP port of MX hosts.")
-    connections_per_site: int = Field(
+    mx_port: int = Field(25, ge=1, le=65535, description="TCP port of MX hosts.")
+    max_connections_per_site: int = Field(
         20,
         ge=1,
         le=100_000,
         description="Maximum connections per site and process, the same for all sites; slow start.",
     )
-    connections: int = Field(500, ge=1, le=1_000_000, description="Maximum connections per process.")
-    in_flight: int = Field(
+    max_connections: int = Field(500, ge=1, le=1_000_000, description="Maximum connections per process.")
+    max_in_flight_deliveries: int = Field(
         500,
         ge=1,
         le=1_000_000,
         description="Maximum concurrent deliveries to other servers, per process; at most half of them to sites that "
         "have not replied recently. Mailboxes have a separate limit of half this number.",
     )
-    in_flight_bytes: Size = Field(
+    max_in_flight_bytes: Size = Field(
         parse_size("64MiB"), description="Maximum content of concurrent deliveries in memory, per process."
     )
-    idle: Duration = Field(parse_duration("5s"), description="Time after which an unused connection is closed.")
-    messages_per_connection: int = Field(1000, ge=1, le=1_000_000, description="Maximum messages per connection.")
+    idle_timeout: Duration = Field(parse_duration("5s"), description="Time after which an unused connection is closed.")
+    max_messages_per_connection: int = Field(1000, ge=1, le=1_000_000, description="Maximum messages per connection.")
     connect_timeout: Duration = Field(parse_duration("30s"), description="Time limit for a connection to one address.")
-    dead_site: Duration = Field(
+    reconnect_backoff: Duration = Field(
         parse_duration("30s"),
         description="Time during which no connection is attempted to a site after all its hosts failed.",
     )
@@ -295,11 +303,11 @@ class DeliverySettings(Section):
 class MailstoreSettings(Section):
     """POP3 server."""
 
-    pop3: str = Field("127.0.0.1:2110", description='Listen address for POP3, "HOST:PORT"; empty: disabled.')
+    pop3_listen: str = Field("127.0.0.1:2110", description='Listen address for POP3, "HOST:PORT"; empty: disabled.')
     max_connections: int = Field(
         500, ge=1, le=1_000_000, description="Maximum open connections; further ones are refused."
     )
-    idle: Duration = Field(
+    idle_timeout: Duration = Field(
         parse_duration("10m"),
         description="Time after which an idle client is disconnected (RFC 1939 section 3: at least 10 minutes).",
     )
@@ -332,3 +340,37 @@ class Settings(Section):
 def dump(settings: Settings) -> dict[str, Any]:
     """The effective settings as JSON values; times and sizes as text with a unit."""
     return settings.model_dump(mode="json")
+
+
+# Former name of a setting -> its name. A former name is refused, in the file, the environment and the Helm values.
+RENAMED = {
+    "node.drain": "node.drain_timeout",
+    "log.events_kept": "log.events_retention",
+    "log.backlog_max": "log.max_unrouted_messages",
+    "spool.inline_max": "spool.max_inline_size",
+    "spool.expire": "spool.retention",
+    "resolver.cache_max": "resolver.max_cache_entries",
+    "ingress.mx": "ingress.smtp_listen",
+    "ingress.max_size": "ingress.max_message_size",
+    "ingress.bytes_in_flight": "ingress.max_in_flight_bytes",
+    "ingress.bytes_in_flight_per_client": "ingress.max_in_flight_bytes_per_client",
+    "ingress.sender_check_exempts_relay": "ingress.sender_check_exempts_relay_networks",
+    "router.lifetime": "router.queue_lifetime",
+    "router.retry": "router.retry_delays",
+    "router.window": "router.max_active_deliveries_per_site",
+    "router.window_bytes": "router.max_active_bytes_per_site",
+    "router.in_hand_max": "router.max_active_deliveries",
+    "router.recipients_per_delivery": "router.max_recipients_per_delivery",
+    "router.batch": "router.max_batch_records",
+    "router.alias_depth": "router.max_alias_depth",
+    "delivery.port": "delivery.mx_port",
+    "delivery.connections_per_site": "delivery.max_connections_per_site",
+    "delivery.connections": "delivery.max_connections",
+    "delivery.in_flight": "delivery.max_in_flight_deliveries",
+    "delivery.in_flight_bytes": "delivery.max_in_flight_bytes",
+    "delivery.idle": "delivery.idle_timeout",
+    "delivery.messages_per_connection": "delivery.max_messages_per_connection",
+    "delivery.dead_site": "delivery.reconnect_backoff",
+    "mailstore.pop3": "mailstore.pop3_listen",
+    "mailstore.idle": "mailstore.idle_timeout",
+}

@@ -21,7 +21,7 @@ from mail import endpoint
 from mail.logging_setup import FORMATS, LEVELS
 from mail.masking import MASK, masked, without_url_password
 from mail.regular_file import read_regular
-from mail.settings import Section, Settings, SettingsError, is_secret
+from mail.settings import RENAMED, Section, Settings, SettingsError, is_secret
 from mail.settings_values import (
     SCHEMES,
     adapter_url,
@@ -127,7 +127,9 @@ def _unknown_section(section: str, keys: object) -> str:
     return what + (_suggestion(section, _SECTIONS) or f"; the sections are {', '.join(_SECTIONS)}")
 
 
-def _unknown_key(section: str, key: str) -> str:
+def _unknown_key(section: str, key: str, name: Callable[[str], str] = str) -> str:
+    if new := RENAMED.get(f"{section}.{key}"):
+        return f"is now called {name(new)}: rename it"
     hint = _suggestion(key, _SECTIONS[section].model_fields)
     elsewhere = [f"{name}.{key}" for name, table in _SECTIONS.items() if key in table.model_fields]
     if not hint and elsewhere:
@@ -151,8 +153,13 @@ def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str, 
         if table is None:
             raise SettingsError(f"{where}: {_unknown_section(section, {})}")
         if key not in table.model_fields:
-            raise SettingsError(f"{where}: {_unknown_key(section, key)}")
+            raise SettingsError(f"{where}: {_unknown_key(section, key, variable_name)}")
         yield variable, section, key, _from_text(text, table.model_fields[key], f"{where}: {section}.{key}")
+
+
+def variable_name(setting: str) -> str:
+    """`EILPOST_LOG__URL` of `log.url`."""
+    return ENVIRONMENT_PREFIX + setting.replace(".", "__").upper()
 
 
 def is_setting(variable: str) -> bool:
@@ -167,10 +174,12 @@ def _is_kubernetes_service(variable: str, text: str) -> bool:
 
 def _misspelt(environment: Mapping[str, str]) -> Iterator[str]:
     """An error line for each variable that is probably a misspelt setting: it has one underscore and begins with the
-    name of a section or resembles a setting (`EILPOST_INGRESS_MX`), or is `eilpost_config`. Other EILPOST_ variables
-    are ignored.
+    name of a section or resembles a setting (`EILPOST_LOG_URL`), or is `eilpost_config`. Other EILPOST_ variables are
+    ignored.
     """
-    names = [f"{section}__{key}".upper() for section, table in _SECTIONS.items() for key in table.model_fields]
+    known = [f"{section}.{key}" for section, table in _SECTIONS.items() for key in table.model_fields]
+    names = {variable_name(old).removeprefix(ENVIRONMENT_PREFIX): new for old, new in RENAMED.items()}
+    names |= {variable_name(setting).removeprefix(ENVIRONMENT_PREFIX): setting for setting in known}
     sections = tuple(f"{section}_".upper() for section in _SECTIONS)
     for variable, text in sorted(environment.items()):
         name = variable.upper()
@@ -183,7 +192,9 @@ def _misspelt(environment: Mapping[str, str]) -> Iterator[str]:
         rest = name.removeprefix(ENVIRONMENT_PREFIX)
         matches = difflib.get_close_matches(rest, names, n=1, cutoff=0.8)
         if matches or rest.startswith(sections):
-            hint = f"did you mean {ENVIRONMENT_PREFIX}{matches[0]}?" if matches else "a setting is EILPOST_SECTION__KEY"
+            hint = (
+                f"did you mean {variable_name(names[matches[0]])}?" if matches else "a setting is EILPOST_SECTION__KEY"
+            )
             yield f"environment variable {variable}: is not a setting; {hint}"
 
 
@@ -266,7 +277,7 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
             yield f'{name("node", key)}: found "{masked(value)}"; one of {", ".join(known)} is expected'
     for section, schemes in SCHEMES.items():
         yield from check(section, "url", getattr(settings, section).url, lambda url, s=schemes: adapter_url(url, s))  # type: ignore[misc]
-    for section, key in (("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen")):
+    for section, key in (("ingress", "smtp_listen"), ("mailstore", "pop3_listen"), ("http", "listen")):
         value = getattr(getattr(settings, section), key)
         if value:
             yield from check(section, key, value, endpoint.parse)
@@ -288,17 +299,18 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
     for section, key in _SECRETS:
         if getattr(getattr(settings, section), key).get_secret_value() == MASK:
             yield f"{name(section, key)}: found {MASK}, which is a masked secret; the secret itself is expected"
-    if not settings.router.retry:
-        yield f'{name("router", "retry")}: found an empty list; at least one time is expected, like ["5m"]'
+    if not settings.router.retry_delays:
+        yield f'{name("router", "retry_delays")}: found an empty list; at least one time is expected, like ["5m"]'
     for section, key in _TIMES:
         value = getattr(getattr(settings, section), key)
         for time in value if isinstance(value, list) else [value]:
             if time.total_seconds() <= 0:
                 yield f'{name(section, key)}: found "{format_duration(time)}"; more than 0s is expected'
-    if settings.spool.expire <= settings.router.lifetime:
+    if settings.spool.retention <= settings.router.queue_lifetime:
+        found, lifetime = format_duration(settings.spool.retention), format_duration(settings.router.queue_lifetime)
         yield (
-            f'{name("spool", "expire")}: found "{format_duration(settings.spool.expire)}"; longer than router.lifetime '
-            f'("{format_duration(settings.router.lifetime)}") is expected, else queued mail would lose its content'
+            f'{name("spool", "retention")}: found "{found}"; longer than router.queue_lifetime ("{lifetime}") is '
+            "expected, else queued mail would lose its content"
         )
     if settings.log.sasl_mechanism and not (settings.log.sasl_username and settings.log.sasl_password):
         yield f"{name('log', 'sasl_username')}, log.sasl_password: log.sasl_mechanism needs both"
@@ -317,17 +329,17 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
             f'{name("log", "session_timeout")}: found "{found}"; at most "1m" is expected: the mail of a killed'
             " process is not processed for this time"
         )
-    if settings.log.url.startswith("kafka:") and settings.spool.inline_max > _INLINE_ON_KAFKA:
+    if settings.log.url.startswith("kafka:") and settings.spool.max_inline_size > _INLINE_ON_KAFKA:
         yield (
-            f'{name("spool", "inline_max")}: found "{format_size(settings.spool.inline_max)}"; on Kafka at most '
-            f'"{format_size(_INLINE_ON_KAFKA)}" is expected; larger content goes to the spool'
+            f'{name("spool", "max_inline_size")}: found "{format_size(settings.spool.max_inline_size)}"; on Kafka at '
+            f'most "{format_size(_INLINE_ON_KAFKA)}" is expected; larger content goes to the spool'
         )
-    if settings.spool.inline_max > settings.ingress.bytes_in_flight:
-        yield f"{name('spool', 'inline_max')}: is larger than ingress.bytes_in_flight; set a smaller value"
-    if settings.ingress.max_size > settings.ingress.bytes_in_flight:
+    if settings.spool.max_inline_size > settings.ingress.max_in_flight_bytes:
+        yield f"{name('spool', 'max_inline_size')}: is larger than ingress.max_in_flight_bytes; set a smaller value"
+    if settings.ingress.max_message_size > settings.ingress.max_in_flight_bytes:
         yield (
-            f"{name('ingress', 'max_size')}: is larger than ingress.bytes_in_flight, so a message of this size "
-            "could never be accepted; increase ingress.bytes_in_flight"
+            f"{name('ingress', 'max_message_size')}: is larger than ingress.max_in_flight_bytes, so a message of this "
+            "size could never be accepted; increase ingress.max_in_flight_bytes"
         )
 
 
@@ -342,7 +354,7 @@ _TIMES = [
     (section, key)
     for section, table in _SECTIONS.items()
     for key, field in table.model_fields.items()
-    if _is_time(field) and (section, key) != ("node", "drain")  # a drain of 0s is allowed
+    if _is_time(field) and (section, key) != ("node", "drain_timeout")  # a drain of 0s is allowed
 ]
 
 _SECRETS = [

@@ -46,7 +46,7 @@ class Router:
         batch_resolver = BatchResolver(self._resolver)
         metrics = Metrics()
         context = RouterContext(
-            self._policy, self._settings.batch, self._spool, self._directory, batch_resolver, metrics
+            self._policy, self._settings.max_batch_records, self._spool, self._directory, batch_resolver, metrics
         )
 
         async def run_shard(shard: RouterShard) -> None:
@@ -68,9 +68,11 @@ def policy_from_settings(settings: RouterSettings, node: NodeSettings, relay: To
     return Policy(
         hostname=node.hostname,
         relay=relay,
-        lifetime=settings.lifetime,
-        retry=tuple(settings.retry) or Policy("").retry,
-        limits=SiteLimits(settings.window, settings.window_bytes, settings.in_hand_max),
-        recipients_per_delivery=settings.recipients_per_delivery,
-        alias_depth=settings.alias_depth,
+        lifetime=settings.queue_lifetime,
+        retry=tuple(settings.retry_delays) or Policy("").retry,
+        limits=SiteLimits(
+            settings.max_active_deliveries_per_site, settings.max_active_bytes_per_site, settings.max_active_deliveries
+        ),
+        recipients_per_delivery=settings.max_recipients_per_delivery,
+        alias_depth=settings.max_alias_depth,
     )

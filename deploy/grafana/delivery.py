@@ -160,7 +160,7 @@ _TIME_AND_LIMITS = (
     lines(
         16,
         "In flight",
-        "Deliveries being attempted (at most delivery.in_flight in a process) and open connections.",
+        "Deliveries being attempted (at most delivery.max_in_flight_deliveries in a process) and open connections.",
         {"deliveries": total("delivery_in_flight"), "connections": total("delivery_connections")},
         unit=COUNT,
     ),

@@ -83,7 +83,7 @@ _PROCESSES = (
     lines(
         15,
         "Draining processes by role",
-        "Processes that got SIGTERM and finish their work; node.drain (30 s) limits it.",
+        "Processes that got SIGTERM and finish their work; node.drain_timeout (30 s) limits it.",
         {"{{role}}": total("draining", "role", selected=BY_ROLE)},
         unit=COUNT,
     ),

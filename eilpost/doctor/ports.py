@@ -20,8 +20,8 @@ from mail.settings import Settings
 
 _READ_SECONDS = 3.0
 _READ_BYTES = 1 << 16
-_KEYS = (("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen"))
-_GREETINGS = {"ingress.mx": b" ESMTP eilpost", "mailstore.pop3": b"+OK eilpost POP3"}
+_KEYS = (("ingress", "smtp_listen"), ("mailstore", "pop3_listen"), ("http", "listen"))
+_GREETINGS = {"ingress.smtp_listen": b" ESMTP eilpost", "mailstore.pop3_listen": b"+OK eilpost POP3"}
 _READYZ_REQUEST = b"GET /readyz HTTP/1.1\r\nHost: doctor\r\nConnection: close\r\n\r\n"
 
 
@@ -77,7 +77,7 @@ async def _taken_finding(key: str, what: str, where: str, other: str) -> Finding
             return warn(what, f"{where}: eilpost is running and not ready: {reasons}", "see its log")
     elif _GREETINGS[key] in response:
         return ok(what, f"{where}: eilpost is running")
-    if key == "ingress.mx" and response.startswith(b"421"):
+    if key == "ingress.smtp_listen" and response.startswith(b"421"):
         return warn(
             what, f"{where}: the server replies {response[:80].decode(errors='replace').strip()}", "see its log"
         )

@@ -218,7 +218,7 @@ def hint(result: LoadResult) -> str:
     if any("5.1.8" in text for text in result.ledger.replies):
         return (
             "the server refused the sender because its domain is not in DNS (5.1.8): set"
-            " ingress.sender_check_exempts_relay = true, and add the address of this machine to"
+            " ingress.sender_check_exempts_relay_networks = true, and add the address of this machine to"
             " ingress.relay_networks"
         )
     if not counts.accepted:
@@ -234,7 +234,7 @@ def hint(result: LoadResult) -> str:
     if counts.refused:
         return f"the server refused {counts.refused:,} recipients with 5xx: the load fails"
     if any(lost.deferred for lost in result.ledger.open(MAX_LISTED)) and result.lost:
-        return "mail deferred by the sink waits for its retry (router.retry): --settle must be longer than that"
+        return "mail deferred by the sink waits for its retry (router.retry_delays): --settle must be longer than that"
     return ""
 
 

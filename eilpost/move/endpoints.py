@@ -19,7 +19,7 @@ from mail.settings import LogSettings, SettingsError
 
 _SCHEMES = ("embedded", "kafka", "memory")
 _POLL_SECONDS = 1.0
-INLINE_ON_KAFKA = 4 << 20  # the limit of spool.inline_max on Kafka
+INLINE_ON_KAFKA = 4 << 20  # the limit of spool.max_inline_size on Kafka
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Endpoint:
 
     @property
     def inline_max_bytes(self) -> int:
-        inline_max = self.plan.settings.spool.inline_max
-        return min(inline_max, INLINE_ON_KAFKA) if self.scheme == "kafka" else inline_max
+        max_inline_size = self.plan.settings.spool.max_inline_size
+        return min(max_inline_size, INLINE_ON_KAFKA) if self.scheme == "kafka" else max_inline_size
 
 
 def parse_endpoints(source: str, target: str, config: Path | None, tenant: str = "") -> tuple[Endpoint, Endpoint]:

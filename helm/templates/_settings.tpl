@@ -67,14 +67,14 @@ creates, or from the Secret that is named. `secret` is empty where there is none
 {{- end -}}
 {{- $any := ternary "[::]" "0.0.0.0" (eq $values.ipFamily "IPv6") -}}
 {{- $settings := dict
-  "node" (dict "hostname" $values.hostname "drain" (printf "%ds" (int .values.drainSeconds)))
+  "node" (dict "hostname" $values.hostname "drain_timeout" (printf "%ds" (int .values.drainSeconds)))
   "log" $log
   "spool" $spool
   "directory" (dict "url" "file:/etc/eilpost/directory.toml")
   "http" (dict "listen" (printf "%s:8025" $any))
-  "ingress" (dict "mx" (printf "%s:2525" $any))
+  "ingress" (dict "smtp_listen" (printf "%s:2525" $any))
   "delivery" $delivery
-  "mailstore" (dict "pop3" (printf "%s:2110" $any)) -}}
+  "mailstore" (dict "pop3_listen" (printf "%s:2110" $any)) -}}
 {{- if eq .role "mailstore" -}}
 {{- /* It uses no log, and gets no password for one. */}}
 {{- $_ := unset $settings "log" -}}

@@ -21,7 +21,7 @@ The topics as `eilpost topics create` makes them (mail/log/kafka/topics.py; a te
   "max.compaction.lag.ms" "86400000" -}}
 {{- $aged := dict
   "cleanup.policy" "delete"
-  "retention.ms" (include "eilpost.milliseconds" (default "7d" $given.events_kept))
+  "retention.ms" (include "eilpost.milliseconds" (default "7d" $given.events_retention))
   "retention.bytes" "-1" -}}
 {{- $topics := list -}}
 {{- $part := . -}}

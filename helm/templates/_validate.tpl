@@ -206,7 +206,7 @@ spool.volume.accessModes: ReadWriteOncePod gives the volume to one pod, and ingr
 {{/* Settings that have a value of their own, by what to use instead. */}}
 {{- define "eilpost.reservedSettings" -}}
 node.hostname: hostname
-node.drain: drainSeconds of the workload
+node.drain_timeout: drainSeconds of the workload
 log.url: log.bootstrap
 log.prefix: log.prefix
 log.shards: log.shards
@@ -228,8 +228,8 @@ spool.access_key: spool.existingSecret
 spool.secret_key: spool.existingSecret
 directory.url: directory.existingSecret
 mailboxes.url: mailboxes.existingClaim
-ingress.mx: ingress.service
-mailstore.pop3: mailstore.service
+ingress.smtp_listen: ingress.service
+mailstore.pop3_listen: mailstore.service
 http.listen: monitoring
 delivery.relay: delivery.relay
 delivery.source_addresses: tenants[].sourceAddresses of a dedicated tenant
@@ -246,6 +246,7 @@ delivery.source_addresses: tenants[].sourceAddresses of a dedicated tenant
 {{- end }}
 {{- end }}
 {{- $reserved := include "eilpost.reservedSettings" . | fromYaml }}
+{{- $renamed := .Files.Get "files/renamed.yaml" | fromYaml }}
 {{- range $place, $sections := $places }}
 {{- range (dig "ingress" "relay_networks" list $sections) }}
 {{- if regexMatch (ternary "/0*([0-9]|1[0-5])$" "/0*([0-7]|(0|128|192|224|240|248|252|254)(\\.0+){3})$" (contains ":" .)) . | and (not (regexMatch "(?i)^(fc[0:]*/7|fe80[0:]*/10)$" .)) }}
@@ -259,8 +260,13 @@ delivery.source_addresses: tenants[].sourceAddresses of a dedicated tenant
 {{- end }}
 {{- range $section, $keys := $sections }}
 {{- range $key, $_ := $keys }}
-{{- with index $reserved (printf "%s.%s" $section $key) }}
-{{ $place }}.{{ $section }}.{{ $key }}: cannot be set here: use {{ . }}
+{{- $name := printf "%s.%s" $section $key }}
+{{- $new := index $renamed $name }}
+{{- $instead := index $reserved ($new | default $name) }}
+{{- if $instead }}
+{{ $place }}.{{ $name }}: cannot be set here: use {{ $instead }}
+{{- else if $new }}
+{{ $place }}.{{ $name }}: is now called {{ $new }}: rename it
 {{- end }}
 {{- end }}
 {{- end }}

@@ -38,6 +38,7 @@ tenants[{{ $index }}].sourceAddresses: {{ . | quote }} is not an IP address: wri
 {{- end }}
 {{- end }}
 {{- $variables := .Files.Lines "files/variables.txt" }}
+{{- $renamed := .Files.Get "files/renamed.yaml" | fromYaml }}
 {{- range $block, $values := include "eilpost.blocks" . | fromJson }}
 {{- range $kind := list "requests" "limits" }}
 {{- range $name, $quantity := index ($values.resources | default dict) $kind | default dict }}
@@ -51,7 +52,10 @@ tenants[{{ $index }}].sourceAddresses: {{ . | quote }} is not an IP address: wri
 {{- end }}
 {{- end }}
 {{- range $index, $variable := $values.extraEnv }}
-{{- if and (hasPrefix "EILPOST_" .name) (not (has .name $variables)) }}
+{{- $new := index $renamed (.name | trimPrefix "EILPOST_" | replace "__" "." | lower) }}
+{{- if and (hasPrefix "EILPOST_" .name) $new }}
+{{ $block }}.extraEnv[{{ $index }}]: {{ .name }} is now called EILPOST_{{ $new | replace "." "__" | upper }}: rename it
+{{- else if and (hasPrefix "EILPOST_" .name) (not (has .name $variables)) }}
 {{ $block }}.extraEnv[{{ $index }}]: {{ .name }} is no variable that eilpost reads: write EILPOST_SECTION__KEY as in docs/reference/settings.md, or remove it
 {{- end }}
 {{- end }}

@@ -113,7 +113,7 @@ class MemoryLog:
 
     async def purge(self) -> None:
         """Remove events older than their retention; consumed records are already removed."""
-        oldest = datetime.now(UTC) - self._settings.events_kept
+        oldest = datetime.now(UTC) - self._settings.events_retention
         for queue_id, events in list(self._events.items()):
             remaining = [(time, frame) for time, frame in events if time >= oldest]
             if remaining:
@@ -133,7 +133,7 @@ class MemoryLog:
         if self._failure is not None:
             return Down(self._failure)
         waiting = self._count_unconsumed(ACCEPTED)
-        if waiting >= self._settings.backlog_max:
+        if waiting >= self._settings.max_unrouted_messages:
             return Full(f"{waiting} messages wait to be routed")
         return Usable()
 

@@ -48,7 +48,7 @@ class DnsResolver:
         self._backend = dns.asyncbackend.get_backend("asyncio")
         self._resolver = _make_resolver(settings)
         self._query_slots = asyncio.Semaphore(_CONCURRENT_QUERIES)
-        self._cache: AnswerCache[_Question, _Answer] = AnswerCache(self._query, settings.cache_max)
+        self._cache: AnswerCache[_Question, _Answer] = AnswerCache(self._query, settings.max_cache_entries)
 
     async def mx(self, domain: str) -> MxAnswer:
         answer = await self._cache.answer((_normalize(domain), "MX"))

@@ -82,27 +82,27 @@ class Pop3Server:
         self.directory = directory
         self.failure_delay_seconds = failure_delay.total_seconds()
         self.write_timeout_seconds = write_timeout.total_seconds()
-        self.idle_seconds = settings.idle.total_seconds()
+        self.idle_seconds = settings.idle_timeout.total_seconds()
         self.stopping = False
         self.port = 0
         self._connections: dict[asyncio.Task[None], _Connection] = {}
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
-        if not self._settings.pop3:
+        if not self._settings.pop3_listen:
             ready()
             await stop.wait()
             return
         try:
-            host, port = endpoint.parse(self._settings.pop3)
+            host, port = endpoint.parse(self._settings.pop3_listen)
         except ValueError as error:
-            raise ServiceError(f"mailstore.pop3: {error}") from error
+            raise ServiceError(f"mailstore.pop3_listen: {error}") from error
         try:
             server = await asyncio.start_server(self._connected, host, port, limit=_READ_OCTETS, backlog=256)
         except OSError as error:
             reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
             raise ServiceError(
-                f"mailstore.pop3: cannot listen on {self._settings.pop3}: {reason}; set another address there, or by "
-                "EILPOST_MAILSTORE__POP3=HOST:PORT"
+                f"mailstore.pop3_listen: cannot listen on {self._settings.pop3_listen}: {reason}; set another address "
+                "there, or by EILPOST_MAILSTORE__POP3_LISTEN=HOST:PORT"
             ) from error
         self.port = server.sockets[0].getsockname()[1]
         logger.debug("listening", service="pop3", address=f"{host}:{self.port}")
@@ -120,7 +120,7 @@ class Pop3Server:
             connection.stop()
         tasks = set(self._connections)
         if tasks:
-            _done, late = await asyncio.wait(tasks, timeout=self._node.drain.total_seconds())
+            _done, late = await asyncio.wait(tasks, timeout=self._node.drain_timeout.total_seconds())
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

@@ -69,8 +69,8 @@ def _first_250(folder: Path) -> float:
 def _demo(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("EILPOST_")}
     environment |= {
-        "EILPOST_INGRESS__MX": f"127.0.0.1:{port}",
-        "EILPOST_MAILSTORE__POP3": f"127.0.0.1:{free_port()}",
+        "EILPOST_INGRESS__SMTP_LISTEN": f"127.0.0.1:{port}",
+        "EILPOST_MAILSTORE__POP3_LISTEN": f"127.0.0.1:{free_port()}",
         "EILPOST_HTTP__LISTEN": f"127.0.0.1:{free_port()}",
     }
     with (folder / "output").open("wb") as output:

@@ -222,7 +222,7 @@ async def test_the_second_server_is_queried_when_the_first_fails(world: World) -
 async def test_a_cache_of_size_zero_queries_each_time(world: World) -> None:
     server, make = world
     server.zone.mx["a.test"] = [(1, "mx.test")]
-    resolver = make(cache_max=0)
+    resolver = make(max_cache_entries=0)
     await resolver.mx("a.test")
     await resolver.mx("a.test")
     assert server.asked["a.test", "MX"] == 2

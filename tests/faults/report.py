@@ -46,8 +46,8 @@ which the fault misses its point fails. The short form, with several points at a
   fault hits a shared dependency (a broker, the spool). *Allowed*: the limit that the case asserts for duplicates. After
   `kill -9` and SIGSTOP it is the number in flight. After any other fault the process continues with the deliveries that
   it has read, so the limit also includes deliveries started later and never committed, up to the concurrency limit of
-  these processes (`delivery.in_flight`, 50 here). If no process lost a shard, everything was committed and the limit is
-  0. Mailboxes got no duplicates: no delivery id occurs twice.
+  these processes (`delivery.max_in_flight_deliveries`, 50 here). If no process lost a shard, everything was
+  committed and the limit is 0. Mailboxes got no duplicates: no delivery id occurs twice.
 * *Longest wait*: from the dot to the arrival of the slowest message; the wait loses no accepted message. After
   `kill -9` and SIGSTOP of a router or a delivery it is `log.session_timeout` (7 s by default) plus a rebalance. An
   ingress owns no shard: its clients reconnect to it or to another ingress, or wait until it resumes.

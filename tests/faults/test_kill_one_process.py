@@ -69,11 +69,11 @@ async def test_sigkill_at_random_instants_loses_nothing(tmp_path: Path) -> None:
             {
                 "delivery": {
                     "relay": f"smtp://127.0.0.1:{sink.port}",
-                    "in_flight": IN_FLIGHT,
-                    "dead_site": "200ms",
+                    "max_in_flight_deliveries": IN_FLIGHT,
+                    "reconnect_backoff": "200ms",
                 },
-                "router": {"retry": ["300ms", "500ms"]},
-                "spool": {"inline_max": "64KiB"},
+                "router": {"retry_delays": ["300ms", "500ms"]},
+                "spool": {"max_inline_size": "64KiB"},
             },
         )
         source = Source(box.mx, sessions=20)

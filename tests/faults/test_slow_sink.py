@@ -29,8 +29,8 @@ def box_for(home: Path, sink_port: int, retry: str = "300ms") -> EilpostProcess:
         home,
         {
             "node": {"log_level": "warning"},
-            "delivery": {"relay": f"smtp://127.0.0.1:{sink_port}", "dead_site": "200ms"},
-            "router": {"retry": [retry]},
+            "delivery": {"relay": f"smtp://127.0.0.1:{sink_port}", "reconnect_backoff": "200ms"},
+            "router": {"retry_delays": [retry]},
         },
     )
 

@@ -10,7 +10,7 @@ from tests.support.servers.ports import wait_until
 from tests.support.servers.scripted_remote import ScriptedRemote
 
 LETTER = b"Subject: patience\r\n\r\nhello\r\n" + b"a line that must not be in the queue twice\r\n" * 50
-QUICK = {"retry": ["300ms"]}
+QUICK = {"retry_delays": ["300ms"]}
 
 
 async def test_deferred_message_is_delivered_by_a_retry() -> None:
@@ -35,7 +35,7 @@ async def test_queue_shows_the_reason_of_a_deferral() -> None:
     async with (
         ScriptedRemote({"MAIL": ["450 4.3.2 shutting down"]}) as remote,
         InMemoryMailServer(
-            {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "router": {"retry": ["1h"]}}
+            {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "router": {"retry_delays": ["1h"]}}
         ) as mail_server,
     ):
         queue_id = await mail_server.send(LETTER, to=["friend@elsewhere.test"])
@@ -60,7 +60,7 @@ async def test_refused_connection_defers() -> None:
     async with ScriptedRemote() as gone:
         port = gone.port
     async with InMemoryMailServer(
-        {"delivery": {"relay": f"smtp://127.0.0.1:{port}", "dead_site": "200ms"}, "router": QUICK}
+        {"delivery": {"relay": f"smtp://127.0.0.1:{port}", "reconnect_backoff": "200ms"}, "router": QUICK}
     ) as mail_server:
         queue_id = await mail_server.send(LETTER, to=["friend@elsewhere.test"])
 

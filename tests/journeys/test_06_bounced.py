@@ -75,7 +75,7 @@ async def test_message_bounces_after_its_lifetime() -> None:
         InMemoryMailServer(
             {
                 "delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"},
-                "router": {"retry": ["200ms"], "lifetime": "1s"},
+                "router": {"retry_delays": ["200ms"], "queue_lifetime": "1s"},
             }
         ) as mail_server,
     ):

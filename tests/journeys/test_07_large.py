@@ -23,7 +23,7 @@ async def test_large_message_to_a_mailbox_and_a_remote_arrives_unchanged(size_by
     async with (
         ScriptedRemote() as remote,
         InMemoryMailServer(
-            {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "spool": {"inline_max": "1KiB"}},
+            {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "spool": {"max_inline_size": "1KiB"}},
             spool=tmp_path / "spool",
         ) as mail_server,
     ):
@@ -40,7 +40,7 @@ async def test_large_message_to_a_mailbox_and_a_remote_arrives_unchanged(size_by
 
 
 async def test_too_large_message_is_refused_at_mail_and_after_the_dot() -> None:
-    async with InMemoryMailServer({"ingress": {"max_size": "100KiB"}}) as mail_server:
+    async with InMemoryMailServer({"ingress": {"max_message_size": "100KiB"}}) as mail_server:
         replies = await mail_server.smtp_session("MAIL FROM:<bob@example.test> SIZE=200000")
         assert replies[-1].startswith("552 5.3.4 ")
         with pytest.raises(AssertionError, match=r"5\.3\.4"):

@@ -17,7 +17,7 @@ async def test_each_recipient_has_its_own_outcome() -> None:
     async with (
         ScriptedRemote(script) as remote,
         InMemoryMailServer(
-            {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "router": {"retry": ["300ms"]}}
+            {"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}, "router": {"retry_delays": ["300ms"]}}
         ) as mail_server,
     ):
         queue_id = await mail_server.send(

@@ -21,8 +21,8 @@ async def test_queued_mail_survives_a_restart(tmp_path: Path) -> None:
     def life(relay_port: int) -> InMemoryMailServer:
         return InMemoryMailServer(
             {
-                "delivery": {"relay": f"smtp://127.0.0.1:{relay_port}", "dead_site": "200ms"},
-                "router": {"retry": ["2s"]},
+                "delivery": {"relay": f"smtp://127.0.0.1:{relay_port}", "reconnect_backoff": "200ms"},
+                "router": {"retry_delays": ["2s"]},
             },
             log=EmbeddedLog(tmp_path / "log.db", LogSettings()),
             spool=tmp_path / "spool",

@@ -24,7 +24,9 @@ def send(box: EilpostProcess, to: str) -> str:
 
 def test_trace_and_queue_work_with_and_without_a_server(tmp_path: Path) -> None:
     nobody = free_port()
-    box = EilpostProcess(tmp_path, {"delivery": {"relay": f"smtp://127.0.0.1:{nobody}"}, "router": {"retry": ["1h"]}})
+    box = EilpostProcess(
+        tmp_path, {"delivery": {"relay": f"smtp://127.0.0.1:{nobody}"}, "router": {"retry_delays": ["1h"]}}
+    )
     with box:
         delivered, waiting = send(box, "alice@example.test"), send(box, "friend@elsewhere.test")
         block_until(

@@ -60,8 +60,8 @@ def test_large_message_through_the_store_reaches_the_mailbox(tmp_path: Path) -> 
 async def test_lost_object_defers_until_it_is_restored(tmp_path: Path) -> None:
     content, port = letter(600_000), free_port()
     settings = {
-        "delivery": {"relay": f"smtp://127.0.0.1:{port}", "dead_site": "100ms"},
-        "router": {"retry": ["1s"]},
+        "delivery": {"relay": f"smtp://127.0.0.1:{port}", "reconnect_backoff": "100ms"},
+        "router": {"retry_delays": ["1s"]},
     }
     with ObjectServer() as server, EilpostProcess(tmp_path / "home", {"spool": server.settings(), **settings}) as box:
 

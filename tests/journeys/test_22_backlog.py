@@ -1,4 +1,4 @@
-"""Journey 22: no router runs, and above `log.backlog_max` every ingress replies 452 until the backlog is routed.
+"""Journey 22: no router runs; above `log.max_unrouted_messages` every ingress replies 452 until the backlog is routed.
 
 Each ingress counts its own appends and measures those of the others; no message is refused after the dot, and earlier
 ones arrive. A dedicated tenant has its own count: while its router is down only its recipients get 452.
@@ -34,7 +34,13 @@ DIRECTORY = (
 
 def sections(log: LogSettings, folder: Path) -> dict[str, dict[str, Any]]:
     return {
-        "log": {"url": log.url, "prefix": log.prefix, "durability": "dev", "replication": 1, "backlog_max": MOST},
+        "log": {
+            "url": log.url,
+            "prefix": log.prefix,
+            "durability": "dev",
+            "replication": 1,
+            "max_unrouted_messages": MOST,
+        },
         "spool": {"url": f"file:{folder}/spool"},
         "mailboxes": {"url": f"maildir:{folder}/mail"},
     }

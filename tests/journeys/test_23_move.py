@@ -74,7 +74,7 @@ async def opened(path: Path) -> AsyncIterator[EmbeddedLog]:
 async def deliver(log: Log, spool: Path | MemorySpool, planted: Planted) -> None:
     """Run the roles on the log until the queue is empty; each message arrives once."""
     mail_server = InMemoryMailServer(
-        {"router": {"retry": ["1s"]}}, log=log, spool=spool if isinstance(spool, Path) else None
+        {"router": {"retry_delays": ["1s"]}}, log=log, spool=spool if isinstance(spool, Path) else None
     )
     if isinstance(spool, MemorySpool):
         mail_server.spool = spool

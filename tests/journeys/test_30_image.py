@@ -49,7 +49,7 @@ def demo(engine: Engine, tag: str, name: str) -> Iterator[int]:
     """The demo with tmpfs as its only writable storage; yields its SMTP port."""
     port = free_port()
     published = f"--publish=127.0.0.1:{port}:2525"
-    listens = "--env=EILPOST_INGRESS__MX=0.0.0.0:2525"
+    listens = "--env=EILPOST_INGRESS__SMTP_LISTEN=0.0.0.0:2525"
     engine.docker("run", "--detach", f"--name={name}", *HARDENED, published, listens, tag, "demo")
     try:
         block_until(

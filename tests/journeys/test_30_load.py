@@ -58,7 +58,7 @@ async def is_sending(process: asyncio.subprocess.Process) -> None:
 
 async def test_load_through_a_whole_server_loses_nothing(tmp_path: Path) -> None:
     sink = free_port()
-    settings = {"delivery": {"relay": f"smtp://127.0.0.1:{sink}"}, "router": {"retry": ["300ms"]}}
+    settings = {"delivery": {"relay": f"smtp://127.0.0.1:{sink}"}, "router": {"retry_delays": ["300ms"]}}
     with EilpostProcess(tmp_path, settings) as box:
         result = await load(
             *("--target", f"127.0.0.1:{box.mx}", "--sink", f"127.0.0.1:{sink}", "--rate", "200", "--messages", "600"),

@@ -28,8 +28,8 @@ def test_every_stage_is_counted(tmp_path: Path) -> None:
         tmp_path,
         {
             "delivery": {"relay": relay},
-            "router": {"retry": ["1h"]},
-            "spool": {"url": f"file:{tmp_path}/spool", "inline_max": "16KiB"},
+            "router": {"retry_delays": ["1h"]},
+            "spool": {"url": f"file:{tmp_path}/spool", "max_inline_size": "16KiB"},
         },
     )
     with box:

@@ -23,7 +23,9 @@ pytestmark = pytest.mark.timeout(120)
 
 def make(home: Path, remote: ScriptedRemote) -> EilpostProcess:
     relayed = {"relay": f"smtp://127.0.0.1:{remote.port}"}
-    return EilpostProcess(home, {"node": {"drain": "60s"}, "delivery": relayed, "router": {"retry": ["1s"]}})
+    return EilpostProcess(
+        home, {"node": {"drain_timeout": "60s"}, "delivery": relayed, "router": {"retry_delays": ["1s"]}}
+    )
 
 
 async def send(box: EilpostProcess, recipient: str) -> None:

@@ -32,11 +32,11 @@ def _ended(mail: Release, role: str) -> str:
 
 def test_wrong_setting_is_the_termination_message(release: Callable[[], Release]) -> None:
     mail = release()
-    wrong = [{"name": "EILPOST_INGRESS__MAX_SIZE", "value": "many"}]  # not checked by the chart's schema
+    wrong = [{"name": "EILPOST_INGRESS__MAX_MESSAGE_SIZE", "value": "many"}]  # not checked by the chart's schema
     mail.install("minimal", {"ingress": {"extraEnv": wrong}, **ONE_OF_EACH})
     message = mail.cluster.until("ingress ended", lambda: _ended(mail, "ingress"))
     assert len(message.splitlines()) == 1
-    assert "EILPOST_INGRESS__MAX_SIZE" in message
+    assert "EILPOST_INGRESS__MAX_MESSAGE_SIZE" in message
     assert "many" in message
 
 

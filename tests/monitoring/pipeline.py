@@ -56,13 +56,18 @@ class Fleet:
             "tls_key": str(secured.client_key),
         }
         self._common: dict[str, dict[str, Any]] = {
-            "spool": {"url": f"file:{folder}/spool", "inline_max": "8KiB"},
+            "spool": {"url": f"file:{folder}/spool", "max_inline_size": "8KiB"},
             "directory": {"url": f"file:{folder}/directory.toml"},
             "mailboxes": {"url": f"maildir:{folder}/mail"},
             "resolver": {"servers": [dns]},
             "ingress": {"sender_domain_must_resolve": True},
-            "router": {"retry": ["8s", "20s", "40s"]},
-            "delivery": {"port": remote_port, "connections_per_site": 3, "dead_site": "5s", "connect_timeout": "2s"},
+            "router": {"retry_delays": ["8s", "20s", "40s"]},
+            "delivery": {
+                "mx_port": remote_port,
+                "max_connections_per_site": 3,
+                "reconnect_backoff": "5s",
+                "connect_timeout": "2s",
+            },
         }
         shared = {"url": self.log.url, "prefix": self.log.prefix, "durability": "dev", "replication": 1}
         self.boxes: dict[str, EilpostProcess] = {}

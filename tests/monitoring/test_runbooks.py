@@ -57,7 +57,7 @@ def test_pages_name_panels_of_the_named_dashboard() -> None:
 
 
 def test_pages_name_existing_settings_and_chart_values() -> None:
-    index = (RUNBOOKS / "README.md").read_text().replace("`settings.router.lifetime`", "`router.lifetime`")
+    index = (RUNBOOKS / "README.md").read_text().replace("`settings.router.queue_lifetime`", "`router.queue_lifetime`")
     assert {name: wrong for name, page in {**PAGES, "README": index}.items() if (wrong := wrong_keys(page))} == {}
     assert wrong_keys("`keda.maximum` `router.keda.maxReplicas` `log.deliveryshards`") == [
         "keda.maximum",

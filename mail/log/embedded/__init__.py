@@ -94,7 +94,7 @@ class EmbeddedLog(HistoryReader):
         return min(first, default=None)
 
     async def purge(self) -> None:
-        before = milliseconds(datetime.now(UTC) - self._settings.events_kept)
+        before = milliseconds(datetime.now(UTC) - self._settings.events_retention)
         while await self.writer.query(partial(Store.purge_events, before=before, limit=_PURGE_ROWS)):
             pass
 

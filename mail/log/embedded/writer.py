@@ -101,7 +101,7 @@ class Writer:
             return Down(down)
         if self._low_disk is not None:
             return Full(self._low_disk)
-        if self.backlog.accepted >= self._settings.backlog_max:
+        if self.backlog.accepted >= self._settings.max_unrouted_messages:
             return Full(f"{self.backlog.accepted} messages wait to be routed")
         return Usable()
 

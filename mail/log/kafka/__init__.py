@@ -198,7 +198,7 @@ class KafkaLog:
         `events` by age; older events that still exist are hidden.
         """
         self._require_topics()
-        self._oldest_event = datetime.now(UTC) - self._settings.events_kept
+        self._oldest_event = datetime.now(UTC) - self._settings.events_retention
         before: dict[TopicPartition, int] = {}
         for role, topics, owned in (
             (ROUTER, (ACCEPTED, ATTEMPTED), self._router),

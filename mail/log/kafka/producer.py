@@ -124,7 +124,7 @@ class Producer:
             overdue = perf_counter() - next(iter(self._in_flight.values()))
             if overdue > self._timeout * _OVERDUE_SHARE:
                 return Down(f"an append has not been confirmed for {overdue:.0f} s")
-        if self._unrouted >= self._settings.backlog_max:
+        if self._unrouted >= self._settings.max_unrouted_messages:
             return Full(f"{self._unrouted} messages wait to be routed")
         return Usable()
 

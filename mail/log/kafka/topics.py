@@ -77,7 +77,7 @@ def wanted_config(topic: Topic, settings: LogSettings) -> dict[str, str]:
     if topic.compacted:
         return common | _COMPACTED
     if topic is EVENTS:
-        kept = str(settings.events_kept // _MILLISECOND)
+        kept = str(settings.events_retention // _MILLISECOND)
         return common | {"cleanup.policy": "delete", "retention.ms": kept, "retention.bytes": "-1"}
     return common | _PURGED
 
@@ -203,10 +203,12 @@ def problems(topic_states: Mapping[Topic, TopicState], settings: LogSettings) ->
                 if config.get(key) != "-1":
                     yield Problem(each.name, f"{key} = {config.get(key)} removes undelivered mail: set it to -1")
         else:
-            kept = settings.events_kept // _MILLISECOND
+            kept = settings.events_retention // _MILLISECOND
             there = int(config.get("retention.ms", "-1"))
             if 0 <= there < kept:
-                yield Problem(each.name, f"retention.ms = {there} is less than log.events_kept ({kept})", fatal=False)
+                yield Problem(
+                    each.name, f"retention.ms = {there} is less than log.events_retention ({kept})", fatal=False
+                )
         if int(config.get("max.message.bytes", "0")) < RECORD_BYTES_NEEDED:
             yield Problem(
                 each.name,

@@ -96,7 +96,7 @@ class QueryTests:
         await log.close()
 
     async def test_above_the_backlog_limit_only_new_mail_is_refused(self, harness: Harness) -> None:
-        log = await harness.make(LogSettings(backlog_max=3))
+        log = await harness.make(LogSettings(max_unrouted_messages=3))
         assert isinstance(log.condition(), Usable)
         for n in range(3):
             await log.append(accepted(n))
@@ -107,7 +107,7 @@ class QueryTests:
         await log.close()
 
     async def test_purge_removes_old_events_and_nothing_else(self, harness: Harness) -> None:
-        log = await harness.make(LogSettings(events_kept="1d"))  # type: ignore[arg-type]
+        log = await harness.make(LogSettings(events_retention="1d"))  # type: ignore[arg-type]
         now = datetime.now(UTC)
         old, new = event(1, time=now - timedelta(days=2)), event(1, time=now - timedelta(hours=1))
         await log.append(accepted(1))  # its date is years ago

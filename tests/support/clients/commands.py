@@ -39,9 +39,9 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         usual: dict[str, dict[str, Any]] = {
             "node": {"log_level": "warning"},
             "log": {"durability": "dev", "replication": 1, "session_timeout": "6s"} | log,
-            "ingress": {"mx": f"127.0.0.1:{free_port()}", "sender_domain_must_resolve": False},
+            "ingress": {"smtp_listen": f"127.0.0.1:{free_port()}", "sender_domain_must_resolve": False},
             "delivery": {"relay": "smtp://127.0.0.1:2626"},
-            "mailstore": {"pop3": ""},
+            "mailstore": {"pop3_listen": ""},
             "http": {"listen": ""},
         }
         (tmp_path / "eilpost.toml").write_text(toml(usual | sections))

@@ -36,7 +36,7 @@ def make_directory() -> StaticDirectory:
 async def running_pop3(
     mailboxes: MemoryMailboxes | Maildir, max_connections: int = 50, idle: str = "10m", **more: Any
 ) -> AsyncIterator[Pop3Server]:
-    settings = MailstoreSettings(pop3="127.0.0.1:0", max_connections=max_connections, idle=idle)  # type: ignore[arg-type]
+    settings = MailstoreSettings(pop3_listen="127.0.0.1:0", max_connections=max_connections, idle_timeout=idle)  # type: ignore[arg-type]
     arguments: dict[str, Any] = {"failure_delay": timedelta(0), "directory": make_directory(), **more}
     role = Pop3Server(settings=settings, node=NodeSettings(), mailboxes=mailboxes, **arguments)
     ready, stop = asyncio.Event(), asyncio.Event()

@@ -1,4 +1,4 @@
-"""Generated parts of the Helm chart: the table of values and the schema of the settings.
+"""Generated parts of the Helm chart: table of values, schema of the settings, known variables, renamed settings.
 
 `make docs` writes them and a test compares them. The table comes from the `# --` comments in values.yaml.
 """
@@ -15,12 +15,14 @@ import yaml
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from mail.settings import Section, Settings
+from mail.settings import RENAMED, Section, Settings
+from mail.settings_file import variable_name
+from mail.settings_text import default_tables
 from mail.units import parse_duration, parse_size
 
 CHART = Path(__file__).resolve().parents[3] / "helm"
 VALUES, SCHEMA, README = CHART / "values.yaml", CHART / "values.schema.json", CHART / "README.md"
-VARIABLES = CHART / "files" / "variables.txt"
+VARIABLES, RENAMED_SETTINGS = CHART / "files" / "variables.txt", CHART / "files" / "renamed.yaml"
 
 WORKLOADS = ("ingress", "router", "delivery", "mailstore", "topics.job", "test")
 
@@ -95,6 +97,9 @@ def settings_schema() -> dict[str, Any]:
         for name, info in Settings.model_fields.items()
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
     }
+    for name in RENAMED:  # allowed here, so that the template can refuse it with its new name
+        section, _, key = name.partition(".")
+        sections[section]["properties"][key] = {"deprecated": True}
     return _closed(sections)
 
 
@@ -123,9 +128,13 @@ def schema_text() -> str:
 
 def variables_text() -> str:
     """The environment variables that eilpost reads, one per line, for the check of `extraEnv`."""
-    sections = settings_schema()["properties"]
-    names = [f"EILPOST_{name}__{key}".upper() for name, section in sections.items() for key in section["properties"]]
+    names = [variable_name(f"{section}.{key}") for section, keys in default_tables().items() for key in keys]
     return "\n".join(sorted([*names, "EILPOST_CONFIG"])) + "\n"
+
+
+def renamed_text() -> str:
+    """Former and new names of settings, for the checks of `settings` and `extraEnv`."""
+    return "".join(f"{old}: {new}\n" for old, new in RENAMED.items())
 
 
 def _closed(properties: dict[str, Any]) -> dict[str, Any]:

@@ -72,4 +72,5 @@ if __name__ == "__main__":
         print(page.relative_to(ROOT))
     chart.SCHEMA.write_text(chart.schema_text(), encoding="utf-8")
     chart.VARIABLES.write_text(chart.variables_text(), encoding="utf-8")
-    print(chart.SCHEMA.relative_to(ROOT), chart.VARIABLES.relative_to(ROOT))
+    chart.RENAMED_SETTINGS.write_text(chart.renamed_text(), encoding="utf-8")
+    print(*(path.relative_to(ROOT) for path in (chart.SCHEMA, chart.VARIABLES, chart.RENAMED_SETTINGS)))

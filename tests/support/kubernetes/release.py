@@ -19,7 +19,7 @@ from tests.support.kubernetes.configuration import HOST
 CHART = Path(__file__).resolve().parents[3] / "helm"
 ROLES = ("ingress", "router", "delivery", "mailstore")
 DRAIN_SECONDS = 5
-IN_FLIGHT = 20  # delivery.in_flight: concurrent deliveries of a process; far fewer than the tests send
+IN_FLIGHT = 20  # delivery.max_in_flight_deliveries: concurrent deliveries of a process; far fewer than the tests send
 _SINK_PORTS = itertools.count(2600)
 # After address translation, clients from outside the cluster have an address of the pods' network.
 CLIENTS = ["10.123.0.0/24", "10.244.0.0/24"]
@@ -39,7 +39,7 @@ def values(namespace: str, image: str, sink_port: int) -> dict[str, Any]:
         },
         "settings": {
             "ingress": {"relay_networks": CLIENTS, "sender_domain_must_resolve": False},
-            "delivery": {"in_flight": IN_FLIGHT},
+            "delivery": {"max_in_flight_deliveries": IN_FLIGHT},
         },
         "defaults": {"drainSeconds": DRAIN_SECONDS, **small},
         "ingress": small,

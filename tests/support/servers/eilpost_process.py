@@ -70,15 +70,15 @@ class EilpostProcess:
         self._output_start = 0
         self._process: subprocess.Popen[bytes] | None = None
         sections: dict[str, dict[str, Any]] = {
-            "node": {"hostname": "mx.example.test", "log_format": "json", "drain": "5s"},
+            "node": {"hostname": "mx.example.test", "log_format": "json", "drain_timeout": "5s"},
             "log": {"url": f"embedded:{home}/log.db"},
             "spool": {"url": f"file:{home}/spool"},
             "directory": {"url": f"file:{home}/directory.toml"},
             "mailboxes": {"url": f"maildir:{home}/mail"},
-            "ingress": {"mx": f"127.0.0.1:{self.mx}", "sender_domain_must_resolve": False},
+            "ingress": {"smtp_listen": f"127.0.0.1:{self.mx}", "sender_domain_must_resolve": False},
             "router": {},
             "delivery": {},
-            "mailstore": {"pop3": f"127.0.0.1:{self.pop3}"},
+            "mailstore": {"pop3_listen": f"127.0.0.1:{self.pop3}"},
             "http": {"listen": f"127.0.0.1:{self.http}"},
         }
         for name, section in (settings or {}).items():

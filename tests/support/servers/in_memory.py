@@ -68,9 +68,9 @@ class InMemoryMailServer:
     ) -> None:
         self.smtp_port, self.pop3_port = free_port(), free_port()
         sections: dict[str, dict[str, Any]] = {
-            "node": {"hostname": "mx.example.test", "drain": "5s"},
-            "ingress": {"mx": f"127.0.0.1:{self.smtp_port}", "sender_domain_must_resolve": False},
-            "mailstore": {"pop3": f"127.0.0.1:{self.pop3_port}"},
+            "node": {"hostname": "mx.example.test", "drain_timeout": "5s"},
+            "ingress": {"smtp_listen": f"127.0.0.1:{self.smtp_port}", "sender_domain_must_resolve": False},
+            "mailstore": {"pop3_listen": f"127.0.0.1:{self.pop3_port}"},
         }
         for name, section in (settings or {}).items():
             sections.setdefault(name, {}).update(section)
@@ -96,7 +96,7 @@ class InMemoryMailServer:
                 node=node,
                 spool_settings=settings.spool,
                 log_settings=settings.log,
-                alias_depth=settings.router.alias_depth,
+                alias_depth=settings.router.max_alias_depth,
                 log=self.log,
                 spool=self.spool,
                 directory=directory,
@@ -123,7 +123,7 @@ class InMemoryMailServer:
             Pop3Server(settings=settings.mailstore, node=node, mailboxes=mailboxes, directory=directory),
         ]
         ready = asyncio.Event()
-        self._task = asyncio.create_task(run_roles(roles, node.drain, ready.set, stop=self._stop))
+        self._task = asyncio.create_task(run_roles(roles, node.drain_timeout, ready.set, stop=self._stop))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait([waiting, self._task], return_when=asyncio.FIRST_COMPLETED, timeout=20)
         if self._task.done():

@@ -146,9 +146,9 @@ class RunningIngress:
         self.spool = StubSpool()
         self.resolver = make_resolver()
         self.directory: Any = settings.pop("directory", None) or StaticDirectory(make_snapshot())
-        node = settings.pop("node", NodeSettings(hostname="mx.example.test", drain="2s"))
+        node = settings.pop("node", NodeSettings(hostname="mx.example.test", drain_timeout="2s"))
         self.ingress = Ingress(
-            settings=IngressSettings(**{"mx": "127.0.0.1:0", **settings}),
+            settings=IngressSettings(**{"smtp_listen": "127.0.0.1:0", **settings}),
             node=node,
             spool_settings=SpoolSettings(),
             log_settings=LogSettings(),

@@ -116,17 +116,21 @@ class MailCluster:
                 "prefix": self.log.prefix,
                 "session_timeout": f"{SESSION_SECONDS}s",
             },
-            "spool": {**self.spool.settings(), "inline_max": f"{INLINE_MAX}B"},
+            "spool": {**self.spool.settings(), "max_inline_size": f"{INLINE_MAX}B"},
             "directory": {"url": f"file:{folder}/directory.toml"},
             "mailboxes": {"url": f"maildir:{folder}/mail"},
-            "router": {"retry": ["1s"]},
-            "delivery": {"in_flight": IN_FLIGHT, "port": self.sink_port, "dead_site": "200ms"},
+            "router": {"retry_delays": ["1s"]},
+            "delivery": {
+                "max_in_flight_deliveries": IN_FLIGHT,
+                "mx_port": self.sink_port,
+                "reconnect_backoff": "200ms",
+            },
         }
         for name, section in (settings or {}).items():
             self._sections.setdefault(name, {}).update(section)
         if defaults:
             del self._sections["log"]["session_timeout"]
-            self._sections["node"] = {"drain": "30s"}
+            self._sections["node"] = {"drain_timeout": "30s"}
         if "session_timeout" not in self._sections["log"]:
             self.session_seconds = LogSettings().session_timeout.total_seconds()
         (folder / "directory.toml").write_text(self._directory)

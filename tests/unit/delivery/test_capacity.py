@@ -39,7 +39,7 @@ async def test_in_flight_limit_is_shared_by_all_shards() -> None:
         return outcomes_for_all(delivery, Delivered, OK)
 
     spool, courier = FakeSpool(), FakeCourier(do)
-    capacity = Capacity(DeliverySettings(in_flight=2, connections_per_site=10), spool)
+    capacity = Capacity(DeliverySettings(max_in_flight_deliveries=2, max_connections_per_site=10), spool)
     shards = [FakeShard() for _ in range(8)]
     async with AsyncExitStack() as stack:
         for number, shard in enumerate(shards):
@@ -64,7 +64,7 @@ async def test_only_a_real_wait_for_a_slot_is_observed() -> None:
         return value("delivery_throttle_seconds_count"), value("delivery_throttle_seconds_sum")
 
     shard, (count, seconds) = FakeShard(), waits()
-    async with running_worker(FakeCourier(do), shard, in_flight=8, connections_per_site=1):
+    async with running_worker(FakeCourier(do), shard, max_in_flight_deliveries=8, max_connections_per_site=1):
         shard.put(*(dispatched(relay(1)) for _ in range(3)))
         await asyncio.sleep(0.2)
         assert waits()[0] - count == 0
@@ -81,7 +81,9 @@ async def test_memory_limit_is_shared_by_all_shards() -> None:
         return outcomes_for_all(delivery, Delivered, OK)
 
     spool, courier = FakeSpool(), FakeCourier(do)
-    capacity = Capacity(DeliverySettings(in_flight=10, connections_per_site=1, in_flight_bytes="2MiB"), spool)
+    capacity = Capacity(
+        DeliverySettings(max_in_flight_deliveries=10, max_connections_per_site=1, max_in_flight_bytes="2MiB"), spool
+    )
     slow, quick = FakeShard(), FakeShard()
     async with (
         running_worker_of(capacity, courier, slow, spool, drain_seconds=0.1),
@@ -98,7 +100,7 @@ async def test_memory_limit_is_shared_by_all_shards() -> None:
 
 async def test_lost_shard_frees_its_deliveries_and_others_continue() -> None:
     spool, courier = FakeSpool(), FakeCourier(never_answer)
-    capacity = Capacity(DeliverySettings(in_flight=1), spool)
+    capacity = Capacity(DeliverySettings(max_in_flight_deliveries=1), spool)
     first, second = FakeShard(), FakeShard()
     async with running_worker_of(capacity, courier, second, spool, drain_seconds=0.1):
         async with running_worker_of(capacity, courier, first, spool, drain_seconds=0.1) as task:
@@ -130,7 +132,7 @@ async def test_content_spooled_for_another_shard_survives_cancellation() -> None
         return outcomes_for_all(delivery, Delivered, OK)
 
     spool, courier = Slow(), FakeCourier(do)
-    capacity = Capacity(DeliverySettings(in_flight=1, in_flight_bytes="1MiB"), spool)
+    capacity = Capacity(DeliverySettings(max_in_flight_deliveries=1, max_in_flight_bytes="1MiB"), spool)
     owner, other = FakeShard(), FakeShard()
     async with running_worker_of(capacity, courier, owner, spool):
         owner.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(2)))

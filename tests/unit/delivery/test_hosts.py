@@ -54,7 +54,7 @@ async def test_the_next_exchanger_is_tried() -> None:
             mx0=NoSuchDomain(), mxx=DnsUnknown("SERVFAIL"),
         )  # fmt: skip
         hosts = ((0, "mx0.test"), (1, "mxx.test"), (10, "mx1.test"), (20, "mx2.test"), (30, "mx3.test"))
-        async with courier(names, port=first.port) as smtp:
+        async with courier(names, mx_port=first.port) as smtp:
             (outcome,) = await smtp.deliver(delivery(ToMx("r.test", hosts)), CONTENT)
             assert isinstance(outcome, Delivered)
             assert outcome.remote == f"mx3.test[127.0.0.3]:{third.port}"

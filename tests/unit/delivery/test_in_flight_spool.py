@@ -29,7 +29,7 @@ async def test_deferrals_waiting_for_the_spool_use_no_slot() -> None:
         return outcomes_for_all(delivery, Deferred if delivery.route == relay(1) else Delivered, OK)
 
     shard, spool = FakeShard(), Failing()
-    async with running_worker(FakeCourier(do), shard, spool, in_flight=2):
+    async with running_worker(FakeCourier(do), shard, spool, max_in_flight_deliveries=2):
         shard.put(*(dispatched(relay(1)) for _ in range(4)), *(dispatched(relay(2)) for _ in range(3)))
         reports = await shard.wait_finished(3)
         assert all(isinstance(report.outcomes[0], Delivered) for report in reports)

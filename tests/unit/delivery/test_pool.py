@@ -25,7 +25,10 @@ from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Stall, W
 
 
 async def test_connection_is_closed_after_its_messages_or_idle_time() -> None:
-    async with ScriptedRemote() as remote, courier(messages_per_connection=2, idle=timedelta(seconds=0.1)) as smtp:
+    async with (
+        ScriptedRemote() as remote,
+        courier(max_messages_per_connection=2, idle_timeout=timedelta(seconds=0.1)) as smtp,
+    ):
         for _ in range(3):
             await smtp.deliver(delivery(relay(remote.port)), CONTENT)
         assert [session.commands.count("DOT") for session in remote.sessions] == [2, 1]
@@ -47,7 +50,7 @@ async def test_all_stale_connections_cost_one_retry(connections: int) -> None:
     script = {"DOT": [*[Wait(release, "250 ok")] * 8, "250 ok"]}
     async with (
         ScriptedRemote(script) as remote,
-        courier(connections_per_site=connections, connections=connections) as smtp,
+        courier(max_connections_per_site=connections, max_connections=connections) as smtp,
     ):
         attempts = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(4)))
         await wait_until(lambda: len(remote.sessions) == 4)
@@ -78,7 +81,7 @@ async def test_server_restart_causes_no_deferral() -> None:
 
 async def test_dead_site_is_not_connected_during_its_dead_time() -> None:
     port = free_port()
-    async with courier(dead_site=timedelta(seconds=0.3)) as smtp:
+    async with courier(reconnect_backoff=timedelta(seconds=0.3)) as smtp:
         (first,) = await smtp.deliver(delivery(relay(port)), CONTENT)
         assert isinstance(first, Deferred)
         assert first.reply.enhanced == "4.4.1"
@@ -108,7 +111,7 @@ async def test_site_that_breaks_every_transaction_becomes_dead(trouble: Any) -> 
 
 
 async def test_slow_start_up_to_the_connection_limit() -> None:
-    async with ScriptedRemote() as remote, courier(connections_per_site=6) as smtp:
+    async with ScriptedRemote() as remote, courier(max_connections_per_site=6) as smtp:
         attempts = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
         assert all(outcome_names(outcomes) == ["Delivered"] for outcomes in await asyncio.gather(*attempts))
         assert len(remote.sessions) == 6
@@ -117,7 +120,7 @@ async def test_slow_start_up_to_the_connection_limit() -> None:
 async def test_wait_for_a_connection_is_observed() -> None:
     release = asyncio.Event()
     script = {"DOT": [Wait(release, "250 ok"), "250 ok"]}
-    async with ScriptedRemote(script) as remote, courier(connections_per_site=1) as smtp:
+    async with ScriptedRemote(script) as remote, courier(max_connections_per_site=1) as smtp:
         before = value("delivery_throttle_seconds_count"), value("delivery_throttle_seconds_sum")
         attempts = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(2)))
         await asyncio.sleep(0.2)
@@ -150,7 +153,7 @@ async def test_total_connection_limit_is_shared() -> None:
         ScriptedRemote() as one,
         ScriptedRemote() as two,
         ScriptedRemote() as three,
-        courier(connections=2) as smtp,
+        courier(max_connections=2) as smtp,
     ):
         remotes = [one, two, three] * 10
         attempts = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for remote in remotes]
@@ -160,7 +163,7 @@ async def test_total_connection_limit_is_shared() -> None:
 
 
 async def test_busy_site_yields_connections_to_a_site_without_any() -> None:
-    async with ScriptedRemote() as busy, ScriptedRemote() as other, courier(connections=2) as smtp:
+    async with ScriptedRemote() as busy, ScriptedRemote() as other, courier(max_connections=2) as smtp:
         many = [asyncio.create_task(smtp.deliver(delivery(relay(busy.port)), CONTENT)) for _ in range(300)]
         await busy.wait_messages(10)
         assert outcome_names(await smtp.deliver(delivery(relay(other.port)), CONTENT)) == ["Delivered"]
@@ -173,7 +176,7 @@ async def test_single_connection_is_shared_by_sites() -> None:
         ScriptedRemote() as one,
         ScriptedRemote() as two,
         ScriptedRemote() as three,
-        courier(connections=1) as smtp,
+        courier(max_connections=1) as smtp,
     ):
         many = [
             asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT))
@@ -207,7 +210,7 @@ async def test_close_after_a_reply_does_not_reduce_the_connection_limit() -> Non
 
 
 async def test_cancelled_waiter_passes_its_connection_on() -> None:
-    async with ScriptedRemote() as remote, courier(connections_per_site=1) as smtp:
+    async with ScriptedRemote() as remote, courier(max_connections_per_site=1) as smtp:
         attempts = [asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT)) for _ in range(40)]
         await remote.wait_messages(3)
         for task in attempts[5::2]:

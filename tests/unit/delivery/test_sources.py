@@ -44,7 +44,7 @@ def test_source_addresses_are_used_round_robin(loop: Callable[[], asyncio.Abstra
         async with (
             ScriptedRemote() as remote,
             courier(
-                source_addresses=["127.0.0.2", "127.0.0.3"], messages_per_connection=1, ehlo_name="out.test"
+                source_addresses=["127.0.0.2", "127.0.0.3"], max_messages_per_connection=1, ehlo_name="out.test"
             ) as smtp,
         ):
             for _ in range(5):
@@ -84,7 +84,7 @@ async def test_without_source_addresses_the_system_chooses() -> None:
 async def test_unbindable_address_is_suspended() -> None:
     async with (
         ScriptedRemote() as remote,
-        courier(source_addresses=[NOT_OURS, "127.0.0.2"], messages_per_connection=1) as smtp,
+        courier(source_addresses=[NOT_OURS, "127.0.0.2"], max_messages_per_connection=1) as smtp,
     ):
         with capture_logs() as lines:
             for _ in range(3):

@@ -170,7 +170,7 @@ async def test_slow_site_does_not_block_others() -> None:
         return outcomes_for_all(delivery, Delivered, OK)
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with running_worker(courier, shard, in_flight=10, connections_per_site=2):
+    async with running_worker(courier, shard, max_in_flight_deliveries=10, max_connections_per_site=2):
         shard.put(*(dispatched(relay(1)) for _ in range(300)))
         shard.put(*(dispatched(relay(2)) for _ in range(50)))
         reports = await shard.wait_finished(50)
@@ -210,7 +210,7 @@ async def test_stalled_sites_with_large_messages_do_not_block_others() -> None:
 
     shard, spool, courier = FakeShard(), FakeSpool(), FakeCourier(do)
     large = await spool.put(b"x" * 300_000)
-    async with running_worker(courier, shard, spool, drain_seconds=0.1, in_flight_bytes="4MiB"):
+    async with running_worker(courier, shard, spool, drain_seconds=0.1, max_in_flight_bytes="4MiB"):
         for site in range(4):
             shard.put(*(dispatched(relay(100 + site), content=large) for _ in range(20)))
         while shard.read_count < 80 or courier.active < 4:
@@ -231,7 +231,12 @@ async def test_content_of_a_slow_site_is_spooled_when_memory_is_full() -> None:
     shard, spool = FakeShard(), FakeSpool()
     content = b"x" * 200_000
     async with running_worker(
-        FakeCourier(do), shard, spool, in_flight=10, connections_per_site=1, in_flight_bytes="2MiB"
+        FakeCourier(do),
+        shard,
+        spool,
+        max_in_flight_deliveries=10,
+        max_connections_per_site=1,
+        max_in_flight_bytes="2MiB",
     ):
         shard.put(*(dispatched(relay(1), content=content) for _ in range(50)))
         shard.put(*(dispatched(relay(2), content=content) for _ in range(20)))
@@ -245,7 +250,7 @@ async def test_memory_limits_reading_of_large_spooled_messages() -> None:
     shard, spool = FakeShard(), FakeSpool()
     kept = await spool.put(b"x" * 900_000)
     courier = FakeCourier()
-    async with running_worker(courier, shard, spool, in_flight_bytes="1MiB"):
+    async with running_worker(courier, shard, spool, max_in_flight_bytes="1MiB"):
         shard.put(*(dispatched(relay(1), content=kept) for _ in range(5)))
         await shard.wait_finished(5)
     assert courier.active_max == 1
@@ -314,7 +319,7 @@ async def test_memory_freed_while_the_spool_fails_is_noticed() -> None:
     shard = FakeShard()
     heavy = b"x" * 250_000
     async with running_worker(
-        FakeCourier(do), shard, Failing(), drain_seconds=0.1, in_flight_bytes="1MiB", connections_per_site=1
+        FakeCourier(do), shard, Failing(), drain_seconds=0.1, max_in_flight_bytes="1MiB", max_connections_per_site=1
     ):
         shard.put(*(dispatched(relay(1), content=heavy) for _ in range(3)), dispatched(relay(2), content=heavy))
         await failing.wait()
@@ -331,7 +336,9 @@ async def test_read_limit_follows_the_largest_content() -> None:
         return outcomes_for_all(delivery, Delivered, OK)
 
     shard = FakeShard()
-    async with running_worker(FakeCourier(do), shard, in_flight_bytes="4MiB"):  # a spool.inline_max of 1 MiB or more
+    async with running_worker(
+        FakeCourier(do), shard, max_in_flight_bytes="4MiB"
+    ):  # a spool.max_inline_size of 1 MiB or more
         shard.put(dispatched(relay(1), content=b"x" * 1_000_000))
         while shard.read_count < 1:
             await asyncio.sleep(0)
@@ -366,7 +373,9 @@ async def test_shard_lost_while_memory_is_full() -> None:
         raise AssertionError
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with running_worker(courier, shard, in_flight=1, in_flight_bytes="256KiB", connections_per_site=1) as task:
+    async with running_worker(
+        courier, shard, max_in_flight_deliveries=1, max_in_flight_bytes="256KiB", max_connections_per_site=1
+    ) as task:
         shard.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(4)))
         while not courier.active:
             await asyncio.sleep(0)
@@ -383,7 +392,7 @@ async def test_shard_lost_while_the_queue_is_full() -> None:
         raise AssertionError
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with running_worker(courier, shard, queued_max=20, in_flight=1) as task:
+    async with running_worker(courier, shard, queued_max=20, max_in_flight_deliveries=1) as task:
         shard.put(*(dispatched(relay(1)) for _ in range(30)))
         while shard.read_count < 20:
             await asyncio.sleep(0)

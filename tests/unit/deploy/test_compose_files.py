@@ -114,14 +114,16 @@ def test_services_connect_to_existing_ports(files: tuple[str, ...]) -> None:
 
     sink = urlsplit(variables["EILPOST_DELIVERY__RELAY"])
     assert sink.hostname in services
-    assert services["ingress"]["ports"] == [f"127.0.0.1:2525-2526:{parse(variables['EILPOST_INGRESS__MX'])[1]}"]
-    assert services["mailstore"]["ports"] == [f"127.0.0.1:2110:{parse(variables['EILPOST_MAILSTORE__POP3'])[1]}"]
+    assert services["ingress"]["ports"] == [
+        f"127.0.0.1:2525-2526:{parse(variables['EILPOST_INGRESS__SMTP_LISTEN'])[1]}"
+    ]
+    assert services["mailstore"]["ports"] == [f"127.0.0.1:2110:{parse(variables['EILPOST_MAILSTORE__POP3_LISTEN'])[1]}"]
     for role in ROLES:
         assert f":{parse(variables['EILPOST_HTTP__LISTEN'])[1]}/healthz" in services[role]["healthcheck"]["test"][-1]
         assert services[role]["command"] == [role]
         assert services[role]["depends_on"]["topics"] == {"condition": "service_completed_successfully"}
         grace = parse_duration(services[role]["stop_grace_period"])
-        assert grace > load(None, {}).node.drain
+        assert grace > load(None, {}).node.drain_timeout
     waited_for = set(services["topics"]["depends_on"])
     assert waited_for == {host for host, _, _ in brokers}
 

@@ -21,7 +21,7 @@ def _value(key: str) -> str:
 
 
 def test_the_drain_ends_before_systemd_kills_the_process() -> None:
-    assert int(_value("TimeoutStopSec")) > Settings().node.drain.total_seconds() + 10
+    assert int(_value("TimeoutStopSec")) > Settings().node.drain_timeout.total_seconds() + 10
 
 
 def test_a_wrong_setting_is_not_retried() -> None:

@@ -34,9 +34,9 @@ def test_version_is_printed(run: Run) -> None:
     ("text", "says"),
     [
         ('[node]\nhostnam = "x"\n', "node.hostnam"),
-        ("[router]\nlifetime = 5\n", "router.lifetime"),
+        ("[router]\nqueue_lifetime = 5\n", "router.queue_lifetime"),
         ('[log]\nurl = "kafka://127.0.0.1"\n', "log.url"),
-        ('[ingress]\nmx = "2525"\n', "ingress.mx"),
+        ('[ingress]\nsmtp_listen = "2525"\n', "ingress.smtp_listen"),
         ("[nod]\n", "nod"),
         ("node\n", "TOML"),
         ('[directory]\nurl = "file:nix.toml"\n', "nix.toml"),
@@ -62,10 +62,10 @@ def test_missing_configuration_isone_line(run: Run, home: Path, monkeypatch: pyt
     status, _, err = run("queue")
     assert status == 2
     assert "EILPOST_CONFIG" in one_line(err) or "/etc/eilpost" in err
-    monkeypatch.setenv("EILPOST_INGRESS_MX", "127.0.0.1:25")
+    monkeypatch.setenv("EILPOST_INGRESS_SMTP_LISTEN", "127.0.0.1:25")
     status, _, err = run("queue")
-    assert (status, "did you mean EILPOST_INGRESS__MX?" in one_line(err)) == (2, True)
-    monkeypatch.delenv("EILPOST_INGRESS_MX")
+    assert (status, "did you mean EILPOST_INGRESS__SMTP_LISTEN?" in one_line(err)) == (2, True)
+    monkeypatch.delenv("EILPOST_INGRESS_SMTP_LISTEN")
     monkeypatch.setenv("EILPOST_CONFIG", "gone.toml")
     status, _, err = run("queue")
     assert (status, "gone.toml" in one_line(err)) == (2, True)
@@ -86,23 +86,23 @@ def test_start_without_a_file_reports_the_configuration_source(
     run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "eilpost.toml").unlink()
-    monkeypatch.setenv("EILPOST_ROUTER__LIFETIME", "2d")
+    monkeypatch.setenv("EILPOST_ROUTER__QUEUE_LIFETIME", "2d")
     status, out, err = run("user", "list", "--json")
     assert (status, len(json.loads(out))) == (0, 2)
     assert one_line(err).startswith("eilpost: no configuration file (searched eilpost.toml, ")
-    assert f"using the defaults, EILPOST_ROUTER__LIFETIME, and {home}" in err
+    assert f"using the defaults, EILPOST_ROUTER__QUEUE_LIFETIME, and {home}" in err
     # configured by environment variables, as in a pod
     monkeypatch.setenv("EILPOST_LOG__URL", f"embedded:{home}/log.db")
     assert run("user", "list", "--json") == (0, out, "")
 
 
 def test_effective_settings_show_their_source(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EILPOST_ROUTER__LIFETIME", "2d")
+    monkeypatch.setenv("EILPOST_ROUTER__QUEUE_LIFETIME", "2d")
     status, out, _ = run("config", "show", "--json")
     tables = json.loads(out)
     assert status == 0
     assert tables["node"]["hostname"] == {"value": "mx.example.test", "source": "eilpost.toml"}
-    assert tables["router"]["lifetime"] == {"value": "2d", "source": "EILPOST_ROUTER__LIFETIME"}
+    assert tables["router"]["queue_lifetime"] == {"value": "2d", "source": "EILPOST_ROUTER__QUEUE_LIFETIME"}
     assert tables["http"]["listen"]["source"] == "default"
 
 
@@ -128,7 +128,7 @@ def test_output_of_config_show_is_a_valid_configuration(run: Run, home: Path) ->
 
 def test_defaults_are_available_as_json(run: Run) -> None:
     tables = json.loads(run("config", "show", "--defaults", "--json")[1])
-    assert tables["router"]["lifetime"]["default"] == "5d"
+    assert tables["router"]["queue_lifetime"]["default"] == "5d"
     assert tables["log"]["url"]["meaning"].startswith('"embedded:FILE"')
 
 
@@ -361,7 +361,9 @@ def _starts(box: EilpostProcess) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
-@pytest.mark.parametrize(("section", "key"), [("ingress", "mx"), ("mailstore", "pop3"), ("http", "listen")])
+@pytest.mark.parametrize(
+    ("section", "key"), [("ingress", "smtp_listen"), ("mailstore", "pop3_listen"), ("http", "listen")]
+)
 def test_used_port_names_the_key_and_the_variable(tmp_path: Path, section: str, key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         box = EilpostProcess(tmp_path, {section: {key: f"127.0.0.1:{taken.getsockname()[1]}"}})
@@ -377,18 +379,25 @@ def test_all_used_ports_are_named_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [taken.getsockname()[1] for taken in (one, other)]
         box = EilpostProcess(
-            tmp_path, {"ingress": {"mx": f"127.0.0.1:{ports[0]}"}, "mailstore": {"pop3": f"127.0.0.1:{ports[1]}"}}
+            tmp_path,
+            {
+                "ingress": {"smtp_listen": f"127.0.0.1:{ports[0]}"},
+                "mailstore": {"pop3_listen": f"127.0.0.1:{ports[1]}"},
+            },
         )
         status, err = _starts(box)
     assert status == 2
-    assert f"ingress.mx, mailstore.pop3: cannot listen on 127.0.0.1:{ports[0]}, 127.0.0.1:{ports[1]}:" in one_line(err)
-    assert "EILPOST_INGRESS__MX, EILPOST_MAILSTORE__POP3" in err
+    assert (
+        f"ingress.smtp_listen, mailstore.pop3_listen: cannot listen on 127.0.0.1:{ports[0]}, 127.0.0.1:{ports[1]}:"
+        in one_line(err)
+    )
+    assert "EILPOST_INGRESS__SMTP_LISTEN, EILPOST_MAILSTORE__POP3_LISTEN" in err
 
 
 def test_mailstore_without_listeners_isone_line(run: Run, home: Path) -> None:
-    (home / "eilpost.toml").write_text('[mailstore]\npop3 = ""\n')
+    (home / "eilpost.toml").write_text('[mailstore]\npop3_listen = ""\n')
     status, _, err = run("mailstore")
-    assert (status, "mailstore.pop3 is empty, nothing to serve" in one_line(err)) == (2, True)
+    assert (status, "mailstore.pop3_listen is empty, nothing to serve" in one_line(err)) == (2, True)
 
 
 def test_second_process_on_the_same_data_directory_isone_line(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_created_configuration_is_valid_and_kept(tmp_path: Path) -> None:
     assert set(snapshot.users) == {"alice@example.test", "bob@example.test"}
     assert all(user.password for user in snapshot.users.values())
     assert directory.stat().st_mode & 0o777 == 0o600
-    assert load_settings(configuration, {}).ingress.mx == "127.0.0.1:2525"
+    assert load_settings(configuration, {}).ingress.smtp_listen == "127.0.0.1:2525"
     configuration.write_text(configuration.read_text() + "# mine\n")
     before = configuration.read_text(), directory.read_text()
     demo.create_files(configuration.parent)
@@ -45,7 +45,7 @@ def test_created_configuration_is_valid_and_kept(tmp_path: Path) -> None:
 
 
 def test_banner_follows_the_settings(tmp_path: Path) -> None:
-    environment = {"EILPOST_INGRESS__MX": "127.0.0.1:4025", "EILPOST_MAILSTORE__POP3": "127.0.0.1:4110"}
+    environment = {"EILPOST_INGRESS__SMTP_LISTEN": "127.0.0.1:4025", "EILPOST_MAILSTORE__POP3_LISTEN": "127.0.0.1:4110"}
     text = demo.banner(load_settings(None, environment), tmp_path / "eilpost.toml", "eilpost")
     first = text.strip().splitlines()[:2]
     assert "127.0.0.1:4025" in first[0]
@@ -56,7 +56,7 @@ def test_banner_follows_the_settings(tmp_path: Path) -> None:
     assert f"eilpost trace QUEUE_ID --config {tmp_path}/eilpost.toml\n" in text
     assert f"eilpost queue --config {tmp_path}/eilpost.toml\n" in text
     assert "HTTP off" in demo.banner(load_settings(None, {"EILPOST_HTTP__LISTEN": ""}), tmp_path, "eilpost")
-    assert "POP3 off" in demo.banner(load_settings(None, {"EILPOST_MAILSTORE__POP3": ""}), tmp_path, "eilpost")
+    assert "POP3 off" in demo.banner(load_settings(None, {"EILPOST_MAILSTORE__POP3_LISTEN": ""}), tmp_path, "eilpost")
 
 
 def test_banner_names_a_configuration_outside_the_default_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,10 @@ def _make_run(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     makefile = (Path(__file__).resolve().parents[3] / "Makefile").read_text(encoding="utf-8")
     recipe = re.search(r"^run: .*\n\t@\$\(BIN\)/eilpost (.*)$", makefile, re.MULTILINE)
     assert recipe is not None
-    ports = {name: free_port() for name in ("EILPOST_INGRESS__MX", "EILPOST_MAILSTORE__POP3", "EILPOST_HTTP__LISTEN")}
+    ports = {
+        name: free_port()
+        for name in ("EILPOST_INGRESS__SMTP_LISTEN", "EILPOST_MAILSTORE__POP3_LISTEN", "EILPOST_HTTP__LISTEN")
+    }
     environment = {**os.environ, **{name: f"127.0.0.1:{port}" for name, port in ports.items()}}
     with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(
@@ -103,9 +106,9 @@ def _make_run(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
             process_group=supervised.group(),
         )
     try:
-        wait_for_greeting(ports["EILPOST_INGRESS__MX"], deadline_seconds=60)
-        wait_for_greeting(ports["EILPOST_MAILSTORE__POP3"])
-        yield process, ports["EILPOST_INGRESS__MX"]
+        wait_for_greeting(ports["EILPOST_INGRESS__SMTP_LISTEN"], deadline_seconds=60)
+        wait_for_greeting(ports["EILPOST_MAILSTORE__POP3_LISTEN"])
+        yield process, ports["EILPOST_INGRESS__SMTP_LISTEN"]
     finally:
         if process.poll() is None:
             process.kill()
@@ -165,7 +168,7 @@ def test_mailstore_alone_serves_pop3(tmp_path: Path) -> None:
 
 
 def test_disabled_protocols_are_not_reported_as_ready(tmp_path: Path) -> None:
-    with EilpostProcess(tmp_path / "home", {"mailstore": {"pop3": ""}}) as box:
+    with EilpostProcess(tmp_path / "home", {"mailstore": {"pop3_listen": ""}}) as box:
         roles = set(json.loads(box.get("/readyz")[1])["roles"])
         assert roles == {"http", "housekeeping", "ingress", "router", "delivery"}
         assert box.stop() == 0

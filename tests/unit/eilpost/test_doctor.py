@@ -36,9 +36,9 @@ def make_plan(tmp_path: Path) -> MakePlan:
     def make(**sections: dict[str, Any]) -> Plan:
         usual: dict[str, dict[str, Any]] = {
             "node": {"hostname": "mx.example.test"},
-            "ingress": {"mx": f"127.0.0.1:{free_port()}", "sender_domain_must_resolve": False},
+            "ingress": {"smtp_listen": f"127.0.0.1:{free_port()}", "sender_domain_must_resolve": False},
             "delivery": {"relay": "smtp://127.0.0.1:2626"},
-            "mailstore": {"pop3": f"127.0.0.1:{free_port()}"},
+            "mailstore": {"pop3_listen": f"127.0.0.1:{free_port()}"},
             "http": {"listen": f"127.0.0.1:{free_port()}"},
         }
         for name, section in sections.items():
@@ -95,8 +95,8 @@ def test_running_server_is_recognised_on_its_ports(tmp_path: Path) -> None:
     assert found["log"].text.startswith(
         str(box.home / "log.db") + ": in use by a running eilpost; 0 deliveries in the queue, 0 unrouted messages"
     )
-    assert found["port ingress.mx"].text.endswith("eilpost is running")
-    assert found["port mailstore.pop3"].text.endswith("eilpost is running")
+    assert found["port ingress.smtp_listen"].text.endswith("eilpost is running")
+    assert found["port mailstore.pop3_listen"].text.endswith("eilpost is running")
     assert "eilpost is running and ready: " in found["port http.listen"].text
     assert "ingress, router, delivery, mailstore" in found["port http.listen"].text.replace("http, housekeeping, ", "")
     assert "written and read in" in found["spool"].text
@@ -222,11 +222,11 @@ async def test_dns_is_not_queried_when_not_used(make_plan: MakePlan) -> None:
 @pytest.mark.parametrize(
     ("key", "answer", "level", "expected"),
     [
-        ("ingress.mx", b"220 other.example.test ESMTP Postfix\r\n", Level.FAIL, "in use by another program"),
-        ("ingress.mx", b"220 mx.example.test ESMTP eilpost\r\n", Level.OK, "eilpost is running"),
-        ("ingress.mx", b"421 4.3.2 mx.example.test too busy\r\n", Level.WARN, "421"),
-        ("mailstore.pop3", b"+OK Dovecot ready.\r\n", Level.FAIL, "in use by another program"),
-        ("mailstore.pop3", b"", Level.WARN, "sends no greeting"),
+        ("ingress.smtp_listen", b"220 other.example.test ESMTP Postfix\r\n", Level.FAIL, "in use by another program"),
+        ("ingress.smtp_listen", b"220 mx.example.test ESMTP eilpost\r\n", Level.OK, "eilpost is running"),
+        ("ingress.smtp_listen", b"421 4.3.2 mx.example.test too busy\r\n", Level.WARN, "421"),
+        ("mailstore.pop3_listen", b"+OK Dovecot ready.\r\n", Level.FAIL, "in use by another program"),
+        ("mailstore.pop3_listen", b"", Level.WARN, "sends no greeting"),
         ("http.listen", b"HTTP/1.1 200 OK\r\n\r\n<html>", Level.FAIL, "in use by another program"),
         (
             "http.listen",
@@ -267,9 +267,9 @@ async def test_server_on_a_port_in_use_is_identified(
 
 
 async def test_listen_address_of_another_machine_is_a_failure(make_plan: MakePlan) -> None:
-    found = _by_what(await ports.examine(make_plan(ingress={"mx": "192.0.2.1:2525"}).settings))
-    assert found["port ingress.mx"].level is Level.FAIL
-    assert "ingress.mx" in found["port ingress.mx"].advice[0]
+    found = _by_what(await ports.examine(make_plan(ingress={"smtp_listen": "192.0.2.1:2525"}).settings))
+    assert found["port ingress.smtp_listen"].level is Level.FAIL
+    assert "ingress.smtp_listen" in found["port ingress.smtp_listen"].advice[0]
 
 
 # --- output

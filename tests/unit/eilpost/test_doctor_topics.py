@@ -52,7 +52,7 @@ def test_created_topics_pass_the_check() -> None:
         (ACCEPTED, {"cleanup.policy": "compact"}, {}, Level.FAIL, "set it to delete"),
         (ACCEPTED, {"retention.ms": "604800000"}, {}, Level.FAIL, "set it to -1"),
         (DISPATCHED, {"retention.bytes": "1000000"}, {}, Level.FAIL, "set it to -1"),
-        (EVENTS, {"retention.ms": "86400000"}, {}, Level.WARN, "less than log.events_kept"),
+        (EVENTS, {"retention.ms": "86400000"}, {}, Level.WARN, "less than log.events_retention"),
         (EVENTS, {"unclean.leader.election.enable": "true"}, {}, Level.FAIL, "set it to false"),
         (ACCEPTED, {"max.message.bytes": "1048588"}, {}, Level.FAIL, "set it to 16777216"),
         (ACCEPTED, {"min.insync.replicas": "1"}, {}, Level.FAIL, "set it to 2"),

@@ -73,7 +73,7 @@ class MailServerOn(InMemoryMailServer):
     """A mail server on an existing log and spool."""
 
     def __init__(self, log: Any, spool: Any) -> None:
-        super().__init__({"router": {"retry": ["1s"]}}, log=log)
+        super().__init__({"router": {"retry_delays": ["1s"]}}, log=log)
         self.spool = spool
 
 

@@ -27,8 +27,8 @@ def _in_a_pod(folder: Path, *arguments: str, **settings: str) -> subprocess.Pope
         "EILPOST_SPOOL__URL": f"file:{folder}/spool",
         "EILPOST_DIRECTORY__URL": f"file:{folder}/directory.toml",
         "EILPOST_MAILBOXES__URL": f"maildir:{folder}/mail",
-        "EILPOST_INGRESS__MX": f"127.0.0.1:{free_port()}",
-        "EILPOST_MAILSTORE__POP3": f"127.0.0.1:{free_port()}",
+        "EILPOST_INGRESS__SMTP_LISTEN": f"127.0.0.1:{free_port()}",
+        "EILPOST_MAILSTORE__POP3_LISTEN": f"127.0.0.1:{free_port()}",
         "EILPOST_HTTP__LISTEN": f"127.0.0.1:{free_port()}",
         "EILPOST_NODE__LOG_FORMAT": "json",
         "EILPOST_PORT": "tcp://10.96.0.7:25",  # Kubernetes sets it for a Service named eilpost
@@ -56,7 +56,7 @@ def _in_a_pod(folder: Path, *arguments: str, **settings: str) -> subprocess.Pope
         (("up",), {"EILPOST_SPOOL__URL": "file:/dev/null/spool"}, "spool"),
         (("up",), {"EILPOST_MAILBOXES__URL": "maildir:/dev/null/mail"}, "mailboxes.url"),
         (("up",), {"EILPOST_HTTP__LISTEN": "192.0.2.1:80"}, "http.listen"),
-        (("up",), {"EILPOST_INGRESS__MX": "192.0.2.1:25"}, "ingress.mx"),
+        (("up",), {"EILPOST_INGRESS__SMTP_LISTEN": "192.0.2.1:25"}, "ingress.smtp_listen"),
         (("router",), {}, "log.url"),
         (
             ("router",),

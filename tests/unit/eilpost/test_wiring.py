@@ -75,7 +75,7 @@ def test_unusable_mail_folder_is_an_error_at_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("lifetime", "days"), [("5d", 14), ("30d", 60)])
 def test_mailbox_remembers_delivery_ids_longer_than_mail_is_queued(tmp_path: Path, lifetime: str, days: int) -> None:
-    boxes = wiring.make_mailboxes(_plan(tmp_path, ROUTER__LIFETIME=lifetime, SPOOL__EXPIRE="40d"))
+    boxes = wiring.make_mailboxes(_plan(tmp_path, ROUTER__QUEUE_LIFETIME=lifetime, SPOOL__RETENTION="40d"))
     assert isinstance(boxes, Maildir)
     assert boxes.retention == timedelta(days=days)
 
@@ -102,7 +102,7 @@ def test_every_role_can_be_built_from_its_ports(tmp_path: Path) -> None:
 def test_role_alone_on_an_embedded_log_gives_the_reason(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"only one process can open this log.*eilpost up.*Kafka"):
         process.run_role("router", _plan(tmp_path))
-    with pytest.raises(SettingsError, match=r"ingress\.mx is empty"):
-        process.run_role("ingress", _plan(tmp_path, LOG__URL="kafka://127.0.0.1:1", INGRESS__MX=""))
+    with pytest.raises(SettingsError, match=r"ingress\.smtp_listen is empty"):
+        process.run_role("ingress", _plan(tmp_path, LOG__URL="kafka://127.0.0.1:1", INGRESS__SMTP_LISTEN=""))
     with pytest.raises(SettingsError, match="would get no mail"):
         process.run_mailstore(_plan(tmp_path, MAILBOXES__URL="memory:"))

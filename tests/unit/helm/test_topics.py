@@ -50,13 +50,13 @@ def test_topics_follow_settings_and_tenants(kept: str, replication: int, tmp_pat
             "replication": replication,
             "durability": "dev",
         },
-        "settings": {"log": {"events_kept": kept}},
+        "settings": {"log": {"events_retention": kept}},
         "directory": {"inline": '[tenants.big]\nhosting = "dedicated"'},
         "tenants": [{"name": "big", "shards": 24, "deliveryShards": 36}],
     }
     changed = tmp_path / "changed.yaml"
     changed.write_text(yaml.safe_dump(values), encoding="utf-8")
-    settings = LogSettings(shards=6, delivery_shards=48, replication=replication, events_kept=parse_duration(kept))
+    settings = LogSettings(shards=6, delivery_shards=48, replication=replication, events_retention=parse_duration(kept))
     of_tenant = settings.model_copy(update={"shards": 24, "delivery_shards": 36})
     wanted = _made_by_code(settings, "Acme_mail.")
     wanted |= _made_by_code(of_tenant, tenant_prefix("Acme_mail.", "big"))

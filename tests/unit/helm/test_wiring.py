@@ -57,7 +57,7 @@ def test_grace_period_covers_pause_drain_and_ten_seconds(name: str) -> None:
         pause = int(
             _container(spec).get("lifecycle", {}).get("preStop", {"exec": {"command": ["", "0"]}})["exec"]["command"][1]
         )
-        drain = load(None, _environment(spec)).node.drain
+        drain = load(None, _environment(spec)).node.drain_timeout
         assert timedelta(seconds=spec["terminationGracePeriodSeconds"]) == timedelta(seconds=pause + 10) + drain
 
 
@@ -68,8 +68,8 @@ def test_ports_are_those_of_eilpost(name: str) -> None:
         ports = {each["name"]: each["containerPort"] for each in container.get("ports", [])}
         settings = load(None, _environment(spec))
         listening = {
-            "smtp": settings.ingress.mx if role == "ingress" else "",
-            "pop3": settings.mailstore.pop3 if role == "mailstore" else "",
+            "smtp": settings.ingress.smtp_listen if role == "ingress" else "",
+            "pop3": settings.mailstore.pop3_listen if role == "mailstore" else "",
             "http": settings.http.listen if role in ROLES else "",
         }
         assert ports == {key: int(where.rpartition(":")[2]) for key, where in listening.items() if where}
@@ -85,7 +85,7 @@ def test_pods_listen_on_the_cluster_address_family(tmp_path: Path) -> None:
     for each in helm.template(helm.file_of("minimal"), over):
         if each["kind"] == "Deployment":
             settings = load(None, _environment(each["spec"]["template"]["spec"]))
-            listening = (settings.ingress.mx, settings.mailstore.pop3, settings.http.listen)
+            listening = (settings.ingress.smtp_listen, settings.mailstore.pop3_listen, settings.http.listen)
             assert listening == ("[::]:2525", "[::]:2110", "[::]:8025")
 
 

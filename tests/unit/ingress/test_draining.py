@@ -12,7 +12,7 @@ from tests.support.servers.ingress import RunningIngress, running_ingress
 
 
 async def test_draining_sends_421_when_idle_and_finishes_messages_in_progress() -> None:
-    server = RunningIngress(node=NodeSettings(hostname="mx.example.test", drain="20s"))
+    server = RunningIngress(node=NodeSettings(hostname="mx.example.test", drain_timeout="20s"))
     await server.start()
     idle, busy = await server.connect(), await server.connect()
     await idle.read_reply()
@@ -28,7 +28,7 @@ async def test_draining_sends_421_when_idle_and_finishes_messages_in_progress() 
 
 async def test_draining_waits_for_quit_after_250() -> None:
     """Python's smtplib treats 421 in reply to QUIT as a failure, and its caller sends the accepted message again."""
-    server = RunningIngress(node=NodeSettings(hostname="mx.example.test", drain="20s"))
+    server = RunningIngress(node=NodeSettings(hostname="mx.example.test", drain_timeout="20s"))
     await server.start()
     done, busy = await server.connect(), await server.connect()
     await done.start_data()
@@ -44,7 +44,7 @@ async def test_draining_waits_for_quit_after_250() -> None:
 
 
 async def test_draining_aborts_sessions_after_the_drain_time() -> None:
-    server = RunningIngress(node=NodeSettings(hostname="mx.example.test", drain="100ms"))
+    server = RunningIngress(node=NodeSettings(hostname="mx.example.test", drain_timeout="100ms"))
     await server.start()
     client = await server.connect()
     await client.start_data()
@@ -58,8 +58,8 @@ async def test_draining_aborts_sessions_after_the_drain_time() -> None:
 async def test_port_in_use_is_a_service_error() -> None:
     async with running_ingress() as server:
         host, port = server.ingress.bound_addresses[0]
-        with pytest.raises(ServiceError, match=r"ingress\.mx"):
-            await RunningIngress(mx=f"{host}:{port}").start()
+        with pytest.raises(ServiceError, match=r"ingress\.smtp_listen"):
+            await RunningIngress(smtp_listen=f"{host}:{port}").start()
 
 
 def test_invalid_relay_network_is_a_service_error() -> None:

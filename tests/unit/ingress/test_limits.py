@@ -31,11 +31,11 @@ async def test_long_lines_in_message_data_are_accepted() -> None:
         client.send(content + b".\r\n")
         assert (await client.read_reply()).startswith("250")
         assert server.body() == content
-        assert len(server.spool.contents) == 1  # more than spool.inline_max
+        assert len(server.spool.contents) == 1  # more than spool.max_inline_size
 
 
 async def test_too_large_message_gets_552_and_the_session_continues() -> None:
-    async with running_ingress(max_size="100KiB") as server:
+    async with running_ingress(max_message_size="100KiB") as server:
         client = await server.connect()
         await client.start_data()
         for _ in range(40):
@@ -47,7 +47,7 @@ async def test_too_large_message_gets_552_and_the_session_continues() -> None:
 
 @pytest.mark.parametrize(("octets", "code"), [(307_200, "250"), (307_201, "552")])
 async def test_size_limit_excludes_transparent_dots(octets: int, code: str) -> None:
-    async with running_ingress(max_size="300KiB") as server:
+    async with running_ingress(max_message_size="300KiB") as server:
         client = await server.connect()
         await client.start_data()
         content = b"Subject: x\r\n\r\n" + b".\r\n" * 99_900  # 399.6 kB on the wire
@@ -59,7 +59,7 @@ async def test_size_limit_excludes_transparent_dots(octets: int, code: str) -> N
 
 
 async def test_message_data_beyond_the_memory_budget_gets_452() -> None:
-    async with running_ingress(bytes_in_flight="64KiB") as server:
+    async with running_ingress(max_in_flight_bytes="64KiB") as server:
         first, second = await server.connect(), await server.connect()
         await first.start_data()
         await second.start_data()

@@ -84,7 +84,7 @@ def test_complete_or_fast_data_is_not_aborted() -> None:
 
 async def test_slow_data_gets_421_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingress.limits.RATE_INTERVAL_SECONDS", 0.1)
-    async with running_ingress(bytes_in_flight="64KiB", max_size="48KiB") as server:
+    async with running_ingress(max_in_flight_bytes="64KiB", max_message_size="48KiB") as server:
         slow, other = await server.connect(), await server.connect()
         await slow.start_data()
         slow.send(b"x" * 60_000 + b"\r\n")

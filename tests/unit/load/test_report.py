@@ -84,7 +84,7 @@ def test_hint_names_delivery_relay_when_all_mail_bounced() -> None:
 def test_hint_names_settle_when_deferred_mail_was_not_retried() -> None:
     deferred = result(10, 9)
     deferred.ledger.first_attempt(9)
-    assert "router.retry" in hint(deferred)
+    assert "router.retry_delays" in hint(deferred)
     assert "deferred by the sink, no retry" in text(deferred)
 
 
@@ -103,7 +103,7 @@ def test_unsent_or_refused_mail_fails_the_load() -> None:
 def test_hint_when_the_sender_domain_is_not_in_dns() -> None:
     refused = result(0, 0)
     refused.ledger.refuse([refused.ledger.issue()], "RCPT: 550 5.1.8 load.test: sender's domain does not exist")
-    assert "ingress.sender_check_exempts_relay" in hint(refused)
+    assert "ingress.sender_check_exempts_relay_networks" in hint(refused)
     assert "ingress.relay_networks" in hint(refused)
 
 

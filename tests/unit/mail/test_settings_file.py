@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mail.log.topics import ALL_TOPICS, tenant_prefix
-from mail.settings import Settings, SettingsError, dump
-from mail.settings_file import load
+from mail.settings import RENAMED, Settings, SettingsError, dump
+from mail.settings_file import load, variable_name
 from mail.settings_text import default_toml, render
 from mail.settings_values import PREFIX_MAX
 
@@ -56,10 +56,14 @@ def test_every_key_has_a_description() -> None:
 
 
 def test_rendered_settings_are_parsed_back(file: Path) -> None:
-    file.write_text('[router]\nretry = ["90s", "1h"]\n[node]\nhostname = "mx.example.test"\n[ingress]\nvrfy = true\n')
-    settings = load(file, {"EILPOST_INGRESS__MAX_SIZE": "1MB", "EILPOST_RESOLVER__SERVERS": "127.0.0.1:5353,::1"})
-    assert settings.router.retry == [timedelta(seconds=90), timedelta(hours=1)]
-    assert settings.ingress.max_size == 1_000_000
+    file.write_text(
+        '[router]\nretry_delays = ["90s", "1h"]\n[node]\nhostname = "mx.example.test"\n[ingress]\nvrfy = true\n'
+    )
+    settings = load(
+        file, {"EILPOST_INGRESS__MAX_MESSAGE_SIZE": "1MB", "EILPOST_RESOLVER__SERVERS": "127.0.0.1:5353,::1"}
+    )
+    assert settings.router.retry_delays == [timedelta(seconds=90), timedelta(hours=1)]
+    assert settings.ingress.max_message_size == 1_000_000
     assert settings.resolver.servers == ["127.0.0.1:5353", "::1"]
     file.write_text(render(settings, explain=False))
     assert load(file, {}) == settings
@@ -73,8 +77,8 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
             "EILPOST_LOG__URL": "memory:",
             "eilpost_log__delivery_shards": "3",
             "EILPOST_INGRESS__VRFY": "yes",
-            "EILPOST_ROUTER__RETRY": '["1m"]',
-            "EILPOST_INGRESS__MX": "",
+            "EILPOST_ROUTER__RETRY_DELAYS": '["1m"]',
+            "EILPOST_INGRESS__SMTP_LISTEN": "",
             "EILPOST_TEST_KAFKA": "127.0.0.1:9092",
             "HOME": "/nowhere",
         },
@@ -82,8 +86,8 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
     assert settings.log.url == "memory:"
     assert (settings.log.shards, settings.log.delivery_shards) == (2, 3)
     assert settings.ingress.vrfy
-    assert settings.ingress.mx == ""
-    assert settings.router.retry == [timedelta(minutes=1)]
+    assert settings.ingress.smtp_listen == ""
+    assert settings.router.retry_delays == [timedelta(minutes=1)]
 
 
 @pytest.mark.parametrize(
@@ -93,26 +97,30 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
         ("[log]\nurl = x\n", "", "line 2"),
         ("[ingres]\n", "", "there is no section [ingres]; did you mean ingress?"),
         ("[xyz]\n", "", "the sections are node, log,"),
-        ('mx = "127.0.0.1:25"', "mx", "it is a key of [ingress]"),
+        ('smtp_listen = "127.0.0.1:25"', "smtp_listen", "it is a key of [ingress]"),
         ('log = "x"', "log", "write [log]"),
-        ('[ingress]\nmax_sise = "1MiB"', "ingress.max_sise", "did you mean max_size?"),
-        ('[ingress]\nlifetime = "5d"', "ingress.lifetime", "router.lifetime"),
-        ("[ingress]\nxyz = 1", "ingress.xyz", "[ingress] has mx,"),
-        ("[ingress]\nmax_size = 3", "ingress.max_size", "a size has a unit"),
-        ('[ingress]\nmax_size = "3"', "ingress.max_size", "a size with its unit"),
-        ("[router]\nlifetime = 5.5", "router.lifetime", "a time has a unit"),
-        ('[router]\nlifetime = "5 days"', "router.lifetime", "a time with its unit"),
-        ('[router]\nretry = ["1m", 5]', "router.retry[1]", "a time with its unit"),
-        ('[router]\nretry = "1m"', "router.retry", "a list is expected"),
-        ("[router]\nretry = []", "router.retry", "at least one time"),
-        ('[router]\nretry = ["0s"]', "router.retry", "more than 0s is expected"),
-        ('[router]\nwindow = "5"', "router.window", "a whole number without quotes"),
-        ("[router]\nwindow = 0", "router.window", "at least 1"),
+        ('[ingress]\nmax_mesage_size = "1MiB"', "ingress.max_mesage_size", "did you mean max_message_size?"),
+        ('[ingress]\nqueue_lifetime = "5d"', "ingress.queue_lifetime", "router.queue_lifetime"),
+        ("[ingress]\nxyz = 1", "ingress.xyz", "[ingress] has smtp_listen,"),
+        ("[ingress]\nmax_message_size = 3", "ingress.max_message_size", "a size has a unit"),
+        ('[ingress]\nmax_message_size = "3"', "ingress.max_message_size", "a size with its unit"),
+        ("[router]\nqueue_lifetime = 5.5", "router.queue_lifetime", "a time has a unit"),
+        ('[router]\nqueue_lifetime = "5 days"', "router.queue_lifetime", "a time with its unit"),
+        ('[router]\nretry_delays = ["1m", 5]', "router.retry_delays[1]", "a time with its unit"),
+        ('[router]\nretry_delays = "1m"', "router.retry_delays", "a list is expected"),
+        ("[router]\nretry_delays = []", "router.retry_delays", "at least one time"),
+        ('[router]\nretry_delays = ["0s"]', "router.retry_delays", "more than 0s is expected"),
+        (
+            '[router]\nmax_active_deliveries_per_site = "5"',
+            "router.max_active_deliveries_per_site",
+            "a whole number without quotes",
+        ),
+        ("[router]\nmax_active_deliveries_per_site = 0", "router.max_active_deliveries_per_site", "at least 1"),
         ("[log]\nshards = 5000", "log.shards", "at most 1024"),
         ('[log]\nmin_free_disk = "99999999999999999999999GiB"', "log.min_free_disk", "at most 1024TiB"),
-        ('[spool]\nexpire = "999999999d"', "spool.expire", "at most 36500d"),
+        ('[spool]\nretention = "999999999d"', "spool.retention", "at most 36500d"),
         ('[log]\nurl = "embedded:a\\u0000b"', "log.url", r'found "embedded:a\x00b"'),
-        ('[ingress]\nmx = "a\\nb"', "ingress.mx", r'found "a\nb"'),
+        ('[ingress]\nsmtp_listen = "a\\nb"', "ingress.smtp_listen", r'found "a\nb"'),
         ('[ingress]\n"a\\nb" = 1', r"ingress.a\nb", "there is no such key"),
         ('["a\\nb"]', "there is no section", r"[a\nb]"),
         ("[ingress]\nvrfy = 1", "ingress.vrfy", "true or false"),
@@ -120,10 +128,10 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
         ('[node]\nhostname = "a b"', "node.hostname", "a host name"),
         ('[node]\nlog_level = "loud"', "node.log_level", "debug, info"),
         ('[node]\nlog_format = "xml"', "node.log_format", "auto, json"),
-        ('[ingress]\nmx = "2525"', "ingress.mx", '"HOST:PORT" is expected'),
-        ('[ingress]\nmx = "127.0.0.1:99999"', "ingress.mx", '"HOST:PORT" is expected'),
+        ('[ingress]\nsmtp_listen = "2525"', "ingress.smtp_listen", '"HOST:PORT" is expected'),
+        ('[ingress]\nsmtp_listen = "127.0.0.1:99999"', "ingress.smtp_listen", '"HOST:PORT" is expected'),
         ('[http]\nlisten = "::1:25"', "http.listen", '"HOST:PORT" is expected'),
-        ('[mailstore]\npop3 = "x"', "mailstore.pop3", '"HOST:PORT" is expected'),
+        ('[mailstore]\npop3_listen = "x"', "mailstore.pop3_listen", '"HOST:PORT" is expected'),
         ('[ingress]\nrelay_networks = ["10.0.0.1/8"]', "ingress.relay_networks", "has host bits set"),
         ('[ingress]\nrelay_networks = ["0.0.0.0/0"]', "ingress.relay_networks", "an open relay"),
         ('[ingress]\nrelay_networks = ["0.0.0.0/1", "128.0.0.0/1"]', "ingress.relay_networks", "of /8 or longer"),
@@ -160,7 +168,11 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
             "log.prefix",
             "at most 174 characters are expected (Kafka topic names), not 175",
         ),
-        ('[log]\nurl = "kafka://h1:9092"\n[spool]\ninline_max = "5MiB"', "spool.inline_max", "on Kafka at most"),
+        (
+            '[log]\nurl = "kafka://h1:9092"\n[spool]\nmax_inline_size = "5MiB"',
+            "spool.max_inline_size",
+            "on Kafka at most",
+        ),
         ('[log]\nurl = "embedded:"', "log.url", "a path is missing"),
         ('[spool]\nurl = "var/spool"', "spool.url", '"file:DIRECTORY"'),
         ('[spool]\nurl = "s3:/mail"', "spool.url", '"s3://BUCKET/PREFIX" is expected'),
@@ -169,9 +181,9 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
         ('[spool]\nurl = "s3://mail"\nendpoint = "http://store:9000"', "spool.endpoint", "spool.allow_http = true"),
         ("[spool]\nsecret_key = 4711", "spool.secret_key: found ***", "a string is expected"),
         ('[spool]\nsecret_key = "***"', "spool.secret_key", "a masked secret"),
-        ('[spool]\nexpire = "5d"', "spool.expire", "longer than router.lifetime"),
-        ('[router]\nlifetime = "8d"', "spool.expire", "longer than router.lifetime"),
-        ('[ingress]\nmax_size = "1GiB"', "ingress.max_size", "increase ingress.bytes_in_flight"),
+        ('[spool]\nretention = "5d"', "spool.retention", "longer than router.queue_lifetime"),
+        ('[router]\nqueue_lifetime = "8d"', "spool.retention", "longer than router.queue_lifetime"),
+        ('[ingress]\nmax_message_size = "1GiB"', "ingress.max_message_size", "increase ingress.max_in_flight_bytes"),
     ],
 )
 def test_invalid_settings_file_is_a_one_line_error(file: Path, text: str, key: str, expected: str) -> None:
@@ -179,6 +191,23 @@ def test_invalid_settings_file_is_a_one_line_error(file: Path, text: str, key: s
     message = _refused(file, {})
     assert message.startswith(f"{file}: {key}")
     assert expected in message
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_former_name_is_refused_with_the_new_name(file: Path, old: str, new: str) -> None:
+    section, _, key = old.partition(".")
+    file.write_text(f'[{section}]\n{key} = "x"\n')
+    assert _refused(file, {}) == f"{file}: {old}: is now called {new}: rename it"
+    variable = variable_name(old)
+    assert _refused(None, {variable: "x"}) == (
+        f"environment variable {variable}: is now called {variable_name(new)}: rename it"
+    )
+
+
+def test_renamed_settings_exist_under_the_new_name_only() -> None:
+    known = {f"{section}.{key}" for section, values in dump(Settings()).items() for key in values}
+    assert known >= set(RENAMED.values())
+    assert not known & set(RENAMED)
 
 
 def test_longest_prefix_tenant_and_topic_fit_in_a_topic_name() -> None:
@@ -227,12 +256,12 @@ def test_secrets_are_masked(file: Path) -> None:
         ("EILPOST_LOG__URI", "x", "did you mean url?"),
         ("EILPOST_LOG__SHARDS", "many", "log.shards: 'many' is not a whole number"),
         ("EILPOST_INGRESS__VRFY", "perhaps", "ingress.vrfy: 'perhaps' is neither true nor false"),
-        ("EILPOST_INGRESS__MAX_SIZE", "3", "a size with its unit"),
-        ("EILPOST_ROUTER__RETRY", "[1m", "is not a list"),
-        ("EILPOST_ROUTER__RETRY", "[" * 100_000, "is not a list"),
+        ("EILPOST_INGRESS__MAX_MESSAGE_SIZE", "3", "a size with its unit"),
+        ("EILPOST_ROUTER__RETRY_DELAYS", "[1m", "is not a list"),
+        ("EILPOST_ROUTER__RETRY_DELAYS", "[" * 100_000, "is not a list"),
         ("EILPOST_LOG__URL", "embedded:/", "log.url: found"),
         ("EILPOST_LOG__URL", "embedded:.", "a file is missing"),
-        ("EILPOST_ROUTER__LIFETIME", "5", "router.lifetime"),
+        ("EILPOST_ROUTER__QUEUE_LIFETIME", "5", "router.queue_lifetime"),
         ("EILPOST_LOG__URL", "oracle:", "log.url"),
     ],
 )
@@ -245,7 +274,8 @@ def test_invalid_variable_is_named_in_one_line(variable: str, value: str, expect
 @pytest.mark.parametrize(
     ("variable", "expected"),
     [
-        ("EILPOST_INGRESS_MX", "did you mean EILPOST_INGRESS__MX?"),
+        ("EILPOST_INGRESS_MX", "did you mean EILPOST_INGRESS__SMTP_LISTEN?"),
+        ("EILPOST_INGRESS_SMTP_LISTEN", "did you mean EILPOST_INGRESS__SMTP_LISTEN?"),
         ("EILPOST_NODE_HOSTNAME", "did you mean EILPOST_NODE__HOSTNAME?"),
         ("eilpost_mailbox_url", "did you mean EILPOST_MAILBOXES__URL?"),
         ("EILPOST_LOGURL", "did you mean EILPOST_LOG__URL?"),
@@ -273,7 +303,7 @@ def test_variable_that_is_read_in_capitals_only_is_refused_in_another_case(varia
 
 def test_variables_of_kubernetes_and_other_programs_are_ignored() -> None:
     services = {}
-    for service in ("EILPOST", "EILPOST_DELIVERY", "EILPOST_LOG", "EILPOST_INGRESS__MX"):
+    for service in ("EILPOST", "EILPOST_DELIVERY", "EILPOST_LOG", "EILPOST_INGRESS__SMTP_LISTEN"):
         services |= {
             f"{service}_SERVICE_HOST": "10.96.0.7",
             f"{service}_SERVICE_PORT": "25",
@@ -286,7 +316,7 @@ def test_variables_of_kubernetes_and_other_programs_are_ignored() -> None:
         }
     others = {"EILPOST_FOO": "1", "EILPOST_CONFIG": "x", "EILPOST_DEBUG": "1", "EILPOST_TEST_KAFKA": "x", "HOME": "/"}
     assert load(None, services | others) == Settings()
-    assert load(None, services | others | {"EILPOST_DELIVERY__PORT": "26"}).delivery.port == 26
+    assert load(None, services | others | {"EILPOST_DELIVERY__MX_PORT": "26"}).delivery.mx_port == 26
     assert "did you mean" in _refused(None, {"EILPOST_DELIVERY_PORT": "26"})  # a number is no address of a Service
 
 
@@ -343,7 +373,7 @@ def test_possible_password_in_a_quoted_value_is_masked(variable: str, value: str
         ("EILPOST_LOG__URL", "kafka://k1:9092,[::1]:9092,k3"),
         ("EILPOST_LOG__URL", "kafka://k1:99999"),
         ("EILPOST_DELIVERY__RELAY", "smtp://[::1]"),
-        ("EILPOST_INGRESS__MX", "127.0.0.1:smtp"),
+        ("EILPOST_INGRESS__SMTP_LISTEN", "127.0.0.1:smtp"),
         ("EILPOST_INGRESS__RELAY_NETWORKS", "10.0.0.1/8"),
         ("EILPOST_SPOOL__URL", "s3://bucket/pre//fix"),
     ],
@@ -354,7 +384,7 @@ def test_value_without_password_is_quoted_completely(variable: str, value: str) 
 
 @pytest.mark.parametrize(
     ("section", "key", "value"),
-    [("log", "shards", "9" * 5000), ("router", "lifetime", "9" * 5000 + "s"), ("node", "log_level", "é" * 5000)],
+    [("log", "shards", "9" * 5000), ("router", "queue_lifetime", "9" * 5000 + "s"), ("node", "log_level", "é" * 5000)],
 )
 def test_long_value_is_truncated(file: Path, section: str, key: str, value: str) -> None:
     file.write_text(f"[{section}]\n{key} = {json.dumps(value)}\n")
@@ -378,7 +408,7 @@ def test_largest_private_networks_are_allowed_as_relay_networks(file: Path) -> N
 
 
 def test_number_of_further_errors_is_reported(file: Path) -> None:
-    file.write_text('[ingress]\nmx = "x"\n[http]\nlisten = "y"\n')
+    file.write_text('[ingress]\nsmtp_listen = "x"\n[http]\nlisten = "y"\n')
     assert _refused(file, {}).endswith("(and 1 more)")
 
 
@@ -399,9 +429,9 @@ def test_published_keys_keep_their_names() -> None:
     text = default_toml()
     values = tomllib.loads(text)
     for section, key in [
-        ("node", "hostname"), ("log", "url"), ("spool", "url"), ("spool", "inline_max"), ("directory", "url"),
-        ("mailboxes", "url"), ("resolver", "servers"), ("ingress", "mx"), ("ingress", "relay_networks"),
-        ("ingress", "max_size"), ("ingress", "sender_domain_must_resolve"), ("router", "lifetime"),
-        ("router", "retry"), ("delivery", "relay"), ("mailstore", "pop3"), ("http", "listen"),
+        ("node", "hostname"), ("log", "url"), ("spool", "url"), ("spool", "max_inline_size"), ("directory", "url"),
+        ("mailboxes", "url"), ("resolver", "servers"), ("ingress", "smtp_listen"), ("ingress", "relay_networks"),
+        ("ingress", "max_message_size"), ("ingress", "sender_domain_must_resolve"), ("router", "queue_lifetime"),
+        ("router", "retry_delays"), ("delivery", "relay"), ("mailstore", "pop3_listen"), ("http", "listen"),
     ]:  # fmt: skip
         assert key in values[section]

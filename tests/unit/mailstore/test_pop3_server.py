@@ -132,24 +132,27 @@ async def test_two_servers_of_one_maildir_share_the_session_lock(tmp_path: Path,
 
 async def test_port_in_use_names_the_setting(mailboxes: MemoryMailboxes) -> None:
     async with running_pop3(mailboxes) as role:
-        settings = MailstoreSettings(pop3=f"127.0.0.1:{role.port}")
+        settings = MailstoreSettings(pop3_listen=f"127.0.0.1:{role.port}")
         second = Pop3Server(settings=settings, node=NodeSettings(), mailboxes=mailboxes, directory=make_directory())
-        with pytest.raises(ServiceError, match=rf"^mailstore\.pop3: cannot listen on 127\.0\.0\.1:{role.port}: "):
+        with pytest.raises(ServiceError, match=rf"^mailstore\.pop3_listen: cannot listen on 127.0.0.1:{role.port}: "):
             await second.run(lambda: None, asyncio.Event())
 
 
 @pytest.mark.parametrize("bad", ["nonsense", "127.0.0.1", "127.0.0.1:99999"])
 async def test_invalid_address_names_the_setting(mailboxes: MemoryMailboxes, bad: str) -> None:
     role = Pop3Server(
-        settings=MailstoreSettings(pop3=bad), node=NodeSettings(), mailboxes=mailboxes, directory=make_directory()
+        settings=MailstoreSettings(pop3_listen=bad),
+        node=NodeSettings(),
+        mailboxes=mailboxes,
+        directory=make_directory(),
     )
-    with pytest.raises(ServiceError, match=r"mailstore\.pop3"):
+    with pytest.raises(ServiceError, match=r"mailstore\.pop3_listen"):
         await role.run(lambda: None, asyncio.Event())
 
 
 async def test_empty_address_disables_pop3(mailboxes: MemoryMailboxes) -> None:
     role = Pop3Server(
-        settings=MailstoreSettings(pop3=""), node=NodeSettings(), mailboxes=mailboxes, directory=make_directory()
+        settings=MailstoreSettings(pop3_listen=""), node=NodeSettings(), mailboxes=mailboxes, directory=make_directory()
     )
     stop = asyncio.Event()
     await asyncio.wait_for(role.run(stop.set, stop), 5)
@@ -157,7 +160,7 @@ async def test_empty_address_disables_pop3(mailboxes: MemoryMailboxes) -> None:
 
 async def test_shutdown_ends_idle_sessions_and_finishes_a_transfer(mailboxes: MemoryMailboxes) -> None:
     await mailboxes.append(OWNER, DeliveryId("C-0"), b"line\r\n" * 2_000_000)
-    settings = MailstoreSettings(pop3="127.0.0.1:0")
+    settings = MailstoreSettings(pop3_listen="127.0.0.1:0")
     role = Pop3Server(settings=settings, node=NodeSettings(), mailboxes=mailboxes, directory=make_directory())
     ready, stop = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(role.run(ready.set, stop))

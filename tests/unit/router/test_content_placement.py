@@ -48,7 +48,7 @@ async def test_waiting_message_with_failing_spool_does_not_block_others(
     monkeypatch.setattr("router.content_placement.SPOOL_TIMEOUT_SECONDS", 0.05)
     spool = BrokenSpool()
     spool.hangs, spool.bug = trouble == "hangs", trouble == "bug"
-    setup = RouterSetup(spool=spool, relay=SMART, settings=RouterSettings(window=5))
+    setup = RouterSetup(spool=spool, relay=SMART, settings=RouterSettings(max_active_deliveries_per_site=5))
     for _ in range(7):
         await setup.log.append(accepted_now("u@far.test"))
     for _ in range(5):
@@ -108,7 +108,9 @@ async def test_inline_content_in_the_queue_is_bounded(monkeypatch: pytest.Monkey
     monkeypatch.setattr("router.content_placement.INLINE_BYTES_MAX", 1000)
     monkeypatch.setattr("router.content_placement.SPOOL_BACKOFF_SECONDS", 0.05)
     spool = BrokenSpool()
-    setup = RouterSetup(spool=spool, relay=SMART, settings=RouterSettings(window=1, batch=1))
+    setup = RouterSetup(
+        spool=spool, relay=SMART, settings=RouterSettings(max_active_deliveries_per_site=1, max_batch_records=1)
+    )
     mails = [accepted_now("u@far.test", content=Inline(CONTENT + b"x" * 400)) for _ in range(6)]
     for mail in mails:
         await setup.log.append(mail)

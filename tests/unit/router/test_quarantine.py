@@ -60,7 +60,7 @@ def break_decide(monkeypatch: pytest.MonkeyPatch, *poison: str, kind: type) -> N
 async def test_new_message_that_raises_is_held_and_others_are_delivered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    setup = RouterSetup(deliver=succeed, settings=RouterSettings(batch=10))
+    setup = RouterSetup(deliver=succeed, settings=RouterSettings(max_batch_records=10))
     mails = [accepted_now("alice@example.test") for _ in range(30)]
     bad = mails[4]
     break_decide(monkeypatch, bad.message.queue_id, kind=Accepted)

@@ -204,7 +204,11 @@ async def test_slow_dns_does_not_block_other_mail() -> None:
 
 
 async def test_burst_over_the_site_limit_is_spooled_and_delivered() -> None:
-    setup = RouterSetup(relay=ToRelay("smart.test", 25), settings=RouterSettings(window=10, batch=50), deliver=succeed)
+    setup = RouterSetup(
+        relay=ToRelay("smart.test", 25),
+        settings=RouterSettings(max_active_deliveries_per_site=10, max_batch_records=50),
+        deliver=succeed,
+    )
     mails = [accepted_now("u@far.test") for _ in range(300)]
     for mail in mails:
         await setup.log.append(mail)
@@ -216,7 +220,7 @@ async def test_burst_over_the_site_limit_is_spooled_and_delivered() -> None:
 
 
 async def test_due_deliveries_are_dispatched_without_a_pause() -> None:
-    setup = RouterSetup(relay=ToRelay("smart.test", 25), settings=RouterSettings(batch=10))
+    setup = RouterSetup(relay=ToRelay("smart.test", 25), settings=RouterSettings(max_batch_records=10))
     now, spooled = datetime.now(UTC), await setup.spool.put(CONTENT)
     for _ in range(60):
         message = accepted_now("u@far.test").message
@@ -256,7 +260,7 @@ async def test_next_owner_continues_from_the_committed_state() -> None:
         return Attempted(given.delivery.id, given.number, outcomes, datetime.now(UTC), timedelta(0), spooled, CONTENT)
 
     setup = RouterSetup(
-        relay=ToRelay("smart.test", 25), deliver=postpone, settings=RouterSettings(retry=[timedelta(seconds=1)])
+        relay=ToRelay("smart.test", 25), deliver=postpone, settings=RouterSettings(retry_delays=[timedelta(seconds=1)])
     )
     mail = accepted_now("u@far.test")
     async with setup.running():

@@ -16,6 +16,10 @@ def test_chart_knows_the_variables_of_this_version() -> None:
     assert chart.VARIABLES.read_text(encoding="utf-8") == chart.variables_text(), "run `make docs`"
 
 
+def test_chart_knows_the_renamed_settings() -> None:
+    assert chart.RENAMED_SETTINGS.read_text(encoding="utf-8") == chart.renamed_text(), "run `make docs`"
+
+
 def test_settings_schema_is_current() -> None:
     assert chart.SCHEMA.read_text(encoding="utf-8") == chart.schema_text(), "run `make docs`"
 

@@ -57,9 +57,9 @@ def test_every_setting_on_the_page_exists() -> None:
 
 def test_defaults_on_the_page_are_those_of_the_code() -> None:
     defaults = _settings()
-    assert str(defaults["router.lifetime"]) == "5 days, 0:00:00"
-    assert defaults["ingress.max_size"] == 25 << 20
-    assert (defaults["delivery.connections_per_site"], defaults["router.recipients_per_delivery"]) == (20, 100)
+    assert str(defaults["router.queue_lifetime"]) == "5 days, 0:00:00"
+    assert defaults["ingress.max_message_size"] == 25 << 20
+    assert (defaults["delivery.max_connections_per_site"], defaults["router.max_recipients_per_delivery"]) == (20, 100)
     assert (defaults["ingress.vrfy"], defaults["ingress.sender_domain_must_resolve"]) == (False, True)
 
 
