@@ -93,7 +93,7 @@ def _run_process(plan: Plan, main: Callable[[Signals], Coroutine[Any, Any, None]
     async def main_with_errors() -> None:
         try:
             with Signals() as signals:
-                signals.startup_began()
+                signals.begin_startup()
                 await main(signals)
         except asyncio.CancelledError:
             if not signals.stop.is_set():

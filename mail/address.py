@@ -28,6 +28,8 @@ _QUOTED_UTF8 = re.compile(r'"((?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*)"\Z')
 # Postfix accepts it too.
 _SUB_DOMAIN = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
 _DOMAIN = re.compile(rf"{_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*\Z")
+_COMMON_ADDRESS = re.compile(rf"({_ATOM}(?:\.{_ATOM})*)@({_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*)\Z")
+_ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)[0-9]+\Z")
 _C1_OR_SPACE = re.compile(r"[\u0080-\u00a0\u2028\u2029\ud800-\udfff\ufeff]")
 
 
@@ -80,10 +82,6 @@ class Address:
             return f"{self.local}@{self.domain}"
         quoted = self.local.replace("\\", "\\\\").replace('"', '\\"')
         return f'"{quoted}"@{self.domain}'
-
-
-_COMMON_ADDRESS = re.compile(rf"({_ATOM}(?:\.{_ATOM})*)@({_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*)\Z")
-_ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)[0-9]+\Z")
 
 
 def _parse_strict(text: str, *, utf8: bool) -> Address:

@@ -65,21 +65,21 @@ def parse_relay(text: str) -> ToRelay:
 
 def parse_brokers(url: str) -> tuple[str, ...]:
     """`"kafka://h1:9092,h2:9092"` to `("h1:9092", "h2:9092")`. Raises ValueError with the expected form."""
-    rest = url.removeprefix("kafka:")
-    if not rest.startswith("//") or not rest[2:].strip():
+    hosts = url.removeprefix("kafka:")
+    if not hosts.startswith("//") or not hosts[2:].strip():
         raise ValueError('brokers are expected, like "kafka://h1:9092,h2:9092"')
-    if "@" in rest:
+    if "@" in hosts:
         raise ValueError(
             'brokers are expected, like "kafka://h1:9092,h2:9092", without a user name and password: set'
             " log.sasl_username and log.sasl_password"
         )
-    brokers = tuple(part.strip() for part in rest[2:].split(","))
+    brokers = tuple(part.strip() for part in hosts[2:].split(","))
     for broker in brokers:
         try:
             _, port = parse(broker)
         except ValueError:
             port = 0
         if not port:
-            what = masked(f"kafka://{broker}").removeprefix("kafka://")
-            raise ValueError(f'"{what}" is not HOST:PORT; brokers are expected, like "kafka://h1:9092,h2:9092"')
+            shown = masked(f"kafka://{broker}").removeprefix("kafka://")
+            raise ValueError(f'"{shown}" is not HOST:PORT; brokers are expected, like "kafka://h1:9092,h2:9092"')
     return brokers

@@ -21,11 +21,11 @@ def mask_password(value: str) -> str:
     """A value with everything before its last `@`, its query and a possible password masked: "smtp://***@host:587"."""
     match = _SCHEME.match(value)
     scheme = match[0] if match else ""
-    user, at, rest = value[len(scheme) :].rpartition("@")
+    user, at, address = value[len(scheme) :].rpartition("@")
     if at and "?" in user:  # the password may be in either part
         return scheme + MASK
-    rest, question, query = rest.partition("?")
-    masked = f"{scheme}{MASK if at else ''}{at}{rest}{question}{MASK if query else ''}"
+    host, question, query = address.partition("?")
+    masked = f"{scheme}{MASK if at else ''}{at}{host}{question}{MASK if query else ''}"
     return _NO_PORT.sub(rf"\1{MASK}", masked)
 
 

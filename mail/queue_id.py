@@ -23,9 +23,7 @@ class _MonotonicGenerator:
         with self._lock:
             if now_ms > self._last_ms:
                 self._last_ms = now_ms
-                self._random = (
-                    int.from_bytes(os.urandom(10)) >> 1
-                )  # the upper half of the range is reserved for increments
+                self._random = int.from_bytes(os.urandom(10)) >> 1  # the upper half of the range is for increments
             else:
                 self._random += 1
             return make_queue_id(self._last_ms, self._random)

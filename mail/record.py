@@ -197,9 +197,6 @@ class Event:
     detail: EventDetail
 
 
-QueueLine = Pending | Settled
-
-
 def received_time(record: Accepted | Dispatched | Attempted) -> datetime:
     """When the message of a record was received; for `Attempted` the time in its queue id."""
     match record:

@@ -9,11 +9,8 @@ import os
 import stat
 from pathlib import Path
 
-_NOT_REGULAR_ERRNOS = (
-    errno.ELOOP,
-    errno.ENXIO,
-    errno.EISDIR,
-)  # a symbolic link; a FIFO without reader or a socket; a directory
+# A symbolic link; a FIFO without reader, or a socket; a directory.
+_NOT_REGULAR_ERRNOS = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
 
 
 class NotRegularFile(OSError):

@@ -133,7 +133,7 @@ async def run_roles(
             stop.set()
 
     with Signals(stop) if signals is None else nullcontext(signals) as handlers:
-        handlers.startup_ended()
+        handlers.end_startup()
         force_exit = handlers.force_exit
         heartbeat = asyncio.create_task(health.measure_loop_lag(), name="heartbeat")
         support_tasks = [asyncio.create_task(run(role, support_stop), name=role.name) for role in support]

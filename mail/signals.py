@@ -38,11 +38,11 @@ class Signals:
         self._handled: list[signal.Signals] = []
         self._had_terminal = sys.stderr is not None and sys.stderr.isatty()
 
-    def startup_began(self) -> None:
-        """Until `startup_ended`, a terminating signal cancels the current task."""
+    def begin_startup(self) -> None:
+        """Until `end_startup`, a terminating signal cancels the current task."""
         self._startup_task = asyncio.current_task()
 
-    def startup_ended(self) -> None:
+    def end_startup(self) -> None:
         self._startup_task = None
 
     def on_reload(self, function: Callable[[], Awaitable[None]]) -> None:

@@ -54,8 +54,8 @@ def format_duration(value: timedelta) -> str:
     """The inverse of `parse_duration`, in the largest exact unit up to days."""
     milliseconds = value // timedelta(milliseconds=1)
     for unit in ("d", "h", "m", "s"):
-        whole, rest = divmod(milliseconds, _MILLISECONDS[unit])
-        if whole and not rest:
+        whole, remainder = divmod(milliseconds, _MILLISECONDS[unit])
+        if whole and not remainder:
             return f"{whole}{unit}"
     return f"{milliseconds}ms"
 
@@ -63,7 +63,7 @@ def format_duration(value: timedelta) -> str:
 def format_size(value: int) -> str:
     """The inverse of `parse_size`, in the largest exact unit."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
-        whole, rest = divmod(value, _BYTES[unit])
-        if whole and not rest:
+        whole, remainder = divmod(value, _BYTES[unit])
+        if whole and not remainder:
             return f"{whole}{unit}"
     return f"{value}B"

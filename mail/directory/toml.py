@@ -11,7 +11,7 @@ import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from mail.address import Address, AddressError, domain_ascii, parse_domain
 from mail.directory import DEFAULT_TENANT, DirectoryUnusable, Domain, Snapshot, Tenant, User
@@ -21,6 +21,7 @@ from mail.units import parse_size
 _TOPIC_PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SECTIONS = ("delimiter", "tenants", "domains", "users", "aliases")
 _Table = Mapping[str, Any]
+_Entry = TypeVar("_Entry")
 
 
 def parse_directory(text: str, name: str, is_hash: Callable[[str], bool] = lambda _: True) -> Snapshot:
@@ -49,24 +50,18 @@ class _Parser:
         tenants = {"default": DEFAULT_TENANT} | {
             key: self._tenant(key, table) for key, table in self._section(tables, "tenants")
         }
-        domains = {}
+        domains: dict[str, Domain] = {}
         for key, table in self._section(tables, "domains"):
             domain = self._domain(key, table, tenants)
-            if domain.name in domains:
-                raise self._error(f'domains."{key}"', key, "the domain is listed twice")
-            domains[domain.name] = domain
+            self._add(domains, domain.name, domain, f'domains."{key}"', key)
         users: dict[str, User] = {}
         for key, table in self._section(tables, "users"):
             user = self._user(key, table, domains)
-            if user.address.key in users:
-                raise self._error(f'users."{key}"', key, "the address is listed twice (case is ignored)")
-            users[user.address.key] = user
+            self._add(users, user.address.key, user, f'users."{key}"', key)
         aliases: dict[str, tuple[Address, ...]] = {}
-        for key, targets in _items(self._table("aliases", tables.get("aliases", {}))):
+        for key, targets in self._table("aliases", tables.get("aliases", {})).items():
             alias, addresses = self._alias(key, targets, domains)
-            if alias in aliases:
-                raise self._error(f'aliases."{key}"', key, "the alias is listed twice (case is ignored)")
-            aliases[alias] = addresses
+            self._add(aliases, alias, addresses, f'aliases."{key}"', key)
         return Snapshot(tenants, domains, users, aliases, delimiter)
 
     def _tenant(self, key: str, table: _Table) -> Tenant:
@@ -104,10 +99,8 @@ class _Parser:
         if tenant not in tenants:
             raise self._error(f"{where}.tenant", tenant, f"there is no [tenants.{tenant}]")
         relay = table.get("relay")
-        if relay is None:
-            return Domain(name, tenant)
-        if relay == "mx":
-            return Domain(name, tenant, by_mx=True)
+        if relay is None or relay == "mx":
+            return Domain(name, tenant, by_mx=relay == "mx")
         try:
             return Domain(name, tenant, relay_to=parse_relay(relay if isinstance(relay, str) else ""))
         except ValueError as error:
@@ -125,9 +118,8 @@ class _Parser:
         password = table.get("password", "")
         if not isinstance(password, str) or (password and not self._is_hash(password)):
             expected = 'an argon2 hash like "$argon2id$..." is expected; `eilpost user passwd` makes one'
-            raise DirectoryUnusable(
-                f"{self._name}: {where}.password: {expected}"
-            )  # not quoted: the value may be a password
+            # Not quoted: the value may be a password.
+            raise DirectoryUnusable(f"{self._name}: {where}.password: {expected}")
         return User(address, password, self._size(f"{where}.quota", table.get("quota")))
 
     def _alias(self, key: str, targets: object, domains: Mapping[str, Domain]) -> tuple[str, tuple[Address, ...]]:
@@ -163,7 +155,7 @@ class _Parser:
             raise self._error(where, value, str(error)) from error
 
     def _section(self, tables: _Table, section: str) -> Iterable[tuple[str, _Table]]:
-        for key, table in _items(self._table(section, tables.get(section, {}))):
+        for key, table in self._table(section, tables.get(section, {})).items():
             yield key, self._table(f'{section}."{key}"', table)
 
     def _table(self, where: str, value: object) -> _Table:
@@ -178,9 +170,10 @@ class _Parser:
                 hint = f"did you mean {matches[0]}?" if matches else f"the keys are {', '.join(known)}"
                 raise DirectoryUnusable(f"{self._name}: {where + '.' if where else ''}{key}: no such key; {hint}")
 
+    def _add(self, entries: dict[str, _Entry], name: str, entry: _Entry, where: str, key: str) -> None:
+        if name in entries:
+            raise self._error(where, key, "it is listed twice (case is ignored)")
+        entries[name] = entry
+
     def _error(self, where: str, value: object, expected: str) -> DirectoryUnusable:
         return DirectoryUnusable(f"{self._name}: {where}: found {value!r}; {expected}")
-
-
-def _items(table: _Table) -> Iterable[tuple[str, Any]]:
-    return table.items()

@@ -29,7 +29,7 @@ class AnswerCache(Generic[Question, Answer]):
     ) -> None:
         self._query = query
         self._entries: TLRUCache[Question, tuple[Answer, float]] = TLRUCache(
-            max(1, size), ttu=lambda _question, kept, now: now + (kept[1] if size else 0), timer=timer
+            max(1, size), ttu=lambda _question, entry, now: now + (entry[1] if size else 0), timer=timer
         )
         self._in_flight: dict[Question, asyncio.Task[Answer]] = {}
         self._hit, self._joined, self._miss = (DNS_CACHE.labels(result) for result in ("hit", "joined", "miss"))

@@ -65,10 +65,9 @@ def setting_errors(settings: SpoolSettings) -> Iterator[tuple[str, str]]:
             if getattr(settings, key):
                 yield key, "gs:// uses the credentials in GOOGLE_APPLICATION_CREDENTIALS; leave it empty"
         return
-    if settings.access_key and not settings.secret_key:
-        yield "secret_key", "is missing while spool.access_key is set; set both, or neither for the provider's default"
-    if settings.secret_key and not settings.access_key:
-        yield "access_key", "is missing while spool.secret_key is set; set both, or neither for the provider's default"
+    for key, other in (("access_key", "secret_key"), ("secret_key", "access_key")):
+        if getattr(settings, other) and not getattr(settings, key):
+            yield key, f"is missing while spool.{other} is set; set both, or neither for the provider's default"
     if settings.endpoint:
         match = _ENDPOINT.match(settings.endpoint)
         if match is None:  # not quoted: it may contain a password

@@ -59,7 +59,7 @@ class DiskSpool:
         try:
             self._create()
             self._device = os.stat(path).st_dev
-            self._probe()
+            self._test_write()
         except OSError as error:
             raise self._unavailable("open", error) from error
 
@@ -131,18 +131,18 @@ class DiskSpool:
         if not self._tmp.is_dir():
             self._recreate()
         if self._last_write_failed:  # a quota or a read-only disk does not change the free space
-            self._probe(b"?" * 4096)
+            self._test_write(b"?" * 4096)
             self._last_write_failed = False
         return shutil.disk_usage(self._path).free
 
-    def _probe(self, content: bytes = b"") -> None:
-        probe = self._tmp / str(new_queue_id())
+    def _test_write(self, content: bytes = b"") -> None:
+        path = self._tmp / str(new_queue_id())
         try:
-            with open(probe, "xb", buffering=0) as file:
+            with open(path, "xb", buffering=0) as file:
                 _write_all(file.fileno(), content)
                 os.fsync(file.fileno())
         finally:
-            probe.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
     def _write_file(self, contents: Sequence[bytes]) -> list[Spooled]:
         name = new_batch_name()
@@ -223,9 +223,11 @@ def _remove_older(directory: Path, older_than: datetime) -> int:
     return removed
 
 
-def _damaged(file: Path, what: str) -> SpoolDamaged:
+def _damaged(file: Path, defect: str) -> SpoolDamaged:
     SPOOL_ERRORS.labels("damaged").inc()
-    return SpoolDamaged(f"spool file {file} {what}: restore it from a backup; otherwise its mail expires in the queue")
+    return SpoolDamaged(
+        f"spool file {file} {defect}: restore it from a backup; otherwise its mail expires in the queue"
+    )
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -12,14 +12,10 @@ from mail.spool.group_commit import digest_of
 from mail.telemetry.spool import READ_DURATION, SWEEP_DURATION, WRITE_DURATION
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 class MemorySpool:
     """`contents` may be changed by tests; `now` is the clock for the age of content."""
 
-    def __init__(self, now: Callable[[], datetime] = _now) -> None:
+    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.contents: dict[str, bytes] = {}
         self._put_times: dict[str, datetime] = {}
         self._now = now
@@ -36,28 +32,24 @@ class MemorySpool:
 
     async def read(self, spooled: Spooled, limit_bytes: int | None = None) -> bytes:
         with READ_DURATION.time():
-            return self._read(spooled, limit_bytes)
-
-    def _read(self, spooled: Spooled, limit_bytes: int | None) -> bytes:
-        content = self.contents.get(spooled.name)
-        if content is None:
-            raise SpoolDamaged(f"spool file {spooled.name} is missing: a spool in memory is lost when its process ends")
-        if limit_bytes is not None:
-            return content[:limit_bytes]
-        if len(content) != spooled.size_bytes or digest_of(content) != spooled.digest:
-            raise SpoolDamaged(f"spool file {spooled.name} has a wrong checksum")
-        return content
+            content = self.contents.get(spooled.name)
+            if content is None:
+                raise SpoolDamaged(
+                    f"content {spooled.name} is missing: a spool in memory is lost when its process ends"
+                )
+            if limit_bytes is not None:
+                return content[:limit_bytes]
+            if len(content) != spooled.size_bytes or digest_of(content) != spooled.digest:
+                raise SpoolDamaged(f"content {spooled.name} has a wrong checksum")
+            return content
 
     async def sweep(self, older_than: datetime) -> int:
         with SWEEP_DURATION.time():
-            return self._sweep(older_than)
-
-    def _sweep(self, older_than: datetime) -> int:
-        old = [name for name, put_at in self._put_times.items() if put_at < older_than]
-        for name in old:
-            del self._put_times[name]
-            self.contents.pop(name, None)
-        return len(old)
+            old = [name for name, put_at in self._put_times.items() if put_at < older_than]
+            for name in old:
+                del self._put_times[name]
+                self.contents.pop(name, None)
+            return len(old)
 
     async def free_bytes(self) -> int | None:
         return None

@@ -94,23 +94,14 @@ class ObjectSpool:
                 raise self._unavailable("write", error) from error
 
     async def read(self, spooled: Spooled, limit_bytes: int | None = None) -> bytes:
-        with READ_DURATION.time():
-            return await self._read_whole(spooled, limit_bytes)
-
-    async def _read_whole(self, spooled: Spooled, limit_bytes: int | None) -> bytes:
         batch, offset = location_of(spooled)
         size = spooled.size_bytes if limit_bytes is None else min(limit_bytes, spooled.size_bytes)
-        try:
+        with READ_DURATION.time():
             content = await self._get(batch, offset, size)
-        except FileNotFoundError as error:
-            await self._next_page(
-                self._list(str(batch))
-            )  # distinguishes a missing object from a missing bucket or right
-            raise self._damaged(batch, "is missing") from error
-        except _ObjectTooShort as error:
-            raise self._damaged(batch, f"has {error.size} bytes instead of at least {offset + size}") from error
-        if limit_bytes is None and await _run_in_thread_if_large(size, lambda: digest_of(content)) != spooled.digest:
-            raise self._damaged(batch, f"has a wrong checksum at offset {offset}")
+            if limit_bytes is None and spooled.digest != await _run_in_thread_if_large(
+                size, lambda: digest_of(content)
+            ):
+                raise self._damaged(batch, f"has a wrong checksum at offset {offset}")
         self._read_bytes.inc(size)
         return content
 
@@ -118,22 +109,19 @@ class ObjectSpool:
         """Delete by the hours in the names, and within the last hour by the time in the id, so that a restored object
         keeps its age.
         """
-        with SWEEP_DURATION.time():
-            return await self._sweep(older_than)
-
-    async def _sweep(self, older_than: datetime) -> int:
-        result = await self._request("list", 0, lambda: obstore.list_with_delimiter_async(self._store))
         removed = 0
-        for hour in sorted(result["common_prefixes"]):
-            start = hour_start(hour)
-            if start is None:
-                continue  # not a spool prefix
-            if start >= older_than:
-                break
-            listing = self._list(hour)
-            while page := await self._next_page(listing):
-                if old := [path for path in page if _is_older(path, older_than)]:
-                    removed += await self._delete(old)
+        with SWEEP_DURATION.time():
+            result = await self._request("list", 0, lambda: obstore.list_with_delimiter_async(self._store))
+            for hour in sorted(result["common_prefixes"]):
+                start = hour_start(hour)
+                if start is None:
+                    continue  # not a spool prefix
+                if start >= older_than:
+                    break
+                listing = self._list(hour)
+                while page := await self._next_page(listing):
+                    if old := [path for path in page if _is_older(path, older_than)]:
+                        removed += await self._delete(old)
         return removed
 
     async def free_bytes(self) -> int | None:
@@ -161,9 +149,9 @@ class ObjectSpool:
         self._written_bytes.inc(size)
         return await _run_in_thread_if_large(size, lambda: spooled_contents(name, contents))
 
-    async def _get(self, name: BatchName, offset: int, size: int) -> bytes:
-        """Raises FileNotFoundError, _ObjectTooShort, SpoolUnavailable."""
-        path = str(name)
+    async def _get(self, batch: BatchName, offset: int, size: int) -> bytes:
+        """A part of an object. Raises SpoolDamaged, SpoolUnavailable."""
+        path = str(batch)
 
         async def get() -> bytes:
             if size:
@@ -181,7 +169,13 @@ class ObjectSpool:
             await obstore.head_async(self._store, path)  # an empty range is not valid HTTP
             return b""
 
-        return await self._request("read", size, get, not_found_ok=True)
+        try:
+            return await self._request("read", size, get, not_found_ok=True)
+        except FileNotFoundError as error:
+            await self._next_page(self._list(path))  # distinguishes a missing object from a missing bucket or right
+            raise self._damaged(batch, "is missing") from error
+        except _ObjectTooShort as error:
+            raise self._damaged(batch, f"has {error.size} bytes instead of at least {offset + size}") from error
 
     def _list(self, prefix: str) -> _Listing:
         """List in pages of one delete request: an hour may contain hundreds of thousands of objects."""
@@ -196,15 +190,12 @@ class ObjectSpool:
             except StopAsyncIteration:
                 return ()
 
-        return [each["path"] for each in await self._request("list", 0, next_page)]
+        return [item["path"] for item in await self._request("list", 0, next_page)]
 
     async def _delete(self, paths: Sequence[str]) -> int:
         try:
             await self._request(
-                "sweep",
-                len(paths) * 1024,
-                lambda: obstore.delete_async(self._store, paths),
-                not_found_ok=True,
+                "sweep", len(paths) * 1024, lambda: obstore.delete_async(self._store, paths), not_found_ok=True
             )
         except FileNotFoundError:  # another process deleted it; the rest is deleted by the next sweep
             return 0
@@ -217,7 +208,8 @@ class ObjectSpool:
         if self._is_closed:
             raise SpoolUnavailable("the spool is closed")
         try:
-            async with self._count_request(), asyncio.timeout(self._timeout_seconds(size)), self._limiter.acquire(size):
+            timeout_seconds = self._time_limit_seconds + size / MIN_BYTES_PER_SECOND
+            async with self._count_request(), asyncio.timeout(timeout_seconds), self._limiter.acquire(size):
                 return await work()
         except (BaseError, OSError, ValueError) as error:  # a TimeoutError is an OSError
             if not_found_ok and isinstance(error, FileNotFoundError):
@@ -233,18 +225,15 @@ class ObjectSpool:
             self._requests_in_flight -= 1
             self._idle.set()
 
-    def _timeout_seconds(self, size: int) -> float:
-        return self._time_limit_seconds + size / MIN_BYTES_PER_SECOND
-
     def _unavailable(self, verb: str, error: Exception) -> SpoolUnavailable:
         SPOOL_ERRORS.labels("unavailable").inc()
         return SpoolUnavailable(f"cannot {verb} the spool {self._url}: {describe_error(error)}")
 
-    def _damaged(self, name: BatchName, what: str) -> SpoolDamaged:
+    def _damaged(self, batch: BatchName, defect: str) -> SpoolDamaged:
         SPOOL_ERRORS.labels("damaged").inc()
         return SpoolDamaged(
-            f"spool object {self._url}/{name} {what}: restore it from a backup or an older version; otherwise its mail "
-            "expires in the queue"
+            f"spool object {self._url}/{batch} {defect}: restore it from a backup or an older version; otherwise its "
+            "mail expires in the queue"
         )
 
 
