@@ -18,7 +18,7 @@ T = TypeVar("T")
 UNPROVEN_LIMIT = 2  # slots of an unproven site
 AWAITING_SPOOL_FACTOR = 4  # deliveries that may wait for the spool, as a multiple of the slots
 TRUSTED_LIMIT = 8  # initial slots of a trusted site
-_EARNED_LIMITS_MAX = 2000  # sites; beyond it the least recently updated one becomes unproven again
+_ADAPTIVE_LIMITS_MAX = 2000  # sites; beyond it the least recently updated one becomes unproven again
 
 
 class Queued(NamedTuple, Generic[O, T]):
@@ -77,7 +77,7 @@ class InFlight(Generic[O, T]):
         self._load_by_site: dict[str, _Load] = {}
         self._shared_load = _Load()  # of all sites that are not reserved
         self._unproven_load = _Load()
-        self._earned_limits: dict[str, int] = {}  # by site, most recently updated last
+        self._adaptive_limits: dict[str, int] = {}  # by site, most recently updated last
         self._unproven_first = False
         self._awaiting_spool: set[int] = set()  # by identity: the caller keeps a reference
         self._awaiting_spool_bytes = 0
@@ -190,7 +190,7 @@ class InFlight(Generic[O, T]):
         else:
             if not self._shared_load.count:
                 return True
-            limit = min(self._site_limit(site), self._earned_limits.get(site, self._initial_limit(site)))
+            limit = min(self._site_limit(site), self._adaptive_limits.get(site, self._initial_limit(site)))
             last_slots = self._shared_load.count >= self._slots - self._slots // 4
             if self._shared_load.count >= self._slots or (site_active and (site_active >= limit or last_slots)):
                 return False
@@ -245,23 +245,23 @@ class InFlight(Generic[O, T]):
         if site in self._reserved:
             return
         was_unproven, initial = self._is_unproven(site), self._initial_limit(site)
-        earned = self._earned_limits.pop(site, initial)
-        earned = min(earned + 1, self._slots) if responsive else earned // 2
-        if earned > initial:
-            self._earned_limits[site] = earned
+        limit = self._adaptive_limits.pop(site, initial)
+        limit = min(limit + 1, self._slots) if responsive else limit // 2
+        if limit > initial:
+            self._adaptive_limits[site] = limit
         if was_unproven is not self._is_unproven(site):
             self._reclassify(site)
-        if len(self._earned_limits) > _EARNED_LIMITS_MAX:
-            forgotten = next(iter(self._earned_limits))
-            del self._earned_limits[forgotten]
-            if self._is_unproven(forgotten):
-                self._reclassify(forgotten)
+        if len(self._adaptive_limits) > _ADAPTIVE_LIMITS_MAX:
+            evicted = next(iter(self._adaptive_limits))
+            del self._adaptive_limits[evicted]
+            if self._is_unproven(evicted):
+                self._reclassify(evicted)
 
     def _initial_limit(self, site: str) -> int:
         return TRUSTED_LIMIT if self._is_trusted(site) else UNPROVEN_LIMIT
 
     def _is_unproven(self, site: str) -> bool:
-        return site not in self._earned_limits and site not in self._reserved and not self._is_trusted(site)
+        return site not in self._adaptive_limits and site not in self._reserved and not self._is_trusted(site)
 
     def _reclassify(self, site: str) -> None:
         """The site became unproven or proven: move its queue and load."""

@@ -312,10 +312,10 @@ class Pool:
         assert self._loop is not None
         waiter: asyncio.Future[Connection | None] = self._loop.create_future()
         site.waiters.append(waiter)
-        began = self._loop.time()
+        started = self._loop.time()
         try:
             connection = await waiter
-            THROTTLE.observe(self._loop.time() - began)
+            THROTTLE.observe(self._loop.time() - started)
             return connection
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():

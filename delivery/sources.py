@@ -66,16 +66,16 @@ class Sources:
             await loop.create_connection(protocol, ip, port)
             return
         while True:
-            source, bound = self._next_socket(ip, loop.time())
+            source, sock = self._next_socket(ip, loop.time())
             try:
-                await loop.sock_connect(bound, (ip, port))
-                if (actual := local_address(bound)) == ip_address(source.address):
-                    await loop.create_connection(protocol, sock=bound)
+                await loop.sock_connect(sock, (ip, port))
+                if (actual := local_address(sock)) == ip_address(source.address):
+                    await loop.create_connection(protocol, sock=sock)
                     return
             except BaseException:
-                bound.close()
+                sock.close()
                 raise
-            bound.close()
+            sock.close()
             if not source.backoff_seconds:  # another connection may have suspended it in the meantime
                 self._suspend(source, f"the system connects from {actual} instead", loop.time())
 
@@ -126,16 +126,16 @@ class Sources:
 
 def bind(address: str) -> socket.socket:
     """A non-blocking TCP socket bound to `address`, any port. Raises OSError."""
-    bound = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        bound.setblocking(False)
+        sock.setblocking(False)
         if hasattr(socket, "SO_DOMAIN"):  # Linux
-            bound.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
-        bound.bind((address, 0))
+            sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
+        sock.bind((address, 0))
     except BaseException:
-        bound.close()
+        sock.close()
         raise
-    return bound
+    return sock
 
 
 def unusable_reason(address: str) -> str | None:

@@ -172,9 +172,9 @@ class Worker:
             task.cancel()
         tasks = list(self._tasks)
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=self._drain_seconds)
-            if late:
-                logger.warning("drain timed out", cancelled=len(late))
-                for task in late:
+            _, unfinished = await asyncio.wait(tasks, timeout=self._drain_seconds)
+            if unfinished:
+                logger.warning("drain timed out", cancelled=len(unfinished))
+                for task in unfinished:
                     task.cancel()
-                await asyncio.wait(late, timeout=5.0)
+                await asyncio.wait(unfinished, timeout=5.0)

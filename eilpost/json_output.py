@@ -20,9 +20,9 @@ from mail.record import (
     Bounced,
     Closed,
     Event,
+    FailedByRouter,
     Pending,
     Received,
-    Refused,
     Resumed,
     Routed,
     Waiting,
@@ -95,7 +95,7 @@ def message_json(message: Message) -> dict[str, Any]:
 
 
 # As the events in the log; others are the class name. They do not change with the name of a class.
-_EVENT_NAMES: dict[type, str] = {Received: "accepted", AttemptRecorded: "attempted"}
+_EVENT_NAMES: dict[type, str] = {Received: "accepted", AttemptRecorded: "attempted", FailedByRouter: "refused"}
 
 
 def event_name(detail: object) -> str:
@@ -131,7 +131,7 @@ def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
                 "next_due": next_due.isoformat() if next_due else None,
                 "outcomes": [outcome_json(outcome) for outcome in outcomes],
             }
-        case Refused(outcomes):
+        case FailedByRouter(outcomes):
             return head | {"outcomes": [outcome_json(outcome) for outcome in outcomes]}
         case Bounced(recipients, dsn):
             return head | {"recipients": [str(recipient) for recipient in recipients], "dsn": dsn}

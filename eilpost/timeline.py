@@ -27,9 +27,9 @@ from mail.record import (
     Bounced,
     Closed,
     Event,
+    FailedByRouter,
     Pending,
     Received,
-    Refused,
     Resumed,
     Routed,
 )
@@ -125,7 +125,7 @@ def alias_expansion(events: Sequence[Event]) -> AliasExpansion | None:
             final |= {address.key: address for address in event.detail.recipients}
             if isinstance(event.detail.route, ToMailbox):
                 owners.add(event.detail.route.owner)
-        elif isinstance(event.detail, Refused):
+        elif isinstance(event.detail, FailedByRouter):
             final |= {outcome.recipient.key: outcome.recipient for outcome in event.detail.outcomes}
     if not final:
         return None
@@ -182,7 +182,7 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
                     )
                 )
             return tuple(lines)
-        case Refused(outcomes):
+        case FailedByRouter(outcomes):
             return tuple(_outcome_line(time, "", outcome, "no attempt") for outcome in outcomes)
         case Bounced(recipients, dsn):
             if dsn is None:

@@ -164,8 +164,8 @@ class AttemptRecorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """History: the router failed recipients (no route, alias loop, lifetime exceeded)."""
+class FailedByRouter:
+    """History: recipients that the router failed without an attempt (no route, alias loop, lifetime exceeded)."""
 
     outcomes: tuple[Outcome, ...]
 
@@ -185,7 +185,7 @@ class Closed:
     """History: no delivery of the message is open."""
 
 
-EventDetail = Received | Routed | Resumed | AttemptRecorded | Refused | Bounced | Closed
+EventDetail = Received | Routed | Resumed | AttemptRecorded | FailedByRouter | Bounced | Closed
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ from mail.record import (
     Closed,
     Event,
     EventDetail,
+    FailedByRouter,
     Pending,
     Received,
     Record,
-    Refused,
     Resumed,
     Routed,
     Settled,
@@ -94,7 +94,7 @@ class BatchAccounting:
             case Routed():
                 self._net_expansion += len(detail.recipients)
                 self.routed[route_kind(detail.route)] += len(detail.recipients)
-            case Refused():
+            case FailedByRouter():
                 ledger["failed"] += len(detail.outcomes)
                 if is_new:
                     self._net_expansion += len(detail.outcomes)
@@ -115,8 +115,8 @@ class BatchAccounting:
                 assert_never(detail)
 
 
-class Ledger:
-    """Expected number of open recipients of a shard since it was replayed. A drift is a bug."""
+class LedgerBalance:
+    """Balance of the ledger of one shard, from its replay on: the number of recipients that should be open."""
 
     def __init__(self, open_recipients: int) -> None:
         self._expected = open_recipients
@@ -127,7 +127,7 @@ class Ledger:
         self._expected -= entries["delivered"] + entries["failed"] + entries["discarded"]
 
     def drift(self, open_recipients: int) -> int:
-        """Expected minus actual recipients: positive if the queue lost some, negative if it has too many."""
+        """Expected minus actual recipients: positive if the queue lost some, negative if it has too many. A bug."""
         return self._expected - open_recipients
 
 

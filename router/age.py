@@ -1,4 +1,4 @@
-"""Age index of a queue: the oldest delivery of each state, and the runnable ones (could be delivered now). Pure.
+"""Age index of a queue: the oldest delivery of each state, and the runnable deliveries. Pure.
 
 Heaps with lazy deletion: an update or a query costs O(log n) and never scans the queue.
 """
@@ -28,7 +28,7 @@ class AgeIndex:
         self._runnable: list[tuple[datetime, DeliveryId]] = []
         self._last_due: tuple[datetime, DeliveryId] | None = None
         self._now = _NEVER  # lines due by this time are counted as runnable
-        self.runnable_recipients = 0
+        self.runnable_recipients = 0  # at the time of the last `advance`
 
     def add(self, line: Pending) -> None:
         heappush(self._by_state[state_name(line.state)], line.delivery.id)

@@ -37,10 +37,11 @@ class ContentPlacement:
         """Replace inline content by spooled content, in `outputs` and in the queue. Raises SpoolUnavailable if the
         spool fails and the content exceeds `INLINE_BYTES_MAX`.
         """
-        inline_lines: list[tuple[int, Pending, bytes]] = []
-        for index, record in enumerate(outputs):
-            if isinstance(record, Pending) and isinstance(record.content, Inline):
-                inline_lines.append((index, record, record.content.data))
+        inline_lines = [
+            (index, record, record.content.data)
+            for index, record in enumerate(outputs)
+            if isinstance(record, Pending) and isinstance(record.content, Inline)
+        ]
         excess_copies = _excess_copies(outputs)
         contents = {id(data): data for _, _, data in [*inline_lines, *excess_copies]}
         if not contents:
@@ -48,8 +49,7 @@ class ContentPlacement:
         try:
             spooled = await self._put_all(contents)
         except SpoolUnavailable as error:
-            copies = sum(len(data) for _, _, data in excess_copies)
-            if max(queue.inline_bytes, copies) > INLINE_BYTES_MAX:
+            if max(queue.inline_bytes, sum(len(data) for _, _, data in excess_copies)) > INLINE_BYTES_MAX:
                 raise
             logger.warning("content kept in queue: spool failed", deliveries=len(inline_lines), reason=str(error))
             return
@@ -90,10 +90,10 @@ def _excess_copies(outputs: Sequence[Record]) -> list[tuple[int, Dispatched, byt
             by_content.setdefault(id(record.content.data), []).append((index, record, record.content.data))
     excess_copies: list[tuple[int, Dispatched, bytes]] = []
     remaining = COPIES_BYTES_MAX
-    for copies_of_one in by_content.values():
-        copies = (len(copies_of_one) - 1) * len(copies_of_one[0][2])
-        if copies > remaining:
-            excess_copies += copies_of_one
+    for copies in by_content.values():
+        repeated_bytes = (len(copies) - 1) * len(copies[0][2])
+        if repeated_bytes > remaining:
+            excess_copies += copies
         else:
-            remaining -= copies
+            remaining -= repeated_bytes
     return excess_copies

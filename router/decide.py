@@ -27,10 +27,10 @@ from mail.record import (
     Delivery,
     Dispatched,
     Event,
+    FailedByRouter,
     Pending,
     Received,
     Record,
-    Refused,
     Resumed,
     Routed,
     Settled,
@@ -98,11 +98,11 @@ def _on_accepted(queue: MailQueue, fact: Accepted, context: RoutingContext, now:
         for start in range(0, len(recipients), group_size):
             number += 1
             part = tuple(recipients[start : start + group_size])
-            delivery = Delivery(delivery_id(queue_id, number), _with_recipients(message, part), route)
+            delivery = Delivery(delivery_id(queue_id, number), with_recipients(message, part), route)
             yield from _enqueue(queue, delivery, fact.content, context, now)
     if failures:
         headers = _original_headers(fact.content, queue_id, context)
-        yield from _refused_events(queue_id, failures, now)
+        yield from _failure_events(queue_id, failures, now)
         yield from _bounce(message, failures, headers, f"{queue_id}/accepted", context, now)
     if number == 0:
         yield Event(queue_id, now, Closed())
@@ -178,7 +178,7 @@ def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, no
         last = still_deferred[-1][1]
         due = next_attempt_time(policy.retry, policy.lifetime, fact.number, delivery.id, message.received, now)
         yield Pending(
-            replace(delivery, message=_with_recipients(message, tuple(recipient for recipient, _ in still_deferred))),
+            replace(delivery, message=with_recipients(message, tuple(recipient for recipient, _ in still_deferred))),
             Waiting(due, WaitCause.DEFERRED, str(last.reply)),
             content,
             fact.number,
@@ -193,7 +193,7 @@ def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, no
         AttemptRecorded(delivery.id, fact.number, tuple(outcomes), fact.started, fact.duration, due),
     )
     if given_up:
-        yield from _refused_events(message.queue_id, given_up, now)
+        yield from _failure_events(message.queue_id, given_up, now)
     if failures or given_up:
         seed = f"{delivery.id}/{fact.number}"
         yield from _bounce(message, failures + given_up, fact.headers, seed, context, now)
@@ -208,18 +208,17 @@ def _on_due(queue: MailQueue, fact: Due, context: RoutingContext, now: datetime)
         return  # the due time is not compared again: if the clock was set back, the delivery would lose its turn
     message, content = line.delivery.message, line.content
     queue_id = message.queue_id
-    hop = _fail_if_expired(reroute(line.delivery, context), message, context, now)
-    if content is None:
-        hop = CONTENT_LOST
-    if isinstance(hop, Reply) or content is None:
-        reply = hop if isinstance(hop, Reply) else CONTENT_LOST
-        failures = [FailedRecipient(recipient, reply) for recipient in message.envelope.recipients]
+    hop = CONTENT_LOST if content is None else reroute(line.delivery, context)
+    hop = _fail_if_expired(hop, message, context, now)
+    if isinstance(hop, Reply):
+        failures = [FailedRecipient(recipient, hop) for recipient in message.envelope.recipients]
         headers = _original_headers(content, queue_id, context)
         yield Settled(line.delivery.id)
-        yield from _refused_events(queue_id, failures, now)
+        yield from _failure_events(queue_id, failures, now)
         yield from _bounce(message, failures, headers, f"{line.delivery.id}/{line.attempts}/due", context, now)
         yield from _close_if_done(queue, queue_id, now)
         return
+    assert content is not None
     delivery = line.delivery if hop == line.delivery.route else replace(line.delivery, route=hop)
     waiting = _reason_to_wait(queue, delivery, context, now)
     if waiting is not None:
@@ -278,8 +277,10 @@ def content_to_quote(
                 return None
             expansion = expand(fact.message.envelope.recipients, context.snapshot, context.policy.alias_depth)
             hops = (
-                _fail_if_expired(next_hop(f.recipient.address, f.destination, context), fact.message, context, now)
-                for f in expansion.final_recipients
+                _fail_if_expired(
+                    next_hop(final.recipient.address, final.destination, context), fact.message, context, now
+                )
+                for final in expansion.final_recipients
             )
             if expansion.refused or any(isinstance(hop, Reply) for hop in hops):
                 return fact.message.queue_id, fact.content
@@ -318,10 +319,8 @@ def _bounce(
             yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in part), None))
         return
     # RFC 3461 section 4.1: without NOTIFY failures are reported; with NEVER, or a list without FAILURE, they are not.
-    wanted = [f for f in failures if f.recipient.notify is None or Notify.FAILURE in f.recipient.notify]
-    if not wanted:
-        return
-    for number, part in enumerate(_batched(wanted, RECIPIENTS_PER_DSN)):
+    reported = [f for f in failures if f.recipient.notify is None or Notify.FAILURE in f.recipient.notify]
+    for number, part in enumerate(_batched(reported, RECIPIENTS_PER_DSN)):
         dsn_id = derived_queue_id(now, f"{seed}/{number * RECIPIENTS_PER_DSN}")
         yield failure_dsn(message, part, headers, context.policy.hostname, dsn_id, now)
         yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in part), dsn_id))
@@ -343,11 +342,11 @@ def _reply_with_remote(last: Deferred) -> str:
     return str(last.reply) if last.remote is None else f"{last.remote} replied {last.reply}"
 
 
-def _refused_events(queue_id: QueueId, failures: Sequence[FailedRecipient], now: datetime) -> Iterator[Event]:
-    """Events for recipients that the router itself failed."""
+def _failure_events(queue_id: QueueId, failures: Sequence[FailedRecipient], now: datetime) -> Iterator[Event]:
+    """Events for recipients that the router failed."""
     for part in _batched(failures, RECIPIENTS_PER_EVENT):
         outcomes = tuple(Failed(failure.recipient.address, failure.reply, failure.remote) for failure in part)
-        yield Event(queue_id, now, Refused(outcomes))
+        yield Event(queue_id, now, FailedByRouter(outcomes))
 
 
 def _batched(failures: Sequence[FailedRecipient], size: int) -> Iterator[Sequence[FailedRecipient]]:
@@ -355,7 +354,7 @@ def _batched(failures: Sequence[FailedRecipient], size: int) -> Iterator[Sequenc
         yield failures[start : start + size]
 
 
-def _with_recipients(message: Message, recipients: tuple[Recipient, ...]) -> Message:
+def with_recipients(message: Message, recipients: tuple[Recipient, ...]) -> Message:
     """The message with only these recipients."""
     if recipients == message.envelope.recipients:
         return message

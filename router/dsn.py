@@ -8,9 +8,11 @@ ORCPT), so that none can start a header field or a MIME part.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import format_datetime
 
 from mail.address import Address
 from mail.envelope import Body, Envelope, Recipient
@@ -20,8 +22,6 @@ from mail.reply import Reply
 
 QUOTED_BYTES_MAX = 32 << 10  # of the original message's header
 
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _MESSAGE_ID = re.compile(rb"^message-id:(?:[ \t]|\r?\n[ \t])*(<[!-;=?-~]{1,900}>)", re.IGNORECASE | re.MULTILINE)
 _HEX_PAIR = re.compile(r"\+([0-9A-F]{2})")
@@ -80,7 +80,7 @@ def _render(
 ) -> bytes:
     boundary = f"=_{queue_id}_{original.queue_id[-8:]}"
     head = [
-        f"Date: {rfc5322_date(now)}",
+        f"Date: {format_datetime(now)}",
         f"From: Mail delivery at {_atom(hostname)} <MAILER-DAEMON@{hostname}>",
         f"To: <{sender}>",
         "Subject: Your message could not be delivered",
@@ -137,7 +137,7 @@ def _human_readable_part(original: Message, failures: Sequence[FailedRecipient],
         "typing error, please correct it and send the message again. If you need",
         "help, forward this report to your mail administrator.",
         "",
-        f"Message received: {rfc5322_date(original.received)}",
+        f"Message received: {format_datetime(original.received)}",
         f"Queue id: {original.queue_id}",
     ]
     return "\r\n".join(lines).encode("utf-8", "replace") + b"\r\n"
@@ -153,7 +153,7 @@ def _delivery_status_part(
     lines += [
         f"Reporting-MTA: dns; {hostname}",
         f"X-Eilpost-Queue-Id: {original.queue_id}",
-        f"Arrival-Date: {rfc5322_date(original.received)}",
+        f"Arrival-Date: {format_datetime(original.received)}",
     ]
     for failure in failures:
         recipient, reply = failure.recipient, failure.reply
@@ -169,7 +169,7 @@ def _delivery_status_part(
             lines.append(_header_field("Diagnostic-Code", f"smtp; {reply}"))
         else:
             lines.append(_header_field("Diagnostic-Code", f"X-Eilpost; {reply}"))
-        lines.append(f"Last-Attempt-Date: {rfc5322_date(now)}")
+        lines.append(f"Last-Attempt-Date: {format_datetime(now)}")
     text = "\r\n".join(lines) + "\r\n"
     return text.encode("utf-8", "replace") if utf8 else text.encode("ascii", "replace")
 
@@ -195,19 +195,7 @@ def _header_field(name: str, value: str) -> str:
 
 def _wrap(text: str, width: int = 76) -> list[str]:
     """Lines of at most `width` characters, broken at spaces; a longer word is split."""
-    lines: list[str] = []
-    line = ""
-    for word in text.split(" "):
-        rest = word
-        if line and len(line) + 1 + len(rest) > width:
-            lines.append(line)
-            line = ""
-        while len(rest) > width:
-            lines.append(rest[:width])
-            rest = rest[width:]
-        line = f"{line} {rest}" if line else rest
-    lines.append(line)
-    return lines
+    return textwrap.wrap(text, width, break_on_hyphens=False, replace_whitespace=False)
 
 
 def _without_control(text: str) -> str:
@@ -226,18 +214,8 @@ def _host(remote: str) -> str:
 
 def _header_block(headers: bytes) -> bytes:
     """The header up to the empty line: complete CRLF lines, at most `QUOTED_BYTES_MAX`."""
-    end = headers.find(b"\r\n\r\n")
-    block = headers[: end + 2] if end >= 0 else headers
     if headers.startswith(b"\r\n"):
         return b""
-    if len(block) > QUOTED_BYTES_MAX or end < 0:
-        block = block[:QUOTED_BYTES_MAX]
-        last = block.rfind(b"\r\n")
-        block = block[: last + 2] if last >= 0 else b""
-    return block
-
-
-def rfc5322_date(time: datetime) -> str:
-    """RFC 5322 section 3.3; English names in every locale."""
-    zone = time.strftime("%z")
-    return f"{_DAYS[time.weekday()]}, {time.day:02} {_MONTHS[time.month - 1]} {time.year:04} {time:%H:%M:%S} {zone}"
+    end = headers.find(b"\r\n\r\n", 0, QUOTED_BYTES_MAX)
+    lines, line_end, _ = headers[: end + 2 if end >= 0 else QUOTED_BYTES_MAX].rpartition(b"\r\n")
+    return lines + line_end

@@ -43,7 +43,7 @@ V = TypeVar("V", bound=Hashable)
 
 
 class _SiteState:
-    """Active load of one site and the order of its due lines."""
+    """Load of one site and its due lines."""
 
     __slots__ = ("active", "active_bytes", "due_by_tenant", "lines", "name")
 
@@ -71,11 +71,11 @@ class MailQueue:
         self._lines: dict[DeliveryId, Pending] = {}
         self._open_deliveries: dict[QueueId, int] = {}
         self._sites: dict[str, _SiteState] = {}
-        self._active = 0
+        self.active = 0  # deliveries
         self.inline_bytes = 0  # content in lines; 0 unless the spool fails
         self._recipients = dict.fromkeys(STATES, 0)
-        self.quarantined = 0  # deliveries
-        self._age_index = AgeIndex(self._lines)
+        self.quarantined_deliveries = 0
+        self.age_index = AgeIndex(self._lines)
         self._not_due: list[tuple[datetime, DeliveryId]] = []  # heap
         self._due_sites: OrderedDict[str, _SiteState] = OrderedDict()  # sites with due lines, next site first
         self._interned: dict[Hashable, Hashable] = {}
@@ -96,10 +96,6 @@ class MailQueue:
         """Number of open deliveries of the message."""
         return self._open_deliveries.get(queue_id, 0)
 
-    @property
-    def active(self) -> int:
-        return self._active
-
     def recipients(self) -> dict[str, int]:
         """Open recipients by state (`STATES`)."""
         return dict(self._recipients)
@@ -108,20 +104,6 @@ class MailQueue:
     def open_recipients(self) -> int:
         return sum(self._recipients.values())
 
-    def oldest(self) -> dict[str, float]:
-        """Receive time of the oldest message of each non-empty state, in Unix seconds."""
-        return self._age_index.oldest()
-
-    def runnable_recipients(self) -> int:
-        """Recipients that could be delivered now: active, throttled, and deferred with their retry time reached. "Now"
-        is the time of the last call of `due`.
-        """
-        return self._age_index.runnable_recipients
-
-    def oldest_runnable(self) -> float | None:
-        """Start time of the longest-runnable delivery, in Unix seconds."""
-        return self._age_index.oldest_runnable()
-
     def site_loads(self) -> dict[str, SiteLoad]:
         """Every site with open lines."""
         return {name: SiteLoad(site.lines, site.active, site.active_bytes) for name, site in self._sites.items()}
@@ -129,9 +111,8 @@ class MailQueue:
     def has_free_slot(self, site_name: str, size_bytes: int, limits: SiteLimits) -> bool:
         """Whether one more delivery to the site may become active."""
         site = self._sites.get(site_name)
-        if site is None:
-            return limits.allow(0, 0, self._active, size_bytes, is_local=site_name == LOCAL_SITE)
-        return limits.allow(site.active, site.active_bytes, self._active, size_bytes, is_local=site_name == LOCAL_SITE)
+        active, active_bytes = (site.active, site.active_bytes) if site is not None else (0, 0)
+        return limits.allow(active, active_bytes, self.active, size_bytes, is_local=site_name == LOCAL_SITE)
 
     # Changes
 
@@ -172,17 +153,17 @@ class MailQueue:
         self.inline_bytes += _inline_bytes(line)
         state = line.state
         self._recipients[state_name(state)] += len(message.envelope.recipients)
-        self.quarantined += _is_quarantined(line)
+        self.quarantined_deliveries += _is_quarantined(line)
         if isinstance(state, Active):
             self._lines[delivery.id] = line
-            self._active += 1
+            self.active += 1
             site.active += 1
             site.active_bytes += message.size_bytes
         else:
             self._lines[delivery.id] = self._intern_line(line)
             if state.cause is not WaitCause.HELD:
                 heappush(self._not_due, (state.due, delivery.id))
-        self._age_index.add(line)
+        self.age_index.add(line)
 
     def _uncount(self, line: Pending) -> None:
         message = line.delivery.message
@@ -190,10 +171,10 @@ class MailQueue:
         site.lines -= 1
         self.inline_bytes -= _inline_bytes(line)
         self._recipients[state_name(line.state)] -= len(message.envelope.recipients)
-        self.quarantined -= _is_quarantined(line)
-        self._age_index.remove(line)
+        self.quarantined_deliveries -= _is_quarantined(line)
+        self.age_index.remove(line)
         if isinstance(line.state, Active):
-            self._active -= 1
+            self.active -= 1
             site.active -= 1
             site.active_bytes -= message.size_bytes
         if site.lines == 0:
@@ -226,7 +207,7 @@ class MailQueue:
                 if not limits.allow(
                     site.active + added[0],
                     site.active_bytes + added[1],
-                    self._active + len(selected),
+                    self.active + len(selected),
                     size,
                     is_local=site.name == LOCAL_SITE,
                 ):
@@ -249,7 +230,7 @@ class MailQueue:
             line = self._lines.get(entry[1])
             if line is None or not _waits_until(line, entry[0]):
                 continue
-            self._age_index.on_due(entry, line)
+            self.age_index.on_due(entry, line)
             name = line.delivery.route.site
             site = self._sites[name]
             tenant = line.delivery.message.tenant
@@ -258,7 +239,7 @@ class MailQueue:
                 queue = site.due_by_tenant[tenant] = deque()
             queue.append(entry)
             self._due_sites[name] = site
-        self._age_index.advance(now)
+        self.age_index.advance(now)
 
     def _first_due(self, site: _SiteState, selected: Container[DeliveryId]) -> Pending | None:
         """The site's next due line; removes stale entries before it. A line may be listed twice, because spooling its
@@ -301,7 +282,7 @@ class MailQueue:
             due = {entry for site in self._sites.values() for queue in site.due_by_tenant.values() for entry in queue}
             self._not_due = list(entries - due)
             heapify(self._not_due)
-        self._age_index.prune()
+        self.age_index.prune()
 
     def indexed(self) -> Iterator[DeliveryId]:
         """Every line the indexes contain: the waiting lines that are not held."""

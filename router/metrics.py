@@ -25,7 +25,7 @@ from mail.telemetry.router import (
     STATES,
     TIME_IN_QUEUE,
 )
-from router.accounting import BatchAccounting, Ledger
+from router.accounting import BatchAccounting, LedgerBalance
 from router.mail_queue import MailQueue
 
 GAUGE_INTERVAL_SECONDS = 1.0  # between two updates of a shard's gauges
@@ -80,7 +80,7 @@ class Metrics:
         if gauges is None:  # lost meanwhile
             return
         self._last_batch[shard] = monotonic()
-        gauges.ledger.add(accounting)
+        gauges.balance.add(accounting)
         if monotonic() >= gauges.next_refresh:
             gauges.refresh(queue)
             self._update_gauges()
@@ -91,8 +91,8 @@ class Metrics:
         self._update_gauges()
 
     def _routed_shards(self) -> float:
-        since = monotonic() - ROUTED_SECONDS
-        return sum(finished > since for finished in list(self._last_batch.values()))
+        oldest = monotonic() - ROUTED_SECONDS
+        return sum(time > oldest for time in list(self._last_batch.values()))
 
     def _update_gauges(self) -> None:
         shards = self._shards.values()
@@ -102,7 +102,7 @@ class Metrics:
         RUNNABLE_RECIPIENTS.set(sum(shard.runnable for shard in shards))
         runnable = [shard.oldest_runnable for shard in shards if shard.oldest_runnable is not None]
         OLDEST_RUNNABLE.set(min(runnable, default=0))
-        QUARANTINED.set(sum(shard.quarantined for shard in shards))
+        QUARANTINED.set(sum(shard.quarantined_deliveries for shard in shards))
         LEDGER_DRIFT.set(sum(shard.drift for shard in shards))
 
 
@@ -110,13 +110,13 @@ class _ShardGauges:
     """One shard's last gauge values."""
 
     def __init__(self, queue: MailQueue) -> None:
-        self.ledger = Ledger(queue.open_recipients)
+        self.balance = LedgerBalance(queue.open_recipients)
 
     def refresh(self, queue: MailQueue) -> None:
         self.next_refresh = monotonic() + GAUGE_INTERVAL_SECONDS
         self.recipients = queue.recipients()
-        self.oldest = queue.oldest()
-        self.runnable = queue.runnable_recipients()
-        self.oldest_runnable = queue.oldest_runnable()
-        self.quarantined = queue.quarantined
-        self.drift = self.ledger.drift(queue.open_recipients)
+        self.oldest = queue.age_index.oldest()
+        self.runnable = queue.age_index.runnable_recipients
+        self.oldest_runnable = queue.age_index.oldest_runnable()
+        self.quarantined_deliveries = queue.quarantined_deliveries
+        self.drift = self.balance.drift(queue.open_recipients)

@@ -1,8 +1,8 @@
-"""Quarantine of a fact that makes `decide` raise. Pure.
+"""Quarantine of a message or delivery for which `decide` raises an exception. Pure.
 
-A new message or a waiting delivery is held with the reason, visible in `eilpost queue` and `eilpost trace`; an attempt
-report defers every recipient that was not delivered. Aliases, next hops and DSNs are not evaluated, so that the same
-bug cannot occur again.
+A new message or a waiting delivery is held with the reason, visible in `eilpost queue` and `eilpost trace`; after an
+attempt every recipient that was not delivered is deferred. Aliases, next hops and DSNs are not evaluated, so that the
+same bug cannot occur again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from mail.record import (
 )
 from mail.reply import Reply
 from mail.route import Unresolved
-from router.decide import Due, Fact
+from router.decide import Due, Fact, with_recipients
 from router.mail_queue import MailQueue
+from router.retry import retry_step
 from router.routing_context import Policy
 
 NEVER_DUE = datetime(9999, 12, 31, tzinfo=UTC)
@@ -41,7 +42,7 @@ NOT_PROCESSED = Reply(451, "4.3.0", "Internal error while processing the deliver
 
 
 def quarantine(queue: MailQueue, fact: Fact, reason: str, policy: Policy, now: datetime) -> Iterator[Record]:
-    """Yield the records to commit instead of a decision on `fact`. Apply each before taking the next."""
+    """Yield the records to commit instead of the decision on `fact`. Apply each to `queue` before taking the next."""
     hold = Waiting(NEVER_DUE, WaitCause.HELD, reason)
     match fact:
         case Accepted():
@@ -70,13 +71,13 @@ def _defer_attempt(queue: MailQueue, fact: Attempted, hold: Waiting, policy: Pol
         return
     delivery, message = line.delivery, line.delivery.message
     delivered = {outcome.recipient for outcome in fact.outcomes if isinstance(outcome, Delivered)}
-    remaining = tuple(each for each in message.envelope.recipients if each.address not in delivered)
+    remaining = tuple(recipient for recipient in message.envelope.recipients if recipient.address not in delivered)
     content = fact.content or line.content
     due = None
     if remaining:
-        due = now + policy.retry[min(fact.number, len(policy.retry)) - 1]
+        due = now + retry_step(policy.retry, fact.number)
         yield Pending(
-            replace(delivery, message=replace(message, envelope=replace(message.envelope, recipients=remaining))),
+            replace(delivery, message=with_recipients(message, remaining)),
             hold if content is None else Waiting(due, WaitCause.DEFERRED, str(NOT_PROCESSED)),
             content,
             fact.number,

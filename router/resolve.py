@@ -34,7 +34,7 @@ QUERIES_MAX = 1000  # concurrent queries of one router; further domains wait for
 @dataclass(frozen=True, slots=True)
 class _Query:
     task: asyncio.Task[tuple[MxAnswer, AddressAnswer | None]]
-    wait_until: float  # by the loop's clock
+    deadline: float  # of the batches that wait for it, by the loop's clock
 
 
 class BatchResolver:
@@ -51,7 +51,7 @@ class BatchResolver:
             return NO_DNS_ANSWERS
         queries = {domain: query for domain in domains if (query := self._query(domain)) is not None}
         now = asyncio.get_running_loop().time()
-        waits = {query.task: query.wait_until - now for query in queries.values() if query.wait_until > now}
+        waits = {query.task: query.deadline - now for query in queries.values() if query.deadline > now}
         if waits:
             await asyncio.wait(waits, timeout=max(waits.values()))
         mx: dict[str, MxAnswer] = {}
@@ -70,8 +70,8 @@ class BatchResolver:
         if query is None:
             if len(self._queries) >= QUERIES_MAX:
                 return None
-            until = asyncio.get_running_loop().time() + self._wait_seconds
-            query = self._queries[domain] = _Query(asyncio.create_task(self._look_up(domain)), until)
+            deadline = asyncio.get_running_loop().time() + self._wait_seconds
+            query = self._queries[domain] = _Query(asyncio.create_task(self._look_up(domain)), deadline)
             query.task.add_done_callback(lambda _: self._queries.pop(domain, None))
         return query
 

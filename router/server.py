@@ -15,7 +15,7 @@ from mail.spool import Spool
 from router.metrics import Metrics
 from router.resolve import BatchResolver
 from router.routing_context import Policy
-from router.shard import RouterContext, process_shard
+from router.shard import RouterResources, process_shard
 from router.site_limits import SiteLimits
 
 
@@ -45,13 +45,13 @@ class Router:
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         batch_resolver = BatchResolver(self._resolver)
         metrics = Metrics()
-        context = RouterContext(
+        resources = RouterResources(
             self._policy, self._settings.max_batch_records, self._spool, self._directory, batch_resolver, metrics
         )
 
         async def run_shard(shard: RouterShard) -> None:
             try:
-                await process_shard(shard, context, stop)
+                await process_shard(shard, resources, stop)
             finally:
                 metrics.shard_released(shard.number)
 

@@ -1,8 +1,9 @@
 """The loop of one router shard: read inputs, look up facts, decide, commit.
 
 Outputs and input offsets are committed atomically; after an unconfirmed commit the queue in memory is discarded and the
-shard is rewound and replayed. A fact that makes the decision raise is quarantined (`router/quarantine.py`). A batch
-processes attempts first, because they free slots, then due deliveries, then new messages.
+shard is rewound and replayed. A message or delivery for which the decision raises an exception is quarantined
+(`router/quarantine.py`). A batch processes attempts first, because they free slots, then due deliveries, then new
+messages.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mail.directory import Directory
 from mail.log import Entry, LogUnavailable, LogUnusable, RouterShard, ShardLost
 from mail.message import DeliveryId, QueueId, Spooled
 from mail.outcome import Failed
-from mail.record import Accepted, Attempted, AttemptRecorded, Bounced, Event, Record, Refused, Routed, state_name
+from mail.record import Accepted, Attempted, AttemptRecorded, Bounced, Event, FailedByRouter, Record, Routed, state_name
 from mail.reply import Reply
 from mail.service import stopped_within
 from mail.spool import Spool, SpoolUnavailable
@@ -49,8 +50,8 @@ def utc_now() -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class RouterContext:
-    """Dependencies of a shard's loop, shared by the shards of the process."""
+class RouterResources:
+    """Dependencies of the loops of all shards of the process."""
 
     policy: Policy
     batch_size: int
@@ -64,7 +65,7 @@ class RouterContext:
 class ShardState:
     """State of a shard's loop that survives a replay of the queue."""
 
-    def __init__(self, shard: RouterShard, router: RouterContext) -> None:
+    def __init__(self, shard: RouterShard, router: RouterResources) -> None:
         self.shard = shard
         self.router = router
         self.content_placement = ContentPlacement(router.spool)
@@ -72,7 +73,7 @@ class ShardState:
         self.recent_queue_ids = RecentQueueIds()
 
 
-async def process_shard(shard: RouterShard, router: RouterContext, stop: asyncio.Event) -> None:
+async def process_shard(shard: RouterShard, router: RouterResources, stop: asyncio.Event) -> None:
     """Route the shard's mail until the shard is lost or `stop` is set."""
     state = ShardState(shard, router)
     backoff = BACKOFF_SECONDS
@@ -119,8 +120,8 @@ async def _route_batch(state: ShardState, queue: MailQueue, wait: timedelta) -> 
     """Process one batch, from reading to the commit. Returns how long the next batch may wait for inputs."""
     router = state.router
     entries = await _read_inputs(state, wait)
-    due = await _decide_and_commit(state, queue, entries, router.batch_size)
-    if due == router.batch_size:
+    due_count = await _decide_and_commit(state, queue, entries, router.batch_size)
+    if due_count == router.batch_size:
         return timedelta(0)  # more may be due
     next_due = queue.next_due()
     return IDLE_WAIT if next_due is None else min(max(next_due - router.now(), timedelta(0)), IDLE_WAIT)
@@ -148,23 +149,23 @@ async def _read_inputs(state: ShardState, wait: timedelta) -> list[Entry[Accepte
 
 
 async def _route_one_by_one(state: ShardState) -> None:
-    """After a bug: decide and commit each fact separately, and quarantine the facts that raise. Handles at least as
-    many facts as the failed batch contained.
+    """After a bug: decide and commit each fact separately, and quarantine the messages and deliveries of those that
+    raise. Handles at least as many facts as the failed batch contained.
     """
     shard, router = state.shard, state.router
     queue = await _replay(state)
     for _ in range(2 * router.batch_size):
         entries = await shard.read(1, timedelta(0))
-        due: list[DeliveryId] = []
+        due_ids: list[DeliveryId] = []
         try:
-            if await _decide_and_commit(state, queue, entries, 0 if entries else 1, due) + len(entries):
+            if await _decide_and_commit(state, queue, entries, 0 if entries else 1, due_ids) + len(entries):
                 continue
             return
         except (ShardLost, LogUnavailable, LogUnusable, SpoolUnavailable):
             raise
         except Exception as bug:
-            facts = [*(entry.record for entry in entries), *map(Due, due)]
-            logger.exception("quarantined", shard=shard.number, facts=[_fact_id(fact) for fact in facts])
+            facts = [*(entry.record for entry in entries), *map(Due, due_ids)]
+            logger.exception("quarantined", shard=shard.number, ids=[_id_of(fact) for fact in facts])
             queue = await _replay(state)
             batch = _Batch(queue, router.now())
             for fact in facts:
@@ -229,7 +230,7 @@ async def _look_up_facts(
     accepted: Sequence[Accepted],
     due: Sequence[Due],
     context: RoutingContext,
-    router: RouterContext,
+    router: RouterResources,
     now: datetime,
 ) -> RoutingContext:
     """`context` with the DNS answers and headers that the decisions on these facts need."""
@@ -265,7 +266,7 @@ class _Batch:
         self.accounting.add_decision(fact, line, self.outputs[first:], self._now)
 
     def quarantine(self, fact: Fact, reason: str, policy: Policy) -> None:
-        """Quarantine a fact that made `decide` raise."""
+        """Quarantine the message or delivery of a fact for which `decide` raised."""
         line = None if isinstance(fact, Accepted) else self.queue.line(fact.delivery_id)
         first = len(self.outputs)
         for record in quarantine(self.queue, fact, reason, policy, self._now):
@@ -289,7 +290,7 @@ def _without_duplicates(
     return list(first.values())
 
 
-def _fact_id(fact: Fact) -> str:
+def _id_of(fact: Fact) -> str:
     return fact.message.queue_id if isinstance(fact, Accepted) else fact.delivery_id
 
 
@@ -311,8 +312,9 @@ async def _log_events(outputs: Sequence[Record]) -> None:
                 recipients=len(detail.recipients),
                 **({} if detail.waiting is None else {"state": state_name(detail.waiting)}),
             )
-        elif isinstance(detail, AttemptRecorded | Refused):
-            failure = next((each.reply for each in reversed(detail.outcomes) if isinstance(each, Failed)), failure)
+        elif isinstance(detail, AttemptRecorded | FailedByRouter):
+            replies = (outcome.reply for outcome in reversed(detail.outcomes) if isinstance(outcome, Failed))
+            failure = next(replies, failure)
         elif isinstance(detail, Bounced):
             logger.info(
                 "bounced",

@@ -21,8 +21,8 @@ from mail.record import (
     Closed,
     Delivery,
     EventDetail,
+    FailedByRouter,
     Received,
-    Refused,
     Resumed,
     Routed,
     WaitCause,
@@ -160,7 +160,7 @@ def encode_event_detail(detail: EventDetail) -> list[Any]:
                 encode_duration(detail.duration),
                 None if detail.next_due is None else encode_instant(detail.next_due),
             ]
-        case Refused():
+        case FailedByRouter():
             return ["refused", [encode_outcome(outcome) for outcome in detail.outcomes]]
         case Bounced():
             return ["bounced", [encode_address(recipient) for recipient in detail.recipients], detail.dsn]
@@ -276,7 +276,7 @@ def decode_event_detail(wire: list[Any]) -> EventDetail:
                 None if next_due is None else decode_instant(next_due),
             )
         case ["refused", outcomes]:
-            return Refused(tuple([decode_outcome(outcome) for outcome in outcomes]))
+            return FailedByRouter(tuple([decode_outcome(outcome) for outcome in outcomes]))
         case ["bounced", recipients, dsn]:
             return Bounced(tuple([Address(*recipient) for recipient in recipients]), dsn)
         case ["closed"]:

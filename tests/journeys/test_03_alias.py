@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from eilpost import trace_view
 from eilpost.output import Output
 from mail.message import QueueId
-from mail.record import Refused, Routed
+from mail.record import FailedByRouter, Routed
 from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.scripted_remote import ScriptedRemote
 
@@ -87,7 +87,7 @@ async def test_list_with_invalid_targets_delivers_to_the_others_and_sends_a_dsn(
     ) as mail_server:
         queue_id = await mail_server.send(LETTER, to=["all@example.test"])
         await mail_server.wait_bounce(queue_id)
-        (refused,) = await mail_server.details(queue_id, Refused)
+        (refused,) = await mail_server.details(queue_id, FailedByRouter)
         (outcome,) = refused.outcomes
         assert outcome.reply.enhanced == "5.1.1"
         (report,) = await mail_server.mailbox("bob")

@@ -18,7 +18,7 @@ from mail.message import Content, DeliveryId, Inline, Message, Spooled, make_que
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Accepted, Attempted, Dispatched, Event, EventDetail, Pending, Record, Settled
 from mail.reply import Reply
-from router.accounting import BatchAccounting, Ledger
+from router.accounting import BatchAccounting, LedgerBalance
 from router.decide import Due, Fact, decide
 from router.mail_queue import QUARANTINE_REASON, MailQueue
 from router.quarantine import quarantine
@@ -103,7 +103,7 @@ class RouterSimulator:
     dispatched: dict[DeliveryId, Dispatched] = field(default_factory=dict)
     dsns: list[Accepted] = field(default_factory=list)  # not yet accepted
     ledger: Counter[str] = field(default_factory=Counter)
-    drift_ledger: Ledger = field(default_factory=lambda: Ledger(0))  # since the last replay
+    balance: LedgerBalance = field(default_factory=lambda: LedgerBalance(0))  # since the last replay
     spooled: int = 0
 
     def decide(self, fact: Fact) -> list[Record]:
@@ -125,7 +125,7 @@ class RouterSimulator:
         accounting = BatchAccounting()
         accounting.add_decision(fact, line, out, self.now)
         self.ledger.update(accounting.ledger)
-        self.drift_ledger.add(accounting)
+        self.balance.add(accounting)
         for index, record in enumerate(out):
             if isinstance(record, Pending) and isinstance(record.content, Inline):
                 self.spooled += 1
@@ -182,7 +182,7 @@ class RouterSimulator:
     def reopen(self) -> None:
         """Replay, as when another owner takes over the shard."""
         self.queue = self.replayed_queue()
-        self.drift_ledger = Ledger(self.queue.open_recipients)
+        self.balance = LedgerBalance(self.queue.open_recipients)
 
     def open_recipients(self) -> int:
         return sum(len(line.delivery.message.envelope.recipients) for line in self.lines.values())

@@ -109,7 +109,7 @@ def test_earned_limits_are_bounded_in_number() -> None:
         (started,) = in_flight.start()
         in_flight.finish(started, responsive=True)
     assert in_flight.empty
-    assert len(in_flight._earned_limits) <= 2000
+    assert len(in_flight._adaptive_limits) <= 2000
 
 
 def test_unregistered_owner_drops_only_its_queued_deliveries() -> None:

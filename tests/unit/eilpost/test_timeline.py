@@ -27,9 +27,9 @@ from mail.record import (
     Closed,
     Event,
     EventDetail,
+    FailedByRouter,
     Pending,
     Received,
-    Refused,
     Resumed,
     Routed,
     WaitCause,
@@ -100,9 +100,9 @@ def _expanded(named: str, mailboxes: str, refused: str = "", later: str = "") ->
         for name in mailboxes.split()
     ]
     if refused:
-        first.append(Refused(tuple(Failed(address(name), NEVER) for name in refused.split())))
+        first.append(FailedByRouter(tuple(Failed(address(name), NEVER) for name in refused.split())))
     events = [Event(ID, NOON, what) for what in first]
-    events += [Event(ID, NOON + SECOND, Refused((Failed(address(name), NEVER),))) for name in later.split()]
+    events += [Event(ID, NOON + SECOND, FailedByRouter((Failed(address(name), NEVER),))) for name in later.split()]
     lines = [line.text.replace("@example.test", "") for line in lines_from(events) if line.verb == "expanded"]
     told = json_output.timeline_json(build_timeline(ID, events, (), ()), NOON)["expanded"]  # type: ignore[arg-type]
     assert (told is not None) == bool(lines)
@@ -164,7 +164,7 @@ def test_unknown_message_has_no_timeline() -> None:
         ),
         (Routed(FIRST, RELAY, (ALICE,), Waiting(NOON, WaitCause.THROTTLED, "")), "throttled: its site"),
         (Routed(FIRST, ToMx("example.org", ((1, "a.test"), (2, "b.test"))), (ALICE,), None), "(a.test, b.test)"),
-        (Refused((Failed(ALICE, NEVER),)), "no attempt"),
+        (FailedByRouter((Failed(ALICE, NEVER),)), "no attempt"),
         (Bounced((ALICE,), None), "because the sender is <>"),
         (AttemptRecorded(FIRST, 1, (Delivered(ALICE, OK),), NOON, SECOND, None), "250 2.0.0 Ok: queued as 4F1C"),
     ],

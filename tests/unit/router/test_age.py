@@ -31,8 +31,8 @@ def line(
 def at(queue: MailQueue, seconds: int) -> tuple[int, float | None]:
     """Runnable recipients, and the runnable time of the oldest in seconds."""
     queue.due(START + timedelta(seconds=seconds), SiteLimits(), 0)
-    since = queue.oldest_runnable()
-    return queue.runnable_recipients(), None if since is None else START.timestamp() + seconds - since
+    since = queue.age_index.oldest_runnable()
+    return queue.age_index.runnable_recipients, None if since is None else START.timestamp() + seconds - since
 
 
 def test_deferred_delivery_is_runnable_from_its_retry_time() -> None:
@@ -79,9 +79,9 @@ def test_quarantined_counts_bug_holds_and_not_operator_holds() -> None:
     queue = MailQueue()
     queue.apply(line(1, WaitCause.HELD, reason=f"{QUARANTINE_REASON} (KeyError); see its log"))
     queue.apply(line(2, WaitCause.HELD, reason="by hand"))
-    assert queue.quarantined == 1
+    assert queue.quarantined_deliveries == 1
     queue.apply(line(1, WaitCause.DEFERRED))
-    assert queue.quarantined == 0
+    assert queue.quarantined_deliveries == 0
 
 
 def test_stale_entries_are_bounded() -> None:
@@ -92,10 +92,10 @@ def test_stale_entries_are_bounded() -> None:
         queue.apply(replace(line(number), state=Active(START + timedelta(seconds=number))))
         queue.apply(Settled(line(number).delivery.id))
         queue.prune()
-    ages = queue._age_index
+    ages = queue.age_index
     assert len(ages._runnable) + sum(map(len, ages._by_state.values())) <= 3 * 2 + STALE_ENTRIES_MAX + 1
     assert at(queue, 5000) == (1, 5000)
-    assert queue.oldest()["held"] == START.timestamp()
+    assert queue.age_index.oldest()["held"] == START.timestamp()
 
 
 @pytest.mark.slow
@@ -109,9 +109,9 @@ def test_query_time_does_not_grow_with_the_queue() -> None:
         queue.due(START + timedelta(seconds=3000), SiteLimits(), 0)
         best = float("inf")
         for _ in range(20):
-            began = perf_counter()
-            queue.recipients(), queue.oldest(), queue.runnable_recipients(), queue.oldest_runnable()
-            best = min(best, perf_counter() - began)
+            started = perf_counter()
+            queue.recipients(), queue.age_index.oldest(), queue.age_index.oldest_runnable()
+            best = min(best, perf_counter() - started)
         return best
 
     assert seconds_at(50_000) < 20 * seconds_at(500)

@@ -22,9 +22,9 @@ from mail.record import (
     Closed,
     Dispatched,
     Event,
+    FailedByRouter,
     Pending,
     Received,
-    Refused,
     Resumed,
     Routed,
     Settled,
@@ -209,7 +209,7 @@ def test_lifetime_ends_with_a_last_attempt_and_a_bounce() -> None:
         one.advance(timedelta(minutes=1))
     assert attempts >= 4
     assert one.now - START <= timedelta(minutes=62)
-    assert kinds(out) == [Settled, AttemptRecorded, Refused, Accepted, Bounced, Closed]
+    assert kinds(out) == [Settled, AttemptRecorded, FailedByRouter, Accepted, Bounced, Closed]
     assert isinstance(out[3], Accepted)
     assert isinstance(out[3].content, Inline)
     assert b"Status: 5.4.7" in out[3].content.data
@@ -274,7 +274,7 @@ def test_dsn_obeys_notify(notify: frozenset[Notify] | None, reported: bool) -> N
 def test_undeliverable_dsn_is_discarded() -> None:
     one = simulator()
     out = one.decide(accepted("gone@example.test", sender=None))
-    assert kinds(out) == [Received, Refused, Bounced, Closed]
+    assert kinds(out) == [Received, FailedByRouter, Bounced, Closed]
     assert events(out)[2] == Bounced((address("gone@example.test"),), None)
     assert (one.ledger["discarded"], one.ledger["failed"], one.open_by_ledger()) == (1, 0, 0)
 

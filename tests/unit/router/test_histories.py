@@ -192,7 +192,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def ledger_does_not_drift(self) -> None:
-        assert self.simulator.drift_ledger.drift(self.simulator.queue.open_recipients) == 0
+        assert self.simulator.balance.drift(self.simulator.queue.open_recipients) == 0
 
     @invariant()
     def runnable_is_what_could_be_delivered(self) -> None:
@@ -207,8 +207,8 @@ class Histories(RuleBasedStateMachine):
             or (line.state.cause is WaitCause.DEFERRED and line.state.due <= self.latest)
         }
         recipients = [len(self.simulator.lines[each].delivery.message.envelope.recipients) for each in since]
-        assert queue.runnable_recipients() == sum(recipients)
-        assert queue.oldest_runnable() == min((each.timestamp() for each in since.values()), default=None)
+        assert queue.age_index.runnable_recipients == sum(recipients)
+        assert queue.age_index.oldest_runnable() == min((each.timestamp() for each in since.values()), default=None)
 
     @invariant()
     def oldest_of_each_state_is_correct(self) -> None:
@@ -216,14 +216,16 @@ class Histories(RuleBasedStateMachine):
         for delivery_id in sorted(self.simulator.lines):
             line = self.simulator.lines[delivery_id]
             oldest.setdefault(state_name(line.state), line)
-        assert self.simulator.queue.oldest() == {
+        assert self.simulator.queue.age_index.oldest() == {
             state: line.delivery.message.received.timestamp() for state, line in oldest.items()
         }
 
     @invariant()
     def quarantined_deliveries_are_counted(self) -> None:
         reasons = [line.state.reason for line in self.simulator.lines.values() if line.state == _held(line)]
-        assert self.simulator.queue.quarantined == sum(reason.startswith(QUARANTINE_REASON) for reason in reasons)
+        assert self.simulator.queue.quarantined_deliveries == sum(
+            reason.startswith(QUARANTINE_REASON) for reason in reasons
+        )
 
     @invariant()
     def limits_hold(self) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the quarantine: a fact that makes the decision raise stops neither the shard nor other messages."""
+"""Tests of the quarantine: a decision that raises an exception stops neither the shard nor other messages."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_new_message_that_raises_is_held_and_others_are_delivered(
     assert isinstance(line.content, Spooled)
     assert await setup.spool.read(line.content) == CONTENT
     assert (await setup.log.backlog()).accepted == 0
-    assert [entry["facts"] for entry in logged if entry["event"] == "quarantined"] == [[bad.message.queue_id]]
+    assert [entry["ids"] for entry in logged if entry["event"] == "quarantined"] == [[bad.message.queue_id]]
     story = build_timeline(
         bad.message.queue_id, [event async for event in setup.log.history(bad.message.queue_id)], [line], []
     )

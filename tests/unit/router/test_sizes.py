@@ -6,7 +6,7 @@ import pytest
 
 from mail.log.codec import encode
 from mail.message import Inline
-from mail.record import Event, Received, Refused
+from mail.record import Event, FailedByRouter, Received
 from mail.settings import Settings
 from tests.support.builders.routing import RouterSimulator, accepted, events, snapshot
 
@@ -16,7 +16,7 @@ def test_record_size_is_bounded_for_many_recipients(sender: str | None) -> None:
     simulator = RouterSimulator(snapshot=snapshot())
     names = [f"{'n' * 50}{number}@example.test" for number in range(3000)]
     out = simulator.decide(accepted(*names, sender=sender))
-    refused = [what for what in events(out) if isinstance(what, Refused)]
+    refused = [what for what in events(out) if isinstance(what, FailedByRouter)]
     assert [len(what.outcomes) for what in refused] == [200] * 15
     assert simulator.ledger["failed" if sender else "discarded"] == 3000
     frames = [
