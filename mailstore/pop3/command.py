@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import Enum
 
 # RFC 2449 section 4: 255 octets, CRLF included.
 MAX_COMMAND_OCTETS = 255
-# RFC 5034 section 4 allows longer responses to a challenge; RFC 4954 sets the limit.
+# RFC 5034 section 4: a response to a challenge may be longer, with the limit of RFC 4954 section 4.
 MAX_RESPONSE_OCTETS = 12_288
 
 
@@ -21,63 +22,50 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Password:
-    """The rest of the line after the first space, including spaces (RFC 1939 section 7, PASS)."""
+    """`secret` may contain spaces (RFC 1939 section 7, PASS)."""
 
     secret: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """`mechanism` is None when the client asks for the list of mechanisms."""
+    """`mechanism` is in upper case, or None when the client requests the list of mechanisms."""
 
-    mechanism: str | None
-    initial: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Capa:
-    pass
+    mechanism: bytes | None
+    initial_response: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Quit:
-    pass
+class Keyword(Enum):
+    """A command without an argument."""
 
-
-@dataclass(frozen=True, slots=True)
-class Noop:
-    pass
+    CAPA = b"CAPA"
+    NOOP = b"NOOP"
+    QUIT = b"QUIT"
+    RSET = b"RSET"
+    STAT = b"STAT"
 
 
 @dataclass(frozen=True, slots=True)
-class Stat:
-    pass
+class Listing:
+    """LIST, or UIDL with `uids`."""
+
+    uids: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Reset:
-    pass
+class ListMessage:
+    """LIST or UIDL of one message."""
 
-
-@dataclass(frozen=True, slots=True)
-class ListSizes:
-    number: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ListUids:
-    number: int | None
+    number: int
+    uids: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieve:
-    number: int
+    """RETR, or TOP with the number of body lines."""
 
-
-@dataclass(frozen=True, slots=True)
-class Top:
     number: int
-    lines: int
+    top_lines: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,76 +80,53 @@ class Malformed:
     reason: str
 
 
-Command = (
-    User
-    | Password
-    | Auth
-    | Capa
-    | Quit
-    | Noop
-    | Stat
-    | Reset
-    | ListSizes
-    | ListUids
-    | Retrieve
-    | Top
-    | Delete
-    | Malformed
-)
+Command = User | Password | Auth | Keyword | Listing | ListMessage | Retrieve | Delete | Malformed
 
 _NUMBER = re.compile(rb"[0-9]{1,9}\Z")
-_BARE: dict[bytes, Command] = {b"CAPA": Capa(), b"QUIT": Quit(), b"NOOP": Noop(), b"STAT": Stat(), b"RSET": Reset()}
+_USAGE = {
+    b"USER": "USER needs one name",
+    b"PASS": "PASS needs a password",
+    b"AUTH": "AUTH takes a mechanism and an initial response",
+    b"LIST": "LIST takes one message number or none",
+    b"UIDL": "UIDL takes one message number or none",
+    b"RETR": "RETR needs one message number",
+    b"DELE": "DELE needs one message number",
+    b"TOP": "TOP needs a message number and a number of lines",
+    **{keyword.value: f"{keyword.name} takes no argument" for keyword in Keyword},
+}
 
 
 def parse(line: bytes) -> Command:
     """Parse a line without its line ending. Keywords are case-insensitive (RFC 1939 section 3)."""
-    keyword, _space, rest = line.partition(b" ")
+    keyword, _space, argument = line.partition(b" ")
     keyword = keyword.upper()
-    if keyword == b"PASS":
-        return Password(rest) if rest else Malformed("PASS needs a password")
-    words = rest.split()
-    bare = _BARE.get(keyword)
-    if bare is not None:
-        return Malformed(f"{keyword.decode()} takes no argument") if words else bare
-    if keyword == b"USER":
-        return User(words[0]) if len(words) == 1 else Malformed("USER needs one name")
-    if keyword == b"AUTH":
-        return _parse_auth(words)
-    if keyword in (b"LIST", b"UIDL"):
-        kind = ListSizes if keyword == b"LIST" else ListUids
-        if not words:
-            return kind(None)
-        number = _number(words[0]) if len(words) == 1 else None
-        return kind(number) if number is not None else Malformed(f"{keyword.decode()} takes one message number or none")
-    if keyword in (b"RETR", b"DELE"):
-        number = _number(words[0]) if len(words) == 1 else None
-        if number is None:
-            return Malformed(f"{keyword.decode()} needs one message number")
-        return Retrieve(number) if keyword == b"RETR" else Delete(number)
-    if keyword == b"TOP":
-        numbers = [_number(word) for word in words]
-        match numbers:
-            case [int(number), int(lines)]:
-                return Top(number, lines)
-            case _:
-                return Malformed("TOP needs a message number and a number of lines")
-    return Malformed("unknown command")
-
-
-def _number(word: bytes) -> int | None:
-    return int(word) if _NUMBER.match(word) else None
-
-
-def _parse_auth(words: list[bytes]) -> Command:
-    if not words:
-        return Auth(None, None)
-    if len(words) > 2:
-        return Malformed("AUTH takes a mechanism and an initial response")
-    try:
-        mechanism = words[0].decode("ascii").upper()
-    except UnicodeDecodeError:
-        return Malformed("unknown mechanism")
-    return Auth(mechanism, words[1] if len(words) == 2 else None)
+    words = argument.split()
+    numbers = [int(word) if _NUMBER.match(word) else None for word in words]
+    match keyword, words, numbers:
+        case b"PASS", _, _ if argument:
+            return Password(argument)
+        case b"USER", [login], _:
+            return User(login)
+        case b"AUTH", [], _:
+            return Auth(None, None)
+        case b"AUTH", [mechanism], _:
+            return Auth(mechanism.upper(), None)
+        case b"AUTH", [mechanism, initial_response], _:
+            return Auth(mechanism.upper(), initial_response)
+        case ((b"CAPA" | b"NOOP" | b"QUIT" | b"RSET" | b"STAT"), [], _):
+            return Keyword(keyword)
+        case ((b"LIST" | b"UIDL"), [], _):
+            return Listing(keyword == b"UIDL")
+        case ((b"LIST" | b"UIDL"), _, [int(number)]):
+            return ListMessage(number, keyword == b"UIDL")
+        case b"RETR", _, [int(number)]:
+            return Retrieve(number)
+        case b"TOP", _, [int(number), int(lines)]:
+            return Retrieve(number, lines)
+        case b"DELE", _, [int(number)]:
+            return Delete(number)
+        case _:
+            return Malformed(_USAGE.get(keyword, "unknown command"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,20 +230,19 @@ class _Connection:
         """The next line. Replies to pipelined commands (RFC 2449 section 6.6) are flushed together before waiting."""
         if self._stopping:
             raise _SessionEnded("shutdown")
-        deadline: float | None = None
-        while (line := self._lines.next_line(self._session.line_limit)) is None:
-            await self._flush()
-            loop = asyncio.get_running_loop()
-            if deadline is None:
-                deadline = (
-                    loop.time() + self._server.idle_seconds
-                )  # for a complete line; single octets do not extend it
+        line = self._lines.next_line(self._session.line_limit)
+        if line is not None:
+            return line
+        await self._flush()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._server.idle_seconds  # for a complete line; single octets do not extend it
+        while line is None:
             if self._stopping:
                 raise _SessionEnded("shutdown")
             self._read_task = asyncio.ensure_future(self._reader.read(_READ_OCTETS))
             try:
                 data = await asyncio.wait_for(self._read_task, deadline - loop.time())
-            except TimeoutError:
+            except TimeoutError:  # RFC 1939 section 3: close without a response and without the UPDATE state
                 raise _SessionEnded("idle") from None
             except asyncio.CancelledError:
                 if self._stopping and self._read_task.cancelled():
@@ -254,6 +253,7 @@ class _Connection:
             if not data:
                 raise _SessionEnded("dropped")
             self._lines.feed(data)
+            line = self._lines.next_line(self._session.line_limit)
         return line
 
     async def _execute(self, actions: Iterable[Action]) -> str | None:

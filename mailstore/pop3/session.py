@@ -16,7 +16,7 @@ from typing import assert_never
 
 from mailstore.mailboxes import StoredMessage
 from mailstore.pop3 import command as commands
-from mailstore.pop3.command import MAX_COMMAND_OCTETS, MAX_RESPONSE_OCTETS, Command, LineTooLong
+from mailstore.pop3.command import MAX_COMMAND_OCTETS, MAX_RESPONSE_OCTETS, Command, Keyword, LineTooLong
 
 MAX_LOGIN_FAILURES = 3
 MAX_ERRORS = 20
@@ -136,11 +136,11 @@ class Session:
 
     def _command(self, command: Command) -> Iterator[Action]:
         match command:
-            case commands.Malformed(why):
-                yield from self._error(why)
-            case commands.Capa():
+            case commands.Malformed(reason):
+                yield from self._error(reason)
+            case Keyword.CAPA:
                 yield self._capabilities()
-            case commands.Quit():
+            case Keyword.QUIT:
                 yield from self._quit()
             case commands.User() | commands.Password() | commands.Auth():
                 if self._state is _State.AUTHORIZATION:
@@ -149,33 +149,18 @@ class Session:
                     yield _WRONG_STATE
             case _ if self._state is not _State.TRANSACTION:
                 yield from self._error("log in first")
-            case commands.Noop():
+            case Keyword.NOOP:
                 yield _OK
-            case commands.Stat():
+            case Keyword.STAT:
                 remaining = [message for _number, message in self._remaining()]
                 yield Send(b"+OK %d %d\r\n" % (len(remaining), sum(message.size_bytes for message in remaining)))
-            case commands.Reset():
+            case Keyword.RSET:
                 self._deleted.clear()
                 yield Send(b"+OK %d messages\r\n" % len(self._messages))
-            case commands.ListSizes(number) | commands.ListUids(number):
-                yield from self._list(number, sizes=isinstance(command, commands.ListSizes))
-            case commands.Retrieve(number):
-                message = self._find(number)
-                yield message if isinstance(message, Send) else SendMessage(number, message.uid, message.size_bytes)
-            case commands.Top(number, lines):
-                message = self._find(number)
-                yield (
-                    message
-                    if isinstance(message, Send)
-                    else SendMessage(number, message.uid, message.size_bytes, lines)
-                )
-            case commands.Delete(number):
-                message = self._find(number)
-                if isinstance(message, Send):
-                    yield message
-                else:
-                    self._deleted.add(number)
-                    yield Send(b"+OK message %d marked for deletion\r\n" % number)
+            case commands.Listing(uids):
+                yield from self._list(uids=uids)
+            case commands.ListMessage() | commands.Retrieve() | commands.Delete():
+                yield self._on_message(command)
             case _:
                 assert_never(command)
 
@@ -200,20 +185,21 @@ class Session:
                 assert_never(command)
 
     def _auth(self, command: commands.Auth) -> Iterator[Action]:
-        if command.mechanism is None:
+        if command.mechanism is None:  # in no RFC: clients older than CAPA send it
             yield Send(b"+OK\r\nPLAIN\r\n.\r\n" if self._clear_text_allowed else b"+OK\r\n.\r\n")
-        elif command.mechanism != "PLAIN":
+        elif command.mechanism != b"PLAIN":
             yield from self._error("unknown mechanism")
         elif not self._clear_text_allowed:
             yield _CLEAR_TEXT
-        elif command.initial is None:
+        elif command.initial_response is None:
             self._state = _State.RESPONSE
             yield Send(b"+ \r\n")  # RFC 5034 section 4: an empty challenge
         else:
-            yield from self._sasl_plain(b"" if command.initial == b"=" else command.initial)
+            # RFC 5034 section 4: "=" is an empty response.
+            yield from self._sasl_plain(b"" if command.initial_response == b"=" else command.initial_response)
 
     def _sasl_plain(self, response: bytes) -> Iterator[Action]:
-        """SASL PLAIN (RFC 4616): authorization identity, NUL, login, NUL, password."""
+        """SASL PLAIN (RFC 4616 section 2): authorization identity, NUL, login, NUL, password."""
         if response == b"*":
             yield Send(b"-ERR AUTH cancelled\r\n")  # RFC 5034 section 4
             return
@@ -258,22 +244,32 @@ class Session:
     # The TRANSACTION state
 
     def _remaining(self) -> Iterator[tuple[int, StoredMessage]]:
+        """The messages that are not marked as deleted; their numbers never change (RFC 1939 section 5)."""
         return ((n, message) for n, message in enumerate(self._messages, 1) if n not in self._deleted)
 
-    def _find(self, number: int) -> StoredMessage | Send:
+    def _on_message(self, command: commands.ListMessage | commands.Retrieve | commands.Delete) -> Action:
+        number = command.number
         if not 1 <= number <= len(self._messages):
             return _NO_SUCH_MESSAGE
-        return _DELETED if number in self._deleted else self._messages[number - 1]
+        if number in self._deleted:
+            return _DELETED  # RFC 1939 section 5: any reference to it is an error
+        message = self._messages[number - 1]
+        match command:
+            case commands.ListMessage(_, uids):
+                return Send(b"+OK " + _line(number, message, uids=uids))
+            case commands.Retrieve(_, top_lines):
+                return SendMessage(number, message.uid, message.size_bytes, top_lines)
+            case commands.Delete():
+                self._deleted.add(number)
+                return Send(b"+OK message %d marked for deletion\r\n" % number)
+            case _:
+                assert_never(command)
 
-    def _list(self, number: int | None, *, sizes: bool) -> Iterator[Action]:
-        if number is not None:
-            message = self._find(number)
-            yield message if isinstance(message, Send) else Send(b"+OK " + _line(number, message, sizes=sizes))
-            return
+    def _list(self, *, uids: bool) -> Iterator[Action]:
         yield _OK
         remaining = self._remaining()
-        while piece := b"".join(_line(n, message, sizes=sizes) for n, message in islice(remaining, _LISTING_LINES)):
-            yield Send(piece)
+        while lines := b"".join(_line(n, message, uids=uids) for n, message in islice(remaining, _LISTING_LINES)):
+            yield Send(lines)
         yield _END
 
     def message_sent(self, number: int) -> None:
@@ -301,7 +297,7 @@ class Session:
         yield Close("quit")
 
     def _capabilities(self) -> Send:
-        """RFC 2449; login methods are listed only where they are allowed."""
+        """RFC 2449 section 6, RFC 3206 section 5, RFC 5034 section 3. Login methods only where they are allowed."""
         methods = b"USER\r\nSASL PLAIN\r\n" if self._clear_text_allowed else b""
         return Send(
             b"+OK capabilities follow\r\n" + methods + b"TOP\r\nUIDL\r\nPIPELINING\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\n"
@@ -316,7 +312,5 @@ class Session:
             yield Close("error")
 
 
-def _line(number: int, message: StoredMessage, *, sizes: bool) -> bytes:
-    if sizes:
-        return b"%d %d\r\n" % (number, message.size_bytes)
-    return b"%d %s\r\n" % (number, message.uid.encode("ascii"))
+def _line(number: int, message: StoredMessage, *, uids: bool) -> bytes:
+    return b"%d %s\r\n" % (number, message.uid.encode("ascii") if uids else b"%d" % message.size_bytes)

@@ -290,8 +290,8 @@ def test_unfinished_line_uses_bounded_memory() -> None:
 
 
 def test_commands_parse_to_values() -> None:
-    assert parse(b"top 12 0") == commands.Top(12, 0)
-    assert parse(b"List") == commands.ListSizes(None)
+    assert parse(b"top 12 0") == commands.Retrieve(12, 0)
+    assert parse(b"List") == commands.Listing(uids=False)
     assert parse(b"PASS ") == commands.Malformed("PASS needs a password")
     assert parse(b"RETR  7 ") == commands.Retrieve(7)
 
