@@ -74,8 +74,8 @@ class DeliveryJournal:
             self._reload(-1)
         if self._inode == -1 or self._last_boot != self._boot:
             first = self._last_boot != self._boot
-            found = [i for i in list_ids() if i not in self._recorded] if first else []
-            self._append([f"b {self._boot} {int(now)}", *(f"k {i}" for i in found)])
+            ids = [i for i in list_ids() if i not in self._recorded] if first else []
+            self._append([f"b {self._boot} {int(now)}", *(f"k {i}" for i in ids)])
 
     def lookup(self, delivery_id: str) -> JournalState:
         if delivery_id in self._recorded:

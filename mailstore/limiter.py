@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from mailstore.mailbox_lock import LOCK_SECONDS, MailboxLocked
 
@@ -20,40 +21,25 @@ LOCK_TRY_SECONDS = 0.02  # inside a thread
 RETRY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2)  # between attempts, without a thread
 
 
-class _MailboxSlots:
-    __slots__ = ("slots", "users")
-
-    def __init__(self) -> None:
-        self.slots = asyncio.Semaphore(CONCURRENT_MAX)
-        self.users = 0
-
-
 class MailboxLimiter:
     """Runs at most CONCURRENT_MAX jobs per mailbox."""
 
     def __init__(self) -> None:
-        self._mailboxes: dict[str, _MailboxSlots] = {}
+        self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of mailboxes with jobs
 
     async def run(self, owner: str, job: Callable[[float], Awaitable[T]]) -> T:
         """Run `job(lock_seconds)` until it does not raise MailboxLocked. Raises MailboxLocked after LOCK_SECONDS,
         counted from the first attempt.
         """
-        mailbox = self._mailboxes.setdefault(owner, _MailboxSlots())
-        mailbox.users += 1
-        try:
-            async with mailbox.slots:
-                clock = asyncio.get_running_loop().time
-                deadline = clock() + LOCK_SECONDS
-                tries = 0
-                while True:
-                    try:
-                        return await job(LOCK_TRY_SECONDS)
-                    except MailboxLocked:
-                        if clock() >= deadline:
-                            raise
-                        await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
-                        tries += 1
-        finally:
-            mailbox.users -= 1
-            if not mailbox.users:
-                del self._mailboxes[owner]
+        async with self._slots.setdefault(owner, asyncio.Semaphore(CONCURRENT_MAX)):
+            clock = asyncio.get_running_loop().time
+            deadline = clock() + LOCK_SECONDS
+            tries = 0
+            while True:
+                try:
+                    return await job(LOCK_TRY_SECONDS)
+                except MailboxLocked:
+                    if clock() >= deadline:
+                        raise
+                    await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
+                    tries += 1

@@ -60,4 +60,4 @@ def change_files(path: Path, files: list[MailboxFile], change: Callable[[Mailbox
                 missing.add(file.name.uid)
         if not missing:
             return
-        files = [found for found in list_files(path) if found.name.uid in missing]
+        files = [file for file in list_files(path) if file.name.uid in missing]

@@ -49,8 +49,9 @@ class Mailbox:
         """Hold the lock among threads and processes of eilpost. Raises MailboxLocked after `seconds`, and OSError."""
         deadline = time.monotonic() + seconds
         path = self.path / "eilpost-lock"
+        locked = MailboxLocked(errno.EAGAIN, "mailbox lock not released in time", str(path))
         if not self.lock.acquire(timeout=seconds):
-            raise MailboxLocked(errno.EAGAIN, "mailbox lock not released in time", str(path))
+            raise locked
         try:
             descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT)
             try:
@@ -60,7 +61,7 @@ class Mailbox:
                         break
                     except BlockingIOError:
                         if time.monotonic() > deadline:
-                            raise MailboxLocked(errno.EAGAIN, "mailbox lock not released in time", str(path)) from None
+                            raise locked from None
                         time.sleep(0.002)
                 yield
             finally:
@@ -93,10 +94,8 @@ class MailboxCache:
             mailbox = self._mailboxes.get(owner)
             if mailbox is None:
                 path = self._root / owner_directory(owner)
-                mailbox = Mailbox(
-                    path, DeliveryJournal(path, self._boot, self._retention_seconds), SharedFlush(path / "new")
-                )
-                self._mailboxes[owner] = mailbox
+                journal = DeliveryJournal(path, self._boot, self._retention_seconds)
+                mailbox = self._mailboxes[owner] = Mailbox(path, journal, SharedFlush(path / "new"))
             self._mailboxes.move_to_end(owner)
             self._calls += 1
             if len(self._mailboxes) > MAILBOXES_MAX or self._calls % CHECK_EVERY == 0:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from itertools import count
@@ -26,8 +27,8 @@ from mail.telemetry.mailstore import MAILBOX_APPEND
 from mailstore.delivery_journal import JournalState
 from mailstore.flush import flush_directory
 from mailstore.limiter import MailboxLimiter
-from mailstore.listing import change_files, list_files, tmp_files_of
-from mailstore.mailbox_lock import LOCK_SECONDS, Mailbox, MailboxCache
+from mailstore.listing import MailboxFile, change_files, list_files, tmp_files_of
+from mailstore.mailbox_lock import Mailbox, MailboxCache
 from mailstore.mailboxes import MailboxFull, MailboxInUse, MailboxUnavailable, MessageTooLarge, StoredMessage
 from mailstore.maildir_reader import MaildirReader, used_bytes
 from mailstore.names import message_name, owner_directory, parse_name
@@ -42,15 +43,16 @@ TMP_MAX_AGE_SECONDS = 36 * 3600.0  # as in the Maildir document and in Dovecot
 USED_BYTES_TTL_SECONDS = 60.0  # cache time of the mailbox size; before a refusal it is always measured
 
 
+@dataclass(slots=True)
 class PendingAppend:
     """One `append` across its attempts to lock the mailbox; the `tmp` file is written once."""
 
-    __slots__ = ("arguments", "name", "tmp_file")
-
-    def __init__(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None) -> None:
-        self.arguments = owner, delivery_id, content, quota_bytes
-        self.tmp_file: Path | None = None  # in `tmp`, until it is linked and unlinked
-        self.name = ""  # in `new`
+    owner: str
+    delivery_id: DeliveryId
+    content: bytes
+    quota_bytes: int | None
+    tmp_file: Path | None = None  # until it is linked and unlinked
+    name: str = ""  # in `new`
 
     def discard(self) -> None:
         """Remove the `tmp` file, while no thread uses it. A cancelled caller leaves the file; the next `append` of the
@@ -93,13 +95,8 @@ class Maildir:
         started = time.perf_counter()
         pending = PendingAppend(owner, delivery_id, content, quota_bytes)
         try:
-            new = await self._limiter.run(
-                owner, lambda seconds: self._run_in_writers(partial(self._append, pending, seconds))
-            )
-        except OSError as error:
-            pending.discard()
-            raise self._unavailable(error) from error
-        except MailboxFull:
+            new = await self._run_locking(owner, partial(self._append, pending))
+        except (MailboxFull, MailboxUnavailable):
             pending.discard()
             raise
         MAILBOX_APPEND.observe(time.perf_counter() - started)
@@ -123,11 +120,7 @@ class Maildir:
         return await self._run_in(self._readers, partial(self._reader.read, owner, uid, start, limit_bytes))
 
     async def expunge(self, owner: str, uids: Collection[str]) -> None:
-        job = partial(self._expunge, owner, frozenset(uids))
-        try:
-            await self._limiter.run(owner, lambda seconds: self._run_in_writers(partial(job, seconds)))
-        except OSError as error:
-            raise self._unavailable(error) from error
+        await self._run_locking(owner, partial(self._expunge, owner, frozenset(uids)))
 
     async def mark_seen(self, owner: str, uids: Collection[str]) -> None:
         await self._run_in(self._writers, partial(self._reader.mark_seen, owner, frozenset(uids)))
@@ -141,8 +134,13 @@ class Maildir:
         except OSError as error:
             raise self._unavailable(error) from error
 
-    async def _run_in_writers(self, job: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._writers, job)
+    async def _run_locking(self, owner: str, job: Callable[[float], _T]) -> _T:
+        """Run `job(lock_seconds)`, which locks the mailbox."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await self._limiter.run(owner, lambda seconds: loop.run_in_executor(self._writers, job, seconds))
+        except OSError as error:
+            raise self._unavailable(error) from error
 
     def _unavailable(self, error: OSError) -> MailboxUnavailable:
         return MailboxUnavailable(f"{error.filename or self._root}: {error.strerror or error}")
@@ -156,18 +154,10 @@ class Maildir:
 
     # Append
 
-    def append_blocking(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None) -> bool:
-        """`append` in the calling thread. Raises OSError where the port raises MailboxUnavailable."""
-        pending = PendingAppend(owner, delivery_id, content, quota_bytes)
-        try:
-            return self._append(pending, LOCK_SECONDS)
-        except (OSError, MailboxFull, MessageTooLarge):
-            pending.discard()
-            raise
-
     def _append(self, pending: PendingAppend, lock_seconds: float) -> bool:
         """After MailboxLocked, call again with the same `pending`, or call `pending.discard()`."""
-        owner, delivery_id, content, quota_bytes = pending.arguments
+        owner, delivery_id, content = pending.owner, pending.delivery_id, pending.content
+        quota_bytes = pending.quota_bytes
         mailbox = self._mailboxes.get(owner)
         now = self._clock()
         if quota_bytes is not None and len(content) > quota_bytes:
@@ -185,7 +175,7 @@ class Maildir:
         tmp_file = pending.tmp_file
         keep_tmp_file = False
         with mailbox.locked(lock_seconds):
-            mailbox.journal.refresh(now, partial(self._delivery_ids, mailbox.path, now))
+            self._refresh_journal(mailbox, now)
             if not mailbox.tmp_swept:
                 self._sweep_tmp(mailbox, now)
             earlier = [other for other in tmp_files_of(mailbox.path / "tmp", delivery_id) if other != tmp_file.name]
@@ -269,10 +259,9 @@ class Maildir:
         if not mailbox.path.exists():
             return False
         with mailbox.locked(lock_seconds):
-            mailbox.journal.refresh(now, partial(self._delivery_ids, mailbox.path, now))
-            return self._was_appended(
-                mailbox, delivery_id, suspect=bool(tmp_files_of(mailbox.path / "tmp", delivery_id))
-            )
+            self._refresh_journal(mailbox, now)
+            suspect = bool(tmp_files_of(mailbox.path / "tmp", delivery_id))
+            return self._was_appended(mailbox, delivery_id, suspect=suspect)
 
     def _was_appended(self, mailbox: Mailbox, delivery_id: DeliveryId, *, suspect: bool) -> bool:
         """`suspect`: an earlier `append` left a `tmp` file, so it may have been interrupted after the link."""
@@ -294,11 +283,13 @@ class Maildir:
         if mailbox.used_bytes + size_bytes > quota_bytes:
             raise MailboxFull(f"{owner}: {mailbox.used_bytes} of {quota_bytes} octets used")
 
-    def _delivery_ids(self, path: Path, now: float) -> Iterator[str]:
+    def _refresh_journal(self, mailbox: Mailbox, now: float) -> None:
+        mailbox.journal.refresh(now, lambda: self._recent_ids(list_files(mailbox.path, folders=True), now))
+
+    def _recent_ids(self, files: Iterable[MailboxFile], now: float) -> set[DeliveryId]:
+        """The delivery ids of the files within the retention time."""
         oldest = (now - self._retention_seconds) * 1_000_000
-        for file in list_files(path, folders=True):
-            if file.name.delivery_id is not None and (file.name.micros or 0) > oldest:
-                yield file.name.delivery_id
+        return {f.name.delivery_id for f in files if f.name.delivery_id and (f.name.micros or 0) > oldest}
 
     def _sweep_tmp(self, mailbox: Mailbox, now: float) -> None:
         """Remove old files in `tmp` once per mailbox and process; ids of linked files are recorded first."""
@@ -323,15 +314,13 @@ class Maildir:
     def _expunge(self, owner: str, uids: frozenset[str], lock_seconds: float) -> None:
         mailbox = self._mailboxes.get(owner)
         now = self._clock()
-        files = [found for found in list_files(mailbox.path) if found.name.uid in uids]
+        files = [file for file in list_files(mailbox.path) if file.name.uid in uids]
         if not files:
             return
         with mailbox.locked(lock_seconds):
-            mailbox.journal.refresh(now, partial(self._delivery_ids, mailbox.path, now))
-            oldest = (now - self._retention_seconds) * 1_000_000
-            ids = {f.name.delivery_id for f in files if f.name.delivery_id and (f.name.micros or 0) > oldest}
-            if ids:
+            self._refresh_journal(mailbox, now)
+            if ids := self._recent_ids(files, now):
                 mailbox.journal.record_expunge(sorted(ids))
             mailbox.used_bytes = None
-            change_files(mailbox.path, files, lambda found: os.unlink(found.path))
+            change_files(mailbox.path, files, lambda file: os.unlink(file.path))
         self._flush_new_and_cur(mailbox.path)

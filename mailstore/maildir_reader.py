@@ -36,19 +36,19 @@ class MaildirReader:
         # `new` before `cur`: a message moved meanwhile is listed twice, never missed; the later entry is used.
         files = {file.name.uid: file for file in list_files(path)}
         messages: list[StoredMessage] = []
-        for uid, found in files.items():
-            name, micros, size = found.name, found.name.micros, found.name.size_bytes
+        for uid, file in files.items():
+            name, micros, size = file.name, file.name.micros, file.name.size_bytes
             if micros is None or size is None:
                 try:
-                    micros = micros if micros is not None else os.lstat(found.path).st_mtime_ns // 1000
-                    size = size if size is not None else virtual_size(found.path)
+                    micros = micros if micros is not None else os.lstat(file.path).st_mtime_ns // 1000
+                    size = size if size is not None else virtual_size(file.path)
                 except OSError:
                     continue
             messages.append(StoredMessage(uid, size, _time(micros), name.seen))
         messages.sort(key=lambda message: (message.received, message.uid))
         with self._lock:
             # Only file names are cached, to bound memory for large mailboxes.
-            self._filenames[owner] = {uid: f"{found.folder.name}/{found.filename}" for uid, found in files.items()}
+            self._filenames[owner] = {uid: f"{file.folder.name}/{file.filename}" for uid, file in files.items()}
             self._filenames.move_to_end(owner)
             while len(self._filenames) > 1 and sum(map(len, self._filenames.values())) > FILENAMES_MAX:
                 self._filenames.popitem(last=False)
@@ -74,8 +74,8 @@ class MaildirReader:
     def mark_seen(self, owner: str, uids: frozenset[str]) -> None:
         path = self._path(owner)
         cur = path / "cur"
-        flagged = [found for found in list_files(path) if found.name.uid in uids and not found.name.seen]
-        change_files(path, flagged, lambda found: os.rename(found.path, cur / with_seen(found.filename)))
+        unseen = [file for file in list_files(path) if file.name.uid in uids and not file.name.seen]
+        change_files(path, unseen, lambda file: os.rename(file.path, cur / with_seen(file.filename)))
 
     def used_bytes(self, owner: str) -> int:
         return used_bytes(self._path(owner))

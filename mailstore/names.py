@@ -37,12 +37,6 @@ def owner_directory(owner: str) -> str:
     return f"{_encode(domain)}/{_encode(local)}"
 
 
-def directory_owner(directory: str) -> str:
-    """Inverse of `owner_directory`."""
-    domain, local = directory.replace("%/", "").split("/")
-    return f"{_decode(local)}@{_decode(domain)}"
-
-
 def _encode(text: str) -> str:
     octets = text.encode("utf-8", "surrogatepass")
     coded = [chr(octet) if octet in _PLAIN else f"%{octet:02X}" for octet in octets]
@@ -50,17 +44,12 @@ def _encode(text: str) -> str:
         coded[0] = "%2E"
     parts: list[str] = []
     part = ""
-    for piece in coded:
-        if len(part) + len(piece) > _CHUNK:
+    for character in coded:
+        if len(part) + len(character) > _CHUNK:
             parts.append(part + "%")
             part = ""
-        part += piece
+        part += character
     return "/".join([*parts, part])
-
-
-def _decode(text: str) -> str:
-    octets = re.sub(rb"%([0-9A-F]{2})", lambda match: bytes([int(match[1], 16)]), text.encode())
-    return octets.decode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,9 +44,11 @@ async def test_bare_lf_counts_twice_in_w(tmp_path: Path) -> None:
 
 def test_two_processes_append_each_id_once(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from mailstore.maildir import Maildir\n"
-        "maildir = Maildir(Path(sys.argv[1]), 'mx')\n"
-        "print(sum(maildir.append_blocking('alice@example.test', f'ID{n}-0', b'x', None) for n in range(60)))\n"
+        "import asyncio, sys; from pathlib import Path; from mailstore.maildir import Maildir\n"
+        "async def main():\n"
+        "    maildir = Maildir(Path(sys.argv[1]), 'mx')\n"
+        "    print(sum([await maildir.append('alice@example.test', f'ID{n}-0', b'x') for n in range(60)]))\n"
+        "asyncio.run(main())\n"
     )
     started = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "mail")], stdout=subprocess.PIPE, text=True)

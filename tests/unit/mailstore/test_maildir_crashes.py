@@ -79,18 +79,18 @@ def faulty_os_calls(faulty_os: FaultyOs) -> Iterator[FaultyOs]:
         yield faulty_os
 
 
-def count_steps(tmp_path: Path) -> list[str]:
+async def count_steps(tmp_path: Path) -> list[str]:
     with faulty_os_calls(FaultyOs()) as recorded:
-        make_maildir(tmp_path).append_blocking(OWNER, ID, CONTENT, 10_000)
+        await make_maildir(tmp_path).append(OWNER, ID, CONTENT, 10_000)
     shutil.rmtree(tmp_path / "mail")
     return recorded.calls
 
 
-def test_append_costs_two_fsyncs(tmp_path: Path) -> None:
+async def test_append_costs_two_fsyncs(tmp_path: Path) -> None:
     maildir = make_maildir(tmp_path)
-    maildir.append_blocking(OWNER, OTHER, b"other", None)
+    await maildir.append(OWNER, OTHER, b"other")
     with faulty_os_calls(FaultyOs()) as recorded:
-        maildir.append_blocking(OWNER, ID, CONTENT, None)
+        await maildir.append(OWNER, ID, CONTENT)
     assert recorded.calls.count("fsync") == 2
     assert recorded.calls.index("fsync") < recorded.calls.index("link")
 
@@ -124,7 +124,7 @@ def truncate_journal(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("later_message", [False, True], ids=["first-message", "later-message"])
-def test_crash_at_any_step_and_second_append_make_one_message(
+async def test_crash_at_any_step_and_second_append_make_one_message(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     after: bool,
@@ -132,17 +132,17 @@ def test_crash_at_any_step_and_second_append_make_one_message(
     reboot: bool,
     later_message: bool,
 ) -> None:
-    steps = count_steps(tmp_path)
+    steps = await count_steps(tmp_path)
     assert "link" in steps
     linked = 0
     for step in range(len(steps)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mailbox_lock_module, "boot_id", lambda: "boot-1")
             if later_message:
-                make_maildir(tmp_path).append_blocking(OWNER, OTHER, b"other", None)
+                await make_maildir(tmp_path).append(OWNER, OTHER, b"other")
             break_os(patch, FaultyOs(step, after=after))
             try:
-                make_maildir(tmp_path).append_blocking(OWNER, ID, CONTENT, 10_000)
+                await make_maildir(tmp_path).append(OWNER, ID, CONTENT, 10_000)
             except Crash:
                 pass
             else:
@@ -153,8 +153,8 @@ def test_crash_at_any_step_and_second_append_make_one_message(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mailbox_lock_module, "boot_id", lambda: "boot-2" if reboot else "boot-1")
             again = make_maildir(tmp_path)
-            again.append_blocking(OWNER, ID, CONTENT, 10_000)
-            assert again.append_blocking(OWNER, ID, CONTENT, 10_000) is False
+            await again.append(OWNER, ID, CONTENT, 10_000)
+            assert await again.append(OWNER, ID, CONTENT, 10_000) is False
         stored = [file for file in files(tmp_path, "new", "cur") if ID in file.name]
         assert [file.read_bytes() for file in stored] == [CONTENT], (step, steps[step])
         assert files(tmp_path, "tmp") == [], (step, steps[step])
@@ -167,7 +167,7 @@ def test_crash_at_any_step_and_second_append_make_one_message(
 async def test_disk_error_at_any_step_and_second_append_make_one_message(
     tmp_path: Path, code: int, after: bool
 ) -> None:
-    steps = count_steps(tmp_path)
+    steps = await count_steps(tmp_path)
     errors: set[str] = set()
     for step, name in enumerate(steps):
         if after and name == "open":

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mail.message import DeliveryId
-from mailstore.names import directory_owner, message_name, owner_directory, parse_name, with_seen
+from mailstore.names import message_name, owner_directory, parse_name, with_seen
 
 _PART = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=250)
 HOSTILE = ["..", ".", "/", "../../etc/passwd", "a/b", '"', "a\x00b", "%2e%2e", "%", ".hidden", "ALICE", "ü", "a@b", "~"]
+
+
+def directory_owner(directory: str) -> str:
+    """Inverse of `owner_directory`."""
+    domain, local = directory.replace("%/", "").split("/")
+    return f"{unquote(local)}@{unquote(domain)}"
 
 
 @given(_PART, _PART.filter(lambda text: "@" not in text))
