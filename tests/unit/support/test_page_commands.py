@@ -1,5 +1,5 @@
-"""Commands and settings on the pages: each `eilpost ...` exists with its options, each dotted name is a setting or a
-chart value.
+"""Names on the pages: each `eilpost ...` exists with its options, each dotted name is a setting or a chart value, each
+SMTP reply is one of the code.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.monitoring.commands import why_wrong, wrong_keys
+from tests.support.docs.generate import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = [
@@ -44,6 +45,16 @@ def test_commands_of_a_page_exist_with_their_options(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_settings_of_a_page_exist(page: Path) -> None:
     assert [name for name in wrong_keys(page.read_text(encoding="utf-8")) if not _FILE.search(name)] == []
+
+
+def test_replies_on_the_pages_are_those_of_the_code() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+    pages = "".join(
+        page.read_text(encoding="utf-8") for page in [*PAGES, *sorted((ROOT / "docs/runbooks").glob("*.md"))]
+    )
+    replies = set(re.findall(r"`[245]\d\d [245]\.\d+\.\d+ ([A-Z][^`,]*)", pages))
+    assert len(replies) > 10
+    assert {text for text in replies if text.partition("queued as ")[0] not in code} == set()
 
 
 def test_calls_are_found() -> None:
