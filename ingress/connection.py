@@ -208,8 +208,8 @@ class Connection(SMTP):
             _ended_sessions(self._listener.name, (session.end or SessionEnd.INTERNAL_ERROR).value).inc()
             self._connections.discard(self)
             # Not logged: health checks, which send nothing, and refusals, which were logged before.
-            silent = session.helo is None and not session.errors and session.end is SessionEnd.LOST
-            if session.end not in (SessionEnd.QUIT, SessionEnd.REFUSED) and not silent:
+            silent = session.helo is None and not session.errors and session.end is SessionEnd.DISCONNECTED
+            if session.end not in (SessionEnd.QUIT, SessionEnd.REJECTED) and not silent:
                 logger.info(
                     "session ended",
                     client=session.ip,
@@ -223,14 +223,14 @@ class Connection(SMTP):
         handled = 0
         while not session.end:
             if self._lost:  # replies cannot be sent; the client will retry
-                session.end = SessionEnd.LOST
+                session.end = SessionEnd.DISCONNECTED
                 return
             line = self.framer.next_line()
             if line is None:
                 if self._draining and self.loop.time() >= self._drain_at:
-                    session.close(replies.SHUTTING_DOWN, SessionEnd.DRAINED)
+                    session.close(replies.SHUTTING_DOWN, SessionEnd.SHUTDOWN)
                 elif not await self._wait_for_input():
-                    session.end = session.end or SessionEnd.LOST
+                    session.end = session.end or SessionEnd.DISCONNECTED
                 continue
             self._command_in_progress = True
             try:
@@ -333,7 +333,7 @@ class Connection(SMTP):
         self._command_in_progress = True
         if framer.data_is_complete and not self._session.end:
             return True
-        self._session.end = self._session.end or SessionEnd.LOST
+        self._session.end = self._session.end or SessionEnd.DISCONNECTED
         return False
 
     def _reset_data_timeout(self) -> None:

@@ -57,14 +57,14 @@ class SessionEnd(StrEnum):
     """Why a session ended; the values are metric labels and log fields."""
 
     QUIT = "quit"  # RFC 5321 section 4.1.1.10
-    LOST = "lost"  # the client closed the connection
+    DISCONNECTED = "disconnected"  # the client closed the connection
     TIMEOUT = "timeout"
     SLOW = "slow"  # message data arrived too slowly while the memory budget was used up
-    REFUSED = "refused"  # 421 at the greeting or at MAIL
-    TOO_MANY_ERRORS = "errors"  # the client sent too many invalid commands
-    INTERNAL_ERROR = "error"  # an exception of ours while message data was read
-    DRAINED = "drained"  # the server drained, and no message was in progress
-    ABORTED = "cut"  # the drain time-out expired
+    REJECTED = "rejected"  # 421 at the greeting or at MAIL
+    TOO_MANY_ERRORS = "too_many_errors"  # the client sent too many invalid commands
+    INTERNAL_ERROR = "internal_error"  # an exception of ours while message data was read
+    SHUTDOWN = "shutdown"  # the server drained, and no message was in progress
+    ABORTED = "aborted"  # the drain time-out expired
 
 
 @dataclass(slots=True)
@@ -122,7 +122,7 @@ class Session:
             self._count_reply(220)
             return True
         self.refuse(refusal)
-        self.end = SessionEnd.REFUSED
+        self.end = SessionEnd.REJECTED
         return False
 
     def reply_local_error(self) -> None:
@@ -201,7 +201,7 @@ class Session:
         if refusal is not None:
             self.refuse(refusal, sender=_path_text(mail.reverse_path))
             if refusal.code == 421:
-                self.end = SessionEnd.REFUSED
+                self.end = SessionEnd.REJECTED
             return
         self._mail = mail
         self.reply(replies.SENDER_OK)

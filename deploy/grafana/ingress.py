@@ -111,8 +111,8 @@ _SESSIONS_AND_REPLIES = (
     lines(
         16,
         "Sessions by end",
-        "How SMTP sessions ended. lost: the client went away; refused: at the greeting; drained and cut: this "
-        "process was shutting down.",
+        "How SMTP sessions ended. disconnected: by the client; rejected: 421 at the greeting or at MAIL; shutdown "
+        "and aborted: this process was shutting down.",
         {"{{end}}": f"{rate('smtp_sessions_total', 'end')} > 0"},
         stacked=True,
     ),

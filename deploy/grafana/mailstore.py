@@ -15,7 +15,7 @@ from deploy.grafana.panels import (
 )
 from deploy.grafana.promql import process, quantile, rate, series, share, total
 
-_BAD_LOGINS = f"sum(rate({series('auth_total', result='~unavailable|wrong')}[$__rate_interval]))"
+_BAD_LOGINS = f"sum(rate({series('auth_total', result='~unavailable|invalid_credentials')}[$__rate_interval]))"
 
 _STATS = (
     number(1, "Open connections", "POP3 connections that are open now.", total("pop3_connections")),
@@ -101,8 +101,7 @@ _POP3 = (
     lines(
         10,
         "POP3 sessions by end",
-        "quit: as it should be; denied: too many wrong passwords; dropped: the client went away; turned_away: the "
-        "connection limit.",
+        "quit: normal; auth_failed: too many failed logins; disconnected: by the client; rejected: connection limit.",
         {"{{end}}": f"{rate('pop3_sessions_total', 'end')} > 0"},
         stacked=True,
         width=8,
@@ -110,7 +109,7 @@ _POP3 = (
     lines(
         11,
         "Log-ins by result",
-        "ok; wrong: user or password; unavailable: directory or mailbox; in_use: another session has the mailbox.",
+        "invalid_credentials: user or password; unavailable: directory or mailbox; in_use: another session is open.",
         {"{{result}}": rate("auth_total", "result")},
         stacked=True,
         width=8,

@@ -153,7 +153,7 @@ _LOOKUPS = (
     lines(
         16,
         "DNS queries by result",
-        "Queries that went to a server. unknown: no answer, or an error.",
+        "Queries that went to a server. error: no answer, or an error code.",
         {"{{result}}": rate("dns_duration_seconds_count", "result", selected=BY_ROLE)},
     ),
     lines(
@@ -169,7 +169,7 @@ _LOOKUPS = (
     lines(
         19,
         "DNS look-ups by cache result",
-        "joined: the same query was already running.",
+        "coalesced: the same query was already running.",
         {"{{result}}": rate("dns_cache_total", "result", selected=BY_ROLE)},
         stacked=True,
     ),

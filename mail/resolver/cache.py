@@ -32,7 +32,7 @@ class AnswerCache(Generic[Question, Answer]):
             max(1, size), ttu=lambda _question, entry, now: now + (entry[1] if size else 0), timer=timer
         )
         self._in_flight: dict[Question, asyncio.Task[Answer]] = {}
-        self._hit, self._joined, self._miss = (DNS_CACHE.labels(result) for result in ("hit", "joined", "miss"))
+        self._hit, self._coalesced, self._miss = (DNS_CACHE.labels(result) for result in ("hit", "coalesced", "miss"))
 
     async def answer(self, question: Question) -> Answer:
         """The answer from the cache, from a running query or from the network."""
@@ -45,7 +45,7 @@ class AnswerCache(Generic[Question, Answer]):
             self._miss.inc()
             task = self._in_flight[question] = asyncio.create_task(self._fetch(question))
         else:
-            self._joined.inc()
+            self._coalesced.inc()
         return await asyncio.shield(task)  # a cancelled caller does not cancel the query for the others
 
     async def _fetch(self, question: Question) -> Answer:

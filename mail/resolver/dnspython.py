@@ -109,7 +109,7 @@ class DnsResolver:
         return _parse_records(kind, answer.rrset), min(answer.chaining_result.minimum_ttl, POSITIVE_MAX.total_seconds())
 
 
-_RESULTS = {NoRecords: "nodata", NoSuchDomain: "nxdomain", DnsUnknown: "unknown"}
+_RESULTS = {NoRecords: "nodata", NoSuchDomain: "nxdomain", DnsUnknown: "error"}
 
 
 def _make_resolver(settings: ResolverSettings) -> dns.asyncresolver.Resolver | None:

@@ -15,12 +15,15 @@ SMTP_CONNECTIONS = _ingress.gauge(
 )
 SMTP_SESSIONS = _ingress.counter(
     "smtp_sessions",
-    "Total number of ended SMTP sessions by listener and cause: quit, lost (the client disconnected), timeout, slow "
-    "(message data too slow while memory is short), refused, errors (too many errors of the client), error (an "
-    "internal error), drained (shutdown between messages), cut (shutdown during message data).",
+    "Total number of ended SMTP sessions by listener and cause: quit, disconnected (by the client), timeout, slow "
+    "(message data too slow while memory is short), rejected (421), too_many_errors (of the client), internal_error, "
+    "shutdown (between messages), aborted (shutdown during a message).",
     {
         "listener": _LISTENERS,
-        "end": ("quit", "lost", "timeout", "slow", "refused", "errors", "error", "drained", "cut"),
+        "end": (
+            *("quit", "disconnected", "timeout", "slow", "rejected", "too_many_errors", "internal_error"),
+            *("shutdown", "aborted"),
+        ),
     },
 )
 SMTP_REPLIES = _ingress.counter(
@@ -45,5 +48,5 @@ ACCEPT_DURATION = _ingress.histogram(
 )
 IN_FLIGHT_BYTES = _ingress.gauge(
     "ingress_in_flight_bytes",
-    "Message data in memory that is not accepted yet, in bytes. ingress.bytes_in_flight limits it.",
+    "Message data in memory that is not accepted yet, in bytes. ingress.max_in_flight_bytes limits it.",
 )

@@ -9,14 +9,14 @@ _directory = Component(*ROLES)
 
 DNS_DURATION = _resolver.histogram(
     "dns_duration_seconds",
-    "Duration of DNS queries in seconds, by result: found, nodata, nxdomain, unknown (no answer or an error). Cached "
-    "answers are not observed.",
-    {"result": ("found", "nodata", "nxdomain", "unknown")},
+    "Duration of DNS queries in seconds, by result: found, nodata, nxdomain, error (no answer or an error code). "
+    "Cached answers are not observed.",
+    {"result": ("found", "nodata", "nxdomain", "error")},
 )
 DNS_CACHE = _resolver.counter(
     "dns_cache",
-    "Total number of DNS look-ups by cache result: hit, joined (the same query was already running), miss.",
-    {"result": ("hit", "joined", "miss")},
+    "Total number of DNS look-ups by cache result: hit, coalesced (the same query was already running), miss.",
+    {"result": ("hit", "coalesced", "miss")},
 )
 DIRECTORY_RELOADS = _directory.counter(
     "directory_reloads", "Total number of reloads of the directory file by result.", {"result": ("loaded", "failed")}

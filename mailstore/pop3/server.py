@@ -137,7 +137,7 @@ class Pop3Server:
             or len(self._connections) >= self._settings.max_connections
             or (unauthenticated >= MAX_UNAUTHENTICATED_PER_CLIENT and not _is_loopback(connection.ip))
         ):
-            POP3_SESSIONS.labels("turned_away").inc()
+            POP3_SESSIONS.labels("rejected").inc()
             writer.write(TOO_MANY_CONNECTIONS.data)
             writer.close()
             return
@@ -181,13 +181,13 @@ class _Connection:
 
     async def run(self) -> None:
         started = time.monotonic()
-        end = "error"
+        end = "internal_error"
         try:
             end = await self._serve()
         except _SessionEnded as ended:
             end = ended.end
         except (ConnectionError, TimeoutError):
-            end = "dropped"
+            end = "disconnected"
         except asyncio.CancelledError:
             end = "shutdown"
             raise
@@ -205,7 +205,7 @@ class _Connection:
                 expunged=self._expunged,
                 seconds=round(time.monotonic() - started, 3),
             )
-            await self._close(abort=end in ("dropped", "slow", "cut_off"))
+            await self._close(abort=end in ("disconnected", "slow", "read_error"))
 
     async def _close(self, *, abort: bool) -> None:
         """Flush pending output within the write time-out, then close."""
@@ -243,7 +243,7 @@ class _Connection:
             try:
                 data = await asyncio.wait_for(self._read_task, deadline - loop.time())
             except TimeoutError:  # RFC 1939 section 3: close without a response and without the UPDATE state
-                raise _SessionEnded("idle") from None
+                raise _SessionEnded("timeout") from None
             except asyncio.CancelledError:
                 if self._stopping and self._read_task.cancelled():
                     raise _SessionEnded("shutdown") from None
@@ -251,7 +251,7 @@ class _Connection:
             finally:
                 self._read_task = None
             if not data:
-                raise _SessionEnded("dropped")
+                raise _SessionEnded("disconnected")
             self._lines.feed(data)
             line = self._lines.next_line(self._session.line_limit)
         return line
@@ -283,7 +283,7 @@ class _Connection:
         )
         if failure is None:
             return None
-        if failure is LoginFailure.WRONG:
+        if failure is LoginFailure.INVALID_CREDENTIALS:
             await self._flush()
             await asyncio.sleep(self._server.failure_delay_seconds)
         return await self._execute(self._session.log_in_failed(failure))
@@ -295,7 +295,7 @@ class _Connection:
             logger.warning("login check unavailable", service="pop3", reason=str(error))
             return LoginFailure.UNAVAILABLE
         if user is None:
-            return LoginFailure.WRONG
+            return LoginFailure.INVALID_CREDENTIALS
         owner = user.address.key
         try:
             await self._mailbox_lock.enter_async_context(self._server.mailboxes.lock(owner))
@@ -335,7 +335,7 @@ class _Connection:
             except (KeyError, MailboxUnavailable) as error:
                 # A final dot after half a message would make it look complete.
                 logger.warning("message transfer aborted", user=self._owner, reason=str(error))
-                raise _SessionEnded("cut_off") from error
+                raise _SessionEnded("read_error") from error
         await self._write(response.terminator())
         self._sent_bytes += offset
         if action.top_lines is None:

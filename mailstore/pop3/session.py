@@ -61,7 +61,7 @@ class Update:
 class Close:
     """Flush and close."""
 
-    end: str  # metric label: "quit", "denied", "error"
+    end: str  # metric label: "quit", "auth_failed", "too_many_errors"
 
 
 Action = Send | LogIn | SendMessage | Update | Close
@@ -70,7 +70,7 @@ Action = Send | LogIn | SendMessage | Update | Close
 class LoginFailure(Enum):
     """Why a login failed."""
 
-    WRONG = auto()
+    INVALID_CREDENTIALS = auto()
     UNAVAILABLE = auto()
     IN_USE = auto()
 
@@ -122,7 +122,7 @@ class Session:
             if self._unauthenticated_commands > MAX_UNAUTHENTICATED_COMMANDS:
                 self._state = _State.ENDED
                 yield Send(b"-ERR too many commands before login\r\n")
-                yield Close("error")
+                yield Close("too_many_errors")
                 return
         if isinstance(line, LineTooLong):
             if self._state is _State.RESPONSE:
@@ -209,7 +209,7 @@ class Session:
             yield from self._error("malformed response")
             return
         if identity not in (b"", login):
-            yield from self.log_in_failed(LoginFailure.WRONG)  # no proxy authorization
+            yield from self.log_in_failed(LoginFailure.INVALID_CREDENTIALS)  # no proxy authorization
             return
         yield self._log_in(login, password)
 
@@ -228,12 +228,12 @@ class Session:
     def log_in_failed(self, failure: LoginFailure) -> Iterator[Action]:
         """Login failed; called after the failure delay."""
         match failure:
-            case LoginFailure.WRONG:
+            case LoginFailure.INVALID_CREDENTIALS:
                 yield _WRONG
                 self._failures += 1
                 if self._failures >= MAX_LOGIN_FAILURES:
                     self._state = _State.ENDED
-                    yield Close("denied")
+                    yield Close("auth_failed")
             case LoginFailure.UNAVAILABLE:
                 yield _UNAVAILABLE
             case LoginFailure.IN_USE:
@@ -309,7 +309,7 @@ class Session:
         self._errors += 1
         if self._errors >= MAX_ERRORS:
             self._state = _State.ENDED
-            yield Close("error")
+            yield Close("too_many_errors")
 
 
 def _line(number: int, message: StoredMessage, *, uids: bool) -> bytes:

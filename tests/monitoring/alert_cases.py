@@ -108,7 +108,7 @@ HEALTHY: Mapping[str, str] = {
     f"eilpost_delivery_sources_suspended{{{DELIVERY}}}": steady(0),
     **_loop_lag(6000, 0),
     f'eilpost_dns_duration_seconds_count{{{ROUTER},result="found"}}': per_minute(60),
-    f'eilpost_dns_duration_seconds_count{{{ROUTER},result="unknown"}}': per_minute(3),
+    f'eilpost_dns_duration_seconds_count{{{ROUTER},result="error"}}': per_minute(3),
     f"eilpost_directory_last_reload_successful{{{INGRESS}}}": steady(1),
     f"eilpost_directory_last_reload_successful{{{ROUTER}}}": steady(1),
     f'eilpost_certificate_expiry_timestamp_seconds{{{ROUTER},use="kafka"}}': steady(90 * 86400),
@@ -253,7 +253,7 @@ FAULTS = (
         _MAIL,
         {
             f'eilpost_dns_duration_seconds_count{{{ROUTER},result="found"}}': steady(5000),
-            f'eilpost_dns_duration_seconds_count{{{ROUTER},result="unknown"}}': per_minute(20),
+            f'eilpost_dns_duration_seconds_count{{{ROUTER},result="error"}}': per_minute(20),
         },
     ),
     Fault("EilpostEventLoopLag", _ROUTER_POD, _loop_lag(5000, 1000)),
@@ -311,7 +311,7 @@ QUIET: Mapping[str, Mapping[str, str | None]] = {
     },
     "a query each two minutes, unanswered": {
         f'eilpost_dns_duration_seconds_count{{{ROUTER},result="found"}}': steady(5000),
-        f'eilpost_dns_duration_seconds_count{{{ROUTER},result="unknown"}}': per_minute(0.5),
+        f'eilpost_dns_duration_seconds_count{{{ROUTER},result="error"}}': per_minute(0.5),
     },
     "an empty queue": {
         f"eilpost_queue_oldest_runnable_timestamp_seconds{{{ROUTER}}}": steady(0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from datetime import timedelta
 from pathlib import Path
@@ -208,6 +209,15 @@ def test_renamed_settings_exist_under_the_new_name_only() -> None:
     known = {f"{section}.{key}" for section, values in dump(Settings()).items() for key in values}
     assert known >= set(RENAMED.values())
     assert not known & set(RENAMED)
+
+
+def test_pages_chart_and_deployment_files_have_no_former_name() -> None:
+    root = Path(__file__).resolve().parents[3]
+    former = re.compile(rf"(?<![\w/.])({'|'.join(map(re.escape, [*RENAMED, *map(variable_name, RENAMED)]))})\b(?![.(])")
+    table = root / "helm" / "files" / "renamed.yaml"
+    files = {path for folder in ("docs", "helm", "deploy") for path in (root / folder).rglob("*") if path.is_file()}
+    texts = {path: path.read_text(encoding="utf-8") for path in files - {table} if path.suffix not in (".png", ".pyc")}
+    assert {str(path): found for path, text in texts.items() if (found := former.findall(text))} == {}
 
 
 def test_longest_prefix_tenant_and_topic_fit_in_a_topic_name() -> None:

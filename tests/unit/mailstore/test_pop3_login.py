@@ -15,12 +15,12 @@ from tests.support.clients.pop3 import LOG_IN, exchange, metric, running_pop3
 
 async def test_unknown_user_and_wrong_password_get_the_same_replies(mailboxes: MemoryMailboxes) -> None:
     async with running_pop3(mailboxes) as role:
-        before = metric("eilpost_auth_total", service="pop3", result="wrong")
+        before = metric("eilpost_auth_total", service="pop3", result="invalid_credentials")
         wrong = await exchange(role, b"USER alice@example.test\r\nPASS no\r\n" * 4)
         unknown = await exchange(role, b"USER nobody@example.test\r\nPASS no\r\n" * 4)
         assert wrong == unknown
         assert wrong.count(b"-ERR [AUTH]") == 3
-        assert metric("eilpost_auth_total", service="pop3", result="wrong") == before + 6
+        assert metric("eilpost_auth_total", service="pop3", result="invalid_credentials") == before + 6
 
 
 async def test_wrong_password_is_delayed(mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch) -> None:

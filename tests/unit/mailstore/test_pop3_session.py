@@ -130,7 +130,7 @@ def test_second_login_is_refused(logged_in_driver: Driver, line: bytes) -> None:
 
 
 def test_pass_needs_user_and_uses_the_whole_line() -> None:
-    driver = Driver(denied=LoginFailure.WRONG)
+    driver = Driver(denied=LoginFailure.INVALID_CREDENTIALS)
     assert driver.send(b"PASS x") == b"-ERR send USER first\r\n"
     driver.send(b"USER alice")
     driver.send("PASS  two  blanks, ü ".encode())
@@ -139,13 +139,13 @@ def test_pass_needs_user_and_uses_the_whole_line() -> None:
 
 
 def test_three_wrong_passwords_end_the_session_and_other_failures_do_not() -> None:
-    driver = Driver(denied=LoginFailure.WRONG)
+    driver = Driver(denied=LoginFailure.INVALID_CREDENTIALS)
     answers = []
     for _ in range(3):
         driver.send(b"USER alice")
         answers.append(driver.send(b"PASS wrong"))
     assert answers == [b"-ERR [AUTH] wrong user or password\r\n"] * 3
-    assert driver.end == "denied"
+    assert driver.end == "auth_failed"
     for denied, code in ((LoginFailure.UNAVAILABLE, b"-ERR [SYS/TEMP]"), (LoginFailure.IN_USE, b"-ERR [IN-USE]")):
         driver = Driver(denied=denied)
         for _ in range(5):
@@ -211,7 +211,7 @@ def test_twenty_errors_end_the_session() -> None:
     for _ in range(20):
         assert driver.end is None
         driver.send(b"GET / HTTP/1.1")
-    assert driver.end == "error"
+    assert driver.end == "too_many_errors"
 
 
 @pytest.mark.parametrize("line", [b"CAPA", b"USER alice", b"AUTH"])
@@ -222,7 +222,7 @@ def test_too_many_commands_before_login_end_the_session(line: bytes) -> None:
             driver.send(line)
             assert driver.end is None
         assert driver.send(line) == b"-ERR too many commands before login\r\n"
-        assert driver.end == "error"
+        assert driver.end == "too_many_errors"
 
 
 def test_commands_after_login_are_not_limited(logged_in_driver: Driver) -> None:
