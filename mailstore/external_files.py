@@ -1,14 +1,16 @@
 """Files written by other programs, read in parts with CRLF line endings.
 
-Dovecot stores uploaded messages with LF; POP3 needs CRLF, as `,W=` counts it. Memory is bounded by one chunk, and the
-end of the last part is cached so that the next part does not start from the beginning of the file.
+Dovecot stores uploaded messages with LF; POP3 sends and counts CRLF (RFC 1939 section 11), as `,W=` does. Memory is
+bounded by one chunk, and the end of the last part is cached so that the next part does not start from the beginning of
+the file.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from pathlib import Path
+
+from cachetools import LRUCache
 
 from mail.regular_file import open_regular
 
@@ -20,7 +22,7 @@ class ExternalFiles:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # By path: start of the chunk needed next, as octets with CRLF and as file offset, and whether it follows a CR.
-        self._positions: OrderedDict[Path, tuple[int, int, bool]] = OrderedDict()
+        self._positions: LRUCache[Path, tuple[int, int, bool]] = LRUCache(_POSITIONS_MAX)
 
     def read(self, path: Path, start: int, limit_bytes: int | None) -> bytes:
         """Octets from `start` on, counted with CRLF line endings. Raises FileNotFoundError."""
@@ -47,9 +49,6 @@ class ExternalFiles:
         if parts:
             with self._lock:
                 self._positions[path] = resume
-                self._positions.move_to_end(path)
-                while len(self._positions) > _POSITIONS_MAX:
-                    self._positions.popitem(last=False)
         return b"".join(parts)
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+
+from cachetools import LRUCache
 
 from mail.regular_file import open_regular
 from mailstore.external_files import ExternalFiles, virtual_size
@@ -28,7 +29,10 @@ class MaildirReader:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._lock = threading.Lock()
-        self._filenames: OrderedDict[str, dict[str, str]] = OrderedDict()
+        # File names by owner and uid; only they are cached, to bound memory for large mailboxes.
+        self._filenames: LRUCache[str, dict[str, str]] = LRUCache(
+            FILENAMES_MAX, getsizeof=lambda filenames: min(1 + len(filenames), FILENAMES_MAX)
+        )
         self._external_files = ExternalFiles()
 
     def messages(self, owner: str) -> list[StoredMessage]:
@@ -47,11 +51,7 @@ class MaildirReader:
             messages.append(StoredMessage(uid, size, _time(micros), name.seen))
         messages.sort(key=lambda message: (message.received, message.uid))
         with self._lock:
-            # Only file names are cached, to bound memory for large mailboxes.
             self._filenames[owner] = {uid: f"{file.folder.name}/{file.filename}" for uid, file in files.items()}
-            self._filenames.move_to_end(owner)
-            while len(self._filenames) > 1 and sum(map(len, self._filenames.values())) > FILENAMES_MAX:
-                self._filenames.popitem(last=False)
         return messages
 
     def read(self, owner: str, uid: str, start: int, limit_bytes: int | None) -> bytes:

@@ -125,8 +125,10 @@ class _Expander:
                             self.refused[key] = Refusal(current, ALIAS_TOO_DEEP)
                             resolved = True
                         else:
+                            # RFC 5321 section 3.9.1: the address is replaced, the rest of the envelope stays.
                             stack.extend(
-                                (replace(current, address=to), depth + 1, result) for to in reversed(result.targets)
+                                (replace(current, address=target), depth + 1, result)
+                                for target in reversed(result.targets)
                             )
                 case IsUnknown():
                     self.refused[key] = Refusal(current, UNKNOWN_USER)

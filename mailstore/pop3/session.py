@@ -84,9 +84,9 @@ class _State(Enum):
 
 GREETING = Send(b"+OK eilpost POP3 ready\r\n")  # no timestamp: APOP is not offered
 TOO_MANY_CONNECTIONS = Send(b"-ERR [SYS/TEMP] too many connections, try again later\r\n")
-_CLEAR_TEXT = Send(b"-ERR [AUTH] plain-text passwords are not allowed from this address\r\n")  # RFC 3206 section 4
+_CLEAR_TEXT = Send(b"-ERR [AUTH] plain-text passwords are not allowed from this address\r\n")  # RFC 3206 section 5
 _WRONG = Send(b"-ERR [AUTH] wrong user or password\r\n")
-_UNAVAILABLE = Send(b"-ERR [SYS/TEMP] mailbox not available, try again later\r\n")  # RFC 3206 section 3
+_UNAVAILABLE = Send(b"-ERR [SYS/TEMP] mailbox not available, try again later\r\n")  # RFC 3206 section 4
 _IN_USE = Send(b"-ERR [IN-USE] mailbox is open in another session\r\n")  # RFC 2449 section 8.1.2
 _NO_SUCH_MESSAGE = Send(b"-ERR no such message\r\n")
 _DELETED = Send(b"-ERR message is marked as deleted\r\n")
@@ -287,7 +287,7 @@ class Session:
                 if not self._messages[number - 1].seen
             )
             yield Update(expunged, seen)
-        else:
+        else:  # RFC 1939 section 6: no UPDATE state
             yield from self.updated(done=True)
 
     def updated(self, *, done: bool) -> Iterator[Action]:
@@ -297,7 +297,7 @@ class Session:
         yield Close("quit")
 
     def _capabilities(self) -> Send:
-        """RFC 2449 section 6, RFC 3206 section 5, RFC 5034 section 3. Login methods only where they are allowed."""
+        """RFC 2449 section 6, RFC 3206 section 6, RFC 5034 section 3. Login methods only where they are allowed."""
         methods = b"USER\r\nSASL PLAIN\r\n" if self._clear_text_allowed else b""
         return Send(
             b"+OK capabilities follow\r\n" + methods + b"TOP\r\nUIDL\r\nPIPELINING\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\n"

@@ -21,7 +21,7 @@ class MultiLineResponse:
             content = self._truncate(content)
         if not content:
             return b""
-        stuffed = content.replace(b"\n.", b"\n..")
+        stuffed = content.replace(b"\n.", b"\n..")  # RFC 1939 section 3
         if self._tail.endswith(b"\n") and content.startswith(b"."):
             stuffed = b"." + stuffed
         self._tail = (self._tail + content[-2:])[-2:]
