@@ -14,7 +14,7 @@ from typing import assert_never
 
 import structlog
 
-from delivery.courier import Courier
+from delivery.courier import Courier, same_outcome
 from delivery.provider import provider_of
 from delivery.transaction import header_block
 from mail.message import Inline, Spooled
@@ -38,7 +38,6 @@ INTERNAL_ERROR = Reply(451, "4.3.0", "Internal error during delivery; see the lo
 DELIVERED_REPLY_LOST = Reply(250, "2.0.0", "Delivered; the server's reply could not be recorded")
 SPOOL_UNAVAILABLE = Reply(451, "4.3.0", "The spool with the message content is not available")
 
-HEADERS_BYTES_MAX = 65536  # of the message, for the DSN
 PROMPT_SECONDS = 60.0  # a site that replies within this time is responsive
 _SPOOL_BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
 
@@ -74,7 +73,7 @@ class AttemptRunner:
         start = clock()
         content = await self._read_content(dispatched)
         if isinstance(content, Reply):
-            outcomes = _all_deferred(dispatched.delivery, content)
+            outcomes = same_outcome(dispatched.delivery.message.envelope, content)
         else:
             outcomes = await self._deliver_by_courier(dispatched.delivery, content)
         duration = clock() - start
@@ -91,7 +90,7 @@ class AttemptRunner:
         headers = b""
         spooled: Spooled | None = None
         if not all(isinstance(outcome, Delivered) for outcome in outcomes):
-            headers = header_block(result.content, HEADERS_BYTES_MAX)
+            headers = header_block(result.content)
             spooled = await self._content_for_retry(dispatched, outcomes, on_spool_wait)
         return Attempted(
             dispatched.delivery.id,
@@ -109,12 +108,11 @@ class AttemptRunner:
         """The record to report when `attempted` raises: delivered recipients stay delivered, all others are deferred,
         with replies of our own.
         """
-        recipients = dispatched.delivery.message.envelope.recipients
-        outcomes = _all_deferred(dispatched.delivery, INTERNAL_ERROR)
-        if result is not None and len(result.outcomes) == len(recipients):
+        outcomes = same_outcome(dispatched.delivery.message.envelope, INTERNAL_ERROR)
+        if result is not None and len(result.outcomes) == len(outcomes):
             outcomes = tuple(
-                Delivered(recipient.address, DELIVERED_REPLY_LOST) if isinstance(outcome, Delivered) else deferred
-                for recipient, outcome, deferred in zip(recipients, result.outcomes, outcomes, strict=True)
+                Delivered(deferred.recipient, DELIVERED_REPLY_LOST) if isinstance(outcome, Delivered) else deferred
+                for outcome, deferred in zip(result.outcomes, outcomes, strict=True)
             )
         started = datetime.now(UTC) if result is None else result.started
         spooled = await self._content_for_retry(dispatched, outcomes, on_spool_wait)
@@ -133,6 +131,7 @@ class AttemptRunner:
                 return await self._put_in_spool(data, on_spool_wait)
 
     async def _read_content(self, dispatched: Dispatched) -> bytes | Reply:
+        queue_id = dispatched.delivery.message.queue_id
         match dispatched.content:
             case Inline(data):
                 return data
@@ -140,29 +139,24 @@ class AttemptRunner:
                 try:
                     return await self._spool.read(spooled)
                 except SpoolDamaged as error:
-                    logger.warning(
-                        "spool damaged",
-                        queue_id=dispatched.delivery.message.queue_id,
-                        spool=spooled.name,
-                        error=str(error),
-                    )
+                    logger.warning("spool damaged", queue_id=queue_id, spool=spooled.name, error=str(error))
                     return Reply(451, "4.3.0", f"Spooled content {spooled.name}: {error}")
                 except SpoolUnavailable as error:
-                    logger.warning("spool unavailable", queue_id=dispatched.delivery.message.queue_id, error=str(error))
-                    return SPOOL_UNAVAILABLE
+                    logger.warning("spool unavailable", queue_id=queue_id, error=str(error))
                 except Exception:
-                    logger.exception("spool failed", queue_id=dispatched.delivery.message.queue_id)
-                    return SPOOL_UNAVAILABLE
+                    logger.exception("spool failed", queue_id=queue_id)
+                return SPOOL_UNAVAILABLE
 
     async def _deliver_by_courier(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+        envelope, queue_id = delivery.message.envelope, delivery.message.queue_id
         try:
             outcomes = await self._courier_for(delivery.route).deliver(delivery, content)
         except Exception:
-            logger.exception("courier failed", queue_id=delivery.message.queue_id, delivery_id=delivery.id)
-            return _all_deferred(delivery, INTERNAL_ERROR)
-        if len(outcomes) != len(delivery.message.envelope.recipients):
-            logger.error("wrong number of outcomes", queue_id=delivery.message.queue_id, delivery_id=delivery.id)
-            return _all_deferred(delivery, INTERNAL_ERROR)
+            logger.exception("courier failed", queue_id=queue_id, delivery_id=delivery.id)
+            return same_outcome(envelope, INTERNAL_ERROR)
+        if len(outcomes) != len(envelope.recipients):
+            logger.error("wrong number of outcomes", queue_id=queue_id, delivery_id=delivery.id)
+            return same_outcome(envelope, INTERNAL_ERROR)
         return outcomes
 
     def _courier_for(self, route: Route) -> Courier:
@@ -195,13 +189,9 @@ class AttemptRunner:
     def _observe(self, dispatched: Dispatched, outcomes: tuple[Outcome, ...], duration: float) -> None:
         """Update the metrics and log one line."""
         route = dispatched.delivery.route
-        transport = (
-            "mailbox"
-            if isinstance(route, ToMailbox)
-            else route.protocol.value
-            if isinstance(route, ToRelay)
-            else "smtp"
-        )
+        transport = "mailbox" if isinstance(route, ToMailbox) else "smtp"
+        if isinstance(route, ToRelay):
+            transport = route.protocol.value
         labels = transport, provider_of(route)
         metrics = self._metrics.get(labels)
         if metrics is None:
@@ -242,8 +232,8 @@ class _AttemptMetrics:
                 delivered += 1
             else:
                 # RFC 3463 section 3.1: X.0 is "other or undefined".
-                known = self._failures.get(outcome.reply.status.rpartition(".")[0])
-                (known or self._failures["4.0" if isinstance(outcome, Deferred) else "5.0"]).inc()
+                undefined = self._failures["4.0" if isinstance(outcome, Deferred) else "5.0"]
+                self._failures.get(outcome.reply.status.rpartition(".")[0], undefined).inc()
         if delivered:
             self._messages.inc()
             self._bytes.inc(size_bytes)
@@ -264,7 +254,3 @@ def _worst(outcomes: tuple[Outcome, ...]) -> Outcome:
             if isinstance(outcome, kind):
                 return outcome
     return outcomes[0]
-
-
-def _all_deferred(delivery: Delivery, reply: Reply) -> tuple[Outcome, ...]:
-    return tuple(Deferred(recipient.address, reply) for recipient in delivery.message.envelope.recipients)

@@ -63,23 +63,6 @@ class Timeouts:
 class ClientSession:
     """Protocol state of one connection. `remote` is the server as shown to people, "mx.example.test[192.0.2.1]:25"."""
 
-    __slots__ = (
-        "_expected",
-        "_hostname",
-        "_needs_rset",
-        "_out",
-        "_parser",
-        "_protocol",
-        "_transaction",
-        "_unsent_commands",
-        "capabilities",
-        "past_dot",
-        "phase",
-        "refusal",
-        "remote",
-        "result",
-    )
-
     def __init__(self, hostname: str, remote: str, protocol: RelayProtocol = RelayProtocol.SMTP) -> None:
         self.remote = remote
         self.phase = Phase.GREETING
@@ -108,28 +91,19 @@ class ClientSession:
             return
         self._transaction = transaction
         self.phase = Phase.ENVELOPE
-        expected = self._expected
+        commands = [(_Verb.RSET, b"RSET\r\n")] if self._needs_rset else []
+        commands.append((_Verb.MAIL, transaction.mail))
+        commands += [(_Verb.RCPT, rcpt) for rcpt in transaction.rcpts]
+        commands.append((_Verb.DATA, b"DATA\r\n"))
+        self._needs_rset = False
         if self.capabilities.pipelining:
             # RFC 2920 section 3.1: MAIL, RCPT and DATA may share a write; DATA is the last of its group.
-            commands = [b"RSET\r\n"] if self._needs_rset else []
-            if self._needs_rset:
-                expected.append(_Verb.RSET)
-            commands.append(transaction.mail)
-            commands += transaction.rcpts
-            commands.append(b"DATA\r\n")
-            expected.append(_Verb.MAIL)
-            expected.extend([_Verb.RCPT] * len(transaction.rcpts))
-            expected.append(_Verb.DATA)
-            self._out.append(b"".join(commands))
+            verbs, lines = zip(*commands, strict=True)
+            self._expected.extend(verbs)
+            self._out.append(b"".join(lines))
         else:
-            unsent = self._unsent_commands
-            if self._needs_rset:
-                unsent.append((_Verb.RSET, b"RSET\r\n"))
-            unsent.append((_Verb.MAIL, transaction.mail))
-            unsent.extend((_Verb.RCPT, rcpt) for rcpt in transaction.rcpts)
-            unsent.append((_Verb.DATA, b"DATA\r\n"))
+            self._unsent_commands.extend(commands)
             self._send_next()
-        self._needs_rset = False
 
     @property
     def closed(self) -> bool:
@@ -145,7 +119,7 @@ class ClientSession:
         try:
             replies = self._parser.feed(data)
         except MalformedReply as error:
-            self._abort("4.5.0", str(error))
+            self.abort(str(error), "4.5.0")
             return True
         for reply in replies:
             if self.phase is Phase.CONTENT and (self._out or (unsent and not reply.negative)):
@@ -158,15 +132,8 @@ class ClientSession:
 
     def to_send(self) -> list[bytes]:
         """Take the bytes to write now."""
-        out = self._out
-        if out:
-            self._out = []
+        out, self._out = self._out, []
         return out
-
-    def abort(self, reason: str, enhanced: str = "4.4.2") -> None:
-        """The connection is lost or too slow; `reason` like "connection lost" or "timed out"."""
-        if self.phase is not Phase.CLOSED:
-            self._abort(enhanced, reason)
 
     def quit(self) -> None:
         """Send QUIT; only when READY (RFC 5321 section 4.1.1.10)."""
@@ -194,7 +161,7 @@ class ClientSession:
     def _on_reply(self, reply: ServerReply) -> None:
         if not self._expected:
             # In READY: a server that closes an idle connection, usually with 421.
-            self._abort("4.5.0", f"unexpected reply: {reply.to_reply()}")
+            self.abort(f"unexpected reply: {reply.to_reply()}", "4.5.0")
             return
         verb = self._expected.popleft()
         if reply.code == 421 and verb is not _Verb.QUIT:  # RFC 5321 section 3.8: the server closes, at any point
@@ -218,7 +185,7 @@ class ClientSession:
             case _Verb.EHLO:
                 if reply.positive:
                     self.capabilities = Capabilities.parse(reply.lines)
-                    self._on_ehlo_done()
+                    self.phase = Phase.READY  # STARTTLS and AUTH would be sent here, before READY
                 elif reply.code >= 500 and self._protocol is RelayProtocol.SMTP:
                     # RFC 5321 section 3.2: fall back to HELO.
                     self._send(_Verb.HELO, b"HELO %s\r\n" % self._hostname)
@@ -227,7 +194,7 @@ class ClientSession:
                     self._fail_handshake(f"replied to {self._ehlo_verb.decode()}:", reply)
             case _Verb.HELO:
                 if reply.positive:
-                    self._on_ehlo_done()
+                    self.phase = Phase.READY
                 else:
                     self._fail_handshake("replied to HELO:", reply)
             case _Verb.QUIT:
@@ -237,15 +204,11 @@ class ClientSession:
     def _ehlo_verb(self) -> bytes:
         return b"EHLO" if self._protocol is RelayProtocol.SMTP else b"LHLO"  # RFC 2033 section 4.1
 
-    def _on_ehlo_done(self) -> None:
-        """EHLO or HELO is done; STARTTLS or AUTH would be sent here, before READY."""
-        self.phase = Phase.READY
-
     def _on_envelope(self, verb: _Verb, reply: ServerReply) -> None:
         transaction = self._transaction
         assert transaction is not None
         if not (reply.positive or reply.negative):
-            self._abort("4.5.0", f"unexpected reply to {verb.value}: {reply.code}")
+            self._on_unexpected(verb, reply)
             return
         match verb:
             case _Verb.MAIL:
@@ -254,12 +217,12 @@ class ClientSession:
                 transaction.on_rcpt(reply)
             case _:
                 if not reply.positive:
-                    self._abort("4.5.0", f"unexpected reply to RSET: {reply.code}")
+                    self._on_unexpected(verb, reply)
                     return
         if self._expected:
             return
-        if not transaction.mail_accepted or (
-            self._unsent_commands and self._unsent_commands[0][0] is _Verb.DATA and not transaction.has_accepted
+        if transaction.mail_refused or (
+            self._unsent_commands and self._unsent_commands[0][0] is _Verb.DATA and not transaction.accepted_count
         ):
             # Without pipelining, DATA is not sent when no recipient is left (RFC 5321 section 3.3).
             self._unsent_commands.clear()
@@ -271,7 +234,7 @@ class ClientSession:
         transaction = self._transaction
         assert transaction is not None
         if reply.code == 354:
-            if transaction.mail_accepted and transaction.has_accepted:
+            if transaction.accepted_count:
                 self._out.extend(transaction.dot_stuffed_content())
                 # RFC 2033 section 4.2: LMTP replies once per accepted recipient.
                 replies = transaction.accepted_count if self._protocol is RelayProtocol.LMTP else 1
@@ -286,21 +249,21 @@ class ClientSession:
                 self._finish_transaction(clean=False)
                 self.phase = Phase.CLOSED
         elif reply.negative:
-            transaction.on_data_refused(reply)
+            transaction.set_accepted_outcomes(reply)
             self._finish_transaction(clean=False)
         else:
-            self._abort("4.5.0", f"unexpected reply to DATA: {reply.code}")
+            self._on_unexpected(_Verb.DATA, reply)
 
     def _on_dot(self, reply: ServerReply) -> None:
         transaction = self._transaction
         assert transaction is not None
         if not (reply.positive or reply.negative):
-            self._abort("4.5.0", f"unexpected reply to the final dot: {reply.code}")
+            self._on_unexpected(_Verb.DOT, reply)
             return
         if self._protocol is RelayProtocol.LMTP:
-            transaction.on_dot_for_next(reply)
+            transaction.set_next_accepted_outcome(reply)
         else:
-            transaction.on_dot_for_all(reply)
+            transaction.set_accepted_outcomes(reply)
         if not self._expected:
             self._finish_transaction(clean=True)
 
@@ -313,16 +276,19 @@ class ClientSession:
         transaction = self._transaction
         assert transaction is not None
         if not reply.negative:
-            self._abort("4.5.0", f"the server accepted the content before it was sent: {reply.to_reply()}")
+            self.abort(f"the server accepted the content before it was sent: {reply.to_reply()}", "4.5.0")
         elif reply.code == 421:
             self._on_service_closing(_Verb.DATA, reply)
         elif self._protocol is RelayProtocol.LMTP:
-            transaction.on_dot_for_next(reply)
-            self._abort("4.5.0", "the server replied before the content was sent")
+            transaction.set_next_accepted_outcome(reply)
+            self.abort("the server replied before the content was sent", "4.5.0")
         else:
-            transaction.on_dot_for_all(reply)
+            transaction.set_accepted_outcomes(reply)
             self._finish_transaction(clean=False)
             self.phase = Phase.CLOSED
+
+    def _on_unexpected(self, verb: _Verb, reply: ServerReply) -> None:
+        self.abort(f"unexpected reply to {verb.value}: {reply.code}", "4.5.0")
 
     # End of a transaction or connection
 
@@ -354,11 +320,15 @@ class ClientSession:
             self._fail_handshake(f"replied to {verb.value}:", reply)
         self.phase = Phase.CLOSED
 
-    def _abort(self, enhanced: str, reason: str) -> None:
-        """The connection failed: defer every recipient without an outcome, with a reply of our own."""
-        waiting_for = self._expected[0].value if self._expected else ""
-        during = f" (waiting for the reply to {waiting_for})" if waiting_for else ""
-        text = f"{self.remote}: {reason}{during}"
+    def abort(self, reason: str, enhanced: str = "4.4.2") -> None:
+        """The connection failed: defer every recipient without an outcome, with a reply of our own. `reason`:
+        "connection lost", "timed out" and the like.
+        """
+        if self.closed:
+            return
+        text = f"{self.remote}: {reason}"
+        if self._expected:
+            text += f" (waiting for the reply to {self._expected[0].value})"
         if self.past_dot:
             # RFC 1047: the server may have accepted the message.
             text += "; the message was sent completely but not acknowledged, so the recipient may get it twice"

@@ -1,4 +1,4 @@
-"""One outbound connection: an asyncio protocol around a `Dialogue`.
+"""One outbound connection: an asyncio protocol around a `ClientSession`.
 
 The deadline is a number that the pool's sweep checks, so that a message needs no timer. Content is written in slices
 under flow control, and each slice that is sent renews the deadline (RFC 5321 section 4.5.3.2.5).
@@ -19,25 +19,9 @@ from mail.telemetry.delivery import CONNECTIONS
 
 SLICE_BYTES = 65536
 
-_PHASES_WITH_DEADLINE = frozenset((Phase.GREETING, Phase.EHLO, Phase.HELO, Phase.ENVELOPE, Phase.CONTENT, Phase.QUIT))
-
 
 class Connection(asyncio.Protocol):
     """Created by the pool through `loop.create_connection`. `transactions` counts finished ones."""
-
-    __slots__ = (
-        "_loop",
-        "_on_closed",
-        "_paused",
-        "_timeouts",
-        "_transport",
-        "_unsent",
-        "_waiter",
-        "deadline",
-        "idle_since",
-        "session",
-        "transactions",
-    )
 
     def __init__(
         self,
@@ -166,9 +150,8 @@ class Connection(asyncio.Protocol):
             self._waiter = None
 
     def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _flush(self) -> None:
         """After a change of the session: write its output, set the deadline, wake the waiter."""
@@ -189,8 +172,7 @@ class Connection(asyncio.Protocol):
             self._renew_deadline()
 
     def _renew_deadline(self) -> None:
-        phase = self.session.phase
-        if phase not in _PHASES_WITH_DEADLINE:
+        if self.session.phase in (Phase.READY, Phase.CLOSED):
             return
         sending = self._unsent or self._paused
         seconds = self._timeouts.block_seconds if sending else self.session.timeout_seconds(self._timeouts)

@@ -1,4 +1,4 @@
-"""The Courier port: one attempt to deliver a message to its next hop.
+"""The Courier port: one attempt to deliver a message to its next hop; and the outcome that a reply means.
 
 Implementations: `delivery/smtp_courier.py` (SMTP and LMTP) and `delivery/mailbox_courier.py`. A failure of the next hop
 is an outcome, not an exception.
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from mail.outcome import Outcome
+from mail.address import Address
+from mail.envelope import Envelope
+from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Delivery
+from mail.reply import Reply
 
 
 class Courier(Protocol):
@@ -21,6 +24,14 @@ class Courier(Protocol):
         """
         ...
 
-    async def close(self) -> None:
-        """Close connections with QUIT, within a second. Idempotent."""
-        ...
+
+def outcome_of(recipient: Address, reply: Reply, remote: str | None = None) -> Outcome:
+    """The outcome that a reply means: 2xx delivered, 4xx deferred, 5xx failed."""
+    if reply.is_positive:
+        return Delivered(recipient, reply, remote)
+    return Deferred(recipient, reply, remote) if reply.is_temporary else Failed(recipient, reply, remote)
+
+
+def same_outcome(envelope: Envelope, reply: Reply) -> tuple[Outcome, ...]:
+    """The outcome of every recipient, by a reply of our own."""
+    return tuple(outcome_of(recipient.address, reply) for recipient in envelope.recipients)

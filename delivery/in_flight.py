@@ -1,15 +1,16 @@
 """In-flight limits of a process: active deliveries, active deliveries per site, and bytes of content in memory. Pure.
 
-Deliveries over a limit are queued by site and started round robin. A site that has not replied recently is *unproven*:
-it has two slots, and all unproven sites together have half of the slots and memory; a site's limit grows with each
-prompt reply and halves otherwise; *trusted* sites (relays) are never unproven, and *reserved* ones (mailboxes) have
-slots of their own.
+Deliveries over a limit are queued by site and started round robin. A site's limit is adaptive (AIMD): it grows by one
+with each prompt reply and halves otherwise. A site at the initial limit is *unproven*: it has two slots, and all
+unproven sites together have half of the slots and memory; *trusted* sites (relays) are never unproven, and *reserved*
+ones (mailboxes) have slots of their own.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 O = TypeVar("O", bound=Hashable)  # noqa: E741  owner: a shard
@@ -32,14 +33,12 @@ class Queued(NamedTuple, Generic[O, T]):
     queued_at: float = 0.0  # first time
 
 
+@dataclass(slots=True)
 class _Load:
     """Active deliveries and bytes of one or several sites."""
 
-    __slots__ = ("count", "size_bytes")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.size_bytes = 0
+    count: int = 0
+    size_bytes: int = 0
 
     def add(self, count: int, size_bytes: int) -> None:
         self.count += count

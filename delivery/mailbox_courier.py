@@ -10,8 +10,9 @@ import asyncio
 
 import structlog
 
+from delivery.courier import same_outcome
 from mail.directory import Directory
-from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.outcome import Outcome
 from mail.record import Delivery
 from mail.reply import Reply
 from mail.route import ToMailbox
@@ -40,39 +41,32 @@ class MailboxCourier:
 
     async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         """See the port. All recipients belong to one owner, so one copy is stored."""
-        route = delivery.route
+        route, envelope, queue_id = delivery.route, delivery.message.envelope, delivery.message.queue_id
         assert isinstance(route, ToMailbox)
-        recipients = [recipient.address for recipient in delivery.message.envelope.recipients]
         user = self._directory.snapshot.users.get(route.owner)
         if user is None:
-            return tuple(Failed(address, NO_SUCH_MAILBOX) for address in recipients)
-        sender = delivery.message.envelope.reverse_path
-        header_lines = [f"Return-Path: <{sender if sender is not None else ''}>\r\n"]
-        header_lines += [f"Delivered-To: {address}\r\n" for address in dict.fromkeys(recipients)]
+            return same_outcome(envelope, NO_SUCH_MAILBOX)
+        sender = "" if envelope.reverse_path is None else envelope.reverse_path
+        header = f"Return-Path: <{sender}>\r\n" + "".join(
+            f"Delivered-To: {address}\r\n"
+            for address in dict.fromkeys(recipient.address for recipient in envelope.recipients)
+        )
         try:
             async with asyncio.timeout(APPEND_TIMEOUT_SECONDS):
-                new = await self._mailboxes.append(
-                    route.owner, delivery.id, "".join(header_lines).encode() + content, user.quota_bytes
+                is_new = await self._mailboxes.append(
+                    route.owner, delivery.id, header.encode() + content, user.quota_bytes
                 )
         except TimeoutError:
             # The message may be stored all the same; the next attempt is deduplicated by the delivery id.
-            logger.warning("mail store timed out", queue_id=delivery.message.queue_id, seconds=APPEND_TIMEOUT_SECONDS)
-            return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
+            logger.warning("mail store timed out", queue_id=queue_id, seconds=APPEND_TIMEOUT_SECONDS)
+            return same_outcome(envelope, STORE_UNAVAILABLE)
         except MailboxFull:
-            return tuple(Deferred(address, MAILBOX_FULL) for address in recipients)
+            return same_outcome(envelope, MAILBOX_FULL)
         except MessageTooLarge:
-            return tuple(Failed(address, MESSAGE_TOO_LARGE) for address in recipients)  # a retry cannot succeed
+            return same_outcome(envelope, MESSAGE_TOO_LARGE)  # a retry cannot succeed
         except MailboxUnavailable as error:
-            logger.warning(
-                "mail store unavailable",
-                queue_id=delivery.message.queue_id,
-                delivery_id=delivery.id,
-                reason=str(error),
-            )
-            return tuple(Deferred(address, STORE_UNAVAILABLE) for address in recipients)
-        if not new:
+            logger.warning("mail store unavailable", queue_id=queue_id, delivery_id=delivery.id, reason=str(error))
+            return same_outcome(envelope, STORE_UNAVAILABLE)
+        if not is_new:
             self._suppressed.inc()
-        return tuple(Delivered(address, DELIVERED if new else DUPLICATE_SUPPRESSED) for address in recipients)
-
-    async def close(self) -> None:
-        """Does nothing: the courier has no connections."""
+        return same_outcome(envelope, DELIVERED if is_new else DUPLICATE_SUPPRESSED)

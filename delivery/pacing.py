@@ -14,15 +14,6 @@ CONSECUTIVE_FAILURES_MAX = 3
 class Pacing:
     """One site's connection limit and dead time. `now_seconds`: a monotonic clock."""
 
-    __slots__ = (
-        "_consecutive_failures",
-        "_dead_reason",
-        "_dead_seconds",
-        "_dead_until",
-        "_maximum",
-        "connection_limit",
-    )
-
     def __init__(self, maximum: int, dead_seconds: float) -> None:
         self._maximum = maximum
         self._dead_seconds = dead_seconds

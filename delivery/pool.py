@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import astuple
 
 import structlog
 
@@ -28,17 +28,9 @@ logger = structlog.get_logger()
 _SITE_RETENTION_SECONDS = 600.0  # the state of a site without connections is dropped after this time
 _SITES_MAX = 5000  # beyond it, the state of every site without connections is dropped at once
 _RECENT_SUCCESS_SECONDS = 60.0
-# A site gives up its last connection after this many transactions if another site has none.
-_YIELD_AFTER_TRANSACTIONS = 20
+_YIELD_AFTER_TRANSACTIONS = 20  # a site then closes its last connection if another site has none
 # A site that worked recently and refuses connections is usually restarting: retry before it counts as dead.
 _RECONNECT_DELAYS_SECONDS = (0.25, 0.75, 1.5)
-
-
-@dataclass(frozen=True, slots=True)
-class NoConnection:
-    """No connection is available; `reply` is our own, 4xx if the cause may be temporary."""
-
-    reply: Reply
 
 
 class Pool:
@@ -69,23 +61,14 @@ class Pool:
         self._handshakes: set[Connection] = set()
         self._total = 0
         self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
-        shortest = min(
-            self._idle_seconds,
-            self._timeouts.greeting_seconds,
-            self._timeouts.command_seconds,
-            self._timeouts.data_seconds,
-            self._timeouts.block_seconds,
-            self._timeouts.dot_seconds,
-            self._timeouts.quit_seconds,
-        )
-        self._sweep_seconds = max(0.01, min(1.0, shortest / 4))
+        self._sweeper: asyncio.TimerHandle | None = None  # None before the first use and after `close`
+        self._sweep_seconds = max(0.01, min(1.0, min(self._idle_seconds, *astuple(self._timeouts)) / 4))
 
-    async def acquire(self, route: Route, *, fresh: bool = False) -> Connection | NoConnection:
-        """A connection ready for a transaction, a new one if `fresh`; return it with `release`."""
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+    async def acquire(self, route: Route, *, reuse: bool = True) -> Connection | Reply:
+        """A connection ready for a transaction, a new one unless `reuse`; return it with `release`. If there is none, a
+        reply of our own, 4xx if the cause may be temporary.
+        """
+        if self._sweeper is None:
             self._sweep()
         name = route.site
         site = self._sites.get(name)
@@ -93,27 +76,24 @@ class Pool:
             site = self._sites[name] = Site(name, Pacing(self._connections_per_site, self._dead_seconds))
         while True:
             site = self._sites.setdefault(name, site)  # the sweep may have dropped the site during a wait
-            now = self._loop.time()
+            now = asyncio.get_running_loop().time()
             site.last_used = now
             if self._closed:
-                return NoConnection(Reply(451, "4.3.2", "This server is shutting down"))
-            if (
-                fresh
-                and site.idle
-                and (site.count >= site.pacing.connection_limit or self._total >= self._connections_max)
-            ):
+                return Reply(451, "4.3.2", "This server is shutting down")
+            has_slot = site.count < site.pacing.connection_limit
+            if not reuse and site.idle and not (has_slot and self._total < self._connections_max):
                 site.idle.pop(0).abort("slot needed")
                 await asyncio.sleep(0)  # until connection_lost was called
                 continue
-            while site.idle and not fresh:
+            while site.idle and reuse:
                 connection = site.idle.pop()
                 if connection.usable:
                     return connection
                 connection.abort("no longer usable")
             if not site.connections and (reason := site.pacing.dead_reason(now)) is not None:
                 site.wake_waiter()  # each woken waiter wakes the next
-                return NoConnection(Reply(451, "4.4.1", f"Not tried: the site was unreachable a moment ago: {reason}"))
-            if site.count < site.pacing.connection_limit:
+                return Reply(451, "4.4.1", f"Not tried: the site was unreachable a moment ago: {reason}")
+            if has_slot:
                 if self._total < self._connections_max:
                     opened = await self._open(site, route)
                     if opened is not None:
@@ -121,11 +101,11 @@ class Pool:
                     continue  # wait for one of the site's other connections
                 self._starved[site] = None
                 self._close_oldest_idle(site)
-            offered = await self._wait_for_connection(site)
-            if offered is not None:
-                if offered.usable and not fresh:
-                    return offered
-                offered.quit()
+            released = await self._wait_for_connection(site)
+            if released is not None:
+                if released.usable and reuse:
+                    return released
+                released.quit()
 
     def drop_idle(self, route: Route, remote: str) -> None:
         """A connection to `remote` was stale: close its idle connections, which are probably stale too."""
@@ -141,8 +121,7 @@ class Pool:
         """Return a connection after a transaction. `connection_lost`: the connection broke; `failure`: the reason, if
         it was the first transaction.
         """
-        assert self._loop is not None
-        now = self._loop.time()
+        now = asyncio.get_running_loop().time()
         site = self._sites.get(route.site)
         if site is None:  # dropped during a transaction of many minutes
             connection.abort("closed")
@@ -199,9 +178,8 @@ class Pool:
 
     # Opening
 
-    async def _open(self, site: Site, route: Route) -> Connection | NoConnection | None:
-        """A new connection, or why there is none; None if the site has other connections to wait for."""
-        assert self._loop is not None
+    async def _open(self, site: Site, route: Route) -> Connection | Reply | None:
+        """A new connection, or why it failed; None if the site has other connections to wait for."""
         site.opening += 1
         self._total += 1
         opened: Connection | None = None
@@ -226,7 +204,7 @@ class Pool:
                         failures.append(result)
                 if opened is not None:
                     break
-                now = self._loop.time()
+                now = asyncio.get_running_loop().time()
                 delay = next(delays, None)
                 if (
                     delay is None
@@ -249,38 +227,34 @@ class Pool:
                 self._wake_waiters(site)
         if opened is not None:
             if not opened.usable:
-                return NoConnection(Reply(451, "4.4.2", f"{opened.session.remote}: connection lost"))
+                return Reply(451, "4.4.2", f"{opened.session.remote}: connection lost")
             return opened
         if no_source and not any(failure.is_temporary for failure in failures):
             if not site.count:
-                return NoConnection(no_source[-1])
+                return no_source[-1]
             failures += no_source
         return self._on_connect_failed(site, failures)
 
-    def _on_connect_failed(self, site: Site, failures: list[Reply]) -> NoConnection | None:
+    def _on_connect_failed(self, site: Site, failures: list[Reply]) -> Reply | None:
         """No target could be reached. A temporary failure takes precedence over permanent ones."""
-        assert self._loop is not None
         reply = next((failure for failure in reversed(failures) if failure.is_temporary), failures[-1])
         if reply.is_permanent:
-            return NoConnection(reply)
+            return reply
         if site.count:  # other connections are open or opening, so the site is not dead
             site.pacing.on_overload(site.count)
             return None
-        site.pacing.on_unreachable(reply.text, self._loop.time())
+        site.pacing.on_unreachable(reply.text, asyncio.get_running_loop().time())
         logger.warning("site unreachable", site=site.name, reply=str(reply))
         while site.wake_waiter():  # all waiters check again and find the site dead
             pass
-        return NoConnection(reply)
+        return reply
 
     async def _connect(self, target: Target, route: Route) -> Connection | Reply:
         """Connect to one address up to READY, or return the failure. Raises NoSource."""
-        assert self._loop is not None
-        loop = self._loop
         remote = str(target)
         protocol = route.protocol if isinstance(route, ToRelay) else RelayProtocol.SMTP
-        connection = Connection(
-            ClientSession(self._hostname, remote, protocol), self._timeouts, self._on_connection_closed, loop
-        )
+        session = ClientSession(self._hostname, remote, protocol)
+        connection = Connection(session, self._timeouts, self._on_connection_closed, asyncio.get_running_loop())
         try:
             async with asyncio.timeout(self._connect_seconds):
                 await self._sources.connect(lambda: connection, target.ip, target.port)
@@ -301,28 +275,27 @@ class Pool:
             raise
         finally:
             self._handshakes.discard(connection)
-        if refusal is not None:
-            CONNECTION_ERRORS.labels("greeting").inc()
-            return refusal
-        return connection
+        if refusal is None:
+            return connection
+        CONNECTION_ERRORS.labels("greeting").inc()
+        return refusal
 
     # Waiting
 
     async def _wait_for_connection(self, site: Site) -> Connection | None:
-        assert self._loop is not None
-        waiter: asyncio.Future[Connection | None] = self._loop.create_future()
+        waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
         site.waiters.append(waiter)
-        started = self._loop.time()
+        started = asyncio.get_running_loop().time()
         try:
             connection = await waiter
-            THROTTLE.observe(self._loop.time() - started)
+            THROTTLE.observe(asyncio.get_running_loop().time() - started)
             return connection
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 # A connection handed over at the same time goes to the next waiter.
                 connection = waiter.result()
                 if not site.wake_waiter(connection) and connection is not None:
-                    connection.idle_since = self._loop.time()
+                    connection.idle_since = asyncio.get_running_loop().time()
                     site.idle.append(connection)
                 self._wake_starved()
             raise
@@ -363,8 +336,7 @@ class Pool:
     # Sweep
 
     def _sweep(self) -> None:
-        assert self._loop is not None
-        now = self._loop.time()
+        now = asyncio.get_running_loop().time()
         for connection in [*self._connections, *self._handshakes]:
             connection.check_deadline(now)
         retention_seconds = _SITE_RETENTION_SECONDS if len(self._sites) <= _SITES_MAX else 0.0
@@ -383,4 +355,4 @@ class Pool:
         self._wake_starved()  # a woken site may not have used its slot
         self._sources.retry(now)
         if not self._closed or self._connections:
-            self._sweeper = self._loop.call_later(self._sweep_seconds, self._sweep)
+            self._sweeper = asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)

@@ -6,49 +6,32 @@ from functools import lru_cache
 from typing import assert_never
 
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
-
-LOCAL = "local"
-OTHER = "other"
+from mail.telemetry.delivery import LOCAL, OTHER
 
 # Parent domains of the providers' MX and submission hosts.
-DOMAINS = {
-    "google.com": "google",
-    "googlemail.com": "google",
-    "outlook.com": "microsoft",
-    "hotmail.com": "microsoft",
-    "office365.com": "microsoft",
-    "mx.microsoft": "microsoft",
-    "yahoodns.net": "yahoo",
-    "yahoo.com": "yahoo",
-    "icloud.com": "apple",
-    "me.com": "apple",
-    "protonmail.ch": "proton",
-    "proton.me": "proton",
-    "gmx.net": "gmx",
-    "web.de": "gmx",
-    "mail.com": "gmx",
-    "ionos.de": "ionos",
-    "ionos.com": "ionos",
-    "kundenserver.de": "ionos",
-    "messagingengine.com": "fastmail",
-    "zoho.com": "zoho",
-    "zoho.eu": "zoho",
-    "zoho.in": "zoho",
-    "yandex.ru": "yandex",
-    "yandex.net": "yandex",
-    "mail.ru": "mailru",
-    "qq.com": "tencent",
-    "netease.com": "netease",
-    "comcast.net": "comcast",
-    "orange.fr": "orange",
-    "t-online.de": "telekom",
-    "pphosted.com": "proofpoint",
-    "ppe-hosted.com": "proofpoint",
-    "mimecast.com": "mimecast",
-    "mimecast.co.za": "mimecast",
-    "amazonaws.com": "amazon",
-    "sendgrid.net": "sendgrid",
+_DOMAINS_BY_PROVIDER = {
+    "google": ("google.com", "googlemail.com"),
+    "microsoft": ("outlook.com", "hotmail.com", "office365.com", "mx.microsoft"),
+    "yahoo": ("yahoodns.net", "yahoo.com"),
+    "apple": ("icloud.com", "me.com"),
+    "proton": ("protonmail.ch", "proton.me"),
+    "gmx": ("gmx.net", "web.de", "mail.com"),
+    "ionos": ("ionos.de", "ionos.com", "kundenserver.de"),
+    "fastmail": ("messagingengine.com",),
+    "zoho": ("zoho.com", "zoho.eu", "zoho.in"),
+    "yandex": ("yandex.ru", "yandex.net"),
+    "mailru": ("mail.ru",),
+    "tencent": ("qq.com",),
+    "netease": ("netease.com",),
+    "comcast": ("comcast.net",),
+    "orange": ("orange.fr",),
+    "telekom": ("t-online.de",),
+    "proofpoint": ("pphosted.com", "ppe-hosted.com"),
+    "mimecast": ("mimecast.com", "mimecast.co.za"),
+    "amazon": ("amazonaws.com",),
+    "sendgrid": ("sendgrid.net",),
 }
+DOMAINS = {domain: provider for provider, domains in _DOMAINS_BY_PROVIDER.items() for domain in domains}
 
 
 def provider_of(route: Route) -> str:

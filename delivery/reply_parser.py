@@ -62,9 +62,6 @@ class ServerReply:
             texts.append(text)
         return Reply(self.code, enhanced, "\n".join(texts)[:TEXT_MAX])
 
-    def __repr__(self) -> str:
-        return f"ServerReply({self.code}, {self.lines!r})"
-
 
 class ReplyParser:
     """Incremental parser: bytes in, complete replies out."""

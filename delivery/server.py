@@ -49,8 +49,8 @@ class DeliveryAgent:
         self._log = log
         self._spool = spool
         self._smtp = SmtpCourier(settings=settings, hostname=node.hostname, resolver=resolver, timeouts=timeouts)
-        self._mailbox = MailboxCourier(mailboxes=mailboxes, directory=directory)
-        self._attempt_runner = AttemptRunner(smtp=self._smtp, mailbox=self._mailbox, spool=spool)
+        mailbox = MailboxCourier(mailboxes=mailboxes, directory=directory)
+        self._attempt_runner = AttemptRunner(smtp=self._smtp, mailbox=mailbox, spool=spool)
         self._capacity = Capacity(settings, spool)
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
@@ -79,4 +79,3 @@ class DeliveryAgent:
         finally:
             await self._capacity.close()
             await self._smtp.close()
-            await self._mailbox.close()

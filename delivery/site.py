@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass, field
 
 from delivery.connection import Connection
 from delivery.pacing import Pacing
 
 
+@dataclass(slots=True, eq=False)
 class Site:
     """One site. `connections`: all open ones; `idle`: the unused ones, most recently used last."""
 
-    __slots__ = ("connections", "idle", "last_success", "last_used", "name", "opening", "pacing", "waiters")
-
-    def __init__(self, name: str, pacing: Pacing) -> None:
-        self.name = name
-        self.pacing = pacing
-        self.connections: set[Connection] = set()
-        self.opening = 0
-        self.idle: list[Connection] = []
-        self.waiters: deque[asyncio.Future[Connection | None]] = deque()
-        self.last_used = 0.0
-        self.last_success = float("-inf")
+    name: str
+    pacing: Pacing
+    connections: set[Connection] = field(default_factory=set)
+    opening: int = 0
+    idle: list[Connection] = field(default_factory=list)
+    waiters: deque[asyncio.Future[Connection | None]] = field(default_factory=deque)
+    last_used: float = 0.0
+    last_success: float = float("-inf")
 
     @property
     def count(self) -> int:

@@ -15,12 +15,13 @@ from dataclasses import replace
 import structlog
 
 from delivery.client_session import Timeouts
+from delivery.courier import same_outcome
 from delivery.hosts import TargetSelector
-from delivery.pool import NoConnection, Pool
+from delivery.pool import Pool
 from delivery.sources import Sources
 from delivery.transaction import TransactionResult
 from mail.envelope import Envelope
-from mail.outcome import Deferred, Failed, Outcome
+from mail.outcome import Outcome
 from mail.record import Delivery
 from mail.reply import Reply
 from mail.resolver import Resolver
@@ -89,11 +90,11 @@ class SmtpCourier:
     async def _transact(self, route: Route, envelope: Envelope, content: bytes) -> TransactionResult:
         """One transaction; repeated on a new connection if a stale one was lost before the final dot."""
         pool = self._pool
-        fresh = False
+        reuse = True
         while True:
-            connection = await pool.acquire(route, fresh=fresh)
-            if isinstance(connection, NoConnection):
-                return TransactionResult(_same_outcome(envelope, connection.reply))
+            connection = await pool.acquire(route, reuse=reuse)
+            if isinstance(connection, Reply):
+                return TransactionResult(same_outcome(envelope, connection))
             reused = connection.transactions > 0
             connection_lost = True
             failure: str | None = None
@@ -105,12 +106,7 @@ class SmtpCourier:
             finally:
                 pool.release(route, connection, connection_lost=connection_lost, failure=failure)
             if connection_lost and reused and not result.past_dot:
-                fresh = True
+                reuse = False
                 pool.drop_idle(route, connection.session.remote)
                 continue
             return result
-
-
-def _same_outcome(envelope: Envelope, reply: Reply) -> tuple[Outcome, ...]:
-    kind = Failed if reply.is_permanent else Deferred
-    return tuple(kind(recipient.address, reply) for recipient in envelope.recipients)

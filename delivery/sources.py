@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import chain
 
 import structlog
 
@@ -98,7 +99,7 @@ class Sources:
 
     def retry(self, now_seconds: float) -> None:
         """Check suspended addresses after their back-off and resume the usable ones."""
-        for source in (each for family in self._sources.values() for each in family):
+        for source in self._all():
             if not source.backoff_seconds or now_seconds < source.retry_at:
                 continue
             if (reason := unusable_reason(source.address)) is not None:
@@ -110,18 +111,17 @@ class Sources:
 
     def _suspend(self, source: _Source, reason: str, now_seconds: float) -> None:
         if not source.backoff_seconds:
-            logger.error(
-                "source address suspended",
-                source=source.address,
-                reason=reason,
-                see="delivery.source_addresses",
-            )
+            see = "delivery.source_addresses"
+            logger.error("source address suspended", source=source.address, reason=reason, see=see)
         source.backoff_seconds = min(max(BACKOFF_SECONDS, 2 * source.backoff_seconds), BACKOFF_SECONDS_MAX)
         source.retry_at = now_seconds + source.backoff_seconds
         self._update_gauge()
 
     def _update_gauge(self) -> None:
-        SOURCES_SUSPENDED.set(sum(bool(each.backoff_seconds) for family in self._sources.values() for each in family))
+        SOURCES_SUSPENDED.set(sum(bool(source.backoff_seconds) for source in self._all()))
+
+    def _all(self) -> Iterator[_Source]:
+        return chain.from_iterable(self._sources.values())
 
 
 def bind(address: str) -> socket.socket:
@@ -144,9 +144,9 @@ def unusable_reason(address: str) -> str | None:
         bind(address).close()
     except OSError as error:
         return f"cannot be bound: {error.strerror}"
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as udp:
         try:
-            probe.connect((address, 9))  # sends nothing; without SO_BROADCAST, EACCES for a broadcast address
+            udp.connect((address, 9))  # sends nothing; without SO_BROADCAST, EACCES for a broadcast address
         except OSError as error:
             if error.errno == errno.EACCES:
                 return "is a broadcast address"

@@ -1,6 +1,6 @@
 """Client side of one mail transaction: its commands, dot-stuffing, and one outcome per recipient. Pure.
 
-`delivery/client_session.py` sends the commands and passes the replies.
+`delivery/client_session.py` sends the commands and passes the replies on.
 Source: RFC 5321, RFC 1870, RFC 6152, RFC 6531.
 """
 
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import idna
 
 from delivery.capabilities import Capabilities
+from delivery.courier import outcome_of
 from delivery.reply_parser import ServerReply
 from mail.address import Address
 from mail.envelope import Body, Envelope
-from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.outcome import Deferred, Failed, Outcome
 from mail.reply import Reply
 
 # RFC 6531 section 3.5; RFC 1870 section 6.1; RFC 3030 section 3.
@@ -22,6 +23,7 @@ NEEDS_SMTPUTF8 = Reply(553, "5.6.7", "The next hop does not offer SMTPUTF8, whic
 NEEDS_BINARYMIME = Reply(554, "5.6.3", "The message is BINARYMIME and cannot be converted for the next hop")
 
 _TOO_MANY_RECIPIENTS = frozenset(("", "4.5.3", "5.5.3"))
+HEADER_BYTES_MAX = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +42,6 @@ class TransactionResult:
 class Transaction:
     """A transaction for one server's capabilities. `mail` and `rcpts` are commands with CRLF."""
 
-    __slots__ = (
-        "_accepted",
-        "_content",
-        "_mail_refused",
-        "_next_dot",
-        "_next_rcpt",
-        "_outcomes",
-        "_remote",
-        "_retry_now",
-        "_to_send",
-        "mail",
-        "rcpts",
-        "recipients",
-    )
-
     def __init__(self, envelope: Envelope, content: bytes, capabilities: Capabilities, remote: str) -> None:
         self.recipients = tuple(recipient.address for recipient in envelope.recipients)
         self._content = content
@@ -63,7 +50,7 @@ class Transaction:
         self._accepted: list[int] = []  # indexes of accepted recipients
         self._next_dot = 0  # index into `_accepted` of the next reply to the final dot (LMTP)
         self._retry_now: list[int] = []
-        self._mail_refused = False
+        self.mail_refused = False
         self._next_rcpt = 0
 
         self._fail_unsupported(envelope, content, capabilities)
@@ -76,8 +63,7 @@ class Transaction:
     def _fail_unsupported(self, envelope: Envelope, content: bytes, capabilities: Capabilities) -> None:
         """Fail recipients that the server cannot accept by its capabilities."""
         if capabilities.max_size is not None and len(content) > capabilities.max_size:
-            limit = capabilities.max_size
-            text = f"The message has {len(content)} octets; {self._remote} accepts at most {limit}"
+            text = f"The message has {len(content)} octets; {self._remote} accepts at most {capabilities.max_size}"
             self._fail_all(Reply(552, "5.3.4", text))  # RFC 1870 section 6.1 (3)
             return
         if envelope.body is Body.BINARY:
@@ -96,9 +82,7 @@ class Transaction:
                 self._outcomes[index] = Failed(address, NEEDS_SMTPUTF8)
 
     def _fail_all(self, reply: Reply) -> None:
-        for index, address in enumerate(self.recipients):
-            if self._outcomes[index] is None:
-                self._outcomes[index] = Failed(address, reply)
+        self._outcomes = [Failed(address, reply) for address in self.recipients]
 
     # Called by the session before and while it sends
 
@@ -107,17 +91,8 @@ class Transaction:
         return None if self._to_send else self.result()
 
     @property
-    def mail_accepted(self) -> bool:
-        """Whether MAIL was not refused."""
-        return not self._mail_refused
-
-    @property
-    def has_accepted(self) -> bool:
-        """Whether the server accepted at least one recipient."""
-        return bool(self._accepted)
-
-    @property
     def accepted_count(self) -> int:
+        """The number of recipients that the server accepted."""
         return len(self._accepted)
 
     def dot_stuffed_content(self) -> list[bytes]:
@@ -136,13 +111,13 @@ class Transaction:
 
     def on_mail(self, server_reply: ServerReply) -> None:
         if server_reply.negative:
-            self._mail_refused = True
+            self.mail_refused = True
             self._set_outcomes(self._to_send, server_reply)
 
     def on_rcpt(self, server_reply: ServerReply) -> None:
         index = self._to_send[self._next_rcpt]
         self._next_rcpt += 1
-        if self._mail_refused:
+        if self.mail_refused:
             return  # a consequence of the refused MAIL (503)
         if server_reply.positive:
             self._accepted.append(index)
@@ -152,15 +127,14 @@ class Transaction:
             # RFC 5321 section 4.5.3.1.10: too many recipients for this transaction; treat 552 as 452.
             self._retry_now.append(index)
             reply = Reply(452, "4.5.3", reply.text)
-        self._outcomes[index] = self._outcome_for(index, reply)
+        self._outcomes[index] = outcome_of(self.recipients[index], reply, self._remote)
 
-    def on_data_refused(self, server_reply: ServerReply) -> None:
+    def set_accepted_outcomes(self, server_reply: ServerReply) -> None:
+        """The outcome of all accepted recipients: the refusal of DATA, or the reply to the final dot."""
         self._set_outcomes(self._accepted, server_reply)
 
-    def on_dot_for_all(self, server_reply: ServerReply) -> None:
-        self._set_outcomes(self._accepted, server_reply)
-
-    def on_dot_for_next(self, server_reply: ServerReply) -> None:
+    def set_next_accepted_outcome(self, server_reply: ServerReply) -> None:
+        """The outcome of the next accepted recipient: one of the replies to the final dot by LMTP."""
         self._set_outcomes(self._accepted[self._next_dot : self._next_dot + 1], server_reply)
         self._next_dot += 1
 
@@ -185,18 +159,10 @@ class Transaction:
         reply = server_reply.to_reply()
         for index in indexes:
             if self._outcomes[index] is None:
-                self._outcomes[index] = self._outcome_for(index, reply)
-
-    def _outcome_for(self, index: int, reply: Reply) -> Outcome:
-        address = self.recipients[index]
-        if reply.is_positive:
-            return Delivered(address, reply, self._remote)
-        if reply.is_temporary:
-            return Deferred(address, reply, self._remote)
-        return Failed(address, reply, self._remote)
+                self._outcomes[index] = outcome_of(self.recipients[index], reply, self._remote)
 
 
-def header_block(content: bytes, limit_bytes: int = 65536) -> bytes:
+def header_block(content: bytes, limit_bytes: int = HEADER_BYTES_MAX) -> bytes:
     """The header section with its last CRLF, at most `limit_bytes`."""
     if content.startswith(b"\r\n"):
         return b""
@@ -215,8 +181,7 @@ def _mail_command(envelope: Envelope, content: bytes, capabilities: Capabilities
         parts.append(b" BODY=8BITMIME")
     if capabilities.smtputf8 and (envelope.smtputf8 or _is_international(envelope)):
         parts.append(b" SMTPUTF8")  # RFC 6531 section 3.4
-    parts.append(b"\r\n")
-    return b"".join(parts)
+    return b"".join(parts) + b"\r\n"
 
 
 def _is_international(envelope: Envelope) -> bool:

@@ -50,8 +50,8 @@ class Worker:
         shard_lost = asyncio.create_task(self._shard.lost.wait())
         reading = asyncio.create_task(self._read())
         try:
-            ends: set[asyncio.Future[Any]] = {reading, shard_lost, self._failure}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            futures: set[asyncio.Future[Any]] = {reading, shard_lost, self._failure}
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
         finally:
             shard_lost.cancel()
             reading.cancel()
@@ -158,9 +158,8 @@ class Worker:
                 await self._shard.finish(queued.item, attempted)
                 return
             except LogUnavailable as error:
-                logger.warning(
-                    "log unavailable", queue_id=queued.item.record.delivery.message.queue_id, error=str(error)
-                )
+                queue_id = queued.item.record.delivery.message.queue_id
+                logger.warning("log unavailable", queue_id=queue_id, error=str(error))
                 await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
                 failures += 1
 

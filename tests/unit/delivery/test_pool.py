@@ -12,9 +12,10 @@ import pytest
 from delivery import pool as pool_module
 from delivery.connection import Connection
 from delivery.hosts import TargetSelector
-from delivery.pool import NoConnection, Pool
+from delivery.pool import Pool
 from delivery.smtp_courier import SmtpCourier
 from mail.outcome import Deferred
+from mail.reply import Reply
 from mail.resolver import NoSuchDomain
 from mail.route import ToMx
 from mail.settings import DeliverySettings
@@ -234,11 +235,11 @@ async def test_sites_without_connections_are_bounded(monkeypatch: pytest.MonkeyP
     hosts = TargetSelector(resolver=HostResolver(mx=NoSuchDomain()), hostname="us.test", port=25, prefer_ipv6=True)
     pool = Pool(targets=hosts, settings=DeliverySettings(), hostname="us.test", timeouts=SHORT_TIMEOUTS)
     dead = relay(free_port())
-    assert isinstance(await pool.acquire(dead), NoConnection)
+    assert isinstance(await pool.acquire(dead), Reply)
     for number in range(50):
-        assert isinstance(await pool.acquire(ToMx("r.test", ((number, "mx.test"),))), NoConnection)
+        assert isinstance(await pool.acquire(ToMx("r.test", ((number, "mx.test"),))), Reply)
     await wait_until(lambda: len(pool._sites) <= 10)
     remembered = await pool.acquire(dead)
-    assert isinstance(remembered, NoConnection)
-    assert "Not tried" in remembered.reply.text
+    assert isinstance(remembered, Reply)
+    assert "Not tried" in remembered.text
     await pool.close()

@@ -56,8 +56,8 @@ def test_final_dot_reply_is_for_accepted_recipients() -> None:
     one.on_mail(OK)
     for answer in (OK, ServerReply(550, [b"5.1.1 who?"]), ServerReply(450, [b"4.2.0 later"]), OK):
         one.on_rcpt(answer)
-    assert (one.has_accepted, one.accepted_count) == (True, 2)
-    one.on_dot_for_all(ServerReply(250, [b"2.0.0 queued"]))
+    assert one.accepted_count == 2
+    one.set_accepted_outcomes(ServerReply(250, [b"2.0.0 queued"]))
     result = one.result()
     assert outcome_codes(result.outcomes) == [
         ("Delivered", "2.0.0"),
@@ -73,8 +73,8 @@ def test_lmtp_dot_replies_are_per_recipient() -> None:
     one.on_mail(OK)
     for answer in (OK, ServerReply(550, [b"5.1.1 who?"]), OK):
         one.on_rcpt(answer)
-    one.on_dot_for_next(ServerReply(250, [b"2.0.0 ok"]))
-    one.on_dot_for_next(ServerReply(452, [b"4.2.2 full"]))
+    one.set_next_accepted_outcome(ServerReply(250, [b"2.0.0 ok"]))
+    one.set_next_accepted_outcome(ServerReply(452, [b"4.2.2 full"]))
     assert [name for name, _ in outcome_codes(one.result().outcomes)] == ["Delivered", "Failed", "Deferred"]
 
 
@@ -83,7 +83,7 @@ def test_refused_mail_is_the_outcome_of_all_recipients() -> None:
     one.on_mail(ServerReply(451, [b"4.7.1 greylisted"]))
     for _ in range(2):  # replies to the pipelined RCPTs
         one.on_rcpt(ServerReply(503, [b"5.5.1 no MAIL"]))
-    assert not one.mail_accepted
+    assert one.mail_refused
     assert outcome_codes(one.result().outcomes) == [("Deferred", "4.7.1")] * 2
 
 
@@ -94,7 +94,7 @@ def test_excess_recipients_go_to_the_next_transaction(code: int) -> None:
     one.on_rcpt(OK)
     for _ in range(2):
         one.on_rcpt(ServerReply(code, [b"too many recipients"]))
-    one.on_dot_for_all(OK)
+    one.set_accepted_outcomes(OK)
     result = one.result()
     assert result.retry_now == (1, 2)
     assert outcome_codes(result.outcomes) == [("Delivered", "2.0.0"), ("Deferred", "4.5.3"), ("Deferred", "4.5.3")]

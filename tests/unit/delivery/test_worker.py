@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from delivery.attempt import HEADERS_BYTES_MAX
+from delivery.transaction import HEADER_BYTES_MAX
 from mail.log import Entry, ShardLost
 from mail.message import Spooled
 from mail.outcome import Deferred, Delivered, Failed, Outcome
@@ -95,7 +95,7 @@ async def test_failed_delivery_reports_headers_without_content() -> None:
         (report,) = await shard.wait_finished(1)
     assert report.content is None
     assert spool.contents == {}
-    assert len(report.headers) == HEADERS_BYTES_MAX
+    assert len(report.headers) == HEADER_BYTES_MAX
 
 
 async def test_spooled_content_is_read_and_not_removed() -> None:
