@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from mail.settings import RENAMED
 from mail.settings_text import default_toml
 from tests.support.docs import chart, cli, metrics
 
@@ -45,7 +46,9 @@ def section_table() -> str:
 
 
 def settings_block() -> str:
-    return f"```toml\n{default_toml()}```\n"
+    """Every setting with its default, and the former names."""
+    former = "".join(f"| {old} | `{new}` |\n" for old, new in RENAMED.items())
+    return f"```toml\n{default_toml()}```\n\n## Former names\n\n| former | now |\n|---|---|\n{former}"
 
 
 PAGES = {
