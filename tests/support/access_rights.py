@@ -119,6 +119,6 @@ def rights_of_page() -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
     """The tables of docs/kafka.md as sets of (resource, operation): for all roles, and additional ones for creating
     topics.
     """
-    section = PAGE.read_text(encoding="utf-8").partition("### Access rights\n")[2].partition("\n#")[0]
+    section = PAGE.read_text(encoding="utf-8").partition("## Access rights\n")[2].partition("\n#")[0]
     first, second = (set(_ROW.findall(table)) for table in section.split(_HEAD)[1:])
     return first, second
