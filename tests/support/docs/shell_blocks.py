@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
-_BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Blocks marked `language` (empty: not marked), in page order."""
+    return [textwrap.dedent(text) for _, found, text in _BLOCK.findall(page) if found == language]
 
 
 def shell_blocks(page: str) -> list[str]:
     """Blocks marked `sh`, in page order."""
-    return _BLOCK.findall(page)
+    return blocks(page, "sh")
 
 
 def script(page: str) -> str:
     """All blocks in one shell that stops at the first failing command; the number of each block is printed first."""
-    blocks = (f"echo '### block {number}'\n{block}" for number, block in enumerate(shell_blocks(page), 1))
-    return "set -eu -o pipefail\nexec 2>&1\n" + "\n".join(blocks)
+    numbered = (f"echo '### block {number}'\n{block}" for number, block in enumerate(shell_blocks(page), 1))
+    return "set -eu -o pipefail\nexec 2>&1\n" + "\n".join(numbered)
