@@ -118,21 +118,21 @@ async def test_concurrent_queries_for_a_name_are_sent_once(world: World) -> None
     resolver = make()
     answers = await asyncio.gather(*(resolver.mx("a.test") for _ in range(50)))
     assert set(answers) == {MxHosts(((1, "mx.a.test"),))}
-    assert server.asked["a.test", "MX"] == 1
+    assert server.queries["a.test", "MX"] == 1
     await resolver.mx("a.test")
-    assert server.asked["a.test", "MX"] == 1
+    assert server.queries["a.test", "MX"] == 1
 
 
 async def test_a_cancelled_query_does_not_cancel_the_others(world: World) -> None:
     server, make = world
     server.zone.mx["a.test"] = [(1, "mx.a.test")]
     resolver = make()
-    leaver = asyncio.create_task(resolver.mx("a.test"))
-    stayer = asyncio.create_task(resolver.mx("a.test"))
+    cancelled = asyncio.create_task(resolver.mx("a.test"))
+    other = asyncio.create_task(resolver.mx("a.test"))
     await asyncio.sleep(0)
-    leaver.cancel()
-    assert await stayer == MxHosts(((1, "mx.a.test"),))
-    assert server.asked["a.test", "MX"] == 1
+    cancelled.cancel()
+    assert await other == MxHosts(((1, "mx.a.test"),))
+    assert server.queries["a.test", "MX"] == 1
 
 
 async def test_a_negative_answer_is_cached_for_the_time_of_its_soa(world: World) -> None:
@@ -195,7 +195,7 @@ async def test_a_truncated_answer_is_retried_over_tcp(world: World) -> None:
     server.zone.mx["long.test"] = [(1, "mx.test")]
     server.zone.truncated = {"long.test"}
     assert await make().mx("long.test") == MxHosts(((1, "mx.test"),))
-    assert server.asked_tcp["long.test", "MX"] == 1
+    assert server.tcp_queries["long.test", "MX"] == 1
     assert server.payloads == {1232}
 
 
@@ -216,7 +216,7 @@ async def test_the_second_server_is_queried_when_the_first_fails(world: World) -
         server.zone.mx["a.test"] = [(1, "mx.test")]
         resolver = make(servers=[first.address, server.address])
         assert await resolver.mx("a.test") == MxHosts(((1, "mx.test"),))
-        assert first.asked["a.test", "MX"] >= 1
+        assert first.queries["a.test", "MX"] >= 1
 
 
 async def test_a_cache_of_size_zero_queries_each_time(world: World) -> None:
@@ -225,19 +225,19 @@ async def test_a_cache_of_size_zero_queries_each_time(world: World) -> None:
     resolver = make(max_cache_entries=0)
     await resolver.mx("a.test")
     await resolver.mx("a.test")
-    assert server.asked["a.test", "MX"] == 2
+    assert server.queries["a.test", "MX"] == 2
 
 
 async def test_no_answer_is_used_after_its_ttl() -> None:
     now = 0.0
-    asked = 0
+    queries = 0
 
-    async def ask(question: str) -> tuple[str, float]:
-        nonlocal asked
-        asked += 1
-        return f"{question} {asked}", parse_duration("10s").total_seconds()
+    async def query(question: str) -> tuple[str, float]:
+        nonlocal queries
+        queries += 1
+        return f"{question} {queries}", parse_duration("10s").total_seconds()
 
-    cache: AnswerCache[str, str] = AnswerCache(ask, 10, lambda: now)
+    cache: AnswerCache[str, str] = AnswerCache(query, 10, lambda: now)
     assert await cache.answer("a") == "a 1"
     now = 9.9
     assert await cache.answer("a") == "a 1"
@@ -248,13 +248,13 @@ async def test_no_answer_is_used_after_its_ttl() -> None:
 async def test_an_error_of_a_shared_query_reaches_all_callers_and_is_not_cached() -> None:
     failing = True
 
-    async def ask(question: str) -> tuple[str, float]:
+    async def query(question: str) -> tuple[str, float]:
         await asyncio.sleep(0)
         if failing:
             raise RuntimeError("boom")
         return "fine", 10.0
 
-    cache: AnswerCache[str, str] = AnswerCache(ask, 10)
+    cache: AnswerCache[str, str] = AnswerCache(query, 10)
     answers = await asyncio.gather(cache.answer("a"), cache.answer("a"), return_exceptions=True)
     assert [type(answer) for answer in answers] == [RuntimeError, RuntimeError]
     failing = False

@@ -71,7 +71,7 @@ async def test_stored_content_is_read_back(spool: Spool, content: bytes) -> None
 
 async def test_every_operation_is_timed(spool: Spool) -> None:
     def counts() -> list[float]:
-        return [value("spool_duration_seconds_count", operation=each) for each in ("write", "read", "sweep")]
+        return [value("spool_duration_seconds_count", operation=operation) for operation in ("write", "read", "sweep")]
 
     before = counts()
     stored = await spool.put(b"x" * 100)
@@ -97,9 +97,9 @@ async def test_concurrently_stored_contents_do_not_mix(spool: Spool) -> None:
 
 
 async def test_equal_contents_are_stored_twice(spool: Spool) -> None:
-    one, other = await spool.put(b"same"), await spool.put(b"same")
-    assert one.name != other.name
-    assert one.digest == other.digest
+    first, second = await spool.put(b"same"), await spool.put(b"same")
+    assert first.name != second.name
+    assert first.digest == second.digest
 
 
 async def test_missing_content_is_damage_that_names_it(spool: Spool) -> None:
@@ -139,11 +139,11 @@ async def test_a_wrong_digest_is_damage(spool: Spool) -> None:
 async def test_a_content_beyond_the_end_is_damage(spool: Spool) -> None:
     spooled = await spool.put(b"content")
     longer = [replace(spooled, size_bytes=8)]
-    if "@" in spooled.name:  # the memory spool has no packs
+    if "@" in spooled.name:  # the memory spool has no batches
         longer.append(replace(spooled, name=spooled.name.replace("@0", "@900")))
-    for each in longer:
+    for location in longer:
         with pytest.raises(SpoolDamaged):
-            await spool.read(each)
+            await spool.read(location)
     assert await spool.read(spooled) == b"content"
 
 
@@ -159,11 +159,11 @@ async def test_a_sweep_removes_only_older_content(spool: Spool) -> None:
 
 
 async def test_a_cancelled_store_does_not_affect_the_others(spool: Spool) -> None:
-    leaver = asyncio.create_task(spool.put(b"leaver"))
-    stayer = asyncio.create_task(spool.put(b"stayer"))
+    cancelled = asyncio.create_task(spool.put(b"cancelled"))
+    other = asyncio.create_task(spool.put(b"other"))
     await asyncio.sleep(0)
-    leaver.cancel()
-    assert await spool.read(await stayer) == b"stayer"
+    cancelled.cancel()
+    assert await spool.read(await other) == b"other"
 
 
 async def test_closing_waits_for_pending_stores(spool: Spool) -> None:
@@ -227,9 +227,9 @@ async def test_a_missing_spool_is_unavailable_and_not_damaged(disk: DiskSpool, t
     with pytest.raises(SpoolUnavailable):
         await disk.read(spooled)
     disk._device += 1  # as if another volume were mounted
-    for asked in (disk.put(b"more"), disk.free_bytes()):
+    for call in (disk.put(b"more"), disk.free_bytes()):
         with pytest.raises(SpoolUnavailable, match="the volume is not mounted any more"):
-            await asked
+            await call
     assert not disk._path.exists()
     (tmp_path / "unmounted").rename(disk._path)
     assert await disk.read(spooled) == b"content"
@@ -237,10 +237,10 @@ async def test_a_missing_spool_is_unavailable_and_not_damaged(disk: DiskSpool, t
 
 
 @pytest.mark.parametrize("size", [10, LARGE_BYTES])
-@pytest.mark.parametrize("what", ["all", "tmp"])
-async def test_a_removed_directory_is_created_again(disk: DiskSpool, size: int, what: str) -> None:
+@pytest.mark.parametrize("removed", ["all", "tmp"])
+async def test_a_removed_directory_is_created_again(disk: DiskSpool, size: int, removed: str) -> None:
     lost = await disk.put(b"content")
-    shutil.rmtree(disk._path if what == "all" else disk._tmp)
+    shutil.rmtree(disk._path if removed == "all" else disk._tmp)
     stored = await disk.put(b"x" * size)
     assert await disk.read(stored) == b"x" * size
     shutil.rmtree(disk._path)

@@ -39,12 +39,12 @@ class Zone:
 
 
 class DnsServer:
-    """`asked` counts (name, type); `asked_tcp` those over TCP."""
+    """`queries` counts queries by (name, type) over UDP, `tcp_queries` over TCP."""
 
     def __init__(self, zone: Zone | None = None) -> None:
         self.zone = zone or Zone()
-        self.asked: Counter[tuple[str, str]] = Counter()
-        self.asked_tcp: Counter[tuple[str, str]] = Counter()
+        self.queries: Counter[tuple[str, str]] = Counter()
+        self.tcp_queries: Counter[tuple[str, str]] = Counter()
         self.payloads: set[int] = set()  # EDNS sizes received
         self.port = 0
         self._udp: asyncio.DatagramTransport | None = None
@@ -101,7 +101,7 @@ class DnsServer:
         question = query.question[0]
         name = question.name.to_text(omit_final_dot=True).lower()
         kind = dns.rdatatype.to_text(question.rdtype)
-        (self.asked_tcp if tcp else self.asked)[name, kind] += 1
+        (self.tcp_queries if tcp else self.queries)[name, kind] += 1
         if query.edns >= 0:
             self.payloads.add(query.payload)
         if name in self.zone.silent:

@@ -70,8 +70,8 @@ def test_closed_stderr_is_not_an_error(monkeypatch: pytest.MonkeyPatch, format: 
 def test_log_line_that_cannot_be_written_is_dropped(format: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "w") as gone, open("/dev/full", "w") as full:
-        for out in (full, gone):
+    with open(writer, "w") as closed, open("/dev/full", "w") as full:
+        for out in (full, closed):
             logging_setup.configure("info", format, out)
             for number in range(3):
                 structlog.get_logger().info("a line", number=number)

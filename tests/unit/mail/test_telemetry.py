@@ -51,8 +51,8 @@ def test_family_has_a_unit_and_a_help_text(name: str) -> None:
 def test_children_exist_before_the_first_event() -> None:
     code = (
         "import mail.telemetry, pkgutil, importlib\n"
-        "for each in pkgutil.iter_modules(mail.telemetry.__path__):\n"
-        "    importlib.import_module('mail.telemetry.' + each.name)\n"
+        "for module in pkgutil.iter_modules(mail.telemetry.__path__):\n"
+        "    importlib.import_module('mail.telemetry.' + module.name)\n"
         "from prometheus_client import generate_latest\n"
         "print(generate_latest(mail.telemetry.REGISTRY).decode())\n"
     )

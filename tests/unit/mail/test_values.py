@@ -128,9 +128,9 @@ def test_units_are_formatted_in_the_largest_exact_unit() -> None:
 
 @given(st.integers(0, 2**48 - 1), st.integers(0, 2**80 - 1), st.integers(0, 2**48 - 1), st.integers(0, 2**80 - 1))
 def test_queue_ids_sort_by_time_then_by_random_part(ms1: int, random1: int, ms2: int, random2: int) -> None:
-    one, two = make_queue_id(ms1, random1), make_queue_id(ms2, random2)
-    assert ((ms1, random1) < (ms2, random2)) == (one < two)
-    assert len(one) == 26
+    first, second = make_queue_id(ms1, random1), make_queue_id(ms2, random2)
+    assert ((ms1, random1) < (ms2, random2)) == (first < second)
+    assert len(first) == 26
 
 
 def test_ulid_example_of_the_specification() -> None:
@@ -140,22 +140,23 @@ def test_ulid_example_of_the_specification() -> None:
 
 def test_queue_ids_increase_when_the_clock_goes_back() -> None:
     clock = [5, 5, 5, 4, 0, 6, 6, 5, 7]
-    made = _MonotonicGenerator()
-    ids = [made.make(now) for now in clock]
+    generator = _MonotonicGenerator()
+    ids = [generator.make(now) for now in clock]
     assert ids == sorted(set(ids))
 
 
 def test_queue_ids_are_unique_over_threads_and_increase_in_each() -> None:
-    made: list[list[QueueId]] = [[] for _ in range(8)]
+    ids_of_threads: list[list[QueueId]] = [[] for _ in range(8)]
     threads = [
-        threading.Thread(target=lambda mine=mine: mine.extend(new_queue_id() for _ in range(2000))) for mine in made
+        threading.Thread(target=lambda ids=ids: ids.extend(new_queue_id() for _ in range(2000)))
+        for ids in ids_of_threads
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({one for mine in made for one in mine}) == 16_000
-    assert all(mine == sorted(mine) for mine in made)
+    assert len({queue_id for ids in ids_of_threads for queue_id in ids}) == 16_000
+    assert all(ids == sorted(ids) for ids in ids_of_threads)
 
 
 def test_queue_ids_of_two_processes_differ() -> None:

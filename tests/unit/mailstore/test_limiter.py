@@ -33,11 +33,11 @@ async def test_locked_mailbox_does_not_delay_other_mailboxes(tmp_path: Path) -> 
     maildir = Maildir(tmp_path / "mail", "mx.example.test")
     await maildir.append(ALICE, DeliveryId("FIRST-1"), b"x")
     holder = hold_lock(tmp_path)
-    waiting = [asyncio.create_task(maildir.append(ALICE, each, b"x")) for each in ids("A", 59)]
+    waiting = [asyncio.create_task(maildir.append(ALICE, delivery_id, b"x")) for delivery_id in ids("A", 59)]
     await asyncio.sleep(0.1)
     started = time.monotonic()
-    for each in ids("B", 20):
-        assert await maildir.append(BOB, each, b"x")
+    for delivery_id in ids("B", 20):
+        assert await maildir.append(BOB, delivery_id, b"x")
     assert time.monotonic() - started < 5
     assert not any(task.done() for task in waiting)
     os.close(holder)

@@ -108,12 +108,12 @@ async def test_mailbox_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_flush_is_shared_only_by_calls_before_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    began: list[int] = []
+    flushes: list[int] = []
     first_runs, proceed = threading.Event(), threading.Event()
 
     def slow_flush(_path: Path) -> None:
-        began.append(len(began))
-        if len(began) == 1:
+        flushes.append(len(flushes))
+        if len(flushes) == 1:
             first_runs.set()
             assert proceed.wait(10)
 
@@ -130,4 +130,4 @@ def test_flush_is_shared_only_by_calls_before_it_began(tmp_path: Path, monkeypat
     proceed.set()
     for thread in threads:
         thread.join(10)
-    assert len(began) == 2  # the first call, and one flush for the five calls during it
+    assert len(flushes) == 2  # the first call, and one flush for the five calls during it

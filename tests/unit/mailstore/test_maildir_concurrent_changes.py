@@ -49,7 +49,7 @@ async def test_names_with_impossible_time_are_listed(tmp_path: Path) -> None:
         (mailbox_path(tmp_path) / "cur" / f"{seconds}.M000000_{seconds}.host,S=3,W=3:2,").write_bytes(b"x\r\n")
     stored = await maildir.messages(OWNER)
     assert len(stored) == 4
-    assert [await maildir.read(OWNER, each.uid) for each in stored].count(b"x\r\n") == 3
+    assert [await maildir.read(OWNER, message.uid) for message in stored].count(b"x\r\n") == 3
 
 
 async def test_read_and_expunge_find_a_moved_message(tmp_path: Path) -> None:

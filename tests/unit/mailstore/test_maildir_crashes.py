@@ -54,14 +54,14 @@ class FaultyOs:
             return real
 
         def wrapped(*arguments: Any, **more: Any) -> Any:
-            here = len(self.calls) == self.step
+            is_step = len(self.calls) == self.step
             self.calls.append(name)
-            if here and not self.after:
+            if is_step and not self.after:
                 raise self.error
             try:
                 return real(*arguments, **more)
             finally:
-                if here:
+                if is_step:
                     raise self.error
 
         return wrapped
@@ -171,7 +171,7 @@ async def test_disk_error_at_any_step_and_second_append_make_one_message(
     errors: set[str] = set()
     for step, name in enumerate(steps):
         if after and name == "open":
-            continue  # a failed open opens no_change
+            continue  # a failed open opens nothing
         error = OSError(code, os.strerror(code), "somewhere")
         maildir = make_maildir(tmp_path)
         try:

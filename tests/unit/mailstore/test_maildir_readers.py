@@ -76,7 +76,7 @@ async def test_messages_added_by_the_reader_are_listed_read_flagged_and_expunged
     key = reader.add(message)
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, ID, CONTENT)
-    (stored,) = [each for each in await maildir.messages(OWNER) if each.uid != ID]
+    (stored,) = [message for message in await maildir.messages(OWNER) if message.uid != ID]
     assert stored.seen is ("S" in flags)
     with_crlf = b"Subject: uploaded\r\n\r\nbody\r\n"
     assert await maildir.read(OWNER, stored.uid) == with_crlf

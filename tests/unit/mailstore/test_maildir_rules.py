@@ -81,11 +81,11 @@ async def test_fields_after_the_flags_are_preserved(tmp_path: Path, fields: str)
     external = mailbox_path(tmp_path) / "cur" / f"1000000000.M1P1.host:2,F{fields}"
     external.write_bytes(b"x\r\n")
     stored = await maildir.messages(OWNER)
-    assert [(each.uid, each.seen) for each in stored] == [("1000000000.M1P1.host", False), (ID, False)]
-    await maildir.mark_seen(OWNER, [each.uid for each in stored])
+    assert [(message.uid, message.seen) for message in stored] == [("1000000000.M1P1.host", False), (ID, False)]
+    await maildir.mark_seen(OWNER, [message.uid for message in stored])
     names = {file.name for file in files(tmp_path, "new", "cur")}
     assert names == {f"{new.name}:2,ST{fields}", f"1000000000.M1P1.host:2,FS{fields}"}
-    assert all(each.seen for each in await maildir.messages(OWNER))
+    assert all(message.seen for message in await maildir.messages(OWNER))
     assert with_seen(f"a:2,{fields}") == f"a:2,S{fields}"
 
 

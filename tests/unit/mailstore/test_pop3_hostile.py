@@ -68,15 +68,15 @@ async def test_client_that_never_reads_holds_one_slice_and_is_disconnected(tmp_p
 
 async def test_too_many_connections_are_refused(mailboxes: MemoryMailboxes) -> None:
     async with running_pop3(mailboxes, max_connections=2) as role:
-        held = [await connect(role) for _ in range(2)]
-        for reader, _writer in held:
+        connections = [await connect(role) for _ in range(2)]
+        for reader, _writer in connections:
             await reader.readline()
         assert (await exchange(role, b"")).startswith(b"-ERR [SYS/TEMP] too many connections")
-        held[0][1].write(b"QUIT\r\n")
-        await held[0][0].read()
+        connections[0][1].write(b"QUIT\r\n")
+        await connections[0][0].read()
         await wait_until(lambda: len(role._connections) < 2)
         assert (await exchange(role, b"QUIT\r\n")).startswith(b"+OK eilpost")
-        for _reader, writer in held:
+        for _reader, writer in connections:
             writer.close()
 
 
@@ -87,11 +87,11 @@ async def test_connections_without_login_are_limited_per_client(
         reader, writer = await log_in(role)  # authenticated connections do not count
         monkeypatch.setattr(pop3_server, "_is_loopback", lambda _ip: False)
         monkeypatch.setattr(pop3_server, "MAX_UNAUTHENTICATED_PER_CLIENT", 3)
-        held = [await connect(role) for _ in range(3)]
-        for unauthenticated, _writer in held:
+        connections = [await connect(role) for _ in range(3)]
+        for unauthenticated, _writer in connections:
             assert (await unauthenticated.readline()).startswith(b"+OK")
         assert (await exchange(role, b"")).startswith(b"-ERR [SYS/TEMP] too many connections")
         writer.write(b"NOOP\r\n")
         assert await reader.readline() == b"+OK\r\n"
-        for _reader, other in [*held, (reader, writer)]:
+        for _reader, other in [*connections, (reader, writer)]:
             other.close()

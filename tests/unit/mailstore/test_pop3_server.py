@@ -70,7 +70,7 @@ async def test_poplib_retrieves_identical_content_and_deletes_at_quit(kind: str,
 
     async with running_pop3(mailboxes) as role:
         before = metric("eilpost_pop3_sessions_total", end="quit")
-        messages, octets = (metric(f"eilpost_pop3_retrieved_{what}_total") for what in ("messages", "bytes"))
+        messages, octets = (metric(f"eilpost_pop3_retrieved_{unit}_total") for unit in ("messages", "bytes"))
         await with_poplib(role, first_session)
         assert metric("eilpost_pop3_retrieved_messages_total") - messages == 3  # TOP does not count
         total = len(FIRST) + len(SECOND) + len(large)
@@ -118,16 +118,16 @@ async def test_session_locks_the_mailbox_and_sees_a_snapshot(mailboxes: MemoryMa
 async def test_two_servers_of_one_maildir_share_the_session_lock(tmp_path: Path, end: bytes) -> None:
     """RFC 1939 section 4: the lock is shared by all processes, also for a mailbox without messages."""
     async with (
-        running_pop3(Maildir(tmp_path, "mx.one.test")) as one,
-        running_pop3(Maildir(tmp_path, "mx.two.test")) as two,
+        running_pop3(Maildir(tmp_path, "mx.one.test")) as first,
+        running_pop3(Maildir(tmp_path, "mx.two.test")) as second,
     ):
-        _reader, writer = await log_in(one)
-        for role in (one, two):
+        _reader, writer = await log_in(first)
+        for role in (first, second):
             assert b"-ERR [IN-USE]" in await exchange(role, LOG_IN + b"QUIT\r\n")
         writer.write(end)
         writer.close()
-        await wait_until(lambda: not one._connections)
-        assert b"+OK 0 messages" in await exchange(two, LOG_IN + b"QUIT\r\n")
+        await wait_until(lambda: not first._connections)
+        assert b"+OK 0 messages" in await exchange(second, LOG_IN + b"QUIT\r\n")
 
 
 async def test_port_in_use_names_the_setting(mailboxes: MemoryMailboxes) -> None:

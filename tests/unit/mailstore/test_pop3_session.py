@@ -110,9 +110,9 @@ def test_unknown_message_number_is_an_error(logged_in_driver: Driver, line: byte
     ],
 )  # fmt: skip
 def test_invalid_command_is_an_error(logged_in_driver: Driver, line: bytes) -> None:
-    said_back = logged_in_driver.send(line)
-    assert said_back.startswith(b"-ERR ")
-    assert said_back.count(b"\r\n") == 1
+    reply = logged_in_driver.send(line)
+    assert reply.startswith(b"-ERR ")
+    assert reply.count(b"\r\n") == 1
     assert logged_in_driver.actions == []
 
 

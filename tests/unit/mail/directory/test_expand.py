@@ -13,10 +13,10 @@ USERS = ["alice@example.test", "bob@example.test"]
 
 def names(aliases: dict[str, list[str]], *to: str, depth: int = 20) -> tuple[list[tuple[str, str]], list[object]]:
     """(final, original) addresses, and (address, reply) of the refused recipients."""
-    found = expand([recipient(one) for one in to], snapshot(USERS, aliases), depth)  # type: ignore[arg-type]
+    expansion = expand([recipient(text) for text in to], snapshot(USERS, aliases), depth)  # type: ignore[arg-type]
     return (
-        [(final.recipient.address.key, str(final.recipient.original)) for final in found.final_recipients],
-        [(refusal.recipient.address.key, refusal.reply) for refusal in found.refused],
+        [(final.recipient.address.key, str(final.recipient.original)) for final in expansion.final_recipients],
+        [(refusal.recipient.address.key, refusal.reply) for refusal in expansion.refused],
     )
 
 
@@ -108,13 +108,13 @@ def test_alias_depth_is_limited_and_empty_list_is_refused() -> None:
 )
 def test_undeliverable_reply_agrees_with_the_expansion(aliases: dict[str, list[str]], name: str, depth: int) -> None:
     """Ingress refuses exactly the addresses that the router could not deliver."""
-    world = snapshot(
+    directory = snapshot(
         ["alice@example.test"],
-        {f"{one}@example.test": [f"{to}@example.test" for to in targets] for one, targets in aliases.items()},
+        {f"{alias}@example.test": [f"{to}@example.test" for to in targets] for alias, targets in aliases.items()},
     )
-    one = recipient(f"{name}@example.test")
-    expansion = expand([one], world, depth)
-    reason = undeliverable_reply(one.address, world, depth)
+    addressee = recipient(f"{name}@example.test")
+    expansion = expand([addressee], directory, depth)
+    reason = undeliverable_reply(addressee.address, directory, depth)
     if expansion.final_recipients:
         assert reason is None
     else:

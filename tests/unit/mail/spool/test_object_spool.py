@@ -34,8 +34,8 @@ class PutRecorder:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = self.most = self.now_bytes = self.most_bytes = self.count = 0
-        self.held = asyncio.Event()
-        self.held.set()
+        self.proceed = asyncio.Event()
+        self.proceed.set()
         self.error: Exception | None = None
         self._put = obstore.put_async
         monkeypatch.setattr(objects_module.obstore, "put_async", self)
@@ -48,7 +48,7 @@ class PutRecorder:
         self.most, self.most_bytes = max(self.most, self.now), max(self.most_bytes, self.now_bytes)
         try:
             await asyncio.sleep(0.001)
-            await self.held.wait()
+            await self.proceed.wait()
             if self.error:
                 raise self.error
             await self._put(store, path, content, **options)
@@ -67,32 +67,32 @@ async def test_concurrent_requests_and_bytes_are_limited(spool: ObjectSpool, mon
 
 async def test_contents_that_wait_form_the_next_batch(spool: ObjectSpool, monkeypatch: pytest.MonkeyPatch) -> None:
     puts = PutRecorder(monkeypatch)
-    puts.held.clear()
-    keeping = []
+    puts.proceed.clear()
+    puts_in_progress = []
     for _ in range(50):
-        keeping.append(asyncio.create_task(spool.put(b"content")))
+        puts_in_progress.append(asyncio.create_task(spool.put(b"content")))
         await asyncio.sleep(0.002)
     assert puts.now == objects_module.WRITERS
-    puts.held.set()
-    kept = await asyncio.gather(*keeping)
+    puts.proceed.set()
+    locations = await asyncio.gather(*puts_in_progress)
     assert puts.count == objects_module.WRITERS + 1
-    assert len({spooled.name for spooled in kept}) == 50
+    assert len({spooled.name for spooled in locations}) == 50
 
 
 async def test_content_of_a_cancelled_caller_is_not_written(
     spool: ObjectSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     puts = PutRecorder(monkeypatch)
-    puts.held.clear()
-    keeping = []
+    puts.proceed.clear()
+    puts_in_progress = []
     for _ in range(objects_module.WRITERS + 3):
-        keeping.append(asyncio.create_task(spool.put(b"content")))
+        puts_in_progress.append(asyncio.create_task(spool.put(b"content")))
         await asyncio.sleep(0.002)
-    for leaver in keeping[objects_module.WRITERS :]:
-        leaver.cancel()
+    for cancelled in puts_in_progress[objects_module.WRITERS :]:
+        cancelled.cancel()
     await asyncio.sleep(0)
-    puts.held.set()
-    await asyncio.gather(*keeping, return_exceptions=True)
+    puts.proceed.set()
+    await asyncio.gather(*puts_in_progress, return_exceptions=True)
     await spool.close()
     assert puts.count == objects_module.WRITERS
 
@@ -123,24 +123,24 @@ async def test_limiter_is_fair_and_skips_cancelled_waiters() -> None:
     limiter = Limiter(count=3, size_bytes=10)
     order: list[str] = []
 
-    async def work(name: str, size: int, held: asyncio.Event) -> None:
+    async def work(name: str, size: int, proceed: asyncio.Event) -> None:
         async with limiter.acquire(size):
             order.append(name)
-            await held.wait()
+            await proceed.wait()
 
     first, rest = asyncio.Event(), asyncio.Event()
     rest.set()
     tasks = [asyncio.create_task(work("first", 8, first))]
     await asyncio.sleep(0)
     big = asyncio.create_task(work("big", 100, rest))
-    leaver = asyncio.create_task(work("leaver", 9, rest))
+    cancelled = asyncio.create_task(work("cancelled", 9, rest))
     tasks.append(asyncio.create_task(work("small", 1, rest)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert order == ["first"]
-    leaver.cancel()
+    cancelled.cancel()
     big.cancel()
-    await asyncio.wait([big, leaver])
+    await asyncio.wait([big, cancelled])
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert order == ["first", "small"]
