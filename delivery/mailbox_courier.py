@@ -58,14 +58,14 @@ class MailboxCourier:
                 )
         except TimeoutError:
             # The message may be stored all the same; the next attempt is deduplicated by the delivery id.
-            logger.warning("mail store timed out", queue_id=queue_id, seconds=APPEND_TIMEOUT_SECONDS)
+            logger.warning("mail store timed out", queue_id=queue_id, timeout_seconds=APPEND_TIMEOUT_SECONDS)
             return same_outcome(envelope, STORE_UNAVAILABLE)
         except MailboxFull:
             return same_outcome(envelope, MAILBOX_FULL)
         except MessageTooLarge:
             return same_outcome(envelope, MESSAGE_TOO_LARGE)  # a retry cannot succeed
         except MailboxUnavailable as error:
-            logger.warning("mail store unavailable", queue_id=queue_id, delivery_id=delivery.id, reason=str(error))
+            logger.warning("mail store unavailable", queue_id=queue_id, delivery_id=delivery.id, error=str(error))
             return same_outcome(envelope, STORE_UNAVAILABLE)
         if not is_new:
             self._suppressed.inc()

@@ -111,8 +111,8 @@ class Sources:
 
     def _suspend(self, source: _Source, reason: str, now_seconds: float) -> None:
         if not source.backoff_seconds:
-            see = "delivery.source_addresses"
-            logger.error("source address suspended", source=source.address, reason=reason, see=see)
+            advice = "check delivery.source_addresses"
+            logger.error("source address suspended", source=source.address, reason=reason, advice=advice)
         source.backoff_seconds = min(max(BACKOFF_SECONDS, 2 * source.backoff_seconds), BACKOFF_SECONDS_MAX)
         source.retry_at = now_seconds + source.backoff_seconds
         self._update_gauge()

@@ -115,7 +115,7 @@ def _raise_open_file_limit(settings: Settings) -> None:
     wanted = settings.ingress.max_connections + pop3 + settings.delivery.max_connections + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
-        logger.warning("open file limit below connection limits", limit=hard, wanted=wanted, see="ulimit -n")
+        logger.warning("open file limit below connection limits", limit=hard, required=wanted, advice="raise ulimit -n")
         wanted = hard
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -365,7 +365,7 @@ class Connection(SMTP):
 
     def _abort_slow_data(self) -> None:
         """Called by the memory budget when memory is short and this data arrives slowly."""
-        logger.info("slow message data aborted", client=self._session.ip, octets=self.framer.data_held_bytes)
+        logger.info("slow message data aborted", client=self._session.ip, received_bytes=self.framer.data_held_bytes)
         self.framer.discard_data()
         self._session.close(replies.TOO_SLOW, SessionEnd.SLOW)
         self._close_connection()

@@ -157,7 +157,7 @@ class Ingress:
             return
         _done, unfinished = await asyncio.wait(tasks, timeout=self._drain_seconds)
         if unfinished:
-            logger.warning("sessions aborted", role=self.name, count=len(unfinished))
+            logger.warning("sessions aborted", role=self.name, sessions=len(unfinished))
         for task in unfinished:
             task.cancel()
         if unfinished:

@@ -143,7 +143,7 @@ async def run_roles(
             health.is_draining = True
             DRAINING.set(1)
             if is_serving:
-                logger.info("draining", seconds=drain.total_seconds())
+                logger.info("draining", timeout_seconds=drain.total_seconds())
             await _wait_for(role_tasks, drain, force_exit)
             support_stop.set()
             await _wait_for(support_tasks, timedelta(seconds=2), force_exit)
@@ -169,7 +169,9 @@ async def _wait_for(tasks: Sequence[asyncio.Task[None]], limit: timedelta, force
         unfinished = [task.get_name() for task in tasks if not task.done()]
         if unfinished:
             logger.warning(
-                "drain cut short", roles=unfinished, by="a second signal" if force_exit.is_set() else "the time limit"
+                "drain cut short",
+                roles=unfinished,
+                reason="a second signal" if force_exit.is_set() else "the time limit",
             )
     finally:
         forced.cancel()

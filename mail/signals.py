@@ -57,20 +57,20 @@ class Signals:
         self.stop.set()
         if self._startup_task is not None:
             self._startup_task.cancel()
-        logger.info("signal", name=name)
+        logger.info("signal", signal=name)
 
     def _on_hangup(self) -> None:
         if self._had_terminal and not sys.stderr.isatty():  # the terminal and the log on it are closed
             self._on_terminate("SIGHUP")
             return
-        logger.info("signal", name="SIGHUP", does="reload")
+        logger.info("signal", signal="SIGHUP", action="reload")
         for function in self._reloads:
             task = asyncio.create_task(_reload(function), name="reload")
             self._reload_tasks.add(task)
             task.add_done_callback(self._reload_tasks.discard)
 
     def _on_ignored(self, name: str) -> None:
-        logger.warning("signal ignored", name=name)
+        logger.warning("signal ignored", signal=name)
 
     def __enter__(self) -> Signals:
         for number in _TERMINATING:

@@ -51,7 +51,7 @@ class ContentPlacement:
         except SpoolUnavailable as error:
             if max(queue.inline_bytes, sum(len(data) for _, _, data in excess_copies)) > INLINE_BYTES_MAX:
                 raise
-            logger.warning("content kept in queue: spool failed", deliveries=len(inline_lines), reason=str(error))
+            logger.warning("content kept in queue: spool failed", deliveries=len(inline_lines), error=str(error))
             return
         for index, dispatched, data in excess_copies:
             outputs[index] = replace(dispatched, content=spooled[id(data)])

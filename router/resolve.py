@@ -115,7 +115,7 @@ async def read_headers(spool: Spool, sources: Mapping[QueueId, Spooled]) -> dict
             async with asyncio.timeout(SPOOL_TIMEOUT_SECONDS):
                 return await spool.read(spooled, QUOTED_BYTES_MAX)
         except (SpoolDamaged, SpoolUnavailable, TimeoutError) as error:
-            logger.warning("DSN without original headers", reason=str(error) or "the spool does not answer")
+            logger.warning("DSN without original headers", error=str(error) or "the spool does not answer")
             return b""
 
     headers = await asyncio.gather(*(read(spooled) for spooled in sources.values()))

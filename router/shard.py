@@ -95,7 +95,7 @@ async def process_shard(shard: RouterShard, router: RouterResources, stop: async
         except ShardLost:
             return
         except (LogUnavailable, SpoolUnavailable) as error:
-            logger.warning("routing paused", shard=shard.number, seconds=backoff, reason=str(error))
+            logger.warning("routing paused", shard=shard.number, retry_seconds=backoff, error=str(error))
         except LogUnusable:
             raise
         except Exception:

@@ -50,7 +50,7 @@ class FileDirectory:
         self._snapshot, self._loaded_state = await asyncio.to_thread(load, self._path)
         DIRECTORY_LAST_RELOAD.set(1)
         if not self._snapshot.domains:
-            logger.warning("directory has no domains: all mail is relayed", file=str(self._path))
+            logger.warning("directory has no domains: all mail is relayed", path=str(self._path))
         self._watch_task = asyncio.create_task(self._watch(), name="directory-watch")
 
     async def close(self) -> None:
@@ -87,11 +87,11 @@ class FileDirectory:
         except DirectoryUnusable as error:
             DIRECTORY_RELOADS.labels("failed").inc()
             DIRECTORY_LAST_RELOAD.set(0)
-            logger.error("directory not reloaded, last good version stays in use", reason=str(error))  # noqa: TRY400
+            logger.error("directory not reloaded, last good version stays in use", error=str(error))  # noqa: TRY400
         else:
             DIRECTORY_RELOADS.labels("loaded").inc()
             DIRECTORY_LAST_RELOAD.set(1)
-            logger.info("directory reloaded", file=str(self._path), users=len(self._snapshot.users))
+            logger.info("directory reloaded", path=str(self._path), users=len(self._snapshot.users))
 
     async def _load(self) -> None:
         snapshot, self._loaded_state = await asyncio.to_thread(load, self._path)

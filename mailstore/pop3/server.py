@@ -192,14 +192,14 @@ class _Connection:
             end = "shutdown"
             raise
         except Exception:
-            logger.exception("pop3 session error", ip=self.ip)
+            logger.exception("pop3 session error", client=self.ip)
         finally:
             await self._mailbox_lock.aclose()
             POP3_SESSIONS.labels(end).inc()
             logger.info(
                 "pop3 session ended",
                 **({} if self._owner is None else {"user": self._owner}),
-                ip=self.ip,
+                client=self.ip,
                 end=end,
                 fetched_bytes=self._sent_bytes,
                 expunged=self._expunged,
@@ -279,7 +279,7 @@ class _Connection:
         failure = await self._authenticate(login, password)
         AUTH.labels("pop3", "ok" if failure is None else failure.name.lower()).inc()
         logger.info(
-            "login", service="pop3", user=login[:320], ip=self.ip, result=failure.name.lower() if failure else "ok"
+            "login", service="pop3", user=login[:320], client=self.ip, result=failure.name.lower() if failure else "ok"
         )
         if failure is None:
             return None
@@ -292,7 +292,7 @@ class _Connection:
         try:
             user = await self._server.directory.authenticate(login, password)
         except DirectoryUnavailable as error:
-            logger.warning("login check unavailable", service="pop3", reason=str(error))
+            logger.warning("login check unavailable", service="pop3", error=str(error))
             return LoginFailure.UNAVAILABLE
         if user is None:
             return LoginFailure.INVALID_CREDENTIALS
@@ -304,7 +304,7 @@ class _Connection:
             return LoginFailure.IN_USE
         except MailboxUnavailable as error:
             await self._mailbox_lock.aclose()
-            logger.warning("mailbox not available", user=owner, reason=str(error))
+            logger.warning("mailbox not available", user=owner, error=str(error))
             return LoginFailure.UNAVAILABLE
         self._owner = owner
         await self._execute(self._session.logged_in(messages))
@@ -319,7 +319,7 @@ class _Connection:
             await self._write(b"-ERR [SYS/PERM] message was removed by another program\r\n")
             return
         except MailboxUnavailable as error:
-            logger.warning("mailbox not available", user=self._owner, reason=str(error))
+            logger.warning("mailbox not available", user=self._owner, error=str(error))
             await self._write(b"-ERR [SYS/TEMP] message not available, try again later\r\n")
             return
         await self._write(b"+OK %d octets\r\n" % action.size_bytes if action.top_lines is None else b"+OK\r\n")
@@ -334,7 +334,7 @@ class _Connection:
                 part = await mailboxes.read(self._owner, action.uid, offset, SLICE_OCTETS)
             except (KeyError, MailboxUnavailable) as error:
                 # A final dot after half a message would make it look complete.
-                logger.warning("message transfer aborted", user=self._owner, reason=str(error))
+                logger.warning("message transfer aborted", user=self._owner, error=str(error))
                 raise _SessionEnded("read_error") from error
         await self._write(response.terminator())
         self._sent_bytes += offset
@@ -353,13 +353,13 @@ class _Connection:
                 await asyncio.shield(self._server.mailboxes.expunge(self._owner, expunge))
                 self._expunged = len(expunge)
         except MailboxUnavailable as error:
-            logger.warning("mailbox not available", user=self._owner, reason=str(error))
+            logger.warning("mailbox not available", user=self._owner, error=str(error))
             done = False
         try:
             if seen:
                 await asyncio.shield(self._server.mailboxes.mark_seen(self._owner, seen))
         except MailboxUnavailable as error:
-            logger.warning("messages not flagged as seen", user=self._owner, reason=str(error))
+            logger.warning("messages not flagged as seen", user=self._owner, error=str(error))
         return await self._execute(self._session.updated(done=done))
 
     async def _write(self, data: bytes) -> None:

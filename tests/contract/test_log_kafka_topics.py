@@ -85,7 +85,7 @@ async def test_more_replicas_than_brokers_are_reported_with_their_number(bootstr
         await log.start()  # the existing topics are safe
     await log.close()
     (warning,) = [each for each in lines if each["event"] == "more replicas than brokers"]
-    assert line in warning["reason"]
+    assert line in warning["error"]
     async with ClusterInfo(make_access(settings)) as cluster_info:
         found = list(problems(await cluster_info.topics(), settings))
     assert len(found) == len(ALL_TOPICS)

@@ -39,7 +39,7 @@ async def delete(log: LogSettings, names: Sequence[str]) -> None:
 def topic_lines(process: EilpostProcess, what: str) -> list[str]:
     """Log lines about missing topics."""
     lines = [json.loads(line) for line in process.output().splitlines() if line.startswith("{")]
-    return [line["reason"] for line in lines if line["event"] == what]
+    return [line["error"] for line in lines if line["event"] == what]
 
 
 def reasons(process: EilpostProcess) -> list[str]:

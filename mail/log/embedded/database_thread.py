@@ -210,7 +210,7 @@ class DatabaseThread(threading.Thread):
         self._failure = f"the log at {self._path} cannot be written: {error}"
         if self._is_damaged:
             self._failure = f"the log at {self._path} is damaged ({error}): {DAMAGE_ADVICE}"
-        logger.error("log failed", reason=self._failure)
+        logger.error("log failed", error=self._failure)
         self._post(self._on_failed, self._failure)
         self._close_store()
 
@@ -220,7 +220,7 @@ class DatabaseThread(threading.Thread):
             try:
                 store.close()
             except sqlite3.Error as error:
-                logger.warning("log not closed cleanly", path=str(self._path), reason=str(error))
+                logger.warning("log not closed cleanly", path=str(self._path), error=str(error))
 
     def _reopen(self) -> None:
         if monotonic() < self._next_reopen_at:

@@ -83,7 +83,7 @@ class QueryServer:
             logger.warning(
                 "query socket failed: trace and queue cannot read the running log",
                 path=str(self._path),
-                reason=str(error),
+                error=str(error),
             )
 
     async def close(self) -> None:

@@ -142,7 +142,7 @@ class KafkaLog:
 
     def _set_not_ready(self, error: LogUnusable) -> None:
         if self._not_ready != str(error):
-            logger.error("log not usable yet, retrying", reason=str(error))
+            logger.error("log not usable yet, retrying", error=str(error))
         self._not_ready = str(error)
 
     async def _wait_open(self, stop: asyncio.Event) -> bool:

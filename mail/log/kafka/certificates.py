@@ -70,7 +70,7 @@ class Certificates:
         except (LogUnusable, OSError) as error:
             self._problem = str(error)
             if self._problem != already_logged:
-                logger.error("certificates not reloaded, the loaded ones stay in use", reason=self._problem)  # noqa: TRY400
+                logger.error("certificates not reloaded, the loaded ones stay in use", error=self._problem)  # noqa: TRY400
         else:
             self._loaded, self._problem = state, ""
             logger.info("certificates reloaded", certificate=self._certificate, authority=self._ca)

@@ -81,7 +81,7 @@ class CircuitBreaker:
                 await self._probe(*address)
         except Exception as error:  # an exception would end the aiokafka task that waits for the probe
             if address not in self._opened_at:
-                logger.warning("broker does not respond, circuit opened", broker=name, reason=type(error).__name__)
+                logger.warning("broker does not respond, circuit opened", broker=name, error=type(error).__name__)
             self._opened_at[address] = time.monotonic()
             return False
         else:

@@ -117,7 +117,7 @@ class KafkaDeliveryShard:
                 records = await self._reader.read_until_lost(self.lost, limit, seconds)
             except TopicRecreated as error:
                 logger.warning(
-                    "topic recreated, shard restarts at its first record", shard=self.number, reason=str(error)
+                    "topic recreated, shard restarts at its first record", shard=self.number, error=str(error)
                 )
                 self.abandon()
                 raise ShardLost from None

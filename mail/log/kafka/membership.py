@@ -211,7 +211,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 self._liveness.attach(consumer)
                 break
             except CLIENT_ERRORS as error:
-                logger.warning("joining the group failed, retrying", role=self._role, reason=error_message(error))
+                logger.warning("joining the group failed, retrying", role=self._role, error=error_message(error))
                 await asyncio.sleep(backoff)
         consumer.subscribe([self._lead_topic], listener=self)
         while not self._liveness.has_failed(consumer):
@@ -222,7 +222,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             except CLIENT_ERRORS as error:
                 why = error_message(error)
                 if why != self.refused:  # otherwise logged every second
-                    logger.warning("group membership error", role=self._role, reason=why)
+                    logger.warning("group membership error", role=self._role, error=why)
                 self.refused = why if is_refusal(error) else None
                 await asyncio.sleep(backoff)
 
@@ -306,7 +306,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 except LogUnusable as error:
                     # An unreadable record stops its shard, but not the process, which would only start again. The shard
                     # is retried, in case an operator has repaired the log.
-                    logger.error("shard stopped", role=self._role, shard=number, reason=str(error))  # noqa: TRY400
+                    logger.error("shard stopped", role=self._role, shard=number, error=str(error))  # noqa: TRY400
                     STOPPED_SHARDS.stop(self._role, number, str(error))
                     pause = _UNREADABLE_RETRY_SECONDS
                 finally:
@@ -357,7 +357,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if seconds != 0.0:
             _, late = await asyncio.wait(tasks, timeout=seconds)
             if late:
-                logger.warning("drain timed out, shards cancelled", role=self._role, shards=len(late))
+                logger.warning("drain timed out, shards cancelled", role=self._role, cancelled=len(late))
         for task in late:
             task.cancel()
         if late:

@@ -91,14 +91,14 @@ class OffsetCommitter:
                 self.outage = None  # the brokers answered
                 if is_check:  # the group is rebalancing, and assigns the shards by itself
                     return True
-                logger.warning("offset commit refused: another process owns the shards", reason=str(error))
+                logger.warning("offset commit refused: another process owns the shards", error=str(error))
                 self._unconfirmed = 0  # the new owner commits them; a later generation of ours starts without them
                 for shard in shards:
                     shard.revoke()
                 return True
             except LogUnavailable as error:
                 if self.outage is None:
-                    logger.warning("offset commit failed, retrying", reason=str(error))
+                    logger.warning("offset commit failed, retrying", error=str(error))
                 self.outage = str(error)
                 return False
             self.outage = None

@@ -117,7 +117,7 @@ class PartitionReader:
             )
         logger.warning(
             "committed offset beyond the end, restarting at the first record", topic=at.topic,
-            partition=at.partition, committed=offset, end=self.end_offsets_at_open[at],
+            partition=at.partition, committed_offset=offset, end_offset=self.end_offsets_at_open[at],
         )  # fmt: skip
         return False
 
@@ -231,7 +231,7 @@ class PartitionReader:
         behind = {at: self._positions[at] for at, end in ends.items() if end > self._positions[at]}
         if any(self._behind.get(at) == position for at, position in behind.items()):
             logger.warning(
-                "reader is stuck, reopening", behind={f"{at.topic}/{at.partition}": ends[at] for at in behind}
+                "reader is stuck, reopening", end_offsets={f"{at.topic}/{at.partition}": ends[at] for at in behind}
             )
             self._is_stuck = True
         elif behind:

@@ -141,7 +141,7 @@ class Producer:
                 "log append failed, new mail is refused",
                 topic=partition.topic,
                 partition=partition.partition,
-                reason=cause,
+                error=cause,
             )
         self._down = f"{partition.topic}, partition {partition.partition}: {cause}"
         self._failed.add(partition)

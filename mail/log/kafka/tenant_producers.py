@@ -91,7 +91,7 @@ class TenantProducers:
                 await self._close_producer(tenant)
                 self._record_failure(tenant, str(error))
             except LogUnavailable as error:  # retried at the next measurement; the others are measured
-                logger.debug("backlog not measured", tenant=tenant, reason=str(error))
+                logger.debug("backlog not measured", tenant=tenant, error=str(error))
             else:
                 producer.set_unrouted(backlog.accepted, appended)
 
@@ -142,7 +142,7 @@ class TenantProducers:
         """Record a failure, and log it once until the reason changes."""
         reason = f"tenant {tenant}: {text}"
         if self._failures.get(tenant, (0.0, ""))[1] != reason:
-            logger.error("topics of a dedicated tenant not usable", tenant=tenant, reason=text)
+            logger.error("topics of a dedicated tenant not usable", tenant=tenant, error=text)
         self._failures[tenant] = asyncio.get_running_loop().time(), reason
 
     async def _close_producer(self, tenant: str) -> None:

@@ -90,7 +90,7 @@ class TopicWatcher:
             live_brokers = await self._cluster_info.count_brokers()
             if live_brokers < self._settings.replication:
                 logger.warning(
-                    "more replicas than brokers", reason=too_few_brokers(live_brokers, self._access, self._settings)
+                    "more replicas than brokers", error=too_few_brokers(live_brokers, self._access, self._settings)
                 )
 
     async def watch(self) -> None:
@@ -106,7 +106,7 @@ class TopicWatcher:
                 self._unanswered += 1
                 if self._unanswered >= _UNANSWERED_MAX:
                     self.outage = str(error)
-                logger.debug("topic check failed", reason=str(error))
+                logger.debug("topic check failed", error=str(error))
             except Exception:  # retried
                 logger.exception("topic check failed")
 
@@ -162,6 +162,6 @@ class TopicWatcher:
 
     def _set_problem(self, line: str) -> None:
         if self.problem != line:
-            logger.error("topics missing or invalid, mail is not processed", reason=line)
+            logger.error("topics missing or invalid, mail is not processed", error=line)
         self._suspend()
         self.problem = line

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from mail.settings import Settings
-from tests.support.docs.generate import PACKAGES
+from tests.support.docs.log_lines import log_keys
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "postfix.md").read_text(encoding="utf-8")
@@ -63,36 +61,8 @@ def test_defaults_on_the_page_are_those_of_the_code() -> None:
     assert (defaults["ingress.vrfy"], defaults["ingress.sender_domain_must_resolve"]) == (False, True)
 
 
-def _logged() -> dict[str, set[str]]:
-    """The keys of each log line in the code; those of `refuse(...)` belong to "command refused"."""
-    keys: dict[str, set[str]] = defaultdict(set)
-    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
-                continue
-            owner, name = ast.unparse(call.func.value), call.func.attr
-            if (owner, name) == ("self", "refuse"):
-                event = "command refused"
-            elif owner == "logger" and call.args and isinstance(call.args[0], ast.Constant):
-                event = str(call.args[0].value)
-            else:
-                continue
-            for keyword in call.keywords:
-                if keyword.arg is not None:
-                    keys[event].add(keyword.arg)
-                else:  # **({} if ... else {"dsn": ...})
-                    dicts = (node for node in ast.walk(keyword.value) if isinstance(node, ast.Dict))
-                    keys[event].update(str(key.value) for each in dicts for key in each.keys if _is_text(key))
-    keys["command refused"].add("helo")  # set in a dict
-    return keys
-
-
-def _is_text(node: ast.expr | None) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
 def test_log_lines_on_the_page_have_these_keys() -> None:
-    logged = _logged()
+    logged = log_keys()
     table = _section("Log lines").partition("\n\n| in Postfix")[0]
     rows = [row for row in _rows(table)[1:] if row[1].startswith("`")]
     assert [row[1] for row in rows] == [

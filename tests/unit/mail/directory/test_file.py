@@ -250,7 +250,7 @@ async def test_file_that_lost_all_domains_is_not_loaded(path: Path, emptied: str
     assert directory.snapshot is good
     [line] = lines
     assert (line["log_level"], line["event"]) == ("error", "directory not reloaded, last good version stays in use")
-    assert "contains no domains, last good version had 5" in line["reason"]
+    assert "contains no domains, last good version had 5" in line["error"]
     await directory.close()
 
 

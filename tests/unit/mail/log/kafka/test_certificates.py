@@ -130,7 +130,7 @@ async def test_an_unusable_new_pair_leaves_the_loaded_pair_in_use(
             await asyncio.sleep(0.2)
         (line,) = lines  # logged once
         assert line["event"] == "certificates not reloaded, the loaded ones stay in use"
-        assert "log.tls_cert" in line["reason"]
+        assert "log.tls_cert" in line["error"]
         assert await presented(one.context, authority, tmp_path) == first.serial
         assert shown_expiry() == expiry_of(first)
         mount.put(third.certificate, third.key)

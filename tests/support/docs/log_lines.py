@@ -1,0 +1,39 @@
+"""Log lines in the code of the product: the message of each line and its keys."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+from tests.support.docs.generate import PACKAGES
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def log_keys() -> dict[str, set[str]]:
+    """Message of a log line -> its keys; those of `refuse(...)` belong to "command refused"."""
+    keys: dict[str, set[str]] = defaultdict(set)
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            owner, name = ast.unparse(call.func.value), call.func.attr
+            if (owner, name) == ("self", "refuse"):
+                event = "command refused"
+            elif owner == "logger" and call.args:
+                event = str(call.args[0].value) if isinstance(call.args[0], ast.Constant) else ast.unparse(call.args[0])
+            else:
+                continue
+            for keyword in call.keywords:
+                if keyword.arg is not None:
+                    keys[event].add(keyword.arg)
+                else:  # **({} if ... else {"dsn": ...})
+                    dicts = (node for node in ast.walk(keyword.value) if isinstance(node, ast.Dict))
+                    keys[event].update(str(key.value) for each in dicts for key in each.keys if _is_text(key))
+    keys["command refused"].add("helo")  # set in a dict
+    return keys
+
+
+def _is_text(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
