@@ -23,14 +23,7 @@ from mail.record import Attempted, Delivery, Dispatched
 from mail.reply import Reply
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 from mail.spool import Spool, SpoolDamaged, SpoolUnavailable
-from mail.telemetry.delivery import (
-    ATTEMPT_DURATION,
-    ATTEMPTS,
-    DELIVERED_BYTES,
-    DELIVERED_MESSAGES,
-    FAILURES,
-    STATUSES,
-)
+from mail.telemetry.delivery import ATTEMPT_DURATION, ATTEMPTS, DELIVERED_BYTES, DELIVERED_MESSAGES, FAILURES, STATUSES
 
 logger = structlog.get_logger()
 
@@ -92,15 +85,8 @@ class AttemptRunner:
         if not all(isinstance(outcome, Delivered) for outcome in outcomes):
             headers = header_block(result.content)
             spooled = await self._content_for_retry(dispatched, outcomes, on_spool_wait)
-        return Attempted(
-            dispatched.delivery.id,
-            dispatched.number,
-            outcomes,
-            result.started,
-            timedelta(seconds=result.seconds),
-            spooled,
-            headers,
-        )
+        delivery_id, duration = dispatched.delivery.id, timedelta(seconds=result.seconds)
+        return Attempted(delivery_id, dispatched.number, outcomes, result.started, duration, spooled, headers)
 
     async def attempted_with_internal_error(
         self, dispatched: Dispatched, result: AttemptResult | None, on_spool_wait: Callable[[], None]

@@ -1,7 +1,8 @@
-"""Delivery capacity of a process, shared by its workers: `delivery.max_in_flight_deliveries`, `max_in_flight_bytes`.
+"""Delivery capacity of a process, shared by its workers: slots (`delivery.max_in_flight_deliveries`) and a memory
+budget (`delivery.max_in_flight_bytes`).
 
 A worker has a `ShardCapacity` for its shard; a delivery that finishes in one shard may free a slot for another. When
-memory is full, content of queued deliveries is moved to the spool.
+the memory budget is used up, content of queued deliveries is moved to the spool.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mail.telemetry.delivery import THROTTLE
 logger = structlog.get_logger()
 
 _LARGEST_INLINE_BYTES = 256 * 1024  # the default of spool.max_inline_size; raised when a larger entry is read
-_SPOOLED_AT_ONCE = 100
+_SPOOL_BATCH_MAX = 100
 _SPOOL_BACKOFF_SECONDS = 1.0
 _MIN_WAIT_SECONDS = 0.001  # shorter waits are not observed
 QUEUED_MAX = 5000  # per shard
@@ -42,14 +43,14 @@ class Capacity:
         site_limit = max(1, min(half, 2 * settings.max_connections_per_site))
         self.in_flight: InFlight[ShardCapacity, Entry[Dispatched]] = InFlight(
             slots=settings.max_in_flight_deliveries,
-            memory_bytes=settings.max_in_flight_bytes,
+            budget_bytes=settings.max_in_flight_bytes,
             queued_per_owner=queued_max,
             site_limit=lambda _: site_limit,
             reserved={MAILBOX_SITE: half},
             is_trusted=lambda site: "://" in site,  # a configured relay; the senders choose all other sites
         )
         self._spool = spool
-        self._waiting_shards: set[ShardCapacity] = set()  # whose workers wait for capacity
+        self.waiting_shards: set[ShardCapacity] = set()  # whose workers wait for capacity
         self._memory_task: asyncio.Task[None] | None = None
         self.largest_bytes = _LARGEST_INLINE_BYTES
 
@@ -65,7 +66,7 @@ class Capacity:
         return shard
 
     def unregister(self, shard: ShardCapacity) -> None:
-        self._waiting_shards.discard(shard)
+        self.waiting_shards.discard(shard)
         self.in_flight.unregister(shard)
         self.on_freed()
 
@@ -103,19 +104,16 @@ class Capacity:
         finally:
             self._memory_task = None
 
-    def request_wakeup(self, shard: ShardCapacity) -> None:
-        self._waiting_shards.add(shard)
-
     def on_freed(self) -> None:
         """A delivery finished: start queued ones and wake workers that wait to read."""
         self.start()
-        for shard in self._waiting_shards:
+        for shard in self.waiting_shards:
             shard.freed.set()
-        self._waiting_shards.clear()
+        self.waiting_shards.clear()
 
     async def spool_queued(self) -> bool:
         """Move content of queued deliveries to the spool; False if there is none or the spool fails."""
-        deliveries = self.in_flight.take_content(_SPOOLED_AT_ONCE)
+        deliveries = self.in_flight.take_content(_SPOOL_BATCH_MAX)
         if not deliveries:
             return False
         entries = [queued.item for queued in deliveries]
@@ -174,7 +172,7 @@ class ShardCapacity:
     def request_wakeup(self) -> None:
         """Set `freed` at the next moment when there may be capacity."""
         self.freed.clear()
-        self._capacity.request_wakeup(self)
+        self._capacity.waiting_shards.add(self)
 
     async def free_memory(self) -> bool:
         """Move queued content to the spool; False if the worker must wait for deliveries to finish."""

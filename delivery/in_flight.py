@@ -57,14 +57,14 @@ class InFlight(Generic[O, T]):
         self,
         *,
         slots: int,
-        memory_bytes: int,
+        budget_bytes: int,
         queued_per_owner: int,
         site_limit: Callable[[str], int],
         reserved: Mapping[str, int] | None = None,
         is_trusted: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._slots = slots
-        self._memory_max = memory_bytes
+        self._memory_budget = budget_bytes
         self._queued_per_owner = queued_per_owner
         self._site_limit = site_limit
         self._reserved = reserved or {}
@@ -120,11 +120,11 @@ class InFlight(Generic[O, T]):
         Owners read concurrently after this call, so each is limited to its share of the memory; together they exceed
         the memory limit at most twofold and briefly.
         """
-        share = max(1, self._memory_max // (largest_bytes * len(self._queued_by_owner)))
+        share = max(1, self._memory_budget // (largest_bytes * len(self._queued_by_owner)))
         queue_space = self._queued_per_owner - self._queued_by_owner[owner]
         if self.empty:
             return min(queue_space, share)
-        return max(0, min(queue_space, share, (self._memory_max - self.memory_bytes) // largest_bytes))
+        return max(0, min(queue_space, share, (self._memory_budget - self.memory_bytes) // largest_bytes))
 
     def add(self, owner: O, item: T, site: str, queued_bytes: int, active_bytes: int, queued_at: float = 0.0) -> None:
         """Queue an item; `start` returns it when it may start."""
@@ -175,12 +175,12 @@ class InFlight(Generic[O, T]):
 
     def _unproven_is_full(self) -> bool:
         load = self._unproven_load
-        return load.count >= max(UNPROVEN_LIMIT, self._slots // 2) or load.size_bytes >= self._memory_max // 2
+        return load.count >= max(UNPROVEN_LIMIT, self._slots // 2) or load.size_bytes >= self._memory_budget // 2
 
     def _may_start(self, first: Queued[O, T]) -> bool:
         site = first.site
         site_active = self._load_by_site[site].count if site in self._load_by_site else 0
-        memory = self._memory_max
+        memory = self._memory_budget
         if site in self._reserved:
             if site_active >= self._reserved[site]:
                 return False
@@ -195,7 +195,7 @@ class InFlight(Generic[O, T]):
                 return False
             # Reading content from the spool leaves a quarter of the memory to inline content, and another quarter to
             # sites without active deliveries.
-            memory = self._memory_max * (2 if site_active else 3) // 4
+            memory = self._memory_budget * (2 if site_active else 3) // 4
         added_bytes = first.active_bytes - first.queued_bytes
         if added_bytes <= 0 or self.memory_bytes + added_bytes <= memory:
             return True
@@ -226,7 +226,7 @@ class InFlight(Generic[O, T]):
 
     def set_awaiting_spool(self, queued: Queued[O, T], *, responsive: bool) -> bool:
         """Free the slot of a started delivery but keep its memory, until `finish`. False if too many do so already."""
-        memory_left = self._memory_max // 2 - self._awaiting_spool_bytes
+        memory_left = self._memory_budget // 2 - self._awaiting_spool_bytes
         if (
             id(queued) in self._awaiting_spool
             or queued.active_bytes > memory_left

@@ -35,12 +35,7 @@ class SmtpCourier:
     """Implements `delivery.courier.Courier` for ToRelay and ToMx."""
 
     def __init__(
-        self,
-        *,
-        settings: DeliverySettings,
-        hostname: str,
-        resolver: Resolver,
-        timeouts: Timeouts | None = None,
+        self, *, settings: DeliverySettings, hostname: str, resolver: Resolver, timeouts: Timeouts | None = None
     ) -> None:
         sources = Sources(settings.source_addresses)
         targets = TargetSelector(

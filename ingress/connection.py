@@ -211,11 +211,7 @@ class Connection(SMTP):
             silent = session.helo is None and not session.errors and session.end is SessionEnd.DISCONNECTED
             if session.end not in (SessionEnd.QUIT, SessionEnd.REJECTED) and not silent:
                 logger.info(
-                    "session ended",
-                    client=session.ip,
-                    helo=session.helo,
-                    end=session.end,
-                    errors=session.errors,
+                    "session ended", client=session.ip, helo=session.helo, end=session.end, errors=session.errors
                 )
 
     async def _run_commands(self) -> None:

@@ -98,31 +98,30 @@ def parse_mail(argument: str, *, extended: bool) -> MailFrom | Reply:
     parts = _split_path(argument, "FROM:")
     if parts is None:
         return replies.MAIL_SYNTAX
-    path, rest = parts
+    path, parameter_text = parts
     size: int | None = None
     body = Body.SEVEN_BIT
     smtputf8 = False
-    if rest:
-        parameters = _parse_parameters(rest, extended=extended)
-        if isinstance(parameters, Reply):
-            return parameters
-        for keyword, value in parameters.items():
-            match keyword:
-                case "SIZE":
-                    if value is None or not _SIZE.match(value):
-                        return replies.PARAMETER_SYNTAX
-                    size = int(value)
-                case "BODY":
-                    # RFC 6152 section 2. BINARYMIME needs CHUNKING, which is not offered (RFC 3030 section 3).
-                    if value is None or value.upper() not in ("7BIT", "8BITMIME"):
-                        return replies.PARAMETER_SYNTAX
-                    body = Body(value.upper())
-                case "SMTPUTF8":
-                    if value is not None:  # RFC 6531 section 3.4
-                        return replies.PARAMETER_SYNTAX
-                    smtputf8 = True
-                case _:
-                    return replies.PARAMETER_UNKNOWN
+    parameters = _parse_parameters(parameter_text, extended=extended)
+    if isinstance(parameters, Reply):
+        return parameters
+    for keyword, value in parameters.items():
+        match keyword:
+            case "SIZE":
+                if value is None or not _SIZE.match(value):
+                    return replies.PARAMETER_SYNTAX
+                size = int(value)
+            case "BODY":
+                # RFC 6152 section 2. BINARYMIME needs CHUNKING, which is not offered (RFC 3030 section 3).
+                if value is None or value.upper() not in ("7BIT", "8BITMIME"):
+                    return replies.PARAMETER_SYNTAX
+                body = Body(value.upper())
+            case "SMTPUTF8":
+                if value is not None:  # RFC 6531 section 3.4
+                    return replies.PARAMETER_SYNTAX
+                smtputf8 = True
+            case _:
+                return replies.PARAMETER_UNKNOWN
     if not path:
         return MailFrom(None, size, body, smtputf8)
     address = _parse_path(path, utf8=smtputf8, refusal=replies.BAD_SENDER_SYNTAX)
@@ -134,9 +133,9 @@ def parse_rcpt(argument: str, *, extended: bool, utf8: bool) -> RcptTo | Reply:
     parts = _split_path(argument, "TO:")
     if parts is None:
         return replies.RCPT_SYNTAX
-    path, rest = parts
-    if rest:
-        parameters = _parse_parameters(rest, extended=extended)
+    path, parameter_text = parts
+    if parameter_text:
+        parameters = _parse_parameters(parameter_text, extended=extended)
         # No RCPT parameter is supported.
         return parameters if isinstance(parameters, Reply) else replies.PARAMETER_UNKNOWN
     if path.lower() == "postmaster":
@@ -166,10 +165,8 @@ def _split_path(argument: str, keyword: str) -> tuple[str, str] | None:
     match = _PATH.match(argument[length:].lstrip(" "))
     if match is None:
         return None
-    path, rest = match[1], match[2]
-    if rest and not rest.startswith(" "):
-        return None
-    return path, rest
+    path, parameter_text = match.groups()
+    return None if parameter_text and not parameter_text.startswith(" ") else (path, parameter_text)
 
 
 def _parse_path(path: str, *, utf8: bool, refusal: Reply) -> Address | Reply:
@@ -191,14 +188,14 @@ def _parse_path(path: str, *, utf8: bool, refusal: Reply) -> Address | Reply:
         return refusal
 
 
-def _parse_parameters(rest: str, *, extended: bool) -> dict[str, str | None] | Reply:
+def _parse_parameters(text: str, *, extended: bool) -> dict[str, str | None] | Reply:
     """Keywords in upper case; values keep their case, as ENVID and ORCPT need."""
-    if not rest.strip(" "):
+    if not text.strip(" "):
         return {}
     if not extended:
         return replies.PARAMETER_NEEDS_EHLO
     parameters: dict[str, str | None] = {}
-    for word in rest.split(" "):
+    for word in text.split(" "):
         if not word:
             continue
         keyword, equals, value = word.partition("=")

@@ -34,7 +34,7 @@ class Framer:
         self._data_max = 0
         self._data_end = -1  # offset of the final "."; -1: not received yet
         self._discarding = False
-        self._at_start = False
+        self._at_data_start = False
 
     def feed(self, chunk: bytes) -> None:
         """Add received octets."""
@@ -57,17 +57,17 @@ class Framer:
     def next_line(self) -> bytes | Malformed | None:
         """The next command line without its CRLF; None when it is incomplete."""
         buffer = self._buffer
-        at = buffer.find(b"\n", self._scanned)
-        if at < 0:
+        line_end = buffer.find(b"\n", self._scanned)
+        if line_end < 0:
             if len(buffer) > self._line_max:
                 self._overlong = True
                 buffer.clear()
             self._scanned = len(buffer)
             return None
         self._scanned = 0
-        line = bytes(memoryview(buffer)[: at + 1])
-        del buffer[: at + 1]
-        if self._overlong or at >= self._line_max:
+        line = bytes(memoryview(buffer)[: line_end + 1])
+        del buffer[: line_end + 1]
+        if self._overlong or line_end >= self._line_max:
             self._overlong = False
             return Malformed.TOO_LONG
         return line[:-2] if line.endswith(b"\r\n") else Malformed.BARE_LF
@@ -81,7 +81,7 @@ class Framer:
         self._data_end = -1
         self._scanned = 0
         self._discarding = False
-        self._at_start = True
+        self._at_data_start = True
         self._find_end_of_data()
 
     @property
@@ -132,22 +132,22 @@ class Framer:
 
     def _find_end_of_data(self) -> None:
         buffer = self._buffer
-        if self._at_start:
+        if self._at_data_start:
             if len(buffer) < len(_END_OF_EMPTY_DATA):
                 return
-            self._at_start = False
+            self._at_data_start = False
             if buffer.startswith(_END_OF_EMPTY_DATA):
                 self._data_end = 0
                 return
-        at = buffer.find(_END_OF_DATA, max(0, self._scanned - len(_END_OF_DATA) + 1))
-        if at < 0:
+        end = buffer.find(_END_OF_DATA, max(0, self._scanned - len(_END_OF_DATA) + 1))
+        if end < 0:
             self._scanned = len(buffer)
             # The last four octets may belong to the terminator.
             if self._discarding or len(buffer) > self._data_max + len(_END_OF_DATA) - 1:
                 self._discarding = True
                 self._trim()
             return
-        self._data_end = at + 2
+        self._data_end = end + 2
         if self._discarding or self._data_end > self._data_max:
             self.discard_data()
 

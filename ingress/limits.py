@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 RATE_INTERVAL_SECONDS = 10.0
-MIN_BYTES_PER_SECOND = 32 * 1024  # required only while memory is short
+MIN_BYTES_PER_SECOND = 32 * 1024  # required only while the memory budget is used up
 
 
 class ConnectionLimiter:
@@ -23,9 +23,7 @@ class ConnectionLimiter:
 
     def acquire(self, ip: str, *, exempt: bool) -> bool:
         """Count a connection and return True, or return False at a limit. `exempt`: no per-client limit."""
-        if self.total >= self._limit:
-            return False
-        if not exempt and self._by_client[ip] >= self._limit_per_client:
+        if self.total >= self._limit or (not exempt and self._by_client[ip] >= self._limit_per_client):
             return False
         self.total += 1
         self._by_client[ip] += 1
@@ -33,10 +31,8 @@ class ConnectionLimiter:
 
     def release(self, ip: str) -> None:
         self.total -= 1
-        remaining = self._by_client[ip] - 1
-        if remaining:
-            self._by_client[ip] = remaining
-        else:
+        self._by_client[ip] -= 1
+        if not self._by_client[ip]:
             del self._by_client[ip]
 
 
@@ -64,8 +60,9 @@ class IncomingData:
 
 
 class MemoryBudget:
-    """Limit on message data in memory before it is accepted, in total and per client. At the total limit slow data is
-    aborted, the largest first: otherwise a few clients that never finish a message would block all others.
+    """Limit on message data in memory that is not accepted yet (`ingress.max_in_flight_bytes`), in total and per
+    client. When it is used up, slow data is aborted, the largest first: otherwise a few clients that never finish a
+    message would block all others.
     """
 
     def __init__(self, limit_bytes: int, limit_per_client_bytes: int) -> None:
@@ -108,8 +105,8 @@ class MemoryBudget:
 
     def _reclaim(self, octets: int, now: float, excluded: IncomingData | None = None) -> bool:
         while self.used_bytes + octets > self._limit_bytes:
-            slow = [one for one in self._incoming if one is not excluded and one.is_slow(now)]
-            largest = max(slow, key=lambda one: one.held_bytes, default=None)
+            slow = [data for data in self._incoming if data is not excluded and data.is_slow(now)]
+            largest = max(slow, key=lambda data: data.held_bytes, default=None)
             if largest is None or not largest.held_bytes:
                 return False
             largest.abort()

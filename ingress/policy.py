@@ -18,16 +18,7 @@ from mail.directory import IsAlias, IsMailbox, IsRelayed, IsRemote, IsUnknown, S
 from mail.directory.expand import UNKNOWN_USER, undeliverable_reply
 from mail.envelope import Recipient
 from mail.reply import Reply
-from mail.resolver import (
-    AddressAnswer,
-    DnsUnknown,
-    IpAddresses,
-    MxAnswer,
-    MxHosts,
-    NoRecords,
-    NoSuchDomain,
-    NullMx,
-)
+from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, MxAnswer, MxHosts, NoRecords, NoSuchDomain, NullMx
 
 _parsed_ip = lru_cache(maxsize=1024)(ipaddress.ip_address)  # the same clients connect often
 
@@ -187,7 +178,7 @@ def verify_address(address: Address | str, snapshot: Snapshot) -> Reply:
     """Reply to VRFY (RFC 5321 section 3.5). A bare user name is looked up in every local domain, without catch-alls."""
     if isinstance(address, str):
         local = [Address(address, name) for name, domain in snapshot.domains.items() if domain.is_local]
-        matches = [one for one in local if one.key in snapshot.users or one.key in snapshot.aliases]
+        matches = [user for user in local if user.key in snapshot.users or user.key in snapshot.aliases]
         if len(matches) > 1:
             return Reply(553, "5.1.4", "User ambiguous")  # section 3.5.1
         return _user_exists(matches[0]) if matches else Reply(550, "5.1.1", "No such user here")
@@ -226,8 +217,8 @@ def may_share_transaction(
     sender = _tenant_of_sender(reverse_path, snapshot)
     if sender is not None and sender.dedicated:
         return True  # the whole message belongs to the sender's tenant
-    one, other = snapshot.tenant_of(first.domain), snapshot.tenant_of(recipient.domain)
-    return one.name == other.name or not (one.dedicated or other.dedicated)
+    tenants = snapshot.tenant_of(first.domain), snapshot.tenant_of(recipient.domain)
+    return tenants[0].name == tenants[1].name or not any(tenant.dedicated for tenant in tenants)
 
 
 def _tenant_of_sender(reverse_path: Address | None, snapshot: Snapshot) -> Tenant | None:

@@ -32,7 +32,7 @@ from mail.telemetry.ingress import IN_FLIGHT_BYTES
 logger = structlog.get_logger()
 
 _BACKLOG = 1024  # listen backlog; smtp-source alone opens 20 connections at once
-_GRACE_SECONDS = 5.0  # margin over the log's own append time-out
+_APPEND_MARGIN_SECONDS = 5.0  # over the log's own append time-out
 _LOG_POLL_SECONDS = 0.25
 _ABORT_SECONDS = 5.0  # for cancelled sessions to end
 
@@ -59,7 +59,7 @@ class Ingress:
         self._drain_seconds = node.drain_timeout.total_seconds()
         self._memory_budget = MemoryBudget(
             settings.max_in_flight_bytes,
-            # One message of max_size always fits, also with a transparent dot in every line (`session.read_data`).
+            # One message of max_size always fits, also with a transparent dot in every line (`Connection.read_data`).
             max(
                 settings.max_in_flight_bytes_per_client,
                 min(settings.max_in_flight_bytes, settings.max_message_size * 4 // 3 + 1),
@@ -94,7 +94,7 @@ class Ingress:
                 appender=log,
                 spool=spool,
                 inline_max=spool_settings.max_inline_size,
-                timeout_seconds=log_settings.append_timeout.total_seconds() + _GRACE_SECONDS,
+                timeout_seconds=log_settings.append_timeout.total_seconds() + _APPEND_MARGIN_SECONDS,
             ),
             connection_limiter=ConnectionLimiter(settings.max_connections, settings.max_connections_per_client),
             memory_budget=self._memory_budget,

@@ -81,7 +81,7 @@ class Session:
     errors: int = 0
     helo: str | None = None
     verb: str = "CONNECT"
-    _extended: bool = False
+    _extended: bool = False  # the client sent EHLO
     _non_mail_commands: int = 0
     _mail: MailFrom | None = None
     _recipients: dict[Address, Recipient] = field(default_factory=dict)
@@ -219,8 +219,7 @@ class Session:
     async def _check_sender(self, reverse_path: Address | None) -> Reply | None:
         verdict = policy.check_sender(reverse_path, self.listener.directory.snapshot, self.rights)
         if isinstance(verdict, policy.QueryMx):
-            domain = verdict.domain
-            resolver = self.listener.resolver
+            domain, resolver = verdict.domain, self.listener.resolver
             try:
                 async with asyncio.timeout(_DNS_TIMEOUT_SECONDS):
                     evaluated = policy.evaluate_mx(await resolver.mx(domain), domain)

@@ -321,9 +321,7 @@ class MailQueue:
                         protocol=self._intern(client.protocol),
                     ),
                     envelope=replace(
-                        envelope,
-                        reverse_path=self._intern(envelope.reverse_path),
-                        recipients=self._intern(recipients),
+                        envelope, reverse_path=self._intern(envelope.reverse_path), recipients=self._intern(recipients)
                     ),
                 ),
             ),

@@ -39,12 +39,7 @@ def is_expired(received: datetime, lifetime: timedelta, now: datetime) -> bool:
 
 
 def next_attempt_time(
-    schedule: Sequence[timedelta],
-    lifetime: timedelta,
-    attempts: int,
-    seed: str,
-    received: datetime,
-    now: datetime,
+    schedule: Sequence[timedelta], lifetime: timedelta, attempts: int, seed: str, received: datetime, now: datetime
 ) -> datetime:
     """The time of the next attempt, at the latest the end of the lifetime, when a last attempt is made."""
     due = now + retry_delay(schedule, attempts, seed)

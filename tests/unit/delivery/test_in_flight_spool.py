@@ -40,7 +40,7 @@ async def test_deferrals_waiting_for_the_spool_use_no_slot() -> None:
 
 
 def test_deliveries_awaiting_the_spool_are_bounded_in_number_and_memory() -> None:
-    in_flight: InFlight[str, int] = InFlight(slots=1, memory_bytes=100, queued_per_owner=100, site_limit=lambda _: 1)
+    in_flight: InFlight[str, int] = InFlight(slots=1, budget_bytes=100, queued_per_owner=100, site_limit=lambda _: 1)
     in_flight.register("me")
     for number in range(30):
         in_flight.add("me", number, "site", 0, 10 if number < 20 else 0)

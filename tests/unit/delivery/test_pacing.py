@@ -63,7 +63,7 @@ def test_limits_hold_and_every_delivery_starts(
 ) -> None:
     share = 2
     in_flight: InFlight[str, int] = InFlight(
-        slots=count, memory_bytes=size, queued_per_owner=100, site_limit=lambda _: share
+        slots=count, budget_bytes=size, queued_per_owner=100, site_limit=lambda _: share
     )
     in_flight.register("me")
     for number, (site, held, more) in enumerate(items):
@@ -88,7 +88,7 @@ def test_limits_hold_and_every_delivery_starts(
 
 
 def test_read_limit() -> None:
-    in_flight: InFlight[str, str] = InFlight(slots=1, memory_bytes=100, queued_per_owner=3, site_limit=lambda _: 1)
+    in_flight: InFlight[str, str] = InFlight(slots=1, budget_bytes=100, queued_per_owner=3, site_limit=lambda _: 1)
     in_flight.register("me")
     assert in_flight.read_limit("me", 1000) == 1  # at least one if nothing is in flight
     assert in_flight.read_limit("me", 50) == 2
@@ -101,8 +101,8 @@ def test_read_limit() -> None:
     assert in_flight.take_content(5) == []
 
 
-def test_earned_limits_are_bounded_in_number() -> None:
-    in_flight: InFlight[str, int] = InFlight(slots=10, memory_bytes=100, queued_per_owner=100, site_limit=lambda _: 10)
+def test_adaptive_limits_are_bounded_in_number() -> None:
+    in_flight: InFlight[str, int] = InFlight(slots=10, budget_bytes=100, queued_per_owner=100, site_limit=lambda _: 10)
     in_flight.register("me")
     for number in range(5000):
         in_flight.add("me", number, f"site{number}", 0, 0)
@@ -113,7 +113,7 @@ def test_earned_limits_are_bounded_in_number() -> None:
 
 
 def test_unregistered_owner_drops_only_its_queued_deliveries() -> None:
-    in_flight: InFlight[str, int] = InFlight(slots=2, memory_bytes=100, queued_per_owner=3, site_limit=lambda _: 2)
+    in_flight: InFlight[str, int] = InFlight(slots=2, budget_bytes=100, queued_per_owner=3, site_limit=lambda _: 2)
     for owner in ("me", "other"):
         in_flight.register(owner)
         for number in range(3):
@@ -131,7 +131,7 @@ def test_unregistered_owner_drops_only_its_queued_deliveries() -> None:
 
 
 def test_read_limit_is_shared_by_owners() -> None:
-    in_flight: InFlight[str, int] = InFlight(slots=2, memory_bytes=80, queued_per_owner=50, site_limit=lambda _: 2)
+    in_flight: InFlight[str, int] = InFlight(slots=2, budget_bytes=80, queued_per_owner=50, site_limit=lambda _: 2)
     for number in range(4):
         in_flight.register(f"owner{number}")
     assert [in_flight.read_limit(f"owner{number}", 10) for number in range(4)] == [2, 2, 2, 2]
@@ -146,7 +146,7 @@ def _full(in_flight: InFlight[str, int], sites: int, each: int = 1, size: int = 
 
 def new_in_flight(**more: Any) -> InFlight[str, int]:
     in_flight: InFlight[str, int] = InFlight(
-        slots=40, memory_bytes=1000, queued_per_owner=9000, site_limit=lambda _: 10, **more
+        slots=40, budget_bytes=1000, queued_per_owner=9000, site_limit=lambda _: 10, **more
     )
     in_flight.register("me")
     return in_flight
