@@ -90,7 +90,7 @@ def _parse_strict(text: str, *, utf8: bool) -> Address:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_PATH_OCTETS - 2:
         raise AddressError("address is too long")
     if _C1_OR_SPACE.search(text):
-        raise AddressError("address holds a control or space character")
+        raise AddressError("address contains a control or space character")
     local_text, at, domain_text = text.rpartition("@")
     if not at:
         raise AddressError("address has no domain")

@@ -49,9 +49,9 @@ class Mailbox:
         """Hold the lock among threads and processes of eilpost. Raises MailboxLocked after `seconds`, and OSError."""
         deadline = time.monotonic() + seconds
         path = self.path / "eilpost-lock"
-        locked = MailboxLocked(errno.EAGAIN, "mailbox lock not released in time", str(path))
+        timed_out = MailboxLocked(errno.EAGAIN, "mailbox lock not released in time", str(path))
         if not self.lock.acquire(timeout=seconds):
-            raise locked
+            raise timed_out
         try:
             descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT)
             try:
@@ -61,7 +61,7 @@ class Mailbox:
                         break
                     except BlockingIOError:
                         if time.monotonic() > deadline:
-                            raise locked from None
+                            raise timed_out from None
                         time.sleep(0.002)
                 yield
             finally:

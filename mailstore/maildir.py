@@ -95,12 +95,12 @@ class Maildir:
         started = time.perf_counter()
         pending = PendingAppend(owner, delivery_id, content, quota_bytes)
         try:
-            new = await self._run_locking(owner, partial(self._append, pending))
+            is_new = await self._run_locking(owner, partial(self._append, pending))
         except (MailboxFull, MailboxUnavailable):
             pending.discard()
             raise
         MAILBOX_APPEND.observe(time.perf_counter() - started)
-        return new
+        return is_new
 
     @asynccontextmanager
     async def lock(self, owner: str) -> AsyncIterator[None]:
@@ -178,9 +178,9 @@ class Maildir:
             self._refresh_journal(mailbox, now)
             if not mailbox.tmp_swept:
                 self._sweep_tmp(mailbox, now)
-            earlier = [other for other in tmp_files_of(mailbox.path / "tmp", delivery_id) if other != tmp_file.name]
-            new = not self._was_appended(mailbox, delivery_id, suspect=bool(earlier))
-            if new:
+            earlier = [name for name in tmp_files_of(mailbox.path / "tmp", delivery_id) if name != tmp_file.name]
+            is_new = not self._was_appended(mailbox, delivery_id, suspect=bool(earlier))
+            if is_new:
                 if quota_bytes is not None:
                     self._check_quota(mailbox, owner, len(content), quota_bytes, now)
                 self._link(mailbox.path, tmp_file, pending.name)  # 2: visible in the mailbox
@@ -190,7 +190,7 @@ class Maildir:
                 try:
                     mailbox.journal.record_append(delivery_id)  # 3: delivery id recorded
                 except OSError as error:
-                    if not new:
+                    if not is_new:
                         raise
                     # The message is in the mailbox without a journal line: keep the `tmp` file as evidence of the link.
                     logger.warning(
@@ -202,11 +202,11 @@ class Maildir:
             for name in [tmp_file.name, *earlier]:
                 with suppress(OSError):
                     os.unlink(tmp_file.parent / name)  # 4: only the link in `new` remains
-        if new:
+        if is_new:
             mailbox.flush_new.flush()  # 5: link durable
         else:
             self._flush_new_and_cur(mailbox.path)  # the first `append` may have ended before its flush
-        return new
+        return is_new
 
     def _write(self, mailbox: Mailbox, tmp_file: Path, content: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

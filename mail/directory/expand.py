@@ -77,7 +77,7 @@ def undeliverable_reply(address: Address, snapshot: Snapshot, depth: int) -> Rep
                 pass
             case _:
                 assert_never(result)
-    # Confirm with the expansion of the router.
+    # No member is deliverable so far: the expansion of the router decides.
     expansion = expand([Recipient(address, address)], snapshot, depth)
     return None if expansion.final_recipients else expansion.refused[0].reply
 

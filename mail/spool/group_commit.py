@@ -22,7 +22,7 @@ from mail.telemetry.spool import SPOOL_ERRORS
 LARGE_BYTES = 1 << 20  # content of this size or more is written alone
 BATCH_MAX_BYTES = 8 << 20  # limits the time that a caller waits for the bytes of others
 
-HOUR_FORMAT = "%Y%m%d%H"  # UTC
+_HOUR_FORMAT = "%Y%m%d%H"  # UTC
 _NAME = re.compile(r"([0-9]{10})/([0-9A-Z]{26})@([0-9]{1,12})\Z")
 _HOUR = re.compile(r"[0-9]{10}\Z")
 
@@ -42,7 +42,7 @@ class BatchName:
 
 def new_batch_name() -> BatchName:
     queue_id = new_queue_id()
-    return BatchName(queue_id_time(queue_id).strftime(HOUR_FORMAT), str(queue_id))
+    return BatchName(queue_id_time(queue_id).strftime(_HOUR_FORMAT), str(queue_id))
 
 
 def location_of(spooled: Spooled) -> tuple[BatchName, int]:
@@ -59,7 +59,7 @@ def hour_start(name: str) -> datetime | None:
     if not _HOUR.match(name):
         return None
     try:
-        return datetime.strptime(name, HOUR_FORMAT).replace(tzinfo=UTC)
+        return datetime.strptime(name, _HOUR_FORMAT).replace(tzinfo=UTC)
     except ValueError:
         return None
 

@@ -89,8 +89,7 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "the store does not respond: check spool.endpoint and the network"
     text = str(error)
-    code = found[1] if (found := _CODE.search(text)) else ""
-    status = found[1] if (found := _STATUS.search(text)) else ""
+    code, status = (match[1] if (match := pattern.search(text)) else "" for pattern in (_CODE, _STATUS))
     if any(word in text for word in _NO_BUCKET):
         return "there is no such bucket: create it, or correct spool.url"
     if any(word in text for word in _NO_CREDENTIALS):
