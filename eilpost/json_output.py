@@ -95,7 +95,7 @@ def message_json(message: Message) -> dict[str, Any]:
 
 
 # As the events in the log; others are the class name. They do not change with the name of a class.
-_EVENT_NAMES: dict[type, str] = {Received: "accepted", AttemptRecorded: "attempted", FailedByRouter: "refused"}
+_EVENT_NAMES: dict[type, str] = {Received: "accepted", AttemptRecorded: "attempted", FailedByRouter: "failed"}
 
 
 def event_name(detail: object) -> str:

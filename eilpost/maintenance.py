@@ -45,7 +45,7 @@ class Maintenance:
     the spool.
     """
 
-    name = "housekeeping"
+    name = "maintenance"
 
     def __init__(
         self,

@@ -170,7 +170,7 @@ def test_mailstore_alone_serves_pop3(tmp_path: Path) -> None:
 def test_disabled_protocols_are_not_reported_as_ready(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "home", {"mailstore": {"pop3_listen": ""}}) as box:
         roles = set(json.loads(box.get("/readyz")[1])["roles"])
-        assert roles == {"http", "housekeeping", "ingress", "router", "delivery"}
+        assert roles == {"http", "maintenance", "ingress", "router", "delivery"}
         assert box.stop() == 0
         events = [json.loads(line) for line in box.output().splitlines() if line.startswith("{")]
         assert "pop3" not in next(event for event in events if event["event"] == "ready")

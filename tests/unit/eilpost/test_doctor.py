@@ -98,7 +98,7 @@ def test_running_server_is_recognised_on_its_ports(tmp_path: Path) -> None:
     assert found["port ingress.smtp_listen"].text.endswith("eilpost is running")
     assert found["port mailstore.pop3_listen"].text.endswith("eilpost is running")
     assert "eilpost is running and ready: " in found["port http.listen"].text
-    assert "ingress, router, delivery, mailstore" in found["port http.listen"].text.replace("http, housekeeping, ", "")
+    assert "ingress, router, delivery, mailstore" in found["port http.listen"].text.replace("http, maintenance, ", "")
     assert "written and read in" in found["spool"].text
     assert {finding.level for finding in found.values()} <= {Level.OK, Level.WARN}
 
