@@ -235,7 +235,7 @@ class Log(Appender, RouterLog, DeliveryLog, HistoryLog, Protocol):
 
     def worker_condition(self) -> Condition:
         """As `condition()`, and also Down while routers and delivery processes cannot work: no broker answers, or a
-        partition refuses writes. Cheap: called by readiness probes.
+        partition refuses writes. Cheap: every `/readyz` calls it.
         """
         ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
@@ -61,7 +62,7 @@ class _Partition(Generic[R]):
         while self.unread and len(entries) < limit:
             offset = self.unread[0]
             frame = self.unconsumed.get(offset)
-            if frame is not None:  # finished after the previous owner read it
+            if frame is not None:  # None: finished after the previous owner read it
                 record = _decode(frame, self.topic, self.shard, f"offset {offset}")
                 entries.append(Entry(self.topic.name, self.shard, offset, cast("R", record)))
             self.unread.popleft()
@@ -75,18 +76,14 @@ class MemoryLog:
         self._settings = settings
         self.counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
         self._offset = 0
-        by_queue_id, by_site = range(self.counts.by_queue_id), range(self.counts.by_site)
         self._partitions: dict[tuple[str, int], _Partition[Any]] = {
-            **{
-                (topic.name, shard): _Partition(topic, shard)
-                for topic in (ACCEPTED, ATTEMPTED)
-                for shard in by_queue_id
-            },
-            **{(DISPATCHED.name, shard): _Partition(DISPATCHED, shard) for shard in by_site},
+            (topic.name, shard): _Partition(topic, shard)
+            for topic in (ACCEPTED, ATTEMPTED, DISPATCHED)
+            for shard in range(self.counts.of(topic))
         }
-        self._pending: list[dict[str, bytes]] = [{} for _ in by_queue_id]
+        self._pending: list[dict[str, bytes]] = [{} for _ in range(self.counts.by_queue_id)]
         self._events: dict[QueueId, list[tuple[datetime, bytes]]] = {}
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._changed = asyncio.Event()  # replaced at each change
         self._router_ownership = ExclusiveOwnership("router")
         self._delivery_ownership = ExclusiveOwnership("delivery")
         self._failure: str | None = None
@@ -114,12 +111,11 @@ class MemoryLog:
     async def purge(self) -> None:
         """Remove events older than their retention; consumed records are already removed."""
         oldest = datetime.now(UTC) - self._settings.events_retention
-        for queue_id, events in list(self._events.items()):
-            remaining = [(time, frame) for time, frame in events if time >= oldest]
-            if remaining:
-                self._events[queue_id] = remaining
-            else:
-                del self._events[queue_id]
+        recent = {
+            queue_id: [(time, frame) for time, frame in events if time >= oldest]
+            for queue_id, events in self._events.items()
+        }
+        self._events = {queue_id: events for queue_id, events in recent.items() if events}
 
     # --- Appender
 
@@ -195,20 +191,17 @@ class MemoryLog:
         """Write everything, or nothing when a record cannot be encoded or the log fails."""
         if self._failure is not None:
             raise LogUnavailable(self._failure)
-        placed = [(place(record, self.counts), encode(record), record) for record in records]
-        for place_of_record, frame, record in placed:
+        for record, frame in [(record, encode(record)) for record in records]:
             self._offset += 1
-            match place_of_record.topic.name:
-                case QUEUE.name:
-                    if frame is None:
-                        self._pending[place_of_record.shard].pop(place_of_record.key, None)
-                    else:
-                        self._pending[place_of_record.shard][place_of_record.key] = frame
-                case EVENTS.name if isinstance(record, Event) and frame is not None:
-                    self._events.setdefault(record.queue_id, []).append((record.time, frame))
-                case _:
-                    assert frame is not None
-                    self.partition(place_of_record.topic, place_of_record.shard).append(self._offset, frame)
+            topic, shard, key = place(record, self.counts)
+            if frame is None:
+                self._pending[shard].pop(key, None)
+            elif topic is QUEUE:
+                self._pending[shard][key] = frame
+            elif isinstance(record, Event):
+                self._events.setdefault(record.queue_id, []).append((record.time, frame))
+            else:
+                self.partition(topic, shard).append(self._offset, frame)
         for entry in consumed:
             self._partitions[entry.topic, entry.shard].unconsumed.pop(entry.offset, None)
         self.notify()
@@ -220,19 +213,14 @@ class MemoryLog:
         ]
 
     def notify(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiters.clear()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
-    async def wait_for_change(self, wait: timedelta | None) -> None:
-        """Return after a write or a revocation, or after `wait`."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        try:
-            await asyncio.wait({waiter}, timeout=None if wait is None else wait.total_seconds())
-        finally:
-            self._waiters.discard(waiter)
+    async def wait_for_change(self, deadline: float | None) -> None:
+        """Return after a write or a revocation, or at the loop time `deadline`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._changed.wait()
 
     def _count_unconsumed(self, topic: Topic) -> int:
         return sum(len(p.unconsumed) for (name, _), p in self._partitions.items() if name == topic.name)
@@ -242,17 +230,17 @@ class _MemoryRouterShard:
     def __init__(self, log: MemoryLog, number: int) -> None:
         self._log = log
         self.number = number
-        self._lost = self._closed = False
+        self._is_lost = self._is_closed = False
         self._inputs = [log.partition(ATTEMPTED, number), log.partition(ACCEPTED, number)]
         for partition in self._inputs:
             partition.rewind()
 
     def revoke(self) -> None:
-        self._lost = True
+        self._is_lost = True
         self._log.notify()
 
     def close(self) -> None:
-        self._closed = True
+        self._is_closed = True
 
     async def replay(self) -> AsyncIterator[Sequence[Pending]]:
         pending = iter(self._log.pending_of_shard(self.number))
@@ -262,24 +250,23 @@ class _MemoryRouterShard:
     async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.total_seconds()
-        while not self._lost:
+        while not self._is_lost:
             entries: list[Entry[Accepted] | Entry[Attempted]] = []
             for partition in self._inputs:
                 entries += partition.read(limit - len(entries))
-            remaining = deadline - loop.time()
-            if entries or remaining <= 0:
+            if entries or loop.time() >= deadline:
                 return entries
-            await self._log.wait_for_change(timedelta(seconds=remaining))
+            await self._log.wait_for_change(deadline)
         raise ShardLost
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> None:
         await asyncio.sleep(0)
-        if self._closed:
+        if self._is_closed:
             raise ShardLost
         self._log.write(outputs, consumed)
 
     async def rewind(self) -> None:
-        if not self._closed:
+        if not self._is_closed:
             for partition in self._inputs:
                 partition.rewind()
 
@@ -289,7 +276,7 @@ class _MemoryDeliveryShard:
         self._log = log
         self.number = number
         self.lost = asyncio.Event()
-        self._closed = False
+        self._is_closed = False
         self._input: _Partition[Dispatched] = log.partition(DISPATCHED, number)
         self._input.rewind()
 
@@ -298,21 +285,20 @@ class _MemoryDeliveryShard:
         self._log.notify()
 
     def close(self) -> None:
-        self._closed = True
+        self._is_closed = True
 
     async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
         loop = asyncio.get_running_loop()
         deadline = None if wait is None else loop.time() + wait.total_seconds()
         while not self.lost.is_set():
             entries = self._input.read(limit)
-            remaining = None if deadline is None else deadline - loop.time()
-            if entries or (remaining is not None and remaining <= 0):
+            if entries or (deadline is not None and loop.time() >= deadline):
                 return entries
-            await self._log.wait_for_change(None if remaining is None else timedelta(seconds=remaining))
+            await self._log.wait_for_change(deadline)
         raise ShardLost
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
-        if self._closed:
+        if self._is_closed:
             raise ShardLost
         self._log.write([attempted], [entry])
 

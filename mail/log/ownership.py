@@ -33,7 +33,7 @@ class ExclusiveOwnership:
     def __init__(self, role: str) -> None:
         self._lock = asyncio.Lock()
         self._owned_gauge = SHARDS_OWNED.labels(role)
-        self._all = SHARDS.labels(role)
+        self._count_gauge = SHARDS.labels(role)
 
     async def run(
         self,
@@ -55,7 +55,7 @@ class ExclusiveOwnership:
                         on_ready()
                     shards = open_shards()
                     self._owned_gauge.set(len(shards))
-                    self._all.set(len(shards))
+                    self._count_gauge.set(len(shards))
                     try:
                         await _process_all(shards, process, stopped)
                     finally:
@@ -86,7 +86,6 @@ async def _process_all(
             shard.revoke()
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for shard in shards:
             shard.close()  # later writes by the former owner raise ShardLost

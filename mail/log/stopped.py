@@ -19,15 +19,14 @@ class StoppedShards:
         self._count(role)
 
     def resume(self, role: str, shard: int) -> None:
-        """Clear the reason, if there is one."""
         if self._reasons.pop((role, shard), None) is not None:
             self._count(role)
 
     def reasons(self) -> Sequence[str]:
-        return [f"{role}, shard {shard}: {why}" for (role, shard), why in sorted(self._reasons.items())]
+        return [f"{role}, shard {shard}: {reason}" for (role, shard), reason in sorted(self._reasons.items())]
 
     def _count(self, role: str) -> None:
-        SHARDS_STOPPED.labels(role).set(sum(each == role for each, _ in self._reasons))
+        SHARDS_STOPPED.labels(role).set(sum(stopped_role == role for stopped_role, _ in self._reasons))
 
 
 STOPPED_SHARDS = StoppedShards()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import structlog
@@ -36,7 +36,7 @@ from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.committed_offset import CommittedOffset
 from mail.log.kafka.delivery_shard import KafkaDeliveryShard
 from mail.log.kafka.diagnose import explain_failure, require_broker
-from mail.log.kafka.history import DELIVERY, ROUTER, KafkaHistoryReader
+from mail.log.kafka.history import DELIVERY, ROUTER, HistoryQueries, KafkaHistoryReader
 from mail.log.kafka.history import KafkaHistory as KafkaHistory
 from mail.log.kafka.log_filter import install_log_filter
 from mail.log.kafka.membership import Membership
@@ -46,9 +46,8 @@ from mail.log.kafka.router_shard import KafkaRouterShard
 from mail.log.kafka.tenant_producers import TenantProducers
 from mail.log.kafka.topic_watcher import TopicWatcher
 from mail.log.kafka.transactional_producer import TransactionalProducer
-from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, place
-from mail.message import QueueId
-from mail.record import Accepted, Attempted, Event, Pending, Record
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts
+from mail.record import Accepted, Attempted, Record
 from mail.settings import LogSettings
 
 logger = structlog.get_logger()
@@ -57,12 +56,11 @@ logger = structlog.get_logger()
 # and members learn of a rebalance up to one heartbeat apart: with 8 s and 3 s, mail paused for up to 12 s.
 _DRAIN_SECONDS = 6.0
 _OPEN_RETRY_SECONDS = 2.0  # while brokers or topics are missing at start
-_PURGE_MIN_RECORDS = 1  # consumed records of a partition that make DeleteRecords worthwhile
 # Attempt records are batched, because only the router waits for them. Measured: docs/reports/performance.md.
 _REPORT_LINGER_MS = 10
 
 
-class KafkaLog:
+class KafkaLog(HistoryQueries):
     """The Log port. `dedicated(tenant)` tells whether a tenant's messages have their own topics; `tenant` is the owner
     of this log's topics. Raises LogUnusable for certificates that cannot be read, ValueError for the URL.
     """
@@ -147,20 +145,19 @@ class KafkaLog:
 
     async def _wait_open(self, stop: asyncio.Event) -> bool:
         """Wait until the log is open; False when `stop` was set first."""
-        waiting = {asyncio.ensure_future(event.wait()) for event in (self._opened, stop)}
+        tasks = {asyncio.ensure_future(event.wait()) for event in (self._opened, stop)}
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for each in waiting:
-                each.cancel()
+            for task in tasks:
+                task.cancel()
         return self._opened.is_set()
 
     async def close(self) -> None:
-        for task in (self._open_task, self._watch_task, self._certificates_task):
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        tasks = [task for task in (self._open_task, self._watch_task, self._certificates_task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._open_task = self._watch_task = self._certificates_task = None
         await self._close_clients()
         await self._tenant_producers.close()
@@ -171,11 +168,13 @@ class KafkaLog:
         await self._report_producer.close()
         await self._cluster_info.close()
 
+    @property
+    def _memberships(self) -> Sequence[Membership[KafkaRouterShard] | Membership[KafkaDeliveryShard]]:
+        return [member for member in (self._router, self._delivery) if member is not None]
+
     def _suspend_shards(self) -> None:
-        """The topics are missing or were recreated: the shards discard their positions and state."""
-        for member in (self._router, self._delivery):
-            if member is not None:
-                member.suspend()
+        for member in self._memberships:
+            member.suspend()
 
     def _refresh_partitions(self) -> None:
         if self._delivery is not None:
@@ -183,9 +182,8 @@ class KafkaLog:
 
     async def _resume_shards(self) -> None:
         await asyncio.gather(self._producer.refresh_metadata(), self._report_producer.refresh_metadata())
-        for member in (self._router, self._delivery):
-            if member is not None:
-                member.resume()
+        for member in self._memberships:
+            member.resume()
 
     def _require_topics(self) -> None:
         if not self._opened.is_set():
@@ -199,23 +197,20 @@ class KafkaLog:
         """
         self._require_topics()
         self._oldest_event = datetime.now(UTC) - self._settings.events_retention
-        before: dict[TopicPartition, int] = {}
-        for role, topics, owned in (
+        consumed: dict[TopicPartition, int] = {}
+        for role, topics, member in (
             (ROUTER, (ACCEPTED, ATTEMPTED), self._router),
             (DELIVERY, (DISPATCHED,), self._delivery),
         ):
-            if owned is None or not owned.assigned:
+            if member is None or not member.assigned:
                 continue
-            partitions = [self._access.partition(t, n) for t in topics for n in sorted(owned.assigned)]
-            committed_by_partition = await self._cluster_info.committed_offsets(self._access.group(role), partitions)
-            committed_offsets = {at: committed.offset for at, committed in committed_by_partition.items()}
-            beginnings = await self._cluster_info.beginning_offsets(committed_offsets)
-            before |= {
-                at: low for at, low in committed_offsets.items() if low - beginnings.get(at, low) >= _PURGE_MIN_RECORDS
-            }
-        if before:
-            await self._cluster_info.delete_records(before)
-            logger.debug("purged", partitions=len(before))
+            partitions = [self._access.partition(topic, n) for topic in topics for n in sorted(member.assigned)]
+            committed = await self._cluster_info.committed_offsets(self._access.group(role), partitions)
+            beginnings = await self._cluster_info.beginning_offsets(committed)
+            consumed |= {tp: offset for tp, (offset, _) in committed.items() if offset > beginnings.get(tp, offset)}
+        if consumed:
+            await self._cluster_info.delete_records(consumed)
+            logger.debug("purged", partitions=len(consumed))
 
     # --- Appender
 
@@ -224,7 +219,7 @@ class KafkaLog:
             await self._tenant_producers.append(record.message.tenant, record)
         else:
             self._require_topics()
-            await self._producer.append(record, place(record, self.counts))
+            await self._producer.append(record, self.counts)
 
     async def open_tenant(self, tenant: str, /) -> None:
         if self._dedicated(tenant):
@@ -237,8 +232,8 @@ class KafkaLog:
             return self._tenant_producers.condition(tenant)
         if self._topic_watcher.problem is not None:
             return Down(self._topic_watcher.problem)
-        reporting = self._report_producer.condition()
-        return reporting if isinstance(reporting, Down) else self._producer.condition()
+        condition = self._report_producer.condition()
+        return condition if isinstance(condition, Down) else self._producer.condition()
 
     def worker_condition(self) -> Condition:
         condition = self.condition()
@@ -247,9 +242,8 @@ class KafkaLog:
             outages += [shard.outage for shard in self._router.shards]
         if self._offset_committer is not None:
             outages.append(self._offset_committer.outage)
-        for member in (self._router, self._delivery):
-            if member is not None:
-                outages += [member.refused, *(shard.refused for shard in member.shards)]
+        for member in self._memberships:
+            outages += [member.refusal, *(shard.refusal for shard in member.shards)]
         outage = next(filter(None, outages), None)
         return condition if outage is None or isinstance(condition, Down) else Down(outage)
 
@@ -262,7 +256,7 @@ class KafkaLog:
 
     async def _append_report(self, record: Attempted) -> None:
         self._require_topics()
-        await self._report_producer.append(record, place(record, self.counts))
+        await self._report_producer.append(record, self.counts)
 
     # --- RouterLog
 
@@ -286,16 +280,12 @@ class KafkaLog:
         await member.run(process, stop, on_ready)
 
     def _router_shard(self, number: int, may_open: Callable[[], bool]) -> KafkaRouterShard:
+        group, timeout_seconds = self._access.group(ROUTER), self._settings.append_timeout.total_seconds()
         return KafkaRouterShard(
             self._access,
             number,
             counts=lambda: self.counts,
-            producer=TransactionalProducer(
-                self._access,
-                f"{self._access.group(ROUTER)}-{number}",
-                self._access.group(ROUTER),
-                self._settings.append_timeout.total_seconds(),
-            ),
+            producer=TransactionalProducer(self._access, f"{group}-{number}", group, timeout_seconds),
             fetch_committed=self._router_offsets,
             on_routed=self._producer.subtract_routed,
             may_open=may_open,
@@ -303,7 +293,7 @@ class KafkaLog:
 
     async def _router_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
         committed = await self._cluster_info.committed_offsets(self._access.group(ROUTER), partitions)
-        return {at: committed[at].offset if at in committed else None for at in partitions}
+        return {tp: committed[tp].offset if tp in committed else None for tp in partitions}
 
     # --- DeliveryLog
 
@@ -318,7 +308,7 @@ class KafkaLog:
             lambda committed: member.commit(committed),
         )
 
-        def make(number: int) -> KafkaDeliveryShard:
+        def open_shard(number: int) -> KafkaDeliveryShard:
             return KafkaDeliveryShard(
                 self._access,
                 number,
@@ -333,7 +323,7 @@ class KafkaLog:
             role=DELIVERY,
             lead_topic=self._access.topic(DISPATCHED),
             session_seconds=self._settings.session_timeout.total_seconds(),
-            open_shard=make,
+            open_shard=open_shard,
             drain_before_rebalance=True,
             drain_seconds=_DRAIN_SECONDS,
             commit_offsets=offset_committer.commit,
@@ -344,7 +334,7 @@ class KafkaLog:
         membership_task = asyncio.create_task(member.run(process, stop, on_ready), name="delivery-membership")
         try:
             await asyncio.wait({committer_task, membership_task}, return_when=asyncio.FIRST_COMPLETED)
-            # Neither task ends before the other, except by a bug.
+            # Only a bug ends the committer first.
             await (committer_task if committer_task.done() else membership_task)
         finally:
             membership_task.cancel()
@@ -352,33 +342,19 @@ class KafkaLog:
             committer_task.cancel()
             await asyncio.gather(committer_task, return_exceptions=True)
 
-    async def _delivery_offset(self, at: TopicPartition) -> CommittedOffset | None:
-        return (await self._cluster_info.committed_offsets(self._access.group(DELIVERY), [at])).get(at)
+    async def _delivery_offset(self, tp: TopicPartition) -> CommittedOffset | None:
+        return (await self._cluster_info.committed_offsets(self._access.group(DELIVERY), [tp])).get(tp)
 
     # --- HistoryLog
 
-    def _history_reader(self) -> KafkaHistoryReader:
+    @asynccontextmanager
+    async def history_reader(self) -> AsyncIterator[KafkaHistoryReader]:
         self._require_topics()
-        return KafkaHistoryReader(self._access, self._cluster_info, self.counts, self._oldest_event)
-
-    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
-        async for event in self._history_reader().history(queue_id):
-            yield event
-
-    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
-        async for pending in self._history_reader().pending_deliveries(queue_id):
-            yield pending
-
-    async def oldest_unconsumed(self) -> datetime | None:
-        return await self._history_reader().oldest_unconsumed()
-
-    async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
-        return await self._history_reader().unrouted_messages(queue_id)
+        yield KafkaHistoryReader(self._access, self._cluster_info, self.counts, self._oldest_event)
 
     async def backlog(self) -> Backlog:
-        self._require_topics()
         appended = self._producer.appended
-        backlog = await self._history_reader().backlog()
+        backlog = await super().backlog()
         self._producer.set_unrouted(backlog.accepted, appended)
         await self._tenant_producers.measure_backlog(self._cluster_info)
         return backlog

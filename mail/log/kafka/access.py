@@ -43,10 +43,10 @@ CLIENT_ERRORS = (errors.KafkaError, errors.ConsumerStoppedError, errors.IllegalO
 aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
 
 
-def unavailable(what: str, error: BaseException, operation: str = "", name: str = "") -> LogUnavailable:
-    """LogUnavailable about `what`; `operation` and `name` as in `error_message`."""
+def unavailable(subject: str, error: BaseException, operation: str = "", name: str = "") -> LogUnavailable:
+    """`subject`: what is unavailable; `operation` and `name` as in `error_message`."""
     kind = LogNotAuthorized if is_refusal(error) else LogUnavailable
-    return kind(f"{what}: {error_message(error, operation, name)}")
+    return kind(f"{subject}: {error_message(error, operation, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +117,10 @@ def make_access(settings: LogSettings, tenant: str = "") -> Access:
     certificates = Certificates(settings) if settings.tls else None
     security = _security(settings, certificates)
 
-    async def probe(host: str, port: int) -> None:
+    async def connect(host: str, port: int) -> None:
         (await create_conn(host, port, client_id="eilpost", **security)).close()
 
-    return Access(parse_brokers(settings.url), settings.prefix, security, CircuitBreaker(probe), tenant, certificates)
+    return Access(parse_brokers(settings.url), settings.prefix, security, CircuitBreaker(connect), tenant, certificates)
 
 
 def _security(settings: LogSettings, certificates: Certificates | None) -> dict[str, Any]:
@@ -133,7 +133,6 @@ def _security(settings: LogSettings, certificates: Certificates | None) -> dict[
         }
     if certificates is not None:
         security["ssl_context"] = certificates.context
-    security["security_protocol"] = ("SASL_" if settings.sasl_mechanism else "") + (
-        "SSL" if settings.tls else "PLAINTEXT"
-    )
+    protocol = "SSL" if settings.tls else "PLAINTEXT"
+    security["security_protocol"] = f"SASL_{protocol}" if settings.sasl_mechanism else protocol
     return security

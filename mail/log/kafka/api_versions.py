@@ -10,19 +10,40 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
+
+from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Schema, String, TaggedFields
 
 RESPONSE_BYTES_MAX = 1 << 16
-_KEY, _VERSION, _CORRELATION = 18, 3, 1817
+_API_KEY, _API_VERSION, _CORRELATION_ID = 18, 3, 1817
 _UNSUPPORTED_VERSION = 35  # a broker before 2.4
+_NAME = CompactString("utf-8")
+_REQUEST = Schema(
+    ("api_key", Int16),
+    ("api_version", Int16),
+    ("correlation_id", Int32),
+    ("client_id", String("utf-8")),
+    ("header_tags", TaggedFields),
+    ("client_software_name", _NAME),
+    ("client_software_version", _NAME),
+    ("tags", TaggedFields),
+)
+_RESPONSE = Schema(  # after the correlation id and the error code
+    ("api_keys", CompactArray(("api_key", Int16), ("min", Int16), ("max", Int16), ("tags", TaggedFields))),
+    ("throttle_time_ms", Int32),
+    ("tags", TaggedFields),
+)
+# Tag 0, supported features: minimum and maximum level. Tag 2, finalized features: maximum and minimum.
+_FEATURES = CompactArray(("name", _NAME), ("first", Int16), ("second", Int16), ("tags", TaggedFields))
 _METADATA_VERSION = "metadata.version"
 # The last `metadata.version` of each release.
 _LEVELS = (1, 2, 3, 7, 8, 11, 14, 19, 20, 21, 25, 27, 29, 30)
 _RELEASES = ("3.0", "3.1", "3.2", "3.3", "3.4", "3.5", "3.6", "3.7", "3.8", "3.9", "4.0", "4.1", "4.2", "4.3")
 
 
-class NotABroker(ValueError):
+class NotABroker(Exception):
     """The response is not that of a Kafka broker."""
 
 
@@ -52,17 +73,14 @@ class ApiVersions:
 def _release(level: int | None) -> str:
     if level is None:
         return "before 3.3"
-    at = bisect_left(_LEVELS, level)
-    return _RELEASES[at] if at < len(_RELEASES) else f"after {_RELEASES[-1]}"
+    index = bisect_left(_LEVELS, level)
+    return _RELEASES[index] if index < len(_RELEASES) else f"after {_RELEASES[-1]}"
 
 
 def encode_request(client: str = "eilpost") -> bytes:
     """The request with its length prefix."""
-    name = client.encode()
-    header = struct.pack(">hhih", _KEY, _VERSION, _CORRELATION, len(name)) + name + b"\0"
-    text = bytes([len(name) + 1]) + name
-    body = header + text + text + b"\0"
-    return struct.pack(">i", len(body)) + body
+    request = _REQUEST.encode((_API_KEY, _API_VERSION, _CORRELATION_ID, client, {}, client, client, {}))
+    return b"".join((Int32.encode(len(request)), request))
 
 
 def response_size(data: bytes) -> int:
@@ -75,69 +93,19 @@ def response_size(data: bytes) -> int:
 
 def decode_response(response: bytes) -> ApiVersions:
     """Decode the response without its length prefix. Raises NotABroker."""
+    data = BytesIO(response)
     try:
-        correlation, error = struct.unpack_from(">ih", response)
-        if correlation != _CORRELATION or error not in (0, _UNSUPPORTED_VERSION):
+        correlation_id, error_code = Int32.decode(data), Int16.decode(data)
+        if correlation_id != _CORRELATION_ID or error_code not in (0, _UNSUPPORTED_VERSION):
             raise NotABroker("it answers another request")
-        return ApiVersions({}, {}) if error == _UNSUPPORTED_VERSION else _Decoder(response, 6).decode()
-    except (struct.error, IndexError, UnicodeDecodeError):
+        if error_code == _UNSUPPORTED_VERSION:
+            return ApiVersions({}, {})
+        _, _, tags = _RESPONSE.decode(data)
+        supported = _FEATURES.decode(BytesIO(tags[0])) if 0 in tags else ()
+        finalized = _FEATURES.decode(BytesIO(tags[2])) if 2 in tags else ()
+    except (struct.error, ValueError):
         raise NotABroker("its answer cannot be read") from None
-
-
-class _Decoder:
-    def __init__(self, data: bytes, at: int) -> None:
-        self._data = data
-        self._position = at
-
-    def decode(self) -> ApiVersions:
-        supported: dict[str, int] = {}
-        finalized: dict[str, int] = {}
-        for _ in range(self._read_array_length()):  # api key, least and greatest version: aiokafka checks them itself
-            self._read_struct(">hhh")
-            self._skip_tags()
-        self._read_struct(">i")  # throttle time
-        for tag, end in self._read_tags():
-            if tag == 0:
-                supported = {name: most for name, _, most in self._read_features()}
-            elif tag == 2:
-                finalized = {name: most for name, most, _ in self._read_features()}
-            self._position = end
-        return ApiVersions(supported, finalized)
-
-    def _read_features(self) -> Iterator[tuple[str, int, int]]:
-        for _ in range(self._read_array_length()):
-            length = self._read_varint() - 1
-            name = self._data[self._position : self._position + length].decode()
-            self._position += length
-            first, second = self._read_struct(">hh")
-            self._skip_tags()
-            yield name, first, second
-
-    def _read_tags(self) -> Iterator[tuple[int, int]]:
-        """Number and end position of each tagged field."""
-        for _ in range(self._read_varint()):
-            tag, size = self._read_varint(), self._read_varint()
-            yield tag, self._position + size
-
-    def _skip_tags(self) -> None:
-        for _, end in self._read_tags():
-            self._position = end
-
-    def _read_array_length(self) -> int:
-        return max(0, self._read_varint() - 1)
-
-    def _read_struct(self, form: str) -> tuple[int, ...]:
-        numbers = struct.unpack_from(form, self._data, self._position)
-        self._position += struct.calcsize(form)
-        return numbers
-
-    def _read_varint(self) -> int:
-        number = shift = 0
-        while shift < 35:
-            byte = self._data[self._position]
-            self._position += 1
-            number |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return number
-            shift += 7
-        raise NotABroker("its answer cannot be read")
+    return ApiVersions(
+        {name: newest for name, _, newest, _ in supported or ()},
+        {name: newest for name, newest, _, _ in finalized or ()},
+    )

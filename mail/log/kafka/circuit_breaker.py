@@ -1,10 +1,10 @@
 """Per-process circuit breaker for unresponsive brokers.
 
 A broker that hangs or lost power closes no connection, and until the cluster removes it, every aiokafka client sends it
-metadata and coordinator requests that end in time-outs. After a time-out the broker is *suspected* and probed on a new
-connection; a leader that only waits for its followers passes the probe. If the probe fails, the circuit *opens*:
-clients do not connect to the broker (aiokafka then tries another one) and it is probed again on demand, but a
-connection on which it has answered since stays in use, and with all circuits open all brokers are tried.
+metadata and coordinator requests that end in time-outs. After a time-out the broker is checked on a new connection,
+which succeeds for a leader that only waits for its followers. If the check fails, the circuit *opens*: clients do not
+connect to the broker (aiokafka then tries another one) and it is checked again on demand, but a connection on which it
+has answered since stays in use, and with all circuits open all brokers are tried.
 """
 
 from __future__ import annotations
@@ -22,81 +22,79 @@ from mail import endpoint
 
 logger = structlog.get_logger()
 
-_PROBE_SECONDS = 1.5  # or longer, where connecting is usually slow
-_PROBE_SECONDS_MAX = 5.0
+_CHECK_SECONDS = 1.5  # or longer, where connecting is usually slow
+_CHECK_SECONDS_MAX = 5.0
 _CONNECT_TIME_FACTOR = 4
-_REPROBE_SECONDS = 1.0  # between two probes of a broker whose circuit is open
-_LATE_SHARE = 0.9  # share of the request time-out after which a call without a result counts as a time-out
+_RECHECK_SECONDS = 1.0  # between two checks of a broker whose circuit is open
+_TIMEOUT_SHARE = 0.9  # share of the request time-out after which a call without a result counts as a time-out
 
 Address = tuple[str, int]
-ProbeBroker = Callable[[str, int], Awaitable[None]]
+Connect = Callable[[str, int], Awaitable[None]]
 
 
 class CircuitBreaker:
-    """Circuits of one process, whose clients share one event loop. `probe` returns when a broker has answered on a new
-    connection.
+    """Circuits of one process, whose clients share one event loop. `connect` returns when a broker has answered on a
+    new connection.
     """
 
-    def __init__(self, probe: ProbeBroker) -> None:
-        self._probe = probe
-        self._suspected_at: dict[Address, float] = {}  # until the broker answers a probe
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._timed_out_at: dict[Address, float] = {}  # until the broker passes a check
         self._opened_at: dict[Address, float] = {}  # brokers whose circuit is open
-        self._probes: dict[Address, asyncio.Task[bool]] = {}
-        self._longest_connect_seconds = 0.0  # longest time to establish a connection
+        self._checks: dict[Address, asyncio.Task[bool]] = {}
+        self._longest_connect_seconds = 0.0
 
     def available(self, addresses: Sequence[str]) -> list[str]:
-        """Those of `addresses` ("HOST:PORT") whose circuit is closed; all when none is. Open ones are probed again."""
-        answering = [address for address in addresses if not self._is_open(endpoint.parse(address))]
-        return answering or list(addresses)
+        """Those of `addresses` ("HOST:PORT") whose circuit is closed; all when none is. Open ones are checked again."""
+        return [address for address in addresses if not self._is_open(endpoint.parse(address))] or list(addresses)
 
-    def suspect(self, host: str, port: int) -> asyncio.Task[bool]:
-        """Probe a broker after a time-out; the task returns whether it answered."""
+    def check(self, host: str, port: int) -> asyncio.Task[bool]:
+        """Check a broker after a time-out; the task returns whether it answered."""
         address = host, port
-        if address not in self._probes:
-            self._suspected_at.setdefault(address, time.monotonic())
-            self._probes[address] = asyncio.create_task(
-                self._probe_broker(address), name=f"probe {endpoint.format(*address)}"
-            )
-        return self._probes[address]
+        if address not in self._checks:
+            self._timed_out_at.setdefault(address, time.monotonic())
+            name = f"check of {endpoint.format(*address)}"
+            self._checks[address] = asyncio.create_task(self._check_broker(address), name=name)
+        return self._checks[address]
 
     async def is_available(self, host: str, port: int) -> bool:
-        """Whether the circuit is closed; waits only for the first probe."""
+        """Whether the circuit is closed; waits only for the first check."""
         address = host, port
         if self._is_open(address):
             return False
-        return address not in self._probes or await asyncio.shield(self._probes[address])
+        return address not in self._checks or await asyncio.shield(self._checks[address])
 
     def _is_open(self, address: Address) -> bool:
         if address not in self._opened_at:
             return False
-        if time.monotonic() - self._opened_at[address] >= _REPROBE_SECONDS:
-            self.suspect(*address)
+        if time.monotonic() - self._opened_at[address] >= _RECHECK_SECONDS:
+            self.check(*address)
         return True
 
-    async def _probe_broker(self, address: Address) -> bool:
+    async def _check_broker(self, address: Address) -> bool:
         name = endpoint.format(*address)
         try:
-            longest = _CONNECT_TIME_FACTOR * self._longest_connect_seconds
-            async with asyncio.timeout(min(_PROBE_SECONDS_MAX, max(_PROBE_SECONDS, longest))):
-                await self._probe(*address)
-        except Exception as error:  # an exception would end the aiokafka task that waits for the probe
+            usual_seconds = max(_CHECK_SECONDS, _CONNECT_TIME_FACTOR * self._longest_connect_seconds)
+            async with asyncio.timeout(min(_CHECK_SECONDS_MAX, usual_seconds)):
+                await self._connect(*address)
+        except Exception as error:  # an exception would end the aiokafka task that waits for the check
             if address not in self._opened_at:
                 logger.warning("broker does not respond, circuit opened", broker=name, error=type(error).__name__)
             self._opened_at[address] = time.monotonic()
             return False
         else:
-            self._suspected_at.pop(address, None)
+            self._timed_out_at.pop(address, None)
             if self._opened_at.pop(address, None) is not None:
                 logger.info("broker responds again, circuit closed", broker=name)
             return True
         finally:
-            del self._probes[address]
+            del self._checks[address]
 
     async def close(self) -> None:
-        probes = list(self._probes.values())
-        for probe in probes:
-            probe.cancel()
-        await asyncio.gather(*probes, return_exceptions=True)
+        checks = list(self._checks.values())
+        for task in checks:
+            task.cancel()
+        await asyncio.gather(*checks, return_exceptions=True)
 
     # --- clients
 
@@ -114,18 +112,18 @@ class CircuitBreaker:
             ):
                 client.force_metadata_update()  # as aiokafka does when a connection fails
                 return None
-            began = time.monotonic()
+            start = time.monotonic()
             connection = await connect(node_id, group=group, **options)
-            elapsed = time.monotonic() - began
+            seconds = time.monotonic() - start
             if connection is not None:
-                self._longest_connect_seconds = max(self._longest_connect_seconds, elapsed)
-            elif broker is not None and _is_late(client, elapsed):
-                self._suspect_all([(broker.host, broker.port)], _addresses(client))
+                self._longest_connect_seconds = max(self._longest_connect_seconds, seconds)
+            elif broker is not None and _is_timeout(client, seconds):
+                self._check_all([(broker.host, broker.port)], _addresses(client))
             return connection
 
         def on_connection_closed(connection: Any, reason: CloseReason | None) -> None:
             if reason is CloseReason.CONNECTION_TIMEOUT:
-                self._suspect_all([(connection.host, connection.port)], _addresses(client))
+                self._check_all([(connection.host, connection.port)], _addresses(client))
             closed(connection, reason)
 
         client._get_conn, client._on_connection_closed = connect_unless_open, on_connection_closed
@@ -136,29 +134,32 @@ class CircuitBreaker:
         )
 
     def _has_answered(self, client: Any, connection_id: Any, broker: Any) -> bool:
-        """Whether the broker is not suspected, or answered on this connection since."""
-        since = self._suspected_at.get((broker.host, broker.port))
+        """Whether the broker has not timed out, or has answered on this connection since."""
+        time_out = self._timed_out_at.get((broker.host, broker.port))
+        if time_out is None:
+            return True
         connection = client._conns.get(connection_id)
-        return since is None or (connection is not None and connection.connected() and connection._last_action > since)
+        return connection is not None and connection.connected() and connection._last_action > time_out
 
     def _all_open(self, addresses: Collection[Address]) -> bool:
         return all(address in self._opened_at for address in addresses)
 
-    def _suspect_all(self, late: Collection[Address], known: Collection[Address]) -> None:
-        if len(known) > 1:  # otherwise there is no other broker to use
-            for address in late:
-                self.suspect(*address)
+    def _check_all(self, addresses: Collection[Address], brokers: Collection[Address]) -> None:
+        """Check brokers after a time-out, if `brokers` has others to use."""
+        if len(brokers) > 1:
+            for address in addresses:
+                self.check(*address)
 
     def _timed(
-        self, client: Any, call: Callable[..., Awaitable[Any]], asked: Callable[[], Collection[Address]]
+        self, client: Any, call: Callable[..., Awaitable[Any]], brokers: Callable[[], Collection[Address]]
     ) -> Callable[..., Awaitable[Any]]:
         async def timed(*arguments: Any) -> Any:
-            began = time.monotonic()
+            start = time.monotonic()
             try:
                 return await call(*arguments)
             finally:
-                if _is_late(client, time.monotonic() - began):
-                    self._suspect_all(asked(), asked())
+                if _is_timeout(client, time.monotonic() - start):
+                    self._check_all(brokers(), brokers())
 
         return timed
 
@@ -167,5 +168,5 @@ def _addresses(client: Any) -> list[Address]:
     return [(broker.host, broker.port) for broker in client.cluster.brokers()]
 
 
-def _is_late(client: Any, seconds: float) -> bool:
-    return seconds > _LATE_SHARE * float(client._request_timeout_ms) / 1000
+def _is_timeout(client: Any, seconds: float) -> bool:
+    return seconds > _TIMEOUT_SHARE * float(client._request_timeout_ms) / 1000

@@ -75,15 +75,15 @@ class ClusterInfo:
             except errors.NoError:
                 # aiokafka raises the error of the whole answer (none) when a partition has an error. Kafka 4 returns
                 # only one error for a partition: this user may not describe its topic.
-                raise errors.TopicAuthorizationFailedError(", ".join(sorted({at.topic for at in asked}))) from None
-            if any(at not in found for at in asked):
+                raise errors.TopicAuthorizationFailedError(", ".join(sorted({tp.topic for tp in asked}))) from None
+            if any(tp not in found for tp in asked):
                 raise errors.GroupLoadInProgressError(group)
             return found
 
         response = await self._call_admin(request) if asked else {}
         return {
-            at: CommittedOffset(committed.offset, committed.metadata or "")
-            for at, committed in response.items()
+            tp: CommittedOffset(committed.offset, committed.metadata or "")
+            for tp, committed in response.items()
             if committed.offset >= 0
         }
 
@@ -97,10 +97,10 @@ class ClusterInfo:
         asked = list(partitions)
         return await self._call_consumer(lambda consumer: consumer.beginning_offsets(asked))
 
-    async def offset_for_time(self, at: TopicPartition, milliseconds: int) -> int | None:
+    async def offset_for_time(self, tp: TopicPartition, milliseconds: int) -> int | None:
         """First offset with this time (milliseconds since 1970) or later; None when there is none."""
-        offsets = await self._call_consumer(lambda consumer: consumer.offsets_for_times({at: milliseconds}))
-        there = offsets.get(at)
+        offsets = await self._call_consumer(lambda consumer: consumer.offsets_for_times({tp: milliseconds}))
+        there = offsets.get(tp)
         return None if there is None else int(there.offset)
 
     async def topics(self, access: Access | None = None, *, with_config: bool = True) -> dict[Topic, TopicState]:
@@ -113,8 +113,8 @@ class ClusterInfo:
 
     async def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Delete the records below each offset."""
-        asked = {at: RecordsToDelete(before_offset=offset) for at, offset in offsets.items()}
-        names = ", ".join(sorted({at.topic for at in offsets}))
+        asked = {tp: RecordsToDelete(before_offset=offset) for tp, offset in offsets.items()}
+        names = ", ".join(sorted({tp.topic for tp in offsets}))
         await self._call_admin(lambda admin: admin.delete_records(asked), "Delete", names)
 
     async def find_transaction_coordinator(self, transactional_id: str) -> None:

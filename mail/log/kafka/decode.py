@@ -12,7 +12,7 @@ from mail.log.kafka.access import Access
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.record import Pending, Record
 
-_SILENCE_SECONDS = 30.0
+_READ_SECONDS = 30.0  # without records, before a read fails
 
 
 def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Record:
@@ -23,12 +23,12 @@ def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Recor
         raise _unreadable_error(access, record.topic, record.partition, f"offset {record.offset}", reason) from None
 
 
-def decode_pending(access: Access, at: TopicPartition, key: bytes, frame: bytes) -> Pending:
+def decode_pending(access: Access, tp: TopicPartition, key: bytes, frame: bytes) -> Pending:
     """Decode a pending delivery. Raises LogUnusable."""
     try:
         return cast("Pending", decode(frame))
     except FrameError as reason:
-        raise _unreadable_error(access, at.topic, at.partition, f"key {key.decode(errors='replace')}", reason) from None
+        raise _unreadable_error(access, tp.topic, tp.partition, f"key {key.decode(errors='replace')}", reason) from None
 
 
 def _unreadable_error(access: Access, topic: str, shard: int, position: str, reason: FrameError) -> LogUnusable:
@@ -38,13 +38,13 @@ def _unreadable_error(access: Access, topic: str, shard: int, position: str, rea
     )
 
 
-async def read_compacted(access: Access, at: TopicPartition, key_prefix: bytes = b"") -> dict[bytes, bytes]:
+async def read_compacted(access: Access, tp: TopicPartition, key_prefix: bytes = b"") -> dict[bytes, bytes]:
     """The last value of each key that begins with `key_prefix`, without tombstones. Raises LogUnavailable."""
     values: dict[bytes, bytes] = {}
-    reader = PartitionReader(access, [at])
+    reader = PartitionReader(access, [tp])
     try:
-        await reader.open({at: None})
-        async for record in reader.read_to_end(_SILENCE_SECONDS):
+        await reader.open({tp: None})
+        async for record in reader.read_to_end(_READ_SECONDS):
             key = record.key or b""
             if not key.startswith(key_prefix):
                 continue

@@ -58,14 +58,14 @@ class KafkaDeliveryShard:
         self._closed = False
 
     @property
-    def refused(self) -> str | None:
+    def refusal(self) -> str | None:
         """Why the brokers' authorizer refuses reads."""
-        return self._reader.refused
+        return self._reader.refusal
 
     def revoke(self) -> None:
         self.lost.set()
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         self.lost.set()
         self._offsets = None
 
@@ -75,7 +75,7 @@ class KafkaDeliveryShard:
         await self._reader.close()
 
     def to_commit(self) -> CommittedOffset | None:
-        """The offset to commit; None before the shard was read."""
+        """None before the shard was read."""
         return None if self._offsets is None else self._offsets.to_commit()
 
     async def _open(self) -> OffsetTracker:
@@ -110,18 +110,17 @@ class KafkaDeliveryShard:
             try:
                 if not self._reader.is_open:  # it was stuck, and the first reopening failed
                     await self._reader.reopen({self.partition: offsets.position})
-                before = self._reader.position(self.partition)
+                start = self._reader.position(self.partition)
                 seconds = _WAIT_SECONDS
                 if deadline is not None and not self._reader.is_behind:
                     seconds = min(seconds, max(0.0, deadline - clock()))
                 records = await self._reader.read_until_lost(self.lost, limit, seconds)
             except TopicRecreated as error:
-                logger.warning(
-                    "topic recreated, shard restarts at its first record", shard=self.number, error=str(error)
-                )
-                self.abandon()
+                event = "topic recreated, shard restarts at its first record"
+                logger.warning(event, shard=self.number, error=str(error))
+                self.discard()
                 raise ShardLost from None
-            entries = self._entries(offsets, records)
+            entries = self._decode(offsets, records)
             position = self._reader.position(self.partition)
             offsets.advance_to(position)
             if entries:
@@ -131,12 +130,12 @@ class KafkaDeliveryShard:
             if not self._reader.is_behind:
                 if clock() >= deadline:
                     return ()
-            elif position > before:
+            elif position > start:
                 arrival_deadline = clock() + _ARRIVAL_SECONDS
             elif clock() > arrival_deadline:  # records exist: an empty result would be wrong
                 raise LogUnavailable(f"{self.partition.topic}, shard {self.number}: existing records do not arrive")
 
-    def _entries(
+    def _decode(
         self, offsets: OffsetTracker, records: Sequence[ConsumerRecord[bytes, bytes]]
     ) -> list[Entry[Dispatched]]:
         """The unfinished entries. An unreadable record is raised once it is the first."""
@@ -145,19 +144,15 @@ class KafkaDeliveryShard:
             if record.value is None or offsets.is_finished(record.offset):
                 continue
             try:
-                entries.append(self._entry(record))
+                dispatched = cast("Dispatched", decode_record(self._access, record))
             except LogUnusable:
                 self._reader.seek(self.partition, record.offset)
                 if entries:
                     break
                 raise
+            entries.append(Entry(DISPATCHED.name, self.number, record.offset, dispatched))
             offsets.start(record.offset)
         return entries
-
-    def _entry(self, record: ConsumerRecord[bytes, bytes]) -> Entry[Dispatched]:
-        return Entry(
-            DISPATCHED.name, record.partition, record.offset, cast("Dispatched", decode_record(self._access, record))
-        )
 
     async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
         if self._closed or self._offsets is None:

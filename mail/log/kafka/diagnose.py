@@ -99,7 +99,7 @@ async def require_broker(access: Access) -> None:
             if isinstance(await answer, Reachable):
                 for address, task in zip(access.bootstrap_servers, checks, strict=True):
                     if not task.done():
-                        access.circuit_breaker.suspect(*endpoint.parse(address))  # or each client tries it first
+                        access.circuit_breaker.check(*endpoint.parse(address))  # or each client tries it first
                 return
         failures = [each for task in checks if isinstance(each := task.result(), Unreachable)]
         first = min(failures, key=lambda each: each.is_transient)

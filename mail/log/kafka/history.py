@@ -7,7 +7,8 @@ compacted `queue`. Backlogs are counted in offsets, so they include unread trans
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import cast
 
@@ -29,7 +30,7 @@ from mail.settings import LogSettings
 ROUTER, DELIVERY = "router", "delivery"  # roles whose groups commit offsets
 
 CLOCK_SKEW_MAX = timedelta(minutes=5)  # between the ingress that assigned a queue id and the brokers
-_SILENCE_SECONDS = 15.0
+_READ_SECONDS = 15.0  # without records, before a query fails
 _READ_LIMIT = 1000
 
 
@@ -46,110 +47,109 @@ class KafkaHistoryReader:
         self._oldest_event = oldest_event
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
-        at = self._access.partition(EVENTS, shard_of_message(queue_id, self._counts))
-        since = queue_id_time(queue_id) - CLOCK_SKEW_MAX
-        begin = await self._cluster_info.offset_for_time(at, max(0, int(since.timestamp() * 1000)))
-        if begin is None:
+        tp = self._access.partition(EVENTS, shard_of_message(queue_id, self._counts))
+        start_time = queue_id_time(queue_id) - CLOCK_SKEW_MAX
+        start = await self._cluster_info.offset_for_time(tp, max(0, int(start_time.timestamp() * 1000)))
+        if start is None:
             return
-        async for record in self._records_of_key(at, begin, queue_id):
+        async for record in self._records_of_key(tp, start, queue_id):
             event = cast("Event", decode_record(self._access, record))
             if self._oldest_event is None or event.time >= self._oldest_event:
                 yield event
 
     async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
         """For one message, only its shard is read and only its records are decoded."""
-        every = range(self._counts.by_queue_id)
-        for shard in every if queue_id is None else [shard_of_message(queue_id, self._counts)]:
+        shards = range(self._counts.by_queue_id) if queue_id is None else (shard_of_message(queue_id, self._counts),)
+        for shard in shards:
             async for pending in self.pending_of_shard(shard, queue_id):
                 yield pending
 
     async def pending_of_shard(self, shard: int, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
-        at = self._access.partition(QUEUE, shard)
-        start = b"" if queue_id is None else queue_id.encode()
-        for key, frame in (await read_compacted(self._access, at, start)).items():
-            yield decode_pending(self._access, at, key, frame)
+        tp = self._access.partition(QUEUE, shard)
+        prefix = b"" if queue_id is None else queue_id.encode()
+        for key, frame in (await read_compacted(self._access, tp, prefix)).items():
+            yield decode_pending(self._access, tp, key, frame)
 
     async def oldest_unconsumed(self) -> datetime | None:
-        first = await self.first_unconsumed()
-        return min((received_time(cast("Accepted", decode_record(self._access, each))) for each in first), default=None)
+        records = [decode_record(self._access, record) for record in await self.first_unconsumed()]
+        return min((received_time(cast("Accepted", record)) for record in records), default=None)
 
     async def first_unconsumed(self) -> Sequence[ConsumerRecord[bytes, bytes]]:
         """The first unconsumed record of each partition that has one."""
-        first = {
-            at: committed[at].offset if at in committed else begin
-            for role, topics in ((ROUTER, (ACCEPTED, ATTEMPTED)), (DELIVERY, (DISPATCHED,)))
-            for committed in [
-                await self._cluster_info.committed_offsets(self._access.group(role), self._partitions(topics))
-            ]
-            for at, begin in (await self._cluster_info.beginning_offsets(self._partitions(topics))).items()
-        }
-        ends = await self._cluster_info.end_offsets(first)
-        waiting = {at: offset for at, offset in first.items() if offset < ends[at]}
+        committed = await self._committed_offsets()
+        beginnings = await self._cluster_info.beginning_offsets(self._partitions(ACCEPTED, ATTEMPTED, DISPATCHED))
+        ends = await self._cluster_info.end_offsets(beginnings)
+        starts = {tp: committed[tp].offset if tp in committed else offset for tp, offset in beginnings.items()}
+        unread = {tp: offset for tp, offset in starts.items() if offset < ends[tp]}
         records: list[ConsumerRecord[bytes, bytes]] = []
-        reader = PartitionReader(self._access, list(waiting))
+        reader = PartitionReader(self._access, list(unread))
         try:
-            if waiting:
-                await reader.open(waiting)
-            until = asyncio.get_running_loop().time() + _SILENCE_SECONDS
-            while any(reader.position(at) < ends[at] for at in waiting):
-                for at in list(waiting):
-                    found = [record for record in await reader.read(_READ_LIMIT, 0.1, [at]) if record.value is not None]
-                    if found and waiting.pop(at, None) is not None:
-                        records.append(found[0])
-                if asyncio.get_running_loop().time() > until:
+            if unread:
+                await reader.open(unread)
+            deadline = asyncio.get_running_loop().time() + _READ_SECONDS
+            while any(reader.position(tp) < ends[tp] for tp in unread):
+                for tp in list(unread):
+                    batch = await reader.read(_READ_LIMIT, 0.1, [tp])
+                    first = next((record for record in batch if record.value is not None), None)
+                    if first is not None:
+                        records.append(first)
+                        del unread[tp]
+                if asyncio.get_running_loop().time() > deadline:
                     raise LogUnavailable(f"{self._access.url}: unconsumed records cannot be read")
         finally:
             await reader.close()
         return records
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
-        at = self._access.partition(ACCEPTED, shard_of_message(queue_id, self._counts))
-        committed = await self._cluster_info.committed_offsets(self._access.group(ROUTER), [at])
-        begin = committed[at].offset if at in committed else (await self._cluster_info.beginning_offsets([at]))[at]
+        tp = self._access.partition(ACCEPTED, shard_of_message(queue_id, self._counts))
+        committed = await self._cluster_info.committed_offsets(self._access.group(ROUTER), [tp])
+        start = committed[tp].offset if tp in committed else (await self._cluster_info.beginning_offsets([tp]))[tp]
         return [
             cast("Accepted", decode_record(self._access, record))
-            async for record in self._records_of_key(at, begin, queue_id)
+            async for record in self._records_of_key(tp, start, queue_id)
         ]
 
     async def backlog(self) -> Backlog:
-        router = await self._cluster_info.committed_offsets(
-            self._access.group(ROUTER), self._partitions((ACCEPTED, ATTEMPTED))
-        )
-        delivery = await self._cluster_info.committed_offsets(
-            self._access.group(DELIVERY), self._partitions((DISPATCHED,))
-        )
-        sums = []
-        for topic, committed in ((ACCEPTED, router), (DISPATCHED, delivery), (ATTEMPTED, router)):
-            partitions = self._partitions((topic,))
-            ends = await self._cluster_info.end_offsets(partitions)
-            uncommitted = [at for at in partitions if at not in committed]
-            beginnings = await self._cluster_info.beginning_offsets(uncommitted) if uncommitted else {}
-            sums.append(
-                sum(_count_unconsumed(end, committed.get(at), beginnings.get(at, 0)) for at, end in ends.items())
+        committed = await self._committed_offsets()
+        partitions = self._partitions(ACCEPTED, DISPATCHED, ATTEMPTED)
+        ends = await self._cluster_info.end_offsets(partitions)
+        beginnings = await self._cluster_info.beginning_offsets([tp for tp in partitions if tp not in committed])
+
+        def count(topic: Topic) -> int:
+            return sum(
+                _count_unconsumed(ends[tp], committed.get(tp), beginnings.get(tp, 0)) for tp in self._partitions(topic)
             )
-        return Backlog(*sums)
+
+        return Backlog(count(ACCEPTED), count(DISPATCHED), count(ATTEMPTED))
+
+    async def _committed_offsets(self) -> Mapping[TopicPartition, CommittedOffset]:
+        router, delivery = self._partitions(ACCEPTED, ATTEMPTED), self._partitions(DISPATCHED)
+        return {
+            **await self._cluster_info.committed_offsets(self._access.group(ROUTER), router),
+            **await self._cluster_info.committed_offsets(self._access.group(DELIVERY), delivery),
+        }
 
     async def _records_of_key(
-        self, at: TopicPartition, begin: int, queue_id: QueueId
+        self, tp: TopicPartition, start: int, queue_id: QueueId
     ) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
-        """The records of one key from `begin` to the current end."""
+        """The records of one key from `start` to the current end."""
         key = queue_id.encode()
-        reader = PartitionReader(self._access, [at])
+        reader = PartitionReader(self._access, [tp])
         try:
-            await reader.open({at: begin})
-            async for record in reader.read_to_end(_SILENCE_SECONDS):
+            await reader.open({tp: start})
+            async for record in reader.read_to_end(_READ_SECONDS):
                 if record.key == key and record.value is not None:
                     yield record
         finally:
             await reader.close()
 
-    def _partitions(self, topics: Sequence[Topic]) -> list[TopicPartition]:
+    def _partitions(self, *topics: Topic) -> list[TopicPartition]:
         return [self._access.partition(topic, shard) for topic in topics for shard in range(self._counts.of(topic))]
 
 
-def _count_unconsumed(end: int, committed: CommittedOffset | None, begin: int) -> int:
+def _count_unconsumed(end: int, committed: CommittedOffset | None, beginning: int) -> int:
     if committed is None:
-        return max(0, end - begin)
+        return max(0, end - beginning)
     try:
         offsets = OffsetTracker.from_committed(committed)
     except OffsetMetadataError as reason:
@@ -157,7 +157,36 @@ def _count_unconsumed(end: int, committed: CommittedOffset | None, begin: int) -
     return offsets.gap_count + max(0, end - offsets.position)
 
 
-class KafkaHistory:
+class HistoryQueries:
+    """HistoryLog that opens a reader for each query."""
+
+    def history_reader(self) -> AbstractAsyncContextManager[KafkaHistoryReader]:
+        raise NotImplementedError
+
+    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+        async with self.history_reader() as reader:
+            async for event in reader.history(queue_id):
+                yield event
+
+    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        async with self.history_reader() as reader:
+            async for pending in reader.pending_deliveries(queue_id):
+                yield pending
+
+    async def oldest_unconsumed(self) -> datetime | None:
+        async with self.history_reader() as reader:
+            return await reader.oldest_unconsumed()
+
+    async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
+        async with self.history_reader() as reader:
+            return await reader.unrouted_messages(queue_id)
+
+    async def backlog(self) -> Backlog:
+        async with self.history_reader() as reader:
+            return await reader.backlog()
+
+
+class KafkaHistory(HistoryQueries):
     """HistoryLog of a command: each query connects and disconnects. Raises LogUnusable when it cannot connect."""
 
     def __init__(self, settings: LogSettings, tenant: str = "") -> None:
@@ -165,34 +194,13 @@ class KafkaHistory:
         self._access = make_access(settings, tenant)
         self._settings = settings
 
-    async def _history_reader(self, cluster_info: ClusterInfo) -> KafkaHistoryReader:
-        await require_broker(self._access)
-        try:
-            topic_states = await cluster_info.topics(with_config=False)
-        except LogUnavailable as error:
-            raise LogUnusable(await explain_failure(self._access, error)) from None
-        return KafkaHistoryReader(
-            self._access, cluster_info, shard_counts_of(topic_states, self._access, self._settings)
-        )
-
-    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+    @asynccontextmanager
+    async def history_reader(self) -> AsyncIterator[KafkaHistoryReader]:
         async with ClusterInfo(self._access) as cluster_info:
-            async for event in (await self._history_reader(cluster_info)).history(queue_id):
-                yield event
-
-    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
-        async with ClusterInfo(self._access) as cluster_info:
-            async for pending in (await self._history_reader(cluster_info)).pending_deliveries(queue_id):
-                yield pending
-
-    async def oldest_unconsumed(self) -> datetime | None:
-        async with ClusterInfo(self._access) as cluster_info:
-            return await (await self._history_reader(cluster_info)).oldest_unconsumed()
-
-    async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
-        async with ClusterInfo(self._access) as cluster_info:
-            return await (await self._history_reader(cluster_info)).unrouted_messages(queue_id)
-
-    async def backlog(self) -> Backlog:
-        async with ClusterInfo(self._access) as cluster_info:
-            return await (await self._history_reader(cluster_info)).backlog()
+            await require_broker(self._access)
+            try:
+                topic_states = await cluster_info.topics(with_config=False)
+            except LogUnavailable as error:
+                raise LogUnusable(await explain_failure(self._access, error)) from None
+            counts = shard_counts_of(topic_states, self._access, self._settings)
+            yield KafkaHistoryReader(self._access, cluster_info, counts)

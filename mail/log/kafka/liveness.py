@@ -1,4 +1,4 @@
-"""Membership liveness: whether the group coordinator confirms this member's heartbeats, and how a dead member leaves.
+"""Membership liveness: whether the group coordinator confirms this member's heartbeats, and how a failed member leaves.
 
 A coordinator that receives no heartbeat for a session reassigns the member's shards and cannot notify it. aiokafka does
 not report this, and waits for every response as long as for that of a join, which takes as long as a rebalance. So
@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 
 _LEAVE_SECONDS = 5.0
-_END_SECONDS = 1.0
+_CANCEL_SECONDS = 1.0
 
 
 class MemberLiveness:
@@ -40,33 +40,35 @@ class MemberLiveness:
     @property
     def is_hung(self) -> bool:
         """Whether no heartbeat was confirmed for longer than a session and a join."""
-        silent_seconds = self._clock() - max(self._heartbeat_at, self._attached_at)
-        return silent_seconds > self._session_seconds + self._join_seconds
+        seconds = self._clock() - max(self._heartbeat_at, self._attached_at)
+        return seconds > self._session_seconds + self._join_seconds
 
     def has_failed(self, consumer: AIOKafkaConsumer) -> bool:
         """Whether aiokafka's membership tasks have ended or hang. Its heartbeat and coordination tasks end at any
         unknown error, and then only repeat that error; its metadata task ends silently.
         """
         coordinator: Any = consumer._coordinator
-        beat = coordinator._heartbeat_task
-        ended = beat is not None and beat.done() and not beat.cancelled() and beat.exception() is not None
-        ends = coordinator._coordination_task.done() or consumer._client._sync_task.done()
-        return bool(ended or ends or self.is_hung)
+        heartbeat = coordinator._heartbeat_task
+        return bool(
+            (heartbeat is not None and heartbeat.done() and not heartbeat.cancelled() and heartbeat.exception())
+            or coordinator._coordination_task.done()
+            or consumer._client._sync_task.done()
+            or self.is_hung
+        )
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
-        """Watch a consumer that has started as a member."""
+        """Record the heartbeats of a consumer that has started as a member."""
         coordinator: Any = consumer._coordinator
         client: Any = consumer._client
         self._attached_at = self._clock()
-        beat, send = coordinator._do_heartbeat, client.send
+        do_heartbeat, send = coordinator._do_heartbeat, client.send
 
         async def heartbeat() -> bool:
-            began = self._clock()
-            is_member = await beat()
+            sent_at = self._clock()  # the session runs from when the coordinator received it, not earlier
+            is_member = bool(await do_heartbeat())
             if is_member:
-                # A session runs from when the coordinator received the heartbeat: not before `began`.
-                self._heartbeat_at = max(self._heartbeat_at, began)
-            return bool(is_member)
+                self._heartbeat_at = max(self._heartbeat_at, sent_at)
+            return is_member
 
         async def send_with_timeout(node: Any, request: Any, **group: Any) -> Any:
             if not isinstance(request, JoinGroupRequest | SyncGroupRequest):
@@ -81,15 +83,15 @@ class MemberLiveness:
         connection = client._conns.get((node, group.get("group")))
         if connection is None:
             return await send(node, request, **group)
-        usual, connection._request_timeout = connection._request_timeout, self._join_seconds
+        request_timeout, connection._request_timeout = connection._request_timeout, self._join_seconds
         try:
             return await send(node, request, **group)
         finally:
-            connection._request_timeout = usual
+            connection._request_timeout = request_timeout
 
 
 async def leave_group(consumer: AIOKafkaConsumer, *, is_hung: bool = False) -> None:
-    """Leave the group and stop the consumer, even if its tasks have failed or hang. No task of it survives."""
+    """Leave the group and stop the consumer and all its tasks, even if they have failed or hang."""
     coordinator: Any = consumer._coordinator
     client: Any = consumer._client
     tasks = [] if coordinator is None else [coordinator._coordination_task, coordinator._heartbeat_task]
@@ -105,11 +107,12 @@ async def leave_group(consumer: AIOKafkaConsumer, *, is_hung: bool = False) -> N
         if task is not None:
             await _cancel_task(task)
     client._sync_task = None
-    for close in (consumer._fetcher.close, client.close) if consumer._fetcher is not None else (client.close,):
-        with suppress(Exception):
-            await asyncio.wait_for(close(), _END_SECONDS)
+    for part in (consumer._fetcher, client):
+        if part is not None:
+            with suppress(Exception):
+                await asyncio.wait_for(part.close(), _CANCEL_SECONDS)
 
 
 async def _cancel_task(task: asyncio.Task[Any]) -> None:
     task.cancel()
-    await asyncio.wait({task}, timeout=_END_SECONDS)
+    await asyncio.wait({task}, timeout=_CANCEL_SECONDS)

@@ -35,6 +35,7 @@ _RESTART_SECONDS = 1.0  # before a shard that was fenced and is still assigned i
 _UNREADABLE_RETRY_SECONDS = 60.0  # before a shard with an unreadable record is processed again
 _COMMIT_SECONDS = 3.0  # less than a drain; the next owner repeats what is not committed by then
 _PAUSE_CHECK_SECONDS = 0.25  # interval of the check for process pauses
+_CANCEL_SECONDS = 5.0
 
 
 class Shard(Protocol):
@@ -42,7 +43,7 @@ class Shard(Protocol):
     def number(self) -> int: ...
 
     @property
-    def refused(self) -> str | None:
+    def refusal(self) -> str | None:
         """Why the brokers' authorizer refuses reads."""
         ...
 
@@ -50,8 +51,8 @@ class Shard(Protocol):
         """Make `read` raise ShardLost, also in a caller that waits in it."""
         ...
 
-    def abandon(self) -> None:
-        """As `revoke`, but nothing of its progress is committed."""
+    def discard(self) -> None:
+        """As `revoke`, but its uncommitted progress is not committed."""
         ...
 
     async def close(self) -> None:
@@ -92,7 +93,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._consumer: AIOKafkaConsumer | None = None
-        self.refused: str | None = None  # by the brokers' authorizer
+        self.refusal: str | None = None  # by the brokers' authorizer
         join_seconds = REBALANCE_SECONDS + 5.0  # the coordinator answers a join once every member has joined
         self._liveness = MemberLiveness(session_seconds, join_seconds, asyncio.get_running_loop().time)
         self._generation = OffsetCommitRequest.DEFAULT_GENERATION_ID  # of the assignment that is being processed
@@ -112,14 +113,13 @@ class Membership(Generic[S], ConsumerRebalanceListener):
     @property
     def is_member(self) -> bool:
         """Whether the group still counts this process as a member. After a pause only the group knows."""
-        is_counted_in = self._current_generation() != OffsetCommitRequest.DEFAULT_GENERATION_ID
-        return is_counted_in and self._liveness.is_alive
+        return self._current_generation() != OffsetCommitRequest.DEFAULT_GENERATION_ID and self._liveness.is_alive
 
     def suspend(self) -> None:
-        """Abandon all shards and process none until `resume`, because their topics are missing; stay a member."""
+        """Discard all shards and process none until `resume`, because their topics are missing; stay a member."""
         self._suspended = True
         for shard in self.shards:
-            shard.abandon()
+            shard.discard()
 
     def resume(self) -> None:
         self._suspended = False
@@ -130,9 +130,9 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if self._consumer is not None:
             self._consumer._client.force_metadata_update()
 
-    def is_assigned(self, at: TopicPartition) -> bool:
+    def is_assigned(self, tp: TopicPartition) -> bool:
         """Whether the committed offset of this partition is ours to write."""
-        return self._consumer is not None and at in self._consumer.assignment()
+        return self._consumer is not None and tp in self._consumer.assignment()
 
     def _current_generation(self) -> int:
         coordinator = getattr(self._consumer, "_coordinator", None)
@@ -145,27 +145,24 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._process = process
         self._on_ready = on_ready
         stopped = asyncio.ensure_future(stop.wait())
-        polling: asyncio.Task[None] | None = None
-        watching = asyncio.create_task(self._detect_pauses(), name=f"sleep-{self._role}")
+        pause_task = asyncio.create_task(self._detect_pauses(), name=f"pauses-{self._role}")
+        member_task = asyncio.create_task(self._run_member(), name=f"member-{self._role}")
         try:
-            polling = asyncio.create_task(self._run_member(), name=f"member-{self._role}")
-            ends: set[asyncio.Future[Any]] = {stopped, polling, self._failed}
+            ends: set[asyncio.Future[Any]] = {stopped, member_task, self._failed}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             self._stopping = True
             self._changed.set()
-            await self._stop_shards(frozenset(self._tasks), None if stop.is_set() else 0.0)
-            for ended in (self._failed, polling):
-                if ended.done():
-                    ended.result()
+            await self._stop_shards(None if stop.is_set() else 0.0)
+            for future in (self._failed, member_task):
+                if future.done():
+                    future.result()
         finally:
             self._stopping = True
             self._changed.set()
-            stopped.cancel()
-            watching.cancel()
-            if polling is not None:
-                polling.cancel()
-                await asyncio.gather(polling, return_exceptions=True)
-            await self._stop_shards(frozenset(self._tasks), 0.0)
+            for task in (stopped, pause_task, member_task):
+                task.cancel()
+            await asyncio.gather(member_task, return_exceptions=True)
+            await self._stop_shards(0.0)
             if self._failed.done():
                 self._failed.exception()
             SHARDS_OWNED.labels(self._role).set(0)
@@ -194,7 +191,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             logger.error("group membership failed, rejoining", role=self._role)
             self._assigned = frozenset()
             self._changed.set()
-            await self._stop_shards(frozenset(self._tasks), self._drain_seconds)
+            await self._stop_shards(self._drain_seconds)
             await self._leave(is_hung=True)
 
     async def _leave(self, *, is_hung: bool = False) -> None:
@@ -204,7 +201,6 @@ class Membership(Generic[S], ConsumerRebalanceListener):
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
         """Join, and poll the consumer, which raises the group's errors; return when it has failed."""
-        backoff = _POLL_SECONDS
         while True:
             try:
                 await consumer.start()
@@ -212,19 +208,19 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 break
             except CLIENT_ERRORS as error:
                 logger.warning("joining the group failed, retrying", role=self._role, error=error_message(error))
-                await asyncio.sleep(backoff)
+                await asyncio.sleep(_POLL_SECONDS)
         consumer.subscribe([self._lead_topic], listener=self)
         while not self._liveness.has_failed(consumer):
             try:
-                polling = consumer.getmany(timeout_ms=int(_POLL_SECONDS * 1000), max_records=1)
+                poll = consumer.getmany(timeout_ms=int(_POLL_SECONDS * 1000), max_records=1)
                 with suppress(TimeoutError):  # during a rebalance it may never return
-                    await asyncio.wait_for(polling, 2 * _POLL_SECONDS)
+                    await asyncio.wait_for(poll, 2 * _POLL_SECONDS)
             except CLIENT_ERRORS as error:
-                why = error_message(error)
-                if why != self.refused:  # otherwise logged every second
-                    logger.warning("group membership error", role=self._role, error=why)
-                self.refused = why if is_refusal(error) else None
-                await asyncio.sleep(backoff)
+                reason = error_message(error)
+                if reason != self.refusal:  # otherwise logged every second
+                    logger.warning("group membership error", role=self._role, error=reason)
+                self.refusal = reason if is_refusal(error) else None
+                await asyncio.sleep(_POLL_SECONDS)
 
     async def _detect_pauses(self) -> None:
         """A process that paused for longer than a session (SIGSTOP, suspended machine) has lost all shards. They are
@@ -232,12 +228,11 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         """
         clock = asyncio.get_running_loop().time
         while True:
-            began = clock()
+            start = clock()
             await asyncio.sleep(_PAUSE_CHECK_SECONDS)
-            slept = clock() - began
-            if slept > self._session_seconds:
+            if (seconds := round(clock() - start, 1)) > self._session_seconds:
                 logger.warning(
-                    "process paused for longer than a session, shards revoked", role=self._role, seconds=round(slept, 1)
+                    "process paused for longer than a session, shards revoked", role=self._role, seconds=seconds
                 )
                 for shard in self.shards:
                     shard.revoke()
@@ -248,7 +243,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if self._drain_before_rebalance and revoked:
             self._assigned = frozenset()
             self._changed.set()
-            await self._stop_shards(frozenset(self._tasks), self._drain_seconds)
+            await self._stop_shards(self._drain_seconds)
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         assert self._consumer is not None
@@ -256,7 +251,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             self._consumer.pause(*assigned)  # this consumer reads no records
         self._assigned = frozenset(partition.partition for partition in assigned)
         self._generation = self._current_generation()
-        self.refused = None
+        self.refusal = None
         self._liveness.record_heartbeat()
         self._changed.set()
         REBALANCES.labels(self._role).inc()
@@ -266,14 +261,12 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         SHARDS_OWNED.labels(self._role).set(len(self._assigned))
         SHARDS.labels(self._role).set(len(self._consumer.partitions_for_topic(self._lead_topic) or ()))
         logger.info("shards assigned", role=self._role, shards=sorted(self._assigned))
-        for number in frozenset(self._tasks) - self._assigned:
-            if number in self._shards:
-                self._shards[number].revoke()  # its task ends by itself
+        for number, shard in self._shards.items():
+            if number not in self._assigned:
+                shard.revoke()  # its task ends by itself
         for number in self._assigned:
             if number not in self._tasks and not self._stopping:
-                self._tasks[number] = asyncio.create_task(
-                    self._process_shard(number), name=f"{self._role}-shard-{number}"
-                )
+                self._start_shard(number)
 
     async def commit(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
         """Commit as this member, in this generation. Raises ShardLost when the member was excluded, LogUnavailable."""
@@ -291,6 +284,14 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             raise LogUnavailable(error_message(error, "Read")) from None
 
     # --- processing
+
+    def _start_shard(self, number: int) -> None:
+        name = f"{self._role}-shard-{number}"
+        self._tasks[number] = asyncio.create_task(self._process_shard(number), name=name)
+
+    def _should_process(self, number: int) -> bool:
+        """Whether the shard is assigned and this process does not stop."""
+        return number in self._assigned and not self._stopping
 
     async def _process_shard(self, number: int) -> None:
         """Process the shard as long as it is assigned."""
@@ -315,8 +316,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                             await self._commit_offsets()
                     finally:
                         await shard.close()
-                if number in self._assigned and not self._stopping:
-                    await self._back_off(number, pause)
+                await self._back_off(number, pause)
                 STOPPED_SHARDS.resume(self._role, number)
         except Exception as error:
             if not self._failed.done():
@@ -325,40 +325,33 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             STOPPED_SHARDS.resume(self._role, number)
             del self._tasks[number]
             self._shards.pop(number, None)
-            if number in self._assigned and not self._stopping and not self._failed.done():
-                # Revoked and assigned again while it was stopping.
-                self._tasks[number] = asyncio.create_task(
-                    self._process_shard(number), name=f"{self._role}-shard-{number}"
-                )
+            if self._should_process(number) and not self._failed.done():  # assigned again while it was stopping
+                self._start_shard(number)
 
     async def _wait_until_runnable(self, number: int) -> bool:
-        while self._suspended and number in self._assigned and not self._stopping:
+        while self._suspended and self._should_process(number):
             self._changed.clear()
             await self._changed.wait()
-        return number in self._assigned and not self._stopping
+        return self._should_process(number)
 
     async def _back_off(self, number: int, seconds: float) -> None:
         """Wait before the shard is processed again, as long as it is assigned."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while number in self._assigned and not self._stopping:
+                while self._should_process(number):
                     self._changed.clear()
                     await self._changed.wait()
 
-    async def _stop_shards(self, numbers: frozenset[int], seconds: float | None) -> None:
-        """Revoke the shards and wait for `seconds` (None: without limit); then cancel the rest."""
-        tasks = {self._tasks[number] for number in numbers if number in self._tasks}
-        if not tasks:
-            return
-        for number in numbers:
-            if number in self._shards:
-                self._shards[number].revoke()
-        late = tasks
-        if seconds != 0.0:
-            _, late = await asyncio.wait(tasks, timeout=seconds)
-            if late:
-                logger.warning("drain timed out, shards cancelled", role=self._role, cancelled=len(late))
-        for task in late:
+    async def _stop_shards(self, seconds: float | None) -> None:
+        """Revoke all shards and wait for `seconds` (None: without limit); then cancel the rest."""
+        running = set(self._tasks.values())
+        for shard in self.shards:
+            shard.revoke()
+        if running and seconds != 0.0:
+            _, running = await asyncio.wait(running, timeout=seconds)
+            if running:
+                logger.warning("drain timed out, shards cancelled", role=self._role, cancelled=len(running))
+        for task in running:
             task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=5.0)
+        if running:
+            await asyncio.wait(running, timeout=_CANCEL_SECONDS)

@@ -72,8 +72,8 @@ class OffsetCommitter:
         async with self._lock:
             shards = list(self._shards())
             offsets = {shard.partition: offset for shard in shards if (offset := shard.to_commit()) is not None}
-            changed = {at: committed for at, committed in offsets.items() if self._committed.get(at) != committed}
-            self._committed = {at: committed for at, committed in self._committed.items() if at in offsets}
+            changed = {tp: committed for tp, committed in offsets.items() if self._committed.get(tp) != committed}
+            self._committed = {tp: committed for tp, committed in self._committed.items() if tp in offsets}
             finished = self._unconfirmed
             is_check = not changed and recommit
             if is_check:
@@ -85,7 +85,7 @@ class OffsetCommitter:
                 return True
             try:
                 await self._commit_offsets(
-                    {at: OffsetAndMetadata(committed.offset, committed.metadata) for at, committed in changed.items()}
+                    {tp: OffsetAndMetadata(committed.offset, committed.metadata) for tp, committed in changed.items()}
                 )
             except ShardLost as error:
                 self.outage = None  # the brokers answered

@@ -22,6 +22,7 @@ logger = structlog.get_logger()
 FETCH_BYTES = 1 << 20  # prefetched per partition
 _STUCK_SECONDS = 10.0  # without records, before the broker is asked
 _RECHECK_SECONDS = 2.0
+_CALL_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
 # A committed offset above the end offset: the topic was recreated or truncated, or the broker lags behind. The end
 # offset is trusted after this time and this number of checks, each with a new client that may ask another broker.
@@ -44,11 +45,13 @@ class PartitionReader:
         self.end_offsets_at_open: Mapping[TopicPartition, int] = {}  # after the last committed record, at `open`
         self._next_check_at = 0.0
         self._last_read_at: dict[TopicPartition, float] = {}  # time of the last record of each partition
-        self._behind: Mapping[TopicPartition, int] = {}
+        self._behind: Mapping[
+            TopicPartition, int
+        ] = {}  # positions of partitions with unread records, at the last check
         self._is_stuck = False
-        self.refused: str | None = None  # by the brokers' authorizer
+        self.refusal: str | None = None  # by the brokers' authorizer
         self._check_task: asyncio.Task[None] | None = None
-        self._offsets_beyond_end: dict[TopicPartition, tuple[float, int]] = {}  # since when, and number of checks
+        self._beyond_end: dict[TopicPartition, tuple[float, int]] = {}  # first seen, number of checks
 
     async def open(self, positions: Mapping[TopicPartition, int | None]) -> None:
         """Start at these offsets, or at the first existing one (None). An offset that stays above the end offset also
@@ -64,21 +67,21 @@ class PartitionReader:
             check_crcs=False,  # frames have their own checksum
         )
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(_CALL_SECONDS):
                 await consumer.start()
                 # Otherwise the first request finds no leaders, and aiokafka sleeps for 0.1 s per topic.
-                await consumer._client.set_topics({at.topic for at in self._partitions})
+                await consumer._client.set_topics({tp.topic for tp in self._partitions})
                 # Requested before the first fetch: a broker answers the requests of a connection in order, and a
                 # waiting fetch would delay the answer by half a second.
                 self.end_offsets_at_open = await consumer.end_offsets(list(self._partitions))
-                known = {
-                    at: there for at, there in positions.items() if there is not None and self._is_valid(at, there)
+                valid = {
+                    tp: offset for tp, offset in positions.items() if offset is not None and self._is_valid(tp, offset)
                 }
-                beginnings = await consumer.beginning_offsets([at for at in positions if at not in known])
-                self._positions = {at: known[at] if at in known else beginnings[at] for at in positions}
+                beginnings = await consumer.beginning_offsets([tp for tp in positions if tp not in valid])
+                self._positions = valid | beginnings
                 consumer.assign(list(self._partitions))
-                for at, offset in self._positions.items():
-                    consumer.seek(at, offset)
+                for tp, offset in self._positions.items():
+                    consumer.seek(tp, offset)
         except CLIENT_ERRORS as error:
             await _close(consumer)
             raise unavailable(self._access.url, error, "Read") from None
@@ -96,28 +99,30 @@ class PartitionReader:
         await self.open(positions)
         await self._refuse_recreated(positions, self._positions)
 
-    async def _refuse_recreated(self, was: Mapping[TopicPartition, int], now: Mapping[TopicPartition, int]) -> None:
-        for at, position in now.items():
-            if position < was[at]:
+    async def _refuse_recreated(
+        self, before: Mapping[TopicPartition, int], after: Mapping[TopicPartition, int]
+    ) -> None:
+        for tp, position in after.items():
+            if position < before[tp]:
                 await self.close()
-                raise TopicRecreated(f"{self._access.url}: topic {at.topic} was recreated while it was read")
+                raise TopicRecreated(f"{self._access.url}: topic {tp.topic} was recreated while it was read")
 
-    def _is_valid(self, at: TopicPartition, offset: int) -> bool:
+    def _is_valid(self, tp: TopicPartition, offset: int) -> bool:
         """Whether the offset is not above the end offset. Raises LogUnavailable while that is uncertain."""
-        if offset <= self.end_offsets_at_open[at]:
-            self._offsets_beyond_end.pop(at, None)
+        if offset <= self.end_offsets_at_open[tp]:
+            self._beyond_end.pop(tp, None)
             return True
         now = asyncio.get_running_loop().time()
-        since, checks = self._offsets_beyond_end.get(at, (now, 0))
-        self._offsets_beyond_end[at] = since, checks + 1
-        if now - since < _TRUNCATION_SECONDS or checks < _TRUNCATION_CHECKS:
+        first_seen, checks = self._beyond_end.get(tp, (now, 0))
+        self._beyond_end[tp] = first_seen, checks + 1
+        if now - first_seen < _TRUNCATION_SECONDS or checks < _TRUNCATION_CHECKS:
             raise LogUnavailable(
-                f"{self._access.url}: {at.topic}, partition {at.partition}, ends before its committed offset: the"
+                f"{self._access.url}: {tp.topic}, partition {tp.partition}, ends before its committed offset: the"
                 " broker lags behind, or the topic was truncated or recreated"
             )
         logger.warning(
-            "committed offset beyond the end, restarting at the first record", topic=at.topic,
-            partition=at.partition, committed_offset=offset, end_offset=self.end_offsets_at_open[at],
+            "committed offset beyond the end, restarting at the first record", topic=tp.topic,
+            partition=tp.partition, committed_offset=offset, end_offset=self.end_offsets_at_open[tp],
         )  # fmt: skip
         return False
 
@@ -138,11 +143,11 @@ class PartitionReader:
     @property
     def is_behind(self) -> bool:
         """Whether records that existed at `open` have not been read yet."""
-        return any(self._positions[at] < end for at, end in self.end_offsets_at_open.items())
+        return any(self._positions[tp] < end for tp, end in self.end_offsets_at_open.items())
 
     async def read(
         self, limit: int, wait_seconds: float, partitions: Sequence[TopicPartition] = ()
-    ) -> Sequence[ConsumerRecord[bytes, bytes]]:
+    ) -> list[ConsumerRecord[bytes, bytes]]:
         """At most `limit` of the next records, in order within each partition. Raises LogUnavailable.
 
         There is no await after records left the consumer, so a cancelled caller loses none.
@@ -154,95 +159,86 @@ class PartitionReader:
             self._next_check_at = loop.time() + _STUCK_SECONDS
             if self._consumer is not None and (self._check_task is None or self._check_task.done()):
                 # Concurrent with the reads: an unresponsive broker may answer late, and records may arrive before that.
-                self._check_task = asyncio.create_task(self._check_stuck(), name="reader-watch")
+                self._check_task = asyncio.create_task(self._check_stuck(), name="reader-check")
         if self._is_stuck:
             await self.reopen(dict(self._positions))
         consumer = self._consumer
         if consumer is None:
             raise LogUnavailable(f"{self._access.url}: the reader is not open")
         try:
-            found = await consumer.getmany(*partitions, timeout_ms=int(wait_seconds * 1000), max_records=limit)
+            batches = await consumer.getmany(*partitions, timeout_ms=int(wait_seconds * 1000), max_records=limit)
             # The positions are known, so this returns at once.
-            positions = {at: await consumer.position(at) for at in partitions or self._partitions}
+            positions = {tp: await consumer.position(tp) for tp in partitions or self._partitions}
         except CLIENT_ERRORS as error:
-            unread = unavailable(self._access.url, error, "Read")
-            self.refused = str(unread) if isinstance(unread, LogNotAuthorized) else None
-            raise unread from None
-        if found or wait_seconds:  # a read without a wait may precede the first response
-            self.refused = None
+            failure = unavailable(self._access.url, error, "Read")
+            self.refusal = str(failure) if isinstance(failure, LogNotAuthorized) else None
+            raise failure from None
+        if batches or wait_seconds:  # a read without a wait may precede the first response
+            self.refusal = None
         # aiokafka restarts at the first offset where the position does not exist.
         await self._refuse_recreated(self._positions, positions)
         self._positions |= positions
-        self._last_read_at |= dict.fromkeys(found, loop.time())
-        return [record for records in found.values() for record in records]
+        self._last_read_at |= dict.fromkeys(batches, loop.time())
+        return [record for records in batches.values() for record in records]
 
-    async def read_to_end(self, silence_seconds: float) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
-        """The records that existed at `open`, from the position on. Raises LogUnavailable after `silence_seconds`
+    async def read_to_end(self, timeout_seconds: float) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
+        """The records that existed at `open`, from the position on. Raises LogUnavailable after `timeout_seconds`
         without records.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + silence_seconds
+        deadline = loop.time() + timeout_seconds
         while self.is_behind:
             records = await self.read(_READ_LIMIT, _READ_WAIT_SECONDS)
             if records:
-                until = loop.time() + silence_seconds
-            elif loop.time() > until:
-                names = ", ".join(sorted({at.topic for at in self._partitions}))
+                deadline = loop.time() + timeout_seconds
+            elif loop.time() > deadline:
+                names = ", ".join(sorted({tp.topic for tp in self._partitions}))
                 raise LogUnavailable(f"{self._access.url}: {names} cannot be read to the end")
             for record in records:
                 yield record
 
     async def read_until_lost(
         self, lost: asyncio.Event, limit: int, wait_seconds: float
-    ) -> Sequence[ConsumerRecord[bytes, bytes]]:
+    ) -> list[ConsumerRecord[bytes, bytes]]:
         """As `read`, but ends when the shard is lost. Raises ShardLost, LogUnavailable."""
-        reading = asyncio.ensure_future(self.read(limit, wait_seconds))
-        loss = asyncio.ensure_future(lost.wait())
+        read_task = asyncio.ensure_future(self.read(limit, wait_seconds))
+        lost_task = asyncio.ensure_future(lost.wait())
         try:
-            await asyncio.wait({reading, loss}, return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
+            await asyncio.wait({read_task, lost_task}, return_when=asyncio.FIRST_COMPLETED)
+            if not read_task.done():
                 raise ShardLost
-            return reading.result()
+            return read_task.result()
         finally:
-            loss.cancel()
-            if not reading.done():
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
-
-    async def end_offsets(self) -> Mapping[TopicPartition, int]:
-        """End offset of each partition, after its last committed record. Raises LogUnavailable."""
-        assert self._consumer is not None
-        try:
-            async with asyncio.timeout(30):
-                ends: Mapping[TopicPartition, int] = await self._consumer.end_offsets(list(self._partitions))
-                return ends
-        except CLIENT_ERRORS as error:
-            raise unavailable(self._access.url, error, "Read") from None
+            lost_task.cancel()
+            if not read_task.done():
+                read_task.cancel()
+                await asyncio.gather(read_task, return_exceptions=True)
 
     async def _check_stuck(self) -> None:
         """Check whether unread records exist. A partition is stuck when it is behind twice at the same position."""
+        assert self._consumer is not None
         try:
-            ends = await self.end_offsets()
-        except LogUnavailable:
+            async with asyncio.timeout(_CALL_SECONDS):
+                ends = await self._consumer.end_offsets(list(self._partitions))
+        except CLIENT_ERRORS:
             return
         except Exception:
             logger.exception("check for a stuck reader failed")
             return
-        behind = {at: self._positions[at] for at, end in ends.items() if end > self._positions[at]}
-        if any(self._behind.get(at) == position for at, position in behind.items()):
-            logger.warning(
-                "reader is stuck, reopening", end_offsets={f"{at.topic}/{at.partition}": ends[at] for at in behind}
-            )
+        behind = {tp: self._positions[tp] for tp, end in ends.items() if end > self._positions[tp]}
+        if any(self._behind.get(tp) == position for tp, position in behind.items()):
+            end_offsets = {f"{tp.topic}/{tp.partition}": ends[tp] for tp in behind}
+            logger.warning("reader is stuck, reopening", end_offsets=end_offsets)
             self._is_stuck = True
         elif behind:
             self._next_check_at = asyncio.get_running_loop().time() + _RECHECK_SECONDS
         self._behind = behind
 
     async def close(self) -> None:
-        check, self._check_task = self._check_task, None
-        if check is not None:
-            check.cancel()
-            await asyncio.gather(check, return_exceptions=True)
+        task, self._check_task = self._check_task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             await _close(consumer)

@@ -42,22 +42,22 @@ async def probe_brokers(access: Access) -> list[Probe]:
         partitions = await producer.partitions_for(topic)
         leaders: dict[int, TopicPartition] = {}
         for number in sorted(partitions):
-            at = TopicPartition(topic, number)
-            leader = producer.client.cluster.leader_for_partition(at)
+            tp = TopicPartition(topic, number)
+            leader = producer.client.cluster.leader_for_partition(tp)
             if leader is not None and leader >= 0:
-                leaders.setdefault(leader, at)
-        await asyncio.gather(*(_send(producer, at) for at in leaders.values()))  # connects; not measured
-        return [_result(leader, *await _send(producer, at)) for leader, at in sorted(leaders.items())]
+                leaders.setdefault(leader, tp)
+        await asyncio.gather(*(_send(producer, tp) for tp in leaders.values()))  # connects; not measured
+        return [_result(leader, *await _send(producer, tp)) for leader, tp in sorted(leaders.items())]
     except CLIENT_ERRORS as error:
         raise unavailable(topic, error, "Write", topic) from None
     finally:
         await stop_producer(producer, 1.0)
 
 
-async def _send(producer: AIOKafkaProducer, at: TopicPartition) -> tuple[float, float, Any]:
+async def _send(producer: AIOKafkaProducer, tp: TopicPartition) -> tuple[float, float, Any]:
     began, started = time.time(), time.perf_counter()
     async with asyncio.timeout(_PROBE_SECONDS + 1.0):
-        written = await producer.send_and_wait(at.topic, None, PROBE_KEY, at.partition)
+        written = await producer.send_and_wait(tp.topic, None, PROBE_KEY, tp.partition)
     return began, time.perf_counter() - started, written
 
 

@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from mail.log import Condition, Down, Full, LogUnavailable, Usable
 from mail.log.codec import encode
 from mail.log.kafka.access import BATCH_BYTES, CLIENT_ERRORS, RECORD_BYTES_MAX, REQUEST_SECONDS, Access, error_message
-from mail.log.topics import ACCEPTED, Place
+from mail.log.topics import ACCEPTED, ShardCounts, place
 from mail.record import Record
 from mail.settings import LogSettings
 from mail.telemetry.log import PRODUCE_DURATION, PRODUCE_ERRORS
@@ -82,15 +82,13 @@ class Producer:
         if producer is not None:
             await stop_producer(producer, _STOP_SECONDS)
 
-    async def append(self, record: Record, at: Place) -> None:
+    async def append(self, record: Record, counts: ShardCounts) -> None:
         """Return when the record is confirmed. Raises LogUnavailable."""
-        frame = encode(record)
-        assert frame is not None
-        partition = self._access.partition(at.topic, at.shard)
-        began = perf_counter()
-        await self._send(partition, at.key.encode(), frame)
-        PRODUCE_DURATION.observe(perf_counter() - began)
-        if at.topic is ACCEPTED:
+        topic, shard, key = place(record, counts)
+        start = perf_counter()
+        await self._send(self._access.partition(topic, shard), key.encode(), encode(record))
+        PRODUCE_DURATION.observe(perf_counter() - start)
+        if topic is ACCEPTED:
             self.appended += 1
             self._unrouted += 1
 

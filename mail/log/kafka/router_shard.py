@@ -71,14 +71,14 @@ class KafkaRouterShard:
         self.outage: str | None = None  # why commits fail
 
     @property
-    def refused(self) -> str | None:
+    def refusal(self) -> str | None:
         """Why the brokers' authorizer refuses reads."""
-        return self._reader.refused
+        return self._reader.refusal
 
     def revoke(self) -> None:
         self.lost.set()
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         self.lost.set()
         self._is_open = False  # inputs that were read are not committed
 
@@ -100,7 +100,7 @@ class KafkaRouterShard:
 
     async def _open_shard(self) -> None:
         if self.lost.is_set():
-            raise ShardLost  # otherwise `process` would retry for ever
+            raise ShardLost  # otherwise `process` would retry
         if self._needs_rewind:
             raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: the last commit failed")
         if not self._may_open():
@@ -126,11 +126,10 @@ class KafkaRouterShard:
             # milliseconds later. The next owner of the transactional id waits for that.
             await self._producer.open()
             self._has_committed = False
-        at = self._access.partition(QUEUE, self.number)
-        frames = await read_compacted(self._access, at)
-        items = iter(frames.items())
-        while batch := list(islice(items, _REPLAY_BATCH)):
-            yield [decode_pending(self._access, at, key, frame) for key, frame in batch]
+        partition = self._access.partition(QUEUE, self.number)
+        frames = iter((await read_compacted(self._access, partition)).items())
+        while batch := list(islice(frames, _REPLAY_BATCH)):
+            yield [decode_pending(self._access, partition, key, frame) for key, frame in batch]
             await asyncio.sleep(0)
 
     async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
@@ -139,18 +138,17 @@ class KafkaRouterShard:
         await self._open()
         await self._wait_for_batch()
         # Attempts first: they free room.
-        records = list(await self._reader.read(limit, 0.0, [self._attempted]))
+        records = await self._reader.read(limit, 0.0, [self._attempted])
         if len(records) < limit:
             records += await self._reader.read(limit - len(records), 0.0, [self._accepted])
         if not records:
-            seconds = wait.total_seconds()
             if self._reader.is_behind:  # records exist: an empty result would be wrong
-                records = list(await self._reader.read_until_lost(self.lost, limit, _ARRIVAL_SECONDS))
+                records = await self._reader.read_until_lost(self.lost, limit, _ARRIVAL_SECONDS)
                 if not records and self._reader.is_behind:
                     raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: existing records do not arrive")
-            elif seconds:
-                records = list(await self._reader.read_until_lost(self.lost, limit, seconds))
-        inputs = self._inputs(records)
+            elif wait:
+                records = await self._reader.read_until_lost(self.lost, limit, wait.total_seconds())
+        inputs = self._decode(records)
         self._read_count += len(inputs)
         return inputs
 
@@ -163,7 +161,7 @@ class KafkaRouterShard:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.lost.wait(), seconds)
 
-    def _inputs(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> list[Input]:
+    def _decode(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> list[Input]:
         """The inputs without probes. An unreadable record is raised once no input precedes it in any topic."""
         inputs: list[Input] = []
         unreadable: dict[str, LogUnusable] = {}
@@ -177,21 +175,19 @@ class KafkaRouterShard:
                 self._reader.seek(TopicPartition(record.topic, record.partition), record.offset)
         if unreadable and not inputs:
             raise next(iter(unreadable.values()))
-        self._read_positions = {at: self._reader.position(at) for at in (self._attempted, self._accepted)}
+        self._read_positions = {tp: self._reader.position(tp) for tp in (self._attempted, self._accepted)}
         return inputs
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:
         await self._open()
         if len(consumed) != self._read_count:
             raise ValueError(f"{len(consumed)} inputs are to be committed, but {self._read_count} were read")
-        offsets = {}
-        for partition in (self._attempted, self._accepted):
-            if any(entry.topic == _topic_of(partition, self._access) for entry in consumed):
-                offsets[partition] = self._read_positions[partition]
+        topics = {self._access.prefix + entry.topic for entry in consumed}
+        offsets = {tp: position for tp, position in self._read_positions.items() if tp.topic in topics}
         if not outputs and not offsets:
             return
-        began = asyncio.get_running_loop().time()
-        self._next_read_at = began + _BATCH_INTERVAL_SECONDS if len(consumed) >= _BUSY_INPUTS else 0.0
+        now = asyncio.get_running_loop().time()
+        self._next_read_at = now + _BATCH_INTERVAL_SECONDS if len(consumed) >= _BUSY_INPUTS else 0.0
         try:
             await self._producer.commit(batch_by_partition(outputs, self._counts(), self._access), offsets)
         except (LogUnavailable, ShardLost) as error:
@@ -201,11 +197,6 @@ class KafkaRouterShard:
         self._read_count = 0
         self._has_committed = True
         self._on_routed(sum(entry.topic == ACCEPTED.name for entry in consumed))
-
-
-def _topic_of(partition: TopicPartition, access: Access) -> str:
-    topic: str = partition.topic
-    return topic.removeprefix(access.prefix)
 
 
 def _decode_input(access: Access, record: ConsumerRecord[bytes, bytes]) -> Input:

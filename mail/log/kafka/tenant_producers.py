@@ -19,7 +19,7 @@ from mail.log.kafka.history import KafkaHistoryReader
 from mail.log.kafka.producer import Producer
 from mail.log.kafka.topic_watcher import load_topics
 from mail.log.kafka.topics import refuse_unsafe, shard_counts_of
-from mail.log.topics import ShardCounts, place, tenant_prefix
+from mail.log.topics import ShardCounts, tenant_prefix
 from mail.record import Accepted
 from mail.settings import LogSettings
 
@@ -63,7 +63,7 @@ class TenantProducers:
         if tenant_producer is None:
             raise LogUnavailable(f"tenant {tenant}: the log is closed")
         producer, counts = tenant_producer
-        await producer.append(record, place(record, counts))
+        await producer.append(record, counts)
 
     def condition(self, tenant: str) -> Condition:
         """Usable before the first recipient."""

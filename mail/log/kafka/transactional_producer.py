@@ -95,13 +95,13 @@ class TransactionalProducer:
     async def _commit(
         self, producer: AIOKafkaProducer, batches: Batches, offsets: Mapping[TopicPartition, int]
     ) -> None:
-        for at in batches:
-            if at.partition not in await producer.partitions_for(at.topic):  # the topic has grown
+        for tp in batches:
+            if tp.partition not in await producer.partitions_for(tp.topic):  # the topic has grown
                 await producer.client.force_metadata_update()
-                if at.partition not in await producer.partitions_for(at.topic):
-                    raise errors.UnknownTopicOrPartitionError(f"{at.topic}, partition {at.partition}")
+                if tp.partition not in await producer.partitions_for(tp.topic):
+                    raise errors.UnknownTopicOrPartitionError(f"{tp.topic}, partition {tp.partition}")
         await producer.begin_transaction()
-        sends = [asyncio.ensure_future(_send(producer, at, records)) for at, records in batches.items()]
+        sends = [asyncio.ensure_future(_send(producer, tp, records)) for tp, records in batches.items()]
         try:
             await asyncio.gather(*sends)
         finally:
@@ -117,18 +117,18 @@ class TransactionalProducer:
             await stop_producer(producer, _STOP_SECONDS)
 
 
-async def _send(producer: AIOKafkaProducer, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+async def _send(producer: AIOKafkaProducer, tp: TopicPartition, records: Sequence[tuple[bytes, bytes | None]]) -> None:
     """Write the records in order, in batches; return when all are confirmed."""
     confirmed = []
     batch = producer.create_batch()
     for key, value in records:
         if batch.append(timestamp=None, key=key, value=value) is None:
             batch.close()
-            confirmed.append(await producer.send_batch(batch, at.topic, partition=at.partition))
+            confirmed.append(await producer.send_batch(batch, tp.topic, partition=tp.partition))
             batch = producer.create_batch()
             batch.append(timestamp=None, key=key, value=value)
     batch.close()
-    confirmed.append(await producer.send_batch(batch, at.topic, partition=at.partition))
+    confirmed.append(await producer.send_batch(batch, tp.topic, partition=tp.partition))
     for future in confirmed:
         await future
 
@@ -145,7 +145,6 @@ def batch_by_partition(records: Sequence[Record], counts: ShardCounts, access: A
     """The records as keys and frames, by partition."""
     batches: dict[TopicPartition, list[tuple[bytes, bytes | None]]] = {}
     for record in records:
-        at = place(record, counts)
-        partition = access.partition(at.topic, at.shard)
-        batches.setdefault(partition, []).append((at.key.encode(), encode(record)))
+        topic, shard, key = place(record, counts)
+        batches.setdefault(access.partition(topic, shard), []).append((key.encode(), encode(record)))
     return batches

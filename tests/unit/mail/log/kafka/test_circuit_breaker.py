@@ -16,20 +16,20 @@ from aiokafka.errors import KafkaConnectionError
 from mail.log.kafka.circuit_breaker import CircuitBreaker
 from tests.support.servers.ports import wait_until
 
-HANGS, WELL = "hangs.test:9092", "well.test:9092"
+HUNG, LIVE = "hung.test:9092", "live.test:9092"
 
 
 @dataclass
 class Brokers:
-    """Probe that answers as configured, and counts calls."""
+    """Brokers that answer a new connection as configured."""
 
-    answer: dict[str, bool] = field(default_factory=lambda: {HANGS: False, WELL: True})
-    probed: list[str] = field(default_factory=list)
+    answer: dict[str, bool] = field(default_factory=lambda: {HUNG: False, LIVE: True})
+    connections: list[str] = field(default_factory=list)
 
-    async def probe(self, host: str, port: int) -> None:
-        self.probed.append(f"{host}:{port}")
+    async def connect(self, host: str, port: int) -> None:
+        self.connections.append(f"{host}:{port}")
         if not self.answer[f"{host}:{port}"]:
-            raise KafkaConnectionError("hangs")
+            raise KafkaConnectionError("hung")
 
 
 class Client:
@@ -43,11 +43,11 @@ class Client:
         self._conns: dict[tuple[int, ConnectionGroup], SimpleNamespace] = {}
         self.connected: list[int] = []
         self.refreshed = 0
-        self.late = False
+        self.is_hung = False
 
     async def _get_conn(self, node_id: int, **_: Any) -> object | None:
         self.connected.append(node_id)
-        if self.late:
+        if self.is_hung:
             await asyncio.sleep(0.1)
             return None
         return object()
@@ -57,11 +57,11 @@ class Client:
         return [(broker.host, broker.port, 0) for broker in self.cluster.brokers()]
 
     async def bootstrap(self) -> None:
-        if self.late:
+        if self.is_hung:
             await asyncio.sleep(0.1)
 
     async def _metadata_update(self, *_: Any) -> bool:
-        if self.late:
+        if self.is_hung:
             await asyncio.sleep(0.1)
         return True
 
@@ -72,14 +72,14 @@ class Client:
         self.refreshed += 1
 
 
-def close_late(client: Client, address: str) -> None:
+def time_out(client: Client, address: str) -> None:
     """Simulate a request to this broker that timed out."""
     host = address.partition(":")[0]
     client._on_connection_closed(SimpleNamespace(host=host, port=9092), CloseReason.CONNECTION_TIMEOUT)
 
 
-def two(circuit_breaker: CircuitBreaker) -> tuple[Client, Client]:
-    clients = Client(HANGS, WELL), Client(HANGS, WELL)
+def install_in_two(circuit_breaker: CircuitBreaker) -> tuple[Client, Client]:
+    clients = Client(HUNG, LIVE), Client(HUNG, LIVE)
     for client in clients:
         circuit_breaker.install(client)
     return clients
@@ -87,131 +87,131 @@ def two(circuit_breaker: CircuitBreaker) -> tuple[Client, Client]:
 
 async def test_a_time_out_of_one_client_opens_the_circuit_for_all() -> None:
     brokers = Brokers()
-    circuit_breaker = CircuitBreaker(brokers.probe)
-    one, other = two(circuit_breaker)
-    close_late(one, HANGS)
-    assert await other._get_conn(0) is None
-    assert other.connected == []
-    assert other.refreshed == 1  # its metadata is refreshed
-    assert await other._get_conn(1) is not None
-    assert circuit_breaker.available([HANGS, WELL]) == [WELL]
-    assert circuit_breaker.available([HANGS]) == [HANGS]
+    circuit_breaker = CircuitBreaker(brokers.connect)
+    first, second = install_in_two(circuit_breaker)
+    time_out(first, HUNG)
+    assert await second._get_conn(0) is None
+    assert second.connected == []
+    assert second.refreshed == 1  # its metadata is refreshed
+    assert await second._get_conn(1) is not None
+    assert circuit_breaker.available([HUNG, LIVE]) == [LIVE]
+    assert circuit_breaker.available([HUNG]) == [HUNG]
 
 
 async def test_a_connect_time_out_opens_the_circuit() -> None:
-    circuit_breaker = CircuitBreaker(Brokers().probe)
-    one, other = two(circuit_breaker)
-    one.late = True
-    assert await one._get_conn(0) is None
-    assert await other._get_conn(0) is None
-    assert other.connected == []
+    circuit_breaker = CircuitBreaker(Brokers().connect)
+    first, second = install_in_two(circuit_breaker)
+    first.is_hung = True
+    assert await first._get_conn(0) is None
+    assert await second._get_conn(0) is None
+    assert second.connected == []
 
 
-async def test_a_broker_that_answers_the_probe_stays_available() -> None:
-    brokers = Brokers({HANGS: True, WELL: True})
-    one, other = two(CircuitBreaker(brokers.probe))
-    close_late(one, HANGS)
-    assert await other._get_conn(0) is not None
-    assert brokers.probed == [HANGS]
+async def test_a_broker_that_passes_the_check_stays_available() -> None:
+    brokers = Brokers({HUNG: True, LIVE: True})
+    first, second = install_in_two(CircuitBreaker(brokers.connect))
+    time_out(first, HUNG)
+    assert await second._get_conn(0) is not None
+    assert brokers.connections == [HUNG]
 
 
-async def test_a_refused_connection_causes_no_probe() -> None:
+async def test_a_refused_connection_causes_no_check() -> None:
     brokers = Brokers()
-    one, _ = two(CircuitBreaker(brokers.probe))
-    one._on_connection_closed(SimpleNamespace(host="hangs.test", port=9092), CloseReason.CONNECTION_BROKEN)
-    assert await one._get_conn(0) is not None
-    assert brokers.probed == []
+    first, _ = install_in_two(CircuitBreaker(brokers.connect))
+    first._on_connection_closed(SimpleNamespace(host="hung.test", port=9092), CloseReason.CONNECTION_BROKEN)
+    assert await first._get_conn(0) is not None
+    assert brokers.connections == []
 
 
-async def test_the_circuit_closes_when_the_broker_answers_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka.circuit_breaker._REPROBE_SECONDS", 0.0)
+async def test_the_circuit_closes_when_the_broker_passes_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mail.log.kafka.circuit_breaker._RECHECK_SECONDS", 0.0)
     brokers = Brokers()
-    one, _ = two(CircuitBreaker(brokers.probe))
-    close_late(one, HANGS)
-    assert await one._get_conn(0) is None
-    assert await one._get_conn(0) is None
-    brokers.answer[HANGS] = True
+    first, _ = install_in_two(CircuitBreaker(brokers.connect))
+    time_out(first, HUNG)
+    assert await first._get_conn(0) is None
+    assert await first._get_conn(0) is None
+    brokers.answer[HUNG] = True
 
     async def is_used() -> bool:
-        return await one._get_conn(0) is not None
+        return await first._get_conn(0) is not None
 
     for _ in range(100):
         if await is_used():
             break
         await asyncio.sleep(0)
     assert await is_used()
-    assert set(brokers.probed) == {HANGS}
+    assert set(brokers.connections) == {HUNG}
 
 
-async def test_an_open_circuit_is_probed_at_most_once_per_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka.circuit_breaker._REPROBE_SECONDS", 3600.0)
+async def test_an_open_circuit_is_checked_at_most_once_per_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mail.log.kafka.circuit_breaker._RECHECK_SECONDS", 3600.0)
     brokers = Brokers()
-    one, other = two(CircuitBreaker(brokers.probe))
-    close_late(one, HANGS)
-    for client in (one, other) * 50:
+    first, second = install_in_two(CircuitBreaker(brokers.connect))
+    time_out(first, HUNG)
+    for client in (first, second) * 50:
         assert await client._get_conn(0) is None
-    assert brokers.probed == [HANGS]
+    assert brokers.connections == [HUNG]
 
 
-async def test_the_only_broker_is_never_suspected() -> None:
+async def test_the_only_broker_is_never_checked() -> None:
     brokers = Brokers()
-    only = Client(HANGS)
-    CircuitBreaker(brokers.probe).install(only)
-    close_late(only, HANGS)
+    only = Client(HUNG)
+    CircuitBreaker(brokers.connect).install(only)
+    time_out(only, HUNG)
     assert await only._get_conn(0) is not None
-    assert brokers.probed == []
+    assert brokers.connections == []
 
 
 async def test_all_brokers_are_tried_when_all_circuits_are_open() -> None:
     """The brokers may only be overloaded: skipping all of them would lose what they still serve."""
-    brokers = Brokers({HANGS: False, WELL: False})
-    one, other = two(CircuitBreaker(brokers.probe))
-    close_late(one, HANGS)
-    assert await other._get_conn(0) is None
-    close_late(one, WELL)
-    assert await other._get_conn(1) is not None
-    assert await other._get_conn(0) is not None
+    brokers = Brokers({HUNG: False, LIVE: False})
+    first, second = install_in_two(CircuitBreaker(brokers.connect))
+    time_out(first, HUNG)
+    assert await second._get_conn(0) is None
+    time_out(first, LIVE)
+    assert await second._get_conn(1) is not None
+    assert await second._get_conn(0) is not None
 
 
 async def test_a_connection_with_a_later_response_stays_in_use() -> None:
     brokers = Brokers()
-    one, other = two(CircuitBreaker(brokers.probe))
-    close_late(one, HANGS)
-    assert await other._get_conn(0) is None
-    held = SimpleNamespace(connected=lambda: True, _last_action=time.monotonic() - 3600)
-    other._conns[0, ConnectionGroup.DEFAULT] = held
-    assert await other._get_conn(0) is None
-    held._last_action = time.monotonic() + 1
-    assert await other._get_conn(0) is not None
+    first, second = install_in_two(CircuitBreaker(brokers.connect))
+    time_out(first, HUNG)
+    assert await second._get_conn(0) is None
+    connection = SimpleNamespace(connected=lambda: True, _last_action=time.monotonic() - 3600)
+    second._conns[0, ConnectionGroup.DEFAULT] = connection
+    assert await second._get_conn(0) is None
+    connection._last_action = time.monotonic() + 1
+    assert await second._get_conn(0) is not None
 
 
 @pytest.mark.parametrize("call", ["bootstrap", "_metadata_update"])
-async def test_a_slow_round_over_all_brokers_probes_all(call: str) -> None:
+async def test_a_time_out_of_a_round_over_all_brokers_checks_all(call: str) -> None:
     """aiokafka does not report which broker timed out."""
     brokers = Brokers()
-    one, other = two(CircuitBreaker(brokers.probe))
-    one.late = True
-    await getattr(one, call)()
-    assert await other._get_conn(0) is None
-    assert await other._get_conn(1) is not None
-    assert sorted(brokers.probed) == [HANGS, WELL]
+    first, second = install_in_two(CircuitBreaker(brokers.connect))
+    first.is_hung = True
+    await getattr(first, call)()
+    assert await second._get_conn(0) is None
+    assert await second._get_conn(1) is not None
+    assert sorted(brokers.connections) == [HUNG, LIVE]
 
 
-async def test_a_bootstrap_address_is_probed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka.circuit_breaker._REPROBE_SECONDS", 0.0)
+async def test_a_bootstrap_address_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mail.log.kafka.circuit_breaker._RECHECK_SECONDS", 0.0)
     brokers = Brokers({"alias.test:9092": False})
-    circuit_breaker = CircuitBreaker(brokers.probe)
-    await circuit_breaker.suspect("alias.test", 9092)
-    addresses = ["alias.test:9092", WELL]
-    assert circuit_breaker.available(addresses) == [WELL]
+    circuit_breaker = CircuitBreaker(brokers.connect)
+    await circuit_breaker.check("alias.test", 9092)
+    addresses = ["alias.test:9092", LIVE]
+    assert circuit_breaker.available(addresses) == [LIVE]
     brokers.answer["alias.test:9092"] = True
     await wait_until(lambda: circuit_breaker.available(addresses) == addresses, what="the broker to answer again")
 
 
-async def test_an_unknown_error_of_the_probe_opens_the_circuit() -> None:
-    async def probe(host: str, port: int) -> None:
+async def test_an_unknown_error_of_the_check_opens_the_circuit() -> None:
+    async def connect(host: str, port: int) -> None:
         raise KeyError("a broken authentication")
 
-    circuit_breaker = CircuitBreaker(probe)
-    assert not await circuit_breaker.suspect("hangs.test", 9092)
+    circuit_breaker = CircuitBreaker(connect)
+    assert not await circuit_breaker.check("hung.test", 9092)
     await circuit_breaker.close()
