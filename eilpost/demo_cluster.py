@@ -168,7 +168,7 @@ async def _await_brokers(settings: LogSettings) -> None:
             return
         if not is_announced:
             _print_line(
-                f"waiting for the brokers, which `make kafka NODES=3` starts: {missing[0].address} {missing[0].what}"
+                f"waiting for the brokers, which `make kafka NODES=3` starts: {missing[0].address} {missing[0].reason}"
             )
             is_announced = True
         await asyncio.sleep(0.5)

@@ -65,7 +65,7 @@ async def _findings(
         yield [fail("log", "no broker is reachable: further checks are skipped", "fix the findings above")]
         return
     unreached = await unreachable_brokers(access, answers)
-    yield [fail(f"broker {each.address}", each.what, each.advice) for each in unreached]
+    yield [fail(f"broker {each.address}", each.reason, each.advice) for each in unreached]
     unreachable = {each.address for each in [*answers, *unreached] if isinstance(each, Unreachable)}
     yield _version_findings(reached) + _size_findings(reached, unreachable, settings)
     yield _certificate_findings(reached, settings) + _cleartext_findings(settings)
@@ -105,7 +105,7 @@ def _error_finding(what: str, error: LogUnavailable) -> Finding:
 def _address_finding(answer: Reachable | Unreachable, *, any_reachable: bool) -> Finding:
     if isinstance(answer, Unreachable):
         level = warn if any_reachable else fail  # one reachable broker is enough to discover the others
-        return level(f"broker {answer.address}", answer.what, answer.advice)
+        return level(f"broker {answer.address}", answer.reason, answer.advice)
     text = f"responds in {format_age(timedelta(seconds=answer.seconds))}, Kafka {answer.api_versions.release}"
     if answer.seconds > _SLOW_SECONDS:
         return warn(

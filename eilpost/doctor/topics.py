@@ -165,7 +165,7 @@ def _retention(view: TopicView) -> str:
     milliseconds, size = _number(view, "retention.ms"), _number(view, "retention.bytes")
     limits = [] if milliseconds is None or milliseconds < 0 else [_duration(milliseconds)]
     limits += [] if size is None or size < 0 else [format_size(size)]
-    return " or ".join(limits) or ("for ever" if view.topic is EVENTS else "until consumed")
+    return " or ".join(limits) or ("unlimited" if view.topic is EVENTS else "until consumed")
 
 
 def _duration(milliseconds: int) -> str:

@@ -76,7 +76,7 @@ class Certificates:
             logger.info("certificates reloaded", certificate=self._certificate, authority=self._ca)
 
     def warnings(self) -> Sequence[str]:
-        """A line when the loaded certificate has expired or expires soon."""
+        """A text when the loaded certificate has expired or expires soon."""
         now = datetime.now(UTC)
         if self.expires is None or self.expires - now > RENEW_BEFORE:
             return ()
@@ -103,9 +103,8 @@ class Certificates:
             context.load_cert_chain(self._certificate, self._key, password="")  # else OpenSSL asks the terminal
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise LogUnusable(
-                f"log.tls_cert, log.tls_key: {self._certificate}: {_error_text(error)}; name the PEM "
-                f"files of a certificate"
-                " and its key"
+                f"log.tls_cert, log.tls_key: {self._certificate}: {_error_text(error)}; name the PEM files of a"
+                " certificate and its key"
             ) from None
 
     def _expiry(self) -> datetime | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
@@ -56,7 +56,7 @@ class ClusterInfo:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    # --- questions
+    # --- queries
 
     async def committed_offsets(
         self, group: str, partitions: Sequence[TopicPartition]
@@ -66,21 +66,20 @@ class ClusterInfo:
         Only the offset -1 means "none". A coordinator that is loading or has moved returns an empty answer with an
         error that aiokafka ignores; as "none" it would restart a shard at its first record.
         """
-        asked = list(partitions)
 
         async def request(admin: AIOKafkaAdminClient) -> Mapping[TopicPartition, OffsetAndMetadata]:
-            found: Mapping[TopicPartition, OffsetAndMetadata]
+            offsets: Mapping[TopicPartition, OffsetAndMetadata]
             try:
-                found = await admin.list_consumer_group_offsets(group, partitions=asked)
+                offsets = await admin.list_consumer_group_offsets(group, partitions=partitions)
             except errors.NoError:
                 # aiokafka raises the error of the whole answer (none) when a partition has an error. Kafka 4 returns
                 # only one error for a partition: this user may not describe its topic.
-                raise errors.TopicAuthorizationFailedError(", ".join(sorted({tp.topic for tp in asked}))) from None
-            if any(tp not in found for tp in asked):
+                raise errors.TopicAuthorizationFailedError(_topic_names(partitions)) from None
+            if any(tp not in offsets for tp in partitions):
                 raise errors.GroupLoadInProgressError(group)
-            return found
+            return offsets
 
-        response = await self._call_admin(request) if asked else {}
+        response = await self._call_admin(request) if partitions else {}
         return {
             tp: CommittedOffset(committed.offset, committed.metadata or "")
             for tp, committed in response.items()
@@ -89,19 +88,16 @@ class ClusterInfo:
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
         """End offsets, after the last committed record."""
-        asked = list(partitions)
-        return await self._call_consumer(lambda consumer: consumer.end_offsets(asked))
+        return await self._call_consumer(lambda consumer: consumer.end_offsets(list(partitions)))
 
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
         """First existing offsets."""
-        asked = list(partitions)
-        return await self._call_consumer(lambda consumer: consumer.beginning_offsets(asked))
+        return await self._call_consumer(lambda consumer: consumer.beginning_offsets(list(partitions)))
 
     async def offset_for_time(self, tp: TopicPartition, milliseconds: int) -> int | None:
         """First offset with this time (milliseconds since 1970) or later; None when there is none."""
         offsets = await self._call_consumer(lambda consumer: consumer.offsets_for_times({tp: milliseconds}))
-        there = offsets.get(tp)
-        return None if there is None else int(there.offset)
+        return None if offsets.get(tp) is None else int(offsets[tp].offset)
 
     async def topics(self, access: Access | None = None, *, with_config: bool = True) -> dict[Topic, TopicState]:
         """Our topics, or those of another access to the same brokers."""
@@ -113,9 +109,8 @@ class ClusterInfo:
 
     async def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Delete the records below each offset."""
-        asked = {tp: RecordsToDelete(before_offset=offset) for tp, offset in offsets.items()}
-        names = ", ".join(sorted({tp.topic for tp in offsets}))
-        await self._call_admin(lambda admin: admin.delete_records(asked), "Delete", names)
+        records = {tp: RecordsToDelete(before_offset=offset) for tp, offset in offsets.items()}
+        await self._call_admin(lambda admin: admin.delete_records(records), "Delete", _topic_names(offsets))
 
     async def find_transaction_coordinator(self, transactional_id: str) -> None:
         """Find the coordinator of a transactional id, which need not exist."""
@@ -125,14 +120,18 @@ class ClusterInfo:
         """State and number of members of each group. One request per group: aiokafka 0.14 decodes a version 3 response
         as version 2, and drops the connection at a second group.
         """
-        states: dict[str, tuple[str, int]] = {}
-        for asked in names:
-            for response in await self._call_admin(lambda admin, name=asked: admin.describe_consumer_groups([name])):  # type: ignore[misc]
-                for _code, name, state, _kind, _protocol, members, *_ in response.groups:
-                    states[name] = (state, len(members))
-        return states
 
-    # --- asking
+        async def describe(name: str) -> Iterable[Any]:
+            return await self._call_admin(lambda admin: admin.describe_consumer_groups([name]))
+
+        return {
+            group: (state, len(members))
+            for name in names
+            for response in await describe(name)
+            for _code, group, state, _kind, _protocol, members, *_ in response.groups
+        }
+
+    # --- clients
 
     async def _call_admin(
         self, request: Callable[[AIOKafkaAdminClient], Awaitable[T]], operation: str = "", name: str = ""
@@ -167,9 +166,12 @@ class ClusterInfo:
         except _ERRORS as error:
             await self.close()  # recreated at the next query
             if isinstance(error, AttributeError):
-                text = f"{self._access.url}: a partition is missing, or has no leader now"
-                raise LogUnavailable(text) from None
+                raise LogUnavailable(f"{self._access.url}: a partition is missing, or has no leader now") from None
             raise unavailable(self._access.url, error, operation, name) from None
+
+
+def _topic_names(partitions: Iterable[TopicPartition]) -> str:
+    return ", ".join(sorted({tp.topic for tp in partitions}))
 
 
 async def _close_client(client: AIOKafkaAdminClient | AIOKafkaConsumer) -> None:

@@ -13,6 +13,7 @@ import zlib
 from base64 import b64decode, b64encode
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 METADATA_MAX = 4000  # the broker's default limit is 4,096 (offset.metadata.max.bytes)
@@ -51,11 +52,8 @@ class OffsetTracker:
             numbers = _decode_leb128(zlib.decompress(b64decode(committed.metadata[1:], validate=True)))
         except (binascii.Error, zlib.error, ValueError) as error:
             raise OffsetMetadataError(f"it cannot be read ({error})") from None
-        gaps, at = [], committed.offset
-        for step in numbers[:-1]:
-            at += step
-            gaps.append(at)
-        return cls(at + numbers[-1], gaps)
+        *gaps, position = accumulate(numbers, initial=committed.offset)
+        return cls(position, gaps[1:])
 
     @property
     def low_water_mark(self) -> int:
@@ -92,35 +90,28 @@ class OffsetTracker:
         self._position = max(self._position, position)
 
     def finish(self, offset: int) -> None:
-        at = bisect_left(self._gaps, offset)
-        if at < len(self._gaps) and self._gaps[at] == offset:
-            del self._gaps[at]
+        if self._is_gap(offset):
+            del self._gaps[bisect_left(self._gaps, offset)]
 
     def to_commit(self) -> CommittedOffset:
         """The offset to commit. If the gaps do not fit, the position is lowered to one of them: offsets finished above
         it would be attempted again after SIGKILL, until fewer gaps remain.
         """
         gaps, position = self._gaps, self._position
-        text = _encode_metadata(self.low_water_mark, gaps, position)
-        while len(text) > METADATA_MAX:
+        while len(metadata := _encode_metadata(self.low_water_mark, gaps, position)) > METADATA_MAX:
             count = len(gaps) * 3 // 4
             gaps, position = gaps[:count], gaps[count]
-            text = _encode_metadata(self.low_water_mark, gaps, position)
-        return CommittedOffset(self.low_water_mark, text)
+        return CommittedOffset(self.low_water_mark, metadata)
 
     def _is_gap(self, offset: int) -> bool:
-        at = bisect_left(self._gaps, offset)
-        return at < len(self._gaps) and self._gaps[at] == offset
+        index = bisect_left(self._gaps, offset)
+        return index < len(self._gaps) and self._gaps[index] == offset
 
 
 def _encode_metadata(low_water_mark: int, gaps: Sequence[int], position: int) -> str:
     if not gaps:
         return ""
-    steps, at = [], low_water_mark
-    for gap in gaps:
-        steps.append(gap - at)
-        at = gap
-    steps.append(position - at)
+    steps = [offset - previous for previous, offset in pairwise((low_water_mark, *gaps, position))]
     return _VERSION + b64encode(zlib.compress(_encode_leb128(steps), 6)).decode()
 
 

@@ -21,10 +21,10 @@ from mail.log.kafka.topics import (
     find_topics,
     from_any_broker,
     has_fewer_replicas,
+    partition_count,
     shard_counts_of,
     too_few_brokers,
-    wanted_config,
-    wanted_partitions,
+    topic_config,
 )
 from mail.log.topics import ALL_TOPICS, DISPATCHED, Topic
 from mail.settings import LogSettings
@@ -52,7 +52,7 @@ async def _create_missing(admin: AIOKafkaAdminClient, access: Access, settings: 
             access.topic(topic),
             _partition_count(topic_states, topic, settings),
             settings.replication,
-            topic_configs=wanted_config(topic, settings),
+            topic_configs=topic_config(topic, settings),
         )
         for topic in missing
     ]
@@ -70,16 +70,13 @@ async def _create_missing(admin: AIOKafkaAdminClient, access: Access, settings: 
                     f"{f' ({text[0]})' if text and text[0] else ''}; log.replication = {settings.replication}"
                 )
             if not code:
-                created = next(each for each in new if each.name == name)
-                actions.append(
-                    f"{name}: created, partitions: {created.num_partitions}, replicas: {settings.replication}"
-                )
+                partitions = next(topic.num_partitions for topic in new if topic.name == name)
+                actions.append(f"{name}: created, partitions: {partitions}, replicas: {settings.replication}")
         await _wait_until_propagated(admin, access, missing)
-    if (
-        has_fewer_replicas(topic_states, settings)
-        and (live_brokers := await count_live_brokers(admin)) < settings.replication
-    ):
-        raise LogUnusable(too_few_brokers(live_brokers, access, settings))
+    if has_fewer_replicas(topic_states, settings):
+        live_brokers = await count_live_brokers(admin)
+        if live_brokers < settings.replication:
+            raise LogUnusable(too_few_brokers(live_brokers, access, settings))
     dispatched = topic_states.get(DISPATCHED)
     if dispatched is not None and dispatched.partitions < settings.delivery_shards:
         try:
@@ -94,10 +91,10 @@ async def _create_missing(admin: AIOKafkaAdminClient, access: Access, settings: 
 
 def _partition_count(topic_states: Mapping[Topic, TopicState], topic: Topic, settings: LogSettings) -> int:
     """The count of the existing topics, if some are missing; else that of the settings."""
-    counts = {each.partitions for other, each in topic_states.items() if other is not DISPATCHED}
+    counts = {state.partitions for existing, state in topic_states.items() if existing is not DISPATCHED}
     if topic is not DISPATCHED and not settings.shards and len(counts) == 1:
         return counts.pop()
-    return wanted_partitions(topic, settings)
+    return partition_count(topic, settings)
 
 
 async def _wait_until_propagated(
@@ -106,18 +103,19 @@ async def _wait_until_propagated(
     """Brokers learn of new metadata one after another, and the next client may use any of them."""
     names = [access.topic(topic) for topic in topics]
     for _ in range(_PROPAGATION_TRIES):
-        brokers = [each["node_id"] for each in (await from_any_broker(admin.describe_cluster))["brokers"]]
-        if all(await asyncio.gather(*(_is_propagated(admin, names, min_partitions, broker) for broker in brokers))):
+        brokers = (await from_any_broker(admin.describe_cluster))["brokers"]
+        checks = [_is_propagated(admin, names, min_partitions, broker["node_id"]) for broker in brokers]
+        if all(await asyncio.gather(*checks)):
             return
         await asyncio.sleep(_PROPAGATION_PAUSE_SECONDS)
 
 
 async def _is_propagated(admin: AIOKafkaAdminClient, names: list[str], min_partitions: int, broker: int) -> bool:
     try:
-        described = await describe_topics(admin, names, broker)
+        topics = await describe_topics(admin, names, broker)
     except errors.KafkaError:
         return True  # it serves no clients, and catches up before it does
-    return all(not each["error_code"] and len(each["partitions"]) >= min_partitions for each in described)
+    return all(not topic["error_code"] and len(topic["partitions"]) >= min_partitions for topic in topics)
 
 
 async def open_admin(access: Access) -> AIOKafkaAdminClient:

@@ -28,10 +28,7 @@ from mail.log.kafka.access import CLIENT_ERRORS, Access, error_message
 from mail.log.kafka.api_versions import ApiVersions, NotABroker
 
 CHECK_SECONDS = 6.0  # one address, all steps
-_SIDE_PROBE_SECONDS = 1.5  # finding out what else listens there
-
-_LOG_IN = "log.sasl_mechanism"
-_CREDENTIALS = "log.sasl_username, log.sasl_password"
+_PROTOCOL_SECONDS = 1.5  # to find out which protocol a server uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +46,25 @@ class Reachable:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """A failed check. `what` follows "ADDRESS"; `key` is the setting concerned. `is_transient`: a broker that starts
+    """A failed check. `reason` follows "ADDRESS"; `key` is the setting concerned. `is_transient`: a broker that starts
     there or a name that appears in DNS fixes it without a change of the settings.
     """
 
     address: str
     key: str
-    what: str
+    reason: str
     advice: str
     is_transient: bool = False
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.address} {self.what}: {self.advice}"
+        return f"{self.key}: {self.address} {self.reason}: {self.advice}"
 
 
 class _StepFailed(Exception):
-    def __init__(self, key: str, what: str, advice: str, *, is_transient: bool = False) -> None:
-        super().__init__(what)
-        self.fields = (key, what, advice, is_transient)
+    """The arguments are those of Unreachable after the address."""
+
+    def __init__(self, key: str, reason: str, advice: str, *, is_transient: bool = False) -> None:
+        super().__init__(key, reason, advice, is_transient)
 
 
 async def check_broker(access: Access, address: str, seconds: float = CHECK_SECONDS) -> Reachable | Unreachable:
@@ -75,15 +73,10 @@ async def check_broker(access: Access, address: str, seconds: float = CHECK_SECO
         async with asyncio.timeout(seconds):
             return await _check_steps(access, address)
     except _StepFailed as step:
-        return Unreachable(address, *step.fields)
+        return Unreachable(address, *step.args)
     except TimeoutError:
-        return Unreachable(
-            address,
-            "log.url",
-            f"does not respond within {seconds:.0f} s",
-            "start a broker there, allow the connection in the network, or correct log.url",
-            is_transient=True,
-        )
+        advice = "start a broker there, allow the connection in the network, or correct log.url"
+        return Unreachable(address, "log.url", f"does not respond within {seconds:.0f} s", advice, is_transient=True)
 
 
 async def require_broker(access: Access) -> None:
@@ -95,14 +88,14 @@ async def require_broker(access: Access) -> None:
         for address in access.bootstrap_servers
     ]
     try:
-        for answer in asyncio.as_completed(checks):
-            if isinstance(await answer, Reachable):
+        for result in asyncio.as_completed(checks):
+            if isinstance(await result, Reachable):
                 for address, task in zip(access.bootstrap_servers, checks, strict=True):
                     if not task.done():
-                        access.circuit_breaker.check(*endpoint.parse(address))  # or each client tries it first
+                        access.circuit_breaker.check(*endpoint.parse(address))  # or every client tries it first
                 return
-        failures = [each for task in checks if isinstance(each := task.result(), Unreachable)]
-        first = min(failures, key=lambda each: each.is_transient)
+        failures = [failure for task in checks if isinstance(failure := task.result(), Unreachable)]
+        first = min(failures, key=lambda failure: failure.is_transient)
         more = f" (and {len(checks) - 1} more: see `eilpost doctor`)" if len(checks) > 1 else ""
         raise (LogNotReady if first.is_transient else LogUnusable)(f"{first}{more}")
     finally:
@@ -117,31 +110,27 @@ async def explain_failure(access: Access, error: BaseException) -> str:
         return str(error)
     try:
         await require_broker(access)
-    except LogUnusable as unreached:
-        return str(unreached)
-    answers = await asyncio.gather(*(check_broker(access, address) for address in access.bootstrap_servers))
-    for wrong in await unreachable_brokers(access, answers):
-        return str(wrong)
+    except LogUnusable as unreachable:
+        return str(unreachable)
+    checks = await asyncio.gather(*(check_broker(access, address) for address in access.bootstrap_servers))
+    for broker in await unreachable_brokers(access, checks):
+        return str(broker)
     return (
         f"log.url: {access.url}: the brokers cannot be used ({error_message(error)}): see `eilpost doctor` and the"
         " brokers' own logs"
     )
 
 
-async def unreachable_brokers(access: Access, answers: Sequence[Reachable | Unreachable]) -> list[Unreachable]:
-    """Brokers whose advertised address cannot be reached from here; `answers` are those of the configured addresses."""
-    named = {broker for answer in answers if isinstance(answer, Reachable) for broker in answer.brokers}
-    there = sorted(broker for broker in named if broker[1] not in access.bootstrap_servers)
-    found = await asyncio.gather(*(check_broker(access, address) for _, address in there))
+async def unreachable_brokers(access: Access, checks: Sequence[Reachable | Unreachable]) -> list[Unreachable]:
+    """Brokers whose advertised address cannot be reached from here; `checks` are those of the configured addresses."""
+    brokers = {broker for check in checks if isinstance(check, Reachable) for broker in check.brokers}
+    advertised = sorted(broker for broker in brokers if broker[1] not in access.bootstrap_servers)
+    results = await asyncio.gather(*(check_broker(access, address) for _, address in advertised))
+    advice = "correct advertised.listeners of that broker, or this machine's network"
     return [
-        Unreachable(
-            each.address,
-            "log.url",
-            f"{each.what}, but broker {number} advertises this address",
-            "correct advertised.listeners of that broker, or this machine's network",
-        )
-        for (number, _), each in zip(there, found, strict=True)
-        if isinstance(each, Unreachable)
+        Unreachable(address, "log.url", f"{result.reason}, but broker {number} advertises this address", advice)
+        for (number, address), result in zip(advertised, results, strict=True)
+        if isinstance(result, Unreachable)
     ]
 
 
@@ -171,74 +160,56 @@ async def _resolve(host: str, port: int) -> None:
     try:
         await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        what = getattr(error, "strerror", None) or str(error)
-        raise _StepFailed(
-            "log.url",
-            f"cannot be resolved ({what})",
-            "correct log.url, or the DNS of this machine",
-            is_transient=True,
-        ) from None
+        detail = getattr(error, "strerror", None) or str(error)
+        advice = "correct log.url, or the DNS of this machine"
+        raise _StepFailed("log.url", f"cannot be resolved ({detail})", advice, is_transient=True) from None
 
 
 async def _raise_connect_error(error: OSError, host: str, port: int, *, tls: bool) -> NoReturn:
     if isinstance(error, ssl.SSLCertVerificationError):
         detail = error.verify_message or str(error)
-        key, advice, is_transient = (
-            "log.tls_ca",
-            "set log.tls_ca to a PEM file with the authority that signed it",
-            False,
-        )
-        if "expired" in detail:
-            key, advice, is_transient = "log.tls", "renew it at the broker", True
+        reason, is_expired = f"has a certificate that cannot be trusted ({detail})", "expired" in detail
+        key, advice = "log.tls_ca", "set log.tls_ca to a PEM file with the authority that signed it"
+        if is_expired:
+            key, advice = "log.tls", "renew it at the broker"
         elif "mismatch" in detail or "not valid for" in detail:
             key, advice = "log.url", "set the broker's name in log.url as in its certificate"
-        raise _StepFailed(
-            key, f"has a certificate that cannot be trusted ({detail})", advice, is_transient=is_transient
-        )
-    if tls and (isinstance(error, ssl.SSLError | ConnectionResetError)):
+        raise _StepFailed(key, reason, advice, is_transient=is_expired)
+    if tls and isinstance(error, ssl.SSLError | ConnectionResetError):
         if await _answers_api_versions(host, port, None):
             raise _StepFailed("log.tls", "does not use TLS", "set log.tls = false, or use a port with TLS in log.url")
         raise _StepFailed("log.url", "is not a Kafka broker with TLS", "correct log.url")
+    reason, advice = f"cannot be connected to ({error.strerror or error})", "correct log.url, or this machine's network"
     if isinstance(error, ConnectionRefusedError):
-        raise _StepFailed(
-            "log.url", "refuses the connection", "start a broker there, or correct log.url", is_transient=True
-        )
-    what = error.strerror or str(error)
-    raise _StepFailed(
-        "log.url", f"cannot be connected to ({what})", "correct log.url, or this machine's network", is_transient=True
-    )
+        reason, advice = "refuses the connection", "start a broker there, or correct log.url"
+    raise _StepFailed("log.url", reason, advice, is_transient=True)
 
 
 async def _request_api_versions(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> tuple[ApiVersions, float]:
-    began = perf_counter()
+    start = perf_counter()
     writer.write(api_versions.encode_request())
     async with asyncio.timeout(CHECK_SECONDS / 2):
         size = api_versions.response_size(await reader.readexactly(4))
-        answer = await reader.readexactly(size)
-    return api_versions.decode_response(answer), perf_counter() - began
+        response = await reader.readexactly(size)
+    return api_versions.decode_response(response), perf_counter() - start
 
 
 async def _raise_protocol_error(error: Exception, host: str, port: int, *, tls: bool) -> NoReturn:
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
-        raise _StepFailed(
-            "log.tls_cert", f"requires a client certificate ({error.reason})", "set log.tls_cert and log.tls_key"
-        )
+        reason = f"requires a client certificate ({error.reason})"
+        raise _StepFailed("log.tls_cert", reason, "set log.tls_cert and log.tls_key")
     if not tls and await _answers_api_versions(host, port, _insecure_context()):
         raise _StepFailed("log.tls", "uses TLS", "set log.tls = true, and log.tls_ca for a private authority")
     if isinstance(error, TimeoutError):
-        raise _StepFailed(
-            "log.url",
-            "accepts the connection and does not respond",
-            "correct log.url, or repair the broker",
-            is_transient=True,
-        )
+        reason, advice = "accepts the connection and does not respond", "correct log.url, or repair the broker"
+        raise _StepFailed("log.url", reason, advice, is_transient=True)
     raise _StepFailed("log.url", "is not a Kafka broker", "correct log.url")
 
 
 def _insecure_context() -> ssl.SSLContext:
-    """For finding out what listens: nothing secret is sent over it."""
+    """For a request without secrets, to find out which protocol a server uses."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -247,7 +218,7 @@ def _insecure_context() -> ssl.SSLContext:
 
 async def _answers_api_versions(host: str, port: int, context: ssl.SSLContext | None) -> bool:
     with suppress(NotABroker, OSError, asyncio.IncompleteReadError, TimeoutError):
-        async with asyncio.timeout(_SIDE_PROBE_SECONDS):
+        async with asyncio.timeout(_PROTOCOL_SECONDS):
             reader, writer = await asyncio.open_connection(host, port, ssl=context)
             try:
                 await _request_api_versions(reader, writer)
@@ -272,32 +243,23 @@ async def _authenticate(access: Access, host: str, port: int) -> tuple[tuple[int
         connection = await create_conn(
             host, port, client_id="eilpost", request_timeout_ms=int(CHECK_SECONDS * 1000), **access.security
         )
-        answer = await connection.send(MetadataRequest([]))
+        brokers: Sequence[Any] = (await connection.send(MetadataRequest([]))).brokers
     except errors.UnsupportedSaslMechanismError:
-        raise _StepFailed(
-            _LOG_IN,
-            f"does not support {mechanism}",
-            "set log.sasl_mechanism to one of the broker's sasl.enabled.mechanisms",
-        ) from None
+        advice = "set log.sasl_mechanism to one of the broker's sasl.enabled.mechanisms"
+        raise _StepFailed("log.sasl_mechanism", f"does not support {mechanism}", advice) from None
     except errors.IllegalSaslStateError:
-        raise _StepFailed(
-            _LOG_IN, "does not use authentication", 'set log.sasl_mechanism = "", or use another port'
-        ) from None
-    except errors.SaslAuthenticationFailed as error:
-        detail = " ".join(map(str, error.args)) or error_message(error)
-        raise _StepFailed(
-            _CREDENTIALS, f"refuses the credentials ({detail})", "correct the user name or the password"
-        ) from None
-    except (*CLIENT_ERRORS, ValueError, KeyError) as error:  # of an invalid SCRAM response
+        advice = 'set log.sasl_mechanism = "", or use another port'
+        raise _StepFailed("log.sasl_mechanism", "does not use authentication", advice) from None
+    except (*CLIENT_ERRORS, ValueError, KeyError) as error:  # the last two: of an invalid SCRAM response
         if mechanism is None:
-            raise _StepFailed(
-                _LOG_IN, "requires authentication", "set log.sasl_mechanism, log.sasl_username and log.sasl_password"
-            ) from None
-        raise _StepFailed(
-            _CREDENTIALS, f"refuses the credentials ({error_message(error)})", "correct the user name or the password"
-        ) from None
+            advice = "set log.sasl_mechanism, log.sasl_username and log.sasl_password"
+            raise _StepFailed("log.sasl_mechanism", "requires authentication", advice) from None
+        detail = error_message(error)
+        if isinstance(error, errors.SaslAuthenticationFailed):
+            detail = " ".join(map(str, error.args)) or detail
+        key, advice = "log.sasl_username, log.sasl_password", "correct the user name or the password"
+        raise _StepFailed(key, f"refuses the credentials ({detail})", advice) from None
     finally:
         if connection is not None:
             connection.close()
-    brokers: Sequence[Any] = answer.brokers
-    return tuple((each[0], endpoint.format(each[1], each[2])) for each in brokers)
+    return tuple((number, endpoint.format(host, port)) for number, host, port, *_ in brokers)

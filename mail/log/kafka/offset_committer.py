@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from itertools import islice
 
 import structlog
 from aiokafka import OffsetAndMetadata, TopicPartition
@@ -75,9 +76,9 @@ class OffsetCommitter:
             changed = {tp: committed for tp, committed in offsets.items() if self._committed.get(tp) != committed}
             self._committed = {tp: committed for tp, committed in self._committed.items() if tp in offsets}
             finished = self._unconfirmed
-            is_check = not changed and recommit
-            if is_check:
-                changed = dict([*offsets.items()][:1])
+            is_recommit = not changed and recommit
+            if is_recommit:
+                changed = dict(islice(offsets.items(), 1))
             if not offsets:
                 self.outage = None  # nothing to commit
             if not changed:
@@ -89,7 +90,7 @@ class OffsetCommitter:
                 )
             except ShardLost as error:
                 self.outage = None  # the brokers answered
-                if is_check:  # the group is rebalancing, and assigns the shards by itself
+                if is_recommit:  # the group is rebalancing, and assigns the shards by itself
                     return True
                 logger.warning("offset commit refused: another process owns the shards", error=str(error))
                 self._unconfirmed = 0  # the new owner commits them; a later generation of ours starts without them

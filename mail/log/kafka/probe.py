@@ -55,20 +55,21 @@ async def probe_brokers(access: Access) -> list[Probe]:
 
 
 async def _send(producer: AIOKafkaProducer, tp: TopicPartition) -> tuple[float, float, Any]:
-    began, started = time.time(), time.perf_counter()
+    """Write a probe; returns the time of the request, the seconds until the response, and aiokafka's metadata."""
+    request_time, start = time.time(), time.perf_counter()
     async with asyncio.timeout(_PROBE_SECONDS + 1.0):
-        written = await producer.send_and_wait(tp.topic, None, PROBE_KEY, tp.partition)
-    return began, time.perf_counter() - started, written
+        metadata = await producer.send_and_wait(tp.topic, None, PROBE_KEY, tp.partition)
+    return request_time, time.perf_counter() - start, metadata
 
 
-def _result(leader: int, began: float, seconds: float, written: Any) -> Probe:
-    if written.timestamp_type != _LOG_APPEND_TIME:
+def _result(leader: int, request_time: float, seconds: float, metadata: Any) -> Probe:
+    if metadata.timestamp_type != _LOG_APPEND_TIME:
         return Probe(leader, seconds, None)
-    return Probe(leader, seconds, clock_offset(began, began + seconds, written.timestamp / 1000))
+    return Probe(leader, seconds, clock_offset(request_time, request_time + seconds, metadata.timestamp / 1000))
 
 
-def clock_offset(asked: float, answered: float, theirs: float) -> float:
-    """Least offset of a clock that showed `theirs`, truncated to milliseconds, between `asked` and `answered`."""
-    if theirs > answered:
-        return theirs - answered
-    return min(0.0, theirs + 0.001 - asked)
+def clock_offset(request_time: float, response_time: float, broker_time: float) -> float:
+    """Least offset of a clock that showed `broker_time`, truncated to milliseconds, between request and response."""
+    if broker_time > response_time:
+        return broker_time - response_time
+    return min(0.0, broker_time + 0.001 - request_time)

@@ -69,9 +69,9 @@ class Producer:
         """The topics were recreated: fetch their partitions."""
         if self._producer is not None:
             await self._producer.client.force_metadata_update()
-            known = self._producer.client.cluster.partitions_for_topic
-            # A partition that no longer exists never accepts a probe, and would keep the log Down for ever.
-            self._failed = {at for at in self._failed if at.partition in (known(at.topic) or ())}
+            partitions_of = self._producer.client.cluster.partitions_for_topic
+            # A partition that no longer exists never accepts a probe, and would keep the log Down.
+            self._failed = {tp for tp in self._failed if tp.partition in (partitions_of(tp.topic) or ())}
 
     async def close(self) -> None:
         if self._probe_task is not None:
@@ -96,22 +96,18 @@ class Producer:
         producer = self._producer
         if producer is None:
             raise LogUnavailable("the log is closed")
-        self._last_append_id += 1
-        append_id = self._last_append_id
+        append_id = self._last_append_id = self._last_append_id + 1
         self._in_flight[append_id] = perf_counter()
         try:
             async with asyncio.timeout(self._timeout + 1.0):  # aiokafka's own time-out is earlier
-                sent = await producer.send(partition.topic, value, key, partition.partition)
-                await sent
-        except (*CLIENT_ERRORS, AssertionError) as error:  # aiokafka asserts that the partition exists
+                confirmation = await producer.send(partition.topic, value, key, partition.partition)
+                await confirmation
+        except (*CLIENT_ERRORS, AssertionError) as error:
             PRODUCE_ERRORS.inc()
-            cause = (
-                "the partition does not exist"
-                if isinstance(error, AssertionError)
-                else error_message(error, "Write", partition.topic)
-            )
-            self._set_down(partition, cause)
-            raise LogUnavailable(f"{partition.topic}, partition {partition.partition}: {cause}") from None
+            cause = error_message(error, "Write", partition.topic)
+            if isinstance(error, AssertionError):  # by aiokafka
+                cause = "the partition does not exist"
+            raise LogUnavailable(self._set_down(partition, cause)) from None
         finally:
             del self._in_flight[append_id]
 
@@ -119,9 +115,9 @@ class Producer:
         if self._down is not None:
             return Down(self._down)
         if self._in_flight:
-            overdue = perf_counter() - next(iter(self._in_flight.values()))
-            if overdue > self._timeout * _OVERDUE_SHARE:
-                return Down(f"an append has not been confirmed for {overdue:.0f} s")
+            age = perf_counter() - next(iter(self._in_flight.values()))
+            if age > self._timeout * _OVERDUE_SHARE:
+                return Down(f"an append has not been confirmed for {age:.0f} s")
         if self._unrouted >= self._settings.max_unrouted_messages:
             return Full(f"{self._unrouted} messages wait to be routed")
         return Usable()
@@ -133,24 +129,22 @@ class Producer:
     def subtract_routed(self, count: int) -> None:
         self._unrouted = max(0, self._unrouted - count)
 
-    def _set_down(self, partition: TopicPartition, cause: str) -> None:
+    def _set_down(self, partition: TopicPartition, cause: str) -> str:
+        """Refuse new mail until probes work again; returns the reason."""
         if self._down is None:
-            logger.error(
-                "log append failed, new mail is refused",
-                topic=partition.topic,
-                partition=partition.partition,
-                error=cause,
-            )
+            event, topic = "log append failed, new mail is refused", partition.topic
+            logger.error(event, topic=topic, partition=partition.partition, error=cause)
         self._down = f"{partition.topic}, partition {partition.partition}: {cause}"
         self._failed.add(partition)
         if self._probe_task is None or self._probe_task.done():
             self._probe_task = asyncio.create_task(self._probe_failed_partitions(), name="log-probe")
+        return self._down
 
     async def _probe_failed_partitions(self) -> None:
         """Probe the failed partitions until all accept writes."""
         while self._failed:
             await asyncio.sleep(_PROBE_SECONDS)
-            # Concurrently: in sequence, each partition that still fails would delay the others by a time-out.
+            # Concurrently: in sequence, every partition that still fails would delay the others by a time-out.
             semaphore = asyncio.Semaphore(_PROBES_MAX)
             await asyncio.gather(*(self._probe_partition(partition, semaphore) for partition in list(self._failed)))
         logger.info("log appends work again")

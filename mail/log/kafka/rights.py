@@ -18,14 +18,14 @@ _FETCH_SECONDS = 0.6  # longer than a broker holds a fetch of an empty partition
 
 
 async def missing_rights(access: Access, cluster_info: ClusterInfo) -> list[str]:
-    """A line for each refused right; other failures are ignored."""
+    """A text for each refused right; other failures are ignored."""
     consumed = [access.partition(topic, 0) for topic in (ACCEPTED, ATTEMPTED, DISPATCHED)]
     requests = (
         _fetch(access),
         cluster_info.delete_records(dict.fromkeys(consumed, 0)),
         cluster_info.find_transaction_coordinator(f"{access.group(ROUTER)}-0"),
     )
-    return [line for question in requests if (line := await _refusal(question))]
+    return [refusal for request in requests if (refusal := await _refusal(request))]
 
 
 async def _fetch(access: Access) -> None:
@@ -41,8 +41,6 @@ async def _fetch(access: Access) -> None:
 async def _refusal(request: Awaitable[None]) -> str | None:
     try:
         await request
-    except LogNotAuthorized as error:
-        return str(error)
-    except LogUnavailable:
-        return None
+    except LogUnavailable as error:
+        return str(error) if isinstance(error, LogNotAuthorized) else None
     return None

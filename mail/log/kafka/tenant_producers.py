@@ -40,16 +40,16 @@ class TenantProducers:
         # The settings give the shards of the shared topics; a tenant's topics may have another number.
         self._settings = settings.model_copy(update={"shards": 0, "delivery_shards": 0})
         self._producers: dict[str, TenantProducer] = {}
-        self._opening: dict[str, tuple[float, asyncio.Task[None]]] = {}  # since when
-        self._failures: dict[str, tuple[float, str]] = {}
+        self._opening: dict[str, tuple[float, asyncio.Task[None]]] = {}  # start time
+        self._failures: dict[str, tuple[float, str]] = {}  # time and reason
 
     async def open(self, tenant: str) -> None:
         """Open the tenant's producer unless it is open or failed recently; wait for it for a few seconds at most."""
         if tenant in self._producers or self._recent_failure(tenant) is not None:
             return
-        since, task = self._start_opening(tenant)
-        left = since + _OPEN_WAIT_SECONDS - asyncio.get_running_loop().time()
-        await asyncio.wait({task}, timeout=max(0.0, left))
+        start, task = self._start_opening(tenant)
+        remaining = start + _OPEN_WAIT_SECONDS - asyncio.get_running_loop().time()
+        await asyncio.wait({task}, timeout=max(0.0, remaining))
 
     async def append(self, tenant: str, record: Accepted) -> None:
         """Return when the record is confirmed. Raises LogUnavailable."""
@@ -59,18 +59,16 @@ class TenantProducers:
         condition = self.condition(tenant)
         if isinstance(condition, Down):  # otherwise each message would hold a session and its bytes until a time-out
             raise LogUnavailable(condition.reason)
-        tenant_producer = self._producers.get(tenant)
-        if tenant_producer is None:
+        if tenant not in self._producers:
             raise LogUnavailable(f"tenant {tenant}: the log is closed")
-        producer, counts = tenant_producer
+        producer, counts = self._producers[tenant]
         await producer.append(record, counts)
 
     def condition(self, tenant: str) -> Condition:
         """Usable before the first recipient."""
-        tenant_producer = self._producers.get(tenant)
-        if tenant_producer is not None:
-            now = tenant_producer[0].condition()
-            return Down(f"tenant {tenant}: {now.reason}") if isinstance(now, Down) else now
+        if tenant in self._producers:
+            condition = self._producers[tenant][0].condition()
+            return Down(f"tenant {tenant}: {condition.reason}") if isinstance(condition, Down) else condition
         reason = self._recent_failure(tenant)
         if reason is None and tenant in self._opening:
             reason = f"tenant {tenant}: its topics have not responded yet"
@@ -96,25 +94,22 @@ class TenantProducers:
                 producer.set_unrouted(backlog.accepted, appended)
 
     def _recent_failure(self, tenant: str) -> str | None:
-        """The tenant's failure, if it is recent."""
-        since, reason = self._failures.get(tenant, (float("-inf"), ""))
-        return reason if asyncio.get_running_loop().time() - since < _RETRY_SECONDS else None
+        time, reason = self._failures.get(tenant, (float("-inf"), ""))
+        return reason if asyncio.get_running_loop().time() - time < _RETRY_SECONDS else None
 
     def _tenant_access(self, tenant: str) -> Access:
         return replace(self._access, prefix=tenant_prefix(self._access.prefix, tenant), tenant=tenant)
 
     def _start_opening(self, tenant: str) -> tuple[float, asyncio.Task[None]]:
-        opening = self._opening.get(tenant)
-        if opening is None:
+        if tenant not in self._opening:
             task = asyncio.create_task(self._open_producer(tenant), name=f"producer of {tenant}")
-            opening = self._opening[tenant] = asyncio.get_running_loop().time(), task
+            self._opening[tenant] = asyncio.get_running_loop().time(), task
             task.add_done_callback(lambda _: self._opening.pop(tenant, None))
-        return opening
+        return self._opening[tenant]
 
     async def _open_producer(self, tenant: str) -> None:
         access, settings = self._tenant_access(tenant), self._settings
         producer = Producer(access, settings)
-        is_open = False
         try:
             async with asyncio.timeout(_OPEN_SECONDS_MAX):
                 async with ClusterInfo(access) as cluster_info:
@@ -123,23 +118,21 @@ class TenantProducers:
                 if settings.durability != "dev":
                     refuse_unsafe(topic_states, access, settings)
                 await producer.start()
-            is_open = True
+            self._producers[tenant] = producer, counts
+            self._failures.pop(tenant, None)
         except (LogUnavailable, LogUnusable) as error:
             self._record_failure(tenant, str(error))
         except CLIENT_ERRORS as error:
             self._record_failure(tenant, error_message(error))
-        except Exception as error:  # a bug; without a reason, messages would be refused without an explanation
+        except Exception as error:
             logger.exception("opening a tenant's producer failed", tenant=tenant)
             self._record_failure(tenant, f"internal error ({type(error).__name__})")
         finally:
-            if not is_open:
+            if tenant not in self._producers:
                 await producer.close()
-        if is_open:
-            self._failures.pop(tenant, None)
-            self._producers[tenant] = producer, counts
 
     def _record_failure(self, tenant: str, text: str) -> None:
-        """Record a failure, and log it once until the reason changes."""
+        """Record a failure, and log it if the reason is new."""
         reason = f"tenant {tenant}: {text}"
         if self._failures.get(tenant, (0.0, ""))[1] != reason:
             logger.error("topics of a dedicated tenant not usable", tenant=tenant, error=text)

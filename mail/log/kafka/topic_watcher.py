@@ -1,7 +1,7 @@
 """Topic watcher: checks the topics at start, including their safety, and every few seconds afterwards.
 
 A process whose topics are deleted stays up but unready, with a line that says what is missing and what to do, and
-abandons its shards; a restart would only fail again. When the topics are back, the shards restart without their former
+discards its shards; a restart would only fail again. When the topics are back, the shards restart without their former
 positions and state.
 """
 
@@ -89,9 +89,8 @@ class TopicWatcher:
             # New topics could not be created; existing ones work.
             live_brokers = await self._cluster_info.count_brokers()
             if live_brokers < self._settings.replication:
-                logger.warning(
-                    "more replicas than brokers", error=too_few_brokers(live_brokers, self._access, self._settings)
-                )
+                reason = too_few_brokers(live_brokers, self._access, self._settings)
+                logger.warning("more replicas than brokers", error=reason)
 
     async def watch(self) -> None:
         """Check until cancelled. Partitions that `dispatched` gains are used for new dispatches."""
@@ -129,9 +128,8 @@ class TopicWatcher:
         """Whether the topics are unchanged, except for partitions that `dispatched` gained. Retried, because a paused
         broker may answer with old metadata.
         """
-        before = self.counts
-        for number in range(_MISSING_TRIES):
-            if number:
+        for attempt in range(_MISSING_TRIES):
+            if attempt:
                 await asyncio.sleep(_MISSING_SECONDS)
             topic_states = await self._cluster_info.topics(self._access, with_config=False)
             self.outage = not_writable(topic_states, self._min_in_sync)
@@ -139,9 +137,10 @@ class TopicWatcher:
                 counts = shard_counts_of(topic_states, self._access, self._settings)
             except LogUnusable:
                 continue
-            if counts.by_queue_id == before.by_queue_id and counts.by_site >= before.by_site:
+            if counts.by_queue_id == self.counts.by_queue_id and counts.by_site >= self.counts.by_site:
+                has_grown = counts.by_site > self.counts.by_site
                 self.counts = counts
-                if counts.by_site > before.by_site:
+                if has_grown:
                     self._on_grown()
                 return True
         return False
@@ -149,8 +148,8 @@ class TopicWatcher:
     def _update_writability(self, topic_states: Mapping[Topic, TopicState]) -> None:
         """`topic_states` include the configuration."""
         self._min_in_sync = {
-            topic: min(int(each.config.get("min.insync.replicas", "1")), each.replication)
-            for topic, each in topic_states.items()
+            topic: min(int(state.config.get("min.insync.replicas", "1")), state.replication)
+            for topic, state in topic_states.items()
         }
         self.outage = not_writable(topic_states, self._min_in_sync)
 
@@ -160,8 +159,8 @@ class TopicWatcher:
             self.problem = f"topics {self._access.prefix}*: deleted and recreated; reloading"
             self._on_missing()
 
-    def _set_problem(self, line: str) -> None:
-        if self.problem != line:
-            logger.error("topics missing or invalid, mail is not processed", error=line)
+    def _set_problem(self, problem: str) -> None:
+        if self.problem != problem:
+            logger.error("topics missing or invalid, mail is not processed", error=problem)
         self._suspend()
-        self.problem = line
+        self.problem = problem

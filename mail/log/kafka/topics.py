@@ -61,10 +61,10 @@ class Problem:
 
     topic: str
     text: str
-    fatal: bool = True
+    fatal: bool
 
 
-def wanted_config(topic: Topic, settings: LogSettings) -> dict[str, str]:
+def topic_config(topic: Topic, settings: LogSettings) -> dict[str, str]:
     """The configuration of a new topic."""
     replication = settings.replication
     common = {
@@ -77,12 +77,12 @@ def wanted_config(topic: Topic, settings: LogSettings) -> dict[str, str]:
     if topic.compacted:
         return common | _COMPACTED
     if topic is EVENTS:
-        kept = str(settings.events_retention // _MILLISECOND)
-        return common | {"cleanup.policy": "delete", "retention.ms": kept, "retention.bytes": "-1"}
+        retention_ms = str(settings.events_retention // _MILLISECOND)
+        return common | {"cleanup.policy": "delete", "retention.ms": retention_ms, "retention.bytes": "-1"}
     return common | _PURGED
 
 
-def wanted_partitions(topic: Topic, settings: LogSettings) -> int:
+def partition_count(topic: Topic, settings: LogSettings) -> int:
     return (settings.delivery_shards if topic is DISPATCHED else settings.shards) or SHARDS
 
 
@@ -90,24 +90,24 @@ async def find_topics(
     admin: AIOKafkaAdminClient, access: Access, *, with_config: bool = True
 ) -> dict[Topic, TopicState]:
     """Our existing topics. Raises aiokafka's errors."""
-    names = {access.topic(topic): topic for topic in ALL_TOPICS}
-    described = await from_any_broker(lambda: describe_topics(admin, list(names)))
-    topic_states: dict[Topic, TopicState] = {}
-    configs = await _configs(admin, [each["topic"] for each in described if not each["error_code"]], with_config)
-    for each in described:
-        if each["error_code"] == errors.TopicAuthorizationFailedError.errno:
-            raise errors.TopicAuthorizationFailedError(each["topic"])  # refused, which does not mean missing
-        name, partitions = each["topic"], each["partitions"]
-        if each["error_code"] or not partitions:
-            continue
-        topic_states[names[name]] = TopicState(
+    topics = {access.topic(topic): topic for topic in ALL_TOPICS}
+    descriptions = await from_any_broker(lambda: describe_topics(admin, list(topics)))
+    for topic in descriptions:
+        if topic["error_code"] == errors.TopicAuthorizationFailedError.errno:
+            raise errors.TopicAuthorizationFailedError(topic["topic"])  # refused, which does not mean missing
+    partitions = {topic["topic"]: topic["partitions"] for topic in descriptions if not topic["error_code"]}
+    configs = await _describe_configs(admin, list(partitions)) if with_config and partitions else {}
+    return {
+        topics[name]: TopicState(
             name,
-            len(partitions),
-            min(len(partition["replicas"]) for partition in partitions),
-            min(len(partition["isr"]) for partition in partitions),
+            len(partitions[name]),
+            min(len(partition["replicas"]) for partition in partitions[name]),
+            min(len(partition["isr"]) for partition in partitions[name]),
             configs.get(name, {}),
         )
-    return topic_states
+        for name in partitions
+        if partitions[name]
+    }
 
 
 async def from_any_broker(call: Callable[[], Awaitable[T]]) -> T:
@@ -128,17 +128,15 @@ async def describe_topics(
     """Metadata of these topics at `broker`, or at any. Not aiokafka's `describe_topics`, which creates missing topics
     with one partition and one replica where `auto.create.topics.enable = true` (Kafka's default).
     """
-    answer = await admin._send_request(MetadataRequest(names, allow_auto_topic_creation=False), broker)
-    described: list[dict[str, Any]] = answer.to_object()["topics"]
-    return described
+    response = await admin._send_request(MetadataRequest(names, allow_auto_topic_creation=False), broker)
+    descriptions: list[dict[str, Any]] = response.to_object()["topics"]
+    return descriptions
 
 
-async def _configs(admin: AIOKafkaAdminClient, names: list[str], wanted: bool) -> dict[str, dict[str, str]]:
-    if not wanted or not names:
-        return {}
+async def _describe_configs(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
     configs: dict[str, dict[str, str]] = {}
-    asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-    for response in await from_any_broker(lambda: admin.describe_configs(asked)):
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    for response in await from_any_broker(lambda: admin.describe_configs(resources)):
         for code, text, _kind, name, entries in response.resources:
             if code == errors.TopicAuthorizationFailedError.errno:
                 raise errors.TopicAuthorizationFailedError(name, "DescribeConfigs")
@@ -159,62 +157,83 @@ def shard_counts_of(topic_states: Mapping[Topic, TopicState], access: Access, se
             f"{access.url}: {_plural('topic', missing)} missing: run `eilpost topics create{option}`, or correct"
             f' log.prefix, now "{access.log_prefix}"'
         )
-    shards = topic_states[ACCEPTED].partitions
-    for topic, each in topic_states.items():
-        if topic is not DISPATCHED and each.partitions != shards:
+    accepted, dispatched = topic_states[ACCEPTED], topic_states[DISPATCHED]
+    for topic, state in topic_states.items():
+        if topic is not DISPATCHED and state.partitions != accepted.partitions:
             raise LogUnusable(
-                f"{access.url}: topic {topic_states[ACCEPTED].name} has {shards} partitions and {each.name} has"
-                f" {each.partitions}: the numbers must be equal; this set of topics is damaged, use another log.prefix"
+                f"{access.url}: topic {accepted.name} has {accepted.partitions} partitions and {state.name} has"
+                f" {state.partitions}: the numbers must be equal; this set of topics is damaged, use another log.prefix"
             )
-    _require_partition_count("log.shards", settings.shards, shards, topic_states[ACCEPTED].name)
-    delivery = topic_states[DISPATCHED].partitions
-    if settings.delivery_shards > delivery:
-        raise LogNotReady(
-            f"log.delivery_shards = {settings.delivery_shards}, but topic "
-            f"{topic_states[DISPATCHED].name} has {delivery}"
-            " partitions: run `eilpost topics create`, which adds the missing ones"
-        )
-    return ShardCounts(shards, delivery)
-
-
-def _require_partition_count(key: str, wanted: int, actual: int, name: str) -> None:
-    if wanted and wanted != actual:
+    if settings.shards and settings.shards != accepted.partitions:
         raise LogUnusable(
-            f"{key} = {wanted}, but topic {name} has {actual} partitions, and the number cannot change:"
-            f" set {key} = {actual}, or 0 to use the topic's number"
+            f"log.shards = {settings.shards}, but topic {accepted.name} has {accepted.partitions} partitions, and the"
+            f" number cannot change: set log.shards = {accepted.partitions}, or 0 to use the topic's number"
         )
+    if settings.delivery_shards > dispatched.partitions:
+        raise LogNotReady(
+            f"log.delivery_shards = {settings.delivery_shards}, but topic {dispatched.name} has"
+            f" {dispatched.partitions} partitions: run `eilpost topics create`, which adds the missing ones"
+        )
+    return ShardCounts(accepted.partitions, dispatched.partitions)
 
 
 def problems(topic_states: Mapping[Topic, TopicState], settings: LogSettings) -> Iterator[Problem]:
     """Unsafe or unusual configurations."""
-    for topic, each in topic_states.items():
-        yield from _replication_problems(each, settings)
-        config = each.config
-        if config.get("unclean.leader.election.enable") == "true":
-            yield Problem(each.name, "unclean.leader.election.enable = true can lose confirmed mail: set it to false")
-        policy = config.get("cleanup.policy", "")
-        if topic.compacted:
-            if policy != "compact":
-                yield Problem(each.name, f"cleanup.policy = {policy} removes pending deliveries: set it to compact")
-        elif policy != "delete":
-            yield Problem(each.name, f"cleanup.policy = {policy} drops records by key: set it to delete")
-        elif topic is not EVENTS:
-            for key in ("retention.ms", "retention.bytes"):
-                if config.get(key) != "-1":
-                    yield Problem(each.name, f"{key} = {config.get(key)} removes undelivered mail: set it to -1")
-        else:
-            kept = settings.events_retention // _MILLISECOND
-            there = int(config.get("retention.ms", "-1"))
-            if 0 <= there < kept:
-                yield Problem(
-                    each.name, f"retention.ms = {there} is less than log.events_retention ({kept})", fatal=False
-                )
-        if int(config.get("max.message.bytes", "0")) < RECORD_BYTES_NEEDED:
-            yield Problem(
-                each.name,
-                f"max.message.bytes = {config.get('max.message.bytes')} is less than a record may need: set it to"
-                f" {RECORD_BYTES_MAX}",
-            )
+    for topic, state in topic_states.items():
+        for text, fatal in (*_replication_problems(state, settings), *_config_problems(topic, state.config, settings)):
+            yield Problem(state.name, text, fatal)
+
+
+def _config_problems(topic: Topic, config: Mapping[str, str], settings: LogSettings) -> Iterator[tuple[str, bool]]:
+    if config.get("unclean.leader.election.enable") == "true":
+        yield "unclean.leader.election.enable = true can lose confirmed mail: set it to false", True
+    policy = config.get("cleanup.policy", "")
+    if topic.compacted:
+        if policy != "compact":
+            yield f"cleanup.policy = {policy} removes pending deliveries: set it to compact", True
+    elif policy != "delete":
+        yield f"cleanup.policy = {policy} drops records by key: set it to delete", True
+    elif topic is not EVENTS:
+        for key in ("retention.ms", "retention.bytes"):
+            if config.get(key) != "-1":
+                yield f"{key} = {config.get(key)} removes undelivered mail: set it to -1", True
+    else:
+        retention_ms, setting_ms = int(config.get("retention.ms", "-1")), settings.events_retention // _MILLISECOND
+        if 0 <= retention_ms < setting_ms:
+            yield f"retention.ms = {retention_ms} is less than log.events_retention ({setting_ms})", False
+    size = config.get("max.message.bytes", "0")
+    if int(size) < RECORD_BYTES_NEEDED:
+        yield f"max.message.bytes = {size} is less than a record may need: set it to {RECORD_BYTES_MAX}", True
+
+
+def _replication_problems(state: TopicState, settings: LogSettings) -> Iterator[tuple[str, bool]]:
+    replicas, min_in_sync = state.replication, int(state.config.get("min.insync.replicas", "1"))
+    add_replicas = "add replicas with kafka-reassign-partitions.sh"
+    if replicas < REPLICATION_SAFE:  # min.insync.replicas = 2 would stop it at the first loss
+        count = "1 replica" if replicas == 1 else f"{replicas} replicas"
+        yield f"has {count}; with fewer than 3, the loss of a broker can lose mail: {add_replicas}", True
+    elif replicas < settings.replication:
+        yield (
+            f"has {replicas} replicas, but log.replication = {settings.replication}: {add_replicas}, or lower"
+            " log.replication",
+            False,
+        )
+    if replicas >= REPLICATION_SAFE and min_in_sync < IN_SYNC_SAFE:
+        yield f"min.insync.replicas = {min_in_sync}: set it to 2, so that two brokers have every confirmed record", True
+    elif replicas >= REPLICATION_SAFE and min_in_sync == replicas:
+        yield (
+            f"min.insync.replicas = {min_in_sync} of {replicas} replicas: the loss of one broker stops all mail, set it"
+            f" to {replicas - 1}",
+            False,
+        )
+    if min_in_sync > replicas:
+        yield f"min.insync.replicas = {min_in_sync} with {replicas} replicas refuses writes: lower it", True
+    if state.in_sync < replicas:
+        yield (
+            f"has {state.in_sync} of {replicas} replicas in sync: start the missing broker, or wait until it has"
+            " caught up",
+            False,
+        )
 
 
 def refuse_unsafe(topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings) -> None:
@@ -228,13 +247,13 @@ def refuse_unsafe(topic_states: Mapping[Topic, TopicState], access: Access, sett
         )
 
 
-def not_writable(topic_states: Mapping[Topic, TopicState], in_sync_needed: Mapping[Topic, int]) -> str | None:
+def not_writable(topic_states: Mapping[Topic, TopicState], min_in_sync: Mapping[Topic, int]) -> str | None:
     """A line for operators when a partition has fewer in-sync replicas than it needs to accept writes, else None."""
-    for topic, each in topic_states.items():
-        needed = in_sync_needed.get(topic, 1)
-        if each.in_sync < needed:
+    for topic, state in topic_states.items():
+        needed = min_in_sync.get(topic, 1)
+        if state.in_sync < needed:
             return (
-                f"topic {each.name}: a partition has {each.in_sync} replicas in sync and needs {needed}"
+                f"topic {state.name}: a partition has {state.in_sync} replicas in sync and needs {needed}"
                 " (min.insync.replicas): start the missing brokers"
             )
     return None
@@ -242,47 +261,7 @@ def not_writable(topic_states: Mapping[Topic, TopicState], in_sync_needed: Mappi
 
 def has_fewer_replicas(topic_states: Mapping[Topic, TopicState], settings: LogSettings) -> bool:
     """Whether existing topics have fewer replicas than `log.replication`, which applies to new ones."""
-    return any(each.replication < settings.replication for each in topic_states.values())
-
-
-def _replication_problems(each: TopicState, settings: LogSettings) -> Iterator[Problem]:
-    in_sync = int(each.config.get("min.insync.replicas", "1"))
-    if each.replication < REPLICATION_SAFE:  # min.insync.replicas = 2 would stop it at the first loss
-        replicas = "1 replica" if each.replication == 1 else f"{each.replication} replicas"
-        yield Problem(
-            each.name,
-            f"has {replicas}; with fewer than 3, the loss of a broker can lose mail: add replicas with"
-            " kafka-reassign-partitions.sh",
-        )
-    elif each.replication < settings.replication:
-        yield Problem(
-            each.name,
-            f"has {each.replication} replicas, but log.replication = {settings.replication}: add replicas with"
-            " kafka-reassign-partitions.sh, or lower log.replication",
-            fatal=False,
-        )
-    if each.replication >= REPLICATION_SAFE and in_sync < IN_SYNC_SAFE:
-        yield Problem(
-            each.name, f"min.insync.replicas = {in_sync}: set it to 2, so that two brokers have every confirmed record"
-        )
-    elif each.replication >= REPLICATION_SAFE and in_sync == each.replication:
-        yield Problem(
-            each.name,
-            f"min.insync.replicas = {in_sync} of {each.replication} replicas: the loss of one broker stops all mail,"
-            f" set it to {each.replication - 1}",
-            fatal=False,
-        )
-    if in_sync > each.replication:
-        yield Problem(
-            each.name, f"min.insync.replicas = {in_sync} with {each.replication} replicas refuses writes: lower it"
-        )
-    if each.in_sync < each.replication:
-        yield Problem(
-            each.name,
-            f"has {each.in_sync} of {each.replication} replicas in sync: start the missing broker, or wait until it has"
-            " caught up",
-            fatal=False,
-        )
+    return any(state.replication < settings.replication for state in topic_states.values())
 
 
 async def count_live_brokers(admin: AIOKafkaAdminClient) -> int:

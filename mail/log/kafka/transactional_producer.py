@@ -78,14 +78,11 @@ class TransactionalProducer:
                 with PRODUCE_DURATION.time():
                     await self._commit(producer, batches, offsets)
             is_committed = True
-        except _FENCED:
-            logger.warning("shard taken over by another router", transactional_id=self._id)
-            raise ShardLost from None
         except CLIENT_ERRORS as error:
-            PRODUCE_ERRORS.inc()
-            if _is_fenced(producer):
+            if isinstance(error, _FENCED) or _is_fenced(producer):
                 logger.warning("shard taken over by another router", transactional_id=self._id)
                 raise ShardLost from None
+            PRODUCE_ERRORS.inc()
             raise unavailable(f"transactional id {self._id}", error, "Write") from None
         finally:
             if not is_committed:
@@ -119,18 +116,18 @@ class TransactionalProducer:
 
 async def _send(producer: AIOKafkaProducer, tp: TopicPartition, records: Sequence[tuple[bytes, bytes | None]]) -> None:
     """Write the records in order, in batches; return when all are confirmed."""
-    confirmed = []
+    confirmations = []
     batch = producer.create_batch()
     for key, value in records:
-        if batch.append(timestamp=None, key=key, value=value) is None:
+        if batch.append(timestamp=None, key=key, value=value) is None:  # full
             batch.close()
-            confirmed.append(await producer.send_batch(batch, tp.topic, partition=tp.partition))
+            confirmations.append(await producer.send_batch(batch, tp.topic, partition=tp.partition))
             batch = producer.create_batch()
             batch.append(timestamp=None, key=key, value=value)
     batch.close()
-    confirmed.append(await producer.send_batch(batch, tp.topic, partition=tp.partition))
-    for future in confirmed:
-        await future
+    confirmations.append(await producer.send_batch(batch, tp.topic, partition=tp.partition))
+    for confirmation in confirmations:
+        await confirmation
 
 
 def _is_fenced(producer: AIOKafkaProducer) -> bool:

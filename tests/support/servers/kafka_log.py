@@ -24,7 +24,7 @@ from mail.log import Log
 from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
 from mail.log.kafka.create_topics import create_missing, open_admin
-from mail.log.kafka.topics import wanted_config
+from mail.log.kafka.topics import topic_config
 from mail.log.topics import Topic
 from mail.queue_id import new_queue_id
 from mail.settings import LogSettings
@@ -54,7 +54,7 @@ async def make_topics(settings: LogSettings) -> None:
 
 async def configure(settings: LogSettings, topic: Topic, changes: Mapping[str, str]) -> None:
     """Change a topic's configuration; returns when every broker has it."""
-    name, wanted = settings.prefix + topic.name, {**wanted_config(topic, settings), **changes}
+    name, wanted = settings.prefix + topic.name, {**topic_config(topic, settings), **changes}
     resource = ConfigResource(ConfigResourceType.TOPIC, name, wanted)
     admin = await open_admin(make_access(settings))
     try:

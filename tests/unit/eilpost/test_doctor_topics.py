@@ -16,7 +16,7 @@ from mail.log.kafka.access import make_access
 from mail.log.kafka.api_versions import ApiVersions
 from mail.log.kafka.diagnose import Reachable
 from mail.log.kafka.probe import Probe
-from mail.log.kafka.topics import TopicState, wanted_config
+from mail.log.kafka.topics import TopicState, topic_config
 from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, EVENTS, QUEUE, Topic
 from mail.settings import LogSettings
 
@@ -25,7 +25,7 @@ ACCESS = make_access(SETTINGS)
 
 
 def sound() -> dict[Topic, TopicState]:
-    return {topic: TopicState(f"mail.{topic.name}", 12, 3, 3, wanted_config(topic, SETTINGS)) for topic in ALL_TOPICS}
+    return {topic: TopicState(f"mail.{topic.name}", 12, 3, 3, topic_config(topic, SETTINGS)) for topic in ALL_TOPICS}
 
 
 def changed(topic: Topic, *, config: dict[str, str] | None = None, **fields: Any) -> dict[Topic, TopicState]:

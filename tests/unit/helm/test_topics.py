@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mail.log.kafka.topics import wanted_config, wanted_partitions
+from mail.log.kafka.topics import partition_count, topic_config
 from mail.log.topics import ALL_TOPICS, tenant_prefix
 from mail.settings import LogSettings
 from mail.units import parse_duration
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.helm
 def _made_by_code(settings: LogSettings, prefix: str) -> dict[str, Any]:
     return {
         prefix + topic.name: (
-            wanted_partitions(topic, settings),
+            partition_count(topic, settings),
             settings.replication,
-            wanted_config(topic, settings),
+            topic_config(topic, settings),
         )
         for topic in ALL_TOPICS
     }
