@@ -45,9 +45,7 @@ class PartitionReader:
         self.end_offsets_at_open: Mapping[TopicPartition, int] = {}  # after the last committed record, at `open`
         self._next_check_at = 0.0
         self._last_read_at: dict[TopicPartition, float] = {}  # time of the last record of each partition
-        self._behind: Mapping[
-            TopicPartition, int
-        ] = {}  # positions of partitions with unread records, at the last check
+        self._behind: Mapping[TopicPartition, int] = {}  # positions with unread records, at the last check
         self._is_stuck = False
         self.refusal: str | None = None  # by the brokers' authorizer
         self._check_task: asyncio.Task[None] | None = None
