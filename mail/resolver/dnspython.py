@@ -80,13 +80,13 @@ class DnsResolver:
             async with asyncio.timeout(self._timeout_seconds + 1), self._query_slots:
                 answer, seconds = await self._resolve(*question)
         except TimeoutError:
-            answer, seconds = _timed_out(*question), 0.0
+            answer, seconds = _unknown(*question, "timed out")
         DNS_DURATION.labels(_RESULTS.get(type(answer), "found")).observe(time.perf_counter() - started)
         return answer, seconds
 
     async def _resolve(self, name: str, kind: str) -> tuple[_Answer, float]:
         if self._resolver is None:
-            return _failed(name, kind, "no name server is configured; set resolver.servers"), 0.0
+            return _unknown(name, kind, "failed: no name server is configured; set resolver.servers")
         try:
             absolute = dns.name.from_text(name + ".")
         except (dns.exception.DNSException, UnicodeError):
@@ -99,11 +99,11 @@ class DnsResolver:
             nxdomain: Any = error  # its methods are not typed
             return NoSuchDomain(), _negative_seconds(nxdomain.response(nxdomain.qnames()[0]))
         except dns.resolver.LifetimeTimeout:
-            return _timed_out(name, kind), 0.0
+            return _unknown(name, kind, "timed out")
         except dns.resolver.NoNameservers as error:
-            return _failed(name, kind, _last_error(error)), 0.0
+            return _unknown(name, kind, f"failed: {_last_error(error)}")
         except (dns.exception.DNSException, OSError) as error:
-            return _failed(name, kind, type(error).__name__), 0.0
+            return _unknown(name, kind, f"failed: {type(error).__name__}")
         if answer.rrset is None:
             return NoRecords(), _negative_seconds(answer.response)
         return _parse_records(kind, answer.rrset), min(answer.chaining_result.minimum_ttl, POSITIVE_MAX.total_seconds())
@@ -148,12 +148,8 @@ def _negative_seconds(response: Any) -> float:
     return float(min(response.resolve_chaining().minimum_ttl, NEGATIVE_MAX.total_seconds()))
 
 
-def _timed_out(name: str, kind: str) -> DnsUnknown:
-    return DnsUnknown(f"DNS lookup of {name} {kind} timed out")
-
-
-def _failed(name: str, kind: str, cause: str) -> DnsUnknown:
-    return DnsUnknown(f"DNS lookup of {name} {kind} failed: {cause}")
+def _unknown(name: str, kind: str, failure: str) -> tuple[DnsUnknown, float]:
+    return DnsUnknown(f"DNS lookup of {name} {kind} {failure}"), 0.0  # not cached
 
 
 def _last_error(error: dns.resolver.NoNameservers) -> str:

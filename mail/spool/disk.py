@@ -184,10 +184,9 @@ class DiskSpool:
             if not self._tmp.is_dir():  # the volume is not mounted; the file is not lost
                 raise
             raise _damaged(file, "is missing") from error
-        try:
-            content = _read_all(descriptor, size, offset)
-        finally:
-            os.close(descriptor)
+        with open(descriptor, "rb") as opened:
+            opened.seek(offset)
+            content = opened.read(size)
         if len(content) != size:
             raise _damaged(file, f"ends after {len(content)} of {size} bytes at {offset}")
         if limit_bytes is None and digest_of(content) != spooled.digest:
@@ -234,16 +233,6 @@ def _write_all(descriptor: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _read_all(descriptor: int, size: int, offset: int) -> bytes:
-    content = os.pread(descriptor, size, offset)
-    while 0 < len(content) < size:
-        more = os.pread(descriptor, size - len(content), offset + len(content))
-        if not more:
-            break
-        content += more
-    return content
 
 
 def _fsync_directory(path: Path) -> None:

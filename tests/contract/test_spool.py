@@ -193,7 +193,7 @@ async def test_concurrently_stored_contents_share_a_file_and_its_flush(
     assert len(flushed) == 2  # the file and its directory
 
 
-async def test_the_size_of_a_pack_is_limited(disk: DiskSpool) -> None:
+async def test_the_size_of_a_batch_is_limited(disk: DiskSpool) -> None:
     stored = await asyncio.gather(*(disk.put(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
     assert max(file.stat().st_size for file in _files(disk)) <= BATCH_MAX_BYTES
     assert len(await asyncio.gather(*map(disk.read, stored))) == 20
@@ -290,18 +290,18 @@ async def test_a_sweep_removes_whole_hours_and_leftovers_of_crashes(disk: DiskSp
     old_hour = disk._path / "2020010100"
     old_hour.mkdir()
     long_ago = (now - timedelta(days=8)).timestamp()
-    debris, fresh = disk._path / "tmp" / "debris", disk._path / "tmp" / "fresh"
-    for file in (old_hour / "a", old_hour / "b", debris):
+    leftover, fresh = disk._path / "tmp" / "leftover", disk._path / "tmp" / "fresh"
+    for file in (old_hour / "a", old_hour / "b", leftover):
         file.write_bytes(b"")
         os.utime(file, (long_ago, long_ago))
     fresh.write_bytes(b"")
-    stranger = disk._path / "lost+found"
-    stranger.mkdir()
+    unrelated = disk._path / "lost+found"
+    unrelated.mkdir()
     assert await disk.sweep(now - timedelta(days=7)) == 3
     assert not old_hour.exists()
-    assert not debris.exists()
+    assert not leftover.exists()
     assert fresh.exists()
-    assert stranger.exists()
+    assert unrelated.exists()
     assert await disk.read(spooled) == b"new"
 
 
