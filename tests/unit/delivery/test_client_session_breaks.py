@@ -166,7 +166,7 @@ def test_every_reply_sequence_gives_each_recipient_one_outcome(
     session.abort("connection lost")
     assert session.result is not None
     outcomes = session.result.outcomes
-    assert [outcome.recipient for outcome in outcomes] == [one.address for one in own_envelope.recipients]
+    assert [outcome.recipient for outcome in outcomes] == [recipient.address for recipient in own_envelope.recipients]
     if any(isinstance(outcome, Delivered) for outcome in outcomes):
         assert HELLO + b".\r\n" in sent
     for outcome in outcomes:

@@ -74,17 +74,17 @@ async def test_exchangers_without_address_fail() -> None:
 
 async def test_host_look_ups_are_bounded() -> None:
     class Counting(HostResolver):
-        asked = 0
+        queries = 0
 
         async def addresses(self, host: str) -> AddressAnswer:
-            self.asked += 1
+            self.queries += 1
             return NoSuchDomain()
 
     names = Counting()
     async with courier(names) as smtp:
         hosts = tuple((10, f"mx{number}.test") for number in range(500))
         (outcome,) = await smtp.deliver(delivery(ToMx("r.test", hosts)), CONTENT)
-    assert names.asked == 20
+    assert names.queries == 20
     assert isinstance(outcome, Deferred)  # later hosts may have an address
     assert outcome.reply.enhanced == "4.4.4"
 

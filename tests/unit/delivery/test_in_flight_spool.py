@@ -46,18 +46,18 @@ def test_deliveries_awaiting_the_spool_are_bounded_in_number_and_memory() -> Non
         in_flight.add("me", number, "site", 0, 10 if number < 20 else 0)
     started = []
     for _ in range(5):
-        [one] = in_flight.start()
-        started.append(one)
-        assert in_flight.set_awaiting_spool(one, responsive=True)
-        assert not in_flight.set_awaiting_spool(one, responsive=True)
+        [queued] = in_flight.start()
+        started.append(queued)
+        assert in_flight.set_awaiting_spool(queued, responsive=True)
+        assert not in_flight.set_awaiting_spool(queued, responsive=True)
         if len(started) == AWAITING_SPOOL_FACTOR:
             break
     assert (in_flight.active, in_flight.memory_bytes) == (0, 10 * AWAITING_SPOOL_FACTOR)
-    [one] = in_flight.start()
-    assert not in_flight.set_awaiting_spool(one, responsive=True)
+    [queued] = in_flight.start()
+    assert not in_flight.set_awaiting_spool(queued, responsive=True)
     assert in_flight.start() == []
-    for each in (*started, one):
-        in_flight.finish(each, responsive=True)
+    for queued_delivery in (*started, queued):
+        in_flight.finish(queued_delivery, responsive=True)
     assert (in_flight.active, in_flight.memory_bytes, in_flight._awaiting_spool_bytes, in_flight._awaiting_spool) == (
         0,
         0,

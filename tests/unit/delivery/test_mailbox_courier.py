@@ -40,8 +40,8 @@ def mailbox_courier(box: FakeMailboxes) -> MailboxCourier:
 
 async def test_mailbox_gets_trace_headers_and_unchanged_message() -> None:
     box = FakeMailboxes()
-    one = delivery(mailbox(), "alice+a@example.test", "Alice@example.test")
-    outcomes = await mailbox_courier(box).deliver(one, CONTENT)
+    own_delivery = delivery(mailbox(), "alice+a@example.test", "Alice@example.test")
+    outcomes = await mailbox_courier(box).deliver(own_delivery, CONTENT)
     assert [type(outcome) for outcome in outcomes] == [Delivered, Delivered]
     ((owner, _), content), *others = box.stored.items()
     assert not others
@@ -51,7 +51,7 @@ async def test_mailbox_gets_trace_headers_and_unchanged_message() -> None:
         b"Return-Path: <sender@example.test>\r\n"
         b"Delivered-To: alice+a@example.test\r\nDelivered-To: Alice@example.test\r\n" + CONTENT
     )
-    again = await mailbox_courier(box).deliver(one, CONTENT)
+    again = await mailbox_courier(box).deliver(own_delivery, CONTENT)
     assert all(isinstance(outcome, Delivered) and "Duplicate" in outcome.reply.text for outcome in again)
     assert len(box.stored) == 1
 

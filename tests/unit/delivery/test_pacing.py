@@ -66,8 +66,8 @@ def test_limits_hold_and_every_delivery_starts(
         slots=count, budget_bytes=size, queued_per_owner=100, site_limit=lambda _: share
     )
     in_flight.register("me")
-    for number, (site, held, more) in enumerate(items):
-        in_flight.add("me", number, site, held, held + more)
+    for number, (site, queued_bytes, added_bytes) in enumerate(items):
+        in_flight.add("me", number, site, queued_bytes, queued_bytes + added_bytes)
     active: list[Queued[str, int]] = []
     seen: list[int] = []
     while not in_flight.empty:
@@ -82,9 +82,9 @@ def test_limits_hold_and_every_delivery_starts(
     assert sorted(seen) == list(range(len(items)))
     assert in_flight.memory_bytes == 0
     for site in "abc":  # in order within a site
-        mine = [number for number in seen if items[number][0] == site]
-        if all(items[number][2] == 0 for number in mine):
-            assert mine == sorted(mine)
+        numbers = [number for number in seen if items[number][0] == site]
+        if all(items[number][2] == 0 for number in numbers):
+            assert numbers == sorted(numbers)
 
 
 def test_read_limit() -> None:
@@ -119,12 +119,12 @@ def test_unregistered_owner_drops_only_its_queued_deliveries() -> None:
         for number in range(3):
             in_flight.add(owner, number, "site", 10, 10)
         assert not in_flight.has_queue_space(owner)
-    mine = in_flight.start()
-    assert [queued.owner for queued in mine] == ["me", "me"]
+    running = in_flight.start()
+    assert [queued.owner for queued in running] == ["me", "me"]
     in_flight.unregister("me")
     assert (in_flight.queued, in_flight.active, in_flight.memory_bytes) == (3, 2, 50)
     assert in_flight.start() == []  # active deliveries count
-    for queued in mine:
+    for queued in running:
         in_flight.finish(queued, responsive=True)
     assert [queued.owner for queued in in_flight.start()] == ["other", "other"]
     assert (in_flight.queued, in_flight.active, in_flight.memory_bytes) == (1, 2, 30)
@@ -137,16 +137,16 @@ def test_read_limit_is_shared_by_owners() -> None:
     assert [in_flight.read_limit(f"owner{number}", 10) for number in range(4)] == [2, 2, 2, 2]
 
 
-def _full(in_flight: InFlight[str, int], sites: int, each: int = 1, size: int = 0) -> list[Queued[str, int]]:
+def _full(in_flight: InFlight[str, int], sites: int, per_site: int = 1, size: int = 0) -> list[Queued[str, int]]:
     """Queue deliveries for many unproven sites and start as many as allowed."""
-    for number in range(sites * each):
+    for number in range(sites * per_site):
         in_flight.add("me", number, f"tarpit{number % sites}", size, size)
     return in_flight.start()
 
 
-def new_in_flight(**more: Any) -> InFlight[str, int]:
+def new_in_flight(**limits: Any) -> InFlight[str, int]:
     in_flight: InFlight[str, int] = InFlight(
-        slots=40, budget_bytes=1000, queued_per_owner=9000, site_limit=lambda _: 10, **more
+        slots=40, budget_bytes=1000, queued_per_owner=9000, site_limit=lambda _: 10, **limits
     )
     in_flight.register("me")
     return in_flight
@@ -200,9 +200,9 @@ def test_reserved_site_has_slots_of_its_own() -> None:
     assert len(_full(in_flight, 500)) == 40
     for number in range(9):
         in_flight.add("me", number, "mailbox", 100, 100)
-    mine = in_flight.start()
-    assert [started.site for started in mine] == ["mailbox"] * 5
-    for started in mine:
+    running = in_flight.start()
+    assert [started.site for started in running] == ["mailbox"] * 5
+    for started in running:
         in_flight.finish(started, responsive=False)
     assert len(in_flight.start()) == 4
 
@@ -212,8 +212,8 @@ def test_load_returns_to_zero() -> None:
     for turn in range(30):
         active = _full(in_flight, 50, 3, size=1)
         while active:
-            one = active.pop(turn % len(active))
-            in_flight.finish(one, responsive=(one.item + turn) % 3 > 0)
+            finished = active.pop(turn % len(active))
+            in_flight.finish(finished, responsive=(finished.item + turn) % 3 > 0)
             active += in_flight.start()
     assert in_flight.empty
     assert (in_flight.memory_bytes, in_flight._unproven_load.count, in_flight._unproven_load.size_bytes) == (0, 0, 0)

@@ -43,8 +43,8 @@ async def test_large_message_is_unchanged() -> None:
 async def test_lmtp(extensions: tuple[str, ...]) -> None:
     script = {"RCPT": ["250 ok", "550 5.1.1 no", "250 ok"], "DOT": ["250 2.0.0 a", "452 4.2.2 full"]}
     async with ScriptedRemote(script, lmtp=True, extensions=extensions) as remote, courier() as smtp:
-        one = delivery(relay(remote.port, lmtp=True), "a@r.test", "b@r.test", "c@r.test")
-        assert outcome_names(await smtp.deliver(one, CONTENT)) == ["Delivered", "Failed", "Deferred"]
+        own_delivery = delivery(relay(remote.port, lmtp=True), "a@r.test", "b@r.test", "c@r.test")
+        assert outcome_names(await smtp.deliver(own_delivery, CONTENT)) == ["Delivered", "Failed", "Deferred"]
         assert remote.messages[0].rcpts == ["TO:<a@r.test>"]
         assert remote.commands[0] == "LHLO us.test"
 
@@ -154,8 +154,8 @@ async def test_reply_received_during_cancellation_counts() -> None:
     connection.connection_made(Transport())
     connection.data_received(b"220 mx.r.test\r\n")
     connection.data_received(b"250-mx.r.test\r\n250 PIPELINING\r\n")
-    one = delivery(relay(1))
-    transaction = asyncio.create_task(connection.transact(one.message.envelope, CONTENT))
+    own_delivery = delivery(relay(1))
+    transaction = asyncio.create_task(connection.transact(own_delivery.message.envelope, CONTENT))
     await asyncio.sleep(0)
     connection.data_received(b"250 ok\r\n250 ok\r\n354 go on\r\n")
     connection.data_received(b"250 taken\r\n")
@@ -173,8 +173,8 @@ async def test_reply_sent_byte_by_byte_times_out() -> None:
                 await asyncio.sleep(0.02)
 
     async with listening(streams(drip)) as port, courier(timeouts=SHORT_TIMEOUTS) as smtp:
-        one = delivery(relay(port))
-        (outcome,) = await asyncio.wait_for(smtp.deliver(one, CONTENT), 5)
+        own_delivery = delivery(relay(port))
+        (outcome,) = await asyncio.wait_for(smtp.deliver(own_delivery, CONTENT), 5)
         assert isinstance(outcome, Deferred)
         assert "timed out" in outcome.reply.text
 
@@ -225,8 +225,8 @@ async def test_slow_but_steady_reader_does_not_time_out() -> None:
     content *= 400_000
     deadlines = Timeouts(block_seconds=0.5)
     async with listening(streams(serve)) as port, courier(timeouts=deadlines) as smtp:
-        one = delivery(relay(port), content=content)
-        assert outcome_names(await asyncio.wait_for(smtp.deliver(one, content), 30)) == ["Delivered"]
+        own_delivery = delivery(relay(port), content=content)
+        assert outcome_names(await asyncio.wait_for(smtp.deliver(own_delivery, content), 30)) == ["Delivered"]
 
 
 async def test_delivery_to_aiosmtpd() -> None:
@@ -243,6 +243,6 @@ async def test_delivery_to_aiosmtpd() -> None:
 
     content = "Subject: grüße\r\n\r\n..\r\n.a\r\n".encode()
     async with listening(make) as port, courier() as smtp:
-        one = delivery(relay(port), "jürgen@r.test", "b@r.test", content=content)
-        assert outcome_names(await smtp.deliver(one, content)) == ["Delivered", "Delivered"]
+        own_delivery = delivery(relay(port), "jürgen@r.test", "b@r.test", content=content)
+        assert outcome_names(await smtp.deliver(own_delivery, content)) == ["Delivered", "Delivered"]
     assert got == [("sender@example.test", ["jürgen@r.test", "b@r.test"], content)]

@@ -135,12 +135,12 @@ def test_back_off_grows_to_its_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
 
     monkeypatch.setattr(sources, "bind", never)
-    one = Sources(["127.0.0.2"])
+    own_sources = Sources(["127.0.0.2"])
     with pytest.raises(sources.NoSource):
-        one._next_socket("127.0.0.1", now)
+        own_sources._next_socket("127.0.0.1", now)
     while now < 4000:
         now += 1.0
-        one.retry(now)
+        own_sources.retry(now)
     gaps = [later - earlier for earlier, later in pairwise(tried)]
     assert gaps == [30, 60, 120, 240, 480, *[600] * 5]
 

@@ -52,13 +52,13 @@ def test_unsupported_message_fails_without_a_command(
 
 
 def test_final_dot_reply_is_for_accepted_recipients() -> None:
-    one = make(envelope("a@r.test", "b@r.test", "c@r.test", "d@r.test"))
-    one.on_mail(OK)
+    transaction = make(envelope("a@r.test", "b@r.test", "c@r.test", "d@r.test"))
+    transaction.on_mail(OK)
     for answer in (OK, ServerReply(550, [b"5.1.1 who?"]), ServerReply(450, [b"4.2.0 later"]), OK):
-        one.on_rcpt(answer)
-    assert one.accepted_count == 2
-    one.set_accepted_outcomes(ServerReply(250, [b"2.0.0 queued"]))
-    result = one.result()
+        transaction.on_rcpt(answer)
+    assert transaction.accepted_count == 2
+    transaction.set_accepted_outcomes(ServerReply(250, [b"2.0.0 queued"]))
+    result = transaction.result()
     assert outcome_codes(result.outcomes) == [
         ("Delivered", "2.0.0"),
         ("Failed", "5.1.1"),
@@ -69,50 +69,50 @@ def test_final_dot_reply_is_for_accepted_recipients() -> None:
 
 
 def test_lmtp_dot_replies_are_per_recipient() -> None:
-    one = make(envelope("a@r.test", "b@r.test", "c@r.test"))
-    one.on_mail(OK)
+    transaction = make(envelope("a@r.test", "b@r.test", "c@r.test"))
+    transaction.on_mail(OK)
     for answer in (OK, ServerReply(550, [b"5.1.1 who?"]), OK):
-        one.on_rcpt(answer)
-    one.set_next_accepted_outcome(ServerReply(250, [b"2.0.0 ok"]))
-    one.set_next_accepted_outcome(ServerReply(452, [b"4.2.2 full"]))
-    assert [name for name, _ in outcome_codes(one.result().outcomes)] == ["Delivered", "Failed", "Deferred"]
+        transaction.on_rcpt(answer)
+    transaction.set_next_accepted_outcome(ServerReply(250, [b"2.0.0 ok"]))
+    transaction.set_next_accepted_outcome(ServerReply(452, [b"4.2.2 full"]))
+    assert [name for name, _ in outcome_codes(transaction.result().outcomes)] == ["Delivered", "Failed", "Deferred"]
 
 
 def test_refused_mail_is_the_outcome_of_all_recipients() -> None:
-    one = make(envelope("a@r.test", "b@r.test"))
-    one.on_mail(ServerReply(451, [b"4.7.1 greylisted"]))
+    transaction = make(envelope("a@r.test", "b@r.test"))
+    transaction.on_mail(ServerReply(451, [b"4.7.1 greylisted"]))
     for _ in range(2):  # replies to the pipelined RCPTs
-        one.on_rcpt(ServerReply(503, [b"5.5.1 no MAIL"]))
-    assert one.mail_refused
-    assert outcome_codes(one.result().outcomes) == [("Deferred", "4.7.1")] * 2
+        transaction.on_rcpt(ServerReply(503, [b"5.5.1 no MAIL"]))
+    assert transaction.mail_refused
+    assert outcome_codes(transaction.result().outcomes) == [("Deferred", "4.7.1")] * 2
 
 
 @pytest.mark.parametrize("code", [452, 552])
 def test_excess_recipients_go_to_the_next_transaction(code: int) -> None:
-    one = make(envelope("a@r.test", "b@r.test", "c@r.test"))
-    one.on_mail(OK)
-    one.on_rcpt(OK)
+    transaction = make(envelope("a@r.test", "b@r.test", "c@r.test"))
+    transaction.on_mail(OK)
+    transaction.on_rcpt(OK)
     for _ in range(2):
-        one.on_rcpt(ServerReply(code, [b"too many recipients"]))
-    one.set_accepted_outcomes(OK)
-    result = one.result()
+        transaction.on_rcpt(ServerReply(code, [b"too many recipients"]))
+    transaction.set_accepted_outcomes(OK)
+    result = transaction.result()
     assert result.retry_now == (1, 2)
     assert outcome_codes(result.outcomes) == [("Delivered", "2.0.0"), ("Deferred", "4.5.3"), ("Deferred", "4.5.3")]
 
 
 def test_no_next_transaction_without_an_accepted_recipient() -> None:
     """Otherwise the courier would repeat it for ever."""
-    one = make(envelope("a@r.test"))
-    one.on_mail(OK)
-    one.on_rcpt(ServerReply(452, [b"4.5.3 too many"]))
-    assert one.result().retry_now == ()
+    transaction = make(envelope("a@r.test"))
+    transaction.on_mail(OK)
+    transaction.on_rcpt(ServerReply(452, [b"4.5.3 too many"]))
+    assert transaction.result().retry_now == ()
 
 
 def test_lost_connection_defers_only_recipients_without_a_reply() -> None:
-    one = make(envelope("a@r.test", "b@r.test"))
-    one.on_mail(OK)
-    one.on_rcpt(ServerReply(550, [b"5.1.1 who?"]))
-    result = one.on_connection_lost(Reply(451, "4.4.2", "lost"), past_dot=False)
+    transaction = make(envelope("a@r.test", "b@r.test"))
+    transaction.on_mail(OK)
+    transaction.on_rcpt(ServerReply(550, [b"5.1.1 who?"]))
+    result = transaction.on_connection_lost(Reply(451, "4.4.2", "lost"), past_dot=False)
     assert outcome_codes(result.outcomes) == [("Failed", "5.1.1"), ("Deferred", "4.4.2")]
     assert result.connection_lost
     closed = make(envelope("a@r.test")).on_service_closing(ServerReply(421, [b"4.3.2 bye"]), past_dot=True)

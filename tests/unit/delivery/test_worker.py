@@ -100,35 +100,35 @@ async def test_failed_delivery_reports_headers_without_content() -> None:
 
 async def test_spooled_content_is_read_and_not_removed() -> None:
     shard, spool = FakeShard(), FakeSpool()
-    kept = await spool.put(CONTENT)
+    spooled = await spool.put(CONTENT)
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         return outcomes_for_all(delivery, Deferred, DEFERRED_REPLY)
 
     courier = FakeCourier(do)
     async with running_worker(courier, shard, spool):
-        shard.put(dispatched(relay(1), content=kept))
+        shard.put(dispatched(relay(1), content=spooled))
         (report,) = await shard.wait_finished(1)
     assert courier.delivered[0][1] == CONTENT
-    assert report.content == kept
+    assert report.content == spooled
     assert len(spool.contents) == 1
 
 
 async def test_damaged_or_unavailable_spool_defers() -> None:
     shard, spool = FakeShard(), FakeSpool()
     courier = FakeCourier()
-    gone = Spooled("2026/gone", 10, "00")
+    missing = Spooled("2026/gone", 10, "00")
     async with running_worker(courier, shard, spool):
-        shard.put(dispatched(relay(1), content=gone))
+        shard.put(dispatched(relay(1), content=missing))
         (damaged,) = await shard.wait_finished(1)
         spool.unavailable = 1
-        shard.put(dispatched(relay(1), content=gone))
+        shard.put(dispatched(relay(1), content=missing))
         _, silent = await shard.wait_finished(2)
     assert courier.delivered == []
     for report in (damaged, silent):
         assert isinstance(report.outcomes[0], Deferred)
         assert report.outcomes[0].reply.enhanced == "4.3.0"
-        assert report.content == gone
+        assert report.content == missing
     assert "2026/gone" in damaged.outcomes[0].reply.text
 
 
@@ -248,10 +248,10 @@ async def test_content_of_a_slow_site_is_spooled_when_memory_is_full() -> None:
 
 async def test_memory_limits_reading_of_large_spooled_messages() -> None:
     shard, spool = FakeShard(), FakeSpool()
-    kept = await spool.put(b"x" * 900_000)
+    spooled = await spool.put(b"x" * 900_000)
     courier = FakeCourier()
     async with running_worker(courier, shard, spool, max_in_flight_bytes="1MiB"):
-        shard.put(*(dispatched(relay(1), content=kept) for _ in range(5)))
+        shard.put(*(dispatched(relay(1), content=spooled) for _ in range(5)))
         await shard.wait_finished(5)
     assert courier.active_max == 1
 

@@ -66,12 +66,13 @@ async def test_replies_to_pipelined_commands_are_sent_in_one_write() -> None:
 
 def test_session_attributes_do_not_shadow_those_of_asyncio() -> None:
     source = ast.parse(Path(inspect.getfile(Connection)).read_text())
-    ours = {
+    own_names = {
         node.attr
         for node in ast.walk(source)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
     }
     loop = asyncio.new_event_loop()
-    theirs = set(vars(SMTP(object(), hostname="mx.example.test", loop=loop)))
+    names_of_aiosmtpd = set(vars(SMTP(object(), hostname="mx.example.test", loop=loop)))
     loop.close()
-    assert ours & theirs == {"transport", "_timeout_handle"}  # both belong to aiosmtpd and are used with its meaning
+    # Both belong to aiosmtpd and are used with its meaning.
+    assert own_names & names_of_aiosmtpd == {"transport", "_timeout_handle"}

@@ -74,7 +74,7 @@ async def test_message_data_beyond_the_memory_budget_gets_452() -> None:
 async def test_connection_limits() -> None:
     async with running_ingress(max_connections=2) as server:
         connected = [await server.connect() for _ in range(2)]
-        assert [(await one.read_reply())[:3] for one in connected] == ["220", "220"]
+        assert [(await connected_client.read_reply())[:3] for connected_client in connected] == ["220", "220"]
         assert (await (await server.connect()).read_reply()).startswith("421 4.7.0")
         await connected[0].command("QUIT")
         await wait_until(lambda: server.ingress._listener.connection_limiter.total == 1)

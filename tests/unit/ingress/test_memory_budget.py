@@ -15,12 +15,12 @@ SLOW_AT = 3 * RATE_INTERVAL_SECONDS
 def incoming_data(
     budget: MemoryBudget, octets: int, client: str = "c", *, exempt: bool = False, aborted: list[str] | None = None
 ) -> IncomingData:
-    one = IncomingData(
+    data = IncomingData(
         client, 0.0, lambda: None if aborted is None else aborted.append(f"{client} {octets}"), exempt=exempt
     )
-    budget.add(one)
-    assert budget.resize(one, octets, 0.0)
-    return one
+    budget.add(data)
+    assert budget.resize(data, octets, 0.0)
+    return data
 
 
 def test_connections_are_limited_in_total_and_per_client() -> None:

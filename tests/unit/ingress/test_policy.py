@@ -54,11 +54,11 @@ def test_local_sender_must_exist_without_dns_checks() -> None:
 
 
 def test_only_relay_networks_may_send_to_remote_domains() -> None:
-    there = A("x@elsewhere.test")
-    refused = check_recipient(there, make_snapshot(), REMOTE, "mx.example.test", 20)
+    remote = A("x@elsewhere.test")
+    refused = check_recipient(remote, make_snapshot(), REMOTE, "mx.example.test", 20)
     assert isinstance(refused, Reply)
     assert (refused.code, refused.enhanced) == (550, "5.7.1")
-    assert check_recipient(there, make_snapshot(), RELAY, "mx.example.test", 20) == Recipient(there, there)
+    assert check_recipient(remote, make_snapshot(), RELAY, "mx.example.test", 20) == Recipient(remote, remote)
     unknown = check_recipient(A("nobody@example.test"), make_snapshot(), RELAY, "mx.example.test", 20)
     assert isinstance(unknown, Reply)
     assert unknown.enhanced == "5.1.1"
@@ -149,5 +149,5 @@ def test_vrfy_reply_contains_no_utf8_address() -> None:
         domains={"example.test": Domain("example.test", "default")},
         users={"böb@example.test": User(A("böb@example.test", utf8=True))},
     )
-    for asked in ("böb", A("böb@example.test", utf8=True)):
-        assert policy.verify_address(asked, snapshot) == Reply(250, "2.1.5", "Ok")  # RFC 6531 section 3.7.4.2
+    for query in ("böb", A("böb@example.test", utf8=True)):
+        assert policy.verify_address(query, snapshot) == Reply(250, "2.1.5", "Ok")  # RFC 6531 section 3.7.4.2

@@ -147,7 +147,7 @@ async def test_accepted_message_records_client_and_protocol() -> None:
         assert message.size_bytes == len(server.content())
         assert message.envelope.smtputf8
         assert message.envelope.body == "8BITMIME"  # the client sent no BODY parameter, but 8-bit data
-        assert [str(one.original) for one in message.envelope.recipients] == [
+        assert [str(rcpt.original) for rcpt in message.envelope.recipients] == [
             "ülf@catch.test",
             "postmaster@mx.example.test",
         ]

@@ -23,8 +23,8 @@ ROUTE = ToRelay("smart.test", 25)
 def line(
     number: int, why: WaitCause = WaitCause.DEFERRED, *, due: int = 0, recipients: int = 1, reason: str = "later"
 ) -> Pending:
-    one = message(*(f"u{number}-{place}@far.test" for place in range(recipients)), number=number)
-    delivery = Delivery(delivery_id(one.queue_id, 1), one, ROUTE)
+    own_message = message(*(f"u{number}-{place}@far.test" for place in range(recipients)), number=number)
+    delivery = Delivery(delivery_id(own_message.queue_id, 1), own_message, ROUTE)
     return Pending(delivery, Waiting(START + timedelta(seconds=due), why, reason), SPOOLED, 1)
 
 

@@ -78,8 +78,8 @@ def test_active_line_has_no_inline_content() -> None:
     fact = accepted("u@far.test")
     context = RoutingContext(simulator.policy, simulator.snapshot)
     (line,) = of_kind(Pending, list(decide(simulator.queue, fact, context, START)))
-    held = Pending(line.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
-    simulator.queue.apply(held)
+    waiting_line = Pending(line.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
+    simulator.queue.apply(waiting_line)
     assert simulator.queue.inline_bytes == len(CONTENT)
     out = simulator.route_due()
     assert [line.content for line in of_kind(Pending, out)] == [None]
@@ -96,11 +96,11 @@ async def test_failed_spool_is_not_called_during_back_off() -> None:
         (line,) = of_kind(
             Pending, list(decide(simulator.queue, fact, RoutingContext(simulator.policy, simulator.snapshot), START))
         )
-        held = Pending(line.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
-        queue.apply(held)
-        outputs = [held]
+        waiting_line = Pending(line.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
+        queue.apply(waiting_line)
+        outputs = [waiting_line]
         await placement.offload(outputs, queue)  # type: ignore[arg-type]
-        assert outputs == [held]
+        assert outputs == [waiting_line]
     assert spool.calls == 1
 
 
@@ -116,8 +116,8 @@ async def test_inline_content_in_the_queue_is_bounded(monkeypatch: pytest.Monkey
         await setup.log.append(mail)
     async with setup.running():
         await asyncio.sleep(0.5)
-        held = [line for line in await setup.lines() if isinstance(line.content, Inline)]
-        assert len(held) == 2
+        waiting_line = [line for line in await setup.lines() if isinstance(line.content, Inline)]
+        assert len(waiting_line) == 2
         spool.works = True
         await wait_until(_all(setup, 6))
     assert sum(isinstance(line.content, Spooled) for line in await setup.lines()) >= 3

@@ -71,24 +71,24 @@ def simulator(**rules: object) -> RouterSimulator:
 
 
 def test_duplicate_facts_are_counted() -> None:
-    one, tally = simulator(), BatchAccounting()
+    shard, tally = simulator(), BatchAccounting()
     mail = accepted("u@far.test")
-    one.decide(mail)
-    (given,) = one.dispatched
-    line = one.queue.line(given)
+    shard.decide(mail)
+    (dispatched_id,) = shard.dispatched
+    line = shard.queue.line(dispatched_id)
     assert line is not None
-    report = Attempted(given, 2, (delivered(recipient("u@far.test")),), START, timedelta(0))
-    tally.add_decision(mail, None, one.decide(mail), START)
-    tally.add_decision(report, line, one.decide(report), START)
+    report = Attempted(dispatched_id, 2, (delivered(recipient("u@far.test")),), START, timedelta(0))
+    tally.add_decision(mail, None, shard.decide(mail), START)
+    tally.add_decision(report, line, shard.decide(report), START)
     assert tally.duplicates == 2
     assert not tally.ledger
     assert not tally.first_attempt_delays
 
 
 def test_message_from_accepted_to_closed() -> None:
-    one = simulator()
+    shard = simulator()
     mail = accepted("u@far.test")
-    out = one.decide(mail)
+    out = shard.decide(mail)
     assert kinds(out) == [Received, Pending, Dispatched, Routed]
     pending, dispatched = out[1], out[2]
     assert isinstance(pending, Pending)
@@ -96,45 +96,45 @@ def test_message_from_accepted_to_closed() -> None:
     assert pending.content is None  # the content is stored in Dispatched only
     assert (dispatched.content, dispatched.number, dispatched.delivery.route) == (mail.content, 1, RELAY)
     assert dispatched.delivery.id == f"{mail.message.queue_id}-1"
-    out = one.attempt(dispatched.delivery.id, delivered(recipient("u@far.test")))
+    out = shard.attempt(dispatched.delivery.id, delivered(recipient("u@far.test")))
     assert kinds(out) == [Settled, AttemptRecorded, Closed]
-    assert len(one.queue) == 0
+    assert len(shard.queue) == 0
 
 
 def test_list_is_grouped_by_next_hop_and_split_at_the_recipient_limit() -> None:
-    one = simulator(recipients_per_delivery=2)
+    shard = simulator(recipients_per_delivery=2)
     many = [f"u{n}@far.test" for n in range(5)]
-    out = one.decide(accepted("list@example.test", *many))
+    out = shard.decide(accepted("list@example.test", *many))
     parts = {line.delivery.id[-1]: line.delivery for line in of_kind(Pending, out)}
     assert [type(parts[n].route) for n in "1234"] == [ToMailbox, ToRelay, ToRelay, ToRelay]
     assert [len(parts[n].message.envelope.recipients) for n in "1234"] == [1, 2, 2, 2]
     assert [str(r.original) for r in parts["2"].message.envelope.recipients] == ["list@example.test", "u0@far.test"]
-    assert one.open_by_ledger() == 7
-    assert one.ledger["expanded"] == 1
+    assert shard.open_by_ledger() == 7
+    assert shard.ledger["expanded"] == 1
 
 
 def test_addresses_of_one_owner_share_a_delivery() -> None:
-    one = simulator(recipients_per_delivery=2)
+    shard = simulator(recipients_per_delivery=2)
     mail = accepted(*(f"alice+{number}@example.test" for number in range(7)))
-    one.decide(mail)
-    [given] = one.dispatched.values()
-    assert given.delivery.route == ToMailbox("alice@example.test")
-    assert len(given.delivery.message.envelope.recipients) == 7
+    shard.decide(mail)
+    [request] = shard.dispatched.values()
+    assert request.delivery.route == ToMailbox("alice@example.test")
+    assert len(request.delivery.message.envelope.recipients) == 7
 
 
 def test_duplicate_append_changes_nothing() -> None:
-    one = simulator()
+    shard = simulator()
     mail = accepted("u@far.test")
-    one.decide(mail)
-    assert one.decide(mail) == []
+    shard.decide(mail)
+    assert shard.decide(mail) == []
 
 
 def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> None:
-    one = simulator()
-    one.decide(accepted("a@far.test", "b@far.test", "c@far.test", sender="alice@example.test"))
-    (given,) = one.dispatched
+    shard = simulator()
+    shard.decide(accepted("a@far.test", "b@far.test", "c@far.test", sender="alice@example.test"))
+    (dispatched_id,) = shard.dispatched
     a, b, c = (recipient(f"{name}@far.test") for name in "abc")
-    out = one.attempt(given, delivered(a), failed(b), deferred(c), headers=CONTENT)
+    out = shard.attempt(dispatched_id, delivered(a), failed(b), deferred(c), headers=CONTENT)
     assert kinds(out) == [Pending, AttemptRecorded, Accepted, Bounced]
     line, tried, report, bounced = out[0], out[1], out[2], out[3]
     assert isinstance(line, Pending)
@@ -142,13 +142,13 @@ def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> N
     assert (line.attempts, line.last, line.content) == (
         1,
         DEFERRED_REPLY,
-        Spooled(f"d-{given}", len(CONTENT), "0" * 32),
+        Spooled(f"d-{dispatched_id}", len(CONTENT), "0" * 32),
     )
     assert isinstance(line.state, Waiting)
     assert (line.state.cause, line.state.reason) == (WaitCause.DEFERRED, str(DEFERRED_REPLY))
     assert isinstance(tried, Event)
     outcomes = (delivered(a), failed(b), deferred(c))
-    assert tried.detail == AttemptRecorded(given, 1, outcomes, START, timedelta(seconds=1), line.state.due)
+    assert tried.detail == AttemptRecorded(dispatched_id, 1, outcomes, START, timedelta(seconds=1), line.state.due)
     assert isinstance(report, Accepted)
     assert isinstance(report.content, Inline)
     assert b"b@far.test" in report.content.data
@@ -156,8 +156,8 @@ def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> N
     assert b"Subject: hello" in report.content.data
     assert isinstance(bounced, Event)
     assert bounced.detail == Bounced((address("b@far.test"),), report.message.queue_id)
-    assert of_kind(Dispatched, one.route_due()) == []  # not due yet
-    resumed = one.advance(timedelta(minutes=2))
+    assert of_kind(Dispatched, shard.route_due()) == []  # not due yet
+    resumed = shard.advance(timedelta(minutes=2))
     assert kinds(resumed) == [Pending, Dispatched, Resumed]
     again = resumed[1]
     assert isinstance(again, Dispatched)
@@ -166,21 +166,21 @@ def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> N
 
 @pytest.mark.parametrize("repeat", [1, 2, 3])
 def test_repeated_or_outdated_report_is_ignored(repeat: int) -> None:
-    one = simulator()
-    one.decide(accepted("u@far.test"))
-    (given,) = one.dispatched
-    one.attempt(given, deferred(recipient("u@far.test")))
-    stale = Attempted(given, repeat, (delivered(recipient("u@far.test")),), START, timedelta(0))
-    assert one.decide(stale) == []  # the delivery waits: no attempt is active
-    one.advance(timedelta(minutes=2))
-    assert bool(one.decide(stale)) == (repeat == 2)  # the active attempt
+    shard = simulator()
+    shard.decide(accepted("u@far.test"))
+    (dispatched_id,) = shard.dispatched
+    shard.attempt(dispatched_id, deferred(recipient("u@far.test")))
+    stale = Attempted(dispatched_id, repeat, (delivered(recipient("u@far.test")),), START, timedelta(0))
+    assert shard.decide(stale) == []  # the delivery waits: no attempt is active
+    shard.advance(timedelta(minutes=2))
+    assert bool(shard.decide(stale)) == (repeat == 2)  # the active attempt
 
 
 def test_recipient_missing_in_a_report_stays_open() -> None:
-    one = simulator()
-    one.decide(accepted("a@far.test", "b@far.test", content=Spooled("big", 10, "0" * 32)))
-    (given,) = one.dispatched
-    out = one.attempt(given, delivered(recipient("b@far.test")))
+    shard = simulator()
+    shard.decide(accepted("a@far.test", "b@far.test", content=Spooled("big", 10, "0" * 32)))
+    (dispatched_id,) = shard.dispatched
+    out = shard.attempt(dispatched_id, delivered(recipient("b@far.test")))
     line = out[0]
     assert isinstance(line, Pending)
     assert [str(r.address) for r in line.delivery.message.envelope.recipients] == ["a@far.test"]
@@ -188,42 +188,42 @@ def test_recipient_missing_in_a_report_stays_open() -> None:
 
 
 def test_mismatched_report_keeps_the_ledger_balanced() -> None:
-    one = simulator()
-    one.decide(accepted("a@far.test", "b@far.test", content=Spooled("big", 10, "0" * 32)))
-    (given,) = one.dispatched
-    out = one.attempt(given, delivered(recipient("x@far.test")), delivered(recipient("b@far.test")))
-    assert one.ledger["delivered"] == 1
-    assert one.open_by_ledger() == one.open_recipients() == 1
+    shard = simulator()
+    shard.decide(accepted("a@far.test", "b@far.test", content=Spooled("big", 10, "0" * 32)))
+    (dispatched_id,) = shard.dispatched
+    out = shard.attempt(dispatched_id, delivered(recipient("x@far.test")), delivered(recipient("b@far.test")))
+    assert shard.ledger["delivered"] == 1
+    assert shard.open_by_ledger() == shard.open_recipients() == 1
     (tried,) = [what for what in events(out) if isinstance(what, AttemptRecorded)]
     assert [str(outcome.recipient) for outcome in tried.outcomes] == ["a@far.test", "b@far.test"]
 
 
 def test_lifetime_ends_with_a_last_attempt_and_a_bounce() -> None:
-    one = simulator(lifetime=timedelta(hours=1), retry=(timedelta(minutes=20),))
-    one.decide(accepted("u@far.test", sender="alice@example.test"))
+    shard = simulator(lifetime=timedelta(hours=1), retry=(timedelta(minutes=20),))
+    shard.decide(accepted("u@far.test", sender="alice@example.test"))
     attempts = 0
-    while one.lines:
-        for given in list(one.dispatched):
+    while shard.lines:
+        for dispatched_id in list(shard.dispatched):
             attempts += 1
-            out = one.attempt(given, deferred(recipient("u@far.test")), headers=CONTENT)
-        one.advance(timedelta(minutes=1))
+            out = shard.attempt(dispatched_id, deferred(recipient("u@far.test")), headers=CONTENT)
+        shard.advance(timedelta(minutes=1))
     assert attempts >= 4
-    assert one.now - START <= timedelta(minutes=62)
+    assert shard.now - START <= timedelta(minutes=62)
     assert kinds(out) == [Settled, AttemptRecorded, FailedByRouter, Accepted, Bounced, Closed]
     assert isinstance(out[3], Accepted)
     assert isinstance(out[3].content, Inline)
     assert b"Status: 5.4.7" in out[3].content.data
     assert b"Greylisted" in out[3].content.data
-    assert one.ledger["failed"] == 1
+    assert shard.ledger["failed"] == 1
 
 
 def test_expiry_dsn_quotes_each_recipients_last_reply_as_our_diagnostic() -> None:
-    one = simulator(lifetime=timedelta(hours=1))
-    one.decide(accepted("a@far.test", "b@far.test", sender="alice@example.test"))
-    one.now += timedelta(hours=2)
+    shard = simulator(lifetime=timedelta(hours=1))
+    shard.decide(accepted("a@far.test", "b@far.test", sender="alice@example.test"))
+    shard.now += timedelta(hours=2)
     full = Deferred(address("a@far.test"), Reply(452, "4.2.2", "Mailbox full"), REMOTE)
-    one.attempt(next(iter(one.dispatched)), full, deferred(recipient("b@far.test")), headers=CONTENT)
-    (report,) = one.dsns
+    shard.attempt(next(iter(shard.dispatched)), full, deferred(recipient("b@far.test")), headers=CONTENT)
+    (report,) = shard.dsns
     assert isinstance(report.content, Inline)
     parsed = message_from_bytes(report.content.data, policy=email_policy.default)
     blocks = list(parsed.get_payload(1).get_payload())[1:]  # type: ignore[union-attr, arg-type]
@@ -236,21 +236,23 @@ def test_expiry_dsn_quotes_each_recipients_last_reply_as_our_diagnostic() -> Non
 
 
 def test_many_failures_are_split_into_several_small_dsns() -> None:
-    one = simulator(recipients_per_delivery=120)
+    shard = simulator(recipients_per_delivery=120)
     names = [f"u{number}@far.test" for number in range(120)]
-    one.decide(accepted(*names, sender="alice@example.test"))
+    shard.decide(accepted(*names, sender="alice@example.test"))
     long = Reply(550, "5.7.1", "No " * 330)
-    one.attempt(
-        next(iter(one.dispatched)), *(Failed(address(name), long, REMOTE) for name in names), headers=b"X: y\r\n" * 9000
+    shard.attempt(
+        next(iter(shard.dispatched)),
+        *(Failed(address(name), long, REMOTE) for name in names),
+        headers=b"X: y\r\n" * 9000,
     )
-    assert len({report.message.queue_id for report in one.dsns}) == 3
+    assert len({report.message.queue_id for report in shard.dsns}) == 3
     contents = b""
-    for report in one.dsns:
+    for report in shard.dsns:
         assert isinstance(report.content, Inline)
         assert len(report.content.data) < 256 << 10
         contents += report.content.data
     assert all(f"Final-Recipient: rfc822; {name}\r\n".encode() in contents for name in names)
-    assert one.ledger["failed"] == 120
+    assert shard.ledger["failed"] == 120
 
 
 @pytest.mark.parametrize(
@@ -263,70 +265,70 @@ def test_many_failures_are_split_into_several_small_dsns() -> None:
     ],
 )
 def test_dsn_obeys_notify(notify: frozenset[Notify] | None, reported: bool) -> None:
-    one = simulator()
+    shard = simulator()
     who = Recipient(address("gone@example.test"), address("gone@example.test"), notify)
-    out = one.decide(accepted(who, sender="alice@example.test"))
+    out = shard.decide(accepted(who, sender="alice@example.test"))
     assert bool(of_kind(Accepted, out)) == reported
-    assert one.ledger["failed"] == 1
+    assert shard.ledger["failed"] == 1
     assert kinds(out)[-1] is Closed
 
 
 def test_undeliverable_dsn_is_discarded() -> None:
-    one = simulator()
-    out = one.decide(accepted("gone@example.test", sender=None))
+    shard = simulator()
+    out = shard.decide(accepted("gone@example.test", sender=None))
     assert kinds(out) == [Received, FailedByRouter, Bounced, Closed]
     assert events(out)[2] == Bounced((address("gone@example.test"),), None)
-    assert (one.ledger["discarded"], one.ledger["failed"], one.open_by_ledger()) == (1, 0, 0)
+    assert (shard.ledger["discarded"], shard.ledger["failed"], shard.open_by_ledger()) == (1, 0, 0)
 
 
 def test_throttled_deliveries_start_in_order_when_slots_are_free() -> None:
-    one = simulator(limits=SiteLimits(deliveries_per_site=1))
+    shard = simulator(limits=SiteLimits(deliveries_per_site=1))
     for name in "abc":
-        one.decide(accepted(f"{name}@far.test"))
-        one.now += timedelta(milliseconds=1)
-    waiting = [line.state for line in one.lines.values() if isinstance(line.state, Waiting)]
+        shard.decide(accepted(f"{name}@far.test"))
+        shard.now += timedelta(milliseconds=1)
+    waiting = [line.state for line in shard.lines.values() if isinstance(line.state, Waiting)]
     assert [state.cause for state in waiting] == [WaitCause.THROTTLED, WaitCause.THROTTLED]
     order = []
     for _ in "abc":
-        (given,) = one.dispatched
-        (who,) = one.dispatched[given].delivery.message.envelope.recipients
+        (dispatched_id,) = shard.dispatched
+        (who,) = shard.dispatched[dispatched_id].delivery.message.envelope.recipients
         order.append(who.address.local)
-        one.attempt(given, delivered(who))
-        one.route_due()
+        shard.attempt(dispatched_id, delivered(who))
+        shard.route_due()
     assert order == ["a", "b", "c"]
 
 
 def test_clock_set_back_keeps_due_deliveries_in_turn() -> None:
-    one = simulator(limits=SiteLimits(deliveries_per_site=1))
+    shard = simulator(limits=SiteLimits(deliveries_per_site=1))
     for name in "ab":
-        one.decide(accepted(f"{name}@far.test"))
-        one.route_due()  # from now on b is due and throttled
-    one.now -= timedelta(hours=1)
-    (given,) = one.dispatched.values()
-    one.attempt(given.delivery.id, delivered(recipient("a@far.test")))
-    one.route_due()
-    (given,) = one.dispatched.values()
-    assert given.delivery.message.envelope.recipients == (recipient("b@far.test"),)
+        shard.decide(accepted(f"{name}@far.test"))
+        shard.route_due()  # from now on b is due and throttled
+    shard.now -= timedelta(hours=1)
+    (request,) = shard.dispatched.values()
+    shard.attempt(request.delivery.id, delivered(recipient("a@far.test")))
+    shard.route_due()
+    (request,) = shard.dispatched.values()
+    assert request.delivery.message.envelope.recipients == (recipient("b@far.test"),)
 
 
 def test_unresolved_delivery_waits_until_dns_answers_or_it_expires() -> None:
-    one = RouterSimulator(policy())
-    out = one.decide(accepted("u@far.test"))
+    shard = RouterSimulator(policy())
+    out = shard.decide(accepted("u@far.test"))
     (line,) = of_kind(Pending, out)
     assert line.delivery.route == Unresolved("far.test")
     assert (line.state.cause, line.state.reason) == (WaitCause.UNRESOLVED, "DNS lookup of far.test MX timed out")
     assert isinstance(line.content, Spooled)
-    assert one.dispatched == {}
-    one.answers = DnsAnswers({"far.test": DnsUnknown("DNS lookup of far.test MX failed: SERVFAIL")})
-    one.advance(timedelta(seconds=5))
-    (line,) = one.lines.values()
+    assert shard.dispatched == {}
+    shard.answers = DnsAnswers({"far.test": DnsUnknown("DNS lookup of far.test MX failed: SERVFAIL")})
+    shard.advance(timedelta(seconds=5))
+    (line,) = shard.lines.values()
     assert isinstance(line.state, Waiting)
     assert line.state.reason == "DNS lookup of far.test MX failed: SERVFAIL"
-    one.answers = FAR
-    one.advance(timedelta(seconds=5))
-    (given,) = one.dispatched.values()
-    assert isinstance(given.delivery.route, ToMx)
-    assert given.number == 1
+    shard.answers = FAR
+    shard.advance(timedelta(seconds=5))
+    (request,) = shard.dispatched.values()
+    assert isinstance(request.delivery.route, ToMx)
+    assert request.number == 1
 
     silent = RouterSimulator(policy(lifetime=timedelta(hours=1)))
     silent.decide(accepted("u@far.test", sender="alice@example.test"))
@@ -337,48 +339,48 @@ def test_unresolved_delivery_waits_until_dns_answers_or_it_expires() -> None:
 
 
 def test_retry_uses_current_mx_records_and_relay() -> None:
-    one = RouterSimulator(policy(), answers=FAR)
-    one.decide(accepted("u@far.test"))
-    one.attempt(next(iter(one.dispatched)), deferred(recipient("u@far.test")))
-    one.answers = DnsAnswers({"far.test": MxHosts(((10, "new.far.test"),))})
-    one.advance(timedelta(minutes=2))
-    (given,) = one.dispatched.values()
-    assert given.delivery.route == ToMx("far.test", ((10, "new.far.test"),))
-    assert set(one.queue.site_loads()) == {"mx:new.far.test"}
-    one.attempt(given.delivery.id, deferred(recipient("u@far.test")))
-    one.policy = replace(one.policy, relay=RELAY)  # a relay was configured in the meantime
-    one.advance(timedelta(hours=1))
-    assert next(iter(one.dispatched.values())).delivery.route == RELAY
+    shard = RouterSimulator(policy(), answers=FAR)
+    shard.decide(accepted("u@far.test"))
+    shard.attempt(next(iter(shard.dispatched)), deferred(recipient("u@far.test")))
+    shard.answers = DnsAnswers({"far.test": MxHosts(((10, "new.far.test"),))})
+    shard.advance(timedelta(minutes=2))
+    (request,) = shard.dispatched.values()
+    assert request.delivery.route == ToMx("far.test", ((10, "new.far.test"),))
+    assert set(shard.queue.site_loads()) == {"mx:new.far.test"}
+    shard.attempt(request.delivery.id, deferred(recipient("u@far.test")))
+    shard.policy = replace(shard.policy, relay=RELAY)  # a relay was configured in the meantime
+    shard.advance(timedelta(hours=1))
+    assert next(iter(shard.dispatched.values())).delivery.route == RELAY
 
 
 def test_waiting_mail_follows_a_domain_that_becomes_local_or_remote() -> None:
-    one = RouterSimulator(policy(), answers=FAR)
-    one.decide(accepted("u@far.test"))
-    one.attempt(next(iter(one.dispatched)), deferred(recipient("u@far.test")))
-    one.snapshot = snapshot(["u@far.test"], domains=[Domain("far.test", "default")])  # the domain became local
-    one.answers = DnsAnswers({"far.test": MxHosts(((10, "mx.example.test"),))})
-    one.advance(timedelta(minutes=2))
-    (given,) = one.dispatched.values()
-    assert given.delivery.route == ToMailbox("u@far.test")
-    one.attempt(given.delivery.id, deferred(recipient("u@far.test")))
-    one.snapshot = snapshot(domains=[Domain("far.test", "default", relay_to=RELAY)])
-    one.advance(timedelta(hours=1))
-    (given,) = one.dispatched.values()
-    assert given.delivery.route == RELAY
-    one.attempt(given.delivery.id, deferred(recipient("u@far.test")))
-    one.snapshot = snapshot(domains=[Domain("far.test", "default")])  # local, without that user
-    one.advance(timedelta(hours=1))
-    assert next(iter(one.dispatched.values())).delivery.route == RELAY
+    shard = RouterSimulator(policy(), answers=FAR)
+    shard.decide(accepted("u@far.test"))
+    shard.attempt(next(iter(shard.dispatched)), deferred(recipient("u@far.test")))
+    shard.snapshot = snapshot(["u@far.test"], domains=[Domain("far.test", "default")])  # the domain became local
+    shard.answers = DnsAnswers({"far.test": MxHosts(((10, "mx.example.test"),))})
+    shard.advance(timedelta(minutes=2))
+    (request,) = shard.dispatched.values()
+    assert request.delivery.route == ToMailbox("u@far.test")
+    shard.attempt(request.delivery.id, deferred(recipient("u@far.test")))
+    shard.snapshot = snapshot(domains=[Domain("far.test", "default", relay_to=RELAY)])
+    shard.advance(timedelta(hours=1))
+    (request,) = shard.dispatched.values()
+    assert request.delivery.route == RELAY
+    shard.attempt(request.delivery.id, deferred(recipient("u@far.test")))
+    shard.snapshot = snapshot(domains=[Domain("far.test", "default")])  # local, without that user
+    shard.advance(timedelta(hours=1))
+    assert next(iter(shard.dispatched.values())).delivery.route == RELAY
 
 
 def test_delivery_stays_with_a_mailbox_that_also_has_an_alias() -> None:
     own = {"alice@example.test": ["alice@example.test", "u@far.test"]}
-    one = RouterSimulator(policy(), snapshot(["alice@example.test"], own), FAR)
-    one.decide(accepted("alice@example.test"))
-    (mailbox,) = [given for given in one.dispatched.values() if isinstance(given.delivery.route, ToMailbox)]
-    one.attempt(mailbox.delivery.id, deferred(recipient("alice@example.test")))
-    one.advance(timedelta(minutes=2))
-    assert one.dispatched[mailbox.delivery.id].delivery.route == ToMailbox("alice@example.test")
+    shard = RouterSimulator(policy(), snapshot(["alice@example.test"], own), FAR)
+    shard.decide(accepted("alice@example.test"))
+    (mailbox,) = [request for request in shard.dispatched.values() if isinstance(request.delivery.route, ToMailbox)]
+    shard.attempt(mailbox.delivery.id, deferred(recipient("alice@example.test")))
+    shard.advance(timedelta(minutes=2))
+    assert shard.dispatched[mailbox.delivery.id].delivery.route == ToMailbox("alice@example.test")
 
 
 def test_decisions_are_deterministic() -> None:

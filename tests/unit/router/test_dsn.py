@@ -51,7 +51,7 @@ def read(report: Accepted) -> tuple[EmailMessage, list[EmailMessage]]:
 def test_dsn_has_three_parts_and_goes_from_null_path_to_the_sender() -> None:
     report = write()
     assert report.message.envelope.reverse_path is None
-    assert [str(one.address) for one in report.message.envelope.recipients] == ["sender@far.test"]
+    assert [str(rcpt.address) for rcpt in report.message.envelope.recipients] == ["sender@far.test"]
     assert (report.message.envelope.body, report.message.envelope.smtputf8) == (Body.SEVEN_BIT, False)
     parsed, (people, status, headers) = read(report)
     assert parsed.get_content_type() == "multipart/report"
@@ -115,8 +115,8 @@ def test_dsn_with_8bit_part_declares_8bit(headers: bytes, reply: Reply, encoding
 
 @given(text=st.text(max_size=3000), envid=st.text(max_size=100), orcpt=st.text(max_size=100))
 def test_foreign_text_cannot_start_a_field_or_a_part(text: str, envid: str, orcpt: str) -> None:
-    one = Recipient(address("u@far.test"), address("u@far.test"), orcpt=orcpt)
-    report = write(FailedRecipient(one, Reply(550, "5.0.0", text), f"mx[{text}"), envid=envid)
+    rcpt = Recipient(address("u@far.test"), address("u@far.test"), orcpt=orcpt)
+    report = write(FailedRecipient(rcpt, Reply(550, "5.0.0", text), f"mx[{text}"), envid=envid)
     _, parts = read(report)
     assert len(parts) == 3
     fields, block = parts[1].iter_parts()

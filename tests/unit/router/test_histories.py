@@ -111,12 +111,12 @@ class Histories(RuleBasedStateMachine):
         self._attempt(data.draw(st.sampled_from(sorted(self.simulator.dispatched))), data)
 
     def _attempt(self, delivery_id: DeliveryId, data: st.DataObject | None) -> None:
-        given = self.simulator.dispatched[delivery_id]
-        recipients = given.delivery.message.envelope.recipients
+        request = self.simulator.dispatched[delivery_id]
+        recipients = request.delivery.message.envelope.recipients
         kinds = [deferred if data is None else data.draw(RESULTS) for _ in recipients]
-        outcomes = [kind(one) for kind, one in zip(kinds, recipients, strict=True)]
+        outcomes = [kind(recipient) for kind, recipient in zip(kinds, recipients, strict=True)]
         self.simulator.attempt(delivery_id, *outcomes, headers=CONTENT)
-        self.past.append(Attempted(delivery_id, given.number, tuple(outcomes), self.simulator.now, timedelta(0)))
+        self.past.append(Attempted(delivery_id, request.number, tuple(outcomes), self.simulator.now, timedelta(0)))
 
     @rule(to=st.lists(st.sampled_from(ADDRESSES), min_size=1, max_size=3))
     def accept_quarantined(self, to: list[str]) -> None:
@@ -131,7 +131,7 @@ class Histories(RuleBasedStateMachine):
     def attempt_quarantined(self, data: st.DataObject) -> None:
         delivery_id = data.draw(st.sampled_from(sorted(self.simulator.dispatched)))
         recipients = self.simulator.dispatched[delivery_id].delivery.message.envelope.recipients
-        outcomes = [data.draw(st.sampled_from([delivered, deferred]))(one) for one in recipients]
+        outcomes = [data.draw(st.sampled_from([delivered, deferred]))(recipient) for recipient in recipients]
         self.simulator.quarantine(self.simulator.attempted(delivery_id, *outcomes))
 
     @precondition(lambda self: self.past)
@@ -296,5 +296,5 @@ def test_same_choices_give_the_same_history() -> None:
         history.accept(["u@far.test", "team@example.test"], "s@far.test", "default", 10, spooled=False)
         for delivery_id in sorted(history.simulator.dispatched):
             history._attempt(delivery_id, None)
-    one, other = histories
-    assert one.simulator.records == other.simulator.records
+    recipient, other = histories
+    assert recipient.simulator.records == other.simulator.records

@@ -19,8 +19,8 @@ SPOOLED = Spooled("big", 10, "0" * 32)
 
 
 def waiting(number: int, *, seconds: int = 0) -> Pending:
-    one = message(f"u{number}@far.test")
-    delivery = Delivery(delivery_id(one.queue_id, 1), one, ToRelay("smart.test", 25))
+    own_message = message(f"u{number}@far.test")
+    delivery = Delivery(delivery_id(own_message.queue_id, 1), own_message, ToRelay("smart.test", 25))
     return Pending(delivery, Waiting(START + timedelta(seconds=seconds), WaitCause.DEFERRED, "later"), SPOOLED, 1)
 
 
@@ -58,7 +58,7 @@ def test_equal_values_are_shared() -> None:
     queue = MailQueue()
     for number in range(2):
         queue.apply(replace(waiting(number), last_remote="".join(["mx.far", ".test"])))
-    one, other = queue.lines()
-    assert one.delivery.route is other.delivery.route
-    assert one.last_remote is other.last_remote
-    assert one.delivery.message.envelope.reverse_path is other.delivery.message.envelope.reverse_path
+    own_message, other = queue.lines()
+    assert own_message.delivery.route is other.delivery.route
+    assert own_message.last_remote is other.last_remote
+    assert own_message.delivery.message.envelope.reverse_path is other.delivery.message.envelope.reverse_path

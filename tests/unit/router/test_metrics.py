@@ -28,8 +28,10 @@ def frequent_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_ledger_does_not_drift_after_a_replay() -> None:
     setup = RouterSetup(relay=SMART, deliver=succeed)
     (line,) = of_kind(Pending, RouterSimulator(policy=policy(relay=SMART)).decide(accepted_now("u@far.test")))
-    kept = await setup.spool.put(b"x")
-    await setup.log.append(Pending(line.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), kept, 1))
+    spooled_content = await setup.spool.put(b"x")
+    await setup.log.append(
+        Pending(line.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), spooled_content, 1)
+    )
     async with setup.running():
         await wait_until(lambda: len(setup.dispatched) == 1)
         mail = accepted_now("alice@example.test", "v@far.test")
@@ -74,9 +76,9 @@ async def test_quarantined_delivery_is_counted_after_a_restart(monkeypatch: pyte
 
 
 async def test_delivery_is_runnable_while_active_and_not_while_deferred() -> None:
-    def later(given: Dispatched) -> Attempted:
-        outcomes = tuple(map(deferred, given.delivery.message.envelope.recipients))
-        return Attempted(given.delivery.id, given.number, outcomes, datetime.now(UTC), timedelta(0), spooled)
+    def later(request: Dispatched) -> Attempted:
+        outcomes = tuple(map(deferred, request.delivery.message.envelope.recipients))
+        return Attempted(request.delivery.id, request.number, outcomes, datetime.now(UTC), timedelta(0), spooled)
 
     setup = RouterSetup(relay=SMART)
     spooled: Spooled = await setup.spool.put(b"x")

@@ -92,10 +92,10 @@ async def test_new_message_that_raises_is_held_and_others_are_delivered(
 
 
 async def test_report_that_raises_counts_as_a_deferral(monkeypatch: pytest.MonkeyPatch) -> None:
-    def postpone(given: Dispatched) -> Attempted:
-        first, second = given.delivery.message.envelope.recipients
+    def postpone(request: Dispatched) -> Attempted:
+        first, second = request.delivery.message.envelope.recipients
         outcomes = (delivered(first), deferred(second))
-        return Attempted(given.delivery.id, 1, outcomes, datetime.now(UTC), timedelta(0), spooled)
+        return Attempted(request.delivery.id, 1, outcomes, datetime.now(UTC), timedelta(0), spooled)
 
     setup = RouterSetup(relay=SMART, deliver=postpone)
     spooled = await setup.spool.put(CONTENT)
@@ -110,7 +110,7 @@ async def test_report_that_raises_counts_as_a_deferral(monkeypatch: pytest.Monke
         await wait_until(waits)
     (line,) = await setup.lines()
     assert (line.state.cause, line.attempts, line.content) == (WaitCause.DEFERRED, 1, spooled)  # type: ignore[union-attr]
-    assert [str(one.address) for one in line.delivery.message.envelope.recipients] == ["b@far.test"]
+    assert [str(recipient.address) for recipient in line.delivery.message.envelope.recipients] == ["b@far.test"]
     assert (await setup.log.backlog()).attempted == 0
 
 
@@ -154,16 +154,16 @@ def test_quarantined_report_without_content_is_settled_or_held() -> None:
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
     first, second = simulator.decide(accepted("a@far.test")), simulator.decide(accepted("b@far.test"))
     for out, outcome, wanted in ((first, delivered, Settled), (second, deferred, Pending)):
-        (given,) = of_kind(Dispatched, out)
-        outcomes = tuple(map(outcome, given.delivery.message.envelope.recipients))
-        fact = Attempted(given.delivery.id, 1, outcomes, START, timedelta(0))
+        (request,) = of_kind(Dispatched, out)
+        outcomes = tuple(map(outcome, request.delivery.message.envelope.recipients))
+        fact = Attempted(request.delivery.id, 1, outcomes, START, timedelta(0))
         records = []
         for record in quarantine(simulator.queue, fact, "a bug", simulator.policy, START):
             simulator.queue.apply(record)
             records.append(record)
         assert isinstance(records[0], wanted)
         assert any(isinstance(record, Event) and isinstance(record.detail, AttemptRecorded) for record in records)
-    (held,) = simulator.queue.lines()
-    assert isinstance(held.state, Waiting)
-    assert held.state.cause is WaitCause.HELD
+    (held_line,) = simulator.queue.lines()
+    assert isinstance(held_line.state, Waiting)
+    assert held_line.state.cause is WaitCause.HELD
     assert not isinstance(outcomes[0], Delivered)

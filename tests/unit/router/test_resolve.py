@@ -57,7 +57,7 @@ async def test_two_shards_share_the_time_out_of_a_query() -> None:
     resolver = StaticResolver(slow={"slow.test": 0.1}, mx={"slow.test": [(10, "mx.far.test")]})
     batch_resolver = BatchResolver(resolver, timedelta(seconds=5))
     answers = await asyncio.gather(*(batch_resolver.resolve(["slow.test"]) for _ in range(2)))
-    assert [one.mx for one in answers] == [{"slow.test": FAR}] * 2
+    assert [answer.mx for answer in answers] == [{"slow.test": FAR}] * 2
 
 
 async def test_concurrent_queries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

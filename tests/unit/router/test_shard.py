@@ -102,9 +102,9 @@ def router_on(log: RouterLog, setup: RouterSetup) -> Router:
     )
 
 
-def succeed(given: Dispatched) -> Attempted:
-    outcomes = tuple(map(delivered, given.delivery.message.envelope.recipients))
-    return Attempted(given.delivery.id, given.number, outcomes, datetime.now(UTC), timedelta(0))
+def succeed(request: Dispatched) -> Attempted:
+    outcomes = tuple(map(delivered, request.delivery.message.envelope.recipients))
+    return Attempted(request.delivery.id, request.number, outcomes, datetime.now(UTC), timedelta(0))
 
 
 async def wait_until(condition: Callable[[], object]) -> None:
@@ -141,7 +141,7 @@ async def test_message_is_delivered_and_the_ledger_is_published() -> None:
         "delivered": 3,
         "failed": 1,
     }
-    assert all(isinstance(given.content, Inline) for given in setup.dispatched)
+    assert all(isinstance(request.content, Inline) for request in setup.dispatched)
 
 
 async def test_log_names_bounced_recipients_and_the_reason() -> None:
@@ -177,7 +177,7 @@ async def test_failed_commit_is_repeated_after_a_replay() -> None:
         for mail in mails:
             await wait_until(lambda mail=mail: setup.is_closed(mail))
     assert await setup.lines() == []
-    ids = [given.delivery.id for given in setup.dispatched]
+    ids = [request.delivery.id for request in setup.dispatched]
     assert len(ids) == len(set(ids)) == 21
 
 
@@ -197,7 +197,7 @@ async def test_slow_dns_does_not_block_other_mail() -> None:
         assert isinstance(line.content, Spooled)
         resolver.slow.clear()
         await wait_until(lambda: setup.is_closed(slow))
-    assert [given.delivery.message.queue_id for given in setup.dispatched] == [
+    assert [request.delivery.message.queue_id for request in setup.dispatched] == [
         quick.message.queue_id,
         slow.message.queue_id,
     ]
@@ -215,7 +215,7 @@ async def test_burst_over_the_site_limit_is_spooled_and_delivered() -> None:
     async with setup.running():
         for mail in mails:
             await wait_until(lambda mail=mail: setup.is_closed(mail))
-    assert len({given.delivery.id for given in setup.dispatched}) == len(setup.dispatched) == 300
+    assert len({request.delivery.id for request in setup.dispatched}) == len(setup.dispatched) == 300
     assert await setup.lines() == []
 
 
@@ -224,8 +224,8 @@ async def test_due_deliveries_are_dispatched_without_a_pause() -> None:
     now, spooled = datetime.now(UTC), await setup.spool.put(CONTENT)
     for _ in range(60):
         message = accepted_now("u@far.test").message
-        one = Delivery(delivery_id(message.queue_id, 1), message, ToRelay("smart.test", 25))
-        await setup.log.append(Pending(one, Waiting(now, WaitCause.DEFERRED, "Greylisted"), spooled, 1))
+        delivery = Delivery(delivery_id(message.queue_id, 1), message, ToRelay("smart.test", 25))
+        await setup.log.append(Pending(delivery, Waiting(now, WaitCause.DEFERRED, "Greylisted"), spooled, 1))
     async with setup.running(), asyncio.timeout(3):  # one batch per second would take five
         await wait_until(lambda: len(setup.dispatched) == 60)
 
@@ -245,19 +245,23 @@ async def test_content_for_many_sites_is_spooled_and_not_copied() -> None:
             await wait_until(lambda mail=mail: setup.is_closed(mail))
     assert len(setup.dispatched) == 102
     bodies = [
-        given.content for given in setup.dispatched if given.delivery.message.queue_id == mails[0].message.queue_id
+        request.content
+        for request in setup.dispatched
+        if request.delivery.message.queue_id == mails[0].message.queue_id
     ]
     assert len(set(bodies)) == len(setup.spool.contents) == 1
     assert isinstance(bodies[0], Spooled)
     assert await setup.spool.read(bodies[0]) == content
-    assert sum(isinstance(given.content, Inline) for given in setup.dispatched) == 2  # few copies stay inline
+    assert sum(isinstance(request.content, Inline) for request in setup.dispatched) == 2  # few copies stay inline
 
 
 async def test_next_owner_continues_from_the_committed_state() -> None:
-    def postpone(given: Dispatched) -> Attempted:
-        outcomes = tuple(map(deferred, given.delivery.message.envelope.recipients))
-        spooled = given.content if isinstance(given.content, Spooled) else Spooled("d", len(CONTENT), "0" * 32)
-        return Attempted(given.delivery.id, given.number, outcomes, datetime.now(UTC), timedelta(0), spooled, CONTENT)
+    def postpone(request: Dispatched) -> Attempted:
+        outcomes = tuple(map(deferred, request.delivery.message.envelope.recipients))
+        spooled = request.content if isinstance(request.content, Spooled) else Spooled("d", len(CONTENT), "0" * 32)
+        return Attempted(
+            request.delivery.id, request.number, outcomes, datetime.now(UTC), timedelta(0), spooled, CONTENT
+        )
 
     setup = RouterSetup(
         relay=ToRelay("smart.test", 25), deliver=postpone, settings=RouterSettings(retry_delays=[timedelta(seconds=1)])

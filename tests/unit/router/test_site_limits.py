@@ -19,9 +19,9 @@ def simulator(limits: SiteLimits) -> RouterSimulator:
     return RouterSimulator(policy(limits=limits), answers=ANSWERS)
 
 
-def deliver_one(one: RouterSimulator, delivery_id: DeliveryId) -> str:
-    message = one.dispatched[delivery_id].delivery.message
-    one.attempt(delivery_id, *map(delivered, message.envelope.recipients))
+def deliver_one(shard: RouterSimulator, delivery_id: DeliveryId) -> str:
+    message = shard.dispatched[delivery_id].delivery.message
+    shard.attempt(delivery_id, *map(delivered, message.envelope.recipients))
     return message.tenant
 
 
@@ -39,91 +39,93 @@ def test_stalled_sites_leave_slots_for_a_new_site() -> None:
 
 
 def test_stalled_sites_leave_slots_for_local_mailboxes() -> None:
-    one = RouterSimulator(
+    shard = RouterSimulator(
         policy(limits=SiteLimits(deliveries_per_shard=40)), snapshot=snapshot(["alice@example.test"]), answers=ANSWERS
     )
     for site in range(50):
-        one.decide(accepted(f"u@d{site}.test"))
-    assert one.queue.active == 32
+        shard.decide(accepted(f"u@d{site}.test"))
+    assert shard.queue.active == 32
     for _ in range(3):
-        one.decide(accepted("alice@example.test"))
-    assert one.queue.site_loads()["mailbox"].active >= 1
-    deliver_one(one, next(name for name, given in one.dispatched.items() if given.delivery.route.site == "mailbox"))
-    one.route_due()
-    assert one.queue.site_loads()["mailbox"].active >= 1
+        shard.decide(accepted("alice@example.test"))
+    assert shard.queue.site_loads()["mailbox"].active >= 1
+    deliver_one(
+        shard, next(name for name, request in shard.dispatched.items() if request.delivery.route.site == "mailbox")
+    )
+    shard.route_due()
+    assert shard.queue.site_loads()["mailbox"].active >= 1
 
 
 def test_busy_sites_share_the_slots() -> None:
-    one = simulator(SiteLimits(deliveries_per_site=100, deliveries_per_shard=100))
+    shard = simulator(SiteLimits(deliveries_per_site=100, deliveries_per_shard=100))
     for _ in range(200):
         for site in range(9):
-            one.decide(accepted(f"u@d{site}.test"))
-    assert one.queue.active < 100
-    out = one.decide(accepted("u@d20.test"))
-    assert any(given.delivery.message.queue_id == out[0].queue_id for given in one.dispatched.values())  # type: ignore[union-attr]
-    assert min(load.active for load in one.queue.site_loads().values()) >= 1
+            shard.decide(accepted(f"u@d{site}.test"))
+    assert shard.queue.active < 100
+    out = shard.decide(accepted("u@d20.test"))
+    assert any(request.delivery.message.queue_id == out[0].queue_id for request in shard.dispatched.values())  # type: ignore[union-attr]
+    assert min(load.active for load in shard.queue.site_loads().values()) >= 1
 
 
 def test_bytes_limit_a_site_but_one_delivery_always_starts() -> None:
-    one = simulator(SiteLimits(deliveries_per_site=100, bytes_per_site=1000))
-    one.decide(accepted("u@d0.test", size=5000))
-    one.decide(accepted("u@d0.test", size=10))
-    assert len(one.dispatched) == 1
+    shard = simulator(SiteLimits(deliveries_per_site=100, bytes_per_site=1000))
+    shard.decide(accepted("u@d0.test", size=5000))
+    shard.decide(accepted("u@d0.test", size=10))
+    assert len(shard.dispatched) == 1
     for _ in range(5):
-        one.decide(accepted("u@d1.test", size=300))
-    assert one.queue.site_loads()["mx:mx.d1.test"].active == 3
+        shard.decide(accepted("u@d1.test", size=300))
+    assert shard.queue.site_loads()["mx:mx.d1.test"].active == 3
 
 
 def test_tenants_share_a_site_round_robin() -> None:
-    one = simulator(SiteLimits(deliveries_per_site=2))
+    shard = simulator(SiteLimits(deliveries_per_site=2))
     for _ in range(40):
-        one.decide(accepted("u@d0.test", tenant="loud"))
-        one.now += timedelta(milliseconds=1)
+        shard.decide(accepted("u@d0.test", tenant="loud"))
+        shard.now += timedelta(milliseconds=1)
     for _ in range(5):
-        one.decide(accepted("u@d0.test", tenant="quiet"))
+        shard.decide(accepted("u@d0.test", tenant="quiet"))
     served: list[str] = []
     while len(served) < 14:
-        served.append(deliver_one(one, next(iter(one.dispatched))))
-        one.route_due()
+        served.append(deliver_one(shard, next(iter(shard.dispatched))))
+        shard.route_due()
     assert Counter(served[2:12])["quiet"] == 5  # every other turn after the active ones
 
 
 def test_sites_share_a_small_batch_round_robin() -> None:
-    one = simulator(SiteLimits(deliveries_per_site=1000))
-    one.answers = DnsAnswers()  # all deliveries wait for DNS first
+    shard = simulator(SiteLimits(deliveries_per_site=1000))
+    shard.answers = DnsAnswers()  # all deliveries wait for DNS first
     for site in range(10):
         for _ in range(20):
-            one.decide(accepted(f"u@d{site}.test"))
-    one.answers = ANSWERS
-    one.now += timedelta(hours=1)
+            shard.decide(accepted(f"u@d{site}.test"))
+    shard.answers = ANSWERS
+    shard.now += timedelta(hours=1)
     for _ in range(4):
-        one.route_due(most=10)
-    assert {load.active for name, load in one.queue.site_loads().items() if name.startswith("mx:")} == {4}
+        shard.route_due(most=10)
+    assert {load.active for name, load in shard.queue.site_loads().items() if name.startswith("mx:")} == {4}
 
 
 def test_line_applied_twice_has_one_turn() -> None:
     """The shard applies a line twice when it spools its content."""
-    one = simulator(SiteLimits(deliveries_per_site=4))
-    one.answers = DnsAnswers()
+    shard = simulator(SiteLimits(deliveries_per_site=4))
+    shard.answers = DnsAnswers()
     for _ in range(8):
-        one.decide(accepted("u@d0.test"))
-    one.now += timedelta(hours=1)
-    picked = one.queue.due(one.now, one.policy.limits, 100)
+        shard.decide(accepted("u@d0.test"))
+    shard.now += timedelta(hours=1)
+    picked = shard.queue.due(shard.now, shard.policy.limits, 100)
     assert len(picked) == len(set(picked)) == 4
 
 
 def test_due_deliveries_come_in_bounded_batches() -> None:
-    one = simulator(SiteLimits())
-    one.answers = DnsAnswers()
+    shard = simulator(SiteLimits())
+    shard.answers = DnsAnswers()
     for _ in range(50):
-        one.decide(accepted("u@d0.test"))
-    one.answers = ANSWERS
-    one.now += timedelta(days=1)
-    assert one.queue.due(one.now, one.policy.limits, 20) != []
-    one.queue = one.replayed_queue()
-    one.route_due(most=20)
-    assert len(one.dispatched) == 20
-    assert sum(isinstance(line.state, Waiting) for line in one.lines.values()) == 30
-    one.route_due(most=100)
-    assert len(one.dispatched) == 50
-    assert deliver_one(one, next(iter(one.dispatched))) == "default"
+        shard.decide(accepted("u@d0.test"))
+    shard.answers = ANSWERS
+    shard.now += timedelta(days=1)
+    assert shard.queue.due(shard.now, shard.policy.limits, 20) != []
+    shard.queue = shard.replayed_queue()
+    shard.route_due(most=20)
+    assert len(shard.dispatched) == 20
+    assert sum(isinstance(line.state, Waiting) for line in shard.lines.values()) == 30
+    shard.route_due(most=100)
+    assert len(shard.dispatched) == 50
+    assert deliver_one(shard, next(iter(shard.dispatched))) == "default"

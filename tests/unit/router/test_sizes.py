@@ -16,8 +16,8 @@ def test_record_size_is_bounded_for_many_recipients(sender: str | None) -> None:
     simulator = RouterSimulator(snapshot=snapshot())
     names = [f"{'n' * 50}{number}@example.test" for number in range(3000)]
     out = simulator.decide(accepted(*names, sender=sender))
-    refused = [what for what in events(out) if isinstance(what, FailedByRouter)]
-    assert [len(what.outcomes) for what in refused] == [200] * 15
+    refused = [detail for detail in events(out) if isinstance(detail, FailedByRouter)]
+    assert [len(detail.outcomes) for detail in refused] == [200] * 15
     assert simulator.ledger["failed" if sender else "discarded"] == 3000
     frames = [
         encode(record) for record in out if not (isinstance(record, Event) and isinstance(record.detail, Received))
