@@ -73,7 +73,7 @@ class AttemptRunner:
         self._observe(dispatched, outcomes, duration)
         return AttemptResult(outcomes, started, duration, b"" if isinstance(content, Reply) else content)
 
-    async def attempted(
+    async def make_report(
         self, dispatched: Dispatched, result: AttemptResult, on_spool_wait: Callable[[], None]
     ) -> Attempted:
         """The record to report; the content of deferred recipients is in the spool when this returns. Avoid cancelling
@@ -88,10 +88,10 @@ class AttemptRunner:
         delivery_id, duration = dispatched.delivery.id, timedelta(seconds=result.seconds)
         return Attempted(delivery_id, dispatched.number, outcomes, result.started, duration, spooled, headers)
 
-    async def attempted_with_internal_error(
+    async def make_internal_error_report(
         self, dispatched: Dispatched, result: AttemptResult | None, on_spool_wait: Callable[[], None]
     ) -> Attempted:
-        """The record to report when `attempted` raises: delivered recipients stay delivered, all others are deferred,
+        """The record to report when `make_report` raises: delivered recipients stay delivered, all others are deferred,
         with replies of our own.
         """
         outcomes = same_outcome(dispatched.delivery.message.envelope, INTERNAL_ERROR)

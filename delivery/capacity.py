@@ -52,7 +52,7 @@ class Capacity:
         self._spool = spool
         self.waiting_shards: set[ShardCapacity] = set()  # whose workers wait for capacity
         self._memory_task: asyncio.Task[None] | None = None
-        self.largest_bytes = _LARGEST_INLINE_BYTES
+        self.largest_inline_bytes = _LARGEST_INLINE_BYTES
 
     async def close(self) -> None:
         if self._memory_task is not None:
@@ -74,7 +74,7 @@ class Capacity:
         dispatched = entry.record
         content = dispatched.content
         inline_bytes = len(content.data) if isinstance(content, Inline) else 0
-        self.largest_bytes = max(self.largest_bytes, inline_bytes)
+        self.largest_inline_bytes = max(self.largest_inline_bytes, inline_bytes)
         active_bytes = inline_bytes or dispatched.delivery.message.size_bytes
         self.in_flight.add(
             shard,
@@ -167,7 +167,7 @@ class ShardCapacity:
 
     def read_limit(self) -> int:
         """How many entries the shard may read now."""
-        return self._capacity.in_flight.read_limit(self, self._capacity.largest_bytes)
+        return self._capacity.in_flight.read_limit(self, self._capacity.largest_inline_bytes)
 
     def request_wakeup(self) -> None:
         """Set `freed` at the next moment when there may be capacity."""

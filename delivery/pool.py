@@ -14,10 +14,10 @@ import structlog
 
 from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import Connection
-from delivery.hosts import NoTarget, Target, TargetSelector
 from delivery.pacing import Pacing
 from delivery.site import Site
-from delivery.sources import NoSource, Sources
+from delivery.source_addresses import NoSource, SourceAddresses
+from delivery.targets import NoTarget, Target, TargetSelector
 from mail.reply import Reply
 from mail.route import RelayProtocol, Route, ToRelay
 from mail.settings import DeliverySettings
@@ -42,12 +42,12 @@ class Pool:
         targets: TargetSelector,
         settings: DeliverySettings,
         hostname: str,
-        sources: Sources | None = None,
+        sources: SourceAddresses | None = None,
         timeouts: Timeouts | None = None,
     ) -> None:
         self._targets = targets
         self._hostname = hostname
-        self._sources = sources or Sources(())
+        self._sources = sources or SourceAddresses(())
         self._timeouts = timeouts or Timeouts()
         self._connections_per_site = settings.max_connections_per_site
         self._connections_max = settings.max_connections

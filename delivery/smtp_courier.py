@@ -16,9 +16,9 @@ import structlog
 
 from delivery.client_session import Timeouts
 from delivery.courier import same_outcome
-from delivery.hosts import TargetSelector
 from delivery.pool import Pool
-from delivery.sources import Sources
+from delivery.source_addresses import SourceAddresses
+from delivery.targets import TargetSelector
 from delivery.transaction import TransactionResult
 from mail.envelope import Envelope
 from mail.outcome import Outcome
@@ -37,7 +37,7 @@ class SmtpCourier:
     def __init__(
         self, *, settings: DeliverySettings, hostname: str, resolver: Resolver, timeouts: Timeouts | None = None
     ) -> None:
-        sources = Sources(settings.source_addresses)
+        sources = SourceAddresses(settings.source_addresses)
         targets = TargetSelector(
             resolver=resolver,
             hostname=hostname,

@@ -42,7 +42,7 @@ class Worker:
         self._drain_seconds = drain_seconds
         self._tasks: set[asyncio.Task[None]] = set()
         self._delivering: set[asyncio.Task[None]] = set()  # tasks that `_drain` cancels
-        self._lost = False
+        self._stopping = False
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
@@ -70,7 +70,7 @@ class Worker:
             try:
                 entries = await self._shard.read(limit)
             except ShardLost:
-                self._lost = True  # the next owner makes the attempts that have not started
+                self._stopping = True  # the next owner makes the attempts that have not started
                 return
             except LogUnavailable as error:
                 logger.warning("log unavailable", error=str(error))
@@ -105,11 +105,11 @@ class Worker:
         IN_FLIGHT.inc()
         responsive = False
         try:
-            if self._lost:
+            if self._stopping:
                 return  # the next owner makes the attempt
             responsive = await self._attempt_and_report(queued)
         except ShardLost:
-            self._lost = True  # the next owner makes the attempt again
+            self._stopping = True  # the next owner makes the attempt again
         except Exception as error:
             logger.exception("attempt not reported; releasing the shard", delivery_id=queued.item.record.delivery.id)
             if not self._failure.done():
@@ -130,13 +130,13 @@ class Worker:
 
         try:
             result = await self._deliver(queued)
-            await self._report(queued, await self._attempt_runner.attempted(record, result, on_spool_wait))
+            await self._report(queued, await self._attempt_runner.make_report(record, result, on_spool_wait))
         except ShardLost:
             raise
         except Exception:
             logger.exception("attempt failed; reporting a deferral", delivery_id=record.delivery.id)
             await self._report(
-                queued, await self._attempt_runner.attempted_with_internal_error(record, result, on_spool_wait)
+                queued, await self._attempt_runner.make_internal_error_report(record, result, on_spool_wait)
             )
         return result is not None and result.is_responsive
 
@@ -165,7 +165,7 @@ class Worker:
 
     async def _drain(self) -> None:
         """Cancel attempts before their final dot; wait up to `drain_seconds` for the others and their reports."""
-        self._lost = True
+        self._stopping = True
         self._capacity.unregister()
         for task in list(self._delivering):
             task.cancel()

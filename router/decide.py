@@ -114,7 +114,7 @@ def _enqueue(
     """A new delivery: active if its site has a free slot, else waiting."""
     message = delivery.message
     addresses = tuple(recipient.address for recipient in message.envelope.recipients)
-    waiting = _reason_to_wait(queue, delivery, context, now)
+    waiting = _waiting_state(queue, delivery, context, now)
     if waiting is None:
         yield Pending(delivery, Active(now), _spooled_only(content))
         yield Dispatched(delivery, 1, content)
@@ -133,7 +133,7 @@ def _original_headers(content: Content | None, queue_id: QueueId, context: Routi
     return content.data if isinstance(content, Inline) else context.headers.get(queue_id, b"")
 
 
-def _reason_to_wait(queue: MailQueue, delivery: Delivery, context: RoutingContext, now: datetime) -> Waiting | None:
+def _waiting_state(queue: MailQueue, delivery: Delivery, context: RoutingContext, now: datetime) -> Waiting | None:
     """Why a due delivery cannot be dispatched now, or None."""
     route = delivery.route
     if isinstance(route, Unresolved):
@@ -165,16 +165,16 @@ def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, no
                 still_deferred.append((recipient, outcome))
             case _:
                 assert_never(outcome)
-    given_up: list[FailedRecipient] = []
+    failed_by_router: list[FailedRecipient] = []
     if content is None:
-        given_up = [FailedRecipient(recipient, CONTENT_LOST) for recipient, _ in still_deferred]
+        failed_by_router = [FailedRecipient(recipient, CONTENT_LOST) for recipient, _ in still_deferred]
     elif is_expired(message.received, policy.lifetime, now):
-        given_up = [
+        failed_by_router = [
             FailedRecipient(recipient, _expired_reply(context, _reply_with_remote(last)))
             for recipient, last in still_deferred
         ]
     due = None
-    if still_deferred and not given_up:
+    if still_deferred and not failed_by_router:
         last = still_deferred[-1][1]
         due = next_attempt_time(policy.retry, policy.lifetime, fact.number, delivery.id, message.received, now)
         yield Pending(
@@ -192,11 +192,11 @@ def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, no
         now,
         AttemptRecorded(delivery.id, fact.number, tuple(outcomes), fact.started, fact.duration, due),
     )
-    if given_up:
-        yield from _failure_events(message.queue_id, given_up, now)
-    if failures or given_up:
+    if failed_by_router:
+        yield from _failure_events(message.queue_id, failed_by_router, now)
+    if failures or failed_by_router:
         seed = f"{delivery.id}/{fact.number}"
-        yield from _bounce(message, failures + given_up, fact.headers, seed, context, now)
+        yield from _bounce(message, failures + failed_by_router, fact.headers, seed, context, now)
     if due is None:
         yield from _close_if_done(queue, message.queue_id, now)
 
@@ -220,7 +220,7 @@ def _on_due(queue: MailQueue, fact: Due, context: RoutingContext, now: datetime)
         return
     assert content is not None
     delivery = line.delivery if hop == line.delivery.route else replace(line.delivery, route=hop)
-    waiting = _reason_to_wait(queue, delivery, context, now)
+    waiting = _waiting_state(queue, delivery, context, now)
     if waiting is not None:
         yield replace(line, delivery=delivery, state=waiting)
         return

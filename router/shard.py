@@ -197,7 +197,7 @@ async def _decide_and_commit(
     due = [Due(delivery_id) for delivery_id in queue.due(now, router.policy.limits, due_max)] if due_max else []
     if due_ids is not None:
         due_ids += [fact.delivery_id for fact in due]
-    context = await _look_up_facts(queue, accepted, due, context, router, now)
+    context = await _look_up(queue, accepted, due, context, router, now)
     facts: list[Fact] = [*due, *accepted]
     for fact in facts:
         await batch.decide(fact, context)
@@ -225,7 +225,7 @@ async def _commit(
     batch.queue.prune()
 
 
-async def _look_up_facts(
+async def _look_up(
     queue: MailQueue,
     accepted: Sequence[Accepted],
     due: Sequence[Due],

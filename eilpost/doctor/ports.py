@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from delivery.sources import unusable_reason
+from delivery.source_addresses import unusable_reason
 from eilpost.doctor.finding import Finding, fail, ok, warn
 from mail.endpoint import parse
 from mail.settings import Settings

@@ -153,7 +153,7 @@ async def test_bug_in_the_report_defers_only_undelivered_recipients(monkeypatch:
     ) -> Attempted:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(AttemptRunner, "attempted", raising)
+    monkeypatch.setattr(AttemptRunner, "make_report", raising)
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         first, second = (recipient.address for recipient in delivery.message.envelope.recipients)

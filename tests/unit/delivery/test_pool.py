@@ -11,9 +11,9 @@ import pytest
 
 from delivery import pool as pool_module
 from delivery.connection import Connection
-from delivery.hosts import TargetSelector
 from delivery.pool import Pool
 from delivery.smtp_courier import SmtpCourier
+from delivery.targets import TargetSelector
 from mail.outcome import Deferred
 from mail.reply import Reply
 from mail.resolver import NoSuchDomain

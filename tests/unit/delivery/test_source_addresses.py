@@ -12,8 +12,8 @@ import pytest
 import uvloop
 from structlog.testing import capture_logs
 
-from delivery import sources
-from delivery.sources import Sources, bind
+from delivery import source_addresses
+from delivery.source_addresses import SourceAddresses, bind
 from eilpost.doctor import ports
 from eilpost.doctor.finding import Level
 from mail.outcome import Deferred
@@ -97,8 +97,8 @@ async def test_unbindable_address_is_suspended() -> None:
 async def test_mail_is_deferred_while_no_source_address_is_usable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sources, "BACKOFF_SECONDS", 0.1)
-    monkeypatch.setattr(sources, "BACKOFF_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(source_addresses, "BACKOFF_SECONDS", 0.1)
+    monkeypatch.setattr(source_addresses, "BACKOFF_SECONDS_MAX", 0.1)
     is_away = True
 
     def sometimes(address: str) -> socket.socket:
@@ -106,7 +106,7 @@ async def test_mail_is_deferred_while_no_source_address_is_usable(
             raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
         return bind(address)
 
-    monkeypatch.setattr(sources, "bind", sometimes)
+    monkeypatch.setattr(source_addresses, "bind", sometimes)
     async with ScriptedRemote() as remote, courier(source_addresses=["127.0.0.2", "127.0.0.3"]) as smtp:
         with capture_logs() as lines:
             for route in (relay(remote.port), relay(remote.port), ToMx("far.test", ((10, "127.0.0.1"),))):
@@ -134,9 +134,9 @@ def test_back_off_grows_to_its_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
         tried.append(now)
         raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
 
-    monkeypatch.setattr(sources, "bind", never)
-    own_sources = Sources(["127.0.0.2"])
-    with pytest.raises(sources.NoSource):
+    monkeypatch.setattr(source_addresses, "bind", never)
+    own_sources = SourceAddresses(["127.0.0.2"])
+    with pytest.raises(source_addresses.NoSource):
         own_sources._next_socket("127.0.0.1", now)
     while now < 4000:
         now += 1.0
@@ -149,7 +149,7 @@ async def test_lack_of_sockets_suspends_no_address(monkeypatch: pytest.MonkeyPat
     def none_left(_address: str) -> socket.socket:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(sources, "bind", none_left)
+    monkeypatch.setattr(source_addresses, "bind", none_left)
     async with ScriptedRemote() as remote, courier(source_addresses=["127.0.0.2"]) as smtp:
         (outcome,) = await smtp.deliver(delivery(relay(remote.port)), CONTENT)
         assert "Too many open files" in str(outcome.reply)
@@ -166,8 +166,8 @@ async def test_failed_connection_leaves_no_socket_open() -> None:
 
 
 async def test_address_replaced_by_the_system_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "BACKOFF_SECONDS", 0.1)
-    monkeypatch.setattr(sources, "BACKOFF_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(source_addresses, "BACKOFF_SECONDS", 0.1)
+    monkeypatch.setattr(source_addresses, "BACKOFF_SECONDS_MAX", 0.1)
     async with ScriptedRemote() as remote:
         async with courier(source_addresses=[BROADCAST, "127.0.0.2"]) as smtp:
             assert outcome_names(await smtp.deliver(delivery(relay(remote.port)), CONTENT)) == ["Delivered"]

@@ -43,7 +43,7 @@ class _Source:
     retry_at: float = 0.0
 
 
-class Sources:
+class SourceAddresses:
     """The source addresses of this process. Without any, the system chooses the address of each connection."""
 
     def __init__(self, addresses: Sequence[str]) -> None:

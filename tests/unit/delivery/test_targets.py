@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from delivery.hosts import NoTarget, Target, TargetSelector
+from delivery.targets import NoTarget, Target, TargetSelector
 from mail.outcome import Deferred, Delivered, Failed
 from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, NoSuchDomain
 from mail.route import ToMx, ToRelay
