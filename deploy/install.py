@@ -27,16 +27,8 @@ main()
 def main(lock: Path) -> int:
     """Install the packages of `lock`; pip's exit status."""
     total = len(re.findall(r"^\S+==", lock.read_text(encoding="utf-8"), re.MULTILINE))
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--disable-pip-version-check",
-        "--require-hashes",
-        "-r",
-        str(lock),
-    ]
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes"]
+    command += ["-r", str(lock)]
     started, count, is_terminal = time.monotonic(), 0, sys.stderr.isatty()
 
     def print_progress(text: str) -> None:

@@ -29,10 +29,10 @@ class Board:
     by_role: bool = False  # panels filter by the variable role
 
     def json(self) -> str:
-        made: dict[str, Any] = json.loads(JSONEncoder(sort_keys=True, indent=2).encode(self._build().build()))
-        for annotation in made["annotations"]["list"]:  # Prometheus' own fields, which the SDK does not know
+        document: dict[str, Any] = json.loads(JSONEncoder(sort_keys=True, indent=2).encode(self._build().build()))
+        for annotation in document["annotations"]["list"]:  # Prometheus' own fields, which the SDK does not know
             annotation |= {"titleFormat": "{{alertname}}", "tagKeys": "severity,namespace,tenant,role", "step": "60s"}
-        return json.dumps(made, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def _build(self) -> dashboard.Dashboard:
         board = (

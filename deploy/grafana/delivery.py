@@ -1,22 +1,24 @@
 """The board of delivery: attempts, how they end, at which provider, and what limits them."""
 
 from deploy.grafana.board import Board
-from deploy.grafana.overview import DEFERRED
+from deploy.grafana.indicators import DEFERRED_LEVELS, FAILED_LEVELS, deferred
 from deploy.grafana.panels import (
     ANY_IS_BAD,
-    BYTES_PER_SECOND,
     COUNT,
     ORANGE,
     PER_SECOND,
     RED,
     SECONDS,
     SHARE,
+    bytes_per_second,
     heat_map,
     lines,
     number,
-    rows,
+    number_per_second,
+    percentage,
+    value_table,
 )
-from deploy.grafana.promql import process, quantile, rate, share, total
+from deploy.grafana.promql import PROCESS, by_process, percentiles, quantile, rate, rate_by, share, total
 
 _BY_PROVIDER = rate("delivery_attempts_total", "provider")
 _POLICY = "~[45][.]7"
@@ -27,47 +29,21 @@ def _provider_share(result: str) -> str:
 
 
 _STATS = (
-    number(
-        1,
-        "Attempts",
-        "Recipients attempted, per second.",
-        rate("delivery_attempts_total"),
-        unit=PER_SECOND,
-        decimals=1,
-    ),
-    number(
+    number_per_second(1, "Attempts", "Recipients attempted, per second.", rate("delivery_attempts_total")),
+    number_per_second(
         2,
         "Delivered",
         "Deliveries per second of which at least one recipient was delivered.",
         rate("delivered_messages_total"),
-        unit=PER_SECOND,
-        decimals=1,
     ),
-    number(
-        3,
-        "Content delivered",
-        "Size of the deliveries made, per second.",
-        rate("delivered_bytes_total"),
-        unit=BYTES_PER_SECOND,
-        decimals=1,
-    ),
-    number(
-        4,
-        "Deferred",
-        "Share of the attempted recipients that were deferred. The alert is at 20 %.",
-        DEFERRED,
-        unit=SHARE,
-        thresholds=((0.1, ORANGE), (0.2, RED)),
-        decimals=1,
-    ),
-    number(
+    bytes_per_second(3, "Content delivered", "Size of the deliveries made, per second.", rate("delivered_bytes_total")),
+    deferred(4, description="Share of the attempted recipients that were deferred. The alert is at 20 %."),
+    percentage(
         5,
         "Failed",
         "Share of the attempted recipients that failed for good.",
         share(rate("delivery_attempts_total", result="failed"), rate("delivery_attempts_total")),
-        unit=SHARE,
-        thresholds=((0.05, ORANGE), (0.2, RED)),
-        decimals=1,
+        thresholds=FAILED_LEVELS,
     ),
     number(
         6,
@@ -83,7 +59,7 @@ _RESULTS = (
         10,
         "Recipients by result",
         "Recipients attempted per second: delivered, deferred (tried again later), failed.",
-        {"{{result}}": rate("delivery_attempts_total", "result")},
+        rate_by("delivery_attempts_total", "result"),
         stacked=True,
     ),
     lines(
@@ -106,10 +82,10 @@ _RESULTS = (
         18,
         "Delivered by transport",
         "Deliveries per second into mailboxes, by SMTP and by LMTP.",
-        {"{{transport}}": rate("delivered_messages_total", "transport")},
+        rate_by("delivered_messages_total", "transport"),
         stacked=True,
     ),
-    rows(
+    value_table(
         13,
         "Providers",
         "Attempts by provider: 20 well-known ones, `other`, and `local` for our own mailboxes.",
@@ -125,8 +101,8 @@ _RESULTS = (
         },
         ("provider",),
         coloured={
-            "deferred": ((0.1, ORANGE), (0.2, RED)),
-            "failed": ((0.05, ORANGE), (0.2, RED)),
+            "deferred": DEFERRED_LEVELS,
+            "failed": FAILED_LEVELS,
             "refused by policy": ((0.05, ORANGE), (0.1, RED)),
         },
         width=24,
@@ -155,7 +131,7 @@ _TIME_AND_LIMITS = (
         15,
         "Connection errors",
         "Outgoing connections that failed: time-out, refused, unreachable, no or a negative greeting.",
-        {"{{kind}}": rate("delivery_connection_errors_total", "kind")},
+        rate_by("delivery_connection_errors_total", "kind"),
     ),
     lines(
         16,
@@ -169,14 +145,14 @@ _TIME_AND_LIMITS = (
         "Waiting for a slot",
         "Time that deliveries wait for a slot or for a connection to their site. Those that do not wait are not "
         "counted.",
-        {f"p{q}": quantile(q / 100, "delivery_throttle_seconds") for q in (50, 95, 99)},
+        percentiles("delivery_throttle_seconds"),
         unit=SECONDS,
     ),
     lines(
         20,
         "Deliveries in flight by process",
         "Is the load shared out evenly?",
-        {"{{process}}": process(total("delivery_in_flight", "pod, instance"))},
+        by_process(total("delivery_in_flight", PROCESS)),
         unit=COUNT,
     ),
 )
@@ -186,9 +162,5 @@ BOARD = Board(
     "eilpost-delivery",
     "Delivery",
     "Attempts by result, failures by status and provider, and the limits of delivery.",
-    (
-        ("", _STATS),
-        ("Results", _RESULTS),
-        ("Time and limits", _TIME_AND_LIMITS),
-    ),
+    (("", _STATS), ("Results", _RESULTS), ("Time and limits", _TIME_AND_LIMITS)),
 )

@@ -1,59 +1,39 @@
 """The board of the SMTP servers: what clients send, what they are answered, and how long it takes."""
 
 from deploy.grafana.board import Board
-from deploy.grafana.overview import TEMPFAILED
+from deploy.grafana.indicators import tempfailed
 from deploy.grafana.panels import (
     BYTES,
-    BYTES_PER_SECOND,
     COUNT,
     ORANGE,
-    PER_SECOND,
     RED,
     SECONDS,
-    SHARE,
+    bytes_per_second,
     heat_map,
     lines,
     number,
+    number_per_second,
 )
-from deploy.grafana.promql import process, quantile, rate, total
+from deploy.grafana.promql import PROCESS, by_process, percentiles, quantile, rate, rate_by, total
 
 _CLASSES = {f"{digit}xx": rate("smtp_replies_total", reply_class=str(digit)) for digit in (2, 3, 4, 5)}
 
 _STATS = (
     number(1, "Open connections", "SMTP connections that are open now.", total("smtp_connections")),
-    number(
-        2,
-        "Sessions",
-        "SMTP sessions that ended, per second.",
-        rate("smtp_sessions_total"),
-        unit=PER_SECOND,
-        decimals=1,
-    ),
-    number(
+    number_per_second(2, "Sessions", "SMTP sessions that ended, per second.", rate("smtp_sessions_total")),
+    number_per_second(
         3,
         "Accepted",
         "Messages per second that were answered with 250.",
         rate("messages_received_total", result="accepted"),
-        unit=PER_SECOND,
-        decimals=1,
     ),
-    number(
-        4,
-        "Content accepted",
-        "Size of the accepted messages, per second.",
-        rate("message_size_bytes_sum"),
-        unit=BYTES_PER_SECOND,
-        decimals=1,
+    bytes_per_second(
+        4, "Content accepted", "Size of the accepted messages, per second.", rate("message_size_bytes_sum")
     ),
-    number(
+    tempfailed(
         5,
-        "Tempfailed",
-        "Share of what clients tried to send that was answered with 4xx: messages, and connections refused with 421. "
-        "The alert is at 5 %.",
-        TEMPFAILED,
-        unit=SHARE,
-        thresholds=((0.01, ORANGE), (0.05, RED)),
-        decimals=1,
+        description="Share of what clients tried to send that was answered with 4xx: messages, and connections "
+        "refused with 421. The alert is at 5 %.",
     ),
     number(
         6,
@@ -71,14 +51,14 @@ _MESSAGES = (
         "Messages by result",
         "accepted: 250; tempfail: 4xx to the data, or before it because ingress can take none now; rejected: 5xx to "
         "the data.",
-        {"{{result}}": rate("messages_received_total", "result")},
+        rate_by("messages_received_total", "result"),
         stacked=True,
     ),
     lines(
         13,
         "Accept time",
         "From the final dot of a message to the 250: spool and log.",
-        {f"p{q}": quantile(q / 100, "accept_duration_seconds") for q in (50, 95, 99)},
+        percentiles("accept_duration_seconds"),
         unit=SECONDS,
         limits=((2.5, RED),),
     ),
@@ -120,7 +100,7 @@ _SESSIONS_AND_REPLIES = (
         17,
         "Open connections by process",
         "A process takes at most ingress.max_connections.",
-        {"{{process}}": process(total("smtp_connections", "pod, instance"))},
+        by_process(total("smtp_connections", PROCESS)),
         unit=COUNT,
     ),
 )
@@ -129,15 +109,15 @@ _PROCESSES = (
     lines(
         18,
         "Message data in memory",
-        "Content that is not accepted yet, by process. Beyond ingress.max_in_flight_bytes new mail gets 452.",
-        {"{{process}}": process(total("ingress_in_flight_bytes", "pod, instance"))},
+        "Content that is not accepted yet, by process. Beyond ingress.bytes_in_flight new mail gets 452.",
+        by_process(total("ingress_in_flight_bytes", PROCESS)),
         unit=BYTES,
     ),
     lines(
         19,
         "Accepted by process",
         "Messages per second by process: is the load shared out evenly?",
-        {"{{process}}": process(rate("messages_received_total", "pod, instance", result="accepted"))},
+        by_process(rate("messages_received_total", PROCESS, result="accepted")),
     ),
 )
 
@@ -146,10 +126,5 @@ BOARD = Board(
     "eilpost-ingress",
     "Ingress",
     "SMTP sessions, replies, accepted messages and the time it takes to accept one.",
-    (
-        ("", _STATS),
-        ("Messages", _MESSAGES),
-        ("Sessions and replies", _SESSIONS_AND_REPLIES),
-        ("Processes", _PROCESSES),
-    ),
+    (("", _STATS), ("Messages", _MESSAGES), ("Sessions and replies", _SESSIONS_AND_REPLIES), ("Processes", _PROCESSES)),
 )

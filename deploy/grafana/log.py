@@ -1,24 +1,14 @@
 """The board of the log and the spool: lag, consumption, confirmation, rebalances, shards, content."""
 
 from deploy.grafana.board import Board
-from deploy.grafana.panels import (
-    ANY_IS_BAD,
-    BYTES_PER_SECOND,
-    COUNT,
-    ORANGE,
-    RED,
-    SECONDS,
-    lines,
-    number,
-)
-from deploy.grafana.promql import BY_ROLE, mean, process, quantile, rate, series, total
+from deploy.grafana.panels import ANY_IS_BAD, BYTES_PER_SECOND, COUNT, ORANGE, RED, SECONDS, lines, number
+from deploy.grafana.promql import BY_ROLE, PROCESS, mean, percentiles, process, quantile, rate, rate_by, series, total
 
 
 def _lag(topic: str) -> str:
     return f"sum(max by (namespace, tenant) ({series('consumer_lag_records', topic=topic)}))"
 
 
-_PROCESS = "pod, instance"
 _ALL_SHARDS = series("shards", role="router")
 _LAGGING = ((1000, ORANGE), (10000, RED))
 _LAG_TEXT = "Records of the topic that are not consumed yet, over all shards. "
@@ -76,20 +66,20 @@ _TOPICS = (
         11,
         "Records consumed by topic",
         "Records read for processing, per second.",
-        {"{{topic}}": rate("consumed_records_total", "topic")},
+        rate_by("consumed_records_total", "topic"),
     ),
     lines(
         12,
         "Produce time",
         "From an append or a transaction to its confirmation by the log. Every 250 of ingress waits for one.",
-        {f"p{q}": quantile(q / 100, "produce_duration_seconds", selected=BY_ROLE) for q in (50, 95, 99)},
+        percentiles("produce_duration_seconds", selected=BY_ROLE),
         unit=SECONDS,
     ),
     lines(
         13,
         "Produce errors by role",
         "Appends and commits that the log did not confirm, per second.",
-        {"{{role}}": rate("produce_errors_total", "role", selected=BY_ROLE)},
+        rate_by("produce_errors_total", "role", selected=BY_ROLE),
     ),
     lines(
         16,
@@ -133,7 +123,7 @@ _SHARDS = (
         "shard finishes an empty batch each second. The alert is at 5 minutes.",
         {
             "{{process}}": process(
-                f"({total('shards_owned', _PROCESS, role='router')} - {total('shards_routed', _PROCESS)})"
+                f"({total('shards_owned', PROCESS, role='router')} - {total('shards_routed', PROCESS)})"
             ),
             "no owner": f"sum(max by (namespace, tenant) ({_ALL_SHARDS})) - {total('shards_owned', role='router')}",
         },
@@ -146,8 +136,8 @@ _SPOOL = (
     lines(
         17,
         "Spool bytes per second",
-        "Content of messages larger than spool.max_inline_size, written by ingress and read by delivery.",
-        {"{{direction}}": rate("spool_bytes_total", "direction", selected=BY_ROLE)},
+        "Content of messages larger than spool.inline_max, written by ingress and read by delivery.",
+        rate_by("spool_bytes_total", "direction", selected=BY_ROLE),
         unit=BYTES_PER_SECOND,
         width=8,
     ),
@@ -155,10 +145,7 @@ _SPOOL = (
         18,
         "Duration of spool operations",
         "p50 and p99 by operation; only operations that succeeded.",
-        {
-            "{{operation}} p50": quantile(0.5, "spool_duration_seconds", "operation", selected=BY_ROLE),
-            "{{operation}} p99": quantile(0.99, "spool_duration_seconds", "operation", selected=BY_ROLE),
-        },
+        percentiles("spool_duration_seconds", "operation", selected=BY_ROLE),
         unit=SECONDS,
         width=8,
     ),
@@ -166,7 +153,7 @@ _SPOOL = (
         19,
         "Spool errors by kind",
         "unavailable: an operation failed; damaged: content is missing or its checksum is wrong.",
-        {"{{kind}}": rate("spool_errors_total", "kind", selected=BY_ROLE)},
+        rate_by("spool_errors_total", "kind", selected=BY_ROLE),
         width=8,
     ),
 )

@@ -5,52 +5,39 @@ from deploy.grafana.panels import (
     BYTES_PER_SECOND,
     COUNT,
     ORANGE,
-    PER_SECOND,
     RED,
     SECONDS,
-    SHARE,
     heat_map,
     lines,
     number,
+    number_per_second,
+    percentage,
 )
-from deploy.grafana.promql import process, quantile, rate, series, share, total
+from deploy.grafana.promql import PROCESS, by_process, percentiles, quantile, rate, rate_by, series, share, total
 
 _BAD_LOGINS = f"sum(rate({series('auth_total', result='~unavailable|invalid_credentials')}[$__rate_interval]))"
 
 _STATS = (
     number(1, "Open connections", "POP3 connections that are open now.", total("pop3_connections")),
-    number(
-        2,
-        "Sessions",
-        "POP3 sessions that ended, per second.",
-        rate("pop3_sessions_total"),
-        unit=PER_SECOND,
-        decimals=1,
-    ),
-    number(
+    number_per_second(2, "Sessions", "POP3 sessions that ended, per second.", rate("pop3_sessions_total")),
+    number_per_second(
         3,
         "Messages fetched",
         "Messages that clients fetched completely, per second.",
         rate("pop3_retrieved_messages_total"),
-        unit=PER_SECOND,
-        decimals=1,
     ),
-    number(
+    number_per_second(
         4,
         "Messages stored",
         "Messages that delivery stored in mailboxes, per second.",
         rate("mailbox_append_duration_seconds_count"),
-        unit=PER_SECOND,
-        decimals=1,
     ),
-    number(
+    percentage(
         5,
         "Log-ins refused",
         "Share of the log-ins with a wrong password, or for which directory or mailbox were not available.",
         share(_BAD_LOGINS, rate("auth_total")),
-        unit=SHARE,
         thresholds=((0.2, ORANGE), (0.5, RED)),
-        decimals=1,
     ),
     number(
         6,
@@ -67,26 +54,20 @@ _MAILBOXES = (
         12,
         "Messages stored and fetched",
         "Messages that delivery stored in mailboxes, and that clients fetched by POP3.",
-        {
-            "stored": rate("mailbox_append_duration_seconds_count"),
-            "fetched": rate("pop3_retrieved_messages_total"),
-        },
+        {"stored": rate("mailbox_append_duration_seconds_count"), "fetched": rate("pop3_retrieved_messages_total")},
     ),
     lines(
         13,
         "Bytes stored and fetched",
         "Content delivered into mailboxes, and sent to POP3 clients.",
-        {
-            "stored": rate("delivered_bytes_total", transport="mailbox"),
-            "fetched": rate("pop3_retrieved_bytes_total"),
-        },
+        {"stored": rate("delivered_bytes_total", transport="mailbox"), "fetched": rate("pop3_retrieved_bytes_total")},
         unit=BYTES_PER_SECOND,
     ),
     lines(
         14,
         "Time to store a message",
         "One message into one mailbox, made durable.",
-        {f"p{q}": quantile(q / 100, "mailbox_append_duration_seconds") for q in (50, 95, 99)},
+        percentiles("mailbox_append_duration_seconds"),
         unit=SECONDS,
     ),
     heat_map(
@@ -109,8 +90,8 @@ _POP3 = (
     lines(
         11,
         "Log-ins by result",
-        "invalid_credentials: user or password; unavailable: directory or mailbox; in_use: another session is open.",
-        {"{{result}}": rate("auth_total", "result")},
+        "ok; wrong: user or password; unavailable: directory or mailbox; in_use: another session has the mailbox.",
+        rate_by("auth_total", "result"),
         stacked=True,
         width=8,
     ),
@@ -118,7 +99,7 @@ _POP3 = (
         15,
         "POP3 connections by process",
         "A process takes at most mailstore.max_connections.",
-        {"{{process}}": process(total("pop3_connections", "pod, instance"))},
+        by_process(total("pop3_connections", PROCESS)),
         unit=COUNT,
         width=8,
     ),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.models import common as options
@@ -17,6 +18,7 @@ from grafana_foundation_sdk.models import heatmap as heat
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 Panel: TypeAlias = "stat.Panel | timeseries.Panel | table.Panel | heatmap.Panel"
+P = TypeVar("P", stat.Panel, timeseries.Panel, table.Panel, heatmap.Panel)
 
 DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="$datasource")
 PER_SECOND = "suffix: /s"
@@ -86,25 +88,26 @@ _COLOURED: Mapping[str, Mapping[str, str]] = {
 
 
 def _colours(legends: Iterable[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    colours: dict[str, str] = {}
     for legend in legends:
         label = re.fullmatch(r"\{\{(\w+)\}\}", legend)
         for colour, names in _COLOURED.get(label[1] if label else "", {}).items():
-            found |= {name: colour for name in names.split() if label or name == legend}
-    return found
+            colours |= {name: colour for name in names.split() if label or name == legend}
+    return colours
 
 
 def steps(*above: tuple[float, str], base: str = GREEN) -> dashboard.ThresholdsConfig:
     """The colour below the first value, and from each value on."""
-    found = [
-        model.Threshold(value=None, color=base),
-        *(model.Threshold(value=at, color=colour) for at, colour in above),
-    ]
-    return dashboard.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(found)
+    thresholds = [model.Threshold(value=value, color=colour) for value, colour in ((None, base), *above)]
+    return dashboard.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(thresholds)
 
 
 NEUTRAL = ((0.0, BLUE),)
 ANY_IS_BAD = ((1.0, RED),)
+
+
+def _described(panel: P, id_: int, title: str, description: str, width: int, height: int) -> P:
+    return panel.id(id_).title(title).description(description).datasource(DATASOURCE).span(width).height(height)
 
 
 def _query(expression: str, legend: str = "", ref: str = "A") -> prometheus.Dataquery:
@@ -132,11 +135,7 @@ def number(
 ) -> Panel:
     """The last value on a background in its threshold's colour, with its course. `board`: where a click leads."""
     panel = (
-        stat.Panel()
-        .id(id_)
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
+        _described(stat.Panel(), id_, title, description, width, height)
         .with_target(_query(expression))
         .unit(unit)
         .thresholds(steps(*thresholds, base=base))
@@ -146,14 +145,17 @@ def number(
         .text_mode(options.BigValueTextMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .no_value("none")
-        .span(width)
-        .height(height)
     )
     if decimals is not None:
         panel.decimals(decimals)
     if board:
         panel.data_links([_link(board, "Details")])
     return panel
+
+
+number_per_second = partial(number, unit=PER_SECOND, decimals=1)
+bytes_per_second = partial(number, unit=BYTES_PER_SECOND, decimals=1)
+percentage = partial(number, unit=SHARE, decimals=1)
 
 
 def lines(
@@ -175,12 +177,8 @@ def lines(
 ) -> Panel:
     """Time series. `queries`: expressions by legend. `limits`: thresholds drawn as dashed lines."""
     panel = (
-        timeseries.Panel()
-        .id(id_)
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .targets([_query(each, legend, chr(65 + n)) for n, (legend, each) in enumerate(queries.items())])
+        _described(timeseries.Panel(), id_, title, description, width, height)
+        .targets([_query(query, legend, chr(65 + n)) for n, (legend, query) in enumerate(queries.items())])
         .unit(unit)
         .color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
         .draw_style(options.GraphDrawStyle.BARS if bars else options.GraphDrawStyle.LINE)
@@ -196,8 +194,6 @@ def lines(
             .calcs(["lastNotNull", "max"])
         )
         .tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING))
-        .span(width)
-        .height(height)
     )
     if least is not None and not log:
         panel.min(least)
@@ -224,23 +220,17 @@ def heat_map(
     """The buckets of a histogram over time. `expression`: rates by `le`."""
     query = _query(expression, "{{le}}").format(PromQueryFormat.HEATMAP)
     return (
-        heatmap.Panel()
-        .id(id_)
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
+        _described(heatmap.Panel(), id_, title, description, width, height)
         .with_target(query)
         .calculate(False)
         .color(heatmap.HeatmapColorOptions().mode(heat.HeatmapColorMode.SCHEME).scheme("Oranges").steps(64))
         .y_axis(heatmap.YAxisConfig().unit(unit))
         .cell_gap(1)
         .show_legend()
-        .span(width)
-        .height(height)
     )
 
 
-def rows(
+def value_table(
     id_: int,
     title: str,
     description: str,
@@ -255,13 +245,9 @@ def rows(
 ) -> Panel:
     """A table: one row for each value of `labels`. `columns`: expression and unit by head."""
     refs = {head: chr(65 + n) for n, head in enumerate(columns)}
-    value = {"Value" if len(columns) == 1 else f"Value #{ref}": head for head, ref in refs.items()}
+    renamed = {"Value" if len(columns) == 1 else f"Value #{ref}": head for head, ref in refs.items()}
     panel = (
-        table.Panel()
-        .id(id_)
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
+        _described(table.Panel(), id_, title, description, width, height)
         .targets(
             [
                 prometheus.Dataquery()
@@ -279,20 +265,18 @@ def rows(
                 id_val="organize",
                 options={
                     "excludeByName": dict.fromkeys(("Time", *hidden), True),
-                    "indexByName": {name: n for n, name in enumerate((*labels, *value))},
-                    "renameByName": value,
+                    "indexByName": {name: n for n, name in enumerate((*labels, *renamed))},
+                    "renameByName": renamed,
                 },
             )
         )
         .filterable(True)
         .no_value(empty)
-        .span(width)
-        .height(height)
     )
     for head, (_expression, unit) in columns.items():
         properties: list[tuple[str, Any]] = [("unit", unit)]
         if coloured and head in coloured:
             properties.append(("thresholds", steps(*coloured[head]).build()))
             properties.append(("custom.cellOptions", {"type": "color-background", "mode": "basic"}))
-        panel.override_by_name(head, [model.DynamicConfigValue(id_val=name, value=each) for name, each in properties])
+        panel.override_by_name(head, [model.DynamicConfigValue(id_val=name, value=value) for name, value in properties])
     return panel

@@ -9,6 +9,7 @@ from __future__ import annotations
 SELECTED = 'namespace=~"$namespace",tenant=~"$tenant"'
 BY_ROLE = SELECTED + ',role=~"$role"'
 ROLES = 'role=~"ingress|router|delivery|mailstore|all"'  # "all": one process with every role (`eilpost up`)
+PROCESS = "pod, instance"  # the labels that name a process
 WINDOW = "$__rate_interval"
 
 
@@ -40,8 +41,33 @@ def rate(name: str, by: str = "", *, selected: str = SELECTED, **labels: str) ->
 def quantile(q: float, name: str, by: str = "", *, selected: str = SELECTED, **labels: str) -> str:
     """A quantile of a histogram; by labels, only of those with observations."""
     within = f"{by}, le" if by else "le"
-    found = f"histogram_quantile({q}, {rate(f'{name}_bucket', within, selected=selected, **labels)})"
-    return f"{found} >= 0" if by else found
+    expression = f"histogram_quantile({q}, {rate(f'{name}_bucket', within, selected=selected, **labels)})"
+    return f"{expression} >= 0" if by else expression
+
+
+def rate_by(name: str, label: str, *, selected: str = SELECTED) -> dict[str, str]:
+    """The rates of a counter for each value of a label, by legend."""
+    return {_legend(label): rate(name, label, selected=selected)}
+
+
+def total_by(name: str, label: str, *, selected: str = SELECTED) -> dict[str, str]:
+    """The sums of a gauge for each value of a label, by legend."""
+    return {_legend(label): total(name, label, selected=selected)}
+
+
+def by_process(expression: str) -> dict[str, str]:
+    """An expression by the labels of `PROCESS`, by legend."""
+    return {_legend("process"): process(expression)}
+
+
+def percentiles(name: str, label: str = "", *, selected: str = SELECTED) -> dict[str, str]:
+    """Percentiles of a histogram, by legend: 50, 95 and 99; with a label, 50 and 99 of each of its values."""
+    prefix, ranks = (f"{_legend(label)} ", (50, 99)) if label else ("", (50, 95, 99))
+    return {f"{prefix}p{rank}": quantile(rank / 100, name, label, selected=selected) for rank in ranks}
+
+
+def _legend(label: str) -> str:
+    return f"{{{{{label}}}}}"
 
 
 def mean(name: str, by: str = "", *, selected: str = SELECTED, **labels: str) -> str:
@@ -63,8 +89,8 @@ def process(expression: str) -> str:
 
 def age(name: str, by: str = "", **labels: str) -> str:
     """Seconds since the oldest of some timestamps; 0 means none."""
-    found = series(name, **labels)
-    return f"time() - min{_by(by)} ({found} > 0) or 0 * min{_by(by)} ({found})"
+    selector = series(name, **labels)
+    return f"time() - min{_by(by)} ({selector} > 0) or 0 * min{_by(by)} ({selector})"
 
 
 def late_share(by: str = "") -> str:

@@ -1,20 +1,9 @@
 """The board of the routers and their queue: open recipients, their age, and the ledger."""
 
 from deploy.grafana.board import Board
-from deploy.grafana.overview import DRIFT, OLDEST_RUNNABLE
-from deploy.grafana.panels import (
-    ANY_IS_BAD,
-    BYTES_PER_SECOND,
-    COUNT,
-    ORANGE,
-    RED,
-    SECONDS,
-    SHARE,
-    heat_map,
-    lines,
-    number,
-)
-from deploy.grafana.promql import age, late_share, quantile, rate, total
+from deploy.grafana.indicators import LATE_LEVELS, OLDEST_RUNNABLE, ledger_drift, oldest_runnable, quarantined
+from deploy.grafana.panels import BYTES_PER_SECOND, COUNT, ORANGE, RED, SECONDS, SHARE, heat_map, lines, number
+from deploy.grafana.promql import age, late_share, percentiles, quantile, rate, rate_by, total, total_by
 
 _STATS = (
     number(1, "In the queue", "Recipients in the queue, in every state.", total("queue_recipients")),
@@ -24,14 +13,8 @@ _STATS = (
         "Recipients that could be delivered now: active, throttled, and deferred whose retry time has come.",
         total("queue_runnable_recipients"),
     ),
-    number(
-        3,
-        "Oldest runnable",
-        "How long the oldest runnable delivery has been runnable. The alert is at 15 minutes.",
-        OLDEST_RUNNABLE,
-        unit=SECONDS,
-        thresholds=((300, ORANGE), (900, RED)),
-        decimals=0,
+    oldest_runnable(
+        3, description="How long the oldest runnable delivery has been runnable. The alert is at 15 minutes."
     ),
     number(
         4,
@@ -41,20 +24,8 @@ _STATS = (
         unit=SECONDS,
         thresholds=((30, ORANGE), (60, RED)),
     ),
-    number(
-        5,
-        "Quarantined",
-        "Deliveries that the router holds because it could not process them.",
-        total("quarantined_deliveries"),
-        thresholds=ANY_IS_BAD,
-    ),
-    number(
-        6,
-        "Ledger drift",
-        "Recipients by which the ledger and the queue differ. Anything but 0 is a bug of eilpost.",
-        DRIFT,
-        thresholds=ANY_IS_BAD,
-    ),
+    quarantined(5),
+    ledger_drift(6),
 )
 
 _QUEUE = (
@@ -63,7 +34,7 @@ _QUEUE = (
         "Queue by state",
         "active: dispatched; deferred: waits for its retry time; throttled: waits for a free slot of its site; "
         "held: quarantined; unresolved: DNS has not answered.",
-        {"{{state}}": total("queue_recipients", "state")},
+        total_by("queue_recipients", "state"),
         unit=COUNT,
         stacked=True,
     ),
@@ -88,7 +59,7 @@ _QUEUE = (
         "(1 %), and 14.4 times that, where the alert is.",
         {"late": late_share()},
         unit=SHARE,
-        limits=((0.01, ORANGE), (0.144, RED)),
+        limits=LATE_LEVELS,
         most=0.25,
     ),
     lines(
@@ -117,23 +88,20 @@ _ROUTER = (
         12,
         "Messages per second",
         "Accepted by ingress and routed. Routed below received for long: the routers are behind.",
-        {
-            "received": rate("messages_received_total", result="accepted"),
-            "routed": rate("routed_messages_total"),
-        },
+        {"received": rate("messages_received_total", result="accepted"), "routed": rate("routed_messages_total")},
     ),
     lines(
         13,
         "Recipients routed by kind",
         "mailbox: local; relay and mx: other servers; unresolved: DNS has not answered; failed: refused by the router.",
-        {"{{kind}}": rate("routed_recipients_total", "kind")},
+        rate_by("routed_recipients_total", "kind"),
         stacked=True,
     ),
     lines(
         17,
         "Duration of a batch",
         "One batch of the router: look-ups, decisions and commit.",
-        {f"p{q}": quantile(q / 100, "route_duration_seconds") for q in (50, 95, 99)},
+        percentiles("route_duration_seconds"),
         unit=SECONDS,
     ),
     lines(
@@ -150,7 +118,7 @@ _ACCOUNTING = (
         18,
         "Ledger entries per second",
         "accepted + expanded - merged - delivered - failed - discarded is what the queue grows by.",
-        {"{{entry}}": rate("ledger_recipients_total", "entry")},
+        rate_by("ledger_recipients_total", "entry"),
     ),
     lines(
         19,
@@ -168,10 +136,5 @@ BOARD = Board(
     "eilpost-queue",
     "Router and queue",
     "What is in the queue, for how long, what the routers decide, and the ledger of recipients.",
-    (
-        ("", _STATS),
-        ("Queue", _QUEUE),
-        ("Router", _ROUTER),
-        ("Accounting", _ACCOUNTING),
-    ),
+    (("", _STATS), ("Queue", _QUEUE), ("Router", _ROUTER), ("Accounting", _ACCOUNTING)),
 )

@@ -1,43 +1,37 @@
 """The board of the processes: readiness, CPU, memory, event loop, drain, certificates, DNS, directory."""
 
 from deploy.grafana.board import Board
-from deploy.grafana.overview import NOT_READY
-from deploy.grafana.panels import (
-    ANY_IS_BAD,
-    BYTES,
-    COUNT,
-    GREEN,
-    ORANGE,
-    RED,
-    SECONDS,
-    SHARE,
-    lines,
-    number,
-    rows,
+from deploy.grafana.indicators import NOT_READY, not_ready
+from deploy.grafana.panels import BYTES, COUNT, GREEN, ORANGE, RED, SECONDS, SHARE, lines, number, value_table
+from deploy.grafana.promql import (
+    BY_ROLE,
+    PROCESS,
+    SELECTED,
+    by_process,
+    percentiles,
+    process,
+    quantile,
+    rate,
+    rate_by,
+    series,
+    total,
+    total_by,
 )
-from deploy.grafana.promql import BY_ROLE, SELECTED, process, quantile, rate, series, total
 
-_PROCESS = "pod, instance"
 _NOT_READY = NOT_READY.replace(SELECTED, BY_ROLE)
 
 
-def _each(name: str) -> str:
+def _series(name: str) -> str:
     return series(name, selected=BY_ROLE)
 
 
 def _by_process(expression: str) -> str:
-    return process(f"sum by (role, {_PROCESS}) ({expression})")
+    return process(f"sum by (role, {PROCESS}) ({expression})")
 
 
 _STATS = (
     number(1, "Ready", "Processes that answer /readyz with 200.", total("ready", selected=BY_ROLE), base=GREEN),
-    number(
-        2,
-        "Not ready",
-        "Targets of eilpost that do not answer, or answer /readyz with 503.",
-        _NOT_READY,
-        thresholds=ANY_IS_BAD,
-    ),
+    not_ready(2, title="Not ready", expression=_NOT_READY),
     number(
         3,
         "Draining",
@@ -49,7 +43,7 @@ _STATS = (
         4,
         "Starts",
         "Restarts of a process under the same name, in the chosen time.",
-        f"sum(changes({_each('process_start_time_seconds')}[$__range]))",
+        f"sum(changes({_series('process_start_time_seconds')}[$__range]))",
         thresholds=((1, ORANGE),),
         decimals=0,
     ),
@@ -57,7 +51,7 @@ _STATS = (
         5,
         "Busiest process",
         "Processor cores that the busiest process uses. One event loop uses at most little more than one.",
-        f"max(rate({_each('process_cpu_seconds_total')}[$__rate_interval]))",
+        f"max(rate({_series('process_cpu_seconds_total')}[$__rate_interval]))",
         thresholds=((0.8, ORANGE), (1.0, RED)),
         decimals=2,
     ),
@@ -65,7 +59,7 @@ _STATS = (
         6,
         "Certificate expires in",
         "Time until the first loaded certificate expires. The alert is at 14 days.",
-        f"min({_each('certificate_expiry_timestamp_seconds')}) - time()",
+        f"min({_series('certificate_expiry_timestamp_seconds')}) - time()",
         unit="dtdurations",
         thresholds=((14 * 86400, ORANGE), (30 * 86400, GREEN)),
         base=RED,
@@ -77,30 +71,27 @@ _PROCESSES = (
         10,
         "Ready processes by role",
         "Processes that answer /readyz with 200. A role without one does no work.",
-        {"{{role}}": total("ready", "role", selected=BY_ROLE)},
+        total_by("ready", "role", selected=BY_ROLE),
         unit=COUNT,
     ),
     lines(
         15,
         "Draining processes by role",
-        "Processes that got SIGTERM and finish their work; node.drain_timeout (30 s) limits it.",
-        {"{{role}}": total("draining", "role", selected=BY_ROLE)},
+        "Processes that got SIGTERM and finish their work; node.drain (30 s) limits it.",
+        total_by("draining", "role", selected=BY_ROLE),
         unit=COUNT,
     ),
-    rows(
+    value_table(
         20,
         "Processes",
         "Every process: ready, running since, processor, memory, open files, late timers.",
         {
-            "ready": (_by_process(_each("ready")), COUNT),
-            "up for": (_by_process(f"time() - {_each('process_start_time_seconds')}"), "dtdurations"),
-            "CPU": (_by_process(f"rate({_each('process_cpu_seconds_total')}[$__rate_interval])"), COUNT),
-            "resident memory": (_by_process(_each("process_resident_memory_bytes")), BYTES),
-            "virtual memory": (_by_process(_each("process_virtual_memory_bytes")), BYTES),
-            "open files": (
-                _by_process(f"{_each('process_open_fds')} / {_each('process_max_fds')}"),
-                SHARE,
-            ),
+            "ready": (_by_process(_series("ready")), COUNT),
+            "up for": (_by_process(f"time() - {_series('process_start_time_seconds')}"), "dtdurations"),
+            "CPU": (_by_process(f"rate({_series('process_cpu_seconds_total')}[$__rate_interval])"), COUNT),
+            "resident memory": (_by_process(_series("process_resident_memory_bytes")), BYTES),
+            "virtual memory": (_by_process(_series("process_virtual_memory_bytes")), BYTES),
+            "open files": (_by_process(f"{_series('process_open_fds')} / {_series('process_max_fds')}"), SHARE),
         },
         ("role", "process"),
         coloured={
@@ -118,25 +109,21 @@ _RESOURCES = (
         11,
         "CPU by process",
         "Processor cores in use.",
-        {
-            "{{process}}": process(
-                rate("process_cpu_seconds_total", _PROCESS, selected=BY_ROLE),
-            )
-        },
+        by_process(rate("process_cpu_seconds_total", PROCESS, selected=BY_ROLE)),
         unit=COUNT,
     ),
     lines(
         12,
         "Memory by process",
         "Resident memory. A router holds the open queue of its shards in memory.",
-        {"{{process}}": process(total("process_resident_memory_bytes", _PROCESS, selected=BY_ROLE))},
+        by_process(total("process_resident_memory_bytes", PROCESS, selected=BY_ROLE)),
         unit=BYTES,
     ),
     lines(
         13,
         "Event loop lag (p99)",
         "How late the event loop runs a timer, by process. The alert is at 0.5 s.",
-        {"{{process}}": process(quantile(0.99, "event_loop_lag_seconds", _PROCESS, selected=BY_ROLE))},
+        by_process(quantile(0.99, "event_loop_lag_seconds", PROCESS, selected=BY_ROLE)),
         unit=SECONDS,
         limits=((0.5, RED),),
     ),
@@ -144,7 +131,7 @@ _RESOURCES = (
         14,
         "Open files",
         "Share of the open files that a process may have, the highest of each role.",
-        {"{{role}}": f"max by (role) ({_each('process_open_fds')} / {_each('process_max_fds')})"},
+        {"{{role}}": f"max by (role) ({_series('process_open_fds')} / {_series('process_max_fds')})"},
         unit=SHARE,
     ),
 )
@@ -153,24 +140,21 @@ _LOOKUPS = (
     lines(
         16,
         "DNS queries by result",
-        "Queries that went to a server. error: no answer, or an error code.",
-        {"{{result}}": rate("dns_duration_seconds_count", "result", selected=BY_ROLE)},
+        "Queries that went to a server. unknown: no answer, or an error.",
+        rate_by("dns_duration_seconds_count", "result", selected=BY_ROLE),
     ),
     lines(
         17,
         "Duration of DNS queries",
         "By result; cached answers are not counted.",
-        {
-            "{{result}} p50": quantile(0.5, "dns_duration_seconds", "result", selected=BY_ROLE),
-            "{{result}} p99": quantile(0.99, "dns_duration_seconds", "result", selected=BY_ROLE),
-        },
+        percentiles("dns_duration_seconds", "result", selected=BY_ROLE),
         unit=SECONDS,
     ),
     lines(
         19,
         "DNS look-ups by cache result",
-        "coalesced: the same query was already running.",
-        {"{{result}}": rate("dns_cache_total", "result", selected=BY_ROLE)},
+        "joined: the same query was already running.",
+        rate_by("dns_cache_total", "result", selected=BY_ROLE),
         stacked=True,
     ),
     lines(
@@ -185,29 +169,29 @@ _LOOKUPS = (
         23,
         "Processes with an old directory file",
         "Processes whose last reload of the directory file failed; they work with the last good one.",
-        {"{{role}}": f"sum by (role) (1 - {_each('directory_last_reload_successful')})"},
+        {"{{role}}": f"sum by (role) (1 - {_series('directory_last_reload_successful')})"},
         unit=COUNT,
         width=24,
     ),
 )
 
 _VERSIONS = (
-    rows(
+    value_table(
         21,
         "Versions",
         "Processes by version of eilpost and of Python. More than one version: a roll-out is under way.",
-        {"processes": (f"count by (version, python, role) ({_each('build_info')})", COUNT)},
+        {"processes": (f"count by (version, python, role) ({_series('build_info')})", COUNT)},
         ("role", "version", "python"),
         width=12,
         height=7,
     ),
-    rows(
+    value_table(
         22,
         "Certificates",
         "Time until each loaded certificate expires.",
         {
             "expires in": (
-                f"min by (use, role) ({_each('certificate_expiry_timestamp_seconds')}) - time()",
+                f"min by (use, role) ({_series('certificate_expiry_timestamp_seconds')}) - time()",
                 "dtdurations",
             )
         },

@@ -1,74 +1,46 @@
 """The board of the tenants: the shared workers and the dedicated ones side by side."""
 
 from deploy.grafana.board import Board
-from deploy.grafana.overview import DEFERRED, OLDEST_RUNNABLE
+from deploy.grafana.indicators import (
+    AGE_LEVELS,
+    DEFERRED_LEVELS,
+    LATE_LEVELS,
+    deferred,
+    late_first_attempts,
+    oldest_runnable,
+)
 from deploy.grafana.panels import (
     BYTES_PER_SECOND,
     COUNT,
-    ORANGE,
     PER_SECOND,
     RED,
     SECONDS,
     SHARE,
     lines,
     number,
-    rows,
+    number_per_second,
+    value_table,
 )
-from deploy.grafana.promql import BY_ROLE, age, late_share, quantile, rate, series, share, total
+from deploy.grafana.promql import BY_ROLE, age, late_share, quantile, rate, rate_by, series, share, total, total_by
 
 _T = "tenant"
 _DEFERRED = share(rate("delivery_attempts_total", _T, result="deferred"), rate("delivery_attempts_total", _T))
 _LAG = f"sum by (tenant, topic) (max by (namespace, tenant, topic) ({series('consumer_lag_records')}))"
 
 _STATS = (
-    number(
-        1,
-        "Routed",
-        "Messages of the chosen tenants routed per second.",
-        rate("routed_messages_total"),
-        unit=PER_SECOND,
-        decimals=1,
-    ),
-    number(
-        2,
-        "Delivered",
-        "Deliveries of the chosen tenants per second.",
-        rate("delivered_messages_total"),
-        unit=PER_SECOND,
-        decimals=1,
-    ),
+    number_per_second(1, "Routed", "Messages of the chosen tenants routed per second.", rate("routed_messages_total")),
+    number_per_second(2, "Delivered", "Deliveries of the chosen tenants per second.", rate("delivered_messages_total")),
     number(3, "In the queue", "Recipients of the chosen tenants in the queue.", total("queue_recipients")),
-    number(
+    oldest_runnable(
         4,
-        "Oldest runnable",
-        "How long the oldest delivery that could be made now has been waiting. The alert is at 15 minutes.",
-        OLDEST_RUNNABLE,
-        unit=SECONDS,
-        thresholds=((300, ORANGE), (900, RED)),
-        decimals=0,
+        description="How long the oldest delivery that could be made now has been waiting. The alert is at 15 minutes.",
     ),
-    number(
-        5,
-        "Deferred",
-        "Share of the attempted recipients that were deferred.",
-        DEFERRED,
-        unit=SHARE,
-        thresholds=((0.1, ORANGE), (0.2, RED)),
-        decimals=1,
-    ),
-    number(
-        6,
-        "Late first attempts",
-        "Share of the deliveries whose first attempt began more than 60 s after acceptance. Objective: 1 %.",
-        late_share(),
-        unit=SHARE,
-        thresholds=((0.01, ORANGE), (0.144, RED)),
-        decimals=1,
-    ),
+    deferred(5, description="Share of the attempted recipients that were deferred."),
+    late_first_attempts(6),
 )
 
 _TENANTS = (
-    rows(
+    value_table(
         10,
         "Tenants",
         "`shared` is all tenants that share topics and workers; a dedicated tenant has its own.",
@@ -81,35 +53,19 @@ _TENANTS = (
             "late": (late_share(_T), SHARE),
         },
         ("tenant",),
-        coloured={
-            "oldest runnable": ((300, ORANGE), (900, RED)),
-            "deferred": ((0.1, ORANGE), (0.2, RED)),
-            "late": ((0.01, ORANGE), (0.144, RED)),
-        },
+        coloured={"oldest runnable": AGE_LEVELS, "deferred": DEFERRED_LEVELS, "late": LATE_LEVELS},
         height=5,
     ),
 )
 
 _FLOW = (
-    lines(
-        11,
-        "Messages routed",
-        "Per second, by tenant.",
-        {"{{tenant}}": rate("routed_messages_total", _T)},
-        stacked=True,
-    ),
-    lines(
-        12,
-        "Deliveries",
-        "Per second, by tenant.",
-        {"{{tenant}}": rate("delivered_messages_total", _T)},
-        stacked=True,
-    ),
+    lines(11, "Messages routed", "Per second, by tenant.", rate_by("routed_messages_total", "tenant"), stacked=True),
+    lines(12, "Deliveries", "Per second, by tenant.", rate_by("delivered_messages_total", "tenant"), stacked=True),
     lines(
         13,
         "Queue",
         "Recipients in the queue, by tenant.",
-        {"{{tenant}}": total("queue_recipients", _T)},
+        total_by("queue_recipients", "tenant"),
         unit=COUNT,
         stacked=True,
     ),
@@ -132,7 +88,7 @@ _FLOW = (
         16,
         "Bytes delivered",
         "Per second, by tenant.",
-        {"{{tenant}}": rate("delivered_bytes_total", _T)},
+        rate_by("delivered_bytes_total", "tenant"),
         unit=BYTES_PER_SECOND,
         stacked=True,
     ),

@@ -24,29 +24,24 @@ from deploy.kafka import jars
 from deploy.kafka.archive import prepare
 from deploy.kafka.cluster import Cluster
 from deploy.kafka.jars import BrokerError
-from deploy.kafka.question import live_brokers
+from deploy.kafka.metadata import live_brokers
 
-_DIRECTORY = Path("var/kafka")
-_PORT = 9092
 _RESTART_SECONDS = 20  # long enough to observe the cluster without the node
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 success, 1 no cluster is running (`down`, `status`), 2 cannot start."""
+    defaults = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(prog="broker.py", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    up = commands.add_parser("up", help="start brokers in the foreground")
+    up = commands.add_parser("up", help="start brokers in the foreground", formatter_class=defaults)
     up.add_argument("--nodes", type=int, choices=(1, 3), default=1)
-    up.add_argument(
-        "--port", type=int, default=_PORT, help="port of the first node, counted up for the others (default: 9092)"
-    )
+    up.add_argument("--port", type=int, default=9092, help="of the first node, counted up for the others")
     up.add_argument("--secure", action="store_true", help="add listeners with TLS and SASL, 200 to 400 ports above")
-    down = commands.add_parser("down", help="stop the brokers of --dir")
-    status = commands.add_parser("status", help="show which brokers are alive")
+    down = commands.add_parser("down", help="stop the brokers of --dir", formatter_class=defaults)
+    status = commands.add_parser("status", help="show which brokers are alive", formatter_class=defaults)
     for command in (up, down, status):
-        command.add_argument(
-            "--dir", type=Path, default=_DIRECTORY, help="data folder, not deleted (default: var/kafka)"
-        )
+        command.add_argument("--dir", type=Path, default=Path("var/kafka"), help="data folder, not deleted")
     commands.add_parser("fetch", help="fetch the jars only")
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -55,14 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
         match options.command:
             case "up":
                 _up(options.nodes, options.dir, options.port, secure=options.secure)
-                return 0
             case "down":
                 return _down(options.dir)
             case "status":
                 return _status(options.dir)
             case _:
                 _print_line(str(prepare()))
-                return 0
+        return 0
     except BrokerError as error:
         print(error, file=sys.stderr)
         return 2
@@ -89,12 +83,8 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
         _print_line(f"For tests:   EILPOST_TEST_KAFKA={cluster.bootstrap}")
         if cluster.credentials is not None:
             _print_line(f"Secure:      {cluster.secure_bootstrap} (SASL_SSL; PLAIN or SCRAM-SHA-256)")
-            _print_line(
-                f"             {cluster.tls_bootstrap} (TLS alone), {cluster.login_bootstrap} (SCRAM-SHA-512 alone)"
-            )
-            _print_line(
-                f"             user {cluster.credentials.user}, password in {directory / 'secure' / 'password'}"
-            )
+            _print_line(f"             {cluster.tls_bootstrap} (TLS only), {cluster.login_bootstrap} (SASL only)")
+            _print_line(f"             user {cluster.credentials.user}, password in {directory / 'secure/password'}")
             _print_line(f"             authority {cluster.credentials.ca}")
         _print_line(
             f"Data and logs are in {directory}. Stop it with Ctrl-C or"
@@ -172,9 +162,9 @@ def _running(directory: Path) -> list[str] | None:
     lock = directory / "lock"
     if not lock.exists():
         return None
-    with lock.open("w") as held:
+    with lock.open("w") as lock_file:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return (directory / "running").read_text().split()
     return None

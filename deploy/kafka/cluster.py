@@ -15,9 +15,9 @@ from pathlib import Path
 from deploy.kafka import jars
 from deploy.kafka.format import format_nodes
 from deploy.kafka.jars import BrokerError
+from deploy.kafka.metadata import live_brokers
 from deploy.kafka.node import Node
 from deploy.kafka.properties import HOST, Ports, server_properties
-from deploy.kafka.question import live_brokers
 from deploy.kafka.secure import ClientCredentials, load_or_create
 from eilpost.child_supervisor import ChildSupervisor
 
@@ -71,22 +71,22 @@ class Cluster:
     @property
     def bootstrap(self) -> str:
         """Client addresses: "127.0.0.1:9092,127.0.0.1:9093,..."."""
-        return ",".join(f"{HOST}:{ports.client}" for ports in self._ports)
+        return _addresses(ports.client for ports in self._ports)
 
     @property
     def secure_bootstrap(self) -> str:
         """Addresses of the listeners with TLS and SASL."""
-        return ",".join(f"{HOST}:{ports.secure}" for ports in self._ports if ports.secure is not None)
+        return _addresses(ports.secure for ports in self._ports)
 
     @property
     def tls_bootstrap(self) -> str:
         """Addresses of the listeners with TLS only."""
-        return ",".join(f"{HOST}:{ports.tls}" for ports in self._ports if ports.tls is not None)
+        return _addresses(ports.tls for ports in self._ports)
 
     @property
     def login_bootstrap(self) -> str:
         """Addresses of the listeners with SASL only."""
-        return ",".join(f"{HOST}:{ports.login}" for ports in self._ports if ports.login is not None)
+        return _addresses(ports.login for ports in self._ports)
 
     def node(self, number: int) -> Node:
         """Node `number`, from 1, which is also its broker id."""
@@ -96,12 +96,12 @@ class Cluster:
         """Port of node `number` for unencrypted clients."""
         return self._ports[number - 1].client
 
-    def alive(self, *, asked: int | None = None) -> frozenset[int]:
-        """The brokers that node `asked`, or the first responding one, lists as alive; empty when no node responds.
+    def alive(self, *, observer: int | None = None) -> frozenset[int]:
+        """The brokers that node `observer`, or the first responding one, lists as alive; empty when no node responds.
 
         A killed or frozen broker is listed for another `broker.session.timeout.ms`, 9 s by default.
         """
-        numbers = [asked] if asked else [node.number for node in self.nodes if node.running()]
+        numbers = [observer] if observer else [node.number for node in self.nodes if node.running()]
         answers = (frozenset(live_brokers(self.port(number))) for number in numbers)
         return next((answer for answer in answers if answer), frozenset())
 
@@ -134,12 +134,12 @@ class Cluster:
 
     def wait_ready(self, numbers: Iterable[int] | None = None, *, timeout_seconds: float = 60.0) -> None:
         """Return when each of these nodes (default: all) lists all of them as alive. Raises BrokerError."""
-        wanted = frozenset(numbers or (node.number for node in self.nodes))
+        expected = frozenset(numbers or (node.number for node in self.nodes))
         end = time.monotonic() + timeout_seconds
-        waiting = set(wanted)
-        while waiting:
-            waiting -= {number for number in waiting if self.alive(asked=number) >= wanted}
-            for number in waiting:
+        not_ready = set(expected)
+        while not_ready:
+            not_ready -= {number for number in not_ready if self.alive(observer=number) >= expected}
+            for number in not_ready:
                 self._check_start(self.node(number), in_time=time.monotonic() < end)
             time.sleep(0.05)
 
@@ -176,7 +176,7 @@ class Cluster:
             settings = {**self.credentials.settings(), **settings}
         for node in self.nodes:
             node.folder.mkdir(exist_ok=True)
-            properties = server_properties(node.number, self._ports, node.data, more=settings)
+            properties = server_properties(node.number, self._ports, node.data, overrides=settings)
             path = node.folder / "server.properties"
             path.touch(mode=0o600)
             path.write_text(properties)
@@ -194,8 +194,12 @@ class Cluster:
         log = node.log_of_this_start()
         if "Address already in use" in log:
             raise _PortTakenError(f"another process listens on a port of node {node.number}: {self.bootstrap}")
-        what = "does not serve" if node.running() else "exited"
-        raise BrokerError(f"node {node.number} {what}; {node.log_path} ends: {log[-1500:].strip()}")
+        state = "does not serve" if node.running() else "exited"
+        raise BrokerError(f"node {node.number} {state}; {node.log_path} ends: {log[-1500:].strip()}")
+
+
+def _addresses(ports: Iterable[int | None]) -> str:
+    return ",".join(f"{HOST}:{port}" for port in ports if port is not None)
 
 
 def _is_port_taken(port: int) -> bool:

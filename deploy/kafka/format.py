@@ -57,8 +57,8 @@ def _cluster_id(folder: Path, *, nodes: int, secure: bool) -> str:
             )
         return str(saved["id"])
     # Kafka's form of a UUID; its tools parse one that begins with a dash as an option.
-    identity = "-"
-    while identity.startswith("-"):
-        identity = base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b"=").decode()
-    path.write_text(json.dumps({"id": identity, "nodes": nodes, "secure": secure}))
-    return identity
+    cluster_id = "-"
+    while cluster_id.startswith("-"):
+        cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b"=").decode()
+    path.write_text(json.dumps({"id": cluster_id, "nodes": nodes, "secure": secure}))
+    return cluster_id

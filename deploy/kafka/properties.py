@@ -24,14 +24,8 @@ class Ports:
     login: int | None = None
 
 
-def server_properties(
-    node: int,
-    ports: Sequence[Ports],
-    data: Path,
-    *,
-    more: Mapping[str, str],
-) -> str:
-    """server.properties of node `node`, counted from 1; `ports` are those of all nodes, `more` overrides settings."""
+def server_properties(node: int, ports: Sequence[Ports], data: Path, *, overrides: Mapping[str, str]) -> str:
+    """server.properties of node `node`, counted from 1; `ports` are those of all nodes."""
     own, nodes = ports[node - 1], len(ports)
     replicas, confirming = (3, 2) if nodes >= 3 else (1, 1)
     listeners = {"PLAINTEXT": own.client, "CONTROLLER": own.controller}
@@ -76,4 +70,4 @@ def server_properties(
         "log.cleaner.threads": 1,
         "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
     }
-    return "".join(f"{key}={value}\n" for key, value in {**settings, **more}.items())
+    return "".join(f"{key}={value}\n" for key, value in {**settings, **overrides}.items())

@@ -53,7 +53,7 @@ async def test_no_client_connects_to_a_broker_with_an_open_circuit(
         assert hung not in asked
     finally:
         brokers.node(2).thaw()
-    await wait_until(lambda: brokers.alive(asked=2) == {1, 2, 3}, what="broker 2 answers again")
+    await wait_until(lambda: brokers.alive(observer=2) == {1, 2, 3}, what="broker 2 answers again")
 
     async def is_used() -> bool:
         await reader.open(dict.fromkeys(partitions))

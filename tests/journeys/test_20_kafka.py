@@ -23,7 +23,7 @@ from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from deploy.kafka.cluster import Cluster
 from deploy.kafka.jars import BrokerError
-from deploy.kafka.question import live_brokers
+from deploy.kafka.metadata import live_brokers
 from tests.support.servers import supervised
 from tests.support.servers.kafka import QUICK, ClusterFactory
 from tests.support.servers.ports import free_port, wait_until
@@ -79,7 +79,7 @@ async def test_topics_are_not_created_automatically(tmp_path: Path) -> None:
 @pytest.mark.kafka_cluster
 async def test_three_nodes_survive_the_loss_of_one(kafka_cluster: ClusterFactory) -> None:
     cluster = await asyncio.to_thread(kafka_cluster, 3, settings=QUICK)
-    assert all(cluster.alive(asked=number) == {1, 2, 3} for number in (1, 2, 3))
+    assert all(cluster.alive(observer=number) == {1, 2, 3} for number in (1, 2, 3))
     client = {"bootstrap_servers": cluster.bootstrap}
     topic = await _make_topic(client, replicas=3)
     await _send(client, topic, b"with three")
@@ -93,11 +93,11 @@ async def test_three_nodes_survive_the_loss_of_one(kafka_cluster: ClusterFactory
 
     # A stopped node keeps its connections open without replies.
     cluster.node(2).freeze()
-    assert cluster.alive(asked=2) == frozenset()
+    assert cluster.alive(observer=2) == frozenset()
     cluster.node(2).thaw()
 
     await asyncio.to_thread(cluster.restart, 3)
-    await wait_until(lambda: cluster.alive(asked=1) == {1, 2, 3}, what="the others see it come back")
+    await wait_until(lambda: cluster.alive(observer=1) == {1, 2, 3}, what="the others see it come back")
     await _send(client, topic, b"with three again")
     assert await _fetch(client, topic, 3) == [b"with three", b"with two", b"with three again"]
 

@@ -257,7 +257,7 @@ def test_doctor_reports_a_dead_broker(run: Run) -> None:
         _, out, _ = run("doctor", log=log)  # the other brokers still list it
         assert "WARN  cluster size" in out, out
         assert "2 brokers alive" in out
-        block_until(lambda: len(cluster.alive(asked=1)) == 2, what="the detection of the dead broker")
+        block_until(lambda: len(cluster.alive(observer=1)) == 2, what="the detection of the dead broker")
         status, out, _ = run("doctor", log=log)
         assert (status, "FAIL" in out) == (0, False), out  # mail flows
         assert "WARN  cluster size" in out

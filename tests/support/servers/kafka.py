@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from deploy.kafka import archive, jars
 from deploy.kafka.cluster import Cluster
-from deploy.kafka.question import live_brokers
+from deploy.kafka.metadata import live_brokers
 from tests.support.servers.ports import free_port
 
 GIVEN_BOOTSTRAP = "EILPOST_TEST_KAFKA"

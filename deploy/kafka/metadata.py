@@ -1,7 +1,7 @@
-"""Metadata request to a broker, without a client library: which brokers are alive?
+"""Metadata request to a broker, without a client library.
 
-Metadata version 1 (Kafka 0.10 to 4.x), for no topic. A broker that answers serves clients, and the answer lists the
-brokers that the controller counts as alive.
+Version 1 (Kafka 0.10 to 4.x), for no topic. A broker that responds serves clients, and its response lists the brokers
+that the controller counts as alive.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _METADATA, _VERSION, _CORRELATION = 3, 1, 7
 
 def live_brokers(port: int, *, host: str = "127.0.0.1", timeout_seconds: float = 2.0) -> Mapping[int, int]:
     """Port by id of each broker that the one at `port` lists as alive; empty when it does not respond."""
-    client = b"eilpost-question"
+    client = b"eilpost-metadata"
     request = struct.pack(">hhih", _METADATA, _VERSION, _CORRELATION, len(client)) + client + struct.pack(">i", 0)
     try:
         with socket.create_connection((host, port), timeout=timeout_seconds) as peer:
@@ -30,23 +30,23 @@ def live_brokers(port: int, *, host: str = "127.0.0.1", timeout_seconds: float =
 def _receive_exactly(peer: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
-        more = peer.recv(size - len(data))
-        if not more:
+        part = peer.recv(size - len(data))
+        if not part:
             raise EOFError
-        data += more
+        data += part
     return data
 
 
-def _parse(answer: bytes) -> Mapping[int, int]:
+def _parse(response: bytes) -> Mapping[int, int]:
     """Correlation id, then an array of (id, host, port, rack or null); the rest is ignored."""
-    correlation, count = struct.unpack_from(">ii", answer)
+    correlation, count = struct.unpack_from(">ii", response)
     if correlation != _CORRELATION:
         return {}
     brokers, at = {}, 8
     for _ in range(count):
-        identity, host_length = struct.unpack_from(">ih", answer, at)
+        broker_id, host_length = struct.unpack_from(">ih", response, at)
         at += 6 + host_length
-        port, rack_length = struct.unpack_from(">ih", answer, at)
+        port, rack_length = struct.unpack_from(">ih", response, at)
         at += 6 + max(rack_length, 0)
-        brokers[identity] = port
+        brokers[broker_id] = port
     return brokers
