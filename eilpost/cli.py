@@ -152,8 +152,7 @@ def demo(
         ),
     ] = None,
     cluster: Annotated[
-        bool,
-        typer.Option("--cluster", help="Run seven processes on a Kafka cluster of three brokers."),
+        bool, typer.Option("--cluster", help="Run seven processes on a Kafka cluster of three brokers.")
     ] = False,
     brokers: Annotated[str, typer.Option(metavar="URL", help="With --cluster: the Kafka brokers.")] = "",
     port: Annotated[
@@ -225,9 +224,7 @@ def mailstore(config: ConfigOption = None) -> None:
 
 @app.command(
     epilog=examples(
-        "eilpost trace QUEUE_ID",
-        "eilpost trace QUEUE_ID --follow",
-        "eilpost trace QUEUE_ID --bounces --json",
+        "eilpost trace QUEUE_ID", "eilpost trace QUEUE_ID --follow", "eilpost trace QUEUE_ID --bounces --json"
     )
 )
 def trace(

@@ -70,11 +70,7 @@ def user_add(
 
 
 @user_app.command("passwd", epilog=examples("eilpost user passwd carol@example.test"))
-def user_passwd(
-    address: AddressArgument,
-    config: ConfigOption = None,
-    password_stdin: PasswordOption = False,
-) -> None:
+def user_passwd(address: AddressArgument, config: ConfigOption = None, password_stdin: PasswordOption = False) -> None:
     """Change the password of a mailbox."""
     from eilpost import users
 
@@ -112,8 +108,7 @@ def user_rm(address: AddressArgument, config: ConfigOption = None) -> None:
 @domain_app.command(
     "add",
     epilog=examples(
-        "eilpost domain add example.test",
-        "eilpost domain add backup.example.test --relay smtp://mail.example.test:25",
+        "eilpost domain add example.test", "eilpost domain add backup.example.test --relay smtp://mail.example.test:25"
     ),
 )
 def domain_add(
@@ -121,8 +116,7 @@ def domain_add(
     config: ConfigOption = None,
     tenant: Annotated[str, typer.Option(metavar="NAME", help="The domain's tenant. Default: default.")] = "",
     relay: Annotated[
-        str,
-        typer.Option(metavar="URL", help='Relay its mail to smtp://HOST:PORT, or "mx". Default: mailboxes here.'),
+        str, typer.Option(metavar="URL", help='Relay its mail to smtp://HOST:PORT, or "mx". Default: mailboxes here.')
     ] = "",
 ) -> None:
     """Add a domain."""

@@ -38,8 +38,7 @@ def help_command(
 
 
 def completion(
-    context: typer.Context,
-    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
+    context: typer.Context, shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]
 ) -> None:
     """Print the completion script of a shell."""
     from eilpost.completion import SHELLS, script

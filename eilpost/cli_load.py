@@ -74,8 +74,7 @@ def load(
         str, typer.Option(metavar="DOMAIN", help="Parent domain of the destination domains.")
     ] = "load.test",
     sender: Annotated[
-        str,
-        typer.Option(metavar="ADDRESS", help="Envelope sender; the server must relay its domain to the sink."),
+        str, typer.Option(metavar="ADDRESS", help="Envelope sender; the server must relay its domain to the sink.")
     ] = "",
     settle: Annotated[
         str, typer.Option(metavar="TIME", help="Messages still open after this time without progress are lost.")

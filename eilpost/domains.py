@@ -19,12 +19,8 @@ from eilpost.directory_editor import (
     remove_table,
     write,
 )
-from eilpost.directory_editor import (
-    add_alias as insert_alias,
-)
-from eilpost.directory_editor import (
-    remove_alias as delete_alias,
-)
+from eilpost.directory_editor import add_alias as insert_alias
+from eilpost.directory_editor import remove_alias as delete_alias
 from mail.address import AddressError, domain_ascii, parse_domain
 from mail.directory.expand import expand
 from mail.directory.toml import parse_directory

@@ -173,7 +173,7 @@ class HttpServer:
                 Route("/metrics", metrics),
                 Route("/healthz", healthz),
                 Route("/readyz", readyz),
-            ],
+            ]
         )
 
 

@@ -21,18 +21,7 @@ from eilpost.format import (
 from mail.address import Address
 from mail.message import Message, QueueId
 from mail.outcome import Deferred, Delivered, Failed, Outcome
-from mail.record import (
-    Accepted,
-    AttemptRecorded,
-    Bounced,
-    Closed,
-    Event,
-    FailedByRouter,
-    Pending,
-    Received,
-    Resumed,
-    Routed,
-)
+from mail.record import Accepted, AttemptRecorded, Bounced, Closed, Event, Pending, Received, Refused, Resumed, Routed
 from mail.route import ToMailbox
 
 
@@ -188,15 +177,7 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
             if dsn is None:
                 text = f"for {format_addresses(recipients)}, because the sender is <>"
                 return (Line(time, "", "no bounce", text),)
-            return (
-                Line(
-                    time,
-                    "",
-                    "bounced",
-                    f"DSN {dsn} for {format_addresses(recipients)}",
-                    LineStyle.FAILURE,
-                ),
-            )
+            return (Line(time, "", "bounced", f"DSN {dsn} for {format_addresses(recipients)}", LineStyle.FAILURE),)
         case Closed():
             return (Line(time, "", "closed", "no delivery is open"),)
         case _:

@@ -75,7 +75,4 @@ def summary(levels: Sequence[Level]) -> str:
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    return {
-        "level": worst(each.level for each in findings),
-        "findings": [asdict(each) for each in findings],
-    }
+    return {"level": worst(each.level for each in findings), "findings": [asdict(each) for each in findings]}

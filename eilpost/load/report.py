@@ -152,10 +152,7 @@ def lines(result: LoadResult) -> Iterator[Line]:
     else:
         yield _row("lost", result.lost, style=_BAD)
     yield _row(
-        "duplicates",
-        counts.duplicates,
-        _share_text(counts.duplicates_resent, "sent again after 4xx to the dot"),
-        _WARN,
+        "duplicates", counts.duplicates, _share_text(counts.duplicates_resent, "sent again after 4xx to the dot"), _WARN
     )
     yield _row("in doubt", counts.in_doubt, _share_text(counts.in_doubt_settled, "arrived"), _WARN)
     yield _row("refused", counts.refused, style=_BAD)
@@ -164,9 +161,7 @@ def lines(result: LoadResult) -> Iterator[Line]:
         note = "interrupted" if ended.interrupted else "no target accepted them"
         yield _row("unsent", ended.unsent, note, _WARN if ended.interrupted else _BAD)
     yield _row(
-        "connections",
-        ended.connections,
-        f"{counts.connections_refused:,} refused, {counts.connections_lost:,} lost",
+        "connections", ended.connections, f"{counts.connections_refused:,} refused, {counts.connections_lost:,} lost"
     )
     for name, count, note in (
         ("damaged", counts.damaged, "arrived with a changed body"),
@@ -202,10 +197,7 @@ def _causes(result: LoadResult) -> Iterator[Line]:
         where = f", eilpost trace {lost.queue_id}" if lost.queue_id else ""
         why = ", deferred by the sink, no retry" if lost.deferred else ""
         word, style = ("unfinished", _WARN) if ended.interrupted else ("lost", _BAD)
-        yield [
-            (word, style),
-            (f" {lost.id} to {result.plan.address(lost.recipient_index)}{why}{where}", ""),
-        ]
+        yield [(word, style), (f" {lost.id} to {result.plan.address(lost.recipient_index)}{why}{where}", "")]
     if result.open > MAX_LISTED:
         yield [(f"and {result.open - MAX_LISTED:,} more", "")]
 
