@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from eilpost.cli_help import examples
 from eilpost.terminal import EXIT_UNUSABLE, ConfigOption, JsonOption, command_group, fail, print_json, print_message
+
+T = TypeVar("T")
 
 user_app = command_group("Add, change, remove and list mailboxes.")
 domain_app = command_group("Add, remove and list domains.")
@@ -53,7 +56,7 @@ def user_add(
     ] = "",
 ) -> None:
     """Add a mailbox."""
-    from eilpost import users
+    from eilpost import directory_editor, users
     from mail.units import parse_size
 
     path = _path(config)
@@ -62,7 +65,8 @@ def user_add(
             parse_size(quota)
         except ValueError as error:
             fail(f"--quota {quota}: {error}", EXIT_UNUSABLE)
-    if users.is_alias_elsewhere(path, users.check_new(path, address)):
+    file = directory_editor.read(path)
+    if users.is_alias_elsewhere(file, users.check_new(file, address)):
         print_message(
             f"warning: {address} is also an alias: its mail goes to the targets of the alias, not to this mailbox"
         )
@@ -72,28 +76,24 @@ def user_add(
 @user_app.command("passwd", epilog=examples("eilpost user passwd carol@example.test"))
 def user_passwd(address: AddressArgument, config: ConfigOption = None, password_stdin: PasswordOption = False) -> None:
     """Change the password of a mailbox."""
-    from eilpost import users
+    from eilpost import directory_editor, users
 
     path = _path(config)
-    users.check_exists(path, address)
+    users.check_exists(directory_editor.read(path), address)
     print(f"password of {users.change_password(path, address, _password(password_stdin))} changed")  # noqa: T201
 
 
 @user_app.command("list", epilog=examples("eilpost user list", "eilpost user list --json"))
 def user_list(config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the mailboxes."""
-    from dataclasses import asdict
-
     from eilpost import users
 
-    listed = users.list_users(_path(config))
-    if json:
-        print_json([asdict(user) for user in listed])
-        return
-    for user in listed:
+    def line(user: users.UserListing) -> str:
         notes = [*([] if user.can_log_in else ["cannot log in"]), *([f"quota {user.quota}"] if user.quota else [])]
         also = f"also {', '.join(user.aliases)}" if user.aliases else ""
-        print("  ".join(part for part in (user.address, ", ".join(notes), also) if part))  # noqa: T201
+        return "  ".join(part for part in (user.address, ", ".join(notes), also) if part)
+
+    _print_listings(users.list_users(_path(config)), json, line)
 
 
 @user_app.command("rm", epilog=examples("eilpost user rm carol@example.test"))
@@ -138,17 +138,13 @@ def domain_rm(domain: DomainArgument, config: ConfigOption = None) -> None:
 @domain_app.command("list", epilog=examples("eilpost domain list", "eilpost domain list --json"))
 def domain_list(config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the domains."""
-    from dataclasses import asdict
-
     from eilpost import domains
 
-    listed = domains.list_domains(_path(config))
-    if json:
-        print_json([asdict(domain) for domain in listed])
-        return
-    for each in listed:
-        where = f"relayed to {each.relay}" if each.relay else f"users: {each.users}, aliases: {each.aliases}"
-        print(f"{each.domain}  tenant {each.tenant}, {where}")  # noqa: T201
+    def line(listing: domains.DomainListing) -> str:
+        users = f"users: {listing.users}, aliases: {listing.aliases}"
+        return f"{listing.domain}  tenant {listing.tenant}, {f'relayed to {listing.relay}' if listing.relay else users}"
+
+    _print_listings(domains.list_domains(_path(config)), json, line)
 
 
 @alias_app.command(
@@ -184,16 +180,18 @@ def alias_rm(alias: AliasArgument, config: ConfigOption = None) -> None:
 @alias_app.command("list", epilog=examples("eilpost alias list", "eilpost alias list --json"))
 def alias_list(config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the aliases."""
-    from dataclasses import asdict
-
     from eilpost import domains
 
-    listed = domains.list_aliases(_path(config))
+    aliases = domains.list_aliases(_path(config))
+    _print_listings(aliases, json, lambda listing: f"{listing.alias} -> {', '.join(listing.targets)}")
+
+
+def _print_listings(listings: Sequence[T], json: bool, line: Callable[[T], str]) -> None:
     if json:
-        print_json([asdict(alias) for alias in listed])
+        print_json(listings)
         return
-    for each in listed:
-        print(f"{each.alias} -> {', '.join(each.targets)}")  # noqa: T201
+    for listing in listings:
+        print(line(listing))  # noqa: T201
 
 
 def _password(from_stdin: bool) -> str:

@@ -12,10 +12,11 @@ import os
 import re
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mail.address import Address, AddressError
 from mail.directory import IsRemote, IsUnknown, Snapshot
@@ -41,66 +42,119 @@ def parse_address(text: str) -> Address:
         raise SettingsError(f"{text!r} is not an address like alice@example.test: {error}") from None
 
 
-def read(path: Path) -> tuple[str, Tables]:
-    """The file's text and tables, if a server would accept them. Raises DirectoryUnusable."""
+@dataclass(slots=True)
+class DirectoryFile:
+    """The file's text and tables, which every method changes alike, and the snapshot of the text that was read."""
+
+    path: Path
+    text: str
+    tables: Tables
+    snapshot: Snapshot
+
+    def entries(self, section: str) -> dict[str, Any]:
+        """The tables or aliases of a section, by name."""
+        entries: dict[str, Any] = self.tables.get(section, {})
+        return entries
+
+    def find(self, section: str, is_same: Callable[[str], bool]) -> str | None:
+        """The name of an entry as the file writes it."""
+        return next(filter(is_same, self.entries(section)), None)
+
+    def add_table(self, section: str, name: str, entry: dict[str, str]) -> None:
+        """Insert `[section."name"]` after the last table of its section, else at the end."""
+        lines = [
+            f"[{section}.{_toml_string(name)}]",
+            *(f"{key} = {_toml_string(value)}" for key, value in entry.items()),
+        ]
+        self.text = _insert(self.text, _section_end(self.text, section), "\n".join(lines) + "\n", "\n\n")
+        self._set(section, name, entry)
+
+    def remove_table(self, section: str, name: str) -> None:
+        """Remove `[section."name"]`; comments before it and before the next table stay. Raises SettingsError."""
+        table = self._find_table(section, name)
+        self.text = _remove(self.text, table.start, _without_trailing_comments(self.text, table.end))
+        self._unset(section, name)
+
+    def set_string(self, section: str, name: str, key: str, value: str) -> None:
+        """Set a key of `[section."name"]`. Raises SettingsError."""
+        table = self._find_table(section, name)
+        line = f"{key} = {_toml_string(value)}"
+        old = re.compile(rf"""^([ \t]*){key}[ \t]*=[ \t]*(?:"[^"\n]*"|'[^'\n]*')""", re.M)
+        body, count = old.subn(lambda match: match[1] + line, self.text[table.body : table.end], count=1)
+        if not count:
+            body = f"{line}\n{body}"
+        self.text = self.text[: table.body] + body + self.text[table.end :]
+        self._set(section, name, {**self.tables[section][name], key: value})
+
+    def add_alias(self, name: str, targets: Sequence[str]) -> None:
+        """Insert an alias at the end of `[aliases]`, which is added where it is missing."""
+        line = f"{_toml_string(name)} = [{', '.join(map(_toml_string, targets))}]\n"
+        table = next((table for table in _text_tables(self.text) if table.path == ["aliases"]), None)
+        if table is None:
+            self.text = _insert(self.text, len(self.text), f"[aliases]\n{line}", "\n\n")
+        else:
+            self.text = _insert(self.text, _without_trailing_comments(self.text, table.end), line, "\n")
+        self._set("aliases", name, list(targets))
+
+    def remove_alias(self, name: str) -> None:
+        """Remove the alias written as `name`, with the comment in its line. Raises SettingsError."""
+        for table in _text_tables(self.text):
+            position = table.body
+            for statement in _statements(self.text[table.body : table.end]) if table.path == ["aliases"] else ():
+                if name in (_parse(statement) or {}):
+                    self.text = self.text[:position] + self.text[position + len(statement) :]
+                    self._unset("aliases", name)
+                    return
+                position += len(statement)
+        raise SettingsError(f"{self.path}: {name} is not written as a line of [aliases]; remove it by hand")
+
+    def check(self) -> Snapshot:
+        """Parse the text, which must contain exactly the tables. Raises SettingsError, DirectoryUnusable."""
+        if _parse(self.text) != self.tables:
+            raise SettingsError(f"{self.path}: its layout is too unusual to be edited safely; change it by hand")
+        return parse_directory(self.text, str(self.path))
+
+    def _find_table(self, section: str, name: str) -> _TextTable:
+        for table in _text_tables(self.text):
+            if table.path == [section, name]:
+                return table
+        raise SettingsError(f'{self.path}: {name} is not written as a table [{section}."{name}"]; change it by hand')
+
+    def _set(self, section: str, name: str, value: object) -> None:
+        self.tables = {**self.tables, section: {**self.entries(section), name: value}}
+
+    def _unset(self, section: str, name: str) -> None:
+        rest = {other: value for other, value in self.entries(section).items() if other != name}
+        self.tables = {**self.tables, section: rest}
+
+
+def read(path: Path) -> DirectoryFile:
+    """Read the file, if a server would accept it. Raises DirectoryUnusable."""
     text, _ = read_text(path)
-    parse_directory(text, str(path))
-    return text, tomllib.loads(text)
+    snapshot = parse_directory(text, str(path))
+    return DirectoryFile(path, text, tomllib.loads(text), snapshot)
 
 
-def toml_string(text: str) -> str:
+@contextmanager
+def edit(path: Path) -> Iterator[DirectoryFile]:
+    """Lock and read the file, and replace it at the end of the block.
+
+    Raises EditRefused where an alias would lose a target, SettingsError, DirectoryUnusable.
+    """
+    with _locked(path):
+        file = read(path)
+        yield file
+        _refuse_lost_targets(file.snapshot, file.check())
+        _replace(path, file.text)
+
+
+def _toml_string(text: str) -> str:
     """A TOML basic string."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
-def add_table(text: str, section: str, name: str, entry: dict[str, str]) -> str:
-    """Insert `[section."name"]` after the last table of its section, else at the end."""
-    lines = [f"[{section}.{toml_string(name)}]", *(f"{key} = {toml_string(value)}" for key, value in entry.items())]
-    return _insert(text, _section_end(text, section), "\n".join(lines) + "\n", "\n\n")
-
-
-def remove_table(path: Path, text: str, section: str, name: str) -> str:
-    """Remove `[section."name"]`; comments before it and before the next table stay. Raises SettingsError."""
-    start, _, end = find_table(path, text, section, name)
-    return _remove(text, start, _without_trailing_comments(text, end))
-
-
-def add_alias(text: str, name: str, targets: list[str]) -> str:
-    """Insert an alias at the end of `[aliases]`, which is added where it is missing."""
-    line = f"{toml_string(name)} = [{', '.join(map(toml_string, targets))}]\n"
-    for header, _, _, end in _headers(text):
-        if header == ["aliases"]:
-            return _insert(text, _without_trailing_comments(text, end), line, "\n")
-    return _insert(text, len(text), f"[aliases]\n{line}", "\n\n")
-
-
-def remove_alias(path: Path, text: str, name: str) -> str:
-    """Remove the alias written as `name`, with the comment in its line. Raises SettingsError."""
-    for header, _, start, end in _headers(text):
-        position = start
-        lines = text[start:end].splitlines(keepends=True) if header == ["aliases"] else []
-        while lines:
-            count = next((n for n in range(1, len(lines) + 1) if _is_toml("".join(lines[:n]))), len(lines))
-            statement = "".join(lines[:count])
-            if _is_toml(statement) and name in tomllib.loads(statement):
-                return text[:position] + text[position + len(statement) :]
-            position += len(statement)
-            del lines[:count]
-    raise SettingsError(f"{path}: {name} is not written as a line of [aliases]; remove it by hand")
-
-
-def find_table(path: Path, text: str, section: str, name: str) -> tuple[int, int, int]:
-    """Where the table's header starts, its body starts, and the next table starts. Raises SettingsError."""
-    for header, header_start, start, end in _headers(text):
-        if header == [section, name]:
-            return header_start, start, end
-    raise SettingsError(f'{path}: {name} is not written as a table [{section}."{name}"]; change it by hand')
-
-
-def check_alias_targets(path: Path, old_text: str, new_text: str) -> None:
-    """Refuse a text in which an alias loses a target that exists in the old one. Raises EditRefused."""
-    old, new = (parse_directory(text, str(path)) for text in (old_text, new_text))
+def _refuse_lost_targets(old: Snapshot, new: Snapshot) -> None:
     for alias, targets in new.aliases.items():
         for target in targets:
             if _is_ours(old, target) and not _is_ours(new, target):
@@ -111,21 +165,26 @@ def _is_ours(snapshot: Snapshot, address: Address) -> bool:
     return not isinstance(snapshot.lookup(address), IsUnknown | IsRemote)
 
 
-def _headers(text: str) -> list[tuple[list[str], int, int, int]]:
-    """Each table header as (its parsed path, its start, end of its line, start of the next header)."""
+class _TextTable(NamedTuple):
+    """A table as the text writes it: its parsed name, and where its header, its body and the next header start."""
+
+    path: list[str]
+    start: int
+    body: int
+    end: int
+
+
+def _text_tables(text: str) -> list[_TextTable]:
     matches = list(_HEADER.finditer(text))
-    headers = []
-    for number, match in enumerate(matches):
-        following = matches[number + 1].start() if number + 1 < len(matches) else len(text)
-        headers.append((_path_of(match["name"]), match.start(), min(match.end() + 1, len(text)), following))
-    return headers
+    ends = [*(match.start() for match in matches[1:]), len(text)]
+    return [
+        _TextTable(_path_of(match["name"]), match.start(), min(match.end() + 1, len(text)), end)
+        for match, end in zip(matches, ends, strict=False)
+    ]
 
 
 def _path_of(header: str) -> list[str]:
-    try:
-        table: Any = tomllib.loads(f"[{header}]\n")
-    except tomllib.TOMLDecodeError:
-        return []  # a line inside an array or a long string that only looks like a header
+    table: Any = _parse(f"[{header}]\n")  # None: a line of an array or a long string that only looks like a header
     path = []
     while isinstance(table, dict) and table:
         key, table = next(iter(table.items()))
@@ -133,17 +192,26 @@ def _path_of(header: str) -> list[str]:
     return path
 
 
-def _is_toml(text: str) -> bool:
+def _statements(body: str) -> Iterator[str]:
+    """The statements of a table, each with the lines that belong to it."""
+    lines = body.splitlines(keepends=True)
+    while lines:
+        count = next((n for n in range(1, len(lines) + 1) if _parse("".join(lines[:n])) is not None), len(lines))
+        yield "".join(lines[:count])
+        del lines[:count]
+
+
+def _parse(text: str) -> Tables | None:
+    """The tables; None if the text is not TOML."""
     try:
-        tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
-        return False
-    return True
+        return None
 
 
 def _section_end(text: str, section: str) -> int:
     """The end of the section's last table, before the comments of the next one; else the end of the text."""
-    ends = [end for header, _, _, end in _headers(text) if header[:1] == [section]]
+    ends = [table.end for table in _text_tables(text) if table.path[:1] == [section]]
     return _without_trailing_comments(text, ends[-1]) if ends else len(text)
 
 
@@ -168,7 +236,7 @@ def _remove(text: str, start: int, end: int) -> str:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     """Exclude other editors: two at a time would lose one of the changes.
 
     The lock is on the folder, because the file itself is replaced. Raises SettingsError after `_LOCK_SECONDS`.
@@ -194,20 +262,8 @@ def locked(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def check_edit(path: Path, text: str, expected: Tables) -> Snapshot:
-    """Parse the new text, which must contain `expected`. Raises SettingsError, DirectoryUnusable."""
-    try:
-        is_expected = tomllib.loads(text) == expected
-    except tomllib.TOMLDecodeError:
-        is_expected = False
-    if not is_expected:
-        raise SettingsError(f"{path}: its layout is too unusual to be edited safely; change it by hand")
-    return parse_directory(text, str(path))
-
-
-def write(path: Path, text: str, expected: Tables) -> None:
-    """Replace the file atomically if the new text parses to `expected`. Raises SettingsError, DirectoryUnusable."""
-    check_edit(path, text, expected)
+def _replace(path: Path, text: str) -> None:
+    """Write the file atomically."""
     target = path.resolve()  # a symbolic link stays one
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     mode = target.stat().st_mode & 0o777

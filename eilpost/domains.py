@@ -7,23 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eilpost.directory_editor import (
-    EditRefused,
-    Tables,
-    add_table,
-    check_alias_targets,
-    check_edit,
-    locked,
-    parse_address,
-    read,
-    remove_table,
-    write,
-)
-from eilpost.directory_editor import add_alias as insert_alias
-from eilpost.directory_editor import remove_alias as delete_alias
+from eilpost.directory_editor import EditRefused, edit, parse_address, read
 from mail.address import AddressError, domain_ascii, parse_domain
 from mail.directory.expand import expand
-from mail.directory.toml import parse_directory
 from mail.envelope import Recipient
 from mail.settings import SettingsError
 
@@ -45,46 +31,36 @@ class AliasListing:
 
 def add_domain(path: Path, domain: str, *, tenant: str = "", relay: str = "") -> str:
     """Add a domain; `relay` is "mx" or a URL, empty for mailboxes here. Raises EditRefused, SettingsError."""
-    name = _parse_domain(domain)
-    entry = ({"tenant": tenant} if tenant else {}) | ({"relay": relay} if relay else {})
-    with locked(path):
-        text, tables = read(path)
-        if _find_domain(tables, name) is not None:
+    ascii_name = _parse_domain(domain)
+    with edit(path) as file:
+        if file.find("domains", lambda name: _parse_domain(name) == ascii_name) is not None:
             raise EditRefused(f"{path}: the domain {domain} exists already")
-        write(
-            path,
-            add_table(text, "domains", domain, entry),
-            {**tables, "domains": {**tables.get("domains", {}), domain: entry}},
-        )
+        file.add_table("domains", domain, {key: text for key, text in (("tenant", tenant), ("relay", relay)) if text})
     return domain
 
 
 def remove_domain(path: Path, domain: str) -> str:
     """Remove a domain without users and aliases, unless it is the last. Raises EditRefused, SettingsError."""
     ascii_name = _parse_domain(domain)
-    with locked(path):
-        text, tables = read(path)
-        name = _find_domain(tables, ascii_name)
+    with edit(path) as file:
+        name = file.find("domains", lambda name: _parse_domain(name) == ascii_name)
         if name is None:
             raise EditRefused(f"{path}: there is no domain {domain}; see `eilpost domain list`")
         for section in ("users", "aliases"):
-            members = [each for each in tables.get(section, {}) if _domain_of(each) == ascii_name]
+            members = [member for member in file.entries(section) if _domain_of(member) == ascii_name]
             if members:
                 more = f" and {len(members) - 1} more" if len(members) > 1 else ""
                 raise EditRefused(f"{name} has {section}: {members[0]}{more}; remove them first")
-        domains = {each: table for each, table in tables["domains"].items() if each != name}
-        if not domains:
+        if len(file.entries("domains")) == 1:
             raise EditRefused(f"{name} is the last domain: without one no mail is local; add another domain first")
-        new = remove_table(path, text, "domains", name)
-        check_alias_targets(path, text, new)
-        write(path, new, {**tables, "domains": domains})
+        file.remove_table("domains", name)
     return name
 
 
 def list_domains(path: Path) -> list[DomainListing]:
     """All domains, in the order of the file."""
-    _, tables = read(path)
-    users, aliases = (Counter(map(_domain_of, tables.get(section, {}))) for section in ("users", "aliases"))
+    file = read(path)
+    users, aliases = (Counter(map(_domain_of, file.entries(section))) for section in ("users", "aliases"))
     return [
         DomainListing(
             name,
@@ -93,7 +69,7 @@ def list_domains(path: Path) -> list[DomainListing]:
             users[_parse_domain(name)],
             aliases[_parse_domain(name)],
         )
-        for name, table in tables.get("domains", {}).items()
+        for name, table in file.entries("domains").items()
     ]
 
 
@@ -104,43 +80,35 @@ def add_alias(path: Path, alias: str, targets: Sequence[str], *, depth: int) -> 
     """
     key = _alias_key(alias)
     addresses = [parse_address(target) for target in targets]
-    with locked(path):
-        text, tables = read(path)
-        if _find_alias(tables, key) is not None:
+    with edit(path) as file:
+        if file.find("aliases", lambda name: _alias_key(name) == key) is not None:
             raise EditRefused(f"{path}: the alias {alias} exists already; remove it first")
-        if key.rpartition("@")[2] not in parse_directory(text, str(path)).domains:
+        if key.rpartition("@")[2] not in file.snapshot.domains:
             domain = alias.rpartition("@")[2]
             raise SettingsError(f"{path}: there is no domain {domain}; add it with `eilpost domain add {domain}`")
-        new = insert_alias(text, alias, list(targets))
-        expected = {**tables, "aliases": {**tables.get("aliases", {}), alias: list(targets)}}
-        snapshot = check_edit(path, new, expected)
+        file.add_alias(alias, targets)
+        snapshot = file.check()
         for address in addresses:
             refused = expand([Recipient(address, address)], snapshot, depth).refused
             if refused:
                 raise EditRefused(f"{alias} -> {address}: {refused[0].recipient.address}: {refused[0].reply.text}")
-        write(path, new, expected)
     return alias
 
 
 def remove_alias(path: Path, alias: str) -> str:
     """Remove an alias. Raises EditRefused, SettingsError."""
     key = _alias_key(alias)
-    with locked(path):
-        text, tables = read(path)
-        name = _find_alias(tables, key)
+    with edit(path) as file:
+        name = file.find("aliases", lambda name: _alias_key(name) == key)
         if name is None:
             raise EditRefused(f"{path}: there is no alias {alias}; see `eilpost alias list`")
-        new = delete_alias(path, text, name)
-        aliases = {each: targets for each, targets in tables["aliases"].items() if each != name}
-        check_alias_targets(path, text, new)
-        write(path, new, {**tables, "aliases": aliases})
+        file.remove_alias(name)
     return name
 
 
 def list_aliases(path: Path) -> list[AliasListing]:
     """All aliases, in the order of the file."""
-    _, tables = read(path)
-    return [AliasListing(alias, tuple(targets)) for alias, targets in tables.get("aliases", {}).items()]
+    return [AliasListing(alias, tuple(targets)) for alias, targets in read(path).entries("aliases").items()]
 
 
 def _parse_domain(text: str) -> str:
@@ -156,13 +124,3 @@ def _domain_of(address: str) -> str:
 
 def _alias_key(alias: str) -> str:
     return f"@{_parse_domain(alias[1:])}" if alias.startswith("@") else parse_address(alias).key
-
-
-def _find_domain(tables: Tables, ascii_name: str) -> str | None:
-    """The domain as the file writes it."""
-    return next((name for name in tables.get("domains", {}) if _parse_domain(name) == ascii_name), None)
-
-
-def _find_alias(tables: Tables, key: str) -> str | None:
-    """The alias as the file writes it."""
-    return next((name for name in tables.get("aliases", {}) if _alias_key(name) == key), None)
