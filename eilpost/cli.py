@@ -60,8 +60,8 @@ cli_load.register(app)
 cli_move.register(app)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         version()
         raise typer.Exit
 
@@ -107,12 +107,12 @@ def main() -> None:
 
 def _output_was_closed(out: TextIO) -> bool:
     """Whether the command ended because the reader of its output ended, as in `eilpost queue | head`: no error."""
-    gone = sys.stdout is not out  # typer replaced it after BrokenPipeError
+    was_replaced = sys.stdout is not out  # typer replaced it after BrokenPipeError
     try:
         out.flush()
     except BrokenPipeError:
         discard_output(out)
-    return gone
+    return was_replaced
 
 
 def _report_error(error: Exception) -> int:
@@ -244,9 +244,9 @@ def trace(
     from eilpost.output import Output
     from mail.message import QueueId, queue_id_time
 
-    wanted = QueueId(queue_id.strip().upper().partition("-")[0])  # a delivery id is accepted too
+    traced_id = QueueId(queue_id.strip().upper().partition("-")[0])  # a delivery id is accepted too
     try:
-        queue_id_time(wanted)
+        queue_id_time(traced_id)
     except ValueError:
         fail(f"{queue_id!r} is not a queue id: 26 letters and digits, as in the 250 reply", EXIT_NOT_FOUND)
     if json and follow:
@@ -255,8 +255,8 @@ def trace(
 
     async def show(log: HistoryLog) -> bool:
         if follow:
-            return await tracing.follow(log, wanted, output, now)
-        timelines = await tracing.load_timelines(log, wanted, with_bounces=bounces)
+            return await tracing.follow(log, traced_id, output, now)
+        timelines = await tracing.load_timelines(log, traced_id, with_bounces=bounces)
         if json:
             documents = [json_output.timeline_json(timeline, now()) for timeline in timelines]
             if documents:
@@ -267,7 +267,7 @@ def trace(
         return bool(timelines)
 
     if not _with_history(config, show):
-        fail(f"{wanted}: no such message, or its history is older than log.events_retention", EXIT_NOT_FOUND)
+        fail(f"{traced_id}: no such message, or its history is older than log.events_kept", EXIT_NOT_FOUND)
 
 
 @app.command(

@@ -63,17 +63,17 @@ def topics_check(config: ConfigOption = None, json: JsonOption = False, tenant: 
     access = _access(config, tenant, json=json)
     if access is None:
         return
-    topics_found = run(_load_topics(access[0]))
+    topic_states = run(_load_topics(access[0]))
     topic_views, count_findings = (
-        topics.topic_views(topics_found, *access, tenant),
-        topics.count_findings(topics_found, *access),
+        topics.topic_views(topic_states, *access, tenant),
+        topics.count_findings(topic_states, *access),
     )
     with result_output():
         if json:
             print_json(topics.as_json(topic_views, count_findings))
         else:
             topics.write(topic_views, count_findings, Output())
-    raise typer.Exit(status([*(view.level for view in topic_views), *(each.level for each in count_findings)]))
+    raise typer.Exit(status([*(view.level for view in topic_views), *(finding.level for finding in count_findings)]))
 
 
 def doctor(config: ConfigOption = None, json: JsonOption = False, tenant: TenantOption = "") -> None:
@@ -89,7 +89,7 @@ def doctor(config: ConfigOption = None, json: JsonOption = False, tenant: Tenant
             print_json(as_json(findings))
         else:
             write(findings, Output())
-    raise typer.Exit(status([each.level for each in findings]))
+    raise typer.Exit(status([finding.level for finding in findings]))
 
 
 def _access(config: Path | None, tenant: str, *, json: bool = False) -> tuple[Access, LogSettings] | None:

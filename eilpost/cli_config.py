@@ -36,8 +36,8 @@ def config_show(
     settings = list(configuration.effective_settings(config))
     if json:
         tables: dict[str, dict[str, Any]] = {}
-        for each in settings:
-            tables.setdefault(each.section, {})[each.key] = {"value": each.value, "source": each.source}
+        for setting in settings:
+            tables.setdefault(setting.section, {})[setting.key] = {"value": setting.value, "source": setting.source}
         print_json(tables)
         return
     for line in configuration.as_toml(iter(settings)):
@@ -53,8 +53,8 @@ def config_check(config: ConfigOption = None) -> None:
     plan = configuration.load_plan(config)
 
     path = wiring.directory_path(plan)
-    known, _seen = load(path)
-    what = f"domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
-    if not known.domains:
+    snapshot, _status = load(path)
+    counts = f"domains: {len(snapshot.domains)}, users: {len(snapshot.users)}, aliases: {len(snapshot.aliases)}"
+    if not snapshot.domains:
         print_message(f"warning: {path} has no domains: no mail is local, all mail is relayed")
-    print(f"{configuration.find(config) or 'environment'}: ok; {what}")  # noqa: T201
+    print(f"{configuration.find(config) or 'environment'}: ok; {counts}")  # noqa: T201

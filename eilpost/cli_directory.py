@@ -90,8 +90,8 @@ def user_list(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     def line(user: users.UserListing) -> str:
         notes = [*([] if user.can_log_in else ["cannot log in"]), *([f"quota {user.quota}"] if user.quota else [])]
-        also = f"also {', '.join(user.aliases)}" if user.aliases else ""
-        return "  ".join(part for part in (user.address, ", ".join(notes), also) if part)
+        aliases = f"also {', '.join(user.aliases)}" if user.aliases else ""
+        return "  ".join(part for part in (user.address, ", ".join(notes), aliases) if part)
 
     _print_listings(users.list_users(_path(config)), json, line)
 

@@ -28,13 +28,13 @@ def help_command(
     ] = None,
 ) -> None:
     """Show the help of eilpost or of a command."""
-    shown: Any = context.find_root()
+    help_context: Any = context.find_root()
     for name in command or ():
-        found = getattr(shown.command, "commands", {}).get(name)
-        if found is None:
+        subcommand = getattr(help_context.command, "commands", {}).get(name)
+        if subcommand is None:
             fail(f"there is no command {' '.join(command or ())!r}; see `eilpost help`", EXIT_UNUSABLE)
-        shown = type(shown)(found, info_name=name, parent=shown)
-    print(shown.get_help())  # noqa: T201
+        help_context = type(help_context)(subcommand, info_name=name, parent=help_context)
+    print(help_context.get_help())  # noqa: T201
 
 
 def completion(

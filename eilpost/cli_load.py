@@ -102,8 +102,8 @@ def load(
         return check_domain(text, allow_any=allow_any_domain)
 
     def address(text: str) -> str:
-        local, at, name = text.rpartition("@")
-        if not at or not local.replace(".", "").replace("-", "").isalnum() or not local.isascii():
+        local, at_sign, name = text.rpartition("@")
+        if not at_sign or not local.replace(".", "").replace("-", "").isalnum() or not local.isascii():
             raise ValueError("an address is expected, like sender@load.test")
         return f"{local}@{reserved(name)}"
 
@@ -114,7 +114,7 @@ def load(
         return host, port
 
     options = Options(
-        targets=tuple(_parsed("--target", each, server) for each in target or ["127.0.0.1:2525"]),
+        targets=tuple(_parsed("--target", address_text, server) for address_text in target or ["127.0.0.1:2525"]),
         sink=_parsed("--sink", sink, endpoint.parse),
         rate=rate,
         duration_seconds=_parsed("--duration", duration or "60s", seconds) if duration or not messages else None,
@@ -156,15 +156,15 @@ def _parsed(option: str, text: str, parse: Callable[[str], T]) -> T:
         fail(f"{option} {text}: {error}", EXIT_UNUSABLE)
 
 
-def _check(options: Options, most: int) -> None:
+def _check(options: Options, recipients_max: int) -> None:
     """Check the options against each other."""
     if options.failing + options.deferring > 1:
         fail("--failing and --deferring: together at most 100% are expected", EXIT_UNUSABLE)
     kinds = 1 + bool(options.failing) + bool(options.deferring)
     if options.domains < kinds:
         fail(f"--domains {options.domains}: at least {kinds}, one for each kind of destination", EXIT_UNUSABLE)
-    if options.messages is not None and options.messages * options.recipients > most:
-        fail(f"--messages and --recipients: at most {most:,} recipients in all are expected", EXIT_UNUSABLE)
+    if options.messages is not None and options.messages * options.recipients > recipients_max:
+        fail(f"--messages and --recipients: at most {recipients_max:,} recipients in all are expected", EXIT_UNUSABLE)
     if options.duration_seconds is not None and not 0 < options.duration_seconds <= 86400:
         fail("--duration: a time above 0 and up to 24h is expected", EXIT_UNUSABLE)
     if not 0 < options.settle_seconds <= 86400:

@@ -62,11 +62,11 @@ def move(
 
     source_endpoint, target_endpoint = parse_endpoints(source, target, config, tenant)
     if dry_run:
-        counted = run(command.count(source_endpoint, target_endpoint))
-        print_json(asdict(counted)) if json else print(_count_text(counted))  # noqa: T201
+        count = run(command.count(source_endpoint, target_endpoint))
+        print_json(asdict(count)) if json else print(_count_text(count))  # noqa: T201
         return
     with _ProgressBar() as progress_bar:
-        moved = run(
+        result = run(
             command.move(
                 source_endpoint,
                 target_endpoint,
@@ -77,9 +77,9 @@ def move(
             )
         )
     if json:
-        print_json({**asdict(moved.totals), "lost": moved.lost, "seconds": round(moved.seconds, 3)})
+        print_json({**asdict(result.totals), "lost": result.lost, "seconds": round(result.seconds, 3)})
     else:
-        print(_moved_text(moved))  # noqa: T201
+        print(_moved_text(result))  # noqa: T201
 
 
 class _ProgressBar:
@@ -129,29 +129,29 @@ class _ProgressBar:
             print_message(text)
 
 
-def _count_text(counted: MoveCount) -> str:
+def _count_text(count: MoveCount) -> str:
     from eilpost.format import format_bytes
 
     return (
-        f"to move: {counted.messages:,} messages, {counted.unread:,} of them not yet read by the router;"
-        f" {counted.deliveries:,} deliveries ({counted.in_hand:,} active, {counted.held:,} held),"
-        f" {format_bytes(counted.size_bytes)} in them"
+        f"to move: {count.messages:,} messages, {count.unread:,} of them not yet read by the router;"
+        f" {count.deliveries:,} deliveries ({count.in_hand:,} active, {count.held:,} held),"
+        f" {format_bytes(count.size_bytes)} in them"
     )
 
 
-def _moved_text(moved: MoveResult) -> str:
+def _moved_text(result: MoveResult) -> str:
     from datetime import timedelta
 
     from eilpost.format import format_age, format_bytes
 
-    tally = moved.totals
-    words = (
-        f"moved {tally.messages:,} messages ({tally.unread:,} not yet read by the router), {tally.deliveries:,}"
-        f" deliveries, {format_bytes(tally.size_bytes)}, {tally.events:,} history events in"
-        f" {format_age(timedelta(seconds=moved.seconds))}"
+    totals = result.totals
+    text = (
+        f"moved {totals.messages:,} messages ({totals.unread:,} not yet read by the router), {totals.deliveries:,}"
+        f" deliveries, {format_bytes(totals.size_bytes)}, {totals.events:,} history events in"
+        f" {format_age(timedelta(seconds=result.seconds))}"
     )
-    if tally.known:
-        words += f"; {tally.known:,} were moved before by an interrupted move"
-    if moved.lost:
-        words += f"; {moved.lost:,} without content, which was lost before"
-    return words
+    if totals.known:
+        text += f"; {totals.known:,} were moved before by an interrupted move"
+    if result.lost:
+        text += f"; {result.lost:,} without content, which was lost before"
+    return text

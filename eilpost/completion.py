@@ -38,15 +38,15 @@ def man_pages(root: Any) -> Iterator[tuple[str, str]]:
 def _names(command: Any) -> list[tuple[str, str]]:
     """The words that may follow a command: subcommands and options, with their meaning."""
     words = [(name, child.get_short_help_str(100)) for name, child in getattr(command, "commands", {}).items()]
-    options = (each for each in command.params if each.param_type_name == "option" and not each.hidden)
-    words += [(name, each.help or "") for each in options for name in (*each.opts, *each.secondary_opts)]
+    options = (option for option in command.params if option.param_type_name == "option" and not option.hidden)
+    words += [(name, option.help or "") for option in options for name in (*option.opts, *option.secondary_opts)]
     return [*words, ("-h", "Show this message and exit."), ("--help", "Show this message and exit.")]
 
 
 def _with_value(tree: dict[_Path, Any]) -> list[str]:
     """The options that a value follows."""
-    options = (each for command in tree.values() for each in command.params if each.param_type_name == "option")
-    return sorted({name for each in options if not each.is_flag for name in each.opts})
+    options = (option for command in tree.values() for option in command.params if option.param_type_name == "option")
+    return sorted({name for option in options if not option.is_flag for name in option.opts})
 
 
 def _quoted(text: str) -> str:
@@ -87,7 +87,7 @@ complete -o default -F _eilpost eilpost
 
 def _zsh(tree: dict[_Path, Any]) -> str:
     def array(path: _Path, *, is_option: bool) -> str:
-        words = [each for each in _names(tree[path]) if each[0].startswith("-") is is_option]
+        words = [word for word in _names(tree[path]) if word[0].startswith("-") is is_option]
         return " ".join(_quoted(f"{name}:{text}") for name, text in words)
 
     cases = "\n".join(
@@ -148,22 +148,22 @@ def _fish(tree: dict[_Path, Any]) -> str:
         condition = f"""-n 'test (__eilpost_path) = "{" ".join(("eilpost", *path))}"'"""
         for name, text in _names(command):
             if name.startswith("--"):
-                word = f"-l {name[2:]}"
+                argument = f"-l {name[2:]}"
             elif name.startswith("-"):
-                word = f"-s {name[1:]}"
+                argument = f"-s {name[1:]}"
             else:
-                word = f"-f -a {name}"
+                argument = f"-f -a {name}"
             value = " -r" if name in values else ""
-            lines.append(f"complete -c eilpost {condition} {word}{value} -d {_quoted(text)}")
+            lines.append(f"complete -c eilpost {condition} {argument}{value} -d {_quoted(text)}")
     return "\n".join(lines) + "\n"
 
 
 def _man_page(path: _Path, command: Any) -> str:
     name = "-".join(("eilpost", *path))
-    options = [each for each in command.params if each.param_type_name == "option" and not each.hidden]
-    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    options = [option for option in command.params if option.param_type_name == "option" and not option.hidden]
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
     children = getattr(command, "commands", {})
-    usage = [*("[OPTIONS]" for _ in options[:1]), *(str(each.metavar) for each in arguments)]
+    usage = [*("[OPTIONS]" for _ in options[:1]), *(str(parameter.metavar) for parameter in arguments)]
     text, _, examples = (command.epilog or "").partition("Examples:\n")
     lines = [
         f'.TH "{name.upper()}" 1 "" "eilpost {__version__}" "eilpost"',
@@ -185,11 +185,11 @@ def _man_page(path: _Path, command: Any) -> str:
             ]
     if arguments or options:
         lines.append(".SH OPTIONS")
-    for each in (*arguments, *options):
-        is_option = each.param_type_name == "option"
-        names = ", ".join((*each.opts, *each.secondary_opts)) if is_option else str(each.metavar)
-        value = f" {each.metavar or 'N'}" if is_option and not each.is_flag else ""
-        lines += [".TP", rf"\fB{_roff(names + value)}\fR", _roff(_one_line(each.help))]
+    for parameter in (*arguments, *options):
+        is_option = parameter.param_type_name == "option"
+        names = ", ".join((*parameter.opts, *parameter.secondary_opts)) if is_option else str(parameter.metavar)
+        value = f" {parameter.metavar or 'N'}" if is_option and not parameter.is_flag else ""
+        lines += [".TP", rf"\fB{_roff(names + value)}\fR", _roff(_one_line(parameter.help))]
     if _one_line(text):
         lines += [".SH NOTES", _roff(_one_line(text))]
     if examples:

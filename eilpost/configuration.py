@@ -86,14 +86,14 @@ def effective_settings(explicit_path: Path | None) -> Iterator[Setting]:
 def as_toml(settings: Iterator[Setting]) -> Iterator[str]:
     """The effective settings as valid TOML, each with its source as a comment."""
     section = None
-    for each in settings:
-        if each.section != section:
+    for setting in settings:
+        if setting.section != section:
             if section is not None:
                 yield ""
-            section = each.section
+            section = setting.section
             yield f"[{section}]"
-        value = json.dumps(each.value, ensure_ascii=False)
-        yield f"{each.key} = {value}" + ("" if each.source == "default" else f"  # {each.source}")
+        value = json.dumps(setting.value, ensure_ascii=False)
+        yield f"{setting.key} = {value}" + ("" if setting.source == "default" else f"  # {setting.source}")
 
 
 def _print_message(text: str) -> None:

@@ -110,7 +110,7 @@ def banner(settings: Settings, configuration: Path, program: str, sink: int | No
         "" if _is_default_configuration(configuration) else f" --config {shlex.quote(str(configuration))}",
     )
     http = f"http://{settings.http.listen}/" if settings.http.listen else "off"
-    others = (
+    destination = (
         "is printed here and does not leave this machine"
         if sink
         else f"goes to {settings.delivery.relay or 'the Internet'}"
@@ -118,7 +118,7 @@ def banner(settings: Settings, configuration: Path, program: str, sink: int | No
     return f"""
 eilpost is ready: SMTP {smtp_listen}, POP3 {pop3_listen}, HTTP {http}
 Mailboxes: {alice} and {bob}, password {PASSWORD}.
-Mail for other domains {others}. All files are in {configuration.parent}/. Stop: Ctrl-C.
+Mail for other domains {destination}. All files are in {configuration.parent}/. Stop: Ctrl-C.
 
 Try, in another terminal:
  1. Send a message by hand (bash), with swaks, or with a mail client:

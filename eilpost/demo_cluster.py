@@ -93,11 +93,8 @@ class Member:
 
 
 def members(ports: Ports, common: Mapping[str, str]) -> Sequence[Member]:
-    own = [
-        *(
-            (f"ingress-{n}", {"EILPOST_INGRESS__SMTP_LISTEN": f"127.0.0.1:{port}"})
-            for n, port in enumerate(ports.smtp, 1)
-        ),
+    own_settings = [
+        *((f"ingress-{n}", {"EILPOST_INGRESS__MX": f"127.0.0.1:{port}"}) for n, port in enumerate(ports.smtp, 1)),
         *((name, dict[str, str]()) for name in ("router-1", "router-2", "delivery-1", "delivery-2")),
         ("mailstore-1", {"EILPOST_MAILSTORE__POP3_LISTEN": f"127.0.0.1:{ports.pop3}"}),
     ]
@@ -107,7 +104,7 @@ def members(ports: Ports, common: Mapping[str, str]) -> Sequence[Member]:
             name.partition("-")[0],
             {**common, **environment, "EILPOST_HTTP__LISTEN": f"127.0.0.1:{ports.http + number}"},
         )
-        for number, (name, environment) in enumerate(own)
+        for number, (name, environment) in enumerate(own_settings)
     ]
 
 
@@ -160,10 +157,10 @@ async def _await_brokers(settings: LogSettings) -> None:
     from mail.log.kafka.diagnose import Unreachable, check_broker
 
     access = make_access(settings)
-    until, is_announced = time.monotonic() + _BROKERS_SECONDS, False
-    while time.monotonic() < until:
-        answers = await asyncio.gather(*(check_broker(access, address) for address in access.bootstrap_servers))
-        missing = [answer for answer in answers if isinstance(answer, Unreachable)]
+    deadline, is_announced = time.monotonic() + _BROKERS_SECONDS, False
+    while time.monotonic() < deadline:
+        results = await asyncio.gather(*(check_broker(access, address) for address in access.bootstrap_servers))
+        missing = [result for result in results if isinstance(result, Unreachable)]
         if not missing:
             return
         if not is_announced:
@@ -181,11 +178,11 @@ async def _create_topics(settings: LogSettings) -> None:
     access = make_access(settings)
     admin = await open_admin(access)
     try:
-        done = await create_missing(admin, access, settings)
+        created = await create_missing(admin, access, settings)
     finally:
         await admin.close()
-    if done:
-        _print_line(f"topics: {len(done)} created")
+    if created:
+        _print_line(f"topics: {len(created)} created")
 
 
 async def _supervise(
@@ -197,7 +194,7 @@ async def _supervise(
     quick_exits = 0
     try:
         while not stop.is_set():
-            began = time.monotonic()
+            started_at = time.monotonic()
             with log_file.open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
                     *shlex.split(program),
@@ -212,7 +209,7 @@ async def _supervise(
             ending = asyncio.ensure_future(process.wait())
             await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if stop.is_set():
-                await _end(process, ending, kill_now)
+                await _stop_process(process, ending, kill_now)
                 return
             status = ending.result()
             if status == EXIT_UNUSABLE:  # the last log line has the reason
@@ -220,13 +217,15 @@ async def _supervise(
                 _print_line(f"  {member.name} cannot run: {last}")
             else:
                 _print_line(f"  {member.name} {_exit_text(status)}; restarting")
-            quick_exits = quick_exits + 1 if time.monotonic() - began < _RESTART_SECONDS * 5 and status > 0 else 0
+            quick_exits = quick_exits + 1 if time.monotonic() - started_at < _RESTART_SECONDS * 5 and status > 0 else 0
             await asyncio.wait({stopping}, timeout=_RESTART_SECONDS * min(30, 1 + quick_exits * quick_exits))
     finally:
         stopping.cancel()
 
 
-async def _end(process: asyncio.subprocess.Process, ending: asyncio.Future[int], kill_now: asyncio.Event) -> None:
+async def _stop_process(
+    process: asyncio.subprocess.Process, ending: asyncio.Future[int], kill_now: asyncio.Event
+) -> None:
     """SIGTERM, and SIGKILL after `_STOP_SECONDS` or once `kill_now` is set."""
     if process.returncode is None:
         process.terminate()
@@ -245,14 +244,14 @@ async def _announce_ready(all_members: Sequence[Member]) -> None:
     waiting = {member.environment["EILPOST_HTTP__LISTEN"] for member in all_members}
     while waiting:
         await asyncio.sleep(0.5)
-        for where in list(waiting):
-            if await asyncio.to_thread(_is_ready, where):
-                waiting.discard(where)
+        for address in list(waiting):
+            if await asyncio.to_thread(_is_ready, address):
+                waiting.discard(address)
     _print_line("\nAll are ready: send mail now.\n")
 
 
-def _is_ready(where: str) -> bool:
-    host, _, port = where.partition(":")
+def _is_ready(address: str) -> bool:
+    host, _, port = address.partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=2)
     try:
         connection.request("GET", "/readyz")

@@ -69,8 +69,8 @@ class DemoSink:
             self._timer = asyncio.get_running_loop().call_later(1, self._next_second)
         self._printed += 1
         if self._printed <= _LINES_PER_SECOND:
-            more = f" and {len(recipients) - 1} more" if len(recipients) > 1 else ""
-            parts = f"<{sender}> -> <{recipients[0]}>{more}, {format_bytes(len(content))}, {_subject(content)}"
+            others = f" and {len(recipients) - 1} more" if len(recipients) > 1 else ""
+            parts = f"<{sender}> -> <{recipients[0]}>{others}, {format_bytes(len(content))}, {_subject(content)}"
             self._output.write((f"sink: message {self.count}: {parts}", ""))
         return None
 
@@ -86,5 +86,5 @@ def _subject(content: bytes) -> str:
         subject = str(BytesHeaderParser(policy=default).parsebytes(content[:_HEADER_OCTETS])["Subject"] or "")
     except (MessageError, ValueError, LookupError):
         subject = ""
-    shown = subject if len(subject) <= _SUBJECT_CHARACTERS else subject[: _SUBJECT_CHARACTERS - 3] + "..."
-    return f'subject "{shown}"' if shown else "no subject"
+    shortened = subject if len(subject) <= _SUBJECT_CHARACTERS else subject[: _SUBJECT_CHARACTERS - 3] + "..."
+    return f'subject "{shortened}"' if shortened else "no subject"

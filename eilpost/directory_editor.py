@@ -124,8 +124,8 @@ class DirectoryFile:
         self.tables = {**self.tables, section: {**self.entries(section), name: value}}
 
     def _unset(self, section: str, name: str) -> None:
-        rest = {other: value for other, value in self.entries(section).items() if other != name}
-        self.tables = {**self.tables, section: rest}
+        remaining = {entry: value for entry, value in self.entries(section).items() if entry != name}
+        self.tables = {**self.tables, section: remaining}
 
 
 def read(path: Path) -> DirectoryFile:
@@ -226,13 +226,13 @@ def _without_trailing_comments(text: str, end: int) -> int:
 
 
 def _insert(text: str, position: int, new: str, separator: str) -> str:
-    before, rest = text[:position].rstrip("\n"), text[position:]
-    return (before + separator if before else "") + new + ("\n" + rest.lstrip("\n") if rest.strip() else "")
+    before, after = text[:position].rstrip("\n"), text[position:]
+    return (before + separator if before else "") + new + ("\n" + after.lstrip("\n") if after.strip() else "")
 
 
 def _remove(text: str, start: int, end: int) -> str:
-    before, rest = text[:start].rstrip("\n"), text[end:].lstrip("\n")
-    return (before + "\n" if before else "") + ("\n" if before and rest else "") + rest
+    before, after = text[:start].rstrip("\n"), text[end:].lstrip("\n")
+    return (before + "\n" if before else "") + ("\n" if before and after else "") + after
 
 
 @contextmanager

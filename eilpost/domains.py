@@ -49,8 +49,8 @@ def remove_domain(path: Path, domain: str) -> str:
         for section in ("users", "aliases"):
             members = [member for member in file.entries(section) if _domain_of(member) == ascii_name]
             if members:
-                more = f" and {len(members) - 1} more" if len(members) > 1 else ""
-                raise EditRefused(f"{name} has {section}: {members[0]}{more}; remove them first")
+                others = f" and {len(members) - 1} more" if len(members) > 1 else ""
+                raise EditRefused(f"{name} has {section}: {members[0]}{others}; remove them first")
         if len(file.entries("domains")) == 1:
             raise EditRefused(f"{name} is the last domain: without one no mail is local; add another domain first")
         file.remove_table("domains", name)

@@ -56,8 +56,8 @@ def format_sender(message: Message) -> str:
 
 
 def format_addresses(addresses: Sequence[Address], limit: int = 5) -> str:
-    shown = ", ".join(str(address) for address in addresses[:limit])
-    return f"{shown} and {len(addresses) - limit} more" if len(addresses) > limit else shown
+    text = ", ".join(str(address) for address in addresses[:limit])
+    return f"{text} and {len(addresses) - limit} more" if len(addresses) > limit else text
 
 
 def format_route(route: Route) -> str:
@@ -67,8 +67,8 @@ def format_route(route: Route) -> str:
         case ToRelay(host, port, speaks):
             return f"relay {speaks}://{host}:{port}"
         case ToMx(domain, hosts):
-            shown = ", ".join(name for _preference, name in hosts[:3])
-            return f"MX of {domain} ({shown}{', ...' if len(hosts) > 3 else ''})"
+            names = ", ".join(name for _preference, name in hosts[:3])
+            return f"MX of {domain} ({names}{', ...' if len(hosts) > 3 else ''})"
         case Unresolved(domain):
             return f"{domain}, not resolved yet"
         case _:
@@ -107,8 +107,8 @@ def format_age(age: timedelta) -> str:
     whole = round(seconds)
     for big, big_name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= big:
-            rest = whole % big // small
-            return f"{whole // big} {big_name}" + (f" {rest} {small_name}" if rest else "")
+            remainder = whole % big // small
+            return f"{whole // big} {big_name}" + (f" {remainder} {small_name}" if remainder else "")
     return f"{whole} s"
 
 

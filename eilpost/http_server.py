@@ -68,8 +68,8 @@ class _Protocol(H11Protocol):
         self._has_request = False
         self._abort_timer = self.loop.call_later(_REQUEST_SECONDS, transport.abort)
         if len(self.connections) > _CONNECTIONS:
-            others = [each for each in self.connections if isinstance(each, _Protocol) and each is not self]
-            oldest = min(others, key=lambda each: (each._is_answering, each._made_at), default=self)
+            others = [other for other in self.connections if isinstance(other, _Protocol) and other is not self]
+            oldest = min(others, key=lambda other: (other._is_answering, other._made_at), default=self)
             oldest.connections.discard(oldest)  # at once: connection_lost comes later
             oldest.transport.abort()
 
@@ -139,11 +139,11 @@ class HttpServer:
         )
         server = _Server(config, ready)
 
-        async def end() -> None:
+        async def exit_on_stop() -> None:
             await stop.wait()
             server.should_exit = True
 
-        ending = asyncio.create_task(end(), name="http end")
+        ending = asyncio.create_task(exit_on_stop(), name="http end")
         try:
             await server.serve(sockets=[listener])
         finally:
@@ -160,8 +160,8 @@ class HttpServer:
             return PlainTextResponse("ok\n")
 
         async def readyz(_request: Request) -> Response:
-            is_ready, answer = readiness(self._health, self._log)
-            return _JsonLine(answer, status_code=200 if is_ready else 503)
+            is_ready, body = readiness(self._health, self._log)
+            return _JsonLine(body, status_code=200 if is_ready else 503)
 
         async def status(_request: Request) -> Response:
             page = status_page(*readiness(self._health, self._log))
@@ -192,16 +192,16 @@ def readiness(health: Health, log: Log | None) -> tuple[bool, dict[str, Any]]:
     A process with a stopped shard stays ready, because it serves the other shards.
     """
     waiting = {name for name, is_ready in health.roles.items() if not is_ready}
-    answer: dict[str, Any] = {"roles": dict(health.roles)}
+    body: dict[str, Any] = {"roles": dict(health.roles)}
     reasons = []
     if log is not None:
         match log.worker_condition():
             case Usable():
-                answer["log"] = {"condition": "usable"}
+                body["log"] = {"condition": "usable"}
             case Full(reason):
-                answer["log"] = {"condition": "full", "reason": reason}  # accepted mail is delivered: ready
+                body["log"] = {"condition": "full", "reason": reason}  # accepted mail is delivered: ready
             case Down(reason):
-                answer["log"] = {"condition": "down", "reason": reason}
+                body["log"] = {"condition": "down", "reason": reason}
                 if _WORKER_ROLES & health.roles.keys() or "ingress" in waiting:
                     reasons.append(f"the log is down: {reason}")
                     waiting -= {"ingress", *_WORKER_ROLES}  # they wait for the log
@@ -209,22 +209,22 @@ def readiness(health: Health, log: Log | None) -> tuple[bool, dict[str, Any]]:
                 assert_never(unknown)
     reasons += [_NOT_READY.get(name, f"{name} is not ready") for name in health.roles if name in waiting]
     if log is not None and (warnings := log.warnings()):
-        answer["warnings"] = list(warnings)
+        body["warnings"] = list(warnings)
     if stopped := STOPPED_SHARDS.reasons():
-        answer["stopped"] = stopped
+        body["stopped"] = stopped
     if health.is_draining:
         reasons = ["draining"]  # the cause of the others
-    return not reasons, {"ready": not reasons, "reasons": reasons} | answer
+    return not reasons, {"ready": not reasons, "reasons": reasons} | body
 
 
-def status_page(is_ready: bool, answer: Mapping[str, Any]) -> str:
+def status_page(is_ready: bool, body: Mapping[str, Any]) -> str:
     """The page for people at `/`; `answer` as of `readiness`."""
-    state = "ready" if is_ready else f"not ready: {'; '.join(answer['reasons'])}"
+    state = "ready" if is_ready else f"not ready: {'; '.join(body['reasons'])}"
     roles = "".join(
         f"<li>{html.escape(name)}: {'ready' if is_role_ready else 'not ready'}</li>"
-        for name, is_role_ready in answer["roles"].items()
+        for name, is_role_ready in body["roles"].items()
     )
-    notes = [*answer.get("warnings", ()), *(f"stopped: {text}" for text in answer.get("stopped", ()))]
+    notes = [*body.get("warnings", ()), *(f"stopped: {text}" for text in body.get("stopped", ()))]
     warnings = "".join(f"<p>Warning: {html.escape(str(note))}</p>\n" for note in notes)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -255,9 +255,9 @@ def _listen(endpoint: str) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        what = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+        reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
         raise ServiceError(
-            f"http.listen: cannot listen on {endpoint}: {what}; set another address there, or by "
+            f"http.listen: cannot listen on {endpoint}: {reason}; set another address there, or by "
             "EILPOST_HTTP__LISTEN=HOST:PORT"
         ) from None
     return listener

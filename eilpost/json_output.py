@@ -42,7 +42,7 @@ def _escaped(character: str) -> str:
     if character.isprintable() or character == "\n":
         return character
     units = character.encode("utf-16-be")
-    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+    return "".join(f"\\u{units[index]:02x}{units[index + 1]:02x}" for index in range(0, len(units), 2))
 
 
 def timeline_json(timeline: Timeline, now: datetime) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def message_json(message: Message) -> dict[str, Any]:
     return {
         "received": message.received.isoformat(),
         "sender": str(reverse_path) if reverse_path else "",
-        "recipients": [str(each.address) for each in message.envelope.recipients],
-        "original_recipients": [str(each.original) for each in message.envelope.recipients],
+        "recipients": [str(recipient.address) for recipient in message.envelope.recipients],
+        "original_recipients": [str(recipient.original) for recipient in message.envelope.recipients],
         "size_bytes": message.size_bytes,
         "tenant": message.tenant,
         "client": {

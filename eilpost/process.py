@@ -13,7 +13,7 @@ import resource
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
@@ -38,16 +38,25 @@ from mail.settings_file import ENVIRONMENT_PREFIX
 from mail.signals import Signals
 
 if TYPE_CHECKING:
+    from mail.directory.file import FileDirectory
+    from mail.log import Log
     from mail.settings import Settings
+    from mail.spool import Spool
 
 logger = structlog.get_logger()
 
-# Name in the log, section and key of each listening address; an empty address is not served.
-INGRESS, POP3, HTTP = (
-    ("smtp", "ingress", "smtp_listen"),
-    ("pop3", "mailstore", "pop3_listen"),
-    ("http", "http", "listen"),
-)
+
+class ListenSetting(NamedTuple):
+    """A listening address, which is not served where it is empty; `name` is in the log line."""
+
+    name: str
+    section: str
+    key: str
+
+
+INGRESS = ListenSetting("smtp", "ingress", "mx")
+POP3 = ListenSetting("pop3", "mailstore", "pop3")
+HTTP = ListenSetting("http", "http", "listen")
 
 
 def run_all(plan: Plan, on_ready: Callable[[], None] = lambda: None, support: Sequence[service.Role] = ()) -> int:
@@ -64,7 +73,7 @@ def run_mailstore(plan: Plan) -> int:
         )
     if plan.settings.mailboxes.url.startswith("memory:"):
         raise SettingsError('mailboxes.url = "memory:": the mailboxes of a mailstore alone would get no mail')
-    return _run_process(plan, lambda signals: _run_mailstore_role(plan, signals))
+    return _run_process(plan, lambda signals: _run_roles(plan, ("mailstore",), signals))
 
 
 def run_role(name: str, plan: Plan) -> int:
@@ -112,13 +121,13 @@ def _run_process(plan: Plan, main: Callable[[Signals], Coroutine[Any, Any, None]
 def _raise_open_file_limit(settings: Settings) -> None:
     """Raise the limit of open files above the limits of connections; the usual 1024 is lower."""
     pop3 = 2 * settings.mailstore.max_connections  # a socket and an open mailbox each
-    wanted = settings.ingress.max_connections + pop3 + settings.delivery.max_connections + 256
+    required = settings.ingress.max_connections + pop3 + settings.delivery.connections + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        logger.warning("open file limit below connection limits", limit=hard, required=wanted, advice="raise ulimit -n")
-        wanted = hard
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if hard != resource.RLIM_INFINITY and hard < required:
+        logger.warning("open file limit below connection limits", limit=hard, wanted=required, see="ulimit -n")
+        required = hard
+    if soft != resource.RLIM_INFINITY and soft < required:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (required, hard))
 
 
 async def _run_roles(
@@ -128,112 +137,93 @@ async def _run_roles(
     on_ready: Callable[[], None] = lambda: None,
     support: Sequence[service.Role] = (),
 ) -> None:
-    """Run these roles on one log."""
+    """Run these roles, on one log unless it is the mailstore alone."""
     from eilpost.http_server import HttpServer
 
     settings = plan.settings
     addresses = {"ingress": INGRESS, "mailstore": POP3}
     served = [name for name in names if name not in addresses or _address(settings, addresses[name])]
     listening = (*(addresses[name] for name in served if name in addresses), HTTP)
+    health = service.Health()
     async with AsyncExitStack() as stack:
         directory = make_directory(plan)
-        await directory.start()
-        stack.push_async_callback(directory.close)
+        await _start(stack, directory)
         signals.on_reload(directory.reload)
         _check_ports(settings, *listening)  # first, so that a failed start creates no files
-        mail_log = make_log(plan, directory)
-        await mail_log.start()
-        stack.push_async_callback(mail_log.close)
-        signals.on_reload(mail_log.reload)
-        spool = make_spool(plan)
-        await spool.start()
-        stack.push_async_callback(spool.close)
-        resolver = make_resolver(plan)
-        mailboxes = make_mailboxes(plan) if {"delivery", "mailstore"} & set(served) else None
-        roles = [
-            make_role(
-                name, plan, log=mail_log, spool=spool, directory=directory, resolver=resolver, mailboxes=mailboxes
+        if served == ["mailstore"]:
+            roles = [make_mailstore(plan, mailboxes=make_mailboxes(plan), directory=directory)]
+            own_support: list[service.Role] = [HttpServer(settings=settings.http, health=health)]
+        else:
+            log = make_log(plan, directory)
+            await _start(stack, log)
+            signals.on_reload(log.reload)
+            spool = make_spool(plan)
+            await _start(stack, spool)
+            resolver = make_resolver(plan)
+            mailboxes = make_mailboxes(plan) if {"delivery", "mailstore"} & set(served) else None
+            roles = [
+                make_role(name, plan, log=log, spool=spool, directory=directory, resolver=resolver, mailboxes=mailboxes)
+                for name in served
+            ]
+            maintenance = Maintenance(
+                settings=settings.spool,
+                log=log,
+                spool=spool,
+                sweeps="router" in served and not plan.tenant,
+                other_queues=lambda: tenant_queues(plan, directory.snapshot),
             )
-            for name in served
-        ]
-        health = service.Health()
+            own_support = [HttpServer(settings=settings.http, health=health, log=log), maintenance]
         await service.run_roles(
             roles,
             settings.node.drain_timeout,
             _ready_callback(settings, *listening, on_ready=on_ready),
-            support=[
-                HttpServer(settings=settings.http, health=health, log=mail_log),
-                Maintenance(
-                    settings=settings.spool,
-                    log=mail_log,
-                    spool=spool,
-                    sweeps="router" in served and not plan.tenant,
-                    other_queues=lambda: tenant_queues(plan, directory.snapshot),
-                ),
-                *support,
-            ],
+            support=[*own_support, *support],
             health=health,
             signals=signals,
         )
 
 
-async def _run_mailstore_role(plan: Plan, signals: Signals) -> None:
-    from eilpost.http_server import HttpServer
-
-    settings = plan.settings
-    async with AsyncExitStack() as stack:
-        directory = make_directory(plan)
-        await directory.start()
-        stack.push_async_callback(directory.close)
-        signals.on_reload(directory.reload)
-        _check_ports(settings, POP3, HTTP)
-        health = service.Health()
-        await service.run_roles(
-            [make_mailstore(plan, mailboxes=make_mailboxes(plan), directory=directory)],
-            settings.node.drain_timeout,
-            _ready_callback(settings, POP3, HTTP),
-            support=[HttpServer(settings=settings.http, health=health)],
-            health=health,
-            signals=signals,
-        )
+async def _start(stack: AsyncExitStack, port: FileDirectory | Log | Spool) -> None:
+    await port.start()
+    stack.push_async_callback(port.close)
 
 
-def _address(settings: Settings, key: tuple[str, str, str]) -> str:
-    return str(getattr(getattr(settings, key[1]), key[2]))
+def _address(settings: Settings, setting: ListenSetting) -> str:
+    return str(getattr(getattr(settings, setting.section), setting.key))
 
 
-def _check_ports(settings: Settings, *keys: tuple[str, str, str]) -> None:
+def _check_ports(settings: Settings, *listening: ListenSetting) -> None:
     """Raises ServiceError that names all addresses in use."""
-    taken = [(section, key) for _, section, key in keys if _is_taken(getattr(getattr(settings, section), key))]
-    if taken:
-        several = len(taken) > 1
-        names = ", ".join(f"{section}.{key}" for section, key in taken)
-        where = ", ".join(getattr(getattr(settings, section), key) for section, key in taken)
-        variables = ", ".join(f"{ENVIRONMENT_PREFIX}{section}__{key}".upper() for section, key in taken)
+    in_use = [setting for setting in listening if _is_in_use(_address(settings, setting))]
+    if in_use:
+        ports, others = ("port is", "another address") if len(in_use) == 1 else ("ports are", "other addresses")
+        names = ", ".join(f"{setting.section}.{setting.key}" for setting in in_use)
+        addresses = ", ".join(_address(settings, setting) for setting in in_use)
+        variables = ", ".join(f"{ENVIRONMENT_PREFIX}{setting.section}__{setting.key}".upper() for setting in in_use)
         raise ServiceError(
-            f"{names}: cannot listen on {where}: the {'ports are' if several else 'port is'} in use (is eilpost running"
-            f" already?); set {'other addresses' if several else 'another address'} there, or by {variables}"
+            f"{names}: cannot listen on {addresses}: the {ports} in use (is eilpost running already?); set {others}"
+            f" there, or by {variables}"
         )
 
 
-def _is_taken(where: str) -> bool:
-    if not where:
+def _is_in_use(address: str) -> bool:
+    if not address:
         return False
     try:
-        host, port = parse(where)
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as probe:
+        host, port = parse(address)
+        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(info[0]) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+            probe.bind(info[4])
     except OSError as error:
         return error.errno == errno.EADDRINUSE
     return False
 
 
 def _ready_callback(
-    settings: Settings, *keys: tuple[str, str, str], on_ready: Callable[[], None] = lambda: None
+    settings: Settings, *listening: ListenSetting, on_ready: Callable[[], None] = lambda: None
 ) -> Callable[[], None]:
-    served = {name: where for name, section, key in keys if (where := getattr(getattr(settings, section), key))}
+    served = {setting.name: address for setting in listening if (address := _address(settings, setting))}
 
     def announce() -> None:
         on_ready()  # before the log line

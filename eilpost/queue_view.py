@@ -46,18 +46,18 @@ class QueueView:
     def top(self, limit: int) -> list[tuple[str, str, Totals]]:
         """The sites and states with the most recipients; a `limit` of 0 means all."""
         ranked = sorted(self.totals_by_site.items(), key=lambda item: -item[1].recipients)
-        return [(site, state, each) for (site, state), each in ranked[: limit or None]]
+        return [(site, state, totals) for (site, state), totals in ranked[: limit or None]]
 
 
-def totals_json(site: str, state: str, each: Totals) -> dict[str, object]:
+def totals_json(site: str, state: str, totals: Totals) -> dict[str, object]:
     """The totals of one site and state for `--json`."""
     return {
         "site": site,
         "state": state,
-        "deliveries": each.deliveries,
-        "recipients": each.recipients,
-        "bytes": each.bytes,
-        "oldest": None if each.oldest is None else each.oldest.isoformat(),
+        "deliveries": totals.deliveries,
+        "recipients": totals.recipients,
+        "bytes": totals.bytes,
+        "oldest": None if totals.oldest is None else totals.oldest.isoformat(),
     }
 
 
@@ -85,7 +85,7 @@ def write(view: QueueView, backlog: Backlog, output: Output, now: datetime, top:
     """Write two lines for each delivery, then the summary; with `top` only that many lines of the summary."""
     for pending in view.oldest if top is None else ():
         message = pending.delivery.message
-        recipients = format_addresses([each.address for each in message.envelope.recipients], 3)
+        recipients = format_addresses([recipient.address for recipient in message.envelope.recipients], 3)
         output.write(
             (pending.delivery.id, "bold"),
             (f"  {format_age(now - message.received):>10}", "cyan"),
@@ -118,18 +118,16 @@ def _attempts_text(pending: Pending) -> str:
 
 def _write_summary(view: QueueView, output: Output, now: datetime, limit: int) -> None:
     output.write((f"{'site':<36} {'state':<10} {'deliveries':>10} {'recipients':>10} {'size':>9}  oldest", "dim"))
-    shown = view.top(limit)
-    for site, state, each in shown:
-        output.write((_row(site, state, each, now), ""))
-    if len(view.totals_by_site) > len(shown):
-        output.write(
-            (f"... and {len(view.totals_by_site) - len(shown)} more sites and states (--top 0 shows all)", "dim")
-        )
+    rows = view.top(limit)
+    for site, state, totals in rows:
+        output.write((_row(site, state, totals, now), ""))
+    if len(view.totals_by_site) > len(rows):
+        hidden = len(view.totals_by_site) - len(rows)
+        output.write((f"... and {hidden} more sites and states (--top 0 shows all)", "dim"))
     output.write((_row("all", "", view.total, now), "bold"))
 
 
-def _row(site: str, state: str, each: Totals, now: datetime) -> str:
-    oldest = format_age(now - each.oldest) if each.oldest else ""
-    return (
-        f"{site:<36} {state:<10} {each.deliveries:>10,} {each.recipients:>10,} {format_bytes(each.bytes):>9}  {oldest}"
-    )
+def _row(site: str, state: str, totals: Totals, now: datetime) -> str:
+    oldest = format_age(now - totals.oldest) if totals.oldest else ""
+    counts = f"{totals.deliveries:>10,} {totals.recipients:>10,} {format_bytes(totals.bytes):>9}"
+    return f"{site:<36} {state:<10} {counts}  {oldest}"

@@ -85,8 +85,10 @@ class CombinedHistory:
         total = await self._shared.backlog()
         for tenant in self._tenants:
             with suppress(LogUnusable):
-                one = await tenant.backlog()
+                backlog = await tenant.backlog()
                 total = Backlog(
-                    total.accepted + one.accepted, total.dispatched + one.dispatched, total.attempted + one.attempted
+                    total.accepted + backlog.accepted,
+                    total.dispatched + backlog.dispatched,
+                    total.attempted + backlog.attempted,
                 )
         return total

@@ -104,7 +104,7 @@ def alias_expansion(events: Sequence[Event]) -> AliasExpansion | None:
     first = next((event for event in events if isinstance(event.detail, Received)), None)
     if first is None or not isinstance(first.detail, Received):
         return None
-    originals = {each.address.key: each.original for each in first.detail.message.envelope.recipients}
+    originals = {recipient.address.key: recipient.original for recipient in first.detail.message.envelope.recipients}
     final: dict[str, Address] = {}
     owners: set[str] = set()  # owners of the mailboxes among the routes
     for event in events:
@@ -132,8 +132,8 @@ def _alias_line(time: datetime, expansion: AliasExpansion) -> Line:
     recipients = (
         format_addresses(expansion.recipients) if expansion.recipients else "addresses that are recipients already"
     )
-    doubt = "" if expansion.is_exact else " (in total; the history does not record the targets of each alias)"
-    return Line(time, "", "expanded", f"{format_addresses(expansion.aliases)} -> {recipients}{doubt}")
+    note = "" if expansion.is_exact else " (in total; the history does not record the targets of each alias)"
+    return Line(time, "", "expanded", f"{format_addresses(expansion.aliases)} -> {recipients}{note}")
 
 
 def lines_from(events: Sequence[Event], start: int = 0) -> Iterator[Line]:
@@ -204,7 +204,7 @@ def next_steps(timeline: Timeline, now: datetime) -> tuple[Line, ...]:
         return (Line(now, "", "next", "the router routes it; it is durable in the log", LineStyle.WAITING),)
     lines = []
     for pending in timeline.pending:
-        recipients = format_addresses([each.address for each in pending.delivery.message.envelope.recipients])
+        recipients = format_addresses([recipient.address for recipient in pending.delivery.message.envelope.recipients])
         text = f"{recipients}: {format_state(pending, now)}"
         lines.append(Line(now, delivery_suffix(pending.delivery.id), "next", text, LineStyle.WAITING))
     return tuple(lines)

@@ -25,12 +25,12 @@ _STYLE = {LineStyle.PLAIN: "", LineStyle.SUCCESS: "green", LineStyle.WAITING: "y
 async def load_timelines(log: HistoryLog, queue_id: QueueId, *, with_bounces: bool = False) -> list[Timeline]:
     """The timeline of a message, and with bounces those of its DSNs; empty for an unknown message."""
     timelines: list[Timeline] = []
-    wanted = [queue_id]
-    while wanted and len(timelines) < _MAX_TIMELINES:
-        timeline = await _load_timeline(log, wanted.pop(0))
+    queue_ids = [queue_id]
+    while queue_ids and len(timelines) < _MAX_TIMELINES:
+        timeline = await _load_timeline(log, queue_ids.pop(0))
         if timeline is not None:
             timelines.append(timeline)
-            wanted.extend(timeline.bounces if with_bounces else ())
+            queue_ids.extend(timeline.bounces if with_bounces else ())
     return timelines
 
 
@@ -101,7 +101,8 @@ def _write_head(timeline: Timeline, output: Output) -> datetime | None:
         return timeline.events[0].time if timeline.events else None
     output.write(("  from   ", "dim"), (format_sender(message), ""))
     output.write(
-        ("  to     ", "dim"), (format_addresses([each.original for each in message.envelope.recipients], 10), "")
+        ("  to     ", "dim"),
+        (format_addresses([recipient.original for recipient in message.envelope.recipients], 10), ""),
     )
     output.write(("  size   ", "dim"), (f"{format_bytes(message.size_bytes)} with our Received field", ""))
     output.write()

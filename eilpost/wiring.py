@@ -58,16 +58,16 @@ class Plan:
         from mail.directory.file import load
 
         snapshot, _ = load(directory_path(self))
-        known = snapshot.tenants.get(tenant)
-        if known is None or not known.dedicated:
-            names = ", ".join(sorted(name for name, each in snapshot.tenants.items() if each.dedicated)) or "none"
+        tenant_entry = snapshot.tenants.get(tenant)
+        if tenant_entry is None or not tenant_entry.dedicated:
+            names = ", ".join(sorted(name for name, entry in snapshot.tenants.items() if entry.dedicated)) or "none"
             raise SettingsError(
                 f"--tenant {tenant}: {directory_path(self)} has no [tenants.{tenant}] with hosting ="
                 f' "dedicated" (dedicated are: {names})'
             )
         # The shard counts of the shared topics do not apply to a tenant's.
-        mine = {"prefix": tenant_prefix(log.prefix, tenant), "shards": 0, "delivery_shards": 0}
-        settings = self.settings.model_copy(update={"log": log.model_copy(update=mine)})
+        log_changes = {"prefix": tenant_prefix(log.prefix, tenant), "shards": 0, "delivery_shards": 0}
+        settings = self.settings.model_copy(update={"log": log.model_copy(update=log_changes)})
         return replace(self, settings=settings, tenant=tenant)
 
 
@@ -133,8 +133,8 @@ def make_log(plan: Plan, directory: Directory | None = None) -> Log:
         from mail.log.kafka import KafkaLog
 
         def dedicated(tenant: str) -> bool:
-            known = None if directory is None or plan.tenant else directory.snapshot.tenants.get(tenant)
-            return known is not None and known.dedicated
+            entry = None if directory is None or plan.tenant else directory.snapshot.tenants.get(tenant)
+            return entry is not None and entry.dedicated
 
         return KafkaLog(log_settings(plan), dedicated, plan.tenant)
 

@@ -102,8 +102,8 @@ class Cluster:
         A killed or frozen broker is listed for another `broker.session.timeout.ms`, 9 s by default.
         """
         numbers = [observer] if observer else [node.number for node in self.nodes if node.running()]
-        answers = (frozenset(live_brokers(self.port(number))) for number in numbers)
-        return next((answer for answer in answers if answer), frozenset())
+        listings = (frozenset(live_brokers(self.port(number))) for number in numbers)
+        return next((listing for listing in listings if listing), frozenset())
 
     def start(self, *, timeout_seconds: float = 90.0) -> None:
         """Start every stopped node, and wait until each serves and lists all as alive. Raises BrokerError."""
@@ -135,22 +135,22 @@ class Cluster:
     def wait_ready(self, numbers: Iterable[int] | None = None, *, timeout_seconds: float = 60.0) -> None:
         """Return when each of these nodes (default: all) lists all of them as alive. Raises BrokerError."""
         expected = frozenset(numbers or (node.number for node in self.nodes))
-        end = time.monotonic() + timeout_seconds
+        deadline = time.monotonic() + timeout_seconds
         not_ready = set(expected)
         while not_ready:
             not_ready -= {number for number in not_ready if self.alive(observer=number) >= expected}
             for number in not_ready:
-                self._check_start(self.node(number), in_time=time.monotonic() < end)
+                self._check_start(self.node(number), in_time=time.monotonic() < deadline)
             time.sleep(0.05)
 
     def stop(self, *, timeout_seconds: float = 10.0) -> None:
         """Stop all nodes by SIGTERM, and by SIGKILL after the time-out. The folder stays."""
-        end = time.monotonic() + timeout_seconds
+        deadline = time.monotonic() + timeout_seconds
         if timeout_seconds > 0:
             for node in self.nodes:
                 node.request_stop()
         for node in self.nodes:
-            node.wait_until_ended(max(0.0, end - time.monotonic()))
+            node.wait_until_ended(max(0.0, deadline - time.monotonic()))
         if self._supervisor is not None:
             self._supervisor.close()
             self._supervisor = None

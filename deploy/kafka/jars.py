@@ -90,7 +90,7 @@ def _fetch_into(jars: Path) -> None:
         pom = shutil.copy(HERE / "pom.xml", temporary)
         command = ["mvn", "--batch-mode", "--quiet", "--strict-checksums", "--file", pom, f"-Dkafka.version={VERSION}"]
         command += ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={part}"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if done.returncode != 0 or not list(part.glob("kafka_*.jar")):
-            raise BrokerError(f"Maven could not fetch Kafka {VERSION}: {(done.stdout + done.stderr).strip()[-2000:]}")
+        maven = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if maven.returncode != 0 or not list(part.glob("kafka_*.jar")):
+            raise BrokerError(f"Maven could not fetch Kafka {VERSION}: {(maven.stdout + maven.stderr).strip()[-2000:]}")
         part.rename(jars)

@@ -42,11 +42,11 @@ def _parse(response: bytes) -> Mapping[int, int]:
     correlation, count = struct.unpack_from(">ii", response)
     if correlation != _CORRELATION:
         return {}
-    brokers, at = {}, 8
+    brokers, position = {}, 8
     for _ in range(count):
-        broker_id, host_length = struct.unpack_from(">ih", response, at)
-        at += 6 + host_length
-        port, rack_length = struct.unpack_from(">ih", response, at)
-        at += 6 + max(rack_length, 0)
+        broker_id, host_length = struct.unpack_from(">ih", response, position)
+        position += 6 + host_length
+        port, rack_length = struct.unpack_from(">ih", response, position)
+        position += 6 + max(rack_length, 0)
         brokers[broker_id] = port
     return brokers

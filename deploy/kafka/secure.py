@@ -99,6 +99,6 @@ def _new_key(name: str) -> tuple[str, ...]:
 
 
 def _openssl(folder: Path, *arguments: str) -> None:
-    done = subprocess.run(["openssl", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BrokerError(f"openssl {arguments[0]}: {done.stderr.strip()[-500:]}")
+    openssl = subprocess.run(["openssl", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    if openssl.returncode != 0:
+        raise BrokerError(f"openssl {arguments[0]}: {openssl.stderr.strip()[-500:]}")

@@ -30,35 +30,35 @@ async def examine(plan: Plan, limit_seconds: float = LIMIT_SECONDS) -> list[Find
         "dns": machine.dns(plan),
         "ports": ports.examine(plan.settings),
     }
-    answers = await asyncio.gather(*(_within(limit_seconds, what, check) for what, check in checks.items()))
-    return [finding for answer in answers for finding in answer]
+    results = await asyncio.gather(*(_within(limit_seconds, subject, check) for subject, check in checks.items()))
+    return [finding for result in results for finding in result]
 
 
-async def _within(seconds: float, what: str, check: Check) -> list[Finding]:
+async def _within(seconds: float, subject: str, check: Check) -> list[Finding]:
     try:
         async with asyncio.timeout(seconds):
             return await check
     except TimeoutError:
-        return [fail(what, f"no answer within {seconds:.0f} s", "mail waits for it too: fix this first")]
+        return [fail(subject, f"no answer within {seconds:.0f} s", "mail waits for it too: fix this first")]
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        path = f"{error.filename}: " if error.filename else ""
         return [
-            fail(what, f"{where}{error.strerror or error}", "check that it exists and that this user may access it")
+            fail(subject, f"{path}{error.strerror or error}", "check that it exists and that this user may access it")
         ]
 
 
 async def _log(plan: Plan) -> list[Finding]:
-    scheme, _, rest = plan.settings.log.url.partition(":")
+    scheme, _, path = plan.settings.log.url.partition(":")
     if scheme == "kafka":
         require_package("aiokafka", "log.url", plan.settings.log.url, "kafka")
         from eilpost.doctor import brokers
 
-        others = {name: log_settings(plan.for_tenant(name)) for name in _dedicated(plan)}
-        return await brokers.examine(log_settings(plan), plan.tenant, others)
+        other_tenants = {name: log_settings(plan.for_tenant(name)) for name in _dedicated(plan)}
+        return await brokers.examine(log_settings(plan), plan.tenant, other_tenants)
     if scheme == "embedded":
         from eilpost.doctor import embedded
 
-        return await embedded.examine(plan.path(rest), plan.settings.log)
+        return await embedded.examine(plan.path(path), plan.settings.log)
     return [ok("log", f"{plan.settings.log.url} is not durable: for tests only")]
 
 

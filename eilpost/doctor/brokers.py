@@ -34,7 +34,7 @@ _LIMIT_SECONDS = 26.0  # shorter than doctor.LIMIT_SECONDS
 
 
 async def examine(
-    settings: LogSettings, tenant: str, others: Mapping[str, LogSettings], limit_seconds: float = _LIMIT_SECONDS
+    settings: LogSettings, tenant: str, other_tenants: Mapping[str, LogSettings], limit_seconds: float = _LIMIT_SECONDS
 ) -> list[Finding]:
     """Check the log on Kafka; `settings` have absolute paths. `tenant` is their dedicated tenant, if any; `others` are
     the settings of further tenants to check. At the time limit the findings so far are returned.
@@ -44,33 +44,35 @@ async def examine(
     except LogUnusable as error:
         text, _, advice = str(error).rpartition("; ")
         return [fail("log", text, advice)]
-    result: list[Finding] = []
+    findings: list[Finding] = []
     try:
         async with asyncio.timeout(limit_seconds):
-            async for part in _findings(access, settings, tenant, others):
-                result += part
+            async for part in _findings(access, settings, tenant, other_tenants):
+                findings += part
     except TimeoutError:
         text = f"some checks did not finish within {limit_seconds:.0f} s"
-        result.append(fail("log", text, "fix the findings above, then run doctor again"))
-    return result
+        findings.append(fail("log", text, "fix the findings above, then run doctor again"))
+    return findings
 
 
 async def _findings(
-    access: Access, settings: LogSettings, tenant: str, others: Mapping[str, LogSettings]
+    access: Access, settings: LogSettings, tenant: str, other_tenants: Mapping[str, LogSettings]
 ) -> AsyncIterator[list[Finding]]:
-    answers = await asyncio.gather(*(check_broker(access, address) for address in access.bootstrap_servers))
-    reached = [answer for answer in answers if isinstance(answer, Reachable)]
-    yield [_address_finding(answer, any_reachable=bool(reached)) for answer in answers]
+    brokers = await asyncio.gather(*(check_broker(access, address) for address in access.bootstrap_servers))
+    reached = [broker for broker in brokers if isinstance(broker, Reachable)]
+    yield [_address_finding(broker, any_reachable=bool(reached)) for broker in brokers]
     if not reached:
         yield [fail("log", "no broker is reachable: further checks are skipped", "fix the findings above")]
         return
-    unreached = await unreachable_brokers(access, answers)
-    yield [fail(f"broker {each.address}", each.reason, each.advice) for each in unreached]
-    unreachable = {each.address for each in [*answers, *unreached] if isinstance(each, Unreachable)}
+    unreached = await unreachable_brokers(access, brokers)
+    yield [fail(f"broker {broker.address}", broker.reason, broker.advice) for broker in unreached]
+    unreachable = {broker.address for broker in [*brokers, *unreached] if isinstance(broker, Unreachable)}
     yield _version_findings(reached) + _size_findings(reached, unreachable, settings)
     yield _certificate_findings(reached, settings) + _cleartext_findings(settings)
-    sets = [(access, settings, tenant), *((make_access(theirs, name), theirs, name) for name, theirs in others.items())]
-    tasks = [asyncio.create_task(_topics_and_groups(*each), name=f"topics of {each[0].prefix}") for each in sets]
+    tasks = [
+        asyncio.create_task(_topics_and_groups(make_access(log, name), log, name), name=f"topics of {log.prefix}")
+        for name, log in {tenant: settings, **other_tenants}.items()
+    ]
     try:
         for task in tasks:
             yield (await task)[0]
@@ -86,43 +88,43 @@ async def _topics_and_groups(
 ) -> tuple[list[Finding], Mapping[Topic, TopicState]]:
     async with ClusterInfo(access) as cluster_info:
         try:
-            topics_found = await cluster_info.topics()
+            topic_states = await cluster_info.topics()
         except LogUnavailable as error:
             return [_error_finding(f"topics{topics.of_tenant(tenant)}", error)], {}
-        result = topics.findings(topics_found, access, settings, tenant)
-        if len(topics_found) == len(ALL_TOPICS):
+        findings = topics.findings(topic_states, access, settings, tenant)
+        if len(topic_states) == len(ALL_TOPICS):
             refused = await rights.missing_rights(access, cluster_info)
-            result += [fail(f"access rights{topics.of_tenant(tenant)}", line, RIGHTS) for line in refused]
-        return result + await _group_findings(cluster_info, access, settings, topics_found, tenant), topics_found
+            findings += [fail(f"access rights{topics.of_tenant(tenant)}", line, RIGHTS) for line in refused]
+        return findings + await _group_findings(cluster_info, access, settings, topic_states, tenant), topic_states
 
 
-def _error_finding(what: str, error: LogUnavailable) -> Finding:
+def _error_finding(subject: str, error: LogUnavailable) -> Finding:
     if isinstance(error, LogNotAuthorized):
-        return fail(what, str(error), RIGHTS)
-    return fail(what, f"cannot be checked: {error}", _RETRY_ADVICE)
+        return fail(subject, str(error), RIGHTS)
+    return fail(subject, f"cannot be checked: {error}", _RETRY_ADVICE)
 
 
-def _address_finding(answer: Reachable | Unreachable, *, any_reachable: bool) -> Finding:
-    if isinstance(answer, Unreachable):
+def _address_finding(broker: Reachable | Unreachable, *, any_reachable: bool) -> Finding:
+    if isinstance(broker, Unreachable):
         level = warn if any_reachable else fail  # one reachable broker is enough to discover the others
-        return level(f"broker {answer.address}", answer.reason, answer.advice)
-    text = f"responds in {format_age(timedelta(seconds=answer.seconds))}, Kafka {answer.api_versions.release}"
-    if answer.seconds > _SLOW_SECONDS:
+        return level(f"broker {broker.address}", broker.reason, broker.advice)
+    text = f"responds in {format_age(timedelta(seconds=broker.seconds))}, Kafka {broker.api_versions.release}"
+    if broker.seconds > _SLOW_SECONDS:
         return warn(
-            f"broker {answer.address}", text, "every accepted message waits for it: check its load and the network"
+            f"broker {broker.address}", text, "every accepted message waits for it: check its load and the network"
         )
-    return ok(f"broker {answer.address}", text)
+    return ok(f"broker {broker.address}", text)
 
 
 def _version_findings(reached: Sequence[Reachable]) -> list[Finding]:
-    releases = sorted({answer.api_versions.release for answer in reached})
-    levels = sorted({answer.api_versions.finalized_release for answer in reached})
+    releases = sorted({broker.api_versions.release for broker in reached})
+    levels = sorted({broker.api_versions.finalized_release for broker in reached})
     text = f"feature level {', '.join(levels)}"
     if len(releases) > 1:
         return [warn("cluster", f"brokers run Kafka {' and '.join(releases)}: {text}", "finish the broker upgrade")]
     if releases[0].startswith(("before", "3.")):
         return [warn("cluster", f"Kafka {releases[0]}: eilpost is tested on 4.x", "upgrade the brokers")]
-    if any(answer.api_versions.is_upgrade_unfinished for answer in reached):
+    if any(broker.api_versions.is_upgrade_unfinished for broker in reached):
         upgrade = f"unless you plan a downgrade: `kafka-features.sh upgrade --release-version {releases[0]}`"
         return [warn("cluster", f"{text}, brokers run {releases[0]}", upgrade)]
     return [ok("cluster", text)]
@@ -130,39 +132,41 @@ def _version_findings(reached: Sequence[Reachable]) -> list[Finding]:
 
 def _size_findings(reached: Sequence[Reachable], unreachable: Set[str], settings: LogSettings) -> list[Finding]:
     """`unreachable`: addresses to subtract, because brokers list a dead broker for a while."""
-    alive = max(sum(address not in unreachable for _, address in answer.brokers) for answer in reached)
+    alive_count = max(sum(address not in unreachable for _, address in broker.brokers) for broker in reached)
     is_dev = settings.durability == "dev"
     needed = settings.replication if is_dev else max(settings.replication, REPLICATION_SAFE)
-    brokers = "1 broker" if alive == 1 else f"{alive} brokers"
-    if alive >= needed:
-        return [ok("cluster size", f"{brokers} alive, log.replication = {settings.replication}")]
-    text = f"{brokers} alive, {needed} required for {needed} replicas"
+    count_text = "1 broker" if alive_count == 1 else f"{alive_count} brokers"
+    if alive_count >= needed:
+        return [ok("cluster size", f"{count_text} alive, log.replication = {settings.replication}")]
+    text = f"{count_text} alive, {needed} required for {needed} replicas"
     start = "start the missing brokers"
-    if alive >= IN_SYNC_SAFE and not is_dev:
-        more = ": mail stops if one more fails" if alive == IN_SYNC_SAFE else ""
-        return [warn("cluster size", text + more, start)]
+    if alive_count >= IN_SYNC_SAFE and not is_dev:
+        risk = ": mail stops if one more fails" if alive_count == IN_SYNC_SAFE else ""
+        return [warn("cluster size", text + risk, start)]
     trial = 'or, for a trial: log.durability = "dev" and log.replication = 1'
     return [fail("cluster size", text, start, trial)]
 
 
 def _certificate_findings(reached: Sequence[Reachable], settings: LogSettings) -> list[Finding]:
     now = datetime.now(UTC)
-    result = [
-        _certificate_finding(f"certificate {answer.address}", answer.certificate_expires, now, "renew it on the broker")
-        for answer in reached
-        if answer.certificate_expires is not None
+    findings = [
+        _certificate_finding(f"certificate {broker.address}", broker.certificate_expires, now, "renew it on the broker")
+        for broker in reached
+        if broker.certificate_expires is not None
     ]
     if settings.tls and settings.tls_cert:
-        result.append(_certificate_finding("log.tls_cert", expiry(Path(settings.tls_cert)), now, "renew it"))
-    return result
+        findings.append(_certificate_finding("log.tls_cert", expiry(Path(settings.tls_cert)), now, "renew it"))
+    return findings
 
 
-def _certificate_finding(what: str, until: datetime, now: datetime, advice: str) -> Finding:
-    text = f"valid until {until:%Y-%m-%d}"
-    if until <= now:
-        return fail(what, f"expired on {until:%Y-%m-%d}", advice)
+def _certificate_finding(subject: str, expires_at: datetime, now: datetime, advice: str) -> Finding:
+    text = f"valid until {expires_at:%Y-%m-%d}"
+    if expires_at <= now:
+        return fail(subject, f"expired on {expires_at:%Y-%m-%d}", advice)
     return (
-        warn(what, f"{text}, {format_age(until - now)} left", advice) if until - now < RENEW_BEFORE else ok(what, text)
+        warn(subject, f"{text}, {format_age(expires_at - now)} left", advice)
+        if expires_at - now < RENEW_BEFORE
+        else ok(subject, text)
     )
 
 
@@ -212,18 +216,18 @@ def _group_finding(
 ) -> Finding:
     name = access.group(role)
     state, members = states.get(name, ("Dead", 0))
-    what, records = f"group {name}", "lag 1 record" if waiting == 1 else f"lag {waiting} records"
+    subject, records = f"group {name}", "lag 1 record" if waiting == 1 else f"lag {waiting} records"
     start = f"start `eilpost {role}{topics.tenant_option(tenant)}` with this log.url"
     if not members:
         text = f"no process of this role is running, {records}"
-        return fail(what, text, start) if waiting else warn(what, text, start)
+        return fail(subject, text, start) if waiting else warn(subject, text, start)
     processes = "1 process" if members == 1 else f"{members} processes"
     text = f"{processes}, {shards} shards, {records}"
     if state != "Stable":
-        return warn(what, f"{text}, rebalance in progress ({state})", "run doctor again in a minute")
+        return warn(subject, f"{text}, rebalance in progress ({state})", "run doctor again in a minute")
     if members > shards:
-        return warn(what, f"{text}: {members - shards} without a shard", f"run at most {shards} processes")
-    return ok(what, text)
+        return warn(subject, f"{text}: {members - shards} without a shard", f"run at most {shards} processes")
+    return ok(subject, text)
 
 
 async def _append_findings(access: Access, topic_states: Mapping[Topic, TopicState]) -> list[Finding]:
@@ -242,28 +246,28 @@ async def _append_findings(access: Access, topic_states: Mapping[Topic, TopicSta
                 _RETRY_ADVICE,
             )
         ]
-    slowest = max(each.seconds for each in probes)
+    slowest = max(probe.seconds for probe in probes)
     text = f"confirmed in {format_age(timedelta(seconds=slowest))}" + (" at most" if len(probes) > 1 else "")
     finding = ok("append", text)
     if slowest > _SLOW_SECONDS:
         finding = warn("append", text, "every accepted message waits for it: check the brokers' disks and load")
-    return [finding, *(_clock_finding(each) for each in probes)]
+    return [finding, *(_clock_finding(probe) for probe in probes)]
 
 
-def _clock_finding(each: Probe) -> Finding:
-    what = f"clock of broker {each.broker}"
+def _clock_finding(probe: Probe) -> Finding:
+    subject = f"clock of broker {probe.broker}"
     sync = "synchronise all clocks by NTP (chrony, systemd-timesyncd)"
-    if each.clock_offset_seconds is None:
+    if probe.clock_offset_seconds is None:
         return warn(
-            what,
+            subject,
             "unknown: records have no broker time",
             "set message.timestamp.type = LogAppendTime on the topics of eilpost",
         )
-    difference = abs(each.clock_offset_seconds)
+    difference = abs(probe.clock_offset_seconds)
     if difference <= _CLOCK_WARN_SECONDS:
-        return ok(what, f"differs by at most {format_age(timedelta(seconds=max(difference, each.seconds)))}")
-    side = "ahead of" if each.clock_offset_seconds > 0 else "behind"
+        return ok(subject, f"differs by at most {format_age(timedelta(seconds=max(difference, probe.seconds)))}")
+    side = "ahead of" if probe.clock_offset_seconds > 0 else "behind"
     text = f"{format_age(timedelta(seconds=difference))} {side} this machine"
     if difference > CLOCK_SKEW_MAX.total_seconds():
-        return fail(what, f"{text}: `eilpost trace` misses events and retries run at wrong times", sync)
-    return warn(what, text, sync)
+        return fail(subject, f"{text}: `eilpost trace` misses events and retries run at wrong times", sync)
+    return warn(subject, text, sync)

@@ -6,7 +6,7 @@ FAIL: mail is not accepted, is not delivered or could be lost. WARN: eilpost wor
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -22,7 +22,7 @@ class Level(StrEnum):
 STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 _ORDER = (Level.OK, Level.WARN, Level.FAIL)
 RIGHTS = "add the ACL on the brokers; processes recover without a restart"
-_WIDEST = 28  # of the column `what`
+_SUBJECT_WIDTH_MAX = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +30,21 @@ class Finding:
     """`advice`: one line per action; empty when none is needed."""
 
     level: Level
-    what: str
+    subject: str
     text: str
     advice: tuple[str, ...] = ()
 
 
-def ok(what: str, text: str) -> Finding:
-    return Finding(Level.OK, what, text)
+def ok(subject: str, text: str) -> Finding:
+    return Finding(Level.OK, subject, text)
 
 
-def warn(what: str, text: str, *advice: str) -> Finding:
-    return Finding(Level.WARN, what, text, advice)
+def warn(subject: str, text: str, *advice: str) -> Finding:
+    return Finding(Level.WARN, subject, text, advice)
 
 
-def fail(what: str, text: str, *advice: str) -> Finding:
-    return Finding(Level.FAIL, what, text, advice)
+def fail(subject: str, text: str, *advice: str) -> Finding:
+    return Finding(Level.FAIL, subject, text, advice)
 
 
 def worst(levels: Iterable[Level]) -> Level:
@@ -57,13 +57,18 @@ def status(levels: Iterable[Level]) -> int:
 
 
 def write(findings: Sequence[Finding], output: Output) -> None:
-    width = min(_WIDEST, max((len(each.what) for each in findings), default=0))
-    for each in findings:
-        output.write((f"{each.level:<4}", STYLES[each.level]), (f"  {each.what:<{width}}  ", "bold"), (each.text, ""))
-        for line in each.advice:
-            output.write((" " * 6 + "-> ", "dim"), (line, ""))
+    width = min(_SUBJECT_WIDTH_MAX, max((len(finding.subject) for finding in findings), default=0))
+    for finding in findings:
+        subject = (f"  {finding.subject:<{width}}  ", "bold")
+        output.write((f"{finding.level:<4}", STYLES[finding.level]), subject, (finding.text, ""))
+        write_advice(finding.advice, output)
     output.write()
-    output.write((summary([each.level for each in findings]), "bold"))
+    output.write((summary([finding.level for finding in findings]), "bold"))
+
+
+def write_advice(advice: Sequence[str], output: Output) -> None:
+    for line in advice:
+        output.write((" " * 6 + "-> ", "dim"), (line, ""))
 
 
 def summary(levels: Sequence[Level]) -> str:
@@ -75,4 +80,10 @@ def summary(levels: Sequence[Level]) -> str:
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    return {"level": worst(each.level for each in findings), "findings": [asdict(each) for each in findings]}
+    return {
+        "level": worst(finding.level for finding in findings),
+        "findings": [
+            {"level": finding.level, "what": finding.subject, "text": finding.text, "advice": list(finding.advice)}
+            for finding in findings
+        ],
+    }

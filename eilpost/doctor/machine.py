@@ -28,7 +28,7 @@ from mail.spool import SpoolDamaged, SpoolUnavailable
 _CONTENT_BYTES = 64
 
 
-def owner_finding(what: str, path: Path) -> Finding | None:
+def owner_finding(subject: str, path: Path) -> Finding | None:
     """A finding when `path` belongs to another user and is not group-writable for this one (Kubernetes volumes are)."""
     file_status = path.stat()
     owner = file_status.st_uid
@@ -40,29 +40,31 @@ def owner_finding(what: str, path: Path) -> Finding | None:
         name = getpwuid(owner).pw_name
     except KeyError:
         name = str(owner)
-    return warn(what, f"{path} belongs to {name}: not checked", f"run as {name}: sudo -u {name} eilpost doctor")
+    return warn(subject, f"{path} belongs to {name}: not checked", f"run as {name}: sudo -u {name} eilpost doctor")
 
 
-def space_finding(what: str, path: Path, minimum: int, consequence: str = "new mail gets 452") -> Finding:
+def space_finding(subject: str, path: Path, minimum: int, consequence: str = "new mail gets 452") -> Finding:
     """Free space of the file system of `path`, which may not exist yet; `consequence` of less than `minimum` bytes."""
     free = disk_usage(_nearest_existing(path)).free
     text = f"{format_bytes(free)} free at {path}"
     if free < minimum:
-        return fail(what, f"{text}, less than log.min_free_disk", f"free disk space: {consequence}")
-    return warn(what, f"{text}, near log.min_free_disk", "free disk space") if free < 4 * minimum else ok(what, text)
+        return fail(subject, f"{text}, less than log.min_free_disk", f"free disk space: {consequence}")
+    return (
+        warn(subject, f"{text}, near log.min_free_disk", "free disk space") if free < 4 * minimum else ok(subject, text)
+    )
 
 
 def _nearest_existing(path: Path) -> Path:
     """The path, or its nearest existing parent."""
-    return next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
+    return next((candidate for candidate in (path, *path.absolute().parents) if candidate.exists()), Path("/"))
 
 
-def folder_finding(what: str, path: Path) -> Finding | None:
+def folder_finding(subject: str, path: Path) -> Finding | None:
     """A finding when a directory does not exist yet, or it or its nearest existing parent is not writable."""
     existing = _nearest_existing(path)
     if not os.access(existing, os.W_OK | os.X_OK):
-        return fail(what, f"{existing} is not writable by this user", "change its owner, or set another directory")
-    return ok(what, f"{path} does not exist yet; it is created at the first start") if existing != path else None
+        return fail(subject, f"{existing} is not writable by this user", "change its owner, or set another directory")
+    return ok(subject, f"{path} does not exist yet; it is created at the first start") if existing != path else None
 
 
 # --- the spool
@@ -71,20 +73,20 @@ def folder_finding(what: str, path: Path) -> Finding | None:
 async def spool(plan: Plan) -> list[Finding]:
     """Store content and read it back."""
     url = plan.settings.spool.url
-    result = _spool_shared(plan.settings)
+    findings = _spool_shared(plan.settings)
     if url.startswith("file:"):
         path = plan.path(url.removeprefix("file:"))
-        result.append(space_finding("spool space", path, plan.settings.log.min_free_disk))
+        findings.append(space_finding("spool space", path, plan.settings.log.min_free_disk))
         problem = folder_finding("spool", path) or owner_finding("spool", path)
         if problem is not None:
-            return [problem, *result]
-    return [await _round_trip(plan), *result]
+            return [problem, *findings]
+    return [await _round_trip(plan), *findings]
 
 
 async def _round_trip(plan: Plan) -> Finding:
     url = plan.settings.spool.url
     content = b"eilpost doctor " + secrets.token_hex(_CONTENT_BYTES // 2).encode()
-    began = perf_counter()
+    started_at = perf_counter()
     try:
         spool = make_spool(plan)
         try:
@@ -96,7 +98,7 @@ async def _round_trip(plan: Plan) -> Finding:
         return fail("spool", str(error), "check spool.url; until it works large mail gets 451 and queued mail waits")
     if read_back != content:
         return fail("spool", f"{url} returned other data than was written", "check the disk or the object store")
-    return ok("spool", f"{url}: written and read in {format_age(timedelta(seconds=perf_counter() - began))}")
+    return ok("spool", f"{url}: written and read in {format_age(timedelta(seconds=perf_counter() - started_at))}")
 
 
 def _spool_shared(settings: Settings) -> list[Finding]:
@@ -129,15 +131,15 @@ async def mailboxes(plan: Plan) -> list[Finding]:
 async def directory(plan: Plan) -> list[Finding]:
     path = directory_path(plan)
     try:
-        known, _ = await asyncio.to_thread(load, path)
+        snapshot, _ = await asyncio.to_thread(load, path)
     except DirectoryUnusable as error:
         return [fail("directory", str(error), "correct the file; a running server uses the last good version")]
-    return [_directory(known, path)]
+    return [_directory(snapshot, path)]
 
 
-def _directory(known: Snapshot, path: Path) -> Finding:
-    text = f"{path}: domains: {len(known.domains)}, users: {len(known.users)}, aliases: {len(known.aliases)}"
-    if not known.domains:
+def _directory(snapshot: Snapshot, path: Path) -> Finding:
+    text = f"{path}: domains: {len(snapshot.domains)}, users: {len(snapshot.users)}, aliases: {len(snapshot.aliases)}"
+    if not snapshot.domains:
         return warn("directory", text, "without domains all mail is relayed: add [domains]")
     return ok("directory", text)
 
@@ -153,42 +155,42 @@ async def dns(plan: Plan) -> list[Finding]:
         return [ok("dns", "not used: delivery.relay is set and sender domains are not checked")]
     servers = settings.resolver.servers
     queries: Sequence[list[str]] = [[server] for server in servers] or [[]]
-    answers = await asyncio.gather(*(_query_server(settings, each) for each in queries))
-    any_responds = any(isinstance(answer, float) for answer, _ in answers)
-    result = [
-        _server(" ".join(each) or "(system)", answer, any_responds=any_responds)
-        for each, (answer, _) in zip(queries, answers, strict=True)
+    results = await asyncio.gather(*(_query_server(settings, queried) for queried in queries))
+    any_responds = any(isinstance(result, float) for result, _ in results)
+    findings = [
+        _server(" ".join(queried) or "(system)", result, any_responds=any_responds)
+        for queried, (result, _) in zip(queries, results, strict=True)
     ]
-    if any_responds and by_mx and not any(has_address for _, has_address in answers):
-        result.append(
+    if any_responds and by_mx and not any(has_address for _, has_address in results):
+        findings.append(
             warn(
                 "node.hostname",
                 f"{settings.node.hostname} has no address in DNS",
                 "other servers may refuse mail from this name: set node.hostname, or add the DNS record",
             )
         )
-    return result
+    return findings
 
 
 async def _query_server(settings: Settings, servers: list[str]) -> tuple[float | str, bool]:
     """The duration in seconds or the error; and whether node.hostname has an address."""
     from mail.resolver.dnspython import DnsResolver
 
-    resolver = DnsResolver(ResolverSettings(servers=servers, timeout=settings.resolver.timeout, max_cache_entries=0))
-    began = perf_counter()
+    resolver = DnsResolver(ResolverSettings(servers=servers, timeout=settings.resolver.timeout, cache_max=0))
+    started_at = perf_counter()
     try:
-        answer = await resolver.addresses(settings.node.hostname)
+        found_addresses = await resolver.addresses(settings.node.hostname)
     finally:
         await resolver.close()
-    if isinstance(answer, DnsUnknown):
-        return answer.reason, False
-    return perf_counter() - began, isinstance(answer, IpAddresses)
+    if isinstance(found_addresses, DnsUnknown):
+        return found_addresses.reason, False
+    return perf_counter() - started_at, isinstance(found_addresses, IpAddresses)
 
 
-def _server(name: str, answer: float | str, *, any_responds: bool) -> Finding:
-    what = f"dns {name}"
-    if isinstance(answer, float):
-        return ok(what, f"responds in {format_age(timedelta(seconds=answer))}")
+def _server(name: str, result: float | str, *, any_responds: bool) -> Finding:
+    subject = f"dns {name}"
+    if isinstance(result, float):
+        return ok(subject, f"responds in {format_age(timedelta(seconds=result))}")
     if any_responds:
-        return warn(what, answer, "repair it or remove it from resolver.servers: it delays queries")
-    return fail(what, answer, "set resolver.servers to a server that responds: mail waits for DNS")
+        return warn(subject, result, "repair it or remove it from resolver.servers: it delays queries")
+    return fail(subject, result, "set resolver.servers to a server that responds: mail waits for DNS")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from eilpost.doctor.finding import STYLES, Finding, Level, fail, summary, worst
+from eilpost.doctor.finding import STYLES, Finding, Level, fail, summary, worst, write_advice
 from eilpost.output import Output
 from mail.log import LogUnusable
 from mail.log.kafka.access import Access
@@ -26,7 +26,7 @@ _CREATE = "run `eilpost topics create{}`"
 
 @dataclass(frozen=True, slots=True)
 class TopicView:
-    """One topic. `found` is None when it is missing."""
+    """One topic. `state` is None when it is missing."""
 
     level: Level
     name: str
@@ -52,19 +52,19 @@ def topic_views(
     topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings, tenant: str = ""
 ) -> list[TopicView]:
     wrong = list(problems(topic_states, settings))
-    seen = []
+    views = []
     for topic in ALL_TOPICS:
-        name, each = access.topic(topic), topic_states.get(topic)
-        if each is None:
-            seen.append(
+        name, state = access.topic(topic), topic_states.get(topic)
+        if state is None:
+            views.append(
                 TopicView(Level.FAIL, name, topic, None, (f"missing: {_CREATE.format(tenant_option(tenant))}",))
             )
             continue
-        own = [problem for problem in wrong if problem.topic == name]
-        is_fatal = any(problem.fatal for problem in own) and settings.durability != "dev"
-        level = Level.FAIL if is_fatal else Level.WARN if own else Level.OK
-        seen.append(TopicView(level, name, topic, each, tuple(problem.text for problem in own)))
-    return seen
+        topic_problems = [problem for problem in wrong if problem.topic == name]
+        is_fatal = any(problem.fatal for problem in topic_problems) and settings.durability != "dev"
+        level = Level.FAIL if is_fatal else Level.WARN if topic_problems else Level.OK
+        views.append(TopicView(level, name, topic, state, tuple(problem.text for problem in topic_problems)))
+    return views
 
 
 def count_findings(
@@ -98,8 +98,8 @@ def findings(
 def _topic_text(view: TopicView, tenant: str) -> str:
     if view.state is None:
         return f"missing topic{of_tenant(tenant)}"
-    state, least = view.state, view.config("min.insync.replicas")
-    in_sync = f"{state.in_sync} in sync, min ISR {least}"
+    state, min_in_sync = view.state, view.config("min.insync.replicas")
+    in_sync = f"{state.in_sync} in sync, min ISR {min_in_sync}"
     return f"partitions: {state.partitions}, replicas: {state.replication} ({in_sync}), retention: {_retention(view)}"
 
 
@@ -125,21 +125,16 @@ def write(views: Sequence[TopicView], findings: Sequence[Finding], output: Outpu
     output.write(("      ", ""), (aligned[0], "bold"))
     for view, line in zip(views, aligned[1:], strict=True):
         output.write((f"{view.level:<4}", STYLES[view.level]), ("  ", ""), (line, ""))
-        _write_advice(view.advice, output)
-    for each in findings:
-        output.write((f"{each.level:<4}", STYLES[each.level]), (f"  {each.text}", ""))
-        _write_advice(each.advice, output)
+        write_advice(view.advice, output)
+    for finding in findings:
+        output.write((f"{finding.level:<4}", STYLES[finding.level]), (f"  {finding.text}", ""))
+        write_advice(finding.advice, output)
     output.write()
-    output.write((summary([*(view.level for view in views), *(each.level for each in findings)]), "bold"))
+    output.write((summary([*(view.level for view in views), *(finding.level for finding in findings)]), "bold"))
 
 
 def _cell(column: int, text: str, width: int) -> str:
     return f"{text:<{width}}" if column in _LEFT_ALIGNED else f"{text:>{width}}"
-
-
-def _write_advice(advice: Sequence[str], output: Output) -> None:
-    for line in advice:
-        output.write((" " * 6 + "-> ", "dim"), (line, ""))
 
 
 def _row(view: TopicView) -> tuple[str, ...]:
@@ -159,7 +154,6 @@ def _row(view: TopicView) -> tuple[str, ...]:
 
 
 def _retention(view: TopicView) -> str:
-    """The retention of the topic."""
     if view.topic.compacted and view.config("cleanup.policy") == "compact":
         return "until settled"
     milliseconds, size = _number(view, "retention.ms"), _number(view, "retention.bytes")
@@ -181,7 +175,7 @@ def _number(view: TopicView, key: str) -> int | None:
 
 def as_json(views: Sequence[TopicView], findings: Sequence[Finding]) -> dict[str, Any]:
     return {
-        "level": worst([*(view.level for view in views), *(each.level for each in findings)]),
+        "level": worst([*(view.level for view in views), *(finding.level for finding in findings)]),
         "topics": [
             {
                 "level": view.level,
@@ -199,5 +193,7 @@ def as_json(views: Sequence[TopicView], findings: Sequence[Finding]) -> dict[str
             }
             for view in views
         ],
-        "findings": [{"level": each.level, "text": each.text, "advice": list(each.advice)} for each in findings],
+        "findings": [
+            {"level": finding.level, "text": finding.text, "advice": list(finding.advice)} for finding in findings
+        ],
     }

@@ -25,7 +25,7 @@ class Client(asyncio.Protocol):
         self.supports_size = False
         self.is_closed = False
         self._reader = ReplyParser()
-        self._answers: deque[ServerReply] = deque()
+        self._replies: deque[ServerReply] = deque()
         self._unread_octets = 0  # since the last time all replies were read
         self._waiter: asyncio.Future[None] | None = None
         self._drain_waiter: asyncio.Future[None] | None = None
@@ -37,14 +37,14 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            self._answers.extend(self._reader.feed(data))
+            self._replies.extend(self._reader.feed(data))
         except MalformedReply as error:
             self._close_reason = str(error)
             self.abort()
         self._unread_octets += len(data)
-        if len(self._answers) > _MAX_UNREAD or self._unread_octets > _MAX_UNREAD_OCTETS:
+        if len(self._replies) > _MAX_UNREAD or self._unread_octets > _MAX_UNREAD_OCTETS:
             self._close_reason = "unexpected replies"
-            self._answers.clear()
+            self._replies.clear()
             self.abort()
         self._wake()
 
@@ -70,7 +70,7 @@ class Client(asyncio.Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether it is open and the server has sent no unsolicited reply (421 on time-out)."""
-        return not self.is_closed and not self._answers
+        return not self.is_closed and not self._replies
 
     def write(self, *parts: bytes) -> None:
         if self._transport is not None and not self.is_closed:
@@ -83,7 +83,7 @@ class Client(asyncio.Protocol):
 
     async def reply(self) -> ServerReply:
         """The next reply. Raises ConnectionLost."""
-        while not self._answers:
+        while not self._replies:
             if self.is_closed:
                 raise ConnectionLost(self._close_reason)
             self._waiter = asyncio.get_running_loop().create_future()
@@ -91,10 +91,10 @@ class Client(asyncio.Protocol):
                 await self._waiter
             finally:
                 self._waiter = None
-        answer = self._answers.popleft()
-        if not self._answers:
+        reply = self._replies.popleft()
+        if not self._replies:
             self._unread_octets = 0
-        return answer
+        return reply
 
     async def command(self, line: bytes) -> ServerReply:
         self.write(line)
@@ -106,9 +106,9 @@ class Client(asyncio.Protocol):
         if greeting.code != 220:
             return greeting
         hello = await self.command(f"EHLO {name}\r\n".encode())
-        words = {line.split(b" ", 1)[0].upper() for line in hello.lines[1:]}
-        self.pipelining = b"PIPELINING" in words
-        self.supports_size = b"SIZE" in words
+        keywords = {line.split(b" ", 1)[0].upper() for line in hello.lines[1:]}
+        self.pipelining = b"PIPELINING" in keywords
+        self.supports_size = b"SIZE" in keywords
         return hello
 
     def abort(self) -> None:

@@ -117,8 +117,8 @@ async def _check_target(target: Target, name: str) -> str:
         async with asyncio.timeout(_FIRST_REPLY_SECONDS):
             address = await target.address()
             _, client = await asyncio.get_running_loop().create_connection(Client, address, target.port)
-            answer = await client.greet(name)
-        return str(answer.to_reply()) if answer.code >= 500 else ""
+            reply = await client.greet(name)
+        return str(reply.to_reply()) if reply.code >= 500 else ""
     except (OSError, ConnectionLost) as error:
         return error_text(error)
     finally:
@@ -133,8 +133,8 @@ class _Load:
         self._recorder = recorder
         self._targets = targets
         self._sink = sink
-        most = MAX_RECIPIENTS_IN_ALL // options.recipients
-        self._limit = most if options.messages is None else min(most, options.messages)
+        messages_max = MAX_RECIPIENTS_IN_ALL // options.recipients
+        self._limit = messages_max if options.messages is None else min(messages_max, options.messages)
         self._supply = Supply(recorder.messages(self._limit), per_second=options.rate or None)
         self._source = Source(
             targets,
@@ -146,13 +146,15 @@ class _Load:
         )
         self._stop = asyncio.Event()
         self._stop_sending = asyncio.Event()
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         self._sent_at = 0.0
-        self._display = Display(RateMeter(recorder.ledger, self._began))
+        self._display = Display(RateMeter(recorder.ledger, self._started_at))
 
     async def run(self, show: Callable[[str], None]) -> LoadResult:
-        where = endpoint.format(self._options.sink[0], self._sink.port)
-        show(f"load {self._recorder.ledger.run}: sending to {', '.join(map(str, self._targets))}, sink on {where}")
+        sink_address = endpoint.format(self._options.sink[0], self._sink.port)
+        show(
+            f"load {self._recorder.ledger.run}: sending to {', '.join(map(str, self._targets))}, sink on {sink_address}"
+        )
         display = asyncio.create_task(self._display.run())
         sending = asyncio.create_task(self._source.run())
         try:
@@ -169,11 +171,11 @@ class _Load:
             self._recorder.ledger,
             LoadSummary(
                 targets=tuple(map(str, self._targets)),
-                sink=where,
+                sink=sink_address,
                 sessions=self._options.sessions,
                 rate=self._options.rate,
-                sending_seconds=(self._sent_at or now) - self._began,
-                seconds=now - self._began,
+                sending_seconds=(self._sent_at or now) - self._started_at,
+                seconds=now - self._started_at,
                 connections=self._source.connections,
                 unsent=self._supply.unsent,
                 interrupted=self._stop.is_set(),
@@ -183,19 +185,19 @@ class _Load:
     async def _send(self, sending: asyncio.Task[None]) -> None:
         """Send until every message has a final result, nothing changed for the settle time, or a signal arrives."""
         duration = self._options.duration_seconds
-        still = _IdleTimer(self._recorder.ledger)
+        idle_timer = _IdleTimer(self._recorder.ledger)
         while not sending.done() and not self._stop.is_set():
             now = time.monotonic()
             if self._supply.is_sending_new:
-                if self._stop_sending.is_set() or (duration is not None and now - self._began >= duration):
+                if self._stop_sending.is_set() or (duration is not None and now - self._started_at >= duration):
                     self._supply.stop_new()
-                still.reset()
+                idle_timer.reset()
             else:
                 self._sent_at = self._sent_at or now
-                self._display.phase, self._display.done = "settling", 1.0
-                if still.seconds() > self._options.settle_seconds:
+                self._display.phase, self._display.sent_share = "settling", 1.0
+                if idle_timer.seconds() > self._options.settle_seconds:
                     break
-            self._display.done = self._done_share(now)
+            self._display.sent_share = self._done_share(now)
             await self._pause(sending)
         self._sent_at = self._sent_at or time.monotonic()
         self._supply.stop()
@@ -205,12 +207,12 @@ class _Load:
             await asyncio.wait([sending], timeout=_LAST_REPLIES_SECONDS)
 
     async def _settle(self) -> None:
-        self._display.phase, self._display.done = "settling", 1.0
-        still = _IdleTimer(self._recorder.ledger)
+        self._display.phase, self._display.sent_share = "settling", 1.0
+        idle_timer = _IdleTimer(self._recorder.ledger)
         ledger = self._recorder.ledger
         while not self._stop.is_set():
-            wanted = self._options.settle_seconds if ledger.in_flight > 0 else _LINGER_SECONDS
-            if still.seconds() > wanted:
+            limit_seconds = self._options.settle_seconds if ledger.in_flight > 0 else _LINGER_SECONDS
+            if idle_timer.seconds() > limit_seconds:
                 return
             await self._pause()
 
@@ -224,7 +226,7 @@ class _Load:
     def _done_share(self, now: float) -> float:
         shares = [self._recorder.ledger.counts.issued / self._limit]
         if self._options.duration_seconds:
-            shares.append((now - self._began) / self._options.duration_seconds)
+            shares.append((now - self._started_at) / self._options.duration_seconds)
         return min(1.0, max(shares))
 
 
@@ -233,7 +235,7 @@ class _IdleTimer:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._seen = (0, 0, 0, 0)
+        self._last_state = (0, 0, 0, 0)
         self._since = time.monotonic()
 
     def reset(self) -> None:
@@ -241,9 +243,9 @@ class _IdleTimer:
 
     def seconds(self) -> float:
         counts = self._ledger.counts
-        seen = (counts.arrivals, counts.accepted, counts.deferrals, counts.refused)
-        if seen != self._seen:
-            self._seen = seen
+        state = (counts.arrivals, counts.accepted, counts.deferrals, counts.refused)
+        if state != self._last_state:
+            self._last_state = state
             self.reset()
         return time.monotonic() - self._since
 

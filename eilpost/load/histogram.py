@@ -40,9 +40,9 @@ class Histogram:
         total = sum(counts)
         if not total:
             return None
-        wanted, seen = math.ceil(share * total), 0
+        rank, cumulative = math.ceil(share * total), 0
         for bucket, count in enumerate(counts):
-            seen += count
-            if seen >= wanted and count:
+            cumulative += count
+            if cumulative >= rank and count:
                 return min(self.highest, _LEAST_SECONDS * math.exp(bucket * _GROWTH))
         return self.highest

@@ -37,7 +37,7 @@ class Snapshot:
 
     phase: str  # "sending", "settling"
     elapsed: float
-    done: float  # share of the sending, 0 to 1
+    sent_share: float  # share of the sending, 0 to 1
     accepted: int
     delivered: int
     bounced: int
@@ -56,17 +56,17 @@ class Snapshot:
 class RateMeter:
     """Rates and latencies of the last seconds."""
 
-    def __init__(self, ledger: Ledger, began: float) -> None:
+    def __init__(self, ledger: Ledger, started_at: float) -> None:
         self._ledger = ledger
-        self._began = began
-        self._samples: deque[Sample] = deque([self._sample(began)])
+        self._started_at = started_at
+        self._samples: deque[Sample] = deque([self._sample(started_at)])
 
     def _sample(self, now: float) -> Sample:
         ledger = self._ledger
         counts = ledger.counts
         return Sample(now, counts.accepted, counts.delivered, ledger.accept.counts())
 
-    def snapshot(self, phase: str, done: float, now: float) -> Snapshot:
+    def snapshot(self, phase: str, sent_share: float, now: float) -> Snapshot:
         sample = self._sample(now)
         self._samples.append(sample)
         while len(self._samples) > 2 and self._samples[1].at <= now - _AVERAGING_SECONDS:
@@ -76,8 +76,8 @@ class RateMeter:
         seconds = max(now - first.at, 1e-9)
         return Snapshot(
             phase=phase,
-            elapsed=now - self._began,
-            done=done,
+            elapsed=now - self._started_at,
+            sent_share=sent_share,
             accepted=counts.accepted,
             delivered=counts.delivered,
             bounced=counts.bounced,
@@ -110,7 +110,7 @@ class Display:
 
     def __init__(self, meter: RateMeter) -> None:
         self.phase = "sending"
-        self.done = 0.0
+        self.sent_share = 0.0
         self._meter = meter
 
     async def run(self) -> None:
@@ -118,7 +118,7 @@ class Display:
         await (self._redraw() if sys.stderr.isatty() else self._lines())
 
     def _moment(self) -> Snapshot:
-        return self._meter.snapshot(self.phase, self.done, time.monotonic())
+        return self._meter.snapshot(self.phase, self.sent_share, time.monotonic())
 
     async def _lines(self) -> None:
         while True:
@@ -172,7 +172,7 @@ def panel(moment: Snapshot) -> RenderableType:
     head = Table.grid(padding=(0, 1))
     head.add_row(
         Text(f"{moment.phase} {moment.elapsed:.0f} s", style="bold"),
-        ProgressBar(total=1.0, completed=min(1.0, moment.done), width=50),
-        Text(f"{100 * min(1.0, moment.done):.0f} %"),
+        ProgressBar(total=1.0, completed=min(1.0, moment.sent_share), width=50),
+        Text(f"{100 * min(1.0, moment.sent_share):.0f} %"),
     )
     return Group(head, table)

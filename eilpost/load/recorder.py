@@ -61,12 +61,12 @@ class LoadRecorder:
         return True
 
     def _indexes(self, recipients: Sequence[str]) -> list[int]:
-        return [found.index for name in recipients if (found := parse_recipient(name)) is not None]
+        return [recipient.index for name in recipients if (recipient := parse_recipient(name)) is not None]
 
     # Destinations
 
     def recipient(self, address: str) -> bytes | None:
-        parsed = self._own(address)
+        parsed = self._recipient_of_run(address)
         if parsed is None:
             return None
         if parsed.kind is DestinationKind.FAILING:
@@ -83,21 +83,27 @@ class LoadRecorder:
             self.ledger.counts.foreign += 1
         else:
             number = load_id[1]
-            indexes = [own.index for name in recipients if (own := self._own(name)) is not None]
+            indexes = [
+                recipient.index for name in recipients if (recipient := self._recipient_of_run(name)) is not None
+            ]
             intact = number < self.ledger.counts.issued and content.endswith(self.plan.body(number))
             self.ledger.counts.misdirected += len(recipients) - len(indexes)
             self.ledger.arrive(number, indexes, intact, time.monotonic())
         return None
 
     def _report(self, content: bytes, load_id: tuple[str, int] | None) -> None:
-        failed = [own for name in failed_recipients(content) if (own := self._own(name)) is not None]
+        failed = [
+            recipient for name in failed_recipients(content) if (recipient := self._recipient_of_run(name)) is not None
+        ]
         if failed:
-            self.ledger.counts.wrong_bounces += sum(own.kind is not DestinationKind.FAILING for own in failed)
-            self.ledger.bounce([own.index for own in failed], time.monotonic())
+            self.ledger.counts.wrong_bounces += sum(
+                recipient.kind is not DestinationKind.FAILING for recipient in failed
+            )
+            self.ledger.bounce([recipient.index for recipient in failed], time.monotonic())
         elif load_id is None or load_id[0] != self.plan.run:
             self.ledger.counts.foreign += 1
 
-    def _own(self, address: str) -> Recipient | None:
+    def _recipient_of_run(self, address: str) -> Recipient | None:
         parsed = parse_recipient(address)
         return parsed if parsed is not None and parsed.run == self.plan.run else None
 

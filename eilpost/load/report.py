@@ -74,15 +74,15 @@ class LoadResult:
 
 def as_json(result: LoadResult) -> dict[str, Any]:
     """Durations in seconds, sizes in bytes; counts are recipients except `messages`."""
-    ledger, ended, counts = result.ledger, result.summary, result.ledger.counts
+    ledger, summary, counts = result.ledger, result.summary, result.ledger.counts
     accepted_rate, delivered_rate = result.rates
     return {
         "run": ledger.run,
-        "targets": list(ended.targets),
-        "sink": ended.sink,
-        "interrupted": ended.interrupted,
-        "seconds": round(ended.seconds, 3),
-        "sending_seconds": round(ended.sending_seconds, 3),
+        "targets": list(summary.targets),
+        "sink": summary.sink,
+        "interrupted": summary.interrupted,
+        "seconds": round(summary.seconds, 3),
+        "sending_seconds": round(summary.sending_seconds, 3),
         "messages": counts.issued,
         "recipients": counts.issued * ledger.recipients,
         "accepted": counts.accepted,
@@ -90,8 +90,8 @@ def as_json(result: LoadResult) -> dict[str, Any]:
         "delivered": counts.delivered,
         "bounced": counts.bounced,
         "lost": result.lost,
-        "unfinished": result.open if ended.interrupted else 0,
-        "unsent": ended.unsent,
+        "unfinished": result.open if summary.interrupted else 0,
+        "unsent": summary.unsent,
         "in_doubt": counts.in_doubt,
         "in_doubt_settled": counts.in_doubt_settled,
         "refused": counts.refused,
@@ -109,7 +109,7 @@ def as_json(result: LoadResult) -> dict[str, Any]:
         "wrong_bounces": counts.wrong_bounces,
         "foreign": counts.foreign,
         "sink_deferrals": counts.deferrals,
-        "connections": ended.connections,
+        "connections": summary.connections,
         "connections_refused": counts.connections_refused,
         "connections_lost": counts.connections_lost,
         "connection_errors": _texts(ledger.connection_errors),
@@ -134,20 +134,21 @@ Line = list[tuple[str, str]]
 
 def lines(result: LoadResult) -> Iterator[Line]:
     """Lines of (text, style) parts for `eilpost/output.py`."""
-    ledger, ended, counts = result.ledger, result.summary, result.ledger.counts
+    ledger, summary, counts = result.ledger, result.summary, result.ledger.counts
     accepted_rate, delivered_rate = result.rates
     yield [
         (f"load {ledger.run}", "bold"),
-        (f" to {', '.join(ended.targets)}, sink {ended.sink}: {counts.issued:,} messages", ""),
-        (f" in {ended.sending_seconds:.1f} s over {ended.sessions} sessions; ended after {ended.seconds:.1f} s", ""),
+        (f" to {', '.join(summary.targets)}, sink {summary.sink}: {counts.issued:,} messages", ""),
+        (f" in {summary.sending_seconds:.1f} s over {summary.sessions} sessions;", ""),
+        (f" ended after {summary.seconds:.1f} s", ""),
     ]
     yield []
-    requested = f" of {ended.rate:,g}/s requested" if ended.rate and ledger.recipients == 1 else ""
+    requested = f" of {summary.rate:,g}/s requested" if summary.rate and ledger.recipients == 1 else ""
     megabytes = counts.accepted_bytes / 1e6
     yield _row("accepted", counts.accepted, f"{accepted_rate:,.1f}/s{requested}, {megabytes:,.1f} MB")
     yield _row("delivered", counts.delivered, f"{delivered_rate:,.1f}/s")
     yield _row("bounced", counts.bounced)
-    if ended.interrupted:
+    if summary.interrupted:
         yield _row("unfinished", result.open, "interrupted: not counted as lost", _WARN)
     else:
         yield _row("lost", result.lost, style=_BAD)
@@ -157,11 +158,11 @@ def lines(result: LoadResult) -> Iterator[Line]:
     yield _row("in doubt", counts.in_doubt, _share_text(counts.in_doubt_settled, "arrived"), _WARN)
     yield _row("refused", counts.refused, style=_BAD)
     yield _row("retried", counts.retried, style=_WARN)
-    if ended.unsent:
-        note = "interrupted" if ended.interrupted else "no target accepted them"
-        yield _row("unsent", ended.unsent, note, _WARN if ended.interrupted else _BAD)
+    if summary.unsent:
+        note = "interrupted" if summary.interrupted else "no target accepted them"
+        yield _row("unsent", summary.unsent, note, _WARN if summary.interrupted else _BAD)
     yield _row(
-        "connections", ended.connections, f"{counts.connections_refused:,} refused, {counts.connections_lost:,} lost"
+        "connections", summary.connections, f"{counts.connections_refused:,} refused, {counts.connections_lost:,} lost"
     )
     for name, count, note in (
         ("damaged", counts.damaged, "arrived with a changed body"),
@@ -181,7 +182,7 @@ def lines(result: LoadResult) -> Iterator[Line]:
 
 
 def _causes(result: LoadResult) -> Iterator[Line]:
-    ledger, ended = result.ledger, result.summary
+    ledger, summary = result.ledger, result.summary
     for title, texts in (
         ("refused", ledger.replies),
         ("retried", ledger.deferral_replies),
@@ -194,10 +195,10 @@ def _causes(result: LoadResult) -> Iterator[Line]:
     if result.open:
         yield []
     for lost in ledger.open(MAX_LISTED):
-        where = f", eilpost trace {lost.queue_id}" if lost.queue_id else ""
-        why = ", deferred by the sink, no retry" if lost.deferred else ""
-        word, style = ("unfinished", _WARN) if ended.interrupted else ("lost", _BAD)
-        yield [(word, style), (f" {lost.id} to {result.plan.address(lost.recipient_index)}{why}{where}", "")]
+        trace_command = f", eilpost trace {lost.queue_id}" if lost.queue_id else ""
+        cause = ", deferred by the sink, no retry" if lost.deferred else ""
+        label, style = ("unfinished", _WARN) if summary.interrupted else ("lost", _BAD)
+        yield [(label, style), (f" {lost.id} to {result.plan.address(lost.recipient_index)}{cause}{trace_command}", "")]
     if result.open > MAX_LISTED:
         yield [(f"and {result.open - MAX_LISTED:,} more", "")]
 
@@ -216,9 +217,9 @@ def hint(result: LoadResult) -> str:
     if not counts.accepted:
         return "the server accepted nothing"
     if not counts.arrivals or (counts.wrong_bounces and not counts.delivered):
-        what = "nothing arrived at the sink" if not counts.arrivals else "every message bounced"
+        reason = "nothing arrived at the sink" if not counts.arrivals else "every message bounced"
         return (
-            f'{what}: the server must relay to the sink: set delivery.relay = "smtp://{result.summary.sink}" in its'
+            f'{reason}: the server must relay to the sink: set delivery.relay = "smtp://{result.summary.sink}" in its'
             " configuration, with an address of the sink that it can reach, and restart it"
         )
     if result.summary.unsent:
@@ -234,8 +235,8 @@ def _row(name: str, count: int, note: str = "", style: str = "") -> Line:
     return [(f"{name:<13}", ""), (f"{count:>12,}", style if count else ""), (f"  {note}" if note else "", _DIM)]
 
 
-def _share_text(count: int, what: str) -> str:
-    return f"{count:,} of them {what}" if count else ""
+def _share_text(count: int, property_text: str) -> str:
+    return f"{count:,} of them {property_text}" if count else ""
 
 
 def _latencies(name: str, histogram: Histogram) -> Line:
@@ -250,8 +251,8 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def _percentiles(histogram: Histogram) -> dict[str, float | None]:
-    found = {name: histogram.percentile(share) for name, share in _PERCENTILES.items()}
-    return {name: None if value is None else round(value, 6) for name, value in found.items()}
+    percentiles = {name: histogram.percentile(share) for name, share in _PERCENTILES.items()}
+    return {name: None if value is None else round(value, 6) for name, value in percentiles.items()}
 
 
 def _rate(count: int, seconds: float) -> float:

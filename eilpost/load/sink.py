@@ -86,7 +86,7 @@ class SinkSession(asyncio.Protocol):
         self.host = ""  # the local address of the connection
         self.transport: asyncio.Transport | None = None
         self._buffer = bytearray()
-        self._counted = 0  # octets of the buffer included in `Sink.buffered_octets`
+        self._counted_octets = 0  # octets of the buffer included in `Sink.buffered_octets`
         self._searched = 0  # octets of the content already searched for its end
         self._in_data = self._closing = self._is_paused = False
         self._sender = ""
@@ -122,11 +122,11 @@ class SinkSession(asyncio.Protocol):
         self.process_buffer()
         self._count()
         if self.sink.buffered_octets > _MAX_BUFFERED_OCTETS:
-            max(self.sink.open, key=lambda session: session._counted).abort()
+            max(self.sink.open, key=lambda session: session._counted_octets).abort()
 
     def _count(self) -> None:
-        self.sink.buffered_octets += len(self._buffer) - self._counted
-        self._counted = len(self._buffer)
+        self.sink.buffered_octets += len(self._buffer) - self._counted_octets
+        self._counted_octets = len(self._buffer)
 
     def pause_writing(self) -> None:
         self._is_paused = True

@@ -136,7 +136,7 @@ class Source:
         for _ in self._targets:
             target = self._targets[target_index % len(self._targets)]
             client: Client | None = None
-            began = time.monotonic()
+            started_at = time.monotonic()
             try:
                 async with asyncio.timeout(_CONNECT_SECONDS):
                     address = await target.address()
@@ -146,7 +146,7 @@ class Source:
                 if reply.positive:
                     return client, target_index
                 if reply.code < 500:
-                    self._recorder.deferred(message, reply, Stage.CONNECT, time.monotonic() - began)
+                    self._recorder.deferred(message, reply, Stage.CONNECT, time.monotonic() - started_at)
                 else:
                     self._recorder.connection_refused(str(reply.to_reply()))
                 await _quit(client)
@@ -185,7 +185,7 @@ class Source:
             raise
 
     async def _transaction(self, client: Client, attempt: _Attempt) -> bool:
-        began = time.monotonic()
+        started_at = time.monotonic()
         message = attempt.message
         size = f" SIZE={message.size_bytes}" if client.supports_size else ""
         commands = [
@@ -193,27 +193,27 @@ class Source:
             *(f"RCPT TO:<{name}>\r\n".encode() for name in message.recipients),
             b"DATA\r\n",
         ]
-        answers = await self._commands(client, commands, attempt)
+        replies = await self._commands(client, commands, attempt)
         accepted = [
             name
-            for name, reply in zip(message.recipients, answers[1:-1], strict=False)
-            if reply.positive and answers[0].positive
+            for name, reply in zip(message.recipients, replies[1:-1], strict=False)
+            if reply.positive and replies[0].positive
         ]
-        if answers[-1].code != 354 or not accepted:
-            return await self._handle_refusals(client, attempt, answers, began)
+        if replies[-1].code != 354 or not accepted:
+            return await self._handle_refusals(client, attempt, replies, started_at)
         if len(accepted) < len(message.recipients):
-            message = attempt.message = self._split(message, accepted, answers[1:-1], began)
-        rest = await self.write_content(client, message)
+            message = attempt.message = self._split(message, accepted, replies[1:-1], started_at)
+        final_data = await self.write_content(client, message)
         attempt.stage = Stage.DOT
-        began = time.monotonic()
+        started_at = time.monotonic()
         self._recorder.dot(message)
-        client.write(*rest)
+        client.write(*final_data)
         reply = await client.reply()
         if reply.positive:
             self._recorder.accepted(message, reply)
             self._supply.finished()
         else:
-            self._not_accepted(message, reply, Stage.DOT, began)
+            self._not_accepted(message, reply, Stage.DOT, started_at)
         return reply.code != 421
 
     async def write_content(self, client: Client, message: OutgoingMessage) -> tuple[bytes, ...]:
@@ -228,70 +228,70 @@ class Source:
         """The replies to MAIL, RCPT and DATA, pipelined if the server offers PIPELINING (RFC 2920), else up to the
         first one that ends the transaction.
         """
-        answers: list[ServerReply] = []
+        replies: list[ServerReply] = []
         if client.pipelining:
             client.write(b"".join(commands))
         for number, command in enumerate(commands):
             attempt.stage = _stage(number, len(commands))
             if not client.pipelining:
-                if attempt.stage is Stage.DATA and not any(reply.positive for reply in answers[1:]):
+                if attempt.stage is Stage.DATA and not any(reply.positive for reply in replies[1:]):
                     break
                 client.write(command)
-            answers.append(await client.reply())
-            if answers[-1].code == 421 or (not client.pipelining and answers[0].negative):
+            replies.append(await client.reply())
+            if replies[-1].code == 421 or (not client.pipelining and replies[0].negative):
                 break
-        return answers
+        return replies
 
     async def _handle_refusals(
-        self, client: Client, attempt: _Attempt, answers: Sequence[ServerReply], began: float
+        self, client: Client, attempt: _Attempt, replies: Sequence[ServerReply], started_at: float
     ) -> bool:
         """No recipient or DATA was accepted: the first refusal decides, or each recipient's reply and, for accepted
         recipients, the reply to DATA. Returns whether the connection can be reused.
         """
         message, count = attempt.message, len(attempt.message.recipients) + 2
-        at = next((at for at, reply in enumerate(answers) if reply.code == 421), None)
-        if at is None:
-            at = next((at for at, reply in enumerate(answers) if reply.negative), len(answers) - 1)
-        stage = _stage(at, count)
-        closing = answers[at].code == 421
+        index = next((index for index, reply in enumerate(replies) if reply.code == 421), None)
+        if index is None:
+            index = next((index for index, reply in enumerate(replies) if reply.negative), len(replies) - 1)
+        stage = _stage(index, count)
+        closing = replies[index].code == 421
         if stage is Stage.RCPT and count > 3 and not closing:
-            replies = answers[1 : count - 1]
-            accepted = [name for name, reply in zip(message.recipients, replies, strict=False) if reply.positive]
-            rest = self._split(message, accepted, replies, began)
+            rcpt_replies = replies[1 : count - 1]
+            accepted = [name for name, reply in zip(message.recipients, rcpt_replies, strict=False) if reply.positive]
+            remaining = self._split(message, accepted, rcpt_replies, started_at)
             if accepted:
-                self._not_accepted(rest, answers[-1], Stage.DATA, began)
+                self._not_accepted(remaining, replies[-1], Stage.DATA, started_at)
         else:
-            self._not_accepted(message, answers[at], stage, began)
+            self._not_accepted(message, replies[index], stage, started_at)
         attempt.is_decided = True
         if not closing:
             # RFC 2920 section 3.1: a single dot ends DATA when no recipient was accepted.
-            await client.command(b".\r\n" if answers[-1].code == 354 else b"RSET\r\n")
+            await client.command(b".\r\n" if replies[-1].code == 354 else b"RSET\r\n")
         return not closing
 
     def _split(
-        self, message: OutgoingMessage, accepted: Sequence[str], answers: Sequence[ServerReply], began: float
+        self, message: OutgoingMessage, accepted: Sequence[str], replies: Sequence[ServerReply], started_at: float
     ) -> OutgoingMessage:
         """Report the refused recipients; returns the message for the accepted ones. A 3xx counts as 4xx."""
         for is_final in (False, True):
             refused = [
                 (name, reply)
-                for name, reply in zip(message.recipients, answers, strict=False)
+                for name, reply in zip(message.recipients, replies, strict=False)
                 if not reply.positive and (reply.code >= 500) == is_final
             ]
             if refused:
                 names = tuple(name for name, _ in refused)
                 self._supply.split()
-                self._not_accepted(replace(message, recipients=names), refused[0][1], Stage.RCPT, began)
+                self._not_accepted(replace(message, recipients=names), refused[0][1], Stage.RCPT, started_at)
         if not accepted:
             self._supply.finished()
         return replace(message, recipients=tuple(accepted))
 
-    def _not_accepted(self, message: OutgoingMessage, reply: ServerReply, stage: Stage, began: float) -> None:
+    def _not_accepted(self, message: OutgoingMessage, reply: ServerReply, stage: Stage, started_at: float) -> None:
         """Report a message that was not accepted, and retry it after 4xx."""
         if reply.code >= 500:
             self._recorder.refused(message, reply, stage)
             self._supply.finished()
-        elif self._recorder.deferred(message, reply, stage, time.monotonic() - began):
+        elif self._recorder.deferred(message, reply, stage, time.monotonic() - started_at):
             self._supply.retry(message, self._back_off(message.attempts))
         else:
             self._supply.finished()

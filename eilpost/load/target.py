@@ -88,13 +88,15 @@ class Target:
         except ValueError:
             lasting = False
             try:
-                answers = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+                address_infos = await asyncio.get_running_loop().getaddrinfo(
+                    self.host, self.port, type=socket.SOCK_STREAM
+                )
             except OSError as error:
                 if self._addresses:  # DNS failed: keep the old addresses
                     self._resolved_at = time.monotonic()
                     return
                 raise NameNotResolved(f"{self.host} cannot be resolved: {error.strerror or error}") from error
-            addresses = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+            addresses = list(dict.fromkeys(str(info[4][0]) for info in address_infos))
         for address in addresses:
             check_address(address, self.port, allow_public=self._allow_public)
         self._addresses = addresses

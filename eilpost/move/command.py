@@ -55,16 +55,16 @@ async def count(source: Endpoint, target: Endpoint) -> MoveCount:
 
 async def _count(history: HistoryLog) -> MoveCount:
     result = MoveCount(unread=(await history.backlog()).accepted)
-    seen = set()
+    counted_ids = set()
     async for pending in history.pending_deliveries():
         message = pending.delivery.message
         result.deliveries += 1
         result.in_hand += isinstance(pending.state, Active)
         result.held += not isinstance(pending.state, Active) and pending.state.cause is WaitCause.HELD
-        if message.queue_id not in seen:
-            seen.add(message.queue_id)
+        if message.queue_id not in counted_ids:
+            counted_ids.add(message.queue_id)
             result.size_bytes += message.size_bytes
-    result.messages = len(seen) + result.unread
+    result.messages = len(counted_ids) + result.unread
     return result
 
 
@@ -80,9 +80,9 @@ async def move(
     """Raises SettingsError, LogUnusable, ServiceError, SpoolUnavailable."""
     check_endpoints(source, target)
     os.umask(0o077)  # created files contain mail: no access for other users
-    began = perf_counter()
-    for end in (source, target):
-        await require_unused(end, print_message)
+    started_at = perf_counter()
+    for endpoint in (source, target):
+        await require_unused(endpoint, print_message)
     async with _opened(source) as source_log, _opened(target) as target_log:
         copier = ContentCopier(
             None if share_spool(source, target) else make_spool(source.plan),
@@ -93,7 +93,7 @@ async def move(
         totals = await move_until_done(
             source_log, target_log, copier, history=history, progress=progress, print_message=print_message
         )
-    return MoveResult(totals, copier.lost_count, perf_counter() - began)
+    return MoveResult(totals, copier.lost_count, perf_counter() - started_at)
 
 
 async def move_until_done(
@@ -126,8 +126,8 @@ async def move_until_done(
 
 
 @asynccontextmanager
-async def _opened(end: Endpoint) -> AsyncIterator[Log]:
-    log = make_log(end.plan)
+async def _opened(endpoint: Endpoint) -> AsyncIterator[Log]:
+    log = make_log(endpoint.plan)
     await log.start()
     try:
         yield log

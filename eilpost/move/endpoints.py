@@ -53,20 +53,23 @@ def parse_endpoints(source: str, target: str, config: Path | None, tenant: str =
     configuration. A dedicated `tenant` applies to Kafka endpoints. Raises SettingsError.
     """
     files = [Path(text) for text in (source, target) if not _is_url(text)]
-    rest = config or (files[0] if files else None)
-    both = _parse_endpoint("--from", source, rest, tenant), _parse_endpoint("--to", target, rest, tenant)
-    if tenant and not any(end.plan.tenant for end in both):
+    base_config = config or (files[0] if files else None)
+    endpoints = (
+        _parse_endpoint("--from", source, base_config, tenant),
+        _parse_endpoint("--to", target, base_config, tenant),
+    )
+    if tenant and not any(endpoint.plan.tenant for endpoint in endpoints):
         raise SettingsError(
             f"--tenant {tenant}: --from or --to must be a Kafka log; only there tenants have own topics"
         )
-    return both
+    return endpoints
 
 
 def _is_url(text: str) -> bool:
     return text.partition(":")[0] in _SCHEMES and ":" in text
 
 
-def _parse_endpoint(option: str, text: str, rest: Path | None, tenant: str) -> Endpoint:
+def _parse_endpoint(option: str, text: str, base_config: Path | None, tenant: str) -> Endpoint:
     if not _is_url(text):
         if not Path(text).exists():
             raise SettingsError(
@@ -76,22 +79,22 @@ def _parse_endpoint(option: str, text: str, rest: Path | None, tenant: str) -> E
         plan = configuration.load_plan(Path(text))
         changes: dict[str, object] = {}
     else:
-        plan = configuration.load_plan(rest)
+        plan = configuration.load_plan(base_config)
         # The shard counts in the file belong to its own log.
         changes = {} if text == plan.settings.log.url else {"url": text, "shards": 0, "delivery_shards": 0}
     if option == "--from":
         changes["durability"] = "dev"  # unsafe topics are allowed as the source
     log = plan.settings.log.model_copy(update=changes)
-    end = Endpoint(option, replace(plan, settings=plan.settings.model_copy(update={"log": log})))
-    if end.scheme == "memory":
+    endpoint = Endpoint(option, replace(plan, settings=plan.settings.model_copy(update={"log": log})))
+    if endpoint.scheme == "memory":
         raise SettingsError(f"{option} {text}: a log in memory cannot be moved: it is lost when its process ends")
-    if end.scheme == "kafka":
+    if endpoint.scheme == "kafka":
         try:
             parse_brokers(log.url)
         except ValueError as error:
             raise SettingsError(f"{option} {text}: {error}") from None
-        end = Endpoint(option, end.plan.for_tenant(tenant))
-    return end
+        endpoint = Endpoint(option, endpoint.plan.for_tenant(tenant))
+    return endpoint
 
 
 def check_endpoints(source: Endpoint, target: Endpoint) -> None:
@@ -102,7 +105,7 @@ def check_endpoints(source: Endpoint, target: Endpoint) -> None:
         if source.scheme == "embedded":
             same = source.path.resolve() == target.path.resolve()
         else:
-            brokers = [set(parse_brokers(end.log.url)) for end in (source, target)]
+            brokers = [set(parse_brokers(endpoint.log.url)) for endpoint in (source, target)]
             same = source.log.prefix == target.log.prefix and bool(brokers[0] & brokers[1])
         if same:
             raise SettingsError(
@@ -113,30 +116,33 @@ def check_endpoints(source: Endpoint, target: Endpoint) -> None:
 
 def share_spool(source: Endpoint, target: Endpoint) -> bool:
     """Whether both endpoints use the same spool."""
-    one, other = (end.plan.settings.spool.url for end in (source, target))
-    schemes = {url.partition(":")[0] for url in (one, other)}
+    source_url, target_url = (endpoint.plan.settings.spool.url for endpoint in (source, target))
+    schemes = {url.partition(":")[0] for url in (source_url, target_url)}
     if schemes == {"file"}:
-        paths = [end.plan.path(end.plan.settings.spool.url.partition(":")[2]).resolve() for end in (source, target)]
+        paths = [
+            endpoint.plan.path(endpoint.plan.settings.spool.url.partition(":")[2]).resolve()
+            for endpoint in (source, target)
+        ]
         return paths[0] == paths[1]
-    return one == other
+    return source_url == target_url
 
 
-async def require_unused(end: Endpoint, print_message: Callable[[str], None]) -> None:
+async def require_unused(endpoint: Endpoint, print_message: Callable[[str], None]) -> None:
     """On Kafka, raise ServiceError while the consumer groups have members. Members that were killed remain until their
     session times out, so wait for that long. (An embedded log has a lock.)
     """
-    if end.scheme != "kafka":
+    if endpoint.scheme != "kafka":
         return
     from mail.log.kafka.access import make_access
     from mail.log.kafka.cluster_info import ClusterInfo
     from mail.log.kafka.diagnose import explain_failure, require_broker
     from mail.log.kafka.history import DELIVERY, ROUTER
 
-    access = make_access(log_settings(end.plan), end.plan.tenant)
+    access = make_access(log_settings(endpoint.plan), endpoint.plan.tenant)
     await require_broker(access)
     names = [access.group(ROUTER), access.group(DELIVERY)]
     loop = asyncio.get_running_loop()
-    wait_seconds = end.log.session_timeout.total_seconds() + 2 * _POLL_SECONDS
+    wait_seconds = endpoint.log.session_timeout.total_seconds() + 2 * _POLL_SECONDS
     deadline = loop.time() + wait_seconds
     is_reported = False
     async with ClusterInfo(access) as cluster_info:
@@ -145,17 +151,15 @@ async def require_unused(end: Endpoint, print_message: Callable[[str], None]) ->
                 groups = await cluster_info.describe_groups(names)
             except LogUnavailable as error:
                 raise LogUnusable(await explain_failure(access, error)) from None
-            alive = [f"{name} has {members}" for name, (_, members) in groups.items() if members]
-            if not alive:
+            members = ", ".join(f"{name} has {count}" for name, (_, count) in groups.items() if count)
+            if not members:
                 return
             if loop.time() > deadline:
                 raise ServiceError(
-                    f"{end.option} {access.url} is in use (group members: {', '.join(alive)}): stop all ingress,"
-                    " router and delivery processes, then run the command again"
+                    f"{endpoint.option} {access.url} is in use (group members: {members}): stop all ingress, router and"
+                    " delivery processes, then run the command again"
                 )
             if not is_reported:
                 is_reported = True
-                print_message(
-                    f"{access.url}: {', '.join(alive)} members; waiting up to {wait_seconds:.0f} s for them to end"
-                )
+                print_message(f"{access.url}: {members} members; waiting up to {wait_seconds:.0f} s for them to end")
             await asyncio.sleep(_POLL_SECONDS)

@@ -60,7 +60,7 @@ class OwnedShards(Generic[S]):
 
 
 @asynccontextmanager
-async def own_all_shards(run: OwnShards[S], count: int, what: str) -> AsyncIterator[OwnedShards[S]]:
+async def own_all_shards(run: OwnShards[S], count: int, log_name: str) -> AsyncIterator[OwnedShards[S]]:
     """Own the `count` shards of `run` (a log's `own_router_shards` or `own_delivery_shards`). Raises LogUnavailable."""
     owned: OwnedShards[S] = OwnedShards(count)
     stop = asyncio.Event()
@@ -71,7 +71,7 @@ async def own_all_shards(run: OwnShards[S], count: int, what: str) -> AsyncItera
         if running.done():
             running.result()
         if not complete.done():
-            raise LogUnavailable(f"{what}: not all shards were assigned within {_JOIN_SECONDS:g} s; is it in use?")
+            raise LogUnavailable(f"{log_name}: not all shards were assigned within {_JOIN_SECONDS:g} s; is it in use?")
         yield owned
     finally:
         complete.cancel()

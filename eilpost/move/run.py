@@ -1,4 +1,4 @@
-"""One run of a move: the steps and the order of commits described in `eilpost/move/__init__.py`.
+"""One run of a move: the steps and the order of commits of docs/migrate.md, "How it works".
 
 After an error (LogUnavailable, ShardLost, LogUnusable) the caller may run again immediately.
 """
@@ -136,8 +136,8 @@ class MoveRun:
                 wait = _RETRY_WAIT  # for records in transit
 
     def _adapt_limit(self, entries: Sequence[Input] | Sequence[Entry[Dispatched]]) -> None:
-        each = max(1, sum(_inline_bytes(entry.record) for entry in entries) // max(1, len(entries)))
-        self._limit = max(1, min(self._batch, BATCH_BYTES // each))
+        average_bytes = max(1, sum(_inline_bytes(entry.record) for entry in entries) // max(1, len(entries)))
+        self._limit = max(1, min(self._batch, BATCH_BYTES // average_bytes))
 
     def _item_of(self, record: Accepted | Attempted) -> MoveItem | None:
         if isinstance(record, Accepted):
@@ -278,8 +278,8 @@ async def gather_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
 
 def _missing_text(active: Iterable[DeliveryId]) -> str:
     names = sorted(active)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    others = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (
-        f"the log to move from is damaged: {', '.join(names[:_SHOWN])}{more}: active without a dispatch or report;"
+        f"the log to move from is damaged: {', '.join(names[:_SHOWN])}{others}: active without a dispatch or report;"
         " not moved, everything else was moved"
     )

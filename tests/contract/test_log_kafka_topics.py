@@ -117,5 +117,5 @@ async def test_doctor_reports_partial_results_after_its_time_limit(
     await make_topics(settings)
     monkeypatch.setattr(brokers, "_append_findings", never)
     findings = await brokers.examine(settings, "", {}, limit_seconds=8.0)
-    assert sum(finding.what.startswith("broker ") for finding in findings) == 3
+    assert sum(finding.subject.startswith("broker ") for finding in findings) == 3
     assert "some checks did not finish within 8 s" in findings[-1].text

@@ -200,6 +200,6 @@ def test_doctor_finds_a_broadcast_address() -> None:
 def test_doctor_binds_each_address() -> None:
     settings = Settings(delivery=DeliverySettings(source_addresses=["127.0.0.2", NOT_OURS]))
     good, bad = ports.sources(settings)
-    assert (good.level, good.what) == (Level.OK, "source 127.0.0.2")
-    assert (bad.level, bad.what) == (Level.FAIL, f"source {NOT_OURS}")
+    assert (good.level, good.subject) == (Level.OK, "source 127.0.0.2")
+    assert (bad.level, bad.subject) == (Level.FAIL, f"source {NOT_OURS}")
     assert "delivery.source_addresses" in bad.advice[0]

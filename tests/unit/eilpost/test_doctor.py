@@ -50,8 +50,8 @@ def make_plan(tmp_path: Path) -> MakePlan:
     return make
 
 
-def _by_what(findings: list[Finding]) -> dict[str, Finding]:
-    return {finding.what: finding for finding in findings}
+def _by_subject(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in findings}
 
 
 async def test_before_the_first_start_nothing_is_wrong_and_nothing_is_made(make_plan: MakePlan, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ async def test_before_the_first_start_nothing_is_wrong_and_nothing_is_made(make_
     before = sorted(tmp_path.rglob("*"))
     findings = await doctor.examine(plan)
     assert {finding.level for finding in findings} == {Level.OK}, findings
-    assert "does not exist yet" in _by_what(findings)["log"].text
+    assert "does not exist yet" in _by_subject(findings)["log"].text
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -70,8 +70,8 @@ async def test_hanging_check_is_a_finding(make_plan: MakePlan, monkeypatch: pyte
 
     monkeypatch.setattr(machine, "directory", hang)
     findings = await doctor.examine(make_plan(), 0.5)
-    assert _by_what(findings)["directory"].level is Level.FAIL
-    assert "no answer within" in _by_what(findings)["directory"].text
+    assert _by_subject(findings)["directory"].level is Level.FAIL
+    assert "no answer within" in _by_subject(findings)["directory"].text
 
 
 # --- the log
@@ -82,7 +82,7 @@ async def test_backlog_of_a_stopped_embedded_log_is_reported(make_plan: MakePlan
     await log.start()
     await log.append(samples.accepted())
     await log.close()
-    finding = _by_what(await doctor.examine(make_plan()))["log"]
+    finding = _by_subject(await doctor.examine(make_plan()))["log"]
     assert (finding.level, finding.advice) == (Level.WARN, ("mail waits: start `eilpost up`",))
     assert "no process is running; 0 deliveries in the queue, 1 unrouted messages" in finding.text
 
@@ -91,7 +91,7 @@ async def test_backlog_of_a_stopped_embedded_log_is_reported(make_plan: MakePlan
 def test_running_server_is_recognised_on_its_ports(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "home") as box:
         plan = Plan(load(box.home / "eilpost.toml", {}), box.home)
-        found = _by_what(asyncio.run(doctor.examine(plan)))
+        found = _by_subject(asyncio.run(doctor.examine(plan)))
     assert found["log"].text.startswith(
         str(box.home / "log.db") + ": in use by a running eilpost; 0 deliveries in the queue, 0 unrouted messages"
     )
@@ -106,11 +106,11 @@ def test_running_server_is_recognised_on_its_ports(tmp_path: Path) -> None:
 async def test_damaged_embedded_log_is_a_failure(make_plan: MakePlan, tmp_path: Path) -> None:
     (tmp_path / "var").mkdir()
     (tmp_path / "var" / "log.db").write_bytes(b"not a database, and long enough to be read" * 100)
-    assert _by_what(await doctor.examine(make_plan()))["log"].level is Level.FAIL
+    assert _by_subject(await doctor.examine(make_plan()))["log"].level is Level.FAIL
 
 
 async def test_free_space_below_the_minimum_is_a_failure(make_plan: MakePlan) -> None:
-    found = _by_what(await doctor.examine(make_plan(log={"min_free_disk": "1024TiB"})))
+    found = _by_subject(await doctor.examine(make_plan(log={"min_free_disk": "1024TiB"})))
     assert found["log space"].level is found["spool space"].level is Level.FAIL
     assert "log.min_free_disk" in found["log space"].text
 
@@ -154,7 +154,7 @@ async def test_directory_of_another_user_is_not_written(
 
 async def test_local_spool_in_a_cluster_is_a_warning(make_plan: MakePlan) -> None:
     plan = make_plan(log={"url": "kafka://127.0.0.1:9092"})
-    assert "same storage for all processes" in _by_what(await machine.spool(plan))["spool shared"].text
+    assert "same storage for all processes" in _by_subject(await machine.spool(plan))["spool shared"].text
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ async def dns_server() -> AsyncIterator[DnsServer]:
 async def test_dns_failure_and_missing_host_name_are_reported(make_plan: MakePlan, dns_server: DnsServer) -> None:
     plan = make_plan(delivery={"relay": ""}, resolver={"servers": [dns_server.address], "timeout": "500ms"})
     (finding,) = await machine.dns(plan)
-    assert (finding.level, finding.what) == (Level.OK, f"dns {dns_server.address}")
+    assert (finding.level, finding.subject) == (Level.OK, f"dns {dns_server.address}")
 
     dns_server.zone.addresses.clear()
     _, finding = await machine.dns(plan)
-    assert (finding.level, finding.what) == (Level.WARN, "node.hostname")
+    assert (finding.level, finding.subject) == (Level.WARN, "node.hostname")
 
     dns_server.zone.fail.add("mx.example.test")
     (finding,) = await machine.dns(plan)
@@ -205,7 +205,7 @@ async def test_one_silent_name_server_of_two_is_a_warning(make_plan: MakePlan, d
             ingress={"sender_domain_must_resolve": True}, resolver={"servers": servers, "timeout": "500ms"}
         )
         found = await machine.dns(plan)
-    assert [(finding.what, finding.level) for finding in found] == [
+    assert [(finding.subject, finding.level) for finding in found] == [
         (f"dns {silent.address}", Level.WARN),
         (f"dns {dns_server.address}", Level.OK),
     ]
@@ -258,7 +258,7 @@ async def test_server_on_a_port_in_use_is_identified(
     section, name = key.split(".")
     try:
         where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        found = _by_what(await ports.examine(make_plan(**{section: {name: where}}).settings))
+        found = _by_subject(await ports.examine(make_plan(**{section: {name: where}}).settings))
     finally:
         server.close()
         await server.wait_closed()
@@ -267,9 +267,9 @@ async def test_server_on_a_port_in_use_is_identified(
 
 
 async def test_listen_address_of_another_machine_is_a_failure(make_plan: MakePlan) -> None:
-    found = _by_what(await ports.examine(make_plan(ingress={"smtp_listen": "192.0.2.1:2525"}).settings))
-    assert found["port ingress.smtp_listen"].level is Level.FAIL
-    assert "ingress.smtp_listen" in found["port ingress.smtp_listen"].advice[0]
+    found = _by_subject(await ports.examine(make_plan(ingress={"mx": "192.0.2.1:2525"}).settings))
+    assert found["port ingress.mx"].level is Level.FAIL
+    assert "ingress.mx" in found["port ingress.mx"].advice[0]
 
 
 # --- output

@@ -126,7 +126,7 @@ async def test_unavailable_cluster_is_reported_for_each_tenant(monkeypatch: pyte
             else:
                 found, _ = await brokers._topics_and_groups(ACCESS, SETTINGS, tenant)
             findings += found
-        assert [each.what for each in findings] == [part, f"{part} of tenant acme", f"{part} of tenant initech"]
+        assert [finding.subject for finding in findings] == [part, f"{part} of tenant acme", f"{part} of tenant initech"]
         assert all(each.text.startswith("cannot be checked: ") for each in findings)
 
 
@@ -181,7 +181,7 @@ def test_very_long_retention_is_limited_to_36500_days(capsys: pytest.CaptureFixt
 )
 def test_group_states_are_reported(state: str, members: int, waiting: int, level: Level, expected: str) -> None:
     finding = brokers._group_finding("router", ACCESS, {"mail.router": (state, members)}, waiting, 12)
-    assert (finding.level, expected in finding.text, finding.what) == (level, True, "group mail.router")
+    assert (finding.level, expected in finding.text, finding.subject) == (level, True, "group mail.router")
 
 
 def _reached(brokers_alive: int = 3, known: int = 30, in_force: int = 30) -> Reachable:
@@ -233,7 +233,7 @@ def test_mixed_or_old_broker_versions_are_warnings() -> None:
 )
 def test_clock_offset_of_a_broker_is_reported(ahead: float | None, level: Level) -> None:
     finding = brokers._clock_finding(Probe(2, 0.004, ahead))
-    assert (finding.level, finding.what) == (level, "clock of broker 2")
+    assert (finding.level, finding.subject) == (level, "clock of broker 2")
 
 
 def test_plain_password_without_tls_is_a_warning() -> None:

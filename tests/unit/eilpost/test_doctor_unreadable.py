@@ -75,7 +75,7 @@ async def test_a_record_is_named_by_topic_shard_and_offset_with_what_to_do() -> 
             [FakeConsumerRecord("mail.accepted", 0, 5, good), FakeConsumerRecord("mail.accepted", 3, 17, bad)]
         )
     )
-    assert (found.level, found.what) == (Level.FAIL, "shard 3 of mail.accepted")
+    assert (found.level, found.subject) == (Level.FAIL, "shard 3 of mail.accepted")
     assert found.text.startswith("the record at mail.accepted, shard 3, offset 17 cannot be read: its version is 9;")
     assert "run that version" in found.advice[0]
 
@@ -83,7 +83,7 @@ async def test_a_record_is_named_by_topic_shard_and_offset_with_what_to_do() -> 
 async def test_each_shard_of_the_queue_is_read() -> None:
     bad, good = frame_of_version(9, pending()), encode(pending()) or b""
     found = await look(FakeHistoryReader(queue=[bad, good, bad]), 3)
-    assert [each.what for each in found] == ["shard 0 of mail.queue", "shard 2 of mail.queue"]
+    assert [each.subject for each in found] == ["shard 0 of mail.queue", "shard 2 of mail.queue"]
     assert "key a-key cannot be read" in found[0].text
 
 
@@ -91,7 +91,7 @@ async def test_findings_before_the_time_limit_are_returned(monkeypatch: pytest.M
     monkeypatch.setattr(unreadable, "_QUEUE_SECONDS", 0.05)
     history_reader = FakeHistoryReader(queue=[frame_of_version(9, pending())])
     history_reader.hangs_at_shard = 1
-    assert [each.what for each in await look(history_reader, 2)] == ["shard 0 of mail.queue"]
+    assert [each.subject for each in await look(history_reader, 2)] == ["shard 0 of mail.queue"]
 
 
 async def test_unavailable_brokers_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,4 +101,4 @@ async def test_unavailable_brokers_are_a_finding(monkeypatch: pytest.MonkeyPatch
     history_reader = FakeHistoryReader()
     history_reader.hangs = True
     (found,) = await look(history_reader)
-    assert (found.level, found.what) == (Level.WARN, "records")
+    assert (found.level, found.subject) == (Level.WARN, "records")
