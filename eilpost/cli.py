@@ -267,7 +267,7 @@ def trace(
         return bool(timelines)
 
     if not _with_history(config, show):
-        fail(f"{traced_id}: no such message, or its history is older than log.events_kept", EXIT_NOT_FOUND)
+        fail(f"{traced_id}: no such message, or its history is older than log.events_retention", EXIT_NOT_FOUND)
 
 
 @app.command(

@@ -94,7 +94,10 @@ class Member:
 
 def members(ports: Ports, common: Mapping[str, str]) -> Sequence[Member]:
     own_settings = [
-        *((f"ingress-{n}", {"EILPOST_INGRESS__MX": f"127.0.0.1:{port}"}) for n, port in enumerate(ports.smtp, 1)),
+        *(
+            (f"ingress-{n}", {"EILPOST_INGRESS__SMTP_LISTEN": f"127.0.0.1:{port}"})
+            for n, port in enumerate(ports.smtp, 1)
+        ),
         *((name, dict[str, str]()) for name in ("router-1", "router-2", "delivery-1", "delivery-2")),
         ("mailstore-1", {"EILPOST_MAILSTORE__POP3_LISTEN": f"127.0.0.1:{ports.pop3}"}),
     ]

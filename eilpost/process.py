@@ -54,8 +54,8 @@ class ListenSetting(NamedTuple):
     key: str
 
 
-INGRESS = ListenSetting("smtp", "ingress", "mx")
-POP3 = ListenSetting("pop3", "mailstore", "pop3")
+INGRESS = ListenSetting("smtp", "ingress", "smtp_listen")
+POP3 = ListenSetting("pop3", "mailstore", "pop3_listen")
 HTTP = ListenSetting("http", "http", "listen")
 
 
@@ -121,10 +121,12 @@ def _run_process(plan: Plan, main: Callable[[Signals], Coroutine[Any, Any, None]
 def _raise_open_file_limit(settings: Settings) -> None:
     """Raise the limit of open files above the limits of connections; the usual 1024 is lower."""
     pop3 = 2 * settings.mailstore.max_connections  # a socket and an open mailbox each
-    required = settings.ingress.max_connections + pop3 + settings.delivery.connections + 256
+    required = settings.ingress.max_connections + pop3 + settings.delivery.max_connections + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < required:
-        logger.warning("open file limit below connection limits", limit=hard, wanted=required, see="ulimit -n")
+        logger.warning(
+            "open file limit below connection limits", limit=hard, required=required, advice="raise ulimit -n"
+        )
         required = hard
     if soft != resource.RLIM_INFINITY and soft < required:
         resource.setrlimit(resource.RLIMIT_NOFILE, (required, hard))

@@ -21,7 +21,18 @@ from eilpost.format import (
 from mail.address import Address
 from mail.message import Message, QueueId
 from mail.outcome import Deferred, Delivered, Failed, Outcome
-from mail.record import Accepted, AttemptRecorded, Bounced, Closed, Event, Pending, Received, Refused, Resumed, Routed
+from mail.record import (
+    Accepted,
+    AttemptRecorded,
+    Bounced,
+    Closed,
+    Event,
+    FailedByRouter,
+    Pending,
+    Received,
+    Resumed,
+    Routed,
+)
 from mail.route import ToMailbox
 
 

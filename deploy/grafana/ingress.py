@@ -109,7 +109,7 @@ _PROCESSES = (
     lines(
         18,
         "Message data in memory",
-        "Content that is not accepted yet, by process. Beyond ingress.bytes_in_flight new mail gets 452.",
+        "Content that is not accepted yet, by process. Beyond ingress.max_in_flight_bytes new mail gets 452.",
         by_process(total("ingress_in_flight_bytes", PROCESS)),
         unit=BYTES,
     ),

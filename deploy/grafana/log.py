@@ -136,7 +136,7 @@ _SPOOL = (
     lines(
         17,
         "Spool bytes per second",
-        "Content of messages larger than spool.inline_max, written by ingress and read by delivery.",
+        "Content of messages larger than spool.max_inline_size, written by ingress and read by delivery.",
         rate_by("spool_bytes_total", "direction", selected=BY_ROLE),
         unit=BYTES_PER_SECOND,
         width=8,

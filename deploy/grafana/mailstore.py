@@ -90,7 +90,7 @@ _POP3 = (
     lines(
         11,
         "Log-ins by result",
-        "ok; wrong: user or password; unavailable: directory or mailbox; in_use: another session has the mailbox.",
+        "invalid_credentials: user or password; unavailable: directory or mailbox; in_use: another session is open.",
         rate_by("auth_total", "result"),
         stacked=True,
         width=8,

@@ -77,7 +77,7 @@ _PROCESSES = (
     lines(
         15,
         "Draining processes by role",
-        "Processes that got SIGTERM and finish their work; node.drain (30 s) limits it.",
+        "Processes that got SIGTERM and finish their work; node.drain_timeout (30 s) limits it.",
         total_by("draining", "role", selected=BY_ROLE),
         unit=COUNT,
     ),
@@ -140,7 +140,7 @@ _LOOKUPS = (
     lines(
         16,
         "DNS queries by result",
-        "Queries that went to a server. unknown: no answer, or an error.",
+        "Queries that went to a server. error: no answer, or an error code.",
         rate_by("dns_duration_seconds_count", "result", selected=BY_ROLE),
     ),
     lines(
@@ -153,7 +153,7 @@ _LOOKUPS = (
     lines(
         19,
         "DNS look-ups by cache result",
-        "joined: the same query was already running.",
+        "coalesced: the same query was already running.",
         rate_by("dns_cache_total", "result", selected=BY_ROLE),
         stacked=True,
     ),

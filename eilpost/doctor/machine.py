@@ -176,7 +176,7 @@ async def _query_server(settings: Settings, servers: list[str]) -> tuple[float |
     """The duration in seconds or the error; and whether node.hostname has an address."""
     from mail.resolver.dnspython import DnsResolver
 
-    resolver = DnsResolver(ResolverSettings(servers=servers, timeout=settings.resolver.timeout, cache_max=0))
+    resolver = DnsResolver(ResolverSettings(servers=servers, timeout=settings.resolver.timeout, max_cache_entries=0))
     started_at = perf_counter()
     try:
         found_addresses = await resolver.addresses(settings.node.hostname)

@@ -76,7 +76,7 @@ async def _taken_finding(key: str, subject: str, address: str, other_address: st
             return warn(subject, f"{address}: eilpost is running and not ready: {reasons}", "see its log")
     elif _GREETINGS[key] in response:
         return ok(subject, f"{address}: eilpost is running")
-    if key == "ingress.mx" and response.startswith(b"421"):
+    if key == "ingress.smtp_listen" and response.startswith(b"421"):
         reply = response[:80].decode(errors="replace").strip()
         return warn(subject, f"{address}: the server replies {reply}", "see its log")
     if not response:

@@ -126,7 +126,8 @@ async def test_unavailable_cluster_is_reported_for_each_tenant(monkeypatch: pyte
             else:
                 found, _ = await brokers._topics_and_groups(ACCESS, SETTINGS, tenant)
             findings += found
-        assert [finding.subject for finding in findings] == [part, f"{part} of tenant acme", f"{part} of tenant initech"]
+        subjects = [part, f"{part} of tenant acme", f"{part} of tenant initech"]
+        assert [finding.subject for finding in findings] == subjects
         assert all(each.text.startswith("cannot be checked: ") for each in findings)
 
 
