@@ -1,17 +1,19 @@
-"""`eilpost queue` and `trace` without reachable brokers: one line with the remedy."""
+"""`eilpost queue` and `eilpost trace` without a server, and without reachable brokers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from eilpost import tenants
+from eilpost import format, tenants
 from mail.log import LogUnavailable
 from mail.message import QueueId
 from mail.record import Event, Pending
-from tests.support.clients.commands import Run, commands
+from tests.support.builders import records as samples
+from tests.support.clients.commands import Run, commands, one_line
 
 QUEUE_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
@@ -27,15 +29,46 @@ class UnavailableHistory:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run_without_brokers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
     monkeypatch.setattr(tenants, "open_history", lambda _plan: UnavailableHistory())
     with commands(tmp_path, monkeypatch, capsys) as call:
         yield call
 
 
 @pytest.mark.parametrize("command", [("queue",), ("trace", QUEUE_ID)])
-def test_unreachable_log_is_one_line(run: Run, command: tuple[str, ...]) -> None:
-    status, out, err = run(*command, log={"url": "kafka://127.0.0.1:1"})
+def test_unreachable_log_is_one_line(run_without_brokers: Run, command: tuple[str, ...]) -> None:
+    status, out, err = run_without_brokers(*command, log={"url": "kafka://127.0.0.1:1"})
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
     assert "did not answer in time: try again in ten seconds, or run `eilpost doctor`" in err
+
+
+@pytest.mark.slow
+def test_trace_refuses_an_invalid_queue_id_and_a_missing_log(run: Run, home: Path) -> None:
+    for wrong in ("nonsense", "8" * 26, "Z" * 26, samples.queue_id(9) + "X"):
+        status, _, err = run("trace", wrong)
+        assert (status, f"{wrong!r} is not a queue id" in one_line(err)) == (1, True)
+    status, _, err = run("trace", samples.queue_id(9))
+    assert status == 2
+    assert str(home / "var/log.db") in one_line(err)
+
+
+@pytest.mark.slow
+def test_queue_and_trace_read_a_log_without_a_server(run: Run, log: Path) -> None:
+    status, out, err = run("queue")
+    assert (status, samples.delivery(1).id in out, "451 4.3.0 Try again later" in out) == (0, True, True)
+    assert "no server is running on this log" in one_line(err)
+    [line] = json.loads(run("queue", "--json")[1])
+    assert (line["attempts"], line["state"], line["sender"]) == (1, "deferred", str(samples.BOB))
+    site = format.format_site(samples.delivery(1).route)
+    [row] = json.loads(run("queue", "--top", "3", "--json")[1])
+    assert (row["site"], row["state"], row["recipients"]) == (site, "deferred", 1)
+    out = run("queue", "--top", "3")[1]
+    assert (row["site"] in out, samples.delivery(1).id in out) == (True, False)
+    status, out, _ = run("trace", samples.queue_id(1).lower())
+    assert (status, "queued, now" in out) == (0, True)
+    assert json.loads(run("trace", samples.queue_id(1), "--json")[1])["events"][0]["event"] == "accepted"
+    status, _, err = run("trace", samples.queue_id(7))
+    assert (status, "no such message" in one_line(err)) == (1, True)

@@ -267,9 +267,9 @@ async def test_server_on_a_port_in_use_is_identified(
 
 
 async def test_listen_address_of_another_machine_is_a_failure(make_plan: MakePlan) -> None:
-    found = _by_subject(await ports.examine(make_plan(ingress={"mx": "192.0.2.1:2525"}).settings))
-    assert found["port ingress.mx"].level is Level.FAIL
-    assert "ingress.mx" in found["port ingress.mx"].advice[0]
+    found = _by_subject(await ports.examine(make_plan(ingress={"smtp_listen": "192.0.2.1:2525"}).settings))
+    assert found["port ingress.smtp_listen"].level is Level.FAIL
+    assert "ingress.smtp_listen" in found["port ingress.smtp_listen"].advice[0]
 
 
 # --- output

@@ -1,0 +1,79 @@
+"""Start of a server from the command line: a start that cannot succeed is one line and leaves no files."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients.commands import Run, one_line
+from tests.support.servers.eilpost_process import EilpostProcess
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("role", ["ingress", "router", "delivery"])
+def test_single_role_on_an_embedded_log_is_refused(run: Run, role: str) -> None:
+    status, _, err = run(role)
+    assert status == 2
+    assert "eilpost up" in one_line(err)
+
+
+def _starts(box: EilpostProcess) -> tuple[int, str]:
+    """Run the command to its end; returns its exit status and stderr."""
+    ended = subprocess.run(
+        [*box.command, "--config", str(box.config)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Traceback" not in ended.stderr
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("ingress", "smtp_listen"), ("mailstore", "pop3_listen"), ("http", "listen")]
+)
+def test_used_port_names_the_key_and_the_variable(tmp_path: Path, section: str, key: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        box = EilpostProcess(tmp_path, {section: {key: f"127.0.0.1:{taken.getsockname()[1]}"}})
+        before = {path.name for path in tmp_path.iterdir()}
+        status, err = _starts(box)
+    assert status == 2
+    assert one_line(err).startswith(f"eilpost: {section}.{key}: cannot listen on 127.0.0.1:")
+    assert f"EILPOST_{section}__{key}".upper() in err
+    assert {path.name for path in tmp_path.iterdir()} == before  # a failed start leaves no files
+
+
+def test_all_used_ports_are_named_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [taken.getsockname()[1] for taken in (one, other)]
+        box = EilpostProcess(
+            tmp_path,
+            {
+                "ingress": {"smtp_listen": f"127.0.0.1:{ports[0]}"},
+                "mailstore": {"pop3_listen": f"127.0.0.1:{ports[1]}"},
+            },
+        )
+        status, err = _starts(box)
+    assert status == 2
+    assert (
+        f"ingress.smtp_listen, mailstore.pop3_listen: cannot listen on 127.0.0.1:{ports[0]}, 127.0.0.1:{ports[1]}:"
+        in one_line(err)
+    )
+    assert "EILPOST_INGRESS__SMTP_LISTEN, EILPOST_MAILSTORE__POP3_LISTEN" in err
+
+
+def test_mailstore_without_listeners_isone_line(run: Run, home: Path) -> None:
+    (home / "eilpost.toml").write_text('[mailstore]\npop3_listen = ""\n')
+    status, _, err = run("mailstore")
+    assert (status, "mailstore.pop3_listen is empty, nothing to serve" in one_line(err)) == (2, True)
+
+
+def test_second_process_on_the_same_data_directory_isone_line(tmp_path: Path) -> None:
+    with EilpostProcess(tmp_path / "home") as first:
+        if not first.is_running:
+            first.start()
+        status, err = _starts(EilpostProcess(tmp_path / "second", {"log": {"url": f"embedded:{first.home}/log.db"}}))
+        assert status == 2
+        assert str(first.home) in one_line(err)
+        assert first.is_running
