@@ -35,12 +35,12 @@ class MemorySpool:
             content = self.contents.get(spooled.name)
             if content is None:
                 raise SpoolDamaged(
-                    f"content {spooled.name} is missing: a spool in memory is lost when its process ends"
+                    f"spool file {spooled.name} is missing: a spool in memory is lost when its process ends"
                 )
             if limit_bytes is not None:
                 return content[:limit_bytes]
             if len(content) != spooled.size_bytes or digest_of(content) != spooled.digest:
-                raise SpoolDamaged(f"content {spooled.name} has a wrong checksum")
+                raise SpoolDamaged(f"spool file {spooled.name} has a wrong checksum")
             return content
 
     async def sweep(self, older_than: datetime) -> int:
