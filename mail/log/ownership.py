@@ -46,24 +46,20 @@ class ExclusiveOwnership:
         call.
         """
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+        acquired = asyncio.ensure_future(self._lock.acquire())
         try:
-            acquired = asyncio.ensure_future(self._lock.acquire())
-            try:
-                await asyncio.wait({stopped, acquired}, return_when=asyncio.FIRST_COMPLETED)
-                if acquired.done() and not stopped.done():
-                    if on_ready is not None:
-                        on_ready()
-                    shards = open_shards()
-                    self._owned_gauge.set(len(shards))
-                    self._count_gauge.set(len(shards))
-                    try:
-                        await _process_all(shards, process, stopped)
-                    finally:
-                        self._owned_gauge.set(0)
-            finally:
-                if not acquired.cancel():
-                    self._lock.release()
+            await asyncio.wait({stopped, acquired}, return_when=asyncio.FIRST_COMPLETED)
+            if acquired.done() and not stopped.done():
+                if on_ready is not None:
+                    on_ready()
+                shards = open_shards()
+                self._owned_gauge.set(len(shards))
+                self._count_gauge.set(len(shards))
+                await _process_all(shards, process, stopped)
         finally:
+            if not acquired.cancel():
+                self._owned_gauge.set(0)
+                self._lock.release()
             stopped.cancel()
 
 

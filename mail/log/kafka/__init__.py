@@ -13,7 +13,7 @@ that the topics pass the checks in `topics`. A fenced owner commits nothing, and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -31,12 +31,11 @@ from mail.log import (
     OnReady,
     RouterShardProcessor,
 )
-from mail.log.kafka.access import CLIENT_ERRORS, Access, make_access
+from mail.log.kafka.access import CLIENT_ERRORS, DELIVERY, ROUTER, Access, make_access
 from mail.log.kafka.cluster_info import ClusterInfo
-from mail.log.kafka.committed_offset import CommittedOffset
 from mail.log.kafka.delivery_shard import KafkaDeliveryShard
 from mail.log.kafka.diagnose import explain_failure, require_broker
-from mail.log.kafka.history import DELIVERY, ROUTER, HistoryQueries, KafkaHistoryReader
+from mail.log.kafka.history import HistoryQueries, KafkaHistoryReader
 from mail.log.kafka.history import KafkaHistory as KafkaHistory
 from mail.log.kafka.log_filter import install_log_filter
 from mail.log.kafka.membership import Membership
@@ -45,7 +44,6 @@ from mail.log.kafka.producer import Producer
 from mail.log.kafka.router_shard import KafkaRouterShard
 from mail.log.kafka.tenant_producers import TenantProducers
 from mail.log.kafka.topic_watcher import TopicWatcher
-from mail.log.kafka.transactional_producer import TransactionalProducer
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts
 from mail.record import Accepted, Attempted, Record
 from mail.settings import LogSettings
@@ -280,20 +278,15 @@ class KafkaLog(HistoryQueries):
         await member.run(process, stop, on_ready)
 
     def _router_shard(self, number: int, may_open: Callable[[], bool]) -> KafkaRouterShard:
-        group, timeout_seconds = self._access.group(ROUTER), self._settings.append_timeout.total_seconds()
         return KafkaRouterShard(
             self._access,
             number,
+            self._cluster_info,
+            self._settings.append_timeout.total_seconds(),
             counts=lambda: self.counts,
-            producer=TransactionalProducer(self._access, f"{group}-{number}", group, timeout_seconds),
-            fetch_committed=self._router_offsets,
             on_routed=self._producer.subtract_routed,
             may_open=may_open,
         )
-
-    async def _router_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
-        committed = await self._cluster_info.committed_offsets(self._access.group(ROUTER), partitions)
-        return {tp: committed[tp].offset if tp in committed else None for tp in partitions}
 
     # --- DeliveryLog
 
@@ -312,8 +305,8 @@ class KafkaLog(HistoryQueries):
             return KafkaDeliveryShard(
                 self._access,
                 number,
+                self._cluster_info,
                 append=self._append_report,
-                fetch_committed=self._delivery_offset,
                 on_finished=offset_committer.count_finished,
                 may_read=lambda: member.is_member and not offset_committer.is_behind,
             )
@@ -341,9 +334,6 @@ class KafkaLog(HistoryQueries):
             await asyncio.gather(membership_task, return_exceptions=True)
             committer_task.cancel()
             await asyncio.gather(committer_task, return_exceptions=True)
-
-    async def _delivery_offset(self, tp: TopicPartition) -> CommittedOffset | None:
-        return (await self._cluster_info.committed_offsets(self._access.group(DELIVERY), [tp])).get(tp)
 
     # --- HistoryLog
 

@@ -33,6 +33,7 @@ REQUEST_SECONDS = 5.0
 # Metadata is refreshed this often, and after every error that requires it.
 METADATA_SECONDS = 30.0
 RECORD_BYTES_MAX = 16 << 20  # an envelope of 10,000 recipients plus content; `max.message.bytes` of our topics
+ROUTER, DELIVERY = "router", "delivery"  # roles that have a consumer group
 BATCH_BYTES = 900_000  # approximate size of a produce batch; below the broker's default for batches that it copies
 
 KafkaError = errors.KafkaError

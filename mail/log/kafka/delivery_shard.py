@@ -13,10 +13,11 @@ from datetime import timedelta
 from typing import cast
 
 import structlog
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord
 
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
-from mail.log.kafka.access import Access
+from mail.log.kafka.access import DELIVERY, Access
+from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.committed_offset import CommittedOffset, OffsetMetadataError, OffsetTracker
 from mail.log.kafka.decode import decode_record
 from mail.log.kafka.partition_reader import PartitionReader, TopicRecreated
@@ -31,25 +32,25 @@ _FULL_POLL_SECONDS = 0.05  # between two checks whether more may start
 
 
 class KafkaDeliveryShard:
-    """`append` makes an attempt durable; `fetch_committed` reads the committed offset; `on_finished` reports progress;
-    `may_read`: whether more may start, which is not so while the group does not confirm the ownership.
+    """`append` makes an attempt durable; `on_finished` reports progress; `may_read`: whether more may start, which is
+    not so while the group does not confirm the ownership.
     """
 
     def __init__(
         self,
         access: Access,
         number: int,
+        cluster_info: ClusterInfo,
         *,
         append: Callable[[Attempted], Awaitable[None]],
-        fetch_committed: Callable[[TopicPartition], Awaitable[CommittedOffset | None]],
         on_finished: Callable[[], None],
         may_read: Callable[[], bool],
     ) -> None:
         self.number = number
         self.partition = access.partition(DISPATCHED, number)
         self._access = access
+        self._cluster_info = cluster_info
         self._append = append
-        self._fetch_committed = fetch_committed
         self._on_finished = on_finished
         self._may_read = may_read
         self._reader = PartitionReader(access, [self.partition])
@@ -81,7 +82,8 @@ class KafkaDeliveryShard:
     async def _open(self) -> OffsetTracker:
         if self._offsets is not None:
             return self._offsets
-        committed = await self._fetch_committed(self.partition)
+        group = self._access.group(DELIVERY)
+        committed = (await self._cluster_info.committed_offsets(group, [self.partition])).get(self.partition)
         try:
             offsets = OffsetTracker() if committed is None else OffsetTracker.from_committed(committed)
         except OffsetMetadataError as reason:

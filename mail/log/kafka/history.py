@@ -15,7 +15,7 @@ from typing import cast
 from aiokafka import ConsumerRecord, TopicPartition
 
 from mail.log import Backlog, LogUnavailable, LogUnusable
-from mail.log.kafka.access import Access, make_access
+from mail.log.kafka.access import DELIVERY, ROUTER, Access, make_access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.committed_offset import CommittedOffset, OffsetMetadataError, OffsetTracker
 from mail.log.kafka.decode import decode_pending, decode_record, read_compacted
@@ -26,8 +26,6 @@ from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, Shar
 from mail.message import QueueId, queue_id_time
 from mail.record import Accepted, Event, Pending, received_time
 from mail.settings import LogSettings
-
-ROUTER, DELIVERY = "router", "delivery"  # roles whose groups commit offsets
 
 CLOCK_SKEW_MAX = timedelta(minutes=5)  # between the ingress that assigned a queue id and the brokers
 _READ_SECONDS = 15.0  # without records, before a query fails

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from mail.log import LogNotAuthorized, LogUnavailable
-from mail.log.kafka.access import Access
+from mail.log.kafka.access import ROUTER, Access
 from mail.log.kafka.cluster_info import ClusterInfo
-from mail.log.kafka.history import ROUTER
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.topics import ACCEPTED, ALL_TOPICS, ATTEMPTED, DISPATCHED
 

@@ -8,7 +8,7 @@ of each key. Failures raise LogUnavailable, and `rewind` opens the shard again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
@@ -17,7 +17,8 @@ from typing import cast
 from aiokafka import ConsumerRecord, TopicPartition
 
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
-from mail.log.kafka.access import Access
+from mail.log.kafka.access import ROUTER, Access
+from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.decode import decode_pending, decode_record, read_compacted
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.transactional_producer import TransactionalProducer, batch_by_partition
@@ -32,30 +33,30 @@ _BATCH_INTERVAL_SECONDS = 0.1
 _BUSY_INPUTS = 4  # inputs per commit above which commits are spaced out
 
 Input = Entry[Accepted] | Entry[Attempted]
-FetchCommitted = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int | None]]]
 
 
 class KafkaRouterShard:
-    """`fetch_committed` reads the group's committed offsets; `on_routed` gets the number of accepted messages in a
-    commit. `may_open`: whether the group still counts this process as a member.
+    """`on_routed` gets the number of accepted messages in a commit. `may_open`: whether the group still counts this
+    process as a member.
     """
 
     def __init__(
         self,
         access: Access,
         number: int,
+        cluster_info: ClusterInfo,
+        commit_seconds: float,
         *,
         counts: Callable[[], ShardCounts],
-        producer: TransactionalProducer,
-        fetch_committed: FetchCommitted,
         on_routed: Callable[[int], None],
-        may_open: Callable[[], bool] = lambda: True,
+        may_open: Callable[[], bool],
     ) -> None:
         self.number = number
         self._access = access
         self._counts = counts
-        self._producer = producer
-        self._fetch_committed = fetch_committed
+        self._cluster_info = cluster_info
+        self._group = access.group(ROUTER)
+        self._producer = TransactionalProducer(access, f"{self._group}-{number}", self._group, commit_seconds)
         self._on_routed = on_routed
         self._may_open = may_open
         self._attempted = access.partition(ATTEMPTED, number)
@@ -107,7 +108,9 @@ class KafkaRouterShard:
             # The process paused and has not rejoined yet: opening now would fence the owner that the group has chosen.
             raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: rejoining the group")
         await self._producer.open()
-        await self._reader.open(await self._fetch_committed([self._attempted, self._accepted]))
+        partitions = (self._attempted, self._accepted)
+        committed = await self._cluster_info.committed_offsets(self._group, partitions)
+        await self._reader.open({tp: committed[tp].offset if tp in committed else None for tp in partitions})
         self._read_positions = {}
         self._read_count = 0
         self._has_committed = False
