@@ -169,13 +169,13 @@ async def test_invalid_and_unresponsive_query_clients_are_harmless(path: Path) -
     async with running(path, LogSettings(shards=2)) as log:
         await _fill(log)
         idle_clients = []
-        for words in (b"\n", b"x" * 100_000, b'{"kind": 5}\n', b"[]\n", b"\xff\n", b'{"kind": "pending"}\n'):
+        for request in (b"\n", b"x" * 100_000, b'{"kind": 5}\n', b"[]\n", b"\xff\n", b'{"kind": "pending"}\n'):
             client = socket.socket(socket.AF_UNIX)
             client.setblocking(False)
             loop = asyncio.get_running_loop()
             await loop.sock_connect(client, str(path) + ".sock")
             with suppress(OSError):
-                await loop.sock_sendall(client, words)
+                await loop.sock_sendall(client, request)
             idle_clients.append(client)  # and never reads
         await asyncio.sleep(0.05)
         await _query_all(EmbeddedHistory(path))
@@ -232,9 +232,9 @@ async def test_sigkill_loses_no_append_and_leaves_no_partial_commit(path: Path) 
         assert first, "the victim did not start"
         await asyncio.sleep(0.02 + 0.037 * round_number)
         os.kill(process.pid, signal.SIGKILL)
-        words = (first + await process.stdout.read()).decode().splitlines(keepends=True)
+        lines = (first + await process.stdout.read()).decode().splitlines(keepends=True)
         await process.wait()
-        confirmed |= {int(word[1:]) for word in words if word.endswith("\n")}
+        confirmed |= {int(line[1:]) for line in lines if line.endswith("\n")}
         start = max(confirmed) + 1000
     async with running(path) as log:
         async with router_shard_of(log) as shard:

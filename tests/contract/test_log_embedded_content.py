@@ -76,14 +76,14 @@ async def test_a_commit_that_shares_missing_content_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("statement", "what"),
+    ("statement", "reason"),
     [
         ("DELETE FROM body", "content is missing"),
         ("UPDATE body SET content = CAST(substr(content, 2) || x'00' AS BLOB)", "content is damaged"),
         ("UPDATE body SET content = 'text'", "content is damaged"),
     ],
 )
-async def test_damaged_content_stops_its_reader_and_is_named(tmp_path: Path, statement: str, what: str) -> None:
+async def test_damaged_content_stops_its_reader_and_is_named(tmp_path: Path, statement: str, reason: str) -> None:
     path = tmp_path / "log.db"
     async with running(path) as log:
         await log.append(accepted(1, BODY))
@@ -91,10 +91,10 @@ async def test_damaged_content_stops_its_reader_and_is_named(tmp_path: Path, sta
     log = EmbeddedLog(path, LogSettings())
     await log.start()
     try:
-        with pytest.raises(LogUnusable, match=rf"accepted, shard 0, offset 1 cannot be read: its {what}"):
+        with pytest.raises(LogUnusable, match=rf"accepted, shard 0, offset 1 cannot be read: its {reason}"):
             async with router_shard_of(log) as router:
                 await read_inputs(router, 1)
-        with pytest.raises((LogUnusable, LogUnavailable), match=what):
+        with pytest.raises((LogUnusable, LogUnavailable), match=reason):
             await log.unrouted_messages(accepted(1).message.queue_id)
     finally:
         await log.close()

@@ -130,12 +130,12 @@ async def test_a_first_start_on_a_full_disk_names_the_key(tmp_path: Path, monkey
 
 async def test_a_slow_router_commit_does_not_time_out(tmp_path: Path) -> None:
     """No client waits for it, and a retry would take as long again."""
-    let_go = threading.Event()
+    release = threading.Event()
     async with running(tmp_path / "log.db", LogSettings(append_timeout=timedelta(milliseconds=200))) as log:
         await log.append(accepted(1))
         async with router_shard_of(log) as shard:
             entries = await read_inputs(shard, 1)
-            blocked = asyncio.ensure_future(log.writer.query(lambda _: let_go.wait(20)))
+            blocked = asyncio.ensure_future(log.writer.query(lambda _: release.wait(20)))
             await asyncio.sleep(0.05)
             commit = asyncio.ensure_future(shard.commit([pending(1)], entries))
             with pytest.raises(LogUnavailable):
@@ -143,23 +143,23 @@ async def test_a_slow_router_commit_does_not_time_out(tmp_path: Path) -> None:
             await asyncio.gather(blocked, return_exceptions=True)
             assert isinstance(log.condition(), Down)
             assert not commit.done()
-            let_go.set()
+            release.set()
             await commit
             assert (await log.backlog()).accepted == 0
-            assert [line async for line in log.pending_deliveries()] == [pending(1)]
+            assert [record async for record in log.pending_deliveries()] == [pending(1)]
 
 
 async def test_small_reads_from_the_file_are_complete_and_in_order(tmp_path: Path) -> None:
     async with running(tmp_path / "log.db") as log:
         for number in range(30):
             await log.append(accepted(number))
-        seen: list[Accepted] = []
+        records: list[Accepted] = []
         async with router_shard_of(log) as shard:
             for number in range(30, 60):
-                seen += [
+                records += [
                     entry.record for entry in await shard.read(3, timedelta(0)) if isinstance(entry.record, Accepted)
                 ]
                 await log.append(accepted(number))
             while more := await shard.read(7, timedelta(0)):
-                seen += [entry.record for entry in more if isinstance(entry.record, Accepted)]
-        assert seen == [accepted(number) for number in range(60)]
+                records += [entry.record for entry in more if isinstance(entry.record, Accepted)]
+        assert records == [accepted(number) for number in range(60)]

@@ -48,16 +48,16 @@ async def test_a_full_disk_loses_nothing_and_recovers(path: Path) -> None:
 
 
 async def test_a_hanging_disk_times_out_and_late_appends_are_not_made(path: Path) -> None:
-    let_go = threading.Event()
+    release = threading.Event()
     async with running(path, LogSettings(append_timeout=timedelta(milliseconds=300))) as log:
-        blocked = log.writer.query(lambda _: let_go.wait(20))
+        blocked = log.writer.query(lambda _: release.wait(20))
         await asyncio.sleep(0.05)
         with pytest.raises(LogUnavailable):
             await log.append(accepted(1))
         assert isinstance(log.condition(), Down)
         with pytest.raises(LogUnavailable):
             await blocked
-        let_go.set()
+        release.set()
         async with asyncio.timeout(10):
             while not isinstance(log.condition(), Usable):
                 await asyncio.sleep(0.01)
@@ -68,13 +68,13 @@ async def test_a_hanging_disk_times_out_and_late_appends_are_not_made(path: Path
 
 async def test_the_log_recovers_from_a_hang_outside_of_requests(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All waiting requests time out; the log works afterwards."""
-    let_go, hangs = threading.Event(), threading.Event()
+    release, hangs = threading.Event(), threading.Event()
     check = DatabaseThread._check_disk
 
     def hang(self: DatabaseThread) -> None:
         if hangs.is_set():
             hangs.clear()
-            let_go.wait(20)
+            release.wait(20)
         check(self)
 
     monkeypatch.setattr(DatabaseThread, "_check_disk", hang)
@@ -84,7 +84,7 @@ async def test_the_log_recovers_from_a_hang_outside_of_requests(path: Path, monk
         with pytest.raises(LogUnavailable):
             await log.append(accepted(1))
         assert isinstance(log.condition(), Down)
-        let_go.set()
+        release.set()
         async with asyncio.timeout(5):
             while not isinstance(log.condition(), Usable):
                 await asyncio.sleep(0.01)
@@ -94,14 +94,14 @@ async def test_the_log_recovers_from_a_hang_outside_of_requests(path: Path, monk
 
 
 async def test_queued_bytes_are_bounded(path: Path) -> None:
-    let_go = threading.Event()
+    release = threading.Event()
     content = bytes(1 << 20)
     async with running(path) as log:
-        blocked = log.writer.query(lambda _: let_go.wait(20))
+        blocked = log.writer.query(lambda _: release.wait(20))
         tasks = [asyncio.ensure_future(log.append(accepted(n, content))) for n in range(80)]
         await asyncio.sleep(0.05)
         assert log.writer._queued_bytes < 34 << 20
-        let_go.set()
+        release.set()
         await blocked
         await asyncio.gather(*tasks)
         async with router_shard_of(log) as shard:
@@ -134,12 +134,12 @@ async def test_memory_and_database_return_each_entry_once(path: Path, monkeypatc
                 order.append(queue_id(n))
 
         appends = asyncio.gather(*(append() for _ in range(30)))
-        seen: list[int] = []
+        offsets: list[int] = []
         ids: list[str] = []
         while len(ids) < total:
             entries = await shard.read(len(ids) % 40 + 1, timedelta(seconds=5))
             assert entries
-            seen += [entry.offset for entry in entries]
+            offsets += [entry.offset for entry in entries]
             ids += [entry.record.message.queue_id for entry in entries if isinstance(entry.record, Accepted)]
             if len(ids) % 3:
                 await shard.commit([], entries)
@@ -148,7 +148,7 @@ async def test_memory_and_database_return_each_entry_once(path: Path, monkeypatc
                 await asyncio.sleep(0.002)
                 await shard.commit([], entries)
         await appends
-        assert seen == sorted(set(seen))
+        assert offsets == sorted(set(offsets))
         assert sorted(ids) == [queue_id(n) for n in range(total)]
         assert not await shard.read(1, timedelta(0))
 

@@ -32,12 +32,12 @@ async def test_no_client_connects_to_a_broker_with_an_open_circuit(
     await make_topics(settings)
     access = make_access(settings)
     hung = f"127.0.0.1:{brokers.port(2)}"
-    asked: list[str] = []
-    make = aiokafka_client.create_conn
+    connected: list[str] = []
+    create_conn = aiokafka_client.create_conn
 
-    async def counting(host: str, port: int, **how: Any) -> Any:
-        asked.append(f"{host}:{port}")
-        return await make(host, port, **how)
+    async def counting(host: str, port: int, **options: Any) -> Any:
+        connected.append(f"{host}:{port}")
+        return await create_conn(host, port, **options)
 
     monkeypatch.setattr(aiokafka_client, "create_conn", counting)
     partitions = [access.partition(topic, n) for topic in (ACCEPTED, QUEUE) for n in range(SHARDS)]
@@ -49,15 +49,15 @@ async def test_no_client_connects_to_a_broker_with_an_open_circuit(
             assert len(await cluster_info.topics(with_config=False)) > 0
         with pytest.raises(LogUnavailable):  # the broker leads some of these
             await reader.open(dict.fromkeys(partitions))
-        assert asked
-        assert hung not in asked
+        assert connected
+        assert hung not in connected
     finally:
         brokers.node(2).thaw()
     await wait_until(lambda: brokers.alive(observer=2) == {1, 2, 3}, what="broker 2 answers again")
 
     async def is_used() -> bool:
         await reader.open(dict.fromkeys(partitions))
-        return hung in asked
+        return hung in connected
 
     async with asyncio.timeout(30):
         while not await is_used():

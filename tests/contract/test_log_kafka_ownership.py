@@ -49,11 +49,11 @@ class ShardOwner:
     def __init__(self, own: Callable[..., Awaitable[None]]) -> None:
         self.stop = asyncio.Event()
         self.shards: dict[int, RouterShard | DeliveryShard] = {}
-        self.began: list[int] = []
+        self.processed: list[int] = []
         self._task = asyncio.ensure_future(own(self._process, self.stop))
 
     async def _process(self, shard: RouterShard | DeliveryShard) -> None:
-        self.began.append(shard.number)
+        self.processed.append(shard.number)
         self.shards[shard.number] = shard
         try:
             await cast("DeliveryShard", shard).lost.wait()
@@ -109,14 +109,14 @@ async def test_the_next_owner_ends_the_open_transaction_of_a_stale_owner(kafka_b
 
 async def test_a_joining_router_does_not_interrupt_the_other_shards(kafka_bootstrap: str) -> None:
     settings = settings_on(kafka_bootstrap, shards=4, delivery_shards=1)
-    async with running(settings) as one, running(settings) as two:
-        first = ShardOwner(one.own_router_shards)
+    async with running(settings) as first_log, running(settings) as second_log:
+        first = ShardOwner(first_log.own_router_shards)
         await first.owns(4)
-        second = ShardOwner(two.own_router_shards)
+        second = ShardOwner(second_log.own_router_shards)
         await second.owns(2)
         await first.owns(2)
         assert not set(first.shards) & set(second.shards)
-        assert sorted(first.began) == [0, 1, 2, 3]  # the remaining shards were not interrupted
+        assert sorted(first.processed) == [0, 1, 2, 3]  # the remaining shards were not interrupted
         await second.leave()
         await first.owns(4)
         await first.leave()
@@ -127,8 +127,8 @@ async def test_deliveries_finished_during_a_drain_are_committed(kafka_bootstrap:
     drain.
     """
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
-    async with running(settings) as one, running(settings) as two:
-        async with router_shard_of(one) as router:
+    async with running(settings) as first_log, running(settings) as second_log:
+        async with router_shard_of(first_log) as router:
             await router.commit([dispatched(n) for n in range(6)], [])
         revoked = asyncio.Event()
 
@@ -142,11 +142,11 @@ async def test_deliveries_finished_during_a_drain_are_committed(kafka_bootstrap:
             await shard.finish(entries[1], attempted(1))
 
         stop = asyncio.Event()
-        busy = asyncio.ensure_future(one.own_delivery_shards(work, stop))
+        busy = asyncio.ensure_future(first_log.own_delivery_shards(work, stop))
         await asyncio.sleep(1.5)
         stop.set()
         await revoked.wait()
-        async with delivery_shard_of(two) as deliverer:
+        async with delivery_shard_of(second_log) as deliverer:
             again = [entry.record for entry in await read_dispatches(deliverer, 4)]
         await busy
         assert again == [dispatched(n) for n in (0, 2, 3, 5)]
@@ -167,8 +167,8 @@ async def test_a_drain_that_takes_too_long_is_cancelled(kafka_bootstrap: str, mo
     started_after: dict[int, list[int]] = {}  # by the second owner: the shards cancelled until then
     again: list[Entry[Dispatched]] = []
 
-    async with running(settings) as one, running(settings) as two:
-        shards = {n: place(dispatch_to_site(n), one.counts).shard for n in range(20)}
+    async with running(settings) as first_log, running(settings) as second_log:
+        shards = {n: place(dispatch_to_site(n), first_log.counts).shard for n in range(20)}
 
         async def hang(shard: DeliveryShard) -> None:
             if shard.number in stuck:  # the shard that stays here, processed again
@@ -188,12 +188,12 @@ async def test_a_drain_that_takes_too_long_is_cancelled(kafka_bootstrap: str, mo
             again.extend(await read_dispatches(shard, len(stuck[shard.number][1]) - 1))
             await shard.lost.wait()
 
-        async with router_shard_of(one) as router:
+        async with router_shard_of(first_log) as router:
             await router.commit([dispatch_to_site(n) for n in shards], [])
         stop = asyncio.Event()
-        first = asyncio.ensure_future(one.own_delivery_shards(hang, stop))
+        first = asyncio.ensure_future(first_log.own_delivery_shards(hang, stop))
         await wait_until(lambda: len(stuck) == 2, what="both shards to be processed")
-        second = asyncio.ensure_future(two.own_delivery_shards(take, stop))
+        second = asyncio.ensure_future(second_log.own_delivery_shards(take, stop))
         await wait_until(lambda: again, deadline_seconds=30, what="the second owner's entries")
         ((number, before),) = started_after.items()
         assert number in before
@@ -203,7 +203,7 @@ async def test_a_drain_that_takes_too_long_is_cancelled(kafka_bootstrap: str, mo
             await shard.finish(entries[0], _report(entries[0]))
         stop.set()
         await asyncio.gather(first, second)
-        async with router_shard_of(one) as router:
+        async with router_shard_of(first_log) as router:
             reports = records_of(await read_inputs(router, 2))
             assert not await router.read(10, timedelta(0))
     wanted = [_report(entries[1]) for _, entries in stuck.values()]
@@ -273,21 +273,21 @@ async def test_an_unreadable_record_stops_its_shard_and_no_other(
     await make_topics(settings)
     await append_frame(settings, ACCEPTED, 0, frame_of_version(9, accepted(1)))
     monkeypatch.setattr(membership, "_UNREADABLE_RETRY_SECONDS", 0.5)
-    seen: list[int] = []
+    offsets: list[int] = []
     tries = 0
 
     async def process(shard: RouterShard) -> None:
         nonlocal tries
         tries += shard.number == 0
         while True:
-            seen.extend(entry.offset for entry in await shard.read(10, SOON))
+            offsets.extend(entry.offset for entry in await shard.read(10, SOON))
 
     async with running(settings) as log:
         stop = asyncio.Event()
         owning = asyncio.ensure_future(log.own_router_shards(process, stop))
         other = next(n for n in range(100) if place(accepted(n), log.counts).shard == 1)
         await log.append(accepted(other))
-        await wait_until(lambda: len(seen) == 1, what="the other shard's message")
+        await wait_until(lambda: len(offsets) == 1, what="the other shard's message")
         await wait_until(lambda: tries >= 2, what="a retry of the stopped shard")
         assert not owning.done()
         stop.set()
@@ -302,7 +302,7 @@ async def test_new_partitions_of_dispatched_lose_nothing(kafka_bootstrap: str, m
     def dispatch_to_site(n: int) -> Dispatched:
         return dispatched(n, ToMx(f"d{n}.test", ((10, f"mx{n}.test"),)))
 
-    got: list[Entry[Dispatched]] = []
+    entries: list[Entry[Dispatched]] = []
 
     async def process(shard: DeliveryShard) -> None:
         while True:
@@ -310,7 +310,7 @@ async def test_new_partitions_of_dispatched_lose_nothing(kafka_bootstrap: str, m
                 await shard.finish(
                     entry, attempted(int(entry.record.delivery.route.site.removeprefix("mx:mx").partition(".")[0]))
                 )
-                got.append(entry)
+                entries.append(entry)
 
     async with running(settings) as log:
         stop = asyncio.Event()
@@ -319,18 +319,18 @@ async def test_new_partitions_of_dispatched_lose_nothing(kafka_bootstrap: str, m
         await owner.owns(1)
         router = cast("RouterShard", owner.shards[0])
         await router.commit([dispatch_to_site(n) for n in range(10)], [])
-        await wait_until(lambda: len(got) == 10, what="ten")
+        await wait_until(lambda: len(entries) == 10, what="ten")
         await add_partitions(settings.model_copy(update={"delivery_shards": 4}))
         await wait_until(lambda: log.counts.by_site == 4, what="four shards")
         await router.commit([dispatch_to_site(n) for n in range(10, 50)], [])
-        await wait_until(lambda: len(got) == 50, deadline_seconds=40, what="all fifty")
+        await wait_until(lambda: len(entries) == 50, deadline_seconds=40, what="all fifty")
         await owner.leave()
         stop.set()
         await delivery
-    assert sorted(entry.record.delivery.id for entry in got) == sorted(
+    assert sorted(entry.record.delivery.id for entry in entries) == sorted(
         dispatch_to_site(n).delivery.id for n in range(50)
     )
-    assert {entry.shard for entry in got} == {0, 1, 2, 3}
+    assert {entry.shard for entry in entries} == {0, 1, 2, 3}
 
 
 async def add_partitions(settings: LogSettings) -> None:

@@ -62,9 +62,9 @@ async def test_mail_for_unsafe_topics_of_a_dedicated_tenant_is_refused(bootstrap
         condition = log.condition("acme")  # known before any content is sent
         assert isinstance(condition, Down)
         assert "has 1 replica" in condition.reason
-        theirs = replace(accepted(1), message=replace(accepted(1).message, tenant="acme"))
+        tenant_message = replace(accepted(1), message=replace(accepted(1).message, tenant="acme"))
         with pytest.raises(LogUnavailable, match=r"acme.*has 1 replica"):
-            await log.append(theirs)
+            await log.append(tenant_message)
         assert isinstance(log.condition("acme"), Down)
         await log.append(accepted(2))
         assert isinstance(log.condition(), Usable)
@@ -87,9 +87,9 @@ async def test_more_replicas_than_brokers_are_reported_with_their_number(bootstr
     (warning,) = [each for each in lines if each["event"] == "more replicas than brokers"]
     assert line in warning["error"]
     async with ClusterInfo(make_access(settings)) as cluster_info:
-        found = list(problems(await cluster_info.topics(), settings))
-    assert len(found) == len(ALL_TOPICS)
-    assert all("has 3 replicas, but log.replication = 5" in each.text and not each.fatal for each in found)
+        topic_problems = list(problems(await cluster_info.topics(), settings))
+    assert len(topic_problems) == len(ALL_TOPICS)
+    assert all("has 3 replicas, but log.replication = 5" in each.text and not each.fatal for each in topic_problems)
 
 
 async def test_created_topics_are_known_to_every_broker(bootstrap: str) -> None:

@@ -85,15 +85,17 @@ async def test_an_excluded_member_commits_nothing(kafka_bootstrap: str, monkeypa
         await member.commit({at: OffsetAndMetadata(7, "")})
         coordinator: GroupCoordinator = member._consumer._coordinator
         send = AIOKafkaConnection.send
-        mine = member._consumer._client
+        client = member._consumer._client
 
-        def maybe(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
-            to_coordinator = [one for (_, kind), one in mine._conns.items() if kind == ConnectionGroup.COORDINATION]
+        def send_unless_cut(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+            to_coordinator = [
+                other for (_, kind), other in client._conns.items() if kind == ConnectionGroup.COORDINATION
+            ]
             if connection in to_coordinator and not isinstance(request, OffsetCommitRequest):
                 raise KafkaConnectionError("only commits reach the coordinator")
             return send(connection, request, expect_response)
 
-        monkeypatch.setattr(AIOKafkaConnection, "send", maybe)
+        monkeypatch.setattr(AIOKafkaConnection, "send", send_unless_cut)
         async with asyncio.timeout(40):
             while (await cluster_info.describe_groups([group]))[group][1]:
                 await asyncio.sleep(0.2)
@@ -111,7 +113,7 @@ async def test_a_member_whose_heartbeat_task_died_rejoins_the_group(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=1)
-    beat = GroupCoordinator._do_heartbeat
+    do_heartbeat = GroupCoordinator._do_heartbeat
     fails_next = False
 
     async def once(self: GroupCoordinator) -> bool:
@@ -119,15 +121,15 @@ async def test_a_member_whose_heartbeat_task_died_rejoins_the_group(
         if fails_next:
             fails_next = False
             raise KafkaError("an unknown error code")
-        return bool(await beat(self))
+        return bool(await do_heartbeat(self))
 
     monkeypatch.setattr(GroupCoordinator, "_do_heartbeat", once)
     async with running(settings) as log:
         owner = ShardOwner(log.own_router_shards)
         await owner.owns(2)
-        before = list(owner.began)
+        before = list(owner.processed)
         fails_next = True
-        await wait_until(lambda: len(owner.began) >= len(before) + 2, deadline_seconds=30, what="owning both again")
+        await wait_until(lambda: len(owner.processed) >= len(before) + 2, deadline_seconds=30, what="owning both again")
         await owner.owns(2)
         async with ClusterInfo(make_access(settings)) as cluster_info:
             assert (await cluster_info.describe_groups([f"{settings.prefix}router"]))[f"{settings.prefix}router"][
@@ -165,16 +167,16 @@ async def test_a_stuck_reader_is_reopened(kafka_bootstrap: str, monkeypatch: pyt
     async with running(settings) as log:
         async with router_shard_of(log) as router:
             await router.commit([dispatched(0)], [])
-        got: list[int] = []
+        offsets: list[int] = []
 
         async def process(shard: DeliveryShard) -> None:
             while True:
                 for entry in await shard.read(10):
-                    got.append(entry.offset)
+                    offsets.append(entry.offset)
 
         stop = asyncio.Event()
         delivery = asyncio.ensure_future(log.own_delivery_shards(process, stop))
-        await wait_until(lambda: len(got) == 1, what="the first")
+        await wait_until(lambda: len(offsets) == 1, what="the first")
         assert log._delivery is not None
         (shard,) = log._delivery.shards
         consumer = shard._reader._consumer
@@ -182,7 +184,7 @@ async def test_a_stuck_reader_is_reopened(kafka_bootstrap: str, monkeypatch: pyt
         consumer.pause(shard.partition)  # it fetches nothing more, without an error
         async with router_shard_of(log) as router:
             await router.commit([dispatched(1)], [])
-        await wait_until(lambda: len(got) == 2, deadline_seconds=20, what="the second record, from a new consumer")
+        await wait_until(lambda: len(offsets) == 2, deadline_seconds=20, what="the second record, from a new consumer")
         stop.set()
         await delivery
 
@@ -191,16 +193,16 @@ async def test_records_that_a_lost_shard_did_not_return_are_not_committed(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
-    fetched, take = asyncio.Event(), PartitionReader.read
+    fetched, read = asyncio.Event(), PartitionReader.read
 
     async def slow(
         self: PartitionReader, limit: int, wait_seconds: float, partitions: Sequence[TopicPartition] = ()
     ) -> Any:
-        found = await take(self, limit, wait_seconds, partitions)
-        if found and wait_seconds:
+        records = await read(self, limit, wait_seconds, partitions)
+        if records and wait_seconds:
             fetched.set()
             await asyncio.sleep(60)
-        return found
+        return records
 
     async with running(settings) as log:
         for n in range(3):
@@ -210,13 +212,13 @@ async def test_records_that_a_lost_shard_did_not_return_are_not_committed(
             assert isinstance(router, KafkaRouterShard)
             assert not await router.read(10, timedelta(seconds=0.2))
             monkeypatch.setattr(PartitionReader, "read", slow)
-            taking = asyncio.ensure_future(router.read(10, timedelta(seconds=30)))
+            read_task = asyncio.ensure_future(router.read(10, timedelta(seconds=30)))
             await asyncio.sleep(0.1)
             await log.append(accepted(3))
             await fetched.wait()
             router.revoke()
             with pytest.raises(ShardLost):
-                await taking
+                await read_task
             await router.commit([], first)
             monkeypatch.undo()
         async with router_shard_of(log) as router:
@@ -248,15 +250,17 @@ async def test_a_member_without_confirmed_heartbeats_starts_no_deliveries(
         assert log._delivery is not None
         assert log._delivery._consumer is not None
         send = AIOKafkaConnection.send
-        mine = log._delivery._consumer._client
+        client = log._delivery._consumer._client
 
-        def maybe(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
-            to_coordinator = [one for (_, group), one in mine._conns.items() if group == ConnectionGroup.COORDINATION]
+        def send_unless_cut(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+            to_coordinator = [
+                other for (_, group), other in client._conns.items() if group == ConnectionGroup.COORDINATION
+            ]
             if connection in to_coordinator:
                 raise KafkaConnectionError("the connection to the coordinator is cut")
             return send(connection, request, expect_response)
 
-        monkeypatch.setattr(AIOKafkaConnection, "send", maybe)
+        monkeypatch.setattr(AIOKafkaConnection, "send", send_unless_cut)
         second = asyncio.ensure_future(other.own_delivery_shards(process_as("second"), stop))
         for begin in range(0, 60, 15):
             async with router_shard_of(reporting) as router:

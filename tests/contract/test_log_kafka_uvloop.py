@@ -69,7 +69,7 @@ async def test_a_reset_does_not_end_the_metadata_task(kafka_bootstrap: str) -> N
             assert await consumer._client.force_metadata_update()
         await owner.owns(2)
         assert _consumer(log) is consumer
-        assert sorted(owner.began) == [0, 1]
+        assert sorted(owner.processed) == [0, 1]
         await owner.leave()
 
 
@@ -82,7 +82,8 @@ async def test_a_reset_does_not_end_the_heartbeat(kafka_bootstrap: str) -> None:
         (closed,) = _reset(client, ConnectionGroup.COORDINATION)
         await wait_until(
             lambda: any(
-                group == ConnectionGroup.COORDINATION and one is not closed for (_, group), one in client._conns.items()
+                group == ConnectionGroup.COORDINATION and connection is not closed
+                for (_, group), connection in client._conns.items()
             ),
             deadline_seconds=4,
             what="another connection",
@@ -92,7 +93,7 @@ async def test_a_reset_does_not_end_the_heartbeat(kafka_bootstrap: str) -> None:
         assert consumer._coordinator.generation == generation
         assert log._router is not None
         assert log._router.is_member
-        assert sorted(owner.began) == [0, 1]
+        assert sorted(owner.processed) == [0, 1]
         await owner.leave()
 
 
@@ -121,7 +122,7 @@ async def test_a_leader_whose_metadata_task_ended_rejoins_within_a_session(kafka
         consumer._client._metadata_update = broken
         consumer._client.force_metadata_update()
         consumer._coordinator.request_rejoin()
-        await wait_until(lambda: len(owner.began) == 4, deadline_seconds=4.5, what="owning both again")
+        await wait_until(lambda: len(owner.processed) == 4, deadline_seconds=4.5, what="owning both again")
         assert _consumer(log) is not consumer
         assert consumer._coordinator._coordination_task.done()
         assert not any(connection.connected() for connection in consumer._client._conns.values())
@@ -142,7 +143,7 @@ async def test_a_leader_that_hangs_in_a_rebalance_is_replaced(
         consumer = _consumer(log)
         consumer._client._maybe_wait_metadata = asyncio.Event().wait
         consumer._coordinator.request_rejoin()
-        await wait_until(lambda: len(owner.began) == 4, deadline_seconds=25, what="owning both again")
+        await wait_until(lambda: len(owner.processed) == 4, deadline_seconds=25, what="owning both again")
         await owner.owns(2)
         assert _consumer(log) is not consumer
         await owner.leave()

@@ -142,27 +142,29 @@ class CommitTests:
         fold: dict[str, Pending] = {}
         for step in range(60):
             number = step * 7 % 13
-            line: Pending | Settled = Settled(delivery(number).id) if step % 4 == 3 else pending(number, attempts=step)
-            shard_number = place(line, log.counts).shard
+            record: Pending | Settled = (
+                Settled(delivery(number).id) if step % 4 == 3 else pending(number, attempts=step)
+            )
+            shard_number = place(record, log.counts).shard
             async with router_shard_of(log, shard_number) as shard:
-                await shard.commit([line], [])
-            match line:
+                await shard.commit([record], [])
+            match record:
                 case Pending():
-                    fold[line.delivery.id] = line
+                    fold[record.delivery.id] = record
                 case Settled():
-                    fold.pop(line.delivery_id, None)
+                    fold.pop(record.delivery_id, None)
         assert 0 < len(fold) < 13
         await log.close()
         log = await harness.make(LogSettings(shards=2))
-        found: list[Pending] = []
+        replayed: list[Pending] = []
         for number in range(2):
             async with router_shard_of(log, number) as shard:
-                mine = await replay_all(shard)
-                assert all(place(line, log.counts).shard == number for line in mine)
-                found += mine
-        assert {line.delivery.id: line for line in found} == fold
-        assert len(found) == len(fold)
-        assert sorted([line async for line in log.pending_deliveries()], key=repr) == sorted(found, key=repr)
+                shard_records = await replay_all(shard)
+                assert all(place(record, log.counts).shard == number for record in shard_records)
+                replayed += shard_records
+        assert {record.delivery.id: record for record in replayed} == fold
+        assert len(replayed) == len(fold)
+        assert sorted([record async for record in log.pending_deliveries()], key=repr) == sorted(replayed, key=repr)
         await log.close()
 
     async def test_the_last_pending_record_of_a_commit_counts(self, harness: Harness) -> None:
@@ -179,10 +181,10 @@ class CommitTests:
             for part in (1, 2, 10):
                 await log.append(pending(number, part=part))
         for number in (0, 17):
-            found = [line async for line in log.pending_deliveries(queue_id(number))]
-            assert sorted(found, key=repr) == sorted((pending(number, part=p) for p in (1, 2, 10)), key=repr)
-        assert [line async for line in log.pending_deliveries(queue_id(99))] == []
-        assert len([line async for line in log.pending_deliveries()]) == 90
+            replayed = [record async for record in log.pending_deliveries(queue_id(number))]
+            assert sorted(replayed, key=repr) == sorted((pending(number, part=p) for p in (1, 2, 10)), key=repr)
+        assert [record async for record in log.pending_deliveries(queue_id(99))] == []
+        assert len([record async for record in log.pending_deliveries()]) == 90
         await log.close()
 
     async def test_a_long_replay_is_read_in_batches(self, harness: Harness) -> None:
@@ -191,7 +193,7 @@ class CommitTests:
             await shard.commit([pending(n) for n in range(1200)], [])
             batches = [batch async for batch in shard.replay()]
         assert len(batches) > 1
-        assert sorted(line.delivery.id for batch in batches for line in batch) == sorted(
+        assert sorted(record.delivery.id for batch in batches for record in batch) == sorted(
             delivery(n).id for n in range(1200)
         )
         await log.close()

@@ -66,17 +66,17 @@ async def delivery_shard_of(log: Log, number: int = 0) -> AsyncIterator[Delivery
 
 @asynccontextmanager
 async def _owned_shard(own: Callable[..., Awaitable[None]], number: int, seconds: float) -> AsyncIterator[T]:  # type: ignore[type-var]
-    stop, found = asyncio.Event(), asyncio.get_running_loop().create_future()
+    stop, owned = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     async def process(shard: T) -> None:
         if shard.number == number:  # type: ignore[attr-defined]
-            found.set_result(shard)
+            owned.set_result(shard)
         await stop.wait()
 
     owner = asyncio.ensure_future(own(process, stop))
     try:
         async with asyncio.timeout(seconds):
-            yield await found
+            yield await owned
     finally:
         stop.set()
         await owner
@@ -101,19 +101,19 @@ async def read_dispatches(shard: DeliveryShard, count: int) -> list[Entry[Dispat
 
 
 async def replay_all(shard: RouterShard) -> list[Pending]:
-    return [line async for batch in shard.replay() for line in batch]
+    return [record async for batch in shard.replay() for record in batch]
 
 
 def records_of(entries: Sequence[Entry[Accepted] | Entry[Attempted]]) -> list[Record]:
     return [entry.record for entry in entries]
 
 
-async def eventually_equals(query: Callable[[], Awaitable[T]], wanted: T) -> None:
+async def eventually_equals(query: Callable[[], Awaitable[T]], expected: T) -> None:
     """Another process may see a commit with a delay; its owner sees it at once."""
     end = asyncio.get_running_loop().time() + 5
-    while (found := await query()) != wanted and asyncio.get_running_loop().time() < end:
+    while (result := await query()) != expected and asyncio.get_running_loop().time() < end:
         await asyncio.sleep(0.02)
-    assert found == wanted
+    assert result == expected
 
 
 async def events(log: Log, number: int) -> list[Event]:

@@ -36,27 +36,29 @@ class OwnershipLedger:
         self.read_after_finish: list[str] = []
 
     @contextmanager
-    def processing(self, number: int, who: str) -> Iterator[None]:
+    def processing(self, number: int, owner: str) -> Iterator[None]:
         others = self.active_owners[number]
         if others:
-            self.overlaps.append(f"{who} started shard {number} while {', '.join(others)} processed it")
-        others.append(who)
-        self.owners_by_shard[number].append(who)
+            self.overlaps.append(f"{owner} started shard {number} while {', '.join(others)} processed it")
+        others.append(owner)
+        self.owners_by_shard[number].append(owner)
         try:
             yield
         finally:
-            others.remove(who)
+            others.remove(owner)
 
-    def record_read(self, entry: Entry[Dispatched], who: str) -> None:
+    def record_read(self, entry: Entry[Dispatched], owner: str) -> None:
         delivery_id = entry.record.delivery.id
         self.deliveries_read[delivery_id] += 1
         if delivery_id in self.finished:
-            self.read_after_finish.append(f"{who} read {delivery_id} of shard {entry.shard}, which was finished")
+            self.read_after_finish.append(f"{owner} read {delivery_id} of shard {entry.shard}, which was finished")
 
     @property
     def handovers(self) -> int:
         """How often a shard changed its owner."""
-        return sum(one != next_one for turns in self.owners_by_shard.values() for one, next_one in pairwise(turns))
+        return sum(
+            previous != current for owners in self.owners_by_shard.values() for previous, current in pairwise(owners)
+        )
 
 
 class Owner:

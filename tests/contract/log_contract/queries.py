@@ -39,13 +39,13 @@ class QueryTests:
     async def test_history_has_the_events_of_one_message_in_order(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2))
         base = datetime.now(UTC)
-        mine = [event(1, time=base + timedelta(seconds=n)) for n in range(4)]
-        async with router_shard_of(log, place(mine[0], log.counts).shard) as shard:
-            for one in mine:
-                await shard.commit([one], [])
+        own_events = [event(1, time=base + timedelta(seconds=n)) for n in range(4)]
+        async with router_shard_of(log, place(own_events[0], log.counts).shard) as shard:
+            for own_event in own_events:
+                await shard.commit([own_event], [])
         async with router_shard_of(log, place(event(2), log.counts).shard) as shard:
             await shard.commit([event(2, time=base)], [])
-        await eventually_equals(lambda: events(log, 1), mine)
+        await eventually_equals(lambda: events(log, 1), own_events)
         assert await events(log, 7) == []
         await log.close()
 

@@ -67,11 +67,11 @@ class ReadTests:
         for record in records:
             await log.append(record)
         for number in range(3):
-            mine = [record for record in records if place(record, log.counts).shard == number]
-            assert mine  # the sample reaches every shard
+            expected = [record for record in records if place(record, log.counts).shard == number]
+            assert expected  # the sample reaches every shard
             async with router_shard_of(log, number) as shard:
                 assert shard.number == number
-                assert records_of(await read_inputs(shard, len(mine))) == mine
+                assert records_of(await read_inputs(shard, len(expected))) == expected
                 assert not await shard.read(10, NOW)
         await log.close()
 
@@ -86,10 +86,10 @@ class ReadTests:
         async with router_shard_of(log) as router:
             await router.commit(outputs, [])
         for number in range(3):
-            mine = [record for record in outputs if place(record, log.counts).shard == number]
-            assert mine
+            expected = [record for record in outputs if place(record, log.counts).shard == number]
+            assert expected
             async with delivery_shard_of(log, number) as shard:
-                assert [e.record for e in await read_dispatches(shard, len(mine))] == mine
+                assert [e.record for e in await read_dispatches(shard, len(expected))] == expected
         await log.close()
 
     async def test_a_read_waits_for_the_first_record_within_its_limit(self, harness: Harness) -> None:

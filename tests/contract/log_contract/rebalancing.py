@@ -173,11 +173,11 @@ class RebalanceTests:
 
 async def _reports(router: RouterShard) -> list[DeliveryId]:
     """Attempts in order, up to the last."""
-    found: list[DeliveryId] = []
-    while delivery_id(queue_id(LAST), 1) not in found:
+    delivery_ids: list[DeliveryId] = []
+    while delivery_id(queue_id(LAST), 1) not in delivery_ids:
         records = records_of(await read_inputs(router, 1))
-        found += [record.delivery_id for record in records if isinstance(record, Attempted)]
-    return found
+        delivery_ids += [record.delivery_id for record in records if isinstance(record, Attempted)]
+    return delivery_ids
 
 
 async def _up_to_last(shard: DeliveryShard) -> list[Entry[Dispatched]]:

@@ -55,5 +55,5 @@ class UnknownVersionTests:
         log = await harness.make(LogSettings())
         await harness.append_frame(log, QUEUE, 0, frame_of_version(9, pending(1)), place(pending(1), log.counts).key)
         with pytest.raises(LogUnusable, match=r"queue, .*version is 9"):
-            _ = [line async for line in log.pending_deliveries(None if number is None else queue_id(number))]
+            _ = [record async for record in log.pending_deliveries(None if number is None else queue_id(number))]
         await log.close()

@@ -77,13 +77,13 @@ def test_a_truncated_response_is_refused_or_has_fewer_features() -> None:
 
 
 def test_the_request_begins_with_its_length() -> None:
-    asked = encode_request()
-    assert response_size(asked[:4]) == len(asked) - 4 < RESPONSE_BYTES_MAX
+    request = encode_request()
+    assert response_size(request[:4]) == len(request) - 4 < RESPONSE_BYTES_MAX
 
 
 @pytest.mark.parametrize(
-    ("theirs", "apart"),
+    ("broker_time", "offset"),
     [(100.5, 0.0), (101.0, 0.0), (103.5, 2.5), (99.9995, 0.0), (97.999, -2.0)],
 )
-def test_clock_offset_excludes_the_request_time(theirs: float, apart: float) -> None:
-    assert clock_offset(100.0, 101.0, theirs) == pytest.approx(apart)
+def test_clock_offset_excludes_the_request_time(broker_time: float, offset: float) -> None:
+    assert clock_offset(100.0, 101.0, broker_time) == pytest.approx(offset)

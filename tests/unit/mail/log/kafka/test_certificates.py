@@ -56,10 +56,10 @@ def expiry_of(pair: Pair) -> float:
 
 @asynccontextmanager
 async def watched(mount: Mount) -> AsyncIterator[Certificates]:
-    one = Certificates(settings(mount))
-    watching = asyncio.create_task(one.watch())
+    loaded = Certificates(settings(mount))
+    watching = asyncio.create_task(loaded.watch())
     try:
-        yield one
+        yield loaded
     finally:
         watching.cancel()
 
@@ -72,10 +72,10 @@ async def presented(context: ssl.SSLContext, authority: Authority, tmp_path: Pat
     server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=authority.pem.decode())
     server_context.load_cert_chain(path)
     server_context.verify_mode = ssl.CERT_REQUIRED
-    seen: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    peer_certificate: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.set_result(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
+        peer_certificate.set_result(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_context)
@@ -83,34 +83,34 @@ async def presented(context: ssl.SSLContext, authority: Authority, tmp_path: Pat
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), ssl=context)
         await reader.read()
         writer.close()
-        return load_der_x509_certificate(await seen).serial_number
+        return load_der_x509_certificate(await peer_certificate).serial_number
 
 
 async def test_new_connections_present_the_new_certificate(mount: Mount, authority: Authority, tmp_path: Path) -> None:
     first, second = authority.issue("first", YEAR), authority.issue("second", timedelta(days=9))
     mount.put(first.certificate, first.key)
-    async with watched(mount) as one:
-        assert await presented(one.context, authority, tmp_path) == first.serial
-        assert (shown_expiry(), one.warnings()) == (expiry_of(first), ())
+    async with watched(mount) as loaded:
+        assert await presented(loaded.context, authority, tmp_path) == first.serial
+        assert (shown_expiry(), loaded.warnings()) == (expiry_of(first), ())
         mount.put(second.certificate, second.key)
         await wait_until(lambda: shown_expiry() == expiry_of(second), what="the new certificate")
-        assert await presented(one.context, authority, tmp_path) == second.serial
-        (line,) = one.warnings()
+        assert await presented(loaded.context, authority, tmp_path) == second.serial
+        (line,) = loaded.warnings()
         assert line.startswith("log.tls_cert: the loaded certificate expires on ")
 
 
 @pytest.mark.parametrize(
-    "how",
+    "change",
     ["no certificate", "another key", "no files", "a key with a passphrase", "expired", "a damaged version"],
 )
 async def test_an_unusable_new_pair_leaves_the_loaded_pair_in_use(
-    mount: Mount, authority: Authority, tmp_path: Path, how: str
+    mount: Mount, authority: Authority, tmp_path: Path, change: str
 ) -> None:
     first, second, third = (authority.issue(name, number * YEAR) for number, name in enumerate(("a", "b", "c"), 1))
     mount.put(first.certificate, first.key)
-    async with watched(mount) as one:
+    async with watched(mount) as loaded:
         with capture_logs() as lines:
-            match how:
+            match change:
                 case "no certificate":
                     mount.put(b"-----BEGIN CERTIFICATE-----\nx\n", second.key)
                 case "another key":
@@ -131,19 +131,19 @@ async def test_an_unusable_new_pair_leaves_the_loaded_pair_in_use(
         (line,) = lines  # logged once
         assert line["event"] == "certificates not reloaded, the loaded ones stay in use"
         assert "log.tls_cert" in line["error"]
-        assert await presented(one.context, authority, tmp_path) == first.serial
+        assert await presented(loaded.context, authority, tmp_path) == first.serial
         assert shown_expiry() == expiry_of(first)
         mount.put(third.certificate, third.key)
         await wait_until(lambda: shown_expiry() == expiry_of(third), what="the repaired pair")
-        assert await presented(one.context, authority, tmp_path) == third.serial
+        assert await presented(loaded.context, authority, tmp_path) == third.serial
 
 
 async def test_a_pair_written_in_two_steps_is_loaded_when_complete(mount: Mount, authority: Authority) -> None:
     first, second = authority.issue("first", YEAR), authority.issue("second", timedelta(days=300))
     mount.put(first.certificate, first.key)
-    one = Certificates(settings(mount))
+    loaded = Certificates(settings(mount))
     polls = 0
-    state = one._files_state
+    state = loaded._files_state
 
     def count_poll() -> certificates._FilesState:
         nonlocal polls
@@ -154,9 +154,9 @@ async def test_a_pair_written_in_two_steps_is_loaded_when_complete(mount: Mount,
             mount.key.write_bytes(second.key)
         return state()
 
-    one._files_state = count_poll  # type: ignore[method-assign]
+    loaded._files_state = count_poll  # type: ignore[method-assign]
     with capture_logs() as lines:
-        watching = asyncio.create_task(one.watch())
+        watching = asyncio.create_task(loaded.watch())
         await wait_until(lambda: shown_expiry() == expiry_of(second), what="the new certificate")
         watching.cancel()
     assert [line["event"] for line in lines] == ["certificates reloaded"]
@@ -166,16 +166,16 @@ async def test_an_added_authority_is_trusted(mount: Mount, authority: Authority,
     first = authority.issue("first", YEAR)
     mount.put(first.certificate, first.key)
     other = Authority.new()
-    async with watched(mount) as one:
+    async with watched(mount) as loaded:
         with pytest.raises(ssl.SSLError):
-            await presented(one.context, other, tmp_path)
+            await presented(loaded.context, other, tmp_path)
         (tmp_path / "ca.pem").write_bytes(authority.pem + other.pem)
         with capture_logs() as lines:
             await wait_until(lambda: lines, what="a line")
-        theirs = other.issue("client", 2 * YEAR)
-        mount.put(theirs.certificate, theirs.key)
-        await wait_until(lambda: shown_expiry() == expiry_of(theirs))
-        assert await presented(one.context, other, tmp_path) == theirs.serial
+        issued = other.issue("client", 2 * YEAR)
+        mount.put(issued.certificate, issued.key)
+        await wait_until(lambda: shown_expiry() == expiry_of(issued))
+        assert await presented(loaded.context, other, tmp_path) == issued.serial
 
 
 async def test_a_reload_is_retried_after_a_transient_error(
@@ -184,8 +184,8 @@ async def test_a_reload_is_retried_after_a_transient_error(
     """The files do not change again; reading them fails three times."""
     first, second = authority.issue("first", YEAR), authority.issue("second", timedelta(days=300))
     mount.put(first.certificate, first.key)
-    one = Certificates(settings(mount))
-    load, failures = one._load_pair, 3
+    loaded = Certificates(settings(mount))
+    load, failures = loaded._load_pair, 3
 
     def fails(context: ssl.SSLContext) -> None:
         nonlocal failures
@@ -194,10 +194,10 @@ async def test_a_reload_is_retried_after_a_transient_error(
             raise LogUnusable("log.tls_cert: Stale file handle")
         load(context)
 
-    monkeypatch.setattr(one, "_load_pair", fails)
+    monkeypatch.setattr(loaded, "_load_pair", fails)
     mount.put(second.certificate, second.key)
     with capture_logs() as lines:
-        watching = asyncio.create_task(one.watch())
+        watching = asyncio.create_task(loaded.watch())
         await wait_until(lambda: shown_expiry() == expiry_of(second), what="the new certificate")
         watching.cancel()
     assert [line["event"] for line in lines] == [

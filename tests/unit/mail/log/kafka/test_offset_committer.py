@@ -120,11 +120,11 @@ async def test_an_idle_committer_recommits_and_detects_an_outage(monkeypatch: py
         None, LogUnavailable("connection lost"), LogUnavailable("connection lost"), *[None] * 99
     )
     finish(committer, shard, 3)
-    seen: list[str | None] = []
+    outages: list[str | None] = []
     commit = group.commit
 
     async def watched(offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
-        seen.append(committer.outage)
+        outages.append(committer.outage)
         await commit(offsets)
 
     committer._commit_offsets = watched
@@ -133,5 +133,5 @@ async def test_an_idle_committer_recommits_and_detects_an_outage(monkeypatch: py
         await wait_until(lambda: len(group.committed) >= 3)
         running.cancel()
     assert set(group.committed) == {3}
-    assert seen[:5] == [None, None, "connection lost", "connection lost", None]
+    assert outages[:5] == [None, None, "connection lost", "connection lost", None]
     assert [line["event"] for line in lines] == ["offset commit failed, retrying"]

@@ -48,7 +48,7 @@ async def test_failed_partitions_are_probed_concurrently(monkeypatch: pytest.Mon
     log = Producer(make_access(SETTINGS), SETTINGS)
     log._producer = brokers  # type: ignore[assignment]
     sends = [log._send(TopicPartition("mail.accepted", n), b"", b"") for n in range(FAILED)]
-    assert all(isinstance(each, LogUnavailable) for each in await asyncio.gather(*sends, return_exceptions=True))
+    assert all(isinstance(result, LogUnavailable) for result in await asyncio.gather(*sends, return_exceptions=True))
     assert isinstance(log.condition(), Down)
     brokers.most, brokers.are_away = 0, False
     await wait_until(lambda: isinstance(log.condition(), Usable), what="the log to accept writes again")

@@ -24,13 +24,13 @@ async def test_a_recipient_waits_for_its_tenants_producer_for_a_limited_time(mon
         await asyncio.sleep(3600)
 
     monkeypatch.setattr(TenantProducers, "_open_producer", never)
-    ours = TenantProducers(make_access(SETTINGS), SETTINGS)
+    producers = TenantProducers(make_access(SETTINGS), SETTINGS)
     async with asyncio.timeout(60):
-        await asyncio.gather(*(ours.open("acme") for _ in range(20)))
-    assert ours.condition("acme") == Down("tenant acme: its topics have not responded yet")
-    assert ours.condition("other") == Usable()
+        await asyncio.gather(*(producers.open("acme") for _ in range(20)))
+    assert producers.condition("acme") == Down("tenant acme: its topics have not responded yet")
+    assert producers.condition("other") == Usable()
     monkeypatch.setattr(tenant_producers, "_OPEN_WAIT_SECONDS", 0.0)
     async with asyncio.timeout(60):
-        await ours.open("acme")  # the first call has used up the waiting time
+        await producers.open("acme")  # the first call has used up the waiting time
     assert opened == ["acme"]
-    await ours.close()
+    await producers.close()

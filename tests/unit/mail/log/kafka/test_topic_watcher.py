@@ -107,11 +107,11 @@ async def test_resuming_is_retried_until_it_succeeds() -> None:
 
 
 async def test_a_partition_below_min_insync_replicas_is_an_outage() -> None:
-    whole = {topic: replace(each, config={"min.insync.replicas": "2"}) for topic, each in topics(12, 24).items()}
+    whole = {topic: replace(state, config={"min.insync.replicas": "2"}) for topic, state in topics(12, 24).items()}
     cluster = FakeCluster(whole)
     await cluster.watcher.load()
     assert cluster.watcher.outage is None
-    cluster.answers = [{topic: replace(each, in_sync=1, config={}) for topic, each in whole.items()}, whole]
+    cluster.answers = [{topic: replace(state, in_sync=1, config={}) for topic, state in whole.items()}, whole]
     await cluster.watcher._check()
     assert cluster.watcher.outage is not None
     assert "topic mail.accepted: a partition has 1 replicas in sync and needs 2" in cluster.watcher.outage
@@ -123,15 +123,15 @@ async def test_a_partition_below_min_insync_replicas_is_an_outage() -> None:
 async def test_two_unanswered_checks_are_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_watcher, "POLL_SECONDS", 0.0)
     cluster = await watched(LogUnavailable("missing"), LogUnavailable("missing"), topics(12, 24))
-    seen = []
+    outages = []
     topics_of = cluster.topics
 
     async def topics_seen(*arguments: Any, **more: Any) -> Mapping[Topic, TopicState]:
-        seen.append(cluster.watcher.outage)
+        outages.append(cluster.watcher.outage)
         return await topics_of(*arguments, **more)
 
     monkeypatch.setattr(cluster, "topics", topics_seen)
     watching = asyncio.create_task(cluster.watcher.watch())
-    await wait_until(lambda: len(seen) >= 4)
+    await wait_until(lambda: len(outages) >= 4)
     watching.cancel()
-    assert seen[:4] == [None, None, "missing", None]
+    assert outages[:4] == [None, None, "missing", None]
