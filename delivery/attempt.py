@@ -92,7 +92,7 @@ class AttemptRunner:
         self, dispatched: Dispatched, result: AttemptResult | None, on_spool_wait: Callable[[], None]
     ) -> Attempted:
         """The record to report when `make_report` raises: delivered recipients stay delivered, all others are deferred,
-        with replies of our own.
+        with local replies.
         """
         outcomes = same_outcome(dispatched.delivery.message.envelope, INTERNAL_ERROR)
         if result is not None and len(result.outcomes) == len(outcomes):

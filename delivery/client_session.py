@@ -1,7 +1,7 @@
 """SMTP and LMTP client as a sans-I/O state machine: `receive` bytes, send `to_send()`, read `result`. Pure.
 
 A finished transaction has one outcome per recipient; `past_dot` is true while the server may have accepted the message
-without our knowing.
+and its reply is not received.
 
     GREETING -> EHLO [-> HELO] -> READY -> ENVELOPE -> CONTENT -> READY -> QUIT -> CLOSED
 
@@ -302,8 +302,8 @@ class ClientSession:
         self.phase = Phase.READY
 
     def _fail_handshake(self, how: str, reply: ServerReply) -> None:
-        """The handshake failed. A 5xx is treated as 4xx here: it is often temporary and about our address (block
-        lists), not about the message.
+        """The handshake failed. A 5xx is treated as 4xx here: it is often temporary and about the client's address
+        (block lists), not about the message.
         """
         refusal = reply.to_reply()
         rest = refusal.status.partition(".")[2]
@@ -321,7 +321,7 @@ class ClientSession:
         self.phase = Phase.CLOSED
 
     def abort(self, reason: str, enhanced: str = "4.4.2") -> None:
-        """The connection failed: defer every recipient without an outcome, with a reply of our own. `reason`:
+        """The connection failed: defer every recipient without an outcome, with a local reply. `reason`:
         "connection lost", "timed out" and the like.
         """
         if self.closed:

@@ -33,5 +33,5 @@ def outcome_of(recipient: Address, reply: Reply, remote: str | None = None) -> O
 
 
 def same_outcome(envelope: Envelope, reply: Reply) -> tuple[Outcome, ...]:
-    """The outcome of every recipient, by a reply of our own."""
+    """The outcome of every recipient, by a local reply."""
     return tuple(outcome_of(recipient.address, reply) for recipient in envelope.recipients)

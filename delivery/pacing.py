@@ -7,18 +7,18 @@ start) and halves on overload. An unreachable site is not tried for a while.
 from __future__ import annotations
 
 START_CONNECTIONS = 4
-# New connections lost in a row, without a transaction between them, after which a site counts as dead.
+# New connections lost in a row, without a transaction between them, after which a site is backed off.
 CONSECUTIVE_FAILURES_MAX = 3
 
 
 class Pacing:
-    """One site's connection limit and dead time. `now_seconds`: a monotonic clock."""
+    """One site's connection limit and back-off. `now_seconds`: a monotonic clock."""
 
-    def __init__(self, maximum: int, dead_seconds: float) -> None:
+    def __init__(self, maximum: int, backoff_seconds: float) -> None:
         self._maximum = maximum
-        self._dead_seconds = dead_seconds
-        self._dead_until = 0.0
-        self._dead_reason = ""
+        self._backoff_seconds = backoff_seconds
+        self._backoff_until = 0.0
+        self._backoff_reason = ""
         self._consecutive_failures = 0
         self.connection_limit = min(START_CONNECTIONS, maximum)
 
@@ -42,9 +42,9 @@ class Pacing:
         """No host of the site could be reached, and no connection is open."""
         self.connection_limit = min(START_CONNECTIONS, self._maximum)
         self._consecutive_failures = 0
-        self._dead_reason = reason
-        self._dead_until = now_seconds + self._dead_seconds
+        self._backoff_reason = reason
+        self._backoff_until = now_seconds + self._backoff_seconds
 
-    def dead_reason(self, now_seconds: float) -> str | None:
+    def backoff_reason(self, now_seconds: float) -> str | None:
         """Why the site is not tried now, or None."""
-        return self._dead_reason if now_seconds < self._dead_until else None
+        return self._backoff_reason if now_seconds < self._backoff_until else None

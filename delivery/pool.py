@@ -29,7 +29,7 @@ _SITE_RETENTION_SECONDS = 600.0  # the state of a site without connections is dr
 _SITES_MAX = 5000  # beyond it, the state of every site without connections is dropped at once
 _RECENT_SUCCESS_SECONDS = 60.0
 _YIELD_AFTER_TRANSACTIONS = 20  # a site then closes its last connection if another site has none
-# A site that worked recently and refuses connections is usually restarting: retry before it counts as dead.
+# A site that worked recently and refuses connections is usually restarting: retry before it is backed off.
 _RECONNECT_DELAYS_SECONDS = (0.25, 0.75, 1.5)
 
 
@@ -54,7 +54,7 @@ class Pool:
         self._idle_seconds = settings.idle_timeout.total_seconds()
         self._messages_per_connection = settings.max_messages_per_connection
         self._connect_seconds = settings.connect_timeout.total_seconds()
-        self._dead_seconds = settings.reconnect_backoff.total_seconds()
+        self._backoff_seconds = settings.reconnect_backoff.total_seconds()
         self._sites: dict[str, Site] = {}
         self._starved: dict[Site, None] = {}  # sites that wait because of the total limit, longest first
         self._connections: dict[Connection, Site] = {}
@@ -66,14 +66,14 @@ class Pool:
 
     async def acquire(self, route: Route, *, reuse: bool = True) -> Connection | Reply:
         """A connection ready for a transaction, a new one unless `reuse`; return it with `release`. If there is none, a
-        reply of our own, 4xx if the cause may be temporary.
+        local reply, 4xx if the cause may be temporary.
         """
         if self._sweeper is None:
             self._sweep()
         name = route.site
         site = self._sites.get(name)
         if site is None:
-            site = self._sites[name] = Site(name, Pacing(self._connections_per_site, self._dead_seconds))
+            site = self._sites[name] = Site(name, Pacing(self._connections_per_site, self._backoff_seconds))
         while True:
             site = self._sites.setdefault(name, site)  # the sweep may have dropped the site during a wait
             now = asyncio.get_running_loop().time()
@@ -90,7 +90,7 @@ class Pool:
                 if connection.usable:
                     return connection
                 connection.abort("no longer usable")
-            if not site.connections and (reason := site.pacing.dead_reason(now)) is not None:
+            if not site.connections and (reason := site.pacing.backoff_reason(now)) is not None:
                 site.wake_waiter()  # each woken waiter wakes the next
                 return Reply(451, "4.4.1", f"Not tried: the site was unreachable a moment ago: {reason}")
             if has_slot:
@@ -240,12 +240,12 @@ class Pool:
         reply = next((failure for failure in reversed(failures) if failure.is_temporary), failures[-1])
         if reply.is_permanent:
             return reply
-        if site.count:  # other connections are open or opening, so the site is not dead
+        if site.count:  # other connections are open or opening, so the site is reachable
             site.pacing.on_overload(site.count)
             return None
         site.pacing.on_unreachable(reply.text, asyncio.get_running_loop().time())
         logger.warning("site unreachable", site=site.name, reply=str(reply))
-        while site.wake_waiter():  # all waiters check again and find the site dead
+        while site.wake_waiter():  # all waiters check again and get the reply
             pass
         return reply
 
@@ -349,7 +349,7 @@ class Pool:
                 not site.count
                 and not site.waiters
                 and now - site.last_used > retention_seconds
-                and site.pacing.dead_reason(now) is None
+                and site.pacing.backoff_reason(now) is None
             ):
                 del self._sites[name]
         self._wake_starved()  # a woken site may not have used its slot

@@ -48,8 +48,8 @@ class NoTarget:
 
 
 class TargetSelector:
-    """Selects targets. `port`: of mail exchangers; `hostname`: ours. `no_source(ip)`: why there is no source address
-    for connections to `ip`, or None.
+    """Selects targets. `port`: of mail exchangers; `hostname`: of this server. `no_source(ip)`: why there is no source
+    address for connections to `ip`, or None.
     """
 
     def __init__(

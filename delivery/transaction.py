@@ -144,7 +144,7 @@ class Transaction:
         return self.result(connection_lost=True, past_dot=past_dot)
 
     def on_connection_lost(self, reply: Reply, *, past_dot: bool) -> TransactionResult:
-        """No reply was received; `reply` is our own."""
+        """No reply was received; `reply` is a local one."""
         for index, outcome in enumerate(self._outcomes):
             if outcome is None:
                 self._outcomes[index] = Deferred(self.recipients[index], reply)

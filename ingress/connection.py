@@ -81,7 +81,7 @@ class Connection(SMTP):
         self._command_in_progress = False  # timer and drain wait for it
         self._draining = False
         self._drain_at = 0.0  # when the grace time for QUIT ends
-        self._incoming_data: IncomingData | None = None  # our entry in the memory budget
+        self._incoming_data: IncomingData | None = None  # entry in the memory budget
         self._data_started_at = 0.0
         self.data_over_budget = False
 

@@ -28,8 +28,8 @@ def normalize(data: bytes) -> bytes:
 def begins_with_header(first_octets: bytes) -> bool:
     """Whether the content begins with a header field or an empty line. `first_octets` are still dot-stuffed.
 
-    Content without a header needs an empty line after our Received field: a first line that begins with a space would
-    otherwise continue that field.
+    Content without a header needs an empty line after the added Received field: a first line that begins with a space
+    would otherwise continue that field.
     """
     if first_octets.startswith(b"."):
         first_octets = first_octets[1:]

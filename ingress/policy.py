@@ -152,7 +152,7 @@ def check_recipient(
                 return Recipient(postmaster(snapshot, hostname), forward_path)
             return _no_such_user(forward_path)
         case IsRemote():
-            # Checked before relaying: the MX of our own host name leads back to this server.
+            # Checked before relaying: the MX of this host name leads back to this server.
             if forward_path.local.lower() == "postmaster" and forward_path.domain == hostname.lower():
                 return Recipient(postmaster(snapshot, hostname), forward_path)
             if rights.may_relay:
@@ -163,8 +163,8 @@ def check_recipient(
 
 
 def postmaster(snapshot: Snapshot, hostname: str) -> Address:
-    """Address of the postmaster (RFC 5321 section 4.5.1): at our host name, or at the first local domain that has one.
-    Without any, the address at the first local domain is returned, and the router bounces the message.
+    """Address of the postmaster (RFC 5321 section 4.5.1): at this server's host name, or at the first local domain that
+    has one. Without any, the address at the first local domain is returned, and the router bounces the message.
     """
     local = [name for name, domain in snapshot.domains.items() if domain.is_local]
     for domain in (hostname.lower(), *local):

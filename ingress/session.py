@@ -62,7 +62,7 @@ class SessionEnd(StrEnum):
     SLOW = "slow"  # message data arrived too slowly while the memory budget was used up
     REJECTED = "rejected"  # 421 at the greeting or at MAIL
     TOO_MANY_ERRORS = "too_many_errors"  # the client sent too many invalid commands
-    INTERNAL_ERROR = "internal_error"  # an exception of ours while message data was read
+    INTERNAL_ERROR = "internal_error"  # an internal exception while message data was read
     SHUTDOWN = "shutdown"  # the server drained, and no message was in progress
     ABORTED = "aborted"  # the drain time-out expired
 
@@ -370,7 +370,7 @@ class Session:
             sender=_path_text(mail.reverse_path),
             to=[str(recipient.original) for recipient in recipients[:_LOGGED_RECIPIENTS_MAX]],
             recipients=len(recipients),
-            size=message.size_bytes,  # with our Received field, as in trace and queue
+            size=message.size_bytes,  # with the added Received field, as in trace and queue
             client=self.ip,
             helo=client.helo,
             protocol=client.protocol,

@@ -45,7 +45,7 @@ from router.next_hop import mx_domain, next_hop
 from router.retry import is_expired, next_attempt_time, next_resolve_time
 from router.routing_context import RoutingContext
 
-CONTENT_LOST = Reply(554, "5.3.0", "Message content lost")  # a bug of ours; never observed
+CONTENT_LOST = Reply(554, "5.3.0", "Message content lost")  # a bug of eilpost; never observed
 # Both keep a record below Kafka's limit (1 MiB by default), however long the replies are.
 RECIPIENTS_PER_DSN = 50
 RECIPIENTS_PER_EVENT = 200
@@ -338,7 +338,7 @@ def _expired_reply(context: RoutingContext, last: str) -> Reply:
 
 
 def _reply_with_remote(last: Deferred) -> str:
-    """The last reply with the host that sent it; in the DSN the expiry itself is reported by us."""
+    """The last reply with the host that sent it; in the DSN the expiry itself has no remote."""
     return str(last.reply) if last.remote is None else f"{last.remote} replied {last.reply}"
 
 

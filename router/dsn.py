@@ -30,7 +30,7 @@ _FOLD_AT = 900  # RFC 5322 section 2.1.1: 998 octets at most, and UTF-8 may grow
 
 @dataclass(frozen=True, slots=True)
 class FailedRecipient:
-    """A recipient that a DSN reports. `remote`: the server that sent `reply`; None if `reply` is our own."""
+    """A recipient that a DSN reports. `remote`: the server that sent `reply`; None for a local reply."""
 
     recipient: Recipient
     reply: Reply

@@ -21,7 +21,7 @@ class SiteLimits:
     def allow(
         self, site_active: int, site_active_bytes: int, shard_active: int, size_bytes: int, *, is_local: bool = False
     ) -> bool:
-        """Whether one more delivery of `size_bytes` to the site may become active. `is_local`: to our mailboxes."""
+        """Whether one more delivery of `size_bytes` to the site may become active. `is_local`: to mailboxes."""
         shard_limit = (
             self.deliveries_per_shard if is_local else self.deliveries_per_shard - self.deliveries_per_shard // 5
         )

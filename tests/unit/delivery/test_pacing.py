@@ -32,24 +32,24 @@ def test_connection_limit_halves_on_overload_and_stays_positive() -> None:
     assert pacing.connection_limit == 1
 
 
-def test_dead_site_is_not_tried_for_its_dead_time() -> None:
+def test_unreachable_site_is_not_tried_during_its_back_off() -> None:
     pacing = Pacing(20, 30.0)
-    assert pacing.dead_reason(100.0) is None
+    assert pacing.backoff_reason(100.0) is None
     pacing.on_unreachable("refused", 100.0)
-    assert pacing.dead_reason(129.9) == "refused"
-    assert pacing.dead_reason(130.0) is None
+    assert pacing.backoff_reason(129.9) == "refused"
+    assert pacing.backoff_reason(130.0) is None
 
 
-def test_consecutive_failures_make_a_site_dead() -> None:
+def test_consecutive_failures_back_a_site_off() -> None:
     pacing = Pacing(20, 30.0)
     for _ in range(2):
         pacing.on_first_transaction_failed("silent", 0.0)
         pacing.on_first_transaction_failed("silent", 0.0)
         pacing.on_success()
-    assert pacing.dead_reason(0.0) is None
+    assert pacing.backoff_reason(0.0) is None
     for _ in range(3):
         pacing.on_first_transaction_failed("silent", 0.0)
-    assert pacing.dead_reason(0.0) == "silent"
+    assert pacing.backoff_reason(0.0) == "silent"
 
 
 @given(

@@ -80,7 +80,7 @@ async def test_server_restart_causes_no_deferral() -> None:
     await remote.stop()
 
 
-async def test_dead_site_is_not_connected_during_its_dead_time() -> None:
+async def test_unreachable_site_is_not_connected_during_its_back_off() -> None:
     port = free_port()
     async with courier(reconnect_backoff=timedelta(seconds=0.3)) as smtp:
         (first,) = await smtp.deliver(delivery(relay(port)), CONTENT)
@@ -103,7 +103,7 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("trouble", [Stall(), Drop(), "421 4.7.0 not you"])
-async def test_site_that_breaks_every_transaction_becomes_dead(trouble: Any) -> None:
+async def test_site_that_breaks_every_transaction_is_backed_off(trouble: Any) -> None:
     async with ScriptedRemote({"MAIL": [trouble]}) as remote, courier(timeouts=SHORT_TIMEOUTS) as smtp:
         attempts = [smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(100)]
         outcomes = await asyncio.wait_for(asyncio.gather(*attempts), 10)
@@ -234,12 +234,12 @@ async def test_sites_without_connections_are_bounded(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pool_module, "_SITES_MAX", 10)
     hosts = TargetSelector(resolver=HostResolver(mx=NoSuchDomain()), hostname="us.test", port=25, prefer_ipv6=True)
     pool = Pool(targets=hosts, settings=DeliverySettings(), hostname="us.test", timeouts=SHORT_TIMEOUTS)
-    dead = relay(free_port())
-    assert isinstance(await pool.acquire(dead), Reply)
+    unreachable = relay(free_port())
+    assert isinstance(await pool.acquire(unreachable), Reply)
     for number in range(50):
         assert isinstance(await pool.acquire(ToMx("r.test", ((number, "mx.test"),))), Reply)
     await wait_until(lambda: len(pool._sites) <= 10)
-    remembered = await pool.acquire(dead)
-    assert isinstance(remembered, Reply)
-    assert "Not tried" in remembered.text
+    refusal = await pool.acquire(unreachable)
+    assert isinstance(refusal, Reply)
+    assert "Not tried" in refusal.text
     await pool.close()
