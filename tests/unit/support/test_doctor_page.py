@@ -64,7 +64,7 @@ def _assigned(function: Function, name: str) -> Iterator[ast.expr]:
 
 
 def _levels(function: Function) -> set[str]:
-    """The levels of the findings that a function makes about its parameter `what`."""
+    """The levels of the findings that a function makes about its parameter `subject`."""
     calls = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
     return {name.upper() for name in calls & {"ok", "warn", "fail"}}
 
@@ -72,11 +72,11 @@ def _levels(function: Function) -> set[str]:
 def lines_of_code() -> dict[str, set[str]]:
     """The levels of each line of doctor."""
     functions = _functions()
-    helpers: dict[str, tuple[int, Function]] = {}  # functions with a parameter `what`, and its position
+    helpers: dict[str, tuple[int, Function]] = {}  # functions with a parameter `subject`, and its position
     for name, function in functions.items():
         parameters = [parameter.arg for parameter in function.args.args]
-        if "what" in parameters:
-            helpers[name.rpartition(".")[2]] = parameters.index("what"), function
+        if "subject" in parameters:
+            helpers[name.rpartition(".")[2]] = parameters.index("subject"), function
     lines: dict[str, set[str]] = defaultdict(set)
     for module_and_name, function in functions.items():
         if module_and_name.startswith("finding."):
