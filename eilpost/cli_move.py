@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +14,6 @@ from eilpost.terminal import JsonOption, TenantOption, print_json, print_message
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
-    from rich.progress import TaskID
 
     from eilpost.move.command import MoveCount, MoveResult
 
@@ -57,6 +56,9 @@ def move(
     """Move all queued mail from one log to another."""
     from dataclasses import asdict
 
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     from eilpost.move import command
     from eilpost.move.endpoints import parse_endpoints
 
@@ -65,15 +67,17 @@ def move(
         count = run(command.count(source_endpoint, target_endpoint))
         print_json(asdict(count)) if json else print(_count_text(count))  # noqa: T201
         return
-    with _ProgressBar() as progress_bar:
+    columns = TextColumn("moving"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+    with bar if sys.stderr.isatty() else nullcontext():
         result = run(
             command.move(
                 source_endpoint,
                 target_endpoint,
                 history=source_endpoint.scheme != "kafka" if history is None else history,
                 lost_too=lost_too,
-                progress=progress_bar,
-                print_message=progress_bar.print_message,
+                progress=_ProgressBar(bar),
+                print_message=print_message,
             )
         )
     if json:
@@ -83,50 +87,19 @@ def move(
 
 
 class _ProgressBar:
-    """A progress bar if stderr is a terminal."""
+    """A progress bar on stderr, if it is a terminal."""
 
-    def __init__(self) -> None:
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._task = bar.add_task("moving", total=None)
         self._total = 0
-
-    def __enter__(self) -> _ProgressBar:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("moving"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(file=sys.stderr),
-                transient=True,
-            )
-            self._task = self._bar.add_task("moving", total=None)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def add_total(self, count: int) -> None:
         self._total += count
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, total=self._total)
+        self._bar.update(self._task, total=self._total)
 
     def advance(self, count: int) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task, count)
-
-    def print_message(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(f"eilpost: {text}", markup=False, highlight=False)
-        else:
-            print_message(text)
+        self._bar.advance(self._task, count)
 
 
 def _count_text(count: MoveCount) -> str:

@@ -38,15 +38,20 @@ def man_pages(root: Any) -> Iterator[tuple[str, str]]:
 def _names(command: Any) -> list[tuple[str, str]]:
     """The words that may follow a command: subcommands and options, with their meaning."""
     words = [(name, child.get_short_help_str(100)) for name, child in getattr(command, "commands", {}).items()]
-    options = (option for option in command.params if option.param_type_name == "option" and not option.hidden)
-    words += [(name, option.help or "") for option in options for name in (*option.opts, *option.secondary_opts)]
+    words += [
+        (name, option.help or "") for option in _options(command) for name in (*option.opts, *option.secondary_opts)
+    ]
     return [*words, ("-h", "Show this message and exit."), ("--help", "Show this message and exit.")]
+
+
+def _options(command: Any) -> list[Any]:
+    return [option for option in command.params if option.param_type_name == "option" and not option.hidden]
 
 
 def _with_value(tree: dict[_Path, Any]) -> list[str]:
     """The options that a value follows."""
-    options = (option for command in tree.values() for option in command.params if option.param_type_name == "option")
-    return sorted({name for option in options if not option.is_flag for name in option.opts})
+    options = (option for command in tree.values() for option in _options(command) if not option.is_flag)
+    return sorted({name for option in options for name in option.opts})
 
 
 def _quoted(text: str) -> str:
@@ -160,38 +165,30 @@ def _fish(tree: dict[_Path, Any]) -> str:
 
 def _man_page(path: _Path, command: Any) -> str:
     name = "-".join(("eilpost", *path))
-    options = [option for option in command.params if option.param_type_name == "option" and not option.hidden]
+    options, children = _options(command), getattr(command, "commands", {})
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-    children = getattr(command, "commands", {})
-    usage = [*("[OPTIONS]" for _ in options[:1]), *(str(parameter.metavar) for parameter in arguments)]
-    text, _, examples = (command.epilog or "").partition("Examples:\n")
+    usage = ["eilpost", *path, *("[OPTIONS]" for _ in options[:1]), *(str(argument.metavar) for argument in arguments)]
+    notes, _, examples = (command.epilog or "").partition("Examples:\n")
     lines = [
         f'.TH "{name.upper()}" 1 "" "eilpost {__version__}" "eilpost"',
         ".SH NAME",
         _roff(f"{name} - {command.get_short_help_str(100).rstrip('.')}"),
         ".SH SYNOPSIS",
-        _roff(" ".join(["eilpost", *path, *usage, *("COMMAND ..." for _ in ("",) if children)])),
+        _roff(" ".join([*usage, *(["COMMAND ..."] if children else [])])),
         ".SH DESCRIPTION",
         _roff(_one_line(command.help)),
+        *_list_section(
+            "COMMANDS",
+            [(child, f"{children[child].get_short_help_str(100)} See {name}-{child}(1).") for child in children],
+        ),
+        *_list_section(
+            "OPTIONS",
+            [(str(argument.metavar), _one_line(argument.help)) for argument in arguments]
+            + [(_option_names(option), _one_line(option.help)) for option in options],
+        ),
     ]
-    if children:
-        lines.append(".SH COMMANDS")
-        for child in children:
-            page = "-".join((name, child))
-            lines += [
-                ".TP",
-                rf"\fB{_roff(child)}\fR",
-                _roff(f"{children[child].get_short_help_str(100)} See {page}(1)."),
-            ]
-    if arguments or options:
-        lines.append(".SH OPTIONS")
-    for parameter in (*arguments, *options):
-        is_option = parameter.param_type_name == "option"
-        names = ", ".join((*parameter.opts, *parameter.secondary_opts)) if is_option else str(parameter.metavar)
-        value = f" {parameter.metavar or 'N'}" if is_option and not parameter.is_flag else ""
-        lines += [".TP", rf"\fB{_roff(names + value)}\fR", _roff(_one_line(parameter.help))]
-    if _one_line(text):
-        lines += [".SH NOTES", _roff(_one_line(text))]
+    if _one_line(notes):
+        lines += [".SH NOTES", _roff(_one_line(notes))]
     if examples:
         lines += [
             ".SH EXAMPLES",
@@ -200,6 +197,16 @@ def _man_page(path: _Path, command: Any) -> str:
             ".fi",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _list_section(title: str, entries: list[tuple[str, str]]) -> list[str]:
+    """A section of names and their meaning; nothing without entries."""
+    lines = [line for name, text in entries for line in (".TP", rf"\fB{_roff(name)}\fR", _roff(text))]
+    return [f".SH {title}", *lines] if lines else []
+
+
+def _option_names(option: Any) -> str:
+    return ", ".join((*option.opts, *option.secondary_opts)) + ("" if option.is_flag else f" {option.metavar or 'N'}")
 
 
 def _one_line(text: str | None) -> str:

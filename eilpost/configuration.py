@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eilpost.terminal import print_message
 from eilpost.wiring import Plan
 from mail.masking import without_url_password
 from mail.settings import SettingsError, dump
@@ -55,7 +55,7 @@ def load_plan(explicit_path: Path | None) -> Plan:
                 f"{searched}); or try `eilpost demo`"
             )
         if not _STORAGE_VARIABLES & set(map(str.upper, variables)):
-            _print_message(
+            print_message(
                 f"no configuration file (searched {searched}): using the defaults, {', '.join(variables)}, and"
                 f" {Path.cwd()}"
             )
@@ -94,7 +94,3 @@ def as_toml(settings: Iterator[Setting]) -> Iterator[str]:
             yield f"[{section}]"
         value = json.dumps(setting.value, ensure_ascii=False)
         yield f"{setting.key} = {value}" + ("" if setting.source == "default" else f"  # {setting.source}")
-
-
-def _print_message(text: str) -> None:
-    print(f"eilpost: {text}", file=sys.stderr, flush=True)  # noqa: T201

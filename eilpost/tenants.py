@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from eilpost.wiring import Plan, directory_path, log_settings, make_history
 from mail.log import Backlog, HistoryLog, LogUnusable
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mail.log.kafka.history import KafkaHistory
     from mail.message import QueueId
     from mail.record import Accepted, Event, Pending
+
+T = TypeVar("T")
 
 
 def open_history(plan: Plan) -> HistoryLog:
@@ -32,15 +34,17 @@ def tenant_queues(plan: Plan, snapshot: Snapshot) -> list[KafkaHistory]:
         return []
     from mail.log.kafka.history import KafkaHistory
 
-    names = sorted(name for name, tenant in snapshot.tenants.items() if tenant.dedicated)
-    return [KafkaHistory(log_settings(plan.for_tenant(name)), name) for name in names]
+    return [KafkaHistory(log_settings(plan.for_tenant(name)), name) for name in _dedicated(snapshot)]
 
 
 def dedicated_tenants(plan: Plan) -> list[str]:
     """The names of the dedicated tenants. Raises DirectoryUnusable."""
     from mail.directory.file import load
 
-    snapshot, _ = load(directory_path(plan))
+    return _dedicated(load(directory_path(plan))[0])
+
+
+def _dedicated(snapshot: Snapshot) -> list[str]:
     return sorted(name for name, tenant in snapshot.tenants.items() if tenant.dedicated)
 
 
@@ -52,15 +56,14 @@ class CombinedHistory:
         self._tenants = tenants
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
-        is_found = False
-        async for event in self._shared.history(queue_id):
-            is_found = True
-            yield event
-        for tenant in () if is_found else self._tenants:
-            with suppress(LogUnusable):
-                async for event in tenant.history(queue_id):
-                    is_found = True
-                    yield event
+        for events in (
+            self._shared.history(queue_id),
+            *(_readable(tenant.history(queue_id)) for tenant in self._tenants),
+        ):
+            is_found = False
+            async for event in events:
+                is_found = True
+                yield event
             if is_found:
                 return
 
@@ -68,9 +71,8 @@ class CombinedHistory:
         async for pending in self._shared.pending_deliveries(queue_id):
             yield pending
         for tenant in self._tenants:
-            with suppress(LogUnusable):
-                async for pending in tenant.pending_deliveries(queue_id):
-                    yield pending
+            async for pending in _readable(tenant.pending_deliveries(queue_id)):
+                yield pending
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         inputs = await self._shared.unrouted_messages(queue_id)
@@ -92,3 +94,10 @@ class CombinedHistory:
                     total.attempted + backlog.attempted,
                 )
         return total
+
+
+async def _readable(items: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The items of a tenant, none if it has no topics."""
+    with suppress(LogUnusable):
+        async for item in items:
+            yield item

@@ -10,8 +10,8 @@ import asyncio
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -158,7 +158,7 @@ class _Load:
         display = asyncio.create_task(self._display.run())
         sending = asyncio.create_task(self._source.run())
         try:
-            with _Signals(self._stop, self._stop_sending):
+            with _handle_signals(self._stop, self._stop_sending):
                 await self._send(sending)
                 await self._settle()
         finally:
@@ -250,29 +250,26 @@ class _IdleTimer:
         return time.monotonic() - self._since
 
 
-class _Signals:
+@contextmanager
+def _handle_signals(stop: asyncio.Event, stop_sending: asyncio.Event) -> Iterator[None]:
     """SIGTERM sets `stop_sending`, SIGINT and a second SIGTERM set `stop`; the next signal has its default action."""
+    loop = asyncio.get_running_loop()
 
-    def __init__(self, stop: asyncio.Event, stop_sending: asyncio.Event) -> None:
-        self._stop = stop
-        self._stop_sending = stop_sending
-        self._loop = asyncio.get_running_loop()
-
-    def __enter__(self) -> None:
+    def remove() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
-                self._loop.add_signal_handler(number, self._on_signal, number)
+            loop.remove_signal_handler(number)
 
-    def _on_signal(self, number: int) -> None:
-        if number == signal.SIGTERM and not self._stop_sending.is_set():
-            self._stop_sending.set()
+    def on_signal(number: int) -> None:
+        if number == signal.SIGTERM and not stop_sending.is_set():
+            stop_sending.set()
             return
-        self._stop.set()
-        self._remove()
+        stop.set()
+        remove()
 
-    def _remove(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._loop.remove_signal_handler(number)
-
-    def __exit__(self, *_: object) -> None:
-        self._remove()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
+            loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    finally:
+        remove()

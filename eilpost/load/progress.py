@@ -7,10 +7,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from eilpost.load.ledger import Ledger
+from eilpost.load.ledger import Counts, Ledger
 from eilpost.load.report import format_seconds
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _AVERAGING_SECONDS = 5.0
 class Sample:
     """Counters and accept latencies at one time."""
 
-    at: float
+    time: float
     accepted: int
     delivered: int
     accept_counts: Sequence[int]
@@ -37,15 +37,9 @@ class Snapshot:
 
     phase: str  # "sending", "settling"
     elapsed: float
-    sent_share: float  # share of the sending, 0 to 1
-    accepted: int
-    delivered: int
-    bounced: int
+    sent_share: float  # 0 to 1
+    counts: Counts
     in_flight: int
-    retried: int
-    refused: int
-    in_doubt: int
-    duplicates: int
     accepted_rate: float
     delivered_rate: float
     accept_p50: float | None
@@ -62,30 +56,23 @@ class RateMeter:
         self._samples: deque[Sample] = deque([self._sample(started_at)])
 
     def _sample(self, now: float) -> Sample:
-        ledger = self._ledger
-        counts = ledger.counts
-        return Sample(now, counts.accepted, counts.delivered, ledger.accept.counts())
+        counts = self._ledger.counts
+        return Sample(now, counts.accepted, counts.delivered, self._ledger.accept.counts())
 
     def snapshot(self, phase: str, sent_share: float, now: float) -> Snapshot:
         sample = self._sample(now)
         self._samples.append(sample)
-        while len(self._samples) > 2 and self._samples[1].at <= now - _AVERAGING_SECONDS:
+        while len(self._samples) > 2 and self._samples[1].time <= now - _AVERAGING_SECONDS:
             self._samples.popleft()
         first, ledger = self._samples[0], self._ledger
-        counts, oldest = ledger.counts, ledger.oldest_dot()
-        seconds = max(now - first.at, 1e-9)
+        oldest = ledger.oldest_dot()
+        seconds = max(now - first.time, 1e-9)
         return Snapshot(
             phase=phase,
             elapsed=now - self._started_at,
             sent_share=sent_share,
-            accepted=counts.accepted,
-            delivered=counts.delivered,
-            bounced=counts.bounced,
+            counts=replace(ledger.counts),
             in_flight=ledger.in_flight,
-            retried=counts.retried,
-            refused=counts.refused,
-            in_doubt=counts.in_doubt,
-            duplicates=counts.duplicates,
             accepted_rate=(sample.accepted - first.accepted) / seconds,
             delivered_rate=(sample.delivered - first.delivered) / seconds,
             accept_p50=ledger.accept.percentile(0.5, since=first.accept_counts),
@@ -94,14 +81,15 @@ class RateMeter:
         )
 
 
-def one_line(moment: Snapshot) -> str:
+def one_line(snapshot: Snapshot) -> str:
+    counts = snapshot.counts
     return (
-        f"{moment.elapsed:6.0f} s {moment.phase}: accepted {moment.accepted:,} ({moment.accepted_rate:,.0f}/s),"
-        f" delivered {moment.delivered:,} ({moment.delivered_rate:,.0f}/s), bounced {moment.bounced:,},"
-        f" in flight {moment.in_flight:,}, oldest {format_seconds(moment.oldest_seconds)},"
-        f" retried {moment.retried:,}, refused {moment.refused:,}, in doubt {moment.in_doubt:,},"
-        f" duplicates {moment.duplicates:,}, dot to 250 p50 {format_seconds(moment.accept_p50)}"
-        f" p99 {format_seconds(moment.accept_p99)}"
+        f"{snapshot.elapsed:6.0f} s {snapshot.phase}: accepted {counts.accepted:,} ({snapshot.accepted_rate:,.0f}/s),"
+        f" delivered {counts.delivered:,} ({snapshot.delivered_rate:,.0f}/s), bounced {counts.bounced:,},"
+        f" in flight {snapshot.in_flight:,}, oldest {format_seconds(snapshot.oldest_seconds)},"
+        f" retried {counts.retried:,}, refused {counts.refused:,}, in doubt {counts.in_doubt:,},"
+        f" duplicates {counts.duplicates:,}, dot to 250 p50 {format_seconds(snapshot.accept_p50)}"
+        f" p99 {format_seconds(snapshot.accept_p99)}"
     )
 
 
@@ -117,13 +105,13 @@ class Display:
         """Run until cancelled."""
         await (self._redraw() if sys.stderr.isatty() else self._lines())
 
-    def _moment(self) -> Snapshot:
+    def _snapshot(self) -> Snapshot:
         return self._meter.snapshot(self.phase, self.sent_share, time.monotonic())
 
     async def _lines(self) -> None:
         while True:
             await asyncio.sleep(_LINE_SECONDS)
-            print(one_line(self._moment()), file=sys.stderr, flush=True)  # noqa: T201
+            print(one_line(self._snapshot()), file=sys.stderr, flush=True)  # noqa: T201
 
     async def _redraw(self) -> None:
         from rich.console import Console
@@ -132,47 +120,42 @@ class Display:
         console = Console(file=sys.stderr)
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while True:
-                live.update(panel(self._moment()), refresh=True)
+                live.update(panel(self._snapshot()), refresh=True)
                 await asyncio.sleep(_DRAW_SECONDS)
 
 
-def panel(moment: Snapshot) -> RenderableType:
+def panel(snapshot: Snapshot) -> RenderableType:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    accepted = (
-        ("accepted", f"{moment.accepted:,}"),
-        ("accepted per second", f"{moment.accepted_rate:,.0f}"),
-        ("dot to 250, p50", format_seconds(moment.accept_p50)),
-        ("dot to 250, p99", format_seconds(moment.accept_p99)),
-        ("refused", f"{moment.refused:,}"),
-    )
-    delivered = (
-        ("delivered", f"{moment.delivered:,}"),
-        ("delivered per second", f"{moment.delivered_rate:,.0f}"),
-        ("bounced", f"{moment.bounced:,}"),
-        ("in flight", f"{moment.in_flight:,}"),
-        ("oldest in flight", format_seconds(moment.oldest_seconds)),
-    )
-    troubles = (
-        ("retried", f"{moment.retried:,}"),
-        ("in doubt", f"{moment.in_doubt:,}"),
-        ("duplicates", f"{moment.duplicates:,}"),
-        ("", ""),
-        ("", ""),
-    )
+    counts, oldest = snapshot.counts, format_seconds(snapshot.oldest_seconds)
+    accepted_rate, delivered_rate = f"{snapshot.accepted_rate:,.0f}", f"{snapshot.delivered_rate:,.0f}"
+    p50, p99 = format_seconds(snapshot.accept_p50), format_seconds(snapshot.accept_p99)
     table = Table.grid(padding=(0, 2))
     for _ in range(3):
         table.add_column(style="dim")
         table.add_column(justify="right")
-    for left, middle, right in zip(accepted, delivered, troubles, strict=True):
-        table.add_row(*left, *middle, *right)
+    for row in (
+        ("accepted", f"{counts.accepted:,}", "delivered", f"{counts.delivered:,}", "retried", f"{counts.retried:,}"),
+        (
+            "accepted per second",
+            accepted_rate,
+            "delivered per second",
+            delivered_rate,
+            "in doubt",
+            f"{counts.in_doubt:,}",
+        ),
+        ("dot to 250, p50", p50, "bounced", f"{counts.bounced:,}", "duplicates", f"{counts.duplicates:,}"),
+        ("dot to 250, p99", p99, "in flight", f"{snapshot.in_flight:,}", "", ""),
+        ("refused", f"{counts.refused:,}", "oldest in flight", oldest, "", ""),
+    ):
+        table.add_row(*row)
     head = Table.grid(padding=(0, 1))
     head.add_row(
-        Text(f"{moment.phase} {moment.elapsed:.0f} s", style="bold"),
-        ProgressBar(total=1.0, completed=min(1.0, moment.sent_share), width=50),
-        Text(f"{100 * min(1.0, moment.sent_share):.0f} %"),
+        Text(f"{snapshot.phase} {snapshot.elapsed:.0f} s", style="bold"),
+        ProgressBar(total=1.0, completed=min(1.0, snapshot.sent_share), width=50),
+        Text(f"{100 * min(1.0, snapshot.sent_share):.0f} %"),
     )
     return Group(head, table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from eilpost.load.histogram import Histogram
@@ -11,6 +11,7 @@ from eilpost.load.ledger import Ledger
 from eilpost.load.plan import Plan
 
 MAX_LISTED = 20
+_OTHER_NAMES = {"issued", "resent", "deferrals", "arrivals"}  # of `Counts`, which JSON names otherwise or omits
 
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _WARN, _BAD, _DIM = "yellow", "bold red", "dim"
@@ -85,33 +86,16 @@ def as_json(result: LoadResult) -> dict[str, Any]:
         "sending_seconds": round(summary.sending_seconds, 3),
         "messages": counts.issued,
         "recipients": counts.issued * ledger.recipients,
-        "accepted": counts.accepted,
-        "accepted_bytes": counts.accepted_bytes,
-        "delivered": counts.delivered,
-        "bounced": counts.bounced,
+        **{name: count for name, count in asdict(counts).items() if name not in _OTHER_NAMES},
+        "resent_after_dot": counts.resent,
+        "sink_deferrals": counts.deferrals,
         "lost": result.lost,
         "unfinished": result.open if summary.interrupted else 0,
         "unsent": summary.unsent,
-        "in_doubt": counts.in_doubt,
-        "in_doubt_settled": counts.in_doubt_settled,
-        "refused": counts.refused,
         "refusals": _texts(ledger.replies),
-        "retried": counts.retried,
         "temporary_refusals": _texts(ledger.deferral_replies),
-        "resent_after_dot": counts.resent,
-        "duplicates": counts.duplicates,
-        "duplicates_resent": counts.duplicates_resent,
-        "duplicate_bounces": counts.duplicate_bounces,
         "duplicate_ids": ledger.duplicate_ids,
-        "damaged": counts.damaged,
-        "misdirected": counts.misdirected,
-        "unexpected": counts.unexpected,
-        "wrong_bounces": counts.wrong_bounces,
-        "foreign": counts.foreign,
-        "sink_deferrals": counts.deferrals,
         "connections": summary.connections,
-        "connections_refused": counts.connections_refused,
-        "connections_lost": counts.connections_lost,
         "connection_errors": _texts(ledger.connection_errors),
         "accepted_per_second": round(accepted_rate, 1),
         "delivered_per_second": round(delivered_rate, 1),

@@ -115,7 +115,7 @@ def test_delivered_count_and_rate_exclude_bounces() -> None:
     assert as_json(bounced)["delivered_per_second"] == pytest.approx(20 / 50, abs=0.05)
     assert "delivered              20  0.4/s\n" in text(bounced)
     moment = meter.snapshot("settling", 1.0, 55.0)
-    assert (moment.bounced, moment.delivered_rate) == (10, 0)
+    assert (moment.counts.bounced, moment.delivered_rate) == (10, 0)
 
 
 @pytest.mark.parametrize("what", ["damaged", "misdirected", "unexpected", "wrong_bounces"])
@@ -138,7 +138,7 @@ def test_display_shows_rates_of_the_last_seconds() -> None:
 
     send(100, 101.0, 0.01)
     first = meter.snapshot("sending", 0.1, 101.0)
-    assert (first.accepted, round(first.accepted_rate), first.in_flight) == (100, 100, 100)
+    assert (first.counts.accepted, round(first.accepted_rate), first.in_flight) == (100, 100, 100)
     assert first.oldest_seconds == pytest.approx(0.01)
     for second in range(2, 10):
         send(10, 100.0 + second, 1.0)
@@ -148,7 +148,7 @@ def test_display_shows_rates_of_the_last_seconds() -> None:
     for number in range(ledger.counts.issued):
         ledger.arrive(number, [number], True, 110.0)
     moment = meter.snapshot("settling", 1.0, 110.0)
-    assert (moment.delivered, moment.in_flight, moment.oldest_seconds) == (180, 0, None)
+    assert (moment.counts.delivered, moment.in_flight, moment.oldest_seconds) == (180, 0, None)
     assert "180" in one_line(moment)
 
     from rich.console import Console
