@@ -249,7 +249,7 @@ class Log(Appender, RouterLog, DeliveryLog, HistoryLog, Protocol):
 
     async def oldest_unconsumed(self) -> datetime | None:
         """The earliest `received_time` of the first unconsumed record of every shard of `accepted`, `dispatched` and
-        `attempted`; None when there is none. Spooled content that unconsumed records refer to is hardly older. Raises
+        `attempted`; None when there is none. Unconsumed records refer to no spooled content that is much older. Raises
         LogUnavailable, LogUnusable.
         """
         ...

@@ -38,7 +38,7 @@ _NAME_BYTES_MAX = 100  # sun_path has 104 bytes on macOS, 108 on Linux
 
 @contextmanager
 def _address(path: Path) -> Iterator[str]:
-    """A name for the socket at `path` that fits into sun_path, also in a directory with a long name."""
+    """A name for the socket at `path` that fits into sun_path, even in a directory with a long name."""
     if len(os.fsencode(path)) <= _NAME_BYTES_MAX:
         yield str(path)
         return

@@ -170,7 +170,7 @@ class Store:
                 )
 
     def is_in_place(self) -> bool:
-        """Whether the file at our path is still the open one; data written to a removed file is lost."""
+        """Whether the path still names the open file; data written to a removed file is lost."""
         try:
             status = self._path.stat()
         except OSError:

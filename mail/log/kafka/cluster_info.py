@@ -100,7 +100,7 @@ class ClusterInfo:
         return None if offsets.get(tp) is None else int(offsets[tp].offset)
 
     async def topics(self, access: Access | None = None, *, with_config: bool = True) -> dict[Topic, TopicState]:
-        """Our topics, or those of another access to the same brokers."""
+        """The existing topics of `access`; by default of the one that this object uses."""
         return await self._call_admin(lambda admin: find_topics(admin, access or self._access, with_config=with_config))
 
     async def count_brokers(self) -> int:

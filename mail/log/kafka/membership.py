@@ -131,7 +131,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             self._consumer._client.force_metadata_update()
 
     def is_assigned(self, tp: TopicPartition) -> bool:
-        """Whether the committed offset of this partition is ours to write."""
+        """Whether this process may commit the partition's offset."""
         return self._consumer is not None and tp in self._consumer.assignment()
 
     def _current_generation(self) -> int:

@@ -30,7 +30,7 @@ CommitOffsets = Callable[[dict[TopicPartition, OffsetAndMetadata]], Awaitable[No
 
 
 class OffsetCommitter:
-    """`shards` returns those whose offsets are ours to commit."""
+    """`shards` returns the shards whose offsets this process may commit."""
 
     def __init__(self, shards: Callable[[], Collection[KafkaDeliveryShard]], commit_offsets: CommitOffsets) -> None:
         self._shards = shards

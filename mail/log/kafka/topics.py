@@ -1,7 +1,7 @@
 """Topics on Kafka: names, configurations, partition counts, and the safety checks.
 
-The table of wanted configurations is what keeps accepted mail from being lost. **No undelivered mail is ever removed by
-a retention limit**: consumed records are purged by offset (`KafkaLog.purge`), and only `events` expires by age.
+`topic_config` keeps accepted mail from being lost: **no undelivered mail is removed by a retention limit**. Consumed
+records are purged by offset (`KafkaLog.purge`), and only `events` expires by age.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def partition_count(topic: Topic, settings: LogSettings) -> int:
 async def find_topics(
     admin: AIOKafkaAdminClient, access: Access, *, with_config: bool = True
 ) -> dict[Topic, TopicState]:
-    """Our existing topics. Raises aiokafka's errors."""
+    """The existing topics of eilpost. Raises aiokafka's errors."""
     topics = {access.topic(topic): topic for topic in ALL_TOPICS}
     descriptions = await from_any_broker(lambda: describe_topics(admin, list(topics)))
     for topic in descriptions:
@@ -248,7 +248,7 @@ def refuse_unsafe(topic_states: Mapping[Topic, TopicState], access: Access, sett
 
 
 def not_writable(topic_states: Mapping[Topic, TopicState], min_in_sync: Mapping[Topic, int]) -> str | None:
-    """A line for operators when a partition has fewer in-sync replicas than it needs to accept writes, else None."""
+    """Text for operators when a partition has fewer in-sync replicas than it needs to accept writes, else None."""
     for topic, state in topic_states.items():
         needed = min_in_sync.get(topic, 1)
         if state.in_sync < needed:
@@ -270,7 +270,7 @@ async def count_live_brokers(admin: AIOKafkaAdminClient) -> int:
 
 
 def too_few_brokers(live_brokers: int, access: Access, settings: LogSettings) -> str:
-    """The line about more replicas than brokers."""
+    """Text for operators: more replicas than brokers."""
     lower = (
         "or set log.replication = 3"
         if live_brokers >= REPLICATION_SAFE
