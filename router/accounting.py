@@ -47,18 +47,18 @@ class BatchAccounting:
         self.times_in_queue: list[tuple[str, float]] = []  # result, seconds since received
         self._net_expansion = 0
 
-    def add_decision(self, fact: Fact, line: Pending | None, records: Sequence[Record], now: datetime) -> None:
-        """Count one decision. `line`: the queue line before it; `records`: its output."""
+    def add_decision(self, fact: Fact, entry: Pending | None, records: Sequence[Record], now: datetime) -> None:
+        """Count one decision. `entry`: the queue entry before it; `records`: its output."""
         match fact:
             case Accepted():
                 if not records:
                     self.duplicates += 1
             case Attempted():
-                if not records or line is None:
+                if not records or entry is None:
                     self.duplicates += 1
                     return
                 if fact.number == 1:
-                    self.first_attempt_delays.append(_seconds_since_received(line, fact.started))
+                    self.first_attempt_delays.append(_seconds_since_received(entry, fact.started))
             case Due():
                 pass
             case _:
@@ -78,9 +78,9 @@ class BatchAccounting:
             self.ledger["expanded"] += self._net_expansion
         elif self._net_expansion < 0:
             self.ledger["merged"] -= self._net_expansion
-        if is_settled and line is not None:
+        if is_settled and entry is not None:
             any_failed = self.ledger["failed"] + self.ledger["discarded"] > failed
-            self.times_in_queue.append(("failed" if any_failed else "delivered", _seconds_since_received(line, now)))
+            self.times_in_queue.append(("failed" if any_failed else "delivered", _seconds_since_received(entry, now)))
 
     def _add_event(self, detail: EventDetail, is_new: bool) -> None:
         ledger = self.ledger
@@ -146,5 +146,5 @@ def route_kind(route: Route) -> str:
             assert_never(route)
 
 
-def _seconds_since_received(line: Pending, time: datetime) -> float:
-    return max(0.0, (time - line.delivery.message.received).total_seconds())
+def _seconds_since_received(entry: Pending, time: datetime) -> float:
+    return max(0.0, (time - entry.delivery.message.received).total_seconds())

@@ -12,45 +12,45 @@ from heapq import heapify, heappop, heappush
 from mail.message import DeliveryId
 from mail.record import STATES, Active, Pending, WaitCause, Waiting, state_name
 
-STALE_ENTRIES_MAX = 1000  # stale entries allowed, in addition to three for each line
+STALE_ITEMS_MAX = 1000  # stale items allowed, in addition to three for each entry
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class AgeIndex:
-    """`lines` is the queue's table of open lines. Call `add` after a line is stored there, and `remove` before it is
-    replaced or removed.
+    """`entries` is the queue's table of open entries. Call `add` after an entry is stored there, and `remove` before it
+    is replaced or removed.
     """
 
-    def __init__(self, lines: Mapping[DeliveryId, Pending]) -> None:
-        self._lines = lines
+    def __init__(self, entries: Mapping[DeliveryId, Pending]) -> None:
+        self._entries = entries
         self._by_state: dict[str, list[DeliveryId]] = {state: [] for state in STATES}  # ids sort by acceptance
         self._runnable: list[tuple[datetime, DeliveryId]] = []
         self._last_due: tuple[datetime, DeliveryId] | None = None
-        self._now = _NEVER  # lines due by this time are counted as runnable
+        self._now = _NEVER  # entries due by this time are counted as runnable
         self.runnable_recipients = 0  # at the time of the last `advance`
 
-    def add(self, line: Pending) -> None:
-        heappush(self._by_state[state_name(line.state)], line.delivery.id)
-        since = runnable_since(line.state, self._now)
+    def add(self, entry: Pending) -> None:
+        heappush(self._by_state[state_name(entry.state)], entry.delivery.id)
+        since = runnable_since(entry.state, self._now)
         if since is not None:
-            self.runnable_recipients += len(line.delivery.message.envelope.recipients)
-            heappush(self._runnable, (since, line.delivery.id))
+            self.runnable_recipients += len(entry.delivery.message.envelope.recipients)
+            heappush(self._runnable, (since, entry.delivery.id))
 
-    def remove(self, line: Pending) -> None:
-        if runnable_since(line.state, self._now) is not None:
-            self.runnable_recipients -= len(line.delivery.message.envelope.recipients)
+    def remove(self, entry: Pending) -> None:
+        if runnable_since(entry.state, self._now) is not None:
+            self.runnable_recipients -= len(entry.delivery.message.envelope.recipients)
 
-    def on_due(self, entry: tuple[datetime, DeliveryId], line: Pending) -> None:
-        """A line became due. Entries are passed in ascending order, possibly twice; `advance` is called afterwards."""
-        if entry != self._last_due and runnable_since(line.state, self._now) is None:
-            self._last_due = entry
-            if runnable_since(line.state, entry[0]) is not None:
-                self.runnable_recipients += len(line.delivery.message.envelope.recipients)
-                heappush(self._runnable, entry)
+    def on_due(self, item: tuple[datetime, DeliveryId], entry: Pending) -> None:
+        """An entry became due. Items are passed in ascending order, possibly twice; `advance` is called afterwards."""
+        if item != self._last_due and runnable_since(entry.state, self._now) is None:
+            self._last_due = item
+            if runnable_since(entry.state, item[0]) is not None:
+                self.runnable_recipients += len(entry.delivery.message.envelope.recipients)
+                heappush(self._runnable, item)
 
     def advance(self, now: datetime) -> None:
-        """`on_due` was called for every line due by `now`."""
+        """`on_due` was called for every entry due by `now`."""
         self._now = max(self._now, now)
         self._last_due = None
 
@@ -59,9 +59,9 @@ class AgeIndex:
         oldest: dict[str, float] = {}
         for state, heap in self._by_state.items():
             while heap:
-                line = self._lines.get(heap[0])
-                if line is not None and state_name(line.state) == state:
-                    oldest[state] = line.delivery.message.received.timestamp()
+                entry = self._entries.get(heap[0])
+                if entry is not None and state_name(entry.state) == state:
+                    oldest[state] = entry.delivery.message.received.timestamp()
                     break
                 heappop(heap)
         return oldest
@@ -75,21 +75,21 @@ class AgeIndex:
         return None
 
     def prune(self) -> None:
-        """Drop stale entries when there are too many."""
-        if len(self._runnable) + sum(map(len, self._by_state.values())) <= 3 * len(self._lines) + STALE_ENTRIES_MAX:
+        """Drop stale items when there are too many."""
+        if len(self._runnable) + sum(map(len, self._by_state.values())) <= 3 * len(self._entries) + STALE_ITEMS_MAX:
             return
         for state in STATES:
             self._by_state[state] = []
-        for line in self._lines.values():
-            self._by_state[state_name(line.state)].append(line.delivery.id)
+        for entry in self._entries.values():
+            self._by_state[state_name(entry.state)].append(entry.delivery.id)
         for heap in self._by_state.values():
             heapify(heap)
-        self._runnable = [entry for entry in set(self._runnable) if self._is_current(entry)]
+        self._runnable = [item for item in set(self._runnable) if self._is_current(item)]
         heapify(self._runnable)
 
-    def _is_current(self, entry: tuple[datetime, DeliveryId]) -> bool:
-        line = self._lines.get(entry[1])
-        return line is not None and runnable_since(line.state, self._now) == entry[0]
+    def _is_current(self, item: tuple[datetime, DeliveryId]) -> bool:
+        entry = self._entries.get(item[1])
+        return entry is not None and runnable_since(entry.state, self._now) == item[0]
 
 
 def runnable_since(state: Active | Waiting, now: datetime) -> datetime | None:

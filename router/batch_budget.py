@@ -14,7 +14,7 @@ from mail.record import Accepted, Attempted
 OUTPUT_RECORDS_MAX = 2000
 CONTENT_BYTES_MAX = 8 << 20  # inline content of the inputs
 READ_MAX = 8  # inputs per step
-_RECORDS_PER_DELIVERY = 3  # queue line, Dispatched, event
+_RECORDS_PER_DELIVERY = 3  # queue entry, Dispatched, event
 _FAILURES_PER_RECORD = 25  # 50 failed recipients add two records: a DSN and an event
 
 

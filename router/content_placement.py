@@ -1,7 +1,7 @@
 """Content placement: moves inline content of waiting deliveries, and content with too many copies, to the spool.
 
-One flush serves a whole batch. While the spool fails, waiting deliveries keep their content in the queue line, up to
-`INLINE_BYTES_MAX`, so that a full disk does not stop routing; it is spooled when the line is next written. A failed
+One flush serves a whole batch. While the spool fails, waiting deliveries keep their content in the queue entry, up to
+`INLINE_BYTES_MAX`, so that a full disk does not stop routing; it is spooled when the entry is next written. A failed
 spool is not called again for `SPOOL_BACKOFF_SECONDS`.
 """
 
@@ -21,7 +21,7 @@ from router.mail_queue import MailQueue
 logger = structlog.get_logger()
 
 COPIES_BYTES_MAX = 8 << 20  # repeated copies of content in one commit
-INLINE_BYTES_MAX = 64 << 20  # while the spool fails: in the queue lines of one shard, and copies in one commit
+INLINE_BYTES_MAX = 64 << 20  # while the spool fails: in the queue entries of one shard, and copies in one commit
 SPOOL_TIMEOUT_SECONDS = 5.0
 SPOOL_BACKOFF_SECONDS = 5.0
 
@@ -37,13 +37,13 @@ class ContentPlacement:
         """Replace inline content by spooled content, in `outputs` and in the queue. Raises SpoolUnavailable if the
         spool fails and the content exceeds `INLINE_BYTES_MAX`.
         """
-        inline_lines = [
+        inline_entries = [
             (index, record, record.content.data)
             for index, record in enumerate(outputs)
             if isinstance(record, Pending) and isinstance(record.content, Inline)
         ]
         excess_copies = _excess_copies(outputs)
-        contents = {id(data): data for _, _, data in [*inline_lines, *excess_copies]}
+        contents = {id(data): data for _, _, data in [*inline_entries, *excess_copies]}
         if not contents:
             return
         try:
@@ -51,14 +51,14 @@ class ContentPlacement:
         except SpoolUnavailable as error:
             if max(queue.inline_bytes, sum(len(data) for _, _, data in excess_copies)) > INLINE_BYTES_MAX:
                 raise
-            logger.warning("content kept in queue: spool failed", deliveries=len(inline_lines), error=str(error))
+            logger.warning("content kept in queue: spool failed", deliveries=len(inline_entries), error=str(error))
             return
         for index, dispatched, data in excess_copies:
             outputs[index] = replace(dispatched, content=spooled[id(data)])
-        for index, line, data in inline_lines:
-            spooled_line = replace(line, content=spooled[id(data)])
-            queue.apply(spooled_line)
-            outputs[index] = spooled_line
+        for index, entry, data in inline_entries:
+            spooled_entry = replace(entry, content=spooled[id(data)])
+            queue.apply(spooled_entry)
+            outputs[index] = spooled_entry
 
     async def _put_all(self, contents: Mapping[int, bytes]) -> dict[int, Spooled]:
         clock = asyncio.get_running_loop().time

@@ -124,7 +124,7 @@ def _enqueue(
 
 
 def _spooled_only(content: Content) -> Spooled | None:
-    """The content of an active line; inline content is stored in Dispatched only."""
+    """The content of an active entry; inline content is stored in Dispatched only."""
     return None if isinstance(content, Inline) else content
 
 
@@ -146,12 +146,12 @@ def _waiting_state(queue: MailQueue, delivery: Delivery, context: RoutingContext
 
 def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, now: datetime) -> Iterator[Record]:
     """An attempt ended: settle delivered recipients, bounce failed ones, schedule a retry for deferred ones."""
-    line = queue.line(fact.delivery_id)
-    if line is None or not isinstance(line.state, Active) or fact.number != line.attempts + 1:
+    entry = queue.entry(fact.delivery_id)
+    if entry is None or not isinstance(entry.state, Active) or fact.number != entry.attempts + 1:
         return  # duplicate report, or the delivery is settled already
-    delivery, policy = line.delivery, context.policy
+    delivery, policy = entry.delivery, context.policy
     message = delivery.message
-    content = fact.content or line.content
+    content = fact.content or entry.content
     failures: list[FailedRecipient] = []
     still_deferred: list[tuple[Recipient, Deferred]] = []
     outcomes = _outcome_per_recipient(message.envelope.recipients, fact.outcomes)
@@ -203,30 +203,30 @@ def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, no
 
 def _on_due(queue: MailQueue, fact: Due, context: RoutingContext, now: datetime) -> Iterator[Record]:
     """A waiting delivery is due: route it again and dispatch it."""
-    line = queue.line(fact.delivery_id)
-    if line is None or not isinstance(line.state, Waiting) or line.state.cause is WaitCause.HELD:
+    entry = queue.entry(fact.delivery_id)
+    if entry is None or not isinstance(entry.state, Waiting) or entry.state.cause is WaitCause.HELD:
         return  # the due time is not compared again: if the clock was set back, the delivery would lose its turn
-    message, content = line.delivery.message, line.content
+    message, content = entry.delivery.message, entry.content
     queue_id = message.queue_id
-    hop = CONTENT_LOST if content is None else reroute(line.delivery, context)
+    hop = CONTENT_LOST if content is None else reroute(entry.delivery, context)
     hop = _fail_if_expired(hop, message, context, now)
     if isinstance(hop, Reply):
         failures = [FailedRecipient(recipient, hop) for recipient in message.envelope.recipients]
         headers = _original_headers(content, queue_id, context)
-        yield Settled(line.delivery.id)
+        yield Settled(entry.delivery.id)
         yield from _failure_events(queue_id, failures, now)
-        yield from _bounce(message, failures, headers, f"{line.delivery.id}/{line.attempts}/due", context, now)
+        yield from _bounce(message, failures, headers, f"{entry.delivery.id}/{entry.attempts}/due", context, now)
         yield from _close_if_done(queue, queue_id, now)
         return
     assert content is not None
-    delivery = line.delivery if hop == line.delivery.route else replace(line.delivery, route=hop)
+    delivery = entry.delivery if hop == entry.delivery.route else replace(entry.delivery, route=hop)
     waiting = _waiting_state(queue, delivery, context, now)
     if waiting is not None:
-        yield replace(line, delivery=delivery, state=waiting)
+        yield replace(entry, delivery=delivery, state=waiting)
         return
-    yield replace(line, delivery=delivery, state=Active(now), content=_spooled_only(content))
-    yield Dispatched(delivery, line.attempts + 1, content)
-    yield Event(queue_id, now, Resumed(delivery.id, line.attempts + 1, hop))
+    yield replace(entry, delivery=delivery, state=Active(now), content=_spooled_only(content))
+    yield Dispatched(delivery, entry.attempts + 1, content)
+    yield Event(queue_id, now, Resumed(delivery.id, entry.attempts + 1, hop))
 
 
 def reroute(delivery: Delivery, context: RoutingContext) -> Route | Reply:
@@ -285,11 +285,11 @@ def content_to_quote(
             if expansion.refused or any(isinstance(hop, Reply) for hop in hops):
                 return fact.message.queue_id, fact.content
         case Due():
-            line = queue.line(fact.delivery_id)
-            if line is not None and isinstance(line.content, Spooled):
-                message = line.delivery.message
-                if isinstance(_fail_if_expired(reroute(line.delivery, context), message, context, now), Reply):
-                    return message.queue_id, line.content
+            entry = queue.entry(fact.delivery_id)
+            if entry is not None and isinstance(entry.content, Spooled):
+                message = entry.delivery.message
+                if isinstance(_fail_if_expired(reroute(entry.delivery, context), message, context, now), Reply):
+                    return message.queue_id, entry.content
         case Attempted():
             pass  # the record includes the headers
         case _:

@@ -58,21 +58,21 @@ def quarantine(queue: MailQueue, fact: Fact, reason: str, policy: Policy, now: d
         case Attempted():
             yield from _defer_attempt(queue, fact, hold, policy, now)
         case Due():
-            line = queue.line(fact.delivery_id)
-            if line is not None and isinstance(line.state, Waiting):
-                yield replace(line, state=hold)
+            entry = queue.entry(fact.delivery_id)
+            if entry is not None and isinstance(entry.state, Waiting):
+                yield replace(entry, state=hold)
         case _:
             assert_never(fact)
 
 
 def _defer_attempt(queue: MailQueue, fact: Attempted, hold: Waiting, policy: Policy, now: datetime) -> Iterator[Record]:
-    line = queue.line(fact.delivery_id)
-    if line is None or not isinstance(line.state, Active) or fact.number != line.attempts + 1:
+    entry = queue.entry(fact.delivery_id)
+    if entry is None or not isinstance(entry.state, Active) or fact.number != entry.attempts + 1:
         return
-    delivery, message = line.delivery, line.delivery.message
+    delivery, message = entry.delivery, entry.delivery.message
     delivered = {outcome.recipient for outcome in fact.outcomes if isinstance(outcome, Delivered)}
     remaining = tuple(recipient for recipient in message.envelope.recipients if recipient.address not in delivered)
-    content = fact.content or line.content
+    content = fact.content or entry.content
     due = None
     if remaining:
         due = now + retry_step(policy.retry, fact.number)

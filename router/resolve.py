@@ -102,8 +102,8 @@ def domains_to_resolve(accepted: Sequence[Accepted], due: Sequence[Pending], con
         ).final_recipients:
             if (domain := mx_domain(final.recipient.address, final.destination, context)) is not None:
                 domains.add(domain)
-    for line in due:
-        domains.update(reroute_mx_domains(line.delivery, context))
+    for entry in due:
+        domains.update(reroute_mx_domains(entry.delivery, context))
     return domains
 
 

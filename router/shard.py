@@ -110,8 +110,8 @@ async def process_shard(shard: RouterShard, router: RouterResources, stop: async
 async def _replay(state: ShardState) -> MailQueue:
     queue = MailQueue()
     async for batch in state.shard.replay():
-        for line in batch:
-            queue.apply(line)
+        for entry in batch:
+            queue.apply(entry)
     state.router.metrics.shard_replayed(state.shard.number, queue)
     return queue
 
@@ -119,8 +119,8 @@ async def _replay(state: ShardState) -> MailQueue:
 async def _route_batch(state: ShardState, queue: MailQueue, wait: timedelta) -> timedelta:
     """Process one batch, from reading to the commit. Returns how long the next batch may wait for inputs."""
     router = state.router
-    entries = await _read_inputs(state, wait)
-    due_count = await _decide_and_commit(state, queue, entries, router.batch_size)
+    inputs = await _read_inputs(state, wait)
+    due_count = await _decide_and_commit(state, queue, inputs, router.batch_size)
     if due_count == router.batch_size:
         return timedelta(0)  # more may be due
     next_due = queue.next_due()
@@ -130,22 +130,22 @@ async def _route_batch(state: ShardState, queue: MailQueue, wait: timedelta) -> 
 async def _read_inputs(state: ShardState, wait: timedelta) -> list[Entry[Accepted] | Entry[Attempted]]:
     """Read the inputs of one commit, in steps, until the batch budget is used."""
     budget, router = state.budget, state.router
-    entries: list[Entry[Accepted] | Entry[Attempted]] = []
+    inputs: list[Entry[Accepted] | Entry[Attempted]] = []
     snapshot = router.directory.snapshot
     budget.reset()
     while limit := budget.read_limit:
         try:
-            more = await state.shard.read(limit, timedelta(0) if entries else wait)
+            more = await state.shard.read(limit, timedelta(0) if inputs else wait)
         except ShardLost:
-            if not entries:
+            if not inputs:
                 raise
             break  # finish the inputs read so far
         for entry in more:
             budget.add(entry.record, snapshot, router.policy.alias_depth)
-        entries += more
+        inputs += more
         if len(more) < limit:
             break
-    return entries
+    return inputs
 
 
 async def _route_one_by_one(state: ShardState) -> None:
@@ -155,40 +155,40 @@ async def _route_one_by_one(state: ShardState) -> None:
     shard, router = state.shard, state.router
     queue = await _replay(state)
     for _ in range(2 * router.batch_size):
-        entries = await shard.read(1, timedelta(0))
+        inputs = await shard.read(1, timedelta(0))
         due_ids: list[DeliveryId] = []
         try:
-            if await _decide_and_commit(state, queue, entries, 0 if entries else 1, due_ids) + len(entries):
+            if await _decide_and_commit(state, queue, inputs, 0 if inputs else 1, due_ids) + len(inputs):
                 continue
             return
         except (ShardLost, LogUnavailable, LogUnusable, SpoolUnavailable):
             raise
         except Exception as bug:
-            facts = [*(entry.record for entry in entries), *map(Due, due_ids)]
+            facts = [*(entry.record for entry in inputs), *map(Due, due_ids)]
             logger.exception("quarantined", shard=shard.number, ids=[_id_of(fact) for fact in facts])
             queue = await _replay(state)
             batch = _Batch(queue, router.now())
             for fact in facts:
                 batch.quarantine(fact, f"{QUARANTINE_REASON} ({type(bug).__name__}); see its log", router.policy)
-            await _commit(state, batch, entries, perf_counter())
+            await _commit(state, batch, inputs, perf_counter())
 
 
 async def _decide_and_commit(
     state: ShardState,
     queue: MailQueue,
-    entries: Sequence[Entry[Accepted] | Entry[Attempted]],
+    inputs: Sequence[Entry[Accepted] | Entry[Attempted]],
     due_max: int,
     due_ids: list[DeliveryId] | None = None,
 ) -> int:
-    """Decide on `entries` and due deliveries, and commit. Returns how many were due, at most `due_max`; their ids
+    """Decide on `inputs` and due deliveries, and commit. Returns how many were due, at most `due_max`; their ids
     are added to `due_ids` before the decisions.
     """
     started = perf_counter()
     router = state.router
     now = router.now()
     batch = _Batch(queue, now)
-    attempted = [entry.record for entry in entries if isinstance(entry.record, Attempted)]
-    accepted = [entry.record for entry in entries if isinstance(entry.record, Accepted)]
+    attempted = [entry.record for entry in inputs if isinstance(entry.record, Attempted)]
+    accepted = [entry.record for entry in inputs if isinstance(entry.record, Accepted)]
     router.metrics.add_consumed(accepted=len(accepted), attempted=len(attempted))
     accepted = _without_duplicates(accepted, state.recent_queue_ids, batch.accounting)
     context = RoutingContext(router.policy, router.directory.snapshot)
@@ -201,21 +201,21 @@ async def _decide_and_commit(
     facts: list[Fact] = [*due, *accepted]
     for fact in facts:
         await batch.decide(fact, context)
-    if batch.outputs or entries:
-        await _commit(state, batch, entries, started)
+    if batch.outputs or inputs:
+        await _commit(state, batch, inputs, started)
     else:
         router.metrics.add_batch(state.shard.number, batch.accounting, queue, 0.0)
     return len(due)
 
 
 async def _commit(
-    state: ShardState, batch: _Batch, entries: Sequence[Entry[Accepted] | Entry[Attempted]], started: float
+    state: ShardState, batch: _Batch, inputs: Sequence[Entry[Accepted] | Entry[Attempted]], started: float
 ) -> None:
     shard, router = state.shard, state.router
     await state.content_placement.offload(batch.outputs, batch.queue)
-    await shard.commit(batch.outputs, entries)
+    await shard.commit(batch.outputs, inputs)
     state.recent_queue_ids.add(
-        (e.record.message.queue_id for e in entries if isinstance(e.record, Accepted)), router.now()
+        (e.record.message.queue_id for e in inputs if isinstance(e.record, Accepted)), router.now()
     )
     try:  # the commit is done: an error in metrics or logging must not repeat the batch
         router.metrics.add_batch(shard.number, batch.accounting, batch.queue, perf_counter() - started)
@@ -234,8 +234,8 @@ async def _look_up(
     now: datetime,
 ) -> RoutingContext:
     """`context` with the DNS answers and headers that the decisions on these facts need."""
-    lines = [line for fact in due if (line := queue.line(fact.delivery_id)) is not None]
-    domains = domains_to_resolve(accepted, lines, context)
+    entries = [entry for fact in due if (entry := queue.entry(fact.delivery_id)) is not None]
+    domains = domains_to_resolve(accepted, entries, context)
     if domains:
         context = replace(context, answers=await router.batch_resolver.resolve(domains))
     facts: list[Fact] = [*due, *(fact for fact in accepted if isinstance(fact.content, Spooled))]
@@ -256,24 +256,24 @@ class _Batch:
 
     async def decide(self, fact: Fact, context: RoutingContext) -> None:
         queue = self.queue
-        line = None if isinstance(fact, Accepted) else queue.line(fact.delivery_id)
+        entry = None if isinstance(fact, Accepted) else queue.entry(fact.delivery_id)
         first = len(self.outputs)
         for record in decide(queue, fact, context, self._now):
             queue.apply(record)
             self.outputs.append(record)
             if len(self.outputs) % YIELD_INTERVAL == 0:
                 await asyncio.sleep(0)
-        self.accounting.add_decision(fact, line, self.outputs[first:], self._now)
+        self.accounting.add_decision(fact, entry, self.outputs[first:], self._now)
 
     def quarantine(self, fact: Fact, reason: str, policy: Policy) -> None:
         """Quarantine the message or delivery of a fact for which `decide` raised."""
-        line = None if isinstance(fact, Accepted) else self.queue.line(fact.delivery_id)
+        entry = None if isinstance(fact, Accepted) else self.queue.entry(fact.delivery_id)
         first = len(self.outputs)
         for record in quarantine(self.queue, fact, reason, policy, self._now):
             self.queue.apply(record)
             self.outputs.append(record)
         with suppress(Exception):  # the bug may be in the accounting
-            self.accounting.add_decision(fact, line, self.outputs[first:], self._now)
+            self.accounting.add_decision(fact, entry, self.outputs[first:], self._now)
 
 
 def _without_duplicates(

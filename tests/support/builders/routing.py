@@ -99,7 +99,7 @@ class RouterSimulator:
     now: datetime = START
     queue: MailQueue = field(default_factory=MailQueue)
     records: list[Record] = field(default_factory=list)  # all committed records
-    lines: dict[DeliveryId, Pending] = field(default_factory=dict)  # the compacted queue topic
+    entries: dict[DeliveryId, Pending] = field(default_factory=dict)  # the compacted queue topic
     dispatched: dict[DeliveryId, Dispatched] = field(default_factory=dict)
     dsns: list[Accepted] = field(default_factory=list)  # not yet accepted
     ledger: Counter[str] = field(default_factory=Counter)
@@ -117,13 +117,13 @@ class RouterSimulator:
         return self._commit(fact, quarantine(self.queue, fact, f"{QUARANTINE_REASON} (test)", self.policy, self.now))
 
     def _commit(self, fact: Fact, records: Iterator[Record]) -> list[Record]:
-        line = None if isinstance(fact, Accepted) else self.queue.line(fact.delivery_id)
+        entry = None if isinstance(fact, Accepted) else self.queue.entry(fact.delivery_id)
         out: list[Record] = []
         for record in records:
             self.queue.apply(record)
             out.append(record)
         accounting = BatchAccounting()
-        accounting.add_decision(fact, line, out, self.now)
+        accounting.add_decision(fact, entry, out, self.now)
         self.ledger.update(accounting.ledger)
         self.balance.add(accounting)
         for index, record in enumerate(out):
@@ -134,9 +134,9 @@ class RouterSimulator:
         for record in out:
             match record:
                 case Pending():
-                    self.lines[record.delivery.id] = record
+                    self.entries[record.delivery.id] = record
                 case Settled():
-                    del self.lines[record.delivery_id]
+                    del self.entries[record.delivery_id]
                 case Dispatched():
                     assert record.delivery.id not in self.dispatched, "dispatched twice"
                     self.dispatched[record.delivery.id] = record
@@ -175,8 +175,8 @@ class RouterSimulator:
     def replayed_queue(self) -> MailQueue:
         """The queue as replayed by another owner."""
         queue = MailQueue()
-        for line in self.lines.values():
-            queue.apply(line)
+        for entry in self.entries.values():
+            queue.apply(entry)
         return queue
 
     def reopen(self) -> None:
@@ -185,7 +185,7 @@ class RouterSimulator:
         self.balance = LedgerBalance(self.queue.open_recipients)
 
     def open_recipients(self) -> int:
-        return sum(len(line.delivery.message.envelope.recipients) for line in self.lines.values())
+        return sum(len(entry.delivery.message.envelope.recipients) for entry in self.entries.values())
 
     def open_by_ledger(self) -> int:
         """Open recipients according to the ledger."""
@@ -204,13 +204,14 @@ def of_kind(kind: type, records: Sequence[Record]) -> list:  # type: ignore[type
 def is_same_queue(one: MailQueue, other: MailQueue) -> bool:
     """Whether all queries of two queues give the same results."""
     return (
-        {line.delivery.id: line for line in one.lines()} == {line.delivery.id: line for line in other.lines()}
+        {entry.delivery.id: entry for entry in one.entries()} == {entry.delivery.id: entry for entry in other.entries()}
         and one.site_loads() == other.site_loads()
         and one.recipients() == other.recipients()
         and one.active == other.active
         and set(one.indexed()) == set(other.indexed())
         and all(
-            one.open_deliveries(line.delivery.message.queue_id) == other.open_deliveries(line.delivery.message.queue_id)
-            for line in one.lines()
+            one.open_deliveries(entry.delivery.message.queue_id)
+            == other.open_deliveries(entry.delivery.message.queue_id)
+            for entry in one.entries()
         )
     )

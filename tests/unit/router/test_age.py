@@ -11,7 +11,7 @@ import pytest
 from mail.message import Spooled, delivery_id
 from mail.record import Active, Delivery, Pending, Settled, WaitCause, Waiting
 from mail.route import ToRelay
-from router.age import STALE_ENTRIES_MAX
+from router.age import STALE_ITEMS_MAX
 from router.mail_queue import QUARANTINE_REASON, MailQueue
 from router.site_limits import SiteLimits
 from tests.support.builders.routing import START, message
@@ -20,7 +20,7 @@ SPOOLED = Spooled("big", 10, "0" * 32)
 ROUTE = ToRelay("smart.test", 25)
 
 
-def line(
+def entry(
     number: int, why: WaitCause = WaitCause.DEFERRED, *, due: int = 0, recipients: int = 1, reason: str = "later"
 ) -> Pending:
     own_message = message(*(f"u{number}-{place}@far.test" for place in range(recipients)), number=number)
@@ -37,7 +37,7 @@ def at(queue: MailQueue, seconds: int) -> tuple[int, float | None]:
 
 def test_deferred_delivery_is_runnable_from_its_retry_time() -> None:
     queue = MailQueue()
-    queue.apply(line(1, due=60, recipients=3))
+    queue.apply(entry(1, due=60, recipients=3))
     assert at(queue, 59) == (0, None)
     assert at(queue, 60) == (3, 0)
     assert at(queue, 960) == (3, 900)
@@ -45,55 +45,55 @@ def test_deferred_delivery_is_runnable_from_its_retry_time() -> None:
 
 def test_active_and_throttled_are_runnable_but_held_and_unresolved_are_not() -> None:
     queue = MailQueue()
-    for each in (line(1, WaitCause.HELD), line(2, WaitCause.UNRESOLVED)):
+    for each in (entry(1, WaitCause.HELD), entry(2, WaitCause.UNRESOLVED)):
         queue.apply(each)
     assert at(queue, 10) == (0, None)
-    queue.apply(line(3, WaitCause.THROTTLED, due=4))
+    queue.apply(entry(3, WaitCause.THROTTLED, due=4))
     assert at(queue, 10) == (1, 6)
-    queue.apply(replace(line(4, recipients=2), state=Active(START + timedelta(seconds=1))))
+    queue.apply(replace(entry(4, recipients=2), state=Active(START + timedelta(seconds=1))))
     assert at(queue, 10) == (3, 9)
-    queue.apply(Settled(line(4).delivery.id))
+    queue.apply(Settled(entry(4).delivery.id))
     assert at(queue, 10) == (1, 6)
 
 
 def test_line_applied_twice_counts_once() -> None:
     queue = MailQueue()
-    for _ in range(2):  # spooling the content applies the line again
-        queue.apply(line(1, due=5))
+    for _ in range(2):  # spooling the content applies the entry again
+        queue.apply(entry(1, due=5))
     assert at(queue, 5) == (1, 0)
-    queue.apply(line(1, due=9))
+    queue.apply(entry(1, due=9))
     assert at(queue, 6) == (0, None)
     assert at(queue, 9) == (1, 0)
 
 
 def test_due_lines_stay_runnable_after_clock_is_set_back() -> None:
     queue = MailQueue()
-    queue.apply(line(1, due=100))
+    queue.apply(entry(1, due=100))
     assert at(queue, 100) == (1, 0)
-    queue.apply(line(2, due=50))
-    assert at(queue, 10)[0] == 2  # a line that was due stays runnable
+    queue.apply(entry(2, due=50))
+    assert at(queue, 10)[0] == 2  # an entry that was due stays runnable
     assert at(queue, 200) == (2, 150)
 
 
 def test_quarantined_counts_bug_holds_and_not_operator_holds() -> None:
     queue = MailQueue()
-    queue.apply(line(1, WaitCause.HELD, reason=f"{QUARANTINE_REASON} (KeyError); see its log"))
-    queue.apply(line(2, WaitCause.HELD, reason="by hand"))
+    queue.apply(entry(1, WaitCause.HELD, reason=f"{QUARANTINE_REASON} (KeyError); see its log"))
+    queue.apply(entry(2, WaitCause.HELD, reason="by hand"))
     assert queue.quarantined_deliveries == 1
-    queue.apply(line(1, WaitCause.DEFERRED))
+    queue.apply(entry(1, WaitCause.DEFERRED))
     assert queue.quarantined_deliveries == 0
 
 
 def test_stale_entries_are_bounded() -> None:
     queue = MailQueue()
-    queue.apply(line(1, WaitCause.HELD))  # the oldest line, never removed
-    queue.apply(replace(line(2), state=Active(START)))
+    queue.apply(entry(1, WaitCause.HELD))  # the oldest entry, never removed
+    queue.apply(replace(entry(2), state=Active(START)))
     for number in range(3, 5000):
-        queue.apply(replace(line(number), state=Active(START + timedelta(seconds=number))))
-        queue.apply(Settled(line(number).delivery.id))
+        queue.apply(replace(entry(number), state=Active(START + timedelta(seconds=number))))
+        queue.apply(Settled(entry(number).delivery.id))
         queue.prune()
     ages = queue.age_index
-    assert len(ages._runnable) + sum(map(len, ages._by_state.values())) <= 3 * 2 + STALE_ENTRIES_MAX + 1
+    assert len(ages._runnable) + sum(map(len, ages._by_state.values())) <= 3 * 2 + STALE_ITEMS_MAX + 1
     assert at(queue, 5000) == (1, 5000)
     assert queue.age_index.oldest()["held"] == START.timestamp()
 
@@ -105,7 +105,7 @@ def test_query_time_does_not_grow_with_the_queue() -> None:
     def seconds_at(size: int) -> float:
         queue = MailQueue()
         for number in range(size):
-            queue.apply(line(number, due=number % 7 * 1000))
+            queue.apply(entry(number, due=number % 7 * 1000))
         queue.due(START + timedelta(seconds=3000), SiteLimits(), 0)
         best = float("inf")
         for _ in range(20):

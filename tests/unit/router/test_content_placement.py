@@ -55,8 +55,8 @@ async def test_waiting_message_with_failing_spool_does_not_block_others(
         await setup.log.append(accepted_now("alice@example.test"))
     async with setup.running():
         await wait_until(lambda: len(setup.dispatched) == 10)
-        waiting = [line for line in await setup.lines() if isinstance(line.state, Waiting)]
-    assert [line.content for line in waiting] == [Inline(CONTENT)] * 2
+        waiting = [entry for entry in await setup.entries() if isinstance(entry.state, Waiting)]
+    assert [entry.content for entry in waiting] == [Inline(CONTENT)] * 2
     setup.deliver = succeed
     setup.dispatched.clear()
     async with setup.running():  # after a restart, with the spool still failing
@@ -67,7 +67,7 @@ async def test_waiting_message_with_failing_spool_does_not_block_others(
 
 def _empty(setup: RouterSetup):  # type: ignore[no-untyped-def]
     async def empty() -> bool:
-        return not await setup.lines()
+        return not await setup.entries()
 
     return empty
 
@@ -77,12 +77,12 @@ def test_active_line_has_no_inline_content() -> None:
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
     fact = accepted("u@far.test")
     context = RoutingContext(simulator.policy, simulator.snapshot)
-    (line,) = of_kind(Pending, list(decide(simulator.queue, fact, context, START)))
-    waiting_line = Pending(line.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
-    simulator.queue.apply(waiting_line)
+    (entry,) = of_kind(Pending, list(decide(simulator.queue, fact, context, START)))
+    waiting_entry = Pending(entry.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
+    simulator.queue.apply(waiting_entry)
     assert simulator.queue.inline_bytes == len(CONTENT)
     out = simulator.route_due()
-    assert [line.content for line in of_kind(Pending, out)] == [None]
+    assert [entry.content for entry in of_kind(Pending, out)] == [None]
     assert [given.content for given in of_kind(Dispatched, out)] == [Inline(CONTENT)]
     assert simulator.queue.inline_bytes == 0
 
@@ -93,14 +93,14 @@ async def test_failed_spool_is_not_called_during_back_off() -> None:
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
     for _ in range(3):
         fact = accepted("u@far.test")
-        (line,) = of_kind(
+        (entry,) = of_kind(
             Pending, list(decide(simulator.queue, fact, RoutingContext(simulator.policy, simulator.snapshot), START))
         )
-        waiting_line = Pending(line.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
-        queue.apply(waiting_line)
-        outputs = [waiting_line]
+        waiting_entry = Pending(entry.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
+        queue.apply(waiting_entry)
+        outputs = [waiting_entry]
         await placement.offload(outputs, queue)  # type: ignore[arg-type]
-        assert outputs == [waiting_line]
+        assert outputs == [waiting_entry]
     assert spool.calls == 1
 
 
@@ -116,15 +116,15 @@ async def test_inline_content_in_the_queue_is_bounded(monkeypatch: pytest.Monkey
         await setup.log.append(mail)
     async with setup.running():
         await asyncio.sleep(0.5)
-        waiting_line = [line for line in await setup.lines() if isinstance(line.content, Inline)]
-        assert len(waiting_line) == 2
+        waiting_entry = [entry for entry in await setup.entries() if isinstance(entry.content, Inline)]
+        assert len(waiting_entry) == 2
         spool.works = True
         await wait_until(_all(setup, 6))
-    assert sum(isinstance(line.content, Spooled) for line in await setup.lines()) >= 3
+    assert sum(isinstance(entry.content, Spooled) for entry in await setup.entries()) >= 3
 
 
 def _all(setup: RouterSetup, count: int):  # type: ignore[no-untyped-def]
     async def there() -> bool:
-        return len(await setup.lines()) == count
+        return len(await setup.entries()) == count
 
     return there

@@ -75,11 +75,11 @@ def test_duplicate_facts_are_counted() -> None:
     mail = accepted("u@far.test")
     shard.decide(mail)
     (dispatched_id,) = shard.dispatched
-    line = shard.queue.line(dispatched_id)
-    assert line is not None
+    entry = shard.queue.entry(dispatched_id)
+    assert entry is not None
     report = Attempted(dispatched_id, 2, (delivered(recipient("u@far.test")),), START, timedelta(0))
     tally.add_decision(mail, None, shard.decide(mail), START)
-    tally.add_decision(report, line, shard.decide(report), START)
+    tally.add_decision(report, entry, shard.decide(report), START)
     assert tally.duplicates == 2
     assert not tally.ledger
     assert not tally.first_attempt_delays
@@ -105,7 +105,7 @@ def test_list_is_grouped_by_next_hop_and_split_at_the_recipient_limit() -> None:
     shard = simulator(recipients_per_delivery=2)
     many = [f"u{n}@far.test" for n in range(5)]
     out = shard.decide(accepted("list@example.test", *many))
-    parts = {line.delivery.id[-1]: line.delivery for line in of_kind(Pending, out)}
+    parts = {entry.delivery.id[-1]: entry.delivery for entry in of_kind(Pending, out)}
     assert [type(parts[n].route) for n in "1234"] == [ToMailbox, ToRelay, ToRelay, ToRelay]
     assert [len(parts[n].message.envelope.recipients) for n in "1234"] == [1, 2, 2, 2]
     assert [str(r.original) for r in parts["2"].message.envelope.recipients] == ["list@example.test", "u0@far.test"]
@@ -136,19 +136,19 @@ def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> N
     a, b, c = (recipient(f"{name}@far.test") for name in "abc")
     out = shard.attempt(dispatched_id, delivered(a), failed(b), deferred(c), headers=CONTENT)
     assert kinds(out) == [Pending, AttemptRecorded, Accepted, Bounced]
-    line, tried, report, bounced = out[0], out[1], out[2], out[3]
-    assert isinstance(line, Pending)
-    assert line.delivery.message.envelope.recipients == (c,)
-    assert (line.attempts, line.last, line.content) == (
+    entry, tried, report, bounced = out[0], out[1], out[2], out[3]
+    assert isinstance(entry, Pending)
+    assert entry.delivery.message.envelope.recipients == (c,)
+    assert (entry.attempts, entry.last, entry.content) == (
         1,
         DEFERRED_REPLY,
         Spooled(f"d-{dispatched_id}", len(CONTENT), "0" * 32),
     )
-    assert isinstance(line.state, Waiting)
-    assert (line.state.cause, line.state.reason) == (WaitCause.DEFERRED, str(DEFERRED_REPLY))
+    assert isinstance(entry.state, Waiting)
+    assert (entry.state.cause, entry.state.reason) == (WaitCause.DEFERRED, str(DEFERRED_REPLY))
     assert isinstance(tried, Event)
     outcomes = (delivered(a), failed(b), deferred(c))
-    assert tried.detail == AttemptRecorded(dispatched_id, 1, outcomes, START, timedelta(seconds=1), line.state.due)
+    assert tried.detail == AttemptRecorded(dispatched_id, 1, outcomes, START, timedelta(seconds=1), entry.state.due)
     assert isinstance(report, Accepted)
     assert isinstance(report.content, Inline)
     assert b"b@far.test" in report.content.data
@@ -161,7 +161,7 @@ def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> N
     assert kinds(resumed) == [Pending, Dispatched, Resumed]
     again = resumed[1]
     assert isinstance(again, Dispatched)
-    assert (again.number, again.content) == (2, line.content)
+    assert (again.number, again.content) == (2, entry.content)
 
 
 @pytest.mark.parametrize("repeat", [1, 2, 3])
@@ -181,10 +181,10 @@ def test_recipient_missing_in_a_report_stays_open() -> None:
     shard.decide(accepted("a@far.test", "b@far.test", content=Spooled("big", 10, "0" * 32)))
     (dispatched_id,) = shard.dispatched
     out = shard.attempt(dispatched_id, delivered(recipient("b@far.test")))
-    line = out[0]
-    assert isinstance(line, Pending)
-    assert [str(r.address) for r in line.delivery.message.envelope.recipients] == ["a@far.test"]
-    assert line.content == Spooled("big", 10, "0" * 32)
+    entry = out[0]
+    assert isinstance(entry, Pending)
+    assert [str(r.address) for r in entry.delivery.message.envelope.recipients] == ["a@far.test"]
+    assert entry.content == Spooled("big", 10, "0" * 32)
 
 
 def test_mismatched_report_keeps_the_ledger_balanced() -> None:
@@ -202,7 +202,7 @@ def test_lifetime_ends_with_a_last_attempt_and_a_bounce() -> None:
     shard = simulator(lifetime=timedelta(hours=1), retry=(timedelta(minutes=20),))
     shard.decide(accepted("u@far.test", sender="alice@example.test"))
     attempts = 0
-    while shard.lines:
+    while shard.entries:
         for dispatched_id in list(shard.dispatched):
             attempts += 1
             out = shard.attempt(dispatched_id, deferred(recipient("u@far.test")), headers=CONTENT)
@@ -286,7 +286,7 @@ def test_throttled_deliveries_start_in_order_when_slots_are_free() -> None:
     for name in "abc":
         shard.decide(accepted(f"{name}@far.test"))
         shard.now += timedelta(milliseconds=1)
-    waiting = [line.state for line in shard.lines.values() if isinstance(line.state, Waiting)]
+    waiting = [entry.state for entry in shard.entries.values() if isinstance(entry.state, Waiting)]
     assert [state.cause for state in waiting] == [WaitCause.THROTTLED, WaitCause.THROTTLED]
     order = []
     for _ in "abc":
@@ -314,16 +314,16 @@ def test_clock_set_back_keeps_due_deliveries_in_turn() -> None:
 def test_unresolved_delivery_waits_until_dns_answers_or_it_expires() -> None:
     shard = RouterSimulator(policy())
     out = shard.decide(accepted("u@far.test"))
-    (line,) = of_kind(Pending, out)
-    assert line.delivery.route == Unresolved("far.test")
-    assert (line.state.cause, line.state.reason) == (WaitCause.UNRESOLVED, "DNS lookup of far.test MX timed out")
-    assert isinstance(line.content, Spooled)
+    (entry,) = of_kind(Pending, out)
+    assert entry.delivery.route == Unresolved("far.test")
+    assert (entry.state.cause, entry.state.reason) == (WaitCause.UNRESOLVED, "DNS lookup of far.test MX timed out")
+    assert isinstance(entry.content, Spooled)
     assert shard.dispatched == {}
     shard.answers = DnsAnswers({"far.test": DnsUnknown("DNS lookup of far.test MX failed: SERVFAIL")})
     shard.advance(timedelta(seconds=5))
-    (line,) = shard.lines.values()
-    assert isinstance(line.state, Waiting)
-    assert line.state.reason == "DNS lookup of far.test MX failed: SERVFAIL"
+    (entry,) = shard.entries.values()
+    assert isinstance(entry.state, Waiting)
+    assert entry.state.reason == "DNS lookup of far.test MX failed: SERVFAIL"
     shard.answers = FAR
     shard.advance(timedelta(seconds=5))
     (request,) = shard.dispatched.values()
@@ -334,7 +334,7 @@ def test_unresolved_delivery_waits_until_dns_answers_or_it_expires() -> None:
     silent.decide(accepted("u@far.test", sender="alice@example.test"))
     for _ in range(20):
         silent.advance(timedelta(minutes=20))
-    assert silent.lines == {}
+    assert silent.entries == {}
     assert len(silent.dsns) == 1
 
 

@@ -166,16 +166,16 @@ class Histories(RuleBasedStateMachine):
         self.simulator.reopen()
         self.latest = self.simulator.now
 
-    @precondition(lambda self: any(isinstance(line.state, Waiting) for line in self.simulator.lines.values()))
+    @precondition(lambda self: any(isinstance(entry.state, Waiting) for entry in self.simulator.entries.values()))
     @rule(data=st.data(), hold=st.booleans())
     def hold_or_release(self, data: st.DataObject, hold: bool) -> None:
         """No command does this yet; the queue supports its records already."""
-        waiting = [line for line in self.simulator.lines.values() if isinstance(line.state, Waiting)]
-        line = data.draw(st.sampled_from(waiting))
+        waiting = [entry for entry in self.simulator.entries.values() if isinstance(entry.state, Waiting)]
+        entry = data.draw(st.sampled_from(waiting))
         due = datetime.max.replace(tzinfo=self.simulator.now.tzinfo) if hold else self.simulator.now
         why = WaitCause.HELD if hold else WaitCause.THROTTLED
-        changed = replace(line, state=Waiting(due, why, "by hand"))
-        self.simulator.lines[line.delivery.id] = changed
+        changed = replace(entry, state=Waiting(due, why, "by hand"))
+        self.simulator.entries[entry.delivery.id] = changed
         self.simulator.queue.apply(changed)
 
     @invariant()
@@ -200,29 +200,29 @@ class Histories(RuleBasedStateMachine):
         self.latest = max(self.latest, now)
         queue.due(now, self.simulator.policy.limits, 0)
         since = {
-            line.delivery.id: line.state.since if isinstance(line.state, Active) else line.state.due
-            for line in self.simulator.lines.values()
-            if isinstance(line.state, Active)
-            or line.state.cause is WaitCause.THROTTLED
-            or (line.state.cause is WaitCause.DEFERRED and line.state.due <= self.latest)
+            entry.delivery.id: entry.state.since if isinstance(entry.state, Active) else entry.state.due
+            for entry in self.simulator.entries.values()
+            if isinstance(entry.state, Active)
+            or entry.state.cause is WaitCause.THROTTLED
+            or (entry.state.cause is WaitCause.DEFERRED and entry.state.due <= self.latest)
         }
-        recipients = [len(self.simulator.lines[each].delivery.message.envelope.recipients) for each in since]
+        recipients = [len(self.simulator.entries[each].delivery.message.envelope.recipients) for each in since]
         assert queue.age_index.runnable_recipients == sum(recipients)
         assert queue.age_index.oldest_runnable() == min((each.timestamp() for each in since.values()), default=None)
 
     @invariant()
     def oldest_of_each_state_is_correct(self) -> None:
         oldest: dict[str, Pending] = {}
-        for delivery_id in sorted(self.simulator.lines):
-            line = self.simulator.lines[delivery_id]
-            oldest.setdefault(state_name(line.state), line)
+        for delivery_id in sorted(self.simulator.entries):
+            entry = self.simulator.entries[delivery_id]
+            oldest.setdefault(state_name(entry.state), entry)
         assert self.simulator.queue.age_index.oldest() == {
-            state: line.delivery.message.received.timestamp() for state, line in oldest.items()
+            state: entry.delivery.message.received.timestamp() for state, entry in oldest.items()
         }
 
     @invariant()
     def quarantined_deliveries_are_counted(self) -> None:
-        reasons = [line.state.reason for line in self.simulator.lines.values() if line.state == _held(line)]
+        reasons = [entry.state.reason for entry in self.simulator.entries.values() if entry.state == _held(entry)]
         assert self.simulator.queue.quarantined_deliveries == sum(
             reason.startswith(QUARANTINE_REASON) for reason in reasons
         )
@@ -237,15 +237,17 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def active_lines_are_the_dispatched_ones(self) -> None:
-        lines = self.simulator.lines.values()
-        assert {line.delivery.id for line in lines if isinstance(line.state, Active)} == set(self.simulator.dispatched)
+        entries = self.simulator.entries.values()
+        assert {entry.delivery.id for entry in entries if isinstance(entry.state, Active)} == set(
+            self.simulator.dispatched
+        )
 
     @invariant()
     def every_waiting_line_is_indexed(self) -> None:
         waiting = {
-            line.delivery.id
-            for line in self.simulator.lines.values()
-            if isinstance(line.state, Waiting) and line.state.cause is not WaitCause.HELD
+            entry.delivery.id
+            for entry in self.simulator.entries.values()
+            if isinstance(entry.state, Waiting) and entry.state.cause is not WaitCause.HELD
         }
         assert set(self.simulator.queue.indexed()) == waiting
 
@@ -257,21 +259,21 @@ class Histories(RuleBasedStateMachine):
                 assert isinstance(record.state, Active) or record.content is not None
 
     def teardown(self) -> None:
-        """Release held lines; then every message closes."""
+        """Release held entries; then every message closes."""
         simulator = self.simulator
-        for line in [line for line in simulator.lines.values() if line.state == _held(line)]:
-            changed = replace(line, state=Waiting(simulator.now, WaitCause.DEFERRED, "released"))
-            simulator.lines[line.delivery.id] = changed
+        for entry in [entry for entry in simulator.entries.values() if entry.state == _held(entry)]:
+            changed = replace(entry, state=Waiting(simulator.now, WaitCause.DEFERRED, "released"))
+            simulator.entries[entry.delivery.id] = changed
             simulator.queue.apply(changed)
         for _ in range(2000):
-            if not simulator.lines and not simulator.dsns:
+            if not simulator.entries and not simulator.dsns:
                 break
             while simulator.dsns:
                 simulator.decide(simulator.dsns.pop())
             for delivery_id in list(simulator.dispatched):
                 self._attempt(delivery_id, None)  # deferred until they expire
             simulator.advance(timedelta(hours=3))
-        assert not simulator.lines
+        assert not simulator.entries
         assert not simulator.dsns
         assert len(simulator.queue) == 0
         assert simulator.queue.site_loads() == {}
@@ -281,8 +283,8 @@ class Histories(RuleBasedStateMachine):
         )
 
 
-def _held(line: Pending) -> Waiting | None:
-    return line.state if isinstance(line.state, Waiting) and line.state.cause is WaitCause.HELD else None
+def _held(entry: Pending) -> Waiting | None:
+    return entry.state if isinstance(entry.state, Waiting) and entry.state.cause is WaitCause.HELD else None
 
 
 TestHistories = Histories.TestCase

@@ -1,4 +1,4 @@
-"""Tests of the queue's indexes: pruning loses no line, and memory stays bounded."""
+"""Tests of the queue's indexes: pruning loses no entry, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def test_prune_drops_only_stale_entries() -> None:
     queue, fresh = MailQueue(), MailQueue()
     due, later, held = waiting(1), waiting(2, seconds=9000), waiting(3)
     queue.apply(due)
-    assert queue.due(START, SiteLimits(), 0) == []  # moves the line to the queue of its site
+    assert queue.due(START, SiteLimits(), 0) == []  # moves the entry to the queue of its site
     for seconds in range(5000):
         queue.apply(replace(later, state=Waiting(START + timedelta(seconds=seconds), WaitCause.DEFERRED, "later")))
     queue.apply(later)
     queue.apply(replace(held, state=Waiting(START, WaitCause.HELD, "by hand")))
     queue.prune()
     assert len(queue._not_due) <= 3
-    for line in queue.lines():
-        fresh.apply(line)
+    for entry in queue.entries():
+        fresh.apply(entry)
     assert is_same_queue(queue, fresh)
     assert set(queue.indexed()) == {due.delivery.id, later.delivery.id}
     assert queue.next_due() == START + timedelta(seconds=9000)
@@ -47,18 +47,18 @@ def test_prune_drops_only_stale_entries() -> None:
 def test_interned_values_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mail_queue, "INTERNED_MAX", 20)
     queue = MailQueue()
-    lines = [waiting(number) for number in range(100)]
-    for line in lines:
-        queue.apply(line)
+    entries = [waiting(number) for number in range(100)]
+    for entry in entries:
+        queue.apply(entry)
     assert len(queue._interned) <= 20
-    assert list(queue.lines()) == lines
+    assert list(queue.entries()) == entries
 
 
 def test_equal_values_are_shared() -> None:
     queue = MailQueue()
     for number in range(2):
         queue.apply(replace(waiting(number), last_remote="".join(["mx.far", ".test"])))
-    own_message, other = queue.lines()
+    own_message, other = queue.entries()
     assert own_message.delivery.route is other.delivery.route
     assert own_message.last_remote is other.last_remote
     assert own_message.delivery.message.envelope.reverse_path is other.delivery.message.envelope.reverse_path

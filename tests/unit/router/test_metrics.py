@@ -27,10 +27,10 @@ def frequent_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_ledger_does_not_drift_after_a_replay() -> None:
     setup = RouterSetup(relay=SMART, deliver=succeed)
-    (line,) = of_kind(Pending, RouterSimulator(policy=policy(relay=SMART)).decide(accepted_now("u@far.test")))
+    (entry,) = of_kind(Pending, RouterSimulator(policy=policy(relay=SMART)).decide(accepted_now("u@far.test")))
     spooled_content = await setup.spool.put(b"x")
     await setup.log.append(
-        Pending(line.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), spooled_content, 1)
+        Pending(entry.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), spooled_content, 1)
     )
     async with setup.running():
         await wait_until(lambda: len(setup.dispatched) == 1)

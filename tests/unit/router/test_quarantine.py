@@ -71,17 +71,17 @@ async def test_new_message_that_raises_is_held_and_others_are_delivered(
             for mail in mails:
                 if mail is not bad:
                     await wait_until(lambda mail=mail: setup.is_closed(mail))  # type: ignore[misc]
-    (line,) = await setup.lines()
-    assert line.delivery.message == bad.message
-    assert isinstance(line.state, Waiting)
-    assert line.state.cause is WaitCause.HELD
-    assert "ZeroDivisionError" in line.state.reason
-    assert isinstance(line.content, Spooled)
-    assert await setup.spool.read(line.content) == CONTENT
+    (entry,) = await setup.entries()
+    assert entry.delivery.message == bad.message
+    assert isinstance(entry.state, Waiting)
+    assert entry.state.cause is WaitCause.HELD
+    assert "ZeroDivisionError" in entry.state.reason
+    assert isinstance(entry.content, Spooled)
+    assert await setup.spool.read(entry.content) == CONTENT
     assert (await setup.log.backlog()).accepted == 0
     assert [entry["ids"] for entry in logged if entry["event"] == "quarantined"] == [[bad.message.queue_id]]
     story = build_timeline(
-        bad.message.queue_id, [event async for event in setup.log.history(bad.message.queue_id)], [line], []
+        bad.message.queue_id, [event async for event in setup.log.history(bad.message.queue_id)], [entry], []
     )
     assert story is not None
     assert len(setup.dispatched) == 29
@@ -104,13 +104,13 @@ async def test_report_that_raises_counts_as_a_deferral(monkeypatch: pytest.Monke
     await setup.log.append(mail)
 
     async def waits() -> bool:
-        return any(isinstance(line.state, Waiting) for line in await setup.lines())
+        return any(isinstance(entry.state, Waiting) for entry in await setup.entries())
 
     async with setup.running():
         await wait_until(waits)
-    (line,) = await setup.lines()
-    assert (line.state.cause, line.attempts, line.content) == (WaitCause.DEFERRED, 1, spooled)  # type: ignore[union-attr]
-    assert [str(recipient.address) for recipient in line.delivery.message.envelope.recipients] == ["b@far.test"]
+    (entry,) = await setup.entries()
+    assert (entry.state.cause, entry.attempts, entry.content) == (WaitCause.DEFERRED, 1, spooled)  # type: ignore[union-attr]
+    assert [str(recipient.address) for recipient in entry.delivery.message.envelope.recipients] == ["b@far.test"]
     assert (await setup.log.backlog()).attempted == 0
 
 
@@ -118,20 +118,20 @@ async def test_waiting_message_that_raises_is_held(monkeypatch: pytest.MonkeyPat
     setup = RouterSetup(relay=SMART, deliver=succeed)
     simulator = RouterSimulator(policy=policy(relay=SMART))
     spooled = await setup.spool.put(CONTENT)
-    lines = []
+    entries = []
     for _ in range(5):
-        (line,) = of_kind(Pending, simulator.decide(accepted_now("a@far.test")))
-        lines.append(Pending(line.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), spooled, 1))
-        await setup.log.append(lines[-1])
-    break_decide(monkeypatch, lines[2].delivery.id, kind=Due)
+        (entry,) = of_kind(Pending, simulator.decide(accepted_now("a@far.test")))
+        entries.append(Pending(entry.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), spooled, 1))
+        await setup.log.append(entries[-1])
+    break_decide(monkeypatch, entries[2].delivery.id, kind=Due)
 
     async def one_left() -> bool:
-        return len(await setup.lines()) == 1
+        return len(await setup.entries()) == 1
 
     async with setup.running():
         await wait_until(one_left)
-    (left,) = await setup.lines()
-    assert left.delivery.id == lines[2].delivery.id
+    (left,) = await setup.entries()
+    assert left.delivery.id == entries[2].delivery.id
     assert isinstance(left.state, Waiting)
     assert left.state.cause is WaitCause.HELD
 
@@ -163,7 +163,7 @@ def test_quarantined_report_without_content_is_settled_or_held() -> None:
             records.append(record)
         assert isinstance(records[0], wanted)
         assert any(isinstance(record, Event) and isinstance(record.detail, AttemptRecorded) for record in records)
-    (held_line,) = simulator.queue.lines()
-    assert isinstance(held_line.state, Waiting)
-    assert held_line.state.cause is WaitCause.HELD
+    (held_entry,) = simulator.queue.entries()
+    assert isinstance(held_entry.state, Waiting)
+    assert held_entry.state.cause is WaitCause.HELD
     assert not isinstance(outcomes[0], Delivered)

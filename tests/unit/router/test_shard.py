@@ -83,8 +83,8 @@ class RouterSetup:
                 if self.deliver is not None:
                     await shard.finish(entry, self.deliver(entry.record))
 
-    async def lines(self) -> list[Pending]:
-        return [line async for line in self.log.pending_deliveries()]
+    async def entries(self) -> list[Pending]:
+        return [entry async for entry in self.log.pending_deliveries()]
 
     async def is_closed(self, mail: Accepted) -> bool:
         return any([isinstance(event.detail, Closed) async for event in self.log.history(mail.message.queue_id)])
@@ -135,7 +135,7 @@ async def test_message_is_delivered_and_the_ledger_is_published() -> None:
         await wait_until(lambda: setup.is_closed(mail))
         await wait_until(lambda: len(setup.dispatched) == 3)  # including the DSN about nowhere.test
         await wait_until(lambda: counted("delivered") - before["delivered"] == 3)
-    assert await setup.lines() == []
+    assert await setup.entries() == []
     assert {entry: counted(entry) - count for entry, count in before.items()} == {
         "accepted": 4,
         "delivered": 3,
@@ -176,7 +176,7 @@ async def test_failed_commit_is_repeated_after_a_replay() -> None:
         setup.log.fail(None)
         for mail in mails:
             await wait_until(lambda mail=mail: setup.is_closed(mail))
-    assert await setup.lines() == []
+    assert await setup.entries() == []
     ids = [request.delivery.id for request in setup.dispatched]
     assert len(ids) == len(set(ids)) == 21
 
@@ -191,10 +191,10 @@ async def test_slow_dns_does_not_block_other_mail() -> None:
         await setup.log.append(slow)
         await setup.log.append(quick)
         await wait_until(lambda: setup.is_closed(quick))
-        (line,) = await setup.lines()
-        assert isinstance(line.state, Waiting)
-        assert line.state.cause is WaitCause.UNRESOLVED
-        assert isinstance(line.content, Spooled)
+        (entry,) = await setup.entries()
+        assert isinstance(entry.state, Waiting)
+        assert entry.state.cause is WaitCause.UNRESOLVED
+        assert isinstance(entry.content, Spooled)
         resolver.slow.clear()
         await wait_until(lambda: setup.is_closed(slow))
     assert [request.delivery.message.queue_id for request in setup.dispatched] == [
@@ -216,7 +216,7 @@ async def test_burst_over_the_site_limit_is_spooled_and_delivered() -> None:
         for mail in mails:
             await wait_until(lambda mail=mail: setup.is_closed(mail))
     assert len({request.delivery.id for request in setup.dispatched}) == len(setup.dispatched) == 300
-    assert await setup.lines() == []
+    assert await setup.entries() == []
 
 
 async def test_due_deliveries_are_dispatched_without_a_pause() -> None:
@@ -272,7 +272,7 @@ async def test_next_owner_continues_from_the_committed_state() -> None:
         await wait_until(lambda: len(setup.dispatched) == 1)
 
         async def waits() -> bool:
-            return any(isinstance(line.state, Waiting) for line in await setup.lines())
+            return any(isinstance(entry.state, Waiting) for entry in await setup.entries())
 
         await wait_until(waits)
     setup.deliver = succeed

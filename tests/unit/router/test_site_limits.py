@@ -104,7 +104,7 @@ def test_sites_share_a_small_batch_round_robin() -> None:
 
 
 def test_line_applied_twice_has_one_turn() -> None:
-    """The shard applies a line twice when it spools its content."""
+    """The shard applies an entry twice when it spools its content."""
     shard = simulator(SiteLimits(deliveries_per_site=4))
     shard.answers = DnsAnswers()
     for _ in range(8):
@@ -125,7 +125,7 @@ def test_due_deliveries_come_in_bounded_batches() -> None:
     shard.queue = shard.replayed_queue()
     shard.route_due(most=20)
     assert len(shard.dispatched) == 20
-    assert sum(isinstance(line.state, Waiting) for line in shard.lines.values()) == 30
+    assert sum(isinstance(entry.state, Waiting) for entry in shard.entries.values()) == 30
     shard.route_due(most=100)
     assert len(shard.dispatched) == 50
     assert deliver_one(shard, next(iter(shard.dispatched))) == "default"
