@@ -217,17 +217,17 @@ class Session:
         return self.listener.spool_monitor.refusal
 
     async def _check_sender(self, reverse_path: Address | None) -> Reply | None:
+        verdict: policy.Ok | policy.QueryMx | policy.QueryAddresses | Reply
         verdict = policy.check_sender(reverse_path, self.listener.directory.snapshot, self.rights)
         if isinstance(verdict, policy.QueryMx):
             domain, resolver = verdict.domain, self.listener.resolver
             try:
                 async with asyncio.timeout(_DNS_TIMEOUT_SECONDS):
-                    evaluated = policy.evaluate_mx(await resolver.mx(domain), domain)
-                    if isinstance(evaluated, policy.QueryAddresses):
-                        evaluated = policy.evaluate_addresses(await resolver.addresses(domain), domain)
+                    verdict = policy.evaluate_mx(await resolver.mx(domain), domain)
+                    if isinstance(verdict, policy.QueryAddresses):
+                        verdict = policy.evaluate_addresses(await resolver.addresses(domain), domain)
             except TimeoutError:
                 return policy.sender_dns_failure(domain)
-            return evaluated if isinstance(evaluated, Reply) else None
         return verdict if isinstance(verdict, Reply) else None
 
     async def _do_rcpt(self, arg: str) -> None:
@@ -240,37 +240,34 @@ class Session:
             self._rcpt_refused = True
             self.refuse(rcpt, argument=arg)
             return
+        listener = self.listener
         verdict = policy.check_recipient(
-            rcpt.forward_path,
-            self.listener.directory.snapshot,
-            self.rights,
-            self.listener.hostname,
-            self.listener.alias_depth,
+            rcpt.forward_path, listener.directory.snapshot, self.rights, listener.hostname, listener.alias_depth
         )
-        if isinstance(verdict, Recipient) and verdict.address not in self._recipients:
-            if len(self._recipients) >= self.listener.max_recipients:
-                self._rcpt_refused = True
-                self.reply(replies.TOO_MANY_RECIPIENTS)
-                return
-            first = next(iter(self._recipients), None)
-            if not policy.may_share_transaction(
-                mail.reverse_path, first, verdict.address, self.listener.directory.snapshot
-            ):
-                self._rcpt_refused = True
-                self.reply(replies.SEPARATE_TRANSACTION)
-                return
-            if first is None and (refusal := await self._check_tenant_log(mail, verdict)):
-                if not self._rcpt_refused:  # count once per message
-                    _RECEIVED_TEMPFAIL.inc()
-                self._rcpt_refused = True
-                self.reply(refusal)
-                return
-            self._recipients[verdict.address] = verdict  # a duplicate recipient gets one copy
         if isinstance(verdict, Reply):
-            self._rcpt_refused = True
             self.refuse(verdict, sender=_path_text(mail.reverse_path), recipient=_path_text(rcpt.forward_path))
+        elif (refusal := await self._check_transaction(mail, verdict)) is not None:
+            self.reply(refusal)
+        else:
+            self._recipients.setdefault(verdict.address, verdict)  # a duplicate recipient gets one copy
+            self.reply(replies.RECIPIENT_OK)
             return
-        self.reply(replies.RECIPIENT_OK)
+        self._rcpt_refused = True
+
+    async def _check_transaction(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
+        """Check whether the transaction can have one more recipient."""
+        if recipient.address in self._recipients:
+            return None
+        if len(self._recipients) >= self.listener.max_recipients:
+            return replies.TOO_MANY_RECIPIENTS
+        first = next(iter(self._recipients), None)
+        snapshot = self.listener.directory.snapshot
+        if not policy.may_share_transaction(mail.reverse_path, first, recipient.address, snapshot):
+            return replies.SEPARATE_TRANSACTION
+        refusal = await self._check_tenant_log(mail, recipient) if first is None else None
+        if refusal is not None and not self._rcpt_refused:  # count once per message
+            _RECEIVED_TEMPFAIL.inc()
+        return refusal
 
     async def _check_tenant_log(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
         """Check the tenant's log: a dedicated tenant has its own topics, which may be full or unavailable alone."""
