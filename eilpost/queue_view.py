@@ -61,11 +61,11 @@ def totals_json(site: str, state: str, totals: Totals) -> dict[str, object]:
     }
 
 
-async def load(lines: AsyncIterator[Pending], *, site: str | None, limit: int) -> QueueView:
+async def load(entries: AsyncIterator[Pending], *, site: str | None, limit: int) -> QueueView:
     """Read the queue. `site` matches a part of the site's name; a `limit` of 0 means all."""
     view = QueueView(site=site)
     heap: list[tuple[float, str, Pending]] = []  # the newest of the oldest is on top
-    async for pending in lines:
+    async for pending in entries:
         name = format_site(pending.delivery.route)
         if site is not None and site not in name and site not in pending.delivery.route.site:
             view.not_matching += 1

@@ -87,24 +87,24 @@ class Timeline:
 
 
 def build_timeline(
-    queue_id: QueueId, events: Sequence[Event], open_lines: Sequence[Pending], inputs: Sequence[Accepted]
+    queue_id: QueueId, events: Sequence[Event], open_entries: Sequence[Pending], inputs: Sequence[Accepted]
 ) -> Timeline | None:
     """The timeline, or None for an unknown message."""
-    if not events and not open_lines and not inputs:
+    if not events and not open_entries and not inputs:
         return None
     message = next((event.detail.message for event in events if isinstance(event.detail, Received)), None)
     if message is None and inputs:
         message = inputs[0].message
-    if message is None and open_lines:
-        message = open_lines[0].delivery.message
+    if message is None and open_entries:
+        message = open_entries[0].delivery.message
     if any(isinstance(event.detail, Closed) for event in events):
         state = State.CLOSED
-    elif events or open_lines:
+    elif events or open_entries:
         state = State.QUEUED
     else:
         state = State.ACCEPTED
     bounces = tuple(event.detail.dsn for event in events if isinstance(event.detail, Bounced) and event.detail.dsn)
-    return Timeline(queue_id, message, state, tuple(events), tuple(open_lines), bounces)
+    return Timeline(queue_id, message, state, tuple(events), tuple(open_entries), bounces)
 
 
 def alias_expansion(events: Sequence[Event]) -> AliasExpansion | None:

@@ -44,9 +44,9 @@ async def _load_timeline(log: HistoryLog, queue_id: QueueId) -> Timeline | None:
 async def _build_timeline(log: HistoryLog, queue_id: QueueId, events: Sequence[Event]) -> Timeline | None:
     """The timeline of `events`, with open deliveries, or the unrouted message."""
     is_closed = any(isinstance(event.detail, Closed) for event in events)
-    open_lines = [] if is_closed else [line async for line in log.pending_deliveries(queue_id)]
+    open_entries = [] if is_closed else [entry async for entry in log.pending_deliveries(queue_id)]
     inputs = [] if events else list(await log.unrouted_messages(queue_id))
-    return build_timeline(queue_id, events, open_lines, inputs)
+    return build_timeline(queue_id, events, open_entries, inputs)
 
 
 async def _history(log: HistoryLog, queue_id: QueueId) -> list[Event]:

@@ -89,7 +89,7 @@ async def deliver(log: Log, spool: Path | MemorySpool, planted: Planted) -> None
             await wait_until(is_through, what="the end of the queue", deadline_seconds=60)
         await asyncio.sleep(1.5)  # duplicates would be due by now
         assert arrived(await mail_server.mailbox("alice")) == dict.fromkeys(planted.expected, 1)
-        assert {line.delivery.message.queue_id for line in await mail_server.queue()} == {
+        assert {entry.delivery.message.queue_id for entry in await mail_server.queue()} == {
             planted.messages[name] for name in planted.held
         }
 
@@ -185,9 +185,9 @@ async def test_queue_moves_to_kafka_and_back(kafka_bootstrap: str, tmp_path: Pat
             events = [event async for event in target.history(planted.messages["retry-1"])]
             assert events == [event async for event in source.history(planted.messages["retry-1"])]
             assert len(events) == 3
-            lines = {line.delivery.id: line async for line in target.pending_deliveries()}
-            assert lines.keys() == planted.lines.keys()
-            assert all(lines[key].attempts == line.attempts for key, line in planted.lines.items())
+            entries = {entry.delivery.id: entry async for entry in target.pending_deliveries()}
+            assert entries.keys() == planted.entries.keys()
+            assert all(entries[key].attempts == entry.attempts for key, entry in planted.entries.items())
         assert await is_empty(source)
     async with opened(tmp_path / "new.db") as target_file, running(settings) as cluster:
         await run_move(cluster, target_file, ContentCopier(there, here, 256 << 10), batch=50)
@@ -272,4 +272,6 @@ async def test_cluster_in_use_and_identical_logs_are_refused(kafka_bootstrap: st
         assert "is in use (group members: " in output
         assert not await mail_server.queue()
     async with opened(tmp_path / "old/log.db") as log:
-        assert Counter([line.delivery.id async for line in log.pending_deliveries()]) == Counter(planted.lines.keys())
+        assert Counter([entry.delivery.id async for entry in log.pending_deliveries()]) == Counter(
+            planted.entries.keys()
+        )

@@ -53,13 +53,13 @@ KINDS = (
 
 @dataclass(slots=True)
 class Planted:
-    """`expected`: ids that must arrive once each; `held`: ids that stay in the queue; `lines`: attempts, due time and
+    """`expected`: ids that must arrive once each; `held`: ids that stay in the queue; `entries`: attempts, due time and
     last reply of every open delivery.
     """
 
     expected: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
-    lines: dict[str, Pending] = field(default_factory=dict)
+    entries: dict[str, Pending] = field(default_factory=dict)
     messages: dict[str, QueueId] = field(default_factory=dict)
 
 
@@ -91,12 +91,12 @@ async def plant(log: Log, spool: Spool, each: int, size: int = 300, kinds: Itera
         kind = name.rpartition("-")[0]
         message = message_of(len(data))
         planted.messages[name] = message.queue_id
-        lines, later = _records(kind, message, data, kept)
-        by_shard.setdefault(shard_of_message(message.queue_id, log.counts), []).extend(lines)
+        records, later = _records(kind, message, data, kept)
+        by_shard.setdefault(shard_of_message(message.queue_id, log.counts), []).extend(records)
         reports += later
-        for record in lines:
+        for record in records:
             if isinstance(record, Pending):
-                planted.lines[record.delivery.id] = record
+                planted.entries[record.delivery.id] = record
         if kind == "hold":
             planted.held.add(name)
         elif kind not in ("reported-done", "settled"):
@@ -134,8 +134,8 @@ def _records(kind: str, message: Message, data: bytes, kept: Spooled) -> tuple[l
         case "in-hand":
             return [*history, Pending(delivery, Active(now), None), Dispatched(delivery, 1, Inline(data))], []
         case "in-hand-spooled":
-            line = Pending(delivery, Active(now), kept, 2, LATER, "h")
-            return [*history, tried, line, Dispatched(delivery, 3, kept)], []
+            entry = Pending(delivery, Active(now), kept, 2, LATER, "h")
+            return [*history, tried, entry, Dispatched(delivery, 3, kept)], []
         case "retry":
             return [
                 *history,
@@ -151,8 +151,8 @@ def _records(kind: str, message: Message, data: bytes, kept: Spooled) -> tuple[l
         case "reported-later":
             return [*history, Pending(delivery, Active(now), None)], [later]
         case "reported-twice":  # the commit of its dispatch was lost: report and dispatch are both present
-            line = Pending(delivery, Active(now), None)
-            return [*history, line, Dispatched(delivery, 1, Inline(data))], [later, later]
+            entry = Pending(delivery, Active(now), None)
+            return [*history, entry, Dispatched(delivery, 1, Inline(data))], [later, later]
         case "settled":  # the same, after the router read the report
             return [*history, Dispatched(delivery, 1, Inline(data)), Settled(delivery.id)], [done]
         case "two":  # one message, two deliveries in two states
@@ -184,8 +184,8 @@ async def is_empty(log: Log) -> bool:
     """Whether a log has no open delivery and no input left; reads it as an owner does."""
     async with own_all_shards(log.own_router_shards, log.counts.by_queue_id, "the log") as shards:
         for shard in shards.all():
-            async for lines in shard.replay():
-                if lines:
+            async for batch in shard.replay():
+                if batch:
                     return False
             if await shard.read(10, LOOK_AGAIN):
                 await shard.rewind()

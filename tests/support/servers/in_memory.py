@@ -206,7 +206,7 @@ class InMemoryMailServer:
         return bounced.dsn
 
     async def queue(self) -> list[Pending]:
-        return [line async for line in self.log.pending_deliveries()]
+        return [entry async for entry in self.log.pending_deliveries()]
 
     async def mailbox(self, user: str) -> list[bytes]:
         """All messages of a mailbox, read by poplib."""

@@ -228,7 +228,7 @@ class MailCluster:
         """The queue, read as by `eilpost queue`."""
         for _ in range(10):
             with suppress(LogUnavailable, LogUnusable):
-                return [line async for line in KafkaHistory(self.log).pending_deliveries()]
+                return [entry async for entry in KafkaHistory(self.log).pending_deliveries()]
             await asyncio.sleep(1)
         raise AssertionError("the queue cannot be read")
 

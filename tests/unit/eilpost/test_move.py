@@ -47,11 +47,11 @@ async def logs(kind: str, folder: Path, name: str, shards: int, delivery_shards:
 
 async def check_lines(target: Any, planted: Planted) -> None:
     """Attempts, due times, last replies and history survived."""
-    lines = {line.delivery.id: line async for line in target.pending_deliveries()}
-    assert lines.keys() == planted.lines.keys()
-    for key, line in lines.items():
-        before = planted.lines[key]
-        assert (line.attempts, line.state, line.last, line.last_remote) == (
+    entries = {entry.delivery.id: entry async for entry in target.pending_deliveries()}
+    assert entries.keys() == planted.entries.keys()
+    for key, entry in entries.items():
+        before = planted.entries[key]
+        assert (entry.attempts, entry.state, entry.last, entry.last_remote) == (
             before.attempts, before.state, before.last, before.last_remote,
         )  # fmt: skip
 
@@ -64,7 +64,7 @@ async def _deliver(mail_server: InMemoryMailServer, planted: Planted) -> None:
 
     await wait_until(is_through, what="the end of the queue", deadline_seconds=30)
     assert arrived(await mail_server.mailbox("alice")) == dict.fromkeys(planted.expected, 1)
-    assert {line.delivery.message.queue_id for line in await mail_server.queue()} == {
+    assert {entry.delivery.message.queue_id for entry in await mail_server.queue()} == {
         planted.messages[name] for name in planted.held
     }
 
@@ -136,10 +136,10 @@ async def check_moved(source: Any, target: Any, planted: Planted, when: str) -> 
     """Every record is on the target exactly once."""
     assert await is_empty(source), when
     assert (await source.backlog()).dispatched == 0, when
-    lines = {line.delivery.id async for line in target.pending_deliveries()}
-    assert lines == planted.lines.keys(), when
+    entries = {entry.delivery.id async for entry in target.pending_deliveries()}
+    assert entries == planted.entries.keys(), when
     now = await target.backlog()
-    active = sum(isinstance(line.state, Active) for line in planted.lines.values())
+    active = sum(isinstance(entry.state, Active) for entry in planted.entries.values())
     assert now.accepted == 4, when
     # One report or dispatch per active delivery; of two reports one was moved.
     assert now.dispatched + now.attempted == active, when
@@ -227,7 +227,7 @@ async def test_end_of_dispatches_is_reported_by_the_shards(counted: int) -> None
     source, target = InexactLog(LogSettings(delivery_shards=2)), MemoryLog(LogSettings())
     planted = await plant(source, spool, 2, kinds=["in-hand", "in-hand-spooled", "two"])
     await run_move(source, target, make_copier(spool, spool), batch=500)
-    assert {line.delivery.id async for line in target.pending_deliveries()} == planted.lines.keys()
+    assert {entry.delivery.id async for entry in target.pending_deliveries()} == planted.entries.keys()
     assert (await target.backlog()).dispatched == 6
     assert await is_empty(source)
 
@@ -242,9 +242,9 @@ async def test_active_delivery_without_dispatch_is_named_and_not_moved() -> None
         LogUnusable, match=r"damaged: \w+-1: active without a dispatch or report; .* everything else was moved"
     ):
         await run_move(source, target, make_copier(spool, spool))
-    left = [line async for line in source.pending_deliveries()]
+    left = [entry async for entry in source.pending_deliveries()]
     assert len(left) == 1
-    assert len([line async for line in target.pending_deliveries()]) == len(planted.lines) - 1
+    assert len([entry async for entry in target.pending_deliveries()]) == len(planted.entries) - 1
 
 
 async def test_unreadable_frame_stops_the_move() -> None:
@@ -254,7 +254,7 @@ async def test_unreadable_frame_stops_the_move() -> None:
     source._pending[0]["broken"] = b"EP\xff not a frame"
     with pytest.raises(LogUnusable, match="queue, shard 0, key broken"):
         await run_move(source, target, make_copier(spool, spool))
-    assert [line async for line in target.pending_deliveries()] == []
+    assert [entry async for entry in target.pending_deliveries()] == []
 
 
 async def test_lost_content_stops_the_move_unless_allowed() -> None:
@@ -268,8 +268,8 @@ async def test_lost_content_stops_the_move_unless_allowed() -> None:
     await run_move(source, target, copier)
     assert copier.lost_count == 2
     assert await is_empty(source)
-    lines: Sequence[Pending] = [line async for line in target.pending_deliveries()]
-    assert {line.delivery.id for line in lines} == planted.lines.keys()
+    entries: Sequence[Pending] = [entry async for entry in target.pending_deliveries()]
+    assert {entry.delivery.id for entry in entries} == planted.entries.keys()
 
 
 async def test_content_too_large_for_the_target_is_spooled() -> None:
