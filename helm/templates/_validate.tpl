@@ -1,5 +1,5 @@
 {{/*
-What the schema cannot say: each helper prints one line for each fault, "KEY: what is wrong: what to do".
+Checks that the schema cannot express: each helper prints one line for each fault, "KEY: what is wrong: what to do".
 */}}
 
 {{- define "eilpost.faults" -}}
@@ -163,7 +163,7 @@ mailboxes.existingClaim, mailboxes.size: an existing claim has its size: set onl
 mailboxes: delivery and mailstore have no volume for mailboxes: set mailboxes.existingClaim, or mailboxes.size for a new claim
 {{- end }}
 {{- if not (or (has "ReadWriteMany" .accessModes) (has "ReadWriteOnce" .accessModes) (has "ReadWriteOncePod" .accessModes)) }}
-mailboxes.accessModes: {{ join ", " .accessModes | default "none" }} lets nobody write, and delivery stores mail: use ReadWriteMany
+mailboxes.accessModes: with {{ join ", " .accessModes | default "none" }} no pod can write, and delivery stores mail: use ReadWriteMany
 {{- end }}
 {{- if has "ReadWriteOncePod" .accessModes }}
 mailboxes.accessModes: ReadWriteOncePod gives the volume to one pod, and every delivery process writes it: use ReadWriteMany
@@ -194,7 +194,7 @@ spool.url: spool.{{ $key }} is set and no bucket: set s3://BUCKET/PREFIX, or rem
 {{- end }}
 {{- end }}
 {{- if not (or (has "ReadWriteMany" .volume.accessModes) (has "ReadWriteOnce" .volume.accessModes) (has "ReadWriteOncePod" .volume.accessModes)) }}
-spool.volume.accessModes: {{ join ", " .volume.accessModes | default "none" }} lets nobody write, and ingress stores large content: use ReadWriteMany
+spool.volume.accessModes: with {{ join ", " .volume.accessModes | default "none" }} no pod can write, and ingress stores large content: use ReadWriteMany
 {{- end }}
 {{- if has "ReadWriteOncePod" .volume.accessModes }}
 spool.volume.accessModes: ReadWriteOncePod gives the volume to one pod, and ingress, router and delivery share it: use ReadWriteMany
@@ -293,8 +293,13 @@ tenants[{{ $index }}].name: the KafkaTopics of {{ .name }} and {{ $other }} woul
 {{- if and .ehloName (not (regexMatch (include "eilpost.fqdn" $) .ehloName)) }}
 tenants[{{ $index }}].ehloName: {{ .ehloName | quote }} is not a fully qualified host name: write one like out.example.org
 {{- end }}
-{{- if and $.Values.directory.inline (not (regexMatch (printf "(?m)^\\s*\\[\\s*tenants\\s*\\.\\s*[\"']?%s[\"']?\\s*\\]" .name) $.Values.directory.inline)) }}
-tenants[{{ $index }}].name: directory.inline has no [tenants.{{ .name }}]: add it, with hosting = "dedicated"
+{{- with $.Values.directory.inline }}
+{{- $table := printf "(?m)^\\s*\\[\\s*tenants\\s*\\.\\s*[\"']?%s[\"']?\\s*\\]" $tenant.name }}
+{{- if not (regexMatch $table .) }}
+tenants[{{ $index }}].name: directory.inline has no [tenants.{{ $tenant.name }}]: add it, with hosting = "dedicated"
+{{- else if not (regexMatch (printf "%s[^\\n]*\\n([ \\t]*([^\\[ \\t\\n][^\\n]*)?\\n)*?[ \\t]*hosting\\s*=\\s*[\"']dedicated[\"']" $table) .) }}
+tenants[{{ $index }}].name: [tenants.{{ $tenant.name }}] in directory.inline is not of a dedicated tenant: add hosting = "dedicated" to it
+{{- end }}
 {{- end }}
 {{- if and (eq $.Values.topics.mode "job") (or .shards .deliveryShards) }}
 tenants[{{ $index }}].shards, tenants[{{ $index }}].deliveryShards: the topics Job makes 12 partitions for a tenant: remove them, or use topics.mode strimzi

@@ -48,3 +48,12 @@ def test_possible_open_relay_is_a_warning(name: str, options: list[str], warned:
     assert "helm test mail" in notes
     assert ("WARNING: ingress.service.externalTrafficPolicy is Cluster" in notes) == warned
     assert ("10.20.0.0/16, fd00:20::/32" in notes) == warned
+
+
+@pytest.mark.parametrize(("most", "warned"), [(4, False), (5, True)])
+def test_fewer_than_three_partitions_for_each_delivery_pod_are_a_warning(
+    most: int, warned: bool, tmp_path: Path
+) -> None:
+    notes = _notes(tmp_path, "keda", "--set", f"delivery.keda.maxReplicas={most}")
+    assert ("WARNING: delivery.keda.maxReplicas is 5 of mail-eilpost-delivery" in notes) == warned
+    assert ("at most 4, or" in notes) == warned
