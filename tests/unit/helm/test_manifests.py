@@ -20,9 +20,9 @@ STRIMZI = "kafka.strimzi.io/v1"
 
 
 def _versions() -> list[str]:
-    """Minor versions of Kubernetes from 1.30 on with available schemas."""
+    """Minor versions of Kubernetes from the chart's oldest to the newest with schemas."""
     newest = int(kubernetes_validate.latest_version().split(".")[1])
-    return [f"1.{minor}" for minor in range(30, newest + 1)]
+    return [f"1.{minor}" for minor in range(28, newest + 1)]
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import yaml
 from mail.log.kafka.access import Access
 from mail.log.kafka.circuit_breaker import CircuitBreaker
 from mail.log.topics import ACCEPTED
+from tests.monitoring.rules import promtool
 from tests.support.chart import helm
 from tests.support.docs.chart import CHART
 
@@ -65,6 +66,22 @@ def test_rules_are_the_shipped_ones() -> None:
                     "https://example.test/eilpost/" + rule["annotations"]["runbook_url"]
                 )
     assert rendered == wanted
+
+
+@pytest.mark.prometheus
+def test_promtool_accepts_the_rules_as_rendered(tmp_path: Path) -> None:
+    """With every change that the values can make to a rule."""
+    changes = {name: {"threshold": 0.5, "for": "7m", "labels": {"team": "mail"}} for name in UNITS}
+    values = {
+        "fullnameOverride": "post",
+        "mailboxes": {"size": "", "existingClaim": "mail.boxes"},
+        "monitoring": {"rules": {"enabled": True, "alerts": changes, "alertLabels": {"site": "a"}}},
+    }
+    for objects in (helm.objects("full"), _with(tmp_path, "dedicated-tenant", values)):
+        (rules,) = [each for each in objects if each["kind"] == "PrometheusRule"]
+        file = tmp_path / "rules.yaml"
+        file.write_text(yaml.safe_dump(rules["spec"]), encoding="utf-8")
+        promtool("check", "rules", "--lint=all", "--lint-fatal", str(file))
 
 
 def test_autoscaler_alert_selects_those_of_the_release(tmp_path: Path) -> None:
@@ -146,6 +163,33 @@ def test_dashboards_are_the_shipped_ones() -> None:
         assert each["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
+def test_pods_are_added_fast_and_removed_slowly_by_default(tmp_path: Path) -> None:
+    keda = {"enabled": True, "prometheusAddress": "http://prometheus:9090"}
+    scaled = _with(
+        tmp_path,
+        "minimal",
+        {
+            "ingress": {"autoscaling": {"enabled": True}},
+            "router": {"keda": {"enabled": True}},
+            "delivery": {"keda": keda},
+        },
+    )
+    specs = {each["metadata"]["name"]: each["spec"] for each in scaled if "scaleTargetRef" in each.get("spec", {})}
+    ingress = specs.pop("mail-eilpost-ingress")
+    assert specs.keys() == {"mail-eilpost-router", "mail-eilpost-delivery"}
+    doubled = {"type": "Percent", "value": 100, "periodSeconds": 60}
+    one_less = {"type": "Pods", "value": 1, "periodSeconds": 120}
+    behavior = {
+        "scaleUp": {"stabilizationWindowSeconds": 0, "policies": [doubled]},
+        "scaleDown": {"stabilizationWindowSeconds": 600, "policies": [one_less]},
+    }
+    assert (ingress["minReplicas"], ingress["maxReplicas"], ingress["behavior"]) == (2, 6, behavior)
+    for spec, most in ((specs["mail-eilpost-router"], 6), (specs["mail-eilpost-delivery"], 4)):
+        assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (2, most)
+        assert spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == behavior
+        assert spec["fallback"] == {"failureThreshold": 3, "replicas": 2, "behavior": "currentReplicasIfHigher"}
+
+
 def _trigger(objects: Any, ending: str) -> dict[str, Any]:
     (scaled,) = [
         each for each in objects if each["kind"] == "ScaledObject" and each["metadata"]["name"].endswith(ending)
@@ -168,6 +212,7 @@ def test_keda_watches_the_group_and_topic_of_the_routers(tmp_path: Path) -> None
     assert trigger["metadata"]["topic"] == access.topic(ACCEPTED)
     assert trigger["metadata"]["consumerGroup"] == access.group("router")
     assert trigger["metadata"]["lagThreshold"] == "500"
+    assert trigger["metadata"]["offsetResetPolicy"] == "earliest"
     of_tenant = _with(tmp_path, "dedicated-tenant", {"router": {"keda": {"enabled": True}}})
     trigger, access = _trigger(of_tenant, "-router-acme"), _access("mail.acme.")
     assert trigger["metadata"]["topic"] == access.topic(ACCEPTED)
