@@ -1,4 +1,4 @@
-"""The board of delivery: attempts, how they end, at which provider, and what limits them."""
+"""Delivery dashboard: attempts, their results by provider, and limits."""
 
 from deploy.grafana.board import Board
 from deploy.grafana.indicators import DEFERRED_LEVELS, FAILED_LEVELS, deferred

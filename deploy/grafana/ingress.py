@@ -1,4 +1,4 @@
-"""The board of the SMTP servers: what clients send, what they are answered, and how long it takes."""
+"""Ingress dashboard: messages of clients, replies, and durations."""
 
 from deploy.grafana.board import Board
 from deploy.grafana.indicators import tempfailed

@@ -1,4 +1,4 @@
-"""The board of the log and the spool: lag, consumption, confirmation, rebalances, shards, content."""
+"""Log dashboard: lag, consumption, confirmation, rebalances, shards, and content of the spool."""
 
 from deploy.grafana.board import Board
 from deploy.grafana.panels import ANY_IS_BAD, BYTES_PER_SECOND, COUNT, ORANGE, RED, SECONDS, lines, number

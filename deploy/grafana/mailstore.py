@@ -1,4 +1,4 @@
-"""The board of the mailboxes: what is stored, who fetches it by POP3, and who cannot log in."""
+"""Mailstore dashboard: stored messages, POP3 sessions, and failed log-ins."""
 
 from deploy.grafana.board import Board
 from deploy.grafana.panels import (

@@ -1,4 +1,4 @@
-"""The board for a wall and for the first look: is mail taken, routed and delivered, and does an alert fire."""
+"""Overview dashboard: readiness, mail accepted, routed and delivered, and firing alerts. For a wall screen."""
 
 from deploy.grafana import indicators
 from deploy.grafana.board import Board

@@ -1,4 +1,4 @@
-"""The board of the routers and their queue: open recipients, their age, and the ledger."""
+"""Queue dashboard: the routers, open recipients, their age, and the ledger."""
 
 from deploy.grafana.board import Board
 from deploy.grafana.indicators import LATE_LEVELS, OLDEST_RUNNABLE, ledger_drift, oldest_runnable, quarantined

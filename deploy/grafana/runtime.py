@@ -1,4 +1,4 @@
-"""The board of the processes: readiness, CPU, memory, event loop, drain, certificates, DNS, directory."""
+"""Runtime dashboard: readiness, CPU, memory, event loop, drain, certificates, DNS, and directory of the processes."""
 
 from deploy.grafana.board import Board
 from deploy.grafana.indicators import NOT_READY, not_ready

@@ -1,4 +1,4 @@
-"""The board of the tenants: the shared workers and the dedicated ones side by side."""
+"""Tenant dashboard: the shared tenants and each dedicated one."""
 
 from deploy.grafana.board import Board
 from deploy.grafana.indicators import (
