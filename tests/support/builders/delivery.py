@@ -30,7 +30,7 @@ def envelope(
     addresses = [address(text) for text in recipients or ("user@remote.test",)]
     return Envelope(
         None if sender is None else address(sender),
-        tuple(Recipient(one, one) for one in addresses),
+        tuple(Recipient(path, path) for path in addresses),
         body=body,
         smtputf8=utf8,
     )
@@ -55,8 +55,8 @@ def mailbox(owner: str = "alice@example.test") -> ToMailbox:
 def dispatched(route: Route, *recipients: str, content: bytes | Content = CONTENT, number: int = 1) -> Dispatched:
     as_content: Content = Inline(content) if isinstance(content, bytes) else content
     size = len(as_content.data) if isinstance(as_content, Inline) else as_content.size_bytes
-    one = delivery(route, *recipients, content=b"x" * size)
-    return Dispatched(one, number, as_content)
+    own_delivery = delivery(route, *recipients, content=b"x" * size)
+    return Dispatched(own_delivery, number, as_content)
 
 
 class FakeShard:

@@ -51,7 +51,7 @@ def message(
     number: int | None = None,
 ) -> Message:
     """A message with a new queue id; with `number` the same id at each call, because jitter is a hash of it."""
-    parsed = tuple(recipient(one) if isinstance(one, str) else one for one in recipients or ("user@far.test",))
+    parsed = tuple(recipient(rcpt) if isinstance(rcpt, str) else rcpt for rcpt in recipients or ("user@far.test",))
     envelope = Envelope(None if sender is None else address(sender), parsed)
     queue_id = make_queue_id(int(received.timestamp() * 1000), next(_numbers) if number is None else number)
     return Message(queue_id, tenant, received, envelope, size)
@@ -77,16 +77,16 @@ def policy(**rules: object) -> Policy:
     return replace(Policy("mx.example.test"), **rules)  # type: ignore[arg-type]
 
 
-def delivered(one: Recipient) -> Outcome:
-    return Delivered(one.address, OK_REPLY, REMOTE)
+def delivered(rcpt: Recipient) -> Outcome:
+    return Delivered(rcpt.address, OK_REPLY, REMOTE)
 
 
-def deferred(one: Recipient) -> Outcome:
-    return Deferred(one.address, DEFERRED_REPLY, REMOTE)
+def deferred(rcpt: Recipient) -> Outcome:
+    return Deferred(rcpt.address, DEFERRED_REPLY, REMOTE)
 
 
-def failed(one: Recipient) -> Outcome:
-    return Failed(one.address, FAILED_REPLY, REMOTE)
+def failed(rcpt: Recipient) -> Outcome:
+    return Failed(rcpt.address, FAILED_REPLY, REMOTE)
 
 
 @dataclass
@@ -147,10 +147,10 @@ class RouterSimulator:
         self.records += out
         return out
 
-    def route_due(self, most: int = 1000) -> list[Record]:
+    def route_due(self, limit: int = 1000) -> list[Record]:
         """Decide on all due deliveries of sites with free slots."""
         out: list[Record] = []
-        for delivery_id in self.queue.due(self.now, self.policy.limits, most):
+        for delivery_id in self.queue.due(self.now, self.policy.limits, limit):
             out += self.decide(Due(delivery_id))
         return out
 
@@ -164,13 +164,13 @@ class RouterSimulator:
 
     def attempted(self, delivery_id: DeliveryId, *outcomes: Outcome, headers: bytes = b"") -> Attempted:
         """The report of a dispatched delivery; deferred content is spooled, as by the delivery role."""
-        given = self.dispatched.pop(delivery_id)
+        request = self.dispatched.pop(delivery_id)
         content = None
         if any(isinstance(outcome, Deferred) for outcome in outcomes):
-            content = given.content
+            content = request.content
             if isinstance(content, Inline):
                 content = Spooled(f"d-{delivery_id}", len(content.data), "0" * 32)
-        return Attempted(delivery_id, given.number, outcomes, self.now, timedelta(seconds=1), content, headers)
+        return Attempted(delivery_id, request.number, outcomes, self.now, timedelta(seconds=1), content, headers)
 
     def replayed_queue(self) -> MailQueue:
         """The queue as replayed by another owner."""
@@ -201,17 +201,18 @@ def of_kind(kind: type, records: Sequence[Record]) -> list:  # type: ignore[type
     return [record for record in records if isinstance(record, kind)]
 
 
-def is_same_queue(one: MailQueue, other: MailQueue) -> bool:
+def is_same_queue(queue: MailQueue, other_queue: MailQueue) -> bool:
     """Whether all queries of two queues give the same results."""
     return (
-        {entry.delivery.id: entry for entry in one.entries()} == {entry.delivery.id: entry for entry in other.entries()}
-        and one.site_loads() == other.site_loads()
-        and one.recipients() == other.recipients()
-        and one.active == other.active
-        and set(one.indexed()) == set(other.indexed())
+        {entry.delivery.id: entry for entry in queue.entries()}
+        == {entry.delivery.id: entry for entry in other_queue.entries()}
+        and queue.site_loads() == other_queue.site_loads()
+        and queue.recipients() == other_queue.recipients()
+        and queue.active == other_queue.active
+        and set(queue.indexed()) == set(other_queue.indexed())
         and all(
-            one.open_deliveries(entry.delivery.message.queue_id)
-            == other.open_deliveries(entry.delivery.message.queue_id)
-            for entry in one.entries()
+            queue.open_deliveries(entry.delivery.message.queue_id)
+            == other_queue.open_deliveries(entry.delivery.message.queue_id)
+            for entry in queue.entries()
         )
     )

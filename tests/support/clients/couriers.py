@@ -33,16 +33,16 @@ class HostResolver:
 async def courier(
     resolver: HostResolver | None = None, timeouts: Timeouts | None = None, **settings: Any
 ) -> AsyncIterator[SmtpCourier]:
-    one = SmtpCourier(
+    smtp = SmtpCourier(
         settings=DeliverySettings(**settings),
         hostname="us.test",
         resolver=resolver or HostResolver(),
         timeouts=timeouts,
     )
     try:
-        yield one
+        yield smtp
     finally:
-        await one.close()
+        await smtp.close()
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:

@@ -99,7 +99,7 @@ def test_sites_share_a_small_batch_round_robin() -> None:
     shard.answers = ANSWERS
     shard.now += timedelta(hours=1)
     for _ in range(4):
-        shard.route_due(most=10)
+        shard.route_due(limit=10)
     assert {load.active for name, load in shard.queue.site_loads().items() if name.startswith("mx:")} == {4}
 
 
@@ -123,9 +123,9 @@ def test_due_deliveries_come_in_bounded_batches() -> None:
     shard.now += timedelta(days=1)
     assert shard.queue.due(shard.now, shard.policy.limits, 20) != []
     shard.queue = shard.replayed_queue()
-    shard.route_due(most=20)
+    shard.route_due(limit=20)
     assert len(shard.dispatched) == 20
     assert sum(isinstance(entry.state, Waiting) for entry in shard.entries.values()) == 30
-    shard.route_due(most=100)
+    shard.route_due(limit=100)
     assert len(shard.dispatched) == 50
     assert deliver_one(shard, next(iter(shard.dispatched))) == "default"
