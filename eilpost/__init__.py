@@ -1,3 +1,3 @@
-"""The roof: the command line, and the only place where an adapter meets a role."""
+"""Command line and wiring: the only package that imports both roles and adapters."""
 
 __version__ = "0.1.0"

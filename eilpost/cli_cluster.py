@@ -64,16 +64,14 @@ def topics_check(config: ConfigOption = None, json: JsonOption = False, tenant: 
     if access is None:
         return
     topic_states = run(_load_topics(access[0]))
-    topic_views, count_findings = (
-        topics.topic_views(topic_states, *access, tenant),
-        topics.count_findings(topic_states, *access),
-    )
+    topic_views = topics.topic_views(topic_states, *access, tenant)
+    count_findings = topics.count_findings(topic_states, *access)
     with result_output():
         if json:
             print_json(topics.as_json(topic_views, count_findings))
         else:
             topics.write(topic_views, count_findings, Output())
-    raise typer.Exit(status([*(view.level for view in topic_views), *(finding.level for finding in count_findings)]))
+    raise typer.Exit(status(topics.levels(topic_views, count_findings)))
 
 
 def doctor(config: ConfigOption = None, json: JsonOption = False, tenant: TenantOption = "") -> None:

@@ -140,9 +140,7 @@ def alias_expansion(events: Sequence[Event]) -> AliasExpansion | None:
 
 
 def _alias_line(time: datetime, expansion: AliasExpansion) -> Line:
-    recipients = (
-        format_addresses(expansion.recipients) if expansion.recipients else "addresses that are recipients already"
-    )
+    recipients = format_addresses(expansion.recipients) or "addresses that are recipients already"
     note = "" if expansion.is_exact else " (in total; the history does not record the targets of each alias)"
     return Line(time, "", "expanded", f"{format_addresses(expansion.aliases)} -> {recipients}{note}")
 
@@ -169,26 +167,19 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
         case Resumed(delivery, number, route):
             return (Line(time, delivery_suffix(delivery), "resumed", f"for attempt {number} to {format_route(route)}"),)
         case AttemptRecorded(delivery, number, outcomes, _started, duration, next_due):
-            attempt = f"attempt {number}, {format_age(duration)}"
-            lines = [_outcome_line(time, delivery_suffix(delivery), outcome, attempt) for outcome in outcomes]
+            suffix, attempt = delivery_suffix(delivery), f"attempt {number}, {format_age(duration)}"
+            lines = [_outcome_line(time, suffix, outcome, attempt) for outcome in outcomes]
             if next_due is not None:
-                lines.append(
-                    Line(
-                        time,
-                        delivery_suffix(delivery),
-                        "waits",
-                        f"until {format_time(next_due)} for the next attempt",
-                        LineStyle.WAITING,
-                    )
-                )
+                wait = f"until {format_time(next_due)} for the next attempt"
+                lines.append(Line(time, suffix, "waits", wait, LineStyle.WAITING))
             return tuple(lines)
         case FailedByRouter(outcomes):
             return tuple(_outcome_line(time, "", outcome, "no attempt") for outcome in outcomes)
         case Bounced(recipients, dsn):
+            addresses = format_addresses(recipients)
             if dsn is None:
-                text = f"for {format_addresses(recipients)}, because the sender is <>"
-                return (Line(time, "", "no bounce", text),)
-            return (Line(time, "", "bounced", f"DSN {dsn} for {format_addresses(recipients)}", LineStyle.FAILURE),)
+                return (Line(time, "", "no bounce", f"for {addresses}, because the sender is <>"),)
+            return (Line(time, "", "bounced", f"DSN {dsn} for {addresses}", LineStyle.FAILURE),)
         case Closed():
             return (Line(time, "", "closed", "no delivery is open"),)
         case _:

@@ -206,7 +206,7 @@ def report(error: Exception) -> int:
     if isinstance(error, ServiceError | LogUnusable | DirectoryUnusable | SettingsError | SpoolUnavailable):
         _print_error(str(error))
         return EXIT_UNUSABLE
-    logger.error("bug", traceback=one_line_traceback(error))
+    logger.error("internal error", traceback=one_line_traceback(error))
     _print_error(f"internal error, please report it: {type(error).__name__}: {error}")
     return EXIT_BUG
 

@@ -1,4 +1,4 @@
-"""A dashboard: variables, links to the other boards, the alerts as annotations, and panels in rows."""
+"""Dashboard: variables, links to the other dashboards, alerts as annotations, panels in rows."""
 
 from __future__ import annotations
 

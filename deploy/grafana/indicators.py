@@ -1,4 +1,4 @@
-"""Indicators that several boards show: their expressions, their thresholds, and their numbers."""
+"""Indicators of several dashboards: expressions, thresholds, panels."""
 
 from functools import partial
 

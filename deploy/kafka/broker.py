@@ -50,12 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
         match options.command:
             case "up":
                 _up(options.nodes, options.dir, options.port, secure=options.secure)
-            case "down":
-                return _down(options.dir)
-            case "status":
-                return _status(options.dir)
-            case _:
+            case "fetch":
                 _print_line(str(prepare()))
+            case command:
+                state = _running(options.dir)
+                if state is None:
+                    _print_line(f"no cluster is running in {options.dir}")
+                    return 1
+                if command == "down":
+                    _down(options.dir, int(state[0]))
+                else:
+                    _print_status(state[1] if len(state) > 1 else "")
         return 0
     except BrokerError as error:
         print(error, file=sys.stderr)
@@ -118,29 +123,18 @@ def _supervise(cluster: Cluster) -> None:
                 _print_line(f"  node {node.number} is process {node.pid}")
 
 
-def _down(directory: Path) -> int:
-    state_file = _running(directory)
-    if state_file is None:
-        _print_line(f"no cluster is running in {directory}")
-        return 1
-    os.kill(int(state_file[0]), signal.SIGTERM)
+def _down(directory: Path, pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
     while _running(directory) is not None:
         time.sleep(0.1)
-    return 0
 
 
-def _status(directory: Path) -> int:
-    state_file = _running(directory)
-    if state_file is None:
-        _print_line(f"no cluster is running in {directory}")
-        return 1
-    bootstrap = state_file[1] if len(state_file) > 1 else ""
+def _print_status(bootstrap: str) -> None:
     for address in bootstrap.split(",") if bootstrap else ():
         alive = live_brokers(int(address.rpartition(":")[2]))
         _print_line(f"{address}: " + (f"alive, reports as alive: {sorted(alive)}" if alive else "does not respond"))
     if not bootstrap:
         _print_line("starting")
-    return 0
 
 
 @contextlib.contextmanager

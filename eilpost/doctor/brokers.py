@@ -110,9 +110,8 @@ def _address_finding(broker: Reachable | Unreachable, *, any_reachable: bool) ->
         return level(f"broker {broker.address}", broker.reason, broker.advice)
     text = f"responds in {format_age(timedelta(seconds=broker.seconds))}, Kafka {broker.api_versions.release}"
     if broker.seconds > _SLOW_SECONDS:
-        return warn(
-            f"broker {broker.address}", text, "every accepted message waits for it: check its load and the network"
-        )
+        advice = "every accepted message waits for it: check its load and the network"
+        return warn(f"broker {broker.address}", text, advice)
     return ok(f"broker {broker.address}", text)
 
 
@@ -163,11 +162,9 @@ def _certificate_finding(subject: str, expires_at: datetime, now: datetime, advi
     text = f"valid until {expires_at:%Y-%m-%d}"
     if expires_at <= now:
         return fail(subject, f"expired on {expires_at:%Y-%m-%d}", advice)
-    return (
-        warn(subject, f"{text}, {format_age(expires_at - now)} left", advice)
-        if expires_at - now < RENEW_BEFORE
-        else ok(subject, text)
-    )
+    if expires_at - now < RENEW_BEFORE:
+        return warn(subject, f"{text}, {format_age(expires_at - now)} left", advice)
+    return ok(subject, text)
 
 
 def _cleartext_findings(settings: LogSettings) -> list[Finding]:
@@ -195,13 +192,8 @@ async def _group_findings(
         backlog = await history_reader.backlog()
         states = await cluster_info.describe_groups([access.group(role) for role in (ROUTER, DELIVERY)])
     except LogUnusable as error:
-        return [
-            fail(
-                f"groups{topics.of_tenant(tenant)}",
-                str(error),
-                "the shards of this group are stopped until it is fixed",
-            )
-        ]
+        advice = "the shards of this group are stopped until it is fixed"
+        return [fail(f"groups{topics.of_tenant(tenant)}", str(error), advice)]
     except LogUnavailable as error:
         return [_error_finding(f"groups{topics.of_tenant(tenant)}", error)]
     return [
@@ -238,14 +230,8 @@ async def _append_findings(access: Access, topic_states: Mapping[Topic, TopicSta
     except LogUnavailable as error:
         if isinstance(error, LogNotAuthorized):
             return [_error_finding("append", error)]
-        return [
-            fail(
-                "append",
-                f"not confirmed: {error}",
-                "new mail gets 4xx until it is; fix the findings above",
-                _RETRY_ADVICE,
-            )
-        ]
+        advice = "new mail gets 4xx until it is; fix the findings above"
+        return [fail("append", f"not confirmed: {error}", advice, _RETRY_ADVICE)]
     slowest = max(probe.seconds for probe in probes)
     text = f"confirmed in {format_age(timedelta(seconds=slowest))}" + (" at most" if len(probes) > 1 else "")
     finding = ok("append", text)
@@ -258,11 +244,8 @@ def _clock_finding(probe: Probe) -> Finding:
     subject = f"clock of broker {probe.broker}"
     sync = "synchronise all clocks by NTP (chrony, systemd-timesyncd)"
     if probe.clock_offset_seconds is None:
-        return warn(
-            subject,
-            "unknown: records have no broker time",
-            "set message.timestamp.type = LogAppendTime on the topics of eilpost",
-        )
+        advice = "set message.timestamp.type = LogAppendTime on the topics of eilpost"
+        return warn(subject, "unknown: records have no broker time", advice)
     difference = abs(probe.clock_offset_seconds)
     if difference <= _CLOCK_WARN_SECONDS:
         return ok(subject, f"differs by at most {format_age(timedelta(seconds=max(difference, probe.seconds)))}")

@@ -67,9 +67,6 @@ def folder_finding(subject: str, path: Path) -> Finding | None:
     return ok(subject, f"{path} does not exist yet; it is created at the first start") if existing != path else None
 
 
-# --- the spool
-
-
 async def spool(plan: Plan) -> list[Finding]:
     """Store content and read it back."""
     url = plan.settings.spool.url
@@ -108,23 +105,16 @@ def _spool_shared(settings: Settings) -> list[Finding]:
     return []
 
 
-# --- mailboxes and directory
-
-
 async def mailboxes(plan: Plan) -> list[Finding]:
     url = plan.settings.mailboxes.url
     if not url.startswith("maildir:"):
         return []
     path = plan.path(url.removeprefix("maildir:"))
     finding = folder_finding("mailboxes", path) or owner_finding("mailboxes", path)
+    consequence = "deliveries to mailboxes are deferred when it is full"
     return [
         finding or ok("mailboxes", f"{path} is writable"),
-        space_finding(
-            "mailboxes space",
-            path,
-            plan.settings.log.min_free_disk,
-            "deliveries to mailboxes are deferred when it is full",
-        ),
+        space_finding("mailboxes space", path, plan.settings.log.min_free_disk, consequence),
     ]
 
 
@@ -144,9 +134,6 @@ def _directory(snapshot: Snapshot, path: Path) -> Finding:
     return ok("directory", text)
 
 
-# --- DNS
-
-
 async def dns(plan: Plan) -> list[Finding]:
     """Query each configured server for node.hostname, unless no DNS is needed."""
     settings = plan.settings
@@ -162,13 +149,9 @@ async def dns(plan: Plan) -> list[Finding]:
         for queried, (result, _) in zip(queries, results, strict=True)
     ]
     if any_responds and by_mx and not any(has_address for _, has_address in results):
-        findings.append(
-            warn(
-                "node.hostname",
-                f"{settings.node.hostname} has no address in DNS",
-                "other servers may refuse mail from this name: set node.hostname, or add the DNS record",
-            )
-        )
+        text = f"{settings.node.hostname} has no address in DNS"
+        advice = "other servers may refuse mail from this name: set node.hostname, or add the DNS record"
+        findings.append(warn("node.hostname", text, advice))
     return findings
 
 

@@ -6,7 +6,7 @@ log.durability = "dev" WARN.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -103,54 +103,31 @@ def _topic_text(view: TopicView, tenant: str) -> str:
     return f"partitions: {state.partitions}, replicas: {state.replication} ({in_sync}), retention: {_retention(view)}"
 
 
-_HEAD = (
-    "topic",
-    "partitions",
-    "replicas",
-    "in sync",
-    "min ISR",
-    "retention",
-    "cleanup",
-    "unclean election",
-    "record max",
-)
-_LEFT_ALIGNED = {0, 5, 6, 7}  # text columns
+def levels(views: Sequence[TopicView], findings: Sequence[Finding]) -> list[Level]:
+    return [*(view.level for view in views), *(finding.level for finding in findings)]
 
 
 def write(views: Sequence[TopicView], findings: Sequence[Finding], output: Output) -> None:
     """The table of `eilpost topics check`."""
-    rows = [_HEAD, *(_row(view) for view in views)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    aligned = ["  ".join(map(_cell, range(len(_HEAD)), row, widths)) for row in rows]
-    output.write(("      ", ""), (aligned[0], "bold"))
-    for view, line in zip(views, aligned[1:], strict=True):
+    rows = [tuple(_COLUMNS), *(_row(view) for view in views)]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    alignments = [alignment for alignment, _ in _COLUMNS.values()]
+    head, *lines = ("  ".join(map("{:{}{}}".format, row, alignments, widths)) for row in rows)
+    output.write(("      ", ""), (head, "bold"))
+    for view, line in zip(views, lines, strict=True):
         output.write((f"{view.level:<4}", STYLES[view.level]), ("  ", ""), (line, ""))
         write_advice(view.advice, output)
     for finding in findings:
         output.write((f"{finding.level:<4}", STYLES[finding.level]), (f"  {finding.text}", ""))
         write_advice(finding.advice, output)
     output.write()
-    output.write((summary([*(view.level for view in views), *(finding.level for finding in findings)]), "bold"))
-
-
-def _cell(column: int, text: str, width: int) -> str:
-    return f"{text:<{width}}" if column in _LEFT_ALIGNED else f"{text:>{width}}"
+    output.write((summary(levels(views, findings)), "bold"))
 
 
 def _row(view: TopicView) -> tuple[str, ...]:
     if view.state is None:
-        return (view.name, *("-" for _ in _HEAD[1:]))
-    return (
-        view.name,
-        str(view.state.partitions),
-        str(view.state.replication),
-        str(view.state.in_sync),
-        view.config("min.insync.replicas"),
-        _retention(view),
-        view.config("cleanup.policy"),
-        "yes" if view.config("unclean.leader.election.enable") == "true" else "no",
-        format_size(_number(view, "max.message.bytes") or 0),
-    )
+        return (view.name, *("-" for _ in range(len(_COLUMNS) - 1)))
+    return tuple(cell(view, view.state) for _, cell in _COLUMNS.values())
 
 
 def _retention(view: TopicView) -> str:
@@ -173,9 +150,27 @@ def _number(view: TopicView, key: str) -> int | None:
         return None
 
 
+# Alignment and cell of each column of the table.
+_COLUMNS: Mapping[str, tuple[str, Callable[[TopicView, TopicState], str]]] = {
+    "topic": ("<", lambda view, _: view.name),
+    "partitions": (">", lambda _, state: str(state.partitions)),
+    "replicas": (">", lambda _, state: str(state.replication)),
+    "in sync": (">", lambda _, state: str(state.in_sync)),
+    "min ISR": (">", lambda view, _: view.config("min.insync.replicas")),
+    "retention": ("<", lambda view, _: _retention(view)),
+    "cleanup": ("<", lambda view, _: view.config("cleanup.policy")),
+    "unclean election": ("<", lambda view, _: "yes" if _allows_unclean_election(view) else "no"),
+    "record max": (">", lambda view, _: format_size(_number(view, "max.message.bytes") or 0)),
+}
+
+
+def _allows_unclean_election(view: TopicView) -> bool:
+    return view.config("unclean.leader.election.enable") == "true"
+
+
 def as_json(views: Sequence[TopicView], findings: Sequence[Finding]) -> dict[str, Any]:
     return {
-        "level": worst([*(view.level for view in views), *(finding.level for finding in findings)]),
+        "level": worst(levels(views, findings)),
         "topics": [
             {
                 "level": view.level,
@@ -187,7 +182,7 @@ def as_json(views: Sequence[TopicView], findings: Sequence[Finding]) -> dict[str
                 "retention_ms": _number(view, "retention.ms"),
                 "retention_bytes": _number(view, "retention.bytes"),
                 "cleanup_policy": view.config("cleanup.policy") or None,
-                "unclean_leader_election": view.config("unclean.leader.election.enable") == "true",
+                "unclean_leader_election": _allows_unclean_election(view),
                 "max_message_bytes": _number(view, "max.message.bytes"),
                 "advice": list(view.advice),
             }
