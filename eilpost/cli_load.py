@@ -157,7 +157,6 @@ def _parsed(option: str, text: str, parse: Callable[[str], T]) -> T:
 
 
 def _check(options: Options, recipients_max: int) -> None:
-    """Check the options against each other."""
     if options.failing + options.deferring > 1:
         fail("--failing and --deferring: together at most 100% are expected", EXIT_UNUSABLE)
     kinds = 1 + bool(options.failing) + bool(options.deferring)

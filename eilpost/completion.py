@@ -25,7 +25,6 @@ def commands(command: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
 
 
 def script(root: Any, shell: str) -> str:
-    """The completion script for one of `SHELLS`."""
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](dict(commands(root)))
 
 

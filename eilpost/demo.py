@@ -17,7 +17,24 @@ from mail.settings import Settings
 
 DOMAIN, USERS, PASSWORD = "example.test", ("alice", "bob"), "eilpost-demo"
 
-CONFIGURATION = """\
+# Sections that `eilpost demo --cluster` has too.
+STORAGE = """\
+[spool]
+url = "file:spool"
+
+[directory]
+url = "file:directory.toml"
+
+[mailboxes]
+url = "maildir:mail"
+"""
+RELAY = """\
+# Mail for other domains goes here. `eilpost demo` listens there, unless another server does, and prints a line for each
+# message. "" sends the mail to the Internet.
+[delivery]
+relay = "smtp://127.0.0.1:2627"
+"""
+CONFIGURATION = f"""\
 # Made by `eilpost demo`, which does not change it again. Every key and its default: `eilpost config show --defaults`,
 # or docs/reference/settings.md. Relative paths start from the folder of this file.
 
@@ -27,15 +44,7 @@ hostname = "mx.example.test"
 [log]
 url = "embedded:log.db"
 
-[spool]
-url = "file:spool"
-
-[directory]
-url = "file:directory.toml"
-
-[mailboxes]
-url = "maildir:mail"
-
+{STORAGE}
 [ingress]
 smtp_listen = "127.0.0.1:2525"
 
@@ -45,11 +54,7 @@ pop3_listen = "127.0.0.1:2110"
 [http]
 listen = "127.0.0.1:8025"
 
-# Mail for other domains goes here. `eilpost demo` listens there, unless another server does, and prints a line for each
-# message. "" sends the mail to the Internet.
-[delivery]
-relay = "smtp://127.0.0.1:2627"
-"""
+{RELAY}"""
 
 DIRECTORY = """\
 # Domains, users and aliases. Made by `eilpost demo`. Edit it while the server runs, or by `eilpost user|domain|alias`.
@@ -97,7 +102,6 @@ def _is_default_configuration(path: Path) -> bool:
 
 
 def banner(settings: Settings, configuration: Path, program: str, sink: int | None = None) -> str:
-    """The text that the demo prints at its start."""
     smtp_listen, pop3_listen = settings.ingress.smtp_listen, settings.mailstore.pop3_listen
     if not smtp_listen or not pop3_listen:
         return f"\neilpost is ready: SMTP {smtp_listen or 'off'}, POP3 {pop3_listen or 'off'}\n"

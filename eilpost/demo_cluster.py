@@ -29,7 +29,7 @@ from mail.settings import LogSettings
 
 BROKERS = "kafka://127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094"
 
-CONFIGURATION = """\
+CONFIGURATION = f"""\
 # Made by `eilpost demo --cluster`, for all its processes; their ports are set by the environment.
 # Relative paths start from the folder of this file.
 
@@ -38,29 +38,17 @@ hostname = "mx.example.test"
 drain_timeout = "10s"
 
 [log]
-url = "{brokers}"
+url = "{{brokers}}"
 prefix = "demo."
 shards = 4
 delivery_shards = 8
 session_timeout = "6s"   # shorter than by default: the others take over the shards of a killed process sooner
 
-[spool]
-url = "file:spool"
-
-[directory]
-url = "file:directory.toml"
-
-[mailboxes]
-url = "maildir:mail"
-
+{demo.STORAGE}
 [ingress]
 sender_domain_must_resolve = false
 
-# Mail for other domains goes here. `eilpost demo` listens there, unless another server does, and prints a line for each
-# message. "" sends the mail to the Internet.
-[delivery]
-relay = "smtp://127.0.0.1:2627"
-"""
+{demo.RELAY}"""
 
 _RESTART_SECONDS = 1.0
 _BROKERS_SECONDS = 60.0
@@ -243,7 +231,6 @@ async def _stop_process(
 
 
 async def _announce_ready(all_members: Sequence[Member]) -> None:
-    """Print one line once every process is ready."""
     waiting = {member.environment["EILPOST_HTTP__LISTEN"] for member in all_members}
     while waiting:
         await asyncio.sleep(0.5)

@@ -149,7 +149,6 @@ def edit(path: Path) -> Iterator[DirectoryFile]:
 
 
 def _toml_string(text: str) -> str:
-    """A TOML basic string."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

@@ -96,7 +96,6 @@ def add_alias(path: Path, alias: str, targets: Sequence[str], *, depth: int) -> 
 
 
 def remove_alias(path: Path, alias: str) -> str:
-    """Remove an alias. Raises EditRefused, SettingsError."""
     key = _alias_key(alias)
     with edit(path) as file:
         name = file.find("aliases", lambda name: _alias_key(name) == key)

@@ -218,7 +218,7 @@ def readiness(health: Health, log: Log | None) -> tuple[bool, dict[str, Any]]:
 
 
 def status_page(is_ready: bool, body: Mapping[str, Any]) -> str:
-    """The page for people at `/`; `answer` as of `readiness`."""
+    """The page for people at `/`; `body` as of `readiness`."""
     state = "ready" if is_ready else f"not ready: {'; '.join(body['reasons'])}"
     roles = "".join(
         f"<li>{html.escape(name)}: {'ready' if is_role_ready else 'not ready'}</li>"
@@ -241,23 +241,11 @@ def _listen(endpoint: str) -> socket.socket:
     """A listening socket, or a ServiceError that names `http.listen`."""
     host, port = parse(endpoint)
     try:
-        family, kind, proto, _name, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, proto)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
-            listener.setblocking(False)
-        except BaseException:
-            listener.close()
-            raise
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family)
     except OSError as error:
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
         raise ServiceError(
             f"http.listen: cannot listen on {endpoint}: {reason}; set another address there, or by "
             "EILPOST_HTTP__LISTEN=HOST:PORT"
         ) from None
-    return listener

@@ -46,7 +46,6 @@ def _escaped(character: str) -> str:
 
 
 def timeline_json(timeline: Timeline, now: datetime) -> dict[str, Any]:
-    """The history and the open deliveries of a message."""
     message = timeline.message
     start = message.received if message else None
     return {
@@ -150,7 +149,6 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def pending_json(pending: Pending, now: datetime) -> dict[str, Any]:
-    """An open delivery."""
     message = pending.delivery.message
     waiting = pending.state if isinstance(pending.state, Waiting) else None
     return {

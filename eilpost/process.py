@@ -10,13 +10,13 @@ import asyncio
 import errno
 import os
 import resource
-import socket
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from eilpost.listen import HTTP, INGRESS, POP3, ListenSetting, bind_error
 from eilpost.maintenance import Maintenance
 from eilpost.tenants import tenant_queues
 from eilpost.wiring import (
@@ -31,10 +31,8 @@ from eilpost.wiring import (
     make_spool,
 )
 from mail import logging_setup, service
-from mail.endpoint import parse
 from mail.service import ServiceError
 from mail.settings import SettingsError
-from mail.settings_file import ENVIRONMENT_PREFIX
 from mail.signals import Signals
 
 if TYPE_CHECKING:
@@ -44,19 +42,6 @@ if TYPE_CHECKING:
     from mail.spool import Spool
 
 logger = structlog.get_logger()
-
-
-class ListenSetting(NamedTuple):
-    """A listening address, which is not served where it is empty; `name` is in the log line."""
-
-    name: str
-    section: str
-    key: str
-
-
-INGRESS = ListenSetting("smtp", "ingress", "smtp_listen")
-POP3 = ListenSetting("pop3", "mailstore", "pop3_listen")
-HTTP = ListenSetting("http", "http", "listen")
 
 
 def run_all(plan: Plan, on_ready: Callable[[], None] = lambda: None, support: Sequence[service.Role] = ()) -> int:
@@ -144,7 +129,7 @@ async def _run_roles(
 
     settings = plan.settings
     addresses = {"ingress": INGRESS, "mailstore": POP3}
-    served = [name for name in names if name not in addresses or _address(settings, addresses[name])]
+    served = [name for name in names if name not in addresses or addresses[name].address(settings)]
     listening = (*(addresses[name] for name in served if name in addresses), HTTP)
     health = service.Health()
     async with AsyncExitStack() as stack:
@@ -190,42 +175,27 @@ async def _start(stack: AsyncExitStack, port: FileDirectory | Log | Spool) -> No
     stack.push_async_callback(port.close)
 
 
-def _address(settings: Settings, setting: ListenSetting) -> str:
-    return str(getattr(getattr(settings, setting.section), setting.key))
-
-
 def _check_ports(settings: Settings, *listening: ListenSetting) -> None:
     """Raises ServiceError that names all addresses in use."""
-    in_use = [setting for setting in listening if _is_in_use(_address(settings, setting))]
+    in_use = [setting for setting in listening if setting.address(settings) and _is_in_use(setting.address(settings))]
     if in_use:
         ports, others = ("port is", "another address") if len(in_use) == 1 else ("ports are", "other addresses")
-        names = ", ".join(f"{setting.section}.{setting.key}" for setting in in_use)
-        addresses = ", ".join(_address(settings, setting) for setting in in_use)
-        variables = ", ".join(f"{ENVIRONMENT_PREFIX}{setting.section}__{setting.key}".upper() for setting in in_use)
+        addresses = ", ".join(setting.address(settings) for setting in in_use)
         raise ServiceError(
-            f"{names}: cannot listen on {addresses}: the {ports} in use (is eilpost running already?); set {others}"
-            f" there, or by {variables}"
+            f"{', '.join(map(str, in_use))}: cannot listen on {addresses}: the {ports} in use (is eilpost running"
+            f" already?); set {others} there, or by {', '.join(setting.variable for setting in in_use)}"
         )
 
 
 def _is_in_use(address: str) -> bool:
-    if not address:
-        return False
-    try:
-        host, port = parse(address)
-        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(info[0]) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(info[4])
-    except OSError as error:
-        return error.errno == errno.EADDRINUSE
-    return False
+    error = bind_error(address)
+    return error is not None and error.errno == errno.EADDRINUSE
 
 
 def _ready_callback(
     settings: Settings, *listening: ListenSetting, on_ready: Callable[[], None] = lambda: None
 ) -> Callable[[], None]:
-    served = {setting.name: address for setting in listening if (address := _address(settings, setting))}
+    served = {setting.name: address for setting in listening if (address := setting.address(settings))}
 
     def announce() -> None:
         on_ready()  # before the log line

@@ -50,7 +50,6 @@ class QueueView:
 
 
 def totals_json(site: str, state: str, totals: Totals) -> dict[str, object]:
-    """The totals of one site and state for `--json`."""
     return {
         "site": site,
         "state": state,

@@ -49,8 +49,6 @@ def _dedicated(snapshot: Snapshot) -> list[str]:
 
 
 class CombinedHistory:
-    """HistoryLog over several logs."""
-
     def __init__(self, shared: HistoryLog, tenants: Sequence[HistoryLog]) -> None:
         self._shared = shared
         self._tenants = tenants

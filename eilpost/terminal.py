@@ -38,7 +38,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def command_group(help: str) -> typer.Typer:
-    """A group of commands under one name."""
     return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None)
 
 

@@ -154,7 +154,6 @@ def lines_from(events: Sequence[Event], start: int = 0) -> Iterator[Line]:
 
 
 def lines_of_event(event: Event) -> tuple[Line, ...]:
-    """The lines of one event."""
     time, detail = event.time, event.detail
     match detail:
         case Received(message):

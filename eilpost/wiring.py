@@ -74,21 +74,21 @@ class Plan:
 def select_adapter(
     key: str, url: str, schemes: Mapping[str, Callable[[str], T]], example: str, planned: Iterable[str] = ()
 ) -> T:
-    """Call the factory of the URL's scheme with the rest of the URL. Raises SettingsError."""
-    scheme, colon, rest = url.partition(":")
+    """Call the factory of the URL's scheme with the part after the colon. Raises SettingsError."""
+    scheme, colon, path = url.partition(":")
     if colon and scheme in schemes:
-        return schemes[scheme](rest)
+        return schemes[scheme](path)
     url = masked(url)
     if scheme in planned:
         raise SettingsError(f'{key} = "{url}": {scheme} is not in this version; use for example {key} = "{example}"')
-    known = " or ".join(f'"{name}:"' for name in schemes)
-    raise SettingsError(f'{key} = "{url}": the URL must begin with {known}; for example {key} = "{example}"')
+    schemes_text = " or ".join(f'"{name}:"' for name in schemes)
+    raise SettingsError(f'{key} = "{url}": the URL must begin with {schemes_text}; for example {key} = "{example}"')
 
 
-def _require_path(key: str, url: str, rest: str) -> str:
-    if not rest or rest.startswith("//"):
+def _require_path(key: str, url: str, path: str) -> str:
+    if not path or path.startswith("//"):
         raise SettingsError(f'{key} = "{masked(url)}": a path is missing after "{url.partition(":")[0]}:"')
-    return rest
+    return path
 
 
 def _require_writable(key: str, folder: Path) -> None:
@@ -118,17 +118,17 @@ def make_log(plan: Plan, directory: Directory | None = None) -> Log:
     """`directory`: the tenants with their own topics, for an ingress."""
     settings = plan.settings.log
 
-    def embedded(rest: str) -> Log:
+    def embedded(path: str) -> Log:
         from mail.log.embedded import EmbeddedLog
 
-        return EmbeddedLog(plan.path(_require_path("log.url", settings.url, rest)), settings)
+        return EmbeddedLog(plan.path(_require_path("log.url", settings.url, path)), settings)
 
-    def memory(_rest: str) -> Log:
+    def memory(_path: str) -> Log:
         from mail.log.memory import MemoryLog
 
         return MemoryLog(settings)
 
-    def kafka(_rest: str) -> Log:
+    def kafka(_path: str) -> Log:
         require_package("aiokafka", "log.url", settings.url, "kafka")
         from mail.log.kafka import KafkaLog
 
@@ -147,15 +147,15 @@ def make_history(plan: Plan) -> HistoryLog:
     """The log as `trace` and `queue` read it, with or without a running server."""
     url = plan.settings.log.url
 
-    def embedded(rest: str) -> HistoryLog:
+    def embedded(path: str) -> HistoryLog:
         from mail.log.embedded import EmbeddedHistory
 
-        return EmbeddedHistory(plan.path(_require_path("log.url", url, rest)))
+        return EmbeddedHistory(plan.path(_require_path("log.url", url, path)))
 
-    def memory(_rest: str) -> HistoryLog:
+    def memory(_path: str) -> HistoryLog:
         raise SettingsError('log.url = "memory:" cannot be read by another process')
 
-    def kafka(_rest: str) -> HistoryLog:
+    def kafka(_path: str) -> HistoryLog:
         require_package("aiokafka", "log.url", url, "kafka")
         from mail.log.kafka import KafkaHistory
 
@@ -174,22 +174,22 @@ def is_offline(history: HistoryLog) -> bool:
 def make_spool(plan: Plan) -> Spool:
     url = plan.settings.spool.url
 
-    def disk(rest: str) -> Spool:
+    def disk(path: str) -> Spool:
         from mail.spool import SpoolUnavailable
         from mail.spool.disk import DiskSpool
 
-        path = plan.path(_require_path("spool.url", url, rest))
+        folder = plan.path(_require_path("spool.url", url, path))
         try:
-            return DiskSpool(path)
+            return DiskSpool(folder)
         except SpoolUnavailable as error:
             raise SettingsError(f"spool.url: {error}") from None
 
-    def memory(_rest: str) -> Spool:
+    def memory(_path: str) -> Spool:
         from mail.spool.memory import MemorySpool
 
         return MemorySpool()
 
-    def objects(_rest: str) -> Spool:
+    def objects(_path: str) -> Spool:
         from mail.spool.bucket_url import parse_bucket
 
         try:
@@ -212,8 +212,8 @@ def directory_path(plan: Plan) -> Path:
     """The file of a file directory, for the commands that edit it."""
     url = plan.settings.directory.url
 
-    def file(rest: str) -> Path:
-        return plan.path(_require_path("directory.url", url, rest))
+    def file(path: str) -> Path:
+        return plan.path(_require_path("directory.url", url, path))
 
     return select_adapter("directory.url", url, {"file": file}, "file:directory.toml", planned=("postgresql",))
 
@@ -238,14 +238,14 @@ def _delivery_id_retention(settings: Settings) -> timedelta:
 def make_mailboxes(plan: Plan) -> Mailboxes:
     settings = plan.settings
 
-    def maildir(rest: str) -> Mailboxes:
+    def maildir(path: str) -> Mailboxes:
         from mailstore.maildir import Maildir
 
-        path = plan.path(_require_path("mailboxes.url", settings.mailboxes.url, rest))
-        _require_writable("mailboxes.url", path)
-        return Maildir(path, settings.node.hostname, retention=_delivery_id_retention(settings))
+        folder = plan.path(_require_path("mailboxes.url", settings.mailboxes.url, path))
+        _require_writable("mailboxes.url", folder)
+        return Maildir(folder, settings.node.hostname, retention=_delivery_id_retention(settings))
 
-    def memory(_rest: str) -> Mailboxes:
+    def memory(_path: str) -> Mailboxes:
         from mailstore.memory import MemoryMailboxes
 
         return MemoryMailboxes()

@@ -36,8 +36,8 @@ _LIMIT_SECONDS = 26.0  # shorter than doctor.LIMIT_SECONDS
 async def examine(
     settings: LogSettings, tenant: str, other_tenants: Mapping[str, LogSettings], limit_seconds: float = _LIMIT_SECONDS
 ) -> list[Finding]:
-    """Check the log on Kafka; `settings` have absolute paths. `tenant` is their dedicated tenant, if any; `others` are
-    the settings of further tenants to check. At the time limit the findings so far are returned.
+    """Check the log on Kafka; `settings` have absolute paths. `tenant` is their dedicated tenant, if any. At the time
+    limit the findings so far are returned.
     """
     try:
         access = make_access(settings, tenant)

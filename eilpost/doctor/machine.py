@@ -55,7 +55,6 @@ def space_finding(subject: str, path: Path, minimum: int, consequence: str = "ne
 
 
 def _nearest_existing(path: Path) -> Path:
-    """The path, or its nearest existing parent."""
     return next((candidate for candidate in (path, *path.absolute().parents) if candidate.exists()), Path("/"))
 
 

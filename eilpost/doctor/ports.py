@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 from contextlib import suppress
 from typing import Any
 
@@ -15,22 +14,20 @@ import orjson
 
 from delivery.source_addresses import unusable_reason
 from eilpost.doctor.finding import Finding, fail, ok, warn
+from eilpost.listen import HTTP, INGRESS, POP3, ListenSetting, bind_error
 from mail.endpoint import parse
 from mail.settings import Settings
 
 _READ_SECONDS = 3.0
 _READ_BYTES = 1 << 16
-_KEYS = (("ingress", "smtp_listen"), ("mailstore", "pop3_listen"), ("http", "listen"))
-_GREETINGS = {"ingress.smtp_listen": b" ESMTP eilpost", "mailstore.pop3_listen": b"+OK eilpost POP3"}
+_GREETINGS = {INGRESS: b" ESMTP eilpost", POP3: b"+OK eilpost POP3"}
 _READYZ_REQUEST = b"GET /readyz HTTP/1.1\r\nHost: doctor\r\nConnection: close\r\n\r\n"
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    addresses = [(f"{section}.{key}", str(getattr(getattr(settings, section), key))) for section, key in _KEYS]
-    return [
-        *await asyncio.gather(*(_port_finding(key, address) for key, address in addresses if address)),
-        *sources(settings),
-    ]
+    served = {setting: setting.address(settings) for setting in (INGRESS, POP3, HTTP)}
+    ports = await asyncio.gather(*(_port_finding(setting, address) for setting, address in served.items() if address))
+    return [*ports, *sources(settings)]
 
 
 def sources(settings: Settings) -> list[Finding]:
@@ -47,26 +44,21 @@ def sources(settings: Settings) -> list[Finding]:
     return findings
 
 
-async def _port_finding(key: str, address: str) -> Finding:
-    subject, other_address = f"port {key}", f"set {key} to another address"
-    host, port = parse(address)
-    try:
-        info = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        with socket.socket(info[0][0]) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(info[0][4])
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return await _taken_finding(key, subject, address, other_address)
-        advice = "run as root or with CAP_NET_BIND_SERVICE, or use a port of 1024 or higher"
-        advice = advice if error.errno == errno.EACCES else other_address
-        return fail(subject, f"{address}: {error.strerror or error}", advice)
-    return ok(subject, f"{address} is free")
+async def _port_finding(setting: ListenSetting, address: str) -> Finding:
+    subject, other_address = f"port {setting}", f"set {setting} to another address"
+    error = await asyncio.to_thread(bind_error, address)
+    if error is None:
+        return ok(subject, f"{address} is free")
+    if error.errno == errno.EADDRINUSE:
+        return await _taken_finding(setting, subject, address, other_address)
+    privilege = "run as root or with CAP_NET_BIND_SERVICE, or use a port of 1024 or higher"
+    advice = privilege if error.errno == errno.EACCES else other_address
+    return fail(subject, f"{address}: {error.strerror or error}", advice)
 
 
-async def _taken_finding(key: str, subject: str, address: str, other_address: str) -> Finding:
-    response = await _read_response(address, _READYZ_REQUEST if key == "http.listen" else b"")
-    if key == "http.listen":
+async def _taken_finding(setting: ListenSetting, subject: str, address: str, other_address: str) -> Finding:
+    response = await _read_response(address, _READYZ_REQUEST if setting is HTTP else b"")
+    if setting is HTTP:
         ready = _readiness(response)
         if ready is not None:
             roles = ", ".join(ready.get("roles", {})) or "none"
@@ -74,9 +66,9 @@ async def _taken_finding(key: str, subject: str, address: str, other_address: st
                 return ok(subject, f"{address}: eilpost is running and ready: {roles}")
             reasons = "; ".join(map(str, ready.get("reasons", [])))
             return warn(subject, f"{address}: eilpost is running and not ready: {reasons}", "see its log")
-    elif _GREETINGS[key] in response:
+    elif _GREETINGS[setting] in response:
         return ok(subject, f"{address}: eilpost is running")
-    if key == "ingress.smtp_listen" and response.startswith(b"421"):
+    if setting is INGRESS and response.startswith(b"421"):
         reply = response[:80].decode(errors="replace").strip()
         return warn(subject, f"{address}: the server replies {reply}", "see its log")
     if not response:

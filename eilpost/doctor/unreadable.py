@@ -26,8 +26,10 @@ _ADVICE = (
 )
 
 
-async def findings(history_reader: KafkaHistoryReader, access: Access, shards: int, of: str = "") -> list[Finding]:
-    """A FAIL for each shard that is stopped by an unreadable record. `of` names the dedicated tenant, if any."""
+async def findings(
+    history_reader: KafkaHistoryReader, access: Access, shards: int, tenant_suffix: str = ""
+) -> list[Finding]:
+    """A FAIL for each shard that is stopped by an unreadable record. `tenant_suffix` names a dedicated tenant."""
     result: list[Finding] = []
     try:
         async with asyncio.timeout(_FIRST_SECONDS):
@@ -37,11 +39,13 @@ async def findings(history_reader: KafkaHistoryReader, access: Access, shards: i
                 async for finding in _pending_findings(history_reader, access, shards):
                     result.append(finding)
     except TimeoutError:
-        return [warn(f"records{of}", f"cannot be read within {_FIRST_SECONDS:.0f} s", "see the brokers' logs")]
+        return [
+            warn(f"records{tenant_suffix}", f"cannot be read within {_FIRST_SECONDS:.0f} s", "see the brokers' logs")
+        ]
     except LogNotAuthorized as error:
-        return [*result, fail(f"records{of}", str(error), RIGHTS)]
+        return [*result, fail(f"records{tenant_suffix}", str(error), RIGHTS)]
     except LogUnavailable as error:
-        return [*result, fail(f"records{of}", f"cannot be checked: {error}", "see the brokers' logs")]
+        return [*result, fail(f"records{tenant_suffix}", f"cannot be checked: {error}", "see the brokers' logs")]
     return result
 
 

@@ -237,7 +237,6 @@ class Ledger:
                 yield LostRecipient(self.id_of(number), index, self.queue_id(number), bool(state & DEFERRED))
 
     def queue_id(self, number: int) -> str:
-        """The queue id in the 250 reply; empty if none."""
         start = number * _QUEUE_ID_OCTETS
         return self._queue_ids[start : start + _QUEUE_ID_OCTETS].rstrip(b"\0").decode()
 

@@ -39,8 +39,6 @@ _KINDS = {str(kind): kind for kind in DestinationKind}
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A message size and its share of the messages."""
-
     size_bytes: int
     weight: float
 
@@ -145,7 +143,6 @@ class Plan:
         self._bodies = tuple(bounds)
 
     def kind(self, index: int) -> DestinationKind:
-        """The destination kind of a recipient."""
         share = (index + 1) * _GOLDEN_RATIO % 1.0
         if share < self._failing:
             return DestinationKind.FAILING

@@ -23,8 +23,6 @@ _AVERAGING_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Counters and accept latencies at one time."""
-
     time: float
     accepted: int
     delivered: int
@@ -94,7 +92,7 @@ def one_line(snapshot: Snapshot) -> str:
 
 
 class Display:
-    """Runs concurrently with the load, which sets `phase` and `done`."""
+    """Runs concurrently with the load, which sets `phase` and `sent_share`."""
 
     def __init__(self, meter: RateMeter) -> None:
         self.phase = "sending"

@@ -56,7 +56,6 @@ class LoadResult:
 
     @property
     def status(self) -> int:
-        """The exit status."""
         if self.summary.interrupted:
             return 130
         counts = self.ledger.counts

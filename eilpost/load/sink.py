@@ -64,7 +64,6 @@ class Sink:
             await asyncio.sleep(0)
 
     def make_session(self) -> SinkSession:
-        """The protocol of a new connection."""
         return SinkSession(self)
 
     async def __aenter__(self) -> Sink:
@@ -140,7 +139,6 @@ class SinkSession(asyncio.Protocol):
             self.transport.resume_reading()
 
     def process_buffer(self) -> None:
-        """Process the buffered commands and content."""
         while self._can_process() and (self._read_content() if self._in_data else self._read_line()):
             if len(self._out) >= _OUT_OCTETS:
                 self._flush()

@@ -61,8 +61,6 @@ class Recorder(Protocol):
 
 @dataclass(slots=True)
 class _Attempt:
-    """A running transaction."""
-
     message: OutgoingMessage  # with the recipients that are not decided yet
     stage: Stage = Stage.MAIL
     is_decided: bool = False  # every recipient has a result
@@ -314,7 +312,6 @@ def _stage(number: int, count: int) -> Stage:
 
 
 def error_text(error: BaseException) -> str:
-    """A connection error as text."""
     if isinstance(error, TimeoutError):
         return "no reply in time"
     if isinstance(error, ConnectionRefusedError):

@@ -55,7 +55,6 @@ class Supply:
         self._changed.set()
 
     async def take(self) -> OutgoingMessage | None:
-        """Wait for the next message; None at the end."""
         async with self._lock:
             while not self._stopped:
                 now = time.monotonic()

@@ -115,7 +115,6 @@ def check_endpoints(source: Endpoint, target: Endpoint) -> None:
 
 
 def share_spool(source: Endpoint, target: Endpoint) -> bool:
-    """Whether both endpoints use the same spool."""
     source_url, target_url = (endpoint.plan.settings.spool.url for endpoint in (source, target))
     schemes = {url.partition(":")[0] for url in (source_url, target_url)}
     if schemes == {"file"}:

@@ -45,8 +45,6 @@ class MoveTotals:
 
 
 class Progress(Protocol):
-    """Display of the progress of a move."""
-
     def add_total(self, count: int) -> None:
         """Add `count` (approximate) to the items to be moved."""
         ...
