@@ -107,7 +107,7 @@ def _count_text(count: MoveCount) -> str:
 
     return (
         f"to move: {count.messages:,} messages, {count.unread:,} of them not yet read by the router;"
-        f" {count.deliveries:,} deliveries ({count.in_hand:,} active, {count.held:,} held),"
+        f" {count.deliveries:,} deliveries ({count.active:,} active, {count.held:,} held),"
         f" {format_bytes(count.size_bytes)} in them"
     )
 

@@ -62,8 +62,8 @@ def format_route(route: Route) -> str:
     match route:
         case ToMailbox(owner):
             return f"mailbox {owner}"
-        case ToRelay(host, port, speaks):
-            return f"relay {speaks}://{host}:{port}"
+        case ToRelay(host, port, protocol):
+            return f"relay {protocol}://{host}:{port}"
         case ToMx(domain, hosts):
             names = ", ".join(name for _preference, name in hosts[:3])
             return f"MX of {domain} ({names}{', ...' if len(hosts) > 3 else ''})"

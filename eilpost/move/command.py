@@ -39,7 +39,7 @@ class MoveCount:
     messages: int = 0
     unread: int = 0
     deliveries: int = 0
-    in_hand: int = 0
+    active: int = 0
     held: int = 0
     size_bytes: int = 0
 
@@ -59,7 +59,7 @@ async def _count(history: HistoryLog) -> MoveCount:
     async for pending in history.pending_deliveries():
         message = pending.delivery.message
         result.deliveries += 1
-        result.in_hand += isinstance(pending.state, Active)
+        result.active += isinstance(pending.state, Active)
         result.held += not isinstance(pending.state, Active) and pending.state.cause is WaitCause.HELD
         if message.queue_id not in counted_ids:
             counted_ids.add(message.queue_id)

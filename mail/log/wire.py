@@ -220,8 +220,8 @@ def decode_route(wire: list[Any]) -> Route:
     match wire:
         case ["mailbox", owner]:
             return ToMailbox(owner)
-        case ["relay", host, port, speaks]:
-            return ToRelay(host, port, RelayProtocol(speaks))
+        case ["relay", host, port, protocol]:
+            return ToRelay(host, port, RelayProtocol(protocol))
         case ["mx", domain, hosts]:
             return ToMx(domain, tuple([(preference, name) for preference, name in hosts]))
         case ["unresolved", domain]:

@@ -52,7 +52,7 @@ class MultiLineResponse:
     def _header_end(self, content: bytes) -> int:
         """Offset of the body after the empty line; -1 when it is not in this slice."""
         joined = self._tail + content  # an empty line may span two slices
-        ends = [(at, len(mark)) for mark in (b"\n\r\n", b"\n\n") if (at := joined.find(mark)) >= 0]
+        ends = [(at, len(empty)) for empty in (b"\n\r\n", b"\n\n") if (at := joined.find(empty)) >= 0]
         if not ends:
             return -1
         at, length = min(ends)

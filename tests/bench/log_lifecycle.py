@@ -71,12 +71,12 @@ async def route(shard: RouterShard, closed: asyncio.Semaphore) -> None:
                     )
                 else:
                     queue_id = record.delivery_id[:26]
-                    tried = AttemptRecorded(
+                    attempt = AttemptRecorded(
                         record.delivery_id, 1, record.outcomes, record.started, record.duration, None
                     )
                     outputs += (
                         Settled(record.delivery_id),
-                        Event(queue_id, now, tried),
+                        Event(queue_id, now, attempt),
                         Event(queue_id, now, Closed()),
                     )
                     settled += 1
@@ -127,11 +127,11 @@ async def main(count: int, size: int, appenders: int) -> None:
         accepted = time.perf_counter() - began
         for _ in range(count):
             await closed.acquire()
-        took, cpu = time.perf_counter() - began, time.process_time() - cpu
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         delays.sort()
         sizes = {name: os.stat(path.with_name(name)).st_size >> 20 for name in ("log.db", "log.db-wal")}
         print(
-            f"{count} x {size} B, {appenders} appenders: {count / took:.0f}/s whole life,"
+            f"{count} x {size} B, {appenders} appenders: {count / seconds:.0f}/s whole life,"
             f" {count / accepted:.0f}/s accepted,"
             f" append p50 {delays[count // 2] * 1e3:.1f} ms p99 {delays[count * 99 // 100] * 1e3:.1f} ms,"
             f" CPU {cpu / count * 1e6:.0f} us a message, files MiB {sizes}"

@@ -25,7 +25,7 @@ from tests.support.faults.killable_mover import RecordingProgress
 from tests.support.servers.kafka_log import running, settings_on
 
 MESSAGES, SIZE = 10_000, 10_000
-KINDS = (("not read yet", "unread", True), ("in hand", "in-hand", True), ("waits, one spool", "retry", True),
+KINDS = (("not read yet", "unread", True), ("active", "active", True), ("waits, one spool", "retry", True),
          ("waits, two spools", "retry", False))  # fmt: skip
 
 
@@ -45,12 +45,12 @@ async def measure(bootstrap: str | None, kind: str, one_spool: bool, folder: Pat
             target = EmbeddedLog(folder / "new.db", LogSettings())
             await target.start()
             stack.push_async_callback(target.close)
-        carrier = ContentCopier(None if one_spool else here, there, 256 << 10)
+        copier = ContentCopier(None if one_spool else here, there, 256 << 10)
         quiet = RecordingProgress()
         began, cpu = time.perf_counter(), time.process_time()
-        tally = await move_until_done(source, target, carrier, history=True, progress=quiet, print_message=print)
+        result = await move_until_done(source, target, copier, history=True, progress=quiet, print_message=print)
         seconds, used = time.perf_counter() - began, time.process_time() - cpu
-        assert tally.messages == MESSAGES, tally
+        assert result.messages == MESSAGES, result
         return seconds, used
 
 

@@ -82,9 +82,11 @@ def show(target: Path, messages: int) -> None:
 def _short(file: str) -> str:
     if file.startswith(str(ROOT) + "/") and "site-packages" not in file:
         return file[len(str(ROOT)) + 1 :]
-    for mark in ("site-packages/", "lib/python3"):
-        if mark in file:
-            return file.partition(mark)[2].partition("/")[2] if mark != "site-packages/" else file.partition(mark)[2]
+    for folder in ("site-packages/", "lib/python3"):
+        if folder in file:
+            return (
+                file.partition(folder)[2].partition("/")[2] if folder != "site-packages/" else file.partition(folder)[2]
+            )
     return file
 
 

@@ -28,22 +28,22 @@ SIZES = {"20 kB": 20_000, "1 MB": 1_000_000, "5 MB": 5_000_000}
 async def _keep(spool: Spool, size: int, callers: int, seconds: float) -> tuple[list[Spooled], list[float], float]:
     """The contents written, the time of each write, and the total time."""
     content = os.urandom(size)
-    kept: list[Spooled] = []
-    took: list[float] = []
+    stored: list[Spooled] = []
+    durations: list[float] = []
     began = time.perf_counter()
 
     async def caller() -> None:
         while (start := time.perf_counter()) < began + seconds:
-            kept.append(await spool.put(content))
-            took.append(time.perf_counter() - start)
+            stored.append(await spool.put(content))
+            durations.append(time.perf_counter() - start)
 
     await asyncio.gather(*(caller() for _ in range(callers)))
-    return kept, took, time.perf_counter() - began
+    return stored, durations, time.perf_counter() - began
 
 
-async def _read(spool: Spool, kept: list[Spooled], callers: int) -> float:
+async def _read(spool: Spool, stored: list[Spooled], callers: int) -> float:
     began = time.perf_counter()
-    rest = iter(kept)
+    rest = iter(stored)
 
     async def caller() -> None:
         for spooled in rest:
@@ -55,14 +55,14 @@ async def _read(spool: Spool, kept: list[Spooled], callers: int) -> float:
 
 async def _row(name: str, spool: Spool, label: str, size: int, callers: int) -> None:
     await _keep(spool, size, callers, 0.5)
-    kept, took, seconds = await _keep(spool, size, callers, SECONDS)
-    reading = kept[:2000]
+    stored, durations, seconds = await _keep(spool, size, callers, SECONDS)
+    reading = stored[:2000]
     read_seconds = await _read(spool, reading, callers)
-    p50, p99 = (statistics.quantiles(took, n=100)[at] * 1000 for at in (49, 98))
-    packs = len({spooled.name.partition("@")[0] for spooled in kept})
+    p50, p99 = (statistics.quantiles(durations, n=100)[at] * 1000 for at in (49, 98))
+    packs = len({spooled.name.partition("@")[0] for spooled in stored})
     cells = (
-        *(name, label, callers, f"{len(kept) / seconds:,.0f}", f"{len(kept) * size / seconds / 1e6:,.0f}"),
-        *(f"{p50:.1f}", f"{p99:.1f}", f"{len(kept) / packs:.1f}", f"{len(reading) / read_seconds:,.0f}"),
+        *(name, label, callers, f"{len(stored) / seconds:,.0f}", f"{len(stored) * size / seconds / 1e6:,.0f}"),
+        *(f"{p50:.1f}", f"{p99:.1f}", f"{len(stored) / packs:.1f}", f"{len(reading) / read_seconds:,.0f}"),
     )
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 

@@ -132,7 +132,7 @@ class Journey:
                 await log.append(samples.accepted(1))
             except LogUnavailable as error:
                 self.refusals.add(str(error))
-            owning = [
+            ownerships = [
                 asyncio.create_task(log.own_router_shards(lambda shard: self._note(self._route(shard)), self._stop)),
                 asyncio.create_task(
                     log.own_delivery_shards(lambda shard: self._note(self._deliver(shard)), self._stop)
@@ -145,7 +145,7 @@ class Journey:
                             self.unready.add(condition.reason)
                         await asyncio.sleep(0.05)
             self._stop.set()
-            await asyncio.gather(*owning)
+            await asyncio.gather(*ownerships)
         finally:
             await log.close()
 
@@ -256,7 +256,9 @@ async def test_every_role_waits_for_its_acls_and_then_works(
         queue_id = ""
         for address in ("alice@example.test", "wile@acme.test"):
             queue_id, _ = await asyncio.to_thread(send, hosting.ingress.mx, "someone@elsewhere.test", address)
-            await wait_until(lambda to=address: hosting.kept(to) == 1, what=f"mail to {address}", deadline_seconds=40)
+            await wait_until(
+                lambda to=address: hosting.stored_count(to) == 1, what=f"mail to {address}", deadline_seconds=40
+            )
         assert "delivered" in hosting.ingress.run("trace", queue_id).lower()
         assert hosting.ingress.run("queue")
         hosting.ingress.run("topics", "check")

@@ -284,14 +284,14 @@ async def test_an_unreadable_record_stops_its_shard_and_no_other(
 
     async with running(settings) as log:
         stop = asyncio.Event()
-        owning = asyncio.ensure_future(log.own_router_shards(process, stop))
+        ownership = asyncio.ensure_future(log.own_router_shards(process, stop))
         other = next(n for n in range(100) if place(accepted(n), log.counts).shard == 1)
         await log.append(accepted(other))
         await wait_until(lambda: len(offsets) == 1, what="the other shard's message")
         await wait_until(lambda: tries >= 2, what="a retry of the stopped shard")
-        assert not owning.done()
+        assert not ownership.done()
         stop.set()
-        await owning
+        await ownership
 
 
 async def test_new_partitions_of_dispatched_lose_nothing(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,14 +284,14 @@ async def test_partial_writes_are_completed(disk: DiskSpool, monkeypatch: pytest
     assert await disk.read(await disk.put(content)) == content
 
 
-async def test_a_sweep_removes_whole_hours_and_leftovers_of_crashes(disk: DiskSpool) -> None:
+async def test_a_sweep_removes_whole_hours_and_files_of_crashes(disk: DiskSpool) -> None:
     spooled = await disk.put(b"new")
     now = datetime.now(UTC)
     old_hour = disk._path / "2020010100"
     old_hour.mkdir()
     long_ago = (now - timedelta(days=8)).timestamp()
-    leftover, fresh = disk._path / "tmp" / "leftover", disk._path / "tmp" / "fresh"
-    for file in (old_hour / "a", old_hour / "b", leftover):
+    unfinished, fresh = disk._path / "tmp" / "unfinished", disk._path / "tmp" / "fresh"
+    for file in (old_hour / "a", old_hour / "b", unfinished):
         file.write_bytes(b"")
         os.utime(file, (long_ago, long_ago))
     fresh.write_bytes(b"")
@@ -299,7 +299,7 @@ async def test_a_sweep_removes_whole_hours_and_leftovers_of_crashes(disk: DiskSp
     unrelated.mkdir()
     assert await disk.sweep(now - timedelta(days=7)) == 3
     assert not old_hour.exists()
-    assert not leftover.exists()
+    assert not unfinished.exists()
     assert fresh.exists()
     assert unrelated.exists()
     assert await disk.read(spooled) == b"new"

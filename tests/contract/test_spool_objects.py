@@ -226,13 +226,13 @@ async def test_a_sweep_removes_whole_hours_by_the_time_in_the_names(server: Obje
     spooled = await spool.put(b"new")
     _put_old(server, timedelta(days=9), 2500)
     boundary = _put_old(server, timedelta(days=7), 3)
-    strangers = [server.bucket / "spool" / "notes.txt", server.bucket / "spool" / "2020010100" / "notes.txt"]
-    strangers[1].parent.mkdir()
-    for stranger in strangers:
-        stranger.write_bytes(b"not ours")
+    other_files = [server.bucket / "spool" / "notes.txt", server.bucket / "spool" / "2020010100" / "notes.txt"]
+    other_files[1].parent.mkdir()
+    for path in other_files:
+        path.write_bytes(b"not ours")
     assert await spool.sweep(boundary - timedelta(milliseconds=2)) == 2500
     assert await spool.sweep(boundary + timedelta(milliseconds=2)) == 3
-    assert all(stranger.exists() for stranger in strangers)
+    assert all(path.exists() for path in other_files)
     assert len(server.files()) == 3
     assert await spool.read(spooled) == b"new"
 

@@ -9,7 +9,7 @@ from tests.support.faults.attempt_ledger import AttemptLedger, AttemptLedgerRead
 
 
 def test_uncommitted_counts_open_deliveries_and_never_committed_ones(tmp_path: Path) -> None:
-    ledger, tried = AttemptLedger(tmp_path / "tried"), AttemptLedgerReader(tmp_path / "tried")
+    ledger, reader = AttemptLedger(tmp_path / "attempts"), AttemptLedgerReader(tmp_path / "attempts")
     shard, other = object(), object()
     early, reported, late = ledger.begin(), ledger.begin(), ledger.begin()
     ledger.finish(early, shard)
@@ -25,21 +25,21 @@ def test_uncommitted_counts_open_deliveries_and_never_committed_ones(tmp_path: P
         ledger.end(number)
     assert ledger.select_committed([shard], [shard]) == [late, since]
     ledger.committed([late])
-    assert tried.uncommitted(began, time.monotonic()) == Uncommitted(at_once=2, in_all=3)  # reported, since, given up
+    assert reader.uncommitted(began, time.monotonic()) == Uncommitted(at_once=2, in_all=3)  # reported, since, given up
     later = time.monotonic()
     ledger.committed([since])
-    assert tried.uncommitted(later, time.monotonic()) == Uncommitted(at_once=1, in_all=0)
-    assert tried.uncommitted(time.monotonic(), time.monotonic()) == Uncommitted(0, 0)
+    assert reader.uncommitted(later, time.monotonic()) == Uncommitted(at_once=1, in_all=0)
+    assert reader.uncommitted(time.monotonic(), time.monotonic()) == Uncommitted(0, 0)
 
 
 def test_deliveries_of_a_killed_process_stay_uncommitted(tmp_path: Path) -> None:
-    first, tried = AttemptLedger(tmp_path / "tried"), AttemptLedgerReader(tmp_path / "tried")
+    first, reader = AttemptLedger(tmp_path / "attempts"), AttemptLedgerReader(tmp_path / "attempts")
     number = first.begin()
     began = time.monotonic()
-    second = AttemptLedger(tmp_path / "tried")
+    second = AttemptLedger(tmp_path / "attempts")
     assert second.begin() == number  # the same number, but another delivery
     second.finish(number, first)
     second.committed(second.select_committed([first], [first]))
     now = time.monotonic()
-    assert tried.uncommitted(began, now) == Uncommitted(at_once=1, in_all=1)
-    assert tried.uncommitted(now, time.monotonic()) == Uncommitted(0, 0)
+    assert reader.uncommitted(began, now) == Uncommitted(at_once=1, in_all=1)
+    assert reader.uncommitted(now, time.monotonic()) == Uncommitted(0, 0)

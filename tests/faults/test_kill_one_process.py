@@ -115,14 +115,14 @@ async def queue_is_empty(box: EilpostProcess) -> bool:
 
 def account(source: Source, sink: Sink, box: EilpostProcess) -> None:
     """Check every recipient of every accepted message."""
-    letters, reports = ids_in(box.maildir("alice")), ids_in(box.maildir("bob"))
+    messages, reports = ids_in(box.maildir("alice")), ids_in(box.maildir("bob"))
     lost = []
     accepted = delivered = bounced = 0
     for posting in source.promised.values():
         for recipient in posting.recipients:
             accepted += 1
             if recipient == "alice@example.test":
-                arrived = letters[posting.id]
+                arrived = messages[posting.id]
                 delivered += min(1, arrived)
             elif recipient.startswith("refused"):
                 arrived = reports[posting.id]
@@ -138,12 +138,12 @@ def account(source: Source, sink: Sink, box: EilpostProcess) -> None:
     assert not lost, f"{len(lost)} lost: {lost[:10]}"
     assert accepted - delivered - bounced == 0
     # Exactly once into mailboxes, however often a delivery was attempted.
-    twice = {id_: count for box_ in (letters, reports) for id_, count in box_.items() if count > 1}
+    twice = {id_: count for mailbox in (messages, reports) for id_, count in mailbox.items() if count > 1}
     assert not twice
     # No unsent message, no unexpected recipient, no truncated content.
     known = source.promised | source.unknown
     for id_, recipient in sink.taken:
         assert recipient in known[id_].recipients
-    assert set(letters) | set(reports) <= set(known)
+    assert set(messages) | set(reports) <= set(known)
     for id_, digests in sink.contents.items():
         assert digests == {digest(known[id_].content())}

@@ -19,7 +19,7 @@ async def test_a_failed_case_is_reported_and_the_others_run(monkeypatch: pytest.
         "gone": ConnectionResetError("the sink is gone"),
         "lost": AssertionError("lost 1"),
     }
-    kept: list[int] = []
+    counts: list[int] = []
 
     async def run_cell(_cluster: Any, _sink: Any, fault: str, points: tuple[str, ...], **_: Any) -> CaseResult:
         if fault in troubles:
@@ -39,7 +39,7 @@ async def test_a_failed_case_is_reported_and_the_others_run(monkeypatch: pytest.
     monkeypatch.setattr(long_form, "_mend", mend)
     cluster = cast("MailCluster", SimpleNamespace(sink_port=free_port()))
     cases = [(fault, "in-data") for fault in ("late", "gone", "lost", "well")]
-    await long_form.run_matrix(cluster, cases, run, 1, 1.0, lambda: kept.append(len(run.failures)))
+    await long_form.run_matrix(cluster, cases, run, 1, 1.0, lambda: counts.append(len(run.failures)))
     assert run.failures == [
         "late x in-data: TimeoutError: ",
         "gone x in-data: ConnectionResetError: the sink is gone",
@@ -47,4 +47,4 @@ async def test_a_failed_case_is_reported_and_the_others_run(monkeypatch: pytest.
         "lost x in-data: after it AssertionError: shards without owners",
     ]
     assert [account.fault for account in run.accounts] == ["well"]
-    assert kept == [1, 2, 4, 4]
+    assert counts == [1, 2, 4, 4]

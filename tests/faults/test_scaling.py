@@ -108,12 +108,12 @@ async def test_dispatched_grows(plain_cluster: MailCluster) -> None:
     topic, was = cluster.log.prefix + DISPATCHED.name, cluster.log.delivery_shards
 
     async def grow() -> None:
-        told = await asyncio.to_thread(
+        output = await asyncio.to_thread(
             cluster.members["router-1"].run,
             *("topics", "create"),
             environment={"EILPOST_LOG__DELIVERY_SHARDS": str(GROWN)},
         )
-        assert told == f"{topic}: {was} -> {GROWN} partitions\n"
+        assert output == f"{topic}: {was} -> {GROWN} partitions\n"
         await wait_until(
             lambda: cluster.has_owners("delivery", GROWN), deadline_seconds=60, what="an owner for each new shard"
         )
@@ -132,8 +132,8 @@ async def test_dispatched_grows(plain_cluster: MailCluster) -> None:
         _show(pauses.longest(), load, sink)
         assert sink.duplicates == 0
     new = [TopicPartition(topic, number) for number in range(was, GROWN)]
-    async with ClusterInfo(make_access(cluster.log)) as lookout:
-        ends = await lookout.end_offsets(new)
+    async with ClusterInfo(make_access(cluster.log)) as cluster_info:
+        ends = await cluster_info.end_offsets(new)
     print({at.partition: end for at, end in ends.items()})
     assert sum(ends.values()) > 0, "nothing went to the new partitions"
 
@@ -154,7 +154,7 @@ async def test_silent_host_at_drain_and_two_deaths(plain_cluster: MailCluster) -
             await pauses.step("nothing happens", asyncio.sleep(1))
             sink.stall_host(silent)
             await wait_until(lambda: sink.stalled_count >= 3, what="mail past its final dot, without an answer")
-            joins = "a third delivery joins beside a silent host"
+            joins = "a third delivery joins while a host is silent"
             await pauses.step(joins, _start(cluster, cluster.add("delivery").name))
             drained = [member.name for member in cluster.members_of("delivery") if '"drain ' in member.output()]
             sink.resume()
@@ -189,7 +189,7 @@ async def test_takeover_of_a_full_shard_is_bounded(plain_cluster: MailCluster) -
     for kill, allowed_seconds in HANDED_OVER_SECONDS.items():
         await asyncio.to_thread(cluster.start, ["router-1", "router-2"])
         seconds = await take_over(cluster, LINES, 1, kill=kill)
-        how = "killed" if kill else "told to go"
+        how = "killed" if kill else "drained"
         print(
             f"a shard with {LINES} deferred deliveries was taken over in {seconds:.1f} s from an owner that was {how}"
         )

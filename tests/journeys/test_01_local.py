@@ -10,7 +10,7 @@ from mail.record import AttemptRecorded, Closed, Received, Routed
 from mail.route import ToMailbox
 from tests.support.servers.in_memory import InMemoryMailServer, queue_id_in
 
-LETTER = (
+CONTENT = (
     b"From: Bob <bob@example.test>\r\nTo: Alice <alice@example.test>\r\nSubject: lunch?\r\n\r\n"
     b"Same place?\r\n.\r\n..two dots\r\n\ttab, trailing blanks   \r\n\xc3\xa4\xff eight bits\r\n\r\n\r\nBob\r\n"
 )
@@ -25,27 +25,27 @@ async def test_message_sent_over_raw_tcp_is_fetched_byte_for_byte() -> None:
             b"RCPT TO:<alice@example.test>\r\nDATA\r\n"
         )
         first = await asyncio.wait_for(reader.readuntil(b"\n354 "), 20)
-        writer.write(LETTER.replace(b"\r\n.", b"\r\n..") + b".\r\nQUIT\r\n")
+        writer.write(CONTENT.replace(b"\r\n.", b"\r\n..") + b".\r\nQUIT\r\n")
         replies = (first + await asyncio.wait_for(reader.read(), 20)).decode()
         writer.close()
         codes = " ".join(line[:3] for line in replies.splitlines() if line[3] == " ")
         assert codes == "220 250 250 250 354 250 221"
 
         queue_id = queue_id_in(replies.splitlines()[-2])
-        took, routed, tried, closed = await mail_server.wait_closed(queue_id)
+        received, routed, attempt, closed = await mail_server.wait_closed(queue_id)
 
-        assert isinstance(took, Received)
-        assert str(took.message.envelope.reverse_path) == "bob@example.test"
+        assert isinstance(received, Received)
+        assert str(received.message.envelope.reverse_path) == "bob@example.test"
         assert isinstance(routed, Routed)
         assert routed.route == ToMailbox("alice@example.test")
-        assert isinstance(tried, AttemptRecorded)
-        assert [type(outcome) for outcome in tried.outcomes] == [Delivered]
+        assert isinstance(attempt, AttemptRecorded)
+        assert [type(outcome) for outcome in attempt.outcomes] == [Delivered]
         assert isinstance(closed, Closed)
         assert await mail_server.queue() == []
 
-        (kept,) = await mail_server.mailbox("alice")
-        assert kept.endswith(LETTER)
-        ours = kept[: -len(LETTER)].decode()
+        (stored,) = await mail_server.mailbox("alice")
+        assert stored.endswith(CONTENT)
+        ours = stored[: -len(CONTENT)].decode()
         assert ours.startswith("Return-Path: <bob@example.test>\r\n")
         assert re.search(rf"^Received: from client\.test .*\r\n(\t.*\r\n)*.*{queue_id}", ours, re.MULTILINE)
         assert not re.search(r"^(?!Return-Path|Delivered-To|Received|[ \t])", ours.rstrip("\r\n"), re.MULTILINE)
@@ -54,10 +54,10 @@ async def test_message_sent_over_raw_tcp_is_fetched_byte_for_byte() -> None:
 async def test_message_sent_by_smtplib_is_delivered() -> None:
     async with InMemoryMailServer() as mail_server:
         await mail_server.wait_closed(
-            await mail_server.send(LETTER, to=["alice@example.test"], options=["BODY=8BITMIME"])
+            await mail_server.send(CONTENT, to=["alice@example.test"], options=["BODY=8BITMIME"])
         )
-        (kept,) = await mail_server.mailbox("alice")
-        assert kept.endswith(LETTER)
+        (stored,) = await mail_server.mailbox("alice")
+        assert stored.endswith(CONTENT)
         assert await mail_server.mailbox("bob") == []
 
 

@@ -19,7 +19,7 @@ HEAD = (
     b"From: bob@example.test\r\nTo: someone@away.test\r\nSubject: there and back\r\n"
     b"Date: Mon, 23 Nov 2026 12:00:00 +0000\r\nMessage-ID: <1@example.test>\r\n\r\n"
 )
-BODY = b"Through another's hands.\r\n.leading dot\r\n" + b"line of the letter\r\n" * 500
+BODY = b"Through another's hands.\r\n.leading dot\r\n" + b"line of the message\r\n" * 500
 
 
 async def test_message_to_postfix_and_back_is_delivered() -> None:
@@ -42,8 +42,8 @@ async def test_message_to_postfix_and_back_is_delivered() -> None:
             content = HEAD + BODY
             queue_id = await mail_server.send(content, to=["someone@away.test"])
             await mail_server.wait_closed(queue_id)
-            (tried,) = await mail_server.details(queue_id, AttemptRecorded)
-            (outcome,) = tried.outcomes
+            (attempt,) = await mail_server.details(queue_id, AttemptRecorded)
+            (outcome,) = attempt.outcomes
             assert isinstance(outcome, Delivered)
             assert outcome.remote is not None
             assert str(postfix_port) in outcome.remote
@@ -55,9 +55,9 @@ async def test_message_to_postfix_and_back_is_delivered() -> None:
             await wait_until(arrived, what=f"the way back; Postfix says: {postfix.log()[-1500:]}")
         finally:
             await asyncio.to_thread(postfix.stop)
-        (kept,) = await mail_server.mailbox("alice")
-        assert kept.endswith(content)
-        head = kept[: -len(content)]
+        (stored,) = await mail_server.mailbox("alice")
+        assert stored.endswith(content)
+        head = stored[: -len(content)]
         # Two Received headers of eilpost and one of Postfix.
         assert head.count(b"(eilpost)") == 2
         assert head.count(b"(Postfix)") == 1

@@ -14,7 +14,7 @@ from mail.record import FailedByRouter, Routed
 from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.scripted_remote import ScriptedRemote
 
-LETTER = b"Subject: to all\r\n\r\nhello\r\n"
+CONTENT = b"Subject: to all\r\n\r\nhello\r\n"
 
 
 async def test_nested_alias_delivers_once_to_each_person() -> None:
@@ -23,14 +23,14 @@ async def test_nested_alias_delivers_once_to_each_person() -> None:
         "leads@example.test": ["bob@example.test", "alice@example.test"],
     }
     async with InMemoryMailServer(aliases=aliases) as mail_server:
-        queue_id = await mail_server.send(LETTER, to=["team@example.test"])
+        queue_id = await mail_server.send(CONTENT, to=["team@example.test"])
         await mail_server.wait_closed(queue_id)
         routed = await mail_server.details(queue_id, Routed)
         people = sorted(str(name) for delivery in routed for name in delivery.recipients)
         assert people == ["alice@example.test", "bob@example.test"]
         for user in ("alice", "bob"):
-            (kept,) = await mail_server.mailbox(user)
-            assert kept.endswith(LETTER)
+            (stored,) = await mail_server.mailbox(user)
+            assert stored.endswith(CONTENT)
         (line,) = [line for line in await trace_lines(mail_server, queue_id) if " expanded " in line]
         assert line.endswith("team@example.test -> alice@example.test, bob@example.test")
 
@@ -38,14 +38,14 @@ async def test_nested_alias_delivers_once_to_each_person() -> None:
 async def trace_lines(mail_server: InMemoryMailServer, queue_id: QueueId) -> list[str]:
     """The output of `eilpost trace`."""
     out = io.StringIO()
-    for story in await trace_view.load_timelines(mail_server.log, queue_id):
-        trace_view.write(story, Output(out), datetime.now(UTC))
+    for timeline in await trace_view.load_timelines(mail_server.log, queue_id):
+        trace_view.write(timeline, Output(out), datetime.now(UTC))
     return out.getvalue().splitlines()
 
 
 async def test_postmaster_of_the_hostname_gets_mail_under_that_address() -> None:
     async with InMemoryMailServer(aliases={"postmaster@example.test": ["alice@example.test"]}) as mail_server:
-        queue_id = await mail_server.send(LETTER, to=["postmaster@mx.example.test"])
+        queue_id = await mail_server.send(CONTENT, to=["postmaster@mx.example.test"])
         await mail_server.wait_closed(queue_id)
         assert len(await mail_server.mailbox("alice")) == 1
         assert any(
@@ -62,7 +62,7 @@ async def test_alias_may_point_to_a_remote_address() -> None:
             aliases={"both@example.test": ["alice@example.test", "friend@elsewhere.test"]},
         ) as mail_server,
     ):
-        await mail_server.wait_closed(await mail_server.send(LETTER, to=["both@example.test"]))
+        await mail_server.wait_closed(await mail_server.send(CONTENT, to=["both@example.test"]))
         assert len(await mail_server.mailbox("alice")) == 1
         (message,) = remote.messages
         assert "<friend@elsewhere.test>" in message.rcpts[0]
@@ -85,7 +85,7 @@ async def test_list_with_invalid_targets_delivers_to_the_others_and_sends_a_dsn(
     async with InMemoryMailServer(
         aliases={"all@example.test": ["left@example.test", "alice@example.test"]}
     ) as mail_server:
-        queue_id = await mail_server.send(LETTER, to=["all@example.test"])
+        queue_id = await mail_server.send(CONTENT, to=["all@example.test"])
         await mail_server.wait_bounce(queue_id)
         (refused,) = await mail_server.details(queue_id, FailedByRouter)
         (outcome,) = refused.outcomes

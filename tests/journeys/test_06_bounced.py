@@ -11,7 +11,7 @@ from mail.record import AttemptRecorded, Bounced
 from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.scripted_remote import ScriptedRemote
 
-LETTER = (
+CONTENT = (
     b"From: bob@example.test\r\nTo: gone@elsewhere.test\r\nSubject: are you there?\r\n"
     b"Message-ID: <1@example.test>\r\n\r\nhello\r\n"
 )
@@ -39,16 +39,16 @@ async def test_message_refused_by_the_next_hop_bounces() -> None:
         ScriptedRemote({"RCPT": ["550 5.1.1 <gone@elsewhere.test>: no such user"]}) as remote,
         InMemoryMailServer({"delivery": {"relay": f"smtp://127.0.0.1:{remote.port}"}}) as mail_server,
     ):
-        queue_id = await mail_server.send(LETTER, to=["gone@elsewhere.test"])
+        queue_id = await mail_server.send(CONTENT, to=["gone@elsewhere.test"])
         report_id = await mail_server.wait_bounce(queue_id)
-        (tried,) = await mail_server.details(queue_id, AttemptRecorded)
-        assert [type(outcome) for outcome in tried.outcomes] == [Failed]
+        (attempt,) = await mail_server.details(queue_id, AttemptRecorded)
+        assert [type(outcome) for outcome in attempt.outcomes] == [Failed]
         (bounced,) = await mail_server.details(queue_id, Bounced)
         assert [str(name) for name in bounced.recipients] == ["gone@elsewhere.test"]
         assert bounced.dsn == report_id
-        (kept,) = await mail_server.mailbox("bob")
+        (stored,) = await mail_server.mailbox("bob")
 
-    report = parse(kept)
+    report = parse(stored)
     assert report["Return-Path"] == "<>"  # RFC 3461 section 6: never bounce a report
     assert report.get_content_type() == "multipart/report"
     assert report.get_param("report-type") == "delivery-status"
@@ -63,7 +63,7 @@ async def test_message_refused_by_the_next_hop_bounces() -> None:
     kinds = [part.get_content_type() for part in report.walk()]
     assert kinds[1] == "text/plain"
     assert {"message/rfc822", "text/rfc822-headers"} & set(kinds)
-    assert b"Message-ID: <1@example.test>" in kept
+    assert b"Message-ID: <1@example.test>" in stored
     text = report.get_body(("plain",))
     assert text is not None
     assert "gone@elsewhere.test" in text.get_content()
@@ -79,10 +79,10 @@ async def test_message_bounces_after_its_lifetime() -> None:
             }
         ) as mail_server,
     ):
-        queue_id = await mail_server.send(LETTER, to=["gone@elsewhere.test"])
+        queue_id = await mail_server.send(CONTENT, to=["gone@elsewhere.test"])
         await mail_server.wait_bounce(queue_id)
         assert len(await mail_server.details(queue_id, AttemptRecorded)) >= 2
-        (kept,) = await mail_server.mailbox("bob")
-        _about, (recipient,) = fields_of(parse(kept))
+        (stored,) = await mail_server.mailbox("bob")
+        _about, (recipient,) = fields_of(parse(stored))
         assert recipient["Action"] == "failed"
         assert "451 4.2.1 later" in recipient["Diagnostic-Code"]  # the last reply of the next hop

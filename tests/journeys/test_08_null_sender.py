@@ -30,5 +30,5 @@ async def test_null_sender_is_accepted() -> None:
         await mail_server.wait_closed(
             await mail_server.send(b"Subject: report\r\n\r\nhello\r\n", to=["alice@example.test"], sender="")
         )
-        (kept,) = await mail_server.mailbox("alice")
-        assert kept.startswith(b"Return-Path: <>\r\n")
+        (stored,) = await mail_server.mailbox("alice")
+        assert stored.startswith(b"Return-Path: <>\r\n")

@@ -9,7 +9,7 @@ from mail.record import AttemptRecorded
 from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.scripted_remote import ScriptedRemote
 
-LETTER = b"Subject: to all of you\r\n\r\nhello\r\n"
+CONTENT = b"Subject: to all of you\r\n\r\nhello\r\n"
 
 
 async def test_each_recipient_has_its_own_outcome() -> None:
@@ -21,12 +21,12 @@ async def test_each_recipient_has_its_own_outcome() -> None:
         ) as mail_server,
     ):
         queue_id = await mail_server.send(
-            LETTER, to=["alice@example.test", "good@elsewhere.test", "gone@elsewhere.test", "busy@elsewhere.test"]
+            CONTENT, to=["alice@example.test", "good@elsewhere.test", "gone@elsewhere.test", "busy@elsewhere.test"]
         )
         await mail_server.wait_bounce(queue_id)
         ends = {}
-        for tried in await mail_server.details(queue_id, AttemptRecorded):
-            for outcome in tried.outcomes:
+        for attempt in await mail_server.details(queue_id, AttemptRecorded):
+            for outcome in attempt.outcomes:
                 ends.setdefault(str(outcome.recipient), []).append(type(outcome))
         assert ends == {
             "alice@example.test": [Delivered],

@@ -12,7 +12,7 @@ from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.ports import wait_until
 from tests.support.servers.scripted_remote import ScriptedRemote
 
-LETTER = b"Subject: see you in the next life\r\n\r\nhello\r\n"
+CONTENT = b"Subject: see you in the next life\r\n\r\nhello\r\n"
 
 
 async def test_queued_mail_survives_a_restart(tmp_path: Path) -> None:
@@ -32,8 +32,8 @@ async def test_queued_mail_survives_a_restart(tmp_path: Path) -> None:
     async with ScriptedRemote({"RCPT": ["451 4.3.0 not now"]}) as remote:
         port = remote.port
         async with life(port) as first:
-            queue_ids = [await first.send(LETTER, to=[f"friend{number}@elsewhere.test"]) for number in range(5)]
-            local = await first.send(LETTER, to=["alice@example.test"])
+            queue_ids = [await first.send(CONTENT, to=[f"friend{number}@elsewhere.test"]) for number in range(5)]
+            local = await first.send(CONTENT, to=["alice@example.test"])
             await first.wait_closed(local)
 
             async def all_wait() -> bool:
@@ -47,11 +47,11 @@ async def test_queued_mail_survives_a_restart(tmp_path: Path) -> None:
         assert {line.delivery.id for line in await second.queue()} <= set(before)
         for queue_id in queue_ids:
             await second.wait_closed(queue_id)
-            attempts = [tried.number for tried in await second.details(queue_id, AttemptRecorded)]
+            attempts = [attempt.number for attempt in await second.details(queue_id, AttemptRecorded)]
             assert attempts == list(range(1, len(attempts) + 1))  # the attempt count continues after the restart
             assert len(attempts) >= 2
         assert sorted(message.rcpts[0] for message in remote.messages) == [
             f"TO:<friend{number}@elsewhere.test>" for number in range(5)
         ]
-        assert all(message.content.endswith(LETTER) for message in remote.messages)
+        assert all(message.content.endswith(CONTENT) for message in remote.messages)
         assert len(await second.mailbox("alice")) == 1

@@ -17,7 +17,7 @@ def send(box: EilpostProcess, to: str) -> str:
         client.ehlo()
         client.mail("bob@example.test")
         assert client.rcpt(to)[0] == 250
-        code, text = client.data(b"Subject: a story\r\n\r\nhello\r\n")
+        code, text = client.data(b"Subject: a timeline\r\n\r\nhello\r\n")
         assert code == 250
         return queue_id_in(text.decode())
 
@@ -35,12 +35,12 @@ def test_trace_and_queue_work_with_and_without_a_server(tmp_path: Path) -> None:
         )
         assert box.stop() == 0
     # The server has stopped; the commands read the log.
-    story = box.run("trace", delivered)
-    assert delivered in story
-    assert " delivered  alice@example.test (attempt 1, " in story
-    story = box.run("trace", waiting)
-    assert "friend@elsewhere.test" in story
-    assert str(nobody) in story
+    output = box.run("trace", delivered)
+    assert delivered in output
+    assert " delivered  alice@example.test (attempt 1, " in output
+    output = box.run("trace", waiting)
+    assert "friend@elsewhere.test" in output
+    assert str(nobody) in output
     queue = box.run("queue")
     assert waiting in queue
     assert delivered not in queue

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.journeys.test_07_large import letter
+from tests.journeys.test_07_large import large_content
 from tests.support.servers.eilpost_process import EilpostProcess
 from tests.support.servers.in_memory import queue_id_in
 from tests.support.servers.object_store import BUCKET, SECRET_KEY, ObjectServer
@@ -44,12 +44,12 @@ def _wait_for(box: EilpostProcess, *command: str, says: str) -> str:
 
 
 def test_large_message_through_the_store_reaches_the_mailbox(tmp_path: Path) -> None:
-    content = letter(3_000_000)
+    content = large_content(3_000_000)
     with ObjectServer() as server, EilpostProcess(tmp_path / "home", {"spool": server.settings("eil/post")}) as box:
         queue_id = _send(box, content, "alice@example.test")
         _wait_for(box, "trace", queue_id, says="closed after")
-        (kept,) = box.mailbox("alice")
-        assert kept.endswith(content)
+        (stored,) = box.mailbox("alice")
+        assert stored.endswith(content)
         (file,) = server.files("eil/post")
         assert file.read_bytes().endswith(content)
         assert SECRET_KEY not in box.output()
@@ -58,7 +58,7 @@ def test_large_message_through_the_store_reaches_the_mailbox(tmp_path: Path) -> 
 
 
 async def test_lost_object_defers_until_it_is_restored(tmp_path: Path) -> None:
-    content, port = letter(600_000), free_port()
+    content, port = large_content(600_000), free_port()
     settings = {
         "delivery": {"relay": f"smtp://127.0.0.1:{port}", "reconnect_backoff": "100ms"},
         "router": {"retry_delays": ["1s"]},
@@ -87,7 +87,7 @@ async def test_lost_object_defers_until_it_is_restored(tmp_path: Path) -> None:
 
 
 def test_store_outage_gives_4xx_and_defers_queued_mail(tmp_path: Path) -> None:
-    content = letter(600_000)
+    content = large_content(600_000)
     with ObjectServer() as server, EilpostProcess(tmp_path / "home", {"spool": server.settings()}) as box:
         server.kill()
         with pytest.raises(AssertionError, match=r"451|4\.3\.0"):

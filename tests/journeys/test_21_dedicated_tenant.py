@@ -73,7 +73,7 @@ class Hosting:
             for process in processes:
                 process.kill()
 
-    def kept(self, address: str) -> int:
+    def stored_count(self, address: str) -> int:
         user, _, domain = address.partition("@")
         return sum(file.is_file() for file in (self.folder / "mail" / domain / user).glob("new/*"))
 
@@ -131,23 +131,27 @@ async def test_dedicated_tenant_shares_no_topic_and_no_worker(kafka_bootstrap: s
             send, hosting.ingress.mx, "someone@elsewhere.test", "alice@example.test", "wile@acme.test"
         )
         assert refused["wile@acme.test"][0] == 452  # needs a transaction of its own
-        await wait_until(lambda: hosting.kept("alice@example.test") == 1, what="alice's letter")
-        assert hosting.kept("wile@acme.test") == 0
+        await wait_until(lambda: hosting.stored_count("alice@example.test") == 1, what="alice's message")
+        assert hosting.stored_count("wile@acme.test") == 0
         assert (await records(acme))["accepted"] == 1
         shared = await records(log)
         assert shared["accepted"] == before["accepted"] + 1
 
         with hosting.running(hosting.acme):
-            await wait_until(lambda: hosting.kept("wile@acme.test") == 1, deadline_seconds=40, what="acme's letter")
+            await wait_until(
+                lambda: hosting.stored_count("wile@acme.test") == 1, deadline_seconds=40, what="acme's message"
+            )
             # Mail from acme stays in its topics for any recipient.
             from_acme, _ = await asyncio.to_thread(send, hosting.ingress.mx, "wile@acme.test", "bob@example.test")
-            await wait_until(lambda: hosting.kept("bob@example.test") == 1, deadline_seconds=30, what="bob's letter")
+            await wait_until(
+                lambda: hosting.stored_count("bob@example.test") == 1, deadline_seconds=30, what="bob's message"
+            )
             assert (await records(acme))["accepted"] == 2
             assert await records(log) == shared  # the shared topics got no record of it
 
             for queue_id in (to_acme, to_alice, from_acme):
-                story = await asyncio.to_thread(hosting.ingress.run, "trace", queue_id)
-                assert "delivered" in story
+                output = await asyncio.to_thread(hosting.ingress.run, "trace", queue_id)
+                assert "delivered" in output
             assert "empty" in await asyncio.to_thread(hosting.ingress.run, "queue", "--tenant", "acme")
     for process in (hosting.ingress, *hosting.shared, *hosting.acme):
         assert "traceback" not in process.output().lower()

@@ -33,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @contextmanager
-def _stranger(greeting: bytes) -> Iterator[str]:
+def _other_server(greeting: bytes) -> Iterator[str]:
     """Accepts connections, sends a greeting, and nothing more."""
     peers = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -75,7 +75,7 @@ def test_unresolvable_host_is_a_one_line_error(run: Run) -> None:
     ("greeting", "says"), [(b"220 mx.example.test ESMTP\r\n", "Kafka broker"), (b"", "")], ids=["smtp", "mute"]
 )
 def test_listener_that_is_not_kafka_is_a_one_line_error(run: Run, greeting: bytes, says: str, tls: bool) -> None:
-    with _stranger(greeting) as where:
+    with _other_server(greeting) as where:
         line = refused(run("router" if greeting else "queue", log={"url": f"kafka://{where}", "tls": tls}))
     assert "log.url: 127.0.0.1:" in line
     assert says in line

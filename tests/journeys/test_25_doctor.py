@@ -312,9 +312,9 @@ async def test_message_is_delivered_over_a_secured_listener(secured_node: Cluste
             taken = await read_inputs(router, 1)
             await router.commit([samples.pending(1), samples.dispatched(1), samples.event(1)], taken)
             assert await replay_all(router) == [samples.pending(1)]
-            async with delivery_shard_of(log) as carrying:
-                (entry,) = await read_dispatches(carrying, 1)
-                await carrying.finish(entry, samples.attempted(1))
+            async with delivery_shard_of(log) as delivery_shard:
+                (entry,) = await read_dispatches(delivery_shard, 1)
+                await delivery_shard.finish(entry, samples.attempted(1))
             report = await read_inputs(router, 1)
             assert records_of(report) == [samples.attempted(1)]
             await router.commit([Settled(samples.delivery(1).id)], report)

@@ -28,7 +28,7 @@ from tests.support.servers.ports import block_until, free_port
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.timeout(300)]
 
-LETTERS = 200
+MESSAGES = 200
 
 BROKER = Path(__file__).parents[2] / "deploy" / "kafka" / "broker.py"
 PORTS = 11  # two SMTP, POP3, seven HTTP, the sink
@@ -126,23 +126,23 @@ def subjects_of(user: str, port: int) -> set[str]:
         client.quit()
 
 
-class Letters:
+class FlowCount:
     """Messages of a sender that repeats each message without a 250."""
 
     accepted = 0
 
 
 @contextmanager
-def flow(ports: tuple[int, int], count: int) -> Iterator[Letters]:
+def flow(ports: tuple[int, int], count: int) -> Iterator[FlowCount]:
     """The sender of docs/install.md: one message after the other, alternating between both ingresses."""
-    letters, over = Letters(), threading.Event()
+    counts, over = FlowCount(), threading.Event()
 
     def run() -> None:
         for number in range(count):
             while not over.is_set():
                 try:
                     send(ports[number % 2], number)
-                    letters.accepted += 1
+                    counts.accepted += 1
                     break
                 except (OSError, smtplib.SMTPException):
                     over.wait(1)
@@ -151,7 +151,7 @@ def flow(ports: tuple[int, int], count: int) -> Iterator[Letters]:
     sender = threading.Thread(target=run)
     sender.start()
     try:
-        yield letters
+        yield counts
     finally:
         over.set()
         sender.join()
@@ -175,20 +175,20 @@ def test_demo_cluster_survives_killed_processes_and_brokers(tmp_path: Path) -> N
         until(lambda: "All are ready" in cluster.said(), cluster.said)
         assert f"SMTP {smtp[0]} and {smtp[1]}, POP3 {pop3}" in cluster.said()
 
-        with flow(smtp, LETTERS) as letters:
-            until(lambda: letters.accepted > LETTERS // 10, cluster.said)
+        with flow(smtp, MESSAGES) as counts:
+            until(lambda: counts.accepted > MESSAGES // 10, cluster.said)
             victims = ("ingress-1", "router-1", "delivery-2", "mailstore-1")
             ended, node = {name: cluster.pid(name) for name in victims}, kafka.pid("node 2")
             for pid in (*ended.values(), node):
                 os.kill(pid, signal.SIGKILL)
             until(lambda: all(cluster.pid(name) != pid for name, pid in ended.items()), cluster.said)
-            assert letters.accepted < LETTERS, "all was over before anything was lost"
-            until(lambda: letters.accepted == LETTERS, lambda: f"{letters.accepted} accepted\n{cluster.said()}", 120)
+            assert counts.accepted < MESSAGES, "all was over before anything was lost"
+            until(lambda: counts.accepted == MESSAGES, lambda: f"{counts.accepted} accepted\n{cluster.said()}", 120)
         assert cluster.said().count("was ended by SIGKILL; restarting") == len(ended)
-        flowed = {f"flow-{number}" for number in range(LETTERS) if recipient(number).endswith("@example.test")}
+        flowed = {f"flow-{number}" for number in range(MESSAGES) if recipient(number).endswith("@example.test")}
         until(lambda: subjects(pop3) == flowed, lambda: f"{flowed ^ subjects(pop3)}\n{cluster.said()}", 90)
 
-        at_sink = LETTERS - len(flowed)
+        at_sink = MESSAGES - len(flowed)
         until(lambda: sink_count(cluster) >= at_sink, lambda: f"{sink_count(cluster)} of {at_sink}\n{cluster.said()}")
         for name in ("router-1", "router-2", "delivery-1", "delivery-2"):
             assert '"delivery_id"' in (tmp_path / "demo" / f"{name}.log").read_text(), f"{name} did nothing"

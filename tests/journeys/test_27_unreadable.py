@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
 COUNTS = ShardCounts(2, 2)
 USERS = ("alice", "bob", "carol", "dave")
-LETTERS = 12
+MESSAGES = 12
 STOPPED = 1  # the shard with the record
 
 
@@ -154,15 +154,15 @@ async def test_record_of_unknown_version_stops_only_its_shard(
     roles = Roles(tmp_path, log)
     reader = roles.delivery if role == "delivery" else roles.router
     with roles.running():
-        before = roles.send([f"before-{number}" for number in range(LETTERS)])
+        before = roles.send([f"before-{number}" for number in range(MESSAGES)])
         await wait_until(lambda: roles.arrived() == sorted(before), what="mail while all is well", deadline_seconds=40)
         pids = {each.pid for each in roles.everyone}
 
         offset = await append_frame(log, topic, STOPPED, frame_of_version(9, RECORDS[topic]))
         await has_stopped(reader, role)
-        after = roles.send([f"after-{number}" for number in range(LETTERS)])
+        after = roles.send([f"after-{number}" for number in range(MESSAGES)])
         waiting = {subject for subject, (queue_id, user) in after.items() if waits_for(topic, queue_id, user)}
-        assert 0 < len(waiting) < LETTERS
+        assert 0 < len(waiting) < MESSAGES
         place_of_it = f"{log.prefix}{topic.name}, shard {STOPPED}, offset {offset} cannot be read: its version is 9"
         await check_stopped(roles, role, place_of_it, sorted(before.keys() | after.keys() - waiting))
         assert {each.pid for each in roles.everyone} == pids
@@ -199,9 +199,9 @@ async def test_router_start_with_a_queue_record_of_unknown_version_stops_its_sha
         await append_frame(log, QUEUE, STOPPED, frame_of_version(9, line), key)
         await asyncio.to_thread(roles.router.start)
         await has_stopped(roles.router, "router")
-        sent = roles.send([f"letter-{number}" for number in range(LETTERS)])
+        sent = roles.send([f"message-{number}" for number in range(MESSAGES)])
         flows = sorted(subject for subject, (queue_id, user) in sent.items() if not waits_for(QUEUE, queue_id, user))
-        assert 0 < len(flows) < LETTERS
+        assert 0 < len(flows) < MESSAGES
         place_of_it = f"{log.prefix}queue, shard {STOPPED}, key {key} cannot be read: its version is 9"
         await check_stopped(roles, "router", place_of_it, flows)
 

@@ -68,7 +68,7 @@ async def test_processes_recover_from_deleted_topics(
     with hosting.running([hosting.ingress, *hosting.shared, *hosting.acme]):
         for _ in range(3):
             await asyncio.to_thread(send, port, "someone@elsewhere.test", user)
-        await wait_until(lambda: hosting.kept(user) == 3, what="mail while all is well", deadline_seconds=40)
+        await wait_until(lambda: hosting.stored_count(user) == 3, what="mail while all is well", deadline_seconds=40)
         pids = [each.pid for each in (hosting.ingress, *workers)]
 
         await delete(log, names)
@@ -120,7 +120,7 @@ async def test_processes_recover_from_deleted_topics(
         await wait_until(is_open, what="the door", deadline_seconds=40)
         for _ in range(2):  # fewer than before: their offsets are below the committed ones
             await asyncio.to_thread(send, port, "someone@elsewhere.test", user)
-        await wait_until(lambda: hosting.kept(user) == 5, what="mail after it", deadline_seconds=60)
+        await wait_until(lambda: hosting.stored_count(user) == 5, what="mail after it", deadline_seconds=60)
         assert [each.pid for each in (hosting.ingress, *workers) if each.is_running] == pids
     for each in (hosting.ingress, *hosting.shared, *hosting.acme):
         assert "traceback" not in each.output().lower()

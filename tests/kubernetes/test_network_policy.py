@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.timeout(240),
 ]
 
-FRIEND = {"podSelector": {"matchLabels": {"example.test/may": "send"}}}
+LISTED_CLIENT = {"podSelector": {"matchLabels": {"example.test/may": "send"}}}
 HTTP, KAFKA, DNS = 8025, 9092, 53
 # A server that is neither Kafka, DNS nor the store: SMTP, PostgreSQL and HTTPS of another namespace.
 SMTP, OTHER_PORTS = 25, (443, 5432)
@@ -96,7 +96,7 @@ def enforcing(kubernetes: Kubernetes) -> Kubernetes:
 
 @pytest.fixture(scope="module")
 def guarded(enforcing: Kubernetes) -> Iterator[Release]:
-    """A release with policies, the pods `friend` and `stranger` beside it, and one pod each in two other namespaces."""
+    """A release with policies, client pods `listed` and `unlisted`, and one pod each in two other namespaces."""
     with (
         enforcing.namespace("guarded") as namespace,
         enforcing.namespace("monitoring") as monitoring,
@@ -105,18 +105,21 @@ def guarded(enforcing: Kubernetes) -> Iterator[Release]:
         mail = Release(enforcing, namespace, images.image().tag)
         enforcing.apply(
             [
-                _pod(namespace, "friend", {"example.test/may": "send"}),
-                _pod(namespace, "stranger", {}),
+                _pod(namespace, "listed", {"example.test/may": "send"}),
+                _pod(namespace, "unlisted", {}),
                 _pod(monitoring, "prometheus", {}),
                 _pod(elsewhere, "server", {}),
             ]
         )
-        over = {"networkPolicy": {"smtpFrom": [FRIEND], "pop3From": [FRIEND]}, "defaults": {"replicas": 1}}
+        over = {
+            "networkPolicy": {"smtpFrom": [LISTED_CLIENT], "pop3From": [LISTED_CLIENT]},
+            "defaults": {"replicas": 1},
+        }
         mail.install("netpol", over, "--wait")
-        for name, where in (("friend", namespace), ("prometheus", monitoring), ("server", elsewhere)):
+        for name, where in (("listed", namespace), ("prometheus", monitoring), ("server", elsewhere)):
             enforcing.kubectl("--namespace", where, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=30s")
         service = "{}:{}".format(*mail.address("ingress"))
-        enforcing.until("policies are enforced", lambda: _refused(_probe(mail, "stranger", [service])[service]))
+        enforcing.until("policies are enforced", lambda: _refused(_probe(mail, "unlisted", [service])[service]))
         yield mail
 
 
@@ -141,10 +144,10 @@ def _address(mail: Release, pod: str, namespace: str) -> str:
 def test_smtp_and_pop3_are_open_to_named_clients_only(guarded: Release) -> None:
     services = {"{}:{}".format(*guarded.address(role)): role for role in ("ingress", "mailstore")}
     greetings = {"ingress": "220", "mailstore": "+OK"}
-    friend = _probe(guarded, "friend", list(services))
-    assert all(friend[service].startswith(greetings[role]) for service, role in services.items()), friend
-    stranger = _probe(guarded, "stranger", list(services))
-    assert all(map(_refused, stranger.values())), stranger
+    listed = _probe(guarded, "listed", list(services))
+    assert all(listed[service].startswith(greetings[role]) for service, role in services.items()), listed
+    unlisted = _probe(guarded, "unlisted", list(services))
+    assert all(map(_refused, unlisted.values())), unlisted
 
 
 def test_metrics_are_open_to_the_namespace_of_prometheus_only(guarded: Release) -> None:
@@ -152,7 +155,7 @@ def test_metrics_are_open_to_the_namespace_of_prometheus_only(guarded: Release) 
     assert len(targets) == len(ROLES)
     scraped = _probe(guarded, "prometheus", targets, "monitoring")
     assert all("200 OK" in answer for answer in scraped.values()), scraped
-    for pod, namespace in (("server", "elsewhere"), ("stranger", ""), ("friend", "")):
+    for pod, namespace in (("server", "elsewhere"), ("unlisted", ""), ("listed", "")):
         answers = _probe(guarded, pod, targets, namespace)
         assert all(map(_refused, answers.values())), (pod, answers)
 

@@ -83,9 +83,9 @@ class Fleet:
             ("acme-delivery-0", {}),
         ):
             self._add(pod, {**shared, "session_timeout": "6s", **more})
-        self.onebox = EilpostProcess(
-            folder / "onebox",
-            {**self._common, **{name: {"url": f"{kind}:{folder}/onebox/{name}"} for name, kind in
+        self.single = EilpostProcess(
+            folder / "single",
+            {**self._common, **{name: {"url": f"{kind}:{folder}/single/{name}"} for name, kind in
                                 (("spool", "file"), ("mailboxes", "maildir"))}},
             directory=DIRECTORY.replace('hosting = "dedicated"', ""),
         )  # fmt: skip
@@ -110,15 +110,15 @@ class Fleet:
             tenant, role = self._place(pod)
             labels = {"namespace": "mail", "pod": pod, "role": role, "tenant": tenant}
             found.setdefault(role, {})[f"127.0.0.1:{box.http}"] = labels
-        onebox = {"namespace": "onebox", "role": "all", "tenant": "shared"}
-        return {**found, "onebox": {f"127.0.0.1:{self.onebox.http}": onebox}}
+        labels = {"namespace": "single", "role": "all", "tenant": "shared"}
+        return {**found, "single": {f"127.0.0.1:{self.single.http}": labels}}
 
     async def make_topics(self) -> None:
         await make_topics(self.log)
         await make_topics(self.log.model_copy(update={"prefix": f"{self.log.prefix}acme."}))
 
     def start(self) -> None:
-        boxes = [self.onebox, *(box for pod, box in self.boxes.items() if pod not in self.late)]
+        boxes = [self.single, *(box for pod, box in self.boxes.items() if pod not in self.late)]
         for box in boxes:
             box.start(wait=False)
         with ThreadPoolExecutor(len(boxes)) as threads:
@@ -134,7 +134,7 @@ class Fleet:
         self.boxes[pod].start(wait=False)
 
     def kill(self) -> None:
-        for box in (self.onebox, *self.boxes.values()):
+        for box in (self.single, *self.boxes.values()):
             box.kill()
 
     def write_directory(self, text: str) -> None:
@@ -169,12 +169,12 @@ async def _run(
         stop = asyncio.Event()
         ingresses = [fleet.boxes[pod].mx for pod in ("ingress-0", "ingress-1")]
         many = Senders(ingresses, per_second=per_second, local=LOCAL)
-        few = Senders([fleet.onebox.mx], per_second=per_second / 4, local=LOCAL[:4], seed=3)
+        few = Senders([fleet.single.mx], per_second=per_second / 4, local=LOCAL[:4], seed=3)
         owners = [f"{user}@example.test" for user in USERS]
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(many.run(stop))
             tasks.create_task(few.run(stop))
-            tasks.create_task(fetch_mail([fleet.boxes["mailstore-0"].pop3, fleet.onebox.pop3], owners, stop))
+            tasks.create_task(fetch_mail([fleet.boxes["mailstore-0"].pop3, fleet.single.pop3], owners, stop))
             tasks.create_task(_changes(fleet, brokers, seconds, outage))
             await asyncio.sleep(seconds)
             end = time.time()

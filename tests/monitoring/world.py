@@ -69,7 +69,7 @@ class RemoteServers:
                 elif verb == "RCPT":
                     await self._say(writer, self._recipient(line))
                 elif verb == "DATA":
-                    await self._say(writer, "354 go on")
+                    await self._say(writer, "354 send the message")
                     while await reader.readline() != b".\r\n":
                         pass
                     await asyncio.sleep(

@@ -89,9 +89,9 @@ class QueryTests:
                 taken_here = await shard.read(100, NOW)
                 await shard.commit([dispatched(9)] if number else [], taken_here)
         await eventually_equals(log.oldest_unconsumed, dispatched(9).delivery.message.received)
-        async with delivery_shard_of(log, place(dispatched(9), log.counts).shard) as carrying:
-            (entry,) = await read_dispatches(carrying, 1)
-            await carrying.finish(entry, attempted(9))
+        async with delivery_shard_of(log, place(dispatched(9), log.counts).shard) as delivery_shard:
+            (entry,) = await read_dispatches(delivery_shard, 1)
+            await delivery_shard.finish(entry, attempted(9))
         await eventually_equals(log.oldest_unconsumed, queue_id_time(queue_id(9)))
         await log.close()
 

@@ -27,8 +27,8 @@ async def _read(log: Log, topic: Topic) -> None:
     if topic is EVENTS:
         await events(log, 1)
     elif topic is DISPATCHED:
-        async with delivery_shard_of(log) as carrying:
-            await carrying.read(10)
+        async with delivery_shard_of(log) as delivery_shard:
+            await delivery_shard.read(10)
     else:
         async with router_shard_of(log) as router:
             await (replay_all(router) if topic is QUEUE else router.read(10, NOW))

@@ -46,7 +46,7 @@ OK = Reply(250, "2.0.0", "Ok")
 LOOK_AGAIN = timedelta(milliseconds=200)
 FOREVER = datetime.max.replace(tzinfo=UTC)
 KINDS = (
-    "unread", "unread-spooled", "in-hand", "in-hand-spooled", "retry", "waits", "hold", "reported-done",
+    "unread", "unread-spooled", "active", "active-spooled", "retry", "waits", "hold", "reported-done",
     "reported-later", "reported-twice", "settled", "two",
 )  # fmt: skip
 
@@ -81,17 +81,17 @@ async def plant(log: Log, spool: Spool, each: int, size: int = 300, kinds: Itera
     names = [f"{kind}-{number}" for kind in kinds for number in range(each)]
     contents = [content_of(name, size) for name in names]
     spooled = [
-        kept
+        stored
         for at in range(0, len(names), 500)
-        for kept in await asyncio.gather(*map(spool.put, contents[at : at + 500]))
+        for stored in await asyncio.gather(*map(spool.put, contents[at : at + 500]))
     ]
     by_shard: dict[int, list[Record]] = {}
     reports: list[Record] = []
-    for name, data, kept in zip(names, contents, spooled, strict=True):
+    for name, data, stored in zip(names, contents, spooled, strict=True):
         kind = name.rpartition("-")[0]
         message = message_of(len(data))
         planted.messages[name] = message.queue_id
-        records, later = _records(kind, message, data, kept)
+        records, later = _records(kind, message, data, stored)
         by_shard.setdefault(shard_of_message(message.queue_id, log.counts), []).extend(records)
         reports += later
         for record in records:
@@ -109,7 +109,7 @@ async def plant(log: Log, spool: Spool, each: int, size: int = 300, kinds: Itera
     return planted
 
 
-def _records(kind: str, message: Message, data: bytes, kept: Spooled) -> tuple[list[Record], list[Record]]:
+def _records(kind: str, message: Message, data: bytes, stored: Spooled) -> tuple[list[Record], list[Record]]:
     """Records as written by the router and by the appends."""
     now = datetime.now(UTC)
     delivery = Delivery(delivery_id(message.queue_id, 1), message, ToMailbox("alice@example.test"))
@@ -118,34 +118,34 @@ def _records(kind: str, message: Message, data: bytes, kept: Spooled) -> tuple[l
         Event(message.queue_id, now, Received(message)),
         Event(message.queue_id, now, Routed(delivery.id, delivery.route, (alice,), None)),
     ]
-    tried = Event(
+    attempt = Event(
         message.queue_id,
         now,
         AttemptRecorded(delivery.id, 1, (Deferred(alice, LATER),), now, timedelta(seconds=1), now),
     )
     soon = now + timedelta(seconds=1)
     done = Attempted(delivery.id, 1, (Delivered(alice, OK, "h"),), now, timedelta(0))
-    later = Attempted(delivery.id, 1, (Deferred(alice, LATER),), now, timedelta(0), kept, b"Subject: x\r\n\r\n")
+    later = Attempted(delivery.id, 1, (Deferred(alice, LATER),), now, timedelta(0), stored, b"Subject: x\r\n\r\n")
     match kind:
         case "unread":
             return [], [Accepted(message, Inline(data))]
         case "unread-spooled":
-            return [], [Accepted(message, kept)]
-        case "in-hand":
+            return [], [Accepted(message, stored)]
+        case "active":
             return [*history, Pending(delivery, Active(now), None), Dispatched(delivery, 1, Inline(data))], []
-        case "in-hand-spooled":
-            entry = Pending(delivery, Active(now), kept, 2, LATER, "h")
-            return [*history, tried, entry, Dispatched(delivery, 3, kept)], []
+        case "active-spooled":
+            entry = Pending(delivery, Active(now), stored, 2, LATER, "h")
+            return [*history, attempt, entry, Dispatched(delivery, 3, stored)], []
         case "retry":
             return [
                 *history,
-                tried,
-                Pending(delivery, Waiting(soon, WaitCause.DEFERRED, "later"), kept, 4, LATER, "h"),
+                attempt,
+                Pending(delivery, Waiting(soon, WaitCause.DEFERRED, "later"), stored, 4, LATER, "h"),
             ], []
         case "waits":
-            return [*history, Pending(delivery, Waiting(now, WaitCause.THROTTLED, "full"), kept)], []
+            return [*history, Pending(delivery, Waiting(now, WaitCause.THROTTLED, "full"), stored)], []
         case "hold":
-            return [*history, Pending(delivery, Waiting(FOREVER, WaitCause.HELD, "held"), kept, 1)], []
+            return [*history, Pending(delivery, Waiting(FOREVER, WaitCause.HELD, "held"), stored, 1)], []
         case "reported-done":
             return [*history, Pending(delivery, Active(now), None)], [done]
         case "reported-later":
@@ -163,7 +163,7 @@ def _records(kind: str, message: Message, data: bytes, kept: Spooled) -> tuple[l
             )
             return [
                 *history,
-                Pending(delivery, Waiting(soon, WaitCause.DEFERRED, "later"), kept, 1, LATER, "h"),
+                Pending(delivery, Waiting(soon, WaitCause.DEFERRED, "later"), stored, 1, LATER, "h"),
                 Pending(other, Active(now), None),
                 Dispatched(other, 1, Inline(data)),
             ], []

@@ -116,7 +116,7 @@ GOLDEN: dict[str, Record] = {
     "dispatched-spooled": dispatched(1, ToMailbox("alice@example.test"), SPOOLED),
     "attempted": attempted(),
     "attempted-mixed": Attempted(_ID, 3, _OUTCOMES, NOON, timedelta(minutes=5), SPOOLED, b"Subject: x\r\n\xff"),
-    "pending-in-hand": pending(),
+    "pending-active": pending(),
     "pending-inline": Pending(delivery(1, _MX), Active(NOON), Inline(CONTENT)),
     "pending-held": Pending(delivery(1, _MX), _WAITS, SPOOLED, 4, LATER, HOST),
     "pending-unresolved": Pending(
@@ -125,13 +125,13 @@ GOLDEN: dict[str, Record] = {
     "pending-lmtp": Pending(
         delivery(1, ToRelay("::1", 24, RelayProtocol.LMTP)), Waiting(NOON, WaitCause.DEFERRED, ""), SPOOLED, 1
     ),
-    "event-took": event(2, Received(RICH)),
+    "event-received": event(2, Received(RICH)),
     "event-routed": event(1, Routed(_ID, _MX, (ALICE, BOB), None)),
     "event-routed-waits": event(1, Routed(_ID, _MX, (ALICE,), Waiting(NOON, WaitCause.THROTTLED, "window"))),
     "event-resumed": event(1, Resumed(_ID, 2, RELAY)),
-    "event-tried": event(1, AttemptRecorded(_ID, 2, _OUTCOMES, NOON, timedelta(seconds=2), NOON)),
-    "event-tried-last": event(1, AttemptRecorded(_ID, 2, _OUTCOMES[:1], NOON, timedelta(0), None)),
-    "event-refused": event(1, FailedByRouter(_OUTCOMES[2:])),
+    "event-attempt": event(1, AttemptRecorded(_ID, 2, _OUTCOMES, NOON, timedelta(seconds=2), NOON)),
+    "event-attempt-last": event(1, AttemptRecorded(_ID, 2, _OUTCOMES[:1], NOON, timedelta(0), None)),
+    "event-failed-by-router": event(1, FailedByRouter(_OUTCOMES[2:])),
     "event-bounced": event(1, Bounced((ALICE,), queue_id(9))),
     "event-bounced-to-nobody": event(1, Bounced((ALICE, BOB), None)),
     "event-closed": event(1, Closed()),

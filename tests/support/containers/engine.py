@@ -76,8 +76,8 @@ def why_missing() -> str | None:
     missing = [name for name in _PROGRAMS if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed (apt-get install {_PACKAGES})"
-    tried = subprocess.run(["unshare", "--fork", "--pid", "--mount", "--net", "true"], capture_output=True, text=True)
-    return f"no namespaces can be made here: {tried.stderr.strip()}" if tried.returncode != 0 else None
+    result = subprocess.run(["unshare", "--fork", "--pid", "--mount", "--net", "true"], capture_output=True, text=True)
+    return f"no namespaces can be made here: {result.stderr.strip()}" if result.returncode != 0 else None
 
 
 class Engine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections import Counter as Tally
+from collections import Counter as Counts
 from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram, Metric
@@ -76,7 +76,7 @@ def faults(families: Iterable[Metric]) -> list[str]:
         if family is None:
             found.append(f"{name} is not declared")
             continue
-        children = Tally(
+        children = Counts(
             tuple(sorted((key, value) for key, value in sample.labels.items() if key != "le"))
             for sample in metric.samples
         )

@@ -317,12 +317,12 @@ async def _count_in_flight(
     ]
     await asyncio.sleep(_COMMIT_SECONDS)
     now = time.monotonic()
-    tried = [member.attempts.uncommitted(fault_record.began, now) for member in concerned]
-    result.in_flight = sum(each.at_once for each in tried)
+    uncommitted = [member.attempts.uncommitted(fault_record.began, now) for member in concerned]
+    result.in_flight = sum(each.at_once for each in uncommitted)
     if result.fault in ("kill", "freeze"):
         result.bound = result.in_flight
     else:
-        result.bound = min(sum(each.in_all for each in tried), IN_FLIGHT * len(concerned))
+        result.bound = min(sum(each.in_all for each in uncommitted), IN_FLIGHT * len(concerned))
 
 
 def _check_contents(load: MailLoad, sink: Sink, cluster: MailCluster, prefix: str) -> None:

@@ -105,10 +105,10 @@ def install_router(points: FaultPoints) -> None:
 
     begin, end = TransactionalProducer._commit, AIOKafkaProducer.commit_transaction
 
-    async def committing(self: Any, producer: Any, batches: Any, marks: Any) -> None:
+    async def commit_transaction(self: Any, producer: Any, batches: Any, offsets: Any) -> None:
         producer.shard = int(self._id.rpartition("-")[2])
         producer.dispatches = sum(len(records) for at, records in batches.items() if at.topic.endswith("dispatched"))
-        await begin(self, producer, batches, marks)
+        await begin(self, producer, batches, offsets)
         if producer.dispatches:
             points.hit_if_armed("after-commit", shard=producer.shard, dispatches=producer.dispatches)
 
@@ -118,7 +118,7 @@ def install_router(points: FaultPoints) -> None:
             points.hit_if_armed("in-transaction", shard=self.shard, dispatches=self.dispatches)
         await end(self)
 
-    TransactionalProducer._commit = committing  # type: ignore[method-assign]
+    TransactionalProducer._commit = commit_transaction  # type: ignore[method-assign]
     AIOKafkaProducer.commit_transaction = ending
 
 
@@ -148,14 +148,14 @@ def install_delivery(points: FaultPoints) -> None:
         finally:
             ledger.end(number)
 
-    def making(self: Any, shards: Any, commit: Any) -> None:
-        async def committing(marks: Any) -> None:
+    def init_with_ledger(self: Any, shards: Any, commit: Any) -> None:
+        async def commit_with_ledger(offsets: Any) -> None:
             owned = list(shards())
-            numbers = ledger.select_committed([shard for shard in owned if shard.partition in marks], owned)
-            await commit(marks)
+            numbers = ledger.select_committed([shard for shard in owned if shard.partition in offsets], owned)
+            await commit(offsets)
             ledger.committed(numbers)
 
-        made(self, shards, committing)
+        made(self, shards, commit_with_ledger)
 
     def writing(self: Any, parts: list[bytes]) -> None:
         transport = self._transport
@@ -189,7 +189,7 @@ def install_delivery(points: FaultPoints) -> None:
         ledger.finish(current.get(), self)
 
     Worker._run_delivery = working  # type: ignore[method-assign]
-    OffsetCommitter.__init__ = making  # type: ignore[method-assign]
+    OffsetCommitter.__init__ = init_with_ledger  # type: ignore[method-assign]
     Connection._write = writing  # type: ignore[method-assign]
     KafkaDeliveryShard.finish = finishing  # type: ignore[method-assign]
 

@@ -202,8 +202,8 @@ class MailCluster:
         owned: dict[str, list[int]] = {}
         for member in self.members_of(role):
             if member.is_running:
-                told = [line for line in member.output_since_start().splitlines() if '"shards assigned"' in line]
-                owned[member.name] = json.loads(told[-1])["shards"] if told else []
+                assignments = [line for line in member.output_since_start().splitlines() if '"shards assigned"' in line]
+                owned[member.name] = json.loads(assignments[-1])["shards"] if assignments else []
         return owned
 
     def mailbox_owner(self, user: str) -> Member:

@@ -56,7 +56,7 @@ DEFAULT_REPLIES: Mapping[str, ScriptedReply] = {
     "HELO": "250 remote.example.test",
     "MAIL": "250 2.1.0 ok",
     "RCPT": "250 2.1.5 ok",
-    "DATA": "354 go on",
+    "DATA": "354 send the message",
     "DOT": "250 2.0.0 accepted",
     "RSET": "250 2.0.0 ok",
     "NOOP": "250 2.0.0 ok",

@@ -157,7 +157,7 @@ async def test_reply_received_during_cancellation_counts() -> None:
     own_delivery = delivery(relay(1))
     transaction = asyncio.create_task(connection.transact(own_delivery.message.envelope, CONTENT))
     await asyncio.sleep(0)
-    connection.data_received(b"250 ok\r\n250 ok\r\n354 go on\r\n")
+    connection.data_received(b"250 ok\r\n250 ok\r\n354 send the message\r\n")
     connection.data_received(b"250 taken\r\n")
     transaction.cancel()  # before the task runs again
     assert outcome_names((await transaction).outcomes) == ["Delivered"]

@@ -127,11 +127,11 @@ async def test_mail_is_deferred_while_no_source_address_is_usable(
 
 
 def test_back_off_grows_to_its_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[float] = []
+    attempt_times: list[float] = []
     now = 0.0
 
     def never(_address: str) -> socket.socket:
-        tried.append(now)
+        attempt_times.append(now)
         raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
 
     monkeypatch.setattr(source_addresses, "bind", never)
@@ -141,7 +141,7 @@ def test_back_off_grows_to_its_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     while now < 4000:
         now += 1.0
         own_sources.retry(now)
-    gaps = [later - earlier for earlier, later in pairwise(tried)]
+    gaps = [later - earlier for earlier, later in pairwise(attempt_times)]
     assert gaps == [30, 60, 120, 240, 480, *[600] * 5]
 
 

@@ -246,8 +246,8 @@ async def test_server_on_a_port_in_use_is_identified(
     make_plan: MakePlan, key: str, answer: bytes, level: Level, expected: str
 ) -> None:
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head, mark, body = answer.partition(b"\r\n\r\n")
-        writer.write(head + mark)
+        head, separator, body = answer.partition(b"\r\n\r\n")
+        writer.write(head + separator)
         await writer.drain()
         if body:  # a busy server sends the body later
             await asyncio.sleep(0.02)

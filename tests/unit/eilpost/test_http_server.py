@@ -91,7 +91,7 @@ def test_a_stopped_shard_is_reported_and_its_process_stays_ready() -> None:
     health = _health(router=True, delivery=True)
     for role, shard in (("router", 3), ("delivery", 1)):
         STOPPED_SHARDS.stop(role, shard, "a record cannot be read")
-    STOPPED_SHARDS.stop("router", 3, "its version is 9")  # looked at again
+    STOPPED_SHARDS.stop("router", 3, "its version is 9")  # its second reason
     try:
         is_ready, answer = readiness(health, _Log(Usable()))
         assert is_ready

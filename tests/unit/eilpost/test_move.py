@@ -88,12 +88,12 @@ async def test_mixed_queue_is_moved_and_delivered_once(
         histories = {
             name: [event async for event in source.history(queue_id)] for name, queue_id in planted.messages.items()
         }
-        tally = await run_move(source, target, make_copier(here, there))
+        result = await run_move(source, target, make_copier(here, there))
         assert await is_empty(source)
         assert (await source.backlog()).dispatched == 0
         here.contents.clear()  # the source spool is no longer needed
         open_kinds = len(KINDS) - 1  # all but "settled"
-        assert (tally.messages, tally.unread, tally.deliveries, tally.known) == (5 * open_kinds, 10, 5 * 10, 0)
+        assert (result.messages, result.unread, result.deliveries, result.known) == (5 * open_kinds, 10, 5 * 10, 0)
         await check_lines(target, planted)
         for name, queue_id in planted.messages.items():
             moved = [event async for event in target.history(queue_id)]
@@ -170,7 +170,7 @@ async def test_unconfirmed_commit_is_retried(at: int, monkeypatch: pytest.Monkey
     planted = await plant(source, spool, 2)
     switch = KillSwitch(at, after=True, error=LogUnavailable("the brokers did not answer in time"))
     progress = RecordingProgress()
-    tally = await move_until_done(
+    result = await move_until_done(
         KillableLog(source, switch),
         KillableLog(target, switch),
         make_copier(spool, spool),
@@ -179,7 +179,7 @@ async def test_unconfirmed_commit_is_retried(at: int, monkeypatch: pytest.Monkey
         print_message=progress.print_message,
     )
     assert progress.messages == ["retrying: the brokers did not answer in time"]
-    assert tally.known >= 0
+    assert result.known >= 0
     await check_moved(source, target, planted, f"failed at {at}")
 
 
@@ -225,7 +225,7 @@ async def test_end_of_dispatches_is_reported_by_the_shards(counted: int) -> None
 
     spool = MemorySpool()
     source, target = InexactLog(LogSettings(delivery_shards=2)), MemoryLog(LogSettings())
-    planted = await plant(source, spool, 2, kinds=["in-hand", "in-hand-spooled", "two"])
+    planted = await plant(source, spool, 2, kinds=["active", "active-spooled", "two"])
     await run_move(source, target, make_copier(spool, spool), batch=500)
     assert {entry.delivery.id async for entry in target.pending_deliveries()} == planted.entries.keys()
     assert (await target.backlog()).dispatched == 6
@@ -275,7 +275,7 @@ async def test_lost_content_stops_the_move_unless_allowed() -> None:
 async def test_content_too_large_for_the_target_is_spooled() -> None:
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
-    planted = await plant(source, spool, 2, size=5000, kinds=["unread", "in-hand"])
+    planted = await plant(source, spool, 2, size=5000, kinds=["unread", "active"])
     await run_move(source, target, ContentCopier(None, spool, 1000))
     for queue_id in planted.messages.values():
         for accepted in await target.unrouted_messages(queue_id):
@@ -287,8 +287,8 @@ async def test_content_too_large_for_the_target_is_spooled() -> None:
 async def test_mail_on_the_target_is_kept() -> None:
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings(shards=2))
-    own = await plant(target, spool, 1, kinds=["in-hand", "retry", "unread"])
-    planted = await plant(source, spool, 1, kinds=["waits", "unread-spooled", "in-hand-spooled"])
+    own = await plant(target, spool, 1, kinds=["active", "retry", "unread"])
+    planted = await plant(source, spool, 1, kinds=["waits", "unread-spooled", "active-spooled"])
     await run_move(source, target, make_copier(spool, spool))
     own.expected |= planted.expected
     async with MailServerOn(target, spool) as mail_server:

@@ -62,10 +62,10 @@ def _events(*what: EventDetail) -> list[Event]:
 
 
 def _written(*what: EventDetail, pending: tuple[Pending, ...] = ()) -> str:
-    story = build_timeline(ID, _events(*what), pending, ())
-    assert story is not None
+    timeline = build_timeline(ID, _events(*what), pending, ())
+    assert timeline is not None
     out = io.StringIO()
-    trace_view.write(story, Output(out), NOON + timedelta(seconds=30))
+    trace_view.write(timeline, Output(out), NOON + timedelta(seconds=30))
     return out.getvalue()
 
 
@@ -91,10 +91,10 @@ def _expanded(named: str, mailboxes: str, refused: str = "", later: str = "") ->
     def address(name: str) -> Address:
         return Address(name, "example.test")
 
-    took = samples.message(1)
+    message = samples.message(1)
     recipients = tuple(Recipient(address(name), address(name)) for name in named.split())
-    took = replace(took, envelope=replace(took.envelope, recipients=recipients))
-    first: list[EventDetail] = [Received(took)]
+    message = replace(message, envelope=replace(message.envelope, recipients=recipients))
+    first: list[EventDetail] = [Received(message)]
     first += [
         Routed(DeliveryId(f"{ID}-1"), ToMailbox(f"{name}@example.test"), (address(name),), None)
         for name in mailboxes.split()
@@ -104,8 +104,8 @@ def _expanded(named: str, mailboxes: str, refused: str = "", later: str = "") ->
     events = [Event(ID, NOON, what) for what in first]
     events += [Event(ID, NOON + SECOND, FailedByRouter((Failed(address(name), NEVER),))) for name in later.split()]
     lines = [line.text.replace("@example.test", "") for line in lines_from(events) if line.verb == "expanded"]
-    told = json_output.timeline_json(build_timeline(ID, events, (), ()), NOON)["expanded"]  # type: ignore[arg-type]
-    assert (told is not None) == bool(lines)
+    expanded = json_output.timeline_json(build_timeline(ID, events, (), ()), NOON)["expanded"]  # type: ignore[arg-type]
+    assert (expanded is not None) == bool(lines)
     assert len(lines) <= 1
     return lines[0] if lines else ""
 
@@ -137,12 +137,12 @@ def test_alias_expansion_names_address_and_targets(
 
 
 def test_message_before_routing_is_accepted() -> None:
-    story = build_timeline(ID, (), (), (samples.accepted(1),))
-    assert story is not None
-    assert story.state is State.ACCEPTED
-    assert "durable in the log" in next_steps(story, NOON)[0].text
+    timeline = build_timeline(ID, (), (), (samples.accepted(1),))
+    assert timeline is not None
+    assert timeline.state is State.ACCEPTED
+    assert "durable in the log" in next_steps(timeline, NOON)[0].text
     out = io.StringIO()
-    trace_view.write(story, Output(out), NOON)
+    trace_view.write(timeline, Output(out), NOON)
     assert "accepted, not routed yet" in out.getvalue()
     assert "\n\n\n" not in out.getvalue()
 
@@ -200,26 +200,26 @@ def test_terminal_output_has_only_our_colour_codes(monkeypatch: pytest.MonkeyPat
 
 def test_json_has_no_control_codes_and_the_same_content() -> None:
     rude = {"reply": "\x9b2J \x1b[2J \u202eevil\u2069 \x7f \U000e0001 \n ü 漢 \U0001f600"}
-    told = json_output.to_json(rude)
-    assert json.loads(told) == rude
-    assert all(character.isprintable() or character == "\n" for character in told)
-    assert "ü 漢 \U0001f600" in told
+    output = json_output.to_json(rude)
+    assert json.loads(output) == rude
+    assert all(character.isprintable() or character == "\n" for character in output)
+    assert "ü 漢 \U0001f600" in output
 
 
 def test_json_is_complete() -> None:
-    story = build_timeline(ID, _events(*HISTORY), (), ())
-    assert story is not None
-    told = json_output.timeline_json(story, NOON)
-    assert [event["event"] for event in told["events"]] == [json_output.event_name(what) for what in HISTORY]
-    assert told["events"][2]["outcomes"][0] == {
+    timeline = build_timeline(ID, _events(*HISTORY), (), ())
+    assert timeline is not None
+    parsed = json_output.timeline_json(timeline, NOON)
+    assert [event["event"] for event in parsed["events"]] == [json_output.event_name(what) for what in HISTORY]
+    assert parsed["events"][2]["outcomes"][0] == {
         "recipient": "alice@example.test",
         "result": "deferred",
         "reply": "451 4.3.0 Try again later",
         "status": "4.3.0",
         "remote": HOST,
     }
-    assert told["state"] == "closed"
-    assert told["bounces"] == [BOUNCE]
+    assert parsed["state"] == "closed"
+    assert parsed["bounces"] == [BOUNCE]
 
 
 @pytest.mark.parametrize(
@@ -291,9 +291,9 @@ async def test_follow_reads_the_queue_now_and_then(monkeypatch: pytest.MonkeyPat
 
 
 async def test_message_routed_between_two_reads_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [story.state for story in await trace_view.load_timelines(ChangingHistory((0, False), (7, False)), ID)] == [
-        State.CLOSED
-    ]
+    assert [
+        timeline.state for timeline in await trace_view.load_timelines(ChangingHistory((0, False), (7, False)), ID)
+    ] == [State.CLOSED]
     assert (await _followed(ChangingHistory((0, False), (7, False)), monkeypatch))[0]
     assert await trace_view.load_timelines(ChangingHistory((0, False)), ID) == []
     assert await _followed(ChangingHistory((0, False)), monkeypatch) == (False, "")

@@ -173,7 +173,7 @@ def test_parsed_address_contains_no_unsafe_character(text: str, utf8: bool) -> N
         return
     wire = str(address)
     assert Address.parse(wire, utf8=True) == address
-    assert not any(ord(letter) < 32 or ord(letter) == 127 for letter in wire)
+    assert not any(ord(character) < 32 or ord(character) == 127 for character in wire)
     assert utf8 or wire.isascii()
     assert len(address.local.encode()) <= 64
     assert address.domain_ascii.isascii()

@@ -71,18 +71,18 @@ def simulator(**rules: object) -> RouterSimulator:
 
 
 def test_duplicate_facts_are_counted() -> None:
-    shard, tally = simulator(), BatchAccounting()
+    shard, accounting = simulator(), BatchAccounting()
     mail = accepted("u@far.test")
     shard.decide(mail)
     (dispatched_id,) = shard.dispatched
     entry = shard.queue.entry(dispatched_id)
     assert entry is not None
     report = Attempted(dispatched_id, 2, (delivered(recipient("u@far.test")),), START, timedelta(0))
-    tally.add_decision(mail, None, shard.decide(mail), START)
-    tally.add_decision(report, entry, shard.decide(report), START)
-    assert tally.duplicates == 2
-    assert not tally.ledger
-    assert not tally.first_attempt_delays
+    accounting.add_decision(mail, None, shard.decide(mail), START)
+    accounting.add_decision(report, entry, shard.decide(report), START)
+    assert accounting.duplicates == 2
+    assert not accounting.ledger
+    assert not accounting.first_attempt_delays
 
 
 def test_message_from_accepted_to_closed() -> None:
@@ -136,7 +136,7 @@ def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> N
     a, b, c = (recipient(f"{name}@far.test") for name in "abc")
     out = shard.attempt(dispatched_id, delivered(a), failed(b), deferred(c), headers=CONTENT)
     assert kinds(out) == [Pending, AttemptRecorded, Accepted, Bounced]
-    entry, tried, report, bounced = out[0], out[1], out[2], out[3]
+    entry, attempt, report, bounced = out[0], out[1], out[2], out[3]
     assert isinstance(entry, Pending)
     assert entry.delivery.message.envelope.recipients == (c,)
     assert (entry.attempts, entry.last, entry.content) == (
@@ -146,9 +146,9 @@ def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> N
     )
     assert isinstance(entry.state, Waiting)
     assert (entry.state.cause, entry.state.reason) == (WaitCause.DEFERRED, str(DEFERRED_REPLY))
-    assert isinstance(tried, Event)
+    assert isinstance(attempt, Event)
     outcomes = (delivered(a), failed(b), deferred(c))
-    assert tried.detail == AttemptRecorded(dispatched_id, 1, outcomes, START, timedelta(seconds=1), entry.state.due)
+    assert attempt.detail == AttemptRecorded(dispatched_id, 1, outcomes, START, timedelta(seconds=1), entry.state.due)
     assert isinstance(report, Accepted)
     assert isinstance(report.content, Inline)
     assert b"b@far.test" in report.content.data
@@ -194,8 +194,8 @@ def test_mismatched_report_keeps_the_ledger_balanced() -> None:
     out = shard.attempt(dispatched_id, delivered(recipient("x@far.test")), delivered(recipient("b@far.test")))
     assert shard.ledger["delivered"] == 1
     assert shard.open_by_ledger() == shard.open_recipients() == 1
-    (tried,) = [what for what in events(out) if isinstance(what, AttemptRecorded)]
-    assert [str(outcome.recipient) for outcome in tried.outcomes] == ["a@far.test", "b@far.test"]
+    (attempt,) = [what for what in events(out) if isinstance(what, AttemptRecorded)]
+    assert [str(outcome.recipient) for outcome in attempt.outcomes] == ["a@far.test", "b@far.test"]
 
 
 def test_lifetime_ends_with_a_last_attempt_and_a_bounce() -> None:

@@ -80,10 +80,10 @@ async def test_new_message_that_raises_is_held_and_others_are_delivered(
     assert await setup.spool.read(entry.content) == CONTENT
     assert (await setup.log.backlog()).accepted == 0
     assert [entry["ids"] for entry in logged if entry["event"] == "quarantined"] == [[bad.message.queue_id]]
-    story = build_timeline(
+    timeline = build_timeline(
         bad.message.queue_id, [event async for event in setup.log.history(bad.message.queue_id)], [entry], []
     )
-    assert story is not None
+    assert timeline is not None
     assert len(setup.dispatched) == 29
     async with setup.running():  # the next start raises nothing
         mail = accepted_now("alice@example.test")

@@ -87,7 +87,7 @@ def test_lookup_results_of_addresses() -> None:
     assert snapshot.lookup(_address("alice-news@example.test")) == IsMailbox("alice@example.test")
     found = snapshot.lookup(_address("postmaster@example.test"))
     assert isinstance(found, IsAlias)
-    assert len(found.targets) == 3  # Alice and alice may differ for whoever hosts the target
+    assert len(found.targets) == 3  # Alice and alice may differ for the host of the target
     assert snapshot.lookup(_address("nobody@example.test")) == IsAlias((_address("bob@example.test"),))
     assert isinstance(snapshot.lookup(_address("any@branch.test")), IsRelayed)
     assert isinstance(snapshot.lookup(_address("team@branch.test")), IsAlias)
