@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from eilpost.cli import main
+from eilpost.entry_point import main
 from tests.support.faults.network import Network
 from tests.support.faults.points import INSTALL, FaultPoints
 

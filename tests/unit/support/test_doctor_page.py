@@ -20,7 +20,7 @@ LEVELS = ("OK", "WARN", "FAIL")
 
 # Parts of a line that differ from run to run: HOST:PORT, a name, a number. The suffix "of tenant NAME" is left out.
 _VARIABLE = "*"
-_TENANT = re.compile(r"^(?:topics\.)?of_tenant\(|^of$")
+_TENANT = re.compile(r"^(?:topics\.)?of_tenant\(|^tenant_suffix$")
 # Levels that a function computes: `Finding(level, ...)` and `level(...)`.
 _COMPUTED = {"topic *": set(LEVELS), "broker *": {"WARN", "FAIL"}, "log": {"OK", "FAIL"}}
 
