@@ -84,7 +84,7 @@ def test_help_and_docs_agree_on_messages_in_doubt(
         " or may not arrive: they do not fail the load)"
     )
     assert f"0 {expected}" in " ".join(capsys.readouterr().out.split())
-    page = Path(__file__).parents[3] / "docs" / "load.md"
+    page = Path(__file__).parents[4] / "docs" / "load.md"
     assert f"| 0 | {expected} |" in page.read_text(encoding="utf-8").replace("*", "")
 
 
