@@ -33,7 +33,7 @@ from tests.contract.log_contract.queries import QueryTests
 from tests.contract.log_contract.reads import ReadTests
 from tests.contract.log_contract.unknown_versions import UnknownVersionTests
 from tests.journeys.test_21_dedicated_tenant import DIRECTORY, Hosting, send
-from tests.journeys.test_32_no_kafka_at_start import becomes
+from tests.journeys.test_33_no_kafka_at_start import becomes
 from tests.support.access_rights import (
     PASSWORD,
     Right,

@@ -1,4 +1,4 @@
-"""01: a message between two local users, by raw TCP and by smtplib; the recipient fetches it by POP3."""
+"""Journey 1: a message between two local users, by raw TCP and by smtplib; the recipient fetches it by POP3."""
 
 from __future__ import annotations
 

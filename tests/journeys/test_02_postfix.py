@@ -1,4 +1,4 @@
-"""02: through a real Postfix and back: eilpost -> Postfix -> eilpost -> mailbox."""
+"""Journey 2: through a real Postfix and back: eilpost -> Postfix -> eilpost -> mailbox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""03: aliases: several targets, nested aliases, and alias loops."""
+"""Journey 3: aliases: several targets, nested aliases, and alias loops."""
 
 from __future__ import annotations
 

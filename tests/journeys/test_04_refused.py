@@ -1,4 +1,4 @@
-"""04: refused mail: unknown recipients, unknown senders, and relaying."""
+"""Journey 4: refused mail: unknown recipients, unknown senders, and relaying."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""05: a 4xx from the next hop: the message stays queued, without its content in memory, and a retry delivers it."""
+"""Journey 5: a 4xx from the next hop: a retry delivers the queued message, whose content is not in memory."""
 
 from __future__ import annotations
 

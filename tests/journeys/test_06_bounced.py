@@ -1,4 +1,4 @@
-"""06: a 5xx from the next hop: the sender's mailbox gets a DSN that a standard parser reads (RFC 3464)."""
+"""Journey 6: a 5xx from the next hop: the sender's mailbox gets a DSN that a standard parser reads (RFC 3464)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""07: content too large for a record goes through the spool and arrives unchanged."""
+"""Journey 7: content too large for a record goes through the spool and arrives unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""08: a DSN that cannot be delivered is discarded: no bounce of a bounce (RFC 5321 section 6.1)."""
+"""Journey 8: a DSN that cannot be delivered is discarded: no bounce of a bounce (RFC 5321 section 6.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""09: one message with several recipients and several outcomes: no duplicates, and the DSN names only the
+"""Journey 9: one message with several recipients and several outcomes: no duplicates, and the DSN names only the
 failed one.
 """
 

@@ -1,4 +1,4 @@
-"""10: a restart while mail is queued: the next start delivers it."""
+"""Journey 10: a restart while mail is queued: the next start delivers it."""
 
 from __future__ import annotations
 

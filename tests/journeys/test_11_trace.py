@@ -1,4 +1,4 @@
-"""11: `eilpost trace` and `eilpost queue` work while the server runs and after it has stopped."""
+"""Journey 11: `eilpost trace` and `eilpost queue` work while the server runs and after it has stopped."""
 
 from __future__ import annotations
 

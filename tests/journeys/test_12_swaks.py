@@ -1,4 +1,4 @@
-"""12: swaks sends to a running eilpost; the recipient fetches the message."""
+"""Journey 12: swaks sends to a running eilpost; the recipient fetches the message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""13: large messages in an object store: delivery, a lost object, an outage, and `eilpost doctor`."""
+"""Journey 13: large messages in an object store: delivery, a lost object, an outage, and `eilpost doctor`."""
 
 from __future__ import annotations
 

@@ -164,6 +164,14 @@ def test_no_definition_has_an_old_name() -> None:
     assert {_name(path): names for path in python if (names := old_names(_tree(path)))} == {}
 
 
+def test_journeys_have_numbers_of_their_own() -> None:
+    files = sorted((ROOT / "tests" / "journeys").glob("test_*.py"))
+    numbers = [int(path.name.split("_")[1]) for path in files]
+    assert len(set(numbers)) == len(files)
+    docstrings = [ast.get_docstring(_tree(path)) or "" for path in files]
+    assert [text for text, n in zip(docstrings, numbers, strict=True) if not text.startswith(f"Journey {n}: ")] == []
+
+
 def test_the_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= README_LINES_MAX

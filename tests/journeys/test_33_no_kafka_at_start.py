@@ -1,4 +1,4 @@
-"""Journey 32: real processes that start before Kafka, and keep running during an outage.
+"""Journey 33: real processes that start before Kafka, and keep running during an outage.
 
 Without brokers, and then without topics, no process ends: each is unready, and /readyz names what is missing. When
 brokers and topics appear, each becomes ready without a restart and mail flows. In a later outage workers are unready,

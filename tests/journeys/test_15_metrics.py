@@ -1,4 +1,4 @@
-"""30: /metrics counts a message at every stage (accepted, routed, delivered, fetched), with declared labels only."""
+"""Journey 15: /metrics counts a message at every stage (accepted, routed, delivered, fetched), with declared labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Journey 33: SIGTERM, as Kubernetes sends it, to a process that accepts and delivers mail at the same time.
+"""Journey 16: SIGTERM, as Kubernetes sends it, to a process that accepts and delivers mail at the same time.
 
 An idle client gets 421 4.3.2, a client inside its message is served, and new clients are refused. A delivery before its
 final dot is aborted and retried after the next start; one after its final dot is completed and reported once. A second

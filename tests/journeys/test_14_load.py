@@ -1,4 +1,4 @@
-"""30: `eilpost load` accounts for every accepted message of a whole server and reports lost ones.
+"""Journey 14: `eilpost load` accounts for every accepted message of a whole server and reports lost ones.
 
 The negative cases use a server that loses, duplicates, refuses and defers mail and closes connections. The command's
 report is compared with that server's own counts.
