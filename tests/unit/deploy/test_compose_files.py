@@ -187,8 +187,8 @@ def test_real_kafka_accepts_the_broker_settings(files: tuple[str, ...], tmp_path
         ]
         properties.write_text("\n".join(lines))
         tool = node.java("kafka.tools.StorageTool", "format", "--cluster-id", identity, "--config", str(properties))
-        done = subprocess.run(tool, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout + done.stderr
+        result = subprocess.run(tool, capture_output=True, text=True, timeout=60)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 @both

@@ -51,13 +51,13 @@ def test_packages_to_run_are_a_part_of_the_packages_to_test() -> None:
 
 
 def test_default_target_lists_every_documented_target() -> None:
-    done = _make(ROOT, "--no-print-directory")
-    assert done.returncode == 0, done.stderr
-    listed = set(re.findall(r"^  ([a-z-]+)  ", done.stdout, re.MULTILINE))
+    result = _make(ROOT, "--no-print-directory")
+    assert result.returncode == 0, result.stderr
+    targets = set(re.findall(r"^  ([a-z-]+)  ", result.stdout, re.MULTILINE))
     phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
     assert phony is not None
-    assert listed == set(phony[1].split())
-    assert all(len(line) <= 120 for line in done.stdout.splitlines())
+    assert targets == set(phony[1].split())
+    assert all(len(line) <= 120 for line in result.stdout.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,11 @@ def test_python_without_venv_is_a_one_line_error(tmp_path: Path, script: str, ex
     python.chmod(0o755)
     (tmp_path / "requirements.lock").touch()
     (tmp_path / "pyproject.toml").touch()
-    done = _make(tmp_path, "run", f"PYTHON={python}")
-    assert done.returncode == 2
-    first, *others = done.stderr.splitlines()
+    result = _make(tmp_path, "run", f"PYTHON={python}")
+    assert result.returncode == 2
+    first, *other_lines = result.stderr.splitlines()
     assert expected in first
-    assert all(line.startswith("make") for line in others)
+    assert all(line.startswith("make") for line in other_lines)
 
 
 def test_pip_error_and_status_are_passed_on(tmp_path: Path) -> None:
@@ -85,16 +85,16 @@ def test_pip_error_and_status_are_passed_on(tmp_path: Path) -> None:
     lock.write_text(
         f"nothing==1.0 ; python_version < '3' --hash=sha256:{'0' * 64}\nnot-a-wheel @ {tmp_path.as_uri()}/no.whl\n"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, str(ROOT / "deploy" / "install.py"), str(lock)],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.returncode != 0
-    assert "ERROR" in done.stderr
-    assert "pip failed" in done.stderr
+    assert result.returncode != 0
+    assert "ERROR" in result.stderr
+    assert "pip failed" in result.stderr
 
 
 def test_eilpost_runs_from_the_repository_in_a_folder_with_spaces(tmp_path: Path) -> None:
@@ -107,5 +107,5 @@ def test_eilpost_runs_from_the_repository_in_a_folder_with_spaces(tmp_path: Path
     code = f"import sys; sys.path[0] = {str(repository / 'deploy')!r}; import install; install.install_eilpost()"
     subprocess.run([str(folder / "bin" / "python"), "-c", code], check=True, timeout=60)
     command = [str(folder / "bin" / "eilpost"), "up", "two words"]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "['up', 'two words']\n", done.stderr
+    result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout == "['up', 'two words']\n", result.stderr

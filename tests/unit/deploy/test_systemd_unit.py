@@ -33,7 +33,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     """With a program that exists in place of the installed one: systemd checks that it can be executed."""
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text(encoding="utf-8").replace("/opt/eilpost/bin/eilpost", sys.executable))
-    done = subprocess.run(
+    result = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")

@@ -35,11 +35,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["eilpost", *arguments])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as system_exit:
             cli.main()
         out, err = capsys.readouterr()
         assert "Traceback" not in err
-        return int(ended.value.code or 0), out, err
+        return int(system_exit.value.code or 0), out, err
 
     yield call
     structlog.reset_defaults()  # a command's logging configuration must not reach the next test

@@ -94,12 +94,12 @@ def test_effective_settings_show_their_source(run: Run, monkeypatch: pytest.Monk
 def test_config_show_hides_secrets_and_shows_sources(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "eilpost.toml").write_text('[spool]\nurl = "s3://mail"\naccess_key = "me"\n')
     monkeypatch.setenv("EILPOST_SPOOL__SECRET_KEY", "hush")
-    shown = run("config", "show")[1]
-    assert 'secret_key = "***"  # EILPOST_SPOOL__SECRET_KEY\n' in shown
-    assert "hush" not in shown + run("config", "show", "--json")[1]
+    output = run("config", "show")[1]
+    assert 'secret_key = "***"  # EILPOST_SPOOL__SECRET_KEY\n' in output
+    assert "hush" not in output + run("config", "show", "--json")[1]
     assert run("config", "check")[0] == 0
     monkeypatch.delenv("EILPOST_SPOOL__SECRET_KEY")
-    (home / "again.toml").write_text(shown)
+    (home / "again.toml").write_text(output)
     status, _, err = run("config", "check", "--config", "again.toml")
     assert (status, "the secret itself is expected" in one_line(err)) == (2, True)
 
@@ -126,5 +126,7 @@ def test_configuration_is_utf8_in_any_locale(home: Path) -> None:
     (home / "eilpost.toml").write_text("# für uns\n[node]\n", encoding="utf-8")
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for arguments in (["config", "show"], ["config", "check"], ["user", "list"]):
-        done = subprocess.run([EILPOST, *arguments], cwd=home, capture_output=True, timeout=60, check=False, env=plain)
-        assert (done.returncode, done.stderr) == (0, b""), arguments
+        result = subprocess.run(
+            [EILPOST, *arguments], cwd=home, capture_output=True, timeout=60, check=False, env=plain
+        )
+        assert (result.returncode, result.stderr) == (0, b""), arguments

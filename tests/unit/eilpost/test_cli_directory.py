@@ -35,8 +35,8 @@ def test_user_passwords_come_from_stdin(run: Run, home: Path, monkeypatch: pytes
 def test_domains_and_aliases_by_command(run: Run, home: Path) -> None:
     assert run("domain", "add", "new.test")[:2] == (0, "new.test added to directory.toml\n")
     assert run("alias", "add", "@new.test", "alice@example.test", "bob@example.test")[0] == 0
-    listed = json.loads(run("domain", "list", "--json")[1])
-    assert listed[-1] == {"domain": "new.test", "tenant": "default", "relay": "", "users": 0, "aliases": 1}
+    domains = json.loads(run("domain", "list", "--json")[1])
+    assert domains[-1] == {"domain": "new.test", "tenant": "default", "relay": "", "users": 0, "aliases": 1}
     assert run("domain", "list")[1].endswith("new.test  tenant default, users: 0, aliases: 1\n")
     assert json.loads(run("alias", "list", "--json")[1])[-1] == {
         "alias": "@new.test",

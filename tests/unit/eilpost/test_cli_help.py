@@ -64,7 +64,7 @@ def test_help_is_the_same_by_option_and_by_command(run: Run, command: tuple[str,
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
-@pytest.mark.parametrize("command", [each for each in _commands() if each not in {(), ("version",)}])
+@pytest.mark.parametrize("command", [command for command in _commands() if command not in {(), ("version",)}])
 def test_examples_of_a_command_call_it(run: Run, command: tuple[str, ...]) -> None:
     out = run("help", *command)[1]
     examples = out.partition("Examples:\n")[2].splitlines()

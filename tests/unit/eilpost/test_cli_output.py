@@ -43,10 +43,10 @@ def test_reader_that_closes_the_pipe_is_no_error(home: Path, users: int) -> None
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as nobody:
-        listed = subprocess.run(
+        result = subprocess.run(
             [EILPOST, "user", "list"], cwd=home, stdout=nobody, stderr=subprocess.PIPE, timeout=60, check=False
         )
-    assert (listed.returncode, listed.stderr) == (0, b"")
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(("command", "text"), [("doctor", '[log]\nurl = "kafka://127.0.0.1:1"\n'), ("up", "node\n")])
@@ -61,21 +61,21 @@ def test_exit_status_does_not_depend_on_a_reader(
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as nobody:
-        ended = subprocess.run([EILPOST, command], cwd=home, stdout=nobody, stderr=nobody, timeout=60, check=False)
-    assert ended.returncode == status
+        result = subprocess.run([EILPOST, command], cwd=home, stdout=nobody, stderr=nobody, timeout=60, check=False)
+    assert result.returncode == status
 
 
 @pytest.mark.parametrize(("closed", "status"), [("1", 0), ("2", 2)], ids=["stdout", "stderr"])
 def test_closed_output_is_no_error_and_is_not_redirected(home: Path, closed: str, status: int) -> None:
     (home / "eilpost.toml").write_text('[node]\nhostname = "mx.example.test"\n' if status == 0 else "node\n")
     command = ["sh", "-c", f'exec "$0" config check {closed}>&-', str(EILPOST)]
-    done = subprocess.run(command, cwd=home, capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
+    result = subprocess.run(command, cwd=home, capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (status, b"", b"")
 
 
 def test_names_of_any_script_print_in_any_locale(home: Path) -> None:
     (home / "directory.toml").write_text(directory_toml(("böb",)), encoding="utf-8")
-    listed = subprocess.run(
+    result = subprocess.run(
         [EILPOST, "user", "list"],
         cwd=home,
         capture_output=True,
@@ -83,5 +83,5 @@ def test_names_of_any_script_print_in_any_locale(home: Path) -> None:
         check=False,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )
-    assert (listed.returncode, listed.stderr) == (0, b"")
-    assert listed.stdout.splitlines() == [rb"b\xf6b@example.test"]
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.splitlines() == [rb"b\xf6b@example.test"]

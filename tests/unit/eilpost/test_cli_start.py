@@ -23,19 +23,19 @@ def test_single_role_on_an_embedded_log_is_refused(run: Run, role: str) -> None:
 
 def _starts(box: EilpostProcess) -> tuple[int, str]:
     """Run the command to its end; returns its exit status and stderr."""
-    ended = subprocess.run(
+    result = subprocess.run(
         [*box.command, "--config", str(box.config)], capture_output=True, text=True, timeout=60, check=False
     )
-    assert "Traceback" not in ended.stderr
-    return ended.returncode, ended.stderr
+    assert "Traceback" not in result.stderr
+    return result.returncode, result.stderr
 
 
 @pytest.mark.parametrize(
     ("section", "key"), [("ingress", "smtp_listen"), ("mailstore", "pop3_listen"), ("http", "listen")]
 )
 def test_used_port_names_the_key_and_the_variable(tmp_path: Path, section: str, key: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        box = EilpostProcess(tmp_path, {section: {key: f"127.0.0.1:{taken.getsockname()[1]}"}})
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        box = EilpostProcess(tmp_path, {section: {key: f"127.0.0.1:{occupied.getsockname()[1]}"}})
         before = {path.name for path in tmp_path.iterdir()}
         status, err = _starts(box)
     assert status == 2
@@ -45,8 +45,8 @@ def test_used_port_names_the_key_and_the_variable(tmp_path: Path, section: str, 
 
 
 def test_all_used_ports_are_named_once(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        ports = [taken.getsockname()[1] for taken in (one, other)]
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        ports = [occupied.getsockname()[1] for occupied in (first, second)]
         box = EilpostProcess(
             tmp_path,
             {

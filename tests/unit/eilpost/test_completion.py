@@ -29,9 +29,9 @@ COMP_WORDS=(eilpost {quoted}) COMP_CWORD={len(words)}
 _eilpost
 printf '%s\\n' ${{COMPREPLY[@]+"${{COMPREPLY[@]}}"}}
 """
-    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    result = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_every_command_and_option_is_completed(shell: str) -> None:
     script = completion.script(ROOT, shell)
     for path, command in completion.commands(ROOT):
         assert " ".join(path) in script
-        options = (each for each in command.params if each.param_type_name == "option")
-        for name in (name for each in options for name in (*each.opts, *each.secondary_opts)):
+        options = (line for line in command.params if line.param_type_name == "option")
+        for name in (name for line in options for name in (*line.opts, *line.secondary_opts)):
             fish = f" -l {name[2:]} " if name.startswith("--") else f" -s {name[1:]} "
             assert (fish if shell == "fish" else name) in script
     if shutil.which(shell):
@@ -67,8 +67,8 @@ def test_no_option_takes_a_value_in_one_command_and_none_in_another() -> None:
     """The scripts know the options that take a value by name only."""
     flags, valued = set(), set()
     for _, command in completion.commands(ROOT):
-        for each in (each for each in command.params if each.param_type_name == "option"):
-            (flags if each.is_flag else valued).update((*each.opts, *each.secondary_opts))
+        for page in (page for page in command.params if page.param_type_name == "option"):
+            (flags if page.is_flag else valued).update((*page.opts, *page.secondary_opts))
     assert not flags & valued
 
 
@@ -88,7 +88,7 @@ def test_man_pages_have_no_formatting_errors() -> None:
     if not shutil.which("groff"):
         return
     for name, text in completion.man_pages(ROOT):
-        done = subprocess.run(
+        result = subprocess.run(
             ["groff", "-man", "-Tascii", "-ww"], input=text, capture_output=True, text=True, timeout=30, check=True
         )
-        assert done.stderr == "", name
+        assert result.stderr == "", name

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.slow
 
 
 def _bash(command: str) -> str:
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_created_configuration_is_valid_and_kept(tmp_path: Path) -> None:
@@ -75,9 +75,9 @@ async def test_commands_of_the_readme_work(tmp_path: Path) -> None:
         readme = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
         readme = readme.replace("2525", str(box.mx)).replace("2110", str(box.pop3))
         send, fetch = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[:2]
-        answer = _bash(send)
-        queue_id = re.search(r"queued as (\S+)", answer)
-        assert queue_id is not None, answer
+        response = _bash(send)
+        queue_id = re.search(r"queued as (\S+)", response)
+        assert queue_id is not None, response
         await wait_until(lambda: box.maildir("alice") and box.maildir("bob"), what="the message in both mailboxes")
         assert "team@example.test -> alice@example.test, bob@example.test" in box.run("trace", queue_id[1])
         assert "Hi all" in _bash(fetch)
@@ -141,9 +141,9 @@ async def test_commands_of_the_banner_work(tmp_path: Path) -> None:
         by_hand = next(line.strip() for line in banner.splitlines() if "printf" in line)
         fetch = next(line.strip() for line in banner.splitlines() if "poplib" in line)
 
-        answer = _bash(by_hand)
-        queue_id = re.search(r"queued as (\S+)", answer)
-        assert queue_id is not None, answer
+        response = _bash(by_hand)
+        queue_id = re.search(r"queued as (\S+)", response)
+        assert queue_id is not None, response
         await wait_until(lambda: box.maildir("alice"), what="the message in its mailbox")
         assert "Hi Alice" in _bash(fetch)
         assert "delivered" in box.run("trace", queue_id[1])

@@ -61,8 +61,8 @@ async def test_many_messages_in_a_second_are_counted_in_one_line() -> None:
 
 async def test_a_port_in_use_is_printed_and_the_demo_runs() -> None:
     stream = io.StringIO()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        async with _running(DemoSink(taken.getsockname()[1], Output(stream))):
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        async with _running(DemoSink(occupied.getsockname()[1], Output(stream))):
             pass
     assert "sink: cannot listen on 127.0.0.1:" in stream.getvalue()
 
@@ -72,6 +72,6 @@ def test_the_sink_runs_only_where_the_file_of_the_demo_relays_to_it(tmp_path: Pa
     assert sink_port(path, load(path, {})) == 2627
     relay = "smtp://127.0.0.1:2626"  # as docs/load.md sets it
     assert sink_port(path, load(path, {"EILPOST_DELIVERY__RELAY": relay})) is None
-    for other in ("", "smtp://relay.example.test:25", "lmtp://127.0.0.1:2627"):
-        path.write_text(demo.CONFIGURATION.replace("smtp://127.0.0.1:2627", other))
+    for foreign in ("", "smtp://relay.example.test:25", "lmtp://127.0.0.1:2627"):
+        path.write_text(demo.CONFIGURATION.replace("smtp://127.0.0.1:2627", foreign))
         assert sink_port(path, load(path, {})) is None

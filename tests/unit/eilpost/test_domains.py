@@ -71,7 +71,7 @@ def test_the_first_domain_of_a_file(tmp_path: Path, text: str) -> None:
             domains.add_domain(file, "other.test")
         return
     domains.add_domain(file, "example.test")
-    assert [each.domain for each in domains.list_domains(file)] == ["example.test"]
+    assert [listing.domain for listing in domains.list_domains(file)] == ["example.test"]
     assert file.read_text().startswith(text)
 
 

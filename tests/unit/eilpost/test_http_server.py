@@ -40,8 +40,8 @@ def _health(**roles: bool) -> Health:
 
 def test_ready_once_every_role_is_ready() -> None:
     assert readiness(_health(ingress=True, router=True), _Log(Usable()))[0]
-    is_ready, answer = readiness(_health(ingress=True, router=False), _Log(Usable()))
-    assert (is_ready, answer["reasons"]) == (False, ["router has not joined its group yet"])
+    is_ready, response = readiness(_health(ingress=True, router=False), _Log(Usable()))
+    assert (is_ready, response["reasons"]) == (False, ["router has not joined its group yet"])
 
 
 def test_the_status_page_shows_version_roles_state_and_links() -> None:
@@ -57,9 +57,9 @@ def test_the_status_page_shows_version_roles_state_and_links() -> None:
 def test_draining_is_not_ready() -> None:
     health = _health(ingress=True, router=False)
     health.is_draining = True
-    is_ready, answer = readiness(health, _Log(Down("gone")))
-    assert (is_ready, answer["reasons"]) == (False, ["draining"])  # the rest follows from it
-    assert answer["roles"] == {"ingress": True, "router": False}
+    is_ready, response = readiness(health, _Log(Down("gone")))
+    assert (is_ready, response["reasons"]) == (False, ["draining"])  # the rest follows from it
+    assert response["roles"] == {"ingress": True, "router": False}
 
 
 _DOWN = ["the log is down: gone"]
@@ -81,10 +81,10 @@ _DOWN = ["the log is down: gone"]
 def test_a_log_that_is_down_counts_for_workers_and_for_an_ingress_that_has_never_seen_it(
     log: Condition, roles: dict[str, bool], reasons: list[str]
 ) -> None:
-    is_ready, answer = readiness(_health(**roles), _Log(log))
-    assert (is_ready, answer["ready"], answer["reasons"]) == (not reasons, not reasons, reasons)
-    assert answer["log"]["condition"] == type(log).__name__.lower()
-    assert answer.get("warnings") == (["renew it"] if isinstance(log, Full) else None)
+    is_ready, response = readiness(_health(**roles), _Log(log))
+    assert (is_ready, response["ready"], response["reasons"]) == (not reasons, not reasons, reasons)
+    assert response["log"]["condition"] == type(log).__name__.lower()
+    assert response.get("warnings") == (["renew it"] if isinstance(log, Full) else None)
 
 
 def test_a_stopped_shard_is_reported_and_its_process_stays_ready() -> None:
@@ -93,9 +93,12 @@ def test_a_stopped_shard_is_reported_and_its_process_stays_ready() -> None:
         STOPPED_SHARDS.stop(role, shard, "a record cannot be read")
     STOPPED_SHARDS.stop("router", 3, "its version is 9")  # its second reason
     try:
-        is_ready, answer = readiness(health, _Log(Usable()))
+        is_ready, response = readiness(health, _Log(Usable()))
         assert is_ready
-        assert answer["stopped"] == ["delivery, shard 1: a record cannot be read", "router, shard 3: its version is 9"]
+        assert response["stopped"] == [
+            "delivery, shard 1: a record cannot be read",
+            "router, shard 3: its version is 9",
+        ]
         assert REGISTRY.get_sample_value("eilpost_shards_stopped", {"role": "router"}) == 1
     finally:
         STOPPED_SHARDS.resume("router", 3)
@@ -107,9 +110,9 @@ def test_a_stopped_shard_is_reported_and_its_process_stays_ready() -> None:
 async def _get(port: int, path: str) -> tuple[int, str]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    answer = (await reader.read()).decode()
+    response = (await reader.read()).decode()
     writer.close()
-    return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]
+    return int(response.split()[1]), response.partition("\r\n\r\n")[2]
 
 
 @contextlib.asynccontextmanager
@@ -201,9 +204,9 @@ async def _raw(port: int, *parts: bytes) -> bytes:
         writer.write(part)
         await asyncio.sleep(0.05)
     async with asyncio.timeout(10):
-        answer = await reader.read()
+        response = await reader.read()
     writer.close()
-    return answer
+    return response
 
 
 async def test_malformed_requests_are_answered_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -221,8 +224,8 @@ async def test_malformed_requests_are_answered_and_not_logged(caplog: pytest.Log
 
 
 async def test_a_port_in_use_names_the_key() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        http = HttpServer(settings=HttpSettings(listen=f"127.0.0.1:{taken.getsockname()[1]}"), health=Health())
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        http = HttpServer(settings=HttpSettings(listen=f"127.0.0.1:{occupied.getsockname()[1]}"), health=Health())
         with pytest.raises(ServiceError, match=r"^http\.listen: cannot listen on .*EILPOST_HTTP__LISTEN"):
             await http.run(lambda: None, asyncio.Event())
 

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 NO_KAFKA = {"log": {"url": "kafka://127.0.0.1:1", "durability": "dev"}}
 
 
-def wait_for(true: Callable[[], object], what: str) -> None:
-    block_until(true, poll_seconds=0.002, what=what)
+def wait_for(true: Callable[[], object], awaited: str) -> None:
+    block_until(true, poll_seconds=0.002, what=awaited)
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
@@ -89,9 +89,11 @@ def test_sigterm_during_the_start_ends_the_process_at_once(tmp_path: Path) -> No
             box.start(wait=False)
             mute.settimeout(20)
             with mute.accept()[0]:
-                began = time.monotonic()
+                started_at = time.monotonic()
                 assert box.stop() == 0
-                assert time.monotonic() - began < 4.5, box.output()  # and not the 6 s that a broker has for an answer
+                assert time.monotonic() - started_at < 4.5, (
+                    box.output()
+                )  # and not the 6 s that a broker has for an answer
             assert not events(box, "log not usable yet, retrying")
             assert "traceback" not in box.output().lower()
         finally:
@@ -100,17 +102,17 @@ def test_sigterm_during_the_start_ends_the_process_at_once(tmp_path: Path) -> No
 
 def test_closed_terminal_drains(tmp_path: Path) -> None:
     box = EilpostProcess(tmp_path)
-    ours, theirs = pty.openpty()
+    ours, terminal = pty.openpty()
     process = subprocess.Popen(
         [str(EILPOST), "up", "--config", str(box.config)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
         start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(theirs), os.O_RDWR)),  # its controlling terminal
+        preexec_fn=lambda: os.close(os.open(os.ttyname(terminal), os.O_RDWR)),  # its controlling terminal
     )
     try:
-        os.close(theirs)
+        os.close(terminal)
         text = b""
         while b"ready" not in text:
             text += os.read(ours, 4096)

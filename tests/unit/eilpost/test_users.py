@@ -159,12 +159,12 @@ def test_concurrent_editors_lose_no_change(file: Path, monkeypatch: pytest.Monke
     read = directory_editor.read
 
     def read_late(path: Path) -> Any:
-        found = read(path)
+        directory = read(path)
         with suppress(threading.BrokenBarrierError):  # the lock keeps the other thread from here
             together.wait(0.2)
-        return found
+        return directory
 
-    monkeypatch.setattr(users, "read", read_late)
+    monkeypatch.setattr(directory_editor, "read", read_late)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda name: users.add(file, f"{name}@example.test", "x"), ("carol", "dave")))
     assert {user.address for user in users.list_users(file)} >= {"carol@example.test", "dave@example.test"}

@@ -91,16 +91,18 @@ async def test_backlog_of_a_stopped_embedded_log_is_reported(make_plan: MakePlan
 def test_running_server_is_recognised_on_its_ports(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "home") as box:
         plan = Plan(load(box.home / "eilpost.toml", {}), box.home)
-        found = _by_subject(asyncio.run(doctor.examine(plan)))
-    assert found["log"].text.startswith(
+        by_subject = _by_subject(asyncio.run(doctor.examine(plan)))
+    assert by_subject["log"].text.startswith(
         str(box.home / "log.db") + ": in use by a running eilpost; 0 deliveries in the queue, 0 unrouted messages"
     )
-    assert found["port ingress.smtp_listen"].text.endswith("eilpost is running")
-    assert found["port mailstore.pop3_listen"].text.endswith("eilpost is running")
-    assert "eilpost is running and ready: " in found["port http.listen"].text
-    assert "ingress, router, delivery, mailstore" in found["port http.listen"].text.replace("http, maintenance, ", "")
-    assert "written and read in" in found["spool"].text
-    assert {finding.level for finding in found.values()} <= {Level.OK, Level.WARN}
+    assert by_subject["port ingress.smtp_listen"].text.endswith("eilpost is running")
+    assert by_subject["port mailstore.pop3_listen"].text.endswith("eilpost is running")
+    assert "eilpost is running and ready: " in by_subject["port http.listen"].text
+    assert "ingress, router, delivery, mailstore" in by_subject["port http.listen"].text.replace(
+        "http, maintenance, ", ""
+    )
+    assert "written and read in" in by_subject["spool"].text
+    assert {finding.level for finding in by_subject.values()} <= {Level.OK, Level.WARN}
 
 
 async def test_damaged_embedded_log_is_a_failure(make_plan: MakePlan, tmp_path: Path) -> None:
@@ -110,9 +112,9 @@ async def test_damaged_embedded_log_is_a_failure(make_plan: MakePlan, tmp_path: 
 
 
 async def test_free_space_below_the_minimum_is_a_failure(make_plan: MakePlan) -> None:
-    found = _by_subject(await doctor.examine(make_plan(log={"min_free_disk": "1024TiB"})))
-    assert found["log space"].level is found["spool space"].level is Level.FAIL
-    assert "log.min_free_disk" in found["log space"].text
+    by_subject = _by_subject(await doctor.examine(make_plan(log={"min_free_disk": "1024TiB"})))
+    assert by_subject["log space"].level is by_subject["spool space"].level is Level.FAIL
+    assert "log.min_free_disk" in by_subject["log space"].text
 
 
 # --- spool and directory
@@ -204,8 +206,8 @@ async def test_one_silent_name_server_of_two_is_a_warning(make_plan: MakePlan, d
         plan = make_plan(
             ingress={"sender_domain_must_resolve": True}, resolver={"servers": servers, "timeout": "500ms"}
         )
-        found = await machine.dns(plan)
-    assert [(finding.subject, finding.level) for finding in found] == [
+        findings = await machine.dns(plan)
+    assert [(finding.subject, finding.level) for finding in findings] == [
         (f"dns {silent.address}", Level.WARN),
         (f"dns {dns_server.address}", Level.OK),
     ]
@@ -257,19 +259,22 @@ async def test_server_on_a_port_in_use_is_identified(
     server = await asyncio.start_server(greet, "127.0.0.1", 0)
     section, name = key.split(".")
     try:
-        where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        found = _by_subject(await ports.examine(make_plan(**{section: {name: where}}).settings))
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        by_subject = _by_subject(await ports.examine(make_plan(**{section: {name: address}}).settings))
     finally:
         server.close()
         await server.wait_closed()
-    assert (found[f"port {key}"].level, expected in found[f"port {key}"].text) == (level, True)
-    assert [finding.level for what, finding in found.items() if what != f"port {key}"] == [Level.OK, Level.OK]
+    assert (by_subject[f"port {key}"].level, expected in by_subject[f"port {key}"].text) == (level, True)
+    assert [finding.level for subject, finding in by_subject.items() if subject != f"port {key}"] == [
+        Level.OK,
+        Level.OK,
+    ]
 
 
 async def test_listen_address_of_another_machine_is_a_failure(make_plan: MakePlan) -> None:
-    found = _by_subject(await ports.examine(make_plan(ingress={"smtp_listen": "192.0.2.1:2525"}).settings))
-    assert found["port ingress.smtp_listen"].level is Level.FAIL
-    assert "ingress.smtp_listen" in found["port ingress.smtp_listen"].advice[0]
+    by_subject = _by_subject(await ports.examine(make_plan(ingress={"smtp_listen": "192.0.2.1:2525"}).settings))
+    assert by_subject["port ingress.smtp_listen"].level is Level.FAIL
+    assert "ingress.smtp_listen" in by_subject["port ingress.smtp_listen"].advice[0]
 
 
 # --- output

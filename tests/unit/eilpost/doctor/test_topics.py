@@ -29,13 +29,13 @@ def sound() -> dict[Topic, TopicState]:
 
 
 def changed(topic: Topic, *, config: dict[str, str] | None = None, **fields: Any) -> dict[Topic, TopicState]:
-    found = sound()
-    found[topic] = replace(found[topic], **fields, config={**found[topic].config, **(config or {})})
-    return found
+    states = sound()
+    states[topic] = replace(states[topic], **fields, config={**states[topic].config, **(config or {})})
+    return states
 
 
-def view_of(found: dict[Topic, TopicState], topic: Topic, settings: LogSettings = SETTINGS) -> topics.TopicView:
-    return next(view for view in topics.topic_views(found, ACCESS, settings) if view.topic is topic)
+def view_of(states: dict[Topic, TopicState], topic: Topic, settings: LogSettings = SETTINGS) -> topics.TopicView:
+    return next(view for view in topics.topic_views(states, ACCESS, settings) if view.topic is topic)
 
 
 def test_created_topics_pass_the_check() -> None:
@@ -64,12 +64,12 @@ def test_created_topics_pass_the_check() -> None:
 def test_unsafe_topic_configuration_is_reported(
     topic: Topic, config: dict[str, str], fields: dict[str, int], level: Level, advice: str
 ) -> None:
-    found = changed(topic, config=config, **fields)
-    view = view_of(found, topic)
+    states = changed(topic, config=config, **fields)
+    view = view_of(states, topic)
     assert (view.level, advice in "".join(view.advice)) == (level, True), view
-    dev = view_of(found, topic, SETTINGS.model_copy(update={"durability": "dev"}))
+    dev = view_of(states, topic, SETTINGS.model_copy(update={"durability": "dev"}))
     assert (dev.level, dev.advice) == (Level.WARN, view.advice)
-    assert [each.level for each in topics.topic_views(found, ACCESS, SETTINGS)].count(Level.OK) == 4
+    assert [view.level for view in topics.topic_views(states, ACCESS, SETTINGS)].count(Level.OK) == 4
 
 
 def test_min_isr_advice_does_not_exceed_the_replicas() -> None:
@@ -79,11 +79,11 @@ def test_min_isr_advice_does_not_exceed_the_replicas() -> None:
 
 
 def test_missing_topic_and_wrong_partition_count_are_reported() -> None:
-    found = sound()
-    del found[EVENTS]
-    view = view_of(found, EVENTS)
+    states = sound()
+    del states[EVENTS]
+    view = view_of(states, EVENTS)
     assert (view.level, "topics create" in view.advice[0]) == (Level.FAIL, True)
-    assert topics.count_findings(found, ACCESS, SETTINGS) == []
+    assert topics.count_findings(states, ACCESS, SETTINGS) == []
 
     (finding,) = topics.count_findings(changed(EVENTS, partitions=11), ACCESS, SETTINGS)
     assert "11" in finding.text + "".join(finding.advice)
@@ -122,19 +122,19 @@ async def test_unavailable_cluster_is_reported_for_each_tenant(monkeypatch: pyte
         findings = []
         for tenant in ("", "acme", "initech"):
             if part == "groups":
-                found = await brokers._group_findings(_UnavailableCluster(), ACCESS, SETTINGS, sound(), tenant)  # type: ignore[arg-type]
+                groups = await brokers._group_findings(_UnavailableCluster(), ACCESS, SETTINGS, sound(), tenant)  # type: ignore[arg-type]
+                findings += groups
             else:
-                found, _ = await brokers._topics_and_groups(ACCESS, SETTINGS, tenant)
-            findings += found
+                findings += (await brokers._topics_and_groups(ACCESS, SETTINGS, tenant))[0]
         subjects = [part, f"{part} of tenant acme", f"{part} of tenant initech"]
         assert [finding.subject for finding in findings] == subjects
-        assert all(each.text.startswith("cannot be checked: ") for each in findings)
+        assert all(finding.text.startswith("cannot be checked: ") for finding in findings)
 
 
 def test_topics_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
-    found = changed(QUEUE, config={"cleanup.policy": "delete", "retention.ms": "604800000"})
-    seen = topics.topic_views(found, ACCESS, SETTINGS)
-    topics.write(seen, [], Output())
+    states = changed(QUEUE, config={"cleanup.policy": "delete", "retention.ms": "604800000"})
+    views = topics.topic_views(states, ACCESS, SETTINGS)
+    topics.write(views, [], Output())
     lines = capsys.readouterr().out.splitlines()
     words = [" ".join(line.split()) for line in lines]
     assert words[0] == "topic partitions replicas in sync min ISR retention cleanup unclean election record max"
@@ -142,7 +142,7 @@ def test_topics_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert words[2] == "FAIL mail.queue 12 3 3 2 7d delete no 16MiB"
     assert lines[3] == "      -> cleanup.policy = delete removes pending deliveries: set it to compact"
     assert lines[-1] == "5 checks: 4 OK, 1 FAIL"
-    document = json.loads(json.dumps(topics.as_json(seen, [])))
+    document = json.loads(json.dumps(topics.as_json(views, [])))
     assert (document["level"], document["topics"][1]["cleanup_policy"]) == ("FAIL", "delete")
     assert document["topics"][0] == {
         "level": "OK",
@@ -206,8 +206,8 @@ def test_too_few_brokers_are_reported(alive: int, durability: str, replication: 
     settings = SETTINGS.model_copy(update={"durability": durability, "replication": replication})
     (finding,) = brokers._size_findings([_reached(alive)], set(), settings)
     assert (finding.level, bool(finding.advice)) == (level, level is not Level.OK)
-    gone = {f"h{alive}:9092", "h99:9092"}  # one unreachable broker of the list and one that is not in it
-    (finding,) = brokers._size_findings([_reached(alive + 1)], gone, settings)
+    missing = {f"h{alive}:9092", "h99:9092"}  # one unreachable broker of the list and one that is not in it
+    (finding,) = brokers._size_findings([_reached(alive + 1)], missing, settings)
     assert finding.level is level
 
 

@@ -70,35 +70,35 @@ async def test_readable_records_give_no_finding() -> None:
 
 async def test_a_record_is_named_by_topic_shard_and_offset_with_what_to_do() -> None:
     good, bad = encode(accepted()) or b"", frame_of_version(9, accepted())
-    (found,) = await look(
+    (findings,) = await look(
         FakeHistoryReader(
             [FakeConsumerRecord("mail.accepted", 0, 5, good), FakeConsumerRecord("mail.accepted", 3, 17, bad)]
         )
     )
-    assert (found.level, found.subject) == (Level.FAIL, "shard 3 of mail.accepted")
-    assert found.text.startswith("the record at mail.accepted, shard 3, offset 17 cannot be read: its version is 9;")
-    assert "run that version" in found.advice[0]
+    assert (findings.level, findings.subject) == (Level.FAIL, "shard 3 of mail.accepted")
+    assert findings.text.startswith("the record at mail.accepted, shard 3, offset 17 cannot be read: its version is 9;")
+    assert "run that version" in findings.advice[0]
 
 
 async def test_each_shard_of_the_queue_is_read() -> None:
     bad, good = frame_of_version(9, pending()), encode(pending()) or b""
-    found = await look(FakeHistoryReader(queue=[bad, good, bad]), 3)
-    assert [each.subject for each in found] == ["shard 0 of mail.queue", "shard 2 of mail.queue"]
-    assert "key a-key cannot be read" in found[0].text
+    findings = await look(FakeHistoryReader(queue=[bad, good, bad]), 3)
+    assert [finding.subject for finding in findings] == ["shard 0 of mail.queue", "shard 2 of mail.queue"]
+    assert "key a-key cannot be read" in findings[0].text
 
 
 async def test_findings_before_the_time_limit_are_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unreadable, "_QUEUE_SECONDS", 0.05)
     history_reader = FakeHistoryReader(queue=[frame_of_version(9, pending())])
     history_reader.hangs_at_shard = 1
-    assert [each.subject for each in await look(history_reader, 2)] == ["shard 0 of mail.queue"]
+    assert [finding.subject for finding in await look(history_reader, 2)] == ["shard 0 of mail.queue"]
 
 
 async def test_unavailable_brokers_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = await look(FakeHistoryReader(LogUnavailable("no leader")))
-    assert (found.level, found.text) == (Level.FAIL, "cannot be checked: no leader")
+    (findings,) = await look(FakeHistoryReader(LogUnavailable("no leader")))
+    assert (findings.level, findings.text) == (Level.FAIL, "cannot be checked: no leader")
     monkeypatch.setattr(unreadable, "_FIRST_SECONDS", 0.05)
     history_reader = FakeHistoryReader()
     history_reader.hangs = True
-    (found,) = await look(history_reader)
-    assert (found.level, found.subject) == (Level.WARN, "records")
+    (findings,) = await look(history_reader)
+    assert (findings.level, findings.subject) == (Level.WARN, "records")

@@ -19,11 +19,11 @@ Run = Callable[..., tuple[int, str]]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*options: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["eilpost", "load", *options])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as system_exit:
             cli.main()
         out, err = capsys.readouterr()
         assert not out
-        return int(ended.value.code or 0), err
+        return int(system_exit.value.code or 0), err
 
     return call
 

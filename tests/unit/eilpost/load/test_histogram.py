@@ -16,9 +16,9 @@ def test_percentiles_are_within_two_percent(values: list[float], share: float) -
     for value in values:
         histogram.add(value)
     exact = sorted(values)[math.ceil(share * len(values)) - 1]
-    found = histogram.percentile(share)
-    assert found is not None
-    assert exact / 1.021 <= found <= exact * 1.021
+    percentile = histogram.percentile(share)
+    assert percentile is not None
+    assert exact / 1.021 <= percentile <= exact * 1.021
 
 
 def test_percentiles_of_extreme_values() -> None:
@@ -38,6 +38,6 @@ def test_percentile_since_earlier_counts() -> None:
     then = histogram.counts()
     assert histogram.percentile(0.5, since=then) is None
     histogram.add(0.01)
-    found = histogram.percentile(0.5, since=then)
-    assert found is not None
-    assert 0.0098 <= found <= 0.0102
+    percentile = histogram.percentile(0.5, since=then)
+    assert percentile is not None
+    assert 0.0098 <= percentile <= 0.0102

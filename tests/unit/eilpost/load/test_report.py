@@ -26,14 +26,14 @@ ENDED = LoadSummary(
 )
 
 
-def result(messages: int = 30, delivered: int = 30, ended: LoadSummary = ENDED) -> LoadResult:
+def result(messages: int = 30, delivered: int = 30, summary: LoadSummary = ENDED) -> LoadResult:
     ledger = Ledger("run1")
     for number in range(messages):
         ledger.dot(ledger.issue(), 1.0 + number)
         ledger.accept_message(number, [number], 1000, [b"queued as Q%d" % number], 1.5 + number)
     for number in range(delivered):
         ledger.arrive(number, [number], True, 2.0 + number)
-    return LoadResult(Plan("run1"), ledger, ended)
+    return LoadResult(Plan("run1"), ledger, summary)
 
 
 def text(result: LoadResult) -> str:
@@ -54,7 +54,7 @@ def test_report_of_a_successful_load() -> None:
 def test_first_twenty_lost_recipients_are_listed_with_queue_ids() -> None:
     lossy = result(30, 5)
     assert lossy.status == 1
-    assert [each["id"] for each in as_json(lossy)["open"]] == [f"run1-{number}" for number in range(5, 25)]
+    assert [lost["id"] for lost in as_json(lossy)["open"]] == [f"run1-{number}" for number in range(5, 25)]
     assert "lost run1-5 to r5.run1@d6.load.test, eilpost trace Q5" in text(lossy)
     assert "and 5 more" in text(lossy)
 
@@ -89,11 +89,11 @@ def test_hint_names_settle_when_deferred_mail_was_not_retried() -> None:
 
 
 def test_unsent_or_refused_mail_fails_the_load() -> None:
-    unsent = result(ended=replace(ENDED, unsent=7))
+    unsent = result(summary=replace(ENDED, unsent=7))
     assert unsent.status == 1
     assert "unsent                  7  no target accepted them" in text(unsent)
     assert "no target accepted 7 messages" in hint(unsent)
-    assert result(ended=replace(ENDED, unsent=7, interrupted=True)).status == 130
+    assert result(summary=replace(ENDED, unsent=7, interrupted=True)).status == 130
     refused = result()
     refused.ledger.refuse([refused.ledger.issue()], "RCPT: 550 5.7.1 no")
     assert refused.status == 1
@@ -118,12 +118,12 @@ def test_delivered_count_and_rate_exclude_bounces() -> None:
     assert (moment.counts.bounced, moment.delivered_rate) == (10, 0)
 
 
-@pytest.mark.parametrize("what", ["damaged", "misdirected", "unexpected", "wrong_bounces"])
-def test_incorrect_arrival_fails_the_load(what: str) -> None:
+@pytest.mark.parametrize("counter", ["damaged", "misdirected", "unexpected", "wrong_bounces"])
+def test_incorrect_arrival_fails_the_load(counter: str) -> None:
     wrong = result()
-    setattr(wrong.ledger.counts, what, 1)
+    setattr(wrong.ledger.counts, counter, 1)
     assert wrong.status == 1
-    assert what.replace("_", " ") in text(wrong)
+    assert counter.replace("_", " ") in text(wrong)
 
 
 def test_display_shows_rates_of_the_last_seconds() -> None:

@@ -82,7 +82,7 @@ async def test_several_messages_are_sent_on_one_connection(extensions: tuple[str
         lines, source = await send([remote.port], [message(0), message(1, (A, B), 300_000)])
     assert lines == [f"accepted {A}", f"accepted {A} {B}"]
     assert source.connections == 1
-    assert [len(each.rcpts) for each in remote.messages] == [1, 2]
+    assert [len(target.rcpts) for target in remote.messages] == [1, 2]
     assert remote.messages[0].content.startswith(b"Subject: x\r\n\r\n.dot\r\n")
     assert ("SIZE=" in remote.messages[0].mail) == bool(extensions)
     assert remote.sessions[0].commands[-1].startswith("QUIT")

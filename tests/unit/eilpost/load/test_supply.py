@@ -38,8 +38,8 @@ async def test_supply_catches_up_at_most_one_second() -> None:
     assert await supply.take() is not None
     supply.finished()
     supply._due -= 60  # as if no message was taken for a minute
-    began, at_once = time.monotonic(), 0
-    while time.monotonic() - began < 0.5:
+    started_at, at_once = time.monotonic(), 0
+    while time.monotonic() - started_at < 0.5:
         async with asyncio.timeout(2):
             await supply.take()
         supply.finished()
@@ -51,12 +51,12 @@ async def test_retry_is_returned_when_due_and_delays_the_end() -> None:
     supply = Supply(messages(1))
     message = await supply.take()
     assert message is not None
-    began = time.monotonic()
+    started_at = time.monotonic()
     other = asyncio.create_task(supply.take())
     supply.retry(message, 0.2)
     again = await other
     assert again is not None
-    assert time.monotonic() - began >= 0.19
+    assert time.monotonic() - started_at >= 0.19
     assert (again.number, again.attempts) == (0, 1)
     end = asyncio.create_task(supply.take())
     await asyncio.sleep(0.05)

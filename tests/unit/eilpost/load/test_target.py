@@ -63,21 +63,21 @@ def test_invalid_domain_is_refused(domain: str) -> None:
 
 
 async def test_all_addresses_of_a_name_are_checked_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = ["10.0.0.1", "10.0.0.2"]
+    address_infos = ["10.0.0.1", "10.0.0.2"]
 
     async def resolve(host: str, port: int, **how: object) -> list[tuple[object, ...]]:
         assert (host, port) == ("mx.example.test", 2525)
-        if not answers:
+        if not address_infos:
             raise socket.gaierror(-2, "Name or service not known")
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in address_infos]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
     target = Target("mx.example.test", 2525)
     assert {await target.address() for _ in range(2)} == {"10.0.0.1", "10.0.0.2"}
-    answers.append("8.8.8.8")
+    address_infos.append("8.8.8.8")
     with pytest.raises(TargetRefused):
         await Target("mx.example.test", 2525).address()
-    answers.clear()
+    address_infos.clear()
     with pytest.raises(NameNotResolved, match=r"mx\.example\.test cannot be resolved"):
         await Target("mx.example.test", 2525).address()
     assert await target.address() in ("10.0.0.1", "10.0.0.2")  # asked before

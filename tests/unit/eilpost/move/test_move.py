@@ -82,24 +82,24 @@ class MailServerOn(InMemoryMailServer):
 async def test_mixed_queue_is_moved_and_delivered_once(
     kind: str, shards: tuple[int, int], target_shards: tuple[int, int], tmp_path: Path
 ) -> None:
-    here, there = MemorySpool(), MemorySpool()
+    source_spool, target_spool = MemorySpool(), MemorySpool()
     async with logs(kind, tmp_path, "old", *shards) as source, logs(kind, tmp_path, "new", *target_shards) as target:
-        planted = await plant(source, here, 5)
+        planted = await plant(source, source_spool, 5)
         histories = {
             name: [event async for event in source.history(queue_id)] for name, queue_id in planted.messages.items()
         }
-        result = await run_move(source, target, make_copier(here, there))
+        result = await run_move(source, target, make_copier(source_spool, target_spool))
         assert await is_empty(source)
         assert (await source.backlog()).dispatched == 0
-        here.contents.clear()  # the source spool is no longer needed
+        source_spool.contents.clear()  # the source spool is no longer needed
         open_kinds = len(KINDS) - 1  # all but "settled"
         assert (result.messages, result.unread, result.deliveries, result.known) == (5 * open_kinds, 10, 5 * 10, 0)
         await check_lines(target, planted)
         for name, queue_id in planted.messages.items():
-            moved = [event async for event in target.history(queue_id)]
-            assert moved == ([] if name.startswith("settled") else histories[name])
+            totals = [event async for event in target.history(queue_id)]
+            assert totals == ([] if name.startswith("settled") else histories[name])
         await target.close()
-        async with MailServerOn(target if kind == "memory" else reopened(target), there) as mail_server:
+        async with MailServerOn(target if kind == "memory" else reopened(target), target_spool) as mail_server:
             await _deliver(mail_server, planted)
 
 
@@ -119,15 +119,15 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("after", [False, True])
 async def test_move_killed_at_any_step_is_completed_by_the_next_run(after: bool) -> None:
     for at in range(1, 1000):
-        here, there = MemorySpool(), MemorySpool()
+        source_spool, target_spool = MemorySpool(), MemorySpool()
         source, target = MemoryLog(LogSettings(shards=2)), MemoryLog(LogSettings(shards=3))
-        planted = await plant(source, here, 2)
+        planted = await plant(source, source_spool, 2)
         switch = KillSwitch(at, after=after)
         with suppress(Killed):
-            await run_move(source, target, make_copier(here, there), switch)
+            await run_move(source, target, make_copier(source_spool, target_spool), switch)
         if not switch.is_dead:
             break
-        await run_move(source, target, make_copier(here, there))
+        await run_move(source, target, make_copier(source_spool, target_spool))
         await check_moved(source, target, planted, f"killed {'after' if after else 'before'} change {at}")
     assert at > 20, "the move has fewer changes than it had"
 
@@ -151,14 +151,14 @@ async def check_moved(source: Any, target: Any, planted: Planted, when: str) -> 
 
 @pytest.mark.parametrize("after", [False, True])
 async def test_move_killed_several_times_is_completed(after: bool) -> None:
-    here, there = MemorySpool(), MemorySpool()
+    source_spool, target_spool = MemorySpool(), MemorySpool()
     source, target = MemoryLog(LogSettings(shards=2)), MemoryLog(LogSettings(shards=3))
-    planted = await plant(source, here, 4)
+    planted = await plant(source, source_spool, 4)
     for at in (9, 5, 13, 2):
         with pytest.raises(Killed):
-            await run_move(source, target, make_copier(here, there), KillSwitch(at, after=after))
-    await run_move(source, target, make_copier(here, there))
-    async with MailServerOn(target, there) as mail_server:
+            await run_move(source, target, make_copier(source_spool, target_spool), KillSwitch(at, after=after))
+    await run_move(source, target, make_copier(source_spool, target_spool))
+    async with MailServerOn(target, target_spool) as mail_server:
         await _deliver(mail_server, planted)
 
 
@@ -201,8 +201,8 @@ async def test_unavailable_log_is_a_one_line_error(monkeypatch: pytest.MonkeyPat
         )
 
 
-@pytest.mark.parametrize("counted", [0, 3], ids=["too little", "too much"])
-async def test_end_of_dispatches_is_reported_by_the_shards(counted: int) -> None:
+@pytest.mark.parametrize("count", [0, 3], ids=["too little", "too much"])
+async def test_end_of_dispatches_is_reported_by_the_shards(count: int) -> None:
     """Not by a count (on Kafka it includes transaction markers) nor by a time-out (a shard may be slow)."""
 
     class SlowShard:
@@ -221,7 +221,7 @@ async def test_end_of_dispatches_is_reported_by_the_shards(counted: int) -> None
             await super().own_delivery_shards(lambda shard: process(SlowShard(shard)), stop, on_ready)
 
         async def backlog(self) -> Backlog:
-            return replace(await super().backlog(), dispatched=counted)
+            return replace(await super().backlog(), dispatched=count)
 
     spool = MemorySpool()
     source, target = InexactLog(LogSettings(delivery_shards=2)), MemoryLog(LogSettings())
@@ -258,13 +258,13 @@ async def test_unreadable_frame_stops_the_move() -> None:
 
 
 async def test_lost_content_stops_the_move_unless_allowed() -> None:
-    here, there = MemorySpool(), MemorySpool()
+    source_spool, target_spool = MemorySpool(), MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
-    planted = await plant(source, here, 1, kinds=["unread", "retry", "hold"])
-    here.contents.clear()
+    planted = await plant(source, source_spool, 1, kinds=["unread", "retry", "hold"])
+    source_spool.contents.clear()
     with pytest.raises(ServiceError, match=r"is missing: .*--lost-too"):
-        await run_move(source, target, make_copier(here, there))
-    copier = make_copier(here, there, allow_lost=True)
+        await run_move(source, target, make_copier(source_spool, target_spool))
+    copier = make_copier(source_spool, target_spool, allow_lost=True)
     await run_move(source, target, copier)
     assert copier.lost_count == 2
     assert await is_empty(source)
