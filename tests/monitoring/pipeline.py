@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +142,9 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def record(folder: Path, *, seconds: float, per_second: float, outage: bool = False) -> Iterator[Recording]:
+def record(
+    folder: Path, *, seconds: float, per_second: float, rules: Sequence[Path] = FILES, outage: bool = False
+) -> Iterator[Recording]:
     """Run the pipeline for this long; Prometheus runs until the end of the block. `outage`: stop the broker for some
     seconds in the middle.
     """
@@ -150,17 +152,23 @@ def record(folder: Path, *, seconds: float, per_second: float, outage: bool = Fa
         brokers = ending.enter_context(kafka.cluster(1, secure=True))
         running = asyncio.Runner()
         ending.callback(running.close)
-        yield running.run(_run(folder, brokers, ending, seconds, per_second, outage))
+        yield running.run(_run(folder, brokers, ending, seconds, per_second, rules, outage))
 
 
 async def _run(
-    folder: Path, brokers: Cluster, ending: contextlib.ExitStack, seconds: float, per_second: float, outage: bool
+    folder: Path,
+    brokers: Cluster,
+    ending: contextlib.ExitStack,
+    seconds: float,
+    per_second: float,
+    rules: Sequence[Path],
+    outage: bool,
 ) -> Recording:
     async with outside() as (dns_server, remote):
         fleet = Fleet(folder, brokers, dns_server.address, remote.port)
         ending.callback(fleet.kill)
         every = "1s" if seconds < 120 else "2s"
-        prometheus = Prometheus(folder / "prometheus", fleet.targets(), rules=FILES, interval=every)
+        prometheus = Prometheus(folder / "prometheus", fleet.targets(), rules=rules, interval=every)
         await fleet.make_topics()
         await asyncio.to_thread(fleet.start)
         ending.enter_context(prometheus)

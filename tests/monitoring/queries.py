@@ -10,7 +10,7 @@ from typing import Any
 
 import promql_parser
 
-from tests.monitoring.rules import ROOT, RUNBOOKS, rules
+from tests.monitoring.rules import ROOT, rules
 
 DASHBOARDS = ROOT / "helm" / "files" / "dashboards"
 _NAMES = re.compile(r"\b(?:eilpost|process)_[a-z0-9_]+\b")
@@ -93,8 +93,9 @@ def metrics(expression: str) -> set[str]:
 
 
 def named_in_pages() -> dict[str, set[str]]:
-    """Metrics that the runbooks name."""
-    return {page.name: set(_NAMES.findall(page.read_text())) for page in RUNBOOKS.glob("*.md")}
+    """Metrics that the pages of docs/ name."""
+    pages = (ROOT / "docs").rglob("*.md")
+    return {str(page.relative_to(ROOT)): set(_NAMES.findall(page.read_text())) for page in pages}
 
 
 def family(sample: str, families: Mapping[str, str]) -> str | None:
