@@ -9,12 +9,12 @@ RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster kafka test test-fast test-kafka test-faults test-cluster check format bench faults docs dashboards pictures man lock clean
+.PHONY: help setup run cluster kafka test test-fast test-kafka test-faults test-cluster test-journeys check format bench faults docs dashboards pictures man lock clean
 
 help: ## show this list
 	@echo "usage: make TARGET"
 	@echo
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 18
 	@echo
 	@echo "For example:"
 	@echo "  make run                          start the demo; it prints what to try"
@@ -70,6 +70,13 @@ test-faults: setup ## run the tests that kill, pause and disconnect processes un
 
 test-cluster: setup ## run the tests on Kubernetes, Helm and Docker; needs root, containerd, Docker and Go
 	$(BIN)/pytest -m "kubernetes or helm or docker"
+
+# Markers of the tests that test-kafka and test-cluster run.
+OTHERS := kafka or kafka_cluster or kubernetes or helm or docker
+
+test-journeys: setup ## run the rest: journeys, monitoring, and the slow units and contract suites
+	$(BIN)/pytest tests/journeys tests/monitoring -m "not ($(OTHERS))"
+	$(BIN)/pytest tests/unit tests/contract -m "($(REAL) or fault or slow) and not ($(OTHERS))"
 
 check: setup ## check format, lint, types and layers
 	$(BIN)/ruff format --check .

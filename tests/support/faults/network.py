@@ -31,11 +31,11 @@ class Network:
         asyncio.get_running_loop().call_later(seconds, self._restore, reset)
 
     def _restore(self, reset: bool) -> None:
-        mended, self._restored = self._restored, None
+        restored, self._restored = self._restored, None
         for writer in list(self._connections):
             writer.resume(reset)
-        if mended is not None:
-            mended.set()
+        if restored is not None:
+            restored.set()
 
     async def wait(self) -> None:
         """Block a new connection while the network is cut."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 import venv
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,37 @@ def test_default_target_lists_every_documented_target() -> None:
     assert phony is not None
     assert targets == set(phony[1].split())
     assert all(len(line) <= 120 for line in result.stdout.splitlines())
+
+
+class _Markers(dict[str, bool]):
+    def __missing__(self, marker: str) -> bool:
+        return False
+
+
+def _is_selected(arguments: Sequence[str], folder: str, markers: Sequence[str]) -> bool:
+    """Whether `pytest ARGUMENTS` runs a test with these markers; an expression of markers is one of Python too."""
+    expression = arguments[arguments.index("-m") + 1] if "-m" in arguments else "True"
+    folders = [argument for argument in arguments if argument.startswith("tests/")]
+    return folder in (folders or [folder]) and eval(expression, {}, _Markers.fromkeys(markers, True))
+
+
+def test_partial_test_targets_together_run_every_test() -> None:
+    targets = re.findall(r"^(test-[a-z]+):", MAKEFILE, re.MULTILINE)
+    commands = [shlex.split(line) for line in _make(ROOT, "-n", *targets).stdout.splitlines() if "/pytest " in line]
+    assert len(commands) > len(targets) == 5
+    pytest_options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]
+    markers = [marker.partition(":")[0] for marker in pytest_options["ini_options"]["markers"]]
+    of_cluster = re.compile(r"\bmark\.(?:kubernetes|helm|docker)\b")
+    for file in (ROOT / "tests" / "kubernetes").glob("test_*.py"):
+        assert of_cluster.search(file.read_text(encoding="utf-8")), f"test-cluster leaves out {file}"
+    folders = {file.relative_to(ROOT).parts[1] for file in (ROOT / "tests").rglob("test_*.py")} - {"kubernetes"}
+    left_out = [
+        (folder, *test_markers)
+        for folder in folders
+        for test_markers in [(), *combinations(markers, 1), *combinations(markers, 2)]
+        if not any(_is_selected(words, f"tests/{folder}", test_markers) for words in commands)
+    ]
+    assert left_out == []
 
 
 @pytest.mark.parametrize(

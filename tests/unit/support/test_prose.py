@@ -1,11 +1,9 @@
-"""Lint of the prose: module docstrings, banned words and names, names of loggers, length of the README."""
+"""Lint of all text that people write: module docstrings, banned words and names, loggers, length of the README."""
 
 from __future__ import annotations
 
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -105,16 +103,9 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _prose(path: Path) -> str:
-    """The comments and strings of a Python file, the text of another; without the code blocks of a page."""
+    """The text of a file, names and strings included; of a page without its code blocks."""
     source = path.read_text(encoding="utf-8")
-    if path.suffix != ".py":
-        return _CODE_BLOCK.sub("", source) if path.suffix == ".md" else source
-    literals = [
-        node.value for node in ast.walk(_tree(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
-    return "\n\n".join([*literals, *comments])
+    return _CODE_BLOCK.sub("", source) if path.suffix == ".md" else source
 
 
 def _files() -> Iterator[Path]:
