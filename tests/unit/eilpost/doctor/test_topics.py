@@ -160,11 +160,13 @@ def test_topics_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
-def test_very_long_retention_is_limited_to_36500_days(capsys: pytest.CaptureFixture[str]) -> None:
-    topics.write(
-        topics.topic_views(changed(EVENTS, config={"retention.ms": str(2**63 - 1)}), ACCESS, SETTINGS), [], Output()
-    )
-    assert "36500d" in capsys.readouterr().out
+@pytest.mark.parametrize(("milliseconds", "text"), [(2**63 - 1, "36500d"), (-1, "unlimited")])
+def test_retention_is_at_most_36500_days_or_unlimited(
+    capsys: pytest.CaptureFixture[str], milliseconds: int, text: str
+) -> None:
+    states = changed(EVENTS, config={"retention.ms": str(milliseconds)})
+    topics.write(topics.topic_views(states, ACCESS, SETTINGS), [], Output())
+    assert text in capsys.readouterr().out
 
 
 # --- groups, size, versions, clocks
