@@ -56,7 +56,7 @@ test: setup ## run all tests
 	$(BIN)/pytest
 
 # Markers of tests that need real parts, or long: tests/conftest.py names what each needs.
-REAL := postfix or swaks or systemd or kafka or kafka_cluster or objects or compose or docker or docker_compose or helm or helm_4 \
+REAL := postfix or swaks or systemd or kafka or kafka_cluster or kafka_tools or objects or compose or docker or docker_compose or helm or helm_4 \
   or crds or strimzi or kubernetes or keda or kube_router or prometheus or ordinary_user
 
 test-fast: setup ## run the units, and the contract suites on memory and the embedded log; about 100 s

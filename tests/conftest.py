@@ -27,6 +27,7 @@ from tests.support.containers import engine as _docker
 from tests.support.containers import images as _images
 from tests.support.kubernetes import programs as _kubernetes
 from tests.support.servers import kafka as _kafka
+from tests.support.servers import kafka_tools as _kafka_tools
 from tests.support.servers import object_store as _objects
 from tests.support.servers import postfix as _postfix
 from tests.support.servers import prometheus as _prometheus
@@ -52,6 +53,7 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "systemd": _why_no_systemd,
     "kafka": _kafka.why_missing,
     "kafka_cluster": _kafka.why_no_cluster,
+    "kafka_tools": _kafka_tools.why_missing,
     "objects": _objects.why_missing,
     "compose": _composefile.why_missing,
     "docker": _images.why_missing,
@@ -59,7 +61,7 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "helm": _kubernetes.HELM.why_missing,
     "helm_4": _HELM_4.why_missing,
     "crds": _crds.why_missing,
-    "strimzi": _strimzi.why_missing,
+    "strimzi": _strimzi.JAR.why_missing,
     "kubernetes": _kubernetes.why_missing,
     "keda": _kubernetes.why_no_keda,
     "kube_router": _kubernetes.KUBE_ROUTER.why_missing,
@@ -69,6 +71,7 @@ _REAL_PARTS: dict[str, Callable[[], str | None]] = {
 _MADE_ONCE: dict[str, Callable[[], None]] = {
     "kafka": _kafka.prepare,
     "kafka_cluster": _kafka.prepare,
+    "kafka_tools": _kafka_tools.prepare,
     "objects": _objects.prepare,
     "compose": _composefile.prepare,
     "docker": _images.prepare,
@@ -76,7 +79,7 @@ _MADE_ONCE: dict[str, Callable[[], None]] = {
     "helm": _kubernetes.HELM.prepare,
     "helm_4": _HELM_4.prepare,
     "crds": _crds.prepare,
-    "strimzi": _strimzi.prepare,
+    "strimzi": _strimzi.JAR.prepare,
     "kubernetes": _kubernetes.prepare,
     "keda": _kubernetes.prepare_keda,
     "kube_router": _kubernetes.KUBE_ROUTER.prepare,

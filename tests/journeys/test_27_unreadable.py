@@ -1,8 +1,9 @@
 """Journey 27: a record of an unknown version stops its shard with an error; everything else continues.
 
 Real processes on a real Kafka, for each topic that a router or a delivery reads. No process ends; the log, a metric and
-`eilpost doctor` name the record. Then the procedure of docs/kafka.md for a damaged record is applied: with the role
-stopped, the group's offset is set behind the record, and the waiting mail arrives.
+`eilpost doctor` name the record. Then the commands of docs/kafka.md, "A record that cannot be read", are run as they
+stand there: the record is copied, and with the role stopped it is skipped or replaced by a tombstone. The waiting mail
+arrives.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import smtplib
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,16 +29,19 @@ from mail.message import QueueId
 from mail.route import ToMailbox
 from mail.settings import LogSettings
 from tests.support.builders.records import accepted, attempted, dispatched, frame_of_version, pending
+from tests.support.docs.shell_blocks import section, shell_blocks
+from tests.support.servers import kafka_tools
 from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
 from tests.support.servers.kafka_log import append_frame, make_topics, settings_on
 from tests.support.servers.ports import wait_until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 COUNTS = ShardCounts(2, 2)
 USERS = ("alice", "bob", "carol", "dave")
 MESSAGES = 12
 STOPPED = 1  # the shard with the record
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "kafka.md"
 
 
 class Roles:
@@ -65,7 +71,7 @@ class Roles:
             for each in self.everyone:
                 each.start(wait=False)
             for each in self.everyone:
-                each.wait_ready()
+                each.wait_ready(60)
             yield
         finally:
             for each in self.everyone:
@@ -125,8 +131,58 @@ async def has_stopped(reader: EilpostProcess, role: str) -> None:
     )
 
 
-async def set_mark(log: LogSettings, topic: Topic, role: str, offset: int, text: str = "") -> None:
-    """Like `kafka-consumer-groups.sh --reset-offsets --to-offset` for a group without members."""
+class Page:
+    """The commands of docs/kafka.md, with the values of the test in place of those of the page."""
+
+    def __init__(self, folder: Path, **variables: object) -> None:
+        self.folder = folder
+        self._variables = {name: str(value) for name, value in variables.items()}
+        (_, self._copy, self._describe, self._first_record, self._skip, self._tombstone) = shell_blocks(
+            section(PAGE.read_text(encoding="utf-8"), "A record that cannot be read")
+        )
+        kafka_tools.write_scripts(folder / "bin")
+
+    def _run(self, block: str, **variables: object) -> str:
+        values = self._variables | {name: str(value) for name, value in variables.items()}
+        block = re.sub(r"^(?:[A-Z_]+=\S+ ?)+\n", "", block, flags=re.MULTILINE)  # the page's own values
+        path = f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-eu", "-o", "pipefail", "-c", block],
+            cwd=self.folder,
+            env={**os.environ, **values, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def copy(self) -> bytes:
+        self._run(self._copy)
+        return (self.folder / "record").read_bytes()
+
+    def committed_offset(self) -> int:
+        rows = [line.split() for line in self._run(self._describe).splitlines() if line.strip()]
+        head = next(row for row in rows if row[0] == "GROUP")
+        (row,) = [
+            dict(zip(head, row, strict=False))
+            for row in rows
+            if row[1:3] == [self._variables["TOPIC"], self._variables["PARTITION"]]
+        ]
+        return int(row["CURRENT-OFFSET"])
+
+    def first_record_from(self, offset: int) -> str:
+        return self._run(self._first_record, CURRENT_OFFSET=offset)
+
+    def skip(self) -> str:
+        return self._run(self._skip)
+
+    def write_tombstone(self) -> None:
+        self._run(self._tombstone)
+
+
+async def commit_offset(log: LogSettings, topic: Topic, role: str, offset: int, text: str) -> None:
+    """Commit an offset with metadata for a group without members."""
     access = make_access(log)
     consumer = AIOKafkaConsumer(group_id=access.group(role), enable_auto_commit=False, **access.client_options())
     await consumer.start()
@@ -141,12 +197,13 @@ async def set_mark(log: LogSettings, topic: Topic, role: str, offset: int, text:
 RECORDS = {ACCEPTED: accepted(1), ATTEMPTED: attempted(1), DISPATCHED: dispatched(1)}
 
 
+@pytest.mark.kafka_tools
 @pytest.mark.parametrize(
     ("topic", "role"),
     [(ACCEPTED, "router"), (ATTEMPTED, "router"), (DISPATCHED, "delivery")],
     ids=lambda each: each if isinstance(each, str) else each.name,
 )
-async def test_record_of_unknown_version_stops_only_its_shard(
+async def test_record_of_unknown_version_stops_only_its_shard_until_it_is_skipped(
     kafka_bootstrap: str, tmp_path: Path, topic: Topic, role: str
 ) -> None:
     log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
@@ -158,7 +215,8 @@ async def test_record_of_unknown_version_stops_only_its_shard(
         await wait_until(lambda: roles.arrived() == sorted(before), what="mail while all is well", deadline_seconds=40)
         pids = {each.pid for each in roles.everyone}
 
-        offset = await append_frame(log, topic, STOPPED, frame_of_version(9, RECORDS[topic]))
+        frame = frame_of_version(9, RECORDS[topic])
+        offset = await append_frame(log, topic, STOPPED, frame)
         await has_stopped(reader, role)
         after = roles.send([f"after-{number}" for number in range(MESSAGES)])
         waiting = {subject for subject, (queue_id, user) in after.items() if waits_for(topic, queue_id, user)}
@@ -175,8 +233,15 @@ async def test_record_of_unknown_version_stops_only_its_shard(
         assert place_of_it in finding["text"]
         assert len(finding["advice"]) == 2
 
+        names = {"TOPIC": f"{log.prefix}{topic.name}", "GROUP": f"{log.prefix}{role}"}
+        page = Page(tmp_path, BROKER=kafka_bootstrap, PARTITION=STOPPED, OFFSET=offset, **names)
+        assert await asyncio.to_thread(page.copy) == frame + b"\n"
+        committed = await asyncio.to_thread(page.committed_offset)
+        if committed != offset:
+            assert committed < offset
+            assert f"Offset:{offset}" in await asyncio.to_thread(page.first_record_from, committed)
         assert await asyncio.to_thread(reader.stop) == 0
-        await set_mark(log, topic, role, offset + 1)
+        assert str(offset + 1) in await asyncio.to_thread(page.skip)
         await asyncio.to_thread(reader.start)
         everything = sorted(before.keys() | after.keys())
         await wait_until(lambda: roles.arrived() == everything, what="what had waited", deadline_seconds=40)
@@ -186,7 +251,8 @@ async def test_record_of_unknown_version_stops_only_its_shard(
         assert not [each for each in report["findings"] if each["what"].startswith("shard ")]
 
 
-async def test_router_start_with_a_queue_record_of_unknown_version_stops_its_shard(
+@pytest.mark.kafka_tools
+async def test_queue_record_of_unknown_version_stops_its_shard_until_a_tombstone_replaces_it(
     kafka_bootstrap: str, tmp_path: Path
 ) -> None:
     log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
@@ -204,6 +270,13 @@ async def test_router_start_with_a_queue_record_of_unknown_version_stops_its_sha
         assert 0 < len(flows) < MESSAGES
         place_of_it = f"{log.prefix}queue, shard {STOPPED}, key {key} cannot be read: its version is 9"
         await check_stopped(roles, "router", place_of_it, flows)
+
+        assert await asyncio.to_thread(roles.router.stop) == 0
+        page = Page(tmp_path, BROKER=kafka_bootstrap, TOPIC=f"{log.prefix}queue", PARTITION=STOPPED, KEY=key)
+        await asyncio.to_thread(page.write_tombstone)
+        await asyncio.to_thread(roles.router.start)
+        await wait_until(lambda: roles.arrived() == sorted(sent), what="what had waited", deadline_seconds=40)
+        assert roles.router.metric("eilpost_shards_stopped", role="router") == 0
 
 
 async def test_queue_record_of_unknown_version_is_reported(kafka_bootstrap: str, tmp_path: Path) -> None:
@@ -226,7 +299,7 @@ async def test_queue_record_of_unknown_version_is_reported(kafka_bootstrap: str,
 async def test_committed_offset_of_unknown_version_is_reported(kafka_bootstrap: str, tmp_path: Path) -> None:
     log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
     await make_topics(log)
-    await set_mark(log, DISPATCHED, "delivery", 0, "9 and so on")
+    await commit_offset(log, DISPATCHED, "delivery", 0, "9 and so on")
     ingress = Roles(tmp_path, log).ingress
     report = json.loads(await asyncio.to_thread(ingress.run, "doctor", "--json", ok=False))
     (finding,) = [each for each in report["findings"] if each["what"] == "groups"]

@@ -6,19 +6,15 @@ these classes and have the same fields.
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import shutil
 import struct
-import subprocess
 import zipfile
 from dataclasses import dataclass
 from io import BytesIO
 
-from tests.support.golang import BIN
+from tests.support.maven import Jar
 
-VERSION = "0.50.0"
-JAR = BIN.parent / f"strimzi-api-{VERSION}.jar"
+JAR = Jar("strimzi-api", "io.strimzi:api", "0.50.0")
 _PACKAGE = "io/strimzi/api/kafka/model/"
 # Length by tag of a constant pool entry (JVM specification section 4.4); Utf8 has a length field.
 _ENTRY_BYTES = {3: 4, 4: 4, 5: 8, 6: 8, 7: 2, 8: 2, 9: 4, 10: 4, 11: 4, 12: 4, 15: 3, 16: 2, 17: 4, 18: 4, 19: 2, 20: 2}
@@ -34,45 +30,10 @@ class JavaClass:
     parent: str
 
 
-_failures: list[str] = []
-
-
-def why_missing() -> str | None:
-    if JAR.exists():
-        return None
-    if _failures:
-        return _failures[0]
-    return None if shutil.which("mvn") else "there is no Maven to fetch Strimzi's API with (apt-get install maven)"
-
-
-def prepare() -> None:
-    """Fetch the jar if it is missing. After a failure `why_missing` returns the reason."""
-    if why_missing() is not None:
-        return
-    JAR.parent.mkdir(parents=True, exist_ok=True)
-    with JAR.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if JAR.exists():
-            return
-        folder = JAR.with_suffix(".part")
-        command = [
-            *("mvn", "--quiet", "--batch-mode", "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"),
-            *(f"-Dartifact=io.strimzi:api:{VERSION}", f"-DoutputDirectory={folder}"),
-        ]
-        try:
-            subprocess.run(command, check=True, timeout=300, cwd=JAR.parent, capture_output=True)
-        except subprocess.SubprocessError as error:
-            _failures.append(f"Maven could not fetch io.strimzi:api:{VERSION}: {error}")
-            return
-        (fetched,) = folder.glob("*.jar")
-        fetched.rename(JAR)
-        folder.rmdir()
-
-
 @functools.cache
 def java_class(name: str) -> JavaClass:
     """A class by its name below `io.strimzi.api.kafka.model`, for example "topic/KafkaTopicSpec"."""
-    with zipfile.ZipFile(JAR) as jar:
+    with zipfile.ZipFile(JAR.path) as jar:
         return _parse(BytesIO(jar.read(f"{_PACKAGE}{name}.class")))
 
 

@@ -18,6 +18,11 @@ def shell_blocks(page: str) -> list[str]:
     return blocks(page, "sh")
 
 
+def section(page: str, heading: str) -> str:
+    """The text under a heading of the second level."""
+    return page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
 def script(page: str) -> str:
     """All blocks in one shell that stops at the first failing command; the number of each block is printed first."""
     numbered = (f"echo '### block {number}'\n{block}" for number, block in enumerate(shell_blocks(page), 1))

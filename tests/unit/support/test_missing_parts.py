@@ -20,6 +20,7 @@ PARTS = {
     "systemd": "apt-get install systemd",
     "kafka": "Java 17",
     "kafka_cluster": "Java 17",
+    "kafka_tools": "Java 17",
     "objects": "Go is not installed",
     "compose": "Go is not installed",
     "docker": "root",
@@ -37,6 +38,7 @@ PARTS = {
 FILES = (
     "tests/journeys/test_02_postfix.py",
     "tests/journeys/test_12_swaks.py",
+    "tests/journeys/test_27_unreadable.py",
     "tests/journeys/test_31_compose.py",
     "tests/contract/test_log_kafka_topics.py",
     "tests/unit/deploy/test_compose_files.py",

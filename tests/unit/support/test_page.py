@@ -38,6 +38,11 @@ def test_blocks_share_one_shell() -> None:
     assert done.stdout == "### block 1\n### block 2\nhello\n"
 
 
+def test_blocks_in_a_list_lose_its_indentation() -> None:
+    page = "1. First\n\n   ```sh\n   if true; then\n     echo\n   fi\n   ```\n"
+    assert shell_blocks(page) == ["if true; then\n  echo\nfi\n"]
+
+
 def test_first_failing_command_ends_the_script() -> None:
     done = _run("false; echo reached")
     assert done.returncode == 1
