@@ -32,6 +32,8 @@ from tests.support.servers import object_store as _objects
 from tests.support.servers import postfix as _postfix
 from tests.support.servers import prometheus as _prometheus
 
+pytest_plugins = ["tests.support.lanes"]
+
 # A slow machine is not a defect: examples have no deadline.
 hypothesis.settings.register_profile("eilpost", deadline=None)
 hypothesis.settings.load_profile("eilpost")

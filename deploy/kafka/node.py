@@ -107,6 +107,9 @@ class Node:
     def freeze(self) -> None:
         """SIGSTOP, like a hung machine: connections stay open without responses."""
         self._send(signal.SIGSTOP)
+        if self.running():
+            # All its threads stop some time after the signal.
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """SIGCONT: the process continues."""

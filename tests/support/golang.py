@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +61,11 @@ class GoProgram:
         with (BIN / f"{self.path.name}.lock").open("w") as lock, tempfile.TemporaryDirectory(dir=BIN) as folder:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.path.exists():
-                print(f"\nBuilding {self.name} {self.version} with Go (once, {self.minutes} min) ...", flush=True)
+                print(
+                    f"\nBuilding {self.name} {self.version} with Go (once, {self.minutes} min) ...",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 self._build(Path(folder))
 
     def _build(self, folder: Path) -> None:

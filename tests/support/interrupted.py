@@ -1,4 +1,4 @@
-"""A pytest run of one test in its own process group, ended by a signal.
+"""A pytest run of one test in its own process group, with a worker process as in `make test`, ended by a signal.
 
 The test starts the processes that must end with the run, and calls `wait`.
 """
@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +35,11 @@ class InterruptedRun:
         self._process = subprocess.Popen(
             [
                 # A background job of a shell ignores SIGINT, and its children inherit that.
-                *("env", "--default-signal=INT", sys.executable, "-m", "pytest", "-q", "-s"),
+                *("env", "--default-signal=INT", sys.executable, "-m", "pytest", "-q", "-s", "-n", "1"),
                 *("-p", "no:cacheprovider", "-p", "tests.conftest", "-c", str(ROOT / "pyproject.toml"), str(file)),
             ],
             cwd=ROOT,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -73,9 +74,9 @@ class InterruptedRun:
 
 
 def wait(*facts: str | int) -> None:
-    """Called by the test: pass these values to `InterruptedRun.ready`, and wait for the signal or the caller's end."""
-    print(f"\n{_READY}{json.dumps(facts)}", flush=True)
-    sys.stdin.read()
+    """Called by the test: pass the values to `InterruptedRun.ready`, and wait for the end of the run."""
+    print(f"\n{_READY}{json.dumps(facts)}", file=sys.stderr, flush=True)  # a worker's standard output is discarded
+    threading.Event().wait()
 
 
 def until(holds: Callable[[], object], *, seconds: float = 60) -> None:

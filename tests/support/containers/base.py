@@ -57,7 +57,11 @@ def archive() -> Path:
     with path.with_suffix(".lock").open("w") as lock, tempfile.TemporaryDirectory(dir=IMAGES) as folder:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            print(f"\nMaking a base image with Debian {suite()} and Python {version} (once, 2 min) ...", flush=True)
+            print(
+                f"\nMaking a base image with Debian {suite()} and Python {version} (once, 2 min) ...",
+                file=sys.stderr,
+                flush=True,
+            )
             root = Path(folder) / "root"
             _debootstrap(root, packages_of(_programs(prefix), without=prefix))
             _copy_python(prefix, root / "usr/local")

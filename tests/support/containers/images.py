@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -94,7 +95,7 @@ def save(made: Image, build: Callable[[Engine], None]) -> None:
     with made.archive.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.archive.exists():
-            print(f"\nBuilding the image {made.tag} ...", flush=True)
+            print(f"\nBuilding the image {made.tag} ...", file=sys.stderr, flush=True)
             began = time.monotonic()
             running = engine.shared()
             build(running)
@@ -102,7 +103,7 @@ def save(made: Image, build: Callable[[Engine], None]) -> None:
             running.docker("save", "--output", str(part), made.tag, timeout=300)
             part.rename(made.archive)
             size = made.archive.stat().st_size / 1e6
-            print(f"{made.tag}: {size:.0f} MB, {time.monotonic() - began:.0f} s", flush=True)
+            print(f"{made.tag}: {size:.0f} MB, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 def _sources() -> list[Path]:

@@ -169,6 +169,7 @@ class EilpostProcess:
         """SIGSTOP: connections stay open without replies."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # all its threads have stopped
 
     def thaw(self) -> None:
         """SIGCONT."""

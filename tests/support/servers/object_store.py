@@ -106,6 +106,7 @@ class ObjectServer:
         """Within the block it accepts connections and does not reply."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # all its threads have stopped
         try:
             yield
         finally:
