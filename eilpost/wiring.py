@@ -230,7 +230,7 @@ def make_resolver(plan: Plan) -> Resolver:
     return DnsResolver(plan.settings.resolver)
 
 
-def _delivery_id_retention(settings: Settings) -> timedelta:
+def delivery_id_retention(settings: Settings) -> timedelta:
     """How long a mailbox stores delivery ids: longer than a delivery can be retried."""
     return max(timedelta(days=14), 2 * settings.router.queue_lifetime)
 
@@ -243,7 +243,7 @@ def make_mailboxes(plan: Plan) -> Mailboxes:
 
         folder = plan.path(_require_path("mailboxes.url", settings.mailboxes.url, path))
         _require_writable("mailboxes.url", folder)
-        return Maildir(folder, settings.node.hostname, retention=_delivery_id_retention(settings))
+        return Maildir(folder, settings.node.hostname, retention=delivery_id_retention(settings))
 
     def memory(_path: str) -> Mailboxes:
         from mailstore.memory import MemoryMailboxes

@@ -156,7 +156,7 @@ async def test_a_drain_that_takes_too_long_is_cancelled(kafka_bootstrap: str, mo
     """After the drain time-out the next owner gets all unfinished entries, and later finishes of the first owner are
     refused.
     """
-    monkeypatch.setattr("mail.log.kafka._DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr("mail.log.kafka.DRAIN_SECONDS", 0.5)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=2)
 
     def dispatch_to_site(n: int) -> Dispatched:

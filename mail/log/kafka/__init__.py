@@ -52,7 +52,7 @@ logger = structlog.get_logger()
 
 # Time for deliveries past their final dot before the group reassigns the shard. All members wait for the slowest drain,
 # and members learn of a rebalance up to one heartbeat apart: with 8 s and 3 s, mail paused for up to 12 s.
-_DRAIN_SECONDS = 6.0
+DRAIN_SECONDS = 6.0
 _OPEN_RETRY_SECONDS = 2.0  # while brokers or topics are missing at start
 # Attempt records are batched, because only the router waits for them. Measured: docs/reports/performance.md.
 _REPORT_LINGER_MS = 10
@@ -271,7 +271,7 @@ class KafkaLog(HistoryQueries):
             session_seconds=self._settings.session_timeout.total_seconds(),
             open_shard=lambda number: self._router_shard(number, lambda: member.is_member),
             drain_before_rebalance=False,
-            drain_seconds=_DRAIN_SECONDS,
+            drain_seconds=DRAIN_SECONDS,
         )
         if self._topic_watcher.problem is not None:
             member.suspend()
@@ -318,7 +318,7 @@ class KafkaLog(HistoryQueries):
             session_seconds=self._settings.session_timeout.total_seconds(),
             open_shard=open_shard,
             drain_before_rebalance=True,
-            drain_seconds=_DRAIN_SECONDS,
+            drain_seconds=DRAIN_SECONDS,
             commit_offsets=offset_committer.commit,
         )
         if self._topic_watcher.problem is not None:

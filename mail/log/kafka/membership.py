@@ -28,12 +28,13 @@ from mail.telemetry.log import REBALANCES, SHARDS, SHARDS_OWNED
 logger = structlog.get_logger()
 
 HEARTBEAT_SECONDS = 1.0  # members learn of a rebalance by heartbeats, and the first waits for the last
+COORDINATOR_SHARE = 0.5  # of a session, for a request: a coordinator that hangs can be replaced within a session
 REBALANCE_SECONDS = 20.0  # for every member to rejoin; others are excluded
 _MAX_POLL_INTERVAL_MS = 86_400_000  # a member that reads nothing is not idle (aiokafka issue 1187)
 _POLL_SECONDS = 1.0
 _RESTART_SECONDS = 1.0  # before a shard that was fenced and is still assigned is processed again
 _UNREADABLE_RETRY_SECONDS = 60.0  # before a shard with an unreadable record is processed again
-_COMMIT_SECONDS = 3.0  # less than a drain; the next owner repeats what is not committed by then
+COMMIT_SECONDS = 3.0  # less than a drain; the next owner repeats what is not committed by then
 _PAUSE_CHECK_SECONDS = 0.25  # interval of the check for process pauses
 _CANCEL_SECONDS = 5.0
 
@@ -172,7 +173,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         # aiokafka's assignor keeps its state in the class, so each member gets its own class.
         assignor = type("StickyAssignor", (StickyPartitionAssignor,), {})
         return self._access.consumer(
-            self._session_seconds / 2,  # the coordinator can be replaced within a session when it hangs
+            self._session_seconds * COORDINATOR_SHARE,
             group_id=self._access.group(self._role),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -277,7 +278,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if self._current_generation() != self._generation:
             raise ShardLost("the group no longer counts this process as a member")
         try:
-            await asyncio.wait_for(self._consumer.commit(offsets), _COMMIT_SECONDS)
+            await asyncio.wait_for(self._consumer.commit(offsets), COMMIT_SECONDS)
         except (CommitFailedError, IllegalStateError) as error:
             raise ShardLost(error_message(error)) from None
         except CLIENT_ERRORS as error:

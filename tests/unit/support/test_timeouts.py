@@ -1,0 +1,70 @@
+"""Order of the time-outs that depend on each other: the table in docs/design.md and the values in the code."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from delivery import mailbox_courier
+from delivery.client_session import Timeouts
+from eilpost.wiring import delivery_id_retention
+from mail.log import kafka
+from mail.log.kafka import membership, transactional_producer
+from mail.settings import Settings
+from mail.spool import object_spool
+from mailstore import mailbox_lock
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGE = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (.+?) \| (.+?) \| .+ \|$", PAGE.partition("## Time-outs that depend")[2], re.MULTILINE)[1:]
+VALUES = yaml.safe_load((ROOT / "helm" / "values.yaml").read_text(encoding="utf-8"))["defaults"]
+
+SETTINGS = Settings()
+APPEND = SETTINGS.log.append_timeout.total_seconds()
+SESSION = SETTINGS.log.session_timeout.total_seconds()
+DRAIN = SETTINGS.node.drain_timeout.total_seconds()
+LIFETIME = SETTINGS.router.queue_lifetime.total_seconds()
+UNITS = {"s": 1, "min": 60, "d": 86_400}
+
+# The values of each row, in its order.
+SHORTER_AND_LONGER = (
+    (object_spool.TIME_LIMIT_SECONDS, APPEND),
+    (APPEND, Timeouts().dot_seconds),
+    (transactional_producer.COMMIT_SECONDS, transactional_producer.TRANSACTION_SECONDS),
+    (SESSION * membership.COORDINATOR_SHARE, SESSION),
+    (membership.HEARTBEAT_SECONDS, SESSION),
+    (membership.COMMIT_SECONDS, kafka.DRAIN_SECONDS),
+    (kafka.DRAIN_SECONDS, membership.REBALANCE_SECONDS),
+    (mailbox_lock.LOCK_SECONDS, mailbox_courier.APPEND_TIMEOUT_SECONDS),
+    (DRAIN, VALUES["preStopSeconds"] + VALUES["drainSeconds"] + 10),
+    (LIFETIME, SETTINGS.spool.retention.total_seconds()),
+    (LIFETIME, delivery_id_retention(SETTINGS).total_seconds()),
+)
+
+
+def _stated_seconds(cell: str) -> float | None:
+    stated = re.search(r"(\d+) (s|min|d)\b", re.sub(r"`[^`]*` \+ .*", "", cell))
+    return int(stated[1]) * UNITS[stated[2]] if stated else None
+
+
+@pytest.mark.parametrize(
+    ("row", "values"),
+    list(zip(ROWS, SHORTER_AND_LONGER, strict=True)),
+    ids=[f"{number}" for number in range(1, len(ROWS) + 1)],
+)
+def test_the_shorter_time_out_is_shorter_and_the_page_states_both(
+    row: tuple[str, str], values: tuple[float, float]
+) -> None:
+    shorter, longer = values
+    assert shorter < longer, row
+    for cell, seconds in zip(row, values, strict=True):
+        assert _stated_seconds(cell) in (None, seconds), cell
+
+
+def test_a_mailbox_recognises_delivery_ids_for_twice_any_queue_lifetime() -> None:
+    router = SETTINGS.router.model_copy(update={"queue_lifetime": timedelta(days=30)})
+    assert delivery_id_retention(SETTINGS.model_copy(update={"router": router})) == timedelta(days=60)
