@@ -13,7 +13,8 @@ import pytest
 from tests.support.containers import images
 from tests.support.kubernetes import custom_resources, network
 from tests.support.kubernetes.cluster import Kubernetes
-from tests.support.kubernetes.release import Release
+from tests.support.kubernetes.prometheus import Prometheus
+from tests.support.kubernetes.release import HELM_INSTALL, Release
 
 _VOLUMES = 40
 
@@ -47,6 +48,14 @@ def operators(kubernetes: Kubernetes) -> Kubernetes:
     return kubernetes
 
 
+@pytest.fixture(scope="session")
+def prometheus(operators: Kubernetes) -> Prometheus:
+    """A running Prometheus that scrapes nothing yet."""
+    running = Prometheus(operators)
+    running.start()
+    return running
+
+
 @pytest.fixture
 def release(kubernetes: Kubernetes, request: pytest.FixtureRequest) -> Iterator[Callable[[], Release]]:
     """Creates releases that are not installed yet, each in its own namespace; they are deleted with the test."""
@@ -62,5 +71,5 @@ def mail(kubernetes: Kubernetes) -> Iterator[Release]:
     """A release that tests share: two ready pods of each role but mailstore. Each test leaves it ready."""
     with kubernetes.namespace("mail") as namespace:
         shared = Release(kubernetes, namespace, images.image().tag)
-        shared.install("minimal", None, "--wait")
+        shared.run_of_readme(HELM_INSTALL)
         yield shared

@@ -6,16 +6,19 @@ import asyncio
 import json
 import re
 import smtplib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
 
+from tests.support.containers import images
 from tests.support.kubernetes.cluster import Kubernetes
 from tests.support.kubernetes.configuration import NODE
 from tests.support.kubernetes.namespaces import HOST
 from tests.support.kubernetes.network import inside
-from tests.support.kubernetes.release import CHART, Release, name_of
+from tests.support.kubernetes.prometheus import Prometheus
+from tests.support.kubernetes.release import CHART, ROLES, Release, name_of
 from tests.support.servers.scripted_remote import ScriptedRemote
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.helm, pytest.mark.docker, pytest.mark.timeout(180)]
@@ -76,23 +79,46 @@ def _worker_logs(release: Release, tenant: str) -> str:
     return release.kubectl("logs", "--selector", selector, "--tail=-1")
 
 
-@pytest.fixture
-def labelled(kubernetes: Kubernetes) -> Iterator[None]:
-    """The node has the label that the value set's nodeSelector requires."""
-    kubernetes.kubectl("label", "node", NODE, "example.test/network=acme")
-    yield
-    kubernetes.kubectl("label", "node", NODE, "example.test/network-")
+@pytest.fixture(scope="module")
+def mail(operators: Kubernetes) -> Iterator[Release]:
+    """A release with the tenant `acme`, on a node with the label that the value set's nodeSelector requires."""
+    operators.kubectl("label", "node", NODE, "example.test/network=acme")
+    with operators.namespace("dedicated-tenant") as namespace:
+        release = Release(operators, namespace, images.image().tag)
+        over = {"defaults": {"replicas": 1}, "monitoring": {"podMonitor": {"enabled": True}}}
+        release.install("dedicated-tenant", over, "--wait")
+        yield release
+    operators.kubectl("label", "node", NODE, "example.test/network-")
 
 
-async def test_mail_of_a_dedicated_tenant_has_its_own_topics_workers_and_source_addresses(
-    release: Callable[[], Release], labelled: None
-) -> None:
-    mail = release()
+@pytest.mark.prometheus
+def test_targets_of_prometheus_have_role_and_tenant(mail: Release, prometheus: Prometheus) -> None:
+    """By the relabelings of the chart's PodMonitor, which rules and dashboards need."""
+    monitor = mail.cluster.get("podmonitor", "mail-eilpost", namespace=mail.namespace)
+    prometheus.scrape(monitor, mail.pods())
+    expected = [
+        {"namespace": mail.namespace, "pod": name_of(pod), "role": role, "tenant": tenant}
+        for role in ROLES
+        for pod in mail.pods(role)
+        for tenant in [pod["metadata"]["labels"]["eilpost/tenant"]]
+    ]
+    assert {target["tenant"] for target in expected} == {"acme", "shared"}
+
+    def labels(expression: str) -> list[dict[str, Any]]:
+        found = prometheus.query(f"sum by (namespace, pod, role, tenant) ({expression})")
+        return sorted(found, key=lambda target: target["pod"])
+
+    expected.sort(key=lambda target: target["pod"])
+    mail.cluster.until("all targets are scraped", lambda: labels("up == 1") == expected)
+    assert labels("up") == expected
+    assert labels("eilpost_build_info") == expected
+
+
+async def test_mail_of_a_dedicated_tenant_has_its_own_topics_workers_and_source_addresses(mail: Release) -> None:
     remote = ScriptedRemote(host=HOST, port=mail.sink_port)
     with inside(mail.cluster.namespaces.pid):
         await remote.start()
     try:
-        await asyncio.to_thread(mail.install, "dedicated-tenant", {"defaults": {"replicas": 1}}, "--wait")
         pods = {pod["metadata"]["labels"]["eilpost/tenant"]: pod for pod in mail.pods("delivery")}
         for address in ACME["sourceAddresses"]:
             mail.add_address(name_of(pods["acme"]), address)

@@ -17,15 +17,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.golang import GoProgram
 from tests.support.kubernetes import broker, configuration, manifests
 from tests.support.kubernetes.certificates import Authority
-from tests.support.kubernetes.configuration import HOST, NODE, Layout
+from tests.support.kubernetes.configuration import HOST, NODE, OUTSIDE, Layout
 from tests.support.kubernetes.images import write_archive
 from tests.support.kubernetes.namespaces import PREFIX, Namespaces, remove_stale
 from tests.support.kubernetes.programs import HELM, PAUSE
 from tests.support.kubernetes.programs import NODE as BINARY
 
 _PARENT = Path(tempfile.gettempdir())
+_OUTSIDE_NETWORK = "outside"
 
 
 class CommandError(Exception):
@@ -116,17 +118,19 @@ class Kubernetes:
             process.wait(10)
 
     def _network(self) -> None:
-        """A default route into a pair of interfaces without a peer: address translation needs a route."""
+        """The node's interface and default route, and at their other end a network namespace for outside clients."""
+        self._run_in_namespaces("ip", "netns", "add", _OUTSIDE_NETWORK)
         lines = (
             "ip link set lo up",
-            "ip link add node0 type veth peer name node0p",
+            f"ip link add node0 type veth peer name node0p netns {_OUTSIDE_NETWORK}",
+            f"ip -n {_OUTSIDE_NETWORK} addr add {OUTSIDE}/24 dev node0p",
+            f"ip -n {_OUTSIDE_NETWORK} link set node0p up",
             "ip link set node0 up",
-            "ip link set node0p up",
             f"ip addr add {HOST}/24 dev node0",
             "ip route add default dev node0",
         )
         for line in lines:
-            self.run(*line.split())
+            self._run_in_namespaces(*line.split())
 
     # --- processes ---------------------------------------------------------------------------------------------------
 
@@ -134,10 +138,10 @@ class Kubernetes:
         path = self.folder / "logs" / name
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def spawn(self, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+    def spawn(self, name: str, *command: str, **environment: str) -> None:
         """Start a process in the namespaces. It ends with them at the latest."""
         with (self.folder / "logs" / name).open("ab") as log:
-            process = subprocess.Popen(
+            self._processes[name] = subprocess.Popen(
                 self.namespaces.enter(*command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -145,8 +149,12 @@ class Kubernetes:
                 env={**self._environment, **environment},
                 process_group=0,
             )
-        self._processes[name] = process
-        return process
+
+    def end(self, name: str) -> None:
+        """End a process that `spawn` started."""
+        process = self._processes.pop(name)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(10)
 
     def run(
         self,
@@ -174,6 +182,16 @@ class Kubernetes:
             raise CommandError(f"{shown}: exit status {done.returncode}: {done.stderr.strip()} {done.stdout.strip()}")
         return done.stdout
 
+    def run_outside(self, *command: str) -> str:
+        """Run a command on a machine outside the cluster, with the address `OUTSIDE`; returns its standard output."""
+        return self._run_in_namespaces("ip", "netns", "exec", _OUTSIDE_NETWORK, *command)
+
+    def _run_in_namespaces(self, *command: str, timeout: float = 60.0) -> str:
+        done = subprocess.run(self.namespaces.enter(*command), capture_output=True, text=True, timeout=timeout)
+        if done.returncode != 0:
+            raise CommandError(f"{' '.join(command)}: {done.stderr}")
+        return done.stdout
+
     def until(self, what: str, attempt: Callable[[], object], timeout: float = 60.0) -> Any:
         """Repeat `attempt` until it returns a true value without a CommandError; returns that value."""
         end = time.monotonic() + timeout
@@ -196,14 +214,12 @@ class Kubernetes:
     def forwarded(self, name: str, target: str, port: int, namespace: str) -> Iterator[int]:
         """`kubectl port-forward` to `target`; yields the port on 127.0.0.1 in the cluster's network."""
         arguments = ("--namespace", namespace, "port-forward", target, f":{port}")
-        process = self.spawn(name, str(BINARY.path), "kubectl", *arguments)
+        self.spawn(name, str(BINARY.path), "kubectl", *arguments)
         try:
             found = self.until("the port is forwarded", lambda: re.search(r"127\.0\.0\.1:(\d+) ->", self.log(name)))
             yield int(found[1])
         finally:
-            del self._processes[name]
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(10)
+            self.end(name)
             (self.folder / "logs" / name).unlink()
 
     # --- containers --------------------------------------------------------------------------------------------------
@@ -212,11 +228,8 @@ class Kubernetes:
         return self.run("ctr", "--address", str(self.at.containerd_socket), *arguments, timeout=timeout)
 
     def import_image(self, archive: Path) -> None:
-        socket, path = str(self.at.containerd_socket), str(archive)
-        command = self.namespaces.enter("ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", path)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        if done.returncode != 0:
-            raise CommandError(f"importing {archive}: {done.stderr}")
+        ctr = ("ctr", "--address", str(self.at.containerd_socket), "--namespace", "k8s.io")
+        self._run_in_namespaces(*ctr, "images", "import", str(archive), timeout=120)
 
     def task(self, *arguments: str) -> str:
         """Run `ctr tasks` with these arguments: list the containers, or kill, pause or resume the processes of one."""
@@ -239,8 +252,8 @@ class Kubernetes:
             env=self._environment,
         )
 
-    def helm(self, *arguments: str, **how: Any) -> str:
-        return self.run(str(HELM.path), *arguments, **how)
+    def helm(self, *arguments: str, program: GoProgram = HELM, **how: Any) -> str:
+        return self.run(str(program.path), *arguments, **how)
 
     def apply(self, objects: Iterable[dict[str, Any]]) -> None:
         """Create or change these objects."""

@@ -1,7 +1,7 @@
 """Configuration files and command lines of the cluster's components. Pure, except `write`.
 
 Every address is fixed, because each cluster has its own network. Pods have addresses in 10.244.0.0/24, Services in
-10.96.0.0/16; `HOST` is the address of processes outside the cluster in its network.
+10.96.0.0/16. `HOST` is the address of the node, and of processes beside the cluster; `OUTSIDE` that of another machine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from tests.support.kubernetes.namespaces import HOST
 
 NODE = "node1"
+OUTSIDE = "10.123.0.2"
 SERVER = f"https://{HOST}:6443"
 PAUSE_IMAGE = "eilpost.test/pause:1"
 SERVICES = "10.96.0.0/16"
@@ -211,7 +212,7 @@ def controller_manager(at: Layout) -> list[str]:
         "--use-service-account-credentials",
         f"--root-ca-file={at.keys}/ca.crt",
         f"--service-account-private-key-file={at.keys}/tokens.key",
-        "--horizontal-pod-autoscaler-sync-period=5s",
+        "--horizontal-pod-autoscaler-sync-period=2s",
         "--horizontal-pod-autoscaler-cpu-initialization-period=20s",
         "--horizontal-pod-autoscaler-initial-readiness-delay=5s",
     ]

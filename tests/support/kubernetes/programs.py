@@ -61,6 +61,7 @@ _DEBIAN = {
     "iptables": "iptables",
     "ip": "iproute2",
     "nsenter": "util-linux",
+    "curl": "curl",
     str(CNI_PLUGINS / "bridge"): "containernetworking-plugins",
 }
 

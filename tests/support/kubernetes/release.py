@@ -1,11 +1,12 @@
 """A release of eilpost's chart on the test cluster.
 
 Each has its own namespace and its own topics on the shared broker. Its values are a set of `helm/ci` with the image of
-this tree, small resource requests and short termination delays.
+this tree, small resource requests, frequent startup probes and short termination delays.
 """
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
 import subprocess
@@ -13,14 +14,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.docs.shell_blocks import blocks
+from tests.support.golang import GoProgram
 from tests.support.kubernetes.cluster import Kubernetes
 from tests.support.kubernetes.configuration import HOST
+from tests.support.kubernetes.network import inside
+from tests.support.kubernetes.programs import HELM
 
-CHART = Path(__file__).resolve().parents[3] / "helm"
+ROOT = Path(__file__).resolve().parents[3]
+CHART = ROOT / "helm"
+(_README_COMMANDS,) = (block for block in blocks((ROOT / "README.md").read_text(), "") if "helm install" in block)
+HELM_INSTALL, HELM_TEST = _README_COMMANDS.replace("\\\n", "").splitlines()
+_README_IMAGE = "--set image.repository=registry.example.test/eilpost"
+_README_NAMESPACE = "--namespace eilpost"
 ROLES = ("ingress", "router", "delivery", "mailstore")
 DRAIN_SECONDS = 5
 IN_FLIGHT = 20  # delivery.max_in_flight_deliveries: concurrent deliveries of a process; far fewer than the tests send
 _SINK_PORTS = itertools.count(2600)
+_HTTP = 8025
 # After address translation, clients from outside the cluster have an address of the pods' network.
 CLIENTS = ["10.123.0.0/24", "10.244.0.0/24"]
 
@@ -41,7 +52,7 @@ def values(namespace: str, image: str, sink_port: int) -> dict[str, Any]:
             "ingress": {"relay_networks": CLIENTS, "sender_domain_must_resolve": False},
             "delivery": {"max_in_flight_deliveries": IN_FLIGHT},
         },
-        "defaults": {"drainSeconds": DRAIN_SECONDS, **small},
+        "defaults": {"drainSeconds": DRAIN_SECONDS, "probes": {"startup": {"periodSeconds": 1}}, **small},
         "ingress": small,
         "router": small,
         "delivery": {"relay": f"smtp://{HOST}:{sink_port}", **small},
@@ -83,8 +94,16 @@ class Release:
         self.sink_port = next(_SINK_PORTS)
         self._values = values(namespace, image, self.sink_port)
 
-    def helm(self, command: str, *arguments: str, timeout: float = 150.0) -> str:
-        return self.cluster.helm(command, self.name, *arguments, "--namespace", self.namespace, timeout=timeout)
+    def helm(self, command: str, *arguments: str, timeout: float = 150.0, program: GoProgram = HELM) -> str:
+        options = ("--namespace", self.namespace)
+        return self.cluster.helm(command, self.name, *arguments, *options, timeout=timeout, program=program)
+
+    def run_of_readme(self, command: str) -> str:
+        """Run HELM_INSTALL or HELM_TEST with this release's namespace; its values, with the image, replace `--set`."""
+        assert _README_NAMESPACE in command
+        command = command.replace(_README_NAMESPACE, f"--namespace {self.namespace}")
+        command = command.replace(_README_IMAGE, f"--values {self._write_values({})}")
+        return self.cluster.run("bash", "-c", command, timeout=150)
 
     def kubectl(self, *arguments: str, **how: Any) -> str:
         return self.cluster.kubectl("--namespace", self.namespace, *arguments, **how)
@@ -93,14 +112,25 @@ class Release:
         """`helm install` with `helm/ci/VALUE_SET.yaml`; returns its output."""
         return self._deploy("install", value_set, over or {}, f"--timeout={seconds}s", *options, timeout=seconds + 20)
 
-    def upgrade(self, value_set: str, over: Mapping[str, Any] | None = None, *options: str, seconds: int = 110) -> str:
-        return self._deploy("upgrade", value_set, over or {}, f"--timeout={seconds}s", *options, timeout=seconds + 20)
+    def upgrade(
+        self,
+        value_set: str,
+        over: Mapping[str, Any] | None = None,
+        *options: str,
+        seconds: int = 110,
+        program: GoProgram = HELM,
+    ) -> str:
+        options = (f"--timeout={seconds}s", *options)
+        return self._deploy("upgrade", value_set, over or {}, *options, timeout=seconds + 20, program=program)
 
-    def _deploy(self, command: str, value_set: str, over: Mapping[str, Any], *options: str, timeout: float) -> str:
+    def _deploy(self, command: str, value_set: str, over: Mapping[str, Any], *options: str, **how: Any) -> str:
+        sets = ("--values", str(CHART / "ci" / f"{value_set}.yaml"), "--values", str(self._write_values(over)))
+        return self.helm(command, str(CHART), *sets, *options, **how)
+
+    def _write_values(self, over: Mapping[str, Any]) -> Path:
         file = self.cluster.folder / f"{self.namespace}.values.json"
         file.write_text(json.dumps(merged(self._values, over)))
-        sets = ("--values", str(CHART / "ci" / f"{value_set}.yaml"), "--values", str(file))
-        return self.helm(command, str(CHART), *sets, *options, timeout=timeout)
+        return file
 
     def pods(self, role: str = "") -> list[dict[str, Any]]:
         """Pods of the release, or of one role, without those being deleted."""
@@ -109,6 +139,28 @@ class Release:
             selector += f",app.kubernetes.io/component={role}"
         found = self.cluster.get("pods", "--selector", selector, namespace=self.namespace)["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def termination_messages(self, role: str) -> list[str]:
+        """Of the containers of the role's pods that ended."""
+        found = []
+        for pod in self.pods(role):
+            for status in pod["status"].get("containerStatuses", []):
+                ends = [
+                    state["terminated"] for state in (status["state"], status["lastState"]) if "terminated" in state
+                ]
+                found += [end["message"] for end in ends if end.get("message")]
+        return found
+
+    def get(self, pod: Mapping[str, Any], path: str) -> tuple[int, str]:
+        """Status and body that the pod's HTTP server returns."""
+        with inside(self.cluster.namespaces.pid):
+            connection = http.client.HTTPConnection(pod["status"]["podIP"], _HTTP, timeout=10)
+            try:
+                connection.request("GET", path)
+                answer = connection.getresponse()
+                return answer.status, answer.read().decode()
+            finally:
+                connection.close()
 
     def kill(self, pod: str) -> None:
         """SIGKILL to the first process of the pod's container, from the node."""
