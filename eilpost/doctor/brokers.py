@@ -67,8 +67,8 @@ async def _findings(
     unreached = await unreachable_brokers(access, brokers)
     yield [fail(f"broker {broker.address}", broker.reason, broker.advice) for broker in unreached]
     unreachable = {broker.address for broker in [*brokers, *unreached] if isinstance(broker, Unreachable)}
-    yield _version_findings(reached) + _size_findings(reached, unreachable, settings)
-    yield _certificate_findings(reached, settings) + _cleartext_findings(settings)
+    yield version_findings(reached) + size_findings(reached, unreachable, settings)
+    yield certificate_findings(reached, settings) + cleartext_findings(settings)
     tasks = [
         asyncio.create_task(_topics_and_groups(make_access(log, name), log, name), name=f"topics of {log.prefix}")
         for name, log in {tenant: settings, **other_tenants}.items()
@@ -76,7 +76,7 @@ async def _findings(
     try:
         for task in tasks:
             yield (await task)[0]
-        yield await _append_findings(access, (await tasks[0])[1])
+        yield await append_findings(access, (await tasks[0])[1])
     finally:
         for task in tasks:
             task.cancel()
@@ -95,7 +95,7 @@ async def _topics_and_groups(
         if len(topic_states) == len(ALL_TOPICS):
             refused = await rights.missing_rights(access, cluster_info)
             findings += [fail(f"access rights{topics.of_tenant(tenant)}", line, RIGHTS) for line in refused]
-        return findings + await _group_findings(cluster_info, access, settings, topic_states, tenant), topic_states
+        return findings + await group_findings(cluster_info, access, settings, topic_states, tenant), topic_states
 
 
 def _error_finding(subject: str, error: LogUnavailable) -> Finding:
@@ -115,7 +115,7 @@ def _address_finding(broker: Reachable | Unreachable, *, any_reachable: bool) ->
     return ok(f"broker {broker.address}", text)
 
 
-def _version_findings(reached: Sequence[Reachable]) -> list[Finding]:
+def version_findings(reached: Sequence[Reachable]) -> list[Finding]:
     releases = sorted({broker.api_versions.release for broker in reached})
     levels = sorted({broker.api_versions.finalized_release for broker in reached})
     text = f"feature level {', '.join(levels)}"
@@ -129,7 +129,7 @@ def _version_findings(reached: Sequence[Reachable]) -> list[Finding]:
     return [ok("cluster", text)]
 
 
-def _size_findings(reached: Sequence[Reachable], unreachable: Set[str], settings: LogSettings) -> list[Finding]:
+def size_findings(reached: Sequence[Reachable], unreachable: Set[str], settings: LogSettings) -> list[Finding]:
     """`unreachable`: addresses to subtract, because brokers list a dead broker for a while."""
     alive_count = max(sum(address not in unreachable for _, address in broker.brokers) for broker in reached)
     is_dev = settings.durability == "dev"
@@ -146,7 +146,7 @@ def _size_findings(reached: Sequence[Reachable], unreachable: Set[str], settings
     return [fail("cluster size", text, start, trial)]
 
 
-def _certificate_findings(reached: Sequence[Reachable], settings: LogSettings) -> list[Finding]:
+def certificate_findings(reached: Sequence[Reachable], settings: LogSettings) -> list[Finding]:
     now = datetime.now(UTC)
     findings = [
         _certificate_finding(f"certificate {broker.address}", broker.certificate_expires, now, "renew it on the broker")
@@ -167,7 +167,7 @@ def _certificate_finding(subject: str, expires_at: datetime, now: datetime, advi
     return ok(subject, text)
 
 
-def _cleartext_findings(settings: LogSettings) -> list[Finding]:
+def cleartext_findings(settings: LogSettings) -> list[Finding]:
     if settings.tls:
         return []
     if settings.sasl_mechanism == "PLAIN":
@@ -176,7 +176,7 @@ def _cleartext_findings(settings: LogSettings) -> list[Finding]:
     return []
 
 
-async def _group_findings(
+async def group_findings(
     cluster_info: ClusterInfo,
     access: Access,
     settings: LogSettings,
@@ -222,7 +222,7 @@ def _group_finding(
     return ok(subject, text)
 
 
-async def _append_findings(access: Access, topic_states: Mapping[Topic, TopicState]) -> list[Finding]:
+async def append_findings(access: Access, topic_states: Mapping[Topic, TopicState]) -> list[Finding]:
     if len(topic_states) < len(ALL_TOPICS):
         return []
     try:

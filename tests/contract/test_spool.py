@@ -54,8 +54,13 @@ async def spool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 @pytest.fixture
-async def disk(tmp_path: Path) -> AsyncIterator[DiskSpool]:
-    opened = DiskSpool(tmp_path / "spool")
+def spool_path(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+async def disk(spool_path: Path) -> AsyncIterator[DiskSpool]:
+    opened = DiskSpool(spool_path)
     yield opened
     await opened.close()
 
@@ -177,8 +182,8 @@ async def test_closing_waits_for_pending_stores(spool: Spool) -> None:
 # Only the disk spool.
 
 
-def _files(disk: DiskSpool) -> list[Path]:
-    return sorted(path for path in disk._path.rglob("*") if path.is_file())
+def _files(spool_path: Path) -> list[Path]:
+    return sorted(path for path in spool_path.rglob("*") if path.is_file())
 
 
 async def test_concurrently_stored_contents_share_a_file_and_its_flush(
@@ -193,22 +198,22 @@ async def test_concurrently_stored_contents_share_a_file_and_its_flush(
     assert len(flushed) == 2  # the file and its directory
 
 
-async def test_the_size_of_a_batch_is_limited(disk: DiskSpool) -> None:
+async def test_the_size_of_a_batch_is_limited(disk: DiskSpool, spool_path: Path) -> None:
     stored = await asyncio.gather(*(disk.put(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
-    assert max(file.stat().st_size for file in _files(disk)) <= BATCH_MAX_BYTES
+    assert max(file.stat().st_size for file in _files(spool_path)) <= BATCH_MAX_BYTES
     assert len(await asyncio.gather(*map(disk.read, stored))) == 20
 
 
-async def test_the_next_process_reads_stored_content(disk: DiskSpool) -> None:
+async def test_the_next_process_reads_stored_content(disk: DiskSpool, spool_path: Path) -> None:
     spooled = await disk.put(b"content")
-    other = DiskSpool(disk._path)
+    other = DiskSpool(spool_path)
     assert await other.read(spooled) == b"content"
     await other.close()
 
 
-async def test_flipped_bits_and_truncation_are_damage_that_names_the_file(disk: DiskSpool) -> None:
+async def test_flipped_bits_and_truncation_are_damage_that_names_the_file(disk: DiskSpool, spool_path: Path) -> None:
     first, second = await asyncio.gather(disk.put(b"first content"), disk.put(b"second content"))
-    (file,) = _files(disk)
+    (file,) = _files(spool_path)
     damaged = bytearray(file.read_bytes())
     damaged[3] ^= 1
     file.write_bytes(damaged)
@@ -221,29 +226,31 @@ async def test_flipped_bits_and_truncation_are_damage_that_names_the_file(disk: 
     assert await disk.read(second, 6) == b"second"
 
 
-async def test_a_missing_spool_is_unavailable_and_not_damaged(disk: DiskSpool, tmp_path: Path) -> None:
+async def test_a_missing_spool_is_unavailable_and_not_damaged(
+    disk: DiskSpool, spool_path: Path, tmp_path: Path
+) -> None:
     spooled = await disk.put(b"content")
-    disk._path.rename(tmp_path / "unmounted")
+    spool_path.rename(tmp_path / "unmounted")
     with pytest.raises(SpoolUnavailable):
         await disk.read(spooled)
     disk._device += 1  # as if another volume were mounted
     for call in (disk.put(b"more"), disk.free_bytes()):
         with pytest.raises(SpoolUnavailable, match="the volume is not mounted any more"):
             await call
-    assert not disk._path.exists()
-    (tmp_path / "unmounted").rename(disk._path)
+    assert not spool_path.exists()
+    (tmp_path / "unmounted").rename(spool_path)
     assert await disk.read(spooled) == b"content"
     assert await disk.read(await disk.put(b"more")) == b"more"
 
 
 @pytest.mark.parametrize("size", [10, LARGE_BYTES])
 @pytest.mark.parametrize("removed", ["all", "tmp"])
-async def test_a_removed_directory_is_created_again(disk: DiskSpool, size: int, removed: str) -> None:
+async def test_a_removed_directory_is_created_again(disk: DiskSpool, spool_path: Path, size: int, removed: str) -> None:
     lost = await disk.put(b"content")
-    shutil.rmtree(disk._path if removed == "all" else disk._tmp)
+    shutil.rmtree(spool_path if removed == "all" else spool_path / "tmp")
     stored = await disk.put(b"x" * size)
     assert await disk.read(stored) == b"x" * size
-    shutil.rmtree(disk._path)
+    shutil.rmtree(spool_path)
     assert await disk.free_bytes()
     with pytest.raises(SpoolDamaged, match="is missing"):
         await disk.read(lost)
@@ -251,7 +258,7 @@ async def test_a_removed_directory_is_created_again(disk: DiskSpool, size: int, 
 
 @pytest.mark.parametrize("size", [10, LARGE_BYTES])
 async def test_a_full_disk_fails_all_waiting_stores_and_leaves_no_files(
-    disk: DiskSpool, monkeypatch: pytest.MonkeyPatch, size: int
+    disk: DiskSpool, spool_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     def full(_descriptor: int, _data: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -264,7 +271,7 @@ async def test_a_full_disk_fails_all_waiting_stores_and_leaves_no_files(
         with pytest.raises(SpoolUnavailable):  # whatever free space the file system reports
             await disk.free_bytes()
     assert await disk.free_bytes()
-    assert _files(disk) == []
+    assert _files(spool_path) == []
     assert await disk.read(await disk.put(b"later")) == b"later"
 
 
@@ -284,18 +291,18 @@ async def test_partial_writes_are_completed(disk: DiskSpool, monkeypatch: pytest
     assert await disk.read(await disk.put(content)) == content
 
 
-async def test_a_sweep_removes_whole_hours_and_files_of_crashes(disk: DiskSpool) -> None:
+async def test_a_sweep_removes_whole_hours_and_files_of_crashes(disk: DiskSpool, spool_path: Path) -> None:
     spooled = await disk.put(b"new")
     now = datetime.now(UTC)
-    old_hour = disk._path / "2020010100"
+    old_hour = spool_path / "2020010100"
     old_hour.mkdir()
     long_ago = (now - timedelta(days=8)).timestamp()
-    unfinished, fresh = disk._path / "tmp" / "unfinished", disk._path / "tmp" / "fresh"
+    unfinished, fresh = spool_path / "tmp" / "unfinished", spool_path / "tmp" / "fresh"
     for file in (old_hour / "a", old_hour / "b", unfinished):
         file.write_bytes(b"")
         os.utime(file, (long_ago, long_ago))
     fresh.write_bytes(b"")
-    unrelated = disk._path / "lost+found"
+    unrelated = spool_path / "lost+found"
     unrelated.mkdir()
     assert await disk.sweep(now - timedelta(days=7)) == 3
     assert not old_hour.exists()

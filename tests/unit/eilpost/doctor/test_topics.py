@@ -122,7 +122,7 @@ async def test_unavailable_cluster_is_reported_for_each_tenant(monkeypatch: pyte
         findings = []
         for tenant in ("", "acme", "initech"):
             if part == "groups":
-                groups = await brokers._group_findings(_UnavailableCluster(), ACCESS, SETTINGS, sound(), tenant)  # type: ignore[arg-type]
+                groups = await brokers.group_findings(_UnavailableCluster(), ACCESS, SETTINGS, sound(), tenant)  # type: ignore[arg-type]
                 findings += groups
             else:
                 findings += (await brokers._topics_and_groups(ACCESS, SETTINGS, tenant))[0]
@@ -206,16 +206,16 @@ def _reached(brokers_alive: int = 3, known: int = 30, in_force: int = 30) -> Rea
 )
 def test_too_few_brokers_are_reported(alive: int, durability: str, replication: int, level: Level) -> None:
     settings = SETTINGS.model_copy(update={"durability": durability, "replication": replication})
-    (finding,) = brokers._size_findings([_reached(alive)], set(), settings)
+    (finding,) = brokers.size_findings([_reached(alive)], set(), settings)
     assert (finding.level, bool(finding.advice)) == (level, level is not Level.OK)
     missing = {f"h{alive}:9092", "h99:9092"}  # one unreachable broker of the list and one that is not in it
-    (finding,) = brokers._size_findings([_reached(alive + 1)], missing, settings)
+    (finding,) = brokers.size_findings([_reached(alive + 1)], missing, settings)
     assert finding.level is level
 
 
 def test_mixed_or_old_broker_versions_are_warnings() -> None:
     def level_of(*reached: Reachable) -> Level:
-        return brokers._version_findings(reached)[0].level
+        return brokers.version_findings(reached)[0].level
 
     assert level_of(_reached()) is Level.OK
     assert level_of(_reached(), _reached(known=29, in_force=29)) is Level.WARN
@@ -240,7 +240,7 @@ def test_clock_offset_of_a_broker_is_reported(ahead: float | None, level: Level)
 
 
 def test_plain_password_without_tls_is_a_warning() -> None:
-    assert brokers._cleartext_findings(SETTINGS) == []
-    (finding,) = brokers._cleartext_findings(SETTINGS.model_copy(update={"sasl_mechanism": "PLAIN"}))
+    assert brokers.cleartext_findings(SETTINGS) == []
+    (finding,) = brokers.cleartext_findings(SETTINGS.model_copy(update={"sasl_mechanism": "PLAIN"}))
     assert finding.level is Level.WARN
-    assert brokers._cleartext_findings(SETTINGS.model_copy(update={"sasl_mechanism": "PLAIN", "tls": True})) == []
+    assert brokers.cleartext_findings(SETTINGS.model_copy(update={"sasl_mechanism": "PLAIN", "tls": True})) == []
