@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.chart.helm import HELM_4
+from tests.support.golang import GoProgram
 from tests.support.kubernetes.cluster import CommandError
+from tests.support.kubernetes.programs import HELM
 from tests.support.kubernetes.release import ROLES, Release, is_ready, name_of
 from tests.support.kubernetes.traffic import assert_nothing_lost, sending
 
@@ -25,11 +28,16 @@ def test_upgrade_under_load_replaces_every_pod_without_loss(mail: Release) -> No
 
 
 @pytest.mark.timeout(240)
-def test_failed_upgrade_under_load_is_rolled_back_without_loss(mail: Release) -> None:
+@pytest.mark.helm_4
+@pytest.mark.parametrize(
+    ("program", "option"), [(HELM, "--atomic"), (HELM_4, "--rollback-on-failure")], ids=["helm 3", "helm 4"]
+)
+def test_failed_upgrade_under_load_is_rolled_back_without_loss(mail: Release, program: GoProgram, option: str) -> None:
     before = {name_of(pod) for role in ROLES for pod in mail.pods(role)}
+    wrong = {"image": {"tag": "does-not-exist"}}
     with sending(mail) as traffic:
-        with pytest.raises(CommandError, match="atomic"):
-            mail.upgrade("minimal", {"image": {"tag": "does-not-exist"}}, "--atomic", seconds=10)
+        with pytest.raises(CommandError, match=f"rolled back due to {option[2:]} being set"):
+            mail.upgrade("minimal", wrong, option, seconds=10, program=program)
         result = traffic.result()
     assert "Rollback to" in mail.helm("history")
     assert before == {name_of(pod) for role in ROLES for pod in mail.pods(role) if is_ready(pod)}
