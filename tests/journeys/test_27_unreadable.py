@@ -203,7 +203,7 @@ RECORDS = {ACCEPTED: accepted(1), ATTEMPTED: attempted(1), DISPATCHED: dispatche
     [(ACCEPTED, "router"), (ATTEMPTED, "router"), (DISPATCHED, "delivery")],
     ids=lambda each: each if isinstance(each, str) else each.name,
 )
-async def test_record_of_unknown_version_stops_only_its_shard_until_it_is_skipped(
+async def test_record_of_unknown_version_stops_only_its_shard_until_an_operator_skips_it(
     kafka_bootstrap: str, tmp_path: Path, topic: Topic, role: str
 ) -> None:
     log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
