@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.containers import base, engine
+from tests.support.containers import debian, engine
 from tests.support.containers.engine import Engine, EngineError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -59,24 +59,24 @@ def prepare() -> None:
 @functools.cache
 def image() -> Image:
     """eilpost's image from this tree: its name and archive. Raises EngineError."""
-    digest = _digest(base.archive().name.encode(), _sources())
-    made = Image(f"eilpost.test/eilpost:{digest}", base.IMAGES / f"eilpost-{digest}.tar")
+    digest = _digest(debian.archive().name.encode(), _sources())
+    made = Image(f"eilpost.test/eilpost:{digest}", debian.IMAGES / f"eilpost-{digest}.tar")
     save(made, lambda running: _build(running, made.tag))
     made.archive.touch()
-    base.archive().touch()
+    debian.archive().touch()
     for pattern, kept in _KEPT.items():
-        for old in sorted(base.IMAGES.glob(pattern), key=lambda path: path.stat().st_mtime)[:-kept]:
+        for old in sorted(debian.IMAGES.glob(pattern), key=lambda path: path.stat().st_mtime)[:-kept]:
             old.unlink(missing_ok=True)
     return made
 
 
 def base_image(running: Engine) -> str:
     """Load the base image's substitute into this engine; returns its name."""
-    path = base.archive()
+    path = debian.archive()
     tag = f"eilpost.test/python:{path.stem}"
     if not running.has(tag):
         environment = ["PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
-        environment.append(f"SSL_CERT_FILE={base.CERTIFICATES}")  # uv brings its own certificates otherwise
+        environment.append(f"SSL_CERT_FILE={debian.CERTIFICATES}")  # uv brings its own certificates otherwise
         changes = [f"--change=ENV {variable}" for variable in environment]
         running.docker("import", *changes, '--change=CMD ["python3"]', str(path), tag, timeout=300)
     return tag
