@@ -1,7 +1,7 @@
 """Configuration files and command lines of the cluster's components. Pure, except `write`.
 
 Every address is fixed, because each cluster has its own network. Pods have addresses in 10.244.0.0/24, Services in
-10.96.0.0/16. `HOST` is the address of the node, and of processes beside the cluster; `OUTSIDE` that of another machine.
+10.96.0.0/16. `HOST` is the address of the node, and of processes outside the cluster; `OUTSIDE` is another machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Debian's Prometheus beside the test cluster, configured from the chart's PodMonitor as by prometheus-operator.
+"""Debian's Prometheus next to the test cluster, configured from the chart's PodMonitor as by prometheus-operator.
 
 Debian's build has no pod discovery: `scrape` gives it pods with the labels of discovery, `__meta_kubernetes_*`. The
 labels that prometheus-operator adds to every PodMonitor are left out, so those of the chart must suffice.
