@@ -21,10 +21,11 @@ from typer.main import get_command
 from deploy.kafka import jars
 from deploy.kafka.node import Node
 from eilpost.cli import app
+from eilpost.load.plan import Plan
 from mail.directory.file import find_user
 from mail.directory.passwords import is_hash
 from mail.directory.toml import parse_directory
-from mail.endpoint import parse
+from mail.endpoint import parse, parse_relay
 from mail.settings import Settings
 from mail.settings_file import load
 from mail.units import parse_duration
@@ -33,6 +34,7 @@ from tests.support.containers import compose_spec
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 ONE, THREE = ("compose.yaml",), ("compose.yaml", "compose.three-brokers.yaml")
 ROLES = ("ingress", "router", "delivery", "mailstore")
+SMTP_LISTEN = "EILPOST_INGRESS__SMTP_LISTEN"
 
 both = pytest.mark.parametrize("files", [ONE, THREE], ids=["one broker", "three brokers"])
 
@@ -126,6 +128,22 @@ def test_services_connect_to_existing_ports(files: tuple[str, ...]) -> None:
         assert grace > load(None, {}).node.drain_timeout
     waited_for = set(services["topics"]["depends_on"])
     assert waited_for == {host for host, _, _ in brokers}
+
+
+def test_load_is_relayed_to_its_sink() -> None:
+    load_service = _read(ONE)["load"]
+    program, command, *options = load_service["entrypoint"]
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert (program, command, load_service["profiles"]) == ("eilpost", "load", ["load"])
+    assert given["--target"] == "ingress:{1}".format(*parse(_settings(_read(ONE)["ingress"])[SMTP_LISTEN]))
+    shares = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.3, 0.3))
+    plans = [Plan("run", domains=int(given["--domains"]), failing=fail, deferring=defer) for fail, defer in shares]
+    addresses = {address for plan in plans for address in (plan.sender, *map(plan.address, range(50)))}
+    domains = {address.rpartition("@")[2] for address in addresses}
+    assert len(domains) == 10
+    snapshot = parse_directory((DEPLOY / "directory.toml").read_text(), "directory.toml", is_hash)
+    sink = parse_relay(f"smtp://load:{parse(given['--sink'])[1]}")
+    assert {snapshot.domains[domain].relay_to for domain in domains} == {sink}
 
 
 def test_router_and_delivery_have_two_processes() -> None:
