@@ -72,7 +72,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """A distributed, queue-backed mail transport cluster."""
+    """A mail transfer agent whose queue is a replicated log."""
 
 
 def main() -> None:

@@ -82,7 +82,8 @@ class Maintenance:
         CONSUMER_LAG.labels("attempted").set(backlog.attempted)
 
     async def sweep(self) -> None:
-        older_than = datetime.now(UTC) - self._settings.retention
+        now = datetime.now(UTC)
+        older_than = now - self._settings.retention
         # The unconsumed records before the queue: a record consumed in between is in the queue.
         for queue in (self._log, *self._other_queues()):
             oldest_unread = await queue.oldest_unconsumed()
@@ -92,7 +93,7 @@ class Maintenance:
                 older_than = min(older_than, pending.delivery.message.received)
         removed = await self._spool.sweep(older_than)
         if removed:
-            logger.info("spool swept", files=removed, older_than_days=self._settings.retention.total_seconds() / 86400)
+            logger.info("spool swept", files=removed, older_than_days=round((now - older_than) / timedelta(days=1), 2))
 
 
 async def _run_periodically(

@@ -173,7 +173,7 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
                 lines.append(Line(time, suffix, "waits", wait, LineStyle.WAITING))
             return tuple(lines)
         case FailedByRouter(outcomes):
-            return tuple(_outcome_line(time, "", outcome, "no attempt") for outcome in outcomes)
+            return tuple(_outcome_line(time, "", outcome, "by the router") for outcome in outcomes)
         case Bounced(recipients, dsn):
             addresses = format_addresses(recipients)
             if dsn is None:

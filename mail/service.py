@@ -98,7 +98,8 @@ async def run_roles(
     installed.
 
     `on_ready` is called once when every role is ready. `support` (metrics and health over HTTP) starts before the
-    roles, ends after them and is part of the readiness. When a role fails, all are stopped; the first error is raised.
+    roles, ends after them and is part of the readiness. When roles fail, all are stopped, and the error of
+    the first failed one in `[*roles, *support]` is raised.
     """
     health = health or Health()
     stop = signals.stop if signals is not None else stop or asyncio.Event()
@@ -127,7 +128,7 @@ async def run_roles(
         try:
             await role.run(ready(role.name), end)
             if not end.is_set():
-                raise ServiceError(f"{role.name} ended unexpectedly; this is a bug, please report it")
+                raise RuntimeError(f"{role.name} ended unexpectedly")
         finally:
             health.roles[role.name] = False
             stop.set()

@@ -51,13 +51,17 @@ class Signals:
     def _on_terminate(self, name: str) -> None:
         if self.force_exit.is_set():
             os._exit(EXIT_INTERRUPTED)
+        action = "drain"
+        if self._startup_task is not None:
+            action = "cancel the start"
+            self._startup_task.cancel()
+        elif self._terminating:
+            action = "end the drain"
         if self._terminating:
             self.force_exit.set()
         self._terminating = True
         self.stop.set()
-        if self._startup_task is not None:
-            self._startup_task.cancel()
-        logger.info("signal", signal=name)
+        logger.info("signal", signal=name, action=action)
 
     def _on_hangup(self) -> None:
         if self._had_terminal and not sys.stderr.isatty():  # the terminal and the log on it are closed

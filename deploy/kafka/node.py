@@ -1,6 +1,6 @@
 """One broker: a Java process in the process group of its cluster's supervisor, and the signals for it.
 
-`properties.py` writes its configuration, and `question.py` checks whether it serves. A node that was killed, terminated
+`properties.py` writes its configuration, and `metadata.py` checks whether it serves. A node that was killed, terminated
 or thawed continues with its data.
 """
 

@@ -32,8 +32,8 @@ class ShardLost(Exception):
 
 
 class LogUnusable(Exception):
-    """The log cannot be opened or read, and a retry does not help. The text is one line for operators that names the
-    file, topic or key and the remedy. Unknown frame versions raise this error: the reader stops and drops nothing.
+    """The log cannot be opened or read, and needs an operator. The text is one line that names the file, topic or key
+    and the remedy. Unknown frame versions raise this error: the reader stops and drops nothing.
     """
 
 

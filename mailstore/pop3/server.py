@@ -33,6 +33,7 @@ from mailstore.mailboxes import Mailboxes, MailboxInUse, MailboxUnavailable
 from mailstore.pop3.command import LineReader, LineTooLong
 from mailstore.pop3.session import (
     GREETING,
+    SHUTTING_DOWN,
     TOO_MANY_CONNECTIONS,
     Action,
     Close,
@@ -138,7 +139,7 @@ class Pop3Server:
             or (unauthenticated >= MAX_UNAUTHENTICATED_PER_CLIENT and not _is_loopback(connection.ip))
         ):
             POP3_SESSIONS.labels("rejected").inc()
-            writer.write(TOO_MANY_CONNECTIONS.data)
+            writer.write((SHUTTING_DOWN if self.stopping else TOO_MANY_CONNECTIONS).data)
             writer.close()
             return
         self._connections[task] = connection

@@ -83,6 +83,7 @@ class _State(Enum):
 
 
 GREETING = Send(b"+OK eilpost POP3 ready\r\n")  # no timestamp: APOP is not offered
+SHUTTING_DOWN = Send(b"-ERR [SYS/TEMP] shutting down, try again later\r\n")
 TOO_MANY_CONNECTIONS = Send(b"-ERR [SYS/TEMP] too many connections, try again later\r\n")
 _CLEAR_TEXT = Send(b"-ERR [AUTH] plain-text passwords are not allowed from this address\r\n")  # RFC 3206 section 5
 _WRONG = Send(b"-ERR [AUTH] wrong user or password\r\n")

@@ -34,7 +34,8 @@ def decode_pending(access: Access, tp: TopicPartition, key: bytes, frame: bytes)
 def _unreadable_error(access: Access, topic: str, shard: int, position: str, reason: FrameError) -> LogUnusable:
     return LogUnusable(
         f"{access.url}: the record at {topic}, shard {shard}, {position} cannot be read: {reason};"
-        " it stays in the topic, and no later record of this shard is processed"
+        " it stays in the topic, and no later record of this shard is processed;"
+        ' run "eilpost doctor"'
     )
 
 

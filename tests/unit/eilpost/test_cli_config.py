@@ -40,7 +40,7 @@ def test_directory_without_domains_is_a_warning(run: Run, home: Path) -> None:
     assert (status, "domains: 0" in out, "no domains" in one_line(err)) == (0, True, True)
 
 
-def test_missing_configuration_isone_line(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_configuration_is_one_line(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, _, err = run("up", "--config", "nix.toml")
     assert (status, "nix.toml" in one_line(err)) == (2, True)
     (home / "eilpost.toml").unlink()

@@ -52,7 +52,7 @@ def test_domains_and_aliases_by_command(run: Run, home: Path) -> None:
     assert (status, out, "there is no domain new.test" in one_line(err)) == (1, "", True)
 
 
-def test_undecodable_password_isone_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undecodable_password_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), "ascii", "surrogateescape"))
     status, _, err = run("user", "passwd", "alice@example.test", "--password-stdin")
     assert (status, "not UTF-8" in one_line(err)) == (2, True)

@@ -29,7 +29,9 @@ def test_version_is_printed(run: Run) -> None:
         (("user", "add", "a@example.test", "--nix"), "--nix"),
     ],
 )
-def test_usage_error_isone_line(run: Run, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], says: str) -> None:
+def test_usage_error_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], says: str
+) -> None:
     monkeypatch.setenv("EILPOST_DEBUG", "1")
     status, out, err = run(*arguments)
     assert (status, out, says in one_line(err)) == (2, "", True)
@@ -74,7 +76,7 @@ def test_examples_of_a_command_call_it(run: Run, command: tuple[str, ...]) -> No
     assert all(f"eilpost {' '.join(command)}" in line for line in examples)
 
 
-def test_help_of_an_unknown_command_isone_line(run: Run) -> None:
+def test_help_of_an_unknown_command_is_one_line(run: Run) -> None:
     status, out, err = run("help", "user", "nonsense")
     assert (status, out) == (2, "")
     assert "no command 'user nonsense'" in one_line(err)

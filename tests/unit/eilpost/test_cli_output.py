@@ -17,7 +17,7 @@ from tests.support.servers.eilpost_process import EILPOST, directory_toml
 pytestmark = pytest.mark.slow
 
 
-def test_bug_isone_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from eilpost import users
 
     def broken(_path: Path) -> None:

@@ -63,13 +63,13 @@ def test_all_used_ports_are_named_once(tmp_path: Path) -> None:
     assert "EILPOST_INGRESS__SMTP_LISTEN, EILPOST_MAILSTORE__POP3_LISTEN" in err
 
 
-def test_mailstore_without_listeners_isone_line(run: Run, home: Path) -> None:
+def test_mailstore_without_listeners_is_one_line(run: Run, home: Path) -> None:
     (home / "eilpost.toml").write_text('[mailstore]\npop3_listen = ""\n')
     status, _, err = run("mailstore")
     assert (status, "mailstore.pop3_listen is empty, nothing to serve" in one_line(err)) == (2, True)
 
 
-def test_second_process_on_the_same_data_directory_isone_line(tmp_path: Path) -> None:
+def test_second_process_on_the_same_data_directory_is_one_line(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "home") as first:
         if not first.is_running:
             first.start()

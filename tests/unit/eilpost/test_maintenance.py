@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import pytest
+import structlog
 
 from eilpost.maintenance import ORDER_TOLERANCE, Maintenance
 from mail.log import Backlog, Log, LogUnavailable, LogUnusable
@@ -83,8 +84,10 @@ async def test_sweep_uses_the_age_limit() -> None:
 async def test_sweep_keeps_content_of_queued_messages() -> None:
     """After eight days without power, or after a clock jump."""
     spool, old = _Spool(), _line(timedelta(days=8))
-    await _role(_Log(_line(timedelta(days=1)), old, _line(timedelta(days=2))), spool).sweep()
+    with structlog.testing.capture_logs() as lines:
+        await _role(_Log(_line(timedelta(days=1)), old, _line(timedelta(days=2))), spool).sweep()
     assert spool.swept == [old.delivery.message.received]
+    assert [(line["event"], line["older_than_days"]) for line in lines] == [("spool swept", 8.0)]
 
 
 async def test_sweep_keeps_content_of_unconsumed_records() -> None:

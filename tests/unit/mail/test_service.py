@@ -118,14 +118,14 @@ async def test_failed_role_stops_all_roles_and_is_reported(fail: Exception) -> N
     assert not ready
 
 
-async def test_role_that_returns_without_stop_is_an_error() -> None:
+async def test_role_that_returns_without_stop_is_a_bug() -> None:
     class Quits:
         name = "quits"
 
         async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
             ready()
 
-    with pytest.raises(ServiceError, match="quits ended unexpectedly"):
+    with pytest.raises(RuntimeError, match="quits ended unexpectedly"):
         await run_roles([Quits()], _DRAIN)
 
 

@@ -135,6 +135,22 @@ def test_every_module_docstring_is_present_and_short() -> None:
     assert wrong == {}
 
 
+def test_files_that_docstrings_name_exist() -> None:
+    python = [path for path in _files() if path.suffix == ".py"]
+    names = [_name(path) for path in python]
+    wrong = {}
+    for path in python:
+        docstrings = "\n".join(
+            ast.get_docstring(node) or ""
+            for node in ast.walk(_tree(path))
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        )
+        named = set(re.findall(r"`([\w/]+\.py)`", docstrings))
+        if missing := sorted(file for file in named if not any(f"/{name}".endswith(f"/{file}") for name in names)):
+            wrong[_name(path)] = missing
+    assert wrong == {}
+
+
 def test_only_the_files_of_the_journey_name_the_next_file() -> None:
     named = {name for name, path in _modules() if re.search(r"\bNext: ", ast.get_docstring(_tree(path)) or "")}
     assert named <= JOURNEY

@@ -80,6 +80,12 @@ async def test_too_many_connections_are_refused(mailboxes: MemoryMailboxes) -> N
             writer.close()
 
 
+async def test_connection_during_a_drain_is_refused_with_the_reason(mailboxes: MemoryMailboxes) -> None:
+    async with running_pop3(mailboxes) as role:
+        role.stopping = True  # the drain has begun, and the connection was already in the listener's backlog
+        assert await exchange(role, b"") == b"-ERR [SYS/TEMP] shutting down, try again later\r\n"
+
+
 async def test_connections_without_login_are_limited_per_client(
     mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
