@@ -169,11 +169,8 @@ async def _wait_for(tasks: Sequence[asyncio.Task[None]], limit: timedelta, force
         await asyncio.wait([forced, finished], timeout=limit.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
         unfinished = [task.get_name() for task in tasks if not task.done()]
         if unfinished:
-            logger.warning(
-                "drain cut short",
-                roles=unfinished,
-                reason="a second signal" if force_exit.is_set() else "the time limit",
-            )
+            event = "drain ended by a signal" if force_exit.is_set() else "drain timed out"
+            logger.warning(event, roles=unfinished)
     finally:
         forced.cancel()
         finished.cancel()

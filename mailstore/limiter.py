@@ -1,6 +1,6 @@
 """Concurrency limit per mailbox, in front of the thread pool.
 
-A mailbox whose lock is held by a hung process or a slow mail program would otherwise fill every thread with jobs
+A mailbox whose lock is held by a hung process or a slow disk would otherwise fill every thread with jobs
 waiting for the lock and block all other mailboxes. A job therefore tries the lock briefly, releases its thread, and
 tries again until LOCK_SECONDS have passed.
 """

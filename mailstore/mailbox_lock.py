@@ -22,7 +22,7 @@ from mailstore.delivery_journal import DeliveryJournal, boot_id
 from mailstore.flush import SharedFlush
 from mailstore.names import owner_directory
 
-LOCK_SECONDS = 10.0  # a job waits this long before its delivery is deferred
+LOCK_SECONDS = 10.0  # then a delivery is deferred, and an expunge fails
 MAILBOXES_MAX = 1024
 IDS_MAX = 100_000  # delivery ids in memory, all mailboxes together (about 12 MB)
 CHECK_EVERY = 256  # calls between two checks of IDS_MAX

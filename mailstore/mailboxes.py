@@ -51,7 +51,7 @@ class Mailboxes(Protocol):
         """
         ...
 
-    def lock(self, owner: str) -> AbstractAsyncContextManager[None]:
+    def session_lock(self, owner: str) -> AbstractAsyncContextManager[None]:
         """Lock the mailbox against other sessions of all processes (RFC 1939 section 4) until the context exits or the
         process dies. `append` and other programs are not blocked. Raises MailboxInUse at once; MailboxUnavailable.
         """

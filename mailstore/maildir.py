@@ -103,7 +103,7 @@ class Maildir:
         return is_new
 
     @asynccontextmanager
-    async def lock(self, owner: str) -> AsyncIterator[None]:
+    async def session_lock(self, owner: str) -> AsyncIterator[None]:
         path = self._root / owner_directory(owner)
         session_lock = SessionLock(path)
         try:

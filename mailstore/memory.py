@@ -40,7 +40,7 @@ class MemoryMailboxes:
         return True
 
     @asynccontextmanager
-    async def lock(self, owner: str) -> AsyncIterator[None]:
+    async def session_lock(self, owner: str) -> AsyncIterator[None]:
         if owner in self.locked:
             raise MailboxInUse(owner)
         self.locked.add(owner)

@@ -198,7 +198,7 @@ async def group_findings(
         return [_error_finding(f"groups{topics.of_tenant(tenant)}", error)]
     return [
         _group_finding(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
-        _group_finding(DELIVERY, access, states, backlog.dispatched, counts.by_site, tenant),
+        _group_finding(DELIVERY, access, states, backlog.dispatched, counts.of_dispatched, tenant),
         *await unreadable.findings(history_reader, access, counts.by_queue_id, topics.of_tenant(tenant)),
     ]
 

@@ -94,7 +94,7 @@ class MoveRun:
             self._progress.add_total((await source.backlog()).accepted)
             await gather_all(map(self._move_inputs, self._source_shards.all()))
             async with own_all_shards(
-                source.own_delivery_shards, source.counts.by_site, "the log to move from"
+                source.own_delivery_shards, source.counts.of_dispatched, "the log to move from"
             ) as delivery:
                 await self._move_dispatches(delivery)
             await gather_all(map(self._move_waiting, self._source_shards.all()))

@@ -155,7 +155,7 @@ class MemoryLog:
         self, process: DeliveryShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None
     ) -> None:
         await self._delivery_ownership.run(
-            lambda: [_MemoryDeliveryShard(self, n) for n in range(self.counts.by_site)], process, stop, on_ready
+            lambda: [_MemoryDeliveryShard(self, n) for n in range(self.counts.of_dispatched)], process, stop, on_ready
         )
 
     # --- HistoryLog

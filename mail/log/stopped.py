@@ -14,7 +14,7 @@ class StoppedShards:
     def __init__(self) -> None:
         self._reasons: dict[tuple[str, int], str] = {}
 
-    def stop(self, role: str, shard: int, reason: str) -> None:
+    def record(self, role: str, shard: int, reason: str) -> None:
         self._reasons[role, shard] = reason
         self._count(role)
 

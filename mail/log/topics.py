@@ -40,10 +40,10 @@ class ShardCounts:
     """Number of shards of the topics partitioned by queue id, and of `dispatched`. Fixed when the log is created."""
 
     by_queue_id: int = 1
-    by_site: int = 1
+    of_dispatched: int = 1
 
     def of(self, topic: Topic) -> int:
-        return self.by_site if topic is DISPATCHED else self.by_queue_id
+        return self.of_dispatched if topic is DISPATCHED else self.by_queue_id
 
 
 RELAY_BUCKETS = 16
@@ -94,7 +94,7 @@ def place(record: Record, counts: ShardCounts) -> Place:
             return Place(ACCEPTED, shard_of(queue_id, counts.by_queue_id), queue_id)
         case Dispatched():
             key = record.delivery.id
-            return Place(DISPATCHED, shard_of(partition_key(record.delivery), counts.by_site), key)
+            return Place(DISPATCHED, shard_of(partition_key(record.delivery), counts.of_dispatched), key)
         case Attempted():
             key = record.delivery_id
             return Place(ATTEMPTED, shard_of(queue_id_of(key), counts.by_queue_id), key)

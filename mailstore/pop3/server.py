@@ -163,7 +163,7 @@ class _Connection:
         self._session = Session(clear_text_allowed=_is_loopback(self.ip))
         self._lines = LineReader()
         self._owner: str | None = None
-        self._mailbox_lock = AsyncExitStack()  # held from login to the end
+        self._session_lock = AsyncExitStack()  # held from login to the end
         self._sent_bytes = 0
         self._expunged = 0
         self._stopping = False
@@ -195,7 +195,7 @@ class _Connection:
         except Exception:
             logger.exception("pop3 session error", client=self.ip)
         finally:
-            await self._mailbox_lock.aclose()
+            await self._session_lock.aclose()
             POP3_SESSIONS.labels(end).inc()
             logger.info(
                 "pop3 session ended",
@@ -299,12 +299,12 @@ class _Connection:
             return LoginFailure.INVALID_CREDENTIALS
         owner = user.address.key
         try:
-            await self._mailbox_lock.enter_async_context(self._server.mailboxes.lock(owner))
+            await self._session_lock.enter_async_context(self._server.mailboxes.session_lock(owner))
             messages = await self._server.mailboxes.messages(owner)
         except MailboxInUse:
             return LoginFailure.IN_USE
         except MailboxUnavailable as error:
-            await self._mailbox_lock.aclose()
+            await self._session_lock.aclose()
             logger.warning("mailbox not available", user=owner, error=str(error))
             return LoginFailure.UNAVAILABLE
         self._owner = owner

@@ -321,7 +321,7 @@ async def test_new_partitions_of_dispatched_lose_nothing(kafka_bootstrap: str, m
         await router.commit([dispatch_to_site(n) for n in range(10)], [])
         await wait_until(lambda: len(entries) == 10, what="ten")
         await add_partitions(settings.model_copy(update={"delivery_shards": 4}))
-        await wait_until(lambda: log.counts.by_site == 4, what="four shards")
+        await wait_until(lambda: log.counts.of_dispatched == 4, what="four shards")
         await router.commit([dispatch_to_site(n) for n in range(10, 50)], [])
         await wait_until(lambda: len(entries) == 50, deadline_seconds=40, what="all fifty")
         await owner.leave()

@@ -132,22 +132,22 @@ async def test_concurrent_appends_to_one_mailbox_are_all_stored(mailboxes: Mailb
 
 
 async def test_one_session_at_a_time_has_a_mailbox_open(mailboxes: Mailboxes) -> None:
-    async with mailboxes.lock(OWNER):
+    async with mailboxes.session_lock(OWNER):
         with pytest.raises(MailboxInUse):
-            async with mailboxes.lock(OWNER):
+            async with mailboxes.session_lock(OWNER):
                 pass
-        async with mailboxes.lock("bob@example.test"):
+        async with mailboxes.session_lock("bob@example.test"):
             pass
         assert await mailboxes.append(OWNER, an_id(1), CONTENT) is True  # mail is delivered during the session
         (stored,) = await mailboxes.messages(OWNER)
         await mailboxes.expunge(OWNER, [stored.uid])
-    async with mailboxes.lock(OWNER):
+    async with mailboxes.session_lock(OWNER):
         pass
 
 
 async def test_a_failed_session_releases_the_mailbox(mailboxes: Mailboxes) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with mailboxes.lock(OWNER):
+        async with mailboxes.session_lock(OWNER):
             raise ZeroDivisionError
-    async with mailboxes.lock(OWNER):
+    async with mailboxes.session_lock(OWNER):
         pass

@@ -25,7 +25,7 @@ POINT_NAMES: Mapping[str, str] = {
     "after-commit": "router: committed, before the broker's reply",
     "in-data": "delivery: inside the remote DATA",
     "after-remote-250": "delivery: after the remote 250, before the report",
-    "after-keep": "delivery: stored in the mailbox, before the report",
+    "after-mailbox-append": "delivery: stored in the mailbox, before the report",
     "after-report": "delivery: reported, before the commit",
 }
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(
 PER_SECOND = 60
 COUNT = 240
 WAVES = (
-    ("before-dot", "after-append", "in-transaction", "in-data", "after-keep"),
+    ("before-dot", "after-append", "in-transaction", "in-data", "after-mailbox-append"),
     ("after-250", "after-commit", "after-remote-250", "after-report"),
 )
 

@@ -206,7 +206,7 @@ RECORDS = {ACCEPTED: accepted(1), ATTEMPTED: attempted(1), DISPATCHED: dispatche
 async def test_record_of_unknown_version_stops_only_its_shard_until_an_operator_skips_it(
     kafka_bootstrap: str, tmp_path: Path, topic: Topic, role: str
 ) -> None:
-    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
+    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.of_dispatched)
     await make_topics(log)
     roles = Roles(tmp_path, log)
     reader = roles.delivery if role == "delivery" else roles.router
@@ -255,7 +255,7 @@ async def test_record_of_unknown_version_stops_only_its_shard_until_an_operator_
 async def test_queue_record_of_unknown_version_stops_its_shard_until_a_tombstone_replaces_it(
     kafka_bootstrap: str, tmp_path: Path
 ) -> None:
-    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
+    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.of_dispatched)
     await make_topics(log)
     roles = Roles(tmp_path, log)
     line = next(each for each in map(pending, range(1, 100)) if place(each, COUNTS).shard == STOPPED)
@@ -280,7 +280,7 @@ async def test_queue_record_of_unknown_version_stops_its_shard_until_a_tombstone
 
 
 async def test_queue_record_of_unknown_version_is_reported(kafka_bootstrap: str, tmp_path: Path) -> None:
-    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
+    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.of_dispatched)
     await make_topics(log)
     line = pending(1)
     at = place(line, COUNTS)
@@ -297,7 +297,7 @@ async def test_queue_record_of_unknown_version_is_reported(kafka_bootstrap: str,
 
 
 async def test_committed_offset_of_unknown_version_is_reported(kafka_bootstrap: str, tmp_path: Path) -> None:
-    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.by_site)
+    log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.of_dispatched)
     await make_topics(log)
     await commit_offset(log, DISPATCHED, "delivery", 0, "9 and so on")
     ingress = Roles(tmp_path, log).ingress

@@ -140,7 +140,7 @@ class EmbeddedLog(HistoryReader):
     async def own_delivery_shards(
         self, process: DeliveryShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None
     ) -> None:
-        count = self.counts.by_site
+        count = self.counts.of_dispatched
         bytes_max = READER_BUFFER_BYTES // count
         await self._delivery_ownership.run(
             lambda: [EmbeddedDeliveryShard(self.writer, self._readers, number, bytes_max) for number in range(count)],

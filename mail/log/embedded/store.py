@@ -142,7 +142,7 @@ class Store:
             self._connection.execute(statement)
         self._connection.executemany(
             "INSERT INTO meta VALUES (?, ?)",
-            [("shards", counts.by_queue_id or 1), ("delivery_shards", counts.by_site or 1)],
+            [("shards", counts.by_queue_id or 1), ("delivery_shards", counts.of_dispatched or 1)],
         )
         self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
@@ -162,7 +162,7 @@ class Store:
         self.counts = ShardCounts(stored["shards"], stored["delivery_shards"])
         if counts is None:
             return
-        for name, count in (("shards", counts.by_queue_id), ("delivery_shards", counts.by_site)):
+        for name, count in (("shards", counts.by_queue_id), ("delivery_shards", counts.of_dispatched)):
             if count and stored[name] != count:  # 0: any number
                 raise LogUnusable(
                     f"{self._path} was created with log.{name} = {stored[name]}, but the settings have {count}:"

@@ -241,7 +241,7 @@ class KafkaLog(HistoryQueries):
         if self._offset_committer is not None:
             outages.append(self._offset_committer.outage)
         for member in self._memberships:
-            outages += [member.refusal, *(shard.refusal for shard in member.shards)]
+            outages += [member.authorization_error, *(shard.authorization_error for shard in member.shards)]
         outage = next(filter(None, outages), None)
         return condition if outage is None or isinstance(condition, Down) else Down(outage)
 

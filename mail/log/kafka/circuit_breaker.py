@@ -135,11 +135,11 @@ class CircuitBreaker:
 
     def _has_answered(self, client: Any, connection_id: Any, broker: Any) -> bool:
         """Whether the broker has not timed out, or has answered on this connection since."""
-        time_out = self._timed_out_at.get((broker.host, broker.port))
-        if time_out is None:
+        timed_out_at = self._timed_out_at.get((broker.host, broker.port))
+        if timed_out_at is None:
             return True
         connection = client._conns.get(connection_id)
-        return connection is not None and connection.connected() and connection._last_action > time_out
+        return connection is not None and connection.connected() and connection._last_action > timed_out_at
 
     def _all_open(self, addresses: Collection[Address]) -> bool:
         return all(address in self._opened_at for address in addresses)

@@ -59,9 +59,9 @@ class KafkaDeliveryShard:
         self._closed = False
 
     @property
-    def refusal(self) -> str | None:
+    def authorization_error(self) -> str | None:
         """Why the brokers' authorizer refuses reads."""
-        return self._reader.refusal
+        return self._reader.authorization_error
 
     def revoke(self) -> None:
         self.lost.set()

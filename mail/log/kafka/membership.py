@@ -44,7 +44,7 @@ class Shard(Protocol):
     def number(self) -> int: ...
 
     @property
-    def refusal(self) -> str | None:
+    def authorization_error(self) -> str | None:
         """Why the brokers' authorizer refuses reads."""
         ...
 
@@ -94,7 +94,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._consumer: AIOKafkaConsumer | None = None
-        self.refusal: str | None = None  # by the brokers' authorizer
+        self.authorization_error: str | None = None  # by the brokers' authorizer
         join_seconds = REBALANCE_SECONDS + 5.0  # the coordinator answers a join once every member has joined
         self._liveness = MemberLiveness(session_seconds, join_seconds, asyncio.get_running_loop().time)
         self._generation = OffsetCommitRequest.DEFAULT_GENERATION_ID  # of the assignment that is being processed
@@ -218,9 +218,9 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                     await asyncio.wait_for(poll, 2 * _POLL_SECONDS)
             except CLIENT_ERRORS as error:
                 reason = error_message(error)
-                if reason != self.refusal:  # otherwise logged every second
+                if reason != self.authorization_error:  # otherwise logged every second
                     logger.warning("group membership error", role=self._role, error=reason)
-                self.refusal = reason if is_refusal(error) else None
+                self.authorization_error = reason if is_refusal(error) else None
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _detect_pauses(self) -> None:
@@ -252,7 +252,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             self._consumer.pause(*assigned)  # this consumer reads no records
         self._assigned = frozenset(partition.partition for partition in assigned)
         self._generation = self._current_generation()
-        self.refusal = None
+        self.authorization_error = None
         self._liveness.record_heartbeat()
         self._changed.set()
         REBALANCES.labels(self._role).inc()
@@ -309,7 +309,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                     # An unreadable record stops its shard, but not the process, which would only start again. The shard
                     # is retried, in case an operator has repaired the log.
                     logger.error("shard stopped", role=self._role, shard=number, error=str(error))  # noqa: TRY400
-                    STOPPED_SHARDS.stop(self._role, number, str(error))
+                    STOPPED_SHARDS.record(self._role, number, str(error))
                     pause = _UNREADABLE_RETRY_SECONDS
                 finally:
                     try:
@@ -351,7 +351,8 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if running and seconds != 0.0:
             _, running = await asyncio.wait(running, timeout=seconds)
             if running:
-                logger.warning("drain timed out, shards cancelled", role=self._role, cancelled=len(running))
+                shards = sorted(number for number, task in self._tasks.items() if task in running)
+                logger.warning("drain timed out", role=self._role, shards=shards)
         for task in running:
             task.cancel()
         if running:

@@ -47,7 +47,7 @@ class PartitionReader:
         self._last_read_at: dict[TopicPartition, float] = {}  # time of the last record of each partition
         self._behind: Mapping[TopicPartition, int] = {}  # positions with unread records, at the last check
         self._is_stuck = False
-        self.refusal: str | None = None  # by the brokers' authorizer
+        self.authorization_error: str | None = None  # by the brokers' authorizer
         self._check_task: asyncio.Task[None] | None = None
         self._beyond_end: dict[TopicPartition, tuple[float, int]] = {}  # first seen, number of checks
 
@@ -169,10 +169,10 @@ class PartitionReader:
             positions = {tp: await consumer.position(tp) for tp in partitions or self._partitions}
         except CLIENT_ERRORS as error:
             failure = unavailable(self._access.url, error, "Read")
-            self.refusal = str(failure) if isinstance(failure, LogNotAuthorized) else None
+            self.authorization_error = str(failure) if isinstance(failure, LogNotAuthorized) else None
             raise failure from None
         if batches or wait_seconds:  # a read without a wait may precede the first response
-            self.refusal = None
+            self.authorization_error = None
         # aiokafka restarts at the first offset where the position does not exist.
         await self._refuse_recreated(self._positions, positions)
         self._positions |= positions

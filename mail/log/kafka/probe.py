@@ -1,7 +1,8 @@
 """Write probe of every broker: whether it accepts writes, its latency and its clock offset.
 
 A *probe* is a record without a value, which all readers skip. It goes to `events`, which no role consumes and whose
-records expire; in `accepted` it would count as unrouted mail. The broker's timestamp (LogAppendTime) must lie between
+records expire; in `accepted` a probe counts as unrouted mail until it is read, so only partitions whose append failed
+are probed there (`producer.py`). The broker's timestamp (LogAppendTime) must lie between
 the request and the response.
 """
 

@@ -137,8 +137,8 @@ class TopicWatcher:
                 counts = shard_counts_of(topic_states, self._access, self._settings)
             except LogUnusable:
                 continue
-            if counts.by_queue_id == self.counts.by_queue_id and counts.by_site >= self.counts.by_site:
-                has_grown = counts.by_site > self.counts.by_site
+            if counts.by_queue_id == self.counts.by_queue_id and counts.of_dispatched >= self.counts.of_dispatched:
+                has_grown = counts.of_dispatched > self.counts.of_dispatched
                 self.counts = counts
                 if has_grown:
                     self._on_grown()

@@ -246,11 +246,11 @@ async def run_case(
 
 
 def _victims(cluster: MailCluster, points: tuple[str, ...], round_number: int) -> Mapping[str, Member]:
-    """One process for each point, another one in each round; `after-keep` is reached only by the mailbox's owner."""
+    """One process for each point, another in each round. Only the mailbox's owner reaches `after-mailbox-append`."""
     victims: dict[str, Member] = {}
-    for point in sorted(points, key=lambda point: point != "after-keep"):
+    for point in sorted(points, key=lambda point: point != "after-mailbox-append"):
         free = [member for member in cluster.members_of(_ROLE_OF[point]) if member not in victims.values()]
-        if point == "after-keep":
+        if point == "after-mailbox-append":
             free = [cluster.mailbox_owner("alice")]
         assert free, point
         victims[point] = free[round_number % len(free)]
@@ -353,7 +353,7 @@ def _check_hit_times(result: CaseResult, load: MailLoad, fault_record: FaultReco
                     assert hit["queue_id"] not in promised  # ... and here it never gets it
             case "in-transaction" | "after-commit":
                 assert hit["dispatches"] > 0
-            case "after-keep":
+            case "after-mailbox-append":
                 id_ = hit["delivery_id"]
                 assert sum(cluster.deliveries_in_mailbox(user)[id_] for user in ("alice", "bob")) == 1
                 if result.fault == "kill":  # the retry was recognised as a duplicate

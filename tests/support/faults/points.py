@@ -23,11 +23,11 @@ from tests.support.faults.attempt_ledger import AttemptLedger
 POINTS: Mapping[str, tuple[str, ...]] = {
     "ingress": ("before-dot", "after-append", "after-250"),
     "router": ("in-transaction", "after-commit"),
-    "delivery": ("in-data", "after-remote-250", "after-keep", "after-report"),
+    "delivery": ("in-data", "after-remote-250", "after-mailbox-append", "after-report"),
 }
 
 # Points that know the message's size.
-SIZED = ("before-dot", "after-append", "in-data", "after-remote-250", "after-keep", "after-report")
+SIZED = ("before-dot", "after-append", "in-data", "after-remote-250", "after-mailbox-append", "after-report")
 ATTEMPT_LEDGER = "tried"  # file in a delivery process's folder
 
 
@@ -176,7 +176,7 @@ def install_delivery(points: FaultPoints) -> None:
         delivered = any(isinstance(each, Delivered) for each in attempted.outcomes)
         remote = delivered and not isinstance(delivery.route, ToMailbox)
         if delivered:
-            points.hit_if_armed("after-remote-250" if remote else "after-keep", **what)
+            points.hit_if_armed("after-remote-250" if remote else "after-mailbox-append", **what)
         append = self._append
 
         async def appending(record: Any) -> None:

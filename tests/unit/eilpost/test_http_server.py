@@ -90,8 +90,8 @@ def test_a_log_that_is_down_counts_for_workers_and_for_an_ingress_that_has_never
 def test_a_stopped_shard_is_reported_and_its_process_stays_ready() -> None:
     health = _health(router=True, delivery=True)
     for role, shard in (("router", 3), ("delivery", 1)):
-        STOPPED_SHARDS.stop(role, shard, "a record cannot be read")
-    STOPPED_SHARDS.stop("router", 3, "its version is 9")  # its second reason
+        STOPPED_SHARDS.record(role, shard, "a record cannot be read")
+    STOPPED_SHARDS.record("router", 3, "its version is 9")  # its second reason
     try:
         is_ready, response = readiness(health, _Log(Usable()))
         assert is_ready

@@ -1,4 +1,4 @@
-"""Signals to real processes: only SIGKILL ends a role without a drain (docs/operate.md, "Signals")."""
+"""Signals to real processes (docs/operate.md, "Signals")."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from mail.signals import EXIT_INTERRUPTED
 from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
 from tests.support.servers.ports import block_until
 
@@ -57,6 +58,7 @@ def test_signals_reload_drain_or_are_ignored(tmp_path: Path, role: str) -> None:
         os.kill(box.pid, signal.SIGQUIT)
         wait_for(lambda: not box.is_running, "the end")
         assert box.stop() == 0
+        assert [event["action"] for event in events(box, "signal")] == ["reload", "drain"]
         assert events(box, "stopped")
     finally:
         box.kill()
@@ -94,10 +96,26 @@ def test_sigterm_during_the_start_ends_the_process_at_once(tmp_path: Path) -> No
                 assert time.monotonic() - started_at < 4.5, (
                     box.output()
                 )  # and not the 6 s that a broker has for an answer
+            assert [event["action"] for event in events(box, "signal")] == ["cancel the start"]
             assert not events(box, "log not usable yet, retrying")
             assert "traceback" not in box.output().lower()
         finally:
             box.kill()
+
+
+def test_third_terminating_signal_ends_the_process_without_a_drain(tmp_path: Path) -> None:
+    box = EilpostProcess(tmp_path)
+    try:
+        box.start()
+        box.freeze()  # all three arrive before the drain can end
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            os.kill(box.pid, number)
+        os.kill(box.pid, signal.SIGCONT)
+        assert box.wait() == EXIT_INTERRUPTED
+        assert [event["action"] for event in events(box, "signal")] == ["drain", "end the drain"]
+        assert not events(box, "stopped")
+    finally:
+        box.kill()
 
 
 def test_closed_terminal_drains(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ async def test_own_files_have_no_leading_dot_and_dot_files_are_not_messages(tmp_
     owners = (OWNER, '".hidden"@example.test', ".hidden@example.test", "a@.example.test")
     for owner in owners:
         await maildir.append(owner, ID, CONTENT)
-        async with maildir.lock(owner):
+        async with maildir.session_lock(owner):
             await maildir.mark_seen(owner, [ID])
     assert [path for path in (tmp_path / "mail").rglob("*") if path.name.startswith(".")] == []
     for folder in ("new", "cur"):

@@ -23,7 +23,7 @@ from pathlib import Path
 from mailstore.maildir import Maildir
 
 async def main():
-    async with Maildir(Path(sys.argv[1]), "mx").lock("alice@example.test"):
+    async with Maildir(Path(sys.argv[1]), "mx").session_lock("alice@example.test"):
         print("held", flush=True)
         await asyncio.sleep(60)
 
@@ -38,13 +38,13 @@ async def test_session_lock_of_another_process_ends_with_it(tmp_path: Path) -> N
         assert holder.stdout is not None
         assert await holder.stdout.readline() == b"held\n"
         with pytest.raises(MailboxInUse):
-            async with maildir.lock(OWNER):
+            async with maildir.session_lock(OWNER):
                 pass
         assert await maildir.append(OWNER, DeliveryId("A-0"), b"x\r\n") is True
     finally:
         holder.send_signal(signal.SIGKILL)
         await holder.wait()
-    async with maildir.lock(OWNER):
+    async with maildir.session_lock(OWNER):
         pass
 
 
@@ -55,7 +55,7 @@ async def test_cancelled_acquire_releases_the_lock(tmp_path: Path, monkeypatch: 
         threading.Event(),
         threading.Event(),
     )
-    async with maildir.lock(OWNER):  # creates the directories, so that one acquire is enough
+    async with maildir.session_lock(OWNER):  # creates the directories, so that one acquire is enough
         pass
     acquire = SessionLock.acquire
 
@@ -68,7 +68,7 @@ async def test_cancelled_acquire_releases_the_lock(tmp_path: Path, monkeypatch: 
             finished.set()
 
     async def session() -> None:
-        async with maildir.lock(OWNER):
+        async with maildir.session_lock(OWNER):
             pass
 
     monkeypatch.setattr(SessionLock, "acquire", slow_acquire)
@@ -80,7 +80,7 @@ async def test_cancelled_acquire_releases_the_lock(tmp_path: Path, monkeypatch: 
     proceed.set()
     await asyncio.to_thread(finished.wait, 10)
     monkeypatch.undo()
-    async with maildir.lock(OWNER):
+    async with maildir.session_lock(OWNER):
         pass
 
 

@@ -6,7 +6,7 @@ from mail.log.topics import RELAY_BUCKETS, ShardCounts, partition_key, place
 from mail.route import ToMailbox, ToMx
 from tests.support.builders.records import RELAY, delivery, dispatched
 
-COUNTS = ShardCounts(by_queue_id=12, by_site=12)
+COUNTS = ShardCounts(by_queue_id=12, of_dispatched=12)
 
 
 def shards(route_of, messages: int = 200) -> set[int]:  # type: ignore[no-untyped-def]

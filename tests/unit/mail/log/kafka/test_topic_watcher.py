@@ -81,7 +81,7 @@ async def test_dispatched_may_grow() -> None:
     await cluster.watcher._check()
     await cluster.watcher._check()
     assert cluster.callbacks == ["grown"]
-    assert cluster.watcher.counts.by_site == 48
+    assert cluster.watcher.counts.of_dispatched == 48
 
 
 async def test_recreated_topics_restart_the_shards() -> None:
