@@ -181,10 +181,14 @@ def demo(
     path = the_demo.create_files(folder)
     plan = configuration.load_plan(path)
     program = sys.argv[0] if "/" in sys.argv[0] else "eilpost"
-    sink = sink_port(path, plan.settings)
-    banner = the_demo.banner(plan.settings, path, program, sink)
-    support = () if sink is None else (DemoSink(sink),)
-    raise typer.Exit(process.run_all(plan, lambda: print(banner, flush=True), support))  # noqa: T201
+    port_of_sink = sink_port(path, plan.settings)
+    sink = None if port_of_sink is None else DemoSink(port_of_sink)
+
+    def print_banner() -> None:
+        sink_listens = sink is not None and sink.listens
+        print(the_demo.banner(plan.settings, path, program, sink_listens=sink_listens), flush=True)  # noqa: T201
+
+    raise typer.Exit(process.run_all(plan, print_banner, () if sink is None else (sink,)))
 
 
 @app.command(epilog=examples("eilpost ingress --config cluster.toml"))
@@ -248,7 +252,7 @@ def trace(
     try:
         queue_id_time(traced_id)
     except ValueError:
-        fail(f"{queue_id!r} is not a queue id: 26 letters and digits, as in the 250 reply", EXIT_NOT_FOUND)
+        fail(f"{queue_id!r} is not a queue id: 26 letters and digits, as in the 250 reply", EXIT_UNUSABLE)
     if json and follow:
         fail("--json and --follow exclude each other", EXIT_UNUSABLE)
     output = Output()

@@ -116,7 +116,7 @@ def domain_add(
     config: ConfigOption = None,
     tenant: Annotated[str, typer.Option(metavar="NAME", help="The domain's tenant. Default: default.")] = "",
     relay: Annotated[
-        str, typer.Option(metavar="URL", help='Relay its mail to smtp://HOST:PORT, or "mx". Default: mailboxes here.')
+        str, typer.Option(metavar="URL", help='To smtp://HOST:PORT, lmtp://HOST:PORT or "mx". Default: mailboxes here.')
     ] = "",
 ) -> None:
     """Add a domain."""

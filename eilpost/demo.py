@@ -101,7 +101,7 @@ def _is_default_configuration(path: Path) -> bool:
     return CONFIG_VARIABLE not in os.environ and find(None) == path
 
 
-def banner(settings: Settings, configuration: Path, program: str, sink: int | None = None) -> str:
+def banner(settings: Settings, configuration: Path, program: str, *, sink_listens: bool = False) -> str:
     smtp_listen, pop3_listen = settings.ingress.smtp_listen, settings.mailstore.pop3_listen
     if not smtp_listen or not pop3_listen:
         return f"\neilpost is ready: SMTP {smtp_listen or 'off'}, POP3 {pop3_listen or 'off'}\n"
@@ -116,12 +116,12 @@ def banner(settings: Settings, configuration: Path, program: str, sink: int | No
     http = f"http://{settings.http.listen}/" if settings.http.listen else "off"
     destination = (
         "is printed here and does not leave this machine"
-        if sink
+        if sink_listens
         else f"goes to {settings.delivery.relay or 'the Internet'}"
     )
     return f"""
 eilpost is ready: SMTP {smtp_listen}, POP3 {pop3_listen}, HTTP {http}
-Mailboxes: {alice} and {bob}, password {PASSWORD}.
+Mailboxes: {alice} and {bob}, password {PASSWORD}. Alias of both: team@{DOMAIN}.
 Mail for other domains {destination}. All files are in {configuration.parent}/. Stop: Ctrl-C.
 
 Try, in another terminal:

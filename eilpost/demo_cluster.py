@@ -124,10 +124,15 @@ async def _run(path: Path, program: str, ports: Ports) -> int:
         sink = ports.sink
         environment = {"EILPOST_DELIVERY__RELAY": f"smtp://127.0.0.1:{sink}"}
     all_members = members(ports, environment)
-    relay = plan.settings.delivery.relay or "the Internet" if sink is None else "the demo's sink and is printed here"
+    relay = plan.settings.delivery.relay or "the Internet"
+    sink_ready, sink_stop = asyncio.Event(), asyncio.Event()
+    sink_task = None
+    if sink is not None:
+        demo_sink = DemoSink(sink)
+        sink_task = asyncio.create_task(demo_sink.run(sink_ready.set, sink_stop))
+        await sink_ready.wait()
+        relay = "the demo's sink and is printed here" if demo_sink.listens else f"smtp://127.0.0.1:{sink}"
     _print_line(_banner(path, program, ports, len(all_members), relay))
-    sink_stop = asyncio.Event()
-    sink_task = None if sink is None else asyncio.create_task(DemoSink(sink).run(lambda: None, sink_stop))
     ready_task = asyncio.create_task(_announce_ready(all_members))
     supervisor = ChildSupervisor()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from email.errors import MessageError
 from email.parser import BytesHeaderParser
@@ -37,6 +38,7 @@ class DemoSink:
 
     def __init__(self, port: int, output: Output | None = None) -> None:
         self.port = port
+        self.listens = False
         self.count = 0
         self._output = output or Output()
         self._printed = 0  # lines in the current second
@@ -48,8 +50,11 @@ class DemoSink:
         try:
             await sink.start()
         except OSError as error:
-            self._output.write((f"sink: cannot listen on {_HOST}:{self.port}: {error.strerror or error};", "yellow"))
+            reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+            self._output.write((f"sink: cannot listen on {_HOST}:{self.port}: {reason};", "yellow"))
             self._output.write(("sink: mail for other domains goes to the server that listens there", "yellow"))
+        else:
+            self.listens = True
         self.port = sink.port
         ready()
         await stop.wait()

@@ -85,7 +85,7 @@ def add_alias(path: Path, alias: str, targets: Sequence[str], *, depth: int) -> 
             raise EditRefused(f"{path}: the alias {alias} exists already; remove it first")
         if key.rpartition("@")[2] not in file.snapshot.domains:
             domain = alias.rpartition("@")[2]
-            raise SettingsError(f"{path}: there is no domain {domain}; add it with `eilpost domain add {domain}`")
+            raise EditRefused(f"{path}: there is no domain {domain}; add it with `eilpost domain add {domain}`")
         file.add_alias(alias, targets)
         snapshot = file.check()
         for address in addresses:

@@ -108,6 +108,8 @@ def usage_error_status(error: Exception) -> int | None:
     if text.startswith("Usage:"):  # a group without a command prints its help
         print(text, file=sys.stderr)  # noqa: T201
     else:
-        hint = f"; see `{context.command_path} --help`" if context is not None else ""
-        print_message(f"{' '.join(text.split()).rstrip('.')}{hint}")
+        sentence = " ".join(text.split()).rstrip(".")
+        separator = " See" if sentence.endswith("?") else "; see"
+        hint = f"{separator} `{context.command_path} --help`" if context is not None else ""
+        print_message(f"{sentence}{hint}")
     return EXIT_UNUSABLE

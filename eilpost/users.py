@@ -24,7 +24,7 @@ def check_new(file: DirectoryFile, login: str) -> Address:
     address = parse_address(login)
     domain = file.snapshot.domains.get(address.domain_ascii)
     if domain is None:
-        raise SettingsError(
+        raise EditRefused(
             f"{file.path}: there is no domain {address.domain}; add it with `eilpost domain add {address.domain}`"
         )
     if not domain.is_local:

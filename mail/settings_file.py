@@ -240,6 +240,9 @@ def _explain(line: Any, name: Callable[[str, str], str]) -> str:
     where = name(section, key) + "".join(f"[{part}]" for part in index if part)
     found = MASK if (section, key) in _SECRETS else _quoted(line["input"])
     expected = _EXPECTATIONS.get(line["type"])
+    if line["type"] == "string_type" and key.endswith("listen"):
+        port = line["input"] if type(line["input"]) is int and 0 < line["input"] < 65536 else 2525
+        expected = f'"HOST:PORT" is expected, like "127.0.0.1:{port}"'
     if expected is not None:
         return f"{where}: found {found}; {expected.format_map(line.get('ctx', {}))}"
     return f"{where}: found {found}; {line['msg'].removeprefix('Value error, ')}"

@@ -50,6 +50,9 @@ def test_domains_and_aliases_by_command(run: Run, home: Path) -> None:
     assert run("domain", "rm", "new.test")[0] == 0
     status, out, err = run("domain", "rm", "new.test")
     assert (status, out, "there is no domain new.test" in one_line(err)) == (1, "", True)
+    assert run("user", "add", "zed@new.test", "--password-stdin")[0] == 1
+    assert run("alias", "add", "zed@new.test", "alice@example.test")[0] == 1
+    assert run("user", "rm", "zed")[0] == 2
 
 
 def test_undecodable_password_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

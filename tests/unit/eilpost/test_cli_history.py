@@ -49,7 +49,7 @@ def test_unreachable_log_is_one_line(run_without_brokers: Run, command: tuple[st
 def test_trace_refuses_an_invalid_queue_id_and_a_missing_log(run: Run, home: Path) -> None:
     for wrong in ("nonsense", "8" * 26, "Z" * 26, samples.queue_id(9) + "X"):
         status, _, err = run("trace", wrong)
-        assert (status, f"{wrong!r} is not a queue id" in one_line(err)) == (1, True)
+        assert (status, f"{wrong!r} is not a queue id" in one_line(err)) == (2, True)
     status, _, err = run("trace", samples.queue_id(9))
     assert status == 2
     assert str(home / "var/log.db") in one_line(err)

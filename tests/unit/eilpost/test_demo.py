@@ -52,9 +52,13 @@ def test_banner_follows_the_settings(tmp_path: Path) -> None:
     assert "127.0.0.1:4110" in first[0]
     assert "alice@example.test" in first[1]
     assert "eilpost-demo" in first[1]
+    assert "team@example.test" in first[1]
     assert "/dev/tcp/127.0.0.1/4025" in text
     assert f"eilpost trace QUEUE_ID --config {tmp_path}/eilpost.toml\n" in text
     assert f"eilpost queue --config {tmp_path}/eilpost.toml\n" in text
+    relayed = load_settings(None, {"EILPOST_DELIVERY__RELAY": "smtp://127.0.0.1:2627"})
+    assert "Mail for other domains goes to smtp://127.0.0.1:2627." in demo.banner(relayed, tmp_path, "eilpost")
+    assert "is printed here" in demo.banner(relayed, tmp_path, "eilpost", sink_listens=True)
     assert "HTTP off" in demo.banner(load_settings(None, {"EILPOST_HTTP__LISTEN": ""}), tmp_path, "eilpost")
     assert "POP3 off" in demo.banner(load_settings(None, {"EILPOST_MAILSTORE__POP3_LISTEN": ""}), tmp_path, "eilpost")
 

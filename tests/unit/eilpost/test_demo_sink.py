@@ -39,6 +39,7 @@ async def test_a_message_is_one_line() -> None:
     sink = DemoSink(0, Output(stream))
     long, escape = f"Subject: {'x' * 100}\r\n\r\n", "Subject: =?utf-8?q?=1b[31mred?=\r\n\r\n"
     async with _running(sink):
+        assert sink.listens
         recipients = ["a@elsewhere.test", "b@elsewhere.test"]
         await asyncio.to_thread(_send, sink.port, recipients, "Subject: Hello\r\n\r\nHi\r\n", "\r\n", long, escape)
     first, *others = stream.getvalue().splitlines()
@@ -62,9 +63,10 @@ async def test_many_messages_in_a_second_are_counted_in_one_line() -> None:
 async def test_a_port_in_use_is_printed_and_the_demo_runs() -> None:
     stream = io.StringIO()
     with socket.create_server(("127.0.0.1", 0)) as occupied:
-        async with _running(DemoSink(occupied.getsockname()[1], Output(stream))):
-            pass
-    assert "sink: cannot listen on 127.0.0.1:" in stream.getvalue()
+        sink = DemoSink(port := occupied.getsockname()[1], Output(stream))
+        async with _running(sink):
+            assert not sink.listens
+    assert f"sink: cannot listen on 127.0.0.1:{port}: the port is in use;" in stream.getvalue()
 
 
 def test_the_sink_runs_only_where_the_file_of_the_demo_relays_to_it(tmp_path: Path) -> None:

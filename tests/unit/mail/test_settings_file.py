@@ -132,6 +132,12 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
         ('[ingress]\nsmtp_listen = "2525"', "ingress.smtp_listen", '"HOST:PORT" is expected'),
         ('[ingress]\nsmtp_listen = "127.0.0.1:99999"', "ingress.smtp_listen", '"HOST:PORT" is expected'),
         ('[http]\nlisten = "::1:25"', "http.listen", '"HOST:PORT" is expected'),
+        (
+            "[mailstore]\npop3_listen = 2110",
+            "mailstore.pop3_listen: found 2110",
+            '"HOST:PORT" is expected, like "127.0.0.1:2110"',
+        ),
+        ("[http]\nlisten = []", "http.listen", '"HOST:PORT" is expected, like "127.0.0.1:2525"'),
         ('[mailstore]\npop3_listen = "x"', "mailstore.pop3_listen", '"HOST:PORT" is expected'),
         ('[ingress]\nrelay_networks = ["10.0.0.1/8"]', "ingress.relay_networks", "has host bits set"),
         ('[ingress]\nrelay_networks = ["0.0.0.0/0"]', "ingress.relay_networks", "an open relay"),
