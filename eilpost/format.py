@@ -31,7 +31,7 @@ def format_wait(waiting: Waiting, now: datetime | None = None, attempts: int = 0
         case WaitCause.DEFERRED:
             return f"attempt {attempts + 1} {due}" if now is not None else f"next attempt {due}"
         case WaitCause.THROTTLED:
-            return "throttled: its site has the maximum number of active deliveries"
+            return "throttled: its site or the shard has reached a limit of active deliveries or bytes"
         case WaitCause.HELD:
             return f"held: {waiting.reason}" if waiting.reason else "held"
         case WaitCause.UNRESOLVED:

@@ -305,7 +305,7 @@ class _Connection:
             return LoginFailure.IN_USE
         except MailboxUnavailable as error:
             await self._session_lock.aclose()
-            logger.warning("mailbox not available", user=owner, error=str(error))
+            logger.warning("login refused, mailbox unavailable", user=owner, error=str(error))
             return LoginFailure.UNAVAILABLE
         self._owner = owner
         await self._execute(self._session.logged_in(messages))
@@ -320,7 +320,7 @@ class _Connection:
             await self._write(b"-ERR [SYS/PERM] message was removed by another program\r\n")
             return
         except MailboxUnavailable as error:
-            logger.warning("mailbox not available", user=self._owner, error=str(error))
+            logger.warning("message not sent, mailbox unavailable", user=self._owner, error=str(error))
             await self._write(b"-ERR [SYS/TEMP] message not available, try again later\r\n")
             return
         await self._write(b"+OK %d octets\r\n" % action.size_bytes if action.top_lines is None else b"+OK\r\n")
@@ -354,7 +354,7 @@ class _Connection:
                 await asyncio.shield(self._server.mailboxes.expunge(self._owner, expunge))
                 self._expunged = len(expunge)
         except MailboxUnavailable as error:
-            logger.warning("mailbox not available", user=self._owner, error=str(error))
+            logger.warning("messages not removed, mailbox unavailable", user=self._owner, error=str(error))
             done = False
         try:
             if seen:

@@ -74,9 +74,7 @@ async def test_a_stale_owner_commits_nothing(kafka_bootstrap: str) -> None:
         await log.append(accepted(1))
         async with router_shard_of(log) as stale:
             inputs = await read_inputs(stale, 1)
-            next_owner = TransactionalProducer(
-                make_access(settings), f"{settings.prefix}router-0", f"{settings.prefix}router", 5
-            )
+            next_owner = TransactionalProducer(make_access(settings), f"{settings.prefix}router", 0, 5)
             await next_owner.open()
             with pytest.raises(ShardLost):
                 await stale.commit([pending(1), dispatched(1), event(1)], inputs)
@@ -94,7 +92,7 @@ async def test_the_next_owner_ends_the_open_transaction_of_a_stale_owner(kafka_b
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as log:
         group = f"{settings.prefix}router"
-        killed = TransactionalProducer(make_access(settings), f"{group}-0", group, 5)
+        killed = TransactionalProducer(make_access(settings), group, 0, 5)
         await killed.open()
         producer = killed._producer
         assert producer is not None

@@ -56,7 +56,7 @@ class KafkaRouterShard:
         self._counts = counts
         self._cluster_info = cluster_info
         self._group = access.group(ROUTER)
-        self._producer = TransactionalProducer(access, f"{self._group}-{number}", self._group, commit_seconds)
+        self._producer = TransactionalProducer(access, self._group, number, commit_seconds)
         self._on_routed = on_routed
         self._may_open = may_open
         self._attempted = access.partition(ATTEMPTED, number)

@@ -38,10 +38,11 @@ Batches = Mapping[TopicPartition, Sequence[tuple[bytes, bytes | None]]]  # (key,
 class TransactionalProducer:
     """Holds the transactional id of one shard while open."""
 
-    def __init__(self, access: Access, transactional_id: str, group: str, timeout_seconds: float) -> None:
+    def __init__(self, access: Access, group: str, shard: int, timeout_seconds: float) -> None:
         self._access = access
-        self._id = transactional_id
+        self._id = f"{group}-{shard}"
         self._group = group
+        self._shard = shard
         self._timeout = min(timeout_seconds, COMMIT_SECONDS)
         self._producer: AIOKafkaProducer | None = None
 
@@ -80,7 +81,7 @@ class TransactionalProducer:
             is_committed = True
         except CLIENT_ERRORS as error:
             if isinstance(error, _FENCED) or _is_fenced(producer):
-                logger.warning("shard taken over by another router", transactional_id=self._id)
+                logger.warning("shard taken over by another router", transactional_id=self._id, shard=self._shard)
                 raise ShardLost from None
             PRODUCE_ERRORS.inc()
             raise unavailable(f"transactional id {self._id}", error, "Write") from None

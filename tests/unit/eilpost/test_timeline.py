@@ -162,7 +162,10 @@ def test_unknown_message_has_no_timeline() -> None:
             Routed(FIRST, Unresolved("example.org"), (ALICE,), Waiting(NOON, WaitCause.UNRESOLVED, "no answer")),
             "unresolved, next DNS query",
         ),
-        (Routed(FIRST, RELAY, (ALICE,), Waiting(NOON, WaitCause.THROTTLED, "")), "throttled: its site"),
+        (
+            Routed(FIRST, RELAY, (ALICE,), Waiting(NOON, WaitCause.THROTTLED, "")),
+            "throttled: its site or the shard has reached a limit",
+        ),
         (Routed(FIRST, ToMx("example.org", ((1, "a.test"), (2, "b.test"))), (ALICE,), None), "(a.test, b.test)"),
         (FailedByRouter((Failed(ALICE, NEVER),)), "(by the router): "),
         (Bounced((ALICE,), None), "because the sender is <>"),
