@@ -27,7 +27,7 @@ from mail.telemetry.delivery import ATTEMPT_DURATION, ATTEMPTS, DELIVERED_BYTES,
 
 logger = structlog.get_logger()
 
-INTERNAL_ERROR = Reply(451, "4.3.0", "Internal error during delivery; see the log of the delivery worker")
+INTERNAL_ERROR = Reply(451, "4.3.0", "Internal error during delivery")
 DELIVERED_REPLY_LOST = Reply(250, "2.0.0", "Delivered; the server's reply could not be recorded")
 SPOOL_UNAVAILABLE = Reply(451, "4.3.0", "The spool with the message content is not available")
 

@@ -1,7 +1,7 @@
 """SMTP and LMTP client as a sans-I/O state machine: `receive` bytes, send `to_send()`, read `result`. Pure.
 
-A finished transaction has one outcome per recipient; `past_dot` is true while the server may have accepted the message
-and its reply is not received.
+A finished transaction has one outcome per recipient; `dot_sent` is true from the writing of the final dot, when the
+server may have accepted the message, to its reply.
 
     GREETING -> EHLO [-> HELO] -> READY -> ENVELOPE -> CONTENT -> READY -> QUIT -> CLOSED
 
@@ -69,7 +69,7 @@ class ClientSession:
         self.capabilities = Capabilities()
         self.result: TransactionResult | None = None
         self.refusal: Reply | None = None  # why the connection failed before READY; 4xx
-        self.past_dot = False
+        self.dot_sent = False
         self._hostname = hostname.encode("ascii", "replace")
         self._protocol = protocol
         self._parser = ReplyParser()
@@ -84,7 +84,7 @@ class ClientSession:
     def start_transaction(self, envelope: Envelope, content: bytes) -> None:
         """Start a transaction; only when READY. `result` is set at once if no recipient can be sent."""
         assert self.phase is Phase.READY
-        self.past_dot = False
+        self.dot_sent = False
         transaction = Transaction(envelope, content, self.capabilities, self.remote)
         self.result = transaction.result_without_server()
         if self.result is not None:
@@ -110,10 +110,8 @@ class ClientSession:
         """No more commands will be sent: the driver must close the connection."""
         return self.phase is Phase.CLOSED
 
-    def receive(self, data: bytes, *, unsent: bool = False) -> bool:
-        """Process bytes from the server. Returns whether they completed a reply. `unsent`: part of the output of
-        `to_send` is still unsent.
-        """
+    def receive(self, data: bytes) -> bool:
+        """Process bytes from the server. Returns whether they completed a reply."""
         if self.closed:
             return False
         try:
@@ -122,7 +120,7 @@ class ClientSession:
             self.abort(str(error), "4.5.0")
             return True
         for reply in replies:
-            if self.phase is Phase.CONTENT and (self._out or (unsent and not reply.negative)):
+            if self.phase is Phase.CONTENT and (self._out or (not self.dot_sent and not reply.negative)):
                 self._on_early_reply(reply)
             else:
                 self._on_reply(reply)
@@ -134,6 +132,11 @@ class ClientSession:
         """Take the bytes to write now."""
         out, self._out = self._out, []
         return out
+
+    def on_output_written(self) -> None:
+        """The driver has passed all output of `to_send` to the transport."""
+        if self.phase is Phase.CONTENT and not self._out:
+            self.dot_sent = True
 
     def quit(self) -> None:
         """Send QUIT; only when READY (RFC 5321 section 4.1.1.10)."""
@@ -240,7 +243,6 @@ class ClientSession:
                 replies = transaction.accepted_count if self._protocol is RelayProtocol.LMTP else 1
                 self._expected.extend([_Verb.DOT] * replies)
                 self.phase = Phase.CONTENT
-                self.past_dot = True
             elif self._protocol is RelayProtocol.SMTP:
                 # RFC 2920 section 3.1: DATA was accepted without a recipient, so send a lone dot.
                 self._send(_Verb.EMPTY_DOT, b".\r\n")
@@ -272,7 +274,6 @@ class ClientSession:
         is not sent, because the server may wait for a command and would parse the content as commands.
         """
         self._out.clear()
-        self.past_dot = False
         transaction = self._transaction
         assert transaction is not None
         if not reply.negative:
@@ -298,7 +299,7 @@ class ClientSession:
         self.result = self._transaction.result()
         self._transaction = None
         self._needs_rset = not clean  # RFC 5321 section 4.1.1.4: after the final reply buffers are empty
-        self.past_dot = False
+        self.dot_sent = False
         self.phase = Phase.READY
 
     def _fail_handshake(self, how: str, reply: ServerReply) -> None:
@@ -313,9 +314,9 @@ class ClientSession:
     def _on_service_closing(self, verb: _Verb, reply: ServerReply) -> None:
         """421: defer every recipient without an outcome."""
         if self._transaction is not None:
-            self.result = self._transaction.on_service_closing(reply, past_dot=verb is _Verb.DOT)
+            self.result = self._transaction.on_service_closing(reply, dot_sent=self.dot_sent)
             self._transaction = None
-            self.past_dot = False
+            self.dot_sent = False
         else:
             self._fail_handshake(f"replied to {verb.value}:", reply)
         self.phase = Phase.CLOSED
@@ -327,14 +328,16 @@ class ClientSession:
         if self.closed:
             return
         text = f"{self.remote}: {reason}"
-        if self._expected:
+        if self.phase is Phase.CONTENT and not self.dot_sent:
+            text += " (while sending the content)"
+        elif self._expected:
             text += f" (waiting for the reply to {self._expected[0].value})"
-        if self.past_dot:
+        if self.dot_sent:
             # RFC 1047: the server may have accepted the message.
             text += "; the message was sent completely but not acknowledged, so the recipient may get it twice"
         reply = Reply(451, enhanced, text)
         if self._transaction is not None:
-            self.result = self._transaction.on_connection_lost(reply, past_dot=self.past_dot)
+            self.result = self._transaction.on_connection_lost(reply, dot_sent=self.dot_sent)
             self._transaction = None
         else:
             self.refusal = reply

@@ -65,7 +65,7 @@ class Connection(asyncio.Protocol):
                     await self._wait()
                 except asyncio.CancelledError:
                     # If the reply arrived at the same time, it takes precedence.
-                    if session.result is None and (cancelled or not session.past_dot):
+                    if session.result is None and (cancelled or not session.dot_sent):
                         self.abort("cancelled")
                         raise
                     cancelled = True
@@ -115,7 +115,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         # Only a complete reply renews the deadline: a server may send it byte by byte.
-        if self.session.receive(data, unsent=bool(self._unsent)):
+        if self.session.receive(data):
             self._flush()
 
     def eof_received(self) -> bool:
@@ -186,6 +186,7 @@ class Connection(asyncio.Protocol):
                 transport.write(parts[0])
             else:
                 transport.writelines(parts)
+            self.session.on_output_written()
             return
         for part in parts:
             view = memoryview(part)
@@ -197,3 +198,5 @@ class Connection(asyncio.Protocol):
         unsent = self._unsent
         while unsent and not self._paused and transport is not None and not transport.is_closing():
             transport.write(unsent.popleft())
+        if not unsent:
+            self.session.on_output_written()

@@ -100,7 +100,7 @@ class SmtpCourier:
                     failure = result.outcomes[-1].reply.text
             finally:
                 pool.release(route, connection, connection_lost=connection_lost, failure=failure)
-            if connection_lost and reused and not result.past_dot:
+            if connection_lost and reused and not result.dot_sent:
                 reuse = False
                 pool.drop_idle(route, connection.session.remote)
                 continue

@@ -29,14 +29,14 @@ HEADER_BYTES_MAX = 65536
 @dataclass(frozen=True, slots=True)
 class TransactionResult:
     """Result of a transaction. `retry_now`: indexes of recipients over the server's limit per transaction; they may be
-    tried again at once and are Deferred in `outcomes`. `past_dot`: the server may have accepted the message although
+    tried again at once and are Deferred in `outcomes`. `dot_sent`: the server may have accepted the message although
     the connection was lost.
     """
 
     outcomes: tuple[Outcome, ...]
     retry_now: tuple[int, ...] = ()
     connection_lost: bool = False
-    past_dot: bool = False
+    dot_sent: bool = False
 
 
 class Transaction:
@@ -138,22 +138,22 @@ class Transaction:
         self._set_outcomes(self._accepted[self._next_dot : self._next_dot + 1], server_reply)
         self._next_dot += 1
 
-    def on_service_closing(self, server_reply: ServerReply, *, past_dot: bool) -> TransactionResult:
+    def on_service_closing(self, server_reply: ServerReply, *, dot_sent: bool) -> TransactionResult:
         """421: defer all recipients without an outcome. After the final dot it is a reply like any other 4xx."""
         self._set_outcomes([index for index, outcome in enumerate(self._outcomes) if outcome is None], server_reply)
-        return self.result(connection_lost=True, past_dot=past_dot)
+        return self.result(connection_lost=True, dot_sent=dot_sent)
 
-    def on_connection_lost(self, reply: Reply, *, past_dot: bool) -> TransactionResult:
+    def on_connection_lost(self, reply: Reply, *, dot_sent: bool) -> TransactionResult:
         """No reply was received; `reply` is a local one."""
         for index, outcome in enumerate(self._outcomes):
             if outcome is None:
                 self._outcomes[index] = Deferred(self.recipients[index], reply)
-        return self.result(connection_lost=True, past_dot=past_dot)
+        return self.result(connection_lost=True, dot_sent=dot_sent)
 
-    def result(self, *, connection_lost: bool = False, past_dot: bool = False) -> TransactionResult:
+    def result(self, *, connection_lost: bool = False, dot_sent: bool = False) -> TransactionResult:
         outcomes = tuple(outcome for outcome in self._outcomes if outcome is not None)
         assert len(outcomes) == len(self.recipients), "a recipient without an outcome"
-        return TransactionResult(outcomes, () if connection_lost else tuple(self._retry_now), connection_lost, past_dot)
+        return TransactionResult(outcomes, () if connection_lost else tuple(self._retry_now), connection_lost, dot_sent)
 
     def _set_outcomes(self, indexes: list[int], server_reply: ServerReply) -> None:
         reply = server_reply.to_reply()

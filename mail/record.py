@@ -48,14 +48,14 @@ class WaitCause(StrEnum):
     """The reason why a delivery waits. Values are in stored records and never change; `state_name` has the names."""
 
     DEFERRED = "retry"  # the last attempt was deferred
-    THROTTLED = "window"  # its site has its maximum number of active deliveries
+    THROTTLED = "window"  # its site or the shard has reached a limit of active deliveries or bytes
     HELD = "hold"  # quarantined
     UNRESOLVED = "resolving"  # DNS has not answered yet
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Waits until `due`. A held delivery is due at the maximum datetime and is released by a command."""
+    """Waits until `due`. A held delivery is due at the maximum datetime; no command releases it yet."""
 
     due: datetime
     cause: WaitCause
@@ -165,7 +165,7 @@ class AttemptRecorded:
 
 @dataclass(frozen=True, slots=True)
 class FailedByRouter:
-    """History: recipients that the router failed without an attempt (no route, alias loop, lifetime exceeded)."""
+    """History: recipients that the router failed: no route, alias loop, or lifetime exceeded."""
 
     outcomes: tuple[Outcome, ...]
 

@@ -140,7 +140,9 @@ def _waiting_state(queue: MailQueue, delivery: Delivery, context: RoutingContext
         due = next_resolve_time(delivery.message.received, now, delivery.id)
         return Waiting(due, WaitCause.UNRESOLVED, context.answers.failure(route.domain))
     if not queue.has_free_slot(route.site, delivery.message.size_bytes, context.policy.limits):
-        return Waiting(now, WaitCause.THROTTLED, "The next hop has reached its limit of active deliveries")
+        return Waiting(
+            now, WaitCause.THROTTLED, "Its site or the shard has reached a limit of active deliveries or bytes"
+        )
     return None
 
 

@@ -38,7 +38,7 @@ from router.retry import retry_step
 from router.routing_context import Policy
 
 NEVER_DUE = datetime(9999, 12, 31, tzinfo=UTC)
-NOT_PROCESSED = Reply(451, "4.3.0", "Internal error while processing the delivery result; see the router's log")
+NOT_PROCESSED = Reply(451, "4.3.0", "Internal error while processing the delivery result")
 
 
 def quarantine(queue: MailQueue, fact: Fact, reason: str, policy: Policy, now: datetime) -> Iterator[Record]:

@@ -22,7 +22,10 @@ def ready_session(ehlo: bytes = FULL, protocol: RelayProtocol = RelayProtocol.SM
 
 
 def sent_bytes(session: ClientSession) -> bytes:
-    return b"".join(session.to_send())
+    """Take the output and write all of it."""
+    out = b"".join(session.to_send())
+    session.on_output_written()
+    return out
 
 
 def outcome_names(session: ClientSession) -> list[str]:

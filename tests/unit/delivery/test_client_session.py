@@ -23,11 +23,12 @@ def test_pipelined_transaction_needs_two_writes() -> None:
     assert start_transaction(session, "a@remote.test", "b@remote.test") == (
         b"MAIL FROM:<sender@example.test> SIZE=22\r\nRCPT TO:<a@remote.test>\r\nRCPT TO:<b@remote.test>\r\nDATA\r\n"
     )
-    assert not session.past_dot
+    assert not session.dot_sent
     session.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n")
-    assert session.past_dot
+    assert not session.dot_sent
     assert session.phase is Phase.CONTENT
     assert sent_bytes(session) == HELLO + b".\r\n"
+    assert session.dot_sent
     session.receive(b"250 2.0.0 queued as X\r\n")
     assert session.phase is Phase.READY
     assert outcome_names(session) == ["Delivered", "Delivered"]
@@ -97,7 +98,7 @@ def test_354_without_recipients_gets_a_lone_dot() -> None:
     session.receive(b"250 ok\r\n550 5.1.1 no\r\n354 go\r\n")
     assert sent_bytes(session) == b".\r\n"
     assert session.result is None
-    assert not session.past_dot
+    assert not session.dot_sent
     session.receive(b"250 2.0.0 whatever\r\n")  # RFC 2920 section 3.1: not about the refused recipients
     assert reply_codes(session) == ["550 5.1.1"]
     assert start_transaction(session).startswith(b"RSET\r\nMAIL")

@@ -30,15 +30,15 @@ def test_250_before_content_is_sent_defers() -> None:
     assert session.closed
     assert sent_bytes(session) == b""
     assert session.result is not None
-    assert not session.result.past_dot
+    assert not session.result.dot_sent
 
 
 def test_250_while_content_is_being_sent_defers() -> None:
     session = ready_session()
     start_transaction(session)
     session.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
-    sent_bytes(session)
-    session.receive(b"250 taken\r\n", unsent=True)
+    session.to_send()  # and the driver has not written all of it
+    session.receive(b"250 taken\r\n")
     assert outcome_names(session) == ["Deferred"]
     assert session.closed
 
@@ -55,7 +55,7 @@ def test_content_refused_early_is_not_sent(answer: bytes, kind: str) -> None:
     assert outcome_names(session) == [kind]
     assert session.closed
     assert session.result is not None
-    assert not session.result.past_dot
+    assert not session.result.dot_sent
 
     local = ready_session(FULL, RelayProtocol.LMTP)
     start_transaction(local, "a@remote.test", "b@remote.test")
@@ -66,36 +66,56 @@ def test_content_refused_early_is_not_sent(answer: bytes, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "past_dot"),
+    ("before", "dot_sent"),
     [
         (b"", False),
         (b"250 ok\r\n", False),
         (b"250 ok\r\n250 ok\r\n", False),
+        (b"250 ok\r\n250 ok\r\n550 5.1.1 no\r\n354 go\r\n", False),
         (b"250 ok\r\n250 ok\r\n550 5.1.1 no\r\n354 go\r\n", True),
     ],
 )
-def test_421_and_lost_connection_at_every_phase(before: bytes, past_dot: bool) -> None:
+def test_421_and_lost_connection_between_mail_and_the_final_reply(before: bytes, dot_sent: bool) -> None:
     closing = ready_session()
     start_transaction(closing, "a@remote.test", "b@remote.test")
-    closing.receive(before + b"421 4.3.2 closing\r\n")
+    closing.receive(before)
+    if dot_sent:
+        sent_bytes(closing)
+    closing.receive(b"421 4.3.2 closing\r\n")
     assert closing.closed
     assert closing.result is not None
     assert closing.result.connection_lost
+    assert closing.result.dot_sent is dot_sent
     assert reply_codes(closing)[0] == "421 4.3.2"
 
     losing = ready_session()
     start_transaction(losing, "a@remote.test", "b@remote.test")
     losing.receive(before)
+    if dot_sent:
+        sent_bytes(losing)
     losing.abort("connection lost")
     assert losing.closed
     assert losing.result is not None
     assert losing.result.connection_lost
-    assert losing.result.past_dot is past_dot
+    assert losing.result.dot_sent is dot_sent
     first = losing.result.outcomes[0]
     assert isinstance(first, Deferred)
-    assert ("may get it twice" in first.reply.text) is past_dot
-    if past_dot:
+    assert ("may get it twice" in first.reply.text) is dot_sent
+    if b"354" in before:
         assert isinstance(losing.result.outcomes[1], Failed)  # an earlier outcome is kept
+
+
+def test_connection_lost_while_content_is_sent_is_reported_as_such() -> None:
+    """Until the driver has written the final dot, the server cannot have the message."""
+    session = ready_session()
+    start_transaction(session)
+    session.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    assert session.to_send()
+    session.abort("connection lost")
+    assert session.result is not None
+    assert not session.result.dot_sent
+    text = session.result.outcomes[0].reply.text
+    assert text == "remote.test[192.0.2.1]:25: connection lost (while sending the content)"
 
 
 @pytest.mark.parametrize(

@@ -112,11 +112,11 @@ def test_lost_connection_defers_only_recipients_without_a_reply() -> None:
     transaction = make(envelope("a@r.test", "b@r.test"))
     transaction.on_mail(OK)
     transaction.on_rcpt(ServerReply(550, [b"5.1.1 who?"]))
-    result = transaction.on_connection_lost(Reply(451, "4.4.2", "lost"), past_dot=False)
+    result = transaction.on_connection_lost(Reply(451, "4.4.2", "lost"), dot_sent=False)
     assert outcome_codes(result.outcomes) == [("Failed", "5.1.1"), ("Deferred", "4.4.2")]
     assert result.connection_lost
-    closed = make(envelope("a@r.test")).on_service_closing(ServerReply(421, [b"4.3.2 bye"]), past_dot=True)
-    assert (outcome_codes(closed.outcomes), closed.past_dot) == ([("Deferred", "4.3.2")], True)
+    closed = make(envelope("a@r.test")).on_service_closing(ServerReply(421, [b"4.3.2 bye"]), dot_sent=True)
+    assert (outcome_codes(closed.outcomes), closed.dot_sent) == ([("Deferred", "4.3.2")], True)
 
 
 @pytest.mark.parametrize(
