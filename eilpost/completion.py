@@ -34,9 +34,13 @@ def man_pages(root: Any) -> Iterator[tuple[str, str]]:
         yield f"{'-'.join(('eilpost', *path))}.1", _man_page(path, command)
 
 
-def _names(command: Any) -> list[tuple[str, str]]:
-    """The words that may follow a command: subcommands and options, with their meaning."""
-    words = [(name, child.get_short_help_str(100)) for name, child in getattr(command, "commands", {}).items()]
+def _names(tree: dict[_Path, Any], path: _Path) -> list[tuple[str, str]]:
+    """The words that may follow a command: subcommands, known arguments and options, with their meaning."""
+    command = tree[path]
+    parent = tree[()] if path == ("help",) else command
+    words = [(name, child.get_short_help_str(100)) for name, child in getattr(parent, "commands", {}).items()]
+    if path == ("completion",):
+        words += [(shell, f"The script of {shell}.") for shell in SHELLS]
     words += [
         (name, option.help or "") for option in _options(command) for name in (*option.opts, *option.secondary_opts)
     ]
@@ -64,8 +68,8 @@ def _cases(tree: dict[_Path, Any]) -> str:
 
 def _bash(tree: dict[_Path, Any]) -> str:
     cases = "\n".join(
-        f"        {_quoted(''.join(f' {name}' for name in path))}) words={_quoted(' '.join(dict(_names(command))))} ;;"
-        for path, command in tree.items()
+        f"        {_quoted(''.join(f' {name}' for name in path))}) words={_quoted(' '.join(words))} ;;"
+        for path, words in ((path, dict(_names(tree, path))) for path in tree)
     )
     return f"""\
 # bash completion of eilpost {__version__}: source <(eilpost completion bash)
@@ -91,7 +95,7 @@ complete -o default -F _eilpost eilpost
 
 def _zsh(tree: dict[_Path, Any]) -> str:
     def array(path: _Path, *, is_option: bool) -> str:
-        words = [word for word in _names(tree[path]) if word[0].startswith("-") is is_option]
+        words = [word for word in _names(tree, path) if word[0].startswith("-") is is_option]
         return " ".join(_quoted(f"{name}:{text}") for name, text in words)
 
     cases = "\n".join(
@@ -148,9 +152,9 @@ def _fish(tree: dict[_Path, Any]) -> str:
         "end",
     ]
     values = _with_value(tree)
-    for path, command in tree.items():
+    for path in tree:
         condition = f"""-n 'test (__eilpost_path) = "{" ".join(("eilpost", *path))}"'"""
-        for name, text in _names(command):
+        for name, text in _names(tree, path):
             if name.startswith("--"):
                 argument = f"-l {name[2:]}"
             elif name.startswith("-"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eilpost.directory_editor import EditRefused, edit, parse_address, read
 from mail.address import AddressError, domain_ascii, parse_domain
-from mail.directory.expand import expand
+from mail.directory.expand import UNKNOWN_USER, expand
 from mail.envelope import Recipient
 from mail.settings import SettingsError
 
@@ -90,6 +90,8 @@ def add_alias(path: Path, alias: str, targets: Sequence[str], *, depth: int) -> 
         snapshot = file.check()
         for address in addresses:
             refused = expand([Recipient(address, address)], snapshot, depth).refused
+            if refused and refused[0].reply == UNKNOWN_USER:
+                raise EditRefused(f"alias {alias}: there is no mailbox {refused[0].recipient.address}")
             if refused:
                 raise EditRefused(f"{alias} -> {address}: {refused[0].recipient.address}: {refused[0].reply.text}")
     return alias

@@ -104,7 +104,7 @@ def usage_error_status(error: Exception) -> int | None:
     format_message, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
     if format_message is None:
         return None
-    text = str(format_message())
+    text = _wrong_number(error) or str(format_message())
     if text.startswith("Usage:"):  # a group without a command prints its help
         print(text, file=sys.stderr)  # noqa: T201
     else:
@@ -113,3 +113,19 @@ def usage_error_status(error: Exception) -> int | None:
         hint = f"{separator} `{context.command_path} --help`" if context is not None else ""
         print_message(f"{sentence}{hint}")
     return EXIT_UNUSABLE
+
+
+def _wrong_number(error: Exception) -> str:
+    """The text for an option that is not a number, or not one in its range; empty for another error."""
+    option, details = getattr(error, "param", None), getattr(error.__cause__, "errors", None)
+    if option is None or details is None:
+        return ""
+    detail = details()[0]
+    expected = {
+        "int_parsing": "a whole number is expected",
+        "greater_than_equal": "at least {ge} is expected",
+        "less_than_equal": "at most {le} is expected",
+    }.get(detail["type"])
+    if expected is None:
+        return ""
+    return f"{option.opts[0]} {detail['input']}: {expected.format_map(detail.get('ctx', {}))}"

@@ -30,8 +30,8 @@ async def _log_finding(path: Path) -> Finding:
         text, _, advice = str(error).partition(": ")
         return fail("log", text, *([advice] if advice else []))
     waiting = (
-        f"{queued} deliveries in the queue, {backlog.accepted} unrouted messages, {backlog.dispatched} dispatched,"
-        f" {backlog.attempted} unprocessed attempts"
+        f"deliveries in the queue: {queued}; messages not yet routed: {backlog.accepted};"
+        f" deliveries not yet attempted: {backlog.dispatched}; attempts not yet recorded: {backlog.attempted}"
     )
     if is_running:
         return ok("log", f"{path}: in use by a running eilpost; {waiting}")

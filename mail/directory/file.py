@@ -91,7 +91,14 @@ class FileDirectory:
         else:
             DIRECTORY_RELOADS.labels("loaded").inc()
             DIRECTORY_LAST_RELOAD.set(1)
-            logger.info("directory reloaded", path=str(self._path), users=len(self._snapshot.users))
+            snapshot = self._snapshot
+            logger.info(
+                "directory reloaded",
+                path=str(self._path),
+                domains=len(snapshot.domains),
+                users=len(snapshot.users),
+                aliases=len(snapshot.aliases),
+            )
 
     async def _load(self) -> None:
         snapshot, self._loaded_state = await asyncio.to_thread(load, self._path)

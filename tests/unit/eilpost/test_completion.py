@@ -44,6 +44,9 @@ printf '%s\\n' ${{COMPREPLY[@]+"${{COMPREPLY[@]}}"}}
         (["trace", "--config", ""], set()),  # file names, by `complete -o default`
         (["move", "--no"], {"--no-history"}),
         (["nonsense", "--ver"], {"--version"}),
+        (["help", "qu"], {"queue"}),
+        (["completion", "b"], {"bash"}),
+        (["completion", ""], {"bash", "zsh", "fish", "-h", "--help"}),
     ],
 )
 def test_bash_completes_commands_and_options(tmp_path: Path, words: list[str], offered: set[str]) -> None:

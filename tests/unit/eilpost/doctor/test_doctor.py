@@ -84,7 +84,7 @@ async def test_backlog_of_a_stopped_embedded_log_is_reported(make_plan: MakePlan
     await log.close()
     finding = _by_subject(await doctor.examine(make_plan()))["log"]
     assert (finding.level, finding.advice) == (Level.WARN, ("mail waits: start `eilpost up`",))
-    assert "no process is running; 0 deliveries in the queue, 1 unrouted messages" in finding.text
+    assert "no process is running; deliveries in the queue: 0; messages not yet routed: 1" in finding.text
 
 
 @pytest.mark.slow
@@ -93,7 +93,8 @@ def test_running_server_is_recognised_on_its_ports(tmp_path: Path) -> None:
         plan = Plan(load(box.home / "eilpost.toml", {}), box.home)
         by_subject = _by_subject(asyncio.run(doctor.examine(plan)))
     assert by_subject["log"].text.startswith(
-        str(box.home / "log.db") + ": in use by a running eilpost; 0 deliveries in the queue, 0 unrouted messages"
+        str(box.home / "log.db")
+        + ": in use by a running eilpost; deliveries in the queue: 0; messages not yet routed: 0"
     )
     assert by_subject["port ingress.smtp_listen"].text.endswith("eilpost is running")
     assert by_subject["port mailstore.pop3_listen"].text.endswith("eilpost is running")
