@@ -31,7 +31,7 @@ INTERNAL_ERROR = Reply(451, "4.3.0", "Internal error during delivery")
 DELIVERED_REPLY_LOST = Reply(250, "2.0.0", "Delivered; the server's reply could not be recorded")
 SPOOL_UNAVAILABLE = Reply(451, "4.3.0", "The spool with the message content is not available")
 
-PROMPT_SECONDS = 60.0  # a site that replies within this time is responsive
+PROMPT_SECONDS = 60.0  # an attempt that ends within this time counts as responsive
 _SPOOL_BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -46,7 +46,7 @@ class AttemptResult:
 
     @property
     def is_responsive(self) -> bool:
-        """Whether the next hop replied about a recipient within `PROMPT_SECONDS`, so that it is not a tarpit."""
+        """Whether the next hop replied about a recipient and the attempt ended within `PROMPT_SECONDS`: no tarpit."""
         return self.seconds <= PROMPT_SECONDS and any(outcome.remote is not None for outcome in self.outcomes)
 
 

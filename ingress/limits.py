@@ -1,4 +1,4 @@
-"""Connection limit and memory budget shared by all sessions of a process. Pure: time is an argument.
+"""Connection limit and memory budget shared by all sessions of a process. No I/O of its own: time is an argument.
 
 They report whether there is capacity; the session sends the 421 or 452.
 """

@@ -110,13 +110,14 @@ def domains_to_resolve(accepted: Sequence[Accepted], due: Sequence[Pending], con
 async def read_headers(spool: Spool, sources: Mapping[QueueId, Spooled]) -> dict[QueueId, bytes]:
     """The first bytes of each spooled message; empty if it cannot be read, because a DSN may omit the headers."""
 
-    async def read(spooled: Spooled) -> bytes:
+    async def read(queue_id: QueueId, spooled: Spooled) -> bytes:
         try:
             async with asyncio.timeout(SPOOL_TIMEOUT_SECONDS):
                 return await spool.read(spooled, QUOTED_BYTES_MAX)
         except (SpoolDamaged, SpoolUnavailable, TimeoutError) as error:
-            logger.warning("DSN without original headers", error=str(error) or "the spool does not answer")
+            reason = str(error) or "the spool does not answer"
+            logger.warning("DSN without original headers", queue_id=queue_id, error=reason)
             return b""
 
-    headers = await asyncio.gather(*(read(spooled) for spooled in sources.values()))
+    headers = await asyncio.gather(*(read(queue_id, spooled) for queue_id, spooled in sources.items()))
     return dict(zip(sources, headers, strict=True))

@@ -19,7 +19,7 @@ import structlog
 
 from mail.directory import Directory
 from mail.log import Entry, LogUnavailable, LogUnusable, RouterShard, ShardLost
-from mail.message import DeliveryId, QueueId, Spooled
+from mail.message import DeliveryId, QueueId, Spooled, queue_id_of
 from mail.outcome import Failed
 from mail.record import Accepted, Attempted, AttemptRecorded, Bounced, Event, FailedByRouter, Record, Routed, state_name
 from mail.reply import Reply
@@ -38,7 +38,7 @@ from router.routing_context import Policy, RoutingContext
 
 logger = structlog.get_logger()
 
-IDLE_WAIT = timedelta(seconds=1)  # an idle shard updates its gauges and checks `stop` this often
+IDLE_WAIT = timedelta(seconds=1)  # an idle shard updates its gauges this often
 BACKOFF_SECONDS = 0.1  # before a failed batch is repeated, doubled each time
 BACKOFF_SECONDS_MAX = 5.0
 LOGGED_ADDRESSES_MAX = 20  # addresses in one log line
@@ -74,7 +74,7 @@ class ShardState:
 
 
 async def process_shard(shard: RouterShard, router: RouterResources, stop: asyncio.Event) -> None:
-    """Route the shard's mail until the shard is lost or `stop` is set."""
+    """Route the shard's mail until `read` raises ShardLost; `stop` ends the wait after a failed batch."""
     state = ShardState(shard, router)
     backoff = BACKOFF_SECONDS
     must_rewind = one_by_one = False
@@ -165,7 +165,8 @@ async def _route_one_by_one(state: ShardState) -> None:
             raise
         except Exception as bug:
             facts = [*(entry.record for entry in inputs), *map(Due, due_ids)]
-            logger.exception("quarantined", shard=shard.number, ids=[_id_of(fact) for fact in facts])
+            for fact in facts:
+                logger.exception("quarantined", shard=shard.number, **_ids_of(fact))
             queue = await _replay(state)
             batch = _Batch(queue, router.now())
             for fact in facts:
@@ -290,8 +291,11 @@ def _without_duplicates(
     return list(first.values())
 
 
-def _id_of(fact: Fact) -> str:
-    return fact.message.queue_id if isinstance(fact, Accepted) else fact.delivery_id
+def _ids_of(fact: Fact) -> dict[str, str]:
+    """The fields of a log line that identify the message or delivery of a fact."""
+    if isinstance(fact, Accepted):
+        return {"queue_id": fact.message.queue_id}
+    return {"queue_id": queue_id_of(fact.delivery_id), "delivery_id": fact.delivery_id}
 
 
 async def _log_events(outputs: Sequence[Record]) -> None:

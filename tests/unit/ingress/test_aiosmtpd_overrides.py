@@ -64,7 +64,7 @@ async def test_replies_to_pipelined_commands_are_sent_in_one_write() -> None:
         assert first.endswith(b"550 5.1.1 <x@example.test>: no such user here\r\n250 2.0.0 Ok\r\n")
 
 
-def test_session_attributes_do_not_shadow_those_of_asyncio() -> None:
+def test_connection_attributes_do_not_shadow_those_of_aiosmtpd() -> None:
     source = ast.parse(Path(inspect.getfile(Connection)).read_text())
     own_names = {
         node.attr

@@ -79,7 +79,7 @@ async def test_new_message_that_raises_is_held_and_others_are_delivered(
     assert isinstance(entry.content, Spooled)
     assert await setup.spool.read(entry.content) == CONTENT
     assert (await setup.log.backlog()).accepted == 0
-    assert [entry["ids"] for entry in logged if entry["event"] == "quarantined"] == [[bad.message.queue_id]]
+    assert [entry["queue_id"] for entry in logged if entry["event"] == "quarantined"] == [bad.message.queue_id]
     timeline = build_timeline(
         bad.message.queue_id, [event async for event in setup.log.history(bad.message.queue_id)], [entry], []
     )
