@@ -28,7 +28,7 @@ from mail.telemetry.ingress import SMTP_CONNECTIONS, SMTP_SESSIONS
 logger = structlog.get_logger()
 
 _PIPELINED_MAX_BYTES = 64 * 1024  # octets a client may send ahead before reading is paused
-_MIN_BYTES_PER_SECOND = 16 * 1024  # average rate required of long data: 25 MiB in less than an hour
+_LONG_DATA_MIN_BYTES_PER_SECOND = 16 * 1024  # average rate required of long data: 25 MiB in less than an hour
 _COMMANDS_PER_TURN = 100  # pipelined commands handled before other sessions run
 _QUIT_GRACE_SECONDS = 0.5  # for a QUIT in transit when the drain begins
 _LINGER_SECONDS = 5.0  # for a client that does not read the last reply
@@ -337,7 +337,7 @@ class Connection(SMTP):
         must also have sent at an average rate, so that one octet a minute does not hold a connection.
         """
         seconds = self._listener.data_seconds
-        limit = 5 * seconds + self.framer.data_held_bytes / _MIN_BYTES_PER_SECOND
+        limit = 5 * seconds + self.framer.data_held_bytes / _LONG_DATA_MIN_BYTES_PER_SECOND
         remaining = self._data_started_at + limit - self.loop.time()
         self._reset_timeout(max(0.001, min(seconds, remaining)))
 

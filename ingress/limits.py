@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 RATE_INTERVAL_SECONDS = 10.0
-MIN_BYTES_PER_SECOND = 32 * 1024  # required only while the memory budget is used up
+RECLAIM_BELOW_BYTES_PER_SECOND = 32 * 1024  # required only while the memory budget is used up
 
 
 class ConnectionLimiter:
@@ -52,7 +52,7 @@ class IncomingData:
 
     def update(self, octets: int, now: float) -> None:
         self.held_bytes = octets
-        if octets >= self._progress_bytes + MIN_BYTES_PER_SECOND * RATE_INTERVAL_SECONDS:
+        if octets >= self._progress_bytes + RECLAIM_BELOW_BYTES_PER_SECOND * RATE_INTERVAL_SECONDS:
             self._progress_at, self._progress_bytes = now, octets
 
     def is_slow(self, now: float) -> bool:
