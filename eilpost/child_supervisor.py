@@ -21,9 +21,15 @@ class ChildSupervisor:
         self._process = subprocess.Popen(  # noqa: S603  # this very file
             [sys.executable, "-I", "-S", str(Path(__file__).resolve())],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             process_group=0,
         )
+        # Before this line is written, SIGHUP ends it: the kernel sends one to a group that becomes orphaned with a
+        # stopped member.
+        assert self._process.stdout is not None
+        with self._process.stdout as ready:
+            if not ready.readline():
+                raise RuntimeError("the child supervisor ended at its start")
 
     @property
     def process_group(self) -> int:
@@ -40,6 +46,7 @@ if __name__ == "__main__":
     # These signals must not end the supervisor before it has killed its group.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    print("ready", flush=True)
     while sys.stdin.buffer.read(1):
         pass
     os.killpg(0, signal.SIGKILL)

@@ -79,3 +79,11 @@ def test_closed_supervisor_ends_remaining_children() -> None:
     supervisor.close()
     assert sleeper.wait(10) == -signal.SIGKILL
     supervisor.close()
+
+
+def test_signal_right_after_the_start_does_not_end_the_supervisor() -> None:
+    supervisor = ChildSupervisor()
+    os.kill(supervisor.process_group, signal.SIGHUP)
+    sleeper = subprocess.Popen(["sleep", "600"], process_group=supervisor.process_group)
+    supervisor.close()
+    assert sleeper.wait(10) == -signal.SIGKILL
