@@ -52,7 +52,7 @@ cluster: $(RUN_STAMP) ## start the demo on a cluster of seven processes; needs `
 kafka: ## start Apache Kafka for development, NODES=3 for three brokers; needs Java 17 and Maven
 	@exec $(PYTHON) deploy/kafka/broker.py up --nodes $(NODES) --dir var/kafka-$(NODES)
 
-# Two processes: tests/support/lanes.py says which tests never run at the same time.
+# Two processes: tests/support/lanes.py says which tests never run at the same time as others.
 LANES := -n 2 --no-loadscope-reorder
 
 test: setup ## run all tests

@@ -46,7 +46,8 @@ if __name__ == "__main__":
     # These signals must not end the supervisor before it has killed its group.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    print("ready", flush=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     while sys.stdin.buffer.read(1):
         pass
     os.killpg(0, signal.SIGKILL)

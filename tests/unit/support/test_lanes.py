@@ -13,34 +13,27 @@ import pytest
 from tests.support.removal import ROOT
 
 LANES = shlex.split(re.findall(r"^LANES := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0])
-# Each test waits for the other file's, so that both worker processes are needed.
 TEST = """
 import os
 import time
 from pathlib import Path
 import pytest
 
-FOLDER = Path(__file__).parent
-
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.{marker}
 def test_run(number, request):
-    (FOLDER / f"{{os.getpid()}}.{marker}").touch()
-    end = time.monotonic() + 30
-    while not list(FOLDER.glob("*.{other}")) and time.monotonic() < end:
-        time.sleep(0.05)
+    start = time.monotonic()
+    time.sleep(0.2)
+    Path(__file__).with_name(f"{{os.getpid()}}.{{start}}.{{time.monotonic()}}.{marker}").touch()
 """
 
 
 @pytest.mark.slow
-def test_long_lanes_run_in_two_processes(tmp_path: Path) -> None:
-    for name, marker, other in (
-        ("first", "docker", "fault"),
-        ("second", "kubernetes", "fault"),
-        ("third", "fault", "docker"),
-        ("fourth", "kafka_cluster", "docker"),
-    ):
-        (tmp_path / f"test_{name}.py").write_text(TEST.format(marker=marker, other=other))
+def test_files_with_real_parts_run_one_after_the_other_at_the_end(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"test_light_{number}.py").write_text(TEST.format(marker="helm"))
+    for marker in ("docker", "kubernetes", "fault", "kafka"):
+        (tmp_path / f"test_{marker}.py").write_text(TEST.format(marker=marker))
     command = [sys.executable, "-m", "pytest", *LANES, "-p", "no:cacheprovider", "-p", "tests.support.lanes"]
     done = subprocess.run(
         [*command, "-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", str(tmp_path)],
@@ -50,11 +43,11 @@ def test_long_lanes_run_in_two_processes(tmp_path: Path) -> None:
         timeout=90,
     )
     assert done.returncode == 0, done.stdout
-    processes = {
-        marker: {path.stem for path in tmp_path.glob(f"*.{marker}")}
-        for marker in ("docker", "kubernetes", "fault", "kafka_cluster")
-    }
-    assert processes["docker"] == processes["kubernetes"]
-    assert processes["fault"] == processes["kafka_cluster"]
-    assert len(processes["docker"]) == len(processes["fault"]) == 1
-    assert processes["docker"] != processes["fault"]
+    runs = [re.findall(r"^(\d+)\.([\d.]+?)\.(\d+\.\d+)\.(\w+)$", path.name) for path in tmp_path.glob("*.*.*")]
+    light = [(process, float(end)) for ((process, _, end, marker),) in runs if marker == "helm"]
+    exclusive = [(process, float(start)) for ((process, start, _, marker),) in runs if marker != "helm"]
+    assert (len(light), len(exclusive)) == (12, 12)
+    assert len({process for process, _ in light}) == 2
+    ((process,),) = [{process for process, _ in exclusive}]
+    # The other process may still have its last light file.
+    assert min(start for _, start in exclusive) >= max(end for worker, end in light if worker == process)
