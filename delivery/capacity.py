@@ -14,7 +14,7 @@ from time import monotonic
 
 import structlog
 
-from delivery.in_flight import InFlight, Queued
+from delivery.in_flight import InFlight, Item
 from mail.log import Entry
 from mail.message import Inline
 from mail.record import Dispatched
@@ -59,7 +59,7 @@ class Capacity:
             self._memory_task.cancel()
             await asyncio.wait({self._memory_task})
 
-    def register(self, on_start: Callable[[QueuedDelivery], None]) -> ShardCapacity:
+    def register(self, on_start: Callable[[DeliveryItem], None]) -> ShardCapacity:
         """The capacity of a shard; `on_start` is called with each queued delivery when it may start."""
         shard = ShardCapacity(self, on_start)
         self.in_flight.register(shard)
@@ -75,23 +75,23 @@ class Capacity:
         content = dispatched.content
         inline_bytes = len(content.data) if isinstance(content, Inline) else 0
         self.largest_inline_bytes = max(self.largest_inline_bytes, inline_bytes)
-        active_bytes = inline_bytes or dispatched.delivery.message.size_bytes
+        in_flight_bytes = inline_bytes or dispatched.delivery.message.size_bytes
         self.in_flight.add(
             shard,
             entry,
             dispatched.delivery.route.site,
             inline_bytes,
-            active_bytes,
+            in_flight_bytes,
             monotonic() if queued_at is None else queued_at,
         )
 
     def start(self) -> None:
         """Start queued deliveries of all shards, as far as the limits allow."""
         now = monotonic()
-        for queued in self.in_flight.start():
-            if now - queued.queued_at > _MIN_WAIT_SECONDS:
-                THROTTLE.observe(now - queued.queued_at)
-            queued.owner.on_start(queued)
+        for item in self.in_flight.start():
+            if now - item.queued_at > _MIN_WAIT_SECONDS:
+                THROTTLE.observe(now - item.queued_at)
+            item.owner.on_start(item)
         if self.in_flight.memory_limited and self._memory_task is None:
             self._memory_task = asyncio.create_task(self._free_memory(), name="free-memory")
 
@@ -113,10 +113,10 @@ class Capacity:
 
     async def spool_queued(self) -> bool:
         """Move content of queued deliveries to the spool; False if there is none or the spool fails."""
-        deliveries = self.in_flight.take_content(_SPOOL_BATCH_MAX)
-        if not deliveries:
+        items = self.in_flight.take_content(_SPOOL_BATCH_MAX)
+        if not items:
             return False
-        entries = [queued.item for queued in deliveries]
+        entries = [item.entry for item in items]
         contents = [entry.record.content for entry in entries]
         any_spooled = False
         try:
@@ -131,9 +131,9 @@ class Capacity:
                     any_spooled = True
                     entries[index] = replace(entries[index], record=replace(entries[index].record, content=result))
         finally:  # also on cancellation: the deliveries may belong to other shards
-            for queued, entry in zip(deliveries, entries, strict=True):
-                if self.in_flight.is_registered(queued.owner):
-                    self.add(queued.owner, entry, queued.queued_at)
+            for item, entry in zip(items, entries, strict=True):
+                if self.in_flight.is_registered(item.owner):
+                    self.add(item.owner, entry, item.queued_at)
             self.start()
         if any_spooled:
             self.on_freed()
@@ -143,7 +143,7 @@ class Capacity:
 class ShardCapacity:
     """One shard's view of the capacity, from the start of its worker to its drain."""
 
-    def __init__(self, capacity: Capacity, on_start: Callable[[QueuedDelivery], None]) -> None:
+    def __init__(self, capacity: Capacity, on_start: Callable[[DeliveryItem], None]) -> None:
         self._capacity = capacity
         self.on_start = on_start
         self.freed = asyncio.Event()  # set when there may be capacity; cleared by `request_wakeup`
@@ -155,14 +155,14 @@ class ShardCapacity:
     def start(self) -> None:
         self._capacity.start()
 
-    def set_awaiting_spool(self, delivery: QueuedDelivery, *, responsive: bool) -> None:
+    def set_awaiting_spool(self, item: DeliveryItem, *, responsive: bool) -> None:
         """The attempt ended and waits for the spool before it can be reported: free its slot."""
-        if self._capacity.in_flight.set_awaiting_spool(delivery, responsive=responsive):
+        if self._capacity.in_flight.set_awaiting_spool(item, responsive=responsive):
             self._capacity.on_freed()
 
-    def finish(self, delivery: QueuedDelivery, *, responsive: bool) -> None:
+    def finish(self, item: DeliveryItem, *, responsive: bool) -> None:
         """`responsive`: the site replied in time, so its limit grows."""
-        self._capacity.in_flight.finish(delivery, responsive=responsive)
+        self._capacity.in_flight.finish(item, responsive=responsive)
         self._capacity.on_freed()
 
     def read_limit(self) -> int:
@@ -183,4 +183,4 @@ class ShardCapacity:
         self._capacity.unregister(self)
 
 
-QueuedDelivery = Queued[ShardCapacity, Entry[Dispatched]]
+DeliveryItem = Item[ShardCapacity, Entry[Dispatched]]

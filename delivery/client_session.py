@@ -1,4 +1,4 @@
-"""SMTP and LMTP client as a sans-I/O state machine: `receive` bytes, send `to_send()`, read `result`. Pure.
+"""SMTP and LMTP client as a sans-I/O state machine: `receive` bytes, send `to_send()`, read `result`.
 
 A finished transaction has one outcome per recipient; `dot_sent` is true from the writing of the final dot, when the
 server may have accepted the message, to its reply.

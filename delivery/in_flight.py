@@ -1,4 +1,4 @@
-"""In-flight limits of a process: active deliveries, active deliveries per site, and bytes of content in memory. Pure.
+"""In-flight limits of a process: deliveries in flight, in total and per site, and bytes of content in memory. No I/O.
 
 Deliveries over a limit are queued by site and started round robin. A site's limit is adaptive (AIMD): it grows by one
 with each prompt reply and halves otherwise. A site at the initial limit is *unproven*: it has two slots, and all
@@ -22,20 +22,20 @@ TRUSTED_LIMIT = 8  # initial slots of a trusted site
 _ADAPTIVE_LIMITS_MAX = 2000  # sites; beyond it the least recently updated one becomes unproven again
 
 
-class Queued(NamedTuple, Generic[O, T]):
-    """A delivery: `queued_bytes` are in memory while it is queued, `active_bytes` while it is active."""
+class Item(NamedTuple, Generic[O, T]):
+    """A delivery: `queued_bytes` are in memory while it is queued, `in_flight_bytes` while it is in flight."""
 
     owner: O
-    item: T
+    entry: T
     site: str
     queued_bytes: int
-    active_bytes: int
-    queued_at: float = 0.0  # first time
+    in_flight_bytes: int
+    queued_at: float = 0.0  # monotonic seconds; kept when it is queued again
 
 
 @dataclass(slots=True)
 class _Load:
-    """Active deliveries and bytes of one or several sites."""
+    """Deliveries in flight, and their bytes, of one or several sites."""
 
     count: int = 0
     size_bytes: int = 0
@@ -45,11 +45,11 @@ class _Load:
         self.size_bytes += size_bytes
 
 
-_Queues = dict[str, deque[Queued[O, T]]]
+_Queues = dict[str, deque[Item[O, T]]]
 
 
 class InFlight(Generic[O, T]):
-    """`site_limit(site)`: maximum active deliveries of a site; `queued_per_owner`: maximum queued ones of an owner;
+    """`site_limit(site)`: maximum deliveries of a site in flight; `queued_per_owner`: maximum queued ones of an owner;
     `reserved`: sites with slots of their own, and their number; `is_trusted(site)`: not chosen by the senders.
     """
 
@@ -81,30 +81,30 @@ class InFlight(Generic[O, T]):
         self._awaiting_spool: set[int] = set()  # by identity: the caller keeps a reference
         self._awaiting_spool_bytes = 0
         self.queued = 0
-        self.active = 0
+        self.in_flight_count = 0
         self.memory_bytes = 0
-        self.memory_limited = False  # a site without active deliveries cannot start for lack of memory
+        self.memory_limited = False  # a site without deliveries in flight cannot start for lack of memory
 
     @property
     def empty(self) -> bool:
-        return not self.queued and not self.active
+        return not self.queued and not self.in_flight_count
 
     @property
     def has_queued_content(self) -> bool:
         """Whether a queued delivery has content in memory."""
-        return any(queued.queued_bytes for queue in self._all_queues().values() for queued in queue)
+        return any(item.queued_bytes for queue in self._all_queues().values() for item in queue)
 
     def register(self, owner: O) -> None:
         self._queued_by_owner[owner] = 0
 
     def unregister(self, owner: O) -> None:
-        """Drop the owner's queued deliveries; active ones count until they are finished."""
+        """Drop the owner's queued deliveries; those in flight count until they are finished."""
         del self._queued_by_owner[owner]
         for site, queue in self._all_queues().items():
-            rest = deque(queued for queued in queue if queued.owner != owner)
+            rest = deque(item for item in queue if item.owner != owner)
             if len(rest) < len(queue):
                 self.queued -= len(queue) - len(rest)
-                self.memory_bytes -= sum(queued.queued_bytes for queued in queue if queued.owner == owner)
+                self.memory_bytes -= sum(item.queued_bytes for item in queue if item.owner == owner)
                 self._set_queue(site, rest)
 
     def is_registered(self, owner: O) -> bool:
@@ -115,7 +115,7 @@ class InFlight(Generic[O, T]):
         return self._queued_by_owner[owner] < self._queued_per_owner
 
     def read_limit(self, owner: O, largest_bytes: int) -> int:
-        """How many entries of at most `largest_bytes` the owner may read; at least one if nothing is in flight.
+        """How many entries of at most `largest_bytes` the owner may read; at least one if `empty`.
 
         Owners read concurrently after this call, so each is limited to its share of the memory; together they exceed
         the memory limit at most twofold and briefly.
@@ -126,20 +126,22 @@ class InFlight(Generic[O, T]):
             return min(queue_space, share)
         return max(0, min(queue_space, share, (self._memory_budget - self.memory_bytes) // largest_bytes))
 
-    def add(self, owner: O, item: T, site: str, queued_bytes: int, active_bytes: int, queued_at: float = 0.0) -> None:
-        """Queue an item; `start` returns it when it may start."""
+    def add(
+        self, owner: O, entry: T, site: str, queued_bytes: int, in_flight_bytes: int, queued_at: float = 0.0
+    ) -> None:
+        """Queue a delivery; `start` returns it when it may start."""
         queues = self._queues_of_class(site)
         queue = queues.get(site)
         if queue is None:
             queue = queues[site] = deque()
-        queue.append(Queued(owner, item, site, queued_bytes, active_bytes, queued_at))
+        queue.append(Item(owner, entry, site, queued_bytes, in_flight_bytes, queued_at))
         self._queued_by_owner[owner] += 1
         self.queued += 1
         self.memory_bytes += queued_bytes
 
-    def start(self) -> list[Queued[O, T]]:
-        """The deliveries that may start now, round robin by site; they are active from now on."""
-        started: list[Queued[O, T]] = []
+    def start(self) -> list[Item[O, T]]:
+        """The deliveries that may start now, round robin by site; they are in flight from now on."""
+        started: list[Item[O, T]] = []
         self.memory_limited = False
         self._unproven_first = not self._unproven_first
         proven, unproven = (self._proven, lambda: False), (self._unproven, self._unproven_is_full)
@@ -152,7 +154,7 @@ class InFlight(Generic[O, T]):
                     progress |= self._start_round(queues, full, started)
         return started
 
-    def _start_round(self, queues: _Queues[O, T], is_full: Callable[[], bool], started: list[Queued[O, T]]) -> bool:
+    def _start_round(self, queues: _Queues[O, T], is_full: Callable[[], bool], started: list[Item[O, T]]) -> bool:
         """Start at most one delivery per site."""
         progress = False
         for site in list(queues):
@@ -167,8 +169,8 @@ class InFlight(Generic[O, T]):
             self._set_queue(site, queue)  # at the end
             self._queued_by_owner[first.owner] -= 1
             self.queued -= 1
-            self.memory_bytes += first.active_bytes - first.queued_bytes
-            self._add_load(site, 1, first.active_bytes)
+            self.memory_bytes += first.in_flight_bytes - first.queued_bytes
+            self._add_load(site, 1, first.in_flight_bytes)
             started.append(first)
             progress = True
         return progress
@@ -177,36 +179,36 @@ class InFlight(Generic[O, T]):
         load = self._unproven_load
         return load.count >= max(UNPROVEN_LIMIT, self._slots // 2) or load.size_bytes >= self._memory_budget // 2
 
-    def _may_start(self, first: Queued[O, T]) -> bool:
+    def _may_start(self, first: Item[O, T]) -> bool:
         site = first.site
-        site_active = self._load_by_site[site].count if site in self._load_by_site else 0
+        site_count = self._load_by_site[site].count if site in self._load_by_site else 0
         memory = self._memory_budget
         if site in self._reserved:
-            if site_active >= self._reserved[site]:
+            if site_count >= self._reserved[site]:
                 return False
-            if not site_active:
+            if not site_count:
                 return True  # one delivery may exceed the memory limit
         else:
             if not self._shared_load.count:
                 return True
             limit = min(self._site_limit(site), self._adaptive_limits.get(site, self._initial_limit(site)))
             last_slots = self._shared_load.count >= self._slots - self._slots // 4
-            if self._shared_load.count >= self._slots or (site_active and (site_active >= limit or last_slots)):
+            if self._shared_load.count >= self._slots or (site_count and (site_count >= limit or last_slots)):
                 return False
             # Reading content from the spool leaves a quarter of the memory to inline content, and another quarter to
-            # sites without active deliveries.
-            memory = self._memory_budget * (2 if site_active else 3) // 4
-        added_bytes = first.active_bytes - first.queued_bytes
+            # sites without deliveries in flight.
+            memory = self._memory_budget * (2 if site_count else 3) // 4
+        added_bytes = first.in_flight_bytes - first.queued_bytes
         if added_bytes <= 0 or self.memory_bytes + added_bytes <= memory:
             return True
-        self.memory_limited |= not site_active
+        self.memory_limited |= not site_count
         return False
 
     def _add_load(self, site: str, count: int, size_bytes: int) -> None:
         load = self._load_by_site.get(site)
         if load is None:
             load = self._load_by_site[site] = _Load()
-        self.active += count
+        self.in_flight_count += count
         load.add(count, size_bytes)
         if site not in self._reserved:
             self._shared_load.add(count, size_bytes)
@@ -215,32 +217,32 @@ class InFlight(Generic[O, T]):
         if not load.count:
             del self._load_by_site[site]
 
-    def finish(self, queued: Queued[O, T], *, responsive: bool) -> None:
+    def finish(self, item: Item[O, T], *, responsive: bool) -> None:
         """A started delivery finished or was cancelled; `responsive`: the site replied in time."""
-        self.memory_bytes -= queued.active_bytes
-        if id(queued) in self._awaiting_spool:
-            self._awaiting_spool.remove(id(queued))
-            self._awaiting_spool_bytes -= queued.active_bytes
+        self.memory_bytes -= item.in_flight_bytes
+        if id(item) in self._awaiting_spool:
+            self._awaiting_spool.remove(id(item))
+            self._awaiting_spool_bytes -= item.in_flight_bytes
         else:
-            self._release_slot(queued, responsive)
+            self._release_slot(item, responsive)
 
-    def set_awaiting_spool(self, queued: Queued[O, T], *, responsive: bool) -> bool:
+    def set_awaiting_spool(self, item: Item[O, T], *, responsive: bool) -> bool:
         """Free the slot of a started delivery but keep its memory, until `finish`. False if too many do so already."""
         memory_left = self._memory_budget // 2 - self._awaiting_spool_bytes
         if (
-            id(queued) in self._awaiting_spool
-            or queued.active_bytes > memory_left
+            id(item) in self._awaiting_spool
+            or item.in_flight_bytes > memory_left
             or len(self._awaiting_spool) >= AWAITING_SPOOL_FACTOR * self._slots
         ):
             return False
-        self._awaiting_spool.add(id(queued))
-        self._awaiting_spool_bytes += queued.active_bytes
-        self._release_slot(queued, responsive)
+        self._awaiting_spool.add(id(item))
+        self._awaiting_spool_bytes += item.in_flight_bytes
+        self._release_slot(item, responsive)
         return True
 
-    def _release_slot(self, queued: Queued[O, T], responsive: bool) -> None:
-        site = queued.site
-        self._add_load(site, -1, -queued.active_bytes)
+    def _release_slot(self, item: Item[O, T], responsive: bool) -> None:
+        site = item.site
+        self._add_load(site, -1, -item.in_flight_bytes)
         if site in self._reserved:
             return
         was_unproven, initial = self._is_unproven(site), self._initial_limit(site)
@@ -273,27 +275,27 @@ class InFlight(Generic[O, T]):
             sign = 1 if unproven else -1
             self._unproven_load.add(sign * load.count, sign * load.size_bytes)
 
-    def take_content(self, limit: int) -> list[Queued[O, T]]:
+    def take_content(self, limit: int) -> list[Item[O, T]]:
         """Remove up to `limit` queued deliveries with content in memory, from the site with most of it. The caller
         `add`s them again after spooling, if their owner is still registered.
         """
         queues = self._all_queues()
         if not queues:
             return []
-        site = max(queues, key=lambda name: sum(queued.queued_bytes for queued in queues[name]))
+        site = max(queues, key=lambda name: sum(item.queued_bytes for item in queues[name]))
         queue = queues[site]
-        with_content = [queued for queued in queue if queued.queued_bytes][-limit:]
+        with_content = [item for item in queue if item.queued_bytes][-limit:]
         if not with_content:
             return []
-        taken = {id(queued) for queued in with_content}
-        self._set_queue(site, deque(queued for queued in queue if id(queued) not in taken))
-        for queued in with_content:
-            self._queued_by_owner[queued.owner] -= 1
+        taken = {id(item) for item in with_content}
+        self._set_queue(site, deque(item for item in queue if id(item) not in taken))
+        for item in with_content:
+            self._queued_by_owner[item.owner] -= 1
         self.queued -= len(with_content)
-        self.memory_bytes -= sum(queued.queued_bytes for queued in with_content)
+        self.memory_bytes -= sum(item.queued_bytes for item in with_content)
         return with_content
 
-    def _set_queue(self, site: str, queue: deque[Queued[O, T]]) -> None:
+    def _set_queue(self, site: str, queue: deque[Item[O, T]]) -> None:
         if queue:
             self._queues_of_class(site)[site] = queue
         else:

@@ -187,16 +187,16 @@ class Pool:
             delays = iter(_RECONNECT_DELAYS_SECONDS)
             while True:
                 failures: list[Reply] = []
-                no_source: list[Reply] = []  # not a failure of the site
+                without_source: list[Reply] = []  # not a failure of the site
                 async with aclosing(self._targets.targets(route)) as targets:
                     async for target in targets:
                         if isinstance(target, NoTarget):
-                            (no_source if target.no_source else failures).append(target.reply)
+                            (without_source if target.is_without_source else failures).append(target.reply)
                             continue
                         try:
                             result = await self._connect(target, route)
                         except NoSource as error:
-                            no_source.append(error.reply)
+                            without_source.append(error.reply)
                             continue
                         if isinstance(result, Connection):
                             opened = result
@@ -229,10 +229,10 @@ class Pool:
             if not opened.usable:
                 return Reply(451, "4.4.2", f"{opened.session.remote}: connection lost")
             return opened
-        if no_source and not any(failure.is_temporary for failure in failures):
+        if without_source and not any(failure.is_temporary for failure in failures):
             if not site.count:
-                return no_source[-1]
-            failures += no_source
+                return without_source[-1]
+            failures += without_source
         return self._on_connect_failed(site, failures)
 
     def _on_connect_failed(self, site: Site, failures: list[Reply]) -> Reply | None:

@@ -10,7 +10,7 @@ import re
 from mail.reply import Reply
 
 # RFC 5321 section 4.5.3.1.5 allows 512 octets; some servers send more.
-LINE_OCTETS_MAX = 4096
+LINE_BYTES_MAX = 4096
 # EHLO replies have about 20 lines, policy texts a few more.
 LINES_MAX = 200
 TEXT_MAX = 1000  # characters of a reply's text that are kept
@@ -86,13 +86,13 @@ class ReplyParser:
             if reply is not None:
                 replies.append(reply)
         self._buffer = data[start:]
-        if len(self._buffer) > LINE_OCTETS_MAX:
+        if len(self._buffer) > LINE_BYTES_MAX:
             raise MalformedReply("a reply line is too long")
         return replies
 
     def _parse_line(self, line: bytes) -> ServerReply | None:
         match = _REPLY_LINE.match(line)
-        if match is None or len(line) > LINE_OCTETS_MAX:
+        if match is None or len(line) > LINE_BYTES_MAX:
             shown = _CONTROL.sub(" ", line[:80].decode("utf-8", "replace"))
             raise MalformedReply(f"not an SMTP reply: {shown!r}")
         code, separator, text = match.groups()

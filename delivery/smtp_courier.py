@@ -43,7 +43,7 @@ class SmtpCourier:
             hostname=hostname,
             port=settings.mx_port,
             prefer_ipv6=settings.prefer_ipv6,
-            no_source=sources.no_source_reply,
+            source_refusal=sources.source_refusal,
         )
         self._pool = Pool(
             targets=targets,

@@ -52,7 +52,7 @@ class SourceAddresses:
             self._sources.setdefault(address.version, []).append(_Source(str(address)))
         self._update_gauge()
 
-    def no_source_reply(self, ip: str) -> Reply | None:
+    def source_refusal(self, ip: str) -> Reply | None:
         """Why there is no source address for a connection to `ip` now; None: there is one."""
         sources = self._sources.get(_family(ip), [])
         if not self._sources or any(not source.backoff_seconds for source in sources):
@@ -93,7 +93,7 @@ class SourceAddresses:
                 if error.errno in _OUT_OF_RESOURCES:
                     raise
                 self._suspend(source, f"cannot be bound: {error.strerror}", now_seconds)
-        reply = self.no_source_reply(ip)
+        reply = self.source_refusal(ip)
         assert reply is not None
         raise NoSource(reply)
 

@@ -39,17 +39,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class NoTarget:
-    """A host without a usable address; `reply` is the reason, 4xx if it may be temporary. `no_source`: the host has
-    addresses, but this process has no source address for them.
+    """A host without a usable address; `reply` is the reason, 4xx if it may be temporary. `is_without_source`: the
+    host has addresses, but this process has no source address for them.
     """
 
     reply: Reply
-    no_source: bool = False
+    is_without_source: bool = False
 
 
 class TargetSelector:
-    """Selects targets. `port`: of mail exchangers; `hostname`: of this server. `no_source(ip)`: why there is no source
-    address for connections to `ip`, or None.
+    """Selects targets. `port`: of mail exchangers; `hostname`: of this server. `source_refusal(ip)`: why there is no
+    source address for connections to `ip`, or None.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class TargetSelector:
         hostname: str,
         port: int,
         prefer_ipv6: bool,
-        no_source: Callable[[str], Reply | None] = lambda _ip: None,
+        source_refusal: Callable[[str], Reply | None] = lambda _ip: None,
     ) -> None:
         self._resolver = resolver
         self._hostname = hostname.lower().rstrip(".")
         self._port = port
         self._prefer_ipv6 = prefer_ipv6
-        self._no_source = no_source
+        self._source_refusal = source_refusal
         self._random = random.Random()  # noqa: S311 - spreads load, keeps no secret
 
     async def targets(self, route: Route) -> AsyncGenerator[Target | NoTarget, None]:
@@ -87,16 +87,16 @@ class TargetSelector:
             answer = await self._resolver.addresses(host)
             match answer:
                 case IpAddresses():
-                    no_source = {ip: self._no_source(ip) for ip in answer.addresses}
-                    for ip in self._order_addresses([ip for ip, reply in no_source.items() if reply is None]):
+                    refusals = {ip: self._source_refusal(ip) for ip in answer.addresses}
+                    for ip in self._order_addresses([ip for ip, reply in refusals.items() if reply is None]):
                         yield Target(host, ip, port)
                         count += 1
                         if count >= TARGETS_MAX:
                             return
-                    if not no_source:
+                    if not refusals:
                         yield self._no_address(route, host)
-                    elif all(no_source.values()):
-                        yield NoTarget(next(filter(None, no_source.values())), no_source=True)
+                    elif all(refusals.values()):
+                        yield NoTarget(next(filter(None, refusals.values())), is_without_source=True)
                 case DnsUnknown():
                     yield NoTarget(Reply(451, "4.4.3", answer.reason))
                 case NoRecords() | NoSuchDomain():

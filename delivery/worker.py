@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from delivery.attempt import AttemptResult, AttemptRunner
-from delivery.capacity import MAILBOX_SITE, Capacity, QueuedDelivery
+from delivery.capacity import MAILBOX_SITE, Capacity, DeliveryItem
 from mail.log import DeliveryShard, LogUnavailable, ShardLost
 from mail.record import Attempted
 from mail.telemetry.delivery import IN_FLIGHT
@@ -96,69 +96,69 @@ class Worker:
 
     # Delivering
 
-    def _start(self, queued: QueuedDelivery) -> None:
-        task = asyncio.create_task(self._run_delivery(queued))
+    def _start(self, item: DeliveryItem) -> None:
+        task = asyncio.create_task(self._run_delivery(item))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run_delivery(self, queued: QueuedDelivery) -> None:
+    async def _run_delivery(self, item: DeliveryItem) -> None:
         IN_FLIGHT.inc()
         responsive = False
         try:
             if self._stopping:
                 return  # the next owner makes the attempt
-            responsive = await self._attempt_and_report(queued)
+            responsive = await self._attempt_and_report(item)
         except ShardLost:
             self._stopping = True  # the next owner makes the attempt again
         except Exception as error:
-            logger.exception("attempt not reported; releasing the shard", delivery_id=queued.item.record.delivery.id)
+            logger.exception("attempt not reported; releasing the shard", delivery_id=item.entry.record.delivery.id)
             if not self._failure.done():
-                self._failure.set_exception(ReportFailed(f"{queued.item.record.delivery.id}: {error!r}"))
+                self._failure.set_exception(ReportFailed(f"{item.entry.record.delivery.id}: {error!r}"))
         finally:
             IN_FLIGHT.dec()
-            self._capacity.finish(queued, responsive=responsive)
+            self._capacity.finish(item, responsive=responsive)
 
-    async def _attempt_and_report(self, queued: QueuedDelivery) -> bool:
+    async def _attempt_and_report(self, item: DeliveryItem) -> bool:
         """Deliver and report; returns whether the site replied in time. A bug is reported as a deferral, because an
         unfinished entry would block the committed offset.
         """
-        record = queued.item.record
+        record = item.entry.record
         result: AttemptResult | None = None
 
         def on_spool_wait() -> None:
-            self._capacity.set_awaiting_spool(queued, responsive=result is not None and result.is_responsive)
+            self._capacity.set_awaiting_spool(item, responsive=result is not None and result.is_responsive)
 
         try:
-            result = await self._deliver(queued)
-            await self._report(queued, await self._attempt_runner.make_report(record, result, on_spool_wait))
+            result = await self._deliver(item)
+            await self._report(item, await self._attempt_runner.make_report(record, result, on_spool_wait))
         except ShardLost:
             raise
         except Exception:
             logger.exception("attempt failed; reporting a deferral", delivery_id=record.delivery.id)
             await self._report(
-                queued, await self._attempt_runner.make_internal_error_report(record, result, on_spool_wait)
+                item, await self._attempt_runner.make_internal_error_report(record, result, on_spool_wait)
             )
         return result is not None and result.is_responsive
 
-    async def _deliver(self, queued: QueuedDelivery) -> AttemptResult:
+    async def _deliver(self, item: DeliveryItem) -> AttemptResult:
         task = asyncio.current_task()
         assert task is not None
-        if queued.site != MAILBOX_SITE:  # an append to a mailbox is short and not cancelled
+        if item.site != MAILBOX_SITE:  # an append to a mailbox is short and not cancelled
             self._delivering.add(task)
         try:
-            return await self._attempt_runner.deliver(queued.item.record)
+            return await self._attempt_runner.deliver(item.entry.record)
         finally:
             self._delivering.discard(task)
 
-    async def _report(self, queued: QueuedDelivery, attempted: Attempted) -> None:
+    async def _report(self, item: DeliveryItem, attempted: Attempted) -> None:
         """Retry until the log accepts the report."""
         failures = 0
         while True:
             try:
-                await self._shard.finish(queued.item, attempted)
+                await self._shard.finish(item.entry, attempted)
                 return
             except LogUnavailable as error:
-                queue_id = queued.item.record.delivery.message.queue_id
+                queue_id = item.entry.record.delivery.message.queue_id
                 logger.warning("log unavailable", queue_id=queue_id, error=str(error))
                 await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
                 failures += 1

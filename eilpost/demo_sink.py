@@ -20,7 +20,7 @@ from mail.settings_file import load
 
 _HOST = "127.0.0.1"
 _LINES_PER_SECOND = 20
-_HEADER_OCTETS = 64_000
+_HEADER_BYTES = 64_000
 _SUBJECT_CHARACTERS = 60
 
 
@@ -88,7 +88,7 @@ class DemoSink:
 
 def _subject(content: bytes) -> str:
     try:
-        subject = str(BytesHeaderParser(policy=default).parsebytes(content[:_HEADER_OCTETS])["Subject"] or "")
+        subject = str(BytesHeaderParser(policy=default).parsebytes(content[:_HEADER_BYTES])["Subject"] or "")
     except (MessageError, ValueError, LookupError):
         subject = ""
     shortened = subject if len(subject) <= _SUBJECT_CHARACTERS else subject[: _SUBJECT_CHARACTERS - 3] + "..."

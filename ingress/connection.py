@@ -341,11 +341,11 @@ class Connection(SMTP):
         remaining = self._data_started_at + limit - self.loop.time()
         self._reset_timeout(max(0.001, min(seconds, remaining)))
 
-    def has_capacity(self, octets: int) -> bool:
-        """Whether the memory budget allows message data of `octets`."""
+    def has_capacity(self, size_bytes: int) -> bool:
+        """Whether the memory budget allows message data of `size_bytes`."""
         session = self._session
         return self._listener.memory_budget.has_capacity(
-            session.ip, octets, self.loop.time(), exempt=session.rights.may_relay
+            session.ip, size_bytes, self.loop.time(), exempt=session.rights.may_relay
         )
 
     def _update_memory_budget(self) -> None:

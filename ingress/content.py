@@ -25,15 +25,15 @@ def normalize(data: bytes) -> bytes:
     return data.replace(b"\r\n.", b"\r\n")
 
 
-def begins_with_header(first_octets: bytes) -> bool:
-    """Whether the content begins with a header field or an empty line. `first_octets` are still dot-stuffed.
+def begins_with_header(first_bytes: bytes) -> bool:
+    """Whether the content begins with a header field or an empty line. `first_bytes` are still dot-stuffed.
 
     Content without a header needs an empty line after the added Received field: a first line that begins with a space
     would otherwise continue that field.
     """
-    if first_octets.startswith(b"."):
-        first_octets = first_octets[1:]
-    return _HEADER_LIKE.match(first_octets) is not None or first_octets.startswith((b"\r\n", b"\n"))
+    if first_bytes.startswith(b"."):
+        first_bytes = first_bytes[1:]
+    return _HEADER_LIKE.match(first_bytes) is not None or first_bytes.startswith((b"\r\n", b"\n"))
 
 
 def header_section(content: bytes) -> bytes:

@@ -113,9 +113,9 @@ class Framer:
             del self._buffer[: self._data_end]
             self._data_end = 0
 
-    def peek_data(self, octets: int) -> bytes:
-        """The first octets of complete data."""
-        return bytes(memoryview(self._buffer)[: min(octets, self._data_end)])
+    def peek_data(self, limit_bytes: int) -> bytes:
+        """At most the first `limit_bytes` of complete data."""
+        return bytes(memoryview(self._buffer)[: min(limit_bytes, self._data_end)])
 
     def take_data(self, prefix: bytes) -> bytes:
         """Return `prefix` and the complete data in one copy, and return to command lines."""

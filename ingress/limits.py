@@ -50,10 +50,10 @@ class IncomingData:
         self._progress_at = now  # when the data last reached the required rate
         self._progress_bytes = 0
 
-    def update(self, octets: int, now: float) -> None:
-        self.held_bytes = octets
-        if octets >= self._progress_bytes + RECLAIM_BELOW_BYTES_PER_SECOND * RATE_INTERVAL_SECONDS:
-            self._progress_at, self._progress_bytes = now, octets
+    def update(self, size_bytes: int, now: float) -> None:
+        self.held_bytes = size_bytes
+        if size_bytes >= self._progress_bytes + RECLAIM_BELOW_BYTES_PER_SECOND * RATE_INTERVAL_SECONDS:
+            self._progress_at, self._progress_bytes = now, size_bytes
 
     def is_slow(self, now: float) -> bool:
         return not self.is_complete and now - self._progress_at > RATE_INTERVAL_SECONDS
@@ -72,24 +72,24 @@ class MemoryBudget:
         self._by_client: Counter[str] = Counter()
         self.used_bytes = 0
 
-    def has_capacity(self, client: str, octets: int, now: float, *, exempt: bool) -> bool:
-        """Whether `octets` more fit, after aborting slow data if necessary."""
-        if not exempt and self._by_client[client] + octets > self._limit_per_client_bytes:
+    def has_capacity(self, client: str, added_bytes: int, now: float, *, exempt: bool) -> bool:
+        """Whether `added_bytes` more fit, after aborting slow data if necessary."""
+        if not exempt and self._by_client[client] + added_bytes > self._limit_per_client_bytes:
             return False
-        return self._reclaim(octets, now)
+        return self._reclaim(added_bytes, now)
 
     def add(self, data: IncomingData) -> None:
         self._incoming.add(data)
 
-    def resize(self, data: IncomingData, octets: int, now: float) -> bool:
-        """Set the size of `data` to `octets`. Return False, and change nothing, when that exceeds a limit."""
-        growth = octets - data.held_bytes
+    def resize(self, data: IncomingData, size_bytes: int, now: float) -> bool:
+        """Set the size of `data` to `size_bytes`. Return False, and change nothing, when that exceeds a limit."""
+        growth = size_bytes - data.held_bytes
         if growth > 0 and not (
             (data.exempt or self._by_client[data.client] + growth <= self._limit_per_client_bytes)
             and self._reclaim(growth, now, data)
         ):
             return False
-        data.update(octets, now)
+        data.update(size_bytes, now)
         self.used_bytes += growth
         self._by_client[data.client] += growth
         return True
@@ -103,8 +103,8 @@ class MemoryBudget:
         if not self._by_client[data.client]:
             del self._by_client[data.client]
 
-    def _reclaim(self, octets: int, now: float, excluded: IncomingData | None = None) -> bool:
-        while self.used_bytes + octets > self._limit_bytes:
+    def _reclaim(self, added_bytes: int, now: float, excluded: IncomingData | None = None) -> bool:
+        while self.used_bytes + added_bytes > self._limit_bytes:
             slow = [data for data in self._incoming if data is not excluded and data.is_slow(now)]
             largest = max(slow, key=lambda data: data.held_bytes, default=None)
             if largest is None or not largest.held_bytes:

@@ -152,7 +152,7 @@ class Ingress:
         """Drain all sessions, wait for messages in progress, then abort the remaining sessions."""
         for connection in list(self._connections):
             connection.drain()
-        tasks = {session.task for session in self._connections if session.task is not None}
+        tasks = {connection.task for connection in self._connections if connection.task is not None}
         if not tasks:
             return
         _done, unfinished = await asyncio.wait(tasks, timeout=self._drain_seconds)

@@ -1,8 +1,7 @@
 """SMTP session of the server: transaction state, and the reply to each command (RFC 5321 section 4.1.4).
 
 `esmtp` parses, `policy` decides what is allowed, `accept` makes messages durable; `connection` does the I/O and the
-time-outs. A new verb (STARTTLS, AUTH) needs a method, an entry in `esmtp.VERBS` instead of `NOT_OFFERED`, and a keyword
-in `listener.make_ehlo_reply`; a new MAIL or RCPT parameter needs a field in `esmtp`. Next: `ingress/accept.py`.
+time-outs. What a new verb or parameter needs is in `docs/development.md`. Next: `ingress/accept.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ logger = structlog.get_logger()
 
 _NON_MAIL_COMMANDS_MAX = 100  # between two messages; further ones count as errors
 _LOGGED_RECIPIENTS_MAX = 20  # addresses in one log line
-_HEADER_CHECK_OCTETS = 1024  # octets examined to decide whether content begins with a header
+_HEADER_CHECK_BYTES = 1024  # octets examined to decide whether content begins with a header
 _DNS_TIMEOUT_SECONDS = 20.0  # longer than the resolver's own time-out
 
 _REPLIES = {
@@ -336,7 +335,7 @@ class Session:
             now=now,
             smtputf8=mail.smtputf8,
         )
-        if not begins_with_header(self.connection.framer.peek_data(_HEADER_CHECK_OCTETS)):
+        if not begins_with_header(self.connection.framer.peek_data(_HEADER_CHECK_BYTES)):
             trace += b"\r\n"  # no header: everything after this line is body
         content = normalize(self.connection.framer.take_data(trace))
         size = len(content) - len(trace)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import idna
 
 # RFC 5321 section 4.5.3.1.1 and .2; the path limit (.3) counts the angle brackets.
-MAX_LOCAL_OCTETS = 64
-MAX_DOMAIN_OCTETS = 255
-MAX_PATH_OCTETS = 256
+MAX_LOCAL_BYTES = 64
+MAX_DOMAIN_BYTES = 255
+MAX_PATH_BYTES = 256
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]+"
 _DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*\Z")
@@ -52,7 +52,7 @@ class Address:
     def parse(cls, text: str, *, utf8: bool = False) -> Address:
         """Parse `local@domain`; with `utf8`, RFC 6531 addresses too. Raises AddressError."""
         match = _COMMON_ADDRESS.match(text)
-        if match is not None and len(match[1]) <= MAX_LOCAL_OCTETS and len(text) <= MAX_PATH_OCTETS - 2:
+        if match is not None and len(match[1]) <= MAX_LOCAL_BYTES and len(text) <= MAX_PATH_BYTES - 2:
             domain = match[2]
             if not _ENDS_IN_NUMBER.search(domain):
                 return cls(match[1], domain.lower())
@@ -87,7 +87,7 @@ class Address:
 def _parse_strict(text: str, *, utf8: bool) -> Address:
     if not text.isascii() and not utf8:
         raise AddressError("address is not ASCII and SMTPUTF8 was not given")  # RFC 6531 section 3.5
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_PATH_OCTETS - 2:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES - 2:
         raise AddressError("address is too long")
     if _C1_OR_SPACE.search(text):
         raise AddressError("address contains a control or space character")
@@ -98,7 +98,7 @@ def _parse_strict(text: str, *, utf8: bool) -> Address:
 
 
 def _parse_local(text: str, *, utf8: bool) -> str:
-    if len(text.encode()) > MAX_LOCAL_OCTETS:
+    if len(text.encode()) > MAX_LOCAL_BYTES:
         raise AddressError("local-part is too long")
     if (_DOT_STRING_UTF8 if utf8 else _DOT_STRING).match(text):
         return text
@@ -123,7 +123,7 @@ def parse_domain(text: str, *, utf8: bool = False) -> str:
             return idna.decode(parse_domain(idna.encode(text, uts46=True).decode()))
         except (idna.IDNAError, UnicodeError) as error:
             raise AddressError("domain is not a valid internationalised name") from error
-    if len(text) > MAX_DOMAIN_OCTETS:
+    if len(text) > MAX_DOMAIN_BYTES:
         raise AddressError("domain is too long")
     if not _DOMAIN.match(text):
         raise AddressError("domain is malformed")

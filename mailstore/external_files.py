@@ -14,7 +14,7 @@ from cachetools import LRUCache
 
 from mail.regular_file import open_regular
 
-CHUNK_OCTETS = 64 * 1024
+CHUNK_BYTES = 64 * 1024
 _POSITIONS_MAX = 256  # cached files
 
 
@@ -36,7 +36,7 @@ class ExternalFiles:
         with open(open_regular(path), "rb") as file:
             file.seek(file_offset)
             while end is None or position < end:
-                chunk = file.read(CHUNK_OCTETS)
+                chunk = file.read(CHUNK_BYTES)
                 if not chunk:
                     break
                 part = _with_crlf(chunk, after_cr=after_cr)
@@ -56,7 +56,7 @@ def virtual_size(path: Path) -> int:
     """Size of a file with CRLF line endings. Raises FileNotFoundError."""
     size, after_cr = 0, False
     with open(open_regular(path), "rb") as file:
-        while chunk := file.read(CHUNK_OCTETS):
+        while chunk := file.read(CHUNK_BYTES):
             size += len(_with_crlf(chunk, after_cr=after_cr))
             after_cr = chunk.endswith(b"\r")
     return size

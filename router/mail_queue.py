@@ -1,4 +1,4 @@
-"""The queue of one shard: a fold of records, with indexes by site, tenant and due time. Pure.
+"""The queue of one shard: a fold of records, with indexes by site, tenant and due time. No I/O.
 
 `apply` alone changes the open entries, live and at replay, so both give the same state. A waiting entry is in
 `_not_due` until it is due, then in the FIFO of its site and tenant; stale index items are removed when they are read.

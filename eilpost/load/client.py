@@ -12,7 +12,7 @@ from typing import cast
 from delivery.reply_parser import MalformedReply, ReplyParser, ServerReply
 
 _MAX_UNREAD = 1000  # unread replies; a transaction has at most 102
-_MAX_UNREAD_OCTETS = 1 << 20
+_MAX_UNREAD_BYTES = 1 << 20
 
 
 class ConnectionLost(Exception):
@@ -26,7 +26,7 @@ class Client(asyncio.Protocol):
         self.is_closed = False
         self._reader = ReplyParser()
         self._replies: deque[ServerReply] = deque()
-        self._unread_octets = 0  # since the last time all replies were read
+        self._unread_bytes = 0  # since the last time all replies were read
         self._waiter: asyncio.Future[None] | None = None
         self._drain_waiter: asyncio.Future[None] | None = None
         self._close_reason = "the server closed the connection"
@@ -41,8 +41,8 @@ class Client(asyncio.Protocol):
         except MalformedReply as error:
             self._close_reason = str(error)
             self.abort()
-        self._unread_octets += len(data)
-        if len(self._replies) > _MAX_UNREAD or self._unread_octets > _MAX_UNREAD_OCTETS:
+        self._unread_bytes += len(data)
+        if len(self._replies) > _MAX_UNREAD or self._unread_bytes > _MAX_UNREAD_BYTES:
             self._close_reason = "unexpected replies"
             self._replies.clear()
             self.abort()
@@ -93,7 +93,7 @@ class Client(asyncio.Protocol):
                 self._waiter = None
         reply = self._replies.popleft()
         if not self._replies:
-            self._unread_octets = 0
+            self._unread_bytes = 0
         return reply
 
     async def command(self, line: bytes) -> ServerReply:

@@ -26,7 +26,7 @@ RESENT = 64  # sent again after 4xx to the dot; the server may have stored the f
 _OPEN_STATES = tuple(bytes([ACCEPTED | deferred | resent]) for deferred in (0, DEFERRED) for resent in (0, RESENT))
 _SETTLED = DELIVERED | BOUNCED
 _QUEUE_ID = re.compile(rb"(?:queued as|id=)\s*([!-~]+)")
-_QUEUE_ID_OCTETS = 26
+_QUEUE_ID_BYTES = 26
 _MAX_REPLY_TEXTS = 50
 _MAX_LISTED = 20
 
@@ -94,7 +94,7 @@ class Ledger:
         self.counts.issued += 1
         self._states.extend(bytes(self.recipients))
         self._dots.append(0.0)
-        self._queue_ids.extend(bytes(_QUEUE_ID_OCTETS))
+        self._queue_ids.extend(bytes(_QUEUE_ID_BYTES))
         return number
 
     def dot(self, number: int, now: float) -> None:
@@ -119,8 +119,8 @@ class Ledger:
         self.first_accepted_at = self.first_accepted_at or now
         self.last_accepted_at = now
         if texts and (match := _QUEUE_ID.search(texts[-1])) is not None:
-            queue_id = match[1][:_QUEUE_ID_OCTETS]
-            start = number * _QUEUE_ID_OCTETS
+            queue_id = match[1][:_QUEUE_ID_BYTES]
+            start = number * _QUEUE_ID_BYTES
             self._queue_ids[start : start + len(queue_id)] = queue_id
 
     def refuse(self, indexes: Sequence[int], reply: str) -> None:
@@ -237,8 +237,8 @@ class Ledger:
                 yield LostRecipient(self.id_of(number), index, self.queue_id(number), bool(state & DEFERRED))
 
     def queue_id(self, number: int) -> str:
-        start = number * _QUEUE_ID_OCTETS
-        return self._queue_ids[start : start + _QUEUE_ID_OCTETS].rstrip(b"\0").decode()
+        start = number * _QUEUE_ID_BYTES
+        return self._queue_ids[start : start + _QUEUE_ID_BYTES].rstrip(b"\0").decode()
 
     def id_of(self, number: int) -> str:
         return f"{self.run}-{number}"

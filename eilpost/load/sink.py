@@ -11,10 +11,10 @@ from typing import Protocol, cast
 
 from eilpost.load.plan import MAX_MESSAGE_BYTES
 
-_LINE_OCTETS = 4096
-_OUT_OCTETS = 65536  # of replies per write
+_LINE_BYTES = 4096
+_OUT_BYTES = 65536  # of replies per write
 _MAX_CONNECTIONS = 2000
-_MAX_BUFFERED_OCTETS = 1 << 30  # over all sessions; above it the largest session is closed
+_MAX_BUFFERED_BYTES = 1 << 30  # over all sessions; above it the largest session is closed
 _MAX_RECIPIENTS = 1000  # RFC 5321 section 4.5.3.1.8: at least 100
 _END = b"\r\n.\r\n"
 _EHLO = (
@@ -41,7 +41,7 @@ class Sink:
         self.hosts = hosts
         self.port = port
         self.connections = 0  # opened so far
-        self.buffered_octets = 0  # of incomplete content and commands
+        self.buffered_bytes = 0  # of incomplete content and commands
         self.open: set[SinkSession] = set()
         self._server: asyncio.Server | None = None
 
@@ -85,7 +85,7 @@ class SinkSession(asyncio.Protocol):
         self.host = ""  # the local address of the connection
         self.transport: asyncio.Transport | None = None
         self._buffer = bytearray()
-        self._counted_octets = 0  # octets of the buffer included in `Sink.buffered_octets`
+        self._counted_bytes = 0  # octets of the buffer included in `Sink.buffered_bytes`
         self._searched = 0  # octets of the content already searched for its end
         self._in_data = self._closing = self._is_paused = False
         self._sender = ""
@@ -120,12 +120,12 @@ class SinkSession(asyncio.Protocol):
         self._buffer += data
         self.process_buffer()
         self._count()
-        if self.sink.buffered_octets > _MAX_BUFFERED_OCTETS:
-            max(self.sink.open, key=lambda session: session._counted_octets).abort()
+        if self.sink.buffered_bytes > _MAX_BUFFERED_BYTES:
+            max(self.sink.open, key=lambda session: session._counted_bytes).abort()
 
     def _count(self) -> None:
-        self.sink.buffered_octets += len(self._buffer) - self._counted_octets
-        self._counted_octets = len(self._buffer)
+        self.sink.buffered_bytes += len(self._buffer) - self._counted_bytes
+        self._counted_bytes = len(self._buffer)
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -140,7 +140,7 @@ class SinkSession(asyncio.Protocol):
 
     def process_buffer(self) -> None:
         while self._can_process() and (self._read_content() if self._in_data else self._read_line()):
-            if len(self._out) >= _OUT_OCTETS:
+            if len(self._out) >= _OUT_BYTES:
                 self._flush()
         self._flush()
         if self._closing and self.transport is not None:
@@ -162,7 +162,7 @@ class SinkSession(asyncio.Protocol):
     def _read_line(self) -> bool:
         end = self._buffer.find(b"\n")
         if end < 0:
-            if len(self._buffer) > _LINE_OCTETS:
+            if len(self._buffer) > _LINE_BYTES:
                 self.reply(b"500 5.5.6 Line too long\r\n")
                 self._closing = True
             return False
@@ -208,7 +208,7 @@ class SinkSession(asyncio.Protocol):
             end = buffer.find(_END, self._searched)
             if end < 0:
                 self._searched = max(1, len(buffer) - len(_END)) if len(buffer) > 2 else 0
-                if len(buffer) > MAX_MESSAGE_BYTES + _LINE_OCTETS:
+                if len(buffer) > MAX_MESSAGE_BYTES + _LINE_BYTES:
                     self.abort()
                 return False
             end, rest = end + 2, end + len(_END)

@@ -20,7 +20,7 @@ from mail.directory import DirectoryUnavailable, User
 
 CACHE_TTL = timedelta(seconds=60)
 PENDING_CHECKS_MAX = 200  # further checks are refused, so that clients do not wait for minutes
-PASSWORD_MAX_OCTETS = 1024  # longer passwords are wrong: hashing megabytes would allow a denial of service
+PASSWORD_MAX_BYTES = 1024  # longer passwords are wrong: hashing megabytes would allow a denial of service
 
 _hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 # Verified for unknown users; same parameters, so that it takes the same time.
@@ -62,7 +62,7 @@ class PasswordChecker:
             return True
         if self._pending >= PENDING_CHECKS_MAX:
             raise DirectoryUnavailable("too many password checks are pending")
-        if len(octets) > PASSWORD_MAX_OCTETS:
+        if len(octets) > PASSWORD_MAX_BYTES:
             octets, stored = b"", ""
         self._pending += 1
         try:

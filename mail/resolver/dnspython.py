@@ -30,7 +30,7 @@ from mail.telemetry.lookup import DNS_DURATION
 
 POSITIVE_MAX = timedelta(days=1)
 NEGATIVE_MAX = timedelta(minutes=15)
-_EDNS_OCTETS = 1232  # DNS flag day 2020: avoids IP fragments
+_EDNS_BYTES = 1232  # DNS flag day 2020: avoids IP fragments
 _SERVER_TIMEOUT_SECONDS = 2.0  # then the next server is tried
 _CONCURRENT_QUERIES = 256  # further queries wait, within their time limit
 
@@ -124,7 +124,7 @@ def _make_resolver(settings: ResolverSettings) -> dns.asyncresolver.Resolver | N
     resolver.cache = None  # AnswerCache has negative caching by SOA and single flight
     resolver.lifetime = settings.timeout.total_seconds()
     resolver.timeout = min(_SERVER_TIMEOUT_SECONDS, resolver.lifetime)
-    resolver.use_edns(0, 0, _EDNS_OCTETS)
+    resolver.use_edns(0, 0, _EDNS_BYTES)
     return resolver
 
 

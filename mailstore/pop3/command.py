@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 # RFC 2449 section 4: 255 octets, CRLF included.
-MAX_COMMAND_OCTETS = 255
+MAX_COMMAND_BYTES = 255
 # RFC 5034 section 4: a response to a challenge may be longer, with the limit of RFC 4954 section 4.
-MAX_RESPONSE_OCTETS = 12_288
+MAX_RESPONSE_BYTES = 12_288
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +145,17 @@ class LineReader:
         """Add received octets."""
         self._buffer += data
 
-    def next_line(self, limit_octets: int = MAX_COMMAND_OCTETS) -> bytes | LineTooLong | None:
+    def next_line(self, limit_bytes: int = MAX_COMMAND_BYTES) -> bytes | LineTooLong | None:
         """The next line without its CRLF (or LF, for manual tests); None when it is incomplete."""
         end = self._buffer.find(b"\n")
         if end < 0:
-            if len(self._buffer) >= limit_octets or self._dropping:
+            if len(self._buffer) >= limit_bytes or self._dropping:
                 self._buffer.clear()
                 self._dropping = True
             return None
         line = bytes(self._buffer[: end + 1])
         del self._buffer[: end + 1]
-        if self._dropping or len(line) > limit_octets:
+        if self._dropping or len(line) > limit_bytes:
             self._dropping = False
             return LineTooLong()
         return line[:-2] if line.endswith(b"\r\n") else line[:-1]

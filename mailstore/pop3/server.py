@@ -48,9 +48,9 @@ from mailstore.pop3.transfer import MultiLineResponse
 
 logger = structlog.get_logger()
 
-SLICE_OCTETS = 64 * 1024
+SLICE_BYTES = 64 * 1024
 MAX_UNAUTHENTICATED_PER_CLIENT = 20  # connections per address before login; loopback is exempt
-_READ_OCTETS = 8 * 1024
+_READ_BYTES = 8 * 1024
 
 
 class _SessionEnded(Exception):
@@ -98,7 +98,7 @@ class Pop3Server:
         except ValueError as error:
             raise ServiceError(f"mailstore.pop3_listen: {error}") from error
         try:
-            server = await asyncio.start_server(self._connected, host, port, limit=_READ_OCTETS, backlog=256)
+            server = await asyncio.start_server(self._connected, host, port, limit=_READ_BYTES, backlog=256)
         except OSError as error:
             reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
             raise ServiceError(
@@ -168,7 +168,7 @@ class _Connection:
         self._expunged = 0
         self._stopping = False
         self._read_task: asyncio.Task[bytes] | None = None
-        writer.transport.set_write_buffer_limits(high=SLICE_OCTETS)
+        writer.transport.set_write_buffer_limits(high=SLICE_BYTES)
 
     @property
     def is_unauthenticated(self) -> bool:
@@ -240,7 +240,7 @@ class _Connection:
         while line is None:
             if self._stopping:
                 raise _SessionEnded("shutdown")
-            self._read_task = asyncio.ensure_future(self._reader.read(_READ_OCTETS))
+            self._read_task = asyncio.ensure_future(self._reader.read(_READ_BYTES))
             try:
                 data = await asyncio.wait_for(self._read_task, deadline - loop.time())
             except TimeoutError:  # RFC 1939 section 3: close without a response and without the UPDATE state
@@ -315,7 +315,7 @@ class _Connection:
         assert self._owner is not None
         mailboxes, response, offset = self._server.mailboxes, MultiLineResponse(action.top_lines), 0
         try:
-            part = await mailboxes.read(self._owner, action.uid, 0, SLICE_OCTETS)
+            part = await mailboxes.read(self._owner, action.uid, 0, SLICE_BYTES)
         except KeyError:
             await self._write(b"-ERR [SYS/PERM] message was removed by another program\r\n")
             return
@@ -329,10 +329,10 @@ class _Connection:
             offset += len(part)
             POP3_RETRIEVED_BYTES.inc(len(part))
             # The size in the file name may be wrong: skip the last read only when both agree.
-            if response.complete or (offset == action.size_bytes and len(part) < SLICE_OCTETS):
+            if response.complete or (offset == action.size_bytes and len(part) < SLICE_BYTES):
                 break
             try:
-                part = await mailboxes.read(self._owner, action.uid, offset, SLICE_OCTETS)
+                part = await mailboxes.read(self._owner, action.uid, offset, SLICE_BYTES)
             except (KeyError, MailboxUnavailable) as error:
                 # A final dot after half a message would make it look complete.
                 logger.warning("message transfer aborted", user=self._owner, error=str(error))
@@ -366,7 +366,7 @@ class _Connection:
     async def _write(self, data: bytes) -> None:
         self._writer.write(data)
         transport = self._writer.transport
-        if transport.get_write_buffer_size() >= SLICE_OCTETS:
+        if transport.get_write_buffer_size() >= SLICE_BYTES:
             await self._flush()
 
     async def _flush(self) -> None:

@@ -16,7 +16,7 @@ from typing import assert_never
 
 from mailstore.mailboxes import StoredMessage
 from mailstore.pop3 import command as commands
-from mailstore.pop3.command import MAX_COMMAND_OCTETS, MAX_RESPONSE_OCTETS, Command, Keyword, LineTooLong
+from mailstore.pop3.command import MAX_COMMAND_BYTES, MAX_RESPONSE_BYTES, Command, Keyword, LineTooLong
 
 MAX_LOGIN_FAILURES = 3
 MAX_ERRORS = 20
@@ -114,7 +114,7 @@ class Session:
     @property
     def line_limit(self) -> int:
         """Maximum length of the next line in octets, including its line ending."""
-        return MAX_RESPONSE_OCTETS if self._state is _State.RESPONSE else MAX_COMMAND_OCTETS
+        return MAX_RESPONSE_BYTES if self._state is _State.RESPONSE else MAX_COMMAND_BYTES
 
     def receive(self, line: bytes | LineTooLong) -> Iterator[Action]:
         """Handle a line of the client; yield actions in order."""

@@ -113,7 +113,7 @@ async def test_lost_shard_frees_its_deliveries_and_others_continue() -> None:
             await task
         await asyncio.sleep(0.05)
         assert [delivery.route for delivery, _ in courier.delivered] == [relay(1), relay(2)]
-        assert (capacity.in_flight.queued, capacity.in_flight.active) == (0, 1)
+        assert (capacity.in_flight.queued, capacity.in_flight.in_flight_count) == (0, 1)
 
 
 async def test_content_spooled_for_another_shard_survives_cancellation() -> None:

@@ -52,13 +52,18 @@ def test_deliveries_awaiting_the_spool_are_bounded_in_number_and_memory() -> Non
         assert not in_flight.set_awaiting_spool(queued, responsive=True)
         if len(started) == AWAITING_SPOOL_FACTOR:
             break
-    assert (in_flight.active, in_flight.memory_bytes) == (0, 10 * AWAITING_SPOOL_FACTOR)
+    assert (in_flight.in_flight_count, in_flight.memory_bytes) == (0, 10 * AWAITING_SPOOL_FACTOR)
     [queued] = in_flight.start()
     assert not in_flight.set_awaiting_spool(queued, responsive=True)
     assert in_flight.start() == []
     for queued_delivery in (*started, queued):
         in_flight.finish(queued_delivery, responsive=True)
-    assert (in_flight.active, in_flight.memory_bytes, in_flight._awaiting_spool_bytes, in_flight._awaiting_spool) == (
+    assert (
+        in_flight.in_flight_count,
+        in_flight.memory_bytes,
+        in_flight._awaiting_spool_bytes,
+        in_flight._awaiting_spool,
+    ) == (
         0,
         0,
         0,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from delivery.capabilities import Capabilities
-from delivery.reply_parser import LINE_OCTETS_MAX, LINES_MAX, MalformedReply, ReplyParser
+from delivery.reply_parser import LINE_BYTES_MAX, LINES_MAX, MalformedReply, ReplyParser
 
 
 def test_long_lines_and_many_lines_are_refused() -> None:
     with pytest.raises(MalformedReply):
-        ReplyParser().feed(b"250 " + b"x" * (LINE_OCTETS_MAX + 1))
+        ReplyParser().feed(b"250 " + b"x" * (LINE_BYTES_MAX + 1))
     with pytest.raises(MalformedReply):
         ReplyParser().feed(b"250-x\r\n" * (LINES_MAX + 1))
 

@@ -97,4 +97,4 @@ async def test_empty_address_answer_is_no_address(route: ToMx | ToRelay, status:
     (only,) = [item async for item in hosts.targets(route)]
     assert isinstance(only, NoTarget)
     assert only.reply.enhanced == status
-    assert not only.no_source
+    assert not only.is_without_source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from delivery.capacity import Capacity
 from delivery.transaction import HEADER_BYTES_MAX
 from mail.log import Entry, ShardLost
 from mail.message import Spooled
@@ -12,10 +13,11 @@ from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Delivery, Dispatched
 from mail.reply import Reply
 from mail.route import ToMx
+from mail.settings import DeliverySettings
 from mail.spool import SpoolUnavailable
 from tests.support.builders.delivery import CONTENT, FakeShard, FakeSpool, by_id, dispatched, relay
 from tests.support.docs.metrics import value
-from tests.support.servers.delivery_worker import OK, FakeCourier, outcomes_for_all, running_worker
+from tests.support.servers.delivery_worker import OK, FakeCourier, outcomes_for_all, running_worker, running_worker_of
 
 DEFERRED_REPLY = Reply(450, "4.2.0", "later")
 FAILED_REPLY = Reply(550, "5.1.1", "never")
@@ -274,7 +276,8 @@ async def test_lost_shard_cancels_attempts_before_the_final_dot_only() -> None:
         while courier.active < 2:
             await asyncio.sleep(0)
         shard.revoke()
-        await asyncio.sleep(0.05)
+        while courier.active > 1:
+            await asyncio.sleep(0)
         assert not task.done()
         assert courier.active == 1
         go.set()
@@ -299,13 +302,12 @@ async def test_lost_shard_starts_no_more_attempts() -> None:
 
 async def test_memory_freed_while_the_spool_fails_is_noticed() -> None:
     """Memory is full of content for a slow site, the spool fails, and a delivery finishes in the meantime."""
-    failing, ended = asyncio.Event(), asyncio.Event()
+    failing, shard = asyncio.Event(), FakeShard()
 
     class Failing(FakeSpool):
         async def put(self, content: bytes) -> Spooled:
             failing.set()
-            await ended.wait()
-            await asyncio.sleep(0.05)
+            await shard.wait_finished(1)
             raise SpoolUnavailable("full")
 
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
@@ -313,10 +315,8 @@ async def test_memory_freed_while_the_spool_fails_is_noticed() -> None:
             await asyncio.Event().wait()
         if delivery.route == relay(2):
             await failing.wait()
-            asyncio.get_running_loop().call_later(0.02, ended.set)
         return outcomes_for_all(delivery, Delivered, OK)
 
-    shard = FakeShard()
     heavy = b"x" * 250_000
     async with running_worker(
         FakeCourier(do), shard, Failing(), drain_seconds=0.1, max_in_flight_bytes="1MiB", max_connections_per_site=1
@@ -335,18 +335,18 @@ async def test_read_limit_follows_the_largest_content() -> None:
         await go.wait()
         return outcomes_for_all(delivery, Delivered, OK)
 
-    shard = FakeShard()
-    async with running_worker(
-        FakeCourier(do), shard, max_in_flight_bytes="4MiB"
-    ):  # a spool.max_inline_size of 1 MiB or more
+    shard, courier = FakeShard(), FakeCourier(do)
+    async with running_worker(courier, shard, max_in_flight_bytes="4MiB"):  # a spool.max_inline_size of 1 MiB or more
         shard.put(dispatched(relay(1), content=b"x" * 1_000_000))
         while shard.read_count < 1:
             await asyncio.sleep(0)
         shard.put(*(dispatched(relay(number), content=b"x" * 1_000_000) for number in range(2, 20)))
-        await asyncio.sleep(0.05)
+        while shard.read_count < 2:
+            await asyncio.sleep(0)
         assert shard.read_count <= 4
         go.set()
         await shard.wait_finished(19)
+    assert courier.active_max <= 4
 
 
 async def test_drain_times_out() -> None:
@@ -372,14 +372,13 @@ async def test_shard_lost_while_memory_is_full() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    shard, courier = FakeShard(), FakeCourier(do)
-    async with running_worker(
-        courier, shard, max_in_flight_deliveries=1, max_in_flight_bytes="256KiB", max_connections_per_site=1
-    ) as task:
+    shard, courier, spool = FakeShard(), FakeCourier(do), FakeSpool()
+    settings = DeliverySettings(max_in_flight_deliveries=1, max_in_flight_bytes="256KiB", max_connections_per_site=1)
+    capacity = Capacity(settings, spool)
+    async with running_worker_of(capacity, courier, shard, spool) as task:
         shard.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(4)))
-        while not courier.active:
+        while not (courier.active and capacity.waiting_shards):
             await asyncio.sleep(0)
-        await asyncio.sleep(0.05)
         shard.revoke()
         async with asyncio.timeout(0.5):
             await task
@@ -391,12 +390,12 @@ async def test_shard_lost_while_the_queue_is_full() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    shard, courier = FakeShard(), FakeCourier(do)
-    async with running_worker(courier, shard, queued_max=20, max_in_flight_deliveries=1) as task:
+    shard, courier, spool = FakeShard(), FakeCourier(do), FakeSpool()
+    capacity = Capacity(DeliverySettings(max_in_flight_deliveries=1), spool, queued_max=20)
+    async with running_worker_of(capacity, courier, shard, spool) as task:
         shard.put(*(dispatched(relay(1)) for _ in range(30)))
-        while shard.read_count < 20:
+        while shard.read_count < 20 or not capacity.waiting_shards:
             await asyncio.sleep(0)
-        await asyncio.sleep(0.05)
         shard.revoke()
         async with asyncio.timeout(0.5):
             await task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -30,14 +31,17 @@ async def test_draining_waits_for_quit_after_250() -> None:
     """Python's smtplib treats 421 in reply to QUIT as a failure, and its caller sends the accepted message again."""
     server = RunningIngress(node=NodeSettings(hostname="mx.example.test", drain_timeout="20s"))
     await server.start()
-    done, busy = await server.connect(), await server.connect()
+    done, busy, idle = await server.connect(), await server.connect(), await server.connect()
     await done.start_data()
     assert (await done.command("Subject: x\r\n\r\n.")).startswith("250 ")
     await busy.start_data()
+    await idle.read_reply()
     server.stop.set()
-    await asyncio.sleep(0.1)
+    with suppress(ConnectionError):  # connections are refused once the drain has begun
+        while True:
+            await server.connect()
     assert (await done.command("QUIT")).startswith("221 ")
-    await asyncio.sleep(0.7)
+    assert (await idle.read_reply()).startswith("421 ")  # the time for QUIT is over
     assert (await busy.command("Subject: x\r\n\r\n.")).startswith("250 ")
     assert (await busy.command("QUIT")).startswith("221 ")
     await server.close()

@@ -45,14 +45,14 @@ async def test_too_large_message_gets_552_and_the_session_continues() -> None:
         assert server.log.accepted == []
 
 
-@pytest.mark.parametrize(("octets", "code"), [(307_200, "250"), (307_201, "552")])
-async def test_size_limit_excludes_transparent_dots(octets: int, code: str) -> None:
+@pytest.mark.parametrize(("size_bytes", "code"), [(307_200, "250"), (307_201, "552")])
+async def test_size_limit_excludes_transparent_dots(size_bytes: int, code: str) -> None:
     async with running_ingress(max_message_size="300KiB") as server:
         client = await server.connect()
         await client.start_data()
         content = b"Subject: x\r\n\r\n" + b".\r\n" * 99_900  # 399.6 kB on the wire
-        content += b"y" * (octets - len(content) - 2) + b"\r\n"
-        assert len(content) == octets
+        content += b"y" * (size_bytes - len(content) - 2) + b"\r\n"
+        assert len(content) == size_bytes
         client.send(content.replace(b"\r\n.", b"\r\n..") + b".\r\n")  # transparent dots do not count
         assert (await client.read_reply()).startswith(code)
         assert [server.body(number) for number in range(len(server.log.accepted))] == [content] * (code == "250")

@@ -13,13 +13,13 @@ SLOW_AT = 3 * RATE_INTERVAL_SECONDS
 
 
 def incoming_data(
-    budget: MemoryBudget, octets: int, client: str = "c", *, exempt: bool = False, aborted: list[str] | None = None
+    budget: MemoryBudget, size_bytes: int, client: str = "c", *, exempt: bool = False, aborted: list[str] | None = None
 ) -> IncomingData:
     data = IncomingData(
-        client, 0.0, lambda: None if aborted is None else aborted.append(f"{client} {octets}"), exempt=exempt
+        client, 0.0, lambda: None if aborted is None else aborted.append(f"{client} {size_bytes}"), exempt=exempt
     )
     budget.add(data)
-    assert budget.resize(data, octets, 0.0)
+    assert budget.resize(data, size_bytes, 0.0)
     return data
 
 
@@ -60,8 +60,8 @@ def test_memory_is_limited_per_client() -> None:
 def test_slow_data_is_aborted_largest_first() -> None:
     budget = MemoryBudget(1000, 1000)
     aborted: list[str] = []
-    for octets in (300, 400, 200):
-        incoming_data(budget, octets, f"slow{octets}", aborted=aborted)
+    for size_bytes in (300, 400, 200):
+        incoming_data(budget, size_bytes, f"slow{size_bytes}", aborted=aborted)
     assert not budget.has_capacity("c", 200, 1.0, exempt=False)  # no data is slow yet
     assert budget.has_capacity("c", 200, SLOW_AT, exempt=False)
     assert aborted == ["slow400 400"]

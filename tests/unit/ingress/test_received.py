@@ -68,7 +68,7 @@ def test_hop_count_includes_fields_with_blank_before_colon() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first_octets", "is_header"),
+    ("first_bytes", "is_header"),
     [
         (b"Subject: x\r\n", True),
         (b"X-Odd :y\r\n", True),
@@ -82,8 +82,8 @@ def test_hop_count_includes_fields_with_blank_before_colon() -> None:
         (b"http://x\r\n", True),
     ],
 )
-def test_begins_with_header(first_octets: bytes, is_header: bool) -> None:
-    assert begins_with_header(first_octets) == is_header
+def test_begins_with_header(first_bytes: bytes, is_header: bool) -> None:
+    assert begins_with_header(first_bytes) == is_header
 
 
 @pytest.mark.parametrize("content", [b"hello\r\n", b" folds into ours\r\n", b"", b".\r\n", b"\r\nbody\r\n"])

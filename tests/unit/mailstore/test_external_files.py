@@ -35,7 +35,7 @@ def test_any_part_has_crlf_line_endings(
     path.write_bytes(content)
     wire, files = _with_crlf(content), ExternalFiles()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(external_files, "CHUNK_OCTETS", chunk)
+        patch.setattr(external_files, "CHUNK_BYTES", chunk)
         assert virtual_size(path) == len(wire)
         assert files.read(path, 0, None) == wire
         for start, limit in parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -142,12 +141,13 @@ async def test_bug_in_metrics_or_logging_does_not_repeat_the_batch(monkeypatch: 
 
     monkeypatch.setattr("router.shard._log_events", raising)
     setup = RouterSetup(deliver=succeed)
-    mail = accepted_now("alice@example.test")
+    first, second = accepted_now("alice@example.test"), accepted_now("alice@example.test")
     async with setup.running():
-        await setup.log.append(mail)
-        await wait_until(lambda: setup.is_closed(mail))
-        await asyncio.sleep(0.05)
-    assert len(setup.dispatched) == 1
+        await setup.log.append(first)
+        await wait_until(lambda: setup.is_closed(first))
+        await setup.log.append(second)  # a repeated batch would be dispatched before it
+        await wait_until(lambda: setup.is_closed(second))
+    assert len(setup.dispatched) == 2
 
 
 def test_quarantined_report_without_content_is_settled_or_held() -> None:

@@ -67,13 +67,13 @@ JOURNEY = frozenset(
 
 _BANNED = re.compile(rf"\b(?:{'|'.join(BANNED)})\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
-_TAG = re.compile(r"\bPure\.(?=\s|$)|\b(?:Source|Next): .*?[.!?](?=\s|$)", re.DOTALL)
+_TAG = re.compile(r"\b(?:Pure|No I/O)\.(?=\s|$)|\b(?:Source|Next): .*?[.!?](?=\s|$)", re.DOTALL)
 _LOGGER = re.compile(r"^(\w+) = (?:structlog|logging)\.get_?[lL]ogger\(", re.MULTILINE)
 _CODE_BLOCK = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 
 
 def sentence_count(docstring: str) -> int:
-    """Sentences. Abbreviations and code end none; "Pure." and one sentence after "Source:" or "Next:" are tags."""
+    """Sentences. Code ends none, nor do abbreviations, "Pure.", "No I/O." and a sentence after "Source:" or "Next:"."""
     text = re.sub(r"`[^`]*`", "code", docstring).replace("e.g.", "eg").replace("i.e.", "ie")
     return len(_SENTENCE_END.findall(_TAG.sub("", text)))
 
@@ -185,7 +185,9 @@ def test_the_readme_is_short() -> None:
 
 
 def test_sentences_are_counted_and_banned_words_are_found() -> None:
-    docstring = "Parser of `a. b.` files (RFC 5321 section 4.1.1). It reads, e.g. lines. Version 1.2 only! Pure."
+    docstring = (
+        "Parser of `a. b.` files (RFC 5321 section 4.1.1). It reads, e.g. lines. Version 1.2 only! Pure. No I/O."
+    )
     assert sentence_count(docstring) == 3
     assert sentence_count("Parser. Source: RFC 5321\nsection 4. It reads lines. Next: `a.py`. Pure. And more.") == 3
     assert banned_words("The broker was Told. `told` Foretold") == ["told"]

@@ -111,12 +111,12 @@ async def test_sink_connections_are_limited(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_buffered_incomplete_messages_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """The session with the most data is closed, and the others continue."""
-    monkeypatch.setattr(module, "_MAX_BUFFERED_OCTETS", 300_000)
+    monkeypatch.setattr(module, "_MAX_BUFFERED_BYTES", 300_000)
     async with Sink(Destinations()) as sink, asyncio.timeout(10):
         large, small = [await asyncio.open_connection("127.0.0.1", sink.port) for _ in range(2)]
         half = transaction(b"x" * 250_000)[:-3]
         large[1].write(half)
-        while sink.buffered_octets < 250_000:
+        while sink.buffered_bytes < 250_000:
             await asyncio.sleep(0.01)
         small[1].write(transaction(b"x" * 100_000)[:-3])
         with contextlib.suppress(ConnectionError):
@@ -126,7 +126,7 @@ async def test_buffered_incomplete_messages_are_limited(monkeypatch: pytest.Monk
         assert replies[-2:] == [b"250 2.0.0 Message accepted", b"221 2.0.0 Bye"]
         for _, writer in (large, small):
             writer.close()
-    assert sink.buffered_octets == 0
+    assert sink.buffered_bytes == 0
 
 
 async def test_restarted_sink_uses_the_same_port() -> None:

@@ -61,7 +61,7 @@ async def test_client_that_never_reads_holds_one_slice_and_is_disconnected(tmp_p
                 for connection in role._connections.values():
                     buffered = max(buffered, connection._writer.transport.get_write_buffer_size())
                 await asyncio.sleep(0.005)
-        assert 0 < buffered <= 2 * pop3_server.SLICE_OCTETS + 100
+        assert 0 < buffered <= 2 * pop3_server.SLICE_BYTES + 100
         async with maildir.session_lock(OWNER):
             client.close()
 
