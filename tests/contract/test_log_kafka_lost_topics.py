@@ -181,7 +181,7 @@ async def test_a_reopened_reader_reports_a_recreated_topic(kafka_bootstrap: str)
         await reader.open({at: None})
         assert await reader.read(1, 5.0)
         reader._positions[at] += 5
-        reader._offsets_beyond_end[at] = float("-inf"), 1000
+        reader._beyond_end[at] = float("-inf"), 1000
         reader._is_stuck = True
         with pytest.raises(TopicRecreated):
             await reader.read(1, 0.0)
