@@ -52,18 +52,18 @@ cluster: $(RUN_STAMP) ## start the demo on a cluster of seven processes; needs `
 kafka: ## start Apache Kafka for development, NODES=3 for three brokers; needs Java 17 and Maven
 	@exec $(PYTHON) deploy/kafka/broker.py up --nodes $(NODES) --dir var/kafka-$(NODES)
 
-# Two processes: tests/support/lanes.py says which tests never run at the same time as others.
-LANES := -n 2 --no-loadscope-reorder
+# Two processes: tests/support/distribution.py says which tests never run at the same time as others.
+TWO_PROCESSES := -n 2 --no-loadscope-reorder
 
 test: setup ## run all tests
-	$(BIN)/pytest $(LANES)
+	$(BIN)/pytest $(TWO_PROCESSES)
 
 # Markers of tests that need real parts, or long: tests/conftest.py names what each needs.
 REAL := postfix or swaks or systemd or kafka or kafka_cluster or kafka_tools or objects or compose or docker or docker_compose or helm or helm_4 \
   or crds or strimzi or kubernetes or keda or kube_router or prometheus or ordinary_user
 
 test-fast: setup ## run the units, and the contract suites on memory and the embedded log; about 80 s
-	$(BIN)/pytest $(LANES) -q tests/unit tests/contract -m "not ($(REAL) or fault or slow)"
+	$(BIN)/pytest $(TWO_PROCESSES) -q tests/unit tests/contract -m "not ($(REAL) or fault or slow)"
 
 test-kafka: setup ## run the tests that need a real Kafka
 	$(BIN)/pytest -m "kafka or kafka_cluster"

@@ -16,7 +16,8 @@ import structlog
 
 from delivery.courier import Courier, same_outcome
 from delivery.provider import provider_of
-from delivery.transaction import header_block
+from delivery.transaction import HEADER_BYTES_MAX
+from mail.header_section import header_section
 from mail.message import Inline, Spooled
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Attempted, Delivery, Dispatched
@@ -83,7 +84,7 @@ class AttemptRunner:
         headers = b""
         spooled: Spooled | None = None
         if not all(isinstance(outcome, Delivered) for outcome in outcomes):
-            headers = header_block(result.content)
+            headers = header_section(result.content, HEADER_BYTES_MAX)
             spooled = await self._content_for_retry(dispatched, outcomes, on_spool_wait)
         delivery_id, duration = dispatched.delivery.id, timedelta(seconds=result.seconds)
         return Attempted(delivery_id, dispatched.number, outcomes, result.started, duration, spooled, headers)

@@ -1,4 +1,4 @@
-"""Connection pacing of one site: slow start of its concurrency, and back-off from an unreachable site. Pure.
+"""Connection pacing of one site: slow start of its concurrency, and back-off from an unreachable site. No I/O.
 
 The connection limit starts small, grows by one with each answered transaction (so it doubles per round, as in TCP slow
 start) and halves on overload. An unreachable site is not tried for a while.

@@ -1,4 +1,4 @@
-"""Parser for SMTP replies (RFC 5321 section 4.2), fed with bytes in pieces of any size. Pure.
+"""Parser for SMTP replies (RFC 5321 section 4.2), fed with bytes in pieces of any size. No I/O.
 
 Replies are bounded in size, and control characters are removed from their text.
 """

@@ -1,4 +1,4 @@
-"""Client side of one mail transaction: its commands, dot-stuffing, and one outcome per recipient. Pure.
+"""Client side of one mail transaction: its commands, dot-stuffing, and one outcome per recipient. No I/O.
 
 `delivery/client_session.py` sends the commands and passes the replies on.
 Source: RFC 5321, RFC 1870, RFC 6152, RFC 6531.
@@ -15,6 +15,7 @@ from delivery.courier import outcome_of
 from delivery.reply_parser import ServerReply
 from mail.address import Address
 from mail.envelope import Body, Envelope
+from mail.header_section import header_section
 from mail.outcome import Deferred, Failed, Outcome
 from mail.reply import Reply
 
@@ -73,7 +74,7 @@ class Transaction:
             return
         sender = envelope.reverse_path
         if (sender is not None and not sender.local.isascii()) or (
-            envelope.smtputf8 and not header_block(content).isascii()
+            envelope.smtputf8 and not header_section(content, HEADER_BYTES_MAX).isascii()
         ):
             self._fail_all(NEEDS_SMTPUTF8)
             return
@@ -160,14 +161,6 @@ class Transaction:
         for index in indexes:
             if self._outcomes[index] is None:
                 self._outcomes[index] = outcome_of(self.recipients[index], reply, self._remote)
-
-
-def header_block(content: bytes, limit_bytes: int = HEADER_BYTES_MAX) -> bytes:
-    """The header section with its last CRLF, at most `limit_bytes`."""
-    if content.startswith(b"\r\n"):
-        return b""
-    end = content.find(b"\r\n\r\n", 0, limit_bytes)
-    return content[:limit_bytes] if end < 0 else content[: end + 2]
 
 
 def _mail_command(envelope: Envelope, content: bytes, capabilities: Capabilities) -> bytes:

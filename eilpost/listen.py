@@ -39,9 +39,9 @@ def bind_error(address: str) -> OSError | None:
     try:
         host, port = parse(address)
         info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(info[0]) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(info[4])
+        with socket.socket(info[0]) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(info[4])
     except OSError as error:
         return error
     return None

@@ -12,7 +12,6 @@ import re
 
 _STRAY_CR = re.compile(rb"\r(?!\n(?!\.))")  # not followed by LF, or followed by LF and a transparent dot
 _HEADER_LIKE = re.compile(rb"[!-9;-~]+[ \t]*:")  # RFC 5322 section 3.6.8, and section 4.5 for blanks before the colon
-HEADER_MAX = 1 << 20  # octets searched for the end of the header
 
 
 def normalize(data: bytes) -> bytes:
@@ -34,9 +33,3 @@ def begins_with_header(first_bytes: bytes) -> bool:
     if first_bytes.startswith(b"."):
         first_bytes = first_bytes[1:]
     return _HEADER_LIKE.match(first_bytes) is not None or first_bytes.startswith((b"\r\n", b"\n"))
-
-
-def header_section(content: bytes) -> bytes:
-    """The header section of normalised content."""
-    end = content.find(b"\r\n\r\n", 0, HEADER_MAX)
-    return content[: end + 2] if end >= 0 else content[:HEADER_MAX]

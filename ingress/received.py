@@ -10,12 +10,14 @@ import re
 from datetime import datetime
 
 from mail.address import Address
+from mail.header_section import header_section
 from mail.message import Client, QueueId
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 # Not allowed in a header: comments, quotes, control and other invisible characters.
 _UNSAFE_IN_HELO = re.compile(r"[^!#-'*-\[\]-~]")
+_HEADER_BYTES_MAX = 1 << 20
 _RECEIVED_FIELD = re.compile(rb"\r\nreceived[ \t]*:")
 
 
@@ -55,8 +57,8 @@ def received_field(
     ).encode()
 
 
-def count_hops(header: bytes) -> int:
-    """Number of Received fields, to detect loops (RFC 5321 section 6.3). Blanks before the colon are obsolete syntax
-    (RFC 5322 section 4.5).
+def count_hops(content: bytes) -> int:
+    """Number of Received fields in the header section, to detect loops (RFC 5321 section 6.3). Blanks before the colon
+    are obsolete syntax (RFC 5322 section 4.5).
     """
-    return len(_RECEIVED_FIELD.findall(b"\r\n" + header.lower()))
+    return len(_RECEIVED_FIELD.findall(b"\r\n" + header_section(content, _HEADER_BYTES_MAX).lower()))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ingress import esmtp, policy, replies
-from ingress.content import begins_with_header, header_section, normalize
+from ingress.content import begins_with_header, normalize
 from ingress.esmtp import MailFrom, parse_command, parse_hello, parse_mail, parse_rcpt, parse_vrfy
 from ingress.framer import Malformed
 from ingress.listener import Listener
@@ -342,7 +342,7 @@ class Session:
         if size > listener.max_size:
             self.refuse(replies.TOO_LARGE, sender=_path_text(mail.reverse_path), size=size)
             return replies.TOO_LARGE
-        if count_hops(header_section(content)) - 1 > listener.max_hops:
+        if count_hops(content) - 1 > listener.max_hops:
             self.refuse(replies.TOO_MANY_HOPS, sender=_path_text(mail.reverse_path))
             return replies.TOO_MANY_HOPS
         # Declare 8BITMIME for 8-bit content even when the client did not (RFC 6152 section 3).

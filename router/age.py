@@ -1,4 +1,4 @@
-"""Age index of a queue: the oldest delivery of each state, and the runnable deliveries. Pure.
+"""Age index of a queue: the oldest delivery of each state, and the runnable deliveries. No I/O.
 
 Heaps with lazy deletion: an update or a query costs O(log n) and never scans the queue.
 """

@@ -54,7 +54,7 @@ OUTCOME_MISSING = Reply(451, "4.3.0", "Delivery attempt reported no result")
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A waiting delivery is due and its site has a free slot."""
+    """A waiting delivery is due, and its site and shard are below their limits."""
 
     delivery_id: DeliveryId
 
@@ -111,7 +111,7 @@ def _on_accepted(queue: MailQueue, fact: Accepted, context: RoutingContext, now:
 def _enqueue(
     queue: MailQueue, delivery: Delivery, content: Content, context: RoutingContext, now: datetime
 ) -> Iterator[Record]:
-    """A new delivery: active if its site has a free slot, else waiting."""
+    """A new delivery: active if its site and shard are below their limits, else waiting."""
     message = delivery.message
     addresses = tuple(recipient.address for recipient in message.envelope.recipients)
     waiting = _waiting_state(queue, delivery, context, now)

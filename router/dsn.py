@@ -16,6 +16,7 @@ from email.utils import format_datetime
 
 from mail.address import Address
 from mail.envelope import Body, Envelope, Recipient
+from mail.header_section import header_section
 from mail.message import Inline, Message, QueueId
 from mail.record import Accepted
 from mail.reply import Reply
@@ -51,7 +52,7 @@ def failure_dsn(
     """
     sender = original.envelope.reverse_path
     assert sender is not None, "RFC 5321 section 4.5.5: no DSN about a DSN"
-    quoted = _header_block(headers)
+    quoted = _complete_lines(header_section(headers, QUOTED_BYTES_MAX))
     utf8 = (
         not sender.is_ascii
         or not all(failure.recipient.address.is_ascii and failure.recipient.original.is_ascii for failure in failures)
@@ -212,10 +213,7 @@ def _host(remote: str) -> str:
     return _without_control(remote).partition("[")[0] or _without_control(remote)
 
 
-def _header_block(headers: bytes) -> bytes:
-    """The header up to the empty line: complete CRLF lines, at most `QUOTED_BYTES_MAX`."""
-    if headers.startswith(b"\r\n"):
-        return b""
-    end = headers.find(b"\r\n\r\n", 0, QUOTED_BYTES_MAX)
-    lines, line_end, _ = headers[: end + 2 if end >= 0 else QUOTED_BYTES_MAX].rpartition(b"\r\n")
+def _complete_lines(text: bytes) -> bytes:
+    """The lines that end in CRLF."""
+    lines, line_end, _ = text.rpartition(b"\r\n")
     return lines + line_end

@@ -1,4 +1,4 @@
-"""Concurrency limits per site and per shard, so that a slow next hop cannot fill `dispatched`. Pure.
+"""Concurrency limits per site and per shard, so that a slow next hop cannot fill `dispatched`. No I/O.
 
 A site is limited in deliveries and bytes, and by *dynamic thresholds* (Choudhury and Hahne, 1998): its share shrinks
 with the cube of the shard's free capacity. With a linear threshold fifteen stalled sites used up the shard; with the

@@ -32,7 +32,7 @@ from tests.support.servers import object_store as _objects
 from tests.support.servers import postfix as _postfix
 from tests.support.servers import prometheus as _prometheus
 
-pytest_plugins = ["tests.support.lanes"]
+pytest_plugins = ["tests.support.distribution"]
 
 # A slow machine is not a defect: examples have no deadline.
 hypothesis.settings.register_profile("eilpost", deadline=None)

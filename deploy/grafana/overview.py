@@ -95,8 +95,8 @@ _FLOW = (
     lines(
         21,
         "Queue by state",
-        "Recipients in the queue. Deferred ones wait for their retry time, throttled ones for a free slot of their "
-        "site.",
+        "Recipients in the queue. Deferred ones wait for their retry time; of throttled ones the site or the shard has "
+        "reached a limit.",
         total_by("queue_recipients", "state"),
         unit=COUNT,
         stacked=True,

@@ -32,7 +32,7 @@ _QUEUE = (
     lines(
         10,
         "Queue by state",
-        "active: dispatched; deferred: waits for its retry time; throttled: waits for a free slot of its site; "
+        "active: dispatched; deferred: waits for its retry time; throttled: its site or the shard has reached a limit; "
         "held: quarantined; unresolved: DNS has not answered.",
         total_by("queue_recipients", "state"),
         unit=COUNT,

@@ -1,6 +1,6 @@
 """`eilpost doctor`: concurrent checks of all dependencies of a process, each with a time limit.
 
-The only side effects are one probe record in the log and one probe in the spool; both expire by age.
+The only side effects are one probe record in the log and one test content in the spool; both expire by age.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ KINDS = ("mailbox", "relay", "mx", "unresolved", "failed")
 STATES = ("active", "deferred", "throttled", "held", "unresolved")
 ENTRIES = ("accepted", "expanded", "merged", "delivered", "failed", "discarded")
 _STATES_TEXT = (
-    "active (dispatched), deferred (waits for its retry time), throttled (waits for a free slot of its site), "
+    "active (dispatched), deferred (waits for its retry time), throttled (its site or the shard has reached a limit), "
     "held (quarantined), unresolved (DNS has not answered)"
 )
 

@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from mail.settings import RENAMED
+from mail.settings_renamed import RENAMED
 from mail.settings_text import default_toml
 from tests.support.docs import chart, cli, metrics
 

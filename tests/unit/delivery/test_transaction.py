@@ -6,7 +6,7 @@ import pytest
 
 from delivery.capabilities import Capabilities
 from delivery.reply_parser import ServerReply
-from delivery.transaction import NEEDS_BINARYMIME, NEEDS_SMTPUTF8, Transaction, header_block
+from delivery.transaction import NEEDS_BINARYMIME, NEEDS_SMTPUTF8, Transaction
 from mail.envelope import Body, Envelope
 from mail.outcome import Outcome
 from mail.reply import Reply
@@ -130,9 +130,3 @@ def test_lost_connection_defers_only_recipients_without_a_reply() -> None:
 )
 def test_dots_are_stuffed(content: bytes, wire: bytes) -> None:
     assert b"".join(make(envelope("a@r.test"), content).dot_stuffed_content()) == wire
-
-
-def test_header_block() -> None:
-    assert header_block(b"A: b\r\nC: d\r\n\r\nbody") == b"A: b\r\nC: d\r\n"
-    assert header_block(b"\r\nbody") == b""
-    assert header_block(b"A: " + b"x" * 100, 10) == b"A: " + b"x" * 7

@@ -53,9 +53,9 @@ BANNED = (
 OLD_NAME = re.compile(
     r"""_* (?:
     apart | asjson | carriage | carrier | carrying | chore | chosen | committing | conversation | crowd | door | fine
-    | happening | hearing | hole | in_?hand | intake | judge | leftover | lookout | maildrop | making | mark | mishap
-    | mortal | obey | onebox | outbox | owning | paper | plainfile | portion | presence | probing | producing | putaside
-    | reaching | seat | severed | speaks | storeroom | story | stranger | tall(?:y|ie) | tend | told | took
+    | happening | hearing | hole | in_?hand | intake | judge | lane | leftover | lookout | maildrop | making | mark
+    | mishap | mortal | obey | onebox | outbox | owning | paper | plainfile | portion | presence | probing | producing
+    | putaside | reaching | seat | severed | speaks | storeroom | story | stranger | tall(?:y|ie) | tend | told | took
     | transacting | tried
     ) s? _*""",
     re.IGNORECASE | re.VERBOSE,

@@ -1,7 +1,8 @@
-"""Lanes of `make test`: which tests share a worker process."""
+"""Distribution of the tests of `make test` over its worker processes."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 
 from tests.support.removal import ROOT
 
-LANES = shlex.split(re.findall(r"^LANES := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0])
+TWO_PROCESSES = shlex.split(re.findall(r"^TWO_PROCESSES := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0])
 TEST = """
+import json
 import os
 import time
 from pathlib import Path
@@ -24,7 +26,8 @@ import pytest
 def test_run(number, request):
     start = time.monotonic()
     time.sleep(0.2)
-    Path(__file__).with_name(f"{{os.getpid()}}.{{start}}.{{time.monotonic()}}.{marker}").touch()
+    result = os.getpid(), start, time.monotonic()
+    Path(__file__).with_name(f"{marker}-{{start}}.json").write_text(json.dumps(result))
 """
 
 
@@ -34,7 +37,16 @@ def test_files_with_real_parts_run_one_after_the_other_at_the_end(tmp_path: Path
         (tmp_path / f"test_light_{number}.py").write_text(TEST.format(marker="helm"))
     for marker in ("docker", "kubernetes", "fault", "kafka"):
         (tmp_path / f"test_{marker}.py").write_text(TEST.format(marker=marker))
-    command = [sys.executable, "-m", "pytest", *LANES, "-p", "no:cacheprovider", "-p", "tests.support.lanes"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *TWO_PROCESSES,
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "tests.support.distribution",
+    ]
     done = subprocess.run(
         [*command, "-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", str(tmp_path)],
         cwd=ROOT,
@@ -43,11 +55,11 @@ def test_files_with_real_parts_run_one_after_the_other_at_the_end(tmp_path: Path
         timeout=90,
     )
     assert done.returncode == 0, done.stdout
-    runs = [re.findall(r"^(\d+)\.([\d.]+?)\.(\d+\.\d+)\.(\w+)$", path.name) for path in tmp_path.glob("*.*.*")]
-    light = [(process, float(end)) for ((process, _, end, marker),) in runs if marker == "helm"]
-    exclusive = [(process, float(start)) for ((process, start, _, marker),) in runs if marker != "helm"]
+    results = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    light = [result for name, result in results.items() if name.startswith("helm-")]
+    exclusive = [result for name, result in results.items() if not name.startswith("helm-")]
     assert (len(light), len(exclusive)) == (12, 12)
-    assert len({process for process, _ in light}) == 2
-    ((process,),) = [{process for process, _ in exclusive}]
+    assert len({process for process, _, _ in light}) == 2
+    (process,) = {process for process, _, _ in exclusive}
     # The other process may still have its last light file.
-    assert min(start for _, start in exclusive) >= max(end for worker, end in light if worker == process)
+    assert min(start for _, start, _ in exclusive) >= max(end for other, _, end in light if other == process)

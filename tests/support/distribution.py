@@ -19,19 +19,19 @@ _EXCLUSIVE = {
     *("kafka", "kafka_cluster", "kafka_tools", "fault", "slow", "postfix", "swaks", "objects", "prometheus"),
     *("kubernetes", "keda", "kube_router", "docker", "docker_compose", "ordinary_user"),
 }
-_LANE = "exclusive"
+_EXCLUSIVE_GROUP = "exclusive"
 
 
 @functools.cache
-def lane(file: Path) -> str:
-    """The name of a file's lane: tests of one lane run in one process."""
+def group(file: Path) -> str:
+    """The name of a file's group: tests of one group run in one process, one after the other."""
     markers = set(_MARKERS.findall(file.read_text(encoding="utf-8"))) if file.is_file() else set()
-    return _LANE if _EXCLUSIVE & markers or "journeys" in file.parts else str(file)
+    return _EXCLUSIVE_GROUP if _EXCLUSIVE & markers or "journeys" in file.parts else str(file)
 
 
 class _Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     def _split_scope(self, nodeid: str) -> str:
-        return lane(self.config.rootpath / nodeid.split("::")[0])
+        return group(self.config.rootpath / nodeid.split("::")[0])
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -41,4 +41,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 @pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if items and hasattr(items[0].config, "workerinput"):
-        items.sort(key=lambda item: lane(item.path) == _LANE)
+        items.sort(key=lambda item: group(item.path) == _EXCLUSIVE_GROUP)
