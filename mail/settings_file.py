@@ -9,7 +9,6 @@ import difflib
 import json
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -34,6 +33,7 @@ from mail.settings_values import (
     topic_prefix,
 )
 from mail.spool import bucket_url
+from mail.toml_syntax import TomlError, parse_toml
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "EILPOST_"
@@ -98,13 +98,9 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path}: is not TOML: {error}") from error
-    except ValueError as error:
-        raise SettingsError(f"{path}: contains a number that is too long") from error
-    except RecursionError as error:
-        raise SettingsError(f"{path}: lists or tables are nested too deeply") from error
+        return parse_toml(text, str(path))
+    except TomlError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _check_keys(values: Mapping[str, Any], file_name: str) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from mail.address import Address, AddressError, domain_ascii, parse_domain
 from mail.directory import DEFAULT_TENANT, DirectoryUnusable, Domain, Snapshot, Tenant, User
 from mail.endpoint import parse_relay
+from mail.toml_syntax import TomlError, parse_toml
 from mail.units import parse_size
 
 _TOPIC_PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -27,13 +27,9 @@ _Entry = TypeVar("_Entry")
 def parse_directory(text: str, name: str, is_hash: Callable[[str], bool] = lambda _: True) -> Snapshot:
     """The snapshot in `text`; `name` is the file name for errors. Raises DirectoryUnusable with one line."""
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise DirectoryUnusable(f"{name}: is not TOML: {error}") from error
-    except ValueError as error:
-        raise DirectoryUnusable(f"{name}: contains a number that is too long") from error
-    except RecursionError as error:
-        raise DirectoryUnusable(f"{name}: lists or tables are nested too deeply") from error
+        tables = parse_toml(text, name)
+    except TomlError as error:
+        raise DirectoryUnusable(str(error)) from error
     return _Parser(name, is_hash).snapshot(tables)
 
 

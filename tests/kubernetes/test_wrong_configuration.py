@@ -46,7 +46,7 @@ def test_broken_directory_is_the_termination_message(release: Callable[[], Relea
     for role in ROLES:
         message = mail.cluster.until(f"{role} ended", lambda role=role: _ended(mail, role))
         assert len(message.splitlines()) == 1
-        assert "/etc/eilpost/directory.toml: is not TOML" in message
+        assert "/etc/eilpost/directory.toml: line 1, column 17: not valid TOML" in message
 
 
 def _waiting(mail: Release, role: str, reason: str) -> str:

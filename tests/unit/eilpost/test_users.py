@@ -124,7 +124,7 @@ def test_an_error_of_a_broken_file_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(DirectoryUnusable, match=r"directory\.toml: there is no such file \(directory\.url names it\)"):
         users.list_users(file)
     file.write_text("[users\n")
-    with pytest.raises(DirectoryUnusable, match="is not TOML"):
+    with pytest.raises(DirectoryUnusable, match="not valid TOML"):
         users.list_users(file)
     file.write_text('[domains."example.test"]\nrelai = "mx"\n')
     with pytest.raises(DirectoryUnusable, match="relai"):

@@ -93,8 +93,7 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "key", "expected"),
     [
-        ("[log]\nurl = ", "", "is not TOML"),
-        ("[log]\nurl = x\n", "", "line 2"),
+        ("[log]\nurl = x\n", "", "line 2, column 7: not valid TOML"),
         ("[ingres]\n", "", "there is no section [ingres]; did you mean ingress?"),
         ("[xyz]\n", "", "the sections are node, log,"),
         ('smtp_listen = "127.0.0.1:25"', "smtp_listen", "it is a key of [ingress]"),

@@ -112,9 +112,7 @@ _D = '[domains."a.test"]\n'
 @pytest.mark.parametrize(
     ("text", "key", "expected"),
     [
-        ("x = ", "", "is not TOML"),
-        pytest.param("x = " + "9" * 5000, "", "a number that is too long", id="long number"),
-        pytest.param("x = " + "[" * 5000, "", "nested too deep", id="deep list"),
+        ("x = ", "", "line 1, column 4: not valid TOML"),
         ("[user]", "user", "did you mean users?"),
         ("delimiter = 1", "delimiter", "one character"),
         ('delimiter = "@"', "delimiter", "one character"),
