@@ -1,6 +1,7 @@
 """Installer of the packages of a lock file, and of eilpost from this repository, into the .venv of `make`.
 
-`python deploy/install.py LOCK` runs with the Python of .venv and shows pip's progress in one line.
+`python deploy/install.py LOCK` runs with the Python of .venv. On a terminal it shows the progress in one line; else it
+prints only pip's errors.
 """
 
 from __future__ import annotations
@@ -29,13 +30,11 @@ def main(lock: Path) -> int:
     total = len(re.findall(r"^\S+==", lock.read_text(encoding="utf-8"), re.MULTILINE))
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes"]
     command += ["-r", str(lock)]
-    started, count, is_terminal = time.monotonic(), 0, sys.stderr.isatty()
+    started, count = time.monotonic(), 0
 
-    def print_progress(text: str) -> None:
-        if is_terminal:
-            print(f"\r  {text:<76.76}", end="", file=sys.stderr, flush=True)
-        elif count % 20 == 1:
-            print(f"  {text}", file=sys.stderr, flush=True)
+    def print_progress(text: str, end: str = "") -> None:
+        if sys.stderr.isatty():
+            print(f"\r  {text:<76.76}", end=end, file=sys.stderr, flush=True)
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as pip:
         assert pip.stdout is not None
@@ -46,13 +45,9 @@ def main(lock: Path) -> int:
                 count += 1
                 print_progress(f"package {count} of {total}: {line.split()[1].partition('=')[0]}")
             elif line.startswith("Installing collected"):
-                count = 1
                 print_progress(f"installing {total} packages ...")
-    count = 1
     duration = f"{time.monotonic() - started:.0f} s"
-    print_progress("pip failed:" if pip.returncode else f"{total} packages in {duration}")
-    if is_terminal:
-        print(file=sys.stderr)
+    print_progress("pip failed" if pip.returncode else f"{total} packages in {duration}", end="\n")
     return pip.returncode
 
 
