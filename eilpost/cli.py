@@ -44,6 +44,7 @@ T = TypeVar("T")
 
 app = typer.Typer(
     name="eilpost",
+    cls=cli_help.GroupedCommands,
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,

@@ -126,15 +126,6 @@ def domain_add(
     print(f"{domains.add_domain(path, domain, tenant=tenant, relay=relay)} added to {path}")  # noqa: T201
 
 
-@domain_app.command("rm", epilog=examples("eilpost domain rm old.example.test"))
-def domain_rm(domain: DomainArgument, config: ConfigOption = None) -> None:
-    """Remove a domain that has no users and no aliases."""
-    from eilpost import domains
-
-    path = _path(config)
-    print(f"{domains.remove_domain(path, domain)} removed from {path}")  # noqa: T201
-
-
 @domain_app.command("list", epilog=examples("eilpost domain list", "eilpost domain list --json"))
 def domain_list(config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the domains."""
@@ -145,6 +136,15 @@ def domain_list(config: ConfigOption = None, json: JsonOption = False) -> None:
         return f"{listing.domain}  tenant {listing.tenant}, {f'relayed to {listing.relay}' if listing.relay else users}"
 
     _print_listings(domains.list_domains(_path(config)), json, line)
+
+
+@domain_app.command("rm", epilog=examples("eilpost domain rm old.example.test"))
+def domain_rm(domain: DomainArgument, config: ConfigOption = None) -> None:
+    """Remove a domain that has no users and no aliases."""
+    from eilpost import domains
+
+    path = _path(config)
+    print(f"{domains.remove_domain(path, domain)} removed from {path}")  # noqa: T201
 
 
 @alias_app.command(
@@ -168,15 +168,6 @@ def alias_add(
     print(f"{domains.add_alias(path, alias, targets, depth=depth)} added to {path}")  # noqa: T201
 
 
-@alias_app.command("rm", epilog=examples("eilpost alias rm sales@example.test"))
-def alias_rm(alias: AliasArgument, config: ConfigOption = None) -> None:
-    """Remove an alias."""
-    from eilpost import domains
-
-    path = _path(config)
-    print(f"{domains.remove_alias(path, alias)} removed from {path}")  # noqa: T201
-
-
 @alias_app.command("list", epilog=examples("eilpost alias list", "eilpost alias list --json"))
 def alias_list(config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the aliases."""
@@ -184,6 +175,15 @@ def alias_list(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     aliases = domains.list_aliases(_path(config))
     _print_listings(aliases, json, lambda listing: f"{listing.alias} -> {', '.join(listing.targets)}")
+
+
+@alias_app.command("rm", epilog=examples("eilpost alias rm sales@example.test"))
+def alias_rm(alias: AliasArgument, config: ConfigOption = None) -> None:
+    """Remove an alias."""
+    from eilpost import domains
+
+    path = _path(config)
+    print(f"{domains.remove_alias(path, alias)} removed from {path}")  # noqa: T201
 
 
 def _print_listings(listings: Sequence[T], json: bool, line: Callable[[T], str]) -> None:

@@ -1,4 +1,4 @@
-"""`eilpost help`, `eilpost completion` and `eilpost man`, and the examples in the help of the commands."""
+"""`eilpost help`, `eilpost completion` and `eilpost man`; the order and the examples of the commands in help texts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,34 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from eilpost.terminal import EXIT_UNUSABLE, fail
+
+# All commands, in the order of help, reference and man pages: the most used ones first.
+COMMAND_GROUPS = {
+    "Start": ("demo", "up", "ingress", "router", "delivery", "mailstore"),
+    "Inspect": ("queue", "trace", "doctor"),
+    "Users, domains and aliases": ("user", "domain", "alias"),
+    "Operate": ("config", "topics", "move", "load"),
+    "Other": ("help", "version", "completion", "man"),
+}
+
+
+class GroupedCommands(TyperGroup):
+    """The commands of eilpost, ordered and listed by `COMMAND_GROUPS`."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        order = [name for names in COMMAND_GROUPS.values() for name in names]
+        self.commands = dict(sorted(self.commands.items(), key=lambda command: order.index(command[0])))
+
+    def format_commands(self, _ctx: Any, formatter: Any) -> None:
+        width = max(map(len, self.commands))
+        for title, names in COMMAND_GROUPS.items():
+            with formatter.section(title):
+                rows = [(name.ljust(width), self.commands[name].get_short_help_str(formatter.width)) for name in names]
+                formatter.write_dl(rows)
 
 
 def examples(*lines: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from eilpost import cli
+from eilpost.cli_help import COMMAND_GROUPS
 from tests.support.clients.commands import Run, one_line
 
 pytestmark = pytest.mark.slow
@@ -51,13 +52,26 @@ def test_help_is_plain_and_lists_the_exit_statuses(run: Run) -> None:
     assert (status, out, err.startswith("Usage: eilpost user")) == (2, "", True)
 
 
+def test_commands_are_listed_in_groups_the_most_used_first(run: Run) -> None:
+    lines = run("help")[1].splitlines()
+    sections = {line for line in lines if re.fullmatch(r"[A-Z][\w ,]+:", line)}
+    assert sections == {"Options:", *(f"{title}:" for title in COMMAND_GROUPS)}
+    listed = [line.split()[0] for line in lines if re.match(r"  [a-z]+ {2,}[A-Z]", line)]
+    assert listed == [name for names in COMMAND_GROUPS.values() for name in names]
+    assert listed == list(_root().commands)
+
+
+def _root() -> Any:
+    return typer.main.get_command(cli.app)
+
+
 def _commands() -> list[tuple[str, ...]]:
     def walk(path: tuple[str, ...], command: Any) -> Iterator[tuple[str, ...]]:
         yield path
         for name, child in getattr(command, "commands", {}).items():
             yield from walk((*path, name), child)
 
-    return list(walk((), typer.main.get_command(cli.app)))
+    return list(walk((), _root()))
 
 
 @pytest.mark.parametrize("command", _commands(), ids=" ".join)
