@@ -19,7 +19,7 @@ from mail.log import Entry
 from mail.message import Inline
 from mail.record import Dispatched
 from mail.route import ToMailbox
-from mail.settings import DeliverySettings
+from mail.settings_roles import DeliverySettings
 from mail.spool import Spool
 from mail.telemetry.delivery import THROTTLE
 

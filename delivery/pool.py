@@ -20,7 +20,7 @@ from delivery.source_addresses import NoSource, SourceAddresses
 from delivery.targets import NoTarget, Target, TargetSelector
 from mail.reply import Reply
 from mail.route import RelayProtocol, Route, ToRelay
-from mail.settings import DeliverySettings
+from mail.settings_roles import DeliverySettings
 from mail.telemetry.delivery import CONNECTION_ERRORS, THROTTLE
 
 logger = structlog.get_logger()

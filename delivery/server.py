@@ -17,7 +17,8 @@ from mail.directory import Directory
 from mail.log import DeliveryLog, DeliveryShard
 from mail.resolver import Resolver
 from mail.service import stopped_within
-from mail.settings import DeliverySettings, NodeSettings
+from mail.settings import NodeSettings
+from mail.settings_roles import DeliverySettings
 from mail.spool import Spool
 from mailstore.mailboxes import Mailboxes
 

@@ -26,7 +26,7 @@ from mail.record import Delivery
 from mail.reply import Reply
 from mail.resolver import Resolver
 from mail.route import Route
-from mail.settings import DeliverySettings
+from mail.settings_roles import DeliverySettings
 
 logger = structlog.get_logger()
 

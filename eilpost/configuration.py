@@ -13,8 +13,9 @@ from typing import Any
 from eilpost.terminal import print_message
 from eilpost.wiring import Plan
 from mail.masking import without_url_password
-from mail.settings import SettingsError, dump
+from mail.settings import dump
 from mail.settings_file import ENVIRONMENT_PREFIX, is_setting, load
+from mail.settings_section import SettingsError
 
 CONFIG_VARIABLE = "EILPOST_CONFIG"
 DEMO_PATH = Path("var/demo/eilpost.toml")

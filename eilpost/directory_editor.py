@@ -22,7 +22,7 @@ from mail.address import Address, AddressError
 from mail.directory import IsRemote, IsUnknown, Snapshot
 from mail.directory.file import read_text
 from mail.directory.toml import parse_directory
-from mail.settings import SettingsError
+from mail.settings_section import SettingsError
 
 _LOCK_SECONDS = 10.0  # how long to wait for another editor
 _HEADER = re.compile(r"^[ \t]*\[(?P<name>[^\n]*)\][ \t]*(?:#[^\n]*)?$", re.M)

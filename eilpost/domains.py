@@ -11,7 +11,7 @@ from eilpost.directory_editor import EditRefused, edit, parse_address, read
 from mail.address import AddressError, domain_ascii, parse_domain
 from mail.directory.expand import UNKNOWN_USER, expand
 from mail.envelope import Recipient
-from mail.settings import SettingsError
+from mail.settings_section import SettingsError
 
 
 @dataclass(frozen=True, slots=True)

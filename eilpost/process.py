@@ -32,7 +32,7 @@ from eilpost.wiring import (
 )
 from mail import logging_setup, service
 from mail.service import ServiceError
-from mail.settings import SettingsError
+from mail.settings_section import SettingsError
 from mail.signals import Signals
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from eilpost.directory_editor import DirectoryFile, EditRefused, edit, parse_address, read
 from mail.address import Address, AddressError
 from mail.directory.passwords import hash_password
-from mail.settings import SettingsError
+from mail.settings_section import SettingsError
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mail.log.topics import tenant_prefix
 from mail.masking import masked
-from mail.settings import SettingsError
+from mail.settings_section import SettingsError
 from mail.spool.bucket_url import SCHEMES
 
 if TYPE_CHECKING:

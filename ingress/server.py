@@ -25,7 +25,8 @@ from mail.log import Appender, Down
 from mail.reply import Reply
 from mail.resolver import Resolver
 from mail.service import ServiceError, stopped_within
-from mail.settings import IngressSettings, LogSettings, NodeSettings, SpoolSettings
+from mail.settings import LogSettings, NodeSettings, SpoolSettings
+from mail.settings_roles import IngressSettings
 from mail.spool import Spool
 from mail.telemetry.ingress import IN_FLIGHT_BYTES
 

@@ -19,7 +19,7 @@ import structlog
 from mail.directory import DirectoryUnusable
 from mail.log import LogUnusable
 from mail.logging_setup import one_line_traceback
-from mail.settings import SettingsError
+from mail.settings_section import SettingsError
 from mail.signals import EXIT_INTERRUPTED, Signals
 from mail.spool import SpoolUnavailable
 from mail.telemetry.runtime import DRAINING, LOOP_LAG

@@ -20,8 +20,9 @@ from mail import endpoint
 from mail.logging_setup import FORMATS, LEVELS
 from mail.masking import MASK, masked, without_url_password
 from mail.regular_file import read_regular
-from mail.settings import Section, Settings, SettingsError, is_secret
+from mail.settings import Settings
 from mail.settings_renamed import RENAMED
+from mail.settings_section import Section, SettingsError, is_secret
 from mail.settings_values import (
     SCHEMES,
     adapter_url,

@@ -10,7 +10,8 @@ from mail.log import LogUnusable, RouterLog, RouterShard
 from mail.resolver import Resolver
 from mail.route import ToRelay
 from mail.service import ServiceError
-from mail.settings import NodeSettings, RouterSettings
+from mail.settings import NodeSettings
+from mail.settings_roles import RouterSettings
 from mail.spool import Spool
 from router.metrics import Metrics
 from router.resolve import BatchResolver

@@ -22,7 +22,8 @@ from eilpost.wiring import Plan, directory_path, make_spool
 from mail.directory import DirectoryUnusable, Snapshot
 from mail.directory.file import load
 from mail.resolver import DnsUnknown, IpAddresses
-from mail.settings import ResolverSettings, Settings, SettingsError
+from mail.settings import ResolverSettings, Settings
+from mail.settings_section import SettingsError
 from mail.spool import SpoolDamaged, SpoolUnavailable
 
 _CONTENT_BYTES = 64

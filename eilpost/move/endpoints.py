@@ -15,7 +15,8 @@ from eilpost.wiring import Plan, log_settings
 from mail.endpoint import parse_brokers
 from mail.log import LogUnavailable, LogUnusable
 from mail.service import ServiceError
-from mail.settings import LogSettings, SettingsError
+from mail.settings import LogSettings
+from mail.settings_section import SettingsError
 
 _SCHEMES = ("embedded", "kafka", "memory")
 _POLL_SECONDS = 1.0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from mail.settings import SettingsError
+from mail.settings_section import SettingsError
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Credential

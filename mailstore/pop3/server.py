@@ -21,7 +21,8 @@ import structlog
 from mail import endpoint
 from mail.directory import Directory, DirectoryUnavailable
 from mail.service import ServiceError
-from mail.settings import MailstoreSettings, NodeSettings
+from mail.settings import NodeSettings
+from mail.settings_roles import MailstoreSettings
 from mail.telemetry.pop3 import (
     AUTH,
     POP3_CONNECTIONS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mail.settings import IngressSettings
+from mail.settings_roles import IngressSettings
 from tests.support.servers.in_memory import InMemoryMailServer
 
 OUTSIDE = {"ingress": {"relay_networks": ["192.0.2.0/24"]}}  # excludes the address of this test

@@ -11,7 +11,7 @@ from delivery.client_session import Timeouts
 from delivery.smtp_courier import SmtpCourier
 from mail.outcome import Outcome
 from mail.resolver import AddressAnswer, IpAddresses, MxAnswer
-from mail.settings import DeliverySettings
+from mail.settings_roles import DeliverySettings
 
 SHORT_TIMEOUTS = Timeouts(0.2, 0.2, 0.2, 0.2, 0.2, 0.2)
 

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from mail.address import Address
 from mail.directory import Domain, Snapshot, User
-from mail.settings import MailstoreSettings, NodeSettings
+from mail.settings import NodeSettings
+from mail.settings_roles import MailstoreSettings
 from mail.telemetry import REGISTRY
 from mailstore.mailboxes import MailboxUnavailable
 from mailstore.maildir import Maildir

@@ -15,9 +15,10 @@ import yaml
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from mail.settings import Section, Settings
+from mail.settings import Settings
 from mail.settings_file import variable_name
 from mail.settings_renamed import RENAMED
+from mail.settings_section import Section
 from mail.settings_text import default_tables
 from mail.units import parse_duration, parse_size
 

@@ -13,7 +13,7 @@ from delivery.worker import Worker
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Delivery
 from mail.reply import Reply
-from mail.settings import DeliverySettings
+from mail.settings_roles import DeliverySettings
 from tests.support.builders.delivery import FakeShard, FakeSpool
 
 OK = Reply(250, "2.0.0", "ok")

@@ -14,7 +14,8 @@ from mail.log import Condition, Usable
 from mail.message import Inline, Spooled
 from mail.record import Accepted, Record
 from mail.route import ToRelay
-from mail.settings import IngressSettings, LogSettings, NodeSettings, SpoolSettings
+from mail.settings import LogSettings, NodeSettings, SpoolSettings
+from mail.settings_roles import IngressSettings
 from tests.support.servers.static_directory import StaticDirectory
 from tests.support.servers.static_resolver import StaticResolver
 

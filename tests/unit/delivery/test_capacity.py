@@ -16,7 +16,8 @@ from mail.log.memory import MemoryLog
 from mail.message import Spooled
 from mail.outcome import Deferred, Delivered, Outcome
 from mail.record import Attempted, Delivery, Dispatched
-from mail.settings import DeliverySettings, LogSettings, NodeSettings
+from mail.settings import LogSettings, NodeSettings
+from mail.settings_roles import DeliverySettings
 from mailstore.memory import MemoryMailboxes
 from tests.support.builders.delivery import FakeShard, FakeSpool, dispatched, mailbox, relay
 from tests.support.builders.routing import snapshot

@@ -18,7 +18,7 @@ from mail.outcome import Deferred
 from mail.reply import Reply
 from mail.resolver import NoSuchDomain
 from mail.route import ToMx
-from mail.settings import DeliverySettings
+from mail.settings_roles import DeliverySettings
 from tests.support.builders.delivery import CONTENT, delivery, relay
 from tests.support.clients.couriers import SHORT_TIMEOUTS, HostResolver, courier, outcome_names, wait_until
 from tests.support.docs.metrics import value

@@ -19,8 +19,10 @@ from eilpost.doctor.finding import Level
 from mail.outcome import Deferred
 from mail.resolver import IpAddresses
 from mail.route import ToMx, ToRelay
-from mail.settings import DeliverySettings, Settings, SettingsError
+from mail.settings import Settings
 from mail.settings_file import load
+from mail.settings_roles import DeliverySettings
+from mail.settings_section import SettingsError
 from mail.telemetry import REGISTRY
 from tests.support.builders.delivery import CONTENT, delivery, relay
 from tests.support.clients.couriers import HostResolver, courier, outcome_names, wait_until

@@ -13,7 +13,7 @@ from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Delivery, Dispatched
 from mail.reply import Reply
 from mail.route import ToMx
-from mail.settings import DeliverySettings
+from mail.settings_roles import DeliverySettings
 from mail.spool import SpoolUnavailable
 from tests.support.builders.delivery import CONTENT, FakeShard, FakeSpool, by_id, dispatched, relay
 from tests.support.docs.metrics import value

@@ -9,7 +9,7 @@ import pytest
 from eilpost import domains, users
 from eilpost.directory_editor import EditRefused
 from mail.directory import DirectoryUnusable
-from mail.settings import SettingsError
+from mail.settings_section import SettingsError
 
 FILE = """\
 # our house

@@ -17,7 +17,7 @@ from argon2 import PasswordHasher
 
 from eilpost import directory_editor, users
 from mail.directory import DirectoryUnusable
-from mail.settings import SettingsError
+from mail.settings_section import SettingsError
 
 FILE = """\
 # our house

@@ -13,8 +13,8 @@ from eilpost.wiring import Plan
 from mail.log.embedded import EmbeddedLog
 from mail.log.memory import MemoryLog
 from mail.route import RelayProtocol, ToRelay
-from mail.settings import SettingsError
 from mail.settings_file import load
+from mail.settings_section import SettingsError
 from mail.spool.object_spool import ObjectSpool
 from mailstore.maildir import Maildir
 

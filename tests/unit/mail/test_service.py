@@ -19,7 +19,7 @@ from mail import logging_setup, service
 from mail.directory import DirectoryUnusable
 from mail.log import LogUnusable
 from mail.service import Health, ServiceError, run_roles
-from mail.settings import SettingsError
+from mail.settings_section import SettingsError
 from mail.spool import SpoolUnavailable
 from mail.telemetry import REGISTRY
 

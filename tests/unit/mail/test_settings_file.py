@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from mail.log.topics import ALL_TOPICS, tenant_prefix
-from mail.settings import Settings, SettingsError, dump
+from mail.settings import Settings, dump
 from mail.settings_file import load
+from mail.settings_section import SettingsError
 from mail.settings_text import default_toml, render
 from mail.settings_values import PREFIX_MAX
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mail.settings import Settings, SettingsError, dump
+from mail.settings import Settings, dump
 from mail.settings_file import load, variable_name
 from mail.settings_renamed import RENAMED
+from mail.settings_section import SettingsError
 
 
 def _error(path: Path | None, environment: Mapping[str, str]) -> str:

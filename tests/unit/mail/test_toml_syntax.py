@@ -8,8 +8,8 @@ import pytest
 
 from mail.directory import DirectoryUnusable
 from mail.directory.toml import parse_directory
-from mail.settings import SettingsError
 from mail.settings_file import load
+from mail.settings_section import SettingsError
 from mail.toml_syntax import TomlError, parse_toml
 
 

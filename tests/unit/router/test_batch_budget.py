@@ -12,7 +12,8 @@ import pytest
 from mail.log.memory import MemoryLog
 from mail.message import Inline
 from mail.record import Record
-from mail.settings import LogSettings, NodeSettings, RouterSettings
+from mail.settings import LogSettings, NodeSettings
+from mail.settings_roles import RouterSettings
 from mail.spool.memory import MemorySpool
 from router import shard
 from router.batch_budget import CONTENT_BYTES_MAX, OUTPUT_RECORDS_MAX, READ_MAX, BatchBudget

@@ -9,7 +9,7 @@ import pytest
 from mail.message import Inline, Spooled
 from mail.record import Dispatched, Pending, WaitCause, Waiting
 from mail.route import ToRelay
-from mail.settings import RouterSettings
+from mail.settings_roles import RouterSettings
 from mail.spool import SpoolUnavailable
 from mail.spool.memory import MemorySpool
 from router.content_placement import ContentPlacement

@@ -24,7 +24,7 @@ from mail.record import (
     Waiting,
 )
 from mail.route import ToRelay
-from mail.settings import RouterSettings
+from mail.settings_roles import RouterSettings
 from router.decide import Due, Fact, decide
 from router.mail_queue import MailQueue
 from router.quarantine import quarantine

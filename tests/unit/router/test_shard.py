@@ -27,7 +27,8 @@ from mail.message import Inline, Spooled, delivery_id
 from mail.record import Accepted, Attempted, Closed, Delivery, Dispatched, Pending, Record, WaitCause, Waiting
 from mail.route import ToRelay
 from mail.service import ServiceError
-from mail.settings import LogSettings, NodeSettings, RouterSettings
+from mail.settings import LogSettings, NodeSettings
+from mail.settings_roles import RouterSettings
 from mail.spool.memory import MemorySpool
 from mail.telemetry import REGISTRY
 from router.server import Router

@@ -12,7 +12,8 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 from pydantic import SecretStr
 
-from mail.settings import SettingsError, SpoolSettings
+from mail.settings import SpoolSettings
+from mail.settings_section import SettingsError
 from mail.spool import SpoolUnavailable
 from mail.spool import object_spool as objects_module
 from mail.spool.bucket_url import Bucket, parse_bucket, setting_errors

@@ -10,7 +10,8 @@ import pytest
 
 from mail.message import DeliveryId
 from mail.service import ServiceError
-from mail.settings import MailstoreSettings, NodeSettings
+from mail.settings import NodeSettings
+from mail.settings_roles import MailstoreSettings
 from mailstore.maildir import Maildir
 from mailstore.memory import MemoryMailboxes
 from mailstore.pop3.server import Pop3Server
