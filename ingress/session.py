@@ -1,7 +1,8 @@
 """SMTP session of the server: transaction state, and the reply to each command (RFC 5321 section 4.1.4).
 
-`esmtp` parses, `policy` decides what is allowed, `accept` makes messages durable; `connection` does the I/O and the
-time-outs. What a new verb or parameter needs is in `docs/development.md`. Next: `ingress/accept.py`.
+`esmtp` parses, `policy` decides what is allowed, `received_message` builds messages, `accept` makes them durable;
+`connection` does the I/O and the time-outs. What a new verb or parameter needs is in `docs/development.md`.
+Next: `ingress/accept.py`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ingress import esmtp, policy, replies
-from ingress.content import begins_with_header, normalize
 from ingress.esmtp import MailFrom, parse_command, parse_hello, parse_mail, parse_rcpt, parse_vrfy
 from ingress.framer import Malformed
 from ingress.listener import Listener
-from ingress.received import count_hops, received_field, with_protocol
+from ingress.received import with_protocol
+from ingress.received_message import take_message
 from mail.address import Address
-from mail.envelope import Body, Envelope, Recipient
+from mail.envelope import Recipient
 from mail.log import Down, Full
-from mail.message import Client, Message
+from mail.message import Client
 from mail.queue_id import new_queue_id
 from mail.reply import Reply
 from mail.telemetry.ingress import ACCEPT_DURATION, MESSAGE_SIZE, MESSAGES_RECEIVED, SMTP_REPLIES
@@ -37,7 +38,6 @@ logger = structlog.get_logger()
 
 _NON_MAIL_COMMANDS_MAX = 100  # between two messages; further ones count as errors
 _LOGGED_RECIPIENTS_MAX = 20  # addresses in one log line
-_HEADER_CHECK_BYTES = 1024  # octets examined to decide whether content begins with a header
 _DNS_TIMEOUT_SECONDS = 20.0  # longer than the resolver's own time-out
 
 _REPLIES = {
@@ -317,8 +317,6 @@ class Session:
             _RECEIVED_REJECTED.inc()
 
     async def _accept_message(self, mail: MailFrom) -> Reply:
-        listener = self.listener
-        now = datetime.now(UTC)
         queue_id = new_queue_id()
         client = Client(
             ip=self.ip,
@@ -327,39 +325,25 @@ class Session:
             protocol=with_protocol(extended=self._extended, smtputf8=mail.smtputf8),
         )
         recipients = tuple(self._recipients.values())
-        trace = received_field(
+        received = take_message(
+            self.connection.framer,
+            self.listener,
+            mail=mail,
+            recipients=recipients,
             client=client,
-            hostname=listener.hostname,
             queue_id=queue_id,
-            recipient=recipients[0].original if len(recipients) == 1 else None,
-            now=now,
-            smtputf8=mail.smtputf8,
+            now=datetime.now(UTC),
         )
-        if not begins_with_header(self.connection.framer.peek_data(_HEADER_CHECK_BYTES)):
-            trace += b"\r\n"  # no header: everything after this line is body
-        content = normalize(self.connection.framer.take_data(trace))
-        size = len(content) - len(trace)
-        if size > listener.max_size:
-            self.refuse(replies.TOO_LARGE, sender=_path_text(mail.reverse_path), size=size)
-            return replies.TOO_LARGE
-        if count_hops(content) - 1 > listener.max_hops:
-            self.refuse(replies.TOO_MANY_HOPS, sender=_path_text(mail.reverse_path))
-            return replies.TOO_MANY_HOPS
-        # Declare 8BITMIME for 8-bit content even when the client did not (RFC 6152 section 3).
-        body = mail.body if mail.body is not Body.SEVEN_BIT or content.isascii() else Body.EIGHT_BIT
-        message = Message(
-            queue_id=queue_id,
-            tenant=policy.tenant_of(mail.reverse_path, recipients, listener.directory.snapshot),
-            received=now,
-            envelope=Envelope(mail.reverse_path, recipients, body, mail.smtputf8),
-            size_bytes=len(content),
-            client=client,
-        )
-        reply = await listener.acceptance.accept(message, content)
+        message = received.message
+        refusal = received.check(self.listener)
+        if refusal is not None:
+            self.refuse(refusal, sender=_path_text(mail.reverse_path), size=received.size)
+            return refusal
+        reply = await self.listener.acceptance.accept(message, received.content)
         if reply.code != 250:
             self.refuse(reply, queue_id=queue_id, sender=_path_text(mail.reverse_path))
             return reply
-        MESSAGE_SIZE.observe(size)
+        MESSAGE_SIZE.observe(received.size)
         logger.info(
             "message accepted",
             queue_id=queue_id,
