@@ -19,6 +19,7 @@ from mail.record import (
     AttemptRecorded,
     Bounced,
     Closed,
+    Discarded,
     Event,
     FailedByRouter,
     Pending,
@@ -134,6 +135,8 @@ def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
             return head | {"outcomes": [outcome_json(outcome) for outcome in outcomes]}
         case Bounced(recipients, dsn):
             return head | {"recipients": [str(recipient) for recipient in recipients], "dsn": dsn}
+        case Discarded(recipients):
+            return head | {"recipients": [str(recipient) for recipient in recipients]}
         case _:
             assert_never(detail)
 

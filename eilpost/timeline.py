@@ -26,6 +26,7 @@ from mail.record import (
     AttemptRecorded,
     Bounced,
     Closed,
+    Discarded,
     Event,
     FailedByRouter,
     Pending,
@@ -103,7 +104,7 @@ def build_timeline(
         state = State.QUEUED
     else:
         state = State.ACCEPTED
-    bounces = tuple(event.detail.dsn for event in events if isinstance(event.detail, Bounced) and event.detail.dsn)
+    bounces = tuple(event.detail.dsn for event in events if isinstance(event.detail, Bounced))
     return Timeline(queue_id, message, state, tuple(events), tuple(open_entries), bounces)
 
 
@@ -175,10 +176,10 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
         case FailedByRouter(outcomes):
             return tuple(_outcome_line(time, "", outcome, "by the router") for outcome in outcomes)
         case Bounced(recipients, dsn):
-            addresses = format_addresses(recipients)
-            if dsn is None:
-                return (Line(time, "", "no bounce", f"for {addresses}, because the sender is <>"),)
-            return (Line(time, "", "bounced", f"DSN {dsn} for {addresses}", LineStyle.FAILURE),)
+            return (Line(time, "", "bounced", f"DSN {dsn} for {format_addresses(recipients)}", LineStyle.FAILURE),)
+        case Discarded(recipients):
+            text = f"{format_addresses(recipients)}: no DSN, because the sender is <>"
+            return (Line(time, "", "discarded", text),)
         case Closed():
             return (Line(time, "", "closed", "no delivery is open"),)
         case _:

@@ -172,12 +172,17 @@ class FailedByRouter:
 
 @dataclass(frozen=True, slots=True)
 class Bounced:
-    """History: a DSN about `recipients` was accepted as message `dsn`; None: not sent (null reverse-path). The DSN
-    itself is an `Accepted`.
-    """
+    """History: a DSN about `recipients` was accepted as message `dsn`. The DSN itself is an `Accepted`."""
 
     recipients: tuple[Address, ...]
-    dsn: QueueId | None
+    dsn: QueueId
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """History: `recipients` failed, and no DSN reports it, because the reverse-path is null."""
+
+    recipients: tuple[Address, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +190,7 @@ class Closed:
     """History: no delivery of the message is open."""
 
 
-EventDetail = Received | Routed | Resumed | AttemptRecorded | FailedByRouter | Bounced | Closed
+EventDetail = Received | Routed | Resumed | AttemptRecorded | FailedByRouter | Bounced | Discarded | Closed
 
 
 @dataclass(frozen=True, slots=True)

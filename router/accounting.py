@@ -18,6 +18,7 @@ from mail.record import (
     AttemptRecorded,
     Bounced,
     Closed,
+    Discarded,
     Event,
     EventDetail,
     FailedByRouter,
@@ -105,11 +106,10 @@ class BatchAccounting:
                         ledger["delivered"] += 1
                     elif isinstance(outcome, Failed):
                         ledger["failed"] += 1
-            case Bounced():
-                if detail.dsn is None:  # null reverse-path: no DSN, the recipients are discarded
-                    ledger["failed"] -= len(detail.recipients)
-                    ledger["discarded"] += len(detail.recipients)
-            case Resumed() | Closed():
+            case Discarded():
+                ledger["failed"] -= len(detail.recipients)
+                ledger["discarded"] += len(detail.recipients)
+            case Resumed() | Bounced() | Closed():
                 pass
             case _:
                 assert_never(detail)

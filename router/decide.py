@@ -25,6 +25,7 @@ from mail.record import (
     Bounced,
     Closed,
     Delivery,
+    Discarded,
     Dispatched,
     Event,
     FailedByRouter,
@@ -318,7 +319,7 @@ def _bounce(
     if message.envelope.reverse_path is None:
         # RFC 5321 section 4.5.5: no DSN about a DSN; the recipients are discarded.
         for part in _batched(failures, RECIPIENTS_PER_EVENT):
-            yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in part), None))
+            yield Event(message.queue_id, now, Discarded(tuple(failure.recipient.address for failure in part)))
         return
     # RFC 3461 section 4.1: without NOTIFY failures are reported; with NEVER, or a list without FAILURE, they are not.
     reported = [f for f in failures if f.recipient.notify is None or Notify.FAILURE in f.recipient.notify]

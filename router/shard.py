@@ -21,7 +21,18 @@ from mail.directory import Directory
 from mail.log import Entry, LogUnavailable, LogUnusable, RouterShard, ShardLost
 from mail.message import DeliveryId, QueueId, Spooled, queue_id_of
 from mail.outcome import Failed
-from mail.record import Accepted, Attempted, AttemptRecorded, Bounced, Event, FailedByRouter, Record, Routed, state_name
+from mail.record import (
+    Accepted,
+    Attempted,
+    AttemptRecorded,
+    Bounced,
+    Discarded,
+    Event,
+    FailedByRouter,
+    Record,
+    Routed,
+    state_name,
+)
 from mail.reply import Reply
 from mail.service import stopped_within
 from mail.spool import Spool, SpoolUnavailable
@@ -319,12 +330,12 @@ async def _log_events(outputs: Sequence[Record]) -> None:
         elif isinstance(detail, AttemptRecorded | FailedByRouter):
             replies = (outcome.reply for outcome in reversed(detail.outcomes) if isinstance(outcome, Failed))
             failure = next(replies, failure)
-        elif isinstance(detail, Bounced):
+        elif isinstance(detail, Bounced | Discarded):
             logger.info(
-                "bounced",
+                "bounced" if isinstance(detail, Bounced) else "discarded",
                 queue_id=record.queue_id,
                 to=[str(address) for address in detail.recipients[:LOGGED_ADDRESSES_MAX]],
                 recipients=len(detail.recipients),
                 **({} if failure is None else {"reply": str(failure)}),
-                **({"reason": "null reverse-path"} if detail.dsn is None else {"dsn": detail.dsn}),
+                **({"dsn": detail.dsn} if isinstance(detail, Bounced) else {"reason": "null reverse-path"}),
             )

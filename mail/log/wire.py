@@ -20,6 +20,7 @@ from mail.record import (
     Bounced,
     Closed,
     Delivery,
+    Discarded,
     EventDetail,
     FailedByRouter,
     Received,
@@ -164,6 +165,8 @@ def encode_event_detail(detail: EventDetail) -> list[Any]:
             return ["refused", [encode_outcome(outcome) for outcome in detail.outcomes]]
         case Bounced():
             return ["bounced", [encode_address(recipient) for recipient in detail.recipients], detail.dsn]
+        case Discarded():
+            return ["bounced", [encode_address(recipient) for recipient in detail.recipients], None]
         case Closed():
             return ["closed"]
         case _:
@@ -278,7 +281,8 @@ def decode_event_detail(wire: list[Any]) -> EventDetail:
         case ["refused", outcomes]:
             return FailedByRouter(tuple([decode_outcome(outcome) for outcome in outcomes]))
         case ["bounced", recipients, dsn]:
-            return Bounced(tuple([Address(*recipient) for recipient in recipients]), dsn)
+            addresses = tuple([Address(*recipient) for recipient in recipients])
+            return Discarded(addresses) if dsn is None else Bounced(addresses, dsn)
         case ["closed"]:
             return Closed()
         case _:

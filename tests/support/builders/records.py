@@ -17,6 +17,7 @@ from mail.record import (
     Bounced,
     Closed,
     Delivery,
+    Discarded,
     Dispatched,
     Event,
     EventDetail,
@@ -133,6 +134,6 @@ GOLDEN: dict[str, Record] = {
     "event-attempt-last": event(1, AttemptRecorded(_ID, 2, _OUTCOMES[:1], NOON, timedelta(0), None)),
     "event-failed-by-router": event(1, FailedByRouter(_OUTCOMES[2:])),
     "event-bounced": event(1, Bounced((ALICE,), queue_id(9))),
-    "event-bounced-to-nobody": event(1, Bounced((ALICE, BOB), None)),
+    "event-discarded": event(1, Discarded((ALICE, BOB))),
     "event-closed": event(1, Closed()),
 }

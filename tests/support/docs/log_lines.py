@@ -20,18 +20,28 @@ def log_keys() -> dict[str, set[str]]:
                 continue
             owner, name = ast.unparse(call.func.value), call.func.attr
             if (owner, name) == ("self", "refuse"):
-                event = "command refused"
+                events = ["command refused"]
             elif owner == "logger" and call.args:
-                event = str(call.args[0].value) if isinstance(call.args[0], ast.Constant) else ast.unparse(call.args[0])
+                events = _events(call.args[0])
             else:
                 continue
-            for keyword in call.keywords:
-                if keyword.arg is not None:
-                    keys[event].add(keyword.arg)
-                else:  # **({} if ... else {"dsn": ...})
-                    dicts = (node for node in ast.walk(keyword.value) if isinstance(node, ast.Dict))
-                    keys[event].update(str(key.value) for each in dicts for key in each.keys if _is_text(key))
+            for event in events:
+                keys[event].update(_keys(call))
     keys["command refused"].add("helo")  # set in a dict
+    return keys
+
+
+def _events(argument: ast.expr) -> list[str]:
+    if isinstance(argument, ast.IfExp):  # "bounced" if ... else "discarded"
+        return [*_events(argument.body), *_events(argument.orelse)]
+    return [str(argument.value) if isinstance(argument, ast.Constant) else ast.unparse(argument)]
+
+
+def _keys(call: ast.Call) -> set[str]:
+    keys = {keyword.arg for keyword in call.keywords if keyword.arg is not None}
+    for keyword in (keyword for keyword in call.keywords if keyword.arg is None):  # **({} if ... else {"dsn": ...})
+        dicts = (node for node in ast.walk(keyword.value) if isinstance(node, ast.Dict))
+        keys |= {str(key.value) for each in dicts for key in each.keys if _is_text(key)}
     return keys
 
 

@@ -25,6 +25,7 @@ from mail.record import (
     AttemptRecorded,
     Bounced,
     Closed,
+    Discarded,
     Event,
     EventDetail,
     FailedByRouter,
@@ -168,7 +169,7 @@ def test_unknown_message_has_no_timeline() -> None:
         ),
         (Routed(FIRST, ToMx("example.org", ((1, "a.test"), (2, "b.test"))), (ALICE,), None), "(a.test, b.test)"),
         (FailedByRouter((Failed(ALICE, NEVER),)), "(by the router): "),
-        (Bounced((ALICE,), None), "because the sender is <>"),
+        (Discarded((ALICE,)), "because the sender is <>"),
         (AttemptRecorded(FIRST, 1, (Delivered(ALICE, OK),), NOON, SECOND, None), "250 2.0.0 Ok: queued as 4F1C"),
     ],
 )

@@ -20,6 +20,7 @@ from mail.record import (
     AttemptRecorded,
     Bounced,
     Closed,
+    Discarded,
     Dispatched,
     Event,
     FailedByRouter,
@@ -276,8 +277,8 @@ def test_dsn_obeys_notify(notify: frozenset[Notify] | None, reported: bool) -> N
 def test_undeliverable_dsn_is_discarded() -> None:
     shard = simulator()
     out = shard.decide(accepted("gone@example.test", sender=None))
-    assert kinds(out) == [Received, FailedByRouter, Bounced, Closed]
-    assert events(out)[2] == Bounced((address("gone@example.test"),), None)
+    assert kinds(out) == [Received, FailedByRouter, Discarded, Closed]
+    assert events(out)[2] == Discarded((address("gone@example.test"),))
     assert (shard.ledger["discarded"], shard.ledger["failed"], shard.open_by_ledger()) == (1, 0, 0)
 
 

@@ -145,7 +145,7 @@ async def test_message_is_delivered_and_the_ledger_is_published() -> None:
     assert all(isinstance(request.content, Inline) for request in setup.dispatched)
 
 
-async def test_log_names_bounced_recipients_and_the_reason() -> None:
+async def test_log_names_bounced_and_discarded_recipients() -> None:
     setup = RouterSetup(deliver=succeed)
     mail = accepted_now("u@nowhere.test", "u@far.test", sender="alice@example.test")
     unknown = accepted_now(*(f"u{number}@nowhere.test" for number in range(25)), sender=None)
@@ -154,11 +154,12 @@ async def test_log_names_bounced_recipients_and_the_reason() -> None:
             for each in (mail, unknown):
                 await setup.log.append(each)
                 await wait_until(lambda each=each: setup.is_closed(each))  # type: ignore[misc]
-    reported, silent = [line for line in lines if line["event"] == "bounced"]
+    (reported,) = [line for line in lines if line["event"] == "bounced"]
+    (discarded,) = [line for line in lines if line["event"] == "discarded"]
     assert (reported["to"], reported["recipients"]) == (["u@nowhere.test"], 1)
     assert reported["reply"].startswith("550 5.1.2")
     assert reported["dsn"]
-    assert (len(silent["to"]), silent["recipients"], silent["reason"]) == (20, 25, "null reverse-path")
+    assert (len(discarded["to"]), discarded["recipients"], discarded["reason"]) == (20, 25, "null reverse-path")
     assert not any(None in line.values() for line in lines)
 
 

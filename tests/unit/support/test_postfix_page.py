@@ -66,7 +66,7 @@ def test_log_lines_on_the_page_have_these_keys() -> None:
     table = _section("Log lines").partition("\n\n| in Postfix")[0]
     rows = [row for row in _rows(table)[1:] if row[1].startswith("`")]
     assert [row[1] for row in rows] == [
-        f"`{event}`" for event in ("message accepted", "command refused", "routed", "attempted", "bounced")
+        f"`{event}`" for event in ("message accepted", "command refused", "routed", "attempted", "bounced", "discarded")
     ]
     for _, event, keys in rows:
         assert set(_code(keys)) - logged[event.strip("`")] == set(), event
