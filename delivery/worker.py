@@ -173,7 +173,9 @@ class Worker:
         if tasks:
             _, unfinished = await asyncio.wait(tasks, timeout=self._drain_seconds)
             if unfinished:
-                logger.warning("drain timed out", cancelled=len(unfinished))
+                logger.warning(
+                    "drain timed out", role="delivery", shard=self._shard.number, attempts_cancelled=len(unfinished)
+                )
                 for task in unfinished:
                     task.cancel()
                 await asyncio.wait(unfinished, timeout=5.0)

@@ -158,7 +158,7 @@ class Ingress:
             return
         _done, unfinished = await asyncio.wait(tasks, timeout=self._drain_seconds)
         if unfinished:
-            logger.warning("sessions aborted", role=self.name, sessions=len(unfinished))
+            logger.warning("drain timed out", role=self.name, sessions_aborted=len(unfinished))
         for task in unfinished:
             task.cancel()
         if unfinished:

@@ -170,7 +170,7 @@ async def _wait_for(tasks: Sequence[asyncio.Task[None]], limit: timedelta, force
         unfinished = [task.get_name() for task in tasks if not task.done()]
         if unfinished:
             event = "drain ended by a signal" if force_exit.is_set() else "drain timed out"
-            logger.warning(event, roles=unfinished)
+            logger.warning(event, roles_cancelled=unfinished)
     finally:
         forced.cancel()
         finished.cancel()

@@ -123,6 +123,8 @@ class Pop3Server:
         tasks = set(self._connections)
         if tasks:
             _done, late = await asyncio.wait(tasks, timeout=self._node.drain_timeout.total_seconds())
+            if late:
+                logger.warning("drain timed out", role=self.name, sessions_aborted=len(late))
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

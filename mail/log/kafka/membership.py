@@ -352,7 +352,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             _, running = await asyncio.wait(running, timeout=seconds)
             if running:
                 shards = sorted(number for number, task in self._tasks.items() if task in running)
-                logger.warning("drain timed out", role=self._role, shards=shards)
+                logger.warning("drain timed out", role=self._role, shards_cancelled=shards)
         for task in running:
             task.cancel()
         if running:

@@ -38,8 +38,8 @@ async def running_pop3(
     mailboxes: MemoryMailboxes | Maildir, max_connections: int = 50, idle: str = "10m", **more: Any
 ) -> AsyncIterator[Pop3Server]:
     settings = MailstoreSettings(pop3_listen="127.0.0.1:0", max_connections=max_connections, idle_timeout=idle)  # type: ignore[arg-type]
-    arguments: dict[str, Any] = {"failure_delay": timedelta(0), "directory": make_directory(), **more}
-    role = Pop3Server(settings=settings, node=NodeSettings(), mailboxes=mailboxes, **arguments)
+    defaults: dict[str, Any] = {"failure_delay": timedelta(0), "directory": make_directory(), "node": NodeSettings()}
+    role = Pop3Server(settings=settings, mailboxes=mailboxes, **(defaults | more))
     ready, stop = asyncio.Event(), asyncio.Event()
     task = asyncio.create_task(role.run(ready.set, stop))
     await asyncio.wait_for(ready.wait(), 10)

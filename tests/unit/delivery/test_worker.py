@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from structlog.testing import capture_logs
+
 from delivery.transaction import HEADER_BYTES_MAX
 from mail.log import Entry, ShardLost
 from mail.message import Spooled
@@ -211,8 +213,11 @@ async def test_drain_times_out() -> None:
         raise AssertionError
 
     shard, courier = FakeShard(), FakeCourier(do)
-    async with running_worker(courier, shard, drain_seconds=0.1):
-        shard.put(dispatched(relay(1)))
-        while not courier.active:
-            await asyncio.sleep(0)
+    with capture_logs() as lines:
+        async with running_worker(courier, shard, drain_seconds=0.1):
+            shard.put(dispatched(relay(1)))
+            while not courier.active:
+                await asyncio.sleep(0)
     assert shard.finished == []
+    (line,) = [line for line in lines if line["event"] == "drain timed out"]
+    assert (line["role"], line["shard"], line["attempts_cancelled"]) == ("delivery", 0, 1)

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 
 import pytest
+from structlog.testing import capture_logs
 
 from mail.service import ServiceError
 from mail.settings import NodeSettings
@@ -53,7 +54,9 @@ async def test_draining_aborts_sessions_after_the_drain_time() -> None:
     client = await server.connect()
     await client.start_data()
     client.send(b"Subject: x\r\n")
-    await asyncio.wait_for(server.close(), 10)
+    with capture_logs() as lines:
+        await asyncio.wait_for(server.close(), 10)
+    assert [line["sessions_aborted"] for line in lines if line["event"] == "drain timed out"] == [1]
     assert await client.read_to_end() == b"421 4.3.2 Shutting down, try again later\r\n"
     assert server.log.accepted == []
     assert server.ingress._connections == set()

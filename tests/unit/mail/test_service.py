@@ -87,7 +87,9 @@ async def test_drain_ends_at_its_time_limit() -> None:
     events: list[str] = []
     stop = asyncio.Event()
     roles = [ScriptedRole("slow", events, drain=1000), ScriptedRole("quick", events)]
-    await run_roles(roles, timedelta(milliseconds=30), stop.set, stop=stop)
+    with structlog.testing.capture_logs() as lines:
+        await run_roles(roles, timedelta(milliseconds=30), stop.set, stop=stop)
+    assert [line["roles_cancelled"] for line in lines if line["event"] == "drain timed out"] == [["slow"]]
     assert events[-1] == "slow is cut"
     assert "quick ends" in events
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from mail.message import DeliveryId
+from mail.settings import NodeSettings
 from mailstore.memory import MemoryMailboxes
 from tests.support.clients.pop3 import (
     LOG_IN,
@@ -67,6 +69,27 @@ async def test_unavailable_directory_or_store_is_a_temporary_error(mailboxes: Me
         role.mailboxes = FailingMailboxes(mailboxes, method="read")
         answers = await exchange(role, LOG_IN + b"RETR 1\r\nNOOP\r\nQUIT\r\n")
         assert answers.endswith(b"-ERR [SYS/TEMP] message not available, try again later\r\n+OK\r\n+OK bye\r\n")
+
+
+async def test_session_in_a_command_is_aborted_after_the_drain_time(mailboxes: MemoryMailboxes) -> None:
+    is_reading = asyncio.Event()
+
+    class HangingMailboxes(MemoryMailboxes):
+        async def read(self, owner: str, uid: str, start: int = 0, limit_bytes: int | None = None) -> bytes:
+            is_reading.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    with capture_logs() as lines:
+        async with running_pop3(mailboxes, node=NodeSettings(drain_timeout="50ms")) as role:
+            reader, writer = await log_in(role)
+            role.mailboxes = HangingMailboxes()
+            writer.write(b"RETR 1\r\n")
+            await asyncio.wait_for(is_reading.wait(), 10)
+        assert b"\r\n.\r\n" not in await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    (line,) = [line for line in lines if line["event"] == "drain timed out"]
+    assert (line["role"], line["sessions_aborted"]) == ("mailstore.pop3", 1)
 
 
 async def test_interrupted_message_has_no_final_dot(mailboxes: MemoryMailboxes) -> None:
