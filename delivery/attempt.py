@@ -30,7 +30,9 @@ logger = structlog.get_logger()
 
 INTERNAL_ERROR = Reply(451, "4.3.0", "Internal error during delivery")
 DELIVERED_REPLY_LOST = Reply(250, "2.0.0", "Delivered; the server's reply could not be recorded")
+# RFC 3463 X.3.0. A DSN may quote them to the sender, so they do not name the content.
 SPOOL_UNAVAILABLE = Reply(451, "4.3.0", "The spool with the message content is not available")
+SPOOL_DAMAGED = Reply(451, "4.3.0", "The message content is missing or damaged")
 
 PROMPT_SECONDS = 60.0  # an attempt that ends within this time counts as responsive
 _SPOOL_BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
@@ -118,20 +120,22 @@ class AttemptRunner:
                 return await self._put_in_spool(data, on_spool_wait)
 
     async def _read_content(self, dispatched: Dispatched) -> bytes | Reply:
-        queue_id = dispatched.delivery.message.queue_id
         match dispatched.content:
             case Inline(data):
                 return data
             case Spooled() as spooled:
+                ids = _ids_of(dispatched.delivery)
                 try:
                     return await self._spool.read(spooled)
                 except SpoolDamaged as error:
-                    logger.warning("spool damaged", queue_id=queue_id, spool=spooled.name, error=str(error))
-                    return Reply(451, "4.3.0", f"Spooled content {spooled.name}: {error}")
+                    logger.error(  # noqa: TRY400
+                        "spooled content damaged, delivery deferred", **ids, spool=spooled.name, error=str(error)
+                    )
+                    return SPOOL_DAMAGED
                 except SpoolUnavailable as error:
-                    logger.warning("spool unavailable", queue_id=queue_id, error=str(error))
+                    logger.warning("spool unavailable, delivery deferred", **ids, spool=spooled.name, error=str(error))
                 except Exception:
-                    logger.exception("spool failed", queue_id=queue_id)
+                    logger.exception("spool failed, delivery deferred", **ids, spool=spooled.name)
                 return SPOOL_UNAVAILABLE
 
     async def _deliver_by_courier(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
@@ -225,6 +229,10 @@ class _AttemptMetrics:
             self._messages.inc()
             self._bytes.inc(size_bytes)
         return delivered
+
+
+def _ids_of(delivery: Delivery) -> dict[str, str]:
+    return {"queue_id": delivery.message.queue_id, "delivery_id": delivery.id}
 
 
 _RESULTS: dict[type[Delivered] | type[Deferred] | type[Failed], str] = {
