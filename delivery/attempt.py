@@ -117,7 +117,7 @@ class AttemptRunner:
             case Spooled() as spooled:
                 return spooled
             case Inline(data):
-                return await self._put_in_spool(data, on_spool_wait)
+                return await self._put_in_spool(data, dispatched.delivery, on_spool_wait)
 
     async def _read_content(self, dispatched: Dispatched) -> bytes | Reply:
         match dispatched.content:
@@ -139,14 +139,14 @@ class AttemptRunner:
                 return SPOOL_UNAVAILABLE
 
     async def _deliver_by_courier(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
-        envelope, queue_id = delivery.message.envelope, delivery.message.queue_id
+        envelope = delivery.message.envelope
         try:
             outcomes = await self._courier_for(delivery.route).deliver(delivery, content)
         except Exception:
-            logger.exception("courier failed", queue_id=queue_id, delivery_id=delivery.id)
+            logger.exception("courier failed, delivery deferred", **_ids_of(delivery))
             return same_outcome(envelope, INTERNAL_ERROR)
         if len(outcomes) != len(envelope.recipients):
-            logger.error("wrong number of outcomes", queue_id=queue_id, delivery_id=delivery.id)
+            logger.error("wrong number of outcomes, delivery deferred", **_ids_of(delivery))
             return same_outcome(envelope, INTERNAL_ERROR)
         return outcomes
 
@@ -161,7 +161,7 @@ class AttemptRunner:
             case _:
                 assert_never(route)
 
-    async def _put_in_spool(self, content: bytes, on_wait: Callable[[], None]) -> Spooled:
+    async def _put_in_spool(self, content: bytes, delivery: Delivery, on_wait: Callable[[], None]) -> Spooled:
         """Retry until the spool accepts the content: a deferral must not be reported before its content is durable."""
         tries = 0
         while True:
@@ -169,9 +169,11 @@ class AttemptRunner:
                 return await self._spool.put(content)
             except SpoolUnavailable as error:
                 if tries == 0:  # many deliveries may wait
-                    logger.warning("spool unavailable", error=str(error))
+                    logger.warning(
+                        "spool unavailable, report of a deferral waits", **_ids_of(delivery), error=str(error)
+                    )
             except Exception:
-                logger.exception("spool failed")
+                logger.exception("spool failed, report of a deferral waits", **_ids_of(delivery))
             if tries == 0:
                 on_wait()
             await asyncio.sleep(_SPOOL_BACKOFF_SECONDS[min(tries, len(_SPOOL_BACKOFF_SECONDS) - 1)])

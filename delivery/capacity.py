@@ -118,7 +118,7 @@ class Capacity:
             return False
         entries = [item.entry for item in items]
         contents = [entry.record.content for entry in entries]
-        any_spooled = False
+        errors: list[BaseException] = []
         try:
             results = await asyncio.gather(
                 *(self._spool.put(content.data) for content in contents if isinstance(content, Inline)),
@@ -126,18 +126,22 @@ class Capacity:
             )
             for index, result in enumerate(results):
                 if isinstance(result, BaseException):
-                    logger.warning("spool unavailable", error=str(result))
+                    errors.append(result)
                 else:
-                    any_spooled = True
                     entries[index] = replace(entries[index], record=replace(entries[index].record, content=result))
+            if errors:
+                event = "spool unavailable, content of queued deliveries stays in memory"
+                shards = sorted({entry.shard for entry in entries})
+                logger.warning(event, shards=shards, deliveries=len(errors), error=str(errors[0]))
         finally:  # also on cancellation: the deliveries may belong to other shards
             for item, entry in zip(items, entries, strict=True):
                 if self.in_flight.is_registered(item.owner):
                     self.add(item.owner, entry, item.queued_at)
             self.start()
-        if any_spooled:
-            self.on_freed()
-        return any_spooled
+        if len(errors) == len(items):
+            return False
+        self.on_freed()
+        return True
 
 
 class ShardCapacity:

@@ -41,7 +41,8 @@ class MailboxCourier:
 
     async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         """See the port. All recipients belong to one owner, so one copy is stored."""
-        route, envelope, queue_id = delivery.route, delivery.message.envelope, delivery.message.queue_id
+        route, envelope = delivery.route, delivery.message.envelope
+        ids = {"queue_id": delivery.message.queue_id, "delivery_id": delivery.id}
         assert isinstance(route, ToMailbox)
         user = self._directory.snapshot.users.get(route.owner)
         if user is None:
@@ -58,14 +59,14 @@ class MailboxCourier:
                 )
         except TimeoutError:
             # The message may be stored all the same; the next attempt is deduplicated by the delivery id.
-            logger.warning("mail store timed out", queue_id=queue_id, timeout_seconds=APPEND_TIMEOUT_SECONDS)
+            logger.warning("mail store timed out, delivery deferred", **ids, timeout_seconds=APPEND_TIMEOUT_SECONDS)
             return same_outcome(envelope, STORE_UNAVAILABLE)
         except MailboxFull:
             return same_outcome(envelope, MAILBOX_FULL)
         except MessageTooLarge:
             return same_outcome(envelope, MESSAGE_TOO_LARGE)  # a retry cannot succeed
         except MailboxUnavailable as error:
-            logger.warning("mail store unavailable", queue_id=queue_id, delivery_id=delivery.id, error=str(error))
+            logger.warning("mail store unavailable, delivery deferred", **ids, error=str(error))
             return same_outcome(envelope, STORE_UNAVAILABLE)
         if not is_new:
             self._suppressed.inc()

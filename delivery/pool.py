@@ -244,7 +244,7 @@ class Pool:
             site.pacing.on_overload(site.count)
             return None
         site.pacing.on_unreachable(reply.text, asyncio.get_running_loop().time())
-        logger.warning("site unreachable", site=site.name, reply=str(reply))
+        logger.warning("site unreachable, its deliveries deferred", site=site.name, reply=str(reply))
         while site.wake_waiter():  # all waiters check again and get the reply
             pass
         return reply

@@ -73,7 +73,8 @@ class DeliveryAgent:
                     break
                 except ReportFailed as error:
                     # The committed offset is before the attempt, so the shard's next owner repeats it.
-                    logger.error("delivery restarts", retry_seconds=backoff_seconds, error=str(error))  # noqa: TRY400
+                    event = "delivery restarts, unreported attempts are repeated"
+                    logger.error(event, retry_seconds=backoff_seconds, error=str(error))  # noqa: TRY400
                     if await stopped_within(stop, backoff_seconds):
                         break
                     backoff_seconds = min(2 * backoff_seconds, _RESTART_SECONDS_MAX)

@@ -72,7 +72,11 @@ class SmtpCourier:
                     task.uncancel()
                 break
             except Exception:
-                logger.exception("further transaction failed", delivery_id=delivery.id)
+                logger.exception(
+                    "further transaction failed, its recipients deferred",
+                    queue_id=delivery.message.queue_id,
+                    delivery_id=delivery.id,
+                )
                 break
             for index, outcome in zip(indexes, result.outcomes, strict=True):
                 outcomes[index] = outcome

@@ -26,6 +26,10 @@ _CONSUMED = CONSUMED_RECORDS.labels("dispatched")
 _BACKOFF_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
+def _backoff_seconds(failures: int) -> float:
+    return _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)]
+
+
 class ReportFailed(Exception):
     """An attempt was made and could not be reported because of a bug: the shard must be acquired again."""
 
@@ -73,8 +77,10 @@ class Worker:
                 self._stopping = True  # the next owner makes the attempts that have not started
                 return
             except LogUnavailable as error:
-                logger.warning("log unavailable", error=str(error))
-                await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
+                backoff = _backoff_seconds(failures)
+                event = "log unavailable, no new deliveries are read"
+                logger.warning(event, shard=self._shard.number, retry_seconds=backoff, error=str(error))
+                await asyncio.sleep(backoff)
                 failures += 1
                 continue
             failures = 0
@@ -111,7 +117,7 @@ class Worker:
         except ShardLost:
             self._stopping = True  # the next owner makes the attempt again
         except Exception as error:
-            logger.exception("attempt not reported; releasing the shard", delivery_id=item.entry.record.delivery.id)
+            logger.exception("attempt not reported: shard released, attempt is repeated", **self._ids_of(item))
             if not self._failure.done():
                 self._failure.set_exception(ReportFailed(f"{item.entry.record.delivery.id}: {error!r}"))
         finally:
@@ -134,7 +140,7 @@ class Worker:
         except ShardLost:
             raise
         except Exception:
-            logger.exception("attempt failed; reporting a deferral", delivery_id=record.delivery.id)
+            logger.exception("attempt failed, undelivered recipients deferred", **self._ids_of(item))
             await self._report(
                 item, await self._attempt_runner.make_internal_error_report(record, result, on_spool_wait)
             )
@@ -158,10 +164,16 @@ class Worker:
                 await self._shard.finish(item.entry, attempted)
                 return
             except LogUnavailable as error:
-                queue_id = item.entry.record.delivery.message.queue_id
-                logger.warning("log unavailable", queue_id=queue_id, error=str(error))
-                await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
+                backoff = _backoff_seconds(failures)
+                event = "log unavailable, report of an attempt waits"
+                logger.warning(event, **self._ids_of(item), retry_seconds=backoff, error=str(error))
+                await asyncio.sleep(backoff)
                 failures += 1
+
+    def _ids_of(self, item: DeliveryItem) -> dict[str, str | int]:
+        """The fields of a log line that identify a delivery."""
+        delivery = item.entry.record.delivery
+        return {"queue_id": delivery.message.queue_id, "delivery_id": delivery.id, "shard": self._shard.number}
 
     async def _drain(self) -> None:
         """Cancel attempts before their final dot; wait up to `drain_seconds` for the others and their reports."""

@@ -109,7 +109,8 @@ async def _run_periodically(
                 failure = ""
         except (LogUnavailable, LogUnusable, SpoolUnavailable, OSError) as error:
             if str(error) != failure:
-                logger.warning("maintenance task failed", task=name, error=str(error))
+                retry_seconds = period.total_seconds()
+                logger.warning("maintenance task failed", task=name, retry_seconds=retry_seconds, error=str(error))
             failure = str(error)
         due = True
         try:

@@ -245,7 +245,9 @@ class Connection(SMTP):
 
     async def handle_exception(self, error: Exception) -> str:
         # aiosmtpd would send the exception text in a 5xx reply.
-        logger.error("session error", client=self._session.ip, verb=self._session.verb, exc_info=error)
+        logger.error(
+            "internal error, command gets 4xx", client=self._session.ip, verb=self._session.verb, exc_info=error
+        )
         self._session.reply_local_error()
         return ""
 
@@ -361,7 +363,11 @@ class Connection(SMTP):
 
     def _abort_slow_data(self) -> None:
         """Called by the memory budget when memory is short and this data arrives slowly."""
-        logger.info("slow message data aborted", client=self._session.ip, received_bytes=self.framer.data_held_bytes)
+        logger.info(
+            "slow message data aborted, session closed",
+            client=self._session.ip,
+            received_bytes=self.framer.data_held_bytes,
+        )
         self.framer.discard_data()
         self._session.close(replies.TOO_SLOW, SessionEnd.SLOW)
         self._close_connection()

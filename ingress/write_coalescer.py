@@ -31,4 +31,4 @@ class WriteCoalescer:
             try:
                 write()
             except Exception:  # an error of one client must not stop the others
-                logger.exception("reply not written")
+                logger.exception("replies of a session not written")

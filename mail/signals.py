@@ -100,4 +100,4 @@ async def _reload(function: Callable[[], Awaitable[None]]) -> None:
     try:
         await function()
     except Exception:  # the process continues with the last good state
-        logger.exception("reload failed")
+        logger.exception("reload failed, the last good state stays in use")

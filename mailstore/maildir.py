@@ -194,7 +194,10 @@ class Maildir:
                         raise
                     # The message is in the mailbox without a journal line: keep the `tmp` file as evidence of the link.
                     logger.warning(
-                        "mailbox journal not written", user=owner, delivery_id=delivery_id, error=error.strerror
+                        "mailbox journal not written, message is in the mailbox",
+                        user=owner,
+                        delivery_id=delivery_id,
+                        error=error.strerror,
                     )
                     keep_tmp_file = True
         pending.tmp_file = None

@@ -76,7 +76,8 @@ class ContentPlacement:
                 self._retry_at = clock() + SPOOL_BACKOFF_SECONDS
                 if isinstance(result, SpoolUnavailable):
                     raise result
-                logger.error("spool failed", exc_info=result)  # a bug in the spool must not quarantine the message
+                logger.error("internal error in the spool", exc_info=result)
+                # A bug in the spool must not quarantine the message.
                 raise SpoolUnavailable(repr(result))
             spooled[number] = result
         return spooled

@@ -81,7 +81,7 @@ class BatchResolver:
             # RFC 5321 section 5.1: without MX, the address records make the domain its own exchanger.
             return answer, await self._resolver.addresses(domain) if isinstance(answer, NoRecords) else None
         except Exception as error:  # a bug in a resolver delays the delivery and does not stop the shard
-            logger.exception("resolver failed", domain=domain)
+            logger.exception("resolver failed, deliveries wait for DNS", domain=domain)
             return DnsUnknown(repr(error)), None
 
     async def close(self) -> None:

@@ -233,7 +233,7 @@ async def _commit(
         router.metrics.add_batch(shard.number, batch.accounting, batch.queue, perf_counter() - started)
         await _log_events(batch.outputs)
     except Exception:
-        logger.exception("metrics or log lines of a batch failed", shard=shard.number)
+        logger.exception("metrics or log lines of a committed batch failed", shard=shard.number)
     batch.queue.prune()
 
 

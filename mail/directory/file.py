@@ -115,7 +115,7 @@ class FileDirectory:
             try:
                 await self.poll()
             except Exception:
-                logger.exception("watching the directory file failed")
+                logger.exception("directory not checked, last good version stays in use", path=str(self._path))
 
 
 def find_user(snapshot: Snapshot, login: str) -> User | None:

@@ -196,7 +196,7 @@ class _Connection:
             end = "shutdown"
             raise
         except Exception:
-            logger.exception("pop3 session error", client=self.ip)
+            logger.exception("pop3 session aborted by an internal error", client=self.ip)
         finally:
             await self._session_lock.aclose()
             POP3_SESSIONS.labels(end).inc()
@@ -296,7 +296,7 @@ class _Connection:
         try:
             user = await self._server.directory.authenticate(login, password)
         except DirectoryUnavailable as error:
-            logger.warning("login check unavailable", service="pop3", error=str(error))
+            logger.warning("login refused, directory unavailable", client=self.ip, error=str(error))
             return LoginFailure.UNAVAILABLE
         if user is None:
             return LoginFailure.INVALID_CREDENTIALS

@@ -84,7 +84,7 @@ async def test_more_replicas_than_brokers_are_reported_with_their_number(bootstr
     with capture_logs() as lines:
         await log.start()  # the existing topics are safe
     await log.close()
-    (warning,) = [each for each in lines if each["event"] == "more replicas than brokers"]
+    (warning,) = [each for each in lines if each["event"] == "more replicas than brokers, existing topics are used"]
     assert line in warning["error"]
     async with ClusterInfo(make_access(settings)) as cluster_info:
         topic_problems = list(problems(await cluster_info.topics(), settings))

@@ -116,7 +116,7 @@ async def check_stopped(roles: Roles, role: str, what: str, flows: Sequence[str]
     assert roles.arrived() == flows
     assert {each.pid for each in roles.everyone if each.is_running} == pids
     assert reader.metric("eilpost_shards_stopped", role=role) == 1
-    (line,) = [line for line in reader.output().splitlines() if '"shard stopped"' in line]
+    (line,) = [line for line in reader.output().splitlines() if '"shard stopped, its mail waits"' in line]
     assert what in json.loads(line)["error"]
     (ready, answer), healthy = reader.get("/readyz"), reader.get("/healthz")[0]
     assert (ready, healthy) == (200, 200)  # its other shard is processed

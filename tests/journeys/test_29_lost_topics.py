@@ -83,7 +83,7 @@ async def test_processes_recover_from_deleted_topics(
             assert advice in line
             assert each.get("/healthz")[0] == 200
         # New mail of the tenant gets 4xx at once; other mail is accepted.
-        what = "topics of a dedicated tenant not usable" if tenant else LOST
+        what = "topics of a dedicated tenant not usable, its new mail is refused" if tenant else LOST
         await wait_until(lambda: topic_lines(hosting.ingress, what), what="the line of ingress", deadline_seconds=30)
         (line,) = topic_lines(hosting.ingress, what)
         assert missing in line

@@ -210,7 +210,7 @@ class DatabaseThread(threading.Thread):
         self._failure = f"the log at {self._path} cannot be written: {error}"
         if self._is_damaged:
             self._failure = f"the log at {self._path} is damaged ({error}): {DAMAGE_ADVICE}"
-        logger.error("log failed", error=self._failure)
+        logger.error("log failed, mail is not accepted and not processed", error=self._failure)
         self._post(self._on_failed, self._failure)
         self._close_store()
 

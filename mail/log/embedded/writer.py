@@ -207,7 +207,7 @@ class Writer:
 
     def _set_disk_state(self, low_disk: str | None, missing_file: str | None) -> None:
         if missing_file is not None and self._missing_file is None:
-            logger.error("log file missing", error=missing_file)
+            logger.error("log file missing, new mail is refused", error=missing_file)
         self._low_disk, self._missing_file = low_disk, missing_file
 
 

@@ -208,7 +208,7 @@ class KafkaLog(HistoryQueries):
             consumed |= {tp: offset for tp, (offset, _) in committed.items() if offset > beginnings.get(tp, offset)}
         if consumed:
             await self._cluster_info.delete_records(consumed)
-            logger.debug("purged", partitions=len(consumed))
+            logger.debug("consumed records purged", partitions=len(consumed))
 
     # --- Appender
 

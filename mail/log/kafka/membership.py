@@ -189,7 +189,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         while True:
             consumer = self._consumer = self._new_consumer()
             await self._poll(consumer)
-            logger.error("group membership failed, rejoining", role=self._role)
+            logger.error("group membership failed: shards released, rejoining", role=self._role)
             self._assigned = frozenset()
             self._changed.set()
             await self._stop_shards(self._drain_seconds)
@@ -219,7 +219,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             except CLIENT_ERRORS as error:
                 reason = error_message(error)
                 if reason != self.authorization_error:  # otherwise logged every second
-                    logger.warning("group membership error", role=self._role, error=reason)
+                    logger.warning("polling the group failed, retrying", role=self._role, error=reason)
                 self.authorization_error = reason if is_refusal(error) else None
                 await asyncio.sleep(_POLL_SECONDS)
 
@@ -308,7 +308,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 except LogUnusable as error:
                     # An unreadable record stops its shard, but not the process, which would only start again. The shard
                     # is retried, in case an operator has repaired the log.
-                    logger.error("shard stopped", role=self._role, shard=number, error=str(error))  # noqa: TRY400
+                    logger.error("shard stopped, its mail waits", role=self._role, shard=number, error=str(error))  # noqa: TRY400
                     STOPPED_SHARDS.record(self._role, number, str(error))
                     pause = _UNREADABLE_RETRY_SECONDS
                 finally:

@@ -84,6 +84,7 @@ class OffsetCommitter:
             if not changed:
                 self._unconfirmed = 0
                 return True
+            numbers = sorted(tp.partition for tp in changed)
             try:
                 await self._commit_offsets(
                     {tp: OffsetAndMetadata(committed.offset, committed.metadata) for tp, committed in changed.items()}
@@ -92,14 +93,15 @@ class OffsetCommitter:
                 self.outage = None  # the brokers answered
                 if is_recommit:  # the group is rebalancing, and assigns the shards by itself
                     return True
-                logger.warning("offset commit refused: another process owns the shards", error=str(error))
+                event = "offset commit refused, shards released: another process owns them"
+                logger.warning(event, shards=numbers, error=str(error))
                 self._unconfirmed = 0  # the new owner commits them; a later generation of ours starts without them
                 for shard in shards:
                     shard.revoke()
                 return True
             except LogUnavailable as error:
                 if self.outage is None:
-                    logger.warning("offset commit failed, retrying", error=str(error))
+                    logger.warning("offset commit failed, retrying", shards=numbers, error=str(error))
                 self.outage = str(error)
                 return False
             self.outage = None

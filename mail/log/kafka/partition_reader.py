@@ -221,7 +221,7 @@ class PartitionReader:
         except CLIENT_ERRORS:
             return
         except Exception:
-            logger.exception("check for a stuck reader failed")
+            logger.exception("check for a stuck reader failed, retrying", partitions=len(self._partitions))
             return
         behind = {tp: self._positions[tp] for tp, end in ends.items() if end > self._positions[tp]}
         if any(self._behind.get(tp) == position for tp, position in behind.items()):

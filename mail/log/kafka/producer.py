@@ -147,7 +147,7 @@ class Producer:
             # Concurrently: in sequence, every partition that still fails would delay the others by a time-out.
             semaphore = asyncio.Semaphore(_PROBES_MAX)
             await asyncio.gather(*(self._probe_partition(partition, semaphore) for partition in list(self._failed)))
-        logger.info("log appends work again")
+        logger.info("log appends work again, new mail is accepted")
         self._down = None
 
     async def _probe_partition(self, partition: TopicPartition, semaphore: asyncio.Semaphore) -> None:
@@ -157,7 +157,9 @@ class Producer:
         except LogUnavailable:
             return
         except Exception:  # otherwise the probes end and the log stays Down
-            logger.exception("probe failed", topic=partition.topic, partition=partition.partition)
+            logger.exception(
+                "probe failed, new mail stays refused", topic=partition.topic, partition=partition.partition
+            )
             return
         self._failed.discard(partition)
 

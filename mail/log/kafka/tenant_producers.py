@@ -125,7 +125,7 @@ class TenantProducers:
         except CLIENT_ERRORS as error:
             self._record_failure(tenant, error_message(error))
         except Exception as error:
-            logger.exception("opening a tenant's producer failed", tenant=tenant)
+            logger.exception("opening a tenant's producer failed, its new mail is refused", tenant=tenant)
             self._record_failure(tenant, f"internal error ({type(error).__name__})")
         finally:
             if tenant not in self._producers:
@@ -135,7 +135,7 @@ class TenantProducers:
         """Record a failure, and log it if the reason is new."""
         reason = f"tenant {tenant}: {text}"
         if self._failures.get(tenant, (0.0, ""))[1] != reason:
-            logger.error("topics of a dedicated tenant not usable", tenant=tenant, error=text)
+            logger.error("topics of a dedicated tenant not usable, its new mail is refused", tenant=tenant, error=text)
         self._failures[tenant] = asyncio.get_running_loop().time(), reason
 
     async def _close_producer(self, tenant: str) -> None:

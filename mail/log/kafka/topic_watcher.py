@@ -90,7 +90,7 @@ class TopicWatcher:
             live_brokers = await self._cluster_info.count_brokers()
             if live_brokers < self._settings.replication:
                 reason = too_few_brokers(live_brokers, self._access, self._settings)
-                logger.warning("more replicas than brokers", error=reason)
+                logger.warning("more replicas than brokers, existing topics are used", error=reason)
 
     async def watch(self) -> None:
         """Check until cancelled. Partitions that `dispatched` gains are used for new dispatches."""
@@ -105,9 +105,9 @@ class TopicWatcher:
                 self._unanswered += 1
                 if self._unanswered >= _UNANSWERED_MAX:
                     self.outage = str(error)
-                logger.debug("topic check failed", error=str(error))
+                logger.debug("topic check failed, retrying", prefix=self._access.prefix, error=str(error))
             except Exception:  # retried
-                logger.exception("topic check failed")
+                logger.exception("topic check failed, retrying", prefix=self._access.prefix)
 
     async def _check(self) -> None:
         if not self._is_missing and await self._are_unchanged():

@@ -83,7 +83,7 @@ async def test_bug_in_the_resolver_is_an_unknown_answer() -> None:
     with structlog.testing.capture_logs() as lines:
         answers = await BatchResolver(Broken()).resolve(["far.test"])
     assert isinstance(answers.mx["far.test"], DnsUnknown)
-    assert [line["event"] for line in lines] == ["resolver failed"]
+    assert [line["event"] for line in lines] == ["resolver failed, deliveries wait for DNS"]
 
 
 async def test_hanging_spool_gives_a_dsn_without_headers(monkeypatch: pytest.MonkeyPatch) -> None:
