@@ -61,6 +61,7 @@ class SessionEnd(StrEnum):
     SLOW = "slow"  # message data arrived too slowly while the memory budget was used up
     REJECTED = "rejected"  # 421 at the greeting or at MAIL
     TOO_MANY_ERRORS = "too_many_errors"  # the client sent too many invalid commands
+    NOT_SMTP = "not_smtp"  # the session began with an HTTP request line
     INTERNAL_ERROR = "internal_error"  # an internal exception while message data was read
     SHUTDOWN = "shutdown"  # the server drained, and no message was in progress
     ABORTED = "aborted"  # the drain time-out expired
@@ -155,7 +156,7 @@ class Session:
         handler = _HANDLERS.get(verb)
         if handler is None:
             if verb in esmtp.FORBIDDEN_COMMANDS and self.helo is None:
-                self.close(replies.NOT_SMTP, SessionEnd.TOO_MANY_ERRORS)
+                self.close(replies.NOT_SMTP, SessionEnd.NOT_SMTP)
             else:
                 self.reply(replies.NOT_IMPLEMENTED if verb in esmtp.NOT_OFFERED else replies.UNKNOWN_COMMAND)
             return

@@ -49,6 +49,7 @@ _COLOURED: Mapping[str, Mapping[str, str]] = {
         GREEN: "quit",
         BLUE: "shutdown",
         YELLOW: "disconnected timeout",
+        PURPLE: "not_smtp",
         ORANGE: "rejected slow aborted read_error",
         RED: "too_many_errors internal_error auth_failed",
     },

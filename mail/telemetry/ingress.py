@@ -16,13 +16,13 @@ SMTP_CONNECTIONS = _ingress.gauge(
 SMTP_SESSIONS = _ingress.counter(
     "smtp_sessions",
     "Total number of ended SMTP sessions by listener and cause: quit, disconnected (by the client), timeout, slow "
-    "(message data too slow while memory is short), rejected (421), too_many_errors (of the client), internal_error, "
-    "shutdown (between messages), aborted (shutdown during a message).",
+    "(message data too slow while memory is short), rejected (421), too_many_errors (of the client), not_smtp (an "
+    "HTTP request), internal_error, shutdown (between messages), aborted (shutdown during a message).",
     {
         "listener": _LISTENERS,
         "end": (
-            *("quit", "disconnected", "timeout", "slow", "rejected", "too_many_errors", "internal_error"),
-            *("shutdown", "aborted"),
+            *("quit", "disconnected", "timeout", "slow", "rejected", "too_many_errors", "not_smtp"),
+            *("internal_error", "shutdown", "aborted"),
         ),
     },
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
+from tests.support.docs.metrics import value
 from tests.support.servers.ingress import running_ingress, wait_until
 
 
@@ -70,3 +72,18 @@ async def test_whole_session_in_one_packet_with_half_close() -> None:
         client.writer.write_eof()
         assert (await client.read_to_end()).endswith(b"221 2.0.0 Bye\r\n")
         assert [server.body(number) for number in range(2)] == [b"Subject: 1\r\n\r\n", b"Subject: 2\r\n\r\n"]
+
+
+async def test_http_request_has_its_own_session_end() -> None:
+    def ended(end: str) -> float:
+        return value("smtp_sessions_total", listener="mx", end=end)
+
+    async with running_ingress() as server:
+        before = ended("not_smtp"), ended("too_many_errors")
+        with capture_logs() as lines:
+            client = await server.connect()
+            client.send(b"GET / HTTP/1.1\r\nHost: mx.example.test\r\n\r\n")
+            assert (await client.read_to_end()).endswith(b"421 4.7.0 This is an SMTP server\r\n")
+            await wait_until(lambda: not server.ingress._connections)
+        assert (ended("not_smtp"), ended("too_many_errors")) == (before[0] + 1, before[1])
+        assert [line["end"] for line in lines if line["event"] == "session ended"] == ["not_smtp"]
