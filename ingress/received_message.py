@@ -22,10 +22,10 @@ _HEADER_CHECK_BYTES = 1024  # octets examined to decide whether content begins w
 class ReceivedMessage:
     message: Message
     content: bytes
-    size: int  # octets without the added Received field
+    content_bytes: int  # as received: without the added Received field
 
     def check(self, listener: Listener) -> Reply | None:
-        if self.size > listener.max_size:
+        if self.content_bytes > listener.max_size:
             return replies.TOO_LARGE
         if count_hops(self.content) - 1 > listener.max_hops:
             return replies.TOO_MANY_HOPS

@@ -338,20 +338,20 @@ class Session:
         message = received.message
         refusal = received.check(self.listener)
         if refusal is not None:
-            self.refuse(refusal, sender=_path_text(mail.reverse_path), size=received.size)
+            self.refuse(refusal, sender=_path_text(mail.reverse_path), content_bytes=received.content_bytes)
             return refusal
         reply = await self.listener.acceptance.accept(message, received.content)
         if reply.code != 250:
             self.refuse(reply, queue_id=queue_id, sender=_path_text(mail.reverse_path))
             return reply
-        MESSAGE_SIZE.observe(received.size)
+        MESSAGE_SIZE.observe(received.content_bytes)
         logger.info(
             "message accepted",
             queue_id=queue_id,
             sender=_path_text(mail.reverse_path),
             to=[str(recipient.original) for recipient in recipients[:_LOGGED_RECIPIENTS_MAX]],
             recipients=len(recipients),
-            size=message.size_bytes,  # with the added Received field, as in trace and queue
+            size_bytes=message.size_bytes,
             client=self.ip,
             helo=client.helo,
             protocol=client.protocol,

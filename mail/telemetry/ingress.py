@@ -40,7 +40,7 @@ MESSAGES_RECEIVED = _ingress.counter(
 )
 MESSAGE_SIZE = _ingress.histogram(
     "message_size_bytes",
-    "Size of accepted messages, in bytes.",
+    "Size of accepted messages as received, without the Received field of eilpost, in bytes.",
     buckets=(1e3, 4e3, 16e3, 64e3, 256e3, 1e6, 4e6, 16e6, 64e6),
 )
 ACCEPT_DURATION = _ingress.histogram(

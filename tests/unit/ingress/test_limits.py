@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.servers.ingress import running_ingress, wait_until
 
@@ -53,8 +54,11 @@ async def test_size_limit_excludes_transparent_dots(size_bytes: int, code: str) 
         content = b"Subject: x\r\n\r\n" + b".\r\n" * 99_900  # 399.6 kB on the wire
         content += b"y" * (size_bytes - len(content) - 2) + b"\r\n"
         assert len(content) == size_bytes
-        client.send(content.replace(b"\r\n.", b"\r\n..") + b".\r\n")  # transparent dots do not count
-        assert (await client.read_reply()).startswith(code)
+        with capture_logs() as lines:
+            client.send(content.replace(b"\r\n.", b"\r\n..") + b".\r\n")  # transparent dots do not count
+            assert (await client.read_reply()).startswith(code)
+        refused = [line["content_bytes"] for line in lines if line["event"] == "command refused"]
+        assert refused == [size_bytes] * (code == "552")
         assert [server.body(number) for number in range(len(server.log.accepted))] == [content] * (code == "250")
 
 

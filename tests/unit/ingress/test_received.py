@@ -112,7 +112,7 @@ async def test_accepted_log_line_has_recipients_and_stored_size() -> None:
             await client.read_reply()
         [line] = [line for line in lines if line["event"] == "message accepted"]
         assert line["to"] == [f"u{number}@catch.test" for number in range(20)]
-        assert (line["recipients"], line["size"]) == (25, len(server.content()))
+        assert (line["recipients"], line["size_bytes"]) == (25, len(server.content()))
         assert None not in line.values()
 
 
