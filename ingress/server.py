@@ -68,7 +68,7 @@ class Ingress:
         )
         self._spool_monitor = SpoolMonitor(spool, log_settings.min_free_disk)
         self._log = log
-        self._connections: set[Connection] = set()
+        self.connections: set[Connection] = set()
         self.bound_addresses: list[tuple[str, int]] = []  # after `ready`; tells the port when 0 was configured
         try:
             networks = policy.parse_networks(settings.relay_networks)
@@ -137,7 +137,7 @@ class Ingress:
         coalescer = WriteCoalescer(loop)
         try:
             server = await loop.create_server(
-                lambda: Connection(self._listener, self._connections, coalescer, loop), host, port, backlog=_BACKLOG
+                lambda: Connection(self._listener, self.connections, coalescer, loop), host, port, backlog=_BACKLOG
             )
         except OSError as error:
             reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
@@ -151,9 +151,9 @@ class Ingress:
 
     async def _drain(self) -> None:
         """Drain all sessions, wait for messages in progress, then abort the remaining sessions."""
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.drain()
-        tasks = {connection.task for connection in self._connections if connection.task is not None}
+        tasks = {connection.task for connection in self.connections if connection.task is not None}
         if not tasks:
             return
         _done, unfinished = await asyncio.wait(tasks, timeout=self._drain_seconds)
@@ -163,5 +163,5 @@ class Ingress:
             task.cancel()
         if unfinished:
             await asyncio.wait(unfinished, timeout=_ABORT_SECONDS)
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.abort()

@@ -19,6 +19,7 @@ from mail.settings import LogSettings
 from tests.contract.log_contract.harness import read_inputs, router_shard_of
 from tests.support.builders.records import accepted, attempted, queue_id
 from tests.support.servers.embedded_log import running
+from tests.support.servers.ports import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +39,7 @@ async def test_a_full_disk_loses_nothing_and_recovers(path: Path) -> None:
         await log.writer.query(lambda store: store._connection.execute("PRAGMA max_page_count = 20").fetchone())
         with pytest.raises(LogUnavailable, match="full"):
             await log.append(accepted(2, bytes(1_000_000)))
-        async with asyncio.timeout(10):
-            while not isinstance(log.condition(), Usable):
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: isinstance(log.condition(), Usable))
         await log.append(accepted(3))
         async with router_shard_of(log) as shard:
             entries = await read_inputs(shard, 2)
@@ -58,9 +57,7 @@ async def test_a_hanging_disk_times_out_and_late_appends_are_not_made(path: Path
         with pytest.raises(LogUnavailable):
             await blocked
         release.set()
-        async with asyncio.timeout(10):
-            while not isinstance(log.condition(), Usable):
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: isinstance(log.condition(), Usable))
         await log.append(accepted(2))
         async with router_shard_of(log) as shard:
             assert [entry.record for entry in await read_inputs(shard, 1)] == [accepted(2)]
@@ -85,9 +82,7 @@ async def test_the_log_recovers_from_a_hang_outside_of_requests(path: Path, monk
             await log.append(accepted(1))
         assert isinstance(log.condition(), Down)
         release.set()
-        async with asyncio.timeout(5):
-            while not isinstance(log.condition(), Usable):
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: isinstance(log.condition(), Usable))
         await log.append(accepted(2))
         async with router_shard_of(log) as shard:
             assert [entry.record for entry in await read_inputs(shard, 1)] == [accepted(2)]
@@ -115,9 +110,7 @@ async def test_the_files_shrink_after_consumption(path: Path) -> None:
             await asyncio.gather(*(log.append(accepted(n, content)) for n in range(100)))
         async with router_shard_of(log) as shard:
             await shard.commit([], await read_inputs(shard, 800, limit=1000))
-        async with asyncio.timeout(20):
-            while sum(f.stat().st_size for f in path.parent.iterdir()) > 24 << 20:
-                await asyncio.sleep(0.05)
+        await wait_until(lambda: sum(f.stat().st_size for f in path.parent.iterdir()) <= 24 << 20)
 
 
 async def test_memory_and_database_return_each_entry_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,9 +162,7 @@ async def test_a_failing_disk_is_down_until_it_works(path: Path, monkeypatch: py
             condition = log.condition()
             assert isinstance(condition, Down)
             assert str(path) in condition.reason
-        async with asyncio.timeout(10):
-            while not isinstance(log.condition(), Usable):
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: isinstance(log.condition(), Usable))
         await log.append(accepted(3))
         async with router_shard_of(log) as shard:
             assert [entry.record for entry in await read_inputs(shard, 2)] == [accepted(1), accepted(3)]

@@ -82,12 +82,6 @@ async def log_in(role: Pop3Server) -> tuple[asyncio.StreamReader, asyncio.Stream
     return reader, writer
 
 
-async def wait_until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 def metric(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 

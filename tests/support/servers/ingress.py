@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from mail.record import Accepted, Record
 from mail.route import ToRelay
 from mail.settings import LogSettings, NodeSettings, SpoolSettings
 from mail.settings_roles import IngressSettings
+from tests.support.docs.metrics import value
 from tests.support.servers.static_directory import StaticDirectory
 from tests.support.servers.static_resolver import StaticResolver
 
@@ -172,6 +173,14 @@ class RunningIngress:
         if self.task.done():
             self.task.result()
 
+    @property
+    def open_connections(self) -> float:
+        return value("smtp_connections", listener="mx")
+
+    @property
+    def in_flight_bytes(self) -> float:
+        return value("ingress_in_flight_bytes")
+
     async def connect(self) -> SmtpClient:
         host, port = self.ingress.bound_addresses[0]
         reader, writer = await asyncio.open_connection(host, port)
@@ -205,9 +214,3 @@ async def running_ingress(**settings: Any) -> AsyncIterator[RunningIngress]:
         yield server
     finally:
         await server.close()
-
-
-async def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)

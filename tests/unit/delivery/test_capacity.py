@@ -24,6 +24,7 @@ from tests.support.builders.routing import snapshot
 from tests.support.clients.couriers import HostResolver
 from tests.support.docs.metrics import value
 from tests.support.servers.delivery_worker import OK, FakeCourier, outcomes_for_all, running_worker, running_worker_of
+from tests.support.servers.ports import wait_until
 from tests.support.servers.static_directory import StaticDirectory
 
 
@@ -46,8 +47,7 @@ async def test_in_flight_limit_is_shared_by_all_shards() -> None:
         for number, shard in enumerate(shards):
             await stack.enter_async_context(running_worker_of(capacity, courier, shard, spool))
             shard.put(*(dispatched(relay(100 * number + site)) for site in range(3)))
-        await asyncio.sleep(0.1)
-        assert courier.active == courier.active_max == 2
+        await wait_until(lambda: courier.active == 2 and all(shard.read_count == 3 for shard in shards))
         release.set()  # a delivery that finishes in one shard frees a slot for the other
         for shard in shards:
             await shard.wait_finished(3)
@@ -106,13 +106,12 @@ async def test_lost_shard_frees_its_deliveries_and_others_continue() -> None:
     async with running_worker_of(capacity, courier, second, spool, drain_seconds=0.1):
         async with running_worker_of(capacity, courier, first, spool, drain_seconds=0.1) as task:
             first.put(*(dispatched(relay(1)) for _ in range(5)))
-            while courier.active < 1:
-                await asyncio.sleep(0)
+            await wait_until(lambda: courier.active >= 1)
             second.put(dispatched(relay(2)))
-            await asyncio.sleep(0.05)
+            await wait_until(lambda: second.read_count == 1)
             first.revoke()
             await task
-        await asyncio.sleep(0.05)
+        await wait_until(lambda: len(courier.delivered) == 2)
         assert [delivery.route for delivery, _ in courier.delivered] == [relay(1), relay(2)]
         assert (capacity.in_flight.queued, capacity.in_flight.in_flight_count) == (0, 1)
 
@@ -137,8 +136,7 @@ async def test_content_spooled_for_another_shard_survives_cancellation() -> None
     owner, other = FakeShard(), FakeShard()
     async with running_worker_of(capacity, courier, owner, spool):
         owner.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(2)))
-        while owner.read_count < 2:
-            await asyncio.sleep(0)
+        await wait_until(lambda: owner.read_count >= 2)
         async with running_worker_of(capacity, courier, other, spool) as task:
             other.put(*(dispatched(relay(2), content=b"x" * 250_000) for _ in range(3)))
             await keeping.wait()
@@ -216,9 +214,11 @@ async def test_released_shard_is_acquired_again(monkeypatch: pytest.MonkeyPatch)
     stop = asyncio.Event()
     running = asyncio.create_task(role.run(lambda: None, stop))
     await log.append(dispatched(mailbox()))
-    async with asyncio.timeout(5):
-        while (await log.backlog()).attempted == 0:
-            await asyncio.sleep(0.01)
-        assert (await log.backlog()).dispatched == 0
-        stop.set()
-        await running
+
+    async def is_reported() -> bool:
+        return (await log.backlog()).attempted > 0
+
+    await wait_until(is_reported)
+    assert (await log.backlog()).dispatched == 0
+    stop.set()
+    await asyncio.wait_for(running, 5)

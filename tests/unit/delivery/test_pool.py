@@ -20,8 +20,9 @@ from mail.resolver import NoSuchDomain
 from mail.route import ToMx
 from mail.settings_roles import DeliverySettings
 from tests.support.builders.delivery import CONTENT, delivery, relay
-from tests.support.clients.couriers import SHORT_TIMEOUTS, HostResolver, courier, outcome_names, wait_until
+from tests.support.clients.couriers import SHORT_TIMEOUTS, HostResolver, courier, outcome_names
 from tests.support.docs.metrics import value
+from tests.support.servers.ports import wait_until
 from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Stall, Wait
 
 
@@ -124,7 +125,8 @@ async def test_wait_for_a_connection_is_observed() -> None:
     async with ScriptedRemote(script) as remote, courier(max_connections_per_site=1) as smtp:
         before = value("delivery_throttle_seconds_count"), value("delivery_throttle_seconds_sum")
         attempts = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(2)))
-        await asyncio.sleep(0.2)
+        await remote.wait_command("DOT")
+        await asyncio.sleep(0.2)  # the second one waits at least as long
         release.set()
         await attempts
         assert value("delivery_throttle_seconds_count") - before[0] == 1

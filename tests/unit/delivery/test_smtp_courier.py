@@ -13,8 +13,9 @@ from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import Connection
 from mail.outcome import Deferred, Failed
 from tests.support.builders.delivery import CONTENT, delivery, relay
-from tests.support.clients.couriers import SHORT_TIMEOUTS, courier, outcome_names, wait_until
+from tests.support.clients.couriers import SHORT_TIMEOUTS, courier, outcome_names
 from tests.support.servers.listener import listening, streams
+from tests.support.servers.ports import wait_until
 from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Stall, Then, Wait
 
 

@@ -25,7 +25,8 @@ from mail.settings_roles import DeliverySettings
 from mail.settings_section import SettingsError
 from mail.telemetry import REGISTRY
 from tests.support.builders.delivery import CONTENT, delivery, relay
-from tests.support.clients.couriers import HostResolver, courier, outcome_names, wait_until
+from tests.support.clients.couriers import HostResolver, courier, outcome_names
+from tests.support.servers.ports import wait_until
 from tests.support.servers.scripted_remote import ScriptedRemote
 
 BROADCAST = "127.255.255.255"  # of lo: Linux binds it and connects from 127.0.0.1

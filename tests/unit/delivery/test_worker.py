@@ -18,6 +18,7 @@ from mail.route import ToMx
 from tests.support.builders.delivery import CONTENT, FakeShard, FakeSpool, by_id, dispatched, relay
 from tests.support.docs.metrics import value
 from tests.support.servers.delivery_worker import OK, FakeCourier, outcomes_for_all, running_worker
+from tests.support.servers.ports import wait_until
 
 DEFERRED_REPLY = Reply(450, "4.2.0", "later")
 FAILED_REPLY = Reply(550, "5.1.1", "never")
@@ -178,11 +179,9 @@ async def test_lost_shard_cancels_attempts_before_the_final_dot_only() -> None:
     shard, courier = FakeShard(), FakeCourier(do)
     async with running_worker(courier, shard) as task:
         shard.put(dispatched(relay(1)), dispatched(relay(2)))
-        while courier.active < 2:
-            await asyncio.sleep(0)
+        await wait_until(lambda: courier.active >= 2)
         shard.revoke()
-        while courier.active > 1:
-            await asyncio.sleep(0)
+        await wait_until(lambda: courier.active <= 1)
         assert not task.done()
         assert courier.active == 1
         go.set()
@@ -217,8 +216,7 @@ async def test_drain_times_out() -> None:
     with capture_logs() as lines:
         async with running_worker(courier, shard, drain_seconds=0.1):
             shard.put(dispatched(relay(1)))
-            while not courier.active:
-                await asyncio.sleep(0)
+            await wait_until(lambda: courier.active)
     assert shard.finished == []
     (line,) = [line for line in lines if line["event"] == "drain timed out"]
     assert (line["role"], line["shard"], line["attempts_cancelled"]) == ("delivery", 0, 1)

@@ -12,6 +12,7 @@ from mail.settings_roles import DeliverySettings
 from mail.spool import SpoolUnavailable
 from tests.support.builders.delivery import FakeShard, FakeSpool, by_id, dispatched, relay
 from tests.support.servers.delivery_worker import OK, FakeCourier, outcomes_for_all, running_worker, running_worker_of
+from tests.support.servers.ports import wait_until
 
 
 async def test_slow_site_does_not_block_others() -> None:
@@ -47,8 +48,7 @@ async def test_many_stalled_sites_do_not_block_others() -> None:
     async with running_worker(courier, shard, drain_seconds=0.1):
         for site in range(100):
             shard.put(*(dispatched(relay(100 + site)) for _ in range(10)))
-        while shard.read_count < 1000:
-            await asyncio.sleep(0.01)
+        await wait_until(lambda: shard.read_count >= 1000)
         shard.put(*(dispatched(relay(1)) for _ in range(50)))
         assert all(offset >= 1000 for offset in shard.committed)
         await shard.wait_finished(50)
@@ -66,8 +66,7 @@ async def test_stalled_sites_with_large_messages_do_not_block_others() -> None:
     async with running_worker(courier, shard, spool, drain_seconds=0.1, max_in_flight_bytes="4MiB"):
         for site in range(4):
             shard.put(*(dispatched(relay(100 + site), content=large) for _ in range(20)))
-        while shard.read_count < 80 or courier.active < 4:
-            await asyncio.sleep(0.01)
+        await wait_until(lambda: shard.read_count >= 80 and courier.active >= 4)
         shard.put(*(dispatched(relay(1), content=b"y" * 100_000) for _ in range(50)))
         await shard.wait_finished(50)
         assert 4 <= sum(one.route != relay(1) for one, _ in courier.delivered) <= 12
@@ -147,11 +146,9 @@ async def test_read_limit_follows_the_largest_content() -> None:
     shard, courier = FakeShard(), FakeCourier(do)
     async with running_worker(courier, shard, max_in_flight_bytes="4MiB"):  # a spool.max_inline_size of 1 MiB or more
         shard.put(dispatched(relay(1), content=b"x" * 1_000_000))
-        while shard.read_count < 1:
-            await asyncio.sleep(0)
+        await wait_until(lambda: shard.read_count >= 1)
         shard.put(*(dispatched(relay(number), content=b"x" * 1_000_000) for number in range(2, 20)))
-        while shard.read_count < 2:
-            await asyncio.sleep(0)
+        await wait_until(lambda: shard.read_count >= 2)
         assert shard.read_count <= 4
         go.set()
         await shard.wait_finished(19)
@@ -170,8 +167,7 @@ async def test_shard_lost_while_memory_is_full() -> None:
     capacity = Capacity(settings, spool)
     async with running_worker_of(capacity, courier, shard, spool) as task:
         shard.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(4)))
-        while not (courier.active and capacity.waiting_shards):
-            await asyncio.sleep(0)
+        await wait_until(lambda: courier.active and capacity.waiting_shards)
         shard.revoke()
         async with asyncio.timeout(0.5):
             await task
@@ -187,8 +183,7 @@ async def test_shard_lost_while_the_queue_is_full() -> None:
     capacity = Capacity(DeliverySettings(max_in_flight_deliveries=1), spool, queued_max=20)
     async with running_worker_of(capacity, courier, shard, spool) as task:
         shard.put(*(dispatched(relay(1)) for _ in range(30)))
-        while shard.read_count < 20 or not capacity.waiting_shards:
-            await asyncio.sleep(0)
+        await wait_until(lambda: shard.read_count >= 20 and capacity.waiting_shards)
         shard.revoke()
         async with asyncio.timeout(0.5):
             await task

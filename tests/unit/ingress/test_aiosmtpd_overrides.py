@@ -29,7 +29,7 @@ async def test_connection_does_not_resolve_or_scan_attributes(monkeypatch: pytes
     async with running_ingress() as server:
         client = await server.connect()
         await client.read_reply()
-        (session,) = server.ingress._connections
+        (session,) = server.ingress.connections
         assert dir(session) == []
         assert session._smtp_methods == {}
 
@@ -43,7 +43,7 @@ async def test_exception_gets_generic_451_and_resets_the_transaction() -> None:
         assert await client.command("RCPT TO:<bob@example.test>") == "503 5.5.1 Send MAIL first"
         server.log.error = None
         assert (await client.command("MAIL FROM:<>")).startswith("250")
-        assert server.ingress._memory_budget.used_bytes == 0
+        assert server.in_flight_bytes == 0
 
 
 async def test_connection_error_of_the_log_does_not_end_the_session() -> None:

@@ -59,7 +59,7 @@ async def test_draining_aborts_sessions_after_the_drain_time() -> None:
     assert [line["sessions_aborted"] for line in lines if line["event"] == "drain timed out"] == [1]
     assert await client.read_to_end() == b"421 4.3.2 Shutting down, try again later\r\n"
     assert server.log.accepted == []
-    assert server.ingress._connections == set()
+    assert server.ingress.connections == set()
 
 
 async def test_port_in_use_is_a_service_error() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.servers.ingress import running_ingress, wait_until
+from tests.support.servers.ingress import running_ingress
+from tests.support.servers.ports import wait_until
 
 
 async def test_overlong_lines_are_refused_and_the_session_continues() -> None:
@@ -68,11 +69,11 @@ async def test_message_data_beyond_the_memory_budget_gets_452() -> None:
         await first.start_data()
         await second.start_data()
         first.send(b"x" * 40_000 + b"\r\n")
-        await wait_until(lambda: server.ingress._memory_budget.used_bytes >= 40_000)
+        await wait_until(lambda: server.in_flight_bytes >= 40_000)
         second.send(b"x" * 40_000 + b"\r\n")
         assert await second.command(".") == "452 4.3.1 Insufficient system storage, try again later"
         assert (await first.command(".")).startswith("250")
-        assert server.ingress._memory_budget.used_bytes == 0
+        assert server.in_flight_bytes == 0
 
 
 async def test_connection_limits() -> None:
@@ -81,7 +82,7 @@ async def test_connection_limits() -> None:
         assert [(await connected_client.read_reply())[:3] for connected_client in connected] == ["220", "220"]
         assert (await (await server.connect()).read_reply()).startswith("421 4.7.0")
         await connected[0].command("QUIT")
-        await wait_until(lambda: server.ingress._listener.connection_limiter.total == 1)
+        await wait_until(lambda: server.open_connections == 1)
         assert (await (await server.connect()).read_reply()).startswith("220")
     async with running_ingress(max_connections_per_client=1, relay_networks=[]) as server:
         assert (await (await server.connect()).read_reply()).startswith("220")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from ingress.limits import RATE_INTERVAL_SECONDS, ConnectionLimiter, IncomingData, MemoryBudget
+from tests.support.clock import Clock
 from tests.support.servers.ingress import running_ingress
+from tests.support.servers.ports import wait_until
 
 SLOW_AT = 3 * RATE_INTERVAL_SECONDS
 
@@ -83,19 +83,19 @@ def test_complete_or_fast_data_is_not_aborted() -> None:
 
 
 async def test_slow_data_gets_421_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingress.limits.RATE_INTERVAL_SECONDS", 0.1)
+    clock = Clock(monkeypatch)
     async with running_ingress(max_in_flight_bytes="64KiB", max_message_size="48KiB") as server:
         slow, other = await server.connect(), await server.connect()
         await slow.start_data()
         slow.send(b"x" * 60_000 + b"\r\n")
-        while server.ingress._memory_budget.used_bytes < 60_000:
-            await asyncio.sleep(0.01)
-        for _ in range(4):
-            await asyncio.sleep(0.15)
+        await wait_until(lambda: server.in_flight_bytes == 60_002)
+        for number in range(1, 5):
+            clock.advance(0.9 * RATE_INTERVAL_SECONDS)
             slow.send(b"q")
+            await wait_until(lambda number=number: server.in_flight_bytes == 60_002 + number)
         await other.start_data()
         other.send(b"y" * 30_000 + b"\r\n")
         assert (await other.command(".")).startswith("250")
         assert await slow.read_reply() == "421 4.3.1 Server busy and message data too slow, try again later"
         assert await slow.read_to_end() == b""
-        assert server.ingress._memory_budget.used_bytes == 0
+        assert server.in_flight_bytes == 0

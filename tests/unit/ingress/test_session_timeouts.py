@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.servers.ingress import running_ingress, wait_until
+from tests.support.clock import Clock
+from tests.support.servers.ingress import running_ingress
+from tests.support.servers.ports import wait_until
 
 
-async def test_data_time_out_restarts_with_each_part() -> None:
+async def test_data_time_out_restarts_with_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     async with running_ingress(data_timeout="60s") as server:
         client = await server.connect()
         await client.start_data()
-        (session,) = server.ingress._connections
-        for _ in range(3):
-            before = session._deadline
+        for number in range(1, 4):
+            clock.advance(50)
             client.send(b"slow line\r\n")
-            await wait_until(lambda before=before: session._deadline > before)
-        session._deadline = session.loop.time()  # the client sends nothing more
-        session._timeout_cb()
+            await wait_until(lambda number=number: server.in_flight_bytes == number * 11)
+        clock.advance(61)
         assert await client.read_reply() == "421 4.4.2 Timed out"
 
 
-async def test_slow_data_times_out_eventually() -> None:
+async def test_slow_data_times_out_eventually(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     async with running_ingress(data_timeout="60s") as server:
         client = await server.connect()
         await client.start_data()
-        (session,) = server.ingress._connections
-        session._data_started_at -= 601.0  # ten times the time-out
-        client.send(b"x")
+        for number in range(1, 6):
+            clock.advance(50)
+            client.send(b"x")
+            await wait_until(lambda number=number: server.in_flight_bytes == number)
+        clock.advance(51)  # five times the time-out, but less than one since the last part
         assert await client.read_reply() == "421 4.4.2 Timed out"
         assert server.log.accepted == []
 
@@ -46,17 +50,19 @@ async def test_idle_session_gets_421(in_data: bool) -> None:
         assert server.log.accepted == []
 
 
-async def test_incomplete_lines_do_not_restart_the_command_time_out() -> None:
-    async with running_ingress() as server:
+async def test_incomplete_lines_do_not_restart_the_command_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    async with running_ingress(command_timeout="5m") as server:
         client = await server.connect()
         await client.read_reply()
-        await client.command("NOOP")
-        (session,) = server.ingress._connections
-        before = session._deadline
-        for octets in (b"NO", b"OP" * 2000):
-            client.send(octets)
-            await client.writer.drain()
-        await wait_until(lambda: session.framer._overlong)
-        assert session._deadline == before
-        assert await client.command("") == "500 5.5.2 Line too long"
-        assert session._deadline > before
+        for _ in range(2):
+            clock.advance(200)
+            assert await client.command("NOOP" * 1000) == "500 5.5.2 Line too long"
+        (connection,) = server.ingress.connections
+        clock.advance(200)
+        client.send(b"NO")
+        await wait_until(lambda: connection.framer.pipelined_bytes == 2)
+        client.send(b"OP" * 1000)
+        await wait_until(lambda: connection.framer.pipelined_bytes == 0)  # discarded: the line is too long
+        clock.advance(101)
+        assert await client.read_reply() == "421 4.4.2 Timed out"

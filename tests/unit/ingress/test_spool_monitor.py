@@ -8,6 +8,7 @@ import pytest
 
 from mail.spool import SpoolUnavailable
 from tests.support.servers.ingress import StubSpool, running_ingress
+from tests.support.servers.ports import wait_until
 
 FULL = "452 4.3.1 Insufficient system storage, try again later"
 FAILED = "451 4.3.0 Local error, try again later"
@@ -38,9 +39,18 @@ async def test_mail_gets_4xx_while_the_spool_is_unusable(monkeypatch: pytest.Mon
                 server.spool.free_bytes_error = SpoolUnavailable("read-only")
             case _:
                 hangs.clear()
-        await asyncio.sleep(0.2)
-        assert await client.command("MAIL FROM:<alice@example.test>") == (FULL if fault == "full" else FAILED)
+        mail = "MAIL FROM:<alice@example.test>"
+        expected = FULL if fault == "full" else FAILED
+
+        async def is_refused() -> bool:
+            await client.command("RSET")
+            return await client.command(mail) == expected
+
+        await wait_until(is_refused)
         server.spool.free_space, server.spool.free_bytes_error = 1 << 40, None
         hangs.set()
-        await asyncio.sleep(0.2)
-        assert (await client.command("MAIL FROM:<alice@example.test>")).startswith("250")
+
+        async def is_accepted() -> bool:
+            return (await client.command(mail)).startswith("250")
+
+        await wait_until(is_accepted)

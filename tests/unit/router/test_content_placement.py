@@ -17,7 +17,8 @@ from router.decide import decide
 from router.mail_queue import MailQueue
 from router.routing_context import RoutingContext
 from tests.support.builders.routing import CONTENT, START, RouterSimulator, accepted, of_kind, policy, snapshot
-from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed, wait_until
+from tests.support.servers.ports import wait_until
+from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed
 
 SMART = ToRelay("smart.test", 25)
 

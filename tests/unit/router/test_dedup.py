@@ -11,7 +11,8 @@ from mail.telemetry import REGISTRY
 from router import dedup
 from router.dedup import RETENTION, RecentQueueIds
 from tests.support.builders.routing import START
-from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed, wait_until
+from tests.support.servers.ports import wait_until
+from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed
 
 
 def ids(count: int):  # type: ignore[no-untyped-def]

@@ -14,8 +14,9 @@ from router.accounting import BatchAccounting
 from router.mail_queue import MailQueue
 from tests.support.builders.routing import RouterSimulator, deferred, of_kind, policy
 from tests.support.docs.metrics import value
+from tests.support.servers.ports import wait_until
 from tests.unit.router.test_quarantine import break_decide
-from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed, wait_until
+from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed
 
 SMART = ToRelay("smart.test", 25)
 

@@ -40,7 +40,8 @@ from tests.support.builders.routing import (
     policy,
     snapshot,
 )
-from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed, wait_until
+from tests.support.servers.ports import wait_until
+from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed
 
 SMART = ToRelay("smart.test", 25)
 

@@ -33,6 +33,7 @@ from mail.spool.memory import MemorySpool
 from mail.telemetry import REGISTRY
 from router.server import Router
 from tests.support.builders.routing import CONTENT, accepted, deferred, delivered, snapshot
+from tests.support.servers.ports import wait_until
 from tests.support.servers.static_directory import StaticDirectory
 from tests.support.servers.static_resolver import StaticResolver
 
@@ -106,17 +107,6 @@ def router_on(log: RouterLog, setup: RouterSetup) -> Router:
 def succeed(request: Dispatched) -> Attempted:
     outcomes = tuple(map(delivered, request.delivery.message.envelope.recipients))
     return Attempted(request.delivery.id, request.number, outcomes, datetime.now(UTC), timedelta(0))
-
-
-async def wait_until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            found = condition()
-            if asyncio.iscoroutine(found):
-                found = await found
-            if found:
-                return
-            await asyncio.sleep(0.005)
 
 
 def accepted_now(*to: str, **fields: object) -> Accepted:

@@ -9,6 +9,7 @@ import pytest
 
 from eilpost.load import sink as module
 from eilpost.load.sink import Sink
+from tests.support.servers.ports import wait_until
 
 
 class Destinations:
@@ -116,8 +117,7 @@ async def test_buffered_incomplete_messages_are_limited(monkeypatch: pytest.Monk
         large, small = [await asyncio.open_connection("127.0.0.1", sink.port) for _ in range(2)]
         half = transaction(b"x" * 250_000)[:-3]
         large[1].write(half)
-        while sink.buffered_bytes < 250_000:
-            await asyncio.sleep(0.01)
+        await wait_until(lambda: sink.buffered_bytes >= 250_000)
         small[1].write(transaction(b"x" * 100_000)[:-3])
         with contextlib.suppress(ConnectionError):
             await large[0].read()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from mail.directory.passwords import hash_password
 from mail.directory.toml import parse_directory
 from mail.route import RelayProtocol, ToRelay
 from tests.support.docs.metrics import value
+from tests.support.servers.ports import wait_until
 from tests.support.servers.static_directory import StaticDirectory
 
 _HASH = hash_password("eilpost-demo")
@@ -166,21 +167,15 @@ async def directory(path: Path) -> AsyncIterator[FileDirectory]:
     await made.close()
 
 
-async def _wait_until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def test_edit_in_place_and_replacement_are_detected(directory: FileDirectory, path: Path) -> None:
     old = directory.snapshot
     path.write_text(_WHOLE + '[domains."new.test"]\n')
-    await _wait_until(lambda: "new.test" in directory.snapshot.domains)
+    await wait_until(lambda: "new.test" in directory.snapshot.domains)
     assert "new.test" not in old.domains
     tmp = path.with_suffix(".tmp")
     tmp.write_text(_WHOLE + '[domains."wen.test"]\n')
     tmp.replace(path)
-    await _wait_until(lambda: "wen.test" in directory.snapshot.domains)
+    await wait_until(lambda: "wen.test" in directory.snapshot.domains)
 
 
 async def test_invalid_file_keeps_the_last_good_version_and_is_logged_once(path: Path) -> None:
@@ -332,7 +327,7 @@ async def test_verified_password_is_cached_for_a_minute(
 async def test_changed_password_is_not_cached(directory: FileDirectory, path: Path) -> None:
     assert await directory.authenticate("alice@example.test", "eilpost-demo")
     path.write_text(_WHOLE.replace(_HASH, _OTHER_HASH))
-    await _wait_until(lambda: directory.snapshot.users["alice@example.test"].password == _OTHER_HASH)
+    await wait_until(lambda: directory.snapshot.users["alice@example.test"].password == _OTHER_HASH)
     assert not await directory.authenticate("alice@example.test", "eilpost-demo")
     assert await directory.authenticate("alice@example.test", "another")
 

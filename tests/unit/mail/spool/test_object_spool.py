@@ -21,6 +21,8 @@ from mail.spool.group_commit import LARGE_BYTES
 from mail.spool.limiter import Limiter
 from mail.spool.object_spool import ObjectSpool
 from mail.spool.object_store import describe_error, open_store
+from tests.support.servers.listener import settle
+from tests.support.servers.ports import wait_until
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ class PutRecorder:
         self.now_bytes += len(content)
         self.most, self.most_bytes = max(self.most, self.now), max(self.most_bytes, self.now_bytes)
         try:
-            await asyncio.sleep(0.001)
+            await settle()  # others may start meanwhile
             await self.proceed.wait()
             if self.error:
                 raise self.error
@@ -72,8 +74,8 @@ async def test_contents_that_wait_form_the_next_batch(spool: ObjectSpool, monkey
     puts_in_progress = []
     for _ in range(50):
         puts_in_progress.append(asyncio.create_task(spool.put(b"content")))
-        await asyncio.sleep(0.002)
-    assert puts.now == objects_module.WRITERS
+        await settle()
+    await wait_until(lambda: puts.now == objects_module.WRITERS)
     puts.proceed.set()
     locations = await asyncio.gather(*puts_in_progress)
     assert puts.count == objects_module.WRITERS + 1
@@ -88,10 +90,11 @@ async def test_content_of_a_cancelled_caller_is_not_written(
     puts_in_progress = []
     for _ in range(objects_module.WRITERS + 3):
         puts_in_progress.append(asyncio.create_task(spool.put(b"content")))
-        await asyncio.sleep(0.002)
+        await settle()
+    await wait_until(lambda: puts.now == objects_module.WRITERS)
     for cancelled in puts_in_progress[objects_module.WRITERS :]:
         cancelled.cancel()
-    await asyncio.sleep(0)
+    await settle()
     puts.proceed.set()
     await asyncio.gather(*puts_in_progress, return_exceptions=True)
     await spool.close()
@@ -132,18 +135,16 @@ async def test_limiter_is_fair_and_skips_cancelled_waiters() -> None:
     first, rest = asyncio.Event(), asyncio.Event()
     rest.set()
     tasks = [asyncio.create_task(work("first", 8, first))]
-    await asyncio.sleep(0)
+    await settle()
     big = asyncio.create_task(work("big", 100, rest))
     cancelled = asyncio.create_task(work("cancelled", 9, rest))
     tasks.append(asyncio.create_task(work("small", 1, rest)))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await settle()
     assert order == ["first"]
     cancelled.cancel()
     big.cancel()
     await asyncio.wait([big, cancelled])
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await settle()
     assert order == ["first", "small"]
     first.set()
     await asyncio.gather(*tasks)

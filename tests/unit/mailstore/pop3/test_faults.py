@@ -10,16 +10,8 @@ from structlog.testing import capture_logs
 from mail.message import DeliveryId
 from mail.settings import NodeSettings
 from mailstore.memory import MemoryMailboxes
-from tests.support.clients.pop3 import (
-    LOG_IN,
-    OWNER,
-    FailingMailboxes,
-    exchange,
-    log_in,
-    make_directory,
-    running_pop3,
-    wait_until,
-)
+from tests.support.clients.pop3 import LOG_IN, OWNER, FailingMailboxes, exchange, log_in, make_directory, running_pop3
+from tests.support.servers.ports import wait_until
 
 
 @pytest.mark.parametrize("disconnect", ["close", "abort", "half"])

@@ -13,7 +13,8 @@ from mail.message import DeliveryId
 from mailstore.maildir import Maildir
 from mailstore.memory import MemoryMailboxes
 from mailstore.pop3 import server as pop3_server
-from tests.support.clients.pop3 import LOG_IN, OWNER, connect, exchange, log_in, metric, running_pop3, wait_until
+from tests.support.clients.pop3 import LOG_IN, OWNER, connect, exchange, log_in, metric, running_pop3
+from tests.support.servers.ports import wait_until
 
 
 async def test_garbage_ends_the_session_and_a_long_line_does_not(mailboxes: MemoryMailboxes) -> None:

@@ -26,9 +26,9 @@ from tests.support.clients.pop3 import (
     make_directory,
     metric,
     running_pop3,
-    wait_until,
     with_poplib,
 )
+from tests.support.servers.ports import wait_until
 
 
 @pytest.mark.parametrize(("name", "octets"), [("1795640000.x.host,W=100", 300_000), ("1795640000.x.host,W=9", 700)])
