@@ -15,7 +15,7 @@ async def test_data_time_out_restarts_with_each_part(monkeypatch: pytest.MonkeyP
         client = await server.connect()
         await client.start_data()
         for number in range(1, 4):
-            clock.advance(50)
+            clock.advance(40)
             client.send(b"slow line\r\n")
             await wait_until(lambda number=number: server.in_flight_bytes == number * 11)
         clock.advance(61)
@@ -27,11 +27,11 @@ async def test_slow_data_times_out_eventually(monkeypatch: pytest.MonkeyPatch) -
     async with running_ingress(data_timeout="60s") as server:
         client = await server.connect()
         await client.start_data()
-        for number in range(1, 6):
-            clock.advance(50)
+        for number in range(1, 8):
+            clock.advance(40)
             client.send(b"x")
             await wait_until(lambda number=number: server.in_flight_bytes == number)
-        clock.advance(51)  # five times the time-out, but less than one since the last part
+        clock.advance(21)  # five times the time-out, but less than one since the last part
         assert await client.read_reply() == "421 4.4.2 Timed out"
         assert server.log.accepted == []
 
