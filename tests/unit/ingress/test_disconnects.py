@@ -93,6 +93,6 @@ async def test_http_request_has_its_own_session_end() -> None:
             client = await server.connect()
             client.send(b"GET / HTTP/1.1\r\nHost: mx.example.test\r\n\r\n")
             assert (await client.read_to_end()).endswith(b"421 4.7.0 This is an SMTP server\r\n")
-            await wait_until(lambda: not server.ingress._connections)
+            await wait_until(lambda: server.open_connections == 0)
         assert (ended("not_smtp"), ended("too_many_errors")) == (before[0] + 1, before[1])
         assert [line["end"] for line in lines if line["event"] == "session ended"] == ["not_smtp"]
