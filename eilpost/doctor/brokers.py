@@ -70,7 +70,7 @@ async def _findings(
     yield version_findings(reached) + size_findings(reached, unreachable, settings)
     yield certificate_findings(reached, settings) + cleartext_findings(settings)
     tasks = [
-        asyncio.create_task(_topics_and_groups(make_access(log, name), log, name), name=f"topics of {log.prefix}")
+        asyncio.create_task(topics_and_groups(make_access(log, name), log, name), name=f"topics of {log.prefix}")
         for name, log in {tenant: settings, **other_tenants}.items()
     ]
     try:
@@ -83,7 +83,7 @@ async def _findings(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _topics_and_groups(
+async def topics_and_groups(
     access: Access, settings: LogSettings, tenant: str
 ) -> tuple[list[Finding], Mapping[Topic, TopicState]]:
     async with ClusterInfo(access) as cluster_info:
@@ -197,13 +197,13 @@ async def group_findings(
     except LogUnavailable as error:
         return [_error_finding(f"groups{topics.of_tenant(tenant)}", error)]
     return [
-        _group_finding(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
-        _group_finding(DELIVERY, access, states, backlog.dispatched, counts.of_dispatched, tenant),
+        group_finding(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
+        group_finding(DELIVERY, access, states, backlog.dispatched, counts.of_dispatched, tenant),
         *await unreadable.findings(history_reader, access, counts.by_queue_id, topics.of_tenant(tenant)),
     ]
 
 
-def _group_finding(
+def group_finding(
     role: str, access: Access, states: Mapping[str, tuple[str, int]], waiting: int, shards: int, tenant: str = ""
 ) -> Finding:
     name = access.group(role)
@@ -237,10 +237,10 @@ async def append_findings(access: Access, topic_states: Mapping[Topic, TopicStat
     finding = ok("append", text)
     if slowest > _SLOW_SECONDS:
         finding = warn("append", text, "every accepted message waits for it: check the brokers' disks and load")
-    return [finding, *(_clock_finding(probe) for probe in probes)]
+    return [finding, *(clock_finding(probe) for probe in probes)]
 
 
-def _clock_finding(probe: Probe) -> Finding:
+def clock_finding(probe: Probe) -> Finding:
     subject = f"clock of broker {probe.broker}"
     sync = "synchronise all clocks by NTP (chrony, systemd-timesyncd)"
     if probe.clock_offset_seconds is None:

@@ -130,13 +130,13 @@ async def test_a_first_start_on_a_full_disk_names_the_key(tmp_path: Path, monkey
 
 async def test_a_slow_router_commit_does_not_time_out(tmp_path: Path) -> None:
     """No client waits for it, and a retry would take as long again."""
-    release = threading.Event()
+    release, hangs = threading.Event(), threading.Event()
     async with running(tmp_path / "log.db", LogSettings(append_timeout=timedelta(milliseconds=200))) as log:
         await log.append(accepted(1))
         async with router_shard_of(log) as shard:
             entries = await read_inputs(shard, 1)
-            blocked = asyncio.ensure_future(log.writer.query(lambda _: release.wait(20)))
-            await asyncio.sleep(0.05)
+            blocked = log.writer.query(lambda _: (hangs.set(), release.wait(20)))
+            await wait_until(hangs.is_set)
             commit = asyncio.ensure_future(shard.commit([pending(1)], entries))
             with pytest.raises(LogUnavailable):
                 await log.append(accepted(2))

@@ -19,6 +19,7 @@ from mail.settings import LogSettings
 from tests.contract.log_contract.harness import read_inputs, router_shard_of
 from tests.support.builders.records import accepted, attempted, queue_id
 from tests.support.servers.embedded_log import running
+from tests.support.servers.listener import settle
 from tests.support.servers.ports import wait_until
 
 pytestmark = pytest.mark.slow
@@ -47,10 +48,10 @@ async def test_a_full_disk_loses_nothing_and_recovers(path: Path) -> None:
 
 
 async def test_a_hanging_disk_times_out_and_late_appends_are_not_made(path: Path) -> None:
-    release = threading.Event()
+    release, hangs = threading.Event(), threading.Event()
     async with running(path, LogSettings(append_timeout=timedelta(milliseconds=300))) as log:
-        blocked = log.writer.query(lambda _: release.wait(20))
-        await asyncio.sleep(0.05)
+        blocked = log.writer.query(lambda _: (hangs.set(), release.wait(20)))
+        await wait_until(hangs.is_set)
         with pytest.raises(LogUnavailable):
             await log.append(accepted(1))
         assert isinstance(log.condition(), Down)
@@ -77,7 +78,7 @@ async def test_the_log_recovers_from_a_hang_outside_of_requests(path: Path, monk
     monkeypatch.setattr(DatabaseThread, "_check_disk", hang)
     async with running(path, LogSettings(append_timeout=timedelta(milliseconds=300))) as log:
         hangs.set()
-        await asyncio.sleep(0.3)  # the thread checks the disk when it is idle
+        await wait_until(lambda: not hangs.is_set())  # the thread checks the disk when it is idle
         with pytest.raises(LogUnavailable):
             await log.append(accepted(1))
         assert isinstance(log.condition(), Down)
@@ -94,7 +95,7 @@ async def test_queued_bytes_are_bounded(path: Path) -> None:
     async with running(path) as log:
         blocked = log.writer.query(lambda _: release.wait(20))
         tasks = [asyncio.ensure_future(log.append(accepted(n, content))) for n in range(80)]
-        await asyncio.sleep(0.05)
+        await settle()
         assert log.writer._queued_bytes < 34 << 20
         release.set()
         await blocked

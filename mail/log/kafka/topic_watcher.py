@@ -97,7 +97,7 @@ class TopicWatcher:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
-                await self._check()
+                await self.check()
                 self._unanswered = 0
             except LogUnusable as error:
                 self._set_problem(str(error))
@@ -109,7 +109,8 @@ class TopicWatcher:
             except Exception:  # retried
                 logger.exception("topic check failed, retrying", prefix=self._access.prefix)
 
-    async def _check(self) -> None:
+    async def check(self) -> None:
+        """Look at the topics once, and call what their state asks for. Raises LogUnusable, LogUnavailable."""
         if not self._is_missing and await self._are_unchanged():
             return
         # Missing, or recreated, possibly by another process.

@@ -22,6 +22,7 @@ from mail.settings_roles import DeliverySettings
 from tests.support.builders.delivery import CONTENT, delivery, relay
 from tests.support.clients.couriers import SHORT_TIMEOUTS, HostResolver, courier, outcome_names
 from tests.support.docs.metrics import value
+from tests.support.servers.listener import settle
 from tests.support.servers.ports import wait_until
 from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Stall, Wait
 
@@ -137,8 +138,8 @@ async def test_slow_start_begins_with_few_connections() -> None:
     go = asyncio.Event()
     async with ScriptedRemote({"DOT": [Wait(go, "250 ok")]}) as remote, courier() as smtp:
         attempts = [asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT)) for _ in range(30)]
-        await remote.wait_command("DOT")
-        await asyncio.sleep(0.1)
+        await wait_until(lambda: remote.commands.count("DOT") == 4)
+        await settle()
         assert len(remote.sessions) == 4
         go.set()
         await asyncio.gather(*attempts)

@@ -14,7 +14,7 @@ from delivery.connection import Connection
 from mail.outcome import Deferred, Failed
 from tests.support.builders.delivery import CONTENT, delivery, relay
 from tests.support.clients.couriers import SHORT_TIMEOUTS, courier, outcome_names
-from tests.support.servers.listener import listening, streams
+from tests.support.servers.listener import listening, settle, streams
 from tests.support.servers.ports import wait_until
 from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Stall, Then, Wait
 
@@ -121,7 +121,7 @@ async def test_cancellation_aborts_before_the_final_dot_only() -> None:
         after = asyncio.create_task(smtp.deliver(delivery(relay(remote.port)), CONTENT))
         await remote.wait_command("DOT")
         after.cancel()
-        await asyncio.sleep(0.05)
+        await settle()
         assert not after.done()
         go.set()
         assert outcome_names(await after) == ["Delivered"]
@@ -133,7 +133,7 @@ async def test_cancellation_aborts_before_the_final_dot_only() -> None:
         await remote.wait_command("DOT")
         for _ in range(2):
             given_up.cancel()
-            await asyncio.sleep(0.02)
+            await settle()
         with pytest.raises(asyncio.CancelledError):
             await given_up
 

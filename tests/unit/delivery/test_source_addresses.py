@@ -102,9 +102,11 @@ async def test_mail_is_deferred_while_no_source_address_is_usable(
 ) -> None:
     monkeypatch.setattr(source_addresses, "BACKOFF_SECONDS", 0.1)
     monkeypatch.setattr(source_addresses, "BACKOFF_SECONDS_MAX", 0.1)
-    is_away = True
+    is_away, attempts = True, 0
 
     def sometimes(address: str) -> socket.socket:
+        nonlocal attempts
+        attempts += 1
         if is_away:
             raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
         return bind(address)
@@ -118,7 +120,7 @@ async def test_mail_is_deferred_while_no_source_address_is_usable(
                 assert str(outcome.reply) == (
                     "451 4.4.0 No source address to connect from: those for IPv4 are suspended: they cannot be used"
                 )
-            await asyncio.sleep(0.5)  # the back-off is over several times
+            await wait_until(lambda: attempts >= 6)  # the back-off is over several times
         assert remote.sessions == []
         assert suspended() == 2
         # Once for each address, and no "site unreachable".

@@ -26,12 +26,14 @@ class _Log:
         self.purges = 0
         self.lines = lines
         self.unreadable = False
+        self.reads = 0
         self.unread: datetime | None = None
 
     async def oldest_unconsumed(self) -> datetime | None:
         return self.unread
 
     async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+        self.reads += 1
         for line in self.lines:
             yield line
         if self.unreadable:
@@ -104,7 +106,7 @@ async def test_nothing_is_swept_while_the_queue_cannot_be_read(monkeypatch: pyte
     log.unreadable = True
     stop = asyncio.Event()
     running = asyncio.create_task(_role(log, spool).run(lambda: None, stop))
-    await asyncio.sleep(0.1)
+    await wait_until(lambda: log.reads >= 3)
     assert spool.swept == []
     log.unreadable = False
     await wait_until(lambda: spool.swept, what="the sweep")

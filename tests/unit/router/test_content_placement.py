@@ -116,7 +116,7 @@ async def test_inline_content_in_the_queue_is_bounded(monkeypatch: pytest.Monkey
     for mail in mails:
         await setup.log.append(mail)
     async with setup.running():
-        await asyncio.sleep(0.5)
+        await wait_until(lambda: spool.calls >= 4)  # tried again and again
         waiting_entry = [entry for entry in await setup.entries() if isinstance(entry.content, Inline)]
         assert len(waiting_entry) == 2
         spool.works = True

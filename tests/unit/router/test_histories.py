@@ -108,9 +108,9 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.simulator.dispatched)
     @rule(data=st.data())
     def attempt(self, data: st.DataObject) -> None:
-        self._attempt(data.draw(st.sampled_from(sorted(self.simulator.dispatched))), data)
+        self.report_attempt(data.draw(st.sampled_from(sorted(self.simulator.dispatched))), data)
 
-    def _attempt(self, delivery_id: DeliveryId, data: st.DataObject | None) -> None:
+    def report_attempt(self, delivery_id: DeliveryId, data: st.DataObject | None) -> None:
         request = self.simulator.dispatched[delivery_id]
         recipients = request.delivery.message.envelope.recipients
         kinds = [deferred if data is None else data.draw(RESULTS) for _ in recipients]
@@ -271,7 +271,7 @@ class Histories(RuleBasedStateMachine):
             while simulator.dsns:
                 simulator.decide(simulator.dsns.pop())
             for delivery_id in list(simulator.dispatched):
-                self._attempt(delivery_id, None)  # deferred until they expire
+                self.report_attempt(delivery_id, None)  # deferred until they expire
             simulator.advance(timedelta(hours=3))
         assert not simulator.entries
         assert not simulator.dsns
@@ -297,6 +297,6 @@ def test_same_choices_give_the_same_history() -> None:
     for history in histories:
         history.accept(["u@far.test", "team@example.test"], "s@far.test", "default", 10, spooled=False)
         for delivery_id in sorted(history.simulator.dispatched):
-            history._attempt(delivery_id, None)
+            history.report_attempt(delivery_id, None)
     recipient, other = histories
     assert recipient.simulator.records == other.simulator.records

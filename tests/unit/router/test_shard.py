@@ -162,8 +162,9 @@ async def test_failed_commit_is_repeated_after_a_replay() -> None:
         mails = [accepted_now("u@far.test") for _ in range(20)]
         for mail in mails:
             await setup.log.append(mail)
-        setup.log.fail("the disk is away")  # before the loop can commit
-        await asyncio.sleep(0.3)
+        with structlog.testing.capture_logs() as lines:
+            setup.log.fail("the disk is away")  # before the loop can commit
+            await wait_until(lambda: [line["event"] for line in lines].count("routing paused") == 2)
         assert len(setup.dispatched) == 1
         setup.log.fail(None)
         for mail in mails:

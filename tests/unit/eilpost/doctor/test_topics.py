@@ -96,7 +96,7 @@ def test_advice_for_a_tenant_names_the_tenant_option() -> None:
     (finding,) = topics.findings({}, ACCESS, SETTINGS, "acme")
     assert (finding.level, finding.text) == (Level.FAIL, "no topic mail.* of tenant acme exists")
     assert finding.advice[0] == "run `eilpost topics create --tenant acme`"
-    finding = brokers._group_finding("router", ACCESS, {}, 1, 12, "acme")
+    finding = brokers.group_finding("router", ACCESS, {}, 1, 12, "acme")
     assert finding.advice == ("start `eilpost router --tenant acme` with this log.url",)
 
 
@@ -125,7 +125,7 @@ async def test_unavailable_cluster_is_reported_for_each_tenant(monkeypatch: pyte
                 groups = await brokers.group_findings(_UnavailableCluster(), ACCESS, SETTINGS, sound(), tenant)  # type: ignore[arg-type]
                 findings += groups
             else:
-                findings += (await brokers._topics_and_groups(ACCESS, SETTINGS, tenant))[0]
+                findings += (await brokers.topics_and_groups(ACCESS, SETTINGS, tenant))[0]
         subjects = [part, f"{part} of tenant acme", f"{part} of tenant initech"]
         assert [finding.subject for finding in findings] == subjects
         assert all(finding.text.startswith("cannot be checked: ") for finding in findings)
@@ -183,7 +183,7 @@ def test_retention_is_at_most_36500_days_or_unlimited(
     ],
 )
 def test_group_states_are_reported(state: str, members: int, waiting: int, level: Level, expected: str) -> None:
-    finding = brokers._group_finding("router", ACCESS, {"mail.router": (state, members)}, waiting, 12)
+    finding = brokers.group_finding("router", ACCESS, {"mail.router": (state, members)}, waiting, 12)
     assert (finding.level, expected in finding.text, finding.subject) == (level, True, "group mail.router")
 
 
@@ -235,7 +235,7 @@ def test_mixed_or_old_broker_versions_are_warnings() -> None:
     ],
 )
 def test_clock_offset_of_a_broker_is_reported(ahead: float | None, level: Level) -> None:
-    finding = brokers._clock_finding(Probe(2, 0.004, ahead))
+    finding = brokers.clock_finding(Probe(2, 0.004, ahead))
     assert (finding.level, finding.subject) == (level, "clock of broker 2")
 
 

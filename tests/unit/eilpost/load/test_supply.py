@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from eilpost.load.plan import OutgoingMessage, Plan
 from eilpost.load.supply import Supply
+from tests.support.servers.listener import settle
 
 
 def messages(count: int) -> Iterator[OutgoingMessage]:
@@ -59,7 +60,7 @@ async def test_retry_is_returned_when_due_and_delays_the_end() -> None:
     assert time.monotonic() - started_at >= 0.19
     assert (again.number, again.attempts) == (0, 1)
     end = asyncio.create_task(supply.take())
-    await asyncio.sleep(0.05)
+    await settle()
     assert not end.done()
     supply.finished()
     assert await end is None
@@ -81,7 +82,7 @@ async def test_stop_wakes_waiting_sessions() -> None:
     supply = Supply(messages(10), per_second=0.01)
     assert await supply.take() is not None
     waiting = asyncio.create_task(supply.take())
-    await asyncio.sleep(0.01)
+    await settle()
     supply.stop()
     assert await waiting is None
     assert supply.unsent == 1

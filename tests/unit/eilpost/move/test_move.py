@@ -17,6 +17,7 @@ from eilpost.move.items import ContentCopier
 from mail.log import Backlog, LogUnavailable, LogUnusable
 from mail.log.embedded import EmbeddedLog
 from mail.log.memory import MemoryLog
+from mail.log.topics import DISPATCHED
 from mail.message import Spooled
 from mail.record import Active, Pending
 from mail.service import ServiceError
@@ -34,9 +35,13 @@ def make_copier(source: Any, target: Any, **more: Any) -> ContentCopier:
     return ContentCopier(None if source is target else source, target, 256 << 10, **more)
 
 
+def log_settings(shards: int, delivery_shards: int) -> LogSettings:
+    return LogSettings(shards=shards, delivery_shards=delivery_shards)
+
+
 @asynccontextmanager
 async def logs(kind: str, folder: Path, name: str, shards: int, delivery_shards: int) -> AsyncIterator[Any]:
-    settings = LogSettings(shards=shards, delivery_shards=delivery_shards)
+    settings = log_settings(shards, delivery_shards)
     log: Any = MemoryLog(settings) if kind == "memory" else EmbeddedLog(folder / f"{name}.db", settings)
     await log.start()
     try:
@@ -99,13 +104,10 @@ async def test_mixed_queue_is_moved_and_delivered_once(
             totals = [event async for event in target.history(queue_id)]
             assert totals == ([] if name.startswith("settled") else histories[name])
         await target.close()
-        async with MailServerOn(target if kind == "memory" else reopened(target), target_spool) as mail_server:
+        if kind == "embedded":  # another instance on the same file
+            target = EmbeddedLog(tmp_path / "new.db", log_settings(*target_shards))
+        async with MailServerOn(target, target_spool) as mail_server:
             await _deliver(mail_server, planted)
-
-
-def reopened(log: EmbeddedLog) -> EmbeddedLog:
-    """A new instance on the same file."""
-    return EmbeddedLog(log._path, log._settings)
 
 
 @pytest.fixture
@@ -236,7 +238,7 @@ async def test_active_delivery_without_dispatch_is_named_and_not_moved() -> None
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     planted = await plant(source, spool, 2)
-    dispatched = source._partitions["dispatched", 0].unconsumed
+    dispatched = source.partition(DISPATCHED, 0).unconsumed
     del dispatched[next(iter(dispatched))]
     with pytest.raises(
         LogUnusable, match=r"damaged: \w+-1: active without a dispatch or report; .* everything else was moved"

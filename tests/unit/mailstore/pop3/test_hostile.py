@@ -75,7 +75,7 @@ async def test_too_many_connections_are_refused(mailboxes: MemoryMailboxes) -> N
         assert (await exchange(role, b"")).startswith(b"-ERR [SYS/TEMP] too many connections")
         connections[0][1].write(b"QUIT\r\n")
         await connections[0][0].read()
-        await wait_until(lambda: len(role._connections) < 2)
+        await wait_until(lambda: metric("eilpost_pop3_connections") < 2)
         assert (await exchange(role, b"QUIT\r\n")).startswith(b"+OK eilpost")
         for _reader, writer in connections:
             writer.close()

@@ -127,7 +127,7 @@ async def test_two_servers_of_one_maildir_share_the_session_lock(tmp_path: Path,
             assert b"-ERR [IN-USE]" in await exchange(role, LOG_IN + b"QUIT\r\n")
         writer.write(end)
         writer.close()
-        await wait_until(lambda: not first._connections)
+        await wait_until(lambda: metric("eilpost_pop3_connections") == 0)
         assert b"+OK 0 messages" in await exchange(second, LOG_IN + b"QUIT\r\n")
 
 

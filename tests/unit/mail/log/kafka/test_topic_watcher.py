@@ -71,22 +71,22 @@ async def watched(*answers: Mapping[Topic, TopicState] | Exception) -> FakeClust
 async def test_temporary_old_metadata_suspends_nothing() -> None:
     """The broker was paused, and knows fewer partitions or no topics yet."""
     cluster = await watched(topics(12, 12), {}, topics(6, 24), topics(12, 24))
-    await cluster.watcher._check()
+    await cluster.watcher.check()
     assert cluster.callbacks == []
     assert cluster.watcher.problem is None
 
 
 async def test_dispatched_may_grow() -> None:
     cluster = await watched(topics(12, 48))
-    await cluster.watcher._check()
-    await cluster.watcher._check()
+    await cluster.watcher.check()
+    await cluster.watcher.check()
     assert cluster.callbacks == ["grown"]
     assert cluster.watcher.counts.of_dispatched == 48
 
 
 async def test_recreated_topics_restart_the_shards() -> None:
     cluster = await watched(topics(6, 24))
-    await cluster.watcher._check()
+    await cluster.watcher.check()
     assert cluster.callbacks == ["missing", "restored"]
     assert cluster.watcher.problem is None
 
@@ -97,11 +97,11 @@ async def test_resuming_is_retried_until_it_succeeds() -> None:
     cluster.on_restored_fails = True
     for _ in range(2):
         with pytest.raises(LogUnavailable):
-            await cluster.watcher._check()
+            await cluster.watcher.check()
         assert cluster.callbacks == ["missing"]
         assert cluster.watcher.problem is not None
     cluster.on_restored_fails, cluster.answers = False, [topics(12, 24)]
-    await cluster.watcher._check()
+    await cluster.watcher.check()
     assert cluster.callbacks == ["missing", "restored"]
     assert cluster.watcher.problem is None
 
@@ -112,10 +112,10 @@ async def test_a_partition_below_min_insync_replicas_is_an_outage() -> None:
     await cluster.watcher.load()
     assert cluster.watcher.outage is None
     cluster.answers = [{topic: replace(state, in_sync=1, config={}) for topic, state in whole.items()}, whole]
-    await cluster.watcher._check()
+    await cluster.watcher.check()
     assert cluster.watcher.outage is not None
     assert "topic mail.accepted: a partition has 1 replicas in sync and needs 2" in cluster.watcher.outage
-    await cluster.watcher._check()
+    await cluster.watcher.check()
     assert cluster.watcher.outage is None
     assert cluster.callbacks == []  # an outage suspends nothing
 
