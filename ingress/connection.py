@@ -21,7 +21,8 @@ from ingress.framer import Framer
 from ingress.limits import IncomingData
 from ingress.listener import Listener
 from ingress.policy import ClientRights, normalize_ip
-from ingress.session import Session, SessionEnd
+from ingress.session import Session
+from ingress.session_end import SessionEnd
 from ingress.write_coalescer import WriteCoalescer
 from mail.telemetry.ingress import SMTP_CONNECTIONS, SMTP_SESSIONS
 

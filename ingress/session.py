@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from ingress.framer import Malformed
 from ingress.listener import Listener
 from ingress.received import with_protocol
 from ingress.received_message import take_message
+from ingress.session_end import SessionEnd
 from mail.address import Address
 from mail.envelope import Recipient
 from mail.log import Down, Full
@@ -50,21 +50,6 @@ _RECEIVED_TEMPFAIL = MESSAGES_RECEIVED.labels("tempfail")
 _RECEIVED_REJECTED = MESSAGES_RECEIVED.labels("rejected")
 
 _encoded = lru_cache(maxsize=512)(Reply.to_bytes)
-
-
-class SessionEnd(StrEnum):
-    """Why a session ended; the values are metric labels and log fields."""
-
-    QUIT = "quit"  # RFC 5321 section 4.1.1.10
-    DISCONNECTED = "disconnected"  # the client closed the connection
-    TIMEOUT = "timeout"
-    SLOW = "slow"  # message data arrived too slowly while the memory budget was used up
-    REJECTED = "rejected"  # 421 at the greeting or at MAIL
-    TOO_MANY_ERRORS = "too_many_errors"  # the client sent too many invalid commands
-    NOT_SMTP = "not_smtp"  # the session began with an HTTP request line
-    INTERNAL_ERROR = "internal_error"  # an internal exception while message data was read
-    SHUTDOWN = "shutdown"  # the server drained, and no message was in progress
-    ABORTED = "aborted"  # the drain time-out expired
 
 
 @dataclass(slots=True)

@@ -36,6 +36,7 @@ from tests.support.builders.records import (
     pending,
     queue_id,
 )
+from tests.support.servers.ports import wait_until
 
 
 class CommitTests:
@@ -95,9 +96,7 @@ class CommitTests:
                 await log.append(accepted(2))
             assert isinstance(log.condition(), Down)
             harness.repair(log)
-            async with asyncio.timeout(10):
-                while not isinstance(log.condition(), Usable):
-                    await asyncio.sleep(0.02)
+            await wait_until(lambda: isinstance(log.condition(), Usable), deadline_seconds=10)
             await shard.rewind()
             assert await replay_all(shard) == []
             assert await events(log, 1) == []
