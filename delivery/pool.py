@@ -25,6 +25,15 @@ from mail.telemetry.delivery import CONNECTION_ERRORS, THROTTLE
 
 logger = structlog.get_logger()
 
+# Local replies. RFC 3463 section 3.4: system not accepting messages; section 3.5: X.4.1 no answer from host, X.4.2 bad
+# connection.
+SHUTTING_DOWN = Reply(451, "4.3.2", "This server is shutting down")
+SITE_BACKED_OFF = Reply(451, "4.4.1", "Not tried: the site was unreachable a moment ago")
+CONNECTION_TIMED_OUT = Reply(451, "4.4.1", "connection timed out")
+CONNECTION_REFUSED = Reply(451, "4.4.1", "connection refused")
+NOT_CONNECTED = Reply(451, "4.4.1", "not connected")
+CONNECTION_LOST = Reply(451, "4.4.2", "connection lost")
+
 _SITE_RETENTION_SECONDS = 600.0  # the state of a site without connections is dropped after this time
 _SITES_MAX = 5000  # beyond it, the state of every site without connections is dropped at once
 _RECENT_SUCCESS_SECONDS = 60.0
@@ -79,7 +88,7 @@ class Pool:
             now = asyncio.get_running_loop().time()
             site.last_used = now
             if self._closed:
-                return Reply(451, "4.3.2", "This server is shutting down")
+                return SHUTTING_DOWN
             has_slot = site.count < site.pacing.connection_limit
             if not reuse and site.idle and not (has_slot and self._total < self._connections_max):
                 site.idle.pop(0).abort("slot needed")
@@ -92,7 +101,7 @@ class Pool:
                 connection.abort("no longer usable")
             if not site.connections and (reason := site.pacing.backoff_reason(now)) is not None:
                 site.wake_waiter()  # each woken waiter wakes the next
-                return Reply(451, "4.4.1", f"Not tried: the site was unreachable a moment ago: {reason}")
+                return SITE_BACKED_OFF.with_text(f"{SITE_BACKED_OFF.text}: {reason}")
             if has_slot:
                 if self._total < self._connections_max:
                     opened = await self._open(site, route)
@@ -227,7 +236,7 @@ class Pool:
                 self._wake_waiters(site)
         if opened is not None:
             if not opened.usable:
-                return Reply(451, "4.4.2", f"{opened.session.remote}: connection lost")
+                return CONNECTION_LOST.about(opened.session.remote)
             return opened
         if without_source and not any(failure.is_temporary for failure in failures):
             if not site.count:
@@ -260,13 +269,13 @@ class Pool:
                 await self._sources.connect(lambda: connection, target.ip, target.port)
         except TimeoutError:
             CONNECTION_ERRORS.labels("timeout").inc()
-            return Reply(451, "4.4.1", f"{remote}: connection timed out")
+            return CONNECTION_TIMED_OUT.about(remote)
         except ConnectionRefusedError:
             CONNECTION_ERRORS.labels("refused").inc()
-            return Reply(451, "4.4.1", f"{remote}: connection refused")
+            return CONNECTION_REFUSED.about(remote)
         except OSError as error:
             CONNECTION_ERRORS.labels("unreachable").inc()
-            return Reply(451, "4.4.1", f"{remote}: {error.strerror or type(error).__name__}")
+            return NOT_CONNECTED.with_text(error.strerror or type(error).__name__).about(remote)
         self._handshakes.add(connection)
         try:
             refusal = await connection.handshake()

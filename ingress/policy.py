@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import assert_never
 
+from ingress import replies
 from mail.address import Address, literal_ip
 from mail.directory import IsAlias, IsMailbox, IsRelayed, IsRemote, IsUnknown, Snapshot, Tenant
 from mail.directory.expand import UNKNOWN_USER, undeliverable_reply
@@ -87,9 +88,7 @@ def check_sender(reverse_path: Address | None, snapshot: Snapshot, rights: Clien
         case IsMailbox() | IsAlias() | IsRelayed():
             return OK
         case IsUnknown():
-            # RFC 3463 section 3.2 has no code for "this sender does not exist": X.1.1 is about a destination, X.1.8
-            # about the sender's system. Postfix also uses X.1.0, other address status.
-            return Reply(550, "5.1.0", f"{_address_text(reverse_path)}: sender does not exist here")
+            return replies.UNKNOWN_SENDER.about(_address_text(reverse_path))
         case IsRemote():
             if not rights.sender_must_resolve or literal_ip(reverse_path.domain) is not None:
                 return OK
@@ -104,14 +103,13 @@ def evaluate_mx(answer: MxAnswer, domain: str) -> Ok | QueryAddresses | Reply:
         case MxHosts():
             return OK
         case NullMx():
-            # RFC 7505 section 4.2
-            return Reply(550, "5.7.27", f"{domain}: sender domain does not accept mail (null MX)")
+            return replies.SENDER_DOMAIN_NULL_MX.about(domain)
         case NoRecords():
             return QUERY_ADDRESSES  # RFC 5321 section 5.1: the implicit MX
         case NoSuchDomain():
-            return _no_such_domain(domain)
+            return replies.SENDER_DOMAIN_NOT_FOUND.about(domain)
         case DnsUnknown():
-            return sender_dns_failure(domain)
+            return replies.SENDER_DOMAIN_LOOKUP_FAILED.about(domain)
         case other:
             assert_never(other)
 
@@ -122,9 +120,9 @@ def evaluate_addresses(answer: AddressAnswer, domain: str) -> Ok | Reply:
         case IpAddresses():
             return OK
         case NoRecords() | NoSuchDomain():
-            return _no_such_domain(domain)
+            return replies.SENDER_DOMAIN_NOT_FOUND.about(domain)
         case DnsUnknown():
-            return sender_dns_failure(domain)
+            return replies.SENDER_DOMAIN_LOOKUP_FAILED.about(domain)
         case other:
             assert_never(other)
 
@@ -144,20 +142,20 @@ def check_recipient(
             if reason is None:
                 return Recipient(forward_path, forward_path)
             if reason.enhanced == UNKNOWN_USER.enhanced:
-                return _no_such_user(forward_path)
+                return replies.NO_SUCH_USER.about(_address_text(forward_path))
             # RFC 5321 section 4.3.2 has 550 for RCPT, and no 554; RFC 3463 X.4.6 is a loop, X.2.4 an empty list.
             return Reply(550, reason.enhanced, f"{_address_text(forward_path)}: {reason.text}")
         case IsUnknown():
             if forward_path.local.lower() == "postmaster":  # RFC 5321 section 4.5.1: for every local domain
                 return Recipient(postmaster(snapshot, hostname), forward_path)
-            return _no_such_user(forward_path)
+            return replies.NO_SUCH_USER.about(_address_text(forward_path))
         case IsRemote():
             # Checked before relaying: the MX of this host name leads back to this server.
             if forward_path.local.lower() == "postmaster" and forward_path.domain == hostname.lower():
                 return Recipient(postmaster(snapshot, hostname), forward_path)
             if rights.may_relay:
                 return Recipient(forward_path, forward_path)
-            return Reply(550, "5.7.1", f"{_address_text(forward_path)}: relaying denied")
+            return replies.RELAYING_DENIED.about(_address_text(forward_path))
         case other:
             assert_never(other)
 
@@ -180,15 +178,15 @@ def verify_address(address: Address | str, snapshot: Snapshot) -> Reply:
         local = [Address(address, name) for name, domain in snapshot.domains.items() if domain.is_local]
         matches = [user for user in local if user.key in snapshot.users or user.key in snapshot.aliases]
         if len(matches) > 1:
-            return Reply(553, "5.1.4", "User ambiguous")  # section 3.5.1
-        return _user_exists(matches[0]) if matches else Reply(550, "5.1.1", "No such user here")
+            return replies.USER_AMBIGUOUS
+        return _user_exists(matches[0]) if matches else replies.VRFY_NO_SUCH_USER
     match snapshot.lookup(address):
         case IsMailbox() | IsAlias():
             return _user_exists(address)
         case IsRelayed() | IsRemote():
-            return Reply(252, "2.5.0", "Not a user of this system")
+            return replies.NOT_A_USER
         case IsUnknown():
-            return Reply(550, "5.1.1", "No such user here")
+            return replies.VRFY_NO_SUCH_USER
         case other:
             assert_never(other)
 
@@ -229,21 +227,9 @@ def _tenant_of_sender(reverse_path: Address | None, snapshot: Snapshot) -> Tenan
 
 
 def _user_exists(address: Address) -> Reply:
-    return Reply(250, "2.1.5", f"<{address}>" if address.is_ascii else "Ok")
-
-
-def _no_such_user(address: Address) -> Reply:
-    return Reply(550, "5.1.1", f"{_address_text(address)}: no such user here")
+    return replies.USER_EXISTS.with_text(f"<{address}>") if address.is_ascii else replies.USER_EXISTS
 
 
 def _address_text(address: Address) -> str:
     """The address if it is ASCII: RFC 6531 section 3.7.4.2 allows no UTF-8 in most replies."""
     return f"<{address}>" if address.is_ascii else "Address"
-
-
-def _no_such_domain(domain: str) -> Reply:
-    return Reply(550, "5.1.8", f"{domain}: sender domain does not exist or does not accept mail")
-
-
-def sender_dns_failure(domain: str) -> Reply:
-    return Reply(450, "4.1.8", f"{domain}: sender domain lookup failed, try again later")

@@ -41,6 +41,21 @@ BAD_SENDER_SYNTAX = Reply(553, "5.1.7", "Sender address is malformed")
 BAD_RECIPIENT_SYNTAX = Reply(553, "5.1.3", "Recipient address is malformed")
 NEEDS_SMTPUTF8 = Reply(553, "5.6.7", "Non-ASCII address requires SMTPUTF8")
 
+# RFC 3463 section 3.2 has no code for "this sender does not exist": X.1.1 is about a destination, X.1.8 about the
+# sender's system. Postfix also uses X.1.0, other address status.
+UNKNOWN_SENDER = Reply(550, "5.1.0", "sender does not exist here")
+SENDER_DOMAIN_NOT_FOUND = Reply(550, "5.1.8", "sender domain does not exist or does not accept mail")
+SENDER_DOMAIN_LOOKUP_FAILED = Reply(450, "4.1.8", "sender domain lookup failed, try again later")
+SENDER_DOMAIN_NULL_MX = Reply(550, "5.7.27", "sender domain does not accept mail (null MX)")  # RFC 7505 section 4.2
+NO_SUCH_USER = Reply(550, "5.1.1", "no such user here")
+RELAYING_DENIED = Reply(550, "5.7.1", "relaying denied")  # RFC 5321 section 3.6.2, RFC 3463 section 3.8
+
+# VRFY, RFC 5321 sections 3.5.1 and 3.5.3.
+USER_EXISTS = Reply(250, "2.1.5", "Ok")
+USER_AMBIGUOUS = Reply(553, "5.1.4", "User ambiguous")
+NOT_A_USER = Reply(252, "2.5.0", "Not a user of this system")
+VRFY_NO_SUCH_USER = Reply(550, "5.1.1", "No such user here")
+
 # Limits. RFC 1870 section 6.1 (552), RFC 5321 section 4.5.3.1.10 (452), section 6.3 (loops).
 TOO_LARGE = Reply(552, "5.3.4", "Message is too large")
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients")

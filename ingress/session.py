@@ -212,7 +212,7 @@ class Session:
                     if isinstance(verdict, policy.QueryAddresses):
                         verdict = policy.evaluate_addresses(await resolver.addresses(domain), domain)
             except TimeoutError:
-                return policy.sender_dns_failure(domain)
+                return replies.SENDER_DOMAIN_LOOKUP_FAILED.about(domain)
         return verdict if isinstance(verdict, Reply) else None
 
     async def _do_rcpt(self, arg: str) -> None:

@@ -47,6 +47,13 @@ class Reply:
         """The enhanced code, or X.0.0 of its class (RFC 3463 section 3.1)."""
         return self.enhanced or f"{self.code // 100}.0.0"
 
+    def about(self, subject: str) -> Reply:
+        """The same reply, with its text after `subject` and a colon."""
+        return self.with_text(f"{subject}: {self.text}")
+
+    def with_text(self, text: str) -> Reply:
+        return Reply(self.code, self.enhanced, text)
+
     def to_bytes(self) -> bytes:
         """The reply lines with CRLF; control characters become spaces."""
         prefix = f"{self.enhanced} " if self.enhanced else ""
