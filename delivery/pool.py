@@ -1,7 +1,7 @@
 """Outbound connection pool of a process, keyed by site.
 
-Connections are limited per site (`Pacing`) and in total. A waiting delivery is woken when a connection or a slot
-becomes free and when its site is found unreachable. One periodic sweep enforces all deadlines.
+Connections are limited per site (`Pacing`) and in total. A waiting delivery is woken when a connection is idle or
+may be opened and when its site is found unreachable. One periodic sweep enforces all deadlines.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ class Pool:
             site.last_used = now
             if self._closed:
                 return SHUTTING_DOWN
-            has_slot = site.count < site.pacing.connection_limit
-            if not reuse and site.idle and not (has_slot and self._total < self._connections_max):
-                site.idle.pop(0).abort("slot needed")
+            is_below_limit = site.count < site.pacing.connection_limit
+            if not reuse and site.idle and not (is_below_limit and self._total < self._connections_max):
+                site.idle.pop(0).abort("connection limit")
                 await asyncio.sleep(0)  # until connection_lost was called
                 continue
             while site.idle and reuse:
@@ -102,7 +102,7 @@ class Pool:
             if not site.connections and (reason := site.pacing.backoff_reason(now)) is not None:
                 site.wake_waiter()  # each woken waiter wakes the next
                 return SITE_BACKED_OFF.with_text(f"{SITE_BACKED_OFF.text}: {reason}")
-            if has_slot:
+            if is_below_limit:
                 if self._total < self._connections_max:
                     opened = await self._open(site, route)
                     if opened is not None:
@@ -136,7 +136,7 @@ class Pool:
             connection.abort("closed")
             return
         if connection_lost:
-            if connection in site.connections:  # frees its slot when it is closed
+            if connection in site.connections:  # counts until it is closed
                 connection.quit()
             site.pacing.on_overload(site.count - (connection in site.connections))
             if failure is not None:
@@ -153,7 +153,7 @@ class Pool:
             connection.quit()
         elif not site.wake_waiter(connection):
             if self._starved:
-                connection.quit()  # other sites wait for a slot
+                connection.quit()  # other sites wait for the total limit
             else:
                 connection.idle_since = now
                 site.idle.append(connection)
@@ -320,7 +320,7 @@ class Pool:
         self._wake_waiters(site)
 
     def _wake_waiters(self, site: Site) -> None:
-        """A slot is free. Sites that wait for the total limit come first, or a busy site would always get it."""
+        """A connection may be opened. Sites that wait for the total limit come first, or busy sites would always win."""
         self._wake_starved()
         site.wake_waiter()
 
@@ -331,10 +331,10 @@ class Pool:
             if starved.wake_waiter():
                 break
 
-    def _close_oldest_idle(self, site_without_slot: Site) -> None:
+    def _close_oldest_idle(self, waiting_site: Site) -> None:
         """Close the longest-idle connection of another site, because the total limit is reached."""
         oldest = min(
-            (site.idle[0] for site in self._sites.values() if site.idle and site is not site_without_slot),
+            (site.idle[0] for site in self._sites.values() if site.idle and site is not waiting_site),
             key=lambda connection: connection.idle_since,
             default=None,
         )
@@ -361,7 +361,7 @@ class Pool:
                 and site.pacing.backoff_reason(now) is None
             ):
                 del self._sites[name]
-        self._wake_starved()  # a woken site may not have used its slot
+        self._wake_starved()  # a woken site may have opened no connection
         self._sources.retry(now)
         if not self._closed or self._connections:
             self._sweeper = asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)

@@ -25,13 +25,13 @@ class MailboxLimiter:
     """Runs at most CONCURRENT_MAX jobs per mailbox."""
 
     def __init__(self) -> None:
-        self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of mailboxes with jobs
+        self._semaphores: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of mailboxes with jobs
 
     async def run(self, owner: str, job: Callable[[float], Awaitable[T]]) -> T:
         """Run `job(lock_seconds)` until it does not raise MailboxLocked. Raises MailboxLocked after LOCK_SECONDS,
         counted from the first attempt.
         """
-        async with self._slots.setdefault(owner, asyncio.Semaphore(CONCURRENT_MAX)):
+        async with self._semaphores.setdefault(owner, asyncio.Semaphore(CONCURRENT_MAX)):
             clock = asyncio.get_running_loop().time
             deadline = clock() + LOCK_SECONDS
             tries = 0

@@ -140,7 +140,7 @@ def _waiting_state(queue: MailQueue, delivery: Delivery, context: RoutingContext
     if isinstance(route, Unresolved):
         due = next_resolve_time(delivery.message.received, now, delivery.id)
         return Waiting(due, WaitCause.UNRESOLVED, context.answers.failure(route.domain))
-    if not queue.has_free_slot(route.site, delivery.message.size_bytes, context.policy.limits):
+    if not queue.is_below_limits(route.site, delivery.message.size_bytes, context.policy.limits):
         return Waiting(
             now, WaitCause.THROTTLED, "Its site or the shard has reached a limit of active deliveries or bytes"
         )

@@ -108,7 +108,7 @@ class MailQueue:
         """Every site with open entries."""
         return {name: SiteLoad(site.entries, site.active, site.active_bytes) for name, site in self._sites.items()}
 
-    def has_free_slot(self, site_name: str, size_bytes: int, limits: SiteLimits) -> bool:
+    def is_below_limits(self, site_name: str, size_bytes: int, limits: SiteLimits) -> bool:
         """Whether one more delivery to the site may become active."""
         site = self._sites.get(site_name)
         active, active_bytes = (site.active, site.active_bytes) if site is not None else (0, 0)

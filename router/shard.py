@@ -2,7 +2,7 @@
 
 Outputs and input offsets are committed atomically; after an unconfirmed commit the queue in memory is discarded and the
 shard is rewound and replayed. A message or delivery for which the decision raises an exception is quarantined
-(`router/quarantine.py`). A batch processes attempts first, because they free slots, then due deliveries, then new
+(`router/quarantine.py`). A batch processes attempts first, because they end active deliveries, then due deliveries, then new
 messages.
 """
 

@@ -2,7 +2,7 @@
 
 A site is limited in deliveries and bytes, and by *dynamic thresholds* (Choudhury and Hahne, 1998): its share shrinks
 with the cube of the shard's free capacity. With a linear threshold fifteen stalled sites used up the shard; with the
-cube the hundredth still gets a slot.
+cube the hundredth still may have an active delivery.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class ContentCopier:
     allow_lost: bool = False
     lost_count: int = 0
     _copied: dict[str, Spooled] = field(default_factory=dict)
-    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_A_TIME))
-    _large_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_LARGE_AT_A_TIME))
+    _copy_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_A_TIME))
+    _large_copy_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_LARGE_AT_A_TIME))
 
     async def copy(self, item: MoveItem) -> MoveItem:
         """The item with its content on the target. Raises ServiceError, SpoolUnavailable."""
@@ -78,7 +78,7 @@ class ContentCopier:
         return content if len(content.data) <= self.inline_max_bytes else await self._put(content)
 
     async def _put(self, content: Inline) -> Spooled:
-        async with self._slots:
+        async with self._copy_limit:
             return await self.target.put(content.data)
 
     async def _spooled(self, spooled: Spooled, item: MoveItem) -> Spooled:
@@ -87,7 +87,7 @@ class ContentCopier:
         copied_before = self._copied.get(spooled.name)
         if copied_before is not None:
             return copied_before
-        async with self._large_slots if spooled.size_bytes >= _LARGE_BYTES else self._slots:
+        async with self._large_copy_limit if spooled.size_bytes >= _LARGE_BYTES else self._copy_limit:
             try:
                 copied = await self.target.put(await self.source.read(spooled))
             except SpoolDamaged as damage:

@@ -47,7 +47,7 @@ class DnsResolver:
         self._timeout_seconds = settings.timeout.total_seconds()
         self._backend = dns.asyncbackend.get_backend("asyncio")
         self._resolver = _make_resolver(settings)
-        self._query_slots = asyncio.Semaphore(_CONCURRENT_QUERIES)
+        self._query_limit = asyncio.Semaphore(_CONCURRENT_QUERIES)
         self._cache: AnswerCache[_Question, _Answer] = AnswerCache(self._query, settings.max_cache_entries)
 
     async def mx(self, domain: str) -> MxAnswer:
@@ -77,7 +77,7 @@ class DnsResolver:
     async def _query(self, question: _Question) -> tuple[_Answer, float]:
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(self._timeout_seconds + 1), self._query_slots:
+            async with asyncio.timeout(self._timeout_seconds + 1), self._query_limit:
                 answer, seconds = await self._resolve(*question)
         except TimeoutError:
             answer, seconds = _unknown(*question, "timed out")

@@ -18,7 +18,7 @@ class Limiter:
 
     @asynccontextmanager
     async def acquire(self, size_bytes: int) -> AsyncIterator[None]:
-        """Hold one slot and `size_bytes`; waits until both are free."""
+        """Count one and `size_bytes`; waits until both are within the limits."""
         async with self._queue:
             while not self._fits(size_bytes):
                 self._released.clear()

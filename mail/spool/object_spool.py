@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     _Listing = ListStream[Sequence[ObjectMeta]]
 
-TIME_LIMIT_SECONDS = 15.0  # for a request with retries and its wait for a slot; shorter than log.append_timeout
+TIME_LIMIT_SECONDS = 15.0  # for a request with retries and its wait for the limiter; shorter than log.append_timeout
 MIN_BYTES_PER_SECOND = 1 << 20  # a slower transfer is cancelled
 REQUESTS_IN_FLIGHT_MAX = 32
 BYTES_IN_FLIGHT_MAX = 64 << 20

@@ -148,7 +148,7 @@ class RouterSimulator:
         return out
 
     def route_due(self, limit: int = 1000) -> list[Record]:
-        """Decide on all due deliveries of sites with free slots."""
+        """Decide on all due deliveries of sites below their limits."""
         out: list[Record] = []
         for delivery_id in self.queue.due(self.now, self.policy.limits, limit):
             out += self.decide(Due(delivery_id))

@@ -45,7 +45,7 @@ async def test_locked_mailbox_does_not_delay_other_mailboxes(tmp_path: Path) -> 
     assert len(await maildir.messages(ALICE)) == 60
     assert list((tmp_path / "mail").rglob("tmp/*")) == []
     gc.collect()
-    assert len(maildir._limiter._slots) == 0
+    assert len(maildir._limiter._semaphores) == 0
 
 
 async def test_expunge_waits_for_the_mailbox_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
